@@ -1,0 +1,2 @@
+//! The `fewbit` program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! GGUF files for fewbit: a validating reader over bytes, and a writer.

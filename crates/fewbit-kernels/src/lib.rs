@@ -1,0 +1,1 @@
+//! CPU operations of fewbit: scalar definitions, SIMD implementations, dispatch, thread pool.

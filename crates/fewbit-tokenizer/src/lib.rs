@@ -1,0 +1,2 @@
+//! Tokenizers and chat templates of fewbit.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Local, quantized LLM inference in Rust.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Automation of the fewbit repository.
+fn main() {}
