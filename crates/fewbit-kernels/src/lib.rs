@@ -8,6 +8,7 @@
 mod activations;
 mod aligned;
 mod arch;
+mod attention;
 mod elementwise;
 mod engine;
 mod error;
@@ -20,6 +21,7 @@ mod pool;
 mod shared;
 
 pub use activations::{ActivationKinds, Activations};
+pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut, PAGE};
 pub use engine::{Engine, RopeStyle};
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
