@@ -15,7 +15,8 @@ use crate::generic::PANEL_ROWS;
 use crate::shared::SharedMut;
 use crate::{Isa, KernelError, ThreadPool};
 use fewbit_quant::block::{has_min, read_block32, read_block256};
-use fewbit_quant::{ActivationKind, TensorType};
+use fewbit_quant::decode::{values32, values256};
+use fewbit_quant::{ActivationKind, Block32, Block256, TensorType};
 use std::ops::Range;
 
 /// A weight matrix `[n_rows, n_cols]`, ready to be multiplied.
@@ -145,6 +146,48 @@ impl Matrix {
         PanelLayout::new(ty, n_cols).panel.checked_mul(n_rows.div_ceil(PANEL_ROWS))
     }
 
+    /// Decodes one row: `out` is `[n_cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n_rows && out.len() == self.n_cols, "row {row} of {self:?}");
+        if self.isa == Isa::Scalar {
+            let row_bytes = self.ty.row_bytes(self.n_cols).expect("checked when the matrix was packed");
+            let bytes = &self.bytes[row * row_bytes..(row + 1) * row_bytes];
+            fewbit_quant::decode(self.ty, bytes, out).expect("checked when the matrix was packed");
+            return;
+        }
+        let (meta, codes) = self.panel(row / PANEL_ROWS).split_at(self.layout.meta);
+        let r = row % PANEL_ROWS;
+        match self.ty.block_elems() {
+            1 => {
+                let n = self.ty.block_bytes();
+                let weight = |k: usize| &codes[(k * PANEL_ROWS + r) * n..(k * PANEL_ROWS + r + 1) * n];
+                for (k, y) in out.iter_mut().enumerate() {
+                    fewbit_quant::decode(self.ty, weight(k), std::slice::from_mut(y)).expect("one element");
+                }
+            }
+            32 => {
+                for (b, y) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let meta = &meta[b * self.layout.block_meta..];
+                    let m = if has_min(self.ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
+                    let codes = get_codes(self.ty, r, codes, b);
+                    values32(self.ty, &Block32 { d: half_at(meta, r), m, codes }, y);
+                }
+            }
+            _ => {
+                for (b, y) in out.as_chunks_mut::<256>().0.iter_mut().enumerate() {
+                    let mut block = unpack_scales_256(self.ty, r, &meta[b * self.layout.block_meta..]);
+                    for (g, to) in block.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                        *to = get_codes(self.ty, r, codes, 8 * b + g);
+                    }
+                    values256(self.ty, &block, y);
+                }
+            }
+        }
+    }
+
     pub(crate) fn n_panels(&self) -> usize {
         self.n_rows.div_ceil(PANEL_ROWS)
     }
@@ -257,4 +300,48 @@ fn put_codes(ty: TensorType, r: usize, codes: &[u8; 32], group: &mut [u8]) {
             }
         }
     }
+}
+
+/// Reads back what [`put_codes`] wrote.
+fn get_codes(ty: TensorType, r: usize, codes: &[u8], g: usize) -> [u8; 32] {
+    let bits = code_bits(ty);
+    let group = &codes[g * bits * 64..(g + 1) * bits * 64];
+    std::array::from_fn(|k| {
+        let (q, at) = (k / 4, r * 4 + k % 4);
+        let nibble = || group[q % 4 * 64 + at] >> (4 * (q / 4)) & 15;
+        let two_bits = |base: usize| group[base + q / 4 * 64 + at] >> (2 * (q % 4)) & 3;
+        let bit = |base: usize| group[base + at] >> q & 1;
+        match bits {
+            8 => group[q * 64 + at] ^ 0x80,
+            4 => nibble(),
+            5 => nibble() | bit(256) << 4,
+            6 => nibble() | two_bits(256) << 4,
+            2 => two_bits(0),
+            _ => two_bits(0) | bit(128) << 2,
+        }
+    })
+}
+
+/// Reads back what [`pack_scales_256`] wrote; the codes stay 0.
+fn unpack_scales_256(ty: TensorType, r: usize, meta: &[u8]) -> Block256 {
+    let dmin = if has_min(ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
+    let ints = &meta[if has_min(ty) { 4 } else { 2 } * PANEL_ROWS..];
+    let int = |j: usize| ints[j * PANEL_ROWS + r];
+    let both = |j: usize| match ty {
+        TensorType::Q4_K | TensorType::Q5_K => (int(j / 2), int(8 + j / 2)),
+        TensorType::Q2_K => (int(j) & 15, int(j) >> 4),
+        _ => (int(j), 0),
+    };
+    Block256 {
+        d: half_at(meta, r),
+        dmin,
+        scales: std::array::from_fn(|j| both(j).0 as i8),
+        mins: std::array::from_fn(|j| both(j).1),
+        codes: [0; 256],
+    }
+}
+
+/// The `i`-th f16 of some scales.
+fn half_at(meta: &[u8], i: usize) -> f32 {
+    half::f16::from_le_bytes([meta[2 * i], meta[2 * i + 1]]).to_f32()
 }

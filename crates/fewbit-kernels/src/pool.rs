@@ -55,6 +55,9 @@ pub struct ThreadPool {
 }
 
 impl ThreadPool {
+    /// More threads than this are never of use.
+    pub const MAX_THREADS: usize = 256;
+
     /// A pool in which sections run on `n_threads` threads (at least 1), the caller's included.
     ///
     /// # Errors

@@ -218,3 +218,23 @@ fn activations_are_quantized_as_defined() {
         }
     }
 }
+
+#[test]
+fn packed_rows_decode_to_the_bits_of_the_file() {
+    let mut random = Random(6);
+    for ty in TYPES {
+        let (rows, cols) = (35, ty.block_elems().max(16) * 3);
+        let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
+        let mut want = vec![0.0; rows * cols];
+        fewbit_quant::decode(ty, &bytes, &mut want).expect("decodes");
+        for engine in engines() {
+            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+            let mut got = vec![0.0; cols];
+            for (row, want) in want.chunks(cols).enumerate() {
+                w.decode_row(row, &mut got);
+                let same = got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
+                assert!(same, "{ty} row {row} {engine:?}");
+            }
+        }
+    }
+}
