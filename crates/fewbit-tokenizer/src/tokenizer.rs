@@ -362,8 +362,18 @@ impl Encoder<'_> {
         });
     }
 
+    /// As [`push`](Self::push) with special tokens parsed, except where `marker` lies inside their
+    /// text. Markers are dropped from the text between special tokens before it is encoded.
+    pub(crate) fn push_marked(&mut self, text: &str, marker: char) {
+        let tokenizer = self.tokenizer;
+        tokenizer.matcher.fragments(text, SpecialTokens::Parse, &mut |fragment| match fragment {
+            Fragment::Text(text) => self.push(&text.replace(marker, ""), SpecialTokens::Plain),
+            Fragment::Token(id) => self.push_token(id),
+        });
+    }
+
     /// Appends a special token.
-    pub(crate) fn push_token(&mut self, id: u32) {
+    fn push_token(&mut self, id: u32) {
         self.out.push(id);
         self.after_special = true;
         self.strips = self.tokenizer.strips_after.contains(&id);
