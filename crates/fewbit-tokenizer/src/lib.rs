@@ -18,8 +18,7 @@ pub use decode::StreamDecoder;
 pub use error::TokenizerError;
 pub use special::SpecialTokens;
 pub use template::{
-    ChatTemplate, Clock, Message, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits,
-    encode_rendered,
+    ChatTemplate, Clock, Message, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits, encode_rendered,
 };
 pub use tokenizer::{Tokenizer, TokenizerOptions};
 pub use vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};

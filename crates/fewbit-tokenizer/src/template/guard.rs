@@ -54,11 +54,7 @@ impl Guard {
     }
 
     /// Breaks special tokens in every string of `value`. Returns the marker if one was needed.
-    pub(super) fn apply(
-        &self,
-        tokenizer: &Tokenizer,
-        value: &mut Value,
-    ) -> Result<Option<char>, TemplateError> {
+    pub(super) fn apply(&self, tokenizer: &Tokenizer, value: &mut Value) -> Result<Option<char>, TemplateError> {
         let mut used = self.in_template.clone();
         let mut needed = false;
         visit(value, &mut |text| {
@@ -68,8 +64,7 @@ impl Guard {
         if !needed {
             return Ok(None);
         }
-        let marker =
-            noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
+        let marker = noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
         visit(value, &mut |text| {
             // From the back, so that the places before stay where they are.
             for place in self.places(tokenizer, text).into_iter().rev() {
@@ -81,9 +76,7 @@ impl Guard {
 
     /// Where `text` needs a marker: offsets of characters to put it before.
     fn places(&self, tokenizer: &Tokenizer, text: &str) -> BTreeSet<usize> {
-        let after_first = |start: usize| {
-            start + text[start..].chars().next().map_or(0, char::len_utf8)
-        };
+        let after_first = |start: usize| start + text[start..].chars().next().map_or(0, char::len_utf8);
         let mut places: BTreeSet<usize> =
             tokenizer.matcher().control_starts(text).into_iter().map(after_first).collect();
         // A template may trim the text, or not.
@@ -111,8 +104,8 @@ fn visit(value: &mut Value, change: &mut dyn FnMut(&mut String)) {
                 .into_iter()
                 .map(|(mut key, mut field)| {
                     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-                    let is_name = NAMES.contains(&key.as_str())
-                        && field.as_str().is_some_and(|name| name.chars().all(plain));
+                    let is_name =
+                        NAMES.contains(&key.as_str()) && field.as_str().is_some_and(|name| name.chars().all(plain));
                     if !is_name {
                         visit(&mut field, change);
                     }

@@ -198,15 +198,11 @@ impl ChatTemplate {
     }
 
     /// As [`new`](Self::new), with other limits.
-    pub fn with_limits(
-        source: &str,
-        tokenizer: &Tokenizer,
-        limits: TemplateLimits,
-    ) -> Result<Self, TemplateError> {
+    pub fn with_limits(source: &str, tokenizer: &Tokenizer, limits: TemplateLimits) -> Result<Self, TemplateError> {
         let mut environment = environment::build(limits.steps);
-        environment.add_template_owned(NAME, environment::without_generation_tags(source)).map_err(
-            |error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) },
-        )?;
+        environment
+            .add_template_owned(NAME, environment::without_generation_tags(source))
+            .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         let special_texts = [
             // Templates add BOS to other text, which fails where it is undefined.
@@ -218,20 +214,13 @@ impl ChatTemplate {
         Ok(Self {
             environment,
             guard: Guard::new(source, tokenizer),
-            special_texts: special_texts
-                .into_iter()
-                .filter_map(|(name, text)| Some((name, text?)))
-                .collect(),
+            special_texts: special_texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect(),
             limits,
         })
     }
 
     /// Writes the prompt for a conversation.
-    pub fn render(
-        &self,
-        tokenizer: &Tokenizer,
-        input: &TemplateInput<'_>,
-    ) -> Result<RenderedPrompt, TemplateError> {
+    pub fn render(&self, tokenizer: &Tokenizer, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
         let messages = input.messages.iter().map(|message| {
             let mut fields = Map::new();
             fields.insert("role".into(), message.role.clone().into());
