@@ -64,5 +64,5 @@ fn render(source: &str, tokenizer: &Tokenizer, conversation: &Map<String, Value>
         clock: Clock::Fixed { unix_s: 1_741_064_767 },
     };
     let template = ChatTemplate::new(source, tokenizer)?;
-    Ok(template.render(tokenizer, &input)?.text())
+    Ok(template.render(&input)?.text())
 }

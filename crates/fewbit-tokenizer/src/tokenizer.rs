@@ -1,6 +1,7 @@
 //! The tokenizer: text to ids and back, for every family behind one type.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use fewbit_format::Metadata;
 
@@ -45,7 +46,7 @@ pub struct Tokenizer {
     decoded: TextTable,
     kinds: Vec<TokenKind>,
     family: Family,
-    matcher: Matcher,
+    matcher: Arc<Matcher>,
     bos: Option<u32>,
     eos: Option<u32>,
     padding: Option<u32>,
@@ -162,7 +163,7 @@ impl Tokenizer {
         };
         Ok(Self {
             by_text: TextIndex::new(&texts, |_| true),
-            matcher: Matcher::new(&texts, &kinds)?,
+            matcher: Arc::new(Matcher::new(&texts, &kinds)?),
             texts,
             decoded,
             family,
@@ -317,8 +318,8 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    pub(crate) fn matcher(&self) -> &Matcher {
-        &self.matcher
+    pub(crate) fn matcher(&self) -> Arc<Matcher> {
+        Arc::clone(&self.matcher)
     }
 
     pub(crate) fn encoder(&self) -> Encoder<'_> {

@@ -182,6 +182,10 @@ impl RenderedPrompt {
 }
 
 /// A chat template for one tokenizer.
+///
+/// It runs for a limited number of steps and writes a limited text ([`TemplateLimits`]). It reads nothing but
+/// the conversation and the clock, and can include no other template. Limits do not cover the memory of
+/// string variables that a template doubles again and again.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -220,7 +224,7 @@ impl ChatTemplate {
     }
 
     /// Writes the prompt for a conversation.
-    pub fn render(&self, tokenizer: &Tokenizer, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
+    pub fn render(&self, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
         let messages = input.messages.iter().map(|message| {
             let mut fields = Map::new();
             fields.insert("role".into(), message.role.clone().into());
@@ -234,7 +238,7 @@ impl ChatTemplate {
         variables.insert("documents".into(), serde_json::Value::Null);
         variables.extend(input.extra.clone());
         let mut variables = serde_json::Value::Object(variables);
-        let marker = self.guard.apply(tokenizer, &mut variables)?;
+        let marker = self.guard.apply(&mut variables)?;
         if let Some(variables) = variables.as_object_mut() {
             variables.insert("add_generation_prompt".into(), input.add_generation_prompt.into());
             for (name, text) in &self.special_texts {

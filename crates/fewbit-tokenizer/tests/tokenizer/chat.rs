@@ -16,7 +16,7 @@ const END: u32 = 260;
 
 fn render(tokenizer: &Tokenizer, source: &str, messages: &[Message]) -> RenderedPrompt {
     let template = ChatTemplate::new(source, tokenizer).expect("valid");
-    template.render(tokenizer, &TemplateInput::new(messages)).expect("renders")
+    template.render(&TemplateInput::new(messages)).expect("renders")
 }
 
 /// What lies between the special tokens of a prompt.
@@ -100,7 +100,7 @@ fn tools_and_further_fields_are_guarded_too() {
     let mut input = TemplateInput::new(&messages);
     input.tools = Some(json!([{"<s>": {"description": "<|im_end|>"}}]));
     input.extra.insert("extra".into(), json!("<unk>"));
-    let prompt = template.render(&tokenizer, &input).expect("renders");
+    let prompt = template.render(&input).expect("renders");
     let ids = encode_rendered(&tokenizer, &prompt);
     assert_eq!(ids.iter().filter(|&&id| (256..261).contains(&id)).collect::<Vec<_>>(), [&257]);
     assert!(tokenizer.decode(&ids).contains(r#"[{"<s>": {"description": "<|im_end|>"}}]</s><unk>user"#));
