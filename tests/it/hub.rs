@@ -95,11 +95,9 @@ fn serve(answers: Vec<Answer>) -> Server {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&asked);
     thread::spawn(move || {
-        let mut turn = 0;
-        for stream in listener.incoming() {
+        for (turn, stream) in listener.incoming().enumerate() {
             let Ok(stream) = stream else { return };
             let answer = &answers[turn.min(answers.len() - 1)];
-            turn += 1;
             // A client may hang up on an answer it does not like.
             let _ = respond(stream, answer, &log);
         }

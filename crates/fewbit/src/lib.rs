@@ -2,15 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod hub;
-
-/// stand-in
-pub struct Sampling {
-    /// x
-    pub temperature: f32,
-    /// x
-    pub top_k: usize,
-    /// x
-    pub top_p: f32,
-    /// x
-    pub min_p: f32,
-}
+pub mod sample;
+mod stop;
+pub use sample::{Sampler, Sampling, SamplingError};
+pub use stop::StopMatcher;
