@@ -1,1 +1,43 @@
 //! GGUF files for fewbit: a validating reader over bytes, and a writer.
+//!
+//! A GGUF file is a header (named metadata values, then one record per tensor: name, shape, type, offset)
+//! followed by the tensors' bytes. [`parse`] turns the bytes of a file into a [`Header`] and checks
+//! everything that a later reader relies on; [`GgufFile`] maps a file and hands out each tensor's bytes;
+//! [`GgufWriter`] writes a file that the same reader, and llama.cpp, accept.
+//!
+//! ```
+//! use fewbit_format::{GgufFile, GgufWriter};
+//! use fewbit_quant::TensorType;
+//!
+//! let mut writer = GgufWriter::new();
+//! writer.set("general.architecture", "llama");
+//! writer.tensor("output_norm.weight", &[2], TensorType::F32, [0u8; 8].as_slice())?;
+//! let file = GgufFile::from_bytes(writer.to_bytes()?)?;
+//!
+//! assert_eq!(file.metadata().require_str("general.architecture")?, "llama");
+//! let norm = file.tensor("output_norm.weight").expect("written above");
+//! assert_eq!((norm.shape.as_slice(), norm.ty), (&[2][..], TensorType::F32));
+//! assert_eq!(file.tensor_bytes(norm), [0u8; 8]);
+//! # Ok::<(), fewbit_format::FormatError>(())
+//! ```
+//!
+//! # What is promised
+//!
+//! Model files come from strangers. Whatever the bytes are, [`parse`] returns a header or a
+//! [`FormatError`]: it does not panic, its memory is bounded by a small multiple of the header's size
+//! (which [`Limits`] caps), and its time is linear in it, up to a sort. When it returns a header, then every
+//! tensor lies inside the file, has the bytes that its shape and type ask for, and shares none of them with
+//! another tensor. What the numbers in the tensors are is not looked at.
+#![deny(unsafe_code)]
+
+mod error;
+mod file;
+pub mod gguf;
+mod metadata;
+mod mmap;
+mod reader;
+
+pub use error::{FormatError, FoundInstead};
+pub use file::GgufFile;
+pub use gguf::{GgufWriter, Header, Limits, TensorInfo, parse, parse_with};
+pub use metadata::{Array, Metadata, Value};

@@ -3,8 +3,21 @@
 //!
 //! Everything here is safe Rust in plain loops: this crate says what the right bits are, and
 //! `fewbit-kernels` computes the same bits faster.
+//!
+//! Two families cover every quantized type. A [`Block32`] holds 32 codes under one scale (and possibly one
+//! minimum); a [`Block256`] ("K-quants") holds 256 codes whose sub-blocks of 16 or 32 have small integer
+//! scales below one float scale. [`decode`] and [`dot`](dot::dot_q8) are both written on these.
 #![forbid(unsafe_code)]
 
+pub mod activation;
+pub mod block;
+pub mod decode;
+pub mod dot;
+mod error;
 pub mod types;
 
+pub use activation::{ActivationKind, Q8Row};
+pub use block::{Block32, Block256};
+pub use decode::decode;
+pub use error::QuantError;
 pub use types::TensorType;

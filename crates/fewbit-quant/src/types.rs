@@ -103,10 +103,7 @@ impl TensorType {
 
     /// The type with this name (`Q4_K`, `F16`; letter case does not matter).
     pub fn from_name(name: &str) -> Option<Self> {
-        TABLE
-            .iter()
-            .find(|row| row.2.eq_ignore_ascii_case(name))
-            .map(|row| row.0)
+        TABLE.iter().find(|row| row.2.eq_ignore_ascii_case(name)).map(|row| row.0)
     }
 
     /// The id that stands for this type in a GGUF file.
@@ -145,10 +142,7 @@ impl TensorType {
     /// Whether [`decode`](crate::decode) and the matrix products can read this type.
     pub fn is_supported(self) -> bool {
         use TensorType::*;
-        matches!(
-            self,
-            F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K
-        )
+        matches!(self, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
     }
 }
 

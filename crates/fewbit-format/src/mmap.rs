@@ -1,0 +1,62 @@
+//! A read-only memory map of a file: the one place of this crate with unsafe code.
+//!
+//! A map lets a model of many gigabytes be read without a copy and shared between processes through the
+//! file cache. Its price is a promise that the compiler cannot check: nobody changes the file meanwhile.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::{Deref, Range};
+
+use memmap2::{Mmap, MmapOptions};
+
+/// A mapped file.
+///
+/// # If the file changes underneath
+///
+/// fewbit never writes to a file it has mapped, and [`GgufWriter::write_file`](crate::GgufWriter::write_file)
+/// replaces files by renaming, which leaves the maps of the old file intact. If another program writes into
+/// the file all the same, tensors may be read half old, half new: the numbers are then wrong, but every
+/// offset stays inside the map, because the header was parsed once and is kept apart from the map. If
+/// another program makes the file *shorter*, reading the lost pages ends the process with a signal (SIGBUS),
+/// as for every program that maps files. Replace model files by renaming, never in place.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    map: Mmap,
+}
+
+impl Mapping {
+    /// Maps the first `n_bytes` bytes of a file, which must not be 0.
+    pub(crate) fn new(file: &File, n_bytes: usize) -> io::Result<Self> {
+        // SAFETY: the precondition is that the mapped bytes do not change while they are borrowed. The map
+        // is read-only, so this process cannot change them through it; for other programs it is a
+        // requirement on the user, stated above with what happens if it is broken.
+        let map = unsafe { MmapOptions::new().len(n_bytes).map(file)? };
+        Ok(Self { map })
+    }
+
+    /// Tells the operating system that these bytes are not needed for now, so that they stop counting
+    /// against this process; reading them again fetches them from the file. Errors are of no consequence
+    /// and dropped, as is the call on systems without such advice.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if range.start < range.end && range.end <= self.map.len() {
+            // SAFETY: `DontNeed` is unchecked because it throws away changes in private memory. This map is
+            // a shared, read-only one of a file: it has no changes to lose, and a page dropped while
+            // another thread borrows it is read again from the file, with the same bytes.
+            let _ = unsafe {
+                self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+            };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
+    }
+}
+
+impl Deref for Mapping {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.map
+    }
+}

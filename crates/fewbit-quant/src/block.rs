@@ -1,0 +1,220 @@
+//! Reading one block of each quantized format into unsigned codes, scales and minimums.
+//!
+//! The layouts are those of GGUF files. `byte[a..b]` are positions in the block, little-endian; `lo`/`hi`
+//! are the nibbles of a byte. Element order is the order along the row.
+//!
+//! ```text
+//! Q4_0   d: f16[0..2]   q: byte[2..18]                 code e = e < 16 ? lo(q[e]) : hi(q[e-16])
+//! Q4_1   d: f16[0..2]   m: f16[2..4]   q: byte[4..20]  codes as Q4_0
+//! Q5_0   d: f16[0..2]   h: u32[2..6]   q: byte[6..22]  codes as Q4_0, bit 4 = bit e of h
+//! Q5_1   d, m: f16      h: u32[4..8]   q: byte[8..24]  codes as Q5_0
+//! Q8_0   d: f16[0..2]   q: i8[2..34]                   code = q + 128
+//!
+//! Q2_K   s: byte[0..16]   q: byte[16..80]   d, dmin: f16[80..84]
+//! Q3_K   h: byte[0..32]   q: byte[32..96]   s: byte[96..108]   d: f16[108..110]
+//! Q4_K   d, dmin: f16[0..4]   s: byte[4..16]   q: byte[16..144]
+//! Q5_K   d, dmin: f16[0..4]   s: byte[4..16]   h: byte[16..48]   q: byte[48..176]
+//! Q6_K   q: byte[0..128]   h: byte[128..192]   s: i8[192..208]   d: f16[208..210]
+//! ```
+
+use crate::TensorType;
+use half::f16;
+
+/// 32 weights under one scale: `value[e] = d * (codes[e] - offset) + m`.
+///
+/// `offset` is a property of the type: see [`offset32`]. `m` is 0 in types without a minimum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block32 {
+    /// Scale.
+    pub d: f32,
+    /// Minimum, added to every element.
+    pub m: f32,
+    /// Unsigned codes: 0..=15, 0..=31, or 0..=255.
+    pub codes: [u8; 32],
+}
+
+/// 256 weights in 16 sub-blocks of 16:
+/// `value[e] = (d * scales[e / 16]) * (codes[e] - offset) - dmin * mins[e / 16]`.
+///
+/// Formats with sub-blocks of 32 show each scale twice. `offset` is a property of the type: see
+/// [`offset256`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block256 {
+    /// Scale of the integer scales.
+    pub d: f32,
+    /// Scale of the integer minimums; 0 in types without minimums.
+    pub dmin: f32,
+    /// Integer scale of each sub-block.
+    pub scales: [i8; 16],
+    /// Integer minimum of each sub-block, 0..=63.
+    pub mins: [u8; 16],
+    /// Unsigned codes: 0..=3, 0..=7, 0..=15, 0..=31 or 0..=63.
+    pub codes: [u8; 256],
+}
+
+/// What is subtracted from the codes of a type of the [`Block32`] family; `None` for other types.
+pub fn offset32(ty: TensorType) -> Option<i32> {
+    match ty {
+        TensorType::Q4_0 => Some(8),
+        TensorType::Q5_0 => Some(16),
+        TensorType::Q8_0 => Some(128),
+        TensorType::Q4_1 | TensorType::Q5_1 => Some(0),
+        _ => None,
+    }
+}
+
+/// What is subtracted from the codes of a type of the [`Block256`] family; `None` for other types.
+pub fn offset256(ty: TensorType) -> Option<i32> {
+    match ty {
+        TensorType::Q3_K => Some(4),
+        TensorType::Q6_K => Some(32),
+        TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Some(0),
+        _ => None,
+    }
+}
+
+/// Whether a block of this type has minimums.
+pub fn has_min(ty: TensorType) -> bool {
+    matches!(ty, TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K)
+}
+
+fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+/// Reads one block of a type of the 32-element family.
+///
+/// # Panics
+/// If `ty` is not of this family or `block` is not [`block_bytes`](TensorType::block_bytes) long.
+pub fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
+    assert_eq!(block.len(), ty.block_bytes(), "one block of {ty}");
+    let d = half_at(block, 0);
+    let m = if has_min(ty) { half_at(block, 2) } else { 0.0 };
+    let mut codes = [0u8; 32];
+    match ty {
+        TensorType::Q4_0 => nibbles32(&block[2..], &mut codes),
+        TensorType::Q4_1 => nibbles32(&block[4..], &mut codes),
+        TensorType::Q5_0 => {
+            nibbles32(&block[6..], &mut codes);
+            fifth_bits(&block[2..6], &mut codes);
+        }
+        TensorType::Q5_1 => {
+            nibbles32(&block[8..], &mut codes);
+            fifth_bits(&block[4..8], &mut codes);
+        }
+        TensorType::Q8_0 => {
+            for (code, &q) in codes.iter_mut().zip(&block[2..]) {
+                *code = q ^ 0x80;
+            }
+        }
+        other => panic!("{other} has no blocks of 32"),
+    }
+    Block32 { d, m, codes }
+}
+
+fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
+    for e in 0..16 {
+        codes[e] = q[e] & 15;
+        codes[e + 16] = q[e] >> 4;
+    }
+}
+
+fn fifth_bits(h: &[u8], codes: &mut [u8; 32]) {
+    for (e, code) in codes.iter_mut().enumerate() {
+        *code |= ((h[e / 8] >> (e % 8)) & 1) << 4;
+    }
+}
+
+/// Reads one block of a type of the 256-element family.
+///
+/// # Panics
+/// If `ty` is not of this family or `block` is not [`block_bytes`](TensorType::block_bytes) long.
+pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
+    assert_eq!(block.len(), ty.block_bytes(), "one block of {ty}");
+    let mut b = Block256 { d: 0.0, dmin: 0.0, scales: [0; 16], mins: [0; 16], codes: [0; 256] };
+    match ty {
+        TensorType::Q2_K => {
+            b.d = half_at(block, 80);
+            b.dmin = half_at(block, 82);
+            for (j, &s) in block[..16].iter().enumerate() {
+                b.scales[j] = (s & 15) as i8;
+                b.mins[j] = s >> 4;
+            }
+            pairs_of_bits(&block[16..80], &mut b.codes);
+        }
+        TensorType::Q3_K => {
+            b.d = half_at(block, 108);
+            b.scales = scales_q3_k(&block[96..108]);
+            pairs_of_bits(&block[32..96], &mut b.codes);
+            for (e, code) in b.codes.iter_mut().enumerate() {
+                *code |= ((block[e % 32] >> (e / 32)) & 1) << 2;
+            }
+        }
+        TensorType::Q4_K => {
+            (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
+            (b.scales, b.mins) = scales_and_mins(&block[4..16]);
+            nibbles256(&block[16..144], &mut b.codes);
+        }
+        TensorType::Q5_K => {
+            (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
+            (b.scales, b.mins) = scales_and_mins(&block[4..16]);
+            nibbles256(&block[48..176], &mut b.codes);
+            for (e, code) in b.codes.iter_mut().enumerate() {
+                *code |= ((block[16 + e % 32] >> (e / 32)) & 1) << 4;
+            }
+        }
+        TensorType::Q6_K => {
+            b.d = half_at(block, 208);
+            for (j, &s) in block[192..208].iter().enumerate() {
+                b.scales[j] = s as i8;
+            }
+            for (e, code) in b.codes.iter_mut().enumerate() {
+                let (half, quarter, l) = (e / 128, e / 32 % 4, e % 32);
+                let low = block[half * 64 + (quarter % 2) * 32 + l] >> (4 * (quarter / 2)) & 15;
+                let high = block[128 + half * 32 + l] >> (2 * quarter) & 3;
+                *code = low | high << 4;
+            }
+        }
+        other => panic!("{other} has no blocks of 256"),
+    }
+    b
+}
+
+/// 64 bytes of four 2-bit codes: each half of the block is 32 bytes, one bit pair per run of 32 elements.
+fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
+    for (e, code) in codes.iter_mut().enumerate() {
+        *code = q[e / 128 * 32 + e % 32] >> (2 * (e / 32 % 4)) & 3;
+    }
+}
+
+/// 128 bytes of nibbles: each run of 64 elements is 32 bytes, low nibbles first.
+fn nibbles256(q: &[u8], codes: &mut [u8; 256]) {
+    for (e, code) in codes.iter_mut().enumerate() {
+        *code = q[e / 64 * 32 + e % 32] >> (4 * (e / 32 % 2)) & 15;
+    }
+}
+
+/// The 12 bytes of eight 6-bit scales and minimums that Q4_K and Q5_K share, each repeated for its two
+/// halves of 16 elements.
+fn scales_and_mins(s: &[u8]) -> ([i8; 16], [u8; 16]) {
+    let (mut scales, mut mins) = ([0i8; 16], [0u8; 16]);
+    for j in 0..8 {
+        let (scale, min) = if j < 4 {
+            (s[j] & 63, s[j + 4] & 63)
+        } else {
+            (s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4)
+        };
+        scales[2 * j..2 * j + 2].fill(scale as i8);
+        mins[2 * j..2 * j + 2].fill(min);
+    }
+    (scales, mins)
+}
+
+/// The 12 bytes of sixteen 6-bit scales of Q3_K: low nibbles in bytes 0..8, the upper pairs in 8..12.
+fn scales_q3_k(s: &[u8]) -> [i8; 16] {
+    std::array::from_fn(|j| {
+        let low = s[j % 8] >> (4 * (j / 8)) & 15;
+        let high = s[8 + j % 4] >> (2 * (j / 4)) & 3;
+        (low | high << 4) as i8 - 32
+    })
+}

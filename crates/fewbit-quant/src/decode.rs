@@ -1,0 +1,70 @@
+//! From stored bytes to `f32`, exactly as the formats define it: one rounding per written operation, so
+//! that the result equals every other correct decoder bit for bit.
+
+use crate::block::{has_min, offset32, offset256, read_block32, read_block256};
+use crate::{QuantError, TensorType};
+use half::{bf16, f16};
+
+/// Decodes `out.len()` elements of type `ty` from `bytes`.
+///
+/// # Errors
+/// [`QuantError::Size`] if `bytes` is not exactly the blocks of `out.len()` elements,
+/// [`QuantError::Unsupported`] for types that fewbit knows by name only.
+///
+/// ```
+/// use fewbit_quant::{TensorType, decode};
+/// // One Q8_0 block: scale 0.5 as f16, then 32 signed bytes.
+/// let mut block = vec![0x00, 0x38];
+/// block.extend((0..32u8).map(|i| i.wrapping_sub(16)));
+/// let mut out = [0.0; 32];
+/// decode(TensorType::Q8_0, &block, &mut out)?;
+/// assert_eq!((out[0], out[16], out[31]), (-8.0, 0.0, 7.5));
+/// # Ok::<(), fewbit_quant::QuantError>(())
+/// ```
+pub fn decode(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    if !ty.is_supported() {
+        return Err(QuantError::Unsupported { ty });
+    }
+    let expected = ty.row_bytes(out.len()).unwrap_or(0);
+    if expected != bytes.len() || (expected == 0 && !out.is_empty()) {
+        return Err(QuantError::Size { ty, n_elems: out.len(), expected, found: bytes.len() });
+    }
+    let blocks = bytes.chunks_exact(ty.block_bytes());
+    match ty {
+        TensorType::F32 => {
+            for (y, b) in out.iter_mut().zip(blocks) {
+                *y = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+            }
+        }
+        TensorType::F16 => {
+            for (y, b) in out.iter_mut().zip(blocks) {
+                *y = f16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        TensorType::BF16 => {
+            for (y, b) in out.iter_mut().zip(blocks) {
+                *y = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+            }
+        }
+        _ => {
+            if let Some(offset) = offset32(ty) {
+                for (y, bytes) in out.chunks_exact_mut(32).zip(blocks) {
+                    let b = read_block32(ty, bytes);
+                    for (y, &code) in y.iter_mut().zip(&b.codes) {
+                        let v = b.d * (i32::from(code) - offset) as f32;
+                        *y = if has_min(ty) { v + b.m } else { v };
+                    }
+                }
+            } else if let Some(offset) = offset256(ty) {
+                for (y, bytes) in out.chunks_exact_mut(256).zip(blocks) {
+                    let b = read_block256(ty, bytes);
+                    for (e, y) in y.iter_mut().enumerate() {
+                        let v = (b.d * f32::from(b.scales[e / 16])) * (i32::from(b.codes[e]) - offset) as f32;
+                        *y = if has_min(ty) { v - b.dmin * f32::from(b.mins[e / 16]) } else { v };
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! The scalar definition of each dot product: one row of weights with one row of activations.
+//!
+//! Inside a block everything is integer and exact, so its order is free. The float steps are one
+//! `mul_add` chain over the blocks in the order of `k`; that order is the contract which every SIMD kernel,
+//! tile shape and thread count keeps.
+//!
+//! ```text
+//! blocks of 32    i = sum (code - offset) * x          acc = i * (d * dx) + acc
+//!                 s = dx * sum x                       acc = m * s + acc              (types with a minimum)
+//! blocks of 256   i = sum_j scale_j * sum (code - offset) * x
+//!                                                      acc = i * (d * dx) + acc
+//!                 n = sum_j min_j * sum_j x            acc = -n * (dmin * dx) + acc   (types with minimums)
+//! floats                                               acc = w * x + acc
+//! ```
+//!
+//! Bounds: with |x| <= 127, a block of 32 gives |i| <= 32 * 128 * 127 < 2^20, and one of 256 gives
+//! |i| <= 256 * 128 * 32 * 127 < 2^28 (Q6_K, the largest), so 32-bit integers hold every sum.
+
+use crate::TensorType;
+use crate::activation::Q8Row;
+use crate::block::{has_min, offset32, offset256, read_block32, read_block256};
+use half::{bf16, f16};
+
+/// The dot product of a row of F32, F16 or BF16 weights with plain activations.
+///
+/// # Panics
+/// If `ty` is another type or `row` is not `x.len()` elements long.
+pub fn dot_f32(ty: TensorType, row: &[u8], x: &[f32]) -> f32 {
+    assert_eq!(Some(row.len()), ty.row_bytes(x.len()), "a row of {ty} as long as the activations");
+    let mut acc = 0.0f32;
+    for (w, &x) in row.chunks_exact(ty.block_bytes()).zip(x) {
+        let w = match ty {
+            TensorType::F32 => f32::from_le_bytes([w[0], w[1], w[2], w[3]]),
+            TensorType::F16 => f16::from_le_bytes([w[0], w[1]]).to_f32(),
+            TensorType::BF16 => bf16::from_le_bytes([w[0], w[1]]).to_f32(),
+            other => panic!("{other} is no plain float type"),
+        };
+        acc = w.mul_add(x, acc);
+    }
+    acc
+}
+
+/// The dot product of a row of quantized weights with quantized activations of the matching kind.
+///
+/// # Panics
+/// If `ty` is not quantized or `row` is not as long as the activations.
+pub fn dot_q8(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
+    assert_eq!(Some(row.len()), ty.row_bytes(x.codes.len()), "a row of {ty} as long as the activations");
+    if offset32(ty).is_some() { dot_32(ty, row, x) } else { dot_256(ty, row, x) }
+}
+
+fn dot_32(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
+    let offset = offset32(ty).expect("the caller chose this family");
+    let mut acc = 0.0f32;
+    let blocks = row.chunks_exact(ty.block_bytes()).zip(x.codes.chunks_exact(32));
+    for ((block, xq), (&dx, &sum)) in blocks.zip(x.scales.iter().zip(x.sums)) {
+        let w = read_block32(ty, block);
+        let i: i32 = w.codes.iter().zip(xq).map(|(&c, &q)| (i32::from(c) - offset) * i32::from(q)).sum();
+        acc = (i as f32).mul_add(w.d * dx, acc);
+        if has_min(ty) {
+            acc = w.m.mul_add(dx * f32::from(sum), acc);
+        }
+    }
+    acc
+}
+
+fn dot_256(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
+    let offset = offset256(ty).expect("a type with blocks of 32 or 256");
+    let mut acc = 0.0f32;
+    let blocks = row.chunks_exact(ty.block_bytes()).zip(x.codes.chunks_exact(256));
+    for ((block, xq), (&dx, sums)) in blocks.zip(x.scales.iter().zip(x.sums.chunks_exact(16))) {
+        let w = read_block256(ty, block);
+        let mut i = 0i32;
+        for j in 0..16 {
+            let sub = 16 * j..16 * j + 16;
+            let dot: i32 =
+                w.codes[sub.clone()].iter().zip(&xq[sub]).map(|(&c, &q)| (i32::from(c) - offset) * i32::from(q)).sum();
+            i += i32::from(w.scales[j]) * dot;
+        }
+        acc = (i as f32).mul_add(w.d * dx, acc);
+        if has_min(ty) {
+            let n: i32 = w.mins.iter().zip(sums).map(|(&m, &s)| i32::from(m) * i32::from(s)).sum();
+            acc = (-(n as f32)).mul_add(w.dmin * dx, acc);
+        }
+    }
+    acc
+}
