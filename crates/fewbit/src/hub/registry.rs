@@ -106,9 +106,7 @@ impl Registry {
             path: origin.to_owned(),
             // The full text of a TOML error shows the line over several lines.
             reason: error.message().to_owned(),
-            line: error
-                .span()
-                .map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
+            line: error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count()),
         })?;
         let mut entries = file.models;
         for (name, entry) in &mut entries {
@@ -159,19 +157,12 @@ fn check(entry: &Entry) -> Result<(), &'static str> {
     if entry.bytes == 0 {
         return Err("`bytes` is 0");
     }
-    if entry.sha256.len() != 64
-        || !entry
-            .sha256
-            .bytes()
-            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-    {
+    if entry.sha256.len() != 64 || !entry.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return Err("`sha256` is not 64 lower-case hexadecimal digits");
     }
     for source in &entry.sources {
         // These become arguments of a command; none may look like an option of it.
-        if let SourceSpec::Pypi {
-            package, version, ..
-        } = source
+        if let SourceSpec::Pypi { package, version, .. } = source
             && !(is_plain(package) && is_plain(version))
         {
             return Err("`package` and `version` may hold letters, digits, '.', '-' and '_' only");
@@ -183,9 +174,7 @@ fn check(entry: &Entry) -> Result<(), &'static str> {
 /// Whether `text` is safe as one component of a path on every platform.
 fn is_plain(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric())
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
 }
 
 #[cfg(test)]
@@ -211,10 +200,8 @@ mod tests {
         let entry = registry.get("smollm2-135m-instruct").unwrap();
         assert_eq!(entry.bytes, 98_362_432);
         assert_eq!(entry.chat.temperature, Some(0.2));
-        assert!(
-            matches!(&entry.sources[..], [SourceSpec::Hf { revision, .. }, SourceSpec::Pypi { version, .. }]
-            if revision == "ab810cf68114990406fdf996510dd3d3c6adbdf5" && version == "0.1.2")
-        );
+        assert!(matches!(&entry.sources[..], [SourceSpec::Hf { revision, .. }, SourceSpec::Pypi { version, .. }]
+            if revision == "ab810cf68114990406fdf996510dd3d3c6adbdf5" && version == "0.1.2"));
     }
 
     #[test]
@@ -229,10 +216,7 @@ mod tests {
             ("0000000000\"", "000000000g\""),
             ("\"p\"", "\"--index-url\""),
         ] {
-            assert!(
-                matches!(entry(from, to), Err(HubError::InvalidEntry { .. })),
-                "{to}"
-            );
+            assert!(matches!(entry(from, to), Err(HubError::InvalidEntry { .. })), "{to}");
         }
     }
 
@@ -242,10 +226,7 @@ mod tests {
             Err(HubError::Registry { line, .. }) => assert_eq!(line, 5),
             other => panic!("{other:?}"),
         }
-        assert!(matches!(
-            entry("license", "licence"),
-            Err(HubError::Registry { .. })
-        ));
+        assert!(matches!(entry("license", "licence"), Err(HubError::Registry { .. })));
     }
 
     #[test]
@@ -267,9 +248,6 @@ mod tests {
         )
         .unwrap();
         registry.extend_from_file(&path).unwrap();
-        assert_eq!(
-            registry.names().collect::<Vec<_>>(),
-            ["mine", "smollm2-135m-instruct"]
-        );
+        assert_eq!(registry.names().collect::<Vec<_>>(), ["mine", "smollm2-135m-instruct"]);
     }
 }

@@ -18,9 +18,7 @@ pub(super) fn home_from_env() -> Result<PathBuf, HubError> {
     if let Some(home) = non_empty("FEWBIT_HOME") {
         return Ok(home);
     }
-    platform_cache()
-        .map(|cache| cache.join("fewbit"))
-        .ok_or(HubError::NoHome)
+    platform_cache().map(|cache| cache.join("fewbit")).ok_or(HubError::NoHome)
 }
 
 /// The folder for caches of the current user: a handful of lines instead of a dependency of every
@@ -39,9 +37,7 @@ fn platform_cache() -> Option<PathBuf> {
 }
 
 fn non_empty(variable: &str) -> Option<PathBuf> {
-    env::var_os(variable)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
+    env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 pub(super) fn model_path(home: &Path, entry: &Entry) -> PathBuf {

@@ -18,10 +18,7 @@ pub(super) struct Candidate {
 
 /// Larger logit first, then lower id. Logits are never NaN here.
 fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit
-        .partial_cmp(&a.logit)
-        .unwrap_or(Ordering::Equal)
-        .then(a.id.cmp(&b.id))
+    b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
 /// How many of the best to try first when a stage wants a prefix of the sorted list.
@@ -40,13 +37,7 @@ impl<'a> Candidates<'a> {
     /// All tokens; `max` is the largest of `logits`, which holds no NaN.
     pub(super) fn new(logits: &'a [f32], max: f32, list: &'a mut Vec<Candidate>) -> Self {
         list.clear();
-        Self {
-            logits,
-            max,
-            list,
-            listed: false,
-            sorted: false,
-        }
+        Self { logits, max, list, listed: false, sorted: false }
     }
 
     /// The largest logit. No stage removes it.
@@ -153,10 +144,7 @@ mod tests {
     use super::*;
 
     fn sorted(logits: &[f32]) -> Vec<Candidate> {
-        let mut list: Vec<_> = (0_u32..)
-            .zip(logits)
-            .map(|(id, &logit)| Candidate { id, logit })
-            .collect();
+        let mut list: Vec<_> = (0_u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit }).collect();
         list.sort_by(best_first);
         list
     }

@@ -41,23 +41,14 @@ pub struct Sampling {
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self {
-            temperature: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            seed: None,
-        }
+        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: None }
     }
 }
 
 impl Sampling {
     /// Always the most probable token.
     pub fn greedy() -> Self {
-        Self {
-            temperature: 0.0,
-            ..Self::default()
-        }
+        Self { temperature: 0.0, ..Self::default() }
     }
 
     /// Whether every setting is in its range.
@@ -90,9 +81,7 @@ pub enum SamplingError {
     #[error("min_p is {0}: give a number from 0 (off) to 1")]
     MinP(f32),
     /// The model computed NaN or plus infinity.
-    #[error(
-        "the logit of token {token} is {value}: the model file is damaged, or its arithmetic overflows"
-    )]
+    #[error("the logit of token {token} is {value}: the model file is damaged, or its arithmetic overflows")]
     NotFinite {
         /// The token.
         token: u32,
@@ -169,9 +158,7 @@ pub struct Sampler {
 
 impl std::fmt::Debug for Sampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sampler")
-            .field("seed", &self.seed)
-            .finish_non_exhaustive()
+        f.debug_struct("Sampler").field("seed", &self.seed).finish_non_exhaustive()
     }
 }
 
@@ -192,8 +179,7 @@ impl Sampler {
         let seed = sampling.seed.unwrap_or_else(rng::fresh_seed);
         Ok(Self {
             stages,
-            inverse_temperature: (sampling.temperature > 0.0)
-                .then(|| 1.0 / f64::from(sampling.temperature)),
+            inverse_temperature: (sampling.temperature > 0.0).then(|| 1.0 / f64::from(sampling.temperature)),
             rng: Rng::new(seed),
             seed,
             list: Vec::new(),
@@ -232,27 +218,19 @@ impl Sampler {
 
 /// The largest logit, the first of equals.
 fn most_probable(logits: &[f32]) -> Result<Candidate, SamplingError> {
-    let mut best = Candidate {
-        id: 0,
-        logit: f32::NEG_INFINITY,
-    };
+    let mut best = Candidate { id: 0, logit: f32::NEG_INFINITY };
     for (id, &logit) in (0_u32..).zip(logits) {
         // Nearly every token takes this branch, and only this one.
         if logit <= best.logit {
             continue;
         }
         if logit.is_nan() || logit == f32::INFINITY {
-            return Err(SamplingError::NotFinite {
-                token: id,
-                value: logit,
-            });
+            return Err(SamplingError::NotFinite { token: id, value: logit });
         }
         best = Candidate { id, logit };
     }
     if best.logit == f32::NEG_INFINITY {
-        return Err(SamplingError::NoCandidate {
-            n_tokens: logits.len(),
-        });
+        return Err(SamplingError::NoCandidate { n_tokens: logits.len() });
     }
     Ok(best)
 }

@@ -14,9 +14,7 @@ impl Rng {
     /// unrelated streams, and the state cannot be all zero.
     pub(super) fn new(seed: u64) -> Self {
         let mut mix = seed;
-        Self {
-            state: [(); 4].map(|()| split_mix(&mut mix)),
-        }
+        Self { state: [(); 4].map(|()| split_mix(&mut mix)) }
     }
 
     fn next_u64(&mut self) -> u64 {
@@ -60,21 +58,12 @@ mod tests {
     fn split_mix_gives_the_published_numbers() {
         let mut state = 1_234_567;
         let found = [(); 3].map(|()| split_mix(&mut state));
-        assert_eq!(
-            found,
-            [
-                6_457_827_717_110_365_317,
-                3_203_168_211_198_807_973,
-                9_817_491_932_198_370_423
-            ]
-        );
+        assert_eq!(found, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
     }
 
     #[test]
     fn xoshiro_gives_the_published_numbers() {
-        let mut rng = Rng {
-            state: [1, 2, 3, 4],
-        };
+        let mut rng = Rng { state: [1, 2, 3, 4] };
         let found = [(); 6].map(|()| rng.next_u64());
         assert_eq!(
             found,

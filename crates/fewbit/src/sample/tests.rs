@@ -7,13 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn settings(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> Sampling {
-    Sampling {
-        temperature,
-        top_k,
-        top_p,
-        min_p,
-        seed: Some(1),
-    }
+    Sampling { temperature, top_k, top_p, min_p, seed: Some(1) }
 }
 
 /// How often each token comes in `n` draws.
@@ -33,9 +27,7 @@ fn logits_of(probabilities: &[f64]) -> Vec<f32> {
 
 /// The stages as the documentation words them, over a full sort.
 fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
-    let mut list: Vec<(u32, f64)> = (0..)
-        .zip(logits.iter().map(|&x| f64::from(x).exp()))
-        .collect();
+    let mut list: Vec<(u32, f64)> = (0..).zip(logits.iter().map(|&x| f64::from(x).exp())).collect();
     list.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if sampling.top_k > 0 {
         list.truncate(sampling.top_k);
@@ -65,15 +57,11 @@ fn greedy_takes_the_largest_and_of_equals_the_first() {
 
 #[test]
 fn settings_out_of_range_are_named() {
-    let with = |temperature, top_p, min_p| {
-        Sampler::new(&settings(temperature, 0, top_p, min_p)).map(|sampler| sampler.seed())
-    };
+    let with =
+        |temperature, top_p, min_p| Sampler::new(&settings(temperature, 0, top_p, min_p)).map(|sampler| sampler.seed());
     assert_eq!(with(1.0, 1.0, 0.0), Ok(1));
     for bad in [-0.1, f32::NAN, f32::INFINITY] {
-        assert!(matches!(
-            with(bad, 1.0, 0.0),
-            Err(SamplingError::Temperature(_))
-        ));
+        assert!(matches!(with(bad, 1.0, 0.0), Err(SamplingError::Temperature(_))));
     }
     for bad in [0.0, -1.0, 1.1, f32::NAN] {
         assert!(matches!(with(1.0, bad, 0.0), Err(SamplingError::TopP(_))));
@@ -99,12 +87,7 @@ fn logits_that_are_no_numbers_are_errors() {
             }
         }
         for none in [&[][..], &[f32::NEG_INFINITY; 4][..]] {
-            assert_eq!(
-                sampler.sample(none),
-                Err(SamplingError::NoCandidate {
-                    n_tokens: none.len()
-                })
-            );
+            assert_eq!(sampler.sample(none), Err(SamplingError::NoCandidate { n_tokens: none.len() }));
         }
     }
 }
@@ -141,35 +124,21 @@ fn each_stage_cuts_where_it_says() {
     ];
     for (sampling, expected) in cases {
         let counts = draw(&sampling, &logits, 2000);
-        assert_eq!(
-            counts.into_keys().collect::<Vec<_>>(),
-            expected,
-            "{sampling:?}"
-        );
+        assert_eq!(counts.into_keys().collect::<Vec<_>>(), expected, "{sampling:?}");
     }
 }
 
 #[test]
 fn a_seed_gives_the_same_tokens_on_every_platform() {
-    let logits: Vec<f32> = (0..1000_u32)
-        .map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16384.0)
-        .collect();
+    let logits: Vec<f32> = (0..1000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16384.0).collect();
     let tokens = |sampling: &Sampling| -> Vec<u32> {
         let mut sampler = Sampler::new(sampling).unwrap();
         (0..8).map(|_| sampler.sample(&logits).unwrap()).collect()
     };
-    let seeded = Sampling {
-        seed: Some(7),
-        ..Sampling::default()
-    };
+    let seeded = Sampling { seed: Some(7), ..Sampling::default() };
     assert_eq!(tokens(&seeded), tokens(&seeded));
     assert_eq!(tokens(&seeded), SEED_7);
-    let free = Sampling {
-        top_k: 0,
-        top_p: 1.0,
-        min_p: 0.0,
-        ..seeded
-    };
+    let free = Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..seeded };
     assert_eq!(tokens(&free), SEED_7_FREE);
 }
 
@@ -180,16 +149,9 @@ const SEED_7_FREE: [u32; 8] = [55, 173, 720, 427, 965, 467, 726, 331];
 #[test]
 fn without_a_seed_the_drawn_one_repeats_the_tokens() {
     let logits = vec![0.0; 5000];
-    let free = Sampling {
-        top_k: 0,
-        ..Sampling::default()
-    };
+    let free = Sampling { top_k: 0, ..Sampling::default() };
     let mut first = Sampler::new(&free).unwrap();
-    let mut again = Sampler::new(&Sampling {
-        seed: Some(first.seed()),
-        ..free.clone()
-    })
-    .unwrap();
+    let mut again = Sampler::new(&Sampling { seed: Some(first.seed()), ..free.clone() }).unwrap();
     assert_ne!(first.seed(), Sampler::new(&free).unwrap().seed());
     for _ in 0..20 {
         assert_eq!(first.sample(&logits), again.sample(&logits));
