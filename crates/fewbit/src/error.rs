@@ -68,7 +68,7 @@ pub enum Error {
     NoChatTemplate,
 
     /// The chat template in the model file cannot be compiled, or fails on this conversation.
-    #[error("chat template: {0}")]
+    #[error(transparent)]
     Template(Arc<TemplateError>),
 
     /// Sampling settings out of range, or logits that are no numbers.

@@ -48,7 +48,7 @@ pub(crate) struct Inner {
 enum Template {
     Missing,
     Broken(Arc<TemplateError>),
-    Ready(ChatTemplate),
+    Ready(Box<ChatTemplate>),
 }
 
 impl std::fmt::Debug for Model {
@@ -133,9 +133,9 @@ impl ModelBuilder {
                 .map_err(|error| Error::Format { path: path.clone(), error })?
                 .map(str::to_owned),
         };
-        let template = match source.as_deref().map(ChatTemplate::new) {
+        let template = match source.as_deref().map(|source| ChatTemplate::new(source, &tokenizer)) {
             None => Template::Missing,
-            Some(Ok(template)) => Template::Ready(template),
+            Some(Ok(template)) => Template::Ready(Box::new(template)),
             Some(Err(error)) => {
                 tracing::warn!(%error, "the chat template cannot be used");
                 Template::Broken(Arc::new(error))
@@ -340,14 +340,7 @@ impl Model {
             Template::Broken(error) => return Err(Arc::clone(error).into()),
         };
         let tokenizer = &self.inner.tokenizer;
-        let text_of = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id));
-        let rendered = template.render(&TemplateInput {
-            messages,
-            add_generation_prompt: true,
-            bos_token: text_of(tokenizer.bos()),
-            eos_token: text_of(tokenizer.eos()),
-            ..TemplateInput::default()
-        })?;
+        let rendered = template.render(tokenizer, &TemplateInput::new(messages))?;
         let mut tokens = encode_rendered(tokenizer, &rendered);
         // Most templates write the token that begins a text themselves; it must not come twice.
         if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())

@@ -100,12 +100,13 @@ impl Run {
         }
         let max_tokens = options.max_tokens.unwrap_or(room).min(room);
         let usage = Usage { prompt: prompt.len(), cached: session.keep_common(&prompt), completion: 0 };
+        let decoder = model.tokenizer.decoder_after(&prompt);
         Ok(Self {
             prompt,
             pending: None,
             max_tokens,
             ignore_eos: options.ignore_eos,
-            decoder: StreamDecoder::default(),
+            decoder,
             stops: StopMatcher::new(&options.stop),
             text: String::new(),
             tokens: Vec::new(),

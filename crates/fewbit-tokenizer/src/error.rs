@@ -1,0 +1,124 @@
+//! What can be wrong with a tokenizer's description.
+//!
+//! A model with a tokenizer that is not known exactly is refused: wrong tokens give a model that
+//! answers, only badly, and nobody finds out why. Encoding and decoding themselves cannot fail.
+
+/// Why a tokenizer could not be built.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The metadata has no `tokenizer.ggml.model`: the file carries no tokenizer.
+    #[error("the file has no tokenizer: metadata key tokenizer.ggml.model is missing")]
+    MissingModel,
+    /// The kind of tokenizer is not one that this crate implements.
+    #[error(
+        "tokenizer model {model:?} is not supported (supported: {})",
+        crate::vocabulary::SUPPORTED_MODELS.join(", ")
+    )]
+    UnknownModel {
+        /// `tokenizer.ggml.model` as found.
+        model: String,
+    },
+    /// A byte-level BPE vocabulary does not say how text is split before merging.
+    #[error(
+        "the file does not name its pre-tokenizer (tokenizer.ggml.pre), and guessing one would \
+         give wrong tokens; if you know the model family, set TokenizerOptions::pre to one of: {}",
+        crate::pretokenizer::names().join(", ")
+    )]
+    MissingPre,
+    /// The file names a pre-tokenizer that this crate does not know.
+    #[error(
+        "unknown pre-tokenizer {pre:?} (tokenizer.ggml.pre); if the model splits text like one \
+         of the known ones, set TokenizerOptions::pre to its name: {}",
+        crate::pretokenizer::names().join(", ")
+    )]
+    UnknownPre {
+        /// `tokenizer.ggml.pre`, or the override, as found.
+        pre: String,
+    },
+    /// A list that the tokenizer cannot do without is missing.
+    #[error("tokenizer metadata {key} is missing; the file was not converted completely")]
+    MissingField {
+        /// The metadata key.
+        key: &'static str,
+    },
+    /// A list that runs parallel to the tokens has another length than they.
+    #[error("tokenizer metadata {key} has {found} entries, expected {expected} (one per token)")]
+    WrongLength {
+        /// The metadata key.
+        key: &'static str,
+        /// Number of tokens.
+        expected: usize,
+        /// Number of entries.
+        found: usize,
+    },
+    /// A token type is not one of the six that GGUF defines.
+    #[error("token {id} has type {found}, expected 1 to 6 (tokenizer.ggml.token_type)")]
+    UnknownTokenType {
+        /// The token.
+        id: u32,
+        /// Its type as stored.
+        found: i64,
+    },
+    /// A merge rule is not two symbols with a space between them.
+    #[error("merge rule {index} is {text:?}, expected two symbols with a space between them")]
+    BadMerge {
+        /// Position in `tokenizer.ggml.merges`.
+        index: usize,
+        /// The rule as stored.
+        text: String,
+    },
+    /// A byte token does not read `<0xAB>`.
+    #[error("byte token {id} reads {text:?}, expected <0x00> to <0xFF>")]
+    BadByteToken {
+        /// The token.
+        id: u32,
+        /// Its text as stored.
+        text: String,
+    },
+    /// A score is not a number, so that merges have no order.
+    #[error("the score of token {id} is not a number (tokenizer.ggml.scores)")]
+    BadScore {
+        /// The token.
+        id: u32,
+    },
+    /// A special token points outside the vocabulary.
+    #[error("{key} is {id}, but the vocabulary has {n_vocab} tokens")]
+    SpecialOutOfRange {
+        /// The metadata key.
+        key: &'static str,
+        /// The id it holds.
+        id: u32,
+        /// Number of tokens.
+        n_vocab: usize,
+    },
+    /// The file wants a BOS or EOS token added but does not say which that is.
+    #[error("{flag} is true, but {key} is missing")]
+    MissingSpecial {
+        /// The flag that asks for the token.
+        flag: &'static str,
+        /// The key that would name it.
+        key: &'static str,
+    },
+    /// The vocabulary cannot express every text: no token for unknown text and not all bytes.
+    #[error(
+        "the vocabulary has neither an unknown token nor a token for byte 0x{byte:02X}: some text \
+         would vanish"
+    )]
+    NoFallback {
+        /// The first byte that has no token.
+        byte: u8,
+    },
+    /// More tokens or more text than 32-bit indices can address.
+    #[error("the vocabulary is too large: {what} exceeds 2^31")]
+    TooLarge {
+        /// What there is too much of.
+        what: &'static str,
+    },
+    /// The special tokens could not be turned into a matcher.
+    #[error("the special tokens cannot be searched for: {0}")]
+    SpecialTokens(#[source] aho_corasick::BuildError),
+    /// The metadata holds a value of another type than the tokenizer needs.
+    #[error(transparent)]
+    Metadata(#[from] fewbit_format::FormatError),
+}

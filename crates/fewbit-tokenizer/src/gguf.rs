@@ -1,0 +1,103 @@
+//! A [`Vocabulary`] from GGUF metadata.
+
+use std::borrow::Cow;
+
+use fewbit_format::{Array, Metadata, Value};
+
+use crate::error::TokenizerError;
+use crate::vocabulary::{TokenKind, Vocabulary};
+
+const MODEL: &str = "tokenizer.ggml.model";
+const TOKENS: &str = "tokenizer.ggml.tokens";
+
+/// Token ids that, where present, end an answer besides EOS: end of turn and end of message.
+const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
+
+impl<'a> Vocabulary<'a> {
+    /// Reads what GGUF metadata says about the tokenizer. Nothing is checked but types.
+    pub fn from_gguf(metadata: &'a Metadata) -> Result<Self, TokenizerError> {
+        let model = metadata.str(MODEL)?.ok_or(TokenizerError::MissingModel)?.to_owned();
+        let tokens =
+            metadata.str_array(TOKENS)?.ok_or(TokenizerError::MissingField { key: TOKENS })?;
+        let kinds = metadata.i32_array("tokenizer.ggml.token_type")?.unwrap_or_default();
+        let kinds: Vec<TokenKind> = (0u32..)
+            .zip(kinds.iter())
+            .map(|(id, &found)| {
+                let found = i64::from(found);
+                TokenKind::from_gguf(found).ok_or(TokenizerError::UnknownTokenType { id, found })
+            })
+            .collect::<Result<_, _>>()?;
+        // Converters write the padding id as -1 or past the end where there is none.
+        let id = |key| -> Result<Option<u32>, TokenizerError> {
+            match metadata.get(key).and_then(Value::as_integer) {
+                Some(-1) => Ok(None),
+                _ => Ok(metadata.u32(key)?.filter(|&id| id != u32::MAX)),
+            }
+        };
+        let mut end_of_generation = Vec::new();
+        for key in ENDS {
+            end_of_generation.extend(id(key)?);
+        }
+        let mut vocabulary = Self {
+            pre: metadata.str("tokenizer.ggml.pre")?.map(str::to_owned),
+            tokens: Cow::Borrowed(tokens),
+            kinds,
+            scores: scores(metadata)?,
+            merges: Cow::Borrowed(
+                metadata.str_array("tokenizer.ggml.merges")?.unwrap_or_default(),
+            ),
+            bos: id("tokenizer.ggml.bos_token_id")?,
+            eos: id("tokenizer.ggml.eos_token_id")?,
+            unknown: id("tokenizer.ggml.unknown_token_id")?,
+            padding: id("tokenizer.ggml.padding_token_id")?,
+            end_of_generation,
+            add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
+            add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,
+            add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?,
+            strips_after: Vec::new(),
+            chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+            model,
+        };
+        if vocabulary.model == "llama" {
+            vocabulary.fill_in_llama(metadata.str("general.name")?.unwrap_or_default());
+        }
+        Ok(vocabulary)
+    }
+
+    /// What `llama` vocabularies leave unsaid: ids by their customary texts, and Phi-3's special
+    /// tokens, which swallow white space after them (GGUF has no field for that).
+    fn fill_in_llama(&mut self, model_name: &str) {
+        let special = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown);
+        let find = |text: &str| {
+            let id = self.tokens.iter().position(|token| token == text)?;
+            let is_special = self.kinds.get(id).is_none_or(|&kind| special(kind));
+            if is_special { u32::try_from(id).ok() } else { None }
+        };
+        let (bos, eos, unknown) = (find("<s>"), find("</s>"), find("<unk>"));
+        self.bos = self.bos.or(bos);
+        self.eos = self.eos.or(eos);
+        self.unknown = self.unknown.or(unknown);
+
+        let name = model_name.to_lowercase();
+        if name.contains("phi-3") || name.contains("phi3") {
+            let keeps = ["<unk>", "<s>", "<|endoftext|>"];
+            self.strips_after = (0u32..)
+                .zip(self.kinds.iter().zip(self.tokens.iter()))
+                .filter(|(_, (kind, text))| {
+                    (special(**kind) || **kind == TokenKind::UserDefined)
+                        && !keeps.contains(&text.as_str())
+                })
+                .map(|(id, _)| id)
+                .collect();
+        }
+    }
+}
+
+/// Scores are floats, in some old files integers.
+fn scores(metadata: &Metadata) -> Result<Cow<'_, [f32]>, TokenizerError> {
+    let key = "tokenizer.ggml.scores";
+    if let Some(Value::Array(Array::I32(list))) = metadata.get(key) {
+        return Ok(list.iter().map(|&score| score as f32).collect());
+    }
+    Ok(Cow::Borrowed(metadata.f32_array(key)?.unwrap_or_default()))
+}

@@ -1,0 +1,219 @@
+//! Finding special tokens in text, and the texts by which some of them are known.
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+use crate::error::TokenizerError;
+use crate::tables::TextTable;
+use crate::vocabulary::TokenKind;
+
+/// Whether an encoder turns the text of special tokens into those tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SpecialTokens {
+    /// Control tokens, the unknown token and user-defined tokens are recognised: for text that the
+    /// program or a chat template wrote.
+    Parse,
+    /// Only user-defined tokens are recognised, which are text; `<|im_end|>` is ten characters like
+    /// any others: for text that comes from a user.
+    Plain,
+}
+
+/// Texts of tokens that end an answer in models that do not declare it in their metadata.
+///
+/// A file that lists one of these as a normal token has lost its type in conversion, except for the
+/// [`AMBIGUOUS_ENDS`].
+pub(crate) const ENDS: &[&str] = &[
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<｜end▁of▁sentence｜>",
+];
+
+/// Texts that end an answer where they are special tokens, but that also occur as plain text.
+pub(crate) const AMBIGUOUS_ENDS: &[&str] = &[
+    "</s>",
+    "<eos>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|tool_response>",
+    "[e~[",
+    // What separates files in the training text of code models: past it is another document.
+    "<|fim_pad|>",
+    "<fim-pad>",
+    "<fim_pad>",
+    "<|fim_repo|>",
+    "<|repo_name|>",
+    "<fim-repo>",
+    "<reponame>",
+    "<|file_sep|>",
+];
+
+/// `<|end|>` closes a message, not the answer, where an answer has several messages.
+pub(crate) const MESSAGE_END: &str = "<|end|>";
+
+/// The tokens by which such vocabularies are known: all of one of these.
+pub(crate) const SEVERAL_MESSAGES: [[&str; 2]; 3] =
+    [["<|return|>", "<|call|>"], ["<|call|>", "<|flush|>"], ["<|calls|>", "<|flush|>"]];
+
+/// Finds special tokens in text: at each place the longest.
+#[derive(Debug)]
+pub(crate) struct Matcher {
+    /// For [`SpecialTokens::Parse`].
+    all: Patterns,
+    /// For [`SpecialTokens::Plain`].
+    user_defined: Patterns,
+    /// Every token of `all` that is not in `user_defined`, overlaps included.
+    control: Patterns,
+}
+
+/// Some tokens' texts, as one automaton.
+#[derive(Debug)]
+struct Patterns {
+    /// `None` where there are no tokens.
+    automaton: Option<AhoCorasick>,
+    /// Token by pattern.
+    ids: Vec<u32>,
+}
+
+impl Patterns {
+    fn new(
+        texts: &TextTable,
+        kinds: &[TokenKind],
+        match_kind: MatchKind,
+        wanted: impl Fn(TokenKind) -> bool,
+    ) -> Result<Self, TokenizerError> {
+        let ids: Vec<u32> = (0u32..)
+            .zip(kinds)
+            .filter(|(id, kind)| wanted(**kind) && texts.get(*id).is_some_and(|t| !t.is_empty()))
+            .map(|(id, _)| id)
+            .collect();
+        let automaton = if ids.is_empty() {
+            None
+        } else {
+            let patterns = ids.iter().map(|&id| texts.get(id).unwrap_or_default());
+            let built = AhoCorasick::builder().match_kind(match_kind).build(patterns);
+            Some(built.map_err(TokenizerError::SpecialTokens)?)
+        };
+        Ok(Self { automaton, ids })
+    }
+}
+
+/// A part of a text, as [`Matcher::fragments`] cuts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fragment<'t> {
+    /// Text between special tokens; never empty.
+    Text(&'t str),
+    /// A special token.
+    Token(u32),
+}
+
+impl Matcher {
+    pub(crate) fn new(texts: &TextTable, kinds: &[TokenKind]) -> Result<Self, TokenizerError> {
+        use TokenKind::{Control, Unknown, UserDefined};
+        let leftmost = MatchKind::LeftmostLongest;
+        Ok(Self {
+            all: Patterns::new(texts, kinds, leftmost, |kind| {
+                matches!(kind, Control | Unknown | UserDefined)
+            })?,
+            user_defined: Patterns::new(texts, kinds, leftmost, |kind| kind == UserDefined)?,
+            control: Patterns::new(texts, kinds, MatchKind::Standard, |kind| {
+                matches!(kind, Control | Unknown)
+            })?,
+        })
+    }
+
+    /// Cuts `text` at its special tokens.
+    pub(crate) fn fragments<'t>(
+        &self,
+        text: &'t str,
+        special: SpecialTokens,
+        found: &mut dyn FnMut(Fragment<'t>),
+    ) {
+        let patterns = match special {
+            SpecialTokens::Parse => &self.all,
+            SpecialTokens::Plain => &self.user_defined,
+        };
+        let mut at = 0;
+        if let Some(automaton) = &patterns.automaton {
+            for hit in automaton.find_iter(text) {
+                let Some(&id) = patterns.ids.get(hit.pattern().as_usize()) else { continue };
+                if at < hit.start() {
+                    found(Fragment::Text(&text[at..hit.start()]));
+                }
+                found(Fragment::Token(id));
+                at = hit.end();
+            }
+        }
+        if at < text.len() {
+            found(Fragment::Text(&text[at..]));
+        }
+    }
+
+    /// Where control tokens start in `text`, overlapping ones included, in no particular order.
+    pub(crate) fn control_starts(&self, text: &str) -> Vec<usize> {
+        match &self.control.automaton {
+            Some(automaton) => {
+                automaton.find_overlapping_iter(text).map(|hit| hit.start()).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+
+    /// The tokens that [`Self::control_starts`] looks for.
+    pub(crate) fn control_ids(&self) -> &[u32] {
+        &self.control.ids
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn matcher(tokens: &[(&str, TokenKind)]) -> Matcher {
+        let mut texts = TextTable::default();
+        let mut kinds = Vec::new();
+        for (text, kind) in tokens {
+            texts.push(text.as_bytes()).expect("small");
+            kinds.push(*kind);
+        }
+        Matcher::new(&texts, &kinds).expect("valid")
+    }
+
+    fn cut(matcher: &Matcher, text: &str, special: SpecialTokens) -> Vec<String> {
+        let mut out = Vec::new();
+        matcher.fragments(text, special, &mut |fragment| {
+            out.push(match fragment {
+                Fragment::Text(text) => text.to_owned(),
+                Fragment::Token(id) => format!("#{id}"),
+            });
+        });
+        out
+    }
+
+    #[test]
+    fn the_longest_token_wins_and_plain_text_keeps_control_tokens() {
+        use TokenKind::{Control, UserDefined};
+        let m = matcher(&[("<s>", Control), ("  ", UserDefined), ("    ", UserDefined)]);
+        assert_eq!(cut(&m, "<s>a     b", SpecialTokens::Parse), ["#0", "a", "#2", " b"]);
+        assert_eq!(cut(&m, "<s>a      ", SpecialTokens::Plain), ["<s>a", "#2", "#1"]);
+        assert_eq!(m.control_starts("x<s><s>"), [1, 4]);
+        assert!(cut(&m, "", SpecialTokens::Parse).is_empty());
+    }
+
+    #[test]
+    fn a_vocabulary_without_special_tokens_cuts_nothing() {
+        let m = matcher(&[("a", TokenKind::Normal)]);
+        assert_eq!(cut(&m, "aa", SpecialTokens::Parse), ["aa"]);
+    }
+}

@@ -1,0 +1,211 @@
+//! The lookup tables of a vocabulary: texts by id, ids by text, merges by pair.
+//!
+//! Both are built once when a model is loaded, and a vocabulary has up to half a million entries:
+//! texts lie in one buffer, and merge rules are keyed by pairs of ids instead of pairs of strings.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use crate::error::TokenizerError;
+
+/// Marks an empty slot, and a symbol that no token stands for.
+pub(crate) const NONE: u32 = u32::MAX;
+
+/// Strings by id, in one buffer.
+#[derive(Debug, Default)]
+pub(crate) struct TextTable {
+    data: Vec<u8>,
+    /// End of each string in `data`; it starts where the one before ends.
+    ends: Vec<u32>,
+}
+
+impl TextTable {
+    /// A table with room for `n` strings.
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        Self { data: Vec::with_capacity(n.saturating_mul(8)), ends: Vec::with_capacity(n) }
+    }
+
+    /// Appends a string; its id is the number of strings before it.
+    pub(crate) fn push(&mut self, text: &[u8]) -> Result<(), TokenizerError> {
+        self.data.extend_from_slice(text);
+        let end = u32::try_from(self.data.len())
+            .ok()
+            .filter(|&end| end < 1 << 31)
+            .ok_or(TokenizerError::TooLarge { what: "the text of all tokens together" })?;
+        self.ends.push(end);
+        Ok(())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(crate) fn get(&self, id: u32) -> Option<&[u8]> {
+        let id = id as usize;
+        let end = *self.ends.get(id)? as usize;
+        let start = if id == 0 { 0 } else { *self.ends.get(id - 1)? as usize };
+        self.data.get(start..end)
+    }
+}
+
+/// Ids by text: open addressing over a [`TextTable`], which keeps the texts themselves.
+///
+/// The hash is randomly keyed, since the texts come from a file.
+#[derive(Debug)]
+pub(crate) struct TextIndex {
+    /// Ids, or [`NONE`]; the length is a power of two and at least twice the number of texts.
+    slots: Vec<u32>,
+    hasher: RandomState,
+    max_len_bytes: usize,
+}
+
+impl TextIndex {
+    /// Indexes the non-empty texts whose id `wanted` accepts. The lowest id wins where texts repeat.
+    pub(crate) fn new(texts: &TextTable, wanted: impl Fn(u32) -> bool) -> Self {
+        let n_slots = (texts.len() * 2 + 1).next_power_of_two();
+        let mut index =
+            Self { slots: vec![NONE; n_slots], hasher: RandomState::new(), max_len_bytes: 0 };
+        for id in 0..texts.len() as u32 {
+            let Some(text) = texts.get(id).filter(|text| !text.is_empty() && wanted(id)) else {
+                continue;
+            };
+            let slot = index.slot(texts, text);
+            if let Some(entry) = index.slots.get_mut(slot)
+                && *entry == NONE
+            {
+                *entry = id;
+                index.max_len_bytes = index.max_len_bytes.max(text.len());
+            }
+        }
+        index
+    }
+
+    /// The slot that holds `text`, or the empty one where it would be.
+    fn slot(&self, texts: &TextTable, text: &[u8]) -> usize {
+        let mask = self.slots.len() - 1;
+        let mut slot = self.hasher.hash_one(text) as usize & mask;
+        // Ends: at most half of the slots are taken.
+        while let Some(&id) = self.slots.get(slot)
+            && id != NONE
+            && texts.get(id) != Some(text)
+        {
+            slot = (slot + 1) & mask;
+        }
+        slot
+    }
+
+    /// The id of `text`.
+    pub(crate) fn get(&self, texts: &TextTable, text: &[u8]) -> Option<u32> {
+        if text.len() > self.max_len_bytes {
+            return None;
+        }
+        self.slots.get(self.slot(texts, text)).copied().filter(|&id| id != NONE)
+    }
+}
+
+/// What merging a pair of symbols gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Merge {
+    /// Position in the list of rules: lower merges first.
+    pub(crate) rank: u32,
+    /// The merged symbol.
+    pub(crate) id: u32,
+}
+
+/// Merge rules by pair of symbols.
+#[derive(Debug, Default)]
+pub(crate) struct MergeTable {
+    map: HashMap<u64, Merge, PairHash>,
+}
+
+impl MergeTable {
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        Self { map: HashMap::with_capacity_and_hasher(n, PairHash::default()) }
+    }
+
+    /// Adds a rule; the first rule for a pair stays.
+    pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge) {
+        self.map.entry(pair(left, right)).or_insert(merge);
+    }
+
+    #[inline]
+    pub(crate) fn get(&self, left: u32, right: u32) -> Option<Merge> {
+        self.map.get(&pair(left, right)).copied()
+    }
+}
+
+fn pair(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
+}
+
+/// A cheap keyed hash for pairs of ids: this lookup is the inner loop of BPE.
+#[derive(Debug, Clone)]
+struct PairHash {
+    key: u64,
+}
+
+impl Default for PairHash {
+    fn default() -> Self {
+        Self { key: RandomState::new().hash_one(0u64) }
+    }
+}
+
+impl BuildHasher for PairHash {
+    type Hasher = PairHasher;
+
+    fn build_hasher(&self) -> PairHasher {
+        PairHasher { state: self.key }
+    }
+}
+
+struct PairHasher {
+    state: u64,
+}
+
+impl Hasher for PairHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    #[inline]
+    fn write_u64(&mut self, value: u64) {
+        // Both halves of a 128-bit product depend on all bits of the input.
+        let product = u128::from(self.state ^ value) * 0x9E37_79B9_7F4A_7C15;
+        self.state = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_found_by_id_and_ids_by_text() {
+        let mut texts = TextTable::default();
+        for text in ["a", "", "bc", "a", "\u{2581}x"] {
+            texts.push(text.as_bytes()).expect("small");
+        }
+        let index = TextIndex::new(&texts, |id| id != 2);
+        assert_eq!(index.get(&texts, b"a"), Some(0), "the lowest id wins");
+        assert_eq!(index.get(&texts, b""), None);
+        assert_eq!(index.get(&texts, b"bc"), None, "not wanted");
+        assert_eq!(index.get(&texts, "\u{2581}x".as_bytes()), Some(4));
+        assert_eq!(texts.get(2), Some(&b"bc"[..]));
+        assert_eq!(texts.get(5), None);
+    }
+
+    #[test]
+    fn the_first_rule_for_a_pair_stays() {
+        let mut merges = MergeTable::with_capacity(2);
+        merges.insert(1, 2, Merge { rank: 0, id: 7 });
+        merges.insert(1, 2, Merge { rank: 1, id: 8 });
+        assert_eq!(merges.get(1, 2), Some(Merge { rank: 0, id: 7 }));
+        assert_eq!(merges.get(2, 1), None);
+    }
+}

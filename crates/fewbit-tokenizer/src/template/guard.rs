@@ -1,0 +1,150 @@
+//! Keeping the text of special tokens in a conversation from becoming special tokens.
+//!
+//! A user who writes `<|im_end|>` must not end their message. After the template has run, nobody can
+//! tell its tokens from theirs, so before it runs every such text in the conversation is broken: a
+//! marker character goes after its first character. The marker is a Unicode noncharacter that occurs
+//! neither in the conversation nor in the template; it is no white space, so that trimming leaves it
+//! alone. Special tokens are then looked for in the marked output, and the markers are dropped from
+//! what lies between, before it is encoded as ordinary text. The user's text becomes the ids that it
+//! would become anywhere else.
+//!
+//! A token could also come together from two parts: `<|im_` at the end of one string and `end|>` at
+//! the start of what the template puts behind it. Strings that end in the beginning of a special
+//! token, or start with the end of one, are marked at that place too.
+//!
+//! Text in which nothing is special is not touched, which is nearly all text: templates that compare,
+//! search or split it see what was said.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use super::TemplateError;
+use crate::tokenizer::Tokenizer;
+
+/// Finds what must be broken in a conversation.
+#[derive(Debug)]
+pub(super) struct Guard {
+    /// Characters that cannot be markers since the template contains them.
+    in_template: BTreeSet<char>,
+    /// Proper beginnings of special tokens.
+    beginnings: BTreeSet<String>,
+    /// Proper ends of special tokens.
+    ends: BTreeSet<String>,
+}
+
+/// Fields in which templates look for names of their own, such as `role == 'user'`.
+const NAMES: [&str; 2] = ["role", "type"];
+
+impl Guard {
+    pub(super) fn new(template: &str, tokenizer: &Tokenizer) -> Self {
+        let mut guard = Self {
+            in_template: template.chars().filter(|&c| is_noncharacter(c)).collect(),
+            beginnings: BTreeSet::new(),
+            ends: BTreeSet::new(),
+        };
+        for &id in tokenizer.matcher().control_ids() {
+            let text = tokenizer.token_text(id).unwrap_or_default();
+            for (cut, _) in text.char_indices().skip(1) {
+                guard.beginnings.insert(text[..cut].to_owned());
+                guard.ends.insert(text[cut..].to_owned());
+            }
+        }
+        guard
+    }
+
+    /// Breaks special tokens in every string of `value`. Returns the marker if one was needed.
+    pub(super) fn apply(
+        &self,
+        tokenizer: &Tokenizer,
+        value: &mut Value,
+    ) -> Result<Option<char>, TemplateError> {
+        let mut used = self.in_template.clone();
+        let mut needed = false;
+        visit(value, &mut |text| {
+            used.extend(text.chars().filter(|&c| is_noncharacter(c)));
+            needed = needed || !self.places(tokenizer, text).is_empty();
+        });
+        if !needed {
+            return Ok(None);
+        }
+        let marker =
+            noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
+        visit(value, &mut |text| {
+            // From the back, so that the places before stay where they are.
+            for place in self.places(tokenizer, text).into_iter().rev() {
+                text.insert(place, marker);
+            }
+        });
+        Ok(Some(marker))
+    }
+
+    /// Where `text` needs a marker: offsets of characters to put it before.
+    fn places(&self, tokenizer: &Tokenizer, text: &str) -> BTreeSet<usize> {
+        let after_first = |start: usize| {
+            start + text[start..].chars().next().map_or(0, char::len_utf8)
+        };
+        let mut places: BTreeSet<usize> =
+            tokenizer.matcher().control_starts(text).into_iter().map(after_first).collect();
+        // A template may trim the text, or not.
+        for part in [text, text.trim()] {
+            let offset = text.len() - text.trim_start().len();
+            let offset = if part.len() == text.len() { 0 } else { offset };
+            for beginning in self.beginnings.iter().filter(|b| part.ends_with(b.as_str())) {
+                places.insert(after_first(offset + part.len() - beginning.len()));
+            }
+            if self.ends.iter().any(|end| part.starts_with(end.as_str())) {
+                places.insert(offset);
+            }
+        }
+        places
+    }
+}
+
+/// Calls `change` with every string in `value`, keys of objects included.
+fn visit(value: &mut Value, change: &mut dyn FnMut(&mut String)) {
+    match value {
+        Value::String(text) => change(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| visit(item, change)),
+        Value::Object(fields) => {
+            *fields = std::mem::take(fields)
+                .into_iter()
+                .map(|(mut key, mut field)| {
+                    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+                    let is_name = NAMES.contains(&key.as_str())
+                        && field.as_str().is_some_and(|name| name.chars().all(plain));
+                    if !is_name {
+                        visit(&mut field, change);
+                    }
+                    change(&mut key);
+                    (key, field)
+                })
+                .collect();
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The 66 code points that Unicode sets aside for a program's own use.
+fn noncharacters() -> impl Iterator<Item = char> {
+    let ends_of_planes = (0..=0x10).flat_map(|plane| [0xFFFE, 0xFFFF].map(|low| plane << 16 | low));
+    (0xFDD0..=0xFDEF).chain(ends_of_planes).filter_map(char::from_u32)
+}
+
+/// Whether `c` is one of them.
+pub(super) fn is_noncharacter(c: char) -> bool {
+    let code = c as u32;
+    (0xFDD0..=0xFDEF).contains(&code) || code & 0xFFFE == 0xFFFE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_66_noncharacters() {
+        assert_eq!(noncharacters().count(), 66);
+        assert!(noncharacters().all(is_noncharacter));
+        assert!(!is_noncharacter('\u{FFFD}') && !is_noncharacter('<'));
+    }
+}

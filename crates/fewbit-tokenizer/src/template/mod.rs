@@ -1,0 +1,336 @@
+//! Chat templates: a conversation to the text of a prompt, by the model's own Jinja template.
+//!
+//! The environment is the one that Hugging Face's `apply_chat_template` sets up, since that is what
+//! template authors test against: block trimming, `break` and `continue`, `raise_exception`,
+//! `strftime_now`, a `tojson` that leaves HTML alone, `{% generation %}` blocks. `minijinja` runs the
+//! templates; its Python-method shims stand in for the methods that Jinja2 gets from Python.
+//!
+//! A template comes from a model file, so it is not trusted: it can open no file and include no
+//! other template, and it runs for a limited number of steps into a limited output. One thing is not
+//! limited: a template that doubles a string variable again and again uses memory before it writes.
+//!
+//! What the conversation says is not trusted either: see [`guard`].
+
+mod environment;
+mod guard;
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+
+use minijinja::{Environment, ErrorKind};
+use serde_json::Map;
+
+use crate::special::SpecialTokens;
+use crate::tokenizer::Tokenizer;
+use guard::Guard;
+
+/// The name that error messages of the engine use.
+const NAME: &str = "chat template";
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Message {
+    /// `system`, `user`, `assistant`, `tool`, or what the template knows besides.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+    /// Further fields that templates look at, such as `tool_calls`, `name`, `reasoning_content`. A
+    /// field `content` here replaces the text, for templates that take a list of parts.
+    pub fields: Map<String, serde_json::Value>,
+}
+
+impl Message {
+    /// A message with a role and a text.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into(), fields: Map::new() }
+    }
+
+    /// Instructions that precede the conversation.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// What the user says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// What the model said.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
+    }
+}
+
+/// The time that `strftime_now` formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Clock {
+    /// The system's time in its time zone.
+    #[default]
+    System,
+    /// A fixed moment, in UTC.
+    Fixed {
+        /// Seconds since 1970-01-01 00:00:00 UTC.
+        unix_s: i64,
+    },
+}
+
+/// What a template is rendered from.
+#[derive(Debug, Clone, Default)]
+pub struct TemplateInput<'a> {
+    /// The conversation.
+    pub messages: &'a [Message],
+    /// Whether the prompt ends with the start of an answer.
+    pub add_generation_prompt: bool,
+    /// Tools that the model may call, as JSON schemas.
+    pub tools: Option<serde_json::Value>,
+    /// Further variables, such as `enable_thinking`.
+    pub extra: Map<String, serde_json::Value>,
+    /// The time that the template sees.
+    pub clock: Clock,
+}
+
+impl<'a> TemplateInput<'a> {
+    /// A conversation whose next message is the model's.
+    pub fn new(messages: &'a [Message]) -> Self {
+        Self { messages, add_generation_prompt: true, ..Self::default() }
+    }
+}
+
+/// How far a template may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TemplateLimits {
+    /// Instructions of the template engine.
+    pub steps: u64,
+    /// Length of what it writes.
+    pub output_bytes: usize,
+}
+
+impl Default for TemplateLimits {
+    /// Twenty million steps (seconds) and 64 MiB, far from any conversation that a model can read.
+    fn default() -> Self {
+        Self { steps: 20_000_000, output_bytes: 64 << 20 }
+    }
+}
+
+/// Why a template could not be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TemplateError {
+    /// The template is not valid.
+    #[error("chat template, line {line}: {detail}")]
+    Syntax {
+        /// Line of the template, from 1; 0 if it is not known.
+        line: usize,
+        /// What is wrong.
+        detail: String,
+    },
+    /// The template failed on this conversation.
+    #[error("chat template failed in line {line}: {detail}")]
+    Failed {
+        /// Line of the template, from 1; 0 if it is not known.
+        line: usize,
+        /// What went wrong.
+        detail: String,
+    },
+    /// The template refused the conversation, with its own words.
+    #[error("the model's chat template does not accept this conversation: {message}")]
+    Refused {
+        /// What the template said.
+        message: String,
+    },
+    /// The template ran for too long.
+    #[error("chat template stopped after {steps} steps")]
+    OutOfSteps {
+        /// The limit.
+        steps: u64,
+    },
+    /// The template wrote too much.
+    #[error("chat template stopped after writing {output_bytes} bytes")]
+    OutputTooLong {
+        /// The limit.
+        output_bytes: usize,
+    },
+    /// The conversation uses every character that could have marked its special tokens.
+    #[error("the conversation contains every Unicode noncharacter; remove some of them")]
+    NoMarker,
+}
+
+/// A prompt that a template wrote.
+///
+/// [`encode_rendered`] turns it into ids. In its text, special tokens that the template wrote are
+/// recognised; where the conversation itself contained the text of one, a marker character lies
+/// inside it, which [`text`](Self::text) leaves out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RenderedPrompt {
+    marked: String,
+    marker: Option<char>,
+}
+
+impl RenderedPrompt {
+    /// The prompt, to look at. Encoding this text would take user text for special tokens.
+    pub fn text(&self) -> String {
+        match self.marker {
+            Some(marker) => self.marked.replace(marker, ""),
+            None => self.marked.clone(),
+        }
+    }
+
+    /// The character that breaks special tokens in user text; `None` if there were none.
+    pub fn marker(&self) -> Option<char> {
+        self.marker
+    }
+}
+
+/// A chat template for one tokenizer.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    guard: Guard,
+    /// `bos_token` and its like.
+    special_texts: Vec<(&'static str, String)>,
+    limits: TemplateLimits,
+}
+
+impl ChatTemplate {
+    /// Compiles a template. The tokenizer says which texts are special tokens.
+    pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
+        Self::with_limits(source, tokenizer, TemplateLimits::default())
+    }
+
+    /// As [`new`](Self::new), with other limits.
+    pub fn with_limits(
+        source: &str,
+        tokenizer: &Tokenizer,
+        limits: TemplateLimits,
+    ) -> Result<Self, TemplateError> {
+        let mut environment = environment::build(limits.steps);
+        environment.add_template_owned(NAME, environment::without_generation_tags(source)).map_err(
+            |error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) },
+        )?;
+        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
+        let special_texts = [
+            // Templates add BOS to other text, which fails where it is undefined.
+            ("bos_token", Some(text(tokenizer.bos()).unwrap_or_default())),
+            ("eos_token", Some(text(tokenizer.eos()).unwrap_or_default())),
+            ("unk_token", text(tokenizer.unknown())),
+            ("pad_token", text(tokenizer.padding())),
+        ];
+        Ok(Self {
+            environment,
+            guard: Guard::new(source, tokenizer),
+            special_texts: special_texts
+                .into_iter()
+                .filter_map(|(name, text)| Some((name, text?)))
+                .collect(),
+            limits,
+        })
+    }
+
+    /// Writes the prompt for a conversation.
+    pub fn render(
+        &self,
+        tokenizer: &Tokenizer,
+        input: &TemplateInput<'_>,
+    ) -> Result<RenderedPrompt, TemplateError> {
+        let messages = input.messages.iter().map(|message| {
+            let mut fields = Map::new();
+            fields.insert("role".into(), message.role.clone().into());
+            fields.insert("content".into(), message.content.clone().into());
+            fields.extend(message.fields.clone());
+            serde_json::Value::Object(fields)
+        });
+        let mut variables = Map::new();
+        variables.insert("messages".into(), messages.collect());
+        variables.insert("tools".into(), input.tools.clone().unwrap_or_default());
+        variables.insert("documents".into(), serde_json::Value::Null);
+        variables.extend(input.extra.clone());
+        let mut variables = serde_json::Value::Object(variables);
+        let marker = self.guard.apply(tokenizer, &mut variables)?;
+        if let Some(variables) = variables.as_object_mut() {
+            variables.insert("add_generation_prompt".into(), input.add_generation_prompt.into());
+            for (name, text) in &self.special_texts {
+                variables.entry(*name).or_insert_with(|| text.clone().into());
+            }
+            variables.insert(environment::CLOCK.into(), environment::clock_variable(input.clock));
+        }
+        let mut output = Limited { text: Vec::new(), limit: self.limits.output_bytes, hit: false };
+        // The engine has panics that a template can reach: `''[::-1]` is one in minijinja 3.0.5.
+        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let template = self.environment.get_template(NAME)?;
+            template.render_captured_to(environment::value(&variables), &mut output).map(drop)
+        }));
+        if output.hit {
+            return Err(TemplateError::OutputTooLong { output_bytes: self.limits.output_bytes });
+        }
+        match result {
+            Ok(result) => result.map_err(|error| self.explain(&error))?,
+            Err(_) => {
+                let detail = "the template engine panicked".to_owned();
+                return Err(TemplateError::Failed { line: 0, detail });
+            }
+        }
+        let marked = String::from_utf8(output.text)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        Ok(RenderedPrompt { marked, marker })
+    }
+
+    fn explain(&self, error: &minijinja::Error) -> TemplateError {
+        if error.kind() == ErrorKind::OutOfFuel {
+            return TemplateError::OutOfSteps { steps: self.limits.steps };
+        }
+        let mut source = std::error::Error::source(error);
+        while let Some(inner) = source {
+            if let Some(refusal) = inner.downcast_ref::<environment::Refusal>() {
+                return TemplateError::Refused { message: refusal.0.clone() };
+            }
+            if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
+                && inner.kind() == ErrorKind::OutOfFuel
+            {
+                return TemplateError::OutOfSteps { steps: self.limits.steps };
+            }
+            source = inner.source();
+        }
+        TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
+    }
+}
+
+/// What is wrong, without the place.
+fn detail(error: &minijinja::Error) -> String {
+    match error.detail() {
+        Some(detail) => format!("{}: {detail}", error.kind()),
+        None => error.kind().to_string(),
+    }
+}
+
+/// A writer that fails when it is full.
+struct Limited {
+    text: Vec<u8>,
+    limit: usize,
+    hit: bool,
+}
+
+impl io::Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit.saturating_sub(self.text.len()) {
+            self.hit = true;
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The ids of a prompt: special tokens are recognised in what the template wrote, never inside what
+/// the conversation said. BOS comes first if the model wants one, once.
+pub fn encode_rendered(tokenizer: &Tokenizer, prompt: &RenderedPrompt) -> Vec<u32> {
+    let mut encoder = tokenizer.encoder();
+    match prompt.marker {
+        None => encoder.push(&prompt.marked, SpecialTokens::Parse),
+        Some(marker) => encoder.push_marked(&prompt.marked, marker),
+    }
+    tokenizer.with_bos(encoder.finish())
+}

@@ -1,0 +1,545 @@
+//! The tokenizer: text to ids and back, for every family behind one type.
+
+use std::collections::BTreeSet;
+
+use fewbit_format::Metadata;
+
+use crate::bpe::{Bpe, Lookup, Scratch};
+use crate::bytes;
+use crate::decode::StreamDecoder;
+use crate::error::TokenizerError;
+use crate::pretokenizer::{self, Splitter};
+use crate::special::{self, Fragment, Matcher, SpecialTokens};
+use crate::spm::{SPACE, Spm};
+use crate::tables::{TextIndex, TextTable};
+use crate::vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};
+
+/// Longer texts are encoded in parts of this size, so that positions fit 32 bits.
+const MAX_TEXT_BYTES: usize = 1 << 30;
+
+/// What a caller may say about a tokenizer that the file does not, or says wrongly.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct TokenizerOptions {
+    /// Takes the place of `tokenizer.ggml.pre`: the pre-tokenizer of a byte-level vocabulary.
+    pub pre: Option<String>,
+}
+
+impl TokenizerOptions {
+    /// Options that name the pre-tokenizer.
+    pub fn with_pre(pre: impl Into<String>) -> Self {
+        Self { pre: Some(pre.into()) }
+    }
+}
+
+/// Turns text into token ids and ids into text.
+///
+/// Encoding and decoding take `&self` and never fail: share one tokenizer between threads.
+#[derive(Debug)]
+pub struct Tokenizer {
+    /// Token texts as stored in the file.
+    texts: TextTable,
+    /// Every token by its stored text.
+    by_text: TextIndex,
+    /// The bytes that tokens stand for.
+    decoded: TextTable,
+    kinds: Vec<TokenKind>,
+    family: Family,
+    matcher: Matcher,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    padding: Option<u32>,
+    unknown: Option<u32>,
+    add_bos: bool,
+    add_eos: bool,
+    add_space_prefix: bool,
+    end_of_generation: BTreeSet<u32>,
+    strips_after: BTreeSet<u32>,
+    chat_template: Option<String>,
+}
+
+/// What differs between the kinds of tokenizer.
+#[derive(Debug)]
+enum Family {
+    /// Byte-level BPE, or BPE over characters with escaped spaces.
+    Bpe {
+        bpe: Bpe,
+        splitter: Splitter,
+        /// Finds the token that a piece is as a whole: by decoded bytes where the vocabulary is
+        /// byte-level, else by stored text.
+        whole: TextIndex,
+        byte_level: bool,
+    },
+    /// SentencePiece.
+    Spm { spm: Spm, pieces: TextIndex },
+}
+
+impl Tokenizer {
+    /// The tokenizer that GGUF metadata describes.
+    pub fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
+        Self::new(&Vocabulary::from_gguf(metadata)?)
+    }
+
+    /// As [`from_gguf`](Self::from_gguf), with what the caller knows better.
+    pub fn from_gguf_with(
+        metadata: &Metadata,
+        options: &TokenizerOptions,
+    ) -> Result<Self, TokenizerError> {
+        let mut vocabulary = Vocabulary::from_gguf(metadata)?;
+        if let Some(pre) = &options.pre {
+            vocabulary.pre = Some(pre.clone());
+        }
+        Self::new(&vocabulary)
+    }
+
+    /// Checks a vocabulary and builds the tokenizer that it describes.
+    pub fn new(vocabulary: &Vocabulary<'_>) -> Result<Self, TokenizerError> {
+        let model = vocabulary.model.as_str();
+        if !SUPPORTED_MODELS.contains(&model) {
+            return Err(TokenizerError::UnknownModel { model: model.to_owned() });
+        }
+        let (is_spm, byte_level) = (model == "llama", model == "gpt2");
+        let row = match (model, vocabulary.pre.as_deref()) {
+            ("llama", _) => None,
+            ("gemma4", _) => pretokenizer::find("gemma4"),
+            (_, None) => return Err(TokenizerError::MissingPre),
+            (_, Some(pre)) => Some(
+                pretokenizer::find(pre)
+                    .filter(|row| !row.names.contains(&"gemma4"))
+                    .ok_or_else(|| TokenizerError::UnknownPre { pre: pre.to_owned() })?,
+            ),
+        };
+        let kinds = checked_kinds(vocabulary)?;
+        let mut texts = TextTable::with_capacity(kinds.len());
+        let mut decoded = TextTable::with_capacity(kinds.len());
+        // Tokens that a byte-level text can turn into.
+        let mut is_byte_level = vec![false; kinds.len()];
+        for (id, (text, kind)) in (0u32..).zip(vocabulary.tokens.iter().zip(&kinds)) {
+            texts.push(text.as_bytes())?;
+            match kind {
+                TokenKind::Byte => {
+                    let byte = bytes::parse_byte_token(text)
+                        .ok_or_else(|| TokenizerError::BadByteToken { id, text: text.clone() })?;
+                    decoded.push(&[byte])?;
+                }
+                TokenKind::Control | TokenKind::Unknown | TokenKind::UserDefined => {
+                    decoded.push(text.as_bytes())?;
+                }
+                _ if byte_level => match bytes::decode(text) {
+                    Some(bytes) => {
+                        is_byte_level[id as usize] = true;
+                        decoded.push(&bytes)?;
+                    }
+                    None => decoded.push(text.as_bytes())?,
+                },
+                _ => decoded.push(text.replace(SPACE, " ").as_bytes())?,
+            }
+        }
+        let kind = |id: u32| kinds.get(id as usize).copied().unwrap_or_default();
+        let is_text = |id| !matches!(kind(id), TokenKind::Control | TokenKind::Unknown);
+        let specials = Specials::new(vocabulary, row.is_some_and(|row| row.add_bos), is_spm)?;
+        let family = if let Some(row) = row {
+            let stored = TextIndex::new(&texts, is_text);
+            let bpe = Bpe::new(
+                &vocabulary.merges,
+                Lookup { texts: &texts, index: &stored },
+                byte_level,
+                row.ignore_merges,
+                specials.unknown,
+            )?;
+            let whole = if byte_level {
+                TextIndex::new(&decoded, |id| is_byte_level[id as usize])
+            } else {
+                stored
+            };
+            Family::Bpe { bpe, splitter: Splitter::new(row), whole, byte_level }
+        } else {
+            if vocabulary.scores.len() != kinds.len() {
+                return Err(TokenizerError::WrongLength {
+                    key: "tokenizer.ggml.scores",
+                    expected: kinds.len(),
+                    found: vocabulary.scores.len(),
+                });
+            }
+            let pieces = |id| is_text(id) && kind(id) != TokenKind::Byte;
+            Family::Spm {
+                spm: Spm::new(&vocabulary.scores, &texts, &kinds, specials.unknown)?,
+                pieces: TextIndex::new(&texts, pieces),
+            }
+        };
+        Ok(Self {
+            by_text: TextIndex::new(&texts, |_| true),
+            matcher: Matcher::new(&texts, &kinds)?,
+            texts,
+            decoded,
+            family,
+            bos: specials.bos,
+            eos: specials.eos,
+            padding: specials.padding,
+            unknown: specials.unknown,
+            add_bos: specials.add_bos,
+            add_eos: specials.add_eos,
+            add_space_prefix: vocabulary.add_space_prefix.unwrap_or(is_spm),
+            end_of_generation: ends(vocabulary, &kinds, specials.eos),
+            strips_after: vocabulary.strips_after.iter().copied().collect(),
+            chat_template: vocabulary.chat_template.clone(),
+            kinds,
+        })
+    }
+
+    /// The ids of `text`. Neither BOS nor EOS is added: see [`with_bos`](Self::with_bos).
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Vec<u32> {
+        let mut encoder = self.encoder();
+        encoder.push(text, special);
+        encoder.finish()
+    }
+
+    /// Puts BOS before `ids` if the model wants one and it is not there yet.
+    pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
+        if let Some(bos) = self.bos.filter(|&bos| self.add_bos && ids.first() != Some(&bos)) {
+            ids.insert(0, bos);
+        }
+        ids
+    }
+
+    /// The text of `ids` from the start of a text, special tokens left out. Bytes that are no UTF-8
+    /// become U+FFFD; ids that do not exist are skipped.
+    pub fn decode(&self, ids: &[u32]) -> String {
+        self.decode_by(self.decoder(), ids)
+    }
+
+    /// As [`decode`](Self::decode), with special tokens shown by their texts.
+    pub fn decode_with_special(&self, ids: &[u32]) -> String {
+        self.decode_by(StreamDecoder::new(self.drops_space(), true), ids)
+    }
+
+    fn decode_by(&self, mut decoder: StreamDecoder, ids: &[u32]) -> String {
+        let mut text = String::with_capacity(ids.len().saturating_mul(4));
+        for &id in ids {
+            decoder.push_to(self, id, &mut text);
+        }
+        text + &decoder.finish()
+    }
+
+    /// A decoder for tokens that start a text: where the encoder puts a space before text, the first
+    /// one is dropped.
+    pub fn decoder(&self) -> StreamDecoder {
+        StreamDecoder::new(self.drops_space(), false)
+    }
+
+    /// A decoder for tokens that continue `ids`: a leading space is dropped only after nothing but
+    /// special tokens, so that the text can be appended to that of `ids`.
+    pub fn decoder_after(&self, ids: &[u32]) -> StreamDecoder {
+        let at_start = ids.last().is_none_or(|&id| self.is_special(id));
+        StreamDecoder::new(at_start && self.drops_space(), false)
+    }
+
+    fn drops_space(&self) -> bool {
+        self.add_space_prefix && matches!(self.family, Family::Spm { .. })
+    }
+
+    /// Beginning of text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// End of text.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// The token that fills batches.
+    pub fn padding(&self) -> Option<u32> {
+        self.padding
+    }
+
+    /// The token for text that the vocabulary cannot express.
+    pub fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// Whether a prompt starts with BOS. If so, there is one.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+
+    /// Whether a complete text ends with EOS. If so, there is one.
+    pub fn add_eos(&self) -> bool {
+        self.add_eos
+    }
+
+    /// Whether a model that produces `id` has ended its answer.
+    pub fn is_end_of_generation(&self, id: u32) -> bool {
+        self.end_of_generation.contains(&id)
+    }
+
+    /// The tokens that end an answer, in ascending order.
+    pub fn end_of_generation(&self) -> impl Iterator<Item = u32> + '_ {
+        self.end_of_generation.iter().copied()
+    }
+
+    /// The number of tokens.
+    pub fn n_vocab(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// A token's text as the file stores it, with its stand-ins for bytes and spaces.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        std::str::from_utf8(self.texts.get(id)?).ok()
+    }
+
+    /// The bytes that a token stands for in text: none for control tokens, the unknown token, and ids that
+    /// do not exist.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        if self.is_special(id) { &[] } else { self.raw_bytes(id) }
+    }
+
+    /// As [`token_bytes`](Self::token_bytes), but special tokens stand for their text.
+    pub(crate) fn raw_bytes(&self, id: u32) -> &[u8] {
+        self.decoded.get(id).unwrap_or_default()
+    }
+
+    /// What a token is for; `None` if there is no such token.
+    pub fn kind(&self, id: u32) -> Option<TokenKind> {
+        self.kinds.get(id as usize).copied()
+    }
+
+    /// Whether `id` is a control token.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.kind(id) == Some(TokenKind::Control)
+    }
+
+    /// Whether `id` is a control token or the unknown token: what is no text.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        matches!(self.kind(id), Some(TokenKind::Control | TokenKind::Unknown))
+    }
+
+    /// The token whose stored text this is.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.by_text.get(&self.texts, token.as_bytes())
+    }
+
+    /// The source of the chat template that came with the vocabulary.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.chat_template.as_deref()
+    }
+
+    pub(crate) fn matcher(&self) -> &Matcher {
+        &self.matcher
+    }
+
+    pub(crate) fn encoder(&self) -> Encoder<'_> {
+        Encoder {
+            tokenizer: self,
+            out: Vec::new(),
+            after_special: true,
+            strips: false,
+            scratch: Scratch::default(),
+            escaped: String::new(),
+        }
+    }
+}
+
+/// The state of an encoding that is put together from parts.
+pub(crate) struct Encoder<'a> {
+    tokenizer: &'a Tokenizer,
+    out: Vec<u32>,
+    /// Whether nothing, or a special token, came last: SentencePiece's place for a space.
+    after_special: bool,
+    /// Whether the last token swallows white space.
+    strips: bool,
+    scratch: Scratch,
+    escaped: String,
+}
+
+impl Encoder<'_> {
+    /// Appends a text. What merges across the ends of a part is not seen.
+    pub(crate) fn push(&mut self, text: &str, special: SpecialTokens) {
+        let tokenizer = self.tokenizer;
+        tokenizer.matcher.fragments(text, special, &mut |fragment| match fragment {
+            Fragment::Text(text) => self.push_ordinary(text),
+            Fragment::Token(id) => self.push_token(id),
+        });
+    }
+
+    /// As [`push`](Self::push) with special tokens parsed, except where `marker` lies inside their
+    /// text. Markers are dropped from the text between special tokens before it is encoded.
+    pub(crate) fn push_marked(&mut self, text: &str, marker: char) {
+        let tokenizer = self.tokenizer;
+        tokenizer.matcher.fragments(text, SpecialTokens::Parse, &mut |fragment| match fragment {
+            Fragment::Text(text) => self.push(&text.replace(marker, ""), SpecialTokens::Plain),
+            Fragment::Token(id) => self.push_token(id),
+        });
+    }
+
+    /// Appends a special token.
+    fn push_token(&mut self, id: u32) {
+        self.out.push(id);
+        self.after_special = true;
+        self.strips = self.tokenizer.strips_after.contains(&id);
+    }
+
+    /// Appends text in which no token is special.
+    fn push_ordinary(&mut self, text: &str) {
+        let mut text = if self.strips { text.trim_ascii_start() } else { text };
+        while text.len() > MAX_TEXT_BYTES {
+            let (part, rest) = text.split_at(text.floor_char_boundary(MAX_TEXT_BYTES));
+            self.push_part(part);
+            text = rest;
+        }
+        self.push_part(text);
+    }
+
+    fn push_part(&mut self, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        let Self { tokenizer, out, scratch, escaped, .. } = self;
+        match &tokenizer.family {
+            Family::Bpe { bpe, splitter, whole, byte_level: true } => {
+                let whole = Lookup { texts: &tokenizer.decoded, index: whole };
+                splitter.split(text, &mut |piece| bpe.encode(piece, whole, scratch, out));
+            }
+            Family::Bpe { bpe, splitter, whole, byte_level: false } => {
+                let whole = Lookup { texts: &tokenizer.texts, index: whole };
+                escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
+                splitter.split(escaped, &mut |piece| {
+                    // Runs of newlines are tokens that no merge rule leads to.
+                    let newlines = piece.bytes().all(|b| b == b'\n');
+                    match whole.get(piece.as_bytes()).filter(|_| newlines) {
+                        Some(id) => out.push(id),
+                        None => bpe.encode(piece, whole, scratch, out),
+                    }
+                });
+            }
+            Family::Spm { spm, pieces } => {
+                let pieces = Lookup { texts: &tokenizer.texts, index: pieces };
+                escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
+                spm.encode(escaped, pieces, out);
+            }
+        }
+        self.after_special = false;
+        self.strips = false;
+    }
+
+    /// The ids.
+    pub(crate) fn finish(self) -> Vec<u32> {
+        self.out
+    }
+}
+
+/// Writes `text` to `out` as SentencePiece vocabularies spell it: spaces as U+2581.
+fn escape(text: &str, prefix: bool, out: &mut String) {
+    out.clear();
+    if prefix {
+        out.push_str(SPACE);
+    }
+    for (i, part) in text.split(' ').enumerate() {
+        if i > 0 {
+            out.push_str(SPACE);
+        }
+        out.push_str(part);
+    }
+}
+
+/// The kind of every token, with what conversion lost put right.
+fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, TokenizerError> {
+    let n_vocab = vocabulary.tokens.len();
+    if n_vocab >= 1 << 31 {
+        return Err(TokenizerError::TooLarge { what: "the number of tokens" });
+    }
+    let mut kinds = vocabulary.kinds.clone();
+    if kinds.is_empty() {
+        kinds = vec![TokenKind::Normal; n_vocab];
+    }
+    if kinds.len() != n_vocab {
+        return Err(TokenizerError::WrongLength {
+            key: "tokenizer.ggml.token_type",
+            expected: n_vocab,
+            found: kinds.len(),
+        });
+    }
+    for (text, kind) in vocabulary.tokens.iter().zip(&mut kinds) {
+        let is_end = special::ENDS.contains(&text.as_str());
+        let is_special = *kind == TokenKind::UserDefined
+            && special::AMBIGUOUS_ENDS.contains(&text.as_str());
+        if is_end || is_special {
+            *kind = TokenKind::Control;
+        }
+    }
+    if several_messages(&vocabulary.tokens)
+        && let Some(id) = vocabulary.tokens.iter().position(|t| t == special::MESSAGE_END)
+    {
+        kinds[id] = TokenKind::Control;
+    }
+    Ok(kinds)
+}
+
+/// Whether an answer of this vocabulary's model has several messages.
+fn several_messages(tokens: &[String]) -> bool {
+    let has = |text: &str| tokens.iter().any(|token| token == text);
+    has(special::MESSAGE_END)
+        && special::SEVERAL_MESSAGES.iter().any(|set| set.iter().all(|text| has(text)))
+}
+
+/// The tokens that end an answer.
+fn ends(vocabulary: &Vocabulary<'_>, kinds: &[TokenKind], eos: Option<u32>) -> BTreeSet<u32> {
+    let by_text = (0u32..).zip(vocabulary.tokens.iter().zip(kinds)).filter(|(_, (text, kind))| {
+        let text = text.as_str();
+        **kind == TokenKind::Control
+            && (special::ENDS.contains(&text) || special::AMBIGUOUS_ENDS.contains(&text))
+            && (text != special::MESSAGE_END || !several_messages(&vocabulary.tokens))
+    });
+    let n_vocab = kinds.len();
+    let declared = vocabulary.end_of_generation.iter().copied();
+    by_text
+        .map(|(id, _)| id)
+        .chain(declared.filter(|&id| (id as usize) < n_vocab))
+        .chain(eos)
+        .collect()
+}
+
+/// The special ids and flags of a vocabulary, checked.
+struct Specials {
+    bos: Option<u32>,
+    eos: Option<u32>,
+    padding: Option<u32>,
+    unknown: Option<u32>,
+    add_bos: bool,
+    add_eos: bool,
+}
+
+impl Specials {
+    fn new(
+        vocabulary: &Vocabulary<'_>,
+        pre_adds_bos: bool,
+        is_spm: bool,
+    ) -> Result<Self, TokenizerError> {
+        let n_vocab = vocabulary.tokens.len();
+        let check = |key, id: Option<u32>| match id {
+            Some(id) if id as usize >= n_vocab => {
+                Err(TokenizerError::SpecialOutOfRange { key, id, n_vocab })
+            }
+            id => Ok(id),
+        };
+        let (bos_key, eos_key) = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id");
+        let this = Self {
+            bos: check(bos_key, vocabulary.bos)?,
+            eos: check(eos_key, vocabulary.eos)?,
+            // Files name padding tokens that were never added to the vocabulary; nobody needs them.
+            padding: vocabulary.padding.filter(|&id| (id as usize) < n_vocab),
+            unknown: check("tokenizer.ggml.unknown_token_id", vocabulary.unknown)?,
+            add_bos: vocabulary.add_bos.unwrap_or(is_spm || pre_adds_bos),
+            add_eos: vocabulary.add_eos.unwrap_or(false),
+        };
+        if this.add_bos && this.bos.is_none() {
+            let flag = "tokenizer.ggml.add_bos_token";
+            return Err(TokenizerError::MissingSpecial { flag, key: bos_key });
+        }
+        if this.add_eos && this.eos.is_none() {
+            let flag = "tokenizer.ggml.add_eos_token";
+            return Err(TokenizerError::MissingSpecial { flag, key: eos_key });
+        }
+        Ok(this)
+    }
+}
