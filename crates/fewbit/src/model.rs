@@ -69,7 +69,7 @@ pub struct ModelBuilder {
 
 impl std::fmt::Debug for ModelBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ModelBuilder").field("load", &self.load).finish_non_exhaustive()
+        f.debug_struct("ModelBuilder").field("threads", &self.load.threads).finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,8 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             synthetic::write(shape, ty, &path)?;
             let start = Instant::now();
             let file = fewbit::open(&path)?;
-            let options = LoadOptions { threads: common.threads.map(usize::from), ..LoadOptions::default() };
+            let mut options = LoadOptions::new();
+            options.threads = common.threads.map(usize::from);
             let decoder = Decoder::load(&file, &options)?;
             let load_s = start.elapsed().as_secs_f64();
             let work = Work::of(&file);
@@ -205,7 +206,7 @@ fn extend(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], last_logits: b
 
 /// Some tokens of the vocabulary, the same each time.
 fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
-    let n_vocab = decoder.config().n_vocab.max(1) as u64;
+    let n_vocab = decoder.n_vocab().max(1) as u64;
     let mut state = u64::from(seed) + 1;
     (0..n)
         .map(|_| {

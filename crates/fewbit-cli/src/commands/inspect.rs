@@ -38,8 +38,8 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let bits_per_weight = if n_weights == 0 { 0.0 } else { n_bytes as f64 * 8.0 / n_weights as f64 };
     let ctx = args.ctx.or_else(|| trained_context(&file));
     // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
-    let memory = ctx.map(|ctx| engine::estimate(&file, ctx).map(|estimate| (ctx, estimate)));
-    let isa = engine::Isa::from_env()?.to_string();
+    let isa = engine::Isa::from_env()?;
+    let memory = ctx.map(|ctx| engine::estimate(&file, isa, ctx).map(|estimate| (ctx, estimate)));
 
     if common.json {
         let metadata: Map<String, Value> =
@@ -63,7 +63,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
                 "weight_bytes": e.weight_bytes,
                 "kv_bytes": e.kv_bytes,
                 "scratch_bytes": e.scratch_bytes,
-                "total_bytes": e.weight_bytes + e.kv_bytes + e.scratch_bytes,
+                "total_bytes": e.total_bytes(),
             }),
         };
         return print_json(&json!({
@@ -78,7 +78,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             "n_weights": n_weights,
             "bits_per_weight": bits_per_weight,
             "memory": memory,
-            "isa": isa,
+            "isa": isa.to_string(),
         }));
     }
 
@@ -102,7 +102,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
         None => {}
         Some(Ok((ctx, e))) => out.line(format_args!(
             "memory with a context of {ctx} tokens: {} (weights {}, KV cache {}, scratch {})",
-            bytes(e.weight_bytes + e.kv_bytes + e.scratch_bytes),
+            bytes(e.total_bytes()),
             bytes(e.weight_bytes),
             bytes(e.kv_bytes),
             bytes(e.scratch_bytes),
