@@ -18,19 +18,19 @@
 //! out  = O * (1 / L)
 //! ```
 //!
-//! Pages hold f16. Keys are stored so that positions are vector lanes, values so that elements are:
+//! Pages hold f16 or f32 ([`KvElement`]). Keys are stored so that positions are vector lanes, values so that elements are:
 //!
 //! ```text
 //! keys    [n_kv_heads][PAGE / 16][head_dim][16]
 //! values  [n_kv_heads][PAGE][head_dim rounded up to 16]
 //! ```
 
+use crate::Isa;
 use crate::elementwise::multiversion;
 use crate::engine::Engine;
-use crate::generic::attention::KEY_BLOCK;
+use crate::generic::attention::{KEY_BLOCK, KvLoad};
 use crate::math::{SUM_LANES, exp, tree_sum};
 use crate::shared::SharedMut;
-use crate::{Isa, elementwise};
 use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -79,33 +79,66 @@ impl AttentionShape {
     }
 }
 
+/// An element type of the cache: f16 or f32.
+///
+/// Sealed: kernels exist for these two.
+#[allow(private_bounds)]
+pub trait KvElement: KvLoad + std::fmt::Debug + Default {
+    /// Rounds, nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// The exact value.
+    fn to_f32(self) -> f32;
+}
+
+impl KvElement for f16 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+impl KvElement for f32 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
 /// One page of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct KvPage<'a> {
+pub struct KvPage<'a, T = f16> {
     /// `[n_kv_heads][PAGE / 16][head_dim][16]`
-    pub keys: &'a [f16],
+    pub keys: &'a [T],
     /// `[n_kv_heads][PAGE][width]`
-    pub values: &'a [f16],
+    pub values: &'a [T],
 }
 
 /// One page of one layer, to be written.
 #[derive(Debug)]
-pub struct KvPageMut<'a> {
+pub struct KvPageMut<'a, T = f16> {
     /// As [`KvPage::keys`].
-    pub keys: &'a mut [f16],
+    pub keys: &'a mut [T],
     /// As [`KvPage::values`].
-    pub values: &'a mut [f16],
+    pub values: &'a mut [T],
 }
 
 /// The queries of one sequence, and its cache.
 #[derive(Clone, Debug)]
-pub struct AttentionSequence<'a> {
+pub struct AttentionSequence<'a, T = f16> {
     /// Position of the first query.
     pub first_position: usize,
     /// Queries, at consecutive positions. Their own keys and values are in the cache already.
     pub n_tokens: usize,
     /// All pages from position 0.
-    pub pages: Vec<KvPage<'a>>,
+    pub pages: Vec<KvPage<'a, T>>,
 }
 
 /// A partial result of one query row: maximum, sum, and where its `o` lies is known from context.
@@ -174,6 +207,29 @@ multiversion! {
     }
 }
 
+/// Converts to the cache's type and writes every `stride`-th element.
+fn convert_strided<T: KvElement>(isa: Isa, x: &[f32], out: &mut [T], stride: usize) {
+    #[inline(always)]
+    fn definition<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
+        for (y, &x) in out.iter_mut().step_by(stride).zip(x) {
+            *y = T::from_f32(x);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
+        definition(x, out, stride);
+    }
+
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+        Isa::Avx2 | Isa::Avx512 => unsafe { avx2(x, out, stride) },
+        _ => definition(x, out, stride),
+    }
+}
+
 /// Merges the partial result `(new, o)` of the next page into `(state, merged)`.
 fn merge(isa: Isa, state: &mut Partial, merged: &mut [f32], new: Partial, o: &[f32], is_first: bool) {
     if is_first {
@@ -190,10 +246,10 @@ fn merge(isa: Isa, state: &mut Partial, merged: &mut [f32], new: Partial, o: &[f
 impl Engine {
     /// Writes keys and values (`[n, n_kv_heads * head_dim]` each, keys rotated) of consecutive positions
     /// into `pages`, all pages from position 0.
-    pub fn store_kv(
+    pub fn store_kv<T: KvElement>(
         &self,
         shape: &AttentionShape,
-        pages: &mut [KvPageMut<'_>],
+        pages: &mut [KvPageMut<'_, T>],
         first_position: usize,
         k: &[f32],
         v: &[f32],
@@ -222,8 +278,8 @@ impl Engine {
                     // SAFETY: heads are handed out once, and parts of different heads do not overlap.
                     let (keys, values) =
                         unsafe { (page.0.range(block..block + KEY_BLOCK * hd), page.1.range(value..value + hd)) };
-                    elementwise::to_f16_strided(isa, &k[from.clone()], &mut keys[j % KEY_BLOCK..], KEY_BLOCK);
-                    elementwise::to_f16(isa, &v[from], values);
+                    convert_strided(isa, &k[from.clone()], &mut keys[j % KEY_BLOCK..], KEY_BLOCK);
+                    convert_strided(isa, &v[from], values, 1);
                 }
             }
         };
@@ -235,7 +291,13 @@ impl Engine {
     }
 
     /// Attention of all queries: `q` and `out` are `[tokens of all sequences, n_heads * head_dim]`.
-    pub fn attention(&self, shape: &AttentionShape, sequences: &[AttentionSequence<'_>], q: &[f32], out: &mut [f32]) {
+    pub fn attention<T: KvElement>(
+        &self,
+        shape: &AttentionShape,
+        sequences: &[AttentionSequence<'_, T>],
+        q: &[f32],
+        out: &mut [f32],
+    ) {
         let row = shape.n_heads * shape.head_dim;
         let n_tokens: usize = sequences.iter().map(|s| s.n_tokens).sum();
         assert!(q.len() == n_tokens * row && out.len() == q.len(), "queries of all sequences");
@@ -277,15 +339,15 @@ struct Unit {
     offset: usize,
 }
 
-struct Attention<'a> {
+struct Attention<'a, T> {
     isa: Isa,
     shape: &'a AttentionShape,
-    sequences: &'a [AttentionSequence<'a>],
+    sequences: &'a [AttentionSequence<'a, T>],
     q: &'a [f32],
     out: &'a SharedMut<'a, f32>,
 }
 
-impl Attention<'_> {
+impl<T: KvElement> Attention<'_, T> {
     fn group(&self) -> usize {
         self.shape.n_heads / self.shape.n_kv_heads
     }
@@ -448,7 +510,7 @@ impl Attention<'_> {
         }
     }
 
-    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[f16], scratch: &mut Scratch) {
+    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[T], scratch: &mut Scratch) {
         if !range.is_empty() {
             let width = self.shape.width();
             let o = &mut scratch.o[m * width..(m + 1) * width];
@@ -476,7 +538,7 @@ impl Tile {
     }
 
     /// `out[m][j] = q[m] . k_j`; `q`: `[rows][head_dim]`, `out` of row stride [`PAGE`].
-    fn scores(self, q: &[f32], keys: &[f16], head_dim: usize, out: &mut [f32]) {
+    fn scores<T: KvElement>(self, q: &[f32], keys: &[T], head_dim: usize, out: &mut [f32]) {
         let (n, n_blocks) = (q.len() / head_dim, keys.len() / (head_dim * KEY_BLOCK));
         assert!(n >= 1 && n <= self.rows && keys.len() == n_blocks * head_dim * KEY_BLOCK);
         assert!(out.len() >= (n - 1) * PAGE + n_blocks * KEY_BLOCK);
@@ -501,7 +563,7 @@ impl Tile {
     }
 
     /// `o[m] += sum over j in range of p[m][j] * v_j`; `p` of row stride [`PAGE`], `o`: `[n][width]`.
-    fn values(self, n: usize, p: &[f32], range: Range<usize>, values: &[f16], width: usize, o: &mut [f32]) {
+    fn values<T: KvElement>(self, n: usize, p: &[f32], range: Range<usize>, values: &[T], width: usize, o: &mut [f32]) {
         assert!(n >= 1 && n <= self.rows && range.start < range.end && range.end <= PAGE);
         assert!(p.len() >= (n - 1) * PAGE + range.end && values.len() >= range.end * width && o.len() >= n * width);
         assert!(width.is_multiple_of(16));
@@ -531,18 +593,17 @@ macro_rules! tiles {
     ($module:ident, $simd:ty, $features:literal, $r:literal, [$($m:literal)*]) => {
         mod $module {
             use super::PAGE;
-            use crate::generic::attention;
-            use half::f16;
+            use crate::generic::attention::{self, KvLoad};
 
             /// # Safety
             /// The slices hold what `super::Tile::scores` asserts, and the CPU has the features.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn scores(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[f16], out: &mut [f32]) {
-                let (q, keys, out) = (q.as_ptr(), keys.as_ptr().cast::<u16>(), out.as_mut_ptr());
+            pub(super) unsafe fn scores<T: KvLoad>(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[T], out: &mut [f32]) {
+                let (q, keys, out) = (q.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
                 // SAFETY: the caller's promise.
                 unsafe {
                     match n {
-                        $($m => attention::scores::<$simd, $r, $m>(hd, n_blocks, q, keys, out, PAGE),)*
+                        $($m => attention::scores::<$simd, T, $r, $m>(hd, n_blocks, q, keys, out, PAGE),)*
                         _ => unreachable!("a tile of {n} rows"),
                     }
                 }
@@ -551,12 +612,12 @@ macro_rules! tiles {
             /// # Safety
             /// The slices hold what `super::Tile::values` asserts, and the CPU has the features.
             #[target_feature(enable = $features)]
-            pub(super) unsafe fn values(n: usize, width: usize, len: usize, p: &[f32], v: &[f16], o: &mut [f32]) {
-                let (p, v, o) = (p.as_ptr(), v.as_ptr().cast::<u16>(), o.as_mut_ptr());
+            pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
+                let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
                 // SAFETY: the caller's promise.
                 unsafe {
                     match n {
-                        $($m => attention::values::<$simd, $r, $m>(width, len, p, PAGE, v, o),)*
+                        $($m => attention::values::<$simd, T, $r, $m>(width, len, p, PAGE, v, o),)*
                         _ => unreachable!("a tile of {n} rows"),
                     }
                 }

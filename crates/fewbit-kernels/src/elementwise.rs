@@ -126,17 +126,3 @@ multiversion! {
         }
     }
 }
-
-/// Rounds to f16, nearest even.
-pub(crate) fn to_f16(isa: Isa, x: &[f32], out: &mut [half::f16]) {
-    to_f16_strided(isa, x, out, 1);
-}
-
-multiversion! {
-    /// Rounds to f16, nearest even, and writes every `stride`-th element.
-    pub(crate) fn to_f16_strided(x: &[f32], out: &mut [half::f16], stride: usize) {
-        for (y, &x) in out.iter_mut().step_by(stride).zip(x) {
-            *y = half::f16::from_f32(x);
-        }
-    }
-}

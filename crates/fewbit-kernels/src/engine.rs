@@ -114,8 +114,7 @@ impl Engine {
             SharedMut::new(&mut q32.wide_sums),
             SharedMut::new(&mut q32.scaled_sums),
         );
-        let q256 =
-            (SharedMut::new(&mut q256.codes), SharedMut::new(&mut q256.scales), SharedMut::new(&mut q256.sums));
+        let q256 = (SharedMut::new(&mut q256.codes), SharedMut::new(&mut q256.scales), SharedMut::new(&mut q256.sums));
         self.pool.for_chunks(n_rows, 4, |rows, _| {
             for row in rows {
                 let part = |elems: usize| row * n_cols / elems..(row + 1) * n_cols / elems;

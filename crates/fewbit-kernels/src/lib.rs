@@ -21,7 +21,7 @@ mod pool;
 mod shared;
 
 pub use activations::{ActivationKinds, Activations};
-pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut, PAGE};
+pub use attention::{AttentionSequence, AttentionShape, KvElement, KvPage, KvPageMut, PAGE};
 pub use engine::{Engine, RopeStyle};
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};

@@ -211,8 +211,7 @@ unsafe fn cols_256<const N: usize>(x: &Activations, first: usize, b: usize) -> [
     unsafe {
         let at = |n: usize| (first + n) * (x.n_cols / 256) + b;
         let q = &x.q256;
-        let mut cols =
-            [Col256 { codes: q.codes.as_ptr(), scales: q.scales.as_ptr(), sums: q.sums.as_ptr() }; N];
+        let mut cols = [Col256 { codes: q.codes.as_ptr(), scales: q.scales.as_ptr(), sums: q.sums.as_ptr() }; N];
         for (n, col) in cols.iter_mut().enumerate() {
             col.codes = col.codes.add(at(n) * 256);
             col.scales = col.scales.add(at(n));

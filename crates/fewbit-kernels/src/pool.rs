@@ -117,8 +117,10 @@ impl ThreadPool {
         let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
         let mut spins = 0u32;
         while shared.running.load(Ordering::Acquire) != 0 {
-            spins = spins.wrapping_add(1);
-            if spins.is_multiple_of(1 << 14) {
+            // Chunks make the threads finish within microseconds of each other. A longer wait means that a
+            // worker has lost its core, perhaps to this very loop.
+            spins = spins.saturating_add(1);
+            if spins > 1 << 10 {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();

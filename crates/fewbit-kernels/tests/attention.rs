@@ -3,7 +3,8 @@
 
 use fewbit_kernels::math::{exp, tree_sum};
 use fewbit_kernels::{
-    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvPage, KvPageMut, PAGE, RopeStyle,
+    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE,
+    RopeStyle,
 };
 use half::f16;
 
@@ -17,15 +18,16 @@ fn random(n: usize, seed: u64) -> Vec<f32> {
 }
 
 /// A cache of one layer.
-struct Cache {
+struct Cache<T> {
     shape: AttentionShape,
-    pages: Vec<(Vec<f16>, Vec<f16>)>,
+    pages: Vec<(Vec<T>, Vec<T>)>,
 }
 
-impl Cache {
+impl<T: KvElement> Cache<T> {
     fn new(shape: AttentionShape, n: usize) -> Self {
         // Not zero: whatever lies behind the last position must not matter.
-        let page = || (vec![f16::NAN; shape.key_elems()], vec![f16::INFINITY; shape.value_elems()]);
+        let page =
+            || (vec![T::from_f32(f32::NAN); shape.key_elems()], vec![T::from_f32(f32::INFINITY); shape.value_elems()]);
         Self { shape, pages: (0..n.div_ceil(PAGE)).map(|_| page()).collect() }
     }
 
@@ -35,17 +37,24 @@ impl Cache {
         engine.store_kv(&self.shape, &mut pages, first, k, v);
     }
 
-    fn sequence(&self, first_position: usize, n_tokens: usize) -> AttentionSequence<'_> {
+    fn sequence(&self, first_position: usize, n_tokens: usize) -> AttentionSequence<'_, T> {
         let pages = self.pages.iter().map(|(k, v)| KvPage { keys: k, values: v }).collect();
         AttentionSequence { first_position, n_tokens, pages }
     }
 }
 
 /// The definition, for one query row.
-fn definition(shape: &AttentionShape, position: usize, kv_head: usize, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f32> {
+fn definition<T: KvElement>(
+    shape: &AttentionShape,
+    position: usize,
+    kv_head: usize,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+) -> Vec<f32> {
     let hd = shape.head_dim;
     let row = shape.n_kv_heads * hd;
-    let at = |x: &[f32], j: usize, d: usize| f16::from_f32(x[j * row + kv_head * hd + d]).to_f32();
+    let at = |x: &[f32], j: usize, d: usize| T::from_f32(x[j * row + kv_head * hd + d]).to_f32();
     let first = shape.window.map_or(0, |w| (position + 1).saturating_sub(w));
     let (mut max, mut sum, mut out) = (0.0f32, 0.0f32, Vec::new());
     for page in first / PAGE..=position / PAGE {
@@ -82,11 +91,16 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 #[test]
 fn attention_equals_its_definition_however_it_is_split() {
+    check_attention::<f16>();
+    check_attention::<f32>();
+}
+
+fn check_attention<T: KvElement>() {
     for (n_heads, n_kv_heads, head_dim, window, n) in [
-        (9, 3, 64, None, 700),
+        (9, 3, 64, None, 600),
         (4, 4, 8, None, 300),
         (8, 2, 24, Some(64), 600),
-        (8, 1, 128, Some(257), 530),
+        (4, 1, 128, Some(257), 530),
         (2, 2, 16, Some(1), 40),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -97,14 +111,14 @@ fn attention_equals_its_definition_however_it_is_split() {
         let want: Vec<f32> = (0..n * n_heads)
             .flat_map(|i| {
                 let query = &qs[i * head_dim..(i + 1) * head_dim];
-                definition(&shape, i / n_heads, i % n_heads / group, query, &k, &v)
+                definition::<T>(&shape, i / n_heads, i % n_heads / group, query, &k, &v)
             })
             .collect();
         for isa in Isa::available() {
             for threads in [1, 2] {
                 let engine = Engine::new(isa, threads).expect("available");
                 for chunk in [1, 7, 64, 1000] {
-                    let mut cache = Cache::new(shape, n);
+                    let mut cache = Cache::<T>::new(shape, n);
                     let mut out = vec![0.0; n * q];
                     // One token at a time only for the last few: it is the slowest.
                     let mut first = if chunk == 1 { n - 5 } else { 0 };
@@ -132,7 +146,7 @@ fn sequences_of_a_batch_do_not_touch_each_other() {
     for isa in Isa::available() {
         let engine = Engine::new(isa, 2).expect("available");
         let lens = [(300, 1), (5, 3), (260, 40)];
-        let caches: Vec<Cache> = (0..lens.len())
+        let caches: Vec<Cache<f16>> = (0..lens.len())
             .map(|s| {
                 let n = lens[s].0;
                 let mut cache = Cache::new(shape, n);

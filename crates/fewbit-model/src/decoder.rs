@@ -13,13 +13,13 @@
 //! logits = rms_norm(x[wanted rows]) Woutput
 //! ```
 
-use crate::cache::{KvCache, page_bytes};
-use crate::memory::check_fits;
+use crate::cache::{KvCache, KvType, LayerStep, append_and_attend, page_bytes};
+use crate::memory::{check_fits, default_kv_type};
 use crate::rope::Rope;
 use crate::weights::{Weights, engine};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
-use fewbit_kernels::{ActivationKinds, Activations, AttentionSequence, Engine, Isa, PAGE};
+use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +32,8 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Instruction set; by default `FEWBIT_ISA`, else the best that the CPU has.
     pub isa: Option<Isa>,
+    /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
+    pub kv_type: Option<KvType>,
     /// Called with bytes done and bytes in all, as tensors are read.
     pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -51,6 +53,12 @@ impl LoadOptions {
     /// Sets [`isa`](Self::isa).
     pub fn isa(mut self, isa: Isa) -> Self {
         self.isa = Some(isa);
+        self
+    }
+
+    /// Sets [`kv_type`](Self::kv_type).
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.kv_type = Some(ty);
         self
     }
 
@@ -127,6 +135,7 @@ pub struct Decoder {
     weights: Weights,
     rope: Rope,
     engine: Engine,
+    kv_type: KvType,
     /// Buffers of a step; held for its length, so that steps of different callers take turns.
     scratch: Mutex<Scratch>,
 }
@@ -174,7 +183,8 @@ impl Decoder {
         );
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Ok(Self { id, config, weights, rope, engine, scratch: Mutex::default() })
+        let kv_type = options.kv_type.unwrap_or(default_kv_type(file));
+        Ok(Self { id, config, weights, rope, engine, kv_type, scratch: Mutex::default() })
     }
 
     /// Shape and constants.
@@ -197,6 +207,11 @@ impl Decoder {
         self.engine.isa()
     }
 
+    /// Element type of the KV caches.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
     /// The kernels and threads in use.
     pub fn engine(&self) -> &Engine {
         &self.engine
@@ -209,12 +224,12 @@ impl Decoder {
 
     /// Bytes that one more position takes in a cache, on average.
     pub fn kv_bytes_per_position(&self) -> u64 {
-        page_bytes(&self.config) / PAGE as u64
+        page_bytes(&self.config, self.kv_type) / PAGE as u64
     }
 
     /// An empty sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.id, &self.config)
+        KvCache::new(self.id, &self.config, self.kv_type)
     }
 
     /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits
@@ -292,24 +307,16 @@ impl Decoder {
         e.rope(c.rope_style, c.head_dim, c.n_heads, &s.cos, &s.sin, &mut s.q);
         e.rope(c.rope_style, c.head_dim, c.n_kv_heads, &s.cos, &s.sin, &mut s.k);
 
-        let kv_dim = c.n_kv_heads * c.head_dim;
-        let mut first = 0;
-        for chunk in batch.iter_mut() {
-            let rows = first * kv_dim..(first + chunk.tokens.len()) * kv_dim;
-            let (shape, position) = (chunk.cache.shape, chunk.cache.len());
-            e.store_kv(&shape, &mut chunk.cache.layer_mut(index), position, &s.k[rows.clone()], &s.v[rows]);
-            first += chunk.tokens.len();
-        }
-        let sequences: Vec<AttentionSequence<'_>> = batch
-            .iter()
-            .map(|chunk| AttentionSequence {
-                first_position: chunk.cache.len(),
-                n_tokens: chunk.tokens.len(),
-                pages: chunk.cache.layer(index),
+        let mut end = 0;
+        let mut caches: Vec<_> = batch
+            .iter_mut()
+            .map(|chunk| {
+                end += chunk.tokens.len();
+                (&mut *chunk.cache, end - chunk.tokens.len()..end)
             })
             .collect();
-        let shape = crate::cache::attention_shape(c);
-        e.attention(&shape, &sequences, &s.q, &mut s.attention);
+        let step = LayerStep { layer: index, q: &s.q, k: &s.k, v: &s.v };
+        append_and_attend(e, &mut caches, &step, &mut s.attention);
         e.activate(&s.attention, w.attn_output.n_cols(), ActivationKinds::of([w.attn_output.ty()]), &mut s.input);
         e.matmul_add(&w.attn_output, &s.input, &mut s.x);
 

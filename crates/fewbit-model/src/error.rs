@@ -59,7 +59,9 @@ pub enum ModelError {
         found: Vec<u64>,
     },
     /// A tensor's type cannot be computed with.
-    #[error("tensor {name:?} is of type {ty}, which this version of fewbit cannot run; convert the model to another type")]
+    #[error(
+        "tensor {name:?} is of type {ty}, which this version of fewbit cannot run; convert the model to another type"
+    )]
     UnsupportedTensorType {
         /// The tensor's name.
         name: String,

@@ -11,7 +11,7 @@ mod memory;
 mod rope;
 mod weights;
 
-pub use cache::KvCache;
+pub use cache::{KvCache, KvType};
 pub use config::ModelConfig;
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;

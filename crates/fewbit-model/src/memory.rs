@@ -1,10 +1,11 @@
 //! What a model will take, before anything is allocated.
 
-use crate::cache::page_bytes;
+use crate::cache::{KvType, page_bytes};
 use crate::weights::packed_bytes;
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
 use fewbit_kernels::{Isa, PAGE};
+use fewbit_quant::TensorType;
 
 /// Memory that a loaded model and one sequence take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +26,17 @@ impl MemoryEstimate {
     }
 }
 
-/// Estimates what loading `file` for `isa` and a context of `n_ctx` positions will take.
+/// Estimates what loading `file` for `isa` and a context of `n_ctx` positions will take. `kv_type` as in
+/// [`LoadOptions`](crate::LoadOptions::kv_type).
 ///
 /// # Errors
 /// As [`ModelConfig::from_gguf`].
-pub fn estimate(file: &GgufFile, isa: Isa, n_ctx: usize) -> Result<MemoryEstimate, ModelError> {
+pub fn estimate(
+    file: &GgufFile,
+    isa: Isa,
+    n_ctx: usize,
+    kv_type: Option<KvType>,
+) -> Result<MemoryEstimate, ModelError> {
     let config = ModelConfig::from_gguf(file.metadata())?;
     let pages = n_ctx.div_ceil(PAGE) as u64;
     // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
@@ -37,9 +44,17 @@ pub fn estimate(file: &GgufFile, isa: Isa, n_ctx: usize) -> Result<MemoryEstimat
     let widths = 3 * config.dim + 3 * config.n_heads * config.head_dim + 2 * config.ffn_dim;
     Ok(MemoryEstimate {
         weight_bytes: packed_bytes(file, isa).0,
-        kv_bytes: pages.saturating_mul(page_bytes(&config)),
+        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(file)))),
         scratch_bytes: 512 * 5 * widths as u64,
     })
+}
+
+/// The cache is never the coarsest part: full precision for full-precision weights, else f16.
+pub(crate) fn default_kv_type(file: &GgufFile) -> KvType {
+    match file.tensors().iter().all(|t| t.ty == TensorType::F32) {
+        true => KvType::F32,
+        false => KvType::F16,
+    }
 }
 
 /// Refuses a load that the operating system says will not fit.

@@ -62,8 +62,7 @@ impl Weights {
         let mut loader = Loader { file, engine, progress, done_bytes: 0 };
         let embedding = loader.find("token_embd.weight")?;
         let n_vocab = *embedding.shape.first().unwrap_or(&0);
-        let (dim, q_dim, kv_dim) =
-            (config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
+        let (dim, q_dim, kv_dim) = (config.dim, config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim);
         let tied = file.tensor("output.weight").is_none();
         let n_vocab_rows = usize::try_from(n_vocab).unwrap_or(usize::MAX);
         let (output, embedding) = if tied {

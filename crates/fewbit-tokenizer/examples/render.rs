@@ -3,9 +3,7 @@
 //! `cargo run -p fewbit-tokenizer --example render -- TEMPLATE... < conversations.json` prints what
 //! `tests/data/templates/render.py` prints for the same input.
 
-use fewbit_tokenizer::{
-    ChatTemplate, Clock, Message, TemplateInput, TokenKind, Tokenizer, Vocabulary,
-};
+use fewbit_tokenizer::{ChatTemplate, Clock, Message, TemplateInput, TokenKind, Tokenizer, Vocabulary};
 use serde_json::{Map, Value, json};
 
 type AnyError = Box<dyn std::error::Error>;
@@ -27,11 +25,9 @@ fn main() -> Result<(), AnyError> {
     let mut result = Map::new();
     for path in std::env::args().skip(1) {
         let source = std::fs::read_to_string(&path)?;
-        let rows = conversations.iter().map(|conversation| {
-            match render(&source, &tokenizer, conversation) {
-                Ok(text) => json!({ "text": text }),
-                Err(error) => json!({ "error": error.to_string() }),
-            }
+        let rows = conversations.iter().map(|conversation| match render(&source, &tokenizer, conversation) {
+            Ok(text) => json!({ "text": text }),
+            Err(error) => json!({ "error": error.to_string() }),
         });
         let name = path.rsplit('/').next().unwrap_or(&path).to_owned();
         result.insert(name, rows.collect());
@@ -40,11 +36,7 @@ fn main() -> Result<(), AnyError> {
     Ok(())
 }
 
-fn render(
-    source: &str,
-    tokenizer: &Tokenizer,
-    conversation: &Map<String, Value>,
-) -> Result<String, AnyError> {
+fn render(source: &str, tokenizer: &Tokenizer, conversation: &Map<String, Value>) -> Result<String, AnyError> {
     let mut extra = conversation.clone();
     let messages = extra.shift_remove("messages").unwrap_or_default();
     let messages: Vec<Message> = messages
@@ -72,5 +64,5 @@ fn render(
         clock: Clock::Fixed { unix_s: 1_741_064_767 },
     };
     let template = ChatTemplate::new(source, tokenizer)?;
-    Ok(template.render(tokenizer, &input)?.text())
+    Ok(template.render(&input)?.text())
 }

@@ -14,9 +14,8 @@ type AnyError = Box<dyn std::error::Error>;
 
 fn main() -> Result<ExitCode, AnyError> {
     let folder = std::env::args_os().nth(1).ok_or("usage: vectors FOLDER")?;
-    let mut files: Vec<PathBuf> = std::fs::read_dir(folder)?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<_, std::io::Error>>()?;
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<_, std::io::Error>>()?;
     files.retain(|path| path.extension().is_some_and(|ext| ext == "gguf"));
     files.sort();
     let mut all_agree = true;
@@ -51,8 +50,7 @@ fn check(path: &Path) -> Result<Option<(usize, usize)>, AnyError> {
     cases.truncate(outputs.lines().count());
     let mut agree = 0;
     for (case, line) in cases.iter().zip(outputs.lines()) {
-        let expected: Vec<u32> =
-            line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        let expected: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
         let found = tokenizer.encode(case, SpecialTokens::Plain);
         if found == expected {
             agree += 1;

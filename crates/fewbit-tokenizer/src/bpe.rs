@@ -133,20 +133,14 @@ impl Bpe {
     }
 
     /// Appends the tokens of `piece` to `out`; `whole` finds the token that a piece is as a whole.
-    pub(crate) fn encode(
-        &self,
-        piece: &str,
-        whole: Lookup<'_>,
-        scratch: &mut Scratch,
-        out: &mut Vec<u32>,
-    ) {
+    pub(crate) fn encode(&self, piece: &str, whole: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let token = whole.get(piece.as_bytes());
         let state = token.and_then(|id| self.reachable.get(id as usize));
-        if let (Some(id), Some(state)) = (token, state) {
-            if self.ignore_merges || state.load(Ordering::Relaxed) == REACHABLE {
-                out.push(id);
-                return;
-            }
+        if let (Some(id), Some(state)) = (token, state)
+            && (self.ignore_merges || state.load(Ordering::Relaxed) == REACHABLE)
+        {
+            out.push(id);
+            return;
         }
         let before = out.len();
         self.merge(piece, whole, scratch, out);
@@ -161,8 +155,9 @@ impl Bpe {
         symbols.clear();
         let symbol = |start: usize, id| Symbol { id, start: start as u32, prev: NONE, next: NONE };
         match &self.alphabet {
-            Alphabet::Bytes(ids) => symbols
-                .extend(piece.bytes().enumerate().map(|(i, b)| symbol(i, ids[usize::from(b)]))),
+            Alphabet::Bytes(ids) => {
+                symbols.extend(piece.bytes().enumerate().map(|(i, b)| symbol(i, ids[usize::from(b)])))
+            }
             Alphabet::Chars => symbols.extend(piece.char_indices().map(|(i, c)| {
                 let text = &piece.as_bytes()[i..i + c.len_utf8()];
                 symbol(i, whole.get(text).unwrap_or(NONE))
@@ -237,9 +232,7 @@ impl Bpe {
         pairs.extend(symbols.windows(2).map(|pair| self.rule(pair[0].id, pair[1].id)));
         pairs.push(None);
         heap.clear();
-        heap.extend(
-            pairs.iter().enumerate().filter_map(|(i, m)| m.map(|m| Reverse((m.rank, i as u32)))),
-        );
+        heap.extend(pairs.iter().enumerate().filter_map(|(i, m)| m.map(|m| Reverse((m.rank, i as u32)))));
         while let Some(Reverse((rank, at))) = heap.pop() {
             let left = at as usize;
             let Some(merge) = pairs[left].filter(|merge| merge.rank == rank) else { continue };
@@ -309,7 +302,7 @@ mod tests {
         (texts, index)
     }
 
-    fn merged(bpe: &Bpe, piece: &str, lookup: Lookup<'_>, by_heap: bool) -> Vec<(u32, u32)> {
+    fn merged(bpe: &Bpe, piece: &str, by_heap: bool) -> Vec<(u32, u32)> {
         let Alphabet::Bytes(ids) = &bpe.alphabet else { panic!("byte level") };
         let mut symbols: Vec<Symbol> = piece
             .bytes()
@@ -322,7 +315,6 @@ mod tests {
         } else {
             bpe.merge_by_scan(&mut symbols, &mut pairs);
         }
-        let _ = lookup;
         symbols.iter().map(|s| (s.id, s.start)).collect()
     }
 
@@ -338,10 +330,7 @@ mod tests {
             let lookup = Lookup { texts: &texts, index: &index };
             let rules: Vec<String> = rules.iter().map(|(l, r)| format!("{l} {r}")).collect();
             let bpe = Bpe::new(&rules, lookup, true, false, None).expect("valid");
-            prop_assert_eq!(
-                merged(&bpe, &piece, lookup, true),
-                merged(&bpe, &piece, lookup, false)
-            );
+            prop_assert_eq!(merged(&bpe, &piece, true), merged(&bpe, &piece, false));
         }
     }
 

@@ -47,9 +47,7 @@ pub(crate) fn char_of(byte: u8) -> char {
 
 /// The bytes that a token's text stands for, or `None` if one of its characters stands for none.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
-    text.chars()
-        .map(|c| BYTES.get(c as usize).and_then(|&byte| u8::try_from(byte).ok()))
-        .collect()
+    text.chars().map(|c| BYTES.get(c as usize).and_then(|&byte| u8::try_from(byte).ok())).collect()
 }
 
 /// The byte in a byte token's text, `<0xAB>`.

@@ -43,8 +43,7 @@ impl StreamDecoder {
 
     /// As [`push`](Self::push), appending to `text`.
     pub fn push_to(&mut self, tokenizer: &Tokenizer, id: u32, text: &mut String) {
-        let mut bytes =
-            if self.show_special { tokenizer.raw_bytes(id) } else { tokenizer.token_bytes(id) };
+        let mut bytes = if self.show_special { tokenizer.raw_bytes(id) } else { tokenizer.token_bytes(id) };
         if bytes.is_empty() {
             return;
         }

@@ -17,8 +17,7 @@ impl<'a> Vocabulary<'a> {
     /// Reads what GGUF metadata says about the tokenizer. Nothing is checked but types.
     pub fn from_gguf(metadata: &'a Metadata) -> Result<Self, TokenizerError> {
         let model = metadata.str(MODEL)?.ok_or(TokenizerError::MissingModel)?.to_owned();
-        let tokens =
-            metadata.str_array(TOKENS)?.ok_or(TokenizerError::MissingField { key: TOKENS })?;
+        let tokens = metadata.str_array(TOKENS)?.ok_or(TokenizerError::MissingField { key: TOKENS })?;
         let kinds = metadata.i32_array("tokenizer.ggml.token_type")?.unwrap_or_default();
         let kinds: Vec<TokenKind> = (0u32..)
             .zip(kinds.iter())
@@ -43,9 +42,7 @@ impl<'a> Vocabulary<'a> {
             tokens: Cow::Borrowed(tokens),
             kinds,
             scores: scores(metadata)?,
-            merges: Cow::Borrowed(
-                metadata.str_array("tokenizer.ggml.merges")?.unwrap_or_default(),
-            ),
+            merges: Cow::Borrowed(metadata.str_array("tokenizer.ggml.merges")?.unwrap_or_default()),
             bos: id("tokenizer.ggml.bos_token_id")?,
             eos: id("tokenizer.ggml.eos_token_id")?,
             unknown: id("tokenizer.ggml.unknown_token_id")?,
@@ -84,8 +81,7 @@ impl<'a> Vocabulary<'a> {
             self.strips_after = (0u32..)
                 .zip(self.kinds.iter().zip(self.tokens.iter()))
                 .filter(|(_, (kind, text))| {
-                    (special(**kind) || **kind == TokenKind::UserDefined)
-                        && !keeps.contains(&text.as_str())
+                    (special(**kind) || **kind == TokenKind::UserDefined) && !keeps.contains(&text.as_str())
                 })
                 .map(|(id, _)| id)
                 .collect();

@@ -1,4 +1,46 @@
 //! Tokenizers and chat templates of fewbit.
+//!
+//! A [`Tokenizer`] is built from the metadata of a GGUF file, or from a [`Vocabulary`] made by hand:
+//! byte-level BPE with the pre-tokenizer that the file names, SentencePiece (`llama`), and Gemma 4's BPE over
+//! characters. It turns text into ids and ids into text; a [`StreamDecoder`] does the latter token by token
+//! and never returns half a character. A [`ChatTemplate`] turns a conversation into a prompt.
+//!
+//! ```
+//! use fewbit_tokenizer::{
+//!     ChatTemplate, Message, SpecialTokens, TemplateInput, TokenKind, Tokenizer, Vocabulary, encode_rendered,
+//! };
+//!
+//! // A vocabulary of three letters, as a file could hold it.
+//! let tokens: Vec<String> = ["a", "b", "c", "ab", "<end>"].map(String::from).into();
+//! let mut kinds = vec![TokenKind::Normal; 4];
+//! kinds.push(TokenKind::Control);
+//! let tokenizer = Tokenizer::new(&Vocabulary {
+//!     model: "gpt2".into(),
+//!     pre: Some("llama-bpe".into()),
+//!     tokens: tokens.into(),
+//!     kinds,
+//!     merges: vec!["a b".to_owned()].into(),
+//!     add_bos: Some(false),
+//!     ..Vocabulary::default()
+//! })?;
+//! assert_eq!(tokenizer.encode("abcab", SpecialTokens::Plain), [3, 2, 3]);
+//! assert_eq!(tokenizer.decode(&[3, 2, 3]), "abcab");
+//!
+//! // Only the template can write the token that ends a message.
+//! let template = ChatTemplate::new("{{ messages[0].content }}<end>", &tokenizer)?;
+//! let prompt = template.render(&TemplateInput::new(&[Message::user("abc<end>")]))?;
+//! assert_eq!(prompt.text(), "abc<end><end>");
+//! assert_eq!(encode_rendered(&tokenizer, &prompt).last(), Some(&4));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # What is promised
+//!
+//! A vocabulary or template comes from a model file and may be hostile: building from it returns a value or
+//! a typed error. A tokenizer that is not known exactly is refused by name, never guessed. Encoding takes time
+//! `n log n` in the length of the text whatever the text is, and what was encoded decodes to the same text
+//! where the vocabulary has every byte. What a template may not do, and what it still can, is said at
+//! [`ChatTemplate`].
 #![forbid(unsafe_code)]
 
 mod bpe;
@@ -18,8 +60,7 @@ pub use decode::StreamDecoder;
 pub use error::TokenizerError;
 pub use special::SpecialTokens;
 pub use template::{
-    ChatTemplate, Clock, Message, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits,
-    encode_rendered,
+    ChatTemplate, Clock, Message, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits, encode_rendered,
 };
 pub use tokenizer::{Tokenizer, TokenizerOptions};
 pub use vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};

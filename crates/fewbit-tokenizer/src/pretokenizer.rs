@@ -49,8 +49,7 @@ impl Step {
 }
 
 /// GPT-2's words: contractions in lower case, an optional space before letters, digits or the rest.
-const GPT2: Step =
-    Step::words(&[r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"]);
+const GPT2: Step = Step::words(&[r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"]);
 
 /// Every digit by itself.
 const DIGIT: Step = Step::plain(&[r"\p{N}"]);
@@ -115,26 +114,31 @@ const DEEPSEEK_LETTERS: &[&str] = &[
 const TABLE: &[PreTokenizer] = &[
     PreTokenizer {
         names: &[
-            "gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "exaone4",
-            "gigachat", "mellum", "modern-bert", "a.x-4.0",
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+            "exaone4",
+            "gigachat",
+            "mellum",
+            "modern-bert",
+            "a.x-4.0",
         ],
         steps: &[GPT2],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer {
-        names: &[
-            "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b",
-            "mellum2",
-        ],
+        names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
         steps: &[DIGIT, GPT2],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer {
-        names: &[
-            "llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2",
-        ],
+        names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         steps: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
@@ -145,17 +149,9 @@ const TABLE: &[PreTokenizer] = &[
         ignore_merges: false,
         add_bos: false,
     },
+    PreTokenizer { names: &["glm4", "glm5"], steps: &[LLAMA3], ignore_merges: true, add_bos: false },
     PreTokenizer {
-        names: &["glm4", "glm5"],
-        steps: &[LLAMA3],
-        ignore_merges: true,
-        add_bos: false,
-    },
-    PreTokenizer {
-        names: &[
-            "qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2",
-            "kormo",
-        ],
+        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"],
         steps: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
@@ -186,9 +182,7 @@ const TABLE: &[PreTokenizer] = &[
         steps: &[
             Step::plain(&[r"[\r\n]"]),
             Step::plain(DEEPSEEK_LETTERS),
-            Step::plain(&[
-                r"\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+",
-            ]),
+            Step::plain(&[r"\s?[!-/:-~\u{FF01}-\u{FF0F}\u{FF1A}-\u{FF5E}\u{2018}-\u{201F}\u{3000}-\u{3002}]+"]),
             Step::plain(&[r"\s+$"]),
             Step::plain(&[r"[\u{4E00}-\u{9FA5}\u{800}-\u{4E00}\u{AC00}-\u{D7FF}]+"]),
             Step::plain(&[r"\p{N}+"]),
@@ -230,12 +224,7 @@ const TABLE: &[PreTokenizer] = &[
         ignore_merges: false,
         add_bos: false,
     },
-    PreTokenizer {
-        names: &["viking"],
-        steps: &[Step::plain(&[BLOOM]), DIGIT],
-        ignore_merges: false,
-        add_bos: false,
-    },
+    PreTokenizer { names: &["viking"], steps: &[Step::plain(&[BLOOM]), DIGIT], ignore_merges: false, add_bos: false },
     PreTokenizer {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         steps: &[Step::words(&[
@@ -247,20 +236,13 @@ const TABLE: &[PreTokenizer] = &[
     },
     PreTokenizer {
         names: &["seed-coder"],
-        steps: &[Step::words(&[
-            CONTRACTIONS,
-            LETTERS,
-            r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+",
-        ])],
+        steps: &[Step::words(&[CONTRACTIONS, LETTERS, r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"])],
         ignore_merges: false,
         add_bos: false,
     },
     PreTokenizer {
         names: &["minicpm5"],
-        steps: &[
-            Step::plain(&[r"\p{N}{1,3}"]),
-            Step::words(&[CONTRACTIONS, LETTERS, r"|\p{N}+", SYMBOLS]),
-        ],
+        steps: &[Step::plain(&[r"\p{N}{1,3}"]), Step::words(&[CONTRACTIONS, LETTERS, r"|\p{N}+", SYMBOLS])],
         ignore_merges: true,
         add_bos: false,
     },
@@ -270,12 +252,7 @@ const TABLE: &[PreTokenizer] = &[
         ignore_merges: false,
         add_bos: false,
     },
-    PreTokenizer {
-        names: &["gemma4"],
-        steps: &[Step::plain(&[r"[^\n]+|\n+"])],
-        ignore_merges: false,
-        add_bos: true,
-    },
+    PreTokenizer { names: &["gemma4"], steps: &[Step::plain(&[r"[^\n]+|\n+"])], ignore_merges: false, add_bos: true },
     // What converters wrote before `pre` existed, when they were told to go on regardless.
     PreTokenizer {
         names: &["default"],
@@ -291,8 +268,7 @@ const TABLE: &[PreTokenizer] = &[
 ];
 
 /// BLOOM's words: everything up to white space or one of these punctuation marks.
-const BLOOM: &str =
-    r" ?[^(\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
+const BLOOM: &str = r" ?[^(\s|.,!?\u{2026}\u{3002}\u{FF0C}\u{3001}\u{964}\u{6D4}\u{60C})]+";
 
 /// Every known value of `tokenizer.ggml.pre`.
 pub(crate) fn names() -> Vec<&'static str> {
@@ -393,6 +369,41 @@ mod tests {
         for name in names() {
             assert_eq!(pieces(name, text).concat(), text, "{name}");
             assert!(pieces(name, "").is_empty(), "{name}");
+        }
+    }
+
+    /// The expectations come from another engine, with the published expressions, lookaheads included:
+    /// `tests/data/pieces.py`.
+    #[test]
+    fn pieces_are_those_of_the_published_expressions() {
+        let texts: Vec<String> = serde_json::from_str(include_str!("../tests/data/texts.json")).expect("valid");
+        let expected: std::collections::BTreeMap<String, Vec<Vec<String>>> =
+            serde_json::from_str(include_str!("../tests/data/pieces.json")).expect("valid");
+        let mut tested = std::collections::BTreeSet::new();
+        for (name, cases) in &expected {
+            let row = find(name).expect("known");
+            tested.insert(row.names[0]);
+            for (text, expected) in texts.iter().zip(cases) {
+                assert_eq!(&pieces(name, text), expected, "{name}: {text:?}");
+            }
+        }
+        let steps = |row: &PreTokenizer| -> Vec<String> { row.steps.iter().map(|step| format!("{step:?}")).collect() };
+        for row in TABLE {
+            let same = TABLE.iter().any(|r| tested.contains(r.names[0]) && steps(r) == steps(row));
+            assert!(same, "no expectations for {:?}", row.names);
+        }
+    }
+
+    #[test]
+    fn long_runs_take_linear_time() {
+        // A quarter of a megabyte each: anything quadratic would take minutes.
+        for unit in [" ", "\n", " \n", "a", "aB", "1", "!", "\u{3000}", "'", "中", "\u{301}", "\t ", "\0"] {
+            let text = unit.repeat((1 << 18) / unit.len());
+            for row in TABLE {
+                let mut n_bytes = 0;
+                Splitter::new(row).split(&text, &mut |piece| n_bytes += piece.len());
+                assert_eq!(n_bytes, text.len(), "{:?} {unit:?}", row.names);
+            }
         }
     }
 

@@ -123,23 +123,14 @@ impl Matcher {
         use TokenKind::{Control, Unknown, UserDefined};
         let leftmost = MatchKind::LeftmostLongest;
         Ok(Self {
-            all: Patterns::new(texts, kinds, leftmost, |kind| {
-                matches!(kind, Control | Unknown | UserDefined)
-            })?,
+            all: Patterns::new(texts, kinds, leftmost, |kind| matches!(kind, Control | Unknown | UserDefined))?,
             user_defined: Patterns::new(texts, kinds, leftmost, |kind| kind == UserDefined)?,
-            control: Patterns::new(texts, kinds, MatchKind::Standard, |kind| {
-                matches!(kind, Control | Unknown)
-            })?,
+            control: Patterns::new(texts, kinds, MatchKind::Standard, |kind| matches!(kind, Control | Unknown))?,
         })
     }
 
     /// Cuts `text` at its special tokens.
-    pub(crate) fn fragments<'t>(
-        &self,
-        text: &'t str,
-        special: SpecialTokens,
-        found: &mut dyn FnMut(Fragment<'t>),
-    ) {
+    pub(crate) fn fragments<'t>(&self, text: &'t str, special: SpecialTokens, found: &mut dyn FnMut(Fragment<'t>)) {
         let patterns = match special {
             SpecialTokens::Parse => &self.all,
             SpecialTokens::Plain => &self.user_defined,
@@ -163,9 +154,7 @@ impl Matcher {
     /// Where control tokens start in `text`, overlapping ones included, in no particular order.
     pub(crate) fn control_starts(&self, text: &str) -> Vec<usize> {
         match &self.control.automaton {
-            Some(automaton) => {
-                automaton.find_overlapping_iter(text).map(|hit| hit.start()).collect()
-            }
+            Some(automaton) => automaton.find_overlapping_iter(text).map(|hit| hit.start()).collect(),
             None => Vec::new(),
         }
     }

@@ -100,9 +100,7 @@ impl Spm {
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
-        let token_of = |start: u32, end: u32| {
-            tokens.get(text.as_bytes().get(start as usize..end as usize)?)
-        };
+        let token_of = |start: u32, end: u32| tokens.get(text.as_bytes().get(start as usize..end as usize)?);
         let mut first = Vec::with_capacity(symbols.len());
         for left in 0..symbols.len() {
             first.extend(self.candidate(&mut symbols, left as u32, &token_of));

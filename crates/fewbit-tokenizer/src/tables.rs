@@ -63,8 +63,7 @@ impl TextIndex {
     /// Indexes the non-empty texts whose id `wanted` accepts. The lowest id wins where texts repeat.
     pub(crate) fn new(texts: &TextTable, wanted: impl Fn(u32) -> bool) -> Self {
         let n_slots = (texts.len() * 2 + 1).next_power_of_two();
-        let mut index =
-            Self { slots: vec![NONE; n_slots], hasher: RandomState::new(), max_len_bytes: 0 };
+        let mut index = Self { slots: vec![NONE; n_slots], hasher: RandomState::new(), max_len_bytes: 0 };
         for id in 0..texts.len() as u32 {
             let Some(text) = texts.get(id).filter(|text| !text.is_empty() && wanted(id)) else {
                 continue;

@@ -1,6 +1,7 @@
 //! The tokenizer: text to ids and back, for every family behind one type.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use fewbit_format::Metadata;
 
@@ -45,7 +46,7 @@ pub struct Tokenizer {
     decoded: TextTable,
     kinds: Vec<TokenKind>,
     family: Family,
-    matcher: Matcher,
+    matcher: Arc<Matcher>,
     bos: Option<u32>,
     eos: Option<u32>,
     padding: Option<u32>,
@@ -81,10 +82,7 @@ impl Tokenizer {
     }
 
     /// As [`from_gguf`](Self::from_gguf), with what the caller knows better.
-    pub fn from_gguf_with(
-        metadata: &Metadata,
-        options: &TokenizerOptions,
-    ) -> Result<Self, TokenizerError> {
+    pub fn from_gguf_with(metadata: &Metadata, options: &TokenizerOptions) -> Result<Self, TokenizerError> {
         let mut vocabulary = Vocabulary::from_gguf(metadata)?;
         if let Some(pre) = &options.pre {
             vocabulary.pre = Some(pre.clone());
@@ -147,11 +145,7 @@ impl Tokenizer {
                 row.ignore_merges,
                 specials.unknown,
             )?;
-            let whole = if byte_level {
-                TextIndex::new(&decoded, |id| is_byte_level[id as usize])
-            } else {
-                stored
-            };
+            let whole = if byte_level { TextIndex::new(&decoded, |id| is_byte_level[id as usize]) } else { stored };
             Family::Bpe { bpe, splitter: Splitter::new(row), whole, byte_level }
         } else {
             if vocabulary.scores.len() != kinds.len() {
@@ -169,7 +163,7 @@ impl Tokenizer {
         };
         Ok(Self {
             by_text: TextIndex::new(&texts, |_| true),
-            matcher: Matcher::new(&texts, &kinds)?,
+            matcher: Arc::new(Matcher::new(&texts, &kinds)?),
             texts,
             decoded,
             family,
@@ -324,8 +318,8 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    pub(crate) fn matcher(&self) -> &Matcher {
-        &self.matcher
+    pub(crate) fn matcher(&self) -> Arc<Matcher> {
+        Arc::clone(&self.matcher)
     }
 
     pub(crate) fn encoder(&self) -> Encoder<'_> {
@@ -461,8 +455,7 @@ fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, Tokenize
     }
     for (text, kind) in vocabulary.tokens.iter().zip(&mut kinds) {
         let is_end = special::ENDS.contains(&text.as_str());
-        let is_special = *kind == TokenKind::UserDefined
-            && special::AMBIGUOUS_ENDS.contains(&text.as_str());
+        let is_special = *kind == TokenKind::UserDefined && special::AMBIGUOUS_ENDS.contains(&text.as_str());
         if is_end || is_special {
             *kind = TokenKind::Control;
         }
@@ -478,8 +471,7 @@ fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, Tokenize
 /// Whether an answer of this vocabulary's model has several messages.
 fn several_messages(tokens: &[String]) -> bool {
     let has = |text: &str| tokens.iter().any(|token| token == text);
-    has(special::MESSAGE_END)
-        && special::SEVERAL_MESSAGES.iter().any(|set| set.iter().all(|text| has(text)))
+    has(special::MESSAGE_END) && special::SEVERAL_MESSAGES.iter().any(|set| set.iter().all(|text| has(text)))
 }
 
 /// The tokens that end an answer.
@@ -492,11 +484,7 @@ fn ends(vocabulary: &Vocabulary<'_>, kinds: &[TokenKind], eos: Option<u32>) -> B
     });
     let n_vocab = kinds.len();
     let declared = vocabulary.end_of_generation.iter().copied();
-    by_text
-        .map(|(id, _)| id)
-        .chain(declared.filter(|&id| (id as usize) < n_vocab))
-        .chain(eos)
-        .collect()
+    by_text.map(|(id, _)| id).chain(declared.filter(|&id| (id as usize) < n_vocab)).chain(eos).collect()
 }
 
 /// The special ids and flags of a vocabulary, checked.
@@ -510,16 +498,10 @@ struct Specials {
 }
 
 impl Specials {
-    fn new(
-        vocabulary: &Vocabulary<'_>,
-        pre_adds_bos: bool,
-        is_spm: bool,
-    ) -> Result<Self, TokenizerError> {
+    fn new(vocabulary: &Vocabulary<'_>, pre_adds_bos: bool, is_spm: bool) -> Result<Self, TokenizerError> {
         let n_vocab = vocabulary.tokens.len();
         let check = |key, id: Option<u32>| match id {
-            Some(id) if id as usize >= n_vocab => {
-                Err(TokenizerError::SpecialOutOfRange { key, id, n_vocab })
-            }
+            Some(id) if id as usize >= n_vocab => Err(TokenizerError::SpecialOutOfRange { key, id, n_vocab }),
             id => Ok(id),
         };
         let (bos_key, eos_key) = ("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id");

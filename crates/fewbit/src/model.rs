@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fewbit_format::{FormatError, GgufFile};
-use fewbit_model::{Chunk, Decoder, KvCache, LoadOptions, Logits, LogitsFor, ModelConfig};
+use fewbit_model::{Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, ModelConfig};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
@@ -74,9 +74,22 @@ impl std::fmt::Debug for ModelBuilder {
 }
 
 impl ModelBuilder {
-    /// How many threads compute; by default one per core.
+    /// How many threads compute; by default as many as `FEWBIT_THREADS` says, else all.
     pub fn threads(mut self, n: usize) -> Self {
         self.load.threads = Some(n);
+        self
+    }
+
+    /// The instruction set to use; by default the one that `FEWBIT_ISA` names, else the best that the
+    /// CPU has. The result is the same.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.load.isa = Some(isa);
+        self
+    }
+
+    /// The type of the KV cache; by default f16 for quantized models.
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.load.kv_type = Some(ty);
         self
     }
 
@@ -340,7 +353,7 @@ impl Model {
             Template::Broken(error) => return Err(Arc::clone(error).into()),
         };
         let tokenizer = &self.inner.tokenizer;
-        let rendered = template.render(tokenizer, &TemplateInput::new(messages))?;
+        let rendered = template.render(&TemplateInput::new(messages))?;
         let mut tokens = encode_rendered(tokenizer, &rendered);
         // Most templates write the token that begins a text themselves; it must not come twice.
         if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())

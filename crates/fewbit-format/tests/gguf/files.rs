@@ -107,6 +107,24 @@ fn a_vocabulary_has_no_tensors() {
 }
 
 #[test]
+fn tensor_data_may_stand_in_another_order_than_the_records() {
+    let mut bytes = small().to_bytes().unwrap();
+    let header = fewbit_format::parse(&bytes).unwrap();
+    // The offsets are the last eight bytes of the two records: swap them, and move the tensors along.
+    let records = |name: &str| bytes.windows(8).position(|window| window == name.as_bytes()).unwrap() + 8;
+    let (a, b) = (records("tensor.a") + 4 + 16 + 4, records("tensor.b") + 4 + 8 + 4);
+    bytes[a..a + 8].copy_from_slice(&32u64.to_le_bytes());
+    bytes[b..b + 8].copy_from_slice(&0u64.to_le_bytes());
+    let data = header.data_offset as usize;
+    bytes[data..data + 28].copy_from_slice(&counting(28));
+    bytes[data + 32..data + 100].copy_from_slice(&counting(68));
+
+    let file = GgufFile::from_bytes(bytes).unwrap();
+    assert_eq!(file.tensor_bytes(&file.tensors()[0]), counting(68));
+    assert_eq!(file.tensor_bytes(&file.tensors()[1]), counting(28));
+}
+
+#[test]
 fn a_file_can_be_shared_between_threads() {
     fn check<T: Send + Sync + 'static>() {}
     check::<GgufFile>();

@@ -77,12 +77,7 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
 }
 
 /// Python's methods, as far as templates use them.
-fn method(
-    state: &mut State<'_, '_>,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, Error> {
+fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         match name {
             "format" => check_format(text)?,
@@ -97,8 +92,7 @@ fn method(
             "partition" | "rpartition" => {
                 let (separator,): (&str,) = from_args(args)?;
                 let forward = name == "partition";
-                let parts =
-                    if forward { text.split_once(separator) } else { text.rsplit_once(separator) };
+                let parts = if forward { text.split_once(separator) } else { text.rsplit_once(separator) };
                 let parts = match parts {
                     Some((before, after)) => vec![before, separator, after],
                     None if forward => vec![text, "", ""],
@@ -141,8 +135,7 @@ fn check_format(format: &str) -> Result<(), Error> {
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template")
-        .with_source(Refusal(message)))
+    Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Refusal(message)))
 }
 
 /// What `strftime_now` finds in [`CLOCK`].
@@ -157,9 +150,7 @@ fn strftime_now(state: &State<'_, '_>, format: &str) -> Result<String, Error> {
     let bad = |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, error.to_string());
     check_format(format)?;
     let now = match state.lookup(CLOCK).and_then(|unix_s| unix_s.as_i64()) {
-        Some(unix_s) => {
-            jiff::Timestamp::from_second(unix_s).map_err(bad)?.to_zoned(TimeZone::UTC)
-        }
+        Some(unix_s) => jiff::Timestamp::from_second(unix_s).map_err(bad)?.to_zoned(TimeZone::UTC),
         None => jiff::Zoned::now(),
     };
     strtime::format(format, &now).map_err(bad)
@@ -246,12 +237,7 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String
     Ok(out)
 }
 
-fn write_json(
-    value: &Value,
-    style: &JsonStyle,
-    depth: usize,
-    out: &mut String,
-) -> Result<(), Error> {
+fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > MAX_JSON_DEPTH {
         return Err(Error::new(ErrorKind::BadSerialization, "nested too deeply"));
     }
@@ -367,33 +353,28 @@ fn write_string(text: &str, style: &JsonStyle, out: &mut String) {
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
+    // Expressions and comments are skipped whole: a tag in them is no tag.
+    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(end) = tag.find("%}") else {
+        let close = match tag.as_bytes().get(1) {
+            Some(b'%') => "%}",
+            Some(b'{') => "}}",
+            _ => "#}",
+        };
+        let Some(end) = tag.find(close).map(|end| end + close.len()) else {
             rest = tag;
             break;
         };
-        let inside = &tag[2..end];
+        let (tag, after) = tag.split_at(end);
+        let inside = &tag[2..end - 2];
         let word = inside.trim_matches(|c: char| c.is_whitespace() || matches!(c, '-' | '+'));
-        let replacement = match word {
-            "generation" => Some("if true"),
-            "endgeneration" => Some("endif"),
-            _ => None,
-        };
-        match replacement {
-            Some(replacement) => {
-                out.push_str("{%");
-                out.push_str(&inside.replace(word, replacement));
-                out.push_str("%}");
-                rest = &tag[end + 2..];
-            }
-            // Only the opening is consumed: what follows may be a string with delimiters in it.
-            None => {
-                out.push_str("{%");
-                rest = &tag[2..];
-            }
+        match word {
+            "generation" if close == "%}" => out.push_str(&tag.replacen(word, "if true", 1)),
+            "endgeneration" if close == "%}" => out.push_str(&tag.replacen(word, "endif", 1)),
+            _ => out.push_str(tag),
         }
+        rest = after;
     }
     out.push_str(rest);
     out

@@ -16,15 +16,18 @@
 //! search or split it see what was said.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::TemplateError;
+use crate::special::Matcher;
 use crate::tokenizer::Tokenizer;
 
 /// Finds what must be broken in a conversation.
 #[derive(Debug)]
 pub(super) struct Guard {
+    matcher: Arc<Matcher>,
     /// Characters that cannot be markers since the template contains them.
     in_template: BTreeSet<char>,
     /// Proper beginnings of special tokens.
@@ -39,6 +42,7 @@ const NAMES: [&str; 2] = ["role", "type"];
 impl Guard {
     pub(super) fn new(template: &str, tokenizer: &Tokenizer) -> Self {
         let mut guard = Self {
+            matcher: tokenizer.matcher(),
             in_template: template.chars().filter(|&c| is_noncharacter(c)).collect(),
             beginnings: BTreeSet::new(),
             ends: BTreeSet::new(),
@@ -54,25 +58,20 @@ impl Guard {
     }
 
     /// Breaks special tokens in every string of `value`. Returns the marker if one was needed.
-    pub(super) fn apply(
-        &self,
-        tokenizer: &Tokenizer,
-        value: &mut Value,
-    ) -> Result<Option<char>, TemplateError> {
+    pub(super) fn apply(&self, value: &mut Value) -> Result<Option<char>, TemplateError> {
         let mut used = self.in_template.clone();
         let mut needed = false;
         visit(value, &mut |text| {
             used.extend(text.chars().filter(|&c| is_noncharacter(c)));
-            needed = needed || !self.places(tokenizer, text).is_empty();
+            needed = needed || !self.places(text).is_empty();
         });
         if !needed {
             return Ok(None);
         }
-        let marker =
-            noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
+        let marker = noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
         visit(value, &mut |text| {
             // From the back, so that the places before stay where they are.
-            for place in self.places(tokenizer, text).into_iter().rev() {
+            for place in self.places(text).into_iter().rev() {
                 text.insert(place, marker);
             }
         });
@@ -80,12 +79,9 @@ impl Guard {
     }
 
     /// Where `text` needs a marker: offsets of characters to put it before.
-    fn places(&self, tokenizer: &Tokenizer, text: &str) -> BTreeSet<usize> {
-        let after_first = |start: usize| {
-            start + text[start..].chars().next().map_or(0, char::len_utf8)
-        };
-        let mut places: BTreeSet<usize> =
-            tokenizer.matcher().control_starts(text).into_iter().map(after_first).collect();
+    fn places(&self, text: &str) -> BTreeSet<usize> {
+        let after_first = |start: usize| start + text[start..].chars().next().map_or(0, char::len_utf8);
+        let mut places: BTreeSet<usize> = self.matcher.control_starts(text).into_iter().map(after_first).collect();
         // A template may trim the text, or not.
         for part in [text, text.trim()] {
             let offset = text.len() - text.trim_start().len();
@@ -111,8 +107,8 @@ fn visit(value: &mut Value, change: &mut dyn FnMut(&mut String)) {
                 .into_iter()
                 .map(|(mut key, mut field)| {
                     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
-                    let is_name = NAMES.contains(&key.as_str())
-                        && field.as_str().is_some_and(|name| name.chars().all(plain));
+                    let is_name =
+                        NAMES.contains(&key.as_str()) && field.as_str().is_some_and(|name| name.chars().all(plain));
                     if !is_name {
                         visit(&mut field, change);
                     }

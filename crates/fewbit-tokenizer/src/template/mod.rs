@@ -182,6 +182,10 @@ impl RenderedPrompt {
 }
 
 /// A chat template for one tokenizer.
+///
+/// It runs for a limited number of steps and writes a limited text ([`TemplateLimits`]). It reads nothing but
+/// the conversation and the clock, and can include no other template. Limits do not cover the memory of
+/// string variables that a template doubles again and again.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -198,15 +202,11 @@ impl ChatTemplate {
     }
 
     /// As [`new`](Self::new), with other limits.
-    pub fn with_limits(
-        source: &str,
-        tokenizer: &Tokenizer,
-        limits: TemplateLimits,
-    ) -> Result<Self, TemplateError> {
+    pub fn with_limits(source: &str, tokenizer: &Tokenizer, limits: TemplateLimits) -> Result<Self, TemplateError> {
         let mut environment = environment::build(limits.steps);
-        environment.add_template_owned(NAME, environment::without_generation_tags(source)).map_err(
-            |error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) },
-        )?;
+        environment
+            .add_template_owned(NAME, environment::without_generation_tags(source))
+            .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         let special_texts = [
             // Templates add BOS to other text, which fails where it is undefined.
@@ -218,20 +218,13 @@ impl ChatTemplate {
         Ok(Self {
             environment,
             guard: Guard::new(source, tokenizer),
-            special_texts: special_texts
-                .into_iter()
-                .filter_map(|(name, text)| Some((name, text?)))
-                .collect(),
+            special_texts: special_texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect(),
             limits,
         })
     }
 
     /// Writes the prompt for a conversation.
-    pub fn render(
-        &self,
-        tokenizer: &Tokenizer,
-        input: &TemplateInput<'_>,
-    ) -> Result<RenderedPrompt, TemplateError> {
+    pub fn render(&self, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
         let messages = input.messages.iter().map(|message| {
             let mut fields = Map::new();
             fields.insert("role".into(), message.role.clone().into());
@@ -245,7 +238,7 @@ impl ChatTemplate {
         variables.insert("documents".into(), serde_json::Value::Null);
         variables.extend(input.extra.clone());
         let mut variables = serde_json::Value::Object(variables);
-        let marker = self.guard.apply(tokenizer, &mut variables)?;
+        let marker = self.guard.apply(&mut variables)?;
         if let Some(variables) = variables.as_object_mut() {
             variables.insert("add_generation_prompt".into(), input.add_generation_prompt.into());
             for (name, text) in &self.special_texts {

@@ -1,0 +1,119 @@
+//! Vocabularies that must be refused: one test per error.
+
+use fewbit_format::Metadata;
+use fewbit_tokenizer::{TokenKind, Tokenizer, TokenizerError, Vocabulary};
+
+use crate::support::byte_level;
+
+fn refused(vocabulary: &Vocabulary<'_>) -> TokenizerError {
+    Tokenizer::new(vocabulary).expect_err("must be refused")
+}
+
+fn spm() -> Vocabulary<'static> {
+    Vocabulary {
+        model: "llama".into(),
+        tokens: vec!["<unk>".to_owned(), "<s>".to_owned()].into(),
+        kinds: vec![TokenKind::Unknown, TokenKind::Control],
+        scores: vec![0.0, 0.0].into(),
+        unknown: Some(0),
+        bos: Some(1),
+        ..Vocabulary::default()
+    }
+}
+
+#[test]
+fn no_model() {
+    let error = Tokenizer::from_gguf(&Metadata::default()).expect_err("empty");
+    assert!(matches!(error, TokenizerError::MissingModel), "{error}");
+}
+
+#[test]
+fn unknown_model_is_named() {
+    let error = refused(&Vocabulary { model: "rwkv".into(), ..byte_level("gpt-2", &[]) });
+    assert!(matches!(&error, TokenizerError::UnknownModel { model } if model == "rwkv"));
+    assert!(error.to_string().contains("rwkv") && error.to_string().contains("gpt2"));
+}
+
+#[test]
+fn missing_and_unknown_pre_tell_of_the_override() {
+    let error = refused(&Vocabulary { pre: None, ..byte_level("gpt-2", &[]) });
+    assert!(matches!(error, TokenizerError::MissingPre));
+    assert!(error.to_string().contains("TokenizerOptions::pre"), "{error}");
+    // `gemma4` splits text that is not byte-level.
+    for pre in ["", "gpt-3", "gemma4", "Smollm"] {
+        let error = refused(&byte_level(pre, &[]));
+        assert!(matches!(&error, TokenizerError::UnknownPre { pre: found } if found == pre));
+        assert!(error.to_string().contains("smollm"), "{error}");
+    }
+}
+
+#[test]
+fn missing_tokens() {
+    let mut metadata = Metadata::default();
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    let error = Tokenizer::from_gguf(&metadata).expect_err("no tokens");
+    assert!(matches!(error, TokenizerError::MissingField { key: "tokenizer.ggml.tokens" }));
+    // A value of another type is the reader's error.
+    metadata.set("tokenizer.ggml.tokens", 5u32);
+    let error = Tokenizer::from_gguf(&metadata).expect_err("tokens are no list");
+    assert!(matches!(error, TokenizerError::Metadata(_)), "{error}");
+}
+
+#[test]
+fn lists_of_different_lengths() {
+    let error = refused(&Vocabulary { kinds: vec![TokenKind::Normal], ..byte_level("gpt-2", &[]) });
+    assert!(matches!(error, TokenizerError::WrongLength { found: 1, .. }), "{error}");
+    let error = refused(&Vocabulary { scores: vec![0.0; 3].into(), ..spm() });
+    assert!(matches!(error, TokenizerError::WrongLength { expected: 2, found: 3, .. }), "{error}");
+}
+
+#[test]
+fn unknown_token_type() {
+    let mut metadata = Metadata::default();
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.tokens", vec!["a".to_owned(), "b".to_owned()]);
+    metadata.set("tokenizer.ggml.token_type", vec![1i32, 9]);
+    let error = Tokenizer::from_gguf(&metadata).expect_err("type 9");
+    assert!(matches!(error, TokenizerError::UnknownTokenType { id: 1, found: 9 }), "{error}");
+}
+
+#[test]
+fn bad_merge() {
+    let vocabulary = Vocabulary { merges: vec!["a b".to_owned(), "ab".to_owned()].into(), ..byte_level("gpt-2", &[]) };
+    let error = refused(&vocabulary);
+    assert!(matches!(error, TokenizerError::BadMerge { index: 1, .. }), "{error}");
+}
+
+#[test]
+fn bad_byte_token() {
+    let mut vocabulary = spm();
+    vocabulary.kinds[1] = TokenKind::Byte;
+    let error = refused(&Vocabulary { add_bos: Some(false), ..vocabulary });
+    assert!(matches!(error, TokenizerError::BadByteToken { id: 1, .. }), "{error}");
+}
+
+#[test]
+fn bad_score() {
+    let error = refused(&Vocabulary { scores: vec![0.0, f32::NAN].into(), ..spm() });
+    assert!(matches!(error, TokenizerError::BadScore { id: 1 }), "{error}");
+}
+
+#[test]
+fn special_token_outside_the_vocabulary() {
+    let error = refused(&Vocabulary { eos: Some(9), ..spm() });
+    assert!(matches!(error, TokenizerError::SpecialOutOfRange { id: 9, n_vocab: 2, .. }), "{error}");
+}
+
+#[test]
+fn a_token_that_is_to_be_added_but_is_not_named() {
+    let error = refused(&Vocabulary { bos: None, ..spm() });
+    assert!(matches!(error, TokenizerError::MissingSpecial { .. }), "{error}");
+    let error = refused(&Vocabulary { add_eos: Some(true), ..spm() });
+    assert!(error.to_string().contains("eos_token_id"), "{error}");
+}
+
+#[test]
+fn text_that_would_vanish() {
+    let error = refused(&Vocabulary { unknown: None, ..spm() });
+    assert!(matches!(error, TokenizerError::NoFallback { byte: 0 }), "{error}");
+}

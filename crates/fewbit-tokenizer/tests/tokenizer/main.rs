@@ -1,0 +1,10 @@
+//! Tests of the tokenizer crate through its public API, as one binary.
+
+mod bpe;
+mod chat;
+mod decode;
+mod errors;
+mod smollm2;
+mod spm;
+mod support;
+mod templates;

@@ -1,0 +1,177 @@
+//! Chat templates against Python's Jinja2, and what must not happen: `tests/data/templates/render.py`.
+
+use fewbit_tokenizer::{
+    ChatTemplate, Clock, Message, TemplateError, TemplateInput, TemplateLimits, TokenKind, Tokenizer, Vocabulary,
+};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
+
+use crate::support::small;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Expected {
+    Text(String),
+    Error(IgnoredAny),
+}
+
+/// The special tokens that `render.py` gives to templates.
+fn tokenizer() -> Tokenizer {
+    let tokens: Vec<String> = ["<unk>", "<s>", "</s>", "<pad>"].map(String::from).into();
+    Tokenizer::new(&Vocabulary {
+        model: "gpt2".into(),
+        pre: Some("gpt-2".into()),
+        kinds: vec![TokenKind::Control; tokens.len()],
+        tokens: tokens.into(),
+        unknown: Some(0),
+        bos: Some(1),
+        eos: Some(2),
+        padding: Some(3),
+        ..Vocabulary::default()
+    })
+    .expect("valid")
+}
+
+/// A message from its JSON. Content that is no text goes to the fields.
+fn message(json: &Value) -> Message {
+    let mut fields = json.as_object().cloned().unwrap_or_default();
+    let role = fields.shift_remove("role").unwrap_or_default();
+    let text = fields.get("content").and_then(Value::as_str).map(str::to_owned);
+    if text.is_some() {
+        fields.shift_remove("content");
+    }
+    let role = role.as_str().unwrap_or_default().to_owned();
+    Message { role, content: text.unwrap_or_default(), fields }
+}
+
+fn check(name: &str, source: &str) {
+    let conversations: Vec<Map<String, Value>> =
+        serde_json::from_str(include_str!("../data/templates/conversations.json")).expect("valid");
+    let mut expected: Map<String, Value> =
+        serde_json::from_str(include_str!("../data/templates/expected.json")).expect("valid");
+    let expected: Vec<Expected> = serde_json::from_value(expected.remove(name).expect("rendered")).expect("valid");
+    let tokenizer = tokenizer();
+    let template = ChatTemplate::new(source, &tokenizer).expect("valid");
+    for (conversation, expected) in conversations.into_iter().zip(expected) {
+        let mut extra = conversation.clone();
+        let messages = extra.shift_remove("messages").unwrap_or_default();
+        let messages: Vec<Message> = messages.as_array().into_iter().flatten().map(message).collect();
+        let input = TemplateInput {
+            messages: &messages,
+            add_generation_prompt: extra.shift_remove("add_generation_prompt") == Some(Value::Bool(true)),
+            tools: extra.shift_remove("tools"),
+            extra,
+            clock: Clock::Fixed { unix_s: 1_741_064_767 },
+        };
+        match (template.render(&input), expected) {
+            (Ok(prompt), Expected::Text(expected)) => {
+                assert_eq!(prompt.text(), expected, "{conversation:?}");
+                assert_eq!(prompt.marker(), None);
+            }
+            (Err(_), Expected::Error(_)) => {}
+            (found, expected) => panic!("{conversation:?}: {found:?}, expected {expected:?}"),
+        }
+    }
+}
+
+#[test]
+fn smollm2_renders_as_in_python() {
+    check("smollm2.jinja", include_str!("../data/templates/smollm2.jinja"));
+}
+
+#[test]
+fn what_templates_use_renders_as_in_python() {
+    check("features.jinja", include_str!("../data/templates/features.jinja"));
+}
+
+fn render(source: &str) -> Result<String, TemplateError> {
+    render_with(source, TemplateLimits::default())
+}
+
+fn render_with(source: &str, limits: TemplateLimits) -> Result<String, TemplateError> {
+    let tokenizer = small();
+    let messages = [Message::user("hi")];
+    let template = ChatTemplate::with_limits(source, &tokenizer, limits)?;
+    Ok(template.render(&TemplateInput::new(&messages))?.text())
+}
+
+#[test]
+fn errors_name_the_line() {
+    let error = render("a\nb {% if %}").expect_err("syntax");
+    assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error:?}");
+    let error = render("a\n\n{{ nothing.attribute }}").expect_err("undefined");
+    assert!(matches!(error, TemplateError::Failed { line: 3, .. }), "{error:?}");
+    assert!(error.to_string().contains("line 3"), "{error}");
+    let error = render("{{ no_such_function() }}").expect_err("unknown");
+    assert!(matches!(error, TemplateError::Failed { line: 1, .. }), "{error:?}");
+}
+
+#[test]
+fn a_refusal_keeps_its_words() {
+    for source in [
+        "{{ raise_exception('Roles must alternate!') }}",
+        "{% macro m() %}{{ raise_exception('Roles must alternate!') }}{% endmacro %}{{ m() }}",
+    ] {
+        let error = render(source).expect_err("refused");
+        assert!(
+            matches!(&error, TemplateError::Refused { message } if message == "Roles must alternate!"),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn endless_templates_stop() {
+    let nested = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
+    let limits = TemplateLimits { steps: 100_000, ..TemplateLimits::default() };
+    let error = render_with(nested, limits).expect_err("too long");
+    assert!(matches!(error, TemplateError::OutOfSteps { steps: 100_000 }), "{error:?}");
+    let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
+    assert!(render(recursive).is_err());
+}
+
+#[test]
+fn output_is_limited() {
+    let limits = TemplateLimits { output_bytes: 1000, ..TemplateLimits::default() };
+    let error = render_with("{% for a in range(2000) %}x{% endfor %}", limits).expect_err("long");
+    assert!(matches!(error, TemplateError::OutputTooLong { output_bytes: 1000 }), "{error:?}");
+    assert_eq!(render_with("{{ 'x' * 1000 }}", limits).expect("just fits").len(), 1000);
+}
+
+#[test]
+fn templates_reach_no_other_file() {
+    for source in ["{% include '/etc/passwd' %}", "{% extends 'x' %}", "{% import 'x' as y %}"] {
+        assert!(matches!(render(source), Err(TemplateError::Failed { .. })), "{source}");
+    }
+}
+
+#[test]
+fn absurd_sizes_are_errors() {
+    for source in [
+        "{{ 'x' | indent(99999999999) }}",
+        "{{ 'x' | indent(9999999999999999999999) }}",
+        "{{ '%99999999999d' | format(1) }}",
+        "{{ '{:99999999999}'.format(1) }}",
+        "{{ strftime_now('%99999999999d') }}",
+        "{{ [1] | tojson(indent=99999999999) }}",
+        "{{ 'x' * 99999999999 }}",
+        "{{ range(99999999999) }}",
+        "{{ [] | slice(99999999999) }}",
+        "{{ ''[::-1] }}",
+    ] {
+        assert!(matches!(render(source), Err(TemplateError::Failed { .. })), "{source}");
+    }
+}
+
+#[test]
+fn the_system_clock_is_used_by_default() {
+    let year: i32 = render("{{ strftime_now('%Y') }}").expect("valid").parse().expect("a year");
+    assert!((2024..3000).contains(&year), "{year}");
+}
+
+#[test]
+fn generation_tags_do_nothing() {
+    let source = "a {%- generation -%} b {% endgeneration %}\nc {{ '{% generation %}' }}{# {% #}";
+    assert_eq!(render(source).expect("valid"), "ab c {% generation %}");
+}
