@@ -1,3 +1,7 @@
-//! Tests of the public API, in one program.
+//! Tests of the public API and of the repository, in one program.
 
+mod exact;
+mod generation;
 mod hub;
+mod smollm2;
+mod tidy;
