@@ -354,13 +354,18 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     // Expressions and comments are skipped whole: a tag in them is no tag.
-    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
+    while let Some(start) = rest.find('{') {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let close = match tag.as_bytes().get(1) {
             Some(b'%') => "%}",
             Some(b'{') => "}}",
-            _ => "#}",
+            Some(b'#') => "#}",
+            _ => {
+                out.push('{');
+                rest = &tag[1..];
+                continue;
+            }
         };
         let Some(end) = tag.find(close).map(|end| end + close.len()) else {
             rest = tag;
