@@ -26,7 +26,7 @@ const MAX_JSON_DEPTH: usize = 128;
 pub(super) struct Refusal(pub(super) String);
 
 /// An environment without templates.
-pub(super) fn build(steps: u64) -> Environment<'static> {
+pub(super) fn build() -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("the default delimiters are valid"));
@@ -34,7 +34,6 @@ pub(super) fn build(steps: u64) -> Environment<'static> {
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     // Keeps line numbers, and copies of the source for error messages, in every build alike.
     env.set_debug(false);
-    env.set_fuel(Some(steps));
     env.set_unknown_method_callback(method);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);

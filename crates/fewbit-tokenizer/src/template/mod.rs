@@ -119,16 +119,18 @@ impl<'a> TemplateInput<'a> {
 /// How far a template may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TemplateLimits {
-    /// Instructions of the template engine.
+    /// Instructions of the template engine for any conversation.
     pub steps: u64,
+    /// Instructions more for each message: templates look ahead and back, some of them over all messages.
+    pub steps_per_message: u64,
     /// Length of what it writes.
     pub output_bytes: usize,
 }
 
 impl Default for TemplateLimits {
-    /// Two million steps (part of a second) and 64 MiB, far from any conversation that a model can read.
+    /// Two million steps (part of a second), ten thousand per message, and 64 MiB.
     fn default() -> Self {
-        Self { steps: 2_000_000, output_bytes: 64 << 20 }
+        Self { steps: 2_000_000, steps_per_message: 10_000, output_bytes: 64 << 20 }
     }
 }
 
@@ -236,7 +238,7 @@ impl ChatTemplate {
             return Err(TemplateError::SourceTooLong { bytes: source.len(), limit: MAX_SOURCE_BYTES });
         }
         let environment = on_large_stack(|| {
-            let mut environment = environment::build(limits.steps);
+            let mut environment = environment::build();
             let source = environment::without_generation_tags(source);
             environment.add_template_owned(NAME, source).map(|()| environment)
         })
@@ -281,10 +283,14 @@ impl ChatTemplate {
             }
             variables.insert(environment::CLOCK.into(), environment::clock_variable(input.clock));
         }
+        let n_messages = u64::try_from(input.messages.len()).unwrap_or(u64::MAX);
+        let steps = self.limits.steps.saturating_add(self.limits.steps_per_message.saturating_mul(n_messages));
         let (result, output) = on_large_stack(|| {
+            let mut engine = self.environment.clone();
+            // The engine counts in signed numbers.
+            engine.set_fuel(Some(steps.min(isize::MAX as u64)));
             let mut output = Limited { text: Vec::new(), limit: self.limits.output_bytes, hit: false };
-            let result = self
-                .environment
+            let result = engine
                 .get_template(NAME)
                 .and_then(|t| t.render_captured_to(environment::value(&variables), &mut output).map(drop));
             (result, output)
@@ -293,30 +299,31 @@ impl ChatTemplate {
         if output.hit {
             return Err(TemplateError::OutputTooLong { output_bytes: self.limits.output_bytes });
         }
-        result.map_err(|error| self.explain(&error))?;
+        result.map_err(|error| explain(&error, steps))?;
         let marked = String::from_utf8(output.text)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         Ok(RenderedPrompt { marked, marker })
     }
+}
 
-    fn explain(&self, error: &minijinja::Error) -> TemplateError {
-        if error.kind() == ErrorKind::OutOfFuel {
-            return TemplateError::OutOfSteps { steps: self.limits.steps };
-        }
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            if let Some(refusal) = inner.downcast_ref::<environment::Refusal>() {
-                return TemplateError::Refused { message: refusal.0.clone() };
-            }
-            if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
-                && inner.kind() == ErrorKind::OutOfFuel
-            {
-                return TemplateError::OutOfSteps { steps: self.limits.steps };
-            }
-            source = inner.source();
-        }
-        TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
+/// The error of this crate for one of the engine.
+fn explain(error: &minijinja::Error, steps: u64) -> TemplateError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TemplateError::OutOfSteps { steps };
     }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(refusal) = inner.downcast_ref::<environment::Refusal>() {
+            return TemplateError::Refused { message: refusal.0.clone() };
+        }
+        if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
+            && inner.kind() == ErrorKind::OutOfFuel
+        {
+            return TemplateError::OutOfSteps { steps };
+        }
+        source = inner.source();
+    }
+    TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
 }
 
 /// What is wrong, without the place.

@@ -124,7 +124,7 @@ fn a_refusal_keeps_its_words() {
 #[test]
 fn endless_templates_stop() {
     let nested = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
-    let limits = TemplateLimits { steps: 100_000, ..TemplateLimits::default() };
+    let limits = TemplateLimits { steps: 90_000, steps_per_message: 10_000, ..TemplateLimits::default() };
     let error = render_with(nested, limits).expect_err("too long");
     assert!(matches!(error, TemplateError::OutOfSteps { steps: 100_000 }), "{error:?}");
     let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
