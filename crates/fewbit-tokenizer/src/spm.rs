@@ -196,23 +196,57 @@ mod tests {
     use super::*;
     use crate::tables::TextIndex;
 
+    /// Random pieces over three letters, and the encoder for them.
+    fn spm(pieces: &[(String, i8)]) -> (TextTable, Spm) {
+        let mut texts = TextTable::default();
+        for text in ["a", "b", "c", SPACE].into_iter().chain(pieces.iter().map(|(text, _)| text.as_str())) {
+            texts.push(text.as_bytes()).expect("small");
+        }
+        let scores: Vec<f32> = [-9.0; 4].into_iter().chain(pieces.iter().map(|(_, score)| f32::from(*score))).collect();
+        let spm = Spm::new(&scores, &texts, &vec![TokenKind::Normal; scores.len()], Some(0)).expect("valid");
+        (texts, spm)
+    }
+
+    /// The definition: look for the best pair, merge it, begin again.
+    fn by_definition(spm: &Spm, tokens: Lookup<'_>, text: &str) -> Vec<u32> {
+        let mut symbols: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(usize, f32)> = None;
+            for (i, pair) in symbols.windows(2).enumerate() {
+                if let Some(id) = tokens.get(pair.concat().as_bytes())
+                    && best.is_none_or(|(_, score)| spm.scores[id as usize] > score)
+                {
+                    best = Some((i, spm.scores[id as usize]));
+                }
+            }
+            let Some((i, _)) = best else { break };
+            let right = symbols.remove(i + 1);
+            symbols[i].push_str(&right);
+        }
+        symbols.iter().map(|symbol| tokens.get(symbol.as_bytes()).expect("a token")).collect()
+    }
+
     proptest! {
+        #[test]
+        fn the_queue_does_what_the_definition_says(
+            pieces in prop::collection::vec(("[abc]{2,5}", -9i8..0), 0..60),
+            text in "[abc\u{2581}]{0,40}",
+        ) {
+            let (texts, spm) = spm(&pieces);
+            let tokens = Lookup { texts: &texts, index: &TextIndex::new(&texts, |_| true) };
+            let mut ids = Vec::new();
+            spm.encode(&text, tokens, &mut Scratch::default(), &mut ids);
+            prop_assert_eq!(ids, by_definition(&spm, tokens, &text));
+        }
+
         /// On vocabularies that allow it, words one by one give what the whole text gives.
         #[test]
         fn words_and_whole_text_agree(
             pieces in prop::collection::vec(("\u{2581}{0,2}[abc]{0,3}", -9i8..0), 0..40),
             text in "[abc\u{2581}]{0,60}",
         ) {
-            let mut texts = TextTable::default();
-            for text in ["a", "b", "c", SPACE].into_iter().chain(pieces.iter().map(|(text, _)| text.as_str())) {
-                texts.push(text.as_bytes()).expect("small");
-            }
-            let scores: Vec<f32> =
-                [-9.0; 4].into_iter().chain(pieces.iter().map(|(_, score)| f32::from(*score))).collect();
-            let kinds = vec![TokenKind::Normal; scores.len()];
-            let index = TextIndex::new(&texts, |_| true);
-            let tokens = Lookup { texts: &texts, index: &index };
-            let mut spm = Spm::new(&scores, &texts, &kinds, Some(0)).expect("valid");
+            let (texts, mut spm) = spm(&pieces);
+            let tokens = Lookup { texts: &texts, index: &TextIndex::new(&texts, |_| true) };
             prop_assert!(spm.by_words);
             let mut encode = |by_words| {
                 spm.by_words = by_words;
