@@ -1,2 +1,65 @@
 //! The `fewbit` program.
-fn main() {}
+//!
+//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed (one line
+//! `error: ...` says why and what to do), 2 wrong usage.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod loading;
+mod output;
+mod synthetic;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help goes to stdout, which may be closed: that is no failure of ours.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(2),
+            };
+        }
+    };
+    start_log(cli.common.verbose);
+    let common = &cli.common;
+    let result = match &cli.command {
+        Command::Run(args) => commands::run::run(common, args),
+        Command::Chat(args) => commands::chat::run(common, args),
+        Command::Pull(args) => commands::pull::run(common, args),
+        Command::List => commands::list::run(common),
+        Command::Inspect(args) => commands::inspect::run(common, args),
+        Command::Tokenize(args) => commands::tokenize::run(common, args),
+        Command::Perplexity(args) => commands::perplexity::run(common, args),
+        Command::Bench(args) => commands::bench::run(common, args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever closed our stdout has seen enough.
+        Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) => {
+            output::note(format_args!("error: {}", output::one_line(&error)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sends the log of the libraries to stderr, as much of it as was asked for.
+fn start_log(verbose: u8) {
+    use tracing_subscriber::filter::LevelFilter;
+    let level = match verbose {
+        0 => return,
+        1 => LevelFilter::INFO,
+        2 => LevelFilter::DEBUG,
+        _ => LevelFilter::TRACE,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+}

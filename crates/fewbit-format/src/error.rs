@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use fewbit_quant::TensorType;
 use thiserror::Error;
 
+use crate::safetensors::Dtype;
+
 /// Why a model file could not be opened, read or written.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -52,6 +54,12 @@ pub enum FormatError {
     /// The file does not begin with `GGUF`.
     #[error("not a GGUF file: this is {found}")]
     NotGguf {
+        /// What the first bytes look like.
+        found: FoundInstead,
+    },
+    /// The file has no safetensors header.
+    #[error("not a safetensors file: this is {found}")]
+    NotSafetensors {
         /// What the first bytes look like.
         found: FoundInstead,
     },
@@ -289,6 +297,81 @@ pub enum FormatError {
         found: u64,
     },
 
+    // Safetensors.
+    /// The header of a safetensors file is not the JSON that it should be.
+    #[error("the safetensors header is damaged: {0}")]
+    HeaderJson(#[source] serde_json::Error),
+    /// A tensor of a type that the safetensors format does not have.
+    #[error(
+        "tensor {tensor:?} has the type {dtype:?}, which fewbit does not know: look for another file of this model"
+    )]
+    UnknownDtype {
+        /// The tensor's name.
+        tensor: String,
+        /// The type's name in the file.
+        dtype: String,
+    },
+    /// A tensor of elements of 4 or 6 bits that end in the middle of a byte.
+    #[error("tensor {tensor:?} of shape {shape:?} and type {dtype} is no whole number of bytes: the file is damaged")]
+    PartialByte {
+        /// The tensor's name.
+        tensor: String,
+        /// Its shape, outermost dimension first.
+        shape: Vec<u64>,
+        /// The type of its elements.
+        dtype: Dtype,
+    },
+    /// A tensor that ends before it begins.
+    #[error("tensor {tensor:?} begins at byte {start} of the tensor data and ends at byte {end}: the file is damaged")]
+    InvertedOffsets {
+        /// The tensor's name.
+        tensor: String,
+        /// Where it begins, from the start of the tensor data.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+    },
+    /// Bytes that belong to no tensor, where the format allows none.
+    #[error("{n_bytes} bytes from byte {offset} belong to no tensor: the file is damaged, or carries something else")]
+    UnusedBytes {
+        /// Where they begin, from the start of the file.
+        offset: u64,
+        /// How many there are.
+        n_bytes: u64,
+    },
+    /// A folder that has no safetensors model in it.
+    #[error(
+        "{} has neither model.safetensors nor model.safetensors.index.json: give a .gguf file or a model folder",
+        path.display()
+    )]
+    NoModelInFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// `model.safetensors.index.json` is not the JSON that it should be.
+    #[error("the index of the model's files is damaged: {0}; fetch it again")]
+    IndexJson(#[source] serde_json::Error),
+    /// The index names a file that is not a plain name in its own folder.
+    #[error("the index names the file {shard:?}, which is not a plain file name: nothing outside its folder is opened")]
+    ShardName {
+        /// The name in the index.
+        shard: String,
+    },
+    /// A file that the index names is not there.
+    #[error("{} is missing, which holds a part of the model: fetch it", path.display())]
+    MissingShard {
+        /// Where it should be.
+        path: PathBuf,
+    },
+    /// A file of a model does not hold a tensor that it should hold.
+    #[error("the index says that {shard:?} holds the tensor {tensor:?}, but it does not: fetch both again")]
+    MissingTensor {
+        /// The tensor's name.
+        tensor: String,
+        /// The file that the index names.
+        shard: String,
+    },
+
     // Metadata looked up by name.
     /// A key that the model needs is not there.
     #[error("the file has no metadata {key:?}, which this model needs: it is incomplete or of another kind")]
@@ -345,12 +428,14 @@ pub enum FoundInstead {
     Safetensors,
     /// A zip archive, such as a PyTorch checkpoint.
     Zip,
+    /// A GGUF file.
+    Gguf,
     /// Something else; its first four bytes (fewer are filled up with zeros).
     Binary([u8; 4]),
 }
 
 impl FoundInstead {
-    /// Guesses from the first bytes of a file that does not begin with `GGUF`.
+    /// Guesses from the first bytes of a file that is not what it should be.
     pub(crate) fn guess(bytes: &[u8]) -> Self {
         let head = bytes.get(..512).unwrap_or(bytes);
         let lower = head.to_ascii_lowercase();
@@ -362,6 +447,8 @@ impl FoundInstead {
         } else if [b"lmgg", b"fmgg", b"tjgg", b"algg"].iter().any(|magic| head.starts_with(*magic)) {
             // The old magics are 32-bit numbers, so that their letters stand in reverse in the file.
             Self::OldGgml
+        } else if head.starts_with(b"GGUF") {
+            Self::Gguf
         } else if head.starts_with(b"PK\x03\x04") {
             Self::Zip
         } else if head.get(8..10) == Some(b"{\"") {
@@ -396,12 +483,13 @@ impl std::fmt::Display for FoundInstead {
         match self {
             Self::LfsPointer => f.write_str("a Git LFS pointer; fetch the file itself with `git lfs pull`"),
             Self::WebPage => f.write_str("a web page; the download link leads to a page, not to the file"),
-            Self::Text => f.write_str("a text file; give the path of a .gguf file"),
+            Self::Text => f.write_str("a text file; give the model file itself"),
             Self::OldGgml => f.write_str("a GGML file from before GGUF; convert the original model again"),
-            Self::Safetensors => f.write_str("a safetensors file; give a .gguf file of this model"),
+            Self::Safetensors => f.write_str("a safetensors file; give its folder, or a .gguf file of this model"),
             Self::Zip => f.write_str("a zip archive or a PyTorch checkpoint; give a .gguf file of this model"),
+            Self::Gguf => f.write_str("a GGUF file; give its path, not that of a safetensors model"),
             Self::Binary(first) => {
-                write!(f, "a file that begins with {:?}; give a .gguf file", first.escape_ascii().to_string())
+                write!(f, "a file that begins with \"{}\"; give the model file itself", first.escape_ascii())
             }
         }
     }

@@ -1,13 +1,11 @@
-//! A model file: its parsed header together with its bytes, mapped or owned.
+//! A GGUF file: its parsed header together with its bytes.
 
-use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::bytes::FileBytes;
 use crate::error::FormatError;
 use crate::gguf::{Header, TensorInfo, parse};
 use crate::metadata::Metadata;
-use crate::mmap::Mapping;
 
 /// A GGUF file that has been read and found valid.
 ///
@@ -26,57 +24,22 @@ use crate::mmap::Mapping;
 #[derive(Debug)]
 pub struct GgufFile {
     header: Header,
-    bytes: Bytes,
+    bytes: FileBytes,
     path: Option<PathBuf>,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mapping),
-    Owned(Vec<u8>),
-}
-
-impl std::ops::Deref for Bytes {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Owned(bytes) => bytes,
-        }
-    }
 }
 
 impl GgufFile {
     /// Maps a file and parses its header.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        let io_error = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => FormatError::NotFound { path: path.to_owned() },
-            _ => FormatError::Io { path: path.to_owned(), source },
-        };
-        // Looked at before it is opened: opening a pipe waits for its writer.
-        let metadata = fs::metadata(path).map_err(io_error)?;
-        if metadata.is_dir() {
-            return Err(FormatError::IsDirectory { path: path.to_owned() });
-        }
-        if !metadata.is_file() {
-            return Err(FormatError::NotAFile { path: path.to_owned() });
-        }
-        let file = File::open(path).map_err(io_error)?;
-        let n_bytes = file.metadata().map_err(io_error)?.len();
-        if n_bytes == 0 {
-            return Err(FormatError::Empty);
-        }
-        let n_bytes = usize::try_from(n_bytes).map_err(|_| io_error(io::ErrorKind::FileTooLarge.into()))?;
-        let map = Mapping::new(&file, n_bytes).map_err(io_error)?;
-        let header = parse(&map)?;
-        Ok(Self { header, bytes: Bytes::Mapped(map), path: Some(path.to_owned()) })
+        let bytes = FileBytes::open(path)?;
+        let header = parse(&bytes)?;
+        Ok(Self { header, bytes, path: Some(path.to_owned()) })
     }
 
     /// Parses a file that is in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
         let header = parse(&bytes)?;
-        Ok(Self { header, bytes: Bytes::Owned(bytes), path: None })
+        Ok(Self { header, bytes: FileBytes::Owned(bytes), path: None })
     }
 
     /// The GGUF version, 2 or 3.
@@ -110,8 +73,8 @@ impl GgufFile {
     ///
     /// If the record does not come from this file and asks for bytes that it does not have.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        self.range(tensor)
-            .and_then(|range| self.bytes.get(range))
+        self.bytes
+            .slice(tensor.offset, tensor.n_bytes)
             .expect("a tensor of this file lies inside it, as the parser checked")
     }
 
@@ -119,9 +82,7 @@ impl GgufFile {
     /// another layout: their pages stop counting against this process. They can still be read, and come
     /// from the file again. Does nothing for a file in memory.
     pub fn release(&self, tensor: &TensorInfo) {
-        if let (Bytes::Mapped(map), Some(range)) = (&self.bytes, self.range(tensor)) {
-            map.release(range);
-        }
+        self.bytes.release(tensor.offset, tensor.n_bytes);
     }
 
     /// The size of the file.
@@ -132,11 +93,5 @@ impl GgufFile {
     /// The path the file was opened by, or `None` if it was given as bytes.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
-    }
-
-    fn range(&self, tensor: &TensorInfo) -> Option<std::ops::Range<usize>> {
-        let start = usize::try_from(tensor.offset).ok()?;
-        let end = start.checked_add(usize::try_from(tensor.n_bytes).ok()?)?;
-        Some(start..end)
     }
 }

@@ -1,9 +1,10 @@
-//! GGUF files for fewbit: a validating reader over bytes, and a writer.
+//! Model files for fewbit: validating readers of GGUF and safetensors, and a GGUF writer.
 //!
 //! A GGUF file is a header (named metadata values, then one record per tensor: name, shape, type, offset)
 //! followed by the tensors' bytes. [`parse`] turns the bytes of a file into a [`Header`] and checks
 //! everything that a later reader relies on; [`GgufFile`] maps a file and hands out each tensor's bytes;
-//! [`GgufWriter`] writes a file that the same reader, and llama.cpp, accept.
+//! [`GgufWriter`] writes a file that the same reader, and llama.cpp, accept. [`SafetensorsModel`] does for the
+//! folders of Hugging Face models what [`GgufFile`] does for a GGUF file.
 //!
 //! ```
 //! use fewbit_format::{GgufFile, GgufWriter};
@@ -23,21 +24,24 @@
 //!
 //! # What is promised
 //!
-//! Model files come from strangers. Whatever the bytes are, [`parse`] returns a header or a
-//! [`FormatError`]: it does not panic, its memory is bounded by a small multiple of the header's size
+//! Model files come from strangers. Whatever the bytes are, [`parse`] (and [`safetensors::parse`]) returns a
+//! header or a [`FormatError`]: it does not panic, its memory is bounded by a small multiple of the header's size
 //! (which [`Limits`] caps), and its time is linear in it, up to a sort. When it returns a header, then every
 //! tensor lies inside the file, has the bytes that its shape and type ask for, and shares none of them with
 //! another tensor. What the numbers in the tensors are is not looked at.
 #![deny(unsafe_code)]
 
+mod bytes;
 mod error;
 mod file;
 pub mod gguf;
 mod metadata;
 mod mmap;
 mod reader;
+pub mod safetensors;
 
 pub use error::{FormatError, FoundInstead};
 pub use file::GgufFile;
 pub use gguf::{GgufWriter, Header, Limits, TensorInfo, parse, parse_with};
 pub use metadata::{Array, Metadata, Value};
+pub use safetensors::SafetensorsModel;

@@ -1,1 +1,29 @@
 //! CPU operations of fewbit: scalar definitions, SIMD implementations, dispatch, thread pool.
+//!
+//! [`Engine`] is the entry. Every operation has one scalar definition (in `fewbit_quant::dot`,
+//! `fewbit_quant::activation`, [`math`] and the plain loops of this crate), including the order of its float
+//! operations; every instruction set, batch size and thread count gives the same bits.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod activations;
+mod aligned;
+mod arch;
+mod attention;
+mod elementwise;
+mod engine;
+mod error;
+mod generic;
+mod isa;
+pub mod math;
+mod pack;
+mod panel;
+mod pool;
+mod shared;
+
+pub use activations::{ActivationKinds, Activations};
+pub use attention::{AttentionSequence, AttentionShape, KvElement, KvPage, KvPageMut, PAGE};
+pub use engine::{Engine, RopeStyle};
+pub use error::KernelError;
+pub use isa::{ISA_VARIABLE, Isa};
+pub use pack::Matrix;
+pub use pool::ThreadPool;

@@ -2,7 +2,7 @@
 //! that the result equals every other correct decoder bit for bit.
 
 use crate::block::{has_min, offset32, offset256, read_block32, read_block256};
-use crate::{QuantError, TensorType};
+use crate::{Block32, Block256, QuantError, TensorType};
 use half::{bf16, f16};
 
 /// Decodes `out.len()` elements of type `ty` from `bytes`.
@@ -47,24 +47,40 @@ pub fn decode(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), Quant
             }
         }
         _ => {
-            if let Some(offset) = offset32(ty) {
-                for (y, bytes) in out.chunks_exact_mut(32).zip(blocks) {
-                    let b = read_block32(ty, bytes);
-                    for (y, &code) in y.iter_mut().zip(&b.codes) {
-                        let v = b.d * (i32::from(code) - offset) as f32;
-                        *y = if has_min(ty) { v + b.m } else { v };
-                    }
+            if ty.block_elems() == 32 {
+                for (y, bytes) in out.as_chunks_mut::<32>().0.iter_mut().zip(blocks) {
+                    values32(ty, &read_block32(ty, bytes), y);
                 }
-            } else if let Some(offset) = offset256(ty) {
-                for (y, bytes) in out.chunks_exact_mut(256).zip(blocks) {
-                    let b = read_block256(ty, bytes);
-                    for (e, y) in y.iter_mut().enumerate() {
-                        let v = (b.d * f32::from(b.scales[e / 16])) * (i32::from(b.codes[e]) - offset) as f32;
-                        *y = if has_min(ty) { v - b.dmin * f32::from(b.mins[e / 16]) } else { v };
-                    }
+            } else {
+                for (y, bytes) in out.as_chunks_mut::<256>().0.iter_mut().zip(blocks) {
+                    values256(ty, &read_block256(ty, bytes), y);
                 }
             }
         }
     }
     Ok(())
+}
+
+/// The values of a block of the 32-element family.
+///
+/// # Panics
+/// If `ty` is not of this family.
+pub fn values32(ty: TensorType, b: &Block32, out: &mut [f32; 32]) {
+    let offset = offset32(ty).expect("a type with blocks of 32");
+    for (y, &code) in out.iter_mut().zip(&b.codes) {
+        let v = b.d * (i32::from(code) - offset) as f32;
+        *y = if has_min(ty) { v + b.m } else { v };
+    }
+}
+
+/// The values of a block of the 256-element family.
+///
+/// # Panics
+/// If `ty` is not of this family.
+pub fn values256(ty: TensorType, b: &Block256, out: &mut [f32; 256]) {
+    let offset = offset256(ty).expect("a type with blocks of 256");
+    for (e, y) in out.iter_mut().enumerate() {
+        let v = (b.d * f32::from(b.scales[e / 16])) * (i32::from(b.codes[e]) - offset) as f32;
+        *y = if has_min(ty) { v - b.dmin * f32::from(b.mins[e / 16]) } else { v };
+    }
 }

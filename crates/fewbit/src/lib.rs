@@ -1,2 +1,61 @@
-//! Local, quantized LLM inference in Rust.
+//! Local, quantized LLM inference in pure Rust: load a GGUF model, generate text.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), fewbit::Error> {
+//! use fewbit::Model;
+//!
+//! // A name from the registry (fetched with the feature `hub`) or the path of a GGUF file.
+//! let model = Model::load("smollm2-135m-instruct")?;
+//!
+//! // One prompt, as it is.
+//! let out = model.generate("Once upon a time").max_tokens(64).seed(7).run()?;
+//! println!("{} ({:.0} tokens/s)", out.text, out.timings.decode_tokens_per_second());
+//!
+//! // The same, as it comes.
+//! for piece in model.generate("Once upon a time").max_tokens(64).stream()? {
+//!     print!("{}", piece?.text);
+//! }
+//!
+//! // A conversation, which keeps what it has computed.
+//! let mut chat = model.chat().system("Be brief.").start()?;
+//! println!("{}", chat.send("Why is the sky blue?")?);
+//! # Ok(()) }
+//! ```
+//!
+//! A [`Model`] is a handle that can be cloned and used from any thread. A generation is an iterator:
+//! each `next` computes one token, and dropping it ends it. Text is always valid UTF-8; special
+//! tokens are recognised in what a chat template writes, never in what a user writes.
+//!
+//! The crates below this one are re-exported for those who need a part: [`format`](mod@format) reads
+//! and writes GGUF files, [`tokenizer`] holds vocabularies and templates, [`engine`] the decoder.
+//!
+//! # Features
+//!
+//! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
+//!   on anything that uses a network.
 #![forbid(unsafe_code)]
+
+mod chat;
+mod completion;
+mod error;
+pub mod evaluate;
+mod generate;
+pub mod hub;
+mod model;
+mod options;
+pub mod sample;
+mod session;
+mod stop;
+
+pub use chat::{Chat, ChatBuilder, ChatStream};
+pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
+pub use error::Error;
+pub use fewbit_format as format;
+pub use fewbit_model as engine;
+pub use fewbit_quant::TensorType;
+pub use fewbit_tokenizer as tokenizer;
+pub use fewbit_tokenizer::Message;
+pub use generate::{Generate, Prompt, Stream};
+pub use model::{Model, ModelBuilder, open, resolve};
+pub use sample::{Sampler, Sampling, SamplingError};
+pub use stop::StopMatcher;

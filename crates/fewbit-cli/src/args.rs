@@ -1,0 +1,196 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Run quantized language models on this computer.
+#[derive(Debug, Parser)]
+#[command(name = "fewbit", version, about, arg_required_else_help = true, infer_subcommands = false)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Print one JSON object on stdout, and nothing else there
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// Where to compute
+    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
+    pub(crate) device: Device,
+    /// Log what happens to stderr; repeat for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+    Wgpu,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt
+    Run(RunArgs),
+    /// Talk with a model; Ctrl-C stops the answer, Ctrl-D ends the conversation
+    Chat(ChatArgs),
+    /// Fetch a model of the registry
+    Pull(PullArgs),
+    /// Show the models of the registry, and which are here
+    List,
+    /// Show what is in a model file
+    Inspect(InspectArgs),
+    /// Turn the text on stdin into token ids
+    Tokenize(TokenizeArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Measure the speed of prefill and decode
+    Bench(BenchArgs),
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+pub(crate) struct ModelArg {
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: String,
+}
+
+/// How to choose tokens.
+#[derive(Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// End after N tokens [default: when the model ends, or the context is full]
+    #[arg(long, short = 'n', value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Temperature; 0 always takes the most probable token [default: the model's, else 0.8]
+    #[arg(long = "temp", alias = "temperature", value_name = "T", allow_negative_numbers = true)]
+    pub(crate) temp: Option<f32>,
+    /// Keep the K most probable tokens; 0 keeps all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Keep the most probable tokens that together have probability P; 1 keeps all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) top_p: Option<f32>,
+    /// Keep tokens at least P times as probable as the most probable; 0 keeps all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) min_p: Option<f32>,
+    /// Seed of the random numbers [default: a new one]
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// End where this text would come; can be given several times
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// The prompt; `-` reads it from stdin
+    pub(crate) prompt: String,
+    /// Continue the prompt as it is, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    pub(crate) raw: bool,
+    /// Tell the model how to behave
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// Tell the model how to behave
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Name from the registry (see `fewbit list`)
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// Context to estimate the memory for [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// Read one JSON string per line, write one JSON array per line
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) jsonl: bool,
+    /// Recognise special tokens in the text
+    #[arg(long)]
+    pub(crate) special: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// The text
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Tokens of a window; the second half of each is scored
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) ctx: usize,
+    /// Score the first N windows only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) chunks: Option<u64>,
+    /// Also give the negative log-likelihood of each scored token (with --json)
+    #[arg(long, requires = "json")]
+    pub(crate) per_token: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    #[arg(value_name = "MODEL", required_unless_present = "shape", conflicts_with = "shape")]
+    pub(crate) model: Option<String>,
+    /// Prompt tokens
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt: usize,
+    /// Tokens to generate
+    #[arg(short, long, value_name = "N", default_value_t = 128)]
+    pub(crate) n_gen: usize,
+    /// Repetitions
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) repetitions: u16,
+    /// Tokens in the context before either is timed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) depth: usize,
+    /// Sequences to generate at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch: u16,
+    /// Measure random weights of this shape instead of a model
+    #[arg(long, value_name = "NAME", requires = "type")]
+    pub(crate) shape: Option<String>,
+    /// Type of the random weights
+    #[arg(long, value_name = "TYPE", requires = "shape")]
+    pub(crate) r#type: Option<String>,
+}

@@ -1,0 +1,145 @@
+//! `fewbit chat`: a conversation on the terminal.
+//!
+//! Ctrl-C while an answer comes ends the answer and nothing else; at the prompt it clears the line.
+//! With input from a pipe each line is a message, and with `--json` the whole conversation is printed
+//! at its end. Nothing that is typed is stored.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use fewbit::Chat;
+use rustyline::DefaultEditor;
+use rustyline::error::ReadlineError;
+use serde_json::{Value, json};
+
+use super::run::{completion_json, summary};
+use crate::args::{ChatArgs, Common};
+use crate::loading::{apply_sampling, check_sampling, load};
+use crate::output::{Out, note, print_json};
+
+const HELP: &str = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer";
+
+pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
+    check_sampling(&args.sampling)?;
+    let model = load(common, &args.model.model)?;
+    let mut builder = apply_sampling!(model.chat(), &args.sampling);
+    if let Some(system) = &args.system {
+        builder = builder.system(system);
+    }
+    let mut chat = builder.start()?;
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = Arc::clone(&stop);
+    ctrlc::set_handler(move || handler.store(true, Ordering::Relaxed)).context("cannot handle Ctrl-C")?;
+
+    let interactive = std::io::stdin().is_terminal() && !common.json;
+    if interactive {
+        note(format_args!("{HELP}"));
+    }
+    let mut input = Input::new(interactive)?;
+    let mut turns: Vec<Value> = Vec::new();
+    while let Some(line) = input.next_line()? {
+        match line.trim() {
+            "" => {}
+            "/exit" | "/quit" => break,
+            "/clear" => chat.clear(),
+            "/help" => note(format_args!("{HELP}")),
+            message => {
+                stop.store(false, Ordering::Relaxed);
+                if let Some(turn) = answer(&mut chat, message, common, &stop, interactive)? {
+                    turns.push(turn);
+                }
+            }
+        }
+    }
+    if common.json {
+        let messages: Vec<Value> = chat
+            .messages()
+            .iter()
+            .map(|message| json!({ "role": message.role.to_string(), "content": message.content }))
+            .collect();
+        print_json(&json!({ "messages": messages, "turns": turns }))?;
+    }
+    Ok(())
+}
+
+/// One turn. A message that cannot be answered (too long, say) is reported, and the conversation goes
+/// on if somebody is there to go on with it.
+fn answer(
+    chat: &mut Chat,
+    message: &str,
+    common: &Common,
+    stop: &AtomicBool,
+    interactive: bool,
+) -> anyhow::Result<Option<Value>> {
+    let mut out = Out::new();
+    let result: Result<_, fewbit::Error> = (|| {
+        let mut stream = chat.send_stream(message)?;
+        let mut written = Ok(());
+        for piece in stream.by_ref() {
+            let piece = piece?;
+            if !common.json && !piece.text.is_empty() {
+                written = out.text(&piece.text).and_then(|()| out.flush());
+            }
+            if written.is_err() || stop.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        Ok((stream.into_completion(), written))
+    })();
+    match result {
+        Ok((completion, written)) => {
+            written?;
+            if common.json {
+                return Ok(Some(completion_json(&completion)));
+            }
+            out.line("")?;
+            out.flush()?;
+            if common.verbose > 0 {
+                summary(&completion);
+            }
+            Ok(None)
+        }
+        Err(error) if interactive => {
+            note(format_args!("error: {error}"));
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Lines from the terminal, with editing, or from a pipe.
+enum Input {
+    Terminal(Box<DefaultEditor>),
+    Pipe(std::io::Lines<std::io::StdinLock<'static>>),
+}
+
+impl Input {
+    fn new(interactive: bool) -> anyhow::Result<Self> {
+        if interactive {
+            return Ok(Self::Terminal(Box::new(DefaultEditor::new().context("cannot use the terminal")?)));
+        }
+        Ok(Self::Pipe(std::io::BufRead::lines(std::io::stdin().lock())))
+    }
+
+    /// The next line, or `None` at the end.
+    fn next_line(&mut self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Pipe(lines) => lines.next().transpose().context("cannot read stdin"),
+            Self::Terminal(editor) => loop {
+                match editor.readline("> ") {
+                    Ok(line) => {
+                        // For the arrow keys only: it stays in memory.
+                        let _ = editor.add_history_entry(line.as_str());
+                        return Ok(Some(line));
+                    }
+                    Err(ReadlineError::Interrupted) => {}
+                    Err(ReadlineError::Eof) => return Ok(None),
+                    Err(error) => return Err(error).context("cannot read the terminal"),
+                }
+            },
+        }
+    }
+}

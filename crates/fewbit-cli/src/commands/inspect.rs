@@ -1,0 +1,182 @@
+//! `fewbit inspect`: what is in a model file, and what it will take to run it. Reads the header only.
+
+use std::collections::BTreeMap;
+
+use fewbit::engine;
+use fewbit::format::{Array, GgufFile, Value as Meta};
+use serde_json::{Map, Value, json};
+
+use crate::args::{Common, InspectArgs};
+use crate::loading::{check_device, locate};
+use crate::output::{Out, bytes, print_json};
+
+/// Elements of an array that are shown.
+const SHOWN: usize = 6;
+/// Characters of a text that are shown on the terminal.
+const SHOWN_CHARS: usize = 100;
+
+#[derive(Default)]
+struct OfType {
+    tensors: usize,
+    bytes: u64,
+    weights: u64,
+}
+
+pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
+    check_device(common)?;
+    let path = locate(&args.model.model)?;
+    let file = fewbit::open(&path)?;
+    let mut types: BTreeMap<&'static str, OfType> = BTreeMap::new();
+    for tensor in file.tensors() {
+        let of_type = types.entry(tensor.ty.name()).or_default();
+        of_type.tensors += 1;
+        of_type.bytes += tensor.n_bytes;
+        of_type.weights += weights(&tensor.shape);
+    }
+    let n_weights: u64 = types.values().map(|t| t.weights).sum();
+    let n_bytes: u64 = types.values().map(|t| t.bytes).sum();
+    let bits_per_weight = if n_weights == 0 { 0.0 } else { n_bytes as f64 * 8.0 / n_weights as f64 };
+    let ctx = args.ctx.or_else(|| trained_context(&file));
+    // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
+    let isa = engine::Isa::from_env()?;
+    let memory = ctx.map(|ctx| engine::estimate(&file, isa, ctx, None).map(|estimate| (ctx, estimate)));
+
+    if common.json {
+        let metadata: Map<String, Value> =
+            file.metadata().iter().map(|(key, value)| (key.to_owned(), meta_json(value))).collect();
+        let tensors: Vec<Value> = file
+            .tensors()
+            .iter()
+            .map(|t| json!({ "name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.n_bytes }))
+            .collect();
+        let types: Map<String, Value> = types
+            .iter()
+            .map(|(name, t)| {
+                ((*name).to_owned(), json!({ "tensors": t.tensors, "bytes": t.bytes, "weights": t.weights }))
+            })
+            .collect();
+        let memory = match memory {
+            None => Value::Null,
+            Some(Err(error)) => json!({ "error": error.to_string() }),
+            Some(Ok((ctx, e))) => json!({
+                "ctx": ctx,
+                "weight_bytes": e.weight_bytes,
+                "kv_bytes": e.kv_bytes,
+                "scratch_bytes": e.scratch_bytes,
+                "total_bytes": e.total_bytes(),
+            }),
+        };
+        return print_json(&json!({
+            "path": path,
+            "file_bytes": file.file_bytes(),
+            "gguf_version": file.version(),
+            "architecture": file.metadata().str("general.architecture").ok().flatten(),
+            "name": file.metadata().str("general.name").ok().flatten(),
+            "metadata": metadata,
+            "tensors": tensors,
+            "types": types,
+            "n_weights": n_weights,
+            "bits_per_weight": bits_per_weight,
+            "memory": memory,
+            "isa": isa.to_string(),
+        }));
+    }
+
+    let mut out = Out::new();
+    out.line(format_args!("{}: GGUF version {}, {}", path.display(), file.version(), bytes(file.file_bytes())))?;
+    out.line(format_args!("\nmetadata ({})", file.metadata().len()))?;
+    for (key, value) in file.metadata().iter() {
+        out.line(format_args!("  {key} = {}", meta_text(value)))?;
+    }
+    out.line(format_args!("\ntensors ({})", file.tensors().len()))?;
+    for t in file.tensors() {
+        let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
+        out.line(format_args!("  {:8} {:>16}  {}", t.ty.name(), shape.join(" x "), t.name.escape_debug()))?;
+    }
+    out.line("\ntypes")?;
+    for (name, t) in &types {
+        out.line(format_args!("  {name:8} {:>5} tensors, {:>9}", t.tensors, bytes(t.bytes)))?;
+    }
+    out.line(format_args!("\n{n_weights} weights, {bits_per_weight:.3} bits per weight"))?;
+    match memory {
+        None => {}
+        Some(Ok((ctx, e))) => out.line(format_args!(
+            "memory with a context of {ctx} tokens: {} (weights {}, KV cache {}, scratch {})",
+            bytes(e.total_bytes()),
+            bytes(e.weight_bytes),
+            bytes(e.kv_bytes),
+            bytes(e.scratch_bytes),
+        ))?,
+        Some(Err(error)) => out.line(format_args!("cannot be run: {error}"))?,
+    }
+    out.line(format_args!("instruction set: {isa}"))?;
+    out.flush()
+}
+
+fn weights(shape: &[u64]) -> u64 {
+    shape.iter().product()
+}
+
+fn trained_context(file: &GgufFile) -> Option<usize> {
+    let architecture = file.metadata().str("general.architecture").ok().flatten()?;
+    let length = file.metadata().u64(&format!("{architecture}.context_length")).ok().flatten()?;
+    usize::try_from(length).ok()
+}
+
+/// Short values whole; of an array the type, the length and the first elements.
+fn meta_json(value: &Meta) -> Value {
+    match value {
+        Meta::String(text) => json!(text),
+        Meta::Bool(v) => json!(v),
+        Meta::F32(v) => json!(v),
+        Meta::F64(v) => json!(v),
+        Meta::Array(array) => json!({ "type": array.type_name(), "len": array.len(), "first": first(array) }),
+        Meta::Bytes(bytes) => json!(String::from_utf8_lossy(bytes)),
+        // What is left are integers; those of 64 bits fit JSON numbers as they are.
+        other => other.as_integer().map_or(Value::Null, |v| {
+            i64::try_from(v).map(|v| json!(v)).or_else(|_| u64::try_from(v).map(|v| json!(v))).unwrap_or(Value::Null)
+        }),
+    }
+}
+
+fn meta_text(value: &Meta) -> String {
+    match value {
+        Meta::Array(array) => {
+            let shown: Vec<String> = first(array).iter().map(Value::to_string).collect();
+            let more = if array.len() > shown.len() { ", ..." } else { "" };
+            format!("{} {}: [{}{more}]", array.len(), array.type_name(), shown.join(", "))
+        }
+        // As JSON, so that no control character reaches the terminal.
+        other => {
+            let text = meta_json(other).to_string();
+            match text.char_indices().nth(SHOWN_CHARS) {
+                Some((end, _)) => format!("{}...", &text[..end]),
+                None => text,
+            }
+        }
+    }
+}
+
+fn first(array: &Array) -> Vec<Value> {
+    match array {
+        Array::U8(v) => values(v, |v| json!(v)),
+        Array::I8(v) => values(v, |v| json!(v)),
+        Array::U16(v) => values(v, |v| json!(v)),
+        Array::I16(v) => values(v, |v| json!(v)),
+        Array::U32(v) => values(v, |v| json!(v)),
+        Array::I32(v) => values(v, |v| json!(v)),
+        Array::U64(v) => values(v, |v| json!(v)),
+        Array::I64(v) => values(v, |v| json!(v)),
+        Array::F32(v) => values(v, |v| json!(v)),
+        Array::F64(v) => values(v, |v| json!(v)),
+        Array::Bool(v) => values(v, |v| json!(v)),
+        Array::String(v) => values(v, |v| json!(v)),
+        Array::Bytes(v) => values(v, |v| json!(String::from_utf8_lossy(v))),
+        Array::Nested(v) => values(v, |v| Value::Array(first(v))),
+        _ => Vec::new(),
+    }
+}
+
+fn values<T>(list: &[T], json: impl Fn(&T) -> Value) -> Vec<Value> {
+    list.iter().take(SHOWN).map(json).collect()
+}

@@ -1,0 +1,62 @@
+//! `fewbit perplexity`: how well a model predicts a text, computed as llama.cpp does.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use fewbit::evaluate::{Perplexity, PerplexityOptions};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::args::{Common, PerplexityArgs};
+use crate::loading::load;
+use crate::output::{Out, print_json};
+
+pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> {
+    let text = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
+    let text = String::from_utf8(text)
+        .map_err(|error| anyhow::anyhow!("{} is not UTF-8 text: {}", args.file.display(), error.utf8_error()))?;
+    let model = load(common, &args.model.model)?;
+    let mut options = PerplexityOptions::default().ctx(args.ctx);
+    if let Some(n) = args.chunks {
+        options = options.chunks(usize::try_from(n).unwrap_or(usize::MAX));
+    }
+
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} windows, {msg}, {eta} left") {
+        bar.set_style(style);
+    }
+    let result = model.perplexity(&text, &options, |so_far: &Perplexity| {
+        bar.set_length(so_far.chunks as u64);
+        bar.set_position(so_far.chunks_done as u64);
+        bar.set_message(format!("perplexity {:.4}", so_far.ppl()));
+    });
+    bar.finish_and_clear();
+    let result = result?;
+
+    if common.json {
+        let mut object = json!({
+            "ppl": result.ppl(),
+            "stderr": result.stderr(),
+            "nll": result.nll(),
+            "tokens_scored": result.nll_per_token.len(),
+            "tokens_per_s": result.tokens_per_second(),
+            "ctx": args.ctx,
+            "chunks": result.chunks_done,
+        });
+        if args.per_token {
+            object["nll_per_token"] = json!(result.nll_per_token);
+        }
+        return print_json(&object);
+    }
+    let mut out = Out::new();
+    out.line(format_args!(
+        "perplexity {:.4} +/- {:.4} over {} tokens in {} windows of {}, {:.0} tokens/s",
+        result.ppl(),
+        result.stderr(),
+        result.nll_per_token.len(),
+        result.chunks_done,
+        args.ctx,
+        result.tokens_per_second(),
+    ))?;
+    out.flush()
+}

@@ -1,0 +1,79 @@
+//! `fewbit run`: one prompt, answered as it is generated.
+
+use std::io::{IsTerminal, Read};
+
+use anyhow::Context;
+use fewbit::Completion;
+use serde_json::{Value, json};
+
+use crate::args::{Common, RunArgs};
+use crate::loading::{apply_sampling, check_sampling, load};
+use crate::output::{Out, note, print_json, seconds, timings_json, usage_json};
+
+pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
+    check_sampling(&args.sampling)?;
+    let prompt = match args.prompt.as_str() {
+        "-" => {
+            let mut text = String::new();
+            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
+            text
+        }
+        text => text.to_owned(),
+    };
+    let model = load(common, &args.model.model)?;
+    let mut request = apply_sampling!(model.generate(prompt), &args.sampling);
+    if !args.raw {
+        request = request.templated();
+    }
+    if let Some(system) = &args.system {
+        request = request.system(system);
+    }
+    let mut stream = request.stream()?;
+    if common.json {
+        for piece in &mut stream {
+            piece?;
+        }
+        return print_json(&completion_json(&stream.into_completion()));
+    }
+    let mut out = Out::new();
+    for piece in &mut stream {
+        let piece = piece?;
+        if !piece.text.is_empty() {
+            out.text(&piece.text)?;
+            out.flush()?;
+        }
+    }
+    out.line("")?;
+    out.flush()?;
+    if common.verbose > 0 || (std::io::stderr().is_terminal() && std::io::stdout().is_terminal()) {
+        summary(&stream.into_completion());
+    }
+    Ok(())
+}
+
+/// A line about speed on stderr.
+pub(crate) fn summary(completion: &Completion) {
+    let timings = &completion.timings;
+    note(format_args!(
+        "[load {}, prompt {} tokens ({} cached) at {:.0}/s, answer {} tokens at {:.1}/s, {}]",
+        seconds(timings.load),
+        completion.usage.prompt,
+        completion.usage.cached,
+        timings.prefill_tokens_per_second(),
+        completion.usage.completion,
+        timings.decode_tokens_per_second(),
+        completion.finish_reason,
+    ));
+}
+
+pub(crate) fn completion_json(completion: &Completion) -> Value {
+    json!({
+        "text": completion.text,
+        "token_ids": completion.tokens,
+        "prompt_token_ids": completion.prompt_tokens,
+        "finish_reason": completion.finish_reason.as_str(),
+        "seed": completion.seed,
+        "usage": usage_json(&completion.usage),
+        "timings": timings_json(&completion.timings),
+    })
+}

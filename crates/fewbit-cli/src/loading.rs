@@ -1,0 +1,131 @@
+//! From the MODEL argument to a loaded model or an open file, with a progress bar for downloads.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use fewbit::hub::{Event, Progress};
+use fewbit::{Model, ModelBuilder};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::args::{Common, Device, SamplingArgs};
+use crate::output::note;
+
+/// Loads the model with the options of the command line.
+pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
+    Ok(builder(common)?.progress(PullProgress::new()).load(name_or_path)?)
+}
+
+fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
+    check_device(common)?;
+    let mut builder = Model::builder();
+    if let Some(n) = common.threads {
+        builder = builder.threads(n.into());
+    }
+    Ok(builder)
+}
+
+pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
+    let name = match common.device {
+        Device::Auto | Device::Cpu => return Ok(()),
+        Device::Cuda => "cuda",
+        Device::Metal => "metal",
+        Device::Wgpu => "wgpu",
+    };
+    bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
+}
+
+/// The file that MODEL means, fetched if need be.
+pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
+    Ok(fewbit::resolve(name_or_path, &PullProgress::new())?)
+}
+
+/// Applies the sampling options to a builder: a prompt's or a conversation's.
+macro_rules! apply_sampling {
+    ($builder:expr, $args:expr) => {{
+        let args: &crate::args::SamplingArgs = $args;
+        let mut builder = $builder;
+        if let Some(n) = args.max_tokens {
+            builder = builder.max_tokens(n);
+        }
+        if let Some(temperature) = args.temp {
+            builder = builder.temperature(temperature);
+        }
+        if let Some(k) = args.top_k {
+            builder = builder.top_k(k);
+        }
+        if let Some(p) = args.top_p {
+            builder = builder.top_p(p);
+        }
+        if let Some(p) = args.min_p {
+            builder = builder.min_p(p);
+        }
+        if let Some(seed) = args.seed {
+            builder = builder.seed(seed);
+        }
+        for stop in &args.stop {
+            builder = builder.stop(stop);
+        }
+        builder
+    }};
+}
+
+pub(crate) use apply_sampling;
+
+/// Checks what the library would only see after the model is loaded.
+pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
+    let mut sampling = fewbit::Sampling::default();
+    sampling.temperature = args.temp.unwrap_or(sampling.temperature);
+    sampling.top_p = args.top_p.unwrap_or(sampling.top_p);
+    sampling.min_p = args.min_p.unwrap_or(sampling.min_p);
+    Ok(sampling.validate()?)
+}
+
+/// Shows a download on stderr: a bar on a terminal, and a line for each source and each failure
+/// everywhere.
+pub(crate) struct PullProgress {
+    bar: ProgressBar,
+}
+
+impl PullProgress {
+    pub(crate) fn new() -> Self {
+        let bar = if std::io::stderr().is_terminal() {
+            let style = ProgressStyle::with_template(
+                "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
+            );
+            // Zero until the first report: the bar is drawn only when there is something to show.
+            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        } else {
+            ProgressBar::hidden()
+        };
+        Self { bar }
+    }
+
+    fn line(&self, line: std::fmt::Arguments<'_>) {
+        self.bar.suspend(|| note(line));
+    }
+}
+
+impl Progress for PullProgress {
+    fn event(&self, event: &Event<'_>) {
+        match event {
+            Event::Waiting { path } => {
+                self.line(format_args!("waiting for another process that fetches {}", path.display()));
+            }
+            Event::Trying { source, location } => self.line(format_args!("fetching from {source}: {location}")),
+            Event::Progress { done_bytes, total_bytes } => {
+                self.bar.set_length(*total_bytes);
+                self.bar.set_position(*done_bytes);
+            }
+            Event::Failed { source, error } => {
+                self.bar.set_length(0);
+                self.line(format_args!("source {source} failed: {error}"));
+            }
+            Event::Done { path } => {
+                self.bar.finish_and_clear();
+                self.line(format_args!("fetched and verified: {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Writing to stdout and stderr when either may be closed.
+//!
+//! `println!` panics on a closed pipe; a program whose output is piped into `head` must not. Every
+//! write to stdout goes through [`Out`], which turns a closed pipe into [`StdoutClosed`], which ends
+//! the program quietly.
+
+use std::fmt;
+use std::io::{self, BufWriter, StdoutLock, Write};
+use std::time::Duration;
+
+use fewbit::{Timings, Usage};
+use serde_json::{Value, json};
+
+/// Nobody reads our stdout any more.
+#[derive(Debug)]
+pub(crate) struct StdoutClosed;
+
+impl fmt::Display for StdoutClosed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("stdout is closed")
+    }
+}
+
+impl std::error::Error for StdoutClosed {}
+
+/// Stdout, buffered.
+pub(crate) struct Out(BufWriter<StdoutLock<'static>>);
+
+impl Out {
+    pub(crate) fn new() -> Self {
+        Self(BufWriter::new(io::stdout().lock()))
+    }
+
+    pub(crate) fn text(&mut self, text: &str) -> anyhow::Result<()> {
+        check(self.0.write_all(text.as_bytes()))
+    }
+
+    pub(crate) fn line(&mut self, line: impl fmt::Display) -> anyhow::Result<()> {
+        check(writeln!(self.0, "{line}"))
+    }
+
+    pub(crate) fn flush(&mut self) -> anyhow::Result<()> {
+        check(self.0.flush())
+    }
+}
+
+/// Prints the one object that `--json` promises.
+pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
+    let mut out = Out::new();
+    out.line(value)?;
+    out.flush()
+}
+
+fn check(result: io::Result<()>) -> anyhow::Result<()> {
+    result.map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => StdoutClosed.into(),
+        _ => anyhow::Error::new(error).context("cannot write to stdout"),
+    })
+}
+
+/// A line on stderr. If that is closed there is nobody to tell.
+pub(crate) fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The message of an error as one line: its own words (which include those of its cause in our
+/// crates), and causes that they do not repeat.
+pub(crate) fn one_line(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1) {
+        let cause = cause.to_string();
+        if !text.contains(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+pub(crate) fn usage_json(usage: &Usage) -> Value {
+    json!({ "prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion })
+}
+
+pub(crate) fn timings_json(timings: &Timings) -> Value {
+    json!({
+        "load_s": timings.load.as_secs_f64(),
+        "queue_s": timings.queue.as_secs_f64(),
+        "prefill_s": timings.prefill.as_secs_f64(),
+        "decode_s": timings.decode.as_secs_f64(),
+        "prefill_tok_s": timings.prefill_tokens_per_second(),
+        "decode_tok_s": timings.decode_tokens_per_second(),
+    })
+}
+
+/// `4.2 kB`, `98.4 MB`: decimal units, as file managers and download pages use them.
+pub(crate) fn bytes(n: u64) -> String {
+    let mut value = n as f64;
+    let mut unit = "B";
+    for next in ["kB", "MB", "GB", "TB"] {
+        if value < 1000.0 {
+            break;
+        }
+        value /= 1000.0;
+        unit = next;
+    }
+    if unit == "B" { format!("{n} B") } else { format!("{value:.1} {unit}") }
+}
+
+pub(crate) fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}

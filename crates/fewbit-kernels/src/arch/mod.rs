@@ -1,0 +1,4 @@
+//! Instruction sets: thin implementations of [`crate::generic::Simd`].
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod x86_64;

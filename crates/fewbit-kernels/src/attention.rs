@@ -1,0 +1,638 @@
+//! Attention over a paged KV cache.
+//!
+//! The definition, for one query row `q` (a head of a token at position `i`) that sees keys
+//! `max(0, i - window + 1) ..= i`. Positions are cut at absolute multiples of [`PAGE`]; each page gives a
+//! partial result, and partial results merge in order, so that threads may take pages of one query without
+//! changing a bit:
+//!
+//! ```text
+//! q'   = q * scale
+//! s_j  = fma chain over d: q'[d] * k_j[d]
+//! m    = max s_j            p_j = exp(s_j - m)
+//! l    = sum p_j            16 strided chains (lane j % 16), then a tree
+//! o[d] = fma chain over j: p_j * v_j[d]
+//!
+//! first page:  (M, L, O) = (m, l, o)
+//! then:        M' = max(M, m), a = exp(M - M'), b = exp(m - M')
+//!              L = fma(l, b, L * a),  O = fma(o, b, O * a),  M = M'
+//! out  = O * (1 / L)
+//! ```
+//!
+//! Pages hold f16 or f32 ([`KvElement`]). Keys are stored so that positions are vector lanes, values so that elements are:
+//!
+//! ```text
+//! keys    [n_kv_heads][PAGE / 16][head_dim][16]
+//! values  [n_kv_heads][PAGE][head_dim rounded up to 16]
+//! ```
+
+use crate::Isa;
+use crate::elementwise::multiversion;
+use crate::engine::Engine;
+use crate::generic::attention::{KEY_BLOCK, KvLoad};
+use crate::math::{SUM_LANES, exp, tree_sum};
+use crate::shared::SharedMut;
+use half::f16;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Positions of a page, and of one partial result.
+pub const PAGE: usize = 256;
+
+/// Tokens whose queries one piece of work takes.
+const TOKEN_TILE: usize = 16;
+
+/// What stays the same for all layers of a model, or for those with the same window.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_heads: usize,
+    /// Key and value heads; divides `n_heads`.
+    pub n_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Keys that a query sees at most, itself included.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape {
+    /// `head_dim` rounded up to what a row of values takes.
+    fn width(&self) -> usize {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    /// Elements of the keys of one page of one layer.
+    pub fn key_elems(&self) -> usize {
+        self.n_kv_heads * PAGE * self.head_dim
+    }
+
+    /// Elements of the values of one page of one layer.
+    pub fn value_elems(&self) -> usize {
+        self.n_kv_heads * PAGE * self.width()
+    }
+
+    /// The keys that a query at `position` sees.
+    fn visible(&self, position: usize) -> Range<usize> {
+        let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        first..position + 1
+    }
+}
+
+/// An element type of the cache: f16 or f32.
+///
+/// Sealed: kernels exist for these two.
+#[allow(private_bounds)]
+pub trait KvElement: KvLoad + std::fmt::Debug + Default {
+    /// Rounds, nearest even.
+    fn from_f32(x: f32) -> Self;
+    /// The exact value.
+    fn to_f32(self) -> f32;
+}
+
+impl KvElement for f16 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        f16::from_f32(x)
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+}
+
+impl KvElement for f32 {
+    #[inline(always)]
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// One page of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct KvPage<'a, T = f16> {
+    /// `[n_kv_heads][PAGE / 16][head_dim][16]`
+    pub keys: &'a [T],
+    /// `[n_kv_heads][PAGE][width]`
+    pub values: &'a [T],
+}
+
+/// One page of one layer, to be written.
+#[derive(Debug)]
+pub struct KvPageMut<'a, T = f16> {
+    /// As [`KvPage::keys`].
+    pub keys: &'a mut [T],
+    /// As [`KvPage::values`].
+    pub values: &'a mut [T],
+}
+
+/// The queries of one sequence, and its cache.
+#[derive(Clone, Debug)]
+pub struct AttentionSequence<'a, T = f16> {
+    /// Position of the first query.
+    pub first_position: usize,
+    /// Queries, at consecutive positions. Their own keys and values are in the cache already.
+    pub n_tokens: usize,
+    /// All pages from position 0.
+    pub pages: Vec<KvPage<'a, T>>,
+}
+
+/// A partial result of one query row: maximum, sum, and where its `o` lies is known from context.
+#[derive(Clone, Copy)]
+struct Partial {
+    max: f32,
+    sum: f32,
+}
+
+const EMPTY: Partial = Partial { max: f32::NEG_INFINITY, sum: 0.0 };
+
+/// Buffers of one thread.
+#[derive(Default)]
+struct Scratch {
+    /// `[rows][head_dim]`: scaled queries.
+    q: Vec<f32>,
+    /// `[tile][PAGE]`
+    scores: Vec<f32>,
+    /// `[tile][width]`
+    o: Vec<f32>,
+    /// `[rows][width]`
+    merged: Vec<f32>,
+    states: Vec<Partial>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+multiversion! {
+    /// Turns scores into weights `p`, zero outside `valid`; returns maximum and sum.
+    pub(crate) fn softmax_page(scores: &mut [f32], first: usize, end: usize) -> (f32, f32) {
+        let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
+        for (j, s) in scores.iter_mut().enumerate() {
+            if j < first || j >= end {
+                *s = f32::NEG_INFINITY;
+            }
+        }
+        let scores = scores.as_chunks_mut::<SUM_LANES>().0;
+        for chunk in scores.iter() {
+            for (lane, &s) in lanes.iter_mut().zip(chunk) {
+                // Unlike f32::max, a plain comparison, which vectorizes; NaN never wins either way.
+                *lane = if s > *lane { s } else { *lane };
+            }
+        }
+        let max = lanes.into_iter().fold(f32::NEG_INFINITY, |m, s| if s > m { s } else { m });
+        let mut sums = [0.0f32; SUM_LANES];
+        for (b, chunk) in scores.iter_mut().enumerate() {
+            for (i, (sum, s)) in sums.iter_mut().zip(chunk).enumerate() {
+                let j = b * SUM_LANES + i;
+                let p = exp(*s - max);
+                *s = if j < first || j >= end { 0.0 } else { p };
+                *sum += *s;
+            }
+        }
+        (max, tree_sum(sums))
+    }
+}
+
+multiversion! {
+    /// `merged = fma(o, b, merged * a)`
+    pub(crate) fn merge_rows(merged: &mut [f32], o: &[f32], a: f32, b: f32) {
+        for (y, &o) in merged.iter_mut().zip(o) {
+            *y = o.mul_add(b, *y * a);
+        }
+    }
+}
+
+/// Converts to the cache's type and writes every `stride`-th element.
+fn convert_strided<T: KvElement>(isa: Isa, x: &[f32], out: &mut [T], stride: usize) {
+    #[inline(always)]
+    fn definition<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
+        for (y, &x) in out.iter_mut().step_by(stride).zip(x) {
+            *y = T::from_f32(x);
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
+        definition(x, out, stride);
+    }
+
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+        Isa::Avx2 | Isa::Avx512 => unsafe { avx2(x, out, stride) },
+        _ => definition(x, out, stride),
+    }
+}
+
+/// Merges the partial result `(new, o)` of the next page into `(state, merged)`.
+fn merge(isa: Isa, state: &mut Partial, merged: &mut [f32], new: Partial, o: &[f32], is_first: bool) {
+    if is_first {
+        *state = new;
+        merged.copy_from_slice(o);
+        return;
+    }
+    let max = if new.max > state.max { new.max } else { state.max };
+    let (a, b) = (exp(state.max - max), exp(new.max - max));
+    merge_rows(isa, merged, o, a, b);
+    *state = Partial { max, sum: new.sum.mul_add(b, state.sum * a) };
+}
+
+impl Engine {
+    /// Writes keys and values (`[n, n_kv_heads * head_dim]` each, keys rotated) of consecutive positions
+    /// into `pages`, all pages from position 0.
+    pub fn store_kv<T: KvElement>(
+        &self,
+        shape: &AttentionShape,
+        pages: &mut [KvPageMut<'_, T>],
+        first_position: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        let (hd, width) = (shape.head_dim, shape.width());
+        let row = shape.n_kv_heads * hd;
+        let n = k.len() / row;
+        assert!(k.len() == n * row && v.len() == k.len(), "whole rows of keys and values");
+        assert!(first_position + n <= pages.len() * PAGE, "room in the pages");
+        let pages: Vec<_> = pages
+            .iter_mut()
+            .map(|page| {
+                assert!(page.keys.len() == shape.key_elems() && page.values.len() == shape.value_elems());
+                (SharedMut::new(page.keys), SharedMut::new(page.values))
+            })
+            .collect();
+        let isa = self.isa();
+        let store = |heads: Range<usize>, tokens: Range<usize>| {
+            for head in heads {
+                for t in tokens.clone() {
+                    let position = first_position + t;
+                    let (page, j) = (&pages[position / PAGE], position % PAGE);
+                    let from = t * row + head * hd..t * row + (head + 1) * hd;
+                    let block = (head * PAGE + j / KEY_BLOCK * KEY_BLOCK) * hd;
+                    let value = (head * PAGE + j) * width;
+                    // SAFETY: heads are handed out once, and parts of different heads do not overlap.
+                    let (keys, values) =
+                        unsafe { (page.0.range(block..block + KEY_BLOCK * hd), page.1.range(value..value + hd)) };
+                    convert_strided(isa, &k[from.clone()], &mut keys[j % KEY_BLOCK..], KEY_BLOCK);
+                    convert_strided(isa, &v[from], values, 1);
+                }
+            }
+        };
+        if n < 8 {
+            store(0..shape.n_kv_heads, 0..n);
+        } else {
+            self.pool().for_chunks(shape.n_kv_heads, 1, |heads, _| store(heads, 0..n));
+        }
+    }
+
+    /// Attention of all queries: `q` and `out` are `[tokens of all sequences, n_heads * head_dim]`.
+    pub fn attention<T: KvElement>(
+        &self,
+        shape: &AttentionShape,
+        sequences: &[AttentionSequence<'_, T>],
+        q: &[f32],
+        out: &mut [f32],
+    ) {
+        let row = shape.n_heads * shape.head_dim;
+        let n_tokens: usize = sequences.iter().map(|s| s.n_tokens).sum();
+        assert!(q.len() == n_tokens * row && out.len() == q.len(), "queries of all sequences");
+        assert!(shape.n_heads.is_multiple_of(shape.n_kv_heads), "query heads per key head");
+        let mut units = Vec::new();
+        let mut offset = 0;
+        for (s, sequence) in sequences.iter().enumerate() {
+            assert!(sequence.first_position + sequence.n_tokens <= sequence.pages.len() * PAGE, "positions cached");
+            for page in &sequence.pages {
+                assert!(page.keys.len() == shape.key_elems() && page.values.len() == shape.value_elems());
+            }
+            // Late tiles see more keys and cost more: they are handed out first.
+            for first in (0..sequence.n_tokens).step_by(TOKEN_TILE).rev() {
+                let tokens = first..sequence.n_tokens.min(first + TOKEN_TILE);
+                units.extend((0..shape.n_kv_heads).map(|kv_head| Unit { s, kv_head, tokens: tokens.clone(), offset }));
+            }
+            offset += sequence.n_tokens;
+        }
+        let out = SharedMut::new(out);
+        let job = Attention { isa: self.isa(), shape, sequences, q, out: &out };
+        if units.len() < 4 * self.pool().n_threads() && units.iter().any(|u| job.pages(u).len() > 1) {
+            job.split(self, &units);
+        } else {
+            self.pool().for_chunks(units.len(), 1, |range, _| {
+                SCRATCH.with_borrow_mut(|scratch| range.for_each(|u| job.unit(&units[u], scratch)));
+            });
+        }
+    }
+}
+
+/// The queries of some tokens of one sequence, in the heads that share one key head.
+#[derive(Clone)]
+struct Unit {
+    /// Index of the sequence.
+    s: usize,
+    kv_head: usize,
+    tokens: Range<usize>,
+    /// Row of `q` of the sequence's first token.
+    offset: usize,
+}
+
+struct Attention<'a, T> {
+    isa: Isa,
+    shape: &'a AttentionShape,
+    sequences: &'a [AttentionSequence<'a, T>],
+    q: &'a [f32],
+    out: &'a SharedMut<'a, f32>,
+}
+
+impl<T: KvElement> Attention<'_, T> {
+    fn group(&self) -> usize {
+        self.shape.n_heads / self.shape.n_kv_heads
+    }
+
+    /// Pages that hold a key which some query of the unit sees.
+    fn pages(&self, unit: &Unit) -> Range<usize> {
+        let first = self.sequences[unit.s].first_position;
+        let low = self.shape.visible(first + unit.tokens.start).start;
+        let high = first + unit.tokens.end - 1;
+        low / PAGE..high / PAGE + 1
+    }
+
+    /// Where the element of `q` and `out` of a row of a unit begins. Rows are `[tokens][heads of the group]`.
+    fn element(&self, unit: &Unit, row: usize) -> usize {
+        let token = unit.offset + unit.tokens.start + row / self.group();
+        let head = unit.kv_head * self.group() + row % self.group();
+        (token * self.shape.n_heads + head) * self.shape.head_dim
+    }
+
+    fn n_rows(&self, unit: &Unit) -> usize {
+        unit.tokens.len() * self.group()
+    }
+
+    fn load_queries(&self, unit: &Unit, scratch: &mut Scratch) {
+        scratch.q.clear();
+        for row in 0..self.n_rows(unit) {
+            let at = self.element(unit, row);
+            scratch.q.extend(self.q[at..at + self.shape.head_dim].iter().map(|&q| q * self.shape.scale));
+        }
+    }
+
+    /// All pages of a unit, one after another.
+    fn unit(&self, unit: &Unit, scratch: &mut Scratch) {
+        self.load_queries(unit, scratch);
+        let (n_rows, width) = (self.n_rows(unit), self.shape.width());
+        let mut merged = std::mem::take(&mut scratch.merged);
+        let mut states = std::mem::take(&mut scratch.states);
+        merged.resize(n_rows * width, 0.0);
+        states.clear();
+        states.resize(n_rows, EMPTY);
+        let mut seen = [false; TOKEN_TILE];
+        for page in self.pages(unit) {
+            self.page(unit, page, scratch, |row, partial, o| {
+                let merged = &mut merged[row * width..(row + 1) * width];
+                let seen = &mut seen[row / self.group()];
+                // Rows of one token come one after another: the flag is set by the last of them.
+                merge(self.isa, &mut states[row], merged, partial, o, !*seen);
+                *seen |= row % self.group() == self.group() - 1;
+            });
+        }
+        for row in 0..n_rows {
+            self.finish(unit, row, states[row], &merged[row * width..(row + 1) * width]);
+        }
+        (scratch.merged, scratch.states) = (merged, states);
+    }
+
+    /// Pages of few units among all threads: partial results go to memory and are merged afterwards.
+    fn split(&self, engine: &Engine, units: &[Unit]) {
+        let width = self.shape.width();
+        let pieces: Vec<(usize, usize)> =
+            units.iter().enumerate().flat_map(|(u, unit)| self.pages(unit).map(move |page| (u, page))).collect();
+        let rows = TOKEN_TILE * self.group();
+        let mut partials = vec![None; pieces.len() * rows];
+        let mut outputs = vec![0.0f32; pieces.len() * rows * width];
+        let (shared_partials, shared_outputs) = (SharedMut::new(&mut partials), SharedMut::new(&mut outputs));
+        engine.pool().for_chunks(pieces.len(), 1, |range, _| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                for piece in range {
+                    let (u, page) = pieces[piece];
+                    self.load_queries(&units[u], scratch);
+                    self.page(&units[u], page, scratch, |row, partial, o| {
+                        let at = piece * rows + row;
+                        // SAFETY: each piece is handed out once, and `at` belongs to this piece and row alone.
+                        unsafe {
+                            shared_partials.range(at..at + 1)[0] = Some(partial);
+                            shared_outputs.range(at * width..(at + 1) * width).copy_from_slice(o);
+                        }
+                    });
+                }
+            });
+        });
+        for (u, unit) in units.iter().enumerate() {
+            for row in 0..self.n_rows(unit) {
+                let (mut state, mut merged, mut is_first) = (EMPTY, vec![0.0; width], true);
+                for piece in (0..pieces.len()).filter(|&p| pieces[p].0 == u) {
+                    let at = piece * rows + row;
+                    if let Some(partial) = partials[at] {
+                        let o = &outputs[at * width..(at + 1) * width];
+                        merge(self.isa, &mut state, &mut merged, partial, o, is_first);
+                        is_first = false;
+                    }
+                }
+                self.finish(unit, row, state, &merged);
+            }
+        }
+    }
+
+    fn finish(&self, unit: &Unit, row: usize, state: Partial, merged: &[f32]) {
+        let at = self.element(unit, row);
+        // SAFETY: (token, head) names this range alone, and each unit is handed out once.
+        let out = unsafe { self.out.range(at..at + self.shape.head_dim) };
+        let inv = 1.0 / state.sum;
+        for (y, &o) in out.iter_mut().zip(merged) {
+            *y = o * inv;
+        }
+    }
+
+    /// The partial results of one page for every row of a unit that sees some of it.
+    fn page(&self, unit: &Unit, page: usize, scratch: &mut Scratch, mut emit: impl FnMut(usize, Partial, &[f32])) {
+        let (hd, width) = (self.shape.head_dim, self.shape.width());
+        let sequence = &self.sequences[unit.s];
+        let keys = &sequence.pages[page].keys[unit.kv_head * PAGE * hd..(unit.kv_head + 1) * PAGE * hd];
+        let values = &sequence.pages[page].values[unit.kv_head * PAGE * width..(unit.kv_head + 1) * PAGE * width];
+        let tile = Tile::of(self.isa);
+        let n_rows = self.n_rows(unit);
+        scratch.scores.resize(tile.rows * PAGE, 0.0);
+        scratch.o.resize(tile.rows * width, 0.0);
+        let visible = |row: usize| {
+            let token = sequence.first_position + unit.tokens.start + row / self.group();
+            let v = self.shape.visible(token);
+            v.start.saturating_sub(page * PAGE).min(PAGE)..v.end.saturating_sub(page * PAGE).min(PAGE)
+        };
+        for first in (0..n_rows).step_by(tile.rows) {
+            let n = tile.rows.min(n_rows - first);
+            // Later rows see later keys: the tile's ends come from its last and first rows.
+            let (low, high) = (visible(first), visible(first + n - 1));
+            let blocks = low.start / KEY_BLOCK..high.end.div_ceil(KEY_BLOCK);
+            if blocks.is_empty() || high.is_empty() && low.is_empty() {
+                continue;
+            }
+            let q = &scratch.q[first * hd..(first + n) * hd];
+            let block_keys = &keys[blocks.start * KEY_BLOCK * hd..blocks.end * KEY_BLOCK * hd];
+            tile.scores(q, block_keys, hd, &mut scratch.scores[blocks.start * KEY_BLOCK..]);
+            scratch.o[..n * width].fill(0.0);
+            let mut partials = [EMPTY; MAX_TILE];
+            for (m, partial) in partials[..n].iter_mut().enumerate() {
+                let v = visible(first + m);
+                let at = m * PAGE + blocks.start * KEY_BLOCK..m * PAGE + blocks.end * KEY_BLOCK;
+                let base = blocks.start * KEY_BLOCK;
+                let (start, end) = (v.start.saturating_sub(base), v.end.saturating_sub(base));
+                (partial.max, partial.sum) = softmax_page(self.isa, &mut scratch.scores[at], start, end);
+            }
+            // Positions that all rows see go through the tile; a row's others before and after go alone, so
+            // that a key which a row does not see never touches its sums.
+            let common = high.start..low.end.max(high.start);
+            for m in 0..n {
+                let v = visible(first + m);
+                self.row_values(tile, m, v.start..v.end.min(common.start), values, scratch);
+            }
+            if !common.is_empty() {
+                tile.values(n, &scratch.scores, common.clone(), values, width, &mut scratch.o);
+            }
+            for (m, &partial) in partials[..n].iter().enumerate() {
+                let v = visible(first + m);
+                self.row_values(tile, m, v.start.max(common.end)..v.end, values, scratch);
+                if !v.is_empty() {
+                    emit(first + m, partial, &scratch.o[m * width..(m + 1) * width]);
+                }
+            }
+        }
+    }
+
+    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[T], scratch: &mut Scratch) {
+        if !range.is_empty() {
+            let width = self.shape.width();
+            let o = &mut scratch.o[m * width..(m + 1) * width];
+            tile.values(1, &scratch.scores[m * PAGE..(m + 1) * PAGE], range, values, width, o);
+        }
+    }
+}
+
+const MAX_TILE: usize = 8;
+
+/// The inner products on one instruction set, and how many query rows they take at a time.
+#[derive(Clone, Copy)]
+struct Tile {
+    isa: Isa,
+    rows: usize,
+}
+
+impl Tile {
+    fn of(isa: Isa) -> Self {
+        let rows = match isa {
+            Isa::Avx512 => 8,
+            _ => 4,
+        };
+        Self { isa, rows }
+    }
+
+    /// `out[m][j] = q[m] . k_j`; `q`: `[rows][head_dim]`, `out` of row stride [`PAGE`].
+    fn scores<T: KvElement>(self, q: &[f32], keys: &[T], head_dim: usize, out: &mut [f32]) {
+        let (n, n_blocks) = (q.len() / head_dim, keys.len() / (head_dim * KEY_BLOCK));
+        assert!(n >= 1 && n <= self.rows && keys.len() == n_blocks * head_dim * KEY_BLOCK);
+        assert!(out.len() >= (n - 1) * PAGE + n_blocks * KEY_BLOCK);
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
+            Isa::Avx2 => unsafe { avx2::scores(n, head_dim, n_blocks, q, keys, out) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
+            _ => {
+                for (m, q) in q.chunks_exact(head_dim).enumerate() {
+                    for (b, block) in keys.chunks_exact(head_dim * KEY_BLOCK).enumerate() {
+                        for j in 0..KEY_BLOCK {
+                            let chain = |s: f32, d: usize| q[d].mul_add(block[d * KEY_BLOCK + j].to_f32(), s);
+                            out[m * PAGE + b * KEY_BLOCK + j] = (0..head_dim).fold(0.0, chain);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// `o[m] += sum over j in range of p[m][j] * v_j`; `p` of row stride [`PAGE`], `o`: `[n][width]`.
+    fn values<T: KvElement>(self, n: usize, p: &[f32], range: Range<usize>, values: &[T], width: usize, o: &mut [f32]) {
+        assert!(n >= 1 && n <= self.rows && range.start < range.end && range.end <= PAGE);
+        assert!(p.len() >= (n - 1) * PAGE + range.end && values.len() >= range.end * width && o.len() >= n * width);
+        assert!(width.is_multiple_of(16));
+        let (p, values) = (&p[range.start..], &values[range.start * width..range.end * width]);
+        match self.isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
+            Isa::Avx2 => unsafe { avx2::values(n, width, range.len(), p, values, o) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
+            _ => {
+                for m in 0..n {
+                    for (j, v) in values.chunks_exact(width).enumerate() {
+                        for (y, v) in o[m * width..(m + 1) * width].iter_mut().zip(v) {
+                            *y = p[m * PAGE + j].mul_add(v.to_f32(), *y);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Both inner products for one instruction set, with the tile's height chosen at run time.
+macro_rules! tiles {
+    ($module:ident, $simd:ty, $features:literal, $r:literal, [$($m:literal)*]) => {
+        mod $module {
+            use super::PAGE;
+            use crate::generic::attention::{self, KvLoad};
+
+            /// # Safety
+            /// The slices hold what `super::Tile::scores` asserts, and the CPU has the features.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn scores<T: KvLoad>(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[T], out: &mut [f32]) {
+                let (q, keys, out) = (q.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match n {
+                        $($m => attention::scores::<$simd, T, $r, $m>(hd, n_blocks, q, keys, out, PAGE),)*
+                        _ => unreachable!("a tile of {n} rows"),
+                    }
+                }
+            }
+
+            /// # Safety
+            /// The slices hold what `super::Tile::values` asserts, and the CPU has the features.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
+                let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
+                // SAFETY: the caller's promise.
+                unsafe {
+                    match n {
+                        $($m => attention::values::<$simd, T, $r, $m>(width, len, p, PAGE, v, o),)*
+                        _ => unreachable!("a tile of {n} rows"),
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tiles!(avx2, crate::arch::x86_64::Avx2, "avx2,fma,f16c", 2, [1 2 3 4]);
+#[cfg(target_arch = "x86_64")]
+tiles!(
+    avx512,
+    crate::arch::x86_64::Avx512,
+    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+    1,
+    [1 2 3 4 5 6 7 8]
+);

@@ -1,0 +1,128 @@
+//! Operations on rows: normalization, rotary embedding, activation functions, quantization.
+//!
+//! Each function is one plain definition that is compiled several times: for the baseline of the target and,
+//! through [`multiversion!`], with the vector instructions of each x86-64 level. Rust never reorders or
+//! contracts float operations, so all versions give the same bits.
+
+use crate::activations::{quantize_block, sum_codes};
+use crate::math::{SUM_LANES, silu, tree_sum};
+use crate::{Isa, RopeStyle};
+
+/// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* pub(crate) fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$doc])*
+        pub(crate) fn $name(isa: Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn definition($($arg: $ty),*) $(-> $ret)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $ty),*) $(-> $ret)? {
+                definition($($arg),*)
+            }
+
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+                Isa::Avx2 | Isa::Avx512 => unsafe { avx2($($arg),*) },
+                _ => definition($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multiversion;
+
+multiversion! {
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`: the sum of squares in 16 strided chains, then a tree.
+    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len());
+        let mut lanes = [0.0f32; SUM_LANES];
+        let (chunks, rest) = x.as_chunks::<SUM_LANES>();
+        for chunk in chunks {
+            for (lane, &v) in lanes.iter_mut().zip(chunk) {
+                *lane = v.mul_add(v, *lane);
+            }
+        }
+        for (lane, &v) in lanes.iter_mut().zip(rest) {
+            *lane = v.mul_add(v, *lane);
+        }
+        let scale = 1.0 / (tree_sum(lanes) / x.len() as f32 + eps).sqrt();
+        for ((y, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+            *y = (x * scale) * w;
+        }
+    }
+}
+
+multiversion! {
+    /// One row into blocks of 32; see `fewbit_quant::activation`. All outputs are `[k / 32]` but `codes`.
+    pub(crate) fn quantize_row_32(
+        x: &[f32],
+        codes: &mut [i8],
+        scales: &mut [f32],
+        sums: &mut [i16],
+        wide_sums: &mut [i32],
+        scaled_sums: &mut [f32],
+    ) {
+        let blocks = x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0);
+        for (b, (x, codes)) in blocks.enumerate() {
+            scales[b] = quantize_block(x, codes);
+            sums[b] = sum_codes(codes);
+            wide_sums[b] = i32::from(sums[b]);
+            scaled_sums[b] = scales[b] * f32::from(sums[b]);
+        }
+    }
+}
+
+multiversion! {
+    /// One row into blocks of 256, with sums of 16; see `fewbit_quant::activation`.
+    pub(crate) fn quantize_row_256(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i16]) {
+        let blocks = x.as_chunks::<256>().0.iter().zip(codes.as_chunks_mut::<256>().0);
+        for ((x, codes), (scale, sums)) in blocks.zip(scales.iter_mut().zip(sums.as_chunks_mut::<16>().0)) {
+            *scale = quantize_block(x, codes);
+            for (codes, sum) in codes.as_chunks::<16>().0.iter().zip(sums) {
+                *sum = sum_codes(codes);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// `out = silu(gate) * up`.
+    pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
+        for ((y, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+            *y = silu(g) * u;
+        }
+    }
+}
+
+multiversion! {
+    /// `out += x`.
+    pub(crate) fn add(out: &mut [f32], x: &[f32]) {
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y += x;
+        }
+    }
+}
+
+multiversion! {
+    /// Rotates pairs of one head vector: `(a, b) -> (a cos - b sin, b cos + a sin)`, the products with
+    /// `cos` rounded last. `cos` and `sin` are `[n_rotated / 2]`; elements behind `n_rotated` stay.
+    pub(crate) fn rope(style: RopeStyle, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+        let half = cos.len();
+        match style {
+            RopeStyle::Interleaved => {
+                for ((pair, &c), &s) in x[..2 * half].as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                    let [a, b] = *pair;
+                    *pair = [a.mul_add(c, -(b * s)), b.mul_add(c, a * s)];
+                }
+            }
+            RopeStyle::HalfSplit => {
+                let (lo, hi) = x[..2 * half].split_at_mut(half);
+                for (((a, b), &c), &s) in lo.iter_mut().zip(hi).zip(cos).zip(sin) {
+                    (*a, *b) = (a.mul_add(c, -(*b * s)), b.mul_add(c, *a * s));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The safe entry: an instruction set and a thread pool, with the operations of a decoder step.
+//!
+//! Every method checks its shapes and panics on a mismatch, which is a bug of the caller. Results depend on
+//! neither the number of threads nor the instruction set nor the size of the batch.
+
+use crate::activations::{ActivationKinds, Activations};
+use crate::generic::PANEL_ROWS;
+use crate::pack::Matrix;
+use crate::panel::{self, UNPACKED_BYTES};
+use crate::shared::SharedMut;
+use crate::{Isa, KernelError, ThreadPool, elementwise};
+use fewbit_quant::TensorType;
+use std::cell::RefCell;
+
+/// How rotary embedding pairs the elements of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Elements `2i` and `2i + 1` (GGUF files of architecture `llama`).
+    Interleaved,
+    /// Elements `i` and `i + n / 2` (Hugging Face and most other architectures).
+    HalfSplit,
+}
+
+/// Kernels and threads.
+#[derive(Debug)]
+pub struct Engine {
+    isa: Isa,
+    pool: ThreadPool,
+}
+
+/// Buffers of one thread, kept between sections.
+#[derive(Default)]
+struct Scratch {
+    /// `[2][n_rows][16]`
+    y: Vec<f32>,
+    unpacked: Vec<u8>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// What happens to the products of a panel.
+enum Output<'a> {
+    /// `out = w x`
+    Store(&'a Matrix, SharedMut<'a, f32>),
+    /// `out += w x`
+    Add(&'a Matrix, SharedMut<'a, f32>),
+    /// `out = silu(gate x) * (up x)`
+    SiluMul(&'a Matrix, &'a Matrix, SharedMut<'a, f32>),
+}
+
+impl Engine {
+    /// An engine on `n_threads` threads, the caller's included.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`, [`KernelError::Thread`].
+    pub fn new(isa: Isa, n_threads: usize) -> Result<Self, KernelError> {
+        Ok(Self { isa: isa.require()?, pool: ThreadPool::new(n_threads)? })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The thread pool.
+    pub fn pool(&self) -> &ThreadPool {
+        &self.pool
+    }
+
+    /// Packs a matrix for this engine; see [`Matrix::pack`].
+    ///
+    /// # Errors
+    /// As [`Matrix::pack`].
+    pub fn pack(&self, ty: TensorType, n_rows: usize, n_cols: usize, bytes: &[u8]) -> Result<Matrix, KernelError> {
+        Matrix::pack(&self.pool, self.isa, ty, n_rows, n_cols, bytes)
+    }
+
+    /// Makes `x` (`[n_rows, n_cols]`) the batch, in the forms that `kinds` names.
+    pub fn activate(&self, x: &[f32], n_cols: usize, kinds: ActivationKinds, out: &mut Activations) {
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        self.fill(n_rows, n_cols, kinds, out, |row, y| y.copy_from_slice(&x[row * n_cols..(row + 1) * n_cols]));
+    }
+
+    /// Makes the RMS norm of `x` (`[n_rows, weight.len()]`) the batch: `x / sqrt(mean(x^2) + eps) * weight`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
+        let n_cols = weight.len();
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        self.fill(n_rows, n_cols, kinds, out, |row, y| {
+            elementwise::rms_norm(self.isa, &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
+        });
+    }
+
+    /// Lets `make` write each row of the batch and quantizes it while it is warm.
+    fn fill(
+        &self,
+        n_rows: usize,
+        n_cols: usize,
+        kinds: ActivationKinds,
+        out: &mut Activations,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        out.resize(n_rows, n_cols, kinds);
+        let isa = self.isa;
+        let values = SharedMut::new(&mut out.values);
+        let (q32, q256) = (&mut out.q32, &mut out.q256);
+        let q32 = (
+            SharedMut::new(&mut q32.codes),
+            SharedMut::new(&mut q32.scales),
+            SharedMut::new(&mut q32.sums),
+            SharedMut::new(&mut q32.wide_sums),
+            SharedMut::new(&mut q32.scaled_sums),
+        );
+        let q256 = (SharedMut::new(&mut q256.codes), SharedMut::new(&mut q256.scales), SharedMut::new(&mut q256.sums));
+        self.pool.for_chunks(n_rows, 4, |rows, _| {
+            for row in rows {
+                let part = |elems: usize| row * n_cols / elems..(row + 1) * n_cols / elems;
+                // SAFETY: each row is handed out once, and parts of different rows do not overlap.
+                unsafe {
+                    let x = values.range(part(1));
+                    make(row, x);
+                    if kinds.q8_32 {
+                        elementwise::quantize_row_32(
+                            isa,
+                            x,
+                            q32.0.range(part(1)),
+                            q32.1.range(part(32)),
+                            q32.2.range(part(32)),
+                            q32.3.range(part(32)),
+                            q32.4.range(part(32)),
+                        );
+                    }
+                    if kinds.q8_256 {
+                        elementwise::quantize_row_256(
+                            isa,
+                            x,
+                            q256.0.range(part(1)),
+                            q256.1.range(part(256)),
+                            q256.2.range(part(16)),
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    /// `out = w x`. `out`: `[x.n_rows, w.n_rows]`.
+    pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
+        assert_eq!(out.len(), out_len(w, x), "length of the output");
+        self.products(&[Output::Store(w, SharedMut::new(out))], x);
+    }
+
+    /// `out += w x`. `out`: `[x.n_rows, w.n_rows]`.
+    pub fn matmul_add(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
+        assert_eq!(out.len(), out_len(w, x), "length of the output");
+        self.products(&[Output::Add(w, SharedMut::new(out))], x);
+    }
+
+    /// Several products of one input, in one parallel section.
+    pub fn matmul_many(&self, parts: &mut [(&Matrix, &mut [f32])], x: &Activations) {
+        for (w, out) in parts.iter() {
+            assert_eq!(out.len(), out_len(w, x), "length of the output");
+        }
+        let outputs: Vec<_> = parts.iter_mut().map(|(w, out)| Output::Store(w, SharedMut::new(out))).collect();
+        self.products(&outputs, x);
+    }
+
+    /// `out = silu(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
+    pub fn matmul_silu_mul(&self, gate: &Matrix, up: &Matrix, x: &Activations, out: &mut [f32]) {
+        assert!(gate.n_rows == up.n_rows && out.len() == out_len(gate, x), "shapes of gate, up and output");
+        self.products(&[Output::SiluMul(gate, up, SharedMut::new(out))], x);
+    }
+
+    fn products(&self, outputs: &[Output<'_>], x: &Activations) {
+        let n_panels: usize = outputs.iter().map(|o| o.matrix().n_panels()).sum();
+        let chunk = if x.n_rows >= 32 { 1 } else { (n_panels / (self.pool.n_threads() * 16)).max(1) };
+        self.pool.for_chunks(n_panels, chunk, |panels, _| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                for panel in panels {
+                    let (mut p, mut i) = (panel, 0);
+                    while p >= outputs[i].matrix().n_panels() {
+                        p -= outputs[i].matrix().n_panels();
+                        i += 1;
+                    }
+                    self.product(&outputs[i], p, x, scratch);
+                }
+            });
+        });
+    }
+
+    /// One panel of one product.
+    fn product(&self, output: &Output<'_>, p: usize, x: &Activations, scratch: &mut Scratch) {
+        let n = x.n_rows * PANEL_ROWS;
+        scratch.y.resize(2 * n, 0.0);
+        scratch.unpacked.resize(UNPACKED_BYTES, 0);
+        let (y, z) = scratch.y.split_at_mut(n);
+        let w = output.matrix();
+        panel::multiply(w, p, x, y, &mut scratch.unpacked);
+        if let Output::SiluMul(_, up, _) = output {
+            panel::multiply(up, p, x, z, &mut scratch.unpacked);
+        }
+        let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
+        for (i, y) in y.chunks_exact(PANEL_ROWS).enumerate() {
+            let y = &y[..rows.len()];
+            let range = i * w.n_rows + rows.start..i * w.n_rows + rows.end;
+            match output {
+                // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
+                Output::Store(_, out) => unsafe { out.range(range) }.copy_from_slice(y),
+                // SAFETY: as above.
+                Output::Add(_, out) => elementwise::add(self.isa, unsafe { out.range(range) }, y),
+                Output::SiluMul(_, _, out) => {
+                    let up = &z[i * PANEL_ROWS..i * PANEL_ROWS + rows.len()];
+                    // SAFETY: as above.
+                    elementwise::silu_mul(self.isa, y, up, unsafe { out.range(range) });
+                }
+            }
+        }
+    }
+
+    /// Rotates every head of every row in place. `x`: `[n_rows, n_heads, head_dim]`; `cos` and `sin`:
+    /// `[n_rows, n_rotated / 2]`, the angles of each row's position.
+    pub fn rope(&self, style: RopeStyle, head_dim: usize, n_heads: usize, cos: &[f32], sin: &[f32], x: &mut [f32]) {
+        let width = n_heads * head_dim;
+        let n_rows = x.len() / width;
+        let half = cos.len() / n_rows.max(1);
+        assert!(x.len() == n_rows * width && cos.len() == n_rows * half && sin.len() == cos.len());
+        assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
+        let x = SharedMut::new(x);
+        self.pool.for_chunks(n_rows, 16, |rows, _| {
+            for row in rows {
+                // SAFETY: each row is handed out once.
+                let x = unsafe { x.range(row * width..(row + 1) * width) };
+                let angles = row * half..(row + 1) * half;
+                for head in x.chunks_exact_mut(head_dim) {
+                    elementwise::rope(self.isa, style, &cos[angles.clone()], &sin[angles.clone()], head);
+                }
+            }
+        });
+    }
+}
+
+impl Output<'_> {
+    fn matrix(&self) -> &Matrix {
+        match self {
+            Self::Store(w, _) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,
+        }
+    }
+}
+
+fn out_len(w: &Matrix, x: &Activations) -> usize {
+    w.n_rows * x.n_rows
+}

@@ -1,0 +1,102 @@
+//! Which instruction set to use, decided once when an engine is built.
+
+use crate::KernelError;
+
+/// The environment variable that forces an instruction set: `scalar`, `avx2` or `avx512`.
+pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
+
+/// An implementation of the kernels. All of them give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Isa {
+    /// The scalar definitions, on weights as the file stores them. Slow; the reference in tests, and the
+    /// fallback on CPUs that have none of the others.
+    Scalar,
+    /// x86-64 with AVX2, FMA and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set that this CPU can run, slowest first.
+    pub fn available() -> Vec<Self> {
+        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+    }
+
+    /// Whether this CPU can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The fastest one that this CPU can run.
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Scalar)
+    }
+
+    /// What [`ISA_VARIABLE`] asks for, else [`best`](Self::best).
+    ///
+    /// # Errors
+    /// [`KernelError::UnknownIsa`] or [`KernelError::IsaUnavailable`] if the variable names something that
+    /// does not exist or that this CPU cannot run.
+    pub fn from_env() -> Result<Self, KernelError> {
+        match std::env::var(ISA_VARIABLE) {
+            Ok(name) if !name.is_empty() => name.parse::<Self>()?.require(),
+            _ => Ok(Self::best()),
+        }
+    }
+
+    /// `self`, if this CPU can run it.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnavailable`] if it cannot.
+    pub fn require(self) -> Result<Self, KernelError> {
+        if self.is_available() {
+            return Ok(self);
+        }
+        Err(KernelError::IsaUnavailable { isa: self, available: Self::available() })
+    }
+
+    /// The name that [`ISA_VARIABLE`] takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl std::str::FromStr for Isa {
+    type Err = KernelError;
+
+    fn from_str(name: &str) -> Result<Self, KernelError> {
+        [Self::Scalar, Self::Avx2, Self::Avx512]
+            .into_iter()
+            .find(|isa| isa.name().eq_ignore_ascii_case(name))
+            .ok_or_else(|| KernelError::UnknownIsa { name: name.to_owned() })
+    }
+}

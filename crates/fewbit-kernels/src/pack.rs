@@ -1,0 +1,347 @@
+//! Weight matrices in memory: rows interleaved in panels of 16, at the density of the file.
+//!
+//! ```text
+//! matrix   [ceil(n_rows / 16)] panels
+//! panel    meta  [n_blocks] { d: f16[16], m or dmin: f16[16]?, integer scales: see generic::q256 }, padded to 64
+//!          codes [n_cols / 32] { planes of 4, 2, 1 or 8 bits: see generic::quad }
+//! floats   panel [n_cols][16]
+//! ```
+//! Scales and codes lie apart so that code loads never straddle a cache line. Rows behind the last one are
+//! zero. Under [`Isa::Scalar`] the bytes stay as the file has them and the definitions of
+//! `fewbit_quant::dot` read them: forcing it also checks the packing.
+
+use crate::aligned::AlignedBytes;
+use crate::generic::PANEL_ROWS;
+use crate::shared::SharedMut;
+use crate::{Isa, KernelError, ThreadPool};
+use fewbit_quant::block::{has_min, read_block32, read_block256};
+use fewbit_quant::decode::{values32, values256};
+use fewbit_quant::{ActivationKind, Block32, Block256, TensorType};
+use std::ops::Range;
+
+/// A weight matrix `[n_rows, n_cols]`, ready to be multiplied.
+pub struct Matrix {
+    pub(crate) ty: TensorType,
+    pub(crate) n_rows: usize,
+    pub(crate) n_cols: usize,
+    pub(crate) isa: Isa,
+    pub(crate) layout: PanelLayout,
+    pub(crate) bytes: AlignedBytes,
+}
+
+/// Byte sizes of the parts of a panel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PanelLayout {
+    /// Scales and minimums of one block.
+    pub(crate) block_meta: usize,
+    /// All scales and minimums, padded to a cache line.
+    pub(crate) meta: usize,
+    /// The whole panel.
+    pub(crate) panel: usize,
+}
+
+/// Bits of a stored code.
+pub(crate) fn code_bits(ty: TensorType) -> usize {
+    match ty {
+        TensorType::Q2_K => 2,
+        TensorType::Q3_K => 3,
+        TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => 4,
+        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K => 5,
+        TensorType::Q6_K => 6,
+        TensorType::Q8_0 => 8,
+        _ => 8 * ty.block_bytes(),
+    }
+}
+
+/// Bytes per row of integer scales and minimums in a block of 256.
+fn integer_scales(ty: TensorType) -> usize {
+    match ty {
+        TensorType::Q2_K | TensorType::Q3_K | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q6_K => 16,
+        _ => 0,
+    }
+}
+
+impl PanelLayout {
+    fn new(ty: TensorType, n_cols: usize) -> Self {
+        let codes = n_cols * PANEL_ROWS * code_bits(ty) / 8;
+        let block_meta = match ty.block_elems() {
+            1 => 0,
+            _ => PANEL_ROWS * (if has_min(ty) { 4 } else { 2 } + integer_scales(ty)),
+        };
+        let meta = (n_cols / ty.block_elems() * block_meta).next_multiple_of(64);
+        Self { block_meta, meta, panel: meta + codes.next_multiple_of(64) }
+    }
+}
+
+impl Matrix {
+    /// Packs a matrix whose rows are stored one after another in `bytes`.
+    ///
+    /// # Errors
+    /// [`KernelError::UnsupportedType`], [`KernelError::Size`], [`KernelError::OutOfMemory`].
+    pub fn pack(
+        pool: &ThreadPool,
+        isa: Isa,
+        ty: TensorType,
+        n_rows: usize,
+        n_cols: usize,
+        bytes: &[u8],
+    ) -> Result<Self, KernelError> {
+        if ActivationKind::of(ty).is_none() {
+            return Err(KernelError::UnsupportedType { ty });
+        }
+        let row_bytes = ty.row_bytes(n_cols).unwrap_or(0);
+        let expected = row_bytes.checked_mul(n_rows).unwrap_or(0);
+        if expected != bytes.len() || (expected == 0 && n_rows > 0 && n_cols > 0) {
+            return Err(KernelError::Size { ty, n_rows, n_cols, expected, found: bytes.len() });
+        }
+        let layout = PanelLayout::new(ty, n_cols);
+        let n_panels = n_rows.div_ceil(PANEL_ROWS);
+        let scalar = isa == Isa::Scalar;
+        let n_bytes = if scalar { expected } else { n_panels * layout.panel };
+        let mut packed = AlignedBytes::zeroed(n_bytes)?;
+        let out = SharedMut::new(&mut packed);
+        pool.for_chunks(n_panels, 4, |panels, _| {
+            for p in panels {
+                let rows = p * PANEL_ROWS..n_rows.min((p + 1) * PANEL_ROWS);
+                let from = &bytes[rows.start * row_bytes..rows.end * row_bytes];
+                let to = if scalar { rows.start * row_bytes..rows.end * row_bytes } else { panel_range(&layout, p) };
+                // SAFETY: each panel is handed out once, and ranges of different panels do not overlap.
+                let to = unsafe { out.range(to) };
+                if scalar {
+                    to.copy_from_slice(from);
+                } else {
+                    pack_panel(ty, &layout, row_bytes, from, to);
+                }
+            }
+        });
+        Ok(Self { ty, n_rows, n_cols, isa, layout, bytes: packed })
+    }
+
+    /// The type of the weights.
+    pub fn ty(&self) -> TensorType {
+        self.ty
+    }
+
+    /// Rows: the length of an output.
+    pub fn n_rows(&self) -> usize {
+        self.n_rows
+    }
+
+    /// Columns: the length of an input.
+    pub fn n_cols(&self) -> usize {
+        self.n_cols
+    }
+
+    /// Bytes that the packed form takes.
+    pub fn n_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Bytes that [`pack`](Self::pack) would allocate.
+    pub fn packed_bytes(isa: Isa, ty: TensorType, n_rows: usize, n_cols: usize) -> Option<usize> {
+        if isa == Isa::Scalar {
+            return ty.row_bytes(n_cols)?.checked_mul(n_rows);
+        }
+        ty.row_bytes(n_cols)?;
+        PanelLayout::new(ty, n_cols).panel.checked_mul(n_rows.div_ceil(PANEL_ROWS))
+    }
+
+    /// Decodes one row: `out` is `[n_cols]`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another length.
+    pub fn decode_row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n_rows && out.len() == self.n_cols, "row {row} of {self:?}");
+        if self.isa == Isa::Scalar {
+            let row_bytes = self.ty.row_bytes(self.n_cols).expect("checked when the matrix was packed");
+            let bytes = &self.bytes[row * row_bytes..(row + 1) * row_bytes];
+            fewbit_quant::decode(self.ty, bytes, out).expect("checked when the matrix was packed");
+            return;
+        }
+        let (meta, codes) = self.panel(row / PANEL_ROWS).split_at(self.layout.meta);
+        let r = row % PANEL_ROWS;
+        match self.ty.block_elems() {
+            1 => {
+                let n = self.ty.block_bytes();
+                let weight = |k: usize| &codes[(k * PANEL_ROWS + r) * n..(k * PANEL_ROWS + r + 1) * n];
+                for (k, y) in out.iter_mut().enumerate() {
+                    fewbit_quant::decode(self.ty, weight(k), std::slice::from_mut(y)).expect("one element");
+                }
+            }
+            32 => {
+                for (b, y) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                    let meta = &meta[b * self.layout.block_meta..];
+                    let m = if has_min(self.ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
+                    let codes = get_codes(self.ty, r, codes, b);
+                    values32(self.ty, &Block32 { d: half_at(meta, r), m, codes }, y);
+                }
+            }
+            _ => {
+                for (b, y) in out.as_chunks_mut::<256>().0.iter_mut().enumerate() {
+                    let mut block = unpack_scales_256(self.ty, r, &meta[b * self.layout.block_meta..]);
+                    for (g, to) in block.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                        *to = get_codes(self.ty, r, codes, 8 * b + g);
+                    }
+                    values256(self.ty, &block, y);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn n_panels(&self) -> usize {
+        self.n_rows.div_ceil(PANEL_ROWS)
+    }
+
+    pub(crate) fn panel(&self, p: usize) -> &[u8] {
+        &self.bytes[panel_range(&self.layout, p)]
+    }
+}
+
+impl std::fmt::Debug for Matrix {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Matrix({} x {}, {}, {})", self.n_rows, self.n_cols, self.ty, self.isa)
+    }
+}
+
+fn panel_range(layout: &PanelLayout, p: usize) -> Range<usize> {
+    p * layout.panel..(p + 1) * layout.panel
+}
+
+/// Interleaves up to 16 rows. `to` is zero on entry.
+fn pack_panel(ty: TensorType, layout: &PanelLayout, row_bytes: usize, from: &[u8], to: &mut [u8]) {
+    let (meta, codes) = to.split_at_mut(layout.meta);
+    for (r, row) in from.chunks_exact(row_bytes.max(1)).enumerate() {
+        let blocks = row.chunks_exact(ty.block_bytes()).enumerate();
+        match ty.block_elems() {
+            1 => {
+                for (k, w) in blocks {
+                    let at = (k * PANEL_ROWS + r) * w.len();
+                    codes[at..at + w.len()].copy_from_slice(w);
+                }
+            }
+            32 => {
+                for (b, block) in blocks {
+                    let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
+                    meta[2 * r..2 * r + 2].copy_from_slice(&block[..2]);
+                    if has_min(ty) {
+                        meta[2 * (PANEL_ROWS + r)..2 * (PANEL_ROWS + r) + 2].copy_from_slice(&block[2..4]);
+                    }
+                    put_codes(ty, r, &read_block32(ty, block).codes, group(ty, codes, b));
+                }
+            }
+            _ => {
+                for (b, block) in blocks {
+                    let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
+                    pack_scales_256(ty, r, block, meta);
+                    let unpacked = read_block256(ty, block);
+                    for (g, codes32) in unpacked.codes.as_chunks::<32>().0.iter().enumerate() {
+                        put_codes(ty, r, codes32, group(ty, codes, 8 * b + g));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of the codes of 32 columns of a panel.
+fn group(ty: TensorType, codes: &mut [u8], g: usize) -> &mut [u8] {
+    let n = code_bits(ty) * 64;
+    &mut codes[g * n..(g + 1) * n]
+}
+
+/// Writes one row's scales of one block of 256.
+fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], meta: &mut [u8]) {
+    let (d_at, dmin_at) = match ty {
+        TensorType::Q2_K => (80, 82),
+        TensorType::Q3_K => (108, 108),
+        TensorType::Q6_K => (208, 208),
+        _ => (0, 2),
+    };
+    meta[2 * r..2 * r + 2].copy_from_slice(&block[d_at..d_at + 2]);
+    let mut ints = 2 * PANEL_ROWS;
+    if has_min(ty) {
+        meta[ints + 2 * r..ints + 2 * r + 2].copy_from_slice(&block[dmin_at..dmin_at + 2]);
+        ints = 4 * PANEL_ROWS;
+    }
+    let unpacked = read_block256(ty, block);
+    for j in 0..16 {
+        let (scale, min) = (unpacked.scales[j] as u8, unpacked.mins[j]);
+        match ty {
+            TensorType::Q4_K | TensorType::Q5_K => {
+                meta[ints + j / 2 * PANEL_ROWS + r] = scale;
+                meta[ints + (8 + j / 2) * PANEL_ROWS + r] = min;
+            }
+            TensorType::Q2_K => meta[ints + j * PANEL_ROWS + r] = scale | min << 4,
+            _ => meta[ints + j * PANEL_ROWS + r] = scale,
+        }
+    }
+}
+
+/// Writes one row's codes of 32 columns into the planes of a group.
+fn put_codes(ty: TensorType, r: usize, codes: &[u8; 32], group: &mut [u8]) {
+    let bits = code_bits(ty);
+    for (k, &code) in codes.iter().enumerate() {
+        let (q, at) = (k / 4, r * 4 + k % 4);
+        match bits {
+            8 => group[q * 64 + at] = code ^ 0x80,
+            4..=6 => {
+                group[q % 4 * 64 + at] |= (code & 15) << (4 * (q / 4));
+                match bits {
+                    5 => group[256 + at] |= (code >> 4) << q,
+                    6 => group[256 + q / 4 * 64 + at] |= (code >> 4) << (2 * (q % 4)),
+                    _ => {}
+                }
+            }
+            _ => {
+                group[q / 4 * 64 + at] |= (code & 3) << (2 * (q % 4));
+                if bits == 3 {
+                    group[128 + at] |= (code >> 2) << q;
+                }
+            }
+        }
+    }
+}
+
+/// Reads back what [`put_codes`] wrote.
+fn get_codes(ty: TensorType, r: usize, codes: &[u8], g: usize) -> [u8; 32] {
+    let bits = code_bits(ty);
+    let group = &codes[g * bits * 64..(g + 1) * bits * 64];
+    std::array::from_fn(|k| {
+        let (q, at) = (k / 4, r * 4 + k % 4);
+        let nibble = || group[q % 4 * 64 + at] >> (4 * (q / 4)) & 15;
+        let two_bits = |base: usize| group[base + q / 4 * 64 + at] >> (2 * (q % 4)) & 3;
+        let bit = |base: usize| group[base + at] >> q & 1;
+        match bits {
+            8 => group[q * 64 + at] ^ 0x80,
+            4 => nibble(),
+            5 => nibble() | bit(256) << 4,
+            6 => nibble() | two_bits(256) << 4,
+            2 => two_bits(0),
+            _ => two_bits(0) | bit(128) << 2,
+        }
+    })
+}
+
+/// Reads back what [`pack_scales_256`] wrote; the codes stay 0.
+fn unpack_scales_256(ty: TensorType, r: usize, meta: &[u8]) -> Block256 {
+    let dmin = if has_min(ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
+    let ints = &meta[if has_min(ty) { 4 } else { 2 } * PANEL_ROWS..];
+    let int = |j: usize| ints[j * PANEL_ROWS + r];
+    let both = |j: usize| match ty {
+        TensorType::Q4_K | TensorType::Q5_K => (int(j / 2), int(8 + j / 2)),
+        TensorType::Q2_K => (int(j) & 15, int(j) >> 4),
+        _ => (int(j), 0),
+    };
+    Block256 {
+        d: half_at(meta, r),
+        dmin,
+        scales: std::array::from_fn(|j| both(j).0 as i8),
+        mins: std::array::from_fn(|j| both(j).1),
+        codes: [0; 256],
+    }
+}
+
+/// The `i`-th f16 of some scales.
+fn half_at(meta: &[u8], i: usize) -> f32 {
+    half::f16::from_le_bytes([meta[2 * i], meta[2 * i + 1]]).to_f32()
+}

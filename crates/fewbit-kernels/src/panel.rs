@@ -1,0 +1,381 @@
+//! From one panel of weights and a batch of activations to 16 outputs per row of the batch: which kernel
+//! runs, and how the panel is swept.
+//!
+//! Few rows read the packed codes directly. Many rows amortise unpacking: a stretch of [`UNPACK_COLS`]
+//! columns is unpacked to one byte per code (16 KiB, half of a small L1 cache), and all rows of the batch
+//! are swept over it before the next stretch. The float chain of an output continues through `y`, so the
+//! split changes no bit.
+
+use crate::generic::float::FloatWeights;
+use crate::generic::q32::{Col32, Weights32};
+use crate::generic::q256::{Col256, Scales, Weights256};
+use crate::generic::{PANEL_ROWS, Simd, float, q32, q256, unpack};
+use crate::pack::Matrix;
+use crate::{Activations, Isa};
+use fewbit_quant::{ActivationKind, TensorType, dot};
+
+/// Columns that are unpacked at a time.
+const UNPACK_COLS: usize = 1024;
+
+/// Bytes of the buffer that [`PanelJob::unpacked`] points to.
+pub(crate) const UNPACKED_BYTES: usize = UNPACK_COLS * PANEL_ROWS;
+
+/// One panel times a batch.
+pub(crate) struct PanelJob<'a> {
+    meta: &'a [u8],
+    codes: &'a [u8],
+    x: &'a Activations,
+    /// `[x.n_rows][16]`, zero on entry.
+    y: &'a mut [f32],
+    unpacked: &'a mut [u8],
+}
+
+/// A kernel for one weight type on one instruction set.
+///
+/// # Safety
+/// The CPU has the instruction set; the panel is one of a matrix of the kernel's type with as many columns
+/// as the activations, which hold the form that the type reads; `y` is `[x.n_rows][16]`; `unpacked` has
+/// [`UNPACKED_BYTES`].
+pub(crate) type PanelFn = unsafe fn(PanelJob<'_>);
+
+/// Computes panel `p` of `w` times `x` into `y`: `[x.n_rows][16]`.
+pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, y: &mut [f32], unpacked: &mut [u8]) {
+    assert_eq!(w.n_cols, x.n_cols, "columns of the weights and of the activations");
+    assert!(y.len() == x.n_rows * PANEL_ROWS && unpacked.len() == UNPACKED_BYTES);
+    let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
+    match kind {
+        ActivationKind::F32 => assert!(x.values.len() >= x.n_rows * x.n_cols),
+        ActivationKind::Q8Block32 => assert!(x.kinds.q8_32, "activations in blocks of 32"),
+        ActivationKind::Q8Block256 => assert!(x.kinds.q8_256, "activations in blocks of 256"),
+    }
+    let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, y) };
+    y.fill(0.0);
+    let (meta, codes) = w.panel(p).split_at(w.layout.meta);
+    // SAFETY: `Matrix::pack` is given an `Isa` from `Isa::require`, and laid the panel out for this type
+    // and n_cols columns; the activation buffers were sized by `Activations::resize` for n_rows x n_cols in
+    // the kinds asserted above; y and unpacked are asserted above.
+    unsafe { kernel(PanelJob { meta, codes, x, y, unpacked }) }
+}
+
+/// The definition: one dot product per output, on the rows as the file has them.
+fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, y: &mut [f32]) {
+    let row_bytes = w.ty.row_bytes(w.n_cols).expect("checked when the matrix was packed");
+    for r in 0..PANEL_ROWS.min(w.n_rows - p * PANEL_ROWS) {
+        let at = (p * PANEL_ROWS + r) * row_bytes;
+        let row = &w.bytes[at..at + row_bytes];
+        for n in 0..x.n_rows {
+            y[n * PANEL_ROWS + r] = match kind {
+                ActivationKind::F32 => dot::dot_f32(w.ty, row, &x.values[n * x.n_cols..(n + 1) * x.n_cols]),
+                _ => dot::dot_q8(w.ty, row, x.q8_row(kind, n)),
+            };
+        }
+    }
+}
+
+/// Runs `$tile::<.., N>` over all rows of the batch, in groups of `NMAX`, then 4, 2 and 1.
+macro_rules! sweep {
+    ($n_rows:expr, $nmax:expr, |$first:ident, $n:ident| $body:expr) => {{
+        let mut $first = 0;
+        while $nmax >= 8 && $first + 8 <= $n_rows {
+            const $n: usize = 8;
+            $body;
+            $first += 8;
+        }
+        while $first + 4 <= $n_rows {
+            const $n: usize = 4;
+            $body;
+            $first += 4;
+        }
+        if $first + 2 <= $n_rows {
+            const $n: usize = 2;
+            $body;
+            $first += 2;
+        }
+        if $first < $n_rows {
+            const $n: usize = 1;
+            $body;
+        }
+    }};
+}
+
+/// # Safety
+/// As [`PanelFn`]; `BITS == W::BITS` and `R * S::LANES == 16`.
+#[inline(always)]
+unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
+    let (x, y) = (job.x, job.y.as_mut_ptr());
+    let n_blocks = x.n_cols / 32;
+    // SAFETY: block b < n_blocks of row n < n_rows lies inside the activation buffers, and the panel has
+    // n_blocks blocks, by the caller's promise; a stretch unpacks at most UNPACK_COLS columns.
+    unsafe {
+        if x.n_rows <= NMAX {
+            let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
+            sweep!(x.n_rows, NMAX, |first, N| q32::tile::<S, W, BITS, R, N>(
+                n_blocks,
+                codes,
+                meta,
+                &cols_32::<N>(x, first, 0),
+                y.add(first * PANEL_ROWS),
+                PANEL_ROWS,
+            ));
+            return;
+        }
+        for b in (0..n_blocks).step_by(UNPACK_COLS / 32) {
+            let n = (UNPACK_COLS / 32).min(n_blocks - b);
+            let mut codes = job.codes.as_ptr().add(b * BITS * 64);
+            let meta = job.meta.as_ptr().add(b * W::META);
+            if BITS != 8 {
+                unpack::<S, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
+                codes = job.unpacked.as_ptr();
+            }
+            sweep!(x.n_rows, NMAX, |first, N| q32::tile::<S, W, 8, R, N>(
+                n,
+                codes,
+                meta,
+                &cols_32::<N>(x, first, b),
+                y.add(first * PANEL_ROWS),
+                PANEL_ROWS,
+            ));
+        }
+    }
+}
+
+/// Rows `first..first + N` of the batch, from block `b`.
+///
+/// # Safety
+/// They exist, in the form for blocks of 32.
+#[inline(always)]
+unsafe fn cols_32<const N: usize>(x: &Activations, first: usize, b: usize) -> [Col32; N] {
+    // SAFETY: the offsets lie inside the buffers by the caller's promise.
+    unsafe {
+        let at = |n: usize| (first + n) * (x.n_cols / 32) + b;
+        let q = &x.q32;
+        let mut cols = [Col32 {
+            codes: q.codes.as_ptr(),
+            scales: q.scales.as_ptr(),
+            sums: q.wide_sums.as_ptr(),
+            scaled_sums: q.scaled_sums.as_ptr(),
+        }; N];
+        for (n, col) in cols.iter_mut().enumerate() {
+            col.codes = col.codes.add(at(n) * 32);
+            col.scales = col.scales.add(at(n));
+            col.sums = col.sums.add(at(n));
+            col.scaled_sums = col.scaled_sums.add(at(n));
+        }
+        cols
+    }
+}
+
+/// # Safety
+/// As [`panel_32`].
+#[inline(always)]
+unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
+    let (x, y) = (job.x, job.y.as_mut_ptr());
+    let n_blocks = x.n_cols / 256;
+    // SAFETY: as in `panel_32`, with 8 groups of 32 columns per block.
+    unsafe {
+        if x.n_rows <= NMAX {
+            let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
+            sweep!(x.n_rows, NMAX, |first, N| q256::tile::<S, W, BITS, R, N>(
+                n_blocks,
+                codes,
+                meta,
+                &cols_256::<N>(x, first, 0),
+                y.add(first * PANEL_ROWS),
+                PANEL_ROWS,
+            ));
+            return;
+        }
+        for b in (0..n_blocks).step_by(UNPACK_COLS / 256) {
+            let n = (UNPACK_COLS / 256).min(n_blocks - b);
+            unpack::<S, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
+            let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * W::META));
+            sweep!(x.n_rows, NMAX, |first, N| q256::tile::<S, W, 8, R, N>(
+                n,
+                codes,
+                meta,
+                &cols_256::<N>(x, first, b),
+                y.add(first * PANEL_ROWS),
+                PANEL_ROWS,
+            ));
+        }
+    }
+}
+
+/// Rows `first..first + N` of the batch, from block `b`.
+///
+/// # Safety
+/// They exist, in the form for blocks of 256.
+#[inline(always)]
+unsafe fn cols_256<const N: usize>(x: &Activations, first: usize, b: usize) -> [Col256; N] {
+    // SAFETY: the offsets lie inside the buffers by the caller's promise.
+    unsafe {
+        let at = |n: usize| (first + n) * (x.n_cols / 256) + b;
+        let q = &x.q256;
+        let mut cols = [Col256 { codes: q.codes.as_ptr(), scales: q.scales.as_ptr(), sums: q.sums.as_ptr() }; N];
+        for (n, col) in cols.iter_mut().enumerate() {
+            col.codes = col.codes.add(at(n) * 256);
+            col.scales = col.scales.add(at(n));
+            col.sums = col.sums.add(at(n) * 16);
+        }
+        cols
+    }
+}
+
+/// # Safety
+/// As [`PanelFn`], with `R * S::LANES == 16`.
+#[inline(always)]
+unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
+    let (x, y) = (job.x, job.y.as_mut_ptr());
+    // SAFETY: k + n <= n_cols, and rows of the batch lie inside `values`, by the caller's promise.
+    unsafe {
+        for k in (0..x.n_cols).step_by(UNPACK_COLS / 4) {
+            let n = (UNPACK_COLS / 4).min(x.n_cols - k);
+            let weights = job.codes.as_ptr().add(k * PANEL_ROWS * W::BYTES);
+            sweep!(x.n_rows, NMAX, |first, N| {
+                let mut cols = [x.values.as_ptr(); N];
+                for (i, col) in cols.iter_mut().enumerate() {
+                    *col = col.add((first + i) * x.n_cols + k);
+                }
+                float::tile::<S, W, R, N>(n, weights, &cols, y.add(first * PANEL_ROWS), PANEL_ROWS)
+            });
+        }
+    }
+}
+
+macro_rules! weights_32 {
+    ($($name:ident $bits:literal $offset:literal $min:literal;)*) => {$(
+        struct $name;
+        impl Weights32 for $name {
+            const BITS: usize = $bits;
+            const OFFSET: i32 = $offset;
+            const MIN: bool = $min;
+        }
+    )*};
+}
+
+weights_32! {
+    Q4_0 4 8 false;
+    Q4_1 4 0 true;
+    Q5_0 5 16 false;
+    Q5_1 5 0 true;
+    Q8_0 8 0 false;
+}
+
+macro_rules! weights_256 {
+    ($($name:ident $bits:literal $offset_shift:literal $sub:literal $scales:ident;)*) => {$(
+        struct $name;
+        impl Weights256 for $name {
+            const BITS: usize = $bits;
+            const OFFSET_SHIFT: u32 = $offset_shift;
+            const SUB: usize = $sub;
+            const SCALES: Scales = Scales::$scales;
+        }
+    )*};
+}
+
+weights_256! {
+    Q2K 2 0 16 Nibbles;
+    Q3K 3 2 16 Signed;
+    Q4K 4 0 32 ScaleThenMin;
+    Q5K 5 0 32 ScaleThenMin;
+    Q6K 6 5 16 Signed;
+}
+
+struct F32;
+struct F16;
+struct BF16;
+
+impl FloatWeights for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f(p.cast()) }
+    }
+}
+
+impl FloatWeights for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl FloatWeights for BF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_bf16(p.cast()) }
+    }
+}
+
+/// The kernels of one instruction set: a function per weight type, compiled with its features.
+macro_rules! kernels {
+    ($module:ident, $simd:ty, $features:literal, $r:literal, $nmax:literal) => {
+        mod $module {
+            use super::*;
+
+            kernels!(@functions $simd, $features, $r, $nmax;
+                q4_0 panel_32 Q4_0 4, q4_1 panel_32 Q4_1 4, q5_0 panel_32 Q5_0 5, q5_1 panel_32 Q5_1 5,
+                q8_0 panel_32 Q8_0 8, q2_k panel_256 Q2K 2, q3_k panel_256 Q3K 3, q4_k panel_256 Q4K 4,
+                q5_k panel_256 Q5K 5, q6_k panel_256 Q6K 6);
+
+            kernels!(@floats $simd, $features, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
+
+            pub(super) fn kernel(ty: TensorType) -> Option<PanelFn> {
+                Some(match ty {
+                    TensorType::F32 => f32,
+                    TensorType::F16 => f16,
+                    TensorType::BF16 => bf16,
+                    TensorType::Q4_0 => q4_0,
+                    TensorType::Q4_1 => q4_1,
+                    TensorType::Q5_0 => q5_0,
+                    TensorType::Q5_1 => q5_1,
+                    TensorType::Q8_0 => q8_0,
+                    TensorType::Q2_K => q2_k,
+                    TensorType::Q3_K => q3_k,
+                    TensorType::Q4_K => q4_k,
+                    TensorType::Q5_K => q5_k,
+                    TensorType::Q6_K => q6_k,
+                    _ => return None,
+                })
+            }
+        }
+    };
+    (@functions $simd:ty, $features:literal, $r:literal, $nmax:literal;
+     $($name:ident $panel:ident $weights:ident $bits:literal),*) => {$(
+        #[target_feature(enable = $features)]
+        unsafe fn $name(job: PanelJob<'_>) {
+            // SAFETY: the caller keeps `PanelFn`'s contract.
+            unsafe { $panel::<$simd, $weights, $bits, $r, $nmax>(job) }
+        }
+    )*};
+    (@floats $simd:ty, $features:literal, $r:literal, $nmax:literal; $($name:ident $weights:ident),*) => {$(
+        #[target_feature(enable = $features)]
+        unsafe fn $name(job: PanelJob<'_>) {
+            // SAFETY: the caller keeps `PanelFn`'s contract.
+            unsafe { panel_float::<$simd, $weights, $r, $nmax>(job) }
+        }
+    )*};
+}
+
+#[cfg(target_arch = "x86_64")]
+kernels!(avx2, crate::arch::x86_64::Avx2, "avx2,fma,f16c", 2, 4);
+#[cfg(target_arch = "x86_64")]
+kernels!(avx512, crate::arch::x86_64::Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", 1, 8);
+
+fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => avx2::kernel(ty),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => avx512::kernel(ty),
+        _ => {
+            let _ = ty;
+            None
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Attention and the row operations: the bits of the definition on every instruction set, number of threads
+//! and split of the queries; and the values of a float64 computation.
+
+use fewbit_kernels::math::{exp, tree_sum};
+use fewbit_kernels::{
+    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE,
+    RopeStyle,
+};
+use half::f16;
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0
+    };
+    (0..n).map(|_| next() * 2.0).collect()
+}
+
+/// A cache of one layer.
+struct Cache<T> {
+    shape: AttentionShape,
+    pages: Vec<(Vec<T>, Vec<T>)>,
+}
+
+impl<T: KvElement> Cache<T> {
+    fn new(shape: AttentionShape, n: usize) -> Self {
+        // Not zero: whatever lies behind the last position must not matter.
+        let page =
+            || (vec![T::from_f32(f32::NAN); shape.key_elems()], vec![T::from_f32(f32::INFINITY); shape.value_elems()]);
+        Self { shape, pages: (0..n.div_ceil(PAGE)).map(|_| page()).collect() }
+    }
+
+    fn store(&mut self, engine: &Engine, first: usize, k: &[f32], v: &[f32]) {
+        let mut pages: Vec<_> =
+            self.pages.iter_mut().map(|(k, v)| KvPageMut { keys: &mut k[..], values: &mut v[..] }).collect();
+        engine.store_kv(&self.shape, &mut pages, first, k, v);
+    }
+
+    fn sequence(&self, first_position: usize, n_tokens: usize) -> AttentionSequence<'_, T> {
+        let pages = self.pages.iter().map(|(k, v)| KvPage { keys: k, values: v }).collect();
+        AttentionSequence { first_position, n_tokens, pages }
+    }
+}
+
+/// The definition, for one query row.
+fn definition<T: KvElement>(
+    shape: &AttentionShape,
+    position: usize,
+    kv_head: usize,
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+) -> Vec<f32> {
+    let hd = shape.head_dim;
+    let row = shape.n_kv_heads * hd;
+    let at = |x: &[f32], j: usize, d: usize| T::from_f32(x[j * row + kv_head * hd + d]).to_f32();
+    let first = shape.window.map_or(0, |w| (position + 1).saturating_sub(w));
+    let (mut max, mut sum, mut out) = (0.0f32, 0.0f32, Vec::new());
+    for page in first / PAGE..=position / PAGE {
+        let keys: Vec<usize> = (first.max(page * PAGE)..=position.min(page * PAGE + PAGE - 1)).collect();
+        let score = |&j: &usize| (0..hd).fold(0.0f32, |s, d| (q[d] * shape.scale).mul_add(at(k, j, d), s));
+        let scores: Vec<f32> = keys.iter().map(score).collect();
+        let m = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let mut lanes = [0.0f32; 16];
+        let mut o = vec![0.0f32; hd];
+        for (&j, &s) in keys.iter().zip(&scores) {
+            let p = exp(s - m);
+            lanes[j % 16] += p;
+            for (d, o) in o.iter_mut().enumerate() {
+                *o = p.mul_add(at(v, j, d), *o);
+            }
+        }
+        let l = tree_sum(lanes);
+        if out.is_empty() {
+            (max, sum, out) = (m, l, o);
+        } else {
+            let new = max.max(m);
+            let (a, b) = (exp(max - new), exp(m - new));
+            sum = l.mul_add(b, sum * a);
+            out.iter_mut().zip(&o).for_each(|(y, o)| *y = o.mul_add(b, *y * a));
+            max = new;
+        }
+    }
+    out.iter().map(|o| o * (1.0 / sum)).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|v| v.to_bits()).collect()
+}
+
+#[test]
+fn attention_equals_its_definition_however_it_is_split() {
+    check_attention::<f16>();
+    check_attention::<f32>();
+}
+
+fn check_attention<T: KvElement>() {
+    for (n_heads, n_kv_heads, head_dim, window, n) in [
+        (9, 3, 64, None, 600),
+        (4, 4, 8, None, 300),
+        (8, 2, 24, Some(64), 600),
+        (4, 1, 128, Some(257), 530),
+        (2, 2, 16, Some(1), 40),
+    ] {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, window };
+        let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
+        let (qs, k, v) = (random(n * q, 1), random(n * kv, 2), random(n * kv, 3));
+        let group = n_heads / n_kv_heads;
+        let want: Vec<f32> = (0..n * n_heads)
+            .flat_map(|i| {
+                let query = &qs[i * head_dim..(i + 1) * head_dim];
+                definition::<T>(&shape, i / n_heads, i % n_heads / group, query, &k, &v)
+            })
+            .collect();
+        for isa in Isa::available() {
+            for threads in [1, 2] {
+                let engine = Engine::new(isa, threads).expect("available");
+                for chunk in [1, 7, 64, 1000] {
+                    let mut cache = Cache::<T>::new(shape, n);
+                    let mut out = vec![0.0; n * q];
+                    // One token at a time only for the last few: it is the slowest.
+                    let mut first = if chunk == 1 { n - 5 } else { 0 };
+                    cache.store(&engine, 0, &k[..first * kv], &v[..first * kv]);
+                    let skipped = first;
+                    while first < n {
+                        let end = n.min(first + chunk);
+                        cache.store(&engine, first, &k[first * kv..end * kv], &v[first * kv..end * kv]);
+                        let sequence = cache.sequence(first, end - first);
+                        engine.attention(&shape, &[sequence], &qs[first * q..end * q], &mut out[first * q..end * q]);
+                        first = end;
+                    }
+                    let same = bits(&out[skipped * q..]) == bits(&want[skipped * q..]);
+                    assert!(same, "{shape:?}, {isa}, {threads} threads, chunks of {chunk}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sequences_of_a_batch_do_not_touch_each_other() {
+    let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, window: None };
+    let (q, kv) = (128, 64);
+    for isa in Isa::available() {
+        let engine = Engine::new(isa, 2).expect("available");
+        let lens = [(300, 1), (5, 3), (260, 40)];
+        let caches: Vec<Cache<f16>> = (0..lens.len())
+            .map(|s| {
+                let n = lens[s].0;
+                let mut cache = Cache::new(shape, n);
+                cache.store(&engine, 0, &random(n * kv, s as u64), &random(n * kv, 10 + s as u64));
+                cache
+            })
+            .collect();
+        let sequences: Vec<_> = caches.iter().zip(lens).map(|(c, (n, new))| c.sequence(n - new, new)).collect();
+        let queries = random(44 * q, 99);
+        let mut together = vec![0.0; 44 * q];
+        engine.attention(&shape, &sequences, &queries, &mut together);
+        let mut at = 0;
+        for (sequence, (_, new)) in sequences.iter().zip(lens) {
+            let mut alone = vec![0.0; new * q];
+            let range = at * q..(at + new) * q;
+            engine.attention(&shape, std::slice::from_ref(sequence), &queries[range.clone()], &mut alone);
+            assert_eq!(bits(&alone), bits(&together[range]), "{isa}");
+            at += new;
+        }
+    }
+}
+
+#[test]
+fn norm_and_rope_are_right_and_the_same_everywhere() {
+    let (n, cols) = (3, 90);
+    let (x, weight) = (random(n * cols, 1), random(cols, 2));
+    let engines: Vec<Engine> =
+        Isa::available().into_iter().map(|isa| Engine::new(isa, 2).expect("available")).collect();
+    let norms: Vec<Vec<f32>> = engines
+        .iter()
+        .map(|engine| {
+            let mut out = Activations::new();
+            engine.rms_norm(&x, &weight, 1e-5, ActivationKinds::default(), &mut out);
+            out.values().to_vec()
+        })
+        .collect();
+    for (row, norm) in x.chunks(cols).zip(norms[0].chunks(cols)) {
+        let mean = row.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / cols as f64;
+        for ((&v, &w), &y) in row.iter().zip(&weight).zip(norm) {
+            let want = f64::from(v) / (mean + 1e-5).sqrt() * f64::from(w);
+            assert!((f64::from(y) - want).abs() < 1e-5, "{y} {want}");
+        }
+    }
+    let (heads, hd, half) = (2, 20, 8);
+    let angles = random(n * half, 3);
+    let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+    let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+    let heads_in = random(n * heads * hd, 4);
+    for (style, pair) in [
+        (RopeStyle::Interleaved, (|i| (2 * i, 2 * i + 1)) as fn(usize) -> (usize, usize)),
+        (RopeStyle::HalfSplit, |i| (i, i + 8)),
+    ] {
+        let rotated: Vec<Vec<f32>> = engines
+            .iter()
+            .map(|engine| {
+                let mut y = heads_in.clone();
+                engine.rope(style, hd, heads, &cos, &sin, &mut y);
+                y
+            })
+            .collect();
+        for (h, (before, after)) in heads_in.chunks(hd).zip(rotated[0].chunks(hd)).enumerate() {
+            for i in 0..half {
+                let (a, b) = pair(i);
+                let (c, s) = (cos[h / heads * half + i], sin[h / heads * half + i]);
+                assert!((after[a] - (before[a] * c - before[b] * s)).abs() < 1e-6);
+                assert!((after[b] - (before[b] * c + before[a] * s)).abs() < 1e-6);
+            }
+            assert_eq!(before[2 * half..], after[2 * half..], "elements that are not rotated");
+        }
+        assert!(rotated.iter().all(|y| bits(y) == bits(&rotated[0])));
+    }
+    assert!(norms.iter().all(|y| bits(y) == bits(&norms[0])));
+}
+
+#[test]
+fn a_panic_in_a_section_reaches_the_caller_and_the_pool_goes_on() {
+    let engine = Engine::new(Isa::Scalar, 3).expect("available");
+    for bad in 0..3 {
+        let job = |thread: usize| assert_ne!(thread, bad, "thread {thread}");
+        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.pool().run(&job)));
+        assert!(caught.is_err());
+    }
+    let sum = std::sync::atomic::AtomicUsize::new(0);
+    engine.pool().for_chunks(1000, 7, |range, _| {
+        sum.fetch_add(range.sum(), std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(sum.into_inner(), 499_500);
+}

@@ -1,0 +1,240 @@
+//! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
+//! batch size and number of threads.
+
+use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_quant::TensorType;
+
+const TYPES: [TensorType; 13] = [
+    TensorType::F32,
+    TensorType::F16,
+    TensorType::BF16,
+    TensorType::Q4_0,
+    TensorType::Q4_1,
+    TensorType::Q5_0,
+    TensorType::Q5_1,
+    TensorType::Q8_0,
+    TensorType::Q2_K,
+    TensorType::Q3_K,
+    TensorType::Q4_K,
+    TensorType::Q5_K,
+    TensorType::Q6_K,
+];
+
+/// A small generator, so that a failure repeats.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    fn float(&mut self) -> f32 {
+        (self.next() as f32 / (1u32 << 30) as f32 - 1.0) * 3.0
+    }
+}
+
+/// What the codes of a weight row look like.
+#[derive(Clone, Copy, Debug)]
+enum Codes {
+    Random,
+    /// All bits set: the largest codes, scales and minimums.
+    Maximal,
+    Zero,
+}
+
+/// `n` bytes of blocks whose float scales are `scale` (or random, where it is `None`).
+fn weights(ty: TensorType, n_elems: usize, codes: Codes, scale: Option<u16>, random: &mut Random) -> Vec<u8> {
+    let mut bytes = vec![0u8; ty.row_bytes(n_elems).expect("whole blocks")];
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        for byte in block.iter_mut() {
+            *byte = match codes {
+                Codes::Random => random.next() as u8,
+                Codes::Maximal => 0xFF,
+                Codes::Zero => 0,
+            };
+        }
+        let halves: &[usize] = match ty {
+            TensorType::F32 => {
+                block.copy_from_slice(&random.float().to_le_bytes());
+                continue;
+            }
+            TensorType::F16 | TensorType::BF16 => &[0],
+            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => &[0],
+            TensorType::Q2_K => &[80, 82],
+            TensorType::Q3_K => &[108],
+            TensorType::Q6_K => &[208],
+            _ => &[0, 2],
+        };
+        for &at in halves {
+            let half = scale.unwrap_or_else(|| 0x2000 | random.next() as u16 & 0x9FFF);
+            block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// The product under `isa`, as bits; NaN of any payload is one value.
+fn product(engine: &Engine, ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
+    let w = engine.pack(ty, rows, cols, bytes).expect("packs");
+    let mut acts = Activations::new();
+    engine.activate(x, cols, ActivationKinds::of([ty]), &mut acts);
+    let mut out = vec![0.0; x.len() / cols * rows];
+    engine.matmul(&w, &acts, &mut out);
+    out.iter().map(|v| if v.is_nan() { 0x7FC0_0000 } else { v.to_bits() }).collect()
+}
+
+fn engines() -> Vec<Engine> {
+    let isas = Isa::available();
+    println!("instruction sets under test: {isas:?}");
+    isas.into_iter().flat_map(|isa| [1, 2].map(|n| Engine::new(isa, n).expect("available"))).collect()
+}
+
+fn check(engines: &[Engine], ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32], what: &str) {
+    let want = product(&engines[0], ty, rows, cols, bytes, x);
+    for engine in &engines[1..] {
+        let got = product(engine, ty, rows, cols, bytes, x);
+        let n = x.len() / cols;
+        let at = want.iter().zip(&got).position(|(w, g)| w != g);
+        assert_eq!(at, None, "{ty} {rows}x{cols}, batch {n}, {what}: {engine:?} differs from scalar");
+    }
+}
+
+#[test]
+fn random_weights_all_batch_sizes() {
+    let engines = engines();
+    let mut random = Random(1);
+    for ty in TYPES {
+        let block = ty.block_elems().max(16);
+        for (rows, blocks) in [(1, 1), (15, 3), (16, 2), (33, 5)] {
+            let cols = block * blocks;
+            let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
+            for n in (1..=19).chain([32, 63]) {
+                let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+                check(&engines, ty, rows, cols, &bytes, &x, "random");
+            }
+        }
+    }
+}
+
+#[test]
+fn long_rows_and_large_batches() {
+    let engines = engines();
+    let mut random = Random(2);
+    for ty in TYPES {
+        let (rows, cols) = (40, 2304);
+        let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
+        for n in [1, 2, 9, 300] {
+            let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+            check(&engines, ty, rows, cols, &bytes, &x, "long");
+        }
+    }
+}
+
+#[test]
+fn extreme_codes_scales_and_activations() {
+    let engines = engines();
+    let mut random = Random(3);
+    let scales: [u16; 8] = [0x0000, 0x8000, 0x0001, 0x7BFF, 0xFBFF, 0x3C00, 0x7C00, 0x7E00];
+    for ty in TYPES {
+        let cols = ty.block_elems().max(32) * 2;
+        let rows = 17;
+        for codes in [Codes::Random, Codes::Maximal, Codes::Zero] {
+            for scale in scales {
+                let bytes = weights(ty, rows * cols, codes, Some(scale), &mut random);
+                // All quantized codes at +127, at -127, alternating; then zeros, tiny, huge, infinite, NaN.
+                let patterns: [fn(usize) -> f32; 9] = [
+                    |_| 1.0,
+                    |_| -1.0,
+                    |i| if i % 2 == 0 { 1.0 } else { -1.0 },
+                    |_| 0.0,
+                    |i| if i % 3 == 0 { 1e-40 } else { -1e-39 },
+                    |i| if i % 3 == 0 { 3e38 } else { -3e38 },
+                    |i| if i == 5 { f32::INFINITY } else { 1.0 },
+                    |i| if i == 5 { f32::NAN } else { 1.0 },
+                    |i| if i % 7 == 0 { f32::MIN_POSITIVE } else { 1e-30 },
+                ];
+                for n in [1, 3, 9] {
+                    for (which, pattern) in patterns.iter().enumerate() {
+                        let x: Vec<f32> = (0..n * cols).map(pattern).collect();
+                        let what = format!("{codes:?} codes, scale {scale:#06x}, pattern {which}");
+                        check(&engines, ty, rows, cols, &bytes, &x, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_other_outputs_equal_the_plain_product() {
+    let mut random = Random(4);
+    for engine in engines() {
+        let (rows, cols, n) = (50, 96, 5);
+        let mut matrix = |ty| {
+            let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
+            engine.pack(ty, rows, cols, &bytes).expect("packs")
+        };
+        let (a, b) = (matrix(TensorType::Q4_1), matrix(TensorType::Q8_0));
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let mut acts = Activations::new();
+        engine.activate(&x, cols, ActivationKinds::of([a.ty(), b.ty()]), &mut acts);
+        let (mut ya, mut yb) = (vec![0.0; n * rows], vec![0.0; n * rows]);
+        engine.matmul(&a, &acts, &mut ya);
+        engine.matmul(&b, &acts, &mut yb);
+
+        let (mut ma, mut mb) = (vec![9.0; n * rows], vec![9.0; n * rows]);
+        engine.matmul_many(&mut [(&a, &mut ma), (&b, &mut mb)], &acts);
+        assert_eq!((&ma, &mb), (&ya, &yb));
+
+        let mut sum = ya.clone();
+        engine.matmul_add(&b, &acts, &mut sum);
+        assert!(sum.iter().zip(ya.iter().zip(&yb)).all(|(s, (a, b))| *s == a + b));
+
+        let mut gated = vec![0.0; n * rows];
+        engine.matmul_silu_mul(&a, &b, &acts, &mut gated);
+        let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| fewbit_kernels::math::silu(g) * u).collect();
+        assert_eq!(gated, want);
+    }
+}
+
+#[test]
+fn activations_are_quantized_as_defined() {
+    // One weight row that is 1 at column c and 0 elsewhere (Q8_0, scale 1) reads back code times scale.
+    use fewbit_quant::activation::{ActivationKind, quantize_row};
+    let mut random = Random(5);
+    let x: Vec<f32> = (0..64).map(|_| random.float()).collect();
+    let (mut codes, mut scales, mut sums) = ([0i8; 64], [0.0; 2], [0i16; 2]);
+    quantize_row(ActivationKind::Q8Block32, &x, &mut codes, &mut scales, &mut sums);
+    for engine in engines() {
+        for c in 0..64 {
+            let mut bytes = vec![0u8; 68];
+            for b in 0..2 {
+                bytes[34 * b + 1] = 0x3C;
+            }
+            bytes[34 * (c / 32) + 2 + c % 32] = 1;
+            let got = product(&engine, TensorType::Q8_0, 1, 64, &bytes, &x);
+            assert_eq!(f32::from_bits(got[0]), f32::from(codes[c]) * scales[c / 32], "column {c}");
+        }
+    }
+}
+
+#[test]
+fn packed_rows_decode_to_the_bits_of_the_file() {
+    let mut random = Random(6);
+    for ty in TYPES {
+        let (rows, cols) = (35, ty.block_elems().max(16) * 3);
+        let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
+        let mut want = vec![0.0; rows * cols];
+        fewbit_quant::decode(ty, &bytes, &mut want).expect("decodes");
+        for engine in engines() {
+            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+            let mut got = vec![0.0; cols];
+            for (row, want) in want.chunks(cols).enumerate() {
+                w.decode_row(row, &mut got);
+                let same = got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
+                assert!(same, "{ty} row {row} {engine:?}");
+            }
+        }
+    }
+}

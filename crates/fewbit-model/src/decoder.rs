@@ -1,0 +1,354 @@
+//! The one decoder: token ids in, logits out.
+//!
+//! Reading order is the order of the computation, and a step is some five parallel sections per layer:
+//!
+//! ```text
+//! x = embedding[token]
+//! each layer:
+//!     h = rms_norm(x)                    quantized once for q, k, v
+//!     q, k, v = h Wq, h Wk, h Wv;  rotate q, k;  append k, v to the cache
+//!     x += attention(q, cache) Wo
+//!     h = rms_norm(x)                    quantized once for gate, up
+//!     x += (silu(h Wgate) * (h Wup)) Wdown
+//! logits = rms_norm(x[wanted rows]) Woutput
+//! ```
+
+use crate::cache::{KvCache, KvType, LayerStep, append_and_attend, page_bytes};
+use crate::memory::{check_fits, default_kv_type};
+use crate::rope::Rope;
+use crate::weights::{Weights, engine};
+use crate::{ModelConfig, ModelError};
+use fewbit_format::GgufFile;
+use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How a model is loaded.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// Threads to compute on; by default `FEWBIT_THREADS`, else all that the process may use.
+    pub threads: Option<usize>,
+    /// Instruction set; by default `FEWBIT_ISA`, else the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
+    pub kv_type: Option<KvType>,
+    /// Called with bytes done and bytes in all, as tensors are read.
+    pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
+}
+
+impl LoadOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`threads`](Self::threads).
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n);
+        self
+    }
+
+    /// Sets [`isa`](Self::isa).
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// Sets [`kv_type`](Self::kv_type).
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.kv_type = Some(ty);
+        self
+    }
+
+    /// Sets [`progress`](Self::progress).
+    pub fn progress(mut self, f: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(f));
+        self
+    }
+}
+
+/// For which of its tokens a chunk wants logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFor {
+    /// None: the chunk only fills the cache.
+    None,
+    /// The last token.
+    Last,
+    /// The last `n` tokens (all, if there are fewer).
+    LastN(usize),
+    /// Every token.
+    All,
+}
+
+impl LogitsFor {
+    fn rows(self, n_tokens: usize) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Last => 1,
+            Self::LastN(n) => n.min(n_tokens),
+            Self::All => n_tokens,
+        }
+    }
+}
+
+/// Tokens to append to one sequence.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    /// The sequence.
+    pub cache: &'a mut KvCache,
+    /// At least one token.
+    pub tokens: &'a [u32],
+    /// Which logits are wanted.
+    pub logits: LogitsFor,
+}
+
+/// Rows of logits, in the order of the batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logits {
+    n_vocab: usize,
+    /// `[n_rows, n_vocab]`
+    values: Vec<f32>,
+}
+
+impl Logits {
+    /// Rows.
+    pub fn n_rows(&self) -> usize {
+        self.values.len() / self.n_vocab.max(1)
+    }
+
+    /// One row: `[n_vocab]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
+    }
+}
+
+/// A loaded model.
+pub struct Decoder {
+    /// Tells caches of different models apart.
+    id: u64,
+    config: ModelConfig,
+    weights: Weights,
+    rope: Rope,
+    engine: Engine,
+    kv_type: KvType,
+    /// Buffers of a step; held for its length, so that steps of different callers take turns.
+    scratch: Mutex<Scratch>,
+}
+
+/// Buffers of a step, for all tokens of the batch.
+#[derive(Default)]
+struct Scratch {
+    /// `[n_tokens, dim]`: the residual stream.
+    x: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`
+    q: Vec<f32>,
+    /// `[n_tokens, n_kv_heads * head_dim]`
+    k: Vec<f32>,
+    /// `[n_tokens, n_kv_heads * head_dim]`
+    v: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`
+    attention: Vec<f32>,
+    /// `[n_tokens, ffn_dim]`
+    hidden: Vec<f32>,
+    /// `[n_tokens, rope_dims / 2]`
+    cos: Vec<f32>,
+    /// `[n_tokens, rope_dims / 2]`
+    sin: Vec<f32>,
+    /// Inputs of products.
+    input: Activations,
+}
+
+impl Decoder {
+    /// Packs the weights of a GGUF file. The file is not needed afterwards.
+    ///
+    /// # Errors
+    /// Every [`ModelError`] but those of [`forward`](Self::forward).
+    pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Self, ModelError> {
+        let config = ModelConfig::from_gguf(file.metadata())?;
+        let engine = engine(options.isa, options.threads)?;
+        check_fits(file, engine.isa())?;
+        let weights = Weights::load(file, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
+        let rope = Rope::new(&config, weights.rope_factors.as_deref());
+        tracing::info!(
+            isa = %engine.isa(),
+            threads = engine.pool().n_threads(),
+            weight_bytes = weights.n_bytes(),
+            "loaded a {} model",
+            config.architecture
+        );
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let kv_type = options.kv_type.unwrap_or(default_kv_type(file));
+        Ok(Self { id, config, weights, rope, engine, kv_type, scratch: Mutex::default() })
+    }
+
+    /// Shape and constants.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Size of the vocabulary.
+    pub fn n_vocab(&self) -> usize {
+        self.weights.n_vocab()
+    }
+
+    /// Threads that a step runs on.
+    pub fn n_threads(&self) -> usize {
+        self.engine.pool().n_threads()
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.engine.isa()
+    }
+
+    /// Element type of the KV caches.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    /// The kernels and threads in use.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weights.n_bytes()
+    }
+
+    /// Bytes that one more position takes in a cache, on average.
+    pub fn kv_bytes_per_position(&self) -> u64 {
+        page_bytes(&self.config, self.kv_type) / PAGE as u64
+    }
+
+    /// An empty sequence.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(self.id, &self.config, self.kv_type)
+    }
+
+    /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits
+    /// that the chunks ask for.
+    ///
+    /// The logits of a token depend on the tokens before it in its own sequence and on nothing else, bit for
+    /// bit: not on how the sequence was cut into chunks, what else is in the batch, or how many threads run.
+    ///
+    /// # Errors
+    /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], and out of memory
+    /// for the cache: nothing was appended to any sequence. [`ModelError::Internal`]: a bug.
+    pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
+        for chunk in batch.iter_mut() {
+            self.check(chunk)?;
+            chunk.cache.reserve(chunk.tokens.len())?;
+        }
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let logits = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut scratch))).map_err(|payload| {
+            let message = payload.downcast_ref::<String>().map(String::as_str);
+            let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            ModelError::Internal { message: message.to_owned() }
+        })?;
+        for chunk in batch.iter_mut() {
+            chunk.cache.advance(chunk.tokens.len());
+        }
+        Ok(logits)
+    }
+
+    fn check(&self, chunk: &Chunk<'_>) -> Result<(), ModelError> {
+        if chunk.cache.model != self.id {
+            return Err(ModelError::ForeignCache);
+        }
+        let (position, n_tokens) = (chunk.cache.len(), chunk.tokens.len());
+        if position + n_tokens > self.config.context_length {
+            return Err(ModelError::ContextFull { position, n_tokens, context_length: self.config.context_length });
+        }
+        match chunk.tokens.iter().find(|&&id| id as usize >= self.n_vocab()) {
+            Some(&id) => Err(ModelError::TokenId { id, n_vocab: self.n_vocab() }),
+            None => Ok(()),
+        }
+    }
+
+    fn step(&self, batch: &mut [Chunk<'_>], s: &mut Scratch) -> Logits {
+        let c = &self.config;
+        let n: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
+        let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        s.x.resize(n * c.dim, 0.0);
+        s.q.resize(n * q_dim, 0.0);
+        s.attention.resize(n * q_dim, 0.0);
+        s.k.resize(n * kv_dim, 0.0);
+        s.v.resize(n * kv_dim, 0.0);
+        s.hidden.resize(n * c.ffn_dim, 0.0);
+        (s.cos.clear(), s.sin.clear());
+        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
+        for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
+            self.weights.embed(token as usize, x);
+        }
+        for chunk in batch.iter() {
+            for i in 0..chunk.tokens.len() {
+                self.rope.angles(chunk.cache.len() + i, &mut s.cos, &mut s.sin);
+            }
+        }
+        if n > 0 {
+            for layer in 0..c.n_layers {
+                self.layer(layer, batch, s);
+            }
+        }
+        self.logits(batch, s)
+    }
+
+    fn layer(&self, index: usize, batch: &mut [Chunk<'_>], s: &mut Scratch) {
+        let (c, e, w) = (&self.config, &self.engine, &self.weights.layers[index]);
+        e.rms_norm(&s.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
+        e.matmul_many(&mut [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)], &s.input);
+        e.rope(c.rope_style, c.head_dim, c.n_heads, &s.cos, &s.sin, &mut s.q);
+        e.rope(c.rope_style, c.head_dim, c.n_kv_heads, &s.cos, &s.sin, &mut s.k);
+
+        let mut end = 0;
+        let mut caches: Vec<_> = batch
+            .iter_mut()
+            .map(|chunk| {
+                end += chunk.tokens.len();
+                (&mut *chunk.cache, end - chunk.tokens.len()..end)
+            })
+            .collect();
+        let step = LayerStep { layer: index, q: &s.q, k: &s.k, v: &s.v };
+        append_and_attend(e, &mut caches, &step, &mut s.attention);
+        e.activate(&s.attention, w.attn_output.n_cols(), ActivationKinds::of([w.attn_output.ty()]), &mut s.input);
+        e.matmul_add(&w.attn_output, &s.input, &mut s.x);
+
+        e.rms_norm(&s.x, &w.ffn_norm, c.rms_norm_eps, w.gate_up_input, &mut s.input);
+        e.matmul_silu_mul(&w.gate, &w.up, &s.input, &mut s.hidden);
+        e.activate(&s.hidden, c.ffn_dim, ActivationKinds::of([w.down.ty()]), &mut s.input);
+        e.matmul_add(&w.down, &s.input, &mut s.x);
+    }
+
+    /// Logits of the rows that are wanted, and of no others: the output matrix is the largest of a small
+    /// model.
+    fn logits(&self, batch: &[Chunk<'_>], s: &mut Scratch) -> Logits {
+        let (c, output) = (&self.config, &self.weights.output);
+        let mut wanted = Vec::new();
+        let mut end = 0;
+        for chunk in batch {
+            end += chunk.tokens.len();
+            let rows = chunk.logits.rows(chunk.tokens.len());
+            wanted.extend_from_slice(&s.x[(end - rows) * c.dim..end * c.dim]);
+        }
+        let mut logits = Logits { n_vocab: self.n_vocab(), values: vec![0.0; wanted.len() / c.dim * self.n_vocab()] };
+        if !wanted.is_empty() {
+            let kinds = ActivationKinds::of([output.ty()]);
+            self.engine.rms_norm(&wanted, &self.weights.output_norm, c.rms_norm_eps, kinds, &mut s.input);
+            self.engine.matmul(output, &s.input, &mut logits.values);
+        }
+        logits
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").field("config", &self.config).field("engine", &self.engine).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,119 @@
+//! Why a model could not be loaded or run.
+
+use fewbit_format::FormatError;
+use fewbit_kernels::KernelError;
+use fewbit_quant::{QuantError, TensorType};
+
+/// An error of loading or running a model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file itself is at fault.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// Kernels could not be set up or weights not packed.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// `general.architecture` names a family that fewbit does not know.
+    #[error("unknown model architecture {name:?}; this version of fewbit runs: {}", known.join(", "))]
+    UnknownArchitecture {
+        /// The name in the file.
+        name: String,
+        /// Those that would work.
+        known: Vec<&'static str>,
+    },
+    /// The architecture is known, but the file uses a part of it that is not implemented.
+    #[error("the model needs {feature} ({key} = {value}), which this version of fewbit does not have")]
+    UnsupportedFeature {
+        /// What is missing, in words.
+        feature: &'static str,
+        /// The metadata key that asks for it.
+        key: String,
+        /// Its value.
+        value: String,
+    },
+    /// A number in the metadata makes no sense.
+    #[error("metadata key {key:?} is {found}, but must be {expected}; the file is damaged or was converted wrongly")]
+    BadConfig {
+        /// The metadata key.
+        key: String,
+        /// The value found.
+        found: String,
+        /// What would be right.
+        expected: String,
+    },
+    /// A tensor that the architecture needs is not in the file.
+    #[error("tensor {name:?} is missing; the file holds no complete model (a vocabulary-only or partial file?)")]
+    MissingTensor {
+        /// The tensor's name.
+        name: String,
+    },
+    /// A tensor's shape disagrees with the metadata.
+    #[error("tensor {name:?} has shape {found:?}, but the model's configuration makes it {expected:?}")]
+    TensorShape {
+        /// The tensor's name.
+        name: String,
+        /// The shape that the configuration gives, rows first.
+        expected: Vec<u64>,
+        /// The shape in the file, rows first.
+        found: Vec<u64>,
+    },
+    /// A tensor's type cannot be computed with.
+    #[error(
+        "tensor {name:?} is of type {ty}, which this version of fewbit cannot run; convert the model to another type"
+    )]
+    UnsupportedTensorType {
+        /// The tensor's name.
+        name: String,
+        /// Its type.
+        ty: TensorType,
+    },
+    /// A tensor's bytes could not be decoded.
+    #[error("tensor {name:?}: {source}")]
+    Decode {
+        /// The tensor's name.
+        name: String,
+        /// What went wrong.
+        source: QuantError,
+    },
+    /// The model does not fit into memory.
+    #[error(
+        "the model takes {} MiB ({} weights), but only {} MiB of memory are free; close programs or take a smaller file",
+        needed_bytes >> 20, weight_type, available_bytes >> 20
+    )]
+    DoesNotFit {
+        /// Bytes that loading would take.
+        needed_bytes: u64,
+        /// Bytes that the operating system calls available.
+        available_bytes: u64,
+        /// The most common weight type.
+        weight_type: TensorType,
+    },
+    /// A batch does not fit into the context.
+    #[error("{n_tokens} tokens behind {position} do not fit into the context of {context_length}")]
+    ContextFull {
+        /// Tokens in the cache already.
+        position: usize,
+        /// Tokens that were to be appended.
+        n_tokens: usize,
+        /// Positions that the model was made for.
+        context_length: usize,
+    },
+    /// A token id outside the vocabulary.
+    #[error("token id {id} is outside the vocabulary of {n_vocab}")]
+    TokenId {
+        /// The id given.
+        id: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+    /// A cache of another model.
+    #[error("the KV cache was made for another model")]
+    ForeignCache,
+    /// A kernel panicked: a bug in fewbit. The model stays usable, the caches of the batch do not.
+    #[error("internal error in a kernel (please report it): {message}")]
+    Internal {
+        /// The panic's message.
+        message: String,
+    },
+}

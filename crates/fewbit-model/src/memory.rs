@@ -1,0 +1,77 @@
+//! What a model will take, before anything is allocated.
+
+use crate::cache::{KvType, page_bytes};
+use crate::weights::packed_bytes;
+use crate::{ModelConfig, ModelError};
+use fewbit_format::GgufFile;
+use fewbit_kernels::{Isa, PAGE};
+use fewbit_quant::TensorType;
+
+/// Memory that a loaded model and one sequence take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MemoryEstimate {
+    /// Packed weights.
+    pub weight_bytes: u64,
+    /// The KV cache of `n_ctx` positions.
+    pub kv_bytes: u64,
+    /// Buffers of one forward pass over a prefill chunk of 512 tokens.
+    pub scratch_bytes: u64,
+}
+
+impl MemoryEstimate {
+    /// Everything together.
+    pub fn total_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(self.scratch_bytes)
+    }
+}
+
+/// Estimates what loading `file` for `isa` and a context of `n_ctx` positions will take. `kv_type` as in
+/// [`LoadOptions`](crate::LoadOptions::kv_type).
+///
+/// # Errors
+/// As [`ModelConfig::from_gguf`].
+pub fn estimate(
+    file: &GgufFile,
+    isa: Isa,
+    n_ctx: usize,
+    kv_type: Option<KvType>,
+) -> Result<MemoryEstimate, ModelError> {
+    let config = ModelConfig::from_gguf(file.metadata())?;
+    let pages = n_ctx.div_ceil(PAGE) as u64;
+    // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
+    // inputs of products, their quantized forms.
+    let widths = 3 * config.dim + 3 * config.n_heads * config.head_dim + 2 * config.ffn_dim;
+    Ok(MemoryEstimate {
+        weight_bytes: packed_bytes(file, isa).0,
+        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(file)))),
+        scratch_bytes: 512 * 5 * widths as u64,
+    })
+}
+
+/// The cache is never the coarsest part: full precision for full-precision weights, else f16.
+pub(crate) fn default_kv_type(file: &GgufFile) -> KvType {
+    match file.tensors().iter().all(|t| t.ty == TensorType::F32) {
+        true => KvType::F32,
+        false => KvType::F16,
+    }
+}
+
+/// Refuses a load that the operating system says will not fit.
+pub(crate) fn check_fits(file: &GgufFile, isa: Isa) -> Result<(), ModelError> {
+    let (needed_bytes, weight_type) = packed_bytes(file, isa);
+    match available_bytes() {
+        Some(available_bytes) if needed_bytes > available_bytes => {
+            Err(ModelError::DoesNotFit { needed_bytes, available_bytes, weight_type })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Memory that can be had without swapping, where the operating system tells (Linux).
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}

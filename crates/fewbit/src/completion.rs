@@ -1,0 +1,117 @@
+//! What a generation gives: pieces while it runs, and a summary at its end.
+
+use std::time::Duration;
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FinishReason {
+    /// The model chose a token that ends its text.
+    EndOfGeneration,
+    /// A stop string came up.
+    StopString,
+    /// `max_tokens` is reached, or the context is full.
+    Length,
+    /// The generation was dropped, or failed, before its end.
+    Cancelled,
+}
+
+impl FinishReason {
+    /// The word that the OpenAI interface uses: `stop`, `length` or `cancelled`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EndOfGeneration | Self::StopString => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl std::fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// How many tokens a generation took, in tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Usage {
+    /// Tokens of the prompt, the cached ones included.
+    pub prompt: usize,
+    /// Tokens of the prompt that were in the KV cache already.
+    pub cached: usize,
+    /// Tokens generated.
+    pub completion: usize,
+}
+
+/// Where the time of a generation went.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Timings {
+    /// Loading the model, once for all its generations.
+    pub load: Duration,
+    /// Waiting for the steps of other generations.
+    pub queue: Duration,
+    /// Running the prompt through the model.
+    pub prefill: Duration,
+    /// Everything from the first generated token on, sampling included.
+    pub decode: Duration,
+    /// Tokens that `prefill` is about.
+    pub prefill_tokens: usize,
+    /// Tokens that `decode` is about. The first token comes out of the prefill.
+    pub decode_tokens: usize,
+}
+
+impl Timings {
+    /// Prompt tokens per second; 0 if there were none.
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        rate(self.prefill_tokens, self.prefill)
+    }
+
+    /// Generated tokens per second; 0 if there were none.
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        rate(self.decode_tokens, self.decode)
+    }
+}
+
+fn rate(tokens: usize, time: Duration) -> f64 {
+    if tokens == 0 || time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
+}
+
+/// One step of a generation: what one token added to the text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Piece {
+    /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is
+    /// incomplete: its text comes with a later piece.
+    pub text: String,
+    /// The tokens of this step. Empty in a last piece that only brings out text that was held back.
+    pub token_ids: Vec<u32>,
+}
+
+/// A finished generation.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Completion {
+    /// The generated text, up to but without a stop string.
+    pub text: String,
+    /// The generated tokens, without one that ended the generation.
+    pub tokens: Vec<u32>,
+    /// The tokens of the prompt.
+    pub prompt_tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// How many tokens it took.
+    pub usage: Usage,
+    /// Where the time went.
+    pub timings: Timings,
+    /// The seed of the random numbers: the one given, or the one that was drawn.
+    pub seed: u64,
+}
+
+impl std::fmt::Display for Completion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}

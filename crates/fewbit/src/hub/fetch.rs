@@ -1,0 +1,118 @@
+//! Fetching one file: sources in order, one `.part` file, check, rename.
+//!
+//! The entry pins the bytes, so a `.part` file that one source began can be continued by another. A
+//! file that fails its check after being continued is fetched once more from its beginning before the
+//! source is blamed: the damage may have been in what an earlier process left.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::{Entry, Event, HubError, PartFile, Progress, store};
+
+/// Somewhere to get a file from.
+pub trait Source {
+    /// The kind of source, as `models.toml` calls it.
+    fn name(&self) -> &'static str;
+
+    /// URL or package, for messages.
+    fn location(&self) -> String;
+
+    /// Appends the rest of the file to `part`, or starts it again if it cannot continue.
+    ///
+    /// Returning `Ok` with fewer bytes than expected is a source that ended early.
+    fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError>;
+}
+
+/// Brings the file of `entry` to `path`.
+pub(super) fn fetch(
+    path: &Path,
+    entry: &Entry,
+    sources: &[&dyn Source],
+    progress: &dyn Progress,
+) -> Result<PathBuf, HubError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|error| HubError::io("create", folder, error))?;
+    let _lock = lock(folder, path, progress)?;
+    if store::is_complete(path, entry) {
+        // Another process fetched it while this one waited for the lock.
+        progress.event(&Event::Done { path });
+        return Ok(path.to_owned());
+    }
+
+    let part_path = folder.join(format!("{}.part", entry.file));
+    let mut failures = Vec::new();
+    for source in sources {
+        let location = source.location();
+        tracing::info!(model = %entry.name, source = source.name(), %location, "fetching");
+        progress.event(&Event::Trying { source: source.name(), location: &location });
+        match fetch_from(*source, &location, &part_path, entry, progress) {
+            Ok(()) => {
+                fs::rename(&part_path, path).map_err(|error| HubError::io("rename to", path, error))?;
+                tracing::info!(model = %entry.name, path = %path.display(), "fetched and verified");
+                progress.event(&Event::Done { path });
+                return Ok(path.to_owned());
+            }
+            Err(error) => {
+                tracing::warn!(model = %entry.name, source = source.name(), %error, "source failed");
+                progress.event(&Event::Failed { source: source.name(), error: &error });
+                failures.push((source.name(), error));
+            }
+        }
+    }
+    Err(HubError::AllSourcesFailed { name: entry.name.clone(), failures })
+}
+
+fn fetch_from(
+    source: &dyn Source,
+    location: &str,
+    part_path: &Path,
+    entry: &Entry,
+    progress: &dyn Progress,
+) -> Result<(), HubError> {
+    let mut part = PartFile::open(part_path, entry.bytes, progress)?;
+    let mut continued = !part.is_empty();
+    loop {
+        if part.len() < entry.bytes {
+            source.fetch(&mut part)?;
+        }
+        if part.len() < entry.bytes {
+            return Err(HubError::Incomplete {
+                location: location.to_owned(),
+                expected_bytes: entry.bytes,
+                found_bytes: part.len(),
+            });
+        }
+        let found = part.sha256();
+        if found == entry.sha256 {
+            return part.sync();
+        }
+        // Wrong bytes are worth nothing to a later attempt.
+        part.restart()?;
+        if !std::mem::take(&mut continued) {
+            return Err(HubError::Hash { location: location.to_owned(), expected: entry.sha256.clone(), found });
+        }
+        tracing::warn!(model = %entry.name, "what an earlier attempt left is damaged: starting again");
+    }
+}
+
+/// The lock of a model's folder, held until the file is dropped. The lock file stays: removing it
+/// would let a third process lock a new file while a second still waits on the old one.
+fn lock(folder: &Path, path: &Path, progress: &dyn Progress) -> Result<File, HubError> {
+    let lock_path = folder.join(".lock");
+    let file = File::create(&lock_path).map_err(|error| HubError::io("create", &lock_path, error))?;
+    let locked = match file.try_lock() {
+        Ok(()) => Ok(()),
+        Err(fs::TryLockError::WouldBlock) => {
+            tracing::info!(path = %path.display(), "waiting for another process that fetches it");
+            progress.event(&Event::Waiting { path });
+            file.lock()
+        }
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    };
+    match locked {
+        Ok(()) => Ok(file),
+        // Some network file systems have no locks; the check and the rename still hold there.
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(file),
+        Err(error) => Err(HubError::io("lock", &lock_path, error)),
+    }
+}

@@ -1,0 +1,372 @@
+//! A loaded model: weights, vocabulary, chat template.
+//!
+//! [`Model`] is a handle: cloning it copies a pointer, and every generation keeps one, so a model
+//! lives as long as anything uses it. What changes while generating (KV cache, random numbers) is in
+//! the generations; the model itself is read-only, so any number of them can run at once. Their steps
+//! take turns at the one pool of threads.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fewbit_format::{FormatError, GgufFile};
+use fewbit_model::{Chunk, Decoder, KvCache, LoadOptions, Logits, LogitsFor, ModelConfig};
+use fewbit_tokenizer::{
+    ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
+};
+
+use crate::chat::ChatBuilder;
+use crate::error::Error;
+use crate::generate::{Generate, Prompt};
+use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
+use crate::sample::Sampling;
+
+const DEFAULT_PREFILL_CHUNK: usize = 512;
+
+/// A model, ready to generate. Cheap to clone; usable from any thread.
+#[derive(Clone)]
+pub struct Model {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    decoder: Decoder,
+    /// Held during a step. Fairness is not needed: a step is short, and between two of its own a
+    /// generation samples, which lets others in.
+    turn: Mutex<()>,
+    pub(crate) tokenizer: Tokenizer,
+    template: Template,
+    defaults: ChatDefaults,
+    path: PathBuf,
+    file_bytes: u64,
+    context_length: usize,
+    pub(crate) prefill_chunk: usize,
+    pub(crate) load_time: Duration,
+}
+
+/// A template that does not compile is an error of those who use it, not of the model.
+enum Template {
+    Missing,
+    Broken(Arc<TemplateError>),
+    Ready(Box<ChatTemplate>),
+}
+
+impl std::fmt::Debug for Model {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Model").field("path", &self.inner.path).finish_non_exhaustive()
+    }
+}
+
+/// How to load a model.
+#[derive(Default)]
+pub struct ModelBuilder {
+    load: LoadOptions,
+    prefill_chunk: Option<usize>,
+    context_length: Option<usize>,
+    chat_template: Option<String>,
+    progress: Option<Box<dyn Progress>>,
+}
+
+impl std::fmt::Debug for ModelBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelBuilder").field("threads", &self.load.threads).finish_non_exhaustive()
+    }
+}
+
+impl ModelBuilder {
+    /// How many threads compute; by default one per core.
+    pub fn threads(mut self, n: usize) -> Self {
+        self.load.threads = Some(n);
+        self
+    }
+
+    /// How many tokens of a prompt go through the model in one step (512 by default; at least 1).
+    /// Smaller steps let other generations in sooner, larger ones are faster. The result is the same.
+    pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
+        self.prefill_chunk = Some(n_tokens.max(1));
+        self
+    }
+
+    /// A shorter context than the model's own, which bounds the memory of each generation.
+    pub fn context_length(mut self, n_tokens: usize) -> Self {
+        self.context_length = Some(n_tokens);
+        self
+    }
+
+    /// A chat template (Jinja source) instead of the one in the file.
+    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
+        self.chat_template = Some(source.into());
+        self
+    }
+
+    /// Is told about the download, if the model is given by name and has to be fetched.
+    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
+        self.progress = Some(Box::new(progress));
+        self
+    }
+
+    /// Loads the model: a name from the registry, or the path of a GGUF file.
+    pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
+        let silent = |_: &Event<'_>| {};
+        let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
+        let located = locate(name_or_path.as_ref(), progress)?;
+        self.load_located(located)
+    }
+
+    /// Loads the GGUF file at `path`.
+    pub fn load_file(self, path: impl AsRef<Path>) -> Result<Model, Error> {
+        self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
+    }
+
+    fn load_located(self, located: Located) -> Result<Model, Error> {
+        let Located { path, defaults } = located;
+        let start = Instant::now();
+        let file = open(&path)?;
+        // The vocabulary first: it is quick, and its errors should not wait for the weights.
+        let tokenizer =
+            Tokenizer::from_gguf(file.metadata()).map_err(|error| Error::Tokenizer { path: path.clone(), error })?;
+        let source = match self.chat_template {
+            Some(source) => Some(source),
+            None => file
+                .metadata()
+                .str("tokenizer.chat_template")
+                .map_err(|error| Error::Format { path: path.clone(), error })?
+                .map(str::to_owned),
+        };
+        let template = match source.as_deref().map(|source| ChatTemplate::new(source, &tokenizer)) {
+            None => Template::Missing,
+            Some(Ok(template)) => Template::Ready(Box::new(template)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the chat template cannot be used");
+                Template::Broken(Arc::new(error))
+            }
+        };
+        let decoder = Decoder::load(&file, &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
+        let trained = decoder.config().context_length;
+        let context_length = self.context_length.unwrap_or(trained);
+        if context_length > trained {
+            return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
+        }
+        let load_time = start.elapsed();
+        tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
+        Ok(Model {
+            inner: Arc::new(Inner {
+                decoder,
+                turn: Mutex::new(()),
+                tokenizer,
+                template,
+                defaults,
+                file_bytes: file.file_bytes(),
+                path,
+                context_length,
+                prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+                load_time,
+            }),
+        })
+    }
+}
+
+/// A model's file, and what the registry says about chatting with it.
+struct Located {
+    path: PathBuf,
+    defaults: ChatDefaults,
+}
+
+/// Finds the file that `name_or_path` means, and fetches it if need be (feature `hub`).
+///
+/// A file of that path wins; a name of the registry wins over a folder, because folders of models
+/// tend to be called like them; what looks like a path is never looked up.
+fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error> {
+    let path = PathBuf::from(name_or_path);
+    let defaults = ChatDefaults::default();
+    if path.is_file() {
+        return Ok(Located { path, defaults });
+    }
+    let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
+    if is_path || name_or_path.is_empty() {
+        return if path.exists() { Ok(Located { path, defaults }) } else { Err(Error::NotFound { path }) };
+    }
+    let hub = Hub::from_env()?;
+    match hub.find(name_or_path) {
+        Ok(entry) => {
+            let defaults = entry.chat.clone();
+            Ok(Located { path: hub.resolve(name_or_path, progress)?, defaults })
+        }
+        Err(HubError::UnknownModel { .. }) if path.exists() => Ok(Located { path, defaults }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The file that `name_or_path` means, as [`Model::load`] understands it; fetched if need be.
+pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path, progress)?.path)
+}
+
+/// Opens a GGUF file; every error names the file once.
+pub fn open(path: &Path) -> Result<GgufFile, Error> {
+    GgufFile::open(path).map_err(|error| match error {
+        FormatError::NotFound { .. }
+        | FormatError::IsDirectory { .. }
+        | FormatError::NotAFile { .. }
+        | FormatError::Io { .. } => Error::Open(error),
+        error => Error::Format { path: path.to_owned(), error },
+    })
+}
+
+impl Model {
+    /// Loads a model with the default settings: a name from the registry, or the path of a GGUF file.
+    ///
+    /// With the feature `hub` a registered model that is not in the cache is fetched first.
+    pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
+        Self::builder().load(name_or_path)
+    }
+
+    /// Loads a model with other settings.
+    pub fn builder() -> ModelBuilder {
+        ModelBuilder::default()
+    }
+
+    /// Continues a text. The prompt is taken as it is, after the token that begins a text if the
+    /// model wants one; [`Generate::templated`] makes it a question to a chat model instead.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let out = model.generate("Once upon a time").max_tokens(64).seed(7).run()?;
+    /// println!("{}", out.text);
+    /// for piece in model.generate("Once").stream()? {
+    ///     print!("{}", piece?.text);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn generate(&self, prompt: impl Into<Prompt>) -> Generate {
+        Generate::new(self.clone(), prompt.into())
+    }
+
+    /// Begins a conversation.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().system("Be brief.").start()?;
+    /// println!("{}", chat.send("Why is the sky blue?")?);
+    /// # Ok(()) }
+    /// ```
+    pub fn chat(&self) -> ChatBuilder {
+        ChatBuilder::new(self.clone())
+    }
+
+    /// The vocabulary.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.inner.tokenizer
+    }
+
+    /// Sizes and constants of the architecture.
+    pub fn config(&self) -> &ModelConfig {
+        self.inner.decoder.config()
+    }
+
+    /// The engine below, for measurements.
+    pub fn decoder(&self) -> &Decoder {
+        &self.inner.decoder
+    }
+
+    /// Tokens that a prompt and its continuation can have together.
+    pub fn context_length(&self) -> usize {
+        self.inner.context_length
+    }
+
+    /// The file that was loaded.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Size of that file.
+    pub fn file_bytes(&self) -> u64 {
+        self.inner.file_bytes
+    }
+
+    /// How long loading took.
+    pub fn load_time(&self) -> Duration {
+        self.inner.load_time
+    }
+
+    /// The name of the instruction set that the kernels use.
+    pub fn isa(&self) -> String {
+        self.inner.decoder.isa().to_string()
+    }
+
+    /// How many threads compute.
+    pub fn n_threads(&self) -> usize {
+        self.inner.decoder.n_threads()
+    }
+
+    /// Whether the model has a usable chat template.
+    pub fn has_chat_template(&self) -> bool {
+        matches!(self.inner.template, Template::Ready(_))
+    }
+
+    /// Sampling settings for this model: those that the registry recommends, over the defaults.
+    pub fn recommended_sampling(&self) -> Sampling {
+        let defaults = &self.inner.defaults;
+        let base = Sampling::default();
+        Sampling {
+            temperature: defaults.temperature.unwrap_or(base.temperature),
+            top_k: defaults.top_k.unwrap_or(base.top_k),
+            top_p: defaults.top_p.unwrap_or(base.top_p),
+            min_p: defaults.min_p.unwrap_or(base.min_p),
+            seed: None,
+        }
+    }
+
+    /// The system message that the registry recommends for conversations that bring none.
+    pub(crate) fn default_system(&self) -> Option<&str> {
+        self.inner.defaults.system.as_deref()
+    }
+
+    /// The tokens of a raw text: a beginning-of-text token if the model wants one, and no special
+    /// token for anything in the text.
+    pub(crate) fn encode_raw(&self, text: &str) -> Vec<u32> {
+        let tokenizer = &self.inner.tokenizer;
+        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
+        bos.into_iter().chain(tokenizer.encode(text, SpecialTokens::Plain)).collect()
+    }
+
+    /// The tokens of a conversation, up to where the assistant's next message begins.
+    pub(crate) fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+        let template = match &self.inner.template {
+            Template::Ready(template) => template,
+            Template::Missing => return Err(Error::NoChatTemplate),
+            Template::Broken(error) => return Err(Arc::clone(error).into()),
+        };
+        let tokenizer = &self.inner.tokenizer;
+        let rendered = template.render(&TemplateInput::new(messages))?;
+        Ok(encode_rendered(tokenizer, &rendered))
+    }
+}
+
+impl Inner {
+    /// A cache for one generation or conversation.
+    pub(crate) fn new_cache(&self) -> KvCache {
+        self.decoder.new_cache()
+    }
+
+    pub(crate) fn context_length(&self) -> usize {
+        self.context_length
+    }
+
+    /// One step for one sequence, when it is its turn; the time waited is added to `queue`.
+    pub(crate) fn step(
+        &self,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        logits: LogitsFor,
+        queue: &mut Duration,
+    ) -> Result<Logits, Error> {
+        let asked = Instant::now();
+        // A step that panicked leaves nothing half-done behind this lock.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        *queue += asked.elapsed();
+        Ok(self.decoder.forward(&mut [Chunk { cache, tokens, logits }])?)
+    }
+}

@@ -1,0 +1,195 @@
+//! Stop strings: found across token boundaries, never half-emitted.
+//!
+//! Every stop string has a Knuth-Morris-Pratt automaton, fed the bytes of the text as they come. Its
+//! state is the number of bytes at the end of the text that could begin the string, so the longest
+//! state of all is exactly what must be held back, and everything before it can go out. The work per
+//! byte is constant, whatever was held.
+//!
+//! The match that ends first wins, and of those that end together the longest: what comes later in
+//! the text cannot change a decision that was made, so the result does not depend on how the text is
+//! cut into tokens.
+
+/// Finds stop strings in a text that arrives in pieces.
+#[derive(Debug, Clone, Default)]
+pub struct StopMatcher {
+    patterns: Vec<Pattern>,
+    /// The end of the text so far that may begin a stop string. Starts at a character boundary,
+    /// because a stop string does.
+    held: String,
+    stopped: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct Pattern {
+    bytes: Box<[u8]>,
+    /// For each prefix, the length of its longest proper suffix that is a prefix too.
+    fallback: Box<[usize]>,
+    state: usize,
+}
+
+impl Pattern {
+    fn new(text: &str) -> Self {
+        let bytes: Box<[u8]> = text.as_bytes().into();
+        let mut fallback = vec![0; bytes.len()];
+        let mut len = 0;
+        for i in 1..bytes.len() {
+            while len > 0 && bytes[i] != bytes[len] {
+                len = fallback[len - 1];
+            }
+            if bytes[i] == bytes[len] {
+                len += 1;
+            }
+            fallback[i] = len;
+        }
+        Self { bytes, fallback: fallback.into(), state: 0 }
+    }
+
+    /// Takes one byte; whether the string is complete with it.
+    fn step(&mut self, byte: u8) -> bool {
+        while self.state > 0 && self.bytes[self.state] != byte {
+            self.state = self.fallback[self.state - 1];
+        }
+        if self.bytes[self.state] == byte {
+            self.state += 1;
+        }
+        self.state == self.bytes.len()
+    }
+}
+
+impl StopMatcher {
+    /// A matcher for the given strings. Empty strings, which would stop everything, are left out.
+    pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
+        Self {
+            patterns: stops.iter().map(AsRef::as_ref).filter(|stop| !stop.is_empty()).map(Pattern::new).collect(),
+            held: String::new(),
+            stopped: None,
+        }
+    }
+
+    /// Takes the next piece of text and returns what can be emitted: all of it that neither belongs
+    /// to a stop string nor may turn out to. After a match nothing is.
+    pub fn push(&mut self, text: &str) -> String {
+        if self.stopped.is_some() {
+            return String::new();
+        }
+        let before = self.held.len();
+        self.held.push_str(text);
+        for (i, byte) in text.bytes().enumerate() {
+            let mut longest = 0;
+            for pattern in &mut self.patterns {
+                if pattern.step(byte) {
+                    longest = longest.max(pattern.bytes.len());
+                }
+            }
+            if longest > 0 {
+                let end = before + i + 1;
+                self.stopped = Some(longest);
+                self.held.truncate(end - longest);
+                return std::mem::take(&mut self.held);
+            }
+        }
+        let keep = self.patterns.iter().map(|p| p.state).max().unwrap_or(0);
+        let rest = self.held.split_off(self.held.len() - keep);
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// Whether a stop string was found.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Whether text is held back that may begin a stop string.
+    pub fn is_holding(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The text ends here: what was held back belongs to it after all.
+    pub fn finish(&mut self) -> String {
+        for pattern in &mut self.patterns {
+            pattern.state = 0;
+        }
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The definition: try every end in turn, and at each the longest stop string first.
+    fn naive(text: &str, stops: &[String]) -> (String, bool) {
+        for end in 1..=text.len() {
+            let longest = stops
+                .iter()
+                .filter(|stop| !stop.is_empty())
+                .filter(|stop| text.as_bytes()[..end].ends_with(stop.as_bytes()))
+                .map(String::len)
+                .max();
+            if let Some(len) = longest {
+                return (text[..end - len].to_owned(), true);
+            }
+        }
+        (text.to_owned(), false)
+    }
+
+    #[test]
+    fn a_stop_string_over_three_pieces_leaves_no_trace() {
+        let mut matcher = StopMatcher::new(&["\nUser:"]);
+        assert_eq!(matcher.push("Hi.\nUs"), "Hi.");
+        assert!(matcher.is_holding());
+        assert_eq!(matcher.push("er"), "");
+        assert_eq!(matcher.push(": what"), "");
+        assert!(matcher.is_stopped());
+        assert_eq!(matcher.push("more"), "");
+        assert_eq!(matcher.finish(), "");
+    }
+
+    #[test]
+    fn a_false_alarm_comes_out_whole() {
+        let mut matcher = StopMatcher::new(&["abac"]);
+        assert_eq!(matcher.push("xaba"), "x");
+        assert_eq!(matcher.push("ba"), "ab");
+        assert_eq!(matcher.push("d"), "abad");
+        assert_eq!(matcher.push("ab"), "");
+        assert_eq!(matcher.finish(), "ab");
+    }
+
+    #[test]
+    fn nothing_to_stop_at_holds_nothing() {
+        let mut matcher = StopMatcher::new::<&str>(&[""]);
+        assert_eq!(matcher.push("text"), "text");
+        assert!(!matcher.is_holding() && !matcher.is_stopped());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_give_what_a_search_of_the_whole_gives(
+            // A small alphabet with a two-byte letter, so that matches and near misses are common.
+            pieces in proptest::collection::vec("[abé]{0,4}", 0..12),
+            stops in proptest::collection::vec("[abé]{0,5}", 0..4),
+        ) {
+            let mut matcher = StopMatcher::new(&stops);
+            let mut out = String::new();
+            let mut fed = String::new();
+            for piece in &pieces {
+                out += &matcher.push(piece);
+                fed += piece;
+                let (expected, stopped) = naive(&fed, &stops);
+                prop_assert_eq!(matcher.is_stopped(), stopped);
+                // Nothing goes out that a later match would have to take back, and no more is held
+                // than could still begin a stop string.
+                prop_assert!(expected.starts_with(&out));
+                if stopped {
+                    prop_assert_eq!(&out, &expected);
+                    break;
+                }
+                let held = &fed[out.len()..];
+                prop_assert!(held.is_empty() || stops.iter().any(|stop| stop.starts_with(held)));
+            }
+            out += &matcher.finish();
+            prop_assert_eq!(out, naive(&fed, &stops).0);
+        }
+    }
+}
