@@ -1,6 +1,7 @@
 //! Tests of the public API, in one program.
 
 mod chat;
+mod dependencies;
 mod evaluate;
 mod generate;
 mod hub;
