@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, Common};
 use crate::loading::{check_device, load, locate};
 use crate::output::{Out, bytes, note, print_json};
-use crate::synthetic;
+use crate::synthetic::Synthetic;
 
 /// Tokens per step of a prefill: the default of the library.
 const PREFILL_CHUNK: usize = 512;
@@ -36,10 +36,11 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             measure(common, args, model.decoder(), load_s, &work, name)
         }
         (None, Some(shape), Some(ty)) => {
+            let synthetic = Synthetic::new(shape, ty)?;
             let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
             let path = folder.path().join("random.gguf");
             note(format_args!("writing random weights to {}", path.display()));
-            synthetic::write(shape, ty, &path)?;
+            synthetic.write(&path)?;
             let start = Instant::now();
             let file = fewbit::open(&path)?;
             let mut options = LoadOptions::new();
