@@ -1,11 +1,15 @@
-//! Tests of the public API, in one program.
+//! Tests of the public API and of the repository, in one program.
 
 mod chat;
 mod dependencies;
 mod evaluate;
+mod exact;
 mod generate;
 mod hub;
 mod loading;
+mod smollm2;
+mod smollm2_generation;
+mod tidy;
 
 use std::sync::OnceLock;
 

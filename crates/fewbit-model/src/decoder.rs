@@ -282,7 +282,8 @@ impl Decoder {
         s.k.resize(n * kv_dim, 0.0);
         s.v.resize(n * kv_dim, 0.0);
         s.hidden.resize(n * c.ffn_dim, 0.0);
-        (s.cos.clear(), s.sin.clear());
+        s.cos.clear();
+        s.sin.clear();
         let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
         for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
             self.weights.embed(token as usize, x);
