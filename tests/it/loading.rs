@@ -45,3 +45,20 @@ fn a_model_tells_what_it_is() {
     assert!(!model.isa().is_empty() && !model.has_chat_template());
     assert_eq!(model.file_bytes(), fs::metadata(STORIES).unwrap().len());
 }
+
+#[test]
+fn the_memory_is_known_before_loading() {
+    let estimate = |n_ctx| Model::memory_estimate(STORIES, n_ctx).unwrap();
+    let weights = fs::metadata(STORIES).unwrap().len();
+    // Packing may pad rows; metadata is no weight.
+    assert!((weights / 2..weights * 2).contains(&estimate(128).weight_bytes), "{:?}", estimate(128));
+    assert_eq!(estimate(4096).weight_bytes, estimate(128).weight_bytes);
+    // The cache grows by pages, so neighbouring lengths may take the same.
+    assert!(estimate(4096).kv_bytes > estimate(128).kv_bytes);
+}
+
+#[test]
+fn a_model_can_go_anywhere() {
+    fn check<T: Clone + Send + Sync + 'static>() {}
+    check::<Model>();
+}

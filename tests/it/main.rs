@@ -1,6 +1,7 @@
 //! Tests of the public API and of the repository, in one program.
 
 mod chat;
+mod dependencies;
 mod evaluate;
 mod exact;
 mod generate;

@@ -11,6 +11,7 @@ mod activations;
 mod aligned;
 mod arch;
 mod attention;
+pub mod ceiling;
 mod elementwise;
 mod engine;
 mod error;

@@ -47,7 +47,7 @@ impl StreamDecoder {
         if bytes.is_empty() {
             return;
         }
-        if std::mem::take(&mut self.drop_space) && !tokenizer.is_special(id) {
+        if std::mem::take(&mut self.drop_space) {
             bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
         }
         if self.pending.is_empty()

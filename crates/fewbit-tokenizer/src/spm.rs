@@ -15,6 +15,7 @@ use crate::vocabulary::TokenKind;
 
 /// What SentencePiece writes for a space: U+2581.
 pub(crate) const SPACE: &str = "\u{2581}";
+const SPACE_CHAR: char = '\u{2581}';
 
 /// A SentencePiece encoder for one vocabulary.
 #[derive(Debug)]
@@ -22,6 +23,15 @@ pub(crate) struct Spm {
     scores: Vec<f32>,
     byte_tokens: Box<[u32; 256]>,
     unknown: Option<u32>,
+    /// Whether words can be encoded one by one: see [`Spm::encode`].
+    by_words: bool,
+}
+
+/// Buffers that words share.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    symbols: Vec<Symbol>,
+    queue: BinaryHeap<Candidate>,
 }
 
 /// One symbol: a character, or characters that merged.
@@ -80,32 +90,54 @@ impl Spm {
         {
             return Err(TokenizerError::NoFallback { byte });
         }
+        // A space after anything but a space, inside a token.
+        let joins_words = |text: &str| text.trim_start_matches(SPACE_CHAR).contains(SPACE_CHAR);
+        let by_words = (0u32..).zip(kinds).all(|(id, kind)| {
+            matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::Byte)
+                || !std::str::from_utf8(texts.get(id).unwrap_or_default()).is_ok_and(joins_words)
+        });
         // Adding zero turns a negative zero into a positive one, so that equal scores compare equal.
         let scores = scores.iter().map(|score| score + 0.0).collect();
-        Ok(Self { scores, byte_tokens, unknown })
+        Ok(Self { scores, byte_tokens, unknown, by_words })
     }
 
     /// Appends the tokens of `text`, whose spaces are written as [`SPACE`], to `out`.
-    pub(crate) fn encode(&self, text: &str, tokens: Lookup<'_>, out: &mut Vec<u32>) {
-        let mut symbols: Vec<Symbol> = (0u32..)
-            .zip(text.char_indices())
-            .map(|(i, (start, c))| Symbol {
-                start: start as u32,
-                end: (start + c.len_utf8()) as u32,
-                prev: i.checked_sub(1).unwrap_or(NONE),
-                next: i + 1,
-                pair: NONE,
-            })
-            .collect();
+    ///
+    /// The definition merges over the whole text. But symbols only merge into tokens, and in most vocabularies
+    /// no token has a space after another character: then nothing ever merges across the start of a word, and
+    /// words can be encoded one by one, which is more than ten times as fast as one
+    /// queue for all of them.
+    pub(crate) fn encode(&self, text: &str, tokens: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let mut rest = text;
+        while self.by_words && !rest.is_empty() {
+            let spaces = rest.len() - rest.trim_start_matches(SPACE_CHAR).len();
+            let end = rest[spaces..].find(SPACE_CHAR).map_or(rest.len(), |at| spaces + at);
+            self.encode_part(&rest[..end], tokens, scratch, out);
+            rest = &rest[end..];
+        }
+        if !rest.is_empty() {
+            self.encode_part(rest, tokens, scratch, out);
+        }
+    }
+
+    fn encode_part(&self, text: &str, tokens: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let Scratch { symbols, queue } = scratch;
+        symbols.clear();
+        symbols.extend((0u32..).zip(text.char_indices()).map(|(i, (start, c))| Symbol {
+            start: start as u32,
+            end: (start + c.len_utf8()) as u32,
+            prev: i.checked_sub(1).unwrap_or(NONE),
+            next: i + 1,
+            pair: NONE,
+        }));
         if let Some(last) = symbols.last_mut() {
             last.next = NONE;
         }
         let token_of = |start: u32, end: u32| tokens.get(text.as_bytes().get(start as usize..end as usize)?);
-        let mut first = Vec::with_capacity(symbols.len());
+        queue.clear();
         for left in 0..symbols.len() {
-            first.extend(self.candidate(&mut symbols, left as u32, &token_of));
+            queue.extend(self.candidate(symbols, left as u32, &token_of));
         }
-        let mut queue = BinaryHeap::from(first);
         while let Some(candidate) = queue.pop() {
             let at = candidate.left;
             let left = symbols[at as usize];
@@ -118,9 +150,9 @@ impl Spm {
             if right.next != NONE {
                 symbols[right.next as usize].prev = at;
             }
-            queue.extend(self.candidate(&mut symbols, at, &token_of));
+            queue.extend(self.candidate(symbols, at, &token_of));
             if left.prev != NONE {
-                queue.extend(self.candidate(&mut symbols, left.prev, &token_of));
+                queue.extend(self.candidate(symbols, left.prev, &token_of));
             }
         }
         for symbol in symbols.iter().filter(|symbol| symbol.start < symbol.end) {
@@ -154,5 +186,85 @@ impl Spm {
         } else {
             out.extend(self.unknown);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tables::TextIndex;
+
+    /// Random pieces over three letters, and the encoder for them.
+    fn spm(pieces: &[(String, i8)]) -> (TextTable, Spm) {
+        let mut texts = TextTable::default();
+        for text in ["a", "b", "c", SPACE].into_iter().chain(pieces.iter().map(|(text, _)| text.as_str())) {
+            texts.push(text.as_bytes()).expect("small");
+        }
+        let scores: Vec<f32> = [-9.0; 4].into_iter().chain(pieces.iter().map(|(_, score)| f32::from(*score))).collect();
+        let spm = Spm::new(&scores, &texts, &vec![TokenKind::Normal; scores.len()], Some(0)).expect("valid");
+        (texts, spm)
+    }
+
+    /// The definition: look for the best pair, merge it, begin again.
+    fn by_definition(spm: &Spm, tokens: Lookup<'_>, text: &str) -> Vec<u32> {
+        let mut symbols: Vec<String> = text.chars().map(String::from).collect();
+        loop {
+            let mut best: Option<(usize, f32)> = None;
+            for (i, pair) in symbols.windows(2).enumerate() {
+                if let Some(id) = tokens.get(pair.concat().as_bytes())
+                    && best.is_none_or(|(_, score)| spm.scores[id as usize] > score)
+                {
+                    best = Some((i, spm.scores[id as usize]));
+                }
+            }
+            let Some((i, _)) = best else { break };
+            let right = symbols.remove(i + 1);
+            symbols[i].push_str(&right);
+        }
+        symbols.iter().map(|symbol| tokens.get(symbol.as_bytes()).expect("a token")).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_queue_does_what_the_definition_says(
+            pieces in prop::collection::vec(("[abc]{2,5}", -9i8..0), 0..60),
+            text in "[abc\u{2581}]{0,40}",
+        ) {
+            let (texts, spm) = spm(&pieces);
+            let tokens = Lookup { texts: &texts, index: &TextIndex::new(&texts, |_| true) };
+            let mut ids = Vec::new();
+            spm.encode(&text, tokens, &mut Scratch::default(), &mut ids);
+            prop_assert_eq!(ids, by_definition(&spm, tokens, &text));
+        }
+
+        /// On vocabularies that allow it, words one by one give what the whole text gives.
+        #[test]
+        fn words_and_whole_text_agree(
+            pieces in prop::collection::vec(("\u{2581}{0,2}[abc]{0,3}", -9i8..0), 0..40),
+            text in "[abc\u{2581}]{0,60}",
+        ) {
+            let (texts, mut spm) = spm(&pieces);
+            let tokens = Lookup { texts: &texts, index: &TextIndex::new(&texts, |_| true) };
+            prop_assert!(spm.by_words);
+            let mut encode = |by_words| {
+                spm.by_words = by_words;
+                let mut ids = Vec::new();
+                spm.encode(&text, tokens, &mut Scratch::default(), &mut ids);
+                ids
+            };
+            prop_assert_eq!(encode(true), encode(false));
+        }
+    }
+
+    #[test]
+    fn a_token_that_joins_words_keeps_them_together() {
+        let mut texts = TextTable::default();
+        for text in ["a", SPACE, "a\u{2581}a"] {
+            texts.push(text.as_bytes()).expect("small");
+        }
+        let spm = Spm::new(&[0.0; 3], &texts, &[TokenKind::Normal; 3], Some(0)).expect("valid");
+        assert!(!spm.by_words);
     }
 }

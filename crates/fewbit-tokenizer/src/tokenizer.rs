@@ -11,7 +11,7 @@ use crate::decode::StreamDecoder;
 use crate::error::TokenizerError;
 use crate::pretokenizer::{self, Splitter};
 use crate::special::{self, Fragment, Matcher, SpecialTokens};
-use crate::spm::{SPACE, Spm};
+use crate::spm::{self, SPACE, Spm};
 use crate::tables::{TextIndex, TextTable};
 use crate::vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};
 
@@ -329,6 +329,7 @@ impl Tokenizer {
             after_special: true,
             strips: false,
             scratch: Scratch::default(),
+            spm_scratch: spm::Scratch::default(),
             escaped: String::new(),
         }
     }
@@ -343,6 +344,7 @@ pub(crate) struct Encoder<'a> {
     /// Whether the last token swallows white space.
     strips: bool,
     scratch: Scratch,
+    spm_scratch: spm::Scratch,
     escaped: String,
 }
 
@@ -388,7 +390,7 @@ impl Encoder<'_> {
         if text.is_empty() {
             return;
         }
-        let Self { tokenizer, out, scratch, escaped, .. } = self;
+        let Self { tokenizer, out, scratch, spm_scratch, escaped, .. } = self;
         match &tokenizer.family {
             Family::Bpe { bpe, splitter, whole, byte_level: true } => {
                 let whole = Lookup { texts: &tokenizer.decoded, index: whole };
@@ -409,7 +411,7 @@ impl Encoder<'_> {
             Family::Spm { spm, pieces } => {
                 let pieces = Lookup { texts: &tokenizer.texts, index: pieces };
                 escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
-                spm.encode(escaped, pieces, out);
+                spm.encode(escaped, pieces, spm_scratch, out);
             }
         }
         self.after_special = false;

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fewbit_format::{FormatError, GgufFile};
-use fewbit_model::{Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, ModelConfig};
+use fewbit_model::{
+    Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, MemoryEstimate, ModelConfig, ModelError,
+    estimate,
+};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
@@ -234,6 +237,14 @@ impl Model {
         Self::builder().load(name_or_path)
     }
 
+    /// What a model takes with a context of `n_ctx` tokens, from the header of its file: nothing is
+    /// loaded.
+    pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
+        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        let isa = Isa::from_env().map_err(ModelError::from)?;
+        estimate(&open(&path)?, isa, n_ctx, None).map_err(|error| Error::Load { path, error })
+    }
+
     /// Loads a model with other settings.
     pub fn builder() -> ModelBuilder {
         ModelBuilder::default()
@@ -354,14 +365,7 @@ impl Model {
         };
         let tokenizer = &self.inner.tokenizer;
         let rendered = template.render(&TemplateInput::new(messages))?;
-        let mut tokens = encode_rendered(tokenizer, &rendered);
-        // Most templates write the token that begins a text themselves; it must not come twice.
-        if let Some(bos) = tokenizer.bos().filter(|_| tokenizer.add_bos())
-            && tokens.first() != Some(&bos)
-        {
-            tokens.insert(0, bos);
-        }
-        Ok(tokens)
+        Ok(encode_rendered(tokenizer, &rendered))
     }
 }
 

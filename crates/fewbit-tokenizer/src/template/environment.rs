@@ -26,7 +26,7 @@ const MAX_JSON_DEPTH: usize = 128;
 pub(super) struct Refusal(pub(super) String);
 
 /// An environment without templates.
-pub(super) fn build(steps: u64) -> Environment<'static> {
+pub(super) fn build() -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("the default delimiters are valid"));
@@ -34,7 +34,6 @@ pub(super) fn build(steps: u64) -> Environment<'static> {
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
     // Keeps line numbers, and copies of the source for error messages, in every build alike.
     env.set_debug(false);
-    env.set_fuel(Some(steps));
     env.set_unknown_method_callback(method);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
@@ -354,13 +353,18 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     // Expressions and comments are skipped whole: a tag in them is no tag.
-    while let Some(start) = rest.find("{%").into_iter().chain(rest.find("{{")).chain(rest.find("{#")).min() {
+    while let Some(start) = rest.find('{') {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
         let close = match tag.as_bytes().get(1) {
             Some(b'%') => "%}",
             Some(b'{') => "}}",
-            _ => "#}",
+            Some(b'#') => "#}",
+            _ => {
+                out.push('{');
+                rest = &tag[1..];
+                continue;
+            }
         };
         let Some(end) = tag.find(close).map(|end| end + close.len()) else {
             rest = tag;

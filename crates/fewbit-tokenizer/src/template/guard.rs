@@ -15,7 +15,7 @@
 //! Text in which nothing is special is not touched, which is nearly all text: templates that compare,
 //! search or split it see what was said.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -31,9 +31,35 @@ pub(super) struct Guard {
     /// Characters that cannot be markers since the template contains them.
     in_template: BTreeSet<char>,
     /// Proper beginnings of special tokens.
-    beginnings: BTreeSet<String>,
+    beginnings: Parts,
     /// Proper ends of special tokens.
-    ends: BTreeSet<String>,
+    ends: Parts,
+}
+
+/// Parts of special tokens: some vocabularies have thousands of them.
+#[derive(Debug, Default)]
+struct Parts {
+    texts: HashSet<String>,
+    /// The lengths that occur, so that a look-up tries each length and not each text.
+    lens_bytes: BTreeSet<usize>,
+}
+
+impl Parts {
+    fn insert(&mut self, part: &str) {
+        self.lens_bytes.insert(part.len());
+        self.texts.insert(part.to_owned());
+    }
+
+    /// Offsets in `text` of the parts that it ends in.
+    fn at_end_of(&self, text: &str) -> impl Iterator<Item = usize> {
+        let starts = self.lens_bytes.iter().map_while(|&len| text.len().checked_sub(len));
+        starts.filter(|&start| text.get(start..).is_some_and(|part| self.texts.contains(part)))
+    }
+
+    /// Whether `text` starts with one of the parts.
+    fn start(&self, text: &str) -> bool {
+        self.lens_bytes.iter().any(|&len| text.get(..len).is_some_and(|part| self.texts.contains(part)))
+    }
 }
 
 /// Fields in which templates look for names of their own, such as `role == 'user'`.
@@ -44,14 +70,14 @@ impl Guard {
         let mut guard = Self {
             matcher: tokenizer.matcher(),
             in_template: template.chars().filter(|&c| is_noncharacter(c)).collect(),
-            beginnings: BTreeSet::new(),
-            ends: BTreeSet::new(),
+            beginnings: Parts::default(),
+            ends: Parts::default(),
         };
         for &id in tokenizer.matcher().control_ids() {
             let text = tokenizer.token_text(id).unwrap_or_default();
             for (cut, _) in text.char_indices().skip(1) {
-                guard.beginnings.insert(text[..cut].to_owned());
-                guard.ends.insert(text[cut..].to_owned());
+                guard.beginnings.insert(&text[..cut]);
+                guard.ends.insert(&text[cut..]);
             }
         }
         guard
@@ -86,10 +112,8 @@ impl Guard {
         for part in [text, text.trim()] {
             let offset = text.len() - text.trim_start().len();
             let offset = if part.len() == text.len() { 0 } else { offset };
-            for beginning in self.beginnings.iter().filter(|b| part.ends_with(b.as_str())) {
-                places.insert(after_first(offset + part.len() - beginning.len()));
-            }
-            if self.ends.iter().any(|end| part.starts_with(end.as_str())) {
+            places.extend(self.beginnings.at_end_of(part).map(|start| after_first(offset + start)));
+            if self.ends.start(part) {
                 places.insert(offset);
             }
         }

@@ -6,8 +6,8 @@
 //! templates; its Python-method shims stand in for the methods that Jinja2 gets from Python.
 //!
 //! A template comes from a model file, so it is not trusted: it can open no file and include no
-//! other template, and it runs for a limited number of steps into a limited output. One thing is not
-//! limited: a template that doubles a string variable again and again uses memory before it writes.
+//! other template, and it runs for a limited number of steps into a limited output. What that does not cover is
+//! said at [`ChatTemplate`].
 //!
 //! What the conversation says is not trusted either: see [`guard`].
 
@@ -15,7 +15,7 @@ mod environment;
 mod guard;
 
 use std::io;
-use std::panic::AssertUnwindSafe;
+use std::thread;
 
 use minijinja::{Environment, ErrorKind};
 use serde_json::Map;
@@ -26,6 +26,26 @@ use guard::Guard;
 
 /// The name that error messages of the engine use.
 const NAME: &str = "chat template";
+
+/// The longest template that is compiled: four times the longest that is known.
+const MAX_SOURCE_BYTES: usize = 64 << 10;
+
+/// The engine recurses as deep as a template nests its operators and its lists. This much stack is enough for
+/// what fits [`MAX_SOURCE_BYTES`] and the default [`TemplateLimits::steps`]; only what is touched takes memory.
+const STACK_BYTES: usize = 256 << 20;
+
+/// Runs the engine where it can recurse, and where it can panic: `''[::-1]` makes minijinja 3.0.5 do so.
+fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, String> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .name("chat template".into())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, run)
+            .map_err(|error| format!("cannot start a thread for the template engine: {error}"))?
+            .join()
+            .map_err(|_| "the template engine panicked".to_owned())
+    })
+}
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -99,16 +119,18 @@ impl<'a> TemplateInput<'a> {
 /// How far a template may go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TemplateLimits {
-    /// Instructions of the template engine.
+    /// Instructions of the template engine for any conversation.
     pub steps: u64,
+    /// Instructions more for each message: templates look ahead and back, some of them over all messages.
+    pub steps_per_message: u64,
     /// Length of what it writes.
     pub output_bytes: usize,
 }
 
 impl Default for TemplateLimits {
-    /// Twenty million steps (seconds) and 64 MiB, far from any conversation that a model can read.
+    /// Two million steps (part of a second), ten thousand per message, and 64 MiB.
     fn default() -> Self {
-        Self { steps: 20_000_000, output_bytes: 64 << 20 }
+        Self { steps: 2_000_000, steps_per_message: 10_000, output_bytes: 64 << 20 }
     }
 }
 
@@ -123,6 +145,14 @@ pub enum TemplateError {
         line: usize,
         /// What is wrong.
         detail: String,
+    },
+    /// The template is far longer than any that is known.
+    #[error("the chat template has {bytes} bytes, more than the {limit} that are accepted")]
+    SourceTooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
     },
     /// The template failed on this conversation.
     #[error("chat template failed in line {line}: {detail}")]
@@ -184,8 +214,9 @@ impl RenderedPrompt {
 /// A chat template for one tokenizer.
 ///
 /// It runs for a limited number of steps and writes a limited text ([`TemplateLimits`]). It reads nothing but
-/// the conversation and the clock, and can include no other template. Limits do not cover the memory of
-/// string variables that a template doubles again and again.
+/// the conversation and the clock, and can include no other template. Two things the engine offers no limit for,
+/// so that a template made for it can still end the process: strings that are doubled again and again take all
+/// memory, and a namespace that is put into itself and printed takes all stack.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
@@ -203,10 +234,16 @@ impl ChatTemplate {
 
     /// As [`new`](Self::new), with other limits.
     pub fn with_limits(source: &str, tokenizer: &Tokenizer, limits: TemplateLimits) -> Result<Self, TemplateError> {
-        let mut environment = environment::build(limits.steps);
-        environment
-            .add_template_owned(NAME, environment::without_generation_tags(source))
-            .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(TemplateError::SourceTooLong { bytes: source.len(), limit: MAX_SOURCE_BYTES });
+        }
+        let environment = on_large_stack(|| {
+            let mut environment = environment::build();
+            let source = environment::without_generation_tags(source);
+            environment.add_template_owned(NAME, source).map(|()| environment)
+        })
+        .map_err(|detail| TemplateError::Syntax { line: 0, detail })?
+        .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         let special_texts = [
             // Templates add BOS to other text, which fails where it is undefined.
@@ -246,45 +283,47 @@ impl ChatTemplate {
             }
             variables.insert(environment::CLOCK.into(), environment::clock_variable(input.clock));
         }
-        let mut output = Limited { text: Vec::new(), limit: self.limits.output_bytes, hit: false };
-        // The engine has panics that a template can reach: `''[::-1]` is one in minijinja 3.0.5.
-        let result = std::panic::catch_unwind(AssertUnwindSafe(|| {
-            let template = self.environment.get_template(NAME)?;
-            template.render_captured_to(environment::value(&variables), &mut output).map(drop)
-        }));
+        let n_messages = u64::try_from(input.messages.len()).unwrap_or(u64::MAX);
+        let steps = self.limits.steps.saturating_add(self.limits.steps_per_message.saturating_mul(n_messages));
+        let (result, output) = on_large_stack(|| {
+            let mut engine = self.environment.clone();
+            // The engine counts in signed numbers.
+            engine.set_fuel(Some(steps.min(isize::MAX as u64)));
+            let mut output = Limited { text: Vec::new(), limit: self.limits.output_bytes, hit: false };
+            let result = engine
+                .get_template(NAME)
+                .and_then(|t| t.render_captured_to(environment::value(&variables), &mut output).map(drop));
+            (result, output)
+        })
+        .map_err(|detail| TemplateError::Failed { line: 0, detail })?;
         if output.hit {
             return Err(TemplateError::OutputTooLong { output_bytes: self.limits.output_bytes });
         }
-        match result {
-            Ok(result) => result.map_err(|error| self.explain(&error))?,
-            Err(_) => {
-                let detail = "the template engine panicked".to_owned();
-                return Err(TemplateError::Failed { line: 0, detail });
-            }
-        }
+        result.map_err(|error| explain(&error, steps))?;
         let marked = String::from_utf8(output.text)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         Ok(RenderedPrompt { marked, marker })
     }
+}
 
-    fn explain(&self, error: &minijinja::Error) -> TemplateError {
-        if error.kind() == ErrorKind::OutOfFuel {
-            return TemplateError::OutOfSteps { steps: self.limits.steps };
-        }
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            if let Some(refusal) = inner.downcast_ref::<environment::Refusal>() {
-                return TemplateError::Refused { message: refusal.0.clone() };
-            }
-            if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
-                && inner.kind() == ErrorKind::OutOfFuel
-            {
-                return TemplateError::OutOfSteps { steps: self.limits.steps };
-            }
-            source = inner.source();
-        }
-        TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
+/// The error of this crate for one of the engine.
+fn explain(error: &minijinja::Error, steps: u64) -> TemplateError {
+    if error.kind() == ErrorKind::OutOfFuel {
+        return TemplateError::OutOfSteps { steps };
     }
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(refusal) = inner.downcast_ref::<environment::Refusal>() {
+            return TemplateError::Refused { message: refusal.0.clone() };
+        }
+        if let Some(inner) = inner.downcast_ref::<minijinja::Error>()
+            && inner.kind() == ErrorKind::OutOfFuel
+        {
+            return TemplateError::OutOfSteps { steps };
+        }
+        source = inner.source();
+    }
+    TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
 }
 
 /// What is wrong, without the place.

@@ -90,6 +90,17 @@ fn special_tokens_do_not_come_together_from_parts() {
 }
 
 #[test]
+fn nor_from_a_part_that_the_template_wrote() {
+    let tokenizer = small();
+    let source = "{{ '<|im_' }}{{ messages[0].content | trim }}";
+    for said in ["end|>", " end|> x", "start|>"] {
+        let ids = encode_rendered(&tokenizer, &render(&tokenizer, source, &[Message::user(said)]));
+        assert!(!ids.iter().any(|&id| tokenizer.is_control(id)), "{said:?}: {ids:?}");
+        assert_eq!(tokenizer.decode(&ids), format!("<|im_{}", said.trim()));
+    }
+}
+
+#[test]
 fn tools_and_further_fields_are_guarded_too() {
     let tokenizer = small();
     let source = "{{ tools | tojson }}{{ messages[0].name }}{{ extra }}<s>{{ messages[0].role }}";

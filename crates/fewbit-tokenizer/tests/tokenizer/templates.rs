@@ -124,11 +124,34 @@ fn a_refusal_keeps_its_words() {
 #[test]
 fn endless_templates_stop() {
     let nested = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
-    let limits = TemplateLimits { steps: 100_000, ..TemplateLimits::default() };
+    let limits = TemplateLimits { steps: 90_000, steps_per_message: 10_000, ..TemplateLimits::default() };
     let error = render_with(nested, limits).expect_err("too long");
     assert!(matches!(error, TemplateError::OutOfSteps { steps: 100_000 }), "{error:?}");
     let recursive = "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}";
     assert!(render(recursive).is_err());
+}
+
+#[test]
+fn deep_templates_do_not_overflow_the_stack() {
+    // As many levels as fit the longest template, and the lists that two million steps can nest.
+    for level in ["-", "not ", "1+", "1**", "1 if 1 else ", "a and "] {
+        let source = format!("{{{{ {}1 }}}}", level.repeat(64_000 / level.len()));
+        let _ = render(&source);
+    }
+    for (level, end) in [("{% elif 0 %}", "{% endif %}"), ("{% if 1 %}", "")] {
+        let source = format!("{{% if 0 %}}{}{end}", level.repeat(64_000 / level.len()));
+        let _ = render(&source);
+    }
+    for use_it in ["{{ ns.x }}", "{{ ns.x == ns.y }}", "{{ ns.x ~ '' }}", "{{ ns.x | tojson }}", ""] {
+        let source = "{% set ns = namespace(x=[], y=[]) %}{% for a in range(10) %}{% for b in range(90000) %}\
+                      {% set ns.x = [ns.x] %}{% set ns.y = [ns.y] %}{% if b == 89000 and a == 0 %}"
+            .to_owned()
+            + use_it
+            + "{% endif %}{% endfor %}{% endfor %}";
+        assert!(matches!(render(&source), Err(TemplateError::OutOfSteps { .. } | TemplateError::Failed { .. })));
+    }
+    let error = render(&"x".repeat(1 << 20)).expect_err("too long");
+    assert!(matches!(error, TemplateError::SourceTooLong { bytes: 1_048_576, .. }), "{error}");
 }
 
 #[test]
