@@ -9,7 +9,7 @@
 use crate::generic::float::FloatWeights;
 use crate::generic::q32::{Col32, Weights32};
 use crate::generic::q256::{Col256, Scales, Weights256};
-use crate::generic::{PANEL_ROWS, Simd, float, q32, q256, unpack};
+use crate::generic::{Ahead, PANEL_ROWS, Simd, float, q32, q256, unpack};
 use crate::pack::Matrix;
 use crate::{Activations, Isa};
 use fewbit_quant::{ActivationKind, TensorType, dot};
@@ -22,6 +22,8 @@ pub(crate) const UNPACKED_BYTES: usize = UNPACK_COLS * PANEL_ROWS;
 
 /// One panel times a batch.
 pub(crate) struct PanelJob<'a> {
+    /// `meta` and `codes` as one.
+    panel: &'a [u8],
     meta: &'a [u8],
     codes: &'a [u8],
     x: &'a Activations,
@@ -55,11 +57,12 @@ pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: 
     }
     let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, n_rows, y) };
     y.fill(0.0);
-    let (meta, codes) = w.panel(p).split_at(w.layout.meta);
+    let panel = w.panel(p);
+    let (meta, codes) = panel.split_at(w.layout.meta);
     // SAFETY: `Matrix::pack` is given an `Isa` from `Isa::require`, and laid the panel out for this type
     // and n_cols columns; the activation buffers were sized by `Activations::resize` for at least
     // n_rows x n_cols in the kinds asserted above; y and unpacked are asserted above.
-    unsafe { kernel(PanelJob { meta, codes, x, n_rows, y, unpacked }) }
+    unsafe { kernel(PanelJob { panel, meta, codes, x, n_rows, y, unpacked }) }
 }
 
 /// The definition: one dot product per output, on the rows as the file has them.
@@ -112,12 +115,13 @@ unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, con
     // SAFETY: block b < n_blocks of row n < n_rows lies inside the activation buffers, and the panel has
     // n_blocks blocks, by the caller's promise; a stretch unpacks at most UNPACK_COLS columns.
     unsafe {
-        if job.n_rows <= NMAX {
+        if job.n_rows <= 2 * NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
             sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, BITS, R, N>(
                 n_blocks,
                 codes,
                 meta,
+                if first == 0 { Ahead::of(job.panel, n_blocks) } else { Ahead::NONE },
                 &cols_32::<N>(x, first, 0),
                 y.add(first * PANEL_ROWS),
                 PANEL_ROWS,
@@ -136,6 +140,7 @@ unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, con
                 n,
                 codes,
                 meta,
+                Ahead::NONE,
                 &cols_32::<N>(x, first, b),
                 y.add(first * PANEL_ROWS),
                 PANEL_ROWS,
@@ -178,12 +183,13 @@ unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, c
     let n_blocks = x.n_cols / 256;
     // SAFETY: as in `panel_32`, with 8 groups of 32 columns per block.
     unsafe {
-        if job.n_rows <= NMAX {
+        if job.n_rows <= 2 * NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
             sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, BITS, R, N>(
                 n_blocks,
                 codes,
                 meta,
+                if first == 0 { Ahead::of(job.panel, 8 * n_blocks) } else { Ahead::NONE },
                 &cols_256::<N>(x, first, 0),
                 y.add(first * PANEL_ROWS),
                 PANEL_ROWS,
@@ -198,6 +204,7 @@ unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, c
                 n,
                 codes,
                 meta,
+                Ahead::NONE,
                 &cols_256::<N>(x, first, b),
                 y.add(first * PANEL_ROWS),
                 PANEL_ROWS,

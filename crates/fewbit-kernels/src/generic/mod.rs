@@ -41,6 +41,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// An integer scale per lane, prepared for [`widen_scaled`](Self::widen_scaled).
     type Scale: Copy;
 
+    /// Asks for a cache line that will be read soon. Any address is allowed.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn load_b(p: *const u8) -> Self::B;
     unsafe fn store_b(p: *mut u8, a: Self::B);
     unsafe fn and_b(a: Self::B, mask: u8) -> Self::B;
@@ -203,6 +205,43 @@ pub(crate) unsafe fn unpack<S: Simd, const BITS: usize, const R: usize>(n: usize
                     S::store_b(to.add(g * 512 + q * 64 + r * 4 * S::LANES), v);
                 }
             }
+        }
+    }
+}
+
+/// How far ahead of its loads a kernel that reads weights once asks for them, in bytes. The hardware's own
+/// prefetching follows such a stream at half the bandwidth of memory.
+const PREFETCH_AHEAD: usize = 4096;
+
+/// The stream of weights that a tile will need after those it reads now: asked for block by block.
+///
+/// A panel is one stretch of memory and the next one follows it, so a block's share is a fixed number of bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    from: *const u8,
+    block_bytes: usize,
+}
+
+impl Ahead {
+    /// Nothing: the weights are in the cache.
+    pub(crate) const NONE: Self = Self { from: std::ptr::null(), block_bytes: 0 };
+
+    /// For a panel that is worked through in `n_blocks` blocks.
+    pub(crate) fn of(panel: &[u8], n_blocks: usize) -> Self {
+        let block_bytes = panel.len().div_ceil(n_blocks.max(1));
+        Self { from: panel.as_ptr().wrapping_add(PREFETCH_AHEAD), block_bytes }
+    }
+
+    /// Asks for the share of block `b`.
+    ///
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    pub(crate) unsafe fn prefetch<S: Simd>(self, b: usize) {
+        let first = self.from.wrapping_add(b * self.block_bytes);
+        for line in 0..self.block_bytes.div_ceil(64) {
+            // SAFETY: the caller's; a prefetch reads nothing.
+            unsafe { S::prefetch(first.wrapping_add(64 * line)) }
         }
     }
 }

@@ -10,7 +10,7 @@
 //! ```
 //! The integer scales stay inside the integer sums, so there is one float step per 256 columns.
 
-use super::{PANEL_ROWS, Simd, quad, steps_before_widen};
+use super::{Ahead, PANEL_ROWS, Simd, quad, steps_before_widen};
 
 /// A type of this family, as constants.
 pub(crate) trait Weights256: 'static {
@@ -62,6 +62,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights256, const CODE_BITS: usize, const 
     n_blocks: usize,
     codes: *const u8,
     meta: *const u8,
+    ahead: Ahead,
     x: &[Col256; N],
     y: *mut f32,
     y_stride: usize,
@@ -84,6 +85,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights256, const CODE_BITS: usize, const 
             let mut i = [[S::i0(); R]; N];
             let mut k = [[S::i0(); R]; N];
             for g in 0..8 {
+                ahead.prefetch::<S>(b * 8 + g);
                 let group = codes.add((b * 8 + g) * CODE_BITS * 64);
                 // Factors of the activation sums, for the two halves of 16 columns.
                 let mut factors = [[S::i0(); 2]; R];

@@ -10,7 +10,7 @@
 //!         y   = m[r] * (dx[n] * sum(x)) + y           types with a minimum
 //! ```
 
-use super::{PANEL_ROWS, Simd, quad, steps_before_widen};
+use super::{Ahead, PANEL_ROWS, Simd, quad, steps_before_widen};
 
 /// A type of this family, as constants.
 pub(crate) trait Weights32: 'static {
@@ -49,6 +49,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
     n_blocks: usize,
     codes: *const u8,
     meta: *const u8,
+    ahead: Ahead,
     x: &[Col32; N],
     y: *mut f32,
     y_stride: usize,
@@ -64,6 +65,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
             }
         }
         for b in 0..n_blocks {
+            ahead.prefetch::<S>(b);
             let block = codes.add(b * CODE_BITS * 64);
             let mut sums = [[S::i0(); R]; N];
             if W::BITS == 8 {

@@ -48,6 +48,10 @@ impl Simd for Avx2 {
     type Scale = __m256i;
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load_b(p: *const u8) -> __m256i {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
