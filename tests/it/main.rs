@@ -1,3 +1,29 @@
-//! Tests of the public API, in one program.
+//! Tests of the public API and of the repository, in one program.
 
+mod chat;
+mod dependencies;
+mod evaluate;
+mod exact;
+mod generate;
 mod hub;
+mod loading;
+mod smollm2;
+mod smollm2_generation;
+mod tidy;
+
+use std::sync::OnceLock;
+
+use fewbit::Model;
+
+/// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/stories260K-f32.gguf");
+
+/// Roles and messages one to a line. `<s>` is the model's token for the beginning of a text.
+const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                        {% if add_generation_prompt %}assistant:{% endif %}";
+
+/// The stories model, with a chat template that it was not trained for, loaded once.
+fn stories() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| Model::builder().threads(1).chat_template(TEMPLATE).load(STORIES).unwrap())
+}

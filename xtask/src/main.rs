@@ -1,2 +1,64 @@
-//! Automation of the fewbit repository.
-fn main() {}
+//! Automation of the fewbit repository: what would otherwise be a shell script that nobody remembers.
+//!
+//! `cargo xtask` lists the commands. Each prints the commands that it runs, so that one of them can be repeated
+//! by hand.
+#![forbid(unsafe_code)]
+
+mod features;
+mod fuzz;
+mod shell;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+/// Name, arguments, what it does, and the function.
+type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<()>);
+
+const TASKS: &[Task] = &[
+    ("ci", "", "everything that CI runs: .ci/run", ci),
+    ("features", "", "check each crate with each of its features alone, and with none", features::run),
+    ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.split_first() {
+        None => {
+            help();
+            Ok(())
+        }
+        Some((name, rest)) => match TASKS.iter().find(|(task, ..)| task == name) {
+            Some((.., run)) => run(rest),
+            None if ["help", "-h", "--help"].contains(&name.as_str()) => {
+                help();
+                Ok(())
+            }
+            None => {
+                eprintln!("error: there is no command {name:?}: `cargo xtask` lists them");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn help() {
+    println!("cargo xtask COMMAND\n");
+    for (name, args, what, _) in TASKS {
+        println!("  {:34} {what}", format!("{name} {args}"));
+    }
+}
+
+fn ci(args: &[String]) -> Result<()> {
+    if let Some(extra) = args.first() {
+        bail!("ci takes no arguments, and got {extra:?}");
+    }
+    shell::run("bash", &[".ci/run"])
+}

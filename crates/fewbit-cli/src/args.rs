@@ -71,9 +71,9 @@ pub(crate) struct ModelArg {
 /// How to choose tokens.
 #[derive(Debug, Args)]
 pub(crate) struct SamplingArgs {
-    /// End after N tokens [default: when the model ends, or the context is full]
-    #[arg(long, short = 'n', value_name = "N")]
-    pub(crate) max_tokens: Option<usize>,
+    /// End after N tokens, if the model does not end before; small models tend to repeat themselves
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 1024)]
+    pub(crate) max_tokens: usize,
     /// Temperature; 0 always takes the most probable token [default: the model's, else 0.8]
     #[arg(long = "temp", alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,

@@ -44,10 +44,7 @@ pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
 macro_rules! apply_sampling {
     ($builder:expr, $args:expr) => {{
         let args: &crate::args::SamplingArgs = $args;
-        let mut builder = $builder;
-        if let Some(n) = args.max_tokens {
-            builder = builder.max_tokens(n);
-        }
+        let mut builder = $builder.max_tokens(args.max_tokens);
         if let Some(temperature) = args.temp {
             builder = builder.temperature(temperature);
         }

@@ -24,7 +24,7 @@ struct Shape {
 }
 
 #[rustfmt::skip]
-const SHAPES: [Shape; 8] = [
+static SHAPES: [Shape; 8] = [
     Shape { name: "smollm2-135m",   n_layers: 30, dim:  576, n_heads:  9, n_kv_heads:  3, ffn_dim:  1536, n_vocab:  49152, tied: true },
     Shape { name: "smollm2-360m",   n_layers: 32, dim:  960, n_heads: 15, n_kv_heads:  5, ffn_dim:  2560, n_vocab:  49152, tied: true },
     Shape { name: "tinyllama-1.1b", n_layers: 22, dim: 2048, n_heads: 32, n_kv_heads:  4, ffn_dim:  5632, n_vocab:  32000, tied: false },
@@ -60,14 +60,30 @@ fn mixture(name: &str) -> anyhow::Result<Mixture> {
     }
 }
 
-/// Writes the file.
-pub(crate) fn write(shape: &str, ty: &str, path: &Path) -> anyhow::Result<()> {
-    let known = || SHAPES.map(|shape| shape.name).join(", ");
-    let shape = SHAPES
-        .iter()
-        .find(|candidate| candidate.name == shape)
-        .ok_or_else(|| anyhow!("no shape is called `{shape}`: known are {}", known()))?;
-    let mixture = mixture(ty)?;
+/// A file that can be written.
+pub(crate) struct Synthetic {
+    shape: &'static Shape,
+    mixture: Mixture,
+}
+
+impl Synthetic {
+    /// Looks up the shape and the type.
+    pub(crate) fn new(shape: &str, ty: &str) -> anyhow::Result<Self> {
+        let known = || SHAPES.each_ref().map(|shape| shape.name).join(", ");
+        let shape = SHAPES
+            .iter()
+            .find(|candidate| candidate.name == shape)
+            .ok_or_else(|| anyhow!("no shape is called `{shape}`: known are {}", known()))?;
+        Ok(Self { shape, mixture: mixture(ty)? })
+    }
+
+    /// Writes the file.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        write(self.shape, &self.mixture, path)
+    }
+}
+
+fn write(shape: &Shape, mixture: &Mixture, path: &Path) -> anyhow::Result<()> {
     let head_dim = shape.dim / shape.n_heads;
     let kv_dim = head_dim * shape.n_kv_heads;
 
@@ -228,7 +244,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for ty in ["F16", "Q4_1", "Q4_K_M"] {
             let path = folder.path().join(ty);
-            write("smollm2-135m", ty, &path).unwrap();
+            Synthetic::new("smollm2-135m", ty).unwrap().write(&path).unwrap();
             let file = fewbit::open(&path).unwrap();
             assert_eq!(file.tensors().len(), 2 + 30 * 9);
         }
@@ -236,9 +252,8 @@ mod tests {
 
     #[test]
     fn unknown_shapes_and_types_are_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
-        assert!(write("gpt-5", "Q4_0", &path).unwrap_err().to_string().contains("known are smollm2-135m"));
-        assert!(write("smollm2-135m", "IQ1_S", &path).unwrap_err().to_string().contains("IQ1_S"));
+        let error = |shape, ty| Synthetic::new(shape, ty).err().unwrap().to_string();
+        assert!(error("gpt-5", "Q4_0").contains("known are smollm2-135m"));
+        assert!(error("smollm2-135m", "IQ1_S").contains("IQ1_S"));
     }
 }

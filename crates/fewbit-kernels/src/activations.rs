@@ -8,6 +8,7 @@ use fewbit_quant::{Q8Row, TensorType};
 pub struct ActivationKinds {
     pub(crate) q8_32: bool,
     pub(crate) q8_256: bool,
+    pub(crate) two_planes: bool,
 }
 
 impl ActivationKinds {
@@ -23,23 +24,35 @@ impl ActivationKinds {
         }
         kinds
     }
+
+    /// Quantizes twice: the values, and what the first quantization lost. Products are the sum of both, with
+    /// the precision of some 15 bits instead of 8. Plain activations stay as they are.
+    pub fn two_planes(self) -> Self {
+        Self { two_planes: true, ..self }
+    }
+
+    /// Planes of the quantized forms.
+    pub(crate) fn n_planes(self) -> usize {
+        if self.two_planes { 2 } else { 1 }
+    }
 }
 
 /// `n_rows` rows of `n_cols` activations: the plain values and the quantized forms made from them.
 ///
+/// The quantized forms have one or two planes of `n_rows` rows each; see [`ActivationKinds::two_planes`].
 /// One value is meant to be reused for every operation of its width: it allocates only when it grows.
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
     pub(crate) kinds: ActivationKinds,
-    /// `[n_rows, n_cols]`
+    /// `[n_planes * n_rows, n_cols]`; behind the first plane is room for what quantization lost.
     pub(crate) values: Vec<f32>,
     pub(crate) q32: Quantized,
     pub(crate) q256: Quantized,
 }
 
-/// One quantized form.
+/// One quantized form; `n_rows` here counts the rows of all planes.
 #[derive(Debug, Default)]
 pub(crate) struct Quantized {
     /// `[n_rows, n_cols]`
@@ -70,10 +83,10 @@ impl Activations {
         &self.values[..self.n_rows * self.n_cols]
     }
 
-    /// Makes room for `n_rows` rows and returns the plain values to be filled in.
-    pub(crate) fn resize(&mut self, n_rows: usize, n_cols: usize, kinds: ActivationKinds) -> &mut [f32] {
+    /// Makes room for `n_rows` rows in the forms of `kinds`.
+    pub(crate) fn resize(&mut self, n_rows: usize, n_cols: usize, kinds: ActivationKinds) {
         (self.n_rows, self.n_cols, self.kinds) = (n_rows, n_cols, kinds);
-        let n = n_rows * n_cols;
+        let n = kinds.n_planes() * n_rows * n_cols;
         grow(&mut self.values, n);
         if kinds.q8_32 {
             assert!(n_cols.is_multiple_of(32), "{n_cols} columns in blocks of 32");
@@ -83,7 +96,11 @@ impl Activations {
             assert!(n_cols.is_multiple_of(256), "{n_cols} columns in blocks of 256");
             self.q256.resize(n, ActivationKind::Q8Block256);
         }
-        &mut self.values[..n]
+    }
+
+    /// Rows that a product with weights of this kind runs over: all planes of quantized forms.
+    pub(crate) fn product_rows(&self, kind: ActivationKind) -> usize {
+        if kind == ActivationKind::F32 { self.n_rows } else { self.n_rows * self.kinds.n_planes() }
     }
 
     /// Row `i` as the scalar definition reads it.

@@ -88,6 +88,18 @@ multiversion! {
 }
 
 multiversion! {
+    /// What quantization to `codes` under one scale per `block` lost: `out = fma(-scale, code, x)`.
+    pub(crate) fn quantization_loss(x: &[f32], codes: &[i8], scales: &[f32], block: usize, out: &mut [f32]) {
+        let blocks = x.chunks_exact(block).zip(codes.chunks_exact(block)).zip(out.chunks_exact_mut(block));
+        for (((x, codes), out), &scale) in blocks.zip(scales) {
+            for ((y, &x), &code) in out.iter_mut().zip(x).zip(codes) {
+                *y = (-scale).mul_add(f32::from(code), x);
+            }
+        }
+    }
+}
+
+multiversion! {
     /// `out = silu(gate) * up`.
     pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
         for ((y, &g), &u) in out.iter_mut().zip(gate).zip(up) {

@@ -9,7 +9,7 @@ use crate::pack::Matrix;
 use crate::panel::{self, UNPACKED_BYTES};
 use crate::shared::SharedMut;
 use crate::{Isa, KernelError, ThreadPool, elementwise};
-use fewbit_quant::TensorType;
+use fewbit_quant::{ActivationKind, TensorType};
 use std::cell::RefCell;
 
 /// How rotary embedding pairs the elements of a head.
@@ -117,30 +117,50 @@ impl Engine {
         let q256 = (SharedMut::new(&mut q256.codes), SharedMut::new(&mut q256.scales), SharedMut::new(&mut q256.sums));
         self.pool.for_chunks(n_rows, 4, |rows, _| {
             for row in rows {
-                let part = |elems: usize| row * n_cols / elems..(row + 1) * n_cols / elems;
-                // SAFETY: each row is handed out once, and parts of different rows do not overlap.
-                unsafe {
-                    let x = values.range(part(1));
-                    make(row, x);
-                    if kinds.q8_32 {
-                        elementwise::quantize_row_32(
-                            isa,
-                            x,
-                            q32.0.range(part(1)),
-                            q32.1.range(part(32)),
-                            q32.2.range(part(32)),
-                            q32.3.range(part(32)),
-                            q32.4.range(part(32)),
-                        );
-                    }
-                    if kinds.q8_256 {
-                        elementwise::quantize_row_256(
-                            isa,
-                            x,
-                            q256.0.range(part(1)),
-                            q256.1.range(part(256)),
-                            q256.2.range(part(16)),
-                        );
+                // SAFETY: each row is handed out once with its rows in all planes, and parts of different
+                // rows do not overlap.
+                let x = unsafe { values.range(row * n_cols..(row + 1) * n_cols) };
+                make(row, x);
+                for plane in 0..kinds.n_planes() {
+                    let r = plane * n_rows + row;
+                    let part = |elems: usize| r * n_cols / elems..(r + 1) * n_cols / elems;
+                    let first = |elems: usize| row * n_cols / elems..(row + 1) * n_cols / elems;
+                    // SAFETY: as above.
+                    unsafe {
+                        if kinds.q8_32 {
+                            let mut x = &*x;
+                            if plane > 0 {
+                                let lost = values.range(part(1));
+                                let (codes, scales) = (q32.0.range(first(1)), q32.1.range(first(32)));
+                                elementwise::quantization_loss(isa, x, codes, scales, 32, lost);
+                                x = lost;
+                            }
+                            elementwise::quantize_row_32(
+                                isa,
+                                x,
+                                q32.0.range(part(1)),
+                                q32.1.range(part(32)),
+                                q32.2.range(part(32)),
+                                q32.3.range(part(32)),
+                                q32.4.range(part(32)),
+                            );
+                        }
+                        if kinds.q8_256 {
+                            let mut x = &*x;
+                            if plane > 0 {
+                                let lost = values.range(part(1));
+                                let (codes, scales) = (q256.0.range(first(1)), q256.1.range(first(256)));
+                                elementwise::quantization_loss(isa, x, codes, scales, 256, lost);
+                                x = lost;
+                            }
+                            elementwise::quantize_row_256(
+                                isa,
+                                x,
+                                q256.0.range(part(1)),
+                                q256.1.range(part(256)),
+                                q256.2.range(part(16)),
+                            );
+                        }
                     }
                 }
             }
@@ -193,15 +213,16 @@ impl Engine {
 
     /// One panel of one product.
     fn product(&self, output: &Output<'_>, p: usize, x: &Activations, scratch: &mut Scratch) {
-        let n = x.n_rows * PANEL_ROWS;
+        let n = x.n_rows * x.kinds.n_planes() * PANEL_ROWS;
         scratch.y.resize(2 * n, 0.0);
         scratch.unpacked.resize(UNPACKED_BYTES, 0);
         let (y, z) = scratch.y.split_at_mut(n);
         let w = output.matrix();
-        panel::multiply(w, p, x, y, &mut scratch.unpacked);
+        self.panel(w, p, x, y, &mut scratch.unpacked);
         if let Output::SiluMul(_, up, _) = output {
-            panel::multiply(up, p, x, z, &mut scratch.unpacked);
+            self.panel(up, p, x, z, &mut scratch.unpacked);
         }
+        let y = &y[..x.n_rows * PANEL_ROWS];
         let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
         for (i, y) in y.chunks_exact(PANEL_ROWS).enumerate() {
             let y = &y[..rows.len()];
@@ -217,6 +238,17 @@ impl Engine {
                     elementwise::silu_mul(self.isa, y, up, unsafe { out.range(range) });
                 }
             }
+        }
+    }
+
+    /// Panel `p` of `w` times every row, planes added up: the first `x.n_rows` rows of `y`.
+    fn panel(&self, w: &Matrix, p: usize, x: &Activations, y: &mut [f32], unpacked: &mut [u8]) {
+        let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
+        let n_rows = x.product_rows(kind);
+        panel::multiply(w, p, x, n_rows, &mut y[..n_rows * PANEL_ROWS], unpacked);
+        if n_rows > x.n_rows {
+            let (first, second) = y[..n_rows * PANEL_ROWS].split_at_mut(x.n_rows * PANEL_ROWS);
+            elementwise::add(self.isa, first, second);
         }
     }
 

@@ -4,11 +4,14 @@
 //! `fewbit_quant::activation`, [`math`] and the plain loops of this crate), including the order of its float
 //! operations; every instruction set, batch size and thread count gives the same bits.
 #![deny(unsafe_op_in_unsafe_fn)]
+// Loops over the rows and columns of a tile index several arrays at once, and read as the sums they are.
+#![allow(clippy::needless_range_loop)]
 
 mod activations;
 mod aligned;
 mod arch;
 mod attention;
+pub mod ceiling;
 mod elementwise;
 mod engine;
 mod error;

@@ -232,8 +232,8 @@ fn pack_panel(ty: TensorType, layout: &PanelLayout, row_bytes: usize, from: &[u8
             _ => {
                 for (b, block) in blocks {
                     let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
-                    pack_scales_256(ty, r, block, meta);
                     let unpacked = read_block256(ty, block);
+                    pack_scales_256(ty, r, block, &unpacked, meta);
                     for (g, codes32) in unpacked.codes.as_chunks::<32>().0.iter().enumerate() {
                         put_codes(ty, r, codes32, group(ty, codes, 8 * b + g));
                     }
@@ -250,7 +250,7 @@ fn group(ty: TensorType, codes: &mut [u8], g: usize) -> &mut [u8] {
 }
 
 /// Writes one row's scales of one block of 256.
-fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], meta: &mut [u8]) {
+fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], unpacked: &Block256, meta: &mut [u8]) {
     let (d_at, dmin_at) = match ty {
         TensorType::Q2_K => (80, 82),
         TensorType::Q3_K => (108, 108),
@@ -263,7 +263,6 @@ fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], meta: &mut [u8]) {
         meta[ints + 2 * r..ints + 2 * r + 2].copy_from_slice(&block[dmin_at..dmin_at + 2]);
         ints = 4 * PANEL_ROWS;
     }
-    let unpacked = read_block256(ty, block);
     for j in 0..16 {
         let (scale, min) = (unpacked.scales[j] as u8, unpacked.mins[j]);
         match ty {
@@ -278,28 +277,46 @@ fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], meta: &mut [u8]) {
 }
 
 /// Writes one row's codes of 32 columns into the planes of a group.
+///
+/// Loading a model is mostly this function, so it moves four bytes (one quad, or two in nibbles) at a time.
 fn put_codes(ty: TensorType, r: usize, codes: &[u8; 32], group: &mut [u8]) {
+    let quads = |plane: &mut [u8], bytes: &[u8]| {
+        for (q, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
+            plane[q * 64 + r * 4..q * 64 + r * 4 + 4].copy_from_slice(bytes);
+        }
+    };
     let bits = code_bits(ty);
-    for (k, &code) in codes.iter().enumerate() {
-        let (q, at) = (k / 4, r * 4 + k % 4);
-        match bits {
-            8 => group[q * 64 + at] = code ^ 0x80,
-            4..=6 => {
-                group[q % 4 * 64 + at] |= (code & 15) << (4 * (q / 4));
-                match bits {
-                    5 => group[256 + at] |= (code >> 4) << q,
-                    6 => group[256 + q / 4 * 64 + at] |= (code >> 4) << (2 * (q % 4)),
-                    _ => {}
-                }
+    match bits {
+        8 => quads(group, &codes.map(|code| code ^ 0x80)),
+        4..=6 => {
+            let nibbles: [u8; 16] = std::array::from_fn(|j| codes[j] & 15 | codes[j + 16] << 4);
+            quads(group, &nibbles);
+            match bits {
+                5 => quads(&mut group[256..], &bit_plane(codes, 4)),
+                6 => quads(&mut group[256..], &two_bit_plane(codes, 4)),
+                _ => {}
             }
-            _ => {
-                group[q / 4 * 64 + at] |= (code & 3) << (2 * (q % 4));
-                if bits == 3 {
-                    group[128 + at] |= (code >> 2) << q;
-                }
+        }
+        _ => {
+            quads(group, &two_bit_plane(codes, 0));
+            if bits == 3 {
+                quads(&mut group[128..], &bit_plane(codes, 2));
             }
         }
     }
+}
+
+/// Bit `from` of every code: bit `q` of byte `k` belongs to code `4 q + k`.
+fn bit_plane(codes: &[u8; 32], from: u32) -> [u8; 4] {
+    std::array::from_fn(|k| (0..8).fold(0, |byte, q| byte | (codes[4 * q + k] >> from & 1) << q))
+}
+
+/// Bits `from` and `from + 1` of every code: the pair `q` of byte `4 h + k` belongs to code `16 h + 4 q + k`.
+fn two_bit_plane(codes: &[u8; 32], from: u32) -> [u8; 8] {
+    std::array::from_fn(|b| {
+        let (h, k) = (b / 4, b % 4);
+        (0..4).fold(0, |byte, q| byte | (codes[16 * h + 4 * q + k] >> from & 3) << (2 * q))
+    })
 }
 
 /// Reads back what [`put_codes`] wrote.

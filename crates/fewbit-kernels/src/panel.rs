@@ -25,7 +25,9 @@ pub(crate) struct PanelJob<'a> {
     meta: &'a [u8],
     codes: &'a [u8],
     x: &'a Activations,
-    /// `[x.n_rows][16]`, zero on entry.
+    /// Rows of the batch, in all planes.
+    n_rows: usize,
+    /// `[n_rows][16]`, zero on entry.
     y: &'a mut [f32],
     unpacked: &'a mut [u8],
 }
@@ -34,36 +36,39 @@ pub(crate) struct PanelJob<'a> {
 ///
 /// # Safety
 /// The CPU has the instruction set; the panel is one of a matrix of the kernel's type with as many columns
-/// as the activations, which hold the form that the type reads; `y` is `[x.n_rows][16]`; `unpacked` has
+/// as the activations, which hold `n_rows` rows in the form that the type reads; `y` is `[n_rows][16]`;
+/// `unpacked` has
 /// [`UNPACKED_BYTES`].
 pub(crate) type PanelFn = unsafe fn(PanelJob<'_>);
 
-/// Computes panel `p` of `w` times `x` into `y`: `[x.n_rows][16]`.
-pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, y: &mut [f32], unpacked: &mut [u8]) {
+/// Computes panel `p` of `w` times `n_rows` rows of `x` (all planes, for quantized kinds) into `y`:
+/// `[n_rows][16]`.
+pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: &mut [f32], unpacked: &mut [u8]) {
     assert_eq!(w.n_cols, x.n_cols, "columns of the weights and of the activations");
-    assert!(y.len() == x.n_rows * PANEL_ROWS && unpacked.len() == UNPACKED_BYTES);
+    assert!(y.len() == n_rows * PANEL_ROWS && unpacked.len() == UNPACKED_BYTES);
     let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
+    assert!(n_rows <= x.product_rows(kind));
     match kind {
         ActivationKind::F32 => assert!(x.values.len() >= x.n_rows * x.n_cols),
         ActivationKind::Q8Block32 => assert!(x.kinds.q8_32, "activations in blocks of 32"),
         ActivationKind::Q8Block256 => assert!(x.kinds.q8_256, "activations in blocks of 256"),
     }
-    let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, y) };
+    let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, n_rows, y) };
     y.fill(0.0);
     let (meta, codes) = w.panel(p).split_at(w.layout.meta);
     // SAFETY: `Matrix::pack` is given an `Isa` from `Isa::require`, and laid the panel out for this type
-    // and n_cols columns; the activation buffers were sized by `Activations::resize` for n_rows x n_cols in
-    // the kinds asserted above; y and unpacked are asserted above.
-    unsafe { kernel(PanelJob { meta, codes, x, y, unpacked }) }
+    // and n_cols columns; the activation buffers were sized by `Activations::resize` for at least
+    // n_rows x n_cols in the kinds asserted above; y and unpacked are asserted above.
+    unsafe { kernel(PanelJob { meta, codes, x, n_rows, y, unpacked }) }
 }
 
 /// The definition: one dot product per output, on the rows as the file has them.
-fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, y: &mut [f32]) {
+fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, n_rows: usize, y: &mut [f32]) {
     let row_bytes = w.ty.row_bytes(w.n_cols).expect("checked when the matrix was packed");
     for r in 0..PANEL_ROWS.min(w.n_rows - p * PANEL_ROWS) {
         let at = (p * PANEL_ROWS + r) * row_bytes;
         let row = &w.bytes[at..at + row_bytes];
-        for n in 0..x.n_rows {
+        for n in 0..n_rows {
             y[n * PANEL_ROWS + r] = match kind {
                 ActivationKind::F32 => dot::dot_f32(w.ty, row, &x.values[n * x.n_cols..(n + 1) * x.n_cols]),
                 _ => dot::dot_q8(w.ty, row, x.q8_row(kind, n)),
@@ -107,9 +112,9 @@ unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, con
     // SAFETY: block b < n_blocks of row n < n_rows lies inside the activation buffers, and the panel has
     // n_blocks blocks, by the caller's promise; a stretch unpacks at most UNPACK_COLS columns.
     unsafe {
-        if x.n_rows <= NMAX {
+        if job.n_rows <= NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(x.n_rows, NMAX, |first, N| q32::tile::<S, W, BITS, R, N>(
+            sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, BITS, R, N>(
                 n_blocks,
                 codes,
                 meta,
@@ -127,7 +132,7 @@ unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, con
                 unpack::<S, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
                 codes = job.unpacked.as_ptr();
             }
-            sweep!(x.n_rows, NMAX, |first, N| q32::tile::<S, W, 8, R, N>(
+            sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, 8, R, N>(
                 n,
                 codes,
                 meta,
@@ -173,9 +178,9 @@ unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, c
     let n_blocks = x.n_cols / 256;
     // SAFETY: as in `panel_32`, with 8 groups of 32 columns per block.
     unsafe {
-        if x.n_rows <= NMAX {
+        if job.n_rows <= NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(x.n_rows, NMAX, |first, N| q256::tile::<S, W, BITS, R, N>(
+            sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, BITS, R, N>(
                 n_blocks,
                 codes,
                 meta,
@@ -189,7 +194,7 @@ unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, c
             let n = (UNPACK_COLS / 256).min(n_blocks - b);
             unpack::<S, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
             let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * W::META));
-            sweep!(x.n_rows, NMAX, |first, N| q256::tile::<S, W, 8, R, N>(
+            sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, 8, R, N>(
                 n,
                 codes,
                 meta,
@@ -231,7 +236,7 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
         for k in (0..x.n_cols).step_by(UNPACK_COLS / 4) {
             let n = (UNPACK_COLS / 4).min(x.n_cols - k);
             let weights = job.codes.as_ptr().add(k * PANEL_ROWS * W::BYTES);
-            sweep!(x.n_rows, NMAX, |first, N| {
+            sweep!(job.n_rows, NMAX, |first, N| {
                 let mut cols = [x.values.as_ptr(); N];
                 for (i, col) in cols.iter_mut().enumerate() {
                     *col = col.add((first + i) * x.n_cols + k);

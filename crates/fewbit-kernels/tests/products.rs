@@ -3,6 +3,7 @@
 
 use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
 use fewbit_quant::TensorType;
+use fewbit_quant::activation::{ActivationKind, quantize_row};
 
 const TYPES: [TensorType; 13] = [
     TensorType::F32,
@@ -201,7 +202,6 @@ fn the_other_outputs_equal_the_plain_product() {
 #[test]
 fn activations_are_quantized_as_defined() {
     // One weight row that is 1 at column c and 0 elsewhere (Q8_0, scale 1) reads back code times scale.
-    use fewbit_quant::activation::{ActivationKind, quantize_row};
     let mut random = Random(5);
     let x: Vec<f32> = (0..64).map(|_| random.float()).collect();
     let (mut codes, mut scales, mut sums) = ([0i8; 64], [0.0; 2], [0i16; 2]);
@@ -234,6 +234,42 @@ fn packed_rows_decode_to_the_bits_of_the_file() {
                 w.decode_row(row, &mut got);
                 let same = got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
                 assert!(same, "{ty} row {row} {engine:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn two_planes_add_the_product_of_what_the_first_lost() {
+    let mut random = Random(7);
+    for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_K, TensorType::Q6_K, TensorType::F16] {
+        let (rows, cols, n) = (20, 512, 3);
+        let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let mut lost = x.clone();
+        let kind = ActivationKind::of(ty).expect("a supported type");
+        let block = kind.block_elems();
+        if kind != ActivationKind::F32 {
+            let (mut codes, mut scales) = (vec![0i8; n * cols], vec![0.0; n * cols / block]);
+            quantize_row(kind, &x, &mut codes, &mut scales, &mut vec![0; n * cols / kind.sum_elems()]);
+            for (i, v) in lost.iter_mut().enumerate() {
+                *v = (-scales[i / block]).mul_add(f32::from(codes[i]), *v);
+            }
+        }
+        for engine in engines() {
+            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+            let product = |x: &[f32], kinds| {
+                let (mut acts, mut out) = (Activations::new(), vec![0.0; n * rows]);
+                engine.activate(x, cols, kinds, &mut acts);
+                engine.matmul(&w, &acts, &mut out);
+                out
+            };
+            let kinds = ActivationKinds::of([ty]);
+            let (first, second) = (product(&x, kinds), product(&lost, kinds));
+            let both = product(&x, kinds.two_planes());
+            for ((both, first), second) in both.iter().zip(&first).zip(&second) {
+                let want = if kind == ActivationKind::F32 { *first } else { first + second };
+                assert_eq!(both.to_bits(), want.to_bits(), "{ty} {engine:?}");
             }
         }
     }

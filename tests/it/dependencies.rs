@@ -1,0 +1,47 @@
+//! What a program that uses the library gets along with it.
+
+use std::collections::BTreeSet;
+use std::process::Command;
+
+/// Packages that the library depends on, itself included, for every platform.
+fn packages(features: &[&str]) -> BTreeSet<String> {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.args(["tree", "--offline", "--package", "fewbit", "--edges", "normal,build", "--prefix", "none"]);
+    command.args(["--format", "{p}"]).args(features);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_library_alone_has_no_network_no_runtime_and_no_c() {
+    let packages = packages(&[]);
+    assert!(packages.contains("fewbit-model"), "{packages:?}");
+    for unwanted in [
+        "cc",
+        "cmake",
+        "ring",
+        "rustls",
+        "ureq",
+        "hf-hub",
+        "tokio",
+        "zip",
+        "sha2",
+        "clap",
+        "indicatif",
+        "tracing-subscriber",
+    ] {
+        assert!(!packages.contains(unwanted), "{unwanted} in {packages:?}");
+    }
+}
+
+#[test]
+fn fetching_needs_no_cmake_and_no_runtime() {
+    let packages = packages(&["--features", "hub"]);
+    assert!(packages.contains("ureq"), "{packages:?}");
+    for unwanted in ["cmake", "aws-lc-sys", "openssl-sys", "tokio"] {
+        assert!(!packages.contains(unwanted), "{unwanted} in {packages:?}");
+    }
+}

@@ -1,0 +1,83 @@
+//! The arithmetic contract on a real model: logits do not depend on how the work is cut, bit for bit.
+//!
+//! One run is the reference: one thread, the whole text in one chunk. Every other run (more threads, smaller
+//! chunks, every instruction set that this machine has) must give the same bits at every position of the text,
+//! and at every position of what it then writes by itself. The text is longer than 512 tokens, so that chunks
+//! of 512 and the block boundaries of attention are crossed.
+
+use fewbit::engine::{Chunk, Decoder, Isa, LoadOptions, LogitsFor};
+use fewbit::format::GgufFile;
+use fewbit::tokenizer::{SpecialTokens, Tokenizer};
+
+use crate::smollm2;
+
+/// Tokens of the text, and tokens that are written after it.
+const N_TEXT: usize = 520;
+const N_NEW: usize = 12;
+
+/// Tokens of the text for the scalar definitions, which are a hundred times slower than the kernels.
+const N_TEXT_SCALAR: usize = 16;
+
+fn load(file: &GgufFile, isa: Isa, threads: usize) -> Decoder {
+    Decoder::load(file, &LoadOptions::new().isa(isa).threads(threads)).expect("loads")
+}
+
+fn argmax(row: &[f32]) -> u32 {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32
+}
+
+/// Runs `text` in chunks of `size`, then writes `n_new` tokens, which it returns. `see` gets every position's
+/// logits.
+fn run(decoder: &Decoder, text: &[u32], size: usize, n_new: usize, mut see: impl FnMut(usize, &[f32])) -> Vec<u32> {
+    let mut cache = decoder.new_cache();
+    let mut step = |tokens: &[u32]| {
+        let first = cache.len();
+        let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::All };
+        let logits = decoder.forward(&mut [chunk]).expect("runs");
+        (0..logits.n_rows()).for_each(|i| see(first + i, logits.row(i)));
+        argmax(logits.row(logits.n_rows() - 1))
+    };
+    let mut next = text.chunks(size).fold(0, |_, chunk| step(chunk));
+    let mut new = Vec::new();
+    for _ in 0..n_new {
+        new.push(next);
+        next = step(&[next]);
+    }
+    new
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_chunks_or_instruction_set() {
+    let file = GgufFile::open(&smollm2::path()).expect("a GGUF file");
+    let tokenizer = Tokenizer::from_gguf(file.metadata()).expect("supported");
+    let mut text = tokenizer.encode(smollm2::PROSE, SpecialTokens::Plain);
+    assert!(text.len() >= N_TEXT, "{} tokens are too few", text.len());
+    text.truncate(N_TEXT);
+
+    let best = Isa::best();
+    let mut want: Vec<Vec<u32>> = Vec::new();
+    let written = run(&load(&file, best, 1), &text, N_TEXT, N_NEW, |_, row| {
+        assert!(row.iter().all(|x| x.is_finite()), "finite logits");
+        want.push(row.iter().map(|x| x.to_bits()).collect());
+    });
+    println!("reference: {best}, 1 thread, one chunk; it writes {:?}", tokenizer.decode(&written));
+
+    for isa in Isa::available() {
+        let is_scalar = isa == Isa::Scalar;
+        let (text, n_new) = if is_scalar { (&text[..N_TEXT_SCALAR], 0) } else { (&text[..], N_NEW) };
+        let thread_counts: &[usize] = if is_scalar { &[2] } else { &[1, 2] };
+        let sizes: &[usize] = if is_scalar { &[7] } else { &[1, 7, 64, 512] };
+        for &threads in thread_counts {
+            let decoder = load(&file, isa, threads);
+            for &size in sizes {
+                let what = format!("{isa}, {threads} threads, chunks of {size}");
+                let new = run(&decoder, text, size, n_new, |position, row| {
+                    let same = row.iter().zip(&want[position]).all(|(got, &want)| got.to_bits() == want);
+                    assert!(same && row.len() == want[position].len(), "{what}: other bits at position {position}");
+                });
+                assert_eq!(new, written[..n_new], "{what}");
+                println!("{what}: the same bits at {} positions", text.len() + n_new);
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! Generation from a prompt: what comes out, when it ends, and that it does not depend on anything
+//! that it should not depend on.
+
+use std::thread;
+
+use fewbit::format::GgufWriter;
+use fewbit::{Completion, Error, FinishReason, Model, SamplingError};
+
+use crate::{STORIES, TEMPLATE, stories};
+
+const PROMPT: &str = "Once upon a time";
+
+/// From a float64 implementation of the model: `crates/fewbit-model/tests/golden`.
+const GREEDY: &str = ", there was a little girl named Lily. She loved to play outside in the park. One day, she saw a \
+                      big, red ball. She wanted to play with it, but it was too high.";
+
+fn greedy(model: &Model, n: usize) -> Completion {
+    model.generate(PROMPT).temperature(0.0).max_tokens(n).run().unwrap()
+}
+
+#[test]
+fn greedy_text_is_the_reference() {
+    let out = greedy(stories(), 57);
+    assert_eq!(out.text, GREEDY);
+    assert_eq!(out.prompt_tokens[0], 1, "the beginning of the text");
+    assert_eq!((out.usage.prompt, out.usage.cached, out.usage.completion), (5, 0, 57));
+    assert_eq!(out.tokens.len(), 57);
+    assert_eq!(out.finish_reason, FinishReason::Length);
+    assert_eq!((out.timings.prefill_tokens, out.timings.decode_tokens), (5, 56));
+}
+
+#[test]
+fn pieces_are_the_completion_in_parts() {
+    let whole = greedy(stories(), 40);
+    let mut stream = stories().generate(PROMPT).temperature(0.0).max_tokens(40).stream().unwrap();
+    let (mut text, mut tokens) = (String::new(), Vec::new());
+    for piece in &mut stream {
+        let piece = piece.unwrap();
+        assert!(piece.token_ids.len() <= 1, "one step, one token");
+        text += &piece.text;
+        tokens.extend(piece.token_ids);
+    }
+    assert!(stream.next().is_none(), "a stream that ended stays so");
+    assert_eq!((&text, &tokens), (&whole.text, &whole.tokens));
+    let completion = stream.into_completion();
+    assert_eq!((&completion.text, &completion.tokens), (&whole.text, &whole.tokens));
+}
+
+#[test]
+fn chunks_threads_and_neighbours_change_no_token() {
+    // A prompt of several chunks, and every setting against the plain one.
+    let prompt = GREEDY.repeat(3);
+    let run = |model: &Model| model.generate(&prompt).temperature(0.9).seed(3).max_tokens(30).run().unwrap().tokens;
+    let expected = run(stories());
+    for (chunk, threads) in [(1, 1), (7, 2), (64, 1), (512, 2)] {
+        let model = Model::builder().threads(threads).prefill_chunk(chunk).load(STORIES).unwrap();
+        assert_eq!(run(&model), expected, "chunks of {chunk}, {threads} threads");
+    }
+    thread::scope(|scope| {
+        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| run(&stories().clone()))).collect();
+        for other in runs {
+            assert_eq!(other.join().unwrap(), expected, "beside others");
+        }
+    });
+}
+
+#[test]
+fn a_seed_repeats_and_another_differs() {
+    let run = |seed| stories().generate(PROMPT).temperature(1.5).seed(seed).max_tokens(40).run().unwrap();
+    assert_eq!(run(7).text, run(7).text);
+    assert_ne!(run(7).text, run(8).text);
+    let free = stories().generate(PROMPT).temperature(1.5).max_tokens(40).run().unwrap();
+    assert_eq!(run(free.seed).text, free.text, "the seed that was drawn is told");
+}
+
+#[test]
+fn a_stop_string_over_several_tokens_is_not_emitted() {
+    let stop = "play outside";
+    let expected = GREEDY.split(stop).next().unwrap();
+    let mut stream = stories().generate(PROMPT).temperature(0.0).stop(stop).stop("never").stream().unwrap();
+    let mut text = String::new();
+    for piece in &mut stream {
+        text += &piece.unwrap().text;
+        assert!(expected.starts_with(&text), "{text:?} goes too far");
+    }
+    assert_eq!(text, expected);
+    assert_eq!(stream.finish_reason(), Some(FinishReason::StopString));
+}
+
+#[test]
+fn what_a_stop_string_held_back_comes_at_the_end() {
+    // The text ends in the middle of what might have been the stop string.
+    let whole = greedy(stories(), 20);
+    let tail: String = whole.text.chars().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect();
+    let out = stories()
+        .generate(PROMPT)
+        .temperature(0.0)
+        .max_tokens(20)
+        .stop(format!("{tail} and something else"))
+        .run()
+        .unwrap();
+    assert_eq!((out.text, out.finish_reason), (whole.text, FinishReason::Length));
+}
+
+#[test]
+fn the_token_that_ends_a_text_ends_it() {
+    // The same model, for which a full stop is the end.
+    let tokenizer = stories().tokenizer();
+    let whole = greedy(stories(), 57).tokens;
+    let at = whole.iter().position(|&id| tokenizer.token_bytes(id) == b".").unwrap();
+    let file = fewbit::open(STORIES.as_ref()).unwrap();
+    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
+    writer.set("tokenizer.ggml.eos_token_id", whole[at]);
+    for tensor in file.tensors() {
+        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, file.tensor_bytes(tensor)).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("short.gguf");
+    writer.write_file(&path).unwrap();
+    let model = Model::builder().threads(1).load_file(&path).unwrap();
+
+    let out = model.generate(PROMPT).temperature(0.0).run().unwrap();
+    assert_eq!(out.finish_reason, FinishReason::EndOfGeneration);
+    assert_eq!(out.text, GREEDY.split('.').next().unwrap(), "the ending token is not part of the text");
+    assert_eq!(out.tokens, whole[..at]);
+    let on = model.generate(PROMPT).temperature(0.0).ignore_eos(true).max_tokens(57).run().unwrap();
+    assert_eq!(on.tokens, whole);
+}
+
+#[test]
+fn limits_of_tokens_and_context_are_kept() {
+    for n in [0, 1, 2] {
+        let out = greedy(stories(), n);
+        assert_eq!((out.tokens.len(), out.finish_reason), (n, FinishReason::Length));
+    }
+    let small = Model::builder().threads(1).context_length(32).load(STORIES).unwrap();
+    let out = small.generate(PROMPT).temperature(0.0).ignore_eos(true).run().unwrap();
+    assert_eq!(out.usage.prompt + out.usage.completion, 32);
+    assert_eq!(out.finish_reason, FinishReason::Length);
+    let error = small.generate(GREEDY).run().unwrap_err();
+    assert!(
+        matches!(error, Error::PromptTooLong { prompt_tokens, context_tokens: 32 } if prompt_tokens > 32),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn the_whole_context_can_be_filled() {
+    let n = stories().context_length();
+    let out = stories().generate(PROMPT).temperature(0.0).ignore_eos(true).run().unwrap();
+    assert_eq!(out.usage.prompt + out.usage.completion, n);
+    // All but the last place are the prompt: one token fits.
+    let full: Vec<u32> = [out.prompt_tokens, out.tokens].concat();
+    let last = stories().generate(&full[..n - 1]).temperature(0.0).ignore_eos(true).run().unwrap();
+    assert_eq!(last.tokens, full[n - 1..]);
+    assert!(matches!(stories().generate(full).run(), Err(Error::PromptTooLong { .. })));
+}
+
+#[test]
+fn a_dropped_stream_leaves_the_model_usable() {
+    let mut stream = stories().generate(PROMPT).temperature(0.0).stream().unwrap();
+    let first = stream.next().unwrap().unwrap();
+    drop(stream);
+    assert!(GREEDY.starts_with(&first.text));
+    assert_eq!(greedy(stories(), 10).text, GREEDY[..greedy(stories(), 10).text.len()]);
+}
+
+#[test]
+fn a_stream_outlives_the_handle_and_moves_to_other_threads() {
+    let model = Model::builder().threads(1).load(STORIES).unwrap();
+    let stream = model.generate(PROMPT).temperature(0.0).max_tokens(57).stream().unwrap();
+    drop(model);
+    let text: String = thread::spawn(move || stream.map(|piece| piece.unwrap().text).collect()).join().unwrap();
+    assert_eq!(text, GREEDY);
+}
+
+#[test]
+fn special_tokens_in_a_prompt_are_plain_text() {
+    let tokens = |prompt: &str| stories().generate(prompt).max_tokens(0).stream().unwrap().prompt_tokens().to_vec();
+    let special = [1, 2];
+    assert!(!tokens("<s> </s>")[1..].iter().any(|id| special.contains(id)));
+    // Written by the template, the same text is the token; written by the user it is not.
+    let stream = stories().generate("<s>").templated().max_tokens(0).stream().unwrap();
+    assert_eq!(stream.prompt_tokens().iter().filter(|id| special.contains(id)).count(), 1);
+    assert_eq!(stream.prompt_tokens()[0], 1);
+}
+
+#[test]
+fn prompts_that_cannot_be_are_errors() {
+    assert!(matches!(stories().generate(Vec::new()).run(), Err(Error::EmptyPrompt)));
+    // An empty text still begins with the token that begins a text.
+    assert_eq!(stories().generate("").max_tokens(3).run().unwrap().usage.prompt, 1);
+    let error = stories().generate(vec![1, 512]).run().unwrap_err();
+    assert!(matches!(error, Error::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
+    let error = stories().generate(PROMPT).temperature(f32::NAN).run().unwrap_err();
+    assert!(matches!(error, Error::Sampling(SamplingError::Temperature(_))), "{error:?}");
+    let plain = Model::builder().threads(1).load(STORIES).unwrap();
+    assert!(matches!(plain.generate(PROMPT).templated().run(), Err(Error::NoChatTemplate)));
+    assert!(matches!(plain.chat().start(), Err(Error::NoChatTemplate)));
+}
+
+#[test]
+fn a_template_that_does_not_compile_fails_those_who_use_it() {
+    let model = Model::builder().threads(1).chat_template("{% if").load(STORIES).unwrap();
+    assert!(matches!(model.generate(PROMPT).templated().run(), Err(Error::Template(_))));
+    assert!(matches!(model.chat().start(), Err(Error::Template(_))));
+    assert_eq!(greedy(&model, 5).tokens.len(), 5);
+    let error = Model::builder()
+        .threads(1)
+        .chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}"))
+        .load(STORIES)
+        .unwrap()
+        .generate(PROMPT)
+        .templated()
+        .run()
+        .unwrap_err();
+    assert!(matches!(error, Error::Template(_)), "{error:?}");
+}
+
+#[test]
+fn text_is_whole_characters_whatever_the_tokens() {
+    // Byte tokens of this vocabulary begin at 3: the two bytes of 'é', and one that is alone.
+    let byte = |b: u32| 3 + b;
+    let decoded = stories().tokenizer().decode(&[byte(0xc3), byte(0xa9)]);
+    assert_eq!(decoded, "é");
+    // Random enough to bring up byte tokens; `String` is what guarantees UTF-8, so what is tested is
+    // that the pieces are those of the whole.
+    let mut stream = stories()
+        .generate(PROMPT)
+        .temperature(50.0)
+        .top_k(0)
+        .top_p(1.0)
+        .min_p(0.0)
+        .seed(1)
+        .max_tokens(200)
+        .ignore_eos(true)
+        .stream()
+        .unwrap();
+    let text: String = stream.by_ref().map(|piece| piece.unwrap().text).collect();
+    let tokens = stream.into_completion().tokens;
+    assert!(tokens.iter().any(|id| (3..259).contains(id)), "no byte token came");
+    let prompt = stories().generate(PROMPT).max_tokens(0).stream().unwrap().prompt_tokens().to_vec();
+    let whole = stories().tokenizer().decode(&[prompt, tokens].concat());
+    assert_eq!(whole, format!("{PROMPT}{text}"));
+}

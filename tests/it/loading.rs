@@ -1,0 +1,64 @@
+//! From a name or a path to a model, and what is said when there is none.
+
+use std::fs;
+
+use fewbit::hub::HubError;
+use fewbit::{Error, Model};
+
+use crate::STORIES;
+
+#[test]
+fn what_cannot_be_loaded_is_named_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = folder.path().join("model.gguf");
+    fs::write(&text, "This is no model.\n").unwrap();
+    let cut = folder.path().join("cut.gguf");
+    let whole = fs::read(STORIES).unwrap();
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let missing = folder.path().join("missing.gguf");
+    let cases =
+        [(folder.path(), "is a folder"), (&text, "not a GGUF file"), (&cut, "cut.gguf"), (&missing, "does not exist")];
+    for (path, expected) in cases {
+        let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert!(error.contains(path.to_str().unwrap()), "{error} does not name the file");
+        assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    assert!(matches!(Model::load("no-such-model"), Err(Error::Hub(HubError::UnknownModel { .. }))));
+    assert!(matches!(Model::load(""), Err(Error::NotFound { .. })));
+    assert!(matches!(Model::load("./no-such-model"), Err(Error::NotFound { .. })));
+}
+
+#[test]
+fn a_context_beyond_the_models_own_is_refused() {
+    let error = Model::builder().threads(1).context_length(1 << 20).load(STORIES).unwrap_err();
+    assert!(matches!(error, Error::ContextTooLong { asked, .. } if asked == 1 << 20), "{error:?}");
+}
+
+#[test]
+fn a_model_tells_what_it_is() {
+    let model = Model::builder().threads(2).load_file(STORIES).unwrap();
+    assert_eq!(model.n_threads(), 2);
+    assert_eq!(model.config().architecture, "llama");
+    assert_eq!(model.tokenizer().n_vocab(), 512);
+    assert!(!model.isa().is_empty() && !model.has_chat_template());
+    assert_eq!(model.file_bytes(), fs::metadata(STORIES).unwrap().len());
+}
+
+#[test]
+fn the_memory_is_known_before_loading() {
+    let estimate = |n_ctx| Model::memory_estimate(STORIES, n_ctx).unwrap();
+    let weights = fs::metadata(STORIES).unwrap().len();
+    // Packing may pad rows; metadata is no weight.
+    assert!((weights / 2..weights * 2).contains(&estimate(128).weight_bytes), "{:?}", estimate(128));
+    assert_eq!(estimate(4096).weight_bytes, estimate(128).weight_bytes);
+    // The cache grows by pages, so neighbouring lengths may take the same.
+    assert!(estimate(4096).kv_bytes > estimate(128).kv_bytes);
+}
+
+#[test]
+fn a_model_can_go_anywhere() {
+    fn check<T: Clone + Send + Sync + 'static>() {}
+    check::<Model>();
+}

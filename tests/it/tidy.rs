@@ -1,0 +1,283 @@
+//! The repository checks itself: what its documents promise about its shape is tested here.
+//!
+//! These are rules that no compiler flag states: which crate may know which, what the default build must not
+//! contain, that a person who types what README says types what CI runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use toml::{Table, Value};
+
+/// Which crates of the workspace each crate may use. A crate that is not here may not exist: a new one has to
+/// say where it stands.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("fewbit-quant", &[]),
+    ("fewbit-format", &["fewbit-quant"]),
+    ("fewbit-kernels", &["fewbit-quant"]),
+    ("fewbit-tokenizer", &["fewbit-format"]),
+    ("fewbit-model", &["fewbit-format", "fewbit-kernels", "fewbit-quant"]),
+    ("fewbit", &["fewbit-format", "fewbit-kernels", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"]),
+    ("fewbit-cli", &["fewbit"]),
+    ("fewbit-oracle", &[]),
+    ("xtask", &[]),
+];
+
+/// Compilers of C, clients of networks, runtimes of asynchronous code: not in the default library.
+const NOT_BY_DEFAULT: &str = "
+    async-std aws-lc-rs aws-lc-sys bindgen cc cmake curl esaxx-rs futures-executor hf-hub hyper native-tls
+    onig onig_sys openssl openssl-sys pkg-config reqwest ring rustls smol tokio ureq
+";
+
+const MAX_LINES: usize = 800;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All files of the repository with this extension, but for hidden folders and what builds leave behind.
+fn files(extension: &str) -> Vec<PathBuf> {
+    fn walk(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
+        for entry in fs::read_dir(folder).expect("a readable folder") {
+            let entry = entry.expect("a readable entry");
+            let (path, name) = (entry.path(), entry.file_name());
+            let kind = entry.file_type().expect("a type");
+            let skip = name.to_string_lossy().starts_with('.') || name == "target";
+            if kind.is_dir() && !skip {
+                walk(&path, extension, found);
+            } else if kind.is_file() && path.extension().is_some_and(|e| e == extension) {
+                found.push(path);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(root(), extension, &mut found);
+    assert!(!found.is_empty(), "no .{extension} file under {}", root().display());
+    found
+}
+
+/// Fails with one line per finding.
+fn none(rule: &str, findings: &[String]) {
+    assert!(findings.is_empty(), "{rule}:\n  {}", findings.join("\n  "));
+}
+
+/// A package of the workspace.
+struct Package {
+    name: String,
+    folder: PathBuf,
+    manifest: Table,
+}
+
+impl Package {
+    fn read(folder: PathBuf) -> Self {
+        let manifest: Table = read(&folder.join("Cargo.toml")).parse().expect("valid TOML");
+        let name = manifest["package"]["name"].as_str().expect("a name").to_owned();
+        Self { name, folder, manifest }
+    }
+
+    /// The keys of the dependency tables called `kind`, those for single platforms included.
+    fn dependencies(&self, kind: &str) -> BTreeSet<String> {
+        let platforms = self.manifest.get("target").and_then(Value::as_table);
+        let tables = platforms.into_iter().flat_map(|t| t.values()).filter_map(Value::as_table);
+        tables
+            .chain([&self.manifest])
+            .filter_map(|table| table.get(kind)?.as_table())
+            .flat_map(|table| table.keys().cloned())
+            .collect()
+    }
+
+    /// The file that opens the crate.
+    fn crate_root(&self) -> PathBuf {
+        let stated = self.manifest.get("lib").and_then(|lib| lib.get("path")).and_then(Value::as_str);
+        let candidates = stated.into_iter().chain(["src/lib.rs", "src/main.rs"]);
+        let mut paths = candidates.map(|path| self.folder.join(path));
+        paths.find(|path| path.is_file()).unwrap_or_else(|| panic!("{} has no crate root", self.name))
+    }
+}
+
+fn packages() -> Vec<Package> {
+    let facade = Package::read(root().to_owned());
+    let members = facade.manifest["workspace"]["members"].as_array().expect("a list").clone();
+    let members = members.iter().map(|member| Package::read(root().join(member.as_str().expect("a path"))));
+    let mut all: Vec<_> = members.collect();
+    all.push(facade);
+    all
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let silent: Vec<_> = files("rs")
+        .into_iter()
+        .filter(|path| !read(path).starts_with("//!"))
+        .map(|path| path.display().to_string())
+        .collect();
+    none("these files do not open with `//!`", &silent);
+}
+
+#[test]
+fn nothing_is_unfinished() {
+    // In two parts, so that this file is not among the findings.
+    let marks = [("todo", "!"), ("unimplemented", "!"), ("dbg", "!"), ("#[ign", "ore")].map(|(a, b)| format!("{a}{b}"));
+    let mut findings = Vec::new();
+    for path in files("rs") {
+        for (i, line) in read(&path).lines().enumerate() {
+            if let Some(mark) = marks.iter().find(|mark| line.contains(mark.as_str())) {
+                findings.push(format!("{}:{}: {mark}", path.display(), i + 1));
+            }
+        }
+    }
+    none("unfinished code", &findings);
+}
+
+#[test]
+fn no_file_is_too_long_to_read() {
+    let long: Vec<_> = files("rs")
+        .into_iter()
+        .map(|path| (read(&path).lines().count(), path))
+        .filter(|(n_lines, _)| *n_lines > MAX_LINES)
+        .map(|(n_lines, path)| format!("{}: {n_lines} lines", path.display()))
+        .collect();
+    none("files of more than 800 lines: look for the second subject in them", &long);
+}
+
+#[test]
+fn crates_depend_downward_only() {
+    let layers: BTreeMap<_, _> = LAYERS.iter().copied().collect();
+    let mut findings = Vec::new();
+    for package in packages() {
+        let Some(allowed) = layers.get(package.name.as_str()) else {
+            findings.push(format!("{} is not in the table of layers", package.name));
+            continue;
+        };
+        let used = package.dependencies("dependencies").into_iter().chain(package.dependencies("build-dependencies"));
+        let ours = used.filter(|name| layers.contains_key(name.as_str()));
+        let wrong = ours.filter(|name| !allowed.contains(&name.as_str()));
+        findings.extend(wrong.map(|name| format!("{} -> {name}", package.name)));
+    }
+    none("dependencies against the direction", &findings);
+}
+
+#[test]
+fn only_the_oracle_knows_candle() {
+    let mut users = Vec::new();
+    for package in packages().iter().filter(|package| package.name != "fewbit-oracle") {
+        for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let candle = package.dependencies(kind).into_iter().filter(|name| name.starts_with("candle"));
+            users.extend(candle.map(|name| format!("{}: {kind}: {name}", package.name)));
+        }
+    }
+    none("candle belongs into the tests of fewbit-oracle", &users);
+}
+
+#[test]
+fn unsafe_code_is_where_it_is_said_to_be() {
+    let mut findings = Vec::new();
+    for package in packages() {
+        let wanted = match package.name.as_str() {
+            "fewbit-kernels" => continue,
+            "fewbit-format" => "#![deny(unsafe_code)]",
+            _ => "#![forbid(unsafe_code)]",
+        };
+        let path = package.crate_root();
+        if !read(&path).lines().any(|line| line == wanted) {
+            findings.push(format!("{}: no {wanted}", path.display()));
+        }
+    }
+    // `deny` lets a module allow it again: one does.
+    let format = root().join("crates/fewbit-format/src");
+    let allow = ["allow(unsafe", "_code)"].concat();
+    for path in files("rs").into_iter().filter(|path| path.starts_with(&format)) {
+        if read(&path).contains(&allow) && !path.ends_with("mmap.rs") && !path.ends_with("lib.rs") {
+            findings.push(format!("{}: allows unsafe code", path.display()));
+        }
+    }
+    none("unsafe code", &findings);
+}
+
+/// The lines of the first `n` blocks of commands in a Markdown text.
+fn commands(markdown: &str, n: usize) -> Vec<Vec<String>> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(bool, Vec<String>)> = None;
+    for line in markdown.lines() {
+        let trimmed = line.trim();
+        match (trimmed.strip_prefix("```"), &mut open) {
+            (Some(language), None) => {
+                let language = language.split_whitespace().next().unwrap_or_default();
+                open = Some((["sh", "bash", "shell", "console"].contains(&language), Vec::new()));
+            }
+            (Some(_), Some(_)) => {
+                let (is_shell, lines) = open.take().expect("just matched");
+                if is_shell {
+                    blocks.push(lines);
+                }
+            }
+            (None, Some((_, lines))) => {
+                let command = trimmed.strip_prefix("$ ").unwrap_or(trimmed);
+                if !command.is_empty() && !command.starts_with('#') {
+                    lines.push(command.to_owned());
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    blocks.truncate(n);
+    blocks
+}
+
+#[test]
+fn ci_runs_what_readme_says() {
+    let readme = read(&root().join("README.md"));
+    let ci = read(&root().join(".ci/run"));
+    let blocks = commands(&readme, 2);
+    let lines: Vec<_> = blocks.into_iter().flatten().collect();
+    assert!(lines.len() >= 2, "README.md shows no two commands in blocks marked `sh`: {lines:?}");
+    let is_run = |command: &String| {
+        ci.lines()
+            .any(|line| line.trim() == *command || line.trim().strip_prefix("run ").is_some_and(|l| l == *command))
+    };
+    let missing: Vec<_> = lines.into_iter().filter(|command| !is_run(command)).collect();
+    none("commands of README.md that .ci/run does not run", &missing);
+}
+
+/// The packages of the library with its default features, on the platform that CI runs on.
+fn default_packages() -> BTreeSet<String> {
+    let tree = |extra: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        command.current_dir(root()).args(["tree", "-p", "fewbit", "-e", "normal,build", "--prefix", "none"]);
+        command.args(["--format", "{p}", "--locked", "--target", "x86_64-unknown-linux-gnu"]).args(extra);
+        command.output().expect("cargo runs")
+    };
+    // Offline first: all that the library needs has been fetched to build this test, unless this is another
+    // platform.
+    let mut output = tree(&["--offline"]);
+    if !output.status.success() {
+        output = tree(&[]);
+    }
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).expect("names are UTF-8");
+    let packages = text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
+    packages.filter(|package| !package.is_empty()).collect()
+}
+
+#[test]
+fn the_default_library_needs_no_c_compiler_and_no_network() {
+    let packages = default_packages();
+    println!("{} packages in the default library", packages.len());
+    let name = |package: &String| package.split(' ').next().unwrap_or_default().to_owned();
+    assert!(packages.iter().any(|package| name(package) == "fewbit-model"), "the tree is that of fewbit: {packages:?}");
+    let not_by_default: Vec<_> = NOT_BY_DEFAULT.split_whitespace().collect();
+    let unwanted: Vec<_> = packages.iter().map(name).filter(|name| not_by_default.contains(&name.as_str())).collect();
+    none("in the default library", &unwanted);
+}
+
+#[test]
+fn commands_are_found_in_markdown() {
+    let text =
+        "# x\n```sh\n$ a b\n# note\n\nc\n```\ntext\n```rust\nfn f() {}\n```\n  ```console\n  d\n  ```\n```sh\ne\n```\n";
+    assert_eq!(commands(text, 2), [vec!["a b".to_owned(), "c".to_owned()], vec!["d".to_owned()]]);
+}
