@@ -366,7 +366,7 @@ pub(super) fn without_generation_tags(source: &str) -> String {
                 continue;
             }
         };
-        let Some(end) = tag.find(close).map(|end| end + close.len()) else {
+        let Some(end) = tag[2..].find(close).map(|end| 2 + end + close.len()) else {
             rest = tag;
             break;
         };

@@ -197,4 +197,8 @@ fn the_system_clock_is_used_by_default() {
 fn generation_tags_do_nothing() {
     let source = "a {%- generation -%} b {% endgeneration %}\nc {{ '{% generation %}' }}{# {% #}";
     assert_eq!(render(source).expect("valid"), "ab c {% generation %}");
+    // Delimiters that overlap, that are not closed, that are no delimiters.
+    for source in ["{%}", "{{}", "{#}", "{", "{%", "{% generation", "é{é%}"] {
+        let _ = render(source);
+    }
 }
