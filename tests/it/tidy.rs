@@ -1,12 +1,11 @@
 //! The repository checks itself: what its documents promise about its shape is tested here.
 //!
-//! These are rules that no compiler flag states: which crate may know which, what the default build must not
-//! contain, that a person who types what README says types what CI runs.
+//! These are rules that no compiler flag states: which crate may know which, where unsafe code may be, that a
+//! person who types what README says types what CI runs. What comes along from outside is in `dependencies.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use toml::{Table, Value};
 
@@ -23,12 +22,6 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fewbit-oracle", &[]),
     ("xtask", &[]),
 ];
-
-/// Compilers of C, clients of networks, runtimes of asynchronous code: not in the default library.
-const NOT_BY_DEFAULT: &str = "
-    async-std aws-lc-rs aws-lc-sys bindgen cc cmake curl esaxx-rs futures-executor hf-hub hyper native-tls
-    onig onig_sys openssl openssl-sys pkg-config reqwest ring rustls smol tokio ureq
-";
 
 const MAX_LINES: usize = 800;
 
@@ -242,37 +235,6 @@ fn ci_runs_what_readme_says() {
     };
     let missing: Vec<_> = lines.into_iter().filter(|command| !is_run(command)).collect();
     none("commands of README.md that .ci/run does not run", &missing);
-}
-
-/// The packages of the library with its default features, on the platform that CI runs on.
-fn default_packages() -> BTreeSet<String> {
-    let tree = |extra: &[&str]| {
-        let mut command = Command::new(env!("CARGO"));
-        command.current_dir(root()).args(["tree", "-p", "fewbit", "-e", "normal,build", "--prefix", "none"]);
-        command.args(["--format", "{p}", "--locked", "--target", "x86_64-unknown-linux-gnu"]).args(extra);
-        command.output().expect("cargo runs")
-    };
-    // Offline first: all that the library needs has been fetched to build this test, unless this is another
-    // platform.
-    let mut output = tree(&["--offline"]);
-    if !output.status.success() {
-        output = tree(&[]);
-    }
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).expect("names are UTF-8");
-    let packages = text.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "));
-    packages.filter(|package| !package.is_empty()).collect()
-}
-
-#[test]
-fn the_default_library_needs_no_c_compiler_and_no_network() {
-    let packages = default_packages();
-    println!("{} packages in the default library", packages.len());
-    let name = |package: &String| package.split(' ').next().unwrap_or_default().to_owned();
-    assert!(packages.iter().any(|package| name(package) == "fewbit-model"), "the tree is that of fewbit: {packages:?}");
-    let not_by_default: Vec<_> = NOT_BY_DEFAULT.split_whitespace().collect();
-    let unwanted: Vec<_> = packages.iter().map(name).filter(|name| not_by_default.contains(&name.as_str())).collect();
-    none("in the default library", &unwanted);
 }
 
 #[test]

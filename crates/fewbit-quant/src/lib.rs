@@ -6,7 +6,7 @@
 //!
 //! Two families cover every quantized type. A [`Block32`] holds 32 codes under one scale (and possibly one
 //! minimum); a [`Block256`] ("K-quants") holds 256 codes whose sub-blocks of 16 or 32 have small integer
-//! scales below one float scale. [`decode`] and [`dot`](dot::dot_q8) are both written on these.
+//! scales below one float scale. [`decode()`] and [`dot`](dot::dot_q8) are both written on these.
 #![forbid(unsafe_code)]
 
 pub mod activation;

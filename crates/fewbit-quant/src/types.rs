@@ -139,7 +139,7 @@ impl TensorType {
         8.0 * self.block_bytes() as f64 / self.block_elems() as f64
     }
 
-    /// Whether [`decode`](crate::decode) and the matrix products can read this type.
+    /// Whether [`decode`](crate::decode()) and the matrix products can read this type.
     pub fn is_supported(self) -> bool {
         use TensorType::*;
         matches!(self, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
