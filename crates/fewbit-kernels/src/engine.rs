@@ -11,6 +11,7 @@ use crate::shared::SharedMut;
 use crate::{Isa, KernelError, ThreadPool, elementwise};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// How rotary embedding pairs the elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,8 +197,7 @@ impl Engine {
 
     fn products(&self, outputs: &[Output<'_>], x: &Activations) {
         let n_panels: usize = outputs.iter().map(|o| o.matrix().n_panels()).sum();
-        let chunk = if x.n_rows >= 32 { 1 } else { (n_panels / (self.pool.n_threads() * 16)).max(1) };
-        self.pool.for_chunks(n_panels, chunk, |panels, _| {
+        let work = |panels: Range<usize>, _thread: usize| {
             SCRATCH.with_borrow_mut(|scratch| {
                 for panel in panels {
                     let (mut p, mut i) = (panel, 0);
@@ -208,7 +208,14 @@ impl Engine {
                     self.product(&outputs[i], p, x, scratch);
                 }
             });
-        });
+        };
+        // Few rows: the time goes into reading weights, which wants long stretches. Many rows: each panel is
+        // work for long, and small pieces keep the threads together.
+        if x.n_rows < 32 {
+            self.pool.for_stretches(n_panels, work);
+        } else {
+            self.pool.for_chunks(n_panels, 1, work);
+        }
     }
 
     /// One panel of one product.

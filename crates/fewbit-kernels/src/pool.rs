@@ -155,6 +155,30 @@ impl ThreadPool {
             }
         });
     }
+
+    /// As [`for_chunks`](Self::for_chunks), in stretches that begin long and get shorter: for work that is
+    /// fastest when a thread goes on where it was, such as reading a stretch of memory.
+    ///
+    /// # Panics
+    /// If `f` does.
+    pub fn for_stretches(&self, n_items: usize, f: impl Fn(Range<usize>, usize) + Sync) {
+        if n_items <= 1 || self.workers.is_empty() {
+            if n_items > 0 {
+                f(0..n_items, 0);
+            }
+            return;
+        }
+        let share = 2 * self.n_threads();
+        let next = AtomicUsize::new(0);
+        let end_of = |start: usize| start + (n_items - start).div_ceil(share);
+        self.run(&|thread| {
+            while let Ok(start) = next
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |start| (start < n_items).then(|| end_of(start)))
+            {
+                f(start..end_of(start), thread);
+            }
+        });
+    }
 }
 
 impl Drop for ThreadPool {

@@ -233,5 +233,8 @@ fn a_panic_in_a_section_reaches_the_caller_and_the_pool_goes_on() {
     engine.pool().for_chunks(1000, 7, |range, _| {
         sum.fetch_add(range.sum(), std::sync::atomic::Ordering::Relaxed);
     });
-    assert_eq!(sum.into_inner(), 499_500);
+    engine.pool().for_stretches(1000, |range, _| {
+        sum.fetch_add(range.sum(), std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(sum.into_inner(), 2 * 499_500);
 }
