@@ -26,6 +26,12 @@ pub(crate) struct Common {
     /// Where to compute
     #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
     pub(crate) device: Device,
+    /// Pre-tokenizer to use instead of the one that the file names
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) pre: Option<String>,
+    /// Type of the KV cache [default: f32 for models in F32, else f16]
+    #[arg(long, global = true, value_enum)]
+    pub(crate) kv_type: Option<KvType>,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -38,6 +44,21 @@ pub(crate) enum Device {
     Cuda,
     Metal,
     Wgpu,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvType {
+    F16,
+    F32,
+}
+
+impl From<KvType> for fewbit::engine::KvType {
+    fn from(ty: KvType) -> Self {
+        match ty {
+            KvType::F16 => Self::F16,
+            KvType::F32 => Self::F32,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -22,6 +22,12 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
+    if let Some(name) = &common.pre {
+        builder = builder.pre_tokenizer(name);
+    }
+    if let Some(ty) = common.kv_type {
+        builder = builder.kv_type(ty.into());
+    }
     Ok(builder)
 }
 

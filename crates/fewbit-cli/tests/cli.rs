@@ -191,7 +191,13 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
         w.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "martian");
         w.set("tokenizer.ggml.merges", vec!["a b".to_owned()]);
     };
-    fails(changed(folder, pre, None), "martian");
+    let martian = changed(folder, pre, None);
+    fails(martian.clone(), "martian");
+    // Who knows better can say so.
+    let known = run(&["run", martian.to_str().unwrap(), "a", "--raw", "--max-tokens", "1", "--pre", "gpt-2"]);
+    assert!(known.status.success(), "{}", stderr(&known));
+    let known = with_stdin(&["tokenize", martian.to_str().unwrap(), "--pre", "gpt-2"], "a");
+    assert!(known.status.success(), "{}", stderr(&known));
     fails(
         changed(
             folder,
@@ -215,6 +221,18 @@ fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "smaller");
     assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
     assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
+}
+
+#[test]
+fn the_cache_type_can_be_chosen() {
+    let kv_bytes = |ty| {
+        let out = json(&run(&["inspect", STORIES, "--json", "--kv-type", ty]));
+        out["memory"]["kv_bytes"].as_u64().unwrap_or_else(|| panic!("{out}"))
+    };
+    assert_eq!(kv_bytes("f32"), 2 * kv_bytes("f16"));
+    let greedy = ["run", STORIES, "Once", "--raw", "--temp", "0", "--max-tokens", "8", "--kv-type", "f16"];
+    assert!(run(&greedy).status.success());
+    assert_eq!(run(&["run", STORIES, "Once", "--raw", "--kv-type", "f64"]).status.code(), Some(2));
 }
 
 #[test]

@@ -22,10 +22,19 @@ macro_rules! multiversion {
                 definition($($arg),*)
             }
 
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512($($arg: $ty),*) $(-> $ret)? {
+                definition($($arg),*)
+            }
+
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
-                Isa::Avx2 | Isa::Avx512 => unsafe { avx2($($arg),*) },
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
                 _ => definition($($arg),*),
             }
         }
@@ -100,10 +109,10 @@ multiversion! {
 }
 
 multiversion! {
-    /// `out = silu(gate) * up`.
-    pub(crate) fn silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for ((y, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-            *y = silu(g) * u;
+    /// `gate = silu(gate) * up`.
+    pub(crate) fn silu_mul(gate: &mut [f32], up: &[f32]) {
+        for (g, &u) in gate.iter_mut().zip(up) {
+            *g = silu(*g) * u;
         }
     }
 }

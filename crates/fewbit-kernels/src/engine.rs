@@ -3,7 +3,7 @@
 //! Every method checks its shapes and panics on a mismatch, which is a bug of the caller. Results depend on
 //! neither the number of threads nor the instruction set nor the size of the batch.
 
-use crate::activations::{ActivationKinds, Activations};
+use crate::activations::{ActivationKinds, Activations, Quantized};
 use crate::generic::PANEL_ROWS;
 use crate::pack::Matrix;
 use crate::panel::{self, UNPACKED_BYTES};
@@ -105,62 +105,27 @@ impl Engine {
         make: impl Fn(usize, &mut [f32]) + Sync,
     ) {
         out.resize(n_rows, n_cols, kinds);
-        let isa = self.isa;
         let values = SharedMut::new(&mut out.values);
-        let (q32, q256) = (&mut out.q32, &mut out.q256);
-        let q32 = (
-            SharedMut::new(&mut q32.codes),
-            SharedMut::new(&mut q32.scales),
-            SharedMut::new(&mut q32.sums),
-            SharedMut::new(&mut q32.wide_sums),
-            SharedMut::new(&mut q32.scaled_sums),
-        );
-        let q256 = (SharedMut::new(&mut q256.codes), SharedMut::new(&mut q256.scales), SharedMut::new(&mut q256.sums));
+        let forms = [
+            kinds.q8_32.then(|| SharedForm::new(ActivationKind::Q8Block32, n_cols, &mut out.q32)),
+            kinds.q8_256.then(|| SharedForm::new(ActivationKind::Q8Block256, n_cols, &mut out.q256)),
+        ];
         self.pool.for_chunks(n_rows, 4, |rows, _| {
             for row in rows {
-                // SAFETY: each row is handed out once with its rows in all planes, and parts of different
+                // SAFETY: each row is handed out once, with its rows in all planes, and parts of different
                 // rows do not overlap.
                 let x = unsafe { values.range(row * n_cols..(row + 1) * n_cols) };
                 make(row, x);
-                for plane in 0..kinds.n_planes() {
-                    let r = plane * n_rows + row;
-                    let part = |elems: usize| r * n_cols / elems..(r + 1) * n_cols / elems;
-                    let first = |elems: usize| row * n_cols / elems..(row + 1) * n_cols / elems;
+                for form in forms.iter().flatten() {
                     // SAFETY: as above.
-                    unsafe {
-                        if kinds.q8_32 {
-                            let mut x = &*x;
-                            if plane > 0 {
-                                let lost = values.range(part(1));
-                                let (codes, scales) = (q32.0.range(first(1)), q32.1.range(first(32)));
-                                elementwise::quantization_loss(isa, x, codes, scales, 32, lost);
-                                x = lost;
-                            }
-                            elementwise::quantize_row_32(
-                                isa,
-                                x,
-                                q32.0.range(part(1)),
-                                q32.1.range(part(32)),
-                                q32.2.range(part(32)),
-                                q32.3.range(part(32)),
-                                q32.4.range(part(32)),
-                            );
-                        }
-                        if kinds.q8_256 {
-                            let mut x = &*x;
-                            if plane > 0 {
-                                let lost = values.range(part(1));
-                                let (codes, scales) = (q256.0.range(first(1)), q256.1.range(first(256)));
-                                elementwise::quantization_loss(isa, x, codes, scales, 256, lost);
-                                x = lost;
-                            }
-                            elementwise::quantize_row_256(
-                                isa,
-                                x,
-                                q256.0.range(part(1)),
-                                q256.1.range(part(256)),
-                                q256.2.range(part(16)),
-                            );
+                    unsafe { form.quantize(self.isa, x, row) };
+                    if kinds.two_planes {
+                        let second = n_rows + row;
+                        // SAFETY: as above.
+                        unsafe {
+                            let lost = values.range(second * n_cols..(second + 1) * n_cols);
+                            form.loss(self.isa, x, row, lost);
+                            form.quantize(self.isa, lost, second);
                         }
                     }
                 }
@@ -226,24 +191,21 @@ impl Engine {
         let (y, z) = scratch.y.split_at_mut(n);
         let w = output.matrix();
         self.panel(w, p, x, y, &mut scratch.unpacked);
+        let m = x.n_rows * PANEL_ROWS;
         if let Output::SiluMul(_, up, _) = output {
             self.panel(up, p, x, z, &mut scratch.unpacked);
+            elementwise::silu_mul(self.isa, &mut y[..m], &z[..m]);
         }
-        let y = &y[..x.n_rows * PANEL_ROWS];
         let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
-        for (i, y) in y.chunks_exact(PANEL_ROWS).enumerate() {
-            let y = &y[..rows.len()];
+        for (i, y) in y[..m].as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
             let range = i * w.n_rows + rows.start..i * w.n_rows + rows.end;
             match output {
                 // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
-                Output::Store(_, out) => unsafe { out.range(range) }.copy_from_slice(y),
+                Output::Store(_, out) | Output::SiluMul(_, _, out) => unsafe {
+                    out.range(range).copy_from_slice(&y[..rows.len()]);
+                },
                 // SAFETY: as above.
-                Output::Add(_, out) => elementwise::add(self.isa, unsafe { out.range(range) }, y),
-                Output::SiluMul(_, _, out) => {
-                    let up = &z[i * PANEL_ROWS..i * PANEL_ROWS + rows.len()];
-                    // SAFETY: as above.
-                    elementwise::silu_mul(self.isa, y, up, unsafe { out.range(range) });
-                }
+                Output::Add(_, out) => add_to(unsafe { out.range(range) }, y),
             }
         }
     }
@@ -281,11 +243,86 @@ impl Engine {
     }
 }
 
+/// A quantized form whose rows are written by several threads.
+struct SharedForm<'a> {
+    kind: ActivationKind,
+    n_cols: usize,
+    codes: SharedMut<'a, i8>,
+    scales: SharedMut<'a, f32>,
+    sums: SharedMut<'a, i16>,
+    wide_sums: SharedMut<'a, i32>,
+    scaled_sums: SharedMut<'a, f32>,
+}
+
+impl<'a> SharedForm<'a> {
+    fn new(kind: ActivationKind, n_cols: usize, form: &'a mut Quantized) -> Self {
+        Self {
+            kind,
+            n_cols,
+            codes: SharedMut::new(&mut form.codes),
+            scales: SharedMut::new(&mut form.scales),
+            sums: SharedMut::new(&mut form.sums),
+            wide_sums: SharedMut::new(&mut form.wide_sums),
+            scaled_sums: SharedMut::new(&mut form.scaled_sums),
+        }
+    }
+
+    /// Where a row's values lie that stand for `elems` elements each.
+    fn part(&self, row: usize, elems: usize) -> Range<usize> {
+        row * self.n_cols / elems..(row + 1) * self.n_cols / elems
+    }
+
+    /// Writes row `row`.
+    ///
+    /// # Safety
+    /// No other thread uses this row.
+    unsafe fn quantize(&self, isa: Isa, x: &[f32], row: usize) {
+        let (block, sum) = (self.kind.block_elems(), self.kind.sum_elems());
+        // SAFETY: the caller's.
+        let (codes, scales, sums) = unsafe {
+            (
+                self.codes.range(self.part(row, 1)),
+                self.scales.range(self.part(row, block)),
+                self.sums.range(self.part(row, sum)),
+            )
+        };
+        if self.kind == ActivationKind::Q8Block256 {
+            return elementwise::quantize_row_256(isa, x, codes, scales, sums);
+        }
+        // SAFETY: the caller's.
+        let (wide_sums, scaled_sums) =
+            unsafe { (self.wide_sums.range(self.part(row, sum)), self.scaled_sums.range(self.part(row, sum))) };
+        elementwise::quantize_row_32(isa, x, codes, scales, sums, wide_sums, scaled_sums);
+    }
+
+    /// What quantizing `x` to row `row` lost.
+    ///
+    /// # Safety
+    /// No other thread writes this row.
+    unsafe fn loss(&self, isa: Isa, x: &[f32], row: usize, lost: &mut [f32]) {
+        let block = self.kind.block_elems();
+        // SAFETY: the caller's.
+        let (codes, scales) =
+            unsafe { (self.codes.range(self.part(row, 1)), self.scales.range(self.part(row, block))) };
+        elementwise::quantization_loss(isa, x, codes, scales, block, lost);
+    }
+}
+
 impl Output<'_> {
     fn matrix(&self) -> &Matrix {
         match self {
             Self::Store(w, _) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,
         }
+    }
+}
+
+/// `out += y`, for as many elements as `out` has.
+fn add_to(out: &mut [f32], y: &[f32; PANEL_ROWS]) {
+    if let Ok(out) = <&mut [f32; PANEL_ROWS]>::try_from(&mut *out) {
+        // A known length is a few vector instructions, in any instruction set.
+        out.iter_mut().zip(y).for_each(|(out, y)| *out += y);
+    } else {
+        out.iter_mut().zip(y).for_each(|(out, y)| *out += y);
     }
 }
 

@@ -92,6 +92,8 @@ impl ThreadPool {
 
     /// Runs `job(thread)` once on every thread, `thread` in `0..n_threads()`, and returns when all are done.
     ///
+    /// A job must not start a section of the same pool: it would wait for itself.
+    ///
     /// # Panics
     /// If the job panicked on any thread; the pool stays usable.
     pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {

@@ -15,7 +15,7 @@ use fewbit_model::{
     estimate,
 };
 use fewbit_tokenizer::{
-    ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
+    ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, TokenizerOptions, encode_rendered,
 };
 
 use crate::chat::ChatBuilder;
@@ -67,6 +67,7 @@ pub struct ModelBuilder {
     prefill_chunk: Option<usize>,
     context_length: Option<usize>,
     chat_template: Option<String>,
+    tokenizer: TokenizerOptions,
     progress: Option<Box<dyn Progress>>,
 }
 
@@ -115,6 +116,13 @@ impl ModelBuilder {
         self
     }
 
+    /// The pre-tokenizer to use instead of the one that the file names (`tokenizer.ggml.pre`), for files
+    /// that name none or an unknown one. The wrong one gives wrong tokens.
+    pub fn pre_tokenizer(mut self, name: impl Into<String>) -> Self {
+        self.tokenizer = TokenizerOptions::with_pre(name);
+        self
+    }
+
     /// Is told about the download, if the model is given by name and has to be fetched.
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Some(Box::new(progress));
@@ -139,8 +147,8 @@ impl ModelBuilder {
         let start = Instant::now();
         let file = open(&path)?;
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
-        let tokenizer =
-            Tokenizer::from_gguf(file.metadata()).map_err(|error| Error::Tokenizer { path: path.clone(), error })?;
+        let tokenizer = Tokenizer::from_gguf_with(file.metadata(), &self.tokenizer)
+            .map_err(|error| Error::Tokenizer { path: path.clone(), error })?;
         let source = match self.chat_template {
             Some(source) => Some(source),
             None => file

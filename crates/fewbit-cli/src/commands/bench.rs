@@ -44,6 +44,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             let start = Instant::now();
             let file = fewbit::open(&path)?;
             let mut options = LoadOptions::new();
+            options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
             let decoder = Decoder::load(&file, &options)?;
             let load_s = start.elapsed().as_secs_f64();

@@ -39,7 +39,8 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let ctx = args.ctx.or_else(|| trained_context(&file));
     // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
     let isa = engine::Isa::from_env()?;
-    let memory = ctx.map(|ctx| engine::estimate(&file, isa, ctx, None).map(|estimate| (ctx, estimate)));
+    let memory = ctx
+        .map(|ctx| engine::estimate(&file, isa, ctx, common.kv_type.map(Into::into)).map(|estimate| (ctx, estimate)));
 
     if common.json {
         let metadata: Map<String, Value> =

@@ -4,7 +4,7 @@
 use std::io::{BufRead, Read};
 
 use anyhow::Context;
-use fewbit::tokenizer::{SpecialTokens, Tokenizer};
+use fewbit::tokenizer::{SpecialTokens, Tokenizer, TokenizerOptions};
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
@@ -15,8 +15,11 @@ pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let path = locate(&args.model.model)?;
     let file = fewbit::open(&path)?;
-    let tokenizer = Tokenizer::from_gguf(file.metadata())
-        .map_err(|error| fewbit::Error::Tokenizer { path: path.clone(), error })?;
+    let tokenizer = Tokenizer::from_gguf_with(
+        file.metadata(),
+        &common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre),
+    )
+    .map_err(|error| fewbit::Error::Tokenizer { path: path.clone(), error })?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {
