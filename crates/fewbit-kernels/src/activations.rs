@@ -143,7 +143,7 @@ pub(crate) fn quantize_block<const N: usize>(x: &[f32; N], codes: &mut [i8; N]) 
             *lane = (*lane).max(v.to_bits() & 0x7FFF_FFFF);
         }
     }
-    let amax = f32::from_bits(lanes.into_iter().fold(0, u32::max));
+    let amax = f32::from_bits(tree(lanes, u32::max));
     if !amax.is_finite() || amax < MIN_AMAX {
         codes.fill(0);
         return if amax.is_finite() { 0.0 } else { f32::NAN };
@@ -165,5 +165,17 @@ pub(crate) fn sum_codes<const N: usize>(codes: &[i8; N]) -> i16 {
             *lane += i16::from(c);
         }
     }
-    lanes.into_iter().sum()
+    tree(lanes, |a, b| a + b)
+}
+
+/// Combines lanes in halves, which a compiler does in vector registers. For operations whose order does not
+/// matter.
+#[inline(always)]
+fn tree<T: Copy>(mut lanes: [T; 16], f: impl Fn(T, T) -> T) -> T {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            lanes[i] = f(lanes[i], lanes[i + width]);
+        }
+    }
+    lanes[0]
 }
