@@ -199,13 +199,11 @@ impl Engine {
         let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
         for (i, y) in y[..m].as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
             let range = i * w.n_rows + rows.start..i * w.n_rows + rows.end;
+            // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
+            let out = unsafe { output.out().range(range) };
             match output {
-                // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
-                Output::Store(_, out) | Output::SiluMul(_, _, out) => {
-                    combine(unsafe { out.range(range) }, y, |_, y| y);
-                }
-                // SAFETY: as above.
-                Output::Add(_, out) => combine(unsafe { out.range(range) }, y, |out, y| out + y),
+                Output::Store(..) | Output::SiluMul(..) => combine(out, y, |_, y| y),
+                Output::Add(..) => combine(out, y, |out, y| out + y),
             }
         }
     }
@@ -310,7 +308,13 @@ impl<'a> SharedForm<'a> {
     }
 }
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    fn out(&self) -> &SharedMut<'a, f32> {
+        match self {
+            Self::Store(_, out) | Self::Add(_, out) | Self::SiluMul(_, _, out) => out,
+        }
+    }
+
     fn matrix(&self) -> &Matrix {
         match self {
             Self::Store(w, _) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,

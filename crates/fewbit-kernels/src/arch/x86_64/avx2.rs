@@ -30,9 +30,6 @@ fn dot4_16(mut acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
     acc
 }
 
-// SAFETY (all blocks below): `Simd`'s contract says that the CPU has the instruction set and that pointers
-// are valid for the width read or written.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const NARROW_SUMS: bool = true;
@@ -47,155 +44,50 @@ impl Simd for Avx2 {
     /// The scale in both 16-bit halves of each lane.
     type Scale = __m256i;
 
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_b(p: *const u8) -> __m256i {
-        unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_b(p: *mut u8, a: __m256i) {
-        unsafe { _mm256_storeu_si256(p.cast(), a) }
-    }
-    #[inline(always)]
-    unsafe fn and_b(a: __m256i, mask: u8) -> __m256i {
-        unsafe { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
-    }
-    #[inline(always)]
-    unsafe fn or_b(a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_or_si256(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn shr16<const N: u32>(a: __m256i) -> __m256i {
-        unsafe { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn shl16<const N: u32>(a: __m256i) -> __m256i {
-        unsafe { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn splat4(p: *const i8) -> __m256i {
-        unsafe { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
-    }
+    methods! {
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn load_b(p: *const u8) -> __m256i { _mm256_loadu_si256(p.cast()) }
+        fn store_b(p: *mut u8, a: __m256i) { _mm256_storeu_si256(p.cast(), a) }
+        fn and_b(a: __m256i, mask: u8) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
+        fn or_b(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
+        fn shr16<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+        fn shl16<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+        fn splat4(p: *const i8) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
 
-    #[inline(always)]
-    unsafe fn acc0() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
-    }
-    #[inline(always)]
-    unsafe fn dot4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
-        unsafe { dot4_16(acc, w, x) }
-    }
-    #[inline(always)]
-    unsafe fn widen(acc: __m256i) -> __m256i {
-        unsafe { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
-    }
-    #[inline(always)]
-    unsafe fn widen_scaled(acc: __m256i, scale: __m256i) -> __m256i {
-        unsafe { _mm256_madd_epi16(acc, scale) }
-    }
-    #[inline(always)]
-    unsafe fn scale(i: __m256i) -> __m256i {
-        unsafe { Self::pair16(i, i) }
-    }
-    #[inline(always)]
-    unsafe fn prepare_i8(w: __m256i) -> (__m256i, __m256i) {
-        unsafe { (_mm256_abs_epi8(w), w) }
-    }
-    #[inline(always)]
-    unsafe fn dot4_i8(acc: __m256i, w: (__m256i, __m256i), x: __m256i) -> __m256i {
+        fn acc0() -> __m256i { _mm256_setzero_si256() }
+        fn dot4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i { dot4_16(acc, w, x) }
+        fn widen(acc: __m256i) -> __m256i { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
+        fn widen_scaled(acc: __m256i, scale: __m256i) -> __m256i { _mm256_madd_epi16(acc, scale) }
+        fn scale(i: __m256i) -> __m256i { Self::pair16(i, i) }
+        fn prepare_i8(w: __m256i) -> (__m256i, __m256i) { (_mm256_abs_epi8(w), w) }
         // |w| <= 128 and |x| <= 127: a pair is at most 2 * 128 * 127 = 32512.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(w.0, _mm256_sign_epi8(x, w.1));
-            _mm256_add_epi32(acc, Self::widen(pairs))
+        fn dot4_i8(acc: __m256i, w: (__m256i, __m256i), x: __m256i) -> __m256i {
+            _mm256_add_epi32(acc, Self::widen(_mm256_maddubs_epi16(w.0, _mm256_sign_epi8(x, w.1))))
         }
-    }
 
-    #[inline(always)]
-    unsafe fn i0() -> __m256i {
-        unsafe { _mm256_setzero_si256() }
-    }
-    #[inline(always)]
-    unsafe fn splat_i(v: i32) -> __m256i {
-        unsafe { _mm256_set1_epi32(v) }
-    }
-    #[inline(always)]
-    unsafe fn add_i(a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_add_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn sub_i(a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_sub_epi32(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn shl_i<const N: u32>(a: __m256i) -> __m256i {
-        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn shr_i<const N: u32>(a: __m256i) -> __m256i {
-        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
-    }
-    #[inline(always)]
-    unsafe fn and_low_nibble(a: __m256i) -> __m256i {
-        unsafe { _mm256_and_si256(a, _mm256_set1_epi32(15)) }
-    }
-    #[inline(always)]
-    unsafe fn load_u8_i(p: *const u8) -> __m256i {
-        unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_i8_i(p: *const u8) -> __m256i {
-        unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn pair16(a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_blend_epi16::<0b10101010>(a, _mm256_slli_epi32::<16>(b)) }
-    }
-    #[inline(always)]
-    unsafe fn dot2_i16(acc: __m256i, a: __m256i, b: __m256i) -> __m256i {
-        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
-    }
+        fn i0() -> __m256i { _mm256_setzero_si256() }
+        fn splat_i(v: i32) -> __m256i { _mm256_set1_epi32(v) }
+        fn add_i(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
+        fn sub_i(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
+        fn shl_i<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+        fn shr_i<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+        fn and_low_nibble(a: __m256i) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi32(15)) }
+        fn load_u8_i(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+        fn load_i8_i(p: *const u8) -> __m256i { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
+        fn pair16(a: __m256i, b: __m256i) -> __m256i { _mm256_blend_epi16::<0b10101010>(a, _mm256_slli_epi32::<16>(b)) }
+        fn dot2_i16(acc: __m256i, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
 
-    #[inline(always)]
-    unsafe fn f0() -> __m256 {
-        unsafe { _mm256_setzero_ps() }
-    }
-    #[inline(always)]
-    unsafe fn splat_f(v: f32) -> __m256 {
-        unsafe { _mm256_set1_ps(v) }
-    }
-    #[inline(always)]
-    unsafe fn load_f(p: *const f32) -> __m256 {
-        unsafe { _mm256_loadu_ps(p) }
-    }
-    #[inline(always)]
-    unsafe fn store_f(p: *mut f32, a: __m256) {
-        unsafe { _mm256_storeu_ps(p, a) }
-    }
-    #[inline(always)]
-    unsafe fn load_f16(p: *const u16) -> __m256 {
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
-    }
-    #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> __m256 {
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())))) }
-    }
-    #[inline(always)]
-    unsafe fn to_f(a: __m256i) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(a) }
-    }
-    #[inline(always)]
-    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
-        unsafe { _mm256_mul_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fmadd_ps(a, b, c) }
-    }
-    #[inline(always)]
-    unsafe fn fnma(a: __m256, b: __m256, c: __m256) -> __m256 {
-        unsafe { _mm256_fnmadd_ps(a, b, c) }
+        fn f0() -> __m256 { _mm256_setzero_ps() }
+        fn splat_f(v: f32) -> __m256 { _mm256_set1_ps(v) }
+        fn load_f(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
+        fn store_f(p: *mut f32, a: __m256) { _mm256_storeu_ps(p, a) }
+        fn load_f16(p: *const u16) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+        fn load_bf16(p: *const u16) -> __m256 {
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+        }
+        fn to_f(a: __m256i) -> __m256 { _mm256_cvtepi32_ps(a) }
+        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+        fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+        fn fnma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
     }
 }
