@@ -77,7 +77,8 @@ impl Matrix {
     /// Packs a matrix whose rows are stored one after another in `bytes`.
     ///
     /// # Errors
-    /// [`KernelError::UnsupportedType`], [`KernelError::Size`], [`KernelError::OutOfMemory`].
+    /// [`KernelError::IsaUnavailable`], [`KernelError::UnsupportedType`], [`KernelError::Size`],
+    /// [`KernelError::OutOfMemory`].
     pub fn pack(
         pool: &ThreadPool,
         isa: Isa,
@@ -86,6 +87,8 @@ impl Matrix {
         n_cols: usize,
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
+        // Products run on the matrix's instruction set, whatever engine they are asked of.
+        let isa = isa.require()?;
         if ActivationKind::of(ty).is_none() {
             return Err(KernelError::UnsupportedType { ty });
         }

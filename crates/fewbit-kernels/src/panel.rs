@@ -59,7 +59,7 @@ pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: 
     y.fill(0.0);
     let panel = w.panel(p);
     let (meta, codes) = panel.split_at(w.layout.meta);
-    // SAFETY: `Matrix::pack` is given an `Isa` from `Isa::require`, and laid the panel out for this type
+    // SAFETY: `Matrix::pack` asks `Isa::require` for the matrix's `Isa`, and laid the panel out for this type
     // and n_cols columns; the activation buffers were sized by `Activations::resize` for at least
     // n_rows x n_cols in the kinds asserted above; y and unpacked are asserted above.
     unsafe { kernel(PanelJob { panel, meta, codes, x, n_rows, y, unpacked }) }

@@ -1,7 +1,7 @@
 //! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
 //! batch size and number of threads.
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, Matrix, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
 
@@ -272,5 +272,14 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
                 assert_eq!(both.to_bits(), want.to_bits(), "{ty} {engine:?}");
             }
         }
+    }
+}
+
+#[test]
+fn weights_are_packed_only_for_what_this_cpu_runs() {
+    let pool = ThreadPool::new(1).expect("no thread is needed");
+    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+        let packed = Matrix::pack(&pool, isa, TensorType::F32, 1, 1, &[0; 4]);
+        assert_eq!(packed.is_ok(), isa.is_available(), "{isa}");
     }
 }
