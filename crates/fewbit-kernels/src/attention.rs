@@ -207,26 +207,12 @@ multiversion! {
     }
 }
 
-/// Converts to the cache's type and writes every `stride`-th element.
-fn convert_strided<T: KvElement>(isa: Isa, x: &[f32], out: &mut [T], stride: usize) {
-    #[inline(always)]
-    fn definition<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
+multiversion! {
+    /// Converts to the cache's type and writes every `stride`-th element.
+    pub(crate) fn convert_strided<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
         for (y, &x) in out.iter_mut().step_by(stride).zip(x) {
             *y = T::from_f32(x);
         }
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    fn avx2<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
-        definition(x, out, stride);
-    }
-
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
-        Isa::Avx2 | Isa::Avx512 => unsafe { avx2(x, out, stride) },
-        _ => definition(x, out, stride),
     }
 }
 

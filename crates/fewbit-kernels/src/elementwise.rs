@@ -10,21 +10,22 @@ use crate::{Isa, RopeStyle};
 
 /// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first.
 macro_rules! multiversion {
-    ($(#[$doc:meta])* pub(crate) fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$doc:meta])* pub(crate) fn $name:ident $(<$t:ident: $bound:ident>)? ($($arg:ident: $ty:ty),* $(,)?)
+     $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
-        pub(crate) fn $name(isa: Isa, $($arg: $ty),*) $(-> $ret)? {
+        pub(crate) fn $name $(<$t: $bound>)? (isa: Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn definition($($arg: $ty),*) $(-> $ret)? $body
+            fn definition $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
-            fn avx2($($arg: $ty),*) $(-> $ret)? {
+            fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
                 definition($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
-            fn avx512($($arg: $ty),*) $(-> $ret)? {
+            fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
                 definition($($arg),*)
             }
 

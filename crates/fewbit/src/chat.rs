@@ -11,11 +11,11 @@
 
 use fewbit_tokenizer::Message;
 
-use crate::completion::{Completion, FinishReason, Piece, Timings, Usage};
+use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
-use crate::session::{Run, Session};
+use crate::session::{Run, Session, run_accessors};
 
 /// A conversation that has not started: made by [`Model::chat`].
 #[derive(Debug, Clone)]
@@ -146,25 +146,7 @@ impl Iterator for ChatStream<'_> {
 impl std::iter::FusedIterator for ChatStream<'_> {}
 
 impl ChatStream<'_> {
-    /// The text so far.
-    pub fn text(&self) -> &str {
-        self.run.text()
-    }
-
-    /// Why it ended, if it has.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.run.finish_reason()
-    }
-
-    /// Tokens so far.
-    pub fn usage(&self) -> Usage {
-        self.run.usage()
-    }
-
-    /// Times so far.
-    pub fn timings(&self) -> Timings {
-        self.run.timings()
-    }
+    run_accessors!();
 
     /// The answer as far as it went.
     pub fn into_completion(mut self) -> Completion {

@@ -2,11 +2,11 @@
 
 use fewbit_tokenizer::Message;
 
-use crate::completion::{Completion, FinishReason, Piece, Timings, Usage};
+use crate::completion::{Completion, Piece};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
-use crate::session::{Run, Session};
+use crate::session::{Run, Session, run_accessors};
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,25 +145,7 @@ impl Stream {
         self.run.prompt_tokens()
     }
 
-    /// The text so far.
-    pub fn text(&self) -> &str {
-        self.run.text()
-    }
-
-    /// Why it ended, if it has.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.run.finish_reason()
-    }
-
-    /// Tokens so far.
-    pub fn usage(&self) -> Usage {
-        self.run.usage()
-    }
-
-    /// Times so far.
-    pub fn timings(&self) -> Timings {
-        self.run.timings()
-    }
+    run_accessors!();
 
     /// The generation as far as it went.
     pub fn into_completion(mut self) -> Completion {

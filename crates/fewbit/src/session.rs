@@ -231,3 +231,30 @@ impl Run {
         }
     }
 }
+
+/// What a stream tells of its `run` while it goes on: the same for a generation and a turn of a conversation.
+macro_rules! run_accessors {
+    () => {
+        /// The text so far.
+        pub fn text(&self) -> &str {
+            self.run.text()
+        }
+
+        /// Why it ended, if it has.
+        pub fn finish_reason(&self) -> Option<$crate::FinishReason> {
+            self.run.finish_reason()
+        }
+
+        /// Tokens so far.
+        pub fn usage(&self) -> $crate::Usage {
+            self.run.usage()
+        }
+
+        /// Times so far.
+        pub fn timings(&self) -> $crate::Timings {
+            self.run.timings()
+        }
+    };
+}
+
+pub(crate) use run_accessors;
