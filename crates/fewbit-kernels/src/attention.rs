@@ -253,9 +253,9 @@ impl Engine {
             })
             .collect();
         let isa = self.isa();
-        let store = |heads: Range<usize>, tokens: Range<usize>| {
+        let store = |heads: Range<usize>| {
             for head in heads {
-                for t in tokens.clone() {
+                for t in 0..n {
                     let position = first_position + t;
                     let (page, j) = (&pages[position / PAGE], position % PAGE);
                     let from = t * row + head * hd..t * row + (head + 1) * hd;
@@ -270,9 +270,9 @@ impl Engine {
             }
         };
         if n < 8 {
-            store(0..shape.n_kv_heads, 0..n);
+            store(0..shape.n_kv_heads);
         } else {
-            self.pool().for_chunks(shape.n_kv_heads, 1, |heads, _| store(heads, 0..n));
+            self.pool().for_chunks(shape.n_kv_heads, 1, |heads, _| store(heads));
         }
     }
 

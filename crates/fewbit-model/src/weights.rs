@@ -144,19 +144,19 @@ impl Loader<'_> {
 
     /// A matrix, interleaved for products.
     fn matrix(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Matrix, ModelError> {
-        let tensor = self.checked(name, &[n_rows, n_cols])?;
-        let matrix = self.engine.pack(tensor.ty, n_rows, n_cols, self.file.tensor_bytes(tensor))?;
-        self.file.release(tensor);
-        let n_bytes = tensor.n_bytes;
-        self.read(n_bytes);
-        Ok(matrix)
+        self.pack(name, n_rows, n_cols, self.engine.isa())
     }
 
     /// A matrix whose rows are only looked up: kept as the file has it.
     fn rows(&mut self, name: &str, n_rows: usize, n_cols: usize) -> Result<Matrix, ModelError> {
+        self.pack(name, n_rows, n_cols, Isa::Scalar)
+    }
+
+    /// Packs a matrix and gives its pages of the file back.
+    fn pack(&mut self, name: &str, n_rows: usize, n_cols: usize, isa: Isa) -> Result<Matrix, ModelError> {
         let tensor = self.checked(name, &[n_rows, n_cols])?;
         let bytes = self.file.tensor_bytes(tensor);
-        let matrix = Matrix::pack(self.engine.pool(), Isa::Scalar, tensor.ty, n_rows, n_cols, bytes)?;
+        let matrix = Matrix::pack(self.engine.pool(), isa, tensor.ty, n_rows, n_cols, bytes)?;
         self.file.release(tensor);
         let n_bytes = tensor.n_bytes;
         self.read(n_bytes);
