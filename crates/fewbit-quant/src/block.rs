@@ -16,13 +16,15 @@
 //! Q5_K   d, dmin: f16[0..4]   s: byte[4..16]   h: byte[16..48]   q: byte[48..176]
 //! Q6_K   q: byte[0..128]   h: byte[128..192]   s: i8[192..208]   d: f16[208..210]
 //! ```
+//!
+//! `codebook.rs` has the formats whose codes are looked up.
 
-use crate::TensorType;
+use crate::{TensorType, codebook};
 use half::f16;
 
-/// 32 weights under one scale: `value[e] = d * (codes[e] - offset) + m`.
+/// 32 weights under one scale: `value[e] = d * level(codes[e]) + m`.
 ///
-/// `offset` is a property of the type: see [`offset32`]. `m` is 0 in types without a minimum.
+/// What a code stands for is a property of the type: see [`Levels`]. `m` is 0 in types without a minimum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block32 {
     /// Scale.
@@ -34,10 +36,10 @@ pub struct Block32 {
 }
 
 /// 256 weights in 16 sub-blocks of 16:
-/// `value[e] = (d * scales[e / 16]) * (codes[e] - offset) - dmin * mins[e / 16]`.
+/// `value[e] = (d * scales[e / 16]) * level(codes[e]) - dmin * mins[e / 16]`.
 ///
-/// Formats with sub-blocks of 32 show each scale twice. `offset` is a property of the type: see
-/// [`offset256`].
+/// Formats with sub-blocks of 32 show each scale twice, and formats without sub-blocks scales of 1. What a code
+/// stands for is a property of the type: see [`Levels`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block256 {
     /// Scale of the integer scales.
@@ -52,24 +54,39 @@ pub struct Block256 {
     pub codes: [u8; 256],
 }
 
-/// What is subtracted from the codes of a type of the [`Block32`] family; `None` for other types.
-pub fn offset32(ty: TensorType) -> Option<i32> {
-    match ty {
-        TensorType::Q4_0 => Some(8),
-        TensorType::Q5_0 => Some(16),
-        TensorType::Q8_0 => Some(128),
-        TensorType::Q4_1 | TensorType::Q5_1 => Some(0),
-        _ => None,
-    }
+/// What the codes of a type stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Levels {
+    /// The code minus this.
+    Offset(i32),
+    /// The entry at the code.
+    Table(&'static [i8; 16]),
 }
 
-/// What is subtracted from the codes of a type of the [`Block256`] family; `None` for other types.
-pub fn offset256(ty: TensorType) -> Option<i32> {
-    match ty {
-        TensorType::Q3_K => Some(4),
-        TensorType::Q6_K => Some(32),
-        TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Some(0),
-        _ => None,
+impl Levels {
+    /// The levels of a quantized type; `None` for plain types and those that fewbit knows by name only.
+    pub fn of(ty: TensorType) -> Option<Self> {
+        Some(match ty {
+            TensorType::Q4_0 => Self::Offset(8),
+            TensorType::Q5_0 => Self::Offset(16),
+            TensorType::Q8_0 => Self::Offset(128),
+            TensorType::Q4_1 | TensorType::Q5_1 => Self::Offset(0),
+            TensorType::Q3_K => Self::Offset(4),
+            TensorType::Q6_K => Self::Offset(32),
+            TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Self::Offset(0),
+            other => return codebook::levels(other),
+        })
+    }
+
+    /// What `code` stands for.
+    ///
+    /// # Panics
+    /// If a table has no such code.
+    pub fn at(self, code: u8) -> i32 {
+        match self {
+            Self::Offset(offset) => i32::from(code) - offset,
+            Self::Table(table) => i32::from(table[usize::from(code)]),
+        }
     }
 }
 
@@ -88,6 +105,9 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 /// If `ty` is not of this family or `block` is not [`block_bytes`](TensorType::block_bytes) long.
 pub fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
     assert_eq!(block.len(), ty.block_bytes(), "one block of {ty}");
+    if matches!(ty, TensorType::IQ4_NL | TensorType::MXFP4) {
+        return codebook::read_block32(ty, block);
+    }
     let d = half_at(block, 0);
     let m = if has_min(ty) { half_at(block, 2) } else { 0.0 };
     let mut codes = [0u8; 32];
@@ -112,7 +132,7 @@ pub fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
     Block32 { d, m, codes }
 }
 
-fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
+pub(crate) fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
     for e in 0..16 {
         codes[e] = q[e] & 15;
         codes[e + 16] = q[e] >> 4;
@@ -175,13 +195,13 @@ pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
                 *code = low | high << 4;
             }
         }
-        other => panic!("{other} has no blocks of 256"),
+        other => return codebook::read_block256(other, block),
     }
     b
 }
 
 /// 64 bytes of four 2-bit codes: each half of the block is 32 bytes, one bit pair per run of 32 elements.
-fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
+pub(crate) fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
     for (e, code) in codes.iter_mut().enumerate() {
         *code = q[e / 128 * 32 + e % 32] >> (2 * (e / 32 % 4)) & 3;
     }

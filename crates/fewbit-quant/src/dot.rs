@@ -5,20 +5,21 @@
 //! tile shape and thread count keeps.
 //!
 //! ```text
-//! blocks of 32    i = sum (code - offset) * x          acc = i * (d * dx) + acc
+//! blocks of 32    i = sum level(code) * x              acc = i * (d * dx) + acc
 //!                 s = dx * sum x                       acc = m * s + acc              (types with a minimum)
-//! blocks of 256   i = sum_j scale_j * sum (code - offset) * x
+//! blocks of 256   i = sum_j scale_j * sum level(code) * x
 //!                                                      acc = i * (d * dx) + acc
 //!                 n = sum_j min_j * sum_j x            acc = -n * (dmin * dx) + acc   (types with minimums)
 //! floats                                               acc = w * x + acc
 //! ```
 //!
 //! Bounds: with |x| <= 127, a block of 32 gives |i| <= 32 * 128 * 127 < 2^20, and one of 256 gives
-//! |i| <= 256 * 128 * 32 * 127 < 2^28 (Q6_K, the largest), so 32-bit integers hold every sum.
+//! |i| <= 256 * 128 * 32 * 127 < 2^28 (Q6_K, the largest; IQ4_XS stays below 256 * 32 * 127 * 127), so 32-bit
+//! integers hold every sum.
 
 use crate::TensorType;
 use crate::activation::Q8Row;
-use crate::block::{has_min, offset32, offset256, read_block32, read_block256};
+use crate::block::{Levels, has_min, read_block32, read_block256};
 use half::{bf16, f16};
 
 /// The dot product of a row of F32, F16 or BF16 weights with plain activations.
@@ -46,16 +47,16 @@ pub fn dot_f32(ty: TensorType, row: &[u8], x: &[f32]) -> f32 {
 /// If `ty` is not quantized or `row` is not as long as the activations.
 pub fn dot_q8(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
     assert_eq!(Some(row.len()), ty.row_bytes(x.codes.len()), "a row of {ty} as long as the activations");
-    if offset32(ty).is_some() { dot_32(ty, row, x) } else { dot_256(ty, row, x) }
+    if ty.block_elems() == 32 { dot_32(ty, row, x) } else { dot_256(ty, row, x) }
 }
 
 fn dot_32(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
-    let offset = offset32(ty).expect("the caller chose this family");
+    let levels = Levels::of(ty).expect("a quantized type");
     let mut acc = 0.0f32;
     let blocks = row.chunks_exact(ty.block_bytes()).zip(x.codes.chunks_exact(32));
     for ((block, xq), (&dx, &sum)) in blocks.zip(x.scales.iter().zip(x.sums)) {
         let w = read_block32(ty, block);
-        let i: i32 = w.codes.iter().zip(xq).map(|(&c, &q)| (i32::from(c) - offset) * i32::from(q)).sum();
+        let i: i32 = w.codes.iter().zip(xq).map(|(&c, &q)| levels.at(c) * i32::from(q)).sum();
         acc = (i as f32).mul_add(w.d * dx, acc);
         if has_min(ty) {
             acc = w.m.mul_add(dx * f32::from(sum), acc);
@@ -65,7 +66,7 @@ fn dot_32(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
 }
 
 fn dot_256(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
-    let offset = offset256(ty).expect("a type with blocks of 32 or 256");
+    let levels = Levels::of(ty).expect("a quantized type");
     let mut acc = 0.0f32;
     let blocks = row.chunks_exact(ty.block_bytes()).zip(x.codes.chunks_exact(256));
     for ((block, xq), (&dx, sums)) in blocks.zip(x.scales.iter().zip(x.sums.chunks_exact(16))) {
@@ -73,8 +74,7 @@ fn dot_256(ty: TensorType, row: &[u8], x: Q8Row<'_>) -> f32 {
         let mut i = 0i32;
         for j in 0..16 {
             let sub = 16 * j..16 * j + 16;
-            let dot: i32 =
-                w.codes[sub.clone()].iter().zip(&xq[sub]).map(|(&c, &q)| (i32::from(c) - offset) * i32::from(q)).sum();
+            let dot: i32 = w.codes[sub.clone()].iter().zip(&xq[sub]).map(|(&c, &q)| levels.at(c) * i32::from(q)).sum();
             i += i32::from(w.scales[j]) * dot;
         }
         acc = (i as f32).mul_add(w.d * dx, acc);

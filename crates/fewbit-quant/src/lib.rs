@@ -11,9 +11,11 @@
 
 pub mod activation;
 pub mod block;
+pub mod codebook;
 pub mod decode;
 pub mod dot;
 mod error;
+mod grid;
 pub mod types;
 
 pub use activation::{ActivationKind, Q8Row};

@@ -44,13 +44,16 @@ pub enum TensorType {
     TQ1_0,
     TQ2_0,
     MXFP4,
+    NVFP4,
+    Q1_0,
+    Q2_0,
 }
 
 /// One row of the table below: type, GGUF id, name, elements and bytes of a block.
 type Row = (TensorType, u32, &'static str, usize, usize);
 
 #[rustfmt::skip]
-const TABLE: [Row; 32] = [
+const TABLE: [Row; 35] = [
     (TensorType::F32,      0, "F32",       1,   4),
     (TensorType::F16,      1, "F16",       1,   2),
     (TensorType::Q4_0,     2, "Q4_0",     32,  18),
@@ -83,6 +86,9 @@ const TABLE: [Row; 32] = [
     (TensorType::TQ1_0,   34, "TQ1_0",   256,  54),
     (TensorType::TQ2_0,   35, "TQ2_0",   256,  66),
     (TensorType::MXFP4,   39, "MXFP4",    32,  17),
+    (TensorType::NVFP4,   40, "NVFP4",    64,  36),
+    (TensorType::Q1_0,    41, "Q1_0",    128,  18),
+    (TensorType::Q2_0,    42, "Q2_0",     64,  18),
 ];
 
 impl TensorType {
@@ -142,7 +148,19 @@ impl TensorType {
     /// Whether [`decode`](crate::decode()) and the matrix products can read this type.
     pub fn is_supported(self) -> bool {
         use TensorType::*;
-        matches!(self, F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K)
+        match self {
+            F32 | F16 | BF16 | Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q2_K | Q3_K | Q4_K | Q5_K | Q6_K => true,
+            IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_NL | IQ4_XS => true,
+            TQ1_0 | TQ2_0 | MXFP4 => true,
+            F64 | I8 | I16 | I32 | I64 | Q8_1 | Q8_K | NVFP4 | Q1_0 | Q2_0 => false,
+        }
+    }
+
+    /// Whether [`decode`](crate::decode()) can read this type: those that products read, and the plain
+    /// numbers that small tensors are stored in.
+    pub fn is_decodable(self) -> bool {
+        use TensorType::*;
+        self.is_supported() || matches!(self, F64 | I8 | I16 | I32 | I64)
     }
 }
 
