@@ -52,10 +52,11 @@ fn mixture(name: &str) -> anyhow::Result<Mixture> {
         "Q5_K_M" => mixture(T::Q5_K, T::Q6_K, T::Q6_K),
         upper => match TensorType::from_name(upper) {
             Some(ty) if scales(ty).is_some() => mixture(ty, ty, ty),
-            _ => bail!(
-                "no random weights of type `{name}`: give F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, \
-                 Q4_K, Q5_K, Q6_K, Q3_K_M, Q4_K_M or Q5_K_M"
-            ),
+            _ => {
+                let types: Vec<_> =
+                    TensorType::all().filter(|&ty| scales(ty).is_some()).map(TensorType::name).collect();
+                bail!("no random weights of type `{name}`: give {}, Q3_K_M, Q4_K_M or Q5_K_M", types.join(", "))
+            }
         },
     }
 }
@@ -162,7 +163,9 @@ fn fallback(ty: TensorType, n_cols: u64) -> TensorType {
         return ty;
     }
     match ty {
-        T::Q2_K | T::Q3_K => T::Q4_0,
+        T::Q2_K | T::Q3_K | T::TQ1_0 | T::TQ2_0 => T::Q4_0,
+        T::IQ1_S | T::IQ1_M | T::IQ2_XXS | T::IQ2_XS | T::IQ2_S => T::IQ4_NL,
+        T::IQ3_XXS | T::IQ3_S | T::IQ4_XS => T::IQ4_NL,
         T::Q4_K => T::Q5_0,
         T::Q5_K => T::Q5_1,
         _ => T::Q8_0,
@@ -188,6 +191,17 @@ fn scales(ty: TensorType) -> Option<&'static [(usize, u16)]> {
         T::Q5_K => &[(0, 0x0400), (2, 0x1400)],
         // 2^-16, subnormal in f16.
         T::Q6_K => &[(208, 0x0100)],
+        T::IQ4_NL => &[(0, 0x0c00)],
+        T::IQ4_XS => &[(0, 0x0100)],
+        T::IQ3_XXS | T::IQ3_S => &[(0, 0x0800)],
+        T::IQ2_XXS | T::IQ2_XS | T::IQ2_S => &[(0, 0x0c00)],
+        T::IQ1_S => &[(0, 0x1800)],
+        // 0x1800 in the upper nibbles of the four words of scales, which are 3 each below.
+        T::IQ1_M => &[(48, 0x06db), (50, 0x06db), (52, 0x86db), (54, 0x16db)],
+        T::TQ1_0 => &[(52, 0x2400)],
+        T::TQ2_0 => &[(64, 0x2400)],
+        // The exponent of 2^-8 in one byte, and two codes behind it.
+        T::MXFP4 => &[(0, 0xa578)],
         _ => return None,
     })
 }
@@ -242,7 +256,7 @@ mod tests {
     #[test]
     fn every_type_makes_a_file_that_opens() {
         let folder = tempfile::tempdir().unwrap();
-        for ty in ["F16", "Q4_1", "Q4_K_M"] {
+        for ty in ["F16", "Q4_1", "Q4_K_M", "IQ4_XS"] {
             let path = folder.path().join(ty);
             Synthetic::new("smollm2-135m", ty).unwrap().write(&path).unwrap();
             let file = fewbit::open(&path).unwrap();
@@ -254,6 +268,7 @@ mod tests {
     fn unknown_shapes_and_types_are_named() {
         let error = |shape, ty| Synthetic::new(shape, ty).err().unwrap().to_string();
         assert!(error("gpt-5", "Q4_0").contains("known are smollm2-135m"));
-        assert!(error("smollm2-135m", "IQ1_S").contains("IQ1_S"));
+        assert!(error("smollm2-135m", "NVFP4").contains("NVFP4"));
+        assert!(error("smollm2-135m", "NVFP4").contains("IQ2_XS"));
     }
 }

@@ -186,7 +186,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
         ),
         "mamba",
     );
-    fails(changed(folder, |_| {}, Some(TensorType::MXFP4)), "MXFP4");
+    fails(changed(folder, |_| {}, Some(TensorType::NVFP4)), "NVFP4");
     let pre = |w: &mut GgufWriter<'_>| {
         w.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "martian");
         w.set("tokenizer.ggml.merges", vec!["a b".to_owned()]);

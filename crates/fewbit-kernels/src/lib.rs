@@ -12,6 +12,7 @@ mod aligned;
 mod arch;
 mod attention;
 pub mod ceiling;
+mod codebook;
 mod elementwise;
 mod engine;
 mod error;

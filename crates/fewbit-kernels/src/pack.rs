@@ -1,8 +1,9 @@
-//! Weight matrices in memory: rows interleaved in panels of 16, at the density of the file.
+//! Weight matrices in memory: rows interleaved in panels of 16, at the density of the file (but for the grid types:
+//! see `codebook`).
 //!
 //! ```text
 //! matrix   [ceil(n_rows / 16)] panels
-//! panel    meta  [n_blocks] { d: f16[16], m or dmin: f16[16]?, integer scales: see generic::q256 }, padded to 64
+//! panel    meta  [n_blocks] { d: f16[16] (bf16: MXFP4), m or dmin: f16[16]?, integer scales: see generic::q256 }, padded to 64
 //!          codes [n_cols / 32] { planes of 4, 2, 1 or 8 bits: see generic::quad }
 //! floats   panel [n_cols][16]
 //! ```
@@ -15,8 +16,10 @@ use crate::generic::PANEL_ROWS;
 use crate::shared::SharedMut;
 use crate::{Isa, KernelError, ThreadPool};
 use fewbit_quant::block::{has_min, read_block32, read_block256};
+use fewbit_quant::codebook::scale_factor;
 use fewbit_quant::decode::{values32, values256};
 use fewbit_quant::{ActivationKind, Block32, Block256, TensorType};
+use half::{bf16, f16};
 use std::ops::Range;
 
 /// A weight matrix `[n_rows, n_cols]`, ready to be multiplied.
@@ -43,9 +46,11 @@ pub(crate) struct PanelLayout {
 /// Bits of a stored code.
 pub(crate) fn code_bits(ty: TensorType) -> usize {
     match ty {
-        TensorType::Q2_K => 2,
-        TensorType::Q3_K => 3,
+        TensorType::Q2_K | TensorType::TQ1_0 | TensorType::TQ2_0 => 2,
+        TensorType::Q3_K | TensorType::IQ1_S | TensorType::IQ1_M => 3,
+        TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ2_S => 3,
         TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => 4,
+        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ4_NL | TensorType::IQ4_XS | TensorType::MXFP4 => 4,
         TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K => 5,
         TensorType::Q6_K => 6,
         TensorType::Q8_0 => 8,
@@ -57,6 +62,8 @@ pub(crate) fn code_bits(ty: TensorType) -> usize {
 fn integer_scales(ty: TensorType) -> usize {
     match ty {
         TensorType::Q2_K | TensorType::Q3_K | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q6_K => 16,
+        TensorType::IQ4_XS | TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => 8,
+        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => 4,
         _ => 0,
     }
 }
@@ -176,7 +183,8 @@ impl Matrix {
                     let meta = &meta[b * self.layout.block_meta..];
                     let m = if has_min(self.ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
                     let codes = get_codes(self.ty, r, codes, b);
-                    values32(self.ty, &Block32 { d: half_at(meta, r), m, codes }, y);
+                    let d = if self.ty == TensorType::MXFP4 { bf16_at(meta, r) } else { half_at(meta, r) };
+                    values32(self.ty, &Block32 { d, m, codes }, y);
                 }
             }
             _ => {
@@ -225,18 +233,24 @@ fn pack_panel(ty: TensorType, layout: &PanelLayout, row_bytes: usize, from: &[u8
             32 => {
                 for (b, block) in blocks {
                     let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
-                    meta[2 * r..2 * r + 2].copy_from_slice(&block[..2]);
+                    let unpacked = read_block32(ty, block);
+                    if ty == TensorType::MXFP4 {
+                        // A power of two, which bf16 holds exactly whatever its exponent.
+                        meta[2 * r..2 * r + 2].copy_from_slice(&bf16::from_f32(unpacked.d).to_le_bytes());
+                    } else {
+                        meta[2 * r..2 * r + 2].copy_from_slice(&block[..2]);
+                    }
                     if has_min(ty) {
                         meta[2 * (PANEL_ROWS + r)..2 * (PANEL_ROWS + r) + 2].copy_from_slice(&block[2..4]);
                     }
-                    put_codes(ty, r, &read_block32(ty, block).codes, group(ty, codes, b));
+                    put_codes(ty, r, &unpacked.codes, group(ty, codes, b));
                 }
             }
             _ => {
                 for (b, block) in blocks {
                     let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
                     let unpacked = read_block256(ty, block);
-                    pack_scales_256(ty, r, block, &unpacked, meta);
+                    pack_scales_256(ty, r, &unpacked, meta);
                     for (g, codes32) in unpacked.codes.as_chunks::<32>().0.iter().enumerate() {
                         put_codes(ty, r, codes32, group(ty, codes, 8 * b + g));
                     }
@@ -252,18 +266,13 @@ fn group(ty: TensorType, codes: &mut [u8], g: usize) -> &mut [u8] {
     &mut codes[g * n..(g + 1) * n]
 }
 
-/// Writes one row's scales of one block of 256.
-fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], unpacked: &Block256, meta: &mut [u8]) {
-    let (d_at, dmin_at) = match ty {
-        TensorType::Q2_K => (80, 82),
-        TensorType::Q3_K => (108, 108),
-        TensorType::Q6_K => (208, 208),
-        _ => (0, 2),
-    };
-    meta[2 * r..2 * r + 2].copy_from_slice(&block[d_at..d_at + 2]);
+/// Writes one row's scales of one block of 256. The float scales were f16 in the file, so they still are.
+fn pack_scales_256(ty: TensorType, r: usize, unpacked: &Block256, meta: &mut [u8]) {
+    let half = |value: f32| f16::from_f32(value).to_le_bytes();
+    meta[2 * r..2 * r + 2].copy_from_slice(&half(unpacked.d / scale_factor(ty)));
     let mut ints = 2 * PANEL_ROWS;
     if has_min(ty) {
-        meta[ints + 2 * r..ints + 2 * r + 2].copy_from_slice(&block[dmin_at..dmin_at + 2]);
+        meta[ints + 2 * r..ints + 2 * r + 2].copy_from_slice(&half(unpacked.dmin));
         ints = 4 * PANEL_ROWS;
     }
     for j in 0..16 {
@@ -274,6 +283,15 @@ fn pack_scales_256(ty: TensorType, r: usize, block: &[u8], unpacked: &Block256, 
                 meta[ints + (8 + j / 2) * PANEL_ROWS + r] = min;
             }
             TensorType::Q2_K => meta[ints + j * PANEL_ROWS + r] = scale | min << 4,
+            TensorType::IQ4_XS => meta[ints + j / 2 * PANEL_ROWS + r] = scale,
+            // Odd scales in nibbles: one per sub-block of 16, or of 32.
+            TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => {
+                meta[ints + j / 2 * PANEL_ROWS + r] |= (scale / 2) << (4 * (j % 2));
+            }
+            TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => {
+                meta[ints + j / 4 * PANEL_ROWS + r] |= (scale / 2) << (4 * (j / 2 % 2));
+            }
+            TensorType::TQ1_0 | TensorType::TQ2_0 => {}
             _ => meta[ints + j * PANEL_ROWS + r] = scale,
         }
     }
@@ -347,13 +365,20 @@ fn unpack_scales_256(ty: TensorType, r: usize, meta: &[u8]) -> Block256 {
     let dmin = if has_min(ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
     let ints = &meta[if has_min(ty) { 4 } else { 2 } * PANEL_ROWS..];
     let int = |j: usize| ints[j * PANEL_ROWS + r];
+    let odd = |byte: u8, which: usize| 2 * (byte >> (4 * which) & 15) + 1;
     let both = |j: usize| match ty {
         TensorType::Q4_K | TensorType::Q5_K => (int(j / 2), int(8 + j / 2)),
         TensorType::Q2_K => (int(j) & 15, int(j) >> 4),
+        TensorType::IQ4_XS => (int(j / 2), 0),
+        TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => (odd(int(j / 2), j % 2), 0),
+        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => {
+            (odd(int(j / 4), j / 2 % 2), 0)
+        }
+        TensorType::TQ1_0 | TensorType::TQ2_0 => (1, 0),
         _ => (int(j), 0),
     };
     Block256 {
-        d: half_at(meta, r),
+        d: half_at(meta, r) * scale_factor(ty),
         dmin,
         scales: std::array::from_fn(|j| both(j).0 as i8),
         mins: std::array::from_fn(|j| both(j).1),
@@ -363,5 +388,10 @@ fn unpack_scales_256(ty: TensorType, r: usize, meta: &[u8]) -> Block256 {
 
 /// The `i`-th f16 of some scales.
 fn half_at(meta: &[u8], i: usize) -> f32 {
-    half::f16::from_le_bytes([meta[2 * i], meta[2 * i + 1]]).to_f32()
+    f16::from_le_bytes([meta[2 * i], meta[2 * i + 1]]).to_f32()
+}
+
+/// The `i`-th bf16 of some scales.
+fn bf16_at(meta: &[u8], i: usize) -> f32 {
+    bf16::from_le_bytes([meta[2 * i], meta[2 * i + 1]]).to_f32()
 }

@@ -6,10 +6,11 @@
 //! are swept over it before the next stretch. The float chain of an output continues through `y`, so the
 //! split changes no bit.
 
+use crate::codebook::{IQ1M, IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, TQ2};
 use crate::generic::float::FloatWeights;
 use crate::generic::q32::{Col32, Weights32};
 use crate::generic::q256::{Col256, Scales, Weights256};
-use crate::generic::{Ahead, PANEL_ROWS, Simd, float, q32, q256, unpack};
+use crate::generic::{Ahead, Codes, PANEL_ROWS, Simd, float, q32, q256, unpack};
 use crate::pack::Matrix;
 use crate::{Activations, Isa};
 use fewbit_quant::{ActivationKind, TensorType, dot};
@@ -133,7 +134,7 @@ unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, con
             let mut codes = job.codes.as_ptr().add(b * BITS * 64);
             let meta = job.meta.as_ptr().add(b * W::META);
             if BITS != 8 {
-                unpack::<S, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
+                unpack::<S, W, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
                 codes = job.unpacked.as_ptr();
             }
             sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, 8, R, N>(
@@ -198,7 +199,7 @@ unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, c
         }
         for b in (0..n_blocks).step_by(UNPACK_COLS / 256) {
             let n = (UNPACK_COLS / 256).min(n_blocks - b);
-            unpack::<S, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
+            unpack::<S, W, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
             let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * W::META));
             sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, 8, R, N>(
                 n,
@@ -257,8 +258,10 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
 macro_rules! weights_32 {
     ($($name:ident $bits:literal $offset:literal $min:literal;)*) => {$(
         struct $name;
-        impl Weights32 for $name {
+        impl Codes for $name {
             const BITS: usize = $bits;
+        }
+        impl Weights32 for $name {
             const OFFSET: i32 = $offset;
             const MIN: bool = $min;
         }
@@ -276,8 +279,10 @@ weights_32! {
 macro_rules! weights_256 {
     ($($name:ident $bits:literal $offset_shift:literal $sub:literal $scales:ident;)*) => {$(
         struct $name;
-        impl Weights256 for $name {
+        impl Codes for $name {
             const BITS: usize = $bits;
+        }
+        impl Weights256 for $name {
             const OFFSET_SHIFT: u32 = $offset_shift;
             const SUB: usize = $sub;
             const SCALES: Scales = Scales::$scales;
@@ -333,7 +338,10 @@ macro_rules! kernels {
             kernels!(@functions $simd, $features, $r, $nmax;
                 q4_0 panel_32 Q4_0 4, q4_1 panel_32 Q4_1 4, q5_0 panel_32 Q5_0 5, q5_1 panel_32 Q5_1 5,
                 q8_0 panel_32 Q8_0 8, q2_k panel_256 Q2K 2, q3_k panel_256 Q3K 3, q4_k panel_256 Q4K 4,
-                q5_k panel_256 Q5K 5, q6_k panel_256 Q6K 6);
+                q5_k panel_256 Q5K 5, q6_k panel_256 Q6K 6, iq4_nl panel_32 IQ4NL 4, mxfp4 panel_32 MXFP4 4,
+                iq4_xs panel_256 IQ4XS 4, iq3_xxs panel_256 IQ3XXS 4, iq3_s panel_256 IQ3S 4,
+                iq2_xxs panel_256 IQ2XXS 3, iq2_s panel_256 IQ2S 3, iq1_s panel_256 IQ1S 3, iq1_m panel_256 IQ1M 3,
+                tq2 panel_256 TQ2 2);
 
             kernels!(@floats $simd, $features, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
 
@@ -352,6 +360,16 @@ macro_rules! kernels {
                     TensorType::Q4_K => q4_k,
                     TensorType::Q5_K => q5_k,
                     TensorType::Q6_K => q6_k,
+                    TensorType::IQ4_NL => iq4_nl,
+                    TensorType::MXFP4 => mxfp4,
+                    TensorType::IQ4_XS => iq4_xs,
+                    TensorType::IQ3_XXS => iq3_xxs,
+                    TensorType::IQ3_S => iq3_s,
+                    TensorType::IQ2_XXS => iq2_xxs,
+                    TensorType::IQ2_XS | TensorType::IQ2_S => iq2_s,
+                    TensorType::IQ1_S => iq1_s,
+                    TensorType::IQ1_M => iq1_m,
+                    TensorType::TQ1_0 | TensorType::TQ2_0 => tq2,
                     _ => return None,
                 })
             }

@@ -5,7 +5,7 @@ use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, Matrix, ThreadPo
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
 
-const TYPES: [TensorType; 13] = [
+const TYPES: [TensorType; 25] = [
     TensorType::F32,
     TensorType::F16,
     TensorType::BF16,
@@ -19,6 +19,18 @@ const TYPES: [TensorType; 13] = [
     TensorType::Q4_K,
     TensorType::Q5_K,
     TensorType::Q6_K,
+    TensorType::IQ4_NL,
+    TensorType::IQ4_XS,
+    TensorType::IQ3_XXS,
+    TensorType::IQ3_S,
+    TensorType::IQ2_XXS,
+    TensorType::IQ2_XS,
+    TensorType::IQ2_S,
+    TensorType::IQ1_S,
+    TensorType::IQ1_M,
+    TensorType::TQ1_0,
+    TensorType::TQ2_0,
+    TensorType::MXFP4,
 ];
 
 /// A small generator, so that a failure repeats.
@@ -55,24 +67,37 @@ fn weights(ty: TensorType, n_elems: usize, codes: Codes, scale: Option<u16>, ran
                 Codes::Zero => 0,
             };
         }
-        let halves: &[usize] = match ty {
-            TensorType::F32 => {
-                block.copy_from_slice(&random.float().to_le_bytes());
-                continue;
-            }
-            TensorType::F16 | TensorType::BF16 => &[0],
-            TensorType::Q4_0 | TensorType::Q5_0 | TensorType::Q8_0 => &[0],
-            TensorType::Q2_K => &[80, 82],
-            TensorType::Q3_K => &[108],
-            TensorType::Q6_K => &[208],
-            _ => &[0, 2],
-        };
-        for &at in halves {
-            let half = scale.unwrap_or_else(|| 0x2000 | random.next() as u16 & 0x9FFF);
-            block[at..at + 2].copy_from_slice(&half.to_le_bytes());
+        match ty {
+            TensorType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
+            _ => put_scales(ty, block, || scale.unwrap_or_else(|| 0x2000 | random.next() as u16 & 0x9FFF)),
         }
     }
     bytes
+}
+
+/// Writes the float scales of a block.
+fn put_scales(ty: TensorType, block: &mut [u8], mut half: impl FnMut() -> u16) {
+    let halves: &[usize] = match ty {
+        // An exponent: ordinary ones for ordinary scales, and the extremes.
+        TensorType::MXFP4 => return block[0] = (half() >> 7) as u8,
+        TensorType::IQ1_M => {
+            let half = half();
+            for i in 0..4 {
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((half >> (4 * i) & 15) as u8) << 4;
+            }
+            return;
+        }
+        TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
+        TensorType::Q2_K => &[80, 82],
+        TensorType::Q3_K => &[108],
+        TensorType::Q6_K => &[208],
+        TensorType::TQ1_0 => &[52],
+        TensorType::TQ2_0 => &[64],
+        _ => &[0],
+    };
+    for &at in halves {
+        block[at..at + 2].copy_from_slice(&half().to_le_bytes());
+    }
 }
 
 /// The product under `isa`, as bits; NaN of any payload is one value.
@@ -161,6 +186,45 @@ fn extreme_codes_scales_and_activations() {
                         let what = format!("{codes:?} codes, scale {scale:#06x}, pattern {which}");
                         check(&engines, ty, rows, cols, &bytes, &x, &what);
                     }
+                }
+            }
+        }
+    }
+}
+
+/// A block of largest (or smallest) sum, found byte by byte: codes, signs and integer scales under which sums come
+/// closest to the bounds that the kernels rely on.
+fn heaviest_block(ty: TensorType, sign: f32) -> Vec<u8> {
+    let mut values = vec![0.0; ty.block_elems()];
+    let mut sum = |block: &[u8]| -> f32 {
+        fewbit_quant::decode(ty, block, &mut values).expect("decodes");
+        values.iter().sum::<f32>() * sign
+    };
+    let mut best = weights(ty, ty.block_elems(), Codes::Zero, Some(0x3C00), &mut Random(0));
+    for at in 0..best.len() {
+        let candidates = (0..=255).map(|byte| {
+            let mut block = best.clone();
+            block[at] = byte;
+            put_scales(ty, &mut block, || 0x3C00);
+            block
+        });
+        best = candidates.max_by(|a, b| sum(a).total_cmp(&sum(b))).expect("256 of them");
+    }
+    best
+}
+
+#[test]
+fn sums_at_their_bounds() {
+    let engines = engines();
+    for ty in TYPES.into_iter().filter(|ty| ty.block_elems() > 1) {
+        for sign in [1.0, -1.0] {
+            let block = heaviest_block(ty, sign);
+            let (rows, blocks) = (17, 3);
+            let bytes = block.repeat(rows * blocks);
+            for n in [1, 4, 9, 19] {
+                for x in [1.0, -1.0] {
+                    let x = vec![x; n * blocks * ty.block_elems()];
+                    check(&engines, ty, rows, blocks * ty.block_elems(), &bytes, &x, "heaviest");
                 }
             }
         }

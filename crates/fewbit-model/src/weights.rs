@@ -125,13 +125,18 @@ impl Loader<'_> {
     }
 
     /// The tensor, if its shape is `expected` and its type one that can be computed with.
-    fn checked(&self, name: &str, expected: &[usize]) -> Result<&TensorInfo, ModelError> {
+    fn checked(
+        &self,
+        name: &str,
+        expected: &[usize],
+        computes: impl Fn(TensorType) -> bool,
+    ) -> Result<&TensorInfo, ModelError> {
         let tensor = self.find(name)?;
         let expected: Vec<u64> = expected.iter().map(|&n| n as u64).collect();
         if tensor.shape != expected {
             return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
         }
-        if !tensor.ty.is_supported() {
+        if !computes(tensor.ty) {
             return Err(ModelError::UnsupportedTensorType { name: name.to_owned(), ty: tensor.ty });
         }
         Ok(tensor)
@@ -154,7 +159,7 @@ impl Loader<'_> {
 
     /// Packs a matrix and gives its pages of the file back.
     fn pack(&mut self, name: &str, n_rows: usize, n_cols: usize, isa: Isa) -> Result<Matrix, ModelError> {
-        let tensor = self.checked(name, &[n_rows, n_cols])?;
+        let tensor = self.checked(name, &[n_rows, n_cols], TensorType::is_supported)?;
         let bytes = self.file.tensor_bytes(tensor);
         let matrix = Matrix::pack(self.engine.pool(), isa, tensor.ty, n_rows, n_cols, bytes)?;
         self.file.release(tensor);
@@ -164,7 +169,7 @@ impl Loader<'_> {
     }
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
-        let tensor = self.checked(name, &[len])?;
+        let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
         let mut out = vec![0.0; len];
         fewbit_quant::decode(tensor.ty, self.file.tensor_bytes(tensor), &mut out)
             .map_err(|source| ModelError::Decode { name: name.to_owned(), source })?;

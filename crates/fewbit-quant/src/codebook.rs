@@ -244,6 +244,6 @@ fn trits(block: &[u8], codes: &mut [u8; 256]) {
             _ => (48 + (e - 240) % 4, (e - 240) / 4),
         };
         let rest = block[byte].wrapping_mul(POWERS[digit]);
-        *code = (u16::from(rest) * 3 >> 8) as u8;
+        *code = ((u16::from(rest) * 3) >> 8) as u8;
     }
 }

@@ -50,6 +50,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// Shifts 16-bit lanes; callers mask off what crosses into the next byte.
     unsafe fn shr16<const N: u32>(a: Self::B) -> Self::B;
     unsafe fn shl16<const N: u32>(a: Self::B) -> Self::B;
+    /// `table[i]` of every byte `i`, all of them below 16.
+    unsafe fn lookup(table: &[u8; 16], i: Self::B) -> Self::B;
     /// Four bytes, repeated in every 32-bit lane.
     unsafe fn splat4(p: *const i8) -> Self::B;
 
@@ -63,6 +65,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn prepare_i8(w: Self::B) -> Self::W8;
     /// As [`dot4`](Self::dot4) for signed weights, with [`I8_BIAS`](Self::I8_BIAS) added to each.
     unsafe fn dot4_i8(acc: Self::I, w: Self::W8, x: Self::B) -> Self::I;
+    /// As [`dot4_i8`](Self::dot4_i8) into the sums of [`dot4`](Self::dot4): one step, where they are narrow.
+    unsafe fn dot4_signed(acc: Self::Acc, w: Self::W8, x: Self::B) -> Self::Acc;
 
     unsafe fn i0() -> Self::I;
     unsafe fn splat_i(v: i32) -> Self::I;
@@ -92,6 +96,46 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `-(a * b) + c`, rounded once.
     unsafe fn fnma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+}
+
+/// How the codes of a weight type are stored, and which bytes a product multiplies with.
+pub(crate) trait Codes: 'static {
+    /// Bits of a stored code.
+    const BITS: usize;
+    /// The byte that stands for each code, where it is not the code itself. Stretches that [`unpack`] has made
+    /// hold these bytes.
+    const TABLE: Option<[u8; 16]> = None;
+    /// Whether the bytes are signed values. If not, they are values plus an offset.
+    const SIGNED: bool = Self::BITS == 8;
+    /// Largest magnitude of a byte.
+    const BYTE_MAX: usize = if Self::SIGNED { 128 } else { (1 << Self::BITS) - 1 };
+}
+
+/// A type's levels as unsigned bytes: plus `offset`, which is no smaller than the largest magnitude.
+pub(crate) const fn biased(levels: &[i8; 16], offset: i16) -> Option<[u8; 16]> {
+    let mut bytes = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        let byte = levels[i] as i16 + offset;
+        assert!(byte >= 0 && byte < 256);
+        bytes[i] = byte as u8;
+        i += 1;
+    }
+    Some(bytes)
+}
+
+/// The bytes that quad `q` is multiplied with; arguments as in [`quad`]. `BITS` says how `codes` is stored:
+/// `W::BITS` (packed) or 8 (unpacked).
+#[inline(always)]
+pub(crate) unsafe fn bytes<S: Simd, W: Codes, const BITS: usize>(codes: *const u8, q: usize, r: usize) -> S::B {
+    // SAFETY: the caller's; codes of types with tables have at most 4 bits.
+    unsafe {
+        let codes = quad::<S, BITS>(codes, q, r);
+        match &W::TABLE {
+            Some(table) if BITS != 8 => S::lookup(table, codes),
+            _ => codes,
+        }
+    }
 }
 
 /// Steps of [`Simd::dot4`] that fit before widening, for codes up to `code_max` and at most `limit`.
@@ -193,15 +237,19 @@ unsafe fn shift<S: Simd>(v: S::B, by: isize) -> S::B {
     }
 }
 
-/// Unpacks the codes of `n` groups of 32 columns of a panel to one byte each (the 8-bit layout above).
+/// Unpacks the codes of `n` groups of 32 columns of a panel to the bytes of [`bytes`] (the 8-bit layout above).
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Simd, const BITS: usize, const R: usize>(n: usize, from: *const u8, to: *mut u8) {
+pub(crate) unsafe fn unpack<S: Simd, W: Codes, const BITS: usize, const R: usize>(
+    n: usize,
+    from: *const u8,
+    to: *mut u8,
+) {
     for g in 0..n {
         for q in 0..8 {
             for r in 0..R {
                 // SAFETY: the caller passes n * BITS * 64 bytes to read and n * 512 to write.
                 unsafe {
-                    let v = quad::<S, BITS>(from.add(g * BITS * 64), q, r);
+                    let v = bytes::<S, W, BITS>(from.add(g * BITS * 64), q, r);
                     S::store_b(to.add(g * 512 + q * 64 + r * 4 * S::LANES), v);
                 }
             }

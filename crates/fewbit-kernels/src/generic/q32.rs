@@ -1,4 +1,4 @@
-//! Products with weights in blocks of 32 (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0).
+//! Products with weights in blocks of 32 (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4).
 //!
 //! ```text
 //! for each block of 32 columns:
@@ -10,16 +10,16 @@
 //!         y   = m[r] * (dx[n] * sum(x)) + y           types with a minimum
 //! ```
 
-use super::{Ahead, PANEL_ROWS, Simd, quad, steps_before_widen};
+use super::{Ahead, Codes, PANEL_ROWS, Simd, bytes, steps_before_widen};
 
 /// A type of this family, as constants.
-pub(crate) trait Weights32: 'static {
-    /// Bits of a stored code.
-    const BITS: usize;
-    /// What is subtracted from an unsigned code. Types of 8 bits store the signed value instead.
+pub(crate) trait Weights32: Codes {
+    /// What is subtracted from a byte; 0 where bytes are signed.
     const OFFSET: i32;
     /// Whether blocks have a minimum.
     const MIN: bool;
+    /// Whether scales are bf16 instead of f16.
+    const BF16_SCALES: bool = false;
     /// Bytes of scales and minimums of one block of a panel.
     const META: usize = if Self::MIN { 4 * PANEL_ROWS } else { 2 * PANEL_ROWS };
 }
@@ -56,8 +56,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
 ) {
     // SAFETY: all pointers stay inside the ranges that the caller promises: b < n_blocks, q < 8, r < R.
     unsafe {
-        let code_max = if W::BITS == 8 { 255 } else { (1 << W::BITS) - 1 };
-        let steps = steps_before_widen(S::NARROW_SUMS, code_max, 8);
+        let steps = steps_before_widen(S::NARROW_SUMS, W::BYTE_MAX, 8);
         let mut out = [[S::f0(); R]; N];
         for (n, out) in out.iter_mut().enumerate() {
             for (r, out) in out.iter_mut().enumerate() {
@@ -68,11 +67,11 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
             ahead.prefetch::<S>(b);
             let block = codes.add(b * CODE_BITS * 64);
             let mut sums = [[S::i0(); R]; N];
-            if W::BITS == 8 {
+            if W::SIGNED {
                 for q in 0..8 {
                     let mut w = [S::prepare_i8(S::load_b(block)); R];
                     for (r, w) in w.iter_mut().enumerate() {
-                        *w = S::prepare_i8(quad::<S, 8>(block, q, r));
+                        *w = S::prepare_i8(bytes::<S, W, CODE_BITS>(block, q, r));
                     }
                     for n in 0..N {
                         let xq = S::splat4(x[n].codes.add(b * 32 + q * 4));
@@ -87,7 +86,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
                     let mut acc = [S::acc0(); 2];
                     for q in 0..8 {
                         let xq = S::splat4(x[0].codes.add(b * 32 + q * 4));
-                        acc[q % 2] = S::dot4(acc[q % 2], quad::<S, CODE_BITS>(block, q, r), xq);
+                        acc[q % 2] = S::dot4(acc[q % 2], bytes::<S, W, CODE_BITS>(block, q, r), xq);
                     }
                     sums[0][r] = S::add_i(S::widen(acc[0]), S::widen(acc[1]));
                 }
@@ -97,7 +96,7 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
                     for q in first..first + steps {
                         let mut w = [S::load_b(block); R];
                         for (r, w) in w.iter_mut().enumerate() {
-                            *w = quad::<S, CODE_BITS>(block, q, r);
+                            *w = bytes::<S, W, CODE_BITS>(block, q, r);
                         }
                         for n in 0..N {
                             let xq = S::splat4(x[n].codes.add(b * 32 + q * 4));
@@ -114,10 +113,10 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights32, const CODE_BITS: usize, const R
                     }
                 }
             }
-            let offset = if W::BITS == 8 { S::I8_BIAS } else { W::OFFSET };
+            let offset = if W::SIGNED { S::I8_BIAS } else { W::OFFSET };
             for r in 0..R {
                 let scales = meta.add(b * W::META + r * 2 * S::LANES);
-                let d = S::load_f16(scales.cast());
+                let d = if W::BF16_SCALES { S::load_bf16(scales.cast()) } else { S::load_f16(scales.cast()) };
                 for n in 0..N {
                     let mut i = sums[n][r];
                     if offset != 0 {

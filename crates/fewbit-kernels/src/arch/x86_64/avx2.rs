@@ -52,6 +52,9 @@ impl Simd for Avx2 {
         fn or_b(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
         fn shr16<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
         fn shl16<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+        fn lookup(table: &[u8; 16], i: __m256i) -> __m256i {
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), i)
+        }
         fn splat4(p: *const i8) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
 
         fn acc0() -> __m256i { _mm256_setzero_si256() }
@@ -63,6 +66,9 @@ impl Simd for Avx2 {
         // |w| <= 128 and |x| <= 127: a pair is at most 2 * 128 * 127 = 32512.
         fn dot4_i8(acc: __m256i, w: (__m256i, __m256i), x: __m256i) -> __m256i {
             _mm256_add_epi32(acc, Self::widen(_mm256_maddubs_epi16(w.0, _mm256_sign_epi8(x, w.1))))
+        }
+        fn dot4_signed(acc: __m256i, w: (__m256i, __m256i), x: __m256i) -> __m256i {
+            dot4_16(acc, w.0, _mm256_sign_epi8(x, w.1))
         }
 
         fn i0() -> __m256i { _mm256_setzero_si256() }

@@ -29,6 +29,9 @@ impl Simd for Avx512 {
         fn or_b(a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
         fn shr16<const N: u32>(a: __m512i) -> __m512i { _mm512_srli_epi16::<N>(a) }
         fn shl16<const N: u32>(a: __m512i) -> __m512i { _mm512_slli_epi16::<N>(a) }
+        fn lookup(table: &[u8; 16], i: __m512i) -> __m512i {
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), i)
+        }
         fn splat4(p: *const i8) -> __m512i { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
 
         fn acc0() -> __m512i { _mm512_setzero_si512() }
@@ -38,6 +41,7 @@ impl Simd for Avx512 {
         fn scale(i: __m512i) -> __m512i { i }
         fn prepare_i8(w: __m512i) -> __m512i { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) }
         fn dot4_i8(acc: __m512i, w: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, w, x) }
+        fn dot4_signed(acc: __m512i, w: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, w, x) }
 
         fn i0() -> __m512i { _mm512_setzero_si512() }
         fn splat_i(v: i32) -> __m512i { _mm512_set1_epi32(v) }

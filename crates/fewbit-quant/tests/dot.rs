@@ -1,0 +1,63 @@
+//! The scalar dot products against the sum that they stand for: decoded weights times decoded activations, in
+//! float64.
+
+use fewbit_quant::activation::quantize_row;
+use fewbit_quant::dot::dot_q8;
+use fewbit_quant::{ActivationKind, Q8Row, TensorType, decode};
+
+/// Random blocks, with scales that make no value infinite.
+fn blocks(ty: TensorType, n_elems: usize, state: &mut u64) -> Vec<u8> {
+    let mut bytes = vec![0u8; ty.row_bytes(n_elems).unwrap()];
+    for byte in &mut bytes {
+        *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        *byte = (*state >> 56) as u8;
+    }
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        // The upper byte of each f16, or the exponent of MXFP4.
+        let scales: &[usize] = match ty {
+            TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[1, 3],
+            TensorType::Q2_K => &[81, 83],
+            TensorType::Q3_K => &[109],
+            TensorType::Q6_K => &[209],
+            TensorType::IQ1_M => &[53, 55],
+            TensorType::TQ1_0 => &[53],
+            TensorType::TQ2_0 => &[65],
+            TensorType::MXFP4 => {
+                block[0] = 120 + block[0] % 8;
+                continue;
+            }
+            _ => &[1],
+        };
+        scales.iter().for_each(|&at| block[at] &= 0xBF);
+    }
+    bytes
+}
+
+#[test]
+fn products_of_integers_are_products_of_the_decoded_values() {
+    let mut state = 1;
+    let mut n_types = 0;
+    for ty in TensorType::all() {
+        let Some(kind) = ActivationKind::of(ty).filter(|&kind| kind != ActivationKind::F32) else { continue };
+        n_types += 1;
+        let n = 4 * ty.block_elems();
+        for round in 0..50 {
+            let row = blocks(ty, n, &mut state);
+            let x: Vec<f32> = (0..n).map(|i| ((i * i + 31 * round) % 101) as f32 * 0.03 - 1.5).collect();
+            let (mut codes, mut scales) = (vec![0i8; n], vec![0.0; n / kind.block_elems()]);
+            let mut sums = vec![0i16; n / kind.sum_elems()];
+            quantize_row(kind, &x, &mut codes, &mut scales, &mut sums);
+            let found = dot_q8(ty, &row, Q8Row { codes: &codes, scales: &scales, sums: &sums });
+
+            let mut w = vec![0.0; n];
+            decode(ty, &row, &mut w).unwrap();
+            let term = |i: usize| f64::from(w[i]) * f64::from(codes[i]) * f64::from(scales[i / kind.block_elems()]);
+            let expected: f64 = (0..n).map(term).sum();
+            // Minimums cancel against codes, so the error is measured by the largest partial sums there are.
+            let size: f64 = (0..n).map(|i| term(i).abs()).sum();
+            let error = (f64::from(found) - expected).abs();
+            assert!(error <= 2e-6 * size, "{ty}: {found} where {expected} is right ({error:e} of {size})");
+        }
+    }
+    assert_eq!(n_types, 22, "quantized types that run");
+}
