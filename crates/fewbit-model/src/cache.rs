@@ -1,108 +1,35 @@
-//! The keys and values of one sequence.
+//! The keys and values of one sequence: a table of pages.
+//!
+//! Memory grows by pages of [`PAGE`] positions. Pages are shared with the sequence that a cache was
+//! [forked](KvCache::fork) from, and copied when one of them appends to a page that both hold. Where every
+//! layer has a sliding window, pages that no later query can see are given up, one page later than they could
+//! be: so a cache can always be [truncated](KvCache::truncate) by some positions without losing what is needed.
 
-use crate::{ModelConfig, ModelError};
-use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, KernelError, KvElement, KvPage, KvPageMut, PAGE};
+use crate::ModelError;
+use crate::pages::{Element, KvType, Page, PageKind};
+use fewbit_kernels::{AttentionSequence, Engine, PAGE};
 use half::f16;
 use std::ops::Range;
-
-/// The element type of a cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum KvType {
-    /// Half precision: 2 bytes.
-    F16,
-    /// Full precision: 4 bytes.
-    F32,
-}
-
-impl KvType {
-    /// Bytes of an element.
-    pub fn n_bytes(self) -> usize {
-        match self {
-            Self::F16 => 2,
-            Self::F32 => 4,
-        }
-    }
-
-    /// The name that the command line takes.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
-}
-
-impl std::fmt::Display for KvType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.name())
-    }
-}
+use std::sync::Arc;
 
 /// Keys and values of the positions that a sequence has so far.
-///
-/// Memory grows by pages of [`PAGE`] positions and shrinks with [`truncate`](Self::truncate).
 pub struct KvCache {
-    /// Which model it belongs to.
-    pub(crate) model: u64,
+    kind: Arc<PageKind>,
     len: usize,
-    pages: Pages,
-}
-
-enum Pages {
-    F16(PagesOf<f16>),
-    F32(PagesOf<f32>),
-}
-
-/// Pages of [`PAGE`] positions in all layers.
-struct PagesOf<T> {
-    shape: AttentionShape,
-    n_layers: usize,
-    pages: Vec<Page<T>>,
-}
-
-struct Page<T> {
-    /// `[n_layers][key_elems]`
-    keys: Vec<T>,
-    /// `[n_layers][value_elems]`
-    values: Vec<T>,
-}
-
-/// Calls a method of whichever pages there are.
-macro_rules! each {
-    ($pages:expr, $p:ident => $body:expr) => {
-        match $pages {
-            Pages::F16($p) => $body,
-            Pages::F32($p) => $body,
-        }
-    };
-}
-
-/// The shape of every attention of a model.
-fn attention_shape(config: &ModelConfig) -> AttentionShape {
-    AttentionShape {
-        n_heads: config.n_heads,
-        n_kv_heads: config.n_kv_heads,
-        head_dim: config.head_dim,
-        scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
-        window: config.sliding_window,
-    }
-}
-
-/// Bytes of one page.
-pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
-    let shape = attention_shape(config);
-    (ty.n_bytes() * config.n_layers) as u64 * (shape.key_elems() + shape.value_elems()) as u64
+    /// Pages that came before `pages` and were given up.
+    n_gone: usize,
+    /// `pages[i]` holds the positions from `(n_gone + i) * PAGE` on.
+    pages: Vec<Page>,
 }
 
 impl KvCache {
-    pub(crate) fn new(model: u64, config: &ModelConfig, ty: KvType) -> Self {
-        let (shape, n_layers) = (attention_shape(config), config.n_layers);
-        let pages = match ty {
-            KvType::F16 => Pages::F16(PagesOf { shape, n_layers, pages: Vec::new() }),
-            KvType::F32 => Pages::F32(PagesOf { shape, n_layers, pages: Vec::new() }),
-        };
-        Self { model, len: 0, pages }
+    pub(crate) fn new(kind: Arc<PageKind>) -> Self {
+        Self { kind, len: 0, n_gone: 0, pages: Vec::new() }
+    }
+
+    /// Which model it belongs to.
+    pub(crate) fn model(&self) -> u64 {
+        self.kind.model
     }
 
     /// Positions in the cache.
@@ -116,11 +43,21 @@ impl KvCache {
     }
 
     /// Forgets everything behind the first `len` positions; does nothing if there are no more.
-    pub fn truncate(&mut self, len: usize) {
+    ///
+    /// With a sliding window, the positions that the next query would see may be gone: then it forgets
+    /// everything. Up to [`PAGE`] positions can always be taken back. Returns the positions that are left.
+    pub fn truncate(&mut self, len: usize) -> usize {
         if len < self.len {
-            self.len = len;
-            each!(&mut self.pages, p => p.pages.truncate(len.div_ceil(PAGE)));
+            let is_lost = self.n_gone > 0 && self.kind.shape.window.is_some_and(|w| first_seen(len, w) < self.n_gone);
+            if is_lost || len == 0 {
+                (self.len, self.n_gone) = (0, 0);
+                self.pages.clear();
+            } else {
+                self.len = len;
+                self.pages.truncate(len.div_ceil(PAGE) - self.n_gone);
+            }
         }
+        self.len
     }
 
     /// Forgets everything.
@@ -128,31 +65,100 @@ impl KvCache {
         self.truncate(0);
     }
 
-    /// Bytes of memory that it takes.
+    /// A second sequence with the same past. Pages are shared until one of the two appends to them.
+    pub fn fork(&self) -> Self {
+        let pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].to_vec();
+        Self { kind: Arc::clone(&self.kind), len: self.len, n_gone: self.n_gone, pages }
+    }
+
+    /// Pages that it holds; those that it shares count in each of their holders.
+    pub fn n_pages(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Pages that appending `n` positions would add, copies of shared ones included.
+    pub fn pages_to_append(&self, n: usize) -> usize {
+        if n == 0 {
+            return 0;
+        }
+        let new = (self.len + n).div_ceil(PAGE).saturating_sub(self.n_gone + self.pages.len());
+        new + usize::from(self.must_copy())
+    }
+
+    /// Bytes of memory that it takes, shared pages included.
     pub fn bytes(&self) -> u64 {
-        let n_elems: usize =
-            each!(&self.pages, p => p.pages.iter().map(|page| page.keys.len() + page.values.len()).sum());
-        (n_elems * self.kv_type().n_bytes()) as u64
+        self.pages.len() as u64 * self.kind.page_bytes() as u64
     }
 
     /// The type of its elements.
     pub fn kv_type(&self) -> KvType {
-        match self.pages {
-            Pages::F16(_) => KvType::F16,
-            Pages::F32(_) => KvType::F32,
-        }
+        self.kind.ty
     }
 
-    /// Makes room for `n` more positions.
+    /// Makes room for `n` more positions that nobody else holds.
     pub(crate) fn reserve(&mut self, n: usize) -> Result<(), ModelError> {
-        let len = self.len + n;
-        each!(&mut self.pages, p => p.reserve(len))
+        if n > 0 && self.must_copy() {
+            let page = &mut self.pages[self.len / PAGE - self.n_gone];
+            *page = page.copy(&self.kind)?;
+        }
+        while (self.n_gone + self.pages.len()) * PAGE < self.len + n {
+            self.pages.push(self.kind.new_page()?);
+        }
+        Ok(())
+    }
+
+    /// Whether the page that is appended to is partly filled, and held by somebody else too.
+    fn must_copy(&self) -> bool {
+        !self.len.is_multiple_of(PAGE) && self.pages[self.len / PAGE - self.n_gone].is_shared()
     }
 
     /// Counts `n` positions, whose keys and values have been stored, as part of the sequence.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
+        if let Some(window) = self.kind.shape.window {
+            let keep = first_seen(self.len, window).saturating_sub(1);
+            if keep > self.n_gone {
+                self.pages.drain(..keep - self.n_gone);
+                self.n_gone = keep;
+            }
+        }
     }
+
+    /// All its pages, if none was given up.
+    pub(crate) fn all_pages(&self) -> Option<&[Page]> {
+        (self.n_gone == 0).then_some(&self.pages[..self.len.div_ceil(PAGE)])
+    }
+
+    /// A cache of `len` positions that `pages` hold, from position 0 on.
+    pub(crate) fn from_pages(kind: Arc<PageKind>, pages: Vec<Page>, len: usize) -> Self {
+        assert_eq!(pages.len(), len.div_ceil(PAGE), "as many pages as {len} positions need");
+        Self { kind, len, n_gone: 0, pages }
+    }
+
+    /// Appends its state to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache).
+    pub fn put(&self, out: &mut Vec<u8>) {
+        out.extend((self.n_gone as u64).to_le_bytes());
+        self.pages[..self.len.div_ceil(PAGE) - self.n_gone].iter().for_each(|page| page.put(out));
+    }
+
+    /// Reads what [`put`](Self::put) wrote for a cache of `len` positions.
+    pub(crate) fn take(kind: &Arc<PageKind>, len: usize, bytes: &[u8]) -> Result<Self, ModelError> {
+        let bad = || ModelError::BadCacheState { len, n_bytes: bytes.len() };
+        let (n_gone, pages) = bytes.split_first_chunk().ok_or_else(bad)?;
+        let n_gone = usize::try_from(u64::from_le_bytes(*n_gone)).map_err(|_| bad())?;
+        let most_gone = kind.shape.window.map_or(0, |w| first_seen(len, w).saturating_sub(1));
+        let n_pages = len.div_ceil(PAGE).checked_sub(n_gone).filter(|_| n_gone <= most_gone).ok_or_else(bad)?;
+        if n_pages.checked_mul(kind.page_bytes()) != Some(pages.len()) {
+            return Err(bad());
+        }
+        let pages = pages.chunks_exact(kind.page_bytes().max(1)).map(|bytes| Page::take(kind, bytes));
+        Ok(Self { kind: Arc::clone(kind), len, n_gone, pages: pages.collect::<Result<_, _>>()? })
+    }
+}
+
+/// The first page that a query at position `len` and those behind it see.
+fn first_seen(len: usize, window: usize) -> usize {
+    len.saturating_add(1).saturating_sub(window) / PAGE
 }
 
 /// What one sequence of a batch does in one layer: appends rows of `k` and `v`, then attends with rows of `q`.
@@ -174,82 +180,45 @@ pub(crate) fn append_and_attend(
     step: &LayerStep<'_>,
     out: &mut [f32],
 ) {
-    let (mut half, mut full) = (Vec::new(), Vec::new());
-    for (cache, rows) in caches.iter_mut() {
-        let position = cache.len;
-        match &mut cache.pages {
-            Pages::F16(pages) => half.push((pages, position, rows.clone())),
-            Pages::F32(pages) => full.push((pages, position, rows.clone())),
-        }
-    }
-    if full.is_empty() {
-        of_type(engine, &mut half, step, out);
-    } else {
-        assert!(half.is_empty(), "caches of one model have one type");
-        of_type(engine, &mut full, step, out);
+    match caches.first().map(|(cache, _)| cache.kind.ty) {
+        None => {}
+        Some(KvType::F16) => of_type::<f16>(engine, caches, step, out),
+        Some(KvType::F32) => of_type::<f32>(engine, caches, step, out),
     }
 }
 
-fn of_type<T: KvElement>(
+fn of_type<T: Element>(
     engine: &Engine,
-    caches: &mut [(&mut PagesOf<T>, usize, Range<usize>)],
+    caches: &mut [(&mut KvCache, Range<usize>)],
     step: &LayerStep<'_>,
     out: &mut [f32],
 ) {
-    let Some(shape) = caches.first().map(|(pages, ..)| pages.shape) else { return };
+    let Some(kind) = caches.first().map(|(cache, _)| Arc::clone(&cache.kind)) else { return };
+    let shape = &kind.shape;
     let kv_dim = shape.n_kv_heads * shape.head_dim;
-    for (pages, position, rows) in caches.iter_mut() {
+    for (cache, rows) in caches.iter_mut() {
+        // Only the pages that are written, which are this sequence's own: positions count from the first.
+        let first = cache.len / PAGE - cache.n_gone;
+        let mut pages: Vec<_> = cache.pages[first..]
+            .iter_mut()
+            .map(|page| T::of_mut(page).expect("reserved, so not shared").layer_mut(&kind, step.layer))
+            .collect();
         let rows = rows.start * kv_dim..rows.end * kv_dim;
-        let mut pages = pages.layer_mut(step.layer);
-        engine.store_kv(&shape, &mut pages, *position, &step.k[rows.clone()], &step.v[rows]);
+        engine.store_kv(shape, &mut pages, cache.len % PAGE, &step.k[rows.clone()], &step.v[rows]);
     }
+    // What attention does depends on where positions lie relative to the ends of pages, and on differences of
+    // positions: counting from the first page that is left gives the same bits.
     let sequences: Vec<_> = caches
         .iter()
-        .map(|(pages, position, rows)| AttentionSequence {
-            first_position: *position,
+        .map(|(cache, rows)| AttentionSequence {
+            first_position: cache.len - cache.n_gone * PAGE,
             n_tokens: rows.len(),
-            pages: pages.layer(step.layer),
+            pages: (cache.pages.iter())
+                .map(|page| T::of(page).expect("one type for all caches of a model").layer(&kind, step.layer))
+                .collect(),
         })
         .collect();
-    engine.attention(&shape, &sequences, step.q, out);
-}
-
-impl<T: KvElement> PagesOf<T> {
-    fn reserve(&mut self, len: usize) -> Result<(), ModelError> {
-        let elems = |per_layer: usize| -> Result<Vec<T>, ModelError> {
-            let n = self.n_layers * per_layer;
-            let mut v = Vec::new();
-            v.try_reserve_exact(n).map_err(|_| KernelError::OutOfMemory { bytes: n * size_of::<T>() })?;
-            v.resize(n, T::default());
-            Ok(v)
-        };
-        while self.pages.len() * PAGE < len {
-            let page = Page { keys: elems(self.shape.key_elems())?, values: elems(self.shape.value_elems())? };
-            self.pages.push(page);
-        }
-        Ok(())
-    }
-
-    /// One layer, to be read.
-    fn layer(&self, layer: usize) -> Vec<KvPage<'_, T>> {
-        let (keys, values) = self.parts(layer);
-        self.pages.iter().map(|p| KvPage { keys: &p.keys[keys.clone()], values: &p.values[values.clone()] }).collect()
-    }
-
-    /// One layer, to be written.
-    fn layer_mut(&mut self, layer: usize) -> Vec<KvPageMut<'_, T>> {
-        let (keys, values) = self.parts(layer);
-        self.pages
-            .iter_mut()
-            .map(|p| KvPageMut { keys: &mut p.keys[keys.clone()], values: &mut p.values[values.clone()] })
-            .collect()
-    }
-
-    /// Where a layer's keys and values lie in a page.
-    fn parts(&self, layer: usize) -> (Range<usize>, Range<usize>) {
-        let (nk, nv) = (self.shape.key_elems(), self.shape.value_elems());
-        (layer * nk..(layer + 1) * nk, layer * nv..(layer + 1) * nv)
-    }
+    engine.attention(shape, &sequences, step.q, out);
 }
 
 impl std::fmt::Debug for KvCache {

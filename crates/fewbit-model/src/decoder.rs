@@ -13,8 +13,10 @@
 //! logits = rms_norm(x[wanted rows]) Woutput
 //! ```
 
-use crate::cache::{KvCache, KvType, LayerStep, append_and_attend, page_bytes};
+use crate::cache::{KvCache, LayerStep, append_and_attend};
 use crate::memory::{check_fits, default_kv_type};
+use crate::pages::{KvType, PageKind};
+use crate::prefix::PrefixTree;
 use crate::rope::Rope;
 use crate::weights::{Weights, engine};
 use crate::{ModelConfig, ModelError};
@@ -125,17 +127,20 @@ impl Logits {
     pub fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
     }
+
+    /// All rows one after another, to be changed.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
 }
 
 /// A loaded model.
 pub struct Decoder {
-    /// Tells caches of different models apart.
-    id: u64,
     config: ModelConfig,
     weights: Weights,
     rope: Rope,
     engine: Engine,
-    kv_type: KvType,
+    pages: Arc<PageKind>,
     /// Buffers of a step; held for its length, so that steps of different callers take turns.
     scratch: Mutex<Scratch>,
 }
@@ -184,7 +189,8 @@ impl Decoder {
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let kv_type = options.kv_type.unwrap_or(default_kv_type(file));
-        Ok(Self { id, config, weights, rope, engine, kv_type, scratch: Mutex::default() })
+        let pages = Arc::new(PageKind::new(id, &config, kv_type));
+        Ok(Self { config, weights, rope, engine, pages, scratch: Mutex::default() })
     }
 
     /// Shape and constants.
@@ -209,7 +215,7 @@ impl Decoder {
 
     /// Element type of the KV caches.
     pub fn kv_type(&self) -> KvType {
-        self.kv_type
+        self.pages.ty
     }
 
     /// The kernels and threads in use.
@@ -224,12 +230,36 @@ impl Decoder {
 
     /// Bytes that one more position takes in a cache, on average.
     pub fn kv_bytes_per_position(&self) -> u64 {
-        page_bytes(&self.config, self.kv_type) / PAGE as u64
+        self.kv_page_bytes() / PAGE as u64
+    }
+
+    /// Bytes of one page of a cache: [`KV_PAGE`](crate::KV_PAGE) positions.
+    pub fn kv_page_bytes(&self) -> u64 {
+        self.pages.page_bytes() as u64
+    }
+
+    /// Pages that all caches and trees of prefixes of this model hold together; a shared page counts once.
+    pub fn kv_pages(&self) -> usize {
+        self.pages.n_live()
     }
 
     /// An empty sequence.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(self.id, &self.config, self.kv_type)
+        KvCache::new(Arc::clone(&self.pages))
+    }
+
+    /// A sequence of `len` positions, from the bytes that [`KvCache::put`] wrote. Whether they are what this
+    /// model computes is the caller's to know.
+    ///
+    /// # Errors
+    /// [`ModelError::BadCacheState`] if there are not as many bytes as such a cache has, and out of memory.
+    pub fn restore_cache(&self, len: usize, bytes: &[u8]) -> Result<KvCache, ModelError> {
+        KvCache::take(&self.pages, len, bytes)
+    }
+
+    /// An empty tree of prefixes.
+    pub fn new_prefix_tree(&self) -> PrefixTree {
+        PrefixTree::new(Arc::clone(&self.pages))
     }
 
     /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits
@@ -259,7 +289,7 @@ impl Decoder {
     }
 
     fn check(&self, chunk: &Chunk<'_>) -> Result<(), ModelError> {
-        if chunk.cache.model != self.id {
+        if chunk.cache.model() != self.pages.model {
             return Err(ModelError::ForeignCache);
         }
         let (position, n_tokens) = (chunk.cache.len(), chunk.tokens.len());

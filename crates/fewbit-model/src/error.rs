@@ -110,6 +110,14 @@ pub enum ModelError {
     /// A cache of another model.
     #[error("the KV cache was made for another model")]
     ForeignCache,
+    /// The saved state of a cache is not as long as its positions make it.
+    #[error("{n_bytes} bytes are not the keys and values of {len} positions of this model")]
+    BadCacheState {
+        /// Positions that it should hold.
+        len: usize,
+        /// Bytes that there are.
+        n_bytes: usize,
+    },
     /// A kernel panicked: a bug in fewbit. The model stays usable, the caches of the batch do not.
     #[error("internal error in a kernel (please report it): {message}")]
     Internal {

@@ -8,12 +8,16 @@ mod config;
 mod decoder;
 mod error;
 mod memory;
+mod pages;
+mod prefix;
 mod rope;
 mod weights;
 
-pub use cache::{KvCache, KvType};
+pub use cache::KvCache;
 pub use config::ModelConfig;
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;
-pub use fewbit_kernels::{Isa, KernelError, RopeStyle, ceiling};
+pub use fewbit_kernels::{Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
 pub use memory::{MemoryEstimate, estimate};
+pub use pages::KvType;
+pub use prefix::PrefixTree;

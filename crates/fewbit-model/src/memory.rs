@@ -1,6 +1,6 @@
 //! What a model will take, before anything is allocated.
 
-use crate::cache::{KvType, page_bytes};
+use crate::pages::{KvType, page_bytes};
 use crate::weights::packed_bytes;
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;

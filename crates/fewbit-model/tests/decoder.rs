@@ -3,7 +3,7 @@
 mod support;
 
 use fewbit_format::GgufFile;
-use fewbit_model::{Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor};
+use fewbit_model::{Chunk, Decoder, Isa, KV_PAGE, KvCache, LoadOptions, LogitsFor, ModelError, PrefixTree};
 use support::{TinyModel, bits, stories, tiny_models};
 
 fn load(file: &GgufFile, isa: Isa, threads: usize) -> Decoder {
@@ -138,4 +138,148 @@ fn logits_come_only_where_they_are_asked_for() {
     assert_eq!((some.row(0), some.row(1)), (all.row(2), all.row(3)));
     let next = decoder.forward(&mut [Chunk { cache: &mut c, tokens: &[3], logits: LogitsFor::Last }]).expect("runs");
     assert_eq!(next.row(0), all.row(2));
+}
+
+/// Random-looking tokens of the tiny models' vocabulary.
+fn some_tokens(n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * i / 3 + i * 7) % 60).collect()
+}
+
+#[test]
+fn forks_share_pages_and_go_their_own_ways() {
+    for TinyModel { name, file } in tiny_models() {
+        let decoder = load(&file, Isa::best(), 2);
+        // A whole page and a part of one.
+        let tokens = some_tokens(300);
+        let alone = |rest: &[u32]| {
+            let mut cache = decoder.new_cache();
+            logits(&decoder, &mut cache, &tokens, 512);
+            logits(&decoder, &mut cache, rest, 512)
+        };
+        let (left, right) = ([5, 6, 7], [8, 9, 10, 11]);
+        let want = (alone(&left), alone(&right));
+        assert_eq!(decoder.kv_pages(), 0, "{name}: dropped caches leave no pages");
+
+        let mut a = decoder.new_cache();
+        logits(&decoder, &mut a, &tokens, 512);
+        let mut b = a.fork();
+        assert_eq!((decoder.kv_pages(), b.pages_to_append(1), a.pages_to_append(1)), (2, 1, 1), "{name}");
+        let got = (logits(&decoder, &mut a, &left, 1), logits(&decoder, &mut b, &right, 2));
+        assert!(got == want, "{name}: a fork changed its sibling");
+        assert_eq!(decoder.kv_pages(), 3, "{name}: one page is shared, one was copied");
+        drop((a, b));
+        assert_eq!(decoder.kv_pages(), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_known_prefix_gives_the_same_bits_as_computing_it() {
+    for TinyModel { name, file } in tiny_models() {
+        let decoder = load(&file, Isa::best(), 2);
+        let mut tree = decoder.new_prefix_tree();
+        let tokens = some_tokens(700);
+        let mut cache = decoder.new_cache();
+        let want = logits(&decoder, &mut cache, &tokens, 512);
+        let has_window = decoder.config().sliding_window.is_some();
+        // Before pages are given up: a sliding window keeps what it can see, and a page more.
+        cache.truncate(if has_window { 0 } else { 700 });
+        if has_window {
+            logits(&decoder, &mut cache, &tokens[..300], 512);
+        }
+        tree.insert(&tokens, &cache);
+        let known = cache.len();
+        drop(cache);
+
+        // The whole, and sequences that part from it inside a page and at the end of one.
+        for common in [known, 280, 256, 100, 0] {
+            let mut other = tokens[..common].to_vec();
+            other.push(60);
+            let mut found = tree.find(&other);
+            assert_eq!(found.len(), common, "{name}");
+            let n_vocab = decoder.n_vocab();
+            let got = logits(&decoder, &mut found, &tokens[common..], 512);
+            assert!(got == want[common * n_vocab..], "{name}: after {common} known tokens");
+        }
+        // What others wrote behind a shared prefix is not in the tree.
+        assert_eq!(tree.find(&tokens).len(), known, "{name}");
+        tree.clear();
+        assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
+    }
+}
+
+#[test]
+fn prefixes_go_in_the_order_of_their_last_use_and_never_while_held() {
+    let decoder = load(&stories(), Isa::best(), 1);
+    let mut tree = decoder.new_prefix_tree();
+    let text = |first: u32| -> Vec<u32> { (0..300).map(|i| first + i % 50).collect() };
+    for first in [10, 100, 200] {
+        let mut cache = decoder.new_cache();
+        logits(&decoder, &mut cache, &text(first), 512);
+        tree.insert(&text(first), &cache);
+        // The same again adds nothing.
+        tree.insert(&text(first), &cache);
+    }
+    assert_eq!((tree.n_pages(), decoder.kv_pages()), (6, 6));
+    let held = tree.find(&text(10));
+    tree.find(&text(100));
+    assert_eq!(tree.evict(1), 1);
+    let known = |tree: &mut PrefixTree, first: u32| tree.find(&text(first)).len();
+    assert_eq!(known(&mut tree, 200), 256, "the leaf of the oldest went first");
+    assert_eq!(tree.evict(usize::MAX), 3, "what is held stays");
+    assert_eq!((known(&mut tree, 10), known(&mut tree, 100), known(&mut tree, 200)), (300, 0, 0));
+    drop(held);
+    assert_eq!((tree.evict(usize::MAX), decoder.kv_pages()), (2, 0));
+}
+
+#[test]
+fn a_sliding_window_gives_up_pages_and_takes_back_what_it_can() {
+    let file = tiny_models().remove(1).file;
+    let decoder = load(&file, Isa::best(), 2);
+    let window = decoder.config().sliding_window.expect("the model with a window");
+    let tokens = some_tokens(1500);
+    let want = {
+        let mut cache = decoder.new_cache();
+        logits(&decoder, &mut cache, &tokens, 512)
+    };
+    let n_vocab = decoder.n_vocab();
+    let mut cache = decoder.new_cache();
+    for (i, tokens) in tokens.chunks(50).enumerate() {
+        let got = logits(&decoder, &mut cache, tokens, 50);
+        assert!(got == want[i * 50 * n_vocab..(i + 1) * 50 * n_vocab], "at {}", i * 50);
+        assert!(cache.n_pages() <= (window + 50).div_ceil(KV_PAGE) + 2, "{} pages at {}", cache.n_pages(), i * 50);
+    }
+    // A page's worth can always be taken back.
+    assert_eq!(cache.truncate(1500 - KV_PAGE), 1500 - KV_PAGE);
+    let from = 1500 - KV_PAGE;
+    assert!(logits(&decoder, &mut cache, &tokens[from..], 64) == want[from * n_vocab..]);
+    // More than that is lost, and said so.
+    assert_eq!((cache.truncate(300), cache.n_pages(), decoder.kv_pages()), (0, 0, 0));
+}
+
+#[test]
+fn a_cache_comes_back_from_its_bytes() {
+    for TinyModel { name, file } in tiny_models() {
+        let decoder = load(&file, Isa::best(), 2);
+        let (tokens, next) = (some_tokens(900), [1, 2, 3]);
+        let mut cache = decoder.new_cache();
+        logits(&decoder, &mut cache, &tokens, 512);
+        let mut bytes = Vec::new();
+        cache.put(&mut bytes);
+        let mut restored = decoder.restore_cache(cache.len(), &bytes).expect("what put wrote");
+        let want = logits(&decoder, &mut cache, &next, 3);
+        assert!(logits(&decoder, &mut restored, &next, 3) == want, "{name}");
+        for (len, bytes) in [
+            (900, &bytes[..bytes.len() - 1]),
+            (900, &bytes[..5]),
+            (1200, &bytes[..]),
+            (usize::MAX, &bytes[..]),
+            (0, &bytes[..]),
+        ] {
+            let error = decoder.restore_cache(len, bytes).expect_err("refused");
+            assert!(matches!(error, ModelError::BadCacheState { .. }), "{name}: {error:?}");
+        }
+        let mut gone = bytes.clone();
+        gone[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(decoder.restore_cache(900, &gone).is_err(), "{name}");
+    }
 }
