@@ -5,7 +5,9 @@ use fewbit::{Chat, Error, FinishReason, Message, Model};
 use crate::{STORIES, TEMPLATE, stories};
 
 fn start() -> Chat {
-    stories().chat().system("Tell a story.").temperature(0.0).max_tokens(20).start().unwrap()
+    // What is known must come from the conversation itself.
+    let chat = stories().chat().share_prefix(false);
+    chat.system("Tell a story.").temperature(0.0).max_tokens(20).start().unwrap()
 }
 
 #[test]
@@ -20,8 +22,8 @@ fn later_turns_compute_only_what_is_new() {
     assert_eq!(second.timings.prefill_tokens + second.usage.cached, second.usage.prompt);
 
     // The cache changes nothing: a new conversation with the same past gives the same answer.
-    let mut again =
-        stories().chat().history(chat.messages()[..3].to_vec()).temperature(0.0).max_tokens(20).start().unwrap();
+    let again = stories().chat().history(chat.messages()[..3].to_vec()).share_prefix(false);
+    let mut again = again.temperature(0.0).max_tokens(20).start().unwrap();
     let fresh = again.send("And then?").unwrap();
     assert_eq!(fresh.usage.cached, 0);
     assert_eq!((&fresh.text, &fresh.tokens), (&second.text, &second.tokens));

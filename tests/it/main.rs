@@ -2,6 +2,7 @@
 
 mod chat;
 mod dependencies;
+mod engine;
 mod evaluate;
 mod exact;
 mod generate;

@@ -18,6 +18,6 @@ pub use config::ModelConfig;
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;
 pub use fewbit_kernels::{Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
-pub use memory::{MemoryEstimate, estimate};
+pub use memory::{MemoryEstimate, available_bytes, estimate};
 pub use pages::KvType;
 pub use prefix::PrefixTree;

@@ -69,7 +69,7 @@ pub(crate) fn check_fits(file: &GgufFile, isa: Isa) -> Result<(), ModelError> {
 }
 
 /// Memory that can be had without swapping, where the operating system tells (Linux).
-fn available_bytes() -> Option<u64> {
+pub fn available_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;

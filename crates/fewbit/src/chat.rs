@@ -5,9 +5,14 @@
 //! is exact whatever a template does with older turns (some drop parts of them): what differs is
 //! computed again.
 //!
+//! Random numbers begin anew with each turn, from the conversation's seed and the number of answers before it:
+//! so a turn can be repeated without those before it.
+//!
 //! A turn ends in one of three ways. Complete: question and answer stay in the conversation.
 //! Cancelled by dropping its stream: they stay too, with the answer as far as it went; a turn
 //! without any text leaves nothing. Failed: it leaves nothing. The conversation goes on after each.
+
+use std::sync::Arc;
 
 use fewbit_tokenizer::Message;
 
@@ -15,7 +20,8 @@ use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
-use crate::session::{Run, Session, run_accessors};
+use crate::sample::Sampler;
+use crate::session::{Run, Slot, run_accessors};
 
 /// A conversation that has not started: made by [`Model::chat`].
 #[derive(Debug, Clone)]
@@ -29,7 +35,7 @@ pub struct ChatBuilder {
 
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
-        let options = Options { sampling: model.recommended_sampling(), ..Options::default() };
+        let options = Options::new(model.recommended_sampling());
         Self { model, system: None, history: Vec::new(), options }
     }
 
@@ -49,22 +55,24 @@ impl ChatBuilder {
 
     /// Checks the settings and begins.
     pub fn start(self) -> Result<Chat, Error> {
-        let Self { model, system, history, options } = self;
+        let Self { model, system, history, mut options } = self;
         if !model.has_chat_template() {
             // Says which of the two it is, missing or broken.
             model.encode_chat(&[])?;
         }
-        let session = Session::new(&model.inner, &options)?;
+        // Drawn once: each turn has a seed of its own, which follows from it.
+        options.sampling.seed = Some(Sampler::new(&options.sampling)?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
-        Ok(Chat { model, session, messages, options })
+        let slot = Arc::new(Slot::new(&model));
+        Ok(Chat { model, slot, messages, options })
     }
 }
 
 /// A conversation with a model.
 pub struct Chat {
     model: Model,
-    session: Session,
+    slot: Arc<Slot>,
     messages: Vec<Message>,
     options: Options,
 }
@@ -79,20 +87,22 @@ impl Chat {
     /// Sends a message and waits for the whole answer.
     pub fn send(&mut self, text: impl Into<String>) -> Result<Completion, Error> {
         let mut stream = self.send_stream(text)?;
-        for piece in &mut stream {
-            piece?;
-        }
+        stream.run.wait_for_end();
+        stream.by_ref().try_for_each(|piece| piece.map(drop))?;
         Ok(stream.into_completion())
     }
 
     /// Sends a message; the answer comes as the stream is iterated. Dropping the stream ends the
     /// turn where it is.
     pub fn send_stream(&mut self, text: impl Into<String>) -> Result<ChatStream<'_>, Error> {
+        let mut options = self.options.clone();
+        let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
+        options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
         self.messages.push(Message::user(text.into()));
         let run = self
             .model
             .encode_chat(&self.messages)
-            .and_then(|prompt| Run::new(&self.model.inner, &mut self.session, prompt, &self.options));
+            .and_then(|prompt| Run::new(&self.model, prompt, &options, Some(Arc::clone(&self.slot))));
         match run {
             Ok(run) => Ok(ChatStream { chat: self, run, failed: false, recorded: false }),
             Err(error) => {
@@ -109,7 +119,7 @@ impl Chat {
 
     /// How many tokens are in the KV cache.
     pub fn cached_tokens(&self) -> usize {
-        self.session.len()
+        self.slot.with(|timeline| timeline.cache.len())
     }
 
     /// Forgets all turns; a system message stays.
@@ -137,7 +147,7 @@ impl Iterator for ChatStream<'_> {
     type Item = Result<Piece, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let item = self.run.step(&self.chat.model.inner, &mut self.chat.session);
+        let item = self.run.next();
         self.failed |= matches!(item, Some(Err(_)));
         item
     }

@@ -10,18 +10,22 @@ pub enum FinishReason {
     EndOfGeneration,
     /// A stop string came up.
     StopString,
-    /// `max_tokens` is reached, or the context is full.
+    /// `max_tokens` is reached, or the context or the memory for it is full.
     Length,
-    /// The generation was dropped, or failed, before its end.
+    /// Its deadline passed.
+    Timeout,
+    /// The generation was dropped, cancelled, or failed before its end.
     Cancelled,
 }
 
 impl FinishReason {
-    /// The word that the OpenAI interface uses: `stop`, `length` or `cancelled`.
+    /// The word that the OpenAI interface uses: `stop`, `length`, or `timeout` and `cancelled`, which it
+    /// does not have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EndOfGeneration | Self::StopString => "stop",
             Self::Length => "length",
+            Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
         }
     }
@@ -39,7 +43,8 @@ impl std::fmt::Display for FinishReason {
 pub struct Usage {
     /// Tokens of the prompt, the cached ones included.
     pub prompt: usize,
-    /// Tokens of the prompt that were in the KV cache already.
+    /// Tokens of the prompt that were in the KV cache already: of this conversation, or of another request
+    /// that begins alike.
     pub cached: usize,
     /// Tokens generated.
     pub completion: usize,
@@ -51,7 +56,7 @@ pub struct Usage {
 pub struct Timings {
     /// Loading the model, once for all its generations.
     pub load: Duration,
-    /// Waiting for the steps of other generations.
+    /// Waiting for other generations.
     pub queue: Duration,
     /// Running the prompt through the model.
     pub prefill: Duration,

@@ -99,6 +99,46 @@ pub enum Error {
         context_tokens: usize,
     },
 
+    /// The context that was asked for takes more memory than keys and values may have.
+    #[error(
+        "{n_tokens} tokens take {} MiB of KV cache, and the limit is {} MiB: shorten the prompt, or raise \
+         `ModelBuilder::kv_memory`", needed_bytes >> 20, limit_bytes >> 20
+    )]
+    KvMemory {
+        /// Tokens of the request, or of all that were to run at once.
+        n_tokens: usize,
+        /// Bytes that their keys and values take.
+        needed_bytes: u64,
+        /// Bytes that there may be.
+        limit_bytes: u64,
+    },
+
+    /// Too many requests wait already.
+    #[error("{limit} requests are waiting already: try again later, or raise `ModelBuilder::max_waiting`")]
+    QueueFull {
+        /// The limit.
+        limit: usize,
+    },
+
+    /// What chooses the tokens of this request panicked. The model stays usable.
+    #[error("choosing a token panicked: {message}")]
+    Panicked {
+        /// The panic's message.
+        message: String,
+    },
+
+    /// A request was started by something that chooses the tokens of another one, and would wait for itself.
+    #[error("a generation cannot be started by what chooses the tokens of another: use a thread of its own")]
+    InsideEngine,
+
+    /// The operating system gives no thread.
+    #[error("the engine thread cannot be started: {0}")]
+    EngineThread(#[source] std::io::Error),
+
+    /// The engine thread is gone, or a call to it panicked: a bug.
+    #[error("the engine has stopped")]
+    EngineStopped,
+
     /// A token id that the vocabulary does not have.
     #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
     TokenOutOfRange {

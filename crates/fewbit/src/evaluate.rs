@@ -148,15 +148,15 @@ impl Model {
     fn score_from(&self, tokens: &[u32], first: usize, nll: &mut Vec<f64>) -> Result<(), Error> {
         // The last token is only predicted, never an input.
         let Some((_, inputs)) = tokens.split_last() else { return Ok(()) };
-        let mut cache = self.inner.new_cache();
-        let mut queue = Duration::ZERO;
+        let mut cache = self.decoder().new_cache();
         let (context, scored) = inputs.split_at(first.min(inputs.len()));
-        for chunk in context.chunks(self.inner.prefill_chunk) {
-            self.inner.step(&mut cache, chunk, LogitsFor::None, &mut queue)?;
+        for chunk in context.chunks(self.inner.core.limits.prefill_chunk) {
+            (cache, _) = self.inner.extend(cache, chunk, LogitsFor::None)?;
         }
         let mut at = context.len();
         for chunk in scored.chunks(ROWS) {
-            let logits = self.inner.step(&mut cache, chunk, LogitsFor::All, &mut queue)?;
+            let logits;
+            (cache, logits) = self.inner.extend(cache, chunk, LogitsFor::All)?;
             at += chunk.len();
             let targets = &tokens[at + 1 - chunk.len()..=at];
             nll.extend(negative_log_likelihoods(&logits, targets, self.n_threads()));

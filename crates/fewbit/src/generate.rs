@@ -6,7 +6,7 @@ use crate::completion::{Completion, Piece};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
-use crate::session::{Run, Session, run_accessors};
+use crate::session::{Run, run_accessors};
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub struct Generate {
 
 impl Generate {
     pub(crate) fn new(model: Model, prompt: Prompt) -> Self {
-        let options = Options { sampling: model.recommended_sampling(), ..Options::default() };
+        let options = Options::new(model.recommended_sampling());
         Self { model, prompt, templated: false, system: None, options }
     }
 
@@ -87,15 +87,12 @@ impl Generate {
 
     /// Generates to the end.
     pub fn run(self) -> Result<Completion, Error> {
-        let mut stream = self.stream()?;
-        for piece in &mut stream {
-            piece?;
-        }
-        Ok(stream.into_completion())
+        self.stream()?.run.finish()
     }
 
-    /// Prepares a generation that makes one token per [`next`](Iterator::next). Errors of the prompt
-    /// and the settings come from here; nothing is computed before the first `next`.
+    /// Prepares a generation whose tokens come one with each [`next`](Iterator::next). Errors of the prompt
+    /// and the settings come from here; nothing is computed before the first `next`, and never more than a few
+    /// tokens ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, options } = self;
         let prompt = match prompt {
@@ -109,17 +106,13 @@ impl Generate {
             }
             Prompt::Text(text) => model.encode_raw(&text),
         };
-        let mut session = Session::new(&model.inner, &options)?;
-        let run = Run::new(&model.inner, &mut session, prompt, &options)?;
-        Ok(Stream { model, session, run })
+        Ok(Stream { run: Run::new(&model, prompt, &options, None)? })
     }
 }
 
 /// A running generation: an iterator over its pieces. Dropping it ends it.
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct Stream {
-    model: Model,
-    session: Session,
     run: Run,
 }
 
@@ -133,7 +126,7 @@ impl Iterator for Stream {
     type Item = Result<Piece, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.run.step(&self.model.inner, &mut self.session)
+        self.run.next()
     }
 }
 

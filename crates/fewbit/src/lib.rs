@@ -22,8 +22,9 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A [`Model`] is a handle that can be cloned and used from any thread. A generation is an iterator:
-//! each `next` computes one token, and dropping it ends it. Text is always valid UTF-8; special
+//! A [`Model`] is a handle that can be cloned and used from any thread; what runs at the same time is computed
+//! together, and gives what it would give alone. A generation is an iterator: nothing is computed before the
+//! first `next`, then no more than a few tokens ahead of the reader, and dropping it ends it. Text is always valid UTF-8; special
 //! tokens are recognised in what a chat template writes, never in what a user writes.
 //!
 //! The crates below this one are re-exported for those who need a part: [`format`](mod@format) reads
@@ -44,6 +45,7 @@ pub mod hub;
 mod model;
 mod options;
 pub mod sample;
+mod scheduler;
 mod session;
 mod stop;
 
@@ -58,4 +60,5 @@ pub use fewbit_tokenizer::Message;
 pub use generate::{Generate, Prompt, Stream};
 pub use model::{Model, ModelBuilder, open, resolve};
 pub use sample::{Sampler, Sampling, SamplingError};
+pub use scheduler::{CancelToken, Metrics};
 pub use stop::StopMatcher;

@@ -1,18 +1,17 @@
 //! A loaded model: weights, vocabulary, chat template.
 //!
 //! [`Model`] is a handle: cloning it copies a pointer, and every generation keeps one, so a model
-//! lives as long as anything uses it. What changes while generating (KV cache, random numbers) is in
-//! the generations; the model itself is read-only, so any number of them can run at once. Their steps
-//! take turns at the one pool of threads.
+//! lives as long as anything uses it. Its engine thread ([`scheduler`](crate::scheduler)) computes all
+//! generations together; it starts with the model and ends with the last handle.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fewbit_format::{FormatError, GgufFile};
 use fewbit_model::{
     Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, MemoryEstimate, ModelConfig, ModelError,
-    estimate,
+    available_bytes, estimate,
 };
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, TokenizerOptions, encode_rendered,
@@ -23,8 +22,13 @@ use crate::error::Error;
 use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
 use crate::sample::Sampling;
+use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 
 const DEFAULT_PREFILL_CHUNK: usize = 512;
+const DEFAULT_MAX_RUNNING: usize = 64;
+const DEFAULT_MAX_WAITING: usize = 1024;
+/// Known prefixes take a quarter of what caches may take, and no more than this.
+const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 
 /// A model, ready to generate. Cheap to clone; usable from any thread.
 #[derive(Clone)]
@@ -33,18 +37,13 @@ pub struct Model {
 }
 
 pub(crate) struct Inner {
-    decoder: Decoder,
-    /// Held during a step. Fairness is not needed: a step is short, and between two of its own a
-    /// generation samples, which lets others in.
-    turn: Mutex<()>,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) core: Arc<Core>,
+    pub(crate) scheduler: Scheduler,
     template: Template,
     defaults: ChatDefaults,
     path: PathBuf,
     file_bytes: u64,
     context_length: usize,
-    pub(crate) prefill_chunk: usize,
-    pub(crate) load_time: Duration,
 }
 
 /// A template that does not compile is an error of those who use it, not of the model.
@@ -66,6 +65,10 @@ pub struct ModelBuilder {
     load: LoadOptions,
     prefill_chunk: Option<usize>,
     context_length: Option<usize>,
+    max_running: Option<usize>,
+    max_waiting: Option<usize>,
+    kv_memory: Option<u64>,
+    prefix_memory: Option<u64>,
     chat_template: Option<String>,
     tokenizer: TokenizerOptions,
     progress: Option<Box<dyn Progress>>,
@@ -97,8 +100,8 @@ impl ModelBuilder {
         self
     }
 
-    /// How many tokens of a prompt go through the model in one step (512 by default; at least 1).
-    /// Smaller steps let other generations in sooner, larger ones are faster. The result is the same.
+    /// How many tokens of prompts go through the model in one step at most (512 by default; at least 1). There
+    /// are fewer while other generations wait for their next token. The result is the same.
     pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
         self.prefill_chunk = Some(n_tokens.max(1));
         self
@@ -107,6 +110,32 @@ impl ModelBuilder {
     /// A shorter context than the model's own, which bounds the memory of each generation.
     pub fn context_length(mut self, n_tokens: usize) -> Self {
         self.context_length = Some(n_tokens);
+        self
+    }
+
+    /// How many generations are computed at once (64 by default; at least 1); others wait.
+    pub fn max_running(mut self, n: usize) -> Self {
+        self.max_running = Some(n.max(1));
+        self
+    }
+
+    /// How many generations may wait (1024 by default); more are refused with [`Error::QueueFull`].
+    pub fn max_waiting(mut self, n: usize) -> Self {
+        self.max_waiting = Some(n);
+        self
+    }
+
+    /// How much memory keys and values may take: half of what is free after loading by default. Generations
+    /// that find no room wait, or are computed again later; a prompt that would not fit alone is refused.
+    pub fn kv_memory(mut self, bytes: u64) -> Self {
+        self.kv_memory = Some(bytes);
+        self
+    }
+
+    /// How much of that may be kept of prompts that are done, for others that begin alike: by default a quarter,
+    /// 1 GiB at most; 0 keeps nothing.
+    pub fn prefix_memory(mut self, bytes: u64) -> Self {
+        self.prefix_memory = Some(bytes);
         self
     }
 
@@ -171,22 +200,41 @@ impl ModelBuilder {
         if context_length > trained {
             return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
         }
+        let limits = Limits {
+            prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
+            max_running: self.max_running.unwrap_or(DEFAULT_MAX_RUNNING),
+            max_waiting: self.max_waiting.unwrap_or(DEFAULT_MAX_WAITING),
+            ..kv_limits(decoder.kv_page_bytes(), self.kv_memory, self.prefix_memory)
+        };
         let load_time = start.elapsed();
         tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
+        let core = Arc::new(Core { decoder, tokenizer, load_time, limits });
         Ok(Model {
             inner: Arc::new(Inner {
-                decoder,
-                turn: Mutex::new(()),
-                tokenizer,
+                scheduler: Scheduler::new(Arc::clone(&core))?,
+                core,
                 template,
                 defaults,
                 file_bytes: file.file_bytes(),
                 path,
                 context_length,
-                prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
-                load_time,
             }),
         })
+    }
+}
+
+/// The limits of pages, from those of bytes; a model that can hold no page at all would be of no use.
+fn kv_limits(page_bytes: u64, kv_memory: Option<u64>, prefix_memory: Option<u64>) -> Limits {
+    let kv_memory = kv_memory.unwrap_or_else(|| available_bytes().map_or(u64::MAX, |free| free / 2));
+    let prefix_memory = prefix_memory.unwrap_or(DEFAULT_PREFIX_BYTES.min(kv_memory / 4));
+    let pages = |bytes: u64| usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX);
+    let kv_pages = pages(kv_memory).max(1);
+    Limits {
+        prefill_chunk: 1,
+        max_running: 1,
+        max_waiting: 0,
+        kv_pages,
+        prefix_pages: pages(prefix_memory).min(kv_pages),
     }
 }
 
@@ -290,17 +338,17 @@ impl Model {
 
     /// The vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
-        &self.inner.tokenizer
+        &self.inner.core.tokenizer
     }
 
     /// Sizes and constants of the architecture.
     pub fn config(&self) -> &ModelConfig {
-        self.inner.decoder.config()
+        self.inner.core.decoder.config()
     }
 
     /// The engine below, for measurements.
     pub fn decoder(&self) -> &Decoder {
-        &self.inner.decoder
+        &self.inner.core.decoder
     }
 
     /// Tokens that a prompt and its continuation can have together.
@@ -320,17 +368,31 @@ impl Model {
 
     /// How long loading took.
     pub fn load_time(&self) -> Duration {
-        self.inner.load_time
+        self.inner.core.load_time
     }
 
     /// The name of the instruction set that the kernels use.
     pub fn isa(&self) -> String {
-        self.inner.decoder.isa().to_string()
+        self.inner.core.decoder.isa().to_string()
     }
 
     /// How many threads compute.
     pub fn n_threads(&self) -> usize {
-        self.inner.decoder.n_threads()
+        self.inner.core.decoder.n_threads()
+    }
+
+    /// What the engine is doing, and has done so far.
+    pub fn metrics(&self) -> Metrics {
+        self.inner.scheduler.metrics()
+    }
+
+    /// Forgets the keys and values that are kept of prompts that are done. Those of conversations and of running
+    /// generations stay. Returns how many pages there are after it.
+    pub fn clear_prefixes(&self) -> Result<usize, Error> {
+        self.inner.scheduler.call(|core, prefixes| {
+            prefixes.clear();
+            core.decoder.kv_pages()
+        })
     }
 
     /// Whether the model has a usable chat template.
@@ -359,7 +421,7 @@ impl Model {
     /// The tokens of a raw text: a beginning-of-text token if the model wants one, and no special
     /// token for anything in the text.
     pub(crate) fn encode_raw(&self, text: &str) -> Vec<u32> {
-        let tokenizer = &self.inner.tokenizer;
+        let tokenizer = self.tokenizer();
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         bos.into_iter().chain(tokenizer.encode(text, SpecialTokens::Plain)).collect()
     }
@@ -371,34 +433,24 @@ impl Model {
             Template::Missing => return Err(Error::NoChatTemplate),
             Template::Broken(error) => return Err(Arc::clone(error).into()),
         };
-        let tokenizer = &self.inner.tokenizer;
+        let tokenizer = self.tokenizer();
         let rendered = template.render(&TemplateInput::new(messages))?;
         Ok(encode_rendered(tokenizer, &rendered))
     }
 }
 
 impl Inner {
-    /// A cache for one generation or conversation.
-    pub(crate) fn new_cache(&self) -> KvCache {
-        self.decoder.new_cache()
-    }
-
-    pub(crate) fn context_length(&self) -> usize {
-        self.context_length
-    }
-
-    /// One step for one sequence, when it is its turn; the time waited is added to `queue`.
-    pub(crate) fn step(
+    /// Appends tokens to a sequence, between two steps of the engine.
+    pub(crate) fn extend(
         &self,
-        cache: &mut KvCache,
+        mut cache: KvCache,
         tokens: &[u32],
         logits: LogitsFor,
-        queue: &mut Duration,
-    ) -> Result<Logits, Error> {
-        let asked = Instant::now();
-        // A step that panicked leaves nothing half-done behind this lock.
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        *queue += asked.elapsed();
-        Ok(self.decoder.forward(&mut [Chunk { cache, tokens, logits }])?)
+    ) -> Result<(KvCache, Logits), Error> {
+        let tokens = tokens.to_vec();
+        self.scheduler.call(move |core, _| {
+            let logits = core.decoder.forward(&mut [Chunk { cache: &mut cache, tokens: &tokens, logits }])?;
+            Ok((cache, logits))
+        })?
     }
 }

@@ -1,15 +1,38 @@
 //! The settings that one prompt and a conversation share, and the builder methods for them.
 
+use std::time::{Duration, Instant};
+
 use crate::sample::Sampling;
+use crate::scheduler::CancelToken;
 
 /// Settings of a generation.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Options {
     pub(crate) sampling: Sampling,
     /// `None`: as far as the context reaches.
     pub(crate) max_tokens: Option<usize>,
     pub(crate) stop: Vec<String>,
     pub(crate) ignore_eos: bool,
+    pub(crate) deadline: Option<Instant>,
+    /// From the start of the generation.
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) cancel: Option<CancelToken>,
+    pub(crate) share_prefix: bool,
+}
+
+impl Options {
+    pub(crate) fn new(sampling: Sampling) -> Self {
+        Self {
+            sampling,
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
+            deadline: None,
+            timeout: None,
+            cancel: None,
+            share_prefix: true,
+        }
+    }
 }
 
 /// Writes the setters of [`Options`] for a builder with a field `options`.
@@ -63,6 +86,32 @@ macro_rules! option_setters {
         /// called several times.
         pub fn stop(mut self, text: impl Into<String>) -> Self {
             self.options.stop.push(text.into());
+            self
+        }
+
+        /// Ends at this time, with what there is by then and
+        /// [`FinishReason::Timeout`](crate::FinishReason::Timeout).
+        pub fn deadline(mut self, at: std::time::Instant) -> Self {
+            self.options.deadline = Some(at);
+            self
+        }
+
+        /// Ends so long after its start, the time in the queue included; see [`deadline`](Self::deadline).
+        pub fn timeout(mut self, time: std::time::Duration) -> Self {
+            self.options.timeout = Some(time);
+            self
+        }
+
+        /// Lets this token end it from elsewhere.
+        pub fn cancel_token(mut self, token: &$crate::CancelToken) -> Self {
+            self.options.cancel = Some(token.clone());
+            self
+        }
+
+        /// Whether prompts that begin alike may be computed once (the default). The result is the same, but how
+        /// long it takes tells whether another request began like this one.
+        pub fn share_prefix(mut self, yes: bool) -> Self {
+            self.options.share_prefix = yes;
             self
         }
 

@@ -1,75 +1,92 @@
-//! One timeline of tokens and its KV cache, and the loop that extends it.
+//! The caller's side of a generation, and what a conversation keeps between two of them.
 //!
-//! A [`Session`] is what outlives a generation: a conversation keeps one over all its turns. A [`Run`]
-//! is one generation on it, advanced by [`Run::step`]: prefill what the cache lacks, then one token
-//! per step. Nothing happens between steps, so a run that is not stepped any more is cancelled, and
-//! the session holds exactly the tokens that were computed.
+//! A [`Run`] is one generation: [`Run::next`] submits it when it is first called, and then takes what the engine
+//! sends. A [`Slot`] holds the [`Timeline`] of a conversation, its tokens and their keys and values, while no
+//! turn is being computed.
 
-use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use fewbit_model::{KvCache, LogitsFor};
-use fewbit_tokenizer::StreamDecoder;
+use fewbit_model::KvCache;
 
 use crate::completion::{Completion, FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
-use crate::model::Inner;
+use crate::model::Model;
 use crate::options::Options;
-use crate::sample::Sampler;
+use crate::scheduler::{Event, Picker, Receiver, Request};
 use crate::stop::StopMatcher;
 
-/// A KV cache and the tokens that are in it.
-pub(crate) struct Session {
-    cache: KvCache,
-    tokens: Vec<u32>,
-    sampler: Sampler,
+/// Tokens, and the cache that holds them.
+pub(crate) struct Timeline {
+    pub(crate) cache: KvCache,
+    pub(crate) tokens: Vec<u32>,
 }
 
-impl Session {
-    pub(crate) fn new(model: &Inner, options: &Options) -> Result<Self, Error> {
-        Ok(Self { cache: model.new_cache(), tokens: Vec::new(), sampler: Sampler::new(&options.sampling)? })
+impl Timeline {
+    /// The cache, as far as it holds the beginning of `tokens`.
+    pub(crate) fn into_prefix(mut self, tokens: &[u32]) -> KvCache {
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
+        self.cache.truncate(common);
+        self.cache
+    }
+}
+
+/// Where a conversation keeps its timeline; empty while the engine has it.
+pub(crate) struct Slot {
+    timeline: Mutex<Option<Timeline>>,
+    returned: Condvar,
+}
+
+impl Slot {
+    pub(crate) fn new(model: &Model) -> Self {
+        let timeline = Timeline { cache: model.decoder().new_cache(), tokens: Vec::new() };
+        Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
     }
 
-    /// How many tokens are in the cache.
-    pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
+    fn lock(&self) -> MutexGuard<'_, Option<Timeline>> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps what the cache has in common with `prompt`, but for at least one token of it, whose
-    /// logits are needed. Returns how many tokens are kept.
-    fn keep_common(&mut self, prompt: &[u32]) -> usize {
-        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let keep = common.min(prompt.len().saturating_sub(1));
-        self.cache.truncate(keep);
-        self.tokens.truncate(keep);
-        keep
+    /// The timeline, for the engine.
+    pub(crate) fn take(&self) -> Option<Timeline> {
+        self.lock().take()
     }
 
-    /// Extends the timeline by `tokens`. After a failure it is as it was before.
-    fn extend(
-        &mut self,
-        model: &Inner,
-        tokens: &[u32],
-        want: LogitsFor,
-        queue: &mut Duration,
-    ) -> Result<fewbit_model::Logits, Error> {
-        let logits = model.step(&mut self.cache, tokens, want, queue).inspect_err(|_| {
-            self.cache.truncate(self.tokens.len());
-        })?;
-        self.tokens.extend_from_slice(tokens);
-        Ok(logits)
+    /// Puts it back.
+    pub(crate) fn put(&self, timeline: Timeline) {
+        *self.lock() = Some(timeline);
+        self.returned.notify_all();
+    }
+
+    /// Makes it empty, if it is here: it will be computed again.
+    pub(crate) fn forget(&self) {
+        if let Some(timeline) = &mut *self.lock() {
+            timeline.cache.clear();
+            timeline.tokens.clear();
+        }
+    }
+
+    /// Looks at the timeline, once the engine has given it back: after a turn that takes no longer than a step.
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Timeline) -> R) -> R {
+        let mut timeline = self.lock();
+        loop {
+            if let Some(timeline) = &mut *timeline {
+                return f(timeline);
+            }
+            timeline = self.returned.wait(timeline).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }
 
 /// One generation.
 pub(crate) struct Run {
+    model: Model,
+    state: State,
+    /// Whether only the end is waited for.
+    is_quiet: bool,
+    timeout: Option<Duration>,
     prompt: Vec<u32>,
-    /// The last sampled token, which the cache does not have yet.
-    pending: Option<u32>,
-    max_tokens: usize,
-    ignore_eos: bool,
-    decoder: StreamDecoder,
-    stops: StopMatcher,
     text: String,
     tokens: Vec<u32>,
     finish: Option<FinishReason>,
@@ -78,15 +95,22 @@ pub(crate) struct Run {
     seed: u64,
 }
 
+enum State {
+    Ready(Box<Request>),
+    Running(Receiver),
+    Ended,
+}
+
 impl Run {
     /// Prepares a generation; computes nothing yet.
     pub(crate) fn new(
-        model: &Inner,
-        session: &mut Session,
+        model: &Model,
         prompt: Vec<u32>,
         options: &Options,
+        slot: Option<Arc<Slot>>,
     ) -> Result<Self, Error> {
-        let n_vocab = model.tokenizer.n_vocab();
+        let tokenizer = model.tokenizer();
+        let n_vocab = tokenizer.n_vocab();
         if let Some(&token) = prompt.iter().find(|&&token| token as usize >= n_vocab) {
             return Err(Error::TokenOutOfRange { token, n_vocab });
         }
@@ -99,102 +123,102 @@ impl Run {
             return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
         let max_tokens = options.max_tokens.unwrap_or(room).min(room);
-        let usage = Usage { prompt: prompt.len(), cached: session.keep_common(&prompt), completion: 0 };
-        let decoder = model.tokenizer.decoder_after(&prompt);
-        Ok(Self {
-            prompt,
-            pending: None,
+        let picker = Picker::new(options)?;
+        let seed = picker.seed();
+        let request = Request {
+            decoder: tokenizer.decoder_after(&prompt),
+            prompt: prompt.clone(),
             max_tokens,
             ignore_eos: options.ignore_eos,
-            decoder,
+            picker,
             stops: StopMatcher::new(&options.stop),
+            deadline: options.deadline,
+            cancel: options.cancel.clone(),
+            slot,
+            shares_prefix: options.share_prefix,
+        };
+        Ok(Self {
+            model: model.clone(),
+            state: if max_tokens == 0 { State::Ended } else { State::Ready(Box::new(request)) },
+            is_quiet: false,
+            timeout: options.timeout,
+            usage: Usage { prompt: prompt.len(), ..Usage::default() },
+            timings: Timings { load: model.load_time(), ..Timings::default() },
+            prompt,
             text: String::new(),
             tokens: Vec::new(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
-            usage,
-            timings: Timings { load: model.load_time, ..Timings::default() },
-            seed: session.sampler.seed(),
+            seed,
         })
     }
 
-    /// Makes one token; `None` when the generation has ended.
-    pub(crate) fn step(&mut self, model: &Inner, session: &mut Session) -> Option<Result<Piece, Error>> {
-        if self.finish.is_some() {
-            return None;
-        }
-        let result = self.advance(model, session);
-        if result.is_err() {
-            self.finish = Some(FinishReason::Cancelled);
-        }
-        result.transpose()
+    /// Is told before the start that nobody reads the pieces as they come.
+    pub(crate) fn wait_for_end(&mut self) {
+        self.is_quiet = true;
     }
 
-    fn advance(&mut self, model: &Inner, session: &mut Session) -> Result<Option<Piece>, Error> {
-        let token = match self.pending.take() {
-            None => {
-                let row = self.prefill(model, session)?;
-                session.sampler.sample(row.row(0))?
+    /// Generates to the end.
+    pub(crate) fn finish(mut self) -> Result<Completion, Error> {
+        self.wait_for_end();
+        while let Some(piece) = self.next() {
+            piece?;
+        }
+        Ok(self.completion())
+    }
+
+    /// The next piece; `None` when the generation has ended.
+    pub(crate) fn next(&mut self) -> Option<Result<Piece, Error>> {
+        if let Err(error) = self.start() {
+            return Some(Err(error));
+        }
+        let State::Running(receiver) = &self.state else { return None };
+        let event = receiver.recv();
+        self.take(event)
+    }
+
+    /// The same, without blocking.
+    #[allow(dead_code, reason = "the asynchronous stream is a feature")]
+    pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Error>>> {
+        if let Err(error) = self.start() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let State::Running(receiver) = &self.state else { return Poll::Ready(None) };
+        receiver.poll_recv(context).map(|event| self.take(event))
+    }
+
+    /// Submits the request, if that is still to be done.
+    fn start(&mut self) -> Result<(), Error> {
+        match std::mem::replace(&mut self.state, State::Ended) {
+            State::Ready(mut request) => {
+                let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+                request.deadline = [request.deadline, timeout].into_iter().flatten().min();
+                let submitted = self.model.inner.scheduler.submit(*request, self.is_quiet);
+                self.state = State::Running(submitted.inspect_err(|_| self.finish = Some(FinishReason::Cancelled))?);
             }
-            Some(last) => {
-                let start = Instant::now();
-                let mut queue = Duration::ZERO;
-                let row = session.extend(model, &[last], LogitsFor::Last, &mut queue)?;
-                let token = session.sampler.sample(row.row(0))?;
-                self.timings.queue += queue;
-                self.timings.decode += start.elapsed().saturating_sub(queue);
-                self.timings.decode_tokens += 1;
-                token
+            state => self.state = state,
+        }
+        Ok(())
+    }
+
+    /// Takes an event in: it has a piece, or it is the end.
+    fn take(&mut self, event: Event) -> Option<Result<Piece, Error>> {
+        let Event { piece, end, usage, timings } = event;
+        if end.is_some() {
+            self.state = State::Ended;
+        }
+        match end {
+            None => {}
+            Some(Ok(reason)) => self.finish = Some(reason),
+            Some(Err(error)) => {
+                self.finish = Some(FinishReason::Cancelled);
+                return Some(Err(error));
             }
-        };
-        if !self.ignore_eos && model.tokenizer.is_end_of_generation(token) {
-            self.finish = Some(FinishReason::EndOfGeneration);
-            let rest = self.flush();
-            return Ok((!rest.is_empty()).then(|| Piece { text: rest, token_ids: Vec::new() }));
         }
-        self.tokens.push(token);
-        self.usage.completion += 1;
-        self.pending = Some(token);
-
-        let decoded = self.decoder.push(&model.tokenizer, token);
-        let mut text = self.stops.push(&decoded);
-        if self.stops.is_stopped() {
-            self.finish = Some(FinishReason::StopString);
-        }
-        self.text += &text;
-        if self.finish.is_none() && self.tokens.len() >= self.max_tokens {
-            self.finish = Some(FinishReason::Length);
-            text += &self.flush();
-        }
-        Ok(Some(Piece { text, token_ids: vec![token] }))
-    }
-
-    /// Runs what the cache lacks of the prompt, in chunks; the logits are those of its last token.
-    fn prefill(&mut self, model: &Inner, session: &mut Session) -> Result<fewbit_model::Logits, Error> {
-        let start = Instant::now();
-        let mut queue = Duration::ZERO;
-        let from = session.len();
-        let mut chunks: VecDeque<&[u32]> = self.prompt[from..].chunks(model.prefill_chunk).collect();
-        let last = chunks.pop_back().ok_or(Error::EmptyPrompt)?;
-        for chunk in chunks {
-            session.extend(model, chunk, LogitsFor::None, &mut queue)?;
-        }
-        let row = session.extend(model, last, LogitsFor::Last, &mut queue)?;
-        self.timings.queue += queue;
-        self.timings.prefill += start.elapsed().saturating_sub(queue);
-        self.timings.prefill_tokens += self.prompt.len() - from;
-        Ok(row)
-    }
-
-    /// The text that was held back, now that nothing follows it.
-    fn flush(&mut self) -> String {
-        let mut rest = self.stops.push(&self.decoder.finish());
-        if self.stops.is_stopped() {
-            self.finish = Some(FinishReason::StopString);
-        } else {
-            rest += &self.stops.finish();
-        }
-        self.text += &rest;
-        rest
+        (self.usage, self.timings) = (usage, timings);
+        let piece = piece?;
+        self.text += &piece.text;
+        self.tokens.extend(&piece.token_ids);
+        Some(Ok(piece))
     }
 
     /// The text so far.

@@ -1,0 +1,372 @@
+//! The engine thread's loop.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use fewbit_model::{KvCache, Logits, ModelError, PrefixTree};
+
+use super::plan::Planner;
+use super::sequence::Sequence;
+use super::{Core, Metrics, Shared, as_engine};
+use crate::completion::FinishReason;
+use crate::error::Error;
+use crate::session::Slot;
+
+/// Tokens that it must save to go on from what another request has computed.
+const WORTH_SHARING: usize = 16;
+
+pub(super) struct Engine {
+    core: Arc<Core>,
+    shared: Arc<Shared>,
+    /// In the order of their arrival. Those that were preempted come first.
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    prefixes: PrefixTree,
+    /// Conversations, which keep caches while they rest; those that rest for longest come first.
+    slots: VecDeque<Weak<Slot>>,
+    planner: Planner,
+    metrics: Metrics,
+}
+
+/// What one sequence does in a step.
+struct Part {
+    /// Index in `running`.
+    index: usize,
+    /// Tokens that it appends.
+    n_tokens: usize,
+}
+
+impl Engine {
+    pub(super) fn new(core: Arc<Core>, shared: Arc<Shared>) -> Self {
+        let prefixes = core.decoder.new_prefix_tree();
+        let (waiting, running, slots, planner, metrics) = Default::default();
+        Self { core, shared, waiting, running, prefixes, slots, planner, metrics }
+    }
+
+    /// Works until the scheduler is dropped.
+    pub(super) fn run(mut self) {
+        loop {
+            match catch_unwind(AssertUnwindSafe(|| self.turn())) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(payload) => {
+                    // A bug of this loop. What it was working on is lost, what comes next is not.
+                    let message = panic_message(payload.as_ref());
+                    tracing::error!(message, "the engine panicked");
+                    for mut sequence in self.waiting.drain(..).chain(self.running.drain(..)) {
+                        sequence.fail(ModelError::Internal { message: message.clone() }.into());
+                        give_back(sequence);
+                    }
+                }
+            }
+        }
+        self.waiting.drain(..).chain(self.running.drain(..)).for_each(give_back);
+    }
+
+    /// One step, and what comes before it; `false` at the end.
+    fn turn(&mut self) -> bool {
+        let calls = {
+            let mut inbox = self.shared.lock();
+            inbox.poked = false;
+            if inbox.closed {
+                return false;
+            }
+            let new = inbox.requests.drain(..).map(|(request, out)| Sequence::new(&self.core, request, out));
+            self.waiting.extend(new);
+            std::mem::take(&mut inbox.calls)
+        };
+        self.reap(Instant::now());
+        for call in calls {
+            // The caller hears of a panic by its missing answer.
+            let _ = catch_unwind(AssertUnwindSafe(|| call(&self.core, &mut self.prefixes)));
+        }
+        self.admit();
+        let before = (self.running.len(), self.waiting.len());
+        let parts = self.plan();
+        if parts.is_empty() && before != (self.running.len(), self.waiting.len()) {
+            // Want of memory has changed who runs: others may go on now.
+        } else if parts.is_empty() {
+            self.publish();
+            let deadline = self.waiting.iter().chain(&self.running).filter_map(Sequence::deadline).min();
+            self.shared.wait(deadline);
+        } else {
+            self.step(&parts);
+            self.reap(Instant::now());
+            self.publish();
+        }
+        true
+    }
+
+    /// Takes out what has ended, was cancelled or is late.
+    fn reap(&mut self, now: Instant) {
+        for sequence in self.waiting.iter_mut().chain(&mut self.running) {
+            sequence.check_end(now);
+        }
+        let mut ended: Vec<Sequence> = self.running.extract_if(.., |sequence| sequence.has_ended()).collect();
+        // Only a few of many end in one step, and most steps end none.
+        if self.waiting.iter().any(Sequence::has_ended) {
+            let (gone, stay) = self.waiting.drain(..).partition(Sequence::has_ended);
+            self.waiting = stay;
+            ended.extend::<VecDeque<_>>(gone);
+        }
+        self.metrics.ended += ended.len() as u64;
+        for sequence in ended {
+            if sequence.shares_prefix() && self.core.limits.prefix_pages > 0 {
+                self.prefixes.insert(sequence.computed(), &sequence.cache);
+            }
+            if let Some(slot) = sequence.slot() {
+                self.slots.push_back(Arc::downgrade(slot));
+            }
+            give_back(sequence);
+        }
+        let over = self.prefixes.n_pages().saturating_sub(self.core.limits.prefix_pages);
+        self.prefixes.evict(over);
+    }
+
+    /// Whether `wanted` pages can be had without taking any from a running request. To get them, it forgets known
+    /// prefixes, then the caches of conversations that rest, then what is kept for requests that wait.
+    fn can_have(&mut self, wanted: usize) -> bool {
+        let lacking =
+            |engine: &Self| (engine.core.decoder.kv_pages() + wanted).saturating_sub(engine.core.limits.kv_pages);
+        if wanted == 0 || lacking(self) == 0 {
+            return true;
+        }
+        self.prefixes.evict(lacking(self));
+        while lacking(self) > 0
+            && let Some(slot) = self.slots.pop_front()
+        {
+            if let Some(slot) = slot.upgrade() {
+                slot.forget();
+            }
+            self.prefixes.evict(lacking(self));
+        }
+        let mut last = self.waiting.len();
+        while lacking(self) > 0 && last > 0 {
+            last -= 1;
+            self.waiting[last].cache.clear();
+        }
+        lacking(self) == 0
+    }
+
+    /// Lets waiting requests in, as far as there is room.
+    fn admit(&mut self) {
+        while self.running.len() < self.core.limits.max_running
+            && let Some(mut sequence) = self.waiting.pop_front()
+        {
+            let known = self.known_prefix(&mut sequence);
+            let needed = known.pages_to_append(sequence.tokens().len() - known.len());
+            if !self.can_have(needed) && !self.running.is_empty() {
+                sequence.cache = known;
+                self.waiting.push_front(sequence);
+                break;
+            }
+            self.metrics.cached_tokens += known.len() as u64;
+            if sequence.has_begun {
+                sequence.cache = known;
+            } else {
+                sequence.begin(known);
+            }
+            self.running.push(sequence);
+        }
+    }
+
+    /// What is known of a sequence's tokens, but for at least one of them, whose logits are needed: from its
+    /// conversation, or from requests before it.
+    fn known_prefix(&mut self, sequence: &mut Sequence) -> KvCache {
+        let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
+        let own = sequence.slot().and_then(|slot| slot.take()).map(|timeline| timeline.into_prefix(tokens));
+        let found = (sequence.shares_prefix() && self.core.limits.prefix_pages > 0).then(|| self.prefixes.find(tokens));
+        let kept = std::mem::replace(&mut sequence.cache, self.core.decoder.new_cache());
+        let own = own.filter(|own| own.len() > kept.len()).unwrap_or(kept);
+        // What others hold has to be copied to be gone on from.
+        found.filter(|found| found.len() >= own.len() + WORTH_SHARING).unwrap_or(own)
+    }
+
+    /// Whether a running sequence should wait for another one that is computing the same tokens right now.
+    /// Takes over what the other has computed, once that is all they have in common.
+    fn shares_with_running(&mut self, index: usize) -> bool {
+        let sequence = &self.running[index];
+        if sequence.pending() <= WORTH_SHARING || !sequence.shares_prefix() || self.core.limits.prefix_pages == 0 {
+            return false;
+        }
+        let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
+        let known = sequence.cache.len();
+        let mut best: Option<(usize, usize)> = None;
+        for (i, other) in self.running.iter().enumerate().filter(|&(i, other)| i != index && other.shares_prefix()) {
+            let common = other.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
+            let is_ahead = (other.cache.len(), std::cmp::Reverse(i)) > (known, std::cmp::Reverse(index));
+            if is_ahead && common >= known + WORTH_SHARING && best.is_none_or(|(_, most)| common > most) {
+                best = Some((i, common));
+            }
+        }
+        let Some((i, common)) = best else { return false };
+        let other = &self.running[i];
+        if other.cache.len() < common && other.pending() > 1 {
+            return other.wants_more();
+        }
+        let common = common.min(other.cache.len());
+        if common >= known + WORTH_SHARING {
+            let mut fork = other.cache.fork();
+            if fork.truncate(common) == common {
+                self.metrics.cached_tokens += (common - known) as u64;
+                self.running[index].take_over(fork);
+            }
+        }
+        false
+    }
+
+    /// What goes into the next step.
+    fn plan(&mut self) -> Vec<Part> {
+        let now = Instant::now();
+        let mut ready = Vec::with_capacity(self.running.len());
+        for index in 0..self.running.len() {
+            if !self.running[index].wants_more() {
+                self.running[index].skip_time(now);
+            } else if !self.shares_with_running(index) {
+                ready.push(index);
+            }
+        }
+        let waiting: Vec<_> = ready.iter().map(|&index| self.running[index].waiting()).collect();
+        let take = self.planner.plan(&waiting, self.core.limits.prefill_chunk);
+        let parts = ready.into_iter().zip(take).filter(|&(_, n)| n > 0);
+        let parts: Vec<Part> = parts.map(|(index, n_tokens)| Part { index, n_tokens }).collect();
+        self.make_room(parts)
+    }
+
+    /// Takes sequences out of the plan, the latest first, until there are pages for the rest; they give up their
+    /// caches. One that is alone and finds no room ends: its context is full.
+    fn make_room(&mut self, mut parts: Vec<Part>) -> Vec<Part> {
+        loop {
+            let needed = parts.iter().map(|p| self.running[p.index].cache.pages_to_append(p.n_tokens)).sum();
+            if self.can_have(needed) {
+                return parts;
+            }
+            if self.running.len() == 1 {
+                self.running[0].finish(FinishReason::Length);
+                self.reap(Instant::now());
+                return Vec::new();
+            }
+            // One whose reader is behind loses least.
+            let rank = |sequence: &Sequence| (!sequence.wants_more(), sequence.arrived());
+            let latest = self.running.iter().enumerate().max_by_key(|(_, sequence)| rank(sequence));
+            let Some(index) = latest.map(|(index, _)| index) else { return Vec::new() };
+            let mut sequence = self.running.remove(index);
+            sequence.cache.clear();
+            self.waiting.push_front(sequence);
+            self.metrics.preempted += 1;
+            parts.retain(|part| part.index != index);
+            for part in parts.iter_mut().filter(|part| part.index > index) {
+                part.index -= 1;
+            }
+        }
+    }
+
+    /// One forward pass, and a token for every sequence that is complete with it.
+    fn step(&mut self, parts: &[Part]) {
+        let start = Instant::now();
+        for part in parts {
+            let sequence = &mut self.running[part.index];
+            sequence.start_step(start);
+            sequence.served = self.planner.step();
+        }
+        match self.forward(parts) {
+            Ok(mut logits) => {
+                self.note(parts, start.elapsed());
+                self.choose(parts, &mut logits);
+            }
+            Err(error) if parts.len() == 1 => {
+                self.running[parts[0].index].fail(error);
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a step failed: its parts are run one by one");
+                for part in parts {
+                    let part = Part { index: part.index, n_tokens: part.n_tokens };
+                    match self.forward(std::slice::from_ref(&part)) {
+                        Ok(mut logits) => self.choose(&[part], &mut logits),
+                        Err(error) => self.running[part.index].fail(error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn forward(&mut self, parts: &[Part]) -> Result<Logits, Error> {
+        let mut n_tokens = vec![0; self.running.len()];
+        parts.iter().for_each(|part| n_tokens[part.index] = part.n_tokens);
+        let mut batch = Vec::with_capacity(parts.len());
+        for (sequence, n) in self.running.iter_mut().zip(n_tokens).filter(|&(_, n)| n > 0) {
+            batch.push(sequence.chunk(n));
+        }
+        Ok(self.core.decoder.forward(&mut batch)?)
+    }
+
+    /// Counts what a step did.
+    fn note(&mut self, parts: &[Part], time: Duration) {
+        let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
+        let is_prompt = |part: &&Part| !self.running[part.index].is_decoding();
+        let of_prompts: usize = parts.iter().filter(is_prompt).map(|part| part.n_tokens).sum();
+        if of_prompts >= 32 && 4 * of_prompts >= 3 * n_tokens {
+            self.planner.learn(n_tokens, time);
+        }
+        self.metrics.steps += 1;
+        self.metrics.prompt_tokens += of_prompts as u64;
+    }
+
+    /// Chooses tokens for the sequences that are complete, on all threads. `logits` has their rows, in order.
+    fn choose(&mut self, parts: &[Part], logits: &mut Logits) {
+        let core = &*self.core;
+        let mut is_part = vec![false; self.running.len()];
+        parts.iter().for_each(|part| is_part[part.index] = true);
+        let mut rows = logits.values_mut();
+        let mut tasks = Vec::with_capacity(parts.len());
+        for (sequence, _) in self.running.iter_mut().zip(is_part).filter(|&(_, is_part)| is_part) {
+            if sequence.pending() > 0 {
+                sequence.count_time(0);
+                continue;
+            }
+            let (row, rest) = rows.split_at_mut(core.decoder.n_vocab());
+            rows = rest;
+            tasks.push(Mutex::new((sequence, row)));
+        }
+        let run = |task: &Mutex<(&mut Sequence, &mut [f32])>| {
+            let mut task = task.lock().unwrap_or_else(PoisonError::into_inner);
+            let (sequence, row) = &mut *task;
+            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(core, row, &[]))));
+            if let Err(payload) = result {
+                sequence.fail(Error::Panicked { message: panic_message(payload.as_ref()) });
+            }
+        };
+        match &tasks[..] {
+            [] => {}
+            [task] => run(task),
+            tasks => {
+                core.decoder.engine().pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run))
+            }
+        }
+        self.metrics.generated_tokens += tasks.len() as u64;
+    }
+
+    /// Lets callers see how things are.
+    fn publish(&mut self) {
+        self.metrics.running = self.running.len();
+        self.metrics.prefix_pages = self.prefixes.n_pages();
+        let mut inbox = self.shared.lock();
+        inbox.n_waiting = self.waiting.len();
+        inbox.metrics = self.metrics;
+    }
+}
+
+/// Gives a conversation its cache back; drops the rest.
+fn give_back(sequence: Sequence) {
+    if let Some(slot) = sequence.slot().cloned() {
+        slot.put(sequence.into_timeline());
+    }
+}
+
+fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let message = payload.downcast_ref::<String>().map(String::as_str);
+    message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message").to_owned()
+}

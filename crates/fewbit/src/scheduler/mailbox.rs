@@ -1,0 +1,149 @@
+//! The way of one request's pieces from the engine thread to the caller, and of a cancellation back.
+//!
+//! A mailbox holds a bounded number of pieces. The engine looks whether there is room before it plans a step and
+//! leaves a request out whose mailbox is full: a stream that is not read computes no further than that. A
+//! caller that waits for the whole answer asks for no bound and is woken once, at the end, so that no core is
+//! taken from the computation for every token.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use super::Shared;
+use crate::completion::{FinishReason, Piece, Timings, Usage};
+use crate::error::Error;
+
+/// Pieces that a stream may be ahead of its reader.
+const AHEAD: usize = 16;
+
+/// What one token, or the end, of a request brings.
+#[derive(Debug)]
+pub(crate) struct Event {
+    pub(crate) piece: Option<Piece>,
+    /// With the last event.
+    pub(crate) end: Option<Result<FinishReason, Error>>,
+    pub(crate) usage: Usage,
+    pub(crate) timings: Timings,
+}
+
+#[derive(Default)]
+struct State {
+    events: VecDeque<Event>,
+    /// Only the end wakes the reader, and there is always room.
+    is_quiet: bool,
+    /// The end is in `events` or was taken out.
+    has_ended: bool,
+    /// An asynchronous reader.
+    waker: Option<Waker>,
+}
+
+#[derive(Default)]
+struct Mailbox {
+    state: Mutex<State>,
+    ready: Condvar,
+    cancelled: AtomicBool,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The engine's end. Dropped before the end of its request, it tells the reader that nothing will come.
+pub(super) struct Sender {
+    mailbox: Arc<Mailbox>,
+}
+
+/// The caller's end. Dropping it cancels the request.
+pub(crate) struct Receiver {
+    mailbox: Arc<Mailbox>,
+    shared: Arc<Shared>,
+}
+
+/// A mailbox; `is_quiet` for a reader that waits for the end.
+pub(super) fn mailbox(shared: &Arc<Shared>, is_quiet: bool) -> (Sender, Receiver) {
+    let mailbox = Arc::new(Mailbox::default());
+    mailbox.lock().is_quiet = is_quiet;
+    (Sender { mailbox: Arc::clone(&mailbox) }, Receiver { mailbox, shared: Arc::clone(shared) })
+}
+
+impl Sender {
+    /// Whether the reader wants more than it has.
+    pub(super) fn has_room(&self) -> bool {
+        let state = self.mailbox.lock();
+        state.is_quiet || state.events.len() < AHEAD
+    }
+
+    /// Whether the reader is gone.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.mailbox.cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn send(&self, event: Event) {
+        let mut state = self.mailbox.lock();
+        state.has_ended |= event.end.is_some();
+        let wake = !state.is_quiet || state.has_ended;
+        state.events.push_back(event);
+        if wake {
+            let waker = state.waker.take();
+            drop(state);
+            self.mailbox.ready.notify_one();
+            waker.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        if !self.mailbox.lock().has_ended {
+            let (usage, timings) = (Usage::default(), Timings::default());
+            self.send(Event { piece: None, end: Some(Err(Error::EngineStopped)), usage, timings });
+        }
+    }
+}
+
+impl Receiver {
+    /// The next event; blocks. Not to be called again after the end.
+    pub(crate) fn recv(&self) -> Event {
+        let mut state = self.mailbox.lock();
+        loop {
+            if let Some(event) = self.take(&mut state) {
+                return event;
+            }
+            state = self.mailbox.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The next event, without blocking.
+    #[allow(dead_code, reason = "the asynchronous stream is a feature")]
+    pub(crate) fn poll_recv(&self, context: &mut Context<'_>) -> Poll<Event> {
+        let mut state = self.mailbox.lock();
+        match self.take(&mut state) {
+            Some(event) => Poll::Ready(event),
+            None => {
+                state.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    fn take(&self, state: &mut State) -> Option<Event> {
+        let was_full = !state.is_quiet && state.events.len() >= AHEAD && !state.has_ended;
+        let event = state.events.pop_front()?;
+        if was_full {
+            self.shared.poke();
+        }
+        Some(event)
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.mailbox.cancelled.store(true, Ordering::Release);
+        if !self.mailbox.lock().has_ended {
+            self.shared.poke();
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! One engine thread per model, which computes all its requests together.
+//!
+//! ```text
+//! callers                 engine thread
+//!   submit ──> inbox ──>  take in, end what was cancelled or is late, admit
+//!                         plan: one token of everybody who decodes, and a bounded part of the prompts
+//!                         one forward pass
+//!   pieces <── mailbox <─ choose tokens (on all threads), turn them into text
+//! ```
+//!
+//! Each request gets the tokens that it would get alone: the arithmetic does not depend on the batch, and what
+//! chooses tokens belongs to its request. An error ends the request that it came from; one that concerns a whole
+//! step is traced to its request by running the step's parts one by one.
+//!
+//! Keys and values live in pages that requests share as far as they begin alike ([`fewbit_model::PrefixTree`]).
+//! When the pages reach their limit, known prefixes that nobody uses go first; then the request that came last
+//! gives up its cache, to be computed again when there is room. That changes no token either.
+
+mod cancel;
+mod engine;
+mod mailbox;
+mod picker;
+mod plan;
+mod sequence;
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use fewbit_model::{Decoder, KV_PAGE, PrefixTree};
+use fewbit_tokenizer::Tokenizer;
+
+pub use cancel::CancelToken;
+pub(crate) use mailbox::{Event, Receiver};
+pub(crate) use picker::Picker;
+pub(crate) use sequence::Request;
+
+use crate::error::Error;
+use mailbox::Sender;
+
+/// What a step needs of a model.
+pub(crate) struct Core {
+    pub(crate) decoder: Decoder,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) load_time: Duration,
+    pub(crate) limits: Limits,
+}
+
+/// How much the engine takes on.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    /// Prompt tokens of a step.
+    pub(crate) prefill_chunk: usize,
+    /// Requests that are computed at once.
+    pub(crate) max_running: usize,
+    /// Requests that wait for it.
+    pub(crate) max_waiting: usize,
+    /// Pages of keys and values.
+    pub(crate) kv_pages: usize,
+    /// Of these, pages of prefixes that no request uses.
+    pub(crate) prefix_pages: usize,
+}
+
+/// What an engine is doing, and has done since the model was loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Metrics {
+    /// Requests that are being computed.
+    pub running: usize,
+    /// Requests that wait to be.
+    pub waiting: usize,
+    /// Requests that ended, in whatever way.
+    pub ended: u64,
+    /// Pages of keys and values that exist, those of known prefixes included. A shared page counts once.
+    pub kv_pages: usize,
+    /// Of these, pages that known prefixes hold.
+    pub prefix_pages: usize,
+    /// Bytes of a page.
+    pub kv_page_bytes: u64,
+    /// Forward passes.
+    pub steps: u64,
+    /// Prompt tokens computed.
+    pub prompt_tokens: u64,
+    /// Prompt tokens that were known already.
+    pub cached_tokens: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Requests that gave up their cache for want of memory, and were computed again.
+    pub preempted: u64,
+}
+
+/// Work for the engine thread between two steps.
+type Call = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
+
+/// What callers put in for the engine thread.
+#[derive(Default)]
+struct Inbox {
+    requests: VecDeque<(Request, Sender)>,
+    calls: VecDeque<Call>,
+    /// Requests that wait on the engine's side.
+    n_waiting: usize,
+    /// Something else has changed.
+    poked: bool,
+    closed: bool,
+    metrics: Metrics,
+}
+
+/// What callers and the engine thread share.
+#[derive(Default)]
+pub(crate) struct Shared {
+    inbox: Mutex<Inbox>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the engine look again.
+    fn poke(&self) {
+        self.lock().poked = true;
+        self.changed.notify_one();
+    }
+
+    /// Waits until there is something to do, or `until`.
+    fn wait(&self, until: Option<Instant>) {
+        let mut inbox = self.lock();
+        while !(inbox.poked || inbox.closed) && inbox.requests.is_empty() && inbox.calls.is_empty() {
+            inbox = match until {
+                None => self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return;
+                    }
+                    self.changed.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+}
+
+thread_local! {
+    /// Whether this thread is choosing tokens for an engine: waiting for an engine here would be waiting for
+    /// itself.
+    static IS_ENGINE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` as a part of an engine.
+fn as_engine<R>(f: impl FnOnce() -> R) -> R {
+    let before = IS_ENGINE.replace(true);
+    let result = f();
+    IS_ENGINE.set(before);
+    result
+}
+
+/// The engine thread of a model; dropping it ends the thread.
+pub(crate) struct Scheduler {
+    shared: Arc<Shared>,
+    core: Arc<Core>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Scheduler {
+    pub(crate) fn new(core: Arc<Core>) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::default());
+        let for_thread = (Arc::clone(&core), Arc::clone(&shared));
+        let thread = std::thread::Builder::new()
+            .name("fewbit-engine".to_owned())
+            .spawn(move || engine::Engine::new(for_thread.0, for_thread.1).run())
+            .map_err(Error::EngineThread)?;
+        Ok(Self { shared, core, thread: Some(thread) })
+    }
+
+    /// Puts in a request; `is_quiet` if only its end is waited for.
+    pub(crate) fn submit(&self, request: Request, is_quiet: bool) -> Result<Receiver, Error> {
+        if IS_ENGINE.get() {
+            return Err(Error::InsideEngine);
+        }
+        self.check_memory(request.prompt.len() + 1)?;
+        let (sender, receiver) = mailbox::mailbox(&self.shared, is_quiet);
+        if let Some(token) = &request.cancel {
+            token.watch(&self.shared);
+        }
+        let limit = self.core.limits.max_waiting;
+        let mut inbox = self.shared.lock();
+        if inbox.requests.len() + inbox.n_waiting >= limit {
+            return Err(Error::QueueFull { limit });
+        }
+        inbox.requests.push_back((request, sender));
+        drop(inbox);
+        self.shared.changed.notify_one();
+        Ok(receiver)
+    }
+
+    /// Refuses what would not fit into the cache's memory if it were alone.
+    fn check_memory(&self, n_tokens: usize) -> Result<(), Error> {
+        let (limit, page) = (self.core.limits.kv_pages, self.core.decoder.kv_page_bytes());
+        let needed = n_tokens.div_ceil(KV_PAGE);
+        if needed > limit {
+            let bytes = |pages: usize| (pages as u64).saturating_mul(page);
+            return Err(Error::KvMemory { n_tokens, needed_bytes: bytes(needed), limit_bytes: bytes(limit) });
+        }
+        Ok(())
+    }
+
+    /// Runs `f` on the engine thread between two steps, and returns what it does.
+    pub(crate) fn call<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Core, &mut PrefixTree) -> R + Send + 'static,
+    ) -> Result<R, Error> {
+        if IS_ENGINE.get() {
+            return Err(Error::InsideEngine);
+        }
+        let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+        self.shared.lock().calls.push_back(Box::new(move |core, prefixes| {
+            // A caller that is gone needs no result.
+            let _ = sender.send(f(core, prefixes));
+        }));
+        self.shared.changed.notify_one();
+        receiver.recv().map_err(|_| Error::EngineStopped)
+    }
+
+    /// What it is doing.
+    pub(crate) fn metrics(&self) -> Metrics {
+        let decoder = &self.core.decoder;
+        let (kv_pages, kv_page_bytes) = (decoder.kv_pages(), decoder.kv_page_bytes());
+        let inbox = self.shared.lock();
+        Metrics { waiting: inbox.requests.len() + inbox.n_waiting, kv_pages, kv_page_bytes, ..inbox.metrics }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.changed.notify_one();
+        // The last handle of a model may be dropped by something that the engine thread itself runs.
+        if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
+            // It catches its panics, so there is nothing to hear from it.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Which tokens go into the next step.
+//!
+//! A step takes every sequence that waits for its next token, and prompt tokens within a budget. The budget is a
+//! time, turned into tokens by the speed of the prompts so far: as long as somebody waits for tokens, a step
+//! stays short; alone, a prompt goes through in chunks of full size. The results do not depend on any of this.
+//!
+//! Steps with prompts alternate between two orders. In one, prompts that can be finished within the budget come
+//! first, shortest first, and nothing else: so a short prompt waits for no more than one chunk of a long one. In
+//! the other the prompt that was served longest ago gets the budget: so long prompts are not starved.
+
+use std::time::Duration;
+
+/// What the planner knows of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// Tokens that the cache lacks; 1 for one that is decoding.
+    pub(super) pending: usize,
+    /// The step in which it was last served.
+    pub(super) served: u64,
+}
+
+/// Chooses tokens; keeps what it learned.
+#[derive(Debug, Default)]
+pub(super) struct Planner {
+    /// Seconds per prompt token, smoothed.
+    token_s: Option<f64>,
+    /// Whether the last step with prompts left long ones out.
+    owes_long: bool,
+    steps: u64,
+}
+
+/// How long a step's prompt tokens may take while others wait for tokens.
+const SHARED_STEP: Duration = Duration::from_millis(60);
+/// The same while nobody does: others may come, and sequences may be cancelled.
+const OWN_STEP: Duration = Duration::from_millis(500);
+/// Fewer tokens than this make a step no shorter that is worth it.
+const MIN_CHUNK: usize = 32;
+
+impl Planner {
+    /// The number of the step that is being planned.
+    pub(super) fn step(&self) -> u64 {
+        self.steps
+    }
+
+    /// Prompt tokens that the next step may take.
+    fn budget(&self, somebody_decodes: bool, chunk: usize) -> usize {
+        let time = if somebody_decodes { SHARED_STEP } else { OWN_STEP };
+        let fits = match self.token_s {
+            Some(token_s) => (time.as_secs_f64() / token_s) as usize,
+            None if somebody_decodes => 2 * MIN_CHUNK,
+            None => 4 * MIN_CHUNK,
+        };
+        fits.next_multiple_of(16).max(MIN_CHUNK).min(chunk)
+    }
+
+    /// For each of the sequences, how many of its pending tokens go into the next step.
+    pub(super) fn plan(&mut self, sequences: &[Waiting], chunk: usize) -> Vec<usize> {
+        self.steps += 1;
+        let mut take: Vec<usize> = sequences.iter().map(|s| usize::from(s.pending == 1)).collect();
+        let mut left = self.budget(take.contains(&1), chunk);
+        let mut prompts: Vec<usize> = (0..sequences.len()).filter(|&i| sequences[i].pending > 1).collect();
+        prompts.sort_by_key(|&i| (sequences[i].pending, i));
+        let is_short = |i: &&usize| sequences[**i].pending <= left;
+        if !self.owes_long && prompts.first().is_some_and(|i| is_short(&i)) {
+            for i in prompts.iter().copied() {
+                let pending = sequences[i].pending;
+                if pending > left {
+                    self.owes_long = true;
+                    break;
+                }
+                take[i] = pending;
+                left -= pending;
+            }
+        } else {
+            self.owes_long = false;
+            prompts.sort_by_key(|&i| (sequences[i].served, i));
+            for i in prompts {
+                take[i] = sequences[i].pending.min(left);
+                left -= take[i];
+            }
+        }
+        take
+    }
+
+    /// Takes note of how long a step took whose work was mostly `n_tokens` of prompts.
+    pub(super) fn learn(&mut self, n_tokens: usize, time: Duration) {
+        let token_s = time.as_secs_f64() / n_tokens.max(1) as f64;
+        self.token_s = Some(match self.token_s {
+            Some(known) => known + 0.3 * (token_s - known),
+            None => token_s,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(pending: &[usize]) -> Vec<Waiting> {
+        pending.iter().map(|&pending| Waiting { pending, served: 0 }).collect()
+    }
+
+    fn planner(tokens_per_s: f64) -> Planner {
+        Planner { token_s: Some(1.0 / tokens_per_s), ..Planner::default() }
+    }
+
+    #[test]
+    fn whoever_decodes_is_in_every_step() {
+        let mut planner = planner(1000.0);
+        for _ in 0..3 {
+            let take = planner.plan(&waiting(&[1, 4000, 1, 10]), 512);
+            assert_eq!((take[0], take[2]), (1, 1));
+            assert!(take[1] + take[3] <= 64, "{take:?}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_alone_gets_a_whole_chunk() {
+        assert_eq!(planner(1500.0).plan(&waiting(&[4000]), 512), [512]);
+        // A slow model's chunks are smaller, so that others get in.
+        assert_eq!(planner(100.0).plan(&waiting(&[4000]), 512), [64]);
+        assert_eq!(planner(1.0).plan(&waiting(&[4000]), 512), [MIN_CHUNK]);
+        assert_eq!(planner(1500.0).plan(&waiting(&[4000]), 7), [7]);
+    }
+
+    #[test]
+    fn short_prompts_overtake_and_long_ones_are_not_starved() {
+        let mut planner = planner(1000.0);
+        let mut long = Waiting { pending: 10_000, served: 0 };
+        let mut served = 0;
+        for _ in 0..10 {
+            // There are always short ones.
+            let take = planner.plan(&[long, Waiting { pending: 10, served: 0 }], 512);
+            long.pending -= take[0];
+            served += usize::from(take[0] > 0);
+            assert!(take[0] == 0 || take[0] >= 500, "all or nothing: {take:?}");
+        }
+        assert_eq!(served, 5);
+    }
+
+    #[test]
+    fn long_prompts_take_turns() {
+        let mut planner = planner(1000.0);
+        let mut sequences = waiting(&[5000, 5000, 5000]);
+        let mut order = Vec::new();
+        for _ in 0..6 {
+            let take = planner.plan(&sequences, 512);
+            let i = take.iter().position(|&n| n > 0).expect("somebody is served");
+            sequences[i] = Waiting { pending: sequences[i].pending - take[i], served: planner.step() };
+            order.push(i);
+        }
+        assert_eq!(order, [0, 1, 2, 0, 1, 2]);
+    }
+
+    #[test]
+    fn what_fits_goes_together() {
+        assert_eq!(planner(1000.0).plan(&waiting(&[100, 90, 80]), 512), [100, 90, 80]);
+        assert_eq!(planner(1000.0).plan(&waiting(&[300, 90, 280]), 512), [0, 90, 280]);
+        assert_eq!(planner(1000.0).plan(&[], 512), [0; 0]);
+    }
+}

@@ -1,0 +1,265 @@
+//! A request while the engine works on it: its tokens, its cache, and what becomes of a chosen token.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fewbit_model::{Chunk, KvCache, LogitsFor};
+use fewbit_tokenizer::StreamDecoder;
+
+use super::Core;
+use super::cancel::CancelToken;
+use super::mailbox::{Event, Sender};
+use super::picker::Picker;
+use super::plan::Waiting;
+use crate::completion::{FinishReason, Piece, Timings, Usage};
+use crate::error::Error;
+use crate::session::{Slot, Timeline};
+use crate::stop::StopMatcher;
+
+/// A generation, ready to be computed.
+pub(crate) struct Request {
+    /// At least one token, all of them in the vocabulary.
+    pub(crate) prompt: Vec<u32>,
+    /// At least 1.
+    pub(crate) max_tokens: usize,
+    pub(crate) ignore_eos: bool,
+    pub(crate) picker: Picker,
+    /// After the prompt.
+    pub(crate) decoder: StreamDecoder,
+    pub(crate) stops: StopMatcher,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) cancel: Option<CancelToken>,
+    /// Where the cache comes from and goes to, if the conversation keeps one.
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// Whether others may use what it computes, and it what others computed.
+    pub(crate) shares_prefix: bool,
+}
+
+/// The same under way.
+pub(super) struct Sequence {
+    request: Request,
+    /// The prompt, and what was generated.
+    tokens: Vec<u32>,
+    pub(super) cache: KvCache,
+    out: Sender,
+    usage: Usage,
+    timings: Timings,
+    pub(super) served: u64,
+    arrived: Instant,
+    /// Until when its times are accounted for.
+    counted: Instant,
+    /// Whether the prompt has been observed, and looked for among the known prefixes.
+    pub(super) has_begun: bool,
+    /// Its end, once it is known.
+    end: Option<Result<FinishReason, Error>>,
+}
+
+impl Sequence {
+    pub(super) fn new(core: &Core, request: Request, out: Sender) -> Self {
+        let now = Instant::now();
+        Self {
+            tokens: request.prompt.clone(),
+            cache: core.decoder.new_cache(),
+            usage: Usage { prompt: request.prompt.len(), ..Usage::default() },
+            timings: Timings { load: core.load_time, ..Timings::default() },
+            served: 0,
+            arrived: now,
+            counted: now,
+            has_begun: false,
+            end: None,
+            request,
+            out,
+        }
+    }
+
+    /// Begins with what is known of the prompt: not all of it, for the logits of its last token are needed.
+    pub(super) fn begin(&mut self, known: KvCache) {
+        self.has_begun = true;
+        self.cache = known;
+        self.usage.cached = self.cache.len();
+        self.timings.prefill_tokens = self.pending();
+        self.request.picker.begin(&self.request.prompt);
+    }
+
+    /// All tokens, computed or not.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens that are in the cache.
+    pub(super) fn computed(&self) -> &[u32] {
+        &self.tokens[..self.cache.len()]
+    }
+
+    /// Its next `n` tokens, for a step; logits are wanted if it is complete with them.
+    pub(super) fn chunk(&mut self, n: usize) -> Chunk<'_> {
+        let (from, to) = (self.cache.len(), self.cache.len() + n);
+        let logits = if to == self.tokens.len() { LogitsFor::Last } else { LogitsFor::None };
+        Chunk { cache: &mut self.cache, tokens: &self.tokens[from..to], logits }
+    }
+
+    /// What a conversation keeps.
+    pub(super) fn into_timeline(mut self) -> Timeline {
+        self.tokens.truncate(self.cache.len());
+        Timeline { cache: self.cache, tokens: self.tokens }
+    }
+
+    pub(super) fn slot(&self) -> Option<&Arc<Slot>> {
+        self.request.slot.as_ref()
+    }
+
+    pub(super) fn shares_prefix(&self) -> bool {
+        self.request.shares_prefix
+    }
+
+    /// Tokens that the cache lacks.
+    pub(super) fn pending(&self) -> usize {
+        self.tokens.len() - self.cache.len()
+    }
+
+    pub(super) fn waiting(&self) -> Waiting {
+        Waiting { pending: self.pending(), served: self.served }
+    }
+
+    /// Whether a token was generated.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.usage.completion > 0
+    }
+
+    pub(super) fn arrived(&self) -> Instant {
+        self.arrived
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.request.deadline
+    }
+
+    pub(super) fn wants_more(&self) -> bool {
+        self.out.has_room()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Ends the request if somebody wants that.
+    pub(super) fn check_end(&mut self, now: Instant) {
+        if self.end.is_some() {
+            return;
+        }
+        if self.out.is_cancelled() || self.request.cancel.as_ref().is_some_and(CancelToken::is_cancelled) {
+            self.finish(FinishReason::Cancelled);
+        } else if self.request.deadline.is_some_and(|deadline| deadline <= now) {
+            self.finish(FinishReason::Timeout);
+        }
+    }
+
+    /// Ends it here, with the text that was held back.
+    pub(super) fn finish(&mut self, reason: FinishReason) {
+        if self.end.is_none() {
+            self.end = Some(Ok(reason));
+            let text = self.flush();
+            let piece = (!text.is_empty()).then(|| Piece { text, token_ids: Vec::new() });
+            self.send(piece);
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: Error) {
+        if self.end.is_none() {
+            self.end = Some(Err(error));
+            self.send(None);
+        }
+    }
+
+    /// Lets the picker choose from `rows` (`[n][n_vocab]`), which follow the last `n` computed tokens, of which all
+    /// but the first were drafted: goes on as long as the picker chooses what was drafted.
+    pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32], drafted: &[u32]) {
+        for (i, row) in rows.chunks_exact_mut(core.decoder.n_vocab()).enumerate() {
+            match self.request.picker.pick(row) {
+                Err(error) => return self.fail(error),
+                Ok(picked) => {
+                    self.count_time(1);
+                    self.push(core, picked.token);
+                    if self.end.is_some() || drafted.get(i) != Some(&picked.token) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a chosen token into the text and sends what it brings.
+    fn push(&mut self, core: &Core, token: u32) {
+        let tokenizer = &core.tokenizer;
+        if !self.request.ignore_eos && tokenizer.is_end_of_generation(token) {
+            return self.finish(FinishReason::EndOfGeneration);
+        }
+        self.tokens.push(token);
+        self.usage.completion += 1;
+        let decoded = self.request.decoder.push(tokenizer, token);
+        let mut text = self.request.stops.push(&decoded);
+        if self.request.stops.is_stopped() {
+            self.end = Some(Ok(FinishReason::StopString));
+        } else if self.usage.completion >= self.request.max_tokens {
+            self.end = Some(Ok(FinishReason::Length));
+            text += &self.flush();
+        }
+        self.send(Some(Piece { text, token_ids: vec![token] }));
+    }
+
+    /// The text that was held back, now that nothing follows it.
+    fn flush(&mut self) -> String {
+        let mut rest = self.request.stops.push(&self.request.decoder.finish());
+        if self.request.stops.is_stopped() {
+            self.end = Some(Ok(FinishReason::StopString));
+        } else {
+            rest += &self.request.stops.finish();
+        }
+        rest
+    }
+
+    fn send(&mut self, piece: Option<Piece>) {
+        let end = match &mut self.end {
+            None => None,
+            Some(Ok(reason)) => Some(Ok(*reason)),
+            // The error goes to the reader; here it is enough to know that there was one.
+            Some(end) => Some(std::mem::replace(end, Ok(FinishReason::Cancelled))),
+        };
+        self.out.send(Event { piece, end, usage: self.usage, timings: self.timings });
+    }
+
+    /// Before a step that it is part of: what was before was waiting.
+    pub(super) fn start_step(&mut self, now: Instant) {
+        self.timings.queue += now.saturating_duration_since(self.counted);
+        self.counted = now;
+    }
+
+    /// Before a step that it is not part of because its reader is behind: that is nobody's time.
+    pub(super) fn skip_time(&mut self, now: Instant) {
+        self.counted = now;
+    }
+
+    /// Counts the time since the step began, which brought so many tokens: as prefill up to the first token, and
+    /// as decoding from then on.
+    pub(super) fn count_time(&mut self, n_tokens: usize) {
+        let now = Instant::now();
+        let time: Duration = now.saturating_duration_since(self.counted);
+        self.counted = now;
+        if self.is_decoding() {
+            self.timings.decode += time;
+            self.timings.decode_tokens += n_tokens;
+        } else {
+            self.timings.prefill += time;
+        }
+    }
+
+    /// Goes on from what another sequence has computed of the same tokens.
+    pub(super) fn take_over(&mut self, known: KvCache) {
+        let gained = known.len() - self.cache.len();
+        self.cache = known;
+        if !self.is_decoding() {
+            self.usage.cached += gained;
+            self.timings.prefill_tokens -= gained;
+        }
+    }
+}

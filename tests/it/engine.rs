@@ -1,0 +1,287 @@
+//! Many requests at once: each gets what it gets alone, whatever happens to the others, and nothing is left behind.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fewbit::{CancelToken, Error, FinishReason, Generate, Model, ModelBuilder};
+
+use crate::{STORIES, TEMPLATE};
+
+fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
+    configure(Model::builder().threads(1).chat_template(TEMPLATE)).load(STORIES).unwrap()
+}
+
+/// Numbers that repeat.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.0 >> 33) % n as u64) as usize
+    }
+}
+
+const OPENINGS: [&str; 5] = [
+    "Once upon a time",
+    "Once upon a time, there was a little girl named Lily. She loved to play",
+    "The dog said: \"",
+    "One day, Tom and his mom went to the park. They saw a big, red ball and",
+    "",
+];
+
+/// A request that differs from all others: in its prompt, how its tokens are chosen, how many and where it stops.
+fn request(model: &Model, i: usize) -> Generate {
+    let mut random = Random(i as u64);
+    let filler = "They were very happy and played all day. ".repeat(random.below(8));
+    let prompt = format!("{} {filler}{i}", OPENINGS[i % OPENINGS.len()]);
+    let request = model.generate(prompt).seed(i as u64).max_tokens(10 + random.below(50));
+    match i % 4 {
+        0 => request.temperature(0.0),
+        1 => request.temperature(1.3).top_k(0).top_p(0.9),
+        2 => request.temperature(0.7).min_p(0.2).stop("."),
+        _ => request.temperature(2.0).ignore_eos(true),
+    }
+}
+
+/// What each of `n` requests gives when it is alone on a model that keeps nothing.
+fn alone(n: usize) -> Vec<(Vec<u32>, String, FinishReason)> {
+    let model = load(|builder| builder.max_running(1).prefix_memory(0));
+    (0..n).map(|i| request(&model, i).run().unwrap()).map(|out| (out.tokens, out.text, out.finish_reason)).collect()
+}
+
+/// Runs `n` requests at once, each on a thread of its own.
+fn together<R: Send>(n: usize, run: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..n).map(|i| scope.spawn(move || run(i))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+/// Pages that are left when nothing is kept.
+fn pages_left(model: &Model) -> usize {
+    model.clear_prefixes().unwrap()
+}
+
+#[test]
+fn sixty_four_at_once_are_each_as_if_alone() {
+    let want = alone(64);
+    let models = [
+        ("everything on", load(|b| b)),
+        ("no prefixes, two threads", load(|b| b.prefix_memory(0).threads(2))),
+        ("few at once, small chunks", load(|b| b.max_running(7).prefill_chunk(16))),
+    ];
+    for (what, model) in &models {
+        // Twice, for the second time finds the prefixes of the first.
+        for round in 0..2 {
+            let got = together(64, |i| request(model, i).run().unwrap());
+            for (i, (got, want)) in got.into_iter().zip(&want).enumerate() {
+                assert_eq!(&(got.tokens, got.text, got.finish_reason), want, "request {i}, {what}, round {round}");
+            }
+        }
+        assert_eq!(pages_left(model), 0, "{what}");
+    }
+}
+
+#[test]
+fn cancelling_half_of_them_changes_nothing_for_the_others() {
+    let want = alone(64);
+    let model = load(|b| b.max_running(40));
+    together(64, |i| {
+        let mut stream = request(&model, i).stream().unwrap();
+        if i % 2 == 0 {
+            stream.by_ref().take(i / 4).for_each(|piece| drop(piece.unwrap()));
+            return;
+        }
+        stream.by_ref().for_each(|piece| drop(piece.unwrap()));
+        let got = stream.into_completion();
+        assert_eq!((got.tokens, got.text, got.finish_reason), want[i], "request {i}");
+    });
+    assert_eq!(pages_left(&model), 0);
+}
+
+#[test]
+fn too_little_memory_makes_requests_wait_and_changes_no_token() {
+    let want = alone(24);
+    let page = load(|b| b).metrics().kv_page_bytes;
+    let model = load(|b| b.kv_memory(5 * page).prefill_chunk(64));
+    let got = together(24, |i| request(&model, i).run().unwrap());
+    for (i, (got, want)) in got.into_iter().zip(&want).enumerate() {
+        assert_eq!(&(got.tokens, got.text, got.finish_reason), want, "request {i}");
+    }
+    // Two that fit while they are short, and no longer when they have grown.
+    let long = |seed| model.generate("Once").temperature(1.5).seed(seed).ignore_eos(true).max_tokens(450);
+    let want = together(1, |_| [0, 1, 2, 3].map(|seed| long(seed).run().unwrap().tokens)).remove(0);
+    let before = model.metrics().preempted;
+    let got = together(4, |i| long(i as u64).run().unwrap().tokens);
+    assert!(model.metrics().preempted > before, "there was no want of memory");
+    assert_eq!(got, want);
+    assert_eq!(pages_left(&model), 0);
+}
+
+#[test]
+fn what_cannot_fit_is_refused_or_ends() {
+    let page = load(|b| b).metrics().kv_page_bytes;
+    let model = load(|b| b.kv_memory(page));
+    let error = model.generate(vec![5; 300]).run().unwrap_err();
+    assert!(
+        matches!(error, Error::KvMemory { n_tokens: 301, needed_bytes, limit_bytes }
+            if needed_bytes == 2 * page && limit_bytes == page),
+        "{error:?}"
+    );
+    let out = model.generate(vec![5; 200]).ignore_eos(true).run().unwrap();
+    // The last token is not in the cache.
+    assert_eq!((out.usage.prompt + out.usage.completion, out.finish_reason), (257, FinishReason::Length));
+    assert_eq!(pages_left(&model), 0);
+}
+
+#[test]
+fn ten_thousand_ends_of_every_kind_leave_nothing_behind() {
+    const EVENTS: usize = 10_000;
+    let model = load(|b| b.max_running(16).threads(1));
+    let next = AtomicUsize::new(0);
+    together(8, |thread| {
+        let mut random = Random(thread as u64);
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= EVENTS {
+                break;
+            }
+            let prompt = OPENINGS[random.below(OPENINGS.len())];
+            let token = CancelToken::new();
+            let request = model.generate(prompt).seed(i as u64).max_tokens(8).cancel_token(&token);
+            match random.below(6) {
+                0 => drop(request.stream().unwrap()),
+                1 => {
+                    let mut stream = request.stream().unwrap();
+                    stream.by_ref().take(random.below(6)).for_each(|piece| drop(piece.unwrap()));
+                }
+                2 => {
+                    let mut stream = request.max_tokens(1000).ignore_eos(true).stream().unwrap();
+                    stream.by_ref().take(random.below(4)).for_each(|piece| drop(piece.unwrap()));
+                    token.cancel();
+                    assert!(stream.by_ref().count() <= 64, "a cancelled request ends");
+                    assert_eq!(stream.finish_reason(), Some(FinishReason::Cancelled));
+                }
+                3 => {
+                    let time = Duration::from_micros(random.below(500) as u64);
+                    let out = request.timeout(time).run().unwrap();
+                    assert!(matches!(out.finish_reason, FinishReason::Timeout | FinishReason::Length), "{out:?}");
+                }
+                4 => {
+                    token.cancel();
+                    let out = request.run().unwrap();
+                    assert_eq!((out.finish_reason, out.usage.completion), (FinishReason::Cancelled, 0));
+                }
+                _ => assert!(!request.run().unwrap().tokens.is_empty()),
+            }
+        }
+    });
+    assert_eq!(pages_left(&model), 0);
+    let metrics = model.metrics();
+    assert_eq!((metrics.running, metrics.waiting), (0, 0), "{metrics:?}");
+    let want = alone(1).remove(0);
+    let out = request(&model, 0).run().unwrap();
+    assert_eq!((out.tokens, out.text, out.finish_reason), want, "it still serves");
+}
+
+#[test]
+fn a_stream_that_is_not_read_computes_no_further() {
+    let model = load(|b| b);
+    let mut stream = model.generate("Once").ignore_eos(true).seed(1).stream().unwrap();
+    assert_eq!(model.metrics().steps, 0, "nothing before the first piece");
+    stream.next().unwrap().unwrap();
+    // Others are computed meanwhile.
+    let other = model.generate("Once").temperature(0.0).max_tokens(200).run().unwrap();
+    assert_eq!(other.tokens.len(), 200);
+    let generated = model.metrics().generated_tokens;
+    assert!(generated < 200 + 40, "{generated} tokens: the reader took one");
+    // And it goes on where it was.
+    let whole = model.generate("Once").ignore_eos(true).seed(1).run().unwrap();
+    stream.by_ref().for_each(|piece| drop(piece.unwrap()));
+    assert_eq!(stream.into_completion().tokens, whole.tokens);
+}
+
+#[test]
+fn deadlines_and_tokens_end_what_runs_and_what_waits() {
+    let model = load(|b| b.max_running(1));
+    let mut blocker = model.generate("Once").ignore_eos(true).stream().unwrap();
+    blocker.next().unwrap().unwrap();
+    // Its reader has stopped, and it holds the only place.
+    let out = model.generate("Once").timeout(Duration::from_millis(20)).run().unwrap();
+    assert_eq!((out.finish_reason, out.tokens.len()), (FinishReason::Timeout, 0));
+    let out = model.generate("Once").deadline(Instant::now()).run().unwrap();
+    assert_eq!(out.finish_reason, FinishReason::Timeout);
+    let token = CancelToken::new();
+    let out = thread::scope(|scope| {
+        let waiting = scope.spawn(|| model.generate("Once").cancel_token(&token).run().unwrap());
+        while model.metrics().waiting == 0 {
+            thread::yield_now();
+        }
+        token.cancel();
+        waiting.join().unwrap()
+    });
+    assert_eq!(out.finish_reason, FinishReason::Cancelled);
+    drop(blocker);
+    assert_eq!(model.generate("Once").max_tokens(5).ignore_eos(true).run().unwrap().tokens.len(), 5);
+    assert_eq!(pages_left(&model), 0);
+}
+
+#[test]
+fn a_full_queue_is_an_error() {
+    let model = load(|b| b.max_running(1).max_waiting(2));
+    let mut streams: Vec<_> = (0..3).map(|_| model.generate("Once").ignore_eos(true).stream().unwrap()).collect();
+    streams[0].next().unwrap().unwrap();
+    thread::scope(|scope| {
+        let waiting: Vec<_> = streams.drain(1..).map(|mut s| scope.spawn(move || s.next().unwrap().unwrap())).collect();
+        while model.metrics().waiting < 2 {
+            thread::yield_now();
+        }
+        let error = model.generate("Once").run().unwrap_err();
+        assert!(matches!(error, Error::QueueFull { limit: 2 }), "{error:?}");
+        streams.clear();
+        waiting.into_iter().for_each(|thread| drop(thread.join().unwrap()));
+    });
+    assert_eq!(model.generate("Once").max_tokens(5).ignore_eos(true).run().unwrap().tokens.len(), 5);
+}
+
+#[test]
+fn prompts_that_begin_alike_are_computed_once() {
+    let model = load(|b| b);
+    let shared = "One day, Tom and his mom went to the park. They saw a big, red ball. ".repeat(4);
+    let ask = |end: &str| model.generate(format!("{shared}{end}")).temperature(0.0).max_tokens(5).run().unwrap();
+    let first = ask("Tom");
+    let n = first.usage.prompt;
+    assert_eq!(first.usage.cached, 0);
+    let second = ask("Mom");
+    assert!(second.usage.cached > n - 8 && second.usage.cached < n, "{:?} of {n}", second.usage);
+    assert_eq!(second.timings.prefill_tokens + second.usage.cached, second.usage.prompt);
+    // At the same time, too: one computes, the others wait for it.
+    model.clear_prefixes().unwrap();
+    let before = model.metrics().prompt_tokens;
+    let outs = together(8, |i| ask(&format!("{i}")));
+    let computed = (model.metrics().prompt_tokens - before) as usize;
+    assert!(computed < 2 * n, "{computed} tokens for 8 prompts of {n}");
+    assert!(outs.iter().filter(|out| out.usage.cached > n - 8).count() >= 6);
+    // Not for those who do not want it.
+    assert_eq!(model.generate(shared).share_prefix(false).max_tokens(1).run().unwrap().usage.cached, 0);
+}
+
+#[test]
+fn a_conversation_keeps_its_cache_unless_memory_is_needed() {
+    let page = load(|b| b).metrics().kv_page_bytes;
+    let model = load(|b| b.kv_memory(2 * page).prefix_memory(0));
+    let mut chat = model.chat().temperature(0.0).max_tokens(10).start().unwrap();
+    let first = chat.send("Once upon a time there was a cat.").unwrap();
+    assert_eq!(chat.cached_tokens(), first.usage.prompt + first.usage.completion - 1);
+    assert_eq!(pages_left(&model), 1);
+    let messages = chat.messages().to_vec();
+    // Two pages for somebody else: the resting conversation gives up its own.
+    model.generate(vec![5; 400]).max_tokens(1).ignore_eos(true).run().unwrap();
+    assert_eq!(chat.cached_tokens(), 0);
+    let second = chat.send("And a dog.").unwrap();
+    assert_eq!(second.usage.cached, 0);
+    let mut fresh = model.chat().history(messages).temperature(0.0).max_tokens(10).start().unwrap();
+    assert_eq!(fresh.send("And a dog.").unwrap().tokens, second.tokens);
+}
