@@ -8,6 +8,7 @@ mod exact;
 mod generate;
 mod hub;
 mod loading;
+mod sampling;
 mod smollm2;
 mod smollm2_generation;
 mod tidy;

@@ -107,12 +107,62 @@ pub(crate) struct SamplingArgs {
     /// Keep tokens at least P times as probable as the most probable; 0 keeps all
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
+    /// Keep the tokens nearest to the expected surprise that together have probability P; 1 keeps all
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) typical: Option<f32>,
+    /// Keep tokens at most N standard deviations below the most probable; 0 keeps all
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) top_n_sigma: Option<f32>,
+    /// How often the most probable tokens are excluded (XTC); 0 never
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub(crate) xtc_probability: Option<f32>,
+    /// How probable a token must be to be excluded so
+    #[arg(long, value_name = "P", default_value_t = 0.1, requires = "xtc_probability")]
+    pub(crate) xtc_threshold: f32,
+    /// Let the temperature vary by so much, by how sure the model is
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub(crate) dynatemp_range: Option<f32>,
+    /// How steeply it does
+    #[arg(long, value_name = "E", default_value_t = 1.0, requires = "dynatemp_range")]
+    pub(crate) dynatemp_exponent: f32,
+    /// Target surprise of Mirostat v2 in bits, in place of all but the temperature
+    #[arg(long, value_name = "TAU", allow_negative_numbers = true)]
+    pub(crate) mirostat: Option<f32>,
+    /// Learning rate of Mirostat
+    #[arg(long, value_name = "ETA", default_value_t = 0.1, requires = "mirostat")]
+    pub(crate) mirostat_eta: f32,
+    /// Make tokens that occurred less probable; 1 does not
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// The same, subtracted once from the logit
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) presence_penalty: Option<f32>,
+    /// The same, subtracted for each time
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: Option<f32>,
+    /// How many of the last tokens count as having occurred [default: 64]
+    #[arg(long, value_name = "N")]
+    pub(crate) penalty_last_n: Option<usize>,
+    /// Make it less probable that a sequence occurs again (DRY), by this multiplier; 0 does not
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub(crate) dry_multiplier: Option<f32>,
+    /// Add B to the logit of token ID (`ID=B`; `-inf` bans it); can be given several times
+    #[arg(long, value_name = "ID=B", value_parser = logit_bias)]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers [default: a new one]
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
     /// End where this text would come; can be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+}
+
+/// `ID=BIAS`.
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let (token, bias) = text.split_once('=').ok_or("give ID=BIAS, such as 50=-2.5")?;
+    let token = token.parse().map_err(|_| format!("{token:?} is no token id"))?;
+    let bias = bias.parse().map_err(|_| format!("{bias:?} is no number"))?;
+    Ok((token, bias))
 }
 
 #[derive(Debug, Args)]
@@ -127,6 +177,9 @@ pub(crate) struct RunArgs {
     /// Tell the model how to behave
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// Give the log probability of each token, and of the N most probable ones beside it (with --json)
+    #[arg(long, value_name = "N", requires = "json")]
+    pub(crate) logprobs: Option<usize>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use fewbit::hub::{Event, Progress};
-use fewbit::{Model, ModelBuilder};
+use fewbit::sample::{DynamicTemperature, Mirostat, Xtc};
+use fewbit::{Model, ModelBuilder, Sampling};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::{Common, Device, SamplingArgs};
@@ -51,21 +52,8 @@ macro_rules! apply_sampling {
     ($builder:expr, $args:expr) => {{
         let args: &crate::args::SamplingArgs = $args;
         let mut builder = $builder.max_tokens(args.max_tokens);
-        if let Some(temperature) = args.temp {
-            builder = builder.temperature(temperature);
-        }
-        if let Some(k) = args.top_k {
-            builder = builder.top_k(k);
-        }
-        if let Some(p) = args.top_p {
-            builder = builder.top_p(p);
-        }
-        if let Some(p) = args.min_p {
-            builder = builder.min_p(p);
-        }
-        if let Some(seed) = args.seed {
-            builder = builder.seed(seed);
-        }
+        let recommended = builder.current_sampling().clone();
+        builder = builder.sampling(crate::loading::sampling(args, recommended));
         for stop in &args.stop {
             builder = builder.stop(stop);
         }
@@ -75,13 +63,37 @@ macro_rules! apply_sampling {
 
 pub(crate) use apply_sampling;
 
+/// The settings of the command line over `base`.
+pub(crate) fn sampling(args: &SamplingArgs, base: Sampling) -> Sampling {
+    let mut s = base;
+    s.temperature = args.temp.unwrap_or(s.temperature);
+    s.top_k = args.top_k.unwrap_or(s.top_k);
+    s.top_p = args.top_p.unwrap_or(s.top_p);
+    s.min_p = args.min_p.unwrap_or(s.min_p);
+    s.typical_p = args.typical.unwrap_or(s.typical_p);
+    s.top_n_sigma = args.top_n_sigma.unwrap_or(s.top_n_sigma);
+    if let Some(probability) = args.xtc_probability {
+        s.xtc = Some(Xtc { probability, threshold: args.xtc_threshold });
+    }
+    if let Some(range) = args.dynatemp_range {
+        s.dynamic_temperature = Some(DynamicTemperature { range, exponent: args.dynatemp_exponent });
+    }
+    if let Some(tau) = args.mirostat {
+        s.mirostat = Some(Mirostat { tau, eta: args.mirostat_eta });
+    }
+    s.penalties.repeat = args.repeat_penalty.unwrap_or(s.penalties.repeat);
+    s.penalties.presence = args.presence_penalty.unwrap_or(s.penalties.presence);
+    s.penalties.frequency = args.frequency_penalty.unwrap_or(s.penalties.frequency);
+    s.penalties.last_n = args.penalty_last_n.unwrap_or(s.penalties.last_n);
+    s.dry.multiplier = args.dry_multiplier.unwrap_or(s.dry.multiplier);
+    s.logit_bias.extend_from_slice(&args.logit_bias);
+    s.seed = args.seed.or(s.seed);
+    s
+}
+
 /// Checks what the library would only see after the model is loaded.
 pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
-    let mut sampling = fewbit::Sampling::default();
-    sampling.temperature = args.temp.unwrap_or(sampling.temperature);
-    sampling.top_p = args.top_p.unwrap_or(sampling.top_p);
-    sampling.min_p = args.min_p.unwrap_or(sampling.min_p);
-    Ok(sampling.validate()?)
+    Ok(sampling(args, Sampling::default()).validate()?)
 }
 
 /// Shows a download on stderr: a bar on a terminal, and a line for each source and each failure

@@ -103,6 +103,32 @@ fn run_takes_its_options() {
 }
 
 #[test]
+fn run_samples_as_it_is_told() {
+    let plain = generate(&["-n", "8"]);
+    assert_ne!(generate(&["-n", "8", "--logit-bias", &format!("{}=-inf", plain[0])])[0], plain[0]);
+    assert_eq!(generate(&["-n", "3", "--logit-bias", "300=1000"]), [300; 3]);
+    let biased = ["-n", "6", "--logit-bias", "300=20", "--repeat-penalty", "100", "--penalty-last-n", "1"];
+    assert_ne!(generate(&biased), [300; 6]);
+    let out = run(&["run", STORIES, "Once", "--raw", "--temp", "0", "-n", "2", "--json", "--logprobs", "2"]);
+    let logprobs = &json(&out)["logprobs"];
+    assert_eq!(logprobs.as_array().map(Vec::len), Some(2));
+    assert_eq!(logprobs[0]["top"].as_array().map(Vec::len), Some(2));
+    assert_eq!(logprobs[0]["top"][0]["logprob"], logprobs[0]["logprob"]);
+    assert!(logprobs[0]["logprob"].as_f64().is_some_and(|p| p < 0.0));
+    let all = "--typical 0.9 --top-n-sigma 2 --xtc-probability 0.5 --xtc-threshold 0.2 --dynatemp-range 0.3 \
+               --presence-penalty 0.1 --frequency-penalty 0.1 --dry-multiplier 0.8 --seed 3 -n 12";
+    let all: Vec<&str> = ["--temp", "1"].into_iter().chain(all.split_whitespace()).collect();
+    let sampled = |more: &[&str]| {
+        let args = [&["run", STORIES, "Once", "--raw", "--json"], &all[..], more].concat();
+        json(&run(&args))["token_ids"].clone()
+    };
+    assert_eq!(sampled(&[]), sampled(&[]));
+    assert_ne!(sampled(&[]), sampled(&["--mirostat", "3"]));
+    assert_fails(&run(&["run", STORIES, "Once", "--repeat-penalty", "0"]), "repeat penalty");
+    assert_eq!(run(&["run", STORIES, "Once", "--logit-bias", "x=1"]).status.code(), Some(2));
+}
+
+#[test]
 fn a_closed_stdout_is_no_failure() {
     let mut child = fewbit(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0"])
         .stdout(Stdio::piped())

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::sample::TokenLogprob;
+
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -85,7 +87,7 @@ fn rate(tokens: usize, time: Duration) -> f64 {
 }
 
 /// One step of a generation: what one token added to the text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Piece {
     /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is
@@ -93,6 +95,8 @@ pub struct Piece {
     pub text: String,
     /// The tokens of this step. Empty in a last piece that only brings out text that was held back.
     pub token_ids: Vec<u32>,
+    /// For each of these tokens, if they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
 }
 
 /// A finished generation.
@@ -103,6 +107,8 @@ pub struct Completion {
     pub text: String,
     /// The generated tokens, without one that ended the generation.
     pub tokens: Vec<u32>,
+    /// For each of these tokens, if they were asked for.
+    pub logprobs: Vec<TokenLogprob>,
     /// The tokens of the prompt.
     pub prompt_tokens: Vec<u32>,
     /// Why it ended.

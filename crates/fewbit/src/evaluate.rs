@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 use fewbit_model::{Logits, LogitsFor};
 
 use crate::error::Error;
+use crate::generate::Prompt;
 use crate::model::Model;
+use crate::sample::TokenLogprob;
 
 /// Tokens whose logits are held at once: 64 rows of a vocabulary of 128 Ki are 32 MiB.
 const ROWS: usize = 64;
@@ -104,6 +106,34 @@ impl Model {
         Ok(nll)
     }
 
+    /// How probable each token of a text is, given those before it, and which `n_top` tokens would have been the
+    /// most probable in its place. A text is encoded as [`generate`](Self::generate) does it.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// for token in model.logprobs("The capital of France is Paris", 3)? {
+    ///     println!("{:?} {:?}", model.tokenizer().token_text(token.token), token.logprob);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn logprobs(&self, text: impl Into<Prompt>, n_top: usize) -> Result<Vec<TokenLogprob>, Error> {
+        let tokens = match text.into() {
+            Prompt::Text(text) => self.encode_raw(&text),
+            Prompt::Tokens(tokens) => tokens,
+        };
+        self.check(&tokens)?;
+        if tokens.len() > self.context_length() {
+            return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
+        }
+        let mut result: Vec<_> = tokens.first().map(|&token| TokenLogprob::first(token)).into_iter().collect();
+        self.each_row(&tokens, 0, |logits, targets| {
+            let rows = targets.iter().enumerate();
+            result.extend(rows.map(|(i, &target)| TokenLogprob::new(logits.row(i), target, n_top)));
+        })?;
+        Ok(result)
+    }
+
     /// The perplexity of the model on `text`; the [module](crate::evaluate) says how. `progress` is
     /// given the result so far after each window.
     pub fn perplexity(
@@ -146,6 +176,13 @@ impl Model {
 
     /// Appends the negative log-likelihoods of `tokens[first + 1..]` to `nll`.
     fn score_from(&self, tokens: &[u32], first: usize, nll: &mut Vec<f64>) -> Result<(), Error> {
+        self.each_row(tokens, first, |logits, targets| {
+            nll.extend(negative_log_likelihoods(logits, targets, self.n_threads()));
+        })
+    }
+
+    /// Hands on the logits that predict `tokens[first + 1..]`, some rows at a time, each with the token that came.
+    fn each_row(&self, tokens: &[u32], first: usize, mut rows: impl FnMut(&Logits, &[u32])) -> Result<(), Error> {
         // The last token is only predicted, never an input.
         let Some((_, inputs)) = tokens.split_last() else { return Ok(()) };
         let mut cache = self.decoder().new_cache();
@@ -158,8 +195,7 @@ impl Model {
             let logits;
             (cache, logits) = self.inner.extend(cache, chunk, LogitsFor::All)?;
             at += chunk.len();
-            let targets = &tokens[at + 1 - chunk.len()..=at];
-            nll.extend(negative_log_likelihoods(&logits, targets, self.n_threads()));
+            rows(&logits, &tokens[at + 1 - chunk.len()..=at]);
         }
         Ok(())
     }

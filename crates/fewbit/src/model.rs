@@ -21,7 +21,7 @@ use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
-use crate::sample::Sampling;
+use crate::sample::{Sampling, TokenTexts};
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 
 const DEFAULT_PREFILL_CHUNK: usize = 512;
@@ -208,7 +208,7 @@ impl ModelBuilder {
         };
         let load_time = start.elapsed();
         tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
-        let core = Arc::new(Core { decoder, tokenizer, load_time, limits });
+        let core = Arc::new(Core { decoder, tokenizer: Arc::new(tokenizer), load_time, limits });
         Ok(Model {
             inner: Arc::new(Inner {
                 scheduler: Scheduler::new(Arc::clone(&core))?,
@@ -341,6 +341,11 @@ impl Model {
         &self.inner.core.tokenizer
     }
 
+    /// The same, for what outlives this handle.
+    pub(crate) fn texts(&self) -> Arc<dyn TokenTexts> {
+        Arc::clone(&self.inner.core.tokenizer) as _
+    }
+
     /// Sizes and constants of the architecture.
     pub fn config(&self) -> &ModelConfig {
         self.inner.core.decoder.config()
@@ -409,7 +414,7 @@ impl Model {
             top_k: defaults.top_k.unwrap_or(base.top_k),
             top_p: defaults.top_p.unwrap_or(base.top_p),
             min_p: defaults.min_p.unwrap_or(base.min_p),
-            seed: None,
+            ..base
         }
     }
 

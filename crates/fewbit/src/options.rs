@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::sample::Sampling;
+use crate::sample::{CustomFactory, Sampling};
 use crate::scheduler::CancelToken;
 
 /// Settings of a generation.
@@ -18,6 +18,9 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) cancel: Option<CancelToken>,
     pub(crate) share_prefix: bool,
+    /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) custom: Option<CustomFactory>,
 }
 
 impl Options {
@@ -31,6 +34,8 @@ impl Options {
             timeout: None,
             cancel: None,
             share_prefix: true,
+            logprobs: None,
+            custom: None,
         }
     }
 }
@@ -69,11 +74,111 @@ macro_rules! option_setters {
             self
         }
 
+        /// See [`Sampling::typical_p`](crate::Sampling::typical_p); 1 turns it off.
+        pub fn typical_p(mut self, p: f32) -> Self {
+            self.options.sampling.typical_p = p;
+            self
+        }
+
+        /// See [`Sampling::top_n_sigma`](crate::Sampling::top_n_sigma); 0 turns it off.
+        pub fn top_n_sigma(mut self, n: f32) -> Self {
+            self.options.sampling.top_n_sigma = n;
+            self
+        }
+
+        /// See [`Sampling::xtc`](crate::Sampling::xtc); a probability of 0 turns it off.
+        pub fn xtc(mut self, probability: f32, threshold: f32) -> Self {
+            self.options.sampling.xtc = Some(crate::sample::Xtc { probability, threshold });
+            self
+        }
+
+        /// See [`Sampling::dynamic_temperature`](crate::Sampling::dynamic_temperature); a range of 0 turns it off.
+        pub fn dynamic_temperature(mut self, range: f32, exponent: f32) -> Self {
+            self.options.sampling.dynamic_temperature = Some(crate::sample::DynamicTemperature { range, exponent });
+            self
+        }
+
+        /// See [`Sampling::mirostat`](crate::Sampling::mirostat).
+        pub fn mirostat(mut self, tau: f32, eta: f32) -> Self {
+            self.options.sampling.mirostat = Some(crate::sample::Mirostat { tau, eta });
+            self
+        }
+
+        /// See [`Penalties::repeat`](crate::sample::Penalties::repeat); 1 turns it off.
+        pub fn repeat_penalty(mut self, penalty: f32) -> Self {
+            self.options.sampling.penalties.repeat = penalty;
+            self
+        }
+
+        /// See [`Penalties::presence`](crate::sample::Penalties::presence); 0 turns it off.
+        pub fn presence_penalty(mut self, penalty: f32) -> Self {
+            self.options.sampling.penalties.presence = penalty;
+            self
+        }
+
+        /// See [`Penalties::frequency`](crate::sample::Penalties::frequency); 0 turns it off.
+        pub fn frequency_penalty(mut self, penalty: f32) -> Self {
+            self.options.sampling.penalties.frequency = penalty;
+            self
+        }
+
+        /// See [`Penalties::last_n`](crate::sample::Penalties::last_n).
+        pub fn penalty_last_n(mut self, n: usize) -> Self {
+            self.options.sampling.penalties.last_n = n;
+            self
+        }
+
+        /// See [`Dry`](crate::sample::Dry).
+        pub fn dry(mut self, dry: crate::sample::Dry) -> Self {
+            self.options.sampling.dry = dry;
+            self
+        }
+
+        /// Adds to the logit of a token. Can be called several times.
+        pub fn logit_bias(mut self, token: u32, bias: f32) -> Self {
+            self.options.sampling.logit_bias.push((token, bias));
+            self
+        }
+
+        /// Tokens that never come. Can be called several times.
+        pub fn ban(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
+            self.options.sampling.banned.extend(tokens);
+            self
+        }
+
+        /// The stages of sampling, in the order in which they act: see
+        /// [`Sampling::order`](crate::Sampling::order).
+        pub fn stages(mut self, order: impl IntoIterator<Item = crate::sample::Stage>) -> Self {
+            self.options.sampling.order = order.into_iter().collect();
+            self
+        }
+
+        /// Reports the log probability of each token, and of the `n_top` most probable tokens beside it. They are
+        /// those of the model, before anything of sampling acts on them.
+        pub fn logprobs(mut self, n_top: usize) -> Self {
+            self.options.logprobs = Some(n_top);
+            self
+        }
+
+        /// Lets code of the caller's take part in sampling; `make` is called for each generation.
+        pub fn custom_sampler<S: crate::sample::CustomSampler + 'static>(
+            mut self,
+            make: impl Fn() -> S + Send + Sync + 'static,
+        ) -> Self {
+            self.options.custom = Some(crate::sample::CustomFactory::new(make));
+            self
+        }
+
         /// Makes the random numbers repeat. Without a seed each generation draws one, and
         /// [`Completion::seed`](crate::Completion::seed) tells which.
         pub fn seed(mut self, seed: u64) -> Self {
             self.options.sampling.seed = Some(seed);
             self
+        }
+
+        /// The sampling settings as they are now.
+        pub fn current_sampling(&self) -> &crate::Sampling {
+            &self.options.sampling
         }
 
         /// All sampling settings at once.

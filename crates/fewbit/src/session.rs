@@ -14,6 +14,7 @@ use crate::completion::{Completion, FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::Options;
+use crate::sample::TokenLogprob;
 use crate::scheduler::{Event, Picker, Receiver, Request};
 use crate::stop::StopMatcher;
 
@@ -89,6 +90,7 @@ pub(crate) struct Run {
     prompt: Vec<u32>,
     text: String,
     tokens: Vec<u32>,
+    logprobs: Vec<TokenLogprob>,
     finish: Option<FinishReason>,
     usage: Usage,
     timings: Timings,
@@ -123,7 +125,7 @@ impl Run {
             return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
         let max_tokens = options.max_tokens.unwrap_or(room).min(room);
-        let picker = Picker::new(options)?;
+        let picker = Picker::new(options, model.texts())?;
         let seed = picker.seed();
         let request = Request {
             decoder: tokenizer.decoder_after(&prompt),
@@ -147,6 +149,7 @@ impl Run {
             prompt,
             text: String::new(),
             tokens: Vec::new(),
+            logprobs: Vec::new(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
             seed,
         })
@@ -218,6 +221,7 @@ impl Run {
         let piece = piece?;
         self.text += &piece.text;
         self.tokens.extend(&piece.token_ids);
+        self.logprobs.extend_from_slice(&piece.logprobs);
         Some(Ok(piece))
     }
 
@@ -247,6 +251,7 @@ impl Run {
         Completion {
             text: std::mem::take(&mut self.text),
             tokens: std::mem::take(&mut self.tokens),
+            logprobs: std::mem::take(&mut self.logprobs),
             prompt_tokens: std::mem::take(&mut self.prompt),
             finish_reason: self.finish.unwrap_or(FinishReason::Cancelled),
             usage: self.usage,

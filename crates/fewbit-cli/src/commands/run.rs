@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::Context;
 use fewbit::Completion;
+use fewbit::sample::TokenLogprob;
 use serde_json::{Value, json};
 
 use crate::args::{Common, RunArgs};
@@ -28,12 +29,20 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     if let Some(system) = &args.system {
         request = request.system(system);
     }
+    if let Some(n_top) = args.logprobs {
+        request = request.logprobs(n_top);
+    }
     let mut stream = request.stream()?;
     if common.json {
         for piece in &mut stream {
             piece?;
         }
-        return print_json(&completion_json(&stream.into_completion()));
+        let completion = stream.into_completion();
+        let mut json = completion_json(&completion);
+        if args.logprobs.is_some() {
+            json["logprobs"] = completion.logprobs.iter().map(logprob_json).collect();
+        }
+        return print_json(&json);
     }
     let mut out = Out::new();
     for piece in &mut stream {
@@ -64,6 +73,11 @@ pub(crate) fn summary(completion: &Completion) {
         timings.decode_tokens_per_second(),
         completion.finish_reason,
     ));
+}
+
+fn logprob_json(of: &TokenLogprob) -> Value {
+    let top = of.top.iter().map(|other| json!({ "token_id": other.token, "logprob": other.logprob }));
+    json!({ "token_id": of.token, "logprob": of.logprob, "top": top.collect::<Vec<_>>() })
 }
 
 pub(crate) fn completion_json(completion: &Completion) -> Value {

@@ -17,17 +17,26 @@ pub(super) struct Candidate {
 }
 
 /// Larger logit first, then lower id. Logits are never NaN here.
-fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
+pub(super) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
 /// How many of the best to try first when a stage wants a prefix of the sorted list.
 const FIRST_SORTED: usize = 256;
 
+/// Unnormalized probability, 1 for a logit of `max`.
+fn weight(logit: f32, max: f32, inverse_temperature: f64) -> f64 {
+    let below = (f64::from(logit) - f64::from(max)) * inverse_temperature;
+    // Below exp(-50) a token would be drawn once in 10^21; most of a vocabulary is there when the
+    // temperature is low, and need not cost an exp each.
+    if below < -50.0 { 0.0 } else { libm::exp(below) }
+}
+
 /// Candidates of one position. `list` is kept between positions for its memory.
 pub(super) struct Candidates<'a> {
     logits: &'a [f32],
     max: f32,
+    inverse_temperature: f64,
     list: &'a mut Vec<Candidate>,
     listed: bool,
     sorted: bool,
@@ -37,12 +46,59 @@ impl<'a> Candidates<'a> {
     /// All tokens; `max` is the largest of `logits`, which holds no NaN.
     pub(super) fn new(logits: &'a [f32], max: f32, list: &'a mut Vec<Candidate>) -> Self {
         list.clear();
-        Self { logits, max, list, listed: false, sorted: false }
+        Self { logits, max, inverse_temperature: 1.0, list, listed: false, sorted: false }
     }
 
-    /// The largest logit. No stage removes it.
+    /// The largest logit.
     pub(super) fn max(&self) -> f32 {
         self.max
+    }
+
+    /// What logits are multiplied with before they become probabilities.
+    pub(super) fn inverse_temperature(&self) -> f64 {
+        self.inverse_temperature
+    }
+
+    /// Divides the logits of what follows by a temperature; 0 leaves the most probable candidate only.
+    pub(super) fn set_temperature(&mut self, temperature: f64) {
+        if temperature > 0.0 {
+            self.inverse_temperature /= temperature;
+        } else {
+            self.keep_best(1);
+        }
+    }
+
+    /// The unnormalized probability of a candidate.
+    pub(super) fn weight(&self) -> impl Fn(&Candidate) -> f64 + use<> {
+        let (max, inverse_temperature) = (self.max, self.inverse_temperature);
+        move |candidate| weight(candidate.logit, max, inverse_temperature)
+    }
+
+    /// The sum of all weights.
+    pub(super) fn total(&mut self) -> f64 {
+        let weight = self.weight();
+        self.list().iter().map(weight).sum()
+    }
+
+    /// The probabilities, in the order of the list.
+    pub(super) fn probabilities(&mut self) -> Vec<f64> {
+        let weight = self.weight();
+        let mut weights: Vec<f64> = self.list().iter().map(weight).collect();
+        let total: f64 = weights.iter().sum();
+        for weight in &mut weights {
+            *weight /= total;
+        }
+        weights
+    }
+
+    /// Puts a part of the candidates in place of all; at least one.
+    pub(super) fn replace(&mut self, kept: impl IntoIterator<Item = Candidate>) {
+        self.listed = true;
+        self.list.clear();
+        self.list.extend(kept);
+        self.list.sort_unstable_by(best_first);
+        self.sorted = true;
+        self.max = self.list.first().map_or(self.max, |best| best.logit);
     }
 
     /// What is left, sorted if a stage needed that, else by id.
@@ -65,7 +121,10 @@ impl<'a> Candidates<'a> {
     }
 
     /// Keeps those with at least the given logit.
-    pub(super) fn keep_from(&mut self, at_least: f32) {
+    pub(super) fn keep_from(&mut self, at_least: f64) {
+        // The least f32 that is not below.
+        let rounded = at_least as f32;
+        let at_least = if f64::from(rounded) < at_least { rounded.next_up() } else { rounded };
         if self.listed {
             self.list.retain(|candidate| candidate.logit >= at_least);
         } else {

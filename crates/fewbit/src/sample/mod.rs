@@ -1,14 +1,25 @@
 //! Choosing the next token from a row of logits.
 //!
-//! The stages, in order; each works on what the one before left:
+//! First the logits are changed:
 //!
-//! 1. `top_k`: the k tokens with the largest logits (0: off).
-//! 2. `top_p`: of these, the smallest set of most probable tokens whose probabilities sum to at least
-//!    p (1: off).
-//! 3. `min_p`: of these, the tokens at least `min_p` times as probable as the most probable one
-//!    (0: off).
-//! 4. `temperature`: logits are divided by it, and one token is drawn. 0 takes the most probable
-//!    token instead (*greedy*), whatever the other settings.
+//! 1. A constraint, if there is one, makes tokens impossible.
+//! 2. `logit_bias` is added, and `banned` tokens become impossible.
+//! 3. `penalties` act on tokens that occurred lately: repetition, then frequency and presence.
+//! 4. `dry` acts on tokens that would go on with an earlier sequence.
+//! 5. A [custom sampler](CustomSampler) changes what it likes.
+//!
+//! Greedy sampling (a temperature of 0) then takes the largest logit. Else the candidates are narrowed by stages, in
+//! the order of [`Sampling::order`]; each works on what the one before left:
+//!
+//! 1. `top_n_sigma`: the tokens at most n standard deviations below the largest logit (0: off).
+//! 2. `top_k`: the k tokens with the largest logits (0: off).
+//! 3. `typical_p`: the tokens whose surprise is nearest to the entropy, until their probabilities sum to p (1: off).
+//! 4. `top_p`: the smallest set of most probable tokens whose probabilities sum to at least p (1: off).
+//! 5. `min_p`: the tokens at least `min_p` times as probable as the most probable one (0: off).
+//! 6. `xtc`: with some probability, without the top choices but the least probable of them.
+//! 7. `temperature`: logits are divided by it, or by a `dynamic_temperature`.
+//!
+//! One of what is left is drawn. `mirostat`, where it is set, takes the place of all stages but the temperature.
 //!
 //! Truncating before the temperature means that a high temperature reorders plausible tokens and
 //! does not let implausible ones in. It is also the order of llama.cpp, so settings carry over.
@@ -18,139 +29,35 @@
 //! settings and seed give the same token everywhere.
 
 mod candidates;
+mod custom;
+mod history;
+mod logprobs;
 mod rng;
+mod settings;
+mod stages;
+
+use std::sync::Arc;
 
 use candidates::{Candidate, Candidates};
+use history::History;
 use rng::Rng;
+use stages::{MirostatState, Step};
 
-/// How the next token is chosen. The [module](self) says in which order the settings act.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub struct Sampling {
-    /// Divides the logits: below 1 sharper, above 1 flatter, 0 greedy. Default 0.8.
-    pub temperature: f32,
-    /// Keeps the k most probable tokens; 0 keeps all. Default 40.
-    pub top_k: usize,
-    /// Keeps the most probable tokens that together have this probability; 1 keeps all. Default 0.95.
-    pub top_p: f32,
-    /// Keeps tokens at least this fraction as probable as the most probable; 0 keeps all. Default 0.05.
-    pub min_p: f32,
-    /// Seed of the random numbers; `None` (the default) takes a new one each time.
-    pub seed: Option<u64>,
-}
+pub(crate) use custom::CustomFactory;
+pub use custom::{Choice, CustomSampler};
+pub use history::TokenTexts;
+pub use logprobs::{Alternative, TokenLogprob};
+pub use settings::{DEFAULT_ORDER, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, SamplingError, Stage, Xtc};
 
-impl Default for Sampling {
-    fn default() -> Self {
-        Self { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, seed: None }
-    }
-}
-
-impl Sampling {
-    /// Always the most probable token.
-    pub fn greedy() -> Self {
-        Self { temperature: 0.0, ..Self::default() }
-    }
-
-    /// Whether every setting is in its range.
-    pub fn validate(&self) -> Result<(), SamplingError> {
-        // Written so that NaN fails each of them.
-        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
-            return Err(SamplingError::Temperature(self.temperature));
-        }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(SamplingError::TopP(self.top_p));
-        }
-        if !(0.0..=1.0).contains(&self.min_p) {
-            return Err(SamplingError::MinP(self.min_p));
-        }
-        Ok(())
-    }
-}
-
-/// Settings out of range, or logits that nothing can be drawn from.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum SamplingError {
-    /// The temperature is negative or not a finite number.
-    #[error("temperature is {0}: give 0 (greedy) or a positive number")]
-    Temperature(f32),
-    /// `top_p` is not in its range.
-    #[error("top_p is {0}: give a number above 0 and at most 1 (1 turns it off)")]
-    TopP(f32),
-    /// `min_p` is not in its range.
-    #[error("min_p is {0}: give a number from 0 (off) to 1")]
-    MinP(f32),
-    /// The model computed NaN or plus infinity.
-    #[error("the logit of token {token} is {value}: the model file is damaged, or its arithmetic overflows")]
-    NotFinite {
-        /// The token.
-        token: u32,
-        /// Its logit.
-        value: f32,
-    },
-    /// No token is possible: there are no logits, or all are minus infinity.
-    #[error("no token is possible: all {n_tokens} logits are minus infinity")]
-    NoCandidate {
-        /// How many logits there were.
-        n_tokens: usize,
-    },
-}
-
-/// One step that narrows the candidates.
-trait Stage: Send {
-    fn apply(&mut self, candidates: &mut Candidates<'_>);
-}
-
-struct TopK(usize);
-
-impl Stage for TopK {
-    fn apply(&mut self, candidates: &mut Candidates<'_>) {
-        candidates.keep_best(self.0);
-    }
-}
-
-struct TopP(f32);
-
-impl Stage for TopP {
-    fn apply(&mut self, candidates: &mut Candidates<'_>) {
-        let max = candidates.max();
-        let total: f64 = candidates.list().iter().map(|c| weight(c, max, 1.0)).sum();
-        let enough = f64::from(self.0) * total;
-        candidates.keep_prefix(|best| {
-            let mut sum = 0.0;
-            best.iter()
-                .position(|candidate| {
-                    sum += weight(candidate, max, 1.0);
-                    sum >= enough
-                })
-                .map(|last| last + 1)
-        });
-    }
-}
-
-struct MinP(f32);
-
-impl Stage for MinP {
-    fn apply(&mut self, candidates: &mut Candidates<'_>) {
-        // p >= min_p * p_max, taken to logarithms.
-        let at_least = f64::from(candidates.max()) + libm::log(f64::from(self.0));
-        candidates.keep_from(at_least as f32);
-    }
-}
-
-/// Unnormalized probability, 1 for the largest logit.
-fn weight(candidate: &Candidate, max: f32, inverse_temperature: f64) -> f64 {
-    let below = (f64::from(candidate.logit) - f64::from(max)) * inverse_temperature;
-    // Below exp(-50) a token would be drawn once in 10^21; most of a vocabulary is there when the
-    // temperature is low, and need not cost an exp each.
-    if below < -50.0 { 0.0 } else { libm::exp(below) }
-}
-
-/// Draws tokens from logits: the settings, prepared, and the state of the random numbers.
+/// Draws tokens from logits: the settings, prepared, and all that changes from token to token.
 pub struct Sampler {
-    stages: Vec<Box<dyn Stage>>,
-    /// `None` is greedy.
-    inverse_temperature: Option<f64>,
+    steps: Vec<Step>,
+    mirostat: Option<MirostatState>,
+    greedy: bool,
+    /// Added to logits; bans are minus infinity.
+    bias: Vec<(u32, f32)>,
+    history: History,
+    custom: Option<Box<dyn CustomSampler>>,
     rng: Rng,
     seed: u64,
     list: Vec<Candidate>,
@@ -158,32 +65,50 @@ pub struct Sampler {
 
 impl std::fmt::Debug for Sampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sampler").field("seed", &self.seed).finish_non_exhaustive()
+        f.debug_struct("Sampler").field("seed", &self.seed).field("steps", &self.steps).finish_non_exhaustive()
     }
 }
 
 impl Sampler {
-    /// Prepares the given settings.
+    /// Prepares the given settings. Without the texts of tokens, DRY knows no breakers.
     pub fn new(sampling: &Sampling) -> Result<Self, SamplingError> {
+        Self::build(sampling, None)
+    }
+
+    /// As [`new`](Self::new), for a vocabulary.
+    pub fn with_texts(sampling: &Sampling, texts: Arc<dyn TokenTexts>) -> Result<Self, SamplingError> {
+        Self::build(sampling, Some(texts))
+    }
+
+    fn build(sampling: &Sampling, texts: Option<Arc<dyn TokenTexts>>) -> Result<Self, SamplingError> {
         sampling.validate()?;
-        let mut stages: Vec<Box<dyn Stage>> = Vec::new();
-        if sampling.top_k > 0 {
-            stages.push(Box::new(TopK(sampling.top_k)));
-        }
-        if sampling.top_p < 1.0 {
-            stages.push(Box::new(TopP(sampling.top_p)));
-        }
-        if sampling.min_p > 0.0 {
-            stages.push(Box::new(MinP(sampling.min_p)));
-        }
+        let stages = match sampling.mirostat {
+            Some(_) => &[Stage::Temperature][..],
+            None => &sampling.order,
+        };
         let seed = sampling.seed.unwrap_or_else(rng::fresh_seed);
+        let bans = sampling.banned.iter().map(|&token| (token, f32::NEG_INFINITY));
         Ok(Self {
-            stages,
-            inverse_temperature: (sampling.temperature > 0.0).then(|| 1.0 / f64::from(sampling.temperature)),
+            steps: stages.iter().filter_map(|&stage| Step::of(stage, sampling)).collect(),
+            mirostat: sampling.mirostat.map(MirostatState::new),
+            greedy: sampling.is_greedy(),
+            bias: sampling.logit_bias.iter().copied().chain(bans).collect(),
+            history: History::new(&sampling.penalties, &sampling.dry, texts),
+            custom: None,
             rng: Rng::new(seed),
             seed,
             list: Vec::new(),
         })
+    }
+
+    /// Lets `custom` take part.
+    pub fn with_custom(mut self, custom: impl CustomSampler + 'static) -> Self {
+        self.custom = Some(Box::new(custom));
+        self
+    }
+
+    pub(crate) fn set_custom(&mut self, custom: Box<dyn CustomSampler>) {
+        self.custom = Some(custom);
     }
 
     /// The seed in use: the one given, or the one that was drawn.
@@ -191,28 +116,87 @@ impl Sampler {
         self.seed
     }
 
-    /// Chooses a token from `logits`, `[n_vocab]`.
-    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SamplingError> {
-        let best = most_probable(logits)?;
-        let Some(inverse_temperature) = self.inverse_temperature else {
-            return Ok(best.id);
-        };
-        let mut candidates = Candidates::new(logits, best.logit, &mut self.list);
-        for stage in &mut self.stages {
-            stage.apply(&mut candidates);
+    /// Begins a text: forgets the tokens of another, and takes those of the prompt into what the penalties look at.
+    /// Random numbers go on.
+    pub fn begin(&mut self, prompt: &[u32]) {
+        self.history.clear();
+        for &token in prompt {
+            self.history.push(token);
         }
-        let list = candidates.list();
-        let weight = |candidate: &Candidate| weight(candidate, best.logit, inverse_temperature);
-        let total: f64 = list.iter().map(weight).sum();
-        let mut left = self.rng.next_f64() * total;
-        for candidate in &*list {
-            left -= weight(candidate);
-            if left < 0.0 {
-                return Ok(candidate.id);
+    }
+
+    /// Chooses a token from `logits`, `[n_vocab]`, which are changed on the way. The token belongs to the text from
+    /// here on.
+    pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
+        self.change(logits)?;
+        let best = most_probable(logits)?;
+        let token = if self.greedy && self.custom.is_none() { best.id } else { self.narrow_and_draw(logits, best)? };
+        self.history.push(token);
+        Ok(token)
+    }
+
+    fn change(&mut self, logits: &mut [f32]) -> Result<(), SamplingError> {
+        let n_vocab = logits.len();
+        for &(token, bias) in &self.bias {
+            let logit = logits.get_mut(token as usize).ok_or(SamplingError::UnknownToken { token, n_vocab })?;
+            // What is impossible stays so, whatever is added; a logit that is no number is found later.
+            *logit += bias;
+        }
+        if self.history.is_active() {
+            self.history.apply(logits);
+        }
+        if let Some(custom) = &mut self.custom {
+            custom.adjust(self.history.tokens(), logits);
+        }
+        Ok(())
+    }
+
+    fn narrow_and_draw(&mut self, logits: &[f32], best: Candidate) -> Result<u32, SamplingError> {
+        let mut candidates = Candidates::new(logits, best.logit, &mut self.list);
+        if self.greedy {
+            candidates.keep_best(1);
+        } else {
+            for step in &self.steps {
+                step.apply(&mut candidates, &mut self.rng);
+            }
+            if let Some(mirostat) = &self.mirostat {
+                mirostat.narrow(&mut candidates);
             }
         }
+        if let Some(custom) = &mut self.custom {
+            let probabilities = candidates.probabilities();
+            let choices: Vec<Choice> = candidates
+                .list()
+                .iter()
+                .zip(probabilities)
+                .map(|(c, probability)| Choice { token: c.id, logit: c.logit, probability })
+                .collect();
+            if let Some(token) = custom.choose(&choices) {
+                let chosen = choices.iter().find(|choice| choice.token == token);
+                let chosen = chosen.ok_or(SamplingError::NotACandidate { token })?;
+                if let Some(mirostat) = &mut self.mirostat {
+                    mirostat.learn(chosen.probability);
+                }
+                return Ok(token);
+            }
+        }
+        let weight = candidates.weight();
+        let total = candidates.total();
+        let list = candidates.list();
+        let mut left = self.rng.next_f64() * total;
+        let drawn = list.iter().find(|candidate| {
+            left -= weight(candidate);
+            left < 0.0
+        });
         // Rounding can leave a last crumb of `left`; it belongs to no token in particular.
-        Ok(best.id)
+        let drawn = match drawn.or_else(|| list.iter().min_by(|a, b| candidates::best_first(a, b))) {
+            Some(&drawn) => drawn,
+            None => best,
+        };
+        if let Some(mirostat) = &mut self.mirostat {
+            mirostat.learn(weight(&drawn) / total);
+        }
+        Ok(drawn.id)
     }
 }
 

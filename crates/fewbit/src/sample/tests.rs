@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn settings(temperature: f32, top_k: usize, top_p: f32, min_p: f32) -> Sampling {
-    Sampling { temperature, top_k, top_p, min_p, seed: Some(1) }
+    Sampling { temperature, top_k, top_p, min_p, seed: Some(1), ..Sampling::default() }
 }
 
 /// How often each token comes in `n` draws.
@@ -15,7 +15,7 @@ fn draw(sampling: &Sampling, logits: &[f32], n: usize) -> BTreeMap<u32, usize> {
     let mut sampler = Sampler::new(sampling).unwrap();
     let mut counts = BTreeMap::new();
     for _ in 0..n {
-        *counts.entry(sampler.sample(logits).unwrap()).or_default() += 1;
+        *counts.entry(sampler.sample(&mut logits.to_vec()).unwrap()).or_default() += 1;
     }
     counts
 }
@@ -50,9 +50,9 @@ fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
 #[test]
 fn greedy_takes_the_largest_and_of_equals_the_first() {
     let mut sampler = Sampler::new(&Sampling::greedy()).unwrap();
-    assert_eq!(sampler.sample(&[0.0, 3.0, -1.0, 3.0]).unwrap(), 1);
-    assert_eq!(sampler.sample(&[-0.0, 0.0]).unwrap(), 0);
-    assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -1e30]).unwrap(), 1);
+    assert_eq!(sampler.sample(&mut [0.0, 3.0, -1.0, 3.0]).unwrap(), 1);
+    assert_eq!(sampler.sample(&mut [-0.0, 0.0]).unwrap(), 0);
+    assert_eq!(sampler.sample(&mut [f32::NEG_INFINITY, -1e30]).unwrap(), 1);
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn logits_that_are_no_numbers_are_errors() {
             for place in 0..3 {
                 let mut logits = [5.0, 1.0, 7.0];
                 logits[place] = bad;
-                let error = sampler.sample(&logits).unwrap_err();
+                let error = sampler.sample(&mut logits).unwrap_err();
                 assert!(
                     matches!(error, SamplingError::NotFinite { token, .. } if token as usize == place),
                     "{i} {place} {error:?}"
@@ -87,7 +87,7 @@ fn logits_that_are_no_numbers_are_errors() {
             }
         }
         for none in [&[][..], &[f32::NEG_INFINITY; 4][..]] {
-            assert_eq!(sampler.sample(none), Err(SamplingError::NoCandidate { n_tokens: none.len() }));
+            assert_eq!(sampler.sample(&mut none.to_vec()), Err(SamplingError::NoCandidate { n_tokens: none.len() }));
         }
     }
 }
@@ -133,7 +133,7 @@ fn a_seed_gives_the_same_tokens_on_every_platform() {
     let logits: Vec<f32> = (0..1000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 16) as f32 / 16384.0).collect();
     let tokens = |sampling: &Sampling| -> Vec<u32> {
         let mut sampler = Sampler::new(sampling).unwrap();
-        (0..8).map(|_| sampler.sample(&logits).unwrap()).collect()
+        (0..8).map(|_| sampler.sample(&mut logits.clone()).unwrap()).collect()
     };
     let seeded = Sampling { seed: Some(7), ..Sampling::default() };
     assert_eq!(tokens(&seeded), tokens(&seeded));
@@ -154,7 +154,7 @@ fn without_a_seed_the_drawn_one_repeats_the_tokens() {
     let mut again = Sampler::new(&Sampling { seed: Some(first.seed()), ..free.clone() }).unwrap();
     assert_ne!(first.seed(), Sampler::new(&free).unwrap().seed());
     for _ in 0..20 {
-        assert_eq!(first.sample(&logits), again.sample(&logits));
+        assert_eq!(first.sample(&mut logits.clone()), again.sample(&mut logits.clone()));
     }
 }
 
@@ -172,7 +172,7 @@ proptest! {
             prop_assert!(expected.contains(&id), "{id} not in {expected:?}");
         }
         let mut sampler = Sampler::new(&sampling).unwrap();
-        sampler.sample(&logits).unwrap();
+        sampler.sample(&mut logits.clone()).unwrap();
         let mut left: Vec<u32> = sampler.list.iter().map(|candidate| candidate.id).collect();
         left.sort_unstable();
         prop_assert_eq!(left, expected);
@@ -188,7 +188,7 @@ proptest! {
     ) {
         let logits: Vec<f32> = bits.into_iter().map(f32::from_bits).collect();
         let mut sampler = Sampler::new(&settings(temperature, top_k, top_p, min_p)).unwrap();
-        if let Ok(id) = sampler.sample(&logits) {
+        if let Ok(id) = sampler.sample(&mut logits.clone()) {
             prop_assert!(logits[id as usize].is_finite());
         }
     }

@@ -43,7 +43,7 @@ use mailbox::Sender;
 /// What a step needs of a model.
 pub(crate) struct Core {
     pub(crate) decoder: Decoder,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) load_time: Duration,
     pub(crate) limits: Limits,
 }

@@ -6,23 +6,35 @@
 //! rolled back, and drafted tokens can change nothing. It runs on a thread of the engine, beside the pickers of
 //! other requests; an error or a panic ends its own request only.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 use crate::options::Options;
-use crate::sample::Sampler;
+use crate::sample::{Sampler, TokenLogprob, TokenTexts};
 
 /// Chooses the tokens of one request.
 pub(crate) struct Picker {
     sampler: Sampler,
+    logprobs: Option<usize>,
+    /// The logits as the model gave them, where they are needed after sampling has changed them: `[n_vocab]`.
+    unchanged: Vec<f32>,
 }
 
 /// A chosen token.
 pub(crate) struct Picked {
     pub(crate) token: u32,
+    /// If they were asked for.
+    pub(crate) logprob: Option<TokenLogprob>,
 }
 
 impl Picker {
-    pub(crate) fn new(options: &Options) -> Result<Self, Error> {
-        Ok(Self { sampler: Sampler::new(&options.sampling)? })
+    /// `texts` are those of the model's tokens.
+    pub(crate) fn new(options: &Options, texts: Arc<dyn TokenTexts>) -> Result<Self, Error> {
+        let mut sampler = Sampler::with_texts(&options.sampling, texts)?;
+        if let Some(custom) = &options.custom {
+            sampler.set_custom(custom.make());
+        }
+        Ok(Self { sampler, logprobs: options.logprobs, unchanged: Vec::new() })
     }
 
     /// The seed of the random numbers.
@@ -31,10 +43,18 @@ impl Picker {
     }
 
     /// The tokens that the request begins with.
-    pub(crate) fn begin(&mut self, _prompt: &[u32]) {}
+    pub(crate) fn begin(&mut self, prompt: &[u32]) {
+        self.sampler.begin(prompt);
+    }
 
-    /// The token that follows, from the logits `[n_vocab]` after all tokens so far; they may be changed.
+    /// The token that follows, from the logits `[n_vocab]` after all tokens so far, which are changed on the way.
     pub(crate) fn pick(&mut self, logits: &mut [f32]) -> Result<Picked, Error> {
-        Ok(Picked { token: self.sampler.sample(logits)? })
+        if self.logprobs.is_some() {
+            self.unchanged.clear();
+            self.unchanged.extend_from_slice(logits);
+        }
+        let token = self.sampler.sample(logits)?;
+        let logprob = self.logprobs.map(|n_top| TokenLogprob::new(&self.unchanged, token, n_top));
+        Ok(Picked { token, logprob })
     }
 }

@@ -9,7 +9,7 @@ use fewbit_tokenizer::StreamDecoder;
 use super::Core;
 use super::cancel::CancelToken;
 use super::mailbox::{Event, Sender};
-use super::picker::Picker;
+use super::picker::{Picked, Picker};
 use super::plan::Waiting;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
@@ -159,7 +159,7 @@ impl Sequence {
         if self.end.is_none() {
             self.end = Some(Ok(reason));
             let text = self.flush();
-            let piece = (!text.is_empty()).then(|| Piece { text, token_ids: Vec::new() });
+            let piece = (!text.is_empty()).then(|| Piece { text, token_ids: Vec::new(), logprobs: Vec::new() });
             self.send(piece);
         }
     }
@@ -179,8 +179,9 @@ impl Sequence {
                 Err(error) => return self.fail(error),
                 Ok(picked) => {
                     self.count_time(1);
-                    self.push(core, picked.token);
-                    if self.end.is_some() || drafted.get(i) != Some(&picked.token) {
+                    let token = picked.token;
+                    self.push(core, picked);
+                    if self.end.is_some() || drafted.get(i) != Some(&token) {
                         return;
                     }
                 }
@@ -189,7 +190,8 @@ impl Sequence {
     }
 
     /// Takes a chosen token into the text and sends what it brings.
-    fn push(&mut self, core: &Core, token: u32) {
+    fn push(&mut self, core: &Core, picked: Picked) {
+        let Picked { token, logprob } = picked;
         let tokenizer = &core.tokenizer;
         if !self.request.ignore_eos && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::EndOfGeneration);
@@ -204,7 +206,7 @@ impl Sequence {
             self.end = Some(Ok(FinishReason::Length));
             text += &self.flush();
         }
-        self.send(Some(Piece { text, token_ids: vec![token] }));
+        self.send(Some(Piece { text, token_ids: vec![token], logprobs: logprob.into_iter().collect() }));
     }
 
     /// The text that was held back, now that nothing follows it.
