@@ -535,6 +535,8 @@ impl Tile {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
+            // SAFETY: lengths asserted above; every CPU runs it.
+            Isa::Portable => unsafe { portable::scores(n, head_dim, n_blocks, q, keys, out) },
             _ => {
                 for (m, q) in q.chunks_exact(head_dim).enumerate() {
                     for (b, block) in keys.chunks_exact(head_dim * KEY_BLOCK).enumerate() {
@@ -561,6 +563,8 @@ impl Tile {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
+            // SAFETY: lengths asserted above; every CPU runs it.
+            Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
             _ => {
                 for m in 0..n {
                     for (j, v) in values.chunks_exact(width).enumerate() {
@@ -576,14 +580,14 @@ impl Tile {
 
 /// Both inner products for one instruction set, with the tile's height chosen at run time.
 macro_rules! tiles {
-    ($module:ident, $simd:ty, $features:literal, $r:literal, [$($m:literal)*]) => {
+    ($module:ident, $simd:ty, $attr:meta, $r:literal, [$($m:literal)*]) => {
         mod $module {
             use super::PAGE;
             use crate::generic::attention::{self, KvLoad};
 
             /// # Safety
             /// The slices hold what `super::Tile::scores` asserts, and the CPU has the features.
-            #[target_feature(enable = $features)]
+            #[$attr]
             pub(super) unsafe fn scores<T: KvLoad>(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[T], out: &mut [f32]) {
                 let (q, keys, out) = (q.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
                 // SAFETY: the caller's promise.
@@ -597,7 +601,7 @@ macro_rules! tiles {
 
             /// # Safety
             /// The slices hold what `super::Tile::values` asserts, and the CPU has the features.
-            #[target_feature(enable = $features)]
+            #[$attr]
             pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
                 let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
                 // SAFETY: the caller's promise.
@@ -613,12 +617,13 @@ macro_rules! tiles {
 }
 
 #[cfg(target_arch = "x86_64")]
-tiles!(avx2, crate::arch::x86_64::Avx2, "avx2,fma,f16c", 2, [1 2 3 4]);
+tiles!(avx2, crate::arch::x86_64::Avx2, target_feature(enable = "avx2,fma,f16c"), 2, [1 2 3 4]);
 #[cfg(target_arch = "x86_64")]
 tiles!(
     avx512,
     crate::arch::x86_64::Avx512,
-    "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+    target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"),
     1,
     [1 2 3 4 5 6 7 8]
 );
+tiles!(portable, crate::arch::Portable, inline(never), 2, [1 2 3 4]);

@@ -2,16 +2,18 @@
 
 use crate::KernelError;
 
-/// The environment variable that forces an instruction set: `scalar`, `avx2` or `avx512`.
+/// The environment variable that forces an instruction set: `scalar`, `portable`, `avx2` or `avx512`.
 pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 
 /// An implementation of the kernels. All of them give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Isa {
-    /// The scalar definitions, on weights as the file stores them. Slow; the reference in tests, and the
-    /// fallback on CPUs that have none of the others.
+    /// The scalar definitions, on weights as the file stores them. Slow: the reference in tests.
     Scalar,
+    /// Plain Rust that compilers turn into the vector instructions every CPU of the target has: NEON on
+    /// aarch64, SSE2 on x86-64. What runs where nothing below does.
+    Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
@@ -19,15 +21,18 @@ pub enum Isa {
 }
 
 impl Isa {
+    /// All that this version knows, slowest first.
+    const ALL: [Self; 4] = [Self::Scalar, Self::Portable, Self::Avx2, Self::Avx512];
+
     /// Every instruction set that this CPU can run, slowest first.
     pub fn available() -> Vec<Self> {
-        [Self::Scalar, Self::Avx2, Self::Avx512].into_iter().filter(|isa| isa.is_available()).collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this CPU can run it.
     pub fn is_available(self) -> bool {
         match self {
-            Self::Scalar => true,
+            Self::Scalar | Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -48,7 +53,7 @@ impl Isa {
 
     /// The fastest one that this CPU can run.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Scalar)
+        Self::available().pop().unwrap_or(Self::Portable)
     }
 
     /// What [`ISA_VARIABLE`] asks for, else [`best`](Self::best).
@@ -78,6 +83,7 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }
@@ -94,7 +100,7 @@ impl std::str::FromStr for Isa {
     type Err = KernelError;
 
     fn from_str(name: &str) -> Result<Self, KernelError> {
-        [Self::Scalar, Self::Avx2, Self::Avx512]
+        Self::ALL
             .into_iter()
             .find(|isa| isa.name().eq_ignore_ascii_case(name))
             .ok_or_else(|| KernelError::UnknownIsa { name: name.to_owned() })

@@ -329,13 +329,14 @@ impl FloatWeights for BF16 {
     }
 }
 
-/// The kernels of one instruction set: a function per weight type, compiled with its features.
+/// The kernels of one instruction set: a function per weight type, compiled with its features
+/// (which an attribute enables).
 macro_rules! kernels {
-    ($module:ident, $simd:ty, $features:literal, $r:literal, $nmax:literal) => {
+    ($module:ident, $simd:ty, $attr:meta, $r:literal, $nmax:literal) => {
         mod $module {
             use super::*;
 
-            kernels!(@functions $simd, $features, $r, $nmax;
+            kernels!(@functions $simd, $attr, $r, $nmax;
                 q4_0 panel_32 Q4_0 4, q4_1 panel_32 Q4_1 4, q5_0 panel_32 Q5_0 5, q5_1 panel_32 Q5_1 5,
                 q8_0 panel_32 Q8_0 8, q2_k panel_256 Q2K 2, q3_k panel_256 Q3K 3, q4_k panel_256 Q4K 4,
                 q5_k panel_256 Q5K 5, q6_k panel_256 Q6K 6, iq4_nl panel_32 IQ4NL 4, mxfp4 panel_32 MXFP4 4,
@@ -343,7 +344,7 @@ macro_rules! kernels {
                 iq2_xxs panel_256 IQ2XXS 3, iq2_s panel_256 IQ2S 3, iq1_s panel_256 IQ1S 3, iq1_m panel_256 IQ1M 3,
                 tq2 panel_256 TQ2 2);
 
-            kernels!(@floats $simd, $features, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
+            kernels!(@floats $simd, $attr, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
 
             pub(super) fn kernel(ty: TensorType) -> Option<PanelFn> {
                 Some(match ty {
@@ -375,16 +376,16 @@ macro_rules! kernels {
             }
         }
     };
-    (@functions $simd:ty, $features:literal, $r:literal, $nmax:literal;
+    (@functions $simd:ty, $attr:meta, $r:literal, $nmax:literal;
      $($name:ident $panel:ident $weights:ident $bits:literal),*) => {$(
-        #[target_feature(enable = $features)]
+        #[$attr]
         unsafe fn $name(job: PanelJob<'_>) {
             // SAFETY: the caller keeps `PanelFn`'s contract.
             unsafe { $panel::<$simd, $weights, $bits, $r, $nmax>(job) }
         }
     )*};
-    (@floats $simd:ty, $features:literal, $r:literal, $nmax:literal; $($name:ident $weights:ident),*) => {$(
-        #[target_feature(enable = $features)]
+    (@floats $simd:ty, $attr:meta, $r:literal, $nmax:literal; $($name:ident $weights:ident),*) => {$(
+        #[$attr]
         unsafe fn $name(job: PanelJob<'_>) {
             // SAFETY: the caller keeps `PanelFn`'s contract.
             unsafe { panel_float::<$simd, $weights, $r, $nmax>(job) }
@@ -393,9 +394,16 @@ macro_rules! kernels {
 }
 
 #[cfg(target_arch = "x86_64")]
-kernels!(avx2, crate::arch::x86_64::Avx2, "avx2,fma,f16c", 2, 4);
+kernels!(avx2, crate::arch::x86_64::Avx2, target_feature(enable = "avx2,fma,f16c"), 2, 4);
 #[cfg(target_arch = "x86_64")]
-kernels!(avx512, crate::arch::x86_64::Avx512, "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni", 1, 8);
+kernels!(
+    avx512,
+    crate::arch::x86_64::Avx512,
+    target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"),
+    1,
+    8
+);
+kernels!(portable, crate::arch::Portable, inline(never), 2, 4);
 
 fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
     match isa {
@@ -403,9 +411,7 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
         Isa::Avx2 => avx2::kernel(ty),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::kernel(ty),
-        _ => {
-            let _ = ty;
-            None
-        }
+        Isa::Portable => portable::kernel(ty),
+        _ => None,
     }
 }
