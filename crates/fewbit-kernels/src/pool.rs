@@ -6,11 +6,23 @@
 //! fraction of a microsecond. Work is taken in chunks from an atomic counter, because cores are not equally
 //! fast and a virtual machine may lose one for a while.
 //!
+//! For the same reason nobody waits for a thread that has not begun: a section is over when its chunks are done,
+//! and a worker that gets a core only then finds it closed. With more threads than cores this is every section.
+//!
 //! Every section runs on the calling thread as well, so a pool of one thread has no workers at all. Sections
-//! of different callers take turns.
+//! of different callers take turns. A section that is started inside a section of the same pool runs on the thread
+//! that starts it.
+//!
+//! ```text
+//! state   [ epoch | open: 1 bit | active: 10 bits ]
+//!
+//! caller  job = ..; state = (epoch + 1, open, 0); wake the parked; work; clear open; wait for active = 0
+//! worker  wait for another epoch; if it is open, active += 1 (in one step); work; active -= 1
+//! ```
 
 use crate::KernelError;
 use std::any::Any;
+use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,27 +33,51 @@ use std::time::{Duration, Instant};
 /// How long a worker spins for the next section before it parks.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// The job of a section: called once per thread with the thread's index.
+/// Bits of [`Shared::state`]: workers inside, whether more may enter, and one epoch.
+const ACTIVE: usize = OPEN - 1;
+const OPEN: usize = 1 << 10;
+const EPOCH: usize = 1 << 11;
+
+/// The job of a section: called at most once per thread with the thread's index.
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// Counts sections; a change tells workers that `job` is new. Odd and even have no meaning.
-    epoch: AtomicUsize,
-    /// Valid while `running` is not 0.
+    /// See the head of this file. The epoch counts sections; a change tells workers that `job` is new.
+    state: AtomicUsize,
+    /// Valid while a worker is active.
     job: JobCell,
-    /// Workers that have not finished the current section.
-    running: AtomicUsize,
+    /// Workers that have finished the current section.
+    finished: AtomicUsize,
     stop: AtomicBool,
+    /// More threads than cores: who waits gives the core away at once.
+    is_crowded: bool,
     /// Which workers are parked or about to be.
     parked: Vec<AtomicBool>,
     /// What the first panicking worker threw.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
+thread_local! {
+    /// The pool whose section this thread is in (the address of its `Shared`, or 0), and the thread's index.
+    static INSIDE: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// Marks this thread as inside a section while `f` runs.
+fn inside<R>(pool: usize, index: usize, f: impl FnOnce() -> R) -> R {
+    struct Restore((usize, usize));
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            INSIDE.set(self.0);
+        }
+    }
+    let _restore = Restore(INSIDE.replace((pool, index)));
+    f()
+}
+
 struct JobCell(std::cell::UnsafeCell<Option<Job>>);
 
-// SAFETY: written only by the thread that holds the pool's turn while `running` is 0, read by workers only
-// between the epoch's change and their decrement of `running`.
+// SAFETY: written only by the thread that holds the pool's turn, while the section is closed and no worker is
+// active; read by workers only while they are active.
 unsafe impl Sync for JobCell {}
 // SAFETY: as above.
 unsafe impl Send for JobCell {}
@@ -58,17 +94,20 @@ impl ThreadPool {
     /// More threads than this are never of use.
     pub const MAX_THREADS: usize = 256;
 
-    /// A pool in which sections run on `n_threads` threads (at least 1), the caller's included.
+    /// A pool in which sections run on `n_threads` threads (1 to [`MAX_THREADS`](Self::MAX_THREADS)), the
+    /// caller's included.
     ///
     /// # Errors
     /// [`KernelError::Thread`] if the operating system gives no thread.
     pub fn new(n_threads: usize) -> Result<Self, KernelError> {
-        let n_workers = n_threads.max(1) - 1;
+        let n_workers = n_threads.clamp(1, Self::MAX_THREADS) - 1;
+        let n_cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
+            state: AtomicUsize::new(0),
             job: JobCell(std::cell::UnsafeCell::new(None)),
-            running: AtomicUsize::new(0),
+            finished: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            is_crowded: n_threads > n_cores,
             parked: (0..n_workers).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
         });
@@ -90,47 +129,73 @@ impl ThreadPool {
         self.workers.len() + 1
     }
 
-    /// Runs `job(thread)` once on every thread, `thread` in `0..n_threads()`, and returns when all are done.
-    ///
-    /// A job must not start a section of the same pool: it would wait for itself.
+    /// Runs `job(thread)` once for every `thread` in `0..n_threads()`, each on a thread of its own, and returns when
+    /// all are done. Inside a section of the same pool they run one after another.
     ///
     /// # Panics
     /// If the job panicked on any thread; the pool stays usable.
     pub fn run(&self, job: &(dyn Fn(usize) + Sync)) {
+        if self.inside().is_some() {
+            return (0..self.n_threads()).for_each(job);
+        }
+        self.section(job, self.workers.len());
+    }
+
+    /// The index of this thread, if it is in a section of this pool.
+    fn inside(&self) -> Option<usize> {
+        let (pool, index) = INSIDE.get();
+        (pool == self.address()).then_some(index)
+    }
+
+    /// What tells pools apart.
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.shared).addr()
+    }
+
+    /// Runs `job` on this thread and on the workers that come before it is done here, of which at least `n_needed`
+    /// are waited for.
+    fn section(&self, job: &(dyn Fn(usize) + Sync), n_needed: usize) {
         if self.workers.is_empty() {
-            return job(0);
+            return inside(self.address(), 0, || job(0));
         }
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let shared = &*self.shared;
-        // SAFETY: `turn` makes this thread the only writer, and no worker reads before the epoch changes.
-        // The lifetime is extended only until this function returns, and it waits for every worker first.
+        // SAFETY: `turn` makes this thread the only writer, and no worker is active in a closed section.
+        // The lifetime is extended only until this function returns, and it waits for every active worker first.
         unsafe {
             *shared.job.0.get() = Some(std::mem::transmute::<*const (dyn Fn(usize) + Sync + '_), Job>(job));
         }
-        shared.running.store(self.workers.len(), Ordering::Relaxed);
+        shared.finished.store(0, Ordering::Relaxed);
+        let closed = shared.state.load(Ordering::Relaxed);
         // SeqCst here and in `wait_for_section`: a worker announces that it parks and then looks at the
         // epoch, this thread changes the epoch and then looks at the announcements; one of them sees.
-        shared.epoch.fetch_add(1, Ordering::SeqCst);
+        shared.state.store(closed.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
         for (parked, handle) in shared.parked.iter().zip(&self.handles) {
             if parked.load(Ordering::SeqCst) {
                 handle.unpark();
             }
         }
-        let mine = catch_unwind(AssertUnwindSafe(|| job(0)));
-        let mut spins = 0u32;
-        while shared.running.load(Ordering::Acquire) != 0 {
-            // Chunks make the threads finish within microseconds of each other. A longer wait means that a
-            // worker has lost its core, perhaps to this very loop.
+        let mine = catch_unwind(AssertUnwindSafe(|| inside(self.address(), 0, || job(0))));
+        self.wait_until(|| shared.finished.load(Ordering::Acquire) >= n_needed);
+        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        self.wait_until(|| shared.state.load(Ordering::Acquire) & ACTIVE == 0);
+        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(turn);
+        if let Some(payload) = mine.err().or(theirs) {
+            resume_unwind(payload);
+        }
+    }
+
+    /// Chunks make the threads finish within microseconds of each other. A longer wait means that a worker has lost
+    /// its core, perhaps to this very loop.
+    fn wait_until(&self, is_done: impl Fn() -> bool) {
+        let mut spins = if self.shared.is_crowded { 1 << 10 } else { 0u32 };
+        while !is_done() {
             spins = spins.saturating_add(1);
             if spins > 1 << 10 {
                 std::thread::yield_now();
             }
             std::hint::spin_loop();
-        }
-        let theirs = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(turn);
-        if let Some(payload) = mine.err().or(theirs) {
-            resume_unwind(payload);
         }
     }
 
@@ -140,14 +205,11 @@ impl ThreadPool {
     /// If `f` does, or `chunk` is 0.
     pub fn for_chunks(&self, n_items: usize, chunk: usize, f: impl Fn(Range<usize>, usize) + Sync) {
         assert_ne!(chunk, 0, "chunks have at least one item");
-        if n_items <= chunk || self.workers.is_empty() {
-            if n_items > 0 {
-                f(0..n_items, 0);
-            }
-            return;
+        if n_items <= chunk || self.workers.is_empty() || self.inside().is_some() {
+            return self.alone(n_items, f);
         }
         let next = AtomicUsize::new(0);
-        self.run(&|thread| {
+        let job = |thread| {
             loop {
                 let start = next.fetch_add(chunk, Ordering::Relaxed);
                 if start >= n_items {
@@ -155,7 +217,8 @@ impl ThreadPool {
                 }
                 f(start..n_items.min(start + chunk), thread);
             }
-        });
+        };
+        self.section(&job, 0);
     }
 
     /// As [`for_chunks`](Self::for_chunks), in stretches that begin long and get shorter: for work that is
@@ -164,29 +227,36 @@ impl ThreadPool {
     /// # Panics
     /// If `f` does.
     pub fn for_stretches(&self, n_items: usize, f: impl Fn(Range<usize>, usize) + Sync) {
-        if n_items <= 1 || self.workers.is_empty() {
-            if n_items > 0 {
-                f(0..n_items, 0);
-            }
-            return;
+        if n_items <= 1 || self.workers.is_empty() || self.inside().is_some() {
+            return self.alone(n_items, f);
         }
         let share = 2 * self.n_threads();
         let next = AtomicUsize::new(0);
         let end_of = |start: usize| start + (n_items - start).div_ceil(share);
-        self.run(&|thread| {
+        let job = |thread| {
             while let Ok(start) = next
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |start| (start < n_items).then(|| end_of(start)))
             {
                 f(start..end_of(start), thread);
             }
-        });
+        };
+        self.section(&job, 0);
+    }
+
+    /// All items on this thread.
+    fn alone(&self, n_items: usize, f: impl Fn(Range<usize>, usize)) {
+        let index = self.inside().unwrap_or(0);
+        if n_items > 0 {
+            inside(self.address(), index, || f(0..n_items, index));
+        }
     }
 }
 
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.epoch.fetch_add(1, Ordering::SeqCst);
+        // Nobody is in a section: it would borrow the pool.
+        self.shared.state.fetch_add(EPOCH, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
             // A worker catches its panics, so there is nothing to hear from it.
@@ -208,24 +278,31 @@ fn work(shared: &Shared, index: usize) {
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
-        // SAFETY: the epoch has changed, so the job is in place, and it stays valid until `running` is 0,
-        // which this worker's decrement below is part of.
+        let enter = |state: usize| (state / EPOCH == seen && state & OPEN != 0).then_some(state + 1);
+        if shared.state.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter).is_err() {
+            continue;
+        }
+        // SAFETY: this worker is active now, in a section that was open: the job is in place, and it stays valid
+        // until the decrement below.
         let job = unsafe { (*shared.job.0.get()).map(|job| &*job) };
+        let pool = std::ptr::from_ref(shared).addr();
         if let Some(job) = job
-            && let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(index)))
+            && let Err(payload) = catch_unwind(AssertUnwindSafe(|| inside(pool, index, || job(index))))
         {
             shared.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
-        shared.running.fetch_sub(1, Ordering::Release);
+        shared.finished.fetch_add(1, Ordering::Release);
+        shared.state.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// Spins, then parks, until the epoch is no longer `seen`; returns the new one.
 fn wait_for_section(shared: &Shared, index: usize, seen: usize) -> usize {
+    let epoch = || shared.state.load(Ordering::SeqCst) / EPOCH;
     let start = Instant::now();
     loop {
         for _ in 0..256 {
-            let epoch = shared.epoch.load(Ordering::Acquire);
+            let epoch = epoch();
             if epoch != seen {
                 return epoch;
             }
@@ -234,11 +311,14 @@ fn wait_for_section(shared: &Shared, index: usize, seen: usize) -> usize {
         if start.elapsed() > SPIN {
             break;
         }
+        if shared.is_crowded {
+            std::thread::yield_now();
+        }
     }
     let parked = &shared.parked[index - 1];
     parked.store(true, Ordering::SeqCst);
     let epoch = loop {
-        let epoch = shared.epoch.load(Ordering::SeqCst);
+        let epoch = epoch();
         if epoch != seen {
             break epoch;
         }
