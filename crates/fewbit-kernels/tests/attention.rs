@@ -115,9 +115,11 @@ fn check_attention<T: KvElement>() {
             })
             .collect();
         for isa in Isa::available() {
+            // The slow ones take few ways through the split, which is the same code for all.
+            let is_slow = isa <= Isa::Portable;
             for threads in [1, 2] {
                 let engine = Engine::new(isa, threads).expect("available");
-                for chunk in [1, 7, 64, 1000] {
+                for chunk in if is_slow { [1, 64][..threads].to_vec() } else { vec![1, 7, 64, 1000] } {
                     let mut cache = Cache::<T>::new(shape, n);
                     let mut out = vec![0.0; n * q];
                     // One token at a time only for the last few: it is the slowest.
@@ -219,22 +221,4 @@ fn norm_and_rope_are_right_and_the_same_everywhere() {
         assert!(rotated.iter().all(|y| bits(y) == bits(&rotated[0])));
     }
     assert!(norms.iter().all(|y| bits(y) == bits(&norms[0])));
-}
-
-#[test]
-fn a_panic_in_a_section_reaches_the_caller_and_the_pool_goes_on() {
-    let engine = Engine::new(Isa::Scalar, 3).expect("available");
-    for bad in 0..3 {
-        let job = |thread: usize| assert_ne!(thread, bad, "thread {thread}");
-        let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| engine.pool().run(&job)));
-        assert!(caught.is_err());
-    }
-    let sum = std::sync::atomic::AtomicUsize::new(0);
-    engine.pool().for_chunks(1000, 7, |range, _| {
-        sum.fetch_add(range.sum(), std::sync::atomic::Ordering::Relaxed);
-    });
-    engine.pool().for_stretches(1000, |range, _| {
-        sum.fetch_add(range.sum(), std::sync::atomic::Ordering::Relaxed);
-    });
-    assert_eq!(sum.into_inner(), 2 * 499_500);
 }

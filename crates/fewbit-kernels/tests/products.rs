@@ -1,130 +1,12 @@
 //! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
 //! batch size and number of threads.
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, Matrix, ThreadPool};
+use fewbit_kernels::{ActivationKinds, Activations, Isa, Matrix, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
+use support::{Codes, Random, TYPES, check, engines, product, put_scales, weights};
 
-const TYPES: [TensorType; 25] = [
-    TensorType::F32,
-    TensorType::F16,
-    TensorType::BF16,
-    TensorType::Q4_0,
-    TensorType::Q4_1,
-    TensorType::Q5_0,
-    TensorType::Q5_1,
-    TensorType::Q8_0,
-    TensorType::Q2_K,
-    TensorType::Q3_K,
-    TensorType::Q4_K,
-    TensorType::Q5_K,
-    TensorType::Q6_K,
-    TensorType::IQ4_NL,
-    TensorType::IQ4_XS,
-    TensorType::IQ3_XXS,
-    TensorType::IQ3_S,
-    TensorType::IQ2_XXS,
-    TensorType::IQ2_XS,
-    TensorType::IQ2_S,
-    TensorType::IQ1_S,
-    TensorType::IQ1_M,
-    TensorType::TQ1_0,
-    TensorType::TQ2_0,
-    TensorType::MXFP4,
-];
-
-/// A small generator, so that a failure repeats.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u32 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) as u32
-    }
-
-    fn float(&mut self) -> f32 {
-        (self.next() as f32 / (1u32 << 30) as f32 - 1.0) * 3.0
-    }
-}
-
-/// What the codes of a weight row look like.
-#[derive(Clone, Copy, Debug)]
-enum Codes {
-    Random,
-    /// All bits set: the largest codes, scales and minimums.
-    Maximal,
-    Zero,
-}
-
-/// `n` bytes of blocks whose float scales are `scale` (or random, where it is `None`).
-fn weights(ty: TensorType, n_elems: usize, codes: Codes, scale: Option<u16>, random: &mut Random) -> Vec<u8> {
-    let mut bytes = vec![0u8; ty.row_bytes(n_elems).expect("whole blocks")];
-    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        for byte in block.iter_mut() {
-            *byte = match codes {
-                Codes::Random => random.next() as u8,
-                Codes::Maximal => 0xFF,
-                Codes::Zero => 0,
-            };
-        }
-        match ty {
-            TensorType::F32 => block.copy_from_slice(&random.float().to_le_bytes()),
-            _ => put_scales(ty, block, || scale.unwrap_or_else(|| 0x2000 | random.next() as u16 & 0x9FFF)),
-        }
-    }
-    bytes
-}
-
-/// Writes the float scales of a block.
-fn put_scales(ty: TensorType, block: &mut [u8], mut half: impl FnMut() -> u16) {
-    let halves: &[usize] = match ty {
-        // An exponent: ordinary ones for ordinary scales, and the extremes.
-        TensorType::MXFP4 => return block[0] = (half() >> 7) as u8,
-        TensorType::IQ1_M => {
-            let half = half();
-            for i in 0..4 {
-                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((half >> (4 * i) & 15) as u8) << 4;
-            }
-            return;
-        }
-        TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
-        TensorType::Q2_K => &[80, 82],
-        TensorType::Q3_K => &[108],
-        TensorType::Q6_K => &[208],
-        TensorType::TQ1_0 => &[52],
-        TensorType::TQ2_0 => &[64],
-        _ => &[0],
-    };
-    for &at in halves {
-        block[at..at + 2].copy_from_slice(&half().to_le_bytes());
-    }
-}
-
-/// The product under `isa`, as bits; NaN of any payload is one value.
-fn product(engine: &Engine, ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
-    let w = engine.pack(ty, rows, cols, bytes).expect("packs");
-    let mut acts = Activations::new();
-    engine.activate(x, cols, ActivationKinds::of([ty]), &mut acts);
-    let mut out = vec![0.0; x.len() / cols * rows];
-    engine.matmul(&w, &acts, &mut out);
-    out.iter().map(|v| if v.is_nan() { 0x7FC0_0000 } else { v.to_bits() }).collect()
-}
-
-fn engines() -> Vec<Engine> {
-    let isas = Isa::available();
-    println!("instruction sets under test: {isas:?}");
-    isas.into_iter().flat_map(|isa| [1, 2].map(|n| Engine::new(isa, n).expect("available"))).collect()
-}
-
-fn check(engines: &[Engine], ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32], what: &str) {
-    let want = product(&engines[0], ty, rows, cols, bytes, x);
-    for engine in &engines[1..] {
-        let got = product(engine, ty, rows, cols, bytes, x);
-        let n = x.len() / cols;
-        let at = want.iter().zip(&got).position(|(w, g)| w != g);
-        assert_eq!(at, None, "{ty} {rows}x{cols}, batch {n}, {what}: {engine:?} differs from scalar");
-    }
-}
+mod support;
 
 #[test]
 fn random_weights_all_batch_sizes() {
@@ -342,7 +224,7 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
 #[test]
 fn weights_are_packed_only_for_what_this_cpu_runs() {
     let pool = ThreadPool::new(1).expect("no thread is needed");
-    for isa in [Isa::Scalar, Isa::Avx2, Isa::Avx512] {
+    for isa in [Isa::Scalar, Isa::Portable, Isa::Avx2, Isa::Avx512] {
         let packed = Matrix::pack(&pool, isa, TensorType::F32, 1, 1, &[0; 4]);
         assert_eq!(packed.is_ok(), isa.is_available(), "{isa}");
     }
