@@ -246,21 +246,21 @@ pub(crate) struct BenchArgs {
     /// Name from the registry (see `fewbit list`), or path of a .gguf file
     #[arg(value_name = "MODEL", required_unless_present = "shape", conflicts_with = "shape")]
     pub(crate) model: Option<String>,
-    /// Prompt tokens
-    #[arg(short, long, value_name = "N", default_value_t = 512)]
-    pub(crate) prompt: usize,
+    /// Prompt tokens; of this and the next ones several may be given, as in `-p 128,512`
+    #[arg(short, long, value_name = "N", default_value = "512", value_delimiter = ',')]
+    pub(crate) prompt: Vec<usize>,
     /// Tokens to generate
-    #[arg(short, long, value_name = "N", default_value_t = 128)]
-    pub(crate) n_gen: usize,
+    #[arg(short, long, value_name = "N", default_value = "128", value_delimiter = ',')]
+    pub(crate) n_gen: Vec<usize>,
+    /// Tokens in the context before either is timed
+    #[arg(long, value_name = "N", default_value = "0", value_delimiter = ',')]
+    pub(crate) depth: Vec<usize>,
+    /// Sequences to generate at once
+    #[arg(long, value_name = "N", default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) batch: Vec<u16>,
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
-    /// Tokens in the context before either is timed
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) depth: usize,
-    /// Sequences to generate at once
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) batch: u16,
     /// Measure random weights of this shape instead of a model
     #[arg(long, value_name = "NAME", requires = "type")]
     pub(crate) shape: Option<String>,

@@ -367,6 +367,22 @@ fn bench_measures_both_phases() {
     assert!(object["load_s"].as_f64().unwrap() > 0.0 && object["isa"].is_string());
     let object = json(&run(&["bench", STORIES, "-p", "0", "-n", "4", "-r", "1", "--json"]));
     assert!(object["prefill_tok_s"].is_null() && object["decode_tok_s"].is_object());
+
+    let lists = ["bench", STORIES, "-p", "8,16", "-n", "2", "--depth", "0,30", "--batch", "1,2", "-r", "1"];
+    let object = json(&run(&[&lists[..], &["--json"]].concat()));
+    let tests = object["tests"].as_array().unwrap();
+    let names: Vec<String> = tests
+        .iter()
+        .map(|test| {
+            assert!(test["tok_s"]["median"].as_f64().unwrap() > 0.0);
+            format!("{}{}@{}", test["prompt"], test["batch"], test["depth"]).replace("null", "")
+        })
+        .collect();
+    assert_eq!(names, ["8@0", "16@0", "1@0", "2@0", "8@30", "16@30", "1@30", "2@30"]);
+    assert_eq!(object["prefill_tok_s"], tests[0]["tok_s"]);
+    assert_eq!(object["decode_tok_s"], tests[2]["tok_s"]);
+    let table = stdout(&run(&lists));
+    assert_eq!(table.lines().filter(|line| line.starts_with("prefill") || line.starts_with("decode")).count(), 8);
 }
 
 #[test]

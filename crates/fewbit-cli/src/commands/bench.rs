@@ -1,13 +1,15 @@
 //! `fewbit bench`: the speed of prefill and decode, beside what the machine could do.
 //!
 //! *Prefill* runs `--prompt` tokens through the model, *decode* runs `--n-gen` steps of one token for
-//! each of `--batch` sequences; both after `--depth` tokens that are not timed. Tokens are arbitrary
-//! and nothing is sampled: it is the model that is measured. One repetition more than asked for is
-//! run, and the first is not counted: it pages the weights in.
+//! each of `--batch` sequences; both after `--depth` tokens that are not timed. Each of the four may be a
+//! list: every combination is measured. Tokens are arbitrary and nothing is sampled: it is the model that is
+//! measured. One repetition more than asked for is run, and the first is not counted: it pages the weights in.
+//! Repetitions go round all combinations, so that a slow minute of the machine meets them all.
 //!
 //! The ceilings are measured in the same run: how fast all threads can read memory, which bounds
 //! decode, and how many int8 multiply-accumulates they can do, which bounds prefill. The fractions
-//! say how near to them the model came, counting only what the weights make necessary.
+//! say how near to them the model came, counting only what a step cannot do without: weights, and in decode the
+//! keys and values of the sequences.
 
 use std::time::Instant;
 
@@ -81,6 +83,100 @@ impl Work {
     }
 }
 
+/// One combination of what may be a list.
+#[derive(Clone, Copy)]
+enum Test {
+    Prefill { prompt: usize, depth: usize },
+    Decode { n_gen: usize, depth: usize, batch: u16 },
+}
+
+impl Test {
+    /// All that `args` ask for, at growing depth.
+    fn all(args: &BenchArgs) -> Vec<Self> {
+        let mut tests = Vec::new();
+        for &depth in &args.depth {
+            tests.extend(args.prompt.iter().filter(|&&n| n > 0).map(|&prompt| Self::Prefill { prompt, depth }));
+            for &n_gen in args.n_gen.iter().filter(|&&n| n > 0) {
+                tests.extend(args.batch.iter().map(|&batch| Self::Decode { n_gen, depth, batch }));
+            }
+        }
+        tests
+    }
+
+    fn depth(self) -> usize {
+        match self {
+            Self::Prefill { depth, .. } | Self::Decode { depth, .. } => depth,
+        }
+    }
+
+    /// Positions that one of its sequences takes.
+    fn length(self) -> usize {
+        let (Self::Prefill { prompt: n, .. } | Self::Decode { n_gen: n, .. }) = self;
+        n.saturating_add(self.depth())
+    }
+
+    /// Tokens per second: of the prompt, or over all sequences.
+    fn run(self, decoder: &Decoder, past: &KvCache) -> anyhow::Result<f64> {
+        let start;
+        let n_tokens = match self {
+            Self::Prefill { prompt, .. } => {
+                let (tokens, mut cache) = (tokens(decoder, prompt, 1), past.fork());
+                start = Instant::now();
+                extend(decoder, &mut cache, &tokens, true)?;
+                prompt
+            }
+            Self::Decode { n_gen, batch, .. } => {
+                let mut sequences: Vec<(KvCache, Vec<u32>)> =
+                    (0..u32::from(batch)).map(|i| (past.fork(), tokens(decoder, n_gen, 2 + i))).collect();
+                start = Instant::now();
+                for step in 0..n_gen {
+                    let mut chunks: Vec<Chunk<'_>> = sequences
+                        .iter_mut()
+                        .map(|(cache, tokens)| Chunk { cache, tokens: &tokens[step..=step], logits: LogitsFor::Last })
+                        .collect();
+                    decoder.forward(&mut chunks)?;
+                }
+                n_gen * usize::from(batch)
+            }
+        };
+        Ok(n_tokens as f64 / start.elapsed().as_secs_f64())
+    }
+
+    /// The part of the ceiling that a rate comes to. `past` has `depth` tokens.
+    fn fraction(self, rate: &Rate, work: &Work, past: &KvCache, ceilings: &Ceilings) -> Option<f64> {
+        Some(match self {
+            Self::Prefill { .. } => rate.median * work.macs_per_token as f64 * 1e-9 / ceilings.int8_gmac_s?,
+            Self::Decode { batch, .. } => {
+                let bytes = work.bytes_per_step as f64 + f64::from(batch) * past.bytes() as f64;
+                rate.median / f64::from(batch) * bytes * 1e-9 / ceilings.read_gb_s?
+            }
+        })
+    }
+
+    fn json(self, rate: &Rate, fraction: Option<f64>) -> Value {
+        match self {
+            Self::Prefill { prompt, depth } => json!({
+                "test": "prefill", "prompt": prompt, "depth": depth, "tok_s": rate.json(), "peak_fraction": fraction,
+            }),
+            Self::Decode { n_gen, depth, batch } => json!({
+                "test": "decode", "n_gen": n_gen, "depth": depth, "batch": batch, "tok_s": rate.json(),
+                "bandwidth_fraction": fraction,
+            }),
+        }
+    }
+
+    /// A line of the table.
+    fn line(self, rate: &Rate, fraction: Option<f64>) -> String {
+        let (name, n, batch) = match self {
+            Self::Prefill { prompt, .. } => ("prefill", prompt, "-".to_owned()),
+            Self::Decode { n_gen, batch, .. } => ("decode", n_gen, batch.to_string()),
+        };
+        let Rate { median, min, max } = rate;
+        let of = fraction.map_or("-".to_owned(), |f| format!("{:.0} %", f * 100.0));
+        format!("{name:7} {n:6} {:6} {batch:>5} {median:10.1} {min:9.1} {max:9.1} {of:>10}", self.depth())
+    }
+}
+
 fn measure(
     common: &Common,
     args: &BenchArgs,
@@ -89,113 +185,88 @@ fn measure(
     work: &Work,
     name: &str,
 ) -> anyhow::Result<()> {
+    let tests = Test::all(args);
     let context = decoder.config().context_length;
-    let longest = args.prompt.max(args.n_gen).saturating_add(args.depth);
+    let longest = tests.iter().map(|test| test.length()).max().unwrap_or(0);
     if longest > context {
         bail!("{longest} tokens are needed and the context has {context}: give a smaller -p, -n or --depth");
     }
-    let runs = usize::from(args.repetitions);
-    let mut prefill = Vec::with_capacity(runs);
-    let mut decode = Vec::with_capacity(runs);
-    for i in 0..=runs {
-        let times = (prefill_rate(decoder, args)?, decode_rate(decoder, args)?);
-        if i > 0 {
-            prefill.extend(times.0);
-            decode.extend(times.1);
+    // What is not timed is computed once, and every run goes on from a copy.
+    let mut pasts: Vec<KvCache> = Vec::new();
+    for test in &tests {
+        if pasts.iter().all(|past| past.len() != test.depth()) {
+            let mut past = decoder.new_cache();
+            extend(decoder, &mut past, &tokens(decoder, test.depth(), 0), false)?;
+            pasts.push(past);
+        }
+    }
+    let past_of = |test: Test| pasts.iter().find(|past| past.len() == test.depth()).expect("made above");
+    let mut rates = vec![Vec::new(); tests.len()];
+    for i in 0..=args.repetitions {
+        for (&test, rates) in tests.iter().zip(&mut rates) {
+            let rate = test.run(decoder, past_of(test))?;
+            if i > 0 {
+                rates.push(rate);
+            }
         }
     }
     // Before the ceilings, which take memory of their own.
     let peak_rss = peak_rss_bytes();
     let ceilings = Ceilings::measure(decoder);
-    let prefill = Rate::of(prefill);
-    let decode = Rate::of(decode);
-    let steps_per_s = decode.as_ref().map(|rate| rate.median / f64::from(args.batch));
-    let fraction = |achieved: Option<f64>, ceiling: Option<f64>| Some(achieved? / ceiling?);
-    let decode_fraction = fraction(steps_per_s.map(|s| s * work.bytes_per_step as f64 * 1e-9), ceilings.read_gb_s);
-    let prefill_fraction =
-        fraction(prefill.as_ref().map(|r| r.median * work.macs_per_token as f64 * 1e-9), ceilings.int8_gmac_s);
+    let results: Vec<(Test, Rate, Option<f64>)> = tests
+        .into_iter()
+        .zip(rates)
+        .filter_map(|(test, rates)| {
+            let rate = Rate::of(rates)?;
+            let fraction = test.fraction(&rate, work, past_of(test), &ceilings);
+            Some((test, rate, fraction))
+        })
+        .collect();
 
     if common.json {
+        let first = |of: fn(&Test) -> bool| results.iter().find(|(test, ..)| of(test));
+        let prefill = first(|test| matches!(test, Test::Prefill { .. }));
+        let decode = first(|test| matches!(test, Test::Decode { .. }));
         return print_json(&json!({
             "model": name,
             "load_s": load_s,
-            "prefill_tok_s": prefill.as_ref().map(Rate::json),
-            "decode_tok_s": decode.as_ref().map(Rate::json),
-            "prompt": args.prompt,
-            "n_gen": args.n_gen,
+            "prefill_tok_s": prefill.map(|(_, rate, _)| rate.json()),
+            "decode_tok_s": decode.map(|(_, rate, _)| rate.json()),
+            "decode_bandwidth_fraction": decode.map(|(.., fraction)| fraction),
+            "prefill_peak_fraction": prefill.map(|(.., fraction)| fraction),
+            "tests": results.iter().map(|(test, rate, fraction)| test.json(rate, *fraction)).collect::<Vec<_>>(),
+            "prompt": args.prompt.first(),
+            "n_gen": args.n_gen.first(),
+            "depth": args.depth.first(),
+            "batch": args.batch.first(),
             "repetitions": args.repetitions,
-            "depth": args.depth,
-            "batch": args.batch,
             "peak_rss_bytes": peak_rss,
             "weight_bytes": decoder.weight_bytes(),
             "read_bandwidth_gb_s": ceilings.read_gb_s,
             "int8_peak_gmac_s": ceilings.int8_gmac_s,
-            "decode_bandwidth_fraction": decode_fraction,
-            "prefill_peak_fraction": prefill_fraction,
             "isa": decoder.isa().to_string(),
             "threads": decoder.n_threads(),
         }));
     }
     let mut out = Out::new();
     out.line(format_args!("{name}: {}, {} threads, loaded in {load_s:.2} s", decoder.isa(), decoder.n_threads()))?;
-    let percent = |fraction: Option<f64>| fraction.map_or("-".to_owned(), |f| format!("{:.0} %", f * 100.0));
-    if let Some(rate) = &prefill {
-        let of = percent(prefill_fraction);
-        out.line(format_args!("prefill {:4} tokens: {} tokens/s, {of} of the int8 peak", args.prompt, rate.text()))?;
-    }
-    if let Some(rate) = &decode {
-        let of = percent(decode_fraction);
-        out.line(format_args!(
-            "decode  {:4} tokens: {} tokens/s, {of} of the read bandwidth",
-            args.n_gen,
-            rate.text()
-        ))?;
+    out.line("        tokens  depth batch   tokens/s       min       max of ceiling")?;
+    for (test, rate, fraction) in &results {
+        out.line(test.line(rate, *fraction))?;
     }
     if let Some(rss) = peak_rss {
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(decoder.weight_bytes())))?;
     }
-    if let (Some(read), Some(int8)) = (ceilings.read_gb_s, ceilings.int8_gmac_s) {
-        out.line(format_args!("this machine reads {read:.1} GB/s and multiplies {int8:.0} GMAC/s (int8)"))?;
-    }
+    let figure = |what: &str, value: Option<f64>, unit: &str| match value {
+        Some(value) => format!("{what} {value:.1} {unit}"),
+        None => format!("{what}: not measured"),
+    };
+    out.line(format_args!(
+        "ceilings of this machine: {}, {}",
+        figure("reading (decode)", ceilings.read_gb_s, "GB/s"),
+        figure("int8 multiply-adds (prefill)", ceilings.int8_gmac_s, "GMAC/s")
+    ))?;
     out.flush()
-}
-
-/// Prompt tokens per second; `None` if none are asked for.
-fn prefill_rate(decoder: &Decoder, args: &BenchArgs) -> anyhow::Result<Option<f64>> {
-    if args.prompt == 0 {
-        return Ok(None);
-    }
-    let mut cache = at_depth(decoder, args.depth)?;
-    let tokens = tokens(decoder, args.prompt, 1);
-    let start = Instant::now();
-    extend(decoder, &mut cache, &tokens, true)?;
-    Ok(Some(args.prompt as f64 / start.elapsed().as_secs_f64()))
-}
-
-/// Generated tokens per second over all sequences; `None` if none are asked for.
-fn decode_rate(decoder: &Decoder, args: &BenchArgs) -> anyhow::Result<Option<f64>> {
-    if args.n_gen == 0 {
-        return Ok(None);
-    }
-    let batch = usize::from(args.batch);
-    let mut caches = (0..batch).map(|_| at_depth(decoder, args.depth)).collect::<anyhow::Result<Vec<_>>>()?;
-    let tokens: Vec<Vec<u32>> = (0..batch).map(|i| tokens(decoder, args.n_gen, 2 + i as u32)).collect();
-    let start = Instant::now();
-    for step in 0..args.n_gen {
-        let mut chunks: Vec<Chunk<'_>> = caches
-            .iter_mut()
-            .zip(&tokens)
-            .map(|(cache, tokens)| Chunk { cache, tokens: &tokens[step..=step], logits: LogitsFor::Last })
-            .collect();
-        decoder.forward(&mut chunks)?;
-    }
-    Ok(Some((args.n_gen * batch) as f64 / start.elapsed().as_secs_f64()))
-}
-
-fn at_depth(decoder: &Decoder, depth: usize) -> anyhow::Result<KvCache> {
-    let mut cache = decoder.new_cache();
-    extend(decoder, &mut cache, &tokens(decoder, depth, 0), false)?;
-    Ok(cache)
 }
 
 fn extend(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], last_logits: bool) -> anyhow::Result<()> {
@@ -237,10 +308,6 @@ impl Rate {
 
     fn json(&self) -> Value {
         json!({ "median": self.median, "min": self.min, "max": self.max })
-    }
-
-    fn text(&self) -> String {
-        format!("{:.1} ({:.1} to {:.1})", self.median, self.min, self.max)
     }
 }
 
