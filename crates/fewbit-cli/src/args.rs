@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Perplexity(PerplexityArgs),
     /// Measure the speed of prefill and decode
     Bench(BenchArgs),
+    /// Write a smaller file of a model
+    Quantize(QuantizeArgs),
 }
 
 /// Which model.
@@ -267,4 +269,35 @@ pub(crate) struct BenchArgs {
     /// Type of the random weights
     #[arg(long, value_name = "TYPE", requires = "shape")]
     pub(crate) r#type: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct QuantizeArgs {
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    #[arg(value_name = "IN")]
+    pub(crate) input: String,
+    /// The .gguf file to write
+    #[arg(value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// What to quantize to, such as Q4_K_M; most tensors get the type of this name, those that need it a larger one
+    #[arg(long, short, value_name = "TYPE")]
+    pub(crate) r#type: String,
+    /// Importance matrix (see `fewbit imatrix`), in llama.cpp's .gguf or .dat form
+    #[arg(long, value_name = "FILE")]
+    pub(crate) imatrix: Option<PathBuf>,
+    /// Quantize tensors that are quantized already, which loses more than quantizing the original
+    #[arg(long)]
+    pub(crate) allow_requantize: bool,
+    /// Give all matrices the same type
+    #[arg(long)]
+    pub(crate) pure: bool,
+    /// Leave output.weight as it is
+    #[arg(long)]
+    pub(crate) leave_output_tensor: bool,
+    /// Type of output.weight
+    #[arg(long, alias = "output-tensor-type", value_name = "TYPE")]
+    pub(crate) output_type: Option<String>,
+    /// Type of the token embedding
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) token_embedding_type: Option<String>,
 }

@@ -40,6 +40,7 @@ fn main() -> ExitCode {
         Command::Tokenize(args) => commands::tokenize::run(common, args),
         Command::Perplexity(args) => commands::perplexity::run(common, args),
         Command::Bench(args) => commands::bench::run(common, args),
+        Command::Quantize(args) => commands::quantize::run(common, args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

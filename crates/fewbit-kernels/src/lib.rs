@@ -14,6 +14,7 @@ mod attention;
 pub mod ceiling;
 mod codebook;
 mod elementwise;
+mod encode;
 mod engine;
 mod error;
 mod generic;

@@ -10,6 +10,7 @@ mod error;
 mod memory;
 mod pages;
 mod prefix;
+pub mod quantize;
 mod rope;
 mod weights;
 

@@ -24,4 +24,41 @@ pub enum QuantError {
         /// Bytes given.
         found: usize,
     },
+    /// There is no encoder of this type.
+    #[error("weights cannot be quantized to {ty}")]
+    NotEncodable {
+        /// The type that was asked for.
+        ty: TensorType,
+    },
+    /// A weight is infinite or not a number.
+    #[error("weight {index} is infinite or not a number")]
+    NotFinite {
+        /// Place of the weight among those given.
+        index: usize,
+    },
+    /// A weight is beyond what the type can hold.
+    #[error("weight {index} is too large for {ty}")]
+    TooLarge {
+        /// The type that was asked for.
+        ty: TensorType,
+        /// Place of the weight among those given.
+        index: usize,
+    },
+    /// The importance of a column is negative, infinite or not a number.
+    #[error("the importance of column {index} is no positive number")]
+    Importance {
+        /// The column.
+        index: usize,
+    },
+}
+
+impl QuantError {
+    /// The error of a part, told of the whole, in which `n_elems` weights stand before the part.
+    pub fn after(self, n_elems: usize) -> Self {
+        match self {
+            Self::NotFinite { index } => Self::NotFinite { index: n_elems + index },
+            Self::TooLarge { ty, index } => Self::TooLarge { ty, index: n_elems + index },
+            other => other,
+        }
+    }
 }

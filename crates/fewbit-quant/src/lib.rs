@@ -14,6 +14,7 @@ pub mod block;
 pub mod codebook;
 pub mod decode;
 pub mod dot;
+pub mod encode;
 mod error;
 mod grid;
 pub mod types;

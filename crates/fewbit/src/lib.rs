@@ -54,6 +54,7 @@ pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 pub use error::Error;
 pub use fewbit_format as format;
 pub use fewbit_model as engine;
+pub use fewbit_model::quantize;
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer as tokenizer;
 pub use fewbit_tokenizer::Message;

@@ -6,5 +6,6 @@ pub(crate) mod inspect;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
+pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod tokenize;

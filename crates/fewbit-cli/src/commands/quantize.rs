@@ -1,0 +1,89 @@
+//! `fewbit quantize`: a model file into a smaller one.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+
+use anyhow::{Context, anyhow};
+use fewbit::TensorType;
+use fewbit::format::GgufFile;
+use fewbit::quantize::{FileOptions, Importance, QuantizeError, quantize_file};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::args::{Common, QuantizeArgs};
+use crate::loading::{check_device, locate};
+use crate::output::{Out, bytes, note, print_json};
+
+pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
+    check_device(common)?;
+    let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
+    let file = GgufFile::open(&locate(&args.input)?)?;
+    let mut options = FileOptions::new(args.r#type.parse()?).allow_requantize(args.allow_requantize);
+    options.plan.pure = args.pure;
+    options.plan.keep_output = args.leave_output_tensor;
+    options.plan.output_type = args.output_type.as_deref().map(tensor_type).transpose()?;
+    options.plan.embedding_type = args.token_embedding_type.as_deref().map(tensor_type).transpose()?;
+    if let Some(importance) = &importance {
+        options = options.importance(importance);
+    }
+    if let Some(n) = common.threads {
+        options = options.threads(n.into());
+    }
+
+    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    let template = "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    let report = quantize_file(&file, &args.output, &options, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    let report = report.map_err(|error| match error {
+        QuantizeError::Requantize { .. } => anyhow!("{error} (--allow-requantize)"),
+        other => other.into(),
+    })?;
+
+    let mut types: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for tensor in &report.tensors {
+        let (n_tensors, n_bytes) = types.entry(tensor.to.name()).or_default();
+        *n_tensors += 1;
+        *n_bytes += tensor.n_bytes;
+    }
+    let weighted = report.tensors.iter().filter(|t| t.weighted).count();
+    let quantized = report.tensors.iter().filter(|t| t.from != t.to).count();
+    if importance.is_some() && weighted < quantized {
+        note(format_args!("the importance matrix has nothing for {} of {quantized} tensors", quantized - weighted));
+    }
+    if common.json {
+        let types = types.iter().map(|(ty, (n, bytes))| ((*ty).to_owned(), json!({ "tensors": n, "bytes": bytes })));
+        return print_json(&json!({
+            "types": types.collect::<serde_json::Map<_, _>>(),
+            "bytes": report.file_bytes,
+            "bits_per_weight": report.bits_per_weight(),
+            "tensors": report.tensors.len(),
+            "quantized": quantized,
+            "weighted": weighted,
+        }));
+    }
+    let mut out = Out::new();
+    for (ty, (n_tensors, n_bytes)) in &types {
+        out.line(format_args!("{ty:>8}  {n_tensors:>4} tensors  {:>9}", bytes(*n_bytes)))?;
+    }
+    out.line(format_args!(
+        "{}: {}, {:.2} bits per weight (before: {})",
+        args.output.display(),
+        bytes(report.file_bytes),
+        report.bits_per_weight(),
+        bytes(file.file_bytes()),
+    ))?;
+    out.flush()
+}
+
+fn tensor_type(name: &str) -> anyhow::Result<TensorType> {
+    TensorType::from_name(name)
+        .filter(|&ty| fewbit::quantize::is_encodable(ty))
+        .ok_or_else(|| anyhow!("{name:?} is no type that weights can be quantized to"))
+        .context("see `fewbit quantize --help`")
+}

@@ -1,0 +1,106 @@
+//! `fewbit quantize` and `fewbit imatrix` as they are used: arguments, streams, exit status.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+const PROSE_IMATRIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fewbit-model/tests/golden/prose-imatrix.gguf");
+
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
+    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
+    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command.output().unwrap()
+}
+
+/// The one JSON object on stdout.
+#[track_caller]
+fn json(args: &[&str]) -> Value {
+    let output = run(args);
+    let (text, log) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{log}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Exit status 1, nothing on stdout, and one line that says `words`.
+#[track_caller]
+fn assert_fails(args: &[&str], words: &str) {
+    let output = run(args);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("error: ") && text.contains(words), "{text:?} does not say {words:?}");
+}
+
+/// A path in a folder.
+fn at(folder: &TempDir, name: &str) -> String {
+    folder.path().join(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_quantized_model_runs() {
+    let folder = TempDir::new().unwrap();
+    let out = at(&folder, "q8.gguf");
+    let object = json(&["quantize", STORIES, &out, "--type", "q8_0", "--json"]);
+    assert_eq!(object["bytes"], std::fs::metadata(&out).unwrap().len());
+    let bits = object["bits_per_weight"].as_f64().unwrap();
+    assert!((8.5..11.0).contains(&bits), "{bits}");
+    let types = object["types"].as_object().unwrap();
+    assert_eq!(types.keys().collect::<Vec<_>>(), ["F16", "F32", "Q8_0"], "rows of 172 fit no block");
+    assert_eq!(types["F16"]["tensors"], 5);
+    let n_bytes: u64 = types.values().map(|ty| ty["bytes"].as_u64().unwrap()).sum();
+    assert!(n_bytes < object["bytes"].as_u64().unwrap());
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+
+    let answer = json(&["run", &out, "Once upon a time", "--raw", "--temp", "0", "-n", "12", "--json"]);
+    assert_eq!(answer["text"], ", there was a little girl named Lily. She");
+}
+
+#[test]
+fn people_get_a_table() {
+    let folder = TempDir::new().unwrap();
+    let out = at(&folder, "out.gguf");
+    let output = run(&["quantize", STORIES, &out, "--type", "Q4_K_M", "--imatrix", PROSE_IMATRIX]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success() && text.contains("Q5_0") && text.contains("bits per weight"), "{text}");
+    let log = String::from_utf8(output.stderr).unwrap();
+    assert!(log.contains("the importance matrix has nothing for"), "{log}");
+}
+
+#[test]
+fn options_change_the_types() {
+    let folder = TempDir::new().unwrap();
+    let out = at(&folder, "out.gguf");
+    let types = |more: &[&str]| {
+        let mut args = vec!["quantize", STORIES, &out, "--json", "--type", "Q4_0"];
+        args.extend(more);
+        json(&args)["types"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
+    };
+    // The output gets Q6_K; but 64 columns are no multiple of 256, and rows of 172 fit no block at all.
+    assert_eq!(types(&[]), ["F16", "F32", "Q4_0", "Q8_0"]);
+    assert_eq!(types(&["--pure"]), ["F16", "F32", "Q4_0"]);
+    assert_eq!(types(&["--leave-output-tensor"]), ["F16", "F32", "Q4_0"]);
+    assert_eq!(types(&["--token-embedding-type", "q5_0"]), ["F16", "F32", "Q4_0", "Q5_0", "Q8_0"]);
+    assert_eq!(types(&["--output-type", "Q5_1"]), ["F16", "F32", "Q4_0", "Q5_1"]);
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_in_one_line() {
+    let folder = TempDir::new().unwrap();
+    let (out, again) = (at(&folder, "out.gguf"), at(&folder, "again.gguf"));
+    assert_fails(&["quantize", STORIES, STORIES, "--type", "Q8_0"], "overwrite");
+    assert_fails(&["quantize", STORIES, &out, "--type", "Q4_K_XL"], "unknown quantization");
+    assert_fails(&["quantize", "/nonexistent.gguf", &out, "--type", "Q8_0"], "/nonexistent.gguf");
+    assert_fails(&["quantize", STORIES, &out, "--type", "Q8_0", "--imatrix", STORIES], "not an importance matrix");
+    assert_fails(&["quantize", STORIES, &out, "--type", "Q8_0", "--output-type", "IQ1_S"], "IQ1_S");
+    assert_fails(&["quantize", STORIES, "/nonexistent/out.gguf", "--type", "Q8_0"], "/nonexistent/out.gguf");
+    assert!(!Path::new(&out).exists());
+    json(&["quantize", STORIES, &out, "--type", "Q8_0", "--json"]);
+    assert_fails(&["quantize", &out, &again, "--type", "Q4_0"], "--allow-requantize");
+    json(&["quantize", &out, &again, "--type", "Q4_0", "--allow-requantize", "--json"]);
+    assert_eq!(run(&["quantize", STORIES, &out]).status.code(), Some(2), "--type is missing");
+}

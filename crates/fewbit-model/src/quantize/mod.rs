@@ -1,0 +1,15 @@
+//! Quantizing models: [`Recipe`]s, importance matrices, and whole files.
+//!
+//! A [`Plan`] says which type each tensor gets, [`Engine::encode`](fewbit_kernels::Engine::encode) makes its
+//! bytes, and [`quantize_file`] does both for a file, some rows at a time.
+
+mod error;
+mod file;
+mod importance;
+mod recipe;
+
+pub use error::QuantizeError;
+pub use fewbit_quant::encode::is_encodable;
+pub use file::{FileOptions, Report, TensorReport, quantize_file};
+pub use importance::{Collector, Importance, ImportanceError};
+pub use recipe::{ModelFacts, Plan, Recipe, UnknownRecipe};

@@ -1,0 +1,289 @@
+//! The search for scales and minimums, for 16 blocks at once.
+//!
+//! A *tile* is 16 blocks side by side, one per SIMD lane: `tile[element][block]`. So every sum over a block is a
+//! sum down a lane, in the order of the elements, and the compiler makes vector code of plain loops.
+//!
+//! For codes `q` the scale that loses least, `sum w (x - s q)^2`, is `s = sum w x q / sum w q^2`, and it lessens
+//! the loss by `s * sum w x q`: the *gain* that candidates are compared by. With a minimum, `x ~ s q + m`, both
+//! come from a linear system of two equations, and the gain is `s * sum w x q + m * sum w x`.
+
+/// Blocks of a tile.
+pub(super) const LANES: usize = 16;
+/// One value per block.
+pub(super) type Lanes = [f32; LANES];
+/// `N` elements of each block.
+pub(super) type Tile<const N: usize> = [Lanes; N];
+
+/// Blocks whose largest magnitude (or whose range) is below this count as constant.
+pub(super) const TINY: f32 = 1e-15;
+
+/// Added to a number below 2^22 and taken away again it rounds to an integer, ties to even; and the low byte of
+/// the sum's bits is that integer's.
+const ROUNDER: f32 = 12_582_912.0;
+
+#[inline(always)]
+pub(super) fn round(v: f32) -> f32 {
+    (v + ROUNDER) - ROUNDER
+}
+
+/// The low byte of an integer that is a float.
+#[inline(always)]
+pub(super) fn byte(v: f32) -> u8 {
+    (v + ROUNDER).to_bits() as u8
+}
+
+#[inline(always)]
+pub(super) fn clamp(v: f32, lo: f32, hi: f32) -> f32 {
+    // Comparisons that become one vector instruction each, unlike `f32::clamp`.
+    let v = if v > lo { v } else { lo };
+    if v < hi { v } else { hi }
+}
+
+/// `1 / v`, or 0 where that is no useful number.
+#[inline(always)]
+pub(super) fn inverse(v: f32) -> f32 {
+    if v.abs() > f32::MIN_POSITIVE { 1.0 / v } else { 0.0 }
+}
+
+/// The numbers that codes stand for.
+pub(super) trait Grid: Copy {
+    /// The one nearest to `v`.
+    fn nearest(self, v: f32) -> f32;
+    /// The code of the one nearest to `v`.
+    fn code(self, v: f32) -> f32;
+}
+
+/// All integers from `lo` to `hi`; codes count from `lo`.
+#[derive(Clone, Copy)]
+pub(super) struct Linear {
+    pub(super) lo: f32,
+    pub(super) hi: f32,
+}
+
+impl Grid for Linear {
+    #[inline(always)]
+    fn nearest(self, v: f32) -> f32 {
+        round(clamp(v, self.lo, self.hi))
+    }
+
+    #[inline(always)]
+    fn code(self, v: f32) -> f32 {
+        self.nearest(v) - self.lo
+    }
+}
+
+/// Values to try: `n` of them from `first` to `last`.
+#[derive(Clone, Copy)]
+pub(super) struct Trials {
+    pub(super) first: f32,
+    pub(super) last: f32,
+    pub(super) n: usize,
+}
+
+impl Trials {
+    #[inline(always)]
+    fn at(self, i: usize) -> f32 {
+        self.first + (self.last - self.first) * (i as f32 / (self.n.max(2) - 1) as f32)
+    }
+}
+
+/// 16 blocks of `N` elements as a tile.
+#[inline(always)]
+pub(super) fn tile<const N: usize>(x: &[f32]) -> Tile<N> {
+    let mut tile = [[0.0; LANES]; N];
+    for (b, block) in x.as_chunks::<N>().0.iter().enumerate().take(LANES) {
+        for e in 0..N {
+            tile[e][b] = block[e];
+        }
+    }
+    tile
+}
+
+/// Sums that decide a scale.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    /// `sum w x q`
+    pub(super) xq: Lanes,
+    /// `sum w q^2`
+    pub(super) qq: Lanes,
+    /// `sum w q`
+    pub(super) q: Lanes,
+}
+
+/// The codes of `(x + add) * inv`, summed up.
+#[inline(always)]
+pub(super) fn sums<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, inv: &Lanes, add: &Lanes) -> Sums {
+    let (mut xq, mut qq, mut q1) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+    for e in 0..N {
+        for i in 0..LANES {
+            let q = grid.nearest((x[e][i] + add[i]) * inv[i]);
+            let wq = w[e][i] * q;
+            xq[i] += wq * x[e][i];
+            qq[i] += wq * q;
+            q1[i] += wq;
+        }
+    }
+    Sums { xq, qq, q: q1 }
+}
+
+/// The best scale of each block, `x ~ scale * grid`. `below` and `above` are the numbers, negative and positive,
+/// that the element of largest magnitude is tried at; then come `rounds` of rounding under the best scale so far.
+#[inline(always)]
+pub(super) fn best_scale<G: Grid, const N: usize>(
+    x: &Tile<N>,
+    w: &Tile<N>,
+    grid: G,
+    (below, above): (Trials, Trials),
+    rounds: usize,
+) -> Lanes {
+    let mut extreme = [0.0f32; LANES];
+    for row in x {
+        for i in 0..LANES {
+            extreme[i] = if row[i].abs() > extreme[i].abs() { row[i] } else { extreme[i] };
+        }
+    }
+    for v in &mut extreme {
+        *v = if v.abs() < TINY { 0.0 } else { 1.0 / *v };
+    }
+    let (mut scale, mut gain) = ([0.0; LANES], [0.0; LANES]);
+    let n_trials = below.n + above.n;
+    for step in 0..n_trials + rounds {
+        let end = if step < below.n { below.at(step) } else { above.at(step - below.n) };
+        let mut inv = [0.0; LANES];
+        for i in 0..LANES {
+            inv[i] = if step < n_trials { end * extreme[i] } else { inverse(scale[i]) };
+        }
+        let s = scale_sums(x, w, grid, &inv);
+        for i in 0..LANES {
+            let this = s.0[i] / if s.1[i] > 0.0 { s.1[i] } else { 1.0 };
+            let better = s.1[i] > 0.0 && this * s.0[i] > gain[i];
+            gain[i] = if better { this * s.0[i] } else { gain[i] };
+            scale[i] = if better { this } else { scale[i] };
+        }
+    }
+    scale
+}
+
+/// `sum w x q` and `sum w q^2` for the codes of `x * inv`.
+#[inline(always)]
+fn scale_sums<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, inv: &Lanes) -> (Lanes, Lanes) {
+    let (mut xq, mut qq) = ([0.0; LANES], [0.0; LANES]);
+    for e in 0..N {
+        for i in 0..LANES {
+            let q = grid.nearest(x[e][i] * inv[i]);
+            let wq = w[e][i] * q;
+            xq[i] += wq * x[e][i];
+            qq[i] += wq * q;
+        }
+    }
+    (xq, qq)
+}
+
+/// The best scale and minimum of each block, `x ~ scale * q + min` with `q` in `0..=levels`. `stretches` say by
+/// how many levels more than there are the range is cut into; then come `rounds` of rounding under the best so far. With
+/// `negative`, minimums are at most 0.
+#[inline(always)]
+pub(super) fn best_scale_and_min<const N: usize>(
+    x: &Tile<N>,
+    w: &Tile<N>,
+    levels: f32,
+    stretches: Trials,
+    rounds: usize,
+    negative: bool,
+) -> (Lanes, Lanes) {
+    let grid = Linear { lo: 0.0, hi: levels };
+    let (mut lo, mut hi, mut w1, mut wx) = (x[0], x[0], [0.0; LANES], [0.0; LANES]);
+    for e in 0..N {
+        for i in 0..LANES {
+            lo[i] = if x[e][i] < lo[i] { x[e][i] } else { lo[i] };
+            hi[i] = if x[e][i] > hi[i] { x[e][i] } else { hi[i] };
+            w1[i] += w[e][i];
+            wx[i] += w[e][i] * x[e][i];
+        }
+    }
+    let (mut scale, mut min, mut gain) = ([0.0; LANES], lo, [f32::MIN; LANES]);
+    let mut per_range = [0.0; LANES];
+    for i in 0..LANES {
+        lo[i] = if negative && lo[i] > 0.0 { 0.0 } else { lo[i] };
+        min[i] = lo[i];
+        let range = hi[i] - lo[i];
+        per_range[i] = if range > TINY { 1.0 / range } else { 0.0 };
+        scale[i] = if range > TINY { range / levels } else { 0.0 };
+    }
+    for step in 0..stretches.n + rounds {
+        let searching = step < stretches.n;
+        let stretched = levels + stretches.at(step);
+        let (mut inv, mut add) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            inv[i] = if searching { stretched * per_range[i] } else { inverse(scale[i]) };
+            add[i] = if searching { -lo[i] } else { -min[i] };
+        }
+        let s = sums(x, w, grid, &inv, &add);
+        for i in 0..LANES {
+            let det = w1[i] * s.qq[i] - s.q[i] * s.q[i];
+            // Codes that are all equal say nothing about the scale; below this bound they may be.
+            let valid = det > 1e-5 * w1[i] * s.qq[i];
+            let per_det = 1.0 / if valid { det } else { 1.0 };
+            let this_scale = (w1[i] * s.xq[i] - wx[i] * s.q[i]) * per_det;
+            let this_min = (s.qq[i] * wx[i] - s.q[i] * s.xq[i]) * per_det;
+            let capped = negative && this_min > 0.0;
+            let this_scale = if capped { s.xq[i] / if valid { s.qq[i] } else { 1.0 } } else { this_scale };
+            let this_min = if capped { 0.0 } else { this_min };
+            let this_gain = this_scale * s.xq[i] + this_min * wx[i];
+            let better = valid && this_gain > gain[i];
+            gain[i] = if better { this_gain } else { gain[i] };
+            scale[i] = if better { this_scale } else { scale[i] };
+            min[i] = if better { this_min } else { min[i] };
+        }
+    }
+    (scale, min)
+}
+
+/// The loss of each block, `sum w (x - (scale * q + min))^2` under the nearest codes.
+#[inline(always)]
+pub(super) fn losses<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, scale: &Lanes, min: &Lanes) -> Lanes {
+    let (mut inv, mut loss) = ([0.0; LANES], [0.0; LANES]);
+    for i in 0..LANES {
+        inv[i] = inverse(scale[i]);
+    }
+    for e in 0..N {
+        for i in 0..LANES {
+            let x = x[e][i] - min[i];
+            let lost = x - scale[i] * grid.nearest(x * inv[i]);
+            loss[i] += w[e][i] * (lost * lost);
+        }
+    }
+    loss
+}
+
+/// Integer scales for float ones: `values ~ unit * integers`, weighted. 16 lengths of the range are tried, from
+/// `end - span` to `end`, the largest of `values` at its end; returns the unit.
+#[inline(always)]
+pub(super) fn best_unit(values: &[f32], weights: &[f32], grid: Linear, end: f32, span: f32) -> f32 {
+    let mut extreme = 0.0f32;
+    for &v in values {
+        extreme = if v.abs() > extreme.abs() { v } else { extreme };
+    }
+    if extreme.abs() < TINY {
+        return 0.0;
+    }
+    let mut inv = [0.0; LANES];
+    for (i, inv) in inv.iter_mut().enumerate() {
+        *inv = (end - span * (i as f32 / 15.0)) / extreme;
+    }
+    let (mut xq, mut qq) = ([0.0; LANES], [0.0; LANES]);
+    for (&v, &w) in values.iter().zip(weights) {
+        for i in 0..LANES {
+            let q = grid.nearest(v * inv[i]);
+            xq[i] += w * v * q;
+            qq[i] += w * q * q;
+        }
+    }
+    let (mut unit, mut gain) = (extreme / end, f32::MIN);
+    for i in 0..LANES {
+        if qq[i] > 0.0 && xq[i] * xq[i] / qq[i] > gain {
+            (unit, gain) = (xq[i] / qq[i], xq[i] * xq[i] / qq[i]);
+        }
+    }
+    unit
+}
