@@ -147,12 +147,13 @@ impl Matrix {
         self.bytes.len()
     }
 
-    /// Bytes that [`pack`](Self::pack) would allocate.
+    /// Bytes that [`pack`](Self::pack) would allocate; `None` for what it would refuse.
     pub fn packed_bytes(isa: Isa, ty: TensorType, n_rows: usize, n_cols: usize) -> Option<usize> {
+        ActivationKind::of(ty)?;
+        let row_bytes = ty.row_bytes(n_cols)?;
         if isa == Isa::Scalar {
-            return ty.row_bytes(n_cols)?.checked_mul(n_rows);
+            return row_bytes.checked_mul(n_rows);
         }
-        ty.row_bytes(n_cols)?;
         PanelLayout::new(ty, n_cols).panel.checked_mul(n_rows.div_ceil(PANEL_ROWS))
     }
 

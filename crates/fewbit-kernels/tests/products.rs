@@ -186,6 +186,39 @@ fn packed_rows_decode_to_the_bits_of_the_file() {
 }
 
 #[test]
+fn a_matrix_takes_the_memory_that_was_estimated() {
+    for engine in engines() {
+        for ty in TensorType::all() {
+            let (rows, cols) = (48, ty.block_elems().max(16) * 16);
+            let estimate = Matrix::packed_bytes(engine.isa(), ty, rows, cols);
+            if !ty.is_supported() {
+                assert_eq!(estimate, None, "{ty}");
+                continue;
+            }
+            let bytes = vec![0; ty.row_bytes(rows * cols).expect("whole blocks")];
+            let packed = engine.pack(ty, rows, cols, &bytes).expect("packs").n_bytes();
+            assert_eq!(estimate, Some(packed), "{ty} {engine:?}");
+            // How much more than in the file, in bits per weight: see `codebook`.
+            let more = 8.0 * (packed as f64 - bytes.len() as f64) / (rows * cols) as f64;
+            let expected = match (engine.isa(), ty) {
+                (Isa::Scalar, _) => 0.0,
+                (_, TensorType::MXFP4) => 0.25,
+                (_, TensorType::IQ4_XS | TensorType::Q3_K) => 0.125,
+                (_, TensorType::IQ3_S | TensorType::IQ2_S) => 0.75,
+                (_, TensorType::IQ2_XS) => 1.0,
+                (_, TensorType::IQ3_XXS | TensorType::IQ2_XXS) => 1.125,
+                (_, TensorType::IQ1_M) => 1.5625,
+                (_, TensorType::IQ1_S) => 1.625,
+                (_, TensorType::TQ1_0) => 0.375,
+                (_, TensorType::Q4_K | TensorType::Q5_K) => 0.125,
+                _ => 0.0,
+            };
+            assert!((more - expected).abs() < 0.07, "{ty}: {more} bits more");
+        }
+    }
+}
+
+#[test]
 fn two_planes_add_the_product_of_what_the_first_lost() {
     let mut random = Random(7);
     for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_K, TensorType::Q6_K, TensorType::F16] {

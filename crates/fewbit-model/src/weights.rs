@@ -188,6 +188,8 @@ pub(crate) fn packed_bytes(file: &GgufFile, isa: Isa) -> (u64, TensorType) {
         let looked_up = tensor.name == "token_embd.weight" && file.tensor("output.weight").is_some();
         let isa = if looked_up { Isa::Scalar } else { isa };
         let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
+            // Refused when it is loaded, with its name, which no lack of memory may hide.
+            _ if !tensor.ty.is_supported() => tensor.n_bytes,
             (Ok(rows), Ok(cols)) => Matrix::packed_bytes(isa, tensor.ty, rows, cols).unwrap_or(usize::MAX) as u64,
             _ => u64::MAX,
         };
