@@ -37,34 +37,132 @@ impl ActivationKinds {
     }
 }
 
+/// Which planes of an input a product takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planes {
+    /// The first: the input rounded to 8 bits.
+    First,
+    /// All that the input has.
+    All,
+}
+
+/// Rows of a batch whose quantized forms are interleaved, at most.
+pub(crate) const GROUP: usize = 8;
+
+/// Where a row of a batch lies in the quantized forms.
+///
+/// Rows are cut into groups of 8, then one each of 4, 2 and 1 as the rest needs. A group is one stretch of memory in
+/// which each item (a quad of codes, a scale, a sum) of its rows lies side by side, so that a product kernel reads
+/// a group through one pointer, front to back:
+///
+/// ```text
+/// codes    [n_cols / 4][width][4]       the quads of a group
+/// others   [n_cols / elems][width]      one value per `elems` columns
+/// ```
+/// A single row is a plain array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// First row of the group.
+    pub(crate) first: usize,
+    /// Rows of the group: 8, 4, 2 or 1.
+    pub(crate) width: usize,
+    /// Which of them.
+    pub(crate) lane: usize,
+}
+
+impl Place {
+    /// The place of `row` in a batch of `n_rows`.
+    pub(crate) fn of(row: usize, n_rows: usize) -> Self {
+        let mut first = row / GROUP * GROUP;
+        if first + GROUP <= n_rows {
+            return Self { first, width: GROUP, lane: row - first };
+        }
+        let rest = n_rows - first;
+        let mut width = GROUP / 2;
+        loop {
+            if rest & width != 0 {
+                if row < first + width {
+                    return Self { first, width, lane: row - first };
+                }
+                first += width;
+            }
+            width /= 2;
+        }
+    }
+
+    /// Where the first of the row's items lies, of `per_row` in each row; the others follow at distance `width`.
+    pub(crate) fn start(self, per_row: usize) -> usize {
+        self.first * per_row + self.lane
+    }
+}
+
 /// `n_rows` rows of `n_cols` activations: the plain values and the quantized forms made from them.
 ///
-/// The quantized forms have one or two planes of `n_rows` rows each; see [`ActivationKinds::two_planes`].
+/// The quantized forms have one or two planes of `n_rows` rows each, all planes as one batch of rows; see
+/// [`ActivationKinds::two_planes`] and [`Place`].
 /// One value is meant to be reused for every operation of its width: it allocates only when it grows.
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) n_rows: usize,
     pub(crate) n_cols: usize,
     pub(crate) kinds: ActivationKinds,
-    /// `[n_planes * n_rows, n_cols]`; behind the first plane is room for what quantization lost.
+    /// `[n_rows, n_cols]`
     pub(crate) values: Vec<f32>,
-    pub(crate) q32: Quantized,
-    pub(crate) q256: Quantized,
+    pub(crate) q32: Form32,
+    pub(crate) q256: Form256,
 }
 
-/// One quantized form; `n_rows` here counts the rows of all planes.
+/// Rows in blocks of 32.
 #[derive(Debug, Default)]
-pub(crate) struct Quantized {
-    /// `[n_rows, n_cols]`
-    pub(crate) codes: Vec<i8>,
-    /// `[n_rows, n_cols / block_elems]`
+pub(crate) struct Form32 {
+    pub(crate) codes: Vec<[i8; 4]>,
+    /// Per block.
     pub(crate) scales: Vec<f32>,
-    /// `[n_rows, n_cols / sum_elems]`
-    pub(crate) sums: Vec<i16>,
-    /// The sums of blocks of 32 once more as the kernels broadcast them. Empty for blocks of 256.
-    pub(crate) wide_sums: Vec<i32>,
-    /// Scale times sum, blocks of 32 only.
+    /// Per block: minus the sum of the codes, times 8, 16 and 128: what the offsets of weights make of it.
+    pub(crate) offsets: [Vec<i32>; 3],
+    /// Per block: scale times sum, for weights with a minimum.
     pub(crate) scaled_sums: Vec<f32>,
+}
+
+/// The factors of [`Form32::offsets`], as shifts.
+pub(crate) const OFFSET_SHIFTS_32: [u32; 3] = [3, 4, 7];
+
+/// Rows in blocks of 256.
+#[derive(Debug, Default)]
+pub(crate) struct Form256 {
+    pub(crate) codes: Vec<[i8; 4]>,
+    /// Per block.
+    pub(crate) scales: Vec<f32>,
+    /// Per 16 columns: minus the sum of the codes, times 4, 32 and 128.
+    pub(crate) offsets: [Vec<i32>; 3],
+    /// Per 32 columns: the sums of both halves.
+    pub(crate) pairs_16: Vec<[i16; 2]>,
+    /// Per 64 columns: the sums of both halves.
+    pub(crate) pairs_32: Vec<[i16; 2]>,
+}
+
+/// The factors of [`Form256::offsets`], as shifts.
+pub(crate) const OFFSET_SHIFTS_256: [u32; 3] = [2, 5, 7];
+
+/// One row's quantized form as the scalar definition reads it.
+#[derive(Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) codes: Vec<i8>,
+    pub(crate) scales: Vec<f32>,
+    pub(crate) sums: Vec<i16>,
+}
+
+impl Row {
+    pub(crate) fn as_q8(&self) -> Q8Row<'_> {
+        Q8Row { codes: &self.codes, scales: &self.scales, sums: &self.sums }
+    }
+
+    /// Makes room for a row.
+    pub(crate) fn resize(&mut self, kind: ActivationKind, n_cols: usize) {
+        self.codes.resize(n_cols, 0);
+        self.scales.resize(n_cols / kind.block_elems(), 0.0);
+        self.sums.resize(n_cols / kind.sum_elems(), 0);
+    }
 }
 
 impl Activations {
@@ -86,45 +184,69 @@ impl Activations {
     /// Makes room for `n_rows` rows in the forms of `kinds`.
     pub(crate) fn resize(&mut self, n_rows: usize, n_cols: usize, kinds: ActivationKinds) {
         (self.n_rows, self.n_cols, self.kinds) = (n_rows, n_cols, kinds);
+        grow(&mut self.values, n_rows * n_cols);
         let n = kinds.n_planes() * n_rows * n_cols;
-        grow(&mut self.values, n);
         if kinds.q8_32 {
             assert!(n_cols.is_multiple_of(32), "{n_cols} columns in blocks of 32");
-            self.q32.resize(n, ActivationKind::Q8Block32);
+            let q = &mut self.q32;
+            grow(&mut q.codes, n / 4);
+            grow(&mut q.scales, n / 32);
+            q.offsets.iter_mut().for_each(|offsets| grow(offsets, n / 32));
+            grow(&mut q.scaled_sums, n / 32);
         }
         if kinds.q8_256 {
             assert!(n_cols.is_multiple_of(256), "{n_cols} columns in blocks of 256");
-            self.q256.resize(n, ActivationKind::Q8Block256);
+            let q = &mut self.q256;
+            grow(&mut q.codes, n / 4);
+            grow(&mut q.scales, n / 256);
+            q.offsets.iter_mut().for_each(|offsets| grow(offsets, n / 16));
+            grow(&mut q.pairs_16, n / 32);
+            grow(&mut q.pairs_32, n / 64);
         }
+    }
+
+    /// Rows of the quantized forms: all planes.
+    pub(crate) fn quantized_rows(&self) -> usize {
+        self.n_rows * self.kinds.n_planes()
     }
 
     /// Rows that a product with weights of this kind runs over: all planes of quantized forms.
     pub(crate) fn product_rows(&self, kind: ActivationKind) -> usize {
-        if kind == ActivationKind::F32 { self.n_rows } else { self.n_rows * self.kinds.n_planes() }
+        if kind == ActivationKind::F32 { self.n_rows } else { self.quantized_rows() }
     }
 
-    /// Row `i` as the scalar definition reads it.
-    pub(crate) fn q8_row(&self, kind: ActivationKind, i: usize) -> Q8Row<'_> {
-        let q = if kind == ActivationKind::Q8Block32 { &self.q32 } else { &self.q256 };
-        let part = |elems: usize| i * self.n_cols / elems..(i + 1) * self.n_cols / elems;
-        Q8Row {
-            codes: &q.codes[part(1)],
-            scales: &q.scales[part(kind.block_elems())],
-            sums: &q.sums[part(kind.sum_elems())],
+    /// Rows that a product has to run over to have all rows of the given planes: up to the end of a group.
+    pub(crate) fn rows_of(&self, kind: ActivationKind, planes: Planes) -> usize {
+        let n_rows = self.product_rows(kind);
+        match planes {
+            Planes::First if self.n_rows > 0 && n_rows > self.n_rows => {
+                let last = Place::of(self.n_rows - 1, n_rows);
+                last.first + last.width
+            }
+            _ => n_rows,
+        }
+    }
+
+    /// Row `i` of the quantized form.
+    pub(crate) fn q8_row(&self, kind: ActivationKind, i: usize) -> Row {
+        let place = Place::of(i, self.quantized_rows());
+        let (codes, scales, offsets, shift) = match kind {
+            ActivationKind::Q8Block256 => {
+                (&self.q256.codes, &self.q256.scales, &self.q256.offsets[0], OFFSET_SHIFTS_256[0])
+            }
+            _ => (&self.q32.codes, &self.q32.scales, &self.q32.offsets[0], OFFSET_SHIFTS_32[0]),
+        };
+        Row {
+            codes: gather(codes, place, self.n_cols / 4).flatten().copied().collect(),
+            scales: gather(scales, place, self.n_cols / kind.block_elems()).copied().collect(),
+            sums: gather(offsets, place, self.n_cols / kind.sum_elems()).map(|&v| (-(v >> shift)) as i16).collect(),
         }
     }
 }
 
-impl Quantized {
-    fn resize(&mut self, n: usize, kind: ActivationKind) {
-        grow(&mut self.codes, n);
-        grow(&mut self.scales, n / kind.block_elems());
-        grow(&mut self.sums, n / kind.sum_elems());
-        if kind == ActivationKind::Q8Block32 {
-            grow(&mut self.wide_sums, n / 32);
-            grow(&mut self.scaled_sums, n / 32);
-        }
-    }
+/// The items of one row.
+fn gather<T>(items: &[T], place: Place, per_row: usize) -> impl Iterator<Item = &T> {
+    items[place.start(per_row)..].iter().step_by(place.width).take(per_row)
 }
 
 pub(crate) fn grow<T: Clone + Default>(v: &mut Vec<T>, n: usize) {

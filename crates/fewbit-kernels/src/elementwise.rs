@@ -65,21 +65,12 @@ multiversion! {
 }
 
 multiversion! {
-    /// One row into blocks of 32; see `fewbit_quant::activation`. All outputs are `[k / 32]` but `codes`.
-    pub(crate) fn quantize_row_32(
-        x: &[f32],
-        codes: &mut [i8],
-        scales: &mut [f32],
-        sums: &mut [i16],
-        wide_sums: &mut [i32],
-        scaled_sums: &mut [f32],
-    ) {
+    /// One row into blocks of 32; see `fewbit_quant::activation`. Scales and sums are `[k / 32]`.
+    pub(crate) fn quantize_row_32(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i16]) {
         let blocks = x.as_chunks::<32>().0.iter().zip(codes.as_chunks_mut::<32>().0);
-        for (b, (x, codes)) in blocks.enumerate() {
-            scales[b] = quantize_block(x, codes);
-            sums[b] = sum_codes(codes);
-            wide_sums[b] = i32::from(sums[b]);
-            scaled_sums[b] = scales[b] * f32::from(sums[b]);
+        for ((x, codes), (scale, sum)) in blocks.zip(scales.iter_mut().zip(sums)) {
+            *scale = quantize_block(x, codes);
+            *sum = sum_codes(codes);
         }
     }
 }

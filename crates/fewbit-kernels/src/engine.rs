@@ -3,7 +3,9 @@
 //! Every method checks its shapes and panics on a mismatch, which is a bug of the caller. Results depend on
 //! neither the number of threads nor the instruction set nor the size of the batch.
 
-use crate::activations::{ActivationKinds, Activations, Quantized};
+use crate::activations::{
+    ActivationKinds, Activations, Form32, Form256, GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Place, Planes, Row,
+};
 use crate::generic::PANEL_ROWS;
 use crate::pack::Matrix;
 use crate::panel::{self, UNPACKED_BYTES};
@@ -39,12 +41,14 @@ struct Scratch {
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// A row that is being quantized, and what its first quantization lost.
+    static ROW: RefCell<(Row, Vec<f32>)> = RefCell::default();
 }
 
 /// What happens to the products of a panel.
 enum Output<'a> {
     /// `out = w x`
-    Store(&'a Matrix, SharedMut<'a, f32>),
+    Store(&'a Matrix, SharedMut<'a, f32>, Planes),
     /// `out += w x`
     Add(&'a Matrix, SharedMut<'a, f32>),
     /// `out = silu(gate x) * (up x)`
@@ -107,36 +111,40 @@ impl Engine {
         out.resize(n_rows, n_cols, kinds);
         let values = SharedMut::new(&mut out.values);
         let forms = [
-            kinds.q8_32.then(|| SharedForm::new(ActivationKind::Q8Block32, n_cols, &mut out.q32)),
-            kinds.q8_256.then(|| SharedForm::new(ActivationKind::Q8Block256, n_cols, &mut out.q256)),
+            kinds.q8_32.then(|| SharedForm::of_32(&mut out.q32)),
+            kinds.q8_256.then(|| SharedForm::of_256(&mut out.q256)),
         ];
-        self.pool.for_chunks(n_rows, 4, |rows, _| {
-            for row in rows {
-                // SAFETY: each row is handed out once, with its rows in all planes, and parts of different
-                // rows do not overlap.
-                let x = unsafe { values.range(row * n_cols..(row + 1) * n_cols) };
-                make(row, x);
-                for form in forms.iter().flatten() {
-                    // SAFETY: as above.
-                    unsafe { form.quantize(self.isa, x, row) };
-                    if kinds.two_planes {
-                        let second = n_rows + row;
+        let n_quantized = n_rows * kinds.n_planes();
+        self.pool.for_chunks(n_rows, GROUP, |rows, _| {
+            ROW.with_borrow_mut(|(quantized, lost)| {
+                for row in rows {
+                    // SAFETY: each row is handed out once, with its rows in all planes, and different rows have
+                    // no element in common.
+                    let x = unsafe { values.range(row * n_cols..(row + 1) * n_cols) };
+                    make(row, x);
+                    for form in forms.iter().flatten() {
+                        let kind = form.kind();
+                        quantize(self.isa, kind, x, quantized);
                         // SAFETY: as above.
-                        unsafe {
-                            let lost = values.range(second * n_cols..(second + 1) * n_cols);
-                            form.loss(self.isa, x, row, lost);
-                            form.quantize(self.isa, lost, second);
+                        unsafe { form.put(quantized, Place::of(row, n_quantized)) };
+                        if kinds.two_planes {
+                            lost.resize(n_cols, 0.0);
+                            let Row { codes, scales, .. } = &*quantized;
+                            elementwise::quantization_loss(self.isa, x, codes, scales, kind.block_elems(), lost);
+                            quantize(self.isa, kind, lost, quantized);
+                            // SAFETY: as above.
+                            unsafe { form.put(quantized, Place::of(n_rows + row, n_quantized)) };
                         }
                     }
                 }
-            }
+            });
         });
     }
 
     /// `out = w x`. `out`: `[x.n_rows, w.n_rows]`.
     pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         assert_eq!(out.len(), out_len(w, x), "length of the output");
-        self.products(&[Output::Store(w, SharedMut::new(out))], x);
+        self.products(&[Output::Store(w, SharedMut::new(out), Planes::All)], x);
     }
 
     /// `out += w x`. `out`: `[x.n_rows, w.n_rows]`.
@@ -145,12 +153,13 @@ impl Engine {
         self.products(&[Output::Add(w, SharedMut::new(out))], x);
     }
 
-    /// Several products of one input, in one parallel section.
-    pub fn matmul_many(&self, parts: &mut [(&Matrix, &mut [f32])], x: &Activations) {
-        for (w, out) in parts.iter() {
+    /// Several products of one input, in one parallel section, each of the planes that it needs.
+    pub fn matmul_many(&self, parts: &mut [(&Matrix, &mut [f32], Planes)], x: &Activations) {
+        for (w, out, _) in parts.iter() {
             assert_eq!(out.len(), out_len(w, x), "length of the output");
         }
-        let outputs: Vec<_> = parts.iter_mut().map(|(w, out)| Output::Store(w, SharedMut::new(out))).collect();
+        let outputs: Vec<_> =
+            parts.iter_mut().map(|(w, out, planes)| Output::Store(w, SharedMut::new(out), *planes)).collect();
         self.products(&outputs, x);
     }
 
@@ -190,10 +199,11 @@ impl Engine {
         scratch.unpacked.resize(UNPACKED_BYTES, 0);
         let (y, z) = scratch.y.split_at_mut(n);
         let w = output.matrix();
-        self.panel(w, p, x, y, &mut scratch.unpacked);
+        let planes = if let Output::Store(_, _, planes) = output { *planes } else { Planes::All };
+        self.panel(w, p, x, planes, y, &mut scratch.unpacked);
         let m = x.n_rows * PANEL_ROWS;
         if let Output::SiluMul(_, up, _) = output {
-            self.panel(up, p, x, z, &mut scratch.unpacked);
+            self.panel(up, p, x, planes, z, &mut scratch.unpacked);
             elementwise::silu_mul(self.isa, &mut y[..m], &z[..m]);
         }
         let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
@@ -209,11 +219,11 @@ impl Engine {
     }
 
     /// Panel `p` of `w` times every row, planes added up: the first `x.n_rows` rows of `y`.
-    fn panel(&self, w: &Matrix, p: usize, x: &Activations, y: &mut [f32], unpacked: &mut [u8]) {
+    fn panel(&self, w: &Matrix, p: usize, x: &Activations, planes: Planes, y: &mut [f32], unpacked: &mut [u8]) {
         let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
-        let n_rows = x.product_rows(kind);
+        let n_rows = x.rows_of(kind, planes);
         panel::multiply(w, p, x, n_rows, &mut y[..n_rows * PANEL_ROWS], unpacked);
-        if n_rows > x.n_rows {
+        if n_rows > x.n_rows && planes == Planes::All {
             let (first, second) = y[..n_rows * PANEL_ROWS].split_at_mut(x.n_rows * PANEL_ROWS);
             elementwise::add(self.isa, first, second);
         }
@@ -242,82 +252,108 @@ impl Engine {
 }
 
 /// A quantized form whose rows are written by several threads.
-struct SharedForm<'a> {
-    kind: ActivationKind,
-    n_cols: usize,
-    codes: SharedMut<'a, i8>,
-    scales: SharedMut<'a, f32>,
-    sums: SharedMut<'a, i16>,
-    wide_sums: SharedMut<'a, i32>,
-    scaled_sums: SharedMut<'a, f32>,
+enum SharedForm<'a> {
+    Of32 {
+        codes: SharedMut<'a, [i8; 4]>,
+        scales: SharedMut<'a, f32>,
+        offsets: [SharedMut<'a, i32>; 3],
+        scaled_sums: SharedMut<'a, f32>,
+    },
+    Of256 {
+        codes: SharedMut<'a, [i8; 4]>,
+        scales: SharedMut<'a, f32>,
+        offsets: [SharedMut<'a, i32>; 3],
+        pairs_16: SharedMut<'a, [i16; 2]>,
+        pairs_32: SharedMut<'a, [i16; 2]>,
+    },
 }
 
 impl<'a> SharedForm<'a> {
-    fn new(kind: ActivationKind, n_cols: usize, form: &'a mut Quantized) -> Self {
-        Self {
-            kind,
-            n_cols,
+    fn of_32(form: &'a mut Form32) -> Self {
+        Self::Of32 {
             codes: SharedMut::new(&mut form.codes),
             scales: SharedMut::new(&mut form.scales),
-            sums: SharedMut::new(&mut form.sums),
-            wide_sums: SharedMut::new(&mut form.wide_sums),
+            offsets: form.offsets.each_mut().map(|offsets| SharedMut::new(offsets)),
             scaled_sums: SharedMut::new(&mut form.scaled_sums),
         }
     }
 
-    /// Where a row's values lie that stand for `elems` elements each.
-    fn part(&self, row: usize, elems: usize) -> Range<usize> {
-        row * self.n_cols / elems..(row + 1) * self.n_cols / elems
-    }
-
-    /// Writes row `row`.
-    ///
-    /// # Safety
-    /// No other thread uses this row.
-    unsafe fn quantize(&self, isa: Isa, x: &[f32], row: usize) {
-        // For AVX-512 the compiler makes code of a third of the speed.
-        let isa = isa.min(Isa::Avx2);
-        let (block, sum) = (self.kind.block_elems(), self.kind.sum_elems());
-        // SAFETY: the caller's.
-        let (codes, scales, sums) = unsafe {
-            (
-                self.codes.range(self.part(row, 1)),
-                self.scales.range(self.part(row, block)),
-                self.sums.range(self.part(row, sum)),
-            )
-        };
-        if self.kind == ActivationKind::Q8Block256 {
-            return elementwise::quantize_row_256(isa, x, codes, scales, sums);
+    fn of_256(form: &'a mut Form256) -> Self {
+        Self::Of256 {
+            codes: SharedMut::new(&mut form.codes),
+            scales: SharedMut::new(&mut form.scales),
+            offsets: form.offsets.each_mut().map(|offsets| SharedMut::new(offsets)),
+            pairs_16: SharedMut::new(&mut form.pairs_16),
+            pairs_32: SharedMut::new(&mut form.pairs_32),
         }
-        // SAFETY: the caller's.
-        let (wide_sums, scaled_sums) =
-            unsafe { (self.wide_sums.range(self.part(row, sum)), self.scaled_sums.range(self.part(row, sum))) };
-        elementwise::quantize_row_32(isa, x, codes, scales, sums, wide_sums, scaled_sums);
     }
 
-    /// What quantizing `x` to row `row` lost.
+    fn kind(&self) -> ActivationKind {
+        match self {
+            Self::Of32 { .. } => ActivationKind::Q8Block32,
+            Self::Of256 { .. } => ActivationKind::Q8Block256,
+        }
+    }
+
+    /// Writes a row to its place.
     ///
     /// # Safety
-    /// No other thread writes this row.
-    unsafe fn loss(&self, isa: Isa, x: &[f32], row: usize, lost: &mut [f32]) {
-        let block = self.kind.block_elems();
+    /// No other thread uses this place.
+    unsafe fn put(&self, row: &Row, place: Place) {
+        let Row { codes, scales, sums } = row;
+        let quads = codes.as_chunks::<4>().0;
+        let at = |per_row: usize| place.start(per_row);
+        let by = place.width;
         // SAFETY: the caller's.
-        let (codes, scales) =
-            unsafe { (self.codes.range(self.part(row, 1)), self.scales.range(self.part(row, block))) };
-        elementwise::quantization_loss(isa, x, codes, scales, block, lost);
+        unsafe {
+            match self {
+                Self::Of32 { codes, scales: to_scales, offsets, scaled_sums } => {
+                    codes.scatter(at(quads.len()), by, quads.iter().copied());
+                    let start = at(scales.len());
+                    to_scales.scatter(start, by, scales.iter().copied());
+                    for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_32) {
+                        to.scatter(start, by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                    }
+                    scaled_sums.scatter(start, by, scales.iter().zip(sums).map(|(&d, &sum)| d * f32::from(sum)));
+                }
+                Self::Of256 { codes, scales: to_scales, offsets, pairs_16, pairs_32 } => {
+                    codes.scatter(at(quads.len()), by, quads.iter().copied());
+                    to_scales.scatter(at(scales.len()), by, scales.iter().copied());
+                    for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_256) {
+                        to.scatter(at(sums.len()), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                    }
+                    let pairs = sums.as_chunks::<2>().0;
+                    pairs_16.scatter(at(pairs.len()), by, pairs.iter().copied());
+                    let fours = sums.as_chunks::<4>().0;
+                    pairs_32.scatter(at(fours.len()), by, fours.iter().map(|[a, b, c, d]| [a + b, c + d]));
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes a row in blocks of `kind`.
+fn quantize(isa: Isa, kind: ActivationKind, x: &[f32], out: &mut Row) {
+    // For AVX-512 the compiler makes code of a third of the speed.
+    let isa = isa.min(Isa::Avx2);
+    out.resize(kind, x.len());
+    let Row { codes, scales, sums } = out;
+    match kind {
+        ActivationKind::Q8Block256 => elementwise::quantize_row_256(isa, x, codes, scales, sums),
+        _ => elementwise::quantize_row_32(isa, x, codes, scales, sums),
     }
 }
 
 impl<'a> Output<'a> {
     fn out(&self) -> &SharedMut<'a, f32> {
         match self {
-            Self::Store(_, out) | Self::Add(_, out) | Self::SiluMul(_, _, out) => out,
+            Self::Store(_, out, _) | Self::Add(_, out) | Self::SiluMul(_, _, out) => out,
         }
     }
 
     fn matrix(&self) -> &Matrix {
         match self {
-            Self::Store(w, _) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,
+            Self::Store(w, ..) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,
         }
     }
 }

@@ -25,7 +25,7 @@ mod panel;
 mod pool;
 mod shared;
 
-pub use activations::{ActivationKinds, Activations};
+pub use activations::{ActivationKinds, Activations, Planes};
 pub use attention::{AttentionSequence, AttentionShape, KvElement, KvPage, KvPageMut, PAGE};
 pub use engine::{Engine, RopeStyle};
 pub use error::KernelError;

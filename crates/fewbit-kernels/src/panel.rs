@@ -6,10 +6,11 @@
 //! are swept over it before the next stretch. The float chain of an output continues through `y`, so the
 //! split changes no bit.
 
+use crate::activations::{OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Planes};
 use crate::codebook::{IQ1M, IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, TQ2};
 use crate::generic::float::FloatWeights;
-use crate::generic::q32::{Col32, Weights32};
-use crate::generic::q256::{Col256, Scales, Weights256};
+use crate::generic::q32::{Group32, Weights32};
+use crate::generic::q256::{Group256, Scales, Weights256};
 use crate::generic::{Ahead, Codes, PANEL_ROWS, Simd, float, q32, q256, unpack};
 use crate::pack::Matrix;
 use crate::{Activations, Isa};
@@ -50,7 +51,7 @@ pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: 
     assert_eq!(w.n_cols, x.n_cols, "columns of the weights and of the activations");
     assert!(y.len() == n_rows * PANEL_ROWS && unpacked.len() == UNPACKED_BYTES);
     let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
-    assert!(n_rows <= x.product_rows(kind));
+    assert!([Planes::First, Planes::All].iter().any(|&planes| n_rows == x.rows_of(kind, planes)), "whole groups");
     match kind {
         ActivationKind::F32 => assert!(x.values.len() >= x.n_rows * x.n_cols),
         ActivationKind::Q8Block32 => assert!(x.kinds.q8_32, "activations in blocks of 32"),
@@ -75,162 +76,162 @@ fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, n_rows: u
         for n in 0..n_rows {
             y[n * PANEL_ROWS + r] = match kind {
                 ActivationKind::F32 => dot::dot_f32(w.ty, row, &x.values[n * x.n_cols..(n + 1) * x.n_cols]),
-                _ => dot::dot_q8(w.ty, row, x.q8_row(kind, n)),
+                _ => dot::dot_q8(w.ty, row, x.q8_row(kind, n).as_q8()),
             };
         }
     }
 }
 
-/// Runs `$tile::<.., N>` over all rows of the batch, in groups of `NMAX`, then 4, 2 and 1.
+/// Runs a tile over all rows of the batch, group by group: `$body` sees the first row as `$first`, `$n` rows of a
+/// group of `$w` from lane `$lane` on. Groups are those of [`Place`](crate::activations::Place).
 macro_rules! sweep {
-    ($n_rows:expr, $nmax:expr, |$first:ident, $n:ident| $body:expr) => {{
-        let mut $first = 0;
-        while $nmax >= 8 && $first + 8 <= $n_rows {
-            const $n: usize = 8;
-            $body;
-            $first += 8;
+    ($n_rows:expr, $nmax:expr, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {{
+        let n_rows = $n_rows;
+        for $first in (0..n_rows / 8 * 8).step_by(8) {
+            const $w: usize = 8;
+            if $nmax >= 8 {
+                const $n: usize = 8;
+                let $lane = 0;
+                $body;
+            } else {
+                const $n: usize = 4;
+                for $lane in [0, 4] {
+                    $body;
+                }
+            }
         }
-        while $first + 4 <= $n_rows {
-            const $n: usize = 4;
-            $body;
-            $first += 4;
-        }
-        if $first + 2 <= $n_rows {
-            const $n: usize = 2;
-            $body;
-            $first += 2;
-        }
-        if $first < $n_rows {
-            const $n: usize = 1;
-            $body;
-        }
+        sweep!(@rest n_rows, 4, |$first, $lane, $n, $w| $body);
+        sweep!(@rest n_rows, 2, |$first, $lane, $n, $w| $body);
+        sweep!(@rest n_rows, 1, |$first, $lane, $n, $w| $body);
     }};
+    (@rest $n_rows:ident, $width:literal, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {
+        if $n_rows & $width != 0 {
+            const $w: usize = $width;
+            const $n: usize = $width;
+            let ($first, $lane) = ($n_rows & !(2 * $width - 1), 0);
+            $body;
+        }
+    };
 }
 
 /// # Safety
-/// As [`PanelFn`]; `BITS == W::BITS` and `R * S::LANES == 16`.
+/// As [`PanelFn`]; `BITS == T::BITS` and `R * S::LANES == 16`.
 #[inline(always)]
-unsafe fn panel_32<S: Simd, W: Weights32, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
+unsafe fn panel_32<S: Simd, T: Weights32, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
     let (x, y) = (job.x, job.y.as_mut_ptr());
     let n_blocks = x.n_cols / 32;
+    let offset = if T::SIGNED { S::I8_BIAS } else { T::OFFSET };
     // SAFETY: block b < n_blocks of row n < n_rows lies inside the activation buffers, and the panel has
     // n_blocks blocks, by the caller's promise; a stretch unpacks at most UNPACK_COLS columns.
     unsafe {
         if job.n_rows <= 2 * NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, BITS, R, N>(
+            sweep!(job.n_rows, NMAX, |first, lane, N, W| q32::tile::<S, T, BITS, R, N, W>(
                 n_blocks,
                 codes,
                 meta,
-                if first == 0 { Ahead::of(job.panel, n_blocks) } else { Ahead::NONE },
-                &cols_32::<N>(x, first, 0),
-                y.add(first * PANEL_ROWS),
-                PANEL_ROWS,
+                if first + lane == 0 { Ahead::of(job.panel, n_blocks) } else { Ahead::NONE },
+                group_32(x, first, W, lane, 0, offset),
+                y.add((first + lane) * PANEL_ROWS),
             ));
             return;
         }
         for b in (0..n_blocks).step_by(UNPACK_COLS / 32) {
             let n = (UNPACK_COLS / 32).min(n_blocks - b);
             let mut codes = job.codes.as_ptr().add(b * BITS * 64);
-            let meta = job.meta.as_ptr().add(b * W::META);
+            let meta = job.meta.as_ptr().add(b * T::META);
             if BITS != 8 {
-                unpack::<S, W, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
+                unpack::<S, T, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
                 codes = job.unpacked.as_ptr();
             }
-            sweep!(job.n_rows, NMAX, |first, N| q32::tile::<S, W, 8, R, N>(
+            sweep!(job.n_rows, NMAX, |first, lane, N, W| q32::tile::<S, T, 8, R, N, W>(
                 n,
                 codes,
                 meta,
                 Ahead::NONE,
-                &cols_32::<N>(x, first, b),
-                y.add(first * PANEL_ROWS),
-                PANEL_ROWS,
+                group_32(x, first, W, lane, b, offset),
+                y.add((first + lane) * PANEL_ROWS),
             ));
         }
     }
 }
 
-/// Rows `first..first + N` of the batch, from block `b`.
+/// The group of `width` rows from `first` on, from block `b` and lane `lane`.
 ///
 /// # Safety
-/// They exist, in the form for blocks of 32.
+/// It exists, in the form for blocks of 32.
 #[inline(always)]
-unsafe fn cols_32<const N: usize>(x: &Activations, first: usize, b: usize) -> [Col32; N] {
+unsafe fn group_32(x: &Activations, first: usize, width: usize, lane: usize, b: usize, offset: i32) -> Group32 {
+    let q = &x.q32;
+    let offsets = OFFSET_SHIFTS_32.iter().position(|&shift| 1 << shift == offset).unwrap_or(0);
+    let at = first * (x.n_cols / 32) + b * width + lane;
     // SAFETY: the offsets lie inside the buffers by the caller's promise.
     unsafe {
-        let at = |n: usize| (first + n) * (x.n_cols / 32) + b;
-        let q = &x.q32;
-        let mut cols = [Col32 {
-            codes: q.codes.as_ptr(),
-            scales: q.scales.as_ptr(),
-            sums: q.wide_sums.as_ptr(),
-            scaled_sums: q.scaled_sums.as_ptr(),
-        }; N];
-        for (n, col) in cols.iter_mut().enumerate() {
-            col.codes = col.codes.add(at(n) * 32);
-            col.scales = col.scales.add(at(n));
-            col.sums = col.sums.add(at(n));
-            col.scaled_sums = col.scaled_sums.add(at(n));
+        Group32 {
+            codes: q.codes.as_ptr().add(first * (x.n_cols / 4) + b * 8 * width + lane).cast(),
+            scales: q.scales.as_ptr().add(at),
+            offsets: q.offsets[offsets].as_ptr().add(at),
+            scaled_sums: q.scaled_sums.as_ptr().add(at),
         }
-        cols
     }
 }
 
 /// # Safety
 /// As [`panel_32`].
 #[inline(always)]
-unsafe fn panel_256<S: Simd, W: Weights256, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
+unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
     let (x, y) = (job.x, job.y.as_mut_ptr());
     let n_blocks = x.n_cols / 256;
+    let offset = q256::offset_shift::<T>();
     // SAFETY: as in `panel_32`, with 8 groups of 32 columns per block.
     unsafe {
         if job.n_rows <= 2 * NMAX {
             let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, BITS, R, N>(
+            sweep!(job.n_rows, NMAX, |first, lane, N, W| q256::tile::<S, T, BITS, R, N, W>(
                 n_blocks,
                 codes,
                 meta,
-                if first == 0 { Ahead::of(job.panel, 8 * n_blocks) } else { Ahead::NONE },
-                &cols_256::<N>(x, first, 0),
-                y.add(first * PANEL_ROWS),
-                PANEL_ROWS,
+                if first + lane == 0 { Ahead::of(job.panel, 8 * n_blocks) } else { Ahead::NONE },
+                group_256(x, first, W, lane, 0, offset),
+                y.add((first + lane) * PANEL_ROWS),
             ));
             return;
         }
         for b in (0..n_blocks).step_by(UNPACK_COLS / 256) {
             let n = (UNPACK_COLS / 256).min(n_blocks - b);
-            unpack::<S, W, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
-            let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * W::META));
-            sweep!(job.n_rows, NMAX, |first, N| q256::tile::<S, W, 8, R, N>(
+            unpack::<S, T, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
+            let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * T::META));
+            sweep!(job.n_rows, NMAX, |first, lane, N, W| q256::tile::<S, T, 8, R, N, W>(
                 n,
                 codes,
                 meta,
                 Ahead::NONE,
-                &cols_256::<N>(x, first, b),
-                y.add(first * PANEL_ROWS),
-                PANEL_ROWS,
+                group_256(x, first, W, lane, b, offset),
+                y.add((first + lane) * PANEL_ROWS),
             ));
         }
     }
 }
 
-/// Rows `first..first + N` of the batch, from block `b`.
+/// The group of `width` rows from `first` on, from block `b` and lane `lane`.
 ///
 /// # Safety
-/// They exist, in the form for blocks of 256.
+/// It exists, in the form for blocks of 256.
 #[inline(always)]
-unsafe fn cols_256<const N: usize>(x: &Activations, first: usize, b: usize) -> [Col256; N] {
+unsafe fn group_256(x: &Activations, first: usize, width: usize, lane: usize, b: usize, shift: u32) -> Group256 {
+    let q = &x.q256;
+    let offsets = OFFSET_SHIFTS_256.iter().position(|&s| s == shift).unwrap_or(0);
+    // Of an array with `per_block` values in a block.
+    let at = |per_block: usize| (first * (x.n_cols / 256) + b * width) * per_block + lane;
     // SAFETY: the offsets lie inside the buffers by the caller's promise.
     unsafe {
-        let at = |n: usize| (first + n) * (x.n_cols / 256) + b;
-        let q = &x.q256;
-        let mut cols = [Col256 { codes: q.codes.as_ptr(), scales: q.scales.as_ptr(), sums: q.sums.as_ptr() }; N];
-        for (n, col) in cols.iter_mut().enumerate() {
-            col.codes = col.codes.add(at(n) * 256);
-            col.scales = col.scales.add(at(n));
-            col.sums = col.sums.add(at(n) * 16);
+        Group256 {
+            codes: q.codes.as_ptr().add(at(64)).cast(),
+            scales: q.scales.as_ptr().add(at(1)),
+            offsets: q.offsets[offsets].as_ptr().add(at(16)),
+            pairs_16: q.pairs_16.as_ptr().add(at(8)).cast(),
+            pairs_32: q.pairs_32.as_ptr().add(at(4)).cast(),
         }
-        cols
     }
 }
 
@@ -244,12 +245,12 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
         for k in (0..x.n_cols).step_by(UNPACK_COLS / 4) {
             let n = (UNPACK_COLS / 4).min(x.n_cols - k);
             let weights = job.codes.as_ptr().add(k * PANEL_ROWS * W::BYTES);
-            sweep!(job.n_rows, NMAX, |first, N| {
+            sweep!(job.n_rows, NMAX, |first, lane, N, _W| {
                 let mut cols = [x.values.as_ptr(); N];
                 for (i, col) in cols.iter_mut().enumerate() {
-                    *col = col.add((first + i) * x.n_cols + k);
+                    *col = col.add((first + lane + i) * x.n_cols + k);
                 }
-                float::tile::<S, W, R, N>(n, weights, &cols, y.add(first * PANEL_ROWS), PANEL_ROWS)
+                float::tile::<S, W, R, N>(n, weights, &cols, y.add((first + lane) * PANEL_ROWS), PANEL_ROWS)
             });
         }
     }

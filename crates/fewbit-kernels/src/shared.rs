@@ -30,4 +30,17 @@ impl<'a, T> SharedMut<'a, T> {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
     }
+
+    /// Writes `values` to every `stride`-th element from `start` on.
+    ///
+    /// # Safety
+    /// Nothing else uses these elements at the same time.
+    pub(crate) unsafe fn scatter(&self, start: usize, stride: usize, values: impl ExactSizeIterator<Item = T>) {
+        let n = values.len();
+        assert!(n == 0 || start + (n - 1) * stride < self.len, "{n} from {start} by {stride} of {}", self.len);
+        for (i, value) in values.take(n).enumerate() {
+            // SAFETY: in bounds by the assertion, as i < n; exclusive by the caller's promise.
+            unsafe { self.ptr.add(start + i * stride).write(value) }
+        }
+    }
 }

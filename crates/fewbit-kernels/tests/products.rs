@@ -1,7 +1,7 @@
 //! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
 //! batch size and number of threads.
 
-use fewbit_kernels::{ActivationKinds, Activations, Isa, Matrix, ThreadPool};
+use fewbit_kernels::{ActivationKinds, Activations, Isa, Matrix, Planes, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
 use support::{Codes, Random, TYPES, check, engines, product, put_scales, weights};
@@ -131,7 +131,7 @@ fn the_other_outputs_equal_the_plain_product() {
         engine.matmul(&b, &acts, &mut yb);
 
         let (mut ma, mut mb) = (vec![9.0; n * rows], vec![9.0; n * rows]);
-        engine.matmul_many(&mut [(&a, &mut ma), (&b, &mut mb)], &acts);
+        engine.matmul_many(&mut [(&a, &mut ma, Planes::All), (&b, &mut mb, Planes::First)], &acts);
         assert_eq!((&ma, &mb), (&ya, &yb));
 
         let mut sum = ya.clone();
@@ -221,8 +221,10 @@ fn a_matrix_takes_the_memory_that_was_estimated() {
 #[test]
 fn two_planes_add_the_product_of_what_the_first_lost() {
     let mut random = Random(7);
-    for ty in [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_K, TensorType::Q6_K, TensorType::F16] {
-        let (rows, cols, n) = (20, 512, 3);
+    let types = [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_K, TensorType::Q6_K, TensorType::F16];
+    // Numbers of rows of which one plane ends within a group of interleaved rows, and at the end of one.
+    for (ty, n) in types.into_iter().flat_map(|ty| [1, 2, 3, 5, 7, 8, 12, 19].map(|n| (ty, n))) {
+        let (rows, cols) = (20, 512);
         let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
         let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
         let mut lost = x.clone();
@@ -246,6 +248,10 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
             let kinds = ActivationKinds::of([ty]);
             let (first, second) = (product(&x, kinds), product(&lost, kinds));
             let both = product(&x, kinds.two_planes());
+            let (mut acts, mut one) = (Activations::new(), vec![0.0; n * rows]);
+            engine.activate(&x, cols, kinds.two_planes(), &mut acts);
+            engine.matmul_many(&mut [(&w, &mut one, Planes::First)], &acts);
+            assert!(one.iter().zip(&first).all(|(a, b)| a.to_bits() == b.to_bits()), "{ty} {engine:?}, {n} rows");
             for ((both, first), second) in both.iter().zip(&first).zip(&second) {
                 let want = if kind == ActivationKind::F32 { *first } else { first + second };
                 assert_eq!(both.to_bits(), want.to_bits(), "{ty} {engine:?}");

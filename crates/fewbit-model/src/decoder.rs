@@ -21,7 +21,7 @@ use crate::rope::Rope;
 use crate::weights::{Weights, engine};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE};
+use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE, Planes};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -334,7 +334,12 @@ impl Decoder {
     fn layer(&self, index: usize, batch: &mut [Chunk<'_>], s: &mut Scratch) {
         let (c, e, w) = (&self.config, &self.engine, &self.weights.layers[index]);
         e.rms_norm(&s.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
-        e.matmul_many(&mut [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)], &s.input);
+        let parts = &mut [
+            (&w.q, &mut s.q[..], Planes::First),
+            (&w.k, &mut s.k[..], Planes::All),
+            (&w.v, &mut s.v[..], Planes::All),
+        ];
+        e.matmul_many(parts, &s.input);
         e.rope(c.rope_style, c.head_dim, c.n_heads, &s.cos, &s.sin, &mut s.q);
         e.rope(c.rope_style, c.head_dim, c.n_kv_heads, &s.cos, &s.sin, &mut s.k);
 
@@ -348,7 +353,7 @@ impl Decoder {
             .collect();
         let step = LayerStep { layer: index, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, &mut caches, &step, &mut s.attention);
-        let kinds = ActivationKinds::of([w.attn_output.ty()]).two_planes();
+        let kinds = ActivationKinds::of([w.attn_output.ty()]);
         e.activate(&s.attention, w.attn_output.n_cols(), kinds, &mut s.input);
         e.matmul_add(&w.attn_output, &s.input, &mut s.x);
 

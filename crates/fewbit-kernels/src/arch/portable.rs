@@ -85,6 +85,8 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn prefetch(_p: *const u8) {}
     #[inline(always)]
+    unsafe fn prefetch_near(_p: *const u8) {}
+    #[inline(always)]
     unsafe fn load_b(p: *const u8) -> Self::B {
         // SAFETY: the caller's.
         let pairs = unsafe { p.cast::<[u16; 2 * LANES]>().read_unaligned() };
@@ -126,6 +128,10 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn acc0() -> Self::Acc {
         [0; 2 * LANES]
+    }
+    #[inline(always)]
+    unsafe fn acc_from(i: Self::I) -> Self::Acc {
+        from_fn(|at| if at % 2 == 0 { i[at / 2] as i16 } else { 0 })
     }
     #[inline(always)]
     unsafe fn dot4(acc: Self::Acc, w: Self::B, x: Self::B) -> Self::Acc {

@@ -5,6 +5,8 @@
 //! define, so every instruction set gives the same bits. Vector lanes are output rows (matrix products) or
 //! positions and head elements (attention), never partial sums of one output.
 
+use crate::activations::GROUP;
+
 pub(crate) mod attention;
 pub(crate) mod float;
 pub(crate) mod q256;
@@ -41,8 +43,10 @@ pub(crate) trait Simd: Copy + 'static {
     /// An integer scale per lane, prepared for [`widen_scaled`](Self::widen_scaled).
     type Scale: Copy;
 
-    /// Asks for a cache line that will be read soon. Any address is allowed.
+    /// Asks for a cache line of memory that will be read soon. Any address is allowed.
     unsafe fn prefetch(p: *const u8);
+    /// Asks for a cache line that will be read within some tens of cycles.
+    unsafe fn prefetch_near(p: *const u8);
     unsafe fn load_b(p: *const u8) -> Self::B;
     unsafe fn store_b(p: *mut u8, a: Self::B);
     unsafe fn and_b(a: Self::B, mask: u8) -> Self::B;
@@ -56,6 +60,8 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn splat4(p: *const i8) -> Self::B;
 
     unsafe fn acc0() -> Self::Acc;
+    /// Sums that begin at `i`. Only where sums are wide.
+    unsafe fn acc_from(i: Self::I) -> Self::Acc;
     /// Adds `w[4i..4i+4] . x[4i..4i+4]` to lane `i`; `w` unsigned, `x` in -127..=127.
     unsafe fn dot4(acc: Self::Acc, w: Self::B, x: Self::B) -> Self::Acc;
     unsafe fn widen(acc: Self::Acc) -> Self::I;
@@ -259,7 +265,21 @@ pub(crate) unsafe fn unpack<S: Simd, W: Codes, const BITS: usize, const R: usize
 
 /// How far ahead of its loads a kernel that reads weights once asks for them, in bytes. The hardware's own
 /// prefetching follows such a stream at half the bandwidth of memory.
-const PREFETCH_AHEAD: usize = 4096;
+const PREFETCH_AHEAD: usize = 8192;
+
+/// Asks for the codes that a full group of activations will need four blocks of 32 columns from now: they stream
+/// from the second cache, and the hardware begins too late where a group begins.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn prefetch_group<S: Simd>(codes: *const u8) {
+    const BLOCK: usize = 32 * GROUP;
+    for line in 0..BLOCK / 64 {
+        // SAFETY: the caller's; a prefetch reads nothing.
+        unsafe { S::prefetch_near(codes.wrapping_add(4 * BLOCK + line * 64)) }
+    }
+}
 
 /// The stream of weights that a tile will need after those it reads now: asked for block by block.
 ///

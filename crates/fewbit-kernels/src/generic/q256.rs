@@ -13,7 +13,8 @@
 //! The largest sums are those of IQ4_XS where signed bytes get a bias of 128: 256 * 32 * 255 * 127 < 2^28. Looked
 //! up bytes are at most 126, with scales of at most 31; Q6_K has 63 and 128: 256 * 128 * 63 * 127 < 2^28.
 
-use super::{Ahead, Codes, PANEL_ROWS, Simd, bytes, steps_before_widen};
+use super::{Ahead, Codes, PANEL_ROWS, Simd, bytes, prefetch_group, steps_before_widen};
+use crate::activations::{GROUP, OFFSET_SHIFTS_256};
 
 /// A type of this family, as constants.
 pub(crate) trait Weights256: Codes {
@@ -59,74 +60,90 @@ impl Scales {
     }
 }
 
-/// One column of activations.
+/// A group of activation rows that lie interleaved, as [`super::q32::Group32`].
 #[derive(Clone, Copy)]
-pub(crate) struct Col256 {
-    /// `[256 * n_blocks]`
+pub(crate) struct Group256 {
+    /// `[64 * n_blocks][W][4]`
     pub(crate) codes: *const i8,
-    /// `[n_blocks]`
+    /// `[n_blocks][W]`
     pub(crate) scales: *const f32,
-    /// `[16 * n_blocks]`: sums of 16 codes each.
-    pub(crate) sums: *const i16,
+    /// `[16 * n_blocks][W]`: minus the offset of the weights times the sum of 16 codes.
+    pub(crate) offsets: *const i32,
+    /// `[8 * n_blocks][W][2]`: sums of 16 codes.
+    pub(crate) pairs_16: *const i8,
+    /// `[4 * n_blocks][W][2]`: sums of 32 codes.
+    pub(crate) pairs_32: *const i8,
 }
 
-/// Multiplies `n_blocks` blocks of one panel with `N` columns, adding to `y`: `[N][16]`, stride `y_stride`.
+/// Multiplies `n_blocks` blocks of one panel with `N` rows of a group of `W`, adding to `y`: `[N][16]`.
 ///
 /// # Safety
 /// As [`super::q32::tile`], with 8 groups of 32 columns per block.
 #[inline(always)]
-pub(crate) unsafe fn tile<S: Simd, W: Weights256, const CODE_BITS: usize, const R: usize, const N: usize>(
+pub(crate) unsafe fn tile<
+    S: Simd,
+    T: Weights256,
+    const CODE_BITS: usize,
+    const R: usize,
+    const N: usize,
+    const W: usize,
+>(
     n_blocks: usize,
     codes: *const u8,
     meta: *const u8,
     ahead: Ahead,
-    x: &[Col256; N],
+    x: Group256,
     y: *mut f32,
-    y_stride: usize,
 ) {
     // SAFETY: all pointers stay inside the ranges that the caller promises.
     unsafe {
-        let per_sub = W::SUB / 4;
-        let steps = steps_before_widen(S::NARROW_SUMS, W::BYTE_MAX, per_sub);
-        let subs = 32 / W::SUB;
-        let has_min = W::SCALES.have_min();
-        let offset_shift = if W::SIGNED { 7 } else { W::OFFSET_SHIFT };
-        let has_offset = !has_min && (!W::SIGNED || S::I8_BIAS != 0);
-        let mut out = [[S::f0(); R]; N];
-        for (n, out) in out.iter_mut().enumerate() {
-            for (r, out) in out.iter_mut().enumerate() {
-                *out = S::load_f(y.add(n * y_stride + r * S::LANES));
-            }
-        }
+        let per_sub = T::SUB / 4;
+        let steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, per_sub);
+        let subs = 32 / T::SUB;
+        let has_min = T::SCALES.have_min();
+        let offset_shift = offset_shift::<T>();
+        let has_offset = !has_min && (!T::SIGNED || S::I8_BIAS != 0);
+        // Sums begin with the offset where activations hold it ready and sums are wide. Else it is `k`, as minimums.
+        let sums_begin = has_offset && !S::NARROW_SUMS && OFFSET_SHIFTS_256.contains(&offset_shift);
         for b in 0..n_blocks {
-            let meta = meta.add(b * W::META);
+            let meta = meta.add(b * T::META);
             let ints = meta.add(if has_min { 4 } else { 2 } * PANEL_ROWS);
             let mut i = [[S::i0(); R]; N];
             let mut k = [[S::i0(); R]; N];
             for g in 0..8 {
                 ahead.prefetch::<S>(b * 8 + g);
+                if W == GROUP {
+                    prefetch_group::<S>(x.codes.cast::<u8>().wrapping_add((b * 8 + g) * 32 * GROUP));
+                }
                 let group = codes.add((b * 8 + g) * CODE_BITS * 64);
                 // Factors of the activation sums, for the two halves of 16 columns.
                 let mut factors = [[S::i0(); 2]; R];
                 for s in 0..subs {
                     let mut scales = [S::scale(S::i0()); R];
                     for r in 0..R {
-                        let (scale, factor) = scale_and_factor::<S, W>(ints.add(r * S::LANES), g * subs + s);
+                        let (scale, factor) = scale_and_factor::<S, T>(ints.add(r * S::LANES), g * subs + s);
                         scales[r] = S::scale(scale);
                         factors[r][s] = factor;
-                        if subs == 1 {
-                            factors[r][1] = factor;
-                        }
                     }
                     for first in (0..per_sub).step_by(steps) {
                         let mut acc = [[S::acc0(); R]; N];
+                        if sums_begin {
+                            for n in 0..N {
+                                let at = |half: usize| x.offsets.add((b * 16 + g * 2 + half) * W + n);
+                                let mut offset = S::splat_i(*at(s));
+                                if subs == 1 {
+                                    offset = S::add_i(offset, S::splat_i(*at(1)));
+                                }
+                                acc[n] = [S::acc_from(offset); R];
+                            }
+                        }
                         for q in first..first + steps {
                             let q = s * per_sub + q;
-                            if W::SIGNED {
+                            if T::SIGNED {
                                 for r in 0..R {
-                                    let w = S::prepare_i8(bytes::<S, W, CODE_BITS>(group, q, r));
+                                    let w = S::prepare_i8(bytes::<S, T, CODE_BITS>(group, q, r));
                                     for n in 0..N {
-                                        let xq = S::splat4(x[n].codes.add(b * 256 + g * 32 + q * 4));
+                                        let xq = S::splat4(x.codes.add((((b * 8 + g) * 8 + q) * W + n) * 4));
                                         acc[n][r] = S::dot4_signed(acc[n][r], w, xq);
                                     }
                                 }
@@ -134,10 +151,10 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights256, const CODE_BITS: usize, const 
                             }
                             let mut w = [S::load_b(group); R];
                             for (r, w) in w.iter_mut().enumerate() {
-                                *w = bytes::<S, W, CODE_BITS>(group, q, r);
+                                *w = bytes::<S, T, CODE_BITS>(group, q, r);
                             }
                             for n in 0..N {
-                                let xq = S::splat4(x[n].codes.add(b * 256 + g * 32 + q * 4));
+                                let xq = S::splat4(x.codes.add((((b * 8 + g) * 8 + q) * W + n) * 4));
                                 for r in 0..R {
                                     acc[n][r] = S::dot4(acc[n][r], w[r], xq);
                                 }
@@ -150,41 +167,59 @@ pub(crate) unsafe fn tile<S: Simd, W: Weights256, const CODE_BITS: usize, const 
                         }
                     }
                 }
-                for r in 0..R {
-                    if !has_min && !has_offset {
-                        break;
+                if sums_begin || !has_min && !has_offset {
+                    continue;
+                }
+                if subs == 1 && g % 2 == 1 {
+                    // Factors of 32 columns: two groups at once.
+                    for r in 0..R {
+                        let before = scale_and_factor::<S, T>(ints.add(r * S::LANES), g - 1).1;
+                        let pair = S::pair16(before, factors[r][0]);
+                        for n in 0..N {
+                            let sums = S::splat4(x.pairs_32.add(((b * 4 + g / 2) * W + n) * 4));
+                            k[n][r] = S::dot2_i16(k[n][r], pair, sums);
+                        }
                     }
-                    let pair = S::pair16(factors[r][0], factors[r][1]);
-                    for n in 0..N {
-                        let sums = S::splat4(x[n].sums.add(b * 16 + g * 2).cast());
-                        k[n][r] = S::dot2_i16(k[n][r], pair, sums);
+                } else if subs == 2 {
+                    for r in 0..R {
+                        let pair = S::pair16(factors[r][0], factors[r][1]);
+                        for n in 0..N {
+                            let sums = S::splat4(x.pairs_16.add(((b * 8 + g) * W + n) * 4));
+                            k[n][r] = S::dot2_i16(k[n][r], pair, sums);
+                        }
                     }
                 }
             }
             for r in 0..R {
                 let mut d = S::load_f16(meta.add(r * 2 * S::LANES).cast());
-                if W::FACTOR != 1.0 {
-                    d = S::mul(d, S::splat_f(W::FACTOR));
+                if T::FACTOR != 1.0 {
+                    d = S::mul(d, S::splat_f(T::FACTOR));
                 }
                 for n in 0..N {
-                    let dx = S::splat_f(*x[n].scales.add(b));
+                    let y = y.add(n * PANEL_ROWS + r * S::LANES);
+                    let dx = S::splat_f(*x.scales.add(b * W + n));
+                    let mut out = S::load_f(y);
                     if has_min {
                         let dmin = S::load_f16(meta.add(2 * PANEL_ROWS + r * 2 * S::LANES).cast());
-                        out[n][r] = S::fma(S::to_f(i[n][r]), S::mul(d, dx), out[n][r]);
-                        out[n][r] = S::fnma(S::to_f(k[n][r]), S::mul(dmin, dx), out[n][r]);
+                        out = S::fma(S::to_f(i[n][r]), S::mul(d, dx), out);
+                        out = S::fnma(S::to_f(k[n][r]), S::mul(dmin, dx), out);
                     } else {
-                        let sum = if has_offset { S::sub_i(i[n][r], shl::<S>(k[n][r], offset_shift)) } else { i[n][r] };
-                        out[n][r] = S::fma(S::to_f(sum), S::mul(d, dx), out[n][r]);
+                        let sum = match has_offset && !sums_begin {
+                            true => S::sub_i(i[n][r], shl::<S>(k[n][r], offset_shift)),
+                            false => i[n][r],
+                        };
+                        out = S::fma(S::to_f(sum), S::mul(d, dx), out);
                     }
+                    S::store_f(y, out);
                 }
-            }
-        }
-        for (n, out) in out.iter().enumerate() {
-            for (r, out) in out.iter().enumerate() {
-                S::store_f(y.add(n * y_stride + r * S::LANES), *out);
             }
         }
     }
+}
+
+/// The exponent of what is subtracted from a byte: where bytes are signed, the bias of the instruction set.
+pub(crate) const fn offset_shift<T: Weights256>() -> u32 {
+    if T::SIGNED { 7 } else { T::OFFSET_SHIFT }
 }
 
 /// Shifts left; `by` is a constant after inlining.
@@ -207,13 +242,13 @@ unsafe fn shl<S: Simd>(i: S::I, by: u32) -> S::I {
 /// The integer scale of sub-block `j` for `LANES` rows, and what multiplies the activation sum: the minimum, or
 /// the scale itself in types with an offset.
 #[inline(always)]
-unsafe fn scale_and_factor<S: Simd, W: Weights256>(ints: *const u8, j: usize) -> (S::I, S::I) {
+unsafe fn scale_and_factor<S: Simd, T: Weights256>(ints: *const u8, j: usize) -> (S::I, S::I) {
     // SAFETY: `ints` points at the first sub-block's scales of a panel, for these rows; minimums lie behind all
     // scales.
     unsafe {
         let at = ints.wrapping_add(j * PANEL_ROWS);
-        match W::SCALES {
-            Scales::ScaleThenMin => (S::load_u8_i(at), S::load_u8_i(at.add(256 / W::SUB * PANEL_ROWS))),
+        match T::SCALES {
+            Scales::ScaleThenMin => (S::load_u8_i(at), S::load_u8_i(at.add(256 / T::SUB * PANEL_ROWS))),
             Scales::Nibbles => {
                 let both = S::load_u8_i(at);
                 (S::and_low_nibble(both), S::shr_i::<4>(both))

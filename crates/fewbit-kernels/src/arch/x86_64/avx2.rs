@@ -45,7 +45,8 @@ impl Simd for Avx2 {
     type Scale = __m256i;
 
     methods! {
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
+        fn prefetch_near(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn load_b(p: *const u8) -> __m256i { _mm256_loadu_si256(p.cast()) }
         fn store_b(p: *mut u8, a: __m256i) { _mm256_storeu_si256(p.cast(), a) }
         fn and_b(a: __m256i, mask: u8) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
@@ -58,6 +59,7 @@ impl Simd for Avx2 {
         fn splat4(p: *const i8) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
 
         fn acc0() -> __m256i { _mm256_setzero_si256() }
+        fn acc_from(i: __m256i) -> __m256i { i }
         fn dot4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i { dot4_16(acc, w, x) }
         fn widen(acc: __m256i) -> __m256i { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
         fn widen_scaled(acc: __m256i, scale: __m256i) -> __m256i { _mm256_madd_epi16(acc, scale) }

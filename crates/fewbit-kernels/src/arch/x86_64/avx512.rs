@@ -22,7 +22,8 @@ impl Simd for Avx512 {
     type Scale = __m512i;
 
     methods! {
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
+        fn prefetch_near(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         fn load_b(p: *const u8) -> __m512i { _mm512_loadu_si512(p.cast()) }
         fn store_b(p: *mut u8, a: __m512i) { _mm512_storeu_si512(p.cast(), a) }
         fn and_b(a: __m512i, mask: u8) -> __m512i { _mm512_and_si512(a, _mm512_set1_epi8(mask as i8)) }
@@ -35,6 +36,7 @@ impl Simd for Avx512 {
         fn splat4(p: *const i8) -> __m512i { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
 
         fn acc0() -> __m512i { _mm512_setzero_si512() }
+        fn acc_from(i: __m512i) -> __m512i { i }
         fn dot4(acc: __m512i, w: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, w, x) }
         fn widen(acc: __m512i) -> __m512i { acc }
         fn widen_scaled(acc: __m512i, scale: __m512i) -> __m512i { _mm512_mullo_epi32(acc, scale) }
