@@ -39,27 +39,13 @@ fn main() -> Result<(), AnyError> {
 fn render(source: &str, tokenizer: &Tokenizer, conversation: &Map<String, Value>) -> Result<String, AnyError> {
     let mut extra = conversation.clone();
     let messages = extra.shift_remove("messages").unwrap_or_default();
-    let messages: Vec<Message> = messages
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|message| {
-            let mut fields = message.as_object().cloned().unwrap_or_default();
-            let role = fields.shift_remove("role").unwrap_or_default();
-            let content = match fields.get("content") {
-                Some(Value::String(text)) => text.clone(),
-                _ => String::new(),
-            };
-            if fields.get("content").is_some_and(Value::is_string) {
-                fields.shift_remove("content");
-            }
-            Message { role: role.as_str().unwrap_or_default().to_owned(), content, fields }
-        })
-        .collect();
+    let messages = messages.as_array().into_iter().flatten().cloned().map(Message::from_json);
+    let messages = messages.collect::<Result<Vec<Message>, _>>()?;
     let input = TemplateInput {
         messages: &messages,
         add_generation_prompt: extra.shift_remove("add_generation_prompt") == Some(json!(true)),
         tools: extra.shift_remove("tools"),
+        documents: extra.shift_remove("documents"),
         extra,
         clock: Clock::Fixed { unix_s: 1_741_064_767 },
     };

@@ -7,7 +7,7 @@
 //! in a heap, so that a megabyte of one letter takes `n log n` steps.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use crate::bytes;
@@ -25,10 +25,26 @@ pub(crate) struct Bpe {
     n_vocab: u32,
     /// A token for each byte, for symbols that are no token; [`NONE`] where there is none.
     byte_tokens: Box<[u32; 256]>,
-    unknown: Option<u32>,
-    ignore_merges: bool,
+    options: BpeOptions,
     /// For each token, whether merging its own text gives the token. Found out when first met.
     reachable: Vec<AtomicU8>,
+}
+
+/// How a vocabulary is used.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct BpeOptions {
+    /// Whether symbols are bytes; else characters.
+    pub(crate) byte_level: bool,
+    /// Whether characters that are no token are written as the tokens of their bytes.
+    pub(crate) byte_fallback: bool,
+    /// Whether a piece that is a token as a whole is that token, whether or not merges lead there.
+    pub(crate) ignore_merges: bool,
+    /// Stands for what cannot be expressed otherwise.
+    pub(crate) unknown: Option<u32>,
+    /// Whether neighbours that cannot be expressed are one unknown token.
+    pub(crate) fuse_unknown: bool,
+    /// Whether the last rule for a pair counts; else the first.
+    pub(crate) last_rule_wins: bool,
 }
 
 /// What a piece is cut into before merging.
@@ -37,7 +53,53 @@ enum Alphabet {
     /// One symbol per byte.
     Bytes(Box<[u32; 256]>),
     /// One symbol per character, looked up by its text.
-    Chars,
+    Chars(Junctions),
+}
+
+/// Which neighbouring characters a rule joins.
+///
+/// Merging never crosses a place between two characters that no rule joins, so a text can be cut there first,
+/// which turns one long merge into many short ones and changes nothing.
+#[derive(Debug)]
+struct Junctions {
+    /// For each ASCII character on the left, a bit for each on the right.
+    ascii: Box<[u128; 128]>,
+    others: HashSet<(char, char), foldhash::fast::RandomState>,
+}
+
+impl Default for Junctions {
+    fn default() -> Self {
+        Self { ascii: Box::new([0; 128]), others: HashSet::default() }
+    }
+}
+
+impl Junctions {
+    fn insert(&mut self, left: char, right: char) {
+        match (self.ascii.get_mut(left as usize), right.is_ascii()) {
+            (Some(row), true) => *row |= 1 << (right as u32),
+            _ => drop(self.others.insert((left, right))),
+        }
+    }
+
+    fn joins(&self, left: char, right: char) -> bool {
+        match (self.ascii.get(left as usize), right.is_ascii()) {
+            (Some(row), true) => row >> (right as u32) & 1 != 0,
+            _ => self.others.contains(&(left, right)),
+        }
+    }
+
+    /// Where the part of `text` ends that merging cannot leave.
+    fn first_cut(&self, text: &str) -> usize {
+        let mut chars = text.char_indices();
+        let Some((_, mut before)) = chars.next() else { return text.len() };
+        for (at, c) in chars {
+            if !self.joins(before, c) {
+                return at;
+            }
+            before = c;
+        }
+        text.len()
+    }
 }
 
 /// Values of [`Bpe::reachable`].
@@ -64,6 +126,8 @@ pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     pairs: Vec<Option<Merge>>,
     heap: BinaryHeap<Reverse<(u32, u32)>>,
+    /// Whether the last character was written as the unknown token.
+    after_unknown: bool,
 }
 
 /// One symbol of a piece.
@@ -78,67 +142,129 @@ struct Symbol {
     next: u32,
 }
 
-impl Bpe {
-    /// Resolves the merge rules. `stored` finds a token by its text as stored in the file.
-    pub(crate) fn new(
-        merges: &[String],
-        stored: Lookup<'_>,
-        byte_level: bool,
-        ignore_merges: bool,
-        unknown: Option<u32>,
-    ) -> Result<Self, TokenizerError> {
+/// A [`Bpe`] in the making.
+pub(crate) struct BpeBuilder<'a> {
+    symbols: SymbolIds<'a>,
+    merges: MergeTable,
+    junctions: Junctions,
+    options: BpeOptions,
+    n_rules: u32,
+    joined: String,
+}
+
+impl<'a> BpeBuilder<'a> {
+    /// An encoder without rules. `stored` finds a token by its text as stored in the file.
+    pub(crate) fn new(stored: Lookup<'a>, n_rules: usize, options: BpeOptions) -> Self {
         let n_vocab = stored.texts.len() as u32;
-        let mut symbols = SymbolIds { stored, extra: HashMap::new(), n_vocab };
+        Self {
+            symbols: SymbolIds { stored, extra: HashMap::new(), n_vocab },
+            merges: MergeTable::with_capacity(n_rules),
+            junctions: Junctions::default(),
+            options,
+            n_rules: 0,
+            joined: String::new(),
+        }
+    }
+
+    /// Adds the rule that follows those before: `left` and `right` become one symbol.
+    pub(crate) fn rule(&mut self, left: &str, right: &str) -> Result<(), TokenizerError> {
+        self.joined.clear();
+        self.joined.push_str(left);
+        self.joined.push_str(right);
+        let rank = self.next_rank()?;
+        let merge = Merge { rank, id: self.symbols.id(&self.joined)? };
+        let (left_id, right_id) = (self.symbols.id(left)?, self.symbols.id(right)?);
+        if !self.options.byte_level
+            && let (Some(left), Some(right)) = (left.chars().next_back(), right.chars().next())
+        {
+            self.junctions.insert(left, right);
+        }
+        self.merges.insert(left_id, right_id, merge, self.options.last_rule_wins);
+        Ok(())
+    }
+
+    /// Adds a rule for two tokens of a byte-level vocabulary, with a rank of its own.
+    pub(crate) fn ranked_rule(&mut self, left: u32, right: u32, merge: Merge) {
+        self.merges.insert(left, right, merge, self.options.last_rule_wins);
+    }
+
+    fn next_rank(&mut self) -> Result<u32, TokenizerError> {
+        let rank = self.n_rules;
+        self.n_rules = rank.checked_add(1).ok_or(TokenizerError::TooLarge { what: "the number of merge rules" })?;
+        Ok(rank)
+    }
+
+    pub(crate) fn build(mut self) -> Result<Bpe, TokenizerError> {
+        let stored = self.symbols.stored;
         let mut byte_tokens = Box::new([NONE; 256]);
-        let alphabet = if byte_level {
+        let alphabet = if self.options.byte_level {
             let mut ids = Box::new([NONE; 256]);
             for byte in 0..=255u8 {
                 let text = bytes::char_of(byte).to_string();
-                ids[usize::from(byte)] = symbols.id(&text)?;
+                ids[usize::from(byte)] = self.symbols.id(&text)?;
                 byte_tokens[usize::from(byte)] = stored.get(text.as_bytes()).unwrap_or(NONE);
             }
             Alphabet::Bytes(ids)
         } else {
-            for byte in 0..=255u8 {
-                let text = format!("<0x{byte:02X}>");
-                byte_tokens[usize::from(byte)] = stored.get(text.as_bytes()).unwrap_or(NONE);
+            if self.options.byte_fallback {
+                for byte in 0..=255u8 {
+                    let text = format!("<0x{byte:02X}>");
+                    byte_tokens[usize::from(byte)] = stored.get(text.as_bytes()).unwrap_or(NONE);
+                }
             }
-            Alphabet::Chars
+            Alphabet::Chars(self.junctions)
         };
-        let mut table = MergeTable::with_capacity(merges.len());
-        for (index, rule) in merges.iter().enumerate() {
-            let bad = || TokenizerError::BadMerge { index, text: rule.clone() };
-            // The first symbol has at least one character, which may itself be a space.
-            let space = rule.bytes().skip(1).position(|b| b == b' ').ok_or_else(bad)? + 1;
-            let (left, right) = (&rule[..space], &rule[space + 1..]);
-            if right.is_empty() {
-                return Err(bad());
-            }
-            let merge = Merge {
-                rank: u32::try_from(index)
-                    .map_err(|_| TokenizerError::TooLarge { what: "the number of merge rules" })?,
-                id: symbols.id(&[left, right].concat())?,
-            };
-            table.insert(symbols.id(left)?, symbols.id(right)?, merge);
-        }
-        Ok(Self {
+        let n_vocab = self.symbols.n_vocab;
+        Ok(Bpe {
             alphabet,
-            merges: table,
+            merges: self.merges,
             n_vocab,
             byte_tokens,
-            unknown,
-            ignore_merges,
+            options: self.options,
             reachable: (0..n_vocab).map(|_| AtomicU8::new(UNTRIED)).collect(),
         })
     }
+}
 
+/// The two symbols of a rule that is written as one text, with a space between them.
+pub(crate) fn split_rule(index: usize, rule: &str) -> Result<(&str, &str), TokenizerError> {
+    // The first symbol has at least one character, which may itself be a space.
+    let space = rule.bytes().skip(1).position(|b| b == b' ').map(|at| at + 1);
+    space
+        .and_then(|space| Some((rule.get(..space)?, rule.get(space + 1..)?)))
+        .filter(|(_, right)| !right.is_empty())
+        .ok_or_else(|| TokenizerError::BadMerge { index, text: rule.to_owned() })
+}
+
+impl Bpe {
     /// Appends the tokens of `piece` to `out`; `whole` finds the token that a piece is as a whole.
     pub(crate) fn encode(&self, piece: &str, whole: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if self.options.ignore_merges
+            && let Some(id) = whole.get(piece.as_bytes())
+        {
+            out.push(id);
+            return;
+        }
+        let Alphabet::Chars(junctions) = &self.alphabet else {
+            self.encode_part(piece, whole, scratch, out);
+            return;
+        };
+        scratch.after_unknown = false;
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(junctions.first_cut(rest));
+            self.encode_part(part, whole, scratch, out);
+            rest = after;
+        }
+    }
+
+    fn encode_part(&self, piece: &str, whole: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let token = whole.get(piece.as_bytes());
         let state = token.and_then(|id| self.reachable.get(id as usize));
         if let (Some(id), Some(state)) = (token, state)
-            && (self.ignore_merges || state.load(Ordering::Relaxed) == REACHABLE)
+            && state.load(Ordering::Relaxed) == REACHABLE
         {
+            scratch.after_unknown = false;
             out.push(id);
             return;
         }
@@ -158,7 +284,7 @@ impl Bpe {
             Alphabet::Bytes(ids) => {
                 symbols.extend(piece.bytes().enumerate().map(|(i, b)| symbol(i, ids[usize::from(b)])))
             }
-            Alphabet::Chars => symbols.extend(piece.char_indices().map(|(i, c)| {
+            Alphabet::Chars(_) => symbols.extend(piece.char_indices().map(|(i, c)| {
                 let text = &piece.as_bytes()[i..i + c.len_utf8()];
                 symbol(i, whole.get(text).unwrap_or(NONE))
             })),
@@ -170,16 +296,43 @@ impl Bpe {
         }
         for (i, symbol) in symbols.iter().enumerate() {
             if symbol.id < self.n_vocab {
+                scratch.after_unknown = false;
                 out.push(symbol.id);
                 continue;
             }
             let end = symbols.get(i + 1).map_or(piece.len(), |next| next.start as usize);
-            for &byte in &piece.as_bytes()[symbol.start as usize..end] {
-                match self.byte_tokens[usize::from(byte)] {
-                    NONE => out.extend(self.unknown),
-                    id => out.push(id),
+            let text = symbol.start as usize..end;
+            match &self.alphabet {
+                Alphabet::Bytes(_) => {
+                    for &byte in &piece.as_bytes()[text] {
+                        match self.byte_tokens[usize::from(byte)] {
+                            NONE => out.extend(self.options.unknown),
+                            id => out.push(id),
+                        }
+                    }
+                }
+                Alphabet::Chars(_) => {
+                    for c in piece[text].chars() {
+                        self.fall_back(c, &mut scratch.after_unknown, out);
+                    }
                 }
             }
+        }
+    }
+
+    /// Writes a character that is no token: as its bytes, or as the unknown token.
+    fn fall_back(&self, c: char, after_unknown: &mut bool, out: &mut Vec<u32>) {
+        let mut buffer = [0; 4];
+        let bytes = c.encode_utf8(&mut buffer).as_bytes();
+        let id = |byte: &u8| self.byte_tokens[usize::from(*byte)];
+        if bytes.iter().all(|byte| id(byte) != NONE) {
+            out.extend(bytes.iter().map(id));
+            *after_unknown = false;
+        } else {
+            if !(*after_unknown && self.options.fuse_unknown) {
+                out.extend(self.options.unknown);
+            }
+            *after_unknown = true;
         }
     }
 
@@ -216,7 +369,7 @@ impl Bpe {
     /// As [`Self::merge_by_scan`], with the candidate pairs in a heap by (rank, position).
     ///
     /// `pairs[i]` is the rule for symbol `i` and its successor. An entry of the heap whose rank is
-    /// no longer that of `pairs[i]` is out of date: a rank belongs to exactly one pair of symbols.
+    /// no longer that of `pairs[i]` is out of date; one whose rank is still that stands for the same merge.
     fn merge_by_heap(
         &self,
         symbols: &mut Vec<Symbol>,
@@ -302,6 +455,15 @@ mod tests {
         (texts, index)
     }
 
+    fn build(rules: &[String], stored: Lookup<'_>, options: BpeOptions) -> Result<Bpe, TokenizerError> {
+        let mut builder = BpeBuilder::new(stored, rules.len(), options);
+        for (index, rule) in rules.iter().enumerate() {
+            let (left, right) = split_rule(index, rule)?;
+            builder.rule(left, right)?;
+        }
+        builder.build()
+    }
+
     fn merged(bpe: &Bpe, piece: &str, by_heap: bool) -> Vec<(u32, u32)> {
         let Alphabet::Bytes(ids) = &bpe.alphabet else { panic!("byte level") };
         let mut symbols: Vec<Symbol> = piece
@@ -329,18 +491,75 @@ mod tests {
             let (texts, index) = table(&tokens);
             let lookup = Lookup { texts: &texts, index: &index };
             let rules: Vec<String> = rules.iter().map(|(l, r)| format!("{l} {r}")).collect();
-            let bpe = Bpe::new(&rules, lookup, true, false, None).expect("valid");
+            let options = BpeOptions { byte_level: true, ..BpeOptions::default() };
+            let bpe = build(&rules, lookup, options).expect("valid");
             prop_assert_eq!(merged(&bpe, &piece, true), merged(&bpe, &piece, false));
+        }
+    }
+
+    proptest! {
+        /// Cutting where no rule joins changes nothing: the whole text in one merge gives the same.
+        #[test]
+        fn parts_and_whole_text_agree(
+            rules in prop::collection::vec(("_?[abc]{1,2}", "[abc]{0,2}[_a]"), 0..30),
+            text in "[abcd_é]{1,40}",
+        ) {
+            let mut tokens: Vec<String> = ["a", "b", "c", "_"].map(String::from).into();
+            tokens.extend(rules.iter().map(|(left, right)| [left.as_str(), right].concat()));
+            let (texts, index) = table(&tokens);
+            let lookup = Lookup { texts: &texts, index: &index };
+            let rules: Vec<String> = rules.iter().map(|(l, r)| format!("{l} {r}")).collect();
+            let options = BpeOptions { unknown: Some(0), fuse_unknown: true, ..BpeOptions::default() };
+            let mut bpe = build(&rules, lookup, options).expect("valid");
+            let encode = |bpe: &Bpe| {
+                let mut ids = Vec::new();
+                bpe.encode(&text, lookup, &mut Scratch::default(), &mut ids);
+                ids
+            };
+            let by_parts = encode(&bpe);
+            // Everything joins: one part.
+            let mut all = Junctions::default();
+            for left in text.chars() {
+                text.chars().for_each(|right| all.insert(left, right));
+            }
+            bpe.alphabet = Alphabet::Chars(all);
+            prop_assert_eq!(by_parts, encode(&bpe));
         }
     }
 
     #[test]
     fn a_rule_without_two_symbols_is_refused() {
-        let (texts, index) = table(&["a".to_owned()]);
-        let lookup = Lookup { texts: &texts, index: &index };
         for bad in ["", "a", "ab", "a ", " a"] {
-            let error = Bpe::new(&[bad.to_owned()], lookup, true, false, None).expect_err(bad);
+            let error = split_rule(0, bad).expect_err(bad);
             assert!(matches!(error, TokenizerError::BadMerge { index: 0, .. }), "{bad:?}: {error}");
+        }
+        assert_eq!(split_rule(0, "  a").expect("a space and a letter"), (" ", "a"));
+    }
+
+    #[test]
+    fn unknown_neighbours_are_one_or_many() {
+        let (texts, index) = table(&["?".to_owned(), "a".to_owned()]);
+        let lookup = Lookup { texts: &texts, index: &index };
+        for (fuse_unknown, expected) in [(true, &[0, 1, 0][..]), (false, &[0, 0, 1, 0])] {
+            let options = BpeOptions { unknown: Some(0), fuse_unknown, ..BpeOptions::default() };
+            let bpe = build(&[], lookup, options).expect("valid");
+            let mut ids = Vec::new();
+            bpe.encode("éüaé", lookup, &mut Scratch::default(), &mut ids);
+            assert_eq!(ids, expected);
+        }
+    }
+
+    #[test]
+    fn the_first_or_the_last_rule_for_a_pair_counts() {
+        let tokens = ["a", "b", "c", "ab", "bc"].map(String::from);
+        let (texts, index) = table(&tokens);
+        let lookup = Lookup { texts: &texts, index: &index };
+        for (last_rule_wins, expected) in [(false, &[3, 2][..]), (true, &[0, 4])] {
+            let rules = ["a b", "b c", "a b"].map(String::from);
+            let bpe = build(&rules, lookup, BpeOptions { last_rule_wins, ..BpeOptions::default() }).expect("valid");
+            let mut ids = Vec::new();
+            bpe.encode("abc", lookup, &mut Scratch::default(), &mut ids);
+            assert_eq!(ids, expected);
         }
     }
 }

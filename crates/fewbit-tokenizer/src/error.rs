@@ -121,4 +121,71 @@ pub enum TokenizerError {
     /// The metadata holds a value of another type than the tokenizer needs.
     #[error(transparent)]
     Metadata(#[from] fewbit_format::FormatError),
+    /// A folder holds none of the files that describe a tokenizer.
+    #[error(
+        "{}: no tokenizer.json, tekken.json or tokenizer.model, so the model has no tokenizer", folder.display()
+    )]
+    NoTokenizerFile {
+        /// The folder.
+        folder: std::path::PathBuf,
+    },
+    /// A file of a tokenizer cannot be read.
+    #[error("cannot read {}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// A file of a tokenizer is not what it should be.
+    #[error("{file}: {reason}")]
+    BadFile {
+        /// The file's name.
+        file: &'static str,
+        /// What is wrong, and where.
+        reason: String,
+    },
+    /// A tokenizer uses something that this crate does not implement.
+    #[error("{file}: {what} is not supported: its tokens would be wrong")]
+    Unsupported {
+        /// The file's name.
+        file: &'static str,
+        /// What it uses.
+        what: String,
+    },
+    /// Ids leave far more places empty than they use.
+    #[error("{file}: token {text:?} has id {id}, but there are only {n_tokens} tokens")]
+    SparseIds {
+        /// The file's name.
+        file: &'static str,
+        /// A token.
+        text: String,
+        /// Its id.
+        id: u32,
+        /// The number of tokens.
+        n_tokens: usize,
+    },
+    /// Two tokens have the same id.
+    #[error("{file}: token {text:?} has id {id}, which token {other:?} has already")]
+    DuplicateId {
+        /// The file's name.
+        file: &'static str,
+        /// The second token.
+        text: String,
+        /// The id.
+        id: u32,
+        /// The first token.
+        other: String,
+    },
+    /// A file names a token that the vocabulary does not have.
+    #[error("{file}: {role} is {text:?}, which is no token")]
+    UnknownToken {
+        /// The file's name.
+        file: &'static str,
+        /// What the token is named for.
+        role: &'static str,
+        /// Its text.
+        text: String,
+    },
 }

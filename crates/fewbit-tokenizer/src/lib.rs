@@ -1,8 +1,8 @@
 //! Tokenizers and chat templates of fewbit.
 //!
-//! A [`Tokenizer`] is built from the metadata of a GGUF file, or from a [`Vocabulary`] made by hand:
-//! byte-level BPE with the pre-tokenizer that the file names, SentencePiece (`llama`), and Gemma 4's BPE over
-//! characters. It turns text into ids and ids into text; a [`StreamDecoder`] does the latter token by token
+//! A [`Tokenizer`] is built from the metadata of a GGUF file, from the files of a Hugging Face repository
+//! ([`HfFiles`]: `tokenizer.json`, `tekken.json` or `tokenizer.model`), or from a [`Vocabulary`] made by hand:
+//! byte-level BPE with the pre-tokenizer that the file names or brings, BPE over characters, SentencePiece. It turns text into ids and ids into text; a [`StreamDecoder`] does the latter token by token
 //! and never returns half a character. A [`ChatTemplate`] turns a conversation into a prompt.
 //!
 //! ```
@@ -46,10 +46,14 @@
 mod bpe;
 mod bytes;
 mod decode;
+mod encoder;
 mod error;
 mod gguf;
+mod hf;
+mod normalizer;
 mod pretokenizer;
 mod special;
+mod splitter;
 mod spm;
 mod tables;
 mod template;
@@ -58,9 +62,11 @@ mod vocabulary;
 
 pub use decode::StreamDecoder;
 pub use error::TokenizerError;
+pub use hf::HfFiles;
 pub use special::SpecialTokens;
 pub use template::{
-    ChatTemplate, Clock, Message, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits, encode_rendered,
+    ChatTemplate, Clock, Message, MessageError, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits, ToolCall,
+    encode_rendered,
 };
 pub use tokenizer::{Tokenizer, TokenizerOptions};
 pub use vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};

@@ -1,19 +1,11 @@
 //! Splitting text into the pieces that BPE merges stay within: one table row per `tokenizer.ggml.pre`.
 //!
 //! Each family publishes its split as regular expressions, applied one after the other: every match
-//! is a piece, and so is what lies between matches; the next expression works inside those pieces.
-//!
-//! The published expressions end in `\s+(?!\S)|\s+`: a run of white space leaves its last character
-//! to the word that follows. That lookahead is the only one in them, and it is not given to the
-//! regex engine: [`Step::words`] matches `\s+` as a second, lower-priority pattern, and the splitter
-//! takes the last character back itself. What remains is regular, so that an automaton runs in time
-//! linear in the text, whatever the text; there is no backtracking and no step limit to exceed.
-//! (The preceding alternatives of these expressions never leave a run that ends in a newline to
-//! `\s+`, and a run that they did match must stay whole: hence the pattern id decides.)
+//! is a piece, and so is what lies between matches; the next expression works inside those pieces
+//! ([`crate::splitter`]). A `tokenizer.json` brings its own
+//! expressions and needs no row here.
 
-use regex_automata::meta::Regex;
-use regex_automata::util::syntax;
-use regex_automata::{Anchored, Input};
+use crate::splitter::{Cut, Splitter};
 
 /// One way to split text, as data.
 #[derive(Debug)]
@@ -25,6 +17,8 @@ pub(crate) struct PreTokenizer {
     pub(crate) ignore_merges: bool,
     /// Whether a prompt starts with BOS where the file does not say.
     pub(crate) add_bos: bool,
+    /// Whether text is normalized to NFC before it is split.
+    pub(crate) nfc: bool,
 }
 
 /// One expression of a row.
@@ -130,31 +124,37 @@ const TABLE: &[PreTokenizer] = &[
         steps: &[GPT2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b", "mellum2"],
         steps: &[DIGIT, GPT2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"],
         steps: &[LLAMA3],
         ignore_merges: true,
         add_bos: true,
+        nfc: false,
     },
     PreTokenizer {
         names: &["dbrx", "smaug-bpe", "chatglm-bpe"],
         steps: &[LLAMA3],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
-    PreTokenizer { names: &["glm4", "glm5"], steps: &[LLAMA3], ignore_merges: true, add_bos: false },
+    PreTokenizer { names: &["glm4", "glm5"], steps: &[LLAMA3], ignore_merges: true, add_bos: false, nfc: false },
+    PreTokenizer { names: &["qwen2"], steps: &[QWEN2], ignore_merges: false, add_bos: false, nfc: true },
     PreTokenizer {
-        names: &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"],
+        names: &["deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "solar-open", "grok-2", "kormo"],
         steps: &[QWEN2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["qwen35"],
@@ -164,18 +164,21 @@ const TABLE: &[PreTokenizer] = &[
         ])],
         ignore_merges: false,
         add_bos: false,
+        nfc: true,
     },
     PreTokenizer {
         names: &["tekken"],
         steps: &[Step::words(&[TITLE_WORD, "|", UPPER_WORD, r"|\p{N}", SYMBOLS_SLASH])],
         ignore_merges: true,
         add_bos: true,
+        nfc: false,
     },
     PreTokenizer {
         names: &["gpt-4o", "llama4", "kanana2", "minimax-m2"],
         steps: &[GPT4O],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["deepseek-llm"],
@@ -189,6 +192,7 @@ const TABLE: &[PreTokenizer] = &[
         ],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["deepseek-coder"],
@@ -201,6 +205,7 @@ const TABLE: &[PreTokenizer] = &[
         ],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["deepseek-v3", "hunyuan-dense", "joyai-llm"],
@@ -211,20 +216,29 @@ const TABLE: &[PreTokenizer] = &[
         ],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["falcon"],
         steps: &[Step::plain(&[r"[\p{P}$+<=>^~|`]+"]), GPT2, Step::plain(&["[0-9][0-9][0-9]"])],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["poro-chat", "bloom", "gpt3-finnish"],
         steps: &[Step::plain(&[BLOOM])],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
-    PreTokenizer { names: &["viking"], steps: &[Step::plain(&[BLOOM]), DIGIT], ignore_merges: false, add_bos: false },
+    PreTokenizer {
+        names: &["viking"],
+        steps: &[Step::plain(&[BLOOM]), DIGIT],
+        ignore_merges: false,
+        add_bos: false,
+        nfc: false,
+    },
     PreTokenizer {
         names: &["bailingmoe", "bailingmoe2", "llada-moe"],
         steps: &[Step::words(&[
@@ -233,26 +247,36 @@ const TABLE: &[PreTokenizer] = &[
         ])],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["seed-coder"],
         steps: &[Step::words(&[CONTRACTIONS, LETTERS, r"|\p{N}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"])],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["minicpm5"],
         steps: &[Step::plain(&[r"\p{N}{1,3}"]), Step::words(&[CONTRACTIONS, LETTERS, r"|\p{N}+", SYMBOLS])],
         ignore_merges: true,
         add_bos: false,
+        nfc: false,
     },
     PreTokenizer {
         names: &["laguna"],
         steps: &[Step::plain(&[r"[^\n]+|\n+"]), QWEN2],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
-    PreTokenizer { names: &["gemma4"], steps: &[Step::plain(&[r"[^\n]+|\n+"])], ignore_merges: false, add_bos: true },
+    PreTokenizer {
+        names: &["gemma4"],
+        steps: &[Step::plain(&[r"[^\n]+|\n+"])],
+        ignore_merges: false,
+        add_bos: true,
+        nfc: false,
+    },
     // What converters wrote before `pre` existed, when they were told to go on regardless.
     PreTokenizer {
         names: &["default"],
@@ -264,6 +288,7 @@ const TABLE: &[PreTokenizer] = &[
         ],
         ignore_merges: false,
         add_bos: false,
+        nfc: false,
     },
 ];
 
@@ -280,77 +305,12 @@ pub(crate) fn find(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|row| row.names.contains(&name))
 }
 
-/// The id of the white space pattern in a step that has one.
-const WHITESPACE: usize = 1;
-
-/// A row, compiled.
-#[derive(Debug)]
-pub(crate) struct Splitter {
-    steps: Vec<Regex>,
-}
-
-impl Splitter {
-    pub(crate) fn new(row: &PreTokenizer) -> Self {
-        Self { steps: row.steps.iter().map(compile).collect() }
-    }
-
-    /// Calls `found` with each piece of `text`, in order. Joined, the pieces are the text.
-    pub(crate) fn split<'t>(&self, text: &'t str, found: &mut dyn FnMut(&'t str)) {
-        split_by(&self.steps, text, found);
-    }
-}
-
-fn compile(step: &Step) -> Regex {
-    let mut patterns = vec![step.pattern.concat()];
-    if step.whitespace {
-        patterns.push(r"\s+".to_owned());
-    }
-    Regex::builder()
-        // The automata are built lazily; text in many scripts needs more states than the default
-        // cache holds, and a full cache is thrown away and built anew.
-        .configure(Regex::config().hybrid_cache_capacity(8 << 20))
-        .syntax(syntax::Config::new())
-        .build_many(&patterns)
-        .expect("every pattern of the table compiles: a test builds each row")
-}
-
-fn split_by<'t>(steps: &[Regex], text: &'t str, found: &mut dyn FnMut(&'t str)) {
-    let Some((regex, rest)) = steps.split_first() else {
-        if !text.is_empty() {
-            found(text);
-        }
-        return;
-    };
-    let mut at = 0;
-    while at < text.len() {
-        // Most expressions match wherever a match ended, and then the end is all there is to find.
-        let here = Input::new(text).range(at..).anchored(Anchored::Yes);
-        let (start, mut end, pattern) = match regex.search_half(&here) {
-            Some(half) => (at, half.offset(), half.pattern()),
-            None => match regex.search(&Input::new(text).range(at..)) {
-                Some(span) => (span.start(), span.end(), span.pattern()),
-                None => break,
-            },
-        };
-        if end <= start {
-            break;
-        }
-        if pattern.as_usize() == WHITESPACE && end < text.len() {
-            end = before_last_char(text, start, end);
-        }
-        split_by(rest, &text[at..start], found);
-        split_by(rest, &text[start..end], found);
-        at = end;
-    }
-    split_by(rest, &text[at..], found);
-}
-
-/// Where the last character of `text[start..end]` begins; `end` if it is the only one.
-fn before_last_char(text: &str, start: usize, end: usize) -> usize {
-    match text[start..end].char_indices().next_back() {
-        Some((last, _)) if last > 0 => start + last,
-        _ => end,
-    }
+/// The expressions of a row, compiled.
+pub(crate) fn splitter(row: &PreTokenizer) -> Splitter {
+    let compile = |step: &Step| Cut::new(&step.pattern.concat(), step.whitespace);
+    Splitter::new(
+        row.steps.iter().map(|step| compile(step).expect("the table compiles: a test builds each row")).collect(),
+    )
 }
 
 #[cfg(test)]
@@ -359,7 +319,7 @@ mod tests {
 
     fn pieces(name: &str, text: &str) -> Vec<String> {
         let mut pieces = Vec::new();
-        Splitter::new(find(name).expect("known")).split(text, &mut |p| pieces.push(p.to_owned()));
+        splitter(find(name).expect("known")).split(text, &mut |p| pieces.push(p.to_owned()));
         pieces
     }
 
@@ -401,7 +361,7 @@ mod tests {
             let text = unit.repeat((1 << 18) / unit.len());
             for row in TABLE {
                 let mut n_bytes = 0;
-                Splitter::new(row).split(&text, &mut |piece| n_bytes += piece.len());
+                splitter(row).split(&text, &mut |piece| n_bytes += piece.len());
                 assert_eq!(n_bytes, text.len(), "{:?} {unit:?}", row.names);
             }
         }

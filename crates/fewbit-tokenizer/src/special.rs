@@ -1,6 +1,9 @@
 //! Finding special tokens in text, and the texts by which some of them are known.
 
+use std::collections::HashMap;
+
 use aho_corasick::{AhoCorasick, MatchKind};
+use regex_automata::meta::Regex;
 
 use crate::error::TokenizerError;
 use crate::tables::TextTable;
@@ -66,6 +69,17 @@ pub(crate) const MESSAGE_END: &str = "<|end|>";
 pub(crate) const SEVERAL_MESSAGES: [[&str; 2]; 3] =
     [["<|return|>", "<|call|>"], ["<|call|>", "<|flush|>"], ["<|calls|>", "<|flush|>"]];
 
+/// What a special token asks of the text around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Edges {
+    /// White space before it is part of it.
+    pub(crate) lstrip: bool,
+    /// White space after it is part of it.
+    pub(crate) rstrip: bool,
+    /// It is only found between characters that are no part of a word.
+    pub(crate) single_word: bool,
+}
+
 /// Finds special tokens in text: at each place the longest.
 #[derive(Debug)]
 pub(crate) struct Matcher {
@@ -75,6 +89,10 @@ pub(crate) struct Matcher {
     user_defined: Patterns,
     /// Every token of `all` that is not in `user_defined`, overlaps included.
     control: Patterns,
+    /// Tokens that look at the text around them.
+    edges: HashMap<u32, Edges>,
+    /// A character of a word; `None` where no token asks.
+    word: Option<Regex>,
 }
 
 /// Some tokens' texts, as one automaton.
@@ -91,11 +109,11 @@ impl Patterns {
         texts: &TextTable,
         kinds: &[TokenKind],
         match_kind: MatchKind,
-        wanted: impl Fn(TokenKind) -> bool,
+        wanted: impl Fn(u32, TokenKind) -> bool,
     ) -> Result<Self, TokenizerError> {
         let ids: Vec<u32> = (0u32..)
             .zip(kinds)
-            .filter(|(id, kind)| wanted(**kind) && texts.get(*id).is_some_and(|t| !t.is_empty()))
+            .filter(|(id, kind)| wanted(*id, **kind) && texts.get(*id).is_some_and(|t| !t.is_empty()))
             .map(|(id, _)| id)
             .collect();
         let automaton = if ids.is_empty() {
@@ -119,13 +137,25 @@ pub(crate) enum Fragment<'t> {
 }
 
 impl Matcher {
-    pub(crate) fn new(texts: &TextTable, kinds: &[TokenKind]) -> Result<Self, TokenizerError> {
+    /// A matcher of the control, unknown and user-defined tokens that `wanted` accepts.
+    pub(crate) fn new(
+        texts: &TextTable,
+        kinds: &[TokenKind],
+        edges: HashMap<u32, Edges>,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<Self, TokenizerError> {
         use TokenKind::{Control, Unknown, UserDefined};
         let leftmost = MatchKind::LeftmostLongest;
+        let patterns = |match_kind, is_kind: fn(TokenKind) -> bool| {
+            Patterns::new(texts, kinds, match_kind, |id, kind| is_kind(kind) && wanted(id))
+        };
+        let word = edges.values().any(|edges| edges.single_word).then(|| Regex::new(r"\w").expect("a constant"));
         Ok(Self {
-            all: Patterns::new(texts, kinds, leftmost, |kind| matches!(kind, Control | Unknown | UserDefined))?,
-            user_defined: Patterns::new(texts, kinds, leftmost, |kind| kind == UserDefined)?,
-            control: Patterns::new(texts, kinds, MatchKind::Standard, |kind| matches!(kind, Control | Unknown))?,
+            all: patterns(leftmost, |kind| matches!(kind, Control | Unknown | UserDefined))?,
+            user_defined: patterns(leftmost, |kind| kind == UserDefined)?,
+            control: patterns(MatchKind::Standard, |kind| matches!(kind, Control | Unknown))?,
+            edges,
+            word,
         })
     }
 
@@ -139,16 +169,33 @@ impl Matcher {
         if let Some(automaton) = &patterns.automaton {
             for hit in automaton.find_iter(text) {
                 let Some(&id) = patterns.ids.get(hit.pattern().as_usize()) else { continue };
-                if at < hit.start() {
-                    found(Fragment::Text(&text[at..hit.start()]));
+                let Some((start, end)) = self.span(text, hit.start(), hit.end(), id, at) else { continue };
+                if at < start {
+                    found(Fragment::Text(&text[at..start]));
                 }
                 found(Fragment::Token(id));
-                at = hit.end();
+                at = end;
             }
         }
         if at < text.len() {
             found(Fragment::Text(&text[at..]));
         }
+    }
+
+    /// What a token takes of the text from `at` on, if it may stand there.
+    fn span(&self, text: &str, start: usize, end: usize, id: u32, at: usize) -> Option<(usize, usize)> {
+        let Some(edges) = self.edges.get(&id) else { return Some((start, end)) };
+        let (before, after) = (&text[..start], &text[end..]);
+        if edges.single_word {
+            let is_word =
+                |c: Option<char>| c.zip(self.word.as_ref()).is_some_and(|(c, word)| word.is_match(&*c.to_string()));
+            if is_word(before.chars().next_back()) || is_word(after.chars().next()) {
+                return None;
+            }
+        }
+        let start = if edges.lstrip { before.trim_end().len().max(at) } else { start };
+        let end = if edges.rstrip { text.len() - after.trim_start().len() } else { end };
+        Some((start, end))
     }
 
     /// Where control tokens start in `text`, overlapping ones included, in no particular order.
@@ -170,13 +217,17 @@ mod tests {
     use super::*;
 
     fn matcher(tokens: &[(&str, TokenKind)]) -> Matcher {
+        with_edges(tokens, HashMap::new())
+    }
+
+    fn with_edges(tokens: &[(&str, TokenKind)], edges: HashMap<u32, Edges>) -> Matcher {
         let mut texts = TextTable::default();
         let mut kinds = Vec::new();
         for (text, kind) in tokens {
             texts.push(text.as_bytes()).expect("small");
             kinds.push(*kind);
         }
-        Matcher::new(&texts, &kinds).expect("valid")
+        Matcher::new(&texts, &kinds, edges, |_| true).expect("valid")
     }
 
     fn cut(matcher: &Matcher, text: &str, special: SpecialTokens) -> Vec<String> {
@@ -204,5 +255,21 @@ mod tests {
     fn a_vocabulary_without_special_tokens_cuts_nothing() {
         let m = matcher(&[("a", TokenKind::Normal)]);
         assert_eq!(cut(&m, "aa", SpecialTokens::Parse), ["aa"]);
+    }
+
+    #[test]
+    fn tokens_take_white_space_and_mind_words() {
+        let tokens = [("<l>", TokenKind::Control), ("<r>", TokenKind::Control), ("the", TokenKind::UserDefined)];
+        let edges = HashMap::from([
+            (0, Edges { lstrip: true, ..Edges::default() }),
+            (1, Edges { rstrip: true, ..Edges::default() }),
+            (2, Edges { single_word: true, ..Edges::default() }),
+        ]);
+        let m = with_edges(&tokens, edges);
+        assert_eq!(cut(&m, "a \u{3000}\n<l> b", SpecialTokens::Parse), ["a", "#0", " b"]);
+        assert_eq!(cut(&m, "a <r>\n\u{3000}b", SpecialTokens::Parse), ["a ", "#1", "b"]);
+        // What one token took is not there for the next.
+        assert_eq!(cut(&m, "<r>  <l>  <l>", SpecialTokens::Parse), ["#1", "#0", "#0"]);
+        assert_eq!(cut(&m, "the other, the_x (the)", SpecialTokens::Plain), ["#2", " other, the_x (", "#2", ")"]);
     }
 }

@@ -4,7 +4,10 @@
 //! texts lie in one buffer, and merge rules are keyed by pairs of ids instead of pairs of strings.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, Hasher};
+
+use foldhash::quality::RandomState;
 
 use crate::error::TokenizerError;
 
@@ -63,7 +66,7 @@ impl TextIndex {
     /// Indexes the non-empty texts whose id `wanted` accepts. The lowest id wins where texts repeat.
     pub(crate) fn new(texts: &TextTable, wanted: impl Fn(u32) -> bool) -> Self {
         let n_slots = (texts.len() * 2 + 1).next_power_of_two();
-        let mut index = Self { slots: vec![NONE; n_slots], hasher: RandomState::new(), max_len_bytes: 0 };
+        let mut index = Self { slots: vec![NONE; n_slots], hasher: RandomState::default(), max_len_bytes: 0 };
         for id in 0..texts.len() as u32 {
             let Some(text) = texts.get(id).filter(|text| !text.is_empty() && wanted(id)) else {
                 continue;
@@ -122,9 +125,13 @@ impl MergeTable {
         Self { map: HashMap::with_capacity_and_hasher(n, PairHash::default()) }
     }
 
-    /// Adds a rule; the first rule for a pair stays.
-    pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge) {
-        self.map.entry(pair(left, right)).or_insert(merge);
+    /// Adds a rule; the first rule for a pair stays, unless `replace`.
+    pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge, replace: bool) {
+        match self.map.entry(pair(left, right)) {
+            Entry::Occupied(mut entry) if replace => *entry.get_mut() = merge,
+            Entry::Occupied(_) => {}
+            Entry::Vacant(entry) => drop(entry.insert(merge)),
+        }
     }
 
     #[inline]
@@ -145,7 +152,7 @@ struct PairHash {
 
 impl Default for PairHash {
     fn default() -> Self {
-        Self { key: RandomState::new().hash_one(0u64) }
+        Self { key: RandomState::default().hash_one(0u64) }
     }
 }
 
@@ -202,9 +209,11 @@ mod tests {
     #[test]
     fn the_first_rule_for_a_pair_stays() {
         let mut merges = MergeTable::with_capacity(2);
-        merges.insert(1, 2, Merge { rank: 0, id: 7 });
-        merges.insert(1, 2, Merge { rank: 1, id: 8 });
+        merges.insert(1, 2, Merge { rank: 0, id: 7 }, false);
+        merges.insert(1, 2, Merge { rank: 1, id: 8 }, false);
         assert_eq!(merges.get(1, 2), Some(Merge { rank: 0, id: 7 }));
         assert_eq!(merges.get(2, 1), None);
+        merges.insert(1, 2, Merge { rank: 1, id: 8 }, true);
+        assert_eq!(merges.get(1, 2), Some(Merge { rank: 1, id: 8 }));
     }
 }

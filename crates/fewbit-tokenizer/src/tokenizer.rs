@@ -1,22 +1,22 @@
 //! The tokenizer: text to ids and back, for every family behind one type.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
 
 use fewbit_format::Metadata;
 
-use crate::bpe::{Bpe, Lookup, Scratch};
+use crate::bpe::{Bpe, BpeBuilder, BpeOptions, Lookup, split_rule};
 use crate::bytes;
 use crate::decode::StreamDecoder;
+use crate::encoder::Encoder;
 use crate::error::TokenizerError;
-use crate::pretokenizer::{self, Splitter};
-use crate::special::{self, Fragment, Matcher, SpecialTokens};
-use crate::spm::{self, SPACE, Spm};
+use crate::normalizer::{Form, Normalization, Normalizer};
+use crate::pretokenizer;
+use crate::special::{self, Matcher, SpecialTokens};
+use crate::splitter::Splitter;
+use crate::spm::{SPACE, Spm};
 use crate::tables::{TextIndex, TextTable};
 use crate::vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};
-
-/// Longer texts are encoded in parts of this size, so that positions fit 32 bits.
-const MAX_TEXT_BYTES: usize = 1 << 30;
 
 /// What a caller may say about a tokenizer that the file does not, or says wrongly.
 #[derive(Debug, Clone, Default)]
@@ -39,40 +39,50 @@ impl TokenizerOptions {
 #[derive(Debug)]
 pub struct Tokenizer {
     /// Token texts as stored in the file.
-    texts: TextTable,
-    /// Every token by its stored text.
-    by_text: TextIndex,
+    pub(crate) texts: TextTable,
+    /// Every token by its stored text; built when it is first asked for.
+    pub(crate) by_text: OnceLock<TextIndex>,
     /// The bytes that tokens stand for.
-    decoded: TextTable,
-    kinds: Vec<TokenKind>,
-    family: Family,
-    matcher: Arc<Matcher>,
-    bos: Option<u32>,
-    eos: Option<u32>,
-    padding: Option<u32>,
-    unknown: Option<u32>,
-    add_bos: bool,
-    add_eos: bool,
-    add_space_prefix: bool,
-    end_of_generation: BTreeSet<u32>,
-    strips_after: BTreeSet<u32>,
-    chat_template: Option<String>,
+    pub(crate) decoded: TextTable,
+    pub(crate) kinds: Vec<TokenKind>,
+    pub(crate) family: Family,
+    pub(crate) matcher: Arc<Matcher>,
+    pub(crate) specials: Specials,
+    /// Whether SentencePiece puts a space before text.
+    pub(crate) add_space_prefix: bool,
+    /// Whether the first space of a decoded text is one that the encoder put there.
+    pub(crate) drops_space: bool,
+    pub(crate) end_of_generation: BTreeSet<u32>,
+    pub(crate) strips_after: BTreeSet<u32>,
+    pub(crate) chat_template: Option<String>,
 }
 
 /// What differs between the kinds of tokenizer.
 #[derive(Debug)]
-enum Family {
-    /// Byte-level BPE, or BPE over characters with escaped spaces.
-    Bpe {
-        bpe: Bpe,
-        splitter: Splitter,
-        /// Finds the token that a piece is as a whole: by decoded bytes where the vocabulary is
-        /// byte-level, else by stored text.
-        whole: TextIndex,
-        byte_level: bool,
-    },
+pub(crate) enum Family {
+    /// Byte-level BPE, or BPE over characters.
+    Bpe(Box<BpeFamily>),
     /// SentencePiece.
     Spm { spm: Spm, pieces: TextIndex },
+}
+
+/// The parts of a BPE tokenizer, in the order in which a text goes through them.
+#[derive(Debug)]
+pub(crate) struct BpeFamily {
+    /// Applies to each text between special tokens.
+    pub(crate) normalizer: Normalizer,
+    /// Finds tokens that are looked for in normalized text.
+    pub(crate) normalized: Option<Matcher>,
+    /// Applies to what lies between those.
+    pub(crate) prefix: Normalizer,
+    pub(crate) splitter: Splitter,
+    /// Finds the token that a piece is as a whole: by decoded bytes where the vocabulary is
+    /// byte-level, else by stored text.
+    pub(crate) whole: TextIndex,
+    pub(crate) byte_level: bool,
+    /// Whether pieces of nothing but newlines are looked up as a whole.
+    pub(crate) whole_newlines: bool,
+    pub(crate) bpe: Bpe,
 }
 
 impl Tokenizer {
@@ -136,17 +146,41 @@ impl Tokenizer {
         let kind = |id: u32| kinds.get(id as usize).copied().unwrap_or_default();
         let is_text = |id| !matches!(kind(id), TokenKind::Control | TokenKind::Unknown);
         let specials = Specials::new(vocabulary, row.is_some_and(|row| row.add_bos), is_spm)?;
+        let add_space_prefix = vocabulary.add_space_prefix.unwrap_or(is_spm);
         let family = if let Some(row) = row {
             let stored = TextIndex::new(&texts, is_text);
-            let bpe = Bpe::new(
-                &vocabulary.merges,
-                Lookup { texts: &texts, index: &stored },
+            let options = BpeOptions {
                 byte_level,
-                row.ignore_merges,
-                specials.unknown,
-            )?;
-            let whole = if byte_level { TextIndex::new(&decoded, |id| is_byte_level[id as usize]) } else { stored };
-            Family::Bpe { bpe, splitter: Splitter::new(row), whole, byte_level }
+                byte_fallback: !byte_level,
+                ignore_merges: row.ignore_merges,
+                unknown: specials.unknown,
+                ..BpeOptions::default()
+            };
+            let lookup = Lookup { texts: &texts, index: &stored };
+            let mut builder = BpeBuilder::new(lookup, vocabulary.merges.len(), options);
+            for (index, rule) in vocabulary.merges.iter().enumerate() {
+                let (left, right) = split_rule(index, rule)?;
+                builder.rule(left, right)?;
+            }
+            let bpe = builder.build()?;
+            let mut steps = Vec::new();
+            if row.nfc {
+                steps.push(Normalization::Form(Form::Nfc));
+            }
+            if !byte_level {
+                steps.extend(add_space_prefix.then(|| Normalization::Prepend(SPACE.to_owned())));
+                steps.push(Normalization::Replace { from: " ".into(), to: SPACE.to_owned() });
+            }
+            Family::Bpe(Box::new(BpeFamily {
+                normalizer: Normalizer::new(steps),
+                normalized: None,
+                prefix: Normalizer::default(),
+                splitter: pretokenizer::splitter(row),
+                whole: if byte_level { TextIndex::new(&decoded, |id| is_byte_level[id as usize]) } else { stored },
+                byte_level,
+                whole_newlines: !byte_level,
+                bpe,
+            }))
         } else {
             if vocabulary.scores.len() != kinds.len() {
                 return Err(TokenizerError::WrongLength {
@@ -162,19 +196,15 @@ impl Tokenizer {
             }
         };
         Ok(Self {
-            by_text: TextIndex::new(&texts, |_| true),
-            matcher: Arc::new(Matcher::new(&texts, &kinds)?),
+            by_text: OnceLock::new(),
+            matcher: Arc::new(Matcher::new(&texts, &kinds, HashMap::new(), |_| true)?),
+            drops_space: is_spm && add_space_prefix,
+            end_of_generation: ends(&texts, &kinds, &vocabulary.end_of_generation, specials.eos),
             texts,
             decoded,
             family,
-            bos: specials.bos,
-            eos: specials.eos,
-            padding: specials.padding,
-            unknown: specials.unknown,
-            add_bos: specials.add_bos,
-            add_eos: specials.add_eos,
-            add_space_prefix: vocabulary.add_space_prefix.unwrap_or(is_spm),
-            end_of_generation: ends(vocabulary, &kinds, specials.eos),
+            specials,
+            add_space_prefix,
             strips_after: vocabulary.strips_after.iter().copied().collect(),
             chat_template: vocabulary.chat_template.clone(),
             kinds,
@@ -190,7 +220,7 @@ impl Tokenizer {
 
     /// Puts BOS before `ids` if the model wants one and it is not there yet.
     pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
-        if let Some(bos) = self.bos.filter(|&bos| self.add_bos && ids.first() != Some(&bos)) {
+        if let Some(bos) = self.specials.bos.filter(|&bos| self.specials.add_bos && ids.first() != Some(&bos)) {
             ids.insert(0, bos);
         }
         ids
@@ -229,37 +259,37 @@ impl Tokenizer {
     }
 
     fn drops_space(&self) -> bool {
-        self.add_space_prefix && matches!(self.family, Family::Spm { .. })
+        self.drops_space
     }
 
     /// Beginning of text.
     pub fn bos(&self) -> Option<u32> {
-        self.bos
+        self.specials.bos
     }
 
     /// End of text.
     pub fn eos(&self) -> Option<u32> {
-        self.eos
+        self.specials.eos
     }
 
     /// The token that fills batches.
     pub fn padding(&self) -> Option<u32> {
-        self.padding
+        self.specials.padding
     }
 
     /// The token for text that the vocabulary cannot express.
     pub fn unknown(&self) -> Option<u32> {
-        self.unknown
+        self.specials.unknown
     }
 
     /// Whether a prompt starts with BOS. If so, there is one.
     pub fn add_bos(&self) -> bool {
-        self.add_bos
+        self.specials.add_bos
     }
 
     /// Whether a complete text ends with EOS. If so, there is one.
     pub fn add_eos(&self) -> bool {
-        self.add_eos
+        self.specials.add_eos
     }
 
     /// Whether a model that produces `id` has ended its answer.
@@ -310,7 +340,7 @@ impl Tokenizer {
 
     /// The token whose stored text this is.
     pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.by_text.get(&self.texts, token.as_bytes())
+        self.by_text.get_or_init(|| TextIndex::new(&self.texts, |_| true)).get(&self.texts, token.as_bytes())
     }
 
     /// The source of the chat template that came with the vocabulary.
@@ -323,118 +353,7 @@ impl Tokenizer {
     }
 
     pub(crate) fn encoder(&self) -> Encoder<'_> {
-        Encoder {
-            tokenizer: self,
-            out: Vec::new(),
-            after_special: true,
-            strips: false,
-            scratch: Scratch::default(),
-            spm_scratch: spm::Scratch::default(),
-            escaped: String::new(),
-        }
-    }
-}
-
-/// The state of an encoding that is put together from parts.
-pub(crate) struct Encoder<'a> {
-    tokenizer: &'a Tokenizer,
-    out: Vec<u32>,
-    /// Whether nothing, or a special token, came last: SentencePiece's place for a space.
-    after_special: bool,
-    /// Whether the last token swallows white space.
-    strips: bool,
-    scratch: Scratch,
-    spm_scratch: spm::Scratch,
-    escaped: String,
-}
-
-impl Encoder<'_> {
-    /// Appends a text. What merges across the ends of a part is not seen.
-    pub(crate) fn push(&mut self, text: &str, special: SpecialTokens) {
-        let tokenizer = self.tokenizer;
-        tokenizer.matcher.fragments(text, special, &mut |fragment| match fragment {
-            Fragment::Text(text) => self.push_ordinary(text),
-            Fragment::Token(id) => self.push_token(id),
-        });
-    }
-
-    /// As [`push`](Self::push) with special tokens parsed, except where `marker` lies inside their
-    /// text. Markers are dropped from the text between special tokens before it is encoded.
-    pub(crate) fn push_marked(&mut self, text: &str, marker: char) {
-        let tokenizer = self.tokenizer;
-        tokenizer.matcher.fragments(text, SpecialTokens::Parse, &mut |fragment| match fragment {
-            Fragment::Text(text) => self.push(&text.replace(marker, ""), SpecialTokens::Plain),
-            Fragment::Token(id) => self.push_token(id),
-        });
-    }
-
-    /// Appends a special token.
-    fn push_token(&mut self, id: u32) {
-        self.out.push(id);
-        self.after_special = true;
-        self.strips = self.tokenizer.strips_after.contains(&id);
-    }
-
-    /// Appends text in which no token is special.
-    fn push_ordinary(&mut self, text: &str) {
-        let mut text = if self.strips { text.trim_ascii_start() } else { text };
-        while text.len() > MAX_TEXT_BYTES {
-            let (part, rest) = text.split_at(text.floor_char_boundary(MAX_TEXT_BYTES));
-            self.push_part(part);
-            text = rest;
-        }
-        self.push_part(text);
-    }
-
-    fn push_part(&mut self, text: &str) {
-        if text.is_empty() {
-            return;
-        }
-        let Self { tokenizer, out, scratch, spm_scratch, escaped, .. } = self;
-        match &tokenizer.family {
-            Family::Bpe { bpe, splitter, whole, byte_level: true } => {
-                let whole = Lookup { texts: &tokenizer.decoded, index: whole };
-                splitter.split(text, &mut |piece| bpe.encode(piece, whole, scratch, out));
-            }
-            Family::Bpe { bpe, splitter, whole, byte_level: false } => {
-                let whole = Lookup { texts: &tokenizer.texts, index: whole };
-                escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
-                splitter.split(escaped, &mut |piece| {
-                    // Runs of newlines are tokens that no merge rule leads to.
-                    let newlines = piece.bytes().all(|b| b == b'\n');
-                    match whole.get(piece.as_bytes()).filter(|_| newlines) {
-                        Some(id) => out.push(id),
-                        None => bpe.encode(piece, whole, scratch, out),
-                    }
-                });
-            }
-            Family::Spm { spm, pieces } => {
-                let pieces = Lookup { texts: &tokenizer.texts, index: pieces };
-                escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
-                spm.encode(escaped, pieces, spm_scratch, out);
-            }
-        }
-        self.after_special = false;
-        self.strips = false;
-    }
-
-    /// The ids.
-    pub(crate) fn finish(self) -> Vec<u32> {
-        self.out
-    }
-}
-
-/// Writes `text` to `out` as SentencePiece vocabularies spell it: spaces as U+2581.
-fn escape(text: &str, prefix: bool, out: &mut String) {
-    out.clear();
-    if prefix {
-        out.push_str(SPACE);
-    }
-    for (i, part) in text.split(' ').enumerate() {
-        if i > 0 {
-            out.push_str(SPACE);
-        }
-        out.push_str(part);
+        Encoder::new(self)
     }
 }
 
@@ -462,7 +381,7 @@ fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, Tokenize
             *kind = TokenKind::Control;
         }
     }
-    if several_messages(&vocabulary.tokens)
+    if several_messages(vocabulary.tokens.iter().map(|token| token.as_bytes()))
         && let Some(id) = vocabulary.tokens.iter().position(|t| t == special::MESSAGE_END)
     {
         kinds[id] = TokenKind::Control;
@@ -471,32 +390,33 @@ fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, Tokenize
 }
 
 /// Whether an answer of this vocabulary's model has several messages.
-fn several_messages(tokens: &[String]) -> bool {
-    let has = |text: &str| tokens.iter().any(|token| token == text);
+fn several_messages<'a>(tokens: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
+    let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
     has(special::MESSAGE_END) && special::SEVERAL_MESSAGES.iter().any(|set| set.iter().all(|text| has(text)))
 }
 
-/// The tokens that end an answer.
-fn ends(vocabulary: &Vocabulary<'_>, kinds: &[TokenKind], eos: Option<u32>) -> BTreeSet<u32> {
-    let by_text = (0u32..).zip(vocabulary.tokens.iter().zip(kinds)).filter(|(_, (text, kind))| {
-        let text = text.as_str();
-        **kind == TokenKind::Control
-            && (special::ENDS.contains(&text) || special::AMBIGUOUS_ENDS.contains(&text))
-            && (text != special::MESSAGE_END || !several_messages(&vocabulary.tokens))
-    });
-    let n_vocab = kinds.len();
-    let declared = vocabulary.end_of_generation.iter().copied();
-    by_text.map(|(id, _)| id).chain(declared.filter(|&id| (id as usize) < n_vocab)).chain(eos).collect()
+/// The tokens that end an answer: those that are known to, those in `declared`, and `eos`.
+pub(crate) fn ends(texts: &TextTable, kinds: &[TokenKind], declared: &[u32], eos: Option<u32>) -> BTreeSet<u32> {
+    let special = (0u32..).zip(kinds).filter(|(_, kind)| **kind == TokenKind::Control).map(|(id, _)| id);
+    let text = |id| texts.get(id).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
+    let ends: Vec<u32> = special
+        .filter(|&id| special::ENDS.contains(&text(id)) || special::AMBIGUOUS_ENDS.contains(&text(id)))
+        .collect();
+    let several = ends.iter().any(|&id| text(id) == special::MESSAGE_END)
+        && several_messages((0..texts.len() as u32).filter_map(|id| texts.get(id)));
+    let ends = ends.into_iter().filter(|&id| text(id) != special::MESSAGE_END || !several);
+    ends.chain(declared.iter().copied().filter(|&id| (id as usize) < kinds.len())).chain(eos).collect()
 }
 
 /// The special ids and flags of a vocabulary, checked.
-struct Specials {
-    bos: Option<u32>,
-    eos: Option<u32>,
-    padding: Option<u32>,
-    unknown: Option<u32>,
-    add_bos: bool,
-    add_eos: bool,
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Specials {
+    pub(crate) bos: Option<u32>,
+    pub(crate) eos: Option<u32>,
+    pub(crate) padding: Option<u32>,
+    pub(crate) unknown: Option<u32>,
+    pub(crate) add_bos: bool,
+    pub(crate) add_eos: bool,
 }
 
 impl Specials {

@@ -39,6 +39,8 @@ pub(super) fn build() -> Environment<'static> {
     env.add_function("strftime_now", strftime_now);
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
+    // Not Jinja's: for the templates of this crate.
+    env.add_filter("parsed", parsed);
     env.add_filter("format", |format: &str, args: Rest<Value>| -> Result<String, Error> {
         check_format(format)?;
         minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, &args)
@@ -73,6 +75,12 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
             Value::from_pairs(fields.iter().map(|(key, field)| (key.as_str(), value(field))))
         }
     }
+}
+
+/// The value of a text that is JSON; any other value, and any other text, as it is.
+fn parsed(value: &Value) -> Value {
+    let json = value.as_str().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    json.map_or_else(|| value.clone(), |json| self::value(&json))
 }
 
 /// Python's methods, as far as templates use them.

@@ -13,6 +13,7 @@
 
 mod environment;
 mod guard;
+mod message;
 
 use std::io;
 use std::thread;
@@ -23,6 +24,7 @@ use serde_json::Map;
 use crate::special::SpecialTokens;
 use crate::tokenizer::Tokenizer;
 use guard::Guard;
+pub use message::{Message, MessageError, ToolCall};
 
 /// The name that error messages of the engine use.
 const NAME: &str = "chat template";
@@ -47,40 +49,6 @@ fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, String> 
     })
 }
 
-/// One message of a conversation.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, or what the template knows besides.
-    pub role: String,
-    /// What was said.
-    pub content: String,
-    /// Further fields that templates look at, such as `tool_calls`, `name`, `reasoning_content`. A
-    /// field `content` here replaces the text, for templates that take a list of parts.
-    pub fields: Map<String, serde_json::Value>,
-}
-
-impl Message {
-    /// A message with a role and a text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), fields: Map::new() }
-    }
-
-    /// Instructions that precede the conversation.
-    pub fn system(content: impl Into<String>) -> Self {
-        Self::new("system", content)
-    }
-
-    /// What the user says.
-    pub fn user(content: impl Into<String>) -> Self {
-        Self::new("user", content)
-    }
-
-    /// What the model said.
-    pub fn assistant(content: impl Into<String>) -> Self {
-        Self::new("assistant", content)
-    }
-}
-
 /// The time that `strftime_now` formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Clock {
@@ -103,6 +71,8 @@ pub struct TemplateInput<'a> {
     pub add_generation_prompt: bool,
     /// Tools that the model may call, as JSON schemas.
     pub tools: Option<serde_json::Value>,
+    /// Documents that the answer may draw on, for templates that know them.
+    pub documents: Option<serde_json::Value>,
     /// Further variables, such as `enable_thinking`.
     pub extra: Map<String, serde_json::Value>,
     /// The time that the template sees.
@@ -262,17 +232,11 @@ impl ChatTemplate {
 
     /// Writes the prompt for a conversation.
     pub fn render(&self, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
-        let messages = input.messages.iter().map(|message| {
-            let mut fields = Map::new();
-            fields.insert("role".into(), message.role.clone().into());
-            fields.insert("content".into(), message.content.clone().into());
-            fields.extend(message.fields.clone());
-            serde_json::Value::Object(fields)
-        });
+        let messages = input.messages.iter().map(Message::to_json);
         let mut variables = Map::new();
         variables.insert("messages".into(), messages.collect());
         variables.insert("tools".into(), input.tools.clone().unwrap_or_default());
-        variables.insert("documents".into(), serde_json::Value::Null);
+        variables.insert("documents".into(), input.documents.clone().unwrap_or_default());
         variables.extend(input.extra.clone());
         let mut variables = serde_json::Value::Object(variables);
         let marker = self.guard.apply(&mut variables)?;

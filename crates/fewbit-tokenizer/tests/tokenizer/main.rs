@@ -4,6 +4,7 @@ mod bpe;
 mod chat;
 mod decode;
 mod errors;
+mod hf;
 mod smollm2;
 mod spm;
 mod support;

@@ -33,18 +33,6 @@ fn tokenizer() -> Tokenizer {
     .expect("valid")
 }
 
-/// A message from its JSON. Content that is no text goes to the fields.
-fn message(json: &Value) -> Message {
-    let mut fields = json.as_object().cloned().unwrap_or_default();
-    let role = fields.shift_remove("role").unwrap_or_default();
-    let text = fields.get("content").and_then(Value::as_str).map(str::to_owned);
-    if text.is_some() {
-        fields.shift_remove("content");
-    }
-    let role = role.as_str().unwrap_or_default().to_owned();
-    Message { role, content: text.unwrap_or_default(), fields }
-}
-
 fn check(name: &str, source: &str) {
     let conversations: Vec<Map<String, Value>> =
         serde_json::from_str(include_str!("../data/templates/conversations.json")).expect("valid");
@@ -56,11 +44,13 @@ fn check(name: &str, source: &str) {
     for (conversation, expected) in conversations.into_iter().zip(expected) {
         let mut extra = conversation.clone();
         let messages = extra.shift_remove("messages").unwrap_or_default();
-        let messages: Vec<Message> = messages.as_array().into_iter().flatten().map(message).collect();
+        let messages = messages.as_array().into_iter().flatten().cloned().map(Message::from_json);
+        let messages: Vec<Message> = messages.collect::<Result<_, _>>().expect("messages");
         let input = TemplateInput {
             messages: &messages,
             add_generation_prompt: extra.shift_remove("add_generation_prompt") == Some(Value::Bool(true)),
             tools: extra.shift_remove("tools"),
+            documents: extra.shift_remove("documents"),
             extra,
             clock: Clock::Fixed { unix_s: 1_741_064_767 },
         };

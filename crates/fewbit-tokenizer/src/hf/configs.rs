@@ -1,0 +1,109 @@
+//! The JSON files beside `tokenizer.json`, `tekken.json` or `tokenizer.model`.
+
+use std::collections::BTreeMap;
+
+use super::json::{AddedToken, ConfigJson, EndsJson, Ids, Named, TemplatesJson};
+use super::{
+    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, HfFiles, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, parse,
+};
+use crate::error::TokenizerError;
+use crate::vocabulary::TokenKind;
+
+/// The JSON files besides `tokenizer.json`.
+pub(super) struct Configs {
+    pub(super) main: ConfigJson,
+    map: ConfigJson,
+    /// Tokens that were added to a `tokenizer.model`, in older repositories.
+    added: BTreeMap<String, u32>,
+    /// Ids that end an answer.
+    pub(super) ends: Vec<u32>,
+}
+
+impl Configs {
+    pub(super) fn read(files: &HfFiles) -> Result<Self, TokenizerError> {
+        fn config<T: Default + for<'a> serde::Deserialize<'a>>(
+            file: &'static str,
+            bytes: Option<&Vec<u8>>,
+        ) -> Result<T, TokenizerError> {
+            bytes.map_or_else(|| Ok(T::default()), |bytes| parse(file, bytes))
+        }
+        let mut ends = Vec::new();
+        for (file, bytes) in [(GENERATION_CONFIG, &files.generation_config), (CONFIG, &files.config)] {
+            match config::<EndsJson>(file, bytes.as_ref())?.eos_token_id {
+                Some(Ids::One(id)) => ends.push(id),
+                Some(Ids::Many(ids)) => ends.extend(ids),
+                None => {}
+            }
+        }
+        Ok(Self {
+            main: config(TOKENIZER_CONFIG, files.tokenizer_config.as_ref())?,
+            map: config(SPECIAL_TOKENS_MAP, files.special_tokens_map.as_ref())?,
+            added: config(ADDED_TOKENS, files.added_tokens.as_ref())?,
+            ends,
+        })
+    }
+
+    /// The text of a token that a file names for a role.
+    pub(super) fn named(&self, role: impl Fn(&ConfigJson) -> Option<&Named>) -> Option<&str> {
+        role(&self.main).or(role(&self.map)).map(Named::text)
+    }
+
+    pub(super) fn chat_template(&self, files: &HfFiles) -> Result<Option<String>, TokenizerError> {
+        if let Some(bytes) = &files.chat_template {
+            let text = String::from_utf8(bytes.clone())
+                .map_err(|error| TokenizerError::BadFile { file: CHAT_TEMPLATE, reason: error.to_string() })?;
+            return Ok(Some(text));
+        }
+        Ok(self.main.chat_template.as_ref().and_then(|templates| match templates {
+            TemplatesJson::One(template) => Some(template.clone()),
+            TemplatesJson::Many(list) => {
+                let default = list.iter().find(|template| template.name == "default");
+                default.or(list.first()).map(|template| template.template.clone())
+            }
+        }))
+    }
+
+    /// The tokens that `tokenizer_config.json` adds or changes, with their ids.
+    pub(super) fn added_tokens(&self) -> Result<Vec<(u32, AddedToken)>, TokenizerError> {
+        let id = |key: &str| {
+            key.parse().map_err(|_| TokenizerError::BadFile {
+                file: TOKENIZER_CONFIG,
+                reason: format!("added_tokens_decoder: {key:?} is no id"),
+            })
+        };
+        self.main.added_tokens_decoder.iter().map(|(key, token)| Ok((id(key)?, token.clone()))).collect()
+    }
+
+    /// Appends the tokens that these files add to those of a `tokenizer.model`.
+    pub(super) fn add_to(&self, tokens: &mut Vec<String>, kinds: &mut Vec<TokenKind>) -> Result<(), TokenizerError> {
+        let configured = self.added_tokens()?.into_iter().map(|(id, token)| (id, token.content, token.special));
+        // The older file does not say which tokens are special; all were added by `add_tokens`.
+        let added = self.added.iter().map(|(text, &id)| (id, text.clone(), false));
+        let mut all: Vec<(u32, String, bool)> = configured.chain(added).collect();
+        all.sort_by_key(|(id, ..)| *id);
+        for (id, text, special) in all {
+            let kind = if special { TokenKind::Control } else { TokenKind::UserDefined };
+            match tokens.get(id as usize) {
+                Some(known) if *known == text => {
+                    // What the model calls a byte or unknown stays that.
+                    if let Some(place) = kinds.get_mut(id as usize).filter(|kind| **kind == TokenKind::Normal) {
+                        *place = kind;
+                    }
+                }
+                Some(known) => {
+                    let other = known.clone();
+                    return Err(TokenizerError::DuplicateId { file: TOKENIZER_CONFIG, text, id, other });
+                }
+                None if id as usize == tokens.len() => {
+                    tokens.push(text);
+                    kinds.push(kind);
+                }
+                None => {
+                    let n_tokens = tokens.len();
+                    return Err(TokenizerError::SparseIds { file: TOKENIZER_CONFIG, text, id, n_tokens });
+                }
+            }
+        }
+        Ok(())
+    }
+}

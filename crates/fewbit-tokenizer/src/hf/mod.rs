@@ -1,0 +1,139 @@
+//! Tokenizers as Hugging Face repositories hold them: `tokenizer.json`, Mistral's `tekken.json` or SentencePiece's
+//! `tokenizer.model`, and the files beside them.
+//!
+//! `tokenizer.json` is read into the same tables and steps that GGUF vocabularies use, not run by Hugging
+//! Face's own library: that keeps one encoder, which is exact, linear in the text and small, and the parts that
+//! models of this family use are few. Anything else is refused by name.
+//!
+//! What the encoder there does and this one does not: a *special* token that is marked `normalized` is looked
+//! for in the text as it came. (There it is looked for, itself normalized, in normalized text, where a prefix
+//! hides it everywhere but at the start.)
+
+mod build;
+mod configs;
+mod json;
+mod mistral;
+mod pattern;
+mod pipeline;
+mod sentencepiece;
+mod tekken;
+
+use std::path::{Path, PathBuf};
+
+use crate::error::TokenizerError;
+use crate::tokenizer::Tokenizer;
+
+pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
+const TEKKEN_JSON: &str = "tekken.json";
+const TOKENIZER_MODEL: &str = "tokenizer.model";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
+const ADDED_TOKENS: &str = "added_tokens.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
+
+/// The files of a Hugging Face repository that say something about tokens. All are optional, but one of the
+/// first three has to be there.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct HfFiles {
+    /// `tokenizer.json`; where there are several, it is the one that is used.
+    pub tokenizer_json: Option<Vec<u8>>,
+    /// `tekken.json`, of Mistral's models since Nemo; used before `tokenizer.model`.
+    pub tekken_json: Option<Vec<u8>>,
+    /// `tokenizer.model`, a SentencePiece model.
+    pub tokenizer_model: Option<Vec<u8>>,
+    /// The version of Mistral's tokenizer that the model's file name ends in, as in `tokenizer.model.v3`.
+    pub mistral_version: Option<String>,
+    /// `tokenizer_config.json`: which tokens are BOS, EOS and so on, whether they are added, the chat template.
+    pub tokenizer_config: Option<Vec<u8>>,
+    /// `special_tokens_map.json`: the same tokens, in older repositories.
+    pub special_tokens_map: Option<Vec<u8>>,
+    /// `added_tokens.json`: tokens besides those of `tokenizer.model`, in older repositories.
+    pub added_tokens: Option<Vec<u8>>,
+    /// `chat_template.jinja`, which takes the place of the template in `tokenizer_config.json`.
+    pub chat_template: Option<Vec<u8>>,
+    /// `generation_config.json`: further tokens that end an answer.
+    pub generation_config: Option<Vec<u8>>,
+    /// `config.json`: the same, in older repositories.
+    pub config: Option<Vec<u8>>,
+}
+
+impl HfFiles {
+    /// Reads what `folder` has of these files.
+    pub fn read(folder: &Path) -> Result<Self, TokenizerError> {
+        let read = |name: &str| read_optional(folder.join(name));
+        let mut files = Self {
+            tokenizer_json: read(TOKENIZER_JSON)?,
+            tokenizer_config: read(TOKENIZER_CONFIG)?,
+            special_tokens_map: read(SPECIAL_TOKENS_MAP)?,
+            added_tokens: read(ADDED_TOKENS)?,
+            chat_template: read(CHAT_TEMPLATE)?,
+            generation_config: read(GENERATION_CONFIG)?,
+            config: read(CONFIG)?,
+            ..Self::default()
+        };
+        if files.tokenizer_json.is_none() {
+            files.tekken_json = read(TEKKEN_JSON)?;
+        }
+        if files.tokenizer_json.is_none() && files.tekken_json.is_none() {
+            files.tokenizer_model = read(TOKENIZER_MODEL)?;
+            for version in MISTRAL_VERSIONS {
+                if let Some(bytes) = read(&format!("{TOKENIZER_MODEL}.{version}"))? {
+                    files.tokenizer_model = Some(bytes);
+                    files.mistral_version = Some(version.to_owned());
+                    break;
+                }
+            }
+            if files.tokenizer_model.is_none() {
+                return Err(TokenizerError::NoTokenizerFile { folder: folder.to_owned() });
+            }
+        }
+        Ok(files)
+    }
+}
+
+/// What the name of a `tokenizer.model` of Mistral's can end in.
+const MISTRAL_VERSIONS: [&str; 5] = ["v7m1", "v7", "v3", "v2", "v1"];
+
+fn read_optional(path: PathBuf) -> Result<Option<Vec<u8>>, TokenizerError> {
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(TokenizerError::Io { path, error }),
+    }
+}
+
+impl Tokenizer {
+    /// The tokenizer of a Hugging Face repository in a folder.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit_tokenizer::TokenizerError> {
+    /// use fewbit_tokenizer::{SpecialTokens, Tokenizer};
+    /// let tokenizer = Tokenizer::from_hf_folder("Llama-3.2-1B-Instruct".as_ref())?;
+    /// let ids = tokenizer.encode("Hello", SpecialTokens::Plain);
+    /// # Ok(()) }
+    /// ```
+    pub fn from_hf_folder(folder: &Path) -> Result<Self, TokenizerError> {
+        Self::from_hf(&HfFiles::read(folder)?)
+    }
+
+    /// The tokenizer that the files of a Hugging Face repository describe.
+    pub fn from_hf(files: &HfFiles) -> Result<Self, TokenizerError> {
+        if let Some(json) = &files.tokenizer_json {
+            build::tokenizer(json, files)
+        } else if let Some(json) = &files.tekken_json {
+            tekken::tokenizer(json, files)
+        } else if let Some(model) = &files.tokenizer_model {
+            sentencepiece::tokenizer(model, files.mistral_version.as_deref(), files)
+        } else {
+            Err(TokenizerError::NoTokenizerFile { folder: PathBuf::new() })
+        }
+    }
+}
+
+/// Parses one of the files.
+fn parse<'a, T: serde::Deserialize<'a>>(file: &'static str, bytes: &'a [u8]) -> Result<T, TokenizerError> {
+    serde_json::from_slice(bytes).map_err(|error| TokenizerError::BadFile { file, reason: error.to_string() })
+}

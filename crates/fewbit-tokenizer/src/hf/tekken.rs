@@ -1,0 +1,253 @@
+//! `tekken.json`: the tokenizer of Mistral's models since Nemo.
+//!
+//! Byte-level BPE as `tiktoken` has it: a list of tokens by rank, and no rules. Of all neighbours that together
+//! are a token, those of the lowest rank merge first; so every way to cut a token in two tokens is a rule with
+//! the token's rank. Special tokens come first, text tokens after them: the id is the rank plus the number of
+//! special tokens.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use serde::Deserialize;
+
+use super::configs::Configs;
+use super::json::Text;
+use super::{HfFiles, TEKKEN_JSON, mistral, parse, pattern};
+use crate::bpe::{BpeBuilder, BpeOptions, Lookup};
+use crate::bytes;
+use crate::error::TokenizerError;
+use crate::normalizer::Normalizer;
+use crate::special::Matcher;
+use crate::splitter::Splitter;
+use crate::tables::{Merge, TextIndex, TextTable};
+use crate::tokenizer::{BpeFamily, Family, Specials, Tokenizer, ends};
+use crate::vocabulary::TokenKind;
+
+#[derive(Deserialize)]
+struct TekkenJson<'a> {
+    config: Config,
+    #[serde(borrow)]
+    vocab: Vec<Token<'a>>,
+    #[serde(default)]
+    special_tokens: Option<Vec<Special>>,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    pattern: String,
+    default_vocab_size: usize,
+    default_num_special_tokens: usize,
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct Token<'a> {
+    rank: usize,
+    #[serde(borrow)]
+    token_bytes: Text<'a>,
+}
+
+#[derive(Deserialize)]
+struct Special {
+    rank: usize,
+    token_str: String,
+}
+
+/// The special tokens of files that do not list theirs (up to version 7).
+const DEFAULT_SPECIAL: [&str; 20] = [
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+];
+
+fn bad(reason: String) -> TokenizerError {
+    TokenizerError::BadFile { file: TEKKEN_JSON, reason }
+}
+
+pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, TokenizerError> {
+    let json: TekkenJson<'_> = parse(TEKKEN_JSON, json)?;
+    let configs = Configs::read(files)?;
+    let Config { default_vocab_size: n_vocab, default_num_special_tokens: n_special, .. } = json.config;
+    let special = special_texts(&json, n_special)?;
+    let n_text = n_vocab
+        .checked_sub(n_special)
+        .filter(|&n| n <= json.vocab.len())
+        .ok_or_else(|| bad(format!("default_vocab_size is {n_vocab}, more than there are tokens")))?;
+
+    let mut by_rank: Vec<Option<Vec<u8>>> = vec![None; n_text];
+    for token in &json.vocab {
+        let Some(place) = by_rank.get_mut(token.rank) else { continue };
+        let text = base64(&token.token_bytes.0)
+            .filter(|bytes| !bytes.is_empty())
+            .ok_or_else(|| bad(format!("the token of rank {} is not base64", token.rank)))?;
+        if place.replace(text).is_some() {
+            return Err(bad(format!("two tokens have rank {}", token.rank)));
+        }
+    }
+    let mut texts = TextTable::with_capacity(n_vocab);
+    let mut decoded = TextTable::with_capacity(n_vocab);
+    let mut kinds = Vec::with_capacity(n_vocab);
+    for text in &special {
+        texts.push(text.as_bytes())?;
+        decoded.push(text.as_bytes())?;
+        kinds.push(if text == "<unk>" { TokenKind::Unknown } else { TokenKind::Control });
+    }
+    let mut text = String::new();
+    for (rank, token) in by_rank.into_iter().enumerate() {
+        let token = token.ok_or_else(|| bad(format!("no token has rank {rank}")))?;
+        text.clear();
+        text.extend(token.iter().map(|&byte| bytes::char_of(byte)));
+        texts.push(text.as_bytes())?;
+        decoded.push(&token)?;
+        kinds.push(TokenKind::Normal);
+    }
+    let is_text = |id: u32| id as usize >= n_special;
+    let stored = TextIndex::new(&texts, is_text);
+    let whole = TextIndex::new(&decoded, is_text);
+    let id_of = |text: &str| special.iter().position(|s| s == text).and_then(|id| u32::try_from(id).ok());
+    let unknown = id_of("<unk>");
+
+    let options = BpeOptions { byte_level: true, ignore_merges: true, unknown, ..BpeOptions::default() };
+    let mut builder = BpeBuilder::new(Lookup { texts: &texts, index: &stored }, n_text * 3, options);
+    let lookup = Lookup { texts: &decoded, index: &whole };
+    for id in (n_special..n_vocab).filter_map(|id| u32::try_from(id).ok()) {
+        let token = decoded.get(id).unwrap_or_default();
+        // The first of two equal tokens is the one that there is.
+        if lookup.get(token) != Some(id) {
+            return Err(bad(format!("token {id} is there twice")));
+        }
+        for cut in 1..token.len() {
+            let (left, right) = token.split_at(cut);
+            if let (Some(left), Some(right)) = (lookup.get(left), lookup.get(right)) {
+                builder.ranked_rule(left, right, Merge { rank: id, id });
+            }
+        }
+    }
+    let bpe = builder.build()?;
+    let cut = pattern::compile(&json.config.pattern)
+        .map_err(|what| TokenizerError::Unsupported { file: TEKKEN_JSON, what })?;
+    let specials = Specials {
+        bos: id_of("<s>"),
+        eos: id_of("</s>"),
+        padding: id_of("<pad>"),
+        unknown,
+        add_bos: configs.main.add_bos_token.unwrap_or(true),
+        add_eos: configs.main.add_eos_token.unwrap_or(false),
+    };
+    for (adds, token, role) in
+        [(specials.add_bos, specials.bos, "bos_token"), (specials.add_eos, specials.eos, "eos_token")]
+    {
+        if adds && token.is_none() {
+            return Err(TokenizerError::UnknownToken { file: TEKKEN_JSON, role, text: String::new() });
+        }
+    }
+    let template = configs.chat_template(files)?;
+    Ok(Tokenizer {
+        by_text: OnceLock::new(),
+        matcher: Arc::new(Matcher::new(&texts, &kinds, HashMap::new(), |_| true)?),
+        drops_space: false,
+        end_of_generation: ends(&texts, &kinds, &configs.ends, specials.eos),
+        texts,
+        decoded,
+        family: Family::Bpe(Box::new(BpeFamily {
+            normalizer: Normalizer::default(),
+            normalized: None,
+            prefix: Normalizer::default(),
+            splitter: Splitter::new(vec![cut]),
+            whole,
+            byte_level: true,
+            whole_newlines: false,
+            bpe,
+        })),
+        specials,
+        add_space_prefix: false,
+        strips_after: BTreeSet::new(),
+        chat_template: template.or_else(|| mistral::template(&json.config.version)),
+        kinds,
+    })
+}
+
+/// The text of each special token, fillers included.
+fn special_texts(json: &TekkenJson<'_>, n_special: usize) -> Result<Vec<String>, TokenizerError> {
+    // Every special token is listed or is a filler; no file has more fillers than text tokens.
+    if n_special > json.vocab.len() {
+        return Err(bad(format!("default_num_special_tokens is {n_special}, more than there are tokens")));
+    }
+    let mut texts = vec![None; n_special];
+    let listed: Vec<(usize, &str)> = match &json.special_tokens {
+        Some(list) => list.iter().map(|special| (special.rank, special.token_str.as_str())).collect(),
+        None => DEFAULT_SPECIAL.iter().copied().enumerate().collect(),
+    };
+    for (rank, text) in listed {
+        let place: &mut Option<String> = texts
+            .get_mut(rank)
+            .ok_or_else(|| bad(format!("special token {text:?} has rank {rank}, but there are {n_special}")))?;
+        if place.replace(text.to_owned()).is_some() {
+            return Err(bad(format!("two special tokens have rank {rank}")));
+        }
+    }
+    let filler = |(rank, text): (usize, Option<String>)| text.unwrap_or_else(|| format!("<SPECIAL_{rank}>"));
+    Ok(texts.into_iter().enumerate().map(filler).collect())
+}
+
+/// The bytes that base64 (with padding) stands for.
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
+        return None;
+    }
+    let mut out = Vec::with_capacity(digits.len() * 3 / 4);
+    let (mut bits, mut n_bits) = (0u32, 0u32);
+    for digit in digits.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        n_bits += 6;
+        if n_bits >= 8 {
+            n_bits -= 8;
+            out.push((bits >> n_bits) as u8);
+        }
+        bits &= (1 << n_bits) - 1;
+    }
+    (bits == 0).then_some(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_read_strictly() {
+        for (text, bytes) in
+            [("", &b""[..]), ("AA==", b"\0"), ("ICA=", b"  "), ("ZXI=", b"er"), ("/+8A", b"\xFF\xEF\0")]
+        {
+            assert_eq!(base64(text).as_deref(), Some(bytes), "{text}");
+        }
+        for bad in ["A", "AA", "AA=", "A===", "AB==", "A A=", "é==="] {
+            assert_eq!(base64(bad), None, "{bad}");
+        }
+    }
+}

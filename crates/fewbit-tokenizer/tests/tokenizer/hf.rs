@@ -1,0 +1,222 @@
+//! Tokenizers from `tokenizer.json` and the files beside it.
+
+use fewbit_tokenizer::{HfFiles, SpecialTokens, TokenKind, Tokenizer, TokenizerError};
+use serde_json::{Value, json};
+
+use SpecialTokens::{Parse, Plain};
+
+/// A byte-level vocabulary of a few letters, as a `tokenizer.json`.
+fn byte_level() -> Value {
+    json!({
+        "version": "1.0",
+        "added_tokens": [
+            {"id": 7, "content": "<s>", "special": true, "lstrip": false, "rstrip": false, "single_word": false, "normalized": false},
+            {"id": 8, "content": "<end>", "special": true, "lstrip": false, "rstrip": true, "single_word": false, "normalized": false},
+            {"id": 9, "content": "<think>", "special": false, "lstrip": false, "rstrip": false, "single_word": false, "normalized": false}
+        ],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}
+        ]},
+        "post_processor": {"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [7], "tokens": ["<s>"]}}},
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "Ã": 4, "©": 5, "Ã©": 6},
+            "merges": ["a b", ["Ã", "©"]]}
+    })
+}
+
+/// Llama's vocabulary in small: characters, bytes, spaces as U+2581.
+fn characters() -> Value {
+    let mut vocab = json!({"<unk>": 0, "▁": 257, "a": 258, "b": 259, "▁a": 260, "▁ab": 261});
+    for byte in 0..=255u32 {
+        vocab[format!("<0x{byte:02X}>")] = json!(byte + 1);
+    }
+    json!({
+        "added_tokens": [{"id": 262, "content": "<s>", "special": true}, {"id": 0, "content": "<unk>", "special": true}],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "pre_tokenizer": null,
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": ["▁ a", "▁a b"]}
+    })
+}
+
+fn files(tokenizer: &Value) -> HfFiles {
+    let mut files = HfFiles::default();
+    files.tokenizer_json = Some(tokenizer.to_string().into_bytes());
+    files
+}
+
+fn with_config(tokenizer: &Value, config: Value) -> HfFiles {
+    let mut files = files(tokenizer);
+    files.tokenizer_config = Some(config.to_string().into_bytes());
+    files
+}
+
+fn load(tokenizer: &Value) -> Tokenizer {
+    Tokenizer::from_hf(&files(tokenizer)).expect("supported")
+}
+
+fn refused(tokenizer: &Value) -> TokenizerError {
+    Tokenizer::from_hf(&files(tokenizer)).expect_err("must be refused")
+}
+
+#[test]
+fn byte_level_text_goes_through_every_step() {
+    let tokenizer = load(&byte_level());
+    assert_eq!(tokenizer.encode("ab ba", Plain), [3, 2, 1, 0]);
+    // e and a combining accent are one letter after normalization.
+    assert_eq!(tokenizer.encode("ae\u{301}", Plain), [0, 6]);
+    assert_eq!(tokenizer.encode("a<end> \n b<think>", Parse), [0, 8, 1, 9], "white space after <end> is its own");
+    assert_eq!(tokenizer.encode("b<think>", Plain), [1, 9], "a token that is text");
+    assert_eq!(tokenizer.decode(&[7, 6, 2, 3]), "é ab");
+    assert_eq!((tokenizer.bos(), tokenizer.add_bos()), (Some(7), true), "the post-processor adds it");
+    assert_eq!(tokenizer.with_bos(vec![7, 0]), [7, 0], "once");
+    assert_eq!(tokenizer.kind(8), Some(TokenKind::Control));
+}
+
+#[test]
+fn characters_fall_back_to_bytes() {
+    let tokenizer = load(&characters());
+    assert_eq!(tokenizer.encode("ab a", Plain), [261, 260]);
+    assert_eq!(tokenizer.encode("é", Plain), [257, 0xC3 + 1, 0xA9 + 1]);
+    // Each text between special tokens gets its prefix.
+    assert_eq!(tokenizer.encode("a<s>a", Parse), [260, 262, 260]);
+    assert_eq!(tokenizer.decode(&[261, 257, 0xC3 + 1, 0xA9 + 1]), "ab é");
+    assert_eq!(tokenizer.unknown(), Some(0));
+}
+
+#[test]
+fn the_files_beside_it_have_their_say() {
+    let mut files = with_config(
+        &byte_level(),
+        json!({
+            "bos_token": {"content": "<s>"}, "eos_token": "<end>", "add_bos_token": false, "add_eos_token": true,
+            "added_tokens_decoder": {"10": {"content": "<|eot_id|>", "special": true}},
+            "chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+        }),
+    );
+    files.generation_config = Some(br#"{"eos_token_id": [8, 10]}"#.to_vec());
+    let tokenizer = Tokenizer::from_hf(&files).expect("supported");
+    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(7), Some(8)));
+    assert_eq!((tokenizer.add_bos(), tokenizer.add_eos()), (false, true));
+    assert_eq!(tokenizer.encode("a<|eot_id|>", Parse), [0, 10]);
+    assert_eq!(tokenizer.end_of_generation().collect::<Vec<_>>(), [8, 10]);
+    assert_eq!(tokenizer.chat_template(), Some("D"));
+    files.chat_template = Some(b"file".to_vec());
+    assert_eq!(Tokenizer::from_hf(&files).expect("supported").chat_template(), Some("file"));
+    // Where the configuration is silent, the map of special tokens is asked.
+    files.tokenizer_config = None;
+    files.special_tokens_map = Some(br#"{"eos_token": "<end>", "unk_token": {"content": "a"}}"#.to_vec());
+    let tokenizer = Tokenizer::from_hf(&files).expect("supported");
+    assert_eq!((tokenizer.eos(), tokenizer.unknown()), (Some(8), Some(0)));
+}
+
+#[test]
+fn metaspace_puts_its_space_where_its_scheme_says() {
+    for (scheme, plain, after) in [("first", [260, 260], 258), ("always", [260, 260], 260), ("never", [258, 260], 258)]
+    {
+        let mut json = characters();
+        json["normalizer"] = Value::Null;
+        json["pre_tokenizer"] =
+            json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": false});
+        json["decoder"] = json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme});
+        let tokenizer = load(&json);
+        assert_eq!(tokenizer.encode("a a", Plain), plain, "{scheme}");
+        assert_eq!(tokenizer.encode("<s>a", Parse), [262, after], "{scheme}");
+        assert_eq!(tokenizer.decode(&[260]), if scheme == "never" { " a" } else { "a" });
+    }
+}
+
+#[test]
+fn a_folder_is_read() {
+    let folder = std::env::temp_dir().join(format!("fewbit-hf-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let error = Tokenizer::from_hf_folder(&folder).expect_err("it is empty");
+    assert!(matches!(&error, TokenizerError::NoTokenizerFile { .. }), "{error}");
+    std::fs::write(folder.join("tokenizer.json"), byte_level().to_string()).expect("written");
+    std::fs::write(folder.join("chat_template.jinja"), "{{ bos_token }}").expect("written");
+    let tokenizer = Tokenizer::from_hf_folder(&folder).expect("supported");
+    assert_eq!(tokenizer.chat_template(), Some("{{ bos_token }}"));
+    std::fs::create_dir_all(folder.join("config.json")).expect("a folder in the place of a file");
+    let error = Tokenizer::from_hf_folder(&folder).expect_err("it cannot be read");
+    assert!(matches!(&error, TokenizerError::Io { .. }), "{error}");
+    std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+#[test]
+fn what_is_not_implemented_is_refused_by_name() {
+    let cases: [(&str, Value, &str); 16] = [
+        ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""}), "normalizer Precompiled"),
+        ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "normalizer Lowercase"),
+        ("/normalizer", json!({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}), "expression"),
+        ("/pre_tokenizer", json!({"type": "BertPreTokenizer"}), "pre-tokenizer BertPreTokenizer"),
+        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Removed"), "behavior Removed"),
+        ("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "a(?=b)"}), "?=b"),
+        ("/pre_tokenizer/pretokenizers/0", json!({"type": "ByteLevel"}), "ByteLevel after ByteLevel"),
+        ("/post_processor", json!({"type": "RobertaProcessing"}), "post-processor RobertaProcessing"),
+        ("/post_processor/single/1", json!({"SpecialToken": {"id": "<s>"}}), "several tokens"),
+        ("/decoder", json!({"type": "WordPiece"}), "decoder WordPiece"),
+        ("/decoder", json!({"type": "Strip", "content": "_", "start": 1, "stop": 0}), "strips"),
+        ("/model/type", json!("Unigram"), "model Unigram"),
+        ("/model/type", json!("WordPiece"), "model WordPiece"),
+        ("/model/dropout", json!(0.1), "dropout"),
+        ("/model/continuing_subword_prefix", json!("##"), "continuing_subword_prefix"),
+        ("/model/end_of_word_suffix", json!("</w>"), "end_of_word_suffix"),
+    ];
+    for (place, value, name) in cases {
+        let mut json = byte_level();
+        match json.pointer_mut(place) {
+            Some(found) => *found = value,
+            None => json["model"][place.trim_start_matches("/model/")] = value,
+        }
+        let error = refused(&json);
+        assert!(matches!(&error, TokenizerError::Unsupported { .. }), "{place}: {error:?}");
+        assert!(error.to_string().contains(name), "{place}: {error}");
+    }
+}
+
+#[test]
+fn broken_files() {
+    for broken in ["", "{", "[]", "{\"model\": 3}", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}}}"] {
+        let mut files = HfFiles::default();
+        files.tokenizer_json = Some(broken.into());
+        let error = Tokenizer::from_hf(&files).expect_err(broken);
+        assert!(matches!(&error, TokenizerError::BadFile { file: "tokenizer.json", .. }), "{broken}: {error:?}");
+    }
+    let mut json = byte_level();
+    json["normalizer"] = json!({"no": "type"});
+    assert!(matches!(refused(&json), TokenizerError::BadFile { .. }));
+    let error = Tokenizer::from_hf(&with_config(&byte_level(), json!({"bos_token": 3}))).expect_err("no text");
+    assert!(matches!(error, TokenizerError::BadFile { file: "tokenizer_config.json", .. }), "{error}");
+    let error = Tokenizer::from_hf(&HfFiles::default()).expect_err("nothing");
+    assert!(matches!(error, TokenizerError::NoTokenizerFile { .. }), "{error}");
+}
+
+#[test]
+fn ids_that_do_not_fit() {
+    let mut json = byte_level();
+    json["model"]["vocab"]["far"] = json!(3_000_000_000u32);
+    assert!(matches!(refused(&json), TokenizerError::SparseIds { id: 3_000_000_000, .. }));
+    let mut json = byte_level();
+    json["model"]["vocab"]["c"] = json!(0);
+    assert!(matches!(refused(&json), TokenizerError::DuplicateId { id: 0, .. }));
+    let config = json!({"added_tokens_decoder": {"9": {"content": "<other>"}}});
+    let error = Tokenizer::from_hf(&with_config(&byte_level(), config)).expect_err("id 9 is <think>");
+    assert!(matches!(error, TokenizerError::DuplicateId { file: "tokenizer_config.json", .. }), "{error}");
+    let mut json = byte_level();
+    json["model"]["unk_token"] = json!("<unk>");
+    assert!(matches!(refused(&json), TokenizerError::UnknownToken { role: "unk_token", .. }));
+    let error = Tokenizer::from_hf(&with_config(&byte_level(), json!({"add_eos_token": true}))).expect_err("no EOS");
+    assert!(matches!(error, TokenizerError::UnknownToken { role: "eos_token", .. }), "{error}");
+    let config = json!({"bos_token": "<end>"});
+    let error = Tokenizer::from_hf(&with_config(&byte_level(), config)).expect_err("two kinds of BOS");
+    assert!(matches!(error, TokenizerError::Unsupported { .. }), "{error}");
+}
