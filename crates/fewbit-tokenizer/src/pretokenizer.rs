@@ -164,7 +164,7 @@ const TABLE: &[PreTokenizer] = &[
         ])],
         ignore_merges: false,
         add_bos: false,
-        nfc: true,
+        nfc: false,
     },
     PreTokenizer {
         names: &["tekken"],

@@ -2,12 +2,18 @@
 """Renders chat templates with Python's Jinja2, set up as Hugging Face transformers sets it up.
 
     render.py TEMPLATE... < conversations.json > expected.json
+    render.py --compare FILE TEMPLATE... < conversations.json
+    render.py --hashes TEMPLATE... < conversations.json > hashes.json
 
 Each conversation is an object of template variables. The result has, for every template, a list with
 one entry per conversation: {"text": ...}, or {"error": ...} where the template raised an exception.
+With --compare it is held against FILE, which `cargo run --release -p fewbit-tokenizer --example render
+-- TEMPLATE... < conversations.json > FILE` wrote. With --hashes, SHA-256 stands for the template and for
+each text, for templates that are not here.
 """
 
 import datetime
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -57,10 +63,9 @@ def environment():
     return env
 
 
-def main():
-    conversations = json.load(sys.stdin)
+def render(paths, conversations):
     result = {}
-    for path in map(Path, sys.argv[1:]):
+    for path in paths:
         rows = []
         for conversation in conversations:
             variables = {"tools": None, "documents": None, **SPECIAL, **conversation}
@@ -70,6 +75,42 @@ def main():
             except Exception as error:  # the kinds of failure are the template's business
                 rows.append({"error": f"{type(error).__name__}: {error}"})
         result[path.name] = rows
+    return result
+
+
+def compare(result, other):
+    n = n_texts = n_differences = 0
+    for name, rows in result.items():
+        for i, (expected, found) in enumerate(zip(rows, other[name], strict=True)):
+            n += 1
+            n_texts += "text" in expected
+            if expected.get("text") != found.get("text"):
+                n_differences += 1
+                print(f"{name}, conversation {i}:\n  expected {expected}\n  found    {found}")
+    print(f"{len(result)} templates, {n} renderings, {n_texts} of them texts: {n_differences} differences")
+    return n_differences
+
+
+def main():
+    arguments = sys.argv[1:]
+    mode = arguments.pop(0) if arguments[0].startswith("--") else None
+    other = json.loads(Path(arguments.pop(0)).read_text(encoding="utf-8")) if mode == "--compare" else None
+    conversations = json.load(sys.stdin)
+    paths = [Path(argument) for argument in arguments]
+    result = render(paths, conversations)
+    if mode == "--compare":
+        sys.exit(compare(result, other) > 0)
+    if mode == "--hashes":
+        sha256 = lambda text: hashlib.sha256(text.encode()).hexdigest()
+        result = {
+            sha256(path.read_text(encoding="utf-8")): {
+                "name": path.name,
+                "texts": [sha256(row["text"])[:16] if "text" in row else None for row in result[path.name]],
+            }
+            for path in paths
+        }
+        print("{" + ",".join(f"\n{json.dumps(key)}: {json.dumps(value)}" for key, value in result.items()) + "\n}")
+        return
     json.dump(result, sys.stdout, ensure_ascii=False, indent=1)
     print()
 
