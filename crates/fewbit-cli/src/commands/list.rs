@@ -1,6 +1,6 @@
 //! `fewbit list`: the models of the registry, and which are here.
 
-use fewbit::hub::Hub;
+use fewbit::hub::{Entry, Hub};
 use serde_json::{Value, json};
 
 use crate::args::Common;
@@ -17,7 +17,9 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
                     "name": entry.name,
                     "description": entry.description,
                     "license": entry.license,
-                    "bytes": entry.bytes,
+                    "bytes": hub.pin_of(entry).map(|pin| pin.bytes),
+                    "sha256": hub.pin_of(entry).map(|pin| pin.sha256),
+                    "verified_by": verified_by(entry),
                     "cached": hub.cached(entry).is_some(),
                     "path": hub.path_of(entry),
                 })
@@ -26,16 +28,23 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
         return print_json(&json!({ "home": hub.home(), "models": models }));
     }
     let width = hub.registry().names().map(str::len).max().unwrap_or(0);
+    let license = hub.registry().iter().map(|entry| entry.license.len()).max().unwrap_or(0);
     let mut out = Out::new();
     for entry in hub.registry().iter() {
         let state = if hub.cached(entry).is_some() { "here" } else { "-" };
         out.line(format_args!(
-            "{:width$}  {state:4}  {:>9}  {:10}  {}",
+            "{:width$}  {state:4}  {:>9}  {:8}  {:license$}  {}",
             entry.name,
-            bytes(entry.bytes),
+            hub.pin_of(entry).map_or_else(|| "?".to_owned(), |pin| bytes(pin.bytes)),
+            verified_by(entry),
             entry.license,
             entry.description,
         ))?;
     }
     out.flush()
+}
+
+/// Who says what the file has to be: this program (its SHA-256 is in the registry), or the hub at the download.
+fn verified_by(entry: &Entry) -> &'static str {
+    if entry.pin.is_some() { "registry" } else { "hub" }
 }

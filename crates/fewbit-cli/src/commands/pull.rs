@@ -11,12 +11,14 @@ pub(crate) fn run(common: &Common, args: &PullArgs) -> anyhow::Result<()> {
     let hub = Hub::from_env()?;
     let path = hub.pull(&args.name, &PullProgress::new())?;
     let entry = hub.find(&args.name)?;
+    let pin = hub.pin_of(entry);
     if common.json {
         return print_json(&json!({
             "name": entry.name,
             "path": path,
-            "bytes": entry.bytes,
-            "sha256": entry.sha256,
+            "bytes": pin.as_ref().map(|pin| pin.bytes),
+            "sha256": pin.as_ref().map(|pin| &pin.sha256),
+            "verified_by": if entry.pin.is_some() { "registry" } else { "hub" },
         }));
     }
     let mut out = Out::new();

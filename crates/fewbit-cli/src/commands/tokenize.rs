@@ -1,5 +1,5 @@
 //! `fewbit tokenize`: text on stdin to token ids. Reads the vocabulary only, so files without any
-//! weights will do.
+//! weights will do, and folders with a `tokenizer.json` or its like.
 
 use std::io::{BufRead, Read};
 
@@ -14,12 +14,14 @@ use crate::output::{Out, print_json};
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let path = locate(&args.model.model)?;
-    let file = fewbit::open(&path)?;
-    let tokenizer = Tokenizer::from_gguf_with(
-        file.metadata(),
-        &common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre),
-    )
-    .map_err(|error| fewbit::Error::Tokenizer { path: path.clone(), error })?;
+    let tokenizer = if path.is_dir() {
+        Tokenizer::from_hf_folder(&path)
+    } else {
+        let file = fewbit::open(&path)?;
+        let options = common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre);
+        Tokenizer::from_gguf_with(file.metadata(), &options)
+    };
+    let tokenizer = tokenizer.map_err(|error| fewbit::Error::Tokenizer { path: path.clone(), error })?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {

@@ -1,6 +1,9 @@
 //! Tokenizers from `tokenizer.json` and the files beside it.
 
-use fewbit_tokenizer::{HfFiles, SpecialTokens, TokenKind, Tokenizer, TokenizerError};
+use fewbit_tokenizer::{
+    ChatTemplate, HfFiles, Message, SpecialTokens, TemplateInput, TokenKind, Tokenizer, TokenizerError, ToolCall,
+    encode_rendered,
+};
 use serde_json::{Value, json};
 
 use SpecialTokens::{Parse, Plain};
@@ -198,6 +201,180 @@ fn broken_files() {
     assert!(matches!(error, TokenizerError::BadFile { file: "tokenizer_config.json", .. }), "{error}");
     let error = Tokenizer::from_hf(&HfFiles::default()).expect_err("nothing");
     assert!(matches!(error, TokenizerError::NoTokenizerFile { .. }), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors_or_tokenizers() {
+    for json in [byte_level(), characters()] {
+        let good = json.to_string().into_bytes();
+        // The vocabulary of bytes is most of the second file, and its bytes are alike.
+        for at in (0..good.len()).filter(|at| *at < 1500 || at % 97 == 0) {
+            let mut flipped = good.clone();
+            flipped[at] ^= 1 << (at % 7);
+            for bytes in [good[..at].to_vec(), flipped] {
+                let mut files = HfFiles::default();
+                files.tokenizer_json = Some(bytes);
+                if let Ok(tokenizer) = Tokenizer::from_hf(&files) {
+                    let ids = tokenizer.encode("ab <s>é", Parse);
+                    assert!(ids.iter().all(|&id| (id as usize) < tokenizer.n_vocab()));
+                }
+            }
+        }
+    }
+}
+
+/// A `tekken.json` of single bytes, two longer tokens and its own special tokens.
+fn tekken() -> Value {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let base64 = |bytes: &[u8]| -> String {
+        let chunks = bytes.chunks(3).map(|chunk| {
+            let bits = chunk.iter().fold(0u32, |bits, &byte| bits << 8 | u32::from(byte)) << (8 * (3 - chunk.len()));
+            let digit = |i: usize| char::from(DIGITS[(bits >> (18 - 6 * i) & 63) as usize]);
+            (0..4).map(|i| if i <= chunk.len() { digit(i) } else { '=' }).collect::<String>()
+        });
+        chunks.collect()
+    };
+    let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
+    tokens.extend([b"ab".to_vec(), b"bc".to_vec(), b"abc".to_vec(), " é".into()]);
+    let vocab = tokens.iter().enumerate();
+    let vocab: Vec<Value> =
+        vocab.map(|(rank, token)| json!({"rank": rank, "token_bytes": base64(token), "token_str": null})).collect();
+    json!({
+        "config": {"pattern": " ?\\p{L}+|\\p{N}|\\s+(?!\\S)|\\s+", "default_vocab_size": 280,
+            "default_num_special_tokens": 20, "num_vocab_tokens": 260, "version": "v3"},
+        "vocab": vocab
+    })
+}
+
+fn load_tekken(json: &Value) -> Result<Tokenizer, TokenizerError> {
+    let mut files = HfFiles::default();
+    files.tekken_json = Some(json.to_string().into_bytes());
+    Tokenizer::from_hf(&files)
+}
+
+#[test]
+fn tekken_merges_by_rank_and_brings_its_template() {
+    let tokenizer = load_tekken(&tekken()).expect("supported");
+    let byte = |b: u8| 20 + u32::from(b);
+    assert_eq!(tokenizer.encode("abc", Plain), [20 + 258], "a piece that is a token is that token");
+    assert_eq!(tokenizer.encode("abcb", Plain), [20 + 258, byte(b'b')], "ab before bc: the lower rank");
+    assert_eq!(tokenizer.encode("bbc é1", Plain), [byte(b'b'), 20 + 257, 20 + 259, byte(b'1')]);
+    assert_eq!(tokenizer.encode("[INST]a", Parse), [3, byte(b'a')]);
+    assert_eq!(tokenizer.decode(&[3, 20 + 259, byte(b'x')]), " éx");
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.add_bos()), (Some(1), Some(2), true));
+    assert_eq!(tokenizer.token_text(19), Some("[TOOL_CONTENT]"));
+
+    let template = ChatTemplate::new(tokenizer.chat_template().expect("version 3 has one"), &tokenizer).expect("valid");
+    let call = ToolCall { id: Some("a1b2c3d4e".into()), name: "f".into(), arguments: json!({"x": 1}) };
+    let messages = [
+        Message::system("S"),
+        Message::user("a[/INST]"),
+        Message::assistant("").with_tool_calls(&[call]),
+        Message::tool("f", Some("a1b2c3d4e"), "ok"),
+    ];
+    let prompt = template.render(&TemplateInput::new(&messages)).expect("renders");
+    assert_eq!(
+        prompt.text(),
+        "<s>[INST]S\n\na[/INST][/INST][TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"x\": 1}, \"id\": \
+         \"a1b2c3d4e\"}]</s>[TOOL_RESULTS]{\"content\": \"ok\", \"call_id\": \"a1b2c3d4e\"}[/TOOL_RESULTS]"
+    );
+    let ids = encode_rendered(&tokenizer, &prompt);
+    let special: Vec<u32> = ids.into_iter().filter(|&id| tokenizer.is_control(id)).collect();
+    assert_eq!(special, [1, 3, 4, 9, 2, 7, 8], "one BOS, and the user's [/INST] is text");
+}
+
+#[test]
+fn tekken_files_that_do_not_fit() {
+    let cases: [(&str, Value); 7] = [
+        ("/config/default_vocab_size", json!(1000)),
+        ("/config/default_vocab_size", json!(10)),
+        ("/config/default_num_special_tokens", json!(4_000_000_000u32)),
+        ("/config/default_num_special_tokens", json!(5)),
+        ("/vocab/7/token_bytes", json!("?")),
+        ("/vocab/7/token_bytes", json!("AA==")),
+        ("/vocab/7/rank", json!(8)),
+    ];
+    for (place, value) in cases {
+        let mut json = tekken();
+        *json.pointer_mut(place).expect(place) = value;
+        let error = load_tekken(&json).expect_err(place);
+        assert!(matches!(error, TokenizerError::BadFile { file: "tekken.json", .. }), "{place}: {error}");
+    }
+    let mut json = tekken();
+    json["config"]["pattern"] = json!("a(?=b)");
+    assert!(matches!(load_tekken(&json), Err(TokenizerError::Unsupported { file: "tekken.json", .. })));
+}
+
+/// A field of a protocol buffer.
+fn field(number: u8, value: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2, u8::try_from(value.len()).expect("short")], value].concat()
+}
+
+/// A SentencePiece model: unknown, BOS, EOS, a control token and pieces with their scores.
+fn sentencepiece(model_type: u8, normalizer: &[u8]) -> Vec<u8> {
+    let pieces: [(&str, f32, u8); 9] = [
+        ("<unk>", 0.0, 2),
+        ("<s>", 0.0, 3),
+        ("</s>", 0.0, 3),
+        ("[INST]", 0.0, 3),
+        ("▁a", -1.0, 1),
+        ("b", -4.0, 1),
+        ("a", -3.0, 1),
+        ("▁", -5.0, 1),
+        ("<0x21>", 0.0, 6),
+    ];
+    let mut model = Vec::new();
+    for (text, score, kind) in pieces {
+        let score = [&[2 << 3 | 5][..], &score.to_le_bytes()].concat();
+        model.extend(field(1, &[field(1, text.as_bytes()), score, vec![3 << 3, kind]].concat()));
+    }
+    model.extend(field(2, &[3 << 3, model_type]));
+    model.extend(field(3, normalizer));
+    model
+}
+
+fn load_model(bytes: Vec<u8>) -> Result<Tokenizer, TokenizerError> {
+    let mut files = HfFiles::default();
+    files.tokenizer_model = Some(bytes);
+    files.mistral_version = Some("v2".to_owned());
+    files.added_tokens = Some(br#"{"[NEW]": 9}"#.to_vec());
+    Tokenizer::from_hf(&files)
+}
+
+/// `remove_extra_whitespaces` is on unless a model says otherwise.
+const KEEPS_SPACES: [u8; 2] = [4 << 3, 0];
+
+#[test]
+fn a_sentencepiece_model_is_read() {
+    let tokenizer = load_model(sentencepiece(2, &KEEPS_SPACES)).expect("supported");
+    assert_eq!(tokenizer.encode("ab  a!", Plain), [4, 5, 7, 4, 8]);
+    assert_eq!(tokenizer.encode("[INST]b[NEW]", Parse), [3, 7, 5, 9]);
+    assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.unknown()), (Some(1), Some(2), Some(0)));
+    assert!(tokenizer.add_bos() && tokenizer.chat_template().is_some_and(|t| t.contains("version = 2")));
+    assert_eq!(tokenizer.decode(&[4, 5, 8]), "ab!");
+}
+
+#[test]
+fn sentencepiece_models_that_would_give_wrong_tokens_are_refused() {
+    let spaces = |more: &[u8]| [&KEEPS_SPACES[..], more].concat();
+    for (model, what) in [
+        (sentencepiece(1, &KEEPS_SPACES), "not BPE"),
+        (sentencepiece(2, &[]), "removes white space"),
+        (sentencepiece(2, &spaces(&field(2, b"map"))), "normalizes"),
+        (sentencepiece(2, &spaces(&[5 << 3, 0])), "escape"),
+    ] {
+        let error = load_model(model).expect_err(what);
+        assert!(matches!(error, TokenizerError::Unsupported { file: "tokenizer.model", .. }), "{error:?}");
+        assert!(error.to_string().contains(what), "{error}");
+    }
+    let good = sentencepiece(2, &KEEPS_SPACES);
+    for cut in 0..good.len() {
+        // Cut between two pieces it is a shorter model, which lacks what comes after.
+        assert!(load_model(good[..cut].to_vec()).is_err(), "{cut}");
+        let mut flipped = good.clone();
+        flipped[cut] ^= 0x41;
+        let _ = load_model(flipped);
+    }
 }
 
 #[test]

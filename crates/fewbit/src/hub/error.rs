@@ -116,6 +116,13 @@ pub enum HubError {
         found: String,
     },
 
+    /// The registry does not pin the file, and the source does not say what it is.
+    #[error("{location}: the server names no size and SHA-256 of the file, and the registry does not either")]
+    NoPin {
+        /// URL or package.
+        location: String,
+    },
+
     /// Python could not be started.
     #[error("cannot run `{python}` for pip: {error} (install Python 3 with pip, or set FEWBIT_PYTHON)")]
     Python {

@@ -1,13 +1,14 @@
 //! Fetching one file: sources in order, one `.part` file, check, rename.
 //!
-//! The entry pins the bytes, so a `.part` file that one source began can be continued by another. A
+//! The entry pins the bytes; where it does not, the source is asked for size and hash first, and what it says
+//! is noted beside the file. So a `.part` file that one source began can be continued by another. A
 //! file that fails its check after being continued is fetched once more from its beginning before the
 //! source is blamed: the damage may have been in what an earlier process left.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{Entry, Event, HubError, PartFile, Progress, store};
+use super::{Entry, Event, HubError, PartFile, Pin, Progress, store};
 
 /// Somewhere to get a file from.
 pub trait Source {
@@ -16,6 +17,12 @@ pub trait Source {
 
     /// URL or package, for messages.
     fn location(&self) -> String;
+
+    /// What the file is by the source's own word, and the source that gives exactly that file; `None` if it
+    /// cannot say. Asked only for files that the registry does not pin.
+    fn pin(&self) -> Result<Option<(Pin, Box<dyn Source>)>, HubError> {
+        Ok(None)
+    }
 
     /// Appends the rest of the file to `part`, or starts it again if it cannot continue.
     ///
@@ -45,9 +52,8 @@ pub(super) fn fetch(
         let location = source.location();
         tracing::info!(model = %entry.name, source = source.name(), %location, "fetching");
         progress.event(&Event::Trying { source: source.name(), location: &location });
-        match fetch_from(*source, &location, &part_path, entry, progress) {
+        match fetch_pinned(*source, &location, path, &part_path, entry, progress) {
             Ok(()) => {
-                fs::rename(&part_path, path).map_err(|error| HubError::io("rename to", path, error))?;
                 tracing::info!(model = %entry.name, path = %path.display(), "fetched and verified");
                 progress.event(&Event::Done { path });
                 return Ok(path.to_owned());
@@ -62,34 +68,57 @@ pub(super) fn fetch(
     Err(HubError::AllSourcesFailed { name: entry.name.clone(), failures })
 }
 
+/// Fetches by the registry's pin, or by the source's own.
+fn fetch_pinned(
+    source: &dyn Source,
+    location: &str,
+    path: &Path,
+    part_path: &Path,
+    entry: &Entry,
+    progress: &dyn Progress,
+) -> Result<(), HubError> {
+    let rename = || fs::rename(part_path, path).map_err(|error| HubError::io("rename to", path, error));
+    if let Some(pin) = &entry.pin {
+        fetch_from(source, location, part_path, entry, pin, progress)?;
+        return rename();
+    }
+    let (pin, source) = source.pin()?.ok_or_else(|| HubError::NoPin { location: location.to_owned() })?;
+    let location = source.location();
+    fetch_from(source.as_ref(), &location, part_path, entry, &pin, progress)?;
+    // First the note: a file without one counts as not there.
+    store::record(path, &pin, &location)?;
+    rename()
+}
+
 fn fetch_from(
     source: &dyn Source,
     location: &str,
     part_path: &Path,
     entry: &Entry,
+    pin: &Pin,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
-    let mut part = PartFile::open(part_path, entry.bytes, progress)?;
+    let mut part = PartFile::open(part_path, pin.bytes, progress)?;
     let mut continued = !part.is_empty();
     loop {
-        if part.len() < entry.bytes {
+        if part.len() < pin.bytes {
             source.fetch(&mut part)?;
         }
-        if part.len() < entry.bytes {
+        if part.len() < pin.bytes {
             return Err(HubError::Incomplete {
                 location: location.to_owned(),
-                expected_bytes: entry.bytes,
+                expected_bytes: pin.bytes,
                 found_bytes: part.len(),
             });
         }
         let found = part.sha256();
-        if found == entry.sha256 {
+        if found == pin.sha256 {
             return part.sync();
         }
         // Wrong bytes are worth nothing to a later attempt.
         part.restart()?;
         if !std::mem::take(&mut continued) {
-            return Err(HubError::Hash { location: location.to_owned(), expected: entry.sha256.clone(), found });
+            return Err(HubError::Hash { location: location.to_owned(), expected: pin.sha256.clone(), found });
         }
         tracing::warn!(model = %entry.name, "what an earlier attempt left is damaged: starting again");
     }

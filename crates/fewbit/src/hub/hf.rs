@@ -14,7 +14,7 @@ use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::header;
 
-use super::{HubError, PartFile, Source};
+use super::{HubError, PartFile, Pin, Source};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How often a broken connection is taken up again, as long as each brings new bytes.
@@ -61,7 +61,13 @@ impl HfSource {
     }
 
     fn agent() -> Agent {
+        Self::agent_with(10)
+    }
+
+    fn agent_with(max_redirects: u32) -> Agent {
         Agent::config_builder()
+            .max_redirects(max_redirects)
+            .max_redirects_will_error(max_redirects > 0)
             .timeout_resolve(Some(Duration::from_secs(10)))
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(Duration::from_secs(30)))
@@ -72,6 +78,31 @@ impl HfSource {
             .user_agent(concat!("fewbit/", env!("CARGO_PKG_VERSION")))
             .build()
             .into()
+    }
+
+    /// What the server says about the file: it answers with a redirection to the bytes, whose headers name the
+    /// commit, and size and SHA-256 of a large file.
+    fn ask(&self) -> Result<Option<(Pin, String)>, HubError> {
+        let url = self.location();
+        let mut request = Self::agent_with(0).head(&url);
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let response =
+            request.call().map_err(|error| HubError::Network { url: url.clone(), reason: describe(&error) })?;
+        let status = response.status().as_u16();
+        if status >= 400 {
+            return Err(HubError::Status { url, status });
+        }
+        let text = |name: &str| response.headers().get(name)?.to_str().ok();
+        let bytes = text("x-linked-size").and_then(|size| size.parse().ok());
+        let sha256 = text("x-linked-etag").map(|tag| tag.trim_start_matches("W/").trim_matches('"'));
+        let Some(pin) = bytes.zip(sha256).and_then(|(bytes, sha256)| Pin::new(bytes, sha256).ok()) else {
+            return Ok(None);
+        };
+        let is_commit = |commit: &&str| !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_hexdigit());
+        let commit = text("x-repo-commit").filter(is_commit).unwrap_or(&self.revision);
+        Ok(Some((pin, commit.to_owned())))
     }
 
     /// One GET for what is missing.
@@ -137,6 +168,14 @@ impl Source for HfSource {
     fn location(&self) -> String {
         let Self { endpoint, repo_id, revision, file, .. } = self;
         format!("{endpoint}/{repo_id}/resolve/{}/{file}", revision.replace('/', "%2F"))
+    }
+
+    fn pin(&self) -> Result<Option<(Pin, Box<dyn Source>)>, HubError> {
+        let Some((pin, commit)) = self.ask()? else { return Ok(None) };
+        // The branch may move on between the question and the download.
+        let mut source = Self::new(&self.endpoint, &self.repo_id, &commit, &self.file);
+        source.token = self.token.clone();
+        Ok(Some((pin, Box::new(source))))
     }
 
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError> {

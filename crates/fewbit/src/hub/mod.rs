@@ -2,8 +2,8 @@
 //!
 //! A [`Hub`] is a folder and a [`Registry`]. The folder is `FEWBIT_HOME`, or `fewbit` in the
 //! platform's cache folder; a model lies at `models/<name>/<file>` in it. A file is there under its
-//! final name only if its size and SHA-256 were those of the registry when it was fetched: looking a
-//! model up is therefore one `stat`, and nothing has to be hashed again.
+//! final name only if its size and SHA-256 were those of the registry when it was fetched, or, for entries that
+//! the registry does not pin, those that the hub named: looking a model up is therefore one `stat`, and nothing has to be hashed again.
 //!
 //! Looking up works in every build. Fetching, which needs an HTTP client and a hash, is behind the
 //! feature `hub`.
@@ -29,7 +29,7 @@ pub use hf::HfSource;
 pub use part::PartFile;
 #[cfg(feature = "hub")]
 pub use pypi::PypiSource;
-pub use registry::{ChatDefaults, Entry, Registry, SourceSpec};
+pub use registry::{ChatDefaults, Entry, Pin, Registry, SourceSpec};
 
 use std::path::{Path, PathBuf};
 
@@ -138,6 +138,12 @@ impl Hub {
     pub fn cached(&self, entry: &Entry) -> Option<PathBuf> {
         let path = self.path_of(entry);
         store::is_complete(&path, entry).then_some(path)
+    }
+
+    /// Size and hash of the file of `entry`: those of the registry, or those that the hub named when it was
+    /// fetched; `None` where neither is known.
+    pub fn pin_of(&self, entry: &Entry) -> Option<Pin> {
+        store::pin_of(&self.path_of(entry), entry)
     }
 
     /// The file of the model `name`, fetched first if it is not here (feature `hub`).

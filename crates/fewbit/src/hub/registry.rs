@@ -22,7 +22,7 @@ pub enum SourceSpec {
     Hf {
         /// `owner/name`.
         repo: String,
-        /// A commit, so that the file cannot change.
+        /// A commit, so that the file cannot change; for files that are not pinned also a branch.
         revision: String,
         /// Path in the repository.
         file: String,
@@ -56,6 +56,28 @@ pub struct ChatDefaults {
     pub system: Option<String>,
 }
 
+/// What a file has to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// Size of the file.
+    pub bytes: u64,
+    /// SHA-256 of the file, 64 lower-case hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Pin {
+    /// Checks that the two can be what they say they are.
+    pub(super) fn new(bytes: u64, sha256: &str) -> Result<Self, &'static str> {
+        if bytes == 0 {
+            return Err("`bytes` is 0");
+        }
+        if sha256.len() != 64 || !sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err("`sha256` is not 64 lower-case hexadecimal digits");
+        }
+        Ok(Self { bytes, sha256: sha256.to_owned() })
+    }
+}
+
 /// One model of the registry.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -71,10 +93,13 @@ pub struct Entry {
     pub license: String,
     /// Name of the file in the cache.
     pub file: String,
-    /// Size of the file.
-    pub bytes: u64,
-    /// SHA-256 of the file, 64 lower-case hexadecimal digits.
-    pub sha256: String,
+    /// Size and hash of the file, where they are known; else the hub is asked for them when it is fetched.
+    #[serde(skip)]
+    pub pin: Option<Pin>,
+    #[serde(default)]
+    bytes: Option<u64>,
+    #[serde(default)]
+    sha256: Option<String>,
     /// Where it can be had, in the order to try.
     pub sources: Vec<SourceSpec>,
     /// Recommended sampling.
@@ -148,18 +173,20 @@ impl Registry {
     }
 }
 
-fn check(entry: &Entry) -> Result<(), &'static str> {
+fn check(entry: &mut Entry) -> Result<(), &'static str> {
     if !is_plain(&entry.name) {
         return Err("the name may hold letters, digits, '.', '-' and '_' only");
     }
     if !is_plain(&entry.file) {
         return Err("`file` may hold letters, digits, '.', '-' and '_' only");
     }
-    if entry.bytes == 0 {
-        return Err("`bytes` is 0");
-    }
-    if entry.sha256.len() != 64 || !entry.sha256.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-        return Err("`sha256` is not 64 lower-case hexadecimal digits");
+    entry.pin = match (entry.bytes, &entry.sha256) {
+        (Some(bytes), Some(sha256)) => Some(Pin::new(bytes, sha256)?),
+        (None, None) => None,
+        _ => return Err("`bytes` and `sha256` belong together"),
+    };
+    if entry.pin.is_none() && entry.sources.iter().any(|source| !matches!(source, SourceSpec::Hf { .. })) {
+        return Err("without `bytes` and `sha256` only sources of the kind `hf` can be checked");
     }
     for source in &entry.sources {
         // These become arguments of a command; none may look like an option of it.
@@ -199,7 +226,7 @@ mod tests {
     fn built_in_registry_has_the_first_model() {
         let registry = Registry::built_in().unwrap();
         let entry = registry.get("smollm2-135m-instruct").unwrap();
-        assert_eq!(entry.bytes, 98_362_432);
+        assert_eq!(entry.pin.as_ref().map(|pin| pin.bytes), Some(98_362_432));
         assert_eq!(entry.chat.temperature, Some(0.2));
         assert!(matches!(&entry.sources[..], [SourceSpec::Hf { revision, .. }, SourceSpec::Pypi { version, .. }]
             if revision == "ab810cf68114990406fdf996510dd3d3c6adbdf5" && version == "0.1.2"));
@@ -214,6 +241,7 @@ mod tests {
             ("tiny.gguf", "..."),
             ("models.tiny", "models.\"../x\""),
             ("bytes = 3", "bytes = 0"),
+            ("bytes = 3", ""),
             ("0000000000\"", "000000000g\""),
             ("\"p\"", "\"--index-url\""),
         ] {
@@ -249,6 +277,22 @@ mod tests {
         )
         .unwrap();
         registry.extend_from_file(&path).unwrap();
-        assert_eq!(registry.names().collect::<Vec<_>>(), ["mine", "smollm2-135m-instruct"]);
+        assert!(registry.get("mine").is_some_and(|entry| entry.pin.is_some()));
+        assert!(registry.get("smollm2-135m-instruct").is_some(), "the others stay");
+    }
+
+    /// Every entry of the registry that comes with fewbit says where its file is, and what it may be used for.
+    #[test]
+    fn built_in_entries_are_complete() {
+        let registry = Registry::built_in().unwrap();
+        for entry in registry.iter() {
+            assert!(!entry.sources.is_empty() && !entry.description.is_empty(), "{}", entry.name);
+            assert!(entry.file.ends_with(".gguf"), "{}", entry.name);
+            for source in &entry.sources {
+                if let SourceSpec::Hf { file, .. } = source {
+                    assert_eq!(*file, entry.file, "{}", entry.name);
+                }
+            }
+        }
     }
 }

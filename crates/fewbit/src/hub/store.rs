@@ -5,12 +5,16 @@
 //!   models.toml                 the user's own registry entries, optional
 //!   models/<name>/<file>        complete and verified
 //!   models/<name>/<file>.part   being fetched, or interrupted
+//!   models/<name>/<file>.pin.toml  what the hub said the file is, where the registry does not
 //!   models/<name>/.lock         held by the process that fetches
 //! ```
 
 use std::env;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
+use super::registry::Pin;
 use super::{Entry, HubError};
 
 /// `FEWBIT_HOME`, or `fewbit` in the cache folder of the platform.
@@ -44,8 +48,46 @@ pub(super) fn model_path(home: &Path, entry: &Entry) -> PathBuf {
     home.join("models").join(&entry.name).join(&entry.file)
 }
 
+/// The file beside a model that says what the hub said it is; see [`Recorded`].
+fn record_path(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".pin.toml");
+    path.with_file_name(name)
+}
+
+/// What a file was checked against that the registry does not pin.
+#[derive(Debug, Deserialize)]
+struct Recorded {
+    bytes: u64,
+    sha256: String,
+    /// Where it came from: for people to read.
+    #[serde(rename = "source")]
+    _source: String,
+}
+
+/// Notes what the hub said about the file at `path`.
+#[cfg(feature = "hub")]
+pub(super) fn record(path: &Path, pin: &Pin, source: &str) -> Result<(), HubError> {
+    let record_path = record_path(path);
+    // Written by hand: the parser of the registry has no writer, and these texts need no escapes but one.
+    let source = source.replace(['\\', '"'], "?");
+    let text = format!("bytes = {}\nsha256 = \"{}\"\nsource = \"{source}\"\n", pin.bytes, pin.sha256);
+    std::fs::write(&record_path, text).map_err(|error| HubError::io("write", &record_path, error))
+}
+
+/// What the file of `entry` at `path` has to be: by the registry, or by what the hub said when it was fetched.
+pub(super) fn pin_of(path: &Path, entry: &Entry) -> Option<Pin> {
+    if entry.pin.is_some() {
+        return entry.pin.clone();
+    }
+    let text = std::fs::read_to_string(record_path(path)).ok()?;
+    let recorded: Recorded = toml::from_str(&text).ok()?;
+    Pin::new(recorded.bytes, &recorded.sha256).ok()
+}
+
 /// Whether the file under its final name is the one of the registry. Its hash was checked before it
 /// got that name; the size catches a registry that has moved on, or a file cut by a full disk.
 pub(super) fn is_complete(path: &Path, entry: &Entry) -> bool {
-    std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == entry.bytes)
+    pin_of(path, entry)
+        .is_some_and(|pin| std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.bytes))
 }
