@@ -23,6 +23,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     fs::write(folder.join("two.safetensors"), [length.as_slice(), header, &samples::counting(16)].concat())?;
     let index = r#"{"metadata":{"total_size":16},"weight_map":{"a.weight":"model-00001-of-00002.safetensors"}}"#;
     fs::write(folder.join("index.json"), index)?;
+
+    // The first byte says which file the others are.
+    let folder = corpus.join("tokenizer");
+    fs::create_dir_all(&folder)?;
+    let json = r#"{"added_tokens":[{"id":4,"content":"<s>","special":true,"rstrip":true}],"normalizer":{"type":"NFC"},
+        "pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"\\p{L}+|\\s+(?!\\S)|\\s+"},
+        "behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"use_regex":false}]},
+        "decoder":{"type":"ByteLevel"},"model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2,"Ġ":3},"merges":["a b"]}}"#;
+    let tekken = r#"{"config":{"pattern":"\\p{L}+","default_vocab_size":3,"default_num_special_tokens":1,"version":"v3"},
+        "vocab":[{"rank":0,"token_bytes":"YQ=="},{"rank":1,"token_bytes":"YWE="}],
+        "special_tokens":[{"rank":0,"token_str":"<s>"}]}"#;
+    let config = r#"{"bos_token":"<s>","add_bos_token":true,"added_tokens_decoder":{"4":{"content":"<t>","special":true}}}"#;
+    for (kind, name, text) in [(0u8, "tokenizer_json", json), (1, "tekken_json", tekken), (3, "config", config)] {
+        fs::write(folder.join(name), [&[kind], text.as_bytes()].concat())?;
+    }
     println!("seeds written to {}", corpus.display());
     Ok(())
 }
