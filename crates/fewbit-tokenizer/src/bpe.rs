@@ -9,6 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
 
 use crate::bytes;
 use crate::error::TokenizerError;
@@ -16,6 +17,12 @@ use crate::tables::{Merge, MergeTable, NONE, TextIndex, TextTable};
 
 /// Up to this many symbols the scan is faster than the heap.
 const SCAN_LIMIT: usize = 32;
+
+/// From this many rules on, threads share the work of resolving them.
+const MIN_SHARED_RULES: usize = 1 << 14;
+
+/// More threads than this have nothing to gain.
+const MAX_THREADS: usize = 8;
 
 /// A byte-pair encoder for one vocabulary.
 #[derive(Debug)]
@@ -149,7 +156,6 @@ pub(crate) struct BpeBuilder<'a> {
     junctions: Junctions,
     options: BpeOptions,
     n_rules: u32,
-    joined: String,
 }
 
 impl<'a> BpeBuilder<'a> {
@@ -162,24 +168,59 @@ impl<'a> BpeBuilder<'a> {
             junctions: Junctions::default(),
             options,
             n_rules: 0,
-            joined: String::new(),
         }
     }
 
-    /// Adds the rule that follows those before: `left` and `right` become one symbol.
-    pub(crate) fn rule(&mut self, left: &str, right: &str) -> Result<(), TokenizerError> {
-        self.joined.clear();
-        self.joined.push_str(left);
-        self.joined.push_str(right);
-        let rank = self.next_rank()?;
-        let merge = Merge { rank, id: self.symbols.id(&self.joined)? };
-        let (left_id, right_id) = (self.symbols.id(left)?, self.symbols.id(right)?);
-        if !self.options.byte_level
-            && let (Some(left), Some(right)) = (left.chars().next_back(), right.chars().next())
-        {
-            self.junctions.insert(left, right);
+    /// Adds rules after those before, in order of priority: in each, two symbols become one.
+    ///
+    /// Finding the tokens is nearly all of the work, and there can be half a million rules: threads share it.
+    pub(crate) fn rules(&mut self, rules: &[(&str, &str)]) -> Result<(), TokenizerError> {
+        let stored = self.symbols.stored;
+        let resolve = |rules: &[(&str, &str)]| -> Vec<[Option<u32>; 3]> {
+            let mut joined = Vec::new();
+            let ids = rules.iter().map(|(left, right)| {
+                joined.clear();
+                joined.extend_from_slice(left.as_bytes());
+                joined.extend_from_slice(right.as_bytes());
+                [left.as_bytes(), right.as_bytes(), &joined].map(|text| stored.get(text))
+            });
+            ids.collect()
+        };
+        let n_threads = match rules.len() {
+            0..MIN_SHARED_RULES => 1,
+            _ => thread::available_parallelism().map_or(1, |n| n.get().min(MAX_THREADS)),
+        };
+        let chunk = rules.len().div_ceil(n_threads).max(1);
+        let ids = thread::scope(|scope| {
+            let chunks: Vec<_> = rules.chunks(chunk).collect();
+            let spawned = chunks
+                .iter()
+                .skip(1)
+                .map(|chunk| (*chunk, thread::Builder::new().spawn_scoped(scope, || resolve(chunk))));
+            let spawned: Vec<_> = spawned.collect();
+            let mut ids = chunks.first().map_or_else(Vec::new, |chunk| resolve(chunk));
+            for (chunk, thread) in spawned {
+                let done = thread.ok().and_then(|thread| thread.join().ok());
+                ids.extend(done.unwrap_or_else(|| resolve(chunk)));
+            }
+            ids
+        });
+        for ((left, right), ids) in rules.iter().zip(ids) {
+            let [left_id, right_id, id] = ids;
+            let rank = self.next_rank()?;
+            let id = match id {
+                Some(id) => id,
+                None => self.symbols.id(&[*left, *right].concat())?,
+            };
+            let left_id = left_id.map_or_else(|| self.symbols.id(left), Ok)?;
+            let right_id = right_id.map_or_else(|| self.symbols.id(right), Ok)?;
+            if !self.options.byte_level
+                && let (Some(left), Some(right)) = (left.chars().next_back(), right.chars().next())
+            {
+                self.junctions.insert(left, right);
+            }
+            self.merges.insert(left_id, right_id, Merge { rank, id }, self.options.last_rule_wins);
         }
-        self.merges.insert(left_id, right_id, merge, self.options.last_rule_wins);
         Ok(())
     }
 
@@ -457,10 +498,8 @@ mod tests {
 
     fn build(rules: &[String], stored: Lookup<'_>, options: BpeOptions) -> Result<Bpe, TokenizerError> {
         let mut builder = BpeBuilder::new(stored, rules.len(), options);
-        for (index, rule) in rules.iter().enumerate() {
-            let (left, right) = split_rule(index, rule)?;
-            builder.rule(left, right)?;
-        }
+        let split = rules.iter().enumerate().map(|(index, rule)| split_rule(index, rule));
+        builder.rules(&split.collect::<Result<Vec<_>, _>>()?)?;
         builder.build()
     }
 

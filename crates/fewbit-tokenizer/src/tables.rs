@@ -43,6 +43,16 @@ impl TextTable {
         self.ends.len()
     }
 
+    /// Where the string of `id` starts; 0 if there is none.
+    fn start(&self, id: u32) -> u32 {
+        (id as usize).checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
+    }
+
+    /// The bytes of a string whose place is known.
+    fn at(&self, start: u32, len_bytes: u32) -> Option<&[u8]> {
+        self.data.get(start as usize..)?.get(..len_bytes as usize)
+    }
+
     pub(crate) fn get(&self, id: u32) -> Option<&[u8]> {
         let id = id as usize;
         let end = *self.ends.get(id)? as usize;
@@ -53,47 +63,62 @@ impl TextTable {
 
 /// Ids by text: open addressing over a [`TextTable`], which keeps the texts themselves.
 ///
-/// The hash is randomly keyed, since the texts come from a file.
+/// The hash is randomly keyed, since the texts come from a file. A slot keeps part of it and the place of the
+/// text: a look-up is one cache line of slots and one of texts.
 #[derive(Debug)]
 pub(crate) struct TextIndex {
-    /// Ids, or [`NONE`]; the length is a power of two and at least twice the number of texts.
-    slots: Vec<u32>,
+    /// The length is a power of two and at least twice the number of texts.
+    slots: Vec<Slot>,
     hasher: RandomState,
     max_len_bytes: usize,
 }
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    /// [`NONE`] where the slot is empty.
+    id: u32,
+    /// Bits of the hash that did not choose the slot.
+    tag: u32,
+    start: u32,
+    len_bytes: u32,
+}
+
+const EMPTY: Slot = Slot { id: NONE, tag: 0, start: 0, len_bytes: 0 };
 
 impl TextIndex {
     /// Indexes the non-empty texts whose id `wanted` accepts. The lowest id wins where texts repeat.
     pub(crate) fn new(texts: &TextTable, wanted: impl Fn(u32) -> bool) -> Self {
         let n_slots = (texts.len() * 2 + 1).next_power_of_two();
-        let mut index = Self { slots: vec![NONE; n_slots], hasher: RandomState::default(), max_len_bytes: 0 };
+        let mut index = Self { slots: vec![EMPTY; n_slots], hasher: RandomState::default(), max_len_bytes: 0 };
         for id in 0..texts.len() as u32 {
             let Some(text) = texts.get(id).filter(|text| !text.is_empty() && wanted(id)) else {
                 continue;
             };
-            let slot = index.slot(texts, text);
-            if let Some(entry) = index.slots.get_mut(slot)
-                && *entry == NONE
+            let (place, tag) = index.find(texts, text);
+            let len_bytes = text.len() as u32;
+            if let Some(slot) = index.slots.get_mut(place)
+                && slot.id == NONE
             {
-                *entry = id;
+                *slot = Slot { id, tag, start: texts.start(id), len_bytes };
                 index.max_len_bytes = index.max_len_bytes.max(text.len());
             }
         }
         index
     }
 
-    /// The slot that holds `text`, or the empty one where it would be.
-    fn slot(&self, texts: &TextTable, text: &[u8]) -> usize {
-        let mask = self.slots.len() - 1;
-        let mut slot = self.hasher.hash_one(text) as usize & mask;
+    /// The slot that holds `text`, or the empty one where it would be, and the tag.
+    fn find(&self, texts: &TextTable, text: &[u8]) -> (usize, u32) {
+        let hash = self.hasher.hash_one(text);
+        let (mask, tag) = (self.slots.len() - 1, (hash >> 32) as u32);
+        let mut place = hash as usize & mask;
         // Ends: at most half of the slots are taken.
-        while let Some(&id) = self.slots.get(slot)
-            && id != NONE
-            && texts.get(id) != Some(text)
+        while let Some(slot) = self.slots.get(place)
+            && slot.id != NONE
+            && !(slot.tag == tag && texts.at(slot.start, slot.len_bytes) == Some(text))
         {
-            slot = (slot + 1) & mask;
+            place = (place + 1) & mask;
         }
-        slot
+        (place, tag)
     }
 
     /// The id of `text`.
@@ -101,7 +126,8 @@ impl TextIndex {
         if text.len() > self.max_len_bytes {
             return None;
         }
-        self.slots.get(self.slot(texts, text)).copied().filter(|&id| id != NONE)
+        let (place, _) = self.find(texts, text);
+        self.slots.get(place).map(|slot| slot.id).filter(|&id| id != NONE)
     }
 }
 

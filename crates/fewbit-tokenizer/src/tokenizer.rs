@@ -159,10 +159,8 @@ impl Tokenizer {
             };
             let lookup = Lookup { texts: &texts, index: &stored };
             let mut builder = BpeBuilder::new(lookup, vocabulary.merges.len(), options);
-            for (index, rule) in vocabulary.merges.iter().enumerate() {
-                let (left, right) = split_rule(index, rule)?;
-                builder.rule(left, right)?;
-            }
+            let rules = vocabulary.merges.iter().enumerate().map(|(index, rule)| split_rule(index, rule));
+            builder.rules(&rules.collect::<Result<Vec<_>, _>>()?)?;
             let bpe = builder.build()?;
             let mut steps = Vec::new();
             if row.nfc {

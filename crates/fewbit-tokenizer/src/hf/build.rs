@@ -73,15 +73,11 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
     };
     let rules = &json.model.merges;
     let mut builder = BpeBuilder::new(Lookup { texts: &texts, index: &stored }, rules.len(), options);
-    for (index, rule) in rules.iter().enumerate() {
-        match rule {
-            Rule::Joined(rule) => {
-                let (left, right) = split_rule(index, &rule.0)?;
-                builder.rule(left, right)?;
-            }
-            Rule::Pair(left, right) => builder.rule(&left.0, &right.0)?,
-        }
-    }
+    let rules = rules.iter().enumerate().map(|(index, rule)| match rule {
+        Rule::Joined(rule) => split_rule(index, &rule.0),
+        Rule::Pair(left, right) => Ok((&*left.0, &*right.0)),
+    });
+    builder.rules(&rules.collect::<Result<Vec<_>, _>>()?)?;
     let bpe = builder.build()?;
 
     let (matcher, normalized) = matchers(&tokens, &texts, &normalizer)?;

@@ -20,7 +20,7 @@ pub trait Source {
 
     /// What the file is by the source's own word, and the source that gives exactly that file; `None` if it
     /// cannot say. Asked only for files that the registry does not pin.
-    fn pin(&self) -> Result<Option<(Pin, Box<dyn Source>)>, HubError> {
+    fn pin(&self) -> Result<Option<Pinned>, HubError> {
         Ok(None)
     }
 
@@ -28,6 +28,14 @@ pub trait Source {
     ///
     /// Returning `Ok` with fewer bytes than expected is a source that ended early.
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError>;
+}
+
+/// What a source says of its file, and a source of exactly that file.
+pub struct Pinned {
+    /// Size and hash.
+    pub pin: Pin,
+    /// Where these bytes can be had, at a commit where the source knows commits.
+    pub source: Box<dyn Source>,
 }
 
 /// Brings the file of `entry` to `path`.
@@ -82,7 +90,7 @@ fn fetch_pinned(
         fetch_from(source, location, part_path, entry, pin, progress)?;
         return rename();
     }
-    let (pin, source) = source.pin()?.ok_or_else(|| HubError::NoPin { location: location.to_owned() })?;
+    let Pinned { pin, source } = source.pin()?.ok_or_else(|| HubError::NoPin { location: location.to_owned() })?;
     let location = source.location();
     fetch_from(source.as_ref(), &location, part_path, entry, &pin, progress)?;
     // First the note: a file without one counts as not there.

@@ -14,7 +14,7 @@ use ureq::Agent;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::header;
 
-use super::{HubError, PartFile, Pin, Source};
+use super::{HubError, PartFile, Pin, Pinned, Source};
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How often a broken connection is taken up again, as long as each brings new bytes.
@@ -170,12 +170,12 @@ impl Source for HfSource {
         format!("{endpoint}/{repo_id}/resolve/{}/{file}", revision.replace('/', "%2F"))
     }
 
-    fn pin(&self) -> Result<Option<(Pin, Box<dyn Source>)>, HubError> {
+    fn pin(&self) -> Result<Option<Pinned>, HubError> {
         let Some((pin, commit)) = self.ask()? else { return Ok(None) };
         // The branch may move on between the question and the download.
         let mut source = Self::new(&self.endpoint, &self.repo_id, &commit, &self.file);
         source.token = self.token.clone();
-        Ok(Some((pin, Box::new(source))))
+        Ok(Some(Pinned { pin, source: Box::new(source) }))
     }
 
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError> {

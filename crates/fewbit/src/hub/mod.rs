@@ -22,7 +22,7 @@ mod store;
 
 pub use error::HubError;
 #[cfg(feature = "hub")]
-pub use fetch::Source;
+pub use fetch::{Pinned, Source};
 #[cfg(feature = "hub")]
 pub use hf::HfSource;
 #[cfg(feature = "hub")]
