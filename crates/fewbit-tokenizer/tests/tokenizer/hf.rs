@@ -283,6 +283,53 @@ fn tekken_merges_by_rank_and_brings_its_template() {
     assert_eq!(special, [1, 3, 4, 9, 2, 7, 8], "one BOS, and the user's [/INST] is text");
 }
 
+/// What the example `mistral` compares with Mistral's own library, in small.
+#[test]
+fn each_version_of_mistrals_format() {
+    let call = ToolCall { id: Some("a1b2c3d4e".into()), name: "f".into(), arguments: json!({}) };
+    let messages = [
+        Message::system("S"),
+        Message::user("one"),
+        Message::assistant("two "),
+        Message::user("three"),
+        Message::assistant("").with_tool_calls(&[call]),
+        Message::tool("f", Some("a1b2c3d4e"), "4"),
+    ];
+    let render = |version: &str, n_messages: usize, tools: bool| {
+        let mut files = HfFiles::default();
+        files.tokenizer_model = Some(sentencepiece(2, &KEEPS_SPACES));
+        files.mistral_version = Some(version.to_owned());
+        let tokenizer = Tokenizer::from_hf(&files).expect("supported");
+        let template = ChatTemplate::new(tokenizer.chat_template().expect("known"), &tokenizer).expect("valid");
+        let input = TemplateInput {
+            tools: tools.then(|| json!([{"type": "function"}])),
+            ..TemplateInput::new(&messages[..n_messages])
+        };
+        template.render(&input).map(|prompt| prompt.text())
+    };
+    assert_eq!(render("v1", 4, false).expect("renders"), "<s>[INST] S\n\none [/INST] two </s>[INST] three [/INST]");
+    assert!(render("v1", 5, false).is_err(), "version 1 knows no tools");
+    const TOOLS: &str = "[AVAILABLE_TOOLS][{\"type\": \"function\"}][/AVAILABLE_TOOLS]";
+    let old = format!("<s>[INST]one[/INST]two</s>{TOOLS}[INST]S\n\nthree[/INST]");
+    let call = "[TOOL_CALLS][{\"name\": \"f\", \"arguments\": {}";
+    let id = "\"a1b2c3d4e\"";
+    assert_eq!(
+        render("v2", 6, true).expect("renders"),
+        format!("{old}{call}}}]</s>[TOOL_RESULTS][{{\"name\": \"f\", \"content\": 4}}][/TOOL_RESULTS]")
+    );
+    assert_eq!(
+        render("v3", 6, true).expect("renders"),
+        format!("{old}{call}, \"id\": {id}}}]</s>[TOOL_RESULTS]{{\"content\": 4, \"call_id\": {id}}}[/TOOL_RESULTS]")
+    );
+    assert_eq!(
+        render("v7m1", 6, true).expect("renders"),
+        format!(
+            "<s>[SYSTEM_PROMPT]S[/SYSTEM_PROMPT][INST]one[/INST]two</s>{TOOLS}[INST]three[/INST]{call}, \"id\": {id}}}]\
+             </s>[TOOL_RESULTS]a1b2c3d4e[TOOL_CONTENT]4[/TOOL_RESULTS]"
+        )
+    );
+}
+
 #[test]
 fn tekken_files_that_do_not_fit() {
     let cases: [(&str, Value); 7] = [

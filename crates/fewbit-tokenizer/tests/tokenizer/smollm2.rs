@@ -21,6 +21,23 @@ fn ids_are_those_of_hugging_face() {
     }
 }
 
+/// Random Unicode, code, white space and special tokens: `tests/data/random_ids.py`.
+#[test]
+fn random_texts_have_the_ids_of_hugging_face() {
+    #[derive(serde::Deserialize)]
+    struct Case {
+        text: String,
+        plain: Vec<u32>,
+        special: Vec<u32>,
+    }
+    let tokenizer = tokenizer();
+    for line in include_str!("../data/smollm2_random.jsonl").lines() {
+        let case: Case = serde_json::from_str(line).expect("valid");
+        assert_eq!(tokenizer.encode(&case.text, SpecialTokens::Plain), case.plain, "{:?}", case.text);
+        assert_eq!(tokenizer.encode(&case.text, SpecialTokens::Parse), case.special, "{:?}", case.text);
+    }
+}
+
 #[test]
 fn decoding_gives_the_text_back() {
     let tokenizer = tokenizer();
