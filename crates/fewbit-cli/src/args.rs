@@ -81,6 +81,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Write a smaller file of a model
     Quantize(QuantizeArgs),
+    /// Measure on a text which weights matter, for `quantize --imatrix`
+    Imatrix(ImatrixArgs),
 }
 
 /// Which model.
@@ -300,4 +302,22 @@ pub(crate) struct QuantizeArgs {
     /// Type of the token embedding
     #[arg(long, value_name = "TYPE")]
     pub(crate) token_embedding_type: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImatrixArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// The text
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The .gguf file to write
+    #[arg(long, short, value_name = "OUT")]
+    pub(crate) output: PathBuf,
+    /// Tokens of a window
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) ctx: usize,
+    /// Run the first N windows only
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) chunks: Option<u64>,
 }

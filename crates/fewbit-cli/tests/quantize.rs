@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use fewbit::quantize::Importance;
 use serde_json::Value;
 use tempfile::TempDir;
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+const PROSE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/prose.txt");
 const PROSE_IMATRIX: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../fewbit-model/tests/golden/prose-imatrix.gguf");
 
 fn run(args: &[&str]) -> Output {
@@ -103,4 +105,30 @@ fn what_cannot_be_done_is_refused_in_one_line() {
     assert_fails(&["quantize", &out, &again, "--type", "Q4_0"], "--allow-requantize");
     json(&["quantize", &out, &again, "--type", "Q4_0", "--allow-requantize", "--json"]);
     assert_eq!(run(&["quantize", STORIES, &out]).status.code(), Some(2), "--type is missing");
+}
+
+/// `prose-imatrix.gguf` is what llama.cpp's llama-imatrix measured with the same model, text and windows.
+#[test]
+fn an_importance_matrix_is_that_of_llama_cpp() {
+    let folder = TempDir::new().unwrap();
+    let out = at(&folder, "out.gguf");
+    let object = json(&["imatrix", STORIES, "--file", PROSE, "-o", &out, "--ctx", "128", "--chunks", "4", "--json"]);
+    assert_eq!((&object["entries"], &object["chunks"], &object["ctx"]), (&35.into(), &4.into(), &128.into()));
+    let [ours, theirs] = [&out, PROSE_IMATRIX].map(|path| Importance::open(Path::new(path)).unwrap());
+    assert_eq!(ours.names().collect::<Vec<_>>(), theirs.names().collect::<Vec<_>>());
+    for name in theirs.names() {
+        let (a, b) = (ours.mean_squares(name).unwrap(), theirs.mean_squares(name).unwrap());
+        for (i, (a, b)) in a.iter().zip(&b).enumerate() {
+            // Theirs keeps keys and values in f16.
+            assert!((a - b).abs() <= 0.01 * b + 1e-6, "{name} column {i}: {a}, llama.cpp has {b}");
+        }
+    }
+    // What was measured is what `quantize` takes.
+    let made = at(&folder, "made.gguf");
+    let object = json(&["quantize", STORIES, &made, "--type", "Q4_0", "--imatrix", &out, "--json"]);
+    assert_eq!(object["weighted"], 30, "{object}");
+
+    assert_fails(&["imatrix", STORIES, "--file", PROSE, "-o", &out, "--ctx", "100000"], "100000");
+    assert_fails(&["imatrix", STORIES, "--file", "/nonexistent", "-o", &out], "/nonexistent");
+    assert_fails(&["imatrix", STORIES, "--file", PROSE, "-o", "/nonexistent/out.gguf", "--ctx", "64"], "/nonexistent/out.gguf");
 }

@@ -19,6 +19,7 @@ use crate::pages::{KvType, PageKind};
 use crate::prefix::PrefixTree;
 use crate::rope::Rope;
 use crate::weights::{Weights, engine};
+use crate::quantize::Collector;
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
 use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE, Planes};
@@ -166,6 +167,19 @@ struct Scratch {
     sin: Vec<f32>,
     /// Inputs of products.
     input: Activations,
+    /// Who is told of them, while an importance matrix is measured.
+    collector: Option<Collector>,
+}
+
+impl Scratch {
+    /// Tells the collector, if there is one, that the current input meets these matrices.
+    fn collect(&mut self, layer: usize, parts: &[&str]) {
+        let Some(collector) = &mut self.collector else { return };
+        let x = self.input.values();
+        for part in parts {
+            collector.add(&format!("blk.{layer}.{part}.weight"), 0, 1, x, x.len() / self.input.n_rows());
+        }
+    }
 }
 
 impl Decoder {
@@ -272,12 +286,34 @@ impl Decoder {
     /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], and out of memory
     /// for the cache: nothing was appended to any sequence. [`ModelError::Internal`]: a bug.
     pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
+        self.run(batch, &mut None)
+    }
+
+    /// [`forward`](Self::forward), and `collector` is told of every input of a matrix.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_collecting(
+        &self,
+        batch: &mut [Chunk<'_>],
+        collector: &mut Collector,
+    ) -> Result<Logits, ModelError> {
+        let mut lent = Some(std::mem::take(collector));
+        let result = self.run(batch, &mut lent);
+        *collector = lent.unwrap_or_default();
+        result
+    }
+
+    fn run(&self, batch: &mut [Chunk<'_>], collector: &mut Option<Collector>) -> Result<Logits, ModelError> {
         for chunk in batch.iter_mut() {
             self.check(chunk)?;
             chunk.cache.reserve(chunk.tokens.len())?;
         }
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        let logits = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut scratch))).map_err(|payload| {
+        scratch.collector = collector.take();
+        let result = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut scratch)));
+        *collector = scratch.collector.take();
+        let logits = result.map_err(|payload| {
             let message = payload.downcast_ref::<String>().map(String::as_str);
             let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
             ModelError::Internal { message: message.to_owned() }
@@ -334,6 +370,7 @@ impl Decoder {
     fn layer(&self, index: usize, batch: &mut [Chunk<'_>], s: &mut Scratch) {
         let (c, e, w) = (&self.config, &self.engine, &self.weights.layers[index]);
         e.rms_norm(&s.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
+        s.collect(index, &["attn_q", "attn_k", "attn_v"]);
         let parts = &mut [
             (&w.q, &mut s.q[..], Planes::First),
             (&w.k, &mut s.k[..], Planes::All),
@@ -355,11 +392,14 @@ impl Decoder {
         append_and_attend(e, &mut caches, &step, &mut s.attention);
         let kinds = ActivationKinds::of([w.attn_output.ty()]);
         e.activate(&s.attention, w.attn_output.n_cols(), kinds, &mut s.input);
+        s.collect(index, &["attn_output"]);
         e.matmul_add(&w.attn_output, &s.input, &mut s.x);
 
         e.rms_norm(&s.x, &w.ffn_norm, c.rms_norm_eps, w.gate_up_input, &mut s.input);
+        s.collect(index, &["ffn_gate", "ffn_up"]);
         e.matmul_silu_mul(&w.gate, &w.up, &s.input, &mut s.hidden);
         e.activate(&s.hidden, c.ffn_dim, ActivationKinds::of([w.down.ty()]), &mut s.input);
+        s.collect(index, &["ffn_down"]);
         e.matmul_add(&w.down, &s.input, &mut s.x);
     }
 

@@ -42,6 +42,7 @@ mod error;
 pub mod evaluate;
 mod generate;
 pub mod hub;
+mod importance;
 mod model;
 mod options;
 pub mod sample;

@@ -192,6 +192,11 @@ impl Importance {
         Some(rows.flat_map(|(sums, &n)| sums.iter().map(move |&sum| if n > 0.0 { sum / n } else { 1.0 })).collect())
     }
 
+    /// Forgets the matrices whose names `keep` does not want.
+    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        self.entries.retain(|name, _| keep(name));
+    }
+
     /// Matrices with values.
     pub fn len(&self) -> usize {
         self.entries.len()

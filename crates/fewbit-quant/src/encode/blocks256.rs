@@ -39,33 +39,33 @@ pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Optio
 
 #[inline(always)]
 fn one_tile(ty: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    // Weights that differ make a rougher landscape, and who brings them waits for the best.
+    // Weights that differ make a rougher landscape.
     let thorough = importance.is_some();
     let trials = |n: usize| if thorough { 24 } else { n };
     match ty {
         TensorType::Q4_K => {
-            let stretches = Trials { first: -1.1, last: 0.9, n: trials(6) };
-            affine::<32>(x, importance, (15.0, 63.0), stretches, thorough, out, put_q4_k);
+            let stretches = Trials { first: -1.1, last: 0.9, n: trials(11) };
+            affine::<32>(x, importance, (15.0, 63.0), stretches, out, put_q4_k);
         }
         TensorType::Q5_K => {
-            let stretches = Trials { first: -1.2, last: 0.8, n: trials(5) };
-            affine::<32>(x, importance, (31.0, 63.0), stretches, thorough, out, put_q5_k);
+            let stretches = Trials { first: -1.2, last: 0.8, n: trials(9) };
+            affine::<32>(x, importance, (31.0, 63.0), stretches, out, put_q5_k);
         }
         TensorType::Q2_K => {
-            let stretches = Trials { first: -0.9, last: 0.6, n: trials(8) };
-            affine::<16>(x, importance, (3.0, 15.0), stretches, true, out, put_q2_k);
+            let stretches = Trials { first: -0.9, last: 0.6, n: trials(12) };
+            affine::<16>(x, importance, (3.0, 15.0), stretches, out, put_q2_k);
         }
         TensorType::Q3_K => {
             let (grid, units) = (Linear { lo: -4.0, hi: 3.0 }, Linear { lo: -32.0, hi: 31.0 });
-            symmetric::<_, 16>(x, importance, grid, units, ends_of(grid.lo, 1.2, trials(5)), thorough, out, put_q3_k);
+            symmetric::<_, 16>(x, importance, grid, units, ends_of(grid.lo, 1.2, trials(8)), out, put_q3_k);
         }
         TensorType::Q6_K => {
             let (grid, units) = (Linear { lo: -32.0, hi: 31.0 }, Linear { lo: -128.0, hi: 127.0 });
-            symmetric::<_, 16>(x, importance, grid, units, ends_of(grid.lo, 1.4, trials(3)), thorough, out, put_q6_k);
+            symmetric::<_, 16>(x, importance, grid, units, ends_of(grid.lo, 1.4, trials(6)), out, put_q6_k);
         }
         _ => {
             let units = Linear { lo: -32.0, hi: 31.0 };
-            symmetric::<_, 32>(x, importance, Curved, units, curved_ends(thorough), thorough, out, put_iq4_xs);
+            symmetric::<_, 32>(x, importance, Curved, units, curved_ends(thorough), out, put_iq4_xs);
         }
     }
 }
@@ -143,13 +143,12 @@ fn affine<const N: usize>(
     importance: Option<&[f32]>,
     (levels, units): (f32, f32),
     stretches: Trials,
-    neighbours: bool,
     out: &mut [u8],
     put: impl Fn(&Parts, &mut [u8]),
 ) {
     let t = tile::<N>(x);
     let w = error_weights(x, &t, importance);
-    let (scale, min) = best_scale_and_min(&t, &w, levels, stretches, 1, true);
+    let (scale, min) = best_scale_and_min(&t, &w, levels, stretches, 2, true);
     let (mut wx, mut total) = ([0.0; LANES], [0.0; LANES]);
     for e in 0..N {
         for i in 0..LANES {
@@ -185,27 +184,25 @@ fn affine<const N: usize>(
         }
     }
     refit_affine(&t, &w, grid, &total, &wx, &s, &m, &mut fitted);
-    if neighbours {
-        // Rounding each scale on its own is not best for what they make together.
-        let (scale, min) = scaled::<N>(&fitted, &s, &m);
-        let mut best = losses(&t, &w, grid, &scale, &min);
-        for (ds, dm) in [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0)] {
-            let (mut s2, mut m2) = ([0.0; LANES], [0.0; LANES]);
-            for i in 0..LANES {
-                s2[i] = unit_grid.nearest(s[i] + ds);
-                m2[i] = unit_grid.nearest(m[i] + dm);
-            }
-            let (scale, min) = scaled::<N>(&fitted, &s2, &m2);
-            let loss = losses(&t, &w, grid, &scale, &min);
-            for i in 0..LANES {
-                let better = loss[i] < best[i];
-                best[i] = if better { loss[i] } else { best[i] };
-                s[i] = if better { s2[i] } else { s[i] };
-                m[i] = if better { m2[i] } else { m[i] };
-            }
+    // Rounding each scale on its own is not best for what they make together.
+    let (scale, min) = scaled::<N>(&fitted, &s, &m);
+    let mut best = losses(&t, &w, grid, &scale, &min);
+    for (ds, dm) in [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0)] {
+        let (mut s2, mut m2) = ([0.0; LANES], [0.0; LANES]);
+        for i in 0..LANES {
+            s2[i] = unit_grid.nearest(s[i] + ds);
+            m2[i] = unit_grid.nearest(m[i] + dm);
         }
-        refit_affine(&t, &w, grid, &total, &wx, &s, &m, &mut fitted);
+        let (scale, min) = scaled::<N>(&fitted, &s2, &m2);
+        let loss = losses(&t, &w, grid, &scale, &min);
+        for i in 0..LANES {
+            let better = loss[i] < best[i];
+            best[i] = if better { loss[i] } else { best[i] };
+            s[i] = if better { s2[i] } else { s[i] };
+            m[i] = if better { m2[i] } else { m[i] };
+        }
     }
+    refit_affine(&t, &w, grid, &total, &wx, &s, &m, &mut fitted);
     let out_bytes = out.len() / n_blocks;
     for (block, (x, out)) in x.as_chunks::<256>().0.iter().zip(out.chunks_exact_mut(out_bytes)).enumerate() {
         let Units { d, dmin } = fitted[block];
@@ -272,13 +269,12 @@ fn symmetric<G: Grid, const N: usize>(
     grid: G,
     units: Linear,
     ends: (Trials, Trials),
-    neighbours: bool,
     out: &mut [u8],
     put: impl Fn(&Parts, &mut [u8]),
 ) {
     let t = tile::<N>(x);
     let w = error_weights(x, &t, importance);
-    let scale = best_scale(&t, &w, grid, ends, 1);
+    let scale = best_scale(&t, &w, grid, ends, 2);
     let n_blocks = x.len() / 256;
     let (mut s, zero) = ([0.0; LANES], [0.0; LANES]);
     // What an error in a scale costs.
@@ -294,22 +290,20 @@ fn symmetric<G: Grid, const N: usize>(
         }
     }
     refit_symmetric(&t, &w, grid, &s, &mut fitted);
-    if neighbours {
-        let mut best = losses(&t, &w, grid, &scaled::<N>(&fitted, &s, &zero).0, &zero);
-        for ds in [1.0, -1.0] {
-            let mut s2 = [0.0; LANES];
-            for i in 0..LANES {
-                s2[i] = units.nearest(s[i] + ds);
-            }
-            let loss = losses(&t, &w, grid, &scaled::<N>(&fitted, &s2, &zero).0, &zero);
-            for i in 0..LANES {
-                let better = loss[i] < best[i];
-                best[i] = if better { loss[i] } else { best[i] };
-                s[i] = if better { s2[i] } else { s[i] };
-            }
+    let mut best = losses(&t, &w, grid, &scaled::<N>(&fitted, &s, &zero).0, &zero);
+    for ds in [1.0, -1.0] {
+        let mut s2 = [0.0; LANES];
+        for i in 0..LANES {
+            s2[i] = units.nearest(s[i] + ds);
         }
-        refit_symmetric(&t, &w, grid, &s, &mut fitted);
+        let loss = losses(&t, &w, grid, &scaled::<N>(&fitted, &s2, &zero).0, &zero);
+        for i in 0..LANES {
+            let better = loss[i] < best[i];
+            best[i] = if better { loss[i] } else { best[i] };
+            s[i] = if better { s2[i] } else { s[i] };
+        }
     }
+    refit_symmetric(&t, &w, grid, &s, &mut fitted);
     let out_bytes = out.len() / n_blocks;
     for (block, (x, out)) in x.as_chunks::<256>().0.iter().zip(out.chunks_exact_mut(out_bytes)).enumerate() {
         let d = fitted[block].d;

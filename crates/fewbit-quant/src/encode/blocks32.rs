@@ -42,7 +42,7 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
         return;
     }
     let t = tile::<32>(x);
-    // Weights that differ make a rougher landscape, and who brings them waits for the best.
+    // Weights that differ make a rougher landscape.
     let thorough = importance.is_some();
     let w = match importance {
         None => [[1.0; LANES]; 32],
@@ -52,7 +52,7 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
         TensorType::Q4_0 | TensorType::Q5_0 => {
             let lo = if ty == TensorType::Q4_0 { -8.0 } else { -16.0 };
             let grid = Linear { lo, hi: -lo - 1.0 };
-            let ends = if thorough { ends_of(lo, 1.5, 16) } else { ends_of(lo, 1.2, 5) };
+            let ends = if thorough { ends_of(lo, 1.5, 16) } else { ends_of(lo, 1.2, 8) };
             let scales = best_scale(&t, &w, grid, ends, 2);
             for ((x, out), &scale) in blocks.zip(&scales) {
                 let (d, codes) = codes_of(x, scale, grid);
@@ -62,7 +62,7 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
         }
         TensorType::Q4_1 | TensorType::Q5_1 => {
             let levels = if ty == TensorType::Q4_1 { 15.0 } else { 31.0 };
-            let stretches = Trials { first: -1.2, last: 0.8, n: if thorough { 20 } else { 5 } };
+            let stretches = Trials { first: -1.2, last: 0.8, n: if thorough { 20 } else { 10 } };
             let (scales, mins) = best_scale_and_min(&t, &w, levels, stretches, 2, false);
             for (((x, out), &scale), &min) in blocks.zip(&scales).zip(&mins) {
                 let (d, m) = (half(scale), half(min));
@@ -158,7 +158,7 @@ const CURVED: [f32; 16] =
 /// Where the largest weight of a block may lie on that grid.
 #[inline(always)]
 pub(super) fn curved_ends(thorough: bool) -> (Trials, Trials) {
-    let n = if thorough { 10 } else { 5 };
+    let n = if thorough { 10 } else { 7 };
     (Trials { first: -113.0, last: -138.0, n }, Trials { first: 101.0, last: 119.0, n })
 }
 

@@ -1,0 +1,56 @@
+//! Importance matrices: which inputs of a model's matrices are large, on a text.
+//!
+//! The text is cut into windows as [`perplexity`](Model::perplexity) does it, each is run through the model, and the
+//! squares of what enters each matrix are summed up by column. [`quantize_file`](fewbit_model::quantize::quantize_file)
+//! weights errors by their means, and so does llama.cpp, which reads the same files.
+
+use fewbit_model::quantize::{Collector, Importance};
+use fewbit_model::{Chunk, LogitsFor};
+
+use crate::error::Error;
+use crate::evaluate::PerplexityOptions;
+use crate::model::Model;
+
+impl Model {
+    /// The importance matrix of the model on `text`, whose name is `dataset`. `progress` is told the windows done and
+    /// how many there are.
+    ///
+    /// # Errors
+    /// Those of [`perplexity`](Self::perplexity); one window is enough.
+    pub fn importance(
+        &self,
+        text: &str,
+        dataset: &str,
+        options: &PerplexityOptions,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Importance, Error> {
+        let ctx = options.ctx;
+        if ctx < 4 {
+            return Err(Error::WindowTooShort { ctx });
+        }
+        if ctx > self.context_length() {
+            return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
+        }
+        let tokens = self.encode_raw(text);
+        if tokens.len() < ctx {
+            return Err(Error::TooFewTokens { needed: ctx, found: tokens.len() });
+        }
+        let bos = self.tokenizer().bos().filter(|_| self.tokenizer().add_bos());
+        let n_windows = (tokens.len() / ctx).min(options.chunks.unwrap_or(usize::MAX));
+        let (decoder, mut collector) = (self.decoder(), Collector::new());
+        for (i, window) in tokens.chunks_exact(ctx).take(n_windows).enumerate() {
+            let mut window = window.to_vec();
+            if let Some(bos) = bos {
+                window[0] = bos;
+            }
+            let mut cache = decoder.new_cache();
+            for tokens in window.chunks(self.inner.core.limits.prefill_chunk) {
+                let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::None };
+                decoder.forward_collecting(&mut [chunk], &mut collector)?;
+            }
+            progress(i + 1, n_windows);
+        }
+        let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(collector.finish(dataset, count(n_windows), count(ctx)))
+    }
+}
