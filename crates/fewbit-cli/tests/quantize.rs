@@ -130,5 +130,8 @@ fn an_importance_matrix_is_that_of_llama_cpp() {
 
     assert_fails(&["imatrix", STORIES, "--file", PROSE, "-o", &out, "--ctx", "100000"], "100000");
     assert_fails(&["imatrix", STORIES, "--file", "/nonexistent", "-o", &out], "/nonexistent");
-    assert_fails(&["imatrix", STORIES, "--file", PROSE, "-o", "/nonexistent/out.gguf", "--ctx", "64"], "/nonexistent/out.gguf");
+    assert_fails(
+        &["imatrix", STORIES, "--file", PROSE, "-o", "/nonexistent/out.gguf", "--ctx", "64"],
+        "/nonexistent/out.gguf",
+    );
 }

@@ -17,9 +17,9 @@ use crate::cache::{KvCache, LayerStep, append_and_attend};
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::{KvType, PageKind};
 use crate::prefix::PrefixTree;
+use crate::quantize::Collector;
 use crate::rope::Rope;
 use crate::weights::{Weights, engine};
-use crate::quantize::Collector;
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
 use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE, Planes};
@@ -293,11 +293,7 @@ impl Decoder {
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
-    pub fn forward_collecting(
-        &self,
-        batch: &mut [Chunk<'_>],
-        collector: &mut Collector,
-    ) -> Result<Logits, ModelError> {
+    pub fn forward_collecting(&self, batch: &mut [Chunk<'_>], collector: &mut Collector) -> Result<Logits, ModelError> {
         let mut lent = Some(std::mem::take(collector));
         let result = self.run(batch, &mut lent);
         *collector = lent.unwrap_or_default();

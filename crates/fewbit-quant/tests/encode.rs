@@ -78,7 +78,6 @@ fn no_type_loses_more_than_llama_cpp() {
         }
     }
     println!("{report}");
-    if std::env::var_os("REPORT").is_some() { println!("{report}"); }
     assert!(worse == 0, "{worse} are worse");
 }
 
