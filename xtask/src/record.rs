@@ -70,7 +70,7 @@ fn kernel_csv(quick: bool) -> Result<String> {
     let mut command = Command::new(shell::cargo());
     command.args(["bench", "--quiet", "-p", "fewbit-kernels", "--bench", "kernels", "--", "--csv"]);
     if quick {
-        command.env("FEWBIT_BENCH", "F16,Q4_0,Q4_K,Q8_0,attention,rows,section");
+        command.env("FEWBIT_BENCH", "Q4_0,Q4_K,Q8_0,attention,rows,section");
     }
     finish(command)
 }

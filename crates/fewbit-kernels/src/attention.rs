@@ -29,7 +29,7 @@ use crate::Isa;
 use crate::elementwise::multiversion;
 use crate::engine::Engine;
 use crate::generic::attention::{KEY_BLOCK, KvLoad};
-use crate::math::{SUM_LANES, exp, tree_sum};
+use crate::math::{SUM_LANES, exp, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
@@ -189,7 +189,7 @@ multiversion! {
         for (b, chunk) in scores.iter_mut().enumerate() {
             for (i, (sum, s)) in sums.iter_mut().zip(chunk).enumerate() {
                 let j = b * SUM_LANES + i;
-                let p = exp(*s - max);
+                let p = exp_with::<FMA>(*s - max);
                 *s = if j < first || j >= end { 0.0 } else { p };
                 *sum += *s;
             }
@@ -202,7 +202,7 @@ multiversion! {
     /// `merged = fma(o, b, merged * a)`
     pub(crate) fn merge_rows(merged: &mut [f32], o: &[f32], a: f32, b: f32) {
         for (y, &o) in merged.iter_mut().zip(o) {
-            *y = o.mul_add(b, *y * a);
+            *y = fma::<FMA>(o, b, *y * a);
         }
     }
 }
@@ -535,7 +535,10 @@ impl Tile {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
-            // SAFETY: lengths asserted above; every CPU runs it.
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            // SAFETY: lengths asserted above; every CPU of the target runs it.
+            Isa::Sse2 | Isa::Neon => unsafe { baseline::scores(n, head_dim, n_blocks, q, keys, out) },
+            // SAFETY: as above.
             Isa::Portable => unsafe { portable::scores(n, head_dim, n_blocks, q, keys, out) },
             _ => {
                 for (m, q) in q.chunks_exact(head_dim).enumerate() {
@@ -563,7 +566,10 @@ impl Tile {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
-            // SAFETY: lengths asserted above; every CPU runs it.
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            // SAFETY: lengths asserted above; every CPU of the target runs it.
+            Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, range.len(), p, values, o) },
+            // SAFETY: as above.
             Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
             _ => {
                 for m in 0..n {
@@ -626,4 +632,6 @@ tiles!(
     1,
     [1 2 3 4 5 6 7 8]
 );
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+tiles!(baseline, crate::arch::Baseline, inline(never), 4, [1 2 3 4]);
 tiles!(portable, crate::arch::Portable, inline(never), 2, [1 2 3 4]);

@@ -5,28 +5,29 @@
 //! contracts float operations, so all versions give the same bits.
 
 use crate::activations::{quantize_block, sum_codes};
-use crate::math::{SUM_LANES, silu, tree_sum};
+use crate::math::{SUM_LANES, fma, silu_with, tree_sum};
 use crate::{Isa, RopeStyle};
 
-/// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first.
+/// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first. In the body,
+/// `FMA` says whether there is an instruction for fused multiply-adds; [`fma`] and others take it.
 macro_rules! multiversion {
     ($(#[$doc:meta])* pub(crate) fn $name:ident $(<$t:ident: $bound:ident>)? ($($arg:ident: $ty:ty),* $(,)?)
      $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         pub(crate) fn $name $(<$t: $bound>)? (isa: Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn definition $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? $body
+            fn definition<const FMA: bool $(, $t: $bound)?> ($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c")]
             fn avx2 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                definition($($arg),*)
+                definition::<true $(, $t)?>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
             fn avx512 $(<$t: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
-                definition($($arg),*)
+                definition::<true $(, $t)?>($($arg),*)
             }
 
             match isa {
@@ -36,7 +37,7 @@ macro_rules! multiversion {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Isa::Avx512 => unsafe { avx512($($arg),*) },
-                _ => definition($($arg),*),
+                _ => definition::<{ $crate::math::HAS_FMA } $(, $t)?>($($arg),*),
             }
         }
     };
@@ -51,11 +52,11 @@ multiversion! {
         let (chunks, rest) = x.as_chunks::<SUM_LANES>();
         for chunk in chunks {
             for (lane, &v) in lanes.iter_mut().zip(chunk) {
-                *lane = v.mul_add(v, *lane);
+                *lane = fma::<FMA>(v, v, *lane);
             }
         }
         for (lane, &v) in lanes.iter_mut().zip(rest) {
-            *lane = v.mul_add(v, *lane);
+            *lane = fma::<FMA>(v, v, *lane);
         }
         let scale = 1.0 / (tree_sum(lanes) / x.len() as f32 + eps).sqrt();
         for ((y, &x), &w) in out.iter_mut().zip(x).zip(weight) {
@@ -94,7 +95,7 @@ multiversion! {
         let blocks = x.chunks_exact(block).zip(codes.chunks_exact(block)).zip(out.chunks_exact_mut(block));
         for (((x, codes), out), &scale) in blocks.zip(scales) {
             for ((y, &x), &code) in out.iter_mut().zip(x).zip(codes) {
-                *y = (-scale).mul_add(f32::from(code), x);
+                *y = fma::<FMA>(-scale, f32::from(code), x);
             }
         }
     }
@@ -104,7 +105,7 @@ multiversion! {
     /// `gate = silu(gate) * up`.
     pub(crate) fn silu_mul(gate: &mut [f32], up: &[f32]) {
         for (g, &u) in gate.iter_mut().zip(up) {
-            *g = silu(*g) * u;
+            *g = silu_with::<FMA>(*g) * u;
         }
     }
 }
@@ -127,13 +128,13 @@ multiversion! {
             RopeStyle::Interleaved => {
                 for ((pair, &c), &s) in x[..2 * half].as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
                     let [a, b] = *pair;
-                    *pair = [a.mul_add(c, -(b * s)), b.mul_add(c, a * s)];
+                    *pair = [fma::<FMA>(a, c, -(b * s)), fma::<FMA>(b, c, a * s)];
                 }
             }
             RopeStyle::HalfSplit => {
                 let (lo, hi) = x[..2 * half].split_at_mut(half);
                 for (((a, b), &c), &s) in lo.iter_mut().zip(hi).zip(cos).zip(sin) {
-                    (*a, *b) = (a.mul_add(c, -(*b * s)), b.mul_add(c, *a * s));
+                    (*a, *b) = (fma::<FMA>(*a, c, -(*b * s)), fma::<FMA>(*b, c, *a * s));
                 }
             }
         }

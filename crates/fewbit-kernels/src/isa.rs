@@ -2,7 +2,8 @@
 
 use crate::KernelError;
 
-/// The environment variable that forces an instruction set: `scalar`, `portable`, `avx2` or `avx512`.
+/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `avx2`
+/// or `avx512`.
 pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 
 /// An implementation of the kernels. All of them give the same bits.
@@ -11,9 +12,12 @@ pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 pub enum Isa {
     /// The scalar definitions, on weights as the file stores them. Slow: the reference in tests.
     Scalar,
-    /// Plain Rust that compilers turn into the vector instructions every CPU of the target has: NEON on
-    /// aarch64, SSE2 on x86-64. What runs where nothing below does.
+    /// Plain Rust that compilers turn into vector instructions as well as they can: for CPUs of no family below.
     Portable,
+    /// Every x86-64.
+    Sse2,
+    /// Every aarch64.
+    Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
@@ -22,7 +26,7 @@ pub enum Isa {
 
 impl Isa {
     /// All that this version knows, slowest first.
-    const ALL: [Self; 4] = [Self::Scalar, Self::Portable, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 6] = [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::Avx512];
 
     /// Every instruction set that this CPU can run, slowest first.
     pub fn available() -> Vec<Self> {
@@ -33,6 +37,8 @@ impl Isa {
     pub fn is_available(self) -> bool {
         match self {
             Self::Scalar | Self::Portable => true,
+            Self::Sse2 => cfg!(target_arch = "x86_64"),
+            Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -84,6 +90,8 @@ impl Isa {
         match self {
             Self::Scalar => "scalar",
             Self::Portable => "portable",
+            Self::Sse2 => "sse2",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
         }

@@ -15,19 +15,25 @@ pub const SUM_LANES: usize = 16;
 /// Taylor polynomial of degree 7 (remainder below 6e-9), and `2^n` is put in through the exponent bits.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    exp_with::<HAS_FMA>(x)
+}
+
+/// [`exp`], for CPUs with fused multiply-adds or without.
+#[inline(always)]
+pub(crate) fn exp_with<const FMA: bool>(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4; // 12 significant bits, so that n * LN2_HI is exact
     const LN2_LO: f32 = -2.121_944_4e-4;
-    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-LN2_HI, x);
-    let r = n.mul_add(-LN2_LO, r);
-    let p = r.mul_add(1.0 / 5040.0, 1.0 / 720.0);
-    let p = p.mul_add(r, 1.0 / 120.0);
-    let p = p.mul_add(r, 1.0 / 24.0);
-    let p = p.mul_add(r, 1.0 / 6.0);
-    let p = p.mul_add(r, 0.5);
-    let p = p.mul_add(r, 1.0);
-    let p = p.mul_add(r, 1.0);
+    let r = fma::<FMA>(n, -LN2_HI, x);
+    let r = fma::<FMA>(n, -LN2_LO, r);
+    let p = fma::<FMA>(r, 1.0 / 5040.0, 1.0 / 720.0);
+    let p = fma::<FMA>(p, r, 1.0 / 120.0);
+    let p = fma::<FMA>(p, r, 1.0 / 24.0);
+    let p = fma::<FMA>(p, r, 1.0 / 6.0);
+    let p = fma::<FMA>(p, r, 0.5);
+    let p = fma::<FMA>(p, r, 1.0);
+    let p = fma::<FMA>(p, r, 1.0);
     let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127) << 23;
     let y = p * f32::from_bits(exponent);
     let y = if x < -87.0 { 0.0 } else { y };
@@ -37,7 +43,13 @@ pub fn exp(x: f32) -> f32 {
 /// `x / (1 + e^-x)`.
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
+    silu_with::<HAS_FMA>(x)
+}
+
+/// [`silu`], for CPUs with fused multiply-adds or without.
+#[inline(always)]
+pub(crate) fn silu_with<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + exp_with::<FMA>(-x))
 }
 
 /// Adds up strided partial sums as a tree: lanes `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
@@ -62,10 +74,17 @@ pub fn tree_sum(mut lanes: [f32; SUM_LANES]) -> f32 {
 /// (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
 #[inline(always)]
 pub fn fused(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64", target_arch = "riscv64", target_arch = "powerpc64")) {
-        return a.mul_add(b, c);
-    }
-    fused_emulated(a, b, c)
+    fma::<HAS_FMA>(a, b, c)
+}
+
+/// Whether every CPU of the target has an instruction for `f32::mul_add`.
+pub(crate) const HAS_FMA: bool =
+    cfg!(any(target_feature = "fma", target_arch = "aarch64", target_arch = "riscv64", target_arch = "powerpc64"));
+
+/// [`fused`] where the caller knows whether there is an instruction for it.
+#[inline(always)]
+pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { fused_emulated(a, b, c) }
 }
 
 /// [`fused`] in float64.

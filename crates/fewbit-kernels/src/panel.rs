@@ -404,6 +404,8 @@ kernels!(
     1,
     8
 );
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+kernels!(baseline, crate::arch::Baseline, inline(never), 4, 4);
 kernels!(portable, crate::arch::Portable, inline(never), 2, 4);
 
 fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
@@ -412,6 +414,8 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
         Isa::Avx2 => avx2::kernel(ty),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::kernel(ty),
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Isa::Sse2 | Isa::Neon => baseline::kernel(ty),
         Isa::Portable => portable::kernel(ty),
         _ => None,
     }

@@ -44,12 +44,21 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// Instruction sets to measure: those of this CPU but for the scalar definitions, or the one that is asked for.
+/// Instruction sets to measure: the one that is asked for, or those of this CPU that are not the lot of lesser ones, which
+/// take minutes. A smoke test takes all but the scalar definitions.
 fn isas() -> Vec<Isa> {
     match std::env::var(ISA_VARIABLE) {
         Ok(name) if !name.is_empty() => vec![Isa::from_env().expect("an instruction set of this CPU")],
-        _ => Isa::available().into_iter().filter(|&isa| isa != Isa::Scalar).collect(),
+        _ => {
+            let least = if has("--smoke") { Isa::Portable } else { Isa::best().min(Isa::Avx2) };
+            Isa::available().into_iter().filter(|&isa| isa >= least).collect()
+        }
     }
+}
+
+/// Whether this flag was given.
+fn has(flag: &str) -> bool {
+    std::env::args().any(|arg| arg == flag)
 }
 
 fn ceilings(isa: Isa) -> (f64, Option<f64>) {
@@ -65,7 +74,6 @@ fn all(small: bool) -> Vec<Case> {
 }
 
 fn main() {
-    let has = |flag: &str| std::env::args().any(|arg| arg == flag);
     if has("--smoke") {
         return all(true).iter().for_each(|case| (case.set_up)().1());
     }

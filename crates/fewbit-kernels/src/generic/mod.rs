@@ -23,7 +23,7 @@ pub(crate) const PANEL_ROWS: usize = 16;
 /// their instructions from the `target_feature` function that they end up in.
 #[allow(clippy::missing_safety_doc)]
 pub(crate) trait Simd: Copy + 'static {
-    /// 32-bit lanes of a vector: 8 or 16.
+    /// 32-bit lanes of a vector: 4, 8 or 16.
     const LANES: usize;
     /// Whether [`dot4`](Self::dot4) adds up in 16-bit lanes, so that sums need widening before they overflow.
     const NARROW_SUMS: bool;
