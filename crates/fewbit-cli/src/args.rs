@@ -46,10 +46,13 @@ pub(crate) enum Device {
     Wgpu,
 }
 
+#[allow(non_camel_case_types)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum KvType {
     F16,
     F32,
+    #[value(name = "q8_0")]
+    Q8_0,
 }
 
 impl From<KvType> for fewbit::engine::KvType {
@@ -57,6 +60,7 @@ impl From<KvType> for fewbit::engine::KvType {
         match ty {
             KvType::F16 => Self::F16,
             KvType::F32 => Self::F32,
+            KvType::Q8_0 => Self::Q8_0,
         }
     }
 }

@@ -18,17 +18,12 @@
 //! out  = O * (1 / L)
 //! ```
 //!
-//! Pages hold f16 or f32 ([`KvElement`]). Keys are stored so that positions are vector lanes, values so that elements are:
-//!
-//! ```text
-//! keys    [n_kv_heads][PAGE / 16][head_dim][16]
-//! values  [n_kv_heads][PAGE][head_dim rounded up to 16]
-//! ```
+//! Pages hold f16, f32 or Q8_0 blocks: [`crate::kv`] says how, and what the products of Q8_0 are.
 
 use crate::Isa;
 use crate::elementwise::multiversion;
 use crate::engine::Engine;
-use crate::generic::attention::{KEY_BLOCK, KvLoad};
+use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, Queries, Tile};
 use crate::math::{SUM_LANES, exp, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
@@ -63,13 +58,13 @@ impl AttentionShape {
     }
 
     /// Elements of the keys of one page of one layer.
-    pub fn key_elems(&self) -> usize {
-        self.n_kv_heads * PAGE * self.head_dim
+    pub fn key_elems<T: KvElement>(&self) -> usize {
+        self.n_kv_heads * PAGE / KEY_BLOCK * T::key_block_elems(self.head_dim)
     }
 
     /// Elements of the values of one page of one layer.
-    pub fn value_elems(&self) -> usize {
-        self.n_kv_heads * PAGE * self.width()
+    pub fn value_elems<T: KvElement>(&self) -> usize {
+        self.n_kv_heads * T::head_value_elems(self.head_dim)
     }
 
     /// The keys that a query at `position` sees.
@@ -79,45 +74,12 @@ impl AttentionShape {
     }
 }
 
-/// An element type of the cache: f16 or f32.
-///
-/// Sealed: kernels exist for these two.
-#[allow(private_bounds)]
-pub trait KvElement: KvLoad + std::fmt::Debug + Default {
-    /// Rounds, nearest even.
-    fn from_f32(x: f32) -> Self;
-    /// The exact value.
-    fn to_f32(self) -> f32;
-}
-
-impl KvElement for f16 {
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        f16::from_f32(x)
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-}
-
-impl KvElement for f32 {
-    #[inline(always)]
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-}
-
 /// One page of one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct KvPage<'a, T = f16> {
-    /// `[n_kv_heads][PAGE / 16][head_dim][16]`
+    /// `[n_kv_heads][PAGE / 16]` blocks of [`KvElement::key_block_elems`].
     pub keys: &'a [T],
-    /// `[n_kv_heads][PAGE][width]`
+    /// `[n_kv_heads]` parts of [`KvElement::head_value_elems`].
     pub values: &'a [T],
 }
 
@@ -153,8 +115,8 @@ const EMPTY: Partial = Partial { max: f32::NEG_INFINITY, sum: 0.0 };
 /// Buffers of one thread.
 #[derive(Default)]
 struct Scratch {
-    /// `[rows][head_dim]`: scaled queries.
-    q: Vec<f32>,
+    /// The scaled queries of a unit.
+    queries: Queries,
     /// `[tile][PAGE]`
     scores: Vec<f32>,
     /// `[tile][width]`
@@ -169,29 +131,34 @@ thread_local! {
 }
 
 multiversion! {
-    /// Turns scores into weights `p`, zero outside `valid`; returns maximum and sum.
+    /// Turns scores into weights `p`, zero outside `first..end`; returns maximum and sum.
     pub(crate) fn softmax_page(scores: &mut [f32], first: usize, end: usize) -> (f32, f32) {
-        let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
-        for (j, s) in scores.iter_mut().enumerate() {
-            if j < first || j >= end {
-                *s = f32::NEG_INFINITY;
-            }
+        let end = end.min(scores.len());
+        if first >= end {
+            scores.fill(0.0);
+            return (f32::NEG_INFINITY, 0.0);
         }
-        let scores = scores.as_chunks_mut::<SUM_LANES>().0;
-        for chunk in scores.iter() {
+        scores[..first].fill(f32::NEG_INFINITY);
+        scores[end..].fill(f32::NEG_INFINITY);
+        let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
+        let blocks = scores.as_chunks_mut::<SUM_LANES>().0;
+        for chunk in blocks.iter() {
             for (lane, &s) in lanes.iter_mut().zip(chunk) {
                 // Unlike f32::max, a plain comparison, which vectorizes; NaN never wins either way.
                 *lane = if s > *lane { s } else { *lane };
             }
         }
         let max = lanes.into_iter().fold(f32::NEG_INFINITY, |m, s| if s > m { s } else { m });
+        for s in blocks.as_flattened_mut() {
+            *s = exp_with::<FMA>(*s - max);
+        }
+        // Whatever the maximum is: what is not seen adds nothing.
+        scores[..first].fill(0.0);
+        scores[end..].fill(0.0);
         let mut sums = [0.0f32; SUM_LANES];
-        for (b, chunk) in scores.iter_mut().enumerate() {
-            for (i, (sum, s)) in sums.iter_mut().zip(chunk).enumerate() {
-                let j = b * SUM_LANES + i;
-                let p = exp_with::<FMA>(*s - max);
-                *s = if j < first || j >= end { 0.0 } else { p };
-                *sum += *s;
+        for chunk in scores.as_chunks::<SUM_LANES>().0 {
+            for (sum, &p) in sums.iter_mut().zip(chunk) {
+                *sum += p;
             }
         }
         (max, tree_sum(sums))
@@ -203,15 +170,6 @@ multiversion! {
     pub(crate) fn merge_rows(merged: &mut [f32], o: &[f32], a: f32, b: f32) {
         for (y, &o) in merged.iter_mut().zip(o) {
             *y = fma::<FMA>(o, b, *y * a);
-        }
-    }
-}
-
-multiversion! {
-    /// Converts to the cache's type and writes every `stride`-th element.
-    pub(crate) fn convert_strided<T: KvElement>(x: &[f32], out: &mut [T], stride: usize) {
-        for (y, &x) in out.iter_mut().step_by(stride).zip(x) {
-            *y = T::from_f32(x);
         }
     }
 }
@@ -240,15 +198,17 @@ impl Engine {
         k: &[f32],
         v: &[f32],
     ) {
-        let (hd, width) = (shape.head_dim, shape.width());
+        let hd = shape.head_dim;
         let row = shape.n_kv_heads * hd;
+        assert!(T::supports(hd), "heads of {hd} in a cache of this type");
+        let (block_elems, value_elems) = (T::key_block_elems(hd), T::head_value_elems(hd));
         let n = k.len() / row;
         assert!(k.len() == n * row && v.len() == k.len(), "whole rows of keys and values");
         assert!(first_position + n <= pages.len() * PAGE, "room in the pages");
         let pages: Vec<_> = pages
             .iter_mut()
             .map(|page| {
-                assert!(page.keys.len() == shape.key_elems() && page.values.len() == shape.value_elems());
+                assert!(page.keys.len() == shape.key_elems::<T>() && page.values.len() == shape.value_elems::<T>());
                 (SharedMut::new(page.keys), SharedMut::new(page.values))
             })
             .collect();
@@ -259,13 +219,16 @@ impl Engine {
                     let position = first_position + t;
                     let (page, j) = (&pages[position / PAGE], position % PAGE);
                     let from = t * row + head * hd..t * row + (head + 1) * hd;
-                    let block = (head * PAGE + j / KEY_BLOCK * KEY_BLOCK) * hd;
-                    let value = (head * PAGE + j) * width;
+                    let block = (head * PAGE + j) / KEY_BLOCK * block_elems;
                     // SAFETY: heads are handed out once, and parts of different heads do not overlap.
-                    let (keys, values) =
-                        unsafe { (page.0.range(block..block + KEY_BLOCK * hd), page.1.range(value..value + hd)) };
-                    convert_strided(isa, &k[from.clone()], &mut keys[j % KEY_BLOCK..], KEY_BLOCK);
-                    convert_strided(isa, &v[from], values, 1);
+                    let (keys, values) = unsafe {
+                        (
+                            page.0.range(block..block + block_elems),
+                            page.1.range(head * value_elems..(head + 1) * value_elems),
+                        )
+                    };
+                    T::store_key(isa, &k[from.clone()], j % KEY_BLOCK, keys);
+                    T::store_value(isa, &v[from], j, values);
                 }
             }
         };
@@ -288,12 +251,13 @@ impl Engine {
         let n_tokens: usize = sequences.iter().map(|s| s.n_tokens).sum();
         assert!(q.len() == n_tokens * row && out.len() == q.len(), "queries of all sequences");
         assert!(shape.n_heads.is_multiple_of(shape.n_kv_heads), "query heads per key head");
+        assert!(T::supports(shape.head_dim), "heads of {} in a cache of this type", shape.head_dim);
         let mut units = Vec::new();
         let mut offset = 0;
         for (s, sequence) in sequences.iter().enumerate() {
             assert!(sequence.first_position + sequence.n_tokens <= sequence.pages.len() * PAGE, "positions cached");
             for page in &sequence.pages {
-                assert!(page.keys.len() == shape.key_elems() && page.values.len() == shape.value_elems());
+                assert!(page.keys.len() == shape.key_elems::<T>() && page.values.len() == shape.value_elems::<T>());
             }
             // Late tiles see more keys and cost more: they are handed out first.
             for first in (0..sequence.n_tokens).step_by(TOKEN_TILE).rev() {
@@ -358,11 +322,13 @@ impl<T: KvElement> Attention<'_, T> {
     }
 
     fn load_queries(&self, unit: &Unit, scratch: &mut Scratch) {
-        scratch.q.clear();
+        let queries = &mut scratch.queries;
+        queries.rows.clear();
         for row in 0..self.n_rows(unit) {
             let at = self.element(unit, row);
-            scratch.q.extend(self.q[at..at + self.shape.head_dim].iter().map(|&q| q * self.shape.scale));
+            queries.rows.extend(self.q[at..at + self.shape.head_dim].iter().map(|&q| q * self.shape.scale));
         }
+        T::prepare(self.isa, self.shape.head_dim, Tile::of(self.isa).rows, queries);
     }
 
     /// All pages of a unit, one after another.
@@ -445,8 +411,10 @@ impl<T: KvElement> Attention<'_, T> {
     fn page(&self, unit: &Unit, page: usize, scratch: &mut Scratch, mut emit: impl FnMut(usize, Partial, &[f32])) {
         let (hd, width) = (self.shape.head_dim, self.shape.width());
         let sequence = &self.sequences[unit.s];
-        let keys = &sequence.pages[page].keys[unit.kv_head * PAGE * hd..(unit.kv_head + 1) * PAGE * hd];
-        let values = &sequence.pages[page].values[unit.kv_head * PAGE * width..(unit.kv_head + 1) * PAGE * width];
+        let block_elems = T::key_block_elems(hd);
+        let keys = &sequence.pages[page].keys[unit.kv_head * PAGE / KEY_BLOCK * block_elems..];
+        let value_elems = T::head_value_elems(hd);
+        let values = &sequence.pages[page].values[unit.kv_head * value_elems..(unit.kv_head + 1) * value_elems];
         let tile = Tile::of(self.isa);
         let n_rows = self.n_rows(unit);
         scratch.scores.resize(tile.rows * PAGE, 0.0);
@@ -464,9 +432,9 @@ impl<T: KvElement> Attention<'_, T> {
             if blocks.is_empty() || high.is_empty() && low.is_empty() {
                 continue;
             }
-            let q = &scratch.q[first * hd..(first + n) * hd];
-            let block_keys = &keys[blocks.start * KEY_BLOCK * hd..blocks.end * KEY_BLOCK * hd];
-            tile.scores(q, block_keys, hd, &mut scratch.scores[blocks.start * KEY_BLOCK..]);
+            let block_keys = &keys[blocks.start * block_elems..blocks.end * block_elems];
+            let out = &mut scratch.scores[blocks.start * KEY_BLOCK..];
+            T::scores(tile, &scratch.queries, first..first + n, hd, block_keys, out);
             scratch.o[..n * width].fill(0.0);
             let mut partials = [EMPTY; MAX_TILE];
             for (m, partial) in partials[..n].iter_mut().enumerate() {
@@ -484,7 +452,7 @@ impl<T: KvElement> Attention<'_, T> {
                 self.row_values(tile, m, v.start..v.end.min(common.start), values, scratch);
             }
             if !common.is_empty() {
-                tile.values(n, &scratch.scores, common.clone(), values, width, &mut scratch.o);
+                T::values(tile, n, &scratch.scores, common.clone(), values, hd, &mut scratch.o);
             }
             for (m, &partial) in partials[..n].iter().enumerate() {
                 let v = visible(first + m);
@@ -500,138 +468,7 @@ impl<T: KvElement> Attention<'_, T> {
         if !range.is_empty() {
             let width = self.shape.width();
             let o = &mut scratch.o[m * width..(m + 1) * width];
-            tile.values(1, &scratch.scores[m * PAGE..(m + 1) * PAGE], range, values, width, o);
+            T::values(tile, 1, &scratch.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
         }
     }
 }
-
-const MAX_TILE: usize = 8;
-
-/// The inner products on one instruction set, and how many query rows they take at a time.
-#[derive(Clone, Copy)]
-struct Tile {
-    isa: Isa,
-    rows: usize,
-}
-
-impl Tile {
-    fn of(isa: Isa) -> Self {
-        let rows = match isa {
-            Isa::Avx512 => 8,
-            _ => 4,
-        };
-        Self { isa, rows }
-    }
-
-    /// `out[m][j] = q[m] . k_j`; `q`: `[rows][head_dim]`, `out` of row stride [`PAGE`].
-    fn scores<T: KvElement>(self, q: &[f32], keys: &[T], head_dim: usize, out: &mut [f32]) {
-        let (n, n_blocks) = (q.len() / head_dim, keys.len() / (head_dim * KEY_BLOCK));
-        assert!(n >= 1 && n <= self.rows && keys.len() == n_blocks * head_dim * KEY_BLOCK);
-        assert!(out.len() >= (n - 1) * PAGE + n_blocks * KEY_BLOCK);
-        match self.isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-            Isa::Avx2 => unsafe { avx2::scores(n, head_dim, n_blocks, q, keys, out) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            // SAFETY: lengths asserted above; every CPU of the target runs it.
-            Isa::Sse2 | Isa::Neon => unsafe { baseline::scores(n, head_dim, n_blocks, q, keys, out) },
-            // SAFETY: as above.
-            Isa::Portable => unsafe { portable::scores(n, head_dim, n_blocks, q, keys, out) },
-            _ => {
-                for (m, q) in q.chunks_exact(head_dim).enumerate() {
-                    for (b, block) in keys.chunks_exact(head_dim * KEY_BLOCK).enumerate() {
-                        for j in 0..KEY_BLOCK {
-                            let chain = |s: f32, d: usize| q[d].mul_add(block[d * KEY_BLOCK + j].to_f32(), s);
-                            out[m * PAGE + b * KEY_BLOCK + j] = (0..head_dim).fold(0.0, chain);
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    /// `o[m] += sum over j in range of p[m][j] * v_j`; `p` of row stride [`PAGE`], `o`: `[n][width]`.
-    fn values<T: KvElement>(self, n: usize, p: &[f32], range: Range<usize>, values: &[T], width: usize, o: &mut [f32]) {
-        assert!(n >= 1 && n <= self.rows && range.start < range.end && range.end <= PAGE);
-        assert!(p.len() >= (n - 1) * PAGE + range.end && values.len() >= range.end * width && o.len() >= n * width);
-        assert!(width.is_multiple_of(16));
-        let (p, values) = (&p[range.start..], &values[range.start * width..range.end * width]);
-        match self.isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-            Isa::Avx2 => unsafe { avx2::values(n, width, range.len(), p, values, o) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            // SAFETY: lengths asserted above; every CPU of the target runs it.
-            Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, range.len(), p, values, o) },
-            // SAFETY: as above.
-            Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
-            _ => {
-                for m in 0..n {
-                    for (j, v) in values.chunks_exact(width).enumerate() {
-                        for (y, v) in o[m * width..(m + 1) * width].iter_mut().zip(v) {
-                            *y = p[m * PAGE + j].mul_add(v.to_f32(), *y);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Both inner products for one instruction set, with the tile's height chosen at run time.
-macro_rules! tiles {
-    ($module:ident, $simd:ty, $attr:meta, $r:literal, [$($m:literal)*]) => {
-        mod $module {
-            use super::PAGE;
-            use crate::generic::attention::{self, KvLoad};
-
-            /// # Safety
-            /// The slices hold what `super::Tile::scores` asserts, and the CPU has the features.
-            #[$attr]
-            pub(super) unsafe fn scores<T: KvLoad>(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[T], out: &mut [f32]) {
-                let (q, keys, out) = (q.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
-                // SAFETY: the caller's promise.
-                unsafe {
-                    match n {
-                        $($m => attention::scores::<$simd, T, $r, $m>(hd, n_blocks, q, keys, out, PAGE),)*
-                        _ => unreachable!("a tile of {n} rows"),
-                    }
-                }
-            }
-
-            /// # Safety
-            /// The slices hold what `super::Tile::values` asserts, and the CPU has the features.
-            #[$attr]
-            pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
-                let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
-                // SAFETY: the caller's promise.
-                unsafe {
-                    match n {
-                        $($m => attention::values::<$simd, T, $r, $m>(width, len, p, PAGE, v, o),)*
-                        _ => unreachable!("a tile of {n} rows"),
-                    }
-                }
-            }
-        }
-    };
-}
-
-#[cfg(target_arch = "x86_64")]
-tiles!(avx2, crate::arch::x86_64::Avx2, target_feature(enable = "avx2,fma,f16c"), 2, [1 2 3 4]);
-#[cfg(target_arch = "x86_64")]
-tiles!(
-    avx512,
-    crate::arch::x86_64::Avx512,
-    target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"),
-    1,
-    [1 2 3 4 5 6 7 8]
-);
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-tiles!(baseline, crate::arch::Baseline, inline(never), 4, [1 2 3 4]);
-tiles!(portable, crate::arch::Portable, inline(never), 2, [1 2 3 4]);

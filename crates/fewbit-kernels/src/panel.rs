@@ -258,7 +258,7 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
 
 macro_rules! weights_32 {
     ($($name:ident $bits:literal $offset:literal $min:literal;)*) => {$(
-        struct $name;
+        pub(crate) struct $name;
         impl Codes for $name {
             const BITS: usize = $bits;
         }

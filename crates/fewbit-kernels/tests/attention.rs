@@ -3,7 +3,7 @@
 
 use fewbit_kernels::math::{exp, tree_sum};
 use fewbit_kernels::{
-    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE,
+    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvFloat, KvPage, KvPageMut, PAGE,
     RopeStyle,
 };
 use half::f16;
@@ -23,11 +23,15 @@ struct Cache<T> {
     pages: Vec<(Vec<T>, Vec<T>)>,
 }
 
-impl<T: KvElement> Cache<T> {
+impl<T: KvFloat> Cache<T> {
     fn new(shape: AttentionShape, n: usize) -> Self {
         // Not zero: whatever lies behind the last position must not matter.
-        let page =
-            || (vec![T::from_f32(f32::NAN); shape.key_elems()], vec![T::from_f32(f32::INFINITY); shape.value_elems()]);
+        let page = || {
+            (
+                vec![T::from_f32(f32::NAN); shape.key_elems::<T>()],
+                vec![T::from_f32(f32::INFINITY); shape.value_elems::<T>()],
+            )
+        };
         Self { shape, pages: (0..n.div_ceil(PAGE)).map(|_| page()).collect() }
     }
 
@@ -44,7 +48,7 @@ impl<T: KvElement> Cache<T> {
 }
 
 /// The definition, for one query row.
-fn definition<T: KvElement>(
+fn definition<T: KvFloat>(
     shape: &AttentionShape,
     position: usize,
     kv_head: usize,
@@ -95,7 +99,7 @@ fn attention_equals_its_definition_however_it_is_split() {
     check_attention::<f32>();
 }
 
-fn check_attention<T: KvElement>() {
+fn check_attention<T: KvFloat>() {
     for (n_heads, n_kv_heads, head_dim, window, n) in [
         (9, 3, 64, None, 600),
         (4, 4, 8, None, 300),

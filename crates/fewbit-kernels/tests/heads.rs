@@ -1,5 +1,6 @@
 //! Attention of every head size and split, and of what is not a number, on every instruction set.
 
+use fewbit_kernels::kv::Q8;
 use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE};
 use half::f16;
 
@@ -28,7 +29,7 @@ fn attend<T: KvElement>(
     let (row, kv_row) = (shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim);
     let n = k.len() / kv_row;
     let mut pages: Vec<_> = (0..n.div_ceil(PAGE))
-        .map(|_| (vec![T::default(); shape.key_elems()], vec![T::default(); shape.value_elems()]))
+        .map(|_| (vec![T::default(); shape.key_elems::<T>()], vec![T::default(); shape.value_elems::<T>()]))
         .collect();
     let mut to: Vec<_> = pages.iter_mut().map(|(keys, values)| KvPageMut { keys, values }).collect();
     engine.store_kv(shape, &mut to, 0, k, v);
@@ -82,6 +83,28 @@ fn every_head_size() {
         let (q, k, v) = (random((n - first) * 3 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3));
         check::<f16>(&shape, first, [&q, &k, &v], "f16");
         check::<f32>(&shape, first, [&q, &k, &v], "f32");
+        if Q8::supports(head_dim) {
+            check::<Q8>(&shape, first, [&q, &k, &v], "q8_0");
+        }
+    }
+}
+
+/// Random scores are small and their softmax is flat, so that errors average out as they do in a model.
+#[test]
+fn q8_0_is_close_to_f32() {
+    for (head_dim, window) in [(32, None), (64, None), (128, Some(100)), (96, None)] {
+        let n = PAGE + 40;
+        let shape =
+            AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window };
+        let (q, k, v) = (random(n * 4 * head_dim, 1), random(n * 2 * head_dim, 2), random(n * 2 * head_dim, 3));
+        let engine = Engine::new(Isa::best(), 2).expect("available");
+        let want = attend::<f32>(&engine, &shape, 0, n, [&q, &k, &v]);
+        let got = attend::<Q8>(&engine, &shape, 0, n, [&q, &k, &v]);
+        let error: f64 = want.iter().zip(&got).map(|(w, g)| f64::from(w - g).powi(2)).sum();
+        let size: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
+        // An element is rounded to 1 / 254 of the largest of 32.
+        assert!((error / size).sqrt() < 0.01, "{shape:?}: relative error {}", (error / size).sqrt());
+        assert_ne!(bits(&want), bits(&got));
     }
 }
 
@@ -89,10 +112,11 @@ fn every_head_size() {
 fn extremes_and_what_is_not_a_number() {
     let (head_dim, n, first) = (40, PAGE + 5, PAGE - 12);
     let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, window: Some(90) };
-    let inputs = || [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
+    let inputs =
+        |head_dim: usize| [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38, -3e38, 1e-40, 0.0, -0.0] {
         for which in 0..3 {
-            let mut all = inputs();
+            let mut all = inputs(head_dim);
             let len = all[which].len();
             // One element near the end, and a whole row.
             all[which][len - 3 * head_dim - 1] = bad;
@@ -101,8 +125,20 @@ fn extremes_and_what_is_not_a_number() {
             check::<f32>(&shape, first, all.each_ref().map(Vec::as_slice), &format!("{bad} in input {which}"));
         }
     }
+    // Blocks of Q8_0 want other heads.
+    let (head_dim, shape) = (64, AttentionShape { head_dim: 64, ..shape });
+    for bad in [f32::NAN, f32::INFINITY, 3e38, 1e-40, 0.0] {
+        for which in 0..3 {
+            let mut all = inputs(head_dim);
+            let len = all[which].len();
+            all[which][len - 3 * head_dim - 1] = bad;
+            all[which][len - 2 * head_dim..len - head_dim].fill(bad);
+            check::<Q8>(&shape, first, all.each_ref().map(Vec::as_slice), &format!("q8_0, {bad} in input {which}"));
+        }
+    }
+    let (head_dim, shape) = (40, AttentionShape { head_dim: 40, ..shape });
     // Scores so far apart that all weights but one are 0.
-    let mut all = inputs();
+    let mut all = inputs(head_dim);
     all[0].iter_mut().for_each(|q| *q *= 1e4);
     check::<f16>(&shape, first, all.each_ref().map(Vec::as_slice), "large scores");
 }

@@ -7,6 +7,7 @@
 
 use crate::ModelError;
 use crate::pages::{Element, KvType, Page, PageKind};
+use fewbit_kernels::kv::Q8;
 use fewbit_kernels::{AttentionSequence, Engine, PAGE};
 use half::f16;
 use std::ops::Range;
@@ -184,6 +185,7 @@ pub(crate) fn append_and_attend(
         None => {}
         Some(KvType::F16) => of_type::<f16>(engine, caches, step, out),
         Some(KvType::F32) => of_type::<f32>(engine, caches, step, out),
+        Some(KvType::Q8_0) => of_type::<Q8>(engine, caches, step, out),
     }
 }
 

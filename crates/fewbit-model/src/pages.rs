@@ -8,6 +8,7 @@
 //! implementation of [`Element`].
 
 use crate::{ModelConfig, ModelError};
+use fewbit_kernels::kv::Q8;
 use fewbit_kernels::{AttentionShape, KernelError, KvElement, KvPage, KvPageMut};
 use half::f16;
 use std::ops::Range;
@@ -17,20 +18,47 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The element type of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[allow(non_camel_case_types)]
 pub enum KvType {
     /// Half precision: 2 bytes.
     F16,
     /// Full precision: 4 bytes.
     F32,
+    /// Blocks of 32 elements: a byte each, and a scale in half precision. For heads of a multiple of 32 elements.
+    Q8_0,
 }
 
 impl KvType {
-    /// Bytes of an element.
-    pub fn n_bytes(self) -> usize {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
+
+    /// Whether heads of this size can be stored.
+    pub fn supports(self, head_dim: usize) -> bool {
         match self {
+            Self::F16 => f16::supports(head_dim),
+            Self::F32 => f32::supports(head_dim),
+            Self::Q8_0 => Q8::supports(head_dim),
+        }
+    }
+
+    /// Elements of the keys and of the values of one page of one layer.
+    fn page_elems(self, shape: &AttentionShape) -> (usize, usize) {
+        match self {
+            Self::F16 => (shape.key_elems::<f16>(), shape.value_elems::<f16>()),
+            Self::F32 => (shape.key_elems::<f32>(), shape.value_elems::<f32>()),
+            Self::Q8_0 => (shape.key_elems::<Q8>(), shape.value_elems::<Q8>()),
+        }
+    }
+
+    /// Bytes of one page of one layer.
+    fn layer_bytes(self, shape: &AttentionShape) -> usize {
+        let (keys, values) = self.page_elems(shape);
+        let elem_bytes = match self {
             Self::F16 => 2,
             Self::F32 => 4,
-        }
+            Self::Q8_0 => 1,
+        };
+        elem_bytes * (keys + values)
     }
 
     /// The name that the command line takes.
@@ -38,6 +66,7 @@ impl KvType {
         match self {
             Self::F16 => "f16",
             Self::F32 => "f32",
+            Self::Q8_0 => "q8_0",
         }
     }
 }
@@ -62,7 +91,7 @@ pub(crate) fn attention_shape(config: &ModelConfig) -> AttentionShape {
 /// Bytes of one page.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
     let shape = attention_shape(config);
-    (ty.n_bytes() * config.n_layers) as u64 * (shape.key_elems() + shape.value_elems()) as u64
+    config.n_layers as u64 * ty.layer_bytes(&shape) as u64
 }
 
 /// What all pages of a model have in common, and how many of them there are.
@@ -89,12 +118,12 @@ impl PageKind {
 
     /// Bytes of one page.
     pub(crate) fn page_bytes(&self) -> usize {
-        self.ty.n_bytes() * self.n_layers * (self.shape.key_elems() + self.shape.value_elems())
+        self.n_layers * self.ty.layer_bytes(&self.shape)
     }
 
     /// Where a layer's keys and values lie in a page.
     fn parts(&self, layer: usize) -> (Range<usize>, Range<usize>) {
-        let (nk, nv) = (self.shape.key_elems(), self.shape.value_elems());
+        let (nk, nv) = self.ty.page_elems(&self.shape);
         (layer * nk..(layer + 1) * nk, layer * nv..(layer + 1) * nv)
     }
 
@@ -103,6 +132,7 @@ impl PageKind {
         Ok(match self.ty {
             KvType::F16 => Page::F16(Arc::new(PageOf::new(self)?)),
             KvType::F32 => Page::F32(Arc::new(PageOf::new(self)?)),
+            KvType::Q8_0 => Page::Q8(Arc::new(PageOf::new(self)?)),
         })
     }
 }
@@ -112,6 +142,7 @@ impl PageKind {
 pub(crate) enum Page {
     F16(Arc<PageOf<f16>>),
     F32(Arc<PageOf<f32>>),
+    Q8(Arc<PageOf<Q8>>),
 }
 
 /// The elements of a page.
@@ -136,7 +167,7 @@ pub(crate) trait Element: KvElement + Copy {
 }
 
 macro_rules! element {
-    ($t:ty, $variant:ident, $n_bytes:literal) => {
+    ($t:ty, $variant:ident, $n_bytes:literal, $to_bytes:expr, $from_bytes:expr) => {
         impl Element for $t {
             fn of(page: &Page) -> Option<&PageOf<Self>> {
                 if let Page::$variant(page) = page { Some(page) } else { None }
@@ -147,20 +178,21 @@ macro_rules! element {
             }
 
             fn put(elems: &[Self], out: &mut Vec<u8>) {
-                out.extend(elems.iter().flat_map(|x| x.to_le_bytes()));
+                out.extend(elems.iter().flat_map(|x| $to_bytes(*x)));
             }
 
             fn take(bytes: &[u8], elems: &mut [Self]) {
                 for (x, bytes) in elems.iter_mut().zip(bytes.as_chunks::<$n_bytes>().0) {
-                    *x = <$t>::from_le_bytes(*bytes);
+                    *x = $from_bytes(*bytes);
                 }
             }
         }
     };
 }
 
-element!(f16, F16, 2);
-element!(f32, F32, 4);
+element!(f16, F16, 2, f16::to_le_bytes, f16::from_le_bytes);
+element!(f32, F32, 4, f32::to_le_bytes, f32::from_le_bytes);
+element!(Q8, Q8, 1, |x: Q8| [x.to_byte()], |[byte]: [u8; 1]| Q8::from_byte(byte));
 
 impl<T: Element> PageOf<T> {
     fn new(kind: &PageKind) -> Result<Self, ModelError> {
@@ -171,7 +203,8 @@ impl<T: Element> PageOf<T> {
             v.resize(n, T::default());
             Ok(v)
         };
-        let (keys, values) = (elems(kind.shape.key_elems())?, elems(kind.shape.value_elems())?);
+        let (n_keys, n_values) = kind.ty.page_elems(&kind.shape);
+        let (keys, values) = (elems(n_keys)?, elems(n_values)?);
         kind.live.fetch_add(1, Ordering::Relaxed);
         Ok(Self { keys, values, live: Arc::clone(&kind.live) })
     }
@@ -206,6 +239,7 @@ impl Page {
         match self {
             Self::F16(page) => Arc::strong_count(page) > 1,
             Self::F32(page) => Arc::strong_count(page) > 1,
+            Self::Q8(page) => Arc::strong_count(page) > 1,
         }
     }
 
@@ -219,6 +253,7 @@ impl Page {
         Ok(match self {
             Self::F16(page) => fill(new, page),
             Self::F32(page) => fill(new, page),
+            Self::Q8(page) => fill(new, page),
         })
     }
 
@@ -231,6 +266,7 @@ impl Page {
         match self {
             Self::F16(page) => put(page, out),
             Self::F32(page) => put(page, out),
+            Self::Q8(page) => put(page, out),
         }
     }
 
@@ -248,6 +284,7 @@ impl Page {
         Ok(match kind.ty {
             KvType::F16 => fill::<f16>(new, bytes),
             KvType::F32 => fill::<f32>(new, bytes),
+            KvType::Q8_0 => fill::<Q8>(new, bytes),
         })
     }
 }

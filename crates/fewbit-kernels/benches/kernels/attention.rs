@@ -1,7 +1,8 @@
 //! Attention with the heads of TinyLlama (32 query heads, 4 key heads of 64): 64 queries as in prefill and one as in
 //! decode, at the start of a context and after 4,096 positions.
 
-use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, PAGE};
+use fewbit_kernels::kv::Q8;
+use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE};
 use half::f16;
 
 use crate::{Case, Ready, Work, isas};
@@ -15,8 +16,10 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
             let depth = if small { depth / 8 } else { depth };
             let of = |ty: &str| format!("attention {ty} {name} at {depth}");
             let (halves, floats) = (move || attention::<f16>(isa, n, depth), move || attention::<f32>(isa, n, depth));
+            let blocks = move || attention::<Q8>(isa, n, depth);
             cases.push(Case { name: of("f16"), isa, set_up: Box::new(halves) });
             cases.push(Case { name: of("f32"), isa, set_up: Box::new(floats) });
+            cases.push(Case { name: of("q8_0"), isa, set_up: Box::new(blocks) });
         }
     }
     cases
@@ -24,17 +27,21 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
 
 fn attention<T: KvElement>(isa: Isa, n_tokens: usize, depth: usize) -> Ready {
     let engine = Engine::new(isa, 1).expect("available");
-    let value = |i: usize| T::from_f32((i * 7919 % 1000) as f32 / 500.0 - 1.0);
-    let pages: Vec<(Vec<T>, Vec<T>)> = (0..(depth + n_tokens).div_ceil(PAGE))
-        .map(|_| ((0..SHAPE.key_elems()).map(value).collect(), (0..SHAPE.value_elems()).map(value).collect()))
+    let n = depth + n_tokens;
+    let mut pages: Vec<(Vec<T>, Vec<T>)> = (0..n.div_ceil(PAGE))
+        .map(|_| (vec![T::default(); SHAPE.key_elems::<T>()], vec![T::default(); SHAPE.value_elems::<T>()]))
         .collect();
+    let kv_row = SHAPE.n_kv_heads * SHAPE.head_dim;
+    let kv: Vec<f32> = (0..n * kv_row).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
+    let mut to: Vec<_> = pages.iter_mut().map(|(keys, values)| KvPageMut { keys, values }).collect();
+    engine.store_kv(&SHAPE, &mut to, 0, &kv, &kv);
     let row = SHAPE.n_heads * SHAPE.head_dim;
     let q: Vec<f32> = (0..n_tokens * row).map(|i| (i * 7907 % 1000) as f32 / 500.0 - 1.0).collect();
     let mut out = vec![0.0; q.len()];
     let seen: usize = (0..n_tokens).map(|i| depth + i + 1).sum();
     let work = Work {
         items: seen * row * 2,
-        bytes: (depth + n_tokens) * 2 * SHAPE.n_kv_heads * SHAPE.head_dim * size_of::<T>(),
+        bytes: n.div_ceil(PAGE) * (SHAPE.key_elems::<T>() + SHAPE.value_elems::<T>()) * size_of::<T>(),
         ..Work::default()
     };
     let call = move || {

@@ -4,7 +4,10 @@
 //! elements, the chain runs over positions. Both are the defined order of [`crate::attention`], so nothing
 //! here depends on `M`.
 
-use super::Simd;
+use super::q32::{self, Group32};
+use super::{Ahead, Simd};
+use crate::kv::KEY_BLOCK;
+use crate::panel::Q8_0;
 use half::f16;
 
 /// How keys and values are stored.
@@ -32,8 +35,8 @@ impl KvLoad for f32 {
     }
 }
 
-/// Positions in one block of keys: `[head_dim][16]`.
-pub(crate) const KEY_BLOCK: usize = 16;
+/// How far ahead of its loads a kernel asks for keys and values, in bytes: a page is read once in decode.
+const AHEAD: usize = 4096;
 
 /// `scores[m][j] = sum_d q[m][d] * k[d][j]` for `n_blocks` blocks of 16 positions.
 ///
@@ -55,6 +58,9 @@ pub(crate) unsafe fn scores<S: Simd, T: KvLoad, const R: usize, const M: usize>(
             let block = keys.add(b * head_dim * KEY_BLOCK);
             let mut acc = [[S::f0(); R]; M];
             for d in 0..head_dim {
+                if (d * KEY_BLOCK * size_of::<T>()).is_multiple_of(64) {
+                    S::prefetch(block.add(d * KEY_BLOCK).cast::<u8>().wrapping_add(AHEAD));
+                }
                 let mut k = [S::f0(); R];
                 for (r, k) in k.iter_mut().enumerate() {
                     *k = T::load::<S>(block.add(d * KEY_BLOCK + r * S::LANES));
@@ -77,11 +83,13 @@ pub(crate) unsafe fn scores<S: Simd, T: KvLoad, const R: usize, const M: usize>(
 
 /// `o[m][d] += sum_j p[m][j] * v[j][d]` for `n` positions; `width` is `head_dim` rounded up to 16.
 ///
+/// `C` times 16 elements are taken at once: a cache line of f16, so that each line is read once.
+///
 /// # Safety
 /// `p` points at `M` rows of stride `p_stride` with `n` floats, `values` at `n * width` elements, `o` at `M` rows
 /// of `width` floats; `R * S::LANES == 16`; the CPU has `S`.
 #[inline(always)]
-pub(crate) unsafe fn values<S: Simd, T: KvLoad, const R: usize, const M: usize>(
+pub(crate) unsafe fn values<S: Simd, T: KvLoad, const R: usize, const C: usize, const M: usize>(
     width: usize,
     n: usize,
     p: *const f32,
@@ -91,28 +99,144 @@ pub(crate) unsafe fn values<S: Simd, T: KvLoad, const R: usize, const M: usize>(
 ) {
     // SAFETY: every offset stays inside the ranges that the caller promises.
     unsafe {
-        for d in (0..width).step_by(16) {
+        let mut d = 0;
+        while C > 1 && d + 16 * C <= width {
+            values_chunk::<S, T, R, C, M>(width, n, p, p_stride, values.add(d), o.add(d));
+            d += 16 * C;
+        }
+        while d < width {
+            values_chunk::<S, T, R, 1, M>(width, n, p, p_stride, values.add(d), o.add(d));
+            d += 16;
+        }
+    }
+}
+
+/// Elements `0..16 * C` of [`values`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn values_chunk<S: Simd, T: KvLoad, const R: usize, const C: usize, const M: usize>(
+    width: usize,
+    n: usize,
+    p: *const f32,
+    p_stride: usize,
+    values: *const T,
+    o: *mut f32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let at = |m: usize, c: usize, r: usize| o.add(m * width + c * 16 + r * S::LANES);
+        let mut acc = [[[S::f0(); R]; C]; M];
+        for m in 0..M {
+            for c in 0..C {
+                for r in 0..R {
+                    acc[m][c][r] = S::load_f(at(m, c, r));
+                }
+            }
+        }
+        for j in 0..n {
+            let row = values.add(j * width);
+            S::prefetch(row.cast::<u8>().wrapping_add(AHEAD));
+            let mut v = [[S::f0(); R]; C];
+            for c in 0..C {
+                for r in 0..R {
+                    v[c][r] = T::load::<S>(row.add(c * 16 + r * S::LANES));
+                }
+            }
+            for m in 0..M {
+                let pj = S::splat_f(*p.add(m * p_stride + j));
+                for c in 0..C {
+                    for r in 0..R {
+                        acc[m][c][r] = S::fma(pj, v[c][r], acc[m][c][r]);
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            for c in 0..C {
+                for r in 0..R {
+                    S::store_f(at(m, c, r), acc[m][c][r]);
+                }
+            }
+        }
+    }
+}
+
+/// Scores with Q8_0 keys: a block of 16 positions is a panel of 16 weight rows. See [`crate::kv`].
+///
+/// # Safety
+/// `q` is a group of `M` rows of `head_dim` elements; `keys` points at `n_blocks` blocks, `out` at `M` rows of stride
+/// `stride` with `n_blocks * 16` floats each; `R * S::LANES == 16`; the CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
+    head_dim: usize,
+    n_blocks: usize,
+    q: Group32,
+    keys: *const u8,
+    out: *mut f32,
+    stride: usize,
+) {
+    let scale_bytes = head_dim / 32 * KEY_BLOCK * 2;
+    let block_bytes = scale_bytes + head_dim * KEY_BLOCK;
+    // SAFETY: every offset stays inside the ranges that the caller promises.
+    unsafe {
+        for b in 0..n_blocks {
+            let block = keys.add(b * block_bytes);
+            for line in 0..block_bytes.div_ceil(64) {
+                S::prefetch(block.wrapping_add(AHEAD + line * 64));
+            }
+            let mut y = [[0.0f32; KEY_BLOCK]; M];
+            let codes = block.add(scale_bytes);
+            q32::tile::<S, Q8_0, 8, R, M, M>(head_dim / 32, codes, block, Ahead::NONE, q, y.as_mut_ptr().cast());
+            for (m, y) in y.iter().enumerate() {
+                out.add(m * stride + b * KEY_BLOCK).cast::<[f32; KEY_BLOCK]>().write_unaligned(*y);
+            }
+        }
+    }
+}
+
+/// `o[m][d] += sum_j w[m][j] * codes[j][d]` for 32 elements `d`.
+///
+/// # Safety
+/// `w` points at `M` rows of stride `w_stride` with `n` floats, `codes` at `n` and `o` at `M` rows of stride `width` with
+/// 32 elements each; `R * S::LANES == 16`; the CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn values_q8<S: Simd, const R: usize, const M: usize>(
+    width: usize,
+    n: usize,
+    w: *const f32,
+    w_stride: usize,
+    codes: *const u8,
+    o: *mut f32,
+) {
+    // SAFETY: every offset stays inside the ranges that the caller promises.
+    unsafe {
+        for half in 0..2 {
+            let at = |m: usize, r: usize| o.add(m * width + half * 16 + r * S::LANES);
             let mut acc = [[S::f0(); R]; M];
             for (m, acc) in acc.iter_mut().enumerate() {
                 for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load_f(o.add(m * width + d + r * S::LANES));
+                    *acc = S::load_f(at(m, r));
                 }
             }
             for j in 0..n {
+                let row = codes.add(j * width + half * 16);
+                S::prefetch(row.wrapping_add(AHEAD));
                 let mut v = [S::f0(); R];
                 for (r, v) in v.iter_mut().enumerate() {
-                    *v = T::load::<S>(values.add(j * width + d + r * S::LANES));
+                    *v = S::to_f(S::load_i8_i(row.add(r * S::LANES)));
                 }
                 for m in 0..M {
-                    let pj = S::splat_f(*p.add(m * p_stride + j));
+                    let wj = S::splat_f(*w.add(m * w_stride + j));
                     for r in 0..R {
-                        acc[m][r] = S::fma(pj, v[r], acc[m][r]);
+                        acc[m][r] = S::fma(wj, v[r], acc[m][r]);
                     }
                 }
             }
             for (m, acc) in acc.iter().enumerate() {
                 for (r, acc) in acc.iter().enumerate() {
-                    S::store_f(o.add(m * width + d + r * S::LANES), *acc);
+                    S::store_f(at(m, r), *acc);
                 }
             }
         }
