@@ -378,39 +378,29 @@ impl KvElement for Q8 {
         // `w_jb` of one block of 32 elements.
         let mut w = [0.0f32; MAX_TILE * PAGE];
         for b in 0..head_dim / 32 {
-            for (m, w) in w.chunks_exact_mut(PAGE).enumerate().take(n) {
-                let scales = scales[(b * PAGE + first) * 2..(b * PAGE + range.end) * 2].as_chunks::<2>().0;
-                weigh(tile.isa, &p[m * PAGE..m * PAGE + range.len()], scales, w);
-            }
+            let scales = &scales[(b * PAGE + first) * 2..(b * PAGE + range.end) * 2];
             let (codes, o) = (&codes[b * 32..], &mut o[b * 32..]);
             match tile.isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: lengths asserted above: row j < range.len() of `codes` and row m < n of `o` have 32 elements
-                // from here on, at distance head_dim; an engine is built only with an `Isa` that this CPU has.
-                Isa::Avx2 => unsafe { avx2::values_q8(n, head_dim, range.len(), &w, codes, o) },
+                // from here on, at distance head_dim, and `scales` an f16 for each j; an engine is built only with
+                // an `Isa` that this CPU has.
+                Isa::Avx2 => unsafe { avx2::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
-                Isa::Avx512 => unsafe { avx512::values_q8(n, head_dim, range.len(), &w, codes, o) },
+                Isa::Avx512 => unsafe { avx512::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
                 // SAFETY: lengths as above; every CPU runs it.
-                Isa::Portable => unsafe { portable::values_q8(n, head_dim, range.len(), &w, codes, o) },
+                Isa::Portable => unsafe { portable::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
                 _ => {
                     for (m, j) in (0..n).flat_map(|m| (0..range.len()).map(move |j| (m, j))) {
+                        let w = p[m * PAGE + j] * half_at(scales, j).to_f32();
                         let codes = &codes[j * head_dim..j * head_dim + 32];
                         for (y, code) in o[m * head_dim..m * head_dim + 32].iter_mut().zip(codes) {
-                            *y = w[m * PAGE + j].mul_add(f32::from(code.0 as i8), *y);
+                            *y = w.mul_add(f32::from(code.0 as i8), *y);
                         }
                     }
                 }
             }
-        }
-    }
-}
-
-multiversion! {
-    /// `w = p * scale`, the scales as f16.
-    pub(crate) fn weigh(p: &[f32], scales: &[[Q8; 2]], w: &mut [f32]) {
-        for ((w, &p), scale) in w.iter_mut().zip(p).zip(scales) {
-            *w = p * half_of(*scale).to_f32();
         }
     }
 }
@@ -482,13 +472,28 @@ macro_rules! tiles {
             }
 
             /// # Safety
-            /// `w` has `n` rows of stride `PAGE` with `len` weights, `codes` `len` and `o` `n` rows of stride `width` with 32
-            /// elements, and the CPU has the features.
+            /// `p` has `n` rows of stride `PAGE` with `len` weights and `w` room for as many, `scales` `len` f16, `codes`
+            /// `len` and `o` `n` rows of stride `width` with 32 elements, and the CPU has the features.
+            #[allow(clippy::too_many_arguments)]
             #[$attr]
-            pub(super) unsafe fn values_q8(n: usize, width: usize, len: usize, w: &[f32], codes: &[Q8], o: &mut [f32]) {
-                let (w, codes, o) = (w.as_ptr(), codes.as_ptr().cast(), o.as_mut_ptr());
+            pub(super) unsafe fn values_q8(
+                n: usize,
+                width: usize,
+                len: usize,
+                p: &[f32],
+                scales: &[Q8],
+                w: &mut [f32],
+                codes: &[Q8],
+                o: &mut [f32],
+            ) {
+                let (scales, codes) = (scales.as_ptr().cast(), codes.as_ptr().cast());
                 // SAFETY: the caller's promise.
                 unsafe {
+                    for m in 0..n {
+                        let at = m * PAGE;
+                        attention::weigh::<$simd, $r>(len, p.as_ptr().add(at), scales, w.as_mut_ptr().add(at));
+                    }
+                    let (w, o) = (w.as_ptr(), o.as_mut_ptr());
                     match n {
                         $($m => attention::values_q8::<$simd, $r, $m>(width, len, w, PAGE, codes, o),)*
                         _ => unreachable!("a tile of {n} rows"),

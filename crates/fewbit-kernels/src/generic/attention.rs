@@ -196,6 +196,35 @@ pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
     }
 }
 
+/// `w[j] = p[j] * scales[j]` for `n` positions.
+///
+/// # Safety
+/// `p` and `w` point at `n` floats, `scales` at `n` f16; `R * S::LANES == 16`; the CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn weigh<S: Simd, const R: usize>(n: usize, p: *const f32, scales: *const u16, w: *mut f32) {
+    // SAFETY: all reads and writes lie inside the `n` elements that the caller promises, or in the local copies.
+    unsafe {
+        let sixteen = |p: *const f32, scales: *const u16, w: *mut f32| {
+            for r in 0..R {
+                let at = r * S::LANES;
+                S::store_f(w.add(at), S::mul(S::load_f(p.add(at)), S::load_f16(scales.add(at))));
+            }
+        };
+        for j in (0..n / 16 * 16).step_by(16) {
+            sixteen(p.add(j), scales.add(j), w.add(j));
+        }
+        let (done, rest) = (n / 16 * 16, n % 16);
+        if rest > 0 {
+            let (mut last, mut last_scales, mut out) = ([0.0f32; 16], [0u16; 16], [0.0f32; 16]);
+            std::ptr::copy_nonoverlapping(p.add(done), last.as_mut_ptr(), rest);
+            // Scales lie at any byte.
+            std::ptr::copy_nonoverlapping(scales.add(done).cast::<u8>(), last_scales.as_mut_ptr().cast(), 2 * rest);
+            sixteen(last.as_ptr(), last_scales.as_ptr(), out.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(out.as_ptr(), w.add(done), rest);
+        }
+    }
+}
+
 /// `o[m][d] += sum_j w[m][j] * codes[j][d]` for 32 elements `d`.
 ///
 /// # Safety
