@@ -204,6 +204,9 @@ fn float_scores<T: KvFloat>(tile: Tile, q: &[f32], keys: &[T], head_dim: usize, 
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
+        // SAFETY: as above; every CPU of the target runs it.
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Isa::Sse2 | Isa::Neon => unsafe { baseline::scores(n, head_dim, n_blocks, q, keys, out) },
         // SAFETY: lengths asserted above; every CPU runs it.
         Isa::Portable => unsafe { portable::scores(n, head_dim, n_blocks, q, keys, out) },
         _ => {
@@ -240,6 +243,9 @@ fn float_values<T: KvFloat>(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
+        // SAFETY: as above; every CPU of the target runs it.
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, range.len(), p, values, o) },
         // SAFETY: lengths asserted above; every CPU runs it.
         Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
         _ => {
@@ -345,6 +351,9 @@ impl KvElement for Q8 {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::scores_q8(n, head_dim, n_keys, group, keys, out) },
+            // SAFETY: as above; every CPU of the target runs it.
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Isa::Sse2 | Isa::Neon => unsafe { baseline::scores_q8(n, head_dim, n_keys, group, keys, out) },
             // SAFETY: lengths asserted and sliced above; every CPU runs it.
             Isa::Portable => unsafe { portable::scores_q8(n, head_dim, n_keys, group, keys, out) },
             _ => {
@@ -389,6 +398,11 @@ impl KvElement for Q8 {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Isa::Avx512 => unsafe { avx512::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
+                // SAFETY: as above; every CPU of the target runs it.
+                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+                Isa::Sse2 | Isa::Neon => unsafe {
+                    baseline::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o)
+                },
                 // SAFETY: lengths as above; every CPU runs it.
                 Isa::Portable => unsafe { portable::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
                 _ => {
@@ -515,4 +529,6 @@ tiles!(
     2,
     [1 2 3 4 5 6 7 8]
 );
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+tiles!(baseline, crate::arch::Baseline, inline(never), 4, 1, [1 2 3 4]);
 tiles!(portable, crate::arch::Portable, inline(never), 2, 1, [1 2 3 4]);
