@@ -78,7 +78,7 @@ fn every_head_size() {
     ] {
         // Queries on both sides of the end of a page, and three query heads per key head.
         let (n, first) = (PAGE + 11, PAGE - 9);
-        let shape = AttentionShape { n_heads: 3, n_kv_heads: 1, head_dim, scale: 0.2, window };
+        let shape = AttentionShape { n_heads: 3, n_kv_heads: 1, head_dim, scale: 0.2, softcap: None, window };
         let (q, k, v) = (random((n - first) * 3 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3));
         check::<f16>(&shape, first, [&q, &k, &v], "f16");
         check::<f32>(&shape, first, [&q, &k, &v], "f32");
@@ -88,7 +88,7 @@ fn every_head_size() {
 #[test]
 fn extremes_and_what_is_not_a_number() {
     let (head_dim, n, first) = (40, PAGE + 5, PAGE - 12);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, window: Some(90) };
+    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, softcap: None, window: Some(90) };
     let inputs = || [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38, -3e38, 1e-40, 0.0, -0.0] {
         for which in 0..3 {
@@ -110,7 +110,7 @@ fn extremes_and_what_is_not_a_number() {
 #[test]
 fn a_query_that_is_not_a_number_changes_no_other() {
     let (head_dim, n) = (64, 30);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, window: None };
+    let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, softcap: None, window: None };
     let row = 2 * head_dim;
     let (q, k, v) = (random(n * row, 1), random(n * row, 2), random(n * row, 3));
     let mut bad = q.clone();
