@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! q'   = q * scale
-//! s_j  = fma chain over d: q'[d] * k_j[d]
+//! s_j  = fma chain over d: q'[d] * k_j[d];  with a cap c: s_j = c * tanh(s_j * (1 / c))
 //! m    = max s_j            p_j = exp(s_j - m)
 //! l    = sum p_j            16 strided chains (lane j % 16), then a tree
 //! o[d] = fma chain over j: p_j * v_j[d]
@@ -21,7 +21,7 @@
 //! Pages hold f16, f32 or Q8_0 blocks: [`crate::kv`] says how, and what the products of Q8_0 are.
 
 use crate::Isa;
-use crate::elementwise::multiversion;
+use crate::elementwise::{multiversion, softcap};
 use crate::engine::Engine;
 use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, Queries, Tile};
 use crate::math::{SUM_LANES, exp, exp_with, fma, tree_sum};
@@ -47,6 +47,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
     /// Keys that a query sees at most, itself included.
     pub window: Option<usize>,
 }
@@ -441,6 +443,9 @@ impl<T: KvElement> Attention<'_, T> {
                 let v = visible(first + m);
                 let at = m * PAGE + blocks.start * KEY_BLOCK..m * PAGE + blocks.end * KEY_BLOCK;
                 let base = blocks.start * KEY_BLOCK;
+                if let Some(cap) = self.shape.softcap {
+                    softcap(self.isa, &mut scratch.scores[at.clone()], cap, 1.0 / cap);
+                }
                 let (start, end) = (v.start.saturating_sub(base), v.end.saturating_sub(base));
                 (partial.max, partial.sum) = softmax_page(self.isa, &mut scratch.scores[at], start, end);
             }

@@ -5,8 +5,8 @@
 //! contracts float operations, so all versions give the same bits.
 
 use crate::activations::{quantize_block, sum_codes};
-use crate::math::{SUM_LANES, fma, silu_with, tree_sum};
-use crate::{Isa, RopeStyle};
+use crate::math::{SUM_LANES, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
+use crate::{GateFunction, Isa, RopeStyle};
 
 /// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first. In the body,
 /// `FMA` says whether there is an instruction for fused multiply-adds; [`fma`] and others take it.
@@ -44,23 +44,57 @@ macro_rules! multiversion {
 }
 pub(crate) use multiversion;
 
-multiversion! {
-    /// `out = x / sqrt(mean(x^2) + eps) * weight`: the sum of squares in 16 strided chains, then a tree.
-    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
-        assert!(x.len() == weight.len() && x.len() == out.len());
-        let mut lanes = [0.0f32; SUM_LANES];
-        let (chunks, rest) = x.as_chunks::<SUM_LANES>();
-        for chunk in chunks {
-            for (lane, &v) in lanes.iter_mut().zip(chunk) {
-                *lane = fma::<FMA>(v, v, *lane);
-            }
-        }
-        for (lane, &v) in lanes.iter_mut().zip(rest) {
+/// `1 / sqrt(mean(x^2) + eps)`: the sum of squares in 16 strided chains, then a tree.
+#[inline(always)]
+fn rms_scale<const FMA: bool>(x: &[f32], eps: f32) -> f32 {
+    let mut lanes = [0.0f32; SUM_LANES];
+    let (chunks, rest) = x.as_chunks::<SUM_LANES>();
+    for chunk in chunks {
+        for (lane, &v) in lanes.iter_mut().zip(chunk) {
             *lane = fma::<FMA>(v, v, *lane);
         }
-        let scale = 1.0 / (tree_sum(lanes) / x.len() as f32 + eps).sqrt();
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane = fma::<FMA>(v, v, *lane);
+    }
+    1.0 / (tree_sum(lanes) / x.len() as f32 + eps).sqrt()
+}
+
+multiversion! {
+    /// `out = x / sqrt(mean(x^2) + eps) * weight`; see [`rms_scale`].
+    pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len());
+        let scale = rms_scale::<FMA>(x, eps);
         for ((y, &x), &w) in out.iter_mut().zip(x).zip(weight) {
             *y = (x * scale) * w;
+        }
+    }
+}
+
+multiversion! {
+    /// [`rms_norm`] in place.
+    pub(crate) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
+        let scale = rms_scale::<FMA>(x, eps);
+        for (x, &w) in x.iter_mut().zip(weight) {
+            *x = (*x * scale) * w;
+        }
+    }
+}
+
+multiversion! {
+    /// `x += factor * y`, as one `mul_add`.
+    pub(crate) fn add_scaled(x: &mut [f32], y: &[f32], factor: f32) {
+        for (x, &y) in x.iter_mut().zip(y) {
+            *x = fma::<FMA>(y, factor, *x);
+        }
+    }
+}
+
+multiversion! {
+    /// `x = cap * tanh(x * inverse)`, where `inverse` is `1 / cap`.
+    pub(crate) fn softcap(x: &mut [f32], cap: f32, inverse: f32) {
+        for x in x {
+            *x = cap * tanh_with::<FMA>(*x * inverse);
         }
     }
 }
@@ -102,10 +136,19 @@ multiversion! {
 }
 
 multiversion! {
-    /// `gate = silu(gate) * up`.
-    pub(crate) fn silu_mul(gate: &mut [f32], up: &[f32]) {
-        for (g, &u) in gate.iter_mut().zip(up) {
-            *g = silu_with::<FMA>(*g) * u;
+    /// `gate = f(gate) * up`.
+    pub(crate) fn gate_mul(function: GateFunction, gate: &mut [f32], up: &[f32]) {
+        match function {
+            GateFunction::Silu => {
+                for (g, &u) in gate.iter_mut().zip(up) {
+                    *g = silu_with::<FMA>(*g) * u;
+                }
+            }
+            GateFunction::GeluTanh => {
+                for (g, &u) in gate.iter_mut().zip(up) {
+                    *g = gelu_tanh_with::<FMA>(*g) * u;
+                }
+            }
         }
     }
 }

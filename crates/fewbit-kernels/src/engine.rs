@@ -24,6 +24,42 @@ pub enum RopeStyle {
     HalfSplit,
 }
 
+/// The function of a gated feed-forward part's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateFunction {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// GELU in its tanh form; see [`math::gelu_tanh`](crate::math::gelu_tanh).
+    GeluTanh,
+}
+
+/// One of several products that run in one section.
+#[derive(Debug)]
+pub enum Product<'a> {
+    /// `out = w x`. `out`: `[x.n_rows, w.n_rows]`.
+    Store {
+        /// The matrix.
+        w: &'a Matrix,
+        /// Its inputs.
+        x: &'a Activations,
+        /// Its outputs.
+        out: &'a mut [f32],
+    },
+    /// `out = f(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
+    Gated {
+        /// `f`.
+        function: GateFunction,
+        /// The gate's matrix.
+        gate: &'a Matrix,
+        /// The other matrix, of the same shape.
+        up: &'a Matrix,
+        /// Their inputs.
+        x: &'a Activations,
+        /// Their outputs.
+        out: &'a mut [f32],
+    },
+}
+
 /// Kernels and threads.
 #[derive(Debug)]
 pub struct Engine {
@@ -51,8 +87,8 @@ enum Output<'a> {
     Store(&'a Matrix, SharedMut<'a, f32>, Planes),
     /// `out += w x`
     Add(&'a Matrix, SharedMut<'a, f32>),
-    /// `out = silu(gate x) * (up x)`
-    SiluMul(&'a Matrix, &'a Matrix, SharedMut<'a, f32>),
+    /// `out = f(gate x) * (up x)`
+    Gated(GateFunction, &'a Matrix, &'a Matrix, SharedMut<'a, f32>),
 }
 
 impl Engine {
@@ -144,13 +180,13 @@ impl Engine {
     /// `out = w x`. `out`: `[x.n_rows, w.n_rows]`.
     pub fn matmul(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         assert_eq!(out.len(), out_len(w, x), "length of the output");
-        self.products(&[Output::Store(w, SharedMut::new(out), Planes::All)], x);
+        self.products(&[(Output::Store(w, SharedMut::new(out), Planes::All), x)]);
     }
 
     /// `out += w x`. `out`: `[x.n_rows, w.n_rows]`.
     pub fn matmul_add(&self, w: &Matrix, x: &Activations, out: &mut [f32]) {
         assert_eq!(out.len(), out_len(w, x), "length of the output");
-        self.products(&[Output::Add(w, SharedMut::new(out))], x);
+        self.products(&[(Output::Add(w, SharedMut::new(out)), x)]);
     }
 
     /// Several products of one input, in one parallel section, each of the planes that it needs.
@@ -159,33 +195,50 @@ impl Engine {
             assert_eq!(out.len(), out_len(w, x), "length of the output");
         }
         let outputs: Vec<_> =
-            parts.iter_mut().map(|(w, out, planes)| Output::Store(w, SharedMut::new(out), *planes)).collect();
-        self.products(&outputs, x);
+            parts.iter_mut().map(|(w, out, planes)| (Output::Store(w, SharedMut::new(out), *planes), x)).collect();
+        self.products(&outputs);
     }
 
-    /// `out = silu(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
-    pub fn matmul_silu_mul(&self, gate: &Matrix, up: &Matrix, x: &Activations, out: &mut [f32]) {
-        assert!(gate.n_rows == up.n_rows && out.len() == out_len(gate, x), "shapes of gate, up and output");
-        self.products(&[Output::SiluMul(gate, up, SharedMut::new(out))], x);
+    /// `out = f(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
+    pub fn matmul_gated(&self, function: GateFunction, gate: &Matrix, up: &Matrix, x: &Activations, out: &mut [f32]) {
+        self.matmul_each(&mut [Product::Gated { function, gate, up, x, out }]);
     }
 
-    fn products(&self, outputs: &[Output<'_>], x: &Activations) {
-        let n_panels: usize = outputs.iter().map(|o| o.matrix().n_panels()).sum();
+    /// Products of different inputs, in one parallel section: what the experts of a layer do.
+    pub fn matmul_each(&self, parts: &mut [Product<'_>]) {
+        let outputs: Vec<_> = parts
+            .iter_mut()
+            .map(|part| match part {
+                Product::Store { w, x, out } => {
+                    assert_eq!(out.len(), out_len(w, x), "length of the output");
+                    (Output::Store(w, SharedMut::new(out), Planes::All), *x)
+                }
+                Product::Gated { function, gate, up, x, out } => {
+                    assert!(gate.n_rows == up.n_rows && out.len() == out_len(gate, x), "gate, up and output");
+                    (Output::Gated(*function, gate, up, SharedMut::new(out)), *x)
+                }
+            })
+            .collect();
+        self.products(&outputs);
+    }
+
+    fn products(&self, outputs: &[(Output<'_>, &Activations)]) {
+        let n_panels: usize = outputs.iter().map(|(o, _)| o.matrix().n_panels()).sum();
         let work = |panels: Range<usize>, _thread: usize| {
             SCRATCH.with_borrow_mut(|scratch| {
                 for panel in panels {
                     let (mut p, mut i) = (panel, 0);
-                    while p >= outputs[i].matrix().n_panels() {
-                        p -= outputs[i].matrix().n_panels();
+                    while p >= outputs[i].0.matrix().n_panels() {
+                        p -= outputs[i].0.matrix().n_panels();
                         i += 1;
                     }
-                    self.product(&outputs[i], p, x, scratch);
+                    self.product(&outputs[i].0, p, outputs[i].1, scratch);
                 }
             });
         };
         // Few rows: the time goes into reading weights, which wants long stretches. Many rows: each panel is
         // work for long, and small pieces keep the threads together.
-        if x.n_rows < 32 {
+        if outputs.iter().all(|(_, x)| x.n_rows < 32) {
             self.pool.for_stretches(n_panels, work);
         } else {
             self.pool.for_chunks(n_panels, 1, work);
@@ -202,9 +255,9 @@ impl Engine {
         let planes = if let Output::Store(_, _, planes) = output { *planes } else { Planes::All };
         self.panel(w, p, x, planes, y, &mut scratch.unpacked);
         let m = x.n_rows * PANEL_ROWS;
-        if let Output::SiluMul(_, up, _) = output {
+        if let Output::Gated(function, _, up, _) = output {
             self.panel(up, p, x, planes, z, &mut scratch.unpacked);
-            elementwise::silu_mul(self.isa, &mut y[..m], &z[..m]);
+            elementwise::gate_mul(self.isa, *function, &mut y[..m], &z[..m]);
         }
         let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
         for (i, y) in y[..m].as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
@@ -212,7 +265,7 @@ impl Engine {
             // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
             let out = unsafe { output.out().range(range) };
             match output {
-                Output::Store(..) | Output::SiluMul(..) => combine(out, y, |_, y| y),
+                Output::Store(..) | Output::Gated(..) => combine(out, y, |_, y| y),
                 Output::Add(..) => combine(out, y, |out, y| out + y),
             }
         }
@@ -246,6 +299,73 @@ impl Engine {
                 for head in x.chunks_exact_mut(head_dim) {
                     elementwise::rope(self.isa, style, &cos[angles.clone()], &sin[angles.clone()], head);
                 }
+            }
+        });
+    }
+}
+
+impl Engine {
+    /// Makes some rows of a batch, in this order, a batch of the same forms.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn gather(&self, x: &Activations, rows: &[usize], out: &mut Activations) {
+        // A row's quantized forms depend on nothing else, so that making them again gives the same.
+        self.fill(rows.len(), x.n_cols, x.kinds, out, |row, y| {
+            y.copy_from_slice(&x.values()[rows[row] * x.n_cols..(rows[row] + 1) * x.n_cols]);
+        });
+    }
+
+    /// Norms every head of every row in place. `x`: `[n_rows, n_heads, weight.len()]`.
+    pub fn norm_heads(&self, weight: &[f32], eps: f32, n_heads: usize, x: &mut [f32]) {
+        self.each_row(n_heads * weight.len(), x, |_, x| {
+            x.chunks_exact_mut(weight.len()).for_each(|x| elementwise::rms_norm_in_place(self.isa, x, weight, eps));
+        });
+    }
+
+    /// `x += factor * norm(y)`, where the norm is that of [`rms_norm`](Self::rms_norm), or none. Both are
+    /// `[n_rows, n_cols]`, and `y` is used up.
+    pub fn add_normed(&self, norm: Option<(&[f32], f32)>, factor: f32, n_cols: usize, y: &mut [f32], x: &mut [f32]) {
+        assert!(y.len() == x.len() && norm.is_none_or(|(weight, _)| weight.len() == n_cols), "rows of one length");
+        let y = SharedMut::new(y);
+        self.each_row(n_cols, x, |row, x| {
+            // SAFETY: each row is handed out once.
+            let y = unsafe { y.range(row * n_cols..(row + 1) * n_cols) };
+            if let Some((weight, eps)) = norm {
+                elementwise::rms_norm_in_place(self.isa, y, weight, eps);
+            }
+            elementwise::add_scaled(self.isa, x, y, factor);
+        });
+    }
+
+    /// Adds `bias` to every row. `x`: `[n_rows, bias.len()]`.
+    pub fn add_bias(&self, bias: &[f32], x: &mut [f32]) {
+        self.each_row(bias.len(), x, |_, x| elementwise::add(self.isa, x, bias));
+    }
+
+    /// `gate = f(gate) * up`, for products whose outputs have biases and so cannot be
+    /// [`matmul_gated`](Self::matmul_gated).
+    pub fn gate(&self, function: GateFunction, n_cols: usize, gate: &mut [f32], up: &[f32]) {
+        assert_eq!(gate.len(), up.len(), "gate and up");
+        self.each_row(n_cols, gate, |row, gate| {
+            elementwise::gate_mul(self.isa, function, gate, &up[row * n_cols..(row + 1) * n_cols]);
+        });
+    }
+
+    /// `x = cap * tanh(x / cap)`, in rows of `n_cols`.
+    pub fn softcap(&self, cap: f32, n_cols: usize, x: &mut [f32]) {
+        self.each_row(n_cols, x, |_, x| elementwise::softcap(self.isa, x, cap, 1.0 / cap));
+    }
+
+    /// Calls `f` with every row of `x` and its number.
+    pub fn each_row(&self, n_cols: usize, x: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        let x = SharedMut::new(x);
+        self.pool.for_chunks(n_rows, 16, |rows, _| {
+            for row in rows {
+                // SAFETY: each row is handed out once.
+                f(row, unsafe { x.range(row * n_cols..(row + 1) * n_cols) });
             }
         });
     }
@@ -347,13 +467,13 @@ fn quantize(isa: Isa, kind: ActivationKind, x: &[f32], out: &mut Row) {
 impl<'a> Output<'a> {
     fn out(&self) -> &SharedMut<'a, f32> {
         match self {
-            Self::Store(_, out, _) | Self::Add(_, out) | Self::SiluMul(_, _, out) => out,
+            Self::Store(_, out, _) | Self::Add(_, out) | Self::Gated(_, _, _, out) => out,
         }
     }
 
     fn matrix(&self) -> &Matrix {
         match self {
-            Self::Store(w, ..) | Self::Add(w, _) | Self::SiluMul(w, _, _) => w,
+            Self::Store(w, ..) | Self::Add(w, _) | Self::Gated(_, w, _, _) => w,
         }
     }
 }

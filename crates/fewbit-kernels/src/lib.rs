@@ -28,7 +28,7 @@ mod shared;
 
 pub use activations::{ActivationKinds, Activations, Planes};
 pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut, PAGE};
-pub use engine::{Engine, RopeStyle};
+pub use engine::{Engine, GateFunction, Product, RopeStyle};
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use kv::{KvElement, KvFloat};

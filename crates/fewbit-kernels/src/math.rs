@@ -52,6 +52,47 @@ pub(crate) fn silu_with<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp_with::<FMA>(-x))
 }
 
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// The tanh form of GELU: `0.5 x (1 + tanh(u))` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, as
+/// `x / (1 + e^(-2u))`.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    gelu_tanh_with::<HAS_FMA>(x)
+}
+
+/// [`gelu_tanh`], for CPUs with fused multiply-adds or without.
+#[inline(always)]
+pub(crate) fn gelu_tanh_with<const FMA: bool>(x: f32) -> f32 {
+    const TWO_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
+    let cubed = (x * x) * x;
+    x / (1.0 + exp_with::<FMA>(-TWO_ROOT * fma::<FMA>(cubed, 0.044_715, x)))
+}
+
+/// Hyperbolic tangent: its Taylor polynomial of degree 11 near 0 (remainder below 1e-9 of the value), else
+/// `1 - 2 / (e^(2 |x|) + 1)` with the sign of `x`.
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    tanh_with::<HAS_FMA>(x)
+}
+
+/// [`tanh`], for CPUs with fused multiply-adds or without.
+#[inline(always)]
+pub(crate) fn tanh_with<const FMA: bool>(x: f32) -> f32 {
+    let s = x * x;
+    let p = fma::<FMA>(s, -1_382.0 / 155_925.0, 62.0 / 2_835.0);
+    let p = fma::<FMA>(p, s, -17.0 / 315.0);
+    let p = fma::<FMA>(p, s, 2.0 / 15.0);
+    let p = fma::<FMA>(p, s, -1.0 / 3.0);
+    let near = fma::<FMA>(p * s, x, x);
+    let far = (1.0 - 2.0 / (exp_with::<FMA>(2.0 * x.abs()) + 1.0)).copysign(x);
+    if x.abs() < 0.25 { near } else { far }
+}
+
 /// Adds up strided partial sums as a tree: lanes `i` and `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
 #[inline(always)]
 pub fn tree_sum(mut lanes: [f32; SUM_LANES]) -> f32 {
@@ -181,6 +222,37 @@ mod tests {
                 check_fused(p * 0.5f32.powi(60), q * 0.5f32.powi(65), scale as f32);
             }
         }
+    }
+
+    /// The largest error of `f` against `want` over some thousand places, relative to `floor + |want|`.
+    fn worst(f: impl Fn(f32) -> f32, want: impl Fn(f64) -> f64, range: f32, floor: f64) -> f64 {
+        let places = (-20_000..=20_000).map(|i| i as f32 * range / 20_000.0);
+        places.fold(0.0, |worst, x| {
+            let exact = want(f64::from(x));
+            worst.max((f64::from(f(x)) - exact).abs() / (floor + exact.abs()))
+        })
+    }
+
+    #[test]
+    fn tanh_is_within_four_ulp_of_float64() {
+        for range in [1e-4, 0.26, 3.0, 100.0] {
+            let worst = worst(tanh, f64::tanh, range, f64::MIN_POSITIVE);
+            assert!(worst <= 4.0 * f64::from(f32::EPSILON), "{worst:e} up to {range}");
+        }
+        assert_eq!((tanh(0.0), tanh(f32::INFINITY), tanh(f32::NEG_INFINITY)), (0.0, 1.0, -1.0));
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn gelu_and_sigmoid_are_those_of_float64() {
+        let gelu =
+            |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh());
+        // Far below zero the values themselves are below 1e-6: there the bound is absolute.
+        let of_gelu = worst(gelu_tanh, gelu, 12.0, 0.1);
+        let of_sigmoid = worst(sigmoid, |x| 1.0 / (1.0 + (-x).exp()), 80.0, f64::MIN_POSITIVE);
+        assert!(of_gelu <= 4.0 * f64::from(f32::EPSILON), "{of_gelu:e}");
+        assert!(of_sigmoid <= 4.0 * f64::from(f32::EPSILON), "{of_sigmoid:e}");
+        assert_eq!((gelu_tanh(0.0), gelu_tanh(20.0), gelu_tanh(-20.0)), (0.0, 20.0, 0.0));
     }
 
     #[test]

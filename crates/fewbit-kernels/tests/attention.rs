@@ -1,7 +1,7 @@
 //! Attention and the row operations: the bits of the definition on every instruction set, number of threads
 //! and split of the queries; and the values of a float64 computation.
 
-use fewbit_kernels::math::{exp, tree_sum};
+use fewbit_kernels::math::{exp, tanh, tree_sum};
 use fewbit_kernels::{
     ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvFloat, KvPage, KvPageMut, PAGE,
     RopeStyle,
@@ -63,7 +63,10 @@ fn definition<T: KvFloat>(
     let (mut max, mut sum, mut out) = (0.0f32, 0.0f32, Vec::new());
     for page in first / PAGE..=position / PAGE {
         let keys: Vec<usize> = (first.max(page * PAGE)..=position.min(page * PAGE + PAGE - 1)).collect();
-        let score = |&j: &usize| (0..hd).fold(0.0f32, |s, d| (q[d] * shape.scale).mul_add(at(k, j, d), s));
+        let score = |&j: &usize| {
+            let s = (0..hd).fold(0.0f32, |s, d| (q[d] * shape.scale).mul_add(at(k, j, d), s));
+            shape.softcap.map_or(s, |cap| cap * tanh(s * (1.0 / cap)))
+        };
         let scores: Vec<f32> = keys.iter().map(score).collect();
         let m = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut lanes = [0.0f32; 16];
@@ -100,15 +103,15 @@ fn attention_equals_its_definition_however_it_is_split() {
 }
 
 fn check_attention<T: KvFloat>() {
-    for (n_heads, n_kv_heads, head_dim, window, n) in [
-        (9, 3, 64, None, 600),
-        (4, 4, 8, None, 300),
-        (8, 2, 24, Some(64), 600),
-        (4, 1, 128, Some(257), 530),
-        (2, 2, 16, Some(1), 40),
+    for (n_heads, n_kv_heads, head_dim, window, softcap, n) in [
+        (9, 3, 64, None, None, 600),
+        (4, 4, 8, None, Some(0.7), 300),
+        (8, 2, 24, Some(64), None, 600),
+        (4, 1, 128, Some(257), Some(50.0), 530),
+        (2, 2, 16, Some(1), None, 40),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, window };
+        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap, window };
         let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
         let (qs, k, v) = (random(n * q, 1), random(n * kv, 2), random(n * kv, 3));
         let group = n_heads / n_kv_heads;
@@ -147,7 +150,7 @@ fn check_attention<T: KvFloat>() {
 
 #[test]
 fn sequences_of_a_batch_do_not_touch_each_other() {
-    let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, window: None };
+    let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, softcap: None, window: None };
     let (q, kv) = (128, 64);
     for isa in Isa::available() {
         let engine = Engine::new(isa, 2).expect("available");
@@ -225,4 +228,45 @@ fn norm_and_rope_are_right_and_the_same_everywhere() {
         assert!(rotated.iter().all(|y| bits(y) == bits(&rotated[0])));
     }
     assert!(norms.iter().all(|y| bits(y) == bits(&norms[0])));
+}
+
+#[test]
+fn the_other_row_operations_are_right_and_the_same_everywhere() {
+    let (n, cols, heads) = (37, 60, 3);
+    let (x, y, weight) = (random(n * cols, 1), random(n * cols, 2), random(cols, 3));
+    let mut first: Option<Vec<u32>> = None;
+    for engine in Isa::available().into_iter().flat_map(|isa| [1, 2].map(|n| Engine::new(isa, n).expect("available"))) {
+        let mut normed = Activations::new();
+        engine.rms_norm(&y, &weight, 1e-5, ActivationKinds::default(), &mut normed);
+
+        let mut in_place = y.clone();
+        engine.norm_heads(&weight, 1e-5, 1, &mut in_place);
+        assert_eq!(bits(&in_place), bits(normed.values()));
+        let mut by_head = y.clone();
+        engine.norm_heads(&weight[..cols / heads], 1e-5, heads, &mut by_head);
+        let head = &by_head[cols / heads..2 * cols / heads];
+        let mut alone = y[cols / heads..2 * cols / heads].to_vec();
+        engine.norm_heads(&weight[..cols / heads], 1e-5, 1, &mut alone);
+        assert_eq!(bits(head), bits(&alone));
+
+        let mut sum = x.clone();
+        engine.add_normed(Some((&weight, 1e-5)), 0.5, cols, &mut y.clone(), &mut sum);
+        let want: Vec<f32> = x.iter().zip(normed.values()).map(|(x, y)| y.mul_add(0.5, *x)).collect();
+        assert_eq!(bits(&sum), bits(&want));
+        let mut plain = x.clone();
+        engine.add_normed(None, 1.0, cols, &mut y.clone(), &mut plain);
+        assert!(plain.iter().zip(x.iter().zip(&y)).all(|(s, (x, y))| *s == x + y));
+
+        let mut biased = x.clone();
+        engine.add_bias(&weight, &mut biased);
+        assert!(biased.iter().enumerate().all(|(i, b)| *b == x[i] + weight[i % cols]));
+
+        let mut capped = x.clone();
+        engine.softcap(1.5, cols, &mut capped);
+        for (c, x) in capped.iter().zip(&x) {
+            assert!((f64::from(*c) - 1.5 * (f64::from(*x) / 1.5).tanh()).abs() < 1e-6);
+        }
+        let all = bits(&[by_head, sum, capped].concat());
+        assert!(first.get_or_insert_with(|| all.clone()) == &all, "{}", engine.isa());
+    }
 }

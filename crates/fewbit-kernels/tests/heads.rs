@@ -79,7 +79,7 @@ fn every_head_size() {
     ] {
         // Queries on both sides of the end of a page, and three query heads per key head.
         let (n, first) = (PAGE + 11, PAGE - 9);
-        let shape = AttentionShape { n_heads: 3, n_kv_heads: 1, head_dim, scale: 0.2, window };
+        let shape = AttentionShape { n_heads: 3, n_kv_heads: 1, head_dim, scale: 0.2, softcap: None, window };
         let (q, k, v) = (random((n - first) * 3 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3));
         check::<f16>(&shape, first, [&q, &k, &v], "f16");
         check::<f32>(&shape, first, [&q, &k, &v], "f32");
@@ -94,8 +94,14 @@ fn every_head_size() {
 fn q8_0_is_close_to_f32() {
     for (head_dim, window) in [(32, None), (64, None), (128, Some(100)), (96, None)] {
         let n = PAGE + 40;
-        let shape =
-            AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window };
+        let shape = AttentionShape {
+            n_heads: 4,
+            n_kv_heads: 2,
+            head_dim,
+            scale: 1.0 / (head_dim as f32).sqrt(),
+            softcap: None,
+            window,
+        };
         let (q, k, v) = (random(n * 4 * head_dim, 1), random(n * 2 * head_dim, 2), random(n * 2 * head_dim, 3));
         let engine = Engine::new(Isa::best(), 2).expect("available");
         let want = attend::<f32>(&engine, &shape, 0, n, [&q, &k, &v]);
@@ -111,7 +117,7 @@ fn q8_0_is_close_to_f32() {
 #[test]
 fn extremes_and_what_is_not_a_number() {
     let (head_dim, n, first) = (40, PAGE + 5, PAGE - 12);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, window: Some(90) };
+    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, softcap: None, window: Some(90) };
     let inputs =
         |head_dim: usize| [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38, -3e38, 1e-40, 0.0, -0.0] {
@@ -146,7 +152,7 @@ fn extremes_and_what_is_not_a_number() {
 #[test]
 fn a_query_that_is_not_a_number_changes_no_other() {
     let (head_dim, n) = (64, 30);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, window: None };
+    let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, softcap: None, window: None };
     let row = 2 * head_dim;
     let (q, k, v) = (random(n * row, 1), random(n * row, 2), random(n * row, 3));
     let mut bad = q.clone();

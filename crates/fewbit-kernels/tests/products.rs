@@ -1,7 +1,8 @@
 //! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
 //! batch size and number of threads.
 
-use fewbit_kernels::{ActivationKinds, Activations, Isa, Matrix, Planes, ThreadPool};
+use fewbit_kernels::math::{gelu_tanh, silu};
+use fewbit_kernels::{ActivationKinds, Activations, GateFunction, Isa, Matrix, Planes, Product, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
 use support::{Codes, Random, TYPES, check, engines, product, put_scales, weights};
@@ -138,10 +139,56 @@ fn the_other_outputs_equal_the_plain_product() {
         engine.matmul_add(&b, &acts, &mut sum);
         assert!(sum.iter().zip(ya.iter().zip(&yb)).all(|(s, (a, b))| *s == a + b));
 
-        let mut gated = vec![0.0; n * rows];
-        engine.matmul_silu_mul(&a, &b, &acts, &mut gated);
-        let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| fewbit_kernels::math::silu(g) * u).collect();
-        assert_eq!(gated, want);
+        for (function, f) in [(GateFunction::Silu, silu as fn(f32) -> f32), (GateFunction::GeluTanh, gelu_tanh)] {
+            let mut gated = vec![0.0; n * rows];
+            engine.matmul_gated(function, &a, &b, &acts, &mut gated);
+            let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| f(g) * u).collect();
+            assert_eq!(gated, want);
+            let mut apart = ya.clone();
+            engine.gate(function, rows, &mut apart, &yb);
+            assert_eq!(apart, want);
+        }
+    }
+}
+
+#[test]
+fn gathered_rows_give_what_they_give_in_the_batch() {
+    let mut random = Random(6);
+    for engine in engines() {
+        let (rows, cols, n) = (40, 256, 7);
+        let mut matrix = |ty| {
+            let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
+            engine.pack(ty, rows, cols, &bytes).expect("packs")
+        };
+        let matrices = [matrix(TensorType::Q4_0), matrix(TensorType::Q5_K), matrix(TensorType::F16)];
+        let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+        let kinds = ActivationKinds::of(matrices.iter().map(|m| m.ty()));
+        for kinds in [kinds, kinds.two_planes()] {
+            let (mut all, mut some) = (Activations::new(), Activations::new());
+            engine.activate(&x, cols, kinds, &mut all);
+            let picked = [5usize, 0, 3, 3];
+            engine.gather(&all, &picked, &mut some);
+            let mut got = vec![vec![0.0; picked.len() * rows]; 3];
+            // All three in one section, the first two of the gathered rows, the last of the whole batch.
+            let mut whole = vec![0.0; n * rows];
+            let [first, second, third] = &mut got[..] else { panic!("three") };
+            engine.matmul_each(&mut [
+                Product::Store { w: &matrices[0], x: &some, out: first },
+                Product::Store { w: &matrices[2], x: &all, out: &mut whole },
+                Product::Store { w: &matrices[1], x: &some, out: second },
+            ]);
+            engine.matmul(&matrices[2], &some, third);
+            for (matrix, got) in matrices.iter().zip(&got) {
+                let mut want = vec![0.0; n * rows];
+                engine.matmul(matrix, &all, &mut want);
+                for (i, &row) in picked.iter().enumerate() {
+                    assert_eq!(got[i * rows..(i + 1) * rows], want[row * rows..(row + 1) * rows], "{matrix:?}");
+                }
+            }
+            let mut want = vec![0.0; n * rows];
+            engine.matmul(&matrices[2], &all, &mut want);
+            assert_eq!(whole, want);
+        }
     }
 }
 

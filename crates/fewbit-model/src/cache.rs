@@ -8,7 +8,7 @@
 use crate::ModelError;
 use crate::pages::{Element, KvType, Page, PageKind};
 use fewbit_kernels::kv::Q8;
-use fewbit_kernels::{AttentionSequence, Engine, PAGE};
+use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, PAGE};
 use half::f16;
 use std::ops::Range;
 use std::sync::Arc;
@@ -165,6 +165,7 @@ fn first_seen(len: usize, window: usize) -> usize {
 /// What one sequence of a batch does in one layer: appends rows of `k` and `v`, then attends with rows of `q`.
 pub(crate) struct LayerStep<'a> {
     pub(crate) layer: usize,
+    pub(crate) shape: AttentionShape,
     /// `[tokens of the batch, n_heads * head_dim]`
     pub(crate) q: &'a [f32],
     /// `[tokens of the batch, n_kv_heads * head_dim]`
@@ -196,7 +197,7 @@ fn of_type<T: Element>(
     out: &mut [f32],
 ) {
     let Some(kind) = caches.first().map(|(cache, _)| Arc::clone(&cache.kind)) else { return };
-    let shape = &kind.shape;
+    let shape = &step.shape;
     let kv_dim = shape.n_kv_heads * shape.head_dim;
     for (cache, rows) in caches.iter_mut() {
         // Only the pages that are written, which are this sequence's own: positions count from the first.

@@ -1,19 +1,7 @@
-//! The one decoder: token ids in, logits out.
-//!
-//! Reading order is the order of the computation, and a step is some five parallel sections per layer:
-//!
-//! ```text
-//! x = embedding[token]
-//! each layer:
-//!     h = rms_norm(x)                    quantized once for q, k, v
-//!     q, k, v = h Wq, h Wk, h Wv;  rotate q, k;  append k, v to the cache
-//!     x += attention(q, cache) Wo
-//!     h = rms_norm(x)                    quantized once for gate, up
-//!     x += (silu(h Wgate) * (h Wup)) Wdown
-//! logits = rms_norm(x[wanted rows]) Woutput
-//! ```
+//! A loaded model: its options, and the checks around the forward pass.
 
-use crate::cache::{KvCache, LayerStep, append_and_attend};
+use crate::cache::KvCache;
+use crate::forward::Scratch;
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::{KvType, PageKind};
 use crate::prefix::PrefixTree;
@@ -22,7 +10,7 @@ use crate::rope::Rope;
 use crate::weights::{Weights, engine};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::GgufFile;
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa, PAGE, Planes};
+use fewbit_kernels::{Engine, Isa, PAGE};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,6 +25,11 @@ pub struct LoadOptions {
     pub isa: Option<Isa>,
     /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
     pub kv_type: Option<KvType>,
+    /// In place of the sliding window that the file names: `Some(None)` lets every query see everything.
+    pub sliding_window: Option<Option<usize>>,
+    /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
+    /// take their divisors by it.
+    pub context_length: Option<usize>,
     /// Called with bytes done and bytes in all, as tensors are read.
     pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -65,6 +58,30 @@ impl LoadOptions {
         self
     }
 
+    /// Sets [`sliding_window`](Self::sliding_window): for Mistral 7B v0.1 and others whose GGUF files do not say
+    /// that they have one. Of a model whose layers differ, it changes those that have a window.
+    pub fn sliding_window(mut self, window: Option<usize>) -> Self {
+        self.sliding_window = Some(window);
+        self
+    }
+
+    /// Sets [`context_length`](Self::context_length).
+    pub fn context_length(mut self, n: usize) -> Self {
+        self.context_length = Some(n);
+        self
+    }
+
+    /// The configuration with what the options change.
+    fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
+        if let Some(window) = self.sliding_window {
+            config.set_sliding_window(window);
+        }
+        if let Some(n) = self.context_length {
+            config.context_length = config.context_length.min(n.max(1));
+        }
+        config.checked()
+    }
+
     /// Sets [`progress`](Self::progress).
     pub fn progress(mut self, f: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(f));
@@ -86,7 +103,7 @@ pub enum LogitsFor {
 }
 
 impl LogitsFor {
-    fn rows(self, n_tokens: usize) -> usize {
+    pub(crate) fn rows(self, n_tokens: usize) -> usize {
         match self {
             Self::None => 0,
             Self::Last => 1,
@@ -112,10 +129,14 @@ pub struct Chunk<'a> {
 pub struct Logits {
     n_vocab: usize,
     /// `[n_rows, n_vocab]`
-    values: Vec<f32>,
+    pub(crate) values: Vec<f32>,
 }
 
 impl Logits {
+    pub(crate) fn new(n_vocab: usize, n_rows: usize) -> Self {
+        Self { n_vocab, values: vec![0.0; n_rows * n_vocab] }
+    }
+
     /// Rows.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.n_vocab.max(1)
@@ -137,49 +158,13 @@ impl Logits {
 
 /// A loaded model.
 pub struct Decoder {
-    config: ModelConfig,
-    weights: Weights,
-    rope: Rope,
-    engine: Engine,
+    pub(crate) config: ModelConfig,
+    pub(crate) weights: Weights,
+    pub(crate) rope: Rope,
+    pub(crate) engine: Engine,
     pages: Arc<PageKind>,
     /// Buffers of a step; held for its length, so that steps of different callers take turns.
     scratch: Mutex<Scratch>,
-}
-
-/// Buffers of a step, for all tokens of the batch.
-#[derive(Default)]
-struct Scratch {
-    /// `[n_tokens, dim]`: the residual stream.
-    x: Vec<f32>,
-    /// `[n_tokens, n_heads * head_dim]`
-    q: Vec<f32>,
-    /// `[n_tokens, n_kv_heads * head_dim]`
-    k: Vec<f32>,
-    /// `[n_tokens, n_kv_heads * head_dim]`
-    v: Vec<f32>,
-    /// `[n_tokens, n_heads * head_dim]`
-    attention: Vec<f32>,
-    /// `[n_tokens, ffn_dim]`
-    hidden: Vec<f32>,
-    /// `[n_tokens, rope_dims / 2]`
-    cos: Vec<f32>,
-    /// `[n_tokens, rope_dims / 2]`
-    sin: Vec<f32>,
-    /// Inputs of products.
-    input: Activations,
-    /// Who is told of them, while an importance matrix is measured.
-    collector: Option<Collector>,
-}
-
-impl Scratch {
-    /// Tells the collector, if there is one, that the current input meets these matrices.
-    fn collect(&mut self, layer: usize, parts: &[&str]) {
-        let Some(collector) = &mut self.collector else { return };
-        let x = self.input.values();
-        for part in parts {
-            collector.add(&format!("blk.{layer}.{part}.weight"), 0, 1, x, x.len() / self.input.n_rows());
-        }
-    }
 }
 
 impl Decoder {
@@ -188,11 +173,11 @@ impl Decoder {
     /// # Errors
     /// Every [`ModelError`] but those of [`forward`](Self::forward).
     pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Self, ModelError> {
-        let config = ModelConfig::from_gguf(file.metadata())?;
+        let config = options.configure(ModelConfig::from_gguf(file)?)?;
         let engine = engine(options.isa, options.threads)?;
         check_fits(file, engine.isa())?;
         let weights = Weights::load(file, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
-        let rope = Rope::new(&config, weights.rope_factors.as_deref());
+        let rope = Rope::new(&config);
         tracing::info!(
             isa = %engine.isa(),
             threads = engine.pool().n_threads(),
@@ -339,92 +324,6 @@ impl Decoder {
             Some(&id) => Err(ModelError::TokenId { id, n_vocab: self.n_vocab() }),
             None => Ok(()),
         }
-    }
-
-    fn step(&self, batch: &mut [Chunk<'_>], s: &mut Scratch) -> Logits {
-        let c = &self.config;
-        let n: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
-        let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
-        s.x.resize(n * c.dim, 0.0);
-        s.q.resize(n * q_dim, 0.0);
-        s.attention.resize(n * q_dim, 0.0);
-        s.k.resize(n * kv_dim, 0.0);
-        s.v.resize(n * kv_dim, 0.0);
-        s.hidden.resize(n * c.ffn_dim, 0.0);
-        s.cos.clear();
-        s.sin.clear();
-        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
-        for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
-            self.weights.embed(token as usize, x);
-        }
-        for chunk in batch.iter() {
-            for i in 0..chunk.tokens.len() {
-                self.rope.angles(chunk.cache.len() + i, &mut s.cos, &mut s.sin);
-            }
-        }
-        if n > 0 {
-            for layer in 0..c.n_layers {
-                self.layer(layer, batch, s);
-            }
-        }
-        self.logits(batch, s)
-    }
-
-    fn layer(&self, index: usize, batch: &mut [Chunk<'_>], s: &mut Scratch) {
-        let (c, e, w) = (&self.config, &self.engine, &self.weights.layers[index]);
-        e.rms_norm(&s.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
-        s.collect(index, &["attn_q", "attn_k", "attn_v"]);
-        let parts = &mut [
-            (&w.q, &mut s.q[..], Planes::First),
-            (&w.k, &mut s.k[..], Planes::All),
-            (&w.v, &mut s.v[..], Planes::All),
-        ];
-        e.matmul_many(parts, &s.input);
-        e.rope(c.rope_style, c.head_dim, c.n_heads, &s.cos, &s.sin, &mut s.q);
-        e.rope(c.rope_style, c.head_dim, c.n_kv_heads, &s.cos, &s.sin, &mut s.k);
-
-        let mut end = 0;
-        let mut caches: Vec<_> = batch
-            .iter_mut()
-            .map(|chunk| {
-                end += chunk.tokens.len();
-                (&mut *chunk.cache, end - chunk.tokens.len()..end)
-            })
-            .collect();
-        let step = LayerStep { layer: index, q: &s.q, k: &s.k, v: &s.v };
-        append_and_attend(e, &mut caches, &step, &mut s.attention);
-        let kinds = ActivationKinds::of([w.attn_output.ty()]);
-        e.activate(&s.attention, w.attn_output.n_cols(), kinds, &mut s.input);
-        s.collect(index, &["attn_output"]);
-        e.matmul_add(&w.attn_output, &s.input, &mut s.x);
-
-        e.rms_norm(&s.x, &w.ffn_norm, c.rms_norm_eps, w.gate_up_input, &mut s.input);
-        s.collect(index, &["ffn_gate", "ffn_up"]);
-        e.matmul_silu_mul(&w.gate, &w.up, &s.input, &mut s.hidden);
-        e.activate(&s.hidden, c.ffn_dim, ActivationKinds::of([w.down.ty()]), &mut s.input);
-        s.collect(index, &["ffn_down"]);
-        e.matmul_add(&w.down, &s.input, &mut s.x);
-    }
-
-    /// Logits of the rows that are wanted, and of no others: the output matrix is the largest of a small
-    /// model.
-    fn logits(&self, batch: &[Chunk<'_>], s: &mut Scratch) -> Logits {
-        let (c, output) = (&self.config, &self.weights.output);
-        let mut wanted = Vec::new();
-        let mut end = 0;
-        for chunk in batch {
-            end += chunk.tokens.len();
-            let rows = chunk.logits.rows(chunk.tokens.len());
-            wanted.extend_from_slice(&s.x[(end - rows) * c.dim..end * c.dim]);
-        }
-        let mut logits = Logits { n_vocab: self.n_vocab(), values: vec![0.0; wanted.len() / c.dim * self.n_vocab()] };
-        if !wanted.is_empty() {
-            // Two planes: nothing averages out the error of a logit, and few rows come this far.
-            let kinds = ActivationKinds::of([output.ty()]).two_planes();
-            self.engine.rms_norm(&wanted, &self.weights.output_norm, c.rms_norm_eps, kinds, &mut s.input);
-            self.engine.matmul(output, &s.input, &mut logits.values);
-        }
-        logits
     }
 }
 

@@ -32,10 +32,10 @@ pub enum ModelError {
         /// Its value.
         value: String,
     },
-    /// A number in the metadata makes no sense.
-    #[error("metadata key {key:?} is {found}, but must be {expected}; the file is damaged or was converted wrongly")]
+    /// A number of the configuration makes no sense.
+    #[error("the model's {key} is {found}, but must be {expected}; its file is damaged or was converted wrongly")]
     BadConfig {
-        /// The metadata key.
+        /// The metadata key, or the field of the configuration.
         key: String,
         /// The value found.
         found: String,
@@ -47,6 +47,14 @@ pub enum ModelError {
     MissingTensor {
         /// The tensor's name.
         name: String,
+    },
+    /// A tensor that the architecture has no place for: leaving it out would give other results.
+    #[error("tensor {name:?} is no part of a {architecture:?} model as this version of fewbit runs it")]
+    UnexpectedTensor {
+        /// The tensor's name.
+        name: String,
+        /// The model's architecture.
+        architecture: String,
     },
     /// A tensor's shape disagrees with the metadata.
     #[error("tensor {name:?} has shape {found:?}, but the model's configuration makes it {expected:?}")]

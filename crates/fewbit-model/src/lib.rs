@@ -7,18 +7,23 @@ mod cache;
 mod config;
 mod decoder;
 mod error;
+mod forward;
 mod memory;
+mod names;
 mod pages;
 mod prefix;
 pub mod quantize;
 mod rope;
+mod routing;
 mod weights;
 
 pub use cache::KvCache;
-pub use config::ModelConfig;
+pub use config::{
+    AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, yarn_magnitude,
+};
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;
-pub use fewbit_kernels::{Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
+pub use fewbit_kernels::{GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
 pub use memory::{MemoryEstimate, available_bytes, estimate};
 pub use pages::KvType;
 pub use prefix::PrefixTree;

@@ -37,11 +37,15 @@ pub fn estimate(
     n_ctx: usize,
     kv_type: Option<KvType>,
 ) -> Result<MemoryEstimate, ModelError> {
-    let config = ModelConfig::from_gguf(file.metadata())?;
+    let config = ModelConfig::from_gguf(file)?;
     let pages = n_ctx.div_ceil(PAGE) as u64;
     // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
     // inputs of products, their quantized forms.
-    let widths = 3 * config.dim + 3 * config.n_heads * config.head_dim + 2 * config.ffn_dim;
+    let ffn = match config.experts {
+        Some(e) => e.n_used * (2 * e.ffn_dim + 2 * config.dim) + e.shared_ffn_dim.unwrap_or(0),
+        None => 2 * config.ffn_dim,
+    };
+    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + ffn;
     Ok(MemoryEstimate {
         weight_bytes: packed_bytes(file, isa).0,
         kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(file)))),

@@ -77,21 +77,16 @@ impl std::fmt::Display for KvType {
     }
 }
 
-/// The shape of every attention of a model.
+/// What pages of a model need to know about its attention: sizes that all layers share, and the window of a
+/// model in which every layer has one.
 pub(crate) fn attention_shape(config: &ModelConfig) -> AttentionShape {
-    AttentionShape {
-        n_heads: config.n_heads,
-        n_kv_heads: config.n_kv_heads,
-        head_dim: config.head_dim,
-        scale: (1.0 / (config.head_dim as f64).sqrt()) as f32,
-        window: config.sliding_window,
-    }
+    AttentionShape { window: config.widest_window(), ..config.attention_shape(0) }
 }
 
 /// Bytes of one page.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
     let shape = attention_shape(config);
-    config.n_layers as u64 * ty.layer_bytes(&shape) as u64
+    config.n_layers() as u64 * ty.layer_bytes(&shape) as u64
 }
 
 /// What all pages of a model have in common, and how many of them there are.
@@ -108,7 +103,7 @@ pub(crate) struct PageKind {
 impl PageKind {
     pub(crate) fn new(model: u64, config: &ModelConfig, ty: KvType) -> Self {
         let shape = attention_shape(config);
-        Self { model, ty, shape, n_layers: config.n_layers, live: Arc::default() }
+        Self { model, ty, shape, n_layers: config.n_layers(), live: Arc::default() }
     }
 
     /// Pages of this kind that exist, each counted once however many hold it.

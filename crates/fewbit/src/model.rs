@@ -100,6 +100,14 @@ impl ModelBuilder {
         self
     }
 
+    /// Keys that a query sees at most, itself included, in place of what the file says; `None` lets it see
+    /// all. For models whose GGUF files do not name their window, such as Mistral 7B v0.1 with its 4096. Where only
+    /// some layers have a window, it is theirs that changes.
+    pub fn sliding_window(mut self, window: Option<usize>) -> Self {
+        self.load = self.load.sliding_window(window);
+        self
+    }
+
     /// How many tokens of prompts go through the model in one step at most (512 by default; at least 1). There
     /// are fewer while other generations wait for their next token. The result is the same.
     pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
@@ -107,8 +115,10 @@ impl ModelBuilder {
         self
     }
 
-    /// A shorter context than the model's own, which bounds the memory of each generation.
+    /// A shorter context than the model's own, which bounds the memory of each generation. Models with LongRoPE
+    /// (Phi-3 128k) embed positions by it: up to their original context as in their first training.
     pub fn context_length(mut self, n_tokens: usize) -> Self {
+        self.load = self.load.context_length(n_tokens);
         self.context_length = Some(n_tokens);
         self
     }

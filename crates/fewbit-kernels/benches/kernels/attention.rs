@@ -7,7 +7,8 @@ use half::f16;
 
 use crate::{Case, Ready, Work, isas};
 
-const SHAPE: AttentionShape = AttentionShape { n_heads: 32, n_kv_heads: 4, head_dim: 64, scale: 0.125, window: None };
+const SHAPE: AttentionShape =
+    AttentionShape { n_heads: 32, n_kv_heads: 4, head_dim: 64, scale: 0.125, softcap: None, window: None };
 
 pub(crate) fn cases(small: bool) -> Vec<Case> {
     let mut cases = Vec::new();

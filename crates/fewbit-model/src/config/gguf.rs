@@ -1,0 +1,396 @@
+//! The configuration of a GGUF file: its metadata, and the few tensors that are constants of the model.
+//!
+//! What the keys of an architecture mean, and what holds where a key is missing, is a row of [`ARCHITECTURES`].
+
+use super::rope::yarn_magnitude;
+use super::{
+    AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeConfig,
+    RopeScaling, bad,
+};
+use crate::ModelError;
+use fewbit_format::{GgufFile, Metadata, Value};
+use fewbit_kernels::{GateFunction, RopeStyle};
+
+/// An architecture that the one decoder can run, as a row of data.
+struct Architecture {
+    /// `general.architecture`, and the prefix of the model's metadata keys.
+    name: &'static str,
+    rope_style: RopeStyle,
+    gate: GateFunction,
+    has_qk_norm: bool,
+    has_post_norms: bool,
+    /// Token embeddings are scaled by the root of their width.
+    scales_embeddings: bool,
+    /// Every how many layers one sees everything, in a model with a sliding window; 0 for none.
+    global_every: usize,
+    /// The window of a file that names none.
+    window: Option<usize>,
+    /// Base of the rotary frequencies in local layers, where it is another one: `Some(None)` is that of all layers
+    /// but without their scaling.
+    local_theta: Option<Option<f64>>,
+    /// Every how many layers one has no position embedding; 0 for none.
+    nope_every: usize,
+    /// `rope.scaling.finetuned = false` stands for no position embedding in any layer.
+    has_nope_switch: bool,
+    /// Caps of the attention scores and of the logits in a file that names none.
+    softcaps: (Option<f32>, Option<f32>),
+    /// Layer counts of models whose attention scale comes from `dim / n_heads` instead of `head_dim`.
+    scaled_by_width: &'static [usize],
+    /// Weights of the experts used are divided by their sum.
+    normalizes_experts: bool,
+    /// The shared expert has a gate.
+    has_shared_gate: bool,
+}
+
+const LLAMA: Architecture = Architecture {
+    name: "llama",
+    rope_style: RopeStyle::Interleaved,
+    gate: GateFunction::Silu,
+    has_qk_norm: false,
+    has_post_norms: false,
+    scales_embeddings: false,
+    global_every: 0,
+    window: None,
+    local_theta: None,
+    nope_every: 0,
+    has_nope_switch: false,
+    softcaps: (None, None),
+    scaled_by_width: &[],
+    normalizes_experts: true,
+    has_shared_gate: false,
+};
+
+const QWEN: Architecture = Architecture { name: "qwen2", rope_style: RopeStyle::HalfSplit, ..LLAMA };
+
+const GEMMA: Architecture = Architecture {
+    name: "gemma",
+    rope_style: RopeStyle::HalfSplit,
+    gate: GateFunction::GeluTanh,
+    scales_embeddings: true,
+    ..LLAMA
+};
+
+const ARCHITECTURES: [Architecture; 13] = [
+    LLAMA,
+    Architecture { name: "mistral3", ..LLAMA },
+    Architecture { name: "smollm3", nope_every: 4, ..LLAMA },
+    Architecture { name: "granite", has_nope_switch: true, ..LLAMA },
+    Architecture { name: "granitemoe", has_nope_switch: true, ..LLAMA },
+    QWEN,
+    Architecture { name: "qwen3", has_qk_norm: true, ..QWEN },
+    Architecture { name: "qwen2moe", normalizes_experts: false, has_shared_gate: true, ..QWEN },
+    Architecture { name: "qwen3moe", has_qk_norm: true, ..QWEN },
+    Architecture { name: "phi3", ..QWEN },
+    GEMMA,
+    Architecture {
+        name: "gemma2",
+        has_post_norms: true,
+        global_every: 2,
+        window: Some(4096),
+        softcaps: (Some(50.0), Some(30.0)),
+        scaled_by_width: &[46],
+        ..GEMMA
+    },
+    Architecture {
+        name: "gemma3",
+        has_qk_norm: true,
+        has_post_norms: true,
+        global_every: 6,
+        local_theta: Some(Some(10_000.0)),
+        scaled_by_width: &[62],
+        ..GEMMA
+    },
+];
+
+/// Keys behind the architecture's prefix that ask for something which the decoder does not have, what that is,
+/// and the value that asks for nothing. A file that has one of them with another value is refused: ignoring it
+/// would give plausible nonsense.
+const REFUSED: [(&str, &str, f64); 16] = [
+    ("attention.causal", "attention that is not causal", 1.0),
+    ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
+    ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
+    ("attention.key_length_swa", "heads of another length in local layers", f64::NAN),
+    ("attention.key_length_mla", "multi-head latent attention", f64::NAN),
+    ("attention.output_scale", "scaled attention outputs", 1.0),
+    ("attention.shared_kv_layers", "layers that share keys and values", 0.0),
+    ("rope.dimension_count_swa", "other rotated dimensions in local layers", f64::NAN),
+    ("rope.scaling.alpha", "rope scaling by alpha", 0.0),
+    ("rope.scaling.yarn_ext_factor", "a YaRN extrapolation factor", 1.0),
+    ("use_parallel_residual", "parallel residuals", 0.0),
+    ("expert_group_count", "groups of experts", 1.0),
+    ("expert_gating_func", "a router other than softmax", 1.0),
+    ("leading_dense_block_count", "dense layers before those with experts", 0.0),
+    ("router_logit_softcapping", "capped router scores", 0.0),
+    ("nextn_predict_layers", "layers that predict further tokens", 0.0),
+];
+
+/// The metadata of one architecture: keys without its prefix, values checked for themselves.
+struct Keys<'a> {
+    meta: &'a Metadata,
+    prefix: &'a str,
+}
+
+impl Keys<'_> {
+    fn name(&self, key: &str) -> String {
+        format!("{}.{key}", self.prefix)
+    }
+
+    /// A number that counts something.
+    fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+        let name = self.name(key);
+        let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
+        match usize::try_from(value) {
+            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
+            _ => Err(bad(&name, value, format!("between 1 and {max}"))),
+        }
+    }
+
+    fn required(&self, key: &str, max: usize) -> Result<usize, ModelError> {
+        let missing = || fewbit_format::FormatError::MissingKey { key: self.name(key) };
+        self.count(key, max)?.ok_or_else(|| missing().into())
+    }
+
+    /// A count of which 0 stands for "none".
+    fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+        match self.meta.u64(&self.name(key))? {
+            Some(0) => Ok(None),
+            _ => self.count(key, max),
+        }
+    }
+
+    /// A float that is a positive number, or 0 for "none".
+    fn positive(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        let name = self.name(key);
+        match self.meta.f32(&name)? {
+            Some(x) if !(x.is_finite() && x >= 0.0) => Err(bad(&name, x, "a positive number".to_owned())),
+            x => Ok(x.filter(|&x| x > 0.0)),
+        }
+    }
+
+    /// Refuses every key of [`REFUSED`] that asks for something.
+    fn refuse(&self) -> Result<(), ModelError> {
+        for (key, feature, harmless) in REFUSED {
+            let key = self.name(key);
+            let Some(value) = self.meta.get(&key) else { continue };
+            let number = match value {
+                Value::Bool(b) => Some(f64::from(u8::from(*b))),
+                Value::F32(x) => Some(f64::from(*x)),
+                Value::F64(x) => Some(*x),
+                _ => value.as_integer().map(|n| n as f64),
+            };
+            // 0 stands for "not set" wherever it is no value of its own.
+            let unset = harmless != 0.0 && number == Some(0.0) && !matches!(value, Value::Bool(_));
+            if number != Some(harmless) && !unset {
+                let value = number.map_or_else(|| value.type_name().to_owned(), |x| x.to_string());
+                return Err(ModelError::UnsupportedFeature { feature, key, value });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ModelConfig {
+    /// Reads and checks the configuration of a GGUF file.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`], [`ModelError::BadConfig`], and
+    /// the format's errors for keys that are missing or of the wrong type.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, ModelError> {
+        let meta = file.metadata();
+        let name = meta.require_str("general.architecture")?;
+        let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
+            let known = ARCHITECTURES.iter().map(|a| a.name).collect();
+            return Err(ModelError::UnknownArchitecture { name: name.to_owned(), known });
+        };
+        let keys = Keys { meta, prefix: name };
+        keys.refuse()?;
+        let n_layers = keys.required("block_count", MAX_LAYERS)?;
+        let dim = keys.required("embedding_length", MAX_WIDTH)?;
+        let n_heads = keys.required("attention.head_count", MAX_WIDTH)?;
+        let head_dim = keys.count("attention.key_length", MAX_WIDTH)?.unwrap_or(dim / n_heads);
+        let value_dim = keys.count("attention.value_length", MAX_WIDTH)?.unwrap_or(head_dim);
+        if value_dim != head_dim {
+            let expected = format!("as long as keys, {head_dim}");
+            return Err(bad(&keys.name("attention.value_length"), value_dim, expected));
+        }
+        let context_length = keys.required("context_length", MAX_CONTEXT)?;
+        let experts = experts(&keys, arch)?;
+        let ffn_dim = match (keys.count("feed_forward_length", MAX_WIDTH)?, experts) {
+            (Some(n), _) => n,
+            (None, Some(experts)) => experts.ffn_dim,
+            (None, None) => keys.required("feed_forward_length", MAX_WIDTH)?,
+        };
+        let sliding_window = match meta.contains(&keys.name("attention.sliding_window")) {
+            true => keys.or_none("attention.sliding_window", usize::MAX)?,
+            false => arch.window,
+        };
+        let is_local = local_layers(&keys, arch, n_layers)?;
+        let is_nope = arch.has_nope_switch && meta.bool(&keys.name("rope.scaling.finetuned"))? == Some(false);
+        let layers = (0..n_layers).map(|i| LayerConfig {
+            is_local: sliding_window.is_some() && is_local[i],
+            has_rope: !is_nope && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0),
+        });
+        let width = if arch.scaled_by_width.contains(&n_layers) { dim / n_heads } else { head_dim };
+        let rope = rope(&keys, file, arch, head_dim, context_length)?;
+        let local_theta = keys.positive("rope.freq_base_swa")?.map(f64::from);
+        let local_rope = (arch.local_theta.or(local_theta.map(Some)))
+            .map(|theta| RopeConfig::new(local_theta.or(theta).unwrap_or(rope.theta), rope.n_dims, rope.style))
+            .filter(|_| sliding_window.is_some());
+        let config = Self {
+            architecture: name.to_owned(),
+            name: meta.str("general.name")?.map(str::to_owned),
+            dim,
+            n_heads,
+            n_kv_heads: keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            head_dim,
+            ffn_dim,
+            context_length,
+            rms_norm_eps: meta.require_f32(&keys.name("attention.layer_norm_rms_epsilon"))?,
+            gate: arch.gate,
+            layers: layers.collect(),
+            sliding_window,
+            rope,
+            local_rope,
+            has_qk_norm: arch.has_qk_norm,
+            has_post_norms: arch.has_post_norms,
+            attention_scale: (keys.positive("attention.scale")?).unwrap_or((1.0 / (width as f64).sqrt()) as f32),
+            attention_softcap: keys.positive("attn_logit_softcapping")?.or(arch.softcaps.0),
+            attention_temperature: temperature(&keys, context_length)?,
+            experts,
+            embedding_scale: match arch.scales_embeddings {
+                true => embedding_scale(dim),
+                false => keys.positive("embedding_scale")?.unwrap_or(1.0),
+            },
+            residual_scale: keys.positive("residual_scale")?.unwrap_or(1.0),
+            // The key is a divisor.
+            logit_scale: keys.positive("logit_scale")?.map_or(1.0, |s| 1.0 / s),
+            logit_softcap: keys.positive("final_logit_softcapping")?.or(arch.softcaps.1),
+        };
+        config.checked()
+    }
+}
+
+/// The root of the width, rounded to the bf16 in which these models were trained and are run.
+pub(crate) fn embedding_scale(dim: usize) -> f32 {
+    half::bf16::from_f64((dim as f64).sqrt()).to_f32()
+}
+
+/// Which layers see only the window, in a model that has one.
+fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, ModelError> {
+    let name = keys.name("attention.sliding_window_pattern");
+    let every = |period: usize| (0..n_layers).map(|i| period == 0 || i % period < period - 1).collect();
+    let list: Vec<bool> = match keys.meta.get(&name) {
+        None => every(arch.global_every),
+        Some(Value::Array(_)) => match keys.meta.bool_array(&name) {
+            Ok(list) => list.unwrap_or_default().to_vec(),
+            Err(_) => keys.meta.require_u32_array(&name)?.iter().map(|&is_local| is_local != 0).collect(),
+        },
+        Some(_) => every(keys.or_none("attention.sliding_window_pattern", MAX_LAYERS)?.unwrap_or(0)),
+    };
+    if list.len() != n_layers {
+        return Err(bad(&name, format!("{} layers", list.len()), format!("{n_layers} layers")));
+    }
+    Ok(list)
+}
+
+/// Position embedding of the layers that see everything.
+fn rope(
+    keys: &Keys<'_>,
+    file: &GgufFile,
+    arch: &Architecture,
+    head_dim: usize,
+    context_length: usize,
+) -> Result<RopeConfig, ModelError> {
+    let theta = keys.positive("rope.freq_base")?.map_or(10_000.0, f64::from);
+    let n_dims = keys.count("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
+    let mut rope = RopeConfig::new(theta, n_dims, arch.rope_style);
+    // Files from before `rope.scaling.*` name the linear factor `rope.scale_linear`.
+    let factor = keys.positive("rope.scaling.factor")?.or(keys.positive("rope.scale_linear")?).map_or(1.0, f64::from);
+    let original = keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?;
+    let original_context = original.unwrap_or(context_length);
+    let kind_key = keys.name("rope.scaling.type");
+    let kind = keys.meta.str(&kind_key)?;
+    let factors = |name: &str| constants(file, name, n_dims / 2);
+    let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
+    rope.divisors = factors("rope_freqs.weight")?;
+    rope.scaling = match (kind, short, long) {
+        (Some("yarn"), None, None) => RopeScaling::Yarn {
+            factor,
+            original_context,
+            beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.map_or(32.0, f64::from),
+            beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.map_or(1.0, f64::from),
+            is_truncated: true,
+        },
+        // Files of Phi-3 have the divisors without naming the kind.
+        (None | Some("longrope" | "linear" | "none"), Some(short), Some(long)) => {
+            RopeScaling::LongRope { original_context, short, long }
+        }
+        (None | Some("linear"), None, None) if factor != 1.0 => RopeScaling::Linear { factor },
+        (None | Some("linear" | "none"), None, None) => RopeScaling::None,
+        (kind, ..) => {
+            return Err(ModelError::UnsupportedFeature {
+                feature: "this kind of rope scaling, or tensors that it needs",
+                key: kind_key,
+                value: kind.unwrap_or("missing").to_owned(),
+            });
+        }
+    };
+    let usual = match rope.scaling {
+        // The multiplier is the `mscale_all_dim` of the original configuration, whose `mscale` is 1.
+        RopeScaling::Yarn { factor, .. } => match keys.positive("rope.scaling.yarn_log_multiplier")? {
+            Some(m) => yarn_magnitude(factor, 1.0) / yarn_magnitude(factor, f64::from(m)),
+            None => rope.scaling.default_attention_factor(context_length),
+        },
+        _ => rope.scaling.default_attention_factor(context_length),
+    };
+    let named = keys.positive("rope.scaling.attn_factor")?.map(f64::from);
+    rope.attention_factor = match (&rope.scaling, named, keys.positive("rope.scaling.yarn_attn_factor")?) {
+        (RopeScaling::Yarn { .. }, named, Some(factor)) => f64::from(factor) * named.unwrap_or(1.0),
+        (RopeScaling::Yarn { .. }, named, None) => usual * named.unwrap_or(1.0),
+        (_, named, _) => named.unwrap_or(usual),
+    };
+    Ok(rope)
+}
+
+/// A small tensor of the file that is a constant of the model.
+fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+    let Some(tensor) = file.tensor(name) else { return Ok(None) };
+    let expected = vec![len as u64];
+    if tensor.shape != expected {
+        return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
+    }
+    let mut out = vec![0.0; len];
+    fewbit_quant::decode(tensor.ty, file.tensor_bytes(tensor), &mut out)
+        .map_err(|source| ModelError::Decode { name: name.to_owned(), source })?;
+    Ok(Some(out))
+}
+
+fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, ModelError> {
+    let Some(scale) = keys.positive("attention.temperature_scale")? else { return Ok(None) };
+    let length = match keys.count("attention.temperature_length", MAX_CONTEXT)? {
+        Some(length) => length,
+        None => keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?.unwrap_or(context_length),
+    };
+    Ok(Some(AttentionTemperature { scale: f64::from(scale), length }))
+}
+
+fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, ModelError> {
+    let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
+    let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
+        Some(n) => n,
+        None => keys.required("feed_forward_length", MAX_WIDTH)?,
+    };
+    let shared_ffn_dim = match keys.or_none("expert_shared_feed_forward_length", MAX_WIDTH)? {
+        None if arch.has_shared_gate => Some(keys.required("feed_forward_length", MAX_WIDTH)?),
+        n => n,
+    };
+    Ok(Some(ExpertConfig {
+        n_experts,
+        n_used: keys.required("expert_used_count", MAX_WIDTH)?,
+        ffn_dim,
+        is_normalized: keys.meta.bool(&keys.name("expert_weights_norm"))?.unwrap_or(arch.normalizes_experts),
+        scale: keys.positive("expert_weights_scale")?.unwrap_or(1.0),
+        shared_ffn_dim,
+        has_shared_gate: arch.has_shared_gate,
+    }))
+}
