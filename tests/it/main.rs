@@ -9,8 +9,10 @@ mod generate;
 mod hub;
 mod loading;
 mod sampling;
+mod session;
 mod smollm2;
 mod smollm2_generation;
+mod speculation;
 mod tidy;
 
 use std::sync::OnceLock;
