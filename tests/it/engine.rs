@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use fewbit::sample::CustomSampler;
 use fewbit::{CancelToken, Error, FinishReason, Generate, Model, ModelBuilder};
 
 use crate::{STORIES, TEMPLATE};
@@ -284,4 +285,44 @@ fn a_conversation_keeps_its_cache_unless_memory_is_needed() {
     assert_eq!(second.usage.cached, 0);
     let mut fresh = model.chat().history(messages).temperature(0.0).max_tokens(10).start().unwrap();
     assert_eq!(fresh.send("And a dog.").unwrap().tokens, second.tokens);
+}
+
+/// What a sampler of the caller's does with each token's logits.
+struct Custom<F>(F);
+
+impl<F: FnMut(&[u32], &mut [f32]) + Send> CustomSampler for Custom<F> {
+    fn adjust(&mut self, tokens: &[u32], logits: &mut [f32]) {
+        (self.0)(tokens, logits);
+    }
+}
+
+#[test]
+fn what_fails_or_panics_while_choosing_fails_alone() {
+    let model = load(|b| b);
+    let want = alone(8);
+    let once = || model.generate("Once").max_tokens(20).ignore_eos(true);
+    let results = together(24, |i| match i % 3 {
+        0 => request(&model, i / 3).run(),
+        1 => {
+            let choose = |tokens: &[u32], _: &mut [f32]| assert!(tokens.len() < 8, "on purpose");
+            once().custom_sampler(move || Custom(choose)).run()
+        }
+        _ => once().custom_sampler(|| Custom(|_: &[u32], logits: &mut [f32]| logits.fill(f32::NAN))).run(),
+    });
+    for (i, result) in results.into_iter().enumerate() {
+        match (i % 3, result) {
+            (0, Ok(got)) => assert_eq!((got.tokens, got.text, got.finish_reason), want[i / 3]),
+            (1, Err(Error::Panicked { message })) => assert_eq!(message, "on purpose"),
+            (2, Err(Error::Sampling(_))) => {}
+            (_, other) => panic!("request {i}: {other:?}"),
+        }
+    }
+    assert_eq!(pages_left(&model), 0);
+    // What chooses a token cannot wait for the engine that waits for it, and is told so.
+    let inner = model.clone();
+    let choose = move |_: &[u32], _: &mut [f32]| {
+        assert!(matches!(inner.generate("Once").run(), Err(Error::InsideEngine)));
+        assert!(matches!(inner.clear_prefixes(), Err(Error::InsideEngine)));
+    };
+    assert_eq!(once().custom_sampler(move || Custom(choose.clone())).run().unwrap().tokens.len(), 20);
 }

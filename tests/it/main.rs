@@ -11,8 +11,10 @@ mod hub;
 mod loading;
 mod sampling;
 mod schemas;
+mod session;
 mod smollm2;
 mod smollm2_generation;
+mod speculation;
 mod tidy;
 
 use std::sync::OnceLock;

@@ -288,6 +288,9 @@ pub(crate) struct BenchArgs {
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
+    /// Measure N requests at once through the engine, beside one alone, instead of the bare model
+    #[arg(long, value_name = "N", requires = "model", conflicts_with_all = ["shape", "depth", "batch"], value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) concurrency: Option<u16>,
     /// Measure random weights of this shape instead of a model
     #[arg(long, value_name = "NAME", requires = "type")]
     pub(crate) shape: Option<String>,

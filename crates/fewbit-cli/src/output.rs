@@ -78,7 +78,13 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
 }
 
 pub(crate) fn usage_json(usage: &Usage) -> Value {
-    json!({ "prompt": usage.prompt, "cached": usage.cached, "completion": usage.completion })
+    json!({
+        "prompt": usage.prompt,
+        "cached": usage.cached,
+        "completion": usage.completion,
+        "drafted": usage.drafted,
+        "accepted": usage.accepted,
+    })
 }
 
 pub(crate) fn timings_json(timings: &Timings) -> Value {

@@ -81,7 +81,8 @@ fn run_tells_all_about_an_answer_in_json() {
     assert_eq!(object["token_ids"].as_array().unwrap().len(), 12);
     assert_eq!(object["finish_reason"], "length");
     assert_eq!(object["seed"], 7);
-    assert_eq!(object["usage"], serde_json::json!({ "prompt": 5, "cached": 0, "completion": 12 }));
+    let usage = serde_json::json!({ "prompt": 5, "cached": 0, "completion": 12, "drafted": 0, "accepted": 0 });
+    assert_eq!(object["usage"], usage);
     assert!(object["text"].is_string());
     for time in ["load_s", "queue_s", "prefill_s", "decode_s", "prefill_tok_s", "decode_tok_s"] {
         assert!(object["timings"][time].is_f64(), "{time}");

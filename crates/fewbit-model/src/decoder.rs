@@ -263,6 +263,11 @@ impl Decoder {
         KvCache::take(&self.pages, len, bytes)
     }
 
+    /// Bytes that [`KvCache::put`] appends for a sequence of `len` positions, at most.
+    pub fn cache_state_bytes(&self, len: usize) -> u64 {
+        (len.div_ceil(PAGE) as u64).saturating_mul(self.kv_page_bytes()).saturating_add(8)
+    }
+
     /// An empty tree of prefixes.
     pub fn new_prefix_tree(&self) -> PrefixTree {
         PrefixTree::new(Arc::clone(&self.pages))

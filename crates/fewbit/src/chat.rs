@@ -12,8 +12,10 @@
 //! Cancelled by dropping its stream: they stay too, with the answer as far as it went; a turn
 //! without any text leaves nothing. Failed: it leaves nothing. The conversation goes on after each.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
 
 use crate::completion::{Completion, FinishReason, Piece};
@@ -21,7 +23,8 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
-use crate::session::{Run, Slot, run_accessors};
+use crate::session::{Run, Slot, Timeline, run_accessors};
+use crate::session_file::{Expected, Saved, SessionError};
 
 /// A conversation that has not started: made by [`Model::chat`].
 #[derive(Debug, Clone)]
@@ -66,6 +69,44 @@ impl ChatBuilder {
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
         Ok(Chat { model, slot, messages, options })
+    }
+
+    /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
+    /// values, and its seed unless one is given here. Other settings are those of this builder.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().start()?;
+    /// chat.send("My name is Ada.")?;
+    /// chat.save("ada.session")?;
+    ///
+    /// let mut chat = model.chat().restore("ada.session")?;
+    /// println!("{}", chat.send("What is my name?")?); // computes only this question
+    /// # Ok(()) }
+    /// ```
+    pub fn restore(self, path: impl AsRef<Path>) -> Result<Chat, Error> {
+        let path = path.as_ref();
+        let decoder = self.model.decoder();
+        let context = self.model.context_length();
+        let expected = Expected {
+            model: self.model.identity()?,
+            n_vocab: self.model.tokenizer().n_vocab(),
+            max_tokens: context,
+            max_cache_bytes: decoder.cache_state_bytes(context),
+        };
+        let saved = Saved::read(path, &expected)?;
+        let cache = decoder.restore_cache(saved.tokens.len(), &saved.cache).map_err(|error| match error {
+            ModelError::BadCacheState { .. } => {
+                Error::from(SessionError::Damaged { path: path.to_owned(), what: "keys and values" })
+            }
+            error => error.into(),
+        })?;
+        let seed = self.options.sampling.seed.unwrap_or(saved.seed);
+        let mut chat = self.seed(seed).start()?;
+        chat.messages = saved.messages;
+        chat.slot = Arc::new(Slot::from(Timeline { cache, tokens: saved.tokens }));
+        Ok(chat)
     }
 }
 
@@ -134,6 +175,20 @@ impl Chat {
     /// How many tokens are in the KV cache.
     pub fn cached_tokens(&self) -> usize {
         self.slot.with(|timeline| timeline.cache.len())
+    }
+
+    /// Writes the conversation to a file, with the keys and values of its tokens: [`ChatBuilder::restore`] goes on
+    /// from there without computing them again, with the same model. The file is replaced whole or not at all.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let (tokens, cache) = self.slot.with(|timeline| {
+            let mut bytes = Vec::new();
+            timeline.cache.put(&mut bytes);
+            (timeline.tokens.clone(), bytes)
+        });
+        let model = self.model.identity()?;
+        let seed = self.options.sampling.seed.unwrap_or_default();
+        let messages = self.messages.clone();
+        Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
     }
 
     /// Forgets all turns; a system message stays.

@@ -50,6 +50,10 @@ pub struct Usage {
     pub cached: usize,
     /// Tokens generated.
     pub completion: usize,
+    /// Tokens that were computed because they were expected: see [`Speculation`](crate::Speculation).
+    pub drafted: usize,
+    /// Of these, tokens that came.
+    pub accepted: usize,
 }
 
 /// Where the time of a generation went.

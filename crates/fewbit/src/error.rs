@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fewbit_format::FormatError;
-use fewbit_model::ModelError;
+use fewbit_model::{MemoryEstimate, ModelError};
 use fewbit_tokenizer::{TemplateError, TokenizerError};
 
 use crate::hub::HubError;
 use crate::sample::SamplingError;
+use crate::session_file::SessionError;
 
 /// Failure to load a model or to generate with it.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +136,36 @@ pub enum Error {
         needed_bytes: u64,
         /// Bytes that there may be.
         limit_bytes: u64,
+    },
+
+    /// A conversation cannot be saved, or a saved one not be used.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+
+    /// The model and the contexts that were asked for do not fit into memory.
+    #[error(
+        "the model takes {} MiB and {sequences} contexts of {context_tokens} tokens {} MiB, but only {} MiB of memory \
+         are free: take a shorter context, fewer sequences or a smaller file",
+        (estimate.weight_bytes + estimate.scratch_bytes) >> 20, estimate.kv_bytes >> 20, available_bytes >> 20
+    )]
+    DoesNotFit {
+        /// What would be taken.
+        estimate: MemoryEstimate,
+        /// Contexts asked for.
+        sequences: usize,
+        /// Tokens of each.
+        context_tokens: usize,
+        /// Bytes that the operating system calls available.
+        available_bytes: u64,
+    },
+
+    /// A draft model with another vocabulary.
+    #[error("the draft model {} has another vocabulary than {}: tokens would mean something else", draft.display(), model.display())]
+    DraftVocabulary {
+        /// The draft model's file.
+        draft: PathBuf,
+        /// The model's file.
+        model: PathBuf,
     },
 
     /// Too many requests wait already.

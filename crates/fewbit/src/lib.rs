@@ -53,6 +53,7 @@ mod options;
 pub mod sample;
 mod scheduler;
 mod session;
+mod session_file;
 mod stop;
 
 pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
@@ -69,5 +70,6 @@ pub use fewbit_tokenizer::Message;
 pub use generate::{Generate, Prompt, Stream};
 pub use model::{Model, ModelBuilder, open, resolve};
 pub use sample::{Sampler, Sampling, SamplingError};
-pub use scheduler::{CancelToken, Metrics};
+pub use scheduler::{CancelToken, Metrics, Speculation};
+pub use session_file::SessionError;
 pub use stop::StopMatcher;

@@ -4,8 +4,9 @@
 //! lives as long as anything uses it. Its engine thread ([`scheduler`](crate::scheduler)) computes all
 //! generations together; it starts with the model and ends with the last handle.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use fewbit_format::{FormatError, GgufFile};
@@ -23,7 +24,10 @@ use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
 use crate::sample::Sampling;
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
+use xxhash_rust::xxh3::Xxh3;
 
+/// Tokens of the text whose logits identify a model.
+const IDENTITY_TOKENS: usize = 16;
 const DEFAULT_PREFILL_CHUNK: usize = 512;
 const DEFAULT_MAX_RUNNING: usize = 64;
 const DEFAULT_MAX_WAITING: usize = 1024;
@@ -44,6 +48,10 @@ pub(crate) struct Inner {
     path: PathBuf,
     file_bytes: u64,
     context_length: usize,
+    /// See [`Model::vocabulary`].
+    vocabulary: OnceLock<u64>,
+    /// See [`Model::identity`].
+    identity: OnceLock<u128>,
 }
 
 /// A template that does not compile is an error of those who use it, not of the model.
@@ -68,6 +76,7 @@ pub struct ModelBuilder {
     max_running: Option<usize>,
     max_waiting: Option<usize>,
     kv_memory: Option<u64>,
+    sequences: Option<usize>,
     prefix_memory: Option<u64>,
     chat_template: Option<String>,
     tokenizer: TokenizerOptions,
@@ -149,6 +158,43 @@ impl ModelBuilder {
         self
     }
 
+    /// Promises memory for so many contexts of full length: loading is refused, with figures, if they would not fit
+    /// beside the model. Without it memory is taken as generations grow, within [`kv_memory`](Self::kv_memory).
+    pub fn sequences(mut self, n: usize) -> Self {
+        self.sequences = Some(n);
+        self
+    }
+
+    /// What the model takes with these settings, from the header of its file: nothing is loaded. Keys and values
+    /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
+    pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
+        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        self.estimate(&open(&path)?, &path).map(|(estimate, _)| estimate)
+    }
+
+    /// The estimate, and the tokens of a context.
+    fn estimate(&self, file: &GgufFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
+        let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
+        let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
+        let context = match self.context_length {
+            Some(n) => n,
+            None => ModelConfig::from_gguf(file.metadata()).map_err(load_error)?.context_length,
+        };
+        let mut estimate = estimate(file, isa, context, self.load.kv_type).map_err(load_error)?;
+        estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
+        Ok((estimate, context))
+    }
+
+    /// Refuses what would not fit.
+    fn check_memory(&self, file: &GgufFile, path: &Path) -> Result<(), Error> {
+        let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
+        let (estimate, context_tokens) = self.estimate(file, path)?;
+        if estimate.total_bytes() > available_bytes {
+            return Err(Error::DoesNotFit { estimate, sequences, context_tokens, available_bytes });
+        }
+        Ok(())
+    }
+
     /// A chat template (Jinja source) instead of the one in the file.
     pub fn chat_template(mut self, source: impl Into<String>) -> Self {
         self.chat_template = Some(source.into());
@@ -185,6 +231,7 @@ impl ModelBuilder {
         let Located { path, defaults } = located;
         let start = Instant::now();
         let file = open(&path)?;
+        self.check_memory(&file, &path)?;
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
         let tokenizer = Tokenizer::from_gguf_with(file.metadata(), &self.tokenizer)
             .map_err(|error| Error::Tokenizer { path: path.clone(), error })?;
@@ -235,6 +282,8 @@ impl ModelBuilder {
                 file_bytes: file.file_bytes(),
                 path,
                 context_length,
+                vocabulary: OnceLock::new(),
+                identity: OnceLock::new(),
             }),
         })
     }
@@ -428,6 +477,40 @@ impl Model {
             min_p: defaults.min_p.unwrap_or(base.min_p),
             ..base
         }
+    }
+
+    /// What tells this model from others: a hash of what it computes for a fixed text, with the type of its cache.
+    /// Equal weights from different files have the same; so has a model on other threads or instruction sets.
+    pub(crate) fn identity(&self) -> Result<u128, Error> {
+        if let Some(&known) = self.inner.identity.get() {
+            return Ok(known);
+        }
+        let n_vocab = self.decoder().n_vocab();
+        let n_tokens = IDENTITY_TOKENS.min(self.config().context_length);
+        let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * n_vocab / n_tokens) as u32).collect();
+        let (cache, logits) = self.inner.extend(self.decoder().new_cache(), &tokens, LogitsFor::Last)?;
+        let mut hasher = Xxh3::new();
+        hasher.update(cache.kv_type().name().as_bytes());
+        logits.row(0).iter().for_each(|logit| hasher.update(&logit.to_bits().to_le_bytes()));
+        Ok(*self.inner.identity.get_or_init(|| hasher.digest128()))
+    }
+
+    /// This model as the draft of another one, which must have the same vocabulary.
+    pub(crate) fn drafts_for(&self, model: &Self) -> Result<Arc<Core>, Error> {
+        if self.vocabulary() != model.vocabulary() {
+            return Err(Error::DraftVocabulary { draft: self.path().to_owned(), model: model.path().to_owned() });
+        }
+        Ok(Arc::clone(&self.inner.core))
+    }
+
+    /// A hash of all texts of the vocabulary, in order. Only for this run of the program.
+    fn vocabulary(&self) -> u64 {
+        *self.inner.vocabulary.get_or_init(|| {
+            let mut hasher = DefaultHasher::new();
+            (0..self.tokenizer().n_vocab() as u32).for_each(|id| self.tokenizer().token_bytes(id).hash(&mut hasher));
+            (self.tokenizer().n_vocab(), self.decoder().n_vocab()).hash(&mut hasher);
+            hasher.finish()
+        })
     }
 
     /// The system message that the registry recommends for conversations that bring none.

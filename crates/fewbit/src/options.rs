@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::model::Model;
 use crate::sample::{CustomFactory, Sampling};
-use crate::scheduler::CancelToken;
+use crate::scheduler::{CancelToken, Speculation};
 
 /// Settings of a generation.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) cancel: Option<CancelToken>,
     pub(crate) share_prefix: bool,
+    pub(crate) speculation: Speculation,
+    pub(crate) draft: Option<Model>,
     /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
     pub(crate) logprobs: Option<usize>,
     pub(crate) custom: Option<CustomFactory>,
@@ -36,6 +39,8 @@ impl Options {
             timeout: None,
             cancel: None,
             share_prefix: true,
+            speculation: Speculation::default(),
+            draft: None,
             logprobs: None,
             custom: None,
             #[cfg(feature = "constraints")]
@@ -248,6 +253,21 @@ macro_rules! option_setters {
         /// long it takes tells whether another request began like this one.
         pub fn share_prefix(mut self, yes: bool) -> Self {
             self.options.share_prefix = yes;
+            self
+        }
+
+        /// Whether tokens are computed that are only expected, so that a step may bring several. The result is
+        /// the same; by default it is done where it is expected to save time, as in summaries and edits, with what
+        /// came up in the text before.
+        pub fn speculation(mut self, speculation: $crate::Speculation) -> Self {
+            self.options.speculation = speculation;
+            self
+        }
+
+        /// A smaller model that says what to expect, instead of the text before. Its vocabulary must be the same.
+        /// It takes memory for keys and values of its own, outside the limit of this model.
+        pub fn draft(mut self, model: &$crate::Model) -> Self {
+            self.options.draft = Some(model.clone());
             self
         }
 

@@ -45,6 +45,11 @@ impl Slot {
         Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
     }
 
+    /// A slot that goes on from here.
+    pub(crate) fn from(timeline: Timeline) -> Self {
+        Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Timeline>> {
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,6 +143,8 @@ impl Run {
             cancel: options.cancel.clone(),
             slot,
             shares_prefix: options.share_prefix,
+            speculation: options.speculation,
+            draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
         };
         Ok(Self {
             model: model.clone(),

@@ -10,6 +10,8 @@
 //! decode, and how many int8 multiply-accumulates they can do, which bounds prefill. The fractions
 //! say how near to them the model came, counting only what a step cannot do without: weights, and in decode the
 //! keys and values of the sequences.
+//!
+//! With `--concurrency` it is the engine that is measured: see the module `serving`.
 
 use std::time::Instant;
 
@@ -34,6 +36,9 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             let start = Instant::now();
             let model = load(common, name)?;
             let load_s = start.elapsed().as_secs_f64();
+            if let Some(n) = args.concurrency {
+                return super::serving::run(common, args, &model, n.into(), name);
+            }
             let work = Work::of(&fewbit::open(&path)?);
             measure(common, args, model.decoder(), load_s, &work, name)
         }
@@ -290,15 +295,15 @@ fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Tokens per second over the repetitions.
-struct Rate {
-    median: f64,
-    min: f64,
-    max: f64,
+/// A figure over the repetitions.
+pub(super) struct Rate {
+    pub(super) median: f64,
+    pub(super) min: f64,
+    pub(super) max: f64,
 }
 
 impl Rate {
-    fn of(mut rates: Vec<f64>) -> Option<Self> {
+    pub(super) fn of(mut rates: Vec<f64>) -> Option<Self> {
         rates.sort_by(f64::total_cmp);
         let (min, max) = (*rates.first()?, *rates.last()?);
         let middle = rates.len() / 2;
@@ -306,7 +311,7 @@ impl Rate {
         Some(Self { median, min, max })
     }
 
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         json!({ "median": self.median, "min": self.min, "max": self.max })
     }
 }

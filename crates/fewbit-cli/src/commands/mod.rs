@@ -9,4 +9,5 @@ pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod run;
+mod serving;
 pub(crate) mod tokenize;

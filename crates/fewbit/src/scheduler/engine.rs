@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use fewbit_model::{KvCache, Logits, ModelError, PrefixTree};
 
+use super::draft::StepCost;
 use super::plan::Planner;
 use super::sequence::Sequence;
 use super::{Core, Metrics, Shared, as_engine};
-use crate::completion::FinishReason;
+use crate::completion::{FinishReason, Usage};
 use crate::error::Error;
 use crate::session::Slot;
 
@@ -28,6 +29,7 @@ pub(super) struct Engine {
     /// Conversations, which keep caches while they rest; those that rest for longest come first.
     slots: VecDeque<Weak<Slot>>,
     planner: Planner,
+    cost: StepCost,
     metrics: Metrics,
 }
 
@@ -42,8 +44,8 @@ struct Part {
 impl Engine {
     pub(super) fn new(core: Arc<Core>, shared: Arc<Shared>) -> Self {
         let prefixes = core.decoder.new_prefix_tree();
-        let (waiting, running, slots, planner, metrics) = Default::default();
-        Self { core, shared, waiting, running, prefixes, slots, planner, metrics }
+        let (waiting, running, slots, planner, cost, metrics) = Default::default();
+        Self { core, shared, waiting, running, prefixes, slots, planner, cost, metrics }
     }
 
     /// Works until the scheduler is dropped.
@@ -76,6 +78,7 @@ impl Engine {
             }
             let new = inbox.requests.drain(..).map(|(request, out)| Sequence::new(&self.core, request, out));
             self.waiting.extend(new);
+            inbox.n_waiting = self.waiting.len();
             std::mem::take(&mut inbox.calls)
         };
         self.reap(Instant::now());
@@ -232,7 +235,14 @@ impl Engine {
         let waiting: Vec<_> = ready.iter().map(|&index| self.running[index].waiting()).collect();
         let take = self.planner.plan(&waiting, self.core.limits.prefill_chunk);
         let parts = ready.into_iter().zip(take).filter(|&(_, n)| n > 0);
-        let parts: Vec<Part> = parts.map(|(index, n_tokens)| Part { index, n_tokens }).collect();
+        let mut parts: Vec<Part> = parts.map(|(index, n_tokens)| Part { index, n_tokens }).collect();
+        let n_rows = parts.iter().map(|part| part.n_tokens).sum();
+        for part in &mut parts {
+            let sequence = &mut self.running[part.index];
+            if sequence.is_decoding() && sequence.pending() == 1 {
+                part.n_tokens = as_engine(|| sequence.speculate(&self.core, n_rows, &mut self.cost));
+            }
+        }
         self.make_room(parts)
     }
 
@@ -244,6 +254,18 @@ impl Engine {
             if self.can_have(needed) {
                 return parts;
             }
+            let mut had_drafts = false;
+            for part in &mut parts {
+                let sequence = &mut self.running[part.index];
+                had_drafts |= sequence.has_draft();
+                if sequence.has_draft() {
+                    sequence.drop_draft();
+                    part.n_tokens = 1;
+                }
+            }
+            if had_drafts {
+                continue;
+            }
             if self.running.len() == 1 {
                 self.running[0].finish(FinishReason::Length);
                 self.reap(Instant::now());
@@ -254,6 +276,7 @@ impl Engine {
             let latest = self.running.iter().enumerate().max_by_key(|(_, sequence)| rank(sequence));
             let Some(index) = latest.map(|(index, _)| index) else { return Vec::new() };
             let mut sequence = self.running.remove(index);
+            sequence.drop_draft();
             sequence.cache.clear();
             self.waiting.push_front(sequence);
             self.metrics.preempted += 1;
@@ -310,6 +333,8 @@ impl Engine {
         let of_prompts: usize = parts.iter().filter(is_prompt).map(|part| part.n_tokens).sum();
         if of_prompts >= 32 && 4 * of_prompts >= 3 * n_tokens {
             self.planner.learn(n_tokens, time);
+        } else if of_prompts == 0 {
+            self.cost.learn(n_tokens, time);
         }
         self.metrics.steps += 1;
         self.metrics.prompt_tokens += of_prompts as u64;
@@ -323,18 +348,20 @@ impl Engine {
         let mut rows = logits.values_mut();
         let mut tasks = Vec::with_capacity(parts.len());
         for (sequence, _) in self.running.iter_mut().zip(is_part).filter(|&(_, is_part)| is_part) {
-            if sequence.pending() > 0 {
+            let n = sequence.n_logits();
+            if n == 0 {
                 sequence.count_time(0);
                 continue;
             }
-            let (row, rest) = rows.split_at_mut(core.decoder.n_vocab());
+            let (own, rest) = rows.split_at_mut(n * core.decoder.n_vocab());
             rows = rest;
-            tasks.push(Mutex::new((sequence, row)));
+            let before = sequence.usage();
+            tasks.push((Mutex::new((sequence, own)), before));
         }
-        let run = |task: &Mutex<(&mut Sequence, &mut [f32])>| {
+        let run = |(task, _): &(Mutex<(&mut Sequence, &mut [f32])>, Usage)| {
             let mut task = task.lock().unwrap_or_else(PoisonError::into_inner);
-            let (sequence, row) = &mut *task;
-            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(core, row, &[]))));
+            let (sequence, rows) = &mut *task;
+            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(core, rows))));
             if let Err(payload) = result {
                 sequence.fail(Error::Panicked { message: panic_message(payload.as_ref()) });
             }
@@ -346,7 +373,16 @@ impl Engine {
                 core.decoder.engine().pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run))
             }
         }
-        self.metrics.generated_tokens += tasks.len() as u64;
+        for (task, before) in tasks {
+            let (sequence, _) = task.into_inner().unwrap_or_else(PoisonError::into_inner);
+            sequence.settle(before);
+            // The text and the sending of it are part of the time that a token takes.
+            sequence.count_time(0);
+            let after = sequence.usage();
+            self.metrics.generated_tokens += (after.completion - before.completion) as u64;
+            self.metrics.drafted_tokens += (after.drafted - before.drafted) as u64;
+            self.metrics.accepted_tokens += (after.accepted - before.accepted) as u64;
+        }
     }
 
     /// Lets callers see how things are.

@@ -17,6 +17,7 @@
 //! gives up its cache, to be computed again when there is room. That changes no token either.
 
 mod cancel;
+mod draft;
 mod engine;
 mod mailbox;
 mod picker;
@@ -33,6 +34,7 @@ use fewbit_model::{Decoder, KV_PAGE, PrefixTree};
 use fewbit_tokenizer::Tokenizer;
 
 pub use cancel::CancelToken;
+pub use draft::Speculation;
 pub(crate) use mailbox::{Event, Receiver};
 pub(crate) use picker::Picker;
 pub(crate) use sequence::Request;
@@ -89,6 +91,10 @@ pub struct Metrics {
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Tokens that were computed because they were expected.
+    pub drafted_tokens: u64,
+    /// Of these, tokens that came.
+    pub accepted_tokens: u64,
     /// Requests that gave up their cache for want of memory, and were computed again.
     pub preempted: u64,
 }
@@ -153,10 +159,14 @@ thread_local! {
 
 /// Runs `f` as a part of an engine.
 fn as_engine<R>(f: impl FnOnce() -> R) -> R {
-    let before = IS_ENGINE.replace(true);
-    let result = f();
-    IS_ENGINE.set(before);
-    result
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            IS_ENGINE.set(self.0);
+        }
+    }
+    let _restore = Restore(IS_ENGINE.replace(true));
+    f()
 }
 
 /// The engine thread of a model; dropping it ends the thread.

@@ -8,6 +8,7 @@ use fewbit_tokenizer::StreamDecoder;
 
 use super::Core;
 use super::cancel::CancelToken;
+use super::draft::{Drafter, Speculation, StepCost};
 use super::mailbox::{Event, Sender};
 use super::picker::{Picked, Picker};
 use super::plan::Waiting;
@@ -33,6 +34,9 @@ pub(crate) struct Request {
     pub(crate) slot: Option<Arc<Slot>>,
     /// Whether others may use what it computes, and it what others computed.
     pub(crate) shares_prefix: bool,
+    pub(crate) speculation: Speculation,
+    /// A model that drafts, with the same vocabulary.
+    pub(crate) draft: Option<Arc<Core>>,
 }
 
 /// The same under way.
@@ -50,6 +54,9 @@ pub(super) struct Sequence {
     counted: Instant,
     /// Whether the prompt has been observed, and looked for among the known prefixes.
     pub(super) has_begun: bool,
+    drafter: Drafter,
+    /// The last token and what was drafted after it, for the step that is under way; empty without a draft.
+    speculated: Vec<u32>,
     /// Its end, once it is known.
     end: Option<Result<FinishReason, Error>>,
 }
@@ -66,6 +73,8 @@ impl Sequence {
             arrived: now,
             counted: now,
             has_begun: false,
+            drafter: Drafter::new(request.speculation, request.draft.clone()),
+            speculated: Vec::new(),
             end: None,
             request,
             out,
@@ -91,11 +100,43 @@ impl Sequence {
         &self.tokens[..self.cache.len()]
     }
 
+    /// Drafts what may follow, if it waits for its next token; returns how many tokens the next step takes.
+    /// `n_rows` is how many it would have without drafts.
+    pub(super) fn speculate(&mut self, core: &Core, n_rows: usize, cost: &mut StepCost) -> usize {
+        self.speculated.clear();
+        let room = core.decoder.config().context_length - self.tokens.len();
+        let left = self.request.max_tokens.saturating_sub(self.usage.completion + 1).min(room);
+        let draft = self.drafter.draft(&self.tokens, left, n_rows, cost);
+        if !draft.is_empty() {
+            self.speculated.extend(self.tokens.last());
+            self.speculated.extend(draft);
+            self.count_time(0);
+        }
+        self.speculated.len().max(1)
+    }
+
+    pub(super) fn has_draft(&self) -> bool {
+        !self.speculated.is_empty()
+    }
+
+    /// Forgets the draft: the next step goes without.
+    pub(super) fn drop_draft(&mut self) {
+        self.speculated.clear();
+    }
+
     /// Its next `n` tokens, for a step; logits are wanted if it is complete with them.
     pub(super) fn chunk(&mut self, n: usize) -> Chunk<'_> {
+        if !self.speculated.is_empty() {
+            return Chunk { cache: &mut self.cache, tokens: &self.speculated, logits: LogitsFor::All };
+        }
         let (from, to) = (self.cache.len(), self.cache.len() + n);
         let logits = if to == self.tokens.len() { LogitsFor::Last } else { LogitsFor::None };
         Chunk { cache: &mut self.cache, tokens: &self.tokens[from..to], logits }
+    }
+
+    /// Rows of logits that the step under way has for it, when its chunk is in the cache.
+    pub(super) fn n_logits(&self) -> usize {
+        if !self.speculated.is_empty() { self.speculated.len() } else { usize::from(self.pending() == 0) }
     }
 
     /// What a conversation keeps.
@@ -173,20 +214,35 @@ impl Sequence {
 
     /// Lets the picker choose from `rows` (`[n][n_vocab]`), which follow the last `n` computed tokens, of which all
     /// but the first were drafted: goes on as long as the picker chooses what was drafted.
-    pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32], drafted: &[u32]) {
+    pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32]) {
+        self.usage.drafted += self.speculated.len().saturating_sub(1);
         for (i, row) in rows.chunks_exact_mut(core.decoder.n_vocab()).enumerate() {
             match self.request.picker.pick(row) {
                 Err(error) => return self.fail(error),
                 Ok(picked) => {
+                    let is_right = self.speculated.get(i + 1) == Some(&picked.token);
+                    self.usage.accepted += usize::from(is_right);
                     self.count_time(1);
-                    let token = picked.token;
                     self.push(core, picked);
-                    if self.end.is_some() || drafted.get(i) != Some(&token) {
+                    if self.end.is_some() || !is_right {
                         return;
                     }
                 }
             }
         }
+    }
+
+    /// After a step: takes what was drafted wrongly out of the cache. `before` is its usage before the step.
+    pub(super) fn settle(&mut self, before: Usage) {
+        if !self.speculated.is_empty() {
+            self.drafter.learn(self.speculated.len() - 1, self.usage.accepted - before.accepted);
+            self.cache.truncate(self.tokens.len() - 1);
+            self.speculated.clear();
+        }
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
     }
 
     /// Takes a chosen token into the text and sends what it brings.

@@ -1,0 +1,299 @@
+//! Speculation: tokens that may follow, to be checked in one step.
+//!
+//! Drafted tokens are computed behind the last chosen one in the same forward pass, and the request's own picker
+//! chooses at each of their positions, in order, until it chooses something else ([`Sequence::take_logits`]). So
+//! the tokens are those without speculation, whatever the settings: a draft only decides how many a step brings.
+//!
+//! Drafts come from the text itself (*lookup*: what followed the last time that the latest few tokens came up)
+//! or from a small model with the same vocabulary. How long a draft is follows from what it is expected to bring
+//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory, and
+//! for the engine the time of a step by its rows. Where that does not pay, nothing is drafted, but for a try now
+//! and then.
+//!
+//! [`Sequence::take_logits`]: super::sequence::Sequence::take_logits
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fewbit_model::{Chunk, KvCache, LogitsFor};
+
+use super::Core;
+
+/// Whether and how a generation computes tokens that are only expected. The result is always the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Speculation {
+    /// Never, not with a draft model either.
+    Off,
+    /// Where it is expected to save time.
+    #[default]
+    Auto,
+    /// Whenever there is something to draft.
+    Always,
+}
+
+/// Drafted tokens of one step at most.
+const MAX_DRAFT: usize = 16;
+/// Tokens that must have come up before for what followed them to be a draft.
+const MIN_MATCH: usize = 3;
+/// Longer matches are not told apart.
+const MAX_MATCH: usize = 12;
+/// How far back a lookup goes, in tokens.
+const LOOKUP: usize = 16 << 10;
+/// How much more tokens per second a draft must promise.
+const WORTH: f64 = 1.08;
+
+/// What a step costs by its rows, from steps without prompts.
+#[derive(Debug, Default)]
+pub(super) struct StepCost {
+    /// Seconds of a step of `i + 1` rows, smoothed.
+    by_rows: [Option<f64>; 32],
+    /// Seconds of a step of the draft model.
+    draft_s: Option<f64>,
+}
+
+impl StepCost {
+    pub(super) fn learn(&mut self, n_rows: usize, time: Duration) {
+        if let Some(known) = n_rows.checked_sub(1).and_then(|i| self.by_rows.get_mut(i)) {
+            smooth(known, time);
+        }
+    }
+
+    fn learn_draft(&mut self, time: Duration) {
+        smooth(&mut self.draft_s, time);
+    }
+
+    /// Seconds of a step without rows, and of a row: a line through what is known.
+    fn line(&self) -> Option<(f64, f64)> {
+        let known = || (1..).zip(&self.by_rows).filter_map(|(n, s)| Some((f64::from(n), (*s)?)));
+        let n = known().count() as f64;
+        if n == 0.0 {
+            return None;
+        }
+        let (mean_x, mean_y) = (known().map(|p| p.0).sum::<f64>() / n, known().map(|p| p.1).sum::<f64>() / n);
+        let variance: f64 = known().map(|p| (p.0 - mean_x).powi(2)).sum();
+        let slope = match variance > 0.0 {
+            true => known().map(|p| (p.0 - mean_x) * (p.1 - mean_y)).sum::<f64>() / variance,
+            // Before anything is known of more rows, a row is taken to cost a seventh of a step.
+            false => mean_y / (mean_x + 6.0),
+        };
+        let slope = slope.clamp(0.01 * mean_y, mean_y / mean_x);
+        Some((mean_y - slope * mean_x, slope))
+    }
+}
+
+fn smooth(known: &mut Option<f64>, time: Duration) {
+    let time = time.as_secs_f64();
+    *known = Some(known.map_or(time, |known| known + 0.2 * (time - known)));
+}
+
+/// What drafts for one request.
+pub(super) struct Drafter {
+    mode: Speculation,
+    /// Drafted tokens that were right, and drafts that went wrong, the earlier ones counting less.
+    hits: f64,
+    misses: f64,
+    model: Option<Model>,
+}
+
+/// A draft model, and its cache of the request.
+struct Model {
+    core: Arc<Core>,
+    cache: KvCache,
+    /// What is in the cache.
+    tokens: Vec<u32>,
+}
+
+impl Drafter {
+    pub(super) fn new(mode: Speculation, draft: Option<Arc<Core>>) -> Self {
+        let model = draft.map(|core| Model { cache: core.decoder.new_cache(), core, tokens: Vec::new() });
+        Self { mode, hits: 0.0, misses: 0.0, model }
+    }
+
+    /// Tokens that may follow `tokens`, `most` at most, in a step that has `n_rows` rows without them.
+    pub(super) fn draft(&mut self, tokens: &[u32], most: usize, n_rows: usize, cost: &mut StepCost) -> Vec<u32> {
+        let most = most.min(MAX_DRAFT);
+        if self.mode == Speculation::Off || most == 0 {
+            return Vec::new();
+        }
+        if self.model.is_some() {
+            let n = self.length(most, n_rows, cost, cost.draft_s.unwrap_or(0.0));
+            return if n == 0 { Vec::new() } else { self.ask_model(tokens, n, cost) };
+        }
+        let Some(from) = lookup(tokens) else { return Vec::new() };
+        let n = self.length(most, n_rows, cost, 0.0);
+        // What followed may reach into what is being followed: then it repeats.
+        let period = tokens.len() - from;
+        (0..n).map(|i| tokens[from + i % period]).collect()
+    }
+
+    /// How long a draft promises the most tokens per second.
+    fn length(&mut self, most: usize, n_rows: usize, cost: &StepCost, draft_s: f64) -> usize {
+        if self.mode == Speculation::Always {
+            return most;
+        }
+        let Some((step_s, row_s)) = cost.line() else { return 0 };
+        let right = (self.hits + 1.0) / (self.hits + self.misses + 2.0);
+        let per_second = |n: usize| {
+            // right + right^2 + ...: all up to the first that is wrong.
+            let more = right * (1.0 - right.powi(n as i32)) / (1.0 - right);
+            (n_rows as f64 + more) / (step_s + row_s * (n_rows + n) as f64 + draft_s * n as f64)
+        };
+        let best = (1..=most).max_by(|&a, &b| per_second(a).total_cmp(&per_second(b))).unwrap_or(0);
+        if best > 0 && per_second(best) > WORTH * per_second(0) {
+            return best;
+        }
+        // A chance that was not taken: what went wrong counts a little less the next time.
+        self.misses *= 0.98;
+        0
+    }
+
+    /// Takes note of how many of the drafted tokens were right.
+    pub(super) fn learn(&mut self, n_drafted: usize, n_right: usize) {
+        self.hits = 0.9 * self.hits + n_right as f64;
+        self.misses = 0.9 * self.misses + f64::from(u8::from(n_right < n_drafted));
+    }
+
+    /// Lets the draft model go on with its most probable tokens. It gets no further than a chunk of the prompt in
+    /// a step, and a failure of it ends speculation for this request and nothing else.
+    fn ask_model(&mut self, tokens: &[u32], n: usize, cost: &mut StepCost) -> Vec<u32> {
+        let Some(model) = &mut self.model else { return Vec::new() };
+        match model.ask(tokens, n, cost) {
+            Ok(draft) => draft,
+            Err(error) => {
+                tracing::warn!(%error, "the draft model failed");
+                (self.model, self.mode) = (None, Speculation::Off);
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Model {
+    fn ask(&mut self, tokens: &[u32], n: usize, cost: &mut StepCost) -> Result<Vec<u32>, fewbit_model::ModelError> {
+        let decoder = &self.core.decoder;
+        let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count().min(tokens.len() - 1);
+        let known = self.cache.truncate(common);
+        self.tokens.truncate(known);
+        let (chunk, context) = (self.core.limits.prefill_chunk, decoder.config().context_length);
+        let mut next = &tokens[known..tokens.len().min(known + chunk)];
+        let is_behind = known + next.len() < tokens.len();
+        let n = n.min(context.saturating_sub(tokens.len()));
+        if n == 0 {
+            return Ok(Vec::new());
+        }
+        let mut draft: Vec<u32> = Vec::with_capacity(n);
+        let mut token;
+        loop {
+            let start = Instant::now();
+            let logits = if is_behind { LogitsFor::None } else { LogitsFor::Last };
+            let logits = decoder.forward(&mut [Chunk { cache: &mut self.cache, tokens: next, logits }])?;
+            self.tokens.extend_from_slice(next);
+            if is_behind {
+                return Ok(Vec::new());
+            }
+            if next.len() == 1 {
+                cost.learn_draft(start.elapsed());
+            }
+            let row = logits.row(0);
+            let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
+            token = [u32::try_from(best).expect("ids are u32")];
+            draft.push(token[0]);
+            if draft.len() == n {
+                return Ok(draft);
+            }
+            next = &token;
+        }
+    }
+}
+
+/// Where what followed the latest tokens begins, the last time that they came up before: the longest match of at
+/// least [`MIN_MATCH`] tokens, the latest of equals.
+fn lookup(tokens: &[u32]) -> Option<usize> {
+    let (&last, before) = tokens.split_last()?;
+    let mut best = (MIN_MATCH - 1, None);
+    for (i, &token) in before.iter().enumerate().rev().take(LOOKUP) {
+        if token == last {
+            let same = before[..i].iter().rev().zip(before.iter().rev()).take(MAX_MATCH - 1);
+            let n = 1 + same.take_while(|(a, b)| a == b).count();
+            if n > best.0 {
+                best = (n, Some(i + 1));
+                if n == MAX_MATCH {
+                    break;
+                }
+            }
+        }
+    }
+    best.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_up_before_is_found() {
+        assert_eq!(lookup(&[]), None);
+        assert_eq!(lookup(&[1, 2, 3, 4, 5]), None);
+        assert_eq!(lookup(&[1, 2, 9, 1, 2]), None, "two tokens are too few");
+        assert_eq!(lookup(&[1, 2, 3, 9, 1, 2, 3]), Some(3));
+        // The longest wins, and of equals the latest.
+        assert_eq!(lookup(&[0, 1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), Some(4));
+        assert_eq!(lookup(&[1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), Some(7));
+    }
+
+    #[test]
+    fn repetition_goes_on() {
+        let mut drafter = Drafter::new(Speculation::Always, None);
+        let draft = drafter.draft(&[5, 6, 5, 6, 5, 6], 5, 1, &mut StepCost::default());
+        assert_eq!(draft, [5, 6, 5, 6, 5]);
+        assert!(Drafter::new(Speculation::Off, None).draft(&[5; 9], 5, 1, &mut StepCost::default()).is_empty());
+        assert!(drafter.draft(&[5; 9], 0, 1, &mut StepCost::default()).is_empty());
+    }
+
+    /// Steps of a millisecond, and a tenth more for each row.
+    fn cost() -> StepCost {
+        let mut cost = StepCost::default();
+        cost.learn(1, Duration::from_micros(1000));
+        cost.learn(9, Duration::from_micros(1800));
+        cost
+    }
+
+    #[test]
+    fn drafts_get_longer_where_they_are_right_and_stop_where_they_are_not() {
+        let mut cost = cost();
+        let text = [5; 40];
+        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let first = drafter.draft(&text, 100, 1, &mut cost).len();
+        assert!(first > 0, "it is tried");
+        drafter.learn(first, first);
+        drafter.learn(first, first);
+        drafter.learn(8, 8);
+        assert!(drafter.draft(&text, 100, 1, &mut cost).len() > first);
+
+        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let mut rows = 0;
+        for _ in 0..200 {
+            let n = drafter.draft(&text, 100, 1, &mut cost).len();
+            if n > 0 {
+                drafter.learn(n, 0);
+            }
+            rows += n;
+        }
+        // Each costs a tenth of a step.
+        assert!(rows <= 40, "{rows} rows of 200 steps were for nothing");
+    }
+
+    #[test]
+    fn beside_others_a_draft_must_promise_more() {
+        let mut cost = cost();
+        let text = [5; 40];
+        let length = |n_rows: usize, cost: &mut StepCost| {
+            let mut drafter = Drafter::new(Speculation::Auto, None);
+            drafter.learn(4, 3);
+            drafter.draft(&text, 100, n_rows, cost).len()
+        };
+        assert!(length(16, &mut cost) < length(1, &mut cost));
+        assert_eq!(length(1, &mut StepCost::default()), 0, "nothing is known of the costs yet");
+    }
+}

@@ -1,0 +1,124 @@
+//! Speculation: other times, the same tokens.
+
+use fewbit::format::{Array, GgufWriter, Value};
+use fewbit::{Error, FinishReason, Generate, Model, Speculation};
+
+use crate::{STORIES, stories};
+
+/// A text that repeats itself, and one that does not.
+const PROMPTS: [&str; 2] = [
+    "Lily had a red ball. Lily had a red ball. Tom had a blue car. Lily had a red ball. Tom had a blue",
+    "Once upon a time",
+];
+
+fn requests(model: &Model) -> Vec<Generate> {
+    let mut all = Vec::new();
+    for prompt in PROMPTS {
+        let request = || model.generate(prompt).max_tokens(80).seed(5);
+        all.push(request().temperature(0.0));
+        all.push(request().temperature(0.0).ignore_eos(true).max_tokens(300));
+        all.push(request().temperature(0.8));
+        all.push(request().temperature(2.0).top_k(0).top_p(1.0).min_p(0.0).ignore_eos(true));
+        all.push(request().temperature(0.0).stop("ball"));
+        all.push(request().temperature(0.3).repeat_penalty(1.2).min_p(0.1));
+        all.push(request().max_tokens(1));
+        all.push(request().max_tokens(2));
+    }
+    all
+}
+
+#[test]
+fn lookup_changes_no_token_and_says_what_it_drafted() {
+    let (mut drafted, mut accepted) = (0, 0);
+    for (i, request) in requests(stories()).into_iter().enumerate() {
+        let plain = request.clone().speculation(Speculation::Off).run().unwrap();
+        assert_eq!((plain.usage.drafted, plain.usage.accepted), (0, 0));
+        for speculation in [Speculation::Always, Speculation::Auto] {
+            let out = request.clone().speculation(speculation).run().unwrap();
+            assert_eq!((&out.tokens, &out.text), (&plain.tokens, &plain.text), "request {i}, {speculation:?}");
+            assert_eq!(out.finish_reason, plain.finish_reason, "request {i}, {speculation:?}");
+            assert_eq!(out.usage.completion, plain.usage.completion);
+            assert!(out.usage.accepted <= out.usage.drafted && out.usage.accepted < out.usage.completion.max(1));
+            if speculation == Speculation::Always {
+                drafted += out.usage.drafted;
+                accepted += out.usage.accepted;
+            }
+        }
+    }
+    assert!(accepted > 50 && accepted < drafted, "{accepted} of {drafted}: both kinds must come up");
+}
+
+#[test]
+fn pieces_come_one_by_one_whatever_a_step_brings() {
+    let request = || stories().generate(PROMPTS[0]).temperature(0.0).max_tokens(60).speculation(Speculation::Always);
+    let whole = request().run().unwrap();
+    let mut stream = request().stream().unwrap();
+    let pieces: Vec<_> = stream.by_ref().map(|piece| piece.unwrap()).collect();
+    assert!(pieces.iter().all(|piece| piece.token_ids.len() <= 1));
+    assert_eq!(pieces.iter().map(|piece| &piece.text[..]).collect::<String>(), whole.text);
+    assert_eq!(stream.into_completion().tokens, whole.tokens);
+}
+
+/// A model with the same vocabulary and other weights.
+fn another(metadata_only: impl Fn(&mut GgufWriter<'_>)) -> (tempfile::TempDir, Model) {
+    let file = fewbit::open(STORIES.as_ref()).unwrap();
+    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
+    metadata_only(&mut writer);
+    for tensor in file.tensors() {
+        let mut bytes = file.tensor_bytes(tensor).to_vec();
+        if tensor.name.contains("ffn_down") {
+            bytes.fill(0);
+        }
+        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, bytes).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("another.gguf");
+    writer.write_file(&path).unwrap();
+    let model = Model::builder().threads(1).load_file(&path).unwrap();
+    (folder, model)
+}
+
+#[test]
+fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
+    let good = Model::builder().threads(1).load(STORIES).unwrap();
+    let (_folder, bad) = another(|_| {});
+    for (draft, at_least) in [(&good, 0.2), (&bad, 0.0)] {
+        let (mut drafted, mut accepted) = (0, 0);
+        for (i, request) in requests(stories()).into_iter().enumerate() {
+            let plain = request.clone().speculation(Speculation::Off).run().unwrap();
+            let out = request.draft(draft).speculation(Speculation::Always).run().unwrap();
+            assert_eq!((out.tokens, out.text), (plain.tokens, plain.text), "request {i}");
+            drafted += out.usage.drafted;
+            accepted += out.usage.accepted;
+        }
+        assert!(accepted as f64 >= at_least * drafted as f64 && accepted < drafted, "{accepted} of {drafted}");
+    }
+    good.clear_prefixes().unwrap();
+    assert_eq!(good.metrics().kv_pages, 0, "drafting leaves nothing behind");
+}
+
+#[test]
+fn a_draft_model_needs_the_same_vocabulary() {
+    let (_folder, other) = another(|writer| {
+        let file = fewbit::open(STORIES.as_ref()).unwrap();
+        let Some(Value::Array(Array::String(tokens))) = file.metadata().get("tokenizer.ggml.tokens") else {
+            panic!("a vocabulary");
+        };
+        let mut tokens = tokens.clone();
+        tokens.swap(300, 301);
+        writer.set("tokenizer.ggml.tokens", tokens);
+    });
+    let error = stories().generate("Once").draft(&other).run().unwrap_err();
+    assert!(matches!(error, Error::DraftVocabulary { .. }), "{error:?}");
+}
+
+#[test]
+fn drafts_end_where_the_context_does() {
+    let request = |speculation| {
+        let prompt = "Lily had a red ball. ".repeat(30);
+        stories().generate(prompt).temperature(0.0).ignore_eos(true).speculation(speculation).run().unwrap()
+    };
+    let (plain, out) = (request(Speculation::Off), request(Speculation::Always));
+    assert_eq!((out.tokens, out.finish_reason), (plain.tokens, FinishReason::Length));
+    assert!(out.usage.accepted > 0);
+}
