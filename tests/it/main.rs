@@ -1,6 +1,7 @@
 //! Tests of the public API and of the repository, in one program.
 
 mod chat;
+mod constraints;
 mod dependencies;
 mod engine;
 mod evaluate;
@@ -9,6 +10,7 @@ mod generate;
 mod hub;
 mod loading;
 mod sampling;
+mod schemas;
 mod smollm2;
 mod smollm2_generation;
 mod tidy;

@@ -169,6 +169,21 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     Ok((token, bias))
 }
 
+/// What the answer must be.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub(crate) struct ConstraintArgs {
+    /// The answer is JSON that the schema in this file describes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) schema: Option<PathBuf>,
+    /// The answer is a text that this regular expression matches
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) regex: Option<String>,
+    /// The answer is a text of the grammar in this file: GBNF if it is named so, else Lark
+    #[arg(long, value_name = "FILE")]
+    pub(crate) grammar: Option<PathBuf>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
@@ -185,6 +200,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", requires = "json")]
     pub(crate) logprobs: Option<usize>,
     #[command(flatten)]
+    pub(crate) constraint: ConstraintArgs,
+    #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }
 
@@ -195,6 +212,8 @@ pub(crate) struct ChatArgs {
     /// Tell the model how to behave
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
 }

@@ -1,15 +1,15 @@
 //! From the MODEL argument to a loaded model or an open file, with a progress bar for downloads.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use fewbit::hub::{Event, Progress};
 use fewbit::sample::{DynamicTemperature, Mirostat, Xtc};
-use fewbit::{Model, ModelBuilder, Sampling};
+use fewbit::{Constraint, Model, ModelBuilder, Sampling};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::args::{Common, Device, SamplingArgs};
+use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
 use crate::output::note;
 
 /// Loads the model with the options of the command line.
@@ -94,6 +94,23 @@ pub(crate) fn sampling(args: &SamplingArgs, base: Sampling) -> Sampling {
 /// Checks what the library would only see after the model is loaded.
 pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
     Ok(sampling(args, Sampling::default()).validate()?)
+}
+
+/// The constraint that was asked for.
+pub(crate) fn constraint(args: &ConstraintArgs) -> anyhow::Result<Option<Constraint>> {
+    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
+    Ok(if let Some(path) = &args.schema {
+        Some(Constraint::json_schema_str(&read(path)?).with_context(|| path.display().to_string())?)
+    } else if let Some(pattern) = &args.regex {
+        Some(Constraint::regex(pattern))
+    } else if let Some(path) = &args.grammar {
+        let text = read(path)?;
+        let is_gbnf = path.extension().is_some_and(|extension| extension == "gbnf");
+        let constraint = if is_gbnf { Constraint::gbnf(&text) } else { Ok(Constraint::lark(text)) };
+        Some(constraint.with_context(|| path.display().to_string())?)
+    } else {
+        None
+    })
 }
 
 /// Shows a download on stderr: a bar on a terminal, and a line for each source and each failure

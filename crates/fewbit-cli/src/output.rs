@@ -87,6 +87,8 @@ pub(crate) fn timings_json(timings: &Timings) -> Value {
         "queue_s": timings.queue.as_secs_f64(),
         "prefill_s": timings.prefill.as_secs_f64(),
         "decode_s": timings.decode.as_secs_f64(),
+        "sample_s": timings.sample.as_secs_f64(),
+        "constrain_s": timings.constrain.as_secs_f64(),
         "prefill_tok_s": timings.prefill_tokens_per_second(),
         "decode_tok_s": timings.decode_tokens_per_second(),
     })

@@ -129,6 +129,37 @@ fn run_samples_as_it_is_told() {
 }
 
 #[test]
+fn run_keeps_to_what_the_answer_must_be() {
+    let folder = TempDir::new().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let answer = |more: &[&str]| {
+        let output = run(&[&["run", STORIES, "Once", "--raw", "--seed", "1"], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        stdout(&output).trim_end().to_owned()
+    };
+    let schema = file(
+        "s.json",
+        r#"{ "type": "object", "properties": { "ok": { "type": "boolean" } }, "required": ["ok"], "additionalProperties": false }"#,
+    );
+    let value: Value = serde_json::from_str(&answer(&["--schema", &schema])).unwrap();
+    assert!(value["ok"].is_boolean());
+    assert!(["ab", "abab"].contains(&answer(&["--regex", "(ab){1,2}"]).as_str()));
+    assert_eq!(answer(&["--grammar", &file("g.gbnf", "root ::= \"x\" [y]")]), "xy");
+    assert_eq!(answer(&["--grammar", &file("g.lark", "start: \"x\" \"z\"")]), "xz");
+    let refused =
+        |more: &[&str], words: &str| assert_fails(&run(&[&["run", STORIES, "Once", "--raw"], more].concat()), words);
+    refused(&["--schema", &file("bad.json", "{")], "JSON schema");
+    refused(&["--schema", &file("false.json", "false")], "no text satisfies");
+    refused(&["--schema", "/nonexistent"], "cannot read");
+    refused(&["--regex", "("], "regular expression");
+    assert_eq!(run(&["run", STORIES, "Once", "--regex", "a", "--schema", &schema]).status.code(), Some(2));
+}
+
+#[test]
 fn a_closed_stdout_is_no_failure() {
     let mut child = fewbit(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0"])
         .stdout(Stdio::piped())

@@ -86,19 +86,33 @@ impl std::fmt::Debug for Chat {
 impl Chat {
     /// Sends a message and waits for the whole answer.
     pub fn send(&mut self, text: impl Into<String>) -> Result<Completion, Error> {
-        let mut stream = self.send_stream(text)?;
-        stream.run.wait_for_end();
-        stream.by_ref().try_for_each(|piece| piece.map(drop))?;
-        Ok(stream.into_completion())
+        self.ask(text).run()
+    }
+
+    /// A message whose answer has settings of its own.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().start()?;
+    /// let answer = chat.ask("Name three colours.").temperature(0.0).max_tokens(20).run()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn ask(&mut self, text: impl Into<String>) -> Ask<'_> {
+        let options = self.options.clone();
+        Ask { chat: self, text: text.into(), options }
     }
 
     /// Sends a message; the answer comes as the stream is iterated. Dropping the stream ends the
     /// turn where it is.
     pub fn send_stream(&mut self, text: impl Into<String>) -> Result<ChatStream<'_>, Error> {
-        let mut options = self.options.clone();
+        self.ask(text).stream()
+    }
+
+    fn begin(&mut self, text: String, mut options: Options) -> Result<ChatStream<'_>, Error> {
         let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
         options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
-        self.messages.push(Message::user(text.into()));
+        self.messages.push(Message::user(text));
         let run = self
             .model
             .encode_chat(&self.messages)
@@ -125,6 +139,38 @@ impl Chat {
     /// Forgets all turns; a system message stays.
     pub fn clear(&mut self) {
         self.messages.retain(|message| message.role == "system");
+    }
+}
+
+/// A message that has not been sent: made by [`Chat::ask`]. Its settings begin as those of the conversation.
+#[must_use = "nothing happens before `run` or `stream`"]
+pub struct Ask<'a> {
+    chat: &'a mut Chat,
+    text: String,
+    pub(crate) options: Options,
+}
+
+impl std::fmt::Debug for Ask<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ask").field("text", &self.text).field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Ask<'a> {
+    option_setters!();
+
+    /// Waits for the whole answer.
+    pub fn run(self) -> Result<Completion, Error> {
+        let mut stream = self.stream()?;
+        stream.run.wait_for_end();
+        stream.by_ref().try_for_each(|piece| piece.map(drop))?;
+        Ok(stream.into_completion())
+    }
+
+    /// The answer comes as the stream is iterated; dropping it ends the turn where it is.
+    pub fn stream(self) -> Result<ChatStream<'a>, Error> {
+        let Self { chat, text, options } = self;
+        chat.begin(text, options)
     }
 }
 

@@ -8,7 +8,7 @@ use crate::sample::TokenLogprob;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose a token that ends its text.
+    /// The model chose a token that ends its text, or a constrained text is complete and nothing can follow.
     EndOfGeneration,
     /// A stop string came up.
     StopString,
@@ -64,6 +64,10 @@ pub struct Timings {
     pub prefill: Duration,
     /// Everything from the first generated token on, sampling included.
     pub decode: Duration,
+    /// Choosing tokens: a part of the above.
+    pub sample: Duration,
+    /// Following a constraint: a part of the above.
+    pub constrain: Duration,
     /// Tokens that `prefill` is about.
     pub prefill_tokens: usize,
     /// Tokens that `decode` is about. The first token comes out of the prefill.

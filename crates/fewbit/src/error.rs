@@ -75,6 +75,30 @@ pub enum Error {
     #[error(transparent)]
     Sampling(#[from] SamplingError),
 
+    /// A constraint that cannot be kept.
+    #[cfg(feature = "constraints")]
+    #[error(transparent)]
+    Constraint(#[from] crate::constraints::ConstraintError),
+
+    /// A limit ended the text before what was asked for was complete.
+    #[error("the answer is incomplete, it ended by `{reason}`: allow more tokens (it has {} bytes)", text.len())]
+    Incomplete {
+        /// Why it ended.
+        reason: crate::FinishReason,
+        /// The text as far as it went.
+        text: String,
+    },
+
+    /// A text that is not the JSON of the type that was asked for.
+    #[error("the answer is not what the type wants: {error}")]
+    Json {
+        /// What is wrong with it.
+        #[source]
+        error: serde_json::Error,
+        /// The text.
+        text: String,
+    },
+
     /// There is nothing to continue.
     #[error("the prompt is empty, and the model has no token that begins a text: give at least one character")]
     EmptyPrompt,

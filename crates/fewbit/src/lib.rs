@@ -32,17 +32,22 @@
 //!
 //! # Features
 //!
+//! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
 #![forbid(unsafe_code)]
 
 mod chat;
 mod completion;
+#[cfg(feature = "constraints")]
+mod constraints;
 mod error;
 pub mod evaluate;
 mod generate;
 pub mod hub;
 mod importance;
+#[cfg(feature = "constraints")]
+mod json;
 mod model;
 mod options;
 pub mod sample;
@@ -50,8 +55,10 @@ mod scheduler;
 mod session;
 mod stop;
 
-pub use chat::{Chat, ChatBuilder, ChatStream};
+pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
+#[cfg(feature = "constraints")]
+pub use constraints::{Constraint, ConstraintError};
 pub use error::Error;
 pub use fewbit_format as format;
 pub use fewbit_model as engine;

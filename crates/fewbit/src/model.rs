@@ -21,7 +21,7 @@ use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
-use crate::sample::{Sampling, TokenTexts};
+use crate::sample::Sampling;
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 
 const DEFAULT_PREFILL_CHUNK: usize = 512;
@@ -208,7 +208,14 @@ impl ModelBuilder {
         };
         let load_time = start.elapsed();
         tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
-        let core = Arc::new(Core { decoder, tokenizer: Arc::new(tokenizer), load_time, limits });
+        let core = Arc::new(Core {
+            decoder,
+            tokenizer: Arc::new(tokenizer),
+            #[cfg(feature = "constraints")]
+            constraints: crate::constraints::Compiler::default(),
+            load_time,
+            limits,
+        });
         Ok(Model {
             inner: Arc::new(Inner {
                 scheduler: Scheduler::new(Arc::clone(&core))?,
@@ -339,11 +346,6 @@ impl Model {
     /// The vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.core.tokenizer
-    }
-
-    /// The same, for what outlives this handle.
-    pub(crate) fn texts(&self) -> Arc<dyn TokenTexts> {
-        Arc::clone(&self.inner.core.tokenizer) as _
     }
 
     /// Sizes and constants of the architecture.

@@ -21,6 +21,8 @@ pub(crate) struct Options {
     /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
     pub(crate) logprobs: Option<usize>,
     pub(crate) custom: Option<CustomFactory>,
+    #[cfg(feature = "constraints")]
+    pub(crate) constraint: Option<crate::constraints::Constraint>,
 }
 
 impl Options {
@@ -36,6 +38,8 @@ impl Options {
             share_prefix: true,
             logprobs: None,
             custom: None,
+            #[cfg(feature = "constraints")]
+            constraint: None,
         }
     }
 }
@@ -167,6 +171,33 @@ macro_rules! option_setters {
         ) -> Self {
             self.options.custom = Some(crate::sample::CustomFactory::new(make));
             self
+        }
+
+        /// Says what the text must be. The last constraint counts.
+        #[cfg(feature = "constraints")]
+        pub fn constraint(mut self, constraint: crate::Constraint) -> Self {
+            self.options.constraint = Some(constraint);
+            self
+        }
+
+        /// The text is JSON that a schema describes: see
+        /// [`Constraint::json_schema`](crate::Constraint::json_schema).
+        #[cfg(feature = "constraints")]
+        pub fn json_schema(self, schema: impl Into<serde_json::Value>) -> Self {
+            self.constraint(crate::Constraint::json_schema(schema))
+        }
+
+        /// The text is one that a regular expression matches: see
+        /// [`Constraint::regex`](crate::Constraint::regex).
+        #[cfg(feature = "constraints")]
+        pub fn regex(self, pattern: impl Into<String>) -> Self {
+            self.constraint(crate::Constraint::regex(pattern))
+        }
+
+        /// The text is one of these.
+        #[cfg(feature = "constraints")]
+        pub fn choice<S: Into<String>>(self, texts: impl IntoIterator<Item = S>) -> Self {
+            self.constraint(crate::Constraint::choice(texts))
         }
 
         /// Makes the random numbers repeat. Without a seed each generation draws one, and

@@ -125,7 +125,7 @@ impl Run {
             return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
         let max_tokens = options.max_tokens.unwrap_or(room).min(room);
-        let picker = Picker::new(options, model.texts())?;
+        let picker = Picker::new(options, &model.inner.core)?;
         let seed = picker.seed();
         let request = Request {
             decoder: tokenizer.decoder_after(&prompt),

@@ -16,17 +16,21 @@ use serde_json::{Value, json};
 
 use super::run::{completion_json, summary};
 use crate::args::{ChatArgs, Common};
-use crate::loading::{apply_sampling, check_sampling, load};
+use crate::loading::{apply_sampling, check_sampling, constraint, load};
 use crate::output::{Out, note, print_json};
 
 const HELP: &str = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer";
 
 pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     check_sampling(&args.sampling)?;
+    let constraint = constraint(&args.constraint)?;
     let model = load(common, &args.model.model)?;
     let mut builder = apply_sampling!(model.chat(), &args.sampling);
     if let Some(system) = &args.system {
         builder = builder.system(system);
+    }
+    if let Some(constraint) = constraint {
+        builder = builder.constraint(constraint);
     }
     let mut chat = builder.start()?;
 

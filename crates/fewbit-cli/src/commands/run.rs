@@ -8,11 +8,12 @@ use fewbit::sample::TokenLogprob;
 use serde_json::{Value, json};
 
 use crate::args::{Common, RunArgs};
-use crate::loading::{apply_sampling, check_sampling, load};
+use crate::loading::{apply_sampling, check_sampling, constraint, load};
 use crate::output::{Out, note, print_json, seconds, timings_json, usage_json};
 
 pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     check_sampling(&args.sampling)?;
+    let constraint = constraint(&args.constraint)?;
     let prompt = match args.prompt.as_str() {
         "-" => {
             let mut text = String::new();
@@ -28,6 +29,9 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     }
     if let Some(system) = &args.system {
         request = request.system(system);
+    }
+    if let Some(constraint) = constraint {
+        request = request.constraint(constraint);
     }
     if let Some(n_top) = args.logprobs {
         request = request.logprobs(n_top);

@@ -44,6 +44,8 @@ use mailbox::Sender;
 pub(crate) struct Core {
     pub(crate) decoder: Decoder,
     pub(crate) tokenizer: Arc<Tokenizer>,
+    #[cfg(feature = "constraints")]
+    pub(crate) constraints: crate::constraints::Compiler,
     pub(crate) load_time: Duration,
     pub(crate) limits: Limits,
 }

@@ -7,17 +7,22 @@
 //! other requests; an error or a panic ends its own request only.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use super::Core;
 use crate::error::Error;
 use crate::options::Options;
-use crate::sample::{Sampler, TokenLogprob, TokenTexts};
+use crate::sample::{Sampler, TokenLogprob};
 
 /// Chooses the tokens of one request.
 pub(crate) struct Picker {
     sampler: Sampler,
+    #[cfg(feature = "constraints")]
+    constraint: Option<crate::constraints::Active>,
     logprobs: Option<usize>,
     /// The logits as the model gave them, where they are needed after sampling has changed them: `[n_vocab]`.
     unchanged: Vec<f32>,
+    times: PickTimes,
 }
 
 /// A chosen token.
@@ -25,16 +30,35 @@ pub(crate) struct Picked {
     pub(crate) token: u32,
     /// If they were asked for.
     pub(crate) logprob: Option<TokenLogprob>,
+    /// A constraint lets nothing follow.
+    pub(crate) is_last: bool,
+}
+
+/// Where the time of all picks so far went.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct PickTimes {
+    pub(crate) sample: Duration,
+    pub(crate) constrain: Duration,
 }
 
 impl Picker {
-    /// `texts` are those of the model's tokens.
-    pub(crate) fn new(options: &Options, texts: Arc<dyn TokenTexts>) -> Result<Self, Error> {
-        let mut sampler = Sampler::with_texts(&options.sampling, texts)?;
+    /// Compiles the constraint, if there is one; `core` is the model's.
+    pub(crate) fn new(options: &Options, core: &Core) -> Result<Self, Error> {
+        let mut sampler = Sampler::with_texts(&options.sampling, Arc::clone(&core.tokenizer) as _)?;
         if let Some(custom) = &options.custom {
             sampler.set_custom(custom.make());
         }
-        Ok(Self { sampler, logprobs: options.logprobs, unchanged: Vec::new() })
+        Ok(Self {
+            sampler,
+            #[cfg(feature = "constraints")]
+            constraint: match &options.constraint {
+                Some(constraint) => Some(core.constraints.start(&core.tokenizer, constraint)?),
+                None => None,
+            },
+            logprobs: options.logprobs,
+            unchanged: Vec::new(),
+            times: PickTimes::default(),
+        })
     }
 
     /// The seed of the random numbers.
@@ -47,14 +71,51 @@ impl Picker {
         self.sampler.begin(prompt);
     }
 
-    /// The token that follows, from the logits `[n_vocab]` after all tokens so far, which are changed on the way.
+    /// The token that follows, from the logits `[n_vocab]` after all tokens so far; they may be changed.
     pub(crate) fn pick(&mut self, logits: &mut [f32]) -> Result<Picked, Error> {
         if self.logprobs.is_some() {
             self.unchanged.clear();
             self.unchanged.extend_from_slice(logits);
         }
+        self.restrict(logits)?;
+        let start = Instant::now();
         let token = self.sampler.sample(logits)?;
         let logprob = self.logprobs.map(|n_top| TokenLogprob::new(&self.unchanged, token, n_top));
-        Ok(Picked { token, logprob })
+        self.times.sample += start.elapsed();
+        Ok(Picked { token, logprob, is_last: self.accept(token)? })
+    }
+
+    /// Where the time went so far.
+    pub(crate) fn times(&self) -> PickTimes {
+        self.times
+    }
+
+    #[cfg(feature = "constraints")]
+    fn restrict(&mut self, logits: &mut [f32]) -> Result<(), Error> {
+        if let Some(constraint) = &mut self.constraint {
+            let start = Instant::now();
+            constraint.restrict(logits)?;
+            self.times.constrain += start.elapsed();
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "constraints")]
+    fn accept(&mut self, token: u32) -> Result<bool, Error> {
+        let Some(constraint) = &mut self.constraint else { return Ok(false) };
+        let start = Instant::now();
+        let is_last = constraint.accept(token)?;
+        self.times.constrain += start.elapsed();
+        Ok(is_last)
+    }
+
+    #[cfg(not(feature = "constraints"))]
+    fn restrict(&mut self, _logits: &mut [f32]) -> Result<(), Error> {
+        Ok(())
+    }
+
+    #[cfg(not(feature = "constraints"))]
+    fn accept(&mut self, _token: u32) -> Result<bool, Error> {
+        Ok(false)
     }
 }

@@ -191,9 +191,12 @@ impl Sequence {
 
     /// Takes a chosen token into the text and sends what it brings.
     fn push(&mut self, core: &Core, picked: Picked) {
-        let Picked { token, logprob } = picked;
+        let Picked { token, logprob, is_last } = picked;
         let tokenizer = &core.tokenizer;
-        if !self.request.ignore_eos && tokenizer.is_end_of_generation(token) {
+        let times = self.request.picker.times();
+        (self.timings.sample, self.timings.constrain) = (times.sample, times.constrain);
+        // After the end of a constrained text there is nothing that could be ignored.
+        if (is_last || !self.request.ignore_eos) && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::EndOfGeneration);
         }
         self.tokens.push(token);
@@ -202,8 +205,8 @@ impl Sequence {
         let mut text = self.request.stops.push(&decoded);
         if self.request.stops.is_stopped() {
             self.end = Some(Ok(FinishReason::StopString));
-        } else if self.usage.completion >= self.request.max_tokens {
-            self.end = Some(Ok(FinishReason::Length));
+        } else if is_last || self.usage.completion >= self.request.max_tokens {
+            self.end = Some(Ok(if is_last { FinishReason::EndOfGeneration } else { FinishReason::Length }));
             text += &self.flush();
         }
         self.send(Some(Piece { text, token_ids: vec![token], logprobs: logprob.into_iter().collect() }));

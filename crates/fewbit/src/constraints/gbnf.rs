@@ -1,0 +1,454 @@
+//! llama.cpp's grammar notation (GBNF), translated to Lark.
+//!
+//! GBNF has no lexer: a rule describes characters. Lark has one, whose tokens are as long as they can be. So whatever
+//! is regular, that is, reaches no recursive rule, becomes one token as a whole, and only what is recursive becomes a
+//! rule; in a sequence of such a rule, neighbours that are regular are one token together.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use super::ConstraintError;
+
+/// How deep parentheses may nest.
+const MAX_DEPTH: usize = 64;
+
+/// The most copies that a repetition may ask for.
+const MAX_REPEAT: u32 = 10_000;
+
+#[derive(Debug, Clone, PartialEq)]
+enum Token {
+    Name(String),
+    /// `::=`
+    Is,
+    Text(String),
+    /// A regular expression for one character.
+    Class(String),
+    Symbol(char),
+    /// `{m,n}`
+    Repeat(u32, Option<u32>),
+}
+
+#[derive(Debug)]
+enum Node {
+    Alternatives(Vec<Node>),
+    Sequence(Vec<Node>),
+    Repeat(Box<Node>, u32, Option<u32>),
+    Text(String),
+    Class(String),
+    Rule(usize),
+}
+
+fn invalid(reason: impl Into<String>) -> ConstraintError {
+    ConstraintError::Invalid { kind: "GBNF grammar", reason: reason.into() }
+}
+
+/// The same grammar in Lark; it begins with `start`.
+pub(super) fn to_lark(source: &str) -> Result<String, ConstraintError> {
+    let tokens = tokenize(source)?;
+    let mut starts: Vec<usize> = (0..tokens.len().saturating_sub(1)).filter(|&i| tokens[i + 1] == Token::Is).collect();
+    if starts.first() != Some(&0) {
+        return Err(invalid("it does not begin with a rule"));
+    }
+    let mut names = HashMap::new();
+    for (i, &at) in starts.iter().enumerate() {
+        let Token::Name(name) = &tokens[at] else { return Err(invalid("`::=` does not follow a name")) };
+        if names.insert(name.as_str(), i).is_some() {
+            return Err(invalid(format!("rule {name:?} is defined twice")));
+        }
+    }
+    let root = *names.get("root").ok_or_else(|| invalid("it has no rule `root`"))?;
+    starts.push(tokens.len());
+    let mut rules = Vec::new();
+    for range in starts.windows(2) {
+        let mut parser = Parser { tokens: &tokens[range[0] + 2..range[1]], at: 0, names: &names };
+        let node = parser.alternatives(0)?;
+        if parser.at < parser.tokens.len() {
+            return Err(invalid("a parenthesis closes nothing"));
+        }
+        rules.push(node);
+    }
+    Ok(Writer::new(&rules).write(root))
+}
+
+fn tokenize(source: &str) -> Result<Vec<Token>, ConstraintError> {
+    let mut tokens = Vec::new();
+    let mut chars = source.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            c if c.is_whitespace() => {}
+            '#' => while chars.next_if(|&c| c != '\n').is_some() {},
+            ':' => {
+                if !(chars.next() == Some(':') && chars.next() == Some('=')) {
+                    return Err(invalid("a colon that is not part of `::=`"));
+                }
+                tokens.push(Token::Is);
+            }
+            '"' => {
+                let mut text = String::new();
+                loop {
+                    match chars.next().ok_or_else(|| invalid("a text does not end"))? {
+                        '"' => break,
+                        '\\' => text.push(escape(&mut chars)?),
+                        c => text.push(c),
+                    }
+                }
+                tokens.push(Token::Text(text));
+            }
+            '[' => tokens.push(Token::Class(class(&mut chars)?)),
+            '.' => tokens.push(Token::Class(r"[\x{0}-\x{10FFFF}]".to_owned())),
+            '{' => {
+                let mut inside = String::new();
+                loop {
+                    match chars.next().ok_or_else(|| invalid("a brace does not end"))? {
+                        '}' => break,
+                        c => inside.push(c),
+                    }
+                }
+                let number = |text: &str| {
+                    let n = text.trim().parse::<u32>().ok().filter(|n| *n <= MAX_REPEAT);
+                    n.ok_or_else(|| invalid(format!("{{{inside}}} is no repetition")))
+                };
+                let (min, max) = match inside.split_once(',') {
+                    None => (number(&inside)?, Some(number(&inside)?)),
+                    Some((min, max)) if max.trim().is_empty() => (number(min)?, None),
+                    Some((min, max)) => (number(min)?, Some(number(max)?)),
+                };
+                if max.is_some_and(|max| max < min) {
+                    return Err(invalid(format!("{{{inside}}} is no repetition")));
+                }
+                tokens.push(Token::Repeat(min, max));
+            }
+            '(' | ')' | '|' | '*' | '+' | '?' => tokens.push(Token::Symbol(c)),
+            c if c.is_ascii_alphanumeric() || c == '-' || c == '_' => {
+                let mut name = String::from(c);
+                while let Some(c) = chars.next_if(|&c| c.is_ascii_alphanumeric() || c == '-' || c == '_') {
+                    name.push(c);
+                }
+                tokens.push(Token::Name(name));
+            }
+            c => return Err(invalid(format!("unexpected {c:?}"))),
+        }
+    }
+    Ok(tokens)
+}
+
+/// What follows a backslash.
+fn escape(chars: &mut impl Iterator<Item = char>) -> Result<char, ConstraintError> {
+    let c = chars.next().ok_or_else(|| invalid("it ends in a backslash"))?;
+    let n_digits = match c {
+        'n' => return Ok('\n'),
+        't' => return Ok('\t'),
+        'r' => return Ok('\r'),
+        '\\' | '"' | '[' | ']' | '-' | '^' => return Ok(c),
+        'x' => 2,
+        'u' => 4,
+        'U' => 8,
+        c => return Err(invalid(format!("unknown escape \\{c}"))),
+    };
+    let digits: String = chars.take(n_digits).collect();
+    let code = u32::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == n_digits);
+    code.and_then(char::from_u32).ok_or_else(|| invalid(format!("\\{c}{digits} is no character")))
+}
+
+/// A character class, after its bracket, as a regular expression.
+fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<String, ConstraintError> {
+    let mut regex = String::from("[");
+    if chars.next_if_eq(&'^').is_some() {
+        regex.push('^');
+    }
+    let one = |chars: &mut std::iter::Peekable<_>| match Iterator::next(chars) {
+        Some('\\') => escape(chars),
+        Some(c) => Ok(c),
+        None => Err(invalid("a character class does not end")),
+    };
+    let mut is_empty = true;
+    while chars.next_if_eq(&']').is_none() {
+        let from = one(chars)?;
+        let to = if chars.next_if_eq(&'-').is_none() {
+            from
+        } else if chars.peek() == Some(&']') {
+            // A hyphen at the end is one.
+            let _ = write!(regex, "\\x{{{:X}}}", u32::from('-'));
+            from
+        } else {
+            one(chars)?
+        };
+        if to < from {
+            return Err(invalid(format!("{from:?} to {to:?} is no range")));
+        }
+        let _ = write!(regex, "\\x{{{:X}}}-\\x{{{:X}}}", u32::from(from), u32::from(to));
+        is_empty = false;
+    }
+    if is_empty {
+        return Err(invalid("a character class is empty"));
+    }
+    regex.push(']');
+    Ok(regex)
+}
+
+struct Parser<'a> {
+    tokens: &'a [Token],
+    at: usize,
+    names: &'a HashMap<&'a str, usize>,
+}
+
+impl Parser<'_> {
+    fn alternatives(&mut self, depth: usize) -> Result<Node, ConstraintError> {
+        if depth > MAX_DEPTH {
+            return Err(invalid(format!("parentheses nest more than {MAX_DEPTH} levels")));
+        }
+        let mut all = vec![self.sequence(depth)?];
+        while self.tokens.get(self.at) == Some(&Token::Symbol('|')) {
+            self.at += 1;
+            all.push(self.sequence(depth)?);
+        }
+        Ok(if all.len() == 1 { all.remove(0) } else { Node::Alternatives(all) })
+    }
+
+    fn sequence(&mut self, depth: usize) -> Result<Node, ConstraintError> {
+        let mut parts: Vec<Node> = Vec::new();
+        while let Some(token) = self.tokens.get(self.at) {
+            let (min, max) = match token {
+                Token::Symbol('|' | ')') => break,
+                Token::Symbol('*') => (0, None),
+                Token::Symbol('+') => (1, None),
+                Token::Symbol('?') => (0, Some(1)),
+                Token::Repeat(min, max) => (*min, *max),
+                other => {
+                    self.at += 1;
+                    parts.push(self.part(other, depth)?);
+                    continue;
+                }
+            };
+            self.at += 1;
+            let repeated = parts.pop().ok_or_else(|| invalid("there is nothing to repeat"))?;
+            parts.push(Node::Repeat(Box::new(repeated), min, max));
+        }
+        Ok(if parts.len() == 1 { parts.remove(0) } else { Node::Sequence(parts) })
+    }
+
+    fn part(&mut self, token: &Token, depth: usize) -> Result<Node, ConstraintError> {
+        Ok(match token {
+            Token::Text(text) => Node::Text(text.clone()),
+            Token::Class(class) => Node::Class(class.clone()),
+            Token::Name(name) => match self.names.get(name.as_str()) {
+                Some(&rule) => Node::Rule(rule),
+                None => return Err(invalid(format!("there is no rule {name:?}"))),
+            },
+            Token::Symbol('(') => {
+                let inside = self.alternatives(depth + 1)?;
+                if self.tokens.get(self.at) != Some(&Token::Symbol(')')) {
+                    return Err(invalid("a parenthesis does not close"));
+                }
+                self.at += 1;
+                inside
+            }
+            other => return Err(invalid(format!("unexpected {other:?}"))),
+        })
+    }
+}
+
+struct Writer<'a> {
+    rules: &'a [Node],
+    /// Which rules reach no recursive one.
+    regular: Vec<bool>,
+    /// Which rules match an empty text.
+    nullable: Vec<bool>,
+    tokens: String,
+    n_tokens: usize,
+}
+
+impl<'a> Writer<'a> {
+    fn new(rules: &'a [Node]) -> Self {
+        let references: Vec<Vec<usize>> = rules.iter().map(references).collect();
+        // A rule is regular once all that it refers to is; what never becomes so is recursive, or reaches what is.
+        let mut regular = vec![false; rules.len()];
+        let mut changed = true;
+        while std::mem::take(&mut changed) {
+            for (i, references) in references.iter().enumerate() {
+                if !regular[i] && references.iter().all(|&rule| regular[rule]) {
+                    (regular[i], changed) = (true, true);
+                }
+            }
+        }
+        let mut this = Self { rules, regular, nullable: vec![false; rules.len()], tokens: String::new(), n_tokens: 0 };
+        changed = true;
+        while std::mem::take(&mut changed) {
+            for (i, rule) in rules.iter().enumerate() {
+                if !this.nullable[i] && this.is_nullable(rule) {
+                    (this.nullable[i], changed) = (true, true);
+                }
+            }
+        }
+        this
+    }
+
+    fn write(mut self, root: usize) -> String {
+        let mut out = format!("start: {}\n", self.reference(root));
+        for (i, rule) in self.rules.iter().enumerate() {
+            let body = if self.regular[i] { self.token_body(rule) } else { self.rule_body(rule) };
+            let name = if self.regular[i] { format!("RULE_{i}") } else { format!("rule_{i}") };
+            let _ = writeln!(out, "{name}: {body}");
+        }
+        out + &self.tokens
+    }
+
+    /// A rule, where a rule refers to it.
+    fn reference(&self, rule: usize) -> String {
+        match (self.regular[rule], self.nullable[rule]) {
+            // A token is never empty, but may be left out.
+            (true, true) => format!("RULE_{rule}?"),
+            (true, false) => format!("RULE_{rule}"),
+            (false, _) => format!("rule_{rule}"),
+        }
+    }
+
+    fn is_regular(&self, node: &Node) -> bool {
+        references(node).iter().all(|&rule| self.regular[rule])
+    }
+
+    fn is_nullable(&self, node: &Node) -> bool {
+        match node {
+            Node::Alternatives(nodes) => nodes.iter().any(|node| self.is_nullable(node)),
+            Node::Sequence(nodes) => nodes.iter().all(|node| self.is_nullable(node)),
+            Node::Repeat(node, min, _) => *min == 0 || self.is_nullable(node),
+            Node::Text(text) => text.is_empty(),
+            Node::Class(_) => false,
+            Node::Rule(rule) => self.nullable[*rule],
+        }
+    }
+
+    /// The definition of a token.
+    fn token_body(&self, node: &Node) -> String {
+        match node {
+            Node::Alternatives(nodes) => {
+                let all: Vec<_> = nodes.iter().map(|node| self.token_body(node)).collect();
+                format!("({})", all.join(" | "))
+            }
+            Node::Sequence(nodes) if nodes.is_empty() => "\"\"".to_owned(),
+            Node::Sequence(nodes) => {
+                let all: Vec<_> = nodes.iter().map(|node| self.token_body(node)).collect();
+                format!("({})", all.join(" "))
+            }
+            Node::Repeat(node, min, max) => repeat(&format!("({})", self.token_body(node)), *min, *max),
+            Node::Text(text) => serde_json::Value::String(text.clone()).to_string(),
+            Node::Class(regex) => format!("/{regex}/"),
+            Node::Rule(rule) => format!("RULE_{rule}"),
+        }
+    }
+
+    /// The definition of a rule: its regular parts become tokens.
+    fn rule_body(&mut self, node: &Node) -> String {
+        if self.is_regular(node) {
+            return self.token(std::slice::from_ref(node));
+        }
+        match node {
+            Node::Alternatives(nodes) => {
+                let all: Vec<_> = nodes.iter().map(|node| self.rule_body(node)).collect();
+                format!("({})", all.join(" | "))
+            }
+            Node::Sequence(nodes) => {
+                let mut all = Vec::new();
+                let parts: Vec<_> = nodes.chunk_by(|a, b| self.is_regular(a) && self.is_regular(b)).collect();
+                for part in parts {
+                    all.push(if self.is_regular(&part[0]) { self.token(part) } else { self.rule_body(&part[0]) });
+                }
+                format!("({})", all.join(" "))
+            }
+            Node::Repeat(node, min, max) => repeat(&format!("({})", self.rule_body(node)), *min, *max),
+            Node::Rule(rule) => self.reference(*rule),
+            Node::Text(_) | Node::Class(_) => self.token(std::slice::from_ref(node)),
+        }
+    }
+
+    /// A token for regular neighbours.
+    fn token(&mut self, nodes: &[Node]) -> String {
+        if let [Node::Rule(rule)] = nodes {
+            return self.reference(*rule);
+        }
+        let bodies: Vec<_> = nodes.iter().map(|node| self.token_body(node)).collect();
+        let name = format!("PART_{}", self.n_tokens);
+        self.n_tokens += 1;
+        let _ = writeln!(self.tokens, "{name}: {}", bodies.join(" "));
+        if nodes.iter().all(|node| self.is_nullable(node)) { format!("{name}?") } else { name }
+    }
+}
+
+fn repeat(body: &str, min: u32, max: Option<u32>) -> String {
+    match (min, max) {
+        (0, None) => format!("{body}*"),
+        (1, None) => format!("{body}+"),
+        (0, Some(1)) => format!("{body}?"),
+        (min, None) => format!("{body}{{{min},}}"),
+        (min, Some(max)) => format!("{body}{{{min},{max}}}"),
+    }
+}
+
+/// The rules that a node refers to.
+fn references(node: &Node) -> Vec<usize> {
+    match node {
+        Node::Alternatives(nodes) | Node::Sequence(nodes) => nodes.iter().flat_map(references).collect(),
+        Node::Repeat(node, ..) => references(node),
+        Node::Rule(rule) => vec![*rule],
+        Node::Text(_) | Node::Class(_) => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(source: &str) -> Vec<String> {
+        to_lark(source).unwrap().lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn what_is_regular_is_one_token() {
+        let found = lines("root ::= [a-z]+ \" \" num # a comment\nnum ::= \"-\"? [0-9]{1,3}");
+        assert_eq!(
+            found,
+            [
+                "start: RULE_0",
+                r#"RULE_0: ((/[\x{61}-\x{7A}]/)+ " " RULE_1)"#,
+                r#"RULE_1: (("-")? (/[\x{30}-\x{39}]/){1,3})"#,
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_recursive_is_a_rule() {
+        let found = lines("root ::= ws \"(\" root? \")\"\nws ::= [ ]*");
+        assert_eq!(found[0], "start: rule_0");
+        assert_eq!(found[1], "rule_0: (PART_0 (rule_0)? PART_1)");
+        assert_eq!(found[2], r"RULE_1: (/[\x{20}-\x{20}]/)*");
+        assert_eq!(found[3], "PART_0: RULE_1 \"(\"");
+    }
+
+    #[test]
+    fn what_is_no_grammar_is_an_error() {
+        for bad in [
+            "",
+            "a b",
+            "x ::= \"a\"",
+            "root ::= nothing",
+            "root ::= \"a",
+            "root ::= [a",
+            "root ::= []",
+            "root ::= [z-a]",
+            "root ::= \"\\q\"",
+            "root ::= \"\\x0\"",
+            "root ::= (\"a\"",
+            "root ::= \"a\")",
+            "root ::= * \"a\"",
+            "root ::= \"a\"{2,1}",
+            "root ::= \"a\"{99999999}",
+            "root ::= \"a\"{",
+            "root ::= \"a\"\nroot ::= \"b\"",
+            "root : \"a\"",
+            "root ::= ! \"a\"",
+            &format!("root ::= {}", "(".repeat(1000)),
+        ] {
+            assert!(matches!(to_lark(bad), Err(ConstraintError::Invalid { .. })), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Constraints: every output is what it was constrained to be, and what cannot be is an error before anything runs.
+
+use fewbit::{Completion, Constraint, ConstraintError, Error, FinishReason, Generate};
+use serde_json::{Value, json};
+
+use crate::schemas::{self, Closing};
+use crate::stories;
+
+/// A generation from a model that knows nothing of JSON: every token is a surprise.
+fn generate(constraint: Constraint, seed: u64) -> Generate {
+    stories()
+        .generate("Once")
+        .temperature(1.0)
+        .top_k(0)
+        .top_p(1.0)
+        .min_p(0.0)
+        .seed(seed)
+        .constraint(constraint)
+        .custom_sampler(|| Closing::new(stories(), 60))
+        .max_tokens(440)
+}
+
+fn run(constraint: Constraint, seed: u64) -> Completion {
+    generate(constraint, seed).run().unwrap()
+}
+
+/// Why a constraint is refused.
+fn refusal(constraint: Constraint) -> ConstraintError {
+    match generate(constraint, 0).stream() {
+        Err(Error::Constraint(error)) => error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn random_outputs_of_five_hundred_schemas_validate() {
+    let all = schemas::all();
+    assert!(all.len() >= 500, "{} schemas", all.len());
+    let mut cut = 0;
+    for (i, (name, schema)) in all.into_iter().enumerate() {
+        let validator = jsonschema::options().should_validate_formats(true).build(&schema).expect("a valid schema");
+        let compact = i % 2 == 0;
+        let constraint = Constraint::json_schema(schema.clone());
+        let out = run(if compact { constraint.compact() } else { constraint }, i as u64);
+        if out.finish_reason == FinishReason::Length {
+            cut += 1;
+            assert!(matches!(out.json::<Value>(), Err(Error::Incomplete { .. })));
+            continue;
+        }
+        assert_eq!(out.finish_reason, FinishReason::EndOfGeneration);
+        let value: Value = out.json().unwrap_or_else(|error| panic!("{name}: {error}: {}", out.text));
+        let errors: Vec<_> = validator.iter_errors(&value).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{name}: {schema}: {}: {errors:?}", out.text);
+    }
+    assert!(cut <= 10, "{cut} outputs were cut");
+}
+
+#[test]
+fn a_real_vocabulary_gives_valid_json_too() {
+    let model = crate::smollm2::model();
+    for (i, (name, schema)) in schemas::all().into_iter().enumerate().step_by(17) {
+        let out = model
+            .generate("A record as JSON:")
+            .temperature(1.0)
+            .seed(i as u64)
+            .json_schema(schema.clone())
+            .custom_sampler(|| Closing::new(crate::smollm2::model(), 25))
+            .max_tokens(250)
+            .run()
+            .unwrap();
+        assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{name}: {}", out.text);
+        let value: Value = serde_json::from_str(&out.text).unwrap();
+        assert!(jsonschema::is_valid(&schema, &value), "{name}: {}", out.text);
+    }
+}
+
+#[test]
+fn a_regex_matches_the_whole_text() {
+    let dates = regex::Regex::new(r"^[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]( [a-zé]{2,5})?$").unwrap();
+    for seed in 0..20 {
+        let out = run(Constraint::regex(r"[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]( [a-zé]{2,5})?"), seed);
+        assert_eq!(out.finish_reason, FinishReason::EndOfGeneration);
+        assert!(dates.is_match(&out.text), "{:?}", out.text);
+    }
+}
+
+#[test]
+fn a_choice_is_one_of_the_texts() {
+    let texts = ["yes", "no", "perhaps", "yes, but \"maybe\"\nnot", "né"];
+    let found: std::collections::BTreeSet<String> =
+        (0..60).map(|seed| run(Constraint::choice(texts), seed).text).collect();
+    assert!(found.iter().all(|text| texts.contains(&text.as_str())), "{found:?}");
+    assert!(found.len() > 2, "{found:?}");
+}
+
+#[test]
+fn grammars_in_both_notations_are_kept() {
+    let balanced = |text: &str| {
+        let depths: Vec<i32> = text
+            .chars()
+            .scan(0, |depth, c| {
+                *depth += if c == '(' { 1 } else { -1 };
+                Some(*depth)
+            })
+            .collect();
+        depths.iter().all(|depth| *depth >= 0) && depths.last() == Some(&0)
+    };
+    let sum = regex::Regex::new(r"^(0|[1-9][0-9]{0,3})( [-+*] (0|[1-9][0-9]{0,3}))* = -?[0-9]{1,5}$").unwrap();
+    let leading_zeros = regex::Regex::new(r"\b0+(\d)").unwrap();
+    for seed in 0..20 {
+        let out = run(Constraint::lark("start: pair+\npair: \"(\" pair* \")\""), seed);
+        assert!(out.finish_reason == FinishReason::Length || balanced(&out.text), "{:?}", out.text);
+        let grammar = "root ::= num (\" \" [-+*] \" \" num)* \" = \" \"-\"? [0-9]{1,5}\n\
+                       num ::= \"0\" | [1-9] [0-9]{0,3} # no leading zeros";
+        let out = run(Constraint::gbnf(grammar).unwrap(), seed);
+        assert!(out.finish_reason == FinishReason::Length || sum.is_match(&out.text), "{:?}", out.text);
+        // Recursive, with white space that may be empty.
+        let list = "root ::= value\nvalue ::= num | \"[\" ws (value (\",\" ws value)*)? ws \"]\"\n\
+                    num ::= [0-9]{1,2}\nws ::= \" \"?";
+        let out = run(Constraint::gbnf(list).unwrap(), seed);
+        if out.finish_reason == FinishReason::EndOfGeneration {
+            let text = leading_zeros.replace_all(&out.text, "$1");
+            assert!(serde_json::from_str::<Value>(&text).is_ok(), "{:?}", out.text);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_is_an_error_before_anything_runs() {
+    let unsatisfiable = |schema| refusal(Constraint::json_schema(schema));
+    for schema in [
+        json!(false),
+        json!({ "type": "integer", "minimum": 3, "maximum": 2 }),
+        json!({ "allOf": [{ "type": "string" }, { "type": "number" }] }),
+        json!({ "type": "object", "properties": { "a": false }, "required": ["a"] }),
+    ] {
+        let error = unsatisfiable(schema.clone());
+        assert!(matches!(error, ConstraintError::Unsatisfiable { .. }), "{schema}: {error:?}");
+    }
+    for schema in [
+        json!(3),
+        json!({ "type": "nonsense" }),
+        json!({ "type": "object", "patternProperties": { "(": {} } }),
+        json!({ "$ref": "#/$defs/missing" }),
+        json!({ "type": "array", "uniqueItems": true }),
+        json!({ "not": { "type": "string" } }),
+    ] {
+        let error = unsatisfiable(schema.clone());
+        assert!(matches!(error, ConstraintError::Invalid { .. }), "{schema}: {error:?}");
+    }
+    let mut deep = json!({ "type": "string" });
+    for _ in 0..200 {
+        deep = json!({ "type": "array", "items": deep });
+    }
+    for schema in [deep, json!({ "enum": ["x".repeat(2 << 20)] })] {
+        let error = unsatisfiable(schema);
+        assert!(matches!(error, ConstraintError::TooLarge { .. }), "{error:?}");
+    }
+    for (constraint, kind) in
+        [(Constraint::regex("("), "regular expression"), (Constraint::lark("start: x"), "grammar")]
+    {
+        let error = refusal(constraint);
+        assert!(matches!(error, ConstraintError::Invalid { kind: found, .. } if found == kind), "{error:?}");
+    }
+    let deep = refusal(Constraint::lark(format!("start: {}\"a\"{}", "(".repeat(50_000), ")".repeat(50_000))));
+    assert!(!deep.to_string().is_empty());
+    assert_eq!(refusal(Constraint::choice::<String>([])), ConstraintError::NoChoice);
+    // The model is as usable as before.
+    assert_eq!(run(Constraint::choice(["yes"]), 1).text, "yes");
+}
+
+#[test]
+fn a_cut_text_is_reported_and_a_complete_one_is_read() {
+    #[derive(Debug, PartialEq, serde::Deserialize, schemars::JsonSchema)]
+    #[serde(tag = "kind", rename_all = "snake_case")]
+    enum Shape {
+        Circle { radius: u8 },
+        Square { side: u8, name: Option<Name> },
+    }
+    #[derive(Debug, PartialEq, serde::Deserialize, schemars::JsonSchema)]
+    #[serde(rename_all = "lowercase")]
+    enum Name {
+        Big,
+        Small,
+    }
+    let begin =
+        |seed| stories().generate("Once").temperature(1.0).seed(seed).custom_sampler(|| Closing::new(stories(), 40));
+    for seed in 0..20 {
+        let shapes: Vec<Shape> = begin(seed).max_tokens(500).json().unwrap();
+        println!("{shapes:?}");
+    }
+    let error = begin(1).max_tokens(3).json::<Shape>().unwrap_err();
+    assert!(matches!(error, Error::Incomplete { reason: FinishReason::Length, .. }), "{error:?}");
+    let mut chat = stories().chat().temperature(1.0).seed(5).start().unwrap();
+    let shape: Shape = chat.ask("Draw.").custom_sampler(|| Closing::new(stories(), 40)).max_tokens(300).json().unwrap();
+    let answer = &chat.messages().last().unwrap().content;
+    assert_eq!(serde_json::from_str::<Shape>(answer).unwrap(), shape);
+}
+
+#[test]
+fn constraints_and_neighbours_do_not_disturb_each_other() {
+    let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
+    let one = |i: u64| match i % 3 {
+        0 => run(Constraint::json_schema(schema.clone()), i).text,
+        1 => run(Constraint::regex("[a-f]{3,9}"), i).text,
+        _ => stories().generate("Once").seed(i).max_tokens(30).run().unwrap().text,
+    };
+    let alone: Vec<_> = (0..12).map(one).collect();
+    let together: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..12).map(|i| scope.spawn(move || one(i))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(together, alone);
+}
