@@ -1,5 +1,6 @@
 //! Tests of the public API and of the repository, in one program.
 
+mod asynchronous;
 mod chat;
 mod constraints;
 mod dependencies;
@@ -14,6 +15,7 @@ mod schemas;
 mod smollm2;
 mod smollm2_generation;
 mod tidy;
+mod tools;
 
 use std::sync::OnceLock;
 

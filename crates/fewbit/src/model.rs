@@ -23,6 +23,7 @@ use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
 use crate::sample::Sampling;
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
+use crate::tools::Tool;
 
 const DEFAULT_PREFILL_CHUNK: usize = 512;
 const DEFAULT_MAX_RUNNING: usize = 64;
@@ -434,14 +435,15 @@ impl Model {
     }
 
     /// The tokens of a conversation, up to where the assistant's next message begins.
-    pub(crate) fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+    pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
         let template = match &self.inner.template {
             Template::Ready(template) => template,
             Template::Missing => return Err(Error::NoChatTemplate),
             Template::Broken(error) => return Err(Arc::clone(error).into()),
         };
         let tokenizer = self.tokenizer();
-        let rendered = template.render(&TemplateInput::new(messages))?;
+        let tools = crate::tools::for_template(tools);
+        let rendered = template.render(&TemplateInput { tools, ..TemplateInput::new(messages) })?;
         Ok(encode_rendered(tokenizer, &rendered))
     }
 }
