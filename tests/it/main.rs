@@ -1,5 +1,6 @@
 //! Tests of the public API and of the repository, in one program.
 
+mod asynchronous;
 mod chat;
 mod constraints;
 mod dependencies;
@@ -16,6 +17,7 @@ mod smollm2;
 mod smollm2_generation;
 mod speculation;
 mod tidy;
+mod tools;
 
 use std::sync::OnceLock;
 

@@ -259,3 +259,29 @@ fn a_custom_sampler_takes_part() {
     let error = biased().custom_sampler(|| Wrong).run().unwrap_err();
     assert!(matches!(error, Error::Sampling(SamplingError::NotACandidate { token: 301 })), "{error:?}");
 }
+
+#[test]
+fn an_echo_puts_the_prompt_first() {
+    let begin = || stories().generate(PROMPT).temperature(0.0).max_tokens(10).logprobs(1);
+    let (plain, echo) = (begin().run().unwrap(), begin().echo(true).run().unwrap());
+    assert_eq!(echo.text, format!("{PROMPT}{}", plain.text));
+    assert_eq!((&echo.tokens, &echo.logprobs), (&plain.tokens, &plain.logprobs));
+    assert_eq!(echo.prompt_logprobs, stories().logprobs(PROMPT, 1).unwrap());
+    assert!(plain.prompt_logprobs.is_empty());
+    let pieces: Vec<_> = begin().echo(true).stream().unwrap().map(|piece| piece.unwrap()).collect();
+    assert_eq!((&pieces[0].token_ids, pieces[0].text.as_str()), (&echo.prompt_tokens, PROMPT));
+    assert_eq!(pieces.iter().map(|piece| piece.text.as_str()).collect::<String>(), echo.text);
+}
+
+#[test]
+fn samples_are_what_their_seeds_give_alone() {
+    let begin = || stories().generate(PROMPT).temperature(1.2).max_tokens(20);
+    let all = begin().seed(5).samples(4).unwrap();
+    assert_eq!(all.iter().map(|out| out.seed).collect::<Vec<_>>(), [5, 6, 7, 8]);
+    for out in &all {
+        assert_eq!(begin().seed(out.seed).run().unwrap().text, out.text);
+    }
+    assert!(begin().samples(0).unwrap().is_empty());
+    let free = begin().samples(2).unwrap();
+    assert_eq!(begin().seed(free[1].seed).run().unwrap().text, free[1].text);
+}

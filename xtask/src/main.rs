@@ -4,6 +4,7 @@
 //! by hand.
 #![forbid(unsafe_code)]
 
+mod examples;
 mod features;
 mod fuzz;
 mod record;
@@ -18,6 +19,7 @@ type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<(
 
 const TASKS: &[Task] = &[
     ("ci", "", "everything that CI runs: .ci/run", ci),
+    ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
     ("record-bench", "[--kernels|--models] [--quick]", "measure, and write benches/records/DATE-CPU.csv", record::run),
     ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
+use serde_json::Value;
 
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
@@ -25,6 +26,7 @@ use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::{Run, Slot, Timeline, run_accessors};
 use crate::session_file::{Expected, Saved, SessionError};
+use crate::tools::{self, CallFilter, Tool, ToolCall};
 
 /// A conversation that has not started: made by [`Model::chat`].
 #[derive(Debug, Clone)]
@@ -33,13 +35,14 @@ pub struct ChatBuilder {
     model: Model,
     system: Option<String>,
     history: Vec<Message>,
+    tools: Vec<Tool>,
     pub(crate) options: Options,
 }
 
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
         let options = Options::new(model.recommended_sampling());
-        Self { model, system: None, history: Vec::new(), options }
+        Self { model, system: None, history: Vec::new(), tools: Vec::new(), options }
     }
 
     option_setters!();
@@ -56,19 +59,25 @@ impl ChatBuilder {
         self
     }
 
+    /// Functions that the model may call: see [`Completion::tool_calls`] and [`Chat::send_tool_results`].
+    pub fn tools(mut self, tools: impl IntoIterator<Item = Tool>) -> Self {
+        self.tools.extend(tools);
+        self
+    }
+
     /// Checks the settings and begins.
     pub fn start(self) -> Result<Chat, Error> {
-        let Self { model, system, history, mut options } = self;
+        let Self { model, system, history, tools, mut options } = self;
         if !model.has_chat_template() {
             // Says which of the two it is, missing or broken.
-            model.encode_chat(&[])?;
+            model.encode_chat(&[], &[])?;
         }
         // Drawn once: each turn has a seed of its own, which follows from it.
         options.sampling.seed = Some(Sampler::new(&options.sampling)?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
-        Ok(Chat { model, slot, messages, options })
+        Ok(Chat { model, slot, messages, tools, options })
     }
 
     /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
@@ -115,6 +124,7 @@ pub struct Chat {
     model: Model,
     slot: Arc<Slot>,
     messages: Vec<Message>,
+    tools: Vec<Tool>,
     options: Options,
 }
 
@@ -150,18 +160,38 @@ impl Chat {
         self.ask(text).stream()
     }
 
-    fn begin(&mut self, text: String, mut options: Options) -> Result<ChatStream<'_>, Error> {
+    /// Tells the model what the calls of its last answer gave, and waits for what it says to that. A text goes in as
+    /// it is, other values as JSON.
+    pub fn send_tool_results(
+        &mut self,
+        results: impl IntoIterator<Item = (ToolCall, Value)>,
+    ) -> Result<Completion, Error> {
+        let messages = results.into_iter().map(|(call, result)| tools::result_message(&call, &result)).collect();
+        let options = self.options.clone();
+        self.begin(messages, options)?.run()
+    }
+
+    fn begin(&mut self, new: Vec<Message>, mut options: Options) -> Result<ChatStream<'_>, Error> {
         let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
         options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
-        self.messages.push(Message::user(text));
+        let before = self.messages.len();
+        self.messages.extend(new);
         let run = self
             .model
-            .encode_chat(&self.messages)
+            .encode_chat(&self.messages, &self.tools)
             .and_then(|prompt| Run::new(&self.model, prompt, &options, Some(Arc::clone(&self.slot))));
         match run {
-            Ok(run) => Ok(ChatStream { chat: self, run, failed: false, recorded: false }),
+            Ok(run) => Ok(ChatStream {
+                filter: (!self.tools.is_empty()).then(CallFilter::default),
+                calls: Vec::new(),
+                chat: self,
+                run,
+                before,
+                failed: false,
+                recorded: false,
+            }),
             Err(error) => {
-                self.messages.pop();
+                self.messages.truncate(before);
                 Err(error)
             }
         }
@@ -216,16 +246,13 @@ impl<'a> Ask<'a> {
 
     /// Waits for the whole answer.
     pub fn run(self) -> Result<Completion, Error> {
-        let mut stream = self.stream()?;
-        stream.run.wait_for_end();
-        stream.by_ref().try_for_each(|piece| piece.map(drop))?;
-        Ok(stream.into_completion())
+        self.stream()?.run()
     }
 
     /// The answer comes as the stream is iterated; dropping it ends the turn where it is.
     pub fn stream(self) -> Result<ChatStream<'a>, Error> {
         let Self { chat, text, options } = self;
-        chat.begin(text, options)
+        chat.begin(vec![Message::user(text)], options)
     }
 }
 
@@ -233,7 +260,12 @@ impl<'a> Ask<'a> {
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct ChatStream<'a> {
     chat: &'a mut Chat,
-    run: Run,
+    pub(crate) run: Run,
+    /// Where there are tools, keeps calls out of the text.
+    filter: Option<CallFilter>,
+    calls: Vec<ToolCall>,
+    /// Messages before this turn.
+    before: usize,
     failed: bool,
     recorded: bool,
 }
@@ -249,8 +281,7 @@ impl Iterator for ChatStream<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.run.next();
-        self.failed |= matches!(item, Some(Err(_)));
-        item
+        self.filtered(item)
     }
 }
 
@@ -259,10 +290,52 @@ impl std::iter::FusedIterator for ChatStream<'_> {}
 impl ChatStream<'_> {
     run_accessors!();
 
+    fn run(mut self) -> Result<Completion, Error> {
+        self.run.wait_for_end();
+        self.by_ref().try_for_each(|piece| piece.map(drop))?;
+        Ok(self.into_completion())
+    }
+
+    /// What the generation gave, as the caller gets it: text that may be a call is kept back to the end.
+    pub(crate) fn filtered(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
+        self.failed |= matches!(item, Some(Err(_)));
+        let Some(filter) = &mut self.filter else { return item };
+        let mut piece = match item {
+            Some(Ok(piece)) => piece,
+            Some(Err(error)) => return Some(Err(error)),
+            None => Piece { text: String::new(), token_ids: Vec::new(), logprobs: Vec::new() },
+        };
+        let at_end = self.run.finish_reason().is_some();
+        piece.text = filter.push(self.chat.model.tokenizer(), &piece.token_ids, &piece.text);
+        if at_end {
+            let rest = filter.finish();
+            if self.read_calls().is_none() {
+                piece.text += &rest;
+            }
+        }
+        let is_empty = piece.text.is_empty() && piece.token_ids.is_empty();
+        (!is_empty).then_some(Ok(piece))
+    }
+
+    /// The answer without its calls, if it has any, which are kept.
+    fn read_calls(&mut self) -> Option<String> {
+        self.filter.as_ref()?;
+        let whole = self.chat.model.tokenizer().decode_with_special(self.run.tokens());
+        let answer = tools::read(&whole, &self.chat.tools)?;
+        self.calls = answer.calls;
+        Some(answer.text)
+    }
+
     /// The answer as far as it went.
     pub fn into_completion(mut self) -> Completion {
         self.record();
-        self.run.completion()
+        let text = self.read_calls();
+        let mut completion = self.run.completion();
+        if let Some(text) = text {
+            completion.text = text;
+            completion.tool_calls = std::mem::take(&mut self.calls);
+        }
+        completion
     }
 
     /// Puts the turn into the conversation, or takes its question out again.
@@ -272,10 +345,13 @@ impl ChatStream<'_> {
         }
         let ended = matches!(self.run.finish_reason(), Some(reason) if reason != FinishReason::Cancelled);
         if !self.failed && (ended || !self.run.text().is_empty()) {
-            let answer = Message::assistant(self.run.text());
+            let answer = match self.read_calls() {
+                Some(text) => tools::call_message(&text, &self.calls),
+                None => Message::assistant(self.run.text()),
+            };
             self.chat.messages.push(answer);
         } else {
-            self.chat.messages.pop();
+            self.chat.messages.truncate(self.before);
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::sample::TokenLogprob;
+use crate::tools::ToolCall;
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,12 +112,17 @@ pub struct Piece {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The generated text, up to but without a stop string.
+    /// The generated text, up to but without a stop string; after the prompt's, if that is echoed. In a conversation
+    /// with tools, without the calls.
     pub text: String,
+    /// The tools that the answer calls: in a conversation that has tools.
+    pub tool_calls: Vec<ToolCall>,
     /// The generated tokens, without one that ended the generation.
     pub tokens: Vec<u32>,
     /// For each of these tokens, if they were asked for.
     pub logprobs: Vec<TokenLogprob>,
+    /// For each token of the prompt, if they were asked for and the prompt is echoed.
+    pub prompt_logprobs: Vec<TokenLogprob>,
     /// The tokens of the prompt.
     pub prompt_tokens: Vec<u32>,
     /// Why it ended.

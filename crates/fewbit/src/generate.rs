@@ -6,6 +6,7 @@ use crate::completion::{Completion, Piece};
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
+use crate::sample::Sampler;
 use crate::session::{Run, run_accessors};
 
 /// What to continue.
@@ -56,13 +57,14 @@ pub struct Generate {
     prompt: Prompt,
     templated: bool,
     system: Option<String>,
+    echo: bool,
     pub(crate) options: Options,
 }
 
 impl Generate {
     pub(crate) fn new(model: Model, prompt: Prompt) -> Self {
         let options = Options::new(model.recommended_sampling());
-        Self { model, prompt, templated: false, system: None, options }
+        Self { model, prompt, templated: false, system: None, echo: false, options }
     }
 
     option_setters!();
@@ -85,16 +87,45 @@ impl Generate {
         self
     }
 
+    /// Puts the text of the prompt before what is generated: as a first piece, and in the completion's text. With
+    /// [`logprobs`](Self::logprobs), also how probable each of its tokens is, which takes another pass over it.
+    pub fn echo(mut self, yes: bool) -> Self {
+        self.echo = yes;
+        self
+    }
+
     /// Generates to the end.
     pub fn run(self) -> Result<Completion, Error> {
-        self.stream()?.run.finish()
+        let mut stream = self.stream()?;
+        stream.run.wait_for_end();
+        stream.by_ref().try_for_each(|piece| piece.map(drop))?;
+        Ok(stream.into_completion())
+    }
+
+    /// Generates `n` continuations, together. The first has the seed of the settings, each further one the next seed:
+    /// so each can be repeated alone.
+    pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
+        let first = Sampler::new(&self.options.sampling)?.seed();
+        let streams = (0..n as u64).map(|i| {
+            self.options.sampling.seed = Some(first.wrapping_add(i));
+            let mut stream = self.clone().stream()?;
+            stream.run.wait_for_end();
+            stream.run.start()?;
+            Ok::<_, Error>(stream)
+        });
+        let streams: Vec<Stream> = streams.collect::<Result<_, Error>>()?;
+        let finish = |mut stream: Stream| {
+            stream.by_ref().try_for_each(|piece| piece.map(drop))?;
+            Ok::<_, Error>(stream.into_completion())
+        };
+        streams.into_iter().map(finish).collect()
     }
 
     /// Prepares a generation whose tokens come one with each [`next`](Iterator::next). Errors of the prompt
     /// and the settings come from here; nothing is computed before the first `next`, and never more than a few
     /// tokens ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
-        let Self { model, prompt, templated, system, options } = self;
+        let Self { model, prompt, templated, system, echo, options } = self;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) if templated => {
@@ -102,18 +133,30 @@ impl Generate {
                 let mut messages: Vec<Message> = Vec::new();
                 messages.extend(system.map(Message::system));
                 messages.push(Message::user(text));
-                model.encode_chat(&messages)?
+                model.encode_chat(&messages, &[])?
             }
             Prompt::Text(text) => model.encode_raw(&text),
         };
-        Ok(Stream { run: Run::new(&model, prompt, &options, None)? })
+        let mut echoed = None;
+        if echo {
+            let logprobs = match options.logprobs {
+                Some(n_top) => model.logprobs(&prompt[..], n_top)?,
+                None => Vec::new(),
+            };
+            let text = model.tokenizer().decode(&prompt);
+            echoed = Some(Piece { text, token_ids: prompt.clone(), logprobs });
+        }
+        Ok(Stream { run: Run::new(&model, prompt, &options, None)?, echoed: echoed.clone(), to_echo: echoed })
     }
 }
 
 /// A running generation: an iterator over its pieces. Dropping it ends it.
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct Stream {
-    run: Run,
+    pub(crate) run: Run,
+    /// The prompt, if it belongs to the text, and the same until it went out.
+    echoed: Option<Piece>,
+    pub(crate) to_echo: Option<Piece>,
 }
 
 impl std::fmt::Debug for Stream {
@@ -126,7 +169,10 @@ impl Iterator for Stream {
     type Item = Result<Piece, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.run.next()
+        match self.to_echo.take() {
+            Some(prompt) => Some(Ok(prompt)),
+            None => self.run.next(),
+        }
     }
 }
 
@@ -142,6 +188,11 @@ impl Stream {
 
     /// The generation as far as it went.
     pub fn into_completion(mut self) -> Completion {
-        self.run.completion()
+        let mut completion = self.run.completion();
+        if let Some(prompt) = self.echoed {
+            completion.text.insert_str(0, &prompt.text);
+            completion.prompt_logprobs = prompt.logprobs;
+        }
+        completion
     }
 }

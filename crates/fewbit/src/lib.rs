@@ -32,11 +32,14 @@
 //!
 //! # Features
 //!
+//! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "async")]
+mod asynchronous;
 mod chat;
 mod completion;
 #[cfg(feature = "constraints")]
@@ -55,6 +58,7 @@ mod scheduler;
 mod session;
 mod session_file;
 mod stop;
+mod tools;
 
 pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
@@ -73,3 +77,9 @@ pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Speculation};
 pub use session_file::SessionError;
 pub use stop::StopMatcher;
+pub use tools::{Tool, ToolCall};
+
+/// The guide, whose code is compiled with the tests.
+#[cfg(all(doctest, feature = "async", feature = "constraints"))]
+#[doc = include_str!("../../../docs/guide.md")]
+struct Guide;

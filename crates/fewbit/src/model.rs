@@ -24,6 +24,7 @@ use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
 use crate::sample::Sampling;
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
+use crate::tools::Tool;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Tokens of the text whose logits identify a model.
@@ -178,7 +179,7 @@ impl ModelBuilder {
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
         let context = match self.context_length {
             Some(n) => n,
-            None => ModelConfig::from_gguf(file.metadata()).map_err(load_error)?.context_length,
+            None => ModelConfig::from_gguf(&file).map_err(load_error)?.context_length,
         };
         let mut estimate = estimate(file, isa, context, self.load.kv_type).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
@@ -527,14 +528,15 @@ impl Model {
     }
 
     /// The tokens of a conversation, up to where the assistant's next message begins.
-    pub(crate) fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, Error> {
+    pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
         let template = match &self.inner.template {
             Template::Ready(template) => template,
             Template::Missing => return Err(Error::NoChatTemplate),
             Template::Broken(error) => return Err(Arc::clone(error).into()),
         };
         let tokenizer = self.tokenizer();
-        let rendered = template.render(&TemplateInput::new(messages))?;
+        let tools = crate::tools::for_template(tools);
+        let rendered = template.render(&TemplateInput { tools, ..TemplateInput::new(messages) })?;
         Ok(encode_rendered(tokenizer, &rendered))
     }
 }

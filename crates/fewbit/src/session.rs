@@ -5,6 +5,7 @@
 //! turn is being computed.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(feature = "async")]
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -167,15 +168,6 @@ impl Run {
         self.is_quiet = true;
     }
 
-    /// Generates to the end.
-    pub(crate) fn finish(mut self) -> Result<Completion, Error> {
-        self.wait_for_end();
-        while let Some(piece) = self.next() {
-            piece?;
-        }
-        Ok(self.completion())
-    }
-
     /// The next piece; `None` when the generation has ended.
     pub(crate) fn next(&mut self) -> Option<Result<Piece, Error>> {
         if let Err(error) = self.start() {
@@ -187,7 +179,7 @@ impl Run {
     }
 
     /// The same, without blocking.
-    #[allow(dead_code, reason = "the asynchronous stream is a feature")]
+    #[cfg(feature = "async")]
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Error>>> {
         if let Err(error) = self.start() {
             return Poll::Ready(Some(Err(error)));
@@ -197,7 +189,7 @@ impl Run {
     }
 
     /// Submits the request, if that is still to be done.
-    fn start(&mut self) -> Result<(), Error> {
+    pub(crate) fn start(&mut self) -> Result<(), Error> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ready(mut request) => {
                 let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
@@ -232,6 +224,11 @@ impl Run {
         Some(Ok(piece))
     }
 
+    /// The tokens so far.
+    pub(crate) fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
     /// The text so far.
     pub(crate) fn text(&self) -> &str {
         &self.text
@@ -257,8 +254,10 @@ impl Run {
     pub(crate) fn completion(&mut self) -> Completion {
         Completion {
             text: std::mem::take(&mut self.text),
+            tool_calls: Vec::new(),
             tokens: std::mem::take(&mut self.tokens),
             logprobs: std::mem::take(&mut self.logprobs),
+            prompt_logprobs: Vec::new(),
             prompt_tokens: std::mem::take(&mut self.prompt),
             finish_reason: self.finish.unwrap_or(FinishReason::Cancelled),
             usage: self.usage,

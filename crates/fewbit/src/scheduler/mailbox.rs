@@ -8,7 +8,9 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
+#[cfg(feature = "async")]
+use std::task::{Context, Poll};
 
 use super::Shared;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
@@ -117,7 +119,7 @@ impl Receiver {
     }
 
     /// The next event, without blocking.
-    #[allow(dead_code, reason = "the asynchronous stream is a feature")]
+    #[cfg(feature = "async")]
     pub(crate) fn poll_recv(&self, context: &mut Context<'_>) -> Poll<Event> {
         let mut state = self.mailbox.lock();
         match self.take(&mut state) {

@@ -286,7 +286,28 @@ impl Sequence {
             // The error goes to the reader; here it is enough to know that there was one.
             Some(end) => Some(std::mem::replace(end, Ok(FinishReason::Cancelled))),
         };
+        if let Some(end) = &end {
+            self.trace(end);
+        }
         self.out.send(Event { piece, end, usage: self.usage, timings: self.timings });
+    }
+
+    /// What a finished request took, for those who watch: numbers only, no text.
+    fn trace(&self, end: &Result<FinishReason, Error>) {
+        let (usage, times) = (&self.usage, &self.timings);
+        tracing::debug!(
+            target: "fewbit::request",
+            end = end.as_ref().map_or("error", |reason| reason.as_str()),
+            prompt_tokens = usage.prompt,
+            cached_tokens = usage.cached,
+            generated_tokens = usage.completion,
+            queue = ?times.queue,
+            prefill = ?times.prefill,
+            decode = ?times.decode,
+            sample = ?times.sample,
+            constrain = ?times.constrain,
+            "request ended"
+        );
     }
 
     /// Before a step that it is part of: what was before was waiting.

@@ -1,0 +1,40 @@
+//! A model that calls a function of the program: `cargo run --release --example tools`.
+//!
+//! Larger models decide on a call by themselves; a small one is told by a constraint to make one.
+
+use fewbit::{Constraint, Model, Tool};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+struct Weather {
+    #[schemars(length(min = 1, max = 20))]
+    city: String,
+}
+
+fn weather(of: &Weather) -> String {
+    format!("It is 21 degrees and sunny in {}.", of.city)
+}
+
+fn main() -> Result<(), fewbit::Error> {
+    let model = Model::load("smollm2-135m-instruct")?;
+    let tool = Tool::of::<Weather>("get_weather", "The weather in a city.");
+    let call = json!({
+        "type": "object",
+        "properties": { "name": { "const": tool.name }, "arguments": tool.parameters },
+        "required": ["name", "arguments"],
+        "additionalProperties": false
+    });
+    let mut chat = model.chat().tools([tool]).temperature(0.0).max_tokens(60).start()?;
+
+    let answer = chat.ask("What is the weather in Paris?").constraint(Constraint::json_schema(call)).run()?;
+    let mut results = Vec::new();
+    for call in answer.tool_calls {
+        let result = weather(&call.parse()?);
+        println!("{}({}) -> {result}", call.name, call.arguments);
+        results.push((call, json!(result)));
+    }
+    println!("{}", chat.send_tool_results(results)?);
+    Ok(())
+}
