@@ -108,7 +108,7 @@ fn the_token_that_ends_a_text_ends_it() {
     let tokenizer = stories().tokenizer();
     let whole = greedy(stories(), 57).tokens;
     let at = whole.iter().position(|&id| tokenizer.token_bytes(id) == b".").unwrap();
-    let file = fewbit::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut writer = GgufWriter::with_metadata(file.metadata().clone());
     writer.set("tokenizer.ggml.eos_token_id", whole[at]);
     for tensor in file.tensors() {

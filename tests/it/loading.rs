@@ -16,8 +16,12 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
     let whole = fs::read(STORIES).unwrap();
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
     let missing = folder.path().join("missing.gguf");
-    let cases =
-        [(folder.path(), "is a folder"), (&text, "not a GGUF file"), (&cut, "cut.gguf"), (&missing, "does not exist")];
+    let cases = [
+        (folder.path(), "config.json is missing"),
+        (&text, "not a GGUF file"),
+        (&cut, "cut.gguf"),
+        (&missing, "does not exist"),
+    ];
     for (path, expected) in cases {
         let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");

@@ -8,6 +8,7 @@ mod engine;
 mod evaluate;
 mod exact;
 mod generate;
+mod hf;
 mod hub;
 mod loading;
 mod sampling;

@@ -62,6 +62,7 @@ fn pieces_come_one_by_one_whatever_a_step_brings() {
 /// A model with the same vocabulary and other weights.
 fn another(metadata_only: impl Fn(&mut GgufWriter<'_>)) -> (tempfile::TempDir, Model) {
     let file = fewbit::open(STORIES.as_ref()).unwrap();
+    let file = file.gguf().unwrap();
     let mut writer = GgufWriter::with_metadata(file.metadata().clone());
     metadata_only(&mut writer);
     for tensor in file.tensors() {
@@ -101,6 +102,7 @@ fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
 fn a_draft_model_needs_the_same_vocabulary() {
     let (_folder, other) = another(|writer| {
         let file = fewbit::open(STORIES.as_ref()).unwrap();
+        let file = file.gguf().unwrap();
         let Some(Value::Array(Array::String(tokens))) = file.metadata().get("tokenizer.ggml.tokens") else {
             panic!("a vocabulary");
         };

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fewbit::quantize::Recipe;
 
 /// Run quantized language models on this computer.
 #[derive(Debug, Parser)]
@@ -32,6 +33,9 @@ pub(crate) struct Common {
     /// Type of the KV cache [default: f32 for models in F32, else f16]
     #[arg(long, global = true, value_enum)]
     pub(crate) kv_type: Option<KvType>,
+    /// Quantize the weights as they are read, such as to Q4_K_M
+    #[arg(long, global = true, value_name = "TYPE")]
+    pub(crate) quantize: Option<Recipe>,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -92,7 +96,7 @@ pub(crate) enum Command {
 /// Which model.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArg {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
 }
@@ -270,7 +274,7 @@ pub(crate) struct PerplexityArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
     #[arg(value_name = "MODEL", required_unless_present = "shape", conflicts_with = "shape")]
     pub(crate) model: Option<String>,
     /// Prompt tokens; of this and the next ones several may be given, as in `-p 128,512`

@@ -26,6 +26,9 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     if let Some(name) = &common.pre {
         builder = builder.pre_tokenizer(name);
     }
+    if let Some(recipe) = common.quantize {
+        builder = builder.quantize(recipe);
+    }
     if let Some(ty) = common.kv_type {
         builder = builder.kv_type(ty.into());
     }

@@ -260,7 +260,7 @@ mod tests {
             let path = folder.path().join(ty);
             Synthetic::new("smollm2-135m", ty).unwrap().write(&path).unwrap();
             let file = fewbit::open(&path).unwrap();
-            assert_eq!(file.tensors().len(), 2 + 30 * 9);
+            assert_eq!(file.weights().tensors().len(), 2 + 30 * 9);
         }
     }
 

@@ -24,6 +24,7 @@ pub mod math;
 mod pack;
 mod panel;
 mod pool;
+mod rows;
 mod shared;
 
 pub use activations::{ActivationKinds, Activations, Planes};

@@ -5,11 +5,11 @@ use crate::forward::Scratch;
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::{KvType, PageKind};
 use crate::prefix::PrefixTree;
-use crate::quantize::Collector;
+use crate::quantize::{Collector, Recipe};
 use crate::rope::Rope;
+use crate::source::{Quantized, WeightSource};
 use crate::weights::{Weights, engine};
 use crate::{ModelConfig, ModelError};
-use fewbit_format::GgufFile;
 use fewbit_kernels::{Engine, Isa, PAGE};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,6 +30,8 @@ pub struct LoadOptions {
     /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
     /// take their divisors by it.
     pub context_length: Option<usize>,
+    /// Quantize the weights as they are read, so that only the quantized ones are ever whole in memory.
+    pub quantize: Option<Recipe>,
     /// Called with bytes done and bytes in all, as tensors are read.
     pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
 }
@@ -80,6 +82,12 @@ impl LoadOptions {
             config.context_length = config.context_length.min(n.max(1));
         }
         config.checked()
+    }
+
+    /// Sets [`quantize`](Self::quantize).
+    pub fn quantize(mut self, recipe: Recipe) -> Self {
+        self.quantize = Some(recipe);
+        self
     }
 
     /// Sets [`progress`](Self::progress).
@@ -168,15 +176,23 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Packs the weights of a GGUF file. The file is not needed afterwards.
+    /// Packs the weights of a model: a [`GgufFile`](fewbit_format::GgufFile) or an [`HfModel`](crate::HfModel),
+    /// which is not needed afterwards.
     ///
     /// # Errors
     /// Every [`ModelError`] but those of [`forward`](Self::forward).
-    pub fn load(file: &GgufFile, options: &LoadOptions) -> Result<Self, ModelError> {
-        let config = options.configure(ModelConfig::from_gguf(file)?)?;
+    pub fn load(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
+        match options.quantize {
+            Some(recipe) => Self::pack(&Quantized::new(source, recipe)?, options),
+            None => Self::pack(source, options),
+        }
+    }
+
+    fn pack(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
+        let config = options.configure(source.config()?)?;
         let engine = engine(options.isa, options.threads)?;
-        check_fits(file, engine.isa())?;
-        let weights = Weights::load(file, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
+        check_fits(source, engine.isa())?;
+        let weights = Weights::load(source, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
         let rope = Rope::new(&config);
         tracing::info!(
             isa = %engine.isa(),
@@ -187,7 +203,7 @@ impl Decoder {
         );
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let kv_type = options.kv_type.unwrap_or(default_kv_type(file));
+        let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
         if !kv_type.supports(config.head_dim) {
             return Err(ModelError::UnsupportedFeature {
                 feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",

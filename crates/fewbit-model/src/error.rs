@@ -1,5 +1,6 @@
 //! Why a model could not be loaded or run.
 
+use crate::hf::HfError;
 use fewbit_format::FormatError;
 use fewbit_kernels::KernelError;
 use fewbit_quant::{QuantError, TensorType};
@@ -11,6 +12,9 @@ pub enum ModelError {
     /// The file itself is at fault.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// A Hugging Face folder is incomplete, or not as it should be.
+    #[error(transparent)]
+    Hf(#[from] HfError),
     /// Kernels could not be set up or weights not packed.
     #[error(transparent)]
     Kernel(#[from] KernelError),

@@ -8,6 +8,7 @@ mod config;
 mod decoder;
 mod error;
 mod forward;
+pub mod hf;
 mod memory;
 mod names;
 mod pages;
@@ -15,6 +16,7 @@ mod prefix;
 pub mod quantize;
 mod rope;
 mod routing;
+mod source;
 mod weights;
 
 pub use cache::KvCache;
@@ -24,6 +26,8 @@ pub use config::{
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;
 pub use fewbit_kernels::{GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
+pub use hf::HfModel;
 pub use memory::{MemoryEstimate, available_bytes, estimate};
 pub use pages::KvType;
 pub use prefix::PrefixTree;
+pub use source::{Quantized, WeightSource};

@@ -1,9 +1,9 @@
 //! What a model will take, before anything is allocated.
 
+use crate::ModelError;
 use crate::pages::{KvType, page_bytes};
+use crate::source::WeightSource;
 use crate::weights::packed_bytes;
-use crate::{ModelConfig, ModelError};
-use fewbit_format::GgufFile;
 use fewbit_kernels::{Isa, PAGE};
 use fewbit_quant::TensorType;
 
@@ -26,18 +26,18 @@ impl MemoryEstimate {
     }
 }
 
-/// Estimates what loading `file` for `isa` and a context of `n_ctx` positions will take. `kv_type` as in
+/// Estimates what loading `source` for `isa` and a context of `n_ctx` positions will take. `kv_type` as in
 /// [`LoadOptions`](crate::LoadOptions::kv_type).
 ///
 /// # Errors
-/// As [`ModelConfig::from_gguf`].
+/// As [`WeightSource::config`].
 pub fn estimate(
-    file: &GgufFile,
+    source: &dyn WeightSource,
     isa: Isa,
     n_ctx: usize,
     kv_type: Option<KvType>,
 ) -> Result<MemoryEstimate, ModelError> {
-    let config = ModelConfig::from_gguf(file)?;
+    let config = source.config()?;
     let pages = n_ctx.div_ceil(PAGE) as u64;
     // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
     // inputs of products, their quantized forms.
@@ -47,23 +47,23 @@ pub fn estimate(
     };
     let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + ffn;
     Ok(MemoryEstimate {
-        weight_bytes: packed_bytes(file, isa).0,
-        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(file)))),
+        weight_bytes: packed_bytes(source, isa).0,
+        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
         scratch_bytes: 512 * 5 * widths as u64,
     })
 }
 
 /// The cache is never the coarsest part: full precision for full-precision weights, else f16.
-pub(crate) fn default_kv_type(file: &GgufFile) -> KvType {
-    match file.tensors().iter().all(|t| t.ty == TensorType::F32) {
+pub(crate) fn default_kv_type(source: &dyn WeightSource) -> KvType {
+    match source.tensors().iter().all(|t| t.ty == TensorType::F32) {
         true => KvType::F32,
         false => KvType::F16,
     }
 }
 
 /// Refuses a load that the operating system says will not fit.
-pub(crate) fn check_fits(file: &GgufFile, isa: Isa) -> Result<(), ModelError> {
-    let (needed_bytes, weight_type) = packed_bytes(file, isa);
+pub(crate) fn check_fits(source: &dyn WeightSource, isa: Isa) -> Result<(), ModelError> {
+    let (needed_bytes, weight_type) = packed_bytes(source, isa);
     match available_bytes() {
         Some(available_bytes) if needed_bytes > available_bytes => {
             Err(ModelError::DoesNotFit { needed_bytes, available_bytes, weight_type })

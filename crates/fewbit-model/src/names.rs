@@ -75,3 +75,77 @@ pub(crate) fn gguf(part: Part, layer: usize) -> String {
 pub(crate) fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))
 }
+
+/// Names of modules in Hugging Face files: those of layers are behind `model.layers.N.`, `.weight` or `.bias`
+/// follows. Of two that have one name, which one it is depends on the model: see [`from_hf`].
+const HF: [(Part, &str); 22] = [
+    (Part::TokenEmbedding, "model.embed_tokens"),
+    (Part::OutputNorm, "model.norm"),
+    (Part::Output, "lm_head"),
+    (Part::AttnNorm, "input_layernorm"),
+    (Part::Q, "self_attn.q_proj"),
+    (Part::K, "self_attn.k_proj"),
+    (Part::V, "self_attn.v_proj"),
+    (Part::Qkv, "self_attn.qkv_proj"),
+    (Part::QNorm, "self_attn.q_norm"),
+    (Part::KNorm, "self_attn.k_norm"),
+    (Part::AttnOutput, "self_attn.o_proj"),
+    (Part::FfnNorm, "pre_feedforward_layernorm"),
+    (Part::FfnPostNorm, "post_feedforward_layernorm"),
+    (Part::Gate, "mlp.gate_proj"),
+    (Part::Up, "mlp.up_proj"),
+    // Rows of the gate, then of the other, as in GGUF files without a gate.
+    (Part::Up, "mlp.gate_up_proj"),
+    (Part::Down, "mlp.down_proj"),
+    (Part::Router, "mlp.gate"),
+    (Part::SharedRouter, "mlp.shared_expert_gate"),
+    (Part::SharedGate, "mlp.shared_expert.gate_proj"),
+    (Part::SharedUp, "mlp.shared_expert.up_proj"),
+    (Part::SharedDown, "mlp.shared_expert.down_proj"),
+];
+
+/// Names of the matrices of one expert, behind `mlp.experts.N.` or Mixtral's `block_sparse_moe.experts.N.`.
+const HF_EXPERTS: [(Part, &str); 6] = [
+    (Part::Gate, "gate_proj"),
+    (Part::Up, "up_proj"),
+    (Part::Down, "down_proj"),
+    (Part::Gate, "w1"),
+    (Part::Up, "w3"),
+    (Part::Down, "w2"),
+];
+
+/// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
+/// behind their parts call the one behind attention as others call that before the feed-forward part.
+pub(crate) fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
+    let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
+    let Some(rest) = module.strip_prefix("model.layers.") else {
+        let part = find(&HF[..3], module)?;
+        return Some((part, gguf(part, 0)));
+    };
+    let (layer, name) = rest.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let expert = name.strip_prefix("mlp.experts.").or(name.strip_prefix("block_sparse_moe.experts."));
+    if let Some((expert, name)) = expert.and_then(|rest| rest.split_once('.')) {
+        let (part, expert) = (find(&HF_EXPERTS, name)?, expert.parse::<usize>().ok()?);
+        return Some((part, format!("{}.{expert}", gguf(part, layer))));
+    }
+    let part = match name {
+        "post_attention_layernorm" if has_post_norms => Part::AttnPostNorm,
+        "post_attention_layernorm" => Part::FfnNorm,
+        "block_sparse_moe.gate" => Part::Router,
+        name => find(&HF[3..], name)?,
+    };
+    Some((part, gguf(part, layer)))
+}
+
+/// What a part of this GGUF name (without `.weight` or `.bias`) is called in Hugging Face files, for messages
+/// about tensors that are missing.
+pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
+    let candidates = HF.iter().map(|(_, name)| *name).chain(["post_attention_layernorm"]);
+    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+    let mut modules = candidates.map(|module| match layer {
+        Some(layer) => format!("model.layers.{layer}.{module}"),
+        None => module.to_owned(),
+    });
+    modules.find(|module| from_hf(module, has_post_norms).is_some_and(|(_, found)| found == name))
+}

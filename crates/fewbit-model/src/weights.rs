@@ -2,8 +2,9 @@
 
 use crate::config::ExpertConfig;
 use crate::names::{self, Part};
+use crate::source::WeightSource;
 use crate::{ModelConfig, ModelError};
-use fewbit_format::{GgufFile, TensorInfo};
+use fewbit_format::TensorInfo;
 use fewbit_kernels::{ActivationKinds, Engine, Isa, Matrix, ThreadPool};
 use fewbit_quant::TensorType;
 use std::collections::HashSet;
@@ -93,7 +94,8 @@ pub(crate) struct Experts {
 
 /// Where tensors come from, and how far along loading is.
 struct Loader<'a> {
-    file: &'a GgufFile,
+    source: &'a dyn WeightSource,
+    total_bytes: u64,
     engine: &'a Engine,
     progress: &'a (dyn Fn(u64, u64) + Send + Sync),
     done_bytes: u64,
@@ -104,12 +106,13 @@ struct Loader<'a> {
 impl Weights {
     /// Packs every tensor of the model; pages of the file are given back as they have been read.
     pub(crate) fn load(
-        file: &GgufFile,
+        source: &dyn WeightSource,
         config: &ModelConfig,
         engine: &Engine,
         progress: &(dyn Fn(u64, u64) + Send + Sync),
     ) -> Result<Self, ModelError> {
-        let mut loader = Loader { file, engine, progress, done_bytes: 0, known: HashSet::new() };
+        let total_bytes = source.n_bytes();
+        let mut loader = Loader { source, total_bytes, engine, progress, done_bytes: 0, known: HashSet::new() };
         let dim = config.dim;
         let name = weight(Part::TokenEmbedding, 0);
         let n_vocab = *loader.find(&name)?.shape.first().unwrap_or(&0);
@@ -124,9 +127,9 @@ impl Weights {
         let layers = (0..config.n_layers()).map(|i| loader.layer(i, config)).collect::<Result<_, _>>()?;
         let output_norm = loader.vector(&weight(Part::OutputNorm, 0), dim)?;
         let is_unknown = |name: &str| !loader.known.contains(name) && !names::is_ignored_in_gguf(name);
-        match file.tensors().iter().find(|t| is_unknown(&t.name)) {
+        match source.tensors().iter().find(|t| is_unknown(&t.name)) {
             Some(tensor) => Err(ModelError::UnexpectedTensor {
-                name: tensor.name.clone(),
+                name: source.name_in_file(&tensor.name),
                 architecture: config.architecture.clone(),
             }),
             None => Ok(Self { embedding, layers, output_norm, output }),
@@ -292,11 +295,11 @@ impl Loader<'_> {
     }
 
     fn has(&self, part: Part, layer: usize) -> bool {
-        self.file.tensor(&weight(part, layer)).is_some()
+        self.source.tensor(&weight(part, layer)).is_some()
     }
 
     fn find(&self, name: &str) -> Result<&TensorInfo, ModelError> {
-        self.file.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: name.to_owned() })
+        self.source.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: self.source.name_in_file(name) })
     }
 
     /// The tensor, if its shape is `expected` and its type one that can be computed with.
@@ -309,17 +312,18 @@ impl Loader<'_> {
         let tensor = self.find(name)?;
         let expected: Vec<u64> = expected.iter().map(|&n| n as u64).collect();
         if tensor.shape != expected {
-            return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
+            let name = self.source.name_in_file(name);
+            return Err(ModelError::TensorShape { name, expected, found: tensor.shape.clone() });
         }
         if !computes(tensor.ty) {
-            return Err(ModelError::UnsupportedTensorType { name: name.to_owned(), ty: tensor.ty });
+            return Err(ModelError::UnsupportedTensorType { name: self.source.name_in_file(name), ty: tensor.ty });
         }
         Ok(tensor)
     }
 
     fn read(&mut self, n_bytes: usize) {
         self.done_bytes += n_bytes as u64;
-        (self.progress)(self.done_bytes, self.file.file_bytes());
+        (self.progress)(self.done_bytes, self.total_bytes);
     }
 
     /// A matrix and its bias, if there is one.
@@ -350,7 +354,7 @@ impl Loader<'_> {
 
     fn bias(&mut self, part: Part, layer: usize, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let name = format!("{}.bias", names::gguf(part, layer));
-        match self.file.tensor(&name) {
+        match self.source.tensor(&name) {
             Some(_) => self.vector(&name, len).map(Some),
             None => Ok(None),
         }
@@ -365,8 +369,8 @@ impl Loader<'_> {
     /// A vector as a matrix of one row.
     fn row(&mut self, name: &str, len: usize) -> Result<Matrix, ModelError> {
         let tensor = self.checked(name, &[len], TensorType::is_supported)?;
-        let (ty, bytes) = (tensor.ty, self.file.tensor_bytes(tensor));
-        let matrix = Matrix::pack(self.engine.pool(), self.engine.isa(), ty, 1, len, bytes)?;
+        let bytes = self.source.rows(self.engine, tensor, 0..1)?;
+        let matrix = Matrix::pack(self.engine.pool(), self.engine.isa(), tensor.ty, 1, len, &bytes)?;
         self.known.insert(name.to_owned());
         self.read(bytes.len());
         Ok(matrix)
@@ -377,12 +381,10 @@ impl Loader<'_> {
         let tensor = self.checked(name, shape, TensorType::is_supported)?;
         let n_rows: usize = shape[..shape.len() - 1].iter().product();
         let n_cols = shape[shape.len() - 1];
-        let bytes = self.file.tensor_bytes(tensor);
-        let row_bytes = bytes.len() / n_rows.max(1);
-        let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
-        let matrix = Matrix::pack(self.engine.pool(), isa, tensor.ty, rows.len(), n_cols, bytes)?;
+        let bytes = self.source.rows(self.engine, tensor, rows.clone())?;
+        let matrix = Matrix::pack(self.engine.pool(), isa, tensor.ty, rows.len(), n_cols, &bytes)?;
         if rows.end == n_rows {
-            self.file.release(tensor);
+            self.source.release(tensor);
         }
         self.known.insert(name.to_owned());
         self.read(bytes.len());
@@ -391,27 +393,27 @@ impl Loader<'_> {
 
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
-        let bytes = self.file.tensor_bytes(tensor);
+        let bytes = self.source.rows(self.engine, tensor, 0..1)?;
         let mut out = vec![0.0; len];
-        fewbit_quant::decode(tensor.ty, bytes, &mut out)
-            .map_err(|source| ModelError::Decode { name: name.to_owned(), source })?;
+        fewbit_quant::decode(tensor.ty, &bytes, &mut out)
+            .map_err(|source| ModelError::Decode { name: self.source.name_in_file(name), source })?;
         self.known.insert(name.to_owned());
         self.read(bytes.len());
         Ok(out)
     }
 }
 
-/// Bytes that the matrices of a file take once packed for `isa`, and the type of most of them.
-pub(crate) fn packed_bytes(file: &GgufFile, isa: Isa) -> (u64, TensorType) {
+/// Bytes that the matrices of a source take once packed for `isa`, and the type of most of them.
+pub(crate) fn packed_bytes(source: &dyn WeightSource, isa: Isa) -> (u64, TensorType) {
     let mut total = 0u64;
     let mut by_type: Vec<(TensorType, u64)> = Vec::new();
-    for tensor in file.tensors() {
+    for tensor in source.tensors() {
         let (n, n_rows, n_cols) = match tensor.shape[..] {
             [n_rows, n_cols] => (1, n_rows, n_cols),
             [n, n_rows, n_cols] => (n, n_rows, n_cols),
             _ => continue,
         };
-        let looked_up = tensor.name == "token_embd.weight" && file.tensor("output.weight").is_some();
+        let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
         let isa = if looked_up { Isa::Scalar } else { isa };
         let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
             // Refused when it is loaded, with its name, which no lack of memory may hide.

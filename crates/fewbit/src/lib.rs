@@ -4,7 +4,7 @@
 //! # fn main() -> Result<(), fewbit::Error> {
 //! use fewbit::Model;
 //!
-//! // A name from the registry (fetched with the feature `hub`) or the path of a GGUF file.
+//! // A name from the registry (fetched with the feature `hub`) or the path of a GGUF file or a Hugging Face folder.
 //! let model = Model::load("smollm2-135m-instruct")?;
 //!
 //! // One prompt, as it is.
@@ -46,6 +46,7 @@ mod completion;
 mod constraints;
 mod error;
 pub mod evaluate;
+mod file;
 mod generate;
 pub mod hub;
 mod importance;
@@ -71,8 +72,9 @@ pub use fewbit_model::quantize;
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer as tokenizer;
 pub use fewbit_tokenizer::Message;
+pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
-pub use model::{Model, ModelBuilder, open, resolve};
+pub use model::{Model, ModelBuilder, resolve};
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Speculation};
 pub use session_file::SessionError;

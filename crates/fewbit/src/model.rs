@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use fewbit_format::{FormatError, GgufFile};
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{
     Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, MemoryEstimate, ModelConfig, ModelError,
     available_bytes, estimate,
@@ -20,9 +20,10 @@ use fewbit_tokenizer::{
 
 use crate::chat::ChatBuilder;
 use crate::error::Error;
+use crate::file::{ModelFile, open};
 use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
-use crate::sample::Sampling;
+use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 use crate::tools::Tool;
 use xxhash_rust::xxh3::Xxh3;
@@ -104,6 +105,20 @@ impl ModelBuilder {
         self
     }
 
+    /// Quantizes the weights as they are read: of a model in 16 bits, only the quantized weights and one tensor
+    /// are ever in memory. Tensors that take no more bits already stay as they are. `fewbit quantize` does the
+    /// same once and for all, and can weigh errors by importance.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().quantize(fewbit::quantize::Recipe::Q4_K_M).load("SmolLM2-1.7B/")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn quantize(mut self, recipe: Recipe) -> Self {
+        self.load.quantize = Some(recipe);
+        self
+    }
+
     /// The type of the KV cache; by default f16 for quantized models.
     pub fn kv_type(mut self, ty: KvType) -> Self {
         self.load.kv_type = Some(ty);
@@ -174,20 +189,20 @@ impl ModelBuilder {
     }
 
     /// The estimate, and the tokens of a context.
-    fn estimate(&self, file: &GgufFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
+    fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
         let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
         let context = match self.context_length {
             Some(n) => n,
-            None => ModelConfig::from_gguf(&file).map_err(load_error)?.context_length,
+            None => file.weights().config().map_err(load_error)?.context_length,
         };
-        let mut estimate = estimate(file, isa, context, self.load.kv_type).map_err(load_error)?;
+        let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
         Ok((estimate, context))
     }
 
     /// Refuses what would not fit.
-    fn check_memory(&self, file: &GgufFile, path: &Path) -> Result<(), Error> {
+    fn check_memory(&self, file: &ModelFile, path: &Path) -> Result<(), Error> {
         let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
         let (estimate, context_tokens) = self.estimate(file, path)?;
         if estimate.total_bytes() > available_bytes {
@@ -215,7 +230,7 @@ impl ModelBuilder {
         self
     }
 
-    /// Loads the model: a name from the registry, or the path of a GGUF file.
+    /// Loads the model: a name from the registry, or the path of a GGUF file or of a Hugging Face folder.
     pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
         let silent = |_: &Event<'_>| {};
         let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
@@ -223,7 +238,7 @@ impl ModelBuilder {
         self.load_located(located)
     }
 
-    /// Loads the GGUF file at `path`.
+    /// Loads the GGUF file or Hugging Face folder at `path`.
     pub fn load_file(self, path: impl AsRef<Path>) -> Result<Model, Error> {
         self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
     }
@@ -234,15 +249,11 @@ impl ModelBuilder {
         let file = open(&path)?;
         self.check_memory(&file, &path)?;
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
-        let tokenizer = Tokenizer::from_gguf_with(file.metadata(), &self.tokenizer)
-            .map_err(|error| Error::Tokenizer { path: path.clone(), error })?;
+        let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
+        let defaults = file.chat_defaults(&path, defaults)?;
         let source = match self.chat_template {
             Some(source) => Some(source),
-            None => file
-                .metadata()
-                .str("tokenizer.chat_template")
-                .map_err(|error| Error::Format { path: path.clone(), error })?
-                .map(str::to_owned),
+            None => file.chat_template(&path, &tokenizer)?,
         };
         let template = match source.as_deref().map(|source| ChatTemplate::new(source, &tokenizer)) {
             None => Template::Missing,
@@ -252,7 +263,8 @@ impl ModelBuilder {
                 Template::Broken(Arc::new(error))
             }
         };
-        let decoder = Decoder::load(&file, &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
+        let decoder =
+            Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
         let trained = decoder.config().context_length;
         let context_length = self.context_length.unwrap_or(trained);
         if context_length > trained {
@@ -341,31 +353,21 @@ pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, E
     Ok(locate(name_or_path, progress)?.path)
 }
 
-/// Opens a GGUF file; every error names the file once.
-pub fn open(path: &Path) -> Result<GgufFile, Error> {
-    GgufFile::open(path).map_err(|error| match error {
-        FormatError::NotFound { .. }
-        | FormatError::IsDirectory { .. }
-        | FormatError::NotAFile { .. }
-        | FormatError::Io { .. } => Error::Open(error),
-        error => Error::Format { path: path.to_owned(), error },
-    })
-}
-
 impl Model {
-    /// Loads a model with the default settings: a name from the registry, or the path of a GGUF file.
+    /// Loads a model with the default settings: a name from the registry, or the path of a GGUF file or
+    /// of a Hugging Face folder.
     ///
     /// With the feature `hub` a registered model that is not in the cache is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
     }
 
-    /// What a model takes with a context of `n_ctx` tokens, from the header of its file: nothing is
+    /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
     /// loaded.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
-        estimate(&open(&path)?, isa, n_ctx, None).map_err(|error| Error::Load { path, error })
+        estimate(open(&path)?.weights(), isa, n_ctx, None).map_err(|error| Error::Load { path, error })
     }
 
     /// Loads a model with other settings.
@@ -476,6 +478,7 @@ impl Model {
             top_k: defaults.top_k.unwrap_or(base.top_k),
             top_p: defaults.top_p.unwrap_or(base.top_p),
             min_p: defaults.min_p.unwrap_or(base.min_p),
+            penalties: Penalties { repeat: defaults.repeat_penalty.unwrap_or(base.penalties.repeat), ..base.penalties },
             ..base
         }
     }

@@ -16,8 +16,8 @@
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use fewbit::engine::{Chunk, Decoder, KvCache, LoadOptions, LogitsFor};
-use fewbit::format::GgufFile;
+use fewbit::engine::{Chunk, Decoder, KvCache, LoadOptions, LogitsFor, Quantized, WeightSource};
+use fewbit::quantize::Recipe;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Common};
@@ -39,7 +39,9 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             if let Some(n) = args.concurrency {
                 return super::serving::run(common, args, &model, n.into(), name);
             }
-            let work = Work::of(&fewbit::open(&path)?);
+            let file = fewbit::open(&path)?;
+            let work = Work::of(file.weights(), common.quantize)?;
+            drop(file);
             measure(common, args, model.decoder(), load_s, &work, name)
         }
         (None, Some(shape), Some(ty)) => {
@@ -53,9 +55,10 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             let mut options = LoadOptions::new();
             options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
-            let decoder = Decoder::load(&file, &options)?;
+            options.quantize = common.quantize;
+            let decoder = Decoder::load(file.weights(), &options)?;
             let load_s = start.elapsed().as_secs_f64();
-            let work = Work::of(&file);
+            let work = Work::of(file.weights(), common.quantize)?;
             drop((file, folder));
             measure(common, args, &decoder, load_s, &work, &format!("{shape} {ty}"))
         }
@@ -72,11 +75,18 @@ struct Work {
 }
 
 impl Work {
-    fn of(file: &GgufFile) -> Self {
-        let matrices = || file.tensors().iter().filter(|t| t.shape.len() >= 2);
+    fn of(source: &dyn WeightSource, quantize: Option<Recipe>) -> anyhow::Result<Self> {
+        Ok(match quantize {
+            Some(recipe) => Self::of_tensors(&Quantized::new(source, recipe)?),
+            None => Self::of_tensors(source),
+        })
+    }
+
+    fn of_tensors(source: &dyn WeightSource) -> Self {
+        let matrices = || source.tensors().iter().filter(|t| t.shape.len() >= 2);
         // Without a matrix of its own the output uses that of the embedding; with one, a step reads
         // only a row of the embedding.
-        let tied = file.tensor("output.weight").is_none();
+        let tied = source.tensor("output.weight").is_none();
         let is_read = |name: &str| name != "token_embd.weight" || tied;
         Self {
             bytes_per_step: matrices().filter(|t| is_read(&t.name)).map(|t| t.n_bytes).sum(),

@@ -1,8 +1,9 @@
-//! `fewbit inspect`: what is in a model file, and what it will take to run it. Reads the header only.
+//! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only.
 
 use std::collections::BTreeMap;
 
-use fewbit::engine;
+use fewbit::ModelFile;
+use fewbit::engine::{self, WeightSource};
 use fewbit::format::{Array, GgufFile, Value as Meta};
 use serde_json::{Map, Value, json};
 
@@ -26,8 +27,10 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let path = locate(&args.model.model)?;
     let file = fewbit::open(&path)?;
+    let quantized = common.quantize.map(|recipe| engine::Quantized::new(file.weights(), recipe)).transpose()?;
+    let source = quantized.as_ref().map_or(file.weights(), |quantized| quantized as &dyn WeightSource);
     let mut types: BTreeMap<&'static str, OfType> = BTreeMap::new();
-    for tensor in file.tensors() {
+    for tensor in source.tensors() {
         let of_type = types.entry(tensor.ty.name()).or_default();
         of_type.tensors += 1;
         of_type.bytes += tensor.n_bytes;
@@ -40,12 +43,17 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
     let isa = engine::Isa::from_env()?;
     let memory = ctx
-        .map(|ctx| engine::estimate(&file, isa, ctx, common.kv_type.map(Into::into)).map(|estimate| (ctx, estimate)));
+        .map(|ctx| engine::estimate(source, isa, ctx, common.kv_type.map(Into::into)).map(|estimate| (ctx, estimate)));
 
     if common.json {
-        let metadata: Map<String, Value> =
-            file.metadata().iter().map(|(key, value)| (key.to_owned(), meta_json(value))).collect();
-        let tensors: Vec<Value> = file
+        let config = source.config().ok();
+        let name = |key: &str| file.gguf().and_then(|file| file.metadata().str(key).ok().flatten()).map(str::to_owned);
+        let metadata: Map<String, Value> = match &file {
+            ModelFile::Gguf(file) => file.metadata().iter().map(|(k, v)| (k.to_owned(), meta_json(v))).collect(),
+            ModelFile::Hf(model) => model.config_json().clone(),
+            _ => Map::new(),
+        };
+        let tensors: Vec<Value> = source
             .tensors()
             .iter()
             .map(|t| json!({ "name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.n_bytes }))
@@ -70,9 +78,10 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
         return print_json(&json!({
             "path": path,
             "file_bytes": file.file_bytes(),
-            "gguf_version": file.version(),
-            "architecture": file.metadata().str("general.architecture").ok().flatten(),
-            "name": file.metadata().str("general.name").ok().flatten(),
+            "format": if file.gguf().is_some() { "gguf" } else { "safetensors" },
+            "gguf_version": file.gguf().map(GgufFile::version),
+            "architecture": name("general.architecture").or(config.as_ref().map(|c| c.architecture.clone())),
+            "name": name("general.name").or(config.as_ref().and_then(|c| c.name.clone())),
             "metadata": metadata,
             "tensors": tensors,
             "types": types,
@@ -84,13 +93,27 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
 
     let mut out = Out::new();
-    out.line(format_args!("{}: GGUF version {}, {}", path.display(), file.version(), bytes(file.file_bytes())))?;
-    out.line(format_args!("\nmetadata ({})", file.metadata().len()))?;
-    for (key, value) in file.metadata().iter() {
-        out.line(format_args!("  {key} = {}", meta_text(value)))?;
+    let size = bytes(file.file_bytes());
+    match &file {
+        ModelFile::Gguf(file) => {
+            out.line(format_args!("{}: GGUF version {}, {size}", path.display(), file.version()))?;
+            out.line(format_args!("\nmetadata ({})", file.metadata().len()))?;
+            for (key, value) in file.metadata().iter() {
+                out.line(format_args!("  {key} = {}", meta_text(value)))?;
+            }
+        }
+        ModelFile::Hf(model) => {
+            let n_files = model.files().shards().len();
+            out.line(format_args!("{}: Hugging Face folder, safetensors ({n_files}), {size}", path.display()))?;
+            out.line(format_args!("\nconfig.json ({})", model.config_json().len()))?;
+            for (key, value) in model.config_json() {
+                out.line(format_args!("  {} = {}", key.escape_debug(), shortened(value.to_string())))?;
+            }
+        }
+        _ => {}
     }
-    out.line(format_args!("\ntensors ({})", file.tensors().len()))?;
-    for t in file.tensors() {
+    out.line(format_args!("\ntensors ({})", source.tensors().len()))?;
+    for t in source.tensors() {
         let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
         out.line(format_args!("  {:8} {:>16}  {}", t.ty.name(), shape.join(" x "), t.name.escape_debug()))?;
     }
@@ -118,7 +141,9 @@ fn weights(shape: &[u64]) -> u64 {
     shape.iter().product()
 }
 
-fn trained_context(file: &GgufFile) -> Option<usize> {
+/// Also of a GGUF file that cannot be run.
+fn trained_context(file: &ModelFile) -> Option<usize> {
+    let Some(file) = file.gguf() else { return file.weights().config().ok().map(|config| config.context_length) };
     let architecture = file.metadata().str("general.architecture").ok().flatten()?;
     let length = file.metadata().u64(&format!("{architecture}.context_length")).ok().flatten()?;
     usize::try_from(length).ok()
@@ -148,13 +173,14 @@ fn meta_text(value: &Meta) -> String {
             format!("{} {}: [{}{more}]", array.len(), array.type_name(), shown.join(", "))
         }
         // As JSON, so that no control character reaches the terminal.
-        other => {
-            let text = meta_json(other).to_string();
-            match text.char_indices().nth(SHOWN_CHARS) {
-                Some((end, _)) => format!("{}...", &text[..end]),
-                None => text,
-            }
-        }
+        other => shortened(meta_json(other).to_string()),
+    }
+}
+
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
     }
 }
 

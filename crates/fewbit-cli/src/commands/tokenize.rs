@@ -4,7 +4,7 @@
 use std::io::{BufRead, Read};
 
 use anyhow::Context;
-use fewbit::tokenizer::{SpecialTokens, Tokenizer, TokenizerOptions};
+use fewbit::tokenizer::{SpecialTokens, TokenizerOptions};
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
@@ -14,14 +14,8 @@ use crate::output::{Out, print_json};
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let path = locate(&args.model.model)?;
-    let tokenizer = if path.is_dir() {
-        Tokenizer::from_hf_folder(&path)
-    } else {
-        let file = fewbit::open(&path)?;
-        let options = common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre);
-        Tokenizer::from_gguf_with(file.metadata(), &options)
-    };
-    let tokenizer = tokenizer.map_err(|error| fewbit::Error::Tokenizer { path: path.clone(), error })?;
+    let options = common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre);
+    let tokenizer = fewbit::open_tokenizer(&path, &options)?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {

@@ -7,6 +7,7 @@
 mod gguf;
 mod rope;
 
+pub(crate) use gguf::embedding_scale;
 pub use rope::{RopeConfig, RopeScaling, yarn_magnitude};
 
 use crate::ModelError;

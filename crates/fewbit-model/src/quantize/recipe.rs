@@ -8,7 +8,7 @@
 use fewbit_format::Metadata;
 use fewbit_quant::TensorType;
 
-use crate::ModelError;
+use crate::{ModelConfig, ModelError};
 
 /// Declares [`Recipe`] with its names, the number that stands for it in `general.file_type`, and the type of most
 /// tensors.
@@ -262,6 +262,18 @@ impl ModelFacts {
             n_experts: meta.u32(&key("expert_count"))?.unwrap_or(0) as usize,
             tied,
         })
+    }
+
+    /// The facts in a configuration. `tied`: the output has no matrix of its own.
+    pub fn from_config(config: &ModelConfig, tied: bool) -> Self {
+        Self {
+            architecture: config.architecture.clone(),
+            n_layers: config.n_layers(),
+            n_heads: config.n_heads,
+            n_kv_heads: config.n_kv_heads,
+            n_experts: config.experts.map_or(0, |experts| experts.n_experts),
+            tied,
+        }
     }
 
     /// Whether this is a model of Llama 2 70B's shape: its value matrices are small for what depends on them.

@@ -52,6 +52,8 @@ pub struct ChatDefaults {
     pub top_p: Option<f32>,
     /// See [`Sampling::min_p`](crate::Sampling::min_p).
     pub min_p: Option<f32>,
+    /// See [`Penalties::repeat`](crate::sample::Penalties::repeat).
+    pub repeat_penalty: Option<f32>,
     /// A system message for conversations that bring none.
     pub system: Option<String>,
 }

@@ -1,0 +1,33 @@
+//! Filling the rows of a buffer on all threads: for weights that are rewritten as they are loaded.
+
+use crate::Engine;
+use crate::shared::SharedMut;
+use std::ops::Range;
+
+impl Engine {
+    /// Calls `fill` for ranges of at most `chunk` rows, which together are all rows of `out`, with the bytes of
+    /// those rows. `out` is `[n_rows, row_bytes]`.
+    ///
+    /// # Panics
+    /// If `fill` does, `chunk` is 0, or `out` is no whole number of rows.
+    pub fn fill_rows(
+        &self,
+        out: &mut [u8],
+        row_bytes: usize,
+        chunk: usize,
+        fill: impl Fn(Range<usize>, &mut [u8]) + Sync,
+    ) {
+        let n_rows = out.len().checked_div(row_bytes).unwrap_or(0);
+        assert_eq!(n_rows * row_bytes, out.len(), "whole rows of {row_bytes} bytes");
+        let out = SharedMut::new(out);
+        self.pool().for_chunks(n_rows, chunk, |rows, _| {
+            // A pool of one thread takes everything at once.
+            for start in rows.clone().step_by(chunk) {
+                let rows = start..rows.end.min(start + chunk);
+                // SAFETY: each row is handed out once.
+                let bytes = unsafe { out.range(rows.start * row_bytes..rows.end * row_bytes) };
+                fill(rows, bytes);
+            }
+        });
+    }
+}

@@ -1,0 +1,150 @@
+//! Matrices in FP8 (E4M3 or E5M2), with one scale, one per row, or one per block of rows and columns.
+//!
+//! A weight is the code's value times its scale. Without scales every value is one of F16. With them the product
+//! is rounded to F16, by at most `2^-11` of the weight (`2^-25` for weights below `2^-14`); where scales are so
+//! large that F16 might overflow, to BF16, by `2^-8`.
+
+use super::HfError;
+use super::part::{self, scales_of};
+use crate::ModelError;
+use fewbit_format::SafetensorsModel;
+use fewbit_format::safetensors::{Dtype, TensorInfo};
+use fewbit_quant::TensorType;
+use half::{bf16, f16};
+
+/// An FP8 matrix.
+pub(super) struct Fp8 {
+    /// `[n_rows, n_cols]`
+    pub(super) weight: TensorInfo,
+    /// `[ceil(n_rows / rows), ceil(n_cols / cols)]`
+    pub(super) scale: Option<TensorInfo>,
+    n_cols: usize,
+    /// Rows and columns under one scale.
+    rows: usize,
+    cols: usize,
+    /// What it is shown as.
+    pub(super) ty: TensorType,
+}
+
+impl Fp8 {
+    /// Whether this is a type of FP8 that is known.
+    pub(super) fn is(dtype: Dtype) -> bool {
+        matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
+    }
+
+    pub(super) fn new(
+        files: &SafetensorsModel,
+        weight: &TensorInfo,
+        scale: Option<&TensorInfo>,
+        block: Option<[usize; 2]>,
+    ) -> Result<Self, ModelError> {
+        let [n_rows, n_cols] = part::matrix_shape(weight)?;
+        let mut fp8 = Self {
+            weight: weight.clone(),
+            scale: None,
+            n_cols,
+            rows: n_rows.max(1),
+            cols: n_cols.max(1),
+            ty: TensorType::F16,
+        };
+        let Some(scale) = scale else { return Ok(fp8) };
+        let shape: Vec<usize> = scale.shape.iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+        match (&shape[..], block) {
+            ([] | [1] | [1, 1], _) => {}
+            ([n], _) | ([n, 1], _) if *n == n_rows => fp8.rows = 1,
+            (&[r, c], Some([rows, cols])) if r == n_rows.div_ceil(rows) && c == n_cols.div_ceil(cols) => {
+                (fp8.rows, fp8.cols) = (rows, cols);
+            }
+            _ => {
+                let expected = match block {
+                    Some([rows, cols]) => vec![n_rows.div_ceil(rows) as u64, n_cols.div_ceil(cols) as u64],
+                    None => vec![n_rows as u64, 1],
+                };
+                let (name, found) = (scale.name.clone(), scale.shape.clone());
+                return Err(HfError::PartShape { name, expected, found }.into());
+            }
+        }
+        let largest = match weight.dtype {
+            Dtype::F8_E4M3 => 448.0,
+            _ => 57344.0,
+        };
+        let scales = scales_of(files, scale, f32::MAX / largest)?;
+        if scales.iter().any(|s| s.abs() * largest > f16::MAX.to_f32()) {
+            fp8.ty = TensorType::BF16;
+        }
+        fp8.scale = Some(scale.clone());
+        Ok(fp8)
+    }
+
+    /// The scales, for [`write_row`](Self::write_row).
+    pub(super) fn scales(&self, files: &SafetensorsModel) -> Result<Vec<f32>, ModelError> {
+        match &self.scale {
+            Some(scale) => scales_of(files, scale, f32::MAX),
+            None => Ok(vec![1.0]),
+        }
+    }
+
+    /// Writes one row in the type that it is shown as. `codes` are the bytes of the whole matrix.
+    pub(super) fn write_row(&self, codes: &[u8], scales: &[f32], row: usize, out: &mut [u8]) {
+        let codes = &codes[row * self.n_cols..(row + 1) * self.n_cols];
+        let scales = &scales[row / self.rows * self.n_cols.div_ceil(self.cols)..];
+        let is_e4m3 = self.weight.dtype == Dtype::F8_E4M3;
+        for (i, (out, &code)) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes).enumerate() {
+            let value = if is_e4m3 { E4M3[usize::from(code)] } else { e5m2(code) };
+            let value = value * scales[i / self.cols];
+            *out = match self.ty {
+                TensorType::BF16 => bf16::from_f32(value).to_le_bytes(),
+                _ => f16::from_f32(value).to_le_bytes(),
+            };
+        }
+    }
+}
+
+/// The upper byte of a half.
+fn e5m2(code: u8) -> f32 {
+    f16::from_bits(u16::from(code) << 8).to_f32()
+}
+
+static E4M3: [f32; 256] = {
+    let mut table = [0.0; 256];
+    let mut code = 0;
+    while code < 256 {
+        table[code] = e4m3(code as u32);
+        code += 1;
+    }
+    table
+};
+
+/// `s eeee mmm`, bias 7: without infinities, and with one NaN of each sign.
+const fn e4m3(code: u32) -> f32 {
+    let (sign, exponent, mantissa) = (code >> 7, code >> 3 & 15, code & 7);
+    let magnitude = match (exponent, mantissa) {
+        (15, 7) => f32::NAN,
+        // 2^-9 for each.
+        (0, m) => m as f32 / 512.0,
+        (e, m) => f32::from_bits((e + 120) << 23 | m << 20),
+    };
+    if sign == 1 { -magnitude } else { magnitude }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_codes_of_e4m3() {
+        let known = [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x07, 7.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0)];
+        for (code, value) in known.into_iter().chain([(0x3c, 1.5), (0x7e, 448.0), (0xfe, -448.0), (0xb8, -1.0)]) {
+            assert_eq!(E4M3[code], value, "{code:#x}");
+        }
+        assert!(E4M3[0x7f].is_nan() && E4M3[0xff].is_nan());
+        assert_eq!((e5m2(0x3c), e5m2(0x7b), e5m2(0x01)), (1.0, 57344.0, 2f32.powi(-16)));
+    }
+
+    #[test]
+    fn every_value_is_one_of_f16() {
+        for value in E4M3.into_iter().filter(|v| !v.is_nan()) {
+            assert_eq!(f16::from_f32(value).to_f32(), value);
+        }
+    }
+}

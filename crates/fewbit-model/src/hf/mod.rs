@@ -1,0 +1,238 @@
+//! Models as Hugging Face repositories hold them: a folder with `config.json` and safetensors files.
+//!
+//! [`HfModel`] shows such a folder as a source of the tensors that the same model has in a GGUF file, so that
+//! loading one gives the same bits as loading the other:
+//!
+//! - names are those of GGUF (`names.rs`);
+//! - queries and keys of architectures that GGUF files keep in interleaved pairs are permuted: there, element
+//!   `2 i + j` of a head is what element `j n / 2 + i` is here (`n` elements are rotated);
+//! - norms of the Gemma family, which are kept minus 1, are shown whole;
+//! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`).
+
+mod config;
+mod error;
+mod fp8;
+mod generation;
+mod ints;
+mod json;
+mod modules;
+mod part;
+mod scheme;
+
+pub use error::HfError;
+pub use generation::GenerationDefaults;
+
+use crate::source::{WeightSource, n_cols, row_bytes};
+use crate::{ModelConfig, ModelError, names};
+use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
+use fewbit_kernels::{Engine, RopeStyle};
+use modules::{Entry, Stored};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.json";
+
+/// Rows that a thread rewrites at once: those of quantized matrices share cache lines.
+const ROWS_AT_ONCE: usize = 64;
+
+/// A Hugging Face folder, opened: its configuration, and its tensors under their GGUF names.
+pub struct HfModel {
+    path: PathBuf,
+    files: SafetensorsModel,
+    json: serde_json::Map<String, serde_json::Value>,
+    config: ModelConfig,
+    tensors: Vec<TensorInfo>,
+    /// What each of `tensors` is in the files.
+    entries: Vec<Entry>,
+    /// Place of each name in `tensors`.
+    index: HashMap<String, usize>,
+}
+
+impl HfModel {
+    /// Opens a folder: reads its configuration and the headers of its files, and checks that they fit together.
+    ///
+    /// # Errors
+    /// [`ModelError::Hf`] and [`ModelError::Format`] for files that are missing or damaged,
+    /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`] and [`ModelError::BadConfig`] for
+    /// configurations, and those for tensors that are missing or of the wrong shape.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let config_path = path.join(CONFIG);
+        let map = json::read(&config_path)?.ok_or(HfError::MissingFile { path: config_path })?;
+        let object = json::Object::new(CONFIG, &map);
+        let (config, extras) = config::read(object)?;
+        // GPTQ's first tools wrote a file of their own.
+        let own = match object.has("quantization_config") {
+            true => None,
+            false => json::read(&path.join("quantize_config.json"))?,
+        };
+        let scheme = match &own {
+            Some(own) => scheme::Scheme::read_gptq(json::Object::new("quantize_config.json", own))?,
+            None => scheme::Scheme::read(object.object("quantization_config", "quantization_config.")?)?,
+        };
+        let files = SafetensorsModel::open(path).map_err(|error| match error {
+            FormatError::NoModelInFolder { .. } => HfError::MissingFile { path: path.join("model.safetensors") }.into(),
+            error => ModelError::Format(error),
+        })?;
+        let (tensors, entries) = modules::read(&files, &config, &extras, scheme)?;
+        let index = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
+        let model = Self { path: path.to_owned(), files, json: map, config, tensors, entries, index };
+        model.check(&extras)?;
+        Ok(model)
+    }
+
+    /// An error unless the tensors are those that the configuration speaks of.
+    fn check(&self, extras: &config::Extras) -> Result<(), ModelError> {
+        let missing = |name: &str| ModelError::MissingTensor { name: self.name_in_file(name) };
+        let embedding = self.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
+        if let Some(n_vocab) = extras.n_vocab {
+            let expected = vec![n_vocab as u64, self.config.dim as u64];
+            if embedding.shape != expected {
+                let name = self.name_in_file(&embedding.name);
+                return Err(ModelError::TensorShape { name, expected, found: embedding.shape.clone() });
+            }
+        }
+        if !extras.tied && self.tensor("output.weight").is_none() {
+            return Err(missing("output.weight"));
+        }
+        if extras.has_qkv_bias {
+            for i in 0..self.config.n_layers() {
+                for part in ["q", "k", "v"] {
+                    let name = format!("blk.{i}.attn_{part}.bias");
+                    self.tensor(&name).ok_or_else(|| missing(&name))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `config.json` as it stands.
+    pub fn config_json(&self) -> &serde_json::Map<String, serde_json::Value> {
+        &self.json
+    }
+
+    /// The safetensors files.
+    pub fn files(&self) -> &SafetensorsModel {
+        &self.files
+    }
+
+    /// The sampling settings that `generation_config.json` recommends.
+    ///
+    /// # Errors
+    /// [`HfError`] if there is such a file and it cannot be read.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults, HfError> {
+        GenerationDefaults::read(&self.path)
+    }
+
+    /// Where a row (or an element of a bias) of q or k stands in the files.
+    fn unpermuted(&self, row: usize) -> usize {
+        let (head_dim, n) = (self.config.head_dim, self.config.rope.n_dims);
+        let (head, e) = (row / head_dim, row % head_dim);
+        if e < n { head * head_dim + e % 2 * (n / 2) + e / 2 } else { row }
+    }
+}
+
+impl WeightSource for HfModel {
+    fn config(&self) -> Result<ModelConfig, ModelError> {
+        Ok(self.config.clone())
+    }
+
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.index.get(name).and_then(|&place| self.tensors.get(place))
+    }
+
+    fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+        let entry = &self.entries[self.index[&tensor.name]];
+        let source = |row: usize| if entry.is_permuted { self.unpermuted(row) } else { row };
+        // What is permuted in a vector are its elements.
+        let is_vector = tensor.shape.len() < 2;
+        let (unit, units) = match is_vector && entry.is_permuted {
+            true => (tensor.ty.block_bytes(), 0..n_cols(tensor)),
+            false => (row_bytes(tensor), rows),
+        };
+        let first = units.start;
+        let whole = |out: &mut Vec<u8>| out.resize(units.len() * unit, 0);
+        let mut out = Vec::new();
+        match &entry.stored {
+            Stored::Plain(plain) => {
+                let bytes = self.files.tensor_bytes(plain);
+                if !entry.is_permuted {
+                    return Ok(Cow::Borrowed(&bytes[units.start * unit..units.end * unit]));
+                }
+                whole(&mut out);
+                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        let at = source(first + row) * unit;
+                        out.copy_from_slice(&bytes[at..at + unit]);
+                    }
+                });
+            }
+            Stored::MinusOne { tensor: plain, ty } => {
+                let mut values = vec![0.0; n_cols(tensor)];
+                fewbit_quant::decode(*ty, self.files.tensor_bytes(plain), &mut values)
+                    .map_err(|source| ModelError::Decode { name: plain.name.clone(), source })?;
+                out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
+            }
+            Stored::Fp8(fp8) => {
+                let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
+                whole(&mut out);
+                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        fp8.write_row(codes, &scales, source(first + row), out);
+                    }
+                });
+            }
+            Stored::Ints(ints) => {
+                let data = ints.data(&self.files)?;
+                whole(&mut out);
+                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                    let rows: Vec<usize> = rows.map(|row| source(first + row)).collect();
+                    ints.write_rows(&data, &rows, out);
+                });
+            }
+        }
+        Ok(Cow::Owned(out))
+    }
+
+    fn release(&self, tensor: &TensorInfo) {
+        let stored = self.index.get(&tensor.name).map(|&place| &self.entries[place].stored);
+        for part in stored.into_iter().flat_map(Stored::tensors) {
+            self.files.release(part);
+        }
+    }
+
+    fn name_in_file(&self, name: &str) -> String {
+        if let Some(&place) = self.index.get(name) {
+            let stored = self.entries[place].stored.tensors();
+            return stored.first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
+        }
+        let known = name.rsplit_once('.').and_then(|(module, leaf)| {
+            names::to_hf(module, self.config.has_post_norms).map(|module| format!("{module}.{leaf}"))
+        });
+        known.unwrap_or_else(|| name.to_owned())
+    }
+}
+
+/// Whether GGUF files of this model keep queries and keys in another order.
+fn permutes(config: &ModelConfig) -> bool {
+    config.rope.style == RopeStyle::Interleaved
+}
+
+impl std::fmt::Debug for HfModel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HfModel").field("path", &self.path).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// A tensor as a safetensors header has it.
+type FileTensor = safetensors::TensorInfo;

@@ -1,0 +1,326 @@
+//! From the tensors of the files to those of the model: by the module that they belong to.
+
+use super::config::Extras;
+use super::fp8::Fp8;
+use super::ints::{Ints, Layout, Parts};
+use super::part::matrix_shape;
+use super::scheme::Scheme;
+use super::{FileTensor, HfError, permutes};
+use crate::names::{self, Part};
+use crate::source::tensor_bytes;
+use crate::{ModelConfig, ModelError};
+use fewbit_format::safetensors::Dtype;
+use fewbit_format::{SafetensorsModel, TensorInfo};
+use fewbit_quant::TensorType;
+use std::collections::{BTreeMap, HashMap};
+
+/// Last parts of the names of tensors that say nothing about weights: how activations and keys and values were to
+/// be quantized, and tables that follow from the configuration.
+const IGNORED: [&str; 11] = [
+    "input_scale",
+    "input_zero_point",
+    "input_scale_ub",
+    "activation_scale",
+    "output_scale",
+    "q_scale",
+    "k_scale",
+    "v_scale",
+    "kv_scale",
+    "inv_freq",
+    "weight_shape",
+];
+
+/// What a tensor of the model is in the files.
+pub(super) struct Entry {
+    pub(super) stored: Stored,
+    /// Rows are in the order of half-split pairs, and shown in that of interleaved ones.
+    pub(super) is_permuted: bool,
+}
+
+pub(super) enum Stored {
+    /// As it is shown.
+    Plain(FileTensor),
+    /// A vector to which 1 is added; shown as F32.
+    MinusOne {
+        tensor: FileTensor,
+        ty: TensorType,
+    },
+    Fp8(Fp8),
+    Ints(Ints),
+}
+
+impl Stored {
+    /// The tensors of the files that it is made of; the first names it.
+    pub(super) fn tensors(&self) -> Vec<&FileTensor> {
+        match self {
+            Self::Plain(tensor) | Self::MinusOne { tensor, .. } => vec![tensor],
+            Self::Fp8(fp8) => [&fp8.weight].into_iter().chain(&fp8.scale).collect(),
+            Self::Ints(ints) => [&ints.codes, &ints.scales].into_iter().chain(&ints.zeros).collect(),
+        }
+    }
+}
+
+/// The tensors of one module, by the last part of their names.
+type Module<'a> = BTreeMap<&'a str, &'a FileTensor>;
+
+/// The tensors of the model, and what each is in the files.
+pub(super) fn read(
+    files: &SafetensorsModel,
+    config: &ModelConfig,
+    extras: &Extras,
+    scheme: Scheme,
+) -> Result<(Vec<TensorInfo>, Vec<Entry>), ModelError> {
+    let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
+    for tensor in files.tensors() {
+        let (module, leaf) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
+        if !IGNORED.contains(&leaf) {
+            modules.entry(module).or_default().insert(leaf, tensor);
+        }
+    }
+    let mut all = Builder { files, config, scheme, tensors: Vec::new(), entries: Vec::new(), places: HashMap::new() };
+    for (name, module) in &modules {
+        let Some((part, gguf)) = names::from_hf(name, config.has_post_norms) else {
+            let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
+            return Err(ModelError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
+        };
+        // Some files keep the embedding a second time.
+        if part == Part::Output && extras.tied {
+            continue;
+        }
+        all.module(part, &gguf, module, extras)?;
+    }
+    Ok((all.tensors, all.entries))
+}
+
+struct Builder<'a> {
+    files: &'a SafetensorsModel,
+    config: &'a ModelConfig,
+    scheme: Scheme,
+    tensors: Vec<TensorInfo>,
+    entries: Vec<Entry>,
+    /// Place of each name in `tensors`.
+    places: HashMap<String, usize>,
+}
+
+impl Builder<'_> {
+    fn module(&mut self, part: Part, gguf: &str, module: &Module<'_>, extras: &Extras) -> Result<(), ModelError> {
+        let is_norm = matches!(
+            part,
+            Part::OutputNorm
+                | Part::AttnNorm
+                | Part::AttnPostNorm
+                | Part::FfnNorm
+                | Part::FfnPostNorm
+                | Part::QNorm
+                | Part::KNorm
+        );
+        let weight = format!("{gguf}.weight");
+        let mut used = Vec::new();
+        if let Some(ints) = self.ints(module, &mut used)? {
+            let shape = vec![ints.n_rows as u64, ints.n_cols as u64];
+            self.add(weight, shape, ints.ty, Stored::Ints(ints), part)?;
+        } else if let Some(tensor) = module.get("weight") {
+            used.push("weight");
+            if Fp8::is(tensor.dtype) {
+                let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
+                let fp8 = Fp8::new(self.files, tensor, scale, block)?;
+                self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
+            } else {
+                let ty = plain_type(tensor)?;
+                match is_norm && extras.norms_from_one {
+                    true => {
+                        let stored = Stored::MinusOne { tensor: (*tensor).clone(), ty };
+                        self.add(weight, tensor.shape.clone(), TensorType::F32, stored, part)?;
+                    }
+                    false => {
+                        // The score of the shared expert is one row.
+                        let shape = match (part, &tensor.shape[..]) {
+                            (Part::SharedRouter, &[1, n]) => vec![n],
+                            _ => tensor.shape.clone(),
+                        };
+                        self.add(weight, shape, ty, Stored::Plain((*tensor).clone()), part)?;
+                    }
+                }
+            }
+        }
+        if let Some(tensor) = module.get("bias") {
+            used.push("bias");
+            let ty = plain_type(tensor)?;
+            let stored = Stored::Plain((*tensor).clone());
+            self.add(format!("{gguf}.bias"), tensor.shape.clone(), ty, stored, part)?;
+        }
+        match module.iter().find(|(leaf, _)| !used.contains(leaf)) {
+            Some((_, tensor)) => Err(ModelError::UnexpectedTensor {
+                name: tensor.name.clone(),
+                architecture: self.config.architecture.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn add(
+        &mut self,
+        name: String,
+        shape: Vec<u64>,
+        ty: TensorType,
+        stored: Stored,
+        part: Part,
+    ) -> Result<(), ModelError> {
+        let file_name = |stored: &Stored| stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
+        if let Some(&place) = self.places.get(&name) {
+            let first = self.entries.get(place).map_or_else(String::new, |entry| file_name(&entry.stored));
+            return Err(HfError::Ambiguous { first, second: file_name(&stored) }.into());
+        }
+        let Some(n_bytes) = tensor_bytes(&shape, ty) else {
+            let expected = vec![1, ty.block_elems() as u64];
+            return Err(HfError::PartShape { name: file_name(&stored), expected, found: shape }.into());
+        };
+        let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
+        if is_permuted {
+            // Rows are moved within heads, so there must be whole heads.
+            let n_heads = if part == Part::Q { self.config.n_heads } else { self.config.n_kv_heads };
+            let n_rows = (n_heads * self.config.head_dim) as u64;
+            if shape.first() != Some(&n_rows) {
+                let expected = [n_rows].into_iter().chain(shape.get(1).copied()).collect();
+                return Err(ModelError::TensorShape { name: file_name(&stored), expected, found: shape });
+            }
+        }
+        self.places.insert(name.clone(), self.tensors.len());
+        self.tensors.push(TensorInfo { name, shape, ty, offset: 0, n_bytes });
+        self.entries.push(Entry { stored, is_permuted });
+        Ok(())
+    }
+
+    /// The matrix of integers that a module holds, if it does.
+    fn ints(&self, module: &Module<'_>, used: &mut Vec<&'static str>) -> Result<Option<Ints>, ModelError> {
+        let mut take = |leaf: &'static str| {
+            let tensor = module.get(leaf).copied();
+            used.extend(tensor.map(|_| leaf));
+            tensor
+        };
+        match self.scheme {
+            Scheme::Gptq(gptq) => {
+                let Some(codes) = take("qweight") else { return Ok(None) };
+                let parts = Parts {
+                    codes,
+                    scales: require(take("scales"), codes, "scales")?,
+                    zeros: Some(require(take("qzeros"), codes, "qzeros")?),
+                    g_idx: take("g_idx"),
+                };
+                let [words, n_rows] = matrix_shape(codes)?;
+                // Rows need not fill their last word; the order of the columns has one entry for each.
+                let n_cols = match parts.g_idx.map(|t| &t.shape[..]) {
+                    Some(&[n]) => usize::try_from(n).unwrap_or(usize::MAX).min(words * (32 / gptq.bits)),
+                    _ => words * (32 / gptq.bits),
+                };
+                let layout = Layout::Gptq { zeros_minus_one: gptq.zeros_minus_one };
+                let shape = [n_rows, n_cols];
+                Ints::new(self.files, layout, gptq.bits, gptq.group.or(Some(n_cols)), shape, &parts).map(Some)
+            }
+            Scheme::Awq { group } => {
+                let Some(codes) = take("qweight") else { return Ok(None) };
+                let parts = Parts {
+                    codes,
+                    scales: require(take("scales"), codes, "scales")?,
+                    zeros: Some(require(take("qzeros"), codes, "qzeros")?),
+                    g_idx: None,
+                };
+                let [n_cols, words] = matrix_shape(codes)?;
+                let shape = [words * 8, n_cols];
+                Ints::new(self.files, Layout::Awq, 4, group.or(Some(n_cols)), shape, &parts).map(Some)
+            }
+            Scheme::CompressedTensors { .. } => self.compressed(module, &mut take),
+            Scheme::None | Scheme::Fp8 { .. } => Ok(None),
+        }
+    }
+
+    fn compressed<'m>(
+        &self,
+        module: &Module<'m>,
+        take: &mut dyn FnMut(&'static str) -> Option<&'m FileTensor>,
+    ) -> Result<Option<Ints>, ModelError> {
+        let (layout, codes) = match (take("weight_packed"), module.get("weight")) {
+            (Some(codes), _) => (Layout::Packed, codes),
+            (None, Some(codes)) if codes.dtype == Dtype::I8 => {
+                take("weight");
+                (Layout::Bytes, *codes)
+            }
+            _ => return Ok(None),
+        };
+        let scales = require(take("weight_scale"), codes, "weight_scale")?;
+        let (zeros, g_idx) = (take("weight_zero_point"), take("weight_g_idx"));
+        let [n_rows, stored_cols] = matrix_shape(codes)?;
+        let (bits, n_cols) = match layout {
+            Layout::Bytes => (8, stored_cols),
+            _ => self.packed_columns(codes, stored_cols)?,
+        };
+        let parts = Parts { codes, scales, zeros, g_idx };
+        Ints::new(self.files, layout, bits, None, [n_rows, n_cols], &parts).map(Some)
+    }
+
+    /// Bits of a code and columns of a packed matrix: its `weight_shape` says how many columns its words hold.
+    fn packed_columns(&self, codes: &FileTensor, words: usize) -> Result<(usize, usize), ModelError> {
+        let module = codes.name.strip_suffix("weight_packed").unwrap_or(&codes.name);
+        let name = format!("{module}weight_shape");
+        let tensor = self.files.tensor(&name).ok_or(HfError::MissingPart { name })?;
+        let ty = match tensor.dtype {
+            Dtype::I64 | Dtype::I32 => tensor.dtype.tensor_type(),
+            _ => None,
+        };
+        let Some(ty) = ty.filter(|_| tensor.shape == [2]) else {
+            let (expected, found) = (vec![2], tensor.shape.clone());
+            return Err(HfError::PartShape { name: tensor.name.clone(), expected, found }.into());
+        };
+        let mut shape = [0.0; 2];
+        fewbit_quant::decode(ty, self.files.tensor_bytes(tensor), &mut shape)
+            .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+        let n_cols = shape[1] as usize;
+        match [4, 8].into_iter().find(|bits| n_cols > 0 && n_cols.div_ceil(32 / bits) == words) {
+            Some(bits) => Ok((bits, n_cols)),
+            None => {
+                let expected = vec![codes.shape.first().copied().unwrap_or(0), (n_cols as u64).div_ceil(8)];
+                Err(HfError::PartShape { name: codes.name.clone(), expected, found: codes.shape.clone() }.into())
+            }
+        }
+    }
+
+    /// The scales of an FP8 matrix, and rows and columns under one of them.
+    fn fp8_scale<'m>(
+        &self,
+        weight: &FileTensor,
+        module: &Module<'m>,
+        used: &mut Vec<&'static str>,
+    ) -> Result<(Option<&'m FileTensor>, Option<[usize; 2]>), HfError> {
+        let found = ["weight_scale_inv", "weight_scale"].into_iter().find_map(|leaf| Some((leaf, *module.get(leaf)?)));
+        used.extend(found.map(|(leaf, _)| leaf));
+        let scale = found.map(|(_, tensor)| tensor);
+        match self.scheme {
+            Scheme::Fp8 { block } | Scheme::CompressedTensors { block } => {
+                require(scale, weight, "weight_scale").map(|scale| (Some(scale), block))
+            }
+            // Converted without scales.
+            _ => Ok((scale, None)),
+        }
+    }
+}
+
+/// A tensor that `beside` cannot do without.
+fn require<'m>(tensor: Option<&'m FileTensor>, beside: &FileTensor, leaf: &str) -> Result<&'m FileTensor, HfError> {
+    tensor.ok_or_else(|| {
+        let module = beside.name.rsplit_once('.').map_or("", |(module, _)| module);
+        HfError::MissingPart { name: format!("{module}.{leaf}") }
+    })
+}
+
+/// The type of a tensor that is shown as it is.
+fn plain_type(tensor: &FileTensor) -> Result<TensorType, HfError> {
+    match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensor.dtype.tensor_type(),
+        _ => None,
+    }
+    .ok_or_else(|| HfError::TensorDtype {
+        name: tensor.name.clone(),
+        expected: "F32, F16 or BF16",
+        found: tensor.dtype,
+    })
+}

@@ -1,0 +1,66 @@
+//! Checks that the kinds of quantized matrices share: shapes, types and scales of their parts.
+
+use super::HfError;
+use crate::ModelError;
+use fewbit_format::SafetensorsModel;
+use fewbit_format::safetensors::{Dtype, TensorInfo};
+
+/// More rows or columns than any model has, and few enough that products of them and small numbers do not
+/// overflow.
+const MAX_SIDE: usize = 1 << 28;
+
+/// The shape of a tensor that has to be a matrix; a vector is one row.
+pub(super) fn matrix_shape(tensor: &TensorInfo) -> Result<[usize; 2], HfError> {
+    let side = |n: u64| usize::try_from(n).ok().filter(|&n| n <= MAX_SIDE);
+    let shape = match tensor.shape[..] {
+        [rows, cols] => side(rows).zip(side(cols)).map(|(rows, cols)| [rows, cols]),
+        [cols] => side(cols).map(|cols| [1, cols]),
+        _ => None,
+    };
+    shape.ok_or_else(|| HfError::PartShape {
+        name: tensor.name.clone(),
+        expected: vec![1, 1],
+        found: tensor.shape.clone(),
+    })
+}
+
+/// An error unless the tensor has this shape.
+pub(super) fn check_shape(tensor: &TensorInfo, expected: [usize; 2]) -> Result<(), HfError> {
+    let expected = expected.map(|n| n as u64);
+    match tensor.shape[..] == expected {
+        true => Ok(()),
+        false => Err(HfError::PartShape {
+            name: tensor.name.clone(),
+            expected: expected.to_vec(),
+            found: tensor.shape.clone(),
+        }),
+    }
+}
+
+/// An error unless the tensor has elements of this type.
+pub(super) fn check_dtype(tensor: &TensorInfo, dtype: Dtype) -> Result<(), HfError> {
+    match tensor.dtype == dtype {
+        true => Ok(()),
+        false => Err(HfError::TensorDtype { name: tensor.name.clone(), expected: dtype.name(), found: tensor.dtype }),
+    }
+}
+
+/// The numbers of a tensor of scales; an error if one is no number or larger than `limit`.
+pub(super) fn scales_of(files: &SafetensorsModel, tensor: &TensorInfo, limit: f32) -> Result<Vec<f32>, ModelError> {
+    let ty = match tensor.dtype {
+        Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensor.dtype.tensor_type(),
+        _ => None,
+    };
+    let Some(ty) = ty else {
+        let (name, found) = (tensor.name.clone(), tensor.dtype);
+        return Err(HfError::TensorDtype { name, expected: "F32, F16 or BF16", found }.into());
+    };
+    let bytes = files.tensor_bytes(tensor);
+    let mut scales = vec![0.0; bytes.len() / ty.block_bytes()];
+    fewbit_quant::decode(ty, bytes, &mut scales)
+        .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+    match scales.iter().find(|s| s.is_nan() || s.abs() > limit) {
+        Some(&value) => Err(HfError::Scale { name: tensor.name.clone(), value }.into()),
+        None => Ok(scales),
+    }
+}

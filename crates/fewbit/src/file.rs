@@ -1,0 +1,119 @@
+//! A model's file or folder, opened: what is in it, before anything is loaded.
+
+use std::path::Path;
+
+use fewbit_format::{FormatError, GgufFile};
+use fewbit_model::{HfModel, ModelError, WeightSource};
+use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
+
+use crate::error::Error;
+use crate::hub::ChatDefaults;
+
+/// An opened model: a GGUF file, or a Hugging Face folder with safetensors files.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ModelFile {
+    /// A GGUF file.
+    Gguf(Box<GgufFile>),
+    /// A Hugging Face folder.
+    Hf(Box<HfModel>),
+}
+
+/// Opens a GGUF file or a Hugging Face folder; every error names the file once.
+pub fn open(path: &Path) -> Result<ModelFile, Error> {
+    if path.is_dir() {
+        return match HfModel::open(path) {
+            Ok(model) => Ok(ModelFile::Hf(Box::new(model))),
+            Err(ModelError::Format(error)) => Err(format_error(path, error)),
+            Err(error) => Err(Error::Load { path: path.to_owned(), error }),
+        };
+    }
+    GgufFile::open(path).map(|file| ModelFile::Gguf(Box::new(file))).map_err(|error| format_error(path, error))
+}
+
+/// Opens the tokenizer of a GGUF file or of a Hugging Face folder, which need not have any weights.
+pub fn open_tokenizer(path: &Path, options: &TokenizerOptions) -> Result<Tokenizer, Error> {
+    match path.is_dir() {
+        true => folder_tokenizer(path),
+        false => open(path)?.tokenizer(path, options),
+    }
+}
+
+fn folder_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
+    Tokenizer::from_hf_folder(path).map_err(|error| Error::Tokenizer { path: path.to_owned(), error })
+}
+
+/// Some errors name the file themselves.
+fn format_error(path: &Path, error: FormatError) -> Error {
+    match error {
+        FormatError::NotFound { .. }
+        | FormatError::IsDirectory { .. }
+        | FormatError::NotAFile { .. }
+        | FormatError::MissingShard { .. }
+        | FormatError::Io { .. } => Error::Open(error),
+        error => Error::Format { path: path.to_owned(), error },
+    }
+}
+
+impl ModelFile {
+    /// The tensors, under their GGUF names, and the configuration.
+    pub fn weights(&self) -> &dyn WeightSource {
+        match self {
+            Self::Gguf(file) => file.as_ref(),
+            Self::Hf(model) => model.as_ref(),
+        }
+    }
+
+    /// The GGUF file, if it is one.
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match self {
+            Self::Gguf(file) => Some(file),
+            Self::Hf(_) => None,
+        }
+    }
+
+    /// The size of the file, or of the folder's safetensors files together.
+    pub fn file_bytes(&self) -> u64 {
+        match self {
+            Self::Gguf(file) => file.file_bytes(),
+            Self::Hf(model) => model.files().file_bytes(),
+        }
+    }
+
+    /// The tokenizer. `path` is where the model was opened; `options` are for GGUF files only.
+    pub(crate) fn tokenizer(&self, path: &Path, options: &TokenizerOptions) -> Result<Tokenizer, Error> {
+        match self {
+            Self::Gguf(file) => Tokenizer::from_gguf_with(file.metadata(), options)
+                .map_err(|error| Error::Tokenizer { path: path.to_owned(), error }),
+            Self::Hf(_) => folder_tokenizer(path),
+        }
+    }
+
+    /// The chat template that comes with the model.
+    pub(crate) fn chat_template(&self, path: &Path, tokenizer: &Tokenizer) -> Result<Option<String>, Error> {
+        let template = match self {
+            Self::Gguf(file) => file
+                .metadata()
+                .str("tokenizer.chat_template")
+                .map_err(|error| Error::Format { path: path.to_owned(), error })?,
+            Self::Hf(_) => tokenizer.chat_template(),
+        };
+        Ok(template.map(str::to_owned))
+    }
+
+    /// What is recommended for chatting: by the registry, or else by the model's makers.
+    pub(crate) fn chat_defaults(&self, path: &Path, registry: ChatDefaults) -> Result<ChatDefaults, Error> {
+        let Self::Hf(model) = self else { return Ok(registry) };
+        let own = model
+            .generation_defaults()
+            .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?;
+        Ok(ChatDefaults {
+            temperature: registry.temperature.or(own.temperature),
+            top_k: registry.top_k.or(own.top_k),
+            top_p: registry.top_p.or(own.top_p),
+            min_p: registry.min_p.or(own.min_p),
+            repeat_penalty: registry.repeat_penalty.or(own.repetition_penalty),
+            system: registry.system,
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! A Hugging Face folder as a model of the facade: it generates, chats and is measured as the GGUF file of the same
+//! model is.
+
+use std::fs;
+use std::path::Path;
+
+use fewbit::format::GgufFile;
+use fewbit::quantize::Recipe;
+use fewbit::{Error, Model};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::STORIES;
+
+#[path = "../../crates/fewbit-model/tests/support/hf.rs"]
+#[allow(dead_code)]
+mod support;
+
+/// The stories model with its tokens, but without rules to merge them: texts become single characters, and tokens
+/// become text as always.
+fn folder() -> TempDir {
+    let file = GgufFile::open(Path::new(STORIES)).unwrap();
+    let to = tempfile::tempdir().unwrap();
+    support::Folder::of_gguf(&file).write(to.path());
+    let tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap();
+    let mut vocab = Map::new();
+    for (id, token) in tokens.iter().enumerate() {
+        vocab.insert(token.clone(), json!(id));
+    }
+    let special = |id: usize| {
+        json!({ "id": id, "content": tokens[id], "special": true, "normalized": false, "single_word": false,
+            "lstrip": false, "rstrip": false })
+    };
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": [special(0), special(1), special(2)],
+        "normalizer": { "type": "Sequence", "normalizers": [
+            { "type": "Prepend", "prepend": "\u{2581}" },
+            { "type": "Replace", "pattern": { "String": " " }, "content": "\u{2581}" }
+        ]},
+        "pre_tokenizer": null,
+        "post_processor": null,
+        "decoder": { "type": "Sequence", "decoders": [
+            { "type": "Replace", "pattern": { "String": "\u{2581}" }, "content": " " },
+            { "type": "ByteFallback" },
+            { "type": "Fuse" },
+            { "type": "Strip", "content": " ", "start": 1, "stop": 0 }
+        ]},
+        "model": { "type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true, "vocab": vocab,
+            "merges": [] },
+    });
+    let config = json!({
+        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": true,
+        "chat_template": "{% for m in messages %}{{ m.content }}{% endfor %}",
+    });
+    write(&to, "tokenizer.json", &tokenizer);
+    write(&to, "tokenizer_config.json", &config);
+    to
+}
+
+fn write(folder: &TempDir, name: &str, json: &Value) {
+    fs::write(folder.path().join(name), json.to_string()).unwrap();
+}
+
+fn story(model: &Model) -> String {
+    model.generate("").temperature(0.0).max_tokens(60).run().unwrap().text
+}
+
+#[test]
+fn a_folder_tells_the_story_of_its_gguf_file() {
+    let folder = folder();
+    let path = folder.path().to_str().unwrap();
+    let model = Model::builder().threads(2).load(path).unwrap();
+    let expected = story(&Model::builder().threads(2).load(STORIES).unwrap());
+    assert!(expected.starts_with("Once upon a time, there was a little girl named Lily."), "{expected}");
+    assert_eq!(story(&model), expected);
+    assert_eq!(model.file_bytes(), fs::metadata(folder.path().join("model.safetensors")).unwrap().len());
+    let mut chat = model.chat().start().unwrap();
+    assert!(!chat.send("Hi").unwrap().text.is_empty(), "its template is used");
+    let estimate = Model::memory_estimate(path, 128).unwrap();
+    assert_eq!(estimate.weight_bytes, Model::memory_estimate(STORIES, 128).unwrap().weight_bytes);
+}
+
+#[test]
+fn weights_can_be_quantized_as_they_are_read() {
+    let folder = folder();
+    let load = |path: &Path| Model::builder().threads(2).quantize(Recipe::Q8_0).load_file(path).unwrap();
+    let (of_folder, of_file) = (load(folder.path()), load(Path::new(STORIES)));
+    assert_eq!(story(&of_folder), story(&of_file));
+    assert!(of_folder.decoder().weight_bytes() < of_folder.file_bytes() / 3);
+    assert_eq!(of_folder.decoder().weight_bytes(), of_file.decoder().weight_bytes());
+}
+
+#[test]
+fn generation_config_says_how_to_sample_and_where_to_end() {
+    let folder = folder();
+    let recommended = || Model::builder().threads(1).load_file(folder.path()).map(|m| m.recommended_sampling());
+    let own = json!({ "do_sample": true, "temperature": 0.25, "top_k": 7, "top_p": 0.5, "repetition_penalty": 1.5 });
+    write(&folder, "generation_config.json", &own);
+    let sampling = recommended().unwrap();
+    assert_eq!((sampling.temperature, sampling.top_k, sampling.top_p), (0.25, 7, 0.5));
+    assert_eq!(sampling.penalties.repeat, 1.5);
+    write(&folder, "generation_config.json", &json!({ "do_sample": false, "temperature": 0.25 }));
+    assert_ne!(recommended().unwrap().temperature, 0.25);
+    // 432 is a comma; the story has one after its fourth word.
+    write(&folder, "generation_config.json", &json!({ "eos_token_id": [2, 432] }));
+    let model = Model::builder().threads(1).load_file(folder.path()).unwrap();
+    assert_eq!(story(&model), "Once upon a time");
+    write(&folder, "generation_config.json", &json!({ "temperature": "hot" }));
+    let error = recommended().unwrap_err();
+    assert!(matches!(error, Error::Load { .. }), "{error:?}");
+}
+
+#[test]
+fn a_folder_without_tokenizer_is_refused() {
+    let folder = folder();
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    let error = Model::builder().load_file(folder.path()).unwrap_err();
+    assert!(matches!(error, Error::Tokenizer { .. }), "{error:?}");
+}
