@@ -30,8 +30,8 @@ impl Configs {
         let mut ends = Vec::new();
         for (file, bytes) in [(GENERATION_CONFIG, &files.generation_config), (CONFIG, &files.config)] {
             match config::<EndsJson>(file, bytes.as_ref())?.eos_token_id {
-                Some(Ids::One(id)) => ends.push(id),
-                Some(Ids::Many(ids)) => ends.extend(ids),
+                Some(Ids::One(id)) => ends.extend(u32::try_from(id)),
+                Some(Ids::Many(ids)) => ends.extend(ids.into_iter().filter_map(|id| u32::try_from(id).ok())),
                 None => {}
             }
         }

@@ -236,10 +236,10 @@ pub(super) struct EndsJson {
     pub(super) eos_token_id: Option<Ids>,
 }
 
-/// One id or several.
+/// One id or several; negative ones stand for none.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Ids {
-    One(u32),
-    Many(Vec<u32>),
+    One(i64),
+    Many(Vec<i64>),
 }

@@ -107,6 +107,7 @@ fn the_files_beside_it_have_their_say() {
         }),
     );
     files.generation_config = Some(br#"{"eos_token_id": [8, 10]}"#.to_vec());
+    files.config = Some(br#"{"eos_token_id": -1, "model_type": "llama"}"#.to_vec());
     let tokenizer = Tokenizer::from_hf(&files).expect("supported");
     assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(7), Some(8)));
     assert_eq!((tokenizer.add_bos(), tokenizer.add_eos()), (false, true));
