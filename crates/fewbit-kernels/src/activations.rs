@@ -99,7 +99,7 @@ impl Place {
 /// `n_rows` rows of `n_cols` activations: the plain values and the quantized forms made from them.
 ///
 /// The quantized forms have one or two planes of `n_rows` rows each, all planes as one batch of rows; see
-/// [`ActivationKinds::two_planes`] and [`Place`].
+/// [`ActivationKinds::two_planes`] and `Place` in this module.
 /// One value is meant to be reused for every operation of its width: it allocates only when it grows.
 #[derive(Debug, Default)]
 pub struct Activations {
