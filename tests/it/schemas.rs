@@ -9,18 +9,26 @@ use serde_json::{Map, Value, json};
 pub(crate) struct Closing {
     after: usize,
     begun_at: Option<usize>,
-    closes: Vec<bool>,
+    /// What is added to each token's logit: most to what ends a string, within which brackets end nothing.
+    push: Vec<f32>,
 }
 
 impl Closing {
     pub(crate) fn new(model: &Model, after: usize) -> Self {
         let tokenizer = model.tokenizer();
-        let closes = |id| {
+        let push = |id| {
             let bytes = tokenizer.token_bytes(id);
-            bytes.iter().any(|b| b"\"]})".contains(b)) && !bytes.iter().any(|b| b"[{(,\\".contains(b))
-                || tokenizer.is_end_of_generation(id)
+            let has = |any: &[u8]| bytes.iter().any(|b| any.contains(b));
+            match has(b"[{(,\\") {
+                false if has(b"\"") => 60.0,
+                false if has(b"]})") => 30.0,
+                // The fraction of a second may go on for ever; this ends it.
+                false if matches!(&bytes[..], b"Z" | b"z") => 30.0,
+                _ if tokenizer.is_end_of_generation(id) => 30.0,
+                _ => 0.0,
+            }
         };
-        Self { after, begun_at: None, closes: (0..tokenizer.n_vocab() as u32).map(closes).collect() }
+        Self { after, begun_at: None, push: (0..tokenizer.n_vocab() as u32).map(push).collect() }
     }
 }
 
@@ -28,11 +36,7 @@ impl CustomSampler for Closing {
     fn adjust(&mut self, tokens: &[u32], logits: &mut [f32]) {
         let begun_at = *self.begun_at.get_or_insert(tokens.len());
         if tokens.len() - begun_at >= self.after {
-            for (logit, closes) in logits.iter_mut().zip(&self.closes) {
-                if *closes {
-                    *logit += 30.0;
-                }
-            }
+            logits.iter_mut().zip(&self.push).for_each(|(logit, push)| *logit += push);
         }
     }
 }

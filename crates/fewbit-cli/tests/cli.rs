@@ -210,10 +210,16 @@ fn files_that_are_no_model_are_named_in_one_line() {
         (file("less.gguf", &whole[..whole.len() - 1]), "less.gguf"),
         (file("empty.gguf", b""), "empty"),
         (file("text.gguf", b"Once upon a time\n"), "not a GGUF file"),
-        (folder.path().to_str().unwrap().to_owned(), "is a folder"),
         (folder.path().join("missing.gguf").to_str().unwrap().to_owned(), "does not exist"),
         ("no-such-model".to_owned(), "no model is called `no-such-model`"),
     ];
+    // A folder may be a model of Hugging Face's form.
+    let path = folder.path().to_str().unwrap();
+    for command in ["inspect", "bench", "chat"] {
+        assert_fails(&run(&[command, path]), "config.json is missing");
+    }
+    assert_fails(&run(&["run", path, "Hi", "--raw"]), "config.json is missing");
+    assert_fails(&run(&["tokenize", path]), "no tokenizer.json");
     for (path, words) in cases {
         assert_fails(&run(&["run", &path, "Hi", "--raw"]), words);
         assert_fails(&run(&["run", &path, "Hi", "--raw", "--json"]), words);
