@@ -23,7 +23,7 @@ impl Closing {
                 false if has(b"\"") => 60.0,
                 false if has(b"]})") => 30.0,
                 // The fraction of a second may go on for ever; this ends it.
-                false if matches!(&bytes[..], b"Z" | b"z") => 30.0,
+                false if matches!(bytes, b"Z" | b"z") => 30.0,
                 _ if tokenizer.is_end_of_generation(id) => 30.0,
                 _ => 0.0,
             }
