@@ -38,6 +38,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (kind, name, text) in [(0u8, "tokenizer_json", json), (1, "tekken_json", tekken), (3, "config", config)] {
         fs::write(folder.join(name), [&[kind], text.as_bytes()].concat())?;
     }
+    let folder = corpus.join("hf_config");
+    fs::create_dir_all(&folder)?;
+    let config = r#"{"architectures":["MistralForCausalLM"],"hidden_size":8,"num_attention_heads":2,"num_hidden_layers":1,
+        "intermediate_size":8,"tie_word_embeddings":true,"sliding_window":4,"rope_scaling":{"rope_type":"yarn","factor":4.0,
+        "original_max_position_embeddings":64},"quantization_config":{"quant_method":"fp8","weight_block_size":[128,128]}}"#;
+    let gptq = r#"{"bits":4,"group_size":128,"desc_act":true,"sym":false}"#;
+    let generation = r#"{"do_sample":true,"temperature":0.7,"top_k":40,"eos_token_id":[1,2]}"#;
+    for (kind, name, text) in [(0u8, "config", config), (1, "gptq", gptq), (2, "generation", generation)] {
+        fs::write(folder.join(name), [&[kind], text.as_bytes()].concat())?;
+    }
     println!("seeds written to {}", corpus.display());
     Ok(())
 }

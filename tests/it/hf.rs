@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use fewbit::format::GgufFile;
-use fewbit::quantize::Recipe;
+use fewbit::quantize::{FileOptions, Recipe};
+use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::{Error, Model};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -109,6 +110,60 @@ fn generation_config_says_how_to_sample_and_where_to_end() {
     write(&folder, "generation_config.json", &json!({ "temperature": "hot" }));
     let error = recommended().unwrap_err();
     assert!(matches!(error, Error::Load { .. }), "{error:?}");
+}
+
+/// The rules that lead to the tokens of a SentencePiece vocabulary: every way to cut one in two, by score.
+fn merges(file: &GgufFile) -> Vec<Value> {
+    let tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap();
+    let scores = file.metadata().f32_array("tokenizer.ggml.scores").unwrap().unwrap();
+    let mut rules = Vec::new();
+    for (token, score) in tokens.iter().zip(scores).filter(|(token, _)| !token.starts_with('<')) {
+        for (cut, _) in token.char_indices().skip(1) {
+            let (left, right) = token.split_at(cut);
+            if [left, right].iter().all(|part| tokens.iter().any(|token| token == part)) {
+                rules.push((*score, json!(format!("{left} {right}"))));
+            }
+        }
+    }
+    rules.sort_by(|a, b| b.0.total_cmp(&a.0));
+    rules.into_iter().map(|(_, rule)| rule).collect()
+}
+
+#[test]
+fn a_folder_becomes_a_gguf_file() {
+    let (folder, original) = (folder(), GgufFile::open(Path::new(STORIES)).unwrap());
+    let quantize = |out: &Path| {
+        let (options, tokenizer) = (FileOptions::new(Recipe::F32), TokenizerOptions::default());
+        fewbit::open(folder.path()).unwrap().quantize(out, &options, &tokenizer, &mut |_, _| {})
+    };
+    let out = folder.path().join("out.gguf");
+    let error = quantize(&out).unwrap_err();
+    let without_rules = matches!(&error, Error::Tokenizer { error: TokenizerError::NoGgufForm { .. }, .. });
+    assert!(without_rules, "SentencePiece would merge what the folder does not: {error}");
+    assert!(!out.exists());
+
+    let mut tokenizer: Value =
+        serde_json::from_slice(&fs::read(folder.path().join("tokenizer.json")).unwrap()).unwrap();
+    tokenizer["model"]["merges"] = merges(&original).into();
+    write(&folder, "tokenizer.json", &tokenizer);
+    write(&folder, "generation_config.json", &json!({ "temperature": 0.25, "top_k": 7, "eos_token_id": [2, 432] }));
+    let report = quantize(&out).unwrap();
+    assert_eq!(report.file_bytes, fs::metadata(&out).unwrap().len());
+    let file = GgufFile::open(&out).unwrap();
+    for tensor in original.tensors() {
+        let same = file.tensor(&tensor.name).map(|t| file.tensor_bytes(t)) == Some(original.tensor_bytes(tensor));
+        assert!(same, "{}", tensor.name);
+    }
+    let load = |path: &Path| Model::builder().threads(1).load_file(path).unwrap();
+    let (of_file, of_folder, of_original) = (load(&out), load(folder.path()), load(Path::new(STORIES)));
+    for text in ["Once upon a time", "  two  spaces\n", "caf\u{e9} \u{1F642}", "<s> is text"] {
+        let ids = |model: &Model| model.tokenizer().encode(text, SpecialTokens::Plain);
+        assert_eq!(ids(&of_file), ids(&of_original), "{text:?}");
+    }
+    assert_eq!(story(&of_file), "Once upon a time", "the comma is an end in the file as well");
+    assert_eq!(of_file.recommended_sampling(), of_folder.recommended_sampling());
+    assert_eq!(of_file.recommended_sampling().top_k, 7);
+    assert!(of_file.has_chat_template());
 }
 
 #[test]

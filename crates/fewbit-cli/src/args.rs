@@ -305,7 +305,7 @@ pub(crate) struct BenchArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file
+    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
     #[arg(value_name = "IN")]
     pub(crate) input: String,
     /// The .gguf file to write

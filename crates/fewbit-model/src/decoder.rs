@@ -27,6 +27,8 @@ pub struct LoadOptions {
     pub kv_type: Option<KvType>,
     /// In place of the sliding window that the file names: `Some(None)` lets every query see everything.
     pub sliding_window: Option<Option<usize>>,
+    /// In place of what the file says: which layers have the window. A list shorter than the layers repeats.
+    pub local_layers: Option<Vec<bool>>,
     /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
     /// take their divisors by it.
     pub context_length: Option<usize>,
@@ -67,6 +69,13 @@ impl LoadOptions {
         self
     }
 
+    /// Sets [`local_layers`](Self::local_layers): for Ministral and others whose windows interleave with layers that
+    /// see everything, where GGUF files do not say so.
+    pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
+        self.local_layers = Some(pattern.into());
+        self
+    }
+
     /// Sets [`context_length`](Self::context_length).
     pub fn context_length(mut self, n: usize) -> Self {
         self.context_length = Some(n);
@@ -77,6 +86,9 @@ impl LoadOptions {
     fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
         if let Some(window) = self.sliding_window {
             config.set_sliding_window(window);
+        }
+        if let Some(pattern) = &self.local_layers {
+            config.set_local_layers(pattern)?;
         }
         if let Some(n) = self.context_length {
             config.context_length = config.context_length.min(n.max(1));

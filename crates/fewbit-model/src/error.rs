@@ -46,6 +46,14 @@ pub enum ModelError {
         /// What would be right.
         expected: String,
     },
+    /// A GGUF file of this architecture cannot say what the model is.
+    #[error("a GGUF file of architecture {architecture:?} cannot hold this model: {what} cannot be expressed")]
+    NoGgufForm {
+        /// The architecture.
+        architecture: String,
+        /// What there is no key for.
+        what: &'static str,
+    },
     /// A tensor that the architecture needs is not in the file.
     #[error("tensor {name:?} is missing; the file holds no complete model (a vocabulary-only or partial file?)")]
     MissingTensor {

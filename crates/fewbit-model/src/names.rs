@@ -149,3 +149,23 @@ pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
     });
     modules.find(|module| from_hf(module, has_post_norms).is_some_and(|(_, found)| found == name))
 }
+
+/// Where a tensor stands in a GGUF file that is written here: what belongs to no layer first, then layer by layer in
+/// the order of the table.
+pub(crate) fn order(name: &str) -> (usize, usize, String) {
+    let (layer, part) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, part)) => (layer.parse::<usize>().map_or(usize::MAX, |layer| layer.saturating_add(1)), part),
+        None => (0, name),
+    };
+    let module = part.rsplit_once('.').map_or(part, |(module, _)| module);
+    let place = GGUF.iter().position(|(_, known)| known.trim_start_matches("blk.{}.") == module);
+    (layer, place.unwrap_or(GGUF.len()), name.to_owned())
+}
+
+/// The tensor of all experts that a tensor of one expert becomes a part of, and which expert's it is.
+pub(crate) fn expert(name: &str) -> Option<(String, usize)> {
+    let (module, leaf) = name.rsplit_once('.')?;
+    let (module, expert) = module.rsplit_once('.')?;
+    let is_part = ["ffn_gate", "ffn_up", "ffn_down"].iter().any(|part| module.ends_with(part));
+    Some((format!("{module}_exps.{leaf}"), expert.parse().ok()?)).filter(|_| is_part)
+}

@@ -71,7 +71,8 @@ impl Frequencies {
     }
 }
 
-fn frequencies(rope: &RopeConfig, context_length: usize) -> Vec<f64> {
+/// Radians per position of each pair.
+pub(crate) fn frequencies(rope: &RopeConfig, context_length: usize) -> Vec<f64> {
     let n = rope.n_dims as f64;
     let frequency = |i: usize| {
         let plain = libm::pow(rope.theta, -((2 * i) as f64) / n);

@@ -84,6 +84,27 @@ fn a_window_can_be_given_where_the_file_names_none() {
     assert!(difference(&bare, &options(model).sliding_window(Some(21))) < BOUND);
 }
 
+#[test]
+fn which_layers_have_the_window_can_be_given_where_the_file_does_not_say() {
+    let models = golden_models();
+    let place = models.iter().position(|m| m.name.starts_with("Ministral: every fourth")).expect("in the list");
+    let mut bare = golden_models().swap_remove(place);
+    bare.metadata.remove("llama.attention.sliding_window");
+    bare.metadata.remove("llama.attention.sliding_window_pattern");
+    let window = options(&bare).sliding_window(Some(11));
+    assert!(difference(&bare, &window) > 100.0 * BOUND, "in all layers");
+    assert!(difference(&bare, &window.clone().local_layers([false, true, true, true])) < BOUND, "repeated");
+    assert!(
+        difference(&bare, &window.clone().local_layers([false, true, true, true, false])) < BOUND,
+        "for each layer"
+    );
+    for wrong in [options(&bare).local_layers([true]), window.clone().local_layers([]), window.local_layers([true; 6])]
+    {
+        let error = Decoder::load(&bare.file(), &wrong).expect_err("makes no sense");
+        assert!(matches!(error, ModelError::BadConfig { .. }), "{error}");
+    }
+}
+
 /// The models with f32 weights, and with quantized ones of types for blocks of 32, where their width allows it.
 fn all_files() -> Vec<(GoldenModel, GgufFile)> {
     let quantized = |m: &GoldenModel| m.metadata.iter().all(|(k, v)| !k.ends_with("embedding_length") || v.1 == 64);

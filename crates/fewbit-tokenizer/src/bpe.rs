@@ -278,6 +278,11 @@ pub(crate) fn split_rule(index: usize, rule: &str) -> Result<(&str, &str), Token
 }
 
 impl Bpe {
+    /// Whether a piece that is a token as a whole is that token, whether or not merges lead there.
+    pub(crate) fn ignores_merges(&self) -> bool {
+        self.options.ignore_merges
+    }
+
     /// Appends the tokens of `piece` to `out`; `whole` finds the token that a piece is as a whole.
     pub(crate) fn encode(&self, piece: &str, whole: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
         if self.options.ignore_merges

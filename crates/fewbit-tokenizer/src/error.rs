@@ -154,6 +154,14 @@ pub enum TokenizerError {
         /// What it uses.
         what: String,
     },
+    /// A GGUF file cannot hold the tokenizer of a Hugging Face folder.
+    #[error("{file}: GGUF cannot express {what}")]
+    NoGgufForm {
+        /// The file's name.
+        file: &'static str,
+        /// What there is no form for.
+        what: String,
+    },
     /// Ids leave far more places empty than they use.
     #[error("{file}: token {text:?} has id {id}, but there are only {n_tokens} tokens")]
     SparseIds {

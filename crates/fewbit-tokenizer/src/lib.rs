@@ -57,6 +57,7 @@ mod splitter;
 mod spm;
 mod tables;
 mod template;
+mod to_gguf;
 mod tokenizer;
 mod vocabulary;
 

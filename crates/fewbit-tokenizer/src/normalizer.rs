@@ -49,6 +49,10 @@ impl Normalizer {
         Self { steps }
     }
 
+    pub(crate) fn steps(&self) -> &[Normalization] {
+        &self.steps
+    }
+
     /// The text that `text` becomes; `first` says whether it starts everything.
     pub(crate) fn apply<'t>(&self, text: &'t str, first: bool) -> Cow<'t, str> {
         let mut text = Cow::Borrowed(text);

@@ -300,6 +300,11 @@ pub(crate) fn names() -> Vec<&'static str> {
     TABLE.iter().flat_map(|row| row.names.iter().copied()).collect()
 }
 
+/// The rows whose names say how text is split; one stands for not knowing, one for a kind of its own.
+pub(crate) fn rows() -> impl Iterator<Item = &'static PreTokenizer> {
+    TABLE.iter().filter(|row| !row.names.iter().any(|name| ["default", "gemma4"].contains(name)))
+}
+
 /// The row for a value of `tokenizer.ggml.pre`.
 pub(crate) fn find(name: &str) -> Option<&'static PreTokenizer> {
     TABLE.iter().find(|row| row.names.contains(&name))

@@ -45,6 +45,18 @@ impl TokenKind {
             _ => return None,
         })
     }
+
+    /// The value of `tokenizer.ggml.token_type` for the kind.
+    pub fn to_gguf(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
 }
 
 /// A tokenizer as a model file describes it.

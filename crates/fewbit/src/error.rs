@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use fewbit_format::FormatError;
+use fewbit_model::quantize::QuantizeError;
 use fewbit_model::{MemoryEstimate, ModelError};
 use fewbit_tokenizer::{TemplateError, TokenizerError};
 
@@ -49,6 +50,10 @@ pub enum Error {
         #[source]
         error: TokenizerError,
     },
+
+    /// A file could not be quantized.
+    #[error(transparent)]
+    Quantize(#[from] QuantizeError),
 
     /// The weights in the file cannot be used.
     #[error("{}: {error}", path.display())]

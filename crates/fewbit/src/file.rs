@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use fewbit_format::{FormatError, GgufFile};
+use fewbit_format::{FormatError, GgufFile, Metadata};
+use fewbit_model::hf::GenerationDefaults;
 use fewbit_model::{HfModel, ModelError, WeightSource};
 use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
 
@@ -55,6 +56,18 @@ fn format_error(path: &Path, error: FormatError) -> Error {
     }
 }
 
+/// The sampling settings that a GGUF file recommends. What is no sensible value is no recommendation.
+fn sampling_defaults(meta: &Metadata) -> GenerationDefaults {
+    let float = |key: &str| meta.f32(&format!("general.sampling.{key}")).ok().flatten().filter(|x| x.is_finite());
+    let mut own = GenerationDefaults::default();
+    own.temperature = float("temp");
+    own.top_k = meta.u64("general.sampling.top_k").ok().flatten().and_then(|k| usize::try_from(k).ok());
+    own.top_p = float("top_p");
+    own.min_p = float("min_p");
+    own.repetition_penalty = float("penalty_repeat");
+    own
+}
+
 impl ModelFile {
     /// The tensors, under their GGUF names, and the configuration.
     pub fn weights(&self) -> &dyn WeightSource {
@@ -103,10 +116,12 @@ impl ModelFile {
 
     /// What is recommended for chatting: by the registry, or else by the model's makers.
     pub(crate) fn chat_defaults(&self, path: &Path, registry: ChatDefaults) -> Result<ChatDefaults, Error> {
-        let Self::Hf(model) = self else { return Ok(registry) };
-        let own = model
-            .generation_defaults()
-            .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?;
+        let own = match self {
+            Self::Gguf(file) => sampling_defaults(file.metadata()),
+            Self::Hf(model) => model
+                .generation_defaults()
+                .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?,
+        };
         Ok(ChatDefaults {
             temperature: registry.temperature.or(own.temperature),
             top_k: registry.top_k.or(own.top_k),

@@ -44,6 +44,7 @@ mod chat;
 mod completion;
 #[cfg(feature = "constraints")]
 mod constraints;
+mod convert;
 mod error;
 pub mod evaluate;
 mod file;

@@ -133,6 +133,14 @@ impl ModelBuilder {
         self
     }
 
+    /// Which layers have the sliding window, in place of what the file says: a list shorter than the layers repeats,
+    /// so `[false, true, true, true]` lets every fourth layer see everything, from the first on. For models whose
+    /// windows interleave and whose GGUF files do not say how, such as Ministral 8B.
+    pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
+        self.load = self.load.local_layers(pattern);
+        self
+    }
+
     /// How many tokens of prompts go through the model in one step at most (512 by default; at least 1). There
     /// are fewer while other generations wait for their next token. The result is the same.
     pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {

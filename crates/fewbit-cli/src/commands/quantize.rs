@@ -5,8 +5,8 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, anyhow};
 use fewbit::TensorType;
-use fewbit::format::GgufFile;
-use fewbit::quantize::{FileOptions, Importance, QuantizeError, quantize_file};
+use fewbit::quantize::{FileOptions, Importance, QuantizeError};
+use fewbit::tokenizer::TokenizerOptions;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -17,7 +17,7 @@ use crate::output::{Out, bytes, note, print_json};
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
-    let file = GgufFile::open(&locate(&args.input)?)?;
+    let file = fewbit::open(&locate(&args.input)?)?;
     let mut options = FileOptions::new(args.r#type.parse()?).allow_requantize(args.allow_requantize);
     options.plan.pure = args.pure;
     options.plan.keep_output = args.leave_output_tensor;
@@ -35,13 +35,14 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }
-    let report = quantize_file(&file, &args.output, &options, &mut |done, total| {
+    let tokenizer = common.pre.as_ref().map(TokenizerOptions::with_pre).unwrap_or_default();
+    let report = file.quantize(&args.output, &options, &tokenizer, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });
     bar.finish_and_clear();
     let report = report.map_err(|error| match error {
-        QuantizeError::Requantize { .. } => anyhow!("{error} (--allow-requantize)"),
+        fewbit::Error::Quantize(error @ QuantizeError::Requantize { .. }) => anyhow!("{error} (--allow-requantize)"),
         other => other.into(),
     })?;
 

@@ -12,7 +12,7 @@ use fewbit_format::{GgufFile, Metadata, Value};
 use fewbit_kernels::{GateFunction, RopeStyle};
 
 /// An architecture that the one decoder can run, as a row of data.
-struct Architecture {
+pub(super) struct Architecture {
     /// `general.architecture`, and the prefix of the model's metadata keys.
     name: &'static str,
     rope_style: RopeStyle,
@@ -196,7 +196,11 @@ impl ModelConfig {
     /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`], [`ModelError::BadConfig`], and
     /// the format's errors for keys that are missing or of the wrong type.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, ModelError> {
-        let meta = file.metadata();
+        Self::from_metadata(file.metadata(), &|name, len| constants(file, name, len))
+    }
+
+    /// Reads and checks what metadata says. `constants` finds a vector of the file by its name, of this length.
+    pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, ModelError> {
         let name = meta.require_str("general.architecture")?;
         let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
             let known = ARCHITECTURES.iter().map(|a| a.name).collect();
@@ -231,7 +235,7 @@ impl ModelConfig {
             has_rope: !is_nope && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0),
         });
         let width = if arch.scaled_by_width.contains(&n_layers) { dim / n_heads } else { head_dim };
-        let rope = rope(&keys, file, arch, head_dim, context_length)?;
+        let rope = rope(&keys, constants, arch, head_dim, context_length)?;
         let local_theta = keys.positive("rope.freq_base_swa")?.map(f64::from);
         let local_rope = (arch.local_theta.or(local_theta.map(Some)))
             .map(|theta| RopeConfig::new(local_theta.or(theta).unwrap_or(rope.theta), rope.n_dims, rope.style))
@@ -296,7 +300,7 @@ fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result
 /// Position embedding of the layers that see everything.
 fn rope(
     keys: &Keys<'_>,
-    file: &GgufFile,
+    constants: Constants<'_>,
     arch: &Architecture,
     head_dim: usize,
     context_length: usize,
@@ -310,9 +314,9 @@ fn rope(
     let original_context = original.unwrap_or(context_length);
     let kind_key = keys.name("rope.scaling.type");
     let kind = keys.meta.str(&kind_key)?;
-    let factors = |name: &str| constants(file, name, n_dims / 2);
-    let (short, long) = (factors("rope_factors_short.weight")?, factors("rope_factors_long.weight")?);
-    rope.divisors = factors("rope_freqs.weight")?;
+    let factors = |name: &str| constants(name, n_dims / 2);
+    let (short, long) = (factors(ROPE_SHORT)?, factors(ROPE_LONG)?);
+    rope.divisors = factors(ROPE_DIVISORS)?;
     rope.scaling = match (kind, short, long) {
         (Some("yarn"), None, None) => RopeScaling::Yarn {
             factor,
@@ -351,6 +355,14 @@ fn rope(
     };
     Ok(rope)
 }
+
+/// Tensors that are constants of the model: divisors of the rotary frequencies.
+pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
+pub(super) const ROPE_SHORT: &str = "rope_factors_short.weight";
+pub(super) const ROPE_LONG: &str = "rope_factors_long.weight";
+
+/// Finds such a tensor by its name, of this length.
+pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>;
 
 /// A small tensor of the file that is a constant of the model.
 fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {

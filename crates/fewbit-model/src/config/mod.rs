@@ -6,9 +6,11 @@
 
 mod gguf;
 mod rope;
+mod to_gguf;
 
 pub(crate) use gguf::embedding_scale;
 pub use rope::{RopeConfig, RopeScaling, yarn_magnitude};
+pub use to_gguf::GgufConfig;
 
 use crate::ModelError;
 use fewbit_kernels::{AttentionShape, GateFunction};
@@ -223,6 +225,21 @@ impl ModelConfig {
         for layer in &mut self.layers {
             layer.is_local = window.is_some() && (all || layer.is_local);
         }
+    }
+
+    /// Makes those layers local for which the pattern, repeated, says so. There must be a window for them.
+    pub(crate) fn set_local_layers(&mut self, pattern: &[bool]) -> Result<(), ModelError> {
+        if pattern.is_empty() || pattern.len() > self.layers.len() {
+            let expected = format!("between 1 and {} layers", self.layers.len());
+            return Err(bad("local_layers", format!("{} layers", pattern.len()), expected));
+        }
+        if self.sliding_window.is_none() && pattern.contains(&true) {
+            return Err(bad("sliding_window", "missing", "there, as some layers are local".to_owned()));
+        }
+        for (layer, is_local) in self.layers.iter_mut().zip(pattern.iter().cycle()) {
+            layer.is_local = *is_local;
+        }
+        Ok(())
     }
 }
 

@@ -1,14 +1,17 @@
-//! Quantizing a whole file: GGUF in, GGUF out, in the memory of a part of one tensor.
+//! Quantizing a whole model: a GGUF file or a Hugging Face folder in, GGUF out, in the memory of a part of one tensor.
 
 use std::cell::RefCell;
 use std::io;
 use std::path::Path;
 
-use fewbit_format::{GgufFile, GgufWriter, Metadata, TensorInfo};
+use fewbit_format::{GgufFile, GgufWriter, Metadata};
 use fewbit_kernels::Engine;
 use fewbit_quant::{TensorType, encode::is_encodable};
 
-use super::{Importance, ModelFacts, Plan, QuantizeError, Recipe};
+use super::input::{self, Data, Input, Tensor};
+use super::{Importance, Plan, QuantizeError, Recipe};
+use crate::HfModel;
+use crate::source::row_bytes;
 
 /// Bytes of encoded rows that are made and written at a time.
 const SLAB_BYTES: usize = 16 << 20;
@@ -93,15 +96,17 @@ impl Report {
 }
 
 /// One tensor's job.
-struct Job<'f> {
-    tensor: &'f TensorInfo,
+struct Job<'a> {
+    tensor: &'a Tensor,
     to: TensorType,
     n_bytes: u64,
     importance: Option<Vec<f32>>,
 }
 
-/// Quantizes `source` to a new file at `out`, which appears when it is complete. `progress` is told the bytes of
-/// `source`'s tensors that are done, and how many there are.
+/// Is told the bytes of the source's tensors that are done, and how many there are.
+pub type QuantizeProgress<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// Quantizes `source` to a new file at `out`, which appears when it is complete.
 ///
 /// # Errors
 /// Every [`QuantizeError`]; all that can be known before is checked before anything is written.
@@ -109,15 +114,42 @@ pub fn quantize_file(
     source: &GgufFile,
     out: &Path,
     options: &FileOptions<'_>,
-    progress: &mut dyn FnMut(u64, u64),
+    progress: QuantizeProgress<'_>,
+) -> Result<Report, QuantizeError> {
+    let input = Input::gguf(source)?;
+    input.check_out(&source.path().into_iter().collect::<Vec<_>>(), out)?;
+    quantize(&input, out, options, progress)
+}
+
+/// Quantizes the model of a Hugging Face folder to a new GGUF file at `out`, which appears when it is complete.
+/// `about` is what the file shall say besides the model's configuration: its vocabulary, its name.
+///
+/// # Errors
+/// Every [`QuantizeError`]; all that can be known before is checked before anything is written.
+pub fn quantize_folder(
+    source: &HfModel,
+    about: &Metadata,
+    out: &Path,
+    options: &FileOptions<'_>,
+    progress: QuantizeProgress<'_>,
+) -> Result<Report, QuantizeError> {
+    let input = Input::folder(source, about)?;
+    input.check_out(&source.files().shards().flatten().collect::<Vec<_>>(), out)?;
+    quantize(&input, out, options, progress)
+}
+
+fn quantize(
+    input: &Input<'_>,
+    out: &Path,
+    options: &FileOptions<'_>,
+    progress: QuantizeProgress<'_>,
 ) -> Result<Report, QuantizeError> {
     let engine = crate::weights::engine(None, options.threads)?;
-    check_paths(source, out)?;
-    let jobs = plan(source, options)?;
-    let total: u64 = jobs.iter().map(|job| job.tensor.n_bytes).sum();
+    let jobs = plan(input, options)?;
+    let total: u64 = jobs.iter().flat_map(|job| job.tensor.parts()).map(|part| part.n_bytes).sum();
     let progress = RefCell::new((progress, 0u64));
     let failure: RefCell<Option<QuantizeError>> = RefCell::new(None);
-    let mut writer = GgufWriter::with_metadata(metadata(source.metadata(), options));
+    let mut writer = GgufWriter::with_metadata(metadata(&input.metadata, options));
     for job in &jobs {
         let (failure, progress, engine) = (&failure, &progress, &engine);
         writer.tensor_with(&job.tensor.name, &job.tensor.shape, job.to, move |out| {
@@ -126,7 +158,7 @@ pub fn quantize_file(
                 *done += n_bytes;
                 progress(*done, total);
             };
-            write_tensor(source, job, engine, out, done).map_err(|error| match error {
+            write_tensor(input, job, engine, out, done).map_err(|error| match error {
                 WriteError::Io(error) => error,
                 WriteError::Quantize(error) => {
                     *failure.borrow_mut() = Some(error);
@@ -142,7 +174,7 @@ pub fn quantize_file(
     }
     let tensors = jobs.iter().map(|job| TensorReport {
         name: job.tensor.name.clone(),
-        from: job.tensor.ty,
+        from: job.tensor.ty(),
         to: job.to,
         n_elems: job.tensor.n_elems(),
         n_bytes: job.n_bytes,
@@ -151,52 +183,45 @@ pub fn quantize_file(
     Ok(Report { tensors: tensors.collect(), file_bytes: written? })
 }
 
-/// An error if `out` is the file that is read.
-fn check_paths(source: &GgufFile, out: &Path) -> Result<(), QuantizeError> {
-    let Some(path) = source.path() else { return Ok(()) };
-    // A file that does not exist yet is no other file.
-    let same = match (path.canonicalize(), out.canonicalize()) {
-        (Ok(a), Ok(b)) => a == b,
-        _ => false,
-    };
-    if same { Err(QuantizeError::SameFile { path: out.to_owned() }) } else { Ok(()) }
-}
-
 /// What happens to each tensor, in the order of the file.
-fn plan<'f>(source: &'f GgufFile, options: &FileOptions<'_>) -> Result<Vec<Job<'f>>, QuantizeError> {
-    let facts = ModelFacts::from_gguf(source.metadata(), source.tensor("output.weight").is_none())?;
+fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'a>>, QuantizeError> {
     let mut choices = options.plan.clone();
     choices.importance = options.importance.is_some();
-    source
-        .tensors()
+    input
+        .tensors
         .iter()
         .map(|tensor| {
-            let name = || tensor.name.clone();
-            let to = choices.tensor_type(&facts, &tensor.name, &tensor.shape, tensor.ty);
-            if to == tensor.ty {
-                return Ok(Job { tensor, to, n_bytes: tensor.n_bytes, importance: None });
+            let (name, from) = (&tensor.name, tensor.ty());
+            let mut to = choices.tensor_type(&input.facts, name, &tensor.shape, from);
+            let is_short = matches!(to, TensorType::F16 | TensorType::BF16);
+            if input.widens && is_short && !choices.quantizes(name, &tensor.shape) {
+                to = TensorType::F32;
             }
-            if !tensor.ty.is_decodable() {
-                return Err(QuantizeError::Unreadable { name: name(), ty: tensor.ty });
+            let Some(n_bytes) = input::n_bytes(tensor, to) else {
+                let n_cols = tensor.shape.last().copied().unwrap_or(0);
+                return Err(QuantizeError::RowLength { name: name.clone(), n_cols, ty: to });
+            };
+            if tensor.parts().iter().all(|part| part.ty == to) {
+                return Ok(Job { tensor, to, n_bytes, importance: None });
             }
-            if tensor.ty.block_elems() > 1 && !options.allow_requantize {
-                return Err(QuantizeError::Requantize { name: name(), ty: tensor.ty });
+            for part in tensor.parts().iter().filter(|part| part.ty != to) {
+                let (name, ty) = (input.source.name_in_file(&part.name), part.ty);
+                if !ty.is_decodable() {
+                    return Err(QuantizeError::Unreadable { name, ty });
+                }
+                if ty.block_elems() > 1 && !options.allow_requantize {
+                    return Err(QuantizeError::Requantize { name, ty });
+                }
             }
             if !is_encodable(to) {
                 let source = fewbit_quant::QuantError::NotEncodable { ty: to };
-                return Err(QuantizeError::Tensor { name: name(), source });
+                return Err(QuantizeError::Tensor { name: name.clone(), source });
             }
-            let n_cols = tensor.shape.last().copied().unwrap_or(0);
-            let row_bytes = usize::try_from(n_cols).ok().and_then(|n| to.row_bytes(n));
-            let n_rows = tensor.n_elems().checked_div(n_cols).unwrap_or(0);
-            let Some(n_bytes) = row_bytes.and_then(|bytes| n_rows.checked_mul(bytes as u64)) else {
-                return Err(QuantizeError::RowLength { name: name(), n_cols, ty: to });
-            };
             // Rounding to a shorter float leaves no choice.
             let importance = if to.block_elems() > 1 { importance_of(tensor, options)? } else { None };
-            let optional = matches!(tensor.name.as_str(), "token_embd.weight" | "output.weight");
+            let optional = matches!(name.as_str(), "token_embd.weight" | "output.weight");
             if importance.is_none() && choices.recipe == Recipe::Q2_K_S && to == TensorType::Q2_K && !optional {
-                return Err(QuantizeError::NeedsImportance { recipe: choices.recipe, name: name() });
+                return Err(QuantizeError::NeedsImportance { recipe: choices.recipe, name: name.clone() });
             }
             Ok(Job { tensor, to, n_bytes, importance })
         })
@@ -204,7 +229,7 @@ fn plan<'f>(source: &'f GgufFile, options: &FileOptions<'_>) -> Result<Vec<Job<'
 }
 
 /// The importance of a tensor's columns, if there is any for it.
-fn importance_of(tensor: &TensorInfo, options: &FileOptions<'_>) -> Result<Option<Vec<f32>>, QuantizeError> {
+fn importance_of(tensor: &Tensor, options: &FileOptions<'_>) -> Result<Option<Vec<f32>>, QuantizeError> {
     let Some(values) = options.importance.and_then(|all| all.mean_squares(&tensor.name)) else { return Ok(None) };
     let n_cols = tensor.shape.last().copied().unwrap_or(0);
     let n_matrices: u64 = tensor.shape.iter().rev().skip(2).product();
@@ -223,9 +248,6 @@ fn importance_of(tensor: &TensorInfo, options: &FileOptions<'_>) -> Result<Optio
 /// The metadata of the new file: that of the old one, and what was done.
 fn metadata(old: &Metadata, options: &FileOptions<'_>) -> Metadata {
     let mut meta = old.clone();
-    for key in ["split.no", "split.count", "split.tensors.count"] {
-        meta.remove(key);
-    }
     meta.set("general.quantization_version", QUANTIZATION_VERSION);
     meta.set("general.file_type", options.plan.recipe.file_type());
     if let Some(importance) = options.importance {
@@ -251,45 +273,55 @@ enum WriteError {
 
 /// Writes one tensor, some rows at a time.
 fn write_tensor(
-    source: &GgufFile,
+    input: &Input<'_>,
     job: &Job<'_>,
     engine: &Engine,
     out: &mut dyn io::Write,
     done: &mut dyn FnMut(u64),
 ) -> Result<(), WriteError> {
-    let (tensor, bytes) = (job.tensor, source.tensor_bytes(job.tensor));
-    if job.to == tensor.ty {
-        out.write_all(bytes).map_err(WriteError::Io)?;
-        source.release(tensor);
-        done(tensor.n_bytes);
-        return Ok(());
-    }
-    let invariant = "the plan has checked shape and types";
+    let tensor = job.tensor;
+    let parts = match &tensor.data {
+        Data::Parts(parts) => parts,
+        Data::Values(values) => {
+            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            return out.write_all(&bytes).map_err(WriteError::Io);
+        }
+    };
+    let quantize = |error| WriteError::Quantize(error);
     let dim = |i: usize| usize::try_from(tensor.shape[i]).expect("as large as the file at most");
     let n_dims = tensor.shape.len();
-    let n_cols = dim(n_dims - 1);
-    let (from_bytes, to_bytes) =
-        (tensor.ty.row_bytes(n_cols).expect(invariant), job.to.row_bytes(n_cols).expect(invariant));
-    let n_rows = bytes.len() / from_bytes;
-    // Slabs do not cross the matrices of a stack, which have an importance each.
-    let rows_per_matrix = if n_dims > 1 { dim(n_dims - 2) } else { n_rows }.max(1);
-    let slab_rows = (SLAB_BYTES / to_bytes).clamp(1, rows_per_matrix);
-    let mut encoded = Vec::new();
-    let mut start = 0;
-    while start < n_rows {
-        let matrix = start / rows_per_matrix;
-        let end = (start + slab_rows).min((matrix + 1) * rows_per_matrix);
-        let importance = job.importance.as_ref().map(|w| &w[matrix * n_cols..(matrix + 1) * n_cols]);
-        let rows = &bytes[start * from_bytes..end * from_bytes];
-        encoded.resize((end - start) * to_bytes, 0);
-        engine.convert(tensor.ty, rows, job.to, n_cols, importance, &mut encoded).map_err(|error| {
-            let source = error.after(start * n_cols);
-            WriteError::Quantize(QuantizeError::Tensor { name: tensor.name.clone(), source })
-        })?;
-        out.write_all(&encoded).map_err(WriteError::Io)?;
-        done(rows.len() as u64);
-        start = end;
+    let n_cols = if n_dims > 0 { dim(n_dims - 1) } else { 1 };
+    let to_bytes = job.to.row_bytes(n_cols).expect("the plan has checked shape and types");
+    // Rows before this part, in all matrices of the stack.
+    let mut before = 0;
+    for part in parts {
+        let from_bytes = row_bytes(part);
+        let n_rows = usize::try_from(part.n_bytes).unwrap_or(0).checked_div(from_bytes).unwrap_or(0);
+        // Slabs do not cross the matrices of a stack, which have an importance each.
+        let rows_per_matrix = if n_dims > 1 { dim(n_dims - 2) } else { n_rows }.max(1);
+        let slab_rows = (SLAB_BYTES / to_bytes.max(from_bytes).max(1)).clamp(1, rows_per_matrix);
+        let mut encoded = Vec::new();
+        let mut start = 0;
+        while start < n_rows {
+            let matrix = (before + start) / rows_per_matrix;
+            let end = (start + slab_rows).min((matrix + 1) * rows_per_matrix - before).min(n_rows);
+            let rows = input.source.rows(engine, part, start..end).map_err(|error| quantize(error.into()))?;
+            if part.ty == job.to {
+                out.write_all(&rows).map_err(WriteError::Io)?;
+            } else {
+                let importance = job.importance.as_ref().map(|w| &w[matrix * n_cols..(matrix + 1) * n_cols]);
+                encoded.resize((end - start) * to_bytes, 0);
+                engine.convert(part.ty, &rows, job.to, n_cols, importance, &mut encoded).map_err(|error| {
+                    let (name, source) = (input.source.name_in_file(&part.name), error.after(start * n_cols));
+                    quantize(QuantizeError::Tensor { name, source })
+                })?;
+                out.write_all(&encoded).map_err(WriteError::Io)?;
+            }
+            done(((end - start) * from_bytes) as u64);
+            start = end;
+        }
+        before += n_rows;
+        input.source.release(part);
     }
-    source.release(tensor);
     Ok(())
 }

@@ -1,15 +1,16 @@
 //! Quantizing models: [`Recipe`]s, importance matrices, and whole files.
 //!
 //! A [`Plan`] says which type each tensor gets, [`Engine::encode`](fewbit_kernels::Engine::encode) makes its
-//! bytes, and [`quantize_file`] does both for a file, some rows at a time.
+//! bytes, and [`quantize_file`] and [`quantize_folder`] do both for a model, some rows at a time.
 
 mod error;
 mod file;
 mod importance;
+mod input;
 mod recipe;
 
 pub use error::QuantizeError;
 pub use fewbit_quant::encode::is_encodable;
-pub use file::{FileOptions, Report, TensorReport, quantize_file};
+pub use file::{FileOptions, QuantizeProgress, Report, TensorReport, quantize_file, quantize_folder};
 pub use importance::{Collector, Importance, ImportanceError};
 pub use recipe::{ModelFacts, Plan, Recipe, UnknownRecipe};

@@ -41,7 +41,7 @@ def values(name, shape, scale, offset):
 class Rope:
     theta: float = 10000.0
     dims: int = 16
-    kind: str = "none"  # none, linear, yarn, longrope
+    kind: str = "none"  # none, linear, yarn, longrope, llama3
     factor: float = 1.0
     original: int = 0
     attention_factor: float = 1.0
@@ -239,6 +239,10 @@ def inverse_frequencies(rope, w, long):
         ramp = np.clip((np.arange(n // 2) - low) / (high - low), 0, 1)
         keep = 1 - ramp
         inv = inv / rope.factor * (1 - keep) + inv * keep
+    elif rope.kind == "llama3":
+        low, high = 1.0, 4.0
+        smooth = np.clip((rope.original * inv / (2 * math.pi) - low) / (high - low), 0, 1)
+        inv = (1 - smooth) * inv / rope.factor + smooth * inv
     elif rope.kind == "longrope":
         inv = inv / w("rope_factors_long.weight" if long else "rope_factors_short.weight")
     if rope.has_divisors:

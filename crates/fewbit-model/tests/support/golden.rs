@@ -106,7 +106,7 @@ fn n_elems(shape: &[u64]) -> usize {
 }
 
 /// The values that `values` of the script makes.
-fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<u8> {
+pub(crate) fn values(name: &str, n: usize, scale: f32, offset: f32) -> Vec<u8> {
     let seed = name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01B3));
     (1..=n as u64)
         .flat_map(|i| {

@@ -17,11 +17,14 @@ mod pattern;
 mod pipeline;
 mod sentencepiece;
 mod tekken;
+mod vocabulary;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::TokenizerError;
 use crate::tokenizer::Tokenizer;
+
+pub(crate) use vocabulary::filler;
 
 pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
 const TEKKEN_JSON: &str = "tekken.json";

@@ -194,6 +194,15 @@ impl Model {
 
 /// `version` is that of a Mistral tokenizer, such as `v3`, where the file's name has one.
 pub(super) fn tokenizer(bytes: &[u8], version: Option<&str>, files: &HfFiles) -> Result<Tokenizer, TokenizerError> {
+    Tokenizer::new(&vocabulary(bytes, version, files)?)
+}
+
+/// What the files say, in the terms of GGUF.
+pub(super) fn vocabulary(
+    bytes: &[u8],
+    version: Option<&str>,
+    files: &HfFiles,
+) -> Result<Vocabulary<'static>, TokenizerError> {
     let mut model = Model::parse(bytes)?;
     model.check()?;
     let configs = Configs::read(files)?;
@@ -201,8 +210,9 @@ pub(super) fn tokenizer(bytes: &[u8], version: Option<&str>, files: &HfFiles) ->
     model.scores.resize(model.tokens.len(), 0.0);
     let id = |id: i64| u32::try_from(id).ok();
     let template = configs.chat_template(files)?;
-    Tokenizer::new(&Vocabulary {
+    Ok(Vocabulary {
         model: "llama".into(),
+        pre: Some("default".into()),
         scores: model.scores.into(),
         unknown: id(model.unknown),
         bos: id(model.bos),

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use SpecialTokens::{Parse, Plain};
 
 /// A byte-level vocabulary of a few letters, as a `tokenizer.json`.
-fn byte_level() -> Value {
+pub(crate) fn byte_level() -> Value {
     json!({
         "version": "1.0",
         "added_tokens": [
@@ -33,7 +33,7 @@ fn byte_level() -> Value {
 }
 
 /// Llama's vocabulary in small: characters, bytes, spaces as U+2581.
-fn characters() -> Value {
+pub(crate) fn characters() -> Value {
     let mut vocab = json!({"<unk>": 0, "▁": 257, "a": 258, "b": 259, "▁a": 260, "▁ab": 261});
     for byte in 0..=255u32 {
         vocab[format!("<0x{byte:02X}>")] = json!(byte + 1);
@@ -51,13 +51,13 @@ fn characters() -> Value {
     })
 }
 
-fn files(tokenizer: &Value) -> HfFiles {
+pub(crate) fn files(tokenizer: &Value) -> HfFiles {
     let mut files = HfFiles::default();
     files.tokenizer_json = Some(tokenizer.to_string().into_bytes());
     files
 }
 
-fn with_config(tokenizer: &Value, config: Value) -> HfFiles {
+pub(crate) fn with_config(tokenizer: &Value, config: Value) -> HfFiles {
     let mut files = files(tokenizer);
     files.tokenizer_config = Some(config.to_string().into_bytes());
     files
@@ -225,7 +225,7 @@ fn damaged_files_are_errors_or_tokenizers() {
 }
 
 /// A `tekken.json` of single bytes, two longer tokens and its own special tokens.
-fn tekken() -> Value {
+pub(crate) fn tekken() -> Value {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let base64 = |bytes: &[u8]| -> String {
         let chunks = bytes.chunks(3).map(|chunk| {

@@ -9,3 +9,4 @@ mod smollm2;
 mod spm;
 mod support;
 mod templates;
+mod to_gguf;

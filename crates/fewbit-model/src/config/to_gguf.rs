@@ -1,0 +1,257 @@
+//! The other way round: what a GGUF file has to say so that its reader gets a configuration.
+//!
+//! What is written is read again and compared, so that a configuration which GGUF's keys cannot express for its
+//! architecture is an error, and never a file that computes something else.
+
+use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
+use super::{ModelConfig, RopeConfig, RopeScaling};
+use crate::ModelError;
+use crate::rope::frequencies;
+use fewbit_format::Metadata;
+
+/// What a GGUF file says about a model besides its weights.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct GgufConfig {
+    /// `general.architecture` and the keys behind its name.
+    pub metadata: Metadata,
+    /// Vectors that stand among the tensors, as F32.
+    pub constants: Vec<(&'static str, Vec<f32>)>,
+}
+
+/// Collects keys behind the architecture's prefix.
+struct Keys {
+    meta: Metadata,
+    prefix: String,
+}
+
+impl Keys {
+    fn count(&mut self, key: &str, n: usize) {
+        let key = format!("{}.{key}", self.prefix);
+        match u32::try_from(n) {
+            Ok(n) => self.meta.set(key, n),
+            Err(_) => self.meta.set(key, n as u64),
+        }
+    }
+
+    fn float(&mut self, key: &str, x: f64) {
+        self.meta.set(format!("{}.{key}", self.prefix), x as f32);
+    }
+
+    /// A float that says nothing at its usual value.
+    fn unusual(&mut self, key: &str, x: f64, usual: f64) {
+        if !close(x, usual) {
+            self.float(key, x);
+        }
+    }
+}
+
+impl ModelConfig {
+    /// The metadata and constants of a GGUF file with this configuration.
+    ///
+    /// # Errors
+    /// [`ModelError::NoGgufForm`] for what GGUF files of this architecture cannot say.
+    pub fn to_gguf(&self) -> Result<GgufConfig, ModelError> {
+        let mut meta = Metadata::default();
+        meta.set("general.architecture", self.architecture.as_str());
+        if let Some(name) = &self.name {
+            meta.set("general.name", name.as_str());
+        }
+        let mut keys = Keys { meta, prefix: self.architecture.clone() };
+        keys.count("context_length", self.context_length);
+        keys.count("embedding_length", self.dim);
+        keys.count("block_count", self.n_layers());
+        keys.count("feed_forward_length", self.ffn_dim);
+        keys.count("attention.head_count", self.n_heads);
+        keys.count("attention.head_count_kv", self.n_kv_heads);
+        keys.count("attention.key_length", self.head_dim);
+        keys.count("attention.value_length", self.head_dim);
+        keys.float("attention.layer_norm_rms_epsilon", f64::from(self.rms_norm_eps));
+        self.write_attention(&mut keys);
+        let constants = self.write_rope(&mut keys);
+        self.write_experts(&mut keys);
+        if self.architecture.starts_with("granite") {
+            keys.float("embedding_scale", f64::from(self.embedding_scale));
+            keys.float("residual_scale", f64::from(self.residual_scale));
+            keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));
+        }
+        let mut gguf = GgufConfig { metadata: keys.meta, constants };
+        // What the reader takes for granted where a key is missing depends on the architecture.
+        let read = self.read_back(&gguf)?;
+        if !close(read.attention_scale.into(), self.attention_scale.into()) {
+            gguf.metadata.set(format!("{}.attention.scale", self.architecture), self.attention_scale);
+        }
+        if read.sliding_window.is_some() && self.sliding_window.is_none() {
+            gguf.metadata.set(format!("{}.attention.sliding_window", self.architecture), 0u32);
+        }
+        match self.difference(&self.read_back(&gguf)?) {
+            None => Ok(gguf),
+            Some(what) => Err(ModelError::NoGgufForm { architecture: self.architecture.clone(), what }),
+        }
+    }
+
+    fn write_attention(&self, keys: &mut Keys) {
+        if let Some(window) = self.sliding_window {
+            keys.count("attention.sliding_window", window);
+        }
+        if self.sliding_window.is_some() && self.layers.iter().any(|layer| layer.is_local != self.layers[0].is_local) {
+            let pattern: Vec<bool> = self.layers.iter().map(|layer| layer.is_local).collect();
+            keys.meta.set(format!("{}.attention.sliding_window_pattern", keys.prefix), pattern);
+        }
+        if let Some(cap) = self.attention_softcap {
+            keys.float("attn_logit_softcapping", cap.into());
+        }
+        if let Some(cap) = self.logit_softcap {
+            keys.float("final_logit_softcapping", cap.into());
+        }
+        if let Some(temperature) = self.attention_temperature {
+            keys.float("attention.temperature_scale", temperature.scale);
+            keys.count("attention.temperature_length", temperature.length);
+        }
+    }
+
+    fn write_rope(&self, keys: &mut Keys) -> Vec<(&'static str, Vec<f32>)> {
+        let rope = &self.rope;
+        keys.count("rope.dimension_count", rope.n_dims);
+        keys.float("rope.freq_base", rope.theta);
+        if let Some(local) = &self.local_rope {
+            keys.float("rope.freq_base_swa", local.theta);
+        }
+        let mut constants = Vec::new();
+        if let Some(divisors) = self.divisors() {
+            constants.push((ROPE_DIVISORS, divisors));
+        }
+        let kind = format!("{}.rope.scaling.type", keys.prefix);
+        let usual = rope.scaling.default_attention_factor(self.context_length);
+        match &rope.scaling {
+            RopeScaling::None | RopeScaling::Llama3 { .. } => {
+                keys.unusual("rope.scaling.attn_factor", rope.attention_factor, 1.0);
+            }
+            RopeScaling::Linear { factor } => {
+                keys.meta.set(kind, "linear");
+                keys.float("rope.scaling.factor", *factor);
+                keys.unusual("rope.scaling.attn_factor", rope.attention_factor, 1.0);
+            }
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } => {
+                keys.meta.set(kind, "yarn");
+                keys.float("rope.scaling.factor", *factor);
+                keys.count("rope.scaling.original_context_length", *original_context);
+                keys.float("rope.scaling.yarn_beta_fast", *beta_fast);
+                keys.float("rope.scaling.yarn_beta_slow", *beta_slow);
+                // Here the key is a factor of the usual value.
+                keys.unusual("rope.scaling.attn_factor", rope.attention_factor / usual, 1.0);
+            }
+            RopeScaling::LongRope { original_context, short, long } => {
+                keys.meta.set(kind, "longrope");
+                keys.count("rope.scaling.original_context_length", *original_context);
+                keys.float("rope.scaling.attn_factor", rope.attention_factor);
+                constants.push((ROPE_SHORT, short.clone()));
+                constants.push((ROPE_LONG, long.clone()));
+            }
+        }
+        constants
+    }
+
+    fn write_experts(&self, keys: &mut Keys) {
+        let Some(experts) = self.experts else { return };
+        keys.count("expert_count", experts.n_experts);
+        keys.count("expert_used_count", experts.n_used);
+        keys.count("expert_feed_forward_length", experts.ffn_dim);
+        if let Some(n) = experts.shared_ffn_dim {
+            keys.count("expert_shared_feed_forward_length", n);
+        }
+        keys.meta.set(format!("{}.expert_weights_norm", keys.prefix), experts.is_normalized);
+        keys.unusual("expert_weights_scale", experts.scale.into(), 1.0);
+    }
+
+    /// Divisors of the frequencies as GGUF has them: Llama 3's scaling is written out.
+    fn divisors(&self) -> Option<Vec<f32>> {
+        let rope = &self.rope;
+        let RopeScaling::Llama3 { .. } = rope.scaling else { return rope.divisors.clone() };
+        let plain = RopeConfig { scaling: RopeScaling::None, divisors: None, ..rope.clone() };
+        let (plain, scaled) = (frequencies(&plain, self.context_length), frequencies(rope, self.context_length));
+        Some(plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect())
+    }
+
+    /// What the reader of a file gets.
+    fn read_back(&self, gguf: &GgufConfig) -> Result<Self, ModelError> {
+        Self::from_metadata(&gguf.metadata, &|name, _| {
+            let constant = gguf.constants.iter().find(|(known, _)| *known == name);
+            Ok(constant.map(|(_, values)| values.clone()))
+        })
+    }
+
+    /// The first part of the configuration in which `read` is another, but for rounding.
+    fn difference(&self, read: &Self) -> Option<&'static str> {
+        let floats = [
+            ("rms_norm_eps", Some(self.rms_norm_eps), Some(read.rms_norm_eps)),
+            ("attention_scale", Some(self.attention_scale), Some(read.attention_scale)),
+            ("attention_softcap", self.attention_softcap, read.attention_softcap),
+            ("embedding_scale", Some(self.embedding_scale), Some(read.embedding_scale)),
+            ("residual_scale", Some(self.residual_scale), Some(read.residual_scale)),
+            ("logit_scale", Some(self.logit_scale), Some(read.logit_scale)),
+            ("logit_softcap", self.logit_softcap, read.logit_softcap),
+        ];
+        let same = |a: Option<f32>, b: Option<f32>| match (a, b) {
+            (Some(a), Some(b)) => close(a.into(), b.into()),
+            (a, b) => a == b,
+        };
+        if let Some((what, ..)) = floats.into_iter().find(|(_, a, b)| !same(*a, *b)) {
+            return Some(what);
+        }
+        let mut rope = self.rope.clone();
+        if matches!(rope.scaling, RopeScaling::Llama3 { .. }) {
+            (rope.scaling, rope.divisors) = (RopeScaling::None, self.divisors());
+        }
+        let same_local = match (&self.local_rope, &read.local_rope) {
+            (Some(a), Some(b)) => same_rope(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        let same_temperature = match (self.attention_temperature, read.attention_temperature) {
+            (Some(a), Some(b)) => a.length == b.length && close(a.scale, b.scale),
+            (a, b) => a == b,
+        };
+        let others = [
+            ("the position embedding", same_rope(&rope, &read.rope)),
+            ("the position embedding of local layers", same_local),
+            ("which layers are local, and which have a position embedding", self.layers == read.layers),
+            ("sliding_window", self.sliding_window == read.sliding_window),
+            ("the temperature of attention", same_temperature),
+            ("experts", self.experts == read.experts),
+            ("the activation function", self.gate == read.gate),
+            ("norms", (self.has_qk_norm, self.has_post_norms) == (read.has_qk_norm, read.has_post_norms)),
+        ];
+        others.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
+    }
+}
+
+/// Whether two numbers are one, rounded to f32.
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 2e-7 * a.abs().max(b.abs())
+}
+
+fn same_rope(a: &RopeConfig, b: &RopeConfig) -> bool {
+    let same_scaling = match (&a.scaling, &b.scaling) {
+        (RopeScaling::Linear { factor: a }, RopeScaling::Linear { factor: b }) => close(*a, *b),
+        (
+            RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, is_truncated },
+            RopeScaling::Yarn {
+                factor: factor_b,
+                original_context: original_b,
+                beta_fast: fast_b,
+                beta_slow: slow_b,
+                is_truncated: truncated_b,
+            },
+        ) => {
+            close(*factor, *factor_b)
+                && close(*beta_fast, *fast_b)
+                && close(*beta_slow, *slow_b)
+                && (original_context, is_truncated) == (original_b, truncated_b)
+        }
+        (a, b) => a == b,
+    };
+    same_scaling
+        && close(a.theta, b.theta)
+        && close(a.attention_factor, b.attention_factor)
+        && (a.n_dims, a.style, &a.divisors) == (b.n_dims, b.style, &b.divisors)
+}
