@@ -89,6 +89,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Write a smaller file of a model
     Quantize(QuantizeArgs),
+    /// Measure what quantizing a model costs and gives, type by type
+    Compare(CompareArgs),
     /// Measure on a text which weights matter, for `quantize --imatrix`
     Imatrix(ImatrixArgs),
 }
@@ -301,6 +303,27 @@ pub(crate) struct BenchArgs {
     /// Type of the random weights
     #[arg(long, value_name = "TYPE", requires = "shape")]
     pub(crate) r#type: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompareArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// Text to measure on
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// What to quantize to, in memory
+    #[arg(long, value_name = "TYPE", value_delimiter = ',', default_value = "Q8_0,Q6_K,Q5_K_M,Q4_K_M,Q3_K_M,Q2_K")]
+    pub(crate) types: Vec<Recipe>,
+    /// Tokens of a window
+    #[arg(long, short, value_name = "N", default_value_t = 512)]
+    pub(crate) ctx: usize,
+    /// Windows to measure at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) chunks: Option<u64>,
+    /// Draw size against KL divergence, as .svg, or with the table as .html
+    #[arg(long, value_name = "FILE")]
+    pub(crate) plot: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

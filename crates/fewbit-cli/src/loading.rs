@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use fewbit::hub::{Event, Progress};
+use fewbit::quantize::Recipe;
 use fewbit::sample::{DynamicTemperature, Mirostat, Xtc};
 use fewbit::{Constraint, Model, ModelBuilder, Sampling};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,6 +16,11 @@ use crate::output::note;
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
     Ok(builder(common)?.progress(PullProgress::new()).load(name_or_path)?)
+}
+
+/// Loads the model quantized to a recipe, with the options of the command line.
+pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> anyhow::Result<Model> {
+    Ok(builder(common)?.quantize(recipe).load_file(path)?)
 }
 
 fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {

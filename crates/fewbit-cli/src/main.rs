@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         Command::Perplexity(args) => commands::perplexity::run(common, args),
         Command::Bench(args) => commands::bench::run(common, args),
         Command::Quantize(args) => commands::quantize::run(common, args),
+        Command::Compare(args) => commands::compare::run(common, args),
         Command::Imatrix(args) => commands::imatrix::run(common, args),
     };
     match result {

@@ -107,6 +107,37 @@ fn what_cannot_be_done_is_refused_in_one_line() {
     assert_eq!(run(&["quantize", STORIES, &out]).status.code(), Some(2), "--type is missing");
 }
 
+#[test]
+fn types_are_compared_in_memory() {
+    let folder = TempDir::new().unwrap();
+    let (svg, page) = (at(&folder, "plot.svg"), at(&folder, "plot.html"));
+    let args = ["compare", STORIES, "--file", PROSE, "--ctx", "64", "--chunks", "4", "--types", "Q8_0,Q4_0"];
+    let object = json(&[&args[..], &["--plot", &svg, "--json"]].concat());
+    assert_eq!((&object["chunks"], &object["tokens_scored"]), (&4.into(), &(4 * 31).into()));
+    let rows = object["rows"].as_array().unwrap();
+    let number = |row: usize, key: &str| rows[row][key].as_f64().unwrap();
+    assert_eq!(rows.iter().map(|row| row["type"].as_str().unwrap()).collect::<Vec<_>>(), ["original", "Q8_0", "Q4_0"]);
+    for row in [0, 1] {
+        assert!(number(row, "bytes") > number(row + 1, "bytes"));
+        assert!(number(row, "kl_divergence") < number(row + 1, "kl_divergence"));
+        assert!(number(row, "top1_agreement") > number(row + 1, "top1_agreement"));
+        assert!(number(row, "prefill_tok_s") > 0.0 && number(row, "decode_tok_s") > 0.0);
+    }
+    assert_eq!((number(0, "kl_divergence"), number(0, "top1_agreement")), (0.0, 1.0));
+    assert!((number(1, "ppl") / number(0, "ppl") - 1.0).abs() < 0.01);
+    let perplexity = json(&["perplexity", STORIES, "--file", PROSE, "--ctx", "64", "--chunks", "4", "--json"]);
+    assert_eq!(perplexity["ppl"], object["rows"][0]["ppl"]);
+    assert!(std::fs::read_to_string(&svg).unwrap().contains("Q4_0"));
+
+    let output = run(&[&args[..], &["--plot", &page]].concat());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 4, "{text}");
+    assert!(std::fs::read_to_string(&page).unwrap().contains("<td>Q8_0</td>"));
+    assert_fails(&[&args[..], &["--plot", "plot.png"]].concat(), ".svg");
+    assert_fails(&["compare", STORIES, "--file", "/nonexistent"], "/nonexistent");
+    assert_eq!(run(&["compare", STORIES, "--file", PROSE, "--types", "Q9"]).status.code(), Some(2));
+}
+
 /// `prose-imatrix.gguf` is what llama.cpp's llama-imatrix measured with the same model, text and windows.
 #[test]
 fn an_importance_matrix_is_that_of_llama_cpp() {

@@ -187,7 +187,7 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
     let mut folder = find("Mixtral");
     folder.tensors.retain(|tensor| !tensor.name.contains("experts.7.w2"));
     let (to, model) = opened(&folder);
-    let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).err().expect("incomplete");
+    let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).expect_err("incomplete");
     assert!(matches!(&error, QuantizeError::Model(ModelError::MissingTensor { .. })), "{error}");
     let mut folder = find("Mixtral");
     let extra = Tensor {
@@ -196,10 +196,10 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
     };
     folder.tensors.push(extra);
     let (to, model) = opened(&folder);
-    let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).err().expect("one too many");
+    let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).expect_err("one too many");
     assert!(matches!(&error, QuantizeError::Model(ModelError::UnexpectedTensor { .. })), "{error}");
     let (to, model) = opened(&find("Qwen3"));
-    let error = quantized(&model, &to.path().join("model.safetensors"), Recipe::F16).err().expect("refused");
+    let error = quantized(&model, &to.path().join("model.safetensors"), Recipe::F16).expect_err("refused");
     assert!(matches!(&error, QuantizeError::SameFile { .. }), "{error}");
 }
 

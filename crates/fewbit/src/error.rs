@@ -173,6 +173,15 @@ pub enum Error {
         model: PathBuf,
     },
 
+    /// Models to be compared with different vocabularies.
+    #[error("{} has another vocabulary than {}: their probabilities do not compare", model.display(), other.display())]
+    OtherVocabulary {
+        /// The one.
+        model: PathBuf,
+        /// The other.
+        other: PathBuf,
+    },
+
     /// Too many requests wait already.
     #[error("{limit} requests are waiting already: try again later, or raise `ModelBuilder::max_waiting`")]
     QueueFull {

@@ -7,12 +7,15 @@
 //! `ctx/2 ..= ctx-2` are scored on the token that follows them. What remains after the last whole
 //! window is not used.
 //!
+//! [`Model::divergence_from`] runs two models side by side over the same windows: how far the probabilities of one are
+//! from those of the other.
+//!
 //! The logits are f32; everything after them (log-softmax, sums) is f64.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Logits, LogitsFor};
+use fewbit_model::{KvCache, Logits, LogitsFor};
 
 use crate::error::Error;
 use crate::generate::Prompt;
@@ -142,34 +145,54 @@ impl Model {
         options: &PerplexityOptions,
         mut progress: impl FnMut(&Perplexity),
     ) -> Result<Perplexity, Error> {
-        let ctx = options.ctx;
-        if ctx < 4 {
-            return Err(Error::WindowTooShort { ctx });
-        }
-        if ctx > self.context_length() {
-            return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
-        }
-        let tokens = self.encode_raw(text);
-        // With a single window the figure depends on where the text was cut; llama.cpp refuses too.
-        let needed = ctx.saturating_mul(2);
-        if tokens.len() < needed {
-            return Err(Error::TooFewTokens { needed, found: tokens.len() });
-        }
-        let tokenizer = self.tokenizer();
-        let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
-        let chunks = (tokens.len() / ctx).min(options.chunks.unwrap_or(usize::MAX));
-        let mut result = Perplexity { chunks, ..Perplexity::default() };
+        let windows = self.windows(text, options)?;
+        let mut result = Perplexity { chunks: windows.len(), ..Perplexity::default() };
         let start = Instant::now();
-        for window in tokens.chunks_exact(ctx).take(chunks) {
-            let mut window = window.to_vec();
-            if let Some(bos) = bos {
-                window[0] = bos;
-            }
-            self.score_from(&window, ctx / 2, &mut result.nll_per_token)?;
-            result.tokens_run += ctx - 1;
+        for window in &windows {
+            self.score_from(window, options.ctx / 2, &mut result.nll_per_token)?;
+            result.tokens_run += options.ctx - 1;
             result.chunks_done += 1;
             result.elapsed = start.elapsed();
             progress(&result);
+        }
+        Ok(result)
+    }
+
+    /// How far this model's predictions on `text` are from those of `reference`, which has the same vocabulary:
+    /// usually the model that this one was quantized from. Windows and scored tokens are those of
+    /// [`perplexity`](Self::perplexity); `progress` is told the windows done and how many there are.
+    pub fn divergence_from(
+        &self,
+        reference: &Model,
+        text: &str,
+        options: &PerplexityOptions,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<Divergence, Error> {
+        if self.vocabulary() != reference.vocabulary() {
+            let (model, other) = (self.path().to_owned(), reference.path().to_owned());
+            return Err(Error::OtherVocabulary { model, other });
+        }
+        let windows = self.windows(text, options)?;
+        let mut result = Divergence { chunks: windows.len(), ..Divergence::default() };
+        for (i, window) in windows.iter().enumerate() {
+            let first = options.ctx / 2;
+            let mut expected = Rows::new(reference, window, first)?;
+            let start = Instant::now();
+            let mut own = Rows::new(self, window, first)?;
+            result.elapsed += start.elapsed();
+            while let Some((expected, targets)) = expected.next(reference)? {
+                let start = Instant::now();
+                let Some((logits, _)) = own.next(self)? else { break };
+                result.elapsed += start.elapsed();
+                for row in compare_rows(&logits, &expected, targets, self.n_threads()) {
+                    result.nll_per_token.push(row.nll);
+                    result.reference_nll_per_token.push(row.reference_nll);
+                    result.kl_per_token.push(row.kl);
+                    result.same_top += usize::from(row.same_top);
+                }
+            }
+            result.tokens_run += options.ctx - 1;
+            progress(i + 1, windows.len());
         }
         Ok(result)
     }
@@ -183,21 +206,33 @@ impl Model {
 
     /// Hands on the logits that predict `tokens[first + 1..]`, some rows at a time, each with the token that came.
     fn each_row(&self, tokens: &[u32], first: usize, mut rows: impl FnMut(&Logits, &[u32])) -> Result<(), Error> {
-        // The last token is only predicted, never an input.
-        let Some((_, inputs)) = tokens.split_last() else { return Ok(()) };
-        let mut cache = self.decoder().new_cache();
-        let (context, scored) = inputs.split_at(first.min(inputs.len()));
-        for chunk in context.chunks(self.inner.core.limits.prefill_chunk) {
-            (cache, _) = self.inner.extend(cache, chunk, LogitsFor::None)?;
-        }
-        let mut at = context.len();
-        for chunk in scored.chunks(ROWS) {
-            let logits;
-            (cache, logits) = self.inner.extend(cache, chunk, LogitsFor::All)?;
-            at += chunk.len();
-            rows(&logits, &tokens[at + 1 - chunk.len()..=at]);
+        let mut all = Rows::new(self, tokens, first)?;
+        while let Some((logits, targets)) = all.next(self)? {
+            rows(&logits, targets);
         }
         Ok(())
+    }
+
+    /// The windows that a text is scored in.
+    fn windows(&self, text: &str, options: &PerplexityOptions) -> Result<Vec<Vec<u32>>, Error> {
+        let ctx = options.ctx;
+        if ctx < 4 {
+            return Err(Error::WindowTooShort { ctx });
+        }
+        if ctx > self.context_length() {
+            return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
+        }
+        let tokens = self.encode_raw(text);
+        // With a single window the figure depends on where the text was cut; llama.cpp refuses too.
+        let needed = ctx.saturating_mul(2);
+        if tokens.len() < needed {
+            return Err(Error::TooFewTokens { needed, found: tokens.len() });
+        }
+        let bos = self.tokenizer().bos().filter(|_| self.tokenizer().add_bos());
+        let windows = tokens.chunks_exact(ctx).take(options.chunks.unwrap_or(usize::MAX));
+        Ok(windows
+            .map(|window| bos.into_iter().chain(window[usize::from(bos.is_some())..].iter().copied()).collect())
+            .collect())
     }
 
     fn check(&self, tokens: &[u32]) -> Result<(), Error> {
@@ -207,6 +242,139 @@ impl Model {
             None => Ok(()),
         }
     }
+}
+
+/// How far the predictions of one model are from those of another, token by token in the order of the text.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Divergence {
+    /// Negative log-likelihood of each scored token by the model, in nats.
+    pub nll_per_token: Vec<f64>,
+    /// The same by the reference.
+    pub reference_nll_per_token: Vec<f64>,
+    /// KL divergence of the model's probabilities from those of the reference, in nats.
+    pub kl_per_token: Vec<f64>,
+    /// Tokens for which both found the same one most probable.
+    pub same_top: usize,
+    /// Windows scored.
+    pub chunks: usize,
+    /// Tokens run through the model.
+    pub tokens_run: usize,
+    /// Time that the model took, without the reference.
+    pub elapsed: Duration,
+}
+
+impl Divergence {
+    /// The model's perplexity.
+    pub fn perplexity(&self) -> f64 {
+        mean(&self.nll_per_token).exp()
+    }
+
+    /// The perplexity of the reference.
+    pub fn reference_perplexity(&self) -> f64 {
+        mean(&self.reference_nll_per_token).exp()
+    }
+
+    /// Mean KL divergence, in nats.
+    pub fn mean_kl(&self) -> f64 {
+        mean(&self.kl_per_token)
+    }
+
+    /// The part of the tokens for which both found the same one most probable.
+    pub fn top1_agreement(&self) -> f64 {
+        self.same_top as f64 / self.kl_per_token.len().max(1) as f64
+    }
+
+    /// Tokens run per second.
+    pub fn tokens_per_second(&self) -> f64 {
+        let seconds = self.elapsed.as_secs_f64();
+        if seconds > 0.0 { self.tokens_run as f64 / seconds } else { 0.0 }
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// The logits that predict the tokens behind the first ones of a text, some rows at a time.
+struct Rows<'t> {
+    tokens: &'t [u32],
+    /// Absent while a step has it.
+    cache: Option<KvCache>,
+    /// Tokens that have gone in.
+    at: usize,
+}
+
+impl<'t> Rows<'t> {
+    /// Runs `tokens[..first]`; what predicts `tokens[first + 1..]` comes next.
+    fn new(model: &Model, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
+        // The last token is only predicted, never an input.
+        let first = first.min(tokens.len().saturating_sub(1));
+        let mut cache = model.decoder().new_cache();
+        for chunk in tokens[..first].chunks(model.inner.core.limits.prefill_chunk) {
+            (cache, _) = model.inner.extend(cache, chunk, LogitsFor::None)?;
+        }
+        Ok(Self { tokens, cache: Some(cache), at: first })
+    }
+
+    /// The next rows, with the tokens that came.
+    fn next(&mut self, model: &Model) -> Result<Option<(Logits, &'t [u32])>, Error> {
+        let end = (self.at + ROWS).min(self.tokens.len().saturating_sub(1));
+        let Some(cache) = self.cache.take().filter(|_| end > self.at) else { return Ok(None) };
+        let (cache, logits) = model.inner.extend(cache, &self.tokens[self.at..end], LogitsFor::All)?;
+        let targets = &self.tokens[self.at + 1..=end];
+        (self.cache, self.at) = (Some(cache), end);
+        Ok(Some((logits, targets)))
+    }
+}
+
+/// What two rows of logits say about each other.
+#[derive(Clone, Copy, Default)]
+struct RowPair {
+    nll: f64,
+    reference_nll: f64,
+    kl: f64,
+    same_top: bool,
+}
+
+impl RowPair {
+    fn new(own: &[f32], reference: &[f32], target: usize) -> Self {
+        let log_sum = |logits: &[f32]| negative_log_likelihood(logits, target) + f64::from(logits[target]);
+        let (own_sum, reference_sum) = (log_sum(own), log_sum(reference));
+        let kl = own.iter().zip(reference).map(|(&own, &reference)| {
+            let (own, reference) = (f64::from(own) - own_sum, f64::from(reference) - reference_sum);
+            // Logits of minus infinity have no part in it.
+            if reference == f64::NEG_INFINITY { 0.0 } else { reference.exp() * (reference - own) }
+        });
+        Self {
+            nll: own_sum - f64::from(own[target]),
+            reference_nll: reference_sum - f64::from(reference[target]),
+            kl: kl.sum::<f64>().max(0.0),
+            same_top: top(own) == top(reference),
+        }
+    }
+}
+
+/// The first of the largest.
+fn top(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+/// One result per row, computed on threads: rows are independent.
+fn compare_rows(own: &Logits, reference: &Logits, targets: &[u32], n_threads: usize) -> Vec<RowPair> {
+    let mut out = vec![RowPair::default(); targets.len()];
+    let per_thread = targets.len().div_ceil(n_threads.max(1)).max(1);
+    thread::scope(|scope| {
+        for (i, (out, targets)) in out.chunks_mut(per_thread).zip(targets.chunks(per_thread)).enumerate() {
+            scope.spawn(move || {
+                for (j, (out, &target)) in out.iter_mut().zip(targets).enumerate() {
+                    let row = i * per_thread + j;
+                    *out = RowPair::new(own.row(row), reference.row(row), target as usize);
+                }
+            });
+        }
+    });
+    out
 }
 
 /// One value per row of logits. Rows are independent, so splitting them over threads changes nothing.
@@ -245,6 +413,19 @@ mod tests {
         assert!((negative_log_likelihood(&shifted, 0) - 4_f64.ln()).abs() < 1e-4);
         let hopeless = [0.0, -1000.0];
         assert!((negative_log_likelihood(&hopeless, 1) - 1000.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn divergence_is_that_of_the_softmaxes() {
+        let ln = |p: [f64; 3]| p.map(|p| p.ln() as f32);
+        let (own, reference) = (ln([0.25, 0.5, 0.25]), ln([0.5, 0.25, 0.25]));
+        let pair = RowPair::new(&own, &reference, 1);
+        // 0.5 ln 2 + 0.25 ln 0.5
+        assert!((pair.kl - 0.25 * 2_f64.ln()).abs() < 1e-6, "{}", pair.kl);
+        assert!((pair.nll - 2_f64.ln()).abs() < 1e-6 && (pair.reference_nll - 4_f64.ln()).abs() < 1e-6);
+        assert!(!pair.same_top);
+        let same = RowPair::new(&own, &own.map(|x| x + 3.0), 0);
+        assert!(same.kl < 1e-6 && same.same_top);
     }
 
     #[test]

@@ -516,7 +516,7 @@ impl Model {
     }
 
     /// A hash of all texts of the vocabulary, in order. Only for this run of the program.
-    fn vocabulary(&self) -> u64 {
+    pub(crate) fn vocabulary(&self) -> u64 {
         *self.inner.vocabulary.get_or_init(|| {
             let mut hasher = DefaultHasher::new();
             (0..self.tokenizer().n_vocab() as u32).for_each(|id| self.tokenizer().token_bytes(id).hash(&mut hasher));

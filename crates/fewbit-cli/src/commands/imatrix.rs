@@ -4,7 +4,6 @@ use std::io::IsTerminal;
 
 use anyhow::Context;
 use fewbit::evaluate::PerplexityOptions;
-use fewbit::format::GgufFile;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -33,8 +32,8 @@ pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let mut importance = importance?;
     // Where a file has one matrix for several parts, the parts have no names of their own in it.
-    let file = GgufFile::open(&locate(&args.model.model)?)?;
-    importance.retain(|name| file.tensor(name).is_some());
+    let file = fewbit::open(&locate(&args.model.model)?)?;
+    importance.retain(|name| file.weights().tensor(name).is_some());
     let n_bytes = importance.write(&args.output)?;
 
     if common.json {

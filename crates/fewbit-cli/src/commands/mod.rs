@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod compare;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod list;

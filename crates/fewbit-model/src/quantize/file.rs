@@ -230,8 +230,8 @@ fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'
 
 /// The importance of a tensor's columns, if there is any for it.
 fn importance_of(tensor: &Tensor, options: &FileOptions<'_>) -> Result<Option<Vec<f32>>, QuantizeError> {
-    let Some(values) = options.importance.and_then(|all| all.mean_squares(&tensor.name)) else { return Ok(None) };
     let n_cols = tensor.shape.last().copied().unwrap_or(0);
+    let Some(values) = options.importance.and_then(|all| mean_squares(all, tensor, n_cols)) else { return Ok(None) };
     let n_matrices: u64 = tensor.shape.iter().rev().skip(2).product();
     let expected = n_cols.saturating_mul(n_matrices);
     if values.len() as u64 == expected {
@@ -243,6 +243,20 @@ fn importance_of(tensor: &Tensor, options: &FileOptions<'_>) -> Result<Option<Ve
         return Ok(None);
     }
     Err(QuantizeError::ImportanceSize { name: tensor.name.clone(), expected, found: values.len() as u64 })
+}
+
+/// What an importance matrix has for a tensor: under its name, or, of experts that have a tensor each in the source,
+/// under theirs. Experts that no token went through weigh all columns alike.
+fn mean_squares(all: &Importance, tensor: &Tensor, n_cols: u64) -> Option<Vec<f32>> {
+    if let Some(values) = all.mean_squares(&tensor.name) {
+        return Some(values);
+    }
+    let parts: Vec<_> = tensor.parts().iter().map(|part| all.mean_squares(&part.name)).collect();
+    if parts.iter().all(Option::is_none) {
+        return None;
+    }
+    let alike = vec![1.0; usize::try_from(n_cols).ok()?];
+    Some(parts.into_iter().flat_map(|part| part.unwrap_or_else(|| alike.clone())).collect())
 }
 
 /// The metadata of the new file: that of the old one, and what was done.

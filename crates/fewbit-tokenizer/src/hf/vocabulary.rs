@@ -214,11 +214,12 @@ fn pre_tokenizer(file: &'static str, family: &BpeFamily, options: &TokenizerOpti
         pieces
     };
     let ours = pieces(&family.splitter);
-    let row = pretokenizer::rows().find(|row| {
-        row.nfc == nfc
-            && row.ignore_merges == family.bpe.ignores_merges()
-            && pieces(&pretokenizer::splitter(row)) == ours
-    });
+    let mut rows: Vec<_> =
+        pretokenizer::rows().filter(|row| row.nfc == nfc && pieces(&pretokenizer::splitter(row)) == ours).collect();
+    // Whether pieces that are tokens need rules matters only where rules do not lead to all tokens, as the check of
+    // the whole vocabulary would show.
+    rows.sort_by_key(|row| row.ignore_merges != family.bpe.ignores_merges());
+    let row = rows.first();
     let name = row.and_then(|row| row.names.first());
     name.map(|name| (*name).to_owned()).ok_or_else(|| {
         no_form(file, "a way to split text that has no name there (if you know one that is as good: --pre)")
