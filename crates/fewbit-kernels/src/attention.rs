@@ -24,7 +24,7 @@ use crate::Isa;
 use crate::elementwise::{multiversion, softcap};
 use crate::engine::Engine;
 use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, Queries, Tile};
-use crate::math::{SUM_LANES, exp, exp_with, fma, tree_sum};
+use crate::math::{SUM_LANES, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
@@ -168,25 +168,30 @@ multiversion! {
 }
 
 multiversion! {
-    /// `merged = fma(o, b, merged * a)`
-    pub(crate) fn merge_rows(merged: &mut [f32], o: &[f32], a: f32, b: f32) {
+    /// Merges the partial result `(new, o)` of the next page into `(state, merged)`; returns the new state. Both are
+    /// `[maximum, sum]`.
+    pub(crate) fn merge(state: [f32; 2], merged: &mut [f32], new: [f32; 2], o: &[f32]) -> [f32; 2] {
+        let ([state_max, state_sum], [new_max, new_sum]) = (state, new);
+        let max = if new_max > state_max { new_max } else { state_max };
+        let (a, b) = (exp_with::<FMA>(state_max - max), exp_with::<FMA>(new_max - max));
         for (y, &o) in merged.iter_mut().zip(o) {
             *y = fma::<FMA>(o, b, *y * a);
         }
+        [max, fma::<FMA>(new_sum, b, state_sum * a)]
     }
 }
 
-/// Merges the partial result `(new, o)` of the next page into `(state, merged)`.
-fn merge(isa: Isa, state: &mut Partial, merged: &mut [f32], new: Partial, o: &[f32], is_first: bool) {
-    if is_first {
-        *state = new;
-        merged.copy_from_slice(o);
-        return;
+impl Partial {
+    /// Takes in the result of the next page; the first one as it is.
+    fn take(&mut self, isa: Isa, merged: &mut [f32], new: Self, o: &[f32], is_first: bool) {
+        if is_first {
+            *self = new;
+            merged.copy_from_slice(o);
+            return;
+        }
+        let [max, sum] = merge(isa, [self.max, self.sum], merged, [new.max, new.sum], o);
+        *self = Self { max, sum };
     }
-    let max = if new.max > state.max { new.max } else { state.max };
-    let (a, b) = (exp(state.max - max), exp(new.max - max));
-    merge_rows(isa, merged, o, a, b);
-    *state = Partial { max, sum: new.sum.mul_add(b, state.sum * a) };
 }
 
 impl Engine {
@@ -348,7 +353,7 @@ impl<T: KvElement> Attention<'_, T> {
                 let merged = &mut merged[row * width..(row + 1) * width];
                 let seen = &mut seen[row / self.group()];
                 // Rows of one token come one after another: the flag is set by the last of them.
-                merge(self.isa, &mut states[row], merged, partial, o, !*seen);
+                states[row].take(self.isa, merged, partial, o, !*seen);
                 *seen |= row % self.group() == self.group() - 1;
             });
         }
@@ -390,7 +395,7 @@ impl<T: KvElement> Attention<'_, T> {
                     let at = piece * rows + row;
                     if let Some(partial) = partials[at] {
                         let o = &outputs[at * width..(at + 1) * width];
-                        merge(self.isa, &mut state, &mut merged, partial, o, is_first);
+                        state.take(self.isa, &mut merged, partial, o, is_first);
                         is_first = false;
                     }
                 }

@@ -5,6 +5,8 @@
 
 use crate::aligned::AlignedBytes;
 use crate::elementwise::multiversion;
+#[cfg(target_arch = "x86_64")]
+use crate::isa::has_avx_vnni;
 use crate::shared::SharedMut;
 use crate::{Engine, Isa, KernelError};
 use std::hint::black_box;
@@ -74,7 +76,7 @@ type PeakKernel = (unsafe fn(usize), usize);
 
 #[cfg(target_arch = "x86_64")]
 fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
-    use crate::arch::x86_64::{Avx2, Avx512};
+    use crate::arch::x86_64::{Avx2, Avx512, AvxVnni};
     use crate::generic::Simd;
 
     /// Sums that one step adds to: enough to hide the latency, few enough for the registers.
@@ -112,7 +114,21 @@ fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
         unsafe { peak::<Avx512>(steps) }
     }
 
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    fn avx_vnni(steps: usize) {
+        // SAFETY: this function has the features.
+        unsafe { peak::<AvxVnni<false>>(steps) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni")]
+    fn avx_vnni_evex(steps: usize) {
+        // SAFETY: this function has the features.
+        unsafe { peak::<AvxVnni<true>>(steps) }
+    }
+
     match isa {
+        Isa::AvxVnni if has_avx_vnni() => Some((avx_vnni, SUMS * 4 * AvxVnni::<false>::LANES)),
+        Isa::AvxVnni => Some((avx_vnni_evex, SUMS * 4 * AvxVnni::<true>::LANES)),
         Isa::Avx2 => Some((avx2, SUMS * 4 * Avx2::LANES)),
         Isa::Avx512 => Some((avx512, SUMS * 4 * Avx512::LANES)),
         _ => None,

@@ -33,7 +33,7 @@ macro_rules! multiversion {
             match isa {
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
-                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                Isa::Avx2 | Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Isa::Avx512 => unsafe { avx512($($arg),*) },

@@ -338,6 +338,15 @@ impl Engine {
         });
     }
 
+    /// `x += factor * y` of one row, as one `mul_add` per element.
+    ///
+    /// # Panics
+    /// If their lengths differ.
+    pub fn add_scaled(&self, x: &mut [f32], y: &[f32], factor: f32) {
+        assert_eq!(x.len(), y.len(), "rows of one length");
+        elementwise::add_scaled(self.isa, x, y, factor);
+    }
+
     /// Adds `bias` to every row. `x`: `[n_rows, bias.len()]`.
     pub fn add_bias(&self, bias: &[f32], x: &mut [f32]) {
         self.each_row(bias.len(), x, |_, x| elementwise::add(self.isa, x, bias));

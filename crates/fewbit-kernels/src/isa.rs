@@ -2,8 +2,8 @@
 
 use crate::KernelError;
 
-/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `avx2`
-/// or `avx512`.
+/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `avx2`,
+/// `avxvnni` or `avx512`.
 pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 
 /// An implementation of the kernels. All of them give the same bits.
@@ -20,13 +20,16 @@ pub enum Isa {
     Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
+    /// As `Avx2`, with AVX-VNNI, or what is the same: AVX-512 VL with VNNI, on vectors of 256 bits.
+    AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
 impl Isa {
     /// All that this version knows, slowest first.
-    const ALL: [Self; 6] = [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 7] =
+        [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// Every instruction set that this CPU can run, slowest first.
     pub fn available() -> Vec<Self> {
@@ -42,6 +45,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => {
+                let evex = is_x86_feature_detected!("avx512vl") && is_x86_feature_detected!("avx512vnni");
+                Self::Avx2.is_available() && (has_avx_vnni() || evex)
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
@@ -93,9 +101,16 @@ impl Isa {
             Self::Sse2 => "sse2",
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",
         }
     }
+}
+
+/// Whether [`Isa::AvxVnni`] is run in the encoding of AVX-VNNI; if not, in that of AVX-512.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn has_avx_vnni() -> bool {
+    is_x86_feature_detected!("avxvnni")
 }
 
 impl std::fmt::Display for Isa {

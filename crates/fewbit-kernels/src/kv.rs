@@ -200,7 +200,7 @@ fn float_scores<T: KvFloat>(tile: Tile, q: &[f32], keys: &[T], head_dim: usize, 
     match tile.isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-        Isa::Avx2 => unsafe { avx2::scores(n, head_dim, n_blocks, q, keys, out) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::scores(n, head_dim, n_blocks, q, keys, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
@@ -239,7 +239,7 @@ fn float_values<T: KvFloat>(
     match tile.isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-        Isa::Avx2 => unsafe { avx2::values(n, width, range.len(), p, values, o) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::values(n, width, range.len(), p, values, o) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
@@ -347,7 +347,7 @@ impl KvElement for Q8 {
         match tile.isa {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: lengths asserted and sliced above; an engine is built only with an `Isa` that this CPU has.
-            Isa::Avx2 => unsafe { avx2::scores_q8(n, head_dim, n_keys, group, keys, out) },
+            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::scores_q8(n, head_dim, n_keys, group, keys, out) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
             Isa::Avx512 => unsafe { avx512::scores_q8(n, head_dim, n_keys, group, keys, out) },
@@ -394,7 +394,9 @@ impl KvElement for Q8 {
                 // SAFETY: lengths asserted above: row j < range.len() of `codes` and row m < n of `o` have 32 elements
                 // from here on, at distance head_dim, and `scales` an f16 for each j; an engine is built only with
                 // an `Isa` that this CPU has.
-                Isa::Avx2 => unsafe { avx2::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
+                Isa::Avx2 | Isa::AvxVnni => unsafe {
+                    avx2::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o)
+                },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.
                 Isa::Avx512 => unsafe { avx512::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },

@@ -300,45 +300,43 @@ fn pack_scales_256(ty: TensorType, r: usize, unpacked: &Block256, meta: &mut [u8
 
 /// Writes one row's codes of 32 columns into the planes of a group.
 ///
-/// Loading a model is mostly this function, so it moves four bytes (one quad, or two in nibbles) at a time.
+/// Loading a model is mostly this function, so it moves a quad, four codes, as one word at a time.
 fn put_codes(ty: TensorType, r: usize, codes: &[u8; 32], group: &mut [u8]) {
-    let quads = |plane: &mut [u8], bytes: &[u8]| {
-        for (q, bytes) in bytes.as_chunks::<4>().0.iter().enumerate() {
-            plane[q * 64 + r * 4..q * 64 + r * 4 + 4].copy_from_slice(bytes);
-        }
+    let codes = codes.as_chunks::<4>().0;
+    let quad = |q: usize| u32::from_le_bytes(codes[q]);
+    let mut put = |at: usize, word: u32| {
+        group[at + r * 4..at + r * 4 + 4].copy_from_slice(&word.to_le_bytes());
     };
     let bits = code_bits(ty);
     match bits {
-        8 => quads(group, &codes.map(|code| code ^ 0x80)),
+        8 => (0..8).for_each(|q| put(q * 64, quad(q) ^ 0x8080_8080)),
         4..=6 => {
-            let nibbles: [u8; 16] = std::array::from_fn(|j| codes[j] & 15 | codes[j + 16] << 4);
-            quads(group, &nibbles);
+            for q in 0..4 {
+                put(q * 64, quad(q) & 0x0f0f_0f0f | (quad(q + 4) & 0x0f0f_0f0f) << 4);
+            }
             match bits {
-                5 => quads(&mut group[256..], &bit_plane(codes, 4)),
-                6 => quads(&mut group[256..], &two_bit_plane(codes, 4)),
+                5 => put(256, bit_plane(&quad, 4)),
+                6 => (0..2).for_each(|h| put(256 + h * 64, two_bit_plane(&quad, h, 4))),
                 _ => {}
             }
         }
         _ => {
-            quads(group, &two_bit_plane(codes, 0));
+            (0..2).for_each(|h| put(h * 64, two_bit_plane(&quad, h, 0)));
             if bits == 3 {
-                quads(&mut group[128..], &bit_plane(codes, 2));
+                put(128, bit_plane(&quad, 2));
             }
         }
     }
 }
 
 /// Bit `from` of every code: bit `q` of byte `k` belongs to code `4 q + k`.
-fn bit_plane(codes: &[u8; 32], from: u32) -> [u8; 4] {
-    std::array::from_fn(|k| (0..8).fold(0, |byte, q| byte | (codes[4 * q + k] >> from & 1) << q))
+fn bit_plane(quad: &impl Fn(usize) -> u32, from: u32) -> u32 {
+    (0..8).fold(0, |plane, q| plane | (quad(q) >> from & 0x0101_0101) << q)
 }
 
-/// Bits `from` and `from + 1` of every code: the pair `q` of byte `4 h + k` belongs to code `16 h + 4 q + k`.
-fn two_bit_plane(codes: &[u8; 32], from: u32) -> [u8; 8] {
-    std::array::from_fn(|b| {
-        let (h, k) = (b / 4, b % 4);
-        (0..4).fold(0, |byte, q| byte | (codes[16 * h + 4 * q + k] >> from & 3) << (2 * q))
-    })
+/// Bits `from` and `from + 1` of every code of half `h`: the pair `q` of byte `k` belongs to code `16 h + 4 q + k`.
+fn two_bit_plane(quad: &impl Fn(usize) -> u32, h: usize, from: u32) -> u32 {
+    (0..4).fold(0, |plane, q| plane | (quad(4 * h + q) >> from & 0x0303_0303) << (2 * q))
 }
 
 /// Reads back what [`put_codes`] wrote.

@@ -397,6 +397,17 @@ macro_rules! kernels {
 #[cfg(target_arch = "x86_64")]
 kernels!(avx2, crate::arch::x86_64::Avx2, target_feature(enable = "avx2,fma,f16c"), 2, 4);
 #[cfg(target_arch = "x86_64")]
+kernels!(avx_vnni, crate::arch::x86_64::AvxVnni<false>, target_feature(enable = "avx2,fma,f16c,avxvnni"), 2, 4);
+// The same in the other encoding, for CPUs with AVX-512: they run it when told to, as tests do.
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx_vnni_evex,
+    crate::arch::x86_64::AvxVnni<true>,
+    target_feature(enable = "avx2,fma,f16c,avx512f,avx512vl,avx512vnni"),
+    2,
+    4
+);
+#[cfg(target_arch = "x86_64")]
 kernels!(
     avx512,
     crate::arch::x86_64::Avx512,
@@ -412,6 +423,10 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::kernel(ty),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni if crate::isa::has_avx_vnni() => avx_vnni::kernel(ty),
+        #[cfg(target_arch = "x86_64")]
+        Isa::AvxVnni => avx_vnni_evex::kernel(ty),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => avx512::kernel(ty),
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]

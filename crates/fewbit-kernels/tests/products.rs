@@ -310,7 +310,7 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
 #[test]
 fn weights_are_packed_only_for_what_this_cpu_runs() {
     let pool = ThreadPool::new(1).expect("no thread is needed");
-    for isa in [Isa::Scalar, Isa::Portable, Isa::Sse2, Isa::Neon, Isa::Avx2, Isa::Avx512] {
+    for isa in [Isa::Scalar, Isa::Portable, Isa::Sse2, Isa::Neon, Isa::Avx2, Isa::AvxVnni, Isa::Avx512] {
         let packed = Matrix::pack(&pool, isa, TensorType::F32, 1, 1, &[0; 4]);
         assert_eq!(packed.is_ok(), isa.is_available(), "{isa}");
     }

@@ -282,12 +282,12 @@ impl Decoder {
             let routes = token * config.n_used..(token + 1) * config.n_used;
             for (place, &(_, weight)) in routing.places[routes.clone()].iter().zip(&routing.chosen[routes]) {
                 let out = &out[place * c.dim..(place + 1) * c.dim];
-                branch.iter_mut().zip(out).for_each(|(y, &o)| *y = o.mul_add(weight, *y));
+                e.add_scaled(branch, out, weight);
             }
             if w.shared.is_some() {
                 let weight = w.shared_router.as_ref().map_or(1.0, |_| sigmoid(shared_scores[token]));
                 let shared = &shared[token * c.dim..(token + 1) * c.dim];
-                branch.iter_mut().zip(shared).for_each(|(y, &o)| *y = o.mul_add(weight, *y));
+                e.add_scaled(branch, shared, weight);
             }
         });
     }

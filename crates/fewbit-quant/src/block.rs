@@ -166,9 +166,7 @@ pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
             b.d = half_at(block, 108);
             b.scales = scales_q3_k(&block[96..108]);
             pairs_of_bits(&block[32..96], &mut b.codes);
-            for (e, code) in b.codes.iter_mut().enumerate() {
-                *code |= ((block[e % 32] >> (e / 32)) & 1) << 2;
-            }
+            bits256(&block[..32], 2, &mut b.codes);
         }
         TensorType::Q4_K => {
             (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
@@ -179,20 +177,20 @@ pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
             (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
             (b.scales, b.mins) = scales_and_mins(&block[4..16]);
             nibbles256(&block[48..176], &mut b.codes);
-            for (e, code) in b.codes.iter_mut().enumerate() {
-                *code |= ((block[16 + e % 32] >> (e / 32)) & 1) << 4;
-            }
+            bits256(&block[16..48], 4, &mut b.codes);
         }
         TensorType::Q6_K => {
             b.d = half_at(block, 208);
             for (j, &s) in block[192..208].iter().enumerate() {
                 b.scales[j] = s as i8;
             }
-            for (e, code) in b.codes.iter_mut().enumerate() {
-                let (half, quarter, l) = (e / 128, e / 32 % 4, e % 32);
-                let low = block[half * 64 + (quarter % 2) * 32 + l] >> (4 * (quarter / 2)) & 15;
-                let high = block[128 + half * 32 + l] >> (2 * quarter) & 3;
-                *code = low | high << 4;
+            for (i, codes) in b.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+                let (half, quarter) = (i / 4, i % 4);
+                let low = &runs(block)[2 * half + quarter % 2];
+                let high = &runs(&block[128..])[half];
+                for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+                    *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+                }
             }
         }
         other => return codebook::read_block256(other, block),
@@ -200,17 +198,36 @@ pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
     b
 }
 
+/// Runs of 32 bytes: all formats of 256 elements keep 32 neighbours in neighbouring bytes, so a loop over a run is
+/// one over vectors.
+fn runs(bytes: &[u8]) -> &[[u8; 32]] {
+    bytes.as_chunks().0
+}
+
 /// 64 bytes of four 2-bit codes: each half of the block is 32 bytes, one bit pair per run of 32 elements.
 pub(crate) fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
-    for (e, code) in codes.iter_mut().enumerate() {
-        *code = q[e / 128 * 32 + e % 32] >> (2 * (e / 32 % 4)) & 3;
+    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, q) in codes.iter_mut().zip(&runs(q)[i / 4]) {
+            *code = q >> (2 * (i % 4)) & 3;
+        }
+    }
+}
+
+/// 32 bytes of single bits, one per run of 32 elements, that become bit `to` of the codes.
+fn bits256(h: &[u8], to: u32, codes: &mut [u8; 256]) {
+    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, h) in codes.iter_mut().zip(&runs(h)[0]) {
+            *code |= (h >> i & 1) << to;
+        }
     }
 }
 
 /// 128 bytes of nibbles: each run of 64 elements is 32 bytes, low nibbles first.
 fn nibbles256(q: &[u8], codes: &mut [u8; 256]) {
-    for (e, code) in codes.iter_mut().enumerate() {
-        *code = q[e / 64 * 32 + e % 32] >> (4 * (e / 32 % 2)) & 15;
+    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, q) in codes.iter_mut().zip(&runs(q)[i / 2]) {
+            *code = q >> (4 * (i % 2)) & 15;
+        }
     }
 }
 

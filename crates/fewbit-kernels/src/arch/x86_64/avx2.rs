@@ -4,6 +4,49 @@ use crate::generic::Simd;
 use core::arch::asm;
 use core::arch::x86_64::*;
 
+/// The methods that 8 lanes have in common, with VNNI or without.
+macro_rules! methods_of_8_lanes {
+    () => {
+        methods! {
+            fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
+            fn prefetch_near(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+            fn load_b(p: *const u8) -> __m256i { _mm256_loadu_si256(p.cast()) }
+            fn store_b(p: *mut u8, a: __m256i) { _mm256_storeu_si256(p.cast(), a) }
+            fn and_b(a: __m256i, mask: u8) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
+            fn or_b(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
+            fn shr16<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+            fn shl16<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
+            fn lookup(table: &[u8; 16], i: __m256i) -> __m256i {
+                _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), i)
+            }
+            fn splat4(p: *const i8) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+            fn i0() -> __m256i { _mm256_setzero_si256() }
+            fn splat_i(v: i32) -> __m256i { _mm256_set1_epi32(v) }
+            fn add_i(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
+            fn sub_i(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
+            fn shl_i<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+            fn shr_i<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+            fn and_low_nibble(a: __m256i) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi32(15)) }
+            fn load_u8_i(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
+            fn load_i8_i(p: *const u8) -> __m256i { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
+            fn pair16(a: __m256i, b: __m256i) -> __m256i { _mm256_blend_epi16::<0b10101010>(a, _mm256_slli_epi32::<16>(b)) }
+            fn f0() -> __m256 { _mm256_setzero_ps() }
+            fn splat_f(v: f32) -> __m256 { _mm256_set1_ps(v) }
+            fn load_f(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
+            fn store_f(p: *mut f32, a: __m256) { _mm256_storeu_ps(p, a) }
+            fn load_f16(p: *const u16) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+            fn load_bf16(p: *const u16) -> __m256 {
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
+            }
+            fn to_f(a: __m256i) -> __m256 { _mm256_cvtepi32_ps(a) }
+            fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+            fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
+            fn fnma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
+        }
+    };
+}
+pub(crate) use methods_of_8_lanes;
+
 /// The instruction set. Only code behind a run-time check for `avx2,fma,f16c` may use it.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
@@ -44,20 +87,9 @@ impl Simd for Avx2 {
     /// The scale in both 16-bit halves of each lane.
     type Scale = __m256i;
 
-    methods! {
-        fn prefetch(p: *const u8) { _mm_prefetch::<_MM_HINT_T2>(p.cast()) }
-        fn prefetch_near(p: *const u8) { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-        fn load_b(p: *const u8) -> __m256i { _mm256_loadu_si256(p.cast()) }
-        fn store_b(p: *mut u8, a: __m256i) { _mm256_storeu_si256(p.cast(), a) }
-        fn and_b(a: __m256i, mask: u8) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi8(mask as i8)) }
-        fn or_b(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
-        fn shr16<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi16(a, _mm_cvtsi32_si128(N as i32)) }
-        fn shl16<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi16(a, _mm_cvtsi32_si128(N as i32)) }
-        fn lookup(table: &[u8; 16], i: __m256i) -> __m256i {
-            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())), i)
-        }
-        fn splat4(p: *const i8) -> __m256i { _mm256_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    methods_of_8_lanes!();
 
+    methods! {
         fn acc0() -> __m256i { _mm256_setzero_si256() }
         fn acc_from(i: __m256i) -> __m256i { i }
         fn dot4(acc: __m256i, w: __m256i, x: __m256i) -> __m256i { dot4_16(acc, w, x) }
@@ -72,30 +104,6 @@ impl Simd for Avx2 {
         fn dot4_signed(acc: __m256i, w: (__m256i, __m256i), x: __m256i) -> __m256i {
             dot4_16(acc, w.0, _mm256_sign_epi8(x, w.1))
         }
-
-        fn i0() -> __m256i { _mm256_setzero_si256() }
-        fn splat_i(v: i32) -> __m256i { _mm256_set1_epi32(v) }
-        fn add_i(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
-        fn sub_i(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
-        fn shl_i<const N: u32>(a: __m256i) -> __m256i { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
-        fn shr_i<const N: u32>(a: __m256i) -> __m256i { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
-        fn and_low_nibble(a: __m256i) -> __m256i { _mm256_and_si256(a, _mm256_set1_epi32(15)) }
-        fn load_u8_i(p: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())) }
-        fn load_i8_i(p: *const u8) -> __m256i { _mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())) }
-        fn pair16(a: __m256i, b: __m256i) -> __m256i { _mm256_blend_epi16::<0b10101010>(a, _mm256_slli_epi32::<16>(b)) }
         fn dot2_i16(acc: __m256i, a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
-
-        fn f0() -> __m256 { _mm256_setzero_ps() }
-        fn splat_f(v: f32) -> __m256 { _mm256_set1_ps(v) }
-        fn load_f(p: *const f32) -> __m256 { _mm256_loadu_ps(p) }
-        fn store_f(p: *mut f32, a: __m256) { _mm256_storeu_ps(p, a) }
-        fn load_f16(p: *const u16) -> __m256 { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
-        fn load_bf16(p: *const u16) -> __m256 {
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()))))
-        }
-        fn to_f(a: __m256i) -> __m256 { _mm256_cvtepi32_ps(a) }
-        fn mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
-        fn fma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
-        fn fnma(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fnmadd_ps(a, b, c) }
     }
 }
