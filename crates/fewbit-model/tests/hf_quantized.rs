@@ -1,7 +1,9 @@
 //! Folders with quantized weights: GPTQ, AWQ, compressed-tensors and FP8 against what their formats define, computed
 //! by `golden/hf/make_quantized.py`.
 
+use fewbit_format::{GgufFile, Metadata};
 use fewbit_kernels::{Engine, Isa};
+use fewbit_model::quantize::{FileOptions, QuantizeError, Recipe, quantize_folder};
 use fewbit_model::{HfModel, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use std::fs;
@@ -76,6 +78,40 @@ fn quantized_matrices_are_what_their_formats_say() {
             }
         }
         assert_eq!(expected.next(), None, "{name}");
+    }
+}
+
+#[test]
+fn a_gguf_file_of_such_a_folder_has_its_values() {
+    let engine = Engine::new(Isa::Scalar, 2).expect("two threads");
+    for folder in folders() {
+        let name = name(&folder);
+        let model = HfModel::open(&folder).expect("valid");
+        let to = tempfile::tempdir().expect("a folder");
+        let out = to.path().join("out.gguf");
+        let quantize = |recipe, allow| {
+            let options = FileOptions::new(recipe).allow_requantize(allow);
+            quantize_folder(&model, &Metadata::default(), &out, &options, &mut |_, _| {})
+        };
+        let own = values(&model, &engine, "blk.0.attn_q.weight").0;
+        if own.block_elems() > 1 {
+            let error = quantize(Recipe::F32, false).expect_err("quantized already");
+            assert!(matches!(&error, QuantizeError::Requantize { .. }), "{name}: {error}");
+            // What has the type already stays as it is.
+            let recipe = own.name().parse().expect("a recipe of that name");
+            quantize(recipe, false).expect("nothing to quantize again");
+            let file = GgufFile::open(&out).expect("a valid file");
+            let tensor = file.tensor("blk.0.attn_q.weight").expect("there");
+            let same = model.rows(&engine, model.tensor(&tensor.name).expect("there"), 0..tensor.shape[0] as usize);
+            assert_eq!((tensor.ty, file.tensor_bytes(tensor)), (own, &*same.expect("readable")), "{name}");
+        }
+        quantize(Recipe::F32, true).expect("decodes");
+        let file = GgufFile::open(&out).expect("a valid file");
+        for part in ["blk.0.attn_q.weight", "blk.0.attn_output.weight"] {
+            let bytes = file.tensor_bytes(file.tensor(part).expect("there")).as_chunks::<4>().0;
+            let found: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            assert!(found == values(&model, &engine, part).1.concat(), "{name} {part}");
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 
 use anyhow::{Context, bail};
 use fewbit::evaluate::PerplexityOptions;
+use fewbit::tokenizer::SpecialTokens;
 use fewbit::{Model, Prompt};
 use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
@@ -69,6 +70,7 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
     }
     let row = |name: String, model: &Model| -> anyhow::Result<Row> {
         let n_bytes = model.decoder().weight_bytes();
+        let (prefill, decode) = speeds(model, &text, args.ctx)?;
         Ok(Row {
             name,
             n_bytes,
@@ -76,8 +78,8 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
             perplexity: 0.0,
             kl: 0.0,
             top1: 1.0,
-            prefill: 0.0,
-            decode: decode_speed(model, &text)?,
+            prefill,
+            decode,
         })
     };
     bar.set_message("original");
@@ -86,7 +88,7 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
         bar.set_position(so_far.chunks_done as u64);
     })?;
     let base = row("original".to_owned(), &original)?;
-    let mut rows = vec![Row { perplexity: measured.ppl(), prefill: measured.tokens_per_second(), ..base }];
+    let mut rows = vec![Row { perplexity: measured.ppl(), ..base }];
     for &recipe in &args.types {
         bar.set_message(recipe.name());
         let model = load_quantized(common, original.path(), recipe)?;
@@ -98,7 +100,6 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
             perplexity: found.perplexity(),
             kl: found.mean_kl(),
             top1: found.top1_agreement(),
-            prefill: found.tokens_per_second(),
             ..row(recipe.name().to_owned(), &model)?
         });
     }
@@ -143,12 +144,12 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Tokens per second of a continuation of the text's beginning.
-fn decode_speed(model: &Model, text: &str) -> anyhow::Result<f64> {
-    let mut tokens = model.tokenizer().encode(text, fewbit::tokenizer::SpecialTokens::Plain);
-    tokens.truncate(DECODED);
+/// Tokens per second of prefill and decode: a window of the text, and some tokens that continue it.
+fn speeds(model: &Model, text: &str, ctx: usize) -> anyhow::Result<(f64, f64)> {
+    let mut tokens = model.tokenizer().encode(text, SpecialTokens::Plain);
+    tokens.truncate(ctx.min(model.context_length().saturating_sub(DECODED)).max(1));
     let out = model.generate(Prompt::Tokens(tokens)).temperature(0.0).max_tokens(DECODED).run()?;
-    Ok(out.timings.decode_tokens_per_second())
+    Ok((out.timings.prefill_tokens_per_second(), out.timings.decode_tokens_per_second()))
 }
 
 /// Size against divergence, a point for each quantized model.
