@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 #[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct Weather {
     #[schemars(length(min = 1, max = 20))]
     city: String,
@@ -28,7 +29,8 @@ fn main() -> Result<(), fewbit::Error> {
     });
     let mut chat = model.chat().tools([tool]).temperature(0.0).max_tokens(60).start()?;
 
-    let answer = chat.ask("What is the weather in Paris?").constraint(Constraint::json_schema(call)).run()?;
+    let answer = chat.ask("What is the weather in Paris?").constraint(Constraint::json_schema(call).compact()).run()?;
+    assert_eq!(answer.tool_calls.len(), 1, "{}", answer.text);
     let mut results = Vec::new();
     for call in answer.tool_calls {
         let result = weather(&call.parse()?);

@@ -41,11 +41,13 @@ fn asynchronous_and_blocking_generations_are_the_same() {
     let out = block_on(begin().run_async()).unwrap();
     assert_eq!((&out.text, &out.tokens), (&expected.text, &expected.tokens));
     let streamed = block_on(async {
-        let mut stream = begin().stream().unwrap();
+        let mut stream = begin().stream_async().unwrap();
         let mut text = String::new();
         while let Some(piece) = next(&mut stream).await {
             text += &piece.unwrap().text;
         }
+        assert_eq!(stream.get_ref().finish_reason(), Some(expected.finish_reason));
+        assert_eq!(stream.into_inner().into_completion().tokens, expected.tokens);
         text
     });
     assert_eq!(streamed, expected.text);
@@ -62,7 +64,7 @@ fn a_conversation_can_be_awaited() {
     assert_eq!(waiting.messages(), blocking.messages());
     let text = block_on(async {
         let mut text = String::new();
-        let mut stream = waiting.send_stream("Why?").unwrap();
+        let mut stream = waiting.ask("Why?").stream_async().unwrap();
         while let Some(piece) = next(&mut stream).await {
             text += &piece.unwrap().text;
         }

@@ -63,6 +63,23 @@ fn the_memory_is_known_before_loading() {
 
 #[test]
 fn a_model_can_go_anywhere() {
-    fn check<T: Clone + Send + Sync + 'static>() {}
-    check::<Model>();
+    fn shared<T: Send + Sync + 'static>() {}
+    fn moved<T: Send>() {}
+    fn error<T: std::error::Error + Send + Sync + 'static>() {}
+    shared::<Model>();
+    shared::<fewbit::Generate>();
+    shared::<fewbit::ChatBuilder>();
+    shared::<fewbit::CancelToken>();
+    shared::<fewbit::Constraint>();
+    shared::<fewbit::Completion>();
+    moved::<fewbit::Stream>();
+    moved::<fewbit::Chat>();
+    moved::<fewbit::Ask<'_>>();
+    moved::<fewbit::ChatStream<'_>>();
+    moved::<fewbit::AsyncStream<fewbit::Stream>>();
+    error::<fewbit::Error>();
+    error::<fewbit::ConstraintError>();
+    error::<fewbit::SamplingError>();
+    error::<fewbit::SessionError>();
+    error::<fewbit::hub::HubError>();
 }

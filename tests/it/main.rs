@@ -11,6 +11,7 @@ mod generate;
 mod hf;
 mod hub;
 mod loading;
+mod public_api;
 mod sampling;
 mod schemas;
 mod session;
@@ -19,6 +20,7 @@ mod smollm2_generation;
 mod speculation;
 mod tidy;
 mod tools;
+mod tracing;
 
 use std::sync::OnceLock;
 

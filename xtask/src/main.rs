@@ -7,6 +7,7 @@
 mod examples;
 mod features;
 mod fuzz;
+mod public_api;
 mod record;
 mod shell;
 
@@ -21,6 +22,7 @@ const TASKS: &[Task] = &[
     ("ci", "", "everything that CI runs: .ci/run", ci),
     ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
+    ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
     ("record-bench", "[--kernels|--models] [--quick]", "measure, and write benches/records/DATE-CPU.csv", record::run),
     ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),
 ];

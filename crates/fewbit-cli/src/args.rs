@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fewbit::quantize::Recipe;
+use fewbit::TensorType;
+use fewbit::quantize::{Recipe, is_encodable};
 
 /// Run quantized language models on this computer.
 #[derive(Debug, Parser)]
@@ -179,6 +180,13 @@ fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     Ok((token, bias))
 }
 
+/// A type that weights can be quantized to.
+fn tensor_type(name: &str) -> Result<TensorType, String> {
+    TensorType::from_name(name)
+        .filter(|&ty| is_encodable(ty))
+        .ok_or_else(|| format!("{name:?} is no type that weights can be quantized to"))
+}
+
 /// What the answer must be.
 #[derive(Debug, Args)]
 #[group(multiple = false)]
@@ -336,7 +344,7 @@ pub(crate) struct QuantizeArgs {
     pub(crate) output: PathBuf,
     /// What to quantize to, such as Q4_K_M; most tensors get the type of this name, those that need it a larger one
     #[arg(long, short, value_name = "TYPE")]
-    pub(crate) r#type: String,
+    pub(crate) r#type: Recipe,
     /// Importance matrix (see `fewbit imatrix`), in llama.cpp's .gguf or .dat form
     #[arg(long, value_name = "FILE")]
     pub(crate) imatrix: Option<PathBuf>,
@@ -350,11 +358,11 @@ pub(crate) struct QuantizeArgs {
     #[arg(long)]
     pub(crate) leave_output_tensor: bool,
     /// Type of output.weight
-    #[arg(long, alias = "output-tensor-type", value_name = "TYPE")]
-    pub(crate) output_type: Option<String>,
+    #[arg(long, alias = "output-tensor-type", value_name = "TYPE", value_parser = tensor_type)]
+    pub(crate) output_type: Option<TensorType>,
     /// Type of the token embedding
-    #[arg(long, value_name = "TYPE")]
-    pub(crate) token_embedding_type: Option<String>,
+    #[arg(long, value_name = "TYPE", value_parser = tensor_type)]
+    pub(crate) token_embedding_type: Option<TensorType>,
 }
 
 #[derive(Debug, Args)]

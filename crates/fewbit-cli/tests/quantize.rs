@@ -95,10 +95,16 @@ fn what_cannot_be_done_is_refused_in_one_line() {
     let folder = TempDir::new().unwrap();
     let (out, again) = (at(&folder, "out.gguf"), at(&folder, "again.gguf"));
     assert_fails(&["quantize", STORIES, STORIES, "--type", "Q8_0"], "overwrite");
-    assert_fails(&["quantize", STORIES, &out, "--type", "Q4_K_XL"], "unknown quantization");
     assert_fails(&["quantize", "/nonexistent.gguf", &out, "--type", "Q8_0"], "/nonexistent.gguf");
     assert_fails(&["quantize", STORIES, &out, "--type", "Q8_0", "--imatrix", STORIES], "not an importance matrix");
-    assert_fails(&["quantize", STORIES, &out, "--type", "Q8_0", "--output-type", "IQ1_S"], "IQ1_S");
+    for (wrong, words) in [
+        (&["--type", "Q4_K_XL"][..], "unknown quantization"),
+        (&["--type", "Q8_0", "--output-type", "IQ1_S"], "no type that weights"),
+    ] {
+        let output = run(&[&["quantize", STORIES, &out], wrong].concat());
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && text.contains(words), "{text}");
+    }
     assert_fails(&["quantize", STORIES, "/nonexistent/out.gguf", "--type", "Q8_0"], "/nonexistent/out.gguf");
     assert!(!Path::new(&out).exists());
     json(&["quantize", STORIES, &out, "--type", "Q8_0", "--json"]);

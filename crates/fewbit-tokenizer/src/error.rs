@@ -116,8 +116,11 @@ pub enum TokenizerError {
         what: &'static str,
     },
     /// The special tokens could not be turned into a matcher.
-    #[error("the special tokens cannot be searched for: {0}")]
-    SpecialTokens(#[source] aho_corasick::BuildError),
+    #[error("the special tokens cannot be searched for: {reason}")]
+    SpecialTokens {
+        /// Why.
+        reason: String,
+    },
     /// The metadata holds a value of another type than the tokenizer needs.
     #[error(transparent)]
     Metadata(#[from] fewbit_format::FormatError),

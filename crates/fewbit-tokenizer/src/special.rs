@@ -121,7 +121,7 @@ impl Patterns {
         } else {
             let patterns = ids.iter().map(|&id| texts.get(id).unwrap_or_default());
             let built = AhoCorasick::builder().match_kind(match_kind).build(patterns);
-            Some(built.map_err(TokenizerError::SpecialTokens)?)
+            Some(built.map_err(|error| TokenizerError::SpecialTokens { reason: error.to_string() })?)
         };
         Ok(Self { automaton, ids })
     }

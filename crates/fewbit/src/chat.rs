@@ -29,6 +29,17 @@ use crate::session_file::{Expected, Saved, SessionError};
 use crate::tools::{self, CallFilter, Tool, ToolCall};
 
 /// A conversation that has not started: made by [`Model::chat`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// use fewbit::Message;
+///
+/// let earlier = [Message::user("My name is Ada."), Message::assistant("Hello, Ada.")];
+/// let mut chat = model.chat().system("Be brief.").history(earlier).temperature(0.7).start()?;
+/// println!("{}", chat.send("What is my name?")?);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `start`"]
 pub struct ChatBuilder {
@@ -120,6 +131,18 @@ impl ChatBuilder {
 }
 
 /// A conversation with a model.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// let mut chat = model.chat().start()?;
+/// println!("{}", chat.send("Why is the sky blue?")?);
+/// for piece in chat.send_stream("And at night?")? {
+///     print!("{}", piece?.text);
+/// }
+/// println!("{} messages, {} tokens in the cache", chat.messages().len(), chat.cached_tokens());
+/// # Ok(()) }
+/// ```
 pub struct Chat {
     model: Model,
     slot: Arc<Slot>,

@@ -12,7 +12,22 @@ use crate::hub::HubError;
 use crate::sample::SamplingError;
 use crate::session_file::SessionError;
 
-/// Failure to load a model or to generate with it.
+/// Failure to load a model or to generate with it. A model stays usable after every error.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// use fewbit::{Error, Model};
+///
+/// let model = Model::load("smollm2-135m-instruct")?;
+/// match model.generate("word ".repeat(100_000)).run() {
+///     Err(Error::PromptTooLong { prompt_tokens, context_tokens }) => {
+///         println!("{prompt_tokens} tokens do not fit into {context_tokens}");
+///     }
+///     Err(Error::QueueFull { .. }) => println!("later"),
+///     other => println!("{}", other?),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

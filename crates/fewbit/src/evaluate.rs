@@ -27,6 +27,7 @@ const ROWS: usize = 64;
 
 /// What to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 #[non_exhaustive]
 pub struct PerplexityOptions {
     /// Tokens of a window.

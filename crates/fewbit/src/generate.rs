@@ -50,6 +50,16 @@ impl From<&[u32]> for Prompt {
 }
 
 /// A generation that has not started: made by [`Model::generate`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// let request = model.generate("Name a colour.").templated().max_tokens(16).temperature(0.7).stop(".");
+/// let first = request.clone().seed(1).run()?;
+/// let second = request.seed(2).run()?;
+/// println!("{first} ({}), {second} ({})", first.finish_reason, second.finish_reason);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `run` or `stream`"]
 pub struct Generate {
@@ -151,6 +161,17 @@ impl Generate {
 }
 
 /// A running generation: an iterator over its pieces. Dropping it ends it.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// let mut stream = model.generate("Once upon a time").stream()?;
+/// for piece in stream.by_ref() {
+///     print!("{}", piece?.text);
+/// }
+/// println!("{:?}", stream.into_completion().usage);
+/// # Ok(()) }
+/// ```
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct Stream {
     pub(crate) run: Run,

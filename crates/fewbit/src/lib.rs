@@ -30,6 +30,14 @@
 //! The crates below this one are re-exported for those who need a part: [`format`](mod@format) reads
 //! and writes GGUF files, [`tokenizer`] holds vocabularies and templates, [`engine`] the decoder.
 //!
+//! # What it is doing
+//!
+//! [`Model::metrics`] counts. To a subscriber of the crate `tracing`, each generation is a span `request` (target
+//! `fewbit::request`, level `INFO`), inside the span that it is started in, with numbers of tokens and how it ended;
+//! inside it, at level `DEBUG`, are `queue`, `prefill`, `decode`, `sample` and `constrain`, and an event with all times.
+//! Each step of the engine is a span `step` of level `TRACE`. No text of a prompt or an output is in any of them,
+//! unless [`ModelBuilder::trace_text`] asks for it.
+//!
 //! # Features
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
@@ -37,6 +45,7 @@
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -62,6 +71,8 @@ mod session_file;
 mod stop;
 mod tools;
 
+#[cfg(feature = "async")]
+pub use asynchronous::AsyncStream;
 pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
@@ -77,7 +88,7 @@ pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
 pub use model::{Model, ModelBuilder, resolve};
 pub use sample::{Sampler, Sampling, SamplingError};
-pub use scheduler::{CancelToken, Metrics, Speculation};
+pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
 pub use stop::StopMatcher;
 pub use tools::{Tool, ToolCall};

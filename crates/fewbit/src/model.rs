@@ -37,6 +37,19 @@ const DEFAULT_MAX_WAITING: usize = 1024;
 const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 
 /// A model, ready to generate. Cheap to clone; usable from any thread.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// use std::thread;
+///
+/// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// let other = model.clone();
+/// // The two are computed together.
+/// let thread = thread::spawn(move || other.generate("Once upon a time").max_tokens(64).run());
+/// println!("{}", model.generate("In the beginning").max_tokens(64).run()?);
+/// println!("{}", thread.join().expect("no panic")?);
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Model {
     pub(crate) inner: Arc<Inner>,
@@ -69,8 +82,19 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// How to load a model.
+/// How to load a model: made by [`Model::builder`].
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// use fewbit::Model;
+///
+/// let builder = Model::builder().threads(4).context_length(4096).kv_memory(1 << 30).max_running(16);
+/// println!("{} MiB", builder.memory_estimate("model.gguf")?.total_bytes() >> 20); // nothing is loaded yet
+/// let model = builder.load("model.gguf")?;
+/// # Ok(()) }
+/// ```
 #[derive(Default)]
+#[must_use = "nothing is loaded before `load`"]
 pub struct ModelBuilder {
     load: LoadOptions,
     prefill_chunk: Option<usize>,
@@ -81,6 +105,7 @@ pub struct ModelBuilder {
     sequences: Option<usize>,
     prefix_memory: Option<u64>,
     chat_template: Option<String>,
+    trace_text: bool,
     tokenizer: TokenizerOptions,
     progress: Option<Box<dyn Progress>>,
 }
@@ -232,6 +257,13 @@ impl ModelBuilder {
         self
     }
 
+    /// Whether the [`tracing`](crate#what-it-is-doing) span of a request has the texts of its prompt and output.
+    /// By default it has numbers only.
+    pub fn trace_text(mut self, yes: bool) -> Self {
+        self.trace_text = yes;
+        self
+    }
+
     /// Is told about the download, if the model is given by name and has to be fetched.
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Some(Box::new(progress));
@@ -293,6 +325,7 @@ impl ModelBuilder {
             constraints: crate::constraints::Compiler::default(),
             load_time,
             limits,
+            trace_text: self.trace_text,
         });
         Ok(Model {
             inner: Arc::new(Inner {

@@ -19,6 +19,16 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 
 /// A function that the model may ask for.
+///
+/// ```
+/// use fewbit::Tool;
+/// use serde_json::json;
+///
+/// let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+/// let weather = Tool::new("get_weather", "The weather in a city.", schema);
+/// assert_eq!(weather.name, "get_weather");
+/// // `model.chat().tools([weather])` tells the model; `Tool::of` takes the schema from a type.
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Tool {

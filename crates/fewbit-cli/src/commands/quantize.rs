@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
-use anyhow::{Context, anyhow};
-use fewbit::TensorType;
+use anyhow::anyhow;
 use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use fewbit::tokenizer::TokenizerOptions;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,11 +17,11 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
     let file = fewbit::open(&locate(&args.input)?)?;
-    let mut options = FileOptions::new(args.r#type.parse()?).allow_requantize(args.allow_requantize);
+    let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);
     options.plan.pure = args.pure;
     options.plan.keep_output = args.leave_output_tensor;
-    options.plan.output_type = args.output_type.as_deref().map(tensor_type).transpose()?;
-    options.plan.embedding_type = args.token_embedding_type.as_deref().map(tensor_type).transpose()?;
+    options.plan.output_type = args.output_type;
+    options.plan.embedding_type = args.token_embedding_type;
     if let Some(importance) = &importance {
         options = options.importance(importance);
     }
@@ -80,11 +79,4 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         bytes(file.file_bytes()),
     ))?;
     out.flush()
-}
-
-fn tensor_type(name: &str) -> anyhow::Result<TensorType> {
-    TensorType::from_name(name)
-        .filter(|&ty| fewbit::quantize::is_encodable(ty))
-        .ok_or_else(|| anyhow!("{name:?} is no type that weights can be quantized to"))
-        .context("see `fewbit quantize --help`")
 }

@@ -9,6 +9,7 @@
 //! The masks come from the crate `llguidance`, of which nothing shows here.
 
 mod active;
+mod closed;
 mod gbnf;
 mod numbers;
 mod vocabulary;
@@ -70,7 +71,8 @@ impl Constraint {
         Self::json_schema(json!({ "type": "object" }))
     }
 
-    /// JSON that can be read as a `T`.
+    /// JSON that can be read as a `T`. Objects have the fields of their types and no others, unless a type is put
+    /// together with `#[serde(flatten)]` or tagged inside: then others may come, which reading skips.
     pub fn for_type<T: schemars::JsonSchema + ?Sized>() -> Self {
         let schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>().to_value();
         // The alternatives of an enum: `serde` tells them apart, and accepts the first that fits.

@@ -63,6 +63,10 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
                 schema => schema.clone(),
             };
             super::numbers::bound(&mut schema);
+            // From a type.
+            if *any_of_one {
+                super::closed::close(&mut schema);
+            }
             let options = JsonCompileOptions {
                 whitespace_flexible: !compact,
                 whitespace_pattern: (!compact).then(|| WHITE_SPACE.to_owned()),
@@ -94,8 +98,12 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
 
 /// The compiler tells what is wrong in words only.
 fn classify(kind: &'static str, message: &str) -> ConstraintError {
-    // The rest is a backtrace, or the state of the parser.
-    let reason = message.lines().next().unwrap_or_default().trim().to_owned();
+    // The rest is a backtrace, or the state of the parser; or the pattern, a mark below it, and what is wrong there.
+    let mut lines = message.lines().map(str::trim);
+    let mut reason = lines.next().unwrap_or_default().to_owned();
+    if let Some(detail) = lines.find_map(|line| line.strip_prefix("error: ")) {
+        reason = format!("{} {detail}", reason.trim_end_matches("regex parse error:").trim_end());
+    }
     if message.contains("Unsatisfiable") || message.contains("unsatisfiable") {
         ConstraintError::Unsatisfiable { kind, reason }
     } else if ["too big", "too large", "too many", "exceeded", "fuel"].iter().any(|words| message.contains(words)) {

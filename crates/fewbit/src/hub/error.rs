@@ -2,6 +2,29 @@
 
 use std::path::{Path, PathBuf};
 
+/// Names that are shown as they are; of more, those that resemble what was asked for.
+const FEW: usize = 6;
+
+/// What might have been meant by `name`.
+fn suggest(name: &str, known: &[String]) -> String {
+    if known.len() <= FEW {
+        return format!("known are {}", known.join(", "));
+    }
+    let letters =
+        |text: &str| text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase();
+    let name = letters(name);
+    let common = |other: &str| letters(other).bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
+    let most = known.iter().map(|other| common(other)).max().unwrap_or(0);
+    let mut alike = known.iter().filter(|other| most >= 3 && common(other) == most).take(FEW).map(String::as_str);
+    match alike.next() {
+        None => format!("`fewbit list` shows the {} that are known", known.len()),
+        Some(first) => {
+            let alike = alike.fold(first.to_owned(), |all, other| format!("{all}, {other}"));
+            format!("similar are {alike}, and `fewbit list` shows all")
+        }
+    }
+}
+
 /// Failure to find or fetch a model by name.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,7 +56,7 @@ pub enum HubError {
     },
 
     /// No model has this name.
-    #[error("no model is called `{name}`: known are {}; a file is given by its path", known.join(", "))]
+    #[error("no model is called `{name}`: {}; a file is given by its path", suggest(name, known))]
     UnknownModel {
         /// The name asked for.
         name: String,
@@ -173,4 +196,22 @@ fn list(failures: &[(&'static str, HubError)]) -> String {
     }
     let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {error}")).collect();
     lines.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::suggest;
+
+    #[test]
+    fn what_resembles_a_name_is_suggested() {
+        let known =
+            ["mistral-7b-v0.1", "mistral-7b-v0.3", "qwen3-8b", "smollm2-135m", "phi-3-mini", "gemma-2b", "yi-6b"];
+        let known = known.map(str::to_owned);
+        assert_eq!(suggest("x", &known[..2]), "known are mistral-7b-v0.1, mistral-7b-v0.3");
+        assert_eq!(suggest("SmolLM", &known), "similar are smollm2-135m, and `fewbit list` shows all");
+        let two = "similar are mistral-7b-v0.1, mistral-7b-v0.3, and `fewbit list` shows all";
+        assert_eq!(suggest("mistral 7B", &known), two);
+        assert_eq!(suggest("nosuch", &known), "`fewbit list` shows the 7 that are known");
+        assert_eq!(suggest("", &known), "`fewbit list` shows the 7 that are known");
+    }
 }

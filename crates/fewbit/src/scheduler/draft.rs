@@ -20,6 +20,18 @@ use fewbit_model::{Chunk, KvCache, LogitsFor};
 use super::Core;
 
 /// Whether and how a generation computes tokens that are only expected. The result is always the same.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::Error> {
+/// use fewbit::{Model, Speculation};
+///
+/// let model = Model::load("llama-3.1-8b-instruct")?;
+/// let small = Model::load("llama-3.2-1b-instruct")?; // the same vocabulary
+/// let request = model.generate("Why is the sky blue?").templated().draft(&small);
+/// let out = request.speculation(Speculation::Always).run()?;
+/// println!("{} of {} drafted tokens came", out.usage.accepted, out.usage.drafted);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Speculation {

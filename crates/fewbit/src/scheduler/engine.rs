@@ -60,6 +60,8 @@ impl Engine {
                     tracing::error!(message, "the engine panicked");
                     for mut sequence in self.waiting.drain(..).chain(self.running.drain(..)) {
                         sequence.fail(ModelError::Internal { message: message.clone() }.into());
+                        self.metrics.ended += 1;
+                        self.metrics.outcomes.count(sequence.finish_reason());
                         give_back(sequence);
                     }
                 }
@@ -76,7 +78,8 @@ impl Engine {
             if inbox.closed {
                 return false;
             }
-            let new = inbox.requests.drain(..).map(|(request, out)| Sequence::new(&self.core, request, out));
+            let new =
+                inbox.requests.drain(..).map(|(request, trace, out)| Sequence::new(&self.core, request, trace, out));
             self.waiting.extend(new);
             inbox.n_waiting = self.waiting.len();
             std::mem::take(&mut inbox.calls)
@@ -87,6 +90,8 @@ impl Engine {
             let _ = catch_unwind(AssertUnwindSafe(|| call(&self.core, &mut self.prefixes)));
         }
         self.admit();
+        // What has been let in does not wait any more, and others may.
+        self.shared.lock().n_waiting = self.waiting.len();
         let before = (self.running.len(), self.waiting.len());
         let parts = self.plan();
         if parts.is_empty() && before != (self.running.len(), self.waiting.len()) {
@@ -117,6 +122,7 @@ impl Engine {
         }
         self.metrics.ended += ended.len() as u64;
         for sequence in ended {
+            self.metrics.outcomes.count(sequence.finish_reason());
             if sequence.shares_prefix() && self.core.limits.prefix_pages > 0 {
                 self.prefixes.insert(sequence.computed(), &sequence.cache);
             }
@@ -276,8 +282,7 @@ impl Engine {
             let latest = self.running.iter().enumerate().max_by_key(|(_, sequence)| rank(sequence));
             let Some(index) = latest.map(|(index, _)| index) else { return Vec::new() };
             let mut sequence = self.running.remove(index);
-            sequence.drop_draft();
-            sequence.cache.clear();
+            sequence.give_way();
             self.waiting.push_front(sequence);
             self.metrics.preempted += 1;
             parts.retain(|part| part.index != index);
@@ -290,6 +295,8 @@ impl Engine {
     /// One forward pass, and a token for every sequence that is complete with it.
     fn step(&mut self, parts: &[Part]) {
         let start = Instant::now();
+        let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
+        let _span = tracing::trace_span!("step", requests = parts.len(), tokens = n_tokens).entered();
         for part in parts {
             let sequence = &mut self.running[part.index];
             sequence.start_step(start);
@@ -314,6 +321,10 @@ impl Engine {
                 }
             }
         }
+        self.metrics.steps += 1;
+        self.metrics.last_step = start.elapsed();
+        self.metrics.longest_step = self.metrics.longest_step.max(self.metrics.last_step);
+        self.metrics.step_time += self.metrics.last_step;
     }
 
     fn forward(&mut self, parts: &[Part]) -> Result<Logits, Error> {
@@ -336,7 +347,6 @@ impl Engine {
         } else if of_prompts == 0 {
             self.cost.learn(n_tokens, time);
         }
-        self.metrics.steps += 1;
         self.metrics.prompt_tokens += of_prompts as u64;
     }
 

@@ -20,12 +20,15 @@ mod cancel;
 mod draft;
 mod engine;
 mod mailbox;
+mod metrics;
 mod picker;
 mod plan;
 mod sequence;
+mod trace;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -36,11 +39,13 @@ use fewbit_tokenizer::Tokenizer;
 pub use cancel::CancelToken;
 pub use draft::Speculation;
 pub(crate) use mailbox::{Event, Receiver};
+pub use metrics::{Metrics, Outcomes};
 pub(crate) use picker::Picker;
 pub(crate) use sequence::Request;
 
 use crate::error::Error;
 use mailbox::Sender;
+use trace::Trace;
 
 /// What a step needs of a model.
 pub(crate) struct Core {
@@ -50,6 +55,8 @@ pub(crate) struct Core {
     pub(crate) constraints: crate::constraints::Compiler,
     pub(crate) load_time: Duration,
     pub(crate) limits: Limits,
+    /// Whether spans get texts.
+    pub(crate) trace_text: bool,
 }
 
 /// How much the engine takes on.
@@ -67,51 +74,21 @@ pub(crate) struct Limits {
     pub(crate) prefix_pages: usize,
 }
 
-/// What an engine is doing, and has done since the model was loaded.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Metrics {
-    /// Requests that are being computed.
-    pub running: usize,
-    /// Requests that wait to be.
-    pub waiting: usize,
-    /// Requests that ended, in whatever way.
-    pub ended: u64,
-    /// Pages of keys and values that exist, those of known prefixes included. A shared page counts once.
-    pub kv_pages: usize,
-    /// Of these, pages that known prefixes hold.
-    pub prefix_pages: usize,
-    /// Bytes of a page.
-    pub kv_page_bytes: u64,
-    /// Forward passes.
-    pub steps: u64,
-    /// Prompt tokens computed.
-    pub prompt_tokens: u64,
-    /// Prompt tokens that were known already.
-    pub cached_tokens: u64,
-    /// Tokens generated.
-    pub generated_tokens: u64,
-    /// Tokens that were computed because they were expected.
-    pub drafted_tokens: u64,
-    /// Of these, tokens that came.
-    pub accepted_tokens: u64,
-    /// Requests that gave up their cache for want of memory, and were computed again.
-    pub preempted: u64,
-}
-
 /// Work for the engine thread between two steps.
 type Call = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
 
 /// What callers put in for the engine thread.
 #[derive(Default)]
 struct Inbox {
-    requests: VecDeque<(Request, Sender)>,
+    requests: VecDeque<(Request, Trace, Sender)>,
     calls: VecDeque<Call>,
     /// Requests that wait on the engine's side.
     n_waiting: usize,
     /// Something else has changed.
     poked: bool,
     closed: bool,
+    /// Requests that were refused.
+    n_refused: u64,
     metrics: Metrics,
 }
 
@@ -173,6 +150,7 @@ fn as_engine<R>(f: impl FnOnce() -> R) -> R {
 pub(crate) struct Scheduler {
     shared: Arc<Shared>,
     core: Arc<Core>,
+    n_requests: AtomicU64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -184,7 +162,7 @@ impl Scheduler {
             .name("fewbit-engine".to_owned())
             .spawn(move || engine::Engine::new(for_thread.0, for_thread.1).run())
             .map_err(Error::EngineThread)?;
-        Ok(Self { shared, core, thread: Some(thread) })
+        Ok(Self { shared, core, n_requests: AtomicU64::new(0), thread: Some(thread) })
     }
 
     /// Puts in a request; `is_quiet` if only its end is waited for.
@@ -197,12 +175,17 @@ impl Scheduler {
         if let Some(token) = &request.cancel {
             token.watch(&self.shared);
         }
+        let id = self.n_requests.fetch_add(1, Ordering::Relaxed);
+        let trace = Trace::new(&self.core, id, &request.prompt, request.max_tokens);
         let limit = self.core.limits.max_waiting;
         let mut inbox = self.shared.lock();
         if inbox.requests.len() + inbox.n_waiting >= limit {
+            inbox.n_refused += 1;
+            drop(inbox);
+            trace.refuse();
             return Err(Error::QueueFull { limit });
         }
-        inbox.requests.push_back((request, sender));
+        inbox.requests.push_back((request, trace, sender));
         drop(inbox);
         self.shared.changed.notify_one();
         Ok(receiver)
@@ -239,9 +222,16 @@ impl Scheduler {
     /// What it is doing.
     pub(crate) fn metrics(&self) -> Metrics {
         let decoder = &self.core.decoder;
-        let (kv_pages, kv_page_bytes) = (decoder.kv_pages(), decoder.kv_page_bytes());
         let inbox = self.shared.lock();
-        Metrics { waiting: inbox.requests.len() + inbox.n_waiting, kv_pages, kv_page_bytes, ..inbox.metrics }
+        Metrics {
+            waiting: inbox.requests.len() + inbox.n_waiting,
+            outcomes: Outcomes { refused: inbox.n_refused, ..inbox.metrics.outcomes },
+            kv_pages: decoder.kv_pages(),
+            kv_pages_limit: self.core.limits.kv_pages,
+            kv_page_bytes: decoder.kv_page_bytes(),
+            weight_bytes: decoder.weight_bytes(),
+            ..inbox.metrics
+        }
     }
 }
 

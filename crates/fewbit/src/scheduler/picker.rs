@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Core;
+use super::trace::Trace;
 use crate::error::Error;
 use crate::options::Options;
 use crate::sample::{Sampler, TokenLogprob};
@@ -72,17 +73,20 @@ impl Picker {
     }
 
     /// The token that follows, from the logits `[n_vocab]` after all tokens so far; they may be changed.
-    pub(crate) fn pick(&mut self, logits: &mut [f32]) -> Result<Picked, Error> {
+    pub(super) fn pick(&mut self, logits: &mut [f32], trace: &Trace) -> Result<Picked, Error> {
         if self.logprobs.is_some() {
             self.unchanged.clear();
             self.unchanged.extend_from_slice(logits);
         }
-        self.restrict(logits)?;
+        self.restrict(logits, trace)?;
         let start = Instant::now();
-        let token = self.sampler.sample(logits)?;
-        let logprob = self.logprobs.map(|n_top| TokenLogprob::new(&self.unchanged, token, n_top));
+        let (token, logprob) = trace.sample(|| {
+            let token = self.sampler.sample(logits)?;
+            let logprob = self.logprobs.map(|n_top| TokenLogprob::new(&self.unchanged, token, n_top));
+            Ok::<_, Error>((token, logprob))
+        })?;
         self.times.sample += start.elapsed();
-        Ok(Picked { token, logprob, is_last: self.accept(token)? })
+        Ok(Picked { token, logprob, is_last: self.accept(token, trace)? })
     }
 
     /// Where the time went so far.
@@ -91,31 +95,31 @@ impl Picker {
     }
 
     #[cfg(feature = "constraints")]
-    fn restrict(&mut self, logits: &mut [f32]) -> Result<(), Error> {
+    fn restrict(&mut self, logits: &mut [f32], trace: &Trace) -> Result<(), Error> {
         if let Some(constraint) = &mut self.constraint {
             let start = Instant::now();
-            constraint.restrict(logits)?;
+            trace.constrain(|| constraint.restrict(logits))?;
             self.times.constrain += start.elapsed();
         }
         Ok(())
     }
 
     #[cfg(feature = "constraints")]
-    fn accept(&mut self, token: u32) -> Result<bool, Error> {
+    fn accept(&mut self, token: u32, trace: &Trace) -> Result<bool, Error> {
         let Some(constraint) = &mut self.constraint else { return Ok(false) };
         let start = Instant::now();
-        let is_last = constraint.accept(token)?;
+        let is_last = trace.constrain(|| constraint.accept(token))?;
         self.times.constrain += start.elapsed();
         Ok(is_last)
     }
 
     #[cfg(not(feature = "constraints"))]
-    fn restrict(&mut self, _logits: &mut [f32]) -> Result<(), Error> {
+    fn restrict(&mut self, _logits: &mut [f32], _trace: &Trace) -> Result<(), Error> {
         Ok(())
     }
 
     #[cfg(not(feature = "constraints"))]
-    fn accept(&mut self, _token: u32) -> Result<bool, Error> {
+    fn accept(&mut self, _token: u32, _trace: &Trace) -> Result<bool, Error> {
         Ok(false)
     }
 }

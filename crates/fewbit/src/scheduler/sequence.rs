@@ -12,6 +12,7 @@ use super::draft::{Drafter, Speculation, StepCost};
 use super::mailbox::{Event, Sender};
 use super::picker::{Picked, Picker};
 use super::plan::Waiting;
+use super::trace::Trace;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
 use crate::session::{Slot, Timeline};
@@ -42,6 +43,8 @@ pub(crate) struct Request {
 /// The same under way.
 pub(super) struct Sequence {
     request: Request,
+    trace: Trace,
+    core: Arc<Core>,
     /// The prompt, and what was generated.
     tokens: Vec<u32>,
     pub(super) cache: KvCache,
@@ -57,12 +60,13 @@ pub(super) struct Sequence {
     drafter: Drafter,
     /// The last token and what was drafted after it, for the step that is under way; empty without a draft.
     speculated: Vec<u32>,
-    /// Its end, once it is known.
+    /// Its end, once it is known; an error goes to the reader.
     end: Option<Result<FinishReason, Error>>,
+    failed: bool,
 }
 
 impl Sequence {
-    pub(super) fn new(core: &Core, request: Request, out: Sender) -> Self {
+    pub(super) fn new(core: &Arc<Core>, request: Request, trace: Trace, out: Sender) -> Self {
         let now = Instant::now();
         Self {
             tokens: request.prompt.clone(),
@@ -76,7 +80,10 @@ impl Sequence {
             drafter: Drafter::new(request.speculation, request.draft.clone()),
             speculated: Vec::new(),
             end: None,
+            failed: false,
+            core: Arc::clone(core),
             request,
+            trace,
             out,
         }
     }
@@ -183,6 +190,11 @@ impl Sequence {
         self.end.is_some()
     }
 
+    /// How it ended, if it did not fail.
+    pub(super) fn finish_reason(&self) -> Option<FinishReason> {
+        self.end.as_ref().and_then(|end| end.as_ref().ok().copied()).filter(|_| !self.failed)
+    }
+
     /// Ends the request if somebody wants that.
     pub(super) fn check_end(&mut self, now: Instant) {
         if self.end.is_some() {
@@ -217,7 +229,7 @@ impl Sequence {
     pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32]) {
         self.usage.drafted += self.speculated.len().saturating_sub(1);
         for (i, row) in rows.chunks_exact_mut(core.decoder.n_vocab()).enumerate() {
-            match self.request.picker.pick(row) {
+            match self.request.picker.pick(row, &self.trace) {
                 Err(error) => return self.fail(error),
                 Ok(picked) => {
                     let is_right = self.speculated.get(i + 1) == Some(&picked.token);
@@ -257,6 +269,7 @@ impl Sequence {
         }
         self.tokens.push(token);
         self.usage.completion += 1;
+        self.trace.go_on();
         let decoded = self.request.decoder.push(tokenizer, token);
         let mut text = self.request.stops.push(&decoded);
         if self.request.stops.is_stopped() {
@@ -283,37 +296,29 @@ impl Sequence {
         let end = match &mut self.end {
             None => None,
             Some(Ok(reason)) => Some(Ok(*reason)),
-            // The error goes to the reader; here it is enough to know that there was one.
-            Some(end) => Some(std::mem::replace(end, Ok(FinishReason::Cancelled))),
+            Some(end) => {
+                self.failed = true;
+                Some(std::mem::replace(end, Ok(FinishReason::Cancelled)))
+            }
         };
         if let Some(end) = &end {
-            self.trace(end);
+            self.trace.end(&self.core, end, &self.usage, &self.timings, &self.tokens);
         }
         self.out.send(Event { piece, end, usage: self.usage, timings: self.timings });
-    }
-
-    /// What a finished request took, for those who watch: numbers only, no text.
-    fn trace(&self, end: &Result<FinishReason, Error>) {
-        let (usage, times) = (&self.usage, &self.timings);
-        tracing::debug!(
-            target: "fewbit::request",
-            end = end.as_ref().map_or("error", |reason| reason.as_str()),
-            prompt_tokens = usage.prompt,
-            cached_tokens = usage.cached,
-            generated_tokens = usage.completion,
-            queue = ?times.queue,
-            prefill = ?times.prefill,
-            decode = ?times.decode,
-            sample = ?times.sample,
-            constrain = ?times.constrain,
-            "request ended"
-        );
     }
 
     /// Before a step that it is part of: what was before was waiting.
     pub(super) fn start_step(&mut self, now: Instant) {
         self.timings.queue += now.saturating_duration_since(self.counted);
         self.counted = now;
+        self.trace.take_up(self.cache.len(), self.pending());
+    }
+
+    /// Gives up its cache, and waits to be computed again.
+    pub(super) fn give_way(&mut self) {
+        self.drop_draft();
+        self.cache.clear();
+        self.trace.wait(self.usage.completion);
     }
 
     /// Before a step that it is not part of because its reader is behind: that is nobody's time.

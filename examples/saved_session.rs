@@ -1,0 +1,40 @@
+//! A conversation that outlives the program: each run asks the next question and saves, and the run after it goes on
+//! from the file without computing what came before. Run it several times:
+//! `cargo run --release --example saved_session`.
+
+use std::path::Path;
+
+use fewbit::{Chat, Error, Model};
+
+const QUESTIONS: [&str; 3] = ["My name is Ada. Who are you?", "What is my name?", "Tell me a short story about me."];
+
+/// The conversation in the file, or a new one if there is none that fits this model.
+fn begin(model: &Model, path: &Path) -> Result<Chat, Error> {
+    let settings = || model.chat().temperature(0.0).max_tokens(60);
+    if path.exists() {
+        match settings().restore(path) {
+            Err(Error::Session(error)) => println!("a new conversation, because {error}"),
+            other => return other,
+        }
+    }
+    settings().system("You answer in one short sentence.").start()
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let model = Model::load("smollm2-135m-instruct")?;
+    let path = std::env::temp_dir().join("fewbit-example.session");
+    let mut chat = begin(&model, &path)?;
+
+    let asked = chat.messages().iter().filter(|message| message.role == "user").count();
+    let Some(question) = QUESTIONS.get(asked) else {
+        std::fs::remove_file(&path)?;
+        println!("That was all; the next run begins anew.");
+        return Ok(());
+    };
+    let answer = chat.send(*question)?;
+    println!("> {question}\n{answer}");
+    println!("  ({} of {} prompt tokens came from the file)", answer.usage.cached, answer.usage.prompt);
+    chat.save(&path)?;
+    println!("  saved to {}, {} KiB", path.display(), std::fs::metadata(&path)?.len() >> 10);
+    Ok(())
+}
