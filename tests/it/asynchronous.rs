@@ -72,3 +72,11 @@ fn a_conversation_can_be_awaited() {
     });
     assert_eq!(text, blocking.send("Why?").unwrap().text);
 }
+
+#[test]
+fn asynchronous_embeddings_are_the_same() {
+    // More than the engine takes at once.
+    let texts: Vec<String> = (0..150).map(|i| format!("Once there were {i} dogs")).collect();
+    let want = stories().embed(&texts).run().unwrap();
+    assert_eq!(block_on(stories().embed(&texts).run_async()).unwrap().vectors, want.vectors);
+}

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use fewbit::TensorType;
 use fewbit::quantize::{Recipe, is_encodable};
+use fewbit::{Pooling, TensorType};
 
 /// Run quantized language models on this computer.
 #[derive(Debug, Parser)]
@@ -84,6 +84,8 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// Turn the text on stdin into token ids
     Tokenize(TokenizeArgs),
+    /// Turn texts into vectors, one line for each
+    Embed(EmbedArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
     /// Measure the speed of prefill and decode
@@ -262,6 +264,51 @@ pub(crate) struct TokenizeArgs {
     /// Recognise special tokens in the text
     #[arg(long)]
     pub(crate) special: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArg,
+    /// The texts
+    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Also take each line of this file as a text; `-` is stdin
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How a text's tokens become one vector [default: as the model's file says, else mean]
+    #[arg(long, value_enum)]
+    pub(crate) pooling: Option<PoolingArg>,
+    /// Do not scale vectors to length 1
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum PoolingArg {
+    Mean,
+    Last,
+    Cls,
+}
+
+impl PoolingArg {
+    pub(crate) fn name(pooling: Pooling) -> &'static str {
+        match pooling {
+            Pooling::Last => "last",
+            Pooling::Cls => "cls",
+            _ => "mean",
+        }
+    }
+}
+
+impl From<PoolingArg> for Pooling {
+    fn from(pooling: PoolingArg) -> Self {
+        match pooling {
+            PoolingArg::Mean => Self::Mean,
+            PoolingArg::Last => Self::Last,
+            PoolingArg::Cls => Self::Cls,
+        }
+    }
 }
 
 #[derive(Debug, Args)]

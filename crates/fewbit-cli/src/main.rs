@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Command::List => commands::list::run(common),
         Command::Inspect(args) => commands::inspect::run(common, args),
         Command::Tokenize(args) => commands::tokenize::run(common, args),
+        Command::Embed(args) => commands::embed::run(common, args),
         Command::Perplexity(args) => commands::perplexity::run(common, args),
         Command::Bench(args) => commands::bench::run(common, args),
         Command::Quantize(args) => commands::quantize::run(common, args),

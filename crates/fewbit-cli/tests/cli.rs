@@ -394,6 +394,31 @@ fn perplexity_counts_the_second_halves() {
 }
 
 #[test]
+fn embed_gives_a_vector_for_each_text() {
+    let got = json(&run(&["embed", STORIES, "Once upon a time", "The dog", "--json"]));
+    let vectors = got["embeddings"].as_array().unwrap();
+    assert_eq!((vectors.len(), got["dim"].as_u64(), got["pooling"].as_str()), (2, Some(64), Some("mean")));
+    let length = |v: &Value| v.as_array().unwrap().iter().map(|x| x.as_f64().unwrap().powi(2)).sum::<f64>();
+    assert!((length(&vectors[0]) - 1.0).abs() < 1e-6);
+    let tokens: u64 = got["tokens"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(got["usage"]["prompt"].as_u64(), Some(tokens));
+
+    // The same as lines, from stdin, in other ways.
+    let lines = with_stdin(&["embed", STORIES, "--file", "-"], "Once upon a time\nThe dog\n");
+    let first: Vec<f64> = stdout(&lines).lines().next().unwrap().split(' ').map(|x| x.parse().unwrap()).collect();
+    assert_eq!(stdout(&lines).lines().count(), 2);
+    assert!(first.iter().zip(vectors[0].as_array().unwrap()).all(|(a, b)| (a - b.as_f64().unwrap()).abs() < 1e-7));
+    let args = ["embed", STORIES, "The dog", "--pooling", "last", "--no-normalize", "--json"];
+    let last = json(&run(&args));
+    assert_eq!((last["pooling"].as_str(), last["normalized"].as_bool()), (Some("last"), Some(false)));
+    assert!((length(&last["embeddings"][0]) - 1.0).abs() > 0.1);
+
+    assert_fails(&with_stdin(&["embed", STORIES, "--file", "-"], "a\n\nb\n"), "text 2 is empty");
+    assert_fails(&run(&["embed", STORIES, "--file", "/nonexistent"]), "cannot read /nonexistent");
+    assert_eq!(run(&["embed", STORIES]).status.code(), Some(2));
+}
+
+#[test]
 fn bench_measures_both_phases() {
     let args = ["bench", STORIES, "-p", "32", "-n", "8", "-r", "2", "--depth", "10", "--batch", "3", "--json"];
     let object = json(&run(&args));

@@ -109,7 +109,7 @@ impl LoadOptions {
     }
 }
 
-/// For which of its tokens a chunk wants logits.
+/// For which of its tokens a chunk wants logits, or that it wants what they are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsFor {
     /// None: the chunk only fills the cache.
@@ -120,12 +120,14 @@ pub enum LogitsFor {
     LastN(usize),
     /// Every token.
     All,
+    /// No logits, but of every token the hidden state behind the last norm: see [`Logits::take_hidden`].
+    Hidden,
 }
 
 impl LogitsFor {
     pub(crate) fn rows(self, n_tokens: usize) -> usize {
         match self {
-            Self::None => 0,
+            Self::None | Self::Hidden => 0,
             Self::Last => 1,
             Self::LastN(n) => n.min(n_tokens),
             Self::All => n_tokens,
@@ -150,11 +152,13 @@ pub struct Logits {
     n_vocab: usize,
     /// `[n_rows, n_vocab]`
     pub(crate) values: Vec<f32>,
+    /// `[n_tokens, dim]`
+    pub(crate) hidden: Vec<f32>,
 }
 
 impl Logits {
     pub(crate) fn new(n_vocab: usize, n_rows: usize) -> Self {
-        Self { n_vocab, values: vec![0.0; n_rows * n_vocab] }
+        Self { n_vocab, values: vec![0.0; n_rows * n_vocab], hidden: Vec::new() }
     }
 
     /// Rows.
@@ -168,6 +172,12 @@ impl Logits {
     /// If there is no such row.
     pub fn row(&self, i: usize) -> &[f32] {
         &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
+    }
+
+    /// The hidden states of the chunks that want them ([`LogitsFor::Hidden`]), in the order of the batch:
+    /// `[n_tokens, dim]`.
+    pub fn take_hidden(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.hidden)
     }
 
     /// All rows one after another, to be changed.

@@ -12,12 +12,13 @@
 //!     h = rms_norm(x)                    quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
 //!       or the same of each expert that the token is routed to, weighted
-//! logits = rms_norm(x[wanted rows]) Woutput [+ bias] [* scale] [capped]
+//! hidden = rms_norm(x[wanted rows])
+//! logits = hidden Woutput [+ bias] [* scale] [capped]
 //! ```
 
 use crate::cache::{LayerStep, append_and_attend};
 use crate::config::ModelConfig;
-use crate::decoder::{Chunk, Decoder, Logits};
+use crate::decoder::{Chunk, Decoder, Logits, LogitsFor};
 use crate::names::{self, Part};
 use crate::quantize::Collector;
 use crate::rope::Angles;
@@ -147,7 +148,10 @@ impl Decoder {
                 self.feed_forward(layer, s);
             }
         }
-        self.logits(batch, s)
+        let hidden = self.hidden_states(batch, s);
+        let mut logits = self.logits(batch, s);
+        logits.hidden = hidden;
+        logits
     }
 
     fn attention(&self, index: usize, batch: &mut [Chunk<'_>], s: &mut Scratch) {
@@ -320,6 +324,26 @@ impl Decoder {
             let norm = post_norm.map(|w| (w, c.rms_norm_eps));
             e.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, &mut s.x);
         }
+    }
+
+    /// The hidden states behind the last norm, of the chunks that want them.
+    fn hidden_states(&self, batch: &[Chunk<'_>], s: &mut Scratch) -> Vec<f32> {
+        let c = &self.config;
+        let mut wanted = Vec::new();
+        let mut end = 0;
+        for chunk in batch {
+            let start = end;
+            end += chunk.tokens.len();
+            if chunk.logits == LogitsFor::Hidden {
+                wanted.extend_from_slice(&s.x[start * c.dim..end * c.dim]);
+            }
+        }
+        if !wanted.is_empty() {
+            let (norm, kinds) = (&self.weights.output_norm, ActivationKinds::default());
+            self.engine.rms_norm(&wanted, norm, c.rms_norm_eps, kinds, &mut s.input);
+            wanted.copy_from_slice(s.input.values());
+        }
+        wanted
     }
 
     /// Logits of the rows that are wanted, and of no others: the output matrix is the largest of a small

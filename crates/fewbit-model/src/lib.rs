@@ -21,7 +21,8 @@ mod weights;
 
 pub use cache::KvCache;
 pub use config::{
-    AttentionTemperature, ExpertConfig, GgufConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, yarn_magnitude,
+    AttentionTemperature, ExpertConfig, GgufConfig, LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling,
+    yarn_magnitude,
 };
 pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
 pub use error::ModelError;

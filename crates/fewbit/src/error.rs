@@ -135,6 +135,33 @@ pub enum Error {
         context_tokens: usize,
     },
 
+    /// A text to embed that has no token.
+    #[error("text {index} (from 0) is empty: leave it out")]
+    EmptyText {
+        /// Its place in the list.
+        index: usize,
+    },
+
+    /// A text to embed that is longer than the context.
+    #[error("text {index} (from 0) has {tokens} tokens and the context {context_tokens}: cut it into parts")]
+    TextTooLong {
+        /// Its place in the list.
+        index: usize,
+        /// Its tokens.
+        tokens: usize,
+        /// Tokens of the context.
+        context_tokens: usize,
+    },
+
+    /// A deadline or a [`CancelToken`](crate::CancelToken) came before all texts were embedded.
+    #[error("text {index} (from 0) and those behind it were not embedded: {reason}")]
+    NotEmbedded {
+        /// The first text that was not.
+        index: usize,
+        /// What came before it.
+        reason: crate::FinishReason,
+    },
+
     /// A context longer than the model was made for was asked for.
     #[error("a context of {asked} tokens was asked for, the model has {context_tokens}: ask for at most that")]
     ContextTooLong {

@@ -25,6 +25,12 @@ impl From<&str> for Prompt {
     }
 }
 
+impl From<&&str> for Prompt {
+    fn from(text: &&str) -> Self {
+        Self::Text((*text).to_owned())
+    }
+}
+
 impl From<String> for Prompt {
     fn from(text: String) -> Self {
         Self::Text(text)
@@ -40,6 +46,12 @@ impl From<&String> for Prompt {
 impl From<Vec<u32>> for Prompt {
     fn from(tokens: Vec<u32>) -> Self {
         Self::Tokens(tokens)
+    }
+}
+
+impl From<&Vec<u32>> for Prompt {
+    fn from(tokens: &Vec<u32>) -> Self {
+        Self::Tokens(tokens.clone())
     }
 }
 

@@ -54,6 +54,7 @@ mod completion;
 #[cfg(feature = "constraints")]
 mod constraints;
 mod convert;
+mod embed;
 mod error;
 pub mod evaluate;
 mod file;
@@ -77,9 +78,11 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
+pub use embed::{Embed, Embeddings};
 pub use error::Error;
 pub use fewbit_format as format;
 pub use fewbit_model as engine;
+pub use fewbit_model::Pooling;
 pub use fewbit_model::quantize;
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer as tokenizer;

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::options::Options;
 use crate::sample::TokenLogprob;
-use crate::scheduler::{Event, Picker, Receiver, Request};
+use crate::scheduler::{Event, Generation, Picker, Receiver, Request, Task};
 use crate::stop::StopMatcher;
 
 /// Tokens, and the cache that holds them.
@@ -133,19 +133,22 @@ impl Run {
         let max_tokens = options.max_tokens.unwrap_or(room).min(room);
         let picker = Picker::new(options, &model.inner.core)?;
         let seed = picker.seed();
-        let request = Request {
-            decoder: tokenizer.decoder_after(&prompt),
-            prompt: prompt.clone(),
+        let generation = Generation {
             max_tokens,
             ignore_eos: options.ignore_eos,
             picker,
+            decoder: tokenizer.decoder_after(&prompt),
             stops: StopMatcher::new(&options.stop),
+            speculation: options.speculation,
+            draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
+        };
+        let request = Request {
+            prompt: prompt.clone(),
             deadline: options.deadline,
             cancel: options.cancel.clone(),
             slot,
             shares_prefix: options.share_prefix,
-            speculation: options.speculation,
-            draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
+            task: Task::Generate(Box::new(generation)),
         };
         Ok(Self {
             model: model.clone(),
@@ -194,7 +197,7 @@ impl Run {
             State::Ready(mut request) => {
                 let timeout = self.timeout.and_then(|timeout| Instant::now().checked_add(timeout));
                 request.deadline = [request.deadline, timeout].into_iter().flatten().min();
-                let submitted = self.model.inner.scheduler.submit(*request, self.is_quiet);
+                let submitted = self.model.inner.scheduler.submit(*request, self.is_quiet).map_err(|refused| refused.0);
                 self.state = State::Running(submitted.inspect_err(|_| self.finish = Some(FinishReason::Cancelled))?);
             }
             state => self.state = state,
@@ -204,7 +207,7 @@ impl Run {
 
     /// Takes an event in: it has a piece, or it is the end.
     fn take(&mut self, event: Event) -> Option<Result<Piece, Error>> {
-        let Event { piece, end, usage, timings } = event;
+        let Event { piece, vector: _, end, usage, timings } = event;
         if end.is_some() {
             self.state = State::Ended;
         }

@@ -4,8 +4,8 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, RopeConfig,
-    RopeScaling, bad,
+    AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
+    RopeConfig, RopeScaling, bad,
 };
 use crate::ModelError;
 use fewbit_format::{GgufFile, Metadata, Value};
@@ -269,6 +269,12 @@ impl ModelConfig {
             // The key is a divisor.
             logit_scale: keys.positive("logit_scale")?.map_or(1.0, |s| 1.0 / s),
             logit_softcap: keys.positive("final_logit_softcapping")?.or(arch.softcaps.1),
+            pooling: match meta.u64(&keys.name("pooling_type"))? {
+                Some(1) => Some(Pooling::Mean),
+                Some(2) => Some(Pooling::Cls),
+                Some(3) => Some(Pooling::Last),
+                _ => None,
+            },
         };
         config.checked()
     }

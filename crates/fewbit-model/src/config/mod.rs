@@ -66,6 +66,20 @@ pub struct ModelConfig {
     pub logit_scale: f32,
     /// Logits become `cap * tanh(logit / cap)`, after they were scaled.
     pub logit_softcap: Option<f32>,
+    /// How a text's tokens become one vector, in models that were made for embeddings.
+    pub pooling: Option<Pooling>,
+}
+
+/// How the hidden states of a text's tokens become one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Pooling {
+    /// Their mean.
+    Mean,
+    /// That of the last token, which has seen all others.
+    Last,
+    /// That of the first token, which a causal model has shown nothing but itself.
+    Cls,
 }
 
 /// What varies from layer to layer.

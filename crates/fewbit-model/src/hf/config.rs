@@ -262,6 +262,7 @@ pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError
         residual_scale: 1.0,
         logit_scale: 1.0,
         logit_softcap: json.f64("final_logit_softcapping")?.filter(|_| arch.is_gemma).map(|x| x as f32),
+        pooling: None,
     };
     let extras = Extras {
         n_vocab: json.count("vocab_size")?,

@@ -17,6 +17,7 @@ mod ints;
 mod json;
 mod modules;
 mod part;
+mod pooling;
 mod scheme;
 
 pub use error::HfError;
@@ -61,7 +62,8 @@ impl HfModel {
         let config_path = path.join(CONFIG);
         let map = json::read(&config_path)?.ok_or(HfError::MissingFile { path: config_path })?;
         let object = json::Object::new(CONFIG, &map);
-        let (config, extras) = config::read(object)?;
+        let (mut config, extras) = config::read(object)?;
+        config.pooling = pooling::read(path)?;
         // GPTQ's first tools wrote a file of their own.
         let own = match object.has("quantization_config") {
             true => None,

@@ -328,8 +328,7 @@ impl Engine {
     }
 
     fn forward(&mut self, parts: &[Part]) -> Result<Logits, Error> {
-        let mut n_tokens = vec![0; self.running.len()];
-        parts.iter().for_each(|part| n_tokens[part.index] = part.n_tokens);
+        let n_tokens = n_tokens(parts, self.running.len());
         let mut batch = Vec::with_capacity(parts.len());
         for (sequence, n) in self.running.iter_mut().zip(n_tokens).filter(|&(_, n)| n > 0) {
             batch.push(sequence.chunk(n));
@@ -350,16 +349,20 @@ impl Engine {
         self.metrics.prompt_tokens += of_prompts as u64;
     }
 
-    /// Chooses tokens for the sequences that are complete, on all threads. `logits` has their rows, in order.
+    /// Chooses tokens for the sequences that are complete, on all threads, and hands embeddings their hidden
+    /// states. `logits` has the rows of both, in order.
     fn choose(&mut self, parts: &[Part], logits: &mut Logits) {
         let core = &*self.core;
-        let mut is_part = vec![false; self.running.len()];
-        parts.iter().for_each(|part| is_part[part.index] = true);
-        let mut rows = logits.values_mut();
+        let n_tokens = n_tokens(parts, self.running.len());
+        let hidden = logits.take_hidden();
+        let (mut rows, mut hidden) = (logits.values_mut(), &hidden[..]);
         let mut tasks = Vec::with_capacity(parts.len());
-        for (sequence, _) in self.running.iter_mut().zip(is_part).filter(|&(_, is_part)| is_part) {
+        for (sequence, n_tokens) in self.running.iter_mut().zip(n_tokens).filter(|&(_, n)| n > 0) {
             let n = sequence.n_logits();
             if n == 0 {
+                let (own, rest) = hidden.split_at(sequence.n_hidden(n_tokens) * core.decoder.config().dim);
+                hidden = rest;
+                sequence.take_hidden(own);
                 sequence.count_time(0);
                 continue;
             }
@@ -403,6 +406,13 @@ impl Engine {
         inbox.n_waiting = self.waiting.len();
         inbox.metrics = self.metrics;
     }
+}
+
+/// Tokens that each of the running sequences has in a step.
+fn n_tokens(parts: &[Part], n_running: usize) -> Vec<usize> {
+    let mut n_tokens = vec![0; n_running];
+    parts.iter().for_each(|part| n_tokens[part.index] = part.n_tokens);
+    n_tokens
 }
 
 /// Gives a conversation its cache back; drops the rest.

@@ -23,6 +23,8 @@ const AHEAD: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) piece: Option<Piece>,
+    /// What an embedding gave, with its end.
+    pub(crate) vector: Option<Vec<f32>>,
     /// With the last event.
     pub(crate) end: Option<Result<FinishReason, Error>>,
     pub(crate) usage: Usage,
@@ -101,7 +103,7 @@ impl Drop for Sender {
     fn drop(&mut self) {
         if !self.mailbox.lock().has_ended {
             let (usage, timings) = (Usage::default(), Timings::default());
-            self.send(Event { piece: None, end: Some(Err(Error::EngineStopped)), usage, timings });
+            self.send(Event { piece: None, vector: None, end: Some(Err(Error::EngineStopped)), usage, timings });
         }
     }
 }

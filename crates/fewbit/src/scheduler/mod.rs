@@ -23,6 +23,7 @@ mod mailbox;
 mod metrics;
 mod picker;
 mod plan;
+mod pooler;
 mod sequence;
 mod trace;
 
@@ -41,7 +42,8 @@ pub use draft::Speculation;
 pub(crate) use mailbox::{Event, Receiver};
 pub use metrics::{Metrics, Outcomes};
 pub(crate) use picker::Picker;
-pub(crate) use sequence::Request;
+pub(crate) use pooler::Pooler;
+pub(crate) use sequence::{Generation, Request, Task};
 
 use crate::error::Error;
 use mailbox::Sender;
@@ -165,25 +167,27 @@ impl Scheduler {
         Ok(Self { shared, core, n_requests: AtomicU64::new(0), thread: Some(thread) })
     }
 
-    /// Puts in a request; `is_quiet` if only its end is waited for.
-    pub(crate) fn submit(&self, request: Request, is_quiet: bool) -> Result<Receiver, Error> {
+    /// Puts in a request; `is_quiet` if only its end is waited for. A request that is refused comes back.
+    pub(crate) fn submit(&self, request: Request, is_quiet: bool) -> Result<Receiver, Box<(Error, Request)>> {
         if IS_ENGINE.get() {
-            return Err(Error::InsideEngine);
+            return Err(Box::new((Error::InsideEngine, request)));
         }
-        self.check_memory(request.prompt.len() + 1)?;
+        if let Err(error) = self.check_memory(request.n_positions()) {
+            return Err(Box::new((error, request)));
+        }
         let (sender, receiver) = mailbox::mailbox(&self.shared, is_quiet);
         if let Some(token) = &request.cancel {
             token.watch(&self.shared);
         }
         let id = self.n_requests.fetch_add(1, Ordering::Relaxed);
-        let trace = Trace::new(&self.core, id, &request.prompt, request.max_tokens);
+        let trace = Trace::new(&self.core, id, &request.prompt, request.max_tokens());
         let limit = self.core.limits.max_waiting;
         let mut inbox = self.shared.lock();
         if inbox.requests.len() + inbox.n_waiting >= limit {
             inbox.n_refused += 1;
             drop(inbox);
             trace.refuse();
-            return Err(Error::QueueFull { limit });
+            return Err(Box::new((Error::QueueFull { limit }, request)));
         }
         inbox.requests.push_back((request, trace, sender));
         drop(inbox);

@@ -12,16 +12,37 @@ use super::draft::{Drafter, Speculation, StepCost};
 use super::mailbox::{Event, Sender};
 use super::picker::{Picked, Picker};
 use super::plan::Waiting;
+use super::pooler::Pooler;
 use super::trace::Trace;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
 use crate::session::{Slot, Timeline};
 use crate::stop::StopMatcher;
 
-/// A generation, ready to be computed.
+/// What is to be computed.
 pub(crate) struct Request {
     /// At least one token, all of them in the vocabulary.
     pub(crate) prompt: Vec<u32>,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) cancel: Option<CancelToken>,
+    /// Where the cache comes from and goes to, if the conversation keeps one.
+    pub(crate) slot: Option<Arc<Slot>>,
+    /// Whether others may use what it computes, and it what others computed. Never of an embedding, which needs a
+    /// hidden state of every token, and caches have none.
+    pub(crate) shares_prefix: bool,
+    pub(crate) task: Task,
+}
+
+/// What becomes of the prompt.
+pub(crate) enum Task {
+    /// A text that goes on from it.
+    Generate(Box<Generation>),
+    /// A vector.
+    Embed(Pooler),
+}
+
+/// How a text goes on.
+pub(crate) struct Generation {
     /// At least 1.
     pub(crate) max_tokens: usize,
     pub(crate) ignore_eos: bool,
@@ -29,15 +50,32 @@ pub(crate) struct Request {
     /// After the prompt.
     pub(crate) decoder: StreamDecoder,
     pub(crate) stops: StopMatcher,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) cancel: Option<CancelToken>,
-    /// Where the cache comes from and goes to, if the conversation keeps one.
-    pub(crate) slot: Option<Arc<Slot>>,
-    /// Whether others may use what it computes, and it what others computed.
-    pub(crate) shares_prefix: bool,
     pub(crate) speculation: Speculation,
     /// A model that drafts, with the same vocabulary.
     pub(crate) draft: Option<Arc<Core>>,
+}
+
+impl Request {
+    /// Tokens that it generates at most.
+    pub(super) fn max_tokens(&self) -> usize {
+        if let Task::Generate(generation) = &self.task { generation.max_tokens } else { 0 }
+    }
+
+    /// Positions that it takes at least.
+    pub(super) fn n_positions(&self) -> usize {
+        self.prompt.len() + usize::from(matches!(self.task, Task::Generate(_)))
+    }
+}
+
+impl Generation {
+    /// The text that was held back, now that nothing follows it; the stop string in it counts.
+    fn flush(&mut self) -> String {
+        let mut rest = self.stops.push(&self.decoder.finish());
+        if !self.stops.is_stopped() {
+            rest += &self.stops.finish();
+        }
+        rest
+    }
 }
 
 /// The same under way.
@@ -77,7 +115,10 @@ impl Sequence {
             arrived: now,
             counted: now,
             has_begun: false,
-            drafter: Drafter::new(request.speculation, request.draft.clone()),
+            drafter: match &request.task {
+                Task::Generate(generation) => Drafter::new(generation.speculation, generation.draft.clone()),
+                Task::Embed(_) => Drafter::new(Speculation::Off, None),
+            },
             speculated: Vec::new(),
             end: None,
             failed: false,
@@ -94,7 +135,9 @@ impl Sequence {
         self.cache = known;
         self.usage.cached = self.cache.len();
         self.timings.prefill_tokens = self.pending();
-        self.request.picker.begin(&self.request.prompt);
+        if let Task::Generate(generation) = &mut self.request.task {
+            generation.picker.begin(&self.request.prompt);
+        }
     }
 
     /// All tokens, computed or not.
@@ -111,8 +154,9 @@ impl Sequence {
     /// `n_rows` is how many it would have without drafts.
     pub(super) fn speculate(&mut self, core: &Core, n_rows: usize, cost: &mut StepCost) -> usize {
         self.speculated.clear();
+        let Task::Generate(generation) = &self.request.task else { return 1 };
         let room = core.decoder.config().context_length - self.tokens.len();
-        let left = self.request.max_tokens.saturating_sub(self.usage.completion + 1).min(room);
+        let left = generation.max_tokens.saturating_sub(self.usage.completion + 1).min(room);
         let draft = self.drafter.draft(&self.tokens, left, n_rows, cost);
         if !draft.is_empty() {
             self.speculated.extend(self.tokens.last());
@@ -131,19 +175,33 @@ impl Sequence {
         self.speculated.clear();
     }
 
-    /// Its next `n` tokens, for a step; logits are wanted if it is complete with them.
+    /// Its next `n` tokens, for a step. Logits are wanted if it is complete with them; of an embedding, the hidden
+    /// states of all.
     pub(super) fn chunk(&mut self, n: usize) -> Chunk<'_> {
         if !self.speculated.is_empty() {
             return Chunk { cache: &mut self.cache, tokens: &self.speculated, logits: LogitsFor::All };
         }
         let (from, to) = (self.cache.len(), self.cache.len() + n);
-        let logits = if to == self.tokens.len() { LogitsFor::Last } else { LogitsFor::None };
+        let logits = match self.request.task {
+            Task::Embed(_) => LogitsFor::Hidden,
+            Task::Generate(_) if to == self.tokens.len() => LogitsFor::Last,
+            Task::Generate(_) => LogitsFor::None,
+        };
         Chunk { cache: &mut self.cache, tokens: &self.tokens[from..to], logits }
     }
 
     /// Rows of logits that the step under way has for it, when its chunk is in the cache.
     pub(super) fn n_logits(&self) -> usize {
-        if !self.speculated.is_empty() { self.speculated.len() } else { usize::from(self.pending() == 0) }
+        match self.request.task {
+            Task::Embed(_) => 0,
+            Task::Generate(_) if !self.speculated.is_empty() => self.speculated.len(),
+            Task::Generate(_) => usize::from(self.pending() == 0),
+        }
+    }
+
+    /// Hidden states that the step under way has for it, if it took `n_tokens`.
+    pub(super) fn n_hidden(&self, n_tokens: usize) -> usize {
+        if matches!(self.request.task, Task::Embed(_)) { n_tokens } else { 0 }
     }
 
     /// What a conversation keeps.
@@ -211,7 +269,11 @@ impl Sequence {
     pub(super) fn finish(&mut self, reason: FinishReason) {
         if self.end.is_none() {
             self.end = Some(Ok(reason));
-            let text = self.flush();
+            let text = match &mut self.request.task {
+                Task::Generate(generation) => generation.flush(),
+                Task::Embed(_) => String::new(),
+            };
+            self.note_stop();
             let piece = (!text.is_empty()).then(|| Piece { text, token_ids: Vec::new(), logprobs: Vec::new() });
             self.send(piece);
         }
@@ -229,7 +291,8 @@ impl Sequence {
     pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32]) {
         self.usage.drafted += self.speculated.len().saturating_sub(1);
         for (i, row) in rows.chunks_exact_mut(core.decoder.n_vocab()).enumerate() {
-            match self.request.picker.pick(row, &self.trace) {
+            let Task::Generate(generation) = &mut self.request.task else { return };
+            match generation.picker.pick(row, &self.trace) {
                 Err(error) => return self.fail(error),
                 Ok(picked) => {
                     let is_right = self.speculated.get(i + 1) == Some(&picked.token);
@@ -241,6 +304,19 @@ impl Sequence {
                     }
                 }
             }
+        }
+    }
+
+    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; behind the last of them it ends.
+    pub(super) fn take_hidden(&mut self, rows: &[f32]) {
+        let computed = self.cache.len();
+        let Task::Embed(pooler) = &mut self.request.task else { return };
+        pooler.push(computed, rows);
+        if computed == self.tokens.len() && self.end.is_none() {
+            self.end = Some(Ok(FinishReason::EndOfGeneration));
+            let vector = pooler.finish();
+            self.count_time(0);
+            self.send_with(None, Some(vector));
         }
     }
 
@@ -261,38 +337,38 @@ impl Sequence {
     fn push(&mut self, core: &Core, picked: Picked) {
         let Picked { token, logprob, is_last } = picked;
         let tokenizer = &core.tokenizer;
-        let times = self.request.picker.times();
+        let Task::Generate(generation) = &mut self.request.task else { return };
+        let times = generation.picker.times();
         (self.timings.sample, self.timings.constrain) = (times.sample, times.constrain);
         // After the end of a constrained text there is nothing that could be ignored.
-        if (is_last || !self.request.ignore_eos) && tokenizer.is_end_of_generation(token) {
+        if (is_last || !generation.ignore_eos) && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::EndOfGeneration);
         }
         self.tokens.push(token);
         self.usage.completion += 1;
         self.trace.go_on();
-        let decoded = self.request.decoder.push(tokenizer, token);
-        let mut text = self.request.stops.push(&decoded);
-        if self.request.stops.is_stopped() {
-            self.end = Some(Ok(FinishReason::StopString));
-        } else if is_last || self.usage.completion >= self.request.max_tokens {
+        let decoded = generation.decoder.push(tokenizer, token);
+        let mut text = generation.stops.push(&decoded);
+        if !generation.stops.is_stopped() && (is_last || self.usage.completion >= generation.max_tokens) {
             self.end = Some(Ok(if is_last { FinishReason::EndOfGeneration } else { FinishReason::Length }));
-            text += &self.flush();
+            text += &generation.flush();
         }
+        self.note_stop();
         self.send(Some(Piece { text, token_ids: vec![token], logprobs: logprob.into_iter().collect() }));
     }
 
-    /// The text that was held back, now that nothing follows it.
-    fn flush(&mut self) -> String {
-        let mut rest = self.request.stops.push(&self.request.decoder.finish());
-        if self.request.stops.is_stopped() {
+    /// A stop string is an end before all others.
+    fn note_stop(&mut self) {
+        if matches!(&self.request.task, Task::Generate(generation) if generation.stops.is_stopped()) {
             self.end = Some(Ok(FinishReason::StopString));
-        } else {
-            rest += &self.request.stops.finish();
         }
-        rest
     }
 
     fn send(&mut self, piece: Option<Piece>) {
+        self.send_with(piece, None);
+    }
+
+    fn send_with(&mut self, piece: Option<Piece>, vector: Option<Vec<f32>>) {
         let end = match &mut self.end {
             None => None,
             Some(Ok(reason)) => Some(Ok(*reason)),
@@ -304,7 +380,7 @@ impl Sequence {
         if let Some(end) = &end {
             self.trace.end(&self.core, end, &self.usage, &self.timings, &self.tokens);
         }
-        self.out.send(Event { piece, end, usage: self.usage, timings: self.timings });
+        self.out.send(Event { piece, vector, end, usage: self.usage, timings: self.timings });
     }
 
     /// Before a step that it is part of: what was before was waiting.
