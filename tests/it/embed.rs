@@ -128,7 +128,7 @@ fn generations_beside_embeddings_are_as_if_alone() {
     let generate = || model.generate("Once upon a time").seed(5).max_tokens(60).run().unwrap().tokens;
     let alone = generate();
     thread::scope(|scope| {
-        let embedding = scope.spawn(|| model.embed(&texts()).run().unwrap());
+        let embedding = scope.spawn(|| model.embed(texts()).run().unwrap());
         assert_eq!(generate(), alone);
         assert_eq!(embedding.join().unwrap().vectors.len(), 21);
     });
@@ -139,7 +139,8 @@ fn texts_and_their_tokens_are_the_same_input() {
     let text = "Once upon a time";
     let tokenizer = stories().tokenizer();
     let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::tokenizer::SpecialTokens::Plain));
-    let of_text = stories().embed(&[text]).run().unwrap();
+    let list = [text];
+    let of_text = stories().embed(&list).run().unwrap();
     assert_eq!(of_text.tokens, [ids.len()]);
     assert_eq!(stories().embed([ids]).run().unwrap().vectors, of_text.vectors);
     assert_eq!(stories().embed([text.to_owned()]).run().unwrap().vectors, of_text.vectors);

@@ -12,6 +12,7 @@ mod generate;
 mod hf;
 mod hub;
 mod loading;
+mod lora;
 mod public_api;
 mod sampling;
 mod schemas;

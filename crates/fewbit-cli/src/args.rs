@@ -37,6 +37,9 @@ pub(crate) struct Common {
     /// Quantize the weights as they are read, such as to Q4_K_M
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) quantize: Option<Recipe>,
+    /// Apply a LoRA adapter, a GGUF file or a PEFT folder, with this scale; can be given several times [scale: 1]
+    #[arg(long, global = true, value_name = "FILE[=SCALE]", value_parser = lora)]
+    pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
@@ -172,6 +175,17 @@ pub(crate) struct SamplingArgs {
     /// End where this text would come; can be given several times
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+}
+
+/// `FILE` or `FILE=SCALE`; a file may have `=` in its name.
+fn lora(text: &str) -> Result<(PathBuf, f32), String> {
+    match text.rsplit_once('=') {
+        Some((file, scale)) if !PathBuf::from(text).exists() => match scale.parse::<f32>() {
+            Ok(scale) if scale.is_finite() => Ok((file.into(), scale)),
+            _ => Err(format!("{scale:?} is no scale: give FILE=SCALE, such as style.gguf=0.5")),
+        },
+        _ => Ok((text.into(), 1.0)),
+    }
 }
 
 /// `ID=BIAS`.

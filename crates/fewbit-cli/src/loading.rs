@@ -38,6 +38,9 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     if let Some(ty) = common.kv_type {
         builder = builder.kv_type(ty.into());
     }
+    for (path, scale) in &common.lora {
+        builder = builder.lora(path, *scale);
+    }
     Ok(builder)
 }
 

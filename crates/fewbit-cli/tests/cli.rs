@@ -299,6 +299,45 @@ fn the_cache_type_can_be_chosen() {
     assert_eq!(run(&["run", STORIES, "Once", "--raw", "--kv-type", "f64"]).status.code(), Some(2));
 }
 
+/// An adapter that adds to the queries of the first layer.
+fn adapter(folder: &Path) -> PathBuf {
+    let mut writer = GgufWriter::new();
+    for (key, value) in [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")] {
+        writer.set(key, value);
+    }
+    let ones = |n: usize| 1.0f32.to_le_bytes().repeat(n);
+    let name = "blk.0.attn_q.weight";
+    writer.tensor(format!("{name}.lora_a"), &[1, 64], TensorType::F32, ones(64)).unwrap();
+    writer.tensor(format!("{name}.lora_b"), &[64, 1], TensorType::F32, ones(64)).unwrap();
+    let path = folder.join("adapter.gguf");
+    writer.write_file(&path).unwrap();
+    path
+}
+
+#[test]
+fn adapters_are_applied_with_their_scales() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = adapter(folder.path());
+    let path = path.to_str().unwrap();
+    let text = folder.path().join("text.txt");
+    fs::write(&text, "Once upon a time there was a little dog. ".repeat(20)).unwrap();
+    let ppl = |more: &[&str]| {
+        let args = ["perplexity", STORIES, "--file", text.to_str().unwrap(), "--ctx", "64", "--json"];
+        json(&run(&[&args, more].concat()))["ppl"].as_f64().unwrap()
+    };
+    let (plain, with, half) = (ppl(&[]), ppl(&["--lora", path]), ppl(&["--lora", &format!("{path}=0.5")]));
+    assert!(plain != with && plain != half && with != half);
+    assert_eq!(ppl(&["--lora", &format!("{path}=1.0")]), with);
+    assert_eq!(ppl(&["--lora", &format!("{path}=0")]), plain);
+    let bench = ["bench", STORIES, "-p", "8", "-n", "2", "-r", "1", "--json", "--lora", path];
+    assert!(json(&run(&bench))["decode_tok_s"]["median"].as_f64().unwrap() > 0.0);
+
+    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", "/nonexistent.gguf"]), "/nonexistent.gguf");
+    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is no LoRA adapter");
+    let usage = run(&["run", STORIES, "a", "--lora", &format!("{path}=much")]);
+    assert_eq!(usage.status.code(), Some(2), "{}", stderr(&usage));
+}
+
 #[test]
 fn wrong_usage_has_its_own_status() {
     let cases: [&[&str]; 9] = [

@@ -45,6 +45,15 @@ pub enum Product<'a> {
         /// Its outputs.
         out: &'a mut [f32],
     },
+    /// `out += w x`. `out`: `[x.n_rows, w.n_rows]`.
+    Add {
+        /// The matrix.
+        w: &'a Matrix,
+        /// Its inputs.
+        x: &'a Activations,
+        /// What they are added to.
+        out: &'a mut [f32],
+    },
     /// `out = f(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
     Gated {
         /// `f`.
@@ -212,6 +221,10 @@ impl Engine {
                 Product::Store { w, x, out } => {
                     assert_eq!(out.len(), out_len(w, x), "length of the output");
                     (Output::Store(w, SharedMut::new(out), Planes::All), *x)
+                }
+                Product::Add { w, x, out } => {
+                    assert_eq!(out.len(), out_len(w, x), "length of the output");
+                    (Output::Add(w, SharedMut::new(out)), *x)
                 }
                 Product::Gated { function, gate, up, x, out } => {
                     assert!(gate.n_rows == up.n_rows && out.len() == out_len(gate, x), "gate, up and output");

@@ -6,6 +6,7 @@
 //! be: so a cache can always be [truncated](KvCache::truncate) by some positions without losing what is needed.
 
 use crate::ModelError;
+use crate::lora::LoraSet;
 use crate::pages::{Element, KvType, Page, PageKind};
 use fewbit_kernels::kv::Q8;
 use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, PAGE};
@@ -16,6 +17,8 @@ use std::sync::Arc;
 /// Keys and values of the positions that a sequence has so far.
 pub struct KvCache {
     kind: Arc<PageKind>,
+    /// The adapters that keys and values were computed with.
+    loras: LoraSet,
     len: usize,
     /// Pages that came before `pages` and were given up.
     n_gone: usize,
@@ -24,8 +27,13 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub(crate) fn new(kind: Arc<PageKind>) -> Self {
-        Self { kind, len: 0, n_gone: 0, pages: Vec::new() }
+    pub(crate) fn new(kind: Arc<PageKind>, loras: LoraSet) -> Self {
+        Self { kind, loras, len: 0, n_gone: 0, pages: Vec::new() }
+    }
+
+    /// The adapters that its sequence is computed with.
+    pub fn loras(&self) -> &LoraSet {
+        &self.loras
     }
 
     /// Which model it belongs to.
@@ -69,7 +77,8 @@ impl KvCache {
     /// A second sequence with the same past. Pages are shared until one of the two appends to them.
     pub fn fork(&self) -> Self {
         let pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].to_vec();
-        Self { kind: Arc::clone(&self.kind), len: self.len, n_gone: self.n_gone, pages }
+        let (kind, loras) = (Arc::clone(&self.kind), self.loras.clone());
+        Self { kind, loras, len: self.len, n_gone: self.n_gone, pages }
     }
 
     /// Pages that it holds; those that it shares count in each of their holders.
@@ -131,9 +140,9 @@ impl KvCache {
     }
 
     /// A cache of `len` positions that `pages` hold, from position 0 on.
-    pub(crate) fn from_pages(kind: Arc<PageKind>, pages: Vec<Page>, len: usize) -> Self {
+    pub(crate) fn from_pages(kind: Arc<PageKind>, loras: LoraSet, pages: Vec<Page>, len: usize) -> Self {
         assert_eq!(pages.len(), len.div_ceil(PAGE), "as many pages as {len} positions need");
-        Self { kind, len, n_gone: 0, pages }
+        Self { kind, loras, len, n_gone: 0, pages }
     }
 
     /// Appends its state to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache).
@@ -143,7 +152,7 @@ impl KvCache {
     }
 
     /// Reads what [`put`](Self::put) wrote for a cache of `len` positions.
-    pub(crate) fn take(kind: &Arc<PageKind>, len: usize, bytes: &[u8]) -> Result<Self, ModelError> {
+    pub(crate) fn take(kind: &Arc<PageKind>, loras: LoraSet, len: usize, bytes: &[u8]) -> Result<Self, ModelError> {
         let bad = || ModelError::BadCacheState { len, n_bytes: bytes.len() };
         let (n_gone, pages) = bytes.split_first_chunk().ok_or_else(bad)?;
         let n_gone = usize::try_from(u64::from_le_bytes(*n_gone)).map_err(|_| bad())?;
@@ -153,7 +162,7 @@ impl KvCache {
             return Err(bad());
         }
         let pages = pages.chunks_exact(kind.page_bytes().max(1)).map(|bytes| Page::take(kind, bytes));
-        Ok(Self { kind: Arc::clone(kind), len, n_gone, pages: pages.collect::<Result<_, _>>()? })
+        Ok(Self { kind: Arc::clone(kind), loras, len, n_gone, pages: pages.collect::<Result<_, _>>()? })
     }
 }
 

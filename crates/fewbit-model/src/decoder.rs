@@ -2,6 +2,7 @@
 
 use crate::cache::KvCache;
 use crate::forward::Scratch;
+use crate::lora::{Lora, LoraSet};
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::{KvType, PageKind};
 use crate::prefix::PrefixTree;
@@ -287,18 +288,36 @@ impl Decoder {
         self.pages.n_live()
     }
 
-    /// An empty sequence.
+    /// An empty sequence, computed without adapters.
     pub fn new_cache(&self) -> KvCache {
-        KvCache::new(Arc::clone(&self.pages))
+        self.new_cache_with(&LoraSet::default())
+    }
+
+    /// An empty sequence, computed with these adapters.
+    pub fn new_cache_with(&self, loras: &LoraSet) -> KvCache {
+        KvCache::new(Arc::clone(&self.pages), loras.clone())
+    }
+
+    /// A set of adapters, each with a scale; of one that is named twice the last scale counts.
+    ///
+    /// # Errors
+    /// [`ModelError::ForeignLora`], [`ModelError::LoraScale`].
+    pub fn lora_set(&self, loras: &[(Lora, f32)]) -> Result<LoraSet, ModelError> {
+        LoraSet::new(self.id(), loras)
+    }
+
+    /// Its number among all that were loaded.
+    pub(crate) fn id(&self) -> u64 {
+        self.pages.model
     }
 
     /// A sequence of `len` positions, from the bytes that [`KvCache::put`] wrote. Whether they are what this
-    /// model computes is the caller's to know.
+    /// model computes with these adapters is the caller's to know.
     ///
     /// # Errors
     /// [`ModelError::BadCacheState`] if there are not as many bytes as such a cache has, and out of memory.
-    pub fn restore_cache(&self, len: usize, bytes: &[u8]) -> Result<KvCache, ModelError> {
-        KvCache::take(&self.pages, len, bytes)
+    pub fn restore_cache(&self, loras: &LoraSet, len: usize, bytes: &[u8]) -> Result<KvCache, ModelError> {
+        KvCache::take(&self.pages, loras.clone(), len, bytes)
     }
 
     /// Bytes that [`KvCache::put`] appends for a sequence of `len` positions, at most.
@@ -314,8 +333,8 @@ impl Decoder {
     /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits
     /// that the chunks ask for.
     ///
-    /// The logits of a token depend on the tokens before it in its own sequence and on nothing else, bit for
-    /// bit: not on how the sequence was cut into chunks, what else is in the batch, or how many threads run.
+    /// The logits of a token depend on the tokens before it in its own sequence, the adapters that its cache was
+    /// made with, and on nothing else, bit for bit: not on how the sequence was cut into chunks, what else is in the batch, or how many threads run.
     ///
     /// # Errors
     /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], and out of memory
@@ -358,6 +377,10 @@ impl Decoder {
     fn check(&self, chunk: &Chunk<'_>) -> Result<(), ModelError> {
         if chunk.cache.model() != self.pages.model {
             return Err(ModelError::ForeignCache);
+        }
+        if !chunk.cache.loras().is_of(self.id()) {
+            let foreign = chunk.cache.loras().iter().next().map(|(lora, _)| lora.path().to_owned());
+            return Err(ModelError::ForeignLora { path: foreign.unwrap_or_default() });
         }
         let (position, n_tokens) = (chunk.cache.len(), chunk.tokens.len());
         if position + n_tokens > self.config.context_length {

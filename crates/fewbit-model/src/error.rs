@@ -127,6 +127,20 @@ pub enum ModelError {
         /// Size of the vocabulary.
         n_vocab: usize,
     },
+    /// An adapter that was loaded for another model.
+    #[error("the adapter {} was loaded for another model: load it for this one", path.display())]
+    ForeignLora {
+        /// The adapter.
+        path: std::path::PathBuf,
+    },
+    /// A scale of an adapter that is no number.
+    #[error("the scale of the adapter {} is {scale}, but must be a finite number", path.display())]
+    LoraScale {
+        /// The adapter.
+        path: std::path::PathBuf,
+        /// The scale.
+        scale: f32,
+    },
     /// A cache of another model.
     #[error("the KV cache was made for another model")]
     ForeignCache,

@@ -15,10 +15,12 @@
 //! hidden = rms_norm(x[wanted rows])
 //! logits = hidden Woutput [+ bias] [* scale] [capped]
 //! ```
+//! To a product and its bias, what the row's adapters give is added: see `lora`.
 
 use crate::cache::{LayerStep, append_and_attend};
 use crate::config::ModelConfig;
 use crate::decoder::{Chunk, Decoder, Logits, LogitsFor};
+use crate::lora::{self, Group, LoraScratch, Target};
 use crate::names::{self, Part};
 use crate::quantize::Collector;
 use crate::rope::Angles;
@@ -55,6 +57,9 @@ pub(crate) struct Scratch {
     /// Who is told of them, while an importance matrix is measured.
     pub(crate) collector: Option<Collector>,
     experts: ExpertScratch,
+    /// Which rows have adapters.
+    loras: Vec<Group>,
+    lora: LoraScratch,
 }
 
 /// Buffers of layers with routed experts.
@@ -142,6 +147,7 @@ impl Decoder {
                 s.temperatures.extend(c.attention_temperature.map(|t| t.factor(position)));
             }
         }
+        s.loras = lora::groups(batch, |chunk| chunk.tokens.len());
         if n > 0 {
             for layer in 0..c.n_layers() {
                 self.attention(layer, batch, s);
@@ -167,6 +173,8 @@ impl Decoder {
         for (w, out) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
             self.add_bias(w, out);
         }
+        let parts = &mut [(Target::Q, &mut s.q[..]), (Target::K, &mut s.k[..]), (Target::V, &mut s.v[..])];
+        lora::add_low_rank(e, &s.loras, index, parts, &s.input, &mut s.lora);
         if let Some((q_norm, k_norm)) = &w.qk_norm {
             e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads, &mut s.q);
             e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads, &mut s.k);
@@ -194,7 +202,7 @@ impl Decoder {
         let kinds = ActivationKinds::of([w.attn_output.weight.ty()]);
         e.activate(&s.attention, w.attn_output.weight.n_cols(), kinds, &mut s.input);
         s.collect(index, &[Part::AttnOutput]);
-        self.add_product(&w.attn_output, w.attn_post_norm.as_deref(), s);
+        self.add_product(index, Target::AttnOutput, &w.attn_output, w.attn_post_norm.as_deref(), s);
     }
 
     fn feed_forward(&self, index: usize, s: &mut Scratch) {
@@ -204,7 +212,7 @@ impl Decoder {
         match &w.ffn {
             FeedForward::Dense(mlp) => {
                 self.hidden(index, mlp, s);
-                self.add_product(&mlp.down, post_norm, s);
+                self.add_product(index, Target::Down, &mlp.down, post_norm, s);
             }
             FeedForward::Experts(experts) => {
                 self.experts(index, experts, s);
@@ -219,7 +227,8 @@ impl Decoder {
         s.collect(index, mlp.input_parts);
         let (e, function, ffn_dim) = (&self.engine, self.config.gate, mlp.gate.weight.n_rows());
         s.hidden.resize(s.input.n_rows() * ffn_dim, 0.0);
-        if mlp.gate.bias.is_none() && mlp.up.bias.is_none() {
+        let is_plain = mlp.gate.bias.is_none() && mlp.up.bias.is_none();
+        if is_plain && !s.loras.iter().any(|group| group.changes(index, &[Target::Gate, Target::Up])) {
             e.matmul_gated(function, &mlp.gate.weight, &mlp.up.weight, &s.input, &mut s.hidden);
         } else {
             s.up.resize(s.hidden.len(), 0.0);
@@ -228,6 +237,8 @@ impl Decoder {
             e.matmul_many(parts, &s.input);
             self.add_bias(&mlp.gate, &mut s.hidden);
             self.add_bias(&mlp.up, &mut s.up);
+            let parts = &mut [(Target::Gate, &mut s.hidden[..]), (Target::Up, &mut s.up[..])];
+            lora::add_low_rank(e, &s.loras, index, parts, &s.input, &mut s.lora);
             e.gate(function, ffn_dim, &mut s.hidden, &s.up);
         }
         e.activate(&s.hidden, ffn_dim, ActivationKinds::of([mlp.down.weight.ty()]), &mut s.input);
@@ -313,14 +324,16 @@ impl Decoder {
     }
 
     /// Adds the product of the current input to the residual stream.
-    fn add_product(&self, w: &Linear, post_norm: Option<&[f32]>, s: &mut Scratch) {
+    fn add_product(&self, layer: usize, target: Target, w: &Linear, post_norm: Option<&[f32]>, s: &mut Scratch) {
         let (c, e) = (&self.config, &self.engine);
         if post_norm.is_none() && c.residual_scale == 1.0 {
             e.matmul_add(&w.weight, &s.input, &mut s.x);
             self.add_bias(w, &mut s.x);
+            lora::add_low_rank(e, &s.loras, layer, &mut [(target, &mut s.x[..])], &s.input, &mut s.lora);
         } else {
             e.matmul(&w.weight, &s.input, &mut s.branch);
             self.add_bias(w, &mut s.branch);
+            lora::add_low_rank(e, &s.loras, layer, &mut [(target, &mut s.branch[..])], &s.input, &mut s.lora);
             let norm = post_norm.map(|w| (w, c.rms_norm_eps));
             e.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, &mut s.x);
         }
@@ -365,6 +378,9 @@ impl Decoder {
             e.rms_norm(&wanted, &self.weights.output_norm, c.rms_norm_eps, kinds, &mut s.input);
             e.matmul(&output.weight, &s.input, &mut logits.values);
             self.add_bias(output, &mut logits.values);
+            let loras = lora::groups(batch, |chunk| chunk.logits.rows(chunk.tokens.len()));
+            let parts = &mut [(Target::Output, &mut logits.values[..])];
+            lora::add_low_rank(e, &loras, 0, parts, &s.input, &mut s.lora);
             if c.logit_scale != 1.0 {
                 e.each_row(n_vocab, &mut logits.values, |_, row| row.iter_mut().for_each(|y| *y *= c.logit_scale));
             }

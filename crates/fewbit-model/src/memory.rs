@@ -15,6 +15,8 @@ pub struct MemoryEstimate {
     pub weight_bytes: u64,
     /// The KV cache of `n_ctx` positions.
     pub kv_bytes: u64,
+    /// Adapters.
+    pub lora_bytes: u64,
     /// Buffers of one forward pass over a prefill chunk of 512 tokens.
     pub scratch_bytes: u64,
 }
@@ -22,7 +24,8 @@ pub struct MemoryEstimate {
 impl MemoryEstimate {
     /// Everything together.
     pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(self.scratch_bytes)
+        let all = [self.weight_bytes, self.kv_bytes, self.lora_bytes, self.scratch_bytes];
+        all.into_iter().fold(0, u64::saturating_add)
     }
 }
 
@@ -49,6 +52,7 @@ pub fn estimate(
     Ok(MemoryEstimate {
         weight_bytes: packed_bytes(source, isa).0,
         kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
+        lora_bytes: 0,
         scratch_bytes: 512 * 5 * widths as u64,
     })
 }

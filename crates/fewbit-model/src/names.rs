@@ -71,6 +71,11 @@ pub(crate) fn gguf(part: Part, layer: usize) -> String {
     name.replace("{}", &layer.to_string())
 }
 
+/// The part with this name in a GGUF file, which is one of this layer if it is one of a layer.
+pub(crate) fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
+    GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)
+}
+
 /// Whether a tensor of a GGUF file may be there without being a weight of the decoder.
 pub(crate) fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))

@@ -3,7 +3,7 @@
 mod support;
 
 use fewbit_format::GgufFile;
-use fewbit_model::{Chunk, Decoder, Isa, KV_PAGE, KvCache, LoadOptions, LogitsFor, ModelError, PrefixTree};
+use fewbit_model::{Chunk, Decoder, Isa, KV_PAGE, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, PrefixTree};
 use support::{TinyModel, bits, stories, tiny_models};
 
 fn load(file: &GgufFile, isa: Isa, threads: usize) -> Decoder {
@@ -194,14 +194,14 @@ fn a_known_prefix_gives_the_same_bits_as_computing_it() {
         for common in [known, 280, 256, 100, 0] {
             let mut other = tokens[..common].to_vec();
             other.push(60);
-            let mut found = tree.find(&other);
+            let mut found = tree.find(&other, &LoraSet::default());
             assert_eq!(found.len(), common, "{name}");
             let n_vocab = decoder.n_vocab();
             let got = logits(&decoder, &mut found, &tokens[common..], 512);
             assert!(got == want[common * n_vocab..], "{name}: after {common} known tokens");
         }
         // What others wrote behind a shared prefix is not in the tree.
-        assert_eq!(tree.find(&tokens).len(), known, "{name}");
+        assert_eq!(tree.find(&tokens, &LoraSet::default()).len(), known, "{name}");
         tree.clear();
         assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
     }
@@ -220,10 +220,10 @@ fn prefixes_go_in_the_order_of_their_last_use_and_never_while_held() {
         tree.insert(&text(first), &cache);
     }
     assert_eq!((tree.n_pages(), decoder.kv_pages()), (6, 6));
-    let held = tree.find(&text(10));
-    tree.find(&text(100));
+    let held = tree.find(&text(10), &LoraSet::default());
+    tree.find(&text(100), &LoraSet::default());
     assert_eq!(tree.evict(1), 1);
-    let known = |tree: &mut PrefixTree, first: u32| tree.find(&text(first)).len();
+    let known = |tree: &mut PrefixTree, first: u32| tree.find(&text(first), &LoraSet::default()).len();
     assert_eq!(known(&mut tree, 200), 256, "the leaf of the oldest went first");
     assert_eq!(tree.evict(usize::MAX), 3, "what is held stays");
     assert_eq!((known(&mut tree, 10), known(&mut tree, 100), known(&mut tree, 200)), (300, 0, 0));
@@ -265,7 +265,7 @@ fn a_cache_comes_back_from_its_bytes() {
         logits(&decoder, &mut cache, &tokens, 512);
         let mut bytes = Vec::new();
         cache.put(&mut bytes);
-        let mut restored = decoder.restore_cache(cache.len(), &bytes).expect("what put wrote");
+        let mut restored = decoder.restore_cache(&LoraSet::default(), cache.len(), &bytes).expect("what put wrote");
         let want = logits(&decoder, &mut cache, &next, 3);
         assert!(logits(&decoder, &mut restored, &next, 3) == want, "{name}");
         for (len, bytes) in [
@@ -275,11 +275,11 @@ fn a_cache_comes_back_from_its_bytes() {
             (usize::MAX, &bytes[..]),
             (0, &bytes[..]),
         ] {
-            let error = decoder.restore_cache(len, bytes).expect_err("refused");
+            let error = decoder.restore_cache(&LoraSet::default(), len, bytes).expect_err("refused");
             assert!(matches!(error, ModelError::BadCacheState { .. }), "{name}: {error:?}");
         }
         let mut gone = bytes.clone();
         gone[..8].copy_from_slice(&u64::MAX.to_le_bytes());
-        assert!(decoder.restore_cache(900, &gone).is_err(), "{name}");
+        assert!(decoder.restore_cache(&LoraSet::default(), 900, &gone).is_err(), "{name}");
     }
 }

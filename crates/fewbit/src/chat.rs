@@ -52,7 +52,7 @@ pub struct ChatBuilder {
 
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
-        let options = Options::new(model.recommended_sampling());
+        let options = Options::new(&model);
         Self { model, system: None, history: Vec::new(), tools: Vec::new(), options }
     }
 
@@ -109,14 +109,15 @@ impl ChatBuilder {
         let path = path.as_ref();
         let decoder = self.model.decoder();
         let context = self.model.context_length();
+        let loras = decoder.lora_set(&self.options.loras)?;
         let expected = Expected {
-            model: self.model.identity()?,
+            model: self.model.identity(&loras)?,
             n_vocab: self.model.tokenizer().n_vocab(),
             max_tokens: context,
             max_cache_bytes: decoder.cache_state_bytes(context),
         };
         let saved = Saved::read(path, &expected)?;
-        let cache = decoder.restore_cache(saved.tokens.len(), &saved.cache).map_err(|error| match error {
+        let cache = decoder.restore_cache(&loras, saved.tokens.len(), &saved.cache).map_err(|error| match error {
             ModelError::BadCacheState { .. } => {
                 Error::from(SessionError::Damaged { path: path.to_owned(), what: "keys and values" })
             }
@@ -231,14 +232,20 @@ impl Chat {
     }
 
     /// Writes the conversation to a file, with the keys and values of its tokens: [`ChatBuilder::restore`] goes on
-    /// from there without computing them again, with the same model. The file is replaced whole or not at all.
+    /// from there without computing them again, with the same model and adapters. The file is replaced whole or not at all.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        let loras = self.model.decoder().lora_set(&self.options.loras)?;
         let (tokens, cache) = self.slot.with(|timeline| {
             let mut bytes = Vec::new();
+            // The last answer may have had adapters of its own: then the next one begins anew, here as there.
+            if *timeline.cache.loras() != loras {
+                self.model.decoder().new_cache_with(&loras).put(&mut bytes);
+                return (Vec::new(), bytes);
+            }
             timeline.cache.put(&mut bytes);
             (timeline.tokens.clone(), bytes)
         });
-        let model = self.model.identity()?;
+        let model = self.model.identity(&loras)?;
         let seed = self.options.sampling.seed.unwrap_or_default();
         let messages = self.messages.clone();
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)

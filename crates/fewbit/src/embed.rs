@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use fewbit_model::Pooling;
+use fewbit_model::{Lora, LoraSet, Pooling};
 
 use crate::completion::{FinishReason, Usage};
 use crate::error::Error;
@@ -32,6 +32,7 @@ pub struct Embed {
     deadline: Option<Instant>,
     timeout: Option<Duration>,
     cancel: Option<CancelToken>,
+    loras: Vec<(Lora, f32)>,
 }
 
 /// The vectors of some texts.
@@ -70,6 +71,7 @@ impl Model {
             deadline: None,
             timeout: None,
             cancel: None,
+            loras: self.loras().iter().map(|(lora, scale)| (lora.clone(), scale)).collect(),
         }
     }
 
@@ -119,6 +121,19 @@ impl Embed {
         self
     }
 
+    /// Applies a LoRA adapter: see [`Generate::lora`](crate::Generate::lora).
+    pub fn lora(mut self, lora: &Lora, scale: f32) -> Self {
+        self.loras.retain(|(known, _)| known != lora);
+        self.loras.push((lora.clone(), scale));
+        self
+    }
+
+    /// Applies no adapter, not even those that the model was loaded with.
+    pub fn without_loras(mut self) -> Self {
+        self.loras.clear();
+        self
+    }
+
     /// Computes the vectors. Errors of the texts come first, before anything is computed.
     pub fn run(self) -> Result<Embeddings, Error> {
         let mut batch = self.start()?;
@@ -138,7 +153,7 @@ impl Embed {
     }
 
     fn start(self) -> Result<Batch, Error> {
-        let Self { model, texts, pooling, normalize, deadline, timeout, cancel } = self;
+        let Self { model, texts, pooling, normalize, deadline, timeout, cancel, loras } = self;
         let encode = |(index, text)| {
             let tokens = match text {
                 Prompt::Text(text) if text.is_empty() => Vec::new(),
@@ -156,6 +171,7 @@ impl Embed {
             texts,
             pooling: pooling.unwrap_or(model.default_pooling()),
             normalize,
+            loras: model.decoder().lora_set(&loras)?,
             deadline: [deadline, until].into_iter().flatten().min(),
             cancel,
             running: VecDeque::new(),
@@ -188,6 +204,7 @@ struct Batch {
     texts: VecDeque<Vec<u32>>,
     pooling: Pooling,
     normalize: bool,
+    loras: LoraSet,
     deadline: Option<Instant>,
     cancel: Option<CancelToken>,
     /// Those that it has, in order. Dropping them cancels them.
@@ -213,6 +230,7 @@ impl Batch {
                 cancel: self.cancel.clone(),
                 slot: None,
                 shares_prefix: false,
+                loras: self.loras.clone(),
                 task: Task::Embed(Pooler::new(self.pooling, self.normalize, dim)),
             };
             match self.model.inner.scheduler.submit(request, true) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fewbit_format::FormatError;
 use fewbit_model::quantize::QuantizeError;
-use fewbit_model::{MemoryEstimate, ModelError};
+use fewbit_model::{LoraError, MemoryEstimate, ModelError};
 use fewbit_tokenizer::{TemplateError, TokenizerError};
 
 use crate::hub::HubError;
@@ -83,6 +83,10 @@ pub enum Error {
     /// A step of the model failed.
     #[error(transparent)]
     Model(#[from] ModelError),
+
+    /// An adapter cannot be used. The message names its file.
+    #[error(transparent)]
+    Lora(#[from] LoraError),
 
     /// The model file has no chat template.
     #[error("the model file has no chat template: use the raw prompt (`--raw`), or an instruction-tuned model")]
@@ -193,7 +197,7 @@ pub enum Error {
     #[error(
         "the model takes {} MiB and {sequences} contexts of {context_tokens} tokens {} MiB, but only {} MiB of memory \
          are free: take a shorter context, fewer sequences or a smaller file",
-        (estimate.weight_bytes + estimate.scratch_bytes) >> 20, estimate.kv_bytes >> 20, available_bytes >> 20
+        (estimate.weight_bytes + estimate.lora_bytes + estimate.scratch_bytes) >> 20, estimate.kv_bytes >> 20, available_bytes >> 20
     )]
     DoesNotFit {
         /// What would be taken.

@@ -15,7 +15,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{KvCache, Logits, LogitsFor};
+use fewbit_model::{KvCache, Logits, LogitsFor, LoraSet};
 
 use crate::error::Error;
 use crate::generate::Prompt;
@@ -126,12 +126,22 @@ impl Model {
             Prompt::Text(text) => self.encode_raw(&text),
             Prompt::Tokens(tokens) => tokens,
         };
-        self.check(&tokens)?;
+        self.logprobs_with(self.loras(), &tokens, n_top)
+    }
+
+    /// The same of tokens, with these adapters.
+    pub(crate) fn logprobs_with(
+        &self,
+        loras: &LoraSet,
+        tokens: &[u32],
+        n_top: usize,
+    ) -> Result<Vec<TokenLogprob>, Error> {
+        self.check(tokens)?;
         if tokens.len() > self.context_length() {
             return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
         }
         let mut result: Vec<_> = tokens.first().map(|&token| TokenLogprob::first(token)).into_iter().collect();
-        self.each_row(&tokens, 0, |logits, targets| {
+        self.each_row(loras, tokens, 0, |logits, targets| {
             let rows = targets.iter().enumerate();
             result.extend(rows.map(|(i, &target)| TokenLogprob::new(logits.row(i), target, n_top)));
         })?;
@@ -177,9 +187,9 @@ impl Model {
         let mut result = Divergence { chunks: windows.len(), ..Divergence::default() };
         for (i, window) in windows.iter().enumerate() {
             let first = options.ctx / 2;
-            let mut expected = Rows::new(reference, window, first)?;
+            let mut expected = Rows::new(reference, reference.loras(), window, first)?;
             let start = Instant::now();
-            let mut own = Rows::new(self, window, first)?;
+            let mut own = Rows::new(self, self.loras(), window, first)?;
             result.elapsed += start.elapsed();
             while let Some((expected, targets)) = expected.next(reference)? {
                 let start = Instant::now();
@@ -200,14 +210,20 @@ impl Model {
 
     /// Appends the negative log-likelihoods of `tokens[first + 1..]` to `nll`.
     fn score_from(&self, tokens: &[u32], first: usize, nll: &mut Vec<f64>) -> Result<(), Error> {
-        self.each_row(tokens, first, |logits, targets| {
+        self.each_row(self.loras(), tokens, first, |logits, targets| {
             nll.extend(negative_log_likelihoods(logits, targets, self.n_threads()));
         })
     }
 
     /// Hands on the logits that predict `tokens[first + 1..]`, some rows at a time, each with the token that came.
-    fn each_row(&self, tokens: &[u32], first: usize, mut rows: impl FnMut(&Logits, &[u32])) -> Result<(), Error> {
-        let mut all = Rows::new(self, tokens, first)?;
+    fn each_row(
+        &self,
+        loras: &LoraSet,
+        tokens: &[u32],
+        first: usize,
+        mut rows: impl FnMut(&Logits, &[u32]),
+    ) -> Result<(), Error> {
+        let mut all = Rows::new(self, loras, tokens, first)?;
         while let Some((logits, targets)) = all.next(self)? {
             rows(&logits, targets);
         }
@@ -308,10 +324,10 @@ struct Rows<'t> {
 
 impl<'t> Rows<'t> {
     /// Runs `tokens[..first]`; what predicts `tokens[first + 1..]` comes next.
-    fn new(model: &Model, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
+    fn new(model: &Model, loras: &LoraSet, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
         // The last token is only predicted, never an input.
         let first = first.min(tokens.len().saturating_sub(1));
-        let mut cache = model.decoder().new_cache();
+        let mut cache = model.decoder().new_cache_with(loras);
         for chunk in tokens[..first].chunks(model.inner.core.limits.prefill_chunk) {
             (cache, _) = model.inner.extend(cache, chunk, LogitsFor::None)?;
         }

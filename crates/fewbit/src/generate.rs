@@ -85,7 +85,7 @@ pub struct Generate {
 
 impl Generate {
     pub(crate) fn new(model: Model, prompt: Prompt) -> Self {
-        let options = Options::new(model.recommended_sampling());
+        let options = Options::new(&model);
         Self { model, prompt, templated: false, system: None, echo: false, options }
     }
 
@@ -162,7 +162,7 @@ impl Generate {
         let mut echoed = None;
         if echo {
             let logprobs = match options.logprobs {
-                Some(n_top) => model.logprobs(&prompt[..], n_top)?,
+                Some(n_top) => model.logprobs_with(&model.decoder().lora_set(&options.loras)?, &prompt, n_top)?,
                 None => Vec::new(),
             };
             let text = model.tokenizer().decode(&prompt);

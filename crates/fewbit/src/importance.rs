@@ -43,7 +43,7 @@ impl Model {
             if let Some(bos) = bos {
                 window[0] = bos;
             }
-            let mut cache = decoder.new_cache();
+            let mut cache = self.new_cache();
             for tokens in window.chunks(self.inner.core.limits.prefill_chunk) {
                 let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::None };
                 decoder.forward_collecting(&mut [chunk], &mut collector)?;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use fewbit_model::quantize::Recipe;
 use fewbit_model::{
-    Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, MemoryEstimate, ModelConfig, ModelError,
-    available_bytes, estimate,
+    Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, Lora, LoraSet, MemoryEstimate, ModelConfig,
+    ModelError, available_bytes, estimate,
 };
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, TokenizerOptions, encode_rendered,
@@ -104,6 +104,7 @@ pub struct ModelBuilder {
     kv_memory: Option<u64>,
     sequences: Option<usize>,
     prefix_memory: Option<u64>,
+    loras: Vec<(PathBuf, f32)>,
     chat_template: Option<String>,
     trace_text: bool,
     tokenizer: TokenizerOptions,
@@ -214,6 +215,14 @@ impl ModelBuilder {
         self
     }
 
+    /// Loads a LoRA adapter with the model, and applies it with this scale (1 is what it was trained for) to every
+    /// request that asks for nothing else. Can be called several times. The adapter is a GGUF file as llama.cpp has
+    /// it, or a folder as PEFT writes it. See [`Model::load_lora`] for adapters that only some requests use.
+    pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
+        self.loras.push((path.into(), scale));
+        self
+    }
+
     /// What the model takes with these settings, from the header of its file: nothing is loaded. Keys and values
     /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
     pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
@@ -231,6 +240,9 @@ impl ModelBuilder {
         };
         let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
+        for (path, _) in &self.loras {
+            estimate.lora_bytes = estimate.lora_bytes.saturating_add(Lora::estimate(path)?);
+        }
         Ok((estimate, context))
     }
 
@@ -310,6 +322,8 @@ impl ModelBuilder {
         if context_length > trained {
             return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
         }
+        let loras = self.loras.iter().map(|(path, scale)| Ok((Lora::load(path, &decoder)?, *scale)));
+        let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;
         let limits = Limits {
             prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
             max_running: self.max_running.unwrap_or(DEFAULT_MAX_RUNNING),
@@ -323,6 +337,7 @@ impl ModelBuilder {
             tokenizer: Arc::new(tokenizer),
             #[cfg(feature = "constraints")]
             constraints: crate::constraints::Compiler::default(),
+            loras,
             load_time,
             limits,
             trace_text: self.trace_text,
@@ -446,6 +461,27 @@ impl Model {
         ChatBuilder::new(self.clone())
     }
 
+    /// Loads a LoRA adapter for this model, for requests that name it: a GGUF file as llama.cpp has it, or a folder
+    /// as PEFT writes it. The model's weights stay as they are, and requests with different adapters are computed
+    /// together. The adapter's memory is free again when the last handle of it is gone.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let pirate = model.load_lora("pirate-lora.gguf")?;
+    /// let plain = model.generate("The sea is").seed(1).run()?;
+    /// let rough = model.generate("The sea is").seed(1).lora(&pirate, 0.8).run()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn load_lora(&self, path: impl AsRef<Path>) -> Result<Lora, Error> {
+        Ok(Lora::load(path.as_ref(), self.decoder())?)
+    }
+
+    /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
+    pub fn loras(&self) -> &LoraSet {
+        &self.inner.core.loras
+    }
+
     /// The vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.core.tokenizer
@@ -525,11 +561,26 @@ impl Model {
     }
 
     /// What tells this model from others: a hash of what it computes for a fixed text, with the type of its cache.
-    /// Equal weights from different files have the same; so has a model on other threads or instruction sets.
-    pub(crate) fn identity(&self) -> Result<u128, Error> {
-        if let Some(&known) = self.inner.identity.get() {
-            return Ok(known);
+    /// Equal weights from different files have the same; so has a model on other threads or instruction sets. With
+    /// adapters it is another model: for each set of numbers and scales.
+    pub(crate) fn identity(&self, loras: &LoraSet) -> Result<u128, Error> {
+        let base = match self.inner.identity.get() {
+            Some(&known) => known,
+            None => self.base_identity()?,
+        };
+        if loras.is_empty() {
+            return Ok(base);
         }
+        let mut hasher = Xxh3::new();
+        hasher.update(&base.to_le_bytes());
+        for (lora, scale) in loras.iter() {
+            hasher.update(&lora.fingerprint().to_le_bytes());
+            hasher.update(&scale.to_bits().to_le_bytes());
+        }
+        Ok(hasher.digest128())
+    }
+
+    fn base_identity(&self) -> Result<u128, Error> {
         let n_vocab = self.decoder().n_vocab();
         let n_tokens = IDENTITY_TOKENS.min(self.config().context_length);
         let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * n_vocab / n_tokens) as u32).collect();
@@ -538,6 +589,11 @@ impl Model {
         hasher.update(cache.kv_type().name().as_bytes());
         logits.row(0).iter().for_each(|logit| hasher.update(&logit.to_bits().to_le_bytes()));
         Ok(*self.inner.identity.get_or_init(|| hasher.digest128()))
+    }
+
+    /// An empty sequence with the model's own adapters.
+    pub(crate) fn new_cache(&self) -> KvCache {
+        self.inner.core.new_cache()
     }
 
     /// This model as the draft of another one, which must have the same vocabulary.

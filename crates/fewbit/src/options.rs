@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use fewbit_model::Lora;
+
 use crate::model::Model;
 use crate::sample::{CustomFactory, Sampling};
 use crate::scheduler::{CancelToken, Speculation};
@@ -19,6 +21,8 @@ pub(crate) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) cancel: Option<CancelToken>,
     pub(crate) share_prefix: bool,
+    /// Each once.
+    pub(crate) loras: Vec<(Lora, f32)>,
     pub(crate) speculation: Speculation,
     pub(crate) draft: Option<Model>,
     /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
@@ -29,9 +33,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(crate) fn new(sampling: Sampling) -> Self {
+    /// The settings that a model recommends.
+    pub(crate) fn new(model: &Model) -> Self {
         Self {
-            sampling,
+            sampling: model.recommended_sampling(),
+            loras: model.loras().iter().map(|(lora, scale)| (lora.clone(), scale)).collect(),
             max_tokens: None,
             stop: Vec::new(),
             ignore_eos: false,
@@ -253,6 +259,21 @@ macro_rules! option_setters {
         /// long it takes tells whether another request began like this one.
         pub fn share_prefix(mut self, yes: bool) -> Self {
             self.options.share_prefix = yes;
+            self
+        }
+
+        /// Applies a LoRA adapter, which was loaded for this model ([`Model::load_lora`](crate::Model::load_lora)),
+        /// with this scale: beside those that the model was loaded with, or, of one of these, in place of its scale
+        /// there. 1 is what it was trained for, 0 turns it off.
+        pub fn lora(mut self, lora: &$crate::Lora, scale: f32) -> Self {
+            self.options.loras.retain(|(known, _)| known != lora);
+            self.options.loras.push((lora.clone(), scale));
+            self
+        }
+
+        /// Applies no adapter, not even those that the model was loaded with.
+        pub fn without_loras(mut self) -> Self {
+            self.options.loras.clear();
             self
         }
 

@@ -42,7 +42,7 @@ pub(crate) struct Slot {
 
 impl Slot {
     pub(crate) fn new(model: &Model) -> Self {
-        let timeline = Timeline { cache: model.decoder().new_cache(), tokens: Vec::new() };
+        let timeline = Timeline { cache: model.new_cache(), tokens: Vec::new() };
         Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
     }
 
@@ -148,6 +148,7 @@ impl Run {
             cancel: options.cancel.clone(),
             slot,
             shares_prefix: options.share_prefix,
+            loras: model.decoder().lora_set(&options.loras)?,
             task: Task::Generate(Box::new(generation)),
         };
         Ok(Self {

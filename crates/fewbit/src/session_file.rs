@@ -67,8 +67,8 @@ pub enum SessionError {
     },
     /// The conversation was with another model.
     #[error(
-        "{} was saved with another model, another type of KV cache, or a version of fewbit that computes differently: \
-         start a conversation with its history instead", path.display()
+        "{} was saved with another model, other adapters, another type of KV cache, or a version of fewbit that \
+         computes differently: start a conversation with its history instead", path.display()
     )]
     OtherModel {
         /// The file.

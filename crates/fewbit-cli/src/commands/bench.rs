@@ -16,7 +16,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use fewbit::engine::{Chunk, Decoder, KvCache, LoadOptions, LogitsFor, Quantized, WeightSource};
+use fewbit::engine::{Chunk, Decoder, KvCache, LoadOptions, LogitsFor, LoraSet, Quantized, WeightSource};
 use fewbit::quantize::Recipe;
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             let file = fewbit::open(&path)?;
             let work = Work::of(file.weights(), common.quantize)?;
             drop(file);
-            measure(common, args, model.decoder(), load_s, &work, name)
+            measure(common, args, (model.decoder(), model.loras()), load_s, &work, name)
         }
         (None, Some(shape), Some(ty)) => {
             let synthetic = Synthetic::new(shape, ty)?;
@@ -60,7 +60,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             let load_s = start.elapsed().as_secs_f64();
             let work = Work::of(file.weights(), common.quantize)?;
             drop((file, folder));
-            measure(common, args, &decoder, load_s, &work, &format!("{shape} {ty}"))
+            measure(common, args, (&decoder, &LoraSet::default()), load_s, &work, &format!("{shape} {ty}"))
         }
         _ => bail!("give a model, or --shape and --type"),
     }
@@ -195,7 +195,7 @@ impl Test {
 fn measure(
     common: &Common,
     args: &BenchArgs,
-    decoder: &Decoder,
+    (decoder, loras): (&Decoder, &LoraSet),
     load_s: f64,
     work: &Work,
     name: &str,
@@ -210,7 +210,7 @@ fn measure(
     let mut pasts: Vec<KvCache> = Vec::new();
     for test in &tests {
         if pasts.iter().all(|past| past.len() != test.depth()) {
-            let mut past = decoder.new_cache();
+            let mut past = decoder.new_cache_with(loras);
             extend(decoder, &mut past, &tokens(decoder, test.depth(), 0), false)?;
             pasts.push(past);
         }

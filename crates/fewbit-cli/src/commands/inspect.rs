@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use fewbit::ModelFile;
 use fewbit::engine::{self, WeightSource};
 use fewbit::format::{Array, GgufFile, Value as Meta};
+use fewbit::{Lora, ModelFile};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
@@ -42,8 +42,15 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let ctx = args.ctx.or_else(|| trained_context(&file));
     // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
     let isa = engine::Isa::from_env()?;
-    let memory = ctx
-        .map(|ctx| engine::estimate(source, isa, ctx, common.kv_type.map(Into::into)).map(|estimate| (ctx, estimate)));
+    let mut lora_bytes = 0u64;
+    for (path, _) in &common.lora {
+        lora_bytes = lora_bytes.saturating_add(Lora::estimate(path)?);
+    }
+    let memory = ctx.map(|ctx| {
+        let mut estimate = engine::estimate(source, isa, ctx, common.kv_type.map(Into::into))?;
+        estimate.lora_bytes = lora_bytes;
+        Ok::<_, engine::ModelError>((ctx, estimate))
+    });
 
     if common.json {
         let config = source.config().ok();
@@ -71,6 +78,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
                 "ctx": ctx,
                 "weight_bytes": e.weight_bytes,
                 "kv_bytes": e.kv_bytes,
+                "lora_bytes": e.lora_bytes,
                 "scratch_bytes": e.scratch_bytes,
                 "total_bytes": e.total_bytes(),
             }),
@@ -125,10 +133,11 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     match memory {
         None => {}
         Some(Ok((ctx, e))) => out.line(format_args!(
-            "memory with a context of {ctx} tokens: {} (weights {}, KV cache {}, scratch {})",
+            "memory with a context of {ctx} tokens: {} (weights {}, KV cache {}, adapters {}, scratch {})",
             bytes(e.total_bytes()),
             bytes(e.weight_bytes),
             bytes(e.kv_bytes),
+            bytes(e.lora_bytes),
             bytes(e.scratch_bytes),
         ))?,
         Some(Err(error)) => out.line(format_args!("cannot be run: {error}"))?,

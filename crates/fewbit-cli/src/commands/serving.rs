@@ -109,7 +109,7 @@ fn request(model: &Model, i: usize, n_gen: usize) -> Generate {
 /// Decode steps and the choice of the largest logit, without the engine.
 fn bare(model: &Model, prompt: &[u32], n_gen: usize) -> anyhow::Result<f64> {
     let decoder = model.decoder();
-    let mut cache = decoder.new_cache();
+    let mut cache = decoder.new_cache_with(model.loras());
     let mut logits = decoder.forward(&mut [Chunk { cache: &mut cache, tokens: prompt, logits: LogitsFor::Last }])?;
     let start = Instant::now();
     for _ in 1..n_gen {

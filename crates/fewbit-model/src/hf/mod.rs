@@ -14,7 +14,7 @@ mod error;
 mod fp8;
 mod generation;
 mod ints;
-mod json;
+pub(crate) mod json;
 mod modules;
 mod part;
 mod pooling;
@@ -131,13 +131,6 @@ impl HfModel {
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, HfError> {
         GenerationDefaults::read(&self.path)
     }
-
-    /// Where a row (or an element of a bias) of q or k stands in the files.
-    fn unpermuted(&self, row: usize) -> usize {
-        let (head_dim, n) = (self.config.head_dim, self.config.rope.n_dims);
-        let (head, e) = (row / head_dim, row % head_dim);
-        if e < n { head * head_dim + e % 2 * (n / 2) + e / 2 } else { row }
-    }
 }
 
 impl WeightSource for HfModel {
@@ -155,7 +148,7 @@ impl WeightSource for HfModel {
 
     fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
         let entry = &self.entries[self.index[&tensor.name]];
-        let source = |row: usize| if entry.is_permuted { self.unpermuted(row) } else { row };
+        let source = |row: usize| if entry.is_permuted { unpermuted(&self.config, row) } else { row };
         // What is permuted in a vector are its elements.
         let is_vector = tensor.shape.len() < 2;
         let (unit, units) = match is_vector && entry.is_permuted {
@@ -226,8 +219,15 @@ impl WeightSource for HfModel {
 }
 
 /// Whether GGUF files of this model keep queries and keys in another order.
-fn permutes(config: &ModelConfig) -> bool {
+pub(crate) fn permutes(config: &ModelConfig) -> bool {
     config.rope.style == RopeStyle::Interleaved
+}
+
+/// Where a row (or an element of a bias) of q or k of such a model stands in the files.
+pub(crate) fn unpermuted(config: &ModelConfig, row: usize) -> usize {
+    let (head_dim, n) = (config.head_dim, config.rope.n_dims);
+    let (head, e) = (row / head_dim, row % head_dim);
+    if e < n { head * head_dim + e % 2 * (n / 2) + e / 2 } else { row }
 }
 
 impl std::fmt::Debug for HfModel {

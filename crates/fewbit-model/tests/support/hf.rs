@@ -97,7 +97,7 @@ impl Folder {
 }
 
 /// Rows of interleaved pairs into the order of half-split ones.
-fn half_split(bytes: &[u8], n_rows: usize, head_dim: usize) -> Vec<u8> {
+pub(crate) fn half_split(bytes: &[u8], n_rows: usize, head_dim: usize) -> Vec<u8> {
     let row_bytes = bytes.len() / n_rows;
     let row = |r: usize| &bytes[r * row_bytes..(r + 1) * row_bytes];
     let source = |r: usize| {

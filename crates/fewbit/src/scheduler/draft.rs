@@ -118,7 +118,7 @@ struct Model {
 
 impl Drafter {
     pub(super) fn new(mode: Speculation, draft: Option<Arc<Core>>) -> Self {
-        let model = draft.map(|core| Model { cache: core.decoder.new_cache(), core, tokens: Vec::new() });
+        let model = draft.map(|core| Model { cache: core.new_cache(), core, tokens: Vec::new() });
         Self { mode, hits: 0.0, misses: 0.0, model }
     }
 

@@ -186,9 +186,12 @@ impl Engine {
     /// conversation, or from requests before it.
     fn known_prefix(&mut self, sequence: &mut Sequence) -> KvCache {
         let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
-        let own = sequence.slot().and_then(|slot| slot.take()).map(|timeline| timeline.into_prefix(tokens));
-        let found = (sequence.shares_prefix() && self.core.limits.prefix_pages > 0).then(|| self.prefixes.find(tokens));
-        let kept = std::mem::replace(&mut sequence.cache, self.core.decoder.new_cache());
+        let loras = sequence.loras().clone();
+        let own = sequence.slot().and_then(|slot| slot.take());
+        let own = own.filter(|own| *own.cache.loras() == loras).map(|timeline| timeline.into_prefix(tokens));
+        let shares = sequence.shares_prefix() && self.core.limits.prefix_pages > 0;
+        let found = shares.then(|| self.prefixes.find(tokens, &loras));
+        let kept = std::mem::replace(&mut sequence.cache, self.core.decoder.new_cache_with(&loras));
         let own = own.filter(|own| own.len() > kept.len()).unwrap_or(kept);
         // What others hold has to be copied to be gone on from.
         found.filter(|found| found.len() >= own.len() + WORTH_SHARING).unwrap_or(own)
@@ -204,7 +207,9 @@ impl Engine {
         let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
         let known = sequence.cache.len();
         let mut best: Option<(usize, usize)> = None;
-        for (i, other) in self.running.iter().enumerate().filter(|&(i, other)| i != index && other.shares_prefix()) {
+        let may_share =
+            |i: usize, other: &Sequence| i != index && other.shares_prefix() && other.loras() == sequence.loras();
+        for (i, other) in self.running.iter().enumerate().filter(|&(i, other)| may_share(i, other)) {
             let common = other.tokens().iter().zip(tokens).take_while(|(a, b)| a == b).count();
             let is_ahead = (other.cache.len(), std::cmp::Reverse(i)) > (known, std::cmp::Reverse(index));
             if is_ahead && common >= known + WORTH_SHARING && best.is_none_or(|(_, most)| common > most) {

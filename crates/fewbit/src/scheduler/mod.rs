@@ -15,6 +15,9 @@
 //! Keys and values live in pages that requests share as far as they begin alike ([`fewbit_model::PrefixTree`]).
 //! When the pages reach their limit, known prefixes that nobody uses go first; then the request that came last
 //! gives up its cache, to be computed again when there is room. That changes no token either.
+//!
+//! Requests with different LoRA adapters are computed together too. Each cache is of one set of adapters, and only
+//! those of equal sets are shared.
 
 mod cancel;
 mod draft;
@@ -34,7 +37,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Decoder, KV_PAGE, PrefixTree};
+use fewbit_model::{Decoder, KV_PAGE, KvCache, LoraSet, PrefixTree};
 use fewbit_tokenizer::Tokenizer;
 
 pub use cancel::CancelToken;
@@ -55,10 +58,19 @@ pub(crate) struct Core {
     pub(crate) tokenizer: Arc<Tokenizer>,
     #[cfg(feature = "constraints")]
     pub(crate) constraints: crate::constraints::Compiler,
+    /// Those that the model was loaded with.
+    pub(crate) loras: LoraSet,
     pub(crate) load_time: Duration,
     pub(crate) limits: Limits,
     /// Whether spans get texts.
     pub(crate) trace_text: bool,
+}
+
+impl Core {
+    /// An empty sequence with the model's own adapters.
+    pub(crate) fn new_cache(&self) -> KvCache {
+        self.decoder.new_cache_with(&self.loras)
+    }
 }
 
 /// How much the engine takes on.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Chunk, KvCache, LogitsFor};
+use fewbit_model::{Chunk, KvCache, LogitsFor, LoraSet};
 use fewbit_tokenizer::StreamDecoder;
 
 use super::Core;
@@ -30,6 +30,7 @@ pub(crate) struct Request {
     /// Whether others may use what it computes, and it what others computed. Never of an embedding, which needs a
     /// hidden state of every token, and caches have none.
     pub(crate) shares_prefix: bool,
+    pub(crate) loras: LoraSet,
     pub(crate) task: Task,
 }
 
@@ -108,7 +109,7 @@ impl Sequence {
         let now = Instant::now();
         Self {
             tokens: request.prompt.clone(),
-            cache: core.decoder.new_cache(),
+            cache: core.decoder.new_cache_with(&request.loras),
             usage: Usage { prompt: request.prompt.len(), ..Usage::default() },
             timings: Timings { load: core.load_time, ..Timings::default() },
             served: 0,
@@ -230,6 +231,11 @@ impl Sequence {
     /// Whether a token was generated.
     pub(super) fn is_decoding(&self) -> bool {
         self.usage.completion > 0
+    }
+
+    /// The adapters that it is computed with.
+    pub(super) fn loras(&self) -> &LoraSet {
+        &self.request.loras
     }
 
     pub(super) fn arrived(&self) -> Instant {

@@ -1,0 +1,158 @@
+//! What can be wrong with an adapter.
+
+use crate::hf::HfError;
+use fewbit_format::FormatError;
+use fewbit_kernels::KernelError;
+use fewbit_quant::QuantError;
+use std::path::PathBuf;
+
+/// An error of loading a LoRA adapter.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoraError {
+    /// The file is damaged, missing, or no GGUF or safetensors file.
+    #[error("{}: {source}", path.display())]
+    Format {
+        /// The adapter.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<FormatError>,
+    },
+    /// The configuration of a PEFT folder is missing or not as it should be.
+    #[error("{}: {source}", path.display())]
+    Config {
+        /// The adapter.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<HfError>,
+    },
+    /// The file is a GGUF file, but no LoRA adapter.
+    #[error("{} is no LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
+    NotAnAdapter {
+        /// The file.
+        path: PathBuf,
+        /// The metadata key that says so.
+        key: &'static str,
+        /// What it should be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// The adapter was made for another architecture.
+    #[error("{} is an adapter for {found:?} models, and the model is a {expected:?}", path.display())]
+    Architecture {
+        /// The adapter.
+        path: PathBuf,
+        /// The model's architecture.
+        expected: String,
+        /// That of the adapter.
+        found: String,
+    },
+    /// The adapter asks for more than low-rank parts of matrices.
+    #[error("{} has {option} = {value}, which this version of fewbit does not have", path.display())]
+    Unsupported {
+        /// The adapter.
+        path: PathBuf,
+        /// The option.
+        option: String,
+        /// Its value.
+        value: String,
+    },
+    /// A number of the adapter makes no sense.
+    #[error("{}: {key} is {found}, but must be a finite number", path.display())]
+    BadNumber {
+        /// The adapter.
+        path: PathBuf,
+        /// What it is called.
+        key: String,
+        /// The value found.
+        found: String,
+    },
+    /// A tensor that is no low-rank part of a matrix which adapters can change.
+    #[error(
+        "{}: tensor {tensor:?} changes nothing that an adapter of a {architecture:?} model can change here (the \
+         matrices of attention, the feed-forward part without experts, and the output)", path.display()
+    )]
+    UnknownTarget {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The model's architecture.
+        architecture: String,
+    },
+    /// Of the two matrices that make a low-rank part, there is only one.
+    #[error("{}: tensor {tensor:?} has no counterpart {missing:?}", path.display())]
+    MissingHalf {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor that is there.
+        tensor: String,
+        /// The one that is not.
+        missing: String,
+    },
+    /// Two tensors for the same matrix.
+    #[error("{}: tensor {tensor:?} is for a matrix that another tensor is for too", path.display())]
+    Twice {
+        /// The adapter.
+        path: PathBuf,
+        /// The second of them.
+        tensor: String,
+    },
+    /// A tensor does not fit the model's matrix, or the rank.
+    #[error("{}: tensor {tensor:?} has shape {found:?}, but the model makes it {expected:?}: is it another model's adapter?", path.display())]
+    Shape {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shape that fits, rows first.
+        expected: Vec<u64>,
+        /// The shape in the file, rows first.
+        found: Vec<u64>,
+    },
+    /// A tensor's elements are of a type that adapters do not have.
+    #[error("{}: tensor {tensor:?} is of type {ty}, which adapters cannot have", path.display())]
+    Type {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: String,
+    },
+    /// A tensor's bytes could not be decoded.
+    #[error("{}: tensor {tensor:?}: {source}", path.display())]
+    Decode {
+        /// The adapter.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What went wrong.
+        source: QuantError,
+    },
+    /// A matrix could not be packed.
+    #[error("{}: {source}", path.display())]
+    Kernel {
+        /// The adapter.
+        path: PathBuf,
+        /// What went wrong.
+        source: KernelError,
+    },
+    /// The file has no tensors.
+    #[error("{} is an adapter without any tensor", path.display())]
+    Empty {
+        /// The adapter.
+        path: PathBuf,
+    },
+    /// The adapter does not fit into memory.
+    #[error("{} takes {} MiB, but only {} MiB of memory are free", path.display(), needed_bytes >> 20, available_bytes >> 20)]
+    DoesNotFit {
+        /// The adapter.
+        path: PathBuf,
+        /// Bytes that loading would take.
+        needed_bytes: u64,
+        /// Bytes that the operating system calls available.
+        available_bytes: u64,
+    },
+}
