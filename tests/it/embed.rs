@@ -139,8 +139,8 @@ fn texts_and_their_tokens_are_the_same_input() {
     let text = "Once upon a time";
     let tokenizer = stories().tokenizer();
     let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::tokenizer::SpecialTokens::Plain));
-    let list = [text];
-    let of_text = stories().embed(&list).run().unwrap();
+    let list: &[&str] = &[text];
+    let of_text = stories().embed(list).run().unwrap();
     assert_eq!(of_text.tokens, [ids.len()]);
     assert_eq!(stories().embed([ids]).run().unwrap().vectors, of_text.vectors);
     assert_eq!(stories().embed([text.to_owned()]).run().unwrap().vectors, of_text.vectors);
