@@ -74,7 +74,6 @@ fn random_outputs_of_five_hundred_schemas_validate() {
 #[test]
 fn a_real_vocabulary_gives_valid_json_too() {
     let model = crate::smollm2::model();
-    let mut cut = 0;
     for (i, (name, schema)) in schemas::all().into_iter().enumerate().step_by(17) {
         let out = model
             .generate("A record as JSON:")
@@ -85,16 +84,10 @@ fn a_real_vocabulary_gives_valid_json_too() {
             .max_tokens(250)
             .run()
             .unwrap();
-        if out.finish_reason == FinishReason::Length {
-            cut += 1;
-            assert!(matches!(out.json::<Value>(), Err(Error::Incomplete { .. })), "{name}");
-            continue;
-        }
         assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{name}: {}", out.text);
         let value: Value = serde_json::from_str(&out.text).unwrap();
         assert!(jsonschema::is_valid(&schema, &value), "{name}: {}", out.text);
     }
-    assert!(cut <= 3, "{cut} outputs were cut");
 }
 
 #[test]

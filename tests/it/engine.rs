@@ -326,3 +326,36 @@ fn what_fails_or_panics_while_choosing_fails_alone() {
     };
     assert_eq!(once().custom_sampler(move || Custom(choose.clone())).run().unwrap().tokens.len(), 20);
 }
+
+/// Nanoseconds that the threads of this process have run.
+#[cfg(target_os = "linux")]
+fn cpu_time() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    // A thread may have ended meanwhile.
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("schedstat")).ok());
+    stats.map(|stat| stat.split(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_model_that_has_nothing_to_do_takes_no_cpu_time() {
+    const NAME: &str = "engine::a_model_that_has_nothing_to_do_takes_no_cpu_time";
+    // In a process of its own, for other tests have much to do.
+    if std::env::var_os("FEWBIT_TEST_IDLE").is_none() {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = command.args(["--exact", NAME]).env("FEWBIT_TEST_IDLE", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let model = load(|b| b.threads(4));
+    together(8, |i| request(&model, i).run().unwrap());
+    // One that waits for its reader is idle too.
+    let mut stream = model.generate("Once").ignore_eos(true).stream().unwrap();
+    stream.next().unwrap().unwrap();
+    thread::sleep(Duration::from_millis(100));
+    let before = cpu_time();
+    thread::sleep(Duration::from_millis(400));
+    let used = Duration::from_nanos(cpu_time() - before);
+    assert!(used < Duration::from_millis(4), "{used:?} of 400 ms");
+}

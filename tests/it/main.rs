@@ -19,6 +19,7 @@ mod schemas;
 mod session;
 mod smollm2;
 mod smollm2_generation;
+mod smollm2_together;
 mod speculation;
 mod tidy;
 mod tools;

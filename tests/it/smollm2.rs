@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use fewbit::Model;
+use fewbit::{Model, ModelBuilder};
 
 pub(crate) const NAME: &str = "smollm2-135m-instruct";
 
@@ -26,8 +26,13 @@ pub(crate) fn path() -> PathBuf {
     fewbit::resolve(&name(), &silent).unwrap_or_else(|error| missing(&error))
 }
 
+/// The model, with other settings.
+pub(crate) fn load(builder: ModelBuilder) -> Model {
+    builder.load(name()).unwrap_or_else(|error| missing(&error))
+}
+
 /// The model, with default settings.
 pub(crate) fn model() -> &'static Model {
-    static MODEL: LazyLock<Model> = LazyLock::new(|| Model::load(name()).unwrap_or_else(|error| missing(&error)));
+    static MODEL: LazyLock<Model> = LazyLock::new(|| load(Model::builder()));
     &MODEL
 }

@@ -1,7 +1,8 @@
 //! Speculation: other times, the same tokens.
 
 use fewbit::format::{Array, GgufWriter, Value};
-use fewbit::{Error, FinishReason, Generate, Model, Speculation};
+use fewbit::{Constraint, Error, FinishReason, Generate, Model, Speculation};
+use serde_json::json;
 
 use crate::{STORIES, stories};
 
@@ -123,4 +124,58 @@ fn drafts_end_where_the_context_does() {
     let (plain, out) = (request(Speculation::Off), request(Speculation::Always));
     assert_eq!((out.tokens, out.finish_reason), (plain.tokens, FinishReason::Length));
     assert!(out.usage.accepted > 0);
+}
+
+#[test]
+fn what_a_constraint_forces_comes_in_fewer_steps_and_is_the_same() {
+    let schema = json!({
+        "type": "object", "additionalProperties": false, "required": ["identification", "classification"],
+        "properties": {
+            "identification": { "type": "integer", "minimum": 0, "maximum": 99 },
+            "classification": { "enum": ["vertebrate animal", "flowering plant"] }
+        }
+    });
+    let model = crate::smollm2::model();
+    for (i, constraint) in [
+        Constraint::json_schema(schema.clone()).compact(),
+        Constraint::json_schema(schema),
+        Constraint::regex("The answer to the question of life is (forty-two|unknown)\\."),
+        Constraint::choice(["the longest of all rivers", "the highest of all mountains"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let request =
+            || model.generate("A record:").temperature(0.8).seed(7).max_tokens(60).constraint(constraint.clone());
+        let plain = request().speculation(Speculation::Off).run().unwrap();
+        assert_eq!(plain.usage.drafted, 0);
+        // By default too: a token that is certain always pays.
+        for speculation in [Speculation::Always, Speculation::Auto] {
+            let out = request().speculation(speculation).run().unwrap();
+            assert_eq!((&out.tokens, &out.text), (&plain.tokens, &plain.text), "constraint {i}");
+            assert_eq!(out.finish_reason, plain.finish_reason, "constraint {i}");
+            assert!(out.usage.accepted > 0, "constraint {i}: {:?} {:?}", out.usage, out.text);
+        }
+    }
+}
+
+#[test]
+fn what_a_draft_model_keeps_counts_within_both_limits() {
+    let load = |pages: u64| {
+        let page = stories().metrics().kv_page_bytes;
+        Model::builder().threads(1).kv_memory(pages * page).prefix_memory(0).load(STORIES).unwrap()
+    };
+    let drafted = |pages, draft_pages, prompt: &str| {
+        let (model, draft) = (load(pages), load(draft_pages));
+        let request = model.generate(prompt).temperature(0.0).ignore_eos(true).max_tokens(20);
+        let plain = request.clone().run().unwrap();
+        let out = request.draft(&draft).speculation(Speculation::Always).run().unwrap();
+        assert_eq!(out.tokens, plain.tokens);
+        out.usage.drafted
+    };
+    assert!(drafted(2, 1, "Once upon") > 0, "a page for each");
+    assert_eq!(drafted(1, 9, "Once upon"), 0, "no room beside the model's own");
+    let long = "Lily had a red ball. ".repeat(40);
+    assert!(drafted(9, 2, &long) > 0);
+    assert_eq!(drafted(9, 1, &long), 0, "more than the draft model may hold");
 }

@@ -90,6 +90,18 @@ thread_local! {
     static ROW: RefCell<(Row, Vec<f32>)> = RefCell::default();
 }
 
+/// How rows of a batch can be made.
+#[derive(Clone, Copy)]
+enum Rows {
+    /// Only as a whole.
+    Whole,
+    /// Any columns by themselves.
+    InParts,
+}
+
+/// Fewer rows than this are quantized sooner than another thread has heard of them.
+const FEW_ROWS: usize = 4;
+
 /// What happens to the products of a panel.
 enum Output<'a> {
     /// `out = w x`
@@ -131,7 +143,10 @@ impl Engine {
     pub fn activate(&self, x: &[f32], n_cols: usize, kinds: ActivationKinds, out: &mut Activations) {
         let n_rows = x.len() / n_cols;
         assert_eq!(x.len(), n_rows * n_cols, "whole rows");
-        self.fill(n_rows, n_cols, kinds, out, |row, y| y.copy_from_slice(&x[row * n_cols..(row + 1) * n_cols]));
+        let make = |row, cols: Range<usize>, y: &mut [f32]| {
+            y.copy_from_slice(&x[row * n_cols..][cols]);
+        };
+        self.fill(n_rows, n_cols, kinds, out, Rows::InParts, make);
     }
 
     /// Makes the RMS norm of `x` (`[n_rows, weight.len()]`) the batch: `x / sqrt(mean(x^2) + eps) * weight`.
@@ -139,19 +154,21 @@ impl Engine {
         let n_cols = weight.len();
         let n_rows = x.len() / n_cols;
         assert_eq!(x.len(), n_rows * n_cols, "whole rows");
-        self.fill(n_rows, n_cols, kinds, out, |row, y| {
+        let make = |row, _, y: &mut [f32]| {
             elementwise::rms_norm(self.isa, &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
-        });
+        };
+        self.fill(n_rows, n_cols, kinds, out, Rows::Whole, make);
     }
 
-    /// Lets `make` write each row of the batch and quantizes it while it is warm.
+    /// Lets `make` write each row of the batch, or some columns of it, and quantizes it while it is warm.
     fn fill(
         &self,
         n_rows: usize,
         n_cols: usize,
         kinds: ActivationKinds,
         out: &mut Activations,
-        make: impl Fn(usize, &mut [f32]) + Sync,
+        rows: Rows,
+        make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
     ) {
         out.resize(n_rows, n_cols, kinds);
         let values = SharedMut::new(&mut out.values);
@@ -160,29 +177,47 @@ impl Engine {
             kinds.q8_256.then(|| SharedForm::of_256(&mut out.q256)),
         ];
         let n_quantized = n_rows * kinds.n_planes();
-        self.pool.for_chunks(n_rows, GROUP, |rows, _| {
+        // Blocks depend on nothing but their columns: a part of a row is quantized as it is in the whole row.
+        let part = |row: usize, cols: Range<usize>, is_made: bool| {
             ROW.with_borrow_mut(|(quantized, lost)| {
-                for row in rows {
-                    // SAFETY: each row is handed out once, with its rows in all planes, and different rows have
-                    // no element in common.
-                    let x = unsafe { values.range(row * n_cols..(row + 1) * n_cols) };
-                    make(row, x);
-                    for form in forms.iter().flatten() {
-                        let kind = form.kind();
-                        quantize(self.isa, kind, x, quantized);
+                // SAFETY: each part is handed out once, with its places in all planes, and different parts have no
+                // element in common.
+                let x = unsafe { values.range(row * n_cols + cols.start..row * n_cols + cols.end) };
+                if !is_made {
+                    make(row, cols.clone(), x);
+                }
+                for form in forms.iter().flatten() {
+                    let kind = form.kind();
+                    quantize(self.isa, kind, x, quantized);
+                    // SAFETY: as above.
+                    unsafe { form.put(quantized, Place::of(row, n_quantized), n_cols, cols.start) };
+                    if kinds.two_planes {
+                        lost.resize(x.len(), 0.0);
+                        let Row { codes, scales, .. } = &*quantized;
+                        elementwise::quantization_loss(self.isa, x, codes, scales, kind.block_elems(), lost);
+                        quantize(self.isa, kind, lost, quantized);
                         // SAFETY: as above.
-                        unsafe { form.put(quantized, Place::of(row, n_quantized)) };
-                        if kinds.two_planes {
-                            lost.resize(n_cols, 0.0);
-                            let Row { codes, scales, .. } = &*quantized;
-                            elementwise::quantization_loss(self.isa, x, codes, scales, kind.block_elems(), lost);
-                            quantize(self.isa, kind, lost, quantized);
-                            // SAFETY: as above.
-                            unsafe { form.put(quantized, Place::of(n_rows + row, n_quantized)) };
-                        }
+                        unsafe { form.put(quantized, Place::of(n_rows + row, n_quantized), n_cols, cols.start) };
                     }
                 }
             });
+        };
+        let n_groups = n_rows.div_ceil(GROUP);
+        if n_rows < FEW_ROWS || n_groups >= self.pool.n_threads() {
+            self.pool.for_chunks(n_rows, GROUP, |rows, _| rows.for_each(|row| part(row, 0..n_cols, false)));
+            return;
+        }
+        // A group lies interleaved, so that threads which share it take columns: of different rows, they would write
+        // to the same cache lines.
+        if let Rows::Whole = rows {
+            // SAFETY: one row after another, on this thread alone.
+            (0..n_rows).for_each(|row| make(row, 0..n_cols, unsafe { values.range(row * n_cols..(row + 1) * n_cols) }));
+        }
+        let unit = if kinds.q8_256 { 256 } else { 32 };
+        let n_units = n_cols.div_ceil(unit);
+        self.pool.for_chunks(n_units, n_units.div_ceil(self.pool.n_threads()), |units, _| {
+            let cols = units.start * unit..n_cols.min(units.end * unit);
+            (0..n_rows).for_each(|row| part(row, cols.clone(), matches!(rows, Rows::Whole)));
         });
     }
 
@@ -324,9 +359,10 @@ impl Engine {
     /// If there is no such row.
     pub fn gather(&self, x: &Activations, rows: &[usize], out: &mut Activations) {
         // A row's quantized forms depend on nothing else, so that making them again gives the same.
-        self.fill(rows.len(), x.n_cols, x.kinds, out, |row, y| {
-            y.copy_from_slice(&x.values()[rows[row] * x.n_cols..(rows[row] + 1) * x.n_cols]);
-        });
+        let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
+            y.copy_from_slice(&x.values()[rows[row] * x.n_cols..][cols]);
+        };
+        self.fill(rows.len(), x.n_cols, x.kinds, out, Rows::InParts, make);
     }
 
     /// Norms every head of every row in place. `x`: `[n_rows, n_heads, weight.len()]`.
@@ -437,37 +473,37 @@ impl<'a> SharedForm<'a> {
         }
     }
 
-    /// Writes a row to its place.
+    /// Writes a part of a row of `n_cols` to its place: that from column `first_col` on.
     ///
     /// # Safety
     /// No other thread uses this place.
-    unsafe fn put(&self, row: &Row, place: Place) {
+    unsafe fn put(&self, row: &Row, place: Place, n_cols: usize, first_col: usize) {
         let Row { codes, scales, sums } = row;
         let quads = codes.as_chunks::<4>().0;
-        let at = |per_row: usize| place.start(per_row);
         let by = place.width;
+        // Where the items lie that stand for `elems` columns each.
+        let at = |elems: usize| place.start(n_cols / elems) + by * (first_col / elems);
         // SAFETY: the caller's.
         unsafe {
             match self {
                 Self::Of32 { codes, scales: to_scales, offsets, scaled_sums } => {
-                    codes.scatter(at(quads.len()), by, quads.iter().copied());
-                    let start = at(scales.len());
-                    to_scales.scatter(start, by, scales.iter().copied());
+                    codes.scatter(at(4), by, quads.iter().copied());
+                    to_scales.scatter(at(32), by, scales.iter().copied());
                     for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_32) {
-                        to.scatter(start, by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                        to.scatter(at(32), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
                     }
-                    scaled_sums.scatter(start, by, scales.iter().zip(sums).map(|(&d, &sum)| d * f32::from(sum)));
+                    scaled_sums.scatter(at(32), by, scales.iter().zip(sums).map(|(&d, &sum)| d * f32::from(sum)));
                 }
                 Self::Of256 { codes, scales: to_scales, offsets, pairs_16, pairs_32 } => {
-                    codes.scatter(at(quads.len()), by, quads.iter().copied());
-                    to_scales.scatter(at(scales.len()), by, scales.iter().copied());
+                    codes.scatter(at(4), by, quads.iter().copied());
+                    to_scales.scatter(at(256), by, scales.iter().copied());
                     for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_256) {
-                        to.scatter(at(sums.len()), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                        to.scatter(at(16), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
                     }
                     let pairs = sums.as_chunks::<2>().0;
-                    pairs_16.scatter(at(pairs.len()), by, pairs.iter().copied());
+                    pairs_16.scatter(at(32), by, pairs.iter().copied());
                     let fours = sums.as_chunks::<4>().0;
-                    pairs_32.scatter(at(fours.len()), by, fours.iter().map(|[a, b, c, d]| [a + b, c + d]));
+                    pairs_32.scatter(at(64), by, fours.iter().map(|[a, b, c, d]| [a + b, c + d]));
                 }
             }
         }

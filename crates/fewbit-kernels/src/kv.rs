@@ -18,14 +18,16 @@
 //! ```
 //! Q8_0 exists for heads of a multiple of 32 elements.
 
-use crate::Isa;
 use crate::activations::{OFFSET_SHIFTS_32, quantize_block, sum_codes};
 use crate::attention::PAGE;
 use crate::elementwise::multiversion;
 use crate::generic::attention::KvLoad;
 use crate::generic::q32::Group32;
+use crate::{Isa, KernelError};
 use half::f16;
+use std::alloc::{Layout, alloc_zeroed};
 use std::ops::Range;
+use std::ptr::NonNull;
 
 /// Positions in one block of keys.
 pub(crate) const KEY_BLOCK: usize = 16;
@@ -99,6 +101,24 @@ impl KvFloat for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+}
+
+/// `n` elements of zero bits, which are zeros in every type. Large ones are cleared by the operating system, page by
+/// page as they are first written: a page of a cache is some megabytes, and a short request writes little of it.
+///
+/// # Errors
+/// [`KernelError::OutOfMemory`]
+pub fn zeroed<T: KvElement>(n: usize) -> Result<Vec<T>, KernelError> {
+    let out_of_memory = || KernelError::OutOfMemory { bytes: n.saturating_mul(size_of::<T>()) };
+    let layout = Layout::array::<T>(n).map_err(|_| out_of_memory())?;
+    if layout.size() == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the layout's size is not 0.
+    let ptr = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(out_of_memory)?;
+    // SAFETY: allocated by the global allocator as an array of `n` elements, and zero bits are a value of f16, f32 and
+    // `Q8`, which are all the types that there are.
+    Ok(unsafe { Vec::from_raw_parts(ptr.cast().as_ptr(), n, n) })
 }
 
 /// A byte of Q8_0 blocks: codes and scales, which lie as the [module](self) says.

@@ -12,7 +12,7 @@ use fewbit_kernels::kv::Q8;
 use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, PAGE};
 use half::f16;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Keys and values of the positions that a sequence has so far.
 pub struct KvCache {
@@ -171,6 +171,9 @@ fn first_seen(len: usize, window: usize) -> usize {
     len.saturating_add(1).saturating_sub(window) / PAGE
 }
 
+/// So many sequences are stored by several threads, if each has fewer new positions than this.
+const MANY: usize = 4;
+
 /// What one sequence of a batch does in one layer: appends rows of `k` and `v`, then attends with rows of `q`.
 pub(crate) struct LayerStep<'a> {
     pub(crate) layer: usize,
@@ -208,7 +211,7 @@ fn of_type<T: Element>(
     let Some(kind) = caches.first().map(|(cache, _)| Arc::clone(&cache.kind)) else { return };
     let shape = &step.shape;
     let kv_dim = shape.n_kv_heads * shape.head_dim;
-    for (cache, rows) in caches.iter_mut() {
+    let store = |cache: &mut KvCache, rows: &Range<usize>| {
         // Only the pages that are written, which are this sequence's own: positions count from the first.
         let first = cache.len / PAGE - cache.n_gone;
         let mut pages: Vec<_> = cache.pages[first..]
@@ -217,6 +220,19 @@ fn of_type<T: Element>(
             .collect();
         let rows = rows.start * kv_dim..rows.end * kv_dim;
         engine.store_kv(shape, &mut pages, cache.len % PAGE, &step.k[rows.clone()], &step.v[rows]);
+    };
+    if caches.len() >= MANY && caches.iter().all(|(_, rows)| rows.len() < MANY) {
+        let caches: Vec<_> = caches.iter_mut().map(Mutex::new).collect();
+        engine.pool().for_chunks(caches.len(), caches.len().div_ceil(2 * engine.pool().n_threads()), |range, _| {
+            for cache in &caches[range] {
+                let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
+                let (cache, rows) = &mut **cache;
+                store(cache, rows);
+            }
+        });
+    } else {
+        // A sequence with many new positions is shared between the threads by itself.
+        caches.iter_mut().for_each(|(cache, rows)| store(cache, rows));
     }
     // What attention does depends on where positions lie relative to the ends of pages, and on differences of
     // positions: counting from the first page that is left gives the same bits.

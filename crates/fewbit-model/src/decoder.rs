@@ -16,6 +16,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The most logits that are kept for their memory.
+const MOST_RECYCLED: usize = 1 << 24;
+
 /// How a model is loaded.
 #[derive(Clone, Default)]
 #[non_exhaustive]
@@ -158,8 +161,11 @@ pub struct Logits {
 }
 
 impl Logits {
-    pub(crate) fn new(n_vocab: usize, n_rows: usize) -> Self {
-        Self { n_vocab, values: vec![0.0; n_rows * n_vocab], hidden: Vec::new() }
+    /// Makes it so many rows; what they hold is to be written over.
+    pub(crate) fn resize(&mut self, n_vocab: usize, n_rows: usize) {
+        self.n_vocab = n_vocab;
+        self.values.resize(n_rows * n_vocab, 0.0);
+        self.hidden.clear();
     }
 
     /// Rows.
@@ -341,6 +347,14 @@ impl Decoder {
     /// for the cache: nothing was appended to any sequence. [`ModelError::Internal`]: a bug.
     pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
         self.run(batch, &mut None)
+    }
+
+    /// Takes back logits that are no longer needed: the next step writes into their memory, where new memory would
+    /// have to be cleared first.
+    pub fn recycle(&self, logits: Logits) {
+        if logits.values.len() <= MOST_RECYCLED {
+            self.scratch.lock().unwrap_or_else(PoisonError::into_inner).spare_logits = logits;
+        }
     }
 
     /// [`forward`](Self::forward), and `collector` is told of every input of a matrix.

@@ -54,6 +54,8 @@ pub(crate) struct Scratch {
     temperatures: Vec<f32>,
     /// Inputs of products.
     input: Activations,
+    /// Those of a step that is over, for their memory.
+    pub(crate) spare_logits: Logits,
     /// Who is told of them, while an importance matrix is measured.
     pub(crate) collector: Option<Collector>,
     experts: ExpertScratch,
@@ -371,7 +373,8 @@ impl Decoder {
             wanted.extend_from_slice(&s.x[(end - rows) * c.dim..end * c.dim]);
         }
         let n_vocab = self.n_vocab();
-        let mut logits = Logits::new(n_vocab, wanted.len() / c.dim);
+        let mut logits = std::mem::take(&mut s.spare_logits);
+        logits.resize(n_vocab, wanted.len() / c.dim);
         if !wanted.is_empty() {
             // Two planes: nothing averages out the error of a logit, and few rows come this far.
             let kinds = ActivationKinds::of([output.weight.ty()]).two_planes();

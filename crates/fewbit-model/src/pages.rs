@@ -8,8 +8,8 @@
 //! implementation of [`Element`].
 
 use crate::{ModelConfig, ModelError};
-use fewbit_kernels::kv::Q8;
-use fewbit_kernels::{AttentionShape, KernelError, KvElement, KvPage, KvPageMut};
+use fewbit_kernels::kv::{Q8, zeroed};
+use fewbit_kernels::{AttentionShape, KvElement, KvPage, KvPageMut};
 use half::f16;
 use std::ops::Range;
 use std::sync::Arc;
@@ -191,15 +191,8 @@ element!(Q8, Q8, 1, |x: Q8| [x.to_byte()], |[byte]: [u8; 1]| Q8::from_byte(byte)
 
 impl<T: Element> PageOf<T> {
     fn new(kind: &PageKind) -> Result<Self, ModelError> {
-        let elems = |per_layer: usize| -> Result<Vec<T>, ModelError> {
-            let n = kind.n_layers * per_layer;
-            let mut v = Vec::new();
-            v.try_reserve_exact(n).map_err(|_| KernelError::OutOfMemory { bytes: n * size_of::<T>() })?;
-            v.resize(n, T::default());
-            Ok(v)
-        };
         let (n_keys, n_values) = kind.ty.page_elems(&kind.shape);
-        let (keys, values) = (elems(n_keys)?, elems(n_values)?);
+        let (keys, values) = (zeroed(kind.n_layers * n_keys)?, zeroed(kind.n_layers * n_values)?);
         kind.live.fetch_add(1, Ordering::Relaxed);
         Ok(Self { keys, values, live: Arc::clone(&kind.live) })
     }

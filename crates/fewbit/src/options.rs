@@ -286,7 +286,7 @@ macro_rules! option_setters {
         }
 
         /// A smaller model that says what to expect, instead of the text before. Its vocabulary must be the same.
-        /// It takes memory for keys and values of its own, outside the limit of this model.
+        /// Its keys and values count within what this model's may take, and within what its own may.
         pub fn draft(mut self, model: &$crate::Model) -> Self {
             self.options.draft = Some(model.clone());
             self

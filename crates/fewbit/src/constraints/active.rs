@@ -54,6 +54,12 @@ impl Active {
         Ok(())
     }
 
+    /// Tokens of which the constraint leaves no choice, from the next one on, as far as it can tell. Finding them is
+    /// a part of [`restrict`](Self::restrict), which does not repeat it.
+    pub(crate) fn forced(&mut self) -> Vec<u32> {
+        self.matcher.compute_ff_tokens()
+    }
+
     /// Takes the token that came. Whether the text is complete with it, and nothing can follow.
     pub(crate) fn accept(&mut self, token: u32) -> Result<bool, ConstraintError> {
         self.matcher.consume_token(token).map_err(too_complex)?;

@@ -200,18 +200,35 @@ impl Sampler {
     }
 }
 
+/// Logits that are looked at together, in vector registers, before any is by itself.
+const STRETCH: usize = 512;
+
+/// Whether any of them is above `limit`, or no number.
+fn may_exceed(logits: &[f32], limit: f32) -> bool {
+    let (lanes, rest) = logits.as_chunks::<16>();
+    let mut found = [false; 16];
+    for lane in lanes {
+        found.iter_mut().zip(lane).for_each(|(found, &logit)| *found |= logit > limit || logit.is_nan());
+    }
+    found.contains(&true) || rest.iter().any(|&logit| logit > limit || logit.is_nan())
+}
+
 /// The largest logit, the first of equals.
 fn most_probable(logits: &[f32]) -> Result<Candidate, SamplingError> {
     let mut best = Candidate { id: 0, logit: f32::NEG_INFINITY };
-    for (id, &logit) in (0_u32..).zip(logits) {
-        // Nearly every token takes this branch, and only this one.
-        if logit <= best.logit {
+    for (first, stretch) in (0_u32..).step_by(STRETCH).zip(logits.chunks(STRETCH)) {
+        if !may_exceed(stretch, best.logit) {
             continue;
         }
-        if logit.is_nan() || logit == f32::INFINITY {
-            return Err(SamplingError::NotFinite { token: id, value: logit });
+        for (id, &logit) in (first..).zip(stretch) {
+            if logit <= best.logit {
+                continue;
+            }
+            if logit.is_nan() || logit == f32::INFINITY {
+                return Err(SamplingError::NotFinite { token: id, value: logit });
+            }
+            best = Candidate { id, logit };
         }
-        best = Candidate { id, logit };
     }
     if best.logit == f32::NEG_INFINITY {
         return Err(SamplingError::NoCandidate { n_tokens: logits.len() });

@@ -4,8 +4,9 @@
 //! chooses at each of their positions, in order, until it chooses something else ([`Sequence::take_logits`]). So
 //! the tokens are those without speculation, whatever the settings: a draft only decides how many a step brings.
 //!
-//! Drafts come from the text itself (*lookup*: what followed the last time that the latest few tokens came up)
-//! or from a small model with the same vocabulary. How long a draft is follows from what it is expected to bring
+//! Drafts come from a constraint that leaves no choice, and from the text itself (*lookup*: what followed the last
+//! time that the latest few tokens came up) or from a small model with the same vocabulary. Forced tokens are certain,
+//! so they are always worth their rows; how long a draft goes on behind them follows from what it is expected to bring
 //! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory, and
 //! for the engine the time of a step by its rows. Where that does not pay, nothing is drafted, but for a try now
 //! and then.
@@ -45,7 +46,7 @@ pub enum Speculation {
 }
 
 /// Drafted tokens of one step at most.
-const MAX_DRAFT: usize = 16;
+pub(super) const MAX_DRAFT: usize = 16;
 /// Tokens that must have come up before for what followed them to be a draft.
 const MIN_MATCH: usize = 3;
 /// Longer matches are not told apart.
@@ -122,10 +123,36 @@ impl Drafter {
         Self { mode, hits: 0.0, misses: 0.0, model }
     }
 
+    pub(super) fn is_off(&self) -> bool {
+        self.mode == Speculation::Off
+    }
+
+    /// Bytes that the draft model's cache of this request takes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.model.as_ref().map_or(0, |model| model.cache.bytes())
+    }
+
+    /// Gives that cache up: it is computed again when there is a draft.
+    pub(super) fn forget(&mut self) {
+        if let Some(model) = &mut self.model {
+            model.cache.clear();
+            model.tokens.clear();
+        }
+    }
+
+    /// Bytes that the draft model's cache grows by with a draft after `n_tokens` tokens, at most; `None` if its own
+    /// limit does not allow them.
+    pub(super) fn bytes_to_grow(&self, n_tokens: usize) -> Option<u64> {
+        let Some(Model { core, cache, .. }) = &self.model else { return Some(0) };
+        let behind = n_tokens.saturating_sub(cache.len()).min(core.limits.prefill_chunk);
+        let pages = cache.pages_to_append(behind + MAX_DRAFT);
+        let fits = pages == 0 || core.decoder.kv_pages() + pages <= core.limits.kv_pages;
+        fits.then(|| pages as u64 * core.decoder.kv_page_bytes())
+    }
+
     /// Tokens that may follow `tokens`, `most` at most, in a step that has `n_rows` rows without them.
     pub(super) fn draft(&mut self, tokens: &[u32], most: usize, n_rows: usize, cost: &mut StepCost) -> Vec<u32> {
-        let most = most.min(MAX_DRAFT);
-        if self.mode == Speculation::Off || most == 0 {
+        if self.is_off() || most == 0 {
             return Vec::new();
         }
         if self.model.is_some() {
@@ -276,17 +303,17 @@ mod tests {
         let mut cost = cost();
         let text = [5; 40];
         let mut drafter = Drafter::new(Speculation::Auto, None);
-        let first = drafter.draft(&text, 100, 1, &mut cost).len();
+        let first = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
         assert!(first > 0, "it is tried");
         drafter.learn(first, first);
         drafter.learn(first, first);
         drafter.learn(8, 8);
-        assert!(drafter.draft(&text, 100, 1, &mut cost).len() > first);
+        assert!(drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len() > first);
 
         let mut drafter = Drafter::new(Speculation::Auto, None);
         let mut rows = 0;
         for _ in 0..200 {
-            let n = drafter.draft(&text, 100, 1, &mut cost).len();
+            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
             if n > 0 {
                 drafter.learn(n, 0);
             }
@@ -303,7 +330,7 @@ mod tests {
         let length = |n_rows: usize, cost: &mut StepCost| {
             let mut drafter = Drafter::new(Speculation::Auto, None);
             drafter.learn(4, 3);
-            drafter.draft(&text, 100, n_rows, cost).len()
+            drafter.draft(&text, MAX_DRAFT, n_rows, cost).len()
         };
         assert!(length(16, &mut cost) < length(1, &mut cost));
         assert_eq!(length(1, &mut StepCost::default()), 0, "nothing is known of the costs yet");

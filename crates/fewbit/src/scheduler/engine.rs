@@ -136,10 +136,10 @@ impl Engine {
     }
 
     /// Whether `wanted` pages can be had without taking any from a running request. To get them, it forgets known
-    /// prefixes, then the caches of conversations that rest, then what is kept for requests that wait.
+    /// prefixes, then the caches of conversations that rest, then what is kept for requests that wait, then what draft
+    /// models keep.
     fn can_have(&mut self, wanted: usize) -> bool {
-        let lacking =
-            |engine: &Self| (engine.core.decoder.kv_pages() + wanted).saturating_sub(engine.core.limits.kv_pages);
+        let lacking = |engine: &Self| engine.pages_lacking(wanted);
         if wanted == 0 || lacking(self) == 0 {
             return true;
         }
@@ -157,7 +157,34 @@ impl Engine {
             last -= 1;
             self.waiting[last].cache.clear();
         }
+        let mut last = self.running.len();
+        while lacking(self) > 0 && last > 0 {
+            last -= 1;
+            self.running[last].forget_draft_cache();
+        }
         lacking(self) == 0
+    }
+
+    /// Pages over the limit, if there were `wanted` more. What draft models keep for requests counts like pages.
+    fn pages_lacking(&self, wanted: usize) -> usize {
+        let drafts: u64 = self.running.iter().map(Sequence::draft_bytes).sum();
+        let drafts = usize::try_from(drafts.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX);
+        let pages = self.core.decoder.kv_pages().saturating_add(drafts).saturating_add(wanted);
+        pages.saturating_sub(self.core.limits.kv_pages)
+    }
+
+    /// Whether there is memory for a running sequence's next draft. Known prefixes make room for it, nothing else.
+    fn can_draft(&mut self, index: usize) -> bool {
+        match self.running[index].draft_bytes_to_grow() {
+            None => false,
+            Some(0) => true,
+            Some(bytes) => {
+                let page_bytes = self.core.decoder.kv_page_bytes().max(1);
+                let wanted = usize::try_from(bytes.div_ceil(page_bytes)).unwrap_or(usize::MAX);
+                self.prefixes.evict(self.pages_lacking(wanted));
+                self.pages_lacking(wanted) == 0
+            }
+        }
     }
 
     /// Lets waiting requests in, as far as there is room.
@@ -249,8 +276,9 @@ impl Engine {
         let mut parts: Vec<Part> = parts.map(|(index, n_tokens)| Part { index, n_tokens }).collect();
         let n_rows = parts.iter().map(|part| part.n_tokens).sum();
         for part in &mut parts {
-            let sequence = &mut self.running[part.index];
-            if sequence.is_decoding() && sequence.pending() == 1 {
+            let sequence = &self.running[part.index];
+            if sequence.is_decoding() && sequence.pending() == 1 && self.can_draft(part.index) {
+                let sequence = &mut self.running[part.index];
                 part.n_tokens = as_engine(|| sequence.speculate(&self.core, n_rows, &mut self.cost));
             }
         }
@@ -311,6 +339,7 @@ impl Engine {
             Ok(mut logits) => {
                 self.note(parts, start.elapsed());
                 self.choose(parts, &mut logits);
+                self.core.decoder.recycle(logits);
             }
             Err(error) if parts.len() == 1 => {
                 self.running[parts[0].index].fail(error);

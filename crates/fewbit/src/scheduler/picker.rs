@@ -89,6 +89,21 @@ impl Picker {
         Ok(Picked { token, logprob, is_last: self.accept(token, trace)? })
     }
 
+    /// Tokens that it will choose whatever the logits are, from the next one on, as far as that is known.
+    #[cfg(feature = "constraints")]
+    pub(super) fn forced(&mut self, trace: &Trace) -> Vec<u32> {
+        let Some(constraint) = &mut self.constraint else { return Vec::new() };
+        let start = Instant::now();
+        let forced = trace.constrain(|| constraint.forced());
+        self.times.constrain += start.elapsed();
+        forced
+    }
+
+    #[cfg(not(feature = "constraints"))]
+    pub(super) fn forced(&mut self, _trace: &Trace) -> Vec<u32> {
+        Vec::new()
+    }
+
     /// Where the time went so far.
     pub(crate) fn times(&self) -> PickTimes {
         self.times

@@ -4,9 +4,10 @@
 //! time, turned into tokens by the speed of the prompts so far: as long as somebody waits for tokens, a step
 //! stays short; alone, a prompt goes through in chunks of full size. The results do not depend on any of this.
 //!
-//! Steps with prompts alternate between two orders. In one, prompts that can be finished within the budget come
-//! first, shortest first, and nothing else: so a short prompt waits for no more than one chunk of a long one. In
-//! the other the prompt that was served longest ago gets the budget: so long prompts are not starved.
+//! Prompts that can be finished within the budget come before all others, shortest first, and with nothing longer
+//! beside them: so a short prompt waits for no more than the chunk of a long one that is under way when it comes.
+//! When such prompts have used a whole budget, the prompt that was served longest ago gets the next one: so long
+//! prompts are not starved.
 
 use std::time::Duration;
 
@@ -24,17 +25,20 @@ pub(super) struct Waiting {
 pub(super) struct Planner {
     /// Seconds per prompt token, smoothed.
     token_s: Option<f64>,
-    /// Whether the last step with prompts left long ones out.
-    owes_long: bool,
+    /// Tokens that went to short prompts, since long ones were left out.
+    overtaken: usize,
     steps: u64,
 }
 
 /// How long a step's prompt tokens may take while others wait for tokens.
 const SHARED_STEP: Duration = Duration::from_millis(60);
-/// The same while nobody does: others may come, and sequences may be cancelled.
-const OWN_STEP: Duration = Duration::from_millis(500);
+/// The same while nobody does: others may come, and sequences may be cancelled. Longer steps are no faster
+/// (`docs/speed.md`).
+const OWN_STEP: Duration = Duration::from_millis(250);
 /// Fewer tokens than this make a step no shorter that is worth it.
 const MIN_CHUNK: usize = 32;
+/// How many times the tokens of the shortest prompt a step has that is its step.
+const BESIDE_SHORTEST: usize = 2;
 
 impl Planner {
     /// The number of the step that is being planned.
@@ -57,23 +61,27 @@ impl Planner {
     pub(super) fn plan(&mut self, sequences: &[Waiting], chunk: usize) -> Vec<usize> {
         self.steps += 1;
         let mut take: Vec<usize> = sequences.iter().map(|s| usize::from(s.pending == 1)).collect();
-        let mut left = self.budget(take.contains(&1), chunk);
+        let budget = self.budget(take.contains(&1), chunk);
         let mut prompts: Vec<usize> = (0..sequences.len()).filter(|&i| sequences[i].pending > 1).collect();
         prompts.sort_by_key(|&i| (sequences[i].pending, i));
-        let is_short = |i: &&usize| sequences[**i].pending <= left;
-        if !self.owes_long && prompts.first().is_some_and(|i| is_short(&i)) {
-            for i in prompts.iter().copied() {
+        let (Some(&shortest), Some(&longest)) = (prompts.first(), prompts.last()) else { return take };
+        let may_overtake = budget.saturating_sub(self.overtaken);
+        if sequences[shortest].pending <= may_overtake {
+            let most = may_overtake.min((BESIDE_SHORTEST * sequences[shortest].pending).max(MIN_CHUNK));
+            let mut used = 0;
+            for i in prompts {
                 let pending = sequences[i].pending;
-                if pending > left {
-                    self.owes_long = true;
+                if used + pending > most {
                     break;
                 }
                 take[i] = pending;
-                left -= pending;
+                used += pending;
             }
+            self.overtaken = if sequences[longest].pending > budget { self.overtaken + used } else { 0 };
         } else {
-            self.owes_long = false;
+            self.overtaken = 0;
             prompts.sort_by_key(|&i| (sequences[i].served, i));
+            let mut left = budget;
             for i in prompts {
                 take[i] = sequences[i].pending.min(left);
                 left -= take[i];
@@ -116,9 +124,9 @@ mod tests {
 
     #[test]
     fn a_prompt_alone_gets_a_whole_chunk() {
-        assert_eq!(planner(1500.0).plan(&waiting(&[4000]), 512), [512]);
+        assert_eq!(planner(3000.0).plan(&waiting(&[4000]), 512), [512]);
         // A slow model's chunks are smaller, so that others get in.
-        assert_eq!(planner(100.0).plan(&waiting(&[4000]), 512), [64]);
+        assert_eq!(planner(400.0).plan(&waiting(&[4000]), 512), [112]);
         assert_eq!(planner(1.0).plan(&waiting(&[4000]), 512), [MIN_CHUNK]);
         assert_eq!(planner(1500.0).plan(&waiting(&[4000]), 7), [7]);
     }
@@ -130,10 +138,10 @@ mod tests {
         let mut served = 0;
         for _ in 0..10 {
             // There are always short ones.
-            let take = planner.plan(&[long, Waiting { pending: 10, served: 0 }], 512);
+            let take = planner.plan(&[long, Waiting { pending: 200, served: 0 }], 512);
             long.pending -= take[0];
             served += usize::from(take[0] > 0);
-            assert!(take[0] == 0 || take[0] >= 500, "all or nothing: {take:?}");
+            assert!(take[0] == 0 || take[0] >= 250, "all or nothing: {take:?}");
         }
         assert_eq!(served, 5);
     }
@@ -153,9 +161,22 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_goes_together() {
-        assert_eq!(planner(1000.0).plan(&waiting(&[100, 90, 80]), 512), [100, 90, 80]);
-        assert_eq!(planner(1000.0).plan(&waiting(&[300, 90, 280]), 512), [0, 90, 280]);
+    fn prompts_of_a_length_go_together() {
+        assert_eq!(planner(1000.0).plan(&waiting(&[100, 50, 45]), 512), [0, 0, 45]);
+        assert_eq!(planner(1000.0).plan(&waiting(&[100, 45, 45]), 512), [0, 45, 45]);
+        assert_eq!(planner(1000.0).plan(&waiting(&[10, 12, 9, 11]), 512), [10, 0, 9, 11]);
         assert_eq!(planner(1000.0).plan(&[], 512), [0; 0]);
+    }
+
+    #[test]
+    fn what_is_short_does_not_wait_for_the_rest_of_what_is_long() {
+        // 256 would fit beside it, and would make it wait for twice as long.
+        assert_eq!(planner(1000.0).plan(&waiting(&[256, 2]), 512), [0, 2]);
+        // Each of several short ones is served before the next chunk of the long one.
+        let mut planner = planner(1000.0);
+        assert_eq!(planner.plan(&waiting(&[9000, 150, 60]), 512), [0, 0, 60]);
+        assert_eq!(planner.plan(&waiting(&[9000, 150]), 512), [0, 150]);
+        assert_eq!(planner.plan(&waiting(&[9000, 100]), 512), [256, 0], "they have had a budget");
+        assert_eq!(planner.plan(&waiting(&[9000, 100]), 512), [0, 100]);
     }
 }

@@ -8,7 +8,7 @@ use fewbit_tokenizer::StreamDecoder;
 
 use super::Core;
 use super::cancel::CancelToken;
-use super::draft::{Drafter, Speculation, StepCost};
+use super::draft::{Drafter, MAX_DRAFT, Speculation, StepCost};
 use super::mailbox::{Event, Sender};
 use super::picker::{Picked, Picker};
 use super::plan::Waiting;
@@ -99,6 +99,8 @@ pub(super) struct Sequence {
     drafter: Drafter,
     /// The last token and what was drafted after it, for the step that is under way; empty without a draft.
     speculated: Vec<u32>,
+    /// How many of these a constraint forces; they come first.
+    n_forced: usize,
     /// Its end, once it is known; an error goes to the reader.
     end: Option<Result<FinishReason, Error>>,
     failed: bool,
@@ -121,6 +123,7 @@ impl Sequence {
                 Task::Embed(_) => Drafter::new(Speculation::Off, None),
             },
             speculated: Vec::new(),
+            n_forced: 0,
             end: None,
             failed: false,
             core: Arc::clone(core),
@@ -155,16 +158,41 @@ impl Sequence {
     /// `n_rows` is how many it would have without drafts.
     pub(super) fn speculate(&mut self, core: &Core, n_rows: usize, cost: &mut StepCost) -> usize {
         self.speculated.clear();
-        let Task::Generate(generation) = &self.request.task else { return 1 };
+        let Task::Generate(generation) = &mut self.request.task else { return 1 };
         let room = core.decoder.config().context_length - self.tokens.len();
-        let left = generation.max_tokens.saturating_sub(self.usage.completion + 1).min(room);
-        let draft = self.drafter.draft(&self.tokens, left, n_rows, cost);
-        if !draft.is_empty() {
+        let left = generation.max_tokens.saturating_sub(self.usage.completion + 1).min(room).min(MAX_DRAFT);
+        if left == 0 || self.drafter.is_off() {
+            return 1;
+        }
+        let mut forced = generation.picker.forced(&self.trace);
+        forced.truncate(left);
+        self.n_forced = forced.len();
+        let n_tokens = self.tokens.len();
+        self.tokens.extend(&forced);
+        let more = self.drafter.draft(&self.tokens, left - self.n_forced, n_rows + self.n_forced, cost);
+        self.tokens.truncate(n_tokens);
+        if !(forced.is_empty() && more.is_empty()) {
             self.speculated.extend(self.tokens.last());
-            self.speculated.extend(draft);
+            self.speculated.extend(forced);
+            self.speculated.extend(more);
             self.count_time(0);
         }
         self.speculated.len().max(1)
+    }
+
+    /// Bytes that a draft model keeps for it.
+    pub(super) fn draft_bytes(&self) -> u64 {
+        self.drafter.bytes()
+    }
+
+    /// Bytes that the next draft needs beside these; `None` if the draft model has no room for it.
+    pub(super) fn draft_bytes_to_grow(&self) -> Option<u64> {
+        self.drafter.bytes_to_grow(self.tokens.len())
+    }
+
+    /// Gives up what a draft model keeps for it.
+    pub(super) fn forget_draft_cache(&mut self) {
+        self.drafter.forget();
     }
 
     pub(super) fn has_draft(&self) -> bool {
@@ -329,7 +357,12 @@ impl Sequence {
     /// After a step: takes what was drafted wrongly out of the cache. `before` is its usage before the step.
     pub(super) fn settle(&mut self, before: Usage) {
         if !self.speculated.is_empty() {
-            self.drafter.learn(self.speculated.len() - 1, self.usage.accepted - before.accepted);
+            let n_drafted = self.speculated.len() - 1 - self.n_forced;
+            if let Some(n_right) = (self.usage.accepted - before.accepted).checked_sub(self.n_forced)
+                && n_drafted > 0
+            {
+                self.drafter.learn(n_drafted, n_right);
+            }
             self.cache.truncate(self.tokens.len() - 1);
             self.speculated.clear();
         }
@@ -399,6 +432,7 @@ impl Sequence {
     /// Gives up its cache, and waits to be computed again.
     pub(super) fn give_way(&mut self) {
         self.drop_draft();
+        self.drafter.forget();
         self.cache.clear();
         self.trace.wait(self.usage.completion);
     }
