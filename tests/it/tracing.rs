@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fewbit::sample::CustomSampler;
 use fewbit::{Error, FinishReason, Metrics, Model};
@@ -116,9 +116,17 @@ fn load(trace_text: bool) -> Model {
         .unwrap()
 }
 
+/// Only one subscriber at a time: while one comes or goes, what `tracing` keeps of who wants which message may be
+/// that of the other.
+fn only_one() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Runs `f` with a subscriber that writes everything down, as text too.
 fn watched(capture: &Capture, f: impl FnOnce()) -> String {
     use tracing_subscriber::fmt::format::FmtSpan;
+    let _only_one = only_one();
     let written = Written::default();
     let text = tracing_subscriber::fmt::layer().with_writer(written.clone()).with_span_events(FmtSpan::FULL);
     with_default(Registry::default().with(capture.clone()).with(text), f);
@@ -206,6 +214,7 @@ fn no_text_is_told_unless_it_is_asked_for() {
 #[test]
 fn a_subscriber_of_fewer_levels_gets_fewer_spans() {
     let at = |level: Level| {
+        let _only_one = only_one();
         let (model, capture) = (load(false), Capture::default());
         let filter = tracing_subscriber::filter::LevelFilter::from_level(level);
         let subscriber = Registry::default().with(capture.clone()).with(filter);
