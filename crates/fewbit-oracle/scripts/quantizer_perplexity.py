@@ -29,7 +29,7 @@ def quantize(program, args, ty, out):
         command = [args.fewbit, "quantize", args.model, out, "--type", ty, *importance, "--threads", args.threads]
     else:
         # llama-quantize has no recipe with MXFP4 in the layers of a model without experts.
-        layers = [f"--tensor-type={name}=mxfp4" for name in MATRICES] if ty == "MXFP4" else []
+        layers = [arg for name in MATRICES for arg in ["--tensor-type", f"{name}=mxfp4"]] if ty == "MXFP4" else []
         name = "MXFP4_MOE" if ty == "MXFP4" else ty
         command = [f"{args.llama}/llama-quantize", *importance, *layers, args.model, out, name, args.threads]
     start = time.time()
