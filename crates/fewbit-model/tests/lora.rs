@@ -421,7 +421,9 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
         assert!(matches!(wrong, LoraError::Shape { .. }), "{wrong}");
     }
     let path = folder.path().join("nothing.gguf");
-    assert!(matches!(Lora::load(&path, &decoder), Err(LoraError::Format { .. })));
+    let missing = Lora::load(&path, &decoder).expect_err("no file");
+    assert!(matches!(missing, LoraError::Format { .. }));
+    assert_eq!(missing.to_string().matches(&*path.to_string_lossy()).count(), 1, "{missing}");
 }
 
 #[test]
