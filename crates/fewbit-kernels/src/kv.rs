@@ -259,15 +259,15 @@ fn float_values<T: KvFloat>(
     match tile.isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::values(n, width, range.len(), p, values, o) },
+        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::values(n, width, width, range.len(), p, values, o) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
+        Isa::Avx512 => unsafe { avx512::values(n, width, width, range.len(), p, values, o) },
         // SAFETY: as above; every CPU of the target runs it.
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, range.len(), p, values, o) },
+        Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, width, range.len(), p, values, o) },
         // SAFETY: lengths asserted above; every CPU runs it.
-        Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
+        Isa::Portable => unsafe { portable::values(n, width, width, range.len(), p, values, o) },
         _ => {
             for m in 0..n {
                 for (j, v) in values.chunks_exact(width).enumerate() {
@@ -478,14 +478,23 @@ macro_rules! tiles {
             }
 
             /// # Safety
-            /// The slices hold what `super::float_values` asserts, and the CPU has the features.
+            /// `p` has `n` rows of stride `PAGE` with `len` weights, `v` `len` and `o` `n` rows of stride `width` with
+            /// `n_elems` elements, a multiple of 16, and the CPU has the features.
             #[$attr]
-            pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
+            pub(super) unsafe fn values<T: KvLoad>(
+                n: usize,
+                n_elems: usize,
+                width: usize,
+                len: usize,
+                p: &[f32],
+                v: &[T],
+                o: &mut [f32],
+            ) {
                 let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
                 // SAFETY: the caller's promise.
                 unsafe {
                     match n {
-                        $($m => attention::values::<$simd, T, $r, $chunks, $m>(width, len, p, PAGE, v, o),)*
+                        $($m => attention::values::<$simd, T, $r, $chunks, $m>(n_elems, width, len, p, PAGE, v, o),)*
                         _ => unreachable!("a tile of {n} rows"),
                     }
                 }
@@ -508,8 +517,8 @@ macro_rules! tiles {
             }
 
             /// # Safety
-            /// `p` has `n` rows of stride `PAGE` with `len` weights and `w` room for as many, `scales` `len` f16, `codes`
-            /// `len` and `o` `n` rows of stride `width` with 32 elements, and the CPU has the features.
+            /// As `values` with 32 elements, of which `codes` are the codes; `scales` has `len` f16, and `w` room for as
+            /// many weights as `p` has.
             #[allow(clippy::too_many_arguments)]
             #[$attr]
             pub(super) unsafe fn values_q8(
@@ -522,18 +531,14 @@ macro_rules! tiles {
                 codes: &[Q8],
                 o: &mut [f32],
             ) {
-                let (scales, codes) = (scales.as_ptr().cast(), codes.as_ptr().cast());
+                let scales = scales.as_ptr().cast();
                 // SAFETY: the caller's promise.
                 unsafe {
                     for m in 0..n {
                         let at = m * PAGE;
                         attention::weigh::<$simd, $r>(len, p.as_ptr().add(at), scales, w.as_mut_ptr().add(at));
                     }
-                    let (w, o) = (w.as_ptr(), o.as_mut_ptr());
-                    match n {
-                        $($m => attention::values_q8::<$simd, $r, $m>(width, len, w, PAGE, codes, o),)*
-                        _ => unreachable!("a tile of {n} rows"),
-                    }
+                    values(n, 32, width, len, w, codes, o);
                 }
             }
         }
