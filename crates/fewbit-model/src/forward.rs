@@ -262,7 +262,7 @@ impl Decoder {
         }
 
         for ((_, range), input) in groups.iter().zip(&mut x.inputs) {
-            e.gather(&s.input, &x.routing.tokens[range.clone()], input);
+            e.gather(&s.input, &x.routing.tokens[range.clone()], s.input.kinds(), input);
         }
         s.collect_experts(index, w, w.experts[0].input_parts);
         let x = &mut s.experts;
