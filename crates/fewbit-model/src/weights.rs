@@ -2,7 +2,7 @@
 
 use crate::config::ExpertConfig;
 use crate::names::{self, Part};
-use crate::source::WeightSource;
+use crate::source::{WeightSource, decode};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::TensorInfo;
 use fewbit_kernels::{ActivationKinds, Engine, Isa, Matrix, ThreadPool};
@@ -394,9 +394,7 @@ impl Loader<'_> {
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
         let bytes = self.source.rows(self.engine, tensor, 0..1)?;
-        let mut out = vec![0.0; len];
-        fewbit_quant::decode(tensor.ty, &bytes, &mut out)
-            .map_err(|source| ModelError::Decode { name: self.source.name_in_file(name), source })?;
+        let out = decode(&self.source.name_in_file(name), tensor.ty, &bytes, len)?;
         self.known.insert(name.to_owned());
         self.read(bytes.len());
         Ok(out)

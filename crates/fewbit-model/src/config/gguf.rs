@@ -8,6 +8,7 @@ use super::{
     RopeConfig, RopeScaling, bad,
 };
 use crate::ModelError;
+use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 use fewbit_kernels::{GateFunction, RopeStyle};
 
@@ -377,10 +378,7 @@ fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>
     if tensor.shape != expected {
         return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
     }
-    let mut out = vec![0.0; len];
-    fewbit_quant::decode(tensor.ty, file.tensor_bytes(tensor), &mut out)
-        .map_err(|source| ModelError::Decode { name: name.to_owned(), source })?;
-    Ok(Some(out))
+    decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
 }
 
 fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, ModelError> {

@@ -23,7 +23,7 @@ mod scheme;
 pub use error::HfError;
 pub use generation::GenerationDefaults;
 
-use crate::source::{WeightSource, n_cols, row_bytes};
+use crate::source::{WeightSource, decode, n_cols, row_bytes};
 use crate::{ModelConfig, ModelError, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
 use fewbit_kernels::{Engine, RopeStyle};
@@ -173,9 +173,7 @@ impl WeightSource for HfModel {
                 });
             }
             Stored::MinusOne { tensor: plain, ty } => {
-                let mut values = vec![0.0; n_cols(tensor)];
-                fewbit_quant::decode(*ty, self.files.tensor_bytes(plain), &mut values)
-                    .map_err(|source| ModelError::Decode { name: plain.name.clone(), source })?;
+                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n_cols(tensor))?;
                 out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
             }
             Stored::Fp8(fp8) => {

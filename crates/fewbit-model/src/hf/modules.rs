@@ -7,7 +7,7 @@ use super::part::matrix_shape;
 use super::scheme::Scheme;
 use super::{FileTensor, HfError, permutes};
 use crate::names::{self, Part};
-use crate::source::tensor_bytes;
+use crate::source::{decode, tensor_bytes};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::safetensors::Dtype;
 use fewbit_format::{SafetensorsModel, TensorInfo};
@@ -271,9 +271,7 @@ impl Builder<'_> {
             let (expected, found) = (vec![2], tensor.shape.clone());
             return Err(HfError::PartShape { name: tensor.name.clone(), expected, found }.into());
         };
-        let mut shape = [0.0; 2];
-        fewbit_quant::decode(ty, self.files.tensor_bytes(tensor), &mut shape)
-            .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+        let shape = decode(&tensor.name, ty, self.files.tensor_bytes(tensor), 2)?;
         let n_cols = shape[1] as usize;
         match [4, 8].into_iter().find(|bits| n_cols > 0 && n_cols.div_ceil(32 / bits) == words) {
             Some(bits) => Ok((bits, n_cols)),

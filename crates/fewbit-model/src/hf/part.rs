@@ -2,6 +2,7 @@
 
 use super::HfError;
 use crate::ModelError;
+use crate::source::decode;
 use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
 
@@ -56,9 +57,7 @@ pub(super) fn scales_of(files: &SafetensorsModel, tensor: &TensorInfo, limit: f3
         return Err(HfError::TensorDtype { name, expected: "F32, F16 or BF16", found }.into());
     };
     let bytes = files.tensor_bytes(tensor);
-    let mut scales = vec![0.0; bytes.len() / ty.block_bytes()];
-    fewbit_quant::decode(ty, bytes, &mut scales)
-        .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+    let scales = decode(&tensor.name, ty, bytes, bytes.len() / ty.block_bytes())?;
     match scales.iter().find(|s| s.is_nan() || s.abs() > limit) {
         Some(&value) => Err(HfError::Scale { name: tensor.name.clone(), value }.into()),
         None => Ok(scales),
