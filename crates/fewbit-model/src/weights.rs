@@ -288,7 +288,7 @@ impl Loader<'_> {
             None => None,
         };
         let shared_router = match config.has_shared_gate {
-            true => Some(self.row(&weight(Part::SharedRouter, i), dim)?),
+            true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
             false => None,
         };
         Ok(Experts { router, is_merged, experts, shared, shared_router })
@@ -361,19 +361,9 @@ impl Loader<'_> {
     }
 
     /// Some rows of a tensor of this shape, interleaved for products. Rows count through all but the last
-    /// dimension.
+    /// dimension; a vector is one row.
     fn matrix(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Matrix, ModelError> {
         self.pack(name, shape, rows, self.engine.isa())
-    }
-
-    /// A vector as a matrix of one row.
-    fn row(&mut self, name: &str, len: usize) -> Result<Matrix, ModelError> {
-        let tensor = self.checked(name, &[len], TensorType::is_supported)?;
-        let bytes = self.source.rows(self.engine, tensor, 0..1)?;
-        let matrix = Matrix::pack(self.engine.pool(), self.engine.isa(), tensor.ty, 1, len, &bytes)?;
-        self.known.insert(name.to_owned());
-        self.read(bytes.len());
-        Ok(matrix)
     }
 
     /// Packs rows of a tensor, and gives its pages of the file back behind the last of them.
