@@ -5,7 +5,7 @@
 use super::rope::yarn_magnitude;
 use super::{
     AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
-    RopeConfig, RopeScaling, bad,
+    RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::ModelError;
 use crate::source::decode;
@@ -140,10 +140,9 @@ impl Keys<'_> {
     fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
         let name = self.name(key);
         let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
-        match usize::try_from(value) {
-            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
-            _ => Err(bad(&name, value, format!("between 1 and {max}"))),
-        }
+        let n = usize::try_from(value).unwrap_or(usize::MAX);
+        check_count(&name, n, max)?;
+        Ok(Some(n))
     }
 
     fn required(&self, key: &str, max: usize) -> Result<usize, ModelError> {
