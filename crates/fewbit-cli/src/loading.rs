@@ -1,17 +1,20 @@
-//! From the MODEL argument to a loaded model or an open file, with a progress bar for downloads.
+//! From arguments to what they stand for: MODEL to a loaded model or an open file, with a progress bar for downloads;
+//! texts, and settings.
 
-use std::io::IsTerminal;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use fewbit::evaluate::PerplexityOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
 use fewbit::sample::{DynamicTemperature, Mirostat, Xtc};
+use fewbit::tokenizer::TokenizerOptions;
 use fewbit::{Constraint, Model, ModelBuilder, Sampling};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
-use crate::output::note;
+use crate::output::{TRANSFER, note, progress_bar};
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
@@ -57,6 +60,33 @@ pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
 /// The file that MODEL means, fetched if need be.
 pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
     Ok(fewbit::resolve(name_or_path, &PullProgress::new())?)
+}
+
+/// How the model's tokenizer is built.
+pub(crate) fn tokenizer_options(common: &Common) -> TokenizerOptions {
+    common.pre.as_ref().map(TokenizerOptions::with_pre).unwrap_or_default()
+}
+
+/// The text of a file.
+pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| anyhow!("{} is not UTF-8 text: {}", path.display(), error.utf8_error()))
+}
+
+/// All of stdin, which is called `what` in an error.
+pub(crate) fn text_of_stdin(what: &str) -> anyhow::Result<String> {
+    let mut text = String::new();
+    std::io::stdin().read_to_string(&mut text).with_context(|| format!("cannot read {what} from stdin"))?;
+    Ok(text)
+}
+
+/// The windows that a text is cut into: of `ctx` tokens, and the first `n` of them if that is given.
+pub(crate) fn windows(ctx: usize, n: Option<u64>) -> PerplexityOptions {
+    let options = PerplexityOptions::default().ctx(ctx);
+    match n {
+        Some(n) => options.chunks(usize::try_from(n).unwrap_or(usize::MAX)),
+        None => options,
+    }
 }
 
 /// Applies the sampling options to a builder: a prompt's or a conversation's.
@@ -110,13 +140,12 @@ pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
 
 /// The constraint that was asked for.
 pub(crate) fn constraint(args: &ConstraintArgs) -> anyhow::Result<Option<Constraint>> {
-    let read = |path: &Path| std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()));
     Ok(if let Some(path) = &args.schema {
-        Some(Constraint::json_schema_str(&read(path)?).with_context(|| path.display().to_string())?)
+        Some(Constraint::json_schema_str(&text_of(path)?).with_context(|| path.display().to_string())?)
     } else if let Some(pattern) = &args.regex {
         Some(Constraint::regex(pattern))
     } else if let Some(path) = &args.grammar {
-        let text = read(path)?;
+        let text = text_of(path)?;
         let is_gbnf = path.extension().is_some_and(|extension| extension == "gbnf");
         let constraint = if is_gbnf { Constraint::gbnf(&text) } else { Ok(Constraint::lark(text)) };
         Some(constraint.with_context(|| path.display().to_string())?)
@@ -133,16 +162,7 @@ pub(crate) struct PullProgress {
 
 impl PullProgress {
     pub(crate) fn new() -> Self {
-        let bar = if std::io::stderr().is_terminal() {
-            let style = ProgressStyle::with_template(
-                "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
-            );
-            // Zero until the first report: the bar is drawn only when there is something to show.
-            ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-        } else {
-            ProgressBar::hidden()
-        };
-        Self { bar }
+        Self { bar: progress_bar(TRANSFER) }
     }
 
     fn line(&self, line: std::fmt::Arguments<'_>) {

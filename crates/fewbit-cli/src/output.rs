@@ -5,10 +5,11 @@
 //! the program quietly.
 
 use std::fmt;
-use std::io::{self, BufWriter, StdoutLock, Write};
+use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
 
 use fewbit::{Timings, Usage};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 /// Nobody reads our stdout any more.
@@ -61,6 +62,19 @@ fn check(result: io::Result<()>) -> anyhow::Result<()> {
 /// A line on stderr. If that is closed there is nobody to tell.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// A bar that counts bytes.
+pub(crate) const TRANSFER: &str = "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
+
+/// A progress bar on stderr; hidden where that is no terminal. It is drawn only when there is something to show: its
+/// length is 0 until the first report.
+pub(crate) fn progress_bar(template: &str) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(template);
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// The message of an error as one line: its own words (which include those of its cause in our

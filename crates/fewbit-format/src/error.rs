@@ -5,7 +5,7 @@
 //! control codes to a terminal.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use fewbit_quant::TensorType;
 use thiserror::Error;
@@ -410,6 +410,21 @@ pub enum FormatError {
         /// Which string of an array, from 0; 0 for a single string.
         index: usize,
     },
+}
+
+impl FormatError {
+    /// The file or folder that the message names. Of the others, the caller knows which file they are about.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::NotFound { path }
+            | Self::IsDirectory { path }
+            | Self::NotAFile { path }
+            | Self::Io { path, .. }
+            | Self::NoModelInFolder { path }
+            | Self::MissingShard { path } => Some(path),
+            _ => None,
+        }
+    }
 }
 
 /// What a file that is not GGUF looks like from its first bytes.

@@ -176,6 +176,11 @@ impl Activations {
         self.n_rows
     }
 
+    /// The forms that it is in.
+    pub fn kinds(&self) -> ActivationKinds {
+        self.kinds
+    }
+
     /// The plain values: `[n_rows, n_cols]`.
     pub fn values(&self) -> &[f32] {
         &self.values[..self.n_rows * self.n_cols]

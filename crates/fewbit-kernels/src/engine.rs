@@ -338,31 +338,26 @@ impl Engine {
         let half = cos.len() / n_rows.max(1);
         assert!(x.len() == n_rows * width && cos.len() == n_rows * half && sin.len() == cos.len());
         assert!(2 * half <= head_dim, "{half} angles for heads of {head_dim}");
-        let x = SharedMut::new(x);
-        self.pool.for_chunks(n_rows, 16, |rows, _| {
-            for row in rows {
-                // SAFETY: each row is handed out once.
-                let x = unsafe { x.range(row * width..(row + 1) * width) };
-                let angles = row * half..(row + 1) * half;
-                for head in x.chunks_exact_mut(head_dim) {
-                    elementwise::rope(self.isa, style, &cos[angles.clone()], &sin[angles.clone()], head);
-                }
+        self.each_row(width, x, |row, x| {
+            let angles = row * half..(row + 1) * half;
+            for head in x.chunks_exact_mut(head_dim) {
+                elementwise::rope(self.isa, style, &cos[angles.clone()], &sin[angles.clone()], head);
             }
         });
     }
 }
 
 impl Engine {
-    /// Makes some rows of a batch, in this order, a batch of the same forms.
+    /// Makes some rows of a batch, in this order, a batch in the forms that `kinds` names.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn gather(&self, x: &Activations, rows: &[usize], out: &mut Activations) {
+    pub fn gather(&self, x: &Activations, rows: &[usize], kinds: ActivationKinds, out: &mut Activations) {
         // A row's quantized forms depend on nothing else, so that making them again gives the same.
         let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
             y.copy_from_slice(&x.values()[rows[row] * x.n_cols..][cols]);
         };
-        self.fill(rows.len(), x.n_cols, x.kinds, out, Rows::InParts, make);
+        self.fill(rows.len(), x.n_cols, kinds, out, Rows::InParts, make);
     }
 
     /// Norms every head of every row in place. `x`: `[n_rows, n_heads, weight.len()]`.

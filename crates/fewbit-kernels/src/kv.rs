@@ -164,6 +164,27 @@ impl Tile {
     }
 }
 
+/// Calls an inner product of the instruction set's module, or evaluates the definition. The arguments are variables,
+/// and the lengths that the product reads and writes were asserted before.
+macro_rules! on_isa {
+    ($isa:expr, $product:ident($($arg:ident),*), $definition:block) => {
+        match $isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: lengths asserted before; an engine is built only with an `Isa` that this CPU has.
+            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::$product($($arg),*) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx512 => unsafe { avx512::$product($($arg),*) },
+            // SAFETY: as above; every CPU of the target runs it.
+            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+            Isa::Sse2 | Isa::Neon => unsafe { baseline::$product($($arg),*) },
+            // SAFETY: lengths asserted before; every CPU runs it.
+            Isa::Portable => unsafe { portable::$product($($arg),*) },
+            _ => $definition,
+        }
+    };
+}
+
 macro_rules! float_elements {
     ($($t:ty),*) => {$(
         #[allow(private_interfaces)]
@@ -217,29 +238,16 @@ fn float_scores<T: KvFloat>(tile: Tile, q: &[f32], keys: &[T], head_dim: usize, 
     let (n, n_blocks) = (q.len() / head_dim, keys.len() / (head_dim * KEY_BLOCK));
     assert!(n >= 1 && n <= tile.rows && keys.len() == n_blocks * head_dim * KEY_BLOCK);
     assert!(out.len() >= (n - 1) * PAGE + n_blocks * KEY_BLOCK);
-    match tile.isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::scores(n, head_dim, n_blocks, q, keys, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::scores(n, head_dim, n_blocks, q, keys, out) },
-        // SAFETY: as above; every CPU of the target runs it.
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Isa::Sse2 | Isa::Neon => unsafe { baseline::scores(n, head_dim, n_blocks, q, keys, out) },
-        // SAFETY: lengths asserted above; every CPU runs it.
-        Isa::Portable => unsafe { portable::scores(n, head_dim, n_blocks, q, keys, out) },
-        _ => {
-            for (m, q) in q.chunks_exact(head_dim).enumerate() {
-                for (b, block) in keys.chunks_exact(head_dim * KEY_BLOCK).enumerate() {
-                    for j in 0..KEY_BLOCK {
-                        let chain = |s: f32, d: usize| q[d].mul_add(block[d * KEY_BLOCK + j].to_f32(), s);
-                        out[m * PAGE + b * KEY_BLOCK + j] = (0..head_dim).fold(0.0, chain);
-                    }
+    on_isa!(tile.isa, scores(n, head_dim, n_blocks, q, keys, out), {
+        for (m, q) in q.chunks_exact(head_dim).enumerate() {
+            for (b, block) in keys.chunks_exact(head_dim * KEY_BLOCK).enumerate() {
+                for j in 0..KEY_BLOCK {
+                    let chain = |s: f32, d: usize| q[d].mul_add(block[d * KEY_BLOCK + j].to_f32(), s);
+                    out[m * PAGE + b * KEY_BLOCK + j] = (0..head_dim).fold(0.0, chain);
                 }
             }
         }
-    }
+    });
 }
 
 /// `o[m] += sum over j in range of p[m][j] * v_j`; `p` of row stride [`PAGE`], `o`: `[n][width]`.
@@ -256,28 +264,16 @@ fn float_values<T: KvFloat>(
     assert!(p.len() >= (n - 1) * PAGE + range.end && values.len() >= range.end * width && o.len() >= n * width);
     assert!(width.is_multiple_of(16));
     let (p, values) = (&p[range.start..], &values[range.start * width..range.end * width]);
-    match tile.isa {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: lengths asserted above; an engine is built only with an `Isa` that this CPU has.
-        Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::values(n, width, range.len(), p, values, o) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Isa::Avx512 => unsafe { avx512::values(n, width, range.len(), p, values, o) },
-        // SAFETY: as above; every CPU of the target runs it.
-        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        Isa::Sse2 | Isa::Neon => unsafe { baseline::values(n, width, range.len(), p, values, o) },
-        // SAFETY: lengths asserted above; every CPU runs it.
-        Isa::Portable => unsafe { portable::values(n, width, range.len(), p, values, o) },
-        _ => {
-            for m in 0..n {
-                for (j, v) in values.chunks_exact(width).enumerate() {
-                    for (y, v) in o[m * width..(m + 1) * width].iter_mut().zip(v) {
-                        *y = p[m * PAGE + j].mul_add(v.to_f32(), *y);
-                    }
+    let len = range.len();
+    on_isa!(tile.isa, values(n, width, width, len, p, values, o), {
+        for m in 0..n {
+            for (j, v) in values.chunks_exact(width).enumerate() {
+                for (y, v) in o[m * width..(m + 1) * width].iter_mut().zip(v) {
+                    *y = p[m * PAGE + j].mul_add(v.to_f32(), *y);
                 }
             }
         }
-    }
+    });
 }
 
 /// One block of 32 elements: codes, and the scale as it is stored.
@@ -364,37 +360,24 @@ impl KvElement for Q8 {
             offsets: offsets.as_ptr(),
             scaled_sums: scales.as_ptr(),
         };
-        match tile.isa {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: lengths asserted and sliced above; an engine is built only with an `Isa` that this CPU has.
-            Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::scores_q8(n, head_dim, n_keys, group, keys, out) },
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Isa::Avx512 => unsafe { avx512::scores_q8(n, head_dim, n_keys, group, keys, out) },
-            // SAFETY: as above; every CPU of the target runs it.
-            #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-            Isa::Sse2 | Isa::Neon => unsafe { baseline::scores_q8(n, head_dim, n_keys, group, keys, out) },
-            // SAFETY: lengths asserted and sliced above; every CPU runs it.
-            Isa::Portable => unsafe { portable::scores_q8(n, head_dim, n_keys, group, keys, out) },
-            _ => {
-                for (i, block) in keys.chunks_exact(block).enumerate() {
-                    let (key_scales, key_codes) = block.split_at(key_scale_bytes(head_dim));
-                    for (m, j) in (0..n).flat_map(|m| (0..KEY_BLOCK).map(move |j| (m, j))) {
-                        let chain = |s: f32, b: usize| {
-                            let of_quad = |quad: usize| {
-                                let k = &key_codes[(quad * KEY_BLOCK + j) * 4..][..4];
-                                let product = |(k, &q): (&Self, &i8)| i32::from(k.0 as i8) * i32::from(q);
-                                k.iter().zip(&codes[quad * n + m]).map(product).sum::<i32>()
-                            };
-                            let sum: i32 = (b * 8..b * 8 + 8).map(of_quad).sum();
-                            let scale = half_at(key_scales, b * KEY_BLOCK + j).to_f32() * scales[b * n + m];
-                            (sum as f32).mul_add(scale, s)
+        on_isa!(tile.isa, scores_q8(n, head_dim, n_keys, group, keys, out), {
+            for (i, block) in keys.chunks_exact(block).enumerate() {
+                let (key_scales, key_codes) = block.split_at(key_scale_bytes(head_dim));
+                for (m, j) in (0..n).flat_map(|m| (0..KEY_BLOCK).map(move |j| (m, j))) {
+                    let chain = |s: f32, b: usize| {
+                        let of_quad = |quad: usize| {
+                            let k = &key_codes[(quad * KEY_BLOCK + j) * 4..][..4];
+                            let product = |(k, &q): (&Self, &i8)| i32::from(k.0 as i8) * i32::from(q);
+                            k.iter().zip(&codes[quad * n + m]).map(product).sum::<i32>()
                         };
-                        out[m * PAGE + i * KEY_BLOCK + j] = (0..n_scales).fold(0.0, chain);
-                    }
+                        let sum: i32 = (b * 8..b * 8 + 8).map(of_quad).sum();
+                        let scale = half_at(key_scales, b * KEY_BLOCK + j).to_f32() * scales[b * n + m];
+                        (sum as f32).mul_add(scale, s)
+                    };
+                    out[m * PAGE + i * KEY_BLOCK + j] = (0..n_scales).fold(0.0, chain);
                 }
             }
-        }
+        });
     }
 
     fn values(tile: Tile, n: usize, p: &[f32], range: Range<usize>, values: &[Self], head_dim: usize, o: &mut [f32]) {
@@ -405,38 +388,22 @@ impl KvElement for Q8 {
         let (p, first) = (&p[range.start..], range.start);
         let codes = &codes[first * head_dim..range.end * head_dim];
         // `w_jb` of one block of 32 elements.
-        let mut w = [0.0f32; MAX_TILE * PAGE];
+        let w = &mut [0.0f32; MAX_TILE * PAGE];
+        let len = range.len();
         for b in 0..head_dim / 32 {
             let scales = &scales[(b * PAGE + first) * 2..(b * PAGE + range.end) * 2];
             let (codes, o) = (&codes[b * 32..], &mut o[b * 32..]);
-            match tile.isa {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: lengths asserted above: row j < range.len() of `codes` and row m < n of `o` have 32 elements
-                // from here on, at distance head_dim, and `scales` an f16 for each j; an engine is built only with
-                // an `Isa` that this CPU has.
-                Isa::Avx2 | Isa::AvxVnni => unsafe {
-                    avx2::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o)
-                },
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: as above.
-                Isa::Avx512 => unsafe { avx512::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
-                // SAFETY: as above; every CPU of the target runs it.
-                #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-                Isa::Sse2 | Isa::Neon => unsafe {
-                    baseline::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o)
-                },
-                // SAFETY: lengths as above; every CPU runs it.
-                Isa::Portable => unsafe { portable::values_q8(n, head_dim, range.len(), p, scales, &mut w, codes, o) },
-                _ => {
-                    for (m, j) in (0..n).flat_map(|m| (0..range.len()).map(move |j| (m, j))) {
-                        let w = p[m * PAGE + j] * half_at(scales, j).to_f32();
-                        let codes = &codes[j * head_dim..j * head_dim + 32];
-                        for (y, code) in o[m * head_dim..m * head_dim + 32].iter_mut().zip(codes) {
-                            *y = w.mul_add(f32::from(code.0 as i8), *y);
-                        }
+            // Row j < len of `codes` and row m < n of `o` have 32 elements from here on, at distance head_dim, and
+            // `scales` an f16 for each j.
+            on_isa!(tile.isa, values_q8(n, head_dim, len, p, scales, w, codes, o), {
+                for (m, j) in (0..n).flat_map(|m| (0..len).map(move |j| (m, j))) {
+                    let w = p[m * PAGE + j] * half_at(scales, j).to_f32();
+                    let codes = &codes[j * head_dim..j * head_dim + 32];
+                    for (y, code) in o[m * head_dim..m * head_dim + 32].iter_mut().zip(codes) {
+                        *y = w.mul_add(f32::from(code.0 as i8), *y);
                     }
                 }
-            }
+            });
         }
     }
 }
@@ -478,14 +445,23 @@ macro_rules! tiles {
             }
 
             /// # Safety
-            /// The slices hold what `super::float_values` asserts, and the CPU has the features.
+            /// `p` has `n` rows of stride `PAGE` with `len` weights, `v` `len` and `o` `n` rows of stride `width` with
+            /// `n_elems` elements, a multiple of 16, and the CPU has the features.
             #[$attr]
-            pub(super) unsafe fn values<T: KvLoad>(n: usize, width: usize, len: usize, p: &[f32], v: &[T], o: &mut [f32]) {
+            pub(super) unsafe fn values<T: KvLoad>(
+                n: usize,
+                n_elems: usize,
+                width: usize,
+                len: usize,
+                p: &[f32],
+                v: &[T],
+                o: &mut [f32],
+            ) {
                 let (p, v, o) = (p.as_ptr(), v.as_ptr(), o.as_mut_ptr());
                 // SAFETY: the caller's promise.
                 unsafe {
                     match n {
-                        $($m => attention::values::<$simd, T, $r, $chunks, $m>(width, len, p, PAGE, v, o),)*
+                        $($m => attention::values::<$simd, T, $r, $chunks, $m>(n_elems, width, len, p, PAGE, v, o),)*
                         _ => unreachable!("a tile of {n} rows"),
                     }
                 }
@@ -508,8 +484,8 @@ macro_rules! tiles {
             }
 
             /// # Safety
-            /// `p` has `n` rows of stride `PAGE` with `len` weights and `w` room for as many, `scales` `len` f16, `codes`
-            /// `len` and `o` `n` rows of stride `width` with 32 elements, and the CPU has the features.
+            /// As `values` with 32 elements, of which `codes` are the codes; `scales` has `len` f16, and `w` room for as
+            /// many weights as `p` has.
             #[allow(clippy::too_many_arguments)]
             #[$attr]
             pub(super) unsafe fn values_q8(
@@ -522,18 +498,14 @@ macro_rules! tiles {
                 codes: &[Q8],
                 o: &mut [f32],
             ) {
-                let (scales, codes) = (scales.as_ptr().cast(), codes.as_ptr().cast());
+                let scales = scales.as_ptr().cast();
                 // SAFETY: the caller's promise.
                 unsafe {
                     for m in 0..n {
                         let at = m * PAGE;
                         attention::weigh::<$simd, $r>(len, p.as_ptr().add(at), scales, w.as_mut_ptr().add(at));
                     }
-                    let (w, o) = (w.as_ptr(), o.as_mut_ptr());
-                    match n {
-                        $($m => attention::values_q8::<$simd, $r, $m>(width, len, w, PAGE, codes, o),)*
-                        _ => unreachable!("a tile of {n} rows"),
-                    }
+                    values(n, 32, width, len, w, codes, o);
                 }
             }
         }

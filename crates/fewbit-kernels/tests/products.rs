@@ -167,7 +167,7 @@ fn gathered_rows_give_what_they_give_in_the_batch() {
             let (mut all, mut some) = (Activations::new(), Activations::new());
             engine.activate(&x, cols, kinds, &mut all);
             let picked = [5usize, 0, 3, 3];
-            engine.gather(&all, &picked, &mut some);
+            engine.gather(&all, &picked, kinds, &mut some);
             let mut got = vec![vec![0.0; picked.len() * rows]; 3];
             // All three in one section, the first two of the gathered rows, the last of the whole batch.
             let mut whole = vec![0.0; n * rows];

@@ -219,6 +219,14 @@ impl Decoder {
 
     fn pack(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
         let config = options.configure(source.config()?)?;
+        let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
+        if !kv_type.supports(config.head_dim) {
+            return Err(ModelError::UnsupportedFeature {
+                feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",
+                key: "head_dim".to_owned(),
+                value: config.head_dim.to_string(),
+            });
+        }
         let engine = engine(options.isa, options.threads)?;
         check_fits(source, engine.isa())?;
         let weights = Weights::load(source, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
@@ -232,14 +240,6 @@ impl Decoder {
         );
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
-        if !kv_type.supports(config.head_dim) {
-            return Err(ModelError::UnsupportedFeature {
-                feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",
-                key: "head_dim".to_owned(),
-                value: config.head_dim.to_string(),
-            });
-        }
         let pages = Arc::new(PageKind::new(id, &config, kv_type));
         Ok(Self { config, weights, rope, engine, pages, scratch: Mutex::default() })
     }

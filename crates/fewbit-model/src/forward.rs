@@ -218,8 +218,7 @@ impl Decoder {
             }
             FeedForward::Experts(experts) => {
                 self.experts(index, experts, s);
-                let norm = post_norm.map(|w| (w, c.rms_norm_eps));
-                e.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, &mut s.x);
+                self.add_branch(post_norm, s);
             }
         }
     }
@@ -262,7 +261,7 @@ impl Decoder {
         }
 
         for ((_, range), input) in groups.iter().zip(&mut x.inputs) {
-            e.gather(&s.input, &x.routing.tokens[range.clone()], input);
+            e.gather(&s.input, &x.routing.tokens[range.clone()], s.input.kinds(), input);
         }
         s.collect_experts(index, w, w.experts[0].input_parts);
         let x = &mut s.experts;
@@ -336,9 +335,15 @@ impl Decoder {
             e.matmul(&w.weight, &s.input, &mut s.branch);
             self.add_bias(w, &mut s.branch);
             lora::add_low_rank(e, &s.loras, layer, &mut [(target, &mut s.branch[..])], &s.input, &mut s.lora);
-            let norm = post_norm.map(|w| (w, c.rms_norm_eps));
-            e.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, &mut s.x);
+            self.add_branch(post_norm, s);
         }
+    }
+
+    /// Adds what is in `s.branch` to the residual stream.
+    fn add_branch(&self, post_norm: Option<&[f32]>, s: &mut Scratch) {
+        let c = &self.config;
+        let norm = post_norm.map(|w| (w, c.rms_norm_eps));
+        self.engine.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, &mut s.x);
     }
 
     /// The hidden states behind the last norm, of the chunks that want them.

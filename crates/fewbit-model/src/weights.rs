@@ -2,7 +2,7 @@
 
 use crate::config::ExpertConfig;
 use crate::names::{self, Part};
-use crate::source::WeightSource;
+use crate::source::{WeightSource, decode};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::TensorInfo;
 use fewbit_kernels::{ActivationKinds, Engine, Isa, Matrix, ThreadPool};
@@ -288,7 +288,7 @@ impl Loader<'_> {
             None => None,
         };
         let shared_router = match config.has_shared_gate {
-            true => Some(self.row(&weight(Part::SharedRouter, i), dim)?),
+            true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
             false => None,
         };
         Ok(Experts { router, is_merged, experts, shared, shared_router })
@@ -361,19 +361,9 @@ impl Loader<'_> {
     }
 
     /// Some rows of a tensor of this shape, interleaved for products. Rows count through all but the last
-    /// dimension.
+    /// dimension; a vector is one row.
     fn matrix(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Matrix, ModelError> {
         self.pack(name, shape, rows, self.engine.isa())
-    }
-
-    /// A vector as a matrix of one row.
-    fn row(&mut self, name: &str, len: usize) -> Result<Matrix, ModelError> {
-        let tensor = self.checked(name, &[len], TensorType::is_supported)?;
-        let bytes = self.source.rows(self.engine, tensor, 0..1)?;
-        let matrix = Matrix::pack(self.engine.pool(), self.engine.isa(), tensor.ty, 1, len, &bytes)?;
-        self.known.insert(name.to_owned());
-        self.read(bytes.len());
-        Ok(matrix)
     }
 
     /// Packs rows of a tensor, and gives its pages of the file back behind the last of them.
@@ -394,9 +384,7 @@ impl Loader<'_> {
     fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
         let bytes = self.source.rows(self.engine, tensor, 0..1)?;
-        let mut out = vec![0.0; len];
-        fewbit_quant::decode(tensor.ty, &bytes, &mut out)
-            .map_err(|source| ModelError::Decode { name: self.source.name_in_file(name), source })?;
+        let out = decode(&self.source.name_in_file(name), tensor.ty, &bytes, len)?;
         self.known.insert(name.to_owned());
         self.read(bytes.len());
         Ok(out)

@@ -5,11 +5,15 @@
 mod golden;
 #[path = "support/random.rs"]
 mod random;
+#[allow(dead_code)]
+#[path = "support/run.rs"]
+mod run;
 
 use fewbit_format::{GgufFile, GgufWriter, Value};
 use fewbit_model::{Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, ModelError};
 use fewbit_quant::TensorType;
 use golden::{GoldenModel, N_VOCAB, golden_models};
+use run::{bits, logits};
 
 fn options(model: &GoldenModel) -> LoadOptions {
     let options = LoadOptions::new();
@@ -19,25 +23,10 @@ fn options(model: &GoldenModel) -> LoadOptions {
     }
 }
 
-/// Logits of all tokens, which are fed in chunks of `size`.
-fn logits(decoder: &Decoder, tokens: &[u32], size: usize) -> Vec<f32> {
-    let (mut cache, mut all) = (decoder.new_cache(), Vec::new());
-    for tokens in tokens.chunks(size) {
-        let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::All };
-        let got = decoder.forward(&mut [chunk]).expect("runs");
-        (0..got.n_rows()).for_each(|i| all.extend_from_slice(got.row(i)));
-    }
-    all
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
-}
-
 /// The largest difference from the golden logits.
 fn difference(model: &GoldenModel, options: &LoadOptions) -> f32 {
     let decoder = Decoder::load(&model.file(), options).expect("loads");
-    let got = logits(&decoder, &model.tokens, 64);
+    let got = logits(&decoder, &mut decoder.new_cache(), &model.tokens, 64);
     let rows = model.positions.iter().zip(model.logits.chunks(N_VOCAB));
     rows.flat_map(|(i, want)| got[i * N_VOCAB..].iter().zip(want)).fold(0.0, |d, (g, w)| d.max((g - w).abs()))
 }
@@ -124,14 +113,15 @@ fn bits_do_not_depend_on_chunks_threads_or_instruction_set() {
     for (model, file) in all_files() {
         let load = |isa, threads| Decoder::load(&file, &options(&model).isa(isa).threads(threads)).expect("loads");
         let tokens = &model.tokens[..model.tokens.len().min(70)];
-        let want = bits(&logits(&load(Isa::Scalar, 1), tokens, 512));
+        let reference = load(Isa::Scalar, 1);
+        let want = bits(&logits(&reference, &mut reference.new_cache(), tokens, 512));
         assert!(want.iter().all(|&b| f32::from_bits(b).is_finite()), "{}", model.name);
         for isa in Isa::available() {
             let sizes: &[usize] = if isa == Isa::Scalar { &[40] } else { &[1, 7, 40, 512] };
             for threads in [1, 2] {
                 let decoder = load(isa, threads);
                 for &size in sizes {
-                    let same = bits(&logits(&decoder, tokens, size)) == want;
+                    let same = bits(&logits(&decoder, &mut decoder.new_cache(), tokens, size)) == want;
                     assert!(same, "{}, {isa}, {threads} threads, chunks of {size}", model.name);
                 }
             }
@@ -144,7 +134,7 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
     for (model, file) in all_files() {
         let decoder = Decoder::load(&file, &options(&model).threads(2)).expect("loads");
         let prompts: Vec<&[u32]> = [1usize, 5, 40, 2, 9].iter().map(|&n| &model.tokens[n / 2..n / 2 + n]).collect();
-        let alone: Vec<f32> = prompts.iter().flat_map(|p| logits(&decoder, p, 512)).collect();
+        let alone: Vec<f32> = prompts.iter().flat_map(|p| logits(&decoder, &mut decoder.new_cache(), p, 512)).collect();
         let mut caches: Vec<KvCache> = prompts.iter().map(|_| decoder.new_cache()).collect();
         let chunks = caches.iter_mut().zip(&prompts);
         let mut batch: Vec<_> = chunks.map(|(cache, tokens)| Chunk { cache, tokens, logits: LogitsFor::All }).collect();

@@ -1,23 +1,21 @@
 //! The decoder against a float64 forward pass, and against itself under every way to cut the same work.
 
+#[path = "support/run.rs"]
+mod run;
 mod support;
 
 use fewbit_format::GgufFile;
 use fewbit_model::{Chunk, Decoder, Isa, KV_PAGE, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, PrefixTree};
-use support::{TinyModel, bits, stories, tiny_models};
+use run::{bits, stories};
+use support::{TinyModel, tiny_models};
 
 fn load(file: &GgufFile, isa: Isa, threads: usize) -> Decoder {
     Decoder::load(file, &LoadOptions::new().isa(isa).threads(threads)).expect("loads")
 }
 
-/// Feeds `tokens` in chunks of `size` and returns the logits of all of them.
+/// The bits of [`run::logits`].
 fn logits(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], size: usize) -> Vec<u32> {
-    let mut all = Vec::new();
-    for tokens in tokens.chunks(size) {
-        let got = decoder.forward(&mut [Chunk { cache, tokens, logits: LogitsFor::All }]).expect("runs");
-        (0..got.n_rows()).for_each(|i| all.extend(bits(got.row(i))));
-    }
-    all
+    bits(&run::logits(decoder, cache, tokens, size))
 }
 
 fn argmax(row: &[f32]) -> u32 {

@@ -3,18 +3,18 @@
 
 #[path = "support/hf.rs"]
 mod hf;
-#[allow(dead_code)]
-mod support;
+#[path = "support/run.rs"]
+mod run;
 
 use fewbit_format::{FormatError, GgufFile, GgufWriter};
 use fewbit_model::hf::HfError;
 use fewbit_model::quantize::Recipe;
-use fewbit_model::{Chunk, Decoder, HfModel, Isa, LoadOptions, LogitsFor, ModelError, WeightSource};
+use fewbit_model::{Decoder, HfModel, Isa, LoadOptions, ModelError, WeightSource};
 use fewbit_quant::TensorType;
 use hf::{Folder, Tensor};
+use run::{bits, stories};
 use serde_json::{Value, json};
 use std::fs;
-use support::{bits, stories};
 use tempfile::TempDir;
 
 const IDS: [u32; 12] = [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315];
@@ -25,9 +25,7 @@ fn options() -> LoadOptions {
 
 fn logits(source: &dyn WeightSource, options: &LoadOptions, ids: &[u32]) -> Vec<f32> {
     let decoder = Decoder::load(source, options).expect("a valid model");
-    let mut cache = decoder.new_cache();
-    let chunk = Chunk { cache: &mut cache, tokens: ids, logits: LogitsFor::All };
-    decoder.forward(&mut [chunk]).expect("a step").values_mut().to_vec()
+    run::logits(&decoder, &mut decoder.new_cache(), ids, ids.len())
 }
 
 fn written(folder: &Folder) -> TempDir {

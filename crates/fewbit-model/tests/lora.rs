@@ -10,6 +10,9 @@ mod hf;
 #[path = "support/random.rs"]
 #[allow(dead_code)]
 mod random;
+#[allow(dead_code)]
+#[path = "support/run.rs"]
+mod run;
 
 use fewbit_format::GgufWriter;
 use fewbit_model::{Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, Lora, LoraError, LoraSet, ModelError};
@@ -17,6 +20,7 @@ use fewbit_quant::TensorType;
 use golden::{GoldenModel, N_VOCAB, golden_models, values};
 use half::f16;
 use hf::{Tensor, safetensors};
+use run::bits;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::fs;
@@ -158,17 +162,7 @@ fn architecture(model: &GoldenModel) -> &str {
 
 /// Logits of all tokens, which are fed in chunks of `size`.
 fn logits(decoder: &Decoder, loras: &LoraSet, tokens: &[u32], size: usize) -> Vec<f32> {
-    let (mut cache, mut all) = (decoder.new_cache_with(loras), Vec::new());
-    for tokens in tokens.chunks(size) {
-        let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::All };
-        let got = decoder.forward(&mut [chunk]).expect("runs");
-        (0..got.n_rows()).for_each(|i| all.extend_from_slice(got.row(i)));
-    }
-    all
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
+    run::logits(decoder, &mut decoder.new_cache_with(loras), tokens, size)
 }
 
 #[test]
@@ -421,7 +415,9 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
         assert!(matches!(wrong, LoraError::Shape { .. }), "{wrong}");
     }
     let path = folder.path().join("nothing.gguf");
-    assert!(matches!(Lora::load(&path, &decoder), Err(LoraError::Format { .. })));
+    let missing = Lora::load(&path, &decoder).expect_err("no file");
+    assert!(matches!(missing, LoraError::Format { .. }));
+    assert_eq!(missing.to_string().matches(&*path.to_string_lossy()).count(), 1, "{missing}");
 }
 
 #[test]

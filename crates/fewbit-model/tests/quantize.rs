@@ -3,6 +3,10 @@
 //! `golden/prose-imatrix.gguf` and `.dat` are what llama.cpp's `llama-imatrix -m stories260K-f32.gguf -f prose.txt
 //! -c 128 --chunks 4` wrote, with `--output-format gguf` and `dat`, in `tests/data` at the root.
 
+#[allow(dead_code)]
+#[path = "support/run.rs"]
+mod run;
+
 use std::path::{Path, PathBuf};
 
 use fewbit_format::{FormatError, GgufFile, GgufWriter, Value};
@@ -10,14 +14,11 @@ use fewbit_model::quantize::{
     Collector, FileOptions, Importance, ImportanceError, QuantizeError, Recipe, Report, quantize_file,
 };
 use fewbit_quant::{QuantError, TensorType, decode};
+use run::stories;
 use tempfile::TempDir;
 
 const GGUF_FORM: &[u8] = include_bytes!("golden/prose-imatrix.gguf");
 const LEGACY_FORM: &[u8] = include_bytes!("golden/prose-imatrix.dat");
-
-fn stories() -> GgufFile {
-    GgufFile::open(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf"))).unwrap()
-}
 
 fn quantize(file: &GgufFile, out: &Path, options: &FileOptions<'_>) -> Result<Report, QuantizeError> {
     quantize_file(file, out, options, &mut |_, _| {})

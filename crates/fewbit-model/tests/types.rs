@@ -1,13 +1,12 @@
 //! Tensor types in a model: which are taken for what, and that a refusal names the tensor and its type.
 
-use fewbit_format::{GgufFile, GgufWriter};
-use fewbit_model::{Chunk, Decoder, KvType, LoadOptions, LogitsFor, ModelError};
-use fewbit_quant::TensorType;
+#[path = "support/run.rs"]
+mod run;
 
-fn stories() -> GgufFile {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
-    GgufFile::open(path.as_ref()).expect("the file is part of the repository")
-}
+use fewbit_format::{GgufFile, GgufWriter};
+use fewbit_model::{Decoder, KvType, LoadOptions, ModelError};
+use fewbit_quant::TensorType;
+use run::{bits, stories};
 
 /// stories260K with some tensors stored otherwise.
 fn stored(as_type: impl Fn(&str) -> Option<(TensorType, Vec<u8>)>) -> GgufFile {
@@ -22,9 +21,7 @@ fn stored(as_type: impl Fn(&str) -> Option<(TensorType, Vec<u8>)>) -> GgufFile {
 
 fn logits(file: &GgufFile) -> Vec<u32> {
     let decoder = Decoder::load(file, &LoadOptions::new().threads(1).kv_type(KvType::F32)).expect("loads");
-    let mut cache = decoder.new_cache();
-    let chunk = Chunk { cache: &mut cache, tokens: &[1, 403, 407, 261], logits: LogitsFor::Last };
-    decoder.forward(&mut [chunk]).expect("runs").row(0).iter().map(|v| v.to_bits()).collect()
+    bits(&run::logits(&decoder, &mut decoder.new_cache(), &[1, 403, 407, 261], 4))
 }
 
 #[test]

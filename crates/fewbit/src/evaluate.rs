@@ -25,6 +25,9 @@ use crate::sample::TokenLogprob;
 /// Tokens whose logits are held at once: 64 rows of a vocabulary of 128 Ki are 32 MiB.
 const ROWS: usize = 64;
 
+/// With a single window the figure depends on where the text was cut; llama.cpp refuses too.
+const FEWEST_WINDOWS: usize = 2;
+
 /// What to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
@@ -156,7 +159,7 @@ impl Model {
         options: &PerplexityOptions,
         mut progress: impl FnMut(&Perplexity),
     ) -> Result<Perplexity, Error> {
-        let windows = self.windows(text, options)?;
+        let windows = self.windows(text, options, FEWEST_WINDOWS)?;
         let mut result = Perplexity { chunks: windows.len(), ..Perplexity::default() };
         let start = Instant::now();
         for window in &windows {
@@ -183,7 +186,7 @@ impl Model {
             let (model, other) = (self.path().to_owned(), reference.path().to_owned());
             return Err(Error::OtherVocabulary { model, other });
         }
-        let windows = self.windows(text, options)?;
+        let windows = self.windows(text, options, FEWEST_WINDOWS)?;
         let mut result = Divergence { chunks: windows.len(), ..Divergence::default() };
         for (i, window) in windows.iter().enumerate() {
             let first = options.ctx / 2;
@@ -230,8 +233,13 @@ impl Model {
         Ok(())
     }
 
-    /// The windows that a text is scored in.
-    fn windows(&self, text: &str, options: &PerplexityOptions) -> Result<Vec<Vec<u32>>, Error> {
+    /// The windows of a text, which must have at least `n_min` of them.
+    pub(crate) fn windows(
+        &self,
+        text: &str,
+        options: &PerplexityOptions,
+        n_min: usize,
+    ) -> Result<Vec<Vec<u32>>, Error> {
         let ctx = options.ctx;
         if ctx < 4 {
             return Err(Error::WindowTooShort { ctx });
@@ -240,8 +248,7 @@ impl Model {
             return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
         }
         let tokens = self.encode_raw(text);
-        // With a single window the figure depends on where the text was cut; llama.cpp refuses too.
-        let needed = ctx.saturating_mul(2);
+        let needed = ctx.saturating_mul(n_min);
         if tokens.len() < needed {
             return Err(Error::TooFewTokens { needed, found: tokens.len() });
         }

@@ -46,13 +46,9 @@ fn folder_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
 
 /// Some errors name the file themselves.
 fn format_error(path: &Path, error: FormatError) -> Error {
-    match error {
-        FormatError::NotFound { .. }
-        | FormatError::IsDirectory { .. }
-        | FormatError::NotAFile { .. }
-        | FormatError::MissingShard { .. }
-        | FormatError::Io { .. } => Error::Open(error),
-        error => Error::Format { path: path.to_owned(), error },
+    match error.path() {
+        Some(_) => Error::Open(error),
+        None => Error::Format { path: path.to_owned(), error },
     }
 }
 

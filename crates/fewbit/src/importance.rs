@@ -24,33 +24,17 @@ impl Model {
         options: &PerplexityOptions,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Importance, Error> {
-        let ctx = options.ctx;
-        if ctx < 4 {
-            return Err(Error::WindowTooShort { ctx });
-        }
-        if ctx > self.context_length() {
-            return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
-        }
-        let tokens = self.encode_raw(text);
-        if tokens.len() < ctx {
-            return Err(Error::TooFewTokens { needed: ctx, found: tokens.len() });
-        }
-        let bos = self.tokenizer().bos().filter(|_| self.tokenizer().add_bos());
-        let n_windows = (tokens.len() / ctx).min(options.chunks.unwrap_or(usize::MAX));
+        let windows = self.windows(text, options, 1)?;
         let (decoder, mut collector) = (self.decoder(), Collector::new());
-        for (i, window) in tokens.chunks_exact(ctx).take(n_windows).enumerate() {
-            let mut window = window.to_vec();
-            if let Some(bos) = bos {
-                window[0] = bos;
-            }
+        for (i, window) in windows.iter().enumerate() {
             let mut cache = self.new_cache();
             for tokens in window.chunks(self.inner.core.limits.prefill_chunk) {
                 let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::None };
                 decoder.forward_collecting(&mut [chunk], &mut collector)?;
             }
-            progress(i + 1, n_windows);
+            progress(i + 1, windows.len());
         }
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        Ok(collector.finish(dataset, count(n_windows), count(ctx)))
+        Ok(collector.finish(dataset, count(windows.len()), count(options.ctx)))
     }
 }

@@ -2,19 +2,16 @@
 //! quantized one beside it in turn.
 
 use std::fs;
-use std::io::IsTerminal;
 
 use anyhow::{Context, bail};
-use fewbit::evaluate::PerplexityOptions;
 use fewbit::tokenizer::SpecialTokens;
 use fewbit::{Model, Prompt};
-use indicatif::{ProgressBar, ProgressStyle};
 use plotters::prelude::*;
 use serde_json::json;
 
 use crate::args::{Common, CompareArgs};
-use crate::loading::{load, load_quantized};
-use crate::output::{Out, bytes, print_json};
+use crate::loading::{load, load_quantized, text_of, windows};
+use crate::output::{Out, bytes, print_json, progress_bar};
 
 /// Tokens that are generated to measure the speed of decoding.
 const DECODED: usize = 32;
@@ -49,25 +46,17 @@ impl Row {
 }
 
 pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
-    let text = fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let text = String::from_utf8(text)
-        .map_err(|error| anyhow::anyhow!("{} is not UTF-8 text: {}", args.file.display(), error.utf8_error()))?;
+    let text = text_of(&args.file)?;
     let is_html = match args.plot.as_deref().map(|path| path.extension().and_then(|ext| ext.to_str())) {
         None | Some(Some("svg")) => false,
         Some(Some("html")) => true,
         Some(_) => bail!("a plot is a .svg or a .html file"),
     };
     let original = load(common, &args.model.model)?;
-    let mut options = PerplexityOptions::default().ctx(args.ctx);
-    if let Some(n) = args.chunks {
-        options = options.chunks(usize::try_from(n).unwrap_or(usize::MAX));
-    }
+    let options = windows(args.ctx, args.chunks);
     let n_weights: u64 = fewbit::open(original.path())?.weights().tensors().iter().map(|t| t.n_elems()).sum();
 
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{msg:>10} {wide_bar} {pos}/{len} windows, {eta} left") {
-        bar.set_style(style);
-    }
+    let bar = progress_bar("{msg:>10} {wide_bar} {pos}/{len} windows, {eta} left");
     let row = |name: String, model: &Model| -> anyhow::Result<Row> {
         let n_bytes = model.decoder().weight_bytes();
         let (prefill, decode) = speeds(model, &text, args.ctx)?;

@@ -1,20 +1,18 @@
 //! `fewbit embed`: texts as vectors, one line for each.
 
-use std::io::Read;
-use std::path::Path;
-
-use anyhow::{Context, bail};
+use anyhow::bail;
 use fewbit::Pooling;
 use serde_json::json;
 
 use crate::args::{Common, EmbedArgs, PoolingArg};
-use crate::loading::load;
+use crate::loading::{load, text_of, text_of_stdin};
 use crate::output::{Out, print_json, usage_json};
 
 pub(crate) fn run(common: &Common, args: &EmbedArgs) -> anyhow::Result<()> {
     let mut texts = args.texts.clone();
     if let Some(file) = &args.file {
-        texts.extend(read(file)?.lines().map(str::to_owned));
+        let text = if file.as_os_str() == "-" { text_of_stdin("the texts")? } else { text_of(file)? };
+        texts.extend(text.lines().map(str::to_owned));
     }
     if let Some(i) = texts.iter().position(String::is_empty) {
         bail!("text {} is empty: leave it out", i + 1);
@@ -39,14 +37,4 @@ pub(crate) fn run(common: &Common, args: &EmbedArgs) -> anyhow::Result<()> {
         lines.line(numbers.join(" "))?;
     }
     lines.flush()
-}
-
-/// A file of one text a line, or stdin.
-fn read(file: &Path) -> anyhow::Result<String> {
-    if file.as_os_str() == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).context("cannot read the texts from stdin")?;
-        return Ok(text);
-    }
-    std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }

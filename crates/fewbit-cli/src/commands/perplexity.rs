@@ -1,30 +1,18 @@
 //! `fewbit perplexity`: how well a model predicts a text, computed as llama.cpp does.
 
-use std::io::IsTerminal;
-
-use anyhow::Context;
-use fewbit::evaluate::{Perplexity, PerplexityOptions};
-use indicatif::{ProgressBar, ProgressStyle};
+use fewbit::evaluate::Perplexity;
 use serde_json::json;
 
 use crate::args::{Common, PerplexityArgs};
-use crate::loading::load;
-use crate::output::{Out, print_json};
+use crate::loading::{load, text_of, windows};
+use crate::output::{Out, print_json, progress_bar};
 
 pub(crate) fn run(common: &Common, args: &PerplexityArgs) -> anyhow::Result<()> {
-    let text = std::fs::read(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let text = String::from_utf8(text)
-        .map_err(|error| anyhow::anyhow!("{} is not UTF-8 text: {}", args.file.display(), error.utf8_error()))?;
+    let text = text_of(&args.file)?;
     let model = load(common, &args.model.model)?;
-    let mut options = PerplexityOptions::default().ctx(args.ctx);
-    if let Some(n) = args.chunks {
-        options = options.chunks(usize::try_from(n).unwrap_or(usize::MAX));
-    }
+    let options = windows(args.ctx, args.chunks);
 
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    if let Ok(style) = ProgressStyle::with_template("{wide_bar} {pos}/{len} windows, {msg}, {eta} left") {
-        bar.set_style(style);
-    }
+    let bar = progress_bar("{wide_bar} {pos}/{len} windows, {msg}, {eta} left");
     let result = model.perplexity(&text, &options, |so_far: &Perplexity| {
         bar.set_length(so_far.chunks as u64);
         bar.set_position(so_far.chunks_done as u64);

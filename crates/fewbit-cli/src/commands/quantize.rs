@@ -1,17 +1,14 @@
 //! `fewbit quantize`: a model file into a smaller one.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 
 use anyhow::anyhow;
 use fewbit::quantize::{FileOptions, Importance, QuantizeError};
-use fewbit::tokenizer::TokenizerOptions;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
-use crate::loading::{check_device, locate};
-use crate::output::{Out, bytes, note, print_json};
+use crate::loading::{check_device, locate, tokenizer_options};
+use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
@@ -29,13 +26,8 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         options = options.threads(n.into());
     }
 
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    let template = "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-    if let Ok(style) = ProgressStyle::with_template(template) {
-        bar.set_style(style);
-    }
-    let tokenizer = common.pre.as_ref().map(TokenizerOptions::with_pre).unwrap_or_default();
-    let report = file.quantize(&args.output, &options, &tokenizer, &mut |done, total| {
+    let bar = progress_bar(TRANSFER);
+    let report = file.quantize(&args.output, &options, &tokenizer_options(common), &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
     });

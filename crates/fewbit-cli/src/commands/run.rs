@@ -1,25 +1,20 @@
 //! `fewbit run`: one prompt, answered as it is generated.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 
-use anyhow::Context;
 use fewbit::Completion;
 use fewbit::sample::TokenLogprob;
 use serde_json::{Value, json};
 
 use crate::args::{Common, RunArgs};
-use crate::loading::{apply_sampling, check_sampling, constraint, load};
+use crate::loading::{apply_sampling, check_sampling, constraint, load, text_of_stdin};
 use crate::output::{Out, note, print_json, seconds, timings_json, usage_json};
 
 pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     check_sampling(&args.sampling)?;
     let constraint = constraint(&args.constraint)?;
     let prompt = match args.prompt.as_str() {
-        "-" => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
-            text
-        }
+        "-" => text_of_stdin("the prompt")?,
         text => text.to_owned(),
     };
     let model = load(common, &args.model.model)?;

@@ -1,21 +1,20 @@
 //! `fewbit tokenize`: text on stdin to token ids. Reads the vocabulary only, so files without any
 //! weights will do, and folders with a `tokenizer.json` or its like.
 
-use std::io::{BufRead, Read};
+use std::io::BufRead;
 
 use anyhow::Context;
-use fewbit::tokenizer::{SpecialTokens, TokenizerOptions};
+use fewbit::tokenizer::SpecialTokens;
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
-use crate::loading::{check_device, locate};
+use crate::loading::{check_device, locate, text_of_stdin, tokenizer_options};
 use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
     let path = locate(&args.model.model)?;
-    let options = common.pre.as_ref().map_or_else(TokenizerOptions::default, TokenizerOptions::with_pre);
-    let tokenizer = fewbit::open_tokenizer(&path, &options)?;
+    let tokenizer = fewbit::open_tokenizer(&path, &tokenizer_options(common))?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {
@@ -29,9 +28,7 @@ pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
         return out.flush();
     }
 
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).context("cannot read the text from stdin")?;
-    let ids = tokenizer.encode(&text, special);
+    let ids = tokenizer.encode(&text_of_stdin("the text")?, special);
     if common.json {
         return print_json(&json!({ "ids": ids }));
     }

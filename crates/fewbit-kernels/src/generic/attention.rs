@@ -6,7 +6,7 @@
 
 use super::q32::{self, Group32};
 use super::{Ahead, Simd};
-use crate::kv::KEY_BLOCK;
+use crate::kv::{KEY_BLOCK, Q8};
 use crate::panel::Q8_0;
 use half::f16;
 
@@ -32,6 +32,15 @@ impl KvLoad for f32 {
     unsafe fn load<S: Simd>(p: *const Self) -> S::F {
         // SAFETY: the caller's.
         unsafe { S::load_f(p) }
+    }
+}
+
+/// The codes of Q8_0 values, without their scale.
+impl KvLoad for Q8 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
+        // SAFETY: the caller's; Q8 is a transparent u8.
+        unsafe { S::to_f(S::load_i8_i(p.cast())) }
     }
 }
 
@@ -81,15 +90,16 @@ pub(crate) unsafe fn scores<S: Simd, T: KvLoad, const R: usize, const M: usize>(
     }
 }
 
-/// `o[m][d] += sum_j p[m][j] * v[j][d]` for `n` positions; `width` is `head_dim` rounded up to 16.
+/// `o[m][d] += sum_j p[m][j] * v[j][d]` for `n` positions and the elements `d` below `n_elems`, a multiple of 16.
 ///
 /// `C` times 16 elements are taken at once: a cache line of f16, so that each line is read once.
 ///
 /// # Safety
-/// `p` points at `M` rows of stride `p_stride` with `n` floats, `values` at `n * width` elements, `o` at `M` rows
-/// of `width` floats; `R * S::LANES == 16`; the CPU has `S`.
+/// `p` points at `M` rows of stride `p_stride` with `n` floats, `values` at `n` and `o` at `M` rows of stride `width`
+/// with `n_elems` elements each; `R * S::LANES == 16`; the CPU has `S`.
 #[inline(always)]
 pub(crate) unsafe fn values<S: Simd, T: KvLoad, const R: usize, const C: usize, const M: usize>(
+    n_elems: usize,
     width: usize,
     n: usize,
     p: *const f32,
@@ -100,11 +110,11 @@ pub(crate) unsafe fn values<S: Simd, T: KvLoad, const R: usize, const C: usize, 
     // SAFETY: every offset stays inside the ranges that the caller promises.
     unsafe {
         let mut d = 0;
-        while C > 1 && d + 16 * C <= width {
+        while C > 1 && d + 16 * C <= n_elems {
             values_chunk::<S, T, R, C, M>(width, n, p, p_stride, values.add(d), o.add(d));
             d += 16 * C;
         }
-        while d < width {
+        while d < n_elems {
             values_chunk::<S, T, R, 1, M>(width, n, p, p_stride, values.add(d), o.add(d));
             d += 16;
         }
@@ -221,53 +231,6 @@ pub(crate) unsafe fn weigh<S: Simd, const R: usize>(n: usize, p: *const f32, sca
             std::ptr::copy_nonoverlapping(scales.add(done).cast::<u8>(), last_scales.as_mut_ptr().cast(), 2 * rest);
             sixteen(last.as_ptr(), last_scales.as_ptr(), out.as_mut_ptr());
             std::ptr::copy_nonoverlapping(out.as_ptr(), w.add(done), rest);
-        }
-    }
-}
-
-/// `o[m][d] += sum_j w[m][j] * codes[j][d]` for 32 elements `d`.
-///
-/// # Safety
-/// `w` points at `M` rows of stride `w_stride` with `n` floats, `codes` at `n` and `o` at `M` rows of stride `width` with
-/// 32 elements each; `R * S::LANES == 16`; the CPU has `S`.
-#[inline(always)]
-pub(crate) unsafe fn values_q8<S: Simd, const R: usize, const M: usize>(
-    width: usize,
-    n: usize,
-    w: *const f32,
-    w_stride: usize,
-    codes: *const u8,
-    o: *mut f32,
-) {
-    // SAFETY: every offset stays inside the ranges that the caller promises.
-    unsafe {
-        for half in 0..2 {
-            let at = |m: usize, r: usize| o.add(m * width + half * 16 + r * S::LANES);
-            let mut acc = [[S::f0(); R]; M];
-            for (m, acc) in acc.iter_mut().enumerate() {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    *acc = S::load_f(at(m, r));
-                }
-            }
-            for j in 0..n {
-                let row = codes.add(j * width + half * 16);
-                S::prefetch(row.wrapping_add(AHEAD));
-                let mut v = [S::f0(); R];
-                for (r, v) in v.iter_mut().enumerate() {
-                    *v = S::to_f(S::load_i8_i(row.add(r * S::LANES)));
-                }
-                for m in 0..M {
-                    let wj = S::splat_f(*w.add(m * w_stride + j));
-                    for r in 0..R {
-                        acc[m][r] = S::fma(wj, v[r], acc[m][r]);
-                    }
-                }
-            }
-            for (m, acc) in acc.iter().enumerate() {
-                for (r, acc) in acc.iter().enumerate() {
-                    S::store_f(at(m, r), *acc);
-                }
-            }
         }
     }
 }

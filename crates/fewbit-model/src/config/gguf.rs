@@ -5,9 +5,10 @@
 use super::rope::yarn_magnitude;
 use super::{
     AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
-    RopeConfig, RopeScaling, bad,
+    RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::ModelError;
+use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 use fewbit_kernels::{GateFunction, RopeStyle};
 
@@ -139,10 +140,9 @@ impl Keys<'_> {
     fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
         let name = self.name(key);
         let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
-        match usize::try_from(value) {
-            Ok(n) if (1..=max).contains(&n) => Ok(Some(n)),
-            _ => Err(bad(&name, value, format!("between 1 and {max}"))),
-        }
+        let n = usize::try_from(value).unwrap_or(usize::MAX);
+        check_count(&name, n, max)?;
+        Ok(Some(n))
     }
 
     fn required(&self, key: &str, max: usize) -> Result<usize, ModelError> {
@@ -377,10 +377,7 @@ fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>
     if tensor.shape != expected {
         return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
     }
-    let mut out = vec![0.0; len];
-    fewbit_quant::decode(tensor.ty, file.tensor_bytes(tensor), &mut out)
-        .map_err(|source| ModelError::Decode { name: name.to_owned(), source })?;
-    Ok(Some(out))
+    decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
 }
 
 fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, ModelError> {

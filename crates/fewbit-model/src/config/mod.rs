@@ -137,18 +137,14 @@ impl ModelConfig {
     /// # Errors
     /// [`ModelError::BadConfig`], with the name of the field.
     pub fn checked(self) -> Result<Self, ModelError> {
-        let within = |key: &str, n: usize, max: usize| match n {
-            n if n >= 1 && n <= max => Ok(()),
-            _ => Err(bad(key, n, format!("between 1 and {max}"))),
-        };
-        within("dim", self.dim, MAX_WIDTH)?;
-        within("n_heads", self.n_heads, MAX_WIDTH)?;
-        within("n_kv_heads", self.n_kv_heads, MAX_WIDTH)?;
-        within("head_dim", self.head_dim, MAX_WIDTH)?;
-        within("n_heads * head_dim", self.n_heads.saturating_mul(self.head_dim), MAX_WIDTH)?;
-        within("ffn_dim", self.ffn_dim, MAX_WIDTH)?;
-        within("layers", self.layers.len(), MAX_LAYERS)?;
-        within("context_length", self.context_length, MAX_CONTEXT)?;
+        check_count("dim", self.dim, MAX_WIDTH)?;
+        check_count("n_heads", self.n_heads, MAX_WIDTH)?;
+        check_count("n_kv_heads", self.n_kv_heads, MAX_WIDTH)?;
+        check_count("head_dim", self.head_dim, MAX_WIDTH)?;
+        check_count("n_heads * head_dim", self.n_heads.saturating_mul(self.head_dim), MAX_WIDTH)?;
+        check_count("ffn_dim", self.ffn_dim, MAX_WIDTH)?;
+        check_count("layers", self.layers.len(), MAX_LAYERS)?;
+        check_count("context_length", self.context_length, MAX_CONTEXT)?;
         if !self.n_heads.is_multiple_of(self.n_kv_heads) {
             return Err(bad("n_kv_heads", self.n_kv_heads, format!("a divisor of {} heads", self.n_heads)));
         }
@@ -176,22 +172,22 @@ impl ModelConfig {
             ("experts.scale", self.experts.map(|e| e.scale)),
         ];
         for (key, factor) in factors {
-            if let Some(factor) = factor.filter(|f| !(f.is_finite() && *f > 0.0)) {
-                return Err(bad(key, factor, "a positive number".to_owned()));
+            if let Some(factor) = factor {
+                check_positive(key, factor)?;
             }
         }
         if let Some(t) = self.attention_temperature {
-            within("attention_temperature.length", t.length, MAX_CONTEXT)?;
+            check_count("attention_temperature.length", t.length, MAX_CONTEXT)?;
             if !t.scale.is_finite() {
                 return Err(bad("attention_temperature.scale", t.scale, "a finite number".to_owned()));
             }
         }
         if let Some(e) = self.experts {
-            within("experts.n_experts", e.n_experts, MAX_EXPERTS)?;
-            within("experts.n_used", e.n_used, e.n_experts)?;
-            within("experts.ffn_dim", e.ffn_dim, MAX_WIDTH)?;
+            check_count("experts.n_experts", e.n_experts, MAX_EXPERTS)?;
+            check_count("experts.n_used", e.n_used, e.n_experts)?;
+            check_count("experts.ffn_dim", e.ffn_dim, MAX_WIDTH)?;
             if let Some(n) = e.shared_ffn_dim {
-                within("experts.shared_ffn_dim", n, MAX_WIDTH)?;
+                check_count("experts.shared_ffn_dim", n, MAX_WIDTH)?;
             }
         }
         Ok(self)
@@ -263,4 +259,20 @@ const MAX_EXPERTS: usize = 4096;
 /// A number that makes no sense.
 pub(crate) fn bad(key: &str, found: impl ToString, expected: String) -> ModelError {
     ModelError::BadConfig { key: key.to_owned(), found: found.to_string(), expected }
+}
+
+/// An error unless a number of things is between 1 and `max`.
+fn check_count(key: &str, n: usize, max: usize) -> Result<(), ModelError> {
+    match (1..=max).contains(&n) {
+        true => Ok(()),
+        false => Err(bad(key, n, format!("between 1 and {max}"))),
+    }
+}
+
+/// An error unless a number is finite and above 0.
+fn check_positive(key: &str, x: impl Copy + Into<f64> + ToString) -> Result<(), ModelError> {
+    match x.into().is_finite() && x.into() > 0.0 {
+        true => Ok(()),
+        false => Err(bad(key, x, "a positive number".to_owned())),
+    }
 }

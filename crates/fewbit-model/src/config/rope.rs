@@ -1,6 +1,6 @@
 //! Position embedding as data; `crate::rope` computes with it.
 
-use super::{MAX_CONTEXT, bad};
+use super::{MAX_CONTEXT, bad, check_count, check_positive};
 use crate::ModelError;
 use fewbit_kernels::RopeStyle;
 
@@ -83,35 +83,35 @@ impl RopeConfig {
         if !self.n_dims.is_multiple_of(2) || self.n_dims == 0 || self.n_dims > head_dim {
             return Err(bad("rope.n_dims", self.n_dims, format!("even and between 2 and {head_dim}")));
         }
-        positive("rope.attention_factor", self.attention_factor)?;
+        check_positive("rope.attention_factor", self.attention_factor)?;
         if let Some(divisors) = &self.divisors {
             self.check_divisors("rope.divisors", divisors)?;
         }
         match &self.scaling {
             RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => positive("rope.scaling.factor", *factor),
+            RopeScaling::Linear { factor } => check_positive("rope.scaling.factor", *factor),
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                positive("rope.scaling.factor", *factor)?;
-                positive("rope.scaling.low_freq_factor", *low_freq_factor)?;
+                check_positive("rope.scaling.factor", *factor)?;
+                check_positive("rope.scaling.low_freq_factor", *low_freq_factor)?;
                 if !(high_freq_factor.is_finite() && high_freq_factor > low_freq_factor) {
                     let expected = format!("more than low_freq_factor, {low_freq_factor}");
                     return Err(bad("rope.scaling.high_freq_factor", high_freq_factor, expected));
                 }
-                context(*original_context)
+                check_count("rope.scaling.original_context", *original_context, MAX_CONTEXT)
             }
             RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, .. } => {
-                positive("rope.scaling.factor", *factor)?;
-                positive("rope.scaling.beta_slow", *beta_slow)?;
-                positive("rope.scaling.beta_fast", *beta_fast)?;
+                check_positive("rope.scaling.factor", *factor)?;
+                check_positive("rope.scaling.beta_slow", *beta_slow)?;
+                check_positive("rope.scaling.beta_fast", *beta_fast)?;
                 if self.theta <= 1.0 {
                     return Err(bad("rope.theta", self.theta, "more than 1 for YaRN".to_owned()));
                 }
-                context(*original_context)
+                check_count("rope.scaling.original_context", *original_context, MAX_CONTEXT)
             }
             RopeScaling::LongRope { original_context, short, long } => {
                 self.check_divisors("rope.scaling.short", short)?;
                 self.check_divisors("rope.scaling.long", long)?;
-                context(*original_context)
+                check_count("rope.scaling.original_context", *original_context, MAX_CONTEXT)
             }
         }
     }
@@ -146,18 +146,4 @@ impl RopeScaling {
 /// that name an `mscale` and an `mscale_all_dim` scale by the ratio of the two magnitudes.
 pub fn yarn_magnitude(factor: f64, m: f64) -> f64 {
     if factor > 1.0 { 0.1 * m * libm::log(factor) + 1.0 } else { 1.0 }
-}
-
-fn positive(key: &str, x: f64) -> Result<(), ModelError> {
-    match x.is_finite() && x > 0.0 {
-        true => Ok(()),
-        false => Err(bad(key, x, "a positive number".to_owned())),
-    }
-}
-
-fn context(n: usize) -> Result<(), ModelError> {
-    match n {
-        1..=MAX_CONTEXT => Ok(()),
-        _ => Err(bad("rope.scaling.original_context", n, format!("between 1 and {MAX_CONTEXT}"))),
-    }
 }

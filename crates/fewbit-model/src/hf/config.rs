@@ -43,7 +43,8 @@ struct Architecture {
     /// Q, k and v have biases without `attention_bias`.
     has_qkv_bias: bool,
     has_qk_norm: bool,
-    /// Gemma's conventions: norms around both parts whose weights count from 1, scaled embeddings, GELU.
+    has_post_norms: bool,
+    /// Gemma's conventions: norms whose weights count from 1, scaled embeddings, GELU.
     is_gemma: bool,
     rope_theta: f64,
     /// Base in local layers of a file that names none.
@@ -74,6 +75,7 @@ const LLAMA: Architecture = Architecture {
     tied: false,
     has_qkv_bias: false,
     has_qk_norm: false,
+    has_post_norms: false,
     is_gemma: false,
     rope_theta: 10_000.0,
     local_theta: None,
@@ -162,6 +164,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         class: "Gemma2ForCausalLM",
         model_type: "gemma2",
         gguf: "gemma2",
+        has_post_norms: true,
         windows: Windows::Pattern(2),
         window: Some(4096),
         ..GEMMA
@@ -170,6 +173,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         class: "Gemma3ForCausalLM",
         model_type: "gemma3_text",
         gguf: "gemma3",
+        has_post_norms: true,
         windows: Windows::Pattern(6),
         window: Some(4096),
         has_qk_norm: true,
@@ -253,7 +257,7 @@ pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError
         rope,
         local_rope: local_rope.filter(|_| sliding_window.is_some()),
         has_qk_norm: arch.has_qk_norm,
-        has_post_norms: arch.is_gemma && arch.model_type != "gemma",
+        has_post_norms: arch.has_post_norms,
         attention_scale: (1.0 / scales.sqrt()) as f32,
         attention_softcap: json.f64("attn_logit_softcapping")?.filter(|_| arch.is_gemma).map(|x| x as f32),
         attention_temperature: None,

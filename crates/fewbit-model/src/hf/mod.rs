@@ -22,14 +22,14 @@ mod scheme;
 
 pub use error::HfError;
 pub use generation::GenerationDefaults;
+pub(crate) use part::plain_type;
 
-use crate::source::{WeightSource, n_cols, row_bytes};
+use crate::source::{WeightSource, decode, n_cols, row_bytes};
 use crate::{ModelConfig, ModelError, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
 use fewbit_kernels::{Engine, RopeStyle};
-use modules::{Entry, Stored};
+use modules::{Stored, Tensors};
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -44,11 +44,7 @@ pub struct HfModel {
     files: SafetensorsModel,
     json: serde_json::Map<String, serde_json::Value>,
     config: ModelConfig,
-    tensors: Vec<TensorInfo>,
-    /// What each of `tensors` is in the files.
-    entries: Vec<Entry>,
-    /// Place of each name in `tensors`.
-    index: HashMap<String, usize>,
+    tensors: Tensors,
 }
 
 impl HfModel {
@@ -77,9 +73,8 @@ impl HfModel {
             FormatError::NoModelInFolder { .. } => HfError::MissingFile { path: path.join("model.safetensors") }.into(),
             error => ModelError::Format(error),
         })?;
-        let (tensors, entries) = modules::read(&files, &config, &extras, scheme)?;
-        let index = tensors.iter().enumerate().map(|(i, tensor)| (tensor.name.clone(), i)).collect();
-        let model = Self { path: path.to_owned(), files, json: map, config, tensors, entries, index };
+        let tensors = modules::read(&files, &config, &extras, scheme)?;
+        let model = Self { path: path.to_owned(), files, json: map, config, tensors };
         model.check(&extras)?;
         Ok(model)
     }
@@ -139,15 +134,15 @@ impl WeightSource for HfModel {
     }
 
     fn tensors(&self) -> &[TensorInfo] {
-        &self.tensors
+        self.tensors.all()
     }
 
     fn tensor(&self, name: &str) -> Option<&TensorInfo> {
-        self.index.get(name).and_then(|&place| self.tensors.get(place))
+        self.tensors.get(name).map(|(info, _)| info)
     }
 
     fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
-        let entry = &self.entries[self.index[&tensor.name]];
+        let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
         let source = |row: usize| if entry.is_permuted { unpermuted(&self.config, row) } else { row };
         // What is permuted in a vector are its elements.
         let is_vector = tensor.shape.len() < 2;
@@ -173,9 +168,7 @@ impl WeightSource for HfModel {
                 });
             }
             Stored::MinusOne { tensor: plain, ty } => {
-                let mut values = vec![0.0; n_cols(tensor)];
-                fewbit_quant::decode(*ty, self.files.tensor_bytes(plain), &mut values)
-                    .map_err(|source| ModelError::Decode { name: plain.name.clone(), source })?;
+                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n_cols(tensor))?;
                 out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
             }
             Stored::Fp8(fp8) => {
@@ -200,16 +193,14 @@ impl WeightSource for HfModel {
     }
 
     fn release(&self, tensor: &TensorInfo) {
-        let stored = self.index.get(&tensor.name).map(|&place| &self.entries[place].stored);
-        for part in stored.into_iter().flat_map(Stored::tensors) {
-            self.files.release(part);
+        if let Some((_, entry)) = self.tensors.get(&tensor.name) {
+            entry.stored.tensors().into_iter().for_each(|part| self.files.release(part));
         }
     }
 
     fn name_in_file(&self, name: &str) -> String {
-        if let Some(&place) = self.index.get(name) {
-            let stored = self.entries[place].stored.tensors();
-            return stored.first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
+        if let Some((_, entry)) = self.tensors.get(name) {
+            return entry.stored.tensors().first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
         }
         let known = name.rsplit_once('.').and_then(|(module, leaf)| {
             names::to_hf(module, self.config.has_post_norms).map(|module| format!("{module}.{leaf}"))

@@ -3,11 +3,11 @@
 use super::config::Extras;
 use super::fp8::Fp8;
 use super::ints::{Ints, Layout, Parts};
-use super::part::matrix_shape;
+use super::part::{matrix_shape, plain_type};
 use super::scheme::Scheme;
 use super::{FileTensor, HfError, permutes};
 use crate::names::{self, Part};
-use crate::source::tensor_bytes;
+use crate::source::{decode, tensor_bytes};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::safetensors::Dtype;
 use fewbit_format::{SafetensorsModel, TensorInfo};
@@ -60,16 +60,42 @@ impl Stored {
     }
 }
 
+/// The tensors of the model under their GGUF names, and what each is in the files.
+#[derive(Default)]
+pub(super) struct Tensors {
+    infos: Vec<TensorInfo>,
+    /// What each of `infos` is.
+    entries: Vec<Entry>,
+    /// Place of each name in `infos`.
+    places: HashMap<String, usize>,
+}
+
+impl Tensors {
+    pub(super) fn all(&self) -> &[TensorInfo] {
+        &self.infos
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<(&TensorInfo, &Entry)> {
+        self.places.get(name).map(|&place| (&self.infos[place], &self.entries[place]))
+    }
+
+    fn add(&mut self, info: TensorInfo, entry: Entry) {
+        self.places.insert(info.name.clone(), self.infos.len());
+        self.infos.push(info);
+        self.entries.push(entry);
+    }
+}
+
 /// The tensors of one module, by the last part of their names.
 type Module<'a> = BTreeMap<&'a str, &'a FileTensor>;
 
-/// The tensors of the model, and what each is in the files.
+/// Finds what the files hold of the model.
 pub(super) fn read(
     files: &SafetensorsModel,
     config: &ModelConfig,
     extras: &Extras,
     scheme: Scheme,
-) -> Result<(Vec<TensorInfo>, Vec<Entry>), ModelError> {
+) -> Result<Tensors, ModelError> {
     let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
     for tensor in files.tensors() {
         let (module, leaf) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
@@ -77,7 +103,7 @@ pub(super) fn read(
             modules.entry(module).or_default().insert(leaf, tensor);
         }
     }
-    let mut all = Builder { files, config, scheme, tensors: Vec::new(), entries: Vec::new(), places: HashMap::new() };
+    let mut all = Builder { files, config, scheme, tensors: Tensors::default() };
     for (name, module) in &modules {
         let Some((part, gguf)) = names::from_hf(name, config.has_post_norms) else {
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
@@ -89,17 +115,14 @@ pub(super) fn read(
         }
         all.module(part, &gguf, module, extras)?;
     }
-    Ok((all.tensors, all.entries))
+    Ok(all.tensors)
 }
 
 struct Builder<'a> {
     files: &'a SafetensorsModel,
     config: &'a ModelConfig,
     scheme: Scheme,
-    tensors: Vec<TensorInfo>,
-    entries: Vec<Entry>,
-    /// Place of each name in `tensors`.
-    places: HashMap<String, usize>,
+    tensors: Tensors,
 }
 
 impl Builder<'_> {
@@ -167,9 +190,8 @@ impl Builder<'_> {
         part: Part,
     ) -> Result<(), ModelError> {
         let file_name = |stored: &Stored| stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
-        if let Some(&place) = self.places.get(&name) {
-            let first = self.entries.get(place).map_or_else(String::new, |entry| file_name(&entry.stored));
-            return Err(HfError::Ambiguous { first, second: file_name(&stored) }.into());
+        if let Some((_, other)) = self.tensors.get(&name) {
+            return Err(HfError::Ambiguous { first: file_name(&other.stored), second: file_name(&stored) }.into());
         }
         let Some(n_bytes) = tensor_bytes(&shape, ty) else {
             let expected = vec![1, ty.block_elems() as u64];
@@ -185,9 +207,7 @@ impl Builder<'_> {
                 return Err(ModelError::TensorShape { name: file_name(&stored), expected, found: shape });
             }
         }
-        self.places.insert(name.clone(), self.tensors.len());
-        self.tensors.push(TensorInfo { name, shape, ty, offset: 0, n_bytes });
-        self.entries.push(Entry { stored, is_permuted });
+        self.tensors.add(TensorInfo { name, shape, ty, offset: 0, n_bytes }, Entry { stored, is_permuted });
         Ok(())
     }
 
@@ -271,9 +291,7 @@ impl Builder<'_> {
             let (expected, found) = (vec![2], tensor.shape.clone());
             return Err(HfError::PartShape { name: tensor.name.clone(), expected, found }.into());
         };
-        let mut shape = [0.0; 2];
-        fewbit_quant::decode(ty, self.files.tensor_bytes(tensor), &mut shape)
-            .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+        let shape = decode(&tensor.name, ty, self.files.tensor_bytes(tensor), 2)?;
         let n_cols = shape[1] as usize;
         match [4, 8].into_iter().find(|bits| n_cols > 0 && n_cols.div_ceil(32 / bits) == words) {
             Some(bits) => Ok((bits, n_cols)),
@@ -309,18 +327,5 @@ fn require<'m>(tensor: Option<&'m FileTensor>, beside: &FileTensor, leaf: &str) 
     tensor.ok_or_else(|| {
         let module = beside.name.rsplit_once('.').map_or("", |(module, _)| module);
         HfError::MissingPart { name: format!("{module}.{leaf}") }
-    })
-}
-
-/// The type of a tensor that is shown as it is.
-fn plain_type(tensor: &FileTensor) -> Result<TensorType, HfError> {
-    match tensor.dtype {
-        Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensor.dtype.tensor_type(),
-        _ => None,
-    }
-    .ok_or_else(|| HfError::TensorDtype {
-        name: tensor.name.clone(),
-        expected: "F32, F16 or BF16",
-        found: tensor.dtype,
     })
 }

@@ -1,9 +1,11 @@
-//! Checks that the kinds of quantized matrices share: shapes, types and scales of their parts.
+//! Checks that tensors of several kinds share: shapes, types, and scales of quantized matrices.
 
 use super::HfError;
 use crate::ModelError;
+use crate::source::decode;
 use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
+use fewbit_quant::TensorType;
 
 /// More rows or columns than any model has, and few enough that products of them and small numbers do not
 /// overflow.
@@ -45,20 +47,24 @@ pub(super) fn check_dtype(tensor: &TensorInfo, dtype: Dtype) -> Result<(), HfErr
     }
 }
 
-/// The numbers of a tensor of scales; an error if one is no number or larger than `limit`.
-pub(super) fn scales_of(files: &SafetensorsModel, tensor: &TensorInfo, limit: f32) -> Result<Vec<f32>, ModelError> {
-    let ty = match tensor.dtype {
+/// The type of a tensor of plain floats; an error if it is of another kind.
+pub(crate) fn plain_type(tensor: &TensorInfo) -> Result<TensorType, HfError> {
+    match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensor.dtype.tensor_type(),
         _ => None,
-    };
-    let Some(ty) = ty else {
-        let (name, found) = (tensor.name.clone(), tensor.dtype);
-        return Err(HfError::TensorDtype { name, expected: "F32, F16 or BF16", found }.into());
-    };
+    }
+    .ok_or_else(|| HfError::TensorDtype {
+        name: tensor.name.clone(),
+        expected: "F32, F16 or BF16",
+        found: tensor.dtype,
+    })
+}
+
+/// The numbers of a tensor of scales; an error if one is no number or larger than `limit`.
+pub(super) fn scales_of(files: &SafetensorsModel, tensor: &TensorInfo, limit: f32) -> Result<Vec<f32>, ModelError> {
+    let ty = plain_type(tensor)?;
     let bytes = files.tensor_bytes(tensor);
-    let mut scales = vec![0.0; bytes.len() / ty.block_bytes()];
-    fewbit_quant::decode(ty, bytes, &mut scales)
-        .map_err(|source| ModelError::Decode { name: tensor.name.clone(), source })?;
+    let scales = decode(&tensor.name, ty, bytes, bytes.len() / ty.block_bytes())?;
     match scales.iter().find(|s| s.is_nan() || s.abs() > limit) {
         Some(&value) => Err(HfError::Scale { name: tensor.name.clone(), value }.into()),
         None => Ok(scales),

@@ -19,7 +19,6 @@ pub(crate) struct Group {
 #[derive(Default)]
 pub(crate) struct LoraScratch {
     /// Inputs of the rows that have the adapter.
-    values: Vec<f32>,
     input: Activations,
     /// Place of each row of the batch among those that have the adapter.
     places: Vec<usize>,
@@ -87,15 +86,12 @@ pub(crate) fn add_low_rank(
 }
 
 fn add_group(e: &Engine, group: &Group, parts: &mut [(&LowRank, &mut [f32])], x: &Activations, s: &mut LoraScratch) {
-    let LoraScratch { values, input, places, parts: scratch } = s;
+    let LoraScratch { input, places, parts: scratch } = s;
     let n = group.rows.len();
     let x = match group.is_all {
         true => x,
         false => {
-            let n_cols = x.values().len() / x.n_rows();
-            values.clear();
-            group.rows.iter().for_each(|&row| values.extend(&x.values()[row * n_cols..(row + 1) * n_cols]));
-            e.activate(values, n_cols, ActivationKinds::default(), input);
+            e.gather(x, &group.rows, ActivationKinds::default(), input);
             &*input
         }
     };

@@ -3,7 +3,7 @@
 
 use super::{Half, LoraError, Pair, from_gguf};
 use crate::ModelConfig;
-use fewbit_format::GgufFile;
+use fewbit_format::{FormatError, GgufFile, TensorInfo};
 use std::path::{Path, PathBuf};
 
 /// Keys that ask for more than low-rank parts.
@@ -37,7 +37,7 @@ impl Adapter {
         }
     }
 
-    fn format(&self, source: fewbit_format::FormatError) -> LoraError {
+    fn format(&self, source: FormatError) -> LoraError {
         LoraError::Format { path: self.path.clone(), source: source.into() }
     }
 
@@ -85,22 +85,20 @@ impl Adapter {
                 continue;
             }
             let (part, layer) = weight.strip_suffix(".weight").and_then(from_gguf).ok_or_else(unknown)?;
-            let half = |tensor: &'_ fewbit_format::TensorInfo| match tensor.ty.is_decodable() {
-                true => Ok(()),
-                false => Err(LoraError::Type { path: path(), tensor: tensor.name.clone(), ty: tensor.ty.to_string() }),
-            };
-            half(tensor)?;
-            half(other)?;
+            let (a, b) = (self.half(tensor)?, self.half(other)?);
             let rank = tensor.shape.first().copied().unwrap_or(1).max(1);
             let scale = alpha.map_or(1.0, |alpha| (f64::from(alpha) / rank as f64) as f32);
-            let (a, b) = (self.half(tensor), self.half(other));
             pairs.push(Pair { part, layer, a, b, scale, rank: None, is_permuted: false });
         }
         Ok(pairs)
     }
 
-    fn half<'a>(&'a self, tensor: &'a fewbit_format::TensorInfo) -> Half<'a> {
+    fn half<'a>(&'a self, tensor: &'a TensorInfo) -> Result<Half<'a>, LoraError> {
+        if !tensor.ty.is_decodable() {
+            let (path, tensor, ty) = (self.path.clone(), tensor.name.clone(), tensor.ty.to_string());
+            return Err(LoraError::Type { path, tensor, ty });
+        }
         let bytes = self.file.tensor_bytes(tensor);
-        Half { name: &tensor.name, shape: &tensor.shape, ty: tensor.ty, bytes }
+        Ok(Half { name: &tensor.name, shape: &tensor.shape, ty: tensor.ty, bytes })
     }
 }

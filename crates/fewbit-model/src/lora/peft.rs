@@ -6,11 +6,10 @@
 use super::{Half, LoraError, Pair, from_gguf};
 use crate::ModelConfig;
 use crate::hf::json::{self, Object};
-use crate::hf::{HfError, permutes};
+use crate::hf::{HfError, permutes, plain_type};
 use crate::names::{self, Part};
 use fewbit_format::safetensors::TensorInfo;
 use fewbit_format::{FormatError, SafetensorsModel};
-use fewbit_quant::TensorType;
 use regex_automata::meta::Regex;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -185,17 +184,12 @@ impl Adapter {
     }
 
     fn half<'a>(&'a self, tensor: &'a TensorInfo) -> Result<Half<'a>, LoraError> {
-        let is_float = |ty: &TensorType| matches!(ty, TensorType::F32 | TensorType::F16 | TensorType::BF16);
-        match tensor.dtype.tensor_type().filter(is_float) {
-            Some(ty) => {
-                Ok(Half { name: &tensor.name, shape: &tensor.shape, ty, bytes: self.file.tensor_bytes(tensor) })
-            }
-            None => Err(LoraError::Type {
-                path: self.path.clone(),
-                tensor: tensor.name.clone(),
-                ty: tensor.dtype.to_string(),
-            }),
-        }
+        let ty = plain_type(tensor).map_err(|_| LoraError::Type {
+            path: self.path.clone(),
+            tensor: tensor.name.clone(),
+            ty: tensor.dtype.to_string(),
+        })?;
+        Ok(Half { name: &tensor.name, shape: &tensor.shape, ty, bytes: self.file.tensor_bytes(tensor) })
     }
 }
 

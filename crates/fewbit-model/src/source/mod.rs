@@ -77,6 +77,15 @@ impl WeightSource for GgufFile {
     }
 }
 
+/// The `n` numbers of a tensor, which an error calls `name`.
+pub(crate) fn decode(name: &str, ty: TensorType, bytes: &[u8], n: usize) -> Result<Vec<f32>, ModelError> {
+    let mut out = vec![0.0; n];
+    match fewbit_quant::decode(ty, bytes, &mut out) {
+        Ok(()) => Ok(out),
+        Err(source) => Err(ModelError::Decode { name: name.to_owned(), source }),
+    }
+}
+
 /// Elements of a row.
 pub(crate) fn n_cols(tensor: &TensorInfo) -> usize {
     tensor.shape.last().map_or(1, |&n| usize::try_from(n).unwrap_or(usize::MAX))

@@ -11,63 +11,16 @@ import json
 import pathlib
 import sys
 
-import gguf
 import numpy as np
 
+from stories260k import forward, load
+
 HERE = pathlib.Path(__file__).parent
-DATA = HERE.parents[3] / "tests/data/stories260K-f32.gguf"
-
-reader = gguf.GGUFReader(DATA)
-tensors = {t.name: np.array(t.data, dtype=np.float64) for t in reader.tensors}
-
-
-def number(key):
-    return reader.get_field(key).contents()
-
-
-n_layers, n_heads = number("llama.block_count"), number("llama.attention.head_count")
-n_kv, dim = number("llama.attention.head_count_kv"), number("llama.embedding_length")
-eps, theta = number("llama.attention.layer_norm_rms_epsilon"), number("llama.rope.freq_base")
-head = dim // n_heads
-
-
-def norm(x, name):
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * tensors[name + ".weight"]
-
-
-def rotate(x, positions):
-    angle = positions[:, None, None] * theta ** (-np.arange(0, head, 2) / head)
-    even, odd = x[..., 0::2], x[..., 1::2]
-    out = np.empty_like(x)
-    out[..., 0::2] = even * np.cos(angle) - odd * np.sin(angle)
-    out[..., 1::2] = even * np.sin(angle) + odd * np.cos(angle)
-    return out
+meta, weights = load(HERE.parents[3] / "tests/data/stories260K-f32.gguf")
 
 
 def logits(ids, window=None):
-    n = len(ids)
-    at = np.arange(n, dtype=np.float64)
-    x = tensors["token_embd.weight"][ids]
-    distance = at[:, None] - at[None, :]
-    hidden = (distance < 0) | ((distance >= window) if window else False)
-    for i in range(n_layers):
-        def times(h, part):
-            return h @ tensors[f"blk.{i}.{part}.weight"].T
-
-        h = norm(x, f"blk.{i}.attn_norm")
-        q = rotate(times(h, "attn_q").reshape(n, n_heads, head), at)
-        k = rotate(times(h, "attn_k").reshape(n, n_kv, head), at)
-        v = times(h, "attn_v").reshape(n, n_kv, head)
-        k, v = (np.repeat(m, n_heads // n_kv, axis=1) for m in (k, v))
-        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head)
-        scores[:, hidden] = -np.inf
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
-        x = x + times(np.einsum("hqk,khd->qhd", weights, v).reshape(n, dim), "attn_output")
-        h = norm(x, f"blk.{i}.ffn_norm")
-        gate = times(h, "ffn_gate")
-        x = x + times(gate / (1 + np.exp(-gate)) * times(h, "ffn_up"), "ffn_down")
-    return norm(x, "output_norm") @ tensors["output.weight"].T
+    return forward(meta, weights, ids, window)
 
 
 ids = json.loads((HERE / "stories.json").read_text())["ids"] if "--keep-ids" in sys.argv else [1]

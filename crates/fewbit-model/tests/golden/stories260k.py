@@ -39,8 +39,8 @@ def rotate(x, angles):
     return out
 
 
-def forward(meta, w, ids):
-    """Logits of every position: [tokens, n_vocab]."""
+def hidden_states(meta, w, ids, window=None):
+    """What the output matrix meets, of every position: [tokens, dim]. A query sees `window` keys, its own included."""
     a = "llama."
     n_heads = meta[a + "attention.head_count"]
     n_kv = meta[a + "attention.head_count_kv"]
@@ -50,7 +50,8 @@ def forward(meta, w, ids):
     n = len(ids)
     frequencies = float(meta[a + "rope.freq_base"]) ** (-np.arange(0, head, 2) / head)
     angles = np.arange(n)[:, None] * frequencies[None, :]
-    hidden_from = np.triu(np.ones((n, n), dtype=bool), 1)
+    distance = np.arange(n)[:, None] - np.arange(n)[None, :]
+    unseen = (distance < 0) | (distance >= (window or n))
     x = w["token_embd.weight"][ids]
     for i in range(meta[a + "block_count"]):
         t = lambda name: w[f"blk.{i}.{name}.weight"]
@@ -59,15 +60,19 @@ def forward(meta, w, ids):
         k = rotate((h @ t("attn_k").T).reshape(n, n_kv, head), angles).repeat(n_heads // n_kv, axis=1)
         v = (h @ t("attn_v").T).reshape(n, n_kv, head).repeat(n_heads // n_kv, axis=1)
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(head)
-        scores[:, hidden_from] = -np.inf
+        scores[:, unseen] = -np.inf
         p = np.exp(scores - scores.max(axis=-1, keepdims=True))
         p /= p.sum(axis=-1, keepdims=True)
         x = x + np.einsum("hqk,khd->qhd", p, v).reshape(n, dim) @ t("attn_output").T
         h = rms_norm(x, t("ffn_norm"), eps)
         gate = h @ t("ffn_gate").T
         x = x + (gate / (1 + np.exp(-gate)) * (h @ t("ffn_up").T)) @ t("ffn_down").T
-    out = w.get("output.weight", w["token_embd.weight"])
-    return rms_norm(x, w["output_norm.weight"], eps) @ out.T
+    return rms_norm(x, w["output_norm.weight"], eps)
+
+
+def forward(meta, w, ids, window=None):
+    """Logits of every position: [tokens, n_vocab]."""
+    return hidden_states(meta, w, ids, window) @ w.get("output.weight", w["token_embd.weight"]).T
 
 
 def main(path):

@@ -1,4 +1,4 @@
-//! Small models for the tests: stories260K, and random ones of other types and shapes.
+//! Small random models of several types and shapes.
 
 mod random;
 
@@ -10,16 +10,6 @@ use random::Random;
 pub(crate) struct TinyModel {
     pub(crate) name: &'static str,
     pub(crate) file: GgufFile,
-}
-
-pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
-}
-
-/// The 260K-parameter story model that lies in the repository.
-pub(crate) fn stories() -> GgufFile {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
-    GgufFile::open(path.as_ref()).expect("the file is part of the repository")
 }
 
 /// A shape, a type for most weights, and a type for the rest.
