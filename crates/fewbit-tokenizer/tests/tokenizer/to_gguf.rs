@@ -132,3 +132,23 @@ fn a_vocabulary_is_as_long_as_the_model_needs_it() {
     let shorter = read(8);
     assert_eq!((shorter.n_vocab(), shorter.eos()), (8, None));
 }
+
+#[test]
+fn ends_that_only_the_files_name_are_named() {
+    // `</s>` is an end by itself only as a special token, `<|end|>` only where an answer is one message.
+    let mut json = splitting_by(CL100K, Value::Null, false);
+    let added = json["added_tokens"].as_array_mut().expect("a list");
+    added.truncate(2);
+    for (id, text) in [(9, "<|end|>"), (10, "<|return|>"), (11, "<|call|>")] {
+        added.push(json!({"id": id, "content": text, "special": true}));
+    }
+    json["model"]["vocab"]["</s>"] = json!(12);
+    for declared in [vec![12], vec![9], vec![8, 9]] {
+        let mut files = files(&json);
+        files.generation_config = Some(json!({ "eos_token_id": declared }).to_string().into_bytes());
+        let own: Vec<u32> = Tokenizer::from_hf(&files).expect("supported").end_of_generation().collect();
+        assert!(declared.iter().all(|id| own.contains(id)), "{own:?}");
+        let (_, read) = through_gguf(&files);
+        assert_eq!(read.end_of_generation().collect::<Vec<_>>(), own, "{declared:?}");
+    }
+}
