@@ -2,8 +2,8 @@
 //!
 //! GGUF names its pre-tokenizers and has no expressions, and it orders the merges of SentencePiece vocabularies by
 //! score. So the name is the one whose splits are those of the repository on [`PROBES`], scores follow from the order
-//! of the rules, and then the tokenizer of the new vocabulary has to give the same ids as the repository's own, for
-//! these texts and for those of all tokens. Where it does not, there is an error, and no file.
+//! of the rules, and then the tokenizer that GGUF metadata bring back has to give the same ids as the repository's own,
+//! for these texts and for those of all tokens. Where it does not, there is an error, and no file.
 
 use std::borrow::Cow;
 
@@ -74,7 +74,9 @@ impl Vocabulary<'static> {
             return Err(TokenizerError::NoTokenizerFile { folder: Default::default() });
         };
         if options.pre.is_none() {
-            check(file, &tokenizer, &Tokenizer::new(&vocabulary)?)?;
+            // As it will be read.
+            let gguf = Tokenizer::from_gguf(&vocabulary.to_gguf(vocabulary.tokens.len()))?;
+            check(file, &tokenizer, &gguf)?;
         }
         Ok(vocabulary)
     }

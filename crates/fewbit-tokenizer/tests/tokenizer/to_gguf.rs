@@ -3,7 +3,7 @@
 use fewbit_tokenizer::{HfFiles, SpecialTokens, TokenKind, Tokenizer, TokenizerError, TokenizerOptions, Vocabulary};
 use serde_json::{Value, json};
 
-use crate::hf::{byte_level, characters, files, tekken, with_config};
+use crate::hf::{KEEPS_SPACES, byte_level, characters, files, sentencepiece, tekken, with_config};
 
 /// The tokenizer that a GGUF file made from `files` has.
 fn through_gguf(files: &HfFiles) -> (Vocabulary<'static>, Tokenizer) {
@@ -110,6 +110,18 @@ fn ranks_become_rules() {
     assert_eq!(merges[..4], ["a b", "b c", "a bc", "ab c"]);
     let own = Tokenizer::from_hf(&files).expect("supported");
     for text in ["abc", "abcb", "bbc \u{e9}1", "[INST]a"] {
+        assert_eq!(tokenizer.encode(text, SpecialTokens::Parse), own.encode(text, SpecialTokens::Parse), "{text}");
+    }
+}
+
+#[test]
+fn pieces_stay_pieces() {
+    let mut files = HfFiles::default();
+    files.tokenizer_model = Some(sentencepiece(2, &KEEPS_SPACES));
+    let (vocabulary, tokenizer) = through_gguf(&files);
+    assert_eq!((vocabulary.model.as_str(), vocabulary.scores.len()), ("llama", tokenizer.n_vocab()));
+    let own = Tokenizer::from_hf(&files).expect("supported");
+    for text in ["ab a", "<s>ab  ba", "\u{e9}"] {
         assert_eq!(tokenizer.encode(text, SpecialTokens::Parse), own.encode(text, SpecialTokens::Parse), "{text}");
     }
 }
