@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::completion::FinishReason;
+use crate::completion::{FinishReason, rate};
 
 /// What an engine is doing, and has done since the model was loaded.
 ///
@@ -131,9 +131,6 @@ impl Metrics {
 
     /// Generated tokens of all requests per second of computing, prompts included; 0 if nothing was computed.
     pub fn generated_per_second(&self) -> f64 {
-        match self.step_time.as_secs_f64() {
-            0.0 => 0.0,
-            seconds => self.generated_tokens as f64 / seconds,
-        }
+        rate(self.generated_tokens, self.step_time)
     }
 }
