@@ -279,7 +279,7 @@ impl Engine {
             let sequence = &self.running[part.index];
             if sequence.is_decoding() && sequence.pending() == 1 && self.can_draft(part.index) {
                 let sequence = &mut self.running[part.index];
-                part.n_tokens = as_engine(|| sequence.speculate(&self.core, n_rows, &mut self.cost));
+                part.n_tokens = as_engine(|| sequence.speculate(n_rows, &mut self.cost));
             }
         }
         self.make_room(parts)
@@ -408,7 +408,7 @@ impl Engine {
         let run = |(task, _): &(Mutex<(&mut Sequence, &mut [f32])>, Usage)| {
             let mut task = task.lock().unwrap_or_else(PoisonError::into_inner);
             let (sequence, rows) = &mut *task;
-            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(core, rows))));
+            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(rows))));
             if let Err(payload) = result {
                 sequence.fail(Error::Panicked { message: panic_message(payload.as_ref()) });
             }
