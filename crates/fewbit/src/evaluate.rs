@@ -101,10 +101,7 @@ impl Perplexity {
 impl Model {
     /// The negative log-likelihood, in nats, of each token but the first, given those before it.
     pub fn score(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
-        self.check(tokens)?;
-        if tokens.len() > self.context_length() {
-            return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
-        }
+        self.check_text(tokens)?;
         let mut nll = Vec::with_capacity(tokens.len().saturating_sub(1));
         self.score_from(tokens, 0, &mut nll)?;
         Ok(nll)
@@ -136,10 +133,7 @@ impl Model {
         tokens: &[u32],
         n_top: usize,
     ) -> Result<Vec<TokenLogprob>, Error> {
-        self.check(tokens)?;
-        if tokens.len() > self.context_length() {
-            return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
-        }
+        self.check_text(tokens)?;
         let mut result: Vec<_> = tokens.first().map(|&token| TokenLogprob::first(token)).into_iter().collect();
         self.each_row(loras, tokens, 0, |logits, targets| {
             let rows = targets.iter().enumerate();
@@ -254,12 +248,14 @@ impl Model {
             .collect())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
-        let n_vocab = self.tokenizer().n_vocab();
-        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            Some(&token) => Err(Error::TokenOutOfRange { token, n_vocab }),
-            None => Ok(()),
+    /// Refuses what cannot be scored as a whole.
+    fn check_text(&self, tokens: &[u32]) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        let (prompt_tokens, context_tokens) = (tokens.len(), self.context_length());
+        if prompt_tokens > context_tokens {
+            return Err(Error::PromptTooLong { prompt_tokens, context_tokens });
         }
+        Ok(())
     }
 }
 

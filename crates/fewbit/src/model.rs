@@ -627,6 +627,15 @@ impl Model {
         bos.into_iter().chain(tokenizer.encode(text, SpecialTokens::Plain)).collect()
     }
 
+    /// Refuses tokens that are not in the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
+        let n_vocab = self.tokenizer().n_vocab();
+        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            Some(&token) => Err(Error::TokenOutOfRange { token, n_vocab }),
+            None => Ok(()),
+        }
+    }
+
     /// The tokens of a conversation, up to where the assistant's next message begins.
     pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
         let template = match &self.inner.template {
