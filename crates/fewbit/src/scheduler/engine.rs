@@ -60,8 +60,7 @@ impl Engine {
                     tracing::error!(message, "the engine panicked");
                     for mut sequence in self.waiting.drain(..).chain(self.running.drain(..)) {
                         sequence.fail(ModelError::Internal { message: message.clone() }.into());
-                        self.metrics.ended += 1;
-                        self.metrics.outcomes.count(sequence.finish_reason());
+                        self.metrics.count_end(sequence.finish_reason());
                         give_back(sequence);
                     }
                 }
@@ -120,9 +119,8 @@ impl Engine {
             self.waiting = stay;
             ended.extend::<VecDeque<_>>(gone);
         }
-        self.metrics.ended += ended.len() as u64;
         for sequence in ended {
-            self.metrics.outcomes.count(sequence.finish_reason());
+            self.metrics.count_end(sequence.finish_reason());
             if sequence.shares_prefix() && self.core.limits.prefix_pages > 0 {
                 self.prefixes.insert(sequence.computed(), &sequence.cache);
             }

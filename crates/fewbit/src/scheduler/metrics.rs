@@ -78,8 +78,7 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Counts an end; `None` is an error.
-    pub(super) fn count(&mut self, end: Option<FinishReason>) {
+    fn count(&mut self, end: Option<FinishReason>) {
         *match end {
             Some(FinishReason::EndOfGeneration | FinishReason::StopString) => &mut self.stop,
             Some(FinishReason::Length) => &mut self.length,
@@ -102,6 +101,12 @@ impl Outcomes {
 }
 
 impl Metrics {
+    /// Counts a request that ended; `None` is an error.
+    pub(super) fn count_end(&mut self, end: Option<FinishReason>) {
+        self.ended += 1;
+        self.outcomes.count(end);
+    }
+
     /// Bytes of keys and values that exist.
     pub fn kv_bytes(&self) -> u64 {
         (self.kv_pages as u64).saturating_mul(self.kv_page_bytes)
