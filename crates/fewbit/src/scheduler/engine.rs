@@ -166,9 +166,13 @@ impl Engine {
     /// Pages over the limit, if there were `wanted` more. What draft models keep for requests counts like pages.
     fn pages_lacking(&self, wanted: usize) -> usize {
         let drafts: u64 = self.running.iter().map(Sequence::draft_bytes).sum();
-        let drafts = usize::try_from(drafts.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX);
-        let pages = self.core.decoder.kv_pages().saturating_add(drafts).saturating_add(wanted);
+        let pages = self.core.decoder.kv_pages().saturating_add(self.pages_of(drafts)).saturating_add(wanted);
         pages.saturating_sub(self.core.limits.kv_pages)
+    }
+
+    /// Pages that take so many bytes.
+    fn pages_of(&self, bytes: u64) -> usize {
+        usize::try_from(bytes.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX)
     }
 
     /// Whether there is memory for a running sequence's next draft. Known prefixes make room for it, nothing else.
@@ -177,8 +181,7 @@ impl Engine {
             None => false,
             Some(0) => true,
             Some(bytes) => {
-                let page_bytes = self.core.decoder.kv_page_bytes().max(1);
-                let wanted = usize::try_from(bytes.div_ceil(page_bytes)).unwrap_or(usize::MAX);
+                let wanted = self.pages_of(bytes);
                 self.prefixes.evict(self.pages_lacking(wanted));
                 self.pages_lacking(wanted) == 0
             }
