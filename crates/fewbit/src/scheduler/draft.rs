@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use fewbit_model::{Chunk, KvCache, LogitsFor};
 
 use super::Core;
+use crate::sample::largest;
 
 /// Whether and how a generation computes tokens that are only expected. The result is always the same.
 ///
@@ -234,13 +235,15 @@ impl Model {
             if next.len() == 1 {
                 cost.learn_draft(start.elapsed());
             }
-            let row = logits.row(0);
-            let best = (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-            token = [u32::try_from(best).expect("ids are u32")];
-            draft.push(token[0]);
+            let best = largest(logits.row(0));
+            decoder.recycle(logits);
+            // What cannot be chosen from is no failure of the request, whose own logits decide.
+            let Some(best) = best else { return Ok(draft) };
+            draft.push(best);
             if draft.len() == n {
                 return Ok(draft);
             }
+            token = [best];
             next = &token;
         }
     }
