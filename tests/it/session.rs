@@ -6,7 +6,7 @@ use std::path::Path;
 use fewbit::engine::KvType;
 use fewbit::{Chat, Error, Message, Model, SessionError};
 
-use crate::{STORIES, TEMPLATE, stories};
+use crate::{STORIES, load, stories};
 
 fn start() -> Chat {
     // What is known must come from the file.
@@ -69,10 +69,10 @@ fn another_model_or_cache_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     start().save(&path).unwrap();
-    let load = |ty| Model::builder().threads(2).kv_type(ty).chat_template(TEMPLATE).load(STORIES).unwrap();
+    let with = |ty| load(|b| b.threads(2).kv_type(ty));
     // The same on more threads.
-    load(KvType::F32).chat().restore(&path).unwrap();
-    let error = load(KvType::F16).chat().restore(&path).unwrap_err();
+    with(KvType::F32).chat().restore(&path).unwrap();
+    let error = with(KvType::F16).chat().restore(&path).unwrap_err();
     assert!(matches!(error, Error::Session(SessionError::OtherModel { .. })), "{error:?}");
 }
 
