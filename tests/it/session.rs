@@ -6,7 +6,7 @@ use std::path::Path;
 use fewbit::engine::KvType;
 use fewbit::{Chat, Error, Message, Model, SessionError};
 
-use crate::{STORIES, load, stories};
+use crate::{STORIES, load, stories, together};
 
 fn start() -> Chat {
     // What is known must come from the file.
@@ -51,6 +51,22 @@ fn a_restored_conversation_goes_on_as_if_it_had_not_been_away() {
     empty.save(&path).unwrap();
     assert_eq!(restore(&path).unwrap().messages(), empty.messages());
     assert!(empty.send("Who?").unwrap().usage.completion > 0);
+}
+
+#[test]
+fn several_threads_may_save_to_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.session");
+    // Files of different lengths, and no small ones.
+    let chat = |i: usize| {
+        let history = [Message::user(format!("{i}: {}", "They were happy. ".repeat(10_000 * (i + 1))))];
+        stories().chat().history(history).start().unwrap()
+    };
+    let chats: Vec<Chat> = (0..4).map(chat).collect();
+    together(chats.len(), |i| (0..10).for_each(|_| chats[i].save(&path).unwrap()));
+    let restored = restore(&path).unwrap();
+    assert!(chats.iter().any(|chat| chat.messages() == restored.messages()), "one of them, whole");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
 }
 
 #[test]
