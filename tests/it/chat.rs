@@ -1,8 +1,8 @@
 //! Conversations: what is kept between turns, and what a turn that did not end leaves.
 
-use fewbit::{Chat, Error, FinishReason, Message, Model};
+use fewbit::{Chat, Error, FinishReason, Message};
 
-use crate::{STORIES, TEMPLATE, stories};
+use crate::{load, stories};
 
 fn start() -> Chat {
     // What is known must come from the conversation itself.
@@ -72,7 +72,7 @@ fn a_turn_dropped_before_its_first_token_leaves_nothing() {
 
 #[test]
 fn a_turn_that_does_not_fit_is_refused_and_the_conversation_goes_on() {
-    let model = Model::builder().threads(1).context_length(128).chat_template(TEMPLATE).load(STORIES).unwrap();
+    let model = load(|b| b.context_length(128));
     let mut chat = model.chat().temperature(0.0).max_tokens(8).start().unwrap();
     let first = chat.send("Who?").unwrap();
     let before = chat.messages().to_vec();

@@ -4,7 +4,7 @@ use fewbit::{Completion, Constraint, ConstraintError, Error, FinishReason, Gener
 use serde_json::{Value, json};
 
 use crate::schemas::{self, Closing};
-use crate::stories;
+use crate::{stories, together};
 
 /// A generation from a model that knows nothing of JSON: every token is a surprise.
 fn generate(constraint: Constraint, seed: u64) -> Generate {
@@ -222,9 +222,5 @@ fn constraints_and_neighbours_do_not_disturb_each_other() {
         _ => stories().generate("Once").seed(i).max_tokens(30).run().unwrap().text,
     };
     let alone: Vec<_> = (0..12).map(one).collect();
-    let together: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..12).map(|i| scope.spawn(move || one(i))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    });
-    assert_eq!(together, alone);
+    assert_eq!(together(12, |i| one(i as u64)), alone);
 }

@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fewbit::format::GgufWriter;
-use fewbit::{CancelToken, Error, FinishReason, Model, ModelBuilder, Pooling};
+use fewbit::{CancelToken, Error, FinishReason, Model, Pooling};
 use serde::Deserialize;
 
-use crate::{STORIES, smollm2, stories};
+use crate::{altered, load, smollm2, stories};
 
 const ALL: [Pooling; 3] = [Pooling::Mean, Pooling::Last, Pooling::Cls];
 
@@ -39,10 +39,6 @@ struct Goldens {
 
 fn goldens() -> Goldens {
     serde_json::from_str(include_str!("../data/embeddings.json")).unwrap()
-}
-
-fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
-    configure(Model::builder().threads(1)).load(STORIES).unwrap()
 }
 
 /// Texts of one token to more than a page of the cache.
@@ -150,17 +146,10 @@ fn texts_and_their_tokens_are_the_same_input() {
 
 #[test]
 fn the_file_says_how_its_model_pools_and_how_texts_end() {
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
-    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
-    writer.set("llama.pooling_type", 3u32);
-    writer.set("tokenizer.ggml.add_eos_token", true);
-    for tensor in file.tensors() {
-        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, file.tensor_bytes(tensor)).unwrap();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("last.gguf");
-    writer.write_file(&path).unwrap();
-    let model = Model::builder().threads(1).load_file(&path).unwrap();
+    let metadata = |writer: &mut GgufWriter<'_>| {
+        writer.set("llama.pooling_type", 3u32).set("tokenizer.ggml.add_eos_token", true);
+    };
+    let model = altered(metadata, |_, _| {});
 
     assert_eq!((model.default_pooling(), stories().default_pooling()), (Pooling::Last, Pooling::Mean));
     let tokenizer = model.tokenizer();

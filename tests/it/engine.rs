@@ -5,13 +5,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fewbit::sample::CustomSampler;
-use fewbit::{CancelToken, Error, FinishReason, Generate, Model, ModelBuilder};
+use fewbit::{CancelToken, Error, FinishReason, Generate, Model};
 
-use crate::{STORIES, TEMPLATE};
-
-fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
-    configure(Model::builder().threads(1).chat_template(TEMPLATE)).load(STORIES).unwrap()
-}
+use crate::{load, together};
 
 /// Numbers that repeat.
 struct Random(u64);
@@ -49,15 +45,6 @@ fn request(model: &Model, i: usize) -> Generate {
 fn alone(n: usize) -> Vec<(Vec<u32>, String, FinishReason)> {
     let model = load(|builder| builder.max_running(1).prefix_memory(0));
     (0..n).map(|i| request(&model, i).run().unwrap()).map(|out| (out.tokens, out.text, out.finish_reason)).collect()
-}
-
-/// Runs `n` requests at once, each on a thread of its own.
-fn together<R: Send>(n: usize, run: impl Fn(usize) -> R + Sync) -> Vec<R> {
-    thread::scope(|scope| {
-        let run = &run;
-        let threads: Vec<_> = (0..n).map(|i| scope.spawn(move || run(i))).collect();
-        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    })
 }
 
 /// Pages that are left when nothing is kept.

@@ -6,7 +6,7 @@ use std::thread;
 use fewbit::format::GgufWriter;
 use fewbit::{Completion, Error, FinishReason, Model, SamplingError};
 
-use crate::{STORIES, TEMPLATE, stories};
+use crate::{STORIES, TEMPLATE, altered, load, stories, together};
 
 const PROMPT: &str = "Once upon a time";
 
@@ -53,15 +53,12 @@ fn chunks_threads_and_neighbours_change_no_token() {
     let run = |model: &Model| model.generate(&prompt).temperature(0.9).seed(3).max_tokens(30).run().unwrap().tokens;
     let expected = run(stories());
     for (chunk, threads) in [(1, 1), (7, 2), (64, 1), (512, 2)] {
-        let model = Model::builder().threads(threads).prefill_chunk(chunk).load(STORIES).unwrap();
+        let model = load(|b| b.threads(threads).prefill_chunk(chunk));
         assert_eq!(run(&model), expected, "chunks of {chunk}, {threads} threads");
     }
-    thread::scope(|scope| {
-        let runs: Vec<_> = (0..4).map(|_| scope.spawn(|| run(&stories().clone()))).collect();
-        for other in runs {
-            assert_eq!(other.join().unwrap(), expected, "beside others");
-        }
-    });
+    for other in together(4, |_| run(&stories().clone())) {
+        assert_eq!(other, expected, "beside others");
+    }
 }
 
 #[test]
@@ -108,16 +105,10 @@ fn the_token_that_ends_a_text_ends_it() {
     let tokenizer = stories().tokenizer();
     let whole = greedy(stories(), 57).tokens;
     let at = whole.iter().position(|&id| tokenizer.token_bytes(id) == b".").unwrap();
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
-    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
-    writer.set("tokenizer.ggml.eos_token_id", whole[at]);
-    for tensor in file.tensors() {
-        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, file.tensor_bytes(tensor)).unwrap();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("short.gguf");
-    writer.write_file(&path).unwrap();
-    let model = Model::builder().threads(1).load_file(&path).unwrap();
+    let metadata = |writer: &mut GgufWriter<'_>| {
+        writer.set("tokenizer.ggml.eos_token_id", whole[at]);
+    };
+    let model = altered(metadata, |_, _| {});
 
     let out = model.generate(PROMPT).temperature(0.0).run().unwrap();
     assert_eq!(out.finish_reason, FinishReason::EndOfGeneration);
@@ -133,7 +124,7 @@ fn limits_of_tokens_and_context_are_kept() {
         let out = greedy(stories(), n);
         assert_eq!((out.tokens.len(), out.finish_reason), (n, FinishReason::Length));
     }
-    let small = Model::builder().threads(1).context_length(32).load(STORIES).unwrap();
+    let small = load(|b| b.context_length(32));
     let out = small.generate(PROMPT).temperature(0.0).ignore_eos(true).run().unwrap();
     assert_eq!(out.usage.prompt + out.usage.completion, 32);
     assert_eq!(out.finish_reason, FinishReason::Length);
@@ -201,19 +192,12 @@ fn prompts_that_cannot_be_are_errors() {
 
 #[test]
 fn a_template_that_does_not_compile_fails_those_who_use_it() {
-    let model = Model::builder().threads(1).chat_template("{% if").load(STORIES).unwrap();
+    let model = load(|b| b.chat_template("{% if"));
     assert!(matches!(model.generate(PROMPT).templated().run(), Err(Error::Template(_))));
     assert!(matches!(model.chat().start(), Err(Error::Template(_))));
     assert_eq!(greedy(&model, 5).tokens.len(), 5);
-    let error = Model::builder()
-        .threads(1)
-        .chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}"))
-        .load(STORIES)
-        .unwrap()
-        .generate(PROMPT)
-        .templated()
-        .run()
-        .unwrap_err();
+    let model = load(|b| b.chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}")));
+    let error = model.generate(PROMPT).templated().run().unwrap_err();
     assert!(matches!(error, Error::Template(_)), "{error:?}");
 }
 

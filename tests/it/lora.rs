@@ -1,12 +1,11 @@
 //! Adapters: with a request they are in the tokens of that request and of no other, whatever runs together.
 
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use fewbit::format::GgufWriter;
-use fewbit::{Error, Generate, Lora, LoraError, Model, ModelBuilder, SessionError, Speculation, TensorType};
+use fewbit::{Error, Generate, Lora, LoraError, Model, SessionError, Speculation, TensorType};
 
-use crate::{STORIES, TEMPLATE, stories};
+use crate::{STORIES, load, stories, together};
 
 /// An adapter of rank 4 for some matrices of the stories model, with random numbers.
 fn adapter(folder: &Path, seed: u64) -> PathBuf {
@@ -34,10 +33,6 @@ fn adapter(folder: &Path, seed: u64) -> PathBuf {
     let path = folder.join(format!("{seed}.gguf"));
     w.write_file(&path).unwrap();
     path
-}
-
-fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
-    configure(Model::builder().threads(1).chat_template(TEMPLATE)).load(STORIES).unwrap()
 }
 
 /// Requests that begin alike, and differ in their adapters above all.
@@ -83,22 +78,10 @@ fn requests_with_different_adapters_are_each_as_if_alone() {
         let loras = on(&model);
         // Twice, for the second time finds the prefixes of the first.
         for round in 0..2 {
-            thread::scope(|scope| {
-                let threads: Vec<_> = (0..24)
-                    .map(|i| {
-                        (
-                            i,
-                            scope.spawn({
-                                let (model, loras) = (&model, &loras);
-                                move || request(model, loras, i).run().unwrap().tokens
-                            }),
-                        )
-                    })
-                    .collect();
-                for (i, thread) in threads {
-                    assert_eq!(thread.join().unwrap(), want[i], "request {i}, {what}, round {round}");
-                }
-            });
+            let got = together(24, |i| request(&model, &loras, i).run().unwrap().tokens);
+            for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                assert_eq!(got, want, "request {i}, {what}, round {round}");
+            }
         }
         let known = request(&model, &loras, 1).run().unwrap().usage.cached;
         assert!(known > 16, "what was computed with an adapter is known to others with it: {known}");

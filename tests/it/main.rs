@@ -26,8 +26,10 @@ mod tools;
 mod tracing;
 
 use std::sync::OnceLock;
+use std::thread;
 
-use fewbit::Model;
+use fewbit::format::{GgufFile, GgufWriter};
+use fewbit::{Model, ModelBuilder};
 
 /// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/stories260K-f32.gguf");
@@ -39,5 +41,35 @@ const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m
 /// The stories model, with a chat template that it was not trained for, loaded once.
 fn stories() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
-    MODEL.get_or_init(|| Model::builder().threads(1).chat_template(TEMPLATE).load(STORIES).unwrap())
+    MODEL.get_or_init(|| load(|b| b))
+}
+
+/// The same by itself, with other settings.
+fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
+    configure(Model::builder().threads(1).chat_template(TEMPLATE)).load(STORIES).unwrap()
+}
+
+/// The same with other metadata and weights: `weights` gets the name and the bytes of each tensor.
+fn altered(metadata: impl FnOnce(&mut GgufWriter<'_>), weights: impl Fn(&str, &mut [u8])) -> Model {
+    let file = GgufFile::open(STORIES.as_ref()).unwrap();
+    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
+    metadata(&mut writer);
+    for tensor in file.tensors() {
+        let mut bytes = file.tensor_bytes(tensor).to_vec();
+        weights(&tensor.name, &mut bytes);
+        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, bytes).unwrap();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("altered.gguf");
+    writer.write_file(&path).unwrap();
+    Model::builder().threads(1).load_file(&path).unwrap()
+}
+
+/// Runs `n` of something at once, each on a thread of its own.
+fn together<R: Send>(n: usize, run: impl Fn(usize) -> R + Sync) -> Vec<R> {
+    thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..n).map(|i| scope.spawn(move || run(i))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
 }

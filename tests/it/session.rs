@@ -6,7 +6,7 @@ use std::path::Path;
 use fewbit::engine::KvType;
 use fewbit::{Chat, Error, Message, Model, SessionError};
 
-use crate::{STORIES, TEMPLATE, stories};
+use crate::{STORIES, load, stories, together};
 
 fn start() -> Chat {
     // What is known must come from the file.
@@ -54,6 +54,22 @@ fn a_restored_conversation_goes_on_as_if_it_had_not_been_away() {
 }
 
 #[test]
+fn several_threads_may_save_to_one_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("chat.session");
+    // Files of different lengths, and no small ones.
+    let chat = |i: usize| {
+        let history = [Message::user(format!("{i}: {}", "They were happy. ".repeat(10_000 * (i + 1))))];
+        stories().chat().history(history).start().unwrap()
+    };
+    let chats: Vec<Chat> = (0..4).map(chat).collect();
+    together(chats.len(), |i| (0..10).for_each(|_| chats[i].save(&path).unwrap()));
+    let restored = restore(&path).unwrap();
+    assert!(chats.iter().any(|chat| chat.messages() == restored.messages()), "one of them, whole");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no other file is left");
+}
+
+#[test]
 fn messages_keep_their_fields() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
@@ -69,10 +85,10 @@ fn another_model_or_cache_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     start().save(&path).unwrap();
-    let load = |ty| Model::builder().threads(2).kv_type(ty).chat_template(TEMPLATE).load(STORIES).unwrap();
+    let with = |ty| load(|b| b.threads(2).kv_type(ty));
     // The same on more threads.
-    load(KvType::F32).chat().restore(&path).unwrap();
-    let error = load(KvType::F16).chat().restore(&path).unwrap_err();
+    with(KvType::F32).chat().restore(&path).unwrap();
+    let error = with(KvType::F16).chat().restore(&path).unwrap_err();
     assert!(matches!(error, Error::Session(SessionError::OtherModel { .. })), "{error:?}");
 }
 

@@ -4,11 +4,10 @@
 //! cannot show: that answers make sense, tokens that hold pieces of words and of characters, a real template,
 //! and generations that keep all threads busy at once.
 
-use std::thread;
-
 use fewbit::{FinishReason, Generate, Message};
 
 use crate::smollm2::{PROSE, model};
+use crate::together;
 
 /// A question to the chat model, answered greedily.
 fn question(text: &str) -> Generate {
@@ -64,11 +63,7 @@ fn generations_side_by_side_write_what_they_write_alone() {
         out.expect("runs").tokens
     };
     let alone: Vec<_> = (0..4).map(make).collect();
-    let together: Vec<_> = thread::scope(|scope| {
-        let threads: Vec<_> = (0..4).map(|i| scope.spawn(move || make(i))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    });
-    assert_eq!(together, alone);
+    assert_eq!(together(4, make), alone);
 }
 
 #[test]

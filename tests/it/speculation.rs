@@ -1,10 +1,10 @@
 //! Speculation: other times, the same tokens.
 
-use fewbit::format::{Array, GgufWriter, Value};
+use fewbit::format::{GgufFile, GgufWriter};
 use fewbit::{Constraint, Error, FinishReason, Generate, Model, Speculation};
 use serde_json::json;
 
-use crate::{STORIES, stories};
+use crate::{STORIES, altered, load, stories};
 
 /// A text that repeats itself, and one that does not.
 const PROMPTS: [&str; 2] = [
@@ -60,30 +60,17 @@ fn pieces_come_one_by_one_whatever_a_step_brings() {
     assert_eq!(stream.into_completion().tokens, whole.tokens);
 }
 
-/// A model with the same vocabulary and other weights.
-fn another(metadata_only: impl Fn(&mut GgufWriter<'_>)) -> (tempfile::TempDir, Model) {
-    let file = fewbit::open(STORIES.as_ref()).unwrap();
-    let file = file.gguf().unwrap();
-    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
-    metadata_only(&mut writer);
-    for tensor in file.tensors() {
-        let mut bytes = file.tensor_bytes(tensor).to_vec();
-        if tensor.name.contains("ffn_down") {
-            bytes.fill(0);
-        }
-        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, bytes).unwrap();
+/// What makes a model a bad one.
+fn worsen(name: &str, bytes: &mut [u8]) {
+    if name.contains("ffn_down") {
+        bytes.fill(0);
     }
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("another.gguf");
-    writer.write_file(&path).unwrap();
-    let model = Model::builder().threads(1).load_file(&path).unwrap();
-    (folder, model)
 }
 
 #[test]
 fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
-    let good = Model::builder().threads(1).load(STORIES).unwrap();
-    let (_folder, bad) = another(|_| {});
+    let good = load(|b| b);
+    let bad = altered(|_| {}, worsen);
     for (draft, at_least) in [(&good, 0.2), (&bad, 0.0)] {
         let (mut drafted, mut accepted) = (0, 0);
         for (i, request) in requests(stories()).into_iter().enumerate() {
@@ -101,16 +88,13 @@ fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
 
 #[test]
 fn a_draft_model_needs_the_same_vocabulary() {
-    let (_folder, other) = another(|writer| {
-        let file = fewbit::open(STORIES.as_ref()).unwrap();
-        let file = file.gguf().unwrap();
-        let Some(Value::Array(Array::String(tokens))) = file.metadata().get("tokenizer.ggml.tokens") else {
-            panic!("a vocabulary");
-        };
-        let mut tokens = tokens.clone();
+    let metadata = |writer: &mut GgufWriter<'_>| {
+        let file = GgufFile::open(STORIES.as_ref()).unwrap();
+        let mut tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap().to_vec();
         tokens.swap(300, 301);
         writer.set("tokenizer.ggml.tokens", tokens);
-    });
+    };
+    let other = altered(metadata, worsen);
     let error = stories().generate("Once").draft(&other).run().unwrap_err();
     assert!(matches!(error, Error::DraftVocabulary { .. }), "{error:?}");
 }
@@ -161,12 +145,10 @@ fn what_a_constraint_forces_comes_in_fewer_steps_and_is_the_same() {
 
 #[test]
 fn what_a_draft_model_keeps_counts_within_both_limits() {
-    let load = |pages: u64| {
-        let page = stories().metrics().kv_page_bytes;
-        Model::builder().threads(1).kv_memory(pages * page).prefix_memory(0).load(STORIES).unwrap()
-    };
+    let page = stories().metrics().kv_page_bytes;
+    let with = |pages: u64| load(|b| b.kv_memory(pages * page).prefix_memory(0));
     let drafted = |pages, draft_pages, prompt: &str| {
-        let (model, draft) = (load(pages), load(draft_pages));
+        let (model, draft) = (with(pages), with(draft_pages));
         let request = model.generate(prompt).temperature(0.0).ignore_eos(true).max_tokens(20);
         let plain = request.clone().run().unwrap();
         let out = request.draft(&draft).speculation(Speculation::Always).run().unwrap();

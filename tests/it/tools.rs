@@ -3,14 +3,14 @@
 use fewbit::{Constraint, Model, Tool, ToolCall};
 use serde_json::json;
 
-use crate::STORIES;
+use crate::load;
 
 const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% endif %}\
     {% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{% for c in m.tool_calls %}\
     <{{ c.function.name }} {{ c.id }}>{% endfor %}{% endif %}\n{% endfor %}assistant:";
 
 fn model() -> Model {
-    Model::builder().threads(1).chat_template(TEMPLATE).load(STORIES).unwrap()
+    load(|b| b.chat_template(TEMPLATE))
 }
 
 fn add() -> Tool {

@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::{LookupSpan, Registry};
 
-use crate::{STORIES, TEMPLATE};
+use crate::load;
 
 /// A span as it was when it closed.
 #[derive(Debug, Clone, Default)]
@@ -105,15 +105,8 @@ impl MakeWriter<'_> for Written {
 }
 
 /// A model of its own, so that its counts are those of one test.
-fn load(trace_text: bool) -> Model {
-    Model::builder()
-        .threads(1)
-        .max_running(1)
-        .max_waiting(1)
-        .chat_template(TEMPLATE)
-        .trace_text(trace_text)
-        .load(STORIES)
-        .unwrap()
+fn one_at_a_time(trace_text: bool) -> Model {
+    load(|b| b.max_running(1).max_waiting(1).trace_text(trace_text))
 }
 
 /// Only one subscriber at a time: while one comes or goes, what `tracing` keeps of who wants which message may be
@@ -135,7 +128,7 @@ fn watched(capture: &Capture, f: impl FnOnce()) -> String {
 
 #[test]
 fn a_request_is_a_span_with_its_parts() {
-    let (model, capture) = (load(false), Capture::default());
+    let (model, capture) = (one_at_a_time(false), Capture::default());
     let prompt = "Once upon a time, there was a little girl named Lily. She loved to play with her friends.";
     let request = || model.generate(prompt).temperature(0.0).max_tokens(12).ignore_eos(true);
     // The engine's thread has no subscriber: what belongs to a request goes where its caller's spans go.
@@ -190,7 +183,7 @@ fn no_text_is_told_unless_it_is_asked_for() {
         drop(greedy().stream().unwrap().next());
         model.logprobs("Lily", 1).unwrap();
     };
-    let (model, capture, mut output) = (load(false), Capture::default(), String::new());
+    let (model, capture, mut output) = (one_at_a_time(false), Capture::default(), String::new());
     let text = watched(&capture, || ask(&model, &mut output));
     assert!(output.len() > 20, "{output}");
     let mut all = text;
@@ -202,7 +195,7 @@ fn no_text_is_told_unless_it_is_asked_for() {
     }
 
     // Asked for, both are there; so is what a sampler panicked with.
-    let model = load(true);
+    let model = one_at_a_time(true);
     watched(&capture, || ask(&model, &mut output));
     let spans = capture.take();
     let requests: Vec<_> = spans.iter().filter(|span| span.name == "request").collect();
@@ -215,7 +208,7 @@ fn no_text_is_told_unless_it_is_asked_for() {
 fn a_subscriber_of_fewer_levels_gets_fewer_spans() {
     let at = |level: Level| {
         let _only_one = only_one();
-        let (model, capture) = (load(false), Capture::default());
+        let (model, capture) = (one_at_a_time(false), Capture::default());
         let filter = tracing_subscriber::filter::LevelFilter::from_level(level);
         let subscriber = Registry::default().with(capture.clone()).with(filter);
         with_default(subscriber, || drop(model.generate("Once").max_tokens(3).run().unwrap()));
@@ -227,7 +220,7 @@ fn a_subscriber_of_fewer_levels_gets_fewer_spans() {
 
 #[test]
 fn metrics_count_every_outcome() {
-    let model = load(false);
+    let model = one_at_a_time(false);
     let start = model.metrics();
     assert_eq!((start.kv_pages, start.steps, start.ended), (0, 0, 0));
     assert!(start.weight_bytes > 100_000 && start.kv_pages_free() > 0 && start.kv_page_bytes > 0);

@@ -37,6 +37,7 @@ mod file;
 pub mod gguf;
 mod metadata;
 mod mmap;
+mod new_file;
 mod reader;
 pub mod safetensors;
 
@@ -44,4 +45,7 @@ pub use error::{FormatError, FoundInstead};
 pub use file::GgufFile;
 pub use gguf::{GgufWriter, Header, Limits, TensorInfo, parse, parse_with};
 pub use metadata::{Array, Metadata, Value};
+// For the other crates of this workspace: no part of what the crate promises.
+#[doc(hidden)]
+pub use new_file::NewFile;
 pub use safetensors::SafetensorsModel;

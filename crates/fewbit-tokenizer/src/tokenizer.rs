@@ -357,7 +357,7 @@ impl Tokenizer {
 }
 
 /// The kind of every token, with what conversion lost put right.
-fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, TokenizerError> {
+pub(crate) fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, TokenizerError> {
     let n_vocab = vocabulary.tokens.len();
     if n_vocab >= 1 << 31 {
         return Err(TokenizerError::TooLarge { what: "the number of tokens" });

@@ -13,7 +13,7 @@
 //! without any text leaves nothing. Failed: it leaves nothing. The conversation goes on after each.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
@@ -26,7 +26,7 @@ use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::{Run, Slot, Timeline, run_accessors};
 use crate::session_file::{Expected, Saved, SessionError};
-use crate::tools::{self, CallFilter, Tool, ToolCall};
+use crate::tools::{self, Answer, CallFilter, Tool, ToolCall};
 
 /// A conversation that has not started: made by [`Model::chat`].
 ///
@@ -207,7 +207,7 @@ impl Chat {
         match run {
             Ok(run) => Ok(ChatStream {
                 filter: (!self.tools.is_empty()).then(CallFilter::default),
-                calls: Vec::new(),
+                answer: OnceLock::new(),
                 chat: self,
                 run,
                 before,
@@ -293,7 +293,8 @@ pub struct ChatStream<'a> {
     pub(crate) run: Run,
     /// Where there are tools, keeps calls out of the text.
     filter: Option<CallFilter>,
-    calls: Vec<ToolCall>,
+    /// See [`ChatStream::answer`].
+    answer: OnceLock<Option<Answer>>,
     /// Messages before this turn.
     before: usize,
     failed: bool,
@@ -339,7 +340,7 @@ impl ChatStream<'_> {
         piece.text = filter.push(self.chat.model.tokenizer(), &piece.token_ids, &piece.text);
         if at_end {
             let rest = filter.finish();
-            if self.read_calls().is_none() {
+            if self.answer().is_none() {
                 piece.text += &rest;
             }
         }
@@ -347,23 +348,24 @@ impl ChatStream<'_> {
         (!is_empty).then_some(Ok(piece))
     }
 
-    /// The answer without its calls, if it has any, which are kept.
-    fn read_calls(&mut self) -> Option<String> {
-        self.filter.as_ref()?;
-        let whole = self.chat.model.tokenizer().decode_with_special(self.run.tokens());
-        let answer = tools::read(&whole, &self.chat.tools)?;
-        self.calls = answer.calls;
-        Some(answer.text)
+    /// The answer taken apart, if it has calls. It is read once, when nothing follows any more.
+    fn answer(&self) -> Option<&Answer> {
+        let read = || {
+            self.filter.as_ref()?;
+            let whole = self.chat.model.tokenizer().decode_with_special(self.run.tokens());
+            tools::read(&whole, &self.chat.tools)
+        };
+        self.answer.get_or_init(read).as_ref()
     }
 
     /// The answer as far as it went.
     pub fn into_completion(mut self) -> Completion {
         self.record();
-        let text = self.read_calls();
+        let answer = self.answer().cloned();
         let mut completion = self.run.completion();
-        if let Some(text) = text {
-            completion.text = text;
-            completion.tool_calls = std::mem::take(&mut self.calls);
+        if let Some(answer) = answer {
+            completion.text = answer.text;
+            completion.tool_calls = answer.calls;
         }
         completion
     }
@@ -375,8 +377,8 @@ impl ChatStream<'_> {
         }
         let ended = matches!(self.run.finish_reason(), Some(reason) if reason != FinishReason::Cancelled);
         if !self.failed && (ended || !self.run.text().is_empty()) {
-            let answer = match self.read_calls() {
-                Some(text) => tools::call_message(&text, &self.calls),
+            let answer = match self.answer() {
+                Some(answer) => tools::call_message(&answer.text, &answer.calls),
                 None => Message::assistant(self.run.text()),
             };
             self.chat.messages.push(answer);

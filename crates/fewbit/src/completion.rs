@@ -82,16 +82,17 @@ pub struct Timings {
 impl Timings {
     /// Prompt tokens per second; 0 if there were none.
     pub fn prefill_tokens_per_second(&self) -> f64 {
-        rate(self.prefill_tokens, self.prefill)
+        rate(self.prefill_tokens as u64, self.prefill)
     }
 
     /// Generated tokens per second; 0 if there were none.
     pub fn decode_tokens_per_second(&self) -> f64 {
-        rate(self.decode_tokens, self.decode)
+        rate(self.decode_tokens as u64, self.decode)
     }
 }
 
-fn rate(tokens: usize, time: Duration) -> f64 {
+/// Tokens per second; 0 if there were none.
+pub(crate) fn rate(tokens: u64, time: Duration) -> f64 {
     if tokens == 0 || time.is_zero() { 0.0 } else { tokens as f64 / time.as_secs_f64() }
 }
 

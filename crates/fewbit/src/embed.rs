@@ -184,13 +184,11 @@ impl Embed {
 }
 
 fn check(model: &Model, index: usize, tokens: &[u32]) -> Result<(), Error> {
-    let (n_vocab, context_tokens) = (model.tokenizer().n_vocab(), model.context_length());
     if tokens.is_empty() {
         return Err(Error::EmptyText { index });
     }
-    if let Some(&token) = tokens.iter().find(|&&token| token as usize >= n_vocab) {
-        return Err(Error::TokenOutOfRange { token, n_vocab });
-    }
+    model.check_tokens(tokens)?;
+    let context_tokens = model.context_length();
     if tokens.len() > context_tokens {
         return Err(Error::TextTooLong { index, tokens: tokens.len(), context_tokens });
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use fewbit_model::{KvCache, Logits, LogitsFor, LoraSet};
 
+use crate::completion::rate;
 use crate::error::Error;
 use crate::generate::Prompt;
 use crate::model::Model;
@@ -78,7 +79,7 @@ pub struct Perplexity {
 impl Perplexity {
     /// Mean negative log-likelihood per scored token, in nats.
     pub fn nll(&self) -> f64 {
-        self.nll_per_token.iter().sum::<f64>() / self.nll_per_token.len() as f64
+        mean(&self.nll_per_token)
     }
 
     /// The perplexity: the exponential of [`nll`](Self::nll).
@@ -96,18 +97,14 @@ impl Perplexity {
 
     /// Tokens run per second.
     pub fn tokens_per_second(&self) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 { self.tokens_run as f64 / seconds } else { 0.0 }
+        rate(self.tokens_run as u64, self.elapsed)
     }
 }
 
 impl Model {
     /// The negative log-likelihood, in nats, of each token but the first, given those before it.
     pub fn score(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
-        self.check(tokens)?;
-        if tokens.len() > self.context_length() {
-            return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
-        }
+        self.check_text(tokens)?;
         let mut nll = Vec::with_capacity(tokens.len().saturating_sub(1));
         self.score_from(tokens, 0, &mut nll)?;
         Ok(nll)
@@ -139,10 +136,7 @@ impl Model {
         tokens: &[u32],
         n_top: usize,
     ) -> Result<Vec<TokenLogprob>, Error> {
-        self.check(tokens)?;
-        if tokens.len() > self.context_length() {
-            return Err(Error::PromptTooLong { prompt_tokens: tokens.len(), context_tokens: self.context_length() });
-        }
+        self.check_text(tokens)?;
         let mut result: Vec<_> = tokens.first().map(|&token| TokenLogprob::first(token)).into_iter().collect();
         self.each_row(loras, tokens, 0, |logits, targets| {
             let rows = targets.iter().enumerate();
@@ -198,7 +192,8 @@ impl Model {
                 let start = Instant::now();
                 let Some((logits, _)) = own.next(self)? else { break };
                 result.elapsed += start.elapsed();
-                for row in compare_rows(&logits, &expected, targets, self.n_threads()) {
+                let compare = |row, target| RowPair::new(logits.row(row), expected.row(row), target);
+                for row in per_row(targets, self.n_threads(), compare) {
                     result.nll_per_token.push(row.nll);
                     result.reference_nll_per_token.push(row.reference_nll);
                     result.kl_per_token.push(row.kl);
@@ -214,7 +209,8 @@ impl Model {
     /// Appends the negative log-likelihoods of `tokens[first + 1..]` to `nll`.
     fn score_from(&self, tokens: &[u32], first: usize, nll: &mut Vec<f64>) -> Result<(), Error> {
         self.each_row(self.loras(), tokens, first, |logits, targets| {
-            nll.extend(negative_log_likelihoods(logits, targets, self.n_threads()));
+            let nll_of = |row, target| negative_log_likelihood(logits.row(row), target);
+            nll.extend(per_row(targets, self.n_threads(), nll_of));
         })
     }
 
@@ -259,12 +255,14 @@ impl Model {
             .collect())
     }
 
-    fn check(&self, tokens: &[u32]) -> Result<(), Error> {
-        let n_vocab = self.tokenizer().n_vocab();
-        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            Some(&token) => Err(Error::TokenOutOfRange { token, n_vocab }),
-            None => Ok(()),
+    /// Refuses what cannot be scored as a whole.
+    fn check_text(&self, tokens: &[u32]) -> Result<(), Error> {
+        self.check_tokens(tokens)?;
+        let (prompt_tokens, context_tokens) = (tokens.len(), self.context_length());
+        if prompt_tokens > context_tokens {
+            return Err(Error::PromptTooLong { prompt_tokens, context_tokens });
         }
+        Ok(())
     }
 }
 
@@ -311,8 +309,7 @@ impl Divergence {
 
     /// Tokens run per second.
     pub fn tokens_per_second(&self) -> f64 {
-        let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 { self.tokens_run as f64 / seconds } else { 0.0 }
+        rate(self.tokens_run as u64, self.elapsed)
     }
 }
 
@@ -384,37 +381,26 @@ fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
 }
 
-/// One result per row, computed on threads: rows are independent.
-fn compare_rows(own: &Logits, reference: &Logits, targets: &[u32], n_threads: usize) -> Vec<RowPair> {
-    let mut out = vec![RowPair::default(); targets.len()];
+/// `result_of` the index of each row and the token that came. Rows are independent, so that threads share them changes
+/// nothing.
+fn per_row<R: Copy + Default + Send>(
+    targets: &[u32],
+    n_threads: usize,
+    result_of: impl Fn(usize, usize) -> R + Sync,
+) -> Vec<R> {
+    let mut results = vec![R::default(); targets.len()];
     let per_thread = targets.len().div_ceil(n_threads.max(1)).max(1);
+    let result_of = &result_of;
     thread::scope(|scope| {
-        for (i, (out, targets)) in out.chunks_mut(per_thread).zip(targets.chunks(per_thread)).enumerate() {
+        for (i, (results, targets)) in results.chunks_mut(per_thread).zip(targets.chunks(per_thread)).enumerate() {
             scope.spawn(move || {
-                for (j, (out, &target)) in out.iter_mut().zip(targets).enumerate() {
-                    let row = i * per_thread + j;
-                    *out = RowPair::new(own.row(row), reference.row(row), target as usize);
+                for (j, (result, &target)) in results.iter_mut().zip(targets).enumerate() {
+                    *result = result_of(i * per_thread + j, target as usize);
                 }
             });
         }
     });
-    out
-}
-
-/// One value per row of logits. Rows are independent, so splitting them over threads changes nothing.
-fn negative_log_likelihoods(logits: &Logits, targets: &[u32], n_threads: usize) -> Vec<f64> {
-    let mut nll = vec![0.0; targets.len()];
-    let per_thread = targets.len().div_ceil(n_threads.max(1)).max(1);
-    thread::scope(|scope| {
-        for (i, (nll, targets)) in nll.chunks_mut(per_thread).zip(targets.chunks(per_thread)).enumerate() {
-            scope.spawn(move || {
-                for (j, (nll, &target)) in nll.iter_mut().zip(targets).enumerate() {
-                    *nll = negative_log_likelihood(logits.row(i * per_thread + j), target as usize);
-                }
-            });
-        }
-    });
-    nll
+    results
 }
 
 /// `log(sum(exp(logits))) - logits[target]`, with the largest logit taken out of the sum.

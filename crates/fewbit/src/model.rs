@@ -98,7 +98,6 @@ impl std::fmt::Debug for Model {
 pub struct ModelBuilder {
     load: LoadOptions,
     prefill_chunk: Option<usize>,
-    context_length: Option<usize>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
     kv_memory: Option<u64>,
@@ -178,7 +177,6 @@ impl ModelBuilder {
     /// (Phi-3 128k) embed positions by it: up to their original context as in their first training.
     pub fn context_length(mut self, n_tokens: usize) -> Self {
         self.load = self.load.context_length(n_tokens);
-        self.context_length = Some(n_tokens);
         self
     }
 
@@ -234,7 +232,7 @@ impl ModelBuilder {
     fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
         let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
-        let context = match self.context_length {
+        let context = match self.load.context_length {
             Some(n) => n,
             None => file.weights().config().map_err(load_error)?.context_length,
         };
@@ -318,7 +316,7 @@ impl ModelBuilder {
         let decoder =
             Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
         let trained = decoder.config().context_length;
-        let context_length = self.context_length.unwrap_or(trained);
+        let context_length = self.load.context_length.unwrap_or(trained);
         if context_length > trained {
             return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
         }
@@ -625,6 +623,15 @@ impl Model {
         let tokenizer = self.tokenizer();
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         bos.into_iter().chain(tokenizer.encode(text, SpecialTokens::Plain)).collect()
+    }
+
+    /// Refuses tokens that are not in the vocabulary.
+    pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
+        let n_vocab = self.tokenizer().n_vocab();
+        match tokens.iter().find(|&&token| token as usize >= n_vocab) {
+            Some(&token) => Err(Error::TokenOutOfRange { token, n_vocab }),
+            None => Ok(()),
+        }
     }
 
     /// The tokens of a conversation, up to where the assistant's next message begins.

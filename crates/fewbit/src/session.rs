@@ -117,11 +117,7 @@ impl Run {
         options: &Options,
         slot: Option<Arc<Slot>>,
     ) -> Result<Self, Error> {
-        let tokenizer = model.tokenizer();
-        let n_vocab = tokenizer.n_vocab();
-        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= n_vocab) {
-            return Err(Error::TokenOutOfRange { token, n_vocab });
-        }
+        model.check_tokens(&prompt)?;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -137,7 +133,7 @@ impl Run {
             max_tokens,
             ignore_eos: options.ignore_eos,
             picker,
-            decoder: tokenizer.decoder_after(&prompt),
+            decoder: model.tokenizer().decoder_after(&prompt),
             stops: StopMatcher::new(&options.stop),
             speculation: options.speculation,
             draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,

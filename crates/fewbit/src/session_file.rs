@@ -17,7 +17,7 @@
 //! malice: who can write the file can make the model say anything. But no file can make the reader panic, or
 //! allocate more than the cache of a context takes.
 //!
-//! A file is written beside its final name and then renamed, so that there is never half of one.
+//! A file is written whole or not at all: see [`NewFile`].
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -27,9 +27,10 @@
 )]
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
+use fewbit_format::NewFile;
 use fewbit_tokenizer::Message;
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
@@ -145,20 +146,13 @@ impl<R: Read> Read for Hashing<R> {
 impl Saved {
     /// Writes the file, whole or not at all.
     pub(crate) fn write(&self, path: &Path) -> Result<(), SessionError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let part = path.with_file_name(name);
-        let written = self.write_to(&part).and_then(|()| std::fs::rename(&part, path));
-        written.map_err(|source| {
-            // What cannot be removed either is no further news.
-            let _ = std::fs::remove_file(&part);
-            SessionError::Io { path: path.to_owned(), source }
-        })
+        let written = NewFile::create(path).and_then(|file| self.write_to(file));
+        written.map_err(|source| SessionError::Io { path: path.to_owned(), source })
     }
 
-    fn write_to(&self, part: &Path) -> io::Result<()> {
+    fn write_to(&self, file: NewFile) -> io::Result<()> {
         let too_long = |_| io::Error::from(io::ErrorKind::FileTooLarge);
-        let mut out = Hashing { inner: BufWriter::new(File::create(part)?), hasher: Xxh3::new() };
+        let mut out = Hashing { inner: file, hasher: Xxh3::new() };
         out.write_all(MAGIC)?;
         out.write_all(&VERSION.to_le_bytes())?;
         out.write_all(&self.model.to_le_bytes())?;
@@ -175,7 +169,7 @@ impl Saved {
         out.write_all(&self.cache)?;
         let checksum = out.hasher.digest();
         out.write_all(&checksum.to_le_bytes())?;
-        out.inner.into_inner()?.sync_all()
+        out.inner.finish()
     }
 
     /// Reads a file; nothing in it is believed.

@@ -5,7 +5,7 @@
 //! memory may be twice as fast a minute later, meets both. The tokens per second of
 //!
 //! - one request *alone*, whose end is waited for, and one that is *streamed*, beside the *bare* model (decode steps and
-//!   the largest logit, without the engine);
+//!   a greedy sampler, without the engine);
 //! - N requests *together* beside one alone, and steps of N sequences of the bare model beside steps of one;
 //! - a text that *repeats* what its prompt says and several that are *new*, with speculation beside without;
 //! - JSON of a nested schema, with the part of its time that the *masks* take.
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use fewbit::engine::{Chunk, KvCache, LogitsFor};
-use fewbit::{Completion, Constraint, Generate, Model, Speculation};
+use fewbit::{Completion, Constraint, Generate, Model, Sampler, Speculation};
 use serde_json::json;
 
 use super::bench::Rate;
@@ -207,29 +207,37 @@ fn prompt(i: usize) -> String {
     format!("A short text about {}:", TOPICS[i % TOPICS.len()])
 }
 
-/// Decode steps of `n` sequences and the choice of the largest logit, without the engine.
+/// What the engine chooses tokens with for [`request`].
+fn greedy(model: &Model) -> anyhow::Result<Sampler> {
+    let mut sampling = model.recommended_sampling();
+    sampling.temperature = 0.0;
+    Ok(Sampler::new(&sampling)?)
+}
+
+/// Decode steps of `n` sequences and the choice of their tokens, without the engine.
 fn bare(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
     let decoder = model.decoder();
-    let mut sequences: Vec<(KvCache, Vec<u32>)> = (0..n)
-        .map(|i| Ok((decoder.new_cache_with(model.loras()), request(model, i, 1).stream()?.prompt_tokens().to_vec())))
-        .collect::<anyhow::Result<_>>()?;
+    let begin = |i| {
+        let (cache, mut sampler) = (decoder.new_cache_with(model.loras()), greedy(model)?);
+        let tokens = request(model, i, 1).stream()?.prompt_tokens().to_vec();
+        sampler.begin(&tokens);
+        Ok((cache, tokens, sampler))
+    };
+    let mut sequences: Vec<(KvCache, Vec<u32>, Sampler)> = (0..n).map(begin).collect::<anyhow::Result<_>>()?;
     let mut step = || -> anyhow::Result<()> {
-        let batch = sequences.iter_mut();
-        let mut batch: Vec<_> = batch.map(|(cache, tokens)| Chunk { cache, tokens, logits: LogitsFor::Last }).collect();
-        let logits = decoder.forward(&mut batch)?;
-        for (i, (_, tokens)) in sequences.iter_mut().enumerate() {
-            *tokens = vec![largest(logits.row(i))?];
+        let batch = sequences.iter_mut().map(|(cache, tokens, _)| Chunk { cache, tokens, logits: LogitsFor::Last });
+        let mut logits = decoder.forward(&mut batch.collect::<Vec<_>>())?;
+        let rows = logits.values_mut().chunks_exact_mut(decoder.n_vocab());
+        for ((_, tokens, sampler), row) in sequences.iter_mut().zip(rows) {
+            *tokens = vec![sampler.sample(row)?];
         }
+        decoder.recycle(logits);
         Ok(())
     };
     step()?;
     let start = Instant::now();
     (1..n_gen).try_for_each(|_| step())?;
     Ok((n * (n_gen - 1)) as f64 / start.elapsed().as_secs_f64())
-}
-
-fn largest(row: &[f32]) -> anyhow::Result<u32> {
-    Ok(u32::try_from((0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best }))?)
 }
 
 fn streamed(model: &Model, n_gen: usize) -> anyhow::Result<f64> {
@@ -261,11 +269,15 @@ fn short_tokens(model: &Model) -> anyhow::Result<Vec<u32>> {
 
 /// Seconds that a short prompt takes to its first token, without the engine.
 fn bare_prompt(model: &Model) -> anyhow::Result<f64> {
-    let (tokens, decoder) = (short_tokens(model)?, model.decoder());
+    let (tokens, decoder, mut sampler) = (short_tokens(model)?, model.decoder(), greedy(model)?);
     median(|| {
         let mut cache = decoder.new_cache_with(model.loras());
-        let logits = decoder.forward(&mut [Chunk { cache: &mut cache, tokens: &tokens, logits: LogitsFor::Last }])?;
-        largest(logits.row(0))
+        sampler.begin(&tokens);
+        let chunk = Chunk { cache: &mut cache, tokens: &tokens, logits: LogitsFor::Last };
+        let mut logits = decoder.forward(&mut [chunk])?;
+        let token = sampler.sample(logits.values_mut())?;
+        decoder.recycle(logits);
+        Ok(token)
     })
 }
 
@@ -279,7 +291,7 @@ fn short_prompt(model: &Model) -> anyhow::Result<f64> {
 }
 
 /// The middle of nine times, in seconds, each after a rest.
-fn median<R>(f: impl Fn() -> anyhow::Result<R>) -> anyhow::Result<f64> {
+fn median<R>(mut f: impl FnMut() -> anyhow::Result<R>) -> anyhow::Result<f64> {
     let times: Vec<f64> = (0..9)
         .map(|_| {
             thread::sleep(REST);

@@ -4,10 +4,8 @@
 //! ([`GgufWriter::tensor_with`]): converting a model takes the memory of one tensor, not of all.
 
 use std::borrow::Cow;
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::io::{self, Write};
+use std::path::Path;
 
 use fewbit_quant::TensorType;
 
@@ -15,6 +13,7 @@ use super::parse::{checked_alignment, checked_n_bytes};
 use super::{MAGIC, MAX_KEY_BYTES};
 use crate::error::FormatError;
 use crate::metadata::{Array, Metadata, Value};
+use crate::new_file::NewFile;
 
 /// The longest tensor name that llama.cpp reads; its buffer of 64 bytes ends with a zero.
 const MAX_NAME_BYTES: u64 = 63;
@@ -185,27 +184,12 @@ impl<'a> GgufWriter<'a> {
     /// path never names half a file, and a process that has the old file mapped keeps it.
     pub fn write_file(&mut self, path: &Path) -> Result<u64, FormatError> {
         let io_error = |source: io::Error| FormatError::Io { path: path.to_owned(), source };
-        let (part, file) = create_beside(path).map_err(io_error)?;
-        let result = self.write_part(file).and_then(|n_bytes| {
-            fs::rename(&part, path).map_err(FormatError::Write)?;
-            Ok(n_bytes)
-        });
-        if result.is_err() {
-            // The error that made the file incomplete is the one to report.
-            let _ = fs::remove_file(&part);
-        }
-        result.map_err(|error| match error {
+        let mut file = NewFile::create(path).map_err(io_error)?;
+        let n_bytes = self.write_to(&mut file).map_err(|error| match error {
             FormatError::Write(source) => io_error(source),
             other => other,
-        })
-    }
-
-    fn write_part(&mut self, file: File) -> Result<u64, FormatError> {
-        let mut out = BufWriter::with_capacity(1 << 20, file);
-        let n_bytes = self.write_to(&mut out)?;
-        let file = out.into_inner().map_err(|error| FormatError::Write(error.into_error()))?;
-        // Renamed before its bytes are on disk, the file could be empty after a power failure.
-        file.sync_all().map_err(FormatError::Write)?;
+        })?;
+        file.finish().map_err(io_error)?;
         Ok(n_bytes)
     }
 
@@ -280,24 +264,6 @@ impl<W: Write> Write for Counted<'_, W> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-/// Creates a new file in the folder of `path`, under a name that no other process or thread uses.
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    loop {
-        let mut part = name.to_owned();
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        part.push(format!(".{}-{n}.part", std::process::id()));
-        let part = path.with_file_name(part);
-        match File::create_new(&part) {
-            Ok(file) => return Ok((part, file)),
-            // Left behind by an earlier process of the same number: take the next name.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
     }
 }
 

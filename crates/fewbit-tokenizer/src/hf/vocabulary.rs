@@ -2,8 +2,8 @@
 //!
 //! GGUF names its pre-tokenizers and has no expressions, and it orders the merges of SentencePiece vocabularies by
 //! score. So the name is the one whose splits are those of the repository on [`PROBES`], scores follow from the order
-//! of the rules, and then the tokenizer of the new vocabulary has to give the same ids as the repository's own, for
-//! these texts and for those of all tokens. Where it does not, there is an error, and no file.
+//! of the rules, and then the tokenizer that GGUF metadata bring back has to give the same ids as the repository's own,
+//! for these texts and for those of all tokens. Where it does not, there is an error, and no file.
 
 use std::borrow::Cow;
 
@@ -12,9 +12,9 @@ use super::{HfFiles, TEKKEN_JSON, TOKENIZER_JSON, TOKENIZER_MODEL, parse, senten
 use crate::error::TokenizerError;
 use crate::normalizer::{Form, Normalization, Normalizer};
 use crate::pretokenizer;
-use crate::special::{self, SpecialTokens};
+use crate::special::SpecialTokens;
 use crate::spm::SPACE;
-use crate::tokenizer::{BpeFamily, Family, Tokenizer, TokenizerOptions};
+use crate::tokenizer::{BpeFamily, Family, Tokenizer, TokenizerOptions, checked_kinds, ends};
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 /// Texts on which pre-tokenizers differ: contractions, runs of digits, of white space, of punctuation, letters of
@@ -74,37 +74,37 @@ impl Vocabulary<'static> {
             return Err(TokenizerError::NoTokenizerFile { folder: Default::default() });
         };
         if options.pre.is_none() {
-            check(file, &tokenizer, &Tokenizer::new(&vocabulary)?)?;
+            // As it will be read.
+            let gguf = Tokenizer::from_gguf(&vocabulary.to_gguf(vocabulary.tokens.len()))?;
+            check(file, &tokenizer, &gguf)?;
         }
         Ok(vocabulary)
     }
 }
 
 /// What all kinds of vocabulary say, from the tokenizer that was built from the files.
-fn common(tokenizer: &Tokenizer) -> Vocabulary<'static> {
+fn common(tokenizer: &Tokenizer) -> Result<Vocabulary<'static>, TokenizerError> {
     let text = |id: u32| match tokenizer.token_text(id) {
         Some("") | None => filler(id),
         Some(text) => text.to_owned(),
     };
     let specials = &tokenizer.specials;
-    Vocabulary {
+    let mut vocabulary = Vocabulary {
         tokens: (0..tokenizer.n_vocab() as u32).map(text).collect(),
         kinds: tokenizer.kinds.clone(),
         bos: specials.bos,
         eos: specials.eos,
         unknown: specials.unknown,
         padding: specials.padding,
-        // Those that are known by their texts need not be named.
-        end_of_generation: tokenizer.end_of_generation().filter(|&id| !is_known_end(&text(id))).collect(),
         add_bos: Some(specials.add_bos),
         add_eos: Some(specials.add_eos),
         chat_template: tokenizer.chat_template.clone(),
         ..Vocabulary::default()
-    }
-}
-
-fn is_known_end(text: &str) -> bool {
-    special::ENDS.contains(&text) || special::AMBIGUOUS_ENDS.contains(&text)
+    };
+    // Those that a reader finds by itself need not be named: GGUF has few names for them.
+    let found = ends(&tokenizer.texts, &checked_kinds(&vocabulary)?, &[], None);
+    vocabulary.end_of_generation = tokenizer.end_of_generation().filter(|id| !found.contains(id)).collect();
+    Ok(vocabulary)
 }
 
 /// The text of an id that no token has.
@@ -132,7 +132,7 @@ fn from_json(
             model: "gpt2".into(),
             pre: Some(pre_tokenizer(TOKENIZER_JSON, family, options)?),
             merges: merges.collect::<Result<Vec<_>, _>>()?.into(),
-            ..common(tokenizer)
+            ..common(tokenizer)?
         });
     }
     // SentencePiece merges what has the highest score first: the rule that makes a token gives it its place.
@@ -157,7 +157,7 @@ fn from_json(
         pre: Some("default".into()),
         scores: scores.into_iter().map(|score| score.unwrap_or(last)).collect(),
         add_space_prefix: Some(has_prefix),
-        ..common(tokenizer)
+        ..common(tokenizer)?
     })
 }
 
@@ -187,7 +187,7 @@ fn from_ranks(tokenizer: &Tokenizer, options: &TokenizerOptions) -> Result<Vocab
         model: "gpt2".into(),
         pre: Some(pre_tokenizer(TEKKEN_JSON, family, options)?),
         merges: merges.into(),
-        ..common(tokenizer)
+        ..common(tokenizer)?
     })
 }
 

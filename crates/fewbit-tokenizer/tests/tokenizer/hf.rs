@@ -359,7 +359,7 @@ fn field(number: u8, value: &[u8]) -> Vec<u8> {
 }
 
 /// A SentencePiece model: unknown, BOS, EOS, a control token and pieces with their scores.
-fn sentencepiece(model_type: u8, normalizer: &[u8]) -> Vec<u8> {
+pub(crate) fn sentencepiece(model_type: u8, normalizer: &[u8]) -> Vec<u8> {
     let pieces: [(&str, f32, u8); 9] = [
         ("<unk>", 0.0, 2),
         ("<s>", 0.0, 3),
@@ -390,7 +390,7 @@ fn load_model(bytes: Vec<u8>) -> Result<Tokenizer, TokenizerError> {
 }
 
 /// `remove_extra_whitespaces` is on unless a model says otherwise.
-const KEEPS_SPACES: [u8; 2] = [4 << 3, 0];
+pub(crate) const KEEPS_SPACES: [u8; 2] = [4 << 3, 0];
 
 #[test]
 fn a_sentencepiece_model_is_read() {

@@ -3,7 +3,7 @@
 use fewbit_tokenizer::{HfFiles, SpecialTokens, TokenKind, Tokenizer, TokenizerError, TokenizerOptions, Vocabulary};
 use serde_json::{Value, json};
 
-use crate::hf::{byte_level, characters, files, tekken, with_config};
+use crate::hf::{KEEPS_SPACES, byte_level, characters, files, sentencepiece, tekken, with_config};
 
 /// The tokenizer that a GGUF file made from `files` has.
 fn through_gguf(files: &HfFiles) -> (Vocabulary<'static>, Tokenizer) {
@@ -115,6 +115,18 @@ fn ranks_become_rules() {
 }
 
 #[test]
+fn pieces_stay_pieces() {
+    let mut files = HfFiles::default();
+    files.tokenizer_model = Some(sentencepiece(2, &KEEPS_SPACES));
+    let (vocabulary, tokenizer) = through_gguf(&files);
+    assert_eq!((vocabulary.model.as_str(), vocabulary.scores.len()), ("llama", tokenizer.n_vocab()));
+    let own = Tokenizer::from_hf(&files).expect("supported");
+    for text in ["ab a", "<s>ab  ba", "\u{e9}"] {
+        assert_eq!(tokenizer.encode(text, SpecialTokens::Parse), own.encode(text, SpecialTokens::Parse), "{text}");
+    }
+}
+
+#[test]
 fn a_vocabulary_is_as_long_as_the_model_needs_it() {
     let config = json!({"bos_token": "<s>", "eos_token": "<end>", "add_bos_token": true});
     let mut json = splitting_by(CL100K, Value::Null, false);
@@ -131,4 +143,24 @@ fn a_vocabulary_is_as_long_as_the_model_needs_it() {
     assert_eq!(longer.end_of_generation().collect::<Vec<_>>(), [3, 8], "every end that the files name");
     let shorter = read(8);
     assert_eq!((shorter.n_vocab(), shorter.eos()), (8, None));
+}
+
+#[test]
+fn ends_that_only_the_files_name_are_named() {
+    // `</s>` is an end by itself only as a special token, `<|end|>` only where an answer is one message.
+    let mut json = splitting_by(CL100K, Value::Null, false);
+    let added = json["added_tokens"].as_array_mut().expect("a list");
+    added.truncate(2);
+    for (id, text) in [(9, "<|end|>"), (10, "<|return|>"), (11, "<|call|>")] {
+        added.push(json!({"id": id, "content": text, "special": true}));
+    }
+    json["model"]["vocab"]["</s>"] = json!(12);
+    for declared in [vec![12], vec![9], vec![8, 9]] {
+        let mut files = files(&json);
+        files.generation_config = Some(json!({ "eos_token_id": declared }).to_string().into_bytes());
+        let own: Vec<u32> = Tokenizer::from_hf(&files).expect("supported").end_of_generation().collect();
+        assert!(declared.iter().all(|id| own.contains(id)), "{own:?}");
+        let (_, read) = through_gguf(&files);
+        assert_eq!(read.end_of_generation().collect::<Vec<_>>(), own, "{declared:?}");
+    }
 }

@@ -213,6 +213,11 @@ fn may_exceed(logits: &[f32], limit: f32) -> bool {
     found.contains(&true) || rest.iter().any(|&logit| logit > limit || logit.is_nan())
 }
 
+/// The token of the largest logit, the first of equals; none where a sampler would refuse the logits.
+pub(crate) fn largest(logits: &[f32]) -> Option<u32> {
+    most_probable(logits).ok().map(|best| best.id)
+}
+
 /// The largest logit, the first of equals.
 fn most_probable(logits: &[f32]) -> Result<Candidate, SamplingError> {
     let mut best = Candidate { id: 0, logit: f32::NEG_INFINITY };

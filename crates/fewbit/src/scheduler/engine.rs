@@ -60,8 +60,7 @@ impl Engine {
                     tracing::error!(message, "the engine panicked");
                     for mut sequence in self.waiting.drain(..).chain(self.running.drain(..)) {
                         sequence.fail(ModelError::Internal { message: message.clone() }.into());
-                        self.metrics.ended += 1;
-                        self.metrics.outcomes.count(sequence.finish_reason());
+                        self.metrics.count_end(sequence.finish_reason());
                         give_back(sequence);
                     }
                 }
@@ -120,9 +119,8 @@ impl Engine {
             self.waiting = stay;
             ended.extend::<VecDeque<_>>(gone);
         }
-        self.metrics.ended += ended.len() as u64;
         for sequence in ended {
-            self.metrics.outcomes.count(sequence.finish_reason());
+            self.metrics.count_end(sequence.finish_reason());
             if sequence.shares_prefix() && self.core.limits.prefix_pages > 0 {
                 self.prefixes.insert(sequence.computed(), &sequence.cache);
             }
@@ -168,9 +166,13 @@ impl Engine {
     /// Pages over the limit, if there were `wanted` more. What draft models keep for requests counts like pages.
     fn pages_lacking(&self, wanted: usize) -> usize {
         let drafts: u64 = self.running.iter().map(Sequence::draft_bytes).sum();
-        let drafts = usize::try_from(drafts.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX);
-        let pages = self.core.decoder.kv_pages().saturating_add(drafts).saturating_add(wanted);
+        let pages = self.core.decoder.kv_pages().saturating_add(self.pages_of(drafts)).saturating_add(wanted);
         pages.saturating_sub(self.core.limits.kv_pages)
+    }
+
+    /// Pages that take so many bytes.
+    fn pages_of(&self, bytes: u64) -> usize {
+        usize::try_from(bytes.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX)
     }
 
     /// Whether there is memory for a running sequence's next draft. Known prefixes make room for it, nothing else.
@@ -179,8 +181,7 @@ impl Engine {
             None => false,
             Some(0) => true,
             Some(bytes) => {
-                let page_bytes = self.core.decoder.kv_page_bytes().max(1);
-                let wanted = usize::try_from(bytes.div_ceil(page_bytes)).unwrap_or(usize::MAX);
+                let wanted = self.pages_of(bytes);
                 self.prefixes.evict(self.pages_lacking(wanted));
                 self.pages_lacking(wanted) == 0
             }
@@ -279,7 +280,7 @@ impl Engine {
             let sequence = &self.running[part.index];
             if sequence.is_decoding() && sequence.pending() == 1 && self.can_draft(part.index) {
                 let sequence = &mut self.running[part.index];
-                part.n_tokens = as_engine(|| sequence.speculate(&self.core, n_rows, &mut self.cost));
+                part.n_tokens = as_engine(|| sequence.speculate(n_rows, &mut self.cost));
             }
         }
         self.make_room(parts)
@@ -408,7 +409,7 @@ impl Engine {
         let run = |(task, _): &(Mutex<(&mut Sequence, &mut [f32])>, Usage)| {
             let mut task = task.lock().unwrap_or_else(PoisonError::into_inner);
             let (sequence, rows) = &mut *task;
-            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(core, rows))));
+            let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(rows))));
             if let Err(payload) = result {
                 sequence.fail(Error::Panicked { message: panic_message(payload.as_ref()) });
             }

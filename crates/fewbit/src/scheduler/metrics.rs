@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::completion::FinishReason;
+use crate::completion::{FinishReason, rate};
 
 /// What an engine is doing, and has done since the model was loaded.
 ///
@@ -78,8 +78,7 @@ pub struct Outcomes {
 }
 
 impl Outcomes {
-    /// Counts an end; `None` is an error.
-    pub(super) fn count(&mut self, end: Option<FinishReason>) {
+    fn count(&mut self, end: Option<FinishReason>) {
         *match end {
             Some(FinishReason::EndOfGeneration | FinishReason::StopString) => &mut self.stop,
             Some(FinishReason::Length) => &mut self.length,
@@ -102,6 +101,12 @@ impl Outcomes {
 }
 
 impl Metrics {
+    /// Counts a request that ended; `None` is an error.
+    pub(super) fn count_end(&mut self, end: Option<FinishReason>) {
+        self.ended += 1;
+        self.outcomes.count(end);
+    }
+
     /// Bytes of keys and values that exist.
     pub fn kv_bytes(&self) -> u64 {
         (self.kv_pages as u64).saturating_mul(self.kv_page_bytes)
@@ -131,9 +136,6 @@ impl Metrics {
 
     /// Generated tokens of all requests per second of computing, prompts included; 0 if nothing was computed.
     pub fn generated_per_second(&self) -> f64 {
-        match self.step_time.as_secs_f64() {
-            0.0 => 0.0,
-            seconds => self.generated_tokens as f64 / seconds,
-        }
+        rate(self.generated_tokens, self.step_time)
     }
 }

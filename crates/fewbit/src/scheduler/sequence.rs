@@ -156,10 +156,10 @@ impl Sequence {
 
     /// Drafts what may follow, if it waits for its next token; returns how many tokens the next step takes.
     /// `n_rows` is how many it would have without drafts.
-    pub(super) fn speculate(&mut self, core: &Core, n_rows: usize, cost: &mut StepCost) -> usize {
+    pub(super) fn speculate(&mut self, n_rows: usize, cost: &mut StepCost) -> usize {
         self.speculated.clear();
         let Task::Generate(generation) = &mut self.request.task else { return 1 };
-        let room = core.decoder.config().context_length - self.tokens.len();
+        let room = self.core.decoder.config().context_length - self.tokens.len();
         let left = generation.max_tokens.saturating_sub(self.usage.completion + 1).min(room).min(MAX_DRAFT);
         if left == 0 || self.drafter.is_off() {
             return 1;
@@ -322,9 +322,10 @@ impl Sequence {
 
     /// Lets the picker choose from `rows` (`[n][n_vocab]`), which follow the last `n` computed tokens, of which all
     /// but the first were drafted: goes on as long as the picker chooses what was drafted.
-    pub(super) fn take_logits(&mut self, core: &Core, rows: &mut [f32]) {
+    pub(super) fn take_logits(&mut self, rows: &mut [f32]) {
         self.usage.drafted += self.speculated.len().saturating_sub(1);
-        for (i, row) in rows.chunks_exact_mut(core.decoder.n_vocab()).enumerate() {
+        let n_vocab = self.core.decoder.n_vocab();
+        for (i, row) in rows.chunks_exact_mut(n_vocab).enumerate() {
             let Task::Generate(generation) = &mut self.request.task else { return };
             match generation.picker.pick(row, &self.trace) {
                 Err(error) => return self.fail(error),
@@ -332,7 +333,7 @@ impl Sequence {
                     let is_right = self.speculated.get(i + 1) == Some(&picked.token);
                     self.usage.accepted += usize::from(is_right);
                     self.count_time(1);
-                    self.push(core, picked);
+                    self.push(picked);
                     if self.end.is_some() || !is_right {
                         return;
                     }
@@ -373,9 +374,9 @@ impl Sequence {
     }
 
     /// Takes a chosen token into the text and sends what it brings.
-    fn push(&mut self, core: &Core, picked: Picked) {
+    fn push(&mut self, picked: Picked) {
         let Picked { token, logprob, is_last } = picked;
-        let tokenizer = &core.tokenizer;
+        let tokenizer = &self.core.tokenizer;
         let Task::Generate(generation) = &mut self.request.task else { return };
         let times = generation.picker.times();
         (self.timings.sample, self.timings.constrain) = (times.sample, times.constrain);
