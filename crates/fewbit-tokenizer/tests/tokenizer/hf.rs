@@ -162,7 +162,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "normalizer Lowercase"),
         ("/normalizer", json!({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}), "expression"),
         ("/pre_tokenizer", json!({"type": "BertPreTokenizer"}), "pre-tokenizer BertPreTokenizer"),
-        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Removed"), "behavior Removed"),
+        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Sideways"), "behavior Sideways"),
         ("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "a(?=b)"}), "?=b"),
         ("/pre_tokenizer/pretokenizers/0", json!({"type": "ByteLevel"}), "ByteLevel after ByteLevel"),
         ("/post_processor", json!({"type": "RobertaProcessing"}), "post-processor RobertaProcessing"),
