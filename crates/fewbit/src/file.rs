@@ -51,6 +51,8 @@ fn format_error(path: &Path, error: FormatError) -> Error {
         | FormatError::IsDirectory { .. }
         | FormatError::NotAFile { .. }
         | FormatError::MissingShard { .. }
+        | FormatError::Part { .. }
+        | FormatError::WrongPart { .. }
         | FormatError::Io { .. } => Error::Open(error),
         error => Error::Format { path: path.to_owned(), error },
     }

@@ -117,7 +117,7 @@ pub fn quantize_file(
     progress: QuantizeProgress<'_>,
 ) -> Result<Report, QuantizeError> {
     let input = Input::gguf(source)?;
-    input.check_out(&source.path().into_iter().collect::<Vec<_>>(), out)?;
+    input.check_out(&source.parts().flatten().collect::<Vec<_>>(), out)?;
     quantize(&input, out, options, progress)
 }
 
