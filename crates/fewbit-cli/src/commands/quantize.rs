@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use fewbit::tokenizer::TokenizerOptions;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -28,6 +30,16 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Some(n) = common.threads {
         options = options.threads(n.into());
     }
+    // Ctrl-C takes away what is written by then, which can be many gigabytes; a second one does not wait for that.
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = Arc::clone(&stop);
+    let on_ctrl_c = move || {
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    };
+    ctrlc::set_handler(on_ctrl_c).context("cannot handle Ctrl-C")?;
+    options = options.cancel(&stop);
 
     let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
     let template = "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
