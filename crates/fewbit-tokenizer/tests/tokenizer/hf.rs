@@ -146,6 +146,11 @@ fn a_folder_is_read() {
     let error = Tokenizer::from_hf_folder(&folder).expect_err("it is empty");
     assert!(matches!(&error, TokenizerError::NoTokenizerFile { .. }), "{error}");
     std::fs::write(folder.join("tokenizer.json"), byte_level().to_string()).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), None);
+    std::fs::write(folder.join("chat_template.json"), r#"{"chat_template": "a"}"#).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), Some("a"));
+    std::fs::write(folder.join("tokenizer_config.json"), r#"{"chat_template": "b"}"#).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), Some("b"));
     std::fs::write(folder.join("chat_template.jinja"), "{{ bos_token }}").expect("written");
     let tokenizer = Tokenizer::from_hf_folder(&folder).expect("supported");
     assert_eq!(tokenizer.chat_template(), Some("{{ bos_token }}"));
