@@ -203,6 +203,15 @@ fn folders_without_their_files() {
         assert!(matches!(&error, ModelError::Hf(HfError::MissingFile { path }) if path.ends_with(name)), "{error:?}");
     }
     let to = written(&folder);
+    for name in ["pytorch_model.bin", "consolidated.safetensors"] {
+        let _ = fs::remove_file(to.path().join("model.safetensors"));
+        fs::write(to.path().join(name), b"PK").expect("writable");
+        let error = HfModel::open(to.path()).expect_err("weights of another format");
+        assert!(matches!(&error, ModelError::Hf(HfError::OtherWeights { .. })), "{error:?}");
+        assert!(error.to_string().contains(name), "{error}");
+        fs::remove_file(to.path().join(name)).expect("written");
+    }
+    let to = written(&folder);
     for (text, expected) in [("[1]", "invalid type"), ("{\"a\":", "EOF"), ("", "EOF")] {
         fs::write(to.path().join("config.json"), text).expect("writable");
         let error = HfModel::open(to.path()).expect_err("no object");
