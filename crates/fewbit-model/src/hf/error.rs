@@ -15,7 +15,7 @@ pub enum HfError {
     },
     /// The weights are there, but in files of another format.
     #[error(
-        "the weights are in {}, and not in safetensors files; take a version of the model that has them",
+        "the weights are in {}, and not in model.safetensors; take a version of the model that has Hugging Face's files",
         name(path)
     )]
     OtherWeights {
