@@ -83,8 +83,8 @@ fn prefixes_of_names_make_no_difference() {
         Some(rest) => format!("model.language_model.{rest}"),
         None => name.to_owned(),
     };
-    let cases: [(&str, &dyn Fn(&str) -> String); 2] = [("", &old), ("model.", &new)];
-    for (prefix, rename) in cases {
+    let renames: [&dyn Fn(&str) -> String; 2] = [&old, &new];
+    for (prefix, rename) in ["", "model."].into_iter().zip(renames) {
         let mut folder = plain.clone();
         folder.tensors.iter_mut().for_each(|tensor| tensor.name = rename(&tensor.name));
         folder.tensors.push(eyes(&format!("{prefix}vision_tower.patch_conv.weight")));
