@@ -172,16 +172,42 @@ pub enum FormatError {
         /// The value in the file.
         found: u64,
     },
-    /// One part of a model that was split over several files.
+    /// One part of a model that was split over several files, alone or under another name than parts have.
     #[error(
-        "this is part {part} of a model split into {count} files: join them with `llama-gguf-split --merge`, \
-         then give the result"
+        "this is part {part} of a model split into {count} files: keep them in one folder under their own names, \
+         NAME-{part:05}-of-{count:05}.gguf and so on, or join them with `llama-gguf-split --merge`"
     )]
     Split {
         /// Which part this is, counted from 1.
         part: u64,
         /// How many there are.
         count: u64,
+    },
+    /// A file of a split model cannot be read.
+    #[error("{}: {source}", path.display())]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<FormatError>,
+    },
+    /// A file of a split model is another part than its name says, or of another model.
+    #[error("{} is not part {part} of {count} of this model: fetch it again", path.display())]
+    WrongPart {
+        /// The file.
+        path: PathBuf,
+        /// Which part it should be, counted from 1.
+        part: u64,
+        /// How many there are.
+        count: u64,
+    },
+    /// The files of a split model do not hold as many tensors as the first one says.
+    #[error("the model's files hold {found} tensors, but should hold {expected}: fetch them again")]
+    PartTensors {
+        /// The number in the first file.
+        expected: u64,
+        /// How many there are.
+        found: u64,
     },
 
     // Tensors.
@@ -421,7 +447,9 @@ impl FormatError {
             | Self::NotAFile { path }
             | Self::Io { path, .. }
             | Self::NoModelInFolder { path }
-            | Self::MissingShard { path } => Some(path),
+            | Self::MissingShard { path }
+            | Self::Part { path, .. }
+            | Self::WrongPart { path, .. } => Some(path),
             _ => None,
         }
     }

@@ -1,10 +1,14 @@
 //! A GGUF file: its parsed header together with its bytes.
+//!
+//! A model that `llama-gguf-split` cut has several files, `NAME-00001-of-00003.gguf` and so on. Metadata is in the
+//! first, and each has some of the tensors. They are shown as one file, in which a tensor's offset is what it would be
+//! if the files stood one behind the other.
 
 use std::path::{Path, PathBuf};
 
 use crate::bytes::FileBytes;
 use crate::error::FormatError;
-use crate::gguf::{Header, TensorInfo, parse};
+use crate::gguf::{Header, Limits, TensorInfo, parse, parse_part, split};
 use crate::metadata::Metadata;
 
 /// A GGUF file that has been read and found valid.
@@ -24,22 +28,78 @@ use crate::metadata::Metadata;
 #[derive(Debug)]
 pub struct GgufFile {
     header: Header,
+    /// The file, or all files of a split model, in their order.
+    parts: Vec<Part>,
+    path: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+struct Part {
     bytes: FileBytes,
+    /// Bytes of the parts before.
+    start: u64,
     path: Option<PathBuf>,
 }
 
 impl GgufFile {
-    /// Maps a file and parses its header.
+    /// Maps a file and parses its header. Of a model that is split over several files, `NAME-00001-of-00003.gguf` and
+    /// so on, any of them stands for all.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let bytes = FileBytes::open(path)?;
-        let header = parse(&bytes)?;
-        Ok(Self { header, bytes, path: Some(path.to_owned()) })
+        let header = parse_part(&bytes, &Limits::default())?;
+        if let Some((part, count)) = split(&header.metadata)? {
+            let names = PartNames::of(path).filter(|names| (names.part, names.count) == (part, count));
+            return Self::open_parts(path, &names.ok_or(FormatError::Split { part, count })?);
+        }
+        let parts = vec![Part { bytes, start: 0, path: Some(path.to_owned()) }];
+        Ok(Self { header, parts, path: Some(path.to_owned()) })
+    }
+
+    fn open_parts(opened: &Path, names: &PartNames<'_>) -> Result<Self, FormatError> {
+        let mut whole: Option<Header> = None;
+        let mut parts: Vec<Part> = Vec::new();
+        let mut start = 0u64;
+        for part in 1..=names.count {
+            let path = opened.with_file_name(names.name(part));
+            let wrong = || FormatError::WrongPart { path: path.clone(), part, count: names.count };
+            let bytes = FileBytes::open(&path).map_err(|error| match error {
+                FormatError::NotFound { path } => FormatError::MissingShard { path },
+                FormatError::Empty => FormatError::Part { path: path.clone(), source: Box::new(error) },
+                other => other,
+            })?;
+            let in_part = |error| FormatError::Part { path: path.clone(), source: Box::new(error) };
+            let header = parse_part(&bytes, &Limits::default()).map_err(in_part)?;
+            if split(&header.metadata).map_err(in_part)? != Some((part, names.count)) {
+                return Err(wrong());
+            }
+            match &mut whole {
+                None => whole = Some(header),
+                Some(whole) => whole.extend(header, start).map_err(in_part)?,
+            }
+            let n_bytes = bytes.len() as u64;
+            parts.push(Part { bytes, start, path: Some(path) });
+            start = start.saturating_add(n_bytes);
+        }
+        let (part, count) = (names.part, names.count);
+        let header = whole.ok_or(FormatError::Split { part, count })?;
+        let found = header.tensors().len() as u64;
+        match header.metadata.u64("split.tensors.count")? {
+            Some(expected) if expected != found => Err(FormatError::PartTensors { expected, found }),
+            _ => Ok(Self { header, parts, path: Some(opened.to_owned()) }),
+        }
     }
 
     /// Parses a file that is in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
         let header = parse(&bytes)?;
-        Ok(Self { header, bytes: FileBytes::Owned(bytes), path: None })
+        let parts = vec![Part { bytes: FileBytes::Owned(bytes), start: 0, path: None }];
+        Ok(Self { header, parts, path: None })
+    }
+
+    /// The part that an offset lies in.
+    fn part(&self, offset: u64) -> Option<&Part> {
+        let after = self.parts.partition_point(|part| part.start <= offset);
+        self.parts.get(after.checked_sub(1)?)
     }
 
     /// The GGUF version, 2 or 3.
@@ -73,8 +133,8 @@ impl GgufFile {
     ///
     /// If the record does not come from this file and asks for bytes that it does not have.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
-        self.bytes
-            .slice(tensor.offset, tensor.n_bytes)
+        self.part(tensor.offset)
+            .and_then(|part| part.bytes.slice(tensor.offset - part.start, tensor.n_bytes))
             .expect("a tensor of this file lies inside it, as the parser checked")
     }
 
@@ -82,16 +142,48 @@ impl GgufFile {
     /// another layout: their pages stop counting against this process. They can still be read, and come
     /// from the file again. Does nothing for a file in memory.
     pub fn release(&self, tensor: &TensorInfo) {
-        self.bytes.release(tensor.offset, tensor.n_bytes);
+        if let Some(part) = self.part(tensor.offset) {
+            part.bytes.release(tensor.offset - part.start, tensor.n_bytes);
+        }
     }
 
-    /// The size of the file.
+    /// The size of the file, or of all files of a split model.
     pub fn file_bytes(&self) -> u64 {
-        self.bytes.len() as u64
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
+    /// The paths of the files: of one, or of all parts of a split model; `None` for one that was given as bytes.
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = Option<&Path>> {
+        self.parts.iter().map(|part| part.path.as_deref())
     }
 
     /// The path the file was opened by, or `None` if it was given as bytes.
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+}
+
+/// What the files of a split model are called: `NAME-00002-of-00003.gguf` is the second of three.
+struct PartNames<'a> {
+    before: &'a str,
+    part: u64,
+    count: u64,
+}
+
+impl<'a> PartNames<'a> {
+    /// What the name of one of them says.
+    fn of(path: &'a Path) -> Option<Self> {
+        let number = |digits: &str| match digits.len() >= 5 && digits.bytes().all(|b| b.is_ascii_digit()) {
+            true => digits.parse().ok(),
+            false => None,
+        };
+        let name = path.file_name()?.to_str()?.strip_suffix(".gguf")?;
+        let (rest, count) = name.rsplit_once("-of-")?;
+        let (before, part) = rest.rsplit_once('-')?;
+        Some(Self { before, part: number(part)?, count: number(count)? })
+    }
+
+    fn name(&self, part: u64) -> String {
+        format!("{}-{part:05}-of-{:05}.gguf", self.before, self.count)
     }
 }

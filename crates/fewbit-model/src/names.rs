@@ -1,5 +1,7 @@
 //! What the tensors of a model are called, as a table per source format.
 
+use std::borrow::Cow;
+
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
@@ -118,6 +120,28 @@ const HF_EXPERTS: [(Part, &str); 6] = [
     (Part::Up, "w3"),
     (Part::Down, "w2"),
 ];
+
+/// What the files of models that see call the parts that are not about text, there and since `transformers` 4.52.
+const HF_IMAGES: [&str; 4] =
+    ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+
+/// A module's name as files with nothing but a decoder and its output have it: without the prefix that models which
+/// see put before it, and with the one that bare decoders lack. `None` for what is not about text.
+pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
+    if is_wrapped {
+        if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
+            return None;
+        }
+        if let Some(rest) = module.strip_prefix("language_model.") {
+            return Some(rest.into());
+        }
+        if let Some(rest) = module.strip_prefix("model.language_model.") {
+            return Some(format!("model.{rest}").into());
+        }
+    }
+    let is_bare = ["embed_tokens", "norm"].contains(&module) || module.starts_with("layers.");
+    Some(if is_bare { format!("model.{module}").into() } else { module.into() })
+}
 
 /// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
 /// behind their parts call the one behind attention as others call that before the feed-forward part.

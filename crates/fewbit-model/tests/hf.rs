@@ -69,6 +69,42 @@ fn a_folder_gives_the_bits_of_the_gguf_file() {
     }
 }
 
+/// The names of models that see, before and since `transformers` 4.52, and of decoders without an output.
+#[test]
+fn prefixes_of_names_make_no_difference() {
+    let gguf = stories();
+    let plain = Folder::of_gguf(&gguf);
+    let expected = bits(&logits(&gguf, &options(), &IDS));
+    let eyes = |name: &str| Tensor { name: name.to_owned(), dtype: "F32", shape: vec![1], bytes: vec![0; 4] };
+    let old = |name: &str| format!("language_model.{name}");
+    let new = |name: &str| match name.strip_prefix("model.") {
+        Some(rest) => format!("model.language_model.{rest}"),
+        None => name.to_owned(),
+    };
+    let renames: [&dyn Fn(&str) -> String; 2] = [&old, &new];
+    for (prefix, rename) in ["", "model."].into_iter().zip(renames) {
+        let mut folder = plain.clone();
+        folder.tensors.iter_mut().for_each(|tensor| tensor.name = rename(&tensor.name));
+        folder.tensors.push(eyes(&format!("{prefix}vision_tower.patch_conv.weight")));
+        folder.tensors.push(eyes(&format!("{prefix}multi_modal_projector.linear_1.bias")));
+        let error = opened(&folder).expect_err("no part of a Llama");
+        assert!(matches!(error, ModelError::UnexpectedTensor { .. }), "{error}");
+        let mut text = folder.config.clone();
+        text.insert("model_type".into(), json!("mistral"));
+        text.insert("sliding_window".into(), Value::Null);
+        text.remove("architectures");
+        folder.config.clear();
+        let folder = folder.set("architectures", json!(["Mistral3ForConditionalGeneration"]));
+        let folder = folder.set("text_config", Value::Object(text));
+        assert_eq!(bits(&logits(&opened(&folder).expect("valid"), &options(), &IDS)), expected, "{prefix}");
+    }
+    let mut bare = plain.set("tie_word_embeddings", json!(true));
+    let expected = bits(&logits(&opened(&bare).expect("valid"), &options(), &IDS));
+    bare.tensors.retain(|tensor| tensor.name != "lm_head.weight");
+    bare.tensors.iter_mut().for_each(|tensor| tensor.name = tensor.name.trim_start_matches("model.").to_owned());
+    assert_eq!(bits(&logits(&opened(&bare).expect("valid"), &options(), &IDS)), expected);
+}
+
 #[test]
 fn quantizing_at_load_does_not_depend_on_the_format() {
     let gguf = stories_in(TensorType::F16);
@@ -163,6 +199,15 @@ fn folders_without_their_files() {
     for name in ["config.json", "model.safetensors"] {
         let error = missing(name);
         assert!(matches!(&error, ModelError::Hf(HfError::MissingFile { path }) if path.ends_with(name)), "{error:?}");
+    }
+    let to = written(&folder);
+    for name in ["pytorch_model.bin", "consolidated.safetensors"] {
+        let _ = fs::remove_file(to.path().join("model.safetensors"));
+        fs::write(to.path().join(name), b"PK").expect("writable");
+        let error = HfModel::open(to.path()).expect_err("weights of another format");
+        assert!(matches!(&error, ModelError::Hf(HfError::OtherWeights { .. })), "{error:?}");
+        assert!(error.to_string().contains(name), "{error}");
+        fs::remove_file(to.path().join(name)).expect("written");
     }
     let to = written(&folder);
     for (text, expected) in [("[1]", "invalid type"), ("{\"a\":", "EOF"), ("", "EOF")] {

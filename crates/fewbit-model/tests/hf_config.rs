@@ -1,6 +1,8 @@
 //! `config.json` of every architecture: what its keys, and the lack of them, mean.
 
-use fewbit_model::{GateFunction, HfModel, ModelConfig, ModelError, RopeScaling, RopeStyle, WeightSource};
+use fewbit_model::{
+    AttentionTemperature, GateFunction, HfModel, ModelConfig, ModelError, RopeScaling, RopeStyle, WeightSource,
+};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -159,4 +161,77 @@ fn phi3_and_smollm3() {
     assert_eq!(rotated(&c), [true, true, true, false, true, true]);
     let c = of_class("SmolLM3ForCausalLM", json!({ "no_rope_layers": [1, 0, 1, 0, 1, 0] }));
     assert_eq!(rotated(&c), [true, false, true, false, true, false]);
+}
+
+#[test]
+fn defaults_of_files_that_do_not_say() {
+    // Heads are 4 and 2 in the folders of these tests, unless `null` takes them away.
+    let c = of_class("Gemma2ForCausalLM", json!({ "head_dim": 32 }));
+    assert_eq!((c.attention_softcap, c.logit_softcap, c.attention_scale), (Some(50.0), Some(30.0), 1.0 / 16.0));
+    let none = json!({ "attn_logit_softcapping": null, "final_logit_softcapping": null, "query_pre_attn_scalar": 64 });
+    let c = of_class("Gemma2ForCausalLM", none);
+    assert_eq!((c.attention_softcap, c.logit_softcap, c.attention_scale), (None, None, 1.0 / 8.0));
+    let c = of_class("MistralForCausalLM", json!({ "num_key_value_heads": null }));
+    assert_eq!(c.n_kv_heads, 4, "as many as queries have");
+}
+
+#[test]
+fn a_model_that_sees() {
+    // As gemma-3-4b-it has it: what is at its default is left out.
+    let folder = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 256,
+        "vision_config": { "model_type": "siglip_vision_model", "hidden_size": 1152 },
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6,
+            "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024
+        }
+    });
+    let c = config(folder);
+    assert_eq!((c.architecture.as_str(), c.n_heads, c.n_kv_heads, c.head_dim), ("gemma3", 8, 4, 256));
+    assert_eq!((local(&c).as_str(), c.sliding_window, c.context_length), ("LLLLL-", Some(1024), 131_072));
+    assert_eq!((&c.rope.scaling, c.attention_scale), (&RopeScaling::Linear { factor: 8.0 }, 1.0 / 16.0));
+
+    let text = json!({
+        "model_type": "ministral3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": null,
+        "max_position_embeddings": 262_144, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16_384,
+            "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1
+        }
+    });
+    let c = config(json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": text.clone() }));
+    assert_eq!((c.architecture.as_str(), c.sliding_window, c.rope.attention_factor), ("mistral3", None, 1.0));
+    assert_eq!(c.attention_temperature, Some(AttentionTemperature { scale: 0.1, length: 16_384 }));
+    let mut alone = text;
+    alone["architectures"] = json!(["Ministral3ForCausalLM"]);
+    assert_eq!(config(alone), c);
+
+    let nothing = read(json!({ "architectures": ["Gemma3ForConditionalGeneration"] })).expect_err("no text");
+    assert!(nothing.to_string().contains("text_config"), "{nothing}");
+    let other =
+        json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": { "model_type": "mistral4" } });
+    assert!(matches!(read(other), Err(ModelError::UnknownArchitecture { name, .. }) if name == "mistral4"));
+}
+
+#[test]
+fn bare_decoders() {
+    let c = of_class("Qwen3Model", json!({ "tie_word_embeddings": false, "head_dim": 16 }));
+    assert_eq!((c.architecture.as_str(), c.head_dim), ("qwen3", 16), "an output is not asked for");
+    let unknown = read(json!({ "architectures": ["BertModel"] })).expect_err("another one");
+    assert!(matches!(unknown, ModelError::UnknownArchitecture { name, .. } if name == "BertModel"));
+}
+
+#[test]
+fn what_would_be_ignored_is_refused() {
+    for (class, more) in [
+        ("Gemma3ForCausalLM", json!({ "use_bidirectional_attention": true })),
+        ("Qwen2ForCausalLM", json!({ "is_causal": false })),
+        ("LlamaForCausalLM", json!({ "partial_rotary_factor": 0.5 })),
+        ("LlamaForCausalLM", json!({ "rope_parameters": { "rope_theta": 1e4, "partial_rotary_factor": 0.5 } })),
+    ] {
+        let mut json = more;
+        json["architectures"] = json!([class]);
+        let error = read(json.clone()).expect_err("it would be another model");
+        assert!(matches!(error, ModelError::UnsupportedFeature { .. }), "{json}: {error}");
+    }
 }

@@ -7,7 +7,9 @@
 #[path = "support/run.rs"]
 mod run;
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fewbit_format::{FormatError, GgufFile, GgufWriter, Value};
 use fewbit_model::quantize::{
@@ -103,6 +105,49 @@ fn a_quantized_file_has_what_the_old_one_had() {
     }
     let bits = report.tensors.iter().map(|t| 8 * t.n_bytes).sum::<u64>() as f64;
     assert_eq!(report.bits_per_weight(), bits / report.tensors.iter().map(|t| t.n_elems).sum::<u64>() as f64);
+}
+
+#[test]
+fn a_split_model_becomes_one_file() {
+    let (source, folder) = (stories(), TempDir::new().unwrap());
+    let parts = [1, 2].map(|part| folder.path().join(format!("stories-0000{part}-of-00002.gguf")));
+    let middle = source.tensors().len() / 2;
+    for (no, tensors) in [&source.tensors()[..middle], &source.tensors()[middle..]].into_iter().enumerate() {
+        let mut writer = match no {
+            0 => GgufWriter::with_metadata(source.metadata().clone()),
+            _ => GgufWriter::new(),
+        };
+        writer.set("split.no", no as u16).set("split.count", 2u16);
+        for tensor in tensors {
+            writer.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, source.tensor_bytes(tensor)).unwrap();
+        }
+        writer.write_file(&parts[no]).unwrap();
+    }
+    let split = GgufFile::open(&parts[0]).unwrap();
+    let options = FileOptions::new(Recipe::Q8_0);
+    let outs = ["whole.gguf", "joined.gguf"].map(|name| folder.path().join(name));
+    quantize(&source, &outs[0], &options).unwrap();
+    quantize(&split, &outs[1], &options).unwrap();
+    let [whole, joined] = outs.map(|path| fs::read(path).unwrap());
+    assert!(whole == joined, "nothing is left of the parts");
+    for part in &parts {
+        assert!(matches!(quantize(&split, part, &options), Err(QuantizeError::SameFile { .. })));
+    }
+}
+
+#[test]
+fn what_is_stopped_leaves_no_file() {
+    let (source, folder) = (stories(), TempDir::new().unwrap());
+    let (out, stop) = (folder.path().join("out.gguf"), AtomicBool::new(false));
+    let options = FileOptions::new(Recipe::Q8_0).cancel(&stop);
+    let mut steps = 0;
+    let result = quantize_file(&source, &out, &options, &mut |done, total| {
+        steps += 1;
+        assert!(done < total / 2, "it went on");
+        stop.store(steps == 3, Ordering::Relaxed);
+    });
+    assert!(matches!(result, Err(QuantizeError::Cancelled)), "{result:?}");
+    assert_eq!((steps, fs::read_dir(folder.path()).unwrap().count()), (3, 0));
 }
 
 #[test]

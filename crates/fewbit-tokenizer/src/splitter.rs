@@ -24,6 +24,9 @@ pub(crate) enum Behavior {
     MergedWithPrevious,
     /// Part of the piece after it.
     MergedWithNext,
+    /// Nothing: it belongs to no piece. Vocabularies converted from tiktoken keep their words by removing, inverted,
+    /// what lies between them.
+    Removed,
 }
 
 /// One compiled step.
@@ -102,8 +105,11 @@ impl Cut {
             spans.reverse();
         }
         for (start, end, is_match) in spans {
+            if is_match && self.behavior == Behavior::Removed {
+                continue;
+            }
             let joins = match self.behavior {
-                Behavior::Isolated => false,
+                Behavior::Isolated | Behavior::Removed => false,
                 Behavior::Contiguous => is_match == before,
                 Behavior::MergedWithPrevious | Behavior::MergedWithNext => is_match && !before,
             };
@@ -132,7 +138,8 @@ impl Splitter {
         Self { cuts }
     }
 
-    /// Calls `found` with each piece of `text`, in order. Joined, the pieces are the text.
+    /// Calls `found` with each piece of `text`, in order. Joined, the pieces are the text, but for
+    /// what [`Behavior::Removed`] takes out.
     pub(crate) fn split<'t>(&self, text: &'t str, found: &mut dyn FnMut(&'t str)) {
         split_by(&self.cuts, text, found);
     }
@@ -173,7 +180,7 @@ mod tests {
 
     #[test]
     fn behaviors() {
-        let cases: [(Behavior, bool, &str, &[&str]); 7] = [
+        let cases: [(Behavior, bool, &str, &[&str]); 9] = [
             (Behavior::Isolated, false, "The-final--countdown", &["The", "-", "final", "-", "-", "countdown"]),
             (Behavior::Contiguous, false, "The-final--countdown", &["The", "-", "final", "--", "countdown"]),
             (Behavior::MergedWithPrevious, false, "The-final--countdown", &["The-", "final-", "-", "countdown"]),
@@ -181,6 +188,8 @@ mod tests {
             (Behavior::MergedWithPrevious, false, "--a", &["-", "-", "a"]),
             (Behavior::MergedWithNext, false, "a--", &["a", "-", "-"]),
             (Behavior::Contiguous, true, "a--b", &["a", "--", "b"]),
+            (Behavior::Removed, false, "-a--b-", &["a", "b"]),
+            (Behavior::Removed, true, "-a--b-", &["-", "-", "-", "-"]),
         ];
         for (behavior, invert, text, expected) in cases {
             let cut = Cut::new("-", false).expect("valid").with_behavior(behavior, invert);

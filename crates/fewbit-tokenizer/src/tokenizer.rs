@@ -376,7 +376,9 @@ pub(crate) fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind
     for (text, kind) in vocabulary.tokens.iter().zip(&mut kinds) {
         let is_end = special::ENDS.contains(&text.as_str());
         let is_special = *kind == TokenKind::UserDefined && special::AMBIGUOUS_ENDS.contains(&text.as_str());
-        if is_end || is_special {
+        // Gemma has tokens for the tags of HTML, and this is one of them.
+        let is_tag = || text == "</s>" && vocabulary.tokens.iter().any(|token| token == "<eos>");
+        if is_end || (is_special && !is_tag()) {
             *kind = TokenKind::Control;
         }
     }

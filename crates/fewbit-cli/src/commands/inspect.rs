@@ -104,7 +104,11 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let size = bytes(file.file_bytes());
     match &file {
         ModelFile::Gguf(file) => {
-            out.line(format_args!("{}: GGUF version {}, {size}", path.display(), file.version()))?;
+            let files = match file.parts().len() {
+                1 => String::new(),
+                n => format!(", {n} files"),
+            };
+            out.line(format_args!("{}: GGUF version {}{files}, {size}", path.display(), file.version()))?;
             out.line(format_args!("\nmetadata ({})", file.metadata().len()))?;
             for (key, value) in file.metadata().iter() {
                 out.line(format_args!("  {key} = {}", meta_text(value)))?;

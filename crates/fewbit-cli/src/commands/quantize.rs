@@ -1,8 +1,10 @@
 //! `fewbit quantize`: a model file into a smaller one.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use serde_json::json;
 
@@ -25,6 +27,16 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Some(n) = common.threads {
         options = options.threads(n.into());
     }
+    // Ctrl-C takes away what is written by then, which can be many gigabytes; a second one does not wait for that.
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = Arc::clone(&stop);
+    let on_ctrl_c = move || {
+        if handler.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+    };
+    ctrlc::set_handler(on_ctrl_c).context("cannot handle Ctrl-C")?;
+    options = options.cancel(&stop);
 
     let bar = progress_bar(TRANSFER);
     let report = file.quantize(&args.output, &options, &tokenizer_options(common), &mut |done, total| {

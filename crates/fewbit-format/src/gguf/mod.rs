@@ -20,9 +20,11 @@ use std::collections::HashMap;
 
 use fewbit_quant::TensorType;
 
+use crate::error::FormatError;
 use crate::metadata::Metadata;
 
 pub use parse::{parse, parse_with};
+pub(crate) use parse::{parse_part, split};
 pub use write::GgufWriter;
 
 /// The first bytes of every GGUF file.
@@ -58,6 +60,18 @@ impl Header {
         &self.tensors
     }
 
+    /// Adds the tensors of the next file of a split model, whose bytes begin at `start`.
+    pub(crate) fn extend(&mut self, part: Self, start: u64) -> Result<(), FormatError> {
+        for mut tensor in part.tensors {
+            if self.index.insert(tensor.name.clone(), self.tensors.len()).is_some() {
+                return Err(FormatError::DuplicateTensor { tensor: tensor.name });
+            }
+            tensor.offset = tensor.offset.saturating_add(start);
+            self.tensors.push(tensor);
+        }
+        Ok(())
+    }
+
     /// The tensor with this name.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.index.get(name).and_then(|&place| self.tensors.get(place))
@@ -74,7 +88,8 @@ pub struct TensorInfo {
     pub shape: Vec<u64>,
     /// The type of the elements.
     pub ty: TensorType,
-    /// Where the bytes begin, from the start of the file.
+    /// Where the bytes begin, from the start of the file; in a model of several files as if they were one, each file
+    /// behind the one before.
     pub offset: u64,
     /// How many bytes there are.
     pub n_bytes: u64,

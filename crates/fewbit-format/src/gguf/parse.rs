@@ -38,6 +38,23 @@ pub fn parse(bytes: &[u8]) -> Result<Header, FormatError> {
 
 /// [`parse`] with other limits.
 pub fn parse_with(bytes: &[u8], limits: &Limits) -> Result<Header, FormatError> {
+    let header = parse_part(bytes, limits)?;
+    match split(&header.metadata)? {
+        Some((part, count)) => Err(FormatError::Split { part, count }),
+        None => Ok(header),
+    }
+}
+
+/// Which part of a split model the file is, from 1, and how many parts there are; `None` for a whole model.
+pub(crate) fn split(metadata: &Metadata) -> Result<Option<(u64, u64)>, FormatError> {
+    match metadata.u64("split.count")? {
+        Some(count) if count > 1 => Ok(Some((metadata.u64("split.no")?.unwrap_or(0).saturating_add(1), count))),
+        _ => Ok(None),
+    }
+}
+
+/// [`parse_with`], but the file may be one of those that a model was split into.
+pub(crate) fn parse_part(bytes: &[u8], limits: &Limits) -> Result<Header, FormatError> {
     let mut cursor = Cursor::new(bytes, limits.header_bytes);
     let version = version(&mut cursor, bytes)?;
     let n_tensors = cursor.u64("the tensor count")?;
@@ -45,11 +62,6 @@ pub fn parse_with(bytes: &[u8], limits: &Limits) -> Result<Header, FormatError> 
 
     let metadata = metadata(&mut cursor, n_metadata, limits)?;
     let alignment = checked_alignment(&metadata)?;
-    let count = metadata.u64("split.count")?.unwrap_or(1);
-    if count > 1 {
-        let part = metadata.u64("split.no")?.unwrap_or(0).saturating_add(1);
-        return Err(FormatError::Split { part, count });
-    }
 
     let n_tensors = cursor.check_count(n_tensors, "tensors", MIN_TENSOR_BYTES)?;
     let mut tensors = Vec::with_capacity(n_tensors);

@@ -8,7 +8,7 @@ use fewbit_format::{
 };
 use fewbit_quant::TensorType;
 
-use crate::samples::{counting, full, small};
+use crate::samples::{counting, full, small, split};
 
 /// Asserts that an expression is an error of the given pattern, and that its message is one plain line.
 macro_rules! assert_error {
@@ -364,6 +364,44 @@ fn part_of_a_split_model() {
     let mut writer = small();
     writer.set("split.no", 0u16).set("split.count", 1u16);
     Bytes::of(writer).parse().unwrap();
+}
+
+#[test]
+fn parts_of_a_split_model() {
+    use std::fs;
+    let folder = tempfile::tempdir().unwrap();
+    let paths = split(folder.path());
+    let open = || GgufFile::open(&paths[0]).map(|_| ());
+    open().unwrap();
+    let whole = paths.each_ref().map(|path| fs::read(path).unwrap());
+
+    // Under another name a part says nothing of the others.
+    for name in ["model.gguf", "a-model-00002-of-00003.gguf", "a-model-00001-of-00004.gguf", "-1-of-3.gguf"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        fs::write(&path, &whole[0]).unwrap();
+        assert_error!(GgufFile::open(&path), FormatError::Split { part: 1, count: 3 });
+    }
+    fs::write(&paths[2], &whole[2][..40]).unwrap();
+    let message = assert_error!(open(), FormatError::Part { path, .. } if *path == paths[2]);
+    assert!(message.contains("-00003-of-00003.gguf: "), "{message}");
+    fs::write(&paths[2], b"").unwrap();
+    assert_error!(open(), FormatError::Part { path, .. } if *path == paths[2]);
+    for bytes in [&whole[1], &small().to_bytes().unwrap()] {
+        fs::write(&paths[2], bytes).unwrap();
+        assert_error!(open(), FormatError::WrongPart { path, part: 3, count: 3 } if *path == paths[2]);
+    }
+    let mut short = GgufWriter::new();
+    short.set("split.no", 2u16).set("split.count", 3u16);
+    short.tensor("tensor.b", &[7], TensorType::F32, counting(28)).unwrap();
+    short.write_file(&paths[2]).unwrap();
+    assert_error!(open(), FormatError::PartTensors { expected: 3, found: 2 });
+    short.tensor("tensor.a", &[7], TensorType::F32, counting(28)).unwrap();
+    short.write_file(&paths[2]).unwrap();
+    let message = assert_error!(open(), FormatError::Part { .. });
+    assert!(message.contains("tensor.a"), "{message}");
+    fs::remove_file(&paths[1]).unwrap();
+    assert_error!(open(), FormatError::MissingShard { path } if *path == paths[1]);
 }
 
 // Tensors.

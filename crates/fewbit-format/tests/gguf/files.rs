@@ -5,7 +5,7 @@ use std::fs;
 use fewbit_format::{FormatError, GgufFile, Metadata};
 use fewbit_quant::TensorType;
 
-use crate::samples::{counting, full, small};
+use crate::samples::{counting, full, small, split};
 
 #[test]
 fn a_mapped_file_has_the_tensors_that_were_written() {
@@ -27,6 +27,27 @@ fn a_mapped_file_has_the_tensors_that_were_written() {
     assert_eq!(file.tensor_bytes(file.tensor("norm.weight").unwrap()), counting(20));
     assert_eq!(file.tensor("experts"), None);
     assert!(file.tensors().iter().all(|tensor| tensor.offset % 32 == 0));
+}
+
+#[test]
+fn any_part_of_a_split_model_stands_for_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths = split(folder.path());
+    let sizes = paths.each_ref().map(|path| fs::metadata(path).unwrap().len());
+    for path in &paths {
+        let file = GgufFile::open(path).unwrap();
+        assert_eq!(file.metadata().require_str("key.one").unwrap(), "value", "of the first file");
+        let names: Vec<_> = file.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["tensor.a", "tensor.b", "tensor.c"]);
+        for (name, bytes) in [("tensor.a", counting(68)), ("tensor.b", counting(28)), ("tensor.c", counting(12))] {
+            let tensor = file.tensor(name).unwrap();
+            file.release(tensor);
+            assert_eq!(file.tensor_bytes(tensor), bytes, "{name}");
+        }
+        assert_eq!(file.file_bytes(), sizes.iter().sum::<u64>());
+        assert!(file.parts().flatten().eq(&paths));
+        assert_eq!(file.path(), Some(path.as_path()));
+    }
 }
 
 #[test]

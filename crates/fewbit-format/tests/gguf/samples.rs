@@ -1,5 +1,7 @@
 //! Small valid files for the other tests to read and to damage.
 
+use std::path::{Path, PathBuf};
+
 use fewbit_format::{Array, GgufWriter, Value};
 use fewbit_quant::TensorType;
 
@@ -61,6 +63,26 @@ pub(crate) fn small() -> GgufWriter<'static> {
     writer.tensor("tensor.a", &[2, 32], TensorType::Q8_0, counting(68)).unwrap();
     writer.tensor("tensor.b", &[7], TensorType::F32, counting(28)).unwrap();
     writer
+}
+
+/// A model in three files: all metadata is in the first, which has no tensors, as `llama-gguf-split` makes them with
+/// `--no-tensor-first-split`.
+pub(crate) fn split(folder: &Path) -> [PathBuf; 3] {
+    let part = |no: u16| {
+        let mut writer = GgufWriter::new();
+        writer.set("split.no", no).set("split.count", 3u16).set("split.tensors.count", 3i32);
+        writer
+    };
+    let mut writers = [0, 1, 2].map(part);
+    writers[0].set("key.one", "value");
+    writers[1].tensor("tensor.a", &[2, 32], TensorType::Q8_0, counting(68)).unwrap();
+    writers[2].tensor("tensor.b", &[7], TensorType::F32, counting(28)).unwrap();
+    writers[2].tensor("tensor.c", &[3], TensorType::F32, counting(12)).unwrap();
+    let paths = [1, 2, 3].map(|part| folder.join(format!("a-model-0000{part}-of-00003.gguf")));
+    for (writer, path) in writers.iter_mut().zip(&paths) {
+        writer.write_file(path).unwrap();
+    }
+    paths
 }
 
 /// Bytes that differ from their neighbours.

@@ -7,7 +7,8 @@ use super::HfError;
 use super::json::Object;
 use crate::ModelError;
 use crate::config::{
-    ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale, yarn_magnitude,
+    AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
+    yarn_magnitude,
 };
 use fewbit_kernels::{GateFunction, RopeStyle};
 
@@ -38,6 +39,11 @@ struct Architecture {
     /// Window of a file that names none.
     window: Option<usize>,
     head_dim: Option<usize>,
+    /// Heads of a file that does not say: the part of a model with images that is about text leaves out what is at
+    /// its default, other files do not.
+    n_heads: Option<usize>,
+    /// Heads of keys and values of a file that does not say; else as many as queries have.
+    n_kv_heads: Option<usize>,
     /// Output and embedding are one matrix in files that do not say.
     tied: bool,
     /// Q, k and v have biases without `attention_bias`.
@@ -46,6 +52,13 @@ struct Architecture {
     has_post_norms: bool,
     /// Gemma's conventions: norms whose weights count from 1, scaled embeddings, GELU.
     is_gemma: bool,
+    /// Dimensions of a head that scores are scaled by, and caps of scores and of logits, in files that do not say.
+    scaled_by: Option<f64>,
+    softcaps: (Option<f64>, Option<f64>),
+    /// `partial_rotary_factor` is known here; elsewhere nothing reads it.
+    has_partial_rope: bool,
+    /// Queries grow with their position, as `llama_4_scaling_beta` says.
+    has_temperature: bool,
     rope_theta: f64,
     /// Base in local layers of a file that names none.
     local_theta: Option<f64>,
@@ -72,11 +85,17 @@ const LLAMA: Architecture = Architecture {
     windows: Windows::None,
     window: None,
     head_dim: None,
+    n_heads: None,
+    n_kv_heads: None,
     tied: false,
     has_qkv_bias: false,
     has_qk_norm: false,
     has_post_norms: false,
     is_gemma: false,
+    scaled_by: None,
+    softcaps: (None, None),
+    has_partial_rope: false,
+    has_temperature: false,
     rope_theta: 10_000.0,
     local_theta: None,
     context_length: 2048,
@@ -90,6 +109,8 @@ const MISTRAL: Architecture = Architecture {
     model_type: "mistral",
     windows: Windows::All,
     window: Some(4096),
+    n_heads: Some(32),
+    n_kv_heads: Some(8),
     context_length: 131_072,
     ..LLAMA
 };
@@ -101,6 +122,7 @@ const QWEN2: Architecture = Architecture {
     rope_style: RopeStyle::HalfSplit,
     windows: Windows::Switched,
     window: Some(4096),
+    n_kv_heads: Some(32),
     has_qkv_bias: true,
     context_length: 32_768,
     ..LLAMA
@@ -122,16 +144,29 @@ const GEMMA: Architecture = Architecture {
     gguf: "gemma",
     rope_style: RopeStyle::HalfSplit,
     head_dim: Some(256),
+    n_kv_heads: Some(16),
     tied: true,
     is_gemma: true,
     context_length: 8192,
     ..LLAMA
 };
 
-const ARCHITECTURES: [Architecture; 13] = [
+const ARCHITECTURES: [Architecture; 14] = [
     LLAMA,
     MISTRAL,
     Architecture { class: "MinistralForCausalLM", model_type: "ministral", windows: Windows::Pattern(0), ..MISTRAL },
+    Architecture {
+        class: "Ministral3ForCausalLM",
+        model_type: "ministral3",
+        gguf: "mistral3",
+        window: None,
+        head_dim: Some(128),
+        has_temperature: true,
+        rope_theta: 1e6,
+        context_length: 262_144,
+        rms_norm_eps: 1e-5,
+        ..MISTRAL
+    },
     Architecture {
         class: "MixtralForCausalLM",
         model_type: "mixtral",
@@ -147,6 +182,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         class: "Qwen2MoeForCausalLM",
         model_type: "qwen2_moe",
         gguf: "qwen2moe",
+        n_kv_heads: Some(16),
         experts: Experts::Qwen2,
         ..QWEN2
     },
@@ -156,6 +192,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         gguf: "qwen3moe",
         // Unlike its dense sibling's.
         head_dim: None,
+        n_kv_heads: Some(4),
         experts: Experts::Qwen3,
         ..QWEN3
     },
@@ -167,6 +204,10 @@ const ARCHITECTURES: [Architecture; 13] = [
         has_post_norms: true,
         windows: Windows::Pattern(2),
         window: Some(4096),
+        n_heads: Some(8),
+        n_kv_heads: Some(4),
+        scaled_by: Some(256.0),
+        softcaps: (Some(50.0), Some(30.0)),
         ..GEMMA
     },
     Architecture {
@@ -176,6 +217,9 @@ const ARCHITECTURES: [Architecture; 13] = [
         has_post_norms: true,
         windows: Windows::Pattern(6),
         window: Some(4096),
+        n_heads: Some(8),
+        n_kv_heads: Some(4),
+        scaled_by: Some(256.0),
         has_qk_norm: true,
         rope_theta: 1e6,
         local_theta: Some(10_000.0),
@@ -188,6 +232,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         gguf: "phi3",
         rope_style: RopeStyle::HalfSplit,
         windows: Windows::All,
+        has_partial_rope: true,
         context_length: 4096,
         rms_norm_eps: 1e-5,
         ..LLAMA
@@ -197,6 +242,7 @@ const ARCHITECTURES: [Architecture; 13] = [
         model_type: "smollm3",
         gguf: "smollm3",
         windows: Windows::Switched,
+        n_kv_heads: Some(4),
         tied: true,
         rope_theta: 2e6,
         context_length: 32_768,
@@ -204,6 +250,10 @@ const ARCHITECTURES: [Architecture; 13] = [
         ..LLAMA
     },
 ];
+
+/// Models that see: one of the architectures above under `text_config`, and behind a prefix its tensors, beside
+/// those for images, which are passed over.
+const WRAPPERS: [&str; 2] = ["Gemma3ForConditionalGeneration", "Mistral3ForConditionalGeneration"];
 
 /// What `config.json` says that a [`ModelConfig`] has no place for.
 pub(super) struct Extras {
@@ -214,13 +264,25 @@ pub(super) struct Extras {
     pub(super) has_qkv_bias: bool,
     /// The weights of norms are kept minus 1.
     pub(super) norms_from_one: bool,
+    /// The tensors are those of a model that sees.
+    pub(super) is_wrapped: bool,
 }
 
 /// Reads and checks a configuration.
-pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError> {
-    let arch = architecture(json)?;
+pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelError> {
+    let wrapped = match whole.strings("architectures")?.and_then(|classes| classes.first().copied()) {
+        Some(class) if WRAPPERS.contains(&class) => {
+            let text = whole.object("text_config", "text_config.")?;
+            Some(whole.require("text_config", text)?)
+        }
+        _ => None,
+    };
+    let json = wrapped.unwrap_or(whole);
+    let (arch, is_headless) = architecture(json)?;
+    refuse(json)?;
     let dim = json.required_count("hidden_size")?;
-    let n_heads = json.required_count("num_attention_heads")?;
+    let n_heads = json.count("num_attention_heads")?.or(arch.n_heads);
+    let n_heads = json.require("num_attention_heads", n_heads)?;
     let n_layers = json.required_count("num_hidden_layers")?;
     if n_heads == 0 || n_layers > crate::config::MAX_LAYERS {
         return Err(bad("num_attention_heads, num_hidden_layers", format!("{n_heads}, {n_layers}"), "sensible".into()));
@@ -229,8 +291,15 @@ pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError
     let max_positions = json.count("max_position_embeddings")?.unwrap_or(arch.context_length);
     let (sliding_window, is_local) = windows(json, &arch, n_layers)?;
     let has_rope = rotated(json, &arch, n_layers)?;
-    let scales = json.f64("query_pre_attn_scalar")?.filter(|_| arch.is_gemma).unwrap_or(head_dim as f64);
+    let scales = json.f64("query_pre_attn_scalar")?.filter(|_| arch.is_gemma).or(arch.scaled_by);
+    let scales = scales.unwrap_or(head_dim as f64);
+    // `null` is no cap, and only a key that is not there means the default.
+    let softcap = |key: &str, default: Option<f64>| match json.has(key) && arch.is_gemma {
+        true => json.f64(key),
+        false => Ok(default),
+    };
     let (rope, local_rope, context_length) = ropes(json, &arch, head_dim, max_positions)?;
+    let attention_temperature = temperature(json, &arch)?;
     let experts = experts(json, &arch)?;
     let ffn_dim = match (json.count("intermediate_size")?, &experts) {
         (Some(n), _) => n,
@@ -242,7 +311,11 @@ pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError
         name: json.str("_name_or_path")?.filter(|name| !name.is_empty()).map(str::to_owned),
         dim,
         n_heads,
-        n_kv_heads: json.count("num_key_value_heads")?.unwrap_or(n_heads),
+        n_kv_heads: match json.has("num_key_value_heads") {
+            true => json.count("num_key_value_heads")?,
+            false => arch.n_kv_heads,
+        }
+        .unwrap_or(n_heads),
         head_dim,
         ffn_dim,
         context_length,
@@ -259,39 +332,74 @@ pub(super) fn read(json: Object<'_>) -> Result<(ModelConfig, Extras), ModelError
         has_qk_norm: arch.has_qk_norm,
         has_post_norms: arch.has_post_norms,
         attention_scale: (1.0 / scales.sqrt()) as f32,
-        attention_softcap: json.f64("attn_logit_softcapping")?.filter(|_| arch.is_gemma).map(|x| x as f32),
-        attention_temperature: None,
+        attention_softcap: softcap("attn_logit_softcapping", arch.softcaps.0)?.map(|x| x as f32),
+        attention_temperature,
         experts,
         embedding_scale: if arch.is_gemma { embedding_scale(dim) } else { 1.0 },
         residual_scale: 1.0,
         logit_scale: 1.0,
-        logit_softcap: json.f64("final_logit_softcapping")?.filter(|_| arch.is_gemma).map(|x| x as f32),
+        logit_softcap: softcap("final_logit_softcapping", arch.softcaps.1)?.map(|x| x as f32),
         pooling: None,
     };
     let extras = Extras {
         n_vocab: json.count("vocab_size")?,
-        tied: json.bool("tie_word_embeddings")?.unwrap_or(arch.tied),
+        tied: is_headless
+            || match json.bool("tie_word_embeddings")? {
+                Some(tied) => tied,
+                None => whole.bool("tie_word_embeddings")?.unwrap_or(arch.tied),
+            },
         has_qkv_bias: arch.has_qkv_bias || json.bool("attention_bias")? == Some(true),
         norms_from_one: arch.is_gemma,
+        is_wrapped: wrapped.is_some(),
     };
     Ok((config.checked()?, extras))
 }
 
-fn architecture(json: Object<'_>) -> Result<Architecture, ModelError> {
+/// The architecture, and whether it is the bare decoder of a model made for embeddings, without an output.
+fn architecture(json: Object<'_>) -> Result<(Architecture, bool), ModelError> {
     let classes = json.strings("architectures")?.unwrap_or_default();
     let model_type = json.str("model_type")?;
     let found = match classes.first() {
-        Some(class) => ARCHITECTURES.iter().find(|a| a.class == *class),
-        None => ARCHITECTURES.iter().find(|a| Some(a.model_type) == model_type),
+        Some(class) => {
+            let bare = class.strip_suffix("Model").map(|name| format!("{name}ForCausalLM"));
+            let find = |class: &str| ARCHITECTURES.iter().find(|a| a.class == class);
+            find(class).map(|a| (*a, false)).or(bare.and_then(|class| find(&class)).map(|a| (*a, true)))
+        }
+        None => ARCHITECTURES.iter().find(|a| Some(a.model_type) == model_type).map(|a| (*a, false)),
     };
     let unknown = || match classes.first().copied().or(model_type) {
         Some(name) => ModelError::UnknownArchitecture {
             name: name.to_owned(),
-            known: ARCHITECTURES.iter().map(|a| a.class).collect(),
+            known: ARCHITECTURES.iter().map(|a| a.class).chain(WRAPPERS).collect(),
         },
         None => HfError::MissingKey { file: super::CONFIG, key: "architectures".to_owned() }.into(),
     };
-    found.copied().ok_or_else(unknown)
+    found.ok_or_else(unknown)
+}
+
+/// Refuses what asks for something that the decoder does not have; ignoring it would give plausible nonsense.
+fn refuse(json: Object<'_>) -> Result<(), ModelError> {
+    const SEES_AHEAD: &str = "attention that is not causal";
+    if json.bool("use_bidirectional_attention")? == Some(true) {
+        return Err(json.unsupported("use_bidirectional_attention", SEES_AHEAD));
+    }
+    if json.bool("is_causal")? == Some(false) {
+        return Err(json.unsupported("is_causal", SEES_AHEAD));
+    }
+    Ok(())
+}
+
+/// How queries grow with their position.
+fn temperature(json: Object<'_>, arch: &Architecture) -> Result<Option<AttentionTemperature>, ModelError> {
+    if !arch.has_temperature {
+        return Ok(None);
+    }
+    let rope = json.object("rope_parameters", "rope_parameters.")?;
+    let rope = json.require("rope_parameters", rope)?;
+    let scale = rope.f64("llama_4_scaling_beta")?;
+    let scale = rope.require("llama_4_scaling_beta", scale)?;
+    let length = rope.required_count("original_max_position_embeddings")?;
+    Ok(Some(AttentionTemperature { scale, length }))
 }
 
 fn gate(json: Object<'_>, arch: &Architecture) -> Result<GateFunction, ModelError> {
@@ -402,6 +510,10 @@ fn ropes(
         Some(fraction) => fraction,
         None => json.f64("partial_rotary_factor")?.unwrap_or(1.0),
     };
+    if fraction != 1.0 && !arch.has_partial_rope {
+        let own = global.filter(|own| own.get("partial_rotary_factor").is_some()).unwrap_or(json);
+        return Err(own.unsupported("partial_rotary_factor", "heads that are rotated in part"));
+    }
     let n_dims = (head_dim as f64 * fraction) as usize;
     let mut rope = RopeConfig::new(theta(global, "rope_theta", arch.rope_theta)?, n_dims, arch.rope_style);
     let scaling = match global {

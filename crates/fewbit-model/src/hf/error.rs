@@ -13,6 +13,15 @@ pub enum HfError {
         /// The file.
         path: PathBuf,
     },
+    /// The weights are there, but in files of another format.
+    #[error(
+        "the weights are in {}, and not in model.safetensors; take a version of the model that has Hugging Face's files",
+        name(path)
+    )]
+    OtherWeights {
+        /// The first such file.
+        path: PathBuf,
+    },
     /// A file cannot be read.
     #[error("cannot read {}: {source}", name(path))]
     Io {

@@ -70,7 +70,7 @@ impl HfModel {
             None => scheme::Scheme::read(object.object("quantization_config", "quantization_config.")?)?,
         };
         let files = SafetensorsModel::open(path).map_err(|error| match error {
-            FormatError::NoModelInFolder { .. } => HfError::MissingFile { path: path.join("model.safetensors") }.into(),
+            FormatError::NoModelInFolder { .. } => no_weights(path).into(),
             error => ModelError::Format(error),
         })?;
         let tensors = modules::read(&files, &config, &extras, scheme)?;
@@ -206,6 +206,23 @@ impl WeightSource for HfModel {
             names::to_hf(module, self.config.has_post_norms).map(|module| format!("{module}.{leaf}"))
         });
         known.unwrap_or_else(|| name.to_owned())
+    }
+}
+
+/// What other tools call their weights: those of PyTorch, and of Mistral's own releases.
+const OTHER_WEIGHTS: [&str; 5] = [
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "consolidated.safetensors",
+    "consolidated.safetensors.index.json",
+    "consolidated.00.pth",
+];
+
+/// The error of a folder without `model.safetensors`.
+fn no_weights(folder: &Path) -> HfError {
+    match OTHER_WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.exists()) {
+        Some(path) => HfError::OtherWeights { path },
+        None => HfError::MissingFile { path: folder.join("model.safetensors") },
     }
 }
 

@@ -105,7 +105,8 @@ pub(super) fn read(
     }
     let mut all = Builder { files, config, scheme, tensors: Tensors::default() };
     for (name, module) in &modules {
-        let Some((part, gguf)) = names::from_hf(name, config.has_post_norms) else {
+        let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
+        let Some((part, gguf)) = names::from_hf(&plain, config.has_post_norms) else {
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
             return Err(ModelError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
         };

@@ -21,6 +21,9 @@ pub enum QuantizeError {
     /// The importance matrix cannot be read.
     #[error(transparent)]
     Importance(#[from] ImportanceError),
+    /// It was to stop ([`FileOptions::cancel`](super::FileOptions::cancel)).
+    #[error("stopped before all was done: no file was written")]
+    Cancelled,
     /// Output and input are one file.
     #[error("{} would overwrite the file that it is made from; give another name", path.display())]
     SameFile {

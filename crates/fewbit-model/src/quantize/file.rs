@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fewbit_format::{GgufFile, GgufWriter, Metadata};
 use fewbit_kernels::Engine;
@@ -31,12 +32,14 @@ pub struct FileOptions<'a> {
     pub importance: Option<&'a Importance>,
     /// Threads to compute on; by default as for a model.
     pub threads: Option<usize>,
+    /// Once it is set, from any thread, work stops with [`QuantizeError::Cancelled`].
+    pub cancel: Option<&'a AtomicBool>,
 }
 
 impl<'a> FileOptions<'a> {
     /// A recipe as it is, from full precision, without importance.
     pub fn new(recipe: Recipe) -> Self {
-        Self { plan: Plan::new(recipe), allow_requantize: false, importance: None, threads: None }
+        Self { plan: Plan::new(recipe), allow_requantize: false, importance: None, threads: None, cancel: None }
     }
 
     /// Quantize tensors that are quantized already.
@@ -54,6 +57,12 @@ impl<'a> FileOptions<'a> {
     /// Compute on `n` threads.
     pub fn threads(mut self, n: usize) -> Self {
         self.threads = Some(n);
+        self
+    }
+
+    /// Stop, and leave no file behind, once `flag` is set.
+    pub fn cancel(mut self, flag: &'a AtomicBool) -> Self {
+        self.cancel = Some(flag);
         self
     }
 }
@@ -117,7 +126,7 @@ pub fn quantize_file(
     progress: QuantizeProgress<'_>,
 ) -> Result<Report, QuantizeError> {
     let input = Input::gguf(source)?;
-    input.check_out(&source.path().into_iter().collect::<Vec<_>>(), out)?;
+    input.check_out(&source.parts().flatten().collect::<Vec<_>>(), out)?;
     quantize(&input, out, options, progress)
 }
 
@@ -157,6 +166,10 @@ fn quantize(
                 let (progress, done) = &mut *progress.borrow_mut();
                 *done += n_bytes;
                 progress(*done, total);
+                match options.cancel.is_some_and(|flag| flag.load(Ordering::Relaxed)) {
+                    true => Err(QuantizeError::Cancelled),
+                    false => Ok(()),
+                }
             };
             write_tensor(input, job, engine, out, done).map_err(|error| match error {
                 WriteError::Io(error) => error,
@@ -291,7 +304,7 @@ fn write_tensor(
     job: &Job<'_>,
     engine: &Engine,
     out: &mut dyn io::Write,
-    done: &mut dyn FnMut(u64),
+    done: &mut dyn FnMut(u64) -> Result<(), QuantizeError>,
 ) -> Result<(), WriteError> {
     let tensor = job.tensor;
     let parts = match &tensor.data {
@@ -331,7 +344,7 @@ fn write_tensor(
                 })?;
                 out.write_all(&encoded).map_err(WriteError::Io)?;
             }
-            done(((end - start) * from_bytes) as u64);
+            done(((end - start) * from_bytes) as u64).map_err(quantize)?;
             start = end;
         }
         before += n_rows;

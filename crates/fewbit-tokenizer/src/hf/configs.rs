@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::json::{AddedToken, ConfigJson, EndsJson, Ids, Named, TemplatesJson};
 use super::{
-    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, HfFiles, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, parse,
+    ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, HfFiles, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG, parse,
 };
 use crate::error::TokenizerError;
 use crate::vocabulary::TokenKind;
@@ -54,7 +55,12 @@ impl Configs {
                 .map_err(|error| TokenizerError::BadFile { file: CHAT_TEMPLATE, reason: error.to_string() })?;
             return Ok(Some(text));
         }
-        Ok(self.main.chat_template.as_ref().and_then(|templates| match templates {
+        let beside: ConfigJson = match (&self.main.chat_template, &files.processor_template) {
+            (None, Some(bytes)) => parse(PROCESSOR_TEMPLATE, bytes)?,
+            _ => ConfigJson::default(),
+        };
+        let templates = self.main.chat_template.as_ref().or(beside.chat_template.as_ref());
+        Ok(templates.and_then(|templates| match templates {
             TemplatesJson::One(template) => Some(template.clone()),
             TemplatesJson::Many(list) => {
                 let default = list.iter().find(|template| template.name == "default");

@@ -33,6 +33,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 
@@ -57,6 +58,8 @@ pub struct HfFiles {
     pub added_tokens: Option<Vec<u8>>,
     /// `chat_template.jinja`, which takes the place of the template in `tokenizer_config.json`.
     pub chat_template: Option<Vec<u8>>,
+    /// `chat_template.json`, of models that see, where no other file has the template.
+    pub processor_template: Option<Vec<u8>>,
     /// `generation_config.json`: further tokens that end an answer.
     pub generation_config: Option<Vec<u8>>,
     /// `config.json`: the same, in older repositories.
@@ -73,6 +76,7 @@ impl HfFiles {
             special_tokens_map: read(SPECIAL_TOKENS_MAP)?,
             added_tokens: read(ADDED_TOKENS)?,
             chat_template: read(CHAT_TEMPLATE)?,
+            processor_template: read(PROCESSOR_TEMPLATE)?,
             generation_config: read(GENERATION_CONFIG)?,
             config: read(CONFIG)?,
             ..Self::default()

@@ -252,6 +252,7 @@ fn behavior(name: &str) -> Result<Behavior, TokenizerError> {
         "Contiguous" => Behavior::Contiguous,
         "MergedWithPrevious" => Behavior::MergedWithPrevious,
         "MergedWithNext" => Behavior::MergedWithNext,
+        "Removed" => Behavior::Removed,
         _ => return Err(unsupported(format!("a split with behavior {name}"))),
     })
 }

@@ -37,6 +37,15 @@ pub(super) fn build() -> Environment<'static> {
     env.set_unknown_method_callback(method);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", strftime_now);
+    env.set_formatter(|out, state, value| match float_text(value) {
+        Some(text) => out.write_str(&text).map_err(Error::from),
+        None => minijinja::escape_formatter(out, state, value),
+    });
+    env.add_filter("string", |value: &Value| match (value.kind(), float_text(value)) {
+        (ValueKind::String, _) => value.clone(),
+        (_, Some(text)) => text.into(),
+        _ => value.to_string().into(),
+    });
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
     // Not Jinja's: for the templates of this crate.
@@ -309,6 +318,17 @@ fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) 
         }
     }
     Ok(())
+}
+
+/// A float as Python writes it; `None` for all other values. (In a list or a mapping that is written whole, and in what
+/// `~` joins, floats are the engine's.)
+fn float_text(value: &Value) -> Option<String> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let mut text = String::new();
+    write_number(value, &mut text);
+    Some(text)
 }
 
 /// Numbers as Python writes them: floats always look like floats.

@@ -102,6 +102,26 @@ fn ends_of_generation_are_known_by_id_and_by_text() {
     assert_eq!(ends(&vocabulary), ["<|im_end|>", "<|return|>", "<|call|>"]);
 }
 
+/// Gemma's vocabulary has the tags of HTML as user-defined tokens, `</s>` among them, and ends answers otherwise.
+#[test]
+fn a_tag_of_html_ends_nothing() {
+    let mut vocabulary = byte_level("gpt-2", &[]);
+    let (tag, end) = (vocabulary.tokens.len(), vocabulary.tokens.len() + 1);
+    let old = vocabulary.tokens.iter().position(|token| token == "</s>").expect("it is there");
+    vocabulary.tokens.to_mut()[old] = "<old>".to_owned();
+    vocabulary.tokens.to_mut().extend(["</s>", "<eos>"].map(String::from));
+    vocabulary.kinds.extend([TokenKind::UserDefined, TokenKind::Control]);
+    vocabulary.eos = Some(end as u32);
+    let tokenizer = Tokenizer::new(&vocabulary).expect("valid");
+    assert!(!tokenizer.end_of_generation().any(|id| id == tag as u32));
+    assert!(tokenizer.end_of_generation().any(|id| id == end as u32));
+    assert_eq!(tokenizer.encode("</s>", SpecialTokens::Plain), [tag as u32], "user-defined tokens are text");
+    // Where it is the only one to end answers, it does, in files that have it as user-defined too.
+    vocabulary.tokens.to_mut()[end] = "<other>".to_owned();
+    let tokenizer = Tokenizer::new(&vocabulary).expect("valid");
+    assert!(tokenizer.end_of_generation().any(|id| id == tag as u32));
+}
+
 #[test]
 fn bpe_over_characters_escapes_spaces_and_falls_back_to_bytes() {
     let mut tokens: Vec<String> = (0..=255).map(|b| format!("<0x{b:02X}>")).collect();

@@ -146,6 +146,11 @@ fn a_folder_is_read() {
     let error = Tokenizer::from_hf_folder(&folder).expect_err("it is empty");
     assert!(matches!(&error, TokenizerError::NoTokenizerFile { .. }), "{error}");
     std::fs::write(folder.join("tokenizer.json"), byte_level().to_string()).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), None);
+    std::fs::write(folder.join("chat_template.json"), r#"{"chat_template": "a"}"#).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), Some("a"));
+    std::fs::write(folder.join("tokenizer_config.json"), r#"{"chat_template": "b"}"#).expect("written");
+    assert_eq!(Tokenizer::from_hf_folder(&folder).expect("supported").chat_template(), Some("b"));
     std::fs::write(folder.join("chat_template.jinja"), "{{ bos_token }}").expect("written");
     let tokenizer = Tokenizer::from_hf_folder(&folder).expect("supported");
     assert_eq!(tokenizer.chat_template(), Some("{{ bos_token }}"));
@@ -162,7 +167,7 @@ fn what_is_not_implemented_is_refused_by_name() {
         ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "normalizer Lowercase"),
         ("/normalizer", json!({"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}), "expression"),
         ("/pre_tokenizer", json!({"type": "BertPreTokenizer"}), "pre-tokenizer BertPreTokenizer"),
-        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Removed"), "behavior Removed"),
+        ("/pre_tokenizer/pretokenizers/0/behavior", json!("Sideways"), "behavior Sideways"),
         ("/pre_tokenizer/pretokenizers/0/pattern", json!({"Regex": "a(?=b)"}), "?=b"),
         ("/pre_tokenizer/pretokenizers/0", json!({"type": "ByteLevel"}), "ByteLevel after ByteLevel"),
         ("/post_processor", json!({"type": "RobertaProcessing"}), "post-processor RobertaProcessing"),

@@ -87,6 +87,12 @@ fn render_with(source: &str, limits: TemplateLimits) -> Result<String, TemplateE
 }
 
 #[test]
+fn floats_look_as_in_python() {
+    let text = render("{{ 1e-07 }} {{ 1e20 }} {{ 1e-07|string }} {{ 1.5 }} {{ 2.0|string }} {{ 1e15 }} {{ 3 }}");
+    assert_eq!(text.expect("valid"), "1e-07 1e+20 1e-07 1.5 2.0 1000000000000000.0 3");
+}
+
+#[test]
 fn errors_name_the_line() {
     let error = render("a\nb {% if %}").expect_err("syntax");
     assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error:?}");
