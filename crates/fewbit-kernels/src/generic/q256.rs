@@ -97,17 +97,13 @@ pub(crate) unsafe fn tile<
     // SAFETY: all pointers stay inside the ranges that the caller promises.
     unsafe {
         let per_sub = T::SUB / 4;
-        let mut steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, per_sub);
+        let steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, per_sub);
         let subs = 32 / T::SUB;
         let has_min = T::SCALES.have_min();
         let offset_shift = offset_shift::<T>();
         let has_offset = !has_min && (!T::SIGNED || S::I8_BIAS != 0);
         // Sums begin with the offset where activations hold it ready and sums are wide. Else it is `k`, as minimums.
         let sums_begin = has_offset && !S::NARROW_SUMS && OFFSET_SHIFTS_256.contains(&offset_shift);
-        // Two halves of small sums cost less than one product of 32 bits.
-        if !S::NARROW_SUMS && has_min && per_sub == 8 && fit_16_bits(16, T::BYTE_MAX) {
-            steps = 4;
-        }
         let small = !S::NARROW_SUMS && !T::SIGNED && fit_16_bits(4 * steps, T::BYTE_MAX);
         for b in 0..n_blocks {
             let metas = panels.map(|panel| panel.meta.add(b * T::META));
