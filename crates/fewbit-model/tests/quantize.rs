@@ -268,6 +268,12 @@ fn damaged_importance_matrices_are_refused() {
     }
     assert!(matches!(Importance::from_bytes(b"GGUF".to_vec()), Err(ImportanceError::Format(_))));
     assert!(matches!(Importance::open(Path::new("/nonexistent")), Err(ImportanceError::Io { .. })));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("broken.imatrix.gguf");
+    fs::write(&path, b"GGUF").unwrap();
+    let error = Importance::open(&path).unwrap_err();
+    assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+    assert!(matches!(error, ImportanceError::File { error, .. } if matches!(*error, ImportanceError::Format(_))));
 }
 
 #[test]

@@ -1,8 +1,10 @@
-"""Perplexity in llama.cpp of the files that fewbit and llama-quantize make of one F16 model, type by type.
+"""Perplexity in llama.cpp of the files that fewbit and llama-quantize make of one F16 model, and their KL divergence from
+that model, type by type.
 
     python3 quantizer_perplexity.py F16.gguf wiki.test.raw --llama LLAMA_BIN --fewbit FEWBIT --records records.jsonl
 
-Every file is made, scored by `llama-perplexity` and deleted. Results go to the records, one JSON object per line;
+The F16 model's logits are kept in a temporary file; every quantized file is made, scored by `llama-perplexity` and
+deleted. Results go to the records, one JSON object per line;
 what is recorded already is not measured again, so that a run can be broken off (`--seconds`) and continued. The last
 output is a Markdown table of all that the records have for this model and number of chunks. With `--imatrix` both
 programs quantize by that importance matrix.
@@ -37,11 +39,15 @@ def quantize(program, args, ty, out):
     return time.time() - start
 
 
-def perplexity(args, path):
+def score(args, path, base, *more):
     command = [f"{args.llama}/llama-perplexity", "-m", path, "-f", args.text, "-c", "512", "--chunks", str(args.chunks)]
-    done = subprocess.run([*command, "-t", args.threads], check=True, capture_output=True, text=True)
-    found = re.search(r"Final estimate: PPL = ([0-9.]+)", done.stdout + done.stderr)
-    return float(found.group(1))
+    command += ["-t", args.threads, "--kl-divergence-base", base, *more]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def number(label, text):
+    return float(re.search(label + r" *: *(-?[0-9.]+)", text).group(1))
 
 
 def main():
@@ -64,31 +70,41 @@ def main():
     if os.path.exists(args.records):
         with open(args.records) as lines:
             records = {key(record): record for record in map(json.loads, lines)}
+    with tempfile.TemporaryDirectory() as folder:
+        measure(args, folder, name, start, key, records)
+    table(args, name, records)
+
+
+def measure(args, folder, name, start, key, records):
+    base, out = os.path.join(folder, "base.bin"), os.path.join(folder, "out.gguf")
     for ty in args.types:
         for program in ["fewbit", "llama"]:
             record = dict(model=name, type=ty, imatrix=bool(args.imatrix), program=program, chunks=args.chunks)
             if key(record) in records or time.time() - start > args.seconds:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                out = os.path.join(folder, "out.gguf")
-                record["seconds"] = round(quantize(program, args, ty, out), 2)
-                record["bytes"] = os.path.getsize(out)
-                record["ppl"] = perplexity(args, out)
+            if not os.path.exists(base):
+                score(args, args.model, base)
+            record["seconds"] = round(quantize(program, args, ty, out), 2)
+            record["bytes"] = os.path.getsize(out)
+            said = score(args, out, base, "--kl-divergence")
+            record["ppl"] = number(r"Mean PPL\(Q\)", said)
+            record["base_ppl"] = number(r"Mean PPL\(base\)", said)
+            record["kld"] = number(r"Mean +KLD", said)
             records[key(record)] = record
             with open(args.records, "a") as lines:
                 print(json.dumps(record), file=lines)
 
-    print("| | fewbit | llama-quantize | | with importance: fewbit | llama-quantize | |")
+
+def table(args, name, records):
+    print("| | PPL, fewbit | llama-quantize | | KLD, fewbit | llama-quantize | |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for ty in args.types:
-        cells = []
-        for imatrix in [False, True]:
-            pair = [records.get((name, ty, imatrix, program, args.chunks)) for program in ["fewbit", "llama"]]
-            if all(pair):
-                ours, theirs = pair[0]["ppl"], pair[1]["ppl"]
-                cells += [f"{ours:.2f}", f"{theirs:.2f}", f"{100 * (ours / theirs - 1):+.2f} %"]
-            else:
-                cells += ["-"] * 3
+        pair = [records.get((name, ty, bool(args.imatrix), program, args.chunks)) for program in ["fewbit", "llama"]]
+        cells = ["-"] * 6
+        if all(pair):
+            of = lambda what, digits: [f"{pair[0][what]:.{digits}f}", f"{pair[1][what]:.{digits}f}",
+                                       f"{100 * (pair[0][what] / pair[1][what] - 1):+.2f} %"]
+            cells = of("ppl", 2) + of("kld", 5)
         print(f"| {ty} | {' | '.join(cells)} |")
 
 

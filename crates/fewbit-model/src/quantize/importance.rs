@@ -28,6 +28,14 @@ pub enum ImportanceError {
         /// Why.
         source: std::io::Error,
     },
+    /// What the file holds is not as it should be.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: Box<ImportanceError>,
+    },
     /// A GGUF file that is damaged.
     #[error(transparent)]
     Format(#[from] FormatError),
@@ -91,13 +99,15 @@ impl Importance {
     /// Every [`ImportanceError`].
     pub fn open(path: &Path) -> Result<Self, ImportanceError> {
         let bytes = std::fs::read(path).map_err(|source| ImportanceError::Io { path: path.to_owned(), source })?;
-        Ok(Self { source: Some(path.display().to_string()), ..Self::from_bytes(bytes)? })
+        let read = Self::from_bytes(bytes)
+            .map_err(|error| ImportanceError::File { path: path.to_owned(), error: Box::new(error) })?;
+        Ok(Self { source: Some(path.display().to_string()), ..read })
     }
 
     /// Reads the bytes of a file of either format.
     ///
     /// # Errors
-    /// Every [`ImportanceError`] but that of opening a file.
+    /// Every [`ImportanceError`] but those that name a file.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ImportanceError> {
         let found = if bytes.starts_with(b"GGUF") { Self::from_gguf(bytes)? } else { Self::from_legacy(&bytes)? };
         if found.entries.is_empty() {
