@@ -3,7 +3,7 @@
 use fewbit::{Constraint, Model, Tool, ToolCall};
 use serde_json::json;
 
-use crate::load;
+use crate::{altered, load};
 
 const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% endif %}\
     {% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{% for c in m.tool_calls %}\
@@ -38,6 +38,24 @@ fn a_call_is_read_and_its_result_goes_back() {
     assert!(prompt.contains("<add call00000>") && prompt.contains("tool: 3"), "{prompt}");
     let roles: Vec<_> = chat.messages().iter().map(|message| message.role.as_str()).collect();
     assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+}
+
+#[test]
+fn a_model_with_a_template_for_tools_uses_it_where_there_are_tools() {
+    let model = altered(
+        |writer| {
+            writer.set("tokenizer.chat_template", "plain:");
+            writer.set("tokenizer.chat_template.tool_use", "{{ tools[0].function.name }}:");
+        },
+        |_, _| {},
+    );
+    let prompt = |tools: Vec<Tool>| {
+        let mut chat = model.chat().tools(tools).temperature(0.0).max_tokens(1).start().unwrap();
+        let prompt = chat.send("1 + 2?").unwrap().prompt_tokens;
+        model.tokenizer().decode(&prompt)
+    };
+    assert_eq!(prompt(vec![]), "plain:");
+    assert_eq!(prompt(vec![add()]), "add:");
 }
 
 #[test]

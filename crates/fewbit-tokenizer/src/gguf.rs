@@ -53,6 +53,7 @@ impl<'a> Vocabulary<'a> {
             add_space_prefix: metadata.bool("tokenizer.ggml.add_space_prefix")?,
             strips_after: Vec::new(),
             chat_template: metadata.str("tokenizer.chat_template")?.map(str::to_owned),
+            tool_template: metadata.str("tokenizer.chat_template.tool_use")?.map(str::to_owned),
             model,
         };
         if vocabulary.model == "llama" {

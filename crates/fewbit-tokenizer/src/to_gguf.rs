@@ -60,6 +60,11 @@ impl Vocabulary<'_> {
         if let Some(template) = &self.chat_template {
             meta.set("tokenizer.chat_template", template.as_str());
         }
+        if let Some(template) = &self.tool_template {
+            // The names of all templates but the default one.
+            meta.set("tokenizer.chat_templates", vec!["tool_use".to_owned()]);
+            meta.set("tokenizer.chat_template.tool_use", template.as_str());
+        }
         meta
     }
 }

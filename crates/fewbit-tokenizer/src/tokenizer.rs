@@ -55,6 +55,7 @@ pub struct Tokenizer {
     pub(crate) end_of_generation: BTreeSet<u32>,
     pub(crate) strips_after: BTreeSet<u32>,
     pub(crate) chat_template: Option<String>,
+    pub(crate) tool_template: Option<String>,
 }
 
 /// What differs between the kinds of tokenizer.
@@ -206,6 +207,7 @@ impl Tokenizer {
             add_space_prefix,
             strips_after: vocabulary.strips_after.iter().copied().collect(),
             chat_template: vocabulary.chat_template.clone(),
+            tool_template: vocabulary.tool_template.clone(),
             kinds,
         })
     }
@@ -345,6 +347,12 @@ impl Tokenizer {
     /// The source of the chat template that came with the vocabulary.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
+    }
+
+    /// The source of the chat template for conversations with tools, where the vocabulary came with one for them
+    /// (`tool_use`, as Hugging Face names it).
+    pub fn tool_template(&self) -> Option<&str> {
+        self.tool_template.as_deref()
     }
 
     pub(crate) fn matcher(&self) -> Arc<Matcher> {

@@ -94,4 +94,6 @@ pub struct Vocabulary<'a> {
     pub strips_after: Vec<u32>,
     /// The chat template's source.
     pub chat_template: Option<String>,
+    /// The source of a chat template for conversations with tools, where that is another one.
+    pub tool_template: Option<String>,
 }

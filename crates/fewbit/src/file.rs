@@ -98,18 +98,6 @@ impl ModelFile {
         }
     }
 
-    /// The chat template that comes with the model.
-    pub(crate) fn chat_template(&self, path: &Path, tokenizer: &Tokenizer) -> Result<Option<String>, Error> {
-        let template = match self {
-            Self::Gguf(file) => file
-                .metadata()
-                .str("tokenizer.chat_template")
-                .map_err(|error| Error::Format { path: path.to_owned(), error })?,
-            Self::Hf(_) => tokenizer.chat_template(),
-        };
-        Ok(template.map(str::to_owned))
-    }
-
     /// What is recommended for chatting: by the registry, or else by the model's makers.
     pub(crate) fn chat_defaults(&self, path: &Path, registry: ChatDefaults) -> Result<ChatDefaults, Error> {
         let own = match self {

@@ -59,6 +59,8 @@ pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
     pub(crate) scheduler: Scheduler,
     template: Template,
+    /// For conversations with tools, where that is another one.
+    tool_template: Template,
     defaults: ChatDefaults,
     path: PathBuf,
     file_bytes: u64,
@@ -74,6 +76,19 @@ enum Template {
     Missing,
     Broken(Arc<TemplateError>),
     Ready(Box<ChatTemplate>),
+}
+
+impl Template {
+    fn new(source: Option<&str>, tokenizer: &Tokenizer) -> Self {
+        match source.map(|source| ChatTemplate::new(source, tokenizer)) {
+            None => Self::Missing,
+            Some(Ok(template)) => Self::Ready(Box::new(template)),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the chat template cannot be used");
+                Self::Broken(Arc::new(error))
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Model {
@@ -301,16 +316,11 @@ impl ModelBuilder {
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
         let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
         let defaults = file.chat_defaults(&path, defaults)?;
-        let source = match self.chat_template {
-            Some(source) => Some(source),
-            None => file.chat_template(&path, &tokenizer)?,
-        };
-        let template = match source.as_deref().map(|source| ChatTemplate::new(source, &tokenizer)) {
-            None => Template::Missing,
-            Some(Ok(template)) => Template::Ready(Box::new(template)),
-            Some(Err(error)) => {
-                tracing::warn!(%error, "the chat template cannot be used");
-                Template::Broken(Arc::new(error))
+        let (template, tool_template) = match &self.chat_template {
+            Some(source) => (Template::new(Some(source), &tokenizer), Template::Missing),
+            None => {
+                let of = |source| Template::new(source, &tokenizer);
+                (of(tokenizer.chat_template()), of(tokenizer.tool_template()))
             }
         };
         let decoder =
@@ -345,6 +355,7 @@ impl ModelBuilder {
                 scheduler: Scheduler::new(Arc::clone(&core))?,
                 core,
                 template,
+                tool_template,
                 defaults,
                 file_bytes: file.file_bytes(),
                 path,
@@ -636,7 +647,12 @@ impl Model {
 
     /// The tokens of a conversation, up to where the assistant's next message begins.
     pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
-        let template = match &self.inner.template {
+        let template = match (&self.inner.template, &self.inner.tool_template) {
+            (template, Template::Missing) => template,
+            (template, _) if tools.is_empty() => template,
+            (_, template) => template,
+        };
+        let template = match template {
             Template::Ready(template) => template,
             Template::Missing => return Err(Error::NoChatTemplate),
             Template::Broken(error) => return Err(Arc::clone(error).into()),

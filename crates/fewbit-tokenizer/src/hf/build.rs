@@ -81,6 +81,7 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
     let bpe = builder.build()?;
 
     let (matcher, normalized) = matchers(&tokens, &texts, &normalizer)?;
+    let templates = configs.chat_templates(files)?;
     let family = BpeFamily {
         normalizer,
         normalized,
@@ -102,7 +103,8 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
         specials,
         add_space_prefix: false,
         strips_after: BTreeSet::new(),
-        chat_template: configs.chat_template(files)?,
+        chat_template: templates.default,
+        tool_template: templates.tool_use,
         kinds: tokens.kinds,
     })
 }

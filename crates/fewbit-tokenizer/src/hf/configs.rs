@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::json::{AddedToken, ConfigJson, EndsJson, Ids, Named, TemplatesJson};
+use super::json::{AddedToken, ConfigJson, EndsJson, Ids, Named, NamedTemplate, TemplatesJson};
 use super::{
     ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, HfFiles, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP,
     TOKENIZER_CONFIG, parse,
@@ -18,6 +18,14 @@ pub(super) struct Configs {
     added: BTreeMap<String, u32>,
     /// Ids that end an answer.
     pub(super) ends: Vec<u32>,
+}
+
+/// The sources of chat templates, by purpose.
+#[derive(Default)]
+pub(super) struct Templates {
+    pub(super) default: Option<String>,
+    /// For conversations with tools.
+    pub(super) tool_use: Option<String>,
 }
 
 impl Configs {
@@ -49,24 +57,29 @@ impl Configs {
         role(&self.main).or(role(&self.map)).map(Named::text)
     }
 
-    pub(super) fn chat_template(&self, files: &HfFiles) -> Result<Option<String>, TokenizerError> {
+    pub(super) fn chat_templates(&self, files: &HfFiles) -> Result<Templates, TokenizerError> {
         if let Some(bytes) = &files.chat_template {
             let text = String::from_utf8(bytes.clone())
                 .map_err(|error| TokenizerError::BadFile { file: CHAT_TEMPLATE, reason: error.to_string() })?;
-            return Ok(Some(text));
+            return Ok(Templates { default: Some(text), tool_use: None });
         }
         let beside: ConfigJson = match (&self.main.chat_template, &files.processor_template) {
             (None, Some(bytes)) => parse(PROCESSOR_TEMPLATE, bytes)?,
             _ => ConfigJson::default(),
         };
         let templates = self.main.chat_template.as_ref().or(beside.chat_template.as_ref());
-        Ok(templates.and_then(|templates| match templates {
-            TemplatesJson::One(template) => Some(template.clone()),
-            TemplatesJson::Many(list) => {
-                let default = list.iter().find(|template| template.name == "default");
-                default.or(list.first()).map(|template| template.template.clone())
+        Ok(match templates {
+            None => Templates::default(),
+            Some(TemplatesJson::One(template)) => Templates { default: Some(template.clone()), tool_use: None },
+            Some(TemplatesJson::Many(list)) => {
+                let named = |name: &str| list.iter().find(|template| template.name == name);
+                let source = |template: &NamedTemplate| template.template.clone();
+                Templates {
+                    default: named("default").or(list.first()).map(source),
+                    tool_use: named("tool_use").map(source),
+                }
             }
-        }))
+        })
     }
 
     /// The tokens that `tokenizer_config.json` adds or changes, with their ids.

@@ -209,7 +209,7 @@ pub(super) fn vocabulary(
     configs.add_to(&mut model.tokens, &mut model.kinds)?;
     model.scores.resize(model.tokens.len(), 0.0);
     let id = |id: i64| u32::try_from(id).ok();
-    let template = configs.chat_template(files)?;
+    let templates = configs.chat_templates(files)?;
     Ok(Vocabulary {
         model: "llama".into(),
         pre: Some("default".into()),
@@ -222,7 +222,8 @@ pub(super) fn vocabulary(
         add_bos: configs.main.add_bos_token,
         add_eos: configs.main.add_eos_token,
         add_space_prefix: Some(model.add_dummy_prefix),
-        chat_template: template.or_else(|| version.and_then(mistral::template)),
+        tool_template: templates.tool_use,
+        chat_template: templates.default.or_else(|| version.and_then(mistral::template)),
         kinds: model.kinds,
         tokens: model.tokens.into(),
         ..Vocabulary::default()

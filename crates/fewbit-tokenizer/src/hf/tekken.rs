@@ -158,7 +158,7 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
             return Err(TokenizerError::UnknownToken { file: TEKKEN_JSON, role, text: String::new() });
         }
     }
-    let template = configs.chat_template(files)?;
+    let templates = configs.chat_templates(files)?;
     Ok(Tokenizer {
         by_text: OnceLock::new(),
         matcher: Arc::new(Matcher::new(&texts, &kinds, HashMap::new(), |_| true)?),
@@ -179,7 +179,8 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
         specials,
         add_space_prefix: false,
         strips_after: BTreeSet::new(),
-        chat_template: template.or_else(|| mistral::template(&json.config.version)),
+        tool_template: templates.tool_use,
+        chat_template: templates.default.or_else(|| mistral::template(&json.config.version)),
         kinds,
     })
 }

@@ -99,6 +99,7 @@ fn common(tokenizer: &Tokenizer) -> Result<Vocabulary<'static>, TokenizerError> 
         add_bos: Some(specials.add_bos),
         add_eos: Some(specials.add_eos),
         chat_template: tokenizer.chat_template.clone(),
+        tool_template: tokenizer.tool_template.clone(),
         ..Vocabulary::default()
     };
     // Those that a reader finds by itself need not be named: GGUF has few names for them.

@@ -113,9 +113,10 @@ fn the_files_beside_it_have_their_say() {
     assert_eq!((tokenizer.add_bos(), tokenizer.add_eos()), (false, true));
     assert_eq!(tokenizer.encode("a<|eot_id|>", Parse), [0, 10]);
     assert_eq!(tokenizer.end_of_generation().collect::<Vec<_>>(), [8, 10]);
-    assert_eq!(tokenizer.chat_template(), Some("D"));
+    assert_eq!((tokenizer.chat_template(), tokenizer.tool_template()), (Some("D"), Some("T")));
     files.chat_template = Some(b"file".to_vec());
-    assert_eq!(Tokenizer::from_hf(&files).expect("supported").chat_template(), Some("file"));
+    let tokenizer = Tokenizer::from_hf(&files).expect("supported");
+    assert_eq!((tokenizer.chat_template(), tokenizer.tool_template()), (Some("file"), None));
     // Where the configuration is silent, the map of special tokens is asked.
     files.tokenizer_config = None;
     files.special_tokens_map = Some(br#"{"eos_token": "<end>", "unk_token": {"content": "a"}}"#.to_vec());

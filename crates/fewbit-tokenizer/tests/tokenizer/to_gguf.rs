@@ -66,6 +66,16 @@ fn the_pre_tokenizer_is_found_by_what_it_does() {
 }
 
 #[test]
+fn both_chat_templates_come_along() {
+    let templates = json!([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]);
+    let json = splitting_by(CL100K, Value::Null, false);
+    let (vocabulary, tokenizer) = through_gguf(&with_config(&json, json!({ "chat_template": templates })));
+    assert_eq!((tokenizer.chat_template(), tokenizer.tool_template()), (Some("D"), Some("T")));
+    let meta = vocabulary.to_gguf(vocabulary.tokens.len());
+    assert_eq!(meta.get("tokenizer.chat_templates"), Some(&vec!["tool_use".to_owned()].into()));
+}
+
+#[test]
 fn what_has_no_name_in_gguf_is_refused_unless_it_is_given_one() {
     let own = files(&splitting_by(r"\p{L}|\p{N}|\s|.", Value::Null, false));
     assert!(refused(&own).contains("--pre"));
