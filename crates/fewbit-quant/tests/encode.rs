@@ -149,6 +149,27 @@ fn what_a_format_can_hold_comes_back_exactly() {
 }
 
 #[test]
+fn one_column_of_overwhelming_importance_does_not_cost_the_others() {
+    // Sixteen levels per block, but for the last bits.
+    let noise = normal(ROWS * COLS, 5);
+    let level = |i: usize, noise: f64| match i % 32 {
+        3 => 0,
+        20 => 15,
+        _ => (noise.abs() * 1e6) as usize % 16,
+    };
+    let x: Vec<f32> =
+        (0..noise.len()).map(|i| (0.011 * level(i, noise[i]) as f64 - 0.07 + 2e-6 * noise[i]) as f32).collect();
+    for heavy in [1e2, 1e4, 1e6] {
+        let importance: Vec<f32> = (0..COLS).map(|i| if i % 32 == 7 { heavy } else { 1.0 }).collect();
+        for ty in [TensorType::Q4_1, TensorType::Q5_1] {
+            let back = round_trip(ty, &x, COLS, Some(&importance));
+            let error = relative_error(&x, &back, None);
+            assert!(error < 1e-3, "{ty}: {error} with a column of {heavy}");
+        }
+    }
+}
+
+#[test]
 fn rows_are_encoded_each_on_its_own_with_importance() {
     let (x, importance) = (weights("heavy"), importance());
     for ty in encodable() {

@@ -2,7 +2,7 @@
 //!
 //! A tile is the 16 sub-blocks of one block (Q2_K, Q3_K, Q6_K), or the 8 of two blocks (Q4_K, Q5_K, IQ4_XS).
 
-use super::blocks32::{Curved, curved_ends, ends_of, weights};
+use super::blocks32::{Curved, curved_ends, ends_of, mean_squares, weights};
 use super::pack::{
     bits256, half, nibbles_q6_k, nibbles32, nibbles256, pairs256, put_half, scales_and_mins, scales_q3_k,
 };
@@ -94,7 +94,7 @@ fn error_weights<const N: usize>(x: &[f32], t: &Tile<N>, importance: Option<&[f3
         None => [[1.0; LANES]; N],
         Some(importance) => {
             let mean_square = x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32;
-            weights(t, &tile::<N>(importance), mean_square)
+            weights(t, &tile::<N>(importance), &[mean_square; LANES])
         }
     }
 }
@@ -273,7 +273,17 @@ fn symmetric<G: Grid, const N: usize>(
     put: impl Fn(&Parts, &mut [u8]),
 ) {
     let t = tile::<N>(x);
-    let w = error_weights(x, &t, importance);
+    let w = match importance {
+        None => {
+            // Of whole blocks: sub-blocks share a unit.
+            let mut squares = mean_squares(&t);
+            for block in squares.chunks_mut(256 / N) {
+                block.fill(block.iter().sum::<f32>() / block.len() as f32);
+            }
+            weights(&t, &[[1.0; LANES]; N], &squares)
+        }
+        Some(_) => error_weights(x, &t, importance),
+    };
     let scale = best_scale(&t, &w, grid, ends, 2);
     let n_blocks = x.len() / 256;
     let (mut s, zero) = ([0.0; LANES], [0.0; LANES]);

@@ -201,6 +201,18 @@ pub(super) fn best_scale_and_min<const N: usize>(
             wx[i] += w[e][i] * x[e][i];
         }
     }
+    // From here on elements count from their weighted mean, and codes from where that lies among them: one element may
+    // weigh more than all others together, and what those gain would be lost in the rounding of larger sums.
+    let (mut mean, mut y, mut wy) = ([0.0; LANES], [[0.0; LANES]; N], [0.0; LANES]);
+    for i in 0..LANES {
+        mean[i] = wx[i] / if w1[i] > 0.0 { w1[i] } else { 1.0 };
+    }
+    for e in 0..N {
+        for i in 0..LANES {
+            y[e][i] = x[e][i] - mean[i];
+            wy[i] += w[e][i] * y[e][i];
+        }
+    }
     let (mut scale, mut min, mut gain) = ([0.0; LANES], lo, [f32::MIN; LANES]);
     let mut per_range = [0.0; LANES];
     for i in 0..LANES {
@@ -213,23 +225,39 @@ pub(super) fn best_scale_and_min<const N: usize>(
     for step in 0..stretches.n + rounds {
         let searching = step < stretches.n;
         let stretched = levels + stretches.at(step);
-        let (mut inv, mut add) = ([0.0; LANES], [0.0; LANES]);
+        let (mut inv, mut at) = ([0.0; LANES], [0.0; LANES]);
         for i in 0..LANES {
             inv[i] = if searching { stretched * per_range[i] } else { inverse(scale[i]) };
-            add[i] = if searching { -lo[i] } else { -min[i] };
+            at[i] = (mean[i] - if searching { lo[i] } else { min[i] }) * inv[i];
         }
-        let s = sums(x, w, grid, &inv, &add);
+        let (mut yq, mut qq, mut q1) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        for e in 0..N {
+            for i in 0..LANES {
+                let q = grid.nearest(y[e][i] * inv[i] + at[i]) - at[i];
+                let wq = w[e][i] * q;
+                yq[i] += wq * y[e][i];
+                qq[i] += wq * q;
+                q1[i] += wq;
+            }
+        }
         for i in 0..LANES {
-            let det = w1[i] * s.qq[i] - s.q[i] * s.q[i];
+            let det = w1[i] * qq[i] - q1[i] * q1[i];
             // Codes that are all equal say nothing about the scale; below this bound they may be.
-            let valid = det > 1e-5 * w1[i] * s.qq[i];
+            let valid = det > 1e-5 * w1[i] * qq[i];
             let per_det = 1.0 / if valid { det } else { 1.0 };
-            let this_scale = (w1[i] * s.xq[i] - wx[i] * s.q[i]) * per_det;
-            let this_min = (s.qq[i] * wx[i] - s.q[i] * s.xq[i]) * per_det;
+            let this_scale = (w1[i] * yq[i] - wy[i] * q1[i]) * per_det;
+            let above_mean = (qq[i] * wy[i] - q1[i] * yq[i]) * per_det;
+            let this_min = mean[i] + above_mean - this_scale * at[i];
+            let this_gain = this_scale * yq[i] + above_mean * wy[i];
+            // Without a minimum, of what counts from 0 again; gains count from the mean.
             let capped = negative && this_min > 0.0;
-            let this_scale = if capped { s.xq[i] / if valid { s.qq[i] } else { 1.0 } } else { this_scale };
+            let xq = yq[i] + mean[i] * q1[i] + at[i] * (wy[i] + mean[i] * w1[i]);
+            let zero_qq = qq[i] + at[i] * (2.0 * q1[i] + at[i] * w1[i]);
+            let zero_scale = xq / if zero_qq > 0.0 { zero_qq } else { 1.0 };
+            let zero_gain = zero_scale * xq - mean[i] * (mean[i] * w1[i] + 2.0 * wy[i]);
+            let this_scale = if capped { zero_scale } else { this_scale };
             let this_min = if capped { 0.0 } else { this_min };
-            let this_gain = this_scale * s.xq[i] + this_min * wx[i];
+            let this_gain = if capped { zero_gain } else { this_gain };
             let better = valid && this_gain > gain[i];
             gain[i] = if better { this_gain } else { gain[i] };
             scale[i] = if better { this_scale } else { scale[i] };
