@@ -99,8 +99,8 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
 }
 
 /// How much an error matters: importance alone would leave large weights, whose errors cost most when the
-/// importance is off, to chance. Where there is none, the part that the weights' size has takes 4 to 14 % off the KL
-/// divergence of types without minimums, and adds under 1 % to their squared error.
+/// importance is off, to chance. Where there is none, the part that the weights' size has took 4 to 13 % off the KL
+/// divergence of SmolLM2 as Q4_0, Q3_K_M, IQ4_XS and IQ4_NL.
 #[inline(always)]
 pub(super) fn weights<const N: usize>(x: &Tile<N>, importance: &Tile<N>, mean_square: &Lanes) -> Tile<N> {
     let mut w = [[0.0; LANES]; N];
