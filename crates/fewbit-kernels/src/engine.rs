@@ -102,6 +102,14 @@ enum Rows {
 /// Fewer rows than this are quantized sooner than another thread has heard of them.
 const FEW_ROWS: usize = 4;
 
+/// With fewer pieces than this a thread may be left without one while others work on their last.
+const PIECES_PER_THREAD: usize = 8;
+
+/// Rows of a product with `w`, in as many planes as its type has.
+fn rows_for(w: &Matrix, x: &Activations, planes: Planes) -> usize {
+    x.rows_of(ActivationKind::of(w.ty).expect("checked when the matrix was packed"), planes)
+}
+
 /// What happens to the products of a panel.
 enum Output<'a> {
     /// `out = w x`
@@ -274,13 +282,17 @@ impl Engine {
         let n_panels: usize = outputs.iter().map(|(o, _)| o.matrix().n_panels()).sum();
         let work = |panels: Range<usize>, _thread: usize| {
             SCRATCH.with_borrow_mut(|scratch| {
-                for panel in panels {
-                    let (mut p, mut i) = (panel, 0);
-                    while p >= outputs[i].0.matrix().n_panels() {
-                        p -= outputs[i].0.matrix().n_panels();
-                        i += 1;
+                let (mut at, mut of) = (panels.start, 0);
+                let mut left = panels.len();
+                while left > 0 {
+                    let (output, x) = &outputs[of];
+                    let n = output.matrix().n_panels();
+                    if at >= n {
+                        (at, of) = (at - n, of + 1);
+                        continue;
                     }
-                    self.product(&outputs[i].0, p, outputs[i].1, scratch);
+                    let done = self.product(output, at..n.min(at + left), x, scratch);
+                    (at, left) = (at + done, left - done);
                 }
             });
         };
@@ -289,41 +301,72 @@ impl Engine {
         if outputs.iter().all(|(_, x)| x.n_rows < 32) {
             self.pool.for_stretches(n_panels, work);
         } else {
-            self.pool.for_chunks(n_panels, 1, work);
+            let pairs = n_panels >= 2 * PIECES_PER_THREAD * self.pool.n_threads();
+            self.pool.for_chunks(n_panels, if pairs { 2 } else { 1 }, work);
         }
     }
 
-    /// One panel of one product.
-    fn product(&self, output: &Output<'_>, p: usize, x: &Activations, scratch: &mut Scratch) {
+    /// The first or the first two of some panels of one product. Returns how many.
+    fn product(&self, output: &Output<'_>, panels: Range<usize>, x: &Activations, scratch: &mut Scratch) -> usize {
         let n = x.n_rows * x.kinds.n_planes() * PANEL_ROWS;
         scratch.y.resize(2 * n, 0.0);
         scratch.unpacked.resize(UNPACKED_BYTES, 0);
         let (y, z) = scratch.y.split_at_mut(n);
-        let w = output.matrix();
+        let (w, p) = (output.matrix(), panels.start);
         let planes = if let Output::Store(_, _, planes) = output { *planes } else { Planes::All };
-        self.panel(w, p, x, planes, y, &mut scratch.unpacked);
         let m = x.n_rows * PANEL_ROWS;
         if let Output::Gated(function, _, up, _) = output {
-            self.panel(up, p, x, planes, z, &mut scratch.unpacked);
+            self.two_panels([(w, p), (up, p)], x, planes, [&mut *y, z], &mut scratch.unpacked);
             elementwise::gate_mul(self.isa, *function, &mut y[..m], &z[..m]);
+            // SAFETY: each panel is handed out once.
+            unsafe { output.write(p, &y[..m]) };
+            return 1;
         }
-        let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
-        for (i, y) in y[..m].as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
-            let range = i * w.n_rows + rows.start..i * w.n_rows + rows.end;
-            // SAFETY: (row of the batch, panel) names this range alone, and each panel is handed out once.
-            let out = unsafe { output.out().range(range) };
-            match output {
-                Output::Store(..) | Output::Gated(..) => combine(out, y, |_, y| y),
-                Output::Add(..) => combine(out, y, |out, y| out + y),
-            }
+        if panels.len() == 1 {
+            self.panel(w, p, x, planes, y, &mut scratch.unpacked);
+            // SAFETY: as above.
+            unsafe { output.write(p, &y[..m]) };
+            return 1;
         }
+        self.two_panels([(w, p), (w, p + 1)], x, planes, [&mut *y, &mut *z], &mut scratch.unpacked);
+        // SAFETY: as above.
+        unsafe {
+            output.write(p, &y[..m]);
+            output.write(p + 1, &z[..m]);
+        }
+        2
     }
 
     /// Panel `p` of `w` times every row, planes added up: the first `x.n_rows` rows of `y`.
     fn panel(&self, w: &Matrix, p: usize, x: &Activations, planes: Planes, y: &mut [f32], unpacked: &mut [u8]) {
-        let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
-        let n_rows = x.rows_of(kind, planes);
+        let n_rows = rows_for(w, x, planes);
         panel::multiply(w, p, x, n_rows, &mut y[..n_rows * PANEL_ROWS], unpacked);
+        self.add_planes(x, n_rows, planes, y);
+    }
+
+    /// As [`panel`](Self::panel), for two.
+    fn two_panels(
+        &self,
+        w: [(&Matrix, usize); 2],
+        x: &Activations,
+        planes: Planes,
+        [y, z]: [&mut [f32]; 2],
+        unpacked: &mut [u8],
+    ) {
+        let n_rows = rows_for(w[0].0, x, planes);
+        if rows_for(w[1].0, x, planes) != n_rows {
+            self.panel(w[0].0, w[0].1, x, planes, y, unpacked);
+            self.panel(w[1].0, w[1].1, x, planes, z, unpacked);
+            return;
+        }
+        let both = [&mut y[..n_rows * PANEL_ROWS], &mut z[..n_rows * PANEL_ROWS]];
+        panel::multiply_two(w, x, n_rows, both, unpacked);
+        self.add_planes(x, n_rows, planes, y);
+        self.add_planes(x, n_rows, planes, z);
+    }
+
+    /// Adds the second plane's outputs to those of the first.
+    fn add_planes(&self, x: &Activations, n_rows: usize, planes: Planes, y: &mut [f32]) {
         if n_rows > x.n_rows && planes == Planes::All {
             let (first, second) = y[..n_rows * PANEL_ROWS].split_at_mut(x.n_rows * PANEL_ROWS);
             elementwise::add(self.isa, first, second);
@@ -527,6 +570,24 @@ impl<'a> Output<'a> {
     fn matrix(&self) -> &Matrix {
         match self {
             Self::Store(w, ..) | Self::Add(w, _) | Self::Gated(_, w, _, _) => w,
+        }
+    }
+
+    /// Puts the products of panel `p`, `[n_rows][16]`, where they belong.
+    ///
+    /// # Safety
+    /// Nobody else writes this panel's part of the output meanwhile.
+    unsafe fn write(&self, p: usize, y: &[f32]) {
+        let w = self.matrix();
+        let rows = p * PANEL_ROWS..w.n_rows.min((p + 1) * PANEL_ROWS);
+        for (i, y) in y.as_chunks::<PANEL_ROWS>().0.iter().enumerate() {
+            let range = i * w.n_rows + rows.start..i * w.n_rows + rows.end;
+            // SAFETY: (row of the batch, panel) names this range alone; the rest is the caller's promise.
+            let out = unsafe { self.out().range(range) };
+            match self {
+                Self::Store(..) | Self::Gated(..) => combine(out, y, |_, y| y),
+                Self::Add(..) => combine(out, y, |out, y| out + y),
+            }
         }
     }
 }

@@ -113,6 +113,14 @@ pub(crate) fn has_avx_vnni() -> bool {
     is_x86_feature_detected!("avxvnni")
 }
 
+/// Whether the CPU is Intel's: its cores with AVX-512 start two products of 512 bits per cycle, and then one panel's
+/// tile, with a load for each product, keeps them waiting for loads.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn is_intel() -> bool {
+    let id = std::arch::x86_64::__cpuid(0);
+    [id.ebx, id.edx, id.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+}
+
 impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())

@@ -6,48 +6,97 @@
 //! are swept over it before the next stretch. The float chain of an output continues through `y`, so the
 //! split changes no bit.
 
-use crate::activations::{OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Planes};
+use crate::activations::{GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Planes};
 use crate::codebook::{IQ1M, IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, TQ2};
 use crate::generic::float::FloatWeights;
 use crate::generic::q32::{Group32, Weights32};
 use crate::generic::q256::{Group256, Scales, Weights256};
-use crate::generic::{Ahead, Codes, PANEL_ROWS, Simd, float, q32, q256, unpack};
+use crate::generic::{Ahead, Codes, PANEL_ROWS, Simd, TilePanel, float, q32, q256, unpack};
 use crate::pack::Matrix;
 use crate::{Activations, Isa};
 use fewbit_quant::{ActivationKind, TensorType, dot};
+use std::ops::Range;
 
-/// Columns that are unpacked at a time.
+/// Columns that are unpacked at a time, of all panels of a job together.
 const UNPACK_COLS: usize = 1024;
 
 /// Bytes of the buffer that [`PanelJob::unpacked`] points to.
 pub(crate) const UNPACKED_BYTES: usize = UNPACK_COLS * PANEL_ROWS;
 
-/// One panel times a batch.
-pub(crate) struct PanelJob<'a> {
+/// `P` panels times some rows of a batch.
+pub(crate) struct PanelJob<'a, const P: usize> {
+    panels: [Panel<'a>; P],
+    x: &'a Activations,
+    /// Rows of the batch, in all planes: from a multiple of 8 to the end; to a multiple of 8 where there are two panels.
+    rows: Range<usize>,
+    /// `[rows.end][16]` of each panel, zero where rows are computed.
+    y: [&'a mut [f32]; P],
+    unpacked: &'a mut [u8],
+}
+
+#[derive(Clone, Copy)]
+struct Panel<'a> {
     /// `meta` and `codes` as one.
-    panel: &'a [u8],
+    bytes: &'a [u8],
     meta: &'a [u8],
     codes: &'a [u8],
-    x: &'a Activations,
-    /// Rows of the batch, in all planes.
-    n_rows: usize,
-    /// `[n_rows][16]`, zero on entry.
-    y: &'a mut [f32],
-    unpacked: &'a mut [u8],
 }
 
 /// A kernel for one weight type on one instruction set.
 ///
 /// # Safety
-/// The CPU has the instruction set; the panel is one of a matrix of the kernel's type with as many columns
-/// as the activations, which hold `n_rows` rows in the form that the type reads; `y` is `[n_rows][16]`;
-/// `unpacked` has
-/// [`UNPACKED_BYTES`].
-pub(crate) type PanelFn = unsafe fn(PanelJob<'_>);
+/// The CPU has the instruction set; the panels are of matrices of the kernel's type with as many columns as the
+/// activations, which hold the rows in the form that the type reads; each `y` and `unpacked` are as long as stated.
+pub(crate) type PanelFn<const P: usize> = unsafe fn(PanelJob<'_, P>);
 
 /// Computes panel `p` of `w` times `n_rows` rows of `x` (all planes, for quantized kinds) into `y`:
 /// `[n_rows][16]`.
 pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: &mut [f32], unpacked: &mut [u8]) {
+    let kind = check(w, x, n_rows, y, unpacked);
+    let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, n_rows, y) };
+    y.fill(0.0);
+    // SAFETY: `Matrix::pack` asks `Isa::require` for the matrix's `Isa`, and laid the panel out for this type
+    // and n_cols columns; `check` asserts the rest.
+    unsafe { kernel(PanelJob { panels: [panel_of(w, p)], x, rows: 0..n_rows, y: [y], unpacked }) }
+}
+
+/// As [`multiply`], for two panels, of one matrix or of two: in tiles of both where there is such a kernel and rows
+/// enough for it.
+pub(crate) fn multiply_two(
+    w: [(&Matrix, usize); 2],
+    x: &Activations,
+    n_rows: usize,
+    y: [&mut [f32]; 2],
+    unpacked: &mut [u8],
+) {
+    let [(v, p), (w, q)] = w;
+    let [y, z] = y;
+    let kernels = match (v.isa, v.ty) == (w.isa, w.ty) && n_rows > 2 * GROUP {
+        true => two_kernel(v.isa, v.ty).zip(kernel(v.isa, v.ty)),
+        false => None,
+    };
+    let Some((both, single)) = kernels else {
+        multiply(v, p, x, n_rows, y, unpacked);
+        multiply(w, q, x, n_rows, z, unpacked);
+        return;
+    };
+    check(v, x, n_rows, y, unpacked);
+    check(w, x, n_rows, z, unpacked);
+    y.fill(0.0);
+    z.fill(0.0);
+    let (panels, whole) = ([panel_of(v, p), panel_of(w, q)], n_rows / GROUP * GROUP);
+    // SAFETY: as in `multiply`, for both.
+    unsafe {
+        both(PanelJob { panels, x, rows: 0..whole, y: [&mut *y, &mut *z], unpacked });
+        for (panel, y) in panels.into_iter().zip([y, z]) {
+            single(PanelJob { panels: [panel], x, rows: whole..n_rows, y: [y], unpacked });
+        }
+    }
+}
+
+/// Asserts what a kernel relies on. The activation buffers were sized by `Activations::resize` for at least
+/// n_rows x n_cols in the kinds asserted here.
+fn check(w: &Matrix, x: &Activations, n_rows: usize, y: &[f32], unpacked: &[u8]) -> ActivationKind {
     assert_eq!(w.n_cols, x.n_cols, "columns of the weights and of the activations");
     assert!(y.len() == n_rows * PANEL_ROWS && unpacked.len() == UNPACKED_BYTES);
     let kind = ActivationKind::of(w.ty).expect("checked when the matrix was packed");
@@ -57,14 +106,13 @@ pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: 
         ActivationKind::Q8Block32 => assert!(x.kinds.q8_32, "activations in blocks of 32"),
         ActivationKind::Q8Block256 => assert!(x.kinds.q8_256, "activations in blocks of 256"),
     }
-    let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, n_rows, y) };
-    y.fill(0.0);
-    let panel = w.panel(p);
-    let (meta, codes) = panel.split_at(w.layout.meta);
-    // SAFETY: `Matrix::pack` asks `Isa::require` for the matrix's `Isa`, and laid the panel out for this type
-    // and n_cols columns; the activation buffers were sized by `Activations::resize` for at least
-    // n_rows x n_cols in the kinds asserted above; y and unpacked are asserted above.
-    unsafe { kernel(PanelJob { panel, meta, codes, x, n_rows, y, unpacked }) }
+    kind
+}
+
+fn panel_of(w: &Matrix, p: usize) -> Panel<'_> {
+    let bytes = w.panel(p);
+    let (meta, codes) = bytes.split_at(w.layout.meta);
+    Panel { bytes, meta, codes }
 }
 
 /// The definition: one dot product per output, on the rows as the file has them.
@@ -82,12 +130,12 @@ fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, n_rows: u
     }
 }
 
-/// Runs a tile over all rows of the batch, group by group: `$body` sees the first row as `$first`, `$n` rows of a
+/// Runs a tile over rows of the batch, group by group: `$body` sees the first row as `$first`, `$n` rows of a
 /// group of `$w` from lane `$lane` on. Groups are those of [`Place`](crate::activations::Place).
 macro_rules! sweep {
-    ($n_rows:expr, $nmax:expr, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {{
-        let n_rows = $n_rows;
-        for $first in (0..n_rows / 8 * 8).step_by(8) {
+    ($rows:expr, $nmax:expr, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {{
+        let (start, n_rows) = ($rows.start, $rows.end);
+        for $first in (start..n_rows / 8 * 8).step_by(8) {
             const $w: usize = 8;
             if $nmax >= 8 {
                 const $n: usize = 8;
@@ -100,9 +148,12 @@ macro_rules! sweep {
                 }
             }
         }
-        sweep!(@rest n_rows, 4, |$first, $lane, $n, $w| $body);
-        sweep!(@rest n_rows, 2, |$first, $lane, $n, $w| $body);
-        sweep!(@rest n_rows, 1, |$first, $lane, $n, $w| $body);
+        // Two panels have whole groups only.
+        if P == 1 {
+            sweep!(@rest n_rows, 4, |$first, $lane, $n, $w| $body);
+            sweep!(@rest n_rows, 2, |$first, $lane, $n, $w| $body);
+            sweep!(@rest n_rows, 1, |$first, $lane, $n, $w| $body);
+        }
     }};
     (@rest $n_rows:ident, $width:literal, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {
         if $n_rows & $width != 0 {
@@ -117,42 +168,57 @@ macro_rules! sweep {
 /// # Safety
 /// As [`PanelFn`]; `BITS == T::BITS` and `R * S::LANES == 16`.
 #[inline(always)]
-unsafe fn panel_32<S: Simd, T: Weights32, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
-    let (x, y) = (job.x, job.y.as_mut_ptr());
+unsafe fn panel_32<S: Simd, T: Weights32, const BITS: usize, const R: usize, const NMAX: usize, const P: usize>(
+    mut job: PanelJob<'_, P>,
+) {
+    let x = job.x;
     let n_blocks = x.n_cols / 32;
     let offset = if T::SIGNED { S::I8_BIAS } else { T::OFFSET };
-    // SAFETY: block b < n_blocks of row n < n_rows lies inside the activation buffers, and the panel has
-    // n_blocks blocks, by the caller's promise; a stretch unpacks at most UNPACK_COLS columns.
+    // SAFETY: block b < n_blocks of row n < rows.end lies inside the activation buffers, and each panel has
+    // n_blocks blocks, by the caller's promise; stretches unpack at most UNPACK_COLS columns together.
     unsafe {
-        if job.n_rows <= 2 * NMAX {
-            let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(job.n_rows, NMAX, |first, lane, N, W| q32::tile::<S, T, BITS, R, N, W>(
+        let mut panels = job.tile_panels();
+        if P == 1 && job.rows.len() <= 2 * NMAX {
+            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, T, BITS, R, P, N, W>(
                 n_blocks,
-                codes,
-                meta,
-                if first + lane == 0 { Ahead::of(job.panel, n_blocks) } else { Ahead::NONE },
+                panels.map(|panel| panel.at_row(first + lane)),
+                if first + lane == job.rows.start { Ahead::of(job.panels[0].bytes, n_blocks) } else { Ahead::NONE },
                 group_32(x, first, W, lane, 0, offset),
-                y.add((first + lane) * PANEL_ROWS),
             ));
             return;
         }
-        for b in (0..n_blocks).step_by(UNPACK_COLS / 32) {
-            let n = (UNPACK_COLS / 32).min(n_blocks - b);
-            let mut codes = job.codes.as_ptr().add(b * BITS * 64);
-            let meta = job.meta.as_ptr().add(b * T::META);
-            if BITS != 8 {
-                unpack::<S, T, BITS, R>(n, codes, job.unpacked.as_mut_ptr());
-                codes = job.unpacked.as_ptr();
+        let stretch = UNPACK_COLS / P / 32;
+        for b in (0..n_blocks).step_by(stretch) {
+            let n = stretch.min(n_blocks - b);
+            for (p, panel) in panels.iter_mut().enumerate() {
+                let codes = job.panels[p].codes.as_ptr().add(b * BITS * 64);
+                panel.codes = codes;
+                if BITS != 8 {
+                    let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 512);
+                    unpack::<S, T, BITS, R>(n, codes, unpacked);
+                    panel.codes = unpacked;
+                }
+                panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
             }
-            sweep!(job.n_rows, NMAX, |first, lane, N, W| q32::tile::<S, T, 8, R, N, W>(
+            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, T, 8, R, P, N, W>(
                 n,
-                codes,
-                meta,
+                panels.map(|panel| panel.at_row(first + lane)),
                 Ahead::NONE,
                 group_32(x, first, W, lane, b, offset),
-                y.add((first + lane) * PANEL_ROWS),
             ));
         }
+    }
+}
+
+impl<const P: usize> PanelJob<'_, P> {
+    /// The panels as they are packed.
+    fn tile_panels(&mut self) -> [TilePanel; P] {
+        let (mut i, panels) = (0, &self.panels);
+        self.y.each_mut().map(|y| {
+            let panel = panels[i];
+            i += 1;
+            TilePanel { codes: panel.codes.as_ptr(), meta: panel.meta.as_ptr(), y: y.as_mut_ptr() }
+        })
     }
 }
 
@@ -179,35 +245,38 @@ unsafe fn group_32(x: &Activations, first: usize, width: usize, lane: usize, b: 
 /// # Safety
 /// As [`panel_32`].
 #[inline(always)]
-unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
-    let (x, y) = (job.x, job.y.as_mut_ptr());
+unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, const NMAX: usize, const P: usize>(
+    mut job: PanelJob<'_, P>,
+) {
+    let x = job.x;
     let n_blocks = x.n_cols / 256;
     let offset = q256::offset_shift::<T>();
     // SAFETY: as in `panel_32`, with 8 groups of 32 columns per block.
     unsafe {
-        if job.n_rows <= 2 * NMAX {
-            let (codes, meta) = (job.codes.as_ptr(), job.meta.as_ptr());
-            sweep!(job.n_rows, NMAX, |first, lane, N, W| q256::tile::<S, T, BITS, R, N, W>(
+        let mut panels = job.tile_panels();
+        if P == 1 && job.rows.len() <= 2 * NMAX {
+            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, T, BITS, R, P, N, W>(
                 n_blocks,
-                codes,
-                meta,
-                if first + lane == 0 { Ahead::of(job.panel, 8 * n_blocks) } else { Ahead::NONE },
+                panels.map(|panel| panel.at_row(first + lane)),
+                if first + lane == job.rows.start { Ahead::of(job.panels[0].bytes, 8 * n_blocks) } else { Ahead::NONE },
                 group_256(x, first, W, lane, 0, offset),
-                y.add((first + lane) * PANEL_ROWS),
             ));
             return;
         }
-        for b in (0..n_blocks).step_by(UNPACK_COLS / 256) {
-            let n = (UNPACK_COLS / 256).min(n_blocks - b);
-            unpack::<S, T, BITS, R>(8 * n, job.codes.as_ptr().add(8 * b * BITS * 64), job.unpacked.as_mut_ptr());
-            let (codes, meta) = (job.unpacked.as_ptr(), job.meta.as_ptr().add(b * T::META));
-            sweep!(job.n_rows, NMAX, |first, lane, N, W| q256::tile::<S, T, 8, R, N, W>(
+        let stretch = UNPACK_COLS / P / 256;
+        for b in (0..n_blocks).step_by(stretch) {
+            let n = stretch.min(n_blocks - b);
+            for (p, panel) in panels.iter_mut().enumerate() {
+                let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 4096);
+                unpack::<S, T, BITS, R>(8 * n, job.panels[p].codes.as_ptr().add(8 * b * BITS * 64), unpacked);
+                panel.codes = unpacked;
+                panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
+            }
+            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, T, 8, R, P, N, W>(
                 n,
-                codes,
-                meta,
+                panels.map(|panel| panel.at_row(first + lane)),
                 Ahead::NONE,
                 group_256(x, first, W, lane, b, offset),
-                y.add((first + lane) * PANEL_ROWS),
             ));
         }
     }
@@ -238,19 +307,24 @@ unsafe fn group_256(x: &Activations, first: usize, width: usize, lane: usize, b:
 /// # Safety
 /// As [`PanelFn`], with `R * S::LANES == 16`.
 #[inline(always)]
-unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usize>(job: PanelJob<'_>) {
-    let (x, y) = (job.x, job.y.as_mut_ptr());
+unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usize, const P: usize>(
+    mut job: PanelJob<'_, P>,
+) {
+    let x = job.x;
     // SAFETY: k + n <= n_cols, and rows of the batch lie inside `values`, by the caller's promise.
     unsafe {
+        let panels = job.tile_panels();
         for k in (0..x.n_cols).step_by(UNPACK_COLS / 4) {
             let n = (UNPACK_COLS / 4).min(x.n_cols - k);
-            let weights = job.codes.as_ptr().add(k * PANEL_ROWS * W::BYTES);
-            sweep!(job.n_rows, NMAX, |first, lane, N, _W| {
+            sweep!(job.rows, NMAX, |first, lane, N, _W| {
                 let mut cols = [x.values.as_ptr(); N];
                 for (i, col) in cols.iter_mut().enumerate() {
                     *col = col.add((first + lane + i) * x.n_cols + k);
                 }
-                float::tile::<S, W, R, N>(n, weights, &cols, y.add((first + lane) * PANEL_ROWS), PANEL_ROWS)
+                for panel in panels.map(|panel| panel.at_row(first + lane)) {
+                    let weights = panel.codes.add(k * PANEL_ROWS * W::BYTES);
+                    float::tile::<S, W, R, N>(n, weights, &cols, panel.y, PANEL_ROWS);
+                }
             });
         }
     }
@@ -347,7 +421,7 @@ macro_rules! kernels {
 
             kernels!(@floats $simd, $attr, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
 
-            pub(super) fn kernel(ty: TensorType) -> Option<PanelFn> {
+            pub(super) fn kernel<const P: usize>(ty: TensorType) -> Option<PanelFn<P>> {
                 Some(match ty {
                     TensorType::F32 => f32,
                     TensorType::F16 => f16,
@@ -380,16 +454,16 @@ macro_rules! kernels {
     (@functions $simd:ty, $attr:meta, $r:literal, $nmax:literal;
      $($name:ident $panel:ident $weights:ident $bits:literal),*) => {$(
         #[$attr]
-        unsafe fn $name(job: PanelJob<'_>) {
+        unsafe fn $name<const P: usize>(job: PanelJob<'_, P>) {
             // SAFETY: the caller keeps `PanelFn`'s contract.
-            unsafe { $panel::<$simd, $weights, $bits, $r, $nmax>(job) }
+            unsafe { $panel::<$simd, $weights, $bits, $r, $nmax, P>(job) }
         }
     )*};
     (@floats $simd:ty, $attr:meta, $r:literal, $nmax:literal; $($name:ident $weights:ident),*) => {$(
         #[$attr]
-        unsafe fn $name(job: PanelJob<'_>) {
+        unsafe fn $name<const P: usize>(job: PanelJob<'_, P>) {
             // SAFETY: the caller keeps `PanelFn`'s contract.
-            unsafe { panel_float::<$simd, $weights, $r, $nmax>(job) }
+            unsafe { panel_float::<$simd, $weights, $r, $nmax, P>(job) }
         }
     )*};
 }
@@ -419,7 +493,7 @@ kernels!(
 kernels!(baseline, crate::arch::Baseline, inline(never), 4, 4);
 kernels!(portable, crate::arch::Portable, inline(never), 2, 4);
 
-fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
+fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<1>> {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => avx2::kernel(ty),
@@ -432,6 +506,16 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn> {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Isa::Sse2 | Isa::Neon => baseline::kernel(ty),
         Isa::Portable => portable::kernel(ty),
+        _ => None,
+    }
+}
+
+/// The kernel of two panels, where it is the faster one. AMD's cores up to Zen 4 start one product of 512 bits per cycle:
+/// there is nothing to gain.
+fn two_kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<2>> {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 if crate::isa::is_intel() => avx512::kernel(ty),
         _ => None,
     }
 }

@@ -75,6 +75,28 @@ fn extreme_codes_scales_and_activations() {
     }
 }
 
+/// Panels enough for threads to take two at a time, rows of the batch enough for tiles of both.
+#[test]
+fn tall_matrices() {
+    let engines = engines();
+    let mut random = Random(8);
+    for ty in TYPES {
+        let (rows, cols) = (530, ty.block_elems().max(16) * 3);
+        let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
+        for n in [8, 17, 39] {
+            let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
+            check(&engines, ty, rows, cols, &bytes, &x, "tall");
+        }
+        if ty.block_elems() > 1 {
+            for sign in [1.0, -1.0] {
+                let bytes = heaviest_block(ty, sign).repeat(rows);
+                let x = vec![sign; 24 * ty.block_elems()];
+                check(&engines, ty, rows, ty.block_elems(), &bytes, &x, "tall and heaviest");
+            }
+        }
+    }
+}
+
 /// A block of largest (or smallest) sum, found byte by byte: codes, signs and integer scales under which sums come
 /// closest to the bounds that the kernels rely on.
 fn heaviest_block(ty: TensorType, sign: f32) -> Vec<u8> {
@@ -117,8 +139,9 @@ fn sums_at_their_bounds() {
 #[test]
 fn the_other_outputs_equal_the_plain_product() {
     let mut random = Random(4);
-    for engine in engines() {
-        let (rows, cols, n) = (50, 96, 5);
+    // The second size has an odd number of panels: of those that a thread takes at a time, two are of two matrices.
+    for (engine, (rows, n)) in engines().iter().flat_map(|engine| [(50, 5), (590, 19)].map(|size| (engine, size))) {
+        let cols = 96;
         let mut matrix = |ty| {
             let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
             engine.pack(ty, rows, cols, &bytes).expect("packs")

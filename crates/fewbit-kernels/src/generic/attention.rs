@@ -5,7 +5,7 @@
 //! here depends on `M`.
 
 use super::q32::{self, Group32};
-use super::{Ahead, Simd};
+use super::{Ahead, Simd, TilePanel};
 use crate::kv::{KEY_BLOCK, Q8};
 use crate::panel::Q8_0;
 use half::f16;
@@ -198,7 +198,8 @@ pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
             }
             let mut y = [[0.0f32; KEY_BLOCK]; M];
             let codes = block.add(scale_bytes);
-            q32::tile::<S, Q8_0, 8, R, M, M>(head_dim / 32, codes, block, Ahead::NONE, q, y.as_mut_ptr().cast());
+            let panel = TilePanel { codes, meta: block, y: y.as_mut_ptr().cast() };
+            q32::tile::<S, Q8_0, 8, R, 1, M, M>(head_dim / 32, [panel], Ahead::NONE, q);
             for (m, y) in y.iter().enumerate() {
                 out.add(m * stride + b * KEY_BLOCK).cast::<[f32; KEY_BLOCK]>().write_unaligned(*y);
             }

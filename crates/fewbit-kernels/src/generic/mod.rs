@@ -66,6 +66,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn dot4(acc: Self::Acc, w: Self::B, x: Self::B) -> Self::Acc;
     unsafe fn widen(acc: Self::Acc) -> Self::I;
     unsafe fn widen_scaled(acc: Self::Acc, scale: Self::Scale) -> Self::I;
+    /// `i` and [`widen_scaled`](Self::widen_scaled) of sums that fit into 16 bits.
+    #[inline(always)]
+    unsafe fn add_small_scaled(i: Self::I, acc: Self::Acc, scale: Self::Scale) -> Self::I {
+        // SAFETY: the caller's.
+        unsafe { Self::add_i(i, Self::widen_scaled(acc, scale)) }
+    }
     /// Prepares scales in -128..=127.
     unsafe fn scale(i: Self::I) -> Self::Scale;
     unsafe fn prepare_i8(w: Self::B) -> Self::W8;
@@ -146,16 +152,21 @@ pub(crate) unsafe fn bytes<S: Simd, W: Codes, const BITS: usize>(codes: *const u
 
 /// Steps of [`Simd::dot4`] that fit before widening, for codes up to `code_max` and at most `limit`.
 ///
-/// A 16-bit lane of `dot4` takes two products per step: `steps * 2 * 127 * code_max <= 32767`.
+/// A 16-bit lane of `dot4` takes two products per step.
 pub(crate) const fn steps_before_widen(narrow: bool, code_max: usize, limit: usize) -> usize {
     if !narrow {
         return limit;
     }
     let mut steps = limit;
-    while steps * 2 * 127 * code_max > 32767 {
+    while !fit_16_bits(2 * steps, code_max) {
         steps /= 2;
     }
     steps
+}
+
+/// Whether sums of so many products with codes up to `code_max` fit into 16 bits.
+pub(crate) const fn fit_16_bits(products: usize, code_max: usize) -> bool {
+    products * 127 * code_max <= i16::MAX as usize
 }
 
 /// How the codes of 32 columns of a panel are stored, and how to read four of them for `LANES` rows.
@@ -260,6 +271,24 @@ pub(crate) unsafe fn unpack<S: Simd, W: Codes, const BITS: usize, const R: usize
                 }
             }
         }
+    }
+}
+
+/// What a tile reads and writes of one panel.
+#[derive(Clone, Copy)]
+pub(crate) struct TilePanel {
+    pub(crate) codes: *const u8,
+    /// Scales and minimums.
+    pub(crate) meta: *const u8,
+    /// `[rows][16]`
+    pub(crate) y: *mut f32,
+}
+
+impl TilePanel {
+    /// The same, from row `row` of `y` on.
+    #[inline(always)]
+    pub(crate) fn at_row(self, row: usize) -> Self {
+        Self { y: self.y.wrapping_add(row * PANEL_ROWS), ..self }
     }
 }
 

@@ -13,7 +13,7 @@
 //! The largest sums are those of IQ4_XS where signed bytes get a bias of 128: 256 * 32 * 255 * 127 < 2^28. Looked
 //! up bytes are at most 126, with scales of at most 31; Q6_K has 63 and 128: 256 * 128 * 63 * 127 < 2^28.
 
-use super::{Ahead, Codes, PANEL_ROWS, Simd, bytes, prefetch_group, steps_before_widen};
+use super::{Ahead, Codes, PANEL_ROWS, Simd, TilePanel, bytes, fit_16_bits, prefetch_group, steps_before_widen};
 use crate::activations::{GROUP, OFFSET_SHIFTS_256};
 
 /// A type of this family, as constants.
@@ -75,7 +75,7 @@ pub(crate) struct Group256 {
     pub(crate) pairs_32: *const i8,
 }
 
-/// Multiplies `n_blocks` blocks of one panel with `N` rows of a group of `W`, adding to `y`: `[N][16]`.
+/// Multiplies `n_blocks` blocks of `P` panels with `N` rows of a group of `W`, adding to each panel's `y`: `[N][16]`.
 ///
 /// # Safety
 /// As [`super::q32::tile`], with 8 groups of 32 columns per block.
@@ -85,15 +85,14 @@ pub(crate) unsafe fn tile<
     T: Weights256,
     const CODE_BITS: usize,
     const R: usize,
+    const P: usize,
     const N: usize,
     const W: usize,
 >(
     n_blocks: usize,
-    codes: *const u8,
-    meta: *const u8,
+    panels: [TilePanel; P],
     ahead: Ahead,
     x: Group256,
-    y: *mut f32,
 ) {
     // SAFETY: all pointers stay inside the ranges that the caller promises.
     unsafe {
@@ -105,28 +104,32 @@ pub(crate) unsafe fn tile<
         let has_offset = !has_min && (!T::SIGNED || S::I8_BIAS != 0);
         // Sums begin with the offset where activations hold it ready and sums are wide. Else it is `k`, as minimums.
         let sums_begin = has_offset && !S::NARROW_SUMS && OFFSET_SHIFTS_256.contains(&offset_shift);
+        let small = !S::NARROW_SUMS && !T::SIGNED && fit_16_bits(4 * steps, T::BYTE_MAX);
         for b in 0..n_blocks {
-            let meta = meta.add(b * T::META);
-            let ints = meta.add(if has_min { 4 } else { 2 } * PANEL_ROWS);
-            let mut i = [[S::i0(); R]; N];
-            let mut k = [[S::i0(); R]; N];
+            let metas = panels.map(|panel| panel.meta.add(b * T::META));
+            let ints = metas.map(|meta| meta.add(if has_min { 4 } else { 2 } * PANEL_ROWS));
+            let mut i = [[[S::i0(); R]; P]; N];
+            let mut k = [[[S::i0(); R]; P]; N];
             for g in 0..8 {
                 ahead.prefetch::<S>(b * 8 + g);
                 if W == GROUP {
                     prefetch_group::<S>(x.codes.cast::<u8>().wrapping_add((b * 8 + g) * 32 * GROUP));
                 }
-                let group = codes.add((b * 8 + g) * CODE_BITS * 64);
+                let groups = panels.map(|panel| panel.codes.add((b * 8 + g) * CODE_BITS * 64));
                 // Factors of the activation sums, for the two halves of 16 columns.
-                let mut factors = [[S::i0(); 2]; R];
+                let mut factors = [[[S::i0(); 2]; R]; P];
                 for s in 0..subs {
-                    let mut scales = [S::scale(S::i0()); R];
-                    for r in 0..R {
-                        let (scale, factor) = scale_and_factor::<S, T>(ints.add(r * S::LANES), g * subs + s);
-                        scales[r] = S::scale(scale);
-                        factors[r][s] = factor;
+                    let mut scales = [[S::scale(S::i0()); R]; P];
+                    for p in 0..P {
+                        for r in 0..R {
+                            let at = ints[p].add(r * S::LANES);
+                            let (scale, factor) = scale_and_factor::<S, T>(at, g * subs + s);
+                            scales[p][r] = S::scale(scale);
+                            factors[p][r][s] = factor;
+                        }
                     }
                     for first in (0..per_sub).step_by(steps) {
-                        let mut acc = [[S::acc0(); R]; N];
+                        let mut acc = [[[S::acc0(); R]; P]; N];
                         if sums_begin {
                             for n in 0..N {
                                 let at = |half: usize| x.offsets.add((b * 16 + g * 2 + half) * W + n);
@@ -134,35 +137,47 @@ pub(crate) unsafe fn tile<
                                 if subs == 1 {
                                     offset = S::add_i(offset, S::splat_i(*at(1)));
                                 }
-                                acc[n] = [S::acc_from(offset); R];
+                                acc[n] = [[S::acc_from(offset); R]; P];
                             }
                         }
                         for q in first..first + steps {
                             let q = s * per_sub + q;
+                            let quad_of = |n: usize| S::splat4(x.codes.add((((b * 8 + g) * 8 + q) * W + n) * 4));
                             if T::SIGNED {
-                                for r in 0..R {
-                                    let w = S::prepare_i8(bytes::<S, T, CODE_BITS>(group, q, r));
-                                    for n in 0..N {
-                                        let xq = S::splat4(x.codes.add((((b * 8 + g) * 8 + q) * W + n) * 4));
-                                        acc[n][r] = S::dot4_signed(acc[n][r], w, xq);
+                                for p in 0..P {
+                                    for r in 0..R {
+                                        let w = S::prepare_i8(bytes::<S, T, CODE_BITS>(groups[p], q, r));
+                                        for n in 0..N {
+                                            acc[n][p][r] = S::dot4_signed(acc[n][p][r], w, quad_of(n));
+                                        }
                                     }
                                 }
                                 continue;
                             }
-                            let mut w = [S::load_b(group); R];
-                            for (r, w) in w.iter_mut().enumerate() {
-                                *w = bytes::<S, T, CODE_BITS>(group, q, r);
+                            let mut w = [[S::load_b(groups[0]); R]; P];
+                            for (group, w) in groups.iter().zip(&mut w) {
+                                for (r, w) in w.iter_mut().enumerate() {
+                                    *w = bytes::<S, T, CODE_BITS>(*group, q, r);
+                                }
                             }
                             for n in 0..N {
-                                let xq = S::splat4(x.codes.add((((b * 8 + g) * 8 + q) * W + n) * 4));
-                                for r in 0..R {
-                                    acc[n][r] = S::dot4(acc[n][r], w[r], xq);
+                                let xq = quad_of(n);
+                                for p in 0..P {
+                                    for r in 0..R {
+                                        acc[n][p][r] = S::dot4(acc[n][p][r], w[p][r], xq);
+                                    }
                                 }
                             }
                         }
                         for n in 0..N {
-                            for r in 0..R {
-                                i[n][r] = S::add_i(i[n][r], S::widen_scaled(acc[n][r], scales[r]));
+                            for p in 0..P {
+                                for r in 0..R {
+                                    let (sums, scale) = (acc[n][p][r], scales[p][r]);
+                                    i[n][p][r] = match small {
+                                        true => S::add_small_scaled(i[n][p][r], sums, scale),
+                                        false => S::add_i(i[n][p][r], S::widen_scaled(sums, scale)),
+                                    };
+                                }
                             }
                         }
                     }
@@ -172,45 +187,52 @@ pub(crate) unsafe fn tile<
                 }
                 if subs == 1 && g % 2 == 1 {
                     // Factors of 32 columns: two groups at once.
-                    for r in 0..R {
-                        let before = scale_and_factor::<S, T>(ints.add(r * S::LANES), g - 1).1;
-                        let pair = S::pair16(before, factors[r][0]);
-                        for n in 0..N {
-                            let sums = S::splat4(x.pairs_32.add(((b * 4 + g / 2) * W + n) * 4));
-                            k[n][r] = S::dot2_i16(k[n][r], pair, sums);
+                    for p in 0..P {
+                        for r in 0..R {
+                            let before = scale_and_factor::<S, T>(ints[p].add(r * S::LANES), g - 1).1;
+                            let pair = S::pair16(before, factors[p][r][0]);
+                            for n in 0..N {
+                                let sums = S::splat4(x.pairs_32.add(((b * 4 + g / 2) * W + n) * 4));
+                                k[n][p][r] = S::dot2_i16(k[n][p][r], pair, sums);
+                            }
                         }
                     }
                 } else if subs == 2 {
-                    for r in 0..R {
-                        let pair = S::pair16(factors[r][0], factors[r][1]);
-                        for n in 0..N {
-                            let sums = S::splat4(x.pairs_16.add(((b * 8 + g) * W + n) * 4));
-                            k[n][r] = S::dot2_i16(k[n][r], pair, sums);
+                    for p in 0..P {
+                        for r in 0..R {
+                            let pair = S::pair16(factors[p][r][0], factors[p][r][1]);
+                            for n in 0..N {
+                                let sums = S::splat4(x.pairs_16.add(((b * 8 + g) * W + n) * 4));
+                                k[n][p][r] = S::dot2_i16(k[n][p][r], pair, sums);
+                            }
                         }
                     }
                 }
             }
-            for r in 0..R {
-                let mut d = S::load_f16(meta.add(r * 2 * S::LANES).cast());
-                if T::FACTOR != 1.0 {
-                    d = S::mul(d, S::splat_f(T::FACTOR));
-                }
-                for n in 0..N {
-                    let y = y.add(n * PANEL_ROWS + r * S::LANES);
-                    let dx = S::splat_f(*x.scales.add(b * W + n));
-                    let mut out = S::load_f(y);
-                    if has_min {
-                        let dmin = S::load_f16(meta.add(2 * PANEL_ROWS + r * 2 * S::LANES).cast());
-                        out = S::fma(S::to_f(i[n][r]), S::mul(d, dx), out);
-                        out = S::fnma(S::to_f(k[n][r]), S::mul(dmin, dx), out);
-                    } else {
-                        let sum = match has_offset && !sums_begin {
-                            true => S::sub_i(i[n][r], shl::<S>(k[n][r], offset_shift)),
-                            false => i[n][r],
-                        };
-                        out = S::fma(S::to_f(sum), S::mul(d, dx), out);
+            for (p, panel) in panels.iter().enumerate() {
+                for r in 0..R {
+                    let mut d = S::load_f16(metas[p].add(r * 2 * S::LANES).cast());
+                    if T::FACTOR != 1.0 {
+                        d = S::mul(d, S::splat_f(T::FACTOR));
                     }
-                    S::store_f(y, out);
+                    for n in 0..N {
+                        let (i, k) = (i[n][p][r], k[n][p][r]);
+                        let y = panel.y.add(n * PANEL_ROWS + r * S::LANES);
+                        let dx = S::splat_f(*x.scales.add(b * W + n));
+                        let mut out = S::load_f(y);
+                        if has_min {
+                            let dmin = S::load_f16(metas[p].add(2 * PANEL_ROWS + r * 2 * S::LANES).cast());
+                            out = S::fma(S::to_f(i), S::mul(d, dx), out);
+                            out = S::fnma(S::to_f(k), S::mul(dmin, dx), out);
+                        } else {
+                            let sum = match has_offset && !sums_begin {
+                                true => S::sub_i(i, shl::<S>(k, offset_shift)),
+                                false => i,
+                            };
+                            out = S::fma(S::to_f(sum), S::mul(d, dx), out);
+                        }
+                        S::store_f(y, out);
+                    }
                 }
             }
         }

@@ -40,6 +40,10 @@ impl Simd for Avx512 {
         fn dot4(acc: __m512i, w: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, w, x) }
         fn widen(acc: __m512i) -> __m512i { acc }
         fn widen_scaled(acc: __m512i, scale: __m512i) -> __m512i { _mm512_mullo_epi32(acc, scale) }
+        fn add_small_scaled(i: __m512i, acc: __m512i, scale: __m512i) -> __m512i {
+            // What extends the sum's sign is multiplied by zero.
+            _mm512_dpwssd_epi32(i, acc, _mm512_and_si512(scale, _mm512_set1_epi32(0xFFFF)))
+        }
         fn scale(i: __m512i) -> __m512i { i }
         fn prepare_i8(w: __m512i) -> __m512i { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) }
         fn dot4_i8(acc: __m512i, w: __m512i, x: __m512i) -> __m512i { _mm512_dpbusd_epi32(acc, w, x) }

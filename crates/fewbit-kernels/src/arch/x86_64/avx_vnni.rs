@@ -60,6 +60,10 @@ impl<const EVEX: bool> Simd for AvxVnni<EVEX> {
         }
         fn widen(acc: __m256i) -> __m256i { acc }
         fn widen_scaled(acc: __m256i, scale: __m256i) -> __m256i { _mm256_mullo_epi32(acc, scale) }
+        fn add_small_scaled(i: __m256i, acc: __m256i, scale: __m256i) -> __m256i {
+            // What extends the sum's sign is multiplied by zero.
+            Self::dot2_i16(i, acc, _mm256_and_si256(scale, _mm256_set1_epi32(0xFFFF)))
+        }
         fn scale(i: __m256i) -> __m256i { i }
         fn prepare_i8(w: __m256i) -> __m256i { _mm256_xor_si256(w, _mm256_set1_epi8(-128)) }
         fn dot4_i8(acc: __m256i, w: __m256i, x: __m256i) -> __m256i { Self::dot4(acc, w, x) }
