@@ -117,8 +117,12 @@ pub(crate) fn has_avx_vnni() -> bool {
 /// tile, with a load for each product, keeps them waiting for loads.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn is_intel() -> bool {
-    let id = std::arch::x86_64::__cpuid(0);
-    [id.ebx, id.edx, id.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+    // Asked once: a virtual machine asks its host, which takes some 10 µs.
+    static IS_INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let id = std::arch::x86_64::__cpuid(0);
+        [id.ebx, id.edx, id.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)
+    });
+    *IS_INTEL
 }
 
 impl std::fmt::Display for Isa {
