@@ -7,8 +7,8 @@
 //! Drafts come from a constraint that leaves no choice, and from the text itself (*lookup*: what followed the last
 //! time that the latest few tokens came up) or from a small model with the same vocabulary. Forced tokens are certain,
 //! so they are always worth their rows; how long a draft goes on behind them follows from what it is expected to bring
-//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory, and
-//! for the engine the time of a step by its rows. Where that does not pay, nothing is drafted, but for a try now
+//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory
+//! and to begin with guessed from how much came up before, and for the engine the time of a step by its rows. Where that does not pay, nothing is drafted, but for a try now
 //! and then.
 //!
 //! [`Sequence::take_logits`]: super::sequence::Sequence::take_logits
@@ -157,23 +157,24 @@ impl Drafter {
             return Vec::new();
         }
         if self.model.is_some() {
-            let n = self.length(most, n_rows, cost, cost.draft_s.unwrap_or(0.0));
+            let n = self.length(most, n_rows, cost, cost.draft_s.unwrap_or(0.0), 0.5);
             return if n == 0 { Vec::new() } else { self.ask_model(tokens, n, cost) };
         }
-        let Some(from) = lookup(tokens) else { return Vec::new() };
-        let n = self.length(most, n_rows, cost, 0.0);
+        let Some(Match { from, n_same }) = lookup(tokens) else { return Vec::new() };
+        let n = self.length(most, n_rows, cost, 0.0, n_same as f64 / (n_same + MIN_MATCH) as f64);
         // What followed may reach into what is being followed: then it repeats.
         let period = tokens.len() - from;
         (0..n).map(|i| tokens[from + i % period]).collect()
     }
 
-    /// How long a draft promises the most tokens per second.
-    fn length(&mut self, most: usize, n_rows: usize, cost: &StepCost, draft_s: f64) -> usize {
+    /// How long a draft promises the most tokens per second, if its tokens are right with a probability of `guess`
+    /// as long as nothing is known.
+    fn length(&mut self, most: usize, n_rows: usize, cost: &StepCost, draft_s: f64, guess: f64) -> usize {
         if self.mode == Speculation::Always {
             return most;
         }
         let Some((step_s, row_s)) = cost.line() else { return 0 };
-        let right = (self.hits + 1.0) / (self.hits + self.misses + 2.0);
+        let right = (self.hits + 2.0 * guess) / (self.hits + self.misses + 2.0);
         let per_second = |n: usize| {
             // right + right^2 + ...: all up to the first that is wrong.
             let more = right * (1.0 - right.powi(n as i32)) / (1.0 - right);
@@ -249,24 +250,33 @@ impl Model {
     }
 }
 
-/// Where what followed the latest tokens begins, the last time that they came up before: the longest match of at
-/// least [`MIN_MATCH`] tokens, the latest of equals.
-fn lookup(tokens: &[u32]) -> Option<usize> {
+/// An earlier place with the latest tokens.
+#[derive(Debug, PartialEq, Eq)]
+struct Match {
+    /// Where what followed them begins.
+    from: usize,
+    /// How many of the tokens before are the same, [`MAX_MATCH`] at most.
+    n_same: usize,
+}
+
+/// The last time that the latest tokens came up before: the longest match of at least [`MIN_MATCH`] tokens, the latest
+/// of equals.
+fn lookup(tokens: &[u32]) -> Option<Match> {
     let (&last, before) = tokens.split_last()?;
-    let mut best = (MIN_MATCH - 1, None);
+    let mut best: Option<Match> = None;
     for (i, &token) in before.iter().enumerate().rev().take(LOOKUP) {
         if token == last {
             let same = before[..i].iter().rev().zip(before.iter().rev()).take(MAX_MATCH - 1);
-            let n = 1 + same.take_while(|(a, b)| a == b).count();
-            if n > best.0 {
-                best = (n, Some(i + 1));
-                if n == MAX_MATCH {
+            let n_same = 1 + same.take_while(|(a, b)| a == b).count();
+            if n_same > best.as_ref().map_or(MIN_MATCH - 1, |best| best.n_same) {
+                best = Some(Match { from: i + 1, n_same });
+                if n_same == MAX_MATCH {
                     break;
                 }
             }
         }
     }
-    best.1
+    best
 }
 
 #[cfg(test)]
@@ -278,10 +288,11 @@ mod tests {
         assert_eq!(lookup(&[]), None);
         assert_eq!(lookup(&[1, 2, 3, 4, 5]), None);
         assert_eq!(lookup(&[1, 2, 9, 1, 2]), None, "two tokens are too few");
-        assert_eq!(lookup(&[1, 2, 3, 9, 1, 2, 3]), Some(3));
+        let found = |from, n_same| Some(Match { from, n_same });
+        assert_eq!(lookup(&[1, 2, 3, 9, 1, 2, 3]), found(3, 3));
         // The longest wins, and of equals the latest.
-        assert_eq!(lookup(&[0, 1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), Some(4));
-        assert_eq!(lookup(&[1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), Some(7));
+        assert_eq!(lookup(&[0, 1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), found(4, 4));
+        assert_eq!(lookup(&[1, 2, 3, 7, 1, 2, 3, 8, 0, 1, 2, 3]), found(7, 3));
     }
 
     #[test]
@@ -313,17 +324,34 @@ mod tests {
         drafter.learn(8, 8);
         assert!(drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len() > first);
 
-        let mut drafter = Drafter::new(Speculation::Auto, None);
-        let mut rows = 0;
-        for _ in 0..200 {
-            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
-            if n > 0 {
-                drafter.learn(n, 0);
+        let wasted = |text: &[u32], cost: &mut StepCost| {
+            let mut drafter = Drafter::new(Speculation::Auto, None);
+            let mut rows = 0;
+            for _ in 0..200 {
+                let n = drafter.draft(text, MAX_DRAFT, 1, cost).len();
+                if n > 0 {
+                    drafter.learn(n, 0);
+                }
+                rows += n;
             }
-            rows += n;
-        }
+            rows
+        };
         // Each costs a tenth of a step.
-        assert!(rows <= 40, "{rows} rows of 200 steps were for nothing");
+        let short = wasted(&[1, 2, 3, 9, 8, 7, 1, 2, 3], &mut cost);
+        assert!(short <= 40, "{short} rows of 200 steps were for nothing");
+        let long = wasted(&text, &mut cost);
+        assert!(long <= 80, "{long} rows of 200 steps were for nothing, with long matches");
+    }
+
+    #[test]
+    fn a_longer_match_promises_more() {
+        let mut cost = cost();
+        let first = |n_same: u32, cost: &mut StepCost| {
+            let text: Vec<u32> = (0..n_same).chain(100..200).chain(0..n_same).collect();
+            Drafter::new(Speculation::Auto, None).draft(&text, MAX_DRAFT, 1, cost).len()
+        };
+        assert!(first(3, &mut cost) > 0);
+        assert!(first(12, &mut cost) > first(3, &mut cost));
     }
 
     #[test]
