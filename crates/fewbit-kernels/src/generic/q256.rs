@@ -99,6 +99,7 @@ pub(crate) unsafe fn tile<
         let per_sub = T::SUB / 4;
         let steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, per_sub);
         let subs = 32 / T::SUB;
+        let n_pairs = 4 * subs;
         let has_min = T::SCALES.have_min();
         let offset_shift = offset_shift::<T>();
         let has_offset = !has_min && (!T::SIGNED || S::I8_BIAS != 0);
@@ -109,23 +110,18 @@ pub(crate) unsafe fn tile<
             let metas = panels.map(|panel| panel.meta.add(b * T::META));
             let ints = metas.map(|meta| meta.add(if has_min { 4 } else { 2 } * PANEL_ROWS));
             let mut i = [[[S::i0(); R]; P]; N];
-            let mut k = [[[S::i0(); R]; P]; N];
             for g in 0..8 {
                 ahead.prefetch::<S>(b * 8 + g);
                 if W == GROUP {
                     prefetch_group::<S>(x.codes.cast::<u8>().wrapping_add((b * 8 + g) * 32 * GROUP));
                 }
                 let groups = panels.map(|panel| panel.codes.add((b * 8 + g) * CODE_BITS * 64));
-                // Factors of the activation sums, for the two halves of 16 columns.
-                let mut factors = [[[S::i0(); 2]; R]; P];
                 for s in 0..subs {
                     let mut scales = [[S::scale(S::i0()); R]; P];
                     for p in 0..P {
                         for r in 0..R {
                             let at = ints[p].add(r * S::LANES);
-                            let (scale, factor) = scale_and_factor::<S, T>(at, g * subs + s);
-                            scales[p][r] = S::scale(scale);
-                            factors[p][r][s] = factor;
+                            scales[p][r] = S::scale(scale_and_factor::<S, T>(at, g * subs + s).0);
                         }
                     }
                     for first in (0..per_sub).step_by(steps) {
@@ -182,41 +178,32 @@ pub(crate) unsafe fn tile<
                         }
                     }
                 }
-                if sums_begin || !has_min && !has_offset {
-                    continue;
-                }
-                if subs == 1 && g % 2 == 1 {
-                    // Factors of 32 columns: two groups at once.
-                    for p in 0..P {
-                        for r in 0..R {
-                            let before = scale_and_factor::<S, T>(ints[p].add(r * S::LANES), g - 1).1;
-                            let pair = S::pair16(before, factors[p][r][0]);
-                            for n in 0..N {
-                                let sums = S::splat4(x.pairs_32.add(((b * 4 + g / 2) * W + n) * 4));
-                                k[n][p][r] = S::dot2_i16(k[n][p][r], pair, sums);
-                            }
-                        }
-                    }
-                } else if subs == 2 {
-                    for p in 0..P {
-                        for r in 0..R {
-                            let pair = S::pair16(factors[p][r][0], factors[p][r][1]);
-                            for n in 0..N {
-                                let sums = S::splat4(x.pairs_16.add(((b * 8 + g) * W + n) * 4));
-                                k[n][p][r] = S::dot2_i16(k[n][p][r], pair, sums);
-                            }
-                        }
-                    }
-                }
             }
+            // Only now, as all sums together are more than there are registers.
+            let has_sums = has_min || has_offset && !sums_begin;
             for (p, panel) in panels.iter().enumerate() {
                 for r in 0..R {
                     let mut d = S::load_f16(metas[p].add(r * 2 * S::LANES).cast());
                     if T::FACTOR != 1.0 {
                         d = S::mul(d, S::splat_f(T::FACTOR));
                     }
+                    // Factors of the activation sums of two sub-blocks.
+                    let mut pairs = [S::pair16(S::i0(), S::i0()); 8];
+                    if has_sums {
+                        for (j, pair) in pairs.iter_mut().enumerate().take(n_pairs) {
+                            let factor = |j| scale_and_factor::<S, T>(ints[p].add(r * S::LANES), j).1;
+                            *pair = S::pair16(factor(2 * j), factor(2 * j + 1));
+                        }
+                    }
                     for n in 0..N {
-                        let (i, k) = (i[n][p][r], k[n][p][r]);
+                        let i = i[n][p][r];
+                        let mut k = S::i0();
+                        if has_sums {
+                            let sums = if subs == 2 { x.pairs_16 } else { x.pairs_32 };
+                            for (j, pair) in pairs.into_iter().enumerate().take(n_pairs) {
+                                k = S::dot2_i16(k, pair, S::splat4(sums.add(((b * n_pairs + j) * W + n) * 4)));
+                            }
+                        }
                         let y = panel.y.add(n * PANEL_ROWS + r * S::LANES);
                         let dx = S::splat_f(*x.scales.add(b * W + n));
                         let mut out = S::load_f(y);
