@@ -7,9 +7,12 @@
 //! Drafts come from a constraint that leaves no choice, and from the text itself (*lookup*: what followed the last
 //! time that the latest few tokens came up) or from a small model with the same vocabulary. Forced tokens are certain,
 //! so they are always worth their rows; how long a draft goes on behind them follows from what it is expected to bring
-//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory
-//! and to begin with guessed from how much came up before, and for the engine the time of a step by its rows. Where that does not pay, nothing is drafted, but for a try now
-//! and then.
+//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory and
+//! guessed at first from how many tokens came up alike, and for the engine the time of a step by its rows. Where that
+//! does not pay, nothing is drafted, but for a try now and then.
+//!
+//! An expectation may be wrong, after a passage that was copied above all. So drafts also have a budget: a request
+//! can lose by them a hundredth of its time, and a few tokens of what they have gained, whatever it expects.
 //!
 //! [`Sequence::take_logits`]: super::sequence::Sequence::take_logits
 
@@ -56,6 +59,12 @@ const MAX_MATCH: usize = 12;
 const LOOKUP: usize = 16 << 10;
 /// How much more tokens per second a draft must promise.
 const WORTH: f64 = 1.08;
+/// What drafts may lose at the beginning, in tokens that could have come instead.
+const FIRST_BUDGET: f64 = 0.75;
+/// What they may lose besides, for each step.
+const BUDGET_PER_STEP: f64 = 0.01;
+/// What they may lose at most from one moment on, however much they have gained.
+const MOST_BUDGET: f64 = 4.0;
 
 /// What a step costs by its rows, from steps without prompts.
 #[derive(Debug, Default)]
@@ -107,6 +116,10 @@ pub(super) struct Drafter {
     /// Drafted tokens that were right, and drafts that went wrong, the earlier ones counting less.
     hits: f64,
     misses: f64,
+    /// What drafts may lose, in tokens that could have come instead; never negative.
+    budget: f64,
+    /// What the draft under way takes of it.
+    price: f64,
     model: Option<Model>,
 }
 
@@ -121,7 +134,7 @@ struct Model {
 impl Drafter {
     pub(super) fn new(mode: Speculation, draft: Option<Arc<Core>>) -> Self {
         let model = draft.map(|core| Model { cache: core.new_cache(), core, tokens: Vec::new() });
-        Self { mode, hits: 0.0, misses: 0.0, model }
+        Self { mode, hits: 0.0, misses: 0.0, budget: FIRST_BUDGET, price: 0.0, model }
     }
 
     pub(super) fn is_off(&self) -> bool {
@@ -156,6 +169,7 @@ impl Drafter {
         if self.is_off() || most == 0 {
             return Vec::new();
         }
+        self.budget = MOST_BUDGET.min(self.budget + BUDGET_PER_STEP);
         if self.model.is_some() {
             let n = self.length(most, n_rows, cost, cost.draft_s.unwrap_or(0.0), 0.5);
             return if n == 0 { Vec::new() } else { self.ask_model(tokens, n, cost) };
@@ -175,13 +189,17 @@ impl Drafter {
         }
         let Some((step_s, row_s)) = cost.line() else { return 0 };
         let right = (self.hits + 2.0 * guess) / (self.hits + self.misses + 2.0);
+        let seconds = |n: usize| step_s + row_s * (n_rows + n) as f64 + draft_s * n as f64;
         let per_second = |n: usize| {
             // right + right^2 + ...: all up to the first that is wrong.
             let more = right * (1.0 - right.powi(n as i32)) / (1.0 - right);
-            (n_rows as f64 + more) / (step_s + row_s * (n_rows + n) as f64 + draft_s * n as f64)
+            (n_rows as f64 + more) / seconds(n)
         };
-        let best = (1..=most).max_by(|&a, &b| per_second(a).total_cmp(&per_second(b))).unwrap_or(0);
+        let price = |n: usize| (seconds(n) - seconds(0)) * per_second(0);
+        let affordable = (1..=most).take_while(|&n| price(n) <= self.budget);
+        let best = affordable.max_by(|&a, &b| per_second(a).total_cmp(&per_second(b))).unwrap_or(0);
         if best > 0 && per_second(best) > WORTH * per_second(0) {
+            self.price = price(best);
             return best;
         }
         // A chance that was not taken: what went wrong counts a little less the next time.
@@ -193,6 +211,7 @@ impl Drafter {
     pub(super) fn learn(&mut self, n_drafted: usize, n_right: usize) {
         self.hits = 0.9 * self.hits + n_right as f64;
         self.misses = 0.9 * self.misses + f64::from(u8::from(n_right < n_drafted));
+        self.budget = MOST_BUDGET.min(self.budget + n_right as f64 - std::mem::take(&mut self.price));
     }
 
     /// Lets the draft model go on with its most probable tokens. It gets no further than a chunk of the prompt in
@@ -324,23 +343,49 @@ mod tests {
         drafter.learn(8, 8);
         assert!(drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len() > first);
 
-        let wasted = |text: &[u32], cost: &mut StepCost| {
-            let mut drafter = Drafter::new(Speculation::Auto, None);
-            let mut rows = 0;
-            for _ in 0..200 {
-                let n = drafter.draft(text, MAX_DRAFT, 1, cost).len();
-                if n > 0 {
-                    drafter.learn(n, 0);
-                }
-                rows += n;
+        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let mut rows = 0;
+        for _ in 0..200 {
+            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
+            if n > 0 {
+                drafter.learn(n, 0);
             }
-            rows
-        };
+            rows += n;
+        }
         // Each costs a tenth of a step.
-        let short = wasted(&[1, 2, 3, 9, 8, 7, 1, 2, 3], &mut cost);
-        assert!(short <= 40, "{short} rows of 200 steps were for nothing");
-        let long = wasted(&text, &mut cost);
-        assert!(long <= 80, "{long} rows of 200 steps were for nothing, with long matches");
+        assert!(rows <= 27, "{rows} rows of 200 steps were for nothing");
+    }
+
+    #[test]
+    fn what_a_copied_passage_gained_is_not_lost_in_the_text_behind_it() {
+        let mut cost = cost();
+        let text = [5; 40];
+        let mut drafter = Drafter::new(Speculation::Auto, None);
+        for _ in 0..30 {
+            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
+            drafter.learn(n, n);
+        }
+        assert_eq!(drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len(), MAX_DRAFT);
+        let mut rows = 0;
+        for _ in 0..100 {
+            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
+            if n > 0 {
+                drafter.learn(n, 0);
+            }
+            rows += n;
+        }
+        // Four tokens, and one for the steps.
+        assert!(rows <= 50, "{rows} rows of 100 steps were for nothing");
+        // Where drafts are right again, they are soon as long as before.
+        let mut steps = 0;
+        while drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len() < MAX_DRAFT {
+            let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
+            if n > 0 {
+                drafter.learn(n, n);
+            }
+            steps += 1;
+            assert!(steps < 40, "it is tried again");
+        }
     }
 
     #[test]
