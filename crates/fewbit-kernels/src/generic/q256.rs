@@ -99,12 +99,13 @@ pub(crate) unsafe fn tile<
         let per_sub = T::SUB / 4;
         let steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, per_sub);
         let subs = 32 / T::SUB;
-        let n_pairs = 4 * subs;
+        let (n_pairs, pair_sums) = if subs == 2 { (8, x.pairs_16) } else { (4, x.pairs_32) };
         let has_min = T::SCALES.have_min();
         let offset_shift = offset_shift::<T>();
         let has_offset = !has_min && (!T::SIGNED || S::I8_BIAS != 0);
         // Sums begin with the offset where activations hold it ready and sums are wide. Else it is `k`, as minimums.
         let sums_begin = has_offset && !S::NARROW_SUMS && OFFSET_SHIFTS_256.contains(&offset_shift);
+        let has_sums = has_min || has_offset && !sums_begin;
         let small = !S::NARROW_SUMS && !T::SIGNED && fit_16_bits(4 * steps, T::BYTE_MAX);
         for b in 0..n_blocks {
             let metas = panels.map(|panel| panel.meta.add(b * T::META));
@@ -179,15 +180,14 @@ pub(crate) unsafe fn tile<
                     }
                 }
             }
-            // Only now, as all sums together are more than there are registers.
-            let has_sums = has_min || has_offset && !sums_begin;
             for (p, panel) in panels.iter().enumerate() {
                 for r in 0..R {
                     let mut d = S::load_f16(metas[p].add(r * 2 * S::LANES).cast());
                     if T::FACTOR != 1.0 {
                         d = S::mul(d, S::splat_f(T::FACTOR));
                     }
-                    // Factors of the activation sums of two sub-blocks.
+                    // Factors of the activation sums of two sub-blocks; multiplied only now, as `i` and `acc` of a
+                    // tile leave no registers for `k`.
                     let mut pairs = [S::pair16(S::i0(), S::i0()); 8];
                     if has_sums {
                         for (j, pair) in pairs.iter_mut().enumerate().take(n_pairs) {
@@ -199,9 +199,8 @@ pub(crate) unsafe fn tile<
                         let i = i[n][p][r];
                         let mut k = S::i0();
                         if has_sums {
-                            let sums = if subs == 2 { x.pairs_16 } else { x.pairs_32 };
                             for (j, pair) in pairs.into_iter().enumerate().take(n_pairs) {
-                                k = S::dot2_i16(k, pair, S::splat4(sums.add(((b * n_pairs + j) * W + n) * 4)));
+                                k = S::dot2_i16(k, pair, S::splat4(pair_sums.add(((b * n_pairs + j) * W + n) * 4)));
                             }
                         }
                         let y = panel.y.add(n * PANEL_ROWS + r * S::LANES);
