@@ -11,7 +11,7 @@ use fewbit_model::{KvCache, Logits, ModelError, PrefixTree};
 use super::draft::StepCost;
 use super::plan::Planner;
 use super::sequence::Sequence;
-use super::{Core, Metrics, Shared, as_engine};
+use super::{Call, Core, Metrics, Shared, as_engine};
 use crate::completion::{FinishReason, Usage};
 use crate::error::Error;
 use crate::session::Slot;
@@ -25,6 +25,8 @@ pub(super) struct Engine {
     /// In the order of their arrival. Those that were preempted come first.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Calls for which there is no room yet.
+    calls: VecDeque<Call>,
     prefixes: PrefixTree,
     /// Conversations, which keep caches while they rest; those that rest for longest come first.
     slots: VecDeque<Weak<Slot>>,
@@ -44,8 +46,8 @@ struct Part {
 impl Engine {
     pub(super) fn new(core: Arc<Core>, shared: Arc<Shared>) -> Self {
         let prefixes = core.decoder.new_prefix_tree();
-        let (waiting, running, slots, planner, cost, metrics) = Default::default();
-        Self { core, shared, waiting, running, prefixes, slots, planner, cost, metrics }
+        let (waiting, running, calls, slots, planner, cost, metrics) = Default::default();
+        Self { core, shared, waiting, running, calls, prefixes, slots, planner, cost, metrics }
     }
 
     /// Works until the scheduler is dropped.
@@ -71,7 +73,7 @@ impl Engine {
 
     /// One step, and what comes before it; `false` at the end.
     fn turn(&mut self) -> bool {
-        let calls = {
+        {
             let mut inbox = self.shared.lock();
             inbox.poked = false;
             if inbox.closed {
@@ -81,14 +83,22 @@ impl Engine {
                 inbox.requests.drain(..).map(|(request, trace, out)| Sequence::new(&self.core, request, trace, out));
             self.waiting.extend(new);
             inbox.n_waiting = self.waiting.len();
-            std::mem::take(&mut inbox.calls)
-        };
-        self.reap(Instant::now());
-        for call in calls {
-            // The caller hears of a panic by its missing answer.
-            let _ = catch_unwind(AssertUnwindSafe(|| call(&self.core, &mut self.prefixes)));
+            self.calls.append(&mut inbox.calls);
         }
-        self.admit();
+        self.reap(Instant::now());
+        for _ in 0..self.calls.len() {
+            let Some(call) = self.calls.pop_front() else { break };
+            if call.n_pages > 0 && !self.can_have(call.n_pages) {
+                self.calls.push_back(call);
+                continue;
+            }
+            // The caller hears of a panic by its missing answer.
+            let _ = catch_unwind(AssertUnwindSafe(|| (call.run)(&self.core, &mut self.prefixes)));
+        }
+        // Requests that would come in meanwhile could keep a large call waiting for ever.
+        if !self.calls.iter().any(|call| call.n_pages > 0) {
+            self.admit();
+        }
         // What has been let in does not wait any more, and others may.
         self.shared.lock().n_waiting = self.waiting.len();
         let before = (self.running.len(), self.waiting.len());
