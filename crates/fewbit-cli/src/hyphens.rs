@@ -38,7 +38,9 @@ pub(crate) fn sorted(program: &Command, args: impl Iterator<Item = OsString>) ->
             let own = command.into_iter().flat_map(Command::get_arguments);
             let takes_next = own.chain(global.iter().copied()).any(|known| takes_next(known, &text));
             options.push(arg);
-            options.extend(rest.next().filter(|_| takes_next));
+            if takes_next {
+                options.extend(rest.next());
+            }
         } else if command.is_none() {
             command = program.find_subcommand(&text);
             options.push(arg);
