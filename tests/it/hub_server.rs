@@ -24,7 +24,7 @@ pub(crate) struct Faults {
     pub(crate) busy: Mutex<Vec<u16>>,
     /// Every answer of the hub is this status, with this `x-error-code`.
     pub(crate) refuse: Mutex<Option<(u16, &'static str)>>,
-    /// Connections to the store that end after so many bytes.
+    /// Connections to the store that end in the middle of an answer, but for those that begin a file.
     pub(crate) cut: AtomicUsize,
     /// The store knows no ranges.
     pub(crate) no_ranges: Mutex<bool>,
@@ -159,7 +159,8 @@ impl State {
             let siblings = self.files.iter().map(|(path, bytes)| {
                 let mut file = serde_json::json!({ "rfilename": path, "size": bytes.len() });
                 if bytes.len() > LFS_BYTES {
-                    file["lfs"] = serde_json::json!({ "sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 134 });
+                    file["lfs"] =
+                        serde_json::json!({ "sha256": sha256(bytes), "size": bytes.len(), "pointerSize": 134 });
                     file["blobId"] = "0000000000000000000000000000000000000000".into();
                 } else {
                     file["blobId"] = git_sha1(bytes).into();
@@ -167,7 +168,8 @@ impl State {
                 file
             });
             let siblings: Vec<_> = siblings.collect();
-            let body = serde_json::json!({ "id": REPO, "sha": COMMIT, "gated": false, "siblings": siblings }).to_string();
+            let body =
+                serde_json::json!({ "id": REPO, "sha": COMMIT, "gated": false, "siblings": siblings }).to_string();
             write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len())?;
             return Ok(true);
         }
@@ -212,7 +214,8 @@ impl State {
                 bytes
             }
         };
-        if self.faults.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
+        let is_later = asked.range.is_some_and(|(from, _)| from > 0);
+        if is_later && self.faults.cut.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
             stream.write_all(&body[..body.len() / 2])?;
             return Ok(false);
         }

@@ -14,7 +14,8 @@ pub(crate) fn sorted(program: &Command, args: impl Iterator<Item = OsString>) ->
     let is_text = |arg: &OsStr| {
         let arg = arg.to_string_lossy();
         let name = arg.split('=').next().unwrap_or_default();
-        arg.starts_with('-') && arg.contains(char::is_whitespace)
+        arg.starts_with('-')
+            && arg.contains(char::is_whitespace)
             && !(arg.contains('=') && name.starts_with("--") && !name.contains(char::is_whitespace))
     };
     if !args.iter().any(|arg| is_text(arg)) {

@@ -76,7 +76,8 @@ pub(crate) fn install() {
     let signals: Vec<i32> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)).collect();
     // Without a handler the system's own way of ending programs remains.
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) {
-        let _ = std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.forever().for_each(caught));
+        let _ =
+            std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.forever().for_each(caught));
     }
 }
 

@@ -22,8 +22,17 @@ fn fewbit(home: &TempDir, endpoint: &str, args: &[&str]) -> Command {
     command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1").env("HOME", home.path());
     command.env("FEWBIT_HOME", home.path().join("fewbit")).env("HF_ENDPOINT", endpoint);
     for name in [
-        "HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "XDG_CACHE_HOME",
-        "OLLAMA_MODELS", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy",
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HF_TOKEN",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "XDG_CACHE_HOME",
+        "OLLAMA_MODELS",
+        "HTTP_PROXY",
+        "http_proxy",
+        "ALL_PROXY",
+        "all_proxy",
     ] {
         command.env_remove(name);
     }
@@ -53,14 +62,21 @@ fn a_model_of_the_hub_is_run_looked_at_and_listed() {
     assert_eq!(look["path"], Value::Null);
     assert_eq!(look["remote"]["bytes"], stories.len());
     assert_eq!(look["remote"]["files"][0], "s.Q4_K_M.gguf");
-    assert!(look["memory"]["total_bytes"].as_u64() > Some(0) && look["tensors"].as_array().is_some_and(|t| t.len() > 10));
+    assert!(
+        look["memory"]["total_bytes"].as_u64() > Some(0) && look["tensors"].as_array().is_some_and(|t| t.len() > 10)
+    );
     assert!(!home.path().join("fewbit").exists(), "nothing was fetched");
     let shown = text(&run(&["inspect", "org/repo:Q4_K_M"]).stdout);
     assert!(shown.starts_with("not fetched: ") && shown.contains("org/repo:Q4_K_M: GGUF version 3"), "{shown}");
 
     let args = ["run", "org/repo:Q4_K_M", "Once upon a time", "--raw", "--temp", "0", "-n", "18"];
     let output = run(&args);
-    assert_eq!(text(&output.stdout), ", there was a little girl named Lily. She loved to play out\n", "{}", text(&output.stderr));
+    assert_eq!(
+        text(&output.stdout),
+        ", there was a little girl named Lily. She loved to play out\n",
+        "{}",
+        text(&output.stderr)
+    );
     assert!(text(&output.stderr).contains("fetching from hf"), "{}", text(&output.stderr));
     let again = fewbit(&home, NOWHERE, &args).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert_eq!((again.stdout, text(&again.stderr)), (output.stdout, String::new()));
@@ -89,7 +105,8 @@ fn models_of_other_programs_are_run_by_the_names_that_are_shown() {
     let list = fewbit(&home, NOWHERE, &["list", "--all", "--json"]).output().unwrap();
     let name = json(&list)["found"][0]["name"].as_str().unwrap().to_owned();
     assert_eq!(name, "lmstudio:pub/repo/s.gguf");
-    let output = fewbit(&home, NOWHERE, &["run", &name, "Once upon a time", "--raw", "--temp", "0", "-n", "4", "--json"]);
+    let output =
+        fewbit(&home, NOWHERE, &["run", &name, "Once upon a time", "--raw", "--temp", "0", "-n", "4", "--json"]);
     assert!(json(&{ output }.output().unwrap())["text"].as_str().unwrap().starts_with(", there was"));
     let output = fewbit(&home, NOWHERE, &["run", "ollama:none", "x"]).output().unwrap();
     assert!(text(&output.stderr).contains("list --all"), "{}", text(&output.stderr));
@@ -158,6 +175,56 @@ fn outputs_that_are_no_files_are_written_through() {
     assert!(text(&output.stderr).contains("bits per weight"));
     let full = quantize("/dev/full").output().unwrap();
     assert_eq!(full.status.code(), Some(1), "{}", text(&full.stderr));
+}
+
+/// A server is reached through the proxy of the environment, unless it is among those that are not.
+#[test]
+fn proxies_are_heeded() {
+    let stories = fs::read(STORIES).unwrap();
+    let server = HubServer::new(&[("s.gguf", &stories)]);
+    let behind = server.url.trim_start_matches("http://").to_owned();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let proxy = format!("http://{}", listener.local_addr().unwrap());
+    let (sender, asked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let (behind, sender) = (behind.clone(), sender.clone());
+            std::thread::spawn(move || tunnel(stream, &behind, &sender));
+        }
+    });
+    let home = TempDir::new().unwrap();
+    // A host that only the proxy knows.
+    let pull = |name: &str, value: &str| {
+        let mut command = fewbit(&home, "http://hub.invalid", &["pull", "org/repo"]);
+        command.env(name, value).env_remove("NO_PROXY").env_remove("no_proxy");
+        command
+    };
+    for name in ["HTTP_PROXY", "ALL_PROXY"] {
+        while asked.try_recv().is_ok() {}
+        let output = pull(name, &proxy).output().unwrap();
+        assert!(output.status.success(), "{name}: {}", text(&output.stderr));
+        assert_eq!(asked.recv().unwrap(), "CONNECT hub.invalid:80");
+    }
+    while asked.try_recv().is_ok() {}
+    assert!(!pull("HTTPS_PROXY", &proxy).output().unwrap().status.success());
+    assert!(!pull("HTTP_PROXY", &proxy).env("NO_PROXY", "hub.invalid").output().unwrap().status.success());
+    assert!(asked.try_recv().is_err(), "a proxy for others");
+}
+
+/// One connection of a proxy that leads to `behind`, whatever it was asked for.
+fn tunnel(mut stream: std::net::TcpStream, behind: &str, asked: &std::sync::mpsc::Sender<String>) {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).is_ok_and(|n| n == 1) {
+        head.push(byte[0]);
+    }
+    let line = text(&head).lines().next().unwrap_or_default().replace(" HTTP/1.1", "");
+    let _ = asked.send(line);
+    let mut server = std::net::TcpStream::connect(behind).unwrap();
+    std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+    let (mut from, mut to) = (server.try_clone().unwrap(), stream.try_clone().unwrap());
+    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+    let _ = std::io::copy(&mut stream, &mut server);
 }
 
 /// Signals while something is fetched: what is there stays, the rest is tidied up, and the status says which.

@@ -6,6 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -364,6 +365,7 @@ impl ModelBuilder {
             load_time,
             limits,
             trace_text: self.trace_text,
+            guests: AtomicUsize::new(0),
         });
         Ok(Model {
             inner: Arc::new(Inner {
@@ -698,6 +700,7 @@ impl Inner {
         let cache = self.scheduler.call_with_room(n_tokens, move |core, _| {
             let mut cache = core.decoder.new_cache_with(&loras);
             cache.reserve(n_tokens)?;
+            core.guests.fetch_add(1, Ordering::SeqCst);
             Ok::<_, ModelError>(cache)
         })??;
         Ok(Reserved { inner: Arc::clone(self), cache: Some(cache) })
@@ -744,6 +747,7 @@ impl Reserved {
 impl Drop for Reserved {
     fn drop(&mut self) {
         drop(self.cache.take());
+        self.inner.core.guests.fetch_sub(1, Ordering::SeqCst);
         self.inner.scheduler.look_again();
     }
 }

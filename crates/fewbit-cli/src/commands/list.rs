@@ -28,9 +28,9 @@ pub(crate) fn run(common: &Common, args: &ListArgs) -> anyhow::Result<()> {
             .collect();
         let mut object = json!({ "home": hub.home(), "models": models });
         if args.all {
-            let found = found.iter().map(|found| {
-                json!({ "name": found.name, "path": found.path, "bytes": found.bytes, "place": found.place })
-            });
+            let found = found.iter().map(
+                |found| json!({ "name": found.name, "path": found.path, "bytes": found.bytes, "place": found.place }),
+            );
             object["found"] = found.collect();
         }
         return print_json(&object);

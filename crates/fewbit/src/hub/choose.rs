@@ -5,8 +5,26 @@ use super::{Choice, HubError, RepoName};
 /// Types in the order in which one is taken where none is named: what llama.cpp and Ollama take first, then the next
 /// larger and smaller ones that are of use on most computers.
 const DEFAULT_TYPES: [&str; 20] = [
-    "Q4_K_M", "UD-Q4_K_XL", "Q4_K_S", "Q4_K", "IQ4_XS", "IQ4_NL", "MXFP4", "MXFP4_MOE", "Q4_0", "Q4_1", "Q5_K_M",
-    "Q5_K_S", "Q5_0", "Q6_K", "Q8_0", "Q3_K_M", "Q2_K", "BF16", "F16", "FP16",
+    "Q4_K_M",
+    "UD-Q4_K_XL",
+    "Q4_K_S",
+    "Q4_K",
+    "IQ4_XS",
+    "IQ4_NL",
+    "MXFP4",
+    "MXFP4_MOE",
+    "Q4_0",
+    "Q4_1",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_0",
+    "Q6_K",
+    "Q8_0",
+    "Q3_K_M",
+    "Q2_K",
+    "BF16",
+    "F16",
+    "FP16",
 ];
 
 /// One file of a repo.
@@ -63,14 +81,9 @@ impl Model<'_> {
 /// Chooses.
 pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selected<'a>, HubError> {
     let models = models(files);
-    let selected = |model: &Model<'a>, is_best| {
-        Ok(Selected { files: model.files.clone(), is_folder: false, is_best })
-    };
-    let missing = |asked: &str| HubError::NoSuchFile {
-        repo: name.repo.clone(),
-        asked: asked.to_owned(),
-        found: names(&models),
-    };
+    let selected = |model: &Model<'a>, is_best| Ok(Selected { files: model.files.clone(), is_folder: false, is_best });
+    let missing =
+        |asked: &str| HubError::NoSuchFile { repo: name.repo.clone(), asked: asked.to_owned(), found: names(&models) };
     match &name.choice {
         Choice::File(path) => {
             let of_path = models.iter().find(|model| model.files.iter().any(|file| file.path == *path));
@@ -163,8 +176,13 @@ fn has_safetensors(files: &[RepoFile]) -> bool {
 /// What of a folder with safetensors files is read: weights, configuration, tokenizer.
 fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
     const NAMES: [&str; 7] = [
-        "merges.txt", "tokenizer.model", "chat_template.jinja", "1_Pooling/config.json", "tekken.json",
-        "sentencepiece.bpe.model", "spiece.model",
+        "merges.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "1_Pooling/config.json",
+        "tekken.json",
+        "sentencepiece.bpe.model",
+        "spiece.model",
     ];
     let weights: Vec<&RepoFile> = files
         .iter()
@@ -198,15 +216,27 @@ mod tests {
     }
 
     const MANY: [&str; 9] = [
-        "README.md", "M.IQ4_XS.gguf", "M.Q4_K_M.gguf", "M.Q4_K_S.gguf", "M-UD-Q4_K_M.gguf", "M.Q8_0.gguf",
-        "mmproj-M.Q4_K_M.gguf", "M.imatrix.gguf", "BF16/M-BF16-00001-of-00002.gguf",
+        "README.md",
+        "M.IQ4_XS.gguf",
+        "M.Q4_K_M.gguf",
+        "M.Q4_K_S.gguf",
+        "M-UD-Q4_K_M.gguf",
+        "M.Q8_0.gguf",
+        "mmproj-M.Q4_K_M.gguf",
+        "M.imatrix.gguf",
+        "BF16/M-BF16-00001-of-00002.gguf",
     ];
 
     #[test]
     fn a_type_is_found_by_its_name() {
         for (tag, file) in [
-            ("Q4_K_M", "M.Q4_K_M.gguf"), ("q4_k_m", "M.Q4_K_M.gguf"), ("Q4_K", "M.Q4_K_M.gguf"), ("Q4", "M.Q4_K_M.gguf"),
-            ("UD-Q4_K_M", "M-UD-Q4_K_M.gguf"), ("Q8", "M.Q8_0.gguf"), ("IQ4_XS", "M.IQ4_XS.gguf"),
+            ("Q4_K_M", "M.Q4_K_M.gguf"),
+            ("q4_k_m", "M.Q4_K_M.gguf"),
+            ("Q4_K", "M.Q4_K_M.gguf"),
+            ("Q4", "M.Q4_K_M.gguf"),
+            ("UD-Q4_K_M", "M-UD-Q4_K_M.gguf"),
+            ("Q8", "M.Q8_0.gguf"),
+            ("IQ4_XS", "M.IQ4_XS.gguf"),
         ] {
             assert_eq!(chosen(&format!("o/r:{tag}"), &MANY).unwrap(), [file], "{tag}");
         }
@@ -234,12 +264,26 @@ mod tests {
     #[test]
     fn a_folder_is_what_is_read_of_it() {
         let files = [
-            "config.json", "README.md", "tokenizer.json", "model-00001-of-00002.safetensors", "pytorch_model.bin",
-            "model-00002-of-00002.safetensors", "model.safetensors.index.json", "consolidated.safetensors",
-            "onnx/model.onnx", "onnx/config.json", "additional_chat_templates/tool_use.jinja", "merges.txt",
+            "config.json",
+            "README.md",
+            "tokenizer.json",
+            "model-00001-of-00002.safetensors",
+            "pytorch_model.bin",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+            "onnx/model.onnx",
+            "onnx/config.json",
+            "additional_chat_templates/tool_use.jinja",
+            "merges.txt",
         ];
         let found = chosen("o/r", &files).unwrap();
-        for path in ["config.json", "model-00002-of-00002.safetensors", "merges.txt", "additional_chat_templates/tool_use.jinja"] {
+        for path in [
+            "config.json",
+            "model-00002-of-00002.safetensors",
+            "merges.txt",
+            "additional_chat_templates/tool_use.jinja",
+        ] {
             assert!(found.iter().any(|found| found == path), "{path}");
         }
         assert_eq!(found.len(), 7, "{found:?}");

@@ -64,9 +64,8 @@ impl Client {
             if let Some(range) = range {
                 request = request.header(header::RANGE, range);
             }
-            let response = request
-                .call()
-                .map_err(|error| HubError::Network { url: url.to_owned(), reason: describe(&error) })?;
+            let response =
+                request.call().map_err(|error| HubError::Network { url: url.to_owned(), reason: describe(&error) })?;
             let status = response.status().as_u16();
             if !matches!(status, 429 | 502 | 503 | 504) {
                 return Ok(response);
@@ -220,8 +219,13 @@ mod tests {
         assert_eq!(of(https, &all[1..2]), None);
         assert_eq!(of(https, &[]), None);
         for (direct, is_direct) in [
-            ("huggingface.co", true), (".co", true), ("*", true), ("x.co, HuggingFace.co", true), ("face.co", false),
-            ("", false), ("hf.co", false),
+            ("huggingface.co", true),
+            (".co", true),
+            ("*", true),
+            ("x.co, HuggingFace.co", true),
+            ("face.co", false),
+            ("", false),
+            ("hf.co", false),
         ] {
             let found = of(https, &[all[0], ("NO_PROXY", direct)]);
             assert_eq!(found.is_none(), is_direct, "{direct}");

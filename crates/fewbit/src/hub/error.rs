@@ -56,7 +56,10 @@ pub enum HubError {
     },
 
     /// No model has this name.
-    #[error("no model is called `{name}`: {}; a file is given by its path, and a repo of the Hugging Face Hub as org/repo", suggest(name, known))]
+    #[error(
+        "no model is called `{name}`: {}; a file is given by its path, and a repo of the Hugging Face Hub as org/repo",
+        suggest(name, known)
+    )]
     UnknownModel {
         /// The name asked for.
         name: String,
@@ -89,7 +92,9 @@ pub enum HubError {
     },
 
     /// Something would have to be fetched, and may not be.
-    #[error("`{name}` is not on this computer, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) says not to fetch anything: unset it, or fetch the model elsewhere")]
+    #[error(
+        "`{name}` is not on this computer, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) says not to fetch anything: unset it, or fetch the model elsewhere"
+    )]
     Offline {
         /// The model.
         name: String,

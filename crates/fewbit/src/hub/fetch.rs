@@ -100,12 +100,7 @@ fn fetch_pinned(
 }
 
 /// Brings one file to `path`: what `source` has, if it is what `pin` says.
-pub(super) fn fetch_file(
-    path: &Path,
-    pin: &Pin,
-    source: &dyn Source,
-    progress: &dyn Progress,
-) -> Result<(), HubError> {
+pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: &dyn Progress) -> Result<(), HubError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| HubError::io("create", folder, error))?;
     let mut part_path = path.as_os_str().to_owned();

@@ -130,21 +130,24 @@ impl HfSource {
         Err(HubError::Size { location: url.to_owned(), expected_bytes, found_bytes })
     }
 
-    /// What is missing, in parts over several connections; they are appended in order. `false` if the server gives no
-    /// parts of files.
+    /// What is missing, in parts over several connections; they are appended in order. `false` if that does
+    /// not work with this server, before anything was appended.
     fn get_parallel(&self, client: &Client, url: &str, part: &mut PartFile<'_>) -> Result<bool, HubError> {
         let total = part.expected_bytes();
         let first = part.len();
         let (bytes, found_bytes, place) = match client.range(url, first, first.saturating_add(self.range_bytes)) {
             Ok(range) => range,
-            Err(HubError::BadAnswer { .. }) => return Ok(false),
+            // One connection may do what several cannot, and takes up again what breaks.
+            Err(HubError::BadAnswer { .. } | HubError::Network { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
         self.check_size(url, part, found_bytes)?;
-        let mut append = |bytes: Vec<u8>| part.append(&mut &bytes[..], url, &|error| HubError::Network {
-            url: url.to_owned(),
-            reason: error.to_string(),
-        });
+        let mut append = |bytes: Vec<u8>| {
+            part.append(&mut &bytes[..], url, &|error| HubError::Network {
+                url: url.to_owned(),
+                reason: error.to_string(),
+            })
+        };
         append(bytes)?;
         let starts = |worker: usize| {
             let step = self.range_bytes.saturating_mul(self.connections as u64);
@@ -152,21 +155,24 @@ impl HfSource {
             (0..).map_while(move |i: u64| first.checked_add(step.checked_mul(i)?)).take_while(move |&at| at < total)
         };
         thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.connections).map(|worker| {
-                let (sender, receiver) = sync_channel(1);
-                let place = &place;
-                scope.spawn(move || {
-                    for at in starts(worker) {
-                        let result = self.part(client, url, place, at, at.saturating_add(self.range_bytes).min(total));
-                        let is_end = result.is_err();
-                        // A reader that is gone wants no more.
-                        if sender.send(result).is_err() || is_end {
-                            break;
+            let workers: Vec<_> = (0..self.connections)
+                .map(|worker| {
+                    let (sender, receiver) = sync_channel(1);
+                    let place = &place;
+                    scope.spawn(move || {
+                        for at in starts(worker) {
+                            let result =
+                                self.part(client, url, place, at, at.saturating_add(self.range_bytes).min(total));
+                            let is_end = result.is_err();
+                            // A reader that is gone wants no more.
+                            if sender.send(result).is_err() || is_end {
+                                break;
+                            }
                         }
-                    }
-                });
-                receiver
-            }).collect();
+                    });
+                    receiver
+                })
+                .collect();
             // Round by round, as the parts lie in the file; the end of a worker is the end of the file.
             for worker in workers.iter().cycle() {
                 match worker.recv() {

@@ -224,7 +224,7 @@ impl Hub {
                 match spec {
                     SourceSpec::Hf { repo, revision, file } => {
                         Box::new(HfSource::with_settings(&self.settings, repo, revision, file))
-                    },
+                    }
                     SourceSpec::Pypi { package, version, member } => {
                         Box::new(PypiSource::new(package, version, member))
                     }

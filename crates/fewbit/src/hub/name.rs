@@ -147,7 +147,9 @@ pub(super) fn is_safe_path(path: &str) -> bool {
     !path.is_empty()
         && !path.contains(['\\', ':', '*', '?', '"', '<', '>', '|'])
         && !path.chars().any(char::is_control)
-        && path.split('/').all(|part| !part.is_empty() && !part.starts_with("..") && part != "." && !part.ends_with(['.', ' ']))
+        && path
+            .split('/')
+            .all(|part| !part.is_empty() && !part.starts_with("..") && part != "." && !part.ends_with(['.', ' ']))
 }
 
 #[cfg(test)]
@@ -188,11 +190,19 @@ mod tests {
 
     #[test]
     fn paths_and_registry_names_are_no_names_of_a_hub() {
-        for text in ["smollm2", "./a/b", "../a/b", "/a/b", "a/b/c", "a/b.gguf", "a/b/c.gguf", "~/a", "a//b", "a/..", ""] {
+        for text in ["smollm2", "./a/b", "../a/b", "/a/b", "a/b/c", "a/b.gguf", "a/b/c.gguf", "~/a", "a//b", "a/..", ""]
+        {
             assert_eq!(name(text), None, "{text}");
         }
         assert_eq!(name("a\\b"), None);
-        for text in ["https://example.com/a/b", "hf.co/a", "hf.co/a/b/../c.gguf", "hf.co/a/b@../x", "hf.co/a/b/readme", "a/b:x y"] {
+        for text in [
+            "https://example.com/a/b",
+            "hf.co/a",
+            "hf.co/a/b/../c.gguf",
+            "hf.co/a/b@../x",
+            "hf.co/a/b/readme",
+            "a/b:x y",
+        ] {
             assert!(name(text).is_some_and(|text| text.starts_with('!')), "{text}");
         }
     }

@@ -83,7 +83,9 @@ impl Peek {
             let path = root.join(&file.path);
             if file.path.ends_with(".safetensors") {
                 peek.safetensors(&client, &source(file).location(), &path)?;
-            } else if let Some(bytes) = file.bytes.filter(|_| !file.path.starts_with("tokenizer") && file.path != "vocab.json") {
+            } else if let Some(bytes) =
+                file.bytes.filter(|_| !file.path.starts_with("tokenizer") && file.path != "vocab.json")
+            {
                 let contents = small_bytes(settings, &source(file), file, bytes)?;
                 peek.fetched_bytes += bytes;
                 put(&path, 0, &contents, bytes)?;

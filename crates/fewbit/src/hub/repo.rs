@@ -107,13 +107,7 @@ pub(super) fn is_here(path: &Path, file: &RepoFile) -> bool {
 }
 
 /// A file that is not in LFS, which has the hash that git gives it.
-fn small(
-    settings: &HfSettings,
-    source: &HfSource,
-    file: &RepoFile,
-    bytes: u64,
-    path: &Path,
-) -> Result<(), HubError> {
+fn small(settings: &HfSettings, source: &HfSource, file: &RepoFile, bytes: u64, path: &Path) -> Result<(), HubError> {
     let contents = small_bytes(settings, source, file, bytes)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let write = || {

@@ -192,7 +192,10 @@ impl HubError {
     fn is_unreachable(&self) -> bool {
         matches!(
             self,
-            Self::Network { .. } | Self::Busy { .. } | Self::Offline { .. } | Self::NotCached { .. }
+            Self::Network { .. }
+                | Self::Busy { .. }
+                | Self::Offline { .. }
+                | Self::NotCached { .. }
                 | Self::Status { status: 500.., .. }
         )
     }

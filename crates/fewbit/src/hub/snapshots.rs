@@ -88,9 +88,9 @@ impl Snapshots {
 
     /// Notes what there is at a commit, and that a revision is there.
     pub(super) fn note(&self, repo: &str, revision: &str, commit: &str, files: &[RepoFile]) -> std::io::Result<()> {
-        let list = files.iter().map(|f| {
-            json!({ "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "git_sha1": f.git_sha1 })
-        });
+        let list = files
+            .iter()
+            .map(|f| json!({ "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "git_sha1": f.git_sha1 }));
         write(&self.listing_path(repo, commit), &Value::Array(list.collect()).to_string())?;
         if is_commit(revision) { Ok(()) } else { write(&self.repo(repo).join("refs").join(revision), commit) }
     }

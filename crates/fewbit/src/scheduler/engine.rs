@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -88,7 +89,7 @@ impl Engine {
         self.reap(Instant::now());
         for _ in 0..self.calls.len() {
             let Some(call) = self.calls.pop_front() else { break };
-            if call.n_pages > 0 && !self.can_have(call.n_pages) {
+            if call.n_pages > 0 && !self.has_room_for_guest(call.n_pages) {
                 self.calls.push_back(call);
                 continue;
             }
@@ -198,6 +199,24 @@ impl Engine {
         }
     }
 
+    /// Whether there are `n` running requests and nobody else whose end would make room.
+    fn is_alone(&self, n: usize) -> bool {
+        self.running.len() == n && self.core.guests.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether there is room for a sequence of no request. Requests whose readers are behind give way to it, for there
+    /// is no telling when they go on; others end some time.
+    fn has_room_for_guest(&mut self, n_pages: usize) -> bool {
+        while !self.can_have(n_pages) {
+            let Some(index) = self.running.iter().rposition(|sequence| !sequence.wants_more()) else { return false };
+            let mut sequence = self.running.remove(index);
+            sequence.give_way();
+            self.waiting.push_front(sequence);
+            self.metrics.preempted += 1;
+        }
+        true
+    }
+
     /// Lets waiting requests in, as far as there is room.
     fn admit(&mut self) {
         while self.running.len() < self.core.limits.max_running
@@ -205,7 +224,7 @@ impl Engine {
         {
             let known = self.known_prefix(&mut sequence);
             let needed = known.pages_to_append(sequence.tokens().len() - known.len());
-            if !self.can_have(needed) && !self.running.is_empty() {
+            if !self.can_have(needed) && !self.is_alone(0) {
                 sequence.cache = known;
                 self.waiting.push_front(sequence);
                 break;
@@ -316,7 +335,7 @@ impl Engine {
             if had_drafts {
                 continue;
             }
-            if self.running.len() == 1 {
+            if self.is_alone(1) {
                 self.running[0].finish(FinishReason::Length);
                 self.reap(Instant::now());
                 return Vec::new();

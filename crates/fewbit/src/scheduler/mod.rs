@@ -32,7 +32,7 @@ mod trace;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     /// Whether spans get texts.
     pub(crate) trace_text: bool,
+    /// Sequences of no request that hold pages: texts that are being scored. Their end makes room.
+    pub(crate) guests: AtomicUsize,
 }
 
 impl Core {
