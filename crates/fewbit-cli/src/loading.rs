@@ -105,7 +105,7 @@ pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
 fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     let utf16 = |read: fn([u8; 2]) -> u16| {
         let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
-        let is_whole = bytes.len() % 2 == 0;
+        let is_whole = bytes.len().is_multiple_of(2);
         let text: Result<String, _> = char::decode_utf16(units).collect();
         text.ok().filter(|_| is_whole).ok_or_else(|| "it begins as UTF-16, and is not".to_owned())
     };

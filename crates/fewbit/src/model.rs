@@ -23,6 +23,8 @@ use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::file::{ModelFile, open};
 use crate::generate::{Generate, Prompt};
+#[cfg(feature = "hub")]
+use crate::hub::Peek;
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress, RepoName};
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
@@ -237,11 +239,12 @@ impl ModelBuilder {
         self
     }
 
-    /// What the model takes with these settings, from the header of its file: nothing is loaded. Keys and values
+    /// What the model takes with these settings, from the header of its file: nothing is loaded, and of a model of a
+    /// hub that is not here nothing else is fetched. Keys and values
     /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
     pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
-        self.estimate(&open(&path)?, &path).map(|(estimate, _)| estimate)
+        let headers = Headers::of(name_or_path.as_ref())?;
+        self.estimate(&open(headers.path())?, headers.path()).map(|(estimate, _)| estimate)
     }
 
     /// The estimate, and the tokens of a context.
@@ -420,11 +423,11 @@ fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error>
         let path = Hub::from_env()?.resolve_repo(&name?, progress)?;
         return Ok(Located { path, defaults });
     }
-    if !path.exists() && name_or_path.contains(':') {
-        match Hub::from_env()?.find_elsewhere(name_or_path) {
-            Some(path) => return Ok(Located { path: path?, defaults }),
-            None => {}
-        }
+    if !path.exists()
+        && name_or_path.contains(':')
+        && let Some(path) = Hub::from_env()?.find_elsewhere(name_or_path)
+    {
+        return Ok(Located { path: path?, defaults });
     }
     let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
     if is_path || name_or_path.is_empty() {
@@ -438,6 +441,39 @@ fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error>
         }
         Err(HubError::UnknownModel { .. }) if path.exists() => Ok(Located { path, defaults }),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// What can be opened to see what a model is.
+enum Headers {
+    Here(PathBuf),
+    #[cfg(feature = "hub")]
+    Elsewhere(Peek),
+}
+
+impl Headers {
+    /// The file that is meant, or the headers of one that is not here.
+    fn of(name_or_path: &str) -> Result<Self, Error> {
+        #[cfg(feature = "hub")]
+        if !Path::new(name_or_path).exists() {
+            let hub = Hub::from_env()?;
+            match hub.peek(name_or_path) {
+                Ok(Some(peek)) => return Ok(Self::Elsewhere(peek)),
+                Ok(None) => {}
+                // One of the registry may have other sources.
+                Err(_) if hub.registry().get(name_or_path).is_some() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self::Here(resolve(name_or_path, &|_: &Event<'_>| {})?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Here(path) => path,
+            #[cfg(feature = "hub")]
+            Self::Elsewhere(peek) => peek.path(),
+        }
     }
 }
 
@@ -456,11 +492,12 @@ impl Model {
     }
 
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
-    /// loaded.
+    /// loaded, and of a model of a hub that is not here nothing else is fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        let headers = Headers::of(name_or_path.as_ref())?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
-        estimate(open(&path)?.weights(), isa, n_ctx, None).map_err(|error| Error::Load { path, error })
+        let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
+        estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
     }
 
     /// Loads a model with other settings.

@@ -110,7 +110,9 @@ pub enum HubError {
     },
 
     /// The hub has no such repo, or does not show it to this user.
-    #[error("{url}: there is no such repo, or it is private (check the name; for a private one set HF_TOKEN)")]
+    #[error(
+        "{url}: there is no such repo, or it is private (check the name, or the path if a file of this computer was meant; for a private repo set HF_TOKEN)"
+    )]
     NoSuchRepo {
         /// What was asked for.
         url: String,

@@ -142,7 +142,10 @@ pub(super) fn in_snapshots(snapshots: &Snapshots, place: &'static str) -> Vec<Fo
                 let name = name(Choice::File(file.path.clone()));
                 match choose(&name, &files) {
                     // The first part of a model that is whole, and no projector.
-                    Ok(selected) if selected.files[0].path == file.path && !file.path.contains("mmproj") => {
+                    Ok(selected)
+                        if selected.files[0].path == file.path
+                            && !["mmproj", "imatrix"].iter().any(|part| file.path.contains(part)) =>
+                    {
                         let bytes = selected.files.iter().filter_map(|file| file.bytes).sum();
                         add(name, folder.join(&file.path), bytes);
                     }

@@ -12,7 +12,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::choose::RepoFile;
 use super::name::is_safe_path;
@@ -87,10 +87,11 @@ impl Snapshots {
     }
 
     /// Notes what there is at a commit, and that a revision is there.
+    #[cfg(feature = "hub")]
     pub(super) fn note(&self, repo: &str, revision: &str, commit: &str, files: &[RepoFile]) -> std::io::Result<()> {
-        let list = files
-            .iter()
-            .map(|f| json!({ "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "git_sha1": f.git_sha1 }));
+        let list = files.iter().map(
+            |f| serde_json::json!({ "path": f.path, "bytes": f.bytes, "sha256": f.sha256, "git_sha1": f.git_sha1 }),
+        );
         write(&self.listing_path(repo, commit), &Value::Array(list.collect()).to_string())?;
         if is_commit(revision) { Ok(()) } else { write(&self.repo(repo).join("refs").join(revision), commit) }
     }
@@ -113,6 +114,7 @@ impl Snapshots {
 }
 
 /// A file that another process may be reading appears whole.
+#[cfg(feature = "hub")]
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
     fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;

@@ -91,10 +91,13 @@ pub(crate) struct Limits {
 }
 
 /// Work for the engine thread between two steps.
+type Work = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
+
+/// Work, and what it needs.
 struct Call {
     /// Pages of keys and values that it takes and keeps. It waits until there is room for them.
     n_pages: usize,
-    run: Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>,
+    run: Work,
 }
 
 /// What callers put in for the engine thread.
