@@ -25,6 +25,9 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     if let Some(system) = &args.system {
         request = request.system(system);
     }
+    for (name, value) in &args.template_var {
+        request = request.template_var(name, value.clone());
+    }
     if let Some(constraint) = constraint {
         request = request.constraint(constraint);
     }
@@ -46,6 +49,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     let mut out = Out::new();
     for piece in &mut stream {
         let piece = piece?;
+        crate::output::reasoning(&piece.reasoning);
         if !piece.text.is_empty() {
             out.text(&piece.text)?;
             out.flush()?;
@@ -82,6 +86,7 @@ fn logprob_json(of: &TokenLogprob) -> Value {
 pub(crate) fn completion_json(completion: &Completion) -> Value {
     json!({
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "token_ids": completion.tokens,
         "prompt_token_ids": completion.prompt_tokens,
         "finish_reason": completion.finish_reason.as_str(),
