@@ -189,6 +189,15 @@ fn lora(text: &str) -> Result<(PathBuf, f32), String> {
     }
 }
 
+/// `NAME=VALUE`: a value that is JSON, else a text.
+fn template_var(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE, such as enable_thinking=false")?;
+    if name.is_empty() {
+        return Err("give a name before `=`".to_owned());
+    }
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
 /// `ID=BIAS`.
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let (token, bias) = text.split_once('=').ok_or("give ID=BIAS, such as 50=-2.5")?;
@@ -235,6 +244,9 @@ pub(crate) struct RunArgs {
     /// Give the log probability of each token, and of the N most probable ones beside it (with --json)
     #[arg(long, value_name = "N", requires = "json")]
     pub(crate) logprobs: Option<usize>,
+    /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, conflicts_with = "raw")]
+    pub(crate) template_var: Vec<(String, serde_json::Value)>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -248,6 +260,9 @@ pub(crate) struct ChatArgs {
     /// Tell the model how to behave
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+    /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    pub(crate) template_var: Vec<(String, serde_json::Value)>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]

@@ -28,7 +28,8 @@ use crate::hub::Peek;
 use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress, RepoName};
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
-use crate::tools::Tool;
+use crate::tools::{Form, ReasoningStyle, Tool, ToolStyle};
+use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 /// Tokens of the text whose logits identify a model.
@@ -64,7 +65,12 @@ pub(crate) struct Inner {
     template: Template,
     /// For conversations with tools, where that is another one.
     tool_template: Template,
+    tool_style: ToolStyle,
+    reasoning_style: Option<ReasoningStyle>,
+    /// Whether the template puts tools into the prompt.
+    shows_tools: OnceLock<bool>,
     defaults: ChatDefaults,
+    template_vars: Map<String, Value>,
     path: PathBuf,
     file_bytes: u64,
     context_length: usize,
@@ -123,6 +129,9 @@ pub struct ModelBuilder {
     prefix_memory: Option<u64>,
     loras: Vec<(PathBuf, f32)>,
     chat_template: Option<String>,
+    template_vars: Map<String, Value>,
+    tool_style: Option<ToolStyle>,
+    reasoning_style: Option<ReasoningStyle>,
     trace_text: bool,
     tokenizer: TokenizerOptions,
     progress: Option<Box<dyn Progress>>,
@@ -279,6 +288,25 @@ impl ModelBuilder {
         self
     }
 
+    /// A variable of the chat template for all requests that set no other value: see
+    /// [`ChatBuilder::template_var`](crate::ChatBuilder::template_var).
+    pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.template_vars.insert(name.into(), value.into());
+        self
+    }
+
+    /// How the model writes calls of tools, instead of what its template and its vocabulary show.
+    pub fn tool_style(mut self, style: ToolStyle) -> Self {
+        self.tool_style = Some(style);
+        self
+    }
+
+    /// How the model writes its reasoning, instead of what its template and its vocabulary show.
+    pub fn reasoning_style(mut self, style: ReasoningStyle) -> Self {
+        self.reasoning_style = Some(style);
+        self
+    }
+
     /// The pre-tokenizer to use instead of the one that the file names (`tokenizer.ggml.pre`), for files
     /// that name none or an unknown one. The wrong one gives wrong tokens.
     pub fn pre_tokenizer(mut self, name: impl Into<String>) -> Self {
@@ -342,6 +370,16 @@ impl ModelBuilder {
                 (of(tokenizer.chat_template()), of(tokenizer.tool_template()))
             }
         };
+        let sources = match &self.chat_template {
+            Some(source) => source.clone(),
+            None => [tokenizer.chat_template(), tokenizer.tool_template()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .concat(),
+        };
+        let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
+        let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
         let decoder =
             Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
         let trained = decoder.config().context_length;
@@ -376,7 +414,11 @@ impl ModelBuilder {
                 core,
                 template,
                 tool_template,
+                tool_style,
+                reasoning_style,
+                shows_tools: OnceLock::new(),
                 defaults,
+                template_vars: self.template_vars,
                 file_bytes: file.file_bytes(),
                 path,
                 context_length,
@@ -710,22 +752,99 @@ impl Model {
         }
     }
 
-    /// The tokens of a conversation, up to where the assistant's next message begins.
-    pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
+    /// Variables of the chat template for requests that set no others.
+    pub(crate) fn template_vars(&self) -> &Map<String, Value> {
+        &self.inner.template_vars
+    }
+
+    /// How the model writes calls: what its template or its vocabulary show, unless it was loaded with another style.
+    pub fn tool_style(&self) -> ToolStyle {
+        self.inner.tool_style
+    }
+
+    /// How the model writes its reasoning; `None` if nothing shows it: then an answer that begins with one of the known
+    /// marks has reasoning.
+    pub fn reasoning_style(&self) -> Option<ReasoningStyle> {
+        self.inner.reasoning_style
+    }
+
+    fn template(&self, has_tools: bool) -> Result<&ChatTemplate, Error> {
         let template = match (&self.inner.template, &self.inner.tool_template) {
             (template, Template::Missing) => template,
-            (template, _) if tools.is_empty() => template,
+            (template, _) if !has_tools => template,
             (_, template) => template,
         };
-        let template = match template {
-            Template::Ready(template) => template,
-            Template::Missing => return Err(Error::NoChatTemplate),
-            Template::Broken(error) => return Err(Arc::clone(error).into()),
-        };
-        let tokenizer = self.tokenizer();
+        match template {
+            Template::Ready(template) => Ok(template),
+            Template::Missing => Err(Error::NoChatTemplate),
+            Template::Broken(error) => Err(Arc::clone(error).into()),
+        }
+    }
+
+    /// Whether tools come out in the prompt.
+    pub(crate) fn shows_tools(&self) -> Result<bool, Error> {
+        let template = self.template(true)?;
+        Ok(*self.inner.shows_tools.get_or_init(|| {
+            let name = "qzfewbitqz";
+            let tools = crate::tools::for_template(&[Tool::new(name, "d", serde_json::json!({ "type": "object" }))]);
+            let user = [Message::system("s"), Message::user("u")];
+            // Some refuse a system message.
+            [&user[..], &user[1..]].into_iter().any(|messages| {
+                let input = TemplateInput { tools: tools.clone(), ..TemplateInput::new(messages) };
+                template.render(&input).is_ok_and(|prompt| prompt.text().contains(name))
+            })
+        }))
+    }
+
+    /// The tokens of a conversation, up to where the assistant's next message begins, and the reasoning that the
+    /// prompt ends inside of.
+    pub(crate) fn encode_chat(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        variables: &Map<String, Value>,
+    ) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
+        let template = self.template(!tools.is_empty())?;
+        if let Some(name) =
+            variables.keys().find(|name| ["messages", "tools", "add_generation_prompt"].contains(&name.as_str()))
+        {
+            return Err(Error::TemplateVariable { name: name.clone() });
+        }
         let tools = crate::tools::for_template(tools);
-        let rendered = template.render(&TemplateInput { tools, ..TemplateInput::new(messages) })?;
-        Ok(encode_rendered(tokenizer, &rendered))
+        let render = |messages: &[Message]| {
+            let extra = variables.clone();
+            template.render(&TemplateInput { tools: tools.clone(), extra, ..TemplateInput::new(messages) })
+        };
+        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
+        let mut rendered = render(messages);
+        if rendered.is_err() && has_calls {
+            for form in Form::ALL.into_iter().skip(1) {
+                let other = render(&form.apply(messages)?);
+                if other.is_ok() {
+                    rendered = other;
+                    break;
+                }
+            }
+        }
+        let rendered = rendered?;
+        let text = rendered.text();
+        let ends_with =
+            |style: &ReasoningStyle| style.marks().is_some_and(|(start, _)| text.trim_end().ends_with(start));
+        let opened = match self.inner.reasoning_style {
+            Some(ReasoningStyle::None) => None,
+            Some(style) => Some(style).filter(ends_with),
+            None => ReasoningStyle::ALL.into_iter().find(ends_with),
+        };
+        Ok((encode_rendered(self.tokenizer(), &rendered), opened))
+    }
+
+    /// Control tokens that mark reasoning and calls.
+    pub(crate) fn shown_marks(&self) -> Vec<u32> {
+        let reasoning = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks).flat_map(|(a, b)| [a, b]);
+        let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| [Some(mark.text), mark.end]).flatten();
+        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]"]);
+        let tokenizer = self.tokenizer();
+        all.filter_map(|text| tokenizer.id_of(text)).filter(|&id| tokenizer.token_bytes(id).is_empty()).collect()
     }
 }
 

@@ -30,6 +30,9 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     if let Some(system) = &args.system {
         builder = builder.system(system);
     }
+    for (name, value) in &args.template_var {
+        builder = builder.template_var(name, value.clone());
+    }
     if let Some(constraint) = constraint {
         builder = builder.constraint(constraint);
     }
@@ -84,6 +87,9 @@ fn answer(
         let mut written = Ok(());
         for piece in stream.by_ref() {
             let piece = piece?;
+            if !common.json {
+                crate::output::reasoning(&piece.reasoning);
+            }
             if !common.json && !piece.text.is_empty() {
                 written = out.text(&piece.text).and_then(|()| out.flush());
             }

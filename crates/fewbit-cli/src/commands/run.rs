@@ -30,6 +30,9 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     if let Some(system) = system {
         request = request.system(system);
     }
+    for (name, value) in &args.template_var {
+        request = request.template_var(name, value.clone());
+    }
     if let Some(constraint) = constraint {
         request = request.constraint(constraint);
     }
@@ -51,6 +54,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     let mut out = Out::new();
     for piece in &mut stream {
         let piece = piece?;
+        crate::output::reasoning(&piece.reasoning);
         if !piece.text.is_empty() {
             out.text(&piece.text)?;
             out.flush()?;
@@ -87,6 +91,7 @@ fn logprob_json(of: &TokenLogprob) -> Value {
 pub(crate) fn completion_json(completion: &Completion) -> Value {
     json!({
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "token_ids": completion.tokens,
         "prompt_token_ids": completion.prompt_tokens,
         "finish_reason": completion.finish_reason.as_str(),
