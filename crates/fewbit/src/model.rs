@@ -6,6 +6,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,9 @@ use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::file::{ModelFile, open};
 use crate::generate::{Generate, Prompt};
-use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
+#[cfg(feature = "hub")]
+use crate::hub::Peek;
+use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress, RepoName};
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 use crate::tools::Tool;
@@ -236,11 +239,12 @@ impl ModelBuilder {
         self
     }
 
-    /// What the model takes with these settings, from the header of its file: nothing is loaded. Keys and values
+    /// What the model takes with these settings, from the header of its file: nothing is loaded, and of a model of a
+    /// hub that is not here nothing else is fetched. Keys and values
     /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
     pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
-        self.estimate(&open(&path)?, &path).map(|(estimate, _)| estimate)
+        let headers = Headers::of(name_or_path.as_ref())?;
+        self.estimate(&open(headers.path())?, headers.path()).map(|(estimate, _)| estimate)
     }
 
     /// The estimate, and the tokens of a context.
@@ -295,7 +299,22 @@ impl ModelBuilder {
         self
     }
 
-    /// Loads the model: a name from the registry, or the path of a GGUF file or of a Hugging Face folder.
+    /// Is told, as the weights are read (and quantized, if that is asked for), the bytes that are done and how many
+    /// there are, those that they take in the end: to draw a bar, say.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let builder = fewbit::Model::builder().on_progress(|done, total| eprint!("\r{} %", 100 * done / total.max(1)));
+    /// let model = builder.load("model.gguf")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn on_progress(mut self, progress: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.load.progress = Some(Arc::new(progress));
+        self
+    }
+
+    /// Loads the model: a name from the registry, the path of a GGUF file or of a Hugging Face folder, or a repo of
+    /// the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`).
     pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
         let silent = |_: &Event<'_>| {};
         let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
@@ -349,6 +368,7 @@ impl ModelBuilder {
             load_time,
             limits,
             trace_text: self.trace_text,
+            guests: AtomicUsize::new(0),
         });
         Ok(Model {
             inner: Arc::new(Inner {
@@ -391,12 +411,23 @@ struct Located {
 /// Finds the file that `name_or_path` means, and fetches it if need be (feature `hub`).
 ///
 /// A file of that path wins; a name of the registry wins over a folder, because folders of models
-/// tend to be called like them; what looks like a path is never looked up.
+/// tend to be called like them, and a folder wins over a repo of the hub; what looks like a path is never looked up.
 fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error> {
     let path = PathBuf::from(name_or_path);
     let defaults = ChatDefaults::default();
     if path.is_file() {
         return Ok(Located { path, defaults });
+    }
+    let repo = RepoName::parse(name_or_path);
+    if let (Some(name), false) = (repo, path.exists()) {
+        let path = Hub::from_env()?.resolve_repo(&name?, progress)?;
+        return Ok(Located { path, defaults });
+    }
+    if !path.exists()
+        && name_or_path.contains(':')
+        && let Some(path) = Hub::from_env()?.find_elsewhere(name_or_path)
+    {
+        return Ok(Located { path: path?, defaults });
     }
     let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
     if is_path || name_or_path.is_empty() {
@@ -413,26 +444,60 @@ fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error>
     }
 }
 
+/// What can be opened to see what a model is.
+enum Headers {
+    Here(PathBuf),
+    #[cfg(feature = "hub")]
+    Elsewhere(Peek),
+}
+
+impl Headers {
+    /// The file that is meant, or the headers of one that is not here.
+    fn of(name_or_path: &str) -> Result<Self, Error> {
+        #[cfg(feature = "hub")]
+        if !Path::new(name_or_path).exists() {
+            let hub = Hub::from_env()?;
+            match hub.peek(name_or_path) {
+                Ok(Some(peek)) => return Ok(Self::Elsewhere(peek)),
+                Ok(None) => {}
+                // One of the registry may have other sources.
+                Err(_) if hub.registry().get(name_or_path).is_some() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Self::Here(resolve(name_or_path, &|_: &Event<'_>| {})?))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Here(path) => path,
+            #[cfg(feature = "hub")]
+            Self::Elsewhere(peek) => peek.path(),
+        }
+    }
+}
+
 /// The file that `name_or_path` means, as [`Model::load`] understands it; fetched if need be.
 pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, progress)?.path)
 }
 
 impl Model {
-    /// Loads a model with the default settings: a name from the registry, or the path of a GGUF file or
-    /// of a Hugging Face folder.
+    /// Loads a model with the default settings: a name from the registry, the path of a GGUF file or
+    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`; see [`hub`](crate::hub)).
     ///
-    /// With the feature `hub` a registered model that is not in the cache is fetched first.
+    /// With the feature `hub` a model that is not on this computer is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
     }
 
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
-    /// loaded.
+    /// loaded, and of a model of a hub that is not here nothing else is fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        let headers = Headers::of(name_or_path.as_ref())?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
-        estimate(open(&path)?.weights(), isa, n_ctx, None).map_err(|error| Error::Load { path, error })
+        let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
+        estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
     }
 
     /// Loads a model with other settings.
@@ -665,6 +730,19 @@ impl Model {
 }
 
 impl Inner {
+    /// An empty sequence with room for `n_tokens`, within the same limits as requests: it waits for its turn. To be
+    /// dropped through [`Reserved`], which tells others that wait.
+    pub(crate) fn reserve(self: &Arc<Self>, loras: &LoraSet, n_tokens: usize) -> Result<Reserved, Error> {
+        let loras = loras.clone();
+        let cache = self.scheduler.call_with_room(n_tokens, move |core, _| {
+            let mut cache = core.decoder.new_cache_with(&loras);
+            cache.reserve(n_tokens)?;
+            core.guests.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, ModelError>(cache)
+        })??;
+        Ok(Reserved { inner: Arc::clone(self), cache: Some(cache) })
+    }
+
     /// Appends tokens to a sequence, between two steps of the engine.
     pub(crate) fn extend(
         &self,
@@ -677,5 +755,36 @@ impl Inner {
             let logits = core.decoder.forward(&mut [Chunk { cache: &mut cache, tokens: &tokens, logits }])?;
             Ok((cache, logits))
         })?
+    }
+}
+
+/// A sequence of no request, whose pages were counted when it was made.
+pub(crate) struct Reserved {
+    inner: Arc<Inner>,
+    /// Absent after a step that failed.
+    cache: Option<KvCache>,
+}
+
+impl Reserved {
+    /// Runs `step` on the engine thread with the sequence.
+    pub(crate) fn step<R: Send + 'static>(
+        &mut self,
+        step: impl FnOnce(&Decoder, &mut KvCache) -> Result<R, ModelError> + Send + 'static,
+    ) -> Result<R, Error> {
+        let mut cache = self.cache.take().ok_or(Error::EngineStopped)?;
+        let (cache, result) = self.inner.scheduler.call(move |core, _| {
+            let result = step(&core.decoder, &mut cache)?;
+            Ok::<_, ModelError>((cache, result))
+        })??;
+        self.cache = Some(cache);
+        Ok(result)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        drop(self.cache.take());
+        self.inner.core.guests.fetch_sub(1, Ordering::SeqCst);
+        self.inner.scheduler.look_again();
     }
 }
