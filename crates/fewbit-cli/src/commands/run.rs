@@ -17,12 +17,17 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
         "-" => text_of_stdin("the prompt")?,
         text => text.to_owned(),
     };
+    let (prompt, system) = match &args.system {
+        // There is no template to put it into.
+        Some(system) if args.raw => (format!("{system}\n\n{prompt}"), None),
+        system => (prompt, system.as_ref()),
+    };
     let model = load(common, &args.model.model)?;
     let mut request = apply_sampling!(model.generate(prompt), &args.sampling);
     if !args.raw {
         request = request.templated();
     }
-    if let Some(system) = &args.system {
+    if let Some(system) = system {
         request = request.system(system);
     }
     if let Some(constraint) = constraint {
