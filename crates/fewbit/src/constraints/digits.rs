@@ -78,10 +78,15 @@ struct Exact {
 
 impl Exact {
     fn replace(&mut self, at: &str, fields: &mut Map<String, Value>) -> Result<(), ConstraintError> {
+        let is_ours = fields.len() == 3
+            && fields
+                .get("minimum")
+                .and_then(Value::as_i64)
+                .is_some_and(|low| self.constants.iter().any(|(constant, _)| neighbour(*constant) == low));
         for name in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"] {
-            let Some(bound) = fields.get(name) else { continue };
+            let Some(bound) = fields.get(name).filter(|_| !is_ours) else { continue };
             if bound.as_f64().is_some_and(|bound| bound.abs() > EXACT as f64) {
-                if is_inexact(bound) {
+                if is_inexact(bound) && !bound.is_f64() {
                     return Err(refused(&format!("{at}/{name}"), bound));
                 }
                 self.wide.get_or_insert_with(|| format!("{at}/{name}"));
@@ -115,8 +120,7 @@ impl Exact {
                     return Err(ConstraintError::Invalid { kind: "JSON schema", reason });
                 }
                 self.constants.push((constant, place.clone()));
-                // Both are f64s.
-                let low = constant.div_euclid(SPACING as i64) * SPACING as i64;
+                let low = neighbour(constant);
                 parts.push(json!({ "type": "integer", "minimum": low, "maximum": low + SPACING as i64 }));
             }
             if !others.is_empty() {
@@ -131,6 +135,11 @@ impl Exact {
 
 /// Multiples of it up to 2^62 are f64s.
 const SPACING: u64 = 1 << 10;
+
+/// The largest multiple of [`SPACING`] up to an integer: an f64, as the next one is.
+fn neighbour(integer: i64) -> i64 {
+    integer.div_euclid(SPACING as i64) * SPACING as i64
+}
 
 /// Whether a value is an integer that no f64 holds.
 fn is_inexact(value: &Value) -> bool {

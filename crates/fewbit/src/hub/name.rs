@@ -42,22 +42,14 @@ impl RepoName {
         let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let rest = match bare.unwrap_or(text).split_once('/') {
             Some((host, rest)) if HOSTS.contains(&host) => Some(rest),
-<<<<<<< HEAD
-            _ => text.strip_prefix("hf:").or_else(|| text.strip_prefix("hf://")),
-=======
             _ => text.strip_prefix("hf://").or_else(|| text.strip_prefix("hf:")),
->>>>>>> program
         };
         if rest.is_none() && bare.is_some() {
             let problem = "a URL that is not of huggingface.co: fetch the file, and give its path";
             return Some(Err(HubError::BadName { name: text.to_owned(), problem }));
         }
         let has_host = rest.is_some();
-<<<<<<< HEAD
-        let path = rest.unwrap_or(text).trim_start_matches('/').trim_end_matches('/');
-=======
         let path = rest.unwrap_or(text).trim_end_matches('/');
->>>>>>> program
         let path = path.split(['?', '#']).next().unwrap_or(path);
         match Self::of_path(path, has_host) {
             Ok(name) => name.map(Ok),
