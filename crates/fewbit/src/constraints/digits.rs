@@ -5,7 +5,7 @@
 //! [`EXPONENT`] in the exponent, or as many as the longest number in the schema has.
 //!
 //! The grammar is made of f64s. A constant that none of them holds stands in it as the range of its neighbours, and
-//! here its digits are compared: an integer beyond 2^53 has to be one of the constants.
+//! here its digits are compared: an integer that begins as these neighbours do has to go on as the constant does.
 
 use std::sync::Arc;
 
@@ -18,8 +18,8 @@ const INTEGER: usize = 20;
 const FRACTION: usize = 17;
 const EXPONENT: usize = 2;
 
-/// `2^53`: from here on some integers are no f64.
-const EXACT: u64 = 1 << 53;
+/// How many digits the neighbours of a constant have to begin with, so that nothing else is taken for it.
+const MIN_STEM: usize = 12;
 
 /// The bounds of one schema.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,8 +27,8 @@ pub(super) struct Limits {
     integer: usize,
     fraction: usize,
     exponent: usize,
-    /// Integers beyond 2^53 that are no f64, as text.
-    constants: Vec<String>,
+    /// Integers beyond 2^53 that are no f64, as text, and what their neighbours begin with.
+    constants: Vec<(String, String)>,
 }
 
 /// Makes a schema one that can be compiled, with the limits that have to be kept besides.
@@ -45,13 +45,7 @@ pub(super) fn prepare(schema: &mut Value) -> Result<Limits, ConstraintError> {
     }
     let mut exact = Exact::default();
     super::walk::each(schema, &mut |at, fields| exact.replace(at, fields))?;
-    if let (Some((constant, _)), Some(at)) = (exact.constants.first(), &exact.wide) {
-        let reason = format!("the bound at {at} admits integers that cannot be told from the constant {constant}");
-        return Err(ConstraintError::Invalid { kind: "JSON schema", reason });
-    }
-    limits.constants = exact.constants.into_iter().map(|(constant, _)| constant.to_string()).collect();
-    limits.constants.sort_unstable();
-    limits.constants.dedup();
+    limits.constants = exact.0.into_iter().map(|found| (found.constant.to_string(), found.stem)).collect();
     Ok(limits)
 }
 
@@ -69,27 +63,20 @@ impl Limits {
 
 /// Constants beyond 2^53 that are no f64.
 #[derive(Default)]
-struct Exact {
-    /// Each with the place that it was found first.
-    constants: Vec<(i64, String)>,
-    /// A bound beyond 2^53.
-    wide: Option<String>,
+struct Exact(Vec<Found>);
+
+struct Found {
+    constant: i64,
+    place: String,
+    /// The sign and digits that the f64s below and above it have in common.
+    stem: String,
 }
 
 impl Exact {
     fn replace(&mut self, at: &str, fields: &mut Map<String, Value>) -> Result<(), ConstraintError> {
-        let is_ours = fields.len() == 3
-            && fields
-                .get("minimum")
-                .and_then(Value::as_i64)
-                .is_some_and(|low| self.constants.iter().any(|(constant, _)| neighbour(*constant) == low));
         for name in ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"] {
-            let Some(bound) = fields.get(name).filter(|_| !is_ours) else { continue };
-            if bound.as_f64().is_some_and(|bound| bound.abs() > EXACT as f64) {
-                if is_inexact(bound) && !bound.is_f64() {
-                    return Err(refused(&format!("{at}/{name}"), bound));
-                }
-                self.wide.get_or_insert_with(|| format!("{at}/{name}"));
+            if let Some(bound) = fields.get(name).filter(|bound| is_inexact(bound) && !bound.is_f64()) {
+                return Err(refused(&format!("{at}/{name}"), bound));
             }
         }
         for name in ["const", "enum"] {
@@ -110,18 +97,25 @@ impl Exact {
             for value in large {
                 let constant = value.as_i64().filter(|value| value.unsigned_abs() < 1 << 62);
                 let constant = constant.ok_or_else(|| refused(&place, &value))?;
-                // No range of another place may have it, or the digits would not say which was meant.
-                let near = self.constants.iter().find(|(known, other)| {
-                    *other != place && known.abs_diff(constant) <= 2 * SPACING && *known != constant
+                let (low, high) = neighbours(constant);
+                let stem = common(&low.to_string(), &high.to_string());
+                if stem.len() < MIN_STEM {
+                    return Err(refused(&place, &value));
+                }
+                // Digits that go on as another place's constant would not say which was meant.
+                let near = self.0.iter().find(|other| {
+                    let alike = other.stem.starts_with(&stem) || stem.starts_with(&other.stem);
+                    alike && other.place != place && other.constant != constant
                 });
-                if let Some((known, other)) = near {
-                    let reason =
-                        format!("the constants {known} at {other} and {constant} at {place} cannot be told apart");
+                if let Some(other) = near {
+                    let reason = format!(
+                        "the constants {} at {} and {constant} at {place} cannot be told apart",
+                        other.constant, other.place
+                    );
                     return Err(ConstraintError::Invalid { kind: "JSON schema", reason });
                 }
-                self.constants.push((constant, place.clone()));
-                let low = neighbour(constant);
-                parts.push(json!({ "type": "integer", "minimum": low, "maximum": low + SPACING as i64 }));
+                self.0.push(Found { constant, place: place.clone(), stem });
+                parts.push(json!({ "type": "integer", "minimum": low, "maximum": high }));
             }
             if !others.is_empty() {
                 parts.push(json!({ "enum": others }));
@@ -133,12 +127,17 @@ impl Exact {
     }
 }
 
-/// Multiples of it up to 2^62 are f64s.
-const SPACING: u64 = 1 << 10;
+/// The f64s below and above an integer that is none, and within 2^62.
+fn neighbours(integer: i64) -> (i64, i64) {
+    let nearest = integer as f64;
+    let (low, high) =
+        if (nearest as i64) < integer { (nearest, nearest.next_up()) } else { (nearest.next_down(), nearest) };
+    (low as i64, high as i64)
+}
 
-/// The largest multiple of [`SPACING`] up to an integer: an f64, as the next one is.
-fn neighbour(integer: i64) -> i64 {
-    integer.div_euclid(SPACING as i64) * SPACING as i64
+/// What two texts begin with.
+fn common(a: &str, b: &str) -> String {
+    a.chars().zip(b.chars()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
 }
 
 /// Whether a value is an integer that no f64 holds.
@@ -218,8 +217,8 @@ impl Digits {
     pub(super) fn restrict(&mut self, logits: &mut [f32]) {
         let room = |limit: usize, n: usize| n + self.tokens.longest <= limit;
         let limits = &self.limits;
-        let shortest =
-            limits.integer.min(limits.fraction).min(if limits.constants.is_empty() { usize::MAX } else { 15 });
+        let stems = limits.constants.iter().map(|(_, stem)| stem.len());
+        let shortest = stems.chain([limits.integer, limits.fraction]).min().unwrap_or(0);
         let is_free = match self.place {
             Place::Text { .. } => true,
             Place::Outside => room(shortest, 0),
@@ -289,12 +288,11 @@ impl Limits {
 
     /// Whether the sign and digits of an integer can be those of one.
     fn has_integer(&self, integer: &str) -> bool {
-        let digits = integer.trim_start_matches('-');
-        let is_large = digits.len() > 16 || digits.parse::<u64>().is_ok_and(|value| value > EXACT);
-        if is_large && !self.constants.is_empty() {
-            return self.constants.iter().any(|constant| constant.starts_with(integer));
+        let is_near = |stem: &str| integer.len() > stem.len() && integer.starts_with(stem);
+        if self.constants.iter().any(|(_, stem)| is_near(stem)) {
+            return self.constants.iter().any(|(constant, _)| constant.starts_with(integer));
         }
-        digits.len() <= self.integer
+        integer.trim_start_matches('-').len() <= self.integer
     }
 }
 
@@ -329,7 +327,7 @@ mod tests {
         let limits = prepare(&mut schema).unwrap();
         assert!(schema.get("enum").is_none() && schema["anyOf"].as_array().is_some_and(|parts| parts.len() == 3));
         assert!(fits(&limits, "175928847299117063") && fits(&limits, "-175928847299117063"));
-        assert!(fits(&limits, "9007199254740992"), "smaller ones are free");
+        assert!(fits(&limits, "1759288472991") && fits(&limits, "9007199254740995"), "others are free");
         assert!(!fits(&limits, "175928847299117056") && !fits(&limits, "1759288472991170630"));
         for part in &schema["anyOf"].as_array().unwrap()[..2] {
             let bound = |name: &str| part[name].as_i64().unwrap();
@@ -353,7 +351,8 @@ mod tests {
             (json!({ "enum": [u64::MAX] }), "#/enum"),
             (json!({ "const": 1e25 }), "#/const"),
             (json!({ "items": { "const": id }, "contains": { "const": id + 2 } }), "#/contains/const"),
-            (json!({ "anyOf": [{ "const": id }, { "maximum": 1_i64 << 60 }] }), "#/anyOf/1/maximum"),
+            // Its neighbours differ from the first digit on.
+            (json!({ "enum": [99_999_999_999_999_999_i64] }), "#/enum"),
         ] {
             let error = prepare(&mut schema.clone()).expect_err("refused").to_string();
             assert!(error.contains(place), "{schema}: {error}");
