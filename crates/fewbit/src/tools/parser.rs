@@ -121,6 +121,8 @@ pub(super) struct Out {
     own_ids: HashSet<String>,
     n_earlier: usize,
     begun: Option<Begun>,
+    /// Whether the last value was no call, so that what closes it is text as well.
+    is_rejected: bool,
 }
 
 #[derive(Debug)]
@@ -195,12 +197,14 @@ impl Out {
         let source = std::mem::take(&mut self.attempt);
         self.parts.push(Part::End { index: self.n_calls, id: new_id, call, source });
         self.n_calls += 1;
+        self.is_rejected = false;
     }
 
     /// The attempt is text, and somebody should know.
     pub(super) fn reject(&mut self, name: Option<String>, reason: String) {
         let malformed = self.give_up(name, reason);
-        self.parts.push(Part::Malformed(malformed));
+        self.report(malformed);
+        self.is_rejected = true;
     }
 
     /// The attempt is text; the report of it may go on.
@@ -210,7 +214,12 @@ impl Out {
         let name = name.or_else(|| begun.map(|begun| begun.name));
         let source = std::mem::take(&mut self.attempt);
         self.parts.push(Part::Text(source.clone()));
-        MalformedCall { index, name, text: source.trim().to_owned(), reason }
+        MalformedCall { index, name, text: source.trim_start().to_owned(), reason }
+    }
+
+    fn report(&mut self, mut malformed: MalformedCall) {
+        malformed.text.truncate(malformed.text.trim_end().len());
+        self.parts.push(Part::Malformed(malformed));
     }
 
     /// What is left of an attempt belongs to the calls before it.
@@ -301,11 +310,12 @@ impl Parser {
                 parts: Vec::new(),
                 attempt: String::new(),
                 n_calls: 0,
-                has_late_ids: setup.style.has_late_ids(),
+                has_late_ids: setup.style.has_late_ids(None),
                 taken_ids: Arc::clone(&setup.taken_ids),
                 own_ids: HashSet::new(),
                 n_earlier: setup.n_earlier,
                 begun: None,
+                is_rejected: false,
             },
         }
     }
@@ -353,7 +363,7 @@ impl Parser {
                 let rest = self.take_rest();
                 report.text += &rest;
                 self.out.parts.push(Part::Text(rest));
-                self.out.parts.push(Part::Malformed(report));
+                self.out.report(report);
             }
         }
         let space = std::mem::take(&mut self.space);
@@ -523,6 +533,7 @@ impl Parser {
 
     fn begin_call(&mut self, mark: &'static Mark) {
         self.out.attempt = self.input.take(mark.text.len());
+        self.out.has_late_ids = self.style.has_late_ids(Some(mark));
         self.begin_attempt();
         self.is_beginning = false;
         self.state = State::Call(Call { mark: Some(mark), end: mark.end, body: Body::Opening });
@@ -669,6 +680,12 @@ impl Parser {
         if ends {
             let end = call.end.map_or(0, str::len);
             self.out.attempt += &self.input.take(end);
+            if std::mem::take(&mut self.out.is_rejected) {
+                let text = std::mem::take(&mut self.out.attempt);
+                self.out.parts.push(Part::Text(text));
+                self.is_after = false;
+                return true;
+            }
         } else if function {
             call.body = Body::Xml(Box::new(Xml::new()));
             self.state = State::Call(call);
@@ -710,7 +727,7 @@ impl Parser {
         let text = self.input.take(n);
         report.text += &text;
         self.out.parts.push(Part::Text(text));
-        self.out.parts.push(Part::Malformed(report));
+        self.out.report(report);
         true
     }
 }

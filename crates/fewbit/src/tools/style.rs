@@ -128,9 +128,13 @@ impl ToolStyle {
         matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Generic)
     }
 
-    /// Whether the model writes the id of a call after its arguments.
-    pub(crate) fn has_late_ids(self) -> bool {
-        matches!(self, Self::MistralList | Self::Generic)
+    /// Whether the model may write the id of a call after its arguments, after this mark.
+    pub(crate) fn has_late_ids(self, mark: Option<&Mark>) -> bool {
+        match self {
+            Self::MistralList => true,
+            Self::Generic => mark == Some(&MISTRAL),
+            _ => false,
+        }
     }
 
     /// The row of a model: what its template says decides; of a template that says nothing, the vocabulary.
