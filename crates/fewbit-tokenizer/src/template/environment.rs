@@ -46,6 +46,9 @@ pub(super) fn build() -> Environment<'static> {
         (_, Some(text)) => text.into(),
         _ => value.to_string().into(),
     });
+    for name in ["length", "count"] {
+        env.add_filter(name, length);
+    }
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
     // Not Jinja's: for the templates of this crate.
@@ -84,6 +87,15 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
             Value::from_pairs(fields.iter().map(|(key, field)| (key.as_str(), value(field))))
         }
     }
+}
+
+/// As Jinja has it: what is not there has no length, and that is 0.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let reason = || format!("cannot calculate the length of a value of type {}", value.kind());
+    value.len().ok_or_else(|| Error::new(ErrorKind::InvalidOperation, reason()))
 }
 
 /// The value of a text that is JSON; any other value, and any other text, as it is.
