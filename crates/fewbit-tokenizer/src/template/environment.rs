@@ -265,6 +265,23 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String
     Ok(out)
 }
 
+/// JSON as a template's `tojson` writes it.
+pub(super) fn json_text(json: &serde_json::Value) -> String {
+    let style = JsonStyle {
+        ensure_ascii: false,
+        indent: None,
+        item_separator: ", ".to_owned(),
+        key_separator: ": ".to_owned(),
+        sort_keys: false,
+    };
+    let mut out = String::new();
+    match write_json(&value(json), &style, 0, &mut out) {
+        Ok(()) => out,
+        // Deeper than a template may write.
+        Err(_) => json.to_string(),
+    }
+}
+
 fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), Error> {
     if depth > MAX_JSON_DEPTH {
         return Err(Error::new(ErrorKind::BadSerialization, "nested too deeply"));
