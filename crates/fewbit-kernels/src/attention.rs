@@ -21,17 +21,14 @@
 //! Pages hold f16, f32 or Q8_0 blocks: [`crate::kv`] says how, and what the products of Q8_0 are.
 
 use crate::Isa;
+use crate::cpu::Cpu;
 use crate::elementwise::{multiversion, softcap};
-use crate::engine::Engine;
-use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, Queries, Tile};
+use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, PAGE, Queries, Tile};
 use crate::math::{SUM_LANES, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// Positions of a page, and of one partial result.
-pub const PAGE: usize = 256;
 
 /// Tokens whose queries one piece of work takes.
 const TOKEN_TILE: usize = 16;
@@ -194,7 +191,7 @@ impl Partial {
     }
 }
 
-impl Engine {
+impl Cpu {
     /// Writes keys and values (`[n, n_kv_heads * head_dim]` each, keys rotated) of consecutive positions
     /// into `pages`, all pages from position 0.
     pub fn store_kv<T: KvElement>(
@@ -364,7 +361,7 @@ impl<T: KvElement> Attention<'_, T> {
     }
 
     /// Pages of few units among all threads: partial results go to memory and are merged afterwards.
-    fn split(&self, engine: &Engine, units: &[Unit]) {
+    fn split(&self, cpu: &Cpu, units: &[Unit]) {
         let width = self.shape.width();
         let pieces: Vec<(usize, usize)> =
             units.iter().enumerate().flat_map(|(u, unit)| self.pages(unit).map(move |page| (u, page))).collect();
@@ -372,7 +369,7 @@ impl<T: KvElement> Attention<'_, T> {
         let mut partials = vec![None; pieces.len() * rows];
         let mut outputs = vec![0.0f32; pieces.len() * rows * width];
         let (shared_partials, shared_outputs) = (SharedMut::new(&mut partials), SharedMut::new(&mut outputs));
-        engine.pool().for_chunks(pieces.len(), 1, |range, _| {
+        cpu.pool().for_chunks(pieces.len(), 1, |range, _| {
             SCRATCH.with_borrow_mut(|scratch| {
                 for piece in range {
                     let (u, page) = pieces[piece];

@@ -28,8 +28,6 @@ use crate::scheduler::{Core, Limits, Metrics, Scheduler};
 use crate::tools::Tool;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Tokens of the text whose logits identify a model.
-const IDENTITY_TOKENS: usize = 16;
 const DEFAULT_PREFILL_CHUNK: usize = 512;
 const DEFAULT_MAX_RUNNING: usize = 64;
 const DEFAULT_MAX_WAITING: usize = 1024;
@@ -67,8 +65,6 @@ pub(crate) struct Inner {
     context_length: usize,
     /// See [`Model::vocabulary`].
     vocabulary: OnceLock<u64>,
-    /// See [`Model::identity`].
-    identity: OnceLock<u128>,
 }
 
 /// A template that does not compile is an error of those who use it, not of the model.
@@ -330,7 +326,7 @@ impl ModelBuilder {
         if context_length > trained {
             return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
         }
-        let loras = self.loras.iter().map(|(path, scale)| Ok((Lora::load(path, &decoder)?, *scale)));
+        let loras = self.loras.iter().map(|(path, scale)| Ok((decoder.load_lora(path)?, *scale)));
         let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;
         let limits = Limits {
             prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
@@ -361,7 +357,6 @@ impl ModelBuilder {
                 path,
                 context_length,
                 vocabulary: OnceLock::new(),
-                identity: OnceLock::new(),
             }),
         })
     }
@@ -483,7 +478,7 @@ impl Model {
     /// # Ok(()) }
     /// ```
     pub fn load_lora(&self, path: impl AsRef<Path>) -> Result<Lora, Error> {
-        Ok(Lora::load(path.as_ref(), self.decoder())?)
+        Ok(self.decoder().load_lora(path.as_ref())?)
     }
 
     /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
@@ -569,16 +564,12 @@ impl Model {
         }
     }
 
-    /// What tells this model from others: a hash of what it computes for a fixed text, with the type of its cache.
-    /// Equal weights from different files have the same; so has a model on other threads or instruction sets. With
-    /// adapters it is another model: for each set of numbers and scales.
-    pub(crate) fn identity(&self, loras: &LoraSet) -> Result<u128, Error> {
-        let base = match self.inner.identity.get() {
-            Some(&known) => known,
-            None => self.base_identity()?,
-        };
+    /// What tells this model from others: see [`Decoder::fingerprint`]. With adapters it is another model: for each set
+    /// of numbers and scales.
+    pub(crate) fn identity(&self, loras: &LoraSet) -> u128 {
+        let base = self.decoder().fingerprint();
         if loras.is_empty() {
-            return Ok(base);
+            return base;
         }
         let mut hasher = Xxh3::new();
         hasher.update(&base.to_le_bytes());
@@ -586,18 +577,7 @@ impl Model {
             hasher.update(&lora.fingerprint().to_le_bytes());
             hasher.update(&scale.to_bits().to_le_bytes());
         }
-        Ok(hasher.digest128())
-    }
-
-    fn base_identity(&self) -> Result<u128, Error> {
-        let n_vocab = self.decoder().n_vocab();
-        let n_tokens = IDENTITY_TOKENS.min(self.config().context_length);
-        let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * n_vocab / n_tokens) as u32).collect();
-        let (cache, logits) = self.inner.extend(self.decoder().new_cache(), &tokens, LogitsFor::Last)?;
-        let mut hasher = Xxh3::new();
-        hasher.update(cache.kv_type().name().as_bytes());
-        logits.row(0).iter().for_each(|logit| hasher.update(&logit.to_bits().to_le_bytes()));
-        Ok(*self.inner.identity.get_or_init(|| hasher.digest128()))
+        hasher.digest128()
     }
 
     /// An empty sequence with the model's own adapters.

@@ -417,9 +417,7 @@ impl Engine {
         match &tasks[..] {
             [] => {}
             [task] => run(task),
-            tasks => {
-                core.decoder.engine().pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run))
-            }
+            tasks => core.decoder.pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run)),
         }
         for (task, before) in tasks {
             let (sequence, _) = task.into_inner().unwrap_or_else(PoisonError::into_inner);

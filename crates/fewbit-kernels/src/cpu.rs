@@ -14,6 +14,7 @@ use crate::{Isa, KernelError, ThreadPool, elementwise};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How rotary embedding pairs the elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,11 +70,11 @@ pub enum Product<'a> {
     },
 }
 
-/// Kernels and threads.
-#[derive(Debug)]
-pub struct Engine {
+/// An instruction set, and the threads that run its kernels. The threads may do other work in between.
+#[derive(Clone, Debug)]
+pub struct Cpu {
     isa: Isa,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
 }
 
 /// Buffers of one thread, kept between sections.
@@ -120,13 +121,21 @@ enum Output<'a> {
     Gated(GateFunction, &'a Matrix, &'a Matrix, SharedMut<'a, f32>),
 }
 
-impl Engine {
-    /// An engine on `n_threads` threads, the caller's included.
+impl Cpu {
+    /// A CPU with `n_threads` threads of its own, the caller's included.
     ///
     /// # Errors
     /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`, [`KernelError::Thread`].
     pub fn new(isa: Isa, n_threads: usize) -> Result<Self, KernelError> {
-        Ok(Self { isa: isa.require()?, pool: ThreadPool::new(n_threads)? })
+        Self::on(isa, Arc::new(ThreadPool::new(n_threads)?))
+    }
+
+    /// A CPU on threads that others use too.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`.
+    pub fn on(isa: Isa, pool: Arc<ThreadPool>) -> Result<Self, KernelError> {
+        Ok(Self { isa: isa.require()?, pool })
     }
 
     /// The instruction set in use.
@@ -135,11 +144,11 @@ impl Engine {
     }
 
     /// The thread pool.
-    pub fn pool(&self) -> &ThreadPool {
+    pub fn pool(&self) -> &Arc<ThreadPool> {
         &self.pool
     }
 
-    /// Packs a matrix for this engine; see [`Matrix::pack`].
+    /// Packs a matrix for this CPU; see [`Matrix::pack`].
     ///
     /// # Errors
     /// As [`Matrix::pack`].
@@ -390,7 +399,7 @@ impl Engine {
     }
 }
 
-impl Engine {
+impl Cpu {
     /// Makes some rows of a batch, in this order, a batch in the forms that `kinds` names.
     ///
     /// # Panics
