@@ -79,3 +79,43 @@ fn windows_that_cannot_be_scored_are_errors() {
     assert!(matches!(run(TEXT, 1 << 20), Err(Error::ContextTooLong { .. })));
     assert!(matches!(run("Once", 64), Err(Error::TooFewTokens { needed: 128, found: 2.. })));
 }
+
+/// What scores a text is a guest of the engine like any request: its keys and values count.
+#[test]
+fn scoring_keeps_to_the_memory_of_requests() {
+    let page = stories().metrics().kv_page_bytes;
+    let small = crate::load(|builder| builder.kv_memory(page).prefix_memory(page));
+    let text = TEXT.repeat(20);
+    let long = tokens(&TEXT.repeat(6));
+    // The context is two pages of 256 tokens, and there may be one.
+    let options = |ctx| PerplexityOptions::default().ctx(ctx).chunks(2);
+    let error = small.perplexity(&text, &options(400), |_| {}).unwrap_err();
+    assert!(matches!(error, Error::KvMemory { .. }), "{error:?}");
+    let error = small.importance(&text, "text", &options(400), |_, _| {}).unwrap_err();
+    assert!(matches!(error, Error::KvMemory { .. }), "{error:?}");
+    assert!(matches!(small.score(&long[..300]), Err(Error::KvMemory { .. })));
+    assert!(matches!(small.logprobs(fewbit::Prompt::Tokens(long[..300].to_vec()), 1), Err(Error::KvMemory { .. })));
+
+    // What requests have left for others goes for it, and it waits for what they are computing.
+    let expected = stories().perplexity(&text, &options(128), |_| {}).unwrap().nll_per_token;
+    let kept = small.generate("Once upon a time, there was").max_tokens(8).temperature(0.0).run().unwrap();
+    let results = crate::together(6, |i| match i % 2 {
+        0 => Ok(small.perplexity(&text, &options(128), |_| {}).unwrap().nll_per_token),
+        _ => Err(small.generate("Once upon a time, there was").max_tokens(8).temperature(0.0).run().unwrap().tokens),
+    });
+    for result in results {
+        match result {
+            Ok(nll) => assert_eq!(nll, expected),
+            Err(tokens) => assert_eq!(tokens, kept.tokens),
+        }
+    }
+    // A stream that nobody reads gives way, or this would wait for ever.
+    let mut stream = small.generate("Once upon a time, there was").max_tokens(40).temperature(0.0).stream().unwrap();
+    let first = stream.next().unwrap().unwrap().text;
+    assert_eq!(small.perplexity(&text, &options(128), |_| {}).unwrap().nll_per_token, expected);
+    let rest: String = stream.map(|piece| piece.unwrap().text).collect();
+    let whole = stories().generate("Once upon a time, there was").max_tokens(40).temperature(0.0).run().unwrap();
+    assert_eq!(first + &rest, whole.text);
+    assert!(small.metrics().kv_pages <= 1, "{:?}", small.metrics());
+    assert!(small.divergence_from(stories(), &text, &options(128), |_, _| {}).unwrap().mean_kl() < 1e-9);
+}

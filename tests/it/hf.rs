@@ -19,7 +19,7 @@ mod support;
 
 /// The stories model with its tokens, but without rules to merge them: texts become single characters, and tokens
 /// become text as always.
-fn folder() -> TempDir {
+pub(crate) fn folder() -> TempDir {
     let file = GgufFile::open(Path::new(STORIES)).unwrap();
     let to = tempfile::tempdir().unwrap();
     support::Folder::of_gguf(&file).write(to.path());

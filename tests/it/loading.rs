@@ -83,3 +83,25 @@ fn a_model_can_go_anywhere() {
     error::<fewbit::SessionError>();
     error::<fewbit::hub::HubError>();
 }
+
+#[test]
+fn loading_tells_how_far_it_is() {
+    let progress = |recipe: Option<fewbit::quantize::Recipe>| {
+        let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+        let told = std::sync::Arc::clone(&seen);
+        let mut builder =
+            Model::builder().threads(1).on_progress(move |done, total| told.lock().unwrap().push((done, total)));
+        if let Some(recipe) = recipe {
+            builder = builder.quantize(recipe);
+        }
+        builder.load(STORIES).unwrap();
+        let seen = seen.lock().unwrap().clone();
+        assert!(seen.len() > 10 && seen.is_sorted() && seen[0].0 > 0, "{seen:?}");
+        let (done, total) = *seen.last().unwrap();
+        assert_eq!(done, total, "all of it in the end");
+        total
+    };
+    let plain = progress(None);
+    assert!(plain <= fs::metadata(STORIES).unwrap().len());
+    assert!(progress(Some(fewbit::quantize::Recipe::Q8_0)) < plain / 2, "those that the weights take in the end");
+}

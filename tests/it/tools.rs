@@ -66,7 +66,7 @@ fn a_stream_shows_no_part_of_a_call() {
         let stream = chat.ask("?").max_tokens(300).constraint(Constraint::choice([text])).stream().unwrap();
         stream.map(|piece| piece.unwrap().text).collect::<String>()
     };
-    assert_eq!(shown(&format!("So: {CALL}"), vec![add()]), "So: ");
+    assert_eq!(shown(&format!("So: {CALL}"), vec![add()]), "So:");
     assert_eq!(shown(r#"{"name": "add", "parameters": {}}"#, vec![add()]), "");
     // What only looks like one comes out whole, and so does everything where there are no tools.
     for text in
@@ -75,6 +75,104 @@ fn a_stream_shows_no_part_of_a_call() {
         assert_eq!(shown(text, vec![add()]), text);
     }
     assert_eq!(shown(CALL, Vec::new()), CALL);
+}
+
+#[test]
+fn pieces_put_together_are_the_answer() {
+    let model = model();
+    let text = format!("<think>\nAn easy one.\n</think>\n\nI add. {CALL}\n{CALL}");
+    let ask = || {
+        let mut chat = model.chat().tools([add()]).temperature(0.0).start().unwrap();
+        let ask = chat.ask("?").max_tokens(400).constraint(Constraint::choice([text.as_str()]));
+        let mut stream = ask.stream().unwrap();
+        let pieces: Vec<_> = stream.by_ref().map(|piece| piece.unwrap()).collect();
+        (pieces, stream.into_completion())
+    };
+    let (pieces, streamed) = ask();
+    let mut chat = model.chat().tools([add()]).temperature(0.0).start().unwrap();
+    let whole = chat.ask("?").max_tokens(400).constraint(Constraint::choice([text.as_str()])).run().unwrap();
+    let of = |out: &fewbit::Completion| {
+        (out.text.clone(), out.reasoning.clone(), out.tool_calls.clone(), out.finish_reason, out.tokens.clone())
+    };
+    assert_eq!(of(&streamed), of(&whole));
+    assert_eq!((whole.text.as_str(), whole.reasoning.as_str()), ("I add.", "An easy one."));
+    assert_eq!((whole.tool_calls.len(), whole.finish_reason), (2, fewbit::FinishReason::ToolCalls));
+    assert_eq!(chat.messages()[1].fields["reasoning_content"], "An easy one.");
+    assert_eq!(pieces.iter().map(|piece| piece.reasoning.as_str()).collect::<String>(), whole.reasoning);
+    assert_eq!(pieces.iter().map(|piece| piece.text.as_str()).collect::<String>(), whole.text);
+    for (i, call) in whole.tool_calls.iter().enumerate() {
+        let deltas: Vec<_> =
+            pieces.iter().flat_map(|piece| &piece.tool_calls).filter(|delta| delta.index == i).collect();
+        assert_eq!((deltas[0].name.as_deref(), deltas[0].id.as_deref()), (Some("add"), Some(call.id.as_str())));
+        assert!(deltas.len() > 3 && deltas[1..].iter().all(|delta| delta.name.is_none()), "in pieces: {deltas:?}");
+        let text: String = deltas.iter().map(|delta| delta.arguments.as_str()).collect();
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), call.arguments);
+    }
+
+    // One call is enough where there may be no more.
+    let mut chat = model.chat().tools([add()]).temperature(0.0).parallel_tool_calls(false).start().unwrap();
+    let one = chat.ask("?").max_tokens(400).constraint(Constraint::choice([text.as_str()])).run().unwrap();
+    assert_eq!((one.tool_calls.len(), one.finish_reason), (1, fewbit::FinishReason::ToolCalls));
+    assert!(one.tokens.len() < whole.tokens.len());
+}
+
+#[test]
+fn a_call_that_is_cut_is_reported() {
+    let model = model();
+    let mut chat = model.chat().tools([add()]).temperature(0.0).start().unwrap();
+    let cut = chat.ask("?").max_tokens(20).constraint(Constraint::choice([CALL])).run().unwrap();
+    assert_eq!((cut.tool_calls.len(), cut.finish_reason), (0, fewbit::FinishReason::Length));
+    assert!(CALL.starts_with(&cut.text) && cut.malformed_calls[0].text == cut.text, "{cut:?}");
+}
+
+#[test]
+fn tools_are_never_dropped_in_silence() {
+    use fewbit::{Error, ToolError, ToolFallback};
+    let model = load(|b| b);
+    let refused = model.chat().tools([add()]).start();
+    assert!(matches!(refused, Err(Error::Tool(ToolError::TemplateWithoutTools { .. }))), "{refused:?}");
+    let builder = model.chat().tools([add()]).tool_fallback(ToolFallback::SystemPrompt).temperature(0.0).max_tokens(4);
+    let mut chat = builder.start().unwrap();
+    let answer = chat.ask("1 + 2?").max_tokens(200).constraint(Constraint::choice([CALL])).run().unwrap();
+    let prompt = model.tokenizer().decode(&answer.prompt_tokens);
+    assert!(prompt.contains("\"name\":\"add\",\"description\":\"Adds.\""), "{prompt}");
+    let results = answer.tool_calls.iter().map(|call| (call.clone(), json!(3)));
+    let prompt = model.tokenizer().decode(&chat.send_tool_results(results).unwrap().prompt_tokens);
+    assert!(prompt.contains("<tool_response>\n3\n</tool_response>") && prompt.contains("<tool_call>"), "{prompt}");
+    let twice = model.chat().tools([add(), add()]).start();
+    assert!(matches!(twice, Err(Error::Tool(ToolError::SameName { .. }))));
+}
+
+#[test]
+fn a_template_for_one_call_a_message_gets_them_so() {
+    let source = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}\
+        {% if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one at a time') }}{% endif %}\
+        {{ m.tool_calls[0].function.arguments.a }}={% else %}{{ m.content }};{% endif %}{% endfor %}";
+    let model = load(|b| b.chat_template(source));
+    let mut chat = model.chat().tools([add()]).temperature(0.0).max_tokens(2).start().unwrap();
+    let both = r#"{"name": "add", "parameters": {"a": 1}}; {"name": "add", "parameters": {"a": 2}}"#;
+    let answer = chat.ask("?").max_tokens(200).constraint(Constraint::choice([both])).run().unwrap();
+    // In any order; each call has one.
+    let [one, two] = &answer.tool_calls[..] else { panic!("{answer:?}") };
+    let wrong = [(one.clone(), json!("x"))];
+    assert!(matches!(chat.send_tool_results(wrong), Err(fewbit::Error::Tool(fewbit::ToolError::NoResult { .. }))));
+    let results = [(two.clone(), json!("rainy")), (one.clone(), json!("sunny"))];
+    let next = chat.send_tool_results(results).unwrap();
+    let prompt = model.tokenizer().decode(&next.prompt_tokens);
+    assert!(prompt.ends_with("1=sunny;2=rainy;"), "{prompt}");
+}
+
+#[test]
+fn variables_reach_the_template() {
+    let source = "{{ name | default('nobody') }} {{ effort | default('none') }} {{ messages[0].content }}";
+    let model = load(|b| b.chat_template(source).template_var("name", "Ada"));
+    let prompt = |ids: &[u32]| model.tokenizer().decode(ids);
+    let plain = model.generate("Hi").templated().max_tokens(1).run().unwrap();
+    assert_eq!(prompt(&plain.prompt_tokens).trim(), "Ada none Hi");
+    let mut chat = model.chat().template_var("effort", json!({ "level": 3 })).max_tokens(1).start().unwrap();
+    assert!(prompt(&chat.send("Hi").unwrap().prompt_tokens).contains("level"));
+    let reserved = chat.ask("Hi").template_var("messages", json!([])).run();
+    assert!(matches!(reserved, Err(fewbit::Error::TemplateVariable { .. })));
 }
 
 #[test]

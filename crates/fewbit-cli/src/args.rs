@@ -79,10 +79,10 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Talk with a model; Ctrl-C stops the answer, Ctrl-D ends the conversation
     Chat(ChatArgs),
-    /// Fetch a model of the registry
+    /// Fetch a model of the registry, or of the Hugging Face Hub
     Pull(PullArgs),
     /// Show the models of the registry, and which are here
-    List,
+    List(ListArgs),
     /// Show what is in a model file
     Inspect(InspectArgs),
     /// Turn the text on stdin into token ids
@@ -104,7 +104,8 @@ pub(crate) enum Command {
 /// Which model.
 #[derive(Debug, Args)]
 pub(crate) struct ModelArg {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
+    /// Name from the registry (see `fewbit list`), path of a .gguf file or a Hugging Face folder, or a repo of the
+    /// Hugging Face Hub: org/repo, org/repo:Q4_K_M, org/repo@REVISION, hf.co/org/repo/file.gguf
     #[arg(value_name = "MODEL")]
     pub(crate) model: String,
 }
@@ -173,7 +174,7 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
     /// End where this text would come; can be given several times
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
 }
 
@@ -186,6 +187,15 @@ fn lora(text: &str) -> Result<(PathBuf, f32), String> {
         },
         _ => Ok((text.into(), 1.0)),
     }
+}
+
+/// `NAME=VALUE`: a value that is JSON, else a text.
+fn template_var(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE, such as enable_thinking=false")?;
+    if name.is_empty() {
+        return Err("give a name before `=`".to_owned());
+    }
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
 }
 
 /// `ID=BIAS`.
@@ -211,7 +221,7 @@ pub(crate) struct ConstraintArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) schema: Option<PathBuf>,
     /// The answer is a text that this regular expression matches
-    #[arg(long, value_name = "PATTERN")]
+    #[arg(long, value_name = "PATTERN", allow_hyphen_values = true)]
     pub(crate) regex: Option<String>,
     /// The answer is a text of the grammar in this file: GBNF if it is named so, else Lark
     #[arg(long, value_name = "FILE")]
@@ -222,17 +232,21 @@ pub(crate) struct ConstraintArgs {
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
-    /// The prompt; `-` reads it from stdin
+    /// The prompt; `-` reads it from stdin. One that begins with `-` and has no space in it goes after `--`
+    #[arg(allow_negative_numbers = true)]
     pub(crate) prompt: String,
     /// Continue the prompt as it is, without the model's chat template
-    #[arg(long, conflicts_with = "system")]
+    #[arg(long)]
     pub(crate) raw: bool,
-    /// Tell the model how to behave
-    #[arg(long, value_name = "TEXT")]
+    /// Tell the model how to behave; with --raw, the text and an empty line before the prompt
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
     /// Give the log probability of each token, and of the N most probable ones beside it (with --json)
     #[arg(long, value_name = "N", requires = "json")]
     pub(crate) logprobs: Option<usize>,
+    /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, conflicts_with = "raw")]
+    pub(crate) template_var: Vec<(String, serde_json::Value)>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -244,8 +258,11 @@ pub(crate) struct ChatArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
     /// Tell the model how to behave
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
+    /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    pub(crate) template_var: Vec<(String, serde_json::Value)>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -254,9 +271,17 @@ pub(crate) struct ChatArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// Name from the registry (see `fewbit list`)
+    /// Name from the registry (see `fewbit list`), or a repo of the Hugging Face Hub: org/repo, org/repo:Q4_K_M,
+    /// org/repo@REVISION, hf.co/org/repo/file.gguf
     #[arg(value_name = "NAME")]
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Also show models of the Hugging Face Hub that are here, and those that LM Studio and Ollama have
+    #[arg(long)]
+    pub(crate) all: bool,
 }
 
 #[derive(Debug, Args)]
@@ -285,7 +310,7 @@ pub(crate) struct EmbedArgs {
     #[command(flatten)]
     pub(crate) model: ModelArg,
     /// The texts
-    #[arg(value_name = "TEXT", required_unless_present = "file")]
+    #[arg(value_name = "TEXT", allow_negative_numbers = true, required_unless_present = "file")]
     pub(crate) texts: Vec<String>,
     /// Also take each line of this file as a text; `-` is stdin
     #[arg(long, short, value_name = "FILE")]
@@ -345,7 +370,7 @@ pub(crate) struct PerplexityArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
+    /// Name from the registry (see `fewbit list`), path of a .gguf file or a Hugging Face folder, or org/repo:TYPE
     #[arg(value_name = "MODEL", required_unless_present = "shape", conflicts_with = "shape")]
     pub(crate) model: Option<String>,
     /// Prompt tokens; of this and the next ones several may be given, as in `-p 128,512`
@@ -397,10 +422,10 @@ pub(crate) struct CompareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct QuantizeArgs {
-    /// Name from the registry (see `fewbit list`), or path of a .gguf file or a Hugging Face folder
+    /// Name from the registry (see `fewbit list`), path of a .gguf file or a Hugging Face folder, or org/repo
     #[arg(value_name = "IN")]
     pub(crate) input: String,
-    /// The .gguf file to write
+    /// The .gguf file to write; a pipe or a device is written into as it is, of a link what it leads to is replaced
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
     /// What to quantize to, such as Q4_K_M; most tensors get the type of this name, those that need it a larger one

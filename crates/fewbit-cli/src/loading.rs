@@ -3,6 +3,9 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use fewbit::evaluate::PerplexityOptions;
@@ -15,15 +18,39 @@ use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
 use crate::output::{TRANSFER, note, progress_bar};
+use crate::signals::{self, Tidy};
+
+/// A load that is done by then needs no bar.
+const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
-    Ok(builder(common)?.progress(PullProgress::new()).load(name_or_path)?)
+    let (builder, bar) = with_bar(builder(common)?);
+    let loaded = builder.progress(PullProgress::new()).load(name_or_path);
+    bar.finish_and_clear();
+    Ok(loaded?)
+}
+
+/// With a bar for loads that take more than a moment.
+fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
+    let bar = progress_bar("loading {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}");
+    let (own, start) = (bar.clone(), OnceLock::new());
+    let builder = builder.on_progress(move |done, total| {
+        // The download before it is no part of the load.
+        if start.get_or_init(Instant::now).elapsed() > A_MOMENT {
+            own.set_length(total);
+            own.set_position(done);
+        }
+    });
+    (builder, bar)
 }
 
 /// Loads the model quantized to a recipe, with the options of the command line.
 pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> anyhow::Result<Model> {
-    Ok(builder(common)?.quantize(recipe).load_file(path)?)
+    let (builder, bar) = with_bar(builder(common)?.quantize(recipe));
+    let loaded = builder.load_file(path);
+    bar.finish_and_clear();
+    Ok(loaded?)
 }
 
 fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
@@ -70,14 +97,44 @@ pub(crate) fn tokenizer_options(common: &Common) -> TokenizerOptions {
 /// The text of a file.
 pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes).map_err(|error| anyhow!("{} is not UTF-8 text: {}", path.display(), error.utf8_error()))
+    decoded(bytes).map_err(|error| anyhow!("{} is not UTF-8 text: {error}", path.display()))
+}
+
+/// The text that the bytes of a file or of stdin are. A mark of the encoding at the front (BOM), as Windows' programs
+/// write it, is no part of the text; with that of UTF-16, the bytes are UTF-16.
+fn decoded(bytes: Vec<u8>) -> Result<String, String> {
+    let utf16 = |read: fn([u8; 2]) -> u16| {
+        let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
+        let is_whole = bytes.len().is_multiple_of(2);
+        let text: Result<String, _> = char::decode_utf16(units).collect();
+        text.ok().filter(|_| is_whole).ok_or_else(|| "it begins as UTF-16, and is not".to_owned())
+    };
+    match bytes[..] {
+        [0xff, 0xfe, ..] => utf16(u16::from_le_bytes),
+        [0xfe, 0xff, ..] => utf16(u16::from_be_bytes),
+        _ => {
+            let mut text = String::from_utf8(bytes).map_err(|error| error.utf8_error().to_string())?;
+            if text.starts_with('\u{feff}') {
+                text.drain(..'\u{feff}'.len_utf8());
+            }
+            Ok(text)
+        }
+    }
 }
 
 /// All of stdin, which is called `what` in an error.
 pub(crate) fn text_of_stdin(what: &str) -> anyhow::Result<String> {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).with_context(|| format!("cannot read {what} from stdin"))?;
-    Ok(text)
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).with_context(|| format!("cannot read {what} from stdin"))?;
+    decoded(bytes).map_err(|error| anyhow!("{what} on stdin is not UTF-8 text: {error}"))
+}
+
+/// A line of stdin, without the mark of the encoding that may stand before the first.
+pub(crate) fn without_bom(line: String, is_first: bool) -> String {
+    match line.strip_prefix('\u{feff}') {
+        Some(rest) if is_first => rest.to_owned(),
+        _ => line,
+    }
 }
 
 /// The windows that a text is cut into: of `ctx` tokens, and the first `n` of them if that is given.
@@ -156,13 +213,16 @@ pub(crate) fn constraint(args: &ConstraintArgs) -> anyhow::Result<Option<Constra
 
 /// Shows a download on stderr: a bar on a terminal, and a line for each source and each failure
 /// everywhere.
+///
+/// While it lives, a signal ends the download in an orderly way: what is there is kept for the next attempt.
 pub(crate) struct PullProgress {
     bar: ProgressBar,
+    _tidy: Tidy,
 }
 
 impl PullProgress {
     pub(crate) fn new() -> Self {
-        Self { bar: progress_bar(TRANSFER) }
+        Self { bar: progress_bar(TRANSFER), _tidy: Tidy::new() }
     }
 
     fn line(&self, line: std::fmt::Arguments<'_>) {
@@ -171,6 +231,10 @@ impl PullProgress {
 }
 
 impl Progress for PullProgress {
+    fn is_cancelled(&self) -> bool {
+        signals::flag().load(Ordering::Relaxed)
+    }
+
     fn event(&self, event: &Event<'_>) {
         match event {
             Event::Waiting { path } => {
@@ -191,5 +255,20 @@ impl Progress for PullProgress {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::decoded;
+
+    #[test]
+    fn a_mark_of_the_encoding_is_no_text() {
+        let text = |bytes: &[u8]| decoded(bytes.to_vec());
+        assert_eq!(text("\u{feff}a\u{feff}b".as_bytes()).unwrap(), "a\u{feff}b");
+        assert_eq!(text(b"").unwrap(), "");
+        assert_eq!(text(&[0xff, 0xfe, b'a', 0, 0x3d, 0xd8, 0x00, 0xde]).unwrap(), "a\u{1f600}");
+        assert_eq!(text(&[0xfe, 0xff, 0, b'a']).unwrap(), "a");
+        assert!(text(&[0xff, 0xfe, b'a']).is_err() && text(&[0xff, 0xfe, 0, 0xd8]).is_err() && text(&[0xc3]).is_err());
     }
 }

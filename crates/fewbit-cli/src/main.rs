@@ -1,24 +1,26 @@
 //! The `fewbit` program.
 //!
 //! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed (one line
-//! `error: ...` says why and what to do), 2 wrong usage.
+//! `error: ...` says why and what to do), 2 wrong usage, 128 and the signal's number when a signal ended it.
 #![forbid(unsafe_code)]
 
 mod args;
 mod commands;
+mod hyphens;
 mod loading;
 mod output;
+mod signals;
 mod synthetic;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(hyphens::sorted(&Cli::command(), std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             // Help goes to stdout, which may be closed: that is no failure of ours.
@@ -30,12 +32,13 @@ fn main() -> ExitCode {
         }
     };
     start_log(cli.common.verbose);
+    signals::install();
     let common = &cli.common;
     let result = match &cli.command {
         Command::Run(args) => commands::run::run(common, args),
         Command::Chat(args) => commands::chat::run(common, args),
         Command::Pull(args) => commands::pull::run(common, args),
-        Command::List => commands::list::run(common),
+        Command::List(args) => commands::list::run(common, args),
         Command::Inspect(args) => commands::inspect::run(common, args),
         Command::Tokenize(args) => commands::tokenize::run(common, args),
         Command::Embed(args) => commands::embed::run(common, args),
@@ -45,6 +48,10 @@ fn main() -> ExitCode {
         Command::Compare(args) => commands::compare::run(common, args),
         Command::Imatrix(args) => commands::imatrix::run(common, args),
     };
+    if let Some(code) = signals::exit_code() {
+        // What was to be tidied up has been.
+        return ExitCode::from(code);
+    }
     match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever closed our stdout has seen enough.

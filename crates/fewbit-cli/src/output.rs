@@ -131,3 +131,12 @@ pub(crate) fn bytes(n: u64) -> String {
 pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
+
+/// Shows what the model thinks, on a terminal: dimmed, and not on stdout, which is the answer's.
+pub(crate) fn reasoning(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    if !text.is_empty() && std::io::IsTerminal::is_terminal(&stderr) {
+        // What cannot be shown is not needed.
+        let _ = std::io::Write::write_all(&mut stderr, format!("\x1b[2m{text}\x1b[0m").as_bytes());
+    }
+}

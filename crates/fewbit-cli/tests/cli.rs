@@ -341,12 +341,12 @@ fn adapters_are_applied_with_their_scales() {
 #[test]
 fn wrong_usage_has_its_own_status() {
     let cases: [&[&str]; 9] = [
+        &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
         &["fly"],
         &["run"],
         &["run", STORIES],
         &["run", STORIES, "Hi", "--temp", "warm"],
-        &["run", STORIES, "Hi", "--raw", "--system", "Be brief."],
         &["run", STORIES, "Hi", "--device", "abacus"],
         &["run", STORIES, "Hi", "--threads", "0"],
         &["bench"],

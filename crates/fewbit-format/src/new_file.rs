@@ -1,15 +1,23 @@
-//! Files that appear whole or not at all.
+//! Files that appear whole or not at all; outputs that are no files, written as they are.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Links that are followed before a path counts as a ring of links, as operating systems have it.
+const MAX_LINKS: usize = 40;
+const BUFFER_BYTES: usize = 1 << 20;
 
 /// A file that is being written, and that gets its name when it is complete.
 ///
 /// Until then it lies in the same folder under a name that no other process or thread uses. So the path never names
 /// half a file, a process that has the old file mapped keeps it, and of several that write one path at a time, the
 /// last to end wins. Dropped before [`finish`](Self::finish), it leaves nothing.
+///
+/// A link stays: what it leads to is replaced. What is no regular file (a device, a pipe) is written to as it is,
+/// and so is what `/dev/stdout` and its like lead to: replacing the file behind it would leave whoever opened it with
+/// the old one.
 ///
 /// ```
 /// use fewbit_format::NewFile;
@@ -27,27 +35,44 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 #[must_use = "the file is there after `finish`"]
 pub struct NewFile {
-    path: PathBuf,
-    /// Where it lies until it is complete.
-    part: PathBuf,
     out: BufWriter<File>,
+    /// Absent for what is written through.
+    place: Option<Place>,
     is_finished: bool,
+}
+
+/// Where a file lies until it is complete, and where it goes.
+#[derive(Debug)]
+struct Place {
+    part: PathBuf,
+    target: PathBuf,
 }
 
 impl NewFile {
     /// Begins a file that will be at `path`, in place of one that is there.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let (part, file) = create_beside(path)?;
-        let out = BufWriter::with_capacity(1 << 20, file);
-        Ok(Self { path: path.to_owned(), part, out, is_finished: false })
+        let Some(target) = target(path)? else {
+            let out = OpenOptions::new().write(true).open(path)?;
+            return Ok(Self { out: BufWriter::with_capacity(BUFFER_BYTES, out), place: None, is_finished: false });
+        };
+        let (part, file) = create_beside(&target)?;
+        if let Ok(old) = fs::metadata(&target) {
+            // As if it were written into: a file that only its owner may read stays so. Where the file system knows
+            // no permissions, there is nothing to keep.
+            let _ = fs::set_permissions(&part, old.permissions());
+        }
+        let out = BufWriter::with_capacity(BUFFER_BYTES, file);
+        Ok(Self { out, place: Some(Place { part, target }), is_finished: false })
     }
 
     /// Gives the file its name, once its bytes are on the disk.
     pub fn finish(mut self) -> io::Result<()> {
         self.out.flush()?;
-        // Renamed before its bytes are on disk, the file could be empty after a power failure.
-        self.out.get_ref().sync_all()?;
-        fs::rename(&self.part, &self.path)?;
+        if let Some(place) = &self.place {
+            // Renamed before its bytes are on disk, the file could be empty after a power failure.
+            self.out.get_ref().sync_all()?;
+            fs::rename(&place.part, &place.target)?;
+        }
         self.is_finished = true;
         Ok(())
     }
@@ -65,11 +90,42 @@ impl Write for NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        if !self.is_finished {
+        if let Some(place) = self.place.as_ref().filter(|_| !self.is_finished) {
             // What made the file incomplete is the error to report.
-            let _ = fs::remove_file(&self.part);
+            let _ = fs::remove_file(&place.part);
         }
     }
+}
+
+/// The file that is to be replaced when `path` is written: `path` itself, or what its links lead to. `None` for what
+/// is written through.
+fn target(path: &Path) -> io::Result<Option<PathBuf>> {
+    if fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        return Ok(None);
+    }
+    let mut target = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        if is_descriptor(&target) {
+            return Ok(None);
+        }
+        match fs::symlink_metadata(&target) {
+            Ok(meta) if meta.is_symlink() => {
+                // Relative links count from where they lie; one that leads nowhere yet makes a file there.
+                let link = fs::read_link(&target)?;
+                target = target.parent().unwrap_or(Path::new("")).join(link);
+            }
+            Ok(meta) if meta.is_dir() => return Err(io::ErrorKind::IsADirectory.into()),
+            _ => return Ok(Some(target)),
+        }
+    }
+    Err(io::Error::other("too many links lead to one another"))
+}
+
+/// Whether the path names what a process has open rather than a file.
+fn is_descriptor(path: &Path) -> bool {
+    let is_proc = path.starts_with("/proc") && path.parent().is_some_and(|parent| parent.ends_with("fd"));
+    let is_standard = ["/dev/stdout", "/dev/stderr", "/dev/stdin"].iter().any(|name| path == Path::new(name));
+    cfg!(unix) && (is_proc || is_standard || path.starts_with("/dev/fd"))
 }
 
 /// Creates a new file in the folder of `path`, under a name that no other process or thread uses.
@@ -83,9 +139,66 @@ fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
         let part = path.with_file_name(part);
         match File::create_new(&part) {
             Ok(file) => return Ok((part, file)),
-            // Left behind by an earlier process of the same number: take the next name.
+            // Left there by an earlier process of the same number: take the next name.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn write(path: &Path, text: &str) {
+        let mut file = NewFile::create(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.finish().unwrap();
+    }
+
+    #[test]
+    fn a_link_stays_and_what_it_leads_to_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("deep")).unwrap();
+        fs::write(at("deep/target"), "old").unwrap();
+        fs::set_permissions(at("deep/target"), fs::Permissions::from_mode(0o600)).unwrap();
+        symlink("deep/target", at("link")).unwrap();
+        symlink("link", at("link of a link")).unwrap();
+        symlink("deep/new", at("to nowhere yet")).unwrap();
+        let mut old = File::open(at("deep/target")).unwrap();
+        write(&at("link of a link"), "new");
+        assert!(at("link of a link").is_symlink() && at("link").is_symlink() && !at("deep/target").is_symlink());
+        assert_eq!(fs::read_to_string(at("deep/target")).unwrap(), "new");
+        assert_eq!(fs::metadata(at("deep/target")).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut text = String::new();
+        old.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "old", "replaced, not written into");
+        write(&at("to nowhere yet"), "made");
+        assert_eq!(fs::read_to_string(at("deep/new")).unwrap(), "made");
+        symlink("ring", at("ring")).unwrap();
+        assert!(NewFile::create(&at("ring")).is_err() && NewFile::create(&at("deep")).is_err());
+        assert_eq!(fs::read_dir(at("deep")).unwrap().count(), 2, "nothing is left over");
+    }
+
+    #[test]
+    fn devices_and_what_is_open_are_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("open");
+        let mut open = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
+        use std::os::fd::AsRawFd;
+        // The file of a descriptor gets the bytes, where it is: another with its name would not be what is open.
+        let link = folder.path().join("link");
+        symlink(format!("/dev/fd/{}", open.as_raw_fd()), &link).unwrap();
+        write(&link, "through");
+        let mut text = String::new();
+        open.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "through");
+        assert!(link.is_symlink());
+        assert!(target(Path::new("/dev/null")).unwrap().is_none());
+        assert!(target(Path::new("/dev/stdout")).unwrap().is_none());
+        write(Path::new("/dev/null"), "away");
     }
 }

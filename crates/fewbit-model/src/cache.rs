@@ -105,8 +105,11 @@ impl KvCache {
         self.kind.ty
     }
 
-    /// Makes room for `n` more positions that nobody else holds.
-    pub(crate) fn reserve(&mut self, n: usize) -> Result<(), ModelError> {
+    /// Makes room for `n` more positions that nobody else holds, so that appending them takes no more memory.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn reserve(&mut self, n: usize) -> Result<(), ModelError> {
         if n > 0 && self.must_copy() {
             let page = &mut self.pages[self.len / PAGE - self.n_gone];
             *page = self.kind.copy(page)?;

@@ -79,12 +79,17 @@ pub(crate) fn check_fits(
     }
 }
 
-/// Memory that can be had without swapping, where the operating system tells (Linux).
+/// Memory that can be had without swapping, on Linux, macOS, Windows and FreeBSD; `None` where the operating system
+/// does not tell. In a container (cgroup) it is no more than the container may still take.
 pub fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    kib.checked_mul(1024)
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory_specifics(sysinfo::MemoryRefreshKind::nothing().with_ram());
+    let available = system.available_memory();
+    // `CGroupLimits::free_memory` counts the file cache as used, which a container that has just written or read a
+    // model is full of. The kernel gives that back, so what counts is what programs hold.
+    let in_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
+    // A system of which nothing is known says 0.
+    (system.total_memory() > 0).then(|| available.min(in_container.unwrap_or(u64::MAX)))
 }
 
 /// Bytes that the matrices of a source take once packed for `isa`, of those that `is_here` names, and the type of most of them.
@@ -113,4 +118,25 @@ fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> b
         }
     }
     (total, by_type.into_iter().max_by_key(|(_, n)| *n).map_or(TensorType::F32, |(ty, _)| ty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::available_bytes;
+
+    #[test]
+    fn the_memory_there_is_is_known() {
+        let available = available_bytes();
+        if cfg!(any(target_os = "linux", target_os = "macos", windows)) {
+            let available = available.expect("these systems tell");
+            assert!((16 << 20..1 << 50).contains(&available), "{available}");
+        }
+        #[cfg(target_os = "linux")]
+        if let (Some(found), Ok(text)) = (available, std::fs::read_to_string("/proc/meminfo")) {
+            // A container may have less, nobody has more; other processes allocate meanwhile.
+            let line = text.lines().find(|line| line.starts_with("MemAvailable:")).expect("on every kernel since 3.14");
+            let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+            assert!(found <= kib * 1024 + (4 << 30), "{found}");
+        }
+    }
 }

@@ -37,7 +37,10 @@ impl futures_core::Stream for AsyncStream<Stream> {
         let stream = &mut self.get_mut().0;
         match stream.to_echo.take() {
             Some(prompt) => Poll::Ready(Some(Ok(prompt))),
-            None => stream.run.poll_next(context),
+            None => match stream.run.poll_next(context) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(item) => Poll::Ready(stream.read(item)),
+            },
         }
     }
 }
@@ -49,7 +52,7 @@ impl futures_core::Stream for AsyncStream<ChatStream<'_>> {
         let stream = &mut self.get_mut().0;
         match stream.run.poll_next(context) {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(item) => Poll::Ready(stream.filtered(item)),
+            Poll::Ready(item) => Poll::Ready(stream.read(item)),
         }
     }
 }
@@ -78,7 +81,7 @@ impl Generate {
         let mut stream = self.stream()?;
         stream.run.wait_for_end();
         while let Some(piece) = poll_fn(|context| stream.run.poll_next(context)).await {
-            piece?;
+            stream.read(Some(piece)).transpose()?;
         }
         Ok(stream.into_completion())
     }
@@ -95,7 +98,7 @@ impl<'a> Ask<'a> {
         let mut stream = self.stream()?;
         stream.run.wait_for_end();
         while let Some(piece) = poll_fn(|context| stream.run.poll_next(context)).await {
-            stream.filtered(Some(piece)).transpose()?;
+            stream.read(Some(piece)).transpose()?;
         }
         Ok(stream.into_completion())
     }

@@ -13,7 +13,7 @@
 //! without any text leaves nothing. Failed: it leaves nothing. The conversation goes on after each.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
@@ -24,9 +24,9 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
-use crate::session::{Run, Slot, Timeline, run_accessors};
+use crate::session::{Run, Slot, Timeline};
 use crate::session_file::{Expected, Saved, SessionError};
-use crate::tools::{self, Answer, CallFilter, Tool, ToolCall};
+use crate::tools::{self, Reader, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
 
 /// A conversation that has not started: made by [`Model::chat`].
 ///
@@ -47,13 +47,23 @@ pub struct ChatBuilder {
     system: Option<String>,
     history: Vec<Message>,
     tools: Vec<Tool>,
+    fallback: ToolFallback,
+    one_call: bool,
     pub(crate) options: Options,
 }
 
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
         let options = Options::new(&model);
-        Self { model, system: None, history: Vec::new(), tools: Vec::new(), options }
+        Self {
+            model,
+            system: None,
+            history: Vec::new(),
+            tools: Vec::new(),
+            fallback: ToolFallback::Refuse,
+            one_call: false,
+            options,
+        }
     }
 
     option_setters!();
@@ -76,19 +86,41 @@ impl ChatBuilder {
         self
     }
 
+    /// What to do with tools if the model's chat template knows none: by default they are refused.
+    pub fn tool_fallback(mut self, fallback: ToolFallback) -> Self {
+        self.fallback = fallback;
+        self
+    }
+
+    /// Whether an answer may have several calls (the default). If not, it ends after its first.
+    pub fn parallel_tool_calls(mut self, yes: bool) -> Self {
+        self.one_call = !yes;
+        self
+    }
+
     /// Checks the settings and begins.
     pub fn start(self) -> Result<Chat, Error> {
-        let Self { model, system, history, tools, mut options } = self;
+        let Self { model, system, history, tools, fallback, one_call, mut options } = self;
         if !model.has_chat_template() {
             // Says which of the two it is, missing or broken.
-            model.encode_chat(&[], &[])?;
+            model.encode_chat(&[], &[], &options.template_vars)?;
+        }
+        for (i, tool) in tools.iter().enumerate() {
+            if tools[..i].iter().any(|other| other.name == tool.name) {
+                return Err(ToolError::SameName { name: tool.name.clone() }.into());
+            }
+        }
+        let in_texts = !tools.is_empty() && !model.shows_tools()?;
+        if in_texts && fallback == ToolFallback::Refuse {
+            return Err(ToolError::TemplateWithoutTools { path: model.path().to_owned() }.into());
         }
         // Drawn once: each turn has a seed of its own, which follows from it.
         options.sampling.seed = Some(Sampler::new(&options.sampling)?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
-        Ok(Chat { model, slot, messages, tools, options })
+        options.shown = model.shown_marks();
+        Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, one_call, options })
     }
 
     /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
@@ -148,7 +180,11 @@ pub struct Chat {
     model: Model,
     slot: Arc<Slot>,
     messages: Vec<Message>,
-    tools: Vec<Tool>,
+    tools: Arc<[Tool]>,
+    /// The template knows no tools: they are in the system message, and calls and results are texts.
+    in_texts: bool,
+    /// An answer ends after its first call.
+    one_call: bool,
     options: Options,
 }
 
@@ -185,12 +221,15 @@ impl Chat {
     }
 
     /// Tells the model what the calls of its last answer gave, and waits for what it says to that. A text goes in as
-    /// it is, other values as JSON.
+    /// it is, other values as JSON. Each call has one result; they may come in any order.
+    ///
+    /// # Errors
+    /// [`Error::Tool`] if a result is of another call, or a call has none or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,
     ) -> Result<Completion, Error> {
-        let messages = results.into_iter().map(|(call, result)| tools::result_message(&call, &result)).collect();
+        let messages = tools::ordered_results(&self.messages, results)?;
         let options = self.options.clone();
         self.begin(messages, options)?.run()
     }
@@ -200,25 +239,33 @@ impl Chat {
         options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
         let before = self.messages.len();
         self.messages.extend(new);
-        let run = self
-            .model
-            .encode_chat(&self.messages, &self.tools)
-            .and_then(|prompt| Run::new(&self.model, prompt, &options, Some(Arc::clone(&self.slot))));
-        match run {
-            Ok(run) => Ok(ChatStream {
-                filter: (!self.tools.is_empty()).then(CallFilter::default),
-                answer: OnceLock::new(),
-                chat: self,
-                run,
-                before,
-                failed: false,
-                recorded: false,
-            }),
+        match self.prepare(&options) {
+            Ok((run, reader)) => Ok(ChatStream { reader, chat: self, run, before, failed: false, recorded: false }),
             Err(error) => {
                 self.messages.truncate(before);
                 Err(error)
             }
         }
+    }
+
+    /// The next answer, and what reads it.
+    fn prepare(&self, options: &Options) -> Result<(Run, Reader), Error> {
+        let (prompt, opened) = if self.in_texts {
+            let texts = tools::as_texts(&self.messages, &self.tools);
+            self.model.encode_chat(&texts, &[], &options.template_vars)?
+        } else {
+            self.model.encode_chat(&self.messages, &self.tools, &options.template_vars)?
+        };
+        let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)))?;
+        let calls = self.messages.iter().flat_map(tools::calls_of);
+        let setup = Setup {
+            style: if self.in_texts { ToolStyle::Generic } else { self.model.tool_style() },
+            tools: Arc::clone(&self.tools),
+            n_earlier: calls.clone().count(),
+            taken_ids: Arc::new(calls.filter_map(|call| Some(call.get("id")?.as_str()?.to_owned())).collect()),
+            ..Setup::without_tools(&self.model, opened)
+        };
+        Ok((run, Reader::new(&setup, self.one_call)))
     }
 
     /// The conversation so far.
@@ -291,10 +338,8 @@ impl<'a> Ask<'a> {
 pub struct ChatStream<'a> {
     chat: &'a mut Chat,
     pub(crate) run: Run,
-    /// Where there are tools, keeps calls out of the text.
-    filter: Option<CallFilter>,
-    /// See [`ChatStream::answer`].
-    answer: OnceLock<Option<Answer>>,
+    /// Takes reasoning and calls out of the text.
+    reader: Reader,
     /// Messages before this turn.
     before: usize,
     failed: bool,
@@ -303,7 +348,7 @@ pub struct ChatStream<'a> {
 
 impl std::fmt::Debug for ChatStream<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatStream").field("text", &self.run.text()).finish_non_exhaustive()
+        f.debug_struct("ChatStream").field("text", &self.text()).finish_non_exhaustive()
     }
 }
 
@@ -312,14 +357,37 @@ impl Iterator for ChatStream<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let item = self.run.next();
-        self.filtered(item)
+        self.read(item)
     }
 }
 
 impl std::iter::FusedIterator for ChatStream<'_> {}
 
 impl ChatStream<'_> {
-    run_accessors!();
+    /// The text so far, without reasoning and calls.
+    pub fn text(&self) -> &str {
+        &self.reader.answer().text
+    }
+
+    /// The reasoning so far.
+    pub fn reasoning(&self) -> &str {
+        &self.reader.answer().reasoning
+    }
+
+    /// Why it ended, if it has.
+    pub fn finish_reason(&self) -> Option<FinishReason> {
+        self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
+    }
+
+    /// Tokens so far.
+    pub fn usage(&self) -> crate::Usage {
+        self.run.usage()
+    }
+
+    /// Times so far.
+    pub fn timings(&self) -> crate::Timings {
+        self.run.timings()
+    }
 
     fn run(mut self) -> Result<Completion, Error> {
         self.run.wait_for_end();
@@ -327,46 +395,17 @@ impl ChatStream<'_> {
         Ok(self.into_completion())
     }
 
-    /// What the generation gave, as the caller gets it: text that may be a call is kept back to the end.
-    pub(crate) fn filtered(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
+    /// What the generation gave, as the caller gets it.
+    pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         self.failed |= matches!(item, Some(Err(_)));
-        let Some(filter) = &mut self.filter else { return item };
-        let mut piece = match item {
-            Some(Ok(piece)) => piece,
-            Some(Err(error)) => return Some(Err(error)),
-            None => Piece { text: String::new(), token_ids: Vec::new(), logprobs: Vec::new() },
-        };
-        let at_end = self.run.finish_reason().is_some();
-        piece.text = filter.push(self.chat.model.tokenizer(), &piece.token_ids, &piece.text);
-        if at_end {
-            let rest = filter.finish();
-            if self.answer().is_none() {
-                piece.text += &rest;
-            }
-        }
-        let is_empty = piece.text.is_empty() && piece.token_ids.is_empty();
-        (!is_empty).then_some(Ok(piece))
-    }
-
-    /// The answer taken apart, if it has calls. It is read once, when nothing follows any more.
-    fn answer(&self) -> Option<&Answer> {
-        let read = || {
-            self.filter.as_ref()?;
-            let whole = self.chat.model.tokenizer().decode_with_special(self.run.tokens());
-            tools::read(&whole, &self.chat.tools)
-        };
-        self.answer.get_or_init(read).as_ref()
+        if self.failed { item } else { self.reader.read(&mut self.run, item) }
     }
 
     /// The answer as far as it went.
     pub fn into_completion(mut self) -> Completion {
         self.record();
-        let answer = self.answer().cloned();
         let mut completion = self.run.completion();
-        if let Some(answer) = answer {
-            completion.text = answer.text;
-            completion.tool_calls = answer.calls;
-        }
+        self.reader.answer().clone().put_into(&mut completion);
         completion
     }
 
@@ -376,12 +415,10 @@ impl ChatStream<'_> {
             return;
         }
         let ended = matches!(self.run.finish_reason(), Some(reason) if reason != FinishReason::Cancelled);
+        let reason = self.run.finish_reason().unwrap_or(FinishReason::Cancelled);
+        self.reader.finish(reason, &mut Piece::default());
         if !self.failed && (ended || !self.run.text().is_empty()) {
-            let answer = match self.answer() {
-                Some(answer) => tools::call_message(&answer.text, &answer.calls),
-                None => Message::assistant(self.run.text()),
-            };
-            self.chat.messages.push(answer);
+            self.chat.messages.push(tools::answer_message(self.reader.answer()));
         } else {
             self.chat.messages.truncate(self.before);
         }

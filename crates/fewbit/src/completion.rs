@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::sample::TokenLogprob;
-use crate::tools::ToolCall;
+use crate::tools::{MalformedCall, ToolCall, ToolCallDelta};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -11,6 +11,8 @@ use crate::tools::ToolCall;
 pub enum FinishReason {
     /// The model chose a token that ends its text, or a constrained text is complete and nothing can follow.
     EndOfGeneration,
+    /// The model ended its answer, and calls tools in it.
+    ToolCalls,
     /// A stop string came up.
     StopString,
     /// `max_tokens` is reached, or the context or the memory for it is full.
@@ -22,11 +24,12 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
-    /// The word that the OpenAI interface uses: `stop`, `length`, or `timeout` and `cancelled`, which it
+    /// The word that the OpenAI interface uses: `stop`, `tool_calls`, `length`, or `timeout` and `cancelled`, which it
     /// does not have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EndOfGeneration | Self::StopString => "stop",
+            Self::ToolCalls => "tool_calls",
             Self::Length => "length",
             Self::Timeout => "timeout",
             Self::Cancelled => "cancelled",
@@ -97,12 +100,18 @@ pub(crate) fn rate(tokens: u64, time: Duration) -> f64 {
 }
 
 /// One step of a generation: what one token added to the text.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Piece {
     /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is
     /// incomplete: its text comes with a later piece.
     pub text: String,
+    /// Reasoning to append, of models that think before they answer: through a chat template only.
+    pub reasoning: String,
+    /// Parts of calls, as they are generated: in a conversation that has tools.
+    pub tool_calls: Vec<ToolCallDelta>,
+    /// What began as a call and is none; its text is in `text`, of this piece or of those before.
+    pub malformed_calls: Vec<MalformedCall>,
     /// The tokens of this step. Empty in a last piece that only brings out text that was held back.
     pub token_ids: Vec<u32>,
     /// For each of these tokens, if they were asked for.
@@ -118,6 +127,10 @@ pub struct Completion {
     pub text: String,
     /// The tools that the answer calls: in a conversation that has tools.
     pub tool_calls: Vec<ToolCall>,
+    /// What began as a call and is none: it stays in the text.
+    pub malformed_calls: Vec<MalformedCall>,
+    /// What the model thought before it answered.
+    pub reasoning: String,
     /// The generated tokens, without one that ended the generation.
     pub tokens: Vec<u32>,
     /// For each of these tokens, if they were asked for.

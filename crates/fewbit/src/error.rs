@@ -96,6 +96,17 @@ pub enum Error {
     #[error(transparent)]
     Template(Arc<TemplateError>),
 
+    /// A variable of the chat template that is not for callers to set.
+    #[error("the template variable {name:?} is set by fewbit: leave it out")]
+    TemplateVariable {
+        /// Its name.
+        name: String,
+    },
+
+    /// Something is wrong with tools, a call, or a result.
+    #[error(transparent)]
+    Tool(#[from] crate::tools::ToolError),
+
     /// Sampling settings out of range, or logits that are no numbers.
     #[error(transparent)]
     Sampling(#[from] SamplingError),

@@ -10,17 +10,21 @@
 //! [`Model::divergence_from`] runs two models side by side over the same windows: how far the probabilities of one are
 //! from those of the other.
 //!
+//! All of it runs on the model's engine thread, between the steps of its requests, and the keys and values of a window
+//! count against [`kv_memory`](crate::ModelBuilder::kv_memory): it waits for room, and one that could never have it is
+//! refused with [`Error::KvMemory`].
+//!
 //! The logits are f32; everything after them (log-softmax, sums) is f64.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{KvCache, Logits, LogitsFor, LoraSet};
+use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet};
 
 use crate::completion::rate;
 use crate::error::Error;
 use crate::generate::Prompt;
-use crate::model::Model;
+use crate::model::{Model, Reserved};
 use crate::sample::TokenLogprob;
 
 /// Tokens whose logits are held at once: 64 rows of a vocabulary of 128 Ki are 32 MiB.
@@ -188,9 +192,9 @@ impl Model {
             let start = Instant::now();
             let mut own = Rows::new(self, self.loras(), window, first)?;
             result.elapsed += start.elapsed();
-            while let Some((expected, targets)) = expected.next(reference)? {
+            while let Some((expected, targets)) = expected.next()? {
                 let start = Instant::now();
-                let Some((logits, _)) = own.next(self)? else { break };
+                let Some((logits, _)) = own.next()? else { break };
                 result.elapsed += start.elapsed();
                 let compare = |row, target| RowPair::new(logits.row(row), expected.row(row), target);
                 for row in per_row(targets, self.n_threads(), compare) {
@@ -223,7 +227,7 @@ impl Model {
         mut rows: impl FnMut(&Logits, &[u32]),
     ) -> Result<(), Error> {
         let mut all = Rows::new(self, loras, tokens, first)?;
-        while let Some((logits, targets)) = all.next(self)? {
+        while let Some((logits, targets)) = all.next()? {
             rows(&logits, targets);
         }
         Ok(())
@@ -317,11 +321,10 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The logits that predict the tokens behind the first ones of a text, some rows at a time.
+/// The logits that predict the tokens after the first ones of a text, some rows at a time.
 struct Rows<'t> {
     tokens: &'t [u32],
-    /// Absent while a step has it.
-    cache: Option<KvCache>,
+    sequence: Reserved,
     /// Tokens that have gone in.
     at: usize,
 }
@@ -330,23 +333,32 @@ impl<'t> Rows<'t> {
     /// Runs `tokens[..first]`; what predicts `tokens[first + 1..]` comes next.
     fn new(model: &Model, loras: &LoraSet, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
         // The last token is only predicted, never an input.
-        let first = first.min(tokens.len().saturating_sub(1));
-        let mut cache = model.decoder().new_cache_with(loras);
+        let n_inputs = tokens.len().saturating_sub(1);
+        let first = first.min(n_inputs);
+        let mut sequence = model.inner.reserve(loras, n_inputs)?;
         for chunk in tokens[..first].chunks(model.inner.core.limits.prefill_chunk) {
-            (cache, _) = model.inner.extend(cache, chunk, LogitsFor::None)?;
+            forward(&mut sequence, chunk, LogitsFor::None)?;
         }
-        Ok(Self { tokens, cache: Some(cache), at: first })
+        Ok(Self { tokens, sequence, at: first })
     }
 
     /// The next rows, with the tokens that came.
-    fn next(&mut self, model: &Model) -> Result<Option<(Logits, &'t [u32])>, Error> {
+    fn next(&mut self) -> Result<Option<(Logits, &'t [u32])>, Error> {
         let end = (self.at + ROWS).min(self.tokens.len().saturating_sub(1));
-        let Some(cache) = self.cache.take().filter(|_| end > self.at) else { return Ok(None) };
-        let (cache, logits) = model.inner.extend(cache, &self.tokens[self.at..end], LogitsFor::All)?;
+        if end <= self.at {
+            return Ok(None);
+        }
+        let logits = forward(&mut self.sequence, &self.tokens[self.at..end], LogitsFor::All)?;
         let targets = &self.tokens[self.at + 1..=end];
-        (self.cache, self.at) = (Some(cache), end);
+        self.at = end;
         Ok(Some((logits, targets)))
     }
+}
+
+/// Appends tokens to a sequence, on the engine thread.
+fn forward(sequence: &mut Reserved, tokens: &[u32], logits: LogitsFor) -> Result<Logits, Error> {
+    let tokens = tokens.to_vec();
+    sequence.step(move |decoder, cache| decoder.forward(&mut [Chunk { cache, tokens: &tokens, logits }]))
 }
 
 /// What two rows of logits say about each other.

@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
-use crate::session::{Run, run_accessors};
+use crate::session::Run;
+use crate::tools::{Reader, Setup};
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,7 +148,8 @@ impl Generate {
     /// and the settings come from here; nothing is computed before the first `next`, and never more than a few
     /// tokens ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
-        let Self { model, prompt, templated, system, echo, options } = self;
+        let Self { model, prompt, templated, system, echo, mut options } = self;
+        let mut reader = None;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) if templated => {
@@ -155,7 +157,10 @@ impl Generate {
                 let mut messages: Vec<Message> = Vec::new();
                 messages.extend(system.map(Message::system));
                 messages.push(Message::user(text));
-                model.encode_chat(&messages, &[])?
+                let (prompt, opened) = model.encode_chat(&messages, &[], &options.template_vars)?;
+                options.shown = model.shown_marks();
+                reader = Some(Reader::new(&Setup::without_tools(&model, opened), false));
+                prompt
             }
             Prompt::Text(text) => model.encode_raw(&text),
         };
@@ -166,9 +171,9 @@ impl Generate {
                 None => Vec::new(),
             };
             let text = model.tokenizer().decode(&prompt);
-            echoed = Some(Piece { text, token_ids: prompt.clone(), logprobs });
+            echoed = Some(Piece { text, token_ids: prompt.clone(), logprobs, ..Piece::default() });
         }
-        Ok(Stream { run: Run::new(&model, prompt, &options, None)?, echoed: echoed.clone(), to_echo: echoed })
+        Ok(Stream { run: Run::new(&model, prompt, &options, None)?, reader, echoed: echoed.clone(), to_echo: echoed })
     }
 }
 
@@ -187,6 +192,8 @@ impl Generate {
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct Stream {
     pub(crate) run: Run,
+    /// Of a templated prompt: takes reasoning out of the text.
+    reader: Option<Reader>,
     /// The prompt, if it belongs to the text, and the same until it went out.
     echoed: Option<Piece>,
     pub(crate) to_echo: Option<Piece>,
@@ -194,7 +201,7 @@ pub struct Stream {
 
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Stream").field("text", &self.run.text()).finish_non_exhaustive()
+        f.debug_struct("Stream").field("text", &self.text()).finish_non_exhaustive()
     }
 }
 
@@ -204,7 +211,10 @@ impl Iterator for Stream {
     fn next(&mut self) -> Option<Self::Item> {
         match self.to_echo.take() {
             Some(prompt) => Some(Ok(prompt)),
-            None => self.run.next(),
+            None => {
+                let item = self.run.next();
+                self.read(item)
+            }
         }
     }
 }
@@ -217,11 +227,41 @@ impl Stream {
         self.run.prompt_tokens()
     }
 
-    run_accessors!();
+    /// The text so far.
+    pub fn text(&self) -> &str {
+        self.reader.as_ref().map_or_else(|| self.run.text(), |reader| &reader.answer().text)
+    }
+
+    /// Why it ended, if it has.
+    pub fn finish_reason(&self) -> Option<crate::FinishReason> {
+        self.run.finish_reason()
+    }
+
+    /// Tokens so far.
+    pub fn usage(&self) -> crate::Usage {
+        self.run.usage()
+    }
+
+    /// Times so far.
+    pub fn timings(&self) -> crate::Timings {
+        self.run.timings()
+    }
+
+    /// What the generation gave, as the caller gets it.
+    pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
+        match &mut self.reader {
+            Some(reader) => reader.read(&mut self.run, item),
+            None => item,
+        }
+    }
 
     /// The generation as far as it went.
     pub fn into_completion(mut self) -> Completion {
         let mut completion = self.run.completion();
+        if let Some(mut reader) = self.reader {
+            reader.finish(completion.finish_reason, &mut Piece::default());
+            reader.into_answer().put_into(&mut completion);
+        }
         if let Some(prompt) = self.echoed {
             completion.text.insert_str(0, &prompt.text);
             completion.prompt_logprobs = prompt.logprobs;

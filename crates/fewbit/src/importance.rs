@@ -25,12 +25,17 @@ impl Model {
         mut progress: impl FnMut(usize, usize),
     ) -> Result<Importance, Error> {
         let windows = self.windows(text, options, 1)?;
-        let (decoder, mut collector) = (self.decoder(), Collector::new());
+        let mut collector = Collector::new();
         for (i, window) in windows.iter().enumerate() {
-            let mut cache = self.new_cache();
+            // As for perplexity: on the engine thread, with pages that count.
+            let mut sequence = self.inner.reserve(self.loras(), window.len())?;
             for tokens in window.chunks(self.inner.core.limits.prefill_chunk) {
-                let chunk = Chunk { cache: &mut cache, tokens, logits: LogitsFor::None };
-                decoder.forward_collecting(&mut [chunk], &mut collector)?;
+                let (tokens, mut lent) = (tokens.to_vec(), std::mem::take(&mut collector));
+                collector = sequence.step(move |decoder, cache| {
+                    let chunk = Chunk { cache, tokens: &tokens, logits: LogitsFor::None };
+                    decoder.forward_collecting(&mut [chunk], &mut lent)?;
+                    Ok(lent)
+                })?;
             }
             progress(i + 1, windows.len());
         }

@@ -94,7 +94,7 @@ pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
 pub use stop::StopMatcher;
-pub use tools::{Tool, ToolCall};
+pub use tools::{MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolError, ToolFallback, ToolStyle};
 
 /// The guide, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints"))]

@@ -4,35 +4,33 @@
 //! lives as long as anything uses it. Its engine thread ([`scheduler`](crate::scheduler)) computes all
 //! generations together; it starts with the model and ends with the last handle.
 
+mod builder;
+mod locate;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use fewbit_model::quantize::Recipe;
-use fewbit_model::{
-    Chunk, Decoder, Isa, KvCache, KvType, LoadOptions, Logits, LogitsFor, Lora, LoraSet, MemoryEstimate, ModelConfig,
-    ModelError, available_bytes, estimate,
-};
+use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
 use fewbit_tokenizer::{
-    ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, TokenizerOptions, encode_rendered,
+    ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
 
+pub use self::builder::ModelBuilder;
+use self::locate::Headers;
+pub use self::locate::resolve;
 use crate::chat::ChatBuilder;
 use crate::error::Error;
-use crate::file::{ModelFile, open};
+use crate::file::open;
 use crate::generate::{Generate, Prompt};
-use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress};
+use crate::hub::ChatDefaults;
 use crate::sample::{Penalties, Sampling};
-use crate::scheduler::{Core, Limits, Metrics, Scheduler};
-use crate::tools::Tool;
+use crate::scheduler::{Core, Metrics, Scheduler};
+use crate::tools::{Form, ReasoningStyle, Tool, ToolStyle};
+use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
-
-const DEFAULT_PREFILL_CHUNK: usize = 512;
-const DEFAULT_MAX_RUNNING: usize = 64;
-const DEFAULT_MAX_WAITING: usize = 1024;
-/// Known prefixes take a quarter of what caches may take, and no more than this.
-const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 
 /// A model, ready to generate. Cheap to clone; usable from any thread.
 ///
@@ -59,7 +57,12 @@ pub(crate) struct Inner {
     template: Template,
     /// For conversations with tools, where that is another one.
     tool_template: Template,
+    tool_style: ToolStyle,
+    reasoning_style: Option<ReasoningStyle>,
+    /// Whether the template puts tools into the prompt.
+    shows_tools: OnceLock<bool>,
     defaults: ChatDefaults,
+    template_vars: Map<String, Value>,
     path: PathBuf,
     file_bytes: u64,
     context_length: usize,
@@ -93,341 +96,22 @@ impl std::fmt::Debug for Model {
     }
 }
 
-/// How to load a model: made by [`Model::builder`].
-///
-/// ```no_run
-/// # fn main() -> Result<(), fewbit::Error> {
-/// use fewbit::Model;
-///
-/// let builder = Model::builder().threads(4).context_length(4096).kv_memory(1 << 30).max_running(16);
-/// println!("{} MiB", builder.memory_estimate("model.gguf")?.total_bytes() >> 20); // nothing is loaded yet
-/// let model = builder.load("model.gguf")?;
-/// # Ok(()) }
-/// ```
-#[derive(Default)]
-#[must_use = "nothing is loaded before `load`"]
-pub struct ModelBuilder {
-    load: LoadOptions,
-    prefill_chunk: Option<usize>,
-    max_running: Option<usize>,
-    max_waiting: Option<usize>,
-    kv_memory: Option<u64>,
-    sequences: Option<usize>,
-    prefix_memory: Option<u64>,
-    loras: Vec<(PathBuf, f32)>,
-    chat_template: Option<String>,
-    trace_text: bool,
-    tokenizer: TokenizerOptions,
-    progress: Option<Box<dyn Progress>>,
-}
-
-impl std::fmt::Debug for ModelBuilder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ModelBuilder").field("threads", &self.load.threads).finish_non_exhaustive()
-    }
-}
-
-impl ModelBuilder {
-    /// How many threads compute; by default as many as `FEWBIT_THREADS` says, else all.
-    pub fn threads(mut self, n: usize) -> Self {
-        self.load.threads = Some(n);
-        self
-    }
-
-    /// The instruction set to use; by default the one that `FEWBIT_ISA` names, else the best that the
-    /// CPU has. The result is the same.
-    pub fn isa(mut self, isa: Isa) -> Self {
-        self.load.isa = Some(isa);
-        self
-    }
-
-    /// Quantizes the weights as they are read: of a model in 16 bits, only the quantized weights and one tensor
-    /// are ever in memory. Tensors that take no more bits already stay as they are. `fewbit quantize` does the
-    /// same once and for all, and can weigh errors by importance.
-    ///
-    /// ```no_run
-    /// # fn main() -> Result<(), fewbit::Error> {
-    /// let model = fewbit::Model::builder().quantize(fewbit::quantize::Recipe::Q4_K_M).load("SmolLM2-1.7B/")?;
-    /// # Ok(()) }
-    /// ```
-    pub fn quantize(mut self, recipe: Recipe) -> Self {
-        self.load.quantize = Some(recipe);
-        self
-    }
-
-    /// The type of the KV cache; by default f16 for quantized models.
-    pub fn kv_type(mut self, ty: KvType) -> Self {
-        self.load.kv_type = Some(ty);
-        self
-    }
-
-    /// Keys that a query sees at most, itself included, in place of what the file says; `None` lets it see
-    /// all. For models whose GGUF files do not name their window, such as Mistral 7B v0.1 with its 4096. Where only
-    /// some layers have a window, it is theirs that changes.
-    pub fn sliding_window(mut self, window: Option<usize>) -> Self {
-        self.load = self.load.sliding_window(window);
-        self
-    }
-
-    /// Which layers have the sliding window, in place of what the file says: a list shorter than the layers repeats,
-    /// so `[false, true, true, true]` lets every fourth layer see everything, from the first on. For models whose
-    /// windows interleave and whose GGUF files do not say how, such as Ministral 8B.
-    pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
-        self.load = self.load.local_layers(pattern);
-        self
-    }
-
-    /// How many tokens of prompts go through the model in one step at most (512 by default; at least 1). There
-    /// are fewer while other generations wait for their next token. The result is the same.
-    pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
-        self.prefill_chunk = Some(n_tokens.max(1));
-        self
-    }
-
-    /// A shorter context than the model's own, which bounds the memory of each generation. Models with LongRoPE
-    /// (Phi-3 128k) embed positions by it: up to their original context as in their first training.
-    pub fn context_length(mut self, n_tokens: usize) -> Self {
-        self.load = self.load.context_length(n_tokens);
-        self
-    }
-
-    /// How many generations are computed at once (64 by default; at least 1); others wait.
-    pub fn max_running(mut self, n: usize) -> Self {
-        self.max_running = Some(n.max(1));
-        self
-    }
-
-    /// How many generations may wait (1024 by default); more are refused with [`Error::QueueFull`].
-    pub fn max_waiting(mut self, n: usize) -> Self {
-        self.max_waiting = Some(n);
-        self
-    }
-
-    /// How much memory keys and values may take: half of what is free after loading by default. Generations
-    /// that find no room wait, or are computed again later; a prompt that would not fit alone is refused.
-    pub fn kv_memory(mut self, bytes: u64) -> Self {
-        self.kv_memory = Some(bytes);
-        self
-    }
-
-    /// How much of that may be kept of prompts that are done, for others that begin alike: by default a quarter,
-    /// 1 GiB at most; 0 keeps nothing.
-    pub fn prefix_memory(mut self, bytes: u64) -> Self {
-        self.prefix_memory = Some(bytes);
-        self
-    }
-
-    /// Promises memory for so many contexts of full length: loading is refused, with figures, if they would not fit
-    /// beside the model. Without it memory is taken as generations grow, within [`kv_memory`](Self::kv_memory).
-    pub fn sequences(mut self, n: usize) -> Self {
-        self.sequences = Some(n);
-        self
-    }
-
-    /// Loads a LoRA adapter with the model, and applies it with this scale (1 is what it was trained for) to every
-    /// request that asks for nothing else. Can be called several times. The adapter is a GGUF file as llama.cpp has
-    /// it, or a folder as PEFT writes it. See [`Model::load_lora`] for adapters that only some requests use.
-    pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
-        self.loras.push((path.into(), scale));
-        self
-    }
-
-    /// What the model takes with these settings, from the header of its file: nothing is loaded. Keys and values
-    /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
-    pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
-        self.estimate(&open(&path)?, &path).map(|(estimate, _)| estimate)
-    }
-
-    /// The estimate, and the tokens of a context.
-    fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
-        let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
-        let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
-        let context = match self.load.context_length {
-            Some(n) => n,
-            None => file.weights().config().map_err(load_error)?.context_length,
-        };
-        let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
-        estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
-        for (path, _) in &self.loras {
-            estimate.lora_bytes = estimate.lora_bytes.saturating_add(Lora::estimate(path)?);
-        }
-        Ok((estimate, context))
-    }
-
-    /// Refuses what would not fit.
-    fn check_memory(&self, file: &ModelFile, path: &Path) -> Result<(), Error> {
-        let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
-        let (estimate, context_tokens) = self.estimate(file, path)?;
-        if estimate.total_bytes() > available_bytes {
-            return Err(Error::DoesNotFit { estimate, sequences, context_tokens, available_bytes });
-        }
-        Ok(())
-    }
-
-    /// A chat template (Jinja source) instead of the one in the file.
-    pub fn chat_template(mut self, source: impl Into<String>) -> Self {
-        self.chat_template = Some(source.into());
-        self
-    }
-
-    /// The pre-tokenizer to use instead of the one that the file names (`tokenizer.ggml.pre`), for files
-    /// that name none or an unknown one. The wrong one gives wrong tokens.
-    pub fn pre_tokenizer(mut self, name: impl Into<String>) -> Self {
-        self.tokenizer = TokenizerOptions::with_pre(name);
-        self
-    }
-
-    /// Whether the [`tracing`](crate#what-it-is-doing) span of a request has the texts of its prompt and output.
-    /// By default it has numbers only.
-    pub fn trace_text(mut self, yes: bool) -> Self {
-        self.trace_text = yes;
-        self
-    }
-
-    /// Is told about the download, if the model is given by name and has to be fetched.
-    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
-        self.progress = Some(Box::new(progress));
-        self
-    }
-
-    /// Loads the model: a name from the registry, or the path of a GGUF file or of a Hugging Face folder.
-    pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
-        let silent = |_: &Event<'_>| {};
-        let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
-        let located = locate(name_or_path.as_ref(), progress)?;
-        self.load_located(located)
-    }
-
-    /// Loads the GGUF file or Hugging Face folder at `path`.
-    pub fn load_file(self, path: impl AsRef<Path>) -> Result<Model, Error> {
-        self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
-    }
-
-    fn load_located(self, located: Located) -> Result<Model, Error> {
-        let Located { path, defaults } = located;
-        let start = Instant::now();
-        let file = open(&path)?;
-        self.check_memory(&file, &path)?;
-        // The vocabulary first: it is quick, and its errors should not wait for the weights.
-        let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
-        let defaults = file.chat_defaults(&path, defaults)?;
-        let (template, tool_template) = match &self.chat_template {
-            Some(source) => (Template::new(Some(source), &tokenizer), Template::Missing),
-            None => {
-                let of = |source| Template::new(source, &tokenizer);
-                (of(tokenizer.chat_template()), of(tokenizer.tool_template()))
-            }
-        };
-        let decoder =
-            Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
-        let trained = decoder.config().context_length;
-        let context_length = self.load.context_length.unwrap_or(trained);
-        if context_length > trained {
-            return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
-        }
-        let loras = self.loras.iter().map(|(path, scale)| Ok((decoder.load_lora(path)?, *scale)));
-        let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;
-        let limits = Limits {
-            prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
-            max_running: self.max_running.unwrap_or(DEFAULT_MAX_RUNNING),
-            max_waiting: self.max_waiting.unwrap_or(DEFAULT_MAX_WAITING),
-            ..kv_limits(decoder.kv_page_bytes(), self.kv_memory, self.prefix_memory)
-        };
-        let load_time = start.elapsed();
-        tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
-        let core = Arc::new(Core {
-            decoder,
-            tokenizer: Arc::new(tokenizer),
-            #[cfg(feature = "constraints")]
-            constraints: crate::constraints::Compiler::default(),
-            loras,
-            load_time,
-            limits,
-            trace_text: self.trace_text,
-        });
-        Ok(Model {
-            inner: Arc::new(Inner {
-                scheduler: Scheduler::new(Arc::clone(&core))?,
-                core,
-                template,
-                tool_template,
-                defaults,
-                file_bytes: file.file_bytes(),
-                path,
-                context_length,
-                vocabulary: OnceLock::new(),
-            }),
-        })
-    }
-}
-
-/// The limits of pages, from those of bytes; a model that can hold no page at all would be of no use.
-fn kv_limits(page_bytes: u64, kv_memory: Option<u64>, prefix_memory: Option<u64>) -> Limits {
-    let kv_memory = kv_memory.unwrap_or_else(|| available_bytes().map_or(u64::MAX, |free| free / 2));
-    let prefix_memory = prefix_memory.unwrap_or(DEFAULT_PREFIX_BYTES.min(kv_memory / 4));
-    let pages = |bytes: u64| usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX);
-    let kv_pages = pages(kv_memory).max(1);
-    Limits {
-        prefill_chunk: 1,
-        max_running: 1,
-        max_waiting: 0,
-        kv_pages,
-        prefix_pages: pages(prefix_memory).min(kv_pages),
-    }
-}
-
-/// A model's file, and what the registry says about chatting with it.
-struct Located {
-    path: PathBuf,
-    defaults: ChatDefaults,
-}
-
-/// Finds the file that `name_or_path` means, and fetches it if need be (feature `hub`).
-///
-/// A file of that path wins; a name of the registry wins over a folder, because folders of models
-/// tend to be called like them; what looks like a path is never looked up.
-fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error> {
-    let path = PathBuf::from(name_or_path);
-    let defaults = ChatDefaults::default();
-    if path.is_file() {
-        return Ok(Located { path, defaults });
-    }
-    let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
-    if is_path || name_or_path.is_empty() {
-        return if path.exists() { Ok(Located { path, defaults }) } else { Err(Error::NotFound { path }) };
-    }
-    let hub = Hub::from_env()?;
-    match hub.find(name_or_path) {
-        Ok(entry) => {
-            let defaults = entry.chat.clone();
-            Ok(Located { path: hub.resolve(name_or_path, progress)?, defaults })
-        }
-        Err(HubError::UnknownModel { .. }) if path.exists() => Ok(Located { path, defaults }),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// The file that `name_or_path` means, as [`Model::load`] understands it; fetched if need be.
-pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    Ok(locate(name_or_path, progress)?.path)
-}
-
 impl Model {
-    /// Loads a model with the default settings: a name from the registry, or the path of a GGUF file or
-    /// of a Hugging Face folder.
+    /// Loads a model with the default settings: a name from the registry, the path of a GGUF file or
+    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`; see [`hub`](crate::hub)).
     ///
-    /// With the feature `hub` a registered model that is not in the cache is fetched first.
+    /// With the feature `hub` a model that is not on this computer is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
     }
 
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
-    /// loaded.
+    /// loaded, and of a model of a hub that is not here nothing else is fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
-        let path = resolve(name_or_path.as_ref(), &|_: &Event<'_>| {})?;
+        let headers = Headers::of(name_or_path.as_ref())?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
-        estimate(open(&path)?.weights(), isa, n_ctx, None).map_err(|error| Error::Load { path, error })
+        let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
+        estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
     }
 
     /// Loads a model with other settings.
@@ -625,37 +309,144 @@ impl Model {
         }
     }
 
-    /// The tokens of a conversation, up to where the assistant's next message begins.
-    pub(crate) fn encode_chat(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, Error> {
+    /// Variables of the chat template for requests that set no others.
+    pub(crate) fn template_vars(&self) -> &Map<String, Value> {
+        &self.inner.template_vars
+    }
+
+    /// How the model writes calls: what its template or its vocabulary show, unless it was loaded with another style.
+    pub fn tool_style(&self) -> ToolStyle {
+        self.inner.tool_style
+    }
+
+    /// How the model writes its reasoning; `None` if nothing shows it: then an answer that begins with one of the known
+    /// marks has reasoning.
+    pub fn reasoning_style(&self) -> Option<ReasoningStyle> {
+        self.inner.reasoning_style
+    }
+
+    fn template(&self, has_tools: bool) -> Result<&ChatTemplate, Error> {
         let template = match (&self.inner.template, &self.inner.tool_template) {
             (template, Template::Missing) => template,
-            (template, _) if tools.is_empty() => template,
+            (template, _) if !has_tools => template,
             (_, template) => template,
         };
-        let template = match template {
-            Template::Ready(template) => template,
-            Template::Missing => return Err(Error::NoChatTemplate),
-            Template::Broken(error) => return Err(Arc::clone(error).into()),
-        };
-        let tokenizer = self.tokenizer();
+        match template {
+            Template::Ready(template) => Ok(template),
+            Template::Missing => Err(Error::NoChatTemplate),
+            Template::Broken(error) => Err(Arc::clone(error).into()),
+        }
+    }
+
+    /// Whether tools come out in the prompt.
+    pub(crate) fn shows_tools(&self) -> Result<bool, Error> {
+        let template = self.template(true)?;
+        Ok(*self.inner.shows_tools.get_or_init(|| {
+            let name = "qzfewbitqz";
+            let tools = crate::tools::for_template(&[Tool::new(name, "d", serde_json::json!({ "type": "object" }))]);
+            let user = [Message::system("s"), Message::user("u")];
+            // Some refuse a system message.
+            [&user[..], &user[1..]].into_iter().any(|messages| {
+                let input = TemplateInput { tools: tools.clone(), ..TemplateInput::new(messages) };
+                template.render(&input).is_ok_and(|prompt| prompt.text().contains(name))
+            })
+        }))
+    }
+
+    /// The tokens of a conversation, up to where the assistant's next message begins, and the reasoning that the
+    /// prompt ends inside of.
+    pub(crate) fn encode_chat(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        variables: &Map<String, Value>,
+    ) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
+        let template = self.template(!tools.is_empty())?;
+        if let Some(name) =
+            variables.keys().find(|name| ["messages", "tools", "add_generation_prompt"].contains(&name.as_str()))
+        {
+            return Err(Error::TemplateVariable { name: name.clone() });
+        }
         let tools = crate::tools::for_template(tools);
-        let rendered = template.render(&TemplateInput { tools, ..TemplateInput::new(messages) })?;
-        Ok(encode_rendered(tokenizer, &rendered))
+        let render = |messages: &[Message]| {
+            let extra = variables.clone();
+            template.render(&TemplateInput { tools: tools.clone(), extra, ..TemplateInput::new(messages) })
+        };
+        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
+        let mut rendered = render(messages);
+        if rendered.is_err() && has_calls {
+            for form in Form::ALL.into_iter().skip(1) {
+                let other = render(&form.apply(messages)?);
+                if other.is_ok() {
+                    rendered = other;
+                    break;
+                }
+            }
+        }
+        let rendered = rendered?;
+        let text = rendered.text();
+        let ends_with =
+            |style: &ReasoningStyle| style.marks().is_some_and(|(start, _)| text.trim_end().ends_with(start));
+        let opened = match self.inner.reasoning_style {
+            Some(ReasoningStyle::None) => None,
+            Some(style) => Some(style).filter(ends_with),
+            None => ReasoningStyle::ALL.into_iter().find(ends_with),
+        };
+        Ok((encode_rendered(self.tokenizer(), &rendered), opened))
+    }
+
+    /// Control tokens that mark reasoning and calls.
+    pub(crate) fn shown_marks(&self) -> Vec<u32> {
+        let reasoning = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks).flat_map(|(a, b)| [a, b]);
+        let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| [Some(mark.text), mark.end]).flatten();
+        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]"]);
+        let tokenizer = self.tokenizer();
+        all.filter_map(|text| tokenizer.id_of(text)).filter(|&id| tokenizer.token_bytes(id).is_empty()).collect()
     }
 }
 
 impl Inner {
-    /// Appends tokens to a sequence, between two steps of the engine.
-    pub(crate) fn extend(
-        &self,
-        mut cache: KvCache,
-        tokens: &[u32],
-        logits: LogitsFor,
-    ) -> Result<(KvCache, Logits), Error> {
-        let tokens = tokens.to_vec();
-        self.scheduler.call(move |core, _| {
-            let logits = core.decoder.forward(&mut [Chunk { cache: &mut cache, tokens: &tokens, logits }])?;
-            Ok((cache, logits))
-        })?
+    /// An empty sequence with room for `n_tokens`, within the same limits as requests: it waits for its turn. To be
+    /// dropped through [`Reserved`], which tells others that wait.
+    pub(crate) fn reserve(self: &Arc<Self>, loras: &LoraSet, n_tokens: usize) -> Result<Reserved, Error> {
+        let loras = loras.clone();
+        let cache = self.scheduler.call_with_room(n_tokens, move |core, _| {
+            let mut cache = core.decoder.new_cache_with(&loras);
+            cache.reserve(n_tokens)?;
+            core.guests.fetch_add(1, Ordering::SeqCst);
+            Ok::<_, ModelError>(cache)
+        })??;
+        Ok(Reserved { inner: Arc::clone(self), cache: Some(cache) })
+    }
+}
+
+/// A sequence of no request, whose pages were counted when it was made.
+pub(crate) struct Reserved {
+    inner: Arc<Inner>,
+    /// Absent after a step that failed.
+    cache: Option<KvCache>,
+}
+
+impl Reserved {
+    /// Runs `step` on the engine thread with the sequence.
+    pub(crate) fn step<R: Send + 'static>(
+        &mut self,
+        step: impl FnOnce(&Decoder, &mut KvCache) -> Result<R, ModelError> + Send + 'static,
+    ) -> Result<R, Error> {
+        let mut cache = self.cache.take().ok_or(Error::EngineStopped)?;
+        let (cache, result) = self.inner.scheduler.call(move |core, _| {
+            let result = step(&core.decoder, &mut cache)?;
+            Ok::<_, ModelError>((cache, result))
+        })??;
+        self.cache = Some(cache);
+        Ok(result)
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        drop(self.cache.take());
+        self.inner.core.guests.fetch_sub(1, Ordering::SeqCst);
+        self.inner.scheduler.look_again();
     }
 }

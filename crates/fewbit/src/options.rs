@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fewbit_model::Lora;
+use serde_json::{Map, Value};
 
 use crate::model::Model;
 use crate::sample::{CustomFactory, Sampling};
@@ -28,6 +29,10 @@ pub(crate) struct Options {
     /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
     pub(crate) logprobs: Option<usize>,
     pub(crate) custom: Option<CustomFactory>,
+    /// Variables of the chat template.
+    pub(crate) template_vars: Map<String, Value>,
+    /// Control tokens that are shown in the text.
+    pub(crate) shown: Vec<u32>,
     #[cfg(feature = "constraints")]
     pub(crate) constraint: Option<crate::constraints::Constraint>,
 }
@@ -49,6 +54,8 @@ impl Options {
             draft: None,
             logprobs: None,
             custom: None,
+            template_vars: model.template_vars().clone(),
+            shown: Vec::new(),
             #[cfg(feature = "constraints")]
             constraint: None,
         }
@@ -233,6 +240,14 @@ macro_rules! option_setters {
         /// called several times.
         pub fn stop(mut self, text: impl Into<String>) -> Self {
             self.options.stop.push(text.into());
+            self
+        }
+
+        /// Sets a variable of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON
+        /// value. Can be called several times. Which variables a template knows, its source says. Without a template
+        /// it has no effect.
+        pub fn template_var(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
+            self.options.template_vars.insert(name.into(), value.into());
             self
         }
 

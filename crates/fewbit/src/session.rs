@@ -135,6 +135,7 @@ impl Run {
             picker,
             decoder: model.tokenizer().decoder_after(&prompt),
             stops: StopMatcher::new(&options.stop),
+            shown: options.shown.clone(),
             speculation: options.speculation,
             draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
         };
@@ -224,9 +225,10 @@ impl Run {
         Some(Ok(piece))
     }
 
-    /// The tokens so far.
-    pub(crate) fn tokens(&self) -> &[u32] {
-        &self.tokens
+    /// Ends it here, as complete.
+    pub(crate) fn stop(&mut self) {
+        self.state = State::Ended;
+        self.finish = Some(FinishReason::EndOfGeneration);
     }
 
     /// The text so far.
@@ -255,6 +257,8 @@ impl Run {
         Completion {
             text: std::mem::take(&mut self.text),
             tool_calls: Vec::new(),
+            malformed_calls: Vec::new(),
+            reasoning: String::new(),
             tokens: std::mem::take(&mut self.tokens),
             logprobs: std::mem::take(&mut self.logprobs),
             prompt_logprobs: Vec::new(),
@@ -266,30 +270,3 @@ impl Run {
         }
     }
 }
-
-/// What a stream tells of its `run` while it goes on: the same for a generation and a turn of a conversation.
-macro_rules! run_accessors {
-    () => {
-        /// The text so far.
-        pub fn text(&self) -> &str {
-            self.run.text()
-        }
-
-        /// Why it ended, if it has.
-        pub fn finish_reason(&self) -> Option<$crate::FinishReason> {
-            self.run.finish_reason()
-        }
-
-        /// Tokens so far.
-        pub fn usage(&self) -> $crate::Usage {
-            self.run.usage()
-        }
-
-        /// Times so far.
-        pub fn timings(&self) -> $crate::Timings {
-            self.run.timings()
-        }
-    };
-}
-
-pub(crate) use run_accessors;

@@ -16,8 +16,9 @@ use serde_json::{Value, json};
 
 use super::run::{completion_json, summary};
 use crate::args::{ChatArgs, Common};
-use crate::loading::{apply_sampling, check_sampling, constraint, load};
+use crate::loading::{apply_sampling, check_sampling, constraint, load, without_bom};
 use crate::output::{Out, note, print_json};
+use crate::signals;
 
 const HELP: &str = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer";
 
@@ -29,14 +30,16 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     if let Some(system) = &args.system {
         builder = builder.system(system);
     }
+    for (name, value) in &args.template_var {
+        builder = builder.template_var(name, value.clone());
+    }
     if let Some(constraint) = constraint {
         builder = builder.constraint(constraint);
     }
     let mut chat = builder.start()?;
 
     let stop = Arc::new(AtomicBool::new(false));
-    let handler = Arc::clone(&stop);
-    ctrlc::set_handler(move || handler.store(true, Ordering::Relaxed)).context("cannot handle Ctrl-C")?;
+    signals::interrupt_sets(&stop);
 
     let interactive = std::io::stdin().is_terminal() && !common.json;
     if interactive {
@@ -84,6 +87,9 @@ fn answer(
         let mut written = Ok(());
         for piece in stream.by_ref() {
             let piece = piece?;
+            if !common.json {
+                crate::output::reasoning(&piece.reasoning);
+            }
             if !common.json && !piece.text.is_empty() {
                 written = out.text(&piece.text).and_then(|()| out.flush());
             }
@@ -117,7 +123,8 @@ fn answer(
 /// Lines from the terminal, with editing, or from a pipe.
 enum Input {
     Terminal(Box<DefaultEditor>),
-    Pipe(std::io::Lines<std::io::StdinLock<'static>>),
+    /// With whether nothing was read yet.
+    Pipe(std::io::Lines<std::io::StdinLock<'static>>, bool),
 }
 
 impl Input {
@@ -125,13 +132,16 @@ impl Input {
         if interactive {
             return Ok(Self::Terminal(Box::new(DefaultEditor::new().context("cannot use the terminal")?)));
         }
-        Ok(Self::Pipe(std::io::BufRead::lines(std::io::stdin().lock())))
+        Ok(Self::Pipe(std::io::BufRead::lines(std::io::stdin().lock()), true))
     }
 
     /// The next line, or `None` at the end.
     fn next_line(&mut self) -> anyhow::Result<Option<String>> {
         match self {
-            Self::Pipe(lines) => lines.next().transpose().context("cannot read stdin"),
+            Self::Pipe(lines, is_first) => {
+                let line = lines.next().transpose().context("cannot read stdin")?;
+                Ok(line.map(|line| without_bom(line, std::mem::take(is_first))))
+            }
             Self::Terminal(editor) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {

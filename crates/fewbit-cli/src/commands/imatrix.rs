@@ -5,6 +5,7 @@ use serde_json::json;
 use crate::args::{Common, ImatrixArgs};
 use crate::loading::{load, locate, text_of, windows};
 use crate::output::{Out, print_json, progress_bar};
+use crate::signals::Tidy;
 
 pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     let text = text_of(&args.file)?;
@@ -21,7 +22,9 @@ pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     // Where a file has one matrix for several parts, the parts have no names of their own in it.
     let file = fewbit::open(&locate(&args.model.model)?)?;
     importance.retain(|name| file.weights().tensor(name).is_some());
+    let tidy = Tidy::new();
     let n_bytes = importance.write(&args.output)?;
+    drop(tidy);
 
     if common.json {
         return print_json(&json!({

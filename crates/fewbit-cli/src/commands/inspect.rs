@@ -1,9 +1,12 @@
-//! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only.
+//! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only, and of a
+//! model of a hub that is not here it fetches no more.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use fewbit::engine::{self, WeightSource};
 use fewbit::format::{Array, GgufFile, Value as Meta};
+use fewbit::hub::{Hub, Peek};
 use fewbit::{Lora, ModelFile};
 use serde_json::{Map, Value, json};
 
@@ -25,7 +28,11 @@ struct OfType {
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     check_device(common)?;
-    let path = locate(&args.model.model)?;
+    let peek = peek(&args.model.model)?;
+    let path = match &peek {
+        Some(peek) => peek.path().to_owned(),
+        None => locate(&args.model.model)?,
+    };
     let file = fewbit::open(&path)?;
     let quantized = common.quantize.map(|recipe| engine::Quantized::new(file.weights(), recipe)).transpose()?;
     let source = quantized.as_ref().map_or(file.weights(), |quantized| quantized as &dyn WeightSource);
@@ -84,7 +91,13 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             }),
         };
         return print_json(&json!({
-            "path": path,
+            "path": if peek.is_none() { json!(path) } else { Value::Null },
+            "remote": peek.as_ref().map(|peek| json!({
+                "name": args.model.model,
+                "files": peek.files(),
+                "bytes": peek.total_bytes(),
+                "fetched_bytes": peek.fetched_bytes(),
+            })),
             "file_bytes": file.file_bytes(),
             "format": if file.gguf().is_some() { "gguf" } else { "safetensors" },
             "gguf_version": file.gguf().map(GgufFile::version),
@@ -101,6 +114,15 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
 
     let mut out = Out::new();
+    if let Some(peek) = &peek {
+        out.line(format_args!(
+            "not fetched: {} of {} were read to show this; `fewbit pull {}` fetches it",
+            bytes(peek.fetched_bytes()),
+            bytes(peek.total_bytes()),
+            args.model.model,
+        ))?;
+    }
+    let shown = if peek.is_some() { args.model.model.clone() } else { path.display().to_string() };
     let size = bytes(file.file_bytes());
     match &file {
         ModelFile::Gguf(file) => {
@@ -108,7 +130,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
                 1 => String::new(),
                 n => format!(", {n} files"),
             };
-            out.line(format_args!("{}: GGUF version {}{files}, {size}", path.display(), file.version()))?;
+            out.line(format_args!("{shown}: GGUF version {}{files}, {size}", file.version()))?;
             out.line(format_args!("\nmetadata ({})", file.metadata().len()))?;
             for (key, value) in file.metadata().iter() {
                 out.line(format_args!("  {key} = {}", meta_text(value)))?;
@@ -116,7 +138,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
         }
         ModelFile::Hf(model) => {
             let n_files = model.files().shards().len();
-            out.line(format_args!("{}: Hugging Face folder, safetensors ({n_files}), {size}", path.display()))?;
+            out.line(format_args!("{shown}: Hugging Face folder, safetensors ({n_files}), {size}"))?;
             out.line(format_args!("\nconfig.json ({})", model.config_json().len()))?;
             for (key, value) in model.config_json() {
                 out.line(format_args!("  {} = {}", key.escape_debug(), shortened(value.to_string())))?;
@@ -148,6 +170,18 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()
+}
+
+/// The headers of a model that is not here. One of the registry that cannot be asked for them is fetched.
+fn peek(name: &str) -> anyhow::Result<Option<Peek>> {
+    if Path::new(name).exists() {
+        return Ok(None);
+    }
+    let hub = Hub::from_env()?;
+    match hub.peek(name) {
+        Err(_) if hub.registry().get(name).is_some() => Ok(None),
+        result => Ok(result?),
+    }
 }
 
 fn weights(shape: &[u64]) -> u64 {

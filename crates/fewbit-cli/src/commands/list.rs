@@ -3,11 +3,12 @@
 use fewbit::hub::{Entry, Hub};
 use serde_json::{Value, json};
 
-use crate::args::Common;
+use crate::args::{Common, ListArgs};
 use crate::output::{Out, bytes, print_json};
 
-pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
+pub(crate) fn run(common: &Common, args: &ListArgs) -> anyhow::Result<()> {
     let hub = Hub::from_env()?;
+    let found = if args.all { hub.found() } else { Vec::new() };
     if common.json {
         let models: Vec<Value> = hub
             .registry()
@@ -25,7 +26,14 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
                 })
             })
             .collect();
-        return print_json(&json!({ "home": hub.home(), "models": models }));
+        let mut object = json!({ "home": hub.home(), "models": models });
+        if args.all {
+            let found = found.iter().map(
+                |found| json!({ "name": found.name, "path": found.path, "bytes": found.bytes, "place": found.place }),
+            );
+            object["found"] = found.collect();
+        }
+        return print_json(&object);
     }
     let width = hub.registry().names().map(str::len).max().unwrap_or(0);
     let license = hub.registry().iter().map(|entry| entry.license.len()).max().unwrap_or(0);
@@ -39,6 +47,16 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
             verified_by(entry),
             entry.license,
             entry.description,
+        ))?;
+    }
+    let width = found.iter().map(|found| found.name.len()).max().unwrap_or(0);
+    for found in &found {
+        out.line(format_args!(
+            "{:width$}  here  {:>9}  {:12}  {}",
+            found.name,
+            bytes(found.bytes),
+            found.place,
+            found.path.display(),
         ))?;
     }
     out.flush()

@@ -1,16 +1,16 @@
 //! `fewbit quantize`: a model file into a smaller one.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
 use crate::loading::{check_device, locate, tokenizer_options};
 use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
+use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
@@ -27,16 +27,9 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Some(n) = common.threads {
         options = options.threads(n.into());
     }
-    // Ctrl-C takes away what is written by then, which can be many gigabytes; a second one does not wait for that.
-    let stop = Arc::new(AtomicBool::new(false));
-    let handler = Arc::clone(&stop);
-    let on_ctrl_c = move || {
-        if handler.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
-        }
-    };
-    ctrlc::set_handler(on_ctrl_c).context("cannot handle Ctrl-C")?;
-    options = options.cancel(&stop);
+    // A signal takes away what is written by then, which can be many gigabytes.
+    let _tidy = Tidy::new();
+    options = options.cancel(signals::flag());
 
     let bar = progress_bar(TRANSFER);
     let report = file.quantize(&args.output, &options, &tokenizer_options(common), &mut |done, total| {
@@ -62,14 +55,24 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     }
     if common.json {
         let types = types.iter().map(|(ty, (n, bytes))| ((*ty).to_owned(), json!({ "tensors": n, "bytes": bytes })));
-        return print_json(&json!({
+        let object = json!({
             "types": types.collect::<serde_json::Map<_, _>>(),
             "bytes": report.file_bytes,
             "bits_per_weight": report.bits_per_weight(),
             "tensors": report.tensors.len(),
             "quantized": quantized,
             "weighted": weighted,
-        }));
+        });
+        if is_stdout(&args.output) {
+            note(format_args!("{object}"));
+            return Ok(());
+        }
+        return print_json(&object);
+    }
+    if is_stdout(&args.output) {
+        // Nothing may come after the file.
+        note(format_args!("{}, {:.2} bits per weight", bytes(report.file_bytes), report.bits_per_weight()));
+        return Ok(());
     }
     let mut out = Out::new();
     for (ty, (n_tensors, n_bytes)) in &types {
@@ -83,4 +86,9 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         bytes(file.file_bytes()),
     ))?;
     out.flush()
+}
+
+/// Whether the file goes where results are printed.
+fn is_stdout(path: &Path) -> bool {
+    ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }

@@ -17,13 +17,21 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
         "-" => text_of_stdin("the prompt")?,
         text => text.to_owned(),
     };
+    let (prompt, system) = match &args.system {
+        // There is no template to put it into.
+        Some(system) if args.raw => (format!("{system}\n\n{prompt}"), None),
+        system => (prompt, system.as_ref()),
+    };
     let model = load(common, &args.model.model)?;
     let mut request = apply_sampling!(model.generate(prompt), &args.sampling);
     if !args.raw {
         request = request.templated();
     }
-    if let Some(system) = &args.system {
+    if let Some(system) = system {
         request = request.system(system);
+    }
+    for (name, value) in &args.template_var {
+        request = request.template_var(name, value.clone());
     }
     if let Some(constraint) = constraint {
         request = request.constraint(constraint);
@@ -46,6 +54,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     let mut out = Out::new();
     for piece in &mut stream {
         let piece = piece?;
+        crate::output::reasoning(&piece.reasoning);
         if !piece.text.is_empty() {
             out.text(&piece.text)?;
             out.flush()?;
@@ -82,6 +91,7 @@ fn logprob_json(of: &TokenLogprob) -> Value {
 pub(crate) fn completion_json(completion: &Completion) -> Value {
     json!({
         "text": completion.text,
+        "reasoning": completion.reasoning,
         "token_ids": completion.tokens,
         "prompt_token_ids": completion.prompt_tokens,
         "finish_reason": completion.finish_reason.as_str(),

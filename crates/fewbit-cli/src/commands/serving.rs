@@ -1,18 +1,17 @@
-//! `fewbit bench --concurrency N`: what the engine makes of requests, beside what the bare model could do.
+//! `fewbit bench --concurrency N`: what the engine makes of requests, compared with the bare model.
 //!
-//! Each figure is taken once per repetition. What is compared is run one right after the other, and in the other
-//! order in every second repetition; a ratio is that of such a pair, so that a slow moment of the machine, whose
-//! memory may be twice as fast a minute later, meets both. The tokens per second of
+//! The bare model is decode steps and a greedy sampler, without the engine. Each figure is taken once per repetition.
+//! What is compared runs one right after the other, in the other order in every second repetition, and a ratio is that
+//! of such a pair: a slow moment of the machine meets both. Measured are tokens per second of
 //!
-//! - one request *alone*, whose end is waited for, and one that is *streamed*, beside the *bare* model (decode steps and
-//!   a greedy sampler, without the engine);
-//! - N requests *together* beside one alone, and steps of N sequences of the bare model beside steps of one;
-//! - a text that *repeats* what its prompt says and several that are *new*, with speculation beside without;
-//! - JSON of a nested schema, with the part of its time that the *masks* take.
+//! - one request alone (`single`), waited for and streamed, and the bare model;
+//! - N requests in one batch (`batch`), and steps of N sequences of the bare model;
+//! - a text that repeats its prompt and several that are new, with speculation and without;
+//! - JSON of a nested schema, with the fraction of its time that masks take.
 //!
-//! And times: a short *prompt* through the engine beside the bare model, both after a rest; the *first token* of a
-//! short request that comes right after a chunk of a prompt of `--prompt` tokens began, beside its limit, which is that
-//! chunk and three decode steps.
+//! And times: a short prompt through the engine and the bare model, both after a rest; the first token of a short
+//! request that arrives while a prompt of `--prompt` tokens is prefilled, compared with its limit: one chunk of that prompt and three decode
+//! steps.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -72,7 +71,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs, model: &Model, n: usize, na
     let mut out = Out::new();
     out.line(format_args!("{name}: {n} requests of {n_gen} tokens, a prompt of {prompt}"))?;
     for (name, figure) in &figures {
-        out.line(format_args!("{name:24} {:9.3} ({:.3} to {:.3})", figure.median, figure.min, figure.max))?;
+        out.line(format_args!("{name:34} {:9.3} ({:.3} to {:.3})", figure.median, figure.min, figure.max))?;
     }
     out.flush()
 }
@@ -113,25 +112,25 @@ impl Pair {
         let step_ms = 1e3 / alone;
         let mut found = vec![
             ("bare_tok_s", bare_one),
-            ("alone_tok_s", alone),
-            ("alone_of_bare", alone / bare_one),
-            ("streamed_of_bare", streamed / bare_again),
-            ("together_tok_s", many),
-            ("together_of_alone", many / single),
-            ("bare_together_of_bare", bare_many / bare_single),
+            ("single_tok_s", alone),
+            ("engine_vs_bare", alone / bare_one),
+            ("streamed_vs_bare", streamed / bare_again),
+            ("batch_tok_s", many),
+            ("batch_speedup", many / single),
+            ("bare_batch_speedup", bare_many / bare_single),
             ("bare_prompt_ms", 1e3 * bare_prompt_s),
             ("prompt_ms", 1e3 * prompt_s),
-            ("prompt_of_bare", prompt_s / bare_prompt_s),
+            ("prefill_time_vs_bare", prompt_s / bare_prompt_s),
             ("first_token_ms", first_token_ms),
-            ("first_token_of_limit", first_token_ms / (chunk_ms + 3.0 * step_ms)),
+            ("first_token_vs_limit", first_token_ms / (chunk_ms + 3.0 * step_ms)),
             ("decode_step_ms", step_ms),
             ("prefill_chunk_ms", chunk_ms),
         ];
         let repeats = format!("{NOTES}\n\nThe same text again:\n\n{}", &NOTES[..40]);
         let repeats = model.generate(repeats).temperature(0.0).max_tokens(n_gen.min(64));
         let (drafted, ratio) = self.drafted(&repeats)?;
-        found.extend([("repeats_drafted_tok_s", drafted), ("repeats_drafted_of_not", ratio)]);
-        let names = ["new_story_drafted_of_not", "new_list_drafted_of_not", "new_code_drafted_of_not"];
+        found.extend([("repeated_text_tok_s", drafted), ("repeated_text_speculation_speedup", ratio)]);
+        let names = ["story_speculation_speedup", "list_speculation_speedup", "code_speculation_speedup"];
         for (name, text) in names.into_iter().zip(NEW) {
             let request = model.generate(text).temperature(0.9).seed(1).max_tokens(n_gen);
             found.push((name, self.drafted(&request)?.1));
@@ -167,7 +166,7 @@ impl Pair {
         let out = request.clone().speculation(Speculation::Off).run()?;
         let part = out.timings.constrain.as_secs_f64() / out.timings.decode.as_secs_f64();
         let (rate, ratio) = self.drafted(&request)?;
-        Ok(vec![("masks_of_decode", part), ("json_drafted_tok_s", rate), ("json_drafted_of_not", ratio)])
+        Ok(vec![("mask_time_fraction", part), ("json_tok_s", rate), ("json_speculation_speedup", ratio)])
     }
 }
 

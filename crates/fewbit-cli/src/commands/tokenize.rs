@@ -8,7 +8,7 @@ use fewbit::tokenizer::SpecialTokens;
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
-use crate::loading::{check_device, locate, text_of_stdin, tokenizer_options};
+use crate::loading::{check_device, locate, text_of_stdin, tokenizer_options, without_bom};
 use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
@@ -21,6 +21,7 @@ pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
         let mut out = Out::new();
         for (i, line) in std::io::stdin().lock().lines().enumerate() {
             let line = line.with_context(|| format!("stdin: line {}", i + 1))?;
+            let line = without_bom(line, i == 0);
             let text: String = serde_json::from_str(&line)
                 .map_err(|error| anyhow::anyhow!("stdin: line {} is not a JSON string: {error}", i + 1))?;
             out.line(json!(tokenizer.encode(&text, special)))?;

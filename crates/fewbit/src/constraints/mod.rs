@@ -10,11 +10,15 @@
 
 mod active;
 mod closed;
+mod digits;
 mod gbnf;
+mod keywords;
 mod numbers;
+mod unions;
 mod vocabulary;
+mod walk;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub(crate) use active::Active;
 pub(crate) use vocabulary::Compiler;
@@ -51,10 +55,13 @@ pub(crate) enum Grammar {
 }
 
 impl Constraint {
-    /// JSON that a schema describes. What of JSON Schema is not supported is refused, not ignored.
+    /// JSON that a schema describes. What of JSON Schema is not supported is refused, not ignored; what constrains
+    /// nothing (annotations, a `format` that is not enforced) is accepted.
     ///
     /// Properties come in the order of the schema. Numbers that it leaves unbounded stay within what readers hold:
     /// integers within the range of their `format`, else of 53 bits, other numbers within 15 digits before the point.
+    /// Every number ends: after 20 digits before the point, 17 after it and 2 in the exponent, or as many as the longest
+    /// number in the schema. Constants beyond 53 bits are exact, or refused with their place.
     pub fn json_schema(schema: impl Into<Value>) -> Self {
         Self(Grammar::Json { schema: schema.into(), compact: false, any_of_one: false })
     }
@@ -127,6 +134,19 @@ impl Constraint {
             Grammar::Choice(texts) if texts.is_empty() => Err(ConstraintError::NoChoice),
             Grammar::Choice(texts) => texts.iter().try_for_each(|text| check_size("choice", text)),
         }
+    }
+}
+
+/// Adds alternatives to a schema that may have some.
+fn add_any_of(fields: &mut Map<String, Value>, parts: Value) {
+    if !fields.contains_key("anyOf") {
+        fields.insert("anyOf".into(), parts);
+        return;
+    }
+    match fields.entry("allOf").or_insert_with(|| json!([])) {
+        Value::Array(all) => all.push(json!({ "anyOf": parts })),
+        // Not valid, and refused as such by the compiler.
+        _ => {}
     }
 }
 

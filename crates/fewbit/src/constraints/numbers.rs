@@ -23,7 +23,10 @@ pub(super) fn bound(schema: &mut Value) {
                 Some(Value::Array(types)) => types.iter().any(|found| found == name),
                 _ => false,
             };
-            let range = if is("number") {
+            let range = if fields.contains_key("const") || fields.contains_key("enum") {
+                // Has no others.
+                None
+            } else if is("number") {
                 Some((-WIDE, WIDE))
             } else if is("integer") {
                 Some(integers(fields.get("format").and_then(Value::as_str).unwrap_or_default()))

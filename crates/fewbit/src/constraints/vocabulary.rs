@@ -1,5 +1,6 @@
 //! A model's vocabulary as the constraint engine wants it, and compiling constraints for it.
 
+use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -10,6 +11,7 @@ use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, Tok
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::Value;
 
+use super::digits::{DigitTokens, Digits, Limits};
 use super::{Active, Constraint, ConstraintError, Grammar, WHITE_SPACE};
 
 /// The trie counts nodes and ids in 22 and 24 bits.
@@ -23,21 +25,29 @@ const STACK_BYTES: usize = 256 << 20;
 
 /// Compiles constraints for one model. The vocabulary is prepared when the first one comes.
 #[derive(Default)]
-pub(crate) struct Compiler(OnceLock<Result<Arc<ParserFactory>, ConstraintError>>);
+pub(crate) struct Compiler {
+    factory: OnceLock<Result<Arc<ParserFactory>, ConstraintError>>,
+    digits: OnceLock<Arc<DigitTokens>>,
+}
 
 impl Compiler {
     /// Prepares `constraint` for one text.
     pub(crate) fn start(&self, tokenizer: &Arc<Tokenizer>, constraint: &Constraint) -> Result<Active, ConstraintError> {
         constraint.check()?;
-        let factory = self.0.get_or_init(|| on_large_stack(|| factory(tokenizer)).and_then(|result| result));
+        let factory = self.factory.get_or_init(|| on_large_stack(|| factory(tokenizer)).and_then(|result| result));
         let factory = factory.clone()?;
         let kind = constraint.kind();
-        let matcher = on_large_stack(|| {
-            let grammar = grammar(constraint)?;
+        let (matcher, limits) = on_large_stack(|| {
+            let (grammar, limits) = grammar(constraint)?;
             let parser = factory.create_parser_from_init_default(GrammarInit::Serialized(grammar));
-            parser.map(|parser| Matcher::new(Ok(parser))).map_err(|error| classify(kind, &error.to_string()))
+            let matcher = parser.map(|parser| Matcher::new(Ok(parser)));
+            Ok((matcher.map_err(|error| classify(kind, &error.to_string()))?, limits))
         })??;
-        Active::new(matcher, kind)
+        let digits = limits.map(|limits| {
+            let tokens = self.digits.get_or_init(|| Arc::new(DigitTokens::new(tokenizer)));
+            Digits::new(limits, Arc::clone(tokens), Arc::clone(tokenizer))
+        });
+        Active::new(matcher, digits, kind)
     }
 }
 
@@ -55,14 +65,22 @@ fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, Constrai
     })
 }
 
-fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> {
-    Ok(match &constraint.0 {
+/// The grammar, and what it cannot say of numbers.
+fn grammar(constraint: &Constraint) -> Result<(TopLevelGrammar, Option<Limits>), ConstraintError> {
+    let mut limits = None;
+    let grammar = match &constraint.0 {
         Grammar::Json { schema, compact, any_of_one } => {
             let mut schema = match schema {
                 Value::Bool(true) => Value::Object(serde_json::Map::new()),
                 schema => schema.clone(),
             };
             super::numbers::bound(&mut schema);
+            let Ok(()) = super::walk::each::<Infallible>(&mut schema, &mut |_, fields| {
+                super::keywords::simplify(fields);
+                Ok(())
+            });
+            super::unions::resolve(&mut schema);
+            limits = Some(super::digits::prepare(&mut schema)?);
             // From a type.
             if *any_of_one {
                 super::closed::close(&mut schema);
@@ -93,7 +111,8 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
             let texts: Vec<String> = texts.iter().map(|text| Value::String(text.clone()).to_string()).collect();
             TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
         }
-    })
+    };
+    Ok((grammar, limits))
 }
 
 /// The compiler tells what is wrong in words only.
@@ -103,6 +122,11 @@ fn classify(kind: &'static str, message: &str) -> ConstraintError {
     let mut reason = lines.next().unwrap_or_default().to_owned();
     if let Some(detail) = lines.find_map(|line| line.strip_prefix("error: ")) {
         reason = format!("{} {detail}", reason.trim_end_matches("regex parse error:").trim_end());
+    }
+    if message.contains("oneOf constraints are not supported") {
+        reason = "the parts of a `oneOf` cannot be told apart: give them different types, or a required property with \
+                  a different `const` in each; or use `anyOf`"
+            .to_owned();
     }
     if message.contains("Unsatisfiable") || message.contains("unsatisfiable") {
         ConstraintError::Unsatisfiable { kind, reason }

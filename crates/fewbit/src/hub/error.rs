@@ -56,7 +56,10 @@ pub enum HubError {
     },
 
     /// No model has this name.
-    #[error("no model is called `{name}`: {}; a file is given by its path", suggest(name, known))]
+    #[error(
+        "no model is called `{name}`: {}; a file is given by its path, and a repo of the Hugging Face Hub as org/repo",
+        suggest(name, known)
+    )]
     UnknownModel {
         /// The name asked for.
         name: String,
@@ -87,6 +90,118 @@ pub enum HubError {
         #[source]
         error: std::io::Error,
     },
+
+    /// Something would have to be fetched, and may not be.
+    #[error(
+        "`{name}` is not on this computer, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) says not to fetch anything: unset it, or fetch the model elsewhere"
+    )]
+    Offline {
+        /// The model.
+        name: String,
+    },
+
+    /// A name that begins like one of a hub's model.
+    #[error("`{name}`: {problem}")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+
+    /// The hub has no such repo, or does not show it to this user.
+    #[error(
+        "{url}: there is no such repo, or it is private (check the name, or the path if a file of this computer was meant; for a private repo set HF_TOKEN)"
+    )]
+    NoSuchRepo {
+        /// What was asked for.
+        url: String,
+    },
+
+    /// The repo has no such branch, tag or commit.
+    #[error("{url}: the repo has no such branch, tag or commit")]
+    NoSuchRevision {
+        /// What was asked for.
+        url: String,
+    },
+
+    /// The repo's owner wants users to accept terms first.
+    #[error("{url}: the repo is gated: accept its terms on its page, and set HF_TOKEN to a token of your account")]
+    Gated {
+        /// What was asked for.
+        url: String,
+    },
+
+    /// The server had no time, several times.
+    #[error("{url}: the server is busy (HTTP status {status}){}: try again later", retry_after_s.map(|s| format!(", for {s} s more")).unwrap_or_default())]
+    Busy {
+        /// What was being fetched.
+        url: String,
+        /// The status code.
+        status: u16,
+        /// How long it asks to be left alone.
+        retry_after_s: Option<u64>,
+    },
+
+    /// The server answered with something that is no answer to the question.
+    #[error("{url}: {reason}: is this the server of a model hub? (HF_ENDPOINT)")]
+    BadAnswer {
+        /// What was asked for.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+
+    /// The repo has no such file.
+    #[error("{repo} has no {asked}: {}", listed(found))]
+    NoSuchFile {
+        /// The repo.
+        repo: String,
+        /// The type or file asked for.
+        asked: String,
+        /// The GGUF files there are.
+        found: Vec<String>,
+    },
+
+    /// The repo has several models, none of which is the one to take.
+    #[error("{repo} has several models: name one, as in hf.co/{repo}/FILE ({})", listed(found))]
+    ManyFiles {
+        /// The repo.
+        repo: String,
+        /// The GGUF files there are.
+        found: Vec<String>,
+    },
+
+    /// A type was asked for of a repo that has no GGUF files.
+    #[error("{repo} has no GGUF files: take it as `{repo}`, and quantize it as it is read (--quantize {tag})")]
+    NoGguf {
+        /// The repo.
+        repo: String,
+        /// The type.
+        tag: String,
+    },
+
+    /// A file whose path would lead out of the folder that it belongs in.
+    #[error("{repo} has a file called {path:?}, which could be written outside of its folder: nothing was fetched")]
+    UnsafePath {
+        /// The repo.
+        repo: String,
+        /// The path.
+        path: String,
+    },
+
+    /// Another program's cache has no such model.
+    #[error("{place} has no model {name:?} on this computer: `fewbit list --all` shows those there are")]
+    NotInPlace {
+        /// The program.
+        place: &'static str,
+        /// The model.
+        name: String,
+    },
+
+    /// It was asked to end; what is here is continued by the next attempt.
+    #[error("ended before all was fetched: the next attempt continues")]
+    Cancelled,
 
     /// The server cannot be reached, or the connection broke.
     #[error("{url}: {reason} (no connection? behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT)")]
@@ -187,6 +302,15 @@ pub enum HubError {
 impl HubError {
     pub(super) fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), error }
+    }
+}
+
+/// File names, as far as they fit into a message.
+fn listed(found: &[String]) -> String {
+    match found.len() {
+        0 => "it has no GGUF files".to_owned(),
+        n if n <= 24 => format!("there are {}", found.join(", ")),
+        n => format!("there are {} and {} more", found[..24].join(", "), n - 24),
     }
 }
 

@@ -66,6 +66,7 @@ pub(super) fn fetch(
                 progress.event(&Event::Done { path });
                 return Ok(path.to_owned());
             }
+            Err(error @ HubError::Cancelled) => return Err(error),
             Err(error) => {
                 tracing::warn!(model = %entry.name, source = source.name(), %error, "source failed");
                 progress.event(&Event::Failed { source: source.name(), error: &error });
@@ -87,22 +88,41 @@ fn fetch_pinned(
 ) -> Result<(), HubError> {
     let rename = || fs::rename(part_path, path).map_err(|error| HubError::io("rename to", path, error));
     if let Some(pin) = &entry.pin {
-        fetch_from(source, location, part_path, entry, pin, progress)?;
+        fetch_from(source, location, part_path, &entry.name, pin, progress)?;
         return rename();
     }
     let Pinned { pin, source } = source.pin()?.ok_or_else(|| HubError::NoPin { location: location.to_owned() })?;
     let location = source.location();
-    fetch_from(source.as_ref(), &location, part_path, entry, &pin, progress)?;
+    fetch_from(source.as_ref(), &location, part_path, &entry.name, &pin, progress)?;
     // First the note: a file without one counts as not there.
     store::record(path, &pin, &location)?;
     rename()
+}
+
+/// Brings one file to `path`: what `source` has, if it is what `pin` says.
+pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: &dyn Progress) -> Result<(), HubError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(|error| HubError::io("create", folder, error))?;
+    let mut part_path = path.as_os_str().to_owned();
+    part_path.push(".part");
+    let part_path = PathBuf::from(part_path);
+    let _lock = lock(folder, path, progress)?;
+    let is_here = || fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.bytes);
+    if !is_here() {
+        let location = source.location();
+        progress.event(&Event::Trying { source: source.name(), location: &location });
+        fetch_from(source, &location, &part_path, &path.display().to_string(), pin, progress)?;
+        fs::rename(&part_path, path).map_err(|error| HubError::io("rename to", path, error))?;
+    }
+    progress.event(&Event::Done { path });
+    Ok(())
 }
 
 fn fetch_from(
     source: &dyn Source,
     location: &str,
     part_path: &Path,
-    entry: &Entry,
+    name: &str,
     pin: &Pin,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
@@ -128,7 +148,7 @@ fn fetch_from(
         if !std::mem::take(&mut continued) {
             return Err(HubError::Hash { location: location.to_owned(), expected: pin.sha256.clone(), found });
         }
-        tracing::warn!(model = %entry.name, "what an earlier attempt left is damaged: starting again");
+        tracing::warn!(model = name, "what an earlier attempt left is damaged: starting again");
     }
 }
 

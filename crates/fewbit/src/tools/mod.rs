@@ -1,0 +1,264 @@
+//! Tools that a model may call, and its reasoning: what it is told of them, and how its answers are read.
+//!
+//! A tool goes into the model's chat template as a JSON schema. How a model writes a call is a matter of its training:
+//! [`ToolStyle`] is the table of the ways that are known, one row each, and [`ReasoningStyle`] the table of the ways
+//! to think before answering. The rows are chosen by what the template and the vocabulary show.
+//!
+//! ```text
+//! style.rs     the two tables, and how a row is chosen
+//! parser.rs    an answer, text in, parts out: text, reasoning, calls
+//! scan.rs      one JSON value, character by character
+//! calls.rs     calls in JSON: objects, lists, wrappers
+//! named.rs     Mistral: name, id, arguments
+//! python.rs    Llama: [f(a=1, b='x')]
+//! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
+//! reader.rs    parts to the pieces of a stream, and to the whole answer
+//! history.rs   calls and results as a template wants them
+//! //! ```
+//!
+//! # How an answer is read
+//!
+//! There is one parser, for streams and for whole answers. It takes text as it comes, in pieces of any size, and gives
+//! [`Part`](parser::Part)s; how the text was cut into pieces changes how the parts are cut, and nothing else.
+//!
+//! ```text
+//!          start mark                 end mark
+//! Text ------------------> Reasoning ----------> Text
+//!      call mark, or JSON         complete                 end mark, or something else
+//! Text ------------------> Call -----------> (another, or) ----------------------------> Text
+//!                            | cannot be a call
+//!                            +------------------> Broken (streams on as text) ---------> Text
+//! ```
+//!
+//! Four rules:
+//!
+//! 1. *A mark counts only where it can begin something.* Inside reasoning nothing is a call; inside a call's string
+//!    nothing is a mark, because each format is followed by its own grammar, not searched for its end. Without a mark, a
+//!    call can only begin an answer.
+//! 2. *Every part knows its source.* The sources of all parts, in order, are the answer: nothing is lost, and a
+//!    property test says so for any text.
+//! 3. *A call counts when it is complete*, names a tool, and its arguments are an object. Its name goes out as soon as
+//!    it is known, its arguments as they come. What turns out to be none is text, and is reported as a
+//!    [`MalformedCall`]; if its beginning went out already, the report has its index, and the next call takes that index.
+//! 4. *White space between text, reasoning and calls belongs to none of them.*
+//!
+//! All of it is linear in the length of the answer, and keeps no more than the call under way and what may be a mark.
+
+mod calls;
+mod history;
+mod named;
+mod parser;
+mod python;
+mod reader;
+mod scan;
+mod style;
+#[cfg(test)]
+mod tests;
+mod types;
+mod xml;
+
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::error::Error;
+pub(crate) use history::{Form, answer_message, as_texts, calls_of, ordered_results};
+pub(crate) use parser::Setup;
+pub(crate) use reader::{Answer, Reader, reason};
+pub use style::{ReasoningStyle, ToolStyle};
+
+/// A function that the model may ask for.
+///
+/// ```
+/// use fewbit::Tool;
+/// use serde_json::json;
+///
+/// let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
+/// let weather = Tool::new("get_weather", "The weather in a city.", schema);
+/// assert_eq!(weather.name, "get_weather");
+/// // `model.chat().tools([weather])` tells the model; `Tool::of` takes the schema from a type.
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Tool {
+    /// What it is called.
+    pub name: String,
+    /// What it does, for the model to read.
+    pub description: String,
+    /// JSON schema of its arguments: an object.
+    pub parameters: Value,
+}
+
+impl Tool {
+    /// A tool whose arguments a JSON schema describes.
+    pub fn new(name: impl Into<String>, description: impl Into<String>, parameters: impl Into<Value>) -> Self {
+        Self { name: name.into(), description: description.into(), parameters: parameters.into() }
+    }
+
+    /// A tool whose arguments are a `T`.
+    #[cfg(feature = "constraints")]
+    pub fn of<T: schemars::JsonSchema>(name: impl Into<String>, description: impl Into<String>) -> Self {
+        let mut schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>();
+        // Templates print the schema, and models have not seen these.
+        schema.remove("$schema");
+        schema.remove("title");
+        Self::new(name, description, schema.to_value())
+    }
+
+    /// A tool as chat interfaces write it: `{"type": "function", "function": {"name", "description", "parameters"}}`,
+    /// or the inner object alone. A tool without parameters takes none.
+    ///
+    /// # Errors
+    /// [`ToolError::Definition`] if it has no name, or something in it has the wrong type.
+    pub fn from_json(value: &Value) -> Result<Self, ToolError> {
+        let wrong = |reason: &str| ToolError::Definition { reason: reason.to_owned() };
+        let function = value.get("function").unwrap_or(value);
+        let fields = function.as_object().ok_or_else(|| wrong("it is not an object"))?;
+        let name = fields.get("name").and_then(Value::as_str).ok_or_else(|| wrong("it has no text `name`"))?;
+        let description = match fields.get("description") {
+            None | Some(Value::Null) => "",
+            Some(text) => text.as_str().ok_or_else(|| wrong("its `description` is not a text"))?,
+        };
+        let parameters = match fields.get("parameters") {
+            None | Some(Value::Null) => json!({ "type": "object", "properties": {} }),
+            Some(schema @ Value::Object(_)) => schema.clone(),
+            Some(_) => return Err(wrong("its `parameters` are not a JSON schema: give an object")),
+        };
+        Ok(Self::new(name, description, parameters))
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let Self { name, description, parameters } = self;
+        json!({
+            "type": "function",
+            "function": { "name": name, "description": description, "parameters": parameters }
+        })
+    }
+}
+
+/// What a template gets of the tools; nothing if there are none.
+pub(crate) fn for_template(tools: &[Tool]) -> Option<Value> {
+    (!tools.is_empty()).then(|| tools.iter().map(Tool::to_json).collect())
+}
+
+/// A call that the model asks for.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ToolCall {
+    /// Tells the calls of a conversation apart: the model's own where it gives one, else nine letters and digits, as
+    /// some templates want it.
+    pub id: String,
+    /// Which tool.
+    pub name: String,
+    /// With what: an object.
+    pub arguments: Value,
+}
+
+impl ToolCall {
+    /// A call, such as one of an earlier conversation.
+    pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: impl Into<Value>) -> Self {
+        Self { id: id.into(), name: name.into(), arguments: arguments.into() }
+    }
+
+    /// The arguments as a type.
+    ///
+    /// # Errors
+    /// [`Error::Json`] if they are not what the type wants.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        serde_json::from_value(self.arguments.clone())
+            .map_err(|error| Error::Json { error, text: self.arguments.to_string() })
+    }
+}
+
+/// A part of a call, as it is generated: its name first, then pieces of its arguments.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ToolCallDelta {
+    /// Which call of the answer, from 0: its place in [`Completion::tool_calls`](crate::Completion::tool_calls).
+    pub index: usize,
+    /// Its id, once: with the name, or, from models that write it after the arguments, in the call's last delta.
+    pub id: Option<String>,
+    /// Which tool, in the call's first delta and in no other.
+    pub name: Option<String>,
+    /// Text to append to the arguments. All of them together are the JSON text of an object.
+    pub arguments: String,
+}
+
+/// Something that begins as a call and is none: it was cut, is not in the model's format, or names no tool. Its text is
+/// in the text of the answer too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MalformedCall {
+    /// If [deltas](ToolCallDelta) of it went out before this was known, their index: they are void.
+    pub index: Option<usize>,
+    /// Which tool, as far as that could be read.
+    pub name: Option<String>,
+    /// What the model wrote.
+    pub text: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What to do with tools where the model's chat template knows none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ToolFallback {
+    /// [`ToolError::TemplateWithoutTools`].
+    #[default]
+    Refuse,
+    /// A text of fewbit's in the system message lists the tools and asks for calls as Hermes models write them. Calls
+    /// and results of the conversation become texts of the same form. A model that was not trained for tools calls
+    /// badly.
+    SystemPrompt,
+}
+
+/// What is wrong with tools, a call, or the result of one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ToolError {
+    /// The model would not see the tools.
+    #[error(
+        "the chat template of {} knows no tools, so the model would not see them: take a model made for tools, give \
+         another template (`ModelBuilder::chat_template`), or have them described in the system message \
+         (`tool_fallback(ToolFallback::SystemPrompt)`)", path.display()
+    )]
+    TemplateWithoutTools {
+        /// The model's file.
+        path: PathBuf,
+    },
+    /// A tool that came as JSON cannot be read.
+    #[error("a tool cannot be used: {reason}")]
+    Definition {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Two tools of one name, of which a call could mean either.
+    #[error("two tools are called {name:?}: give each a name of its own")]
+    SameName {
+        /// Their name.
+        name: String,
+    },
+    /// A result for something that was not called.
+    #[error("the result of call {id:?} was given, but the last answer has no such call: it has {}", known.join(", "))]
+    UnknownCall {
+        /// Its id.
+        id: String,
+        /// The ids of the last answer.
+        known: Vec<String>,
+    },
+    /// Two results for one call.
+    #[error("call {id:?} has two results: give one for each call")]
+    SecondResult {
+        /// Its id.
+        id: String,
+    },
+    /// A call without a result, where the conversation cannot go on without.
+    #[error("call {id:?} of {name:?} has no result: give one for each call of an answer")]
+    NoResult {
+        /// Its id.
+        id: String,
+        /// The tool.
+        name: String,
+    },
+}

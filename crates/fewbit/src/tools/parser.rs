@@ -1,0 +1,741 @@
+//! An answer, text in, parts out: see the module above for the states and the rules.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::calls::JsonCalls;
+use super::named::Named;
+use super::python::Python;
+use super::style::{Mark, ReasoningStyle, ToolStyle};
+use super::xml::Xml;
+use super::{MalformedCall, Tool, ToolCall};
+
+/// Names and ids are no longer than this: what has no end is no name.
+pub(super) const MAX_NAME_BYTES: usize = 256;
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Part {
+    /// Text for whoever asked.
+    Text(String),
+    /// What the model thinks.
+    Reasoning(String),
+    /// A call begins: its name is known, and its id unless that may come later.
+    Begin { index: usize, id: Option<String>, name: String },
+    /// The next piece of its arguments.
+    Arguments { index: usize, text: String },
+    /// It is complete. `id` is there if it was not at the beginning.
+    End { index: usize, id: Option<String>, call: ToolCall, source: String },
+    /// What looked like a call is none; its text went out.
+    Malformed(MalformedCall),
+    /// Marks, and white space that belongs to nothing.
+    Dropped(String),
+}
+
+/// What a parser has to know of a conversation.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) style: ToolStyle,
+    /// `None`: not known; all that are known are read at the beginning of an answer.
+    pub(crate) reasoning: Option<ReasoningStyle>,
+    /// Whether the prompt ends inside reasoning, and in which style.
+    pub(crate) opened: Option<ReasoningStyle>,
+    /// Without tools nothing is a call.
+    pub(crate) tools: Arc<[Tool]>,
+    /// Ids of earlier calls of the conversation.
+    pub(crate) taken_ids: Arc<HashSet<String>>,
+    /// How many there were.
+    pub(crate) n_earlier: usize,
+}
+
+/// What a format says of the text before it.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// More text is needed.
+    Wait,
+    /// Its value is complete.
+    Done,
+    /// It is ordinary text.
+    Text,
+    /// It began as a call, and is none.
+    Broken { name: Option<String>, reason: String },
+}
+
+/// Text that has not been consumed, and a place in it.
+#[derive(Debug, Default)]
+pub(super) struct Input {
+    text: String,
+    at: usize,
+}
+
+impl Input {
+    pub(super) fn rest(&self) -> &str {
+        self.text.get(self.at..).unwrap_or_default()
+    }
+
+    /// The next character, consumed.
+    pub(super) fn next(&mut self) -> Option<char> {
+        let c = self.rest().chars().next()?;
+        self.at += c.len_utf8();
+        Some(c)
+    }
+
+    /// The next `n` bytes, consumed; to the end if there are fewer.
+    pub(super) fn take(&mut self, n_bytes: usize) -> String {
+        let taken = self.rest().get(..n_bytes).unwrap_or_else(|| self.rest()).to_owned();
+        self.at += taken.len();
+        taken
+    }
+
+    /// Whether the text goes on with `mark`; `None` if more of it is needed to say.
+    pub(super) fn begins(&self, mark: &str) -> Option<bool> {
+        let rest = self.rest();
+        if rest.starts_with(mark) {
+            Some(true)
+        } else if mark.starts_with(rest) {
+            None
+        } else {
+            Some(false)
+        }
+    }
+
+    fn compact(&mut self) {
+        self.text.drain(..self.at);
+        self.at = 0;
+    }
+}
+
+/// What formats write to.
+#[derive(Debug)]
+pub(super) struct Out {
+    pub(super) tools: Arc<[Tool]>,
+    pub(super) parts: Vec<Part>,
+    /// The source of what may become a call, from the end of what came before.
+    pub(super) attempt: String,
+    /// Complete calls.
+    n_calls: usize,
+    has_late_ids: bool,
+    taken_ids: Arc<HashSet<String>>,
+    own_ids: HashSet<String>,
+    n_earlier: usize,
+    begun: Option<Begun>,
+    /// Whether the last value was no call, so that what closes it is text as well.
+    is_rejected: bool,
+}
+
+#[derive(Debug)]
+struct Begun {
+    name: String,
+    /// As it went out.
+    id: Option<String>,
+    has_arguments: bool,
+}
+
+impl Out {
+    pub(super) fn tool(&self, name: &str) -> Option<&Tool> {
+        self.tools.iter().find(|tool| tool.name == name)
+    }
+
+    /// The model's id, if it can be one; else one that the conversation does not have.
+    fn id(&self, own: Option<&str>) -> String {
+        let is_free = |id: &str| !self.taken_ids.contains(id) && !self.own_ids.contains(id);
+        match own {
+            Some(id) if !id.is_empty() && is_free(id) => id.to_owned(),
+            _ => {
+                let mut n = self.n_earlier + self.n_calls;
+                loop {
+                    let id = format!("call{n:05}");
+                    if is_free(&id) {
+                        return id;
+                    }
+                    n += 1;
+                }
+            }
+        }
+    }
+
+    /// The name of the call is known, and it is a tool's.
+    pub(super) fn begin(&mut self, name: &str, id: Option<&str>) {
+        if self.begun.is_some() || self.tool(name).is_none() {
+            return;
+        }
+        let id = (id.is_some() || !self.has_late_ids).then(|| self.id(id));
+        self.begun = Some(Begun { name: name.to_owned(), id: id.clone(), has_arguments: false });
+        self.parts.push(Part::Begin { index: self.n_calls, id, name: name.to_owned() });
+    }
+
+    /// The next piece of its arguments.
+    pub(super) fn arguments(&mut self, text: &str) {
+        let index = self.n_calls;
+        if let Some(begun) = &mut self.begun
+            && !text.is_empty()
+        {
+            begun.has_arguments = true;
+            self.parts.push(Part::Arguments { index, text: text.to_owned() });
+        }
+    }
+
+    /// It is complete: a call of a tool, or none after all.
+    pub(super) fn complete(&mut self, name: &str, id: Option<&str>, arguments: Value) {
+        if self.tool(name).is_none() {
+            return self.reject(Some(name.to_owned()), format!("there is no tool {name:?}"));
+        }
+        if self.begun.as_ref().is_some_and(|begun| begun.name != name) {
+            return self.reject(Some(name.to_owned()), "it has two names".to_owned());
+        }
+        self.begin(name, id);
+        let Some(begun) = self.begun.take() else { return };
+        if !begun.has_arguments {
+            self.parts.push(Part::Arguments { index: self.n_calls, text: arguments.to_string() });
+        }
+        let new_id = begun.id.is_none().then(|| self.id(id));
+        let id = begun.id.or_else(|| new_id.clone()).unwrap_or_default();
+        self.own_ids.insert(id.clone());
+        let call = ToolCall { id, name: name.to_owned(), arguments };
+        let source = std::mem::take(&mut self.attempt);
+        self.parts.push(Part::End { index: self.n_calls, id: new_id, call, source });
+        self.n_calls += 1;
+        self.is_rejected = false;
+    }
+
+    /// The attempt is text, and somebody should know.
+    pub(super) fn reject(&mut self, name: Option<String>, reason: String) {
+        let malformed = self.give_up(name, reason);
+        self.report(malformed);
+        self.is_rejected = true;
+    }
+
+    /// The attempt is text; the report of it may go on.
+    fn give_up(&mut self, name: Option<String>, reason: String) -> MalformedCall {
+        let begun = self.begun.take();
+        let index = begun.as_ref().map(|_| self.n_calls);
+        let name = name.or_else(|| begun.map(|begun| begun.name));
+        let source = std::mem::take(&mut self.attempt);
+        self.parts.push(Part::Text(source.clone()));
+        MalformedCall { index, name, text: source.trim_start().to_owned(), reason }
+    }
+
+    fn report(&mut self, mut malformed: MalformedCall) {
+        malformed.text.truncate(malformed.text.trim_end().len());
+        self.parts.push(Part::Malformed(malformed));
+    }
+
+    /// What is left of an attempt belongs to the calls before it.
+    fn drop_attempt(&mut self) {
+        if !self.attempt.is_empty() {
+            let source = std::mem::take(&mut self.attempt);
+            self.parts.push(Part::Dropped(source));
+        }
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Text,
+    Reasoning {
+        end: &'static str,
+        start: &'static str,
+        has_begun: bool,
+    },
+    Call(Call),
+    /// What began as a call goes on as text, to the end mark or the line's end.
+    Broken {
+        end: Option<&'static str>,
+        report: MalformedCall,
+    },
+}
+
+/// A run of calls of one format.
+#[derive(Debug)]
+struct Call {
+    mark: Option<&'static Mark>,
+    /// What may close it.
+    end: Option<&'static str>,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    /// After the mark.
+    Opening,
+    Json(Box<JsonCalls>),
+    Named(Named),
+    Python(Box<Python>),
+    Xml(Box<Xml>),
+    /// After a value.
+    After,
+}
+
+/// Reads one answer.
+#[derive(Debug)]
+pub(crate) struct Parser {
+    style: ToolStyle,
+    /// Start marks of reasoning that count anywhere, and those that count at the beginning.
+    anywhere: Vec<ReasoningStyle>,
+    at_beginning: Vec<ReasoningStyle>,
+    input: Input,
+    state: State,
+    /// Nothing but white space and reasoning came so far.
+    is_beginning: bool,
+    /// White space that may go out, and whether it follows a call or reasoning.
+    space: String,
+    is_after: bool,
+    out: Out,
+}
+
+impl Parser {
+    pub(crate) fn new(setup: &Setup) -> Self {
+        let (anywhere, at_beginning) = match setup.reasoning {
+            None => (Vec::new(), ReasoningStyle::ALL.to_vec()),
+            Some(ReasoningStyle::None) => (Vec::new(), Vec::new()),
+            Some(style) => (vec![style], Vec::new()),
+        };
+        let state = match setup.opened.and_then(ReasoningStyle::marks) {
+            Some((start, end)) => State::Reasoning { end, start, has_begun: false },
+            None => State::Text,
+        };
+        Self {
+            style: setup.style,
+            anywhere,
+            at_beginning,
+            input: Input::default(),
+            state,
+            is_beginning: true,
+            space: String::new(),
+            is_after: false,
+            out: Out {
+                tools: Arc::clone(&setup.tools),
+                parts: Vec::new(),
+                attempt: String::new(),
+                n_calls: 0,
+                has_late_ids: setup.style.has_late_ids(None),
+                taken_ids: Arc::clone(&setup.taken_ids),
+                own_ids: HashSet::new(),
+                n_earlier: setup.n_earlier,
+                begun: None,
+                is_rejected: false,
+            },
+        }
+    }
+
+    /// The next text in, what is certain now out.
+    pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
+        self.input.text.push_str(text);
+        while self.step() {}
+        self.input.compact();
+        self.take_parts()
+    }
+
+    /// Nothing follows: `reason` says why, for what was cut.
+    pub(crate) fn finish(&mut self, reason: &str) -> Vec<Part> {
+        match std::mem::replace(&mut self.state, State::Text) {
+            State::Text => {
+                let rest = self.take_rest();
+                self.text(&rest);
+            }
+            State::Reasoning { .. } => {
+                let rest = self.take_rest();
+                self.reasoning(&rest);
+            }
+            State::Call(Call { body: Body::After, .. }) => {
+                self.out.drop_attempt();
+                self.is_after = true;
+                let rest = self.take_rest();
+                self.text(&rest);
+            }
+            State::Call(Call { mark, body, .. }) => {
+                let rest = self.take_rest();
+                self.out.attempt += &rest;
+                let is_call = match &body {
+                    Body::Json(json) => mark.is_some() || json.has_name(&self.out),
+                    _ => true,
+                };
+                if is_call {
+                    self.out.reject(None, format!("the answer ended inside it, by `{reason}`"));
+                } else {
+                    let text = std::mem::take(&mut self.out.attempt);
+                    self.out.parts.push(Part::Text(text));
+                }
+            }
+            State::Broken { mut report, .. } => {
+                let rest = self.take_rest();
+                report.text += &rest;
+                self.out.parts.push(Part::Text(rest));
+                self.out.report(report);
+            }
+        }
+        let space = std::mem::take(&mut self.space);
+        self.put_space(space);
+        self.take_parts()
+    }
+
+    fn take_parts(&mut self) -> Vec<Part> {
+        self.out.parts.retain(|part| !matches!(part, Part::Text(text) | Part::Dropped(text) if text.is_empty()));
+        std::mem::take(&mut self.out.parts)
+    }
+
+    fn take_rest(&mut self) -> String {
+        self.input.take(usize::MAX)
+    }
+
+    /// Goes on by a step; `false` if more text is needed for the next one.
+    fn step(&mut self) -> bool {
+        match std::mem::replace(&mut self.state, State::Text) {
+            State::Text => self.step_text(),
+            State::Reasoning { end, start, has_begun } => self.step_reasoning(end, start, has_begun),
+            State::Call(call) => self.step_call(call),
+            State::Broken { end, report } => self.step_broken(end, report),
+        }
+    }
+
+    /// Text goes out, but for white space at its end.
+    fn text(&mut self, text: &str) {
+        let body = text.trim_end();
+        if !body.is_empty() {
+            let space = std::mem::take(&mut self.space);
+            let n_leading = if self.is_after { body.len() - body.trim_start().len() } else { 0 };
+            let (leading, body) = body.split_at(n_leading);
+            self.put_space(space + leading);
+            self.out.parts.push(Part::Text(body.to_owned()));
+            (self.is_after, self.is_beginning) = (false, false);
+        }
+        self.space += &text[text.trim_end().len()..];
+    }
+
+    /// White space after text is text, after anything else it is nothing.
+    fn put_space(&mut self, space: String) {
+        if !space.is_empty() {
+            self.out.parts.push(if self.is_after { Part::Dropped(space) } else { Part::Text(space) });
+        }
+    }
+
+    fn reasoning(&mut self, text: &str) {
+        let body = text.trim_end();
+        if !body.is_empty() {
+            let space = std::mem::take(&mut self.space);
+            self.out.parts.push(Part::Reasoning(space + body));
+        }
+        self.space += &text[body.len()..];
+        // Only where reasoning ends is it known whether more of it follows.
+        self.is_after = true;
+    }
+
+    fn step_text(&mut self) -> bool {
+        if self.is_beginning {
+            let rest = self.input.rest();
+            let n_space = rest.len() - rest.trim_start().len();
+            self.space += &self.input.take(n_space);
+            if self.input.rest().is_empty() {
+                return false;
+            }
+            match self.beginning() {
+                Some(true) => return true,
+                Some(false) => self.is_beginning = false,
+                None => return false,
+            }
+        }
+        let marks = if self.out.tools.is_empty() { &[][..] } else { self.style.marks() };
+        let rest = self.input.rest();
+        let call = marks.iter().filter_map(|mark| Some((rest.find(mark.text)?, Some(mark), mark.text)));
+        let thoughts = self.anywhere.iter().filter_map(|style| style.marks());
+        let thought = thoughts.clone().filter_map(|(start, _)| Some((rest.find(start)?, None, start)));
+        let Some((at, mark, text)) = call.chain(thought).min_by_key(|found| found.0) else {
+            let all = marks.iter().map(|mark| mark.text).chain(thoughts.map(|(start, _)| start));
+            let kept = all.map(|mark| overlap(rest, mark)).max().unwrap_or(0);
+            let text = self.input.take(rest.len() - kept);
+            self.text(&text);
+            return false;
+        };
+        let before = self.input.take(at);
+        self.text(&before);
+        match mark {
+            Some(mark) => self.begin_call(mark),
+            None => self.begin_reasoning(text),
+        }
+        true
+    }
+
+    /// At the first character of an answer: whether something other than text begins; `None` if that is open.
+    fn beginning(&mut self) -> Option<bool> {
+        let mut is_open = false;
+        for style in self.at_beginning.iter().chain(&self.anywhere) {
+            let Some((start, _)) = style.marks() else { continue };
+            match self.input.begins(start) {
+                Some(true) => {
+                    self.begin_reasoning(start);
+                    return Some(true);
+                }
+                Some(false) => {}
+                None => is_open = true,
+            }
+        }
+        if self.out.tools.is_empty() {
+            return if is_open { None } else { Some(false) };
+        }
+        for mark in self.style.marks() {
+            match self.input.begins(mark.text) {
+                Some(true) => {
+                    self.begin_call(mark);
+                    return Some(true);
+                }
+                Some(false) => {}
+                None => is_open = true,
+            }
+        }
+        if is_open {
+            return None;
+        }
+        let rest = self.input.rest();
+        let (end, body) = match rest.as_bytes().first() {
+            Some(b'{') => (None, Body::Json(Box::new(JsonCalls::new(false)))),
+            Some(b'[') => match rest[1..].trim_start().chars().next()? {
+                '{' => (None, Body::Json(Box::new(JsonCalls::new(false)))),
+                c if (c.is_alphabetic() || c == '_') && self.style.is_pythonic() => {
+                    (None, Body::Python(Box::new(Python::list(false))))
+                }
+                _ => return Some(false),
+            },
+            Some(b'`') => {
+                let fence = "```";
+                if !self.input.begins(fence)? {
+                    return Some(false);
+                }
+                let (language, body) = rest[fence.len()..].split_once('\n')?;
+                if !["", "json"].contains(&language.trim()) {
+                    return Some(false);
+                }
+                let n_space = body.len() - body.trim_start().len();
+                if !matches!(body[n_space..].chars().next()?, '{' | '[') {
+                    return Some(false);
+                }
+                let n_fence = fence.len() + language.len() + 1 + n_space;
+                self.out.attempt = self.input.take(n_fence);
+                (Some(fence), Body::Json(Box::new(JsonCalls::new(false))))
+            }
+            _ => return Some(false),
+        };
+        self.begin_attempt();
+        self.state = State::Call(Call { mark: None, end, body });
+        Some(true)
+    }
+
+    /// What was held back becomes the beginning of an attempt.
+    fn begin_attempt(&mut self) {
+        let space = std::mem::take(&mut self.space);
+        if self.is_after {
+            self.put_space(space);
+        } else {
+            self.out.attempt.insert_str(0, &space);
+        }
+    }
+
+    fn begin_call(&mut self, mark: &'static Mark) {
+        self.out.attempt = self.input.take(mark.text.len());
+        self.out.has_late_ids = self.style.has_late_ids(Some(mark));
+        self.begin_attempt();
+        self.is_beginning = false;
+        self.state = State::Call(Call { mark: Some(mark), end: mark.end, body: Body::Opening });
+    }
+
+    fn begin_reasoning(&mut self, mark: &str) {
+        let dropped = std::mem::take(&mut self.space) + &self.input.take(mark.len());
+        self.out.parts.push(Part::Dropped(dropped));
+        let marks = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks);
+        if let Some((start, end)) = marks.into_iter().find(|(start, _)| *start == mark) {
+            self.state = State::Reasoning { end, start, has_begun: false };
+        }
+    }
+
+    fn step_reasoning(&mut self, end: &'static str, start: &'static str, mut has_begun: bool) -> bool {
+        if !has_begun {
+            // The mark again, of a model that does not count on the prompt's.
+            let rest = self.input.rest();
+            let n_space = rest.len() - rest.trim_start().len();
+            let dropped = self.input.take(n_space);
+            self.out.parts.push(Part::Dropped(dropped));
+            match self.input.begins(start) {
+                Some(true) => {
+                    let dropped = self.input.take(start.len());
+                    self.out.parts.push(Part::Dropped(dropped));
+                    self.state = State::Reasoning { end, start, has_begun };
+                    return true;
+                }
+                Some(false) => has_begun = true,
+                None => {
+                    self.state = State::Reasoning { end, start, has_begun };
+                    return false;
+                }
+            }
+        }
+        let rest = self.input.rest();
+        let Some(at) = rest.find(end) else {
+            let kept = overlap(rest, end);
+            let text = self.input.take(rest.len() - kept);
+            self.reasoning(&text);
+            self.state = State::Reasoning { end, start, has_begun };
+            return false;
+        };
+        let text = self.input.take(at);
+        self.reasoning(&text);
+        let dropped = std::mem::take(&mut self.space) + &self.input.take(end.len());
+        self.out.parts.push(Part::Dropped(dropped));
+        self.is_after = true;
+        true
+    }
+
+    fn step_call(&mut self, mut call: Call) -> bool {
+        let (input, out) = (&mut self.input, &mut self.out);
+        let outcome = match &mut call.body {
+            Body::Opening => match Self::open(call.mark, input, out) {
+                Ok(Some(body)) => {
+                    call.body = body;
+                    self.state = State::Call(call);
+                    return true;
+                }
+                Ok(None) => Outcome::Wait,
+                // Nothing that could end with an end mark has begun.
+                Err(reason) => {
+                    call.end = None;
+                    Outcome::Broken { name: None, reason }
+                }
+            },
+            Body::Json(json) => json.feed(input, out),
+            Body::Named(named) => named.feed(input, out),
+            Body::Python(python) => python.feed(input, out),
+            Body::Xml(xml) => xml.feed(input, out),
+            Body::After => return self.step_after(call),
+        };
+        match outcome {
+            Outcome::Wait => {
+                self.state = State::Call(call);
+                false
+            }
+            Outcome::Done => {
+                call.body = Body::After;
+                self.is_beginning = false;
+                self.state = State::Call(call);
+                true
+            }
+            Outcome::Text => {
+                let text = std::mem::take(&mut self.out.attempt);
+                self.is_beginning = false;
+                self.text(&text);
+                true
+            }
+            Outcome::Broken { name, reason } => {
+                self.is_beginning = false;
+                let report = self.out.give_up(name, reason);
+                self.is_after = false;
+                self.state = State::Broken { end: call.end, report };
+                true
+            }
+        }
+    }
+
+    /// What follows a mark.
+    fn open(mark: Option<&Mark>, input: &mut Input, out: &mut Out) -> Result<Option<Body>, String> {
+        let mark = mark.map_or("", |mark| mark.text);
+        let json = || Ok(Some(Body::Json(Box::new(JsonCalls::new(true)))));
+        if mark == "<function=" {
+            return Ok(Some(Body::Xml(Box::new(Xml::named()))));
+        }
+        while input.rest().starts_with(|c: char| c.is_whitespace()) {
+            out.attempt.extend(input.next());
+        }
+        let Some(first) = input.rest().chars().next() else { return Ok(None) };
+        let is_name = |c: char| c.is_alphanumeric() || c == '_';
+        match (mark, first) {
+            ("<|python_tag|>", '[') => match input.rest()[1..].trim_start().chars().next() {
+                None => Ok(None),
+                Some('{') => json(),
+                Some(_) => Ok(Some(Body::Python(Box::new(Python::list(true))))),
+            },
+            (_, '{' | '[') => json(),
+            ("<tool_call>", '<') => match input.begins("<function=") {
+                Some(true) => Ok(Some(Body::Xml(Box::new(Xml::new())))),
+                Some(false) => Err("neither JSON nor a function follows its mark".to_owned()),
+                None => Ok(None),
+            },
+            ("<|python_tag|>", c) if is_name(c) => Ok(Some(Body::Python(Box::new(Python::one())))),
+            ("[TOOL_CALLS]", c) if is_name(c) => Ok(Some(Body::Named(Named::new()))),
+            _ => Err("no call follows its mark".to_owned()),
+        }
+    }
+
+    /// After a value: another one, the end mark, or something else.
+    fn step_after(&mut self, mut call: Call) -> bool {
+        while self.input.rest().starts_with(|c: char| c.is_whitespace()) {
+            self.out.attempt.extend(self.input.next());
+        }
+        let ends = call.end.map_or(Some(false), |end| self.input.begins(end));
+        let is_xml = call.mark.is_some_and(|mark| mark.text == "<tool_call>");
+        let function = if is_xml { self.input.begins("<function=") } else { Some(false) };
+        let next = self.input.rest().chars().next();
+        let (Some(ends), Some(function), Some(next)) = (ends, function, next) else {
+            self.state = State::Call(call);
+            return false;
+        };
+        if ends {
+            let end = call.end.map_or(0, str::len);
+            self.out.attempt += &self.input.take(end);
+            if std::mem::take(&mut self.out.is_rejected) {
+                let text = std::mem::take(&mut self.out.attempt);
+                self.out.parts.push(Part::Text(text));
+                self.is_after = false;
+                return true;
+            }
+        } else if function {
+            call.body = Body::Xml(Box::new(Xml::new()));
+            self.state = State::Call(call);
+            return true;
+        } else if next == '{' || (next == '[' && call.mark.is_some_and(|mark| mark.end.is_some())) {
+            call.body = Body::Json(Box::new(JsonCalls::new(call.mark.is_some())));
+            self.state = State::Call(call);
+            return true;
+        } else if next == ';' {
+            self.out.attempt.extend(self.input.next());
+            self.state = State::Call(call);
+            return true;
+        }
+        self.out.drop_attempt();
+        self.is_after = true;
+        true
+    }
+
+    fn step_broken(&mut self, end: Option<&'static str>, mut report: MalformedCall) -> bool {
+        let rest = self.input.rest();
+        let (stop, n_taken) = match end {
+            Some(end) => (rest.find(end), end.len()),
+            None => (rest.find('\n'), 0),
+        };
+        let marks = self.style.marks().iter().map(|mark| mark.text);
+        let next = marks.clone().filter_map(|mark| rest.find(mark)).min();
+        let n = match (stop, next) {
+            (Some(stop), next) if next.is_none_or(|next| stop < next) => stop + n_taken,
+            (_, Some(next)) => next,
+            _ => {
+                let kept = marks.chain(end).map(|mark| overlap(rest, mark)).max().unwrap_or(0);
+                let text = self.input.take(rest.len() - kept);
+                report.text += &text;
+                self.out.parts.push(Part::Text(text));
+                self.state = State::Broken { end, report };
+                return false;
+            }
+        };
+        let text = self.input.take(n);
+        report.text += &text;
+        self.out.parts.push(Part::Text(text));
+        self.out.report(report);
+        true
+    }
+}
+
+/// How many bytes at the end of `text` may be the beginning of `mark`.
+pub(super) fn overlap(text: &str, mark: &str) -> usize {
+    (1..mark.len().min(text.len() + 1))
+        .rev()
+        .find(|&n| mark.is_char_boundary(n) && text.as_bytes().ends_with(&mark.as_bytes()[..n]))
+        .unwrap_or(0)
+}

@@ -1,0 +1,179 @@
+//! The tables: how models write calls, and how they think; and which row a model has.
+
+use fewbit_tokenizer::Tokenizer;
+
+/// How a model writes its calls.
+///
+/// | style | an answer with two calls | models |
+/// |---|---|---|
+/// | `Hermes` | `<tool_call>{"name": "f", "arguments": {..}}</tool_call>` twice | Hermes, Qwen2.5, Qwen3, Granite 4 |
+/// | `Qwen3Coder` | `<tool_call><function=f><parameter=a>1</parameter></function></tool_call>` twice | Qwen3-Coder |
+/// | `Llama3Json` | `{"name": "f", "parameters": {..}}; {..}`, perhaps after `<\|python_tag\|>` | Llama 3.1, 3.2, 3.3 |
+/// | `Llama3Pythonic` | `[f(a=1, b='x'), g()]` | Llama 3.2 and 4 |
+/// | `MistralList` | `[TOOL_CALLS] [{"name": "f", "arguments": {..}, "id": ".."}, {..}]` | Mistral v3, v7 |
+/// | `MistralCallId` | `[TOOL_CALLS]f[CALL_ID]..[ARGS]{..}` twice | Mistral v11 |
+/// | `MistralArgs` | `[TOOL_CALLS]f[ARGS]{..}` twice | Mistral v13, Devstral, Ministral 3 |
+/// | `Granite` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]` | Granite 3 |
+/// | `Phi4` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]<\|/tool_call\|>` | Phi-4-mini |
+/// | `Json` | a list of objects, or one object, alone or in a fenced block | others |
+/// | `Generic` | any of these | where nothing is known |
+///
+/// A style says which marks are read as the beginning of a call; JSON that is a call of a tool is read at the beginning
+/// of an answer in every style.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ToolStyle {
+    /// Objects in tags.
+    Hermes,
+    /// XML-like functions and parameters, typed by the tool's schema.
+    Qwen3Coder,
+    /// Objects with `parameters`.
+    Llama3Json,
+    /// Python calls in a list.
+    Llama3Pythonic,
+    /// A list of objects after a mark.
+    MistralList,
+    /// A mark, a name, an id, and arguments.
+    MistralCallId,
+    /// A mark, a name, and arguments.
+    MistralArgs,
+    /// A list of objects after a mark.
+    Granite,
+    /// A list of objects between two marks.
+    Phi4,
+    /// JSON alone, or in a fenced block.
+    Json,
+    /// All that is known.
+    Generic,
+}
+
+/// How a model thinks before it answers.
+///
+/// | style | an answer |
+/// |---|---|
+/// | `Think` | `<think>..</think>` and the answer |
+/// | `MistralThink` | `[THINK]..[/THINK]` and the answer |
+/// | `SeedThink` | `<seed:think>..</seed:think>` and the answer |
+/// | `None` | the answer; what looks like reasoning is text |
+///
+/// The beginning may stand in the prompt already: many templates end with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ReasoningStyle {
+    /// DeepSeek R1, Qwen3, QwQ and many others.
+    Think,
+    /// Magistral, Ministral 3.
+    MistralThink,
+    /// Seed-OSS.
+    SeedThink,
+    /// Not at all.
+    None,
+}
+
+impl ReasoningStyle {
+    /// All that have marks.
+    pub(crate) const ALL: [Self; 3] = [Self::Think, Self::MistralThink, Self::SeedThink];
+
+    /// What stands before and after its reasoning.
+    pub(crate) fn marks(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Think => Some(("<think>", "</think>")),
+            Self::MistralThink => Some(("[THINK]", "[/THINK]")),
+            Self::SeedThink => Some(("<seed:think>", "</seed:think>")),
+            Self::None => None,
+        }
+    }
+
+    /// The row of a model, if its template or its vocabulary shows one.
+    pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Option<Self> {
+        Self::ALL.into_iter().find(|style| {
+            style.marks().is_some_and(|(start, end)| {
+                (template.contains(start) || template.contains(end))
+                    || (tokenizer.id_of(start).is_some() && tokenizer.id_of(end).is_some())
+            })
+        })
+    }
+}
+
+/// A mark at which calls begin, and what may follow it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) text: &'static str,
+    /// What may end it; it need not come.
+    pub(crate) end: Option<&'static str>,
+}
+
+const TOOL_CALL: Mark = Mark { text: "<tool_call>", end: Some("</tool_call>") };
+const FUNCTION: Mark = Mark { text: "<function=", end: None };
+const MISTRAL: Mark = Mark { text: "[TOOL_CALLS]", end: None };
+const PYTHON_TAG: Mark = Mark { text: "<|python_tag|>", end: None };
+const PIPED: Mark = Mark { text: "<|tool_call|>", end: Some("<|/tool_call|>") };
+
+impl ToolStyle {
+    /// The marks at which calls begin.
+    pub(crate) fn marks(self) -> &'static [Mark] {
+        match self {
+            Self::Hermes | Self::Qwen3Coder => &[TOOL_CALL, FUNCTION],
+            Self::Llama3Json | Self::Llama3Pythonic => &[PYTHON_TAG],
+            Self::MistralList | Self::MistralCallId | Self::MistralArgs => &[MISTRAL],
+            Self::Granite => &[PIPED, TOOL_CALL],
+            Self::Phi4 => &[PIPED],
+            Self::Json => &[],
+            Self::Generic => &[TOOL_CALL, FUNCTION, MISTRAL, PYTHON_TAG, PIPED],
+        }
+    }
+
+    /// Whether `[f(..)]` begins calls.
+    pub(crate) fn is_pythonic(self) -> bool {
+        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Generic)
+    }
+
+    /// Whether the model may write the id of a call after its arguments, after this mark.
+    pub(crate) fn has_late_ids(self, mark: Option<&Mark>) -> bool {
+        match self {
+            Self::MistralList => true,
+            Self::Generic => mark == Some(&MISTRAL),
+            _ => false,
+        }
+    }
+
+    /// The row of a model: what its template says decides; of a template that says nothing, the vocabulary.
+    pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Self {
+        let says = |text: &str| template.contains(text);
+        if says("<arg_key>") {
+            // GLM: `<tool_call>` with something else in it.
+            Self::Generic
+        } else if says("<function=") && says("<parameter=") {
+            Self::Qwen3Coder
+        } else if says("[TOOL_CALLS]") {
+            if says("[CALL_ID]") {
+                Self::MistralCallId
+            } else if says("[ARGS]") {
+                Self::MistralArgs
+            } else {
+                Self::MistralList
+            }
+        } else if says("<|/tool_call|>") || says("<|tool|>") {
+            Self::Phi4
+        } else if says("<|tool_call|>") || (says("<tool_call>[") && says("<|start_of_role|>")) {
+            Self::Granite
+        } else if says("<tool_call>") {
+            Self::Hermes
+        } else if says("<|start_header_id|>") && says("\"parameters\"") {
+            Self::Llama3Json
+        } else if says("<|start_header_id|>") && says("func_name") {
+            Self::Llama3Pythonic
+        } else if says("<|python_tag|>") {
+            Self::Llama3Json
+        } else {
+            let has = |text: &str| tokenizer.id_of(text).is_some();
+            match () {
+                () if has("[CALL_ID]") && has("[ARGS]") => Self::Generic,
+                () if has("[TOOL_CALLS]") => Self::MistralList,
+                () if has("<|/tool_call|>") => Self::Phi4,
+                () if has("<tool_call>") && has("</tool_call>") => Self::Hermes,
+                () => Self::Generic,
+            }
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The table: each style with one call and several, cut into pieces of every size, in reasoning, with marks in strings,
+//! and cut off.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::parser::{Parser, Part, Setup};
+use super::{ReasoningStyle, Tool, ToolStyle};
+
+fn tools() -> Arc<[Tool]> {
+    let schema = json!({ "type": "object", "properties": {
+        "city": { "type": "string" }, "days": { "type": "integer" }, "code": { "type": "string" },
+    } });
+    ["get_weather", "run"].map(|name| Tool::new(name, "", schema.clone())).into()
+}
+
+fn setup(style: ToolStyle) -> Setup {
+    Setup { style, reasoning: None, opened: None, tools: tools(), taken_ids: Arc::default(), n_earlier: 0 }
+}
+
+/// What an answer gives.
+#[derive(Debug, Default, PartialEq)]
+struct Read {
+    text: String,
+    reasoning: String,
+    /// Name, arguments, id.
+    calls: Vec<(String, Value, String)>,
+    /// Text of what is none.
+    malformed: Vec<String>,
+}
+
+/// Reads an answer in pieces of `n` characters; checks that the sources of all parts are the answer, and that the deltas
+/// are the calls.
+fn read_by(setup: &Setup, answer: &str, n: usize) -> Read {
+    let mut parser = Parser::new(setup);
+    let mut parts = Vec::new();
+    let all: Vec<char> = answer.chars().collect();
+    for piece in all.chunks(n.max(1)) {
+        parts.extend(parser.push(&piece.iter().collect::<String>()));
+    }
+    parts.extend(parser.finish("length"));
+    let (mut read, mut source, mut begun): (Read, String, Vec<(String, String)>) = Default::default();
+    for part in parts {
+        match part {
+            Part::Text(text) => {
+                source += &text;
+                read.text += &text;
+            }
+            Part::Reasoning(text) => {
+                source += &text;
+                read.reasoning += &text;
+            }
+            Part::Dropped(text) => source += &text,
+            Part::Begin { index, name, .. } => {
+                assert_eq!(index, read.calls.len(), "{answer}");
+                begun.truncate(index);
+                begun.push((name, String::new()));
+            }
+            Part::Arguments { index, text } => begun[index].1 += &text,
+            Part::End { index, call, source: text, .. } => {
+                source += &text;
+                let (name, arguments) = &begun[index];
+                assert_eq!((name, index), (&call.name, read.calls.len()), "{answer}");
+                assert_eq!(serde_json::from_str::<Value>(arguments).unwrap(), call.arguments, "{answer}");
+                read.calls.push((call.name, call.arguments, call.id));
+            }
+            Part::Malformed(call) => read.malformed.push(call.text),
+        }
+    }
+    assert_eq!(source, answer, "in pieces of {n}");
+    read
+}
+
+/// The same whatever the pieces.
+fn read_with(setup: &Setup, answer: &str) -> Read {
+    let whole = read_by(setup, answer, usize::MAX);
+    for n in [1, 2, 3, 7] {
+        assert_eq!(read_by(setup, answer, n), whole, "in pieces of {n}");
+    }
+    whole
+}
+
+fn read(style: ToolStyle, answer: &str) -> Read {
+    read_with(&setup(style), answer)
+}
+
+/// A call of each style, with an argument `code`; the answer with several, and how it goes on after one.
+fn call(style: ToolStyle, code: &str) -> String {
+    let json = json!({ "code": code, "days": 2 });
+    let quoted = Value::from(code);
+    match style {
+        ToolStyle::Hermes => format!("<tool_call>\n{{\"name\": \"run\", \"arguments\": {json}}}\n</tool_call>"),
+        ToolStyle::Qwen3Coder => format!(
+            "<tool_call>\n<function=run>\n<parameter=code>\n{code}\n</parameter>\n<parameter=days>\n2\n</parameter>\n\
+             </function>\n</tool_call>"
+        ),
+        ToolStyle::Llama3Json => format!("{{\"name\": \"run\", \"parameters\": {json}}}"),
+        ToolStyle::Llama3Pythonic => format!("[run(code={quoted}, days=2)]"),
+        ToolStyle::MistralList => {
+            format!("[TOOL_CALLS] [{{\"name\": \"run\", \"arguments\": {json}, \"id\": \"abcdefghi\"}}]")
+        }
+        ToolStyle::MistralCallId => format!("[TOOL_CALLS]run[CALL_ID]q1w2e3r4t[ARGS]{json}"),
+        ToolStyle::MistralArgs => format!("[TOOL_CALLS]run[ARGS]{json}"),
+        ToolStyle::Granite => format!("<|tool_call|>[{{\"name\": \"run\", \"arguments\": {json}}}]"),
+        ToolStyle::Phi4 => format!("<|tool_call|>[{{\"name\": \"run\", \"arguments\": {json}}}]<|/tool_call|>"),
+        ToolStyle::Json | ToolStyle::Generic => format!("```json\n{{\"name\": \"run\", \"arguments\": {json}}}\n```"),
+    }
+}
+
+/// Two calls.
+fn two(style: ToolStyle) -> &'static str {
+    match style {
+        ToolStyle::Hermes | ToolStyle::Generic => {
+            "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
+             <tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}\n</tool_call>"
+        }
+        ToolStyle::Qwen3Coder => {
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>\n\
+             <tool_call>\n<function=get_weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>"
+        }
+        ToolStyle::Llama3Json => {
+            "<|python_tag|>{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}; \
+             {\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}"
+        }
+        ToolStyle::Llama3Pythonic => "[get_weather(city='Paris'), get_weather(city=\"Rome\")]",
+        ToolStyle::MistralList => {
+            "[TOOL_CALLS][{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
+             {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]"
+        }
+        ToolStyle::MistralCallId => {
+            "[TOOL_CALLS]get_weather[CALL_ID]aaaaaaaaa[ARGS]{\"city\": \"Paris\"}\
+             [TOOL_CALLS]get_weather[CALL_ID]bbbbbbbbb[ARGS]{\"city\": \"Rome\"}"
+        }
+        ToolStyle::MistralArgs => {
+            "[TOOL_CALLS]get_weather[ARGS]{\"city\": \"Paris\"}[TOOL_CALLS]get_weather{\"city\": \"Rome\"}"
+        }
+        ToolStyle::Granite | ToolStyle::Json => {
+            "[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
+             {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]"
+        }
+        ToolStyle::Phi4 => {
+            "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
+             {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]<|/tool_call|>"
+        }
+    }
+}
+
+const STYLES: [ToolStyle; 11] = [
+    ToolStyle::Hermes,
+    ToolStyle::Qwen3Coder,
+    ToolStyle::Llama3Json,
+    ToolStyle::Llama3Pythonic,
+    ToolStyle::MistralList,
+    ToolStyle::MistralCallId,
+    ToolStyle::MistralArgs,
+    ToolStyle::Granite,
+    ToolStyle::Phi4,
+    ToolStyle::Json,
+    ToolStyle::Generic,
+];
+
+fn ids(read: &Read) -> Vec<&str> {
+    read.calls.iter().map(|call| call.2.as_str()).collect()
+}
+
+#[test]
+fn every_style_is_read_in_pieces_of_any_size_and_by_the_generic_style() {
+    for style in STYLES {
+        for code in [
+            "print(1)",
+            "</tool_call> <tool_call>{\"name\": \"run\"} [TOOL_CALLS] \"]}\\\" <|python_tag|>",
+            "<think> [/THINK] </function> </parameter> é ''' )],",
+        ] {
+            for style_read in [style, ToolStyle::Generic] {
+                let one = read(style_read, &call(style, code));
+                assert_eq!(one.calls.len(), 1, "{style:?} {code}: {one:?}");
+                assert_eq!(one.calls[0].1, json!({ "code": code, "days": 2 }), "{style:?}");
+                assert_eq!((one.text.as_str(), one.malformed.len()), ("", 0), "{style:?}");
+            }
+        }
+        for style_read in [style, ToolStyle::Generic] {
+            let both = read(style_read, two(style));
+            let cities: Vec<_> = both.calls.iter().map(|call| call.1["city"].as_str().unwrap()).collect();
+            assert_eq!(cities, ["Paris", "Rome"], "{style:?}");
+            let ids = ids(&both);
+            assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9), "{ids:?}");
+        }
+    }
+    assert_eq!(ids(&read(ToolStyle::MistralCallId, &call(ToolStyle::MistralCallId, "x"))), ["q1w2e3r4t"]);
+    assert_eq!(ids(&read(ToolStyle::MistralList, &call(ToolStyle::MistralList, "x"))), ["abcdefghi"]);
+}
+
+#[test]
+fn what_stands_in_reasoning_is_no_call() {
+    for style in STYLES {
+        let call = call(style, "x");
+        let answer = format!("<think>\nI {call} this.\n</think>\n\n{call}");
+        let got = read(style, &answer);
+        assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (1, "", 0), "{style:?}: {got:?}");
+        assert_eq!(got.reasoning, format!("I {call} this."));
+        let opened = Setup { opened: Some(ReasoningStyle::Think), ..setup(style) };
+        let got = read_with(&opened, &format!("I {call}</think>{call}"));
+        assert_eq!((got.calls.len(), got.reasoning), (1, format!("I {call}")), "{style:?}");
+        // Never closed: all of it is reasoning.
+        assert_eq!(read_with(&opened, &call).calls.len(), 0, "{style:?}");
+    }
+}
+
+#[test]
+fn a_call_that_is_cut_is_text_and_reported() {
+    for style in STYLES {
+        let whole = call(style, "print(1)");
+        let end = whole.rfind(['}', ')']).unwrap_or(0).max(if style == ToolStyle::Qwen3Coder {
+            whole.find("</function>").unwrap()
+        } else {
+            0
+        });
+        for cut in 1..end {
+            let got = read(style, &whole[..cut]);
+            assert!(got.calls.is_empty(), "{style:?} cut at {cut}: {got:?}");
+            assert_eq!(got.text, whole[..cut], "{style:?}");
+        }
+        let got = read(style, &whole[..end]);
+        assert_eq!(got.malformed.len(), 1, "{style:?}: {got:?}");
+        assert_eq!(got.malformed[0].trim(), whole[..end].trim());
+    }
+}
+
+#[test]
+fn text_around_calls_is_text() {
+    let hermes = call(ToolStyle::Hermes, "x");
+    let got = read(ToolStyle::Hermes, &format!("Let me see.\n{hermes}\nDone, I hope.\n"));
+    assert_eq!((got.text.as_str(), got.calls.len()), ("Let me see.Done, I hope.\n", 1));
+    for text in [
+        "",
+        " \n{}",
+        "Hello. \n",
+        "{",
+        "[]",
+        "[see](url)",
+        "{\"city\": \"Paris\"}",
+        "[{\"city\": 1}] and",
+        "[1, 2]",
+        "```json\n{\"a\": 1}\n```",
+        "```python\nrun()\n```",
+        "a <tool_cal",
+        "x < y <t",
+        "</think> so",
+    ] {
+        for style in STYLES {
+            let got = read(style, text);
+            assert_eq!((got.text.as_str(), got.calls.len(), got.malformed.len()), (text, 0, 0), "{style:?}");
+        }
+    }
+    for text in [
+        "{\"name\": \"unknown\", \"arguments\": {}}",
+        "{\"name\": \"run\", \"arguments\": [1, 2]}",
+        "<tool_call>nonsense</tool_call>",
+        "<tool_call>{}</tool_call>",
+        "<tool_call>{\"name\": \"run\", \"arguments\": {\"code\": 1</tool_call>",
+        "[TOOL_CALLS]run",
+        "<tool_call><function=other><parameter=x>1</parameter></function></tool_call>",
+    ] {
+        let got = read(ToolStyle::Generic, text);
+        assert_eq!((got.text.as_str(), got.calls.len(), got.malformed.len()), (text, 0, 1), "{text}");
+    }
+    let broken = "<tool_call>{\"name\": \"run\", \"arguments\": {\"code\": }}</tool_call>";
+    let got = read(ToolStyle::Hermes, &format!("{broken} {hermes}"));
+    assert_eq!((got.text.trim(), got.calls.len(), &got.malformed[..]), (broken, 1, &[broken.to_owned()][..]));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Any text in any pieces: nothing panics, nothing is lost, and the pieces make no difference.
+    #[test]
+    fn nothing_is_lost(
+        parts in prop::collection::vec(prop_oneof![
+            "[a-z \\n{}\\[\\]\":,()='<>/\u{e9}0-9]{0,6}",
+            prop::sample::select(vec![
+                "<tool_call>", "</tool_call>", "<function=", "run", ">", "<parameter=", "code", "</parameter>",
+                "</function>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<|tool_call|>", "<think>",
+                "</think>", "[THINK]", "[/THINK]", "```json\n", "```", "{\"name\": \"run\"", ", \"arguments\": {",
+                "\"code\": \"x\"}", "}", "[run(code='", "')", "]", "; ", "{\"tool_calls\": [", "\n", " ",
+            ]).prop_map(str::to_owned),
+        ], 0..12),
+        style in prop::sample::select(STYLES.to_vec()),
+    ) {
+        read_with(&setup(style), &parts.concat());
+    }
+
+    #[test]
+    fn any_bytes_can_come(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+        read_with(&setup(ToolStyle::Generic), &String::from_utf8_lossy(&bytes));
+    }
+}
