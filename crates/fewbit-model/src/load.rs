@@ -41,6 +41,9 @@ pub struct Placement {
     head: Option<Arc<dyn Device>>,
 }
 
+/// Layers, and their device if it is not the CPU.
+pub(crate) type Placed<'a> = (Range<usize>, Option<&'a dyn Device>);
+
 impl Placement {
     /// Everything on the CPU, in one segment.
     pub fn new() -> Self {
@@ -71,7 +74,7 @@ impl Placement {
     }
 
     /// The segments of a model of `n_layers`, each with its device, or none for the CPU.
-    pub(crate) fn segments(&self, n_layers: usize) -> Result<Vec<(Range<usize>, Option<&dyn Device>)>, ModelError> {
+    pub(crate) fn segments(&self, n_layers: usize) -> Result<Vec<Placed<'_>>, ModelError> {
         let placed = self.parts.iter().fold(0usize, |n, (part, _)| n.saturating_add(*part));
         if placed > n_layers {
             return Err(ModelError::Placement { placed, n_layers });

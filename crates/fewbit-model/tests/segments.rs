@@ -150,7 +150,8 @@ fn more_layers_than_there_are_cannot_be_placed() {
     let error = Decoder::load(&stories(), &LoadOptions::new().placement(placement)).expect_err("refused");
     assert!(matches!(error, ModelError::Placement { placed: usize::MAX, n_layers: 5 }), "{error:?}");
     // Parts without layers are no segments.
-    assert_eq!(load(&stories(), Placement::new().cpu(0).cpu(5).cpu(0)).segments().collect::<Vec<_>>(), [0..5]);
+    let padded = load(&stories(), Placement::new().cpu(0).cpu(5).cpu(0));
+    assert!(padded.segments().eq(std::iter::once(0..5)));
 }
 
 /// The CPU, with a segment that fails now and then.
