@@ -13,7 +13,7 @@ struct Packed {
 }
 
 /// A part of an adapter, and its scale.
-type Part<'a> = (&'a Packed, f32);
+type Scaled<'a> = (&'a Packed, f32);
 
 /// Packs what an adapter has for a matrix.
 pub(super) fn pack(cpu: &Cpu, adapter: &LowRank<'_>) -> Result<AdapterPart, KernelError> {
@@ -28,7 +28,7 @@ pub(super) fn pack(cpu: &Cpu, adapter: &LowRank<'_>) -> Result<AdapterPart, Kern
 }
 
 /// What an adapter has for a matrix that this CPU packed.
-fn part(group: &AdaptedRows, layer: usize, target: LoraTarget) -> Option<Part<'_>> {
+fn part(group: &AdaptedRows, layer: usize, target: LoraTarget) -> Option<Scaled<'_>> {
     let (data, scale) = group.part(layer, target)?;
     Some((data.downcast_ref().expect("packed by this segment"), scale))
 }
@@ -64,7 +64,7 @@ pub(super) fn add_low_rank(
     s: &mut AdapterBuffers,
 ) {
     for group in groups {
-        let mut found: Vec<(Part<'_>, &mut [f32])> = parts
+        let mut found: Vec<(Scaled<'_>, &mut [f32])> = parts
             .iter_mut()
             .filter_map(|(target, y)| part(group, layer, *target).map(|part| (part, &mut **y)))
             .collect();
@@ -77,7 +77,7 @@ pub(super) fn add_low_rank(
 fn add_group(
     e: &Cpu,
     group: &AdaptedRows,
-    parts: &mut [(Part<'_>, &mut [f32])],
+    parts: &mut [(Scaled<'_>, &mut [f32])],
     x: &Activations,
     s: &mut AdapterBuffers,
 ) {
