@@ -143,7 +143,7 @@ impl ChatBuilder {
         let context = self.model.context_length();
         let loras = decoder.lora_set(&self.options.loras)?;
         let expected = Expected {
-            model: self.model.identity(&loras)?,
+            model: self.model.identity(&loras),
             n_vocab: self.model.tokenizer().n_vocab(),
             max_tokens: context,
             max_cache_bytes: decoder.cache_state_bytes(context),
@@ -286,13 +286,13 @@ impl Chat {
             let mut bytes = Vec::new();
             // The last answer may have had adapters of its own: then the next one begins anew, here as there.
             if *timeline.cache.loras() != loras {
-                self.model.decoder().new_cache_with(&loras).put(&mut bytes);
-                return (Vec::new(), bytes);
+                self.model.decoder().new_cache_with(&loras).serialize(&mut bytes)?;
+                return Ok((Vec::new(), bytes));
             }
-            timeline.cache.put(&mut bytes);
-            (timeline.tokens.clone(), bytes)
-        });
-        let model = self.model.identity(&loras)?;
+            timeline.cache.serialize(&mut bytes)?;
+            Ok::<_, Error>((timeline.tokens.clone(), bytes))
+        })?;
+        let model = self.model.identity(&loras);
         let seed = self.options.sampling.seed.unwrap_or_default();
         let messages = self.messages.clone();
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
