@@ -143,10 +143,9 @@ fn add_any_of(fields: &mut Map<String, Value>, parts: Value) {
         fields.insert("anyOf".into(), parts);
         return;
     }
-    match fields.entry("allOf").or_insert_with(|| json!([])) {
-        Value::Array(all) => all.push(json!({ "anyOf": parts })),
-        // Not valid, and refused as such by the compiler.
-        _ => {}
+    // What is no list is not valid, and refused as such by the compiler.
+    if let Value::Array(all) = fields.entry("allOf").or_insert_with(|| json!([])) {
+        all.push(json!({ "anyOf": parts }));
     }
 }
 
