@@ -45,7 +45,7 @@ pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use keys::{Keys, KeysError};
 pub use scripted::{Script, ScriptedBackend};
-pub use server::{Bound, Server};
+pub use server::{Bound, Server, check_address};
 
 /// Answers of one line: how they are asked for in the interface of OpenAI.
 pub use fewbit_api as api;

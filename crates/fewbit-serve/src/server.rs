@@ -98,19 +98,25 @@ impl Server {
     /// # Errors
     /// If the address cannot be had, or other machines could reach it and there are no keys.
     pub async fn bind(self, address: &str) -> Result<Bound, ServeError> {
-        let address = match address.strip_prefix("localhost:") {
-            Some(port) => format!("127.0.0.1:{port}"),
-            None => address.to_owned(),
-        };
-        let address: SocketAddr = address.parse().map_err(|_| ServeError::Address { address: address.clone() })?;
-        if self.shared.keys.is_none() && !address.ip().to_canonical().is_loopback() {
-            return Err(ServeError::Open { address });
-        }
+        let address = check_address(address, self.shared.keys.is_some())?;
         let bind_error = |error| ServeError::Bind { address, error };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
         Ok(Bound { listener, address, shared: Arc::new(self.shared), drain: self.drain })
     }
+}
+
+/// Where `address` says to listen: `IP:PORT`, or `localhost:PORT`.
+///
+/// # Errors
+/// If it says nothing, or other machines could reach it and there are no keys.
+pub fn check_address(address: &str, has_keys: bool) -> Result<SocketAddr, ServeError> {
+    let parsed = match address.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}").parse(),
+        None => address.parse::<SocketAddr>(),
+    };
+    let address = parsed.map_err(|_| ServeError::Address { address: address.to_owned() })?;
+    if has_keys || address.ip().to_canonical().is_loopback() { Ok(address) } else { Err(ServeError::Open { address }) }
 }
 
 /// A server that listens.
