@@ -4,6 +4,7 @@
 //! by hand.
 #![forbid(unsafe_code)]
 
+mod clients;
 mod examples;
 mod features;
 mod fuzz;
@@ -20,6 +21,7 @@ type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<(
 
 const TASKS: &[Task] = &[
     ("ci", "", "everything that CI runs: .ci/run", ci),
+    ("clients", "", "run official clients against `fewbit serve`", clients::run),
     ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
     ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
