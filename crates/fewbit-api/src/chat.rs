@@ -98,13 +98,16 @@ impl<'de> Deserialize<'de> for Content {
                 "refusal" => "refusal",
                 _ => return Err(wrong(&format!("is of type {kind:?}: this server takes only \"text\""))),
             };
-            let text = part.get(field).and_then(Value::as_str).ok_or_else(|| wrong(&format!("has no text `{field}`")))?;
+            let text =
+                part.get(field).and_then(Value::as_str).ok_or_else(|| wrong(&format!("has no text `{field}`")))?;
             Ok(text.to_owned())
         };
         match Value::deserialize(deserializer)? {
             Value::Null => Ok(Self(None)),
             Value::String(text) => Ok(Self(Some(vec![text]))),
-            Value::Array(parts) => parts.iter().enumerate().map(part).collect::<Result<_, _>>().map(|all| Self(Some(all))),
+            Value::Array(parts) => {
+                parts.iter().enumerate().map(part).collect::<Result<_, _>>().map(|all| Self(Some(all)))
+            }
             other => Err(D::Error::custom(format!("expected a text or a list of parts, found {}", kind(&other)))),
         }
     }
@@ -129,7 +132,11 @@ fn function() -> String {
 impl ToolCall {
     /// A call.
     pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: impl Into<String>) -> Self {
-        Self { id: id.into(), kind: function(), function: FunctionCall { name: name.into(), arguments: arguments.into() } }
+        Self {
+            id: id.into(),
+            kind: function(),
+            function: FunctionCall { name: name.into(), arguments: arguments.into() },
+        }
     }
 }
 
@@ -366,12 +373,36 @@ mod tests {
 
     #[test]
     fn null_is_nothing_and_unknown_fields_are_ignored() {
-        let mut all = json!({ "messages": [{ "role": "user", "content": "Hi", "name": null, "audio": null }], "x": {} });
+        let mut all =
+            json!({ "messages": [{ "role": "user", "content": "Hi", "name": null, "audio": null }], "x": {} });
         for name in [
-            "model", "temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
-            "logit_bias", "seed", "stop", "max_tokens", "max_completion_tokens", "n", "stream", "stream_options",
-            "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls", "functions",
-            "chat_template_kwargs", "grammar", "regex", "repeat_last_n",
+            "model",
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repeat_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "seed",
+            "stop",
+            "max_tokens",
+            "max_completion_tokens",
+            "n",
+            "stream",
+            "stream_options",
+            "logprobs",
+            "top_logprobs",
+            "response_format",
+            "tools",
+            "tool_choice",
+            "parallel_tool_calls",
+            "functions",
+            "chat_template_kwargs",
+            "grammar",
+            "regex",
+            "repeat_last_n",
         ] {
             all[name] = Value::Null;
         }

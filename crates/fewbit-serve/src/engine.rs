@@ -85,7 +85,9 @@ impl Backend for EngineBackend {
             let (begun, has_begun) = oneshot::channel();
             tokio::spawn(run(model, job, Sink { begun: Some(begun), events }));
             match has_begun.await {
-                Ok(Ok(())) => Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))) as Generating),
+                Ok(Ok(())) => {
+                    Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))) as Generating)
+                }
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err(BackendError::new(BackendErrorKind::Internal, "preparing the answer failed")),
             }
@@ -135,18 +137,38 @@ impl Backend for EngineBackend {
                 ("requests_cancelled_total", "Requests whose client went away.", Counter, ends.cancelled as f64),
                 ("requests_failed_total", "Requests that an error ended.", Counter, ends.failed as f64),
                 ("requests_refused_total", "Requests that found the queue full.", Counter, ends.refused as f64),
-                ("requests_preempted_total", "Times that a request was begun anew for memory.", Counter, m.preempted as f64),
+                (
+                    "requests_preempted_total",
+                    "Times that a request was begun anew for memory.",
+                    Counter,
+                    m.preempted as f64,
+                ),
                 ("prompt_tokens_total", "Prompt tokens computed.", Counter, m.prompt_tokens as f64),
                 ("cached_tokens_total", "Prompt tokens that were known already.", Counter, m.cached_tokens as f64),
                 ("generated_tokens_total", "Tokens generated.", Counter, m.generated_tokens as f64),
-                ("drafted_tokens_total", "Tokens computed because they were expected.", Counter, m.drafted_tokens as f64),
+                (
+                    "drafted_tokens_total",
+                    "Tokens computed because they were expected.",
+                    Counter,
+                    m.drafted_tokens as f64,
+                ),
                 ("accepted_tokens_total", "Drafted tokens that came.", Counter, m.accepted_tokens as f64),
                 ("steps_total", "Forward passes.", Counter, m.steps as f64),
                 ("step_seconds_total", "Time of forward passes.", Counter, m.step_time.as_secs_f64()),
                 ("longest_step_seconds", "The longest forward pass.", Gauge, m.longest_step.as_secs_f64()),
                 ("kv_bytes", "Bytes of keys and values.", Gauge, m.kv_bytes() as f64),
-                ("kv_limit_bytes", "Bytes that keys and values may take.", Gauge, m.kv_pages_limit as f64 * m.kv_page_bytes as f64),
-                ("prefix_bytes", "Bytes of keys and values of known prefixes.", Gauge, m.prefix_pages as f64 * m.kv_page_bytes as f64),
+                (
+                    "kv_limit_bytes",
+                    "Bytes that keys and values may take.",
+                    Gauge,
+                    m.kv_pages_limit as f64 * m.kv_page_bytes as f64,
+                ),
+                (
+                    "prefix_bytes",
+                    "Bytes of keys and values of known prefixes.",
+                    Gauge,
+                    m.prefix_pages as f64 * m.kv_page_bytes as f64,
+                ),
                 ("weight_bytes", "Bytes of the weights.", Gauge, m.weight_bytes as f64),
             ];
             let model = info.id.clone();
@@ -290,9 +312,10 @@ fn forced_schema(tools: &[Tool], choice: &ToolChoice) -> Result<Option<Value>, B
     };
     match (named.is_empty(), choice) {
         (false, _) => forced::schema(&named).map(Some),
-        (true, ToolChoice::Named(name)) => {
-            Err(BackendError::invalid("tool_choice", format!("`tool_choice` names {name:?}, which is none of the tools")))
-        }
+        (true, ToolChoice::Named(name)) => Err(BackendError::invalid(
+            "tool_choice",
+            format!("`tool_choice` names {name:?}, which is none of the tools"),
+        )),
         (true, _) => Err(BackendError::invalid("tool_choice", "`tool_choice` demands a call, and there are no tools")),
     }
 }

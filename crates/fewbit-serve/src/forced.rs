@@ -25,7 +25,8 @@ pub(crate) fn schema(tools: &[&Tool]) -> Result<Value, BackendError> {
                 for (name, schema) in own {
                     match all.get(&name) {
                         Some(other) if *other != schema => {
-                            let text = format!("two tools have different definitions of {name:?} in `{table}`: rename one");
+                            let text =
+                                format!("two tools have different definitions of {name:?} in `{table}`: rename one");
                             return Err(BackendError::invalid("tools", text));
                         }
                         _ => all[name.as_str()] = schema,

@@ -31,7 +31,9 @@ pub enum KeysError {
         error: std::io::Error,
     },
     /// A key that is too short, or cannot be sent.
-    #[error("{what} {line} is no key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes")]
+    #[error(
+        "{what} {line} is no key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes"
+    )]
     Weak {
         /// What the number counts.
         what: &'static str,
@@ -64,8 +66,7 @@ impl Keys {
     /// As [`new`](Self::new), and if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, KeysError> {
         let path = path.as_ref();
-        let text =
-            std::fs::read_to_string(path).map_err(|error| KeysError::Read { path: path.to_owned(), error })?;
+        let text = std::fs::read_to_string(path).map_err(|error| KeysError::Read { path: path.to_owned(), error })?;
         let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
         Self::from_lines(lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')), "line")
     }

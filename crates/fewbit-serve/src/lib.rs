@@ -38,8 +38,8 @@ mod stats;
 mod stream;
 
 pub use backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form, Generating, Input, Job,
-    ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
+    Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 pub use engine::EngineBackend;
 pub use error::ServeError;

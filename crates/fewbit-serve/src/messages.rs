@@ -121,7 +121,8 @@ mod tests {
         ];
         assert_eq!(good.messages, want);
         assert_eq!(with("", "c1").unwrap().messages.len(), 3);
-        let at = |result: Result<Conversation, (Option<String>, String)>| result.err().and_then(|(param, _)| param).unwrap();
+        let at =
+            |result: Result<Conversation, (Option<String>, String)>| result.err().and_then(|(param, _)| param).unwrap();
         assert_eq!(at(with("[1]", "c1")), "messages[2].tool_calls[0].function.arguments");
         assert_eq!(at(with("{", "c1")), "messages[2].tool_calls[0].function.arguments");
         assert_eq!(at(with("{}", "c2")), "messages[3].tool_call_id");

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use fewbit_api::chat::{
-    AssistantMessage, ChatChoice, ChatChunk, ChatLogprobs, ChatRequest, ChatResponse, ChunkChoice, Delta, FunctionDelta,
-    ResponseFormat, TokenLogprob, ToolCall, ToolCallDelta, ToolChoice, TopLogprob,
+    AssistantMessage, ChatChoice, ChatChunk, ChatLogprobs, ChatRequest, ChatResponse, ChunkChoice, Delta,
+    FunctionDelta, ResponseFormat, TokenLogprob, ToolCall, ToolCallDelta, ToolChoice, TopLogprob,
 };
 use fewbit_api::common::Sampling;
 use fewbit_api::sse;
 
-use super::{Head, count, extension, finite, first_seed, model_of, total, usage, wants_usage};
+use super::{Head, count, finite, first_seed, form_of_extensions, model_of, total, usage, wants_usage};
 use crate::backend::{Alternative, CallDelta, End, Form as Constraint, Input, Job, Piece, Token, Usage};
 use crate::error::ApiError;
 use crate::line::{Call, Endpoint, Reply};
@@ -85,9 +85,11 @@ fn form_of(request: &ChatRequest, sampling: &Sampling) -> Result<Option<(Constra
             Some(schema) => (Constraint::JsonSchema(schema.clone()), "response_format.json_schema.schema"),
             None => (Constraint::JsonObject, "response_format"),
         }),
-        Some(_) => return Err(ApiError::invalid("response_format", "`response_format` is of a type that is not known")),
+        Some(_) => {
+            return Err(ApiError::invalid("response_format", "`response_format` is of a type that is not known"));
+        }
     };
-    match (of_format, extension(sampling)?) {
+    match (of_format, form_of_extensions(sampling)?) {
         (Some(_), Some((_, name))) => {
             Err(ApiError::invalid(name, format!("`{name}` and `response_format` are given: leave one of them out")))
         }
@@ -119,9 +121,8 @@ fn input_of(request: ChatRequest, has_form: bool) -> Result<Input, ApiError> {
 }
 
 fn message(piece: Piece) -> AssistantMessage {
-    let call = |call: CallDelta| {
-        ToolCall::new(call.id.unwrap_or_default(), call.name.unwrap_or_default(), call.arguments)
-    };
+    let call =
+        |call: CallDelta| ToolCall::new(call.id.unwrap_or_default(), call.name.unwrap_or_default(), call.arguments);
     let calls: Vec<_> = piece.calls.into_iter().map(call).collect();
     AssistantMessage {
         role: "assistant",

@@ -7,7 +7,7 @@ use fewbit_api::completion::{CompletionChoice, CompletionRequest, CompletionResp
 use fewbit_api::sse;
 use serde_json::{Map, Value};
 
-use super::{Head, count, extension, finite, first_seed, model_of, total, usage, wants_usage};
+use super::{Head, count, finite, first_seed, form_of_extensions, model_of, total, usage, wants_usage};
 use crate::backend::{Alternative, End, Input, Job, Piece, Token, Usage};
 use crate::error::ApiError;
 use crate::line::{Call, Endpoint, Reply};
@@ -44,7 +44,7 @@ impl Endpoint for Completions {
             return Err(ApiError::invalid("logprobs", format!("`logprobs` can be {MAX_LOGPROBS} at most")));
         }
         let seed = first_seed(&sampling);
-        let form = extension(&sampling)?;
+        let form = form_of_extensions(&sampling)?;
         let echo = request.echo.unwrap_or(false);
         let jobs = prompts.into_iter().flat_map(|prompt| {
             let job = Job {

@@ -28,7 +28,8 @@ impl Endpoint for Embeddings {
         let embedded = server.backend.embed(&model.id, texts).await?;
         let dim = embedded.vectors.first().map_or(0, Vec::len);
         if let Some(asked) = request.dimensions.filter(|&asked| asked as usize != dim) {
-            let message = format!("`dimensions` is {asked}: the vectors of {:?} have {dim}, and no other length", model.id);
+            let message =
+                format!("`dimensions` is {asked}: the vectors of {:?} have {dim}, and no other length", model.id);
             return Err(ApiError::invalid("dimensions", message));
         }
         let format = request.encoding_format.unwrap_or_default();

@@ -21,15 +21,16 @@ use crate::stream;
 /// Answers that one request may ask for.
 const MAX_ANSWERS: usize = 128;
 
-/// All of them. Those that a client may have under a base with or without `/v1` are under both.
+/// Texts at which one request may ask to stop.
+const MAX_STOPS: usize = 64;
+
+/// All of them.
 pub(crate) fn router(server: Arc<Shared>) -> Router {
-    let chat = post(line::<chat::Chat>);
-    let models = get(line::<small::Models>);
     Router::new()
-        .route("/v1/chat/completions", chat.fallback(line::<small::WrongMethod>))
+        .route("/v1/chat/completions", post(line::<chat::Chat>).fallback(line::<small::WrongMethod>))
         .route("/v1/completions", post(line::<completions::Completions>).fallback(line::<small::WrongMethod>))
         .route("/v1/embeddings", post(line::<embeddings::Embeddings>).fallback(line::<small::WrongMethod>))
-        .route("/v1/models", models.fallback(line::<small::WrongMethod>))
+        .route("/v1/models", get(line::<small::Models>).fallback(line::<small::WrongMethod>))
         .route("/v1/models/{*id}", get(line::<small::OneModel>).fallback(line::<small::WrongMethod>))
         .route("/tokenize", post(line::<small::Tokenize>).fallback(line::<small::WrongMethod>))
         .route("/detokenize", post(line::<small::Detokenize>).fallback(line::<small::WrongMethod>))
@@ -50,7 +51,8 @@ fn model_of(server: &Shared, name: Option<&str>) -> Result<ModelInfo, ApiError> 
             Some(i) => Ok(models.swap_remove(i)),
             None => {
                 let message = format!("there is no model {name:?} here: name one of {}", ids());
-                let error = ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
+                let error =
+                    ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
                 Err(error.code("model_not_found"))
             }
         },
@@ -61,7 +63,8 @@ fn model_of(server: &Shared, name: Option<&str>) -> Result<ModelInfo, ApiError> 
 fn count(n: Option<u32>, n_prompts: usize) -> Result<usize, ApiError> {
     let n = n.unwrap_or(1) as usize;
     if n == 0 || n.saturating_mul(n_prompts) > MAX_ANSWERS {
-        let message = format!("`n`: {n} answers to {n_prompts} prompts are asked for: at least 1, at most {MAX_ANSWERS}");
+        let message =
+            format!("`n`: {n} answers to {n_prompts} prompts are asked for: at least 1, at most {MAX_ANSWERS}");
         return Err(ApiError::invalid("n", message));
     }
     Ok(n)
@@ -72,10 +75,16 @@ fn first_seed(sampling: &Sampling) -> u64 {
     sampling.seed.map_or_else(crate::server::random, i64::cast_unsigned)
 }
 
-/// The constraint that the extensions ask for.
-fn extension(sampling: &Sampling) -> Result<Option<(Form, &'static str)>, ApiError> {
+/// The constraint that the extensions ask for, after the check of what every generation has.
+fn form_of_extensions(sampling: &Sampling) -> Result<Option<(Form, &'static str)>, ApiError> {
+    // Each is looked for after every token.
+    if sampling.stop.as_ref().is_some_and(|stop| stop.0.len() > MAX_STOPS) {
+        return Err(ApiError::invalid("stop", format!("`stop` has more than {MAX_STOPS} texts: give fewer")));
+    }
     match (&sampling.grammar, &sampling.regex) {
-        (Some(_), Some(_)) => Err(ApiError::invalid("grammar", "`grammar` and `regex` are given: leave one of them out")),
+        (Some(_), Some(_)) => {
+            Err(ApiError::invalid("grammar", "`grammar` and `regex` are given: leave one of them out"))
+        }
         (Some(grammar), None) => Ok(Some((Form::Grammar(grammar.clone()), "grammar"))),
         (None, Some(regex)) => Ok(Some((Form::Regex(regex.clone()), "regex"))),
         (None, None) => Ok(None),

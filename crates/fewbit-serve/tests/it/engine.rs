@@ -64,7 +64,9 @@ fn a_completion_is_what_the_library_answers() {
         let offset = usize::try_from(offset.as_u64().unwrap()).unwrap();
         // This tokenizer's text begins with a space that the decoder takes away.
         let at: String = want.text.chars().skip(offset.saturating_sub(1)).collect();
-        assert!(at.starts_with(token.as_str().unwrap().trim_start()) || offset == 0 || at.contains(token.as_str().unwrap()));
+        assert!(
+            at.starts_with(token.as_str().unwrap().trim_start()) || offset == 0 || at.contains(token.as_str().unwrap())
+        );
     }
 
     // Tokens as a prompt, several prompts, and nothing generated: only what the prompt's tokens were worth.
@@ -114,7 +116,8 @@ fn what_the_engine_cannot_do_is_refused_before_the_stream() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         (CHAT, body)
     };
-    let schema = |schema: Value| json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": schema } } });
+    let schema =
+        |schema: Value| json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": schema } } });
     let f = json!({ "type": "function", "function": { "name": "f" } });
     for ((path, body), param) in [
         (text(json!({ "temperature": -1 })), "temperature"),
@@ -127,12 +130,18 @@ fn what_the_engine_cannot_do_is_refused_before_the_stream() {
         (text(json!({ "prompt": [512] })), "prompt"),
         (text(json!({ "regex": "(" })), "regex"),
         (text(json!({ "grammar": "root ::= (" })), "grammar"),
-        (chat(schema(json!({ "type": "object", "properties": { "a": { "type": "no such type" } } }))), "response_format.json_schema.schema"),
+        (
+            chat(schema(json!({ "type": "object", "properties": { "a": { "type": "no such type" } } }))),
+            "response_format.json_schema.schema",
+        ),
         (chat(schema(json!({ "type": "object", "required": 3 }))), "response_format.json_schema.schema"),
         (chat(json!({ "tools": [{ "type": "function", "function": {} }] })), "tools[0]"),
         (chat(json!({ "tools": [f, { "type": "web_search" }] })), "tools[1]"),
         (chat(json!({ "tools": [f, f] })), "tools"),
-        (chat(json!({ "tools": [f], "tool_choice": { "type": "function", "function": { "name": "g" } } })), "tool_choice"),
+        (
+            chat(json!({ "tools": [f], "tool_choice": { "type": "function", "function": { "name": "g" } } })),
+            "tool_choice",
+        ),
         (chat(json!({ "tool_choice": "required" })), "tool_choice"),
         (chat(json!({ "chat_template_kwargs": { "messages": 1 } })), "chat_template_kwargs"),
         (("/v1/embeddings", json!({ "input": ["a", ""] })), "input[1]"),
@@ -186,7 +195,8 @@ fn a_call_that_must_be_is() {
     let named = json!({ "type": "function", "function": { "name": "dress" } });
     for (choice, names) in [(json!("required"), &["paint", "dress"][..]), (named, &["dress"])] {
         for seed in 0..3 {
-            let mut body = json!({ "messages": messages, "tools": tools, "tool_choice": choice, "seed": seed, "max_tokens": 200 });
+            let mut body =
+                json!({ "messages": messages, "tools": tools, "tool_choice": choice, "seed": seed, "max_tokens": 200 });
             let answer = post(&server.address, CHAT, &body);
             assert_eq!(answer.status, 200, "{}", answer.body);
             let whole = answer.json()["choices"][0].clone();
@@ -197,7 +207,10 @@ fn a_call_that_must_be_is() {
             assert_eq!(call["id"].as_str().unwrap().len(), 9);
             let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
             let key = if name == "paint" { "colour" } else { "cloth" };
-            assert!(arguments.as_object().unwrap().len() == 1 && ["red", "blue"].contains(&arguments[key].as_str().unwrap()));
+            assert!(
+                arguments.as_object().unwrap().len() == 1
+                    && ["red", "blue"].contains(&arguments[key].as_str().unwrap())
+            );
 
             body["stream"] = json!(true);
             let events = post(&server.address, CHAT, &body).events();
@@ -210,7 +223,8 @@ fn a_call_that_must_be_is() {
         }
     }
     // And back in.
-    let call = json!({ "id": "c", "type": "function", "function": { "name": "paint", "arguments": "{\"colour\": \"red\"}" } });
+    let call =
+        json!({ "id": "c", "type": "function", "function": { "name": "paint", "arguments": "{\"colour\": \"red\"}" } });
     let messages = json!([
         { "role": "user", "content": "Go." },
         { "role": "assistant", "content": null, "tool_calls": [call] },
@@ -262,7 +276,7 @@ fn a_full_queue_says_when_to_come_back() {
     assert_eq!(busy.header("retry-after"), Some("1"));
     // Clients that go away make room, and the engine knows why.
     drop(streams);
-    wait_until("nothing runs", || model.metrics().running == 0);
+    wait_until("nothing runs or waits", || (model.metrics().running, model.metrics().waiting) == (0, 0));
     assert!(model.metrics().outcomes.cancelled > 0 && model.metrics().outcomes.refused > 0);
     assert_eq!(post(&server.address, "/v1/completions", &json!({ "prompt": "Once", "max_tokens": 1 })).status, 200);
     let metrics = get(&server.address, "/metrics").body;

@@ -40,7 +40,7 @@ fn every_endpoint_asks_for_a_key() {
         let refused = ask(method, path, &body, &[]);
         assert_eq!(refused.error(401), ("authentication_error".into(), None, Some("missing_api_key".into())), "{path}");
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
-        for wrong in [("Authorization", "Bearer wrong"), ("x-api-key", "wrong"), ("Authorization", &KEY[..])] {
+        for wrong in [("Authorization", "Bearer wrong"), ("x-api-key", "wrong"), ("Authorization", KEY)] {
             assert_eq!(ask(method, path, &body, &[wrong]).status, 401, "{path} {wrong:?}");
         }
         assert!(backend.jobs().is_empty() || path != "/v1/chat/completions");
@@ -54,7 +54,10 @@ fn every_endpoint_asks_for_a_key() {
     }
     // Whoever has no key does not learn what there is.
     assert_eq!(ask("GET", "/v1/none", &Value::Null, &[]).status, 401);
-    assert_eq!(ask("GET", "/v1/none", &Value::Null, &[("x-api-key", KEY)]).error(404).2.as_deref(), Some("unknown_url"));
+    assert_eq!(
+        ask("GET", "/v1/none", &Value::Null, &[("x-api-key", KEY)]).error(404).2.as_deref(),
+        Some("unknown_url")
+    );
     assert_eq!(ask("GET", "/health", &Value::Null, &[]).json(), json!({ "status": "ok" }));
 }
 
@@ -87,6 +90,7 @@ fn what_is_wrong_with_a_request_is_named() {
         (chat("n", json!(129)), "n"),
         (chat("seed", json!("x")), "seed"),
         (chat("stop", json!([1])), "stop"),
+        (chat("stop", json!(vec!["a"; 65])), "stop"),
         (chat("stream", json!("yes")), "stream"),
         (chat("stream_options", json!({ "include_usage": 1 })), "stream_options.include_usage"),
         (chat("logit_bias", json!({ "x": 1 })), "logit_bias"),
@@ -132,7 +136,8 @@ fn what_is_no_request_is_refused() {
     let large = json!({ "prompt": "x".repeat(1000) }).to_string();
     assert_eq!(post(&large).error(413).0, "invalid_request_error");
     // Of a size that nobody announced.
-    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head =
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = format!("{:x}\r\n{}\r\n", 600, " ".repeat(600));
     let bytes = [head, &chunk, &chunk, "0\r\n\r\n"].concat();
     assert_eq!(send(&server.address, bytes.as_bytes()).answer().status, 413);
@@ -141,7 +146,10 @@ fn what_is_no_request_is_refused() {
     assert_eq!(get(&server.address, "/v1/completions").error(405).0, "invalid_request_error");
     assert_eq!(get(&server.address, "/v1/models/none").error(404).2.as_deref(), Some("model_not_found"));
     let other = json!({ "model": "gpt-4", "prompt": "" }).to_string();
-    assert_eq!(post(&other).error(404), ("invalid_request_error".into(), Some("model".into()), Some("model_not_found".into())));
+    assert_eq!(
+        post(&other).error(404),
+        ("invalid_request_error".into(), Some("model".into()), Some("model_not_found".into()))
+    );
     for garbage in ["GET\r\n\r\n", "GET / HTTP/9\r\n\r\n", "GET /\u{0} HTTP/1.1\r\n\r\n"] {
         assert_eq!(send(&server.address, garbage.as_bytes()).answer().status, 400, "{garbage:?}");
     }

@@ -172,9 +172,12 @@ fn a_stream_says_that_it_is_alive_and_why_it_ends() {
     let before = answer.body.split("late").next().unwrap();
     assert!(before.matches(": keep-alive\n\n").count() >= 2, "{before}");
     let events = answer.events();
-    assert_eq!(events.last().unwrap()["error"], json!({
-        "message": "it broke", "type": "server_error", "param": null, "code": null
-    }));
+    assert_eq!(
+        events.last().unwrap()["error"],
+        json!({
+            "message": "it broke", "type": "server_error", "param": null, "code": null
+        })
+    );
     // One that breaks off is no answer either.
     let events = post(&server.address, CHAT, &chat(json!({ "stream": true }))).events();
     assert_eq!(events.last().unwrap()["error"]["type"], "server_error");
@@ -189,7 +192,9 @@ fn log_probabilities_have_two_forms() {
         top: vec![Alternative { text: "é".into(), bytes: "é".into(), logprob: f32::NEG_INFINITY }],
     };
     let tokens = vec![token("<s>", b"", None), token("é", "é".as_bytes(), Some(-0.5)), token("b", b"b", Some(-1.0))];
-    let script = || Script::new().piece(Piece { text: "éb".into(), tokens: tokens.clone(), ..Piece::default() }).end(Finish::Stop);
+    let script = || {
+        Script::new().piece(Piece { text: "éb".into(), tokens: tokens.clone(), ..Piece::default() }).end(Finish::Stop)
+    };
     let backend = ScriptedBackend::new([script(), script(), script()]);
     let server = Running::with(backend.clone());
     let legacy = json!({
