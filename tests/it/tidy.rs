@@ -18,7 +18,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fewbit-tokenizer", &["fewbit-format"]),
     ("fewbit-model", &["fewbit-format", "fewbit-kernels", "fewbit-quant"]),
     ("fewbit", &["fewbit-format", "fewbit-kernels", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"]),
-    ("fewbit-cli", &["fewbit"]),
+    ("fewbit-api", &[]),
+    ("fewbit-serve", &["fewbit", "fewbit-api"]),
+    ("fewbit-cli", &["fewbit", "fewbit-serve"]),
     ("fewbit-candle", &["fewbit-format", "fewbit-kernels", "fewbit-quant"]),
     ("fewbit-oracle", &[]),
     ("xtask", &[]),
@@ -154,6 +156,18 @@ fn crates_depend_downward_only() {
         findings.extend(wrong.map(|name| format!("{} -> {name}", package.name)));
     }
     none("dependencies against the direction", &findings);
+}
+
+#[test]
+fn only_the_server_and_the_fetching_know_http() {
+    let allowed = ["fewbit-serve", "fewbit"];
+    let mut users = Vec::new();
+    for package in packages().iter().filter(|package| !allowed.contains(&package.name.as_str())) {
+        let http = ["axum", "hyper", "hyper-util", "http-body-util", "ureq"];
+        let used = package.dependencies("dependencies").into_iter().filter(|name| http.contains(&name.as_str()));
+        users.extend(used.map(|name| format!("{} -> {name}", package.name)));
+    }
+    none("HTTP belongs into fewbit-serve, and into the feature `hub`", &users);
 }
 
 #[test]

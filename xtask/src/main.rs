@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod aarch64;
+mod clients;
 mod examples;
 mod features;
 mod fuzz;
@@ -22,6 +23,7 @@ type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<(
 const TASKS: &[Task] = &[
     ("ci", "[--full]", "everything that CI runs (.ci/run); with --full also fuzzing and all tests on aarch64", ci),
     ("aarch64", "[--all]", "the kernels' tests on an emulated aarch64 (Debian's packages)", aarch64::run),
+    ("clients", "", "run official clients against `fewbit serve`", clients::run),
     ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
     ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
