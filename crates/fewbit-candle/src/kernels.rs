@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fewbit_kernels::{Activations, Engine, Isa};
+use fewbit_kernels::{Activations, Cpu, Isa};
 
 use crate::Error;
 
@@ -16,7 +16,7 @@ pub struct Kernels {
 }
 
 struct Inner {
-    engine: Engine,
+    cpu: Cpu,
     /// Quantized inputs of earlier products, whose memory the next ones use.
     spare: Mutex<Vec<Activations>>,
 }
@@ -31,8 +31,8 @@ impl Kernels {
     /// # Errors
     /// [`Error::Kernel`] if `FEWBIT_ISA` names what this CPU does not run, or the system gives no thread.
     pub fn new(n_threads: usize) -> Result<Self, Error> {
-        let engine = Engine::new(Isa::from_env()?, n_threads)?;
-        Ok(Self { inner: Arc::new(Inner { engine, spare: Mutex::default() }) })
+        let cpu = Cpu::new(Isa::from_env()?, n_threads)?;
+        Ok(Self { inner: Arc::new(Inner { cpu, spare: Mutex::default() }) })
     }
 
     /// The kernels of the process, made at the first call, on as many threads as candle uses (`RAYON_NUM_THREADS`, else
@@ -51,16 +51,16 @@ impl Kernels {
 
     /// Threads that products run on.
     pub fn n_threads(&self) -> usize {
-        self.inner.engine.pool().n_threads()
+        self.inner.cpu.pool().n_threads()
     }
 
     /// The name of the instruction set.
     pub fn isa(&self) -> &'static str {
-        self.inner.engine.isa().name()
+        self.inner.cpu.isa().name()
     }
 
-    pub(crate) fn engine(&self) -> &Engine {
-        &self.inner.engine
+    pub(crate) fn cpu(&self) -> &Cpu {
+        &self.inner.cpu
     }
 
     /// Runs `f` with a batch of inputs that may hold the memory of an earlier one.

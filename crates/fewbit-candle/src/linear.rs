@@ -100,7 +100,7 @@ impl QLinear {
         let &[n_rows, n_cols] = shape else {
             return Err(Error::NotMatrix { what: what.to_owned(), shape: shape.to_vec() });
         };
-        let matrix = kernels.engine().pack(ty, n_rows, n_cols, bytes)?;
+        let matrix = kernels.cpu().pack(ty, n_rows, n_cols, bytes)?;
         Ok(Self { weights: Arc::new(Weights { matrix, kernels: kernels.clone() }), bias: None })
     }
 
@@ -231,8 +231,8 @@ impl Weights {
                         &gathered[..]
                     }
                 };
-                self.kernels.engine().activate(x, n_cols, kinds, activations);
-                self.kernels.engine().matmul(&self.matrix, activations, out);
+                self.kernels.cpu().activate(x, n_cols, kinds, activations);
+                self.kernels.cpu().matmul(&self.matrix, activations, out);
             }
         });
         Ok(out)

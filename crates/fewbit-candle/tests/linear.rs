@@ -5,7 +5,7 @@ use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor, Var};
 use fewbit_candle::{Error, Kernels, QLinear, rows_to_tensor};
 use fewbit_format::{GgufFile, GgufWriter};
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
 use support::{Codes, Random, TYPES, weights};
 
@@ -45,12 +45,12 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 
 /// The product by the kernels' own entry.
 fn by_kernels(ty: TensorType, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
-    let engine = Engine::new(Isa::best(), 1).expect("available");
-    let w = engine.pack(ty, n_rows, n_cols, bytes).expect("packs");
+    let cpu = Cpu::new(Isa::best(), 1).expect("available");
+    let w = cpu.pack(ty, n_rows, n_cols, bytes).expect("packs");
     let mut activations = Activations::new();
-    engine.activate(x, n_cols, ActivationKinds::of([ty]), &mut activations);
+    cpu.activate(x, n_cols, ActivationKinds::of([ty]), &mut activations);
     let mut out = vec![0.0; x.len() / n_cols * n_rows];
-    engine.matmul(&w, &activations, &mut out);
+    cpu.matmul(&w, &activations, &mut out);
     out.into_iter().map(f32::to_bits).collect()
 }
 
