@@ -50,6 +50,15 @@ pub(super) fn prepare(schema: &mut Value) -> Result<Limits, ConstraintError> {
 }
 
 impl Limits {
+    /// Those of two schemas, of which either may come.
+    pub(super) fn joined(mut self, other: Self) -> Self {
+        self.integer = self.integer.max(other.integer);
+        self.fraction = self.fraction.max(other.fraction);
+        self.exponent = self.exponent.max(other.exponent);
+        self.constants.extend(other.constants);
+        self
+    }
+
     /// Leaves room for a number of this length.
     fn admit(&mut self, number: &str) {
         let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, ""));

@@ -21,7 +21,7 @@ mod walk;
 use serde_json::{Map, Value, json};
 
 pub(crate) use active::Active;
-pub(crate) use vocabulary::Compiler;
+pub(crate) use vocabulary::{Compiler, Values};
 
 /// The longest grammar or schema that is compiled.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
