@@ -9,6 +9,7 @@ mod clients;
 mod examples;
 mod features;
 mod fuzz;
+mod pictures;
 mod public_api;
 mod record;
 mod shell;
@@ -28,6 +29,7 @@ const TASKS: &[Task] = &[
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
     ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
     ("record-bench", "[--kernels|--models] [--quick]", "measure, and write benches/records/DATE-CPU.csv", record::run),
+    ("pictures", "", "draw README's pictures: the chart of docs/speed.md, the program in a terminal", pictures::run),
     ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),
 ];
 
