@@ -90,6 +90,7 @@ pub use fewbit_tokenizer::Message;
 pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
 pub use model::{Model, ModelBuilder, resolve};
+pub use options::GenerateOptions;
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;

@@ -43,10 +43,12 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 /// assert!(["yes", "no"].contains(&answer.text.as_str()));
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Constraint(pub(crate) Grammar);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Grammar {
     Json { schema: Value, compact: bool, any_of_one: bool },
     Regex(String),
