@@ -28,7 +28,15 @@ pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model>
     let (builder, bar) = with_bar(builder(common)?);
     let loaded = builder.progress(PullProgress::new()).load(name_or_path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    with_warnings(loaded?)
+}
+
+/// The model, after what its files say wrongly was shown.
+fn with_warnings(model: Model) -> anyhow::Result<Model> {
+    for warning in model.warnings() {
+        note(format_args!("{warning}"));
+    }
+    Ok(model)
 }
 
 /// With a bar for loads that take more than a moment.
@@ -50,7 +58,7 @@ pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> an
     let (builder, bar) = with_bar(builder(common)?.quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    with_warnings(loaded?)
 }
 
 fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
