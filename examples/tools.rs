@@ -2,7 +2,7 @@
 //!
 //! Larger models decide on a call by themselves; a small one is told by a constraint to make one.
 
-use fewbit::{Constraint, Model, Tool};
+use fewbit::{Constraint, Model, Tool, ToolFallback};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
@@ -27,7 +27,9 @@ fn main() -> Result<(), fewbit::Error> {
         "required": ["name", "arguments"],
         "additionalProperties": false
     });
-    let mut chat = model.chat().tools([tool]).temperature(0.0).max_tokens(60).start()?;
+    // This model's template knows no tools: they are described in the system message.
+    let chat = model.chat().tools([tool]).tool_fallback(ToolFallback::SystemPrompt);
+    let mut chat = chat.temperature(0.0).max_tokens(60).start()?;
 
     let answer = chat.ask("What is the weather in Paris?").constraint(Constraint::json_schema(call).compact()).run()?;
     assert_eq!(answer.tool_calls.len(), 1, "{}", answer.text);

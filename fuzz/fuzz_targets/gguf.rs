@@ -1,9 +1,7 @@
 //! Arbitrary bytes as a GGUF file: the parser returns, and what it accepts keeps its promises.
 //!
 //! ```text
-//! cargo install cargo-fuzz
-//! cargo run --manifest-path fuzz/Cargo.toml --bin make_seeds
-//! cargo +nightly fuzz run gguf
+//! cargo xtask fuzz --seconds 60 gguf
 //! ```
 #![no_main]
 

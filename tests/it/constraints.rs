@@ -109,6 +109,24 @@ fn a_choice_is_one_of_the_texts() {
     assert!(found.len() > 2, "{found:?}");
 }
 
+/// A model that likes nothing but digits ends its numbers all the same.
+#[test]
+fn numbers_end() {
+    let model = stories();
+    let digits: Vec<u32> = (0..model.tokenizer().n_vocab() as u32)
+        .filter(|&id| matches!(model.tokenizer().token_bytes(id), [b'0'..=b'9']))
+        .collect();
+    for schema in [json!({ "type": "number", "minimum": 0.1, "maximum": 0.2 }), json!({})] {
+        let request = digits.iter().fold(
+            model.generate("1").temperature(0.0).max_tokens(120).constraint(Constraint::json_schema(schema.clone())),
+            |request, &id| request.logit_bias(id, 50.0),
+        );
+        let out = request.run().unwrap();
+        assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{schema}: {:?}", out.text);
+        assert!(serde_json::from_str::<f64>(&out.text).is_ok(), "{:?}", out.text);
+    }
+}
+
 #[test]
 fn grammars_in_both_notations_are_kept() {
     let balanced = |text: &str| {

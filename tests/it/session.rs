@@ -113,7 +113,7 @@ fn files_that_are_not_what_was_written_are_refused() {
         all[at..at + bytes.len()].copy_from_slice(bytes);
         all
     };
-    assert!(matches!(with(&changed(8, &[2])), SessionError::Version { found: 2, .. }));
+    assert!(matches!(with(&changed(8, &[1])), SessionError::Version { found: 1, .. }));
     assert!(matches!(with(&changed(12, &[good[12] ^ 1])), SessionError::OtherModel { .. }));
     // After magic, version, model and seed: the length of the messages.
     let messages = 8 + 4 + 16 + 8;

@@ -18,7 +18,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fewbit-tokenizer", &["fewbit-format"]),
     ("fewbit-model", &["fewbit-format", "fewbit-kernels", "fewbit-quant"]),
     ("fewbit", &["fewbit-format", "fewbit-kernels", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"]),
-    ("fewbit-cli", &["fewbit"]),
+    ("fewbit-api", &[]),
+    ("fewbit-serve", &["fewbit", "fewbit-api"]),
+    ("fewbit-cli", &["fewbit", "fewbit-serve"]),
+    ("fewbit-candle", &["fewbit-format", "fewbit-kernels", "fewbit-quant"]),
     ("fewbit-oracle", &[]),
     ("xtask", &[]),
 ];
@@ -156,15 +159,28 @@ fn crates_depend_downward_only() {
 }
 
 #[test]
-fn only_the_oracle_knows_candle() {
+fn only_the_server_and_the_fetching_know_http() {
+    let allowed = ["fewbit-serve", "fewbit"];
     let mut users = Vec::new();
-    for package in packages().iter().filter(|package| package.name != "fewbit-oracle") {
+    for package in packages().iter().filter(|package| !allowed.contains(&package.name.as_str())) {
+        let http = ["axum", "hyper", "hyper-util", "http-body-util", "ureq"];
+        let used = package.dependencies("dependencies").into_iter().filter(|name| http.contains(&name.as_str()));
+        users.extend(used.map(|name| format!("{} -> {name}", package.name)));
+    }
+    none("HTTP belongs into fewbit-serve, and into the feature `hub`", &users);
+}
+
+#[test]
+fn only_its_own_crates_know_candle() {
+    let mut users = Vec::new();
+    let own = ["fewbit-candle", "fewbit-oracle"];
+    for package in packages().iter().filter(|package| !own.contains(&package.name.as_str())) {
         for kind in ["dependencies", "dev-dependencies", "build-dependencies"] {
             let candle = package.dependencies(kind).into_iter().filter(|name| name.starts_with("candle"));
             users.extend(candle.map(|name| format!("{}: {kind}: {name}", package.name)));
         }
     }
-    none("candle belongs into the tests of fewbit-oracle", &users);
+    none("candle belongs into fewbit-candle and into the tests of fewbit-oracle", &users);
 }
 
 #[test]

@@ -8,16 +8,21 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
-/// Runs each file of `examples/` on the model that it names.
+/// Where examples are: of the library, and of its products in candle.
+const FOLDERS: [&str; 2] = ["examples", "crates/fewbit-candle/examples"];
+
+/// Runs each example on the model that it names.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     if let Some(extra) = args.first() {
         bail!("examples takes no arguments, and got {extra:?}");
     }
     let mut names = Vec::new();
-    for entry in fs::read_dir(shell::root().join("examples")).context("examples/")? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
-            names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+    for folder in FOLDERS {
+        for entry in fs::read_dir(shell::root().join(folder)).context(folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                names.extend(path.file_stem().map(|stem| stem.to_string_lossy().into_owned()));
+            }
         }
     }
     names.sort();

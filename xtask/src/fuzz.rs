@@ -1,17 +1,25 @@
 //! Coverage-guided fuzzing of everything that reads bytes from strangers: `fuzz/`.
 //!
-//! The targets need a nightly compiler and cargo-fuzz, which building and testing do not; the tests of
-//! fewbit-format run a deterministic, quick relative of this (`tests/gguf/mutate.rs`) everywhere.
+//! The targets need a nightly compiler and a C++ compiler (for libFuzzer), which building and testing do not; nothing
+//! else is installed. The tests of fewbit-format run a deterministic, quick relative of this (`tests/gguf/mutate.rs`)
+//! everywhere. Compiling takes some minutes: everything is built with coverage counters and AddressSanitizer.
 
 use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
-use crate::shell;
+use crate::shell::{self, Missing};
 
 /// A program of `fuzz/` that writes what fuzzing starts from, and is no target.
 const SEEDS: &str = "make_seeds";
+
+/// What libFuzzer asks of the compiler: counters on every edge and compared values, and errors of memory that abort.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
 
 fn targets() -> Result<Vec<String>> {
     let manifest: Table =
@@ -40,16 +48,49 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     if chosen.is_empty() {
         chosen = all;
     }
-    if !shell::works("cargo", &["+nightly", "--version"]) {
-        bail!("fuzzing needs a nightly compiler: `rustup toolchain install nightly --profile minimal`");
+    // libFuzzer takes 0 for "without end".
+    if seconds == 0 {
+        bail!("--seconds needs at least 1");
     }
-    if !shell::works("cargo", &["+nightly", "fuzz", "--version"]) {
-        bail!("fuzzing needs cargo-fuzz: `cargo install cargo-fuzz`");
+    let host = host()?;
+    if !["c++", "g++", "clang++"].iter().any(|compiler| shell::works(compiler, &["--version"])) {
+        return Err(Missing("fuzzing compiles libFuzzer, and there is no C++ compiler".to_owned()).into());
     }
-    shell::run(&shell::cargo(), &["run", "--quiet", "--manifest-path", "fuzz/Cargo.toml", "--bin", SEEDS])?;
-    let limit = format!("-max_total_time={seconds}");
-    for target in &chosen {
-        shell::run("cargo", &["+nightly", "fuzz", "run", target, "--", &limit])?;
+    let fuzz = shell::root().join("fuzz");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = target.join("fuzz");
+    // With a target named, build scripts and macros are compiled without the flags.
+    let mut build = Command::new("cargo");
+    build.args(["+nightly", "build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
+    for name in chosen.iter().map(String::as_str).chain([SEEDS]) {
+        build.args(["--bin", name]);
+    }
+    // This runs under another cargo, whose choices are not nightly's.
+    ["RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(build.env_remove(name)));
+    build.env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &target);
+    shell::run_command(build)?;
+
+    let programs = target.join(&host).join("release");
+    shell::run(&programs.join(SEEDS).to_string_lossy(), &[])?;
+    for name in &chosen {
+        let (corpus, artifacts) = (fuzz.join("corpus").join(name), fuzz.join("artifacts").join(name));
+        fs::create_dir_all(&corpus).with_context(|| corpus.display().to_string())?;
+        fs::create_dir_all(&artifacts).with_context(|| artifacts.display().to_string())?;
+        let prefix = format!("-artifact_prefix={}/", artifacts.display());
+        let limit = format!("-max_total_time={seconds}");
+        let program = programs.join(name);
+        shell::run(&program.to_string_lossy(), &[&corpus.to_string_lossy(), &limit, &prefix, "-print_final_stats=1"])?;
     }
     Ok(())
+}
+
+/// The platform that the nightly compiler builds for.
+fn host() -> Result<String> {
+    let missing =
+        || Missing("fuzzing needs a nightly compiler: `rustup toolchain install nightly --profile minimal`".to_owned());
+    let output = Command::new("rustc").args(["+nightly", "--version", "--verbose"]).output();
+    let output = output.ok().filter(|output| output.status.success()).ok_or_else(missing)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    Ok(host.context("rustc +nightly --version says no host")?.to_owned())
 }

@@ -4,6 +4,8 @@
 //! by hand.
 #![forbid(unsafe_code)]
 
+mod aarch64;
+mod clients;
 mod examples;
 mod features;
 mod fuzz;
@@ -19,7 +21,9 @@ use anyhow::{Result, bail};
 type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<()>);
 
 const TASKS: &[Task] = &[
-    ("ci", "", "everything that CI runs: .ci/run", ci),
+    ("ci", "[--full]", "everything that CI runs (.ci/run); with --full also fuzzing and all tests on aarch64", ci),
+    ("aarch64", "[--all]", "the kernels' tests on an emulated aarch64 (Debian's packages)", aarch64::run),
+    ("clients", "", "run official clients against `fewbit serve`", clients::run),
     ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
     ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
@@ -50,7 +54,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+            let is_missing = error.chain().any(|cause| cause.is::<shell::Missing>());
+            if is_missing { ExitCode::from(shell::Missing::CODE) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -63,8 +68,9 @@ fn help() {
 }
 
 fn ci(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("ci takes no arguments, and got {extra:?}");
+    match args {
+        [] => shell::run("bash", &[".ci/run"]),
+        [arg] if arg == "--full" => shell::run("bash", &[".ci/run", "--full"]),
+        _ => bail!("ci takes `--full` or nothing"),
     }
-    shell::run("bash", &[".ci/run"])
 }

@@ -5,6 +5,23 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+/// A tool that a command needs is not on this machine: nothing was tested. The process ends with [`Missing::CODE`].
+#[derive(Debug)]
+pub(crate) struct Missing(pub(crate) String);
+
+impl Missing {
+    /// What `.ci/run` takes for "left out", where that is allowed.
+    pub(crate) const CODE: u8 = 3;
+}
+
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Missing {}
+
 /// The root of the repository.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder in the repository")
@@ -17,12 +34,22 @@ pub(crate) fn cargo() -> String {
 
 /// Prints the command, runs it, and fails if it does.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
-    let name = Path::new(program).file_stem().map_or(program.into(), |stem| stem.to_string_lossy());
-    eprintln!("$ {name} {}", args.join(" "));
-    let status = Command::new(program).args(args).current_dir(root()).status();
+    let mut command = Command::new(program);
+    command.args(args);
+    run_command(command)
+}
+
+/// As [`run`], with an environment of its own.
+pub(crate) fn run_command(mut command: Command) -> Result<()> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let name = Path::new(&program).file_stem().map_or(program.clone(), |stem| stem.to_string_lossy().into_owned());
+    let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let line = format!("{name} {}", args.join(" "));
+    eprintln!("$ {line}");
+    let status = command.current_dir(root()).status();
     let status = status.with_context(|| format!("{program} cannot be started: is it installed?"))?;
     if !status.success() {
-        bail!("`{name} {}` failed: {status}", args.join(" "));
+        bail!("`{line}` failed: {status}");
     }
     Ok(())
 }

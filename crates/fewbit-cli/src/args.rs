@@ -99,6 +99,9 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure on a text which weights matter, for `quantize --imatrix`
     Imatrix(ImatrixArgs),
+    /// Answer programs over HTTP, in OpenAI's form; Ctrl-C ends what is under way, then the server
+    #[cfg(feature = "serve")]
+    Serve(ServeArgs),
 }
 
 /// Which model.
@@ -467,4 +470,18 @@ pub(crate) struct ImatrixArgs {
     /// Run the first N windows only
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) chunks: Option<u64>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Names from the registry (see `fewbit list`), or paths of .gguf files or Hugging Face folders
+    #[arg(value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<String>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: String,
+    /// Ask clients for one of the keys in this file: one a line, lines with `#` are skipped
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
 }

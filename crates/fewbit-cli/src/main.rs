@@ -47,6 +47,8 @@ fn main() -> ExitCode {
         Command::Quantize(args) => commands::quantize::run(common, args),
         Command::Compare(args) => commands::compare::run(common, args),
         Command::Imatrix(args) => commands::imatrix::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::run(common, args),
     };
     if let Some(code) = signals::exit_code() {
         // What was to be tidied up has been.

@@ -45,6 +45,12 @@ pub(crate) fn exit_code() -> Option<u8> {
     }
 }
 
+/// The signal was the usual way to end what ran, and it has ended well: the exit status is 0.
+#[cfg(feature = "serve")]
+pub(crate) fn was_expected() {
+    CAUGHT.store(0, Ordering::SeqCst);
+}
+
 /// From now on Ctrl-C sets `flag` and does nothing else.
 pub(crate) fn interrupt_sets(flag: &Arc<AtomicBool>) {
     *INTERRUPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));

@@ -21,17 +21,14 @@
 //! Pages hold f16, f32 or Q8_0 blocks: [`crate::kv`] says how, and what the products of Q8_0 are.
 
 use crate::Isa;
+use crate::cpu::Cpu;
 use crate::elementwise::{multiversion, softcap};
-use crate::engine::Engine;
-use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, Queries, Tile};
+use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, PAGE, Queries, Tile};
 use crate::math::{SUM_LANES, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// Positions of a page, and of one partial result.
-pub const PAGE: usize = 256;
 
 /// Tokens whose queries one piece of work takes.
 const TOKEN_TILE: usize = 16;
@@ -116,7 +113,7 @@ const EMPTY: Partial = Partial { max: f32::NEG_INFINITY, sum: 0.0 };
 
 /// Buffers of one thread.
 #[derive(Default)]
-struct Scratch {
+struct AttentionBuffers {
     /// The scaled queries of a unit.
     queries: Queries,
     /// `[tile][PAGE]`
@@ -129,7 +126,7 @@ struct Scratch {
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static BUFFERS: RefCell<AttentionBuffers> = RefCell::default();
 }
 
 multiversion! {
@@ -194,7 +191,7 @@ impl Partial {
     }
 }
 
-impl Engine {
+impl Cpu {
     /// Writes keys and values (`[n, n_kv_heads * head_dim]` each, keys rotated) of consecutive positions
     /// into `pages`, all pages from position 0.
     pub fn store_kv<T: KvElement>(
@@ -279,7 +276,7 @@ impl Engine {
             job.split(self, &units);
         } else {
             self.pool().for_chunks(units.len(), 1, |range, _| {
-                SCRATCH.with_borrow_mut(|scratch| range.for_each(|u| job.unit(&units[u], scratch)));
+                BUFFERS.with_borrow_mut(|buffers| range.for_each(|u| job.unit(&units[u], buffers)));
             });
         }
     }
@@ -328,8 +325,8 @@ impl<T: KvElement> Attention<'_, T> {
         unit.tokens.len() * self.group()
     }
 
-    fn load_queries(&self, unit: &Unit, scratch: &mut Scratch) {
-        let queries = &mut scratch.queries;
+    fn load_queries(&self, unit: &Unit, buffers: &mut AttentionBuffers) {
+        let queries = &mut buffers.queries;
         queries.rows.clear();
         for row in 0..self.n_rows(unit) {
             let at = self.element(unit, row);
@@ -339,17 +336,17 @@ impl<T: KvElement> Attention<'_, T> {
     }
 
     /// All pages of a unit, one after another.
-    fn unit(&self, unit: &Unit, scratch: &mut Scratch) {
-        self.load_queries(unit, scratch);
+    fn unit(&self, unit: &Unit, buffers: &mut AttentionBuffers) {
+        self.load_queries(unit, buffers);
         let (n_rows, width) = (self.n_rows(unit), self.shape.width());
-        let mut merged = std::mem::take(&mut scratch.merged);
-        let mut states = std::mem::take(&mut scratch.states);
+        let mut merged = std::mem::take(&mut buffers.merged);
+        let mut states = std::mem::take(&mut buffers.states);
         merged.resize(n_rows * width, 0.0);
         states.clear();
         states.resize(n_rows, EMPTY);
         let mut seen = [false; TOKEN_TILE];
         for page in self.pages(unit) {
-            self.page(unit, page, scratch, |row, partial, o| {
+            self.page(unit, page, buffers, |row, partial, o| {
                 let merged = &mut merged[row * width..(row + 1) * width];
                 let seen = &mut seen[row / self.group()];
                 // Rows of one token come one after another: the flag is set by the last of them.
@@ -360,11 +357,11 @@ impl<T: KvElement> Attention<'_, T> {
         for row in 0..n_rows {
             self.finish(unit, row, states[row], &merged[row * width..(row + 1) * width]);
         }
-        (scratch.merged, scratch.states) = (merged, states);
+        (buffers.merged, buffers.states) = (merged, states);
     }
 
     /// Pages of few units among all threads: partial results go to memory and are merged afterwards.
-    fn split(&self, engine: &Engine, units: &[Unit]) {
+    fn split(&self, cpu: &Cpu, units: &[Unit]) {
         let width = self.shape.width();
         let pieces: Vec<(usize, usize)> =
             units.iter().enumerate().flat_map(|(u, unit)| self.pages(unit).map(move |page| (u, page))).collect();
@@ -372,12 +369,12 @@ impl<T: KvElement> Attention<'_, T> {
         let mut partials = vec![None; pieces.len() * rows];
         let mut outputs = vec![0.0f32; pieces.len() * rows * width];
         let (shared_partials, shared_outputs) = (SharedMut::new(&mut partials), SharedMut::new(&mut outputs));
-        engine.pool().for_chunks(pieces.len(), 1, |range, _| {
-            SCRATCH.with_borrow_mut(|scratch| {
+        cpu.pool().for_chunks(pieces.len(), 1, |range, _| {
+            BUFFERS.with_borrow_mut(|buffers| {
                 for piece in range {
                     let (u, page) = pieces[piece];
-                    self.load_queries(&units[u], scratch);
-                    self.page(&units[u], page, scratch, |row, partial, o| {
+                    self.load_queries(&units[u], buffers);
+                    self.page(&units[u], page, buffers, |row, partial, o| {
                         let at = piece * rows + row;
                         // SAFETY: each piece is handed out once, and `at` belongs to this piece and row alone.
                         unsafe {
@@ -415,7 +412,13 @@ impl<T: KvElement> Attention<'_, T> {
     }
 
     /// The partial results of one page for every row of a unit that sees some of it.
-    fn page(&self, unit: &Unit, page: usize, scratch: &mut Scratch, mut emit: impl FnMut(usize, Partial, &[f32])) {
+    fn page(
+        &self,
+        unit: &Unit,
+        page: usize,
+        buffers: &mut AttentionBuffers,
+        mut emit: impl FnMut(usize, Partial, &[f32]),
+    ) {
         let (hd, width) = (self.shape.head_dim, self.shape.width());
         let sequence = &self.sequences[unit.s];
         let block_elems = T::key_block_elems(hd);
@@ -424,8 +427,8 @@ impl<T: KvElement> Attention<'_, T> {
         let values = &sequence.pages[page].values[unit.kv_head * value_elems..(unit.kv_head + 1) * value_elems];
         let tile = Tile::of(self.isa);
         let n_rows = self.n_rows(unit);
-        scratch.scores.resize(tile.rows * PAGE, 0.0);
-        scratch.o.resize(tile.rows * width, 0.0);
+        buffers.scores.resize(tile.rows * PAGE, 0.0);
+        buffers.o.resize(tile.rows * width, 0.0);
         let visible = |row: usize| {
             let token = sequence.first_position + unit.tokens.start + row / self.group();
             let v = self.shape.visible(token);
@@ -440,45 +443,45 @@ impl<T: KvElement> Attention<'_, T> {
                 continue;
             }
             let block_keys = &keys[blocks.start * block_elems..blocks.end * block_elems];
-            let out = &mut scratch.scores[blocks.start * KEY_BLOCK..];
-            T::scores(tile, &scratch.queries, first..first + n, hd, block_keys, out);
-            scratch.o[..n * width].fill(0.0);
+            let out = &mut buffers.scores[blocks.start * KEY_BLOCK..];
+            T::scores(tile, &buffers.queries, first..first + n, hd, block_keys, out);
+            buffers.o[..n * width].fill(0.0);
             let mut partials = [EMPTY; MAX_TILE];
             for (m, partial) in partials[..n].iter_mut().enumerate() {
                 let v = visible(first + m);
                 let at = m * PAGE + blocks.start * KEY_BLOCK..m * PAGE + blocks.end * KEY_BLOCK;
                 let base = blocks.start * KEY_BLOCK;
                 if let Some(cap) = self.shape.softcap {
-                    softcap(self.isa, &mut scratch.scores[at.clone()], cap, 1.0 / cap);
+                    softcap(self.isa, &mut buffers.scores[at.clone()], cap, 1.0 / cap);
                 }
                 let (start, end) = (v.start.saturating_sub(base), v.end.saturating_sub(base));
-                (partial.max, partial.sum) = softmax_page(self.isa, &mut scratch.scores[at], start, end);
+                (partial.max, partial.sum) = softmax_page(self.isa, &mut buffers.scores[at], start, end);
             }
             // Positions that all rows see go through the tile; a row's others before and after go alone, so
             // that a key which a row does not see never touches its sums.
             let common = high.start..low.end.max(high.start);
             for m in 0..n {
                 let v = visible(first + m);
-                self.row_values(tile, m, v.start..v.end.min(common.start), values, scratch);
+                self.row_values(tile, m, v.start..v.end.min(common.start), values, buffers);
             }
             if !common.is_empty() {
-                T::values(tile, n, &scratch.scores, common.clone(), values, hd, &mut scratch.o);
+                T::values(tile, n, &buffers.scores, common.clone(), values, hd, &mut buffers.o);
             }
             for (m, &partial) in partials[..n].iter().enumerate() {
                 let v = visible(first + m);
-                self.row_values(tile, m, v.start.max(common.end)..v.end, values, scratch);
+                self.row_values(tile, m, v.start.max(common.end)..v.end, values, buffers);
                 if !v.is_empty() {
-                    emit(first + m, partial, &scratch.o[m * width..(m + 1) * width]);
+                    emit(first + m, partial, &buffers.o[m * width..(m + 1) * width]);
                 }
             }
         }
     }
 
-    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[T], scratch: &mut Scratch) {
+    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[T], buffers: &mut AttentionBuffers) {
         if !range.is_empty() {
             let width = self.shape.width();
-            let o = &mut scratch.o[m * width..(m + 1) * width];
-            T::values(tile, 1, &scratch.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
+            let o = &mut buffers.o[m * width..(m + 1) * width];
+            T::values(tile, 1, &buffers.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
         }
     }
 }

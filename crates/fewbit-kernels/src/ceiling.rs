@@ -1,6 +1,6 @@
 //! What the machine can do: the figures that kernels are measured against.
 //!
-//! Both are measured with the threads of an engine, in the same process and minute as what they are compared
+//! Both are measured with the threads of a [`Cpu`], in the same process and minute as what they are compared
 //! with; on shared machines they move by tens of percent between runs.
 
 use crate::aligned::AlignedBytes;
@@ -8,7 +8,7 @@ use crate::elementwise::multiversion;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::has_avx_vnni;
 use crate::shared::SharedMut;
-use crate::{Engine, Isa, KernelError};
+use crate::{Cpu, Isa, KernelError};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -35,11 +35,11 @@ multiversion! {
 ///
 /// # Errors
 /// [`KernelError::OutOfMemory`] if the buffer of 512 MiB cannot be allocated.
-pub fn read_bandwidth(engine: &Engine) -> Result<f64, KernelError> {
+pub fn read_bandwidth(cpu: &Cpu) -> Result<f64, KernelError> {
     let mut buffer = AlignedBytes::zeroed(READ_BYTES)?;
-    let (pool, chunk) = (engine.pool(), 1 << 20);
+    let (pool, chunk) = (cpu.pool(), 1 << 20);
     // 256-bit loads already saturate memory, and the compiler makes gathers of this loop for AVX-512.
-    let isa = engine.isa().min(Isa::Avx2);
+    let isa = cpu.isa().min(Isa::Avx2);
     let parts = SharedMut::new(&mut buffer);
     // Pages that were never written may all be one.
     // SAFETY: chunks are handed out once and do not overlap.
@@ -56,14 +56,14 @@ pub fn read_bandwidth(engine: &Engine) -> Result<f64, KernelError> {
 
 /// Int8 multiply-adds per second of the product kernels' inner instruction, from registers, on all threads.
 /// `None` for instruction sets that have no such instruction.
-pub fn int8_peak(engine: &Engine) -> Option<f64> {
+pub fn int8_peak(cpu: &Cpu) -> Option<f64> {
     const STEPS: usize = 2_000_000;
-    let kernel = peak_kernel(engine.isa())?;
-    let macs_per_step = kernel.1 * engine.pool().n_threads();
+    let kernel = peak_kernel(cpu.isa())?;
+    let macs_per_step = kernel.1 * cpu.pool().n_threads();
     let run = || {
         let start = Instant::now();
-        engine.pool().run(&|_| {
-            // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+        cpu.pool().run(&|_| {
+            // SAFETY: a `Cpu` is made only with an `Isa` that `Isa::require` found on this CPU.
             unsafe { (kernel.0)(STEPS) }
         });
         (STEPS * macs_per_step) as f64 / start.elapsed().as_secs_f64()

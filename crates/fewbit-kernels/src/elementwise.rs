@@ -32,7 +32,7 @@ macro_rules! multiversion {
 
             match isa {
                 #[cfg(target_arch = "x86_64")]
-                // SAFETY: an engine is built only with an `Isa` that `Isa::require` found on this CPU.
+                // SAFETY: a `Cpu` is made only with an `Isa` that `Isa::require` found on this CPU.
                 Isa::Avx2 | Isa::AvxVnni => unsafe { avx2($($arg),*) },
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: as above.

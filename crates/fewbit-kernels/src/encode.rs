@@ -4,7 +4,7 @@
 
 use crate::elementwise::multiversion;
 use crate::shared::SharedMut;
-use crate::{Engine, Isa};
+use crate::{Cpu, Isa};
 use fewbit_quant::{QuantError, TensorType, decode, encode};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -37,7 +37,36 @@ multiversion! {
     }
 }
 
-impl Engine {
+/// Turns rows of `n_cols` weights stored as `from` into rows stored as `to`, on this thread. The bytes are those of
+/// [`Cpu::convert`], which uses all threads.
+///
+/// # Errors
+/// As [`fewbit_quant::decode()`] and [`fewbit_quant::encode::encode`]; indices count from the first weight.
+pub fn convert_rows(
+    from: TensorType,
+    bytes: &[u8],
+    to: TensorType,
+    n_cols: usize,
+    out: &mut [u8],
+) -> Result<(), QuantError> {
+    let isa = Isa::best();
+    let row_bytes = from.row_bytes(n_cols).unwrap_or(0);
+    let n_rows = bytes.len().checked_div(row_bytes).unwrap_or(0);
+    let mut x = vec![0.0; n_rows * n_cols];
+    load(isa, from, bytes, &mut x)?;
+    encode_rows(isa, to, &x, n_cols, None, out)
+}
+
+/// The values of stored weights.
+fn load(isa: Isa, ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    if ty == TensorType::F16 && bytes.len() == 2 * out.len() {
+        widen(isa, bytes, out);
+        return Ok(());
+    }
+    decode(ty, bytes, out)
+}
+
+impl Cpu {
     /// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the bytes of as many blocks.
     ///
     /// `importance` says for each column how much an error in it matters: one value per column, or as many sets
@@ -85,12 +114,7 @@ impl Engine {
             });
         }
         let load = |rows: Range<usize>, y: &mut [f32]| {
-            let bytes = &bytes[rows.start * row_bytes..rows.end * row_bytes];
-            if from == TensorType::F16 {
-                widen(self.isa(), bytes, y);
-                return Ok(());
-            }
-            decode(from, bytes, y)
+            load(self.isa(), from, &bytes[rows.start * row_bytes..rows.end * row_bytes], y)
         };
         self.encode_with(to, n_rows * n_cols, n_cols, importance, out, load)
     }

@@ -1,4 +1,4 @@
-//! Errors of building an engine. The operations themselves cannot fail: wrong shapes are bugs of the caller
+//! Errors of setting up the CPU. The operations themselves cannot fail: wrong shapes are bugs of the caller
 //! and panic at the safe entry.
 
 use crate::Isa;

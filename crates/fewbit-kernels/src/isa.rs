@@ -1,4 +1,4 @@
-//! Which instruction set to use, decided once when an engine is built.
+//! Which instruction set to use, decided once when a `Cpu` is made.
 
 use crate::KernelError;
 

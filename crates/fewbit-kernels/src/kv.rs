@@ -19,7 +19,6 @@
 //! Q8_0 exists for heads of a multiple of 32 elements.
 
 use crate::activations::{OFFSET_SHIFTS_32, quantize_block, sum_codes};
-use crate::attention::PAGE;
 use crate::elementwise::multiversion;
 use crate::generic::attention::KvLoad;
 use crate::generic::q32::Group32;
@@ -28,6 +27,9 @@ use half::f16;
 use std::alloc::{Layout, alloc_zeroed};
 use std::ops::Range;
 use std::ptr::NonNull;
+
+/// Positions of a page, and of one partial result of attention.
+pub const PAGE: usize = 256;
 
 /// Positions in one block of keys.
 pub(crate) const KEY_BLOCK: usize = 16;
@@ -170,7 +172,7 @@ macro_rules! on_isa {
     ($isa:expr, $product:ident($($arg:ident),*), $definition:block) => {
         match $isa {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: lengths asserted before; an engine is built only with an `Isa` that this CPU has.
+            // SAFETY: lengths asserted before; a `Cpu` is made only with an `Isa` that this CPU has.
             Isa::Avx2 | Isa::AvxVnni => unsafe { avx2::$product($($arg),*) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.

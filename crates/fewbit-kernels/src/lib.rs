@@ -1,6 +1,6 @@
 //! CPU operations of fewbit: scalar definitions, SIMD implementations, dispatch, thread pool.
 //!
-//! [`Engine`] is the entry. Every operation has one scalar definition (in `fewbit_quant::dot`,
+//! [`Cpu`] is the entry. Every operation has one scalar definition (in `fewbit_quant::dot`,
 //! `fewbit_quant::activation`, [`math`] and the plain loops of this crate), including the order of its float
 //! operations; every instruction set, batch size and thread count gives the same bits.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -13,9 +13,9 @@ mod arch;
 mod attention;
 pub mod ceiling;
 mod codebook;
+mod cpu;
 mod elementwise;
 mod encode;
-mod engine;
 mod error;
 mod generic;
 mod isa;
@@ -28,10 +28,11 @@ mod rows;
 mod shared;
 
 pub use activations::{ActivationKinds, Activations, Planes};
-pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut, PAGE};
-pub use engine::{Engine, GateFunction, Product, RopeStyle};
+pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut};
+pub use cpu::{Cpu, GateFunction, Product, RopeStyle};
+pub use encode::convert_rows;
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
-pub use kv::{KvElement, KvFloat};
+pub use kv::{KvElement, KvFloat, PAGE};
 pub use pack::Matrix;
 pub use pool::ThreadPool;

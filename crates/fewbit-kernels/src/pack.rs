@@ -94,7 +94,7 @@ impl Matrix {
         n_cols: usize,
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
-        // Products run on the matrix's instruction set, whatever engine they are asked of.
+        // Products run on the matrix's instruction set, whatever `Cpu` they are asked of.
         let isa = isa.require()?;
         if ActivationKind::of(ty).is_none() {
             return Err(KernelError::UnsupportedType { ty });

@@ -512,6 +512,7 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<1>> {
 
 /// The kernel of two panels, where it is the faster one. AMD's cores up to Zen 4 start one product of 512 bits per cycle:
 /// there is nothing to gain.
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other has such kernels"))]
 fn two_kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<2>> {
     match isa {
         #[cfg(target_arch = "x86_64")]

@@ -1,10 +1,10 @@
 //! Filling the rows of a buffer on all threads: for weights that are rewritten as they are loaded.
 
-use crate::Engine;
+use crate::ThreadPool;
 use crate::shared::SharedMut;
 use std::ops::Range;
 
-impl Engine {
+impl ThreadPool {
     /// Calls `fill` for ranges of at most `chunk` rows, which together are all rows of `out`, with the bytes of
     /// those rows. `out` is `[n_rows, row_bytes]`.
     ///
@@ -20,7 +20,7 @@ impl Engine {
         let n_rows = out.len().checked_div(row_bytes).unwrap_or(0);
         assert_eq!(n_rows * row_bytes, out.len(), "whole rows of {row_bytes} bytes");
         let out = SharedMut::new(out);
-        self.pool().for_chunks(n_rows, chunk, |rows, _| {
+        self.for_chunks(n_rows, chunk, |rows, _| {
             // A pool of one thread takes everything at once.
             for start in rows.clone().step_by(chunk) {
                 let rows = start..rows.end.min(start + chunk);

@@ -3,7 +3,7 @@
 
 use fewbit_kernels::math::{exp, tanh, tree_sum};
 use fewbit_kernels::{
-    ActivationKinds, Activations, AttentionSequence, AttentionShape, Engine, Isa, KvFloat, KvPage, KvPageMut, PAGE,
+    ActivationKinds, Activations, AttentionSequence, AttentionShape, Cpu, Isa, KvFloat, KvPage, KvPageMut, PAGE,
     RopeStyle,
 };
 use half::f16;
@@ -35,10 +35,10 @@ impl<T: KvFloat> Cache<T> {
         Self { shape, pages: (0..n.div_ceil(PAGE)).map(|_| page()).collect() }
     }
 
-    fn store(&mut self, engine: &Engine, first: usize, k: &[f32], v: &[f32]) {
+    fn store(&mut self, cpu: &Cpu, first: usize, k: &[f32], v: &[f32]) {
         let mut pages: Vec<_> =
             self.pages.iter_mut().map(|(k, v)| KvPageMut { keys: &mut k[..], values: &mut v[..] }).collect();
-        engine.store_kv(&self.shape, &mut pages, first, k, v);
+        cpu.store_kv(&self.shape, &mut pages, first, k, v);
     }
 
     fn sequence(&self, first_position: usize, n_tokens: usize) -> AttentionSequence<'_, T> {
@@ -125,19 +125,19 @@ fn check_attention<T: KvFloat>() {
             // The slow ones take few ways through the split, which is the same code for all.
             let is_slow = isa <= Isa::Sse2;
             for threads in [1, 2] {
-                let engine = Engine::new(isa, threads).expect("available");
+                let cpu = Cpu::new(isa, threads).expect("available");
                 for chunk in if is_slow { [1, 64][..threads].to_vec() } else { vec![1, 7, 64, 1000] } {
                     let mut cache = Cache::<T>::new(shape, n);
                     let mut out = vec![0.0; n * q];
                     // One token at a time only for the last few: it is the slowest.
                     let mut first = if chunk == 1 { n - 5 } else { 0 };
-                    cache.store(&engine, 0, &k[..first * kv], &v[..first * kv]);
+                    cache.store(&cpu, 0, &k[..first * kv], &v[..first * kv]);
                     let skipped = first;
                     while first < n {
                         let end = n.min(first + chunk);
-                        cache.store(&engine, first, &k[first * kv..end * kv], &v[first * kv..end * kv]);
+                        cache.store(&cpu, first, &k[first * kv..end * kv], &v[first * kv..end * kv]);
                         let sequence = cache.sequence(first, end - first);
-                        engine.attention(&shape, &[sequence], &qs[first * q..end * q], &mut out[first * q..end * q]);
+                        cpu.attention(&shape, &[sequence], &qs[first * q..end * q], &mut out[first * q..end * q]);
                         first = end;
                     }
                     let same = bits(&out[skipped * q..]) == bits(&want[skipped * q..]);
@@ -153,25 +153,25 @@ fn sequences_of_a_batch_do_not_touch_each_other() {
     let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, softcap: None, window: None };
     let (q, kv) = (128, 64);
     for isa in Isa::available() {
-        let engine = Engine::new(isa, 2).expect("available");
+        let cpu = Cpu::new(isa, 2).expect("available");
         let lens = [(300, 1), (5, 3), (260, 40)];
         let caches: Vec<Cache<f16>> = (0..lens.len())
             .map(|s| {
                 let n = lens[s].0;
                 let mut cache = Cache::new(shape, n);
-                cache.store(&engine, 0, &random(n * kv, s as u64), &random(n * kv, 10 + s as u64));
+                cache.store(&cpu, 0, &random(n * kv, s as u64), &random(n * kv, 10 + s as u64));
                 cache
             })
             .collect();
         let sequences: Vec<_> = caches.iter().zip(lens).map(|(c, (n, new))| c.sequence(n - new, new)).collect();
         let queries = random(44 * q, 99);
         let mut together = vec![0.0; 44 * q];
-        engine.attention(&shape, &sequences, &queries, &mut together);
+        cpu.attention(&shape, &sequences, &queries, &mut together);
         let mut at = 0;
         for (sequence, (_, new)) in sequences.iter().zip(lens) {
             let mut alone = vec![0.0; new * q];
             let range = at * q..(at + new) * q;
-            engine.attention(&shape, std::slice::from_ref(sequence), &queries[range.clone()], &mut alone);
+            cpu.attention(&shape, std::slice::from_ref(sequence), &queries[range.clone()], &mut alone);
             assert_eq!(bits(&alone), bits(&together[range]), "{isa}");
             at += new;
         }
@@ -182,13 +182,12 @@ fn sequences_of_a_batch_do_not_touch_each_other() {
 fn norm_and_rope_are_right_and_the_same_everywhere() {
     let (n, cols) = (3, 90);
     let (x, weight) = (random(n * cols, 1), random(cols, 2));
-    let engines: Vec<Engine> =
-        Isa::available().into_iter().map(|isa| Engine::new(isa, 2).expect("available")).collect();
-    let norms: Vec<Vec<f32>> = engines
+    let cpus: Vec<Cpu> = Isa::available().into_iter().map(|isa| Cpu::new(isa, 2).expect("available")).collect();
+    let norms: Vec<Vec<f32>> = cpus
         .iter()
-        .map(|engine| {
+        .map(|cpu| {
             let mut out = Activations::new();
-            engine.rms_norm(&x, &weight, 1e-5, ActivationKinds::default(), &mut out);
+            cpu.rms_norm(&x, &weight, 1e-5, ActivationKinds::default(), &mut out);
             out.values().to_vec()
         })
         .collect();
@@ -208,11 +207,11 @@ fn norm_and_rope_are_right_and_the_same_everywhere() {
         (RopeStyle::Interleaved, (|i| (2 * i, 2 * i + 1)) as fn(usize) -> (usize, usize)),
         (RopeStyle::HalfSplit, |i| (i, i + 8)),
     ] {
-        let rotated: Vec<Vec<f32>> = engines
+        let rotated: Vec<Vec<f32>> = cpus
             .iter()
-            .map(|engine| {
+            .map(|cpu| {
                 let mut y = heads_in.clone();
-                engine.rope(style, hd, heads, &cos, &sin, &mut y);
+                cpu.rope(style, hd, heads, &cos, &sin, &mut y);
                 y
             })
             .collect();
@@ -235,38 +234,38 @@ fn the_other_row_operations_are_right_and_the_same_everywhere() {
     let (n, cols, heads) = (37, 60, 3);
     let (x, y, weight) = (random(n * cols, 1), random(n * cols, 2), random(cols, 3));
     let mut first: Option<Vec<u32>> = None;
-    for engine in Isa::available().into_iter().flat_map(|isa| [1, 2].map(|n| Engine::new(isa, n).expect("available"))) {
+    for cpu in Isa::available().into_iter().flat_map(|isa| [1, 2].map(|n| Cpu::new(isa, n).expect("available"))) {
         let mut normed = Activations::new();
-        engine.rms_norm(&y, &weight, 1e-5, ActivationKinds::default(), &mut normed);
+        cpu.rms_norm(&y, &weight, 1e-5, ActivationKinds::default(), &mut normed);
 
         let mut in_place = y.clone();
-        engine.norm_heads(&weight, 1e-5, 1, &mut in_place);
+        cpu.norm_heads(&weight, 1e-5, 1, &mut in_place);
         assert_eq!(bits(&in_place), bits(normed.values()));
         let mut by_head = y.clone();
-        engine.norm_heads(&weight[..cols / heads], 1e-5, heads, &mut by_head);
+        cpu.norm_heads(&weight[..cols / heads], 1e-5, heads, &mut by_head);
         let head = &by_head[cols / heads..2 * cols / heads];
         let mut alone = y[cols / heads..2 * cols / heads].to_vec();
-        engine.norm_heads(&weight[..cols / heads], 1e-5, 1, &mut alone);
+        cpu.norm_heads(&weight[..cols / heads], 1e-5, 1, &mut alone);
         assert_eq!(bits(head), bits(&alone));
 
         let mut sum = x.clone();
-        engine.add_normed(Some((&weight, 1e-5)), 0.5, cols, &mut y.clone(), &mut sum);
+        cpu.add_normed(Some((&weight, 1e-5)), 0.5, cols, &mut y.clone(), &mut sum);
         let want: Vec<f32> = x.iter().zip(normed.values()).map(|(x, y)| y.mul_add(0.5, *x)).collect();
         assert_eq!(bits(&sum), bits(&want));
         let mut plain = x.clone();
-        engine.add_normed(None, 1.0, cols, &mut y.clone(), &mut plain);
+        cpu.add_normed(None, 1.0, cols, &mut y.clone(), &mut plain);
         assert!(plain.iter().zip(x.iter().zip(&y)).all(|(s, (x, y))| *s == x + y));
 
         let mut biased = x.clone();
-        engine.add_bias(&weight, &mut biased);
+        cpu.add_bias(&weight, &mut biased);
         assert!(biased.iter().enumerate().all(|(i, b)| *b == x[i] + weight[i % cols]));
 
         let mut capped = x.clone();
-        engine.softcap(1.5, cols, &mut capped);
+        cpu.softcap(1.5, cols, &mut capped);
         for (c, x) in capped.iter().zip(&x) {
             assert!((f64::from(*c) - 1.5 * (f64::from(*x) / 1.5).tanh()).abs() < 1e-6);
         }
         let all = bits(&[by_head, sum, capped].concat());
-        assert!(first.get_or_insert_with(|| all.clone()) == &all, "{}", engine.isa());
+        assert!(first.get_or_insert_with(|| all.clone()) == &all, "{}", cpu.isa());
     }
 }

@@ -1,6 +1,6 @@
 //! Encoding gives the bytes of the definition on every instruction set and number of threads.
 
-use fewbit_kernels::{Engine, Isa};
+use fewbit_kernels::{Cpu, Isa};
 use fewbit_quant::encode::{encode, is_encodable};
 use fewbit_quant::{QuantError, TensorType, decode};
 use half::f16;
@@ -19,9 +19,9 @@ fn weights() -> Vec<f32> {
     (0..ROWS * COLS).map(|_| f16::from_f32(0.1 * next() * next() * next()).to_f32()).collect()
 }
 
-fn engines() -> impl Iterator<Item = (Isa, usize, Engine)> {
+fn cpus() -> impl Iterator<Item = (Isa, usize, Cpu)> {
     let isas = Isa::available().into_iter();
-    isas.flat_map(|isa| [1, 3].map(|threads| (isa, threads, Engine::new(isa, threads).unwrap())))
+    isas.flat_map(|isa| [1, 3].map(|threads| (isa, threads, Cpu::new(isa, threads).unwrap())))
 }
 
 fn encodable() -> impl Iterator<Item = TensorType> {
@@ -36,9 +36,9 @@ fn every_instruction_set_and_thread_count_gives_the_same_bytes() {
         for importance in [None, Some(&importance[..])] {
             let mut expected = vec![0; ROWS * ty.row_bytes(COLS).unwrap()];
             encode(ty, &x, COLS, importance, &mut expected).unwrap();
-            for (isa, threads, engine) in engines() {
+            for (isa, threads, cpu) in cpus() {
                 let mut found = vec![0; expected.len()];
-                engine.encode(ty, &x, COLS, importance, &mut found).unwrap();
+                cpu.encode(ty, &x, COLS, importance, &mut found).unwrap();
                 assert!(found == expected, "{ty} on {isa} with {threads} threads");
             }
         }
@@ -48,16 +48,16 @@ fn every_instruction_set_and_thread_count_gives_the_same_bytes() {
 #[test]
 fn what_is_stored_is_converted_as_its_values_are() {
     let x = weights();
-    for (isa, threads, engine) in engines() {
+    for (isa, threads, cpu) in cpus() {
         for from in [TensorType::F32, TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q4_K] {
             let mut stored = vec![0; ROWS * from.row_bytes(COLS).unwrap()];
-            engine.encode(from, &x, COLS, None, &mut stored).unwrap();
+            cpu.encode(from, &x, COLS, None, &mut stored).unwrap();
             let mut values = vec![0.0; x.len()];
             decode(from, &stored, &mut values).unwrap();
             let mut expected = vec![0; ROWS * TensorType::Q4_1.row_bytes(COLS).unwrap()];
-            engine.encode(TensorType::Q4_1, &values, COLS, None, &mut expected).unwrap();
+            cpu.encode(TensorType::Q4_1, &values, COLS, None, &mut expected).unwrap();
             let mut found = vec![0; expected.len()];
-            engine.convert(from, &stored, TensorType::Q4_1, COLS, None, &mut found).unwrap();
+            cpu.convert(from, &stored, TensorType::Q4_1, COLS, None, &mut found).unwrap();
             assert!(found == expected, "{from} on {isa} with {threads} threads");
         }
     }
@@ -68,17 +68,17 @@ fn what_is_stored_is_converted_as_its_values_are() {
 fn every_half_is_widened_exactly() {
     let halves: Vec<u16> = (0..=u16::MAX).filter(|&h| f16::from_bits(h).is_finite()).collect();
     let stored: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
-    for (isa, _, engine) in engines() {
+    for (isa, _, cpu) in cpus() {
         let mut found = vec![0; 4 * halves.len()];
-        engine.convert(TensorType::F16, &stored, TensorType::F32, halves.len(), None, &mut found).unwrap();
+        cpu.convert(TensorType::F16, &stored, TensorType::F32, halves.len(), None, &mut found).unwrap();
         for (&h, b) in halves.iter().zip(found.as_chunks::<4>().0) {
             assert_eq!(u32::from_le_bytes(*b), f16::from_bits(h).to_f32().to_bits(), "{h:#06x} on {isa}");
         }
     }
-    let engine = Engine::new(Isa::best(), 1).unwrap();
+    let cpu = Cpu::new(Isa::best(), 1).unwrap();
     for special in [f16::INFINITY, f16::NEG_INFINITY, f16::NAN] {
         let stored: Vec<u8> = [f16::ONE, special].iter().flat_map(|h| h.to_le_bytes()).collect();
-        let result = engine.convert(TensorType::F16, &stored, TensorType::F32, 2, None, &mut [0; 8]);
+        let result = cpu.convert(TensorType::F16, &stored, TensorType::F32, 2, None, &mut [0; 8]);
         assert_eq!(result, Err(QuantError::NotFinite { index: 1 }));
     }
 }
@@ -95,10 +95,10 @@ fn stacks_have_an_importance_each() {
         encode(TensorType::Q4_0, rows, 256, Some(&importance[stack * 256..(stack + 1) * 256]), out).unwrap();
     }
     let mut found = vec![0; 4 * bytes];
-    let engine = Engine::new(Isa::best(), 2).unwrap();
-    engine.encode(TensorType::Q4_0, x, 256, Some(&importance), &mut found).unwrap();
+    let cpu = Cpu::new(Isa::best(), 2).unwrap();
+    cpu.encode(TensorType::Q4_0, x, 256, Some(&importance), &mut found).unwrap();
     assert_eq!(found, expected);
-    let error = engine.encode(TensorType::Q4_0, x, 256, Some(&importance[..300]), &mut found).unwrap_err();
+    let error = cpu.encode(TensorType::Q4_0, x, 256, Some(&importance[..300]), &mut found).unwrap_err();
     assert!(matches!(error, QuantError::Size { .. }), "{error}");
 }
 
@@ -107,11 +107,11 @@ fn the_first_bad_weight_is_named() {
     let mut x = weights();
     x[60 * COLS + 5] = f32::NAN;
     x[40 * COLS + 7] = f32::INFINITY;
-    for (isa, threads, engine) in engines() {
+    for (isa, threads, cpu) in cpus() {
         let mut out = vec![0; ROWS * TensorType::Q8_0.row_bytes(COLS).unwrap()];
-        let result = engine.encode(TensorType::Q8_0, &x, COLS, None, &mut out);
+        let result = cpu.encode(TensorType::Q8_0, &x, COLS, None, &mut out);
         assert_eq!(result, Err(QuantError::NotFinite { index: 40 * COLS + 7 }), "{isa} with {threads} threads");
-        let result = engine.encode(TensorType::Q8_0, &x, COLS, None, &mut out[1..]);
+        let result = cpu.encode(TensorType::Q8_0, &x, COLS, None, &mut out[1..]);
         assert!(matches!(result, Err(QuantError::Size { .. })));
     }
 }

@@ -1,7 +1,7 @@
 //! Attention of every head size and split, and of what is not a number, on every instruction set.
 
 use fewbit_kernels::kv::Q8;
-use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE};
+use fewbit_kernels::{AttentionSequence, AttentionShape, Cpu, Isa, KvElement, KvPage, KvPageMut, PAGE};
 use half::f16;
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -20,7 +20,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// The outputs of the queries from position `first` on, `split` at a time.
 fn attend<T: KvElement>(
-    engine: &Engine,
+    cpu: &Cpu,
     shape: &AttentionShape,
     first: usize,
     split: usize,
@@ -32,25 +32,25 @@ fn attend<T: KvElement>(
         .map(|_| (vec![T::default(); shape.key_elems::<T>()], vec![T::default(); shape.value_elems::<T>()]))
         .collect();
     let mut to: Vec<_> = pages.iter_mut().map(|(keys, values)| KvPageMut { keys, values }).collect();
-    engine.store_kv(shape, &mut to, 0, k, v);
+    cpu.store_kv(shape, &mut to, 0, k, v);
     let mut out = vec![0.0; q.len()];
     for start in (0..n - first).step_by(split) {
         let tokens = start..(n - first).min(start + split);
         let pages = pages.iter().map(|(keys, values)| KvPage { keys, values }).collect();
         let sequence = AttentionSequence { first_position: first + start, n_tokens: tokens.len(), pages };
         let part = tokens.start * row..tokens.end * row;
-        engine.attention(shape, &[sequence], &q[part.clone()], &mut out[part]);
+        cpu.attention(shape, &[sequence], &q[part.clone()], &mut out[part]);
     }
     out
 }
 
 fn check<T: KvElement>(shape: &AttentionShape, first: usize, inputs: [&[f32]; 3], what: &str) {
-    let scalar = Engine::new(Isa::Scalar, 1).expect("always available");
+    let scalar = Cpu::new(Isa::Scalar, 1).expect("always available");
     let want = bits(&attend::<T>(&scalar, shape, first, usize::MAX >> 1, inputs));
     for isa in Isa::available() {
         for (threads, split) in [(1, 1), (2, 1), (1, 5), (2, 17)] {
-            let engine = Engine::new(isa, threads).expect("available");
-            let got = bits(&attend::<T>(&engine, shape, first, split, inputs));
+            let cpu = Cpu::new(isa, threads).expect("available");
+            let got = bits(&attend::<T>(&cpu, shape, first, split, inputs));
             assert!(got == want, "{what}, {shape:?}: {isa}, {threads} threads, {split} queries at a time");
         }
     }
@@ -103,9 +103,9 @@ fn q8_0_is_close_to_f32() {
             window,
         };
         let (q, k, v) = (random(n * 4 * head_dim, 1), random(n * 2 * head_dim, 2), random(n * 2 * head_dim, 3));
-        let engine = Engine::new(Isa::best(), 2).expect("available");
-        let want = attend::<f32>(&engine, &shape, 0, n, [&q, &k, &v]);
-        let got = attend::<Q8>(&engine, &shape, 0, n, [&q, &k, &v]);
+        let cpu = Cpu::new(Isa::best(), 2).expect("available");
+        let want = attend::<f32>(&cpu, &shape, 0, n, [&q, &k, &v]);
+        let got = attend::<Q8>(&cpu, &shape, 0, n, [&q, &k, &v]);
         let error: f64 = want.iter().zip(&got).map(|(w, g)| f64::from(w - g).powi(2)).sum();
         let size: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
         // An element is rounded to 1 / 254 of the largest of 32.
@@ -158,9 +158,9 @@ fn a_query_that_is_not_a_number_changes_no_other() {
     let mut bad = q.clone();
     bad[7 * row..8 * row].fill(f32::NAN);
     for isa in Isa::available() {
-        let engine = Engine::new(isa, 1).expect("available");
-        let want = attend::<f16>(&engine, &shape, 0, n, [&q, &k, &v]);
-        let got = attend::<f16>(&engine, &shape, 0, n, [&bad, &k, &v]);
+        let cpu = Cpu::new(isa, 1).expect("available");
+        let want = attend::<f16>(&cpu, &shape, 0, n, [&q, &k, &v]);
+        let got = attend::<f16>(&cpu, &shape, 0, n, [&bad, &k, &v]);
         assert!(got[7 * row..8 * row].iter().all(|y| y.is_nan()), "{isa}");
         assert_eq!(bits(&got[..7 * row]), bits(&want[..7 * row]), "{isa}");
         assert_eq!(bits(&got[8 * row..]), bits(&want[8 * row..]), "{isa}");

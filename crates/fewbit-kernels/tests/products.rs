@@ -5,13 +5,13 @@ use fewbit_kernels::math::{gelu_tanh, silu};
 use fewbit_kernels::{ActivationKinds, Activations, GateFunction, Isa, Matrix, Planes, Product, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
-use support::{Codes, Random, TYPES, check, engines, product, put_scales, weights};
+use support::{Codes, Random, TYPES, check, cpus, product, put_scales, weights};
 
 mod support;
 
 #[test]
 fn random_weights_all_batch_sizes() {
-    let engines = engines();
+    let cpus = cpus();
     let mut random = Random(1);
     for ty in TYPES {
         let block = ty.block_elems().max(16);
@@ -20,7 +20,7 @@ fn random_weights_all_batch_sizes() {
             let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
             for n in (1..=19).chain([32, 63]) {
                 let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
-                check(&engines, ty, rows, cols, &bytes, &x, "random");
+                check(&cpus, ty, rows, cols, &bytes, &x, "random");
             }
         }
     }
@@ -28,21 +28,21 @@ fn random_weights_all_batch_sizes() {
 
 #[test]
 fn long_rows_and_large_batches() {
-    let engines = engines();
+    let cpus = cpus();
     let mut random = Random(2);
     for ty in TYPES {
         let (rows, cols) = (40, 2304);
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         for n in [1, 2, 9, 300] {
             let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
-            check(&engines, ty, rows, cols, &bytes, &x, "long");
+            check(&cpus, ty, rows, cols, &bytes, &x, "long");
         }
     }
 }
 
 #[test]
 fn extreme_codes_scales_and_activations() {
-    let engines = engines();
+    let cpus = cpus();
     let mut random = Random(3);
     let scales: [u16; 8] = [0x0000, 0x8000, 0x0001, 0x7BFF, 0xFBFF, 0x3C00, 0x7C00, 0x7E00];
     for ty in TYPES {
@@ -67,7 +67,7 @@ fn extreme_codes_scales_and_activations() {
                     for (which, pattern) in patterns.iter().enumerate() {
                         let x: Vec<f32> = (0..n * cols).map(pattern).collect();
                         let what = format!("{codes:?} codes, scale {scale:#06x}, pattern {which}");
-                        check(&engines, ty, rows, cols, &bytes, &x, &what);
+                        check(&cpus, ty, rows, cols, &bytes, &x, &what);
                     }
                 }
             }
@@ -78,20 +78,20 @@ fn extreme_codes_scales_and_activations() {
 /// Panels enough for threads to take two at a time, rows of the batch enough for tiles of both.
 #[test]
 fn tall_matrices() {
-    let engines = engines();
+    let cpus = cpus();
     let mut random = Random(8);
     for ty in TYPES {
         let (rows, cols) = (530, ty.block_elems().max(16) * 3);
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         for n in [8, 17, 39] {
             let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
-            check(&engines, ty, rows, cols, &bytes, &x, "tall");
+            check(&cpus, ty, rows, cols, &bytes, &x, "tall");
         }
         if ty.block_elems() > 1 {
             for sign in [1.0, -1.0] {
                 let bytes = heaviest_block(ty, sign).repeat(rows);
                 let x = vec![sign; 24 * ty.block_elems()];
-                check(&engines, ty, rows, ty.block_elems(), &bytes, &x, "tall and heaviest");
+                check(&cpus, ty, rows, ty.block_elems(), &bytes, &x, "tall and heaviest");
             }
         }
     }
@@ -120,7 +120,7 @@ fn heaviest_block(ty: TensorType, sign: f32) -> Vec<u8> {
 
 #[test]
 fn sums_at_their_bounds() {
-    let engines = engines();
+    let cpus = cpus();
     for ty in TYPES.into_iter().filter(|ty| ty.block_elems() > 1) {
         for sign in [1.0, -1.0] {
             let block = heaviest_block(ty, sign);
@@ -129,7 +129,7 @@ fn sums_at_their_bounds() {
             for n in [1, 4, 9, 19] {
                 for x in [1.0, -1.0] {
                     let x = vec![x; n * blocks * ty.block_elems()];
-                    check(&engines, ty, rows, blocks * ty.block_elems(), &bytes, &x, "heaviest");
+                    check(&cpus, ty, rows, blocks * ty.block_elems(), &bytes, &x, "heaviest");
                 }
             }
         }
@@ -140,35 +140,35 @@ fn sums_at_their_bounds() {
 fn the_other_outputs_equal_the_plain_product() {
     let mut random = Random(4);
     // The second size has an odd number of panels: of those that a thread takes at a time, two are of two matrices.
-    for (engine, (rows, n)) in engines().iter().flat_map(|engine| [(50, 5), (590, 19)].map(|size| (engine, size))) {
+    for (cpu, (rows, n)) in cpus().iter().flat_map(|cpu| [(50, 5), (590, 19)].map(|size| (cpu, size))) {
         let cols = 96;
         let mut matrix = |ty| {
             let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
-            engine.pack(ty, rows, cols, &bytes).expect("packs")
+            cpu.pack(ty, rows, cols, &bytes).expect("packs")
         };
         let (a, b) = (matrix(TensorType::Q4_1), matrix(TensorType::Q8_0));
         let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
         let mut acts = Activations::new();
-        engine.activate(&x, cols, ActivationKinds::of([a.ty(), b.ty()]), &mut acts);
+        cpu.activate(&x, cols, ActivationKinds::of([a.ty(), b.ty()]), &mut acts);
         let (mut ya, mut yb) = (vec![0.0; n * rows], vec![0.0; n * rows]);
-        engine.matmul(&a, &acts, &mut ya);
-        engine.matmul(&b, &acts, &mut yb);
+        cpu.matmul(&a, &acts, &mut ya);
+        cpu.matmul(&b, &acts, &mut yb);
 
         let (mut ma, mut mb) = (vec![9.0; n * rows], vec![9.0; n * rows]);
-        engine.matmul_many(&mut [(&a, &mut ma, Planes::All), (&b, &mut mb, Planes::First)], &acts);
+        cpu.matmul_many(&mut [(&a, &mut ma, Planes::All), (&b, &mut mb, Planes::First)], &acts);
         assert_eq!((&ma, &mb), (&ya, &yb));
 
         let mut sum = ya.clone();
-        engine.matmul_add(&b, &acts, &mut sum);
+        cpu.matmul_add(&b, &acts, &mut sum);
         assert!(sum.iter().zip(ya.iter().zip(&yb)).all(|(s, (a, b))| *s == a + b));
 
         for (function, f) in [(GateFunction::Silu, silu as fn(f32) -> f32), (GateFunction::GeluTanh, gelu_tanh)] {
             let mut gated = vec![0.0; n * rows];
-            engine.matmul_gated(function, &a, &b, &acts, &mut gated);
+            cpu.matmul_gated(function, &a, &b, &acts, &mut gated);
             let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| f(g) * u).collect();
             assert_eq!(gated, want);
             let mut apart = ya.clone();
-            engine.gate(function, rows, &mut apart, &yb);
+            cpu.gate(function, rows, &mut apart, &yb);
             assert_eq!(apart, want);
         }
     }
@@ -177,39 +177,39 @@ fn the_other_outputs_equal_the_plain_product() {
 #[test]
 fn gathered_rows_give_what_they_give_in_the_batch() {
     let mut random = Random(6);
-    for engine in engines() {
+    for cpu in cpus() {
         let (rows, cols, n) = (40, 256, 7);
         let mut matrix = |ty| {
             let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
-            engine.pack(ty, rows, cols, &bytes).expect("packs")
+            cpu.pack(ty, rows, cols, &bytes).expect("packs")
         };
         let matrices = [matrix(TensorType::Q4_0), matrix(TensorType::Q5_K), matrix(TensorType::F16)];
         let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
         let kinds = ActivationKinds::of(matrices.iter().map(|m| m.ty()));
         for kinds in [kinds, kinds.two_planes()] {
             let (mut all, mut some) = (Activations::new(), Activations::new());
-            engine.activate(&x, cols, kinds, &mut all);
+            cpu.activate(&x, cols, kinds, &mut all);
             let picked = [5usize, 0, 3, 3];
-            engine.gather(&all, &picked, kinds, &mut some);
+            cpu.gather(&all, &picked, kinds, &mut some);
             let mut got = vec![vec![0.0; picked.len() * rows]; 3];
             // All three in one section, the first two of the gathered rows, the last of the whole batch.
             let mut whole = vec![0.0; n * rows];
             let [first, second, third] = &mut got[..] else { panic!("three") };
-            engine.matmul_each(&mut [
+            cpu.matmul_each(&mut [
                 Product::Store { w: &matrices[0], x: &some, out: first },
                 Product::Store { w: &matrices[2], x: &all, out: &mut whole },
                 Product::Store { w: &matrices[1], x: &some, out: second },
             ]);
-            engine.matmul(&matrices[2], &some, third);
+            cpu.matmul(&matrices[2], &some, third);
             for (matrix, got) in matrices.iter().zip(&got) {
                 let mut want = vec![0.0; n * rows];
-                engine.matmul(matrix, &all, &mut want);
+                cpu.matmul(matrix, &all, &mut want);
                 for (i, &row) in picked.iter().enumerate() {
                     assert_eq!(got[i * rows..(i + 1) * rows], want[row * rows..(row + 1) * rows], "{matrix:?}");
                 }
             }
             let mut want = vec![0.0; n * rows];
-            engine.matmul(&matrices[2], &all, &mut want);
+            cpu.matmul(&matrices[2], &all, &mut want);
             assert_eq!(whole, want);
         }
     }
@@ -222,14 +222,14 @@ fn activations_are_quantized_as_defined() {
     let x: Vec<f32> = (0..64).map(|_| random.float()).collect();
     let (mut codes, mut scales, mut sums) = ([0i8; 64], [0.0; 2], [0i16; 2]);
     quantize_row(ActivationKind::Q8Block32, &x, &mut codes, &mut scales, &mut sums);
-    for engine in engines() {
+    for cpu in cpus() {
         for c in 0..64 {
             let mut bytes = vec![0u8; 68];
             for b in 0..2 {
                 bytes[34 * b + 1] = 0x3C;
             }
             bytes[34 * (c / 32) + 2 + c % 32] = 1;
-            let got = product(&engine, TensorType::Q8_0, 1, 64, &bytes, &x);
+            let got = product(&cpu, TensorType::Q8_0, 1, 64, &bytes, &x);
             assert_eq!(f32::from_bits(got[0]), f32::from(codes[c]) * scales[c / 32], "column {c}");
         }
     }
@@ -243,13 +243,13 @@ fn packed_rows_decode_to_the_bits_of_the_file() {
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         let mut want = vec![0.0; rows * cols];
         fewbit_quant::decode(ty, &bytes, &mut want).expect("decodes");
-        for engine in engines() {
-            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+        for cpu in cpus() {
+            let w = cpu.pack(ty, rows, cols, &bytes).expect("packs");
             let mut got = vec![0.0; cols];
             for (row, want) in want.chunks(cols).enumerate() {
                 w.decode_row(row, &mut got);
                 let same = got.iter().zip(want).all(|(g, w)| g.to_bits() == w.to_bits() || g.is_nan() && w.is_nan());
-                assert!(same, "{ty} row {row} {engine:?}");
+                assert!(same, "{ty} row {row} {cpu:?}");
             }
         }
     }
@@ -257,20 +257,20 @@ fn packed_rows_decode_to_the_bits_of_the_file() {
 
 #[test]
 fn a_matrix_takes_the_memory_that_was_estimated() {
-    for engine in engines() {
+    for cpu in cpus() {
         for ty in TensorType::all() {
             let (rows, cols) = (48, ty.block_elems().max(16) * 16);
-            let estimate = Matrix::packed_bytes(engine.isa(), ty, rows, cols);
+            let estimate = Matrix::packed_bytes(cpu.isa(), ty, rows, cols);
             if !ty.is_supported() {
                 assert_eq!(estimate, None, "{ty}");
                 continue;
             }
             let bytes = vec![0; ty.row_bytes(rows * cols).expect("whole blocks")];
-            let packed = engine.pack(ty, rows, cols, &bytes).expect("packs").n_bytes();
-            assert_eq!(estimate, Some(packed), "{ty} {engine:?}");
+            let packed = cpu.pack(ty, rows, cols, &bytes).expect("packs").n_bytes();
+            assert_eq!(estimate, Some(packed), "{ty} {cpu:?}");
             // How much more than in the file, in bits per weight: see `codebook`.
             let more = 8.0 * (packed as f64 - bytes.len() as f64) / (rows * cols) as f64;
-            let expected = match (engine.isa(), ty) {
+            let expected = match (cpu.isa(), ty) {
                 (Isa::Scalar, _) => 0.0,
                 (_, TensorType::MXFP4) => 0.25,
                 (_, TensorType::IQ4_XS | TensorType::Q3_K) => 0.125,
@@ -307,24 +307,24 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
                 *v = (-scales[i / block]).mul_add(f32::from(codes[i]), *v);
             }
         }
-        for engine in engines() {
-            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+        for cpu in cpus() {
+            let w = cpu.pack(ty, rows, cols, &bytes).expect("packs");
             let product = |x: &[f32], kinds| {
                 let (mut acts, mut out) = (Activations::new(), vec![0.0; n * rows]);
-                engine.activate(x, cols, kinds, &mut acts);
-                engine.matmul(&w, &acts, &mut out);
+                cpu.activate(x, cols, kinds, &mut acts);
+                cpu.matmul(&w, &acts, &mut out);
                 out
             };
             let kinds = ActivationKinds::of([ty]);
             let (first, second) = (product(&x, kinds), product(&lost, kinds));
             let both = product(&x, kinds.two_planes());
             let (mut acts, mut one) = (Activations::new(), vec![0.0; n * rows]);
-            engine.activate(&x, cols, kinds.two_planes(), &mut acts);
-            engine.matmul_many(&mut [(&w, &mut one, Planes::First)], &acts);
-            assert!(one.iter().zip(&first).all(|(a, b)| a.to_bits() == b.to_bits()), "{ty} {engine:?}, {n} rows");
+            cpu.activate(&x, cols, kinds.two_planes(), &mut acts);
+            cpu.matmul_many(&mut [(&w, &mut one, Planes::First)], &acts);
+            assert!(one.iter().zip(&first).all(|(a, b)| a.to_bits() == b.to_bits()), "{ty} {cpu:?}, {n} rows");
             for ((both, first), second) in both.iter().zip(&first).zip(&second) {
                 let want = if kind == ActivationKind::F32 { *first } else { first + second };
-                assert_eq!(both.to_bits(), want.to_bits(), "{ty} {engine:?}");
+                assert_eq!(both.to_bits(), want.to_bits(), "{ty} {cpu:?}");
             }
         }
     }

@@ -6,35 +6,35 @@
 
 mod support;
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::activation::ActivationKind;
 use fewbit_quant::{TensorType, decode};
-use support::{Codes, Random, TYPES, engines, product, weights};
+use support::{Codes, Random, TYPES, cpus, product, weights};
 
 /// Engines of every instruction set but the scalar definitions, which come first.
-fn one_per_isa() -> Vec<Engine> {
-    Isa::available().into_iter().map(|isa| Engine::new(isa, 1).expect("available")).collect()
+fn one_per_isa() -> Vec<Cpu> {
+    Isa::available().into_iter().map(|isa| Cpu::new(isa, 1).expect("available")).collect()
 }
 
 #[test]
 fn every_batch_from_1_to_300() {
-    let engines = one_per_isa();
+    let cpus = one_per_isa();
     let mut random = Random(11);
     for ty in TYPES {
         let (rows, cols) = (17, ty.block_elems().max(32));
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         let x: Vec<f32> = (0..300 * cols).map(|_| random.float()).collect();
         // A row of the batch depends on no other row: the definition of all 300 is that of any first n.
-        let want = product(&engines[0], ty, rows, cols, &bytes, &x);
-        for engine in &engines[1..] {
-            let w = engine.pack(ty, rows, cols, &bytes).expect("packs");
+        let want = product(&cpus[0], ty, rows, cols, &bytes, &x);
+        for cpu in &cpus[1..] {
+            let w = cpu.pack(ty, rows, cols, &bytes).expect("packs");
             let (mut acts, mut out) = (Activations::new(), Vec::new());
             for n in 1..=300 {
-                engine.activate(&x[..n * cols], cols, ActivationKinds::of([ty]), &mut acts);
+                cpu.activate(&x[..n * cols], cols, ActivationKinds::of([ty]), &mut acts);
                 out.resize(n * rows, f32::NAN);
-                engine.matmul(&w, &acts, &mut out);
+                cpu.matmul(&w, &acts, &mut out);
                 let same = out.iter().zip(&want).all(|(y, &want)| y.to_bits() == want);
-                assert!(same, "{ty}, batch {n}: {engine:?} differs from scalar");
+                assert!(same, "{ty}, batch {n}: {cpu:?} differs from scalar");
             }
         }
     }
@@ -42,7 +42,7 @@ fn every_batch_from_1_to_300() {
 
 #[test]
 fn columns_around_every_stretch() {
-    let engines = engines();
+    let cpus = cpus();
     let mut random = Random(12);
     for ty in TYPES {
         let kind = ActivationKind::of(ty).expect("a type with products");
@@ -55,7 +55,7 @@ fn columns_around_every_stretch() {
             for (rows, n) in [(1, 1), (31, 3), (18, 21)] {
                 let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
                 let x: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();
-                support::check(&engines, ty, rows, cols, &bytes, &x, "columns");
+                support::check(&cpus, ty, rows, cols, &bytes, &x, "columns");
             }
         }
     }
@@ -79,9 +79,9 @@ fn largest_sums_are_exact() {
             for signs in 0..16u32 {
                 let x: Vec<f32> = (0..cols).map(|k| if signs >> (k % 4) & 1 == 0 { 127.0 } else { -127.0 }).collect();
                 let want: f64 = x.iter().zip(&values).map(|(&x, &v)| f64::from(x) * f64::from(v)).sum();
-                for engine in one_per_isa() {
-                    let got = f32::from_bits(product(&engine, ty, 1, cols, &bytes, &x)[0]);
-                    assert_eq!(f64::from(got), want, "{ty}, {codes:?} codes, signs {signs:04b}: {engine:?}");
+                for cpu in one_per_isa() {
+                    let got = f32::from_bits(product(&cpu, ty, 1, cols, &bytes, &x)[0]);
+                    assert_eq!(f64::from(got), want, "{ty}, {codes:?} codes, signs {signs:04b}: {cpu:?}");
                 }
             }
         }
@@ -98,17 +98,17 @@ fn nan_and_infinity_stay_in_their_row() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = clean.clone();
             x[4 * cols + 3] = bad;
-            for engine in one_per_isa() {
+            for cpu in one_per_isa() {
                 let (got, want) =
-                    (product(&engine, ty, rows, cols, &bytes, &x), product(&engine, ty, rows, cols, &bytes, &clean));
+                    (product(&cpu, ty, rows, cols, &bytes, &x), product(&cpu, ty, rows, cols, &bytes, &clean));
                 for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                     if i / rows != 4 {
-                        assert_eq!(got, want, "{ty}, {bad}: output {i} of {engine:?}");
+                        assert_eq!(got, want, "{ty}, {bad}: output {i} of {cpu:?}");
                     } else {
                         // Quantized: the whole block counts as NaN. Plain: IEEE 754 decides.
                         let is_plain = ActivationKind::of(ty) == Some(ActivationKind::F32);
                         let got = f32::from_bits(*got);
-                        assert!(got.is_nan() || is_plain && got.is_infinite(), "{ty}, {bad}: {got} of {engine:?}");
+                        assert!(got.is_nan() || is_plain && got.is_infinite(), "{ty}, {bad}: {got} of {cpu:?}");
                     }
                 }
             }

@@ -1,207 +1,61 @@
-//! A loaded model: its options, and the checks around the forward pass.
+//! A loaded model: embedding, segments, head; and the checks around a step through them.
 
+use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
-use crate::forward::Scratch;
-use crate::lora::{Lora, LoraSet};
+use crate::cpu::CpuDevice;
+use crate::embedding::Embedding;
+use crate::load::{LoadOptions, host_cpu};
+use crate::loader::LayerLoader;
+use crate::lora::{self, AdaptedRows, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, adapted_rows};
 use crate::memory::{check_fits, default_kv_type};
-use crate::pages::{KvType, PageKind};
+use crate::names::{self, Part};
+use crate::pages::PageKind;
 use crate::prefix::PrefixTree;
-use crate::quantize::{Collector, Recipe};
-use crate::rope::Rope;
+use crate::quantize::Collector;
+use crate::rope::{Rope, RopeAngles};
+use crate::segment::{Head, Segment, Step};
 use crate::source::{Quantized, WeightSource};
-use crate::weights::{Weights, engine};
-use crate::{ModelConfig, ModelError};
-use fewbit_kernels::{Engine, Isa, PAGE};
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_kernels::{Cpu, Isa, PAGE, ThreadPool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The most logits that are kept for their memory.
 const MOST_RECYCLED: usize = 1 << 24;
 
-/// How a model is loaded.
-#[derive(Clone, Default)]
-#[non_exhaustive]
-pub struct LoadOptions {
-    /// Threads to compute on; by default `FEWBIT_THREADS`, else all that the process may use.
-    pub threads: Option<usize>,
-    /// Instruction set; by default `FEWBIT_ISA`, else the best that the CPU has.
-    pub isa: Option<Isa>,
-    /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
-    pub kv_type: Option<KvType>,
-    /// In place of the sliding window that the file names: `Some(None)` lets every query see everything.
-    pub sliding_window: Option<Option<usize>>,
-    /// In place of what the file says: which layers have the window. A list shorter than the layers repeats.
-    pub local_layers: Option<Vec<bool>>,
-    /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
-    /// take their divisors by it.
-    pub context_length: Option<usize>,
-    /// Quantize the weights as they are read, so that only the quantized ones are ever whole in memory.
-    pub quantize: Option<Recipe>,
-    /// Called with bytes done and bytes in all, as tensors are read.
-    pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
-}
-
-impl LoadOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Sets [`threads`](Self::threads).
-    pub fn threads(mut self, n: usize) -> Self {
-        self.threads = Some(n);
-        self
-    }
-
-    /// Sets [`isa`](Self::isa).
-    pub fn isa(mut self, isa: Isa) -> Self {
-        self.isa = Some(isa);
-        self
-    }
-
-    /// Sets [`kv_type`](Self::kv_type).
-    pub fn kv_type(mut self, ty: KvType) -> Self {
-        self.kv_type = Some(ty);
-        self
-    }
-
-    /// Sets [`sliding_window`](Self::sliding_window): for Mistral 7B v0.1 and others whose GGUF files do not say
-    /// that they have one. Of a model whose layers differ, it changes those that have a window.
-    pub fn sliding_window(mut self, window: Option<usize>) -> Self {
-        self.sliding_window = Some(window);
-        self
-    }
-
-    /// Sets [`local_layers`](Self::local_layers): for Ministral and others whose windows interleave with layers that
-    /// see everything, where GGUF files do not say so.
-    pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
-        self.local_layers = Some(pattern.into());
-        self
-    }
-
-    /// Sets [`context_length`](Self::context_length).
-    pub fn context_length(mut self, n: usize) -> Self {
-        self.context_length = Some(n);
-        self
-    }
-
-    /// The configuration with what the options change.
-    fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
-        if let Some(window) = self.sliding_window {
-            config.set_sliding_window(window);
-        }
-        if let Some(pattern) = &self.local_layers {
-            config.set_local_layers(pattern)?;
-        }
-        if let Some(n) = self.context_length {
-            config.context_length = config.context_length.min(n.max(1));
-        }
-        config.checked()
-    }
-
-    /// Sets [`quantize`](Self::quantize).
-    pub fn quantize(mut self, recipe: Recipe) -> Self {
-        self.quantize = Some(recipe);
-        self
-    }
-
-    /// Sets [`progress`](Self::progress).
-    pub fn progress(mut self, f: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
-        self.progress = Some(Arc::new(f));
-        self
-    }
-}
-
-/// For which of its tokens a chunk wants logits, or that it wants what they are made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitsFor {
-    /// None: the chunk only fills the cache.
-    None,
-    /// The last token.
-    Last,
-    /// The last `n` tokens (all, if there are fewer).
-    LastN(usize),
-    /// Every token.
-    All,
-    /// No logits, but of every token the hidden state behind the last norm: see [`Logits::take_hidden`].
-    Hidden,
-}
-
-impl LogitsFor {
-    pub(crate) fn rows(self, n_tokens: usize) -> usize {
-        match self {
-            Self::None | Self::Hidden => 0,
-            Self::Last => 1,
-            Self::LastN(n) => n.min(n_tokens),
-            Self::All => n_tokens,
-        }
-    }
-}
-
-/// Tokens to append to one sequence.
-#[derive(Debug)]
-pub struct Chunk<'a> {
-    /// The sequence.
-    pub cache: &'a mut KvCache,
-    /// At least one token.
-    pub tokens: &'a [u32],
-    /// Which logits are wanted.
-    pub logits: LogitsFor,
-}
-
-/// Rows of logits, in the order of the batch.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Logits {
-    n_vocab: usize,
-    /// `[n_rows, n_vocab]`
-    pub(crate) values: Vec<f32>,
-    /// `[n_tokens, dim]`
-    pub(crate) hidden: Vec<f32>,
-}
-
-impl Logits {
-    /// Makes it so many rows; what they hold is to be written over.
-    pub(crate) fn resize(&mut self, n_vocab: usize, n_rows: usize) {
-        self.n_vocab = n_vocab;
-        self.values.resize(n_rows * n_vocab, 0.0);
-        self.hidden.clear();
-    }
-
-    /// Rows.
-    pub fn n_rows(&self) -> usize {
-        self.values.len() / self.n_vocab.max(1)
-    }
-
-    /// One row: `[n_vocab]`.
-    ///
-    /// # Panics
-    /// If there is no such row.
-    pub fn row(&self, i: usize) -> &[f32] {
-        &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
-    }
-
-    /// The hidden states of the chunks that want them ([`LogitsFor::Hidden`]), in the order of the batch:
-    /// `[n_tokens, dim]`.
-    pub fn take_hidden(&mut self) -> Vec<f32> {
-        std::mem::take(&mut self.hidden)
-    }
-
-    /// All rows one after another, to be changed.
-    pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values
-    }
-}
-
 /// A loaded model.
 pub struct Decoder {
-    pub(crate) config: ModelConfig,
-    pub(crate) weights: Weights,
-    pub(crate) rope: Rope,
-    pub(crate) engine: Engine,
+    config: ModelConfig,
+    embedding: Embedding,
+    /// In the order of their layers, of which each has one.
+    segments: Vec<Box<dyn Segment>>,
+    head: Box<dyn Head>,
+    rope: Rope,
+    /// The host's instruction set and threads.
+    cpu: Cpu,
     pages: Arc<PageKind>,
+    fused: Vec<Fused>,
+    fingerprint: u128,
     /// Buffers of a step; held for its length, so that steps of different callers take turns.
-    scratch: Mutex<Scratch>,
+    buffers: Mutex<Buffers>,
+}
+
+/// Buffers of a step, on the host.
+#[derive(Default)]
+struct Buffers {
+    /// `[n_tokens, dim]`: the residual stream.
+    x: Vec<f32>,
+    /// Rotations of every token's position, in layers that see everything and in local ones.
+    global: RopeAngles,
+    local: RopeAngles,
+    /// `[n_tokens]`: factors of the queries.
+    temperatures: Vec<f32>,
+    /// `[n_wanted, dim]`: rows that the head is to see.
+    wanted: Vec<f32>,
+    /// Those of a step that is over, for their memory.
+    spare_logits: Logits,
 }
 
 impl Decoder {
@@ -227,21 +81,42 @@ impl Decoder {
                 value: config.head_dim.to_string(),
             });
         }
-        let engine = engine(options.isa, options.threads)?;
-        check_fits(source, engine.isa())?;
-        let weights = Weights::load(source, &config, &engine, options.progress.as_deref().unwrap_or(&|_, _| {}))?;
+        let cpu = host_cpu(options.isa, options.threads)?;
+        let placed = options.placement.segments(config.n_layers())?;
+        let head_device = options.placement.head_device();
+        let is_elsewhere = |layer| placed.iter().any(|(layers, device)| device.is_some() && layers.contains(&layer));
+        check_fits(source, cpu.isa(), |name| match names::layer_of_gguf(name) {
+            Some(layer) => !is_elsewhere(layer),
+            None => head_device.is_none() || name == "token_embd.weight",
+        })?;
+        let here = CpuDevice::new(cpu.clone());
+        let progress = options.progress.as_deref().unwrap_or(&|_, _| {});
+        let mut loader = LayerLoader::new(source, &config, kv_type, &**cpu.pool(), progress);
+        let embedding = Embedding::load(&mut loader, &cpu, head_device.is_none())?;
+        let head = head_device.unwrap_or(&here).load_head(&mut loader)?;
+        let segments =
+            placed.into_iter().map(|(layers, device)| device.unwrap_or(&here).load_segment(&mut loader, layers));
+        let segments = segments.collect::<Result<Vec<_>, _>>()?;
+        let fused = (0..config.n_layers())
+            .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: !loader.has(Part::Gate, i) });
+        let fused = fused.collect();
+        let fingerprint = loader.finish()?;
         let rope = Rope::new(&config);
-        tracing::info!(
-            isa = %engine.isa(),
-            threads = engine.pool().n_threads(),
-            weight_bytes = weights.n_bytes(),
-            "loaded a {} model",
-            config.architecture
-        );
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let pages = Arc::new(PageKind::new(id, &config, kv_type));
-        Ok(Self { config, weights, rope, engine, pages, scratch: Mutex::default() })
+        let stores = segments.iter().map(|segment| segment.states()).collect();
+        let pages = Arc::new(PageKind::new(id, kv_type, config.widest_window(), stores));
+        let buffers = Mutex::default();
+        let decoder = Self { config, embedding, segments, head, rope, cpu, pages, fused, fingerprint, buffers };
+        tracing::info!(
+            isa = %decoder.isa(),
+            threads = decoder.n_threads(),
+            segments = decoder.segments.len(),
+            weight_bytes = decoder.weight_bytes(),
+            "loaded a {} model",
+            decoder.config.architecture
+        );
+        Ok(decoder)
     }
 
     /// Shape and constants.
@@ -251,17 +126,17 @@ impl Decoder {
 
     /// Size of the vocabulary.
     pub fn n_vocab(&self) -> usize {
-        self.weights.n_vocab()
+        self.embedding.n_vocab()
     }
 
     /// Threads that a step runs on.
     pub fn n_threads(&self) -> usize {
-        self.engine.pool().n_threads()
+        self.cpu.pool().n_threads()
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.engine.isa()
+        self.cpu.isa()
     }
 
     /// Element type of the KV caches.
@@ -269,14 +144,32 @@ impl Decoder {
         self.pages.ty
     }
 
-    /// The kernels and threads in use.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
+    /// The host's threads: steps run on them, and between steps they may do other work.
+    pub fn pool(&self) -> &ThreadPool {
+        self.cpu.pool()
     }
 
-    /// Bytes of the packed weights.
+    /// The host's instruction set and threads, for measuring what they can do.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// How its layers are cut: one range for each segment.
+    pub fn segments(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        self.segments.iter().map(|segment| segment.layers())
+    }
+
+    /// What tells this model from others: equal for equal weights, configuration and type of the cache, whatever file
+    /// they come from, on whatever threads, instruction set or devices; another one if this version of fewbit computes
+    /// other bits than the one that is compared with. It takes one byte in 64 of the weights into account.
+    pub fn fingerprint(&self) -> u128 {
+        self.fingerprint
+    }
+
+    /// Bytes of the packed weights, on all devices.
     pub fn weight_bytes(&self) -> u64 {
-        self.weights.n_bytes()
+        let segments: u64 = self.segments.iter().map(|segment| segment.weight_bytes()).sum();
+        segments + self.head.weight_bytes() + self.embedding.matrix.n_bytes() as u64
     }
 
     /// Bytes that one more position takes in a cache, on average.
@@ -304,6 +197,24 @@ impl Decoder {
         KvCache::new(Arc::clone(&self.pages), loras.clone())
     }
 
+    /// Loads an adapter for this model: a GGUF file, or a folder with `adapter_config.json` and
+    /// `adapter_model.safetensors` as PEFT writes it.
+    ///
+    /// # Errors
+    /// [`LoraError`] for a file that is no adapter, is damaged, was made for another model, or asks for something
+    /// other than low-rank parts of this model's matrices; and if a device has no room for it.
+    pub fn load_lora(&self, path: &Path) -> Result<Lora, LoraError> {
+        let load_part = |part: &lora::LowRank<'_>| {
+            let segment = self.segments.iter().find(|segment| segment.layers().contains(&part.layer));
+            match segment {
+                Some(segment) if part.target != LoraTarget::Output => segment.load_adapter(part),
+                _ => self.head.load_adapter(part),
+            }
+        };
+        let (id, config, n_vocab) = (self.id(), &self.config, self.n_vocab());
+        lora::load(path, &LoraModel { id, config, n_vocab, fused: &self.fused, load_part: &load_part })
+    }
+
     /// A set of adapters, each with a scale; of one that is named twice the last scale counts.
     ///
     /// # Errors
@@ -317,18 +228,18 @@ impl Decoder {
         self.pages.model
     }
 
-    /// A sequence of `len` positions, from the bytes that [`KvCache::put`] wrote. Whether they are what this
+    /// A sequence of `len` positions, from the bytes that [`KvCache::serialize`] wrote. Whether they are what this
     /// model computes with these adapters is the caller's to know.
     ///
     /// # Errors
     /// [`ModelError::BadCacheState`] if there are not as many bytes as such a cache has, and out of memory.
     pub fn restore_cache(&self, loras: &LoraSet, len: usize, bytes: &[u8]) -> Result<KvCache, ModelError> {
-        KvCache::take(&self.pages, loras.clone(), len, bytes)
+        KvCache::deserialize(&self.pages, loras.clone(), len, bytes)
     }
 
-    /// Bytes that [`KvCache::put`] appends for a sequence of `len` positions, at most.
+    /// Bytes that [`KvCache::serialize`] appends for a sequence of `len` positions, at most.
     pub fn cache_state_bytes(&self, len: usize) -> u64 {
-        (len.div_ceil(PAGE) as u64).saturating_mul(self.kv_page_bytes()).saturating_add(8)
+        (len.div_ceil(PAGE) as u64).saturating_mul(self.pages.saved_bytes() as u64).saturating_add(8)
     }
 
     /// An empty tree of prefixes.
@@ -344,16 +255,17 @@ impl Decoder {
     ///
     /// # Errors
     /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], and out of memory
-    /// for the cache: nothing was appended to any sequence. [`ModelError::Internal`]: a bug.
+    /// for the cache: nothing was appended to any sequence. Nor is it if a device fails. [`ModelError::Internal`]: a
+    /// bug.
     pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
-        self.run(batch, &mut None)
+        self.run(batch, None)
     }
 
     /// Takes back logits that are no longer needed: the next step writes into their memory, where new memory would
     /// have to be cleared first.
     pub fn recycle(&self, logits: Logits) {
         if logits.values.len() <= MOST_RECYCLED {
-            self.scratch.lock().unwrap_or_else(PoisonError::into_inner).spare_logits = logits;
+            self.buffers.lock().unwrap_or_else(PoisonError::into_inner).spare_logits = logits;
         }
     }
 
@@ -362,28 +274,129 @@ impl Decoder {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn forward_collecting(&self, batch: &mut [Chunk<'_>], collector: &mut Collector) -> Result<Logits, ModelError> {
-        let mut lent = Some(std::mem::take(collector));
-        let result = self.run(batch, &mut lent);
-        *collector = lent.unwrap_or_default();
-        result
+        self.run(batch, Some(collector))
     }
 
-    fn run(&self, batch: &mut [Chunk<'_>], collector: &mut Option<Collector>) -> Result<Logits, ModelError> {
+    fn run(&self, batch: &mut [Chunk<'_>], collector: Option<&mut Collector>) -> Result<Logits, ModelError> {
         for chunk in batch.iter_mut() {
             self.check(chunk)?;
             chunk.cache.reserve(chunk.tokens.len())?;
         }
-        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
-        scratch.collector = collector.take();
-        let result = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut scratch)));
-        *collector = scratch.collector.take();
-        let logits = result.map_err(|payload| {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut buffers, collector)));
+        let logits = result.unwrap_or_else(|payload| {
             let message = payload.downcast_ref::<String>().map(String::as_str);
             let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            ModelError::Internal { message: message.to_owned() }
+            Err(ModelError::Internal { message: message.to_owned() })
         })?;
         for chunk in batch.iter_mut() {
             chunk.cache.advance(chunk.tokens.len());
+        }
+        Ok(logits)
+    }
+
+    /// Embedding, segments, head.
+    fn step(
+        &self,
+        batch: &mut [Chunk<'_>],
+        buffers: &mut Buffers,
+        collector: Option<&mut Collector>,
+    ) -> Result<Logits, ModelError> {
+        self.embed(batch, buffers);
+        self.layers(batch, buffers, collector)?;
+        let hidden = self.hidden_states(batch, &buffers.x)?;
+        let mut logits = self.logits(batch, buffers)?;
+        logits.hidden = hidden;
+        Ok(logits)
+    }
+
+    fn embed(&self, batch: &[Chunk<'_>], s: &mut Buffers) {
+        let c = &self.config;
+        let n: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
+        s.x.resize(n * c.dim, 0.0);
+        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
+        for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
+            self.embedding.look_up(token, x);
+            if c.embedding_scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= c.embedding_scale);
+            }
+        }
+        s.global.clear();
+        s.local.clear();
+        s.temperatures.clear();
+        for chunk in batch {
+            for i in 0..chunk.tokens.len() {
+                let position = chunk.cache.len() + i;
+                self.rope.angles(position, &mut s.global, &mut s.local);
+                s.temperatures.extend(c.attention_temperature.map(|t| t.factor(position)));
+            }
+        }
+    }
+
+    fn layers(
+        &self,
+        batch: &mut [Chunk<'_>],
+        s: &mut Buffers,
+        collector: Option<&mut Collector>,
+    ) -> Result<(), ModelError> {
+        if s.x.is_empty() {
+            return Ok(());
+        }
+        let loras = loras_of(batch, |chunk| chunk.tokens.len());
+        let mut end = 0;
+        let sequences = batch.iter_mut().map(|chunk| {
+            end += chunk.tokens.len();
+            chunk.cache.rows(end - chunk.tokens.len()..end)
+        });
+        let mut step = Step {
+            sequences: sequences.collect(),
+            global: &s.global,
+            local: &s.local,
+            temperatures: &s.temperatures,
+            loras: &loras,
+            collector,
+        };
+        for (i, segment) in self.segments.iter().enumerate() {
+            step.sequences.iter_mut().for_each(|sequence| sequence.enter(i));
+            segment.forward(&mut step, &mut s.x)?;
+        }
+        Ok(())
+    }
+
+    /// The hidden states after the last norm, of the chunks that want them.
+    fn hidden_states(&self, batch: &[Chunk<'_>], x: &[f32]) -> Result<Vec<f32>, ModelError> {
+        let dim = self.config.dim;
+        let mut wanted = Vec::new();
+        let mut end = 0;
+        for chunk in batch {
+            let start = end;
+            end += chunk.tokens.len();
+            if chunk.logits == LogitsFor::Hidden {
+                wanted.extend_from_slice(&x[start * dim..end * dim]);
+            }
+        }
+        if !wanted.is_empty() {
+            self.head.norm(&mut wanted)?;
+        }
+        Ok(wanted)
+    }
+
+    /// Logits of the rows that are wanted, and of no others: the output matrix is the largest of a small
+    /// model.
+    fn logits(&self, batch: &[Chunk<'_>], s: &mut Buffers) -> Result<Logits, ModelError> {
+        let dim = self.config.dim;
+        s.wanted.clear();
+        let mut end = 0;
+        for chunk in batch {
+            end += chunk.tokens.len();
+            let rows = chunk.logits.rows(chunk.tokens.len());
+            s.wanted.extend_from_slice(&s.x[(end - rows) * dim..end * dim]);
+        }
+        let mut logits = std::mem::take(&mut s.spare_logits);
+        logits.resize(self.n_vocab(), s.wanted.len() / dim);
+        if !s.wanted.is_empty() {
+            let loras = loras_of(batch, |chunk| chunk.logits.rows(chunk.tokens.len()));
+            self.head.logits(&s.wanted, &loras, &mut logits.values)?;
         }
         Ok(logits)
     }
@@ -409,6 +422,11 @@ impl Decoder {
 
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoder").field("config", &self.config).field("engine", &self.engine).finish_non_exhaustive()
+        f.debug_struct("Decoder").field("config", &self.config).field("cpu", &self.cpu).finish_non_exhaustive()
     }
+}
+
+/// Which adapters the rows have that each chunk brings.
+fn loras_of(batch: &[Chunk<'_>], n_rows: impl Fn(&Chunk<'_>) -> usize) -> Vec<AdaptedRows> {
+    adapted_rows(batch.iter().map(|chunk| (chunk.cache.loras(), n_rows(chunk))))
 }

@@ -109,6 +109,14 @@ pub enum ModelError {
         /// The most common weight type.
         weight_type: TensorType,
     },
+    /// More layers were placed than there are.
+    #[error("{placed} layers are placed, but the model has {n_layers}")]
+    Placement {
+        /// Layers of all parts of the placement.
+        placed: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
     /// A batch does not fit into the context.
     #[error("{n_tokens} tokens behind {position} do not fit into the context of {context_length}")]
     ContextFull {

@@ -1,14 +1,21 @@
 //! The decoder of fewbit: configuration, weights, KV cache, and one forward pass for the Llama family.
 //!
-//! A model is data: [`ModelConfig`] says what it is made of, [`Decoder`] is the only code that runs it.
+//! A model is data: [`ModelConfig`] says what it is made of, [`Decoder`] is the only code that runs it, through
+//! [`Segment`]s of layers that each lie on a [`Device`].
 #![forbid(unsafe_code)]
 
+mod batch;
 mod cache;
 mod config;
+mod cpu;
 mod decoder;
+mod embedding;
 mod error;
-mod forward;
+mod fingerprint;
 pub mod hf;
+mod kv_type;
+mod load;
+mod loader;
 mod lora;
 mod memory;
 mod names;
@@ -17,20 +24,28 @@ mod prefix;
 pub mod quantize;
 mod rope;
 mod routing;
+mod segment;
 mod source;
-mod weights;
+mod state;
 
+pub use batch::{Chunk, Logits, LogitsFor};
 pub use cache::KvCache;
 pub use config::{
     AttentionTemperature, ExpertConfig, GgufConfig, LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling,
     yarn_magnitude,
 };
-pub use decoder::{Chunk, Decoder, LoadOptions, Logits, LogitsFor};
+pub use cpu::CpuDevice;
+pub use decoder::Decoder;
 pub use error::ModelError;
-pub use fewbit_kernels::{GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ceiling};
+pub use fewbit_kernels::{Cpu, GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ThreadPool, ceiling};
 pub use hf::HfModel;
-pub use lora::{Lora, LoraError, LoraSet};
+pub use kv_type::KvType;
+pub use load::{LoadOptions, Placement};
+pub use loader::LayerLoader;
+pub use lora::{AdaptedRows, AdapterPart, Lora, LoraError, LoraSet, LoraTarget, LowRank};
 pub use memory::{MemoryEstimate, available_bytes, estimate};
-pub use pages::KvType;
 pub use prefix::PrefixTree;
-pub use source::{Quantized, WeightSource};
+pub use rope::RopeAngles;
+pub use segment::{Device, Head, Segment, SequenceRows, Step};
+pub use source::{FillRows, Quantized, WeightSource, Workers};
+pub use state::{StatePage, StateStore};

@@ -1,10 +1,9 @@
 //! What a model will take, before anything is allocated.
 
-use crate::ModelError;
-use crate::pages::{KvType, page_bytes};
+use crate::cpu::page_bytes;
 use crate::source::WeightSource;
-use crate::weights::packed_bytes;
-use fewbit_kernels::{Isa, PAGE};
+use crate::{KvType, ModelError};
+use fewbit_kernels::{Isa, Matrix, PAGE};
 use fewbit_quant::TensorType;
 
 /// Memory that a loaded model and one sequence take.
@@ -50,7 +49,7 @@ pub fn estimate(
     };
     let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + ffn;
     Ok(MemoryEstimate {
-        weight_bytes: packed_bytes(source, isa).0,
+        weight_bytes: packed_bytes(source, isa, |_| true).0,
         kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
         lora_bytes: 0,
         scratch_bytes: 512 * 5 * widths as u64,
@@ -65,9 +64,13 @@ pub(crate) fn default_kv_type(source: &dyn WeightSource) -> KvType {
     }
 }
 
-/// Refuses a load that the operating system says will not fit.
-pub(crate) fn check_fits(source: &dyn WeightSource, isa: Isa) -> Result<(), ModelError> {
-    let (needed_bytes, weight_type) = packed_bytes(source, isa);
+/// Refuses a load that the operating system says will not fit, of the tensors that are to lie in this memory.
+pub(crate) fn check_fits(
+    source: &dyn WeightSource,
+    isa: Isa,
+    is_here: impl Fn(&str) -> bool,
+) -> Result<(), ModelError> {
+    let (needed_bytes, weight_type) = packed_bytes(source, isa, is_here);
     match available_bytes() {
         Some(available_bytes) if needed_bytes > available_bytes => {
             Err(ModelError::DoesNotFit { needed_bytes, available_bytes, weight_type })
@@ -87,6 +90,34 @@ pub fn available_bytes() -> Option<u64> {
     let in_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
     // A system of which nothing is known says 0.
     (system.total_memory() > 0).then(|| available.min(in_container.unwrap_or(u64::MAX)))
+}
+
+/// Bytes that the matrices of a source take once packed for `isa`, of those that `is_here` names, and the type of most of them.
+fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> bool) -> (u64, TensorType) {
+    let mut total = 0u64;
+    let mut by_type: Vec<(TensorType, u64)> = Vec::new();
+    for tensor in source.tensors().iter().filter(|tensor| is_here(&tensor.name)) {
+        let (n, n_rows, n_cols) = match tensor.shape[..] {
+            [n_rows, n_cols] => (1, n_rows, n_cols),
+            [n, n_rows, n_cols] => (n, n_rows, n_cols),
+            _ => continue,
+        };
+        let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
+        let isa = if looked_up { Isa::Scalar } else { isa };
+        let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
+            // Refused when it is loaded, with its name, which no lack of memory may hide.
+            _ if !tensor.ty.is_supported() => tensor.n_bytes,
+            (Ok(rows), Ok(cols)) => Matrix::packed_bytes(isa, tensor.ty, rows, cols).unwrap_or(usize::MAX) as u64,
+            _ => u64::MAX,
+        };
+        let bytes = bytes.saturating_mul(n);
+        total = total.saturating_add(bytes);
+        match by_type.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
+            Some((_, n)) => *n = n.saturating_add(bytes),
+            None => by_type.push((tensor.ty, bytes)),
+        }
+    }
+    (total, by_type.into_iter().max_by_key(|(_, n)| *n).map_or(TensorType::F32, |(ty, _)| ty))
 }
 
 #[cfg(test)]

@@ -73,6 +73,11 @@ pub(crate) fn gguf(part: Part, layer: usize) -> String {
     name.replace("{}", &layer.to_string())
 }
 
+/// The layer that a tensor in a GGUF file belongs to.
+pub(crate) fn layer_of_gguf(name: &str) -> Option<usize> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
 /// The part with this name in a GGUF file, which is one of this layer if it is one of a layer.
 pub(crate) fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
     GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)

@@ -6,7 +6,7 @@
 //! depend on the tokens before them and on the adapters in use, and on nothing else: each set of adapters has a
 //! tree of its own.
 
-use crate::KvCache;
+use crate::cache::KvCache;
 use crate::lora::{LoraKey, LoraSet};
 use crate::pages::{Page, PageKind};
 use fewbit_kernels::PAGE;

@@ -11,7 +11,7 @@
 //!            are the pairs that turn beta_fast and beta_slow times in the original context
 //! longrope:  f / short_i or f / long_i
 //! ```
-//! and `n` is the number of rotated elements. Angles are computed in f64 with the pure-Rust `libm`, so that they
+//! and `n` is the number of rotated elements. RopeAngles are computed in f64 with the pure-Rust `libm`, so that they
 //! are the same on every platform, and rounded to f32 as cosine and sine, times the attention factor.
 
 use crate::config::{ModelConfig, RopeConfig, RopeScaling};
@@ -23,11 +23,14 @@ pub(crate) struct Rope {
     local: Option<Frequencies>,
 }
 
-/// Cosines and sines of some positions, `[n_positions, n_dims / 2]` each.
-#[derive(Default)]
-pub(crate) struct Angles {
-    pub(crate) cos: Vec<f32>,
-    pub(crate) sin: Vec<f32>,
+/// Cosines and sines of some positions, `[n_positions, n_dims / 2]` each: the host's, so that they are the same on every
+/// device.
+#[derive(Debug, Default)]
+pub struct RopeAngles {
+    /// Cosines, times the attention factor.
+    pub cos: Vec<f32>,
+    /// Sines, times the attention factor.
+    pub sin: Vec<f32>,
 }
 
 struct Frequencies {
@@ -46,7 +49,7 @@ impl Rope {
     }
 
     /// Appends the angles of a position, for layers that see everything and for local ones.
-    pub(crate) fn angles(&self, position: usize, global: &mut Angles, local: &mut Angles) {
+    pub(crate) fn angles(&self, position: usize, global: &mut RopeAngles, local: &mut RopeAngles) {
         self.global.angles(position, global);
         if let Some(frequencies) = &self.local {
             frequencies.angles(position, local);
@@ -54,7 +57,7 @@ impl Rope {
     }
 }
 
-impl Angles {
+impl RopeAngles {
     pub(crate) fn clear(&mut self) {
         self.cos.clear();
         self.sin.clear();
@@ -62,7 +65,7 @@ impl Angles {
 }
 
 impl Frequencies {
-    fn angles(&self, position: usize, out: &mut Angles) {
+    fn angles(&self, position: usize, out: &mut RopeAngles) {
         for frequency in &self.frequencies {
             let (s, c) = libm::sincos(position as f64 * frequency);
             out.cos.push((c * self.magnitude) as f32);

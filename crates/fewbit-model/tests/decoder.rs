@@ -262,8 +262,9 @@ fn a_cache_comes_back_from_its_bytes() {
         let mut cache = decoder.new_cache();
         logits(&decoder, &mut cache, &tokens, 512);
         let mut bytes = Vec::new();
-        cache.put(&mut bytes);
-        let mut restored = decoder.restore_cache(&LoraSet::default(), cache.len(), &bytes).expect("what put wrote");
+        cache.serialize(&mut bytes).expect("the CPU does not fail");
+        let mut restored =
+            decoder.restore_cache(&LoraSet::default(), cache.len(), &bytes).expect("what serialize wrote");
         let want = logits(&decoder, &mut cache, &next, 3);
         assert!(logits(&decoder, &mut restored, &next, 3) == want, "{name}");
         for (len, bytes) in [

@@ -48,6 +48,48 @@ fn llama() {
     assert_eq!(config(json!({ "model_type": "mistral" })).sliding_window, Some(4096), "by its type");
 }
 
+/// Precedences of `transformers` 5: `rope_scaling` before `rope_parameters`, a base inside before one at the top, and that
+/// before the default.
+#[test]
+fn every_spelling_of_a_rope_means_the_same() {
+    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
+    let with_theta = json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 1e6 });
+    let plain = json!({ "rope_type": "default" });
+    for (settings, theta, scaling) in [
+        (json!({ "rope_theta": 1e6, "rope_parameters": plain }), 1e6, RopeScaling::None),
+        (json!({ "rope_theta": 5e5, "rope_parameters": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
+        (json!({ "rope_scaling": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
+        (json!({ "rope_theta": 1e6, "rope_scaling": linear }), 1e6, RopeScaling::Linear { factor: 4.0 }),
+        (json!({ "rope_scaling": linear, "rope_parameters": plain }), 1e4, RopeScaling::Linear { factor: 4.0 }),
+        (json!({ "rope_scaling": {}, "rope_parameters": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
+        (json!({ "rope_scaling": null, "rope_parameters": null, "rope_theta": null }), 1e4, RopeScaling::None),
+    ] {
+        let rope = of_class("LlamaForCausalLM", settings.clone()).rope;
+        assert_eq!((rope.theta, rope.scaling), (theta, scaling), "{settings}");
+    }
+    let by_kind =
+        json!({ "full_attention": plain, "sliding_attention": { "rope_type": "default", "rope_theta": 2e4 } });
+    let gemma = of_class("Gemma3ForCausalLM", json!({ "rope_theta": 3e6, "rope_parameters": by_kind }));
+    assert_eq!((gemma.rope.theta, gemma.local_rope.map(|rope| rope.theta)), (3e6, Some(2e4)));
+}
+
+#[test]
+fn granite_has_four_multipliers() {
+    let c = of_class(
+        "GraniteForCausalLM",
+        json!({
+            "embedding_multiplier": 12, "attention_multiplier": 0.0078125, "residual_multiplier": 0.22, "logits_scaling": 8
+        }),
+    );
+    assert_eq!((c.embedding_scale, c.attention_scale, c.residual_scale, c.logit_scale), (12.0, 0.0078125, 0.22, 0.125));
+    let plain = of_class("GraniteForCausalLM", json!({}));
+    assert_eq!(
+        (plain.embedding_scale, plain.attention_scale, plain.logit_scale),
+        (1.0, 1.0, 1.0),
+        "the class's defaults"
+    );
+}
+
 #[test]
 fn rope_scalings() {
     let scaled = |scaling: Value| of_class("LlamaForCausalLM", json!({ "rope_scaling": scaling })).rope;

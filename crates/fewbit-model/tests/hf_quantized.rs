@@ -2,7 +2,7 @@
 //! by `golden/hf/make_quantized.py`.
 
 use fewbit_format::{GgufFile, Metadata};
-use fewbit_kernels::{Engine, Isa};
+use fewbit_kernels::ThreadPool;
 use fewbit_model::quantize::{FileOptions, QuantizeError, Recipe, quantize_folder};
 use fewbit_model::{HfModel, WeightSource};
 use fewbit_quant::{TensorType, decode};
@@ -23,13 +23,13 @@ fn name(path: &Path) -> String {
 }
 
 /// Rows of a tensor, decoded: all at once, and each alone.
-fn values(model: &HfModel, engine: &Engine, name: &str) -> (TensorType, Vec<Vec<f32>>) {
+fn values(model: &HfModel, pool: &ThreadPool, name: &str) -> (TensorType, Vec<Vec<f32>>) {
     let tensor = model.tensor(name).expect("a tensor of the folder");
     let (n_rows, n_cols) = (tensor.shape[0] as usize, tensor.shape[1] as usize);
-    let all = model.rows(engine, tensor, 0..n_rows).expect("readable");
+    let all = model.rows(pool, tensor, 0..n_rows).expect("readable");
     let mut rows = Vec::new();
     for row in 0..n_rows {
-        let bytes = model.rows(engine, tensor, row..row + 1).expect("readable");
+        let bytes = model.rows(pool, tensor, row..row + 1).expect("readable");
         assert_eq!(bytes, &all[row * bytes.len()..(row + 1) * bytes.len()], "{name}, row {row}");
         let mut out = vec![0.0; n_cols];
         decode(tensor.ty, &bytes, &mut out).expect("whole blocks");
@@ -40,7 +40,7 @@ fn values(model: &HfModel, engine: &Engine, name: &str) -> (TensorType, Vec<Vec<
 
 #[test]
 fn quantized_matrices_are_what_their_formats_say() {
-    let engine = Engine::new(Isa::Scalar, 2).expect("two threads");
+    let pool = ThreadPool::new(2).expect("two threads");
     assert_eq!(folders().len(), 14);
     for folder in folders() {
         let name = name(&folder);
@@ -49,7 +49,7 @@ fn quantized_matrices_are_what_their_formats_say() {
         let mut expected = expected.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b));
         let bound = fs::read_to_string(folder.join("bound.txt")).expect("part of the repository");
         for part in ["blk.0.attn_q.weight", "blk.0.attn_output.weight"] {
-            let (ty, rows) = values(&model, &engine, part);
+            let (ty, rows) = values(&model, &pool, part);
             match bound.trim() {
                 "exact" => assert!(matches!(ty, TensorType::Q4_0 | TensorType::Q8_0), "{name} {part}: {ty}"),
                 "step" => assert_eq!(ty, TensorType::Q4_1, "{name} {part}"),
@@ -83,7 +83,7 @@ fn quantized_matrices_are_what_their_formats_say() {
 
 #[test]
 fn a_gguf_file_of_such_a_folder_has_its_values() {
-    let engine = Engine::new(Isa::Scalar, 2).expect("two threads");
+    let pool = ThreadPool::new(2).expect("two threads");
     for folder in folders() {
         let name = name(&folder);
         let model = HfModel::open(&folder).expect("valid");
@@ -93,7 +93,7 @@ fn a_gguf_file_of_such_a_folder_has_its_values() {
             let options = FileOptions::new(recipe).allow_requantize(allow);
             quantize_folder(&model, &Metadata::default(), &out, &options, &mut |_, _| {})
         };
-        let own = values(&model, &engine, "blk.0.attn_q.weight").0;
+        let own = values(&model, &pool, "blk.0.attn_q.weight").0;
         if own.block_elems() > 1 {
             let error = quantize(Recipe::F32, false).expect_err("quantized already");
             assert!(matches!(&error, QuantizeError::Requantize { .. }), "{name}: {error}");
@@ -102,7 +102,7 @@ fn a_gguf_file_of_such_a_folder_has_its_values() {
             quantize(recipe, false).expect("nothing to quantize again");
             let file = GgufFile::open(&out).expect("a valid file");
             let tensor = file.tensor("blk.0.attn_q.weight").expect("there");
-            let same = model.rows(&engine, model.tensor(&tensor.name).expect("there"), 0..tensor.shape[0] as usize);
+            let same = model.rows(&pool, model.tensor(&tensor.name).expect("there"), 0..tensor.shape[0] as usize);
             assert_eq!((tensor.ty, file.tensor_bytes(tensor)), (own, &*same.expect("readable")), "{name}");
         }
         quantize(Recipe::F32, true).expect("decodes");
@@ -110,19 +110,19 @@ fn a_gguf_file_of_such_a_folder_has_its_values() {
         for part in ["blk.0.attn_q.weight", "blk.0.attn_output.weight"] {
             let bytes = file.tensor_bytes(file.tensor(part).expect("there")).as_chunks::<4>().0;
             let found: Vec<f32> = bytes.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            assert!(found == values(&model, &engine, part).1.concat(), "{name} {part}");
+            assert!(found == values(&model, &pool, part).1.concat(), "{name} {part}");
         }
     }
 }
 
 #[test]
 fn biases_of_queries_move_with_their_rows() {
-    let engine = Engine::new(Isa::Scalar, 1).expect("one thread");
+    let pool = ThreadPool::new(1).expect("one thread");
     let folder = folders().into_iter().find(|path| path.ends_with("gptq4")).expect("part of the repository");
     let model = HfModel::open(&folder).expect("valid");
     let tensor = model.tensor("blk.0.attn_q.bias").expect("it has biases");
     let mut bias = vec![0.0; tensor.shape[0] as usize];
-    decode(tensor.ty, &model.rows(&engine, tensor, 0..1).expect("readable"), &mut bias).expect("plain numbers");
+    decode(tensor.ty, &model.rows(&pool, tensor, 0..1).expect("readable"), &mut bias).expect("plain numbers");
     // In the file, each is its own index.
     assert_eq!(bias[..6], [0.0, 8.0, 1.0, 9.0, 2.0, 10.0]);
     assert_eq!(bias[16..18], [16.0, 24.0]);

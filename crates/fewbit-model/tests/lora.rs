@@ -15,7 +15,9 @@ mod random;
 mod run;
 
 use fewbit_format::GgufWriter;
-use fewbit_model::{Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, Lora, LoraError, LoraSet, ModelError};
+use fewbit_model::{
+    Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, Lora, LoraError, LoraSet, ModelError, Placement,
+};
 use fewbit_quant::TensorType;
 use golden::{GoldenModel, N_VOCAB, golden_models, values};
 use half::f16;
@@ -172,7 +174,7 @@ fn logits_are_those_of_float64_with_merged_weights() {
     for ((model, want), adapter) in cases.iter().zip(&golden.adapters) {
         let decoder = load(model);
         let path = gguf(folder.path(), architecture(model), &golden, adapter, TensorType::F32, |_| {});
-        let lora = Lora::load(&path, &decoder).expect("loads");
+        let lora = decoder.load_lora(&path).expect("loads");
         assert!(lora.n_bytes() >= Lora::estimate(&path).expect("an adapter"));
         let set = decoder.lora_set(&[(lora, golden.scale)]).expect("a set");
         let got = logits(&decoder, &set, &model.tokens, 64);
@@ -195,7 +197,7 @@ fn both_kinds_of_files_give_the_same_bits() {
             let mut config = peft_config(&golden);
             let mut tensors = peft_tensors(model, adapter, ty);
             let peft = peft(folder.path(), &tensors, &config);
-            let (a, b) = (Lora::load(&gguf, &decoder).expect("loads"), Lora::load(&peft, &decoder).expect("loads"));
+            let (a, b) = (decoder.load_lora(&gguf).expect("loads"), decoder.load_lora(&peft).expect("loads"));
             assert_eq!((a.fingerprint(), a.n_matrices()), (b.fingerprint(), b.n_matrices()), "{}", model.name);
             let run = |lora: &Lora| {
                 let set = decoder.lora_set(&[(lora.clone(), golden.scale)]).expect("a set");
@@ -207,11 +209,11 @@ fn both_kinds_of_files_give_the_same_bits() {
             config["use_rslora"] = true.into();
             config["lora_alpha"] = (f64::from(golden.alpha) / (golden.rank as f64).sqrt()).into();
             tensors.reverse();
-            let by_root = Lora::load(&self::peft(folder.path(), &tensors, &config), &decoder).expect("loads");
+            let by_root = decoder.load_lora(&self::peft(folder.path(), &tensors, &config)).expect("loads");
             assert_eq!(by_root.fingerprint(), a.fingerprint(), "{}", model.name);
             let patterns = json!({ "r": 77, "lora_alpha": 1, "rank_pattern": { "model.layers.[0-9]+.*": golden.rank, "lm_head": golden.rank },
                 "alpha_pattern": { ".*": golden.alpha }});
-            let of_patterns = Lora::load(&self::peft(folder.path(), &tensors, &patterns), &decoder).expect("loads");
+            let of_patterns = decoder.load_lora(&self::peft(folder.path(), &tensors, &patterns)).expect("loads");
             assert_eq!(of_patterns.fingerprint(), a.fingerprint(), "{}", model.name);
         }
     }
@@ -220,11 +222,36 @@ fn both_kinds_of_files_give_the_same_bits() {
 /// Two adapters of a model: the golden one, and one for some matrices only.
 fn two(folder: &Path, golden: &Golden, model: &GoldenModel, adapter: &GoldenAdapter, decoder: &Decoder) -> [Lora; 2] {
     let path = gguf(folder, architecture(model), golden, adapter, TensorType::F32, |_| {});
-    let all = Lora::load(&path, decoder).expect("loads");
+    let all = decoder.load_lora(&path).expect("loads");
     let some = adapter.tensors.iter().filter(|(name, ..)| name.starts_with("blk.1.") && !name.contains("ffn_up"));
     let some = GoldenAdapter { model: adapter.model, tensors: some.cloned().collect() };
     let path = gguf(folder, architecture(model), golden, &some, TensorType::F16, |_| {});
-    [all, Lora::load(&path, decoder).expect("loads")]
+    [all, decoder.load_lora(&path).expect("loads")]
+}
+
+#[test]
+fn adapters_follow_their_matrices_into_segments() {
+    let (golden, cases) = cases();
+    let folder = TempDir::new().expect("a folder");
+    for ((model, _), adapter) in cases.iter().zip(&golden.adapters) {
+        let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
+        let run = |placement: Placement| {
+            let decoder = Decoder::load(&file, &LoadOptions::new().threads(2).placement(placement)).expect("loads");
+            let [all, some] = two(folder.path(), &golden, model, adapter, &decoder);
+            let set = |loras: &[(Lora, f32)]| decoder.lora_set(loras).expect("a set");
+            let sets = [set(&[(all.clone(), 1.0)]), set(&[(some.clone(), 2.0), (all, 0.25)]), set(&[])];
+            let mut caches = sets.each_ref().map(|set| decoder.new_cache_with(set));
+            let mut got = Vec::new();
+            for tokens in model.tokens[..24].chunks(5) {
+                let mut batch: Vec<_> =
+                    caches.iter_mut().map(|cache| Chunk { cache, tokens, logits: LogitsFor::All }).collect();
+                got.extend(bits(decoder.forward(&mut batch).expect("runs").values_mut()));
+            }
+            (got, some.n_bytes(), some.fingerprint())
+        };
+        let whole = run(Placement::new());
+        assert!(run(Placement::new().cpu(1)) == whole, "{}", model.name);
+    }
 }
 
 #[test]
@@ -343,7 +370,7 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
     let none = GoldenAdapter { model: 0, tensors: Vec::new() };
     let error = |adapter: &GoldenAdapter, change: &dyn Fn(&mut GgufWriter<'_>)| {
         let path = gguf(folder.path(), "llama", &golden, adapter, TensorType::F32, change);
-        let error = Lora::load(&path, &decoder).expect_err("refused");
+        let error = decoder.load_lora(&path).expect_err("refused");
         assert!(error.to_string().contains("adapter.gguf"), "{error}");
         error
     };
@@ -415,7 +442,7 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
         assert!(matches!(wrong, LoraError::Shape { .. }), "{wrong}");
     }
     let path = folder.path().join("nothing.gguf");
-    let missing = Lora::load(&path, &decoder).expect_err("no file");
+    let missing = decoder.load_lora(&path).expect_err("no file");
     assert!(matches!(missing, LoraError::Format { .. }));
     assert_eq!(missing.to_string().matches(&*path.to_string_lossy()).count(), 1, "{missing}");
 }
@@ -428,7 +455,7 @@ fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
     let decoder = load(model);
     let tensors = peft_tensors(model, adapter, TensorType::F32);
     let error = |tensors: &[Tensor], config: &Value| {
-        let error = Lora::load(&peft(folder.path(), tensors, config), &decoder).expect_err("refused");
+        let error = decoder.load_lora(&peft(folder.path(), tensors, config)).expect_err("refused");
         assert!(error.to_string().contains("peft"), "{error}");
         error
     };
@@ -493,7 +520,7 @@ fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
     let path = folder.path().join("peft");
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         fs::remove_file(path.join(file)).expect("written above");
-        let missing = Lora::load(&path, &decoder).expect_err("refused");
+        let missing = decoder.load_lora(&path).expect_err("refused");
         assert!(matches!(missing, LoraError::Config { .. }) && missing.to_string().contains(file), "{missing}");
     }
 }
@@ -511,5 +538,5 @@ fn a_matrix_is_changed_once() {
     assert_eq!(again.len(), 2);
     tensors.extend(again);
     let path = peft(folder.path(), &tensors, &peft_config(&golden));
-    assert!(matches!(Lora::load(&path, &load(model)), Err(LoraError::Twice { .. })));
+    assert!(matches!(load(model).load_lora(&path), Err(LoraError::Twice { .. })));
 }

@@ -19,49 +19,9 @@
 //!
 //! `codebook.rs` has the formats whose codes are looked up.
 
+pub use crate::layout::{Block32, Block256, Levels};
+use crate::layout::{half_at, nibbles32, pairs_of_bits, runs};
 use crate::{TensorType, codebook};
-use half::f16;
-
-/// 32 weights under one scale: `value[e] = d * level(codes[e]) + m`.
-///
-/// What a code stands for is a property of the type: see [`Levels`]. `m` is 0 in types without a minimum.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Block32 {
-    /// Scale.
-    pub d: f32,
-    /// Minimum, added to every element.
-    pub m: f32,
-    /// Unsigned codes: 0..=15, 0..=31, or 0..=255.
-    pub codes: [u8; 32],
-}
-
-/// 256 weights in 16 sub-blocks of 16:
-/// `value[e] = (d * scales[e / 16]) * level(codes[e]) - dmin * mins[e / 16]`.
-///
-/// Formats with sub-blocks of 32 show each scale twice, and formats without sub-blocks scales of 1. What a code
-/// stands for is a property of the type: see [`Levels`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Block256 {
-    /// Scale of the integer scales.
-    pub d: f32,
-    /// Scale of the integer minimums; 0 in types without minimums.
-    pub dmin: f32,
-    /// Integer scale of each sub-block.
-    pub scales: [i8; 16],
-    /// Integer minimum of each sub-block, 0..=63.
-    pub mins: [u8; 16],
-    /// Unsigned codes: 0..=3, 0..=7, 0..=15, 0..=31 or 0..=63.
-    pub codes: [u8; 256],
-}
-
-/// What the codes of a type stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Levels {
-    /// The code minus this.
-    Offset(i32),
-    /// The entry at the code.
-    Table(&'static [i8; 16]),
-}
 
 impl Levels {
     /// The levels of a quantized type; `None` for plain types and those that fewbit knows by name only.
@@ -77,26 +37,11 @@ impl Levels {
             other => return codebook::levels(other),
         })
     }
-
-    /// What `code` stands for.
-    ///
-    /// # Panics
-    /// If a table has no such code.
-    pub fn at(self, code: u8) -> i32 {
-        match self {
-            Self::Offset(offset) => i32::from(code) - offset,
-            Self::Table(table) => i32::from(table[usize::from(code)]),
-        }
-    }
 }
 
 /// Whether a block of this type has minimums.
 pub fn has_min(ty: TensorType) -> bool {
     matches!(ty, TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K)
-}
-
-fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// Reads one block of a type of the 32-element family.
@@ -130,13 +75,6 @@ pub fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
         other => panic!("{other} has no blocks of 32"),
     }
     Block32 { d, m, codes }
-}
-
-pub(crate) fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
-    for e in 0..16 {
-        codes[e] = q[e] & 15;
-        codes[e + 16] = q[e] >> 4;
-    }
 }
 
 fn fifth_bits(h: &[u8], codes: &mut [u8; 32]) {
@@ -196,21 +134,6 @@ pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
         other => return codebook::read_block256(other, block),
     }
     b
-}
-
-/// Runs of 32 bytes: all formats of 256 elements keep 32 neighbours in neighbouring bytes, so a loop over a run is
-/// one over vectors.
-fn runs(bytes: &[u8]) -> &[[u8; 32]] {
-    bytes.as_chunks().0
-}
-
-/// 64 bytes of four 2-bit codes: each half of the block is 32 bytes, one bit pair per run of 32 elements.
-pub(crate) fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
-    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        for (code, q) in codes.iter_mut().zip(&runs(q)[i / 4]) {
-            *code = q >> (2 * (i % 4)) & 3;
-        }
-    }
 }
 
 /// 32 bytes of single bits, one per run of 32 elements, that become bit `to` of the codes.

@@ -29,7 +29,7 @@
 //! ([`scale_factor`]). That changes no bit: `d` has 11 significant bits, a scale 5 and a level 6, so every
 //! product of them is exact in `f32`. (IQ4_XS rounds, in the order that the format states.)
 
-use crate::block::{Block32, Block256, Levels, nibbles32, pairs_of_bits};
+use crate::layout::{Block32, Block256, Levels, nibbles32, pairs_of_bits};
 use crate::{TensorType, grid};
 use half::f16;
 

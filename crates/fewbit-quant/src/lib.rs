@@ -17,6 +17,7 @@ pub mod dot;
 pub mod encode;
 mod error;
 mod grid;
+mod layout;
 pub mod types;
 
 pub use activation::{ActivationKind, Q8Row};

@@ -13,6 +13,9 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 /// Token ids that, where present, end an answer besides EOS: end of turn and end of message.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
+/// A list of further ones, which Ollama's converter writes.
+const MORE_ENDS: &str = "tokenizer.ggml.eos_token_ids";
+
 impl<'a> Vocabulary<'a> {
     /// Reads what GGUF metadata says about the tokenizer. Nothing is checked but types.
     pub fn from_gguf(metadata: &'a Metadata) -> Result<Self, TokenizerError> {
@@ -37,6 +40,12 @@ impl<'a> Vocabulary<'a> {
         for key in ENDS {
             end_of_generation.extend(id(key)?);
         }
+        end_of_generation.extend(match metadata.get(MORE_ENDS) {
+            Some(Value::Array(Array::U32(list))) => list.clone(),
+            // Negative ones stand for none, as above.
+            Some(Value::Array(Array::I32(list))) => list.iter().filter_map(|&id| u32::try_from(id).ok()).collect(),
+            _ => Vec::new(),
+        });
         let mut vocabulary = Self {
             pre: metadata.str("tokenizer.ggml.pre")?.map(str::to_owned),
             tokens: Cow::Borrowed(tokens),

@@ -66,8 +66,8 @@ pub use error::TokenizerError;
 pub use hf::HfFiles;
 pub use special::SpecialTokens;
 pub use template::{
-    ChatTemplate, Clock, Message, MessageError, RenderedPrompt, TemplateError, TemplateInput, TemplateLimits, ToolCall,
-    encode_rendered,
+    ArgumentsForm, CallContent, ChatTemplate, Clock, Message, MessageError, RenderedPrompt, TemplateCapabilities,
+    TemplateError, TemplateInput, TemplateLimits, ToolCall, encode_rendered,
 };
 pub use tokenizer::{Tokenizer, TokenizerOptions};
 pub use vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};

@@ -143,7 +143,7 @@ impl ChatBuilder {
         let context = self.model.context_length();
         let loras = decoder.lora_set(&self.options.loras)?;
         let expected = Expected {
-            model: self.model.identity(&loras)?,
+            model: self.model.identity(&loras),
             n_vocab: self.model.tokenizer().n_vocab(),
             max_tokens: context,
             max_cache_bytes: decoder.cache_state_bytes(context),
@@ -211,7 +211,24 @@ impl Chat {
     /// ```
     pub fn ask(&mut self, text: impl Into<String>) -> Ask<'_> {
         let options = self.options.clone();
-        Ask { chat: self, text: text.into(), options }
+        Ask { chat: self, new: Some(Message::user(text)), options }
+    }
+
+    /// The answer to the conversation as it is: for one whose last message came with
+    /// [`history`](ChatBuilder::history), such as a question, or what a tool gave.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// use fewbit::Message;
+    ///
+    /// let messages = [Message::user("My name is Ada."), Message::assistant("Hi."), Message::user("What is it?")];
+    /// println!("{}", model.chat().history(messages).start()?.reply().run()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn reply(&mut self) -> Ask<'_> {
+        let options = self.options.clone();
+        Ask { chat: self, new: None, options }
     }
 
     /// Sends a message; the answer comes as the stream is iterated. Dropping the stream ends the
@@ -286,13 +303,13 @@ impl Chat {
             let mut bytes = Vec::new();
             // The last answer may have had adapters of its own: then the next one begins anew, here as there.
             if *timeline.cache.loras() != loras {
-                self.model.decoder().new_cache_with(&loras).put(&mut bytes);
-                return (Vec::new(), bytes);
+                self.model.decoder().new_cache_with(&loras).serialize(&mut bytes)?;
+                return Ok((Vec::new(), bytes));
             }
-            timeline.cache.put(&mut bytes);
-            (timeline.tokens.clone(), bytes)
-        });
-        let model = self.model.identity(&loras)?;
+            timeline.cache.serialize(&mut bytes)?;
+            Ok::<_, Error>((timeline.tokens.clone(), bytes))
+        })?;
+        let model = self.model.identity(&loras);
         let seed = self.options.sampling.seed.unwrap_or_default();
         let messages = self.messages.clone();
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
@@ -304,17 +321,19 @@ impl Chat {
     }
 }
 
-/// A message that has not been sent: made by [`Chat::ask`]. Its settings begin as those of the conversation.
+/// A message that has not been sent: made by [`Chat::ask`] and [`Chat::reply`]. Its settings begin as those of the
+/// conversation.
 #[must_use = "nothing happens before `run` or `stream`"]
 pub struct Ask<'a> {
     chat: &'a mut Chat,
-    text: String,
+    /// Nothing, if what is to be answered is in the conversation already.
+    new: Option<Message>,
     pub(crate) options: Options,
 }
 
 impl std::fmt::Debug for Ask<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ask").field("text", &self.text).field("options", &self.options).finish_non_exhaustive()
+        f.debug_struct("Ask").field("new", &self.new).field("options", &self.options).finish_non_exhaustive()
     }
 }
 
@@ -328,8 +347,8 @@ impl<'a> Ask<'a> {
 
     /// The answer comes as the stream is iterated; dropping it ends the turn where it is.
     pub fn stream(self) -> Result<ChatStream<'a>, Error> {
-        let Self { chat, text, options } = self;
-        chat.begin(vec![Message::user(text)], options)
+        let Self { chat, new, options } = self;
+        chat.begin(new.into_iter().collect(), options)
     }
 }
 

@@ -13,9 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use fewbit_model::{
-    Chunk, Decoder, Isa, KvCache, Logits, LogitsFor, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate,
-};
+use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
@@ -33,9 +31,6 @@ use crate::scheduler::{Core, Metrics, Scheduler};
 use crate::tools::{Form, ReasoningStyle, Tool, ToolStyle};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
-
-/// Tokens of the text whose logits identify a model.
-const IDENTITY_TOKENS: usize = 16;
 
 /// A model, ready to generate. Cheap to clone; usable from any thread.
 ///
@@ -73,8 +68,6 @@ pub(crate) struct Inner {
     context_length: usize,
     /// See [`Model::vocabulary`].
     vocabulary: OnceLock<u64>,
-    /// See [`Model::identity`].
-    identity: OnceLock<u128>,
 }
 
 /// A template that does not compile is an error of those who use it, not of the model.
@@ -169,7 +162,7 @@ impl Model {
     /// # Ok(()) }
     /// ```
     pub fn load_lora(&self, path: impl AsRef<Path>) -> Result<Lora, Error> {
-        Ok(Lora::load(path.as_ref(), self.decoder())?)
+        Ok(self.decoder().load_lora(path.as_ref())?)
     }
 
     /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
@@ -255,16 +248,12 @@ impl Model {
         }
     }
 
-    /// What tells this model from others: a hash of what it computes for a fixed text, with the type of its cache.
-    /// Equal weights from different files have the same; so has a model on other threads or instruction sets. With
-    /// adapters it is another model: for each set of numbers and scales.
-    pub(crate) fn identity(&self, loras: &LoraSet) -> Result<u128, Error> {
-        let base = match self.inner.identity.get() {
-            Some(&known) => known,
-            None => self.base_identity()?,
-        };
+    /// What tells this model from others: see [`Decoder::fingerprint`]. With adapters it is another model: for each set
+    /// of numbers and scales.
+    pub(crate) fn identity(&self, loras: &LoraSet) -> u128 {
+        let base = self.decoder().fingerprint();
         if loras.is_empty() {
-            return Ok(base);
+            return base;
         }
         let mut hasher = Xxh3::new();
         hasher.update(&base.to_le_bytes());
@@ -272,18 +261,7 @@ impl Model {
             hasher.update(&lora.fingerprint().to_le_bytes());
             hasher.update(&scale.to_bits().to_le_bytes());
         }
-        Ok(hasher.digest128())
-    }
-
-    fn base_identity(&self) -> Result<u128, Error> {
-        let n_vocab = self.decoder().n_vocab();
-        let n_tokens = IDENTITY_TOKENS.min(self.config().context_length);
-        let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * n_vocab / n_tokens) as u32).collect();
-        let (cache, logits) = self.inner.extend(self.decoder().new_cache(), &tokens, LogitsFor::Last)?;
-        let mut hasher = Xxh3::new();
-        hasher.update(cache.kv_type().name().as_bytes());
-        logits.row(0).iter().for_each(|logit| hasher.update(&logit.to_bits().to_le_bytes()));
-        Ok(*self.inner.identity.get_or_init(|| hasher.digest128()))
+        hasher.digest128()
     }
 
     /// An empty sequence with the model's own adapters.
@@ -439,20 +417,6 @@ impl Inner {
             Ok::<_, ModelError>(cache)
         })??;
         Ok(Reserved { inner: Arc::clone(self), cache: Some(cache) })
-    }
-
-    /// Appends tokens to a sequence, between two steps of the engine.
-    pub(crate) fn extend(
-        &self,
-        mut cache: KvCache,
-        tokens: &[u32],
-        logits: LogitsFor,
-    ) -> Result<(KvCache, Logits), Error> {
-        let tokens = tokens.to_vec();
-        self.scheduler.call(move |core, _| {
-            let logits = core.decoder.forward(&mut [Chunk { cache: &mut cache, tokens: &tokens, logits }])?;
-            Ok((cache, logits))
-        })?
     }
 }
 

@@ -3,17 +3,17 @@
 //!
 //! ```text
 //! magic "fewbit s"   8 bytes
-//! version            u32, 1
+//! version            u32, 2
 //! model              u128: see `Model::identity`
 //! seed               u64
 //! messages           u32 bytes, JSON: [{"role", "content", "fields"}]
 //! tokens             u32 tokens, u32 each
-//! cache              u64 bytes: `KvCache::put`
+//! cache              u64 bytes: `KvCache::serialize`
 //! checksum           u64: XXH3 of everything before
 //! ```
 //!
-//! All numbers are little-endian. The identity of a model is a hash of what it computes for a fixed text: the same
-//! weights, arithmetic and element type of the cache, or the file is refused. The checksum finds damage, not
+//! All numbers are little-endian. The identity of a model is a hash of its weights, its configuration, the element type
+//! of its cache and the version of the arithmetic: all the same, or the file is refused. The checksum finds damage, not
 //! malice: who can write the file can make the model say anything. But no file can make the reader panic, or
 //! allocate more than the cache of a context takes.
 //!
@@ -36,7 +36,7 @@ use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: &[u8; 8] = b"fewbit s";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Messages are at most as long as this: a context of a million tokens is some 4 MiB.
 const MAX_MESSAGES_BYTES: u32 = 64 << 20;
 

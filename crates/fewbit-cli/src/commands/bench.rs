@@ -334,11 +334,11 @@ struct Ceilings {
 
 impl Ceilings {
     fn measure(decoder: &Decoder) -> Self {
-        let read = fewbit::engine::ceiling::read_bandwidth(decoder.engine());
+        let read = fewbit::engine::ceiling::read_bandwidth(decoder.cpu());
         if let Err(error) = &read {
             note(format_args!("the read bandwidth was not measured: {error}"));
         }
-        let int8 = fewbit::engine::ceiling::int8_peak(decoder.engine());
+        let int8 = fewbit::engine::ceiling::int8_peak(decoder.cpu());
         Self { read_gb_s: read.ok().map(|b| b * 1e-9), int8_gmac_s: int8.map(|m| m * 1e-9) }
     }
 }

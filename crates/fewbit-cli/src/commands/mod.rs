@@ -11,5 +11,7 @@ pub(crate) mod perplexity;
 pub(crate) mod pull;
 pub(crate) mod quantize;
 pub(crate) mod run;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 mod serving;
 pub(crate) mod tokenize;

@@ -2,7 +2,7 @@
 //! decode, at the start of a context and after 4,096 positions.
 
 use fewbit_kernels::kv::Q8;
-use fewbit_kernels::{AttentionSequence, AttentionShape, Engine, Isa, KvElement, KvPage, KvPageMut, PAGE};
+use fewbit_kernels::{AttentionSequence, AttentionShape, Cpu, Isa, KvElement, KvPage, KvPageMut, PAGE};
 use half::f16;
 
 use crate::{Case, Ready, Work, isas};
@@ -27,7 +27,7 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
 }
 
 fn attention<T: KvElement>(isa: Isa, n_tokens: usize, depth: usize) -> Ready {
-    let engine = Engine::new(isa, 1).expect("available");
+    let cpu = Cpu::new(isa, 1).expect("available");
     let n = depth + n_tokens;
     let mut pages: Vec<(Vec<T>, Vec<T>)> = (0..n.div_ceil(PAGE))
         .map(|_| (vec![T::default(); SHAPE.key_elems::<T>()], vec![T::default(); SHAPE.value_elems::<T>()]))
@@ -35,7 +35,7 @@ fn attention<T: KvElement>(isa: Isa, n_tokens: usize, depth: usize) -> Ready {
     let kv_row = SHAPE.n_kv_heads * SHAPE.head_dim;
     let kv: Vec<f32> = (0..n * kv_row).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
     let mut to: Vec<_> = pages.iter_mut().map(|(keys, values)| KvPageMut { keys, values }).collect();
-    engine.store_kv(&SHAPE, &mut to, 0, &kv, &kv);
+    cpu.store_kv(&SHAPE, &mut to, 0, &kv, &kv);
     let row = SHAPE.n_heads * SHAPE.head_dim;
     let q: Vec<f32> = (0..n_tokens * row).map(|i| (i * 7907 % 1000) as f32 / 500.0 - 1.0).collect();
     let mut out = vec![0.0; q.len()];
@@ -48,7 +48,7 @@ fn attention<T: KvElement>(isa: Isa, n_tokens: usize, depth: usize) -> Ready {
     let call = move || {
         let pages = pages.iter().map(|(keys, values)| KvPage { keys, values }).collect();
         let sequence = AttentionSequence { first_position: depth, n_tokens, pages };
-        engine.attention(&SHAPE, std::slice::from_ref(&sequence), &q, &mut out);
+        cpu.attention(&SHAPE, std::slice::from_ref(&sequence), &q, &mut out);
     };
     (work, Box::new(call))
 }

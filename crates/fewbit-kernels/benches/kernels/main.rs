@@ -13,7 +13,7 @@ mod sections;
 use std::time::{Duration, Instant};
 
 use divan::counter::{BytesCount, ItemsCount};
-use fewbit_kernels::{Engine, ISA_VARIABLE, Isa, ceiling};
+use fewbit_kernels::{Cpu, ISA_VARIABLE, Isa, ceiling};
 
 /// What one call of a case does.
 #[derive(Clone, Copy, Default)]
@@ -62,8 +62,8 @@ fn has(flag: &str) -> bool {
 }
 
 fn ceilings(isa: Isa) -> (f64, Option<f64>) {
-    let engine = Engine::new(isa, 1).expect("available");
-    (ceiling::read_bandwidth(&engine).expect("enough memory"), ceiling::int8_peak(&engine))
+    let cpu = Cpu::new(isa, 1).expect("available");
+    (ceiling::read_bandwidth(&cpu).expect("enough memory"), ceiling::int8_peak(&cpu))
 }
 
 fn all(small: bool) -> Vec<Case> {

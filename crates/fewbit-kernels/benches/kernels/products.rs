@@ -1,7 +1,7 @@
 //! Products of every weight type. `read`: 65,536 x 2,048 weights, more than a cache holds, with few rows in the batch,
 //! as in decode. `batch`: 1,024 x 2,048 with 512 rows, as in prefill.
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::ActivationKind;
 
@@ -45,15 +45,15 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
 }
 
 fn product(isa: Isa, ty: TensorType, n: usize, n_rows: usize, n_cols: usize) -> Ready {
-    let engine = Engine::new(isa, 1).expect("available");
+    let cpu = Cpu::new(isa, 1).expect("available");
     let n_bytes = ty.row_bytes(n_rows * n_cols).expect("whole blocks");
     // Any codes will do; small bytes keep the f16 scales finite.
     let bytes: Vec<u8> = (0..n_bytes as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 23) as u8 & 0x3F).collect();
-    let weights = engine.pack(ty, n_rows, n_cols, &bytes).expect("packs");
+    let weights = cpu.pack(ty, n_rows, n_cols, &bytes).expect("packs");
     drop(bytes);
     let x: Vec<f32> = (0..n * n_cols).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
     let mut activations = Activations::new();
-    engine.activate(&x, n_cols, ActivationKinds::of([ty]), &mut activations);
+    cpu.activate(&x, n_cols, ActivationKinds::of([ty]), &mut activations);
     let mut out = vec![0.0; n * n_rows];
     let work = Work {
         items: n * n_rows * n_cols,
@@ -61,5 +61,5 @@ fn product(isa: Isa, ty: TensorType, n: usize, n_rows: usize, n_cols: usize) -> 
         is_int8: ActivationKind::of(ty) != Some(ActivationKind::F32),
         is_read: n < 512,
     };
-    (work, Box::new(move || engine.matmul(&weights, &activations, &mut out)))
+    (work, Box::new(move || cpu.matmul(&weights, &activations, &mut out)))
 }

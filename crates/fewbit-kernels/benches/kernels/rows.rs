@@ -1,6 +1,6 @@
 //! Norm and quantization of rows, in one pass: one row as in decode, 512 as in prefill.
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
 
 use crate::{Case, Ready, Work, isas};
@@ -21,9 +21,9 @@ pub(crate) fn cases(small: bool) -> Vec<Case> {
 }
 
 fn norm(isa: Isa, ty: TensorType, n: usize) -> Ready {
-    let engine = Engine::new(isa, 1).expect("available");
+    let cpu = Cpu::new(isa, 1).expect("available");
     let x: Vec<f32> = (0..n * N_COLS).map(|i| (i * 7919 % 1000) as f32 / 500.0 - 1.0).collect();
     let (weight, mut out) = (vec![1.0; N_COLS], Activations::new());
     let work = Work { items: x.len(), bytes: 4 * x.len(), ..Work::default() };
-    (work, Box::new(move || engine.rms_norm(&x, &weight, 1e-5, ActivationKinds::of([ty]), &mut out)))
+    (work, Box::new(move || cpu.rms_norm(&x, &weight, 1e-5, ActivationKinds::of([ty]), &mut out)))
 }

@@ -1,7 +1,7 @@
 //! What tests of products share: weights of every type, and the comparison of instruction sets.
 #![allow(dead_code)] // no test uses all of it
 
-use fewbit_kernels::{ActivationKinds, Activations, Engine, Isa};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
 
 pub(crate) const TYPES: [TensorType; 25] = [
@@ -106,27 +106,27 @@ pub(crate) fn put_scales(ty: TensorType, block: &mut [u8], mut half: impl FnMut(
 }
 
 /// The product under `isa`, as bits; NaN of any payload is one value.
-pub(crate) fn product(engine: &Engine, ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
-    let w = engine.pack(ty, rows, cols, bytes).expect("packs");
+pub(crate) fn product(cpu: &Cpu, ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
+    let w = cpu.pack(ty, rows, cols, bytes).expect("packs");
     let mut acts = Activations::new();
-    engine.activate(x, cols, ActivationKinds::of([ty]), &mut acts);
+    cpu.activate(x, cols, ActivationKinds::of([ty]), &mut acts);
     let mut out = vec![0.0; x.len() / cols * rows];
-    engine.matmul(&w, &acts, &mut out);
+    cpu.matmul(&w, &acts, &mut out);
     out.iter().map(|v| if v.is_nan() { 0x7FC0_0000 } else { v.to_bits() }).collect()
 }
 
-pub(crate) fn engines() -> Vec<Engine> {
+pub(crate) fn cpus() -> Vec<Cpu> {
     let isas = Isa::available();
     println!("instruction sets under test: {isas:?}");
-    isas.into_iter().flat_map(|isa| [1, 2].map(|n| Engine::new(isa, n).expect("available"))).collect()
+    isas.into_iter().flat_map(|isa| [1, 2].map(|n| Cpu::new(isa, n).expect("available"))).collect()
 }
 
-pub(crate) fn check(engines: &[Engine], ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32], what: &str) {
-    let want = product(&engines[0], ty, rows, cols, bytes, x);
-    for engine in &engines[1..] {
-        let got = product(engine, ty, rows, cols, bytes, x);
+pub(crate) fn check(cpus: &[Cpu], ty: TensorType, rows: usize, cols: usize, bytes: &[u8], x: &[f32], what: &str) {
+    let want = product(&cpus[0], ty, rows, cols, bytes, x);
+    for cpu in &cpus[1..] {
+        let got = product(cpu, ty, rows, cols, bytes, x);
         let n = x.len() / cols;
         let at = want.iter().zip(&got).position(|(w, g)| w != g);
-        assert_eq!(at, None, "{ty} {rows}x{cols}, batch {n}, {what}: {engine:?} differs from scalar");
+        assert_eq!(at, None, "{ty} {rows}x{cols}, batch {n}, {what}: {cpu:?} differs from scalar");
     }
 }

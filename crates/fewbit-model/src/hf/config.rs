@@ -52,6 +52,8 @@ struct Architecture {
     has_post_norms: bool,
     /// Gemma's conventions: norms whose weights count from 1, scaled embeddings, GELU.
     is_gemma: bool,
+    /// Granite's four multipliers: of embeddings, scores, residuals, logits.
+    has_multipliers: bool,
     /// Dimensions of a head that scores are scaled by, and caps of scores and of logits, in files that do not say.
     scaled_by: Option<f64>,
     softcaps: (Option<f64>, Option<f64>),
@@ -92,6 +94,7 @@ const LLAMA: Architecture = Architecture {
     has_qk_norm: false,
     has_post_norms: false,
     is_gemma: false,
+    has_multipliers: false,
     scaled_by: None,
     softcaps: (None, None),
     has_partial_rope: false,
@@ -151,7 +154,7 @@ const GEMMA: Architecture = Architecture {
     ..LLAMA
 };
 
-const ARCHITECTURES: [Architecture; 14] = [
+const ARCHITECTURES: [Architecture; 15] = [
     LLAMA,
     MISTRAL,
     Architecture { class: "MinistralForCausalLM", model_type: "ministral", windows: Windows::Pattern(0), ..MISTRAL },
@@ -238,6 +241,13 @@ const ARCHITECTURES: [Architecture; 14] = [
         ..LLAMA
     },
     Architecture {
+        class: "GraniteForCausalLM",
+        model_type: "granite",
+        gguf: "granite",
+        has_multipliers: true,
+        ..LLAMA
+    },
+    Architecture {
         class: "SmolLM3ForCausalLM",
         model_type: "smollm3",
         gguf: "smollm3",
@@ -298,6 +308,10 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelErro
         true => json.f64(key),
         false => Ok(default),
     };
+    let multiplier = |key: &str| match arch.has_multipliers {
+        true => json.f64(key).map(|factor| factor.unwrap_or(1.0)),
+        false => Ok(1.0),
+    };
     let (rope, local_rope, context_length) = ropes(json, &arch, head_dim, max_positions)?;
     let attention_temperature = temperature(json, &arch)?;
     let experts = experts(json, &arch)?;
@@ -331,13 +345,19 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelErro
         local_rope: local_rope.filter(|_| sliding_window.is_some()),
         has_qk_norm: arch.has_qk_norm,
         has_post_norms: arch.has_post_norms,
-        attention_scale: (1.0 / scales.sqrt()) as f32,
+        attention_scale: match arch.has_multipliers {
+            true => multiplier("attention_multiplier")? as f32,
+            false => (1.0 / scales.sqrt()) as f32,
+        },
         attention_softcap: softcap("attn_logit_softcapping", arch.softcaps.0)?.map(|x| x as f32),
         attention_temperature,
         experts,
-        embedding_scale: if arch.is_gemma { embedding_scale(dim) } else { 1.0 },
-        residual_scale: 1.0,
-        logit_scale: 1.0,
+        embedding_scale: match arch.is_gemma {
+            true => embedding_scale(dim),
+            false => multiplier("embedding_multiplier")? as f32,
+        },
+        residual_scale: multiplier("residual_multiplier")? as f32,
+        logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
         logit_softcap: softcap("final_logit_softcapping", arch.softcaps.1)?.map(|x| x as f32),
         pooling: None,
     };
@@ -491,8 +511,13 @@ fn ropes(
     head_dim: usize,
     max_positions: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>, usize), ModelError> {
-    // Newer files have everything in `rope_parameters`, by kind of layer where there are two.
-    let new = json.object("rope_parameters", "rope_parameters.")?;
+    // Newer files have everything in `rope_parameters`, by kind of layer where there are two. A `rope_scaling` that is
+    // not empty takes its place, as in transformers, and may have the base as well.
+    let old = json.object("rope_scaling", "rope_scaling.")?.filter(|old| !old.is_empty());
+    let new = match old {
+        Some(old) => Some(old),
+        None => json.object("rope_parameters", "rope_parameters.")?,
+    };
     let by_kind = |key, prefix| match new {
         Some(new) => new.object(key, prefix),
         None => Ok(None),
@@ -500,11 +525,11 @@ fn ropes(
     let global = by_kind("full_attention", "rope_parameters.full_attention.")?.or(new);
     let local = by_kind("sliding_attention", "rope_parameters.sliding_attention.")?;
     let theta = |own: Option<Object<'_>>, key: &str, default: f64| -> Result<f64, HfError> {
+        let own = own.map(|own| own.f64("rope_theta")).transpose()?.flatten();
         Ok(match own {
-            Some(own) => own.f64("rope_theta")?,
-            None => json.f64(key)?,
-        }
-        .unwrap_or(default))
+            Some(theta) => theta,
+            None => json.f64(key)?.unwrap_or(default),
+        })
     };
     let fraction = match global.map(|own| own.f64("partial_rotary_factor")).transpose()?.flatten() {
         Some(fraction) => fraction,
@@ -516,12 +541,8 @@ fn ropes(
     }
     let n_dims = (head_dim as f64 * fraction) as usize;
     let mut rope = RopeConfig::new(theta(global, "rope_theta", arch.rope_theta)?, n_dims, arch.rope_style);
-    let scaling = match global {
-        Some(own) => Some(own),
-        None => json.object("rope_scaling", "rope_scaling.")?,
-    };
     let mut context_length = max_positions;
-    if let Some(own) = scaling {
+    if let Some(own) = global {
         (rope.scaling, rope.attention_factor) = rope_scaling(json, own, max_positions)?;
         if let RopeScaling::Yarn { factor, original_context, .. } = rope.scaling {
             context_length = context_length.max((original_context as f64 * factor) as usize);

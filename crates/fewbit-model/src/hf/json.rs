@@ -62,6 +62,11 @@ impl<'a> Object<'a> {
         self.map.contains_key(key)
     }
 
+    /// Whether it has no keys.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     pub(crate) fn keys(&self) -> impl Iterator<Item = &'a str> {
         self.map.keys().map(String::as_str)
     }

@@ -24,10 +24,10 @@ pub use error::HfError;
 pub use generation::GenerationDefaults;
 pub(crate) use part::plain_type;
 
-use crate::source::{WeightSource, decode, n_cols, row_bytes};
+use crate::source::{WeightSource, Workers, decode, n_cols, row_bytes};
 use crate::{ModelConfig, ModelError, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
-use fewbit_kernels::{Engine, RopeStyle};
+use fewbit_kernels::RopeStyle;
 use modules::{Stored, Tensors};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -141,7 +141,12 @@ impl WeightSource for HfModel {
         self.tensors.get(name).map(|(info, _)| info)
     }
 
-    fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+    fn rows(
+        &self,
+        workers: &dyn Workers,
+        tensor: &TensorInfo,
+        rows: Range<usize>,
+    ) -> Result<Cow<'_, [u8]>, ModelError> {
         let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
         let source = |row: usize| if entry.is_permuted { unpermuted(&self.config, row) } else { row };
         // What is permuted in a vector are its elements.
@@ -160,7 +165,7 @@ impl WeightSource for HfModel {
                     return Ok(Cow::Borrowed(&bytes[units.start * unit..units.end * unit]));
                 }
                 whole(&mut out);
-                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
                     for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
                         let at = source(first + row) * unit;
                         out.copy_from_slice(&bytes[at..at + unit]);
@@ -174,7 +179,7 @@ impl WeightSource for HfModel {
             Stored::Fp8(fp8) => {
                 let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
                 whole(&mut out);
-                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
                     for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
                         fp8.write_row(codes, &scales, source(first + row), out);
                     }
@@ -183,7 +188,7 @@ impl WeightSource for HfModel {
             Stored::Ints(ints) => {
                 let data = ints.data(&self.files)?;
                 whole(&mut out);
-                engine.fill_rows(&mut out, unit, ROWS_AT_ONCE, |rows, out| {
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
                     let rows: Vec<usize> = rows.map(|row| source(first + row)).collect();
                     ints.write_rows(&data, &rows, out);
                 });

@@ -1,8 +1,8 @@
 //! What can be wrong with an adapter.
 
+use crate::ModelError;
 use crate::hf::HfError;
 use fewbit_format::FormatError;
-use fewbit_kernels::KernelError;
 use fewbit_quant::QuantError;
 use std::path::{Path, PathBuf};
 
@@ -131,13 +131,13 @@ pub enum LoraError {
         /// What went wrong.
         source: QuantError,
     },
-    /// A matrix could not be packed.
+    /// The device of a matrix could not take its part.
     #[error("{}: {source}", path.display())]
-    Kernel {
+    Device {
         /// The adapter.
         path: PathBuf,
         /// What went wrong.
-        source: KernelError,
+        source: Box<ModelError>,
     },
     /// The file has no tensors.
     #[error("{} is an adapter without any tensor", path.display())]

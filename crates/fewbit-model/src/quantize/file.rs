@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fewbit_format::{GgufFile, GgufWriter, Metadata};
-use fewbit_kernels::Engine;
+use fewbit_kernels::Cpu;
 use fewbit_quant::{TensorType, encode::is_encodable};
 
 use super::input::{self, Data, Input, Tensor};
@@ -153,14 +153,14 @@ fn quantize(
     options: &FileOptions<'_>,
     progress: QuantizeProgress<'_>,
 ) -> Result<Report, QuantizeError> {
-    let engine = crate::weights::engine(None, options.threads)?;
+    let cpu = crate::load::host_cpu(None, options.threads)?;
     let jobs = plan(input, options)?;
     let total: u64 = jobs.iter().flat_map(|job| job.tensor.parts()).map(|part| part.n_bytes).sum();
     let progress = RefCell::new((progress, 0u64));
     let failure: RefCell<Option<QuantizeError>> = RefCell::new(None);
     let mut writer = GgufWriter::with_metadata(metadata(&input.metadata, options));
     for job in &jobs {
-        let (failure, progress, engine) = (&failure, &progress, &engine);
+        let (failure, progress, cpu) = (&failure, &progress, &cpu);
         writer.tensor_with(&job.tensor.name, &job.tensor.shape, job.to, move |out| {
             let done = &mut |n_bytes: u64| {
                 let (progress, done) = &mut *progress.borrow_mut();
@@ -171,7 +171,7 @@ fn quantize(
                     false => Ok(()),
                 }
             };
-            write_tensor(input, job, engine, out, done).map_err(|error| match error {
+            write_tensor(input, job, cpu, out, done).map_err(|error| match error {
                 WriteError::Io(error) => error,
                 WriteError::Quantize(error) => {
                     *failure.borrow_mut() = Some(error);
@@ -302,7 +302,7 @@ enum WriteError {
 fn write_tensor(
     input: &Input<'_>,
     job: &Job<'_>,
-    engine: &Engine,
+    cpu: &Cpu,
     out: &mut dyn io::Write,
     done: &mut dyn FnMut(u64) -> Result<(), QuantizeError>,
 ) -> Result<(), WriteError> {
@@ -332,13 +332,13 @@ fn write_tensor(
         while start < n_rows {
             let matrix = (before + start) / rows_per_matrix;
             let end = (start + slab_rows).min((matrix + 1) * rows_per_matrix - before).min(n_rows);
-            let rows = input.source.rows(engine, part, start..end).map_err(|error| quantize(error.into()))?;
+            let rows = input.source.rows(&**cpu.pool(), part, start..end).map_err(|error| quantize(error.into()))?;
             if part.ty == job.to {
                 out.write_all(&rows).map_err(WriteError::Io)?;
             } else {
                 let importance = job.importance.as_ref().map(|w| &w[matrix * n_cols..(matrix + 1) * n_cols]);
                 encoded.resize((end - start) * to_bytes, 0);
-                engine.convert(part.ty, &rows, job.to, n_cols, importance, &mut encoded).map_err(|error| {
+                cpu.convert(part.ty, &rows, job.to, n_cols, importance, &mut encoded).map_err(|error| {
                     let (name, source) = (input.source.name_in_file(&part.name), error.after(start * n_cols));
                     quantize(QuantizeError::Tensor { name, source })
                 })?;

@@ -1,6 +1,6 @@
 //! Quantizing models: [`Recipe`]s, importance matrices, and whole files.
 //!
-//! A [`Plan`] says which type each tensor gets, [`Engine::encode`](fewbit_kernels::Engine::encode) makes its
+//! A [`Plan`] says which type each tensor gets, [`Cpu::encode`](fewbit_kernels::Cpu::encode) makes its
 //! bytes, and [`quantize_file`] and [`quantize_folder`] do both for a model, some rows at a time.
 
 mod error;

@@ -11,10 +11,26 @@ pub use quantized::Quantized;
 
 use crate::{ModelConfig, ModelError};
 use fewbit_format::{GgufFile, TensorInfo};
-use fewbit_kernels::Engine;
+use fewbit_kernels::ThreadPool;
 use fewbit_quant::TensorType;
 use std::borrow::Cow;
 use std::ops::Range;
+
+/// Fills the rows of a buffer `[n_rows, row_bytes]`: called with ranges of rows, which together are all of them, and the
+/// bytes of these rows.
+pub type FillRows<'a> = &'a (dyn Fn(Range<usize>, &mut [u8]) + Sync);
+
+/// Those who make rows: one thread or several.
+pub trait Workers: Sync {
+    /// Calls `fill` for at most `chunk` rows at a time.
+    fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>);
+}
+
+impl Workers for ThreadPool {
+    fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>) {
+        self.fill_rows(out, row_bytes, chunk, fill);
+    }
+}
 
 /// The tensors of a model, by their GGUF names.
 pub trait WeightSource: Sync {
@@ -30,7 +46,8 @@ pub trait WeightSource: Sync {
     /// The tensor with this name.
     fn tensor(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// Some rows of a tensor of this source, in its type's layout. Rows count through all dimensions but the last;
+    /// Some rows of a tensor of this source, in its type's layout, made on `workers` where they are not in the file as
+    /// they are here. Rows count through all dimensions but the last;
     /// a vector is one row.
     ///
     /// # Errors
@@ -38,7 +55,8 @@ pub trait WeightSource: Sync {
     ///
     /// # Panics
     /// If the tensor is not of this source, or has no such rows.
-    fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError>;
+    fn rows(&self, workers: &dyn Workers, tensor: &TensorInfo, rows: Range<usize>)
+    -> Result<Cow<'_, [u8]>, ModelError>;
 
     /// Gives the file's pages of a tensor back, when all of it has been read.
     fn release(&self, tensor: &TensorInfo);
@@ -67,7 +85,7 @@ impl WeightSource for GgufFile {
         self.tensor(name)
     }
 
-    fn rows(&self, _: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+    fn rows(&self, _: &dyn Workers, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
         let row_bytes = row_bytes(tensor);
         Ok(Cow::Borrowed(&self.tensor_bytes(tensor)[rows.start * row_bytes..rows.end * row_bytes]))
     }

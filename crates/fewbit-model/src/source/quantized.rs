@@ -1,14 +1,19 @@
 //! A source that quantizes the tensors of another one as they are read.
 
-use super::{WeightSource, n_cols, row_bytes, tensor_bytes};
+use super::{WeightSource, Workers, n_cols, row_bytes, tensor_bytes};
 use crate::quantize::{ModelFacts, Plan, Recipe};
 use crate::{ModelConfig, ModelError};
 use fewbit_format::TensorInfo;
-use fewbit_kernels::Engine;
+use fewbit_kernels::convert_rows;
+use fewbit_quant::QuantError;
 use fewbit_quant::encode::is_encodable;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Weights that a thread takes at once: their `f32` form stays in its cache.
+const CHUNK_ELEMS: usize = 1 << 14;
 
 /// Weights read from another source and quantized to a recipe, each when it is asked for.
 ///
@@ -59,21 +64,35 @@ impl WeightSource for Quantized<'_> {
         self.index.get(name).and_then(|&i| self.tensors.get(i))
     }
 
-    fn rows(&self, engine: &Engine, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+    fn rows(
+        &self,
+        workers: &dyn Workers,
+        tensor: &TensorInfo,
+        rows: Range<usize>,
+    ) -> Result<Cow<'_, [u8]>, ModelError> {
         let original = self.source.tensor(&tensor.name).expect("every tensor is one of the source");
-        let n_rows = rows.len();
-        let first = rows.start;
-        let bytes = self.source.rows(engine, original, rows)?;
+        let (first, n_rows) = (rows.start, rows.len());
+        let bytes = self.source.rows(workers, original, rows)?;
         if original.ty == tensor.ty {
             return Ok(bytes);
         }
-        let n_cols = n_cols(tensor);
-        let mut out = vec![0; n_rows * row_bytes(tensor)];
-        engine.convert(original.ty, &bytes, tensor.ty, n_cols, None, &mut out).map_err(|error| ModelError::Decode {
-            name: self.name_in_file(&tensor.name),
-            source: error.after(first * n_cols),
-        })?;
-        Ok(Cow::Owned(out))
+        let (n_cols, from_bytes, to_bytes) = (n_cols(tensor), row_bytes(original), row_bytes(tensor));
+        let mut out = vec![0; n_rows * to_bytes];
+        // The first of the rows that cannot be encoded, whichever thread has it.
+        let failed: Mutex<Option<(usize, QuantError)>> = Mutex::new(None);
+        workers.fill_rows(&mut out, to_bytes, (CHUNK_ELEMS / n_cols.max(1)).max(1), &|rows, out| {
+            let from = &bytes[rows.start * from_bytes..rows.end * from_bytes];
+            if let Err(error) = convert_rows(original.ty, from, tensor.ty, n_cols, out) {
+                let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                if failed.as_ref().is_none_or(|(row, _)| rows.start < *row) {
+                    *failed = Some((rows.start, error.after((first + rows.start) * n_cols)));
+                }
+            }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, source)) => Err(ModelError::Decode { name: self.name_in_file(&tensor.name), source }),
+            None => Ok(Cow::Owned(out)),
+        }
     }
 
     fn release(&self, tensor: &TensorInfo) {

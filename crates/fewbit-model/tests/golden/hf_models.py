@@ -145,6 +145,9 @@ def models():
     long = Rope(10000.0, 12, "longrope", original=64, attention_factor=math.sqrt(1 + math.log(8) / math.log(64)))
     phi3 = replace(half, name="Phi-3 128k", fused=True, rope=long)
     smollm3 = replace(llama, name="SmolLM3", layers=5, tied=True, nope=[False, False, False, True, False], rope=Rope(5e6))
+    granite = replace(
+        llama, name="Granite", tied=True, embedding_scale=3.0, residual_scale=0.375, logit_scale=0.5, attention_scale=0.125
+    )
     scaling = lambda kind, **more: {"rope_type": kind, **more}
     return [
         (llama3, base(llama3, "LlamaForCausalLM", "llama", rope_scaling=scaling(
@@ -178,6 +181,8 @@ def models():
                     original_max_position_embeddings=64, rope_scaling=longrope(phi3))),
         (smollm3, base(smollm3, "SmolLM3ForCausalLM", "smollm3", no_rope_layers=[1, 1, 1, 0, 1],
                        use_sliding_window=False)),
+        (granite, base(granite, "GraniteForCausalLM", "granite", embedding_multiplier=3.0, residual_multiplier=0.375,
+                       logits_scaling=2.0, attention_multiplier=0.125, attention_bias=False, mlp_bias=False)),
     ]
 
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::json::{AddedToken, ConfigJson, EndsJson, Ids, Named, NamedTemplate, TemplatesJson};
 use super::{
     ADDED_TOKENS, CHAT_TEMPLATE, CONFIG, GENERATION_CONFIG, HfFiles, PROCESSOR_TEMPLATE, SPECIAL_TOKENS_MAP,
-    TOKENIZER_CONFIG, parse,
+    TOKENIZER_CONFIG, TOOL_TEMPLATE, parse,
 };
 use crate::error::TokenizerError;
 use crate::vocabulary::TokenKind;
@@ -58,10 +58,15 @@ impl Configs {
     }
 
     pub(super) fn chat_templates(&self, files: &HfFiles) -> Result<Templates, TokenizerError> {
-        if let Some(bytes) = &files.chat_template {
-            let text = String::from_utf8(bytes.clone())
-                .map_err(|error| TokenizerError::BadFile { file: CHAT_TEMPLATE, reason: error.to_string() })?;
-            return Ok(Templates { default: Some(text), tool_use: None });
+        let text = |file: &'static str, bytes: &Option<Vec<u8>>| match bytes {
+            None => Ok(None),
+            Some(bytes) => String::from_utf8(bytes.clone())
+                .map(Some)
+                .map_err(|error| TokenizerError::BadFile { file, reason: error.to_string() }),
+        };
+        let tool_use = text(TOOL_TEMPLATE, &files.tool_template)?;
+        if let Some(default) = text(CHAT_TEMPLATE, &files.chat_template)? {
+            return Ok(Templates { default: Some(default), tool_use });
         }
         let beside: ConfigJson = match (&self.main.chat_template, &files.processor_template) {
             (None, Some(bytes)) => parse(PROCESSOR_TEMPLATE, bytes)?,

@@ -33,6 +33,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const ADDED_TOKENS: &str = "added_tokens.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
+const TOOL_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
@@ -44,7 +45,8 @@ const CONFIG: &str = "config.json";
 pub struct HfFiles {
     /// `tokenizer.json`; where there are several, it is the one that is used.
     pub tokenizer_json: Option<Vec<u8>>,
-    /// `tekken.json`, of Mistral's models since Nemo; used before `tokenizer.model`.
+    /// `tekken.json`, of Mistral's models since Nemo; used before `tokenizer.model`. Where both are in a folder,
+    /// `tokenizer.json` is used, with this file's expression for words if its own is Llama 3's by mistake.
     pub tekken_json: Option<Vec<u8>>,
     /// `tokenizer.model`, a SentencePiece model.
     pub tokenizer_model: Option<Vec<u8>>,
@@ -58,6 +60,8 @@ pub struct HfFiles {
     pub added_tokens: Option<Vec<u8>>,
     /// `chat_template.jinja`, which takes the place of the template in `tokenizer_config.json`.
     pub chat_template: Option<Vec<u8>>,
+    /// `additional_chat_templates/tool_use.jinja`: the template of conversations with tools.
+    pub tool_template: Option<Vec<u8>>,
     /// `chat_template.json`, of models that see, where no other file has the template.
     pub processor_template: Option<Vec<u8>>,
     /// `generation_config.json`: further tokens that end an answer.
@@ -76,13 +80,17 @@ impl HfFiles {
             special_tokens_map: read(SPECIAL_TOKENS_MAP)?,
             added_tokens: read(ADDED_TOKENS)?,
             chat_template: read(CHAT_TEMPLATE)?,
+            tool_template: read(TOOL_TEMPLATE)?,
+            tekken_json: read(TEKKEN_JSON)?,
             processor_template: read(PROCESSOR_TEMPLATE)?,
             generation_config: read(GENERATION_CONFIG)?,
             config: read(CONFIG)?,
             ..Self::default()
         };
-        if files.tokenizer_json.is_none() {
-            files.tekken_json = read(TEKKEN_JSON)?;
+        if let (Some(json), Some(tekken)) = (&files.tokenizer_json, &files.tekken_json)
+            && let Some(mended) = tekken::mended(json, tekken)?
+        {
+            files.tokenizer_json = Some(mended);
         }
         if files.tokenizer_json.is_none() && files.tekken_json.is_none() {
             files.tokenizer_model = read(TOKENIZER_MODEL)?;

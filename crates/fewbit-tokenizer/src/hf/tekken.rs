@@ -9,10 +9,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::configs::Configs;
 use super::json::Text;
-use super::{HfFiles, TEKKEN_JSON, mistral, parse, pattern};
+use super::{HfFiles, TEKKEN_JSON, TOKENIZER_JSON, mistral, parse, pattern};
 use crate::bpe::{BpeBuilder, BpeOptions, Lookup};
 use crate::bytes;
 use crate::error::TokenizerError;
@@ -51,6 +52,36 @@ struct Token<'a> {
 struct Special {
     rank: usize,
     token_str: String,
+}
+
+/// Llama 3's expression, which `tokenizer.json` of several of Mistral's models has by mistake.
+const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// `tokenizer.json` with the expression of the `tekken.json` beside it, in place of Llama 3's; `None` if it has
+/// another one. All else stays as it is, for a model that was trained further may have other tokens.
+pub(super) fn mended(tokenizer_json: &[u8], tekken_json: &[u8]) -> Result<Option<Vec<u8>>, TokenizerError> {
+    let is_wrong = |split: &Value| split["pattern"]["Regex"].as_str() == Some(LLAMA3_PATTERN);
+    let mut json: Value = parse(TOKENIZER_JSON, tokenizer_json)?;
+    let pre = &mut json["pre_tokenizer"];
+    let splits: Vec<&mut Value> = match pre.get("pretokenizers").is_some_and(Value::is_array) {
+        true => pre["pretokenizers"].as_array_mut().into_iter().flatten().collect(),
+        false => vec![pre],
+    };
+    let Some(split) = splits.into_iter().find(|split| is_wrong(split)) else { return Ok(None) };
+    let tekken: PatternJson = parse(TEKKEN_JSON, tekken_json)?;
+    split["pattern"]["Regex"] = tekken.config.pattern.into();
+    Ok(Some(json.to_string().into_bytes()))
+}
+
+/// As little of `tekken.json` as that takes.
+#[derive(Deserialize)]
+struct PatternJson {
+    config: PatternConfig,
+}
+
+#[derive(Deserialize)]
+struct PatternConfig {
+    pattern: String,
 }
 
 /// The special tokens of files that do not list theirs (up to version 7).

@@ -46,6 +46,9 @@ pub(super) fn build() -> Environment<'static> {
         (_, Some(text)) => text.into(),
         _ => value.to_string().into(),
     });
+    for name in ["length", "count"] {
+        env.add_filter(name, length);
+    }
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
     // Not Jinja's: for the templates of this crate.
@@ -84,6 +87,15 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
             Value::from_pairs(fields.iter().map(|(key, field)| (key.as_str(), value(field))))
         }
     }
+}
+
+/// As Jinja has it: what is not there has no length, and that is 0.
+fn length(value: &Value) -> Result<usize, Error> {
+    if value.is_undefined() {
+        return Ok(0);
+    }
+    let reason = || format!("cannot calculate the length of a value of type {}", value.kind());
+    value.len().ok_or_else(|| Error::new(ErrorKind::InvalidOperation, reason()))
 }
 
 /// The value of a text that is JSON; any other value, and any other text, as it is.
@@ -251,6 +263,23 @@ fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String
     let mut out = String::new();
     write_json(value, &style, 0, &mut out)?;
     Ok(out)
+}
+
+/// JSON as a template's `tojson` writes it.
+pub(super) fn json_text(json: &serde_json::Value) -> String {
+    let style = JsonStyle {
+        ensure_ascii: false,
+        indent: None,
+        item_separator: ", ".to_owned(),
+        key_separator: ": ".to_owned(),
+        sort_keys: false,
+    };
+    let mut out = String::new();
+    match write_json(&value(json), &style, 0, &mut out) {
+        Ok(()) => out,
+        // Deeper than a template may write.
+        Err(_) => json.to_string(),
+    }
 }
 
 fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) -> Result<(), Error> {

@@ -1,5 +1,6 @@
 //! Messages of a conversation, with what a model called and what came of it.
 
+use super::CallContent;
 use serde_json::{Map, Value, json};
 
 /// One message of a conversation.
@@ -12,6 +13,8 @@ pub struct Message {
     /// Further fields that templates look at, such as `tool_calls`, `name`, `reasoning_content`. A
     /// field `content` here replaces the text, for templates that take a list of parts.
     pub fields: Map<String, Value>,
+    /// The message has no field `content` at all: see [`Message::without_text`].
+    pub omits_content: bool,
 }
 
 /// A function that a model wants called.
@@ -40,7 +43,7 @@ pub enum MessageError {
 impl Message {
     /// A message with a role and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), fields: Map::new() }
+        Self { role: role.into(), content: content.into(), fields: Map::new(), omits_content: false }
     }
 
     /// Instructions that precede the conversation.
@@ -89,6 +92,23 @@ impl Message {
         self
     }
 
+    /// This message with nothing said, in one of the ways to say so: for messages that are calls and nothing else. See
+    /// [`TemplateCapabilities::call_content`](super::TemplateCapabilities::call_content).
+    pub fn without_text(mut self, form: CallContent) -> Self {
+        self.content.clear();
+        self.fields.shift_remove("content");
+        self.omits_content = form == CallContent::Omitted;
+        match form {
+            CallContent::Null => self.with_field("content", Value::Null),
+            CallContent::Empty | CallContent::Omitted => self,
+        }
+    }
+
+    /// What the model thought before it answered, where templates look for it (`reasoning_content`).
+    pub fn with_reasoning(self, text: impl Into<String>) -> Self {
+        self.with_field("reasoning_content", text.into())
+    }
+
     /// A message as chat interfaces write it: an object with `role`, `content` (a text, a list of parts, or
     /// nothing) and further fields.
     pub fn from_json(value: Value) -> Result<Self, MessageError> {
@@ -109,14 +129,16 @@ impl Message {
                 String::new()
             }
         };
-        Ok(Self { role, content, fields })
+        Ok(Self { role, content, fields, omits_content: false })
     }
 
     /// The object that templates see.
     pub(super) fn to_json(&self) -> Value {
         let mut fields = Map::new();
         fields.insert("role".into(), self.role.clone().into());
-        fields.insert("content".into(), self.content.clone().into());
+        if !self.omits_content {
+            fields.insert("content".into(), self.content.clone().into());
+        }
         fields.extend(self.fields.clone());
         Value::Object(fields)
     }

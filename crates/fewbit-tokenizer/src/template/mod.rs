@@ -11,11 +11,14 @@
 //!
 //! What the conversation says is not trusted either: see [`guard`].
 
+mod capabilities;
 mod environment;
 mod guard;
 mod message;
+mod watched;
 
 use std::io;
+use std::sync::OnceLock;
 use std::thread;
 
 use minijinja::{Environment, ErrorKind};
@@ -23,6 +26,7 @@ use serde_json::Map;
 
 use crate::special::SpecialTokens;
 use crate::tokenizer::Tokenizer;
+pub use capabilities::{ArgumentsForm, CallContent, TemplateCapabilities};
 use guard::Guard;
 pub use message::{Message, MessageError, ToolCall};
 
@@ -194,6 +198,9 @@ pub struct ChatTemplate {
     /// `bos_token` and its like.
     special_texts: Vec<(&'static str, String)>,
     limits: TemplateLimits,
+    source: String,
+    /// Found when it is asked for.
+    capabilities: OnceLock<TemplateCapabilities>,
 }
 
 impl ChatTemplate {
@@ -209,8 +216,8 @@ impl ChatTemplate {
         }
         let environment = on_large_stack(|| {
             let mut environment = environment::build();
-            let source = environment::without_generation_tags(source);
-            environment.add_template_owned(NAME, source).map(|()| environment)
+            let engines = environment::without_generation_tags(source);
+            environment.add_template_owned(NAME, engines).map(|()| environment)
         })
         .map_err(|detail| TemplateError::Syntax { line: 0, detail })?
         .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
@@ -227,11 +234,27 @@ impl ChatTemplate {
             guard: Guard::new(source, tokenizer),
             special_texts: special_texts.into_iter().filter_map(|(name, text)| Some((name, text?))).collect(),
             limits,
+            source: source.to_owned(),
+            capabilities: OnceLock::new(),
         })
+    }
+
+    /// The template as it was given.
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Writes the prompt for a conversation.
     pub fn render(&self, input: &TemplateInput<'_>) -> Result<RenderedPrompt, TemplateError> {
+        self.render_watched(input, None)
+    }
+
+    /// As [`render`](Self::render), with a note of the variables that were looked for and not found.
+    fn render_watched(
+        &self,
+        input: &TemplateInput<'_>,
+        missed: Option<&watched::Missed>,
+    ) -> Result<RenderedPrompt, TemplateError> {
         let messages = input.messages.iter().map(Message::to_json);
         let mut variables = Map::new();
         variables.insert("messages".into(), messages.collect());
@@ -254,9 +277,12 @@ impl ChatTemplate {
             // The engine counts in signed numbers.
             engine.set_fuel(Some(steps.min(isize::MAX as u64)));
             let mut output = Limited { text: Vec::new(), limit: self.limits.output_bytes, hit: false };
-            let result = engine
-                .get_template(NAME)
-                .and_then(|t| t.render_captured_to(environment::value(&variables), &mut output).map(drop));
+            let variables = environment::value(&variables);
+            let variables = match missed {
+                Some(missed) => watched::watched(variables, missed),
+                None => variables,
+            };
+            let result = engine.get_template(NAME).and_then(|t| t.render_captured_to(variables, &mut output).map(drop));
             (result, output)
         })
         .map_err(|detail| TemplateError::Failed { line: 0, detail })?;

@@ -78,6 +78,19 @@ fn unknown_token_type() {
 }
 
 #[test]
+fn every_key_adds_ends_of_generation() {
+    let mut metadata = Metadata::default();
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.tokens", ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec());
+    metadata.set("tokenizer.ggml.eot_token_id", 1u32);
+    metadata.set("tokenizer.ggml.eos_token_ids", vec![2i32, -1, 4]);
+    let ends = |metadata: &Metadata| Vocabulary::from_gguf(metadata).expect("valid").end_of_generation;
+    assert_eq!(ends(&metadata), [1, 2, 4]);
+    metadata.set("tokenizer.ggml.eos_token_ids", vec![3u32]);
+    assert_eq!(ends(&metadata), [1, 3]);
+}
+
+#[test]
 fn bad_merge() {
     let vocabulary = Vocabulary { merges: vec!["a b".to_owned(), "ab".to_owned()].into(), ..byte_level("gpt-2", &[]) };
     let error = refused(&vocabulary);

@@ -155,10 +155,46 @@ fn a_folder_is_read() {
     std::fs::write(folder.join("chat_template.jinja"), "{{ bos_token }}").expect("written");
     let tokenizer = Tokenizer::from_hf_folder(&folder).expect("supported");
     assert_eq!(tokenizer.chat_template(), Some("{{ bos_token }}"));
+    assert_eq!(tokenizer.tool_template(), None);
+    std::fs::create_dir_all(folder.join("additional_chat_templates")).expect("a folder");
+    std::fs::write(folder.join("additional_chat_templates/tool_use.jinja"), "{{ tools }}").expect("written");
+    let tokenizer = Tokenizer::from_hf_folder(&folder).expect("supported");
+    assert_eq!(tokenizer.chat_template(), Some("{{ bos_token }}"));
+    assert_eq!(tokenizer.tool_template(), Some("{{ tools }}"));
     std::fs::create_dir_all(folder.join("config.json")).expect("a folder in the place of a file");
     let error = Tokenizer::from_hf_folder(&folder).expect_err("it cannot be read");
     assert!(matches!(&error, TokenizerError::Io { .. }), "{error}");
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// `tokenizer.json` of several of Mistral's models has Llama 3's expression for words, and the `tekken.json` beside it the
+/// right one. `aB` is one word for the first, and two for the second.
+#[test]
+fn a_wrong_expression_beside_tekken_json_is_mended() {
+    const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let tokens = |expression: &str, with_tekken: bool| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut json = byte_level();
+        json["model"]["vocab"] = json!({"a": 0, "B": 1, "Ġ": 2, "aB": 3, "Ã": 4, "©": 5, "Ã©": 6});
+        json["model"]["merges"] = json!(["a B"]);
+        json["pre_tokenizer"]["pretokenizers"] = json!([
+            { "type": "Split", "pattern": { "Regex": expression }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false }
+        ]);
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).expect("written");
+        if with_tekken {
+            let mut json = tekken();
+            json["config"]["pattern"] = TEKKEN.into();
+            std::fs::write(folder.path().join("tekken.json"), json.to_string()).expect("written");
+        }
+        let tokenizer = Tokenizer::from_hf_folder(folder.path()).expect("supported");
+        tokenizer.encode("aB", Plain).len()
+    };
+    assert_eq!((tokens(LLAMA3, false), tokens(TEKKEN, false)), (1, 2));
+    assert_eq!((tokens(LLAMA3, true), tokens(TEKKEN, true)), (2, 2));
+    // Any other expression is the model's own.
+    assert_eq!(tokens(r"\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", true), 1);
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Tests of the tokenizer crate through its public API, as one binary.
 
 mod bpe;
+mod capabilities;
 mod chat;
 mod decode;
 mod errors;

@@ -93,6 +93,13 @@ fn floats_look_as_in_python() {
 }
 
 #[test]
+fn what_is_not_there_has_no_length() {
+    let text = render("{{ nothing|length }} {{ messages[0].tool_calls|length > 0 }} {{ messages|count }}");
+    assert_eq!(text.expect("valid"), "0 False 1");
+    assert!(render("{{ none|length }}").is_err() && render("{{ 3|length }}").is_err());
+}
+
+#[test]
 fn errors_name_the_line() {
     let error = render("a\nb {% if %}").expect_err("syntax");
     assert!(matches!(error, TemplateError::Syntax { line: 2, .. }), "{error:?}");

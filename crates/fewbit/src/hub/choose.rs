@@ -175,10 +175,11 @@ fn has_safetensors(files: &[RepoFile]) -> bool {
 
 /// What of a folder with safetensors files is read: weights, configuration, tokenizer.
 fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
-    const NAMES: [&str; 7] = [
+    const NAMES: [&str; 8] = [
         "merges.txt",
         "tokenizer.model",
         "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
         "1_Pooling/config.json",
         "tekken.json",
         "sentencepiece.bpe.model",

@@ -66,7 +66,7 @@ impl Hub {
 
     /// The file or folder of a model of the Hugging Face Hub, fetched first if it is not here (feature `hub`).
     ///
-    /// What is here is used as it is, without asking whether its branch has moved on; [`pull_repo`](Self::pull_repo)
+    /// What is here is used as it is, without asking whether its branch has moved on; `Hub::pull_repo`
     /// asks.
     pub fn resolve_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let perhaps = match self.here(name) {

@@ -305,7 +305,7 @@ impl ModelBuilder {
         if context_length > trained {
             return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
         }
-        let loras = self.loras.iter().map(|(path, scale)| Ok((Lora::load(path, &decoder)?, *scale)));
+        let loras = self.loras.iter().map(|(path, scale)| Ok((decoder.load_lora(path)?, *scale)));
         let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;
         let limits = Limits {
             prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
@@ -341,7 +341,6 @@ impl ModelBuilder {
                 path,
                 context_length,
                 vocabulary: OnceLock::new(),
-                identity: OnceLock::new(),
             }),
         })
     }

@@ -82,7 +82,7 @@ impl Headers {
     }
 }
 
-/// The file that `name_or_path` means, as [`Model::load`] understands it; fetched if need be.
+/// The file that `name_or_path` means, as [`Model::load`](crate::Model::load) understands it; fetched if need be.
 pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, progress)?.path)
 }

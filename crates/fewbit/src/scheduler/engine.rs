@@ -37,7 +37,7 @@ pub(super) struct Engine {
 }
 
 /// What one sequence does in a step.
-struct Part {
+struct Share {
     /// Index in `running`.
     index: usize,
     /// Tokens that it appends.
@@ -147,7 +147,7 @@ impl Engine {
     /// Whether `wanted` pages can be had without taking any from a running request. To get them, it forgets known
     /// prefixes, then the caches of conversations that rest, then what is kept for requests that wait, then what draft
     /// models keep.
-    fn can_have(&mut self, wanted: usize) -> bool {
+    fn evict_for(&mut self, wanted: usize) -> bool {
         let lacking = |engine: &Self| engine.pages_lacking(wanted);
         if wanted == 0 || lacking(self) == 0 {
             return true;
@@ -207,7 +207,7 @@ impl Engine {
     /// Whether there is room for a sequence of no request. Requests whose readers are behind give way to it, for there
     /// is no telling when they go on; others end some time.
     fn has_room_for_guest(&mut self, n_pages: usize) -> bool {
-        while !self.can_have(n_pages) {
+        while !self.evict_for(n_pages) {
             let Some(index) = self.running.iter().rposition(|sequence| !sequence.wants_more()) else { return false };
             let mut sequence = self.running.remove(index);
             sequence.give_way();
@@ -224,7 +224,7 @@ impl Engine {
         {
             let known = self.known_prefix(&mut sequence);
             let needed = known.pages_to_append(sequence.tokens().len() - known.len());
-            if !self.can_have(needed) && !self.is_alone(0) {
+            if !self.evict_for(needed) && !self.is_alone(0) {
                 sequence.cache = known;
                 self.waiting.push_front(sequence);
                 break;
@@ -290,7 +290,7 @@ impl Engine {
     }
 
     /// What goes into the next step.
-    fn plan(&mut self) -> Vec<Part> {
+    fn plan(&mut self) -> Vec<Share> {
         let now = Instant::now();
         let mut ready = Vec::with_capacity(self.running.len());
         for index in 0..self.running.len() {
@@ -303,7 +303,7 @@ impl Engine {
         let waiting: Vec<_> = ready.iter().map(|&index| self.running[index].waiting()).collect();
         let take = self.planner.plan(&waiting, self.core.limits.prefill_chunk);
         let parts = ready.into_iter().zip(take).filter(|&(_, n)| n > 0);
-        let mut parts: Vec<Part> = parts.map(|(index, n_tokens)| Part { index, n_tokens }).collect();
+        let mut parts: Vec<Share> = parts.map(|(index, n_tokens)| Share { index, n_tokens }).collect();
         let n_rows = parts.iter().map(|part| part.n_tokens).sum();
         for part in &mut parts {
             let sequence = &self.running[part.index];
@@ -317,10 +317,10 @@ impl Engine {
 
     /// Takes sequences out of the plan, the latest first, until there are pages for the rest; they give up their
     /// caches. One that is alone and finds no room ends: its context is full.
-    fn make_room(&mut self, mut parts: Vec<Part>) -> Vec<Part> {
+    fn make_room(&mut self, mut parts: Vec<Share>) -> Vec<Share> {
         loop {
             let needed = parts.iter().map(|p| self.running[p.index].cache.pages_to_append(p.n_tokens)).sum();
-            if self.can_have(needed) {
+            if self.evict_for(needed) {
                 return parts;
             }
             let mut had_drafts = false;
@@ -356,7 +356,7 @@ impl Engine {
     }
 
     /// One forward pass, and a token for every sequence that is complete with it.
-    fn step(&mut self, parts: &[Part]) {
+    fn step(&mut self, parts: &[Share]) {
         let start = Instant::now();
         let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
         let _span = tracing::trace_span!("step", requests = parts.len(), tokens = n_tokens).entered();
@@ -377,7 +377,7 @@ impl Engine {
             Err(error) => {
                 tracing::warn!(%error, "a step failed: its parts are run one by one");
                 for part in parts {
-                    let part = Part { index: part.index, n_tokens: part.n_tokens };
+                    let part = Share { index: part.index, n_tokens: part.n_tokens };
                     match self.forward(std::slice::from_ref(&part)) {
                         Ok(mut logits) => self.choose(&[part], &mut logits),
                         Err(error) => self.running[part.index].fail(error),
@@ -391,7 +391,7 @@ impl Engine {
         self.metrics.step_time += self.metrics.last_step;
     }
 
-    fn forward(&mut self, parts: &[Part]) -> Result<Logits, Error> {
+    fn forward(&mut self, parts: &[Share]) -> Result<Logits, Error> {
         let n_tokens = n_tokens(parts, self.running.len());
         let mut batch = Vec::with_capacity(parts.len());
         for (sequence, n) in self.running.iter_mut().zip(n_tokens).filter(|&(_, n)| n > 0) {
@@ -401,9 +401,9 @@ impl Engine {
     }
 
     /// Counts what a step did.
-    fn note(&mut self, parts: &[Part], time: Duration) {
+    fn note(&mut self, parts: &[Share], time: Duration) {
         let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
-        let is_prompt = |part: &&Part| !self.running[part.index].is_decoding();
+        let is_prompt = |part: &&Share| !self.running[part.index].is_decoding();
         let of_prompts: usize = parts.iter().filter(is_prompt).map(|part| part.n_tokens).sum();
         if of_prompts >= 32 && 4 * of_prompts >= 3 * n_tokens {
             self.planner.learn(n_tokens, time);
@@ -415,7 +415,7 @@ impl Engine {
 
     /// Chooses tokens for the sequences that are complete, on all threads, and hands embeddings their hidden
     /// states. `logits` has the rows of both, in order.
-    fn choose(&mut self, parts: &[Part], logits: &mut Logits) {
+    fn choose(&mut self, parts: &[Share], logits: &mut Logits) {
         let core = &*self.core;
         let n_tokens = n_tokens(parts, self.running.len());
         let hidden = logits.take_hidden();
@@ -446,9 +446,7 @@ impl Engine {
         match &tasks[..] {
             [] => {}
             [task] => run(task),
-            tasks => {
-                core.decoder.engine().pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run))
-            }
+            tasks => core.decoder.pool().for_chunks(tasks.len(), 1, |range, _| tasks[range].iter().for_each(run)),
         }
         for (task, before) in tasks {
             let (sequence, _) = task.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -473,7 +471,7 @@ impl Engine {
 }
 
 /// Tokens that each of the running sequences has in a step.
-fn n_tokens(parts: &[Part], n_running: usize) -> Vec<usize> {
+fn n_tokens(parts: &[Share], n_running: usize) -> Vec<usize> {
     let mut n_tokens = vec![0; n_running];
     parts.iter().for_each(|part| n_tokens[part.index] = part.n_tokens);
     n_tokens

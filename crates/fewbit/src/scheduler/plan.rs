@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// What the planner knows of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Waiting {
+pub(super) struct Pending {
     /// Tokens that the cache lacks; 1 for one that is decoding.
     pub(super) pending: usize,
     /// The step in which it was last served.
@@ -58,7 +58,7 @@ impl Planner {
     }
 
     /// For each of the sequences, how many of its pending tokens go into the next step.
-    pub(super) fn plan(&mut self, sequences: &[Waiting], chunk: usize) -> Vec<usize> {
+    pub(super) fn plan(&mut self, sequences: &[Pending], chunk: usize) -> Vec<usize> {
         self.steps += 1;
         let mut take: Vec<usize> = sequences.iter().map(|s| usize::from(s.pending == 1)).collect();
         let budget = self.budget(take.contains(&1), chunk);
@@ -104,8 +104,8 @@ impl Planner {
 mod tests {
     use super::*;
 
-    fn waiting(pending: &[usize]) -> Vec<Waiting> {
-        pending.iter().map(|&pending| Waiting { pending, served: 0 }).collect()
+    fn waiting(pending: &[usize]) -> Vec<Pending> {
+        pending.iter().map(|&pending| Pending { pending, served: 0 }).collect()
     }
 
     fn planner(tokens_per_s: f64) -> Planner {
@@ -134,11 +134,11 @@ mod tests {
     #[test]
     fn short_prompts_overtake_and_long_ones_are_not_starved() {
         let mut planner = planner(1000.0);
-        let mut long = Waiting { pending: 10_000, served: 0 };
+        let mut long = Pending { pending: 10_000, served: 0 };
         let mut served = 0;
         for _ in 0..10 {
             // There are always short ones.
-            let take = planner.plan(&[long, Waiting { pending: 200, served: 0 }], 512);
+            let take = planner.plan(&[long, Pending { pending: 200, served: 0 }], 512);
             long.pending -= take[0];
             served += usize::from(take[0] > 0);
             assert!(take[0] == 0 || take[0] >= 250, "all or nothing: {take:?}");
@@ -154,7 +154,7 @@ mod tests {
         for _ in 0..6 {
             let take = planner.plan(&sequences, 512);
             let i = take.iter().position(|&n| n > 0).expect("somebody is served");
-            sequences[i] = Waiting { pending: sequences[i].pending - take[i], served: planner.step() };
+            sequences[i] = Pending { pending: sequences[i].pending - take[i], served: planner.step() };
             order.push(i);
         }
         assert_eq!(order, [0, 1, 2, 0, 1, 2]);

@@ -11,7 +11,7 @@ use super::cancel::CancelToken;
 use super::draft::{Drafter, MAX_DRAFT, Speculation, StepCost};
 use super::mailbox::{Event, Sender};
 use super::picker::{Picked, Picker};
-use super::plan::Waiting;
+use super::plan::Pending;
 use super::pooler::Pooler;
 use super::trace::Trace;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
@@ -254,8 +254,8 @@ impl Sequence {
         self.tokens.len() - self.cache.len()
     }
 
-    pub(super) fn waiting(&self) -> Waiting {
-        Waiting { pending: self.pending(), served: self.served }
+    pub(super) fn waiting(&self) -> Pending {
+        Pending { pending: self.pending(), served: self.served }
     }
 
     /// Whether a token was generated.

@@ -46,7 +46,7 @@ pub(crate) fn calls_of(message: &Message) -> &[Value] {
     message.fields.get("tool_calls").and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn text<'a>(value: Option<&'a Value>) -> &'a str {
+fn text(value: Option<&Value>) -> &str {
     value.and_then(Value::as_str).unwrap_or_default()
 }
 

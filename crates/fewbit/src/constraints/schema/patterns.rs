@@ -349,7 +349,7 @@ mod tests {
     fn matches(pattern: &str, text: &str) -> bool {
         let pattern = Pattern::new(pattern).unwrap();
         let quoted = Regex::new(&format!("^(?:\"{}\")$", pattern.quoted)).unwrap();
-        let found = quoted.is_match(serde_json::Value::from(text).to_string());
+        let found = quoted.is_match(serde_json::Value::from(text).to_string().as_str());
         assert_eq!(found, pattern.is_match(text), "{} on {text:?}: {}", pattern.source, pattern.quoted);
         found
     }
@@ -370,7 +370,8 @@ mod tests {
             (r#"^["\\\n]+$"#, &["\"\\\n"], &["n"]),
             (r"^[^a]$", &["\"", "\u{1f}", "é", "\\"], &["a", ""]),
             (r"^.$", &["\"", "\t", "é"], &["\n", "\u{2028}"]),
-            (r"^[a[&&~]--]$", &["[", "&", "~", "a"], &["b"]).clone(),
+            // A set of `[a[&&~]`, then `--]`.
+            (r"^[a[&&~]--]$", &["a--]", "[--]", "~--]"], &["b--]", "a"]),
             (r"^a{2}b{,3}c{1,}\/$", &["aab{,3}cc/"], &["ab"]),
             (r"^\p{Lu}\u00e9\u{1F600}\x41\cJ$", &["Éé😀A\n"], &["é"]),
             (r"^(?<y>a|b)(?:c)$", &["ac"], &["a"]),
@@ -378,11 +379,6 @@ mod tests {
             (r"^[a\-z]$", &["-"], &["b"]),
             (r"^a\.b\}$", &["a.b}"], &["axb}"]),
         ] {
-            // The class with brackets: a set of `[a[&&~]`, then `--]`.
-            if pattern.contains("--]") {
-                assert!(matches(pattern, "a--]") && matches(pattern, "~--]") && !matches(pattern, "b--]"));
-                continue;
-            }
             yes.iter().for_each(|text| assert!(matches(pattern, text), "{pattern} {text:?}"));
             no.iter().for_each(|text| assert!(!matches(pattern, text), "{pattern} {text:?}"));
         }

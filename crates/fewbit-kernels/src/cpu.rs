@@ -14,6 +14,7 @@ use crate::{Isa, KernelError, ThreadPool, elementwise};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// How rotary embedding pairs the elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,23 +70,23 @@ pub enum Product<'a> {
     },
 }
 
-/// Kernels and threads.
-#[derive(Debug)]
-pub struct Engine {
+/// An instruction set, and the threads that run its kernels. The threads may do other work in between.
+#[derive(Clone, Debug)]
+pub struct Cpu {
     isa: Isa,
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
 }
 
 /// Buffers of one thread, kept between sections.
 #[derive(Default)]
-struct Scratch {
+struct PanelBuffers {
     /// `[2][n_rows][16]`
     y: Vec<f32>,
     unpacked: Vec<u8>,
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    static BUFFERS: RefCell<PanelBuffers> = RefCell::default();
     /// A row that is being quantized, and what its first quantization lost.
     static ROW: RefCell<(Row, Vec<f32>)> = RefCell::default();
 }
@@ -120,13 +121,21 @@ enum Output<'a> {
     Gated(GateFunction, &'a Matrix, &'a Matrix, SharedMut<'a, f32>),
 }
 
-impl Engine {
-    /// An engine on `n_threads` threads, the caller's included.
+impl Cpu {
+    /// A CPU with `n_threads` threads of its own, the caller's included.
     ///
     /// # Errors
     /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`, [`KernelError::Thread`].
     pub fn new(isa: Isa, n_threads: usize) -> Result<Self, KernelError> {
-        Ok(Self { isa: isa.require()?, pool: ThreadPool::new(n_threads)? })
+        Self::on(isa, Arc::new(ThreadPool::new(n_threads)?))
+    }
+
+    /// A CPU on threads that others use too.
+    ///
+    /// # Errors
+    /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`.
+    pub fn on(isa: Isa, pool: Arc<ThreadPool>) -> Result<Self, KernelError> {
+        Ok(Self { isa: isa.require()?, pool })
     }
 
     /// The instruction set in use.
@@ -135,11 +144,11 @@ impl Engine {
     }
 
     /// The thread pool.
-    pub fn pool(&self) -> &ThreadPool {
+    pub fn pool(&self) -> &Arc<ThreadPool> {
         &self.pool
     }
 
-    /// Packs a matrix for this engine; see [`Matrix::pack`].
+    /// Packs a matrix for this CPU; see [`Matrix::pack`].
     ///
     /// # Errors
     /// As [`Matrix::pack`].
@@ -281,7 +290,7 @@ impl Engine {
     fn products(&self, outputs: &[(Output<'_>, &Activations)]) {
         let n_panels: usize = outputs.iter().map(|(o, _)| o.matrix().n_panels()).sum();
         let work = |panels: Range<usize>, _thread: usize| {
-            SCRATCH.with_borrow_mut(|scratch| {
+            BUFFERS.with_borrow_mut(|buffers| {
                 let (mut at, mut of) = (panels.start, 0);
                 let mut left = panels.len();
                 while left > 0 {
@@ -291,7 +300,7 @@ impl Engine {
                         (at, of) = (at - n, of + 1);
                         continue;
                     }
-                    let done = self.product(output, at..n.min(at + left), x, scratch);
+                    let done = self.product(output, at..n.min(at + left), x, buffers);
                     (at, left) = (at + done, left - done);
                 }
             });
@@ -307,28 +316,28 @@ impl Engine {
     }
 
     /// The first or the first two of some panels of one product. Returns how many.
-    fn product(&self, output: &Output<'_>, panels: Range<usize>, x: &Activations, scratch: &mut Scratch) -> usize {
+    fn product(&self, output: &Output<'_>, panels: Range<usize>, x: &Activations, buffers: &mut PanelBuffers) -> usize {
         let n = x.n_rows * x.kinds.n_planes() * PANEL_ROWS;
-        scratch.y.resize(2 * n, 0.0);
-        scratch.unpacked.resize(UNPACKED_BYTES, 0);
-        let (y, z) = scratch.y.split_at_mut(n);
+        buffers.y.resize(2 * n, 0.0);
+        buffers.unpacked.resize(UNPACKED_BYTES, 0);
+        let (y, z) = buffers.y.split_at_mut(n);
         let (w, p) = (output.matrix(), panels.start);
         let planes = if let Output::Store(_, _, planes) = output { *planes } else { Planes::All };
         let m = x.n_rows * PANEL_ROWS;
         if let Output::Gated(function, _, up, _) = output {
-            self.two_panels([(w, p), (up, p)], x, planes, [&mut *y, z], &mut scratch.unpacked);
+            self.two_panels([(w, p), (up, p)], x, planes, [&mut *y, z], &mut buffers.unpacked);
             elementwise::gate_mul(self.isa, *function, &mut y[..m], &z[..m]);
             // SAFETY: each panel is handed out once.
             unsafe { output.write(p, &y[..m]) };
             return 1;
         }
         if panels.len() == 1 {
-            self.panel(w, p, x, planes, y, &mut scratch.unpacked);
+            self.panel(w, p, x, planes, y, &mut buffers.unpacked);
             // SAFETY: as above.
             unsafe { output.write(p, &y[..m]) };
             return 1;
         }
-        self.two_panels([(w, p), (w, p + 1)], x, planes, [&mut *y, &mut *z], &mut scratch.unpacked);
+        self.two_panels([(w, p), (w, p + 1)], x, planes, [&mut *y, &mut *z], &mut buffers.unpacked);
         // SAFETY: as above.
         unsafe {
             output.write(p, &y[..m]);
@@ -390,7 +399,7 @@ impl Engine {
     }
 }
 
-impl Engine {
+impl Cpu {
     /// Makes some rows of a batch, in this order, a batch in the forms that `kinds` names.
     ///
     /// # Panics

@@ -1,0 +1,215 @@
+//! What several endpoints share: sampling settings, stop texts, usage.
+
+use std::collections::BTreeMap;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+
+/// What a value is, for messages about values of the wrong type.
+pub(crate) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// How tokens are chosen, and where a text ends: the same fields for chats and completions, read from the same object
+/// as the rest of a request.
+///
+/// `min_p`, `top_k`, `repeat_penalty` and `repeat_last_n` are not OpenAI's; they have the names of llama.cpp's server,
+/// and `repetition_penalty` is another name for the third, which vLLM uses.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct Sampling {
+    /// 0 always takes the most probable token.
+    pub temperature: Option<f32>,
+    /// Keeps the most probable tokens that together have this probability.
+    pub top_p: Option<f32>,
+    /// Keeps the k most probable tokens; 0 and -1 keep all.
+    pub top_k: Option<i64>,
+    /// Keeps tokens at least this fraction as probable as the most probable.
+    pub min_p: Option<f32>,
+    /// Makes tokens that occurred less probable; 1 does not.
+    #[serde(alias = "repetition_penalty")]
+    pub repeat_penalty: Option<f32>,
+    /// How many of the last tokens count as having occurred; -1 is all.
+    pub repeat_last_n: Option<i64>,
+    /// Subtracted once from the logit of a token that occurred.
+    pub presence_penalty: Option<f32>,
+    /// Subtracted for each time that it occurred.
+    pub frequency_penalty: Option<f32>,
+    /// Added to the logits of tokens, by id.
+    pub logit_bias: Option<LogitBias>,
+    /// Makes the random numbers repeat.
+    pub seed: Option<i64>,
+    /// Where a text ends.
+    pub stop: Option<Stop>,
+    /// A grammar in llama.cpp's notation (GBNF) that the text must follow.
+    pub grammar: Option<String>,
+    /// A regular expression that the text must match as a whole.
+    pub regex: Option<String>,
+}
+
+/// Biases by token id: an object whose keys are numbers.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct LogitBias(pub Vec<(u32, f32)>);
+
+impl<'de> Deserialize<'de> for LogitBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = BTreeMap::<String, f32>::deserialize(deserializer)?;
+        let entry = |(token, bias): (String, f32)| match token.parse() {
+            Ok(token) => Ok((token, bias)),
+            Err(_) => Err(D::Error::custom(format!("{token:?} is no token id: the keys are numbers, as in \"50256\""))),
+        };
+        map.into_iter().map(entry).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// One stop text or several.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stop(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Stop {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(vec![text])),
+            Value::Array(items) => items.into_iter().map(text).collect::<Result<_, _>>().map(Self),
+            other => Err(D::Error::custom(format!("expected a text or a list of texts, found {}", kind(&other)))),
+        }
+    }
+}
+
+fn text<E: serde::de::Error>(value: Value) -> Result<String, E> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => Err(E::custom(format!("expected a text or a list of texts, found {} in the list", kind(&other)))),
+    }
+}
+
+/// Texts, or token ids, one or several of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Prompt {
+    /// A text.
+    Text(String),
+    /// Tokens, taken as they are.
+    Tokens(Vec<u32>),
+}
+
+/// What OpenAI calls `prompt` or `input`: a text, a list of texts, a list of token ids, or a list of such lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompts {
+    /// In their order.
+    pub list: Vec<Prompt>,
+}
+
+impl<'de> Deserialize<'de> for Prompts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const EXPECTED: &str = "expected a text, a list of texts, a list of token ids, or a list of lists of token ids";
+        let wrong = |found: String| D::Error::custom(format!("{EXPECTED}, found {found}"));
+        let ids = |items: Vec<Value>| {
+            let id = |item: &Value| item.as_u64().and_then(|id| u32::try_from(id).ok());
+            items.iter().map(|item| id(item).ok_or_else(|| wrong(item_name(item)))).collect::<Result<Vec<u32>, _>>()
+        };
+        let list = match Value::deserialize(deserializer)? {
+            Value::String(text) => vec![Prompt::Text(text)],
+            Value::Array(items) if items.first().is_some_and(Value::is_number) => vec![Prompt::Tokens(ids(items)?)],
+            Value::Array(items) => {
+                let each = items.into_iter().map(|item| match item {
+                    Value::String(text) => Ok(Prompt::Text(text)),
+                    Value::Array(items) => ids(items).map(Prompt::Tokens),
+                    other => Err(wrong(item_name(&other))),
+                });
+                each.collect::<Result<_, _>>()?
+            }
+            other => return Err(wrong(kind(&other).to_owned())),
+        };
+        Ok(Self { list })
+    }
+}
+
+/// Numbers are shown: they may be out of range. Texts are not: they may be private.
+fn item_name(value: &Value) -> String {
+    match value {
+        Value::Number(number) => format!("the number {number} in a list"),
+        other => format!("{} in a list", kind(other)),
+    }
+}
+
+/// What a stream shall have besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct StreamOptions {
+    /// Whether a last chunk, of no choice, has the usage.
+    pub include_usage: Option<bool>,
+}
+
+/// How many tokens a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// Tokens of the prompts.
+    pub prompt_tokens: usize,
+    /// Tokens of the answers.
+    pub completion_tokens: usize,
+    /// Both.
+    pub total_tokens: usize,
+    /// More about the prompts.
+    pub prompt_tokens_details: PromptDetails,
+}
+
+/// A part of [`Usage`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct PromptDetails {
+    /// Tokens that were computed for an earlier request already.
+    pub cached_tokens: usize,
+}
+
+impl Usage {
+    /// Of so many tokens.
+    pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
+        Self {
+            prompt_tokens: prompt,
+            completion_tokens: completion,
+            total_tokens: prompt + completion,
+            prompt_tokens_details: PromptDetails { cached_tokens: cached },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn one_or_several() {
+        let stop = |value| from_value::<Stop>(value).map(|stop| stop.0).map_err(|error| error.to_string());
+        assert_eq!(stop(json!("a")).unwrap(), ["a"]);
+        assert_eq!(stop(json!(["a", "b"])).unwrap(), ["a", "b"]);
+        assert!(stop(json!(3)).unwrap_err().contains("found a number"));
+        assert!(stop(json!(["a", null])).unwrap_err().contains("found null in the list"));
+
+        let prompts = |value| from_value::<Prompts>(value).map(|p| p.list).map_err(|error| error.to_string());
+        assert_eq!(prompts(json!("a")).unwrap(), [Prompt::Text("a".into())]);
+        assert_eq!(prompts(json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(prompts(json!([[1], [2, 3]])).unwrap(), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
+        assert_eq!(prompts(json!(["a", [7]])).unwrap(), [Prompt::Text("a".into()), Prompt::Tokens(vec![7])]);
+        assert_eq!(prompts(json!([])).unwrap(), []);
+        assert!(prompts(json!([1, -2])).unwrap_err().contains("the number -2 in a list"));
+        assert!(prompts(json!([1, 4294967296_u64])).unwrap_err().contains("4294967296"));
+        assert!(prompts(json!([["secret"]])).unwrap_err().ends_with("found a text in a list"));
+        assert!(prompts(json!(true)).unwrap_err().ends_with("found a boolean"));
+    }
+
+    #[test]
+    fn biases_are_by_token() {
+        assert_eq!(from_value::<LogitBias>(json!({ "5": -100, "7": 1.5 })).unwrap().0, [(5, -100.0), (7, 1.5)]);
+        assert!(from_value::<LogitBias>(json!({ "the": 1 })).unwrap_err().to_string().contains("is no token id"));
+    }
+}

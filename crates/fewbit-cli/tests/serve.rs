@@ -1,0 +1,90 @@
+//! The command `serve`: its address on stdout, answers over a socket, and an end by a signal with status 0.
+#![cfg(unix)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+
+fn fewbit(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
+    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
+    // No test may read or change what the user has, nor reach the network.
+    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
+    command
+}
+
+fn ask(address: &str, method: &str, path: &str, header: &str, body: &str) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    let length = body.len();
+    write!(socket, "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}Content-Length: {length}\r\n\r\n{body}").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+fn stop(mut server: Child) -> (Option<i32>, String) {
+    let pid = server.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let mut text = String::new();
+    server.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    (server.wait().unwrap().code(), text)
+}
+
+#[test]
+fn serve_answers_until_a_signal_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = folder.path().join("keys");
+    fs::write(&keys, "# a comment\n0123456789abcdef\n").unwrap();
+    let mut command = fewbit(&["serve", STORIES, "--listen", "127.0.0.1:0", "--api-key-file", keys.to_str().unwrap()]);
+    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+    let body = r#"{"model": "stories260K-f32", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}"#;
+    assert!(ask(address, "POST", "/v1/completions", "", body).starts_with("HTTP/1.1 401 "));
+    let answer = ask(address, "POST", "/v1/completions", "Authorization: Bearer 0123456789abcdef\r\n", body);
+    assert!(answer.contains(", there was a little girl named Lily. She loved to play out"), "{answer}");
+    assert!(ask(address, "GET", "/health", "", "").starts_with("HTTP/1.1 200 "));
+    let (code, stderr) = stop(server);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(stderr.ends_with("stopping: what is under way is answered first\n"), "{stderr}");
+}
+
+#[test]
+fn serve_says_where_it_is_in_json() {
+    let mut command = fewbit(&["serve", STORIES, "--listen", "127.0.0.1:0", "--json"]);
+    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let value: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let address = value["listening"].as_str().unwrap().strip_prefix("http://").unwrap();
+    assert!(ask(address, "GET", "/v1/models", "", "").contains("\"id\":\"stories260K-f32\""));
+    assert_eq!(stop(server).0, Some(0));
+}
+
+#[test]
+fn what_cannot_be_served_is_said_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let weak = folder.path().join("weak");
+    fs::write(&weak, "secret\n").unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    for (args, words) in [
+        (&["--listen", "0.0.0.0:0"][..], "`--api-key-file FILE`"),
+        (&["--listen", "here"], "IP:PORT"),
+        (&["--listen", &taken], "cannot listen on"),
+        (&["--api-key-file", weak.to_str().unwrap()], "line 1 is no key"),
+        (&["--api-key-file", "/nonexistent/keys"], "cannot read the keys"),
+        (&[STORIES], "two models are called"),
+    ] {
+        let output = fewbit(&[&["serve", STORIES], args].concat()).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+        assert!(text.starts_with("error: ") && text.contains(words) && !text.contains("secret"), "{text}");
+        assert!(output.stdout.is_empty());
+    }
+    assert_eq!(fewbit(&["serve"]).output().unwrap().status.code(), Some(2));
+}

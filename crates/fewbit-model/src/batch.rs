@@ -1,0 +1,83 @@
+//! What goes into a step and what comes out: chunks of sequences, and logits.
+
+use crate::KvCache;
+
+/// For which of its tokens a chunk wants logits, or that it wants what they are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsFor {
+    /// None: the chunk only fills the cache.
+    None,
+    /// The last token.
+    Last,
+    /// The last `n` tokens (all, if there are fewer).
+    LastN(usize),
+    /// Every token.
+    All,
+    /// No logits, but of every token the hidden state behind the last norm: see [`Logits::take_hidden`].
+    Hidden,
+}
+
+impl LogitsFor {
+    pub(crate) fn rows(self, n_tokens: usize) -> usize {
+        match self {
+            Self::None | Self::Hidden => 0,
+            Self::Last => 1,
+            Self::LastN(n) => n.min(n_tokens),
+            Self::All => n_tokens,
+        }
+    }
+}
+
+/// Tokens to append to one sequence.
+#[derive(Debug)]
+pub struct Chunk<'a> {
+    /// The sequence.
+    pub cache: &'a mut KvCache,
+    /// At least one token.
+    pub tokens: &'a [u32],
+    /// Which logits are wanted.
+    pub logits: LogitsFor,
+}
+
+/// Rows of logits, in the order of the batch.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Logits {
+    n_vocab: usize,
+    /// `[n_rows, n_vocab]`
+    pub(crate) values: Vec<f32>,
+    /// `[n_tokens, dim]`
+    pub(crate) hidden: Vec<f32>,
+}
+
+impl Logits {
+    /// Makes it so many rows; what they hold is to be written over.
+    pub(crate) fn resize(&mut self, n_vocab: usize, n_rows: usize) {
+        self.n_vocab = n_vocab;
+        self.values.resize(n_rows * n_vocab, 0.0);
+        self.hidden.clear();
+    }
+
+    /// Rows.
+    pub fn n_rows(&self) -> usize {
+        self.values.len() / self.n_vocab.max(1)
+    }
+
+    /// One row: `[n_vocab]`.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
+    }
+
+    /// The hidden states of the chunks that want them ([`LogitsFor::Hidden`]), in the order of the batch:
+    /// `[n_tokens, dim]`.
+    pub fn take_hidden(&mut self) -> Vec<f32> {
+        std::mem::take(&mut self.hidden)
+    }
+
+    /// All rows one after another, to be changed.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+}

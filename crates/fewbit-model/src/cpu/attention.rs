@@ -1,0 +1,83 @@
+//! Attention of the sequences of a batch over their pages.
+
+use super::state::{Element, Layout, elems, elems_mut, of_kv_type};
+use crate::KvType;
+use crate::segment::SequenceRows;
+use fewbit_kernels::{AttentionSequence, AttentionShape, Cpu, KvPage, KvPageMut, PAGE};
+use std::sync::{Mutex, PoisonError};
+
+/// So many sequences are stored by several threads, if each has fewer new positions than this.
+const MANY: usize = 4;
+
+/// What the sequences of a batch do in one layer: each appends its rows of `k` and `v`, then attends with those of `q`.
+pub(super) struct LayerStep<'a> {
+    pub(super) layout: &'a Layout,
+    /// Counted from the segment's first.
+    pub(super) layer: usize,
+    pub(super) shape: AttentionShape,
+    /// `[tokens of the batch, n_heads * head_dim]`
+    pub(super) q: &'a [f32],
+    /// `[tokens of the batch, n_kv_heads * head_dim]`
+    pub(super) k: &'a [f32],
+    /// `[tokens of the batch, n_kv_heads * head_dim]`
+    pub(super) v: &'a [f32],
+}
+
+/// Appends keys and values to every sequence's pages and writes the attention of all queries to `out`.
+pub(super) fn append_and_attend(
+    cpu: &Cpu,
+    ty: KvType,
+    sequences: &mut [SequenceRows<'_>],
+    step: &LayerStep<'_>,
+    out: &mut [f32],
+) {
+    of_kv_type!(ty, T => of_type::<T>(cpu, sequences, step, out));
+}
+
+fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>, out: &mut [f32]) {
+    let shape = &step.shape;
+    let kv_dim = shape.n_kv_heads * shape.head_dim;
+    let (keys, values) = step.layout.keys_values(step.layer);
+    let store = |sequence: &mut SequenceRows<'_>| {
+        let (rows, position) = (sequence.rows(), sequence.position());
+        let mut pages: Vec<_> = sequence
+            .new_pages()
+            .map(|page| {
+                let page = elems_mut::<T>(page);
+                // Values lie behind the keys.
+                let (head, tail) = page.split_at_mut(values.start);
+                KvPageMut { keys: &mut head[keys.clone()], values: &mut tail[..values.len()] }
+            })
+            .collect();
+        let rows = rows.start * kv_dim..rows.end * kv_dim;
+        cpu.store_kv(shape, &mut pages, position % PAGE, &step.k[rows.clone()], &step.v[rows]);
+    };
+    if sequences.len() >= MANY && sequences.iter().all(|sequence| sequence.rows().len() < MANY) {
+        let sequences: Vec<_> = sequences.iter_mut().map(Mutex::new).collect();
+        cpu.pool().for_chunks(sequences.len(), sequences.len().div_ceil(2 * cpu.pool().n_threads()), |range, _| {
+            for sequence in &sequences[range] {
+                store(&mut sequence.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        });
+    } else {
+        // A sequence with many new positions is shared between the threads by itself.
+        sequences.iter_mut().for_each(store);
+    }
+    // What attention does depends on where positions lie relative to the ends of pages, and on differences of
+    // positions: counting from the first page that is left gives the same bits.
+    let sequences: Vec<_> = sequences
+        .iter()
+        .map(|sequence| AttentionSequence {
+            first_position: sequence.position() - sequence.first_page() * PAGE,
+            n_tokens: sequence.rows().len(),
+            pages: sequence
+                .pages()
+                .map(|page| {
+                    let page = elems::<T>(page);
+                    KvPage { keys: &page[keys.clone()], values: &page[values.clone()] }
+                })
+                .collect(),
+        })
+        .collect();
+    cpu.attention(shape, &sequences, step.q, out);
+}

@@ -1,0 +1,345 @@
+//! The forward pass through layers: rows of the residual stream in, rows out.
+//!
+//! Reading order is the order of the computation, and a step is some five parallel sections per layer. Parts in
+//! brackets are those that only some models have:
+//!
+//! ```text
+//! x = embedding[token] [* scale]          on the host, see `decoder`
+//! each layer:
+//!     h = rms_norm(x)                    quantized once for q, k, v
+//!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm each head of q, k;]  [rotate q, k;]  append k, v to the cache
+//!     x += [norm of] attention(q, cache) Wo [+ bias]
+//!     h = rms_norm(x)                    quantized once for gate, up
+//!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
+//!       or the same of each expert that the token is routed to, weighted
+//! hidden = rms_norm(x[wanted rows])       see `head`
+//! logits = hidden Woutput [+ bias] [* scale] [capped]
+//! ```
+//! To a product and its bias, what the row's adapters give is added: see `lora`.
+
+use super::CpuSegment;
+use super::adapters::{AdapterBuffers, add_low_rank};
+use super::attention::{LayerStep, append_and_attend};
+use super::weights::{Experts, FeedForward, Layer, Linear, Mlp};
+use crate::config::ModelConfig;
+use crate::lora::{AdaptedRows, LoraTarget};
+use crate::names::{self, Part};
+use crate::routing::Routing;
+use crate::segment::Step;
+use fewbit_kernels::{ActivationKinds, Activations, Matrix, Planes, Product, math::sigmoid};
+
+/// Buffers of a step, for all tokens of the batch.
+#[derive(Default)]
+pub(super) struct Buffers {
+    /// `[n_tokens, n_heads * head_dim]`
+    q: Vec<f32>,
+    /// `[n_tokens, n_kv_heads * head_dim]`
+    k: Vec<f32>,
+    /// `[n_tokens, n_kv_heads * head_dim]`
+    v: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`
+    attention: Vec<f32>,
+    /// `[n_tokens, ffn_dim]`
+    hidden: Vec<f32>,
+    /// `[n_tokens, ffn_dim]`: products of the second matrix, where they have a bias.
+    up: Vec<f32>,
+    /// `[n_tokens, dim]`: what is added to the residual stream, where it is normed or scaled first.
+    branch: Vec<f32>,
+    /// Inputs of products.
+    pub(super) input: Activations,
+    experts: ExpertBuffers,
+    pub(super) adapters: AdapterBuffers,
+}
+
+/// Buffers of layers with routed experts.
+#[derive(Default)]
+struct ExpertBuffers {
+    /// `[n_tokens, n_experts]`
+    scores: Vec<f32>,
+    routing: Routing,
+    /// `[n_tokens * n_used, experts.ffn_dim]`, in order of the experts.
+    hidden: Vec<f32>,
+    /// `[n_tokens * n_used, dim]`, in order of the experts.
+    out: Vec<f32>,
+    /// Inputs of each expert that has tokens.
+    inputs: Vec<Activations>,
+    /// `[n_tokens, dim]`: outputs of the shared expert.
+    shared: Vec<f32>,
+    /// `[n_tokens]`: its scores.
+    shared_scores: Vec<f32>,
+}
+
+impl Buffers {
+    fn resize(&mut self, n: usize, c: &ModelConfig) {
+        let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+        self.branch.resize(n * c.dim, 0.0);
+        self.q.resize(n * q_dim, 0.0);
+        self.attention.resize(n * q_dim, 0.0);
+        self.k.resize(n * kv_dim, 0.0);
+        self.v.resize(n * kv_dim, 0.0);
+        if let Some(experts) = &c.experts {
+            let e = &mut self.experts;
+            e.scores.resize(n * experts.n_experts, 0.0);
+            e.hidden.resize(n * experts.n_used * experts.ffn_dim, 0.0);
+            e.out.resize(n * experts.n_used * c.dim, 0.0);
+            e.shared.resize(n * c.dim, 0.0);
+            e.shared_scores.resize(n, 0.0);
+        }
+    }
+}
+
+/// A batch on its way through the layers.
+struct Batch<'a, 'b> {
+    step: &'a mut Step<'b>,
+    /// `[n_tokens, dim]`: the residual stream.
+    x: &'a mut [f32],
+}
+
+impl Batch<'_, '_> {
+    fn loras(&self) -> &[AdaptedRows] {
+        self.step.loras
+    }
+
+    /// Tells the collector, if there is one, that the input meets these matrices of a layer.
+    fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
+        let Some(collector) = &mut self.step.collector else { return };
+        let x = input.values();
+        for part in parts {
+            let name = format!("{}.weight", names::gguf(*part, layer));
+            collector.add(&name, 0, 1, x, x.len() / input.n_rows());
+        }
+    }
+
+    /// The same of the inputs of each expert that has tokens.
+    fn collect_experts(&mut self, buffers: &ExpertBuffers, layer: usize, w: &Experts, parts: &[Part]) {
+        let Some(collector) = &mut self.step.collector else { return };
+        for ((expert, _), input) in buffers.routing.groups.iter().zip(&buffers.inputs) {
+            let (x, n_cols) = (input.values(), input.values().len() / input.n_rows());
+            for part in parts {
+                let name = names::gguf(*part, layer);
+                match w.is_merged {
+                    true => collector.add(&format!("{name}.weight"), *expert, w.experts.len(), x, n_cols),
+                    false => collector.add(&format!("{name}.{expert}.weight"), 0, 1, x, n_cols),
+                }
+            }
+        }
+    }
+}
+
+impl CpuSegment {
+    /// Takes the rows of a batch through the layers.
+    pub(super) fn compute(&self, step: &mut Step<'_>, x: &mut [f32], s: &mut Buffers) {
+        let n = x.len() / self.config.dim;
+        s.resize(n, &self.config);
+        let mut batch = Batch { step, x };
+        for layer in self.layers.clone() {
+            self.attention(layer, &mut batch, s);
+            self.feed_forward(layer, &mut batch, s);
+        }
+    }
+
+    fn weights(&self, layer: usize) -> &Layer {
+        &self.weights[layer - self.layers.start]
+    }
+
+    fn attention(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e, w) = (&self.config, &self.shared.cpu, self.weights(index));
+        e.rms_norm(b.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
+        b.collect(&s.input, index, w.qkv_parts);
+        let parts = &mut [
+            (&w.q.weight, &mut s.q[..], Planes::First),
+            (&w.k.weight, &mut s.k[..], Planes::All),
+            (&w.v.weight, &mut s.v[..], Planes::All),
+        ];
+        e.matmul_many(parts, &s.input);
+        for (w, out) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
+            self.add_bias(w, out);
+        }
+        let parts = &mut [(LoraTarget::Q, &mut s.q[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
+        add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+        if let Some((q_norm, k_norm)) = &w.qk_norm {
+            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads, &mut s.q);
+            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads, &mut s.k);
+        }
+        if c.layers[index].has_rope {
+            let angles = if c.uses_local_rope(index) { b.step.local } else { b.step.global };
+            e.rope(c.rope.style, c.head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
+            e.rope(c.rope.style, c.head_dim, c.n_kv_heads, &angles.cos, &angles.sin, &mut s.k);
+        }
+        if c.attention_temperature.is_some() {
+            let factors = b.step.temperatures;
+            e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
+        }
+
+        let (shape, layer) = (c.attention_shape(index), index - self.layers.start);
+        let step = LayerStep { layout: &self.layout, layer, shape, q: &s.q, k: &s.k, v: &s.v };
+        append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
+        let kinds = ActivationKinds::of([w.attn_output.weight.ty()]);
+        e.activate(&s.attention, w.attn_output.weight.n_cols(), kinds, &mut s.input);
+        b.collect(&s.input, index, &[Part::AttnOutput]);
+        self.add_product(index, LoraTarget::AttnOutput, &w.attn_output, w.attn_post_norm.as_deref(), b, s);
+    }
+
+    fn feed_forward(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e, w) = (&self.config, &self.shared.cpu, self.weights(index));
+        e.rms_norm(b.x, &w.ffn_norm, c.rms_norm_eps, w.ffn_input, &mut s.input);
+        let post_norm = w.ffn_post_norm.as_deref();
+        match &w.ffn {
+            FeedForward::Dense(mlp) => {
+                self.hidden(index, mlp, b, s);
+                self.add_product(index, LoraTarget::Down, &mlp.down, post_norm, b, s);
+            }
+            FeedForward::Experts(experts) => {
+                self.experts(index, experts, b, s);
+                self.add_branch(post_norm, b, s);
+            }
+        }
+    }
+
+    /// `f(gate x) * (up x)` of the current input, made the input of the next product.
+    fn hidden(&self, index: usize, mlp: &Mlp, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        b.collect(&s.input, index, mlp.input_parts);
+        let (e, function, ffn_dim) = (&self.shared.cpu, self.config.gate, mlp.gate.weight.n_rows());
+        s.hidden.resize(s.input.n_rows() * ffn_dim, 0.0);
+        let is_plain = mlp.gate.bias.is_none() && mlp.up.bias.is_none();
+        if is_plain && !b.loras().iter().any(|rows| rows.changes(index, &[LoraTarget::Gate, LoraTarget::Up])) {
+            e.matmul_gated(function, &mlp.gate.weight, &mlp.up.weight, &s.input, &mut s.hidden);
+        } else {
+            s.up.resize(s.hidden.len(), 0.0);
+            let parts =
+                &mut [(&mlp.gate.weight, &mut s.hidden[..], Planes::All), (&mlp.up.weight, &mut s.up[..], Planes::All)];
+            e.matmul_many(parts, &s.input);
+            self.add_bias(&mlp.gate, &mut s.hidden);
+            self.add_bias(&mlp.up, &mut s.up);
+            let parts = &mut [(LoraTarget::Gate, &mut s.hidden[..]), (LoraTarget::Up, &mut s.up[..])];
+            add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+            e.gate(function, ffn_dim, &mut s.hidden, &s.up);
+        }
+        e.activate(&s.hidden, ffn_dim, ActivationKinds::of([mlp.down.weight.ty()]), &mut s.input);
+        b.collect(&s.input, index, &[mlp.down_part]);
+    }
+
+    /// Sends every token of the current input through its experts; what comes out is in `s.branch`. See
+    /// `crate::routing` for the definition.
+    fn experts(&self, index: usize, w: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        let config = c.experts.as_ref().expect("layers have experts only if the model has");
+        b.collect(&s.input, index, &[Part::Router]);
+        let x = &mut s.experts;
+        e.matmul(&w.router, &s.input, &mut x.scores);
+        x.routing.route(config, &x.scores);
+        let groups = &x.routing.groups;
+        if x.inputs.len() < groups.len() {
+            x.inputs.resize_with(groups.len(), Activations::new);
+        }
+
+        for ((_, range), input) in groups.iter().zip(&mut x.inputs) {
+            e.gather(&s.input, &x.routing.tokens[range.clone()], s.input.kinds(), input);
+        }
+        b.collect_experts(&s.experts, index, w, w.experts[0].input_parts);
+        let x = &mut s.experts;
+        let groups = &x.routing.groups;
+        let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, config.ffn_dim));
+        let mut products: Vec<_> = rows
+            .map(|(((expert, _), input), out)| {
+                let mlp = &w.experts[*expert];
+                Product::Gated { function: c.gate, gate: &mlp.gate.weight, up: &mlp.up.weight, x: input, out }
+            })
+            .collect();
+        e.matmul_each(&mut products);
+
+        let rows = groups.iter().zip(&mut x.inputs).zip(split_rows(&mut x.hidden, groups, config.ffn_dim));
+        for (((expert, _), input), hidden) in rows {
+            let kinds = ActivationKinds::of([w.experts[*expert].down.weight.ty()]);
+            e.activate(hidden, config.ffn_dim, kinds, input);
+        }
+        b.collect_experts(&s.experts, index, w, &[w.experts[0].down_part]);
+        let x = &mut s.experts;
+        let groups = &x.routing.groups;
+        let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.out, groups, c.dim));
+        let mut products: Vec<_> = rows
+            .map(|(((expert, _), input), out)| Product::Store { w: &w.experts[*expert].down.weight, x: input, out })
+            .collect();
+        e.matmul_each(&mut products);
+
+        if let Some(shared) = &w.shared {
+            self.shared_expert(index, shared, w.shared_router.as_ref(), b, s);
+        }
+        let ExpertBuffers { routing, out, shared, shared_scores, .. } = &s.experts;
+        e.each_row(c.dim, &mut s.branch, |token, branch| {
+            branch.fill(0.0);
+            let routes = token * config.n_used..(token + 1) * config.n_used;
+            for (place, &(_, weight)) in routing.places[routes.clone()].iter().zip(&routing.chosen[routes]) {
+                let out = &out[place * c.dim..(place + 1) * c.dim];
+                e.add_scaled(branch, out, weight);
+            }
+            if w.shared.is_some() {
+                let weight = w.shared_router.as_ref().map_or(1.0, |_| sigmoid(shared_scores[token]));
+                let shared = &shared[token * c.dim..(token + 1) * c.dim];
+                e.add_scaled(branch, shared, weight);
+            }
+        });
+    }
+
+    /// The expert that every token goes through, and the scores that weight it.
+    fn shared_expert(&self, index: usize, mlp: &Mlp, router: Option<&Matrix>, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let e = &self.shared.cpu;
+        if let Some(router) = router {
+            e.matmul(router, &s.input, &mut s.experts.shared_scores);
+        }
+        self.hidden(index, mlp, b, s);
+        e.matmul(&mlp.down.weight, &s.input, &mut s.experts.shared);
+        self.add_bias(&mlp.down, &mut s.experts.shared);
+    }
+
+    fn add_bias(&self, w: &Linear, out: &mut [f32]) {
+        if let Some(bias) = &w.bias {
+            self.shared.cpu.add_bias(bias, out);
+        }
+    }
+
+    /// Adds the product of the current input to the residual stream.
+    fn add_product(
+        &self,
+        layer: usize,
+        target: LoraTarget,
+        w: &Linear,
+        post_norm: Option<&[f32]>,
+        b: &mut Batch<'_, '_>,
+        s: &mut Buffers,
+    ) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        let loras = b.step.loras;
+        if post_norm.is_none() && c.residual_scale == 1.0 {
+            e.matmul_add(&w.weight, &s.input, b.x);
+            self.add_bias(w, b.x);
+            add_low_rank(e, loras, layer, &mut [(target, &mut *b.x)], &s.input, &mut s.adapters);
+        } else {
+            e.matmul(&w.weight, &s.input, &mut s.branch);
+            self.add_bias(w, &mut s.branch);
+            add_low_rank(e, loras, layer, &mut [(target, &mut s.branch[..])], &s.input, &mut s.adapters);
+            self.add_branch(post_norm, b, s);
+        }
+    }
+
+    /// Adds what is in `s.branch` to the residual stream.
+    fn add_branch(&self, post_norm: Option<&[f32]>, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let c = &self.config;
+        let norm = post_norm.map(|w| (w, c.rms_norm_eps));
+        self.shared.cpu.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, b.x);
+    }
+}
+
+/// Cuts rows of `n_cols`, in order of the experts, into those of each expert.
+fn split_rows<'a>(
+    x: &'a mut [f32],
+    groups: &[(usize, std::ops::Range<usize>)],
+    n_cols: usize,
+) -> impl Iterator<Item = &'a mut [f32]> {
+    let mut rest = x;
+    groups.iter().map(move |(_, range)| {
+        let (rows, behind) = std::mem::take(&mut rest).split_at_mut(range.len() * n_cols);
+        rest = behind;
+        rows
+    })
+}

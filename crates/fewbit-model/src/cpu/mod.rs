@@ -1,0 +1,105 @@
+//! Layers on the CPU: the first of the devices, and the definition of what the others compute.
+
+mod adapters;
+mod attention;
+mod forward;
+mod head;
+mod state;
+mod weights;
+
+pub(crate) use state::page_bytes;
+pub(crate) use weights::pack;
+
+use crate::loader::LayerLoader;
+use crate::lora::{AdapterPart, LowRank};
+use crate::segment::{Device, Head, Segment, Step};
+use crate::state::StateStore;
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_kernels::Cpu;
+use forward::Buffers;
+use head::CpuHead;
+use state::Layout;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use weights::{Layer, Packer};
+
+/// The CPU, as something that takes layers.
+pub struct CpuDevice {
+    shared: Arc<Shared>,
+}
+
+/// What all segments on one CPU share.
+struct Shared {
+    cpu: Cpu,
+    /// Buffers of a step: segments take turns.
+    buffers: Mutex<Buffers>,
+}
+
+impl Shared {
+    fn with_buffers<R>(&self, f: impl FnOnce(&mut Buffers) -> R) -> R {
+        // Whatever a step that failed left in them is written over.
+        f(&mut self.buffers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl CpuDevice {
+    /// The CPU with this instruction set and these threads.
+    pub fn new(cpu: Cpu) -> Self {
+        Self { shared: Arc::new(Shared { cpu, buffers: Mutex::default() }) }
+    }
+}
+
+impl Device for CpuDevice {
+    fn name(&self) -> String {
+        format!("cpu ({})", self.shared.cpu.isa())
+    }
+
+    fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
+        let (config, kv_type) = (loader.config().clone(), loader.kv_type());
+        let mut packer = Packer { loader, cpu: &self.shared.cpu };
+        let weights = layers.clone().map(|i| packer.layer(i)).collect::<Result<_, _>>()?;
+        let layout = Arc::new(Layout::new(&config, kv_type, layers.clone()));
+        let states = state::store(&layout, kv_type);
+        let shared = Arc::clone(&self.shared);
+        Ok(Box::new(CpuSegment { shared, config, kv_type, layers, weights, layout, states }))
+    }
+
+    fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
+        Ok(Box::new(CpuHead::load(&self.shared, loader)?))
+    }
+}
+
+/// Consecutive layers on the CPU.
+struct CpuSegment {
+    shared: Arc<Shared>,
+    config: ModelConfig,
+    kv_type: KvType,
+    layers: Range<usize>,
+    /// `[layers.len()]`
+    weights: Vec<Layer>,
+    layout: Arc<Layout>,
+    states: Arc<dyn StateStore>,
+}
+
+impl Segment for CpuSegment {
+    fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weights.iter().map(Layer::n_bytes).sum()
+    }
+
+    fn states(&self) -> Arc<dyn StateStore> {
+        Arc::clone(&self.states)
+    }
+
+    fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError> {
+        self.shared.with_buffers(|buffers| self.compute(step, x, buffers));
+        Ok(())
+    }
+
+    fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
+        Ok(adapters::pack(&self.shared.cpu, adapter)?)
+    }
+}

@@ -1,0 +1,158 @@
+//! Pages of a CPU segment: a buffer for each, in which every layer has its place.
+//!
+//! A further kind of state is a variant of [`LayerState`], what it takes in [`CpuStates::new`], and the arm that reads
+//! and writes it in the forward pass. A new element type of keys and values is a variant of [`KvType`], an
+//! implementation of [`Element`], and an arm of `of_kv_type`.
+
+use crate::state::{StatePage, StateStore};
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_kernels::KvElement;
+use fewbit_kernels::kv::{Q8, zeroed};
+use half::f16;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What a layer keeps in a page, and where its elements lie.
+pub(crate) enum LayerState {
+    KeysValues { keys: Range<usize>, values: Range<usize> },
+}
+
+/// How a page of some layers is laid out.
+pub(crate) struct Layout {
+    layers: Vec<LayerState>,
+    n_elems: usize,
+}
+
+impl Layout {
+    pub(crate) fn new(config: &ModelConfig, ty: KvType, layers: Range<usize>) -> Self {
+        let mut n_elems = 0;
+        let mut place = |n: usize| {
+            n_elems += n;
+            n_elems - n..n_elems
+        };
+        let state = |layer| {
+            let (n_keys, n_values) = ty.page_elems(&config.attention_shape(layer));
+            LayerState::KeysValues { keys: place(n_keys), values: place(n_values) }
+        };
+        let layers = layers.map(state).collect();
+        Self { layers, n_elems }
+    }
+
+    /// Where a layer's keys and values lie; layers count from the segment's first.
+    pub(crate) fn keys_values(&self, layer: usize) -> (Range<usize>, Range<usize>) {
+        let LayerState::KeysValues { keys, values } = &self.layers[layer];
+        (keys.clone(), values.clone())
+    }
+}
+
+/// Bytes of one page of all layers.
+pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
+    let n_elems = (0..config.n_layers()).map(|layer| {
+        let (keys, values) = ty.page_elems(&config.attention_shape(layer));
+        (keys + values) as u64
+    });
+    n_elems.fold(0, u64::saturating_add).saturating_mul(ty.elem_bytes() as u64)
+}
+
+/// Does something with the element type that `$ty` stands for, as the type `$t`.
+macro_rules! of_kv_type {
+    ($ty:expr, $t:ident => $body:expr) => {
+        match $ty {
+            crate::KvType::F16 => {
+                type $t = half::f16;
+                $body
+            }
+            crate::KvType::F32 => {
+                type $t = f32;
+                $body
+            }
+            crate::KvType::Q8_0 => {
+                type $t = fewbit_kernels::kv::Q8;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use of_kv_type;
+
+/// The store of pages of this layout.
+pub(crate) fn store(layout: &Arc<Layout>, ty: KvType) -> Arc<dyn StateStore> {
+    let layout = Arc::clone(layout);
+    of_kv_type!(ty, T => Arc::new(CpuStates::<T> { layout, of: PhantomData }))
+}
+
+/// Makes pages of one element type.
+struct CpuStates<T> {
+    layout: Arc<Layout>,
+    of: PhantomData<fn() -> T>,
+}
+
+/// The elements of a page.
+pub(crate) fn elems<T: Element>(page: &StatePage) -> &[T] {
+    page.downcast_ref::<Vec<T>>().expect("a page of this segment")
+}
+
+/// The same, to be written.
+pub(crate) fn elems_mut<T: Element>(page: &mut StatePage) -> &mut [T] {
+    page.downcast_mut::<Vec<T>>().expect("a page of this segment")
+}
+
+impl<T: Element> StateStore for CpuStates<T> {
+    fn page_bytes(&self) -> usize {
+        self.layout.n_elems * size_of::<T>()
+    }
+
+    fn saved_bytes(&self) -> usize {
+        self.page_bytes()
+    }
+
+    fn new_page(&self) -> Result<StatePage, ModelError> {
+        Ok(Box::new(zeroed::<T>(self.layout.n_elems)?))
+    }
+
+    fn copy_page(&self, page: &StatePage) -> Result<StatePage, ModelError> {
+        let mut copy = zeroed::<T>(self.layout.n_elems)?;
+        copy.copy_from_slice(elems(page));
+        Ok(Box::new(copy))
+    }
+
+    fn save_page(&self, page: &StatePage, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        T::put(elems(page), out);
+        Ok(())
+    }
+
+    fn load_page(&self, bytes: &[u8]) -> Result<StatePage, ModelError> {
+        let mut page = zeroed::<T>(self.layout.n_elems)?;
+        T::take(bytes, &mut page);
+        Ok(Box::new(page))
+    }
+}
+
+/// An element type that pages can have.
+pub(crate) trait Element: KvElement + Copy + Send + Sync + 'static {
+    /// Appends the bytes of `elems`, little-endian.
+    fn put(elems: &[Self], out: &mut Vec<u8>);
+    /// Reads `elems.len()` elements from bytes of that length.
+    fn take(bytes: &[u8], elems: &mut [Self]);
+}
+
+macro_rules! element {
+    ($t:ty, $n_bytes:literal, $to_bytes:expr, $from_bytes:expr) => {
+        impl Element for $t {
+            fn put(elems: &[Self], out: &mut Vec<u8>) {
+                out.extend(elems.iter().flat_map(|x| $to_bytes(*x)));
+            }
+
+            fn take(bytes: &[u8], elems: &mut [Self]) {
+                for (x, bytes) in elems.iter_mut().zip(bytes.as_chunks::<$n_bytes>().0) {
+                    *x = $from_bytes(*bytes);
+                }
+            }
+        }
+    };
+}
+
+element!(f16, 2, f16::to_le_bytes, f16::from_le_bytes);
+element!(f32, 4, f32::to_le_bytes, f32::from_le_bytes);
+element!(Q8, 1, |x: Q8| [x.to_byte()], |[byte]: [u8; 1]| Q8::from_byte(byte));

@@ -1,0 +1,301 @@
+//! The tensors of layers, packed for this CPU.
+
+use crate::ModelError;
+use crate::config::ExpertConfig;
+use crate::loader::{LayerLoader, weight};
+use crate::names::{self, Part};
+use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
+use fewbit_quant::TensorType;
+use std::ops::Range;
+
+/// A matrix, and what is added to its products.
+pub(super) struct Linear {
+    pub(super) weight: Matrix,
+    /// `[weight.n_rows]`
+    pub(super) bias: Option<Vec<f32>>,
+}
+
+/// One decoder layer.
+pub(super) struct Layer {
+    /// `[dim]`
+    pub(super) attn_norm: Vec<f32>,
+    /// The tensors of q, k and v: three, or one.
+    pub(super) qkv_parts: &'static [Part],
+    /// `[n_heads * head_dim, dim]`
+    pub(super) q: Linear,
+    /// `[n_kv_heads * head_dim, dim]`
+    pub(super) k: Linear,
+    /// `[n_kv_heads * head_dim, dim]`
+    pub(super) v: Linear,
+    /// `[head_dim]` each, for queries and for keys.
+    pub(super) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[dim, n_heads * head_dim]`
+    pub(super) attn_output: Linear,
+    /// `[dim]`
+    pub(super) attn_post_norm: Option<Vec<f32>>,
+    /// `[dim]`
+    pub(super) ffn_norm: Vec<f32>,
+    pub(super) ffn: FeedForward,
+    /// `[dim]`
+    pub(super) ffn_post_norm: Option<Vec<f32>>,
+    /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is
+    /// quantized to two planes: of all inputs but the output's, its error weighs most in the result (see
+    /// docs/fidelity.md).
+    pub(super) qkv_input: ActivationKinds,
+    /// How the input of the feed-forward part is quantized.
+    pub(super) ffn_input: ActivationKinds,
+}
+
+/// What follows attention in a layer.
+pub(super) enum FeedForward {
+    Dense(Mlp),
+    Experts(Experts),
+}
+
+/// `down(f(gate x) * (up x))`
+pub(super) struct Mlp {
+    /// `[ffn_dim, dim]`
+    pub(super) gate: Linear,
+    /// `[ffn_dim, dim]`
+    pub(super) up: Linear,
+    /// `[dim, ffn_dim]`
+    pub(super) down: Linear,
+    /// The tensors of gate and up, and that of down.
+    pub(super) input_parts: &'static [Part],
+    pub(super) down_part: Part,
+}
+
+/// Routed experts.
+pub(super) struct Experts {
+    /// `[n_experts, dim]`
+    pub(super) router: Matrix,
+    /// All experts' matrices of a kind are one tensor.
+    pub(super) is_merged: bool,
+    /// `[n_experts]`; without biases.
+    pub(super) experts: Vec<Mlp>,
+    /// The expert that every token goes through.
+    pub(super) shared: Option<Mlp>,
+    /// `[1, dim]`: gives the score of the shared expert.
+    pub(super) shared_router: Option<Matrix>,
+}
+
+impl Layer {
+    /// Bytes of its matrices.
+    pub(super) fn n_bytes(&self) -> u64 {
+        self.matrices().map(|m| m.n_bytes() as u64).sum()
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let mut all = vec![&self.q.weight, &self.k.weight, &self.v.weight, &self.attn_output.weight];
+        match &self.ffn {
+            FeedForward::Dense(mlp) => all.extend(mlp.matrices()),
+            FeedForward::Experts(experts) => {
+                all.push(&experts.router);
+                all.extend(&experts.shared_router);
+                all.extend(experts.experts.iter().chain(&experts.shared).flat_map(Mlp::matrices));
+            }
+        }
+        all.into_iter()
+    }
+}
+
+impl Mlp {
+    fn matrices(&self) -> [&Matrix; 3] {
+        [&self.gate.weight, &self.up.weight, &self.down.weight]
+    }
+
+    /// Types of the weights that the input meets.
+    fn input_types(&self) -> [TensorType; 2] {
+        [self.gate.weight.ty(), self.up.weight.ty()]
+    }
+}
+
+/// Takes matrices, and packs them.
+pub(super) struct Packer<'a, 'b> {
+    pub(super) loader: &'a mut LayerLoader<'b>,
+    pub(super) cpu: &'a Cpu,
+}
+
+/// Packs some rows of a tensor of this shape for an instruction set.
+pub(crate) fn pack(
+    loader: &mut LayerLoader<'_>,
+    cpu: &Cpu,
+    isa: Isa,
+    name: &str,
+    shape: &[usize],
+    rows: Range<usize>,
+) -> Result<Matrix, ModelError> {
+    let (n_rows, n_cols) = (rows.len(), shape[shape.len() - 1]);
+    let pack = |ty, bytes: &[u8]| Ok(Matrix::pack(cpu.pool(), isa, ty, n_rows, n_cols, bytes)?);
+    loader.rows(name, shape, rows, pack)
+}
+
+impl Packer<'_, '_> {
+    pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
+        let config = self.loader.config();
+        let (dim, head_dim) = (config.dim, config.head_dim);
+        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
+        let is_fused = self.loader.has(Part::Qkv, i);
+        let [q, k, v] = match is_fused {
+            true => self.split(Part::Qkv, i, [q_dim, kv_dim, kv_dim], dim)?,
+            false => [
+                self.linear(Part::Q, i, q_dim, dim)?,
+                self.linear(Part::K, i, kv_dim, dim)?,
+                self.linear(Part::V, i, kv_dim, dim)?,
+            ],
+        };
+        let qk_norm = match config.has_qk_norm {
+            true => {
+                let mut norm = |part| self.loader.vector(&weight(part, i), head_dim);
+                Some((norm(Part::QNorm)?, norm(Part::KNorm)?))
+            }
+            false => None,
+        };
+        let mut post_norm = |part| match config.has_post_norms {
+            true => self.loader.vector(&weight(part, i), dim).map(Some),
+            false => Ok(None),
+        };
+        let (attn_post_norm, ffn_post_norm) = (post_norm(Part::AttnPostNorm)?, post_norm(Part::FfnPostNorm)?);
+        let (ffn, ffn_input) = match config.experts {
+            Some(experts) => {
+                let experts = self.experts(i, dim, experts)?;
+                let mlps = experts.experts.iter().chain(&experts.shared).flat_map(Mlp::input_types);
+                let routers = [&experts.router].into_iter().chain(&experts.shared_router).map(Matrix::ty);
+                let kinds = ActivationKinds::of(mlps.chain(routers));
+                (FeedForward::Experts(experts), kinds)
+            }
+            None => {
+                let mlp = self.mlp(i, dim, config.ffn_dim)?;
+                let kinds = ActivationKinds::of(mlp.input_types());
+                (FeedForward::Dense(mlp), kinds)
+            }
+        };
+        Ok(Layer {
+            qkv_input: ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes(),
+            ffn_input,
+            attn_norm: self.loader.vector(&weight(Part::AttnNorm, i), dim)?,
+            qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
+            q,
+            k,
+            v,
+            qk_norm,
+            attn_output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
+            attn_post_norm,
+            ffn_norm: self.loader.vector(&weight(Part::FfnNorm, i), dim)?,
+            ffn,
+            ffn_post_norm,
+        })
+    }
+
+    fn mlp(&mut self, i: usize, dim: usize, ffn_dim: usize) -> Result<Mlp, ModelError> {
+        // Where there is no gate of its own, its rows stand before those of the other matrix.
+        let is_fused = !self.loader.has(Part::Gate, i);
+        let [gate, up] = match !is_fused {
+            true => [self.linear(Part::Gate, i, ffn_dim, dim)?, self.linear(Part::Up, i, ffn_dim, dim)?],
+            false => self.split(Part::Up, i, [ffn_dim, ffn_dim], dim)?,
+        };
+        let input_parts: &[Part] = if is_fused { &[Part::Up] } else { &[Part::Gate, Part::Up] };
+        let down = self.linear(Part::Down, i, dim, ffn_dim)?;
+        Ok(Mlp { gate, up, down, input_parts, down_part: Part::Down })
+    }
+
+    fn experts(&mut self, i: usize, dim: usize, config: ExpertConfig) -> Result<Experts, ModelError> {
+        let (n, ffn_dim) = (config.n_experts, config.ffn_dim);
+        let router = self.matrix(&weight(Part::Router, i), &[n, dim], 0..n)?;
+        // All experts in one tensor, or, in older files, a tensor for each.
+        let is_merged = self.loader.has(Part::ExpertGates, i);
+        let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
+            let expert = |e: usize| {
+                let weight = if is_merged {
+                    self.matrix(&weight(merged, i), &[n, rows, cols], e * rows..(e + 1) * rows)
+                } else {
+                    self.matrix(&format!("{}.{e}.weight", names::gguf(single, i)), &[rows, cols], 0..rows)
+                };
+                Ok(Linear { weight: weight?, bias: None })
+            };
+            (0..n).map(expert).collect()
+        };
+        let gates = parts(Part::ExpertGates, Part::Gate, ffn_dim, dim)?;
+        let ups = parts(Part::ExpertUps, Part::Up, ffn_dim, dim)?;
+        let downs = parts(Part::ExpertDowns, Part::Down, dim, ffn_dim)?;
+        let (input_parts, down_part): (&[Part], _) = match is_merged {
+            true => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
+            false => (&[Part::Gate, Part::Up], Part::Down),
+        };
+        let experts = gates.into_iter().zip(ups).zip(downs);
+        let experts = experts.map(|((gate, up), down)| Mlp { gate, up, down, input_parts, down_part }).collect();
+        let shared = match config.shared_ffn_dim {
+            Some(ffn_dim) => Some(Mlp {
+                gate: self.linear(Part::SharedGate, i, ffn_dim, dim)?,
+                up: self.linear(Part::SharedUp, i, ffn_dim, dim)?,
+                down: self.linear(Part::SharedDown, i, dim, ffn_dim)?,
+                input_parts: &[Part::SharedGate, Part::SharedUp],
+                down_part: Part::SharedDown,
+            }),
+            None => None,
+        };
+        let shared_router = match config.has_shared_gate {
+            true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
+            false => None,
+        };
+        Ok(Experts { router, is_merged, experts, shared, shared_router })
+    }
+
+    /// A matrix and its bias, if there is one.
+    pub(super) fn linear(
+        &mut self,
+        part: Part,
+        layer: usize,
+        n_rows: usize,
+        n_cols: usize,
+    ) -> Result<Linear, ModelError> {
+        let weight = self.matrix(&weight(part, layer), &[n_rows, n_cols], 0..n_rows)?;
+        Ok(Linear { weight, bias: self.bias(part, layer, n_rows)? })
+    }
+
+    /// The matrices of `n_rows` rows each that follow one another in one tensor.
+    fn split<const N: usize>(
+        &mut self,
+        part: Part,
+        layer: usize,
+        n_rows: [usize; N],
+        n_cols: usize,
+    ) -> Result<[Linear; N], ModelError> {
+        let total = n_rows.iter().sum();
+        let bias = self.bias(part, layer, total)?;
+        let (mut parts, mut end) = (Vec::with_capacity(N), 0);
+        for n in n_rows {
+            end += n;
+            let rows = end - n..end;
+            let weight = self.matrix(&weight(part, layer), &[total, n_cols], rows.clone())?;
+            parts.push(Linear { weight, bias: bias.as_ref().map(|b| b[rows].to_vec()) });
+        }
+        Ok(parts.try_into().unwrap_or_else(|_| unreachable!("one matrix for each of {N} numbers of rows")))
+    }
+
+    /// The output matrix: one of its own, or a copy of the embedding, which lies on another device then.
+    pub(super) fn output(&mut self, dim: usize) -> Result<Linear, ModelError> {
+        // As many rows as the embedding has.
+        let embedding = weight(Part::TokenEmbedding, 0);
+        let n_vocab = self.loader.find(&embedding)?.shape.first().copied().unwrap_or(0);
+        let n_vocab = usize::try_from(n_vocab).unwrap_or(usize::MAX);
+        if self.loader.has(Part::Output, 0) {
+            return self.linear(Part::Output, 0, n_vocab, dim);
+        }
+        let weight = self.matrix(&embedding, &[n_vocab, dim], 0..n_vocab)?;
+        Ok(Linear { weight, bias: self.bias(Part::Output, 0, n_vocab)? })
+    }
+
+    pub(super) fn bias(&mut self, part: Part, layer: usize, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let name = format!("{}.bias", names::gguf(part, layer));
+        match self.loader.find(&name).ok() {
+            Some(_) => self.loader.vector(&name, len).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Some rows of a tensor of this shape, interleaved for products.
+    fn matrix(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Matrix, ModelError> {
+        pack(self.loader, self.cpu, self.cpu.isa(), name, shape, rows)
+    }
+}

@@ -1,0 +1,190 @@
+//! How a model is loaded: options, and where its layers go.
+
+use crate::quantize::Recipe;
+use crate::segment::Device;
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_kernels::{Cpu, Isa, ThreadPool};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a model is loaded.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct LoadOptions {
+    /// Threads to compute on; by default `FEWBIT_THREADS`, else all that the process may use.
+    pub threads: Option<usize>,
+    /// Instruction set; by default `FEWBIT_ISA`, else the best that the CPU has.
+    pub isa: Option<Isa>,
+    /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
+    pub kv_type: Option<KvType>,
+    /// In place of the sliding window that the file names: `Some(None)` lets every query see everything.
+    pub sliding_window: Option<Option<usize>>,
+    /// In place of what the file says: which layers have the window. A list shorter than the layers repeats.
+    pub local_layers: Option<Vec<bool>>,
+    /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
+    /// take their divisors by it.
+    pub context_length: Option<usize>,
+    /// Quantize the weights as they are read, so that only the quantized ones are ever whole in memory.
+    pub quantize: Option<Recipe>,
+    /// Which layers go where; by default all to the CPU.
+    pub placement: Placement,
+    /// Called with bytes done and bytes in all, as tensors are read.
+    pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
+}
+
+/// Which layers of a model go where, from the first on. What no part names goes to the CPU of the
+/// [`LoadOptions`]. The logits are the same for every placement on devices that compute the same bits.
+#[derive(Clone, Default)]
+pub struct Placement {
+    /// Numbers of layers, each with a device, or none for the CPU.
+    parts: Vec<(usize, Option<Arc<dyn Device>>)>,
+    head: Option<Arc<dyn Device>>,
+}
+
+/// Layers, and their device if it is not the CPU.
+pub(crate) type Placed<'a> = (Range<usize>, Option<&'a dyn Device>);
+
+impl Placement {
+    /// Everything on the CPU, in one segment.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next `n_layers` form a segment on the CPU.
+    pub fn cpu(mut self, n_layers: usize) -> Self {
+        self.parts.push((n_layers, None));
+        self
+    }
+
+    /// The next `n_layers` form a segment on a device.
+    pub fn device(mut self, n_layers: usize, device: Arc<dyn Device>) -> Self {
+        self.parts.push((n_layers, Some(device)));
+        self
+    }
+
+    /// What follows the last layer goes to a device.
+    pub fn head(mut self, device: Arc<dyn Device>) -> Self {
+        self.head = Some(device);
+        self
+    }
+
+    /// The device of the head, if it is not the CPU.
+    pub(crate) fn head_device(&self) -> Option<&dyn Device> {
+        self.head.as_deref()
+    }
+
+    /// The segments of a model of `n_layers`, each with its device, or none for the CPU.
+    pub(crate) fn segments(&self, n_layers: usize) -> Result<Vec<Placed<'_>>, ModelError> {
+        let placed = self.parts.iter().fold(0usize, |n, (part, _)| n.saturating_add(*part));
+        if placed > n_layers {
+            return Err(ModelError::Placement { placed, n_layers });
+        }
+        let rest = (placed < n_layers).then_some((n_layers - placed, None));
+        let parts = self.parts.iter().map(|(n, device)| (*n, device.as_deref())).chain(rest);
+        let mut end = 0;
+        let ranges = parts.map(|(n, device)| {
+            end += n;
+            (end - n..end, device)
+        });
+        Ok(ranges.filter(|(layers, _)| !layers.is_empty()).collect())
+    }
+}
+
+impl std::fmt::Debug for Placement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = |device: &Option<Arc<dyn Device>>| device.as_ref().map_or("cpu".to_owned(), |device| device.name());
+        let parts: Vec<_> = self.parts.iter().map(|(n, device)| (*n, name(device))).collect();
+        f.debug_struct("Placement").field("parts", &parts).field("head", &name(&self.head)).finish()
+    }
+}
+
+impl LoadOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets [`threads`](Self::threads).
+    pub fn threads(mut self, n: usize) -> Self {
+        self.threads = Some(n);
+        self
+    }
+
+    /// Sets [`isa`](Self::isa).
+    pub fn isa(mut self, isa: Isa) -> Self {
+        self.isa = Some(isa);
+        self
+    }
+
+    /// Sets [`kv_type`](Self::kv_type).
+    pub fn kv_type(mut self, ty: KvType) -> Self {
+        self.kv_type = Some(ty);
+        self
+    }
+
+    /// Sets [`sliding_window`](Self::sliding_window): for Mistral 7B v0.1 and others whose GGUF files do not say
+    /// that they have one. Of a model whose layers differ, it changes those that have a window.
+    pub fn sliding_window(mut self, window: Option<usize>) -> Self {
+        self.sliding_window = Some(window);
+        self
+    }
+
+    /// Sets [`local_layers`](Self::local_layers): for Ministral and others whose windows interleave with layers that
+    /// see everything, where GGUF files do not say so.
+    pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
+        self.local_layers = Some(pattern.into());
+        self
+    }
+
+    /// Sets [`context_length`](Self::context_length).
+    pub fn context_length(mut self, n: usize) -> Self {
+        self.context_length = Some(n);
+        self
+    }
+
+    /// The configuration with what the options change.
+    pub(crate) fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
+        if let Some(window) = self.sliding_window {
+            config.set_sliding_window(window);
+        }
+        if let Some(pattern) = &self.local_layers {
+            config.set_local_layers(pattern)?;
+        }
+        if let Some(n) = self.context_length {
+            config.context_length = config.context_length.min(n.max(1));
+        }
+        config.checked()
+    }
+
+    /// Sets [`quantize`](Self::quantize).
+    pub fn quantize(mut self, recipe: Recipe) -> Self {
+        self.quantize = Some(recipe);
+        self
+    }
+
+    /// Sets [`placement`](Self::placement).
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Sets [`progress`](Self::progress).
+    pub fn progress(mut self, f: impl Fn(u64, u64) + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(f));
+        self
+    }
+}
+
+/// A pool and instruction set as the options and the environment ask for.
+pub(crate) fn host_cpu(isa: Option<Isa>, threads: Option<usize>) -> Result<Cpu, ModelError> {
+    let isa = match isa {
+        Some(isa) => isa.require()?,
+        None => Isa::from_env()?,
+    };
+    let threads = threads.filter(|&n| n > 0).unwrap_or_else(|| {
+        let from_env = std::env::var("FEWBIT_THREADS").ok().and_then(|n| n.parse().ok()).filter(|&n: &usize| n > 0);
+        from_env.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+    });
+    // More threads than any machine has would only exhaust the operating system.
+    Ok(Cpu::new(isa, threads.min(ThreadPool::MAX_THREADS))?)
+}

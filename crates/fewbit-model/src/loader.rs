@@ -1,0 +1,148 @@
+//! Taking the tensors of a model one after another: what was asked for is checked, counted, and remembered.
+
+use crate::embedding::Embedding;
+use crate::fingerprint::Fingerprint;
+use crate::names::{self, Part};
+use crate::source::{WeightSource, Workers, decode};
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_format::TensorInfo;
+use fewbit_quant::TensorType;
+use std::collections::HashSet;
+use std::ops::Range;
+
+/// Where devices take their layers from, and how far along loading is.
+pub struct LayerLoader<'a> {
+    source: &'a dyn WeightSource,
+    config: &'a ModelConfig,
+    kv_type: KvType,
+    workers: &'a dyn Workers,
+    progress: &'a (dyn Fn(u64, u64) + Send + Sync),
+    total_bytes: u64,
+    done_bytes: u64,
+    /// Names of the tensors that are part of the model.
+    known: HashSet<String>,
+    fingerprint: Fingerprint,
+    /// The embedding, where the output matrix is the same.
+    pub(crate) tied: Option<Embedding>,
+}
+
+/// The name of a part's matrix or norm.
+pub(crate) fn weight(part: Part, layer: usize) -> String {
+    format!("{}.weight", names::gguf(part, layer))
+}
+
+impl<'a> LayerLoader<'a> {
+    pub(crate) fn new(
+        source: &'a dyn WeightSource,
+        config: &'a ModelConfig,
+        kv_type: KvType,
+        workers: &'a dyn Workers,
+        progress: &'a (dyn Fn(u64, u64) + Send + Sync),
+    ) -> Self {
+        Self {
+            source,
+            config,
+            kv_type,
+            workers,
+            progress,
+            total_bytes: source.n_bytes(),
+            done_bytes: 0,
+            known: HashSet::new(),
+            fingerprint: Fingerprint::new(),
+            tied: None,
+        }
+    }
+
+    /// Shape and constants of the model.
+    pub fn config(&self) -> &'a ModelConfig {
+        self.config
+    }
+
+    /// Element type of keys and values.
+    pub fn kv_type(&self) -> KvType {
+        self.kv_type
+    }
+
+    pub(crate) fn has(&self, part: Part, layer: usize) -> bool {
+        self.source.tensor(&weight(part, layer)).is_some()
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<&'a TensorInfo, ModelError> {
+        self.source.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: self.source.name_in_file(name) })
+    }
+
+    /// The tensor, if its shape is `expected` and its type one that can be computed with.
+    fn checked(
+        &self,
+        name: &str,
+        expected: &[usize],
+        computes: impl Fn(TensorType) -> bool,
+    ) -> Result<&'a TensorInfo, ModelError> {
+        let tensor = self.find(name)?;
+        let expected: Vec<u64> = expected.iter().map(|&n| n as u64).collect();
+        if tensor.shape != expected {
+            let name = self.source.name_in_file(name);
+            return Err(ModelError::TensorShape { name, expected, found: tensor.shape.clone() });
+        }
+        if !computes(tensor.ty) {
+            return Err(ModelError::UnsupportedTensorType { name: self.source.name_in_file(name), ty: tensor.ty });
+        }
+        Ok(tensor)
+    }
+
+    /// Hands some rows of a tensor of this shape to `take`, and gives its pages of the file back when the last of them
+    /// have been taken. Rows count through all but the last dimension; a vector is one row. The rows of a tensor are
+    /// taken in order.
+    pub(crate) fn rows<T>(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+        take: impl FnOnce(TensorType, &[u8]) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        let tensor = self.checked(name, shape, TensorType::is_supported)?;
+        let n_rows: usize = shape[..shape.len() - 1].iter().product();
+        let is_last = rows.end == n_rows;
+        let bytes = self.source.rows(self.workers, tensor, rows)?;
+        let taken = take(tensor.ty, &bytes)?;
+        self.note(tensor, &bytes);
+        drop(bytes);
+        if is_last {
+            self.source.release(tensor);
+        }
+        Ok(taken)
+    }
+
+    /// The numbers of a vector.
+    pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
+        let bytes = self.source.rows(self.workers, tensor, 0..1)?;
+        let out = decode(&self.source.name_in_file(name), tensor.ty, &bytes, len)?;
+        self.note(tensor, &bytes);
+        Ok(out)
+    }
+
+    fn note(&mut self, tensor: &TensorInfo, bytes: &[u8]) {
+        self.fingerprint.add(tensor, bytes);
+        if !self.known.contains(&tensor.name) {
+            self.known.insert(tensor.name.clone());
+        }
+        self.done_bytes += bytes.len() as u64;
+        (self.progress)(self.done_bytes, self.total_bytes);
+    }
+
+    /// What tells the model from others, once all of it has been taken.
+    ///
+    /// # Errors
+    /// [`ModelError::UnexpectedTensor`] for a tensor that nobody took.
+    pub(crate) fn finish(self) -> Result<u128, ModelError> {
+        let is_unknown = |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name);
+        match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {
+            Some(tensor) => Err(ModelError::UnexpectedTensor {
+                name: self.source.name_in_file(&tensor.name),
+                architecture: self.config.architecture.clone(),
+            }),
+            None => Ok(self.fingerprint.finish(self.config, self.kv_type)),
+        }
+    }
+}

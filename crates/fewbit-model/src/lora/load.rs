@@ -1,0 +1,243 @@
+//! Loading an adapter: its file, checked against the model, taken apart by matrix.
+
+use super::{AdapterPart, Inner, Lora, LoraError, LoraTarget, LowRank, Scaled, gguf, peft};
+use crate::hf::unpermuted;
+use crate::names::{self, Part};
+use crate::{ModelConfig, ModelError, available_bytes};
+use fewbit_quant::TensorType;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use xxhash_rust::xxh3::Xxh3;
+
+/// What loading needs to know of a model.
+pub(crate) struct LoraModel<'a> {
+    pub(crate) id: u64,
+    pub(crate) config: &'a ModelConfig,
+    pub(crate) n_vocab: usize,
+    /// `[n_layers]`
+    pub(crate) fused: &'a [Fused],
+    /// Gives a part to the device that has its matrix.
+    pub(crate) load_part: &'a dyn Fn(&LowRank<'_>) -> Result<AdapterPart, ModelError>,
+}
+
+/// Which tensors of a layer hold several matrices, one after another.
+#[derive(Clone, Copy)]
+pub(crate) struct Fused {
+    /// Queries, keys and values are one tensor.
+    pub(crate) qkv: bool,
+    /// The gate stands before the matrix that it is multiplied with.
+    pub(crate) gate_up: bool,
+}
+
+/// One tensor of an adapter's file.
+pub(super) struct Half<'a> {
+    pub(super) name: &'a str,
+    /// Rows first.
+    pub(super) shape: &'a [u64],
+    pub(super) ty: TensorType,
+    pub(super) bytes: &'a [u8],
+}
+
+/// What a file has for one of the model's tensors.
+pub(super) struct Pair<'a> {
+    pub(super) part: Part,
+    pub(super) layer: usize,
+    pub(super) a: Half<'a>,
+    pub(super) b: Half<'a>,
+    /// alpha / rank, for a rank that the shapes confirm.
+    pub(super) scale: f32,
+    /// The rank that a configuration promises.
+    pub(super) rank: Option<usize>,
+    /// Rows of B are in the order of half-split pairs, and the model's in that of interleaved ones.
+    pub(super) is_permuted: bool,
+}
+
+/// The file or folder of an adapter, opened.
+enum File {
+    Gguf(Box<gguf::Adapter>),
+    Peft(Box<peft::Adapter>),
+}
+
+impl File {
+    fn open(path: &Path) -> Result<Self, LoraError> {
+        Ok(match path.is_dir() {
+            true => Self::Peft(Box::new(peft::Adapter::open(path)?)),
+            false => Self::Gguf(Box::new(gguf::Adapter::open(path)?)),
+        })
+    }
+
+    fn pairs(&self, config: &ModelConfig) -> Result<Vec<Pair<'_>>, LoraError> {
+        match self {
+            Self::Gguf(file) => file.pairs(config),
+            Self::Peft(folder) => folder.pairs(config),
+        }
+    }
+
+    /// Elements of all tensors.
+    fn n_elems(&self) -> u64 {
+        let count = |shape: &[u64]| shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim));
+        match self {
+            Self::Gguf(file) => file.shapes().map(count).fold(0, u64::saturating_add),
+            Self::Peft(folder) => folder.shapes().map(count).fold(0, u64::saturating_add),
+        }
+    }
+}
+
+/// Loads an adapter: a GGUF file, or a folder as PEFT writes it.
+pub(crate) fn load(path: &Path, model: &LoraModel<'_>) -> Result<Lora, LoraError> {
+    let file = File::open(path)?;
+    let needed_bytes = file.n_elems().saturating_mul(4);
+    if let Some(available_bytes) = available_bytes().filter(|&free| needed_bytes > free) {
+        return Err(LoraError::DoesNotFit { path: path.to_owned(), needed_bytes, available_bytes });
+    }
+    let mut loader = Loader { path, model, parts: BTreeMap::new(), hashes: BTreeMap::new() };
+    for pair in file.pairs(model.config)? {
+        loader.add(&pair)?;
+    }
+    if loader.parts.is_empty() {
+        return Err(LoraError::Empty { path: path.to_owned() });
+    }
+    let mut fingerprint = Xxh3::new();
+    loader.hashes.values().for_each(|hash| fingerprint.update(&hash.to_le_bytes()));
+    static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+    let inner = Inner {
+        id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        model: model.id,
+        path: path.to_owned(),
+        parts: loader.parts,
+        fingerprint: fingerprint.digest128(),
+    };
+    let lora = Lora { inner: Arc::new(inner) };
+    let (matrices, bytes) = (lora.n_matrices(), lora.n_bytes());
+    tracing::info!(path = %path.display(), matrices, bytes, "loaded a LoRA adapter");
+    Ok(lora)
+}
+
+/// Bytes that the adapter at `path` takes once it is loaded, from its headers.
+pub(super) fn estimate(path: &Path) -> Result<u64, LoraError> {
+    Ok(File::open(path)?.n_elems().saturating_mul(4))
+}
+
+/// Takes pairs apart, and gives the parts to the devices of their matrices.
+struct Loader<'a> {
+    path: &'a Path,
+    model: &'a LoraModel<'a>,
+    parts: BTreeMap<(usize, LoraTarget), Scaled>,
+    hashes: BTreeMap<(usize, LoraTarget), u128>,
+}
+
+impl Loader<'_> {
+    fn add(&mut self, pair: &Pair<'_>) -> Result<(), LoraError> {
+        let model = self.model;
+        let found = match pair.part {
+            Part::Output => Some((vec![(LoraTarget::Output, model.n_vocab)], model.config.dim)),
+            part => model.fused.get(pair.layer).and_then(|&fused| targets(part, fused, model.config)),
+        };
+        let Some((targets, n_cols)) = found else { return Err(self.unknown(pair.a.name)) };
+        let n_rows: usize = targets.iter().map(|(_, n)| n).sum();
+        let rank = match *pair.a.shape {
+            [rank, _] => usize::try_from(rank).ok().filter(|&rank| rank > 0),
+            _ => None,
+        };
+        let promised = pair.rank.or(rank).unwrap_or(1);
+        self.check_shape(&pair.a, [promised, n_cols])?;
+        self.check_shape(&pair.b, [n_rows, promised])?;
+        let (a, mut b) = (self.values(&pair.a)?, self.values(&pair.b)?);
+        if pair.is_permuted {
+            let rows = |i: usize| unpermuted(model.config, i) * promised;
+            b = (0..n_rows).flat_map(|i| b[rows(i)..rows(i) + promised].to_vec()).collect();
+        }
+        let mut first = 0;
+        for (target, n) in targets {
+            let b = &b[first * promised..(first + n) * promised];
+            first += n;
+            let mut hash = Xxh3::new();
+            hash.update(&[target as u8]);
+            hash.update(&(pair.layer as u64).to_le_bytes());
+            hash.update(&pair.scale.to_bits().to_le_bytes());
+            let (a_bytes, b_bytes) = (to_bytes(&a), to_bytes(b));
+            hash.update(&a_bytes);
+            hash.update(&b_bytes);
+            let (rank, layer) = (promised, pair.layer);
+            let part = (model.load_part)(&LowRank { layer, target, n_rows: n, n_cols, rank, a: &a, b })
+                .map_err(|source| LoraError::Device { path: self.path.to_owned(), source: Box::new(source) })?;
+            let part = Scaled { part, scale: pair.scale };
+            self.hashes.insert((pair.layer, target), hash.digest128());
+            if self.parts.insert((pair.layer, target), part).is_some() {
+                return Err(LoraError::Twice { path: self.path.to_owned(), tensor: pair.a.name.to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    fn unknown(&self, tensor: &str) -> LoraError {
+        let architecture = self.model.config.architecture.clone();
+        LoraError::UnknownTarget { path: self.path.to_owned(), tensor: tensor.to_owned(), architecture }
+    }
+
+    fn check_shape(&self, half: &Half<'_>, expected: [usize; 2]) -> Result<(), LoraError> {
+        let expected = expected.map(|n| n as u64);
+        if half.shape != expected {
+            return Err(LoraError::Shape {
+                path: self.path.to_owned(),
+                tensor: half.name.to_owned(),
+                expected: expected.to_vec(),
+                found: half.shape.to_vec(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The numbers of a tensor whose shape was checked.
+    fn values(&self, half: &Half<'_>) -> Result<Vec<f32>, LoraError> {
+        let n = half.shape.iter().product::<u64>() as usize;
+        let mut out = vec![0.0; n];
+        fewbit_quant::decode(half.ty, half.bytes, &mut out).map_err(|source| LoraError::Decode {
+            path: self.path.to_owned(),
+            tensor: half.name.to_owned(),
+            source,
+        })?;
+        Ok(out)
+    }
+}
+
+fn to_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// The targets that a tensor of a layer is made of, each with its rows, in order; and the tensor's columns.
+fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
+    let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+    let one = |target, n_rows, n_cols| Some((vec![(target, n_rows)], n_cols));
+    match part {
+        Part::Q if !fused.qkv => return one(LoraTarget::Q, q_dim, c.dim),
+        Part::K if !fused.qkv => return one(LoraTarget::K, kv_dim, c.dim),
+        Part::V if !fused.qkv => return one(LoraTarget::V, kv_dim, c.dim),
+        Part::Qkv if fused.qkv => {
+            return Some((vec![(LoraTarget::Q, q_dim), (LoraTarget::K, kv_dim), (LoraTarget::V, kv_dim)], c.dim));
+        }
+        Part::AttnOutput => return one(LoraTarget::AttnOutput, c.dim, q_dim),
+        _ => {}
+    }
+    if c.experts.is_some() {
+        return None;
+    }
+    match part {
+        Part::Gate if !fused.gate_up => one(LoraTarget::Gate, c.ffn_dim, c.dim),
+        Part::Up if fused.gate_up => Some((vec![(LoraTarget::Gate, c.ffn_dim), (LoraTarget::Up, c.ffn_dim)], c.dim)),
+        Part::Up => one(LoraTarget::Up, c.ffn_dim, c.dim),
+        Part::Down => one(LoraTarget::Down, c.dim, c.ffn_dim),
+        _ => None,
+    }
+}
+
+/// The part and the layer that a GGUF name (without `.weight`) stands for.
+pub(super) fn from_gguf(name: &str) -> Option<(Part, usize)> {
+    let layer = match name.strip_prefix("blk.") {
+        Some(rest) => rest.split_once('.')?.0.parse().ok()?,
+        None => 0,
+    };
+    names::part_of_gguf(name, layer).map(|part| (part, layer))
+}

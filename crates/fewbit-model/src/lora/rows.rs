@@ -1,0 +1,62 @@
+//! Which rows of a batch have which adapters.
+
+use super::{Lora, LoraSet, LoraTarget};
+use std::any::Any;
+
+/// The rows of a batch that have one adapter.
+pub struct AdaptedRows {
+    lora: Lora,
+    rows: Vec<usize>,
+    scales: Vec<f32>,
+    is_all: bool,
+}
+
+/// Which adapters the rows of a batch have, of which each set brings some; in the order of loading.
+pub(crate) fn adapted_rows<'a>(sets: impl Iterator<Item = (&'a LoraSet, usize)>) -> Vec<AdaptedRows> {
+    let mut groups: Vec<AdaptedRows> = Vec::new();
+    let mut end = 0;
+    for (loras, n_rows) in sets {
+        let rows = end..end + n_rows;
+        end = rows.end;
+        for (lora, scale) in loras.iter() {
+            let i = groups.iter().position(|group| group.lora == *lora).unwrap_or_else(|| {
+                let lora = lora.clone();
+                groups.push(AdaptedRows { lora, rows: Vec::new(), scales: Vec::new(), is_all: false });
+                groups.len() - 1
+            });
+            groups[i].rows.extend(rows.clone());
+            groups[i].scales.extend(rows.clone().map(|_| scale));
+        }
+    }
+    groups.retain(|group| !group.rows.is_empty());
+    groups.iter_mut().for_each(|group| group.is_all = group.rows.len() == end);
+    groups.sort_by_key(|group| group.lora.inner.id);
+    groups
+}
+
+impl AdaptedRows {
+    /// The rows, in ascending order.
+    pub fn rows(&self) -> &[usize] {
+        &self.rows
+    }
+
+    /// The scale that is asked for, of each of the rows.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
+    }
+
+    /// Whether they are the whole batch.
+    pub fn is_all(&self) -> bool {
+        self.is_all
+    }
+
+    /// What the adapter has for a matrix, as its device made it, and the scale that the adapter gives it.
+    pub fn part(&self, layer: usize, target: LoraTarget) -> Option<(&(dyn Any + Send + Sync), f32)> {
+        self.lora.part(layer, target).map(|scaled| (&*scaled.part.data, scaled.scale))
+    }
+
+    /// Whether the adapter changes one of these matrices.
+    pub fn changes(&self, layer: usize, targets: &[LoraTarget]) -> bool {
+        targets.iter().any(|&target| self.lora.part(layer, target).is_some())
+    }
+}

@@ -1,0 +1,88 @@
+//! Decoded blocks, and the bit fields that several formats share.
+
+use half::f16;
+
+/// 32 weights under one scale: `value[e] = d * level(codes[e]) + m`.
+///
+/// What a code stands for is a property of the type: see [`Levels`]. `m` is 0 in types without a minimum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block32 {
+    /// Scale.
+    pub d: f32,
+    /// Minimum, added to every element.
+    pub m: f32,
+    /// Unsigned codes: 0..=15, 0..=31, or 0..=255.
+    pub codes: [u8; 32],
+}
+
+/// 256 weights in 16 sub-blocks of 16:
+/// `value[e] = (d * scales[e / 16]) * level(codes[e]) - dmin * mins[e / 16]`.
+///
+/// Formats with sub-blocks of 32 show each scale twice, and formats without sub-blocks scales of 1. What a code
+/// stands for is a property of the type: see [`Levels`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Block256 {
+    /// Scale of the integer scales.
+    pub d: f32,
+    /// Scale of the integer minimums; 0 in types without minimums.
+    pub dmin: f32,
+    /// Integer scale of each sub-block.
+    pub scales: [i8; 16],
+    /// Integer minimum of each sub-block, 0..=63.
+    pub mins: [u8; 16],
+    /// Unsigned codes: 0..=3, 0..=7, 0..=15, 0..=31 or 0..=63.
+    pub codes: [u8; 256],
+}
+
+/// What the codes of a type stand for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Levels {
+    /// The code minus this.
+    Offset(i32),
+    /// The entry at the code.
+    Table(&'static [i8; 16]),
+}
+
+impl Levels {
+    /// What `code` stands for.
+    ///
+    /// # Panics
+    /// If a table has no such code.
+    #[inline]
+    pub fn at(self, code: u8) -> i32 {
+        match self {
+            Self::Offset(offset) => i32::from(code) - offset,
+            Self::Table(table) => i32::from(table[usize::from(code)]),
+        }
+    }
+}
+
+#[inline]
+pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
+}
+
+#[inline]
+pub(crate) fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
+    for e in 0..16 {
+        codes[e] = q[e] & 15;
+        codes[e + 16] = q[e] >> 4;
+    }
+}
+
+/// Runs of 32 bytes: all formats of 256 elements keep 32 neighbours in neighbouring bytes, so a loop over a run is
+/// one over vectors.
+#[inline]
+pub(crate) fn runs(bytes: &[u8]) -> &[[u8; 32]] {
+    bytes.as_chunks().0
+}
+
+/// 64 bytes of four 2-bit codes: each half of the block is 32 bytes, one bit pair per run of 32 elements.
+#[inline]
+pub(crate) fn pairs_of_bits(q: &[u8], codes: &mut [u8; 256]) {
+    for (i, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        for (code, q) in codes.iter_mut().zip(&runs(q)[i / 4]) {
+            *code = q >> (2 * (i % 4)) & 3;
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The endpoints: for each what its request is and what is done, to be walked by the [line](crate::line).
+
+mod chat;
+mod completions;
+mod embeddings;
+mod small;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use fewbit_api::common::Sampling;
+
+use crate::backend::{Form, ModelInfo};
+use crate::error::ApiError;
+use crate::line::line;
+use crate::server::Shared;
+use crate::stream;
+
+/// Answers that one request may ask for.
+const MAX_ANSWERS: usize = 128;
+
+/// Texts at which one request may ask to stop.
+const MAX_STOPS: usize = 64;
+
+/// All of them.
+pub(crate) fn router(server: Arc<Shared>) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(line::<chat::Chat>).fallback(line::<small::WrongMethod>))
+        .route("/v1/completions", post(line::<completions::Completions>).fallback(line::<small::WrongMethod>))
+        .route("/v1/embeddings", post(line::<embeddings::Embeddings>).fallback(line::<small::WrongMethod>))
+        .route("/v1/models", get(line::<small::Models>).fallback(line::<small::WrongMethod>))
+        .route("/v1/models/{*id}", get(line::<small::OneModel>).fallback(line::<small::WrongMethod>))
+        .route("/tokenize", post(line::<small::Tokenize>).fallback(line::<small::WrongMethod>))
+        .route("/detokenize", post(line::<small::Detokenize>).fallback(line::<small::WrongMethod>))
+        .route("/health", get(line::<small::Health>).fallback(line::<small::WrongMethod>))
+        .route("/metrics", get(line::<small::Metrics>).fallback(line::<small::WrongMethod>))
+        .fallback(line::<small::Unknown>)
+        .with_state(server)
+}
+
+/// The model that a request means.
+fn model_of(server: &Shared, name: Option<&str>) -> Result<ModelInfo, ApiError> {
+    let mut models = server.backend.models();
+    let ids = || models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
+    match name {
+        None if models.len() == 1 => Ok(models.remove(0)),
+        None => Err(ApiError::invalid("model", format!("`model` is missing: name one of {}", ids()))),
+        Some(name) => match models.iter().position(|model| model.id == name) {
+            Some(i) => Ok(models.swap_remove(i)),
+            None => {
+                let message = format!("there is no model {name:?} here: name one of {}", ids());
+                let error =
+                    ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
+                Err(error.code("model_not_found"))
+            }
+        },
+    }
+}
+
+/// How many answers.
+fn count(n: Option<u32>, n_prompts: usize) -> Result<usize, ApiError> {
+    let n = n.unwrap_or(1) as usize;
+    if n == 0 || n.saturating_mul(n_prompts) > MAX_ANSWERS {
+        let message =
+            format!("`n`: {n} answers to {n_prompts} prompts are asked for: at least 1, at most {MAX_ANSWERS}");
+        return Err(ApiError::invalid("n", message));
+    }
+    Ok(n)
+}
+
+/// The seed of the first answer; those after it have the next ones.
+fn first_seed(sampling: &Sampling) -> u64 {
+    sampling.seed.map_or_else(crate::server::random, i64::cast_unsigned)
+}
+
+/// The constraint that the extensions ask for, after the check of what every generation has.
+fn form_of_extensions(sampling: &Sampling) -> Result<Option<(Form, &'static str)>, ApiError> {
+    // Each is looked for after every token.
+    if sampling.stop.as_ref().is_some_and(|stop| stop.0.len() > MAX_STOPS) {
+        return Err(ApiError::invalid("stop", format!("`stop` has more than {MAX_STOPS} texts: give fewer")));
+    }
+    match (&sampling.grammar, &sampling.regex) {
+        (Some(_), Some(_)) => {
+            Err(ApiError::invalid("grammar", "`grammar` and `regex` are given: leave one of them out"))
+        }
+        (Some(grammar), None) => Ok(Some((Form::Grammar(grammar.clone()), "grammar"))),
+        (None, Some(regex)) => Ok(Some((Form::Regex(regex.clone()), "regex"))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A logarithm that JSON can hold: OpenAI's stand-in for what is impossible is -9999.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
+}
+
+fn now_s() -> u64 {
+    std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}
+
+/// What all chunks of an answer begin with.
+struct Head {
+    id: String,
+    created: u64,
+    model: ModelInfo,
+    wants_usage: bool,
+}
+
+impl Head {
+    fn new(prefix: &str, model: ModelInfo, wants_usage: bool) -> Self {
+        Self { id: crate::server::random_id(prefix), created: now_s(), model, wants_usage }
+    }
+}
+
+fn usage(usage: crate::backend::Usage) -> fewbit_api::common::Usage {
+    fewbit_api::common::Usage::new(usage.prompt, usage.cached, usage.completion)
+}
+
+/// Whether the stream shall have usage.
+fn wants_usage(options: Option<&fewbit_api::common::StreamOptions>) -> bool {
+    options.and_then(|options| options.include_usage).unwrap_or(false)
+}
+
+use stream::total;

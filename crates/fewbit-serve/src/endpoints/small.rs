@@ -1,0 +1,149 @@
+//! The endpoints that generate nothing.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+use fewbit_api::models::{ModelList, ModelObject};
+use fewbit_api::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
+use serde_json::json;
+
+use super::model_of;
+use crate::backend::ModelInfo;
+use crate::error::ApiError;
+use crate::line::{Call, Endpoint, Reply};
+use crate::server::Shared;
+
+fn object(model: ModelInfo) -> ModelObject {
+    ModelObject {
+        id: model.id,
+        object: "model",
+        created: model.created,
+        owned_by: "fewbit",
+        max_model_len: model.context_length,
+    }
+}
+
+pub(super) struct Models;
+
+impl Endpoint for Models {
+    const PATH: &'static str = "/v1/models";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        let data = server.backend.models().into_iter().map(object).collect();
+        Reply::json(&ModelList { object: "list", data })
+    }
+}
+
+pub(super) struct OneModel;
+
+impl Endpoint for OneModel {
+    const PATH: &'static str = "/v1/models/{id}";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let id = call.path.strip_prefix("/v1/models/").unwrap_or_default();
+        Reply::json(&object(model_of(server, Some(&decoded(id)))?))
+    }
+}
+
+/// Percent-encoding undone; what is none stays.
+fn decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let code = (first == b'%').then(|| std::str::from_utf8(after.get(..2)?).ok()).flatten();
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub(super) struct Tokenize;
+
+impl Endpoint for Tokenize {
+    const PATH: &'static str = "/tokenize";
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let request: TokenizeRequest = call.read()?;
+        let model = model_of(server, request.model.as_deref())?;
+        let add = request.add_special.unwrap_or(false);
+        let parse = request.parse_special.unwrap_or(false);
+        let tokens = server.backend.tokenize(&model.id, &request.content, add, parse)?;
+        Reply::json(&TokenizeResponse { count: tokens.len(), tokens, max_model_len: model.context_length })
+    }
+}
+
+pub(super) struct Detokenize;
+
+impl Endpoint for Detokenize {
+    const PATH: &'static str = "/detokenize";
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let request: DetokenizeRequest = call.read()?;
+        let model = model_of(server, request.model.as_deref())?;
+        let content = server.backend.detokenize(&model.id, &request.tokens)?;
+        Reply::json(&DetokenizeResponse { prompt: content.clone(), content })
+    }
+}
+
+pub(super) struct Health;
+
+impl Endpoint for Health {
+    const PATH: &'static str = "/health";
+    const IS_OPEN: bool = true;
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        if server.is_draining() {
+            return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop"));
+        }
+        Reply::json(&json!({ "status": "ok" }))
+    }
+}
+
+pub(super) struct Metrics;
+
+impl Endpoint for Metrics {
+    const PATH: &'static str = "/metrics";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        let text = server.stats.text(&server.backend.samples());
+        Ok(Reply::Text(text, "text/plain; version=0.0.4; charset=utf-8"))
+    }
+}
+
+/// A path that there is not.
+pub(super) struct Unknown;
+
+impl Endpoint for Unknown {
+    const PATH: &'static str = "unknown";
+    const HAS_BODY: bool = false;
+
+    async fn answer(_: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let message = format!("there is nothing under {:?} here: a client's base URL ends in /v1", call.path);
+        Err(ApiError::new(StatusCode::NOT_FOUND, message).code("unknown_url"))
+    }
+}
+
+/// A path that there is, asked by another method.
+pub(super) struct WrongMethod;
+
+impl Endpoint for WrongMethod {
+    const PATH: &'static str = "wrong method";
+    const HAS_BODY: bool = false;
+
+    async fn answer(_: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let message = format!("{:?} is asked by another method: what has a body by POST, the rest by GET", call.path);
+        Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message))
+    }
+}

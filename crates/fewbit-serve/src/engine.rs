@@ -1,0 +1,526 @@
+//! fewbit's engine as a backend.
+//!
+//! An answer is a task of its own, which owns the conversation and drives its stream; what comes goes through a channel
+//! of a few places. When nobody holds the other end any more, the task ends, and with it the generation. A client that
+//! does not read for long is given up as well: it would hold the memory of its context for ever.
+
+use std::path::Path;
+use std::task::Poll;
+use std::time::Duration;
+
+use fewbit::sample::TokenLogprob;
+use fewbit::{Constraint, Error, FinishReason, Model, Sampling, SamplingError, Tool, ToolFallback};
+use fewbit_api::chat::{ChatMessage, ToolChoice};
+use fewbit_api::common::{self as wire, Prompt};
+use futures_core::Stream;
+use futures_util::StreamExt;
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::block_in_place;
+
+use crate::backend::{
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
+    Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+};
+use crate::error::ServeError;
+use crate::{forced, messages};
+
+/// Events that an answer may be ahead of its reader, besides what the engine holds itself.
+const AHEAD: usize = 4;
+/// A client that does not read for so long is gone.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Models of this process.
+#[derive(Debug, Clone)]
+pub struct EngineBackend {
+    models: Vec<(ModelInfo, Model)>,
+}
+
+impl EngineBackend {
+    /// These models, under these names.
+    ///
+    /// # Errors
+    /// If there is none, or two have one name.
+    pub fn new<N: Into<String>>(models: impl IntoIterator<Item = (N, Model)>) -> Result<Self, ServeError> {
+        let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+        let mut all: Vec<(ModelInfo, Model)> = Vec::new();
+        for (id, model) in models {
+            let id = id.into();
+            if all.iter().any(|(known, _)| known.id == id) {
+                return Err(ServeError::SameName { id });
+            }
+            let fingerprint = format!("fewbit-{}", env!("CARGO_PKG_VERSION"));
+            all.push((ModelInfo { id, created, context_length: model.context_length(), fingerprint }, model));
+        }
+        if all.is_empty() { Err(ServeError::NoModel) } else { Ok(Self { models: all }) }
+    }
+
+    /// What requests should call a model that was given like this: a name of the registry or the hub as it is, a file
+    /// or folder by its own name.
+    pub fn name_of(given: &str) -> String {
+        let path = Path::new(given);
+        if !path.exists() {
+            return given.to_owned();
+        }
+        let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+        stem.map_or_else(|| given.to_owned(), |name| name.to_string_lossy().into_owned())
+    }
+
+    fn model(&self, id: &str) -> Result<&Model, BackendError> {
+        let found = self.models.iter().find(|(info, _)| info.id == id).map(|(_, model)| model);
+        let unknown = || BackendError::new(BackendErrorKind::UnknownModel, format!("there is no model {id:?} here"));
+        found.ok_or_else(unknown)
+    }
+}
+
+impl Backend for EngineBackend {
+    fn models(&self) -> Vec<ModelInfo> {
+        self.models.iter().map(|(info, _)| info.clone()).collect()
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        Box::pin(async move {
+            let model = self.model(&job.model)?.clone();
+            let (events, mut receiver) = mpsc::channel(AHEAD);
+            let (begun, has_begun) = oneshot::channel();
+            tokio::spawn(run(model, job, Sink { begun: Some(begun), events }));
+            match has_begun.await {
+                Ok(Ok(())) => {
+                    Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))) as Generating)
+                }
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(BackendError::new(BackendErrorKind::Internal, "preparing the answer failed")),
+            }
+        })
+    }
+
+    fn embed(&self, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        let model = self.model(model).cloned();
+        Box::pin(async move {
+            let model = model?;
+            let prompts: Vec<fewbit::Prompt> = texts.into_iter().map(prompt).collect();
+            let embedded = model.embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
+            Ok(Embedded { vectors: embedded.vectors, prompt_tokens: embedded.usage.prompt })
+        })
+    }
+
+    fn tokenize(&self, model: &str, text: &str, add_special: bool, parse: bool) -> Result<Vec<u32>, BackendError> {
+        use fewbit::tokenizer::SpecialTokens;
+        let tokenizer = self.model(model)?.tokenizer();
+        let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
+        let ids = block_in_place(|| tokenizer.encode(text, special));
+        Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
+    }
+
+    fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+        let tokenizer = self.model(model)?.tokenizer();
+        let n_vocab = tokenizer.n_vocab();
+        match tokens.iter().position(|&token| token as usize >= n_vocab) {
+            Some(i) => {
+                let message = format!("token {} is not in the vocabulary of {n_vocab} tokens", tokens[i]);
+                Err(BackendError::invalid(format!("tokens[{i}]"), message))
+            }
+            None => Ok(tokenizer.decode(tokens)),
+        }
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        use SampleKind::{Counter, Gauge};
+        let of_model = |(info, model): &(ModelInfo, Model)| {
+            let m = model.metrics();
+            let ends = m.outcomes;
+            let rows: [(&'static str, &'static str, SampleKind, f64); 20] = [
+                ("requests_running", "Requests that are being computed.", Gauge, m.running as f64),
+                ("requests_waiting", "Requests that wait to be.", Gauge, m.waiting as f64),
+                ("requests_complete_total", "Requests that ended by themselves.", Counter, ends.stop as f64),
+                ("requests_cut_total", "Requests that a limit ended.", Counter, ends.length as f64),
+                ("requests_cancelled_total", "Requests whose client went away.", Counter, ends.cancelled as f64),
+                ("requests_failed_total", "Requests that an error ended.", Counter, ends.failed as f64),
+                ("requests_refused_total", "Requests that found the queue full.", Counter, ends.refused as f64),
+                (
+                    "requests_preempted_total",
+                    "Times that a request was begun anew for memory.",
+                    Counter,
+                    m.preempted as f64,
+                ),
+                ("prompt_tokens_total", "Prompt tokens computed.", Counter, m.prompt_tokens as f64),
+                ("cached_tokens_total", "Prompt tokens that were known already.", Counter, m.cached_tokens as f64),
+                ("generated_tokens_total", "Tokens generated.", Counter, m.generated_tokens as f64),
+                (
+                    "drafted_tokens_total",
+                    "Tokens computed because they were expected.",
+                    Counter,
+                    m.drafted_tokens as f64,
+                ),
+                ("accepted_tokens_total", "Drafted tokens that came.", Counter, m.accepted_tokens as f64),
+                ("steps_total", "Forward passes.", Counter, m.steps as f64),
+                ("step_seconds_total", "Time of forward passes.", Counter, m.step_time.as_secs_f64()),
+                ("longest_step_seconds", "The longest forward pass.", Gauge, m.longest_step.as_secs_f64()),
+                ("kv_bytes", "Bytes of keys and values.", Gauge, m.kv_bytes() as f64),
+                (
+                    "kv_limit_bytes",
+                    "Bytes that keys and values may take.",
+                    Gauge,
+                    m.kv_pages_limit as f64 * m.kv_page_bytes as f64,
+                ),
+                (
+                    "prefix_bytes",
+                    "Bytes of keys and values of known prefixes.",
+                    Gauge,
+                    m.prefix_pages as f64 * m.kv_page_bytes as f64,
+                ),
+                ("weight_bytes", "Bytes of the weights.", Gauge, m.weight_bytes as f64),
+            ];
+            let model = info.id.clone();
+            rows.map(|(name, help, kind, value)| Sample { name, help, kind, model: model.clone(), value })
+        };
+        self.models.iter().flat_map(of_model).collect()
+    }
+}
+
+/// Where an answer goes: first that it has begun, then what it brings.
+struct Sink {
+    begun: Option<oneshot::Sender<Result<(), BackendError>>>,
+    events: mpsc::Sender<Result<Event, BackendError>>,
+}
+
+impl Sink {
+    fn begin(&mut self) {
+        if let Some(begun) = self.begun.take() {
+            let _ = begun.send(Ok(()));
+        }
+    }
+
+    /// Whether somebody still reads.
+    async fn send(&self, event: Event) -> bool {
+        matches!(tokio::time::timeout(PATIENCE, self.events.send(Ok(event))).await, Ok(Ok(())))
+    }
+}
+
+async fn run(model: Model, job: Job, mut sink: Sink) {
+    let answered = match job.input {
+        Input::Chat { .. } => chat(&model, job, &mut sink).await,
+        Input::Text { .. } => continued(&model, job, &mut sink).await,
+    };
+    if let Err(error) = answered {
+        match sink.begun.take() {
+            Some(begun) => {
+                let _ = begun.send(Err(error));
+            }
+            None => {
+                let _ = tokio::time::timeout(PATIENCE, sink.events.send(Err(error))).await;
+            }
+        }
+    }
+}
+
+/// Applies a job's settings to a builder: a prompt's or a conversation's.
+macro_rules! settings {
+    ($builder:expr, $job:expr, $model:expr) => {{
+        let job: &Job = $job;
+        let mut builder = $builder;
+        let base = builder.current_sampling().clone();
+        builder = builder.sampling(sampling(&job.sampling, base, job.seed, $model)?);
+        for stop in job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()) {
+            builder = builder.stop(stop);
+        }
+        if let Some(n) = job.max_tokens {
+            builder = builder.max_tokens(n);
+        }
+        if let Some(n) = job.logprobs {
+            builder = builder.logprobs(n);
+        }
+        if let Some((form, param)) = &job.form {
+            builder = builder.constraint(constraint(form, param)?);
+        }
+        builder
+    }};
+}
+
+async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
+    let Input::Text { prompt: text, echo } = &job.input else { return Ok(()) };
+    let param = job.form.as_ref().map_or("prompt", |(_, param)| param);
+    let builder = settings!(model.generate(prompt(text.clone())).echo(*echo), &job, model);
+    let stream = block_in_place(|| builder.stream_async()).map_err(|error| refused(error, param))?;
+    let state = |stream: &fewbit::AsyncStream<fewbit::Stream>| {
+        let stream = stream.get_ref();
+        (stream.finish_reason(), stream.usage())
+    };
+    drive(model, stream, state, Reading::AsItIs, sink).await
+}
+
+async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
+    let mut builder = settings!(model.chat().tool_fallback(ToolFallback::SystemPrompt), &job, model);
+    let (form, input) = (job.form, job.input);
+    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else { return Ok(()) };
+    let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
+    builder = conversation(builder, messages, template_vars)?;
+    if choice != ToolChoice::None {
+        let tools = tools_of(&tools)?;
+        if let Some(schema) = forced_schema(&tools, &choice)? {
+            builder = builder.constraint(Constraint::json_schema(schema).compact());
+            reading = Reading::Call(String::new());
+        }
+        builder = builder.tools(tools).parallel_tool_calls(parallel);
+    }
+    let param = match (&form, &reading) {
+        (Some((_, param)), _) => param,
+        (None, Reading::Call(_)) => "tools",
+        (None, _) => "messages",
+    };
+    let mut chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
+    let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
+        let stream = stream.get_ref();
+        (stream.finish_reason(), stream.usage())
+    };
+    drive(model, stream, state, reading, sink).await
+}
+
+fn conversation(
+    builder: fewbit::ChatBuilder,
+    messages: Vec<ChatMessage>,
+    template_vars: Map<String, Value>,
+) -> Result<fewbit::ChatBuilder, BackendError> {
+    let conversation = messages::read(messages)?;
+    let builder = match conversation.system {
+        Some(system) => builder.system(system),
+        None => builder,
+    };
+    let builder = builder.history(conversation.messages);
+    Ok(template_vars.into_iter().fold(builder, |builder, (name, value)| builder.template_var(name, value)))
+}
+
+fn tools_of(wire: &[Value]) -> Result<Vec<Tool>, BackendError> {
+    let read = |(i, tool): (usize, &Value)| {
+        let wrong = |message: &dyn std::fmt::Display| BackendError::invalid(format!("tools[{i}]"), message);
+        match tool.get("type").and_then(Value::as_str) {
+            Some("function") => Tool::from_json(tool).map_err(|error| wrong(&error)),
+            Some(other) => Err(wrong(&format!("a tool is of type {other:?}: only \"function\" can be used here"))),
+            None => Err(wrong(&"a tool has no text `type`: it is \"function\"")),
+        }
+    };
+    wire.iter().enumerate().map(read).collect()
+}
+
+/// The schema that an answer must follow, if it must call.
+fn forced_schema(tools: &[Tool], choice: &ToolChoice) -> Result<Option<Value>, BackendError> {
+    let named: Vec<&Tool> = match choice {
+        ToolChoice::Required => tools.iter().collect(),
+        ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
+        _ => return Ok(None),
+    };
+    match (named.is_empty(), choice) {
+        (false, _) => forced::schema(&named).map(Some),
+        (true, ToolChoice::Named(name)) => Err(BackendError::invalid(
+            "tool_choice",
+            format!("`tool_choice` names {name:?}, which is none of the tools"),
+        )),
+        (true, _) => Err(BackendError::invalid("tool_choice", "`tool_choice` demands a call, and there are no tools")),
+    }
+}
+
+/// How an answer is read.
+enum Reading {
+    /// As the model's reader takes it apart.
+    AsItIs,
+    /// All of it is the text that was asked for, where the reader finds reasoning too.
+    Form,
+    /// All of it is a call. What the reader does not take for one is collected.
+    Call(String),
+}
+
+/// Sends what a stream brings.
+async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
+    model: &Model,
+    mut stream: S,
+    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage),
+    mut reading: Reading,
+    sink: &mut Sink,
+) -> Result<(), BackendError> {
+    // The first look is what begins it: a full queue is known before anything is promised.
+    let mut ready = match std::future::poll_fn(|context| Poll::Ready(stream.poll_next_unpin(context))).await {
+        Poll::Ready(Some(Err(error))) => return Err(refused(error, "messages")),
+        Poll::Ready(item) => Some(item),
+        Poll::Pending => None,
+    };
+    sink.begin();
+    let mut has_calls = false;
+    loop {
+        let item = match ready.take() {
+            Some(item) => item,
+            None => tokio::select! {
+                item = stream.next() => item,
+                () = sink.events.closed() => return Ok(()),
+            },
+        };
+        let Some(piece) = item.transpose().map_err(|error| refused(error, "messages"))? else { break };
+        let is_cut = state(&stream).0 == Some(FinishReason::Length);
+        let piece = read(model, piece, is_cut, &mut reading);
+        has_calls |= !piece.calls.is_empty();
+        if !piece.is_empty() && !sink.send(Event::Piece(piece)).await {
+            return Ok(());
+        }
+    }
+    let (reason, used) = state(&stream);
+    let mut finish = match reason {
+        Some(FinishReason::Length) => Finish::Length,
+        Some(FinishReason::ToolCalls) => Finish::ToolCalls,
+        Some(FinishReason::Timeout | FinishReason::Cancelled) | None => {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "the answer was ended by the server"));
+        }
+        Some(_) => Finish::Stop,
+    };
+    if let (Reading::Call(answer), false) = (&reading, has_calls)
+        && let Some(call) = forced::read(answer)
+    {
+        finish = Finish::ToolCalls;
+        if !sink.send(Event::Piece(Piece { calls: vec![call], ..Piece::default() })).await {
+            return Ok(());
+        }
+    }
+    let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
+    sink.send(Event::End(End { finish, usage })).await;
+    Ok(())
+}
+
+fn read(model: &Model, piece: fewbit::Piece, is_cut: bool, reading: &mut Reading) -> Piece {
+    let delta = |delta: fewbit::ToolCallDelta| CallDelta {
+        index: delta.index,
+        id: delta.id,
+        name: delta.name,
+        arguments: delta.arguments,
+    };
+    let mut out = Piece {
+        text: piece.text,
+        reasoning: piece.reasoning,
+        calls: piece.tool_calls.into_iter().map(delta).collect(),
+        void: piece.malformed_calls.iter().filter_map(|call| Some(VoidCall { index: call.index?, is_cut })).collect(),
+        tokens: piece.logprobs.iter().map(|logprob| token(model, logprob)).collect(),
+    };
+    match reading {
+        Reading::AsItIs => {}
+        Reading::Form => out.text.insert_str(0, &std::mem::take(&mut out.reasoning)),
+        Reading::Call(answer) => {
+            *answer += &std::mem::take(&mut out.reasoning);
+            *answer += &std::mem::take(&mut out.text);
+        }
+    }
+    out
+}
+
+fn token(model: &Model, of: &TokenLogprob) -> Token {
+    let shown = |id: u32| {
+        let tokenizer = model.tokenizer();
+        let bytes = tokenizer.token_bytes(id).to_vec();
+        let text = if bytes.is_empty() {
+            tokenizer.token_text(id).unwrap_or_default().to_owned()
+        } else {
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        (text, bytes)
+    };
+    let (text, bytes) = shown(of.token);
+    let top = of.top.iter().map(|other| {
+        let (text, bytes) = shown(other.token);
+        Alternative { text, bytes, logprob: other.logprob }
+    });
+    Token { text, bytes, logprob: of.logprob, top: top.collect() }
+}
+
+fn prompt(wire: Prompt) -> fewbit::Prompt {
+    match wire {
+        Prompt::Text(text) => fewbit::Prompt::Text(text),
+        Prompt::Tokens(tokens) => fewbit::Prompt::Tokens(tokens),
+        // Only those two can be read.
+        _ => fewbit::Prompt::Tokens(Vec::new()),
+    }
+}
+
+/// The settings of a request over those that are recommended for the model.
+fn sampling(wire: &wire::Sampling, base: Sampling, seed: u64, model: &Model) -> Result<Sampling, BackendError> {
+    let mut s = base;
+    let size = |param: &'static str, n: i64, all: usize| match n {
+        -1 => Ok(all),
+        n => usize::try_from(n).map_err(|_| BackendError::invalid(param, format!("`{param}` is {n}: give -1 or more"))),
+    };
+    s.temperature = wire.temperature.unwrap_or(s.temperature);
+    // The interface allows 0, which keeps the most probable token.
+    s.top_p = wire.top_p.map_or(s.top_p, |p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
+    s.min_p = wire.min_p.unwrap_or(s.min_p);
+    if let Some(k) = wire.top_k {
+        s.top_k = size("top_k", k, 0)?;
+    }
+    s.penalties.repeat = wire.repeat_penalty.unwrap_or(s.penalties.repeat);
+    s.penalties.presence = wire.presence_penalty.unwrap_or(s.penalties.presence);
+    s.penalties.frequency = wire.frequency_penalty.unwrap_or(s.penalties.frequency);
+    if let Some(n) = wire.repeat_last_n {
+        s.penalties.last_n = size("repeat_last_n", n, usize::MAX)?;
+    }
+    s.logit_bias.extend(wire.logit_bias.iter().flat_map(|bias| &bias.0));
+    let n_vocab = model.tokenizer().n_vocab();
+    if let Some(&(token, _)) = s.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
+        return Err(refused(SamplingError::UnknownToken { token, n_vocab }.into(), "logit_bias"));
+    }
+    s.seed = Some(seed);
+    s.validate().map_err(|error| refused(error.into(), "temperature"))?;
+    Ok(s)
+}
+
+fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {
+    match form {
+        Form::JsonObject => Ok(Constraint::json_object()),
+        Form::JsonSchema(schema) => Ok(Constraint::json_schema(schema.clone())),
+        Form::Regex(pattern) => Ok(Constraint::regex(pattern)),
+        Form::Grammar(grammar) => Constraint::gbnf(grammar).map_err(|error| refused(error.into(), param)),
+    }
+}
+
+/// What a client can do about an error; `param` is the field that is at fault if the error does not say.
+fn refused(error: Error, param: &str) -> BackendError {
+    let invalid = |param: &str| BackendError::invalid(param, &error);
+    match &error {
+        Error::Sampling(sampling) => match sampling {
+            SamplingError::Temperature(_) => invalid("temperature"),
+            SamplingError::TopP(_) => invalid("top_p"),
+            SamplingError::MinP(_) => invalid("min_p"),
+            SamplingError::Bias { .. } | SamplingError::UnknownToken { .. } => invalid("logit_bias"),
+            SamplingError::Setting { setting, .. } => match *setting {
+                "the repeat penalty" => invalid("repeat_penalty"),
+                "the presence penalty" => invalid("presence_penalty"),
+                "the frequency penalty" => invalid("frequency_penalty"),
+                _ => BackendError::new(BackendErrorKind::Invalid, &error),
+            },
+            _ => internal(&error),
+        },
+        Error::Constraint(_) | Error::EmptyPrompt | Error::TokenOutOfRange { .. } => invalid(param),
+        Error::NoChatTemplate => {
+            BackendError::invalid("messages", "the model has no chat template: use /v1/completions, or another model")
+        }
+        Error::Template(_) => invalid("messages"),
+        Error::TemplateVariable { .. } => invalid("chat_template_kwargs"),
+        Error::Tool(_) => invalid("tools"),
+        Error::EmptyText { index } | Error::TextTooLong { index, .. } => {
+            let kind = match &error {
+                Error::TextTooLong { .. } => BackendErrorKind::TooLong,
+                _ => BackendErrorKind::Invalid,
+            };
+            BackendError { kind, ..BackendError::invalid(format!("input[{index}]"), &error) }
+        }
+        Error::PromptTooLong { .. } | Error::KvMemory { .. } => {
+            BackendError { kind: BackendErrorKind::TooLong, param: None, ..invalid(param) }
+        }
+        Error::QueueFull { limit } => {
+            let message = format!("{limit} requests are waiting already: try again later");
+            BackendError::new(BackendErrorKind::Busy, message)
+        }
+        Error::EngineStopped => BackendError::new(BackendErrorKind::Unavailable, "the model is being unloaded"),
+        _ => internal(&error),
+    }
+}
+
+/// An error that no client can do anything about. Its text may name files, and goes to the log.
+fn internal(error: &Error) -> BackendError {
+    tracing::error!(%error, "the engine failed on a request");
+    BackendError::new(BackendErrorKind::Internal, "the engine failed on this request; it goes on with others")
+}

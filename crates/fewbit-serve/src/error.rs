@@ -1,0 +1,120 @@
+//! Errors: those of the server's own start, and those that a client gets, in OpenAI's form.
+
+use std::net::SocketAddr;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use fewbit_api::error::{ErrorBody, ErrorObject};
+
+use crate::backend::{BackendError, BackendErrorKind};
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address is none.
+    #[error("{address:?} is no address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
+    Address {
+        /// What was given.
+        address: String,
+    },
+    /// Others could reach it, and anyone could use it.
+    #[error(
+        "{address} can be reached from other machines, and there are no keys: give `--api-key-file FILE` with a key a \
+         line, or listen on 127.0.0.1"
+    )]
+    Open {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The address cannot be had.
+    #[error("cannot listen on {address}: {error}: stop what listens there, or give another port (0 takes a free one)")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// Two models of one name.
+    #[error("two models are called {id:?}: requests could mean either; rename one of the files")]
+    SameName {
+        /// The name.
+        id: String,
+    },
+    /// There is nothing to serve.
+    #[error("there is no model to serve: give at least one")]
+    NoModel,
+}
+
+/// What a client gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    pub(crate) param: Option<String>,
+    pub(crate) code: Option<&'static str>,
+    pub(crate) retry_after_s: Option<u32>,
+}
+
+impl ApiError {
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
+    }
+
+    /// A field that is wrong.
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
+    }
+
+    pub(crate) fn code(self, code: &'static str) -> Self {
+        Self { code: Some(code), ..self }
+    }
+
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the server failed on this request; it goes on with others")
+    }
+
+    pub(crate) fn body(&self) -> ErrorBody {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        let Self { message, param, code, .. } = self.clone();
+        ErrorBody { error: ErrorObject { message, kind, param, code } }
+    }
+
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl From<BackendError> for ApiError {
+    fn from(error: BackendError) -> Self {
+        let BackendError { kind, message, param } = error;
+        let (status, code, retry_after_s) = match kind {
+            BackendErrorKind::Invalid => (StatusCode::BAD_REQUEST, None, None),
+            BackendErrorKind::TooLong => (StatusCode::BAD_REQUEST, Some("context_length_exceeded"), None),
+            BackendErrorKind::UnknownModel => (StatusCode::NOT_FOUND, Some("model_not_found"), None),
+            BackendErrorKind::Busy => (StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), Some(1)),
+            BackendErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, None, Some(1)),
+            BackendErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, None, None),
+        };
+        Self { status, message, param, code, retry_after_s }
+    }
+}

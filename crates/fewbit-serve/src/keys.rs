@@ -1,0 +1,128 @@
+//! API keys: what a client must show.
+//!
+//! Keys are kept as SHA-256 hashes. A key that is shown is hashed and compared with all of them, each comparison in a
+//! time that does not depend on where they differ.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+
+/// A key shorter than this could be guessed.
+const MIN_CHARS: usize = 16;
+
+/// The keys that are accepted.
+#[derive(Clone)]
+pub struct Keys {
+    hashes: Vec<[u8; 32]>,
+}
+
+/// What is wrong with keys. No key is in a message.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeysError {
+    /// The file cannot be read.
+    #[error("cannot read the keys in {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// A key that is too short, or cannot be sent.
+    #[error(
+        "{what} {line} is no key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes"
+    )]
+    Weak {
+        /// What the number counts.
+        what: &'static str,
+        /// From 1.
+        line: usize,
+    },
+    /// There is no key.
+    #[error("there is no key: give at least one, on a line of its own")]
+    None,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keys").field("n", &self.hashes.len()).finish()
+    }
+}
+
+impl Keys {
+    /// These keys.
+    ///
+    /// # Errors
+    /// If there is none, or one could be guessed.
+    pub fn new<K: AsRef<str>>(keys: impl IntoIterator<Item = K>) -> Result<Self, KeysError> {
+        Self::from_lines(keys.into_iter().enumerate().map(|(i, key)| (i + 1, key)), "key")
+    }
+
+    /// The keys in a file: one a line. Empty lines, and those that begin with `#`, are skipped.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and if the file cannot be read.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<Self, KeysError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|error| KeysError::Read { path: path.to_owned(), error })?;
+        let lines = text.lines().enumerate().map(|(i, line)| (i + 1, line.trim()));
+        Self::from_lines(lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#')), "line")
+    }
+
+    fn from_lines<K: AsRef<str>>(
+        lines: impl Iterator<Item = (usize, K)>,
+        what: &'static str,
+    ) -> Result<Self, KeysError> {
+        let hashes = lines.map(|(line, key)| {
+            let key = key.as_ref();
+            let is_good = key.len() >= MIN_CHARS && key.bytes().all(|byte| byte.is_ascii_graphic());
+            if is_good { Ok(hash(key.as_bytes())) } else { Err(KeysError::Weak { what, line }) }
+        });
+        let hashes: Vec<_> = hashes.collect::<Result<_, _>>()?;
+        if hashes.is_empty() { Err(KeysError::None) } else { Ok(Self { hashes }) }
+    }
+
+    /// Whether this is one of the keys.
+    pub(crate) fn accept(&self, key: &[u8]) -> bool {
+        let shown = hash(key);
+        // All of them, whichever it is.
+        self.hashes.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&shown)).into()
+    }
+}
+
+fn hash(key: &[u8]) -> [u8; 32] {
+    Sha256::digest(key).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_keys_are_accepted() {
+        let keys = Keys::new(["0123456789abcdef", "fedcba9876543210"]).unwrap();
+        assert!(keys.accept(b"0123456789abcdef") && keys.accept(b"fedcba9876543210"));
+        for wrong in ["", "0123456789abcdeg", "0123456789abcdef ", "0123456789ABCDEF", "0123456789abcdef0"] {
+            assert!(!keys.accept(wrong.as_bytes()), "{wrong:?}");
+        }
+        assert_eq!(format!("{keys:?}"), "Keys { n: 2 }");
+    }
+
+    #[test]
+    fn files_of_keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            Keys::from_file(&path).map_err(|error| error.to_string())
+        };
+        assert!(read("# ours\n\n 0123456789abcdef \r\n").unwrap().accept(b"0123456789abcdef"));
+        assert_eq!(read("# nothing\n").unwrap_err(), KeysError::None.to_string());
+        let weak = read("0123456789abcdef\nsecret\n").unwrap_err();
+        assert!(weak.starts_with("line 2 is no key") && !weak.contains("secret"), "{weak}");
+        assert!(read("0123456789 abcdef\n").is_err());
+        assert!(Keys::from_file(folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
+    }
+}

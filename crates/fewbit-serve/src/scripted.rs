@@ -1,0 +1,196 @@
+//! A backend that says what it was told to: for tests of clients and of the server itself, without a model.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fewbit_api::common::Prompt;
+use futures_util::{StreamExt, stream};
+
+use crate::backend::{
+    Backend, BackendError, BackendErrorKind, Boxed, Embedded, End, Event, Finish, Generating, Job, ModelInfo, Piece,
+    Sample, SampleKind, Usage,
+};
+
+/// What is said to one job.
+#[derive(Debug, Clone, Default)]
+pub struct Script {
+    refusal: Option<BackendError>,
+    steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Wait(Duration),
+    Say(Result<Event, BackendError>),
+    Panic,
+}
+
+impl Script {
+    /// Says nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Does not begin.
+    pub fn refuse(error: BackendError) -> Self {
+        Self { refusal: Some(error), steps: Vec::new() }
+    }
+
+    /// Says this text, a piece a word, and ends.
+    pub fn words(text: &str) -> Self {
+        text.split_inclusive(' ').fold(Self::new(), Self::text).end(Finish::Stop)
+    }
+
+    /// Says a piece.
+    pub fn piece(mut self, piece: Piece) -> Self {
+        self.steps.push(Step::Say(Ok(Event::Piece(piece))));
+        self
+    }
+
+    /// Says a text.
+    pub fn text(self, text: &str) -> Self {
+        self.piece(Piece { text: text.to_owned(), ..Piece::default() })
+    }
+
+    /// Takes its time.
+    pub fn wait(mut self, time: Duration) -> Self {
+        self.steps.push(Step::Wait(time));
+        self
+    }
+
+    /// Fails.
+    pub fn fail(mut self, error: BackendError) -> Self {
+        self.steps.push(Step::Say(Err(error)));
+        self
+    }
+
+    /// Panics.
+    pub fn panic(mut self) -> Self {
+        self.steps.push(Step::Panic);
+        self
+    }
+
+    /// Ends. Its tokens are as many as there were pieces, its prompt is of one token.
+    pub fn end(mut self, finish: Finish) -> Self {
+        let completion = self.steps.iter().filter(|step| matches!(step, Step::Say(Ok(Event::Piece(_))))).count();
+        let usage = Usage { prompt: 1, cached: 0, completion };
+        self.steps.push(Step::Say(Ok(Event::End(End { finish, usage }))));
+        self
+    }
+}
+
+/// Answers each job with the next script, and keeps the jobs.
+#[derive(Debug, Clone, Default)]
+pub struct ScriptedBackend {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    scripts: Mutex<VecDeque<Script>>,
+    jobs: Mutex<Vec<Job>>,
+    running: AtomicUsize,
+}
+
+/// Counts an answer under way.
+struct Counted(Arc<Shared>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl ScriptedBackend {
+    /// A backend with one model, `scripted`, and these scripts.
+    pub fn new(scripts: impl IntoIterator<Item = Script>) -> Self {
+        let backend = Self::default();
+        scripts.into_iter().for_each(|script| backend.push(script));
+        backend
+    }
+
+    /// One more script.
+    pub fn push(&self, script: Script) {
+        self.shared.scripts.lock().unwrap_or_else(PoisonError::into_inner).push_back(script);
+    }
+
+    /// The jobs that came.
+    pub fn jobs(&self) -> Vec<Job> {
+        self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many answers are under way.
+    pub fn running(&self) -> usize {
+        self.shared.running.load(Ordering::SeqCst)
+    }
+}
+
+impl Backend for ScriptedBackend {
+    fn models(&self) -> Vec<ModelInfo> {
+        let (id, fingerprint) = ("scripted".to_owned(), "script".to_owned());
+        vec![ModelInfo { id, created: 0, context_length: 1024, fingerprint }]
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        let script = self.shared.scripts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        Box::pin(async move {
+            let none = || BackendError::new(BackendErrorKind::Internal, "there is no script left");
+            let script = script.ok_or_else(none)?;
+            if let Some(error) = script.refusal {
+                return Err(error);
+            }
+            self.shared.running.fetch_add(1, Ordering::SeqCst);
+            let counted = Counted(Arc::clone(&self.shared));
+            let events = stream::iter(script.steps).filter_map(move |step| {
+                let _ = &counted;
+                async move {
+                    match step {
+                        Step::Wait(time) => {
+                            tokio::time::sleep(time).await;
+                            None
+                        }
+                        Step::Say(event) => Some(event),
+                        Step::Panic => panic!("the script says so"),
+                    }
+                }
+            });
+            Ok(Box::pin(events) as Generating)
+        })
+    }
+
+    /// The vector of a text has its length, and that with the other sign.
+    fn embed(&self, _: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        let length = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => text.len() as f32,
+            Prompt::Tokens(tokens) => tokens.len() as f32,
+            _ => 0.0,
+        };
+        let vectors = texts.iter().map(|prompt| vec![length(prompt), -length(prompt)]).collect();
+        Box::pin(async move { Ok(Embedded { vectors, prompt_tokens: texts.len() }) })
+    }
+
+    /// A byte is a token.
+    fn tokenize(&self, _: &str, text: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
+        Ok(text.bytes().map(u32::from).collect())
+    }
+
+    fn detokenize(&self, _: &str, tokens: &[u32]) -> Result<String, BackendError> {
+        let byte = |&token: &u32| u8::try_from(token);
+        let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
+        let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample {
+            name: "requests_running",
+            help: "Requests that are being computed.",
+            kind: SampleKind::Gauge,
+            model: "scripted".to_owned(),
+            value: self.running() as f64,
+        }]
+    }
+}

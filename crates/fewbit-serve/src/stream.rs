@@ -1,0 +1,194 @@
+//! Several answers as one stream of events, and the same answers as a whole.
+//!
+//! A [`Form`] says what an endpoint's chunks look like; the order is the same for all:
+//!
+//! ```text
+//! first chunk of each answer, pieces as they come, its last chunk | usage, if it was asked for | [DONE]
+//! ```
+//!
+//! What goes wrong in between is an event with the error, and nothing follows it.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use fewbit_api::sse;
+use futures_core::Stream;
+use futures_util::stream::{SelectAll, select_all, try_unfold};
+use futures_util::{StreamExt, TryStreamExt, future};
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::backend::{Backend, BackendError, End, Event, Generating, Job, Piece, Usage};
+use crate::error::ApiError;
+
+/// What the chunks of an endpoint look like.
+pub(crate) trait Form: Send + 'static {
+    /// What comes before anything else of an answer.
+    fn first(&mut self, _index: usize) -> Option<String> {
+        None
+    }
+    /// Something new; nothing if the interface has no place for it.
+    fn piece(&mut self, index: usize, piece: Piece) -> Option<String>;
+    fn end(&mut self, index: usize, end: End) -> String;
+    fn usage(&mut self, usage: Usage) -> String;
+}
+
+/// Begins all answers, or none.
+pub(crate) async fn begin(backend: &dyn Backend, jobs: Vec<Job>) -> Result<Vec<Generating>, BackendError> {
+    future::try_join_all(jobs.into_iter().map(|job| backend.generate(job))).await
+}
+
+/// What answers took together. The prompt of several answers to one prompt counts once.
+pub(crate) fn total(ends: impl IntoIterator<Item = (usize, End)>, n_per_prompt: usize) -> Usage {
+    ends.into_iter().fold(Usage::default(), |sum, (index, end)| {
+        let is_first = index % n_per_prompt.max(1) == 0;
+        let of_prompt = |n: usize| if is_first { n } else { 0 };
+        Usage {
+            prompt: sum.prompt + of_prompt(end.usage.prompt),
+            cached: sum.cached + of_prompt(end.usage.cached),
+            completion: sum.completion + end.usage.completion,
+        }
+    })
+}
+
+/// The answers, each to its end.
+pub(crate) async fn whole(answers: Vec<Generating>) -> Result<Vec<(Piece, End)>, ApiError> {
+    future::try_join_all(answers.into_iter().map(one)).await
+}
+
+async fn one(mut answer: Generating) -> Result<(Piece, End), ApiError> {
+    let mut all = Piece::default();
+    while let Some(event) = answer.try_next().await? {
+        match event {
+            Event::End(end) => return Ok((all, end)),
+            Event::Piece(mut piece) => {
+                all.text += &piece.text;
+                all.reasoning += &piece.reasoning;
+                all.tokens.append(&mut piece.tokens);
+                for void in piece.void {
+                    all.calls.retain(|call| call.index != void.index);
+                }
+                for delta in piece.calls {
+                    match all.calls.iter_mut().find(|call| call.index == delta.index) {
+                        None => all.calls.push(delta),
+                        Some(call) => {
+                            call.id = call.id.take().or(delta.id);
+                            call.name = call.name.take().or(delta.name);
+                            call.arguments += &delta.arguments;
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Err(broken_off())
+}
+
+fn broken_off() -> ApiError {
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off")
+}
+
+type Indexed = Pin<Box<dyn Stream<Item = (usize, Option<Result<Event, BackendError>>)> + Send>>;
+
+/// The answers as events.
+pub(crate) fn events(
+    answers: Vec<Generating>,
+    n_per_prompt: usize,
+    wants_usage: bool,
+    mut form: impl Form,
+) -> Pin<Box<dyn Stream<Item = String> + Send>> {
+    let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
+    let indexed = answers.into_iter().enumerate().map(|(index, answer)| -> Indexed {
+        // With its end, so that one that breaks off does not end like one that is complete.
+        let end = futures_util::stream::once(future::ready(None));
+        Box::pin(answer.map(Some).chain(end).map(move |event| (index, event)))
+    });
+    let state = State { answers: select_all(indexed), ready, ends: Vec::new(), n_per_prompt, wants_usage, form };
+    let texts = try_unfold(Some(state), |state| async move {
+        match state {
+            None => Ok(None),
+            Some(state) => state.next().await,
+        }
+    });
+    Box::pin(texts.map(|text: Result<String, ApiError>| match text {
+        Ok(text) => text,
+        Err(error) => sse::data(&error.body()).unwrap_or_default(),
+    }))
+}
+
+struct State<F> {
+    answers: SelectAll<Indexed>,
+    /// What can go out.
+    ready: VecDeque<String>,
+    ends: Vec<(usize, End)>,
+    n_per_prompt: usize,
+    wants_usage: bool,
+    form: F,
+}
+
+impl<F: Form> State<F> {
+    /// The next event, and what comes after it.
+    async fn next(mut self) -> Result<Option<(String, Option<Self>)>, ApiError> {
+        loop {
+            if let Some(text) = self.ready.pop_front() {
+                return Ok(Some((text, Some(self))));
+            }
+            let Some((index, event)) = self.answers.next().await else {
+                let usage = total(self.ends, self.n_per_prompt);
+                let mut last = if self.wants_usage { self.form.usage(usage) } else { String::new() };
+                last += sse::DONE;
+                return Ok(Some((last, None)));
+            };
+            let has_ended = self.ends.iter().any(|(known, _)| *known == index);
+            match event {
+                _ if has_ended => {}
+                None => return Err(broken_off()),
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(Event::End(end))) => {
+                    self.ends.push((index, end));
+                    self.ready.push_back(self.form.end(index, end));
+                }
+                Some(Ok(Event::Piece(piece))) => {
+                    if piece.void.iter().any(|void| !void.is_cut) {
+                        // What went out cannot be taken back.
+                        let message = "the model wrote a call that is none, after its beginning was sent";
+                        return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("invalid_tool_call"));
+                    }
+                    self.ready.extend(self.form.piece(index, piece));
+                }
+            }
+        }
+    }
+}
+
+/// A stream that says that it is alive while there is nothing else to say.
+pub(crate) struct KeepAlive {
+    events: Pin<Box<dyn Stream<Item = String> + Send>>,
+    every: Duration,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl KeepAlive {
+    pub(crate) fn new(events: Pin<Box<dyn Stream<Item = String> + Send>>, every: Duration) -> Self {
+        Self { events, every, sleep: Box::pin(sleep(every)) }
+    }
+}
+
+impl Stream for KeepAlive {
+    type Item = String;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<String>> {
+        let this = self.get_mut();
+        let item = match this.events.as_mut().poll_next(context) {
+            Poll::Ready(item) => item,
+            Poll::Pending => match this.sleep.as_mut().poll(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(()) => Some(sse::KEEP_ALIVE.to_owned()),
+            },
+        };
+        this.sleep.as_mut().reset(Instant::now() + this.every);
+        Poll::Ready(item)
+    }
+}

@@ -1,0 +1,97 @@
+//! The kernels on aarch64, emulated: their tests, compiled for it and run by QEMU, on an x86-64 machine with Debian's
+//! packages (Debian 12 or later).
+//!
+//! What is tested is bits: every operation gives on NEON what its scalar definition gives. Speed cannot be measured here.
+//! The packages are one download of 260 MB; compiling takes a minute, the tests about as long. A toolchain of rustup that
+//! has the target is used if there is one, and Debian's otherwise, which has a folder of its own for what it builds.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::shell::{self, Missing};
+
+const TARGET: &str = "aarch64-unknown-linux-gnu";
+
+/// The linker and C library, the emulator, and the C library that emulated programs load.
+const TOOLS: [&str; 4] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qemu-user", "libc6:arm64"];
+
+/// Debian's compiler with the standard library of aarch64.
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev:arm64"];
+
+/// Tests that take a quarter of a minute each under emulation, and that others come close to.
+const LONG: [&str; 3] =
+    ["attention_equals_its_definition_however_it_is_split", "every_batch_from_1_to_300", "long_rows_and_large_batches"];
+
+/// Installs what is missing if it may, then compiles and runs the tests. `--all` takes the long ones as well.
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    let all = match args {
+        [] => false,
+        [arg] if arg == "--all" => true,
+        _ => bail!("aarch64 takes `--all` or nothing"),
+    };
+    if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
+        return Err(Missing("aarch64 is emulated on Linux on x86-64 only".to_owned()).into());
+    }
+    let debian = !has_target();
+    let compiler: &[&str] = if debian { &COMPILER } else { &[] };
+    install(&[&TOOLS, compiler].concat())?;
+
+    let mut command = Command::new(if debian { "/usr/bin/cargo".to_owned() } else { shell::cargo() });
+    command.args(["test", "--locked", "--release", "--target", TARGET, "-p", "fewbit-quant", "-p", "fewbit-kernels"]);
+    // Documentation is the same everywhere, and its tests are compiled one by one.
+    command.args(["--lib", "--tests", "--"]);
+    if !all {
+        LONG.iter().for_each(|name| drop(command.args(["--skip", name])));
+    }
+    if debian {
+        // This runs under rustup's cargo, whose choices are not Debian's.
+        ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(command.env_remove(name)));
+        command.env("PATH", format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default()));
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    command
+        .env("CARGO_TARGET_DIR", target.join("emulated"))
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")
+        // All that QEMU knows; without `-L`, under which threads hang.
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64 -cpu max");
+    shell::run_command(command)
+}
+
+/// Whether the compiler that runs this has the standard library of aarch64.
+fn has_target() -> bool {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    output.is_ok_and(|output| {
+        let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Path::new(&sysroot).join("lib/rustlib").join(TARGET).is_dir()
+    })
+}
+
+/// Makes sure that these packages are there.
+fn install(packages: &[&str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" ");
+    let by_hand = format!(
+        "dpkg --add-architecture arm64 && apt-get update && apt-get install --yes --no-install-recommends {missing}"
+    );
+    if !shell::works("apt-get", &["--version"]) || !is_root() {
+        let say =
+            format!("these packages are missing, and only root may install them: {missing}\n  as root: {by_hand}");
+        return Err(Missing(say).into());
+    }
+    shell::run("sh", &["-c", &by_hand]).context("installing Debian's packages for aarch64")
+}
+
+fn is_installed(package: &str) -> bool {
+    let output = Command::new("dpkg-query").args(["--show", "--showformat=${Status}\n", package]).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("install ok installed"))
+}
+
+fn is_root() -> bool {
+    let output = Command::new("id").arg("-u").output();
+    output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
