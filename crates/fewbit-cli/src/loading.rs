@@ -31,6 +31,18 @@ pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model>
     Ok(loaded?)
 }
 
+/// Loads a draft model, to which what is said of the model itself does not apply.
+pub(crate) fn load_draft(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
+    let mut builder = Model::builder();
+    if let Some(n) = common.threads {
+        builder = builder.threads(n.into());
+    }
+    let (builder, bar) = with_bar(builder);
+    let loaded = builder.progress(PullProgress::new()).load(name_or_path);
+    bar.finish_and_clear();
+    Ok(loaded?)
+}
+
 /// With a bar for loads that take more than a moment.
 fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
     let bar = progress_bar("loading {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}");
@@ -53,7 +65,7 @@ pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> an
     Ok(loaded?)
 }
 
-fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
+pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     check_device(common)?;
     let mut builder = Model::builder();
     if let Some(n) = common.threads {
@@ -84,9 +96,13 @@ pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
     bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
 }
 
-/// The file that MODEL means, fetched if need be.
-pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
-    Ok(fewbit::resolve(name_or_path, &PullProgress::new())?)
+/// The file that MODEL means, fetched if need be: the same one that [`load`] loads.
+pub(crate) fn locate(common: &Common, name_or_path: &str) -> anyhow::Result<PathBuf> {
+    let progress = PullProgress::new();
+    Ok(match common.quantize {
+        Some(_) => fewbit::resolve_original(name_or_path, &progress)?,
+        None => fewbit::resolve(name_or_path, &progress)?,
+    })
 }
 
 /// How the model's tokenizer is built.

@@ -61,6 +61,7 @@ mod file;
 mod generate;
 pub mod hub;
 mod importance;
+mod inspect;
 #[cfg(feature = "constraints")]
 mod json;
 mod model;
@@ -89,7 +90,8 @@ pub use fewbit_tokenizer as tokenizer;
 pub use fewbit_tokenizer::Message;
 pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
-pub use model::{Model, ModelBuilder, resolve};
+pub use inspect::{Inspection, TypeUse};
+pub use model::{Model, ModelBuilder, resolve, resolve_adapter, resolve_original};
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;

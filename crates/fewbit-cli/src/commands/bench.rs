@@ -32,7 +32,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     check_device(common)?;
     match (&args.model, &args.shape, &args.r#type) {
         (Some(name), _, _) => {
-            let path = locate(name)?;
+            let path = locate(common, name)?;
             let start = Instant::now();
             let model = load(common, name)?;
             let load_s = start.elapsed().as_secs_f64();

@@ -13,6 +13,8 @@
 //! Looking up works in every build. Fetching, which needs an HTTP client and a hash, is behind the
 //! feature `hub`.
 
+#[cfg(feature = "hub")]
+mod certificates;
 mod choose;
 #[cfg(feature = "hub")]
 mod client;
@@ -35,6 +37,8 @@ mod registry;
 mod repo;
 mod repos;
 mod snapshots;
+#[cfg(feature = "hub")]
+mod space;
 mod store;
 
 pub use env::HfSettings;
