@@ -30,20 +30,10 @@ fn targets() -> Result<Vec<String>> {
 }
 
 /// Fuzzes the targets named, or all of them.
-pub(crate) fn run(args: &[String]) -> Result<()> {
+pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     let all = targets()?;
-    let mut seconds = 60;
-    let mut chosen = Vec::new();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        if arg == "--seconds" {
-            let value = args.next().context("--seconds needs a number")?;
-            seconds = value.parse::<u32>().with_context(|| format!("--seconds {value}: not a number of seconds"))?;
-        } else if all.contains(arg) {
-            chosen.push(arg.clone());
-        } else {
-            bail!("there is no target {arg:?}, there are: {}", all.join(", "));
-        }
+    if let Some(unknown) = chosen.iter().find(|name| !all.contains(name)) {
+        bail!("there is no target {unknown:?}, there are: {}", all.join(", "));
     }
     if chosen.is_empty() {
         chosen = all;

@@ -58,15 +58,20 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
 }
 
 /// Loads the model quantized to a recipe, with the options of the command line.
-pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> anyhow::Result<Model> {
-    let (builder, bar) = with_bar(builder(common)?.quantize(recipe));
+pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> Result<Model, fewbit::Error> {
+    let (builder, bar) = with_bar(settings(common).quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    loaded
 }
 
 pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     check_device(common)?;
+    Ok(settings(common))
+}
+
+/// The settings of the command line, but for the device.
+fn settings(common: &Common) -> ModelBuilder {
     let mut builder = Model::builder();
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
@@ -83,7 +88,7 @@ pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     for (path, scale) in &common.lora {
         builder = builder.lora(path, *scale);
     }
-    Ok(builder)
+    builder
 }
 
 pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
@@ -21,6 +22,7 @@ use fewbit_tokenizer::{
 pub use self::builder::ModelBuilder;
 pub(crate) use self::locate::Headers;
 use self::locate::{Purpose, locate_adapter};
+#[cfg(feature = "hub")]
 pub use self::locate::{resolve, resolve_adapter, resolve_original};
 use crate::chat::ChatBuilder;
 use crate::error::Error;
@@ -65,6 +67,8 @@ pub(crate) struct Inner {
     defaults: ChatDefaults,
     template_vars: Map<String, Value>,
     path: PathBuf,
+    /// What it was quantized to while loading.
+    recipe: Option<Recipe>,
     file_bytes: u64,
     context_length: usize,
     /// See [`Model::vocabulary`].
@@ -170,6 +174,11 @@ impl Model {
     /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
     pub fn loras(&self) -> &LoraSet {
         &self.inner.core.loras
+    }
+
+    /// What it was quantized to while loading.
+    pub(crate) fn recipe(&self) -> Option<Recipe> {
+        self.inner.recipe
     }
 
     /// The vocabulary.

@@ -280,6 +280,7 @@ impl ModelBuilder {
     }
 
     /// Is told about the download, if the model is given by name and has to be fetched.
+    #[cfg(feature = "hub")]
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Some(Box::new(progress));
         self
@@ -383,6 +384,7 @@ impl ModelBuilder {
                 defaults,
                 template_vars: self.template_vars,
                 file_bytes: file.file_bytes(),
+                recipe: self.load.quantize,
                 path,
                 context_length,
                 vocabulary: OnceLock::new(),

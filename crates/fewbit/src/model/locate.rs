@@ -129,18 +129,21 @@ impl Headers {
 }
 
 /// The file that `name_or_path` means, as [`Model::load`](crate::Model::load) understands it; fetched if need be.
+#[cfg(feature = "hub")]
 pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, Purpose::Run, progress)?.path)
 }
 
 /// As [`resolve`], for a model that is to be quantized: of a repo of the hub whose name says no more, the folder of
 /// safetensors, or else the GGUF file with the most bits.
+#[cfg(feature = "hub")]
 pub fn resolve_original(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, Purpose::Quantize, progress)?.path)
 }
 
 /// The file or folder of a LoRA adapter: a path, or a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`,
 /// `org/repo:folder`), which is fetched if need be.
+#[cfg(feature = "hub")]
 pub fn resolve_adapter(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, Purpose::Adapt, progress)?.path)
 }
