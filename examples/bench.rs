@@ -16,10 +16,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{}: {} MB of weights, {}", shape.name, report.weight_bytes / 1_000_000, report.isa);
     for result in &report.results {
         let rate = result.tokens_per_s.median;
-        let of_ceiling = result.fraction.map_or(String::new(), |f| format!(", {:.0} % of what the machine can", 100.0 * f));
+        let of_ceiling =
+            result.fraction.map_or(String::new(), |f| format!(", {:.0} % of what the machine can", 100.0 * f));
         match result.test {
             BenchTest::Prefill { prompt, .. } => println!("a prompt of {prompt}: {rate:.0} tokens/s{of_ceiling}"),
-            BenchTest::Decode { batch, .. } => println!("{batch} at a time: {:.1} tokens/s each{of_ceiling}", rate / batch as f64),
+            BenchTest::Decode { batch, .. } => {
+                println!("{batch} at a time: {:.1} tokens/s each{of_ceiling}", rate / batch as f64)
+            }
             _ => {}
         }
     }

@@ -41,7 +41,8 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
     // Used twice, it says the same; and made anew.
     assert_eq!(quantized.divergence(&reference, |_, _| {}).unwrap().kl_per_token, found.kl_per_token);
     let progress = RefCell::new(Vec::new());
-    let again = quantized.divergence_from(stories(), &text(), &windows(), |done, n| progress.borrow_mut().push((done, n)));
+    let again =
+        quantized.divergence_from(stories(), &text(), &windows(), |done, n| progress.borrow_mut().push((done, n)));
     assert_eq!(again.unwrap().kl_per_token, found.kl_per_token);
     assert_eq!(progress.into_inner(), (1..=8).map(|done| (done, 8)).collect::<Vec<_>>());
 
@@ -70,7 +71,8 @@ fn types_are_compared_with_their_errors() {
     let types = [Recipe::Q8_0, Recipe::Q4_0];
     let compare = Compare::new(stories(), types).windows(windows());
     let compare = compare.load_with(|recipe| Model::builder().threads(1).quantize(recipe).load_file(STORIES));
-    let found = compare.on_progress(|what, done, _| seen.borrow_mut().push((what.to_owned(), done))).run(&text()).unwrap();
+    let found =
+        compare.on_progress(|what, done, _| seen.borrow_mut().push((what.to_owned(), done))).run(&text()).unwrap();
     let seen = seen.into_inner();
     for what in ["original", "Q8_0", "Q4_0"] {
         let windows = seen.iter().filter(|(of, _)| of == what).count();

@@ -47,7 +47,9 @@ const PREFILL_CHUNK: usize = 512;
 #[non_exhaustive]
 pub enum BenchError {
     /// What is to be measured does not fit into the context.
-    #[error("{needed} tokens are needed and the context has {context_tokens}: measure shorter prompts, texts or depths")]
+    #[error(
+        "{needed} tokens are needed and the context has {context_tokens}: measure shorter prompts, texts or depths"
+    )]
     TooLong {
         /// Tokens that the longest combination takes.
         needed: usize,

@@ -217,7 +217,13 @@ fn norm(writer: &mut GgufWriter<'_>, name: &str, dim: u64) -> Result<(), RandomE
     Ok(())
 }
 
-fn matrix(writer: &mut GgufWriter<'_>, name: &str, n_rows: u64, n_cols: u64, ty: TensorType) -> Result<(), RandomError> {
+fn matrix(
+    writer: &mut GgufWriter<'_>,
+    name: &str,
+    n_rows: u64,
+    n_cols: u64,
+    ty: TensorType,
+) -> Result<(), RandomError> {
     let ty = fallback(ty, n_cols);
     let row_bytes = ty.row_bytes(n_cols as usize).expect("a multiple of 32, and the type one of such blocks");
     let n_bytes = row_bytes as u64 * n_rows;

@@ -97,9 +97,10 @@ fn table(found: &Comparison) -> anyhow::Result<()> {
     let mut out = Out::new();
     for line in &lines {
         let name = format!("{:<width$}", line[0], width = width(0));
-        out.line((1..line.len()).fold(name, |text, column| {
-            text + &format!("  {:>width$}", line[column], width = width(column))
-        }))?;
+        out.line(
+            (1..line.len())
+                .fold(name, |text, column| text + &format!("  {:>width$}", line[column], width = width(column))),
+        )?;
     }
     out.flush()
 }

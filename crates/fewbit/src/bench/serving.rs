@@ -140,11 +140,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn run(
-        &self,
-        first: impl FnOnce() -> Result<f64>,
-        second: impl FnOnce() -> Result<f64>,
-    ) -> Result<(f64, f64)> {
+    fn run(&self, first: impl FnOnce() -> Result<f64>, second: impl FnOnce() -> Result<f64>) -> Result<(f64, f64)> {
         if self.swap {
             let second = second()?;
             return Ok((first()?, second));
@@ -153,13 +149,7 @@ impl Pair {
     }
 
     /// All figures once.
-    fn measure(
-        &self,
-        model: &Model,
-        n: usize,
-        prompt: usize,
-        n_gen: usize,
-    ) -> Result<Vec<(&'static str, f64)>> {
+    fn measure(&self, model: &Model, n: usize, prompt: usize, n_gen: usize) -> Result<Vec<(&'static str, f64)>> {
         let (first_token_ms, chunk_ms) = overtake(model, prompt)?;
         let one = || rate(request(model, 0, n_gen));
         let (bare_one, alone) = self.run(|| bare(model, 1, n_gen), one)?;

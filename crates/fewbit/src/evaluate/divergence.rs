@@ -9,7 +9,9 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::{FEWEST_WINDOWS, Perplexity, PerplexityOptions, Rows, mean, negative_log_likelihood, per_row, standard_error};
+use super::{
+    FEWEST_WINDOWS, Perplexity, PerplexityOptions, Rows, mean, negative_log_likelihood, per_row, standard_error,
+};
 use crate::completion::rate;
 use crate::error::Error;
 use crate::model::Model;

@@ -29,7 +29,9 @@ pub(super) fn roots(path: &Path) -> Result<RootCerts, HubError> {
         }
     }
     match found.is_empty() {
-        true => Err(HubError::Certificates { path: path.to_owned(), problem: "there is no certificate in it".to_owned() }),
+        true => {
+            Err(HubError::Certificates { path: path.to_owned(), problem: "there is no certificate in it".to_owned() })
+        }
         false => Ok(RootCerts::from(found)),
     }
 }

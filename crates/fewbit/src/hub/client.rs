@@ -4,8 +4,8 @@ use std::io::Read;
 use std::time::Duration;
 
 use ureq::config::RedirectAuthHeaders;
-use ureq::tls::TlsConfig;
 use ureq::http::{Response, header};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, Proxy, ResponseExt};
 
 use super::{HfSettings, HubError, certificates};

@@ -48,7 +48,13 @@ impl HfSettings {
 
     /// The server `endpoint`, online, without a token and without a cache.
     pub fn new(endpoint: &str) -> Self {
-        Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token: None, offline: false, cache: None, certificates: None }
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: None,
+            offline: false,
+            cache: None,
+            certificates: None,
+        }
     }
 
     /// Sets [`token`](Self::token).
