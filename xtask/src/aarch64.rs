@@ -38,11 +38,15 @@ pub(crate) fn run(all: bool) -> Result<()> {
     // Documentation is the same everywhere, and its tests are compiled one by one.
     command.args(["--lib", "--tests", "--"]);
     if !all {
-        LONG.iter().for_each(|name| drop(command.args(["--skip", name])));
+        for name in LONG {
+            command.args(["--skip", name]);
+        }
     }
     if debian {
         // This runs under rustup's cargo, whose choices are not Debian's.
-        ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(command.env_remove(name)));
+        for name in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"] {
+            command.env_remove(name);
+        }
         command.env("PATH", format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default()));
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);

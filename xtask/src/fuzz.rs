@@ -56,7 +56,9 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
         build.args(["--bin", name]);
     }
     // This runs under another cargo, whose choices are not nightly's.
-    ["RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(build.env_remove(name)));
+    for name in ["RUSTC", "RUSTDOC", "CARGO"] {
+        build.env_remove(name);
+    }
     build.env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &target);
     shell::run_command(build)?;
 

@@ -8,7 +8,7 @@ use fewbit_model::{Chunk, KvCache, LogitsFor};
 #[cfg(feature = "constraints")]
 use serde_json::json;
 
-use super::{BenchError, Spread};
+use super::figures::{BenchError, Spread};
 use crate::completion::Completion;
 #[cfg(feature = "constraints")]
 use crate::constraints::Constraint;
