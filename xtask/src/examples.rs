@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::shell;
 
@@ -11,10 +11,7 @@ use crate::shell;
 const FOLDERS: [&str; 2] = ["examples", "crates/fewbit-candle/examples"];
 
 /// Runs each example on the model that it names.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("examples takes no arguments, and got {extra:?}");
-    }
+pub(crate) fn run() -> Result<()> {
     let mut names = Vec::new();
     for folder in FOLDERS {
         for entry in fs::read_dir(shell::root().join(folder)).context(folder)? {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::shell;
 
@@ -18,10 +18,7 @@ const COMMANDS: [&[&str]; 2] = [
 const COLUMNS: usize = 100;
 
 /// Writes `docs/images/speed.svg` and `docs/images/terminal.svg`.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("pictures takes no arguments, and got {extra:?}");
-    }
+pub(crate) fn run() -> Result<()> {
     let docs = shell::root().join("docs");
     let images = docs.join("images");
     fs::create_dir_all(&images).context("docs/images")?;
