@@ -357,6 +357,7 @@ impl KvElement for Q8 {
         let scales = &q.scales[rows.start * n_scales..rows.end * n_scales];
         let offsets = &q.offsets[rows.start * n_scales..rows.end * n_scales];
         let group = Group32 {
+            width: n,
             codes: codes.as_ptr().cast(),
             scales: scales.as_ptr(),
             offsets: offsets.as_ptr(),

@@ -12,7 +12,6 @@ mod aligned;
 mod arch;
 mod attention;
 pub mod ceiling;
-mod codebook;
 mod cpu;
 mod elementwise;
 mod encode;
@@ -26,6 +25,7 @@ mod panel;
 mod pool;
 mod rows;
 mod shared;
+mod weights;
 
 pub use activations::{ActivationKinds, Activations, Planes};
 pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut};

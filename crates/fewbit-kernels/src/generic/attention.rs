@@ -4,10 +4,12 @@
 //! elements, the chain runs over positions. Both are the defined order of [`crate::attention`], so nothing
 //! here depends on `M`.
 
+use super::Simd;
 use super::q32::{self, Group32};
-use super::{Ahead, Simd, TilePanel};
+use super::tile::{Ahead, TilePanel};
 use crate::kv::{KEY_BLOCK, Q8};
-use crate::panel::Q8_0;
+use crate::weights::Unpacked;
+use fewbit_quant::types::quantized::Q8_0;
 use half::f16;
 
 /// How keys and values are stored.
@@ -199,7 +201,7 @@ pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
             let mut y = [[0.0f32; KEY_BLOCK]; M];
             let codes = block.add(scale_bytes);
             let panel = TilePanel { codes, meta: block, y: y.as_mut_ptr().cast() };
-            q32::tile::<S, Q8_0, 8, R, 1, M, M>(head_dim / 32, [panel], Ahead::NONE, q);
+            q32::tile::<S, Unpacked<Q8_0>, R, 1, M>(head_dim / 32, [panel], Ahead::NONE, q);
             for (m, y) in y.iter().enumerate() {
                 out.add(m * stride + b * KEY_BLOCK).cast::<[f32; KEY_BLOCK]>().write_unaligned(*y);
             }

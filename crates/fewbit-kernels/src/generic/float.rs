@@ -55,3 +55,35 @@ pub(crate) unsafe fn tile<S: Simd, W: FloatWeights, const R: usize, const N: usi
         }
     }
 }
+
+/// The types of weights that are no codes.
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct BF16;
+
+impl FloatWeights for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f(p.cast()) }
+    }
+}
+
+impl FloatWeights for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl FloatWeights for BF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_bf16(p.cast()) }
+    }
+}
