@@ -12,8 +12,8 @@
 //! `fewbit_quant::dot` read them: forcing it also checks the packing.
 
 use crate::aligned::AlignedBytes;
-use crate::generic::PANEL_ROWS;
 use crate::shared::SharedMut;
+use crate::weights::PANEL_ROWS;
 use crate::weights::{float_bytes_per_row, has_bf16_scales, meta_bytes_per_row};
 use crate::{Isa, KernelError, ThreadPool};
 use fewbit_quant::block::{read_block32, read_block256};

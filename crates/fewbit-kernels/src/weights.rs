@@ -27,9 +27,11 @@
 //! The grid types grow because looking up a code word, in a table of up to 16 KiB, is a gathered load for every 4
 //! elements of every row, an order of magnitude more work than reading a bit or two more.
 
-use crate::generic::PANEL_ROWS;
 use fewbit_quant::ActivationKind;
 use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels, Quantized};
+
+/// Rows of a packed panel: the unit in which weights are interleaved.
+pub(crate) const PANEL_ROWS: usize = 16;
 
 /// What a product with a quantized type needs to know.
 pub(crate) trait Weights: Quantized {

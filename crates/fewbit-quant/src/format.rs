@@ -5,7 +5,7 @@
 //! arranged, is its [`Reader`].
 
 use crate::layout::Block256;
-use crate::{ActivationKind, TensorType};
+use crate::{ActivationKind, TensorType, decode};
 use half::f16;
 
 /// The description of a quantized type.
@@ -120,10 +120,10 @@ impl FloatScale {
         }
     }
 
-    /// Writes the bits of an `f16` as scale, and of another as minimum, where the type has one. A power of two is taken
-    /// from the upper bits of the `f16`: every byte has bits that give it.
-    pub fn put_bits(self, block: &mut [u8], scale: u16, min: u16) {
-        let mut half = |at: usize, bits: u16| block[at..at + 2].copy_from_slice(&bits.to_le_bytes());
+    /// Writes a scale, and a minimum where the type has one, rounded to what the block can store: an `f16`, or a power of
+    /// two at most as large.
+    pub fn write(self, block: &mut [u8], scale: f32, min: f32) {
+        let mut half = |at: usize, value: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
         match self {
             Self::Half(at) => half(at, scale),
             Self::HalfAndMin(at, min_at) => {
@@ -131,12 +131,13 @@ impl FloatScale {
                 half(min_at, min);
             }
             Self::HalfInNibbles(at) => {
+                let bits = f16::from_f32(scale).to_bits();
                 for i in 0..4 {
                     let byte = &mut block[at + 1 + 2 * i];
-                    *byte = *byte & 15 | ((scale >> (4 * i) & 15) as u8) << 4;
+                    *byte = *byte & 15 | ((bits >> (4 * i) & 15) as u8) << 4;
                 }
             }
-            Self::Exponent(at) => block[at] = (scale >> 7) as u8,
+            Self::Exponent(at) => block[at] = ((scale.to_bits() >> 23 & 255) + 1).min(255) as u8,
         }
     }
 }
@@ -145,6 +146,24 @@ impl FloatScale {
 /// ones (two subnormal), so `bf16` holds it exactly.
 fn exponent(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
+}
+
+/// Gives a block of any bits float scales under which its weights have a root mean square near `spread`: a power of two,
+/// and a minimum that puts the middle code near zero. This is how random weights are made to measure speed with.
+///
+/// # Panics
+/// If `ty` is not quantized or `block` is not one block of it.
+pub fn write_random_scales(ty: TensorType, block: &mut [u8], spread: f32) {
+    let format = ty.format().expect("a quantized type");
+    let middle = (1u32 << (format.bits - 1)) as f32;
+    // Minimums are added in blocks of 32, and subtracted in those of 256.
+    let min = if ty.block_elems() == 32 { -middle } else { middle };
+    format.scale.write(block, 1.0, min);
+    let mut values = vec![0.0; ty.block_elems()];
+    decode(ty, block, &mut values).expect("one block");
+    let mean_square = values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
+    let unit = if mean_square > 0.0 { (spread / mean_square.sqrt()).log2().round().exp2() } else { spread };
+    format.scale.write(block, unit, min * unit);
 }
 
 /// Integer scales of the sub-blocks of a block of 256, by their range; the number is the elements of a sub-block.

@@ -7,8 +7,7 @@
 use super::Simd;
 use super::q32::{self, Group32};
 use super::tile::{Ahead, TilePanel};
-use crate::kv::{KEY_BLOCK, Q8};
-use crate::weights::Unpacked;
+use crate::weights::{PANEL_ROWS as KEY_BLOCK, Unpacked};
 use fewbit_quant::types::quantized::Q8_0;
 use half::f16;
 
@@ -34,15 +33,6 @@ impl KvLoad for f32 {
     unsafe fn load<S: Simd>(p: *const Self) -> S::F {
         // SAFETY: the caller's.
         unsafe { S::load_f(p) }
-    }
-}
-
-/// The codes of Q8_0 values, without their scale.
-impl KvLoad for Q8 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
-        // SAFETY: the caller's; Q8 is a transparent u8.
-        unsafe { S::to_f(S::load_i8_i(p.cast())) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Products with F32, F16 and BF16 weights: one `fma` chain per output over the columns, in order.
 
-use super::{PANEL_ROWS, Simd};
+use super::Simd;
+use crate::weights::PANEL_ROWS;
 
 /// How a weight is stored.
 pub(crate) trait FloatWeights: 'static {

@@ -12,9 +12,6 @@ pub(crate) mod q256;
 pub(crate) mod q32;
 pub(crate) mod tile;
 
-/// Rows of a packed panel: the unit in which weights are interleaved.
-pub(crate) const PANEL_ROWS: usize = 16;
-
 /// One instruction set. All vectors have [`LANES`](Self::LANES) 32-bit lanes.
 ///
 /// # Safety

@@ -25,9 +25,9 @@
 //! ```
 
 use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
-use super::{PANEL_ROWS, Simd, bytes, fit_16_bits, steps_before_widen};
+use super::{Simd, bytes, fit_16_bits, steps_before_widen};
 use crate::activations::OFFSET_SHIFTS_256;
-use crate::weights::{Stored, Weights};
+use crate::weights::{PANEL_ROWS, Stored, Weights};
 use fewbit_quant::format::IntegerScales;
 use std::marker::PhantomData;
 

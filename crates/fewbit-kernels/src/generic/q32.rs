@@ -11,8 +11,8 @@
 //! ```
 
 use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each, quad_of_panels};
-use super::{PANEL_ROWS, Simd, bytes, steps_before_widen};
-use crate::weights::{Stored, Weights};
+use super::{Simd, bytes, steps_before_widen};
+use crate::weights::{PANEL_ROWS, Stored, Weights};
 
 /// A group of activation rows that lie interleaved: `width` of them, of which a tile takes `N` from some lane on.
 #[derive(Clone, Copy)]

@@ -3,9 +3,9 @@
 //! A tile computes `N` rows of a batch times `P` panels of 16 weight rows, which are `R` vectors of an instruction set.
 //! All loops over these three have constant bounds, so that sums stay in registers.
 
-use super::{PANEL_ROWS, Simd, bytes};
+use super::{Simd, bytes};
 use crate::activations::GROUP;
-use crate::weights::Stored;
+use crate::weights::{PANEL_ROWS, Stored};
 use std::ops::Range;
 
 /// A value for each row of the batch, panel, and vector of the panel's rows.
