@@ -186,4 +186,25 @@ mod tests {
         }
         assert_eq!(TensorType::all().filter_map(|ty| ty.dispatch(Check)).count(), 22);
     }
+    /// The table above is that of the rows.
+    #[test]
+    fn the_table_of_sizes_is_right() {
+        let mut n_types = 0;
+        let table = include_str!("weights.rs").lines().filter_map(|line| line.strip_prefix("//! | "));
+        for line in table.filter(|line| !line.starts_with("type") && !line.starts_with("---")) {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let bits = |cell: &str, i: usize| -> f64 {
+                let numbers: Vec<&str> = cell.split(':').next().unwrap_or("").split(", ").collect();
+                numbers[i.min(numbers.len() - 1)].parse().expect("a number")
+            };
+            for (i, name) in cells[0].split(", ").enumerate() {
+                let ty = TensorType::from_name(name).expect("a type");
+                let format = ty.format().expect("a quantized type");
+                let memory = format.bits as f64 + 8.0 * meta_bytes_per_row(format) as f64 / ty.block_elems() as f64;
+                assert_eq!((ty.bits_per_weight(), memory), (bits(cells[1], i), bits(cells[2], i)), "{ty}");
+                n_types += 1;
+            }
+        }
+        assert_eq!(n_types, 12);
+    }
 }

@@ -135,3 +135,17 @@ fn random_blocks_get_weights_of_one_size() {
         assert!((0.013..0.030).contains(&size), "{ty}: {size}");
     }
 }
+
+/// The list in `docs/models.md` is that of the table of types.
+#[test]
+fn the_documented_types_are_those_that_run() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/models.md");
+    let page = std::fs::read_to_string(page).expect("the page of models");
+    let row = page.lines().find_map(|line| line.strip_prefix("| weights | ")).expect("the row of weights");
+    let list = row.split(", mixed in one file").next().unwrap_or("");
+    let mut documented: Vec<&str> = list.split(", ").collect();
+    let mut supported: Vec<&str> = TensorType::all().filter(|ty| ty.is_supported()).map(TensorType::name).collect();
+    documented.sort_unstable();
+    supported.sort_unstable();
+    assert_eq!(documented, supported);
+}
