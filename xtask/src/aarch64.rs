@@ -49,7 +49,7 @@ pub(crate) fn run(all: bool) -> Result<()> {
         }
         command.env("PATH", format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default()));
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     command
         .env("CARGO_TARGET_DIR", target.join("emulated"))
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")

@@ -28,7 +28,7 @@ impl Drop for Server {
 
 /// Makes the environment, starts the server, runs every `*_client.py`.
 pub(crate) fn run() -> Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     let python = environment(&target)?;
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     let program = target.join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);

@@ -2,7 +2,6 @@
 //! next run has one.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
@@ -30,7 +29,7 @@ pub(crate) fn run() -> Result<()> {
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "--examples"])?;
     let candle = ["-p", "fewbit-candle", "-p", "fewbit-oracle", "-p", "xtask"];
     shell::run(&shell::cargo(), &[&["build", "--release", "--quiet", "--examples"][..], &candle].concat())?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     for name in names {
         let path = target.join("release/examples").join(name + std::env::consts::EXE_SUFFIX);
         shell::run(&path.to_string_lossy(), &[])?;

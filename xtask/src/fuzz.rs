@@ -47,7 +47,7 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
         return Err(Missing("fuzzing compiles libFuzzer, and there is no C++ compiler".to_owned()).into());
     }
     let fuzz = shell::root().join("fuzz");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     let target = target.join("fuzz");
     // With a target named, build scripts and macros are compiled without the flags.
     let mut build = Command::new("cargo");

@@ -9,6 +9,7 @@ mod clients;
 mod examples;
 mod features;
 mod fuzz;
+mod pictures;
 mod public_api;
 mod record;
 mod shell;
@@ -54,6 +55,8 @@ enum Task {
     },
     /// Measure, and write benches/records/DATE-CPU.csv
     RecordBench(record::Part),
+    /// Draw README's pictures: the chart of docs/speed.md, the program in a terminal
+    Pictures,
     /// Fuzz the parsers
     Fuzz {
         /// How long, each
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Task::Features => features::run(),
         Task::PublicApi { write } => public_api::run(write),
         Task::RecordBench(part) => record::run(&part),
+        Task::Pictures => pictures::run(),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
     };
     match result {

@@ -103,6 +103,7 @@ pub use inspect::{Inspection, TypeUse};
 pub use model::{Model, ModelBuilder};
 #[cfg(feature = "hub")]
 pub use model::{resolve, resolve_adapter, resolve_original};
+pub use options::GenerateOptions;
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;

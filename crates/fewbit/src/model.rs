@@ -65,6 +65,7 @@ pub(crate) struct Inner {
     /// Whether the template puts tools into the prompt.
     shows_tools: OnceLock<bool>,
     defaults: ChatDefaults,
+    warnings: Vec<String>,
     template_vars: Map<String, Value>,
     path: PathBuf,
     /// What it was quantized to while loading.
@@ -243,6 +244,12 @@ impl Model {
     /// Whether the model has a usable chat template.
     pub fn has_chat_template(&self) -> bool {
         matches!(self.inner.template, Template::Ready(_))
+    }
+
+    /// What in the model's files makes no sense and was passed over, one sentence each: recommended sampling settings that
+    /// are out of range.
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
     }
 
     /// Sampling settings for this model: those that the registry recommends, over the defaults.

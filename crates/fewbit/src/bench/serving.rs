@@ -335,7 +335,11 @@ fn bare_prompt(model: &Model) -> Result<f64> {
 fn short_prompt(model: &Model) -> Result<f64> {
     let tokens = short_tokens(model)?;
     median(|| {
-        let request = model.generate(&tokens[..]).share_prefix(false).temperature(0.0).ignore_eos(true);
+        let request = model
+            .generate(&tokens[..])
+            .options(crate::GenerateOptions::new().share_prefix(false))
+            .temperature(0.0)
+            .ignore_eos(true);
         Ok(request.max_tokens(1).run()?.tokens[0])
     })
 }
@@ -372,14 +376,24 @@ fn overtake(model: &Model, n_prompt: usize) -> Result<(f64, f64)> {
     };
     thread::scope(|scope| {
         let long = scope.spawn(|| {
-            let out = model.generate(tokens).share_prefix(false).ignore_eos(true).max_tokens(1).run();
+            let out = model
+                .generate(tokens)
+                .options(crate::GenerateOptions::new().share_prefix(false))
+                .ignore_eos(true)
+                .max_tokens(1)
+                .run();
             has_ended.store(true, Ordering::Relaxed);
             out
         });
         let (done, began) = passed(half);
         let chunk = scope.spawn(move || passed(done + 1).1.duration_since(began));
         let start = Instant::now();
-        let mut stream = model.generate("Why?").share_prefix(false).ignore_eos(true).max_tokens(1).stream()?;
+        let mut stream = model
+            .generate("Why?")
+            .options(crate::GenerateOptions::new().share_prefix(false))
+            .ignore_eos(true)
+            .max_tokens(1)
+            .stream()?;
         stream.next().transpose()?;
         let first_token_ms = start.elapsed().as_secs_f64() * 1e3;
         long.join().expect("no panic")?;

@@ -326,7 +326,10 @@ impl ModelBuilder {
         self.check_memory(&file, &path)?;
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
         let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
-        let defaults = file.chat_defaults(&path, defaults)?;
+        let (defaults, warnings) = file.chat_defaults(&path, defaults)?;
+        for warning in &warnings {
+            tracing::warn!(path = %path.display(), "{warning}");
+        }
         let (template, tool_template) = match &self.chat_template {
             Some(source) => (Template::new(Some(source), &tokenizer), Template::Missing),
             None => {
@@ -382,6 +385,7 @@ impl ModelBuilder {
                 reasoning_style,
                 shows_tools: OnceLock::new(),
                 defaults,
+                warnings,
                 template_vars: self.template_vars,
                 file_bytes: file.file_bytes(),
                 recipe: self.load.quantize,
