@@ -95,12 +95,9 @@ fn what_would_be_ignored_is_refused_by_its_key() {
         assert!(found.starts_with(expected), "{found}");
         checked += 1;
     }
-    for (kind, missing) in [
-        ("linear", "factor"),
-        ("yarn", "factor"),
-        ("llama3", "factor"),
-        ("longrope", "short_factor"),
-    ] {
+    for (kind, missing) in
+        [("linear", "factor"), ("yarn", "factor"), ("llama3", "factor"), ("longrope", "short_factor")]
+    {
         let settings = json!({ "architectures": ["LlamaForCausalLM"], "rope_scaling": { "rope_type": kind } });
         let error = read(settings).expect_err("incomplete").to_string();
         assert!(error.contains(&format!("rope_scaling.{missing}")), "{error}");
