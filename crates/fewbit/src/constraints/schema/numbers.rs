@@ -72,6 +72,20 @@ impl Numbers {
             && !self.excluded.contains(value)
     }
 
+    /// The keyword that keeps them from being written.
+    pub(super) fn blamed(&self) -> &'static str {
+        let is_long = |bound: &Option<(Number, bool)>| {
+            bound.as_ref().is_some_and(|(number, _)| number.plain(MAX_DIGITS).is_none())
+        };
+        match () {
+            () if self.values.is_some() => "",
+            () if is_long(&self.min) => "minimum",
+            () if is_long(&self.max) => "maximum",
+            () if !self.multiples.is_empty() => "multipleOf",
+            () => "",
+        }
+    }
+
     /// The only values, if they are listed.
     pub(super) fn listed(&self) -> Option<Vec<Number>> {
         let values = self.values.as_ref()?;
@@ -176,7 +190,9 @@ impl Numbers {
                     let text = bound.text(15).ok_or("bounds have too many digits for a multiple of this number");
                     text.map_err(str::to_owned)
                 };
-                let of_text = of.text(9).ok_or("it has too many digits")?;
+                let whole = if fractions { (*of).clone() } else { whole_multiple(of).ok_or("it has too many digits")? };
+                let of_text = whole.text(9).filter(|text| whole.is_integer() || text.len() <= 7);
+                let of_text = of_text.ok_or("it has too many digits")?;
                 let ty = if fractions { "number" } else { "integer" };
                 let mut schema = format!(r#"{{"type":"{ty}","multipleOf":{of_text}"#);
                 let limit = (Number::of("999999999999999"), false);
@@ -304,13 +320,7 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         }
         return Some(format!("-?[0-9]+(\\.({})0*)?", all.join("|")));
     }
-    // Of integers: the least integer that is a multiple, and integers are no multiples of others.
-    let whole = if exponent < 0 {
-        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
-        digits / gcd(digits, one)
-    } else {
-        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
-    };
+    let whole: u64 = whole_multiple(of)?.text(19)?.parse().ok()?;
     let none = if fractions { r"(\.0+)?" } else { "" };
     for k in 0..=18_u32 {
         let power = 10_u64.pow(k);
@@ -329,6 +339,19 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         return Some(format!("-?({}|[1-9][0-9]*({})){none}", short.join("|"), long.join("|")));
     }
     None
+}
+
+/// The least integer above 0 that is a multiple: integers are multiples of it, or of neither.
+fn whole_multiple(of: &Number) -> Option<Number> {
+    let (digits, exponent) = of.parts();
+    let digits: u64 = digits.parse().ok()?;
+    let whole = if exponent < 0 {
+        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
+        digits / gcd(digits, one)
+    } else {
+        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
+    };
+    Some(Number::of(&whole.to_string()))
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -438,8 +461,8 @@ mod tests {
                         .collect();
                     for text in &texts {
                         let is_in = all.iter().all(|regex| regex.is_match(text));
-                        let is_long = text.trim_start_matches('-').split('.').next().unwrap().len() > 15
-                            && bound.trim_start_matches('-').len() < 15;
+                        let n_digits = |text: &str| text.trim_start_matches('-').split('.').next().unwrap().len();
+                        let is_long = n_digits(text) > INTEGER_DIGITS.max(n_digits(bound) + 1);
                         if !is_long {
                             assert_eq!(is_in, numbers.admits(&Number::of(text)), "{i}: {bound} {is_excluded} {is_lower}: {text}");
                         }
