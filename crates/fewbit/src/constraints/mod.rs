@@ -49,7 +49,11 @@ pub struct Constraint(pub(crate) Grammar);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Grammar {
     /// A schema, or why it is none.
-    Json { schema: Result<Arc<Json>, ConstraintError>, compact: bool, any_of_one: bool },
+    Json {
+        schema: Result<Arc<Json>, ConstraintError>,
+        compact: bool,
+        any_of_one: bool,
+    },
     Regex(String),
     Lark(String),
     Choice(Vec<String>),

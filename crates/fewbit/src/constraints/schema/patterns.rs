@@ -10,8 +10,7 @@ use regex_automata::meta::Regex;
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 
 /// One character of a string in JSON, as a regular expression: with one spelling for each, that of most writers.
-pub(super) const CHARACTER: &str =
-    r#"([^"\\\x00-\x1F]|\\(["\\bfnrt]|u00(0[0-7]|0b|0e|0f|1[0-9a-f])))"#;
+pub(super) const CHARACTER: &str = r#"([^"\\\x00-\x1F]|\\(["\\bfnrt]|u00(0[0-7]|0b|0e|0f|1[0-9a-f])))"#;
 
 /// How large a compiled pattern may be.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
@@ -389,7 +388,9 @@ mod tests {
             yes.iter().for_each(|text| assert!(matches(pattern, text), "{pattern} {text:?}"));
             no.iter().for_each(|text| assert!(!matches(pattern, text), "{pattern} {text:?}"));
         }
-        for bad in ["(", "[z-a]", "a(?=b)", "(?!a)", r"\bx", r"(a)\1", "x^y", r"\p", r"\q", "[]", "(?i)a", "a\\", "a{99999}"] {
+        for bad in
+            ["(", "[z-a]", "a(?=b)", "(?!a)", r"\bx", r"(a)\1", "x^y", r"\p", r"\q", "[]", "(?i)a", "a\\", "a{99999}"]
+        {
             assert!(Pattern::new(bad).is_err(), "{bad}");
         }
     }
