@@ -246,7 +246,8 @@ impl<'a> Builder<'_, 'a> {
             if numbers.0 != 0 && !known_numbers.contains(&numbers) {
                 let written = numbers.1.write(numbers.0 & types::INTEGER != 0, numbers.0 & types::FRACTION != 0);
                 let at = case.numbers_at.unwrap_or(self.solver.places.root());
-                match written.map_err(|reason| refused(&self.solver.places, at, "", &reason))? {
+                let blamed = numbers.1.blamed();
+                match written.map_err(|reason| refused(&self.solver.places, at, blamed, &reason))? {
                     Written::Regex(all) => shapes.push(Shape::Regex(all)),
                     Written::Multiple(schema) => shapes.push(Shape::Multiple(schema)),
                 }
@@ -255,7 +256,7 @@ impl<'a> Builder<'_, 'a> {
             if case.types & types::STRING != 0 && !known_strings.contains(&case.strings) {
                 let written = case.strings.write();
                 let at = self.solver.places.root();
-                match written.map_err(|reason| refused(&self.solver.places, at, "", &reason))? {
+                match written.map_err(|reason| refused(&self.solver.places, at, "minLength", &reason))? {
                     strings::Written::Texts(texts) => texts.iter().for_each(|text| add(text)),
                     strings::Written::Regex(all) => shapes.push(Shape::Regex(all)),
                 }

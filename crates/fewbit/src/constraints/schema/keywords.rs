@@ -32,7 +32,10 @@ pub(crate) const KEYWORDS: [(&str, &str); 58] = [
     ("maximum", "enforced, numbers of any size"),
     ("exclusiveMinimum", "enforced, numbers of any size"),
     ("exclusiveMaximum", "enforced, numbers of any size"),
-    ("multipleOf", "enforced for numbers up to 9 digits, else refused"),
+    (
+        "multipleOf",
+        "enforced for numbers of up to 4 digits, and for those whose multiples end alike (powers of ten, 0.25, ..); else refused",
+    ),
     ("minLength", "enforced"),
     ("maxLength", "enforced"),
     ("pattern", "enforced; lookaround, references to groups, `\\b`, and `^` or `$` inside are refused"),

@@ -22,6 +22,9 @@ pub(super) const MAX_DIGITS: usize = 400;
 /// How many endings of a multiple are listed.
 const MAX_ENDINGS: u64 = 1000;
 
+/// The most digits of a multiple that is not seen by the last digits.
+const MAX_DIVISOR_DIGITS: usize = 4;
+
 /// Numbers that satisfy everything here.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Numbers {
@@ -68,6 +71,20 @@ impl Numbers {
             && self.multiples.iter().all(|of| is_multiple(value, of))
             && self.values.as_ref().is_none_or(|values| values.contains(value))
             && !self.excluded.contains(value)
+    }
+
+    /// The keyword that keeps them from being written.
+    pub(super) fn blamed(&self) -> &'static str {
+        let is_long = |bound: &Option<(Number, bool)>| {
+            bound.as_ref().is_some_and(|(number, _)| number.plain(MAX_DIGITS).is_none())
+        };
+        match () {
+            () if self.values.is_some() => "",
+            () if is_long(&self.min) => "minimum",
+            () if is_long(&self.max) => "maximum",
+            () if !self.multiples.is_empty() => "multipleOf",
+            () => "",
+        }
     }
 
     /// The only values, if they are listed.
@@ -173,7 +190,12 @@ impl Numbers {
                     let text = bound.text(15).ok_or("bounds have too many digits for a multiple of this number");
                     text.map_err(str::to_owned)
                 };
-                let of_text = of.text(9).ok_or("it has too many digits")?;
+                let whole =
+                    if fractions { (*of).clone() } else { whole_multiple(of).ok_or("it has too many digits")? };
+                // Division takes as many states as the number is large, without its point.
+                let n_digits = |text: &str| text.bytes().filter(u8::is_ascii_digit).count();
+                let of_text = whole.text(MAX_DIVISOR_DIGITS).filter(|text| n_digits(text) <= MAX_DIVISOR_DIGITS);
+                let of_text = of_text.ok_or("it has too many digits")?;
                 let ty = if fractions { "number" } else { "integer" };
                 let mut schema = format!(r#"{{"type":"{ty}","multipleOf":{of_text}"#);
                 let limit = (Number::of("999999999999999"), false);
@@ -301,13 +323,7 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         }
         return Some(format!("-?[0-9]+(\\.({})0*)?", all.join("|")));
     }
-    // Of integers: the least integer that is a multiple, and integers are no multiples of others.
-    let whole = if exponent < 0 {
-        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
-        digits / gcd(digits, one)
-    } else {
-        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
-    };
+    let whole: u64 = whole_multiple(of)?.text(19)?.parse().ok()?;
     let none = if fractions { r"(\.0+)?" } else { "" };
     for k in 0..=18_u32 {
         let power = 10_u64.pow(k);
@@ -326,6 +342,19 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         return Some(format!("-?({}|[1-9][0-9]*({})){none}", short.join("|"), long.join("|")));
     }
     None
+}
+
+/// The least integer above 0 that is a multiple: integers are multiples of it, or of neither.
+fn whole_multiple(of: &Number) -> Option<Number> {
+    let (digits, exponent) = of.parts();
+    let digits: u64 = digits.parse().ok()?;
+    let whole = if exponent < 0 {
+        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
+        digits / gcd(digits, one)
+    } else {
+        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
+    };
+    Some(Number::of(&whole.to_string()))
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -457,8 +486,8 @@ mod tests {
                         .collect();
                     for text in &texts {
                         let is_in = all.iter().all(|regex| regex.is_match(text));
-                        let is_long = text.trim_start_matches('-').split('.').next().unwrap().len() > 15
-                            && bound.trim_start_matches('-').len() < 15;
+                        let n_digits = |text: &str| text.trim_start_matches('-').split('.').next().unwrap().len();
+                        let is_long = n_digits(text) > INTEGER_DIGITS.max(n_digits(bound) + 1);
                         if !is_long {
                             assert_eq!(
                                 is_in,

@@ -99,6 +99,9 @@ fn translate(source: &str) -> Result<String, String> {
                     'x' | 'u' => {
                         out.push('\\');
                         out.push(escaped);
+                        if chars.peek() == Some(&'{') {
+                            braced(&mut chars, &mut out);
+                        }
                     }
                     'p' | 'P' => {
                         out.push('\\');
@@ -106,13 +109,7 @@ fn translate(source: &str) -> Result<String, String> {
                         if chars.peek() != Some(&'{') {
                             return Err(format!("\\{escaped} without a name in braces"));
                         }
-                        // The name.
-                        for c in chars.by_ref() {
-                            out.push(c);
-                            if c == '}' {
-                                break;
-                            }
-                        }
+                        braced(&mut chars, &mut out);
                     }
                     '1'..='9' | 'k' => return Err("references to groups cannot be followed".to_owned()),
                     c if c.is_ascii_alphanumeric() => return Err(format!("\\{c} is not known")),
@@ -157,6 +154,16 @@ fn translate(source: &str) -> Result<String, String> {
         }
     }
     Ok(out)
+}
+
+/// Copies a name or a number, and the braces around it.
+fn braced(chars: &mut impl Iterator<Item = char>, out: &mut String) {
+    for c in chars {
+        out.push(c);
+        if c == '}' {
+            break;
+        }
+    }
 }
 
 /// Whether what follows a brace makes it `{n}`, `{n,}` or `{n,m}`.

@@ -40,7 +40,7 @@ fn compile(factory: &ParserFactory, schema: &str, compact: bool) -> Result<Match
     let grammar = grammar(&Json::read(schema)?, compact, false)?;
     let parser =
         factory.create_parser_from_init_default(GrammarInit::Serialized(TopLevelGrammar::from_lark(grammar.clone())));
-    Ok(Matcher::new(Ok(parser.unwrap_or_else(|error| panic!("{schema}: {error}\n{grammar}")))))
+    parser.map(|parser| Matcher::new(Ok(parser))).map_err(|error| panic!("{schema}: {error}\n{grammar}"))
 }
 
 /// Whether a text can be written.
