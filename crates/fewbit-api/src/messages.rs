@@ -250,7 +250,8 @@ impl MessagesRequest {
                 Ok(json!({ "type": "function", "function": function }))
             }
             Some(kind) => {
-                let text = format!("a tool of type {kind:?} runs on Anthropic's servers: only \"custom\" can be used here");
+                let text =
+                    format!("a tool of type {kind:?} runs on Anthropic's servers: only \"custom\" can be used here");
                 Err((format!("tools[{i}].type"), text))
             }
         };
@@ -468,7 +469,8 @@ mod tests {
         assert_eq!(at("user", json!([{ "type": "thinking", "thinking": "" }])), "messages[0].content[0]");
         let result = json!([{ "type": "tool_result", "tool_use_id": "x", "content": "y" }]);
         assert_eq!(at("assistant", result), "messages[0].content[0]");
-        let nested = json!([{ "type": "tool_result", "tool_use_id": "x", "content": [{ "type": "thinking", "thinking": "" }] }]);
+        let nested =
+            json!([{ "type": "tool_result", "tool_use_id": "x", "content": [{ "type": "thinking", "thinking": "" }] }]);
         assert_eq!(at("user", nested), "messages[0].content[0].content[0]");
         assert!(one("user", json!([{ "type": "image" }])).unwrap_err().contains("block 0: unknown variant `image`"));
         assert!(one("system", json!("x")).unwrap_err().contains("unknown variant `system`"));

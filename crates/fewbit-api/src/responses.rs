@@ -430,8 +430,12 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let input = |value| from_value::<Input>(value).map_err(|error| error.to_string());
-        assert!(input(json!([{ "type": "item_reference", "id": "x" }])).unwrap_err().contains("item 0: unknown variant"));
-        assert!(input(json!([{ "role": "user", "content": [{ "type": "input_image" }] }])).unwrap_err().contains("part 0"));
+        assert!(
+            input(json!([{ "type": "item_reference", "id": "x" }])).unwrap_err().contains("item 0: unknown variant")
+        );
+        assert!(
+            input(json!([{ "role": "user", "content": [{ "type": "input_image" }] }])).unwrap_err().contains("part 0")
+        );
         assert!(input(json!(3)).unwrap_err().contains("found a number"));
         let tools: Vec<Map<String, Value>> = from_value(json!([{ "type": "web_search" }])).unwrap();
         assert_eq!(chat_tools(&tools).unwrap_err().0, "tools[0].type");

@@ -87,7 +87,8 @@ impl Kept {
 fn size(message: &ChatMessage) -> usize {
     let text: usize = message.content.0.iter().flatten().map(|part| part.len() + OVERHEAD_BYTES / 8).sum();
     let calls = message.tool_calls.iter().flatten();
-    let calls: usize = calls.map(|call| call.function.arguments.len() + call.function.name.len() + OVERHEAD_BYTES).sum();
+    let calls: usize =
+        calls.map(|call| call.function.arguments.len() + call.function.name.len() + OVERHEAD_BYTES).sum();
     text + calls + message.reasoning_content.as_ref().map_or(0, String::len) + OVERHEAD_BYTES
 }
 

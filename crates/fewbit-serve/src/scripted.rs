@@ -9,8 +9,8 @@ use fewbit_api::common::Prompt;
 use futures_util::{StreamExt, stream};
 
 use crate::backend::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, End, Event, Finish, Generating, Input, Job, ModelInfo, Piece,
-    Sample, SampleKind, Usage,
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, End, Event, Finish, Generating, Input, Job,
+    ModelInfo, Piece, Sample, SampleKind, Usage,
 };
 
 /// What is said to one job.

@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use crate::backend::{Backend, Gate};
 use crate::endpoints;
 use crate::error::ServeError;
-use crate::keys::Keys;
 use crate::kept::Kept;
+use crate::keys::Keys;
 use crate::stats::Stats;
 
 /// The largest body that is read, unless another limit is set.

@@ -141,7 +141,10 @@ impl Form for Chunks {
     }
 
     fn last(&mut self, used: Usage) -> String {
-        let usage = self.head.wants_usage.then(|| sse::data(&response(&self.head, Vec::new(), Some(Some(usage(used))))).unwrap_or_default());
+        let usage = self
+            .head
+            .wants_usage
+            .then(|| sse::data(&response(&self.head, Vec::new(), Some(Some(usage(used))))).unwrap_or_default());
         usage.unwrap_or_default() + sse::DONE
     }
 }

@@ -138,7 +138,9 @@ fn prepare(
     let format = request.text.and_then(|text| text.format);
     let (text_form, form) = match format {
         None | Some(TextFormat::Text) => (json!({ "type": "text" }), None),
-        Some(TextFormat::JsonObject) => (json!({ "type": "json_object" }), Some((Constraint::JsonObject, "text.format"))),
+        Some(TextFormat::JsonObject) => {
+            (json!({ "type": "json_object" }), Some((Constraint::JsonObject, "text.format")))
+        }
         Some(TextFormat::JsonSchema { schema }) => {
             let shown = json!({ "type": "json_schema", "name": "schema", "schema": schema, "strict": true });
             (shown, Some((Constraint::JsonSchema(schema), "text.format.schema")))
@@ -147,12 +149,16 @@ fn prepare(
     };
     let form = match (form, form_of_extensions(&sampling)?) {
         (Some(_), Some((_, name))) => {
-            return Err(ApiError::invalid(name, format!("`{name}` and `text.format` are given: leave one of them out")));
+            return Err(ApiError::invalid(
+                name,
+                format!("`{name}` and `text.format` are given: leave one of them out"),
+            ));
         }
         (format, extension) => format.or(extension),
     };
     let own_tools = request.tools.unwrap_or_default();
-    let refused = |(param, message): (String, String)| ApiError::invalid(param.clone(), format!("`{param}`: {message}"));
+    let refused =
+        |(param, message): (String, String)| ApiError::invalid(param.clone(), format!("`{param}`: {message}"));
     let tools = chat_tools(&own_tools).map_err(refused)?;
     let choice = request.tool_choice.unwrap_or(ToolChoice::Auto);
     if form.is_some() && !tools.is_empty() && choice != ToolChoice::None {
@@ -436,7 +442,8 @@ impl Form for Events {
             self.delta("response.output_text.delta", &piece.text, Some(new), &mut out);
         }
         for call in piece.calls {
-            let is_open = matches!(&self.parts.last(), Some(Part { what: What::Call { index, .. }, .. }) if *index == call.index);
+            let is_open =
+                matches!(&self.parts.last(), Some(Part { what: What::Call { index, .. }, .. }) if *index == call.index);
             if !is_open {
                 let (call_id, name) = (call.id.unwrap_or_default(), call.name.unwrap_or_default());
                 self.open(What::Call { index: call.index, call_id, name, arguments: String::new() }, &mut out);
@@ -475,7 +482,8 @@ impl Form for Events {
     fn error(&mut self, error: &ApiError) -> String {
         let mut out = String::new();
         let object = error.body().error;
-        let value = json!({ "code": object.code.unwrap_or(object.kind), "message": object.message, "param": object.param });
+        let value =
+            json!({ "code": object.code.unwrap_or(object.kind), "message": object.message, "param": object.param });
         self.event(&mut out, "error", value);
         out
     }

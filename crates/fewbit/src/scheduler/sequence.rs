@@ -428,7 +428,9 @@ impl Sequence {
             self.trace.end(&self.core, end, &self.usage, &self.timings, &self.tokens);
         }
         let stop = match (&end, &self.request.task) {
-            (Some(Ok(FinishReason::StopString)), Task::Generate(generation)) => generation.stops.found().map(str::to_owned),
+            (Some(Ok(FinishReason::StopString)), Task::Generate(generation)) => {
+                generation.stops.found().map(str::to_owned)
+            }
             _ => None,
         };
         self.out.send(Event { piece, vector, end, stop, usage: self.usage, timings: self.timings });
