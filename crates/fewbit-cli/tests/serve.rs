@@ -88,3 +88,54 @@ fn what_cannot_be_served_is_said_before_anything_is_loaded() {
     }
     assert_eq!(fewbit(&["serve"]).output().unwrap().status.code(), Some(2));
 }
+
+#[test]
+fn from_an_example_to_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fewbit.toml");
+    let config = path.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = fewbit(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["serve", "--init", config]);
+    assert_eq!(fewbit(&["serve", "--init", config]).output().unwrap().status.code(), Some(1));
+    let example = fs::read_to_string(&path).unwrap();
+    let example =
+        example.replace("\"smollm2-135m-instruct\"", &format!("{STORIES:?}")).replace("127.0.0.1:8080", "127.0.0.1:0");
+    fs::write(&path, example).unwrap();
+    let key = run(&["keys", "add", "ada", "--config", config, "--model", "small", "--tokens-per-day", "1000"]);
+    let key = key.trim_end();
+    let mut command = fewbit(&["serve", "--config", config]);
+    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+    let body = r#"{"model": "small", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}"#;
+    assert!(ask(address, "POST", "/v1/completions", "", body).starts_with("HTTP/1.1 401 "));
+    let header = format!("Authorization: Bearer {key}\r\n");
+    assert!(ask(address, "POST", "/v1/completions", &header, body).contains("a little girl named Lily"));
+    let verified: serde_json::Value =
+        serde_json::from_str(&run(&["audit", "verify", "--config", config, "--json"])).unwrap();
+    assert_eq!(verified["lines"], 1);
+    let head = format!("1:{}", verified["hash"].as_str().unwrap());
+    // The server knows at once.
+    run(&["keys", "revoke", "ada", "--config", config]);
+    assert!(ask(address, "POST", "/v1/completions", &header, body).starts_with("HTTP/1.1 401 "));
+    assert_eq!(stop(server).0, Some(0));
+    let usage: serde_json::Value = serde_json::from_str(&run(&["usage", "--config", config, "--json"])).unwrap();
+    let row = &usage["rows"][0];
+    assert_eq!((&row["of"], &row["answers"], &row["completion_tokens"]), (&"ada".into(), &1.into(), &18.into()));
+    assert!(row["cost"].as_f64().unwrap() > 0.0);
+    assert!(run(&["usage", "--config", config, "--by", "model"]).contains("small"));
+    assert!(run(&["usage", "--config", config, "--csv"]).contains("ada,1,0,"));
+    assert!(run(&["keys", "list", "--config", config]).contains("revoked  models: small; 1000 tokens a day"));
+    run(&["audit", "verify", "--config", config, "--head", &head]);
+    let log = folder.path().join("store/audit.jsonl");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("Once") && !text.contains("Lily") && !text.contains(key));
+    fs::write(&log, text.replace("\"completion_tokens\":18", "\"completion_tokens\":1")).unwrap();
+    let changed = fewbit(&["audit", "verify", "--config", config, "--head", &head]).output().unwrap();
+    assert_eq!(changed.status.code(), Some(1));
+}

@@ -1,11 +1,15 @@
 //! The commands, one file each.
 
+#[cfg(feature = "serve")]
+pub(crate) mod audit;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod compare;
 pub(crate) mod embed;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
+#[cfg(feature = "serve")]
+pub(crate) mod keys;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
@@ -15,3 +19,5 @@ pub(crate) mod run;
 pub(crate) mod serve;
 mod serving;
 pub(crate) mod tokenize;
+#[cfg(feature = "serve")]
+pub(crate) mod usage;
