@@ -102,6 +102,9 @@ pub(crate) enum Command {
     /// Answer programs over HTTP, in OpenAI's form and Anthropic's; Ctrl-C ends what is under way, then the server
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// Answer the requests in a file, in OpenAI's form for batches; a run that was ended goes on where it was
+    #[cfg(feature = "serve")]
+    Batch(BatchArgs),
     /// Make, list and revoke the keys of a server
     #[cfg(feature = "serve")]
     Keys(KeysArgs),
@@ -500,6 +503,26 @@ pub(crate) struct ServeArgs {
     /// Write a commented example of a configuration, and serve nothing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["models", "listen", "api_key_file", "config"])]
     pub(crate) init: Option<PathBuf>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// A request a line: {"custom_id": .., "url": "/v1/chat/completions", "body": {..}}
+    #[arg(value_name = "IN.jsonl")]
+    pub(crate) input: PathBuf,
+    /// Where the answers go, a line each, in the order of the requests
+    #[arg(value_name = "OUT.jsonl")]
+    pub(crate) output: PathBuf,
+    /// A model that requests can name, as for `serve`; with one only, they need not
+    #[arg(long = "model", value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<String>,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) jobs: usize,
+    /// The seed of requests that have none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: i64,
 }
 
 /// Where keys and log are.

@@ -50,6 +50,8 @@ fn main() -> ExitCode {
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(common, args),
         #[cfg(feature = "serve")]
+        Command::Batch(args) => commands::batch::run(common, args),
+        #[cfg(feature = "serve")]
         Command::Keys(args) => commands::keys::run(common, args),
         #[cfg(feature = "serve")]
         Command::Usage(args) => commands::usage::run(common, args),

@@ -139,3 +139,46 @@ fn from_an_example_to_usage() {
     let changed = fewbit(&["audit", "verify", "--config", config, "--head", &head]).output().unwrap();
     assert_eq!(changed.status.code(), Some(1));
 }
+
+#[test]
+fn a_batch_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (input, once, twice) = (path("in.jsonl"), path("once.jsonl"), path("twice.jsonl"));
+    let completion = r#""url": "/v1/completions", "body": {"prompt": "Once upon a time", "max_tokens": 12"#;
+    let lines = [
+        format!(r#"{{"custom_id": "a", "method": "POST", {completion}, "temperature": 0}}}}"#),
+        format!(r#"{{"custom_id": "b", {completion}}}}}"#),
+        r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": 3}}"#.to_owned(),
+        String::new(),
+        r#"{"custom_id": "d", "url": "/v1/none", "body": {}}"#.to_owned(),
+        "nothing".to_owned(),
+        r#"{"custom_id": "e", "url": "/v1/embeddings", "body": {"input": "Lily"}}"#.to_owned(),
+    ];
+    fs::write(&input, lines.join("\n")).unwrap();
+    let run = |out: &str, jobs: &str| {
+        fewbit(&["batch", &input, out, "--model", STORIES, "--jobs", jobs, "--json"]).output().unwrap()
+    };
+    let output = run(&once, "64");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["lines"], &told["answered"], &told["failed"]), (&6.into(), &6.into(), &3.into()));
+    let whole = fs::read_to_string(&once).unwrap();
+    let answers: Vec<serde_json::Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<_> = answers.iter().map(|answer| answer["custom_id"].as_str()).collect();
+    assert_eq!(ids, [Some("a"), Some("b"), Some("c"), Some("d"), None, Some("e")]);
+    let text = answers[0]["response"]["body"]["choices"][0]["text"].as_str().unwrap();
+    assert!(text.starts_with(", there was a little girl"), "{text}");
+    assert_eq!(answers[2]["response"]["status_code"], 400);
+    assert!(answers[3]["response"].is_null() && answers[3]["error"]["message"].as_str().unwrap().contains("/v1/none"));
+    // The same bytes again: one at a time, and after a run that was ended in the middle of a line.
+    let second_line = whole.match_indices('\n').nth(1).unwrap().0 + 1;
+    fs::write(&twice, &whole[..second_line + 20]).unwrap();
+    let output = run(&twice, "1");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["answered"], &told["new"]), (&6.into(), &4.into()));
+    assert_eq!(fs::read_to_string(&twice).unwrap(), whole);
+    // The answers to something else are not gone on from.
+    fs::write(&twice, whole.replace("\"b\"", "\"x\"")).unwrap();
+    assert_eq!(run(&twice, "1").status.code(), Some(1));
+}

@@ -32,6 +32,7 @@ mod forced;
 mod kept;
 mod keys;
 mod line;
+mod local;
 mod messages;
 mod scripted;
 mod server;
@@ -45,6 +46,7 @@ pub use backend::{
 pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use keys::{Keys, KeysError};
+pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 

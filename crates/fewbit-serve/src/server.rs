@@ -18,6 +18,7 @@ use crate::endpoints;
 use crate::error::ServeError;
 use crate::kept::Kept;
 use crate::keys::Keys;
+use crate::local::Local;
 use crate::stats::Stats;
 
 /// The largest body that is read, unless another limit is set.
@@ -99,6 +100,11 @@ impl Server {
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
         self
+    }
+
+    /// Listens nowhere: only this process asks. It needs a runtime of tokio's, as one that listens does.
+    pub fn local(self) -> Local {
+        Local::new(self.shared)
     }
 
     /// Listens. Port 0 takes a free one.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "serve")]
 pub(crate) mod audit;
+#[cfg(feature = "serve")]
+pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod compare;
