@@ -68,6 +68,8 @@ pub enum Speaker {
     User,
     /// The model.
     Assistant,
+    /// Instructions in between.
+    System,
 }
 
 /// A text, or a list of blocks.
@@ -171,20 +173,22 @@ pub enum ToolChoiceKind {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Thinking {
-    /// `enabled`, `adaptive` or `disabled`.
+    /// `enabled`, `adaptive`, `between_tools` or `disabled`.
     #[serde(rename = "type")]
     pub kind: ThinkingKind,
 }
 
 /// A part of [`Thinking`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ThinkingKind {
     /// It shall.
     Enabled,
     /// It may.
     Adaptive,
+    /// It may once it has called.
+    BetweenTools,
     /// It shall not.
     Disabled,
 }
@@ -230,6 +234,10 @@ impl MessagesRequest {
             match message.role {
                 Speaker::User => user(message.content, i, &mut chat)?,
                 Speaker::Assistant => chat.push(assistant(message.content, i)?),
+                Speaker::System => {
+                    let said = texts(message.content, &format!("messages[{i}].content"))?;
+                    chat.push(ChatMessage::with_content(Role::System, Content(Some(said))));
+                }
             }
         }
         Ok(chat)
@@ -473,7 +481,10 @@ mod tests {
             json!([{ "type": "tool_result", "tool_use_id": "x", "content": [{ "type": "thinking", "thinking": "" }] }]);
         assert_eq!(at("user", nested), "messages[0].content[0].content[0]");
         assert!(one("user", json!([{ "type": "image" }])).unwrap_err().contains("block 0: unknown variant `image`"));
-        assert!(one("system", json!("x")).unwrap_err().contains("unknown variant `system`"));
+        assert!(one("king", json!("x")).unwrap_err().contains("unknown variant `king`"));
+        assert_eq!(at("system", json!([{ "type": "thinking", "thinking": "" }])), "messages[0].content[0]");
+        let said = one("system", json!("x")).unwrap().into_chat().unwrap();
+        assert_eq!(said, [ChatMessage::new(Role::System, "x")]);
         let tools = json!({ "messages": [], "tools": [{ "type": "web_search_20250305", "name": "web_search" }] });
         assert_eq!(request(tools).unwrap().chat_tools().unwrap_err().0, "tools[0].type");
         let choice = json!({ "messages": [], "tool_choice": { "type": "tool" } });

@@ -20,7 +20,7 @@ use futures_util::stream::{SelectAll, select_all, unfold};
 use futures_util::{StreamExt, TryStreamExt, future};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::backend::{Backend, BackendError, End, Event, Generating, Job, Piece, Usage};
+use crate::backend::{Backend, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
 use crate::error::ApiError;
 
 /// What the chunks of an endpoint look like.
@@ -78,10 +78,13 @@ async fn one(mut answer: Generating) -> Result<(Piece, End), ApiError> {
                 all.text += &piece.text;
                 all.reasoning += &piece.reasoning;
                 all.tokens.append(&mut piece.tokens);
-                for void in piece.void {
+                for void in &piece.void {
                     all.calls.retain(|call| call.index != void.index);
                 }
-                for delta in piece.calls {
+                // What goes on of a call that is none is none either; the next of its index has a name.
+                let is_void =
+                    |delta: &CallDelta| delta.name.is_none() && piece.void.iter().any(|v| v.index == delta.index);
+                for delta in piece.calls.into_iter().filter(|delta| !is_void(delta)) {
                     match all.calls.iter_mut().find(|call| call.index == delta.index) {
                         None => all.calls.push(delta),
                         Some(call) => {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use fewbit_api::chat::ToolChoice;
+use fewbit_api::chat::{Role, ToolChoice};
 use fewbit_api::common::{Sampling, Stop};
 use fewbit_api::messages::{
     AnswerBlock, CountResponse, MessagesRequest, MessagesResponse, MessagesUsage, OutputFormat, Refused, ThinkingKind,
@@ -95,7 +95,12 @@ fn job_of(mut request: MessagesRequest, call: Call, model: &ModelInfo) -> Result
         return Err(ApiError::invalid("stop_sequences", message));
     }
     // Without a word about it, this interface's models do not think.
-    let thinks = request.thinking.is_some_and(|thinking| thinking.kind != ThinkingKind::Disabled);
+    let has_results = messages.iter().any(|message| message.role == Role::Tool);
+    let thinks = request.thinking.is_some_and(|thinking| match thinking.kind {
+        ThinkingKind::Disabled => false,
+        ThinkingKind::BetweenTools => has_results,
+        _ => true,
+    });
     let mut template_vars = Map::new();
     template_vars.insert("enable_thinking".to_owned(), thinks.into());
     let mut sampling = Sampling::default();

@@ -30,7 +30,7 @@ def messages(**more):
 
 class Messages(unittest.TestCase):
     def test_answer_stream_and_count_are_the_same(self):
-        options = dict(**SKY, max_tokens=24, extra_body={"seed": 7}, temperature=0.8)
+        options = dict(**SKY, max_tokens=24, extra_body={"seed": 7, "temperature": 0.8})
         whole = messages().create(**options)
         self.assertEqual((whole.stop_reason, whole.usage.output_tokens), ("max_tokens", 24))
         read = whole.usage.input_tokens + whole.usage.cache_read_input_tokens
@@ -45,7 +45,7 @@ class Messages(unittest.TestCase):
         self.assertEqual((events[0], events[-2:]), ("message_start", ["message_delta", "message_stop"]))
 
     def test_stop_sequences(self):
-        answer = messages().create(**SKY, max_tokens=60, temperature=0, stop_sequences=["zzz", "."])
+        answer = messages().create(**SKY, max_tokens=60, extra_body={"temperature": 0}, stop_sequences=["zzz", "."])
         self.assertEqual((answer.stop_reason, answer.stop_sequence), ("stop_sequence", "."))
         self.assertNotIn(".", answer.content[0].text)
 
@@ -73,7 +73,7 @@ class Messages(unittest.TestCase):
         self.assertEqual(caught.exception.body["error"]["type"], "not_found_error")
         self.assertTrue(caught.exception.request_id.startswith("req_"))
         with self.assertRaises(anthropic.BadRequestError) as caught:
-            messages().create(**SKY, max_tokens=1, temperature="hot")
+            messages().create(**SKY, max_tokens=1, extra_body={"temperature": "hot"})
         self.assertIn("`temperature`", caught.exception.body["error"]["message"])
         with self.assertRaises(anthropic.BadRequestError):
             messages().create(model=MODEL, max_tokens=1, messages=[{"role": "user", "content": "word " * 20000}])
