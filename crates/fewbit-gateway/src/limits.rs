@@ -141,7 +141,7 @@ mod tests {
         limits.settle("a", want(60, 0.1), 30, 0.9, 6);
         assert_eq!(limits.reserve(&key, want(60, 0.0), 7), Ok(()));
         limits.settle("a", want(60, 0.0), 70, 0.0, 8);
-        assert_eq!(limits.reserve(&key, want(0, 0.0), 9).is_err(), true);
+        assert!(limits.reserve(&key, want(0, 0.0), 9).is_err());
         // Another day.
         assert_eq!(limits.reserve(&key, want(100, 1.0), DAY_MS), Ok(()));
     }

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{Prompt, Sampling};
@@ -61,7 +61,7 @@ pub trait Gate: Send + Sync + 'static {
 }
 
 /// Who asks, and with which request.
-#[derive(Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
     /// What the [`Gate`] calls the key; nothing where all may ask.
     pub key: Option<Arc<str>>,
@@ -69,35 +69,6 @@ pub struct Caller {
     pub request: Arc<str>,
     /// The endpoint's path.
     pub endpoint: &'static str,
-    notes: Arc<Mutex<Vec<(&'static str, String)>>>,
-}
-
-impl Caller {
-    pub(crate) fn new(key: Option<Arc<str>>, request: &str, endpoint: &'static str) -> Self {
-        Self { key, request: request.into(), endpoint, notes: Arc::default() }
-    }
-
-    /// A header for the answer. It must be set before the answer begins.
-    pub fn note(&self, header: &'static str, value: impl Into<String>) {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner).push((header, value.into()));
-    }
-
-    pub(crate) fn notes(&self) -> Vec<(&'static str, String)> {
-        std::mem::take(&mut *self.notes.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl PartialEq for Caller {
-    fn eq(&self, other: &Self) -> bool {
-        (&self.key, &self.request, self.endpoint) == (&other.key, &other.request, other.endpoint)
-    }
-}
-
-impl fmt::Debug for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { key, request, endpoint, .. } = self;
-        f.debug_struct("Caller").field("key", key).field("request", request).field("endpoint", endpoint).finish()
-    }
 }
 
 /// A model that requests can name.

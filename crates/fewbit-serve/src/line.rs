@@ -95,7 +95,7 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
     let mut running = server.stats.begin(E::PATH);
     let id = crate::server::random_id("req_");
     // A panic is this request's alone.
-    let mut caller = Caller::new(None, &id, E::PATH);
+    let mut caller = Caller { key: None, request: id.as_str().into(), endpoint: E::PATH };
     let walked = AssertUnwindSafe(walk::<E>(&server, request, &mut caller)).catch_unwind().await;
     let reply = walked.unwrap_or_else(|_| {
         tracing::error!(endpoint = E::PATH, "a request panicked");
@@ -113,11 +113,10 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
             error.into_response(E::ERRORS, &id)
         }
     };
-    let ids = ["x-request-id", "request-id"].map(|name| (name, id.clone()));
-    for (name, value) in ids.into_iter().chain(caller.notes()) {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(name, value);
-        }
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        // Anthropic's clients read the second.
+        response.headers_mut().insert("x-request-id", id.clone());
+        response.headers_mut().insert("request-id", id);
     }
     response
 }
