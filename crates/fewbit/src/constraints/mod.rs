@@ -12,6 +12,7 @@ mod active;
 mod closed;
 mod gbnf;
 mod schema;
+mod serial;
 mod vocabulary;
 
 use std::sync::Arc;
@@ -43,13 +44,16 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 /// assert!(["yes", "no"].contains(&answer.text.as_str()));
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Constraint(pub(crate) Grammar);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Grammar {
     /// A schema, or why it is none.
     Json {
+        #[serde(with = "serial")]
         schema: Result<Arc<Json>, ConstraintError>,
         compact: bool,
         any_of_one: bool,
