@@ -27,11 +27,8 @@ impl Drop for Server {
 }
 
 /// Makes the environment, starts the server, runs every `*_client.py`.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("clients takes no arguments, and got {extra:?}");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+pub(crate) fn run() -> Result<()> {
+    let target = shell::target();
     let python = environment(&target)?;
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     let program = target.join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);

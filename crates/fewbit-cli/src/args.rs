@@ -34,11 +34,12 @@ pub(crate) struct Common {
     /// Type of the KV cache [default: f32 for models in F32, else f16]
     #[arg(long, global = true, value_enum)]
     pub(crate) kv_type: Option<KvType>,
-    /// Quantize the weights as they are read, such as to Q4_K_M
+    /// Quantize the weights as they are read, such as to Q4_K_M; of a repo the original is taken, not a quantized file
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) quantize: Option<Recipe>,
-    /// Apply a LoRA adapter, a GGUF file or a PEFT folder, with this scale; can be given several times [scale: 1]
-    #[arg(long, global = true, value_name = "FILE[=SCALE]", value_parser = lora)]
+    /// Apply a LoRA adapter with this scale: a GGUF file, a PEFT folder, or a repo of the Hugging Face Hub (org/repo,
+    /// org/repo:file.gguf, org/repo:folder); can be given several times [scale: 1]
+    #[arg(long, global = true, value_name = "ADAPTER[=SCALE]", value_parser = lora)]
     pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -250,6 +251,9 @@ pub(crate) struct RunArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, conflicts_with = "raw")]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -266,6 +270,9 @@ pub(crate) struct ChatArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]

@@ -10,7 +10,6 @@ mod hyphens;
 mod loading;
 mod output;
 mod signals;
-mod synthetic;
 
 use std::process::ExitCode;
 

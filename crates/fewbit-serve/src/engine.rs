@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, Model, Sampling, SamplingError, Tool, ToolFallback};
+use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolFallback};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -214,33 +214,24 @@ async fn run(model: Model, job: Job, mut sink: Sink) {
     }
 }
 
-/// Applies a job's settings to a builder: a prompt's or a conversation's.
-macro_rules! settings {
-    ($builder:expr, $job:expr, $model:expr) => {{
-        let job: &Job = $job;
-        let mut builder = $builder;
-        let base = builder.current_sampling().clone();
-        builder = builder.sampling(sampling(&job.sampling, base, job.seed, $model)?);
-        for stop in job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()) {
-            builder = builder.stop(stop);
-        }
-        if let Some(n) = job.max_tokens {
-            builder = builder.max_tokens(n);
-        }
-        if let Some(n) = job.logprobs {
-            builder = builder.logprobs(n);
-        }
-        if let Some((form, param)) = &job.form {
-            builder = builder.constraint(constraint(form, param)?);
-        }
-        builder
-    }};
+/// A job's settings.
+fn options(job: &Job, model: &Model) -> Result<GenerateOptions, BackendError> {
+    let mut options = sampling(&job.sampling, model)?.seed(job.seed);
+    options
+        .sampling_over(model.recommended_sampling())
+        .validate()
+        .map_err(|error| refused(error.into(), "temperature"))?;
+    options.stop = job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()).cloned().collect();
+    options.max_tokens = job.max_tokens;
+    options.logprobs = job.logprobs;
+    options.constraint = job.form.as_ref().map(|(form, param)| constraint(form, param)).transpose()?;
+    Ok(options)
 }
 
 async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
     let Input::Text { prompt: text, echo } = &job.input else { return Ok(()) };
     let param = job.form.as_ref().map_or("prompt", |(_, param)| param);
-    let builder = settings!(model.generate(prompt(text.clone())).echo(*echo), &job, model);
+    let builder = model.generate(prompt(text.clone())).echo(*echo).options(options(&job, model)?);
     let stream = block_in_place(|| builder.stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::Stream>| {
         let stream = stream.get_ref();
@@ -250,7 +241,7 @@ async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), Backe
 }
 
 async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
-    let mut builder = settings!(model.chat().tool_fallback(ToolFallback::SystemPrompt), &job, model);
+    let mut builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
     let (form, input) = (job.form, job.input);
     let Input::Chat { messages, tools, choice, parallel, template_vars } = input else { return Ok(()) };
     let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
@@ -437,34 +428,28 @@ fn prompt(wire: Prompt) -> fewbit::Prompt {
     }
 }
 
-/// The settings of a request over those that are recommended for the model.
-fn sampling(wire: &wire::Sampling, base: Sampling, seed: u64, model: &Model) -> Result<Sampling, BackendError> {
-    let mut s = base;
+/// What a request says of sampling.
+fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, BackendError> {
     let size = |param: &'static str, n: i64, all: usize| match n {
         -1 => Ok(all),
         n => usize::try_from(n).map_err(|_| BackendError::invalid(param, format!("`{param}` is {n}: give -1 or more"))),
     };
-    s.temperature = wire.temperature.unwrap_or(s.temperature);
+    let mut options = GenerateOptions::new();
+    options.temperature = wire.temperature;
     // The interface allows 0, which keeps the most probable token.
-    s.top_p = wire.top_p.map_or(s.top_p, |p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
-    s.min_p = wire.min_p.unwrap_or(s.min_p);
-    if let Some(k) = wire.top_k {
-        s.top_k = size("top_k", k, 0)?;
-    }
-    s.penalties.repeat = wire.repeat_penalty.unwrap_or(s.penalties.repeat);
-    s.penalties.presence = wire.presence_penalty.unwrap_or(s.penalties.presence);
-    s.penalties.frequency = wire.frequency_penalty.unwrap_or(s.penalties.frequency);
-    if let Some(n) = wire.repeat_last_n {
-        s.penalties.last_n = size("repeat_last_n", n, usize::MAX)?;
-    }
-    s.logit_bias.extend(wire.logit_bias.iter().flat_map(|bias| &bias.0));
+    options.top_p = wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
+    options.min_p = wire.min_p;
+    options.top_k = wire.top_k.map(|k| size("top_k", k, 0)).transpose()?;
+    options.repeat_penalty = wire.repeat_penalty;
+    options.presence_penalty = wire.presence_penalty;
+    options.frequency_penalty = wire.frequency_penalty;
+    options.penalty_last_n = wire.repeat_last_n.map(|n| size("repeat_last_n", n, usize::MAX)).transpose()?;
+    options.logit_bias = wire.logit_bias.iter().flat_map(|bias| &bias.0).copied().collect();
     let n_vocab = model.tokenizer().n_vocab();
-    if let Some(&(token, _)) = s.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
+    if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
         return Err(refused(SamplingError::UnknownToken { token, n_vocab }.into(), "logit_bias"));
     }
-    s.seed = Some(seed);
-    s.validate().map_err(|error| refused(error.into(), "temperature"))?;
-    Ok(s)
+    Ok(options)
 }
 
 fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {

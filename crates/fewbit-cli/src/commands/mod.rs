@@ -13,5 +13,4 @@ pub(crate) mod quantize;
 pub(crate) mod run;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
-mod serving;
 pub(crate) mod tokenize;
