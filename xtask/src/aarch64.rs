@@ -5,7 +5,7 @@
 //! The packages are one download of 260 MB; compiling takes a minute, the tests about as long. A toolchain of rustup that
 //! has the target is used if there is one, and Debian's otherwise, which has a folder of its own for what it builds.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};

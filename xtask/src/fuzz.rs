@@ -5,7 +5,6 @@
 //! everywhere. Compiling takes some minutes: everything is built with coverage counters and AddressSanitizer.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};

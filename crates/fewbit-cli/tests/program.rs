@@ -419,24 +419,31 @@ fn a_signal_leaves_no_half_file() {
     kill(&child, "TERM");
     assert_eq!(child.wait().unwrap().code(), Some(143));
     let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|item| item.unwrap().file_name()).collect();
-    assert_eq!(left, ["text"]);
+    if left != ["text"] {
+        // On a busy machine the signal can come when all is done: then the file is whole.
+        assert_eq!(left.len(), 2, "{left:?}");
+        fewbit::quantize::Importance::open(&out).unwrap();
+    }
 }
 
 /// A signal while a model is quantized: no part of a file stays, and what was there before does.
 #[cfg(unix)]
 #[test]
 fn a_signal_while_quantizing_leaves_what_was_there() {
-    use fewbit::TensorType;
+    use fewbit::random::{RandomWeights, Shape};
     let home = TempDir::new().unwrap();
     let input = home.path().join("in.gguf");
-    let mut writer = fewbit::format::GgufWriter::new();
-    writer.set("general.architecture", "llama");
-    for i in 0..16 {
-        let row = |i: usize| ((i % 251) as f32 / 125.0 - 1.0).to_le_bytes();
-        let bytes: Vec<u8> = (0..1 << 20).flat_map(row).collect();
-        writer.tensor(format!("blk.{i}.ffn_up.weight"), &[1024, 1024], TensorType::F32, bytes).unwrap();
-    }
-    writer.write_file(&input).unwrap();
+    let shape = Shape {
+        n_layers: 4,
+        dim: 1024,
+        n_heads: 8,
+        n_kv_heads: 4,
+        ffn_dim: 2048,
+        n_vocab: 1024,
+        tied: true,
+        name: "x",
+    };
+    RandomWeights::new(shape, "F16").unwrap().write(&input).unwrap();
     for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
         // A machine that is busy may show the signal only after the work is done, which must then be whole.
         let was_interrupted = (0..8).any(|_| {
@@ -453,10 +460,14 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
                 names
             };
             // The part appears when writing begins.
-            while names().len() < 2 && child.try_wait().unwrap().is_none() {
-                std::thread::yield_now();
+            let mut ended = None;
+            while names().len() < 2 && ended.is_none() {
+                ended = child.try_wait().unwrap();
             }
-            kill(&child, signal);
+            // Not waited for, it is still there to be sent a signal, whether it runs or not.
+            if ended.is_none() {
+                kill(&child, signal);
+            }
             let status = child.wait().unwrap();
             assert_eq!(names(), ["out.gguf"], "{signal}");
             if status.success() {
@@ -464,8 +475,12 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
                 return false;
             }
             assert_eq!(status.code(), Some(code), "{signal}");
-            assert_eq!(fs::read(&out).unwrap(), b"old", "{signal}");
-            true
+            if fs::read(&out).unwrap() == b"old" {
+                return true;
+            }
+            // It came after the last byte.
+            fewbit::open(&out).unwrap();
+            false
         });
         assert!(was_interrupted, "{signal}: never came in time");
     }

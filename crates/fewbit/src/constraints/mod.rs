@@ -12,6 +12,7 @@ mod active;
 mod closed;
 mod gbnf;
 mod schema;
+mod serial;
 mod vocabulary;
 
 use std::sync::Arc;
@@ -51,7 +52,12 @@ pub struct Constraint(pub(crate) Grammar);
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Grammar {
     /// A schema, or why it is none.
-    Json { schema: Result<Arc<Json>, ConstraintError>, compact: bool, any_of_one: bool },
+    Json {
+        #[serde(with = "serial")]
+        schema: Result<Arc<Json>, ConstraintError>,
+        compact: bool,
+        any_of_one: bool,
+    },
     Regex(String),
     Lark(String),
     Choice(Vec<String>),

@@ -209,7 +209,7 @@ fn names(models: &[Model<'_>]) -> Vec<String> {
 }
 
 fn has_safetensors(files: &[RepoFile]) -> bool {
-    files.iter().any(|file| file.path.ends_with(".safetensors"))
+    files.iter().any(|file| file.path.ends_with(".safetensors") && !file.path.ends_with(ADAPTER_WEIGHTS))
 }
 
 /// What of a folder with safetensors files is read: weights, configuration, tokenizer.

@@ -11,13 +11,13 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
+use super::super::ConstraintError;
 use super::exact::{Json, Number};
 use super::keywords::{Alternative, Step};
 use super::numbers::Numbers;
 use super::patterns::Pattern;
 use super::places::{Id, Places};
 use super::strings::Strings;
-use super::super::ConstraintError;
 
 /// The types, one bit each. A number with nothing after the point is an integer, the others are fractions.
 pub(super) mod types {

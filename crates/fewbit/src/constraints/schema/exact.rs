@@ -3,6 +3,7 @@
 //! A number is its digits and a power of ten: nothing is rounded, and two spellings of one value are equal.
 
 use std::cmp::Ordering;
+use std::fmt;
 
 use serde_json::Value;
 
@@ -52,6 +53,36 @@ impl Json {
                 a.len() == b.len() && a.iter().all(|(name, a)| other.get(name).is_some_and(|b| a.same(b)))
             }
             (a, b) => a == b,
+        }
+    }
+}
+
+/// As JSON, which [`Json::read`] reads as the same value.
+impl fmt::Display for Json {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // As serde_json writes a text.
+        let text = |text: &str| Value::from(text).to_string();
+        match self {
+            Self::Null => f.write_str("null"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Number(number) if number.is_zero() => f.write_str("0"),
+            Self::Number(number) => {
+                let sign = if number.is_negative { "-" } else { "" };
+                write!(f, "{sign}{}e{}", number.digits, number.exponent)
+            }
+            Self::String(value) => f.write_str(&text(value)),
+            Self::Array(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    write!(f, "{}{item}", if i == 0 { "[" } else { "," })?;
+                }
+                f.write_str(if items.is_empty() { "[]" } else { "]" })
+            }
+            Self::Object(fields) => {
+                for (i, (name, value)) in fields.iter().enumerate() {
+                    write!(f, "{}{}:{value}", if i == 0 { "{" } else { "," }, text(name))?;
+                }
+                f.write_str(if fields.is_empty() { "{}" } else { "}" })
+            }
         }
     }
 }

@@ -5,13 +5,13 @@
 
 use std::collections::HashMap;
 
+use super::super::ConstraintError;
 use super::cases::{Atom, Case, Conjunction, Solver, sorted, types};
 use super::exact::Json;
 use super::keywords::refused;
 use super::numbers::{Numbers, Written};
 use super::places::Id;
 use super::strings::{self, Strings, quoted};
-use super::super::ConstraintError;
 
 /// How many nodes a schema may come to.
 const MAX_NODES: usize = 20_000;
@@ -137,8 +137,23 @@ struct Builder<'b, 'a> {
 
 /// Keywords that neither constrain nor refer.
 const SILENT: [&str; 17] = [
-    "$anchor", "$comment", "$defs", "$dynamicAnchor", "$id", "$schema", "$vocabulary", "default", "definitions",
-    "deprecated", "description", "examples", "readOnly", "title", "writeOnly", "discriminator", "nullable",
+    "$anchor",
+    "$comment",
+    "$defs",
+    "$dynamicAnchor",
+    "$id",
+    "$schema",
+    "$vocabulary",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "examples",
+    "readOnly",
+    "title",
+    "writeOnly",
+    "discriminator",
+    "nullable",
 ];
 
 impl<'a> Builder<'_, 'a> {
@@ -193,9 +208,15 @@ impl<'a> Builder<'_, 'a> {
         let Json::Object(fields) = self.solver.places.json(*id) else { return None };
         let mut spoken = fields.iter().filter(|(name, _)| !SILENT.contains(&name.as_str()));
         match (spoken.next(), spoken.next()) {
-            (Some((name, Json::Array(parts))), None) if name == "anyOf" || (name == "oneOf" && self.solver.any_of_one) => {
+            (Some((name, Json::Array(parts))), None)
+                if name == "anyOf" || (name == "oneOf" && self.solver.any_of_one) =>
+            {
                 let parts = parts.iter().enumerate();
-                Some(parts.map(|(i, part)| Atom::Is(self.solver.places.child(*id, &[name, &i.to_string()], part))).collect())
+                Some(
+                    parts
+                        .map(|(i, part)| Atom::Is(self.solver.places.child(*id, &[name, &i.to_string()], part)))
+                        .collect(),
+                )
             }
             _ => None,
         }
@@ -225,7 +246,8 @@ impl<'a> Builder<'_, 'a> {
             if numbers.0 != 0 && !known_numbers.contains(&numbers) {
                 let written = numbers.1.write(numbers.0 & types::INTEGER != 0, numbers.0 & types::FRACTION != 0);
                 let at = case.numbers_at.unwrap_or(self.solver.places.root());
-                match written.map_err(|reason| refused(&self.solver.places, at, "", &reason))? {
+                let blamed = numbers.1.blamed();
+                match written.map_err(|reason| refused(&self.solver.places, at, blamed, &reason))? {
                     Written::Regex(all) => shapes.push(Shape::Regex(all)),
                     Written::Multiple(schema) => shapes.push(Shape::Multiple(schema)),
                 }
@@ -234,7 +256,7 @@ impl<'a> Builder<'_, 'a> {
             if case.types & types::STRING != 0 && !known_strings.contains(&case.strings) {
                 let written = case.strings.write();
                 let at = self.solver.places.root();
-                match written.map_err(|reason| refused(&self.solver.places, at, "", &reason))? {
+                match written.map_err(|reason| refused(&self.solver.places, at, "minLength", &reason))? {
                     strings::Written::Texts(texts) => texts.iter().for_each(|text| add(text)),
                     strings::Written::Regex(all) => shapes.push(Shape::Regex(all)),
                 }
@@ -344,12 +366,15 @@ impl<'a> Builder<'_, 'a> {
             let value = self.node(conjunction)?;
             for names in &names {
                 let mut names = names.clone();
-                names.patterns.extend(patterns.iter().enumerate().map(|(i, pattern)| (std::rc::Rc::clone(pattern), is_in(i))));
+                names
+                    .patterns
+                    .extend(patterns.iter().enumerate().map(|(i, pattern)| (std::rc::Rc::clone(pattern), is_in(i))));
                 if names.is_empty() {
                     continue;
                 }
                 let at = self.solver.places.root();
-                let written = names.write().map_err(|reason| refused(&self.solver.places, at, "propertyNames", &reason))?;
+                let written =
+                    names.write().map_err(|reason| refused(&self.solver.places, at, "propertyNames", &reason))?;
                 let mut all = match written {
                     strings::Written::Texts(texts) => {
                         let texts: Vec<String> = texts.iter().map(|text| regex_syntax::escape(text)).collect();

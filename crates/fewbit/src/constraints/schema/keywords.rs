@@ -6,12 +6,12 @@
 use std::collections::VecDeque;
 use std::rc::Rc;
 
+use super::super::ConstraintError;
 use super::cases::{ArrayPart, Atom, Case, ObjectPart, Scope, Solver, Unevaluated, types};
 use super::exact::{Json, Number};
 use super::formats;
 use super::patterns::Pattern;
 use super::places::{Id, Lost};
-use super::super::ConstraintError;
 
 /// How a keyword is treated, for the documentation.
 pub(crate) const KEYWORDS: [(&str, &str); 58] = [
@@ -32,7 +32,10 @@ pub(crate) const KEYWORDS: [(&str, &str); 58] = [
     ("maximum", "enforced, numbers of any size"),
     ("exclusiveMinimum", "enforced, numbers of any size"),
     ("exclusiveMaximum", "enforced, numbers of any size"),
-    ("multipleOf", "enforced for numbers up to 9 digits, else refused"),
+    (
+        "multipleOf",
+        "enforced for numbers of up to 4 digits, and for those whose multiples end alike (powers of ten, 0.25, ..); else refused",
+    ),
     ("minLength", "enforced"),
     ("maxLength", "enforced"),
     ("pattern", "enforced; lookaround, references to groups, `\\b`, and `^` or `$` inside are refused"),
@@ -228,16 +231,18 @@ impl<'a> Solver<'a> {
             Json::Number(number) => {
                 case.numbers_at = Some(id);
                 let known = case.numbers.values.take();
-                let values = known.map_or_else(|| vec![number.clone()], |values| {
-                    values.into_iter().filter(|value| value == number).collect()
-                });
+                let values = known.map_or_else(
+                    || vec![number.clone()],
+                    |values| values.into_iter().filter(|value| value == number).collect(),
+                );
                 case.numbers.values = Some(values);
             }
             Json::String(text) => {
                 let known = case.strings.values.take();
-                let values = known.map_or_else(|| vec![text.clone()], |values| {
-                    values.into_iter().filter(|value| value == text).collect()
-                });
+                let values = known.map_or_else(
+                    || vec![text.clone()],
+                    |values| values.into_iter().filter(|value| value == text).collect(),
+                );
                 case.strings.values = Some(values);
             }
             Json::Array(items) => {
@@ -310,7 +315,8 @@ impl<'a> Solver<'a> {
                 }
                 "anyOf" => {
                     let parts = self.list(id, keyword, value)?.iter().enumerate();
-                    branches.push_back(parts.map(|(i, part)| vec![is(self, &[keyword, &i.to_string()], part)]).collect());
+                    branches
+                        .push_back(parts.map(|(i, part)| vec![is(self, &[keyword, &i.to_string()], part)]).collect());
                 }
                 "oneOf" if !without_one_of => {
                     let alternatives = self.one_of(id, value, &scope)?;
@@ -367,9 +373,9 @@ impl<'a> Solver<'a> {
                     }
                 }
                 "items" | "prefixItems" | "additionalItems" => {
-                    let first = fields.iter().find(|(name, _)| {
-                        ["items", "prefixItems", "additionalItems"].contains(&name.as_str())
-                    });
+                    let first = fields
+                        .iter()
+                        .find(|(name, _)| ["items", "prefixItems", "additionalItems"].contains(&name.as_str()));
                     // Once for the three.
                     if first.is_some_and(|(name, _)| name == keyword) {
                         case.arrays.push(self.array_part(id, json, &scope)?);
@@ -469,13 +475,15 @@ impl<'a> Solver<'a> {
         if case.types & types::NUMBER != 0 && !numbers.is_empty() {
             let known = case.numbers.values.take();
             case.numbers_at = Some(id);
-            case.numbers.values =
-                Some(known.map_or(numbers.clone(), |known| known.into_iter().filter(|n| numbers.contains(n)).collect()));
+            case.numbers.values = Some(
+                known.map_or(numbers.clone(), |known| known.into_iter().filter(|n| numbers.contains(n)).collect()),
+            );
         }
         if case.types & types::STRING != 0 && !strings.is_empty() {
             let known = case.strings.values.take();
-            case.strings.values =
-                Some(known.map_or(strings.clone(), |known| known.into_iter().filter(|s| strings.contains(s)).collect()));
+            case.strings.values = Some(
+                known.map_or(strings.clone(), |known| known.into_iter().filter(|s| strings.contains(s)).collect()),
+            );
         }
         case.types &= found;
         if found & (types::ARRAY | types::OBJECT) != 0 {
@@ -535,14 +543,18 @@ impl<'a> Solver<'a> {
         let mut ways: Vec<Alternative<'a>> = Vec::new();
         for (keyword, value) in fields {
             let keyword = keyword.as_str();
-            let unable = |solver: &Self| Err(solver.refused(id, keyword, "its denial cannot be followed (`not`, `if` or `oneOf` needs it)"));
+            let unable = |solver: &Self| {
+                Err(solver.refused(id, keyword, "its denial cannot be followed (`not`, `if` or `oneOf` needs it)"))
+            };
             match keyword {
                 "type" => ways.push(vec![Step::Types(!self.types(id, value)?)]),
                 "const" | "enum" => {
                     let single = std::slice::from_ref(value);
                     let values = match value {
                         Json::Array(values) if keyword == "enum" => values.as_slice(),
-                        other if keyword == "enum" => return Err(self.expected(id, keyword, "a list of values", other)),
+                        other if keyword == "enum" => {
+                            return Err(self.expected(id, keyword, "a list of values", other));
+                        }
                         _ => single,
                     };
                     if values.iter().any(|value| matches!(value, Json::Array(_) | Json::Object(_))) {
@@ -557,12 +569,18 @@ impl<'a> Solver<'a> {
                 }
                 "anyOf" => {
                     let parts = self.list(id, keyword, value)?.iter().enumerate();
-                    ways.push(parts.map(|(i, part)| Step::Atom(not(self, &[keyword, &i.to_string()], part), none())).collect());
+                    ways.push(
+                        parts
+                            .map(|(i, part)| Step::Atom(not(self, &[keyword, &i.to_string()], part), none()))
+                            .collect(),
+                    );
                 }
                 "not" => ways.push(vec![Step::Atom(Atom::Is(self.places.child(id, &[keyword], value)), none())]),
                 "$ref" => ways.push(vec![Step::Atom(Atom::Not(self.reference(id, keyword, value)?), none())]),
                 "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {
-                    if let Some(Step::Bound { number, is_excluded, is_lower, at }) = self.bound(id, keyword, value, json)? {
+                    if let Some(Step::Bound { number, is_excluded, is_lower, at }) =
+                        self.bound(id, keyword, value, json)?
+                    {
                         let bound = Step::Bound { number, is_excluded: !is_excluded, is_lower: !is_lower, at };
                         ways.push(vec![Step::Types(types::NUMBER), bound]);
                     }
@@ -613,9 +631,23 @@ impl<'a> Solver<'a> {
                     }
                 }
                 "uniqueItems" if *value == Json::Bool(false) => {}
-                "multipleOf" | "oneOf" | "if" | "items" | "prefixItems" | "additionalItems" | "contains" | "uniqueItems"
-                | "unevaluatedItems" | "patternProperties" | "additionalProperties" | "propertyNames"
-                | "dependentRequired" | "dependentSchemas" | "dependencies" | "unevaluatedProperties" | "$dynamicRef"
+                "multipleOf"
+                | "oneOf"
+                | "if"
+                | "items"
+                | "prefixItems"
+                | "additionalItems"
+                | "contains"
+                | "uniqueItems"
+                | "unevaluatedItems"
+                | "patternProperties"
+                | "additionalProperties"
+                | "propertyNames"
+                | "dependentRequired"
+                | "dependentSchemas"
+                | "dependencies"
+                | "unevaluatedProperties"
+                | "$dynamicRef"
                 | "$recursiveRef" => return unable(self),
                 _ => {}
             }
@@ -697,8 +729,7 @@ impl<'a> Solver<'a> {
             }
         }
         let additional = json.get("additionalProperties");
-        let additional =
-            additional.map(|value| Atom::Is(self.places.child(id, &["additionalProperties"], value)));
+        let additional = additional.map(|value| Atom::Is(self.places.child(id, &["additionalProperties"], value)));
         Ok(ObjectPart { properties, patterns, additional, scope: Rc::clone(scope) })
     }
 
@@ -712,7 +743,8 @@ impl<'a> Solver<'a> {
             return Ok(Rc::clone(known));
         }
         let pattern = Pattern::new(source);
-        let pattern = Rc::new(pattern.map_err(|reason| self.refused(id, keyword, &format!("the pattern {source:?}: {reason}")))?);
+        let pattern =
+            Rc::new(pattern.map_err(|reason| self.refused(id, keyword, &format!("the pattern {source:?}: {reason}")))?);
         self.patterns.insert(source, Rc::clone(&pattern));
         Ok(pattern)
     }
@@ -752,6 +784,8 @@ impl<'a> Solver<'a> {
 
     fn count(&self, id: Id, keyword: &str, value: &Json) -> Result<u64, ConstraintError> {
         let number = self.number(id, keyword, value)?;
-        number.as_count().ok_or_else(|| self.refused(id, keyword, "expected a whole number, 0 or more, of 18 digits at most"))
+        number
+            .as_count()
+            .ok_or_else(|| self.refused(id, keyword, "expected a whole number, 0 or more, of 18 digits at most"))
     }
 }

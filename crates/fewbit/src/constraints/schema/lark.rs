@@ -7,11 +7,11 @@
 use std::collections::HashMap;
 use std::fmt::Write;
 
+use super::super::ConstraintError;
 use super::graph::{Array, Graph, Node, Object, Regexes, Shape};
 use super::keywords::refused;
 use super::places::Places;
 use super::strings::quoted;
-use super::super::ConstraintError;
 
 /// How many states the parts of an object, or different items, may have.
 const MAX_STATES: usize = 4096;
@@ -269,7 +269,8 @@ impl<'a, 'g> Lark<'a, 'g> {
         // One property whose name is free can be counted on; a second might have the same name.
         let most = named.len() as u64 + u64::from(!others.is_empty());
         if object.min > most && !others.is_empty() && object.max.is_none_or(|max| max >= object.min) {
-            let reason = "properties with different names, none of them given, cannot be counted; name them in properties";
+            let reason =
+                "properties with different names, none of them given, cannot be counted; name them in properties";
             return Err(match object.counted_at {
                 Some(at) => refused(self.places, at, "minProperties", reason),
                 None => ConstraintError::Invalid { kind: "JSON schema", reason: reason.to_owned() },
@@ -318,7 +319,9 @@ impl<'a, 'g> Lark<'a, 'g> {
                 let with = (!is_full).then(|| tails[next as usize].as_ref()).flatten();
                 let without = tails[count as usize].as_ref().filter(|_| !named.is_required);
                 let body = match (with, without) {
-                    (Some(with), Some(without)) if count > 0 && with == without => Some(format!("({comma}{item})? {with}")),
+                    (Some(with), Some(without)) if count > 0 && with == without => {
+                        Some(format!("({comma}{item})? {with}"))
+                    }
                     (Some(with), Some(without)) => {
                         let without = if without.is_empty() { "\"\"" } else { without };
                         Some(format!("{comma}{item} {with} | {without}"))

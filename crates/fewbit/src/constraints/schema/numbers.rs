@@ -22,6 +22,9 @@ pub(super) const MAX_DIGITS: usize = 400;
 /// How many endings of a multiple are listed.
 const MAX_ENDINGS: u64 = 1000;
 
+/// The most digits of a multiple that is not seen by the last digits.
+const MAX_DIVISOR_DIGITS: usize = 4;
+
 /// Numbers that satisfy everything here.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Numbers {
@@ -46,18 +49,16 @@ pub(super) enum Written {
 
 impl Numbers {
     pub(super) fn at_least(&mut self, bound: Number, is_excluded: bool) {
-        let is_tighter = self.min.as_ref().is_none_or(|(min, excluded)| {
-            bound > *min || (bound == *min && is_excluded && !excluded)
-        });
+        let is_tighter =
+            self.min.as_ref().is_none_or(|(min, excluded)| bound > *min || (bound == *min && is_excluded && !excluded));
         if is_tighter {
             self.min = Some((bound, is_excluded));
         }
     }
 
     pub(super) fn at_most(&mut self, bound: Number, is_excluded: bool) {
-        let is_tighter = self.max.as_ref().is_none_or(|(max, excluded)| {
-            bound < *max || (bound == *max && is_excluded && !excluded)
-        });
+        let is_tighter =
+            self.max.as_ref().is_none_or(|(max, excluded)| bound < *max || (bound == *max && is_excluded && !excluded));
         if is_tighter {
             self.max = Some((bound, is_excluded));
         }
@@ -70,6 +71,20 @@ impl Numbers {
             && self.multiples.iter().all(|of| is_multiple(value, of))
             && self.values.as_ref().is_none_or(|values| values.contains(value))
             && !self.excluded.contains(value)
+    }
+
+    /// The keyword that keeps them from being written.
+    pub(super) fn blamed(&self) -> &'static str {
+        let is_long = |bound: &Option<(Number, bool)>| {
+            bound.as_ref().is_some_and(|(number, _)| number.plain(MAX_DIGITS).is_none())
+        };
+        match () {
+            () if self.values.is_some() => "",
+            () if is_long(&self.min) => "minimum",
+            () if is_long(&self.max) => "maximum",
+            () if !self.multiples.is_empty() => "multipleOf",
+            () => "",
+        }
     }
 
     /// The only values, if they are listed.
@@ -121,8 +136,7 @@ impl Numbers {
             all.push((format!("0|-?[1-9][0-9]{{0,{}}}", n_integer.max(1) - 1), false));
         } else {
             let is_free = min.is_none() && max.is_none() && self.multiples.is_empty() && self.excluded.is_empty();
-            let exponent =
-                if is_free { format!("([eE][+-]?[0-9]{{1,{EXPONENT_DIGITS}}})?") } else { String::new() };
+            let exponent = if is_free { format!("([eE][+-]?[0-9]{{1,{EXPONENT_DIGITS}}})?") } else { String::new() };
             all.push((format!("-?(0|[1-9][0-9]{{0,{}}}){fraction}{exponent}", n_integer - 1), false));
             if !integers {
                 all.push((r"-?[0-9]+\.[0-9]*[1-9][0-9]*".to_owned(), false));
@@ -176,7 +190,12 @@ impl Numbers {
                     let text = bound.text(15).ok_or("bounds have too many digits for a multiple of this number");
                     text.map_err(str::to_owned)
                 };
-                let of_text = of.text(9).ok_or("it has too many digits")?;
+                let whole =
+                    if fractions { (*of).clone() } else { whole_multiple(of).ok_or("it has too many digits")? };
+                // Division takes as many states as the number is large, without its point.
+                let n_digits = |text: &str| text.bytes().filter(u8::is_ascii_digit).count();
+                let of_text = whole.text(MAX_DIVISOR_DIGITS).filter(|text| n_digits(text) <= MAX_DIVISOR_DIGITS);
+                let of_text = of_text.ok_or("it has too many digits")?;
                 let ty = if fractions { "number" } else { "integer" };
                 let mut schema = format!(r#"{{"type":"{ty}","multipleOf":{of_text}"#);
                 let limit = (Number::of("999999999999999"), false);
@@ -304,13 +323,7 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         }
         return Some(format!("-?[0-9]+(\\.({})0*)?", all.join("|")));
     }
-    // Of integers: the least integer that is a multiple, and integers are no multiples of others.
-    let whole = if exponent < 0 {
-        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
-        digits / gcd(digits, one)
-    } else {
-        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
-    };
+    let whole: u64 = whole_multiple(of)?.text(19)?.parse().ok()?;
     let none = if fractions { r"(\.0+)?" } else { "" };
     for k in 0..=18_u32 {
         let power = 10_u64.pow(k);
@@ -329,6 +342,19 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
         return Some(format!("-?({}|[1-9][0-9]*({})){none}", short.join("|"), long.join("|")));
     }
     None
+}
+
+/// The least integer above 0 that is a multiple: integers are multiples of it, or of neither.
+fn whole_multiple(of: &Number) -> Option<Number> {
+    let (digits, exponent) = of.parts();
+    let digits: u64 = digits.parse().ok()?;
+    let whole = if exponent < 0 {
+        let one = 10_u64.checked_pow(u32::try_from(-exponent).ok()?)?;
+        digits / gcd(digits, one)
+    } else {
+        digits.checked_mul(10_u64.checked_pow(u32::try_from(exponent).ok()?)?)?
+    };
+    Some(Number::of(&whole.to_string()))
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -410,7 +436,8 @@ mod tests {
         let mut texts: Vec<String> = (-130..=130).map(|n: i32| format!("{}.{:02}", n / 100, n.abs() % 100)).collect();
         texts.extend((-130..0).map(|n: i32| format!("-{}.{:02}", n.abs() / 100, n.abs() % 100)));
         texts.extend((-1200..=1200).map(|n: i32| n.to_string()));
-        for large in ["9007199254740992", "175928847299117063", "18446744073709551616", "99.95", "100.05", "1000000.5"] {
+        for large in ["9007199254740992", "175928847299117063", "18446744073709551616", "99.95", "100.05", "1000000.5"]
+        {
             texts.extend([large.to_owned(), format!("-{large}")]);
         }
         texts
@@ -419,8 +446,29 @@ mod tests {
     #[test]
     fn bounds_hold_for_every_text() {
         let bounds = [
-            "0", "0.1", "0.2", "0.05", "-0.05", "1", "-1", "9", "10", "-10", "99", "100", "-100", "101", "0.95", "999", "1.15",
-            "-1.15", "9007199254740992", "175928847299117063", "-18446744073709551616", "99.95", "1000000",
+            "0",
+            "0.1",
+            "0.2",
+            "0.05",
+            "-0.05",
+            "1",
+            "-1",
+            "9",
+            "10",
+            "-10",
+            "99",
+            "100",
+            "-100",
+            "101",
+            "0.95",
+            "999",
+            "1.15",
+            "-1.15",
+            "9007199254740992",
+            "175928847299117063",
+            "-18446744073709551616",
+            "99.95",
+            "1000000",
         ];
         let texts = texts();
         for (i, bound) in bounds.iter().enumerate() {
@@ -438,10 +486,14 @@ mod tests {
                         .collect();
                     for text in &texts {
                         let is_in = all.iter().all(|regex| regex.is_match(text));
-                        let is_long = text.trim_start_matches('-').split('.').next().unwrap().len() > 15
-                            && bound.trim_start_matches('-').len() < 15;
+                        let n_digits = |text: &str| text.trim_start_matches('-').split('.').next().unwrap().len();
+                        let is_long = n_digits(text) > INTEGER_DIGITS.max(n_digits(bound) + 1);
                         if !is_long {
-                            assert_eq!(is_in, numbers.admits(&Number::of(text)), "{i}: {bound} {is_excluded} {is_lower}: {text}");
+                            assert_eq!(
+                                is_in,
+                                numbers.admits(&Number::of(text)),
+                                "{i}: {bound} {is_excluded} {is_lower}: {text}"
+                            );
                         }
                     }
                 }
@@ -487,7 +539,9 @@ mod tests {
                 let Ok(Written::Regex(all)) = numbers.write(true, fractions) else { panic!("{of}") };
                 let all: Vec<_> = all
                     .iter()
-                    .map(|(regex, denied)| (regex_automata::meta::Regex::new(&format!("^(?:{regex})$")).unwrap(), *denied))
+                    .map(|(regex, denied)| {
+                        (regex_automata::meta::Regex::new(&format!("^(?:{regex})$")).unwrap(), *denied)
+                    })
                     .collect();
                 for text in texts().iter().filter(|text| text.len() < 10 && (fractions || !text.contains('.'))) {
                     let is_in = all.iter().all(|(regex, denied)| regex.is_match(text) != *denied);

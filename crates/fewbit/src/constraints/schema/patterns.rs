@@ -10,8 +10,7 @@ use regex_automata::meta::Regex;
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 
 /// One character of a string in JSON, as a regular expression: with one spelling for each, that of most writers.
-pub(super) const CHARACTER: &str =
-    r#"([^"\\\x00-\x1F]|\\(["\\bfnrt]|u00(0[0-7]|0b|0e|0f|1[0-9a-f])))"#;
+pub(super) const CHARACTER: &str = r#"([^"\\\x00-\x1F]|\\(["\\bfnrt]|u00(0[0-7]|0b|0e|0f|1[0-9a-f])))"#;
 
 /// How large a compiled pattern may be.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
@@ -100,6 +99,9 @@ fn translate(source: &str) -> Result<String, String> {
                     'x' | 'u' => {
                         out.push('\\');
                         out.push(escaped);
+                        if chars.peek() == Some(&'{') {
+                            braced(&mut chars, &mut out);
+                        }
                     }
                     'p' | 'P' => {
                         out.push('\\');
@@ -107,13 +109,7 @@ fn translate(source: &str) -> Result<String, String> {
                         if chars.peek() != Some(&'{') {
                             return Err(format!("\\{escaped} without a name in braces"));
                         }
-                        // The name.
-                        for c in chars.by_ref() {
-                            out.push(c);
-                            if c == '}' {
-                                break;
-                            }
-                        }
+                        braced(&mut chars, &mut out);
                     }
                     '1'..='9' | 'k' => return Err("references to groups cannot be followed".to_owned()),
                     c if c.is_ascii_alphanumeric() => return Err(format!("\\{c} is not known")),
@@ -158,6 +154,16 @@ fn translate(source: &str) -> Result<String, String> {
         }
     }
     Ok(out)
+}
+
+/// Copies a name or a number, and the braces around it.
+fn braced(chars: &mut impl Iterator<Item = char>, out: &mut String) {
+    for c in chars {
+        out.push(c);
+        if c == '}' {
+            break;
+        }
+    }
 }
 
 /// Whether what follows a brace makes it `{n}`, `{n,}` or `{n,m}`.
@@ -382,7 +388,9 @@ mod tests {
             yes.iter().for_each(|text| assert!(matches(pattern, text), "{pattern} {text:?}"));
             no.iter().for_each(|text| assert!(!matches(pattern, text), "{pattern} {text:?}"));
         }
-        for bad in ["(", "[z-a]", "a(?=b)", "(?!a)", r"\bx", r"(a)\1", "x^y", r"\p", r"\q", "[]", "(?i)a", "a\\", "a{99999}"] {
+        for bad in
+            ["(", "[z-a]", "a(?=b)", "(?!a)", r"\bx", r"(a)\1", "x^y", r"\p", r"\q", "[]", "(?i)a", "a\\", "a{99999}"]
+        {
             assert!(Pattern::new(bad).is_err(), "{bad}");
         }
     }

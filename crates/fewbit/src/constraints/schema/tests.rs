@@ -38,8 +38,9 @@ fn factory() -> Arc<ParserFactory> {
 
 fn compile(factory: &ParserFactory, schema: &str, compact: bool) -> Result<Matcher, ConstraintError> {
     let grammar = grammar(&Json::read(schema)?, compact, false)?;
-    let parser = factory.create_parser_from_init_default(GrammarInit::Serialized(TopLevelGrammar::from_lark(grammar.clone())));
-    Ok(Matcher::new(Ok(parser.unwrap_or_else(|error| panic!("{schema}: {error}\n{grammar}")))))
+    let parser =
+        factory.create_parser_from_init_default(GrammarInit::Serialized(TopLevelGrammar::from_lark(grammar.clone())));
+    parser.map(|parser| Matcher::new(Ok(parser))).map_err(|error| panic!("{schema}: {error}\n{grammar}"))
 }
 
 /// Whether a text can be written.
@@ -72,7 +73,8 @@ fn orders(value: &Json) -> Vec<String> {
                 begin.extend(left);
                 // Of the parts, each the n-th of its orders.
                 for n in 0..texts.iter().map(Vec::len).max().unwrap_or(1).min(6) {
-                    let field = |i: &usize| format!("{}:{}", strings::quoted(&fields[*i].0), texts[*i][n % texts[*i].len()]);
+                    let field =
+                        |i: &usize| format!("{}:{}", strings::quoted(&fields[*i].0), texts[*i][n % texts[*i].len()]);
                     found.push(format!("{{{}}}", begin.iter().map(field).collect::<Vec<_>>().join(",")));
                 }
             }
@@ -134,10 +136,15 @@ fn walk(matcher: &mut Matcher, seed: u64) -> Option<String> {
         // Towards the end: quotes and closing brackets before all else, and nothing that begins something.
         let pick = |of: &[u8]| allowed.iter().copied().filter(|byte| of.contains(byte)).collect::<Vec<_>>();
         let best = if text.len() >= after {
-            [pick(b"\""), pick(b"]}"), pick(b"0123456789ntf"), allowed.iter().copied().filter(|b| !b"[{(, \n\t\r\\".contains(b)).collect()]
-                .into_iter()
-                .find(|found| !found.is_empty())
-                .unwrap_or_else(|| allowed.clone())
+            [
+                pick(b"\""),
+                pick(b"]}"),
+                pick(b"0123456789ntf"),
+                allowed.iter().copied().filter(|b| !b"[{(, \n\t\r\\".contains(b)).collect(),
+            ]
+            .into_iter()
+            .find(|found| !found.is_empty())
+            .unwrap_or_else(|| allowed.clone())
         } else {
             // White space is as likely as all else together, and not more.
             let dense: Vec<u8> = allowed.iter().copied().filter(|b| !b.is_ascii_whitespace()).collect();
@@ -208,13 +215,17 @@ fn every_schema_of_the_suite_compiles_or_its_error_names_the_keyword() {
                 if !is_written && std::env::var_os("SHOW").is_some() {
                     println!("not written: {name}: {text}");
                 }
-            } else if is_written && (!group.file.contains("format") || validator.as_ref().is_some_and(|v| !v.is_valid(&serde_json::from_str(text).unwrap()))) {
+            } else if is_written
+                && (!group.file.contains("format")
+                    || validator.as_ref().is_some_and(|v| !v.is_valid(&serde_json::from_str(text).unwrap())))
+            {
                 failures.push(format!("{name}: accepts {text}"));
             }
         }
         let Some(validator) = validator else { continue };
         for k in 0..3 {
-            let mut matcher = if k == 2 { compile(&factory, &group.schema, false).unwrap() } else { matcher.deep_clone() };
+            let mut matcher =
+                if k == 2 { compile(&factory, &group.schema, false).unwrap() } else { matcher.deep_clone() };
             n_walks += 1;
             let Some(text) = walk(&mut matcher, (i * 3 + k) as u64) else {
                 n_cut += 1;
@@ -238,7 +249,9 @@ fn every_schema_of_the_suite_compiles_or_its_error_names_the_keyword() {
 
 /// Compares the tables in the documentation with what was measured, or writes them.
 fn documented(rows: &BTreeMap<String, Row>, [groups, compiled, written, valid]: [usize; 4]) {
-    let mut suite = String::from("| file | schemas | compile | refused for | valid instances | can be written |\n|---|---|---|---|---|---|\n");
+    let mut suite = String::from(
+        "| file | schemas | compile | refused for | valid instances | can be written |\n|---|---|---|---|---|---|\n",
+    );
     for (file, row) in rows {
         let refused: Vec<&str> = row.refused.iter().map(String::as_str).collect();
         let (groups, compiled, refused) = (row.groups, row.compiled, refused.join(", "));
@@ -252,11 +265,9 @@ fn documented(rows: &BTreeMap<String, Row>, [groups, compiled, written, valid]: 
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/constraints.md");
     let found = std::fs::read_to_string(path).unwrap().replace("\r\n", "\n");
     let mut text = found.clone();
-    for (name, table) in [
-        ("keywords", table("keyword", &KEYWORDS)),
-        ("formats", table("format", &formats::FORMATS)),
-        ("suite", suite),
-    ] {
+    for (name, table) in
+        [("keywords", table("keyword", &KEYWORDS)), ("formats", table("format", &formats::FORMATS)), ("suite", suite)]
+    {
         let begin = format!("<!-- {name} -->\n");
         let (before, rest) = text.split_once(&begin).unwrap();
         let (_, after) = rest.split_once("<!-- end -->").unwrap();
