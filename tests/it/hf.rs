@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::{GgufFile, GgufWriter};
+use fewbit::format::{GgufFile, GgufWriter, Value as GgufValue};
 use fewbit::quantize::{FileOptions, Recipe};
 use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::{Error, Model, Sampling};
@@ -134,9 +134,7 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
     for value in [json!("hot"), json!([0.5]), json!({})] {
         write(&folder, "generation_config.json", &json!({ "temperature": value, "top_p": 0.5 }));
         let model = load();
-        let mut expected = silent.clone();
-        expected.top_p = 0.5;
-        assert_eq!(model.recommended_sampling(), expected, "{value}");
+        assert_eq!(model.recommended_sampling(), Sampling { top_p: 0.5, ..silent.clone() }, "{value}");
         assert!(matches!(model.warnings(), [w] if w.contains("no number")), "{:?}", model.warnings());
     }
     write(&folder, "generation_config.json", &json!({ "do_sample": "yes", "top_k": 0, "top_p": 1.0 }));
@@ -171,9 +169,7 @@ fn what_files_say_to_people_keeps_no_model_from_loading() {
         Model::builder().threads(1).load_file(folder.path()).unwrap_or_else(|error| panic!("{value}: {error}"));
     }
     let file = GgufFile::open(Path::new(STORIES)).unwrap();
-    let values: [fewbit::format::Value; 5] =
-        [7u32.into(), vec!["a".to_owned()].into(), 0.5f32.into(), true.into(), "".into()];
-    for value in values {
+    for value in [GgufValue::from(7u32), vec!["a".to_owned()].into(), 0.5f32.into(), true.into(), "".into()] {
         let mut writer = GgufWriter::new();
         for (key, own) in file.metadata().iter() {
             writer.set(key, own.clone());

@@ -451,10 +451,11 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
 #[test]
 fn adapters_of_vision_models_are_those_of_their_text_part() {
     let folder = tempfile::tempdir().expect("a folder");
-    let (golden, cases) = cases();
-    let (model, _) = &cases[0];
+    let golden = golden();
+    let (models, adapter) = (golden_models(), &golden.adapters[0]);
+    let model = &models[adapter.model];
     let decoder = Decoder::load(&model.file(), &LoadOptions::new().threads(1)).expect("a valid model");
-    let plain = peft_tensors(model, &golden.adapters[0], TensorType::F32);
+    let plain = peft_tensors(model, adapter, TensorType::F32);
     let config = peft_config(&golden);
     let known = decoder.load_lora(&peft(folder.path(), &plain, &config)).expect("loads").fingerprint();
     for (layers, head) in [
