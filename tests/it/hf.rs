@@ -134,7 +134,9 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
     for value in [json!("hot"), json!([0.5]), json!({})] {
         write(&folder, "generation_config.json", &json!({ "temperature": value, "top_p": 0.5 }));
         let model = load();
-        assert_eq!(model.recommended_sampling(), Sampling { top_p: 0.5, ..silent.clone() }, "{value}");
+        let mut expected = silent.clone();
+        expected.top_p = 0.5;
+        assert_eq!(model.recommended_sampling(), expected, "{value}");
         assert!(matches!(model.warnings(), [w] if w.contains("no number")), "{:?}", model.warnings());
     }
     write(&folder, "generation_config.json", &json!({ "do_sample": "yes", "top_k": 0, "top_p": 1.0 }));
