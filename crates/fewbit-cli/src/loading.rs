@@ -28,7 +28,27 @@ pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model>
     let (builder, bar) = with_bar(builder(common)?);
     let loaded = builder.progress(PullProgress::new()).load(name_or_path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    Ok(with_warnings(loaded?))
+}
+
+/// The model, after what its files say wrongly was shown.
+fn with_warnings(model: Model) -> Model {
+    for warning in model.warnings() {
+        note(format_args!("{warning}"));
+    }
+    model
+}
+
+/// Loads a draft model, to which what is said of the model itself does not apply.
+pub(crate) fn load_draft(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
+    let mut builder = Model::builder();
+    if let Some(n) = common.threads {
+        builder = builder.threads(n.into());
+    }
+    let (builder, bar) = with_bar(builder);
+    let loaded = builder.progress(PullProgress::new()).load(name_or_path);
+    bar.finish_and_clear();
+    Ok(with_warnings(loaded?))
 }
 
 /// With a bar for loads that take more than a moment.
@@ -46,15 +66,20 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
 }
 
 /// Loads the model quantized to a recipe, with the options of the command line.
-pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> anyhow::Result<Model> {
-    let (builder, bar) = with_bar(builder(common)?.quantize(recipe));
+pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> Result<Model, fewbit::Error> {
+    let (builder, bar) = with_bar(settings(common).quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    Ok(with_warnings(loaded?))
 }
 
-fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
+pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     check_device(common)?;
+    Ok(settings(common))
+}
+
+/// The settings of the command line, but for the device.
+fn settings(common: &Common) -> ModelBuilder {
     let mut builder = Model::builder();
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
@@ -71,7 +96,7 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     for (path, scale) in &common.lora {
         builder = builder.lora(path, *scale);
     }
-    Ok(builder)
+    builder
 }
 
 pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
@@ -84,9 +109,13 @@ pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
     bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
 }
 
-/// The file that MODEL means, fetched if need be.
-pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
-    Ok(fewbit::resolve(name_or_path, &PullProgress::new())?)
+/// The file that MODEL means, fetched if need be: the same one that [`load`] loads.
+pub(crate) fn locate(common: &Common, name_or_path: &str) -> anyhow::Result<PathBuf> {
+    let progress = PullProgress::new();
+    Ok(match common.quantize {
+        Some(_) => fewbit::resolve_original(name_or_path, &progress)?,
+        None => fewbit::resolve(name_or_path, &progress)?,
+    })
 }
 
 /// How the model's tokenizer is built.

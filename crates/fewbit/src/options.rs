@@ -491,6 +491,10 @@ mod tests {
         use crate::Constraint;
         for constraint in [
             Constraint::json_schema(json!({ "type": "integer" })).compact(),
+            Constraint::json_schema_str(
+                r#"{ "enum": [1e2, -0.50, 123456789012345678901234567890, "a\"\u0001é", {}, [], [null, true]] }"#,
+            )
+            .unwrap(),
             Constraint::regex("a+"),
             Constraint::lark("start: \"a\""),
             Constraint::choice(["a", "b"]),

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::run::{completion_json, summary};
 use crate::args::{ChatArgs, Common};
-use crate::loading::{check_sampling, constraint, load, options, without_bom};
+use crate::loading::{check_sampling, constraint, load, load_draft, options, without_bom};
 use crate::output::{Out, note, print_json};
 use crate::signals;
 
@@ -32,6 +32,9 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     }
     for (name, value) in &args.template_var {
         builder = builder.template_var(name, value.clone());
+    }
+    if let Some(name) = &args.draft {
+        builder = builder.draft(&load_draft(common, name)?);
     }
     if let Some(constraint) = constraint {
         builder = builder.constraint(constraint);

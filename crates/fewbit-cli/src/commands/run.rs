@@ -7,7 +7,7 @@ use fewbit::sample::TokenLogprob;
 use serde_json::{Value, json};
 
 use crate::args::{Common, RunArgs};
-use crate::loading::{check_sampling, constraint, load, options, text_of_stdin};
+use crate::loading::{check_sampling, constraint, load, load_draft, options, text_of_stdin};
 use crate::output::{Out, note, print_json, seconds, timings_json, usage_json};
 
 pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
@@ -32,6 +32,9 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     }
     for (name, value) in &args.template_var {
         request = request.template_var(name, value.clone());
+    }
+    if let Some(name) = &args.draft {
+        request = request.draft(&load_draft(common, name)?);
     }
     if let Some(constraint) = constraint {
         request = request.constraint(constraint);
