@@ -162,6 +162,12 @@ fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
     Ok(())
 }
 
+/// A rule's body in Lark, of JSON that a schema describes.
+pub(crate) fn embedded(schema: &Value) -> Result<String, ConstraintError> {
+    check_schema(schema)?;
+    Ok(format!("%lark {{\n{}}}", schema::grammar(&Json::from(schema), false, false)?))
+}
+
 /// Bounds the depth and the number of the parts of a schema, without recursion.
 fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
     let too_large = |reason| Err(ConstraintError::TooLarge { kind: "JSON schema", reason });

@@ -30,7 +30,7 @@ use serde_json::{Map, Value, json};
 use super::style::ToolStyle;
 use super::types::{Types, property, resolve};
 use super::{Tool, ToolError};
-use crate::constraints::Values;
+use crate::constraints::embedded;
 use crate::error::Error;
 
 /// Keywords of a schema that constrain nothing.
@@ -40,29 +40,19 @@ const ANNOTATIONS: [&str; 9] =
 /// Where schemas stand that `$ref` points to.
 const TABLES: [&str; 2] = ["$defs", "definitions"];
 
-/// What an answer must be, as a grammar in Lark and the values in it.
-#[derive(Debug, Clone)]
-pub(crate) struct Calls {
-    pub(crate) lark: String,
-    pub(crate) values: Values,
-}
-
-impl Calls {
-    /// Calls of these tools, at least one; `one`: and no more.
-    pub(crate) fn new(style: ToolStyle, tools: &[&Tool], one: bool, tokenizer: &Tokenizer) -> Result<Self, Error> {
-        let mut writer = Writer { tokenizer, style, values: Values::default(), rules: String::new() };
-        let alternatives = tools.iter().enumerate().map(|(i, tool)| writer.call(i, tool)).collect::<Result<Vec<_>, _>>();
-        let Alternatives { plain, json } = Alternatives::of(alternatives?);
-        let start = writer.start(&plain, &json, one);
-        let Writer { values, rules, .. } = writer;
-        let mut lark = format!("start: {start}\n");
-        for (name, all) in [("call", &plain), ("json_call", &json)] {
-            if !all.is_empty() {
-                let _ = writeln!(lark, "{name}: {}", all.join(" | "));
-            }
+/// A grammar in Lark of an answer that calls these tools, at least once; `one`: and no more.
+pub(crate) fn grammar(style: ToolStyle, tools: &[&Tool], one: bool, tokenizer: &Tokenizer) -> Result<String, Error> {
+    let mut writer = Writer { tokenizer, style, rules: String::new() };
+    let alternatives = tools.iter().enumerate().map(|(i, tool)| writer.call(i, tool)).collect::<Result<Vec<_>, _>>();
+    let Alternatives { plain, json } = Alternatives::of(alternatives?);
+    let start = writer.start(&plain, &json, one);
+    let mut lark = format!("start: {start}\n");
+    for (name, all) in [("call", &plain), ("json_call", &json)] {
+        if !all.is_empty() {
+            let _ = writeln!(lark, "{name}: {}", all.join(" | "));
         }
-        Ok(Self { lark: lark + &rules, values })
     }
+    Ok(lark + &writer.rules)
 }
 
 /// How a tool's call is written.
@@ -96,7 +86,6 @@ impl Alternatives {
 struct Writer<'a> {
     tokenizer: &'a Tokenizer,
     style: ToolStyle,
-    values: Values,
     rules: String,
 }
 
@@ -201,7 +190,7 @@ impl Writer<'_> {
 
     /// A rule of a JSON value; its name.
     fn value(&mut self, name: &str, schema: &Value) -> Result<String, Error> {
-        let json = self.values.json(schema)?;
+        let json = embedded(schema)?;
         let _ = writeln!(self.rules, "{name}: {json}");
         Ok(name.to_owned())
     }

@@ -371,6 +371,16 @@ impl Parser {
         self.take_parts()
     }
 
+    /// The mark that ends the reasoning under way, if there is any.
+    pub(crate) fn reasoning_end(&self) -> Option<&'static str> {
+        if let State::Reasoning { end, .. } = self.state { Some(end) } else { None }
+    }
+
+    /// The text that waits for more: it may be the beginning of a mark.
+    pub(crate) fn held(&self) -> &str {
+        self.input.rest()
+    }
+
     fn take_parts(&mut self) -> Vec<Part> {
         self.out.parts.retain(|part| !matches!(part, Part::Text(text) | Part::Dropped(text) if text.is_empty()));
         std::mem::take(&mut self.out.parts)

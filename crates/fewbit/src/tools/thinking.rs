@@ -24,6 +24,7 @@ use std::sync::Arc;
 use fewbit_tokenizer::{SpecialTokens, StreamDecoder, Tokenizer};
 
 use super::parser::{Parser, Setup};
+use crate::options::Options;
 
 /// Tokens of white space after reasoning.
 const MAX_SPACES: usize = 2;
@@ -85,6 +86,17 @@ pub(crate) struct Plan {
     pub(crate) is_constrained: bool,
     /// Whether the model may think before what it must write.
     pub(crate) may_think: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(setup: Setup, options: &Options, may_think: bool) -> Self {
+        #[cfg(feature = "constraints")]
+        let is_constrained = options.data.constraint.is_some();
+        #[cfg(not(feature = "constraints"))]
+        let is_constrained = false;
+        let budget = options.data.reasoning_budget;
+        Self { setup, shown: options.shown.clone(), budget, is_constrained, may_think }
+    }
 }
 
 impl Thinking {
