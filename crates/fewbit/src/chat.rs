@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
@@ -56,14 +56,7 @@ pub struct ChatBuilder {
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
         let options = Options::new(&model);
-        Self {
-            model,
-            system: None,
-            history: Vec::new(),
-            tools: Vec::new(),
-            fallback: ToolFallback::Refuse,
-            options,
-        }
+        Self { model, system: None, history: Vec::new(), tools: Vec::new(), fallback: ToolFallback::Refuse, options }
     }
 
     option_setters!();

@@ -167,7 +167,8 @@ impl Writer<'_> {
                 if one { call } else { format!("{call}+") }
             }
             ToolStyle::Granite => {
-                let mark = if self.tokenizer.id_of("<|tool_call|>").is_some() { "<|tool_call|>" } else { "<tool_call>" };
+                let mark =
+                    if self.tokenizer.id_of("<|tool_call|>").is_some() { "<|tool_call|>" } else { "<tool_call>" };
                 format!("{} {}", self.mark(mark), list())
             }
             ToolStyle::Phi4 => format!("{} {} {}", self.mark("<|tool_call|>"), list(), self.mark("<|/tool_call|>")),
@@ -272,7 +273,8 @@ fn arguments(tool: &Tool) -> Result<Value, Error> {
         Some(_) => return Err(wrong()),
     }
     fields.insert("type".to_owned(), "object".into());
-    let names_all = fields.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
+    let names_all =
+        fields.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
     let only = |key: &String| {
         ["type", "properties", "required"].contains(&key.as_str())
             || TABLES.contains(&key.as_str())

@@ -72,9 +72,9 @@ pub(crate) use history::{Form, answer_message, as_texts, calls_of, ordered_resul
 pub(crate) use parser::Setup;
 pub(crate) use reader::{Answer, Reader, reason};
 pub use style::{ReasoningStyle, ToolStyle};
-pub(crate) use thinking::{Plan, Thinking};
 #[cfg(feature = "constraints")]
 pub(crate) use thinking::Say;
+pub(crate) use thinking::{Plan, Thinking};
 
 /// A function that the model may ask for.
 ///
@@ -226,7 +226,11 @@ pub enum ToolChoice {
 
 impl ToolChoice {
     /// Those of the tools that must be called, and whether there may be one call only; nothing if none must be.
-    pub(crate) fn demanded<'a>(&self, tools: &'a [Tool], parallel: bool) -> Result<Option<(Vec<&'a Tool>, bool)>, ToolError> {
+    pub(crate) fn demanded<'a>(
+        &self,
+        tools: &'a [Tool],
+        parallel: bool,
+    ) -> Result<Option<(Vec<&'a Tool>, bool)>, ToolError> {
         let (demanded, one): (Vec<&Tool>, _) = match self {
             Self::None | Self::Auto => return Ok(None),
             Self::Required => (tools.iter().collect(), !parallel),
@@ -288,7 +292,9 @@ pub enum ToolError {
         reason: String,
     },
     /// A call is demanded where there is nothing to call.
-    #[error("`tool_choice` demands a call, and there are no tools: give some (`tools`), or leave the choice to the model")]
+    #[error(
+        "`tool_choice` demands a call, and there are no tools: give some (`tools`), or leave the choice to the model"
+    )]
     ChoiceWithoutTools,
     /// A tool is demanded that is none.
     #[error("`tool_choice` names {name:?}, which is none of the tools: they are {}", known.join(", "))]
