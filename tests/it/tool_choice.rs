@@ -138,10 +138,10 @@ fn every_style_writes_the_call_that_must_be() {
 }
 
 #[test]
-fn texts_without_quotes_end() {
+fn open_texts_end() {
     let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
     let tools = [Tool::new("weather", "The weather in a city.", schema)];
-    for style in [ToolStyle::Qwen3Coder, ToolStyle::Llama3Pythonic] {
+    for style in [ToolStyle::Hermes, ToolStyle::Llama3Pythonic] {
         let template = "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
         let model = smollm2::load(Model::builder().chat_template(template).tool_style(style));
         let builder = model.chat().tools(tools.clone()).tool_choice(ToolChoice::Required).parallel_tool_calls(false);

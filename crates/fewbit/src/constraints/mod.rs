@@ -165,7 +165,9 @@ fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
 /// A rule's body in Lark, of JSON that a schema describes.
 pub(crate) fn embedded(schema: &Value) -> Result<String, ConstraintError> {
     check_schema(schema)?;
-    Ok(format!("%lark {{\n{}}}", schema::grammar(&Json::from(schema), false, false)?))
+    // A space where models write one, and no more: white space could go on for long.
+    let grammar = schema::grammar(&Json::from(schema), true, false)?.replacen('\n', "\n%ignore /\\x20/\n", 1);
+    Ok(format!("%lark {{\n{grammar}}}"))
 }
 
 /// Bounds the depth and the number of the parts of a schema, without recursion.
