@@ -105,7 +105,7 @@ fn check(answer: &Completion, tools: &[Tool]) {
 }
 
 fn forced(model: &Model, choice: ToolChoice, seed: u64) -> ChatBuilder {
-    model.chat().tool_choice(choice).seed(seed).temperature(1.0).max_tokens(440)
+    model.chat().tool_choice(choice).reasoning_budget(8).seed(seed).temperature(1.0).max_tokens(440)
 }
 
 #[test]
