@@ -1,7 +1,7 @@
 //! The keywords: what each says, what its denial says, and which are annotations.
 //!
-//! [`KEYWORDS`] is the table that the documentation is made of, and a schema's keywords are looked up in it: one that is
-//! not there is an annotation, as JSON Schema has it.
+//! `KEYWORDS` is the table that the documentation is made of. A keyword that is not known is an annotation, as JSON Schema
+//! has it.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use super::patterns::Pattern;
 use super::places::{Id, Lost};
 
 /// How a keyword is treated, for the documentation.
+#[cfg(test)]
 pub(crate) const KEYWORDS: [(&str, &str); 58] = [
     ("type", "enforced; an integer is written without a point"),
     ("const", "enforced, numbers of any size; objects in the order given"),
