@@ -28,7 +28,7 @@ use crate::generate::{Generate, Prompt};
 use crate::hub::ChatDefaults;
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Metrics, Scheduler};
-use crate::tools::{Form, ReasoningStyle, Tool, ToolStyle};
+use crate::tools::{ReasoningStyle, Tool, ToolStyle};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -59,8 +59,6 @@ pub(crate) struct Inner {
     tool_template: Template,
     tool_style: ToolStyle,
     reasoning_style: Option<ReasoningStyle>,
-    /// Whether the template puts tools into the prompt.
-    shows_tools: OnceLock<bool>,
     defaults: ChatDefaults,
     template_vars: Map<String, Value>,
     path: PathBuf,
@@ -340,17 +338,7 @@ impl Model {
 
     /// Whether tools come out in the prompt.
     pub(crate) fn shows_tools(&self) -> Result<bool, Error> {
-        let template = self.template(true)?;
-        Ok(*self.inner.shows_tools.get_or_init(|| {
-            let name = "qzfewbitqz";
-            let tools = crate::tools::for_template(&[Tool::new(name, "d", serde_json::json!({ "type": "object" }))]);
-            let user = [Message::system("s"), Message::user("u")];
-            // Some refuse a system message.
-            [&user[..], &user[1..]].into_iter().any(|messages| {
-                let input = TemplateInput { tools: tools.clone(), ..TemplateInput::new(messages) };
-                template.render(&input).is_ok_and(|prompt| prompt.text().contains(name))
-            })
-        }))
+        Ok(self.template(true)?.capabilities().tools)
     }
 
     /// The tokens of a conversation, up to where the assistant's next message begins, and the reasoning that the
@@ -361,29 +349,17 @@ impl Model {
         tools: &[Tool],
         variables: &Map<String, Value>,
     ) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
-        let template = self.template(!tools.is_empty())?;
+        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
+        let template = self.template(!tools.is_empty() || has_calls)?;
         if let Some(name) =
             variables.keys().find(|name| ["messages", "tools", "add_generation_prompt"].contains(&name.as_str()))
         {
             return Err(Error::TemplateVariable { name: name.clone() });
         }
         let tools = crate::tools::for_template(tools);
-        let render = |messages: &[Message]| {
-            let extra = variables.clone();
-            template.render(&TemplateInput { tools: tools.clone(), extra, ..TemplateInput::new(messages) })
-        };
-        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
-        let mut rendered = render(messages);
-        if rendered.is_err() && has_calls {
-            for form in Form::ALL.into_iter().skip(1) {
-                let other = render(&form.apply(messages)?);
-                if other.is_ok() {
-                    rendered = other;
-                    break;
-                }
-            }
-        }
-        let rendered = rendered?;
+        let messages = crate::tools::fitted(messages, template, self.tool_style())?;
+        let rendered =
+            template.render(&TemplateInput { tools, extra: variables.clone(), ..TemplateInput::new(&messages) })?;
         let text = rendered.text();
         let ends_with =
             |style: &ReasoningStyle| style.marks().is_some_and(|(start, _)| text.trim_end().ends_with(start));

@@ -334,7 +334,6 @@ impl ModelBuilder {
                 tool_template,
                 tool_style,
                 reasoning_style,
-                shows_tools: OnceLock::new(),
                 defaults,
                 template_vars: self.template_vars,
                 file_bytes: file.file_bytes(),

@@ -30,8 +30,14 @@ pub(crate) enum Part {
     End { index: usize, id: Option<String>, call: ToolCall, source: String },
     /// What looked like a call is none; its text went out.
     Malformed(MalformedCall),
-    /// Marks, and white space that belongs to nothing.
+    /// Marks, and white space inside of them.
     Dropped(String),
+    /// White space around a call or reasoning: nothing, unless text comes both before and after it.
+    Gap(String),
+    /// Text does come after it: the gap, which is text now. Its source went out already.
+    Regained(String),
+    /// What stands between two blocks of reasoning. It has no source.
+    Between(&'static str),
 }
 
 /// What a parser has to know of a conversation.
@@ -222,12 +228,11 @@ impl Out {
         self.parts.push(Part::Malformed(malformed));
     }
 
-    /// What is left of an attempt belongs to the calls before it.
+    /// What is left of an attempt belongs to the calls before it, but for white space at its end.
     fn drop_attempt(&mut self) {
-        if !self.attempt.is_empty() {
-            let source = std::mem::take(&mut self.attempt);
-            self.parts.push(Part::Dropped(source));
-        }
+        let mut source = std::mem::take(&mut self.attempt);
+        let space = source.split_off(source.trim_end().len());
+        self.parts.extend([Part::Dropped(source), Part::Gap(space)]);
     }
 }
 
@@ -282,7 +287,41 @@ pub(crate) struct Parser {
     /// White space that may go out, and whether it follows a call or reasoning.
     space: String,
     is_after: bool,
+    /// White space around calls and reasoning since the last text; `None` before the first.
+    gap: Option<String>,
+    /// Whether there was reasoning, and whether its block has ended.
+    has_reasoned: bool,
+    is_between: bool,
+    line: Line,
     out: Out,
+}
+
+/// Where in its line, and in a fenced block, the text stands.
+#[derive(Debug, Clone, Default)]
+struct Line {
+    /// What is in it, without the white space before; of no more than a fence.
+    begin: String,
+    is_fenced: bool,
+}
+
+const FENCE: &str = "```";
+
+impl Line {
+    fn push(&mut self, text: &str) {
+        for c in text.chars() {
+            if c == '\n' {
+                self.begin.clear();
+            } else if self.begin.len() < FENCE.len() && !(self.begin.is_empty() && c.is_whitespace()) {
+                self.begin.push(c);
+                self.is_fenced ^= self.begin == FENCE;
+            }
+        }
+    }
+
+    /// Whether reasoning may begin here.
+    fn is_free(&self) -> bool {
+        self.begin.is_empty() && !self.is_fenced
+    }
 }
 
 impl Parser {
@@ -305,6 +344,10 @@ impl Parser {
             is_beginning: true,
             space: String::new(),
             is_after: false,
+            gap: None,
+            has_reasoned: false,
+            is_between: false,
+            line: Line::default(),
             out: Out {
                 tools: Arc::clone(&setup.tools),
                 parts: Vec::new(),
@@ -372,8 +415,30 @@ impl Parser {
     }
 
     fn take_parts(&mut self) -> Vec<Part> {
-        self.out.parts.retain(|part| !matches!(part, Part::Text(text) | Part::Dropped(text) if text.is_empty()));
-        std::mem::take(&mut self.out.parts)
+        let mut parts = Vec::with_capacity(self.out.parts.len());
+        for part in std::mem::take(&mut self.out.parts) {
+            match &part {
+                Part::Text(text) | Part::Dropped(text) | Part::Gap(text) if text.is_empty() => continue,
+                Part::Text(_) => {
+                    let gap = self.gap.replace(String::new());
+                    parts.extend(gap.filter(|gap| !gap.is_empty()).map(Part::Regained));
+                }
+                Part::Gap(space) => {
+                    if let Some(gap) = &mut self.gap {
+                        *gap += space;
+                    }
+                }
+                Part::End { source, .. } => {
+                    // White space before a call was held back until it was known to be one.
+                    if let Some(gap) = &mut self.gap {
+                        *gap += &source[..source.len() - source.trim_start().len()];
+                    }
+                }
+                _ => {}
+            }
+            parts.push(part);
+        }
+        parts
     }
 
     fn take_rest(&mut self) -> String {
@@ -392,6 +457,7 @@ impl Parser {
 
     /// Text goes out, but for white space at its end.
     fn text(&mut self, text: &str) {
+        self.line.push(text);
         let body = text.trim_end();
         if !body.is_empty() {
             let space = std::mem::take(&mut self.space);
@@ -404,10 +470,10 @@ impl Parser {
         self.space += &text[text.trim_end().len()..];
     }
 
-    /// White space after text is text, after anything else it is nothing.
+    /// White space after text is text, after anything else it is a gap.
     fn put_space(&mut self, space: String) {
         if !space.is_empty() {
-            self.out.parts.push(if self.is_after { Part::Dropped(space) } else { Part::Text(space) });
+            self.out.parts.push(if self.is_after { Part::Gap(space) } else { Part::Text(space) });
         }
     }
 
@@ -415,6 +481,10 @@ impl Parser {
         let body = text.trim_end();
         if !body.is_empty() {
             let space = std::mem::take(&mut self.space);
+            if std::mem::take(&mut self.is_between) {
+                self.out.parts.push(Part::Between("\n\n"));
+            }
+            self.has_reasoned = true;
             self.out.parts.push(Part::Reasoning(space + body));
         }
         self.space += &text[body.len()..];
@@ -440,7 +510,16 @@ impl Parser {
         let rest = self.input.rest();
         let call = marks.iter().filter_map(|mark| Some((rest.find(mark.text)?, Some(mark), mark.text)));
         let thoughts = self.anywhere.iter().filter_map(|style| style.marks());
-        let thought = thoughts.clone().filter_map(|(start, _)| Some((rest.find(start)?, None, start)));
+        // One in the middle of a line, or in a fenced block, speaks of it.
+        let first = |start: &'static str| {
+            let (mut line, mut from) = (self.line.clone(), 0);
+            rest.match_indices(start).map(|(at, _)| at).find(|&at| {
+                line.push(&rest[from..at]);
+                from = at;
+                line.is_free()
+            })
+        };
+        let thought = thoughts.clone().filter_map(|(start, _)| Some((first(start)?, None, start)));
         let Some((at, mark, text)) = call.chain(thought).min_by_key(|found| found.0) else {
             let all = marks.iter().map(|mark| mark.text).chain(thoughts.map(|(start, _)| start));
             let kept = all.map(|mark| overlap(rest, mark)).max().unwrap_or(0);
@@ -540,8 +619,9 @@ impl Parser {
     }
 
     fn begin_reasoning(&mut self, mark: &str) {
-        let dropped = std::mem::take(&mut self.space) + &self.input.take(mark.len());
-        self.out.parts.push(Part::Dropped(dropped));
+        let space = std::mem::take(&mut self.space);
+        let mark_taken = self.input.take(mark.len());
+        self.out.parts.extend([Part::Gap(space), Part::Dropped(mark_taken)]);
         let marks = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks);
         if let Some((start, end)) = marks.into_iter().find(|(start, _)| *start == mark) {
             self.state = State::Reasoning { end, start, has_begun: false };
@@ -581,7 +661,8 @@ impl Parser {
         self.reasoning(&text);
         let dropped = std::mem::take(&mut self.space) + &self.input.take(end.len());
         self.out.parts.push(Part::Dropped(dropped));
-        self.is_after = true;
+        self.is_between = self.has_reasoned;
+        self.end_block();
         true
     }
 
@@ -627,6 +708,7 @@ impl Parser {
             Outcome::Broken { name, reason } => {
                 self.is_beginning = false;
                 let report = self.out.give_up(name, reason);
+                self.line.push(&report.text);
                 self.is_after = false;
                 self.state = State::Broken { end: call.end, report };
                 true
@@ -700,8 +782,14 @@ impl Parser {
             return true;
         }
         self.out.drop_attempt();
-        self.is_after = true;
+        self.end_block();
         true
+    }
+
+    /// A call or reasoning has ended: what follows may be another.
+    fn end_block(&mut self) {
+        self.is_after = true;
+        self.line.begin.clear();
     }
 
     fn step_broken(&mut self, end: Option<&'static str>, mut report: MalformedCall) -> bool {
@@ -719,6 +807,7 @@ impl Parser {
                 let kept = marks.chain(end).map(|mark| overlap(rest, mark)).max().unwrap_or(0);
                 let text = self.input.take(rest.len() - kept);
                 report.text += &text;
+                self.line.push(&text);
                 self.out.parts.push(Part::Text(text));
                 self.state = State::Broken { end, report };
                 return false;
@@ -726,6 +815,7 @@ impl Parser {
         };
         let text = self.input.take(n);
         report.text += &text;
+        self.line.push(&text);
         self.out.parts.push(Part::Text(text));
         self.out.report(report);
         true
