@@ -79,7 +79,7 @@ fn a_real_vocabulary_gives_valid_json_too() {
             .generate("A record as JSON:")
             .temperature(1.0)
             .seed(i as u64)
-            .json_schema(schema.clone())
+            .constraint(Constraint::json_schema(schema.clone()))
             .custom_sampler(|| Closing::new(crate::smollm2::model(), 25))
             .max_tokens(250)
             .run()
@@ -119,7 +119,7 @@ fn numbers_end() {
     for schema in [json!({ "type": "number", "minimum": 0.1, "maximum": 0.2 }), json!({})] {
         let request = digits.iter().fold(
             model.generate("1").temperature(0.0).max_tokens(120).constraint(Constraint::json_schema(schema.clone())),
-            |request, &id| request.logit_bias(id, 50.0),
+            |request, &id| request.options(fewbit::GenerateOptions::new().logit_bias(id, 50.0)),
         );
         let out = request.run().unwrap();
         assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{schema}: {:?}", out.text);

@@ -14,6 +14,7 @@ mod hub;
 mod hub_server;
 mod loading;
 mod lora;
+mod measure;
 mod public_api;
 mod repos;
 mod sampling;

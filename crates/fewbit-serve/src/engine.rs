@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, Model, Sampling, SamplingError, Tool, ToolFallback};
+use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolFallback};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::block_in_place;
 
 use crate::backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
     Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
@@ -74,7 +74,7 @@ impl EngineBackend {
 }
 
 impl Backend for EngineBackend {
-    fn models(&self) -> Vec<ModelInfo> {
+    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
         self.models.iter().map(|(info, _)| info.clone()).collect()
     }
 
@@ -94,7 +94,15 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn embed(&self, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move {
+            let model = self.model(&job.model)?.clone();
+            let (chat, _) = start(&model, job)?;
+            block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
+        })
+    }
+
+    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
         let model = self.model(model).cloned();
         Box::pin(async move {
             let model = model?;
@@ -104,7 +112,14 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn tokenize(&self, model: &str, text: &str, add_special: bool, parse: bool) -> Result<Vec<u32>, BackendError> {
+    fn tokenize(
+        &self,
+        _: &Caller,
+        model: &str,
+        text: &str,
+        add_special: bool,
+        parse: bool,
+    ) -> Result<Vec<u32>, BackendError> {
         use fewbit::tokenizer::SpecialTokens;
         let tokenizer = self.model(model)?.tokenizer();
         let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
@@ -112,7 +127,7 @@ impl Backend for EngineBackend {
         Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
     }
 
-    fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn detokenize(&self, _: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
         let tokenizer = self.model(model)?.tokenizer();
         let n_vocab = tokenizer.n_vocab();
         match tokens.iter().position(|&token| token as usize >= n_vocab) {
@@ -214,45 +229,39 @@ async fn run(model: Model, job: Job, mut sink: Sink) {
     }
 }
 
-/// Applies a job's settings to a builder: a prompt's or a conversation's.
-macro_rules! settings {
-    ($builder:expr, $job:expr, $model:expr) => {{
-        let job: &Job = $job;
-        let mut builder = $builder;
-        let base = builder.current_sampling().clone();
-        builder = builder.sampling(sampling(&job.sampling, base, job.seed, $model)?);
-        for stop in job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()) {
-            builder = builder.stop(stop);
-        }
-        if let Some(n) = job.max_tokens {
-            builder = builder.max_tokens(n);
-        }
-        if let Some(n) = job.logprobs {
-            builder = builder.logprobs(n);
-        }
-        if let Some((form, param)) = &job.form {
-            builder = builder.constraint(constraint(form, param)?);
-        }
-        builder
-    }};
+/// A job's settings.
+fn options(job: &Job, model: &Model) -> Result<GenerateOptions, BackendError> {
+    let mut options = sampling(&job.sampling, model)?.seed(job.seed);
+    options
+        .sampling_over(model.recommended_sampling())
+        .validate()
+        .map_err(|error| refused(error.into(), "temperature"))?;
+    options.stop = job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()).cloned().collect();
+    options.max_tokens = job.max_tokens;
+    options.logprobs = job.logprobs;
+    options.constraint = job.form.as_ref().map(|(form, param)| constraint(form, param)).transpose()?;
+    Ok(options)
 }
 
 async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
     let Input::Text { prompt: text, echo } = &job.input else { return Ok(()) };
     let param = job.form.as_ref().map_or("prompt", |(_, param)| param);
-    let builder = settings!(model.generate(prompt(text.clone())).echo(*echo), &job, model);
+    let builder = model.generate(prompt(text.clone())).echo(*echo).options(options(&job, model)?);
     let stream = block_in_place(|| builder.stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::Stream>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
     drive(model, stream, state, Reading::AsItIs, sink).await
 }
 
-async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
-    let mut builder = settings!(model.chat().tool_fallback(ToolFallback::SystemPrompt), &job, model);
+/// The conversation of a job, checked, and how its answer is read.
+fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, Reading), BackendError> {
+    let mut builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
     let (form, input) = (job.form, job.input);
-    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else { return Ok(()) };
+    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else {
+        return Err(BackendError::new(BackendErrorKind::Internal, "this is no conversation"));
+    };
     let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
     builder = conversation(builder, messages, template_vars)?;
     if choice != ToolChoice::None {
@@ -268,11 +277,22 @@ async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendErr
         (None, Reading::Call(_)) => "tools",
         (None, _) => "messages",
     };
-    let mut chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    let chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    Ok((chat, reading))
+}
+
+async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
+    let of_form = job.form.as_ref().map(|(_, param)| *param);
+    let (mut chat, reading) = start(model, job)?;
+    let param = match (of_form, &reading) {
+        (Some(param), _) => param,
+        (None, Reading::Call(_)) => "tools",
+        (None, _) => "messages",
+    };
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
     drive(model, stream, state, reading, sink).await
 }
@@ -334,7 +354,7 @@ enum Reading {
 async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     model: &Model,
     mut stream: S,
-    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage),
+    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage, Option<String>),
     mut reading: Reading,
     sink: &mut Sink,
 ) -> Result<(), BackendError> {
@@ -345,6 +365,9 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         Poll::Pending => None,
     };
     sink.begin();
+    if !sink.send(Event::Begin { prompt: state(&stream).1.prompt }).await {
+        return Ok(());
+    }
     let mut has_calls = false;
     loop {
         let item = match ready.take() {
@@ -362,7 +385,7 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
             return Ok(());
         }
     }
-    let (reason, used) = state(&stream);
+    let (reason, used, stop) = state(&stream);
     let mut finish = match reason {
         Some(FinishReason::Length) => Finish::Length,
         Some(FinishReason::ToolCalls) => Finish::ToolCalls,
@@ -380,7 +403,7 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         }
     }
     let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
-    sink.send(Event::End(End { finish, usage })).await;
+    sink.send(Event::End(End { finish, stop, usage })).await;
     Ok(())
 }
 
@@ -437,34 +460,28 @@ fn prompt(wire: Prompt) -> fewbit::Prompt {
     }
 }
 
-/// The settings of a request over those that are recommended for the model.
-fn sampling(wire: &wire::Sampling, base: Sampling, seed: u64, model: &Model) -> Result<Sampling, BackendError> {
-    let mut s = base;
+/// What a request says of sampling.
+fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, BackendError> {
     let size = |param: &'static str, n: i64, all: usize| match n {
         -1 => Ok(all),
         n => usize::try_from(n).map_err(|_| BackendError::invalid(param, format!("`{param}` is {n}: give -1 or more"))),
     };
-    s.temperature = wire.temperature.unwrap_or(s.temperature);
+    let mut options = GenerateOptions::new();
+    options.temperature = wire.temperature;
     // The interface allows 0, which keeps the most probable token.
-    s.top_p = wire.top_p.map_or(s.top_p, |p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
-    s.min_p = wire.min_p.unwrap_or(s.min_p);
-    if let Some(k) = wire.top_k {
-        s.top_k = size("top_k", k, 0)?;
-    }
-    s.penalties.repeat = wire.repeat_penalty.unwrap_or(s.penalties.repeat);
-    s.penalties.presence = wire.presence_penalty.unwrap_or(s.penalties.presence);
-    s.penalties.frequency = wire.frequency_penalty.unwrap_or(s.penalties.frequency);
-    if let Some(n) = wire.repeat_last_n {
-        s.penalties.last_n = size("repeat_last_n", n, usize::MAX)?;
-    }
-    s.logit_bias.extend(wire.logit_bias.iter().flat_map(|bias| &bias.0));
+    options.top_p = wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
+    options.min_p = wire.min_p;
+    options.top_k = wire.top_k.map(|k| size("top_k", k, 0)).transpose()?;
+    options.repeat_penalty = wire.repeat_penalty;
+    options.presence_penalty = wire.presence_penalty;
+    options.frequency_penalty = wire.frequency_penalty;
+    options.penalty_last_n = wire.repeat_last_n.map(|n| size("repeat_last_n", n, usize::MAX)).transpose()?;
+    options.logit_bias = wire.logit_bias.iter().flat_map(|bias| &bias.0).copied().collect();
     let n_vocab = model.tokenizer().n_vocab();
-    if let Some(&(token, _)) = s.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
+    if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
         return Err(refused(SamplingError::UnknownToken { token, n_vocab }.into(), "logit_bias"));
     }
-    s.seed = Some(seed);
-    s.validate().map_err(|error| refused(error.into(), "temperature"))?;
-    Ok(s)
+    Ok(options)
 }
 
 fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {

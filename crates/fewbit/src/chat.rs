@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
@@ -26,7 +26,7 @@ use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::{Run, Slot, Timeline};
 use crate::session_file::{Expected, Saved, SessionError};
-use crate::tools::{self, Reader, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
+use crate::tools::{self, Reader, ReasoningStyle, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
 
 /// A conversation that has not started: made by [`Model::chat`].
 ///
@@ -103,7 +103,7 @@ impl ChatBuilder {
         let Self { model, system, history, tools, fallback, one_call, mut options } = self;
         if !model.has_chat_template() {
             // Says which of the two it is, missing or broken.
-            model.encode_chat(&[], &[], &options.template_vars)?;
+            model.encode_chat(&[], &[], &options.data.template_vars)?;
         }
         for (i, tool) in tools.iter().enumerate() {
             if tools[..i].iter().any(|other| other.name == tool.name) {
@@ -115,7 +115,7 @@ impl ChatBuilder {
             return Err(ToolError::TemplateWithoutTools { path: model.path().to_owned() }.into());
         }
         // Drawn once: each turn has a seed of its own, which follows from it.
-        options.sampling.seed = Some(Sampler::new(&options.sampling)?.seed());
+        options.data.seed = Some(Sampler::new(&options.sampling())?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
@@ -155,7 +155,7 @@ impl ChatBuilder {
             }
             error => error.into(),
         })?;
-        let seed = self.options.sampling.seed.unwrap_or(saved.seed);
+        let seed = self.options.data.seed.unwrap_or(saved.seed);
         let mut chat = self.seed(seed).start()?;
         chat.messages = saved.messages;
         chat.slot = Arc::new(Slot::from(Timeline { cache, tokens: saved.tokens }));
@@ -253,7 +253,7 @@ impl Chat {
 
     fn begin(&mut self, new: Vec<Message>, mut options: Options) -> Result<ChatStream<'_>, Error> {
         let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
-        options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
+        options.data.seed = options.data.seed.map(|seed| seed.wrapping_add(turns));
         let before = self.messages.len();
         self.messages.extend(new);
         match self.prepare(&options) {
@@ -265,14 +265,23 @@ impl Chat {
         }
     }
 
+    fn encode(&self, template_vars: &Map<String, Value>) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
+        if self.in_texts {
+            let texts = tools::as_texts(&self.messages, &self.tools);
+            self.model.encode_chat(&texts, &[], template_vars)
+        } else {
+            self.model.encode_chat(&self.messages, &self.tools, template_vars)
+        }
+    }
+
+    /// How many tokens the prompt of [`reply`](Self::reply) has. Nothing is computed but the tokens.
+    pub fn prompt_tokens(&self) -> Result<usize, Error> {
+        self.encode(&self.options.data.template_vars).map(|(prompt, _)| prompt.len())
+    }
+
     /// The next answer, and what reads it.
     fn prepare(&self, options: &Options) -> Result<(Run, Reader), Error> {
-        let (prompt, opened) = if self.in_texts {
-            let texts = tools::as_texts(&self.messages, &self.tools);
-            self.model.encode_chat(&texts, &[], &options.template_vars)?
-        } else {
-            self.model.encode_chat(&self.messages, &self.tools, &options.template_vars)?
-        };
+        let (prompt, opened) = self.encode(&options.data.template_vars)?;
         let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)))?;
         let calls = self.messages.iter().flat_map(tools::calls_of);
         let setup = Setup {
@@ -310,7 +319,7 @@ impl Chat {
             Ok::<_, Error>((timeline.tokens.clone(), bytes))
         })?;
         let model = self.model.identity(&loras);
-        let seed = self.options.sampling.seed.unwrap_or_default();
+        let seed = self.options.data.seed.unwrap_or_default();
         let messages = self.messages.clone();
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
     }
@@ -396,6 +405,11 @@ impl ChatStream<'_> {
     /// Why it ended, if it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
     }
 
     /// Tokens so far.

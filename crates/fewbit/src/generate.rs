@@ -128,9 +128,9 @@ impl Generate {
     /// Generates `n` continuations, together. The first has the seed of the settings, each further one the next seed:
     /// so each can be repeated alone.
     pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
-        let first = Sampler::new(&self.options.sampling)?.seed();
+        let first = Sampler::new(&self.options.sampling())?.seed();
         let streams = (0..n as u64).map(|i| {
-            self.options.sampling.seed = Some(first.wrapping_add(i));
+            self.options.data.seed = Some(first.wrapping_add(i));
             let mut stream = self.clone().stream()?;
             stream.run.wait_for_end();
             stream.run.start()?;
@@ -157,7 +157,7 @@ impl Generate {
                 let mut messages: Vec<Message> = Vec::new();
                 messages.extend(system.map(Message::system));
                 messages.push(Message::user(text));
-                let (prompt, opened) = model.encode_chat(&messages, &[], &options.template_vars)?;
+                let (prompt, opened) = model.encode_chat(&messages, &[], &options.data.template_vars)?;
                 options.shown = model.shown_marks();
                 reader = Some(Reader::new(&Setup::without_tools(&model, opened), false));
                 prompt
@@ -166,7 +166,7 @@ impl Generate {
         };
         let mut echoed = None;
         if echo {
-            let logprobs = match options.logprobs {
+            let logprobs = match options.data.logprobs {
                 Some(n_top) => model.logprobs_with(&model.decoder().lora_set(&options.loras)?, &prompt, n_top)?,
                 None => Vec::new(),
             };
@@ -235,6 +235,11 @@ impl Stream {
     /// Why it ended, if it has.
     pub fn finish_reason(&self) -> Option<crate::FinishReason> {
         self.run.finish_reason()
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
     }
 
     /// Tokens so far.

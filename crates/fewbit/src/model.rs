@@ -13,19 +13,22 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
 
 pub use self::builder::ModelBuilder;
-use self::locate::Headers;
-pub use self::locate::resolve;
+pub(crate) use self::locate::Headers;
+use self::locate::{Purpose, locate_adapter};
+#[cfg(feature = "hub")]
+pub use self::locate::{resolve, resolve_adapter, resolve_original};
 use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::file::open;
 use crate::generate::{Generate, Prompt};
-use crate::hub::ChatDefaults;
+use crate::hub::{ChatDefaults, Event};
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Metrics, Scheduler};
 use crate::tools::{ReasoningStyle, Tool, ToolStyle};
@@ -60,8 +63,11 @@ pub(crate) struct Inner {
     tool_style: ToolStyle,
     reasoning_style: Option<ReasoningStyle>,
     defaults: ChatDefaults,
+    warnings: Vec<String>,
     template_vars: Map<String, Value>,
     path: PathBuf,
+    /// What it was quantized to while loading.
+    recipe: Option<Recipe>,
     file_bytes: u64,
     context_length: usize,
     /// See [`Model::vocabulary`].
@@ -106,7 +112,7 @@ impl Model {
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
     /// loaded, and of a model of a hub that is not here nothing else is fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
-        let headers = Headers::of(name_or_path.as_ref())?;
+        let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
         let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
         estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
@@ -160,12 +166,18 @@ impl Model {
     /// # Ok(()) }
     /// ```
     pub fn load_lora(&self, path: impl AsRef<Path>) -> Result<Lora, Error> {
-        Ok(self.decoder().load_lora(path.as_ref())?)
+        let path = locate_adapter(path.as_ref(), &|_: &Event<'_>| {})?;
+        Ok(self.decoder().load_lora(&path)?)
     }
 
     /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
     pub fn loras(&self) -> &LoraSet {
         &self.inner.core.loras
+    }
+
+    /// What it was quantized to while loading.
+    pub(crate) fn recipe(&self) -> Option<Recipe> {
+        self.inner.recipe
     }
 
     /// The vocabulary.
@@ -230,6 +242,12 @@ impl Model {
     /// Whether the model has a usable chat template.
     pub fn has_chat_template(&self) -> bool {
         matches!(self.inner.template, Template::Ready(_))
+    }
+
+    /// What in the model's files makes no sense and was passed over, one sentence each: recommended sampling settings that
+    /// are out of range.
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
     }
 
     /// Sampling settings for this model: those that the registry recommends, over the defaults.

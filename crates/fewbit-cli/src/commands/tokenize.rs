@@ -13,7 +13,7 @@ use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     check_device(common)?;
-    let path = locate(&args.model.model)?;
+    let path = locate(common, &args.model.model)?;
     let tokenizer = fewbit::open_tokenizer(&path, &tokenizer_options(common))?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 

@@ -45,18 +45,18 @@ pub(crate) struct PickTimes {
 impl Picker {
     /// Compiles the constraint, if there is one; `core` is the model's.
     pub(crate) fn new(options: &Options, core: &Core) -> Result<Self, Error> {
-        let mut sampler = Sampler::with_texts(&options.sampling, Arc::clone(&core.tokenizer) as _)?;
+        let mut sampler = Sampler::with_texts(&options.sampling(), Arc::clone(&core.tokenizer) as _)?;
         if let Some(custom) = &options.custom {
             sampler.set_custom(custom.make());
         }
         Ok(Self {
             sampler,
             #[cfg(feature = "constraints")]
-            constraint: match &options.constraint {
+            constraint: match &options.data.constraint {
                 Some(constraint) => Some(core.constraints.start(&core.tokenizer, constraint)?),
                 None => None,
             },
-            logprobs: options.logprobs,
+            logprobs: options.data.logprobs,
             unchanged: Vec::new(),
             times: PickTimes::default(),
         })
