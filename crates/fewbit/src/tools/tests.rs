@@ -274,6 +274,49 @@ fn every_style_reads_what_it_writes() {
     }
 }
 
+/// Calls as published templates write them into a history: `tests/data/tool_calls.py`.
+#[test]
+fn what_templates_write_of_calls_is_read_as_these_calls() {
+    let templates: Value = serde_json::from_str(include_str!("../../../../tests/data/tool_calls.json")).unwrap();
+    let mut n = 0;
+    for template in templates.as_array().unwrap() {
+        let name = &template["template"];
+        let style = STYLES.into_iter().find(|style| format!("{style:?}") == template["style"]).unwrap();
+        for row in template["rows"].as_array().unwrap() {
+            let (said, text) = (row["said"].as_str().unwrap(), row["text"].as_str().unwrap());
+            let wanted: Vec<_> = row["calls"].as_array().unwrap().iter().collect();
+            let same = |got: &Read| {
+                let calls = got.calls.iter().map(|call| (call.0.as_str(), &call.1));
+                let wanted = wanted.iter().map(|call| (call["name"].as_str().unwrap(), &call["arguments"]));
+                assert!(calls.eq(wanted), "{name} {text:?}: {got:?}");
+                // Some templates leave out what was said.
+                let said = if text.contains(said) { said } else { "" };
+                assert_eq!((got.text.trim(), got.malformed.len()), (said, 0), "{name}: {text:?}");
+            };
+            same(&read(style, text));
+            if said.is_empty() || style != ToolStyle::Llama3Json {
+                same(&read(ToolStyle::Generic, text));
+            }
+            let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(style) };
+            let thought = read_with(&known, &format!("<think>\nI could write {text}\n"));
+            let is_closed = text.contains("</think>");
+            assert!(is_closed || thought.calls.is_empty(), "{name}: {thought:?}");
+            same(&read_with(&known, &format!("<think>\nWell.\n</think>\n\n{text}")));
+            // What is written here of calls that a template does not render is what it would render.
+            let calls: Vec<Value> = wanted
+                .iter()
+                .enumerate()
+                .map(|(i, call)| json!({ "id": format!("callid{i:03}"), "function": call }))
+                .collect();
+            if said.is_empty() && style != ToolStyle::Qwen3Coder {
+                assert_eq!(style.write(&calls), text.trim(), "{name}");
+            }
+            n += 1;
+        }
+    }
+    assert!(n > 150, "{n}");
+}
+
 #[test]
 fn a_call_that_is_cut_is_text_and_reported() {
     for style in STYLES {

@@ -117,7 +117,7 @@ impl ToolStyle {
                     }
                     object
                 });
-                format!("[TOOL_CALLS] {}", spaced(&list.collect()))
+                format!("[TOOL_CALLS]{}", spaced(&list.collect()))
             }
             Self::MistralCallId => all("", &|call| {
                 let Call { id, name, arguments } = call;
