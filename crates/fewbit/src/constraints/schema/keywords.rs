@@ -627,7 +627,8 @@ impl<'a> Solver<'a> {
                 }
                 "format" => {
                     // One that we know less of than the format allows cannot be denied; an annotation denies nothing.
-                    if formats::pattern(self.text(id, keyword, value)?).is_some() {
+                    let pattern = formats::pattern(self.text(id, keyword, value)?);
+                    if pattern.is_some() {
                         return unable(self);
                     }
                 }
