@@ -65,6 +65,7 @@ impl Numbers {
     }
 
     /// Whether a value is among them.
+    #[cfg(test)]
     pub(super) fn admits(&self, value: &Number) -> bool {
         self.values.as_ref().is_none_or(|values| values.contains(value)) && self.keeps(value)
     }
