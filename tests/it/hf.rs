@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::{GgufFile, GgufWriter};
+use fewbit::format::{GgufFile, GgufWriter, Value as GgufValue};
 use fewbit::quantize::{FileOptions, Recipe};
 use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::{Error, Model, Sampling};
@@ -115,8 +115,8 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
     let folder = folder();
     let load = || Model::builder().threads(1).load_file(folder.path()).unwrap();
     let silent = load().recommended_sampling();
-    for (setting, value, is_off) in [
-        ("temperature", json!(-0.5), (|s| s.temperature == 1.0) as fn(&Sampling) -> bool),
+    let cases: [(&str, Value, fn(&Sampling) -> bool); 8] = [
+        ("temperature", json!(-0.5), |s| s.temperature == 1.0),
         ("temperature", json!(1e300), |s| s.temperature == 1.0),
         ("top_k", json!(-1), |s| s.top_k == 0),
         ("top_k", json!(2.5), |s| s.top_k == 0),
@@ -124,7 +124,8 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
         ("top_p", json!(1.5), |s| s.top_p == 1.0),
         ("min_p", json!(-1.0), |s| s.min_p == 0.0),
         ("repetition_penalty", json!(0.0), |s| s.penalties.repeat == 1.0),
-    ] {
+    ];
+    for (setting, value, is_off) in cases {
         write(&folder, "generation_config.json", &json!({ "do_sample": true, setting: value }));
         let model = load();
         assert!(is_off(&model.recommended_sampling()), "{setting} = {value}");
@@ -170,9 +171,7 @@ fn what_files_say_to_people_keeps_no_model_from_loading() {
         Model::builder().threads(1).load_file(folder.path()).unwrap_or_else(|error| panic!("{value}: {error}"));
     }
     let file = GgufFile::open(Path::new(STORIES)).unwrap();
-    let values: [fewbit::format::Value; 5] =
-        [7u32.into(), vec!["a".to_owned()].into(), 0.5f32.into(), true.into(), "".into()];
-    for value in values {
+    for value in [GgufValue::from(7u32), vec!["a".to_owned()].into(), 0.5f32.into(), true.into(), "".into()] {
         let mut writer = GgufWriter::new();
         for (key, own) in file.metadata().iter() {
             writer.set(key, own.clone());

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::block_in_place;
 
 use crate::backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
     Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
@@ -74,7 +74,7 @@ impl EngineBackend {
 }
 
 impl Backend for EngineBackend {
-    fn models(&self) -> Vec<ModelInfo> {
+    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
         self.models.iter().map(|(info, _)| info.clone()).collect()
     }
 
@@ -94,7 +94,15 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn embed(&self, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move {
+            let model = self.model(&job.model)?.clone();
+            let (chat, _) = start(&model, job)?;
+            block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
+        })
+    }
+
+    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
         let model = self.model(model).cloned();
         Box::pin(async move {
             let model = model?;
@@ -104,7 +112,14 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn tokenize(&self, model: &str, text: &str, add_special: bool, parse: bool) -> Result<Vec<u32>, BackendError> {
+    fn tokenize(
+        &self,
+        _: &Caller,
+        model: &str,
+        text: &str,
+        add_special: bool,
+        parse: bool,
+    ) -> Result<Vec<u32>, BackendError> {
         use fewbit::tokenizer::SpecialTokens;
         let tokenizer = self.model(model)?.tokenizer();
         let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
@@ -112,7 +127,7 @@ impl Backend for EngineBackend {
         Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
     }
 
-    fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn detokenize(&self, _: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
         let tokenizer = self.model(model)?.tokenizer();
         let n_vocab = tokenizer.n_vocab();
         match tokens.iter().position(|&token| token as usize >= n_vocab) {
@@ -235,15 +250,18 @@ async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), Backe
     let stream = block_in_place(|| builder.stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::Stream>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
     drive(model, stream, state, Reading::AsItIs, sink).await
 }
 
-async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
+/// The conversation of a job, checked, and how its answer is read.
+fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, Reading), BackendError> {
     let mut builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
     let (form, input) = (job.form, job.input);
-    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else { return Ok(()) };
+    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else {
+        return Err(BackendError::new(BackendErrorKind::Internal, "this is no conversation"));
+    };
     let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
     builder = conversation(builder, messages, template_vars)?;
     if choice != ToolChoice::None {
@@ -259,11 +277,22 @@ async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendErr
         (None, Reading::Call(_)) => "tools",
         (None, _) => "messages",
     };
-    let mut chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    let chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    Ok((chat, reading))
+}
+
+async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
+    let of_form = job.form.as_ref().map(|(_, param)| *param);
+    let (mut chat, reading) = start(model, job)?;
+    let param = match (of_form, &reading) {
+        (Some(param), _) => param,
+        (None, Reading::Call(_)) => "tools",
+        (None, _) => "messages",
+    };
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
     drive(model, stream, state, reading, sink).await
 }
@@ -325,7 +354,7 @@ enum Reading {
 async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     model: &Model,
     mut stream: S,
-    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage),
+    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage, Option<String>),
     mut reading: Reading,
     sink: &mut Sink,
 ) -> Result<(), BackendError> {
@@ -336,6 +365,9 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         Poll::Pending => None,
     };
     sink.begin();
+    if !sink.send(Event::Begin { prompt: state(&stream).1.prompt }).await {
+        return Ok(());
+    }
     let mut has_calls = false;
     loop {
         let item = match ready.take() {
@@ -353,7 +385,7 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
             return Ok(());
         }
     }
-    let (reason, used) = state(&stream);
+    let (reason, used, stop) = state(&stream);
     let mut finish = match reason {
         Some(FinishReason::Length) => Finish::Length,
         Some(FinishReason::ToolCalls) => Finish::ToolCalls,
@@ -371,7 +403,7 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         }
     }
     let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
-    sink.send(Event::End(End { finish, usage })).await;
+    sink.send(Event::End(End { finish, stop, usage })).await;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
@@ -26,7 +26,7 @@ use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::{Run, Slot, Timeline};
 use crate::session_file::{Expected, Saved, SessionError};
-use crate::tools::{self, Reader, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
+use crate::tools::{self, Reader, ReasoningStyle, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
 
 /// A conversation that has not started: made by [`Model::chat`].
 ///
@@ -265,14 +265,23 @@ impl Chat {
         }
     }
 
+    fn encode(&self, template_vars: &Map<String, Value>) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
+        if self.in_texts {
+            let texts = tools::as_texts(&self.messages, &self.tools);
+            self.model.encode_chat(&texts, &[], template_vars)
+        } else {
+            self.model.encode_chat(&self.messages, &self.tools, template_vars)
+        }
+    }
+
+    /// How many tokens the prompt of [`reply`](Self::reply) has. Nothing is computed but the tokens.
+    pub fn prompt_tokens(&self) -> Result<usize, Error> {
+        self.encode(&self.options.data.template_vars).map(|(prompt, _)| prompt.len())
+    }
+
     /// The next answer, and what reads it.
     fn prepare(&self, options: &Options) -> Result<(Run, Reader), Error> {
-        let (prompt, opened) = if self.in_texts {
-            let texts = tools::as_texts(&self.messages, &self.tools);
-            self.model.encode_chat(&texts, &[], &options.data.template_vars)?
-        } else {
-            self.model.encode_chat(&self.messages, &self.tools, &options.data.template_vars)?
-        };
+        let (prompt, opened) = self.encode(&options.data.template_vars)?;
         let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)))?;
         let calls = self.messages.iter().flat_map(tools::calls_of);
         let setup = Setup {
@@ -396,6 +405,11 @@ impl ChatStream<'_> {
     /// Why it ended, if it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
     }
 
     /// Tokens so far.

@@ -237,6 +237,11 @@ impl Stream {
         self.run.finish_reason()
     }
 
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
+    }
+
     /// Tokens so far.
     pub fn usage(&self) -> crate::Usage {
         self.run.usage()

@@ -98,6 +98,7 @@ pub(crate) struct Run {
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
     finish: Option<FinishReason>,
+    stop: Option<String>,
     usage: Usage,
     timings: Timings,
     seed: u64,
@@ -160,6 +161,7 @@ impl Run {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
+            stop: None,
             seed,
         })
     }
@@ -205,9 +207,10 @@ impl Run {
 
     /// Takes an event in: it has a piece, or it is the end.
     fn take(&mut self, event: Event) -> Option<Result<Piece, Error>> {
-        let Event { piece, vector: _, end, usage, timings } = event;
+        let Event { piece, vector: _, end, stop, usage, timings } = event;
         if end.is_some() {
             self.state = State::Ended;
+            self.stop = stop;
         }
         match end {
             None => {}
@@ -238,6 +241,10 @@ impl Run {
 
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         self.finish
+    }
+
+    pub(crate) fn stop_string(&self) -> Option<&str> {
+        self.stop.as_deref()
     }
 
     pub(crate) fn usage(&self) -> Usage {

@@ -10,7 +10,7 @@
 //!         y   = m[r] * (dx[n] * sum(x)) + y           types with a minimum
 //! ```
 
-use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each, quad_of_panels};
+use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
 use super::{Simd, bytes, steps_before_widen};
 use crate::weights::{PANEL_ROWS, Stored, Weights};
 
@@ -105,7 +105,13 @@ unsafe fn add_signed<S: Simd, C: Stored, const R: usize, const P: usize, const N
     // SAFETY: the caller's.
     unsafe {
         for q in 0..8 {
-            let w = quad_of_panels::<S, C, R, P>(groups, q).map(|w| w.map(|w| S::prepare_i8(w)));
+            // A closure here would be compiled without the instruction set's features.
+            let mut w = [[S::prepare_i8(S::load_b(groups[0])); R]; P];
+            for p in 0..P {
+                for r in 0..R {
+                    w[p][r] = S::prepare_i8(bytes::<S, C>(groups[p], q, r));
+                }
+            }
             for n in 0..N {
                 let xq = x.get::<S>(q, n);
                 for p in 0..P {

@@ -115,7 +115,6 @@ SIZES = {
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
@@ -173,7 +172,7 @@ def cases():
         "yarn with a factor below 1": old(rope_type="yarn", factor=0.5, **original),
     }.items():
         yield "llama", what, settings
-    yield "qwen2", "yarn as Qwen's cards have it", old(type="yarn", factor=4.0, original_max_position_embeddings=2048)
+    yield "qwen3", "yarn as Qwen's cards have it", old(type="yarn", factor=4.0, original_max_position_embeddings=2048)
     yield "qwen3", "yarn, 128 elements", {"head_dim": 128, **old(**yarn, **original), "rope_theta": 1e6}
     yield "smollm3", "linear", old(**linear)
     # Phi-3: a part of each head, and divisors.

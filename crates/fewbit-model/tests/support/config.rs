@@ -15,8 +15,10 @@ pub(crate) fn read(mut config: Value) -> Result<ModelConfig, ModelError> {
         config.as_object_mut().expect("an object").entry(key.as_str()).or_insert(value.clone());
     }
     fs::write(folder.path().join("config.json"), config.to_string()).expect("writable");
-    let header = br#"{"model.embed_tokens.weight":{"dtype":"F16","shape":[3,32],"data_offsets":[0,192]}}"#;
-    let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 192]].concat();
+    let dim = config["hidden_size"].as_u64().unwrap_or(32);
+    let shape = json!({ "dtype": "F16", "shape": [3, dim], "data_offsets": [0, 6 * dim] });
+    let header = json!({ "model.embed_tokens.weight": shape }).to_string().into_bytes();
+    let file = [&(header.len() as u64).to_le_bytes()[..], &header, &vec![0; 6 * dim as usize]].concat();
     fs::write(folder.path().join("model.safetensors"), file).expect("writable");
     HfModel::open(folder.path())?.config()
 }

@@ -5,6 +5,8 @@ mod ending;
 mod engine;
 mod line;
 mod logs;
+mod messages;
+mod responses;
 mod streams;
 
 use std::sync::OnceLock;
