@@ -3,7 +3,8 @@
     FEWBIT_SCHEMA_TEXTS=texts.json cargo test --release -p fewbit --features constraints --lib schema::tests
     python3 tests/data/json_schema_verdicts.py texts.json
 
-Schemas that refer to other documents are left out, for nothing is fetched, and patterns that Python reads otherwise; formats are the business of the Rust test.
+Schemas that refer to other documents are left out, for nothing is fetched, and patterns that Python reads
+otherwise; formats are the business of the Rust test.
 """
 
 import json
