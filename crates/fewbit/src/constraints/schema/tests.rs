@@ -23,8 +23,8 @@ struct Group {
 
 fn suite() -> Vec<Group> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/json_schema_suite.json");
-    let all: Vec<(String, String, String, Vec<(String, bool)>)> =
-        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    type Line = (String, String, String, Vec<(String, bool)>);
+    let all: Vec<Line> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     all.into_iter().map(|(file, description, schema, tests)| Group { file, description, schema, tests }).collect()
 }
 
