@@ -282,7 +282,7 @@ fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
     assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
-    assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "smaller");
+    assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "shorter");
     assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
     assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
 }

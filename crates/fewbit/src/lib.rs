@@ -66,7 +66,7 @@ mod generate;
 pub mod hub;
 // Models by name are found without it too; what fetches them has no use then.
 #[cfg(not(feature = "hub"))]
-#[allow(dead_code, unused_imports)]
+#[allow(dead_code, unreachable_pub, unused_imports)]
 mod hub;
 mod importance;
 mod inspect;

@@ -81,6 +81,7 @@ fn unknown_token_type() {
 fn every_key_adds_ends_of_generation() {
     let mut metadata = Metadata::default();
     metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.pre", "gpt-2");
     metadata.set("tokenizer.ggml.tokens", ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec());
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let ends = |keys: &[(&str, Value)]| {

@@ -44,17 +44,6 @@ impl Json {
             _ => None,
         }
     }
-
-    /// Whether they are the same value: of objects, order means nothing.
-    pub(crate) fn same(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Array(a), Self::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.same(b)),
-            (Self::Object(a), Self::Object(b)) => {
-                a.len() == b.len() && a.iter().all(|(name, a)| other.get(name).is_some_and(|b| a.same(b)))
-            }
-            (a, b) => a == b,
-        }
-    }
 }
 
 /// As JSON, which [`Json::read`] reads as the same value.

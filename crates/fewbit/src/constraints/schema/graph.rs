@@ -229,8 +229,9 @@ impl<'a> Builder<'_, 'a> {
         let cases = self.solver.cases(conjunction)?;
         let mut shapes = Vec::new();
         let mut literals: Vec<String> = Vec::new();
+        let mut known_literals = std::collections::HashSet::new();
         let mut add = |text: &str| {
-            if !literals.iter().any(|known| known == text) {
+            if known_literals.insert(text.to_owned()) {
                 literals.push(text.to_owned());
             }
         };

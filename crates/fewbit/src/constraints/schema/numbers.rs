@@ -65,11 +65,16 @@ impl Numbers {
     }
 
     /// Whether a value is among them.
+    #[cfg(test)]
     pub(super) fn admits(&self, value: &Number) -> bool {
+        self.values.as_ref().is_none_or(|values| values.contains(value)) && self.keeps(value)
+    }
+
+    /// Whether it is among them, if it is listed.
+    fn keeps(&self, value: &Number) -> bool {
         self.min.as_ref().is_none_or(|(min, excluded)| value > min || (value == min && !excluded))
             && self.max.as_ref().is_none_or(|(max, excluded)| value < max || (value == max && !excluded))
             && self.multiples.iter().all(|of| is_multiple(value, of))
-            && self.values.as_ref().is_none_or(|values| values.contains(value))
             && !self.excluded.contains(value)
     }
 
@@ -90,7 +95,7 @@ impl Numbers {
     /// The only values, if they are listed.
     pub(super) fn listed(&self) -> Option<Vec<Number>> {
         let values = self.values.as_ref()?;
-        Some(values.iter().filter(|value| self.admits(value)).cloned().collect())
+        Some(values.iter().filter(|value| self.keeps(value)).cloned().collect())
     }
 
     /// Whether there is none, as far as bounds and values say. `integers`: among integers.

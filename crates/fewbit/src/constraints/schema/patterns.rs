@@ -21,7 +21,6 @@ const MAX_REPEAT: u32 = 10_000;
 /// A regular expression for strings.
 #[derive(Debug)]
 pub(super) struct Pattern {
-    pub(super) source: String,
     /// For the text between the quotes.
     pub(super) quoted: String,
     matcher: Regex,
@@ -45,7 +44,7 @@ impl Pattern {
         })?;
         let mut quoted = String::new();
         anchored(&hir, true, true, &mut quoted)?;
-        Ok(Self { source: source.to_owned(), quoted, matcher: matcher(&translated)? })
+        Ok(Self { quoted, matcher: matcher(&translated)? })
     }
 
     /// A regular expression of ours for a whole string.
@@ -353,10 +352,11 @@ mod tests {
 
     /// Whether a string's JSON text, and the string itself, match.
     fn matches(pattern: &str, text: &str) -> bool {
-        let pattern = Pattern::new(pattern).unwrap();
+        let source = pattern;
+        let pattern = Pattern::new(source).unwrap();
         let quoted = Regex::new(&format!("^(?:\"{}\")$", pattern.quoted)).unwrap();
         let found = quoted.is_match(serde_json::Value::from(text).to_string().as_str());
-        assert_eq!(found, pattern.is_match(text), "{} on {text:?}: {}", pattern.source, pattern.quoted);
+        assert_eq!(found, pattern.is_match(text), "{source} on {text:?}: {}", pattern.quoted);
         found
     }
 

@@ -21,18 +21,22 @@ const MAX_LENGTH: u64 = 1 << 24;
 
 impl Strings {
     pub(super) fn admits(&self, text: &str) -> bool {
+        self.values.as_ref().is_none_or(|values| values.iter().any(|value| value == text)) && self.keeps(text)
+    }
+
+    /// Whether it is admitted, if it is listed.
+    fn keeps(&self, text: &str) -> bool {
         let length = text.chars().count() as u64;
         self.min <= length
             && self.max.is_none_or(|max| length <= max)
             && self.patterns.iter().all(|(pattern, is_found)| pattern.is_match(text) == *is_found)
-            && self.values.as_ref().is_none_or(|values| values.iter().any(|value| value == text))
             && !self.excluded.iter().any(|value| value == text)
     }
 
     /// The only values, if they are listed.
     pub(super) fn listed(&self) -> Option<Vec<&str>> {
         let values = self.values.as_ref()?;
-        Some(values.iter().map(String::as_str).filter(|value| self.admits(value)).collect())
+        Some(values.iter().map(String::as_str).filter(|value| self.keeps(value)).collect())
     }
 
     /// Whether there is none, as far as lengths and values say.
