@@ -7,6 +7,7 @@
 //! ```text
 //! style.rs     the two tables, and how a row is chosen
 //! parser.rs    an answer, text in, parts out: text, reasoning, calls
+//! out.rs       what the formats below read from and write to
 //! scan.rs      one JSON value, character by character
 //! calls.rs     calls in JSON: objects, lists, wrappers
 //! named.rs     Mistral: name, id, arguments
@@ -53,6 +54,7 @@
 mod calls;
 mod history;
 mod named;
+mod out;
 mod parser;
 mod python;
 mod reader;
