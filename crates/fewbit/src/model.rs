@@ -102,7 +102,7 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// Loads a model with the default settings: a name from the registry, the path of a GGUF file or
-    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`; see [`hub`](crate::hub)).
+    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`).
     ///
     /// With the feature `hub` a model that is not on this computer is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
