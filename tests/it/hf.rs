@@ -115,7 +115,8 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
     let folder = folder();
     let load = || Model::builder().threads(1).load_file(folder.path()).unwrap();
     let silent = load().recommended_sampling();
-    let cases: [(&str, Value, fn(&Sampling) -> bool); 8] = [
+    type IsOff = fn(&Sampling) -> bool;
+    let cases: [(&str, Value, IsOff); 8] = [
         ("temperature", json!(-0.5), |s| s.temperature == 1.0),
         ("temperature", json!(1e300), |s| s.temperature == 1.0),
         ("top_k", json!(-1), |s| s.top_k == 0),

@@ -245,11 +245,11 @@ fn has_pip() -> bool {
 }
 
 /// Says that a test is left out, where that is allowed: with `FEWBIT_TEST_OFFLINE=1`, and never in CI.
+#[expect(clippy::explicit_write, reason = "what `eprintln` writes is only seen of tests that fail")]
 fn leave_out(reason: &str) {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     assert!(!is("CI", "true"), "nothing is left out where CI=true: {reason}");
     assert!(is("FEWBIT_TEST_OFFLINE", "1"), "{reason}: with FEWBIT_TEST_OFFLINE=1 this test is left out");
-    // Not `eprintln`, which is only seen of tests that fail.
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     writeln!(std::io::stderr(), "LEFT OUT {name}: {reason}").unwrap();
 }

@@ -80,8 +80,8 @@ fn chart(text: &str) -> Result<String> {
     };
     text(16.0, 24.0, 15, "start", "Tokens per second, as a multiple of llama.cpp's (two virtual cores)")?;
     let mut bars = String::new();
-    let panels: [(&str, fn(&Row) -> f64); 2] =
-        [("prefill, 512 tokens", |row| row.prefill), ("decode", |row| row.decode)];
+    type Figure = fn(&Row) -> f64;
+    let panels: [(&str, Figure); 2] = [("prefill, 512 tokens", |row| row.prefill), ("decode", |row| row.decode)];
     for (panel, (title, of)) in panels.into_iter().enumerate() {
         let x = label + panel as f64 * (width + 60.0);
         text(x, 48.0, 13, "start", title)?;

@@ -2,7 +2,7 @@
 //!
 //! Decoding, dot products, the packed layout and the kernels of `fewbit-kernels`, memory estimates and random weights
 //! read these fields; none of them knows a type by its name. What a row cannot say, how the bits of a block are
-//! arranged, is its [`Reader`].
+//! arranged, is its `Reader`.
 
 use crate::layout::Block256;
 use crate::{ActivationKind, TensorType, decode};

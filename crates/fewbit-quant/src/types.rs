@@ -4,7 +4,7 @@
 //! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Every id of that list is known here, so
 //! that a file with a type that fewbit cannot run is refused by name.
 //!
-//! [`types!`] is the one table of them: what there is to know about a type is in its row.
+//! `types!` is the one table of them: what there is to know about a type is in its row.
 
 use crate::block::*;
 use crate::codebook::*;

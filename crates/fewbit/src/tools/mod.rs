@@ -7,13 +7,15 @@
 //! ```text
 //! style.rs     the two tables, and how a row is chosen
 //! parser.rs    an answer, text in, parts out: text, reasoning, calls
+//! out.rs       what the formats below read from and write to
 //! scan.rs      one JSON value, character by character
 //! calls.rs     calls in JSON: objects, lists, wrappers
 //! named.rs     Mistral: name, id, arguments
 //! python.rs    Llama: [f(a=1, b='x')]
 //! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
 //! reader.rs    parts to the pieces of a stream, and to the whole answer
-//! history.rs   calls and results as a template wants them
+//! write.rs     calls as a model of each style writes them
+//! history.rs   a conversation as a template can render it
 //! choice.rs    calls that must be: a grammar of them, in each style
 //! thinking.rs  constraints that wait for the end of reasoning, and a budget of it
 //! ```
@@ -42,7 +44,12 @@
 //! 3. *A call counts when it is complete*, names a tool, and its arguments are an object. Its name goes out as soon as
 //!    it is known, its arguments as they come. What turns out to be none is text, and is reported as a
 //!    [`MalformedCall`]; if its beginning went out already, the report has its index, and the next call takes that index.
-//! 4. *White space between text, reasoning and calls belongs to none of them.*
+//! 4. *The text is the answer with calls and reasoning cut out*, and nothing else: white space around them is text if text
+//!    comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`), and else belongs to nothing.
+//! 5. *Reasoning begins where its mark begins a line, and ends at its first end mark*, quoted or not: models write the end
+//!    mark when they are done, quotes and code fences in what they think are often never closed, and the program that asks
+//!    must not wait for the answer inside of reasoning. A mark in the middle of a line or in a fenced block of the answer
+//!    speaks of one and is text. Several blocks of reasoning are joined by an empty line.
 //!
 //! All of it is linear in the length of the answer, and keeps no more than the call under way and what may be a mark.
 
@@ -51,6 +58,7 @@ mod calls;
 mod choice;
 mod history;
 mod named;
+mod out;
 mod parser;
 mod python;
 mod reader;
@@ -60,6 +68,7 @@ mod style;
 mod tests;
 mod thinking;
 mod types;
+mod write;
 mod xml;
 
 use std::path::PathBuf;
@@ -68,7 +77,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-pub(crate) use history::{Form, answer_message, as_texts, calls_of, ordered_results};
+pub(crate) use history::{answer_message, as_texts, calls_of, fitted, ordered_results};
 pub(crate) use parser::Setup;
 pub(crate) use reader::{Answer, Reader, reason};
 pub use style::{ReasoningStyle, ToolStyle};
@@ -266,8 +275,8 @@ pub enum ToolFallback {
     #[default]
     Refuse,
     /// A text of fewbit's in the system message lists the tools and asks for calls as Hermes models write them. Calls
-    /// and results of the conversation become texts of the same form. A model that was not trained for tools calls
-    /// badly.
+    /// and results of the conversation become texts of the same form. Where a template takes no system message, the text
+    /// is at the beginning of the user's first message. A model that was not trained for tools calls badly.
     SystemPrompt,
 }
 

@@ -1,7 +1,7 @@
 //! The keywords: what each says, what its denial says, and which are annotations.
 //!
-//! `KEYWORDS` is the table that the documentation is made of. A keyword that is not known is an annotation, as JSON Schema
-//! has it.
+//! A keyword that is not known is an annotation, as JSON Schema has it. The table of keywords in the documentation is
+//! `KEYWORDS`, which a test compares.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -15,7 +15,7 @@ use super::places::{Id, Lost};
 
 /// How a keyword is treated, for the documentation.
 #[cfg(test)]
-pub(crate) const KEYWORDS: [(&str, &str); 58] = [
+pub(super) const KEYWORDS: [(&str, &str); 58] = [
     ("type", "enforced; an integer is written without a point"),
     ("const", "enforced, numbers of any size; objects in the order given"),
     ("enum", "enforced, numbers of any size"),
@@ -625,12 +625,8 @@ impl<'a> Solver<'a> {
                         ways.push(vec![Step::Types(types::OBJECT), Step::Require(name), Step::Property(name, denied)]);
                     }
                 }
-                "format" => {
-                    // One that we know less of than the format allows cannot be denied; an annotation denies nothing.
-                    if formats::pattern(self.text(id, keyword, value)?).is_some() {
-                        return unable(self);
-                    }
-                }
+                // One that we know less of than the format allows cannot be denied; an annotation denies nothing.
+                "format" if formats::pattern(self.text(id, keyword, value)?).is_some() => return unable(self),
                 "uniqueItems" if *value == Json::Bool(false) => {}
                 "multipleOf"
                 | "oneOf"

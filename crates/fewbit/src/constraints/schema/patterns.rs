@@ -352,10 +352,11 @@ mod tests {
 
     /// Whether a string's JSON text, and the string itself, match.
     fn matches(pattern: &str, text: &str) -> bool {
-        let pattern = Pattern::new(pattern).unwrap();
+        let source = pattern;
+        let pattern = Pattern::new(source).unwrap();
         let quoted = Regex::new(&format!("^(?:\"{}\")$", pattern.quoted)).unwrap();
         let found = quoted.is_match(serde_json::Value::from(text).to_string().as_str());
-        assert_eq!(found, pattern.is_match(text), "{text:?}: {}", pattern.quoted);
+        assert_eq!(found, pattern.is_match(text), "{source} on {text:?}: {}", pattern.quoted);
         found
     }
 
