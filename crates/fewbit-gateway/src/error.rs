@@ -36,6 +36,23 @@ pub enum GatewayError {
         #[source]
         error: toml::de::Error,
     },
+    /// An upstream cannot be asked.
+    #[error("the upstream {name:?}: {error}")]
+    Upstream {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        error: fewbit_serve::ServeError,
+    },
+    /// A key is not where the configuration says.
+    #[error("the upstream {name:?} has its key in the variable {variable:?}, which is not set: set it")]
+    NoVariable {
+        /// The upstream's name.
+        name: String,
+        /// The variable.
+        variable: String,
+    },
     /// There is a key of this name.
     #[error("there is a key {name:?} already: revoke it, or take another name")]
     SameName {

@@ -28,6 +28,7 @@ mod error;
 mod gateway;
 mod keys;
 mod limits;
+mod routes;
 mod usage;
 
 pub use audit::{Audit, Entry, Head, Outcome, verify};
@@ -35,6 +36,7 @@ pub use config::{Config, EXAMPLE, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
+pub use routes::{Route, Routes};
 pub use usage::{By, Row, usage};
 
 use std::time::SystemTime;

@@ -342,6 +342,11 @@ pub enum BackendErrorKind {
     },
     /// Ask for more: what this key may cost is spent.
     Spent,
+    /// Try again later: what was asked in turn takes no more.
+    UpstreamBusy {
+        /// When.
+        retry_after_s: u32,
+    },
     /// Try again: what was asked in turn did not answer, or not as it should.
     Upstream,
 }

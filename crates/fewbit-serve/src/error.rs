@@ -42,6 +42,14 @@ pub enum ServeError {
         /// The name.
         id: String,
     },
+    /// Another server cannot be asked.
+    #[error("the upstream {url:?} {what}")]
+    Upstream {
+        /// Its address.
+        url: String,
+        /// Why not.
+        what: &'static str,
+    },
     /// There is nothing to serve.
     #[error("there is no model to serve: give at least one")]
     NoModel,
@@ -148,6 +156,9 @@ impl From<BackendError> for ApiError {
                 (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), Some(retry_after_s))
             }
             BackendErrorKind::Spent => (StatusCode::TOO_MANY_REQUESTS, Some("insufficient_quota"), None),
+            BackendErrorKind::UpstreamBusy { retry_after_s } => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some("upstream_busy"), Some(retry_after_s))
+            }
             BackendErrorKind::Upstream => (StatusCode::BAD_GATEWAY, Some("upstream_error"), None),
         };
         Self { status, message, param, code, retry_after_s }

@@ -37,6 +37,7 @@ mod scripted;
 mod server;
 mod stats;
 mod stream;
+mod upstream;
 
 pub use backend::{
     Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
@@ -48,6 +49,7 @@ pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
+pub use upstream::{UpstreamBackend, UpstreamConfig};
 
 /// Answers of one line: how they are asked for in the interface of OpenAI.
 pub use fewbit_api as api;

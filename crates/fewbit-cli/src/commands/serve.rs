@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use fewbit_gateway::{Config, EXAMPLE, Gateway, KeyStore};
-use fewbit_serve::{EngineBackend, Keys, Server, check_address};
+use fewbit_serve::{Backend, EngineBackend, Keys, Server, check_address};
 use serde_json::json;
 
 use crate::args::{Common, ServeArgs};
@@ -42,10 +43,20 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         models.push((id, model));
     }
     let prices = config.prices();
-    if let Some(name) = prices.keys().find(|name| !models.iter().any(|(known, _)| known == *name)) {
-        bail!("there is a price for {name:?}, which is none of the models: rename one of them");
+    let is_model = |name: &str| models.iter().any(|(known, _)| known == name);
+    if let Some(name) = prices.keys().find(|name| !is_model(name) && !config.route_names().any(|route| route == **name))
+    {
+        bail!("there is a price for {name:?}, which is none of the models and routes: rename one of them");
     }
-    let backend = EngineBackend::new(models)?;
+    if let Some(name) = config.route_names().find(|name| is_model(name)) {
+        bail!("a route and a model are called {name:?}: rename one of them");
+    }
+    if let Some(name) = config.routed_models().find(|name| !is_model(name)) {
+        bail!("a route leads to the model {name:?}, which is none of the models: add it, or name its upstream");
+    }
+    let has_routes = config.route_names().next().is_some();
+    let local = if models.is_empty() && has_routes { None } else { Some(EngineBackend::new(models)?) };
+    let backend = config.backend(local.map(|local| Arc::new(local) as Arc<dyn Backend>))?;
     let server = match (&config.store, keys) {
         (Some(store), _) => {
             if !KeyStore::open(store)?.keys().any(|key| key.revoked_s.is_none()) {

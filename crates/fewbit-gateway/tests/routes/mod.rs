@@ -1,0 +1,235 @@
+//! Routes over real sockets: to servers of ours, and to ones that hang, lie or break off.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use fewbit_gateway::{Route, Routes};
+use fewbit_serve::{
+    Backend, CallDelta, Finish, Piece, Script, ScriptedBackend, Token, UpstreamBackend, UpstreamConfig,
+};
+use serde_json::{Value, json};
+
+use super::support::Running;
+
+const KEY: &str = "sk-upstream-secret";
+
+/// What it was sent, and where it is: each connection gets this answer, and then ends unless the answer is empty.
+fn raw(answer: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let requests = Arc::clone(&seen);
+    thread::spawn(move || {
+        let mut held = Vec::new();
+        for socket in listener.incoming() {
+            let mut reader = BufReader::new(socket.unwrap());
+            let mut request = String::new();
+            let mut length = 0;
+            while reader.read_line(&mut request).unwrap_or(0) > 2 {
+                let line = request.lines().last().unwrap_or_default().to_ascii_lowercase();
+                length = line.strip_prefix("content-length: ").map_or(length, |n| n.parse().unwrap());
+            }
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body).unwrap();
+            requests.lock().unwrap().push(request + std::str::from_utf8(&body).unwrap());
+            let mut socket = reader.into_inner();
+            if answer.is_empty() {
+                held.push(socket);
+            } else {
+                let _ = socket.write_all(answer.as_bytes());
+            }
+        }
+    });
+    (address, seen)
+}
+
+fn upstream(address: &str) -> Arc<dyn Backend> {
+    let mut config = UpstreamConfig::new(format!("http://{address}/v1/"), ["scripted"]);
+    config.key = Some(KEY.to_owned());
+    config.timeout = Duration::from_millis(400);
+    Arc::new(UpstreamBackend::new(config).unwrap())
+}
+
+/// A server whose only model is this route.
+fn server(route: Route) -> Running {
+    Running::with(Routes::new(None, Vec::new(), vec![route]))
+}
+
+fn ask(server: &Running, path: &str, body: &Value) -> (u16, Value, String) {
+    server.ask("", if body.is_null() { "GET" } else { "POST" }, path, body.clone())
+}
+
+fn chat(more: Value) -> Value {
+    let mut body = json!({ "messages": [{ "role": "user", "content": "a private question" }] });
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn script() -> Script {
+    let call = CallDelta { index: 0, id: Some("call_1".into()), name: Some("f".into()), arguments: "{\"a\"".into() };
+    let more = CallDelta { index: 0, id: None, name: None, arguments: ":1}".into() };
+    let token = Token { text: "é".into(), bytes: "é".into(), logprob: Some(-0.5), top: Vec::new() };
+    Script::new()
+        .piece(Piece { reasoning: "Hm.".into(), ..Piece::default() })
+        .piece(Piece { text: "é".into(), tokens: vec![token], ..Piece::default() })
+        .piece(Piece { calls: vec![call], ..Piece::default() })
+        .piece(Piece { calls: vec![more], ..Piece::default() })
+        .end(Finish::ToolCalls)
+}
+
+#[test]
+fn an_answer_from_another_server_is_the_same() {
+    let backend = ScriptedBackend::default();
+    let far = Running::with(backend.clone());
+    let near = server(Route::new("near").to(upstream(&far.address), "scripted", 1));
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let body =
+        chat(json!({ "tools": tools, "logprobs": true, "seed": 3, "stop": ["x"], "max_tokens": 50, "top_k": 4 }));
+    let requests = [
+        ("/v1/chat/completions", body.clone(), script()),
+        ("/v1/messages", chat(json!({ "max_tokens": 9 })), script()),
+        ("/v1/completions", json!({ "prompt": [72, 105], "max_tokens": 3 }), Script::words("There it is.")),
+        ("/v1/completions", json!({ "prompt": "Hi" }), Script::words("cut off").end(Finish::Length)),
+        ("/v1/embeddings", json!({ "input": ["Hi", "there"] }), Script::new()),
+    ];
+    for (path, body, script) in requests {
+        if path != "/v1/embeddings" {
+            backend.push(script.clone());
+            backend.push(script);
+        }
+        let [direct, relayed] = [&far, &near].map(|server| {
+            let (status, mut answer, text) = ask(server, path, &body);
+            assert_eq!(status, 200, "{text}");
+            for own in ["id", "model", "created", "system_fingerprint"] {
+                answer[own] = Value::Null;
+            }
+            answer
+        });
+        assert_eq!(direct, relayed, "{path}");
+    }
+    // What was asked for came as it was.
+    let jobs = backend.jobs();
+    let (direct, relayed) = (&jobs[0], &jobs[1]);
+    assert_eq!((&direct.input, direct.seed, direct.max_tokens), (&relayed.input, relayed.seed, relayed.max_tokens));
+    assert_eq!((&direct.sampling.stop, direct.sampling.top_k), (&relayed.sampling.stop, relayed.sampling.top_k));
+    // A stream is relayed piece by piece.
+    backend.push(Script::new().text("One ").wait(Duration::from_millis(20)).text("two.").end(Finish::Stop));
+    let (_, _, text) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
+    assert!(text.contains("\"content\":\"One \"") && text.contains("\"content\":\"two.\""), "{text}");
+    assert!(text.ends_with("data: [DONE]\n\n\r\n0\r\n\r\n"), "{text}");
+}
+
+const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
+
+#[test]
+fn what_upstreams_do_wrong_has_its_error() {
+    let stream = |events: &str| -> &'static str { Box::leak(format!("{STREAM}{events}").into_boxed_str()) };
+    let status = |status: &str, body: &str| -> &'static str {
+        let n = body.len();
+        Box::leak(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}").into_boxed_str())
+    };
+    let text =
+        |text: &str| format!("data: {}\n\n", json!({ "choices": [{ "index": 0, "delta": { "content": text } }] }));
+    let end = format!(
+        "data: {}\n\ndata: [DONE]\n\n",
+        json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] })
+    );
+    let schema = json!({ "response_format": { "type": "json_schema", "json_schema": {
+        "name": "x", "schema": { "type": "object", "required": ["a"], "properties": { "a": { "type": "integer" } } } } } });
+    let tools = json!({ "tools": [{ "type": "function", "function": { "name": "f" } }], "tool_choice": "required" });
+    let none = json!({});
+    for (answer, more, want, words) in [
+        ("", &none, 502, "said nothing for"),
+        ("nonsense\r\n\r\n", &none, 502, "closed the connection"),
+        ("HTTP/1.1 200 OK\r\n", &none, 502, "closed the connection"),
+        (status("200 OK", "<html>"), &none, 502, "no chunk"),
+        (status("500 Oh", KEY), &none, 502, "status 500"),
+        (status("302 Found\r\nLocation: http://127.0.0.1:1/", ""), &none, 502, "status 302"),
+        (status("401 No", "{\"error\":{\"message\":\"wrong key sk-upstream-secret\"}}"), &none, 502, "refused the key"),
+        (status("429 No\r\nRetry-After: 7", ""), &none, 503, "try again later"),
+        (status("400 No", "{\"error\":{\"message\":\"too hot\",\"param\":\"temperature\"}}"), &none, 400, "too hot"),
+        (stream(""), &none, 502, "broke its answer off"),
+        (stream(&text("Half an")), &none, 502, "broke its answer off"),
+        (stream(&(text("Half an") + "data: [DONE]\n\n")), &none, 502, "broke its answer off"),
+        (stream("data: {\"choices\": 3}\n\n"), &none, 502, "no chunk"),
+        (stream("data: {\"error\": {\"message\": \"sk-upstream-secret\"}}\n\n"), &none, 502, "failed in the middle"),
+        (stream("data: {\"choices\": [{\"index\": 9, \"text\": \"x\"}]}\n\n"), &none, 502, "was not asked for"),
+        (
+            stream("data: {\"choices\": [{\"delta\": {\"tool_calls\": [{\"index\": 4000000000}]}}]}\n\n"),
+            &none,
+            502,
+            "have not begun",
+        ),
+        (stream(&(text("{\"a\": \"no\"}") + &end)), &schema, 502, "the schema forbids"),
+        (stream(&(text("I will not.") + &end)), &schema, 502, "not JSON"),
+        (stream(&(text("I will not.") + &end)), &tools, 502, "had to call"),
+        (stream(&(text("{\"a\": 1}") + &end)), &schema, 200, "{\\\"a\\\": 1}"),
+        (
+            status("200 OK", "{\"choices\":[{\"message\":{\"content\":\"whole\"},\"finish_reason\":\"stop\"}]}"),
+            &none,
+            200,
+            "whole",
+        ),
+        (STREAM, &json!({ "regex": "a+" }), 400, "cannot be held to a `regex`"),
+    ] {
+        let (address, seen) = raw(answer);
+        let near = server(Route::new("near").to(upstream(&address), "scripted", 1));
+        let (got, body, text) = ask(&near, "/v1/chat/completions", &chat(more.clone()));
+        assert_eq!(got, want, "{words}: {text}");
+        assert!(text.contains(words) && !text.contains(KEY), "{words}: {text}");
+        assert_eq!(text.to_ascii_lowercase().contains("retry-after: 7"), want == 503, "{text}");
+        if want == 400 && words == "too hot" {
+            assert_eq!(body["error"]["param"], "temperature");
+        }
+        for request in &*seen.lock().unwrap() {
+            assert!(request.starts_with("POST /v1/chat/completions ") && request.contains(&format!("Bearer {KEY}")));
+        }
+    }
+    // Nothing listens there any more.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let near = server(Route::new("near").to(upstream(&gone), "scripted", 1));
+    let (got, body, shown) = ask(&near, "/v1/chat/completions", &chat(json!({})));
+    assert_eq!((got, &body["error"]["code"]), (502, &json!("upstream_error")));
+    assert!(shown.contains("cannot be reached"), "{shown}");
+    // What breaks off after its beginning is an event, and no end.
+    let (address, _) = raw(stream(&text("Half an")));
+    let near = server(Route::new("near").to(upstream(&address), "scripted", 1));
+    let (got, _, text) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
+    assert_eq!(got, 200);
+    assert!(text.contains("Half an") && text.contains("broke its answer off") && !text.contains("[DONE]"), "{text}");
+}
+
+#[test]
+fn another_answers_if_the_first_cannot() {
+    let (broken, seen) = raw("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let backend = ScriptedBackend::default();
+    let far = Running::with(backend.clone());
+    let route =
+        Route::new("near").retries(1).to(upstream(&broken), "scripted", 1).to(upstream(&far.address), "scripted", 0);
+    let near = server(route);
+    let n_seen = || seen.lock().unwrap().len();
+    // Twice each, until five failed in a row: the third request does not repeat its failure, the fourth asks nobody.
+    for (n, want) in [(1, 2), (2, 4), (3, 6), (4, 6), (5, 6)] {
+        backend.push(Script::words("From far away."));
+        let (status, body, text) = ask(&near, "/v1/chat/completions", &chat(json!({})));
+        assert_eq!(status, 200, "{text}");
+        assert_eq!(body["choices"][0]["message"]["content"], "From far away.");
+        assert_eq!(n_seen(), want, "request {n}");
+    }
+    let (_, _, text) = ask(&near, "/metrics", &Value::Null);
+    for line in [
+        "route_retries_total{model=\"near\"} 3",
+        "route_fallbacks_total{model=\"near\"} 5",
+        "route_paused{model=\"near\"} 1",
+    ] {
+        assert!(text.contains(&format!("fewbit_{line}\n")), "{line}: {text}");
+    }
+    // What is wrong with a request is wrong everywhere.
+    let (status, body, _) = ask(&near, "/v1/chat/completions", &chat(json!({ "grammar": "root ::= \"a\"" })));
+    assert_eq!((status, &body["error"]["param"]), (400, &json!("grammar")));
+    let (status, _, _) = ask(&near, "/tokenize", &json!({ "content": "Hi" }));
+    assert_eq!(status, 400);
+}

@@ -1,0 +1,312 @@
+//! Another server of OpenAI's form as a backend: what comes from it is relayed, and believed only as far as it can be
+//! checked.
+//!
+//! ```text
+//! connect (timeout) -> status -> first line of the stream (timeout) -> pieces (timeout between two) -> finish_reason
+//! ```
+//!
+//! Answers are always asked for as streams. What goes wrong before the first line is an error of
+//! [`generate`](Backend::generate), so that a route can ask another; what goes wrong later is one of the stream. An answer
+//! that must have a form (JSON, a schema, a call) is held back until it is there as a whole and has been checked. No
+//! redirect is followed, and nothing of a key, a request or an answer is in a log.
+
+mod events;
+mod request;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::http::{HeaderValue, Request, Response, StatusCode, Uri, header};
+use fewbit_api::common::Prompt;
+use futures_util::{StreamExt, stream};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+
+use crate::backend::{
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Sample, SampleKind,
+};
+use crate::error::ServeError;
+use events::Events;
+
+/// The longest answer that is read in one piece: an error, vectors, an answer that is not streamed.
+const WHOLE_LIMIT: usize = 64 << 20;
+/// Of an error's text, so much is told.
+const SHOWN: usize = 500;
+
+/// Where another server is, and how long it may take.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct UpstreamConfig {
+    /// What comes before `/chat/completions`, such as `https://HOST/v1`.
+    pub url: String,
+    /// Its key.
+    pub key: Option<String>,
+    /// How long a connection may take: 5 seconds if nothing is said.
+    pub connect_timeout: Duration,
+    /// How long it may be silent before an answer, and between two pieces of one: 60 seconds if nothing is said.
+    pub timeout: Duration,
+    /// Requests can name these models of it.
+    pub models: Vec<String>,
+}
+
+impl UpstreamConfig {
+    /// A server that has these models.
+    pub fn new<M: Into<String>>(url: impl Into<String>, models: impl IntoIterator<Item = M>) -> Self {
+        Self {
+            url: url.into(),
+            key: None,
+            connect_timeout: Duration::from_secs(5),
+            timeout: Duration::from_secs(60),
+            models: models.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl fmt::Debug for UpstreamConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamConfig").field("url", &self.url).field("models", &self.models).finish_non_exhaustive()
+    }
+}
+
+/// Another server of OpenAI's form.
+#[derive(Clone)]
+pub struct UpstreamBackend {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    config: UpstreamConfig,
+    key: Option<HeaderValue>,
+    requests: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl fmt::Debug for UpstreamBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("UpstreamBackend").field("config", &self.shared.config).finish()
+    }
+}
+
+impl UpstreamBackend {
+    /// Asks this server. Nothing is sent yet.
+    ///
+    /// # Errors
+    /// If its address is none, or its key cannot be sent.
+    pub fn new(mut config: UpstreamConfig) -> Result<Self, ServeError> {
+        config.url.truncate(config.url.trim_end_matches('/').len());
+        let wrong = |what| ServeError::Upstream { url: config.url.clone(), what };
+        let uri: Uri = config.url.parse().map_err(|_| wrong("is no address: give one such as https://HOST/v1"))?;
+        if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() || uri.query().is_some() {
+            return Err(wrong("is no address: give one such as https://HOST/v1"));
+        }
+        let key = config.key.take().map(|key| {
+            let mut value = HeaderValue::try_from(format!("Bearer {key}"))?;
+            value.set_sensitive(true);
+            Ok::<_, axum::http::header::InvalidHeaderValue>(value)
+        });
+        let key = key.transpose().map_err(|_| wrong("has a key that no header can hold: it has other than ASCII"))?;
+        let connector = hyper_rustls::HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1();
+        let mut http = HttpConnector::new();
+        http.set_connect_timeout(Some(config.connect_timeout));
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        let client = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(http));
+        let shared = Shared { client, config, key, requests: AtomicU64::new(0), failures: AtomicU64::new(0) };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    fn check(&self, model: &str) -> Result<(), BackendError> {
+        if self.shared.config.models.iter().any(|known| known == model) {
+            return Ok(());
+        }
+        Err(BackendError::new(BackendErrorKind::UnknownModel, format!("there is no model {model:?} here")))
+    }
+
+    fn no_tokens(model: &str) -> BackendError {
+        let message = format!("another server computes {model:?}: its tokens are not known here");
+        BackendError::invalid("model", message)
+    }
+}
+
+pub(super) fn failed(what: impl fmt::Display) -> BackendError {
+    BackendError::new(BackendErrorKind::Upstream, format!("the upstream {what}"))
+}
+
+impl Shared {
+    /// What comes back, if its status is 200.
+    async fn ask(&self, path: &str, body: &Value) -> Result<Response<Incoming>, BackendError> {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        let answered = self.post(path, body).await;
+        if answered.as_ref().is_err_and(|error| error.kind != BackendErrorKind::Invalid) {
+            self.failures.fetch_add(1, Ordering::Relaxed);
+        }
+        answered
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> Result<Response<Incoming>, BackendError> {
+        let mut request = Request::post(format!("{}{path}", self.config.url))
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body.to_string())))
+            .map_err(|_| failed("has an address that no request can have"))?;
+        if let Some(key) = &self.key {
+            request.headers_mut().insert(header::AUTHORIZATION, key.clone());
+        }
+        let response = tokio::time::timeout(self.config.timeout, self.client.request(request)).await;
+        let response = response.map_err(|_| self.silent())?.map_err(|error| {
+            failed(if error.is_connect() { "cannot be reached" } else { "closed the connection before its answer" })
+        })?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        Err(self.refusal(response).await)
+    }
+
+    fn silent(&self) -> BackendError {
+        failed(format_args!("said nothing for {:?}", self.config.timeout))
+    }
+
+    async fn refusal(&self, response: Response<Incoming>) -> BackendError {
+        let status = response.status();
+        let retry_after =
+            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        match status {
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::PAYLOAD_TOO_LARGE => {
+                let body = self.whole(response).await.unwrap_or_default();
+                let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                let text = body.pointer("/error/message").and_then(Value::as_str).unwrap_or("it does not say why");
+                let param = body.pointer("/error/param").and_then(Value::as_str).map(str::to_owned);
+                let is_long = body.pointer("/error/code").and_then(Value::as_str) == Some("context_length_exceeded");
+                let kind = if is_long { BackendErrorKind::TooLong } else { BackendErrorKind::Invalid };
+                let text: String = text.chars().take(SHOWN).collect();
+                BackendError { kind, message: format!("the upstream refused the request: {text}"), param }
+            }
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                let kind = BackendErrorKind::UpstreamBusy { retry_after_s: retry_after.unwrap_or(1) };
+                BackendError::new(kind, "the upstream takes no more requests now: try again later")
+            }
+            // Whose key it refuses is not the client's business, and its text may show it.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => failed("refused the key of this server"),
+            StatusCode::NOT_FOUND => failed("does not have this model, or this endpoint"),
+            other => failed(format_args!("answered with status {}", other.as_u16())),
+        }
+    }
+
+    /// The whole body, not too much of it and not for too long.
+    async fn whole(&self, response: Response<Incoming>) -> Result<Vec<u8>, BackendError> {
+        let mut body = response.into_body();
+        let mut bytes = Vec::new();
+        let read = async {
+            while let Some(frame) = body.frame().await {
+                let Ok(data) = frame.map_err(|_| failed("broke its answer off"))?.into_data() else { continue };
+                if bytes.len() + data.len() > WHOLE_LIMIT {
+                    return Err(failed("sent more than 64 MiB in one piece"));
+                }
+                bytes.extend_from_slice(&data);
+            }
+            Ok(bytes)
+        };
+        tokio::time::timeout(self.config.timeout, read).await.map_err(|_| self.silent())?
+    }
+}
+
+impl Backend for UpstreamBackend {
+    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
+        let info = |id: &String| ModelInfo {
+            id: id.clone(),
+            created: 0,
+            context_length: 0,
+            fingerprint: "upstream".to_owned(),
+        };
+        self.shared.config.models.iter().map(info).collect()
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        Box::pin(async move {
+            self.check(&job.model)?;
+            let (path, body) = request::of(&job)?;
+            let response = self.shared.ask(path, &body).await?;
+            let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+            let timeout = self.shared.config.timeout;
+            let mut events = if kind.starts_with(b"text/event-stream") {
+                Events::streamed(response.into_body(), timeout)
+            } else if kind.starts_with(b"application/json") {
+                Events::whole(&self.shared.whole(response).await?)?
+            } else {
+                return Err(failed("answered with something else than JSON or a stream"));
+            };
+            let begun = events.begin().await;
+            if let Err(error) = begun {
+                self.shared.failures.fetch_add(1, Ordering::Relaxed);
+                return Err(error);
+            }
+            let shared = Arc::clone(&self.shared);
+            let events = stream::unfold((events, shared), |(mut events, shared)| async move {
+                let event = events.next().await?;
+                if event.is_err() {
+                    shared.failures.fetch_add(1, Ordering::Relaxed);
+                }
+                Some((event, (events, shared)))
+            });
+            if !request::is_held_back(&job) {
+                return Ok(Box::pin(events) as Generating);
+            }
+            let events: Vec<_> = events.collect().await;
+            let events = events.into_iter().collect::<Result<Vec<_>, _>>()?;
+            request::check(&job, &events)?;
+            Ok(Box::pin(stream::iter(events.into_iter().map(Ok))) as Generating)
+        })
+    }
+
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move { Err(Self::no_tokens(&job.model)) })
+    }
+
+    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        let model = model.to_owned();
+        Box::pin(async move {
+            self.check(&model)?;
+            let n = texts.len();
+            let input: Vec<Value> = texts.into_iter().map(request::prompt).collect();
+            let body = json!({ "model": model, "input": input, "encoding_format": "float" });
+            let response = self.shared.ask("/embeddings", &body).await?;
+            let bytes = self.shared.whole(response).await?;
+            events::embedded(&bytes, n)
+        })
+    }
+
+    fn tokenize(&self, _: &Caller, model: &str, _: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
+        Err(Self::no_tokens(model))
+    }
+
+    fn detokenize(&self, _: &Caller, model: &str, _: &[u32]) -> Result<String, BackendError> {
+        Err(Self::no_tokens(model))
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let counts = BTreeMap::from([
+            (
+                "upstream_failures_total",
+                ("Requests that an upstream did not answer as it should.", &self.shared.failures),
+            ),
+            ("upstream_requests_total", ("Requests to an upstream.", &self.shared.requests)),
+        ]);
+        let sample = |(name, (help, value)): (&'static str, (&'static str, &AtomicU64))| Sample {
+            name,
+            help,
+            kind: SampleKind::Counter,
+            model: self.shared.config.models.join(","),
+            value: value.load(Ordering::Relaxed) as f64,
+        };
+        counts.into_iter().map(sample).collect()
+    }
+}
