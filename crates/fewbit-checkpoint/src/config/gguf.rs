@@ -7,10 +7,10 @@ use super::{
     AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
     RopeConfig, RopeScaling, bad, check_count,
 };
-use crate::ModelError;
+use crate::CheckpointError;
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
-use fewbit_kernels::{GateFunction, RopeStyle};
+use fewbit_quant::{GateFunction, RopeStyle};
 
 /// An architecture that the one decoder can run, as a row of data.
 pub(super) struct Architecture {
@@ -137,7 +137,7 @@ impl Keys<'_> {
     }
 
     /// A number that counts something.
-    fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+    fn count(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         let name = self.name(key);
         let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
         let n = usize::try_from(value).unwrap_or(usize::MAX);
@@ -145,13 +145,13 @@ impl Keys<'_> {
         Ok(Some(n))
     }
 
-    fn required(&self, key: &str, max: usize) -> Result<usize, ModelError> {
+    fn required(&self, key: &str, max: usize) -> Result<usize, CheckpointError> {
         let missing = || fewbit_format::FormatError::MissingKey { key: self.name(key) };
         self.count(key, max)?.ok_or_else(|| missing().into())
     }
 
     /// A count of which 0 stands for "none".
-    fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+    fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         match self.meta.u64(&self.name(key))? {
             Some(0) => Ok(None),
             _ => self.count(key, max),
@@ -159,7 +159,7 @@ impl Keys<'_> {
     }
 
     /// A float that is a positive number, or 0 for "none".
-    fn positive(&self, key: &str) -> Result<Option<f32>, ModelError> {
+    fn positive(&self, key: &str) -> Result<Option<f32>, CheckpointError> {
         let name = self.name(key);
         match self.meta.f32(&name)? {
             Some(x) if !(x.is_finite() && x >= 0.0) => Err(bad(&name, x, "a positive number".to_owned())),
@@ -168,7 +168,7 @@ impl Keys<'_> {
     }
 
     /// Refuses every key of [`REFUSED`] that asks for something.
-    fn refuse(&self) -> Result<(), ModelError> {
+    fn refuse(&self) -> Result<(), CheckpointError> {
         for (key, feature, harmless) in REFUSED {
             let key = self.name(key);
             let Some(value) = self.meta.get(&key) else { continue };
@@ -182,7 +182,7 @@ impl Keys<'_> {
             let unset = harmless != 0.0 && number == Some(0.0) && !matches!(value, Value::Bool(_));
             if number != Some(harmless) && !unset {
                 let value = number.map_or_else(|| value.type_name().to_owned(), |x| x.to_string());
-                return Err(ModelError::UnsupportedFeature { feature, key, value });
+                return Err(CheckpointError::UnsupportedFeature { feature, key, value });
             }
         }
         Ok(())
@@ -193,18 +193,18 @@ impl ModelConfig {
     /// Reads and checks the configuration of a GGUF file.
     ///
     /// # Errors
-    /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`], [`ModelError::BadConfig`], and
+    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`], [`CheckpointError::BadConfig`], and
     /// the format's errors for keys that are missing or of the wrong type.
-    pub fn from_gguf(file: &GgufFile) -> Result<Self, ModelError> {
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, CheckpointError> {
         Self::from_metadata(file.metadata(), &|name, len| constants(file, name, len))
     }
 
     /// Reads and checks what metadata says. `constants` finds a vector of the file by its name, of this length.
-    pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, ModelError> {
+    pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, CheckpointError> {
         let name = meta.require_str("general.architecture")?;
         let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
             let known = ARCHITECTURES.iter().map(|a| a.name).collect();
-            return Err(ModelError::UnknownArchitecture { name: name.to_owned(), known });
+            return Err(CheckpointError::UnknownArchitecture { name: name.to_owned(), known });
         };
         let keys = Keys { meta, prefix: name };
         keys.refuse()?;
@@ -287,7 +287,7 @@ pub(crate) fn embedding_scale(dim: usize) -> f32 {
 }
 
 /// Which layers see only the window, in a model that has one.
-fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, ModelError> {
+fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     let name = keys.name("attention.sliding_window_pattern");
     let every = |period: usize| (0..n_layers).map(|i| period == 0 || i % period < period - 1).collect();
     let list: Vec<bool> = match keys.meta.get(&name) {
@@ -311,7 +311,7 @@ fn rope(
     arch: &Architecture,
     head_dim: usize,
     context_length: usize,
-) -> Result<RopeConfig, ModelError> {
+) -> Result<RopeConfig, CheckpointError> {
     let theta = keys.positive("rope.freq_base")?.map_or(10_000.0, f64::from);
     let n_dims = keys.count("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
     let mut rope = RopeConfig::new(theta, n_dims, arch.rope_style);
@@ -339,7 +339,7 @@ fn rope(
         (None | Some("linear"), None, None) if factor != 1.0 => RopeScaling::Linear { factor },
         (None | Some("linear" | "none"), None, None) => RopeScaling::None,
         (kind, ..) => {
-            return Err(ModelError::UnsupportedFeature {
+            return Err(CheckpointError::UnsupportedFeature {
                 feature: "this kind of rope scaling, or tensors that it needs",
                 key: kind_key,
                 value: kind.unwrap_or("missing").to_owned(),
@@ -369,19 +369,19 @@ pub(super) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(super) const ROPE_LONG: &str = "rope_factors_long.weight";
 
 /// Finds such a tensor by its name, of this length.
-pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>;
+pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, CheckpointError>;
 
 /// A small tensor of the file that is a constant of the model.
-fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
     let Some(tensor) = file.tensor(name) else { return Ok(None) };
     let expected = vec![len as u64];
     if tensor.shape != expected {
-        return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
+        return Err(CheckpointError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
     }
     decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
 }
 
-fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, ModelError> {
+fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, CheckpointError> {
     let Some(scale) = keys.positive("attention.temperature_scale")? else { return Ok(None) };
     let length = match keys.count("attention.temperature_length", MAX_CONTEXT)? {
         Some(length) => length,
@@ -390,7 +390,7 @@ fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<Attentio
     Ok(Some(AttentionTemperature { scale: f64::from(scale), length }))
 }
 
-fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, ModelError> {
+fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
     let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
         Some(n) => n,

@@ -4,33 +4,56 @@ use std::borrow::Cow;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub enum Part {
+    /// A row per token.
     TokenEmbedding,
+    /// The norm after the last layer.
     OutputNorm,
+    /// Hidden states to logits.
     Output,
+    /// The norm before attention.
     AttnNorm,
+    /// Queries.
     Q,
+    /// Keys.
     K,
+    /// Values.
     V,
     /// Rows of q, then of k, then of v.
     Qkv,
+    /// The norm of every head of the queries.
     QNorm,
+    /// The norm of every head of the keys.
     KNorm,
+    /// The output projection of attention.
     AttnOutput,
+    /// The norm of what attention gives.
     AttnPostNorm,
+    /// The norm before the feed-forward part.
     FfnNorm,
+    /// The gate of the feed-forward part, or of one expert.
     Gate,
+    /// What the gate is multiplied with; rows of both, where there is no gate of its own.
     Up,
+    /// The output projection of the feed-forward part.
     Down,
+    /// The norm of what the feed-forward part gives.
     FfnPostNorm,
+    /// A score per expert.
     Router,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
     ExpertGates,
+    /// The same of [`Part::Up`].
     ExpertUps,
+    /// The same of [`Part::Down`].
     ExpertDowns,
+    /// The score of the shared expert.
     SharedRouter,
+    /// The gate of the shared expert.
     SharedGate,
+    /// What the shared gate is multiplied with.
     SharedUp,
+    /// The output projection of the shared expert.
     SharedDown,
 }
 
@@ -68,23 +91,23 @@ const GGUF: [(Part, &str); 25] = [
 const GGUF_IGNORED: [&str; 5] = ["rope_freqs.", "rope_factors_short.", "rope_factors_long.", "v.", "mm."];
 
 /// The name of a part in a GGUF file, without `.weight` or `.bias`. `layer` matters only for parts of layers.
-pub(crate) fn gguf(part: Part, layer: usize) -> String {
+pub fn gguf(part: Part, layer: usize) -> String {
     let (_, name) = GGUF.iter().find(|(p, _)| *p == part).expect("every part has a name");
     name.replace("{}", &layer.to_string())
 }
 
 /// The layer that a tensor in a GGUF file belongs to.
-pub(crate) fn layer_of_gguf(name: &str) -> Option<usize> {
+pub fn layer_of_gguf(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
 /// The part with this name in a GGUF file, which is one of this layer if it is one of a layer.
-pub(crate) fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
+pub fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
     GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)
 }
 
 /// Whether a tensor of a GGUF file may be there without being a weight of the decoder.
-pub(crate) fn is_ignored_in_gguf(name: &str) -> bool {
+pub fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))
 }
 
@@ -136,7 +159,7 @@ const HF_IMAGES: [&str; 4] =
 
 /// A module's name as files with nothing but a decoder and its output have it: without the prefix that models which
 /// see put before it, and with the one that bare decoders lack. `None` for what is not about text.
-pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
+pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
@@ -154,7 +177,7 @@ pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
 
 /// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
 /// behind their parts call the one behind attention as others call that before the feed-forward part.
-pub(crate) fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
+pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
         let part = find(&HF[..3], module)?;
@@ -178,7 +201,7 @@ pub(crate) fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, Strin
 
 /// What a part of this GGUF name (without `.weight` or `.bias`) is called in Hugging Face files, for messages
 /// about tensors that are missing.
-pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
+pub fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
     let candidates = HF.iter().map(|(_, name)| *name).chain(["post_attention_layernorm"]);
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     let mut modules = candidates.map(|module| match layer {
@@ -190,7 +213,7 @@ pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
 
 /// Where a tensor stands in a GGUF file that is written here: what belongs to no layer first, then layer by layer in
 /// the order of the table.
-pub(crate) fn order(name: &str) -> (usize, usize, String) {
+pub fn order(name: &str) -> (usize, usize, String) {
     let (layer, part) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, part)) => (layer.parse::<usize>().map_or(usize::MAX, |layer| layer.saturating_add(1)), part),
         None => (0, name),
@@ -201,7 +224,7 @@ pub(crate) fn order(name: &str) -> (usize, usize, String) {
 }
 
 /// The tensor of all experts that a tensor of one expert becomes a part of, and which expert's it is.
-pub(crate) fn expert(name: &str) -> Option<(String, usize)> {
+pub fn expert(name: &str) -> Option<(String, usize)> {
     let (module, leaf) = name.rsplit_once('.')?;
     let (module, expert) = module.rsplit_once('.')?;
     let is_part = ["ffn_gate", "ffn_up", "ffn_down"].iter().any(|part| module.ends_with(part));

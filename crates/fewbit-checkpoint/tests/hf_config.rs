@@ -3,7 +3,7 @@
 #[path = "support/config.rs"]
 mod settings;
 
-use fewbit_model::{AttentionTemperature, GateFunction, ModelConfig, ModelError, RopeScaling, RopeStyle};
+use fewbit_checkpoint::{AttentionTemperature, CheckpointError, GateFunction, ModelConfig, RopeScaling, RopeStyle};
 use serde_json::{Value, json};
 use settings::read;
 
@@ -103,7 +103,7 @@ fn mistral_and_its_experts() {
 #[test]
 fn qwen() {
     let biased = read(json!({ "architectures": ["Qwen2ForCausalLM"] })).expect_err("it must have biases");
-    assert!(matches!(biased, ModelError::MissingTensor { name } if name.ends_with("q_proj.bias")));
+    assert!(matches!(biased, CheckpointError::MissingTensor { name } if name.ends_with("q_proj.bias")));
     let c = of_class("Qwen3ForCausalLM", json!({ "sliding_window": 64, "max_window_layers": 2 }));
     assert_eq!((c.rope.style, c.head_dim, c.has_qk_norm), (RopeStyle::HalfSplit, 128, true));
     assert_eq!(local(&c), "------", "the window is off unless it is switched on");
@@ -116,7 +116,7 @@ fn qwen() {
     let mut sparse = moe;
     sparse["architectures"] = json!(["Qwen3MoeForCausalLM"]);
     sparse["mlp_only_layers"] = json!([0]);
-    assert!(matches!(read(sparse), Err(ModelError::UnsupportedFeature { .. })));
+    assert!(matches!(read(sparse), Err(CheckpointError::UnsupportedFeature { .. })));
 }
 
 #[test]
@@ -211,7 +211,7 @@ fn a_model_that_sees() {
     assert!(nothing.to_string().contains("text_config"), "{nothing}");
     let other =
         json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": { "model_type": "mistral4" } });
-    assert!(matches!(read(other), Err(ModelError::UnknownArchitecture { name, .. }) if name == "mistral4"));
+    assert!(matches!(read(other), Err(CheckpointError::UnknownArchitecture { name, .. }) if name == "mistral4"));
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn bare_decoders() {
     let c = of_class("Qwen3Model", json!({ "tie_word_embeddings": false, "head_dim": 16 }));
     assert_eq!((c.architecture.as_str(), c.head_dim), ("qwen3", 16), "an output is not asked for");
     let unknown = read(json!({ "architectures": ["BertModel"] })).expect_err("another one");
-    assert!(matches!(unknown, ModelError::UnknownArchitecture { name, .. } if name == "BertModel"));
+    assert!(matches!(unknown, CheckpointError::UnknownArchitecture { name, .. } if name == "BertModel"));
 }
 
 #[test]
@@ -233,6 +233,6 @@ fn what_would_be_ignored_is_refused() {
         let mut json = more;
         json["architectures"] = json!([class]);
         let error = read(json.clone()).expect_err("it would be another model");
-        assert!(matches!(error, ModelError::UnsupportedFeature { .. }), "{json}: {error}");
+        assert!(matches!(error, CheckpointError::UnsupportedFeature { .. }), "{json}: {error}");
     }
 }

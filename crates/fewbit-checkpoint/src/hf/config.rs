@@ -5,12 +5,12 @@
 
 use super::HfError;
 use super::json::Object;
-use crate::ModelError;
+use crate::CheckpointError;
 use crate::config::{
     AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
     longrope_magnitude, yarn_magnitude,
 };
-use fewbit_kernels::{GateFunction, RopeStyle};
+use fewbit_quant::{GateFunction, RopeStyle};
 
 /// Which layers see only a window.
 #[derive(Clone, Copy, PartialEq)]
@@ -293,7 +293,7 @@ pub(super) struct Extras {
 }
 
 /// Reads and checks a configuration.
-pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelError> {
+pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), CheckpointError> {
     let wrapped = match whole.strings("architectures")?.and_then(|classes| classes.first().copied()) {
         Some(class) if WRAPPERS.contains(&class) => {
             let text = whole.object("text_config", "text_config.")?;
@@ -391,7 +391,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelErro
 }
 
 /// The architecture, and whether it is the bare decoder of a model made for embeddings, without an output.
-fn architecture(json: Object<'_>) -> Result<(Architecture, bool), ModelError> {
+fn architecture(json: Object<'_>) -> Result<(Architecture, bool), CheckpointError> {
     let classes = json.strings("architectures")?.unwrap_or_default();
     let model_type = json.str("model_type")?;
     let found = match classes.first() {
@@ -403,7 +403,7 @@ fn architecture(json: Object<'_>) -> Result<(Architecture, bool), ModelError> {
         None => ARCHITECTURES.iter().find(|a| Some(a.model_type) == model_type).map(|a| (*a, false)),
     };
     let unknown = || match classes.first().copied().or(model_type) {
-        Some(name) => ModelError::UnknownArchitecture {
+        Some(name) => CheckpointError::UnknownArchitecture {
             name: name.to_owned(),
             known: ARCHITECTURES.iter().map(|a| a.class).chain(WRAPPERS).collect(),
         },
@@ -413,7 +413,7 @@ fn architecture(json: Object<'_>) -> Result<(Architecture, bool), ModelError> {
 }
 
 /// Refuses what asks for something that the decoder does not have; ignoring it would give plausible nonsense.
-fn refuse(json: Object<'_>) -> Result<(), ModelError> {
+fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
     const SEES_AHEAD: &str = "attention that is not causal";
     if json.bool("use_bidirectional_attention")? == Some(true) {
         return Err(json.unsupported("use_bidirectional_attention", SEES_AHEAD));
@@ -425,7 +425,7 @@ fn refuse(json: Object<'_>) -> Result<(), ModelError> {
 }
 
 /// How queries grow with their position.
-fn temperature(json: Object<'_>, arch: &Architecture) -> Result<Option<AttentionTemperature>, ModelError> {
+fn temperature(json: Object<'_>, arch: &Architecture) -> Result<Option<AttentionTemperature>, CheckpointError> {
     if !arch.has_temperature {
         return Ok(None);
     }
@@ -437,7 +437,7 @@ fn temperature(json: Object<'_>, arch: &Architecture) -> Result<Option<Attention
     Ok(Some(AttentionTemperature { scale, length }))
 }
 
-fn gate(json: Object<'_>, arch: &Architecture) -> Result<GateFunction, ModelError> {
+fn gate(json: Object<'_>, arch: &Architecture) -> Result<GateFunction, CheckpointError> {
     // Gemma's first files say `hidden_act: gelu` and mean what `hidden_activation` says or, without it, the same.
     if arch.is_gemma {
         return match json.str("hidden_activation")? {
@@ -453,7 +453,11 @@ fn gate(json: Object<'_>, arch: &Architecture) -> Result<GateFunction, ModelErro
 }
 
 /// The window, and which layers have it.
-fn windows(json: Object<'_>, arch: &Architecture, n_layers: usize) -> Result<(Option<usize>, Vec<bool>), ModelError> {
+fn windows(
+    json: Object<'_>,
+    arch: &Architecture,
+    n_layers: usize,
+) -> Result<(Option<usize>, Vec<bool>), CheckpointError> {
     // `null` is no window, and only a key that is not there means the default.
     let window = match json.has("sliding_window") {
         true => json.count("sliding_window")?,
@@ -485,7 +489,7 @@ fn windows(json: Object<'_>, arch: &Architecture, n_layers: usize) -> Result<(Op
 }
 
 /// `layer_types`: whether each layer is local.
-fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, CheckpointError> {
     let Some(list) = json.strings("layer_types")? else { return Ok(None) };
     if list.len() != n_layers {
         return Err(bad("layer_types", format!("{} layers", list.len()), format!("{n_layers} layers")));
@@ -493,7 +497,7 @@ fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, M
     let is_local = list.into_iter().map(|kind| match kind {
         "sliding_attention" => Ok(true),
         "full_attention" => Ok(false),
-        other => Err(ModelError::UnsupportedFeature {
+        other => Err(CheckpointError::UnsupportedFeature {
             feature: "another kind of attention",
             key: json.path("layer_types"),
             value: other.to_owned(),
@@ -503,7 +507,7 @@ fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, M
 }
 
 /// Whether each layer has a position embedding.
-fn rotated(json: Object<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, ModelError> {
+fn rotated(json: Object<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     if arch.nope_every == 0 {
         return Ok(vec![true; n_layers]);
     }
@@ -525,7 +529,7 @@ fn ropes(
     arch: &Architecture,
     head_dim: usize,
     max_positions: usize,
-) -> Result<(RopeConfig, Option<RopeConfig>, usize), ModelError> {
+) -> Result<(RopeConfig, Option<RopeConfig>, usize), CheckpointError> {
     // Newer files have everything in `rope_parameters`, by kind of layer where there are two. A `rope_scaling` that is
     // not empty takes its place, as in transformers, and may have the base as well.
     let old = json.object("rope_scaling", "rope_scaling.")?.filter(|old| !old.is_empty());
@@ -587,7 +591,7 @@ fn rope_scaling(
     own: Object<'_>,
     arch: &Architecture,
     max_positions: usize,
-) -> Result<(RopeScaling, f64), ModelError> {
+) -> Result<(RopeScaling, f64), CheckpointError> {
     let key = if own.get("rope_type").is_some() { "rope_type" } else { "type" };
     let kind = own.str(key)?.unwrap_or("default");
     let required = |key: &str| own.f64(key).and_then(|x| own.require(key, x));
@@ -644,7 +648,7 @@ fn rope_scaling(
     Ok((scaling, named.unwrap_or(usual)))
 }
 
-fn experts(json: Object<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, ModelError> {
+fn experts(json: Object<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
     let (count, width) = match arch.experts {
         Experts::None => return Ok(None),
         Experts::Mixtral | Experts::Granite => ("num_local_experts", "intermediate_size"),
