@@ -7,6 +7,7 @@
 
 mod config;
 mod error;
+mod families;
 pub mod hf;
 pub mod names;
 pub mod source;
@@ -16,6 +17,7 @@ pub use config::{
     yarn_magnitude,
 };
 pub use error::CheckpointError;
+pub use families::{architectures, classes};
 pub use fewbit_quant::{FillRows, GateFunction, RopeStyle, ThisThread, Workers};
 pub use hf::{HfError, HfModel};
 pub use source::WeightSource;

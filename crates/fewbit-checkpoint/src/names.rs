@@ -1,5 +1,6 @@
 //! What the tensors of a model are called, as a table per source format.
 
+use crate::families;
 use std::borrow::Cow;
 
 /// What a tensor is for.
@@ -112,8 +113,8 @@ pub fn is_ignored_in_gguf(name: &str) -> bool {
 }
 
 /// Names of modules in Hugging Face files: those of layers are behind `model.layers.N.`, `.weight` or `.bias`
-/// follows. Of two that have one name, which one it is depends on the model: see [`from_hf`].
-const HF: [(Part, &str); 25] = [
+/// follows. These are those that all families have.
+const HF: [(Part, &str); 14] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
     (Part::OutputNorm, "model.norm"),
     (Part::Output, "lm_head"),
@@ -121,37 +122,17 @@ const HF: [(Part, &str); 25] = [
     (Part::Q, "self_attn.q_proj"),
     (Part::K, "self_attn.k_proj"),
     (Part::V, "self_attn.v_proj"),
-    (Part::Qkv, "self_attn.qkv_proj"),
     (Part::QNorm, "self_attn.q_norm"),
     (Part::KNorm, "self_attn.k_norm"),
     (Part::AttnOutput, "self_attn.o_proj"),
-    (Part::FfnNorm, "pre_feedforward_layernorm"),
-    (Part::FfnPostNorm, "post_feedforward_layernorm"),
     (Part::Gate, "mlp.gate_proj"),
     (Part::Up, "mlp.up_proj"),
-    // Rows of the gate, then of the other, as in GGUF files without a gate.
-    (Part::Up, "mlp.gate_up_proj"),
     (Part::Down, "mlp.down_proj"),
-    (Part::Router, "mlp.gate"),
-    // Granite's: of every expert, rows of the gate, then of the other.
-    (Part::ExpertUps, "block_sparse_moe.input_linear"),
-    (Part::ExpertDowns, "block_sparse_moe.output_linear"),
-    (Part::Router, "block_sparse_moe.router.layer"),
-    (Part::SharedRouter, "mlp.shared_expert_gate"),
-    (Part::SharedGate, "mlp.shared_expert.gate_proj"),
-    (Part::SharedUp, "mlp.shared_expert.up_proj"),
-    (Part::SharedDown, "mlp.shared_expert.down_proj"),
+    (Part::FfnNorm, AFTER_ATTENTION),
 ];
 
-/// Names of the matrices of one expert, behind `mlp.experts.N.` or Mixtral's `block_sparse_moe.experts.N.`.
-const HF_EXPERTS: [(Part, &str); 6] = [
-    (Part::Gate, "gate_proj"),
-    (Part::Up, "up_proj"),
-    (Part::Down, "down_proj"),
-    (Part::Gate, "w1"),
-    (Part::Up, "w3"),
-    (Part::Down, "w2"),
-];
+/// A norm, which is that after attention in models that have one there.
+const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
 /// What the files of models that see call the parts that are not about text, there and since `transformers` 4.52.
 const HF_IMAGES: [&str; 4] =
@@ -185,24 +166,20 @@ pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     };
     let (layer, name) = rest.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
-    let expert = name.strip_prefix("mlp.experts.").or(name.strip_prefix("block_sparse_moe.experts."));
-    if let Some((expert, name)) = expert.and_then(|rest| rest.split_once('.')) {
-        let (part, expert) = (find(&HF_EXPERTS, name)?, expert.parse::<usize>().ok()?);
+    if let Some((part, expert)) = families::expert(name) {
         return Some((part, format!("{}.{expert}", gguf(part, layer))));
     }
     let part = match name {
-        "post_attention_layernorm" if has_post_norms => Part::AttnPostNorm,
-        "post_attention_layernorm" => Part::FfnNorm,
-        "block_sparse_moe.gate" => Part::Router,
-        name => find(&HF[3..], name)?,
+        AFTER_ATTENTION if has_post_norms => Part::AttnPostNorm,
+        name => find(&HF[3..], name).or_else(|| families::modules().find(|(_, n)| *n == name).map(|(part, _)| part))?,
     };
     Some((part, gguf(part, layer)))
 }
 
-/// What a part of this GGUF name (without `.weight` or `.bias`) is called in Hugging Face files, for messages
-/// about tensors that are missing.
-pub fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
-    let candidates = HF.iter().map(|(_, name)| *name).chain(["post_attention_layernorm"]);
+/// What a part of this GGUF name (without `.weight` or `.bias`) is called in the Hugging Face files of an architecture, for
+/// messages about tensors that are missing.
+pub fn to_hf(name: &str, architecture: &str, has_post_norms: bool) -> Option<String> {
+    let candidates = HF.iter().copied().chain(families::modules_of(architecture)).map(|(_, name)| name);
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     let mut modules = candidates.map(|module| match layer {
         Some(layer) => format!("model.layers.{layer}.{module}"),

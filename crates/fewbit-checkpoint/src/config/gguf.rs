@@ -1,6 +1,6 @@
 //! The configuration of a GGUF file: its metadata, and the few tensors that are constants of the model.
 //!
-//! What the keys of an architecture mean, and what holds where a key is missing, is a row of [`ARCHITECTURES`].
+//! What the keys of an architecture mean, and what holds where a key is missing, is a row of its family (`families`).
 
 use super::rope::yarn_magnitude;
 use super::{
@@ -8,100 +8,9 @@ use super::{
     RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
+use crate::families::{self, Architecture};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
-use fewbit_quant::{GateFunction, RopeStyle};
-
-/// An architecture that the one decoder can run, as a row of data.
-pub(super) struct Architecture {
-    /// `general.architecture`, and the prefix of the model's metadata keys.
-    name: &'static str,
-    rope_style: RopeStyle,
-    gate: GateFunction,
-    has_qk_norm: bool,
-    has_post_norms: bool,
-    /// Token embeddings are scaled by the root of their width.
-    scales_embeddings: bool,
-    /// Every how many layers one sees everything, in a model with a sliding window; 0 for none.
-    global_every: usize,
-    /// The window of a file that names none.
-    window: Option<usize>,
-    /// Base of the rotary frequencies in local layers, where it is another one: `Some(None)` is that of all layers
-    /// but without their scaling.
-    local_theta: Option<Option<f64>>,
-    /// Every how many layers one has no position embedding; 0 for none.
-    nope_every: usize,
-    /// `rope.scaling.finetuned = false` stands for no position embedding in any layer.
-    has_nope_switch: bool,
-    /// Caps of the attention scores and of the logits in a file that names none.
-    softcaps: (Option<f32>, Option<f32>),
-    /// Layer counts of models whose attention scale comes from `dim / n_heads` instead of `head_dim`.
-    scaled_by_width: &'static [usize],
-    /// Weights of the experts used are divided by their sum.
-    normalizes_experts: bool,
-    /// The shared expert has a gate.
-    has_shared_gate: bool,
-}
-
-const LLAMA: Architecture = Architecture {
-    name: "llama",
-    rope_style: RopeStyle::Interleaved,
-    gate: GateFunction::Silu,
-    has_qk_norm: false,
-    has_post_norms: false,
-    scales_embeddings: false,
-    global_every: 0,
-    window: None,
-    local_theta: None,
-    nope_every: 0,
-    has_nope_switch: false,
-    softcaps: (None, None),
-    scaled_by_width: &[],
-    normalizes_experts: true,
-    has_shared_gate: false,
-};
-
-const QWEN: Architecture = Architecture { name: "qwen2", rope_style: RopeStyle::HalfSplit, ..LLAMA };
-
-const GEMMA: Architecture = Architecture {
-    name: "gemma",
-    rope_style: RopeStyle::HalfSplit,
-    gate: GateFunction::GeluTanh,
-    scales_embeddings: true,
-    ..LLAMA
-};
-
-const ARCHITECTURES: [Architecture; 13] = [
-    LLAMA,
-    Architecture { name: "mistral3", ..LLAMA },
-    Architecture { name: "smollm3", nope_every: 4, ..LLAMA },
-    Architecture { name: "granite", has_nope_switch: true, ..LLAMA },
-    Architecture { name: "granitemoe", has_nope_switch: true, ..LLAMA },
-    QWEN,
-    Architecture { name: "qwen3", has_qk_norm: true, ..QWEN },
-    Architecture { name: "qwen2moe", normalizes_experts: false, has_shared_gate: true, ..QWEN },
-    Architecture { name: "qwen3moe", has_qk_norm: true, ..QWEN },
-    Architecture { name: "phi3", ..QWEN },
-    GEMMA,
-    Architecture {
-        name: "gemma2",
-        has_post_norms: true,
-        global_every: 2,
-        window: Some(4096),
-        softcaps: (Some(50.0), Some(30.0)),
-        scaled_by_width: &[46],
-        ..GEMMA
-    },
-    Architecture {
-        name: "gemma3",
-        has_qk_norm: true,
-        has_post_norms: true,
-        global_every: 6,
-        local_theta: Some(Some(10_000.0)),
-        scaled_by_width: &[62],
-        ..GEMMA
-    },
-];
 
 /// Keys behind the architecture's prefix that ask for something which the decoder does not have, what that is,
 /// and the value that asks for nothing. A file that has one of them with another value is refused: ignoring it
@@ -202,8 +111,8 @@ impl ModelConfig {
     /// Reads and checks what metadata says. `constants` finds a vector of the file by its name, of this length.
     pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, CheckpointError> {
         let name = meta.require_str("general.architecture")?;
-        let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
-            let known = ARCHITECTURES.iter().map(|a| a.name).collect();
+        let Some(arch) = families::architecture(name) else {
+            let known = families::architectures().collect();
             return Err(CheckpointError::UnknownArchitecture { name: name.to_owned(), known });
         };
         let keys = Keys { meta, prefix: name };

@@ -5,7 +5,7 @@
 
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
 use super::{ModelConfig, RopeConfig, RopeScaling};
-use crate::CheckpointError;
+use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
 /// What a GGUF file says about a model besides its weights.
@@ -69,7 +69,7 @@ impl ModelConfig {
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
         self.write_experts(&mut keys);
-        if self.architecture.starts_with("granite") {
+        if families::architecture(&self.architecture).is_some_and(|architecture| architecture.has_multipliers) {
             keys.float("embedding_scale", f64::from(self.embedding_scale));
             keys.float("residual_scale", f64::from(self.residual_scale));
             keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));

@@ -208,7 +208,8 @@ impl WeightSource for HfModel {
             return entry.stored.tensors().first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
         }
         let known = name.rsplit_once('.').and_then(|(module, leaf)| {
-            names::to_hf(module, self.config.has_post_norms).map(|module| format!("{module}.{leaf}"))
+            names::to_hf(module, &self.config.architecture, self.config.has_post_norms)
+                .map(|module| format!("{module}.{leaf}"))
         });
         known.unwrap_or_else(|| name.to_owned())
     }
