@@ -640,6 +640,7 @@ pub(crate) struct UsageArgs {
 pub(crate) enum UsageBy {
     Key,
     Model,
+    Backend,
     Day,
 }
 

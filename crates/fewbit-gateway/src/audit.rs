@@ -43,8 +43,14 @@ pub struct Entry {
     pub key: Option<String>,
     /// The endpoint's path.
     pub endpoint: String,
-    /// Which model.
+    /// The model, or the route, that the request named.
     pub model: String,
+    /// The target of the route that answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Whether it answered because the target chosen first could not.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub fallback: bool,
     /// How it ended.
     pub outcome: Outcome,
     /// Tokens of the prompt.
@@ -53,10 +59,18 @@ pub struct Entry {
     pub cached_tokens: u64,
     /// Tokens of the answer.
     pub completion_tokens: u64,
+    /// Whether the numbers of tokens are estimates, because the server that answered did not say.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub estimated: bool,
     /// What it cost, in the currency of the prices.
     pub cost: f64,
     /// How long it took.
     pub elapsed_ms: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How an answer ended.
@@ -226,10 +240,13 @@ pub(crate) mod tests {
             key: Some(key.into()),
             endpoint: "/v1/messages".into(),
             model: "m".into(),
+            backend: None,
+            fallback: false,
             outcome: Outcome::Complete,
             prompt_tokens: 3,
             cached_tokens: 1,
             completion_tokens,
+            estimated: false,
             cost: 0.5,
             elapsed_ms: 7,
         }

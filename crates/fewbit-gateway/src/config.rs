@@ -1,11 +1,14 @@
-//! The file that says what a server serves: read whole, checked whole.
+//! The file that says what a server serves: read whole, checked whole, and whatever is wrong in it has its line.
 
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use fewbit_serve::{Backend, UpstreamBackend, UpstreamConfig};
 use serde::Deserialize;
+use toml::Spanned;
 
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
@@ -13,6 +16,9 @@ use crate::routes::{Route, Routes};
 
 /// A commented example.
 pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// The most retries of a route.
+const MAX_RETRIES: u32 = 5;
 
 /// What the file says.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -34,7 +40,25 @@ pub struct Config {
     routes: Vec<RouteConfig>,
     /// What models cost.
     #[serde(default)]
-    prices: std::collections::BTreeMap<String, PriceConfig>,
+    prices: BTreeMap<String, Spanned<PriceConfig>>,
+    #[serde(skip)]
+    source: Source,
+}
+
+/// The file, to say where something stands in it.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Source {
+    path: PathBuf,
+    text: String,
+}
+
+impl Source {
+    /// An error about what stands there.
+    fn wrong(&self, at: Range<usize>, what: impl Into<String>) -> GatewayError {
+        let before = self.text.as_bytes().get(..at.start).unwrap_or_default();
+        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
+        GatewayError::Setting { path: self.path.clone(), line, what: what.into() }
+    }
 }
 
 /// A model to serve.
@@ -44,27 +68,27 @@ pub struct Config {
 pub struct ModelConfig {
     /// A name of the registry or the hub, or a path, which begins at the working folder.
     pub model: String,
-    /// What requests call it: as `fewbit serve MODEL` would have it, if nothing is said.
+    /// What requests call it: as `fewbit serve MODEL` would have it by default.
     pub name: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Upstream {
-    name: String,
-    url: String,
-    key_env: Option<String>,
-    key_file: Option<PathBuf>,
-    connect_timeout_s: Option<u32>,
-    timeout_s: Option<u32>,
+    name: Spanned<String>,
+    url: Spanned<String>,
+    key_env: Option<Spanned<String>>,
+    key_file: Option<Spanned<PathBuf>>,
+    connect_timeout_s: Option<Spanned<u32>>,
+    timeout_s: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RouteConfig {
-    name: String,
+    name: Spanned<String>,
     #[serde(default)]
-    retries: u32,
+    retries: Option<Spanned<u32>>,
     #[serde(default)]
     draw_by: DrawBy,
     to: Vec<TargetConfig>,
@@ -81,8 +105,8 @@ enum DrawBy {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct TargetConfig {
-    upstream: Option<String>,
-    model: String,
+    upstream: Option<Spanned<String>>,
+    model: Spanned<String>,
     #[serde(default = "one")]
     weight: u32,
 }
@@ -107,108 +131,174 @@ impl Config {
     pub fn read(path: impl AsRef<Path>) -> Result<Self, GatewayError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(GatewayError::file("read", path))?;
-        let mut config = Self::parse(&text).map_err(|error| GatewayError::Config { path: path.to_owned(), error })?;
+        Self::parse(path, text)
+    }
+
+    fn parse(path: &Path, text: String) -> Result<Self, GatewayError> {
+        let mut config: Self =
+            toml::from_str(&text).map_err(|error| GatewayError::Config { path: path.to_owned(), error })?;
+        config.source = Source { path: path.to_owned(), text };
+        config.check()?;
+        let folder = path.parent().unwrap_or(Path::new(""));
         if let Some(store) = &mut config.store {
-            *store = path.parent().unwrap_or(Path::new("")).join(&*store);
+            *store = folder.join(&*store);
         }
         for key_file in config.upstreams.iter_mut().filter_map(|upstream| upstream.key_file.as_mut()) {
-            *key_file = path.parent().unwrap_or(Path::new("")).join(&*key_file);
+            *key_file.as_mut() = folder.join(key_file.get_ref());
         }
         Ok(config)
     }
 
-    fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        let config: Self = toml::from_str(text)?;
-        for (name, price) in &config.prices {
-            let all = [price.input, price.output, price.cached_input.unwrap_or(0.0)];
-            if all.iter().any(|price| !price.is_finite() || *price < 0.0) {
-                return Err(serde::de::Error::custom(format!("a price of {name:?} is no amount: give 0 or more")));
+    /// What can be known from the file alone.
+    fn check(&self) -> Result<(), GatewayError> {
+        let wrong = |at: Range<usize>, what: String| Err(self.source.wrong(at, what));
+        for (name, price) in &self.prices {
+            let of = price.get_ref();
+            if [of.input, of.output, of.cached_input.unwrap_or(0.0)].iter().any(|n| !n.is_finite() || *n < 0.0) {
+                return wrong(price.span(), format!("a price of {name:?} is not an amount: give 0 or more"));
             }
         }
-        config.check_routes().map_err(serde::de::Error::custom)?;
-        Ok(config)
-    }
-
-    fn check_routes(&self) -> Result<(), String> {
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
-            if self.upstreams.iter().take(i).any(|other| other.name == *name) {
-                return Err(format!("two upstreams are called {name:?}: rename one of them"));
+            if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
+                return wrong(
+                    name.span(),
+                    format!("two upstreams are called {:?}: rename one of them", name.get_ref()),
+                );
             }
-            if upstream.key_env.is_some() && upstream.key_file.is_some() {
-                return Err(format!("the upstream {name:?} has `key_env` and `key_file`: leave one of them out"));
+            if let (Some(_), Some(file)) = (&upstream.key_env, &upstream.key_file) {
+                let what =
+                    format!("the upstream {:?} has `key_env` and `key_file`: leave one of them out", name.get_ref());
+                return wrong(file.span(), what);
             }
-            if [upstream.timeout_s, upstream.connect_timeout_s].contains(&Some(0)) {
-                return Err(format!("the upstream {name:?} has a timeout of 0 seconds: give at least 1"));
+            let timeouts = [&upstream.timeout_s, &upstream.connect_timeout_s];
+            if let Some(zero) = timeouts.into_iter().flatten().find(|timeout| *timeout.get_ref() == 0) {
+                let what = format!("the upstream {:?} has a timeout of 0 seconds: give at least 1", name.get_ref());
+                return wrong(zero.span(), what);
             }
         }
         for (i, route) in self.routes.iter().enumerate() {
             let name = &route.name;
-            if self.routes.iter().take(i).any(|other| other.name == *name) {
-                return Err(format!("two routes are called {name:?}: rename one of them"));
+            if self.routes.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
+                return wrong(name.span(), format!("two routes are called {:?}: rename one of them", name.get_ref()));
             }
             if route.to.is_empty() {
-                return Err(format!("the route {name:?} leads nowhere: give it a `to`"));
+                return wrong(name.span(), format!("the route {:?} has no target: give it a `to`", name.get_ref()));
             }
-            if route.retries > 5 {
-                return Err(format!("the route {name:?} has {} retries: give 5 at most", route.retries));
+            if let Some(retries) = route.retries.as_ref().filter(|retries| *retries.get_ref() > MAX_RETRIES) {
+                let what = format!(
+                    "the route {:?} has {} retries: give {MAX_RETRIES} at most",
+                    name.get_ref(),
+                    retries.get_ref()
+                );
+                return wrong(retries.span(), what);
             }
             for upstream in route.to.iter().filter_map(|target| target.upstream.as_ref()) {
-                if !self.upstreams.iter().any(|known| known.name == *upstream) {
-                    return Err(format!("the route {name:?} leads to the upstream {upstream:?}, which is not there"));
+                if !self.upstreams.iter().any(|known| known.name.get_ref() == upstream.get_ref()) {
+                    let what = format!(
+                        "the route {:?} has a target on the upstream {:?}, which does not exist: add it to `upstreams`",
+                        name.get_ref(),
+                        upstream.get_ref()
+                    );
+                    return wrong(upstream.span(), what);
                 }
             }
         }
         Ok(())
     }
 
-    /// The names of the routes.
-    pub fn route_names(&self) -> impl Iterator<Item = &str> {
-        self.routes.iter().map(|route| route.name.as_str())
-    }
-
-    /// The models of this process to which routes lead.
-    pub fn routed_models(&self) -> impl Iterator<Item = &str> {
-        let targets = self.routes.iter().flat_map(|route| &route.to);
-        targets.filter(|target| target.upstream.is_none()).map(|target| target.model.as_str())
-    }
-
-    /// What the routes say, next to the models of this process. Keys of upstreams are read now.
+    /// Checks what depends on the models of this process: `models` are the names that requests call them by.
     ///
     /// # Errors
-    /// If a key is not where the file says, or an upstream's address is none.
+    /// If a route or a price names a model that is not there, or a route has a model's name: with its line.
+    pub fn check_models(&self, models: &[&str]) -> Result<(), GatewayError> {
+        let is_model = |name: &str| models.contains(&name);
+        for route in &self.routes {
+            let name = route.name.get_ref();
+            if is_model(name) {
+                let what = format!("a route and a model are called {name:?}: rename one of them");
+                return Err(self.source.wrong(route.name.span(), what));
+            }
+            let local = route.to.iter().filter(|target| target.upstream.is_none()).map(|target| &target.model);
+            if let Some(model) = local.into_iter().find(|model| !is_model(model.get_ref())) {
+                let what = format!(
+                    "the route {name:?} has the target {:?}, which is not one of the models: add it to `models`, or \
+                     name its `upstream`",
+                    model.get_ref()
+                );
+                return Err(self.source.wrong(model.span(), what));
+            }
+        }
+        let is_route = |name: &str| self.routes.iter().any(|route| route.name.get_ref() == name);
+        match self.prices.iter().find(|(name, _)| !is_model(name) && !is_route(name)) {
+            None => Ok(()),
+            Some((name, price)) => {
+                let what = format!("there is a price for {name:?}, which is not one of the models and routes");
+                Err(self.source.wrong(price.span(), what))
+            }
+        }
+    }
+
+    /// Whether there are routes.
+    pub fn has_routes(&self) -> bool {
+        !self.routes.is_empty()
+    }
+
+    /// A backend with the routes, next to the models of this process. The keys of upstreams are read now.
+    ///
+    /// # Errors
+    /// If a key is not where the file says, or an upstream's address is not a URL: with its line.
     pub fn backend(&self, local: Option<Arc<dyn Backend>>) -> Result<Routes, GatewayError> {
         let targets = || self.routes.iter().flat_map(|route| &route.to);
         let mut upstreams: Vec<(&str, Arc<dyn Backend>)> = Vec::new();
         for upstream in &self.upstreams {
-            let name = upstream.name.as_str();
-            let of_it = targets().filter(|target| target.upstream.as_deref() == Some(name));
-            let mut config = UpstreamConfig::new(&upstream.url, of_it.map(|target| &target.model));
-            config.key = upstream.key()?;
-            if let Some(seconds) = upstream.timeout_s {
-                config.timeout = Duration::from_secs(seconds.into());
-            }
-            if let Some(seconds) = upstream.connect_timeout_s {
-                config.connect_timeout = Duration::from_secs(seconds.into());
-            }
-            let wrong = |error| GatewayError::Upstream { name: name.to_owned(), error };
+            let name = upstream.name.get_ref().as_str();
+            let is_of_it = |of: &&TargetConfig| of.upstream.as_ref().is_some_and(|upstream| upstream.get_ref() == name);
+            let models = targets().filter(is_of_it).map(|target| target.model.get_ref());
+            let mut config = UpstreamConfig::new(upstream.url.get_ref(), models);
+            config.key = self.key(upstream)?;
+            let seconds = |of: &Spanned<u32>| Duration::from_secs((*of.get_ref()).into());
+            config.timeout = upstream.timeout_s.as_ref().map_or(config.timeout, seconds);
+            config.connect_timeout = upstream.connect_timeout_s.as_ref().map_or(config.connect_timeout, seconds);
+            let wrong = |error| self.source.wrong(upstream.url.span(), format!("the upstream {name:?}: {error}"));
             upstreams.push((name, Arc::new(UpstreamBackend::new(config).map_err(wrong)?)));
         }
         let route = |route: &RouteConfig| {
-            let empty = Route::new(&route.name).retries(route.retries).by_key(route.draw_by == DrawBy::Key);
+            let retries = route.retries.as_ref().map_or(0, |retries| *retries.get_ref());
+            let empty = Route::new(route.name.get_ref()).retries(retries).by_key(route.draw_by == DrawBy::Key);
             route.to.iter().fold(empty, |made, target| {
-                let backend = match &target.upstream {
-                    Some(name) => upstreams.iter().find(|(known, _)| known == name).map(|(_, backend)| backend),
-                    None => local.as_ref(),
+                let model = target.model.get_ref();
+                let (place, backend) = match &target.upstream {
+                    Some(name) => {
+                        let name = name.get_ref().as_str();
+                        (name, upstreams.iter().find(|(known, _)| *known == name).map(|(_, backend)| backend))
+                    }
+                    None => ("local", local.as_ref()),
                 };
                 match backend {
-                    Some(backend) => made.to(Arc::clone(backend), &target.model, target.weight),
+                    Some(backend) => made.to(format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
                     None => made,
                 }
             })
         };
         let routes = self.routes.iter().map(route).collect();
         Ok(Routes::new(local.clone(), upstreams.into_iter().map(|(_, backend)| backend).collect(), routes))
+    }
+
+    fn key(&self, upstream: &Upstream) -> Result<Option<String>, GatewayError> {
+        if let Some(path) = &upstream.key_file {
+            let text = std::fs::read_to_string(path.get_ref()).map_err(|error| {
+                let what = format!("cannot read the key in {}: {error}", path.get_ref().display());
+                self.source.wrong(path.span(), what)
+            })?;
+            return Ok(Some(text.trim().to_owned()));
+        }
+        let Some(variable) = &upstream.key_env else { return Ok(None) };
+        let unset = |_| {
+            let what = format!("the environment variable {:?} is not set, or not UTF-8: set it", variable.get_ref());
+            self.source.wrong(variable.span(), what)
+        };
+        std::env::var(variable.get_ref()).map(|key| Some(key.trim().to_owned())).map_err(unset)
     }
 
     /// What models cost.
@@ -218,19 +308,7 @@ impl Config {
             cached_input: of.cached_input.unwrap_or(of.input),
             output: of.output,
         };
-        self.prices.iter().map(|(name, of)| (name.clone(), price(of))).collect()
-    }
-}
-
-impl Upstream {
-    fn key(&self) -> Result<Option<String>, GatewayError> {
-        if let Some(path) = &self.key_file {
-            let text = std::fs::read_to_string(path).map_err(GatewayError::file("read", path))?;
-            return Ok(Some(text.trim().to_owned()));
-        }
-        let Some(variable) = &self.key_env else { return Ok(None) };
-        let unset = |_| GatewayError::NoVariable { name: self.name.clone(), variable: variable.clone() };
-        std::env::var(variable).map(|key| Some(key.trim().to_owned())).map_err(unset)
+        self.prices.iter().map(|(name, of)| (name.clone(), price(of.get_ref()))).collect()
     }
 }
 
@@ -238,29 +316,71 @@ impl Upstream {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<Config, GatewayError> {
+        Config::parse(Path::new("c.toml"), text.to_owned())
+    }
+
     #[test]
     fn the_example_is_right() {
-        let config = Config::parse(EXAMPLE).unwrap();
+        let config = parse(EXAMPLE).unwrap();
         assert_eq!(
             (config.listen.as_deref(), config.store.as_deref()),
             (Some("127.0.0.1:8080"), Some(Path::new("store")))
         );
         assert_eq!(config.models[0].model, "smollm2-135m-instruct");
         assert_eq!(config.prices()["small"], Price { input: 0.1, cached_input: 0.01, output: 0.4 });
+        // So are the parts in comments.
+        let routes: String = EXAMPLE.split_inclusive('\n').skip_while(|line| *line != "# [[upstreams]]\n").collect();
+        let routes: String = routes
+            .lines()
+            .filter(|line| line.contains(['=', '[']))
+            .fold(String::new(), |text, line| text + line.trim_start_matches("# ") + "\n");
+        let config = parse(&routes).unwrap();
+        assert!(config.has_routes());
+        config.check_models(&["small"]).unwrap();
     }
 
     #[test]
     fn what_is_wrong_has_its_line() {
-        let error = |text: &str| Config::parse(text).unwrap_err().to_string();
+        let error = |text: &str| parse(text).unwrap_err().to_string();
         assert!(error("listen = \"x\"\nstor = \"y\"").contains("line 2"), "{}", error("listen = \"x\"\nstor = \"y\""));
         assert!(error("[[models]]\nname = \"x\"").contains("missing field `model`"));
         let to = |to: &str| error(&format!("[[routes]]\nname = \"r\"\nto = [{to}]"));
-        assert!(to("").contains("\"r\" leads nowhere"));
-        assert!(to("{ model = \"m\", upstream = \"u\" }").contains("the upstream \"u\", which is not there"));
+        assert_eq!(to(""), "c.toml, line 2: the route \"r\" has no target: give it a `to`");
+        let unknown = to("{ model = \"m\", upstream = \"u\" }");
+        assert!(
+            unknown.starts_with("c.toml, line 3: ") && unknown.contains("\"u\", which does not exist"),
+            "{unknown}"
+        );
         assert!(to("{ model = \"m\", wait = 1 }").contains("line 3"));
-        let both = "[[upstreams]]\nname = \"u\"\nurl = \"http://x\"\nkey_env = \"A\"\nkey_file = \"b\"";
-        assert!(error(both).contains("leave one of them out"));
-        assert!(error("[prices.m]\ninput = -1\noutput = 1").contains("no amount"));
+        let many = error("[[routes]]\nname = \"r\"\nto = [{ model = \"m\" }]\nretries = 6");
+        assert!(many.starts_with("c.toml, line 4: ") && many.contains("give 5 at most"), "{many}");
+        let upstream = "[[upstreams]]\nname = \"u\"\nurl = \"http://x\"\n";
+        let both = error(&format!("{upstream}key_env = \"A\"\nkey_file = \"b\""));
+        assert!(both.starts_with("c.toml, line 5: ") && both.contains("leave one of them out"), "{both}");
+        let twice = error(&format!("{upstream}\n{upstream}"));
+        assert!(twice.starts_with("c.toml, line 6: ") && twice.contains("two upstreams"), "{twice}");
+        assert!(error(&format!("{upstream}timeout_s = 0")).starts_with("c.toml, line 4: "));
+        assert!(
+            error("[prices.m]\ninput = -1\noutput = 1")
+                .starts_with("c.toml, line 1: a price of \"m\" is not an amount")
+        );
+        // What the models of the process decide.
+        let config = parse("[[routes]]\nname = \"r\"\nto = [\n{ model = \"m\" },\n{ model = \"n\" }]\n[prices.r]\ninput = 1\noutput = 1")
+            .unwrap();
+        config.check_models(&["m", "n"]).unwrap();
+        let error = |config: &Config, models: &[&str]| config.check_models(models).unwrap_err().to_string();
+        assert!(error(&config, &["m"]).starts_with("c.toml, line 5: the route \"r\" has the target \"n\""));
+        assert!(error(&config, &["m", "n", "r"]).starts_with("c.toml, line 2: a route and a model"));
+        let config = parse("\n[prices.p]\ninput = 1\noutput = 1").unwrap();
+        assert!(error(&config, &[]).starts_with("c.toml, line 2: there is a price for \"p\""));
+        // What is known when upstreams are made.
+        let error = |more: &str| parse(&format!("{upstream}{more}")).unwrap().backend(None).unwrap_err().to_string();
+        assert!(error("key_env = \"FEWBIT_NO_SUCH_VARIABLE\"").starts_with("c.toml, line 4: the environment variable"));
+        assert!(error("key_file = \"none-here\"").starts_with("c.toml, line 4: cannot read the key in none-here"));
+        let config = parse(&upstream.replace("http://", "ftp://")).unwrap();
+        let shown = config.backend(None).unwrap_err().to_string();
+        assert!(shown.starts_with("c.toml, line 3: the upstream \"u\"") && shown.contains("not a URL"), "{shown}");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c.toml");
         std::fs::write(&path, "store = \"s\"").unwrap();

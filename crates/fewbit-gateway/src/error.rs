@@ -27,31 +27,24 @@ pub enum GatewayError {
         #[source]
         error: serde_json::Error,
     },
-    /// The configuration is wrong.
+    /// The configuration cannot be parsed.
     #[error("{}: {error}", path.display())]
     Config {
         /// The file.
         path: PathBuf,
-        /// What, and in which line.
+        /// What is wrong, with its line.
         #[source]
         error: toml::de::Error,
     },
-    /// An upstream cannot be asked.
-    #[error("the upstream {name:?}: {error}")]
-    Upstream {
-        /// Its name.
-        name: String,
-        /// Why.
-        #[source]
-        error: fewbit_serve::ServeError,
-    },
-    /// A key is not where the configuration says.
-    #[error("the upstream {name:?} has its key in the variable {variable:?}, which is not set: set it")]
-    NoVariable {
-        /// The upstream's name.
-        name: String,
-        /// The variable.
-        variable: String,
+    /// The configuration says something that cannot be.
+    #[error("{}, line {line}: {what}", path.display())]
+    Setting {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong, and what to do.
+        what: String,
     },
     /// There is a key of this name.
     #[error("there is a key {name:?} already: revoke it, or take another name")]

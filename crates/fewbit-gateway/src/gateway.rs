@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job, ModelInfo,
-    Sample, Usage,
+    AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job,
+    ModelInfo, Sample, Usage,
 };
 use futures_core::Stream;
 
@@ -203,12 +203,19 @@ struct Account {
     start: Instant,
     reserved: Reserved,
     used: Usage,
+    /// Tokens of the prompt, for an answer that ends before they are known.
+    estimated_prompt: usize,
+    answered_by: Option<AnsweredBy>,
     outcome: Outcome,
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        let used = self.used;
+        let mut used = self.used;
+        let has_begun = matches!(self.outcome, Outcome::Failed | Outcome::Cancelled);
+        if has_begun && used.prompt == 0 && self.estimated_prompt > 0 {
+            (used.prompt, used.is_estimated) = (self.estimated_prompt, true);
+        }
         let (now_ms, cost) = (now_ms(), self.price.of(used));
         if let Some(key) = &self.caller.key {
             let tokens = (used.prompt as u64).saturating_add(used.completion as u64);
@@ -222,10 +229,13 @@ impl Drop for Account {
             key: self.caller.key.as_deref().map(str::to_owned),
             endpoint: self.caller.endpoint.to_owned(),
             model: std::mem::take(&mut self.model),
+            backend: self.answered_by.as_ref().map(|by| by.backend.to_string()),
+            fallback: self.answered_by.as_ref().is_some_and(|by| by.is_fallback),
             outcome: self.outcome,
             prompt_tokens: used.prompt as u64,
             cached_tokens: used.cached as u64,
             completion_tokens: used.completion as u64,
+            estimated: used.is_estimated,
             cost,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
         });
@@ -242,6 +252,8 @@ impl<B: Backend> Shared<B> {
             start: Instant::now(),
             reserved: Reserved::default(),
             used: Usage::default(),
+            estimated_prompt: 0,
+            answered_by: None,
             outcome: Outcome::Refused,
         }
     }
@@ -292,9 +304,12 @@ impl<B: Backend> Backend for Guarded<B> {
             let mut account = self.shared.account(&job.caller, &job.model);
             let key = self.shared.admit_job(&job)?;
             self.shared.reserve(&key, &mut account, job.max_tokens.unwrap_or(0))?;
+            account.estimated_prompt = job.estimated_prompt_tokens();
             let answer = self.shared.backend.generate(job).await?;
             account.outcome = Outcome::Cancelled;
-            Ok(Box::pin(Metered { answer, account: Some(account) }) as Generating)
+            let by = answer.answered_by().cloned();
+            account.answered_by.clone_from(&by);
+            Ok(Generating::new(Metered { answer, account: Some(account) }).by(by))
         })
     }
 
@@ -317,6 +332,8 @@ impl<B: Backend> Backend for Guarded<B> {
                 Ok(embedded) => {
                     account.outcome = Outcome::Complete;
                     account.used.prompt = embedded.prompt_tokens;
+                    account.used.is_estimated = embedded.is_estimated;
+                    account.answered_by.clone_from(&embedded.answered_by);
                 }
                 Err(_) => account.outcome = Outcome::Failed,
             }
@@ -358,7 +375,7 @@ impl Stream for Metered {
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
-        let event = std::task::ready!(this.answer.as_mut().poll_next(context));
+        let event = std::task::ready!(Pin::new(&mut this.answer).poll_next(context));
         let mut has_ended = false;
         if let Some(account) = &mut this.account {
             match &event {

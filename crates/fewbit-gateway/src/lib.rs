@@ -23,6 +23,7 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod breaker;
 mod config;
 mod error;
 mod gateway;

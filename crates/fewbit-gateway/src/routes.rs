@@ -1,31 +1,33 @@
-//! Names that stand for several models, here and elsewhere: who answers a request, and who does if the first cannot.
+//! Routes: a name that stands for several models, here or on other servers, with weights, retries and fallbacks.
 //!
 //! ```text
-//! draw one by weight -> ask it, and again after a pause -> ask the others, in their order -> the last error
+//! choose a target by weight -> ask it, retry with backoff -> fall back to the others, in their order -> the last error
 //! ```
 //!
-//! Which one is drawn depends on the request's id, or on the key's name, and on nothing else. Only what another server
-//! could do better is asked of another: what is wrong with a request is the client's. When an answer has begun, it is
-//! not asked for again. Who failed five times in a row is left alone for 30 seconds, and then asked once.
+//! The choice is a hash of the request's id, or of the key's name, so that it can be repeated. Only failures that another
+//! server or another time could avoid are retried; a wrong request is the client's error everywhere. Once an answer has
+//! begun, it is not asked for again. A target that keeps failing is skipped by its [circuit breaker](crate::breaker).
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Sample, SampleKind,
+    AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo,
+    Sample, SampleKind,
 };
+use futures_core::Stream;
 use sha2::{Digest, Sha256};
 
-/// Failures in a row after which somebody is left alone.
-const FAILURES: u32 = 5;
-/// For so long.
-const PAUSE: Duration = Duration::from_secs(30);
-/// Before the first repetition; twice as long before each further one.
+use crate::breaker::{Breaker, OPEN_FOR, Permit};
+
+/// The wait before the first retry; it doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// Nobody is waited for longer: then another is asked.
+/// If a retry had to wait longer (an upstream can ask for that), the next target is asked instead.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// A name that stands for several models.
@@ -39,59 +41,31 @@ pub struct Route {
     n_fallbacks: AtomicU64,
 }
 
-/// Who may answer.
+/// A model that a route can choose.
 struct Target {
+    /// What headers and logs call it.
+    name: Arc<str>,
     backend: Arc<dyn Backend>,
     model: String,
     weight: u32,
-    breaker: Mutex<Breaker>,
+    breaker: Arc<Breaker>,
 }
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Target").field("model", &self.model).field("weight", &self.weight).finish_non_exhaustive()
+        f.debug_struct("Target").field("name", &self.name).field("weight", &self.weight).finish_non_exhaustive()
     }
 }
 
-#[derive(Debug, Default)]
-struct Breaker {
-    failures: u32,
-    closed_until: Option<Instant>,
-}
-
-impl Breaker {
-    /// Whether to ask now. After a pause one request tries, and the others wait for another pause.
-    fn may_ask(&mut self, now: Instant) -> bool {
-        match self.closed_until {
-            Some(until) if now < until => false,
-            Some(_) => {
-                self.closed_until = Some(now + PAUSE);
-                true
-            }
-            None => true,
-        }
-    }
-
-    fn note(&mut self, is_failure: bool, now: Instant) {
-        if is_failure {
-            self.failures = self.failures.saturating_add(1);
-            if self.failures >= FAILURES {
-                self.closed_until = Some(now + PAUSE);
-            }
-        } else {
-            *self = Self::default();
-        }
-    }
-}
-
-impl Target {
-    fn breaker<T>(&self, with: impl FnOnce(&mut Breaker) -> T) -> T {
-        with(&mut self.breaker.lock().unwrap_or_else(PoisonError::into_inner))
-    }
+/// What a target gave, who it is, and the permit that is to be told how the rest goes.
+struct Asked<T> {
+    answer: T,
+    by: AnsweredBy,
+    permit: Permit,
 }
 
 impl Route {
-    /// A name that stands for nothing yet.
+    /// A route without targets.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -103,39 +77,47 @@ impl Route {
         }
     }
 
-    /// How often each is asked again.
+    /// How often a target is asked again before the next one is.
     pub fn retries(mut self, n: u32) -> Self {
         self.retries = n;
         self
     }
 
-    /// Draws by the key's name, so that each key always gets the same one, and not by the request's id.
+    /// Chooses by the key's name, so that each key always gets the same target, instead of by the request's id.
     pub fn by_key(mut self, by_key: bool) -> Self {
         self.by_key = by_key;
         self
     }
 
-    /// One more that may answer. With a weight of 0 it does only if those before it cannot.
-    pub fn to(mut self, backend: Arc<dyn Backend>, model: impl Into<String>, weight: u32) -> Self {
-        self.targets.push(Target { backend, model: model.into(), weight, breaker: Mutex::default() });
+    /// Adds a target: this model of this backend, which headers and logs call `name`. One with a weight of 0 is only a
+    /// fallback.
+    pub fn to(
+        mut self,
+        name: impl Into<Arc<str>>,
+        backend: Arc<dyn Backend>,
+        model: impl Into<String>,
+        weight: u32,
+    ) -> Self {
+        let (name, model) = (name.into(), model.into());
+        self.targets.push(Target { name, backend, model, weight, breaker: Arc::default() });
         self
     }
 
-    /// Who is asked, in this order.
+    /// The chosen target, and then the fallbacks.
     fn order(&self, caller: &Caller) -> Vec<&Target> {
         let total: u64 = self.targets.iter().map(|target| u64::from(target.weight)).sum();
         let who = if self.by_key { caller.key.as_deref().unwrap_or_default() } else { &*caller.request };
         let digest = Sha256::new().chain_update(&self.name).chain_update([0]).chain_update(who).finalize();
         let number = digest.iter().take(8).fold(0_u64, |number, &byte| number << 8 | u64::from(byte));
         let mut place = number.checked_rem(total).unwrap_or(0);
-        let drawn = self.targets.iter().position(|target| {
+        let chosen = self.targets.iter().position(|target| {
             let is_here = place < u64::from(target.weight);
             place = place.saturating_sub(u64::from(target.weight));
             is_here
         });
         let mut order: Vec<&Target> = self.targets.iter().collect();
-        if let Some(drawn) = drawn {
-            let first = order.remove(drawn);
+        if let Some(chosen) = chosen {
+            let first = order.remove(chosen);
             order.insert(0, first);
         }
         order
@@ -145,30 +127,30 @@ impl Route {
         &'a self,
         caller: &Caller,
         ask: impl Fn(&'a Target) -> Boxed<'a, Result<T, BackendError>>,
-    ) -> Result<T, BackendError> {
+    ) -> Result<Asked<T>, BackendError> {
         let mut last = None;
         for (place, target) in self.order(caller).into_iter().enumerate() {
-            if !target.breaker(|breaker| breaker.may_ask(Instant::now())) {
-                continue;
-            }
             for attempt in 0..=self.retries {
-                let answered = ask(target).await;
-                let failure = answered.as_ref().err().filter(|error| can_help(error.kind));
-                target.breaker(|breaker| breaker.note(failure.is_some(), Instant::now()));
-                let Some(error) = failure.cloned() else {
-                    if answered.is_ok() && place > 0 {
-                        self.n_fallbacks.fetch_add(1, Ordering::Relaxed);
+                let Some(permit) = target.breaker.permit(Instant::now()) else { break };
+                let error = match ask(target).await {
+                    Ok(answer) => {
+                        let is_fallback = place > 0;
+                        self.n_fallbacks.fetch_add(is_fallback.into(), Ordering::Relaxed);
+                        let by = AnsweredBy { backend: Arc::clone(&target.name), is_fallback };
+                        return Ok(Asked { answer, by, permit });
                     }
-                    return answered;
+                    Err(error) if is_temporary(error.kind) => error,
+                    Err(error) => return Err(error),
                 };
-                tracing::warn!(route = self.name, model = target.model, %error, attempt, "a route's model failed");
+                permit.failed();
+                tracing::warn!(route = self.name, target = &*target.name, %error, attempt, "a target failed");
                 let asked_for = match error.kind {
                     BackendErrorKind::UpstreamBusy { retry_after_s } => Duration::from_secs(retry_after_s.into()),
                     _ => Duration::ZERO,
                 };
                 last = Some(error);
                 let wait = BACKOFF.saturating_mul(1 << attempt.min(10)).max(asked_for);
-                if attempt == self.retries || wait > MAX_WAIT {
+                if attempt == self.retries || wait > MAX_WAIT || target.breaker.is_open() {
                     break;
                 }
                 self.n_retries.fetch_add(1, Ordering::Relaxed);
@@ -176,8 +158,9 @@ impl Route {
             }
         }
         Err(last.unwrap_or_else(|| {
-            let kind = BackendErrorKind::UpstreamBusy { retry_after_s: 30 };
-            BackendError::new(kind, format!("all that {:?} stands for failed lately: try again later", self.name))
+            let retry_after_s = u32::try_from(OPEN_FOR.as_secs()).unwrap_or(u32::MAX);
+            let message = format!("all targets of the route {:?} failed a short time ago: try again later", self.name);
+            BackendError::new(BackendErrorKind::UpstreamBusy { retry_after_s }, message)
         }))
     }
 
@@ -186,26 +169,42 @@ impl Route {
     }
 
     fn samples(&self) -> [Sample; 3] {
-        let now = Instant::now();
-        let is_paused = |target: &&Target| target.breaker(|breaker| breaker.closed_until.is_some_and(|at| at > now));
-        let paused = self.targets.iter().filter(is_paused).count();
+        let open = self.targets.iter().filter(|target| target.breaker.is_open()).count();
         let sample = |name, help, kind, value| Sample { name, help, kind, model: self.name.clone(), value };
         let count = |n: &AtomicU64| n.load(Ordering::Relaxed) as f64;
+        let (counter, gauge) = (SampleKind::Counter, SampleKind::Gauge);
         [
-            sample("route_retries_total", "Repetitions.", SampleKind::Counter, count(&self.n_retries)),
-            sample(
-                "route_fallbacks_total",
-                "Answers of another than was drawn.",
-                SampleKind::Counter,
-                count(&self.n_fallbacks),
-            ),
-            sample("route_paused", "How many are left alone after failures.", SampleKind::Gauge, paused as f64),
+            sample("route_retries_total", "Retries of a route's targets.", counter, count(&self.n_retries)),
+            sample("route_fallbacks_total", "Answers of a fallback.", counter, count(&self.n_fallbacks)),
+            sample("route_open_breakers", "Targets that are skipped after failures.", gauge, open as f64),
         ]
     }
 }
 
-/// Whether another server, or another time, could help.
-fn can_help(kind: BackendErrorKind) -> bool {
+/// An answer whose end the breaker is told.
+struct Watched {
+    answer: Generating,
+    permit: Option<Permit>,
+}
+
+impl Stream for Watched {
+    type Item = Result<Event, BackendError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let event = std::task::ready!(Pin::new(&mut self.answer).poll_next(context));
+        let settle = match &event {
+            Some(Ok(Event::End(_))) => Permit::succeeded,
+            Some(Err(error)) if !is_temporary(error.kind) => drop,
+            Some(Err(_)) | None => Permit::failed,
+            Some(Ok(_)) => return Poll::Ready(event),
+        };
+        self.permit.take().map(settle);
+        Poll::Ready(event)
+    }
+}
+
+/// Whether another target, or another time, could help.
+fn is_temporary(kind: BackendErrorKind) -> bool {
     matches!(
         kind,
         BackendErrorKind::Upstream
@@ -230,7 +229,7 @@ impl fmt::Debug for Routes {
 }
 
 impl Routes {
-    /// These routes, next to the models of `local`; `others` are counted as well.
+    /// These routes, next to the models of `local`. The metrics of `others` are shown as well.
     pub fn new(local: Option<Arc<dyn Backend>>, others: Vec<Arc<dyn Backend>>, routes: Vec<Route>) -> Self {
         Self { local, others, routes }
     }
@@ -244,7 +243,7 @@ impl Routes {
         self.local.as_deref().ok_or_else(unknown)
     }
 
-    /// Who answers what is not retried: the first of a route.
+    /// The model for what is neither retried nor balanced: the first target of a route.
     fn first<'a>(&'a self, model: &'a str) -> Result<(&'a dyn Backend, &'a str), BackendError> {
         match self.route(model).and_then(|route| route.targets.first()) {
             Some(target) => Ok((&*target.backend, &target.model)),
@@ -263,7 +262,9 @@ impl Backend for Routes {
         Box::pin(async move {
             let Some(route) = self.route(&job.model) else { return self.local(&job.model)?.generate(job).await };
             let ask = |target: &Target| Job { model: target.model.clone(), ..job.clone() };
-            route.ask(&job.caller, |target| target.backend.generate(ask(target))).await
+            let Asked { answer, by, permit } =
+                route.ask(&job.caller, |target| target.backend.generate(ask(target))).await?;
+            Ok(Generating::new(Watched { answer, permit: Some(permit) }).by(by))
         })
     }
 
@@ -282,7 +283,10 @@ impl Backend for Routes {
             let Some(route) = self.route(&model) else {
                 return self.local(&model)?.embed(&caller, &model, texts).await;
             };
-            route.ask(&caller, |target| target.backend.embed(&caller, &target.model, texts.clone())).await
+            let Asked { answer, by, permit } =
+                route.ask(&caller, |target| target.backend.embed(&caller, &target.model, texts.clone())).await?;
+            permit.succeeded();
+            Ok(Embedded { answered_by: Some(by), ..answer })
         })
     }
 
@@ -315,24 +319,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_failed_is_left_alone_and_then_asked_once() {
-        let (mut breaker, start) = (Breaker::default(), Instant::now());
-        for _ in 0..FAILURES {
-            assert!(breaker.may_ask(start));
-            breaker.note(true, start);
-        }
-        assert!(!breaker.may_ask(start + PAUSE / 2));
-        assert!(breaker.may_ask(start + PAUSE));
-        assert!(!breaker.may_ask(start + PAUSE));
-        breaker.note(false, start + PAUSE);
-        assert!(breaker.may_ask(start + PAUSE));
-    }
-
-    #[test]
-    fn who_is_drawn_depends_on_the_weights_and_the_request() {
+    fn the_choice_depends_on_the_weights_and_the_request() {
         let backend: Arc<dyn Backend> = Arc::new(fewbit_serve::ScriptedBackend::default());
-        let route =
-            Route::new("r").to(Arc::clone(&backend), "a", 3).to(Arc::clone(&backend), "b", 1).to(backend, "c", 0);
+        let to = |route: Route, name: &str, weight| route.to(name, Arc::clone(&backend), name, weight);
+        let route = to(to(to(Route::new("r"), "a", 3), "b", 1), "c", 0);
         let first = |i: u32| {
             let caller = Caller { request: format!("req_{i}").into(), ..Caller::default() };
             route.order(&caller)[0].model.clone()

@@ -14,8 +14,10 @@ use crate::error::GatewayError;
 pub enum By {
     /// The key's name.
     Key,
-    /// The model.
+    /// The model, or the route.
     Model,
+    /// The target of a route that answered; the model where there was no route.
+    Backend,
     /// The day (UTC), as `2026-11-28`.
     Day,
 }
@@ -37,6 +39,10 @@ pub struct Row {
     pub completion_tokens: u64,
     /// Cost.
     pub cost: f64,
+    /// Answers of a route's fallback.
+    pub fallbacks: u64,
+    /// Answers whose numbers of tokens are estimates.
+    pub estimated: u64,
 }
 
 /// The sums of a store's log, which is checked on the way.
@@ -49,6 +55,7 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
         let of = match by {
             By::Key => entry.key.clone().unwrap_or_else(|| "-".to_owned()),
             By::Model => entry.model.clone(),
+            By::Backend => entry.backend.clone().unwrap_or_else(|| entry.model.clone()),
             By::Day => date(entry.time_ms),
         };
         let row = rows.entry(of.clone()).or_insert_with(|| Row { of, ..Row::default() });
@@ -60,6 +67,8 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
         row.cached_tokens += entry.cached_tokens;
         row.completion_tokens += entry.completion_tokens;
         row.cost += entry.cost;
+        row.fallbacks += u64::from(entry.fallback);
+        row.estimated += u64::from(entry.estimated);
     })?;
     Ok(rows.into_values().collect())
 }
@@ -106,6 +115,7 @@ mod tests {
             cached_tokens: answers,
             completion_tokens,
             cost: 0.5 * answers as f64,
+            ..Row::default()
         };
         assert_eq!(usage(folder.path(), By::Key).unwrap(), [row("ada", 1, 1, 5), row("bob", 1, 0, 7)]);
         assert_eq!(usage(folder.path(), By::Model).unwrap(), [row("m", 2, 1, 12)]);

@@ -8,6 +8,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{Prompt, Sampling};
@@ -17,8 +18,52 @@ use serde_json::{Map, Value};
 /// A future on the heap.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// An answer under way. Dropping it ends it.
-pub type Generating = Pin<Box<dyn Stream<Item = Result<Event, BackendError>> + Send>>;
+/// An answer under way: a stream of events. Dropping it ends it.
+pub struct Generating {
+    events: Pin<Box<dyn Stream<Item = Result<Event, BackendError>> + Send>>,
+    answered_by: Option<AnsweredBy>,
+}
+
+impl Generating {
+    /// An answer with these events.
+    pub fn new(events: impl Stream<Item = Result<Event, BackendError>> + Send + 'static) -> Self {
+        Self { events: Box::pin(events), answered_by: None }
+    }
+
+    /// Says which target of a route gives the answer.
+    pub fn by(mut self, answered_by: impl Into<Option<AnsweredBy>>) -> Self {
+        self.answered_by = answered_by.into();
+        self
+    }
+
+    /// Which target of a route gives the answer; nothing if the request named a model itself.
+    pub fn answered_by(&self) -> Option<&AnsweredBy> {
+        self.answered_by.as_ref()
+    }
+}
+
+impl Stream for Generating {
+    type Item = Result<Event, BackendError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.events.as_mut().poll_next(context)
+    }
+}
+
+impl fmt::Debug for Generating {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generating").field("answered_by", &self.answered_by).finish_non_exhaustive()
+    }
+}
+
+/// The target of a route that gives an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AnsweredBy {
+    /// What the route calls it, such as `big/their-name`.
+    pub backend: Arc<str>,
+    /// Whether it answers because the target chosen first could not.
+    pub is_fallback: bool,
+}
 
 /// What answers requests.
 pub trait Backend: Send + Sync + 'static {
@@ -103,6 +148,37 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// What the answer must be, with the field that says so.
     pub form: Option<(Form, &'static str)>,
+}
+
+impl Job {
+    /// About how many tokens the prompt has, at four bytes a token: for answers of servers that do not say.
+    pub fn estimated_prompt_tokens(&self) -> usize {
+        match &self.input {
+            Input::Text { prompt, .. } => estimated_tokens(prompt),
+            Input::Chat { messages, tools, .. } => {
+                let of_call = |call| serde_json::to_string(call).map_or(0, |text| text.len());
+                let of_messages = messages.iter().map(|message| {
+                    let of_calls: usize = message.tool_calls.iter().flatten().map(of_call).sum();
+                    message.content.as_text().map_or(0, |text| text.len()) + of_calls
+                });
+                let of_tools = tools.iter().map(|tool| tool.to_string().len());
+                of_messages.chain(of_tools).sum::<usize>().div_ceil(BYTES_PER_TOKEN)
+            }
+        }
+    }
+}
+
+/// Of English text and common tokenizers.
+pub(crate) const BYTES_PER_TOKEN: usize = 4;
+
+/// About how many tokens a prompt has.
+pub(crate) fn estimated_tokens(prompt: &Prompt) -> usize {
+    match prompt {
+        Prompt::Tokens(tokens) => tokens.len(),
+        Prompt::Text(text) => text.len().div_ceil(BYTES_PER_TOKEN),
+        // Only those two can be read.
+        _ => 0,
+    }
 }
 
 /// What to answer.
@@ -267,6 +343,8 @@ pub struct Usage {
     pub cached: usize,
     /// Of the answer.
     pub completion: usize,
+    /// Whether these are estimates, because the server that answered did not say.
+    pub is_estimated: bool,
 }
 
 /// Texts as vectors.
@@ -276,6 +354,17 @@ pub struct Embedded {
     pub vectors: Vec<Vec<f32>>,
     /// Of all texts.
     pub prompt_tokens: usize,
+    /// Whether this is an estimate, because the server that answered did not say.
+    pub is_estimated: bool,
+    /// Which target of a route answered; nothing if the request named a model itself.
+    pub answered_by: Option<AnsweredBy>,
+}
+
+impl Embedded {
+    /// The vectors of these texts, which had so many tokens.
+    pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: usize) -> Self {
+        Self { vectors, prompt_tokens, is_estimated: false, answered_by: None }
+    }
 }
 
 /// Something counted.

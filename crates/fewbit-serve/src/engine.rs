@@ -85,9 +85,7 @@ impl Backend for EngineBackend {
             let (begun, has_begun) = oneshot::channel();
             tokio::spawn(run(model, job, Sink { begun: Some(begun), events }));
             match has_begun.await {
-                Ok(Ok(())) => {
-                    Ok(Box::pin(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx))) as Generating)
-                }
+                Ok(Ok(())) => Ok(Generating::new(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)))),
                 Ok(Err(error)) => Err(error),
                 Err(_) => Err(BackendError::new(BackendErrorKind::Internal, "preparing the answer failed")),
             }
@@ -108,7 +106,7 @@ impl Backend for EngineBackend {
             let model = model?;
             let prompts: Vec<fewbit::Prompt> = texts.into_iter().map(prompt).collect();
             let embedded = model.embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
-            Ok(Embedded { vectors: embedded.vectors, prompt_tokens: embedded.usage.prompt })
+            Ok(Embedded::new(embedded.vectors, embedded.usage.prompt))
         })
     }
 
@@ -361,7 +359,8 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         }
         Some(_) => Finish::Stop,
     };
-    let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
+    let (prompt, cached, completion) = (used.prompt, used.cached, used.completion);
+    let usage = Usage { prompt, cached, completion, is_estimated: false };
     sink.send(Event::End(End { finish, stop, usage })).await;
     Ok(())
 }

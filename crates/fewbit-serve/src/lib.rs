@@ -40,8 +40,8 @@ mod stream;
 mod upstream;
 
 pub use backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
-    Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 pub use engine::EngineBackend;
 pub use error::ServeError;

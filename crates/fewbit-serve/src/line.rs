@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::Caller;
+use crate::backend::{AnsweredBy, Caller};
 use crate::error::{ApiError, ErrorForm};
 use crate::server::Shared;
 use crate::stats::Running;
@@ -75,7 +75,12 @@ impl Call {
 }
 
 /// What the client gets.
-pub(crate) enum Reply {
+pub(crate) struct Reply {
+    content: Content,
+    answered_by: Vec<AnsweredBy>,
+}
+
+enum Content {
     /// JSON.
     Json(Vec<u8>),
     /// Text, with its type.
@@ -86,7 +91,27 @@ pub(crate) enum Reply {
 
 impl Reply {
     pub(crate) fn json(value: &impl serde::Serialize) -> Result<Self, ApiError> {
-        serde_json::to_vec(value).map(Self::Json).map_err(|_| ApiError::internal())
+        serde_json::to_vec(value).map(|bytes| Content::Json(bytes).into()).map_err(|_| ApiError::internal())
+    }
+
+    pub(crate) fn text(text: String, kind: &'static str) -> Self {
+        Content::Text(text, kind).into()
+    }
+
+    pub(crate) fn events(events: Pin<Box<dyn Stream<Item = String> + Send>>) -> Self {
+        Content::Events(events).into()
+    }
+
+    /// Says in the headers which targets of a route answer.
+    pub(crate) fn by(mut self, answered_by: Vec<AnsweredBy>) -> Self {
+        self.answered_by = answered_by;
+        self
+    }
+}
+
+impl From<Content> for Reply {
+    fn from(content: Content) -> Self {
+        Self { content, answered_by: Vec::new() }
     }
 }
 
@@ -103,7 +128,7 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
     });
     let mut response = match reply {
         Ok(reply) => {
-            if !matches!(reply, Reply::Events(_)) {
+            if !matches!(reply.content, Content::Events(_)) {
                 running.ends_with(200);
             }
             form(reply, running, server.keep_alive)
@@ -215,10 +240,10 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 }
 
 fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Body> {
-    let (body, kind) = match reply {
-        Reply::Json(bytes) => (Body::from(bytes), "application/json"),
-        Reply::Text(text, kind) => (Body::from(text), kind),
-        Reply::Events(events) => {
+    let (body, kind) = match reply.content {
+        Content::Json(bytes) => (Body::from(bytes), "application/json"),
+        Content::Text(text, kind) => (Body::from(text), kind),
+        Content::Events(events) => {
             // Held by the stream: a client that goes away drops it before it is told how it ended.
             let end = futures_util::stream::once(async move {
                 running.ends_with(200);
@@ -237,5 +262,14 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // A request for several answers can have been answered by several.
+    let mut names: Vec<&str> = reply.answered_by.iter().map(|by| &*by.backend).collect();
+    names.sort_unstable();
+    names.dedup();
+    if let (false, Ok(names)) = (names.is_empty(), HeaderValue::from_str(&names.join(", "))) {
+        let is_fallback = reply.answered_by.iter().any(|by| by.is_fallback);
+        headers.insert("x-fewbit-backend", names);
+        headers.insert("x-fewbit-fallback", HeaderValue::from_static(if is_fallback { "true" } else { "false" }));
+    }
     response
 }

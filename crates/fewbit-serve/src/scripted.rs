@@ -90,7 +90,7 @@ impl Script {
 
     fn end_by(mut self, finish: Finish, stop: Option<String>) -> Self {
         let completion = self.steps.iter().filter(|step| matches!(step, Step::Say(Ok(Event::Piece(_))))).count();
-        let usage = Usage { prompt: 1, cached: 0, completion };
+        let usage = Usage { prompt: 1, completion, ..Usage::default() };
         self.steps.push(Step::Say(Ok(Event::End(End { finish, stop, usage }))));
         self
     }
@@ -172,7 +172,7 @@ impl Backend for ScriptedBackend {
                     }
                 }
             });
-            Ok(Box::pin(events) as Generating)
+            Ok(Generating::new(events))
         })
     }
 
@@ -193,7 +193,7 @@ impl Backend for ScriptedBackend {
             _ => 0.0,
         };
         let vectors = texts.iter().map(|prompt| vec![length(prompt), -length(prompt)]).collect();
-        Box::pin(async move { Ok(Embedded { vectors, prompt_tokens: texts.len() }) })
+        Box::pin(async move { Ok(Embedded::new(vectors, texts.len())) })
     }
 
     /// A byte is a token.

@@ -20,7 +20,7 @@ use futures_util::stream::{SelectAll, select_all, unfold};
 use futures_util::{StreamExt, TryStreamExt, future};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::backend::{Backend, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
+use crate::backend::{AnsweredBy, Backend, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
 use crate::error::ApiError;
 
 /// What the chunks of an endpoint look like.
@@ -50,6 +50,11 @@ pub(crate) async fn begin(backend: &dyn Backend, jobs: Vec<Job>) -> Result<Vec<G
     future::try_join_all(jobs.into_iter().map(|job| backend.generate(job))).await
 }
 
+/// Which targets of a route give these answers.
+pub(crate) fn answered_by(answers: &[Generating]) -> Vec<AnsweredBy> {
+    answers.iter().filter_map(|answer| answer.answered_by().cloned()).collect()
+}
+
 /// What answers took together. The prompt of several answers to one prompt counts once.
 pub(crate) fn total(used: impl IntoIterator<Item = (usize, Usage)>, n_per_prompt: usize) -> Usage {
     used.into_iter().fold(Usage::default(), |sum, (index, used)| {
@@ -59,6 +64,7 @@ pub(crate) fn total(used: impl IntoIterator<Item = (usize, Usage)>, n_per_prompt
             prompt: sum.prompt + of_prompt(used.prompt),
             cached: sum.cached + of_prompt(used.cached),
             completion: sum.completion + used.completion,
+            is_estimated: sum.is_estimated || used.is_estimated,
         }
     })
 }

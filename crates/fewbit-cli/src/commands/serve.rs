@@ -43,19 +43,8 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         models.push((id, model));
     }
     let prices = config.prices();
-    let is_model = |name: &str| models.iter().any(|(known, _)| known == name);
-    if let Some(name) = prices.keys().find(|name| !is_model(name) && !config.route_names().any(|route| route == **name))
-    {
-        bail!("there is a price for {name:?}, which is none of the models and routes: rename one of them");
-    }
-    if let Some(name) = config.route_names().find(|name| is_model(name)) {
-        bail!("a route and a model are called {name:?}: rename one of them");
-    }
-    if let Some(name) = config.routed_models().find(|name| !is_model(name)) {
-        bail!("a route leads to the model {name:?}, which is none of the models: add it, or name its upstream");
-    }
-    let has_routes = config.route_names().next().is_some();
-    let local = if models.is_empty() && has_routes { None } else { Some(EngineBackend::new(models)?) };
+    config.check_models(&models.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())?;
+    let local = if models.is_empty() && config.has_routes() { None } else { Some(EngineBackend::new(models)?) };
     let backend = config.backend(local.map(|local| Arc::new(local) as Arc<dyn Backend>))?;
     let server = match (&config.store, keys) {
         (Some(store), _) => {

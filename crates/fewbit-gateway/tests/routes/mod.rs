@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use fewbit_gateway::{Route, Routes};
+use fewbit_gateway::{By, Gateway, Outcome, Prices, Route, Routes, Row, usage};
 use fewbit_serve::{
     Backend, CallDelta, Finish, Piece, Script, ScriptedBackend, Token, UpstreamBackend, UpstreamConfig,
 };
@@ -84,7 +84,7 @@ fn script() -> Script {
 fn an_answer_from_another_server_is_the_same() {
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
-    let near = server(Route::new("near").to(upstream(&far.address), "scripted", 1));
+    let near = server(Route::new("near").to("far/scripted", upstream(&far.address), "scripted", 1));
     let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
     let body =
         chat(json!({ "tools": tools, "logprobs": true, "seed": 3, "stop": ["x"], "max_tokens": 50, "top_k": 4 }));
@@ -124,19 +124,26 @@ fn an_answer_from_another_server_is_the_same() {
 
 const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n";
 
+fn stream(events: &str) -> &'static str {
+    Box::leak(format!("{STREAM}{events}").into_boxed_str())
+}
+
+fn text(text: &str) -> String {
+    format!("data: {}\n\n", json!({ "choices": [{ "index": 0, "delta": { "content": text } }] }))
+}
+
+fn end() -> String {
+    let chunk = json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] });
+    format!("data: {chunk}\n\ndata: [DONE]\n\n")
+}
+
 #[test]
 fn what_upstreams_do_wrong_has_its_error() {
-    let stream = |events: &str| -> &'static str { Box::leak(format!("{STREAM}{events}").into_boxed_str()) };
     let status = |status: &str, body: &str| -> &'static str {
         let n = body.len();
         Box::leak(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}").into_boxed_str())
     };
-    let text =
-        |text: &str| format!("data: {}\n\n", json!({ "choices": [{ "index": 0, "delta": { "content": text } }] }));
-    let end = format!(
-        "data: {}\n\ndata: [DONE]\n\n",
-        json!({ "choices": [{ "index": 0, "delta": {}, "finish_reason": "stop" }] })
-    );
+    let end = end();
     let schema = json!({ "response_format": { "type": "json_schema", "json_schema": {
         "name": "x", "schema": { "type": "object", "required": ["a"], "properties": { "a": { "type": "integer" } } } } } });
     let tools = json!({ "tools": [{ "type": "function", "function": { "name": "f" } }], "tool_choice": "required" });
@@ -173,14 +180,14 @@ fn what_upstreams_do_wrong_has_its_error() {
             200,
             "whole",
         ),
-        (STREAM, &json!({ "regex": "a+" }), 400, "cannot be held to a `regex`"),
+        (STREAM, &json!({ "regex": "a+" }), 400, "`regex` cannot be enforced"),
     ] {
         let (address, seen) = raw(answer);
-        let near = server(Route::new("near").to(upstream(&address), "scripted", 1));
-        let (got, body, text) = ask(&near, "/v1/chat/completions", &chat(more.clone()));
-        assert_eq!(got, want, "{words}: {text}");
-        assert!(text.contains(words) && !text.contains(KEY), "{words}: {text}");
-        assert_eq!(text.to_ascii_lowercase().contains("retry-after: 7"), want == 503, "{text}");
+        let near = server(Route::new("near").to("far/scripted", upstream(&address), "scripted", 1));
+        let (got, body, shown) = ask(&near, "/v1/chat/completions", &chat(more.clone()));
+        assert_eq!(got, want, "{words}: {shown}");
+        assert!(shown.contains(words) && !shown.contains(KEY), "{words}: {shown}");
+        assert_eq!(shown.to_ascii_lowercase().contains("retry-after: 7"), want == 503, "{shown}");
         if want == 400 && words == "too hot" {
             assert_eq!(body["error"]["param"], "temperature");
         }
@@ -190,40 +197,45 @@ fn what_upstreams_do_wrong_has_its_error() {
     }
     // Nothing listens there any more.
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let near = server(Route::new("near").to(upstream(&gone), "scripted", 1));
+    let near = server(Route::new("near").to("far/scripted", upstream(&gone), "scripted", 1));
     let (got, body, shown) = ask(&near, "/v1/chat/completions", &chat(json!({})));
     assert_eq!((got, &body["error"]["code"]), (502, &json!("upstream_error")));
     assert!(shown.contains("cannot be reached"), "{shown}");
     // What breaks off after its beginning is an event, and no end.
     let (address, _) = raw(stream(&text("Half an")));
-    let near = server(Route::new("near").to(upstream(&address), "scripted", 1));
+    let near = server(Route::new("near").to("far/scripted", upstream(&address), "scripted", 1));
     let (got, _, text) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
     assert_eq!(got, 200);
     assert!(text.contains("Half an") && text.contains("broke its answer off") && !text.contains("[DONE]"), "{text}");
 }
 
 #[test]
-fn another_answers_if_the_first_cannot() {
+fn a_fallback_answers_if_the_first_target_cannot() {
     let (broken, seen) = raw("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
-    let route =
-        Route::new("near").retries(1).to(upstream(&broken), "scripted", 1).to(upstream(&far.address), "scripted", 0);
+    let route = Route::new("near").retries(1).to("broken/scripted", upstream(&broken), "scripted", 1).to(
+        "far/scripted",
+        upstream(&far.address),
+        "scripted",
+        0,
+    );
     let near = server(route);
     let n_seen = || seen.lock().unwrap().len();
-    // Twice each, until five failed in a row: the third request does not repeat its failure, the fourth asks nobody.
-    for (n, want) in [(1, 2), (2, 4), (3, 6), (4, 6), (5, 6)] {
+    // One retry each, until five failures in a row open the breaker.
+    for (n, want) in [(1, 2), (2, 4), (3, 5), (4, 5), (5, 5)] {
         backend.push(Script::words("From far away."));
         let (status, body, text) = ask(&near, "/v1/chat/completions", &chat(json!({})));
         assert_eq!(status, 200, "{text}");
         assert_eq!(body["choices"][0]["message"]["content"], "From far away.");
+        assert!(text.contains("x-fewbit-backend: far/scripted\r\n") && text.contains("x-fewbit-fallback: true\r\n"));
         assert_eq!(n_seen(), want, "request {n}");
     }
     let (_, _, text) = ask(&near, "/metrics", &Value::Null);
     for line in [
-        "route_retries_total{model=\"near\"} 3",
+        "route_retries_total{model=\"near\"} 2",
         "route_fallbacks_total{model=\"near\"} 5",
-        "route_paused{model=\"near\"} 1",
+        "route_open_breakers{model=\"near\"} 1",
     ] {
         assert!(text.contains(&format!("fewbit_{line}\n")), "{line}: {text}");
     }
@@ -232,4 +244,76 @@ fn another_answers_if_the_first_cannot() {
     assert_eq!((status, &body["error"]["param"]), (400, &json!("grammar")));
     let (status, _, _) = ask(&near, "/tokenize", &json!({ "content": "Hi" }));
     assert_eq!(status, 400);
+}
+
+#[test]
+fn a_target_whose_streams_break_off_is_skipped() {
+    let (broken, seen) = raw(stream(&text("Half an")));
+    let backend = ScriptedBackend::default();
+    let far = Running::with(backend.clone());
+    let route = Route::new("near").to("broken/scripted", upstream(&broken), "scripted", 1).to(
+        "far/scripted",
+        upstream(&far.address),
+        "scripted",
+        0,
+    );
+    let near = server(route);
+    for n in 1..=7 {
+        backend.push(Script::words("Whole."));
+        let (status, _, shown) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
+        // What has begun is not asked for again.
+        let words = if n <= 5 { "broke its answer off" } else { "Whole." };
+        assert!(status == 200 && shown.contains(words), "request {n}: {shown}");
+        assert_eq!(shown.contains("x-fewbit-fallback: true"), n > 5, "request {n}: {shown}");
+    }
+    assert_eq!(seen.lock().unwrap().len(), 5);
+}
+
+#[test]
+fn the_log_and_the_usage_say_who_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path();
+    let ada = super::key(store, "ada", |_| ());
+    let (broken, _) = raw("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    // Without usage: 12 bytes of an answer in 2 pieces.
+    let (silent, _) = raw(stream(&(text("An ans") + &text("wer is") + &end())));
+    let (half, _) = raw(stream(&text("Half an")));
+    let to = |route: Route, name: &str, address: &str| {
+        let upstream = upstream(address);
+        route.to(format!("{name}/scripted"), upstream, "scripted", u32::from(name == "broken" || name == "half"))
+    };
+    let backend = ScriptedBackend::new([Script::words("A secret answer.")]);
+    let far = Running::with(backend);
+    let routes = vec![
+        to(to(Route::new("estimated"), "broken", &broken), "silent", &silent),
+        to(Route::new("counted"), "far", &far.address),
+        to(Route::new("torn"), "half", &half),
+    ];
+    let gateway = Gateway::open(store, Prices::new(), Routes::new(None, Vec::new(), routes)).unwrap();
+    let near = Running::start(gateway.backend(), |server| server.gate(gateway));
+    let ask = |model: &str| near.chat(&ada, json!({ "model": model, "stream": model == "torn" })).0;
+    assert_eq!([ask("estimated"), ask("counted"), ask("torn")], [200, 200, 200]);
+    drop(near);
+    let entries = super::log(store);
+    let shown: Vec<_> = entries
+        .iter()
+        .map(|entry| {
+            let backend = entry.backend.as_deref().unwrap();
+            (backend, entry.fallback, entry.estimated, entry.prompt_tokens, entry.completion_tokens, entry.outcome)
+        })
+        .collect();
+    // "a private question" has 18 bytes.
+    let want = [
+        ("silent/scripted", true, true, 5, 3, Outcome::Complete),
+        ("far/scripted", false, false, 1, 3, Outcome::Complete),
+        ("half/scripted", false, true, 5, 1, Outcome::Failed),
+    ];
+    assert_eq!(shown, want);
+    let rows = usage(store, By::Backend).unwrap();
+    let of = |row: &Row| (row.of.clone(), row.answers, row.fallbacks, row.estimated);
+    let want = [("far/scripted", 0, 0), ("half/scripted", 0, 1), ("silent/scripted", 1, 1)];
+    assert_eq!(
+        rows.iter().map(of).collect::<Vec<_>>(),
+        want.map(|(of, n, estimated)| (of.to_owned(), 1, n, estimated))
+    );
 }

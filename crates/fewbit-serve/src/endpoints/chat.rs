@@ -40,10 +40,11 @@ impl Endpoint for Chat {
         let job = Job { caller, model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
         let jobs = (0..n as u64).map(|i| Job { seed: seed.wrapping_add(i), ..job.clone() }).collect();
         let answers = stream::begin(&*server.backend, jobs).await?;
+        let by = stream::answered_by(&answers);
         let head = Head::new("chatcmpl-", model, wants_usage);
         if is_streamed {
             let chunks = Chunks { head, has_logprobs: logprobs.is_some() };
-            return Ok(Reply::Events(stream::events(answers, n, chunks)));
+            return Ok(Reply::events(stream::events(answers, n, chunks)).by(by));
         }
         let answers = stream::whole(answers).await?;
         let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
@@ -53,7 +54,7 @@ impl Endpoint for Chat {
             message: message(piece),
             finish_reason: end.finish.as_str(),
         });
-        Reply::json(&ChatResponse {
+        let response = ChatResponse {
             id: head.id,
             object: "chat.completion",
             created: head.created,
@@ -61,7 +62,8 @@ impl Endpoint for Chat {
             system_fingerprint: head.model.fingerprint,
             choices: choices.collect(),
             usage: usage(used),
-        })
+        };
+        Ok(Reply::json(&response)?.by(by))
     }
 }
 

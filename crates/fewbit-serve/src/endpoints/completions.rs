@@ -60,11 +60,13 @@ impl Endpoint for Completions {
             (0..n as u64).map(move |i| Job { seed: seed.wrapping_add(i), ..job.clone() })
         });
         let answers = stream::begin(&*server.backend, jobs.collect()).await?;
+        let by = stream::answered_by(&answers);
         let head = Head::new("cmpl-", model, wants_usage(request.stream_options.as_ref()));
         let has_logprobs = request.logprobs.is_some();
         if request.stream.unwrap_or(false) {
             let offsets = vec![0; answers.len()];
-            return Ok(Reply::Events(stream::events(answers, n, Chunks { head, has_logprobs, offsets })));
+            let chunks = Chunks { head, has_logprobs, offsets };
+            return Ok(Reply::events(stream::events(answers, n, chunks)).by(by));
         }
         let answers = stream::whole(answers).await?;
         let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
@@ -74,7 +76,7 @@ impl Endpoint for Completions {
             text: piece.text,
             finish_reason: Some(end.finish.as_str()),
         });
-        Reply::json(&response(&head, choices.collect(), Some(Some(usage(used)))))
+        Ok(Reply::json(&response(&head, choices.collect(), Some(Some(usage(used)))))?.by(by))
     }
 }
 

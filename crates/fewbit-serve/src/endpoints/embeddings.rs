@@ -41,6 +41,7 @@ impl Endpoint for Embeddings {
         });
         let n = embedded.prompt_tokens;
         let usage = EmbeddingUsage { prompt_tokens: n, total_tokens: n };
-        Reply::json(&EmbeddingResponse { object: "list", data: data.collect(), model: model.id, usage })
+        let by = embedded.answered_by.into_iter().collect();
+        Ok(Reply::json(&EmbeddingResponse { object: "list", data: data.collect(), model: model.id, usage })?.by(by))
     }
 }

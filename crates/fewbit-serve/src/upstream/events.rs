@@ -1,4 +1,4 @@
-//! What another server sends, line by line, as [`Event`]s. Every size is limited and every field is checked.
+//! Another server's answer, read line by line as [`Event`]s. Every size is limited and every field is checked.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,11 +9,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::failed;
-use crate::backend::{Alternative, BackendError, CallDelta, Embedded, End, Event, Finish, Piece, Token, Usage};
+use crate::backend::{
+    Alternative, BYTES_PER_TOKEN, BackendError, CallDelta, Embedded, End, Event, Finish, Piece, Token, Usage,
+};
 
-/// No chunk that an answer needs is longer.
+/// The longest line that is read.
 const MAX_LINE: usize = 4 << 20;
-/// Calls that one answer can have.
+/// The most calls of one answer.
 const MAX_CALLS: usize = 128;
 
 #[derive(Deserialize)]
@@ -66,7 +68,7 @@ struct Details {
     cached_tokens: Option<usize>,
 }
 
-/// Of chats `content`, of completions the lists.
+/// Chats have `content`, completions have the lists.
 #[derive(Deserialize)]
 struct WireLogprobs {
     content: Option<Vec<WireToken>>,
@@ -84,34 +86,38 @@ struct WireToken {
     top_logprobs: Vec<WireToken>,
 }
 
-/// An answer as it comes.
+/// An answer while it arrives.
 pub(super) struct Events {
     body: Option<Incoming>,
     timeout: Duration,
-    /// Bytes of a line that is not complete.
+    /// The bytes of a line whose end has not arrived.
     line: Vec<u8>,
     ready: VecDeque<Event>,
     has_begun: bool,
     n_pieces: usize,
     n_calls: usize,
+    /// Of text, reasoning and calls.
+    n_bytes: usize,
     finish: Option<Finish>,
     usage: Option<Usage>,
+    /// Tokens of the prompt, if the server does not say.
+    estimated_prompt: usize,
     is_done: bool,
 }
 
 impl Events {
-    pub(super) fn streamed(body: Incoming, timeout: Duration) -> Self {
-        Self::new(Some(body), timeout)
+    pub(super) fn streamed(body: Incoming, timeout: Duration, estimated_prompt: usize) -> Self {
+        Self::new(Some(body), timeout, estimated_prompt)
     }
 
     /// An answer of a server that does not stream.
-    pub(super) fn whole(bytes: &[u8]) -> Result<Self, BackendError> {
-        let mut events = Self::new(None, Duration::ZERO);
+    pub(super) fn whole(bytes: &[u8], estimated_prompt: usize) -> Result<Self, BackendError> {
+        let mut events = Self::new(None, Duration::ZERO, estimated_prompt);
         events.chunk(bytes)?;
         Ok(events)
     }
 
-    fn new(body: Option<Incoming>, timeout: Duration) -> Self {
+    fn new(body: Option<Incoming>, timeout: Duration, estimated_prompt: usize) -> Self {
         Self {
             body,
             timeout,
@@ -120,13 +126,15 @@ impl Events {
             has_begun: false,
             n_pieces: 0,
             n_calls: 0,
+            n_bytes: 0,
             finish: None,
             usage: None,
+            estimated_prompt,
             is_done: false,
         }
     }
 
-    /// Waits for the first sign of life: a chunk, or a comment.
+    /// Waits for the first line: a chunk, or a comment that keeps the connection alive.
     pub(super) async fn begin(&mut self) -> Result<(), BackendError> {
         while !self.has_begun && !self.is_done && self.body.is_some() {
             self.read().await?;
@@ -146,7 +154,7 @@ impl Events {
             if self.body.is_none() {
                 self.is_done = true;
                 let Some(finish) = self.finish else { return Some(Err(broken_off())) };
-                let usage = self.usage.unwrap_or(Usage { completion: self.n_pieces, ..Usage::default() });
+                let usage = self.usage.unwrap_or_else(|| self.estimated_usage());
                 return Some(Ok(Event::End(End { finish, stop: None, usage })));
             }
             if let Err(error) = self.read().await {
@@ -154,6 +162,12 @@ impl Events {
                 return Some(Err(error));
             }
         }
+    }
+
+    /// A piece of a stream is a token at least.
+    fn estimated_usage(&self) -> Usage {
+        let completion = self.n_bytes.div_ceil(BYTES_PER_TOKEN).max(self.n_pieces);
+        Usage { prompt: self.estimated_prompt, cached: 0, completion, is_estimated: true }
     }
 
     /// Reads a piece of the body.
@@ -203,7 +217,7 @@ impl Events {
             let cached = usage.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0);
             let prompt = usage.prompt_tokens;
             let completion = usage.completion_tokens.unwrap_or(0);
-            self.usage = Some(Usage { prompt, cached: cached.min(prompt), completion });
+            self.usage = Some(Usage { prompt, cached: cached.min(prompt), completion, is_estimated: false });
         }
         for choice in chunk.choices.unwrap_or_default() {
             if choice.index.unwrap_or(0) != 0 {
@@ -229,6 +243,9 @@ impl Events {
                 return Err(failed("went on after the end of its answer"));
             }
             self.n_pieces += 1;
+            let of_calls =
+                piece.calls.iter().map(|call| call.name.as_ref().map_or(0, String::len) + call.arguments.len());
+            self.n_bytes += piece.text.len() + piece.reasoning.len() + of_calls.sum::<usize>();
             self.ready.push_back(Event::Piece(piece));
         }
         if let Some(reason) = choice.finish_reason {
@@ -306,8 +323,8 @@ struct WireVector {
     embedding: Vec<f32>,
 }
 
-/// The vectors of `n` texts, in their order.
-pub(super) fn embedded(bytes: &[u8], n: usize) -> Result<Embedded, BackendError> {
+/// The vectors of `n` texts, in their order. `estimated_prompt` is how many tokens they have if the server does not say.
+pub(super) fn embedded(bytes: &[u8], n: usize, estimated_prompt: usize) -> Result<Embedded, BackendError> {
     let wrong = |_| failed("sent what are no vectors of OpenAI's form");
     let all: Vectors = serde_json::from_slice(bytes).map_err(wrong)?;
     let mut vectors = vec![Vec::new(); n];
@@ -319,5 +336,7 @@ pub(super) fn embedded(bytes: &[u8], n: usize) -> Result<Embedded, BackendError>
     if n_sent != n || vectors.iter().any(|vector| vector.is_empty() || vector.len() != vectors[0].len()) {
         return Err(failed("sent other vectors than were asked for"));
     }
-    Ok(Embedded { vectors, prompt_tokens: all.usage.map_or(0, |usage| usage.prompt_tokens) })
+    let is_estimated = all.usage.is_none();
+    let prompt_tokens = all.usage.map_or(estimated_prompt, |usage| usage.prompt_tokens);
+    Ok(Embedded { is_estimated, ..Embedded::new(vectors, prompt_tokens) })
 }

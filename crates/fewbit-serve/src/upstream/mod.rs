@@ -1,14 +1,14 @@
-//! Another server of OpenAI's form as a backend: what comes from it is relayed, and believed only as far as it can be
-//! checked.
+//! Another server with the OpenAI interface as a backend. Its answers are relayed after each field was checked.
 //!
 //! ```text
 //! connect (timeout) -> status -> first line of the stream (timeout) -> pieces (timeout between two) -> finish_reason
 //! ```
 //!
-//! Answers are always asked for as streams. What goes wrong before the first line is an error of
-//! [`generate`](Backend::generate), so that a route can ask another; what goes wrong later is one of the stream. An answer
-//! that must have a form (JSON, a schema, a call) is held back until it is there as a whole and has been checked. No
-//! redirect is followed, and nothing of a key, a request or an answer is in a log.
+//! Answers are always requested as streams. A failure before the first line is an error of
+//! [`generate`](Backend::generate), so that a route can fall back to another target; a later failure is an error of the
+//! stream. An answer that must have a form (JSON, a schema, a tool call) is buffered whole and validated before any of it
+//! is sent. If the server reports no usage, tokens are estimated and marked so. Redirects are not followed, and no key,
+//! request text or answer text is logged.
 
 mod events;
 mod request;
@@ -32,17 +32,18 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use crate::backend::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Sample, SampleKind,
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo, Sample,
+    SampleKind, estimated_tokens,
 };
 use crate::error::ServeError;
 use events::Events;
 
-/// The longest answer that is read in one piece: an error, vectors, an answer that is not streamed.
+/// The largest body that is read whole: an error, embeddings, an answer that is not streamed.
 const WHOLE_LIMIT: usize = 64 << 20;
-/// Of an error's text, so much is told.
+/// Characters of an upstream's error message that are passed on.
 const SHOWN: usize = 500;
 
-/// Where another server is, and how long it may take.
+/// Address, key and timeouts of another server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct UpstreamConfig {
@@ -50,11 +51,11 @@ pub struct UpstreamConfig {
     pub url: String,
     /// Its key.
     pub key: Option<String>,
-    /// How long a connection may take: 5 seconds if nothing is said.
+    /// How long connecting may take: 5 seconds by default.
     pub connect_timeout: Duration,
-    /// How long it may be silent before an answer, and between two pieces of one: 60 seconds if nothing is said.
+    /// How long it may be silent before the first line of an answer, and between two pieces: 60 seconds by default.
     pub timeout: Duration,
-    /// Requests can name these models of it.
+    /// The models of it that requests can name.
     pub models: Vec<String>,
 }
 
@@ -77,7 +78,7 @@ impl fmt::Debug for UpstreamConfig {
     }
 }
 
-/// Another server of OpenAI's form.
+/// Another server with the OpenAI interface.
 #[derive(Clone)]
 pub struct UpstreamBackend {
     shared: Arc<Shared>,
@@ -89,6 +90,7 @@ struct Shared {
     key: Option<HeaderValue>,
     requests: AtomicU64,
     failures: AtomicU64,
+    without_usage: AtomicU64,
 }
 
 impl fmt::Debug for UpstreamBackend {
@@ -98,30 +100,33 @@ impl fmt::Debug for UpstreamBackend {
 }
 
 impl UpstreamBackend {
-    /// Asks this server. Nothing is sent yet.
+    /// A backend that forwards to this server. Nothing is sent yet.
     ///
     /// # Errors
-    /// If its address is none, or its key cannot be sent.
+    /// If the address is not an HTTP URL, or the key cannot be a header.
     pub fn new(mut config: UpstreamConfig) -> Result<Self, ServeError> {
         config.url.truncate(config.url.trim_end_matches('/').len());
         let wrong = |what| ServeError::Upstream { url: config.url.clone(), what };
-        let uri: Uri = config.url.parse().map_err(|_| wrong("is no address: give one such as https://HOST/v1"))?;
+        let uri: Uri =
+            config.url.parse().map_err(|_| wrong("is not a URL of a server: give one such as https://HOST/v1"))?;
         if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() || uri.query().is_some() {
-            return Err(wrong("is no address: give one such as https://HOST/v1"));
+            return Err(wrong("is not a URL of a server: give one such as https://HOST/v1"));
         }
         let key = config.key.take().map(|key| {
             let mut value = HeaderValue::try_from(format!("Bearer {key}"))?;
             value.set_sensitive(true);
             Ok::<_, axum::http::header::InvalidHeaderValue>(value)
         });
-        let key = key.transpose().map_err(|_| wrong("has a key that no header can hold: it has other than ASCII"))?;
+        let key =
+            key.transpose().map_err(|_| wrong("has a key with characters that a header cannot hold: check the key"))?;
         let connector = hyper_rustls::HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1();
         let mut http = HttpConnector::new();
         http.set_connect_timeout(Some(config.connect_timeout));
         http.set_nodelay(true);
         http.enforce_http(false);
         let client = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(http));
-        let shared = Shared { client, config, key, requests: AtomicU64::new(0), failures: AtomicU64::new(0) };
+        let [requests, failures, without_usage] = [const { AtomicU64::new(0) }; 3];
+        let shared = Shared { client, config, key, requests, failures, without_usage };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -133,7 +138,7 @@ impl UpstreamBackend {
     }
 
     fn no_tokens(model: &str) -> BackendError {
-        let message = format!("another server computes {model:?}: its tokens are not known here");
+        let message = format!("{model:?} runs on another server, whose tokenizer is not known here");
         BackendError::invalid("model", message)
     }
 }
@@ -143,7 +148,7 @@ pub(super) fn failed(what: impl fmt::Display) -> BackendError {
 }
 
 impl Shared {
-    /// What comes back, if its status is 200.
+    /// The response, if its status is 200.
     async fn ask(&self, path: &str, body: &Value) -> Result<Response<Incoming>, BackendError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let answered = self.post(path, body).await;
@@ -157,7 +162,7 @@ impl Shared {
         let mut request = Request::post(format!("{}{path}", self.config.url))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(Bytes::from(body.to_string())))
-            .map_err(|_| failed("has an address that no request can have"))?;
+            .map_err(|_| failed("has a URL that no request can have"))?;
         if let Some(key) = &self.key {
             request.headers_mut().insert(header::AUTHORIZATION, key.clone());
         }
@@ -194,14 +199,14 @@ impl Shared {
                 let kind = BackendErrorKind::UpstreamBusy { retry_after_s: retry_after.unwrap_or(1) };
                 BackendError::new(kind, "the upstream takes no more requests now: try again later")
             }
-            // Whose key it refuses is not the client's business, and its text may show it.
+            // The key is the operator's, and the text of the error may contain it.
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => failed("refused the key of this server"),
             StatusCode::NOT_FOUND => failed("does not have this model, or this endpoint"),
             other => failed(format_args!("answered with status {}", other.as_u16())),
         }
     }
 
-    /// The whole body, not too much of it and not for too long.
+    /// The whole body, within the limits of size and time.
     async fn whole(&self, response: Response<Incoming>) -> Result<Vec<u8>, BackendError> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();
@@ -237,12 +242,13 @@ impl Backend for UpstreamBackend {
             let response = self.shared.ask(path, &body).await?;
             let kind = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
             let timeout = self.shared.config.timeout;
+            let estimated_prompt = job.estimated_prompt_tokens();
             let mut events = if kind.starts_with(b"text/event-stream") {
-                Events::streamed(response.into_body(), timeout)
+                Events::streamed(response.into_body(), timeout, estimated_prompt)
             } else if kind.starts_with(b"application/json") {
-                Events::whole(&self.shared.whole(response).await?)?
+                Events::whole(&self.shared.whole(response).await?, estimated_prompt)?
             } else {
-                return Err(failed("answered with something else than JSON or a stream"));
+                return Err(failed("answered with neither JSON nor a stream"));
             };
             let begun = events.begin().await;
             if let Err(error) = begun {
@@ -252,18 +258,22 @@ impl Backend for UpstreamBackend {
             let shared = Arc::clone(&self.shared);
             let events = stream::unfold((events, shared), |(mut events, shared)| async move {
                 let event = events.next().await?;
-                if event.is_err() {
-                    shared.failures.fetch_add(1, Ordering::Relaxed);
+                match &event {
+                    Err(_) => _ = shared.failures.fetch_add(1, Ordering::Relaxed),
+                    Ok(Event::End(end)) if end.usage.is_estimated => {
+                        shared.without_usage.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(_) => {}
                 }
                 Some((event, (events, shared)))
             });
             if !request::is_held_back(&job) {
-                return Ok(Box::pin(events) as Generating);
+                return Ok(Generating::new(events));
             }
             let events: Vec<_> = events.collect().await;
             let events = events.into_iter().collect::<Result<Vec<_>, _>>()?;
             request::check(&job, &events)?;
-            Ok(Box::pin(stream::iter(events.into_iter().map(Ok))) as Generating)
+            Ok(Generating::new(stream::iter(events.into_iter().map(Ok))))
         })
     }
 
@@ -276,11 +286,16 @@ impl Backend for UpstreamBackend {
         Box::pin(async move {
             self.check(&model)?;
             let n = texts.len();
+            let estimated_prompt = texts.iter().map(estimated_tokens).sum();
             let input: Vec<Value> = texts.into_iter().map(request::prompt).collect();
             let body = json!({ "model": model, "input": input, "encoding_format": "float" });
             let response = self.shared.ask("/embeddings", &body).await?;
             let bytes = self.shared.whole(response).await?;
-            events::embedded(&bytes, n)
+            let embedded = events::embedded(&bytes, n, estimated_prompt)?;
+            if embedded.is_estimated {
+                self.shared.without_usage.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(embedded)
         })
     }
 
@@ -297,6 +312,10 @@ impl Backend for UpstreamBackend {
             (
                 "upstream_failures_total",
                 ("Requests that an upstream did not answer as it should.", &self.shared.failures),
+            ),
+            (
+                "upstream_answers_without_usage_total",
+                ("Answers whose tokens are estimated, because the upstream did not say.", &self.shared.without_usage),
             ),
             ("upstream_requests_total", ("Requests to an upstream.", &self.shared.requests)),
         ]);

@@ -45,7 +45,7 @@ pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
             json!({ "type": "json_schema", "json_schema": { "name": "answer", "strict": true, "schema": schema } })
         }
         Some((Form::Grammar(_) | Form::Regex(_), param)) => {
-            let message = format!("another server computes {:?}, and cannot be held to a `{param}`", job.model);
+            let message = format!("{:?} runs on another server, where a `{param}` cannot be enforced", job.model);
             return Err(BackendError::invalid(*param, message));
         }
     };
@@ -121,12 +121,13 @@ fn must_call(job: &Job) -> Option<Option<&str>> {
     }
 }
 
-/// Whether nothing of an answer may go out before all of it is known.
+/// Whether an answer must be validated whole before any of it is sent.
 pub(super) fn is_held_back(job: &Job) -> bool {
     job.form.is_some() || must_call(job).is_some()
 }
 
-/// Whether an answer is what was asked for. One that a limit cut is the beginning of one, as here.
+/// Checks that an answer has the form that was asked for. One cut by the token limit is not checked: it is incomplete, as a
+/// local one would be.
 pub(super) fn check(job: &Job, events: &[Event]) -> Result<(), BackendError> {
     let (mut text, mut names, mut finish) = (String::new(), Vec::new(), None);
     for event in events {

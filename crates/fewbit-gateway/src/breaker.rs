@@ -1,0 +1,147 @@
+//! A circuit breaker: a target that keeps failing is not asked for a while.
+//!
+//! ```text
+//! closed --5 failures in a row--> open --after 30 s--> half-open --trial succeeds--> closed
+//!                                  ^                       |
+//!                                  +----- trial fails -----+
+//! ```
+//!
+//! While it is half-open, one request is the trial and the others go elsewhere. An answer counts when it ends: one that
+//! breaks off after its beginning is a failure. A request that says nothing about the target (its client went away, or
+//! the request itself was wrong) counts as neither; if it was the trial, the next request is.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failures in a row that open the breaker.
+pub(crate) const FAILURES: u32 = 5;
+/// How long it stays open.
+pub(crate) const OPEN_FOR: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Default)]
+pub(crate) struct Breaker {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Closed { failures: u32 },
+    Open { until: Instant },
+    HalfOpen,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self::Closed { failures: 0 }
+    }
+}
+
+/// Leave to ask the target. It is to be told how that went; dropping it says that nothing was learned.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    breaker: Arc<Breaker>,
+    is_trial: bool,
+    is_settled: bool,
+}
+
+impl Breaker {
+    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Leave to ask the target now, if it may be asked.
+    pub(crate) fn permit(self: &Arc<Self>, now: Instant) -> Option<Permit> {
+        let is_trial = self.with(|state| match *state {
+            State::Closed { .. } => Some(false),
+            State::Open { until } if now >= until => {
+                *state = State::HalfOpen;
+                Some(true)
+            }
+            State::Open { .. } | State::HalfOpen => None,
+        })?;
+        Some(Permit { breaker: Arc::clone(self), is_trial, is_settled: false })
+    }
+
+    /// Whether requests go elsewhere.
+    pub(crate) fn is_open(&self) -> bool {
+        self.with(|state| !matches!(state, State::Closed { .. }))
+    }
+}
+
+impl Permit {
+    pub(crate) fn succeeded(mut self) {
+        self.settle(Ok(()), Instant::now());
+    }
+
+    pub(crate) fn failed(mut self) {
+        self.settle(Err(()), Instant::now());
+    }
+
+    /// Requests from before the breaker opened do not decide about a trial.
+    fn settle(&mut self, result: Result<(), ()>, now: Instant) {
+        self.is_settled = true;
+        let is_trial = self.is_trial;
+        let open = State::Open { until: now + OPEN_FOR };
+        self.breaker.with(|state| {
+            *state = match (*state, result) {
+                (State::Closed { .. }, Ok(())) => State::Closed { failures: 0 },
+                (State::Closed { failures }, Err(())) if failures + 1 < FAILURES => {
+                    State::Closed { failures: failures + 1 }
+                }
+                (State::Closed { .. }, Err(())) => open,
+                (State::HalfOpen, Ok(())) if is_trial => State::default(),
+                (State::HalfOpen, Err(())) if is_trial => open,
+                (other, _) => other,
+            };
+        });
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if self.is_trial && !self.is_settled {
+            self.breaker.with(|state| *state = State::Open { until: Instant::now() });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(breaker: &Arc<Breaker>, now: Instant) {
+        for _ in 0..FAILURES {
+            breaker.permit(now).unwrap().settle(Err(()), now);
+        }
+    }
+
+    #[test]
+    fn it_opens_after_failures_in_a_row_and_a_trial_closes_it() {
+        let (breaker, start) = (Arc::<Breaker>::default(), Instant::now());
+        for _ in 1..FAILURES {
+            breaker.permit(start).unwrap().settle(Err(()), start);
+        }
+        breaker.permit(start).unwrap().settle(Ok(()), start);
+        let mut late = breaker.permit(start).unwrap();
+        open(&breaker, start);
+        assert!(breaker.is_open() && breaker.permit(start + OPEN_FOR / 2).is_none());
+        let mut trial = breaker.permit(start + OPEN_FOR).unwrap();
+        assert!(breaker.permit(start + OPEN_FOR).is_none());
+        // Begun before the breaker opened.
+        late.settle(Ok(()), start + OPEN_FOR);
+        assert!(breaker.is_open());
+        trial.settle(Ok(()), start + OPEN_FOR);
+        assert!(!breaker.is_open() && breaker.permit(start + OPEN_FOR).is_some());
+    }
+
+    #[test]
+    fn a_trial_that_fails_opens_it_again_and_one_that_says_nothing_is_repeated() {
+        let (breaker, start) = (Arc::<Breaker>::default(), Instant::now());
+        open(&breaker, start);
+        let later = start + OPEN_FOR;
+        drop(breaker.permit(later).unwrap());
+        breaker.permit(later).unwrap().settle(Err(()), later);
+        assert!(breaker.permit(later).is_none());
+        assert!(breaker.permit(later + OPEN_FOR).is_some());
+    }
+}
