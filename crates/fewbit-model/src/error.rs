@@ -89,7 +89,7 @@ pub enum ModelError {
         ty: TensorType,
     },
     /// A tensor's bytes could not be decoded.
-    #[error("tensor {name:?}: {source}")]
+    #[error("tensor {name:?} cannot be decoded")]
     Decode {
         /// The tensor's name.
         name: String,

@@ -20,7 +20,7 @@ use fewbit_tokenizer::Message;
 use serde_json::{Map, Value};
 
 use crate::completion::{Completion, FinishReason, Piece};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
@@ -241,7 +241,7 @@ impl Chat {
     /// it is, other values as JSON. Each call has one result; they may come in any order.
     ///
     /// # Errors
-    /// [`Error::Tool`] if a result is of another call, or a call has none or two.
+    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result is of another call, or a call has none or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,

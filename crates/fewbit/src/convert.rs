@@ -33,7 +33,7 @@ impl ModelFile {
 /// What a GGUF file says of a folder's model besides its configuration.
 fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error> {
     let path = model.path();
-    let error = |error| Error::Tokenizer { path: path.to_owned(), error };
+    let error = |error: TokenizerError| Error::file(path, error);
     let files = HfFiles::read(path).map_err(error)?;
     let vocabulary = Vocabulary::from_hf(&files, options).map_err(error)?;
     let n_vocab = model.tensor("token_embd.weight").and_then(|tensor| tensor.shape.first()).copied().unwrap_or(0);
@@ -44,7 +44,7 @@ fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error>
     }
     let defaults = model
         .generation_defaults()
-        .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?;
+        .map_err(|error| Error::file(path, error))?;
     let floats = [
         ("temp", defaults.temperature),
         ("top_p", defaults.top_p),

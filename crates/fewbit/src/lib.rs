@@ -89,7 +89,7 @@ pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
 pub use embed::{Embed, Embeddings};
-pub use error::Error;
+pub use error::{Error, ErrorKind};
 pub use fewbit_format as format;
 pub use fewbit_model as engine;
 pub use fewbit_model::quantize;

@@ -19,7 +19,7 @@ pub enum LoraError {
         source: Box<FormatError>,
     },
     /// The configuration of a PEFT folder is missing or not as it should be.
-    #[error("{}: {source}", path.display())]
+    #[error("the configuration of {} cannot be used", path.display())]
     Config {
         /// The adapter.
         path: PathBuf,
@@ -122,7 +122,7 @@ pub enum LoraError {
         ty: String,
     },
     /// A tensor's bytes could not be decoded.
-    #[error("{}: tensor {tensor:?}: {source}", path.display())]
+    #[error("{}: tensor {tensor:?} cannot be decoded", path.display())]
     Decode {
         /// The adapter.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum LoraError {
         source: QuantError,
     },
     /// The device of a matrix could not take its part.
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be put where the model is", path.display())]
     Device {
         /// The adapter.
         path: PathBuf,
