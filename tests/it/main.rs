@@ -25,6 +25,7 @@ mod smollm2_generation;
 mod smollm2_together;
 mod speculation;
 mod tidy;
+mod tool_choice;
 mod tools;
 mod tracing;
 

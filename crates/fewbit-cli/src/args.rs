@@ -263,6 +263,9 @@ pub(crate) struct RunArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, conflicts_with = "raw")]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// End the model's reasoning after so many tokens; with 0 it does not think
+    #[arg(long, value_name = "N", conflicts_with = "raw")]
+    pub(crate) reasoning_budget: Option<usize>,
     /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
     #[arg(long, value_name = "MODEL")]
     pub(crate) draft: Option<String>,
@@ -282,6 +285,9 @@ pub(crate) struct ChatArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// End the model's reasoning after so many tokens; with 0 it does not think
+    #[arg(long, value_name = "N")]
+    pub(crate) reasoning_budget: Option<usize>,
     /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
     #[arg(long, value_name = "MODEL")]
     pub(crate) draft: Option<String>,

@@ -25,10 +25,7 @@ const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
-    let (builder, bar) = with_bar(builder(common)?);
-    let loaded = builder.progress(PullProgress::new()).load(name_or_path);
-    bar.finish_and_clear();
-    Ok(with_warnings(loaded?))
+    load_by(builder(common)?, name_or_path)
 }
 
 /// The model, after what its files say wrongly was shown.
@@ -45,6 +42,10 @@ pub(crate) fn load_draft(common: &Common, name_or_path: &str) -> anyhow::Result<
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
+    load_by(builder, name_or_path)
+}
+
+fn load_by(builder: ModelBuilder, name_or_path: &str) -> anyhow::Result<Model> {
     let (builder, bar) = with_bar(builder);
     let loaded = builder.progress(PullProgress::new()).load(name_or_path);
     bar.finish_and_clear();

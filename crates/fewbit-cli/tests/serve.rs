@@ -6,15 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+mod support;
 
-fn fewbit(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
-    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
-    // No test may read or change what the user has, nor reach the network.
-    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command
-}
+use support::{STORIES, fewbit};
 
 fn ask(address: &str, method: &str, path: &str, header: &str, body: &str) -> String {
     let mut socket = TcpStream::connect(address).unwrap();

@@ -3,37 +3,26 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use fewbit_gateway::{By, Entry, Gateway, Head, Key, KeyStore, Outcome, Price, Prices, usage, verify};
-use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBackend, Server};
+use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBackend};
 use serde_json::{Value, json};
 
-struct Running {
-    address: String,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<JoinHandle<bool>>,
+#[path = "../../fewbit-serve/tests/support/mod.rs"]
+mod support;
+
+use support::{Running, endpoints};
+
+/// A server over this store, where a token of an answer costs 0.1.
+fn start(store: &Path, backend: ScriptedBackend) -> Running {
+    let price = Price { input: 1e6, cached_input: 0.0, output: 1e5 };
+    let gateway = Gateway::open(store, Prices::from([("scripted".to_owned(), price)]), backend).unwrap();
+    Running::start(gateway.backend(), |server| server.gate(gateway))
 }
 
 impl Running {
-    fn start(store: &Path, backend: ScriptedBackend) -> Self {
-        let price = Price { input: 1e6, cached_input: 0.0, output: 1e5 };
-        let gateway = Gateway::open(store, Prices::from([("scripted".to_owned(), price)]), backend).unwrap();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (tell, address) = std::sync::mpsc::channel();
-        let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async {
-                let server = Server::new(gateway.backend()).gate(gateway);
-                let bound = server.bind("127.0.0.1:0").await.unwrap();
-                tell.send(bound.local_addr().to_string()).unwrap();
-                bound.run(async { drop(stopped.await) }).await
-            })
-        });
-        Self { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
-    }
-
     fn open(&self, key: &str, method: &str, path: &str, body: &Value) -> TcpStream {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut socket = TcpStream::connect(&self.address).unwrap();
@@ -63,13 +52,6 @@ impl Running {
     }
 }
 
-impl Drop for Running {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
 fn list(names: &[&str]) -> Option<Vec<String>> {
     Some(names.iter().map(|&name| name.to_owned()).collect())
 }
@@ -90,24 +72,6 @@ fn words(n: usize) -> ScriptedBackend {
     ScriptedBackend::new((0..n).map(|_| Script::words("A secret answer.")))
 }
 
-/// Every endpoint that needs a key, with a request that it answers.
-fn endpoints() -> Vec<(&'static str, &'static str, Value)> {
-    let hi = json!([{ "role": "user", "content": "Hi" }]);
-    vec![
-        ("POST", "/v1/chat/completions", json!({ "messages": hi })),
-        ("POST", "/v1/completions", json!({ "prompt": "Hi" })),
-        ("POST", "/v1/messages", json!({ "messages": hi, "max_tokens": 9 })),
-        ("POST", "/v1/messages/count_tokens", json!({ "messages": hi })),
-        ("POST", "/v1/responses", json!({ "input": "Hi" })),
-        ("POST", "/v1/embeddings", json!({ "input": "Hi" })),
-        ("POST", "/tokenize", json!({ "content": "Hi" })),
-        ("POST", "/detokenize", json!({ "tokens": [72, 105] })),
-        ("GET", "/v1/models/scripted", Value::Null),
-        ("GET", "/v1/models", Value::Null),
-        ("GET", "/metrics", Value::Null),
-    ]
-}
-
 #[test]
 fn each_endpoint_refuses_who_may_not() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,7 +82,7 @@ fn each_endpoint_refuses_who_may_not() {
     let other_model = key(store, "model", |key| key.models = list(&["other"]));
     KeyStore::open(store).unwrap().revoke("revoked").unwrap();
     let backend = ScriptedBackend::default();
-    let server = Running::start(store, backend.clone());
+    let server = start(store, backend.clone());
     for (method, path, body) in endpoints() {
         for wrong in ["", "wrong", &revoked, &all[..all.len() - 1], &format!("{all}0")] {
             assert_eq!(server.ask(wrong, method, path, body.clone()).0, 401, "{path} {wrong:?}");
@@ -150,7 +114,7 @@ fn each_endpoint_refuses_who_may_not() {
 fn tools_have_scopes() {
     let folder = tempfile::tempdir().unwrap();
     let some = key(folder.path(), "some", |key| key.tools = list(&["f"]));
-    let server = Running::start(folder.path(), words(1));
+    let server = start(folder.path(), words(1));
     let tool = |name: &str| json!({ "tools": [{ "type": "function", "function": { "name": name } }] });
     let (status, body, _) = server.chat(&some, tool("g"));
     assert_eq!((status, &body["error"]["param"]), (403, &json!("tools[0]")));
@@ -170,7 +134,7 @@ fn limits_hold_and_last() {
     // An answer costs 1 for its token of prompt, and 0.3 for its three tokens.
     let cheap = key(store, "cheap", |key| key.cost_per_day = Some(2.0));
     {
-        let server = Running::start(store, words(9));
+        let server = start(store, words(9));
         assert_eq!([server.chat(&few, json!({})).0, server.chat(&few, json!({})).0], [200, 200]);
         let (status, body, text) = server.chat(&few, json!({}));
         assert_eq!((status, &body["error"]["code"]), (429, &json!("rate_limit_exceeded")));
@@ -184,7 +148,7 @@ fn limits_hold_and_last() {
         assert_eq!((status, &body["error"]["code"]), (429, &json!("insufficient_quota")));
     }
     // What was used is known to the next server.
-    let server = Running::start(store, words(9));
+    let server = start(store, words(9));
     assert_eq!(server.chat(&short, json!({ "max_tokens": 7 })).0, 429);
     assert_eq!(server.chat(&short, json!({ "max_tokens": 6 })).0, 200);
     assert_eq!(server.chat(&cheap, json!({})).0, 429);
@@ -208,7 +172,7 @@ fn every_end_is_a_line_and_no_text_is_in_it() {
         Script::new().begin(5).text("A ").fail(broken),
         Script::new().begin(7).text("A ").text("secret ").wait(Duration::from_secs(3600)).end(Finish::Stop),
     ]);
-    let server = Running::start(store, backend);
+    let server = start(store, backend);
     let (_, _, text) = server.chat(&ada, json!({}));
     assert_eq!(server.chat(&ada, json!({})).0, 429);
     assert_eq!(server.chat(&ada, json!({})).0, 500);
@@ -246,7 +210,7 @@ fn every_end_is_a_line_and_no_text_is_in_it() {
 fn a_revoked_key_and_broken_keys_are_refused_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
-    let server = Running::start(store, words(9));
+    let server = start(store, words(9));
     let ada = key(store, "ada", |_| ());
     assert_eq!(server.chat(&ada, json!({})).0, 200);
     let path = store.join("keys.json");
@@ -267,7 +231,7 @@ fn two_servers_do_not_share_a_store_and_a_broken_log_stops_one() {
     let open =
         || Gateway::open(store, Prices::new(), ScriptedBackend::default()).map(drop).map_err(|error| error.to_string());
     {
-        let server = Running::start(store, words(2));
+        let server = start(store, words(2));
         assert!(open().unwrap_err().contains("another server"));
         assert_eq!([server.chat(&ada, json!({})).0, server.chat(&ada, json!({})).0], [200, 200]);
     }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolFallback};
+use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -23,7 +23,7 @@ use crate::backend::{
     Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
-use crate::{forced, messages};
+use crate::messages;
 
 /// Events that an answer may be ahead of its reader, besides what the engine holds itself.
 const AHEAD: usize = 4;
@@ -252,49 +252,36 @@ async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), Backe
         let stream = stream.get_ref();
         (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
-    drive(model, stream, state, Reading::AsItIs, sink).await
+    drive(model, stream, state, sink).await
 }
 
-/// The conversation of a job, checked, and how its answer is read.
-fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, Reading), BackendError> {
-    let mut builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
-    let (form, input) = (job.form, job.input);
-    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else {
+/// The conversation of a job, checked, and which parameter is wrong if it cannot be answered.
+fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, &'static str), BackendError> {
+    let builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
+    let Input::Chat { messages, tools, choice, parallel, template_vars } = job.input else {
         return Err(BackendError::new(BackendErrorKind::Internal, "this is no conversation"));
     };
-    let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
-    builder = conversation(builder, messages, template_vars)?;
-    if choice != ToolChoice::None {
-        let tools = tools_of(&tools)?;
-        if let Some(schema) = forced_schema(&tools, &choice)? {
-            builder = builder.constraint(Constraint::json_schema(schema).compact());
-            reading = Reading::Call(String::new());
-        }
-        builder = builder.tools(tools).parallel_tool_calls(parallel);
-    }
-    let param = match (&form, &reading) {
-        (Some((_, param)), _) => param,
-        (None, Reading::Call(_)) => "tools",
+    let param = match (&job.form, &choice) {
+        (Some((_, param)), _) => *param,
+        (None, ToolChoice::Required | ToolChoice::Named(_)) => "tools",
         (None, _) => "messages",
     };
+    let mut builder = conversation(builder, messages, template_vars)?;
+    if choice != ToolChoice::None {
+        builder = builder.tools(tools_of(&tools)?).tool_choice(choice_of(&choice)).parallel_tool_calls(parallel);
+    }
     let chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
-    Ok((chat, reading))
+    Ok((chat, param))
 }
 
 async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
-    let of_form = job.form.as_ref().map(|(_, param)| *param);
-    let (mut chat, reading) = start(model, job)?;
-    let param = match (of_form, &reading) {
-        (Some(param), _) => param,
-        (None, Reading::Call(_)) => "tools",
-        (None, _) => "messages",
-    };
+    let (mut chat, param) = start(model, job)?;
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
         let stream = stream.get_ref();
         (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
-    drive(model, stream, state, reading, sink).await
+    drive(model, stream, state, sink).await
 }
 
 fn conversation(
@@ -323,31 +310,14 @@ fn tools_of(wire: &[Value]) -> Result<Vec<Tool>, BackendError> {
     wire.iter().enumerate().map(read).collect()
 }
 
-/// The schema that an answer must follow, if it must call.
-fn forced_schema(tools: &[Tool], choice: &ToolChoice) -> Result<Option<Value>, BackendError> {
-    let named: Vec<&Tool> = match choice {
-        ToolChoice::Required => tools.iter().collect(),
-        ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
-        _ => return Ok(None),
-    };
-    match (named.is_empty(), choice) {
-        (false, _) => forced::schema(&named).map(Some),
-        (true, ToolChoice::Named(name)) => Err(BackendError::invalid(
-            "tool_choice",
-            format!("`tool_choice` names {name:?}, which is none of the tools"),
-        )),
-        (true, _) => Err(BackendError::invalid("tool_choice", "`tool_choice` demands a call, and there are no tools")),
+/// What an answer must call.
+fn choice_of(wire: &ToolChoice) -> fewbit::ToolChoice {
+    match wire {
+        ToolChoice::None => fewbit::ToolChoice::None,
+        ToolChoice::Required => fewbit::ToolChoice::Required,
+        ToolChoice::Named(name) => fewbit::ToolChoice::Named(name.clone()),
+        _ => fewbit::ToolChoice::Auto,
     }
-}
-
-/// How an answer is read.
-enum Reading {
-    /// As the model's reader takes it apart.
-    AsItIs,
-    /// All of it is the text that was asked for, where the reader finds reasoning too.
-    Form,
-    /// All of it is a call. What the reader does not take for one is collected.
-    Call(String),
 }
 
 /// Sends what a stream brings.
@@ -355,7 +325,6 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     model: &Model,
     mut stream: S,
     state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage, Option<String>),
-    mut reading: Reading,
     sink: &mut Sink,
 ) -> Result<(), BackendError> {
     // The first look is what begins it: a full queue is known before anything is promised.
@@ -368,7 +337,6 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     if !sink.send(Event::Begin { prompt: state(&stream).1.prompt }).await {
         return Ok(());
     }
-    let mut has_calls = false;
     loop {
         let item = match ready.take() {
             Some(item) => item,
@@ -379,14 +347,13 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         };
         let Some(piece) = item.transpose().map_err(|error| refused(error, "messages"))? else { break };
         let is_cut = state(&stream).0 == Some(FinishReason::Length);
-        let piece = read(model, piece, is_cut, &mut reading);
-        has_calls |= !piece.calls.is_empty();
+        let piece = read(model, piece, is_cut);
         if !piece.is_empty() && !sink.send(Event::Piece(piece)).await {
             return Ok(());
         }
     }
     let (reason, used, stop) = state(&stream);
-    let mut finish = match reason {
+    let finish = match reason {
         Some(FinishReason::Length) => Finish::Length,
         Some(FinishReason::ToolCalls) => Finish::ToolCalls,
         Some(FinishReason::Timeout | FinishReason::Cancelled) | None => {
@@ -394,42 +361,25 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         }
         Some(_) => Finish::Stop,
     };
-    if let (Reading::Call(answer), false) = (&reading, has_calls)
-        && let Some(call) = forced::read(answer)
-    {
-        finish = Finish::ToolCalls;
-        if !sink.send(Event::Piece(Piece { calls: vec![call], ..Piece::default() })).await {
-            return Ok(());
-        }
-    }
     let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
     sink.send(Event::End(End { finish, stop, usage })).await;
     Ok(())
 }
 
-fn read(model: &Model, piece: fewbit::Piece, is_cut: bool, reading: &mut Reading) -> Piece {
+fn read(model: &Model, piece: fewbit::Piece, is_cut: bool) -> Piece {
     let delta = |delta: fewbit::ToolCallDelta| CallDelta {
         index: delta.index,
         id: delta.id,
         name: delta.name,
         arguments: delta.arguments,
     };
-    let mut out = Piece {
+    Piece {
         text: piece.text,
         reasoning: piece.reasoning,
         calls: piece.tool_calls.into_iter().map(delta).collect(),
         void: piece.malformed_calls.iter().filter_map(|call| Some(VoidCall { index: call.index?, is_cut })).collect(),
         tokens: piece.logprobs.iter().map(|logprob| token(model, logprob)).collect(),
-    };
-    match reading {
-        Reading::AsItIs => {}
-        Reading::Form => out.text.insert_str(0, &std::mem::take(&mut out.reasoning)),
-        Reading::Call(answer) => {
-            *answer += &std::mem::take(&mut out.reasoning);
-            *answer += &std::mem::take(&mut out.text);
-        }
     }
-    out
 }
 
 fn token(model: &Model, of: &TokenLogprob) -> Token {
@@ -516,6 +466,7 @@ fn refused(error: Error, param: &str) -> BackendError {
         }
         Error::Template(_) => invalid("messages"),
         Error::TemplateVariable { .. } => invalid("chat_template_kwargs"),
+        Error::Tool(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => invalid("tool_choice"),
         Error::Tool(_) => invalid("tools"),
         Error::EmptyText { index } | Error::TextTooLong { index, .. } => {
             let kind = match &error {

@@ -28,7 +28,6 @@ mod backend;
 mod endpoints;
 mod engine;
 mod error;
-mod forced;
 mod kept;
 mod keys;
 mod line;

@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::Run;
-use crate::tools::{Reader, Setup};
+use crate::tools::{Plan, Reader, Setup};
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +150,9 @@ impl Generate {
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, echo, mut options } = self;
         let mut reader = None;
+        let mut plan = None;
+        // There are no tools.
+        options.data.tool_choice.as_ref().map_or(Ok(None), |choice| choice.demanded(&[], true))?;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) if templated => {
@@ -159,7 +162,9 @@ impl Generate {
                 messages.push(Message::user(text));
                 let (prompt, opened) = model.encode_chat(&messages, &[], &options.data.template_vars)?;
                 options.shown = model.shown_marks();
-                reader = Some(Reader::new(&Setup::without_tools(&model, opened), false));
+                let setup = Setup::without_tools(&model, opened);
+                reader = Some(Reader::new(&setup, false));
+                plan = Some(Plan::new(setup, &options, false));
                 prompt
             }
             Prompt::Text(text) => model.encode_raw(&text),
@@ -173,7 +178,8 @@ impl Generate {
             let text = model.tokenizer().decode(&prompt);
             echoed = Some(Piece { text, token_ids: prompt.clone(), logprobs, ..Piece::default() });
         }
-        Ok(Stream { run: Run::new(&model, prompt, &options, None)?, reader, echoed: echoed.clone(), to_echo: echoed })
+        let run = Run::new(&model, prompt, &options, None, plan)?;
+        Ok(Stream { run, reader, echoed: echoed.clone(), to_echo: echoed })
     }
 }
 

@@ -108,7 +108,9 @@ pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
 pub use stop::StopMatcher;
-pub use tools::{MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolError, ToolFallback, ToolStyle};
+pub use tools::{
+    MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
+};
 
 /// The guide, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::model::Model;
 use crate::sample::{CustomFactory, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, Stage, Xtc};
 use crate::scheduler::{CancelToken, Speculation};
+use crate::tools::ToolChoice;
 
 /// How to generate: what is not set is as the model recommends it, or else the default.
 ///
@@ -87,6 +88,13 @@ pub struct GenerateOptions {
     /// Variables of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON values. Which
     /// variables a template knows, its source says. Without a template they have no effect.
     pub template_vars: Map<String, Value>,
+    /// Whether an answer must call tools: see [`ToolChoice`]. By default the model decides.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether an answer may have several calls (the default). If not, it ends after its first.
+    pub parallel_tool_calls: Option<bool>,
+    /// Tokens that the model may think before it answers; then its reasoning is ended for it. With 0 it does not
+    /// think. Reasoning is known where a chat template is used; elsewhere this has no effect.
+    pub reasoning_budget: Option<usize>,
     /// Whether prompts that begin alike may be computed once (the default). The result is the same, but how long it
     /// takes tells whether another request began like this one.
     pub share_prefix: Option<bool>,
@@ -123,7 +131,8 @@ impl GenerateOptions {
         max_tokens: usize, temperature: f32, top_k: usize, top_p: f32, min_p: f32, typical_p: f32, top_n_sigma: f32,
         mirostat: Mirostat, repeat_penalty: f32, presence_penalty: f32, frequency_penalty: f32, penalty_last_n: usize,
         dry: Dry, seed: u64, logprobs: usize, timeout: Duration, share_prefix: bool, speculation: Speculation,
-        ignore_eos: bool, xtc: Xtc, dynamic_temperature: DynamicTemperature,
+        ignore_eos: bool, xtc: Xtc, dynamic_temperature: DynamicTemperature, tool_choice: ToolChoice,
+        parallel_tool_calls: bool, reasoning_budget: usize,
     }
 
     #[cfg(feature = "constraints")]
@@ -223,6 +232,9 @@ impl GenerateOptions {
             share_prefix,
             speculation,
             ignore_eos,
+            tool_choice,
+            parallel_tool_calls,
+            reasoning_budget,
         );
         #[cfg(feature = "constraints")]
         take!(constraint);
@@ -378,6 +390,7 @@ macro_rules! option_setters {
             template_var(name: impl Into<String>, value: impl Into<serde_json::Value>),
             speculation(speculation: $crate::Speculation),
             ignore_eos(yes: bool),
+            reasoning_budget(n_tokens: usize),
         }
 
         #[cfg(feature = "constraints")]
@@ -454,9 +467,12 @@ mod tests {
             .timeout(Duration::from_millis(1500))
             .template_var("enable_thinking", false)
             .mirostat(Mirostat::default())
+            .tool_choice(ToolChoice::Named("f".to_owned()))
+            .parallel_tool_calls(false)
+            .reasoning_budget(9)
             .speculation(Speculation::Off);
         let value = serde_json::to_value(&all).unwrap();
-        assert_eq!(value["timeout"], json!(1.5));
+        assert_eq!((&value["timeout"], &value["tool_choice"]), (&json!(1.5), &json!({ "named": "f" })));
         assert_eq!(value["stages"], json!(["top_k", "temperature"]));
         assert_eq!(value["logit_bias"], json!([[3, null], [4, -1.5]]));
         assert_eq!(serde_json::from_value::<GenerateOptions>(value).unwrap(), all);

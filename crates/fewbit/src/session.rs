@@ -18,6 +18,7 @@ use crate::options::Options;
 use crate::sample::TokenLogprob;
 use crate::scheduler::{Event, Generation, Picker, Receiver, Request, Task};
 use crate::stop::StopMatcher;
+use crate::tools::Plan;
 
 /// Tokens, and the cache that holds them.
 pub(crate) struct Timeline {
@@ -111,12 +112,13 @@ enum State {
 }
 
 impl Run {
-    /// Prepares a generation; computes nothing yet.
+    /// Prepares a generation; computes nothing yet. `plan` says how reasoning is known, where it is.
     pub(crate) fn new(
         model: &Model,
         prompt: Vec<u32>,
         options: &Options,
         slot: Option<Arc<Slot>>,
+        plan: Option<Plan>,
     ) -> Result<Self, Error> {
         model.check_tokens(&prompt)?;
         if prompt.is_empty() {
@@ -128,7 +130,7 @@ impl Run {
             return Err(ErrorKind::TooLong { index: None, tokens: prompt.len(), context_tokens }.into());
         }
         let max_tokens = options.data.max_tokens.unwrap_or(room).min(room);
-        let picker = Picker::new(options, &model.inner.core)?;
+        let picker = Picker::new(options, &model.inner.core, plan, &prompt)?;
         let seed = picker.seed();
         let generation = Generation {
             max_tokens,

@@ -33,6 +33,9 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     for (name, value) in &args.template_var {
         builder = builder.template_var(name, value.clone());
     }
+    if let Some(n) = args.reasoning_budget {
+        builder = builder.reasoning_budget(n);
+    }
     if let Some(name) = &args.draft {
         builder = builder.draft(&load_draft(common, name)?);
     }

@@ -33,6 +33,9 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     for (name, value) in &args.template_var {
         request = request.template_var(name, value.clone());
     }
+    if let Some(n) = args.reasoning_budget {
+        request = request.reasoning_budget(n);
+    }
     if let Some(name) = &args.draft {
         request = request.draft(&load_draft(common, name)?);
     }

@@ -112,6 +112,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 8192,
 }
+# What folders of a class have besides.
+MORE = {"gemma3_text": {"head_dim": 24}, "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2}}
 CLASSES = {
     "llama": "LlamaForCausalLM",
     "mistral": "MistralForCausalLM",
@@ -222,8 +224,8 @@ def cases():
 def main():
     out = []
     for model_type, what, settings in cases():
-        sizes = {**SIZES, "head_dim": 24} if model_type == "gemma3_text" else SIZES
-        config = {"architectures": [CLASSES[model_type]], "model_type": model_type, **sizes, **settings}
+        config = {"architectures": [CLASSES[model_type]], "model_type": model_type, **SIZES, **MORE.get(model_type, {})}
+        config.update(settings)
         out.append(json.dumps({"name": f"{model_type}: {what}", "config": config, "rope": read(config)}))
     head = f'"transformers": "{transformers.__version__}",\n"cases": [\n'
     with open(os.path.join(HERE, "ropes.json"), "w") as file:

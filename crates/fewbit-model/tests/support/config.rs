@@ -14,10 +14,6 @@ pub(crate) fn read(mut config: Value) -> Result<ModelConfig, ModelError> {
     for (key, value) in sizes.as_object().expect("an object") {
         config.as_object_mut().expect("an object").entry(key.as_str()).or_insert(value.clone());
     }
-    if config["model_type"] == "granitemoe" {
-        config["num_local_experts"] = json!(4);
-        config["num_experts_per_tok"] = json!(2);
-    }
     fs::write(folder.path().join("config.json"), config.to_string()).expect("writable");
     let dim = config["hidden_size"].as_u64().unwrap_or(32);
     let shape = json!({ "dtype": "F16", "shape": [3, dim], "data_offsets": [0, 6 * dim] });

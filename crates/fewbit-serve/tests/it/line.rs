@@ -5,27 +5,10 @@ use serde_json::{Value, json};
 
 use crate::Running;
 use crate::client::{get, post, request, send};
+use crate::support::endpoints;
 
 const KEY: &str = "a-key-of-the-tests-0001";
 const OTHER: &str = "a-key-of-the-tests-0002";
-
-/// Every endpoint, with a request that it answers.
-fn endpoints() -> Vec<(&'static str, &'static str, Value)> {
-    let hi = json!([{ "role": "user", "content": "Hi" }]);
-    vec![
-        ("POST", "/v1/chat/completions", json!({ "messages": hi })),
-        ("POST", "/v1/completions", json!({ "prompt": "Hi" })),
-        ("POST", "/v1/messages", json!({ "messages": hi, "max_tokens": 9 })),
-        ("POST", "/v1/messages/count_tokens", json!({ "messages": hi })),
-        ("POST", "/v1/responses", json!({ "input": "Hi" })),
-        ("POST", "/v1/embeddings", json!({ "input": "Hi" })),
-        ("POST", "/tokenize", json!({ "content": "Hi" })),
-        ("POST", "/detokenize", json!({ "tokens": [72, 105] })),
-        ("GET", "/v1/models", Value::Null),
-        ("GET", "/v1/models/scripted", Value::Null),
-        ("GET", "/metrics", Value::Null),
-    ]
-}
 
 fn script() -> Script {
     Script::words("Well, hello.")

@@ -83,8 +83,7 @@ impl Constraint {
 
     /// The same, from the text of the schema.
     pub fn json_schema_str(schema: &str) -> Result<Self, ConstraintError> {
-        check_size("JSON schema", schema)?;
-        Json::read(schema).map(|schema| Self::of_schema(Ok(schema), false))
+        read_schema(schema).map(|schema| Self::of_schema(Ok(schema), false))
     }
 
     /// Any JSON object.
@@ -155,11 +154,24 @@ impl Constraint {
     }
 }
 
+fn read_schema(text: &str) -> Result<Json, ConstraintError> {
+    check_size("JSON schema", text)?;
+    Json::read(text)
+}
+
 fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
     if text.len() > MAX_SOURCE_BYTES {
         return Err(ConstraintError::TooLarge { kind, reason: format!("it has {} bytes", text.len()) });
     }
     Ok(())
+}
+
+/// A rule's body in Lark, of JSON that a schema describes.
+pub(crate) fn embedded(schema: &Value) -> Result<String, ConstraintError> {
+    check_schema(schema)?;
+    // A space where models write one, and no more: white space could go on for long.
+    let grammar = schema::grammar(&Json::from(schema), true, false)?.replacen('\n', "\n%ignore /\\x20/\n", 1);
+    Ok(format!("%lark {{\n{grammar}}}"))
 }
 
 /// Bounds the depth and the number of the parts of a schema, without recursion.

@@ -7,7 +7,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serializer};
 
 use super::schema::Json;
-use super::{ConstraintError, check_size};
+use super::{ConstraintError, read_schema};
 
 pub(super) fn serialize<S: Serializer>(
     schema: &Result<Arc<Json>, ConstraintError>,
@@ -23,6 +23,5 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Result<Arc<Json>, ConstraintError>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let schema = check_size("JSON schema", &text).and_then(|()| Json::read(&text));
-    schema.map(|schema| Ok(Arc::new(schema))).map_err(D::Error::custom)
+    read_schema(&text).map(|schema| Ok(Arc::new(schema))).map_err(D::Error::custom)
 }

@@ -195,10 +195,11 @@ fn instructions(tools: &[Tool]) -> String {
 /// The conversation as texts, with the tools in its system message: for templates that know no tools.
 pub(crate) fn as_texts(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
     let mut out: Vec<Message> = Vec::new();
-    let told = instructions(tools);
-    match messages.first().filter(|message| message.role == "system") {
-        Some(system) => out.push(Message::system(format!("{}\n\n{told}", words_of(system)))),
-        None => out.push(Message::system(told)),
+    let told = (!tools.is_empty()).then(|| instructions(tools));
+    match (messages.first().filter(|message| message.role == "system"), told) {
+        (Some(system), Some(told)) => out.push(Message::system(format!("{}\n\n{told}", words_of(system)))),
+        (Some(system), None) => out.push(Message::system(words_of(system))),
+        (None, told) => out.extend(told.map(Message::system)),
     }
     let mut was_result = false;
     for message in messages.iter().skip(usize::from(messages.first().is_some_and(|m| m.role == "system"))) {

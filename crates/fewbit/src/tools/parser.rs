@@ -235,6 +235,16 @@ impl Parser {
         self.take_parts()
     }
 
+    /// The mark that ends the reasoning under way, if there is any.
+    pub(crate) fn reasoning_end(&self) -> Option<&'static str> {
+        if let State::Reasoning { end, .. } = self.state { Some(end) } else { None }
+    }
+
+    /// The text that waits for more: it may be the beginning of a mark.
+    pub(crate) fn held(&self) -> &str {
+        self.input.rest()
+    }
+
     fn take_parts(&mut self) -> Vec<Part> {
         let mut parts = Vec::with_capacity(self.out.parts.len());
         for part in std::mem::take(&mut self.out.parts) {
