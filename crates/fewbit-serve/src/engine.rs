@@ -4,12 +4,13 @@
 //! of a few places. When nobody holds the other end any more, the task ends, and with it the generation. A client that
 //! does not read for long is given up as well: it would hold the memory of its context for ever.
 
+use std::error::Error as _;
 use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
+use fewbit::{Constraint, Error, ErrorKind, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -445,50 +446,53 @@ fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {
 
 /// What a client can do about an error; `param` is the field that is at fault if the error does not say.
 fn refused(error: Error, param: &str) -> BackendError {
-    let invalid = |param: &str| BackendError::invalid(param, &error);
-    match &error {
-        Error::Sampling(sampling) => match sampling {
-            SamplingError::Temperature(_) => invalid("temperature"),
-            SamplingError::TopP(_) => invalid("top_p"),
-            SamplingError::MinP(_) => invalid("min_p"),
-            SamplingError::Bias { .. } | SamplingError::UnknownToken { .. } => invalid("logit_bias"),
-            SamplingError::Setting { setting, .. } => match *setting {
+    // What is wrong is the cause's to say, if there is one: that it is wrong, the status says.
+    let message = error.source().map_or_else(|| error.to_string(), ToString::to_string);
+    let invalid = |param: &str| BackendError::invalid(param, &message);
+    match error.kind() {
+        ErrorKind::Options => match error.cause() {
+            Some(SamplingError::Temperature(_)) => invalid("temperature"),
+            Some(SamplingError::TopP(_)) => invalid("top_p"),
+            Some(SamplingError::MinP(_)) => invalid("min_p"),
+            Some(SamplingError::Bias { .. } | SamplingError::UnknownToken { .. }) => invalid("logit_bias"),
+            Some(SamplingError::Setting { setting, .. }) => match *setting {
                 "the repeat penalty" => invalid("repeat_penalty"),
                 "the presence penalty" => invalid("presence_penalty"),
                 "the frequency penalty" => invalid("frequency_penalty"),
-                _ => BackendError::new(BackendErrorKind::Invalid, &error),
+                _ => BackendError::new(BackendErrorKind::Invalid, &message),
             },
-            _ => internal(&error),
+            Some(_) => internal(&error),
+            // A constraint.
+            None => invalid(param),
         },
-        Error::Constraint(_) | Error::EmptyPrompt | Error::TokenOutOfRange { .. } => invalid(param),
-        Error::NoChatTemplate => {
+        ErrorKind::Empty { index: None } | ErrorKind::TokenOutOfRange { .. } => invalid(param),
+        ErrorKind::NoChatTemplate => {
             BackendError::invalid("messages", "the model has no chat template: use /v1/completions, or another model")
         }
-        Error::Template(_) => invalid("messages"),
-        Error::TemplateVariable { .. } => invalid("chat_template_kwargs"),
-        Error::Tool(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => invalid("tool_choice"),
-        Error::Tool(_) => invalid("tools"),
-        Error::EmptyText { index } | Error::TextTooLong { index, .. } => {
-            let kind = match &error {
-                Error::TextTooLong { .. } => BackendErrorKind::TooLong,
-                _ => BackendErrorKind::Invalid,
-            };
-            BackendError { kind, ..BackendError::invalid(format!("input[{index}]"), &error) }
+        ErrorKind::Template => invalid("messages"),
+        ErrorKind::TemplateVariable { .. } => invalid("chat_template_kwargs"),
+        ErrorKind::Tools => match error.cause() {
+            Some(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => invalid("tool_choice"),
+            _ => invalid("tools"),
+        },
+        ErrorKind::Empty { index: Some(index) } => invalid(&format!("input[{index}]")),
+        ErrorKind::TooLong { index: Some(index), .. } => {
+            BackendError { kind: BackendErrorKind::TooLong, ..invalid(&format!("input[{index}]")) }
         }
-        Error::PromptTooLong { .. } | Error::KvMemory { .. } => {
+        ErrorKind::TooLong { index: None, .. } | ErrorKind::KvMemory { .. } => {
             BackendError { kind: BackendErrorKind::TooLong, param: None, ..invalid(param) }
         }
-        Error::QueueFull { limit } => {
+        ErrorKind::QueueFull { limit } => {
             let message = format!("{limit} requests are waiting already: try again later");
             BackendError::new(BackendErrorKind::Busy, message)
         }
-        Error::EngineStopped => BackendError::new(BackendErrorKind::Unavailable, "the model is being unloaded"),
+        ErrorKind::EngineStopped => BackendError::new(BackendErrorKind::Unavailable, "the model is being unloaded"),
         _ => internal(&error),
     }
 }
 
 /// An error that no client can do anything about. Its text may name files, and goes to the log.
 fn internal(error: &Error) -> BackendError {
-    tracing::error!(%error, "the engine failed on a request");
+    tracing::error!(error = format!("{error:#}"), "the engine failed on a request");
     BackendError::new(BackendErrorKind::Internal, "the engine failed on this request; it goes on with others")
 }

@@ -20,7 +20,7 @@ use fewbit_tokenizer::Message;
 use serde_json::Value;
 
 use crate::completion::{Completion, FinishReason, Piece};
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters, option_shortcuts};
 use crate::sample::Sampler;

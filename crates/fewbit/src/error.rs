@@ -9,7 +9,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fewbit_format::FormatError;
 use fewbit_model::quantize::QuantizeError;
 use fewbit_model::{LoraError, MemoryEstimate, ModelError};
 use fewbit_tokenizer::TemplateError;
@@ -70,7 +69,7 @@ pub enum ErrorKind {
     Hub,
 
     /// A file cannot be used as what it was given as. The source says what is wrong with it: a
-    /// [`FormatError`], a [`TokenizerError`](fewbit_tokenizer::TokenizerError) or a [`ModelError`].
+    /// [`FormatError`](fewbit_format::FormatError), a [`TokenizerError`](fewbit_tokenizer::TokenizerError) or a [`ModelError`].
     #[error("cannot use {}", path.display())]
     File {
         /// The file.
@@ -268,6 +267,14 @@ impl Error {
         self.kind
     }
 
+    /// What caused it, to keep.
+    pub fn into_source(self) -> Option<Box<dyn StdError + Send + Sync>> {
+        match self.source? {
+            Source::Own(error) => Some(error),
+            Source::Template(error) => Some(Box::new(error)),
+        }
+    }
+
     /// The first cause of this type, however deep in the chain.
     ///
     /// ```
@@ -277,7 +284,7 @@ impl Error {
     /// assert!(matches!(error.cause(), Some(SamplingError::TopP(_))));
     /// ```
     pub fn cause<T: StdError + 'static>(&self) -> Option<&T> {
-        std::iter::successors(self.source(), |error| error.source()).find_map(|error| error.downcast_ref())
+        self.causes().find_map(|error| error.downcast_ref())
     }
 
     /// Whether the same, unchanged, may succeed a little later: there was no place in the queue, or a server that
@@ -288,6 +295,16 @@ impl Error {
             ErrorKind::Hub => self.cause().is_some_and(HubError::is_retryable),
             _ => false,
         }
+    }
+
+    /// What caused it, what caused that, and so on.
+    fn causes(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
+        let mut next = self.source();
+        std::iter::from_fn(move || {
+            let error = next?;
+            next = error.source();
+            Some(error)
+        })
     }
 
     /// An error with its cause.
@@ -310,7 +327,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;
         if f.alternate() {
-            for error in std::iter::successors(self.source(), |error| error.source()) {
+            for error in self.causes() {
                 write!(f, ": {error}")?;
             }
         }
