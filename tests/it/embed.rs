@@ -163,22 +163,40 @@ fn the_file_says_how_its_model_pools_and_how_texts_end() {
 fn what_cannot_be_embedded_is_said_before_anything_is_computed() {
     let model = load(|b| b.context_length(16));
     let steps = model.metrics().steps;
-    assert!(matches!(model.embed(["a", ""]).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Empty { index: Some(1) })));
-    assert!(matches!(model.embed([Vec::<u32>::new()]).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Empty { index: Some(0) })));
+    assert!(matches!(
+        model.embed(["a", ""]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: Some(1) })
+    ));
+    assert!(matches!(
+        model.embed([Vec::<u32>::new()]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: Some(0) })
+    ));
     let long = "They were happy. ".repeat(10);
     let error = model.embed(["a", "b", &long]).run().unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::TooLong { index: Some(2), context_tokens: 16, tokens } if *tokens > 16), "{error}");
-    assert!(matches!(model.embed([vec![1, 512]]).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 })));
+    assert!(
+        matches!(error.kind(), ErrorKind::TooLong { index: Some(2), context_tokens: 16, tokens } if *tokens > 16),
+        "{error}"
+    );
+    assert!(matches!(
+        model.embed([vec![1, 512]]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 })
+    ));
     assert_eq!(model.metrics().steps, steps);
     // A text may fill the context: nothing is generated behind it.
     assert_eq!(model.embed([vec![5; 16]]).run().unwrap().tokens, [16]);
 
     let page = model.metrics().kv_page_bytes;
     let tight = load(|b| b.kv_memory(page));
-    assert!(matches!(tight.embed([vec![5; 300]]).run().map_err(Error::into_kind), Err(ErrorKind::KvMemory { n_tokens: 300, .. })));
+    assert!(matches!(
+        tight.embed([vec![5; 300]]).run().map_err(Error::into_kind),
+        Err(ErrorKind::KvMemory { n_tokens: 300, .. })
+    ));
     assert!(tight.embed([vec![5; 256]]).run().is_ok());
     let full = load(|b| b.max_waiting(0));
-    assert!(matches!(full.embed(["a"]).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::QueueFull { limit: 0 })));
+    assert!(matches!(
+        full.embed(["a"]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::QueueFull { limit: 0 })
+    ));
 }
 
 #[test]

@@ -309,10 +309,9 @@ fn what_fails_or_panics_while_choosing_fails_alone() {
     for (i, result) in results.into_iter().enumerate() {
         match (i % 3, result) {
             (0, Ok(got)) => assert_eq!((got.tokens, got.text, got.finish_reason), want[i / 3]),
-            (1, Err(error)) => assert!(
-                matches!(error.kind(), ErrorKind::Panicked { message } if message == "on purpose"),
-                "{error:?}"
-            ),
+            (1, Err(error)) => {
+                assert!(matches!(error.kind(), ErrorKind::Panicked { message } if message == "on purpose"), "{error:?}")
+            }
             (2, Err(error)) if matches!(error.kind(), ErrorKind::Options) => {}
             (_, other) => panic!("request {i}: {other:?}"),
         }

@@ -178,7 +178,10 @@ fn special_tokens_in_a_prompt_are_plain_text() {
 
 #[test]
 fn prompts_that_cannot_be_are_errors() {
-    assert!(matches!(stories().generate(Vec::new()).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Empty { index: None })));
+    assert!(matches!(
+        stories().generate(Vec::new()).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: None })
+    ));
     // An empty text still begins with the token that begins a text.
     assert_eq!(stories().generate("").max_tokens(3).run().unwrap().usage.prompt, 1);
     let error = stories().generate(vec![1, 512]).run().unwrap_err();
@@ -186,14 +189,20 @@ fn prompts_that_cannot_be_are_errors() {
     let error = stories().generate(PROMPT).temperature(f32::NAN).run().unwrap_err();
     assert!(matches!(error.cause(), Some(SamplingError::Temperature(_))), "{error:?}");
     let plain = Model::builder().threads(1).load(STORIES).unwrap();
-    assert!(matches!(plain.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind), Err(ErrorKind::NoChatTemplate)));
+    assert!(matches!(
+        plain.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NoChatTemplate)
+    ));
     assert!(matches!(plain.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::NoChatTemplate)));
 }
 
 #[test]
 fn a_template_that_does_not_compile_fails_those_who_use_it() {
     let model = load(|b| b.chat_template("{% if"));
-    assert!(matches!(model.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Template)));
+    assert!(matches!(
+        model.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Template)
+    ));
     assert!(matches!(model.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::Template)));
     assert_eq!(greedy(&model, 5).tokens.len(), 5);
     let model = load(|b| b.chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}")));

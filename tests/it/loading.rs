@@ -29,9 +29,15 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
         assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
-    assert!(matches!(Model::load("no-such-model").as_ref().err().and_then(|e| e.cause()), Some(HubError::UnknownModel { .. })));
+    assert!(matches!(
+        Model::load("no-such-model").as_ref().err().and_then(|e| e.cause()),
+        Some(HubError::UnknownModel { .. })
+    ));
     assert!(matches!(Model::load("").map_err(fewbit::Error::into_kind), Err(ErrorKind::NotFound { .. })));
-    assert!(matches!(Model::load("./no-such-model").map_err(fewbit::Error::into_kind), Err(ErrorKind::NotFound { .. })));
+    assert!(matches!(
+        Model::load("./no-such-model").map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NotFound { .. })
+    ));
 }
 
 #[test]

@@ -172,11 +172,20 @@ fn adapters_are_counted_and_refused_by_type() {
     assert_eq!(with.total_bytes(), without.total_bytes() + with.lora_bytes);
 
     let missing = folder.path().join("none.gguf");
-    assert!(matches!(stories().load_lora(&missing).as_ref().err().and_then(|e| e.cause()), Some(LoraError::Format { .. })));
+    assert!(matches!(
+        stories().load_lora(&missing).as_ref().err().and_then(|e| e.cause()),
+        Some(LoraError::Format { .. })
+    ));
     let error = Model::builder().lora(STORIES, 1.0).load(STORIES).unwrap_err();
     assert!(matches!(error.cause(), Some(LoraError::NotAnAdapter { .. })), "{error}");
     let model = load(|b| b);
-    assert!(matches!(model.generate("a").lora(&lora, 1.0).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Model)), "another model's");
-    assert!(matches!(stories().generate("a").lora(&lora, f32::INFINITY).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Model)));
+    assert!(
+        matches!(model.generate("a").lora(&lora, 1.0).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Model)),
+        "another model's"
+    );
+    assert!(matches!(
+        stories().generate("a").lora(&lora, f32::INFINITY).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Model)
+    ));
     assert!(stories().generate("a").max_tokens(1).run().is_ok());
 }

@@ -178,7 +178,10 @@ fn no_text_is_told_unless_it_is_asked_for() {
         *output = greedy().stop("zzz").constraint(Constraint::regex("[A-Za-z .,]+")).run().unwrap().text;
         let mut chat = model.chat().system("You are Lily.").temperature(0.0).max_tokens(30).start().unwrap();
         chat.send("Where is Lily?").unwrap();
-        assert!(matches!(greedy().custom_sampler(|| Fails).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Panicked { .. })));
+        assert!(matches!(
+            greedy().custom_sampler(|| Fails).run().map_err(fewbit::Error::into_kind),
+            Err(ErrorKind::Panicked { .. })
+        ));
         assert!(greedy().constraint(Constraint::regex("(")).run().is_err());
         drop(greedy().stream().unwrap().next());
         model.logprobs("Lily", 1).unwrap();

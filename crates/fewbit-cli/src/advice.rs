@@ -47,6 +47,5 @@ fn of_quantizing(error: &QuantizeError) -> Option<String> {
 
 #[cfg(feature = "serve")]
 fn of_serving(error: &fewbit_serve::ServeError) -> Option<String> {
-    matches!(error, fewbit_serve::ServeError::Open { .. })
-        .then(|| "`--api-key-file FILE` with a key a line".to_owned())
+    matches!(error, fewbit_serve::ServeError::Open { .. }).then(|| "`--api-key-file FILE` with a key a line".to_owned())
 }

@@ -140,7 +140,10 @@ impl Log {
     fn catch_up(&mut self) -> bool {
         while let Some(entry) = self.waiting.first() {
             if let Err(error) = self.audit.append(entry.clone()) {
-                tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be written: nothing is let in");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the log cannot be written: nothing is let in"
+                );
                 return false;
             }
             self.waiting.remove(0);

@@ -10,7 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, ErrorKind, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
+use fewbit::{
+    Constraint, Error, ErrorKind, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback,
+};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;

@@ -42,9 +42,7 @@ fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error>
     if let Some(name) = name(path) {
         meta.set("general.name", name);
     }
-    let defaults = model
-        .generation_defaults()
-        .map_err(|error| Error::file(path, error))?;
+    let defaults = model.generation_defaults().map_err(|error| Error::file(path, error))?;
     let floats = [
         ("temp", defaults.temperature),
         ("top_p", defaults.top_p),

@@ -396,4 +396,3 @@ fn named(index: Option<usize>) -> String {
         None => "the prompt has".to_owned(),
     }
 }
-

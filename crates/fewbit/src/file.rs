@@ -99,8 +99,9 @@ impl ModelFile {
     /// The tokenizer. `path` is where the model was opened; `options` are for GGUF files only.
     pub(crate) fn tokenizer(&self, path: &Path, options: &TokenizerOptions) -> Result<Tokenizer, Error> {
         match self {
-            Self::Gguf(file) => Tokenizer::from_gguf_with(file.metadata(), options)
-                .map_err(|error| Error::file(path, error)),
+            Self::Gguf(file) => {
+                Tokenizer::from_gguf_with(file.metadata(), options).map_err(|error| Error::file(path, error))
+            }
             Self::Hf(_) => folder_tokenizer(path),
         }
     }
@@ -114,9 +115,7 @@ impl ModelFile {
     ) -> Result<(ChatDefaults, Vec<String>), Error> {
         let own = match self {
             Self::Gguf(file) => sampling_defaults(file.metadata()),
-            Self::Hf(model) => model
-                .generation_defaults()
-                .map_err(|error| Error::file(path, error))?,
+            Self::Hf(model) => model.generation_defaults().map_err(|error| Error::file(path, error))?,
         };
         let defaults = ChatDefaults {
             temperature: registry.temperature.or(own.temperature),

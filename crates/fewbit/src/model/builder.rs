@@ -347,8 +347,7 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        let decoder =
-            Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
+        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
         if context_length > trained {
