@@ -4,14 +4,14 @@ use crate::ModelError;
 use crate::hf::HfError;
 use fewbit_format::FormatError;
 use fewbit_quant::QuantError;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// An error of loading a LoRA adapter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoraError {
     /// The file is damaged, missing, or no GGUF or safetensors file.
-    #[error("{}", naming(path, source))]
+    #[error("{} cannot be read as an adapter", path.display())]
     Format {
         /// The adapter.
         path: PathBuf,
@@ -155,12 +155,4 @@ pub enum LoraError {
         /// Bytes that the operating system calls available.
         available_bytes: u64,
     },
-}
-
-/// The message of `source`, which names the file or has its path before it.
-fn naming(path: &Path, source: &FormatError) -> String {
-    match source.path() {
-        Some(_) => source.to_string(),
-        None => format!("{}: {source}", path.display()),
-    }
 }
