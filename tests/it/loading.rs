@@ -48,7 +48,7 @@ fn an_error_says_what_and_its_causes_why() {
     let cut = folder.path().join("cut.gguf");
     let whole = fs::read(STORIES).unwrap();
     fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
-    let error = Model::load(&cut).unwrap_err();
+    let error = Model::load(cut.to_str().unwrap()).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::File { path } if *path == cut), "{error:?}");
     let Some(FormatError::TensorOutOfBounds { tensor, n_bytes, file_bytes, .. }) = error.cause() else {
         panic!("{error:?}")
