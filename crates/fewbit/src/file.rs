@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fewbit_format::{FormatError, GgufFile, Metadata, Value};
 use fewbit_model::hf::GenerationDefaults;
-use fewbit_model::{HfModel, ModelError, WeightSource};
+use fewbit_model::{CheckpointError, HfModel, WeightSource};
 use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
 
 use crate::error::{Error, ErrorKind};
@@ -25,7 +25,7 @@ pub fn open(path: &Path) -> Result<ModelFile, Error> {
     if path.is_dir() {
         return match HfModel::open(path) {
             Ok(model) => Ok(ModelFile::Hf(Box::new(model))),
-            Err(ModelError::Format(error)) => Err(format_error(path, error)),
+            Err(CheckpointError::Format(error)) => Err(format_error(path, error)),
             Err(error) => Err(Error::file(path, error)),
         };
     }
