@@ -312,7 +312,7 @@ fn what_fails_or_panics_while_choosing_fails_alone() {
             (1, Err(error)) => {
                 assert!(matches!(error.kind(), ErrorKind::Panicked { message } if message == "on purpose"), "{error:?}")
             }
-            (2, Err(error)) if matches!(error.kind(), ErrorKind::Options) => {}
+            (2, Err(error)) if matches!(error.kind(), ErrorKind::Model) => {}
             (_, other) => panic!("request {i}: {other:?}"),
         }
     }

@@ -16,7 +16,9 @@ pub(crate) fn on(error: &anyhow::Error) -> Option<String> {
         };
         let of_cause = of_library.or_else(of_cause);
         #[cfg(feature = "serve")]
-        let of_cause = of_cause.or_else(|| error.downcast_ref().and_then(of_serving));
+        let of_cause = of_cause
+            .or_else(|| error.downcast_ref().and_then(of_serving))
+            .or_else(|| error.downcast_ref().and_then(of_keys));
         of_cause
     })
 }
@@ -38,7 +40,12 @@ fn of_hub(error: &HubError) -> Option<String> {
 }
 
 fn of_tokenizer(error: &TokenizerError) -> Option<String> {
-    matches!(error, TokenizerError::MissingPre | TokenizerError::UnknownPre { .. }).then(|| "--pre NAME".to_owned())
+    let takes_a_name = match error {
+        TokenizerError::MissingPre | TokenizerError::UnknownPre { .. } => true,
+        TokenizerError::NoGgufForm { what, .. } => what.contains("TokenizerOptions::pre"),
+        _ => false,
+    };
+    takes_a_name.then(|| "--pre NAME".to_owned())
 }
 
 fn of_quantizing(error: &QuantizeError) -> Option<String> {
@@ -48,4 +55,9 @@ fn of_quantizing(error: &QuantizeError) -> Option<String> {
 #[cfg(feature = "serve")]
 fn of_serving(error: &fewbit_serve::ServeError) -> Option<String> {
     matches!(error, fewbit_serve::ServeError::Open { .. }).then(|| "`--api-key-file FILE` with a key a line".to_owned())
+}
+
+#[cfg(feature = "serve")]
+fn of_keys(error: &fewbit_gateway::GatewayError) -> Option<String> {
+    matches!(error, fewbit_gateway::GatewayError::NoSuchKey { .. }).then(|| "`fewbit keys list`".to_owned())
 }

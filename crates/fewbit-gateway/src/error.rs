@@ -43,7 +43,7 @@ pub enum GatewayError {
         name: String,
     },
     /// There is none of this name.
-    #[error("there is no key {name:?} in use: `fewbit keys list` shows those that are")]
+    #[error("there is no key {name:?} in use")]
     NoSuchKey {
         /// The name.
         name: String,

@@ -88,7 +88,7 @@ pub enum ErrorKind {
     #[error("cannot save or restore the conversation")]
     Session,
 
-    /// A step of the model failed. The source is a [`ModelError`].
+    /// A step of the model failed. The source is a [`ModelError`], or a [`SamplingError`] if its logits are no numbers.
     #[error("a step of the model failed")]
     Model,
 
@@ -111,7 +111,7 @@ pub enum ErrorKind {
     #[error("the tools cannot be used so")]
     Tools,
 
-    /// An option out of range, logits that are no numbers, or a constraint that cannot be kept. The source is a
+    /// An option out of range, options that leave no token, or a constraint that cannot be kept. The source is a
     /// [`SamplingError`] or a `ConstraintError`.
     #[error("the options cannot be followed")]
     Options,
@@ -256,6 +256,41 @@ pub enum ErrorKind {
     EngineStopped,
 }
 
+/// Who can do something about an error. There are few, so that every kind has one: a server chooses its status by it.
+///
+/// ```
+/// # fn status(error: &fewbit::Error) -> u16 {
+/// use fewbit::ErrorClass;
+///
+/// match error.class() {
+///     ErrorClass::Request => 400,
+///     ErrorClass::TooLarge => 413,
+///     ErrorClass::Busy => 429,
+///     ErrorClass::Answer => 422,
+///     _ => 500,
+/// }
+/// # }
+/// # assert_eq!(status(&fewbit::SamplingError::TopP(2.0).into()), 400);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorClass {
+    /// Whoever asks: the request fails with this model until it is changed.
+    Request,
+    /// Whoever asks: the request is larger than the model's context, or the memory for it.
+    TooLarge,
+    /// Nobody: the same may succeed a little later.
+    Busy,
+    /// Whoever asks: there is an answer, but not (all of) the one that was wanted. Other options may give it.
+    Answer,
+    /// Whoever chose the model: its name or its files cannot be used.
+    Files,
+    /// Whoever runs the machine: memory, a disk, or something else that the operating system refuses.
+    Machine,
+    /// Whoever wrote the code: the engine, or a sampler or predicate of yours, failed.
+    Internal,
+}
+
 impl Error {
     /// What failed, to match on.
     pub fn kind(&self) -> &ErrorKind {
@@ -287,14 +322,40 @@ impl Error {
         self.causes().find_map(|error| error.downcast_ref())
     }
 
+    /// Who can do something about it.
+    pub fn class(&self) -> ErrorClass {
+        match &self.kind {
+            ErrorKind::QueueFull { .. } => ErrorClass::Busy,
+            ErrorKind::Hub if self.cause().is_some_and(HubError::is_retryable) => ErrorClass::Busy,
+            ErrorKind::NotFound { .. }
+            | ErrorKind::Hub
+            | ErrorKind::File { .. }
+            | ErrorKind::Adapter
+            | ErrorKind::Quantize
+            | ErrorKind::Session
+            | ErrorKind::OtherVocabulary { .. } => ErrorClass::Files,
+            ErrorKind::NoChatTemplate
+            | ErrorKind::Template
+            | ErrorKind::TemplateVariable { .. }
+            | ErrorKind::Tools
+            | ErrorKind::Options
+            | ErrorKind::Empty { .. }
+            | ErrorKind::TooShort { .. }
+            | ErrorKind::ContextTooLong { .. }
+            | ErrorKind::TokenOutOfRange { .. } => ErrorClass::Request,
+            ErrorKind::TooLong { .. } | ErrorKind::KvMemory { .. } => ErrorClass::TooLarge,
+            ErrorKind::Incomplete { .. } | ErrorKind::Json { .. } | ErrorKind::NotEmbedded { .. } => ErrorClass::Answer,
+            ErrorKind::DoesNotFit { .. } | ErrorKind::System { .. } => ErrorClass::Machine,
+            ErrorKind::Model | ErrorKind::Panicked { .. } | ErrorKind::InsideEngine | ErrorKind::EngineStopped => {
+                ErrorClass::Internal
+            }
+        }
+    }
+
     /// Whether the same, unchanged, may succeed a little later: there was no place in the queue, or a server that
     /// models come from was busy or out of reach.
     pub fn is_retryable(&self) -> bool {
-        match self.kind {
-            ErrorKind::QueueFull { .. } => true,
-            ErrorKind::Hub => self.cause().is_some_and(HubError::is_retryable),
-            _ => false,
-        }
+        self.class() == ErrorClass::Busy
     }
 
     /// What caused it, what caused that, and so on.
@@ -369,7 +430,16 @@ sources! {
     ModelError => Model,
     TemplateError => Template,
     crate::tools::ToolError => Tools,
-    SamplingError => Options,
+}
+
+impl From<SamplingError> for Error {
+    fn from(error: SamplingError) -> Self {
+        match error {
+            // No option makes the model compute this.
+            SamplingError::NotFinite { .. } => Self::new(ErrorKind::Model, error),
+            error => Self::new(ErrorKind::Options, error),
+        }
+    }
 }
 
 #[cfg(feature = "constraints")]
@@ -394,5 +464,95 @@ fn named(index: Option<usize>) -> String {
     match index {
         Some(index) => format!("text {index} (from 0) has"),
         None => "the prompt has".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One error of each kind, all without a source but one.
+    fn all() -> Vec<Error> {
+        let (path, text) = (PathBuf::from("model.gguf"), String::from("text"));
+        let reason = crate::FinishReason::Length;
+        let busy = HubError::Busy { url: "https://example.org".to_owned(), status: 503, retry_after_s: None };
+        let mut all: Vec<Error> = [
+            ErrorKind::NotFound { path: path.clone() },
+            ErrorKind::Hub,
+            ErrorKind::File { path: path.clone() },
+            ErrorKind::Adapter,
+            ErrorKind::Quantize,
+            ErrorKind::Session,
+            ErrorKind::Model,
+            ErrorKind::NoChatTemplate,
+            ErrorKind::Template,
+            ErrorKind::TemplateVariable { name: text.clone() },
+            ErrorKind::Tools,
+            ErrorKind::Options,
+            ErrorKind::Incomplete { reason, text: text.clone() },
+            ErrorKind::Json { text: text.clone() },
+            ErrorKind::Empty { index: None },
+            ErrorKind::TooLong { index: None, tokens: 9, context_tokens: 8 },
+            ErrorKind::TooShort { found: 1, needed: 2 },
+            ErrorKind::ContextTooLong { asked: 9, context_tokens: 8 },
+            ErrorKind::TokenOutOfRange { token: 9, n_vocab: 8 },
+            ErrorKind::NotEmbedded { index: 0, reason },
+            ErrorKind::KvMemory { n_tokens: 1, needed_bytes: 2, limit_bytes: 1 },
+            ErrorKind::DoesNotFit {
+                estimate: MemoryEstimate::default(),
+                sequences: 1,
+                context_tokens: 1,
+                available_bytes: 1,
+            },
+            ErrorKind::OtherVocabulary { model: path.clone(), other: path },
+            ErrorKind::System { action: text.clone() },
+            ErrorKind::QueueFull { limit: 1 },
+            ErrorKind::Panicked { message: text },
+            ErrorKind::InsideEngine,
+            ErrorKind::EngineStopped,
+        ]
+        .map(Error::from)
+        .into();
+        all.push(busy.into());
+        all
+    }
+
+    /// The name of a kind or a class, as it is written in the code.
+    fn name(of: &impl fmt::Debug) -> String {
+        format!("{of:?}").chars().take_while(char::is_ascii_alphabetic).collect()
+    }
+
+    #[test]
+    fn the_guide_has_every_kind_in_its_class() {
+        let mut class = String::new();
+        let mut told = Vec::new();
+        for line in include_str!("../../../docs/errors.md").lines().filter(|line| line.starts_with("| ")) {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let code = |cell: &str| cell.split('`').nth(1).map(str::to_owned);
+            class = code(cells[1]).unwrap_or(class);
+            told.extend(code(cells[3]).map(|kind| (class.clone(), kind)));
+        }
+        let mut all: Vec<_> = all().iter().map(|error| (name(&error.class()), name(error.kind()))).collect();
+        all.sort();
+        told.sort();
+        assert_eq!(told, all);
+        let kinds = include_str!("error.rs").split("pub enum ErrorKind {").nth(1).unwrap().split("\n}").next().unwrap();
+        assert_eq!(kinds.matches("#[error(").count() + 1, all.len(), "`all` has every kind, and one twice");
+    }
+
+    #[test]
+    fn what_is_busy_may_be_tried_again_and_nothing_else() {
+        for error in all() {
+            assert_eq!(error.is_retryable(), error.class() == ErrorClass::Busy, "{error:?}");
+        }
+        assert!(Error::from(ErrorKind::QueueFull { limit: 1 }).is_retryable());
+        assert!(!Error::from(HubError::UnknownModel { name: "x".to_owned(), known: Vec::new() }).is_retryable());
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_not_the_options_fault() {
+        let of = |error: SamplingError| Error::from(error).class();
+        assert_eq!(of(SamplingError::NotFinite { token: 1, value: f32::NAN }), ErrorClass::Internal);
+        assert_eq!(of(SamplingError::TopP(2.0)), ErrorClass::Request);
     }
 }

@@ -398,7 +398,7 @@ fn parts_of_a_split_model() {
     assert_error!(open(), FormatError::PartTensors { expected: 3, found: 2 });
     short.tensor("tensor.a", &[7], TensorType::F32, counting(28)).unwrap();
     short.write_file(&paths[2]).unwrap();
-    let error = open().err().expect("a tensor is there twice");
+    let error = open().expect_err("a tensor is there twice");
     assert!(matches!(error, FormatError::Part { .. }), "{error:?}");
     let cause = std::error::Error::source(&error).expect("what is wrong with the part").to_string();
     assert!(cause.contains("tensor.a"), "{cause}");

@@ -62,7 +62,7 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Scratch`] where the disk has no room, and those of `perplexity`.
+    /// [`ErrorKind::System`](crate::ErrorKind::System) where the disk has no room, and those of `perplexity`.
     pub fn reference(
         &self,
         text: &str,
@@ -109,7 +109,7 @@ impl Model {
     /// from. `progress` is told the windows done and how many there are.
     ///
     /// # Errors
-    /// [`Error::OtherVocabulary`], [`Error::Scratch`], and those of [`perplexity`](Self::perplexity).
+    /// [`OtherVocabulary`](crate::ErrorKind::OtherVocabulary), [`System`](crate::ErrorKind::System), and those of [`perplexity`](Self::perplexity).
     pub fn divergence(
         &self,
         reference: &Reference,
@@ -292,6 +292,16 @@ fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
 }
 
+/// The file for what is computed once and read often cannot be written or read.
+fn cannot_keep(needed_bytes: u64, error: std::io::Error) -> Error {
+    let folder = std::env::temp_dir();
+    let action = format!(
+        "keep {needed_bytes} bytes in {} while models are compared (give fewer windows, or another folder by TMPDIR)",
+        folder.display()
+    );
+    Error::system(action, error)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,14 +334,4 @@ mod tests {
         assert!((found.mean_kl_stderr() - 0.1).abs() < 1e-12);
         assert_eq!((found.top1_agreement(), found.top1_agreement_stderr()), (0.5, 0.5));
     }
-}
-
-/// The file for what is computed once and read often cannot be written or read.
-fn cannot_keep(needed_bytes: u64, error: std::io::Error) -> Error {
-    let folder = std::env::temp_dir();
-    let action = format!(
-        "keep {needed_bytes} bytes in {} while models are compared (give fewer windows, or another folder by TMPDIR)",
-        folder.display()
-    );
-    Error::system(action, error)
 }

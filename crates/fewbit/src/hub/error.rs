@@ -69,7 +69,7 @@ pub enum HubError {
 
     /// The model is known but not here, and this build cannot fetch it.
     #[error(
-        "model `{name}` is not at {}: fetch it with `fewbit pull {name}`, or build with the feature `hub`",
+        "model `{name}` is not at {}: put it there, or build with the feature `hub`, which fetches it",
         path.display()
     )]
     NotCached {
@@ -191,7 +191,7 @@ pub enum HubError {
     },
 
     /// Another program's cache has no such model.
-    #[error("{place} has no model {name:?} on this computer: `fewbit list` shows those there are")]
+    #[error("{place} has no model {name:?} on this computer: ask for one that it has")]
     NotInPlace {
         /// The program.
         place: &'static str,

@@ -132,7 +132,7 @@ impl ModelBuilder {
         self
     }
 
-    /// How many generations may wait (1024 by default); more are refused with [`Error::QueueFull`].
+    /// How many generations may wait (1024 by default); more are refused with [`QueueFull`](ErrorKind::QueueFull).
     pub fn max_waiting(mut self, n: usize) -> Self {
         self.max_waiting = Some(n);
         self
