@@ -236,3 +236,71 @@ fn text_is_whole_characters_whatever_the_tokens() {
     let whole = stories().tokenizer().decode(&[prompt, tokens].concat());
     assert_eq!(whole, format!("{PROMPT}{text}"));
 }
+
+#[test]
+fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
+    let whole = greedy(stories(), 40);
+    let token = whole.tokens[10];
+    let at = whole.tokens.iter().position(|&other| other == token).unwrap();
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40).stop_tokens([token]);
+    for request in [request(), request().ignore_eos(true), request().speculation(fewbit::Speculation::Off)] {
+        let out = request.run().unwrap();
+        assert_eq!((&out.tokens[..], out.finish_reason), (&whole.tokens[..at], FinishReason::StopToken));
+        assert!(whole.text.starts_with(&out.text) && out.text.len() < whole.text.len());
+    }
+    let error = request().stop_tokens([512]).run().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
+}
+
+#[test]
+fn a_condition_ends_a_text_where_it_is_met() {
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
+    let seven = greedy(stories(), 7);
+    // The end of the text might have been the beginning of a stop string, and is part of it after all.
+    let held = format!("{}\u{0}", seven.text.chars().last().unwrap());
+    for request in [request(), request().stop(held)] {
+        let out = request.stop_when(|so_far| so_far.tokens.len() == 7).run().unwrap();
+        assert_eq!((&out.text, &out.tokens), (&seven.text, &seven.tokens));
+        assert_eq!((out.finish_reason, out.finish_reason.as_str()), (FinishReason::StopCondition, "stop"));
+    }
+    let out = request().stop_when(|so_far| so_far.text.contains("Lily")).run().unwrap();
+    assert!(
+        out.text.contains("Lily") && !greedy(stories(), out.tokens.len() - 1).text.contains("Lily"),
+        "{}",
+        out.text
+    );
+    // A stop string that ends with the same token comes first.
+    let out = request().stop("Lily").stop_when(|so_far| so_far.text.contains("Li")).run().unwrap();
+    assert!(!out.text.contains("Lily"), "{out}");
+    let error = request().stop_when(|so_far| so_far.tokens.len() > 3 && panic!("on purpose")).run().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Panicked { message } if message == "on purpose"), "{error:?}");
+    assert_eq!(request().stop_when(|_| false).run().unwrap().tokens, greedy(stories(), 40).tokens);
+}
+
+#[test]
+fn a_text_is_written_as_it_comes() {
+    /// Takes so many bytes.
+    struct Full(usize);
+    impl std::io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
+    let mut written = Vec::new();
+    let out = request().echo(true).write_to(&mut written).unwrap();
+    assert_eq!(String::from_utf8(written).unwrap(), out.text);
+    assert!(out.text.starts_with(PROMPT) && out.tokens == greedy(stories(), 40).tokens);
+    let error = request().write_to(Full(10)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::System { .. }), "{error:?}");
+    assert_eq!(error.cause::<std::io::Error>().unwrap().kind(), std::io::ErrorKind::StorageFull);
+    let mut chat = stories().chat().temperature(0.0).max_tokens(20).start().unwrap();
+    let mut written = Vec::new();
+    let answer = chat.ask("Who?").write_to(&mut written).unwrap();
+    assert_eq!(answer.text.as_bytes(), written);
+    assert_eq!(chat.messages().len(), 2);
+}

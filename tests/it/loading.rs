@@ -1,6 +1,7 @@
 //! From a name or a path to a model, and what is said when there is none.
 
 use std::fs;
+use std::path::Path;
 
 use fewbit::format::FormatError;
 use fewbit::hub::HubError;
@@ -87,7 +88,7 @@ fn a_model_tells_what_it_is() {
     assert_eq!(model.n_threads(), 2);
     assert_eq!(model.config().architecture, "llama");
     assert_eq!(model.tokenizer().n_vocab(), 512);
-    assert!(!model.isa().is_empty() && !model.has_chat_template());
+    assert!(fewbit::Isa::available().contains(&model.isa()) && !model.has_chat_template());
     assert_eq!(model.file_bytes(), fs::metadata(STORIES).unwrap().len());
 }
 
@@ -115,8 +116,8 @@ fn a_model_can_go_anywhere() {
     shared::<fewbit::Completion>();
     moved::<fewbit::Stream>();
     moved::<fewbit::Chat>();
-    moved::<fewbit::Ask<'_>>();
-    moved::<fewbit::ChatStream<'_>>();
+    moved::<fewbit::Ask<&mut fewbit::Chat>>();
+    moved::<fewbit::ChatStream<&mut fewbit::Chat>>();
     moved::<fewbit::AsyncStream<fewbit::Stream>>();
     error::<fewbit::Error>();
     error::<fewbit::ConstraintError>();
@@ -145,4 +146,27 @@ fn loading_tells_how_far_it_is() {
     let plain = progress(None);
     assert!(plain <= fs::metadata(STORIES).unwrap().len());
     assert!(progress(Some(fewbit::quantize::Recipe::Q8_0)) < plain / 2, "those that the weights take in the end");
+}
+
+#[test]
+fn a_model_is_loaded_from_whatever_has_it() {
+    let story = |model: &Model| model.generate("Once upon a time").temperature(0.0).max_tokens(20).run().unwrap().text;
+    let builder = Model::builder().threads(1);
+    let expected = story(&builder.clone().load(STORIES).unwrap());
+    assert_eq!(story(&builder.clone().load(Path::new(STORIES)).unwrap()), expected);
+    let bytes = fs::read(STORIES).unwrap();
+    let in_memory = builder.clone().load_bytes("in memory", bytes.clone()).unwrap();
+    assert_eq!((in_memory.path(), in_memory.file_bytes()), (Path::new("in memory"), bytes.len() as u64));
+    assert_eq!(story(&in_memory), expected);
+    let error = builder.clone().load_bytes("cut short", &bytes[..bytes.len() / 2]).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::File { path } if path == Path::new("cut short")), "{error:?}");
+    assert!(error.cause::<fewbit::format::FormatError>().is_some(), "{error:?}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        // No text, so nothing to ask a registry for.
+        let name = std::ffi::OsStr::from_bytes(b"\xffmodel");
+        let error = builder.load(name).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NotFound { path } if path == Path::new(name)), "{error:?}");
+    }
 }

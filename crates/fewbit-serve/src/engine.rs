@@ -281,7 +281,7 @@ fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, &'static str), Backen
 async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
     let (mut chat, param) = start(model, job)?;
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
-    let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
+    let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<&mut fewbit::Chat>>| {
         let stream = stream.get_ref();
         (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };

@@ -107,6 +107,15 @@ pub enum ErrorKind {
         name: String,
     },
 
+    /// A message that the conversation does not have was to be replaced.
+    #[error("there is no message {index} (from 0): the conversation has {n_messages}")]
+    NoSuchMessage {
+        /// Its place, from 0.
+        index: usize,
+        /// Messages there are.
+        n_messages: usize,
+    },
+
     /// Something is wrong with tools, a call, or a result. The source is a [`ToolError`](crate::ToolError).
     #[error("the tools cannot be used so")]
     Tools,
@@ -337,6 +346,7 @@ impl Error {
             ErrorKind::NoChatTemplate
             | ErrorKind::Template
             | ErrorKind::TemplateVariable { .. }
+            | ErrorKind::NoSuchMessage { .. }
             | ErrorKind::Tools
             | ErrorKind::Options
             | ErrorKind::Empty { .. }
@@ -487,6 +497,7 @@ mod tests {
             ErrorKind::NoChatTemplate,
             ErrorKind::Template,
             ErrorKind::TemplateVariable { name: text.clone() },
+            ErrorKind::NoSuchMessage { index: 1, n_messages: 1 },
             ErrorKind::Tools,
             ErrorKind::Options,
             ErrorKind::Incomplete { reason, text: text.clone() },

@@ -33,7 +33,7 @@ impl Generate {
     }
 }
 
-impl Ask<'_> {
+impl<C: std::ops::DerefMut<Target = crate::Chat>> Ask<C> {
     /// Waits for the answer as a `T`: JSON of its schema, read. Its text is in the conversation like that of others.
     ///
     /// # Errors

@@ -105,13 +105,19 @@ impl Model {
     /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`).
     ///
     /// With the feature `hub` a model that is not on this computer is fetched first.
-    pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
+    pub fn load(name_or_path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
+    }
+
+    /// As [`load`](Self::load), for asynchronous programs: see [`ModelBuilder::load_async`].
+    #[cfg(feature = "async")]
+    pub fn load_async(name_or_path: impl AsRef<Path>) -> impl Future<Output = Result<Self, Error>> + Send + 'static {
+        Self::builder().load_async(name_or_path)
     }
 
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
     /// loaded, and of a model of a hub that is not here nothing else is fetched.
-    pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
+    pub fn memory_estimate(name_or_path: impl AsRef<Path>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
         let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
@@ -215,9 +221,9 @@ impl Model {
         self.inner.core.load_time
     }
 
-    /// The name of the instruction set that the kernels use.
-    pub fn isa(&self) -> String {
-        self.inner.core.decoder.isa().to_string()
+    /// The instruction set that the kernels use.
+    pub fn isa(&self) -> Isa {
+        self.inner.core.decoder.isa()
     }
 
     /// How many threads compute.

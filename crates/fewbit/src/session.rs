@@ -121,6 +121,7 @@ impl Run {
         plan: Option<Plan>,
     ) -> Result<Self, Error> {
         model.check_tokens(&prompt)?;
+        model.check_tokens(&options.data.stop_tokens)?;
         if prompt.is_empty() {
             return Err(ErrorKind::Empty { index: None }.into());
         }
@@ -138,6 +139,9 @@ impl Run {
             picker,
             decoder: model.tokenizer().decoder_after(&prompt),
             stops: StopMatcher::new(&options.data.stop),
+            stop_tokens: options.data.stop_tokens.clone(),
+            stop_when: options.stop_when.clone(),
+            text: String::new(),
             shown: options.shown.clone(),
             speculation: options.data.speculation.unwrap_or_default(),
             draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
