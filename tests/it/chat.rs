@@ -1,6 +1,6 @@
 //! Conversations: what is kept between turns, and what a turn that did not end leaves.
 
-use fewbit::{Chat, Error, FinishReason, Message};
+use fewbit::{Chat, ErrorKind, FinishReason, Message};
 
 use crate::{load, stories};
 
@@ -80,7 +80,7 @@ fn a_turn_that_does_not_fit_is_refused_and_the_conversation_goes_on() {
     let first = chat.send("Who?").unwrap();
     let before = chat.messages().to_vec();
     let error = chat.send("Once upon a time. ".repeat(40)).unwrap_err();
-    assert!(matches!(error, Error::PromptTooLong { context_tokens: 128, .. }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::TooLong { context_tokens: 128, .. }), "{error:?}");
     assert_eq!(chat.messages(), before);
     let second = chat.send("And then?").unwrap();
     assert!(second.usage.cached >= first.usage.prompt);

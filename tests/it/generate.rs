@@ -4,7 +4,7 @@
 use std::thread;
 
 use fewbit::format::GgufWriter;
-use fewbit::{Completion, Error, FinishReason, Model, SamplingError};
+use fewbit::{Completion, ErrorKind, FinishReason, Model, SamplingError};
 
 use crate::{STORIES, TEMPLATE, altered, load, stories, together};
 
@@ -130,7 +130,7 @@ fn limits_of_tokens_and_context_are_kept() {
     assert_eq!(out.finish_reason, FinishReason::Length);
     let error = small.generate(GREEDY).run().unwrap_err();
     assert!(
-        matches!(error, Error::PromptTooLong { prompt_tokens, context_tokens: 32 } if prompt_tokens > 32),
+        matches!(error.kind(), ErrorKind::TooLong { index: None, tokens, context_tokens: 32 } if *tokens > 32),
         "{error:?}"
     );
 }
@@ -144,7 +144,7 @@ fn the_whole_context_can_be_filled() {
     let full: Vec<u32> = [out.prompt_tokens, out.tokens].concat();
     let last = stories().generate(&full[..n - 1]).temperature(0.0).ignore_eos(true).run().unwrap();
     assert_eq!(last.tokens, full[n - 1..]);
-    assert!(matches!(stories().generate(full).run(), Err(Error::PromptTooLong { .. })));
+    assert!(matches!(stories().generate(full).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::TooLong { .. })));
 }
 
 #[test]
@@ -178,27 +178,36 @@ fn special_tokens_in_a_prompt_are_plain_text() {
 
 #[test]
 fn prompts_that_cannot_be_are_errors() {
-    assert!(matches!(stories().generate(Vec::new()).run(), Err(Error::EmptyPrompt)));
+    assert!(matches!(
+        stories().generate(Vec::new()).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: None })
+    ));
     // An empty text still begins with the token that begins a text.
     assert_eq!(stories().generate("").max_tokens(3).run().unwrap().usage.prompt, 1);
     let error = stories().generate(vec![1, 512]).run().unwrap_err();
-    assert!(matches!(error, Error::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
     let error = stories().generate(PROMPT).temperature(f32::NAN).run().unwrap_err();
-    assert!(matches!(error, Error::Sampling(SamplingError::Temperature(_))), "{error:?}");
+    assert!(matches!(error.cause(), Some(SamplingError::Temperature(_))), "{error:?}");
     let plain = Model::builder().threads(1).load(STORIES).unwrap();
-    assert!(matches!(plain.generate(PROMPT).templated().run(), Err(Error::NoChatTemplate)));
-    assert!(matches!(plain.chat().start(), Err(Error::NoChatTemplate)));
+    assert!(matches!(
+        plain.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NoChatTemplate)
+    ));
+    assert!(matches!(plain.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::NoChatTemplate)));
 }
 
 #[test]
 fn a_template_that_does_not_compile_fails_those_who_use_it() {
     let model = load(|b| b.chat_template("{% if"));
-    assert!(matches!(model.generate(PROMPT).templated().run(), Err(Error::Template(_))));
-    assert!(matches!(model.chat().start(), Err(Error::Template(_))));
+    assert!(matches!(
+        model.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Template)
+    ));
+    assert!(matches!(model.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::Template)));
     assert_eq!(greedy(&model, 5).tokens.len(), 5);
     let model = load(|b| b.chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}")));
     let error = model.generate(PROMPT).templated().run().unwrap_err();
-    assert!(matches!(error, Error::Template(_)), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::Template), "{error:?}");
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use std::fs;
 
+use fewbit::format::FormatError;
 use fewbit::hub::HubError;
-use fewbit::{Error, Model};
+use fewbit::{Error, ErrorKind, Model};
 
 use crate::STORIES;
 
@@ -23,21 +24,61 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
         (&missing, "does not exist"),
     ];
     for (path, expected) in cases {
-        let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+        let error = format!("{:#}", Model::load(path.to_str().unwrap()).unwrap_err());
         assert!(error.contains(expected), "{error}");
         assert!(error.contains(path.to_str().unwrap()), "{error} does not name the file");
         assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
-    assert!(matches!(Model::load("no-such-model"), Err(Error::Hub(HubError::UnknownModel { .. }))));
-    assert!(matches!(Model::load(""), Err(Error::NotFound { .. })));
-    assert!(matches!(Model::load("./no-such-model"), Err(Error::NotFound { .. })));
+    assert!(matches!(
+        Model::load("no-such-model").as_ref().err().and_then(|e| e.cause()),
+        Some(HubError::UnknownModel { .. })
+    ));
+    assert!(matches!(Model::load("").map_err(fewbit::Error::into_kind), Err(ErrorKind::NotFound { .. })));
+    assert!(matches!(
+        Model::load("./no-such-model").map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NotFound { .. })
+    ));
+}
+
+/// Whoever prints the chain says each thing once, and finds each cause as the type that it is.
+#[test]
+fn an_error_says_what_and_its_causes_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut.gguf");
+    let whole = fs::read(STORIES).unwrap();
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let error = Model::load(cut.to_str().unwrap()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::File { path } if *path == cut), "{error:?}");
+    let Some(FormatError::TensorOutOfBounds { tensor, n_bytes, file_bytes, .. }) = error.cause() else {
+        panic!("{error:?}")
+    };
+    let (own, chain) = (error.to_string(), format!("{error:#}"));
+    let mut parts = vec![own.clone()];
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        assert!(!parts.last().unwrap().contains(&cause.to_string()), "{cause} is said twice");
+        parts.push(cause.to_string());
+        next = cause.source();
+    }
+    assert_eq!(chain, parts.join(": "));
+    assert!(own.contains("cut.gguf") && !own.contains(tensor), "{own}");
+    for word in [tensor, &n_bytes.to_string(), &file_bytes.to_string()] {
+        assert!(chain.contains(word), "{chain}");
+    }
+    assert!(!error.is_retryable());
+
+    let busy = HubError::Busy { url: String::new(), status: 429, retry_after_s: None };
+    assert!(Error::from(busy).is_retryable());
+    assert!(Error::from(ErrorKind::QueueFull { limit: 1 }).is_retryable());
+    let gone = HubError::Status { url: String::new(), status: 404 };
+    assert!(!Error::from(gone).is_retryable());
 }
 
 #[test]
 fn a_context_beyond_the_models_own_is_refused() {
     let error = Model::builder().threads(1).context_length(1 << 20).load(STORIES).unwrap_err();
-    assert!(matches!(error, Error::ContextTooLong { asked, .. } if asked == 1 << 20), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::ContextTooLong { asked, .. } if *asked == 1 << 20), "{error:?}");
 }
 
 #[test]

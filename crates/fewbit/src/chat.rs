@@ -230,7 +230,7 @@ impl Chat {
     /// it is, other values as JSON. Each call has one result; they may come in any order.
     ///
     /// # Errors
-    /// [`Error::Tool`] if a result is of another call, or a call has none or two.
+    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result is of another call, or a call has none or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,

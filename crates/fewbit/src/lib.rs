@@ -91,7 +91,7 @@ pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
 pub use embed::{Embed, Embeddings};
-pub use error::Error;
+pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_format as format;
 pub use fewbit_model as engine;
 pub use fewbit_model::quantize;
@@ -118,3 +118,8 @@ pub use tools::{
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
 #[doc = include_str!("../../../docs/guide.md")]
 struct Guide;
+
+/// The guide to errors, likewise.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/errors.md")]
+struct ErrorsGuide;

@@ -45,7 +45,7 @@ const MAX_MESSAGES_BYTES: u32 = 64 << 20;
 #[non_exhaustive]
 pub enum SessionError {
     /// The file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read or write {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,

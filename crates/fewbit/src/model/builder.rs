@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::locate::{Headers, Located, Purpose, locate, locate_adapter};
 use super::{Inner, Model, Template};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
 use crate::inspect::Inspection;
@@ -132,7 +132,7 @@ impl ModelBuilder {
         self
     }
 
-    /// How many generations may wait (1024 by default); more are refused with [`Error::QueueFull`].
+    /// How many generations may wait (1024 by default); more are refused with [`QueueFull`](ErrorKind::QueueFull).
     pub fn max_waiting(mut self, n: usize) -> Self {
         self.max_waiting = Some(n);
         self
@@ -177,7 +177,7 @@ impl ModelBuilder {
 
     /// The estimate, and the tokens of a context.
     fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
-        let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
+        let load_error = |error: ModelError| Error::file(path, error);
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
         let context = match self.load.context_length {
             Some(n) => n,
@@ -235,7 +235,7 @@ impl ModelBuilder {
         let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
         let (estimate, context_tokens) = self.estimate(file, path)?;
         if estimate.total_bytes() > available_bytes {
-            return Err(Error::DoesNotFit { estimate, sequences, context_tokens, available_bytes });
+            return Err(ErrorKind::DoesNotFit { estimate, sequences, context_tokens, available_bytes }.into());
         }
         Ok(())
     }
@@ -347,12 +347,11 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        let decoder =
-            Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
+        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
         if context_length > trained {
-            return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
+            return Err(ErrorKind::ContextTooLong { asked: context_length, context_tokens: trained }.into());
         }
         let loras = self.loras.iter().map(|(path, scale)| Ok((decoder.load_lora(path)?, *scale)));
         let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;

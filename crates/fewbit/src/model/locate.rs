@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 #[cfg(feature = "hub")]
 use crate::hub::Peek;
 use crate::hub::{ChatDefaults, Hub, HubError, Progress, RepoName};
@@ -61,7 +61,7 @@ pub(super) fn locate(name_or_path: &str, purpose: Purpose, progress: &dyn Progre
         return Ok(Located { path, defaults });
     }
     if is_path || name_or_path.is_empty() {
-        return if path.exists() { Ok(Located { path, defaults }) } else { Err(Error::NotFound { path }) };
+        return if path.exists() { Ok(Located { path, defaults }) } else { Err(ErrorKind::NotFound { path }.into()) };
     }
     let hub = Hub::from_env()?;
     match hub.find(name_or_path) {
