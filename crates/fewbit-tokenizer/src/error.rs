@@ -198,7 +198,7 @@ pub enum TokenizerError {
         other: String,
     },
     /// A file names a token that the vocabulary does not have.
-    #[error("{file}: {role} is {text:?}, which is no token")]
+    #[error("{file}: {role} is {text:?}, which is not a token")]
     UnknownToken {
         /// The file's name.
         file: &'static str,

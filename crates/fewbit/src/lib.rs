@@ -114,12 +114,17 @@ pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
 
-/// The guide, whose code is compiled with the tests.
+/// The guides, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
-
-/// The guide to errors, likewise.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/errors.md")]
-struct ErrorsGuide;
+mod guides {
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../../../docs/errors.md")]
+    struct Errors;
+    #[doc = include_str!("../../../docs/shipping.md")]
+    struct Shipping;
+    #[doc = include_str!("../../../docs/sizing.md")]
+    struct Sizing;
+}

@@ -172,7 +172,7 @@ impl Tokens {
         for token in &added {
             let Some(kind) = token.id.and_then(|id| kinds.get_mut(id as usize)) else { continue };
             let content = token.content.as_str();
-            // Whoever ends an answer is no text, whatever the file says.
+            // Whoever ends an answer is not text, whatever the file says.
             let is_end = special::ENDS.contains(&content);
             *kind = if token.special || is_end { TokenKind::Control } else { TokenKind::UserDefined };
         }

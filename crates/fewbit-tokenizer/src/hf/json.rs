@@ -1,4 +1,4 @@
-//! What `tokenizer.json` and the files beside it look like.
+//! What `tokenizer.json` and the files next to it look like.
 //!
 //! Parts whose kind decides how they are read stay JSON until then, so that an unknown kind can be named. The
 //! vocabulary and the merge rules are read into borrowed texts: they are most of a file of many megabytes.
@@ -28,7 +28,7 @@ pub(super) struct TokenizerJson<'a> {
     pub(super) model: Model<'a>,
 }
 
-/// A token beside the vocabulary of the model.
+/// A token that is added to the model's vocabulary.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct AddedToken {
     /// Absent in `added_tokens_decoder`, where it is the key.

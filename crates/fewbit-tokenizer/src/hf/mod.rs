@@ -1,5 +1,5 @@
 //! Tokenizers as Hugging Face repositories hold them: `tokenizer.json`, Mistral's `tekken.json` or SentencePiece's
-//! `tokenizer.model`, and the files beside them.
+//! `tokenizer.model`, and the files next to them.
 //!
 //! `tokenizer.json` is read into the same tables and steps that GGUF vocabularies use, not run by Hugging
 //! Face's own library: that keeps one encoder, which is exact, linear in the text and small, and the parts that
@@ -67,7 +67,7 @@ pub struct HfFiles {
     pub chat_template: Option<Vec<u8>>,
     /// `additional_chat_templates/tool_use.jinja`: the template of conversations with tools.
     pub tool_template: Option<Vec<u8>>,
-    /// `chat_template.json`, of models that see, where no other file has the template.
+    /// `chat_template.json`, of vision models, where no other file has the template.
     pub processor_template: Option<Vec<u8>>,
     /// `generation_config.json`: further tokens that end an answer.
     pub generation_config: Option<Vec<u8>>,
