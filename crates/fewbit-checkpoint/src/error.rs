@@ -57,7 +57,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// A tensor that the architecture has no place for: leaving it out would give other results.
-    #[error("tensor {name:?} is no part of a {architecture:?} model as this version of fewbit runs it")]
+    #[error("tensor {name:?} is not part of a {architecture:?} model as this version of fewbit runs it")]
     UnexpectedTensor {
         /// The tensor's name.
         name: String,

@@ -328,7 +328,7 @@ fn adapters_are_applied_with_their_scales() {
     assert!(json(&run(&bench))["decode_tok_s"]["median"].as_f64().unwrap() > 0.0);
 
     assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", "/nonexistent.gguf"]), "/nonexistent.gguf");
-    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is no LoRA adapter");
+    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is not a LoRA adapter");
     let usage = run(&["run", STORIES, "a", "--lora", &format!("{path}=much")]);
     assert_eq!(usage.status.code(), Some(2), "{}", stderr(&usage));
 }

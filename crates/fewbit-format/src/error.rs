@@ -105,7 +105,9 @@ pub enum FormatError {
         left: u64,
     },
     /// Metadata and tensor records take more bytes than [`Limits::header_bytes`](crate::Limits::header_bytes).
-    #[error("the header is longer than {limit} bytes: no real model's is, so the file is damaged or made to harm")]
+    #[error(
+        "the header is longer than {limit} bytes: no real model needs that much, so the file is damaged or malicious"
+    )]
     HeaderTooLarge {
         /// The limit.
         limit: u64,
@@ -260,8 +262,8 @@ pub enum FormatError {
         /// The type's number in the file.
         id: u32,
     },
-    /// A row that is no whole number of blocks.
-    #[error("tensor {tensor:?} has rows of {n_cols} elements, which are no whole number of {ty} blocks of {}",
+    /// A row that is not a whole number of blocks.
+    #[error("tensor {tensor:?} has rows of {n_cols} elements, which is not a whole number of {ty} blocks of {}",
         ty.block_elems())]
     NotWholeBlocks {
         /// The tensor's name.
@@ -280,7 +282,9 @@ pub enum FormatError {
         shape: Vec<u64>,
     },
     /// A tensor whose bytes do not begin at a multiple of the alignment.
-    #[error("tensor {tensor:?} begins at byte {offset} of the tensor data, no multiple of the alignment {alignment}")]
+    #[error(
+        "tensor {tensor:?} begins at byte {offset} of the tensor data, which is not a multiple of the alignment {alignment}"
+    )]
     MisalignedTensor {
         /// The tensor's name.
         tensor: String,
@@ -338,7 +342,9 @@ pub enum FormatError {
         dtype: String,
     },
     /// A tensor of elements of 4 or 6 bits that end in the middle of a byte.
-    #[error("tensor {tensor:?} of shape {shape:?} and type {dtype} is no whole number of bytes: the file is damaged")]
+    #[error(
+        "tensor {tensor:?} of shape {shape:?} and type {dtype} is not a whole number of bytes: the file is damaged"
+    )]
     PartialByte {
         /// The tensor's name.
         tensor: String,

@@ -49,7 +49,7 @@ pub enum GatewayError {
         name: String,
     },
     /// The name is none.
-    #[error("{name:?} is no name for a key: take 1 to 64 letters, digits, '-', '_' and '.'")]
+    #[error("{name:?} cannot be the name of a key: use 1 to 64 letters, digits, '-', '_' and '.'")]
     Name {
         /// The name.
         name: String,

@@ -46,7 +46,7 @@ pub enum ModelError {
         n_layers: usize,
     },
     /// A batch does not fit into the context.
-    #[error("{n_tokens} tokens behind {position} do not fit into the context of {context_length}")]
+    #[error("{n_tokens} tokens after position {position} do not fit into the context of {context_length}")]
     ContextFull {
         /// Tokens in the cache already.
         position: usize,

@@ -92,7 +92,7 @@ fn a_quantized_file_has_what_the_old_one_had() {
     for (old, report) in source.tensors().iter().zip(&report.tensors) {
         let new = file.tensor(&old.name).unwrap();
         assert_eq!((new.shape.clone(), new.ty, new.n_bytes), (old.shape.clone(), report.to, report.n_bytes));
-        // Rows of 172 are no multiple of 32.
+        // Rows of 172 are not a multiple of 32.
         let expected = match old.shape[..] {
             [_] => TensorType::F32,
             [_, 64] => TensorType::Q8_0,

@@ -13,7 +13,7 @@ use crate::backend::{BackendError, BackendErrorKind};
 #[non_exhaustive]
 pub enum ServeError {
     /// The address is none.
-    #[error("{address:?} is no address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
+    #[error("{address:?} is not an address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
     Address {
         /// What was given.
         address: String,

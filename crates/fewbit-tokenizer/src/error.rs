@@ -3,6 +3,14 @@
 //! A model with a tokenizer that is not known exactly is refused: wrong tokens give a model that
 //! answers, only badly, and nobody finds out why. Encoding and decoding themselves cannot fail.
 
+/// What may help with an unsupported tokenizer.
+fn hint(file: &str) -> &'static str {
+    if cfg!(feature = "tokenizers") || file != crate::hf::TOKENIZER_JSON {
+        return ", and a guess would give wrong tokens";
+    }
+    "; build with the cargo feature `tokenizers`, which reads more kinds of tokenizer"
+}
+
 /// Why a tokenizer could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -150,7 +158,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// A tokenizer uses something that this crate does not implement.
-    #[error("{file}: {what} is not supported: its tokens would be wrong")]
+    #[error("{file}: {what} is not supported{}", hint(file))]
     Unsupported {
         /// The file's name.
         file: &'static str,
@@ -190,7 +198,7 @@ pub enum TokenizerError {
         other: String,
     },
     /// A file names a token that the vocabulary does not have.
-    #[error("{file}: {role} is {text:?}, which is no token")]
+    #[error("{file}: {role} is {text:?}, which is not a token")]
     UnknownToken {
         /// The file's name.
         file: &'static str,

@@ -355,7 +355,7 @@ impl Chat {
     /// let mut chat = model.chat().start()?;
     /// chat.send("Tell me a story.")?;
     /// if let Some(answer) = chat.messages_mut().last_mut() {
-    ///     answer.content.truncate(100);
+    ///     answer.content.push_str(" The end.");
     /// }
     /// # Ok(()) }
     /// ```

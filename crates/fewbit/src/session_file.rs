@@ -53,7 +53,7 @@ pub enum SessionError {
         source: io::Error,
     },
     /// The file is something else.
-    #[error("{} is no saved conversation", path.display())]
+    #[error("{} is not a saved conversation", path.display())]
     NotASession {
         /// The file.
         path: PathBuf,

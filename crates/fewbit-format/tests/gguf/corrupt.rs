@@ -240,7 +240,7 @@ fn more_array_elements_than_bytes() {
 fn header_over_the_limit() {
     let bytes = Bytes::of(full());
     let header = parse(&bytes.0).unwrap();
-    // The padding behind the header does not count.
+    // The padding after the header does not count.
     let n_bytes = bytes.after("output.weight") as u64 + 4 + 4 * 8 + 4 + 8;
     assert!(n_bytes <= header.data_offset && header.data_offset < n_bytes + 32);
     parse_with(&bytes.0, &Limits { header_bytes: n_bytes, ..Limits::default() }).unwrap();
@@ -527,7 +527,7 @@ fn tensor_beyond_the_file() {
     let whole = Bytes::of(small());
     let header = parse(&whole.0).unwrap();
     let end = (header.data_offset + 96 + 28) as usize;
-    // The padding behind the last tensor may be missing; its last byte may not.
+    // The padding after the last tensor may be missing; its last byte may not.
     parse(&whole.0[..end]).unwrap();
     let message = assert_error!(
         parse(&whole.0[..end - 1]),

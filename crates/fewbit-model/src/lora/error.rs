@@ -26,8 +26,8 @@ pub enum LoraError {
         /// What is wrong.
         source: Box<HfError>,
     },
-    /// The file is a GGUF file, but no LoRA adapter.
-    #[error("{} is no LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
+    /// The file is a GGUF file, but not a LoRA adapter.
+    #[error("{} is not a LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
     NotAnAdapter {
         /// The file.
         path: PathBuf,
@@ -140,7 +140,7 @@ pub enum LoraError {
         source: Box<ModelError>,
     },
     /// The file has no tensors.
-    #[error("{} is an adapter without any tensor", path.display())]
+    #[error("{} is an adapter that has no tensors", path.display())]
     Empty {
         /// The adapter.
         path: PathBuf,

@@ -61,7 +61,7 @@ pub enum ImportanceError {
         name: String,
     },
     /// A value is negative, infinite or not a number.
-    #[error("the importance matrix has a value for {name:?} that is no positive number")]
+    #[error("the importance matrix has a value for {name:?} that is not a positive number")]
     Value {
         /// The matrix.
         name: String,

@@ -24,7 +24,8 @@ const SEED_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 /// conversation, or from whatever leads to one. Its settings begin as those of the conversation.
 ///
 /// A turn that is to outlive the function that begins it owns its conversation, or the lock of one that is shared. The
-/// conversation has the answer, as far as it went, when the stream is dropped.
+/// conversation has the answer, as far as it went, when the stream is dropped. An owned one is gone with a turn that
+/// cannot begin (a question that is too long, say): where it must not be, hold a lock, or ask a [`fork`](Chat::fork).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {

@@ -191,7 +191,7 @@ impl Sequence {
         self.drafter.bytes()
     }
 
-    /// Bytes that the next draft needs beside these; `None` if the draft model has no room for it.
+    /// Bytes that the next draft needs besides these; `None` if the draft model has no room for it.
     pub(super) fn draft_bytes_to_grow(&self) -> Option<u64> {
         self.drafter.bytes_to_grow(self.tokens.len())
     }
@@ -348,7 +348,7 @@ impl Sequence {
         }
     }
 
-    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; behind the last of them it ends.
+    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; with the last of them it ends.
     pub(super) fn take_hidden(&mut self, rows: &[f32]) {
         let computed = self.cache.len();
         let Task::Embed(pooler) = &mut self.request.task else { return };
