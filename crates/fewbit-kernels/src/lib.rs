@@ -34,5 +34,5 @@ pub use encode::convert_rows;
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use kv::{KvElement, KvFloat, PAGE};
-pub use pack::Matrix;
+pub use pack::{Matrix, PanelLayout, code_bits};
 pub use pool::ThreadPool;

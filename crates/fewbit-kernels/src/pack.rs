@@ -34,17 +34,17 @@ pub struct Matrix {
 
 /// Byte sizes of the parts of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PanelLayout {
+pub struct PanelLayout {
     /// Scales and minimums of one block.
-    pub(crate) block_meta: usize,
+    pub block_meta: usize,
     /// All scales and minimums, padded to a cache line.
-    pub(crate) meta: usize,
+    pub meta: usize,
     /// The whole panel.
-    pub(crate) panel: usize,
+    pub panel: usize,
 }
 
 /// Bits of a stored code.
-pub(crate) fn code_bits(ty: TensorType) -> usize {
+pub fn code_bits(ty: TensorType) -> usize {
     match ty {
         TensorType::Q2_K | TensorType::TQ1_0 | TensorType::TQ2_0 => 2,
         TensorType::Q3_K | TensorType::IQ1_S | TensorType::IQ1_M => 3,
@@ -198,6 +198,12 @@ impl Matrix {
                 }
             }
         }
+    }
+
+    /// The panels as they lie in memory, one after another, for devices that read the same form; `None` under
+    /// [`Isa::Scalar`], whose bytes are those of the file.
+    pub fn panels(&self) -> Option<(PanelLayout, &[u8])> {
+        (self.isa != Isa::Scalar).then_some((self.layout, &self.bytes))
     }
 
     pub(crate) fn n_panels(&self) -> usize {

@@ -4,11 +4,17 @@
 //! [`Segment`]s of layers that each lie on a [`Device`].
 #![forbid(unsafe_code)]
 
+/// The weights of layers, as [`LayerLoader`] packs them for devices.
+pub mod weights {
+    pub use crate::cpu::weights::{Experts, FeedForward, HeadWeights, Layer, Linear, Mlp};
+}
+
 mod batch;
 mod cache;
 mod config;
 mod cpu;
 mod decoder;
+mod device_error;
 mod embedding;
 mod error;
 mod fingerprint;
@@ -34,8 +40,9 @@ pub use config::{
     AttentionTemperature, ExpertConfig, GgufConfig, LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling,
     yarn_magnitude,
 };
-pub use cpu::CpuDevice;
+pub use cpu::{CpuDevice, HostStates};
 pub use decoder::Decoder;
+pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_kernels::{Cpu, GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ThreadPool, ceiling};
 pub use hf::HfModel;
@@ -46,6 +53,7 @@ pub use lora::{AdaptedRows, AdapterPart, Lora, LoraError, LoraSet, LoraTarget, L
 pub use memory::{MemoryEstimate, available_bytes, estimate};
 pub use prefix::PrefixTree;
 pub use rope::RopeAngles;
+pub use routing::Routing;
 pub use segment::{Device, Head, Segment, SequenceRows, Step};
 pub use source::{FillRows, Quantized, WeightSource, Workers};
 pub use state::{StatePage, StateStore};

@@ -209,12 +209,12 @@ impl ModelConfig {
     }
 
     /// Whether a layer rotates by the position embedding of local layers.
-    pub(crate) fn uses_local_rope(&self, layer: usize) -> bool {
+    pub fn uses_local_rope(&self, layer: usize) -> bool {
         self.layers[layer].is_local && self.local_rope.is_some()
     }
 
     /// The shape of a layer's attention.
-    pub(crate) fn attention_shape(&self, layer: usize) -> AttentionShape {
+    pub fn attention_shape(&self, layer: usize) -> AttentionShape {
         AttentionShape {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
