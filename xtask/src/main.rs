@@ -6,9 +6,11 @@
 
 mod aarch64;
 mod clients;
+mod debian;
 mod examples;
 mod features;
 mod fuzz;
+mod gpu;
 mod public_api;
 mod record;
 mod shell;
@@ -26,6 +28,7 @@ const TASKS: &[Task] = &[
     ("clients", "", "run official clients against `fewbit serve`", clients::run),
     ("examples", "", "run every example to its end", examples::run),
     ("features", "", "check each crate with each of its features alone, and with none", features::run),
+    ("gpu", "", "the GPU backend on a Vulkan driver that needs no GPU (Debian's packages)", gpu::run),
     ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
     ("record-bench", "[--kernels|--models] [--quick]", "measure, and write benches/records/DATE-CPU.csv", record::run),
     ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
@@ -16,7 +16,7 @@ use fewbit::tokenizer::TokenizerOptions;
 use fewbit::{Constraint, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
-use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
+use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
 use crate::output::{TRANSFER, note, progress_bar};
 use crate::signals::{self, Tidy};
 
@@ -54,8 +54,13 @@ pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> an
 }
 
 fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
-    check_device(common)?;
     let mut builder = Model::builder();
+    if let Some(device) = common.device {
+        builder = builder.device(device);
+    }
+    if let Some(n) = gpu_layers(common) {
+        builder = builder.gpu_layers(n);
+    }
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
@@ -74,14 +79,12 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     Ok(builder)
 }
 
-pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
-    let name = match common.device {
-        Device::Auto | Device::Cpu => return Ok(()),
-        Device::Cuda => "cuda",
-        Device::Metal => "metal",
-        Device::Wgpu => "wgpu",
-    };
-    bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
+/// How many layers are on the GPU, if that was said.
+pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
+    match common.gpu_layers {
+        Some(GpuLayers::Last(n)) => Some(n),
+        Some(GpuLayers::All) | None => None,
+    }
 }
 
 /// The file that MODEL means, fetched if need be.

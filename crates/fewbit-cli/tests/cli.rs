@@ -277,8 +277,8 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
 #[test]
 fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["run", STORIES, "Hi"]), "--raw");
-    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cuda"]), "--device cpu");
-    assert_fails(&run(&["tokenize", STORIES, "--device", "wgpu"]), "wgpu");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "vulkan:9999"]), "vulkan");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cpu", "--gpu-layers", "2"]), "fewbit devices");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
     assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
@@ -348,6 +348,8 @@ fn wrong_usage_has_its_own_status() {
         &["run", STORIES],
         &["run", STORIES, "Hi", "--temp", "warm"],
         &["run", STORIES, "Hi", "--device", "abacus"],
+        &["run", STORIES, "Hi", "--device", "cuda"],
+        &["run", STORIES, "Hi", "--gpu-layers", "few"],
         &["run", STORIES, "Hi", "--threads", "0"],
         &["bench"],
     ];

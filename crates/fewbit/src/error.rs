@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use fewbit_format::FormatError;
 use fewbit_model::quantize::QuantizeError;
-use fewbit_model::{LoraError, MemoryEstimate, ModelError};
+use fewbit_model::{DeviceError, LoraError, MemoryEstimate, ModelError};
 use fewbit_tokenizer::{TemplateError, TokenizerError};
 
 use crate::hub::HubError;
@@ -78,6 +78,25 @@ pub enum Error {
         /// What is wrong with it.
         #[source]
         error: ModelError,
+    },
+
+    /// The device that was asked for cannot be used. Nothing else was tried in its place.
+    #[error("device {device}: {error}")]
+    Device {
+        /// What it was called.
+        device: String,
+        /// Why.
+        #[source]
+        error: DeviceError,
+    },
+
+    /// More layers were to be placed on a GPU than the model has.
+    #[error("the model has {n_layers} layers, so no {asked} can be on the GPU: leave the number out for all")]
+    GpuLayers {
+        /// Layers that were asked for.
+        asked: usize,
+        /// Layers of the model.
+        n_layers: usize,
     },
 
     /// A step of the model failed.

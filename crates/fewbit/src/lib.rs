@@ -42,6 +42,7 @@
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
+//! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
 #![forbid(unsafe_code)]
@@ -54,6 +55,7 @@ mod completion;
 #[cfg(feature = "constraints")]
 mod constraints;
 mod convert;
+mod device;
 mod embed;
 mod error;
 pub mod evaluate;
@@ -78,6 +80,7 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
+pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
 pub use embed::{Embed, Embeddings};
 pub use error::Error;
 pub use fewbit_format as format;

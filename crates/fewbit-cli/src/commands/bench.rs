@@ -21,7 +21,7 @@ use fewbit::quantize::Recipe;
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Common};
-use crate::loading::{check_device, load, locate};
+use crate::loading::{gpu_layers, load, locate};
 use crate::output::{Out, bytes, note, print_json};
 use crate::synthetic::Synthetic;
 
@@ -29,7 +29,6 @@ use crate::synthetic::Synthetic;
 const PREFILL_CHUNK: usize = 512;
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     match (&args.model, &args.shape, &args.r#type) {
         (Some(name), _, _) => {
             let path = locate(name)?;
@@ -56,6 +55,8 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
             options.quantize = common.quantize;
+            let n_layers = file.weights().config()?.n_layers();
+            options.placement = fewbit::placement(common.device, gpu_layers(common), n_layers)?;
             let decoder = Decoder::load(file.weights(), &options)?;
             let load_s = start.elapsed().as_secs_f64();
             let work = Work::of(file.weights(), common.quantize)?;

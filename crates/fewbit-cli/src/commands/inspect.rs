@@ -11,7 +11,7 @@ use fewbit::{Lora, ModelFile};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
-use crate::loading::{check_device, locate};
+use crate::loading::locate;
 use crate::output::{Out, bytes, print_json};
 
 /// Elements of an array that are shown.
@@ -27,7 +27,6 @@ struct OfType {
 }
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let peek = peek(&args.model.model)?;
     let path = match &peek {
         Some(peek) => peek.path().to_owned(),

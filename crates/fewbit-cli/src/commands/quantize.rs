@@ -8,12 +8,11 @@ use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
-use crate::loading::{check_device, locate, tokenizer_options};
+use crate::loading::{locate, tokenizer_options};
 use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
     let file = fewbit::open(&locate(&args.input)?)?;
     let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);

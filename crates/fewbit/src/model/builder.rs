@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::locate::{Headers, Located, locate};
 use super::{Inner, Model, Template};
+use crate::device::{self, DeviceName};
 use crate::error::Error;
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
@@ -39,6 +40,8 @@ const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 #[must_use = "nothing is loaded before `load`"]
 pub struct ModelBuilder {
     load: LoadOptions,
+    device: Option<DeviceName>,
+    gpu_layers: Option<usize>,
     prefill_chunk: Option<usize>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
@@ -72,6 +75,25 @@ impl ModelBuilder {
     /// CPU has. The result is the same.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.load.isa = Some(isa);
+        self
+    }
+
+    /// Where the model computes; by default what `FEWBIT_DEVICE` names, else the CPU. A device that cannot be used is an
+    /// error: nothing else is tried in its place. GPUs need the feature `wgpu`.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().device(fewbit::DeviceName::Vulkan(None)).gpu_layers(20).load("model.gguf")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn device(mut self, device: DeviceName) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// How many of the model's layers are on the GPU, the last ones: all by default, 0 for none.
+    pub fn gpu_layers(mut self, n: usize) -> Self {
+        self.gpu_layers = Some(n);
         self
     }
 
@@ -273,7 +295,7 @@ impl ModelBuilder {
         self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
     }
 
-    fn load_located(self, located: Located) -> Result<Model, Error> {
+    fn load_located(mut self, located: Located) -> Result<Model, Error> {
         let Located { path, defaults } = located;
         let start = Instant::now();
         let file = open(&path)?;
@@ -298,6 +320,8 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
+        let n_layers = file.weights().config().map_err(|error| Error::Load { path: path.clone(), error })?.n_layers();
+        self.load.placement = device::placement(self.device, self.gpu_layers, n_layers)?;
         let decoder =
             Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
         let trained = decoder.config().context_length;
