@@ -39,7 +39,11 @@ fn size(n: usize) -> usize {
 fn generate(start: usize, n_prompt: usize, n_tokens: usize) -> usize {
     let prompt: Vec<u32> = TOKENS.iter().copied().cycle().skip(start).take(n_prompt).collect();
     let request = MODEL.generate(prompt).max_tokens(n_tokens).ignore_eos(true).temperature(0.0);
-    let out = request.share_prefix(false).speculation(Speculation::Off).run().expect("runs");
+    let out = request
+        .options(fewbit::GenerateOptions::new().share_prefix(false))
+        .speculation(Speculation::Off)
+        .run()
+        .expect("runs");
     out.tokens.len()
 }
 

@@ -6,7 +6,7 @@ use crate::{load, stories};
 
 fn start() -> Chat {
     // What is known must come from the conversation itself.
-    let chat = stories().chat().share_prefix(false);
+    let chat = stories().chat().options(fewbit::GenerateOptions::new().share_prefix(false));
     chat.system("Tell a story.").temperature(0.0).max_tokens(20).start().unwrap()
 }
 
@@ -22,7 +22,10 @@ fn later_turns_compute_only_what_is_new() {
     assert_eq!(second.timings.prefill_tokens + second.usage.cached, second.usage.prompt);
 
     // The cache changes nothing: a new conversation with the same past gives the same answer.
-    let again = stories().chat().history(chat.messages()[..3].to_vec()).share_prefix(false);
+    let again = stories()
+        .chat()
+        .history(chat.messages()[..3].to_vec())
+        .options(fewbit::GenerateOptions::new().share_prefix(false));
     let mut again = again.temperature(0.0).max_tokens(20).start().unwrap();
     let fresh = again.send("And then?").unwrap();
     assert_eq!(fresh.usage.cached, 0);

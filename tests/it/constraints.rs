@@ -79,7 +79,7 @@ fn a_real_vocabulary_gives_valid_json_too() {
             .generate("A record as JSON:")
             .temperature(1.0)
             .seed(i as u64)
-            .json_schema(schema.clone())
+            .constraint(Constraint::json_schema(schema.clone()))
             .custom_sampler(|| Closing::new(crate::smollm2::model(), 25))
             .max_tokens(250)
             .run()
@@ -119,12 +119,141 @@ fn numbers_end() {
     for schema in [json!({ "type": "number", "minimum": 0.1, "maximum": 0.2 }), json!({})] {
         let request = digits.iter().fold(
             model.generate("1").temperature(0.0).max_tokens(120).constraint(Constraint::json_schema(schema.clone())),
-            |request, &id| request.logit_bias(id, 50.0),
+            |request, &id| request.options(fewbit::GenerateOptions::new().logit_bias(id, 50.0)),
         );
         let out = request.run().unwrap();
         assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{schema}: {:?}", out.text);
         assert!(serde_json::from_str::<f64>(&out.text).is_ok(), "{:?}", out.text);
     }
+}
+
+/// Numbers of any size are the numbers of the schema, digit by digit.
+#[test]
+fn large_numbers_are_exact() {
+    let of = |schema: &str, seed| run(Constraint::json_schema_str(schema).unwrap().compact(), seed).text;
+    let large = ["175928847299117063", "-18446744073709551617", "1234567890123456789012345678901"];
+    for (seed, n) in (0..).zip(large) {
+        assert_eq!(of(&format!(r#"{{ "const": {n} }}"#), seed), n);
+        assert_eq!(of(&format!(r#"{{ "type": "integer", "enum": [{n}] }}"#), seed), n);
+        assert_eq!(of(&format!(r#"{{ "const": {{ "id": [{n}] }} }}"#), seed), format!(r#"{{"id":[{n}]}}"#));
+        assert_eq!(of(&format!(r#"{{ "type": "integer", "minimum": {n}, "maximum": {n} }}"#), seed), n);
+    }
+    for seed in 0..20 {
+        let neighbours =
+            of(r#"{ "type": "integer", "minimum": 175928847299117063, "exclusiveMaximum": 175928847299117066 }"#, seed);
+        assert!((175_928_847_299_117_063_i64..175_928_847_299_117_066).contains(&neighbours.parse().unwrap()));
+    }
+}
+
+#[test]
+fn tagged_unions_by_reference_are_one_of_their_parts() {
+    let part = |tag: &str, field: &str| {
+        json!({
+            "type": "object",
+            "properties": { "kind": { "const": tag }, field: { "type": "integer", "minimum": 1, "maximum": 9 } },
+            "required": ["kind", field],
+            "additionalProperties": false
+        })
+    };
+    let schema = json!({
+        "oneOf": [{ "$ref": "#/$defs/a~1b%20c" }, { "allOf": [{ "$ref": "#/$defs/Square" }] }],
+        "$defs": { "a/b c": part("circle", "r"), "Square": part("square", "side") }
+    });
+    let mut kinds = std::collections::BTreeSet::new();
+    for seed in 0..20 {
+        let out = run(Constraint::json_schema(schema.clone()).compact(), seed);
+        let value: Value = out.json().unwrap();
+        assert!(jsonschema::is_valid(&schema, &value), "{value}");
+        kinds.insert(value["kind"].to_string());
+    }
+    assert_eq!(kinds.len(), 2, "{kinds:?}");
+    // Nothing tells these apart, and a multiple cannot be denied.
+    let error = refusal(Constraint::json_schema(json!({ "oneOf": [{ "multipleOf": 2 }, { "multipleOf": 3 }] })));
+    assert!(error.to_string().contains("#/oneOf"), "{error}");
+}
+
+/// Pushes a random text towards the end of a sum: white space and digits alone could go on for ever.
+struct Sum {
+    begun_at: Option<usize>,
+}
+
+impl fewbit::sample::CustomSampler for Sum {
+    fn adjust(&mut self, tokens: &[u32], logits: &mut [f32]) {
+        let begun_at = *self.begun_at.get_or_insert(tokens.len());
+        if tokens.len() < begun_at + 12 {
+            return;
+        }
+        let bytes = |id: u32| stories().tokenizer().token_bytes(id);
+        let after_digit = tokens.last().is_some_and(|id| bytes(*id) == b"7");
+        for (id, logit) in (0..).zip(logits) {
+            *logit += match bytes(id) {
+                b"=" | b")" => 70.0,
+                b"7" if !after_digit => 50.0,
+                b"\n" if after_digit => 50.0,
+                _ => 0.0,
+            };
+        }
+    }
+}
+
+/// With the end of the text as likely as can be, every grammar can come to it (llama.cpp's arithmetic and JSON).
+#[test]
+fn recursive_grammars_can_end() {
+    let model = stories();
+    let arithmetic = "root ::= (expr \"=\" ws term \"\\n\")+\nexpr ::= term ([-+*/] term)*\n\
+                      term ::= ident | num | \"(\" ws expr \")\" ws\nident ::= [a-z] [a-z0-9_]* ws\n\
+                      num ::= [0-9]+ ws\nws ::= [ \\t\\n]*";
+    let json = r#"root ::= object
+value ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws ( string ":" ws value ("," ws string ":" ws value)* )? "}" ws
+array ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) )* "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ([eE] [-+]? [0-9] [1-9]{0,15})? ws
+ws ::= | " " | "\n" [ \t]{0,20}"#;
+    let sums = regex::Regex::new(r"^([a-z0-9_()+\-*/ \t\n]+=[a-z0-9_()+\-*/ \t\n]*\n)+$").unwrap();
+    let ends: Vec<u32> = model.tokenizer().end_of_generation().collect();
+    for seed in 0..20 {
+        for (grammar, is_json) in [(arithmetic, false), (json, true)] {
+            let mut request = generate(Constraint::gbnf(grammar).unwrap(), seed);
+            if !is_json {
+                request = request.custom_sampler(|| Sum { begun_at: None });
+            }
+            let bias = |options: fewbit::GenerateOptions, id: &u32| options.logit_bias(*id, 100.0);
+            let out = request.options(ends.iter().fold(fewbit::GenerateOptions::new(), bias)).run().unwrap();
+            assert_eq!(out.finish_reason, FinishReason::EndOfGeneration, "{:?}", out.text);
+            match is_json {
+                // Exponents may be beyond what a value holds.
+                true => assert!(serde_json::from_str::<serde::de::IgnoredAny>(&out.text).is_ok(), "{:?}", out.text),
+                false => assert!(sums.is_match(&out.text), "{:?}", out.text),
+            }
+        }
+    }
+}
+
+/// Schemas that would take the compiler for ever are errors that say so.
+#[test]
+fn hostile_schemas_are_bounded() {
+    let product: Vec<Value> =
+        (0..40).map(|i| json!({ "anyOf": [{ "minimum": i }, { "minLength": i }, { "minItems": i }] })).collect();
+    for schema in [
+        json!({ "allOf": product }),
+        json!({ "type": "array", "minItems": 1_000_000_000 }),
+        json!({ "type": "string", "minLength": 1_000_000_000 }),
+        json!({ "type": "integer", "multipleOf": 123_456_789 }),
+        json!({ "type": "string", "pattern": "^(a{1000}){1000}$" }),
+    ] {
+        let error = refusal(Constraint::json_schema(schema.clone()));
+        let is_typed = matches!(error, ConstraintError::TooLarge { .. } | ConstraintError::Invalid { .. });
+        assert!(is_typed, "{schema}: {error:?}");
+    }
+    // A graph that would be 2^30 parts as a tree is 30.
+    let mut defs = json!({ "a30": { "type": "null" } });
+    for i in 0..30 {
+        let next = json!({ "$ref": format!("#/$defs/a{}", i + 1) });
+        defs[format!("a{i}")] = json!({ "type": "object", "properties": { "x": next, "y": next } });
+    }
+    let out = run(Constraint::json_schema(json!({ "$ref": "#/$defs/a0", "$defs": defs })), 1);
+    assert!(!out.text.is_empty());
 }
 
 #[test]
@@ -177,7 +306,7 @@ fn what_cannot_be_is_an_error_before_anything_runs() {
         json!({ "type": "object", "patternProperties": { "(": {} } }),
         json!({ "$ref": "#/$defs/missing" }),
         json!({ "type": "array", "uniqueItems": true }),
-        json!({ "not": { "type": "string" } }),
+        json!({ "not": { "multipleOf": 2 } }),
     ] {
         let error = unsatisfiable(schema.clone());
         assert!(matches!(error, ConstraintError::Invalid { .. }), "{schema}: {error:?}");

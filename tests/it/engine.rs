@@ -253,7 +253,17 @@ fn prompts_that_begin_alike_are_computed_once() {
     assert!(computed < 2 * n, "{computed} tokens for 8 prompts of {n}");
     assert!(outs.iter().filter(|out| out.usage.cached > n - 8).count() >= 6);
     // Not for those who do not want it.
-    assert_eq!(model.generate(shared).share_prefix(false).max_tokens(1).run().unwrap().usage.cached, 0);
+    assert_eq!(
+        model
+            .generate(shared)
+            .options(fewbit::GenerateOptions::new().share_prefix(false))
+            .max_tokens(1)
+            .run()
+            .unwrap()
+            .usage
+            .cached,
+        0
+    );
 }
 
 #[test]

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::GgufFile;
+use fewbit::format::{GgufFile, GgufWriter, Value as GgufValue};
 use fewbit::quantize::{FileOptions, Recipe};
 use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
-use fewbit::{Error, Model};
+use fewbit::{Error, Model, Sampling};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -107,9 +107,89 @@ fn generation_config_says_how_to_sample_and_where_to_end() {
     write(&folder, "generation_config.json", &json!({ "eos_token_id": [2, 432] }));
     let model = Model::builder().threads(1).load_file(folder.path()).unwrap();
     assert_eq!(story(&model), "Once upon a time");
-    write(&folder, "generation_config.json", &json!({ "temperature": "hot" }));
-    let error = recommended().unwrap_err();
-    assert!(matches!(error, Error::Load { .. }), "{error:?}");
+}
+
+/// Files are written for programs in which a `top_k` of -1 is "off".
+#[test]
+fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
+    let folder = folder();
+    let load = || Model::builder().threads(1).load_file(folder.path()).unwrap();
+    let silent = load().recommended_sampling();
+    type IsOff = fn(&Sampling) -> bool;
+    let cases: [(&str, Value, IsOff); 8] = [
+        ("temperature", json!(-0.5), |s| s.temperature == 1.0),
+        ("temperature", json!(1e300), |s| s.temperature == 1.0),
+        ("top_k", json!(-1), |s| s.top_k == 0),
+        ("top_k", json!(2.5), |s| s.top_k == 0),
+        ("top_p", json!(0.0), |s| s.top_p == 1.0),
+        ("top_p", json!(1.5), |s| s.top_p == 1.0),
+        ("min_p", json!(-1.0), |s| s.min_p == 0.0),
+        ("repetition_penalty", json!(0.0), |s| s.penalties.repeat == 1.0),
+    ];
+    for (setting, value, is_off) in cases {
+        write(&folder, "generation_config.json", &json!({ "do_sample": true, setting: value }));
+        let model = load();
+        assert!(is_off(&model.recommended_sampling()), "{setting} = {value}");
+        assert!(matches!(model.warnings(), [w] if w.contains(setting) && w.contains("off")), "{:?}", model.warnings());
+    }
+    for value in [json!("hot"), json!([0.5]), json!({})] {
+        write(&folder, "generation_config.json", &json!({ "temperature": value, "top_p": 0.5 }));
+        let model = load();
+        let mut expected = silent.clone();
+        expected.top_p = 0.5;
+        assert_eq!(model.recommended_sampling(), expected, "{value}");
+        assert!(matches!(model.warnings(), [w] if w.contains("no number")), "{:?}", model.warnings());
+    }
+    write(&folder, "generation_config.json", &json!({ "do_sample": "yes", "top_k": 0, "top_p": 1.0 }));
+    let model = load();
+    assert!(model.warnings().is_empty(), "what is off by its own value is no mistake: {:?}", model.warnings());
+    assert_eq!((model.recommended_sampling().top_k, model.recommended_sampling().top_p), (0, 1.0));
+    assert_eq!(silent, Sampling::default(), "and nothing is recommended without the file");
+}
+
+/// Names and descriptions, whatever their type.
+#[test]
+fn what_files_say_to_people_keeps_no_model_from_loading() {
+    let folder = folder();
+    let config: Value =
+        serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).expect("written above");
+    for value in [json!(7), json!(["a", "b"]), json!({ "name": "a" }), json!(null), json!(true), json!("")] {
+        let mut config = config.clone();
+        for key in ["_name_or_path", "name", "description", "transformers_version", "license", "tags"] {
+            config[key] = value.clone();
+        }
+        write(&folder, "config.json", &config);
+        write(
+            &folder,
+            "tokenizer_config.json",
+            &json!({ "name_or_path": value, "tokenizer_class": value, "extra": value }),
+        );
+        write(
+            &folder,
+            "generation_config.json",
+            &json!({ "transformers_version": value, "_from_model_config": value }),
+        );
+        Model::builder().threads(1).load_file(folder.path()).unwrap_or_else(|error| panic!("{value}: {error}"));
+    }
+    let file = GgufFile::open(Path::new(STORIES)).unwrap();
+    for value in [GgufValue::from(7u32), vec!["a".to_owned()].into(), 0.5f32.into(), true.into(), "".into()] {
+        let mut writer = GgufWriter::new();
+        for (key, own) in file.metadata().iter() {
+            writer.set(key, own.clone());
+        }
+        for key in ["name", "description", "author", "license", "tags", "basename", "size_label", "url", "quantized_by"]
+        {
+            writer.set(format!("general.{key}"), value.clone());
+        }
+        for tensor in file.tensors() {
+            let bytes = file.tensor_bytes(tensor).to_vec();
+            writer.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes).unwrap();
+        }
+        let path = folder.path().join("people.gguf");
+        writer.write_file(&path).unwrap();
+        let model = Model::builder().threads(1).load_file(&path).unwrap_or_else(|error| panic!("{value:?}: {error}"));
+        assert!(!story(&model).is_empty());
+    }
 }
 
 /// The rules that lead to the tokens of a SentencePiece vocabulary: every way to cut one in two, by score.

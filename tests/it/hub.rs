@@ -84,6 +84,26 @@ fn failure(result: Result<PathBuf, HubError>) -> HubError {
     }
 }
 
+/// A file that no disk has room for is not begun.
+#[test]
+fn room_on_the_disk_is_looked_at_first() {
+    let home = TempDir::new().unwrap();
+    let bytes = 1_u64 << 60;
+    let text = format!(
+        "[models.tiny]\nlicense = \"MIT\"\nfile = \"tiny.gguf\"\nbytes = {bytes}\nsha256 = \"{SHA256}\"\nsources = []"
+    );
+    let hub = Hub::with_registry(home.path(), Registry::parse(&text, Path::new("test.toml")).unwrap());
+    let server = serve(vec![Answer::File(contents())]);
+    let source = HfSource::new(&server.url, "owner/name", COMMIT, "tiny.gguf");
+    match pull(&hub, &[&source]) {
+        Err(HubError::NoSpace { needed_bytes, free_bytes, .. }) => {
+            assert!(needed_bytes == bytes && free_bytes < bytes, "{free_bytes}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert!(server.asked.lock().unwrap().is_empty(), "nothing was asked for");
+}
+
 /// How the server answers one request.
 #[derive(Clone)]
 enum Answer {
@@ -225,11 +245,11 @@ fn has_pip() -> bool {
 }
 
 /// Says that a test is left out, where that is allowed: with `FEWBIT_TEST_OFFLINE=1`, and never in CI.
+#[expect(clippy::explicit_write, reason = "what `eprintln` writes is only seen of tests that fail")]
 fn leave_out(reason: &str) {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     assert!(!is("CI", "true"), "nothing is left out where CI=true: {reason}");
     assert!(is("FEWBIT_TEST_OFFLINE", "1"), "{reason}: with FEWBIT_TEST_OFFLINE=1 this test is left out");
-    // Not `eprintln`, which is only seen of tests that fail.
     let name = std::thread::current().name().unwrap_or_default().to_owned();
     writeln!(std::io::stderr(), "LEFT OUT {name}: {reason}").unwrap();
 }

@@ -127,7 +127,8 @@ fn a_conversation_is_computed_anew_under_other_adapters() {
     let folder = tempfile::tempdir().unwrap();
     let model = load(|b| b);
     let loras = [1, 2].map(|seed| model.load_lora(adapter(folder.path(), seed)).unwrap());
-    let start = || model.chat().temperature(0.0).max_tokens(12).share_prefix(false);
+    let start =
+        || model.chat().temperature(0.0).max_tokens(12).options(fewbit::GenerateOptions::new().share_prefix(false));
     let path = folder.path().join("chat.session");
 
     let mut chat = start().lora(&loras[0], 1.0).start().unwrap();

@@ -14,6 +14,7 @@ mod hub;
 mod hub_server;
 mod loading;
 mod lora;
+mod measure;
 mod public_api;
 mod repos;
 mod sampling;
@@ -24,6 +25,7 @@ mod smollm2_generation;
 mod smollm2_together;
 mod speculation;
 mod tidy;
+mod tool_choice;
 mod tools;
 mod tracing;
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use fewbit::sample::{
     Choice, CustomSampler, Dry, DynamicTemperature, Mirostat, Penalties, Sampler, Sampling, Stage, Xtc,
 };
-use fewbit::{Error, SamplingError};
+use fewbit::{Error, GenerateOptions, SamplingError};
 use serde_json::Value;
 
 use crate::stories;
@@ -139,7 +139,7 @@ fn log_probabilities_are_those_of_the_model() {
         assert!(logprob.top.len() == 3 && logprob.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
     }
     // What sampling does to the logits is not seen in them.
-    let again = greedy().logprobs(0).logit_bias(all[0], 1.0).run().unwrap();
+    let again = greedy().logprobs(0).options(GenerateOptions::new().logit_bias(all[0], 1.0)).run().unwrap();
     assert_eq!(again.logprobs[0].logprob, out.logprobs[0].logprob);
     assert!(again.logprobs[0].top.is_empty());
     // Each piece has its own.
@@ -151,13 +151,13 @@ fn log_probabilities_are_those_of_the_model() {
 fn a_banned_token_never_comes_and_a_bias_makes_one_come() {
     let greedy = || stories().generate(PROMPT).temperature(0.0).max_tokens(30);
     let first = greedy().run().unwrap().tokens[0];
-    let out = greedy().ban([first]).run().unwrap();
+    let out = greedy().options(GenerateOptions::new().ban([first])).run().unwrap();
     assert!(!out.tokens.contains(&first));
-    let out = greedy().logit_bias(300, 1000.0).run().unwrap();
+    let out = greedy().options(GenerateOptions::new().logit_bias(300, 1000.0)).run().unwrap();
     assert!(out.tokens.iter().all(|token| *token == 300));
-    let error = greedy().ban([512]).run().unwrap_err();
+    let error = greedy().options(GenerateOptions::new().ban([512])).run().unwrap_err();
     assert!(matches!(error, Error::Sampling(SamplingError::UnknownToken { token: 512, n_vocab: 512 })), "{error:?}");
-    let error = greedy().ban(0..512).run().unwrap_err();
+    let error = greedy().options(GenerateOptions::new().ban(0..512)).run().unwrap_err();
     assert!(matches!(error, Error::Sampling(SamplingError::NoCandidate { .. })), "{error:?}");
 }
 
@@ -171,9 +171,9 @@ fn penalties_keep_a_text_from_repeating() {
     };
     let greedy = || stories().generate(PROMPT).temperature(0.0);
     let plain = repeated(&text(greedy()));
-    let dry = repeated(&text(greedy().dry(Dry::new(2.0))));
+    let dry = repeated(&text(greedy().options(GenerateOptions::new().dry(Dry::new(2.0)))));
     assert!(dry < plain, "{dry:?} with DRY, {plain:?} without");
-    let all = text(greedy().repeat_penalty(1.3).penalty_last_n(usize::MAX));
+    let all = text(greedy().options(GenerateOptions::new().repeat_penalty(1.3).penalty_last_n(usize::MAX)));
     let distinct = |tokens: &[u32]| tokens.iter().collect::<BTreeSet<_>>().len();
     assert!(distinct(&all) > distinct(&text(greedy())));
 }
@@ -186,20 +186,25 @@ fn every_setting_repeats_with_its_seed() {
         stories()
             .generate(PROMPT)
             .temperature(1.2)
-            .dynamic_temperature(0.5, 1.0)
-            .top_n_sigma(2.5)
-            .typical_p(0.95)
-            .xtc(0.5, 0.1)
-            .dry(dry)
-            .repeat_penalty(1.1)
-            .presence_penalty(0.1)
-            .frequency_penalty(0.1)
+            .options(
+                GenerateOptions::new()
+                    .dynamic_temperature(DynamicTemperature { range: 0.5, exponent: 1.0 })
+                    .top_n_sigma(2.5)
+                    .typical_p(0.95)
+                    .xtc(Xtc { probability: 0.5, threshold: 0.1 })
+                    .dry(dry)
+                    .repeat_penalty(1.1)
+                    .presence_penalty(0.1)
+                    .frequency_penalty(0.1),
+            )
             .max_tokens(60)
             .seed(seed)
     };
     assert_eq!(builder(1).run().unwrap().text, builder(1).run().unwrap().text);
     assert_ne!(builder(1).run().unwrap().text, builder(2).run().unwrap().text);
-    let mirostat = |seed| builder(seed).mirostat(3.0, 0.1).run().unwrap().text;
+    let mirostat = |seed| {
+        builder(seed).options(GenerateOptions::new().mirostat(Mirostat { tau: 3.0, eta: 0.1 })).run().unwrap().text
+    };
     assert_eq!(mirostat(1), mirostat(1));
     assert_ne!(mirostat(1), builder(1).run().unwrap().text);
 }
@@ -212,19 +217,28 @@ fn settings_out_of_range_are_errors_before_anything_runs() {
     };
     let begin = || stories().generate(PROMPT);
     for (builder, word) in [
-        (begin().typical_p(0.0), "typical_p"),
-        (begin().top_n_sigma(f32::NAN), "top_n_sigma"),
-        (begin().xtc(1.5, 0.1), "XTC"),
-        (begin().xtc(0.5, -0.1), "XTC"),
-        (begin().dynamic_temperature(-1.0, 1.0), "dynamic temperature"),
-        (begin().dynamic_temperature(1.0, f32::INFINITY), "exponent"),
-        (begin().mirostat(-1.0, 0.1), "tau"),
-        (begin().mirostat(5.0, f32::NAN), "eta"),
-        (begin().repeat_penalty(0.0), "repeat"),
-        (begin().presence_penalty(f32::NAN), "presence"),
-        (begin().frequency_penalty(f32::INFINITY), "frequency"),
-        (begin().dry(Dry::new(-1.0)), "DRY"),
-        (begin().logit_bias(5, f32::INFINITY), "token 5"),
+        (begin().options(GenerateOptions::new().typical_p(0.0)), "typical_p"),
+        (begin().options(GenerateOptions::new().top_n_sigma(f32::NAN)), "top_n_sigma"),
+        (begin().options(GenerateOptions::new().xtc(Xtc { probability: 1.5, threshold: 0.1 })), "XTC"),
+        (begin().options(GenerateOptions::new().xtc(Xtc { probability: 0.5, threshold: -0.1 })), "XTC"),
+        (
+            begin()
+                .options(GenerateOptions::new().dynamic_temperature(DynamicTemperature { range: -1.0, exponent: 1.0 })),
+            "dynamic temperature",
+        ),
+        (
+            begin().options(
+                GenerateOptions::new().dynamic_temperature(DynamicTemperature { range: 1.0, exponent: f32::INFINITY }),
+            ),
+            "exponent",
+        ),
+        (begin().options(GenerateOptions::new().mirostat(Mirostat { tau: -1.0, eta: 0.1 })), "tau"),
+        (begin().options(GenerateOptions::new().mirostat(Mirostat { tau: 5.0, eta: f32::NAN })), "eta"),
+        (begin().options(GenerateOptions::new().repeat_penalty(0.0)), "repeat"),
+        (begin().options(GenerateOptions::new().presence_penalty(f32::NAN)), "presence"),
+        (begin().options(GenerateOptions::new().frequency_penalty(f32::INFINITY)), "frequency"),
+        (begin().options(GenerateOptions::new().dry(Dry::new(-1.0))), "DRY"),
+        (begin().options(GenerateOptions::new().logit_bias(5, f32::INFINITY)), "token 5"),
     ] {
         let message = refused(builder);
         assert!(message.contains(word), "{message}");
@@ -253,7 +267,13 @@ impl CustomSampler for Restless {
 
 #[test]
 fn a_custom_sampler_takes_part() {
-    let biased = || stories().generate(PROMPT).temperature(0.0).max_tokens(12).logit_bias(300, 1000.0);
+    let biased = || {
+        stories()
+            .generate(PROMPT)
+            .temperature(0.0)
+            .max_tokens(12)
+            .options(GenerateOptions::new().logit_bias(300, 1000.0))
+    };
     let out = biased().custom_sampler(|| Restless).run().unwrap();
     assert!(out.tokens.windows(2).all(|pair| pair[0] != pair[1]) && out.tokens.contains(&300), "{:?}", out.tokens);
     let error = biased().custom_sampler(|| Wrong).run().unwrap_err();

@@ -10,12 +10,17 @@ use crate::{STORIES, load, stories, together};
 
 fn start() -> Chat {
     // What is known must come from the file.
-    let chat = stories().chat().system("Tell a story.").share_prefix(false);
+    let chat = stories().chat().system("Tell a story.").options(fewbit::GenerateOptions::new().share_prefix(false));
     chat.temperature(0.9).seed(3).max_tokens(20).start().unwrap()
 }
 
 fn restore(path: &Path) -> Result<Chat, Error> {
-    stories().chat().share_prefix(false).temperature(0.9).max_tokens(20).restore(path)
+    stories()
+        .chat()
+        .options(fewbit::GenerateOptions::new().share_prefix(false))
+        .temperature(0.9)
+        .max_tokens(20)
+        .restore(path)
 }
 
 fn error_of(path: &Path) -> SessionError {

@@ -68,7 +68,14 @@ fn generations_side_by_side_write_what_they_write_alone() {
 
 #[test]
 fn a_second_turn_reuses_the_first_and_answers_as_if_it_had_not() {
-    let begin = || model().chat().system("Be brief.").share_prefix(false).temperature(0.0).max_tokens(32);
+    let begin = || {
+        model()
+            .chat()
+            .system("Be brief.")
+            .options(fewbit::GenerateOptions::new().share_prefix(false))
+            .temperature(0.0)
+            .max_tokens(32)
+    };
     let mut chat = begin().start().expect("a chat model");
     let first = chat.send("Name a planet.").expect("runs");
     let history: Vec<Message> = chat.messages()[1..].to_vec();

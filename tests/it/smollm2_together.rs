@@ -34,7 +34,7 @@ fn request(model: &Model, i: usize) -> Generate {
     match i % 9 {
         0 => request.temperature(0.0),
         1 => request.temperature(1.2).top_k(0).top_p(0.9),
-        2 => request.temperature(0.8).min_p(0.1).repeat_penalty(1.3),
+        2 => request.temperature(0.8).min_p(0.1).options(fewbit::GenerateOptions::new().repeat_penalty(1.3)),
         3 => request.temperature(0.7).constraint(Constraint::json_schema(object)),
         4 => request.temperature(0.0).constraint(Constraint::json_schema(object).compact()),
         5 => request.temperature(1.0).constraint(Constraint::choice(["yes, of course", "no, never", "perhaps"])),
@@ -48,7 +48,7 @@ type Outcome = (Vec<u32>, String, FinishReason);
 
 /// The next turn of a saved conversation.
 fn turn(model: &Model, saved: &Path, i: usize) -> Outcome {
-    let chat = model.chat().share_prefix(false).temperature(0.8).max_tokens(8);
+    let chat = model.chat().options(fewbit::GenerateOptions::new().share_prefix(false)).temperature(0.8).max_tokens(8);
     let out = chat.restore(saved).unwrap().send(format!("And what about {i}?")).unwrap();
     assert!(out.usage.cached > 0, "its pages came from the file");
     (out.tokens, out.text, out.finish_reason)

@@ -21,7 +21,7 @@ fn requests(model: &Model) -> Vec<Generate> {
         all.push(request().temperature(0.8));
         all.push(request().temperature(2.0).top_k(0).top_p(1.0).min_p(0.0).ignore_eos(true));
         all.push(request().temperature(0.0).stop("ball"));
-        all.push(request().temperature(0.3).repeat_penalty(1.2).min_p(0.1));
+        all.push(request().temperature(0.3).options(fewbit::GenerateOptions::new().repeat_penalty(1.2)).min_p(0.1));
         all.push(request().max_tokens(1));
         all.push(request().max_tokens(2));
     }

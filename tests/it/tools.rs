@@ -1,13 +1,13 @@
 //! Conversations with tools: what the template gets, how calls come out, and that their text does not.
 
-use fewbit::{Constraint, Model, Tool, ToolCall};
+use fewbit::{Constraint, Message, Model, Tool, ToolCall, ToolStyle};
 use serde_json::json;
 
 use crate::{altered, load};
 
 const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}]{% endfor %}{% endif %}\
     {% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.tool_calls %}{% for c in m.tool_calls %}\
-    <{{ c.function.name }} {{ c.id }}>{% endfor %}{% endif %}\n{% endfor %}assistant:";
+    <{{ c.function.name }} {{ c.id }} {{ c.function.arguments | tojson }}>{% endfor %}{% endif %}\n{% endfor %}assistant:";
 
 fn model() -> Model {
     load(|b| b.chat_template(TEMPLATE))
@@ -35,7 +35,7 @@ fn a_call_is_read_and_its_result_goes_back() {
     let answer = chat.send_tool_results(results).unwrap();
     assert!(answer.tool_calls.is_empty());
     let prompt = model.tokenizer().decode(&answer.prompt_tokens);
-    assert!(prompt.contains("<add call00000>") && prompt.contains("tool: 3"), "{prompt}");
+    assert!(prompt.contains("<add call00000 {\"a\": 1, \"b\": 2}>") && prompt.contains("tool: 3"), "{prompt}");
     let roles: Vec<_> = chat.messages().iter().map(|message| message.role.as_str()).collect();
     assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
 }
@@ -147,7 +147,7 @@ fn tools_are_never_dropped_in_silence() {
 fn a_template_for_one_call_a_message_gets_them_so() {
     let source = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}\
         {% if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one at a time') }}{% endif %}\
-        {{ m.tool_calls[0].function.arguments.a }}={% else %}{{ m.content }};{% endif %}{% endfor %}";
+        {{ m.tool_calls[0].function | tojson }}={% else %}{{ m.content }};{% endif %}{% endfor %}";
     let model = load(|b| b.chat_template(source));
     let mut chat = model.chat().tools([add()]).temperature(0.0).max_tokens(2).start().unwrap();
     let both = r#"{"name": "add", "parameters": {"a": 1}}; {"name": "add", "parameters": {"a": 2}}"#;
@@ -159,7 +159,82 @@ fn a_template_for_one_call_a_message_gets_them_so() {
     let results = [(two.clone(), json!("rainy")), (one.clone(), json!("sunny"))];
     let next = chat.send_tool_results(results).unwrap();
     let prompt = model.tokenizer().decode(&next.prompt_tokens);
-    assert!(prompt.ends_with("1=sunny;2=rainy;"), "{prompt}");
+    let call = |a: i32| format!("{{\"name\": \"add\", \"arguments\": {{\"a\": {a}}}}}=");
+    assert!(prompt.ends_with(&format!("{}sunny;{}rainy;", call(1), call(2))), "{prompt}");
+    // The conversation keeps what the model said.
+    assert_eq!(chat.messages()[1].fields["tool_calls"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn calls_that_a_template_does_not_render_are_not_lost() {
+    let call = json!([{"type": "function", "id": "a", "function": {"name": "add", "arguments": {"a": 1}}}]);
+    let history = || {
+        let asked = [Message::user("1?"), Message::assistant("So:").with_field("tool_calls", call.clone())];
+        asked.into_iter().chain([Message::tool("add", Some("a"), "1")])
+    };
+    for (style, written) in [
+        (ToolStyle::Hermes, "So:\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>"),
+        (ToolStyle::Granite, "So:\n<|tool_call|>[{\"name\": \"add\", \"arguments\": {\"a\": 1}}]"),
+    ] {
+        // The template of these tests knows neither tools nor calls.
+        let model = load(|b| b.tool_style(style));
+        let mut chat = model.chat().history(history()).temperature(0.0).max_tokens(1).start().unwrap();
+        let prompt = model.tokenizer().decode(&chat.reply().run().unwrap().prompt_tokens);
+        assert!(prompt.contains(written) && prompt.contains("tool: 1"), "{prompt}");
+        assert!(chat.messages().iter().any(|message| message.content == "So:"));
+    }
+}
+
+/// As Gemma 2's: only user and model, in turns, and an error for anything else.
+const NO_SYSTEM: &str = "{% for m in messages %}{% if m.role not in ['user', 'assistant'] %}\
+    {{ raise_exception('No ' + m.role + '!') }}{% endif %}\
+    {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('In turns!') }}{% endif %}\
+    <{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
+
+#[test]
+fn a_template_without_system_messages_gets_them_with_the_question() {
+    let model = load(|b| b.chat_template(NO_SYSTEM));
+    let mut chat = model.chat().system("Be brief.").temperature(0.0).max_tokens(1).start().unwrap();
+    let prompt = model.tokenizer().decode(&chat.send("Hi").unwrap().prompt_tokens);
+    assert_eq!(prompt, "<user>Be brief.\n\nHi<assistant>");
+    assert_eq!(chat.messages()[0].role, "system");
+    let out = model.generate("Hi").templated().system("Be brief.").max_tokens(1).run().unwrap();
+    assert_eq!(model.tokenizer().decode(&out.prompt_tokens), prompt);
+    // So do descriptions of tools, and results come from the user.
+    let builder = model.chat().system("Be brief.").tools([add()]).tool_fallback(fewbit::ToolFallback::SystemPrompt);
+    let mut chat = builder.temperature(0.0).max_tokens(1).start().unwrap();
+    let answer = chat.ask("1 + 2?").max_tokens(200).constraint(Constraint::choice([CALL])).run().unwrap();
+    let prompt = model.tokenizer().decode(&answer.prompt_tokens);
+    assert!(prompt.starts_with("<user>Be brief.\n\nYou can call these tools."), "{prompt}");
+    assert!(prompt.ends_with("</tool_response>.\n\n1 + 2?<assistant>"), "{prompt}");
+    let results = answer.tool_calls.iter().map(|call| (call.clone(), json!(3)));
+    let prompt = model.tokenizer().decode(&chat.send_tool_results(results).unwrap().prompt_tokens);
+    let end = "</tool_call><user><tool_response>\n3\n</tool_response><assistant>";
+    assert!(prompt.ends_with(end), "{prompt}");
+}
+
+#[test]
+fn a_saved_conversation_keeps_all_of_its_messages() {
+    use fewbit::tokenizer::CallContent;
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tools.session");
+    let calls = json!([{"type": "function", "id": "a1", "function": {"name": "add", "arguments": {"b": 2, "a": 1.0}}}]);
+    let call = |form| Message::assistant("").with_field("tool_calls", calls.clone()).without_text(form);
+    let history = [
+        Message::user("").with_field("content", json!([{"type": "text", "text": "1?"}])),
+        call(CallContent::Omitted).with_reasoning("Hm."),
+        Message::tool("add", Some("a1"), "1"),
+        call(CallContent::Null),
+        Message::tool("add", Some("a2"), "2"),
+    ];
+    let chat = model.chat().tools([add()]).history(history.clone()).start().unwrap();
+    chat.save(&path).unwrap();
+    let restored = model.chat().tools([add()]).restore(&path).unwrap();
+    // The model's own system message comes first, if it has one.
+    assert!(restored.messages().ends_with(&history));
+    // The order of fields too.
+    assert_eq!(format!("{:?}", restored.messages()), format!("{:?}", chat.messages()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fewbit::sample::CustomSampler;
-use fewbit::{Error, FinishReason, Metrics, Model};
+use fewbit::{Constraint, Error, FinishReason, Metrics, Model};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::with_default;
@@ -152,7 +152,7 @@ fn a_request_is_a_span_with_its_parts() {
     assert_eq!((ended.len(), ended[0].parent.as_str()), (1, "request"));
 
     // What was computed already is said to be, and a constraint has its own part.
-    watched(&capture, || drop(request().regex("[a-z ]{3}").run().unwrap()));
+    watched(&capture, || drop(request().constraint(Constraint::regex("[a-z ]{3}")).run().unwrap()));
     let spans = capture.take();
     let span = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
     assert_eq!(span("prefill").number("tokens") + span("prefill").number("cached_tokens"), out.usage.prompt);
@@ -175,11 +175,11 @@ fn no_text_is_told_unless_it_is_asked_for() {
     let ask = |model: &Model, output: &mut String| {
         let prompt = "Once upon a time, there was a girl named Lily. She";
         let greedy = || model.generate(prompt).temperature(0.0).max_tokens(30);
-        *output = greedy().stop("zzz").regex("[A-Za-z .,]+").run().unwrap().text;
+        *output = greedy().stop("zzz").constraint(Constraint::regex("[A-Za-z .,]+")).run().unwrap().text;
         let mut chat = model.chat().system("You are Lily.").temperature(0.0).max_tokens(30).start().unwrap();
         chat.send("Where is Lily?").unwrap();
         assert!(matches!(greedy().custom_sampler(|| Fails).run(), Err(Error::Panicked { .. })));
-        assert!(greedy().regex("(").run().is_err());
+        assert!(greedy().constraint(Constraint::regex("(")).run().is_err());
         drop(greedy().stream().unwrap().next());
         model.logprobs("Lily", 1).unwrap();
     };
@@ -226,7 +226,10 @@ fn metrics_count_every_outcome() {
     assert!(start.weight_bytes > 100_000 && start.kv_pages_free() > 0 && start.kv_page_bytes > 0);
     let request = || model.generate("Once upon a time").temperature(0.0).max_tokens(5).ignore_eos(true);
     assert_eq!(request().run().unwrap().finish_reason, FinishReason::Length);
-    assert_eq!(request().choice([" there"]).run().unwrap().finish_reason, FinishReason::EndOfGeneration);
+    assert_eq!(
+        request().constraint(Constraint::choice([" there"])).run().unwrap().finish_reason,
+        FinishReason::EndOfGeneration
+    );
     assert_eq!(request().timeout(std::time::Duration::ZERO).run().unwrap().finish_reason, FinishReason::Timeout);
     // It ended while it was waiting, and its place is free a moment later.
     while model.metrics().waiting > 0 {

@@ -5,10 +5,10 @@
 //! The packages are one download of 260 MB; compiling takes a minute, the tests about as long. A toolchain of rustup that
 //! has the target is used if there is one, and Debian's otherwise, which has a folder of its own for what it builds.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 
 use crate::debian;
 use crate::shell::{self, Missing};
@@ -25,13 +25,8 @@ const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev:arm6
 const LONG: [&str; 3] =
     ["attention_equals_its_definition_however_it_is_split", "every_batch_from_1_to_300", "long_rows_and_large_batches"];
 
-/// Installs what is missing if it may, then compiles and runs the tests. `--all` takes the long ones as well.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let all = match args {
-        [] => false,
-        [arg] if arg == "--all" => true,
-        _ => bail!("aarch64 takes `--all` or nothing"),
-    };
+/// Installs what is missing if it may, then compiles and runs the tests. `all` takes the long ones as well.
+pub(crate) fn run(all: bool) -> Result<()> {
     if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
         return Err(Missing("aarch64 is emulated on Linux on x86-64 only".to_owned()).into());
     }
@@ -44,14 +39,18 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     // Documentation is the same everywhere, and its tests are compiled one by one.
     command.args(["--lib", "--tests", "--"]);
     if !all {
-        LONG.iter().for_each(|name| drop(command.args(["--skip", name])));
+        for name in LONG {
+            command.args(["--skip", name]);
+        }
     }
     if debian {
         // This runs under rustup's cargo, whose choices are not Debian's.
-        ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(command.env_remove(name)));
+        for name in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"] {
+            command.env_remove(name);
+        }
         command.env("PATH", format!("/usr/bin:{}", std::env::var("PATH").unwrap_or_default()));
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     command
         .env("CARGO_TARGET_DIR", target.join("emulated"))
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")

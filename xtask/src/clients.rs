@@ -26,13 +26,11 @@ impl Drop for Server {
     }
 }
 
-/// Makes the environment, starts the server, runs every `*_client.py`.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("clients takes no arguments, and got {extra:?}");
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+/// Makes the environments, starts the server, runs every `*_client.py` and `*_client.mjs`.
+pub(crate) fn run() -> Result<()> {
+    let target = shell::target();
     let python = environment(&target)?;
+    let node = node_environment(&target)?;
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     let program = target.join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
     let keys = target.join("clients/keys");
@@ -47,13 +45,16 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 
     let mut scripts: Vec<_> = fs::read_dir(shell::root().join(FOLDER))?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().ends_with("_client.py"))
+        .filter(|path| ["_client.py", "_client.mjs"].iter().any(|end| path.to_string_lossy().ends_with(end)))
         .collect();
     scripts.sort();
     for script in scripts {
-        eprintln!("$ python {}", script.display());
-        let mut test = Command::new(&python);
-        let status = test.arg(&script).env("FEWBIT_URL", url).env("FEWBIT_KEY", KEY).status()?;
+        let is_python = script.extension().is_some_and(|extension| extension == "py");
+        let program = if is_python { python.clone() } else { PathBuf::from("node") };
+        eprintln!("$ {} {}", if is_python { "python" } else { "node" }, script.display());
+        let mut test = Command::new(program);
+        test.arg(&script).env("FEWBIT_URL", url).env("FEWBIT_KEY", KEY).env("FEWBIT_NODE_FOLDER", &node);
+        let status = test.status()?;
         if !status.success() {
             bail!("{} failed: {status}", script.display());
         }
@@ -76,4 +77,22 @@ fn environment(target: &Path) -> Result<PathBuf> {
     shell::run(&python.to_string_lossy(), &pip)?;
     fs::write(&installed, wanted)?;
     Ok(python)
+}
+
+/// A folder with what the tests in JavaScript name.
+fn node_environment(target: &Path) -> Result<PathBuf> {
+    let folder = target.join("clients-node");
+    let wanted = fs::read_to_string(shell::root().join(FOLDER).join("package.json"))?;
+    let installed = folder.join("installed.json");
+    if fs::read_to_string(&installed).is_ok_and(|has| has == wanted) {
+        return Ok(folder);
+    }
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("package.json"), &wanted)?;
+    let path = folder.to_string_lossy();
+    let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
+    let install = ["install", "--prefix", &path, "--no-audit", "--no-fund", "--ignore-scripts", "--silent"];
+    shell::run(npm, &install).context("the clients need node (20 or later) with npm")?;
+    fs::write(&installed, wanted)?;
+    Ok(folder)
 }

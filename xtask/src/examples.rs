@@ -2,9 +2,8 @@
 //! next run has one.
 
 use std::fs;
-use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::shell;
 
@@ -12,10 +11,7 @@ use crate::shell;
 const FOLDERS: [&str; 2] = ["examples", "crates/fewbit-candle/examples"];
 
 /// Runs each example on the model that it names.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("examples takes no arguments, and got {extra:?}");
-    }
+pub(crate) fn run() -> Result<()> {
     let mut names = Vec::new();
     for folder in FOLDERS {
         for entry in fs::read_dir(shell::root().join(folder)).context(folder)? {
@@ -33,7 +29,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "--examples"])?;
     let candle = ["-p", "fewbit-candle", "-p", "fewbit-oracle", "-p", "xtask"];
     shell::run(&shell::cargo(), &[&["build", "--release", "--quiet", "--examples"][..], &candle].concat())?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     for name in names {
         let path = target.join("release/examples").join(name + std::env::consts::EXE_SUFFIX);
         shell::run(&path.to_string_lossy(), &[])?;

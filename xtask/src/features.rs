@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use toml::{Table, Value};
 
 use crate::shell;
@@ -25,10 +25,7 @@ fn features(folder: &Path) -> Result<(String, Vec<String>)> {
 
 /// `cargo check` of each package of the workspace with no feature, and with each alone. Tests and examples are
 /// left out: what they depend on could switch features on.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    if let Some(extra) = args.first() {
-        bail!("features takes no arguments, and got {extra:?}");
-    }
+pub(crate) fn run() -> Result<()> {
     let root = shell::root();
     let manifest: Table = fs::read_to_string(root.join("Cargo.toml"))?.parse().context("Cargo.toml")?;
     let members = manifest.get("workspace").and_then(|workspace| workspace.get("members")).and_then(Value::as_array);

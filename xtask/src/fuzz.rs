@@ -5,7 +5,6 @@
 //! everywhere. Compiling takes some minutes: everything is built with coverage counters and AddressSanitizer.
 
 use std::fs;
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -30,20 +29,10 @@ fn targets() -> Result<Vec<String>> {
 }
 
 /// Fuzzes the targets named, or all of them.
-pub(crate) fn run(args: &[String]) -> Result<()> {
+pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     let all = targets()?;
-    let mut seconds = 60;
-    let mut chosen = Vec::new();
-    let mut args = args.iter();
-    while let Some(arg) = args.next() {
-        if arg == "--seconds" {
-            let value = args.next().context("--seconds needs a number")?;
-            seconds = value.parse::<u32>().with_context(|| format!("--seconds {value}: not a number of seconds"))?;
-        } else if all.contains(arg) {
-            chosen.push(arg.clone());
-        } else {
-            bail!("there is no target {arg:?}, there are: {}", all.join(", "));
-        }
+    if let Some(unknown) = chosen.iter().find(|name| !all.contains(name)) {
+        bail!("there is no target {unknown:?}, there are: {}", all.join(", "));
     }
     if chosen.is_empty() {
         chosen = all;
@@ -57,7 +46,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         return Err(Missing("fuzzing compiles libFuzzer, and there is no C++ compiler".to_owned()).into());
     }
     let fuzz = shell::root().join("fuzz");
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| shell::root().join("target"), PathBuf::from);
+    let target = shell::target();
     let target = target.join("fuzz");
     // With a target named, build scripts and macros are compiled without the flags.
     let mut build = Command::new("cargo");
@@ -66,7 +55,9 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
         build.args(["--bin", name]);
     }
     // This runs under another cargo, whose choices are not nightly's.
-    ["RUSTC", "RUSTDOC", "CARGO"].iter().for_each(|name| drop(build.env_remove(name)));
+    for name in ["RUSTC", "RUSTDOC", "CARGO"] {
+        build.env_remove(name);
+    }
     build.env("RUSTFLAGS", FLAGS).env("CARGO_TARGET_DIR", &target);
     shell::run_command(build)?;
 

@@ -11,47 +11,86 @@ mod examples;
 mod features;
 mod fuzz;
 mod gpu;
+mod pictures;
 mod public_api;
 mod record;
 mod shell;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
 
-/// Name, arguments, what it does, and the function.
-type Task = (&'static str, &'static str, &'static str, fn(&[String]) -> Result<()>);
+/// Automation of the fewbit repository
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    task: Option<Task>,
+}
 
-const TASKS: &[Task] = &[
-    ("ci", "[--full]", "everything that CI runs (.ci/run); with --full also fuzzing and all tests on aarch64", ci),
-    ("aarch64", "[--all]", "the kernels' tests on an emulated aarch64 (Debian's packages)", aarch64::run),
-    ("clients", "", "run official clients against `fewbit serve`", clients::run),
-    ("examples", "", "run every example to its end", examples::run),
-    ("features", "", "check each crate with each of its features alone, and with none", features::run),
-    ("gpu", "", "the GPU backend on a Vulkan driver that needs no GPU (Debian's packages)", gpu::run),
-    ("public-api", "[--write]", "compare the public API with docs/public-api.txt, or write that", public_api::run),
-    ("record-bench", "[--kernels|--models] [--quick]", "measure, and write benches/records/DATE-CPU.csv", record::run),
-    ("fuzz", "[--seconds N] [TARGET..]", "fuzz the parsers, N seconds each (60)", fuzz::run),
-];
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything that CI runs (.ci/run)
+    Ci {
+        /// Also fuzzing, and all tests on aarch64
+        #[arg(long)]
+        full: bool,
+    },
+    /// The kernels' tests on an emulated aarch64 (Debian's packages)
+    Aarch64 {
+        /// The long ones as well
+        #[arg(long)]
+        all: bool,
+    },
+    /// Run official clients against `fewbit serve`
+    Clients,
+    /// Run every example to its end
+    Examples,
+    /// Check each crate with each of its features alone, and with none
+    Features,
+    /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
+    Gpu,
+    /// Compare the public API with docs/public-api.txt, or write that
+    PublicApi {
+        /// Write the file
+        #[arg(long)]
+        write: bool,
+    },
+    /// Measure, and write benches/records/DATE-CPU.csv
+    RecordBench(record::Part),
+    /// Draw README's pictures: the chart of docs/speed.md, the program in a terminal
+    Pictures,
+    /// Fuzz the parsers
+    Fuzz {
+        /// How long, each
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u32,
+        /// Which; all if none is named
+        #[arg(value_name = "TARGET")]
+        targets: Vec<String>,
+    },
+}
 
 fn main() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let result = match args.split_first() {
-        None => {
-            help();
-            Ok(())
-        }
-        Some((name, rest)) => match TASKS.iter().find(|(task, ..)| task == name) {
-            Some((.., run)) => run(rest),
-            None if ["help", "-h", "--help"].contains(&name.as_str()) => {
-                help();
-                Ok(())
-            }
-            None => {
-                eprintln!("error: there is no command {name:?}: `cargo xtask` lists them");
-                return ExitCode::from(2);
-            }
-        },
+    let Some(task) = Cli::parse().task else {
+        // Nothing asked for: what there is.
+        return match Cli::command().print_help() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    };
+    let result = match task {
+        Task::Ci { full } => ci(full),
+        Task::Aarch64 { all } => aarch64::run(all),
+        Task::Clients => clients::run(),
+        Task::Examples => examples::run(),
+        Task::Features => features::run(),
+        Task::Gpu => gpu::run(),
+        Task::PublicApi { write } => public_api::run(write),
+        Task::RecordBench(part) => record::run(&part),
+        Task::Pictures => pictures::run(),
+        Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -63,17 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn help() {
-    println!("cargo xtask COMMAND\n");
-    for (name, args, what, _) in TASKS {
-        println!("  {:34} {what}", format!("{name} {args}"));
-    }
-}
-
-fn ci(args: &[String]) -> Result<()> {
-    match args {
-        [] => shell::run("bash", &[".ci/run"]),
-        [arg] if arg == "--full" => shell::run("bash", &[".ci/run", "--full"]),
-        _ => bail!("ci takes `--full` or nothing"),
-    }
+fn ci(full: bool) -> Result<()> {
+    let args: &[&str] = if full { &[".ci/run", "--full"] } else { &[".ci/run"] };
+    shell::run("bash", args)
 }

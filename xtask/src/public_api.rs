@@ -6,15 +6,15 @@
 use anyhow::Result;
 
 #[cfg(not(feature = "public-api"))]
-pub(crate) fn run(args: &[String]) -> Result<()> {
+pub(crate) fn run(write: bool) -> Result<()> {
     let mut all = vec!["run", "--quiet", "--package", "xtask", "--features", "public-api", "--", "public-api"];
-    all.extend(args.iter().map(String::as_str));
+    all.extend(write.then_some("--write"));
     crate::shell::run(&crate::shell::cargo(), &all)
 }
 
 #[cfg(feature = "public-api")]
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    listing::run(args)
+pub(crate) fn run(write: bool) -> Result<()> {
+    listing::run(write)
 }
 
 #[cfg(feature = "public-api")]
@@ -31,12 +31,7 @@ mod listing {
     const CRATES: [&str; 5] = ["fewbit", "fewbit-format", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"];
 
     /// Compares the API with the committed listing, or writes that.
-    pub(super) fn run(args: &[String]) -> Result<()> {
-        let write = match args {
-            [] => false,
-            [arg] if arg == "--write" => true,
-            _ => bail!("public-api takes `--write` or nothing"),
-        };
+    pub(super) fn run(write: bool) -> Result<()> {
         let path = shell::root().join("docs/public-api.txt");
         let mut text = String::from("The public API, written by `cargo xtask public-api --write`.\n");
         for name in CRATES {

@@ -30,14 +30,23 @@ const MODELS: &[(&[&str], &[&str])] = &[
     (&["--shape", "mistral-7b", "--type", "Q4_0"], &["-p", "256", "-n", "16", "-r", "2"]),
 ];
 
-/// Measures and writes the record. `--kernels` or `--models` takes that half only; `--quick` takes few weight types and
-/// only the first model.
-pub(crate) fn run(args: &[String]) -> Result<()> {
-    let has = |flag: &str| args.iter().any(|arg| arg == flag);
-    if let Some(unknown) = args.iter().find(|arg| !["--kernels", "--models", "--quick"].contains(&arg.as_str())) {
-        bail!("record-bench does not know {unknown:?}: it takes --kernels, --models and --quick");
-    }
-    let (kernels, models) = (!has("--models"), !has("--kernels"));
+/// Which part of the record.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Part {
+    /// Only the kernels
+    #[arg(long, conflicts_with = "models")]
+    kernels: bool,
+    /// Only the models
+    #[arg(long)]
+    models: bool,
+    /// Few weight types, and only the first model
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Measures and writes the record.
+pub(crate) fn run(part: &Part) -> Result<()> {
+    let (kernels, models) = (!part.models, !part.kernels);
     let cpu = cpu_name();
     let date = output("date", &["-u", "+%F"])?;
     let changed = if output("git", &["status", "--porcelain", "-uno"])?.is_empty() { "" } else { " and changes" };
@@ -49,10 +58,10 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     writeln!(record, "# compiler {}", output("rustc", &["--version"])?)?;
     record.push_str("bench,isa,threads,case,value,unit,of_ceiling\n");
     if kernels {
-        record.push_str(&kernel_lines(&kernel_csv(has("--quick"))?)?);
+        record.push_str(&kernel_lines(&kernel_csv(part.quick)?)?);
     }
     if models {
-        for (weights, how) in if has("--quick") { &MODELS[..1] } else { MODELS } {
+        for (weights, how) in if part.quick { &MODELS[..1] } else { MODELS } {
             let args = [&["run", "--release", "--quiet", "-p", "fewbit-cli", "--", "bench", "--json"], *weights, *how];
             let json = output(&shell::cargo(), &args.concat())?;
             record.push_str(&model_lines(&serde_json::from_str(&json).context("the output of fewbit bench")?)?);

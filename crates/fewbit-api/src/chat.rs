@@ -61,6 +61,18 @@ pub struct ChatMessage {
     pub reasoning_content: Option<String>,
 }
 
+impl ChatMessage {
+    /// A message that is a text.
+    pub fn new(role: Role, text: impl Into<String>) -> Self {
+        Self::with_content(role, Content(Some(vec![text.into()])))
+    }
+
+    /// A message.
+    pub fn with_content(role: Role, content: Content) -> Self {
+        Self { role, content, name: None, tool_calls: None, tool_call_id: None, reasoning_content: None }
+    }
+}
+
 /// Whose a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

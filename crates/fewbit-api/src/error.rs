@@ -9,6 +9,28 @@ pub struct ErrorBody {
     pub error: ErrorObject,
 }
 
+/// The same in Anthropic's form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MessagesErrorBody {
+    /// `error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What is wrong.
+    pub error: MessagesErrorObject,
+    /// Tells requests apart.
+    pub request_id: Option<String>,
+}
+
+/// What is wrong, in Anthropic's form.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MessagesErrorObject {
+    /// The kind, such as `invalid_request_error`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// For people.
+    pub message: String,
+}
+
 /// What is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorObject {

@@ -1,5 +1,5 @@
-//! Wire types of the OpenAI interface: requests as clients send them, answers as they expect them, and the framing of
-//! streams. There is no HTTP here and no model, only `serde`.
+//! Wire types of OpenAI's interface and of Anthropic's Messages: requests as clients send them, answers as they expect
+//! them, and the framing of streams. There is no HTTP here and no model, only `serde`.
 //!
 //! Requests are read leniently where clients differ and strictly where a mistake would go unnoticed: whatever is
 //! optional may be `null`, unknown fields are ignored, a wrong type is an error that says what was expected. Read them
@@ -21,6 +21,8 @@ pub mod common;
 pub mod completion;
 pub mod embedding;
 pub mod error;
+pub mod messages;
 pub mod models;
+pub mod responses;
 pub mod sse;
 pub mod tokens;

@@ -1,7 +1,8 @@
-//! Server-sent events, as far as the OpenAI interface uses them.
+//! Server-sent events, as far as the interfaces use them.
 //!
 //! ```text
 //! data: {json}\n\n     a chunk
+//! event: name\ndata: {json}\n\n     an event of Responses and Messages
 //! : keep-alive\n\n     a comment, so that nothing between takes the connection for dead
 //! data: [DONE]\n\n     the end
 //! ```
@@ -20,6 +21,14 @@ pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
 /// If the value cannot be JSON.
 pub fn data(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(format!("data: {}\n\n", serde_json::to_string(value)?))
+}
+
+/// An event with a name, as Responses and Messages have them.
+///
+/// # Errors
+/// If the value cannot be JSON.
+pub fn event(name: &str, value: &impl Serialize) -> Result<String, serde_json::Error> {
+    Ok(format!("event: {name}\ndata: {}\n\n", serde_json::to_string(value)?))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use fewbit_candle::{Error, Kernels, QLinear, rows_to_tensor};
 use fewbit_format::{GgufFile, GgufWriter};
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
-use support::{Codes, Random, TYPES, weights};
+use support::{Codes, Random, types, weights};
 
 // Only weights and random numbers are taken from it.
 #[path = "../../fewbit-kernels/tests/support/mod.rs"]
@@ -74,7 +74,8 @@ fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
 fn every_type_of_a_file_gives_the_bits_of_the_kernels() {
     let mut random = Random(1);
     let (n_rows, n_cols) = (35, 512);
-    let matrices = TYPES.map(|ty| (ty, weights(ty, n_rows * n_cols, Codes::Random, Some(0x2C00), &mut random)));
+    let matrices: Vec<_> =
+        types().map(|ty| (ty, weights(ty, n_rows * n_cols, Codes::Random, Some(0x2C00), &mut random))).collect();
     let mut writer = GgufWriter::new();
     for (ty, bytes) in &matrices {
         writer.tensor(ty.to_string(), &[n_rows as u64, n_cols as u64], *ty, bytes).expect("is written");

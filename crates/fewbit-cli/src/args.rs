@@ -37,11 +37,12 @@ pub(crate) struct Common {
     /// Type of the KV cache [default: f32 for models in F32, else f16]
     #[arg(long, global = true, value_enum)]
     pub(crate) kv_type: Option<KvType>,
-    /// Quantize the weights as they are read, such as to Q4_K_M
+    /// Quantize the weights as they are read, such as to Q4_K_M; of a repo the original is taken, not a quantized file
     #[arg(long, global = true, value_name = "TYPE")]
     pub(crate) quantize: Option<Recipe>,
-    /// Apply a LoRA adapter, a GGUF file or a PEFT folder, with this scale; can be given several times [scale: 1]
-    #[arg(long, global = true, value_name = "FILE[=SCALE]", value_parser = lora)]
+    /// Apply a LoRA adapter with this scale: a GGUF file, a PEFT folder, or a repo of the Hugging Face Hub (org/repo,
+    /// org/repo:file.gguf, org/repo:folder); can be given several times [scale: 1]
+    #[arg(long, global = true, value_name = "ADAPTER[=SCALE]", value_parser = lora)]
     pub(crate) lora: Vec<(PathBuf, f32)>,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -109,9 +110,21 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     /// Measure on a text which weights matter, for `quantize --imatrix`
     Imatrix(ImatrixArgs),
-    /// Answer programs over HTTP, in OpenAI's form; Ctrl-C ends what is under way, then the server
+    /// Answer programs over HTTP, in OpenAI's form and Anthropic's; Ctrl-C ends what is under way, then the server
     #[cfg(feature = "serve")]
     Serve(ServeArgs),
+    /// Answer the requests in a file, in OpenAI's form for batches; a run that was ended goes on where it was
+    #[cfg(feature = "serve")]
+    Batch(BatchArgs),
+    /// Make, list and revoke the keys of a server
+    #[cfg(feature = "serve")]
+    Keys(KeysArgs),
+    /// Show what was used of a server, and what it cost
+    #[cfg(feature = "serve")]
+    Usage(UsageArgs),
+    /// Prove that the log of a server is what was written
+    #[cfg(feature = "serve")]
+    Audit(AuditArgs),
 }
 
 /// Which model.
@@ -260,6 +273,12 @@ pub(crate) struct RunArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, conflicts_with = "raw")]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// End the model's reasoning after so many tokens; with 0 it does not think
+    #[arg(long, value_name = "N", conflicts_with = "raw")]
+    pub(crate) reasoning_budget: Option<usize>,
+    /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -276,6 +295,12 @@ pub(crate) struct ChatArgs {
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
     pub(crate) template_var: Vec<(String, serde_json::Value)>,
+    /// End the model's reasoning after so many tokens; with 0 it does not think
+    #[arg(long, value_name = "N")]
+    pub(crate) reasoning_budget: Option<usize>,
+    /// Let this smaller model say what to expect, which changes no token but may save time; named as MODEL is
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) draft: Option<String>,
     #[command(flatten)]
     pub(crate) constraint: ConstraintArgs,
     #[command(flatten)]
@@ -485,13 +510,169 @@ pub(crate) struct ImatrixArgs {
 #[cfg(feature = "serve")]
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// Names from the registry (see `fewbit list`), or paths of .gguf files or Hugging Face folders
-    #[arg(value_name = "MODEL", required = true)]
+    /// Names from the registry (see `fewbit list`), or paths of .gguf files or Hugging Face folders; besides those of
+    /// the configuration
+    #[arg(value_name = "MODEL", required_unless_present_any = ["config", "init"])]
     pub(crate) models: Vec<String>,
-    /// Where to listen; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
-    pub(crate) listen: String,
+    /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Option<String>,
     /// Ask clients for one of the keys in this file: one a line, lines with `#` are skipped
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub(crate) api_key_file: Option<PathBuf>,
+    /// Serve what this file says: models, store, prices
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Write a commented example of a configuration, and serve nothing
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["models", "listen", "api_key_file", "config"])]
+    pub(crate) init: Option<PathBuf>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct BatchArgs {
+    /// A request a line: {"custom_id": .., "url": "/v1/chat/completions", "body": {..}}
+    #[arg(value_name = "IN.jsonl")]
+    pub(crate) input: PathBuf,
+    /// Where the answers go, a line each, in the order of the requests
+    #[arg(value_name = "OUT.jsonl")]
+    pub(crate) output: PathBuf,
+    /// A model that requests can name, as for `serve`; with one only, they need not
+    #[arg(long = "model", value_name = "MODEL", required = true)]
+    pub(crate) models: Vec<String>,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) jobs: usize,
+    /// The seed of requests that have none
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: i64,
+}
+
+/// Where keys and log are.
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct StoreArg {
+    /// The configuration of the server, which names its store
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The store itself
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<PathBuf>,
+}
+
+#[cfg(feature = "serve")]
+impl StoreArg {
+    pub(crate) fn store(&self) -> anyhow::Result<PathBuf> {
+        match (&self.store, &self.config) {
+            (Some(store), _) => Ok(store.clone()),
+            (None, Some(config)) => match fewbit_gateway::Config::read(config)?.store {
+                Some(store) => Ok(store),
+                None => anyhow::bail!("{} names no `store`: add one, or give --store FOLDER", config.display()),
+            },
+            (None, None) => anyhow::bail!("give --config FILE or --store FOLDER"),
+        }
+    }
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct KeysArgs {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key, and show it this once
+    Add(AddKeyArgs),
+    /// Show what keys there are, and what each may
+    List(StoreArg),
+    /// Refuse a key from now on
+    Revoke(RevokeKeyArgs),
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct AddKeyArgs {
+    /// What to call it, in the log as well
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) place: StoreArg,
+    /// A model that it may use; all if none is given. Can be given several times
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Vec<String>,
+    /// An endpoint that it may ask, such as /v1/messages; all if none is given
+    #[arg(long, value_name = "PATH")]
+    pub(crate) endpoint: Vec<String>,
+    /// A tool that its requests may offer; all if none is given
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tool: Vec<String>,
+    /// Its requests may offer no tool
+    #[arg(long, conflicts_with = "tool")]
+    pub(crate) no_tools: bool,
+    /// The most requests a minute
+    #[arg(long, value_name = "N")]
+    pub(crate) requests_per_minute: Option<u32>,
+    /// The most tokens of prompts and answers a day (UTC)
+    #[arg(long, value_name = "N")]
+    pub(crate) tokens_per_day: Option<u64>,
+    /// What it may cost a day (UTC), in the currency of the configuration's prices
+    #[arg(long, value_name = "COST")]
+    pub(crate) cost_per_day: Option<f64>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct RevokeKeyArgs {
+    /// Its name
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) place: StoreArg,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct UsageArgs {
+    #[command(flatten)]
+    pub(crate) place: StoreArg,
+    /// What to add up by
+    #[arg(long, value_enum, default_value = "key")]
+    pub(crate) by: UsageBy,
+    /// Write a table with commas
+    #[arg(long)]
+    pub(crate) csv: bool,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum UsageBy {
+    Key,
+    Model,
+    Day,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct AuditArgs {
+    #[command(subcommand)]
+    pub(crate) command: AuditCommand,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check every line, and show the head: what proves them all
+    Verify(VerifyArgs),
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    #[command(flatten)]
+    pub(crate) place: StoreArg,
+    /// A head that was noted before: the log must go on from it
+    #[arg(long, value_name = "LINES:HASH")]
+    pub(crate) head: Option<String>,
 }

@@ -11,9 +11,9 @@ use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
-use fewbit::sample::{DynamicTemperature, Mirostat, Xtc};
+use fewbit::sample::{Dry, DynamicTemperature, Mirostat, Xtc};
 use fewbit::tokenizer::TokenizerOptions;
-use fewbit::{Constraint, Model, ModelBuilder, Sampling};
+use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
@@ -25,10 +25,31 @@ const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
-    let (builder, bar) = with_bar(builder(common)?);
+    load_by(builder(common), name_or_path)
+}
+
+/// The model, after what its files say wrongly was shown.
+fn with_warnings(model: Model) -> Model {
+    for warning in model.warnings() {
+        note(format_args!("{warning}"));
+    }
+    model
+}
+
+/// Loads a draft model, to which what is said of the model itself does not apply.
+pub(crate) fn load_draft(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
+    let mut builder = Model::builder();
+    if let Some(n) = common.threads {
+        builder = builder.threads(n.into());
+    }
+    load_by(builder, name_or_path)
+}
+
+fn load_by(builder: ModelBuilder, name_or_path: &str) -> anyhow::Result<Model> {
+    let (builder, bar) = with_bar(builder);
     let loaded = builder.progress(PullProgress::new()).load(name_or_path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    Ok(with_warnings(loaded?))
 }
 
 /// With a bar for loads that take more than a moment.
@@ -46,14 +67,14 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
 }
 
 /// Loads the model quantized to a recipe, with the options of the command line.
-pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> anyhow::Result<Model> {
-    let (builder, bar) = with_bar(builder(common)?.quantize(recipe));
+pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> Result<Model, fewbit::Error> {
+    let (builder, bar) = with_bar(builder(common).quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
-    Ok(loaded?)
+    Ok(with_warnings(loaded?))
 }
 
-fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
+pub(crate) fn builder(common: &Common) -> ModelBuilder {
     let mut builder = Model::builder();
     if let Some(device) = common.device {
         builder = builder.device(device);
@@ -76,7 +97,7 @@ fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
     for (path, scale) in &common.lora {
         builder = builder.lora(path, *scale);
     }
-    Ok(builder)
+    builder
 }
 
 /// How many layers are on the GPU, if that was said.
@@ -87,9 +108,13 @@ pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
     }
 }
 
-/// The file that MODEL means, fetched if need be.
-pub(crate) fn locate(name_or_path: &str) -> anyhow::Result<PathBuf> {
-    Ok(fewbit::resolve(name_or_path, &PullProgress::new())?)
+/// The file that MODEL means, fetched if need be: the same one that [`load`] loads.
+pub(crate) fn locate(common: &Common, name_or_path: &str) -> anyhow::Result<PathBuf> {
+    let progress = PullProgress::new();
+    Ok(match common.quantize {
+        Some(_) => fewbit::resolve_original(name_or_path, &progress)?,
+        None => fewbit::resolve(name_or_path, &progress)?,
+    })
 }
 
 /// How the model's tokenizer is built.
@@ -149,53 +174,33 @@ pub(crate) fn windows(ctx: usize, n: Option<u64>) -> PerplexityOptions {
     }
 }
 
-/// Applies the sampling options to a builder: a prompt's or a conversation's.
-macro_rules! apply_sampling {
-    ($builder:expr, $args:expr) => {{
-        let args: &crate::args::SamplingArgs = $args;
-        let mut builder = $builder.max_tokens(args.max_tokens);
-        let recommended = builder.current_sampling().clone();
-        builder = builder.sampling(crate::loading::sampling(args, recommended));
-        for stop in &args.stop {
-            builder = builder.stop(stop);
-        }
-        builder
-    }};
-}
-
-pub(crate) use apply_sampling;
-
-/// The settings of the command line over `base`.
-pub(crate) fn sampling(args: &SamplingArgs, base: Sampling) -> Sampling {
-    let mut s = base;
-    s.temperature = args.temp.unwrap_or(s.temperature);
-    s.top_k = args.top_k.unwrap_or(s.top_k);
-    s.top_p = args.top_p.unwrap_or(s.top_p);
-    s.min_p = args.min_p.unwrap_or(s.min_p);
-    s.typical_p = args.typical.unwrap_or(s.typical_p);
-    s.top_n_sigma = args.top_n_sigma.unwrap_or(s.top_n_sigma);
-    if let Some(probability) = args.xtc_probability {
-        s.xtc = Some(Xtc { probability, threshold: args.xtc_threshold });
-    }
-    if let Some(range) = args.dynatemp_range {
-        s.dynamic_temperature = Some(DynamicTemperature { range, exponent: args.dynatemp_exponent });
-    }
-    if let Some(tau) = args.mirostat {
-        s.mirostat = Some(Mirostat { tau, eta: args.mirostat_eta });
-    }
-    s.penalties.repeat = args.repeat_penalty.unwrap_or(s.penalties.repeat);
-    s.penalties.presence = args.presence_penalty.unwrap_or(s.penalties.presence);
-    s.penalties.frequency = args.frequency_penalty.unwrap_or(s.penalties.frequency);
-    s.penalties.last_n = args.penalty_last_n.unwrap_or(s.penalties.last_n);
-    s.dry.multiplier = args.dry_multiplier.unwrap_or(s.dry.multiplier);
-    s.logit_bias.extend_from_slice(&args.logit_bias);
-    s.seed = args.seed.or(s.seed);
-    s
+/// The settings of the command line.
+pub(crate) fn options(args: &SamplingArgs) -> GenerateOptions {
+    let mut options = GenerateOptions::new().max_tokens(args.max_tokens);
+    options.temperature = args.temp;
+    options.top_k = args.top_k;
+    options.top_p = args.top_p;
+    options.min_p = args.min_p;
+    options.typical_p = args.typical;
+    options.top_n_sigma = args.top_n_sigma;
+    options.xtc = args.xtc_probability.map(|probability| Xtc { probability, threshold: args.xtc_threshold });
+    options.dynamic_temperature =
+        args.dynatemp_range.map(|range| DynamicTemperature { range, exponent: args.dynatemp_exponent });
+    options.mirostat = args.mirostat.map(|tau| Mirostat { tau, eta: args.mirostat_eta });
+    options.repeat_penalty = args.repeat_penalty;
+    options.presence_penalty = args.presence_penalty;
+    options.frequency_penalty = args.frequency_penalty;
+    options.penalty_last_n = args.penalty_last_n;
+    options.dry = args.dry_multiplier.map(Dry::new);
+    options.logit_bias.clone_from(&args.logit_bias);
+    options.seed = args.seed;
+    options.stop.clone_from(&args.stop);
+    options
 }
 
 /// Checks what the library would only see after the model is loaded.
 pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
-    Ok(sampling(args, Sampling::default()).validate()?)
+    Ok(options(args).sampling_over(Sampling::default()).validate()?)
 }
 
 /// The constraint that was asked for.

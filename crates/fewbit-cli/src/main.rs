@@ -10,7 +10,6 @@ mod hyphens;
 mod loading;
 mod output;
 mod signals;
-mod synthetic;
 
 use std::process::ExitCode;
 
@@ -50,6 +49,14 @@ fn main() -> ExitCode {
         Command::Imatrix(args) => commands::imatrix::run(common, args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Batch(args) => commands::batch::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Keys(args) => commands::keys::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Usage(args) => commands::usage::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Audit(args) => commands::audit::run(common, args),
     };
     if let Some(code) = signals::exit_code() {
         // What was to be tidied up has been.

@@ -3,22 +3,16 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 use fewbit::TensorType;
 use fewbit::format::GgufWriter;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+mod support;
 
-fn fewbit(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
-    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
-    // No test may read or change what the user has, nor reach the network.
-    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command
-}
+use support::{STORIES, fewbit};
 
 fn run(args: &[&str]) -> Output {
     fewbit(args).output().unwrap()
@@ -282,7 +276,7 @@ fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
     assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
-    assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "smaller");
+    assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "shorter");
     assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
     assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
 }

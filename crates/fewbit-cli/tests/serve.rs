@@ -6,15 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 
-const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+mod support;
 
-fn fewbit(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
-    command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1");
-    // No test may read or change what the user has, nor reach the network.
-    command.env("FEWBIT_HOME", "/nonexistent/fewbit").env("HF_ENDPOINT", "http://127.0.0.1:9");
-    command
-}
+use support::{STORIES, fewbit};
 
 fn ask(address: &str, method: &str, path: &str, header: &str, body: &str) -> String {
     let mut socket = TcpStream::connect(address).unwrap();
@@ -87,4 +81,157 @@ fn what_cannot_be_served_is_said_before_anything_is_loaded() {
         assert!(output.stdout.is_empty());
     }
     assert_eq!(fewbit(&["serve"]).output().unwrap().status.code(), Some(2));
+}
+
+#[test]
+fn from_an_example_to_usage() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fewbit.toml");
+    let config = path.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = fewbit(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["serve", "--init", config]);
+    assert_eq!(fewbit(&["serve", "--init", config]).output().unwrap().status.code(), Some(1));
+    let example = fs::read_to_string(&path).unwrap();
+    let example =
+        example.replace("\"smollm2-135m-instruct\"", &format!("{STORIES:?}")).replace("127.0.0.1:8080", "127.0.0.1:0");
+    fs::write(&path, example).unwrap();
+    let key = run(&["keys", "add", "ada", "--config", config, "--model", "small", "--tokens-per-day", "1000"]);
+    let key = key.trim_end();
+    let mut command = fewbit(&["serve", "--config", config]);
+    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+    let body = r#"{"model": "small", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}"#;
+    assert!(ask(address, "POST", "/v1/completions", "", body).starts_with("HTTP/1.1 401 "));
+    let header = format!("Authorization: Bearer {key}\r\n");
+    assert!(ask(address, "POST", "/v1/completions", &header, body).contains("a little girl named Lily"));
+    let verified: serde_json::Value =
+        serde_json::from_str(&run(&["audit", "verify", "--config", config, "--json"])).unwrap();
+    assert_eq!(verified["lines"], 1);
+    let head = format!("1:{}", verified["hash"].as_str().unwrap());
+    // The server knows at once.
+    run(&["keys", "revoke", "ada", "--config", config]);
+    assert!(ask(address, "POST", "/v1/completions", &header, body).starts_with("HTTP/1.1 401 "));
+    assert_eq!(stop(server).0, Some(0));
+    let usage: serde_json::Value = serde_json::from_str(&run(&["usage", "--config", config, "--json"])).unwrap();
+    let row = &usage["rows"][0];
+    assert_eq!((&row["of"], &row["answers"], &row["completion_tokens"]), (&"ada".into(), &1.into(), &18.into()));
+    assert!(row["cost"].as_f64().unwrap() > 0.0);
+    assert!(run(&["usage", "--config", config, "--by", "model"]).contains("small"));
+    assert!(run(&["usage", "--config", config, "--csv"]).contains("ada,1,0,"));
+    assert!(run(&["keys", "list", "--config", config]).contains("revoked  models: small; 1000 tokens a day"));
+    run(&["audit", "verify", "--config", config, "--head", &head]);
+    let log = folder.path().join("store/audit.jsonl");
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(!text.contains("Once") && !text.contains("Lily") && !text.contains(key));
+    fs::write(&log, text.replace("\"completion_tokens\":18", "\"completion_tokens\":1")).unwrap();
+    let changed = fewbit(&["audit", "verify", "--config", config, "--head", &head]).output().unwrap();
+    assert_eq!(changed.status.code(), Some(1));
+}
+
+#[test]
+fn a_batch_goes_on_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (input, once, twice) = (path("in.jsonl"), path("once.jsonl"), path("twice.jsonl"));
+    let completion = r#""url": "/v1/completions", "body": {"prompt": "Once upon a time", "max_tokens": 12"#;
+    let lines = [
+        format!(r#"{{"custom_id": "a", "method": "POST", {completion}, "temperature": 0}}}}"#),
+        format!(r#"{{"custom_id": "b", {completion}}}}}"#),
+        r#"{"custom_id": "c", "url": "/v1/completions", "body": {"prompt": 3}}"#.to_owned(),
+        String::new(),
+        r#"{"custom_id": "d", "url": "/v1/none", "body": {}}"#.to_owned(),
+        "nothing".to_owned(),
+        r#"{"custom_id": "e", "url": "/v1/embeddings", "body": {"input": "Lily"}}"#.to_owned(),
+    ];
+    fs::write(&input, lines.join("\n")).unwrap();
+    let run = |out: &str, jobs: &str| {
+        fewbit(&["batch", &input, out, "--model", STORIES, "--jobs", jobs, "--json"]).output().unwrap()
+    };
+    let output = run(&once, "64");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["lines"], &told["answered"], &told["failed"]), (&6.into(), &6.into(), &3.into()));
+    let whole = fs::read_to_string(&once).unwrap();
+    let answers: Vec<serde_json::Value> = whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<_> = answers.iter().map(|answer| answer["custom_id"].as_str()).collect();
+    assert_eq!(ids, [Some("a"), Some("b"), Some("c"), Some("d"), None, Some("e")]);
+    let text = answers[0]["response"]["body"]["choices"][0]["text"].as_str().unwrap();
+    assert!(text.starts_with(", there was a little girl"), "{text}");
+    assert_eq!(answers[2]["response"]["status_code"], 400);
+    assert!(answers[3]["response"].is_null() && answers[3]["error"]["message"].as_str().unwrap().contains("/v1/none"));
+    // The same bytes again: one at a time, and after a run that was ended in the middle of a line.
+    let second_line = whole.match_indices('\n').nth(1).unwrap().0 + 1;
+    fs::write(&twice, &whole[..second_line + 20]).unwrap();
+    let output = run(&twice, "1");
+    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&told["answered"], &told["new"]), (&6.into(), &4.into()));
+    assert_eq!(fs::read_to_string(&twice).unwrap(), whole);
+    // The answers to something else are not gone on from.
+    fs::write(&twice, whole.replace("\"b\"", "\"x\"")).unwrap();
+    assert_eq!(run(&twice, "1").status.code(), Some(1));
+}
+
+#[test]
+fn what_a_client_got_stands_in_the_log_after_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fewbit.toml");
+    fs::write(
+        &path,
+        format!("listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"m\"\nmodel = {STORIES:?}\n"),
+    )
+    .unwrap();
+    let config = path.to_str().unwrap();
+    let run = |args: &[&str]| {
+        let output = fewbit(args).output().unwrap();
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice::<serde_json::Value>(&output.stdout).unwrap()
+    };
+    let key = run(&["keys", "add", "ada", "--config", config, "--json"])["secret"].as_str().unwrap().to_owned();
+    let header = format!("x-api-key: {key}\r\n");
+    let start = || {
+        let mut server =
+            fewbit(&["serve", "--config", config]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (server, line.trim_end().strip_prefix("listening on http://").unwrap().to_owned())
+    };
+    let got = std::sync::atomic::AtomicU64::new(0);
+    for round in 1..=3 {
+        let (mut server, address) = start();
+        let (got, address, header) = (&got, &address, &header);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(move || {
+                    let body = r#"{"model": "m", "prompt": "Once", "max_tokens": 3}"#;
+                    let head =
+                        format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}");
+                    let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
+                    // Until nobody listens any more.
+                    while let Ok(mut socket) = TcpStream::connect(address) {
+                        let mut answer = String::new();
+                        let read =
+                            socket.write_all(request.as_bytes()).and_then(|()| socket.read_to_string(&mut answer));
+                        if read.is_ok() && answer.starts_with("HTTP/1.1 200") && answer.ends_with('}') {
+                            got.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        }
+                    }
+                });
+            }
+            while got.load(std::sync::atomic::Ordering::SeqCst) < 40 * round {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            server.kill().unwrap();
+            server.wait().unwrap();
+        });
+        let lines = run(&["audit", "verify", "--config", config, "--json"])["lines"].as_u64().unwrap();
+        let row = run(&["usage", "--config", config, "--json"])["rows"][0].clone();
+        assert!(lines >= got.load(std::sync::atomic::Ordering::SeqCst), "{lines} lines for {got:?} answers");
+        assert_eq!(row["answers"].as_u64().unwrap() + row["refused"].as_u64().unwrap(), lines);
+    }
 }

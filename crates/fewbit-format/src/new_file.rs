@@ -3,7 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use tempfile::TempPath;
 
 /// Links that are followed before a path counts as a ring of links, as operating systems have it.
 const MAX_LINKS: usize = 40;
@@ -36,16 +37,8 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[must_use = "the file is there after `finish`"]
 pub struct NewFile {
     out: BufWriter<File>,
-    /// Absent for what is written through.
-    place: Option<Place>,
-    is_finished: bool,
-}
-
-/// Where a file lies until it is complete, and where it goes.
-#[derive(Debug)]
-struct Place {
-    part: PathBuf,
-    target: PathBuf,
+    /// Where it lies until it is complete, and where it goes; absent for what is written through.
+    place: Option<(TempPath, PathBuf)>,
 }
 
 impl NewFile {
@@ -53,27 +46,26 @@ impl NewFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         let Some(target) = target(path)? else {
             let out = OpenOptions::new().write(true).open(path)?;
-            return Ok(Self { out: BufWriter::with_capacity(BUFFER_BYTES, out), place: None, is_finished: false });
+            return Ok(Self { out: BufWriter::with_capacity(BUFFER_BYTES, out), place: None });
         };
-        let (part, file) = create_beside(&target)?;
+        let (file, part) = create_beside(&target)?;
         if let Ok(old) = fs::metadata(&target) {
             // As if it were written into: a file that only its owner may read stays so. Where the file system knows
             // no permissions, there is nothing to keep.
             let _ = fs::set_permissions(&part, old.permissions());
         }
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Ok(Self { out, place: Some(Place { part, target }), is_finished: false })
+        Ok(Self { out, place: Some((part, target)) })
     }
 
     /// Gives the file its name, once its bytes are on the disk.
     pub fn finish(mut self) -> io::Result<()> {
         self.out.flush()?;
-        if let Some(place) = &self.place {
+        if let Some((part, target)) = self.place.take() {
             // Renamed before its bytes are on disk, the file could be empty after a power failure.
             self.out.get_ref().sync_all()?;
-            fs::rename(&place.part, &place.target)?;
+            part.persist(target)?;
         }
-        self.is_finished = true;
         Ok(())
     }
 }
@@ -85,15 +77,6 @@ impl Write for NewFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-impl Drop for NewFile {
-    fn drop(&mut self) {
-        if let Some(place) = self.place.as_ref().filter(|_| !self.is_finished) {
-            // What made the file incomplete is the error to report.
-            let _ = fs::remove_file(&place.part);
-        }
     }
 }
 
@@ -129,21 +112,16 @@ fn is_descriptor(path: &Path) -> bool {
 }
 
 /// Creates a new file in the folder of `path`, under a name that no other process or thread uses.
-fn create_beside(path: &Path) -> io::Result<(PathBuf, File)> {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
-    loop {
-        let mut part = name.to_owned();
-        let n = COUNTER.fetch_add(1, Ordering::Relaxed);
-        part.push(format!(".{}-{n}.part", std::process::id()));
-        let part = path.with_file_name(part);
-        match File::create_new(&part) {
-            Ok(file) => return Ok((part, file)),
-            // Left there by an earlier process of the same number: take the next name.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
-        }
-    }
+fn create_beside(path: &Path) -> io::Result<(File, TempPath)> {
+    let mut prefix = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_owned();
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(&prefix).suffix(".part");
+    // It is no secret: as any new file, less what the user's mask takes away.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    Ok(builder.tempfile_in(folder)?.into_parts())
 }
 
 #[cfg(all(test, unix))]
@@ -180,7 +158,12 @@ mod tests {
         assert_eq!(fs::read_to_string(at("deep/new")).unwrap(), "made");
         symlink("ring", at("ring")).unwrap();
         assert!(NewFile::create(&at("ring")).is_err() && NewFile::create(&at("deep")).is_err());
+        drop(NewFile::create(&at("deep/never")).unwrap());
         assert_eq!(fs::read_dir(at("deep")).unwrap().count(), 2, "nothing is left over");
+        // Who may read a new file is as with any other.
+        fs::write(at("any"), "").unwrap();
+        let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode();
+        assert_eq!(mode("deep/new"), mode("any"));
     }
 
     #[test]

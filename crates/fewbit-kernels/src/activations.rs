@@ -146,13 +146,13 @@ pub(crate) const OFFSET_SHIFTS_256: [u32; 3] = [2, 5, 7];
 
 /// One row's quantized form as the scalar definition reads it.
 #[derive(Debug, Default)]
-pub(crate) struct Row {
+pub(crate) struct QuantizedRow {
     pub(crate) codes: Vec<i8>,
     pub(crate) scales: Vec<f32>,
     pub(crate) sums: Vec<i16>,
 }
 
-impl Row {
+impl QuantizedRow {
     pub(crate) fn as_q8(&self) -> Q8Row<'_> {
         Q8Row { codes: &self.codes, scales: &self.scales, sums: &self.sums }
     }
@@ -233,7 +233,7 @@ impl Activations {
     }
 
     /// Row `i` of the quantized form.
-    pub(crate) fn q8_row(&self, kind: ActivationKind, i: usize) -> Row {
+    pub(crate) fn q8_row(&self, kind: ActivationKind, i: usize) -> QuantizedRow {
         let place = Place::of(i, self.quantized_rows());
         let (codes, scales, offsets, shift) = match kind {
             ActivationKind::Q8Block256 => {
@@ -241,7 +241,7 @@ impl Activations {
             }
             _ => (&self.q32.codes, &self.q32.scales, &self.q32.offsets[0], OFFSET_SHIFTS_32[0]),
         };
-        Row {
+        QuantizedRow {
             codes: gather(codes, place, self.n_cols / 4).flatten().copied().collect(),
             scales: gather(scales, place, self.n_cols / kind.block_elems()).copied().collect(),
             sums: gather(offsets, place, self.n_cols / kind.sum_elems()).map(|&v| (-(v >> shift)) as i16).collect(),

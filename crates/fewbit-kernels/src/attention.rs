@@ -23,7 +23,7 @@
 use crate::Isa;
 use crate::cpu::Cpu;
 use crate::elementwise::{multiversion, softcap};
-use crate::kv::{KEY_BLOCK, KvElement, MAX_TILE, PAGE, Queries, Tile};
+use crate::kv::{KEY_BLOCK, KvElement, KvKernels, MAX_TILE, PAGE, Queries};
 use crate::math::{SUM_LANES, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
@@ -332,7 +332,7 @@ impl<T: KvElement> Attention<'_, T> {
             let at = self.element(unit, row);
             queries.rows.extend(self.q[at..at + self.shape.head_dim].iter().map(|&q| q * self.shape.scale));
         }
-        T::prepare(self.isa, self.shape.head_dim, Tile::of(self.isa).rows, queries);
+        T::prepare(self.isa, self.shape.head_dim, KvKernels::of(self.isa).rows, queries);
     }
 
     /// All pages of a unit, one after another.
@@ -425,17 +425,17 @@ impl<T: KvElement> Attention<'_, T> {
         let keys = &sequence.pages[page].keys[unit.kv_head * PAGE / KEY_BLOCK * block_elems..];
         let value_elems = T::head_value_elems(hd);
         let values = &sequence.pages[page].values[unit.kv_head * value_elems..(unit.kv_head + 1) * value_elems];
-        let tile = Tile::of(self.isa);
+        let kernels = KvKernels::of(self.isa);
         let n_rows = self.n_rows(unit);
-        buffers.scores.resize(tile.rows * PAGE, 0.0);
-        buffers.o.resize(tile.rows * width, 0.0);
+        buffers.scores.resize(kernels.rows * PAGE, 0.0);
+        buffers.o.resize(kernels.rows * width, 0.0);
         let visible = |row: usize| {
             let token = sequence.first_position + unit.tokens.start + row / self.group();
             let v = self.shape.visible(token);
             v.start.saturating_sub(page * PAGE).min(PAGE)..v.end.saturating_sub(page * PAGE).min(PAGE)
         };
-        for first in (0..n_rows).step_by(tile.rows) {
-            let n = tile.rows.min(n_rows - first);
+        for first in (0..n_rows).step_by(kernels.rows) {
+            let n = kernels.rows.min(n_rows - first);
             // Later rows see later keys: the tile's ends come from its last and first rows.
             let (low, high) = (visible(first), visible(first + n - 1));
             let blocks = low.start / KEY_BLOCK..high.end.div_ceil(KEY_BLOCK);
@@ -444,7 +444,7 @@ impl<T: KvElement> Attention<'_, T> {
             }
             let block_keys = &keys[blocks.start * block_elems..blocks.end * block_elems];
             let out = &mut buffers.scores[blocks.start * KEY_BLOCK..];
-            T::scores(tile, &buffers.queries, first..first + n, hd, block_keys, out);
+            T::scores(kernels, &buffers.queries, first..first + n, hd, block_keys, out);
             buffers.o[..n * width].fill(0.0);
             let mut partials = [EMPTY; MAX_TILE];
             for (m, partial) in partials[..n].iter_mut().enumerate() {
@@ -462,14 +462,14 @@ impl<T: KvElement> Attention<'_, T> {
             let common = high.start..low.end.max(high.start);
             for m in 0..n {
                 let v = visible(first + m);
-                self.row_values(tile, m, v.start..v.end.min(common.start), values, buffers);
+                self.row_values(kernels, m, v.start..v.end.min(common.start), values, buffers);
             }
             if !common.is_empty() {
-                T::values(tile, n, &buffers.scores, common.clone(), values, hd, &mut buffers.o);
+                T::values(kernels, n, &buffers.scores, common.clone(), values, hd, &mut buffers.o);
             }
             for (m, &partial) in partials[..n].iter().enumerate() {
                 let v = visible(first + m);
-                self.row_values(tile, m, v.start.max(common.end)..v.end, values, buffers);
+                self.row_values(kernels, m, v.start.max(common.end)..v.end, values, buffers);
                 if !v.is_empty() {
                     emit(first + m, partial, &buffers.o[m * width..(m + 1) * width]);
                 }
@@ -477,11 +477,18 @@ impl<T: KvElement> Attention<'_, T> {
         }
     }
 
-    fn row_values(&self, tile: Tile, m: usize, range: Range<usize>, values: &[T], buffers: &mut AttentionBuffers) {
+    fn row_values(
+        &self,
+        kernels: KvKernels,
+        m: usize,
+        range: Range<usize>,
+        values: &[T],
+        buffers: &mut AttentionBuffers,
+    ) {
         if !range.is_empty() {
             let width = self.shape.width();
             let o = &mut buffers.o[m * width..(m + 1) * width];
-            T::values(tile, 1, &buffers.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
+            T::values(kernels, 1, &buffers.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
         }
     }
 }

@@ -7,12 +7,12 @@
 // Loops over the rows and columns of a tile index several arrays at once, and read as the sums they are.
 #![allow(clippy::needless_range_loop)]
 
+mod activate;
 mod activations;
 mod aligned;
 mod arch;
 mod attention;
 pub mod ceiling;
-mod codebook;
 mod cpu;
 mod elementwise;
 mod encode;
@@ -24,15 +24,19 @@ pub mod math;
 mod pack;
 mod panel;
 mod pool;
+mod products;
 mod rows;
 mod shared;
+mod weights;
 
 pub use activations::{ActivationKinds, Activations, Planes};
 pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut};
-pub use cpu::{Cpu, GateFunction, Product, RopeStyle};
+pub use cpu::Cpu;
+pub use elementwise::{GateFunction, RopeStyle};
 pub use encode::convert_rows;
 pub use error::KernelError;
 pub use isa::{ISA_VARIABLE, Isa};
 pub use kv::{KvElement, KvFloat, PAGE};
-pub use pack::{Matrix, PanelLayout, code_bits};
+pub use pack::{Matrix, PanelLayout};
 pub use pool::ThreadPool;
+pub use products::Product;

@@ -1,23 +1,24 @@
 //! Weight matrices in memory: rows interleaved in panels of 16, at the density of the file (but for the grid types:
-//! see `codebook`).
+//! see `weights`).
 //!
 //! ```text
 //! matrix   [ceil(n_rows / 16)] panels
-//! panel    meta  [n_blocks] { d: f16[16] (bf16: MXFP4), m or dmin: f16[16]?, integer scales: see generic::q256 }, padded to 64
+//! panel    meta  [n_blocks] { d: f16[16] (bf16: powers of two), m or dmin: f16[16]?, integer scales: see generic::q256 }, padded to 64
 //!          codes [n_cols / 32] { planes of 4, 2, 1 or 8 bits: see generic::quad }
 //! floats   panel [n_cols][16]
 //! ```
-//! Scales and codes lie apart so that code loads never straddle a cache line. Rows behind the last one are
+//! Scales and codes lie apart so that code loads never straddle a cache line. Rows after the last one are
 //! zero. Under [`Isa::Scalar`] the bytes stay as the file has them and the definitions of
 //! `fewbit_quant::dot` read them: forcing it also checks the packing.
 
 use crate::aligned::AlignedBytes;
-use crate::generic::PANEL_ROWS;
 use crate::shared::SharedMut;
+use crate::weights::PANEL_ROWS;
+use crate::weights::{float_bytes_per_row, has_bf16_scales, meta_bytes_per_row};
 use crate::{Isa, KernelError, ThreadPool};
-use fewbit_quant::block::{has_min, read_block32, read_block256};
-use fewbit_quant::codebook::scale_factor;
+use fewbit_quant::block::{read_block32, read_block256};
 use fewbit_quant::decode::{values32, values256};
+use fewbit_quant::format::{Format, IntegerScales};
 use fewbit_quant::{ActivationKind, Block32, Block256, TensorType};
 use half::{bf16, f16};
 use std::ops::Range;
@@ -43,38 +44,13 @@ pub struct PanelLayout {
     pub panel: usize,
 }
 
-/// Bits of a stored code.
-pub fn code_bits(ty: TensorType) -> usize {
-    match ty {
-        TensorType::Q2_K | TensorType::TQ1_0 | TensorType::TQ2_0 => 2,
-        TensorType::Q3_K | TensorType::IQ1_S | TensorType::IQ1_M => 3,
-        TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ2_S => 3,
-        TensorType::Q4_0 | TensorType::Q4_1 | TensorType::Q4_K => 4,
-        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ4_NL | TensorType::IQ4_XS | TensorType::MXFP4 => 4,
-        TensorType::Q5_0 | TensorType::Q5_1 | TensorType::Q5_K => 5,
-        TensorType::Q6_K => 6,
-        TensorType::Q8_0 => 8,
-        _ => 8 * ty.block_bytes(),
-    }
-}
-
-/// Bytes per row of integer scales and minimums in a block of 256.
-fn integer_scales(ty: TensorType) -> usize {
-    match ty {
-        TensorType::Q2_K | TensorType::Q3_K | TensorType::Q4_K | TensorType::Q5_K | TensorType::Q6_K => 16,
-        TensorType::IQ4_XS | TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => 8,
-        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => 4,
-        _ => 0,
-    }
-}
-
 impl PanelLayout {
     fn new(ty: TensorType, n_cols: usize) -> Self {
-        let codes = n_cols * PANEL_ROWS * code_bits(ty) / 8;
-        let block_meta = match ty.block_elems() {
-            1 => 0,
-            _ => PANEL_ROWS * (if has_min(ty) { 4 } else { 2 } + integer_scales(ty)),
+        let (code_bits, block_meta) = match ty.format() {
+            Some(format) => (format.bits, PANEL_ROWS * meta_bytes_per_row(format)),
+            None => (8 * ty.block_bytes(), 0),
         };
+        let codes = n_cols * PANEL_ROWS * code_bits / 8;
         let meta = (n_cols / ty.block_elems() * block_meta).next_multiple_of(64);
         Self { block_meta, meta, panel: meta + codes.next_multiple_of(64) }
     }
@@ -171,28 +147,25 @@ impl Matrix {
         }
         let (meta, codes) = self.panel(row / PANEL_ROWS).split_at(self.layout.meta);
         let r = row % PANEL_ROWS;
-        match self.ty.block_elems() {
-            1 => {
+        match self.ty.format() {
+            None => {
                 let n = self.ty.block_bytes();
                 let weight = |k: usize| &codes[(k * PANEL_ROWS + r) * n..(k * PANEL_ROWS + r + 1) * n];
                 for (k, y) in out.iter_mut().enumerate() {
                     fewbit_quant::decode(self.ty, weight(k), std::slice::from_mut(y)).expect("one element");
                 }
             }
-            32 => {
+            Some(format) if self.ty.block_elems() == 32 => {
                 for (b, y) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                    let meta = &meta[b * self.layout.block_meta..];
-                    let m = if has_min(self.ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
-                    let codes = get_codes(self.ty, r, codes, b);
-                    let d = if self.ty == TensorType::MXFP4 { bf16_at(meta, r) } else { half_at(meta, r) };
-                    values32(self.ty, &Block32 { d, m, codes }, y);
+                    let (d, m) = get_float_scales(format, r, &meta[b * self.layout.block_meta..]);
+                    values32(self.ty, &Block32 { d, m, codes: get_codes(format.bits, r, codes, b) }, y);
                 }
             }
-            _ => {
+            Some(format) => {
                 for (b, y) in out.as_chunks_mut::<256>().0.iter_mut().enumerate() {
-                    let mut block = unpack_scales_256(self.ty, r, &meta[b * self.layout.block_meta..]);
+                    let mut block = get_scales_256(format, r, &meta[b * self.layout.block_meta..]);
                     for (g, to) in block.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                        *to = get_codes(self.ty, r, codes, 8 * b + g);
+                        *to = get_codes(format.bits, r, codes, 8 * b + g);
                     }
                     values256(self.ty, &block, y);
                 }
@@ -230,36 +203,26 @@ fn pack_panel(ty: TensorType, layout: &PanelLayout, row_bytes: usize, from: &[u8
     let (meta, codes) = to.split_at_mut(layout.meta);
     for (r, row) in from.chunks_exact(row_bytes.max(1)).enumerate() {
         let blocks = row.chunks_exact(ty.block_bytes()).enumerate();
-        match ty.block_elems() {
-            1 => {
+        match ty.format() {
+            None => {
                 for (k, w) in blocks {
                     let at = (k * PANEL_ROWS + r) * w.len();
                     codes[at..at + w.len()].copy_from_slice(w);
                 }
             }
-            32 => {
+            Some(format) if ty.block_elems() == 32 => {
                 for (b, block) in blocks {
-                    let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
                     let unpacked = read_block32(ty, block);
-                    if ty == TensorType::MXFP4 {
-                        // A power of two, which bf16 holds exactly whatever its exponent.
-                        meta[2 * r..2 * r + 2].copy_from_slice(&bf16::from_f32(unpacked.d).to_le_bytes());
-                    } else {
-                        meta[2 * r..2 * r + 2].copy_from_slice(&block[..2]);
-                    }
-                    if has_min(ty) {
-                        meta[2 * (PANEL_ROWS + r)..2 * (PANEL_ROWS + r) + 2].copy_from_slice(&block[2..4]);
-                    }
-                    put_codes(ty, r, &unpacked.codes, group(ty, codes, b));
+                    put_float_scales(format, r, unpacked.d, unpacked.m, &mut meta[b * layout.block_meta..]);
+                    put_codes(format.bits, r, &unpacked.codes, group(format.bits, codes, b));
                 }
             }
-            _ => {
+            Some(format) => {
                 for (b, block) in blocks {
-                    let meta = &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta];
                     let unpacked = read_block256(ty, block);
-                    pack_scales_256(ty, r, &unpacked, meta);
+                    put_scales_256(format, r, &unpacked, &mut meta[b * layout.block_meta..(b + 1) * layout.block_meta]);
                     for (g, codes32) in unpacked.codes.as_chunks::<32>().0.iter().enumerate() {
-                        put_codes(ty, r, codes32, group(ty, codes, 8 * b + g));
+                        put_codes(format.bits, r, codes32, group(format.bits, codes, 8 * b + g));
                     }
                 }
             }
@@ -268,52 +231,87 @@ fn pack_panel(ty: TensorType, layout: &PanelLayout, row_bytes: usize, from: &[u8
 }
 
 /// The bytes of the codes of 32 columns of a panel.
-fn group(ty: TensorType, codes: &mut [u8], g: usize) -> &mut [u8] {
-    let n = code_bits(ty) * 64;
-    &mut codes[g * n..(g + 1) * n]
+fn group(bits: usize, codes: &mut [u8], g: usize) -> &mut [u8] {
+    &mut codes[g * bits * 64..(g + 1) * bits * 64]
 }
 
-/// Writes one row's scales of one block of 256. The float scales were f16 in the file, so they still are.
-fn pack_scales_256(ty: TensorType, r: usize, unpacked: &Block256, meta: &mut [u8]) {
-    let half = |value: f32| f16::from_f32(value).to_le_bytes();
-    meta[2 * r..2 * r + 2].copy_from_slice(&half(unpacked.d / scale_factor(ty)));
-    let mut ints = 2 * PANEL_ROWS;
-    if has_min(ty) {
-        meta[ints + 2 * r..ints + 2 * r + 2].copy_from_slice(&half(unpacked.dmin));
-        ints = 4 * PANEL_ROWS;
+/// Writes one row's float scales of one block. They were f16 in the file, or powers of two, so nothing is rounded.
+fn put_float_scales(format: &Format, r: usize, d: f32, m: f32, meta: &mut [u8]) {
+    let stored = match has_bf16_scales(format) {
+        true => bf16::from_f32(d).to_le_bytes(),
+        false => f16::from_f32(d / format.scale_factor).to_le_bytes(),
+    };
+    meta[2 * r..2 * r + 2].copy_from_slice(&stored);
+    if format.scale.has_min() {
+        meta[2 * (PANEL_ROWS + r)..][..2].copy_from_slice(&f16::from_f32(m).to_le_bytes());
     }
-    for j in 0..16 {
+}
+
+/// Reads back what [`put_float_scales`] wrote.
+fn get_float_scales(format: &Format, r: usize, meta: &[u8]) -> (f32, f32) {
+    let d = match has_bf16_scales(format) {
+        true => bf16_at(meta, r),
+        false => half_at(meta, r) * format.scale_factor,
+    };
+    (d, if format.scale.has_min() { half_at(meta, PANEL_ROWS + r) } else { 0.0 })
+}
+
+/// Writes one row's scales of one block of 256; see [`q256`](crate::generic::q256).
+fn put_scales_256(format: &Format, r: usize, unpacked: &Block256, meta: &mut [u8]) {
+    put_float_scales(format, r, unpacked.d, unpacked.dmin, meta);
+    let ints = &mut meta[float_bytes_per_row(format) * PANEL_ROWS..];
+    let n_subs = 256 / format.integer_scales.sub_elems();
+    for sub in 0..n_subs {
+        // Blocks show scales of 16 elements.
+        let j = sub * 16 / n_subs;
         let (scale, min) = (unpacked.scales[j] as u8, unpacked.mins[j]);
-        match ty {
-            TensorType::Q4_K | TensorType::Q5_K => {
-                meta[ints + j / 2 * PANEL_ROWS + r] = scale;
-                meta[ints + (8 + j / 2) * PANEL_ROWS + r] = min;
+        match format.integer_scales {
+            IntegerScales::One => {}
+            IntegerScales::Signed(_) => ints[sub * PANEL_ROWS + r] = scale,
+            IntegerScales::Odd(_) => ints[sub / 2 * PANEL_ROWS + r] |= (scale / 2) << (4 * (sub % 2)),
+            IntegerScales::Nibbles(_) => ints[sub * PANEL_ROWS + r] = scale | min << 4,
+            IntegerScales::SixBits(_) => {
+                ints[sub * PANEL_ROWS + r] = scale;
+                ints[(n_subs + sub) * PANEL_ROWS + r] = min;
             }
-            TensorType::Q2_K => meta[ints + j * PANEL_ROWS + r] = scale | min << 4,
-            TensorType::IQ4_XS => meta[ints + j / 2 * PANEL_ROWS + r] = scale,
-            // Odd scales in nibbles: one per sub-block of 16, or of 32.
-            TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => {
-                meta[ints + j / 2 * PANEL_ROWS + r] |= (scale / 2) << (4 * (j % 2));
-            }
-            TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => {
-                meta[ints + j / 4 * PANEL_ROWS + r] |= (scale / 2) << (4 * (j / 2 % 2));
-            }
-            TensorType::TQ1_0 | TensorType::TQ2_0 => {}
-            _ => meta[ints + j * PANEL_ROWS + r] = scale,
         }
+    }
+}
+
+/// Reads back what [`put_scales_256`] wrote; the codes stay 0.
+fn get_scales_256(format: &Format, r: usize, meta: &[u8]) -> Block256 {
+    let (d, dmin) = get_float_scales(format, r, meta);
+    let ints = &meta[float_bytes_per_row(format) * PANEL_ROWS..];
+    let int = |i: usize| ints[i * PANEL_ROWS + r];
+    let n_subs = 256 / format.integer_scales.sub_elems();
+    let both = |j: usize| {
+        let sub = j * n_subs / 16;
+        match format.integer_scales {
+            IntegerScales::One => (1, 0),
+            IntegerScales::Signed(_) => (int(sub), 0),
+            IntegerScales::Odd(_) => (2 * (int(sub / 2) >> (4 * (sub % 2)) & 15) + 1, 0),
+            IntegerScales::Nibbles(_) => (int(sub) & 15, int(sub) >> 4),
+            IntegerScales::SixBits(_) => (int(sub), int(n_subs + sub)),
+        }
+    };
+    Block256 {
+        d,
+        dmin,
+        scales: std::array::from_fn(|j| both(j).0 as i8),
+        mins: std::array::from_fn(|j| both(j).1),
+        codes: [0; 256],
     }
 }
 
 /// Writes one row's codes of 32 columns into the planes of a group.
 ///
 /// Loading a model is mostly this function, so it moves a quad, four codes, as one word at a time.
-fn put_codes(ty: TensorType, r: usize, codes: &[u8; 32], group: &mut [u8]) {
+fn put_codes(bits: usize, r: usize, codes: &[u8; 32], group: &mut [u8]) {
     let codes = codes.as_chunks::<4>().0;
     let quad = |q: usize| u32::from_le_bytes(codes[q]);
     let mut put = |at: usize, word: u32| {
         group[at + r * 4..at + r * 4 + 4].copy_from_slice(&word.to_le_bytes());
     };
-    let bits = code_bits(ty);
     match bits {
         8 => (0..8).for_each(|q| put(q * 64, quad(q) ^ 0x8080_8080)),
         4..=6 => {
@@ -346,8 +344,7 @@ fn two_bit_plane(quad: &impl Fn(usize) -> u32, h: usize, from: u32) -> u32 {
 }
 
 /// Reads back what [`put_codes`] wrote.
-fn get_codes(ty: TensorType, r: usize, codes: &[u8], g: usize) -> [u8; 32] {
-    let bits = code_bits(ty);
+fn get_codes(bits: usize, r: usize, codes: &[u8], g: usize) -> [u8; 32] {
     let group = &codes[g * bits * 64..(g + 1) * bits * 64];
     std::array::from_fn(|k| {
         let (q, at) = (k / 4, r * 4 + k % 4);
@@ -363,32 +360,6 @@ fn get_codes(ty: TensorType, r: usize, codes: &[u8], g: usize) -> [u8; 32] {
             _ => two_bits(0) | bit(128) << 2,
         }
     })
-}
-
-/// Reads back what [`pack_scales_256`] wrote; the codes stay 0.
-fn unpack_scales_256(ty: TensorType, r: usize, meta: &[u8]) -> Block256 {
-    let dmin = if has_min(ty) { half_at(meta, PANEL_ROWS + r) } else { 0.0 };
-    let ints = &meta[if has_min(ty) { 4 } else { 2 } * PANEL_ROWS..];
-    let int = |j: usize| ints[j * PANEL_ROWS + r];
-    let odd = |byte: u8, which: usize| 2 * (byte >> (4 * which) & 15) + 1;
-    let both = |j: usize| match ty {
-        TensorType::Q4_K | TensorType::Q5_K => (int(j / 2), int(8 + j / 2)),
-        TensorType::Q2_K => (int(j) & 15, int(j) >> 4),
-        TensorType::IQ4_XS => (int(j / 2), 0),
-        TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => (odd(int(j / 2), j % 2), 0),
-        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => {
-            (odd(int(j / 4), j / 2 % 2), 0)
-        }
-        TensorType::TQ1_0 | TensorType::TQ2_0 => (1, 0),
-        _ => (int(j), 0),
-    };
-    Block256 {
-        d: half_at(meta, r) * scale_factor(ty),
-        dmin,
-        scales: std::array::from_fn(|j| both(j).0 as i8),
-        mins: std::array::from_fn(|j| both(j).1),
-        codes: [0; 256],
-    }
 }
 
 /// The `i`-th f16 of some scales.

@@ -7,13 +7,15 @@
 //! split changes no bit.
 
 use crate::activations::{GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Planes};
-use crate::codebook::{IQ1M, IQ1S, IQ2S, IQ2XXS, IQ3S, IQ3XXS, IQ4NL, IQ4XS, MXFP4, TQ2};
-use crate::generic::float::FloatWeights;
-use crate::generic::q32::{Group32, Weights32};
-use crate::generic::q256::{Group256, Scales, Weights256};
-use crate::generic::{Ahead, Codes, PANEL_ROWS, Simd, TilePanel, float, q32, q256, unpack};
+use crate::generic::float::{self, BF16, F16, F32, FloatWeights};
+use crate::generic::q32::{self, Group32};
+use crate::generic::q256::{self, Group256};
+use crate::generic::tile::{Ahead, TilePanel};
+use crate::generic::{Simd, unpack};
 use crate::pack::Matrix;
+use crate::weights::{PANEL_ROWS, Packed, Unpacked, Weights};
 use crate::{Activations, Isa};
+use fewbit_quant::format::{ForQuantized, Quantized};
 use fewbit_quant::{ActivationKind, TensorType, dot};
 use std::ops::Range;
 
@@ -166,20 +168,18 @@ macro_rules! sweep {
 }
 
 /// # Safety
-/// As [`PanelFn`]; `BITS == T::BITS` and `R * S::LANES == 16`.
+/// As [`PanelFn`]; `R * S::LANES == 16`.
 #[inline(always)]
-unsafe fn panel_32<S: Simd, T: Weights32, const BITS: usize, const R: usize, const NMAX: usize, const P: usize>(
-    mut job: PanelJob<'_, P>,
-) {
+unsafe fn panel_32<S: Simd, T: Weights, const R: usize, const NMAX: usize, const P: usize>(mut job: PanelJob<'_, P>) {
     let x = job.x;
     let n_blocks = x.n_cols / 32;
-    let offset = if T::SIGNED { S::I8_BIAS } else { T::OFFSET };
+    let offset = q32::offset::<S, T>();
     // SAFETY: block b < n_blocks of row n < rows.end lies inside the activation buffers, and each panel has
     // n_blocks blocks, by the caller's promise; stretches unpack at most UNPACK_COLS columns together.
     unsafe {
         let mut panels = job.tile_panels();
         if P == 1 && job.rows.len() <= 2 * NMAX {
-            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, T, BITS, R, P, N, W>(
+            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, Packed<T>, R, P, N>(
                 n_blocks,
                 panels.map(|panel| panel.at_row(first + lane)),
                 if first + lane == job.rows.start { Ahead::of(job.panels[0].bytes, n_blocks) } else { Ahead::NONE },
@@ -191,16 +191,16 @@ unsafe fn panel_32<S: Simd, T: Weights32, const BITS: usize, const R: usize, con
         for b in (0..n_blocks).step_by(stretch) {
             let n = stretch.min(n_blocks - b);
             for (p, panel) in panels.iter_mut().enumerate() {
-                let codes = job.panels[p].codes.as_ptr().add(b * BITS * 64);
+                let codes = job.panels[p].codes.as_ptr().add(b * T::BITS * 64);
                 panel.codes = codes;
-                if BITS != 8 {
+                if T::BITS != 8 {
                     let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 512);
-                    unpack::<S, T, BITS, R>(n, codes, unpacked);
+                    unpack::<S, T, R>(n, codes, unpacked);
                     panel.codes = unpacked;
                 }
                 panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
             }
-            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, T, 8, R, P, N, W>(
+            sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, Unpacked<T>, R, P, N>(
                 n,
                 panels.map(|panel| panel.at_row(first + lane)),
                 Ahead::NONE,
@@ -234,6 +234,7 @@ unsafe fn group_32(x: &Activations, first: usize, width: usize, lane: usize, b: 
     // SAFETY: the offsets lie inside the buffers by the caller's promise.
     unsafe {
         Group32 {
+            width,
             codes: q.codes.as_ptr().add(first * (x.n_cols / 4) + b * 8 * width + lane).cast(),
             scales: q.scales.as_ptr().add(at),
             offsets: q.offsets[offsets].as_ptr().add(at),
@@ -245,9 +246,7 @@ unsafe fn group_32(x: &Activations, first: usize, width: usize, lane: usize, b: 
 /// # Safety
 /// As [`panel_32`].
 #[inline(always)]
-unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, const NMAX: usize, const P: usize>(
-    mut job: PanelJob<'_, P>,
-) {
+unsafe fn panel_256<S: Simd, T: Weights, const R: usize, const NMAX: usize, const P: usize>(mut job: PanelJob<'_, P>) {
     let x = job.x;
     let n_blocks = x.n_cols / 256;
     let offset = q256::offset_shift::<T>();
@@ -255,7 +254,7 @@ unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, c
     unsafe {
         let mut panels = job.tile_panels();
         if P == 1 && job.rows.len() <= 2 * NMAX {
-            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, T, BITS, R, P, N, W>(
+            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, Packed<T>, R, P, N>(
                 n_blocks,
                 panels.map(|panel| panel.at_row(first + lane)),
                 if first + lane == job.rows.start { Ahead::of(job.panels[0].bytes, 8 * n_blocks) } else { Ahead::NONE },
@@ -268,11 +267,11 @@ unsafe fn panel_256<S: Simd, T: Weights256, const BITS: usize, const R: usize, c
             let n = stretch.min(n_blocks - b);
             for (p, panel) in panels.iter_mut().enumerate() {
                 let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 4096);
-                unpack::<S, T, BITS, R>(8 * n, job.panels[p].codes.as_ptr().add(8 * b * BITS * 64), unpacked);
+                unpack::<S, T, R>(8 * n, job.panels[p].codes.as_ptr().add(8 * b * T::BITS * 64), unpacked);
                 panel.codes = unpacked;
                 panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
             }
-            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, T, 8, R, P, N, W>(
+            sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, Unpacked<T>, R, P, N>(
                 n,
                 panels.map(|panel| panel.at_row(first + lane)),
                 Ahead::NONE,
@@ -295,6 +294,7 @@ unsafe fn group_256(x: &Activations, first: usize, width: usize, lane: usize, b:
     // SAFETY: the offsets lie inside the buffers by the caller's promise.
     unsafe {
         Group256 {
+            width,
             codes: q.codes.as_ptr().add(at(64)).cast(),
             scales: q.scales.as_ptr().add(at(1)),
             offsets: q.offsets[offsets].as_ptr().add(at(16)),
@@ -330,77 +330,18 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
     }
 }
 
-macro_rules! weights_32 {
-    ($($name:ident $bits:literal $offset:literal $min:literal;)*) => {$(
-        pub(crate) struct $name;
-        impl Codes for $name {
-            const BITS: usize = $bits;
+/// # Safety
+/// As [`PanelFn`], with `R * S::LANES == 16`.
+#[inline(always)]
+unsafe fn panel_quantized<S: Simd, T: Weights, const R: usize, const NMAX: usize, const P: usize>(
+    job: PanelJob<'_, P>,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match T::KIND {
+            ActivationKind::Q8Block256 => panel_256::<S, T, R, NMAX, P>(job),
+            _ => panel_32::<S, T, R, NMAX, P>(job),
         }
-        impl Weights32 for $name {
-            const OFFSET: i32 = $offset;
-            const MIN: bool = $min;
-        }
-    )*};
-}
-
-weights_32! {
-    Q4_0 4 8 false;
-    Q4_1 4 0 true;
-    Q5_0 5 16 false;
-    Q5_1 5 0 true;
-    Q8_0 8 0 false;
-}
-
-macro_rules! weights_256 {
-    ($($name:ident $bits:literal $offset_shift:literal $sub:literal $scales:ident;)*) => {$(
-        struct $name;
-        impl Codes for $name {
-            const BITS: usize = $bits;
-        }
-        impl Weights256 for $name {
-            const OFFSET_SHIFT: u32 = $offset_shift;
-            const SUB: usize = $sub;
-            const SCALES: Scales = Scales::$scales;
-        }
-    )*};
-}
-
-weights_256! {
-    Q2K 2 0 16 Nibbles;
-    Q3K 3 2 16 Signed;
-    Q4K 4 0 32 ScaleThenMin;
-    Q5K 5 0 32 ScaleThenMin;
-    Q6K 6 5 16 Signed;
-}
-
-struct F32;
-struct F16;
-struct BF16;
-
-impl FloatWeights for F32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's.
-        unsafe { S::load_f(p.cast()) }
-    }
-}
-
-impl FloatWeights for F16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's.
-        unsafe { S::load_f16(p.cast()) }
-    }
-}
-
-impl FloatWeights for BF16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
-        // SAFETY: the caller's.
-        unsafe { S::load_bf16(p.cast()) }
     }
 }
 
@@ -411,61 +352,37 @@ macro_rules! kernels {
         mod $module {
             use super::*;
 
-            kernels!(@functions $simd, $attr, $r, $nmax;
-                q4_0 panel_32 Q4_0 4, q4_1 panel_32 Q4_1 4, q5_0 panel_32 Q5_0 5, q5_1 panel_32 Q5_1 5,
-                q8_0 panel_32 Q8_0 8, q2_k panel_256 Q2K 2, q3_k panel_256 Q3K 3, q4_k panel_256 Q4K 4,
-                q5_k panel_256 Q5K 5, q6_k panel_256 Q6K 6, iq4_nl panel_32 IQ4NL 4, mxfp4 panel_32 MXFP4 4,
-                iq4_xs panel_256 IQ4XS 4, iq3_xxs panel_256 IQ3XXS 4, iq3_s panel_256 IQ3S 4,
-                iq2_xxs panel_256 IQ2XXS 3, iq2_s panel_256 IQ2S 3, iq1_s panel_256 IQ1S 3, iq1_m panel_256 IQ1M 3,
-                tq2 panel_256 TQ2 2);
+            #[$attr]
+            unsafe fn quantized<T: Weights, const P: usize>(job: PanelJob<'_, P>) {
+                // SAFETY: the caller keeps `PanelFn`'s contract.
+                unsafe { panel_quantized::<$simd, T, $r, $nmax, P>(job) }
+            }
 
-            kernels!(@floats $simd, $attr, $r, $nmax; f32 F32, f16 F16, bf16 BF16);
+            #[$attr]
+            unsafe fn float<W: FloatWeights, const P: usize>(job: PanelJob<'_, P>) {
+                // SAFETY: the caller keeps `PanelFn`'s contract.
+                unsafe { panel_float::<$simd, W, $r, $nmax, P>(job) }
+            }
+
+            struct Kernel<const P: usize>;
+
+            impl<const P: usize> ForQuantized for Kernel<P> {
+                type Out = PanelFn<P>;
+                fn call<T: Quantized>(self) -> PanelFn<P> {
+                    quantized::<T::Kernel, P>
+                }
+            }
 
             pub(super) fn kernel<const P: usize>(ty: TensorType) -> Option<PanelFn<P>> {
-                Some(match ty {
-                    TensorType::F32 => f32,
-                    TensorType::F16 => f16,
-                    TensorType::BF16 => bf16,
-                    TensorType::Q4_0 => q4_0,
-                    TensorType::Q4_1 => q4_1,
-                    TensorType::Q5_0 => q5_0,
-                    TensorType::Q5_1 => q5_1,
-                    TensorType::Q8_0 => q8_0,
-                    TensorType::Q2_K => q2_k,
-                    TensorType::Q3_K => q3_k,
-                    TensorType::Q4_K => q4_k,
-                    TensorType::Q5_K => q5_k,
-                    TensorType::Q6_K => q6_k,
-                    TensorType::IQ4_NL => iq4_nl,
-                    TensorType::MXFP4 => mxfp4,
-                    TensorType::IQ4_XS => iq4_xs,
-                    TensorType::IQ3_XXS => iq3_xxs,
-                    TensorType::IQ3_S => iq3_s,
-                    TensorType::IQ2_XXS => iq2_xxs,
-                    TensorType::IQ2_XS | TensorType::IQ2_S => iq2_s,
-                    TensorType::IQ1_S => iq1_s,
-                    TensorType::IQ1_M => iq1_m,
-                    TensorType::TQ1_0 | TensorType::TQ2_0 => tq2,
-                    _ => return None,
-                })
+                match ty {
+                    TensorType::F32 => Some(float::<F32, P>),
+                    TensorType::F16 => Some(float::<F16, P>),
+                    TensorType::BF16 => Some(float::<BF16, P>),
+                    _ => ty.dispatch(Kernel),
+                }
             }
         }
     };
-    (@functions $simd:ty, $attr:meta, $r:literal, $nmax:literal;
-     $($name:ident $panel:ident $weights:ident $bits:literal),*) => {$(
-        #[$attr]
-        unsafe fn $name<const P: usize>(job: PanelJob<'_, P>) {
-            // SAFETY: the caller keeps `PanelFn`'s contract.
-            unsafe { $panel::<$simd, $weights, $bits, $r, $nmax, P>(job) }
-        }
-    )*};
-    (@floats $simd:ty, $attr:meta, $r:literal, $nmax:literal; $($name:ident $weights:ident),*) => {$(
-        #[$attr]
-        unsafe fn $name<const P: usize>(job: PanelJob<'_, P>) {
-            // SAFETY: the caller keeps `PanelFn`'s contract.
-            unsafe { panel_float::<$simd, $weights, $r, $nmax, P>(job) }
-        }
-    )*};
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -5,7 +5,7 @@ use fewbit_kernels::math::{gelu_tanh, silu};
 use fewbit_kernels::{ActivationKinds, Activations, GateFunction, Isa, Matrix, Planes, Product, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
-use support::{Codes, Random, TYPES, check, cpus, product, put_scales, weights};
+use support::{Codes, Random, check, cpus, product, put_scales, types, weights};
 
 mod support;
 
@@ -13,7 +13,7 @@ mod support;
 fn random_weights_all_batch_sizes() {
     let cpus = cpus();
     let mut random = Random(1);
-    for ty in TYPES {
+    for ty in types() {
         let block = ty.block_elems().max(16);
         for (rows, blocks) in [(1, 1), (15, 3), (16, 2), (33, 5)] {
             let cols = block * blocks;
@@ -30,7 +30,7 @@ fn random_weights_all_batch_sizes() {
 fn long_rows_and_large_batches() {
     let cpus = cpus();
     let mut random = Random(2);
-    for ty in TYPES {
+    for ty in types() {
         let (rows, cols) = (40, 2304);
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         for n in [1, 2, 9, 300] {
@@ -45,7 +45,7 @@ fn extreme_codes_scales_and_activations() {
     let cpus = cpus();
     let mut random = Random(3);
     let scales: [u16; 8] = [0x0000, 0x8000, 0x0001, 0x7BFF, 0xFBFF, 0x3C00, 0x7C00, 0x7E00];
-    for ty in TYPES {
+    for ty in types() {
         let cols = ty.block_elems().max(32) * 2;
         let rows = 17;
         for codes in [Codes::Random, Codes::Maximal, Codes::Zero] {
@@ -80,7 +80,7 @@ fn extreme_codes_scales_and_activations() {
 fn tall_matrices() {
     let cpus = cpus();
     let mut random = Random(8);
-    for ty in TYPES {
+    for ty in types() {
         let (rows, cols) = (530, ty.block_elems().max(16) * 3);
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         for n in [8, 17, 39] {
@@ -121,7 +121,7 @@ fn heaviest_block(ty: TensorType, sign: f32) -> Vec<u8> {
 #[test]
 fn sums_at_their_bounds() {
     let cpus = cpus();
-    for ty in TYPES.into_iter().filter(|ty| ty.block_elems() > 1) {
+    for ty in types().filter(|ty| ty.block_elems() > 1) {
         for sign in [1.0, -1.0] {
             let block = heaviest_block(ty, sign);
             let (rows, blocks) = (17, 3);
@@ -238,7 +238,7 @@ fn activations_are_quantized_as_defined() {
 #[test]
 fn packed_rows_decode_to_the_bits_of_the_file() {
     let mut random = Random(6);
-    for ty in TYPES {
+    for ty in types() {
         let (rows, cols) = (35, ty.block_elems().max(16) * 3);
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         let mut want = vec![0.0; rows * cols];

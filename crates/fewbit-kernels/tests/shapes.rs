@@ -9,7 +9,7 @@ mod support;
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::activation::ActivationKind;
 use fewbit_quant::{TensorType, decode};
-use support::{Codes, Random, TYPES, cpus, product, weights};
+use support::{Codes, Random, cpus, product, types, weights};
 
 /// Engines of every instruction set but the scalar definitions, which come first.
 fn one_per_isa() -> Vec<Cpu> {
@@ -20,7 +20,7 @@ fn one_per_isa() -> Vec<Cpu> {
 fn every_batch_from_1_to_300() {
     let cpus = one_per_isa();
     let mut random = Random(11);
-    for ty in TYPES {
+    for ty in types() {
         let (rows, cols) = (17, ty.block_elems().max(32));
         let bytes = weights(ty, rows * cols, Codes::Random, None, &mut random);
         let x: Vec<f32> = (0..300 * cols).map(|_| random.float()).collect();
@@ -44,7 +44,7 @@ fn every_batch_from_1_to_300() {
 fn columns_around_every_stretch() {
     let cpus = cpus();
     let mut random = Random(12);
-    for ty in TYPES {
+    for ty in types() {
         let kind = ActivationKind::of(ty).expect("a type with products");
         let columns: &[usize] = match kind {
             ActivationKind::F32 => &[1, 2, 15, 255, 256, 257, 511, 513],
@@ -91,7 +91,7 @@ fn largest_sums_are_exact() {
 #[test]
 fn nan_and_infinity_stay_in_their_row() {
     let mut random = Random(14);
-    for ty in TYPES {
+    for ty in types() {
         let (rows, cols, n) = (20, ty.block_elems().max(32) * 2, 9);
         let bytes = weights(ty, rows * cols, Codes::Random, Some(0x2C00), &mut random);
         let clean: Vec<f32> = (0..n * cols).map(|_| random.float()).collect();

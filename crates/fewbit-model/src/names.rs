@@ -90,7 +90,7 @@ pub(crate) fn is_ignored_in_gguf(name: &str) -> bool {
 
 /// Names of modules in Hugging Face files: those of layers are behind `model.layers.N.`, `.weight` or `.bias`
 /// follows. Of two that have one name, which one it is depends on the model: see [`from_hf`].
-const HF: [(Part, &str); 22] = [
+const HF: [(Part, &str); 25] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
     (Part::OutputNorm, "model.norm"),
     (Part::Output, "lm_head"),
@@ -110,6 +110,10 @@ const HF: [(Part, &str); 22] = [
     (Part::Up, "mlp.gate_up_proj"),
     (Part::Down, "mlp.down_proj"),
     (Part::Router, "mlp.gate"),
+    // Granite's: of every expert, rows of the gate, then of the other.
+    (Part::ExpertUps, "block_sparse_moe.input_linear"),
+    (Part::ExpertDowns, "block_sparse_moe.output_linear"),
+    (Part::Router, "block_sparse_moe.router.layer"),
     (Part::SharedRouter, "mlp.shared_expert_gate"),
     (Part::SharedGate, "mlp.shared_expert.gate_proj"),
     (Part::SharedUp, "mlp.shared_expert.up_proj"),
@@ -137,11 +141,11 @@ pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
         }
-        if let Some(rest) = module.strip_prefix("language_model.") {
-            return Some(rest.into());
-        }
-        if let Some(rest) = module.strip_prefix("model.language_model.") {
-            return Some(format!("model.{rest}").into());
+        // `model.` is within the prefix or around it.
+        let text = module.strip_prefix("language_model.").or(module.strip_prefix("model.language_model."));
+        if let Some(rest) = text {
+            let is_whole = rest.starts_with("model.") || rest == "lm_head";
+            return Some(if is_whole { rest.into() } else { format!("model.{rest}").into() });
         }
     }
     let is_bare = ["embed_tokens", "norm"].contains(&module) || module.starts_with("layers.");

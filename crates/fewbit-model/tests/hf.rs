@@ -249,8 +249,8 @@ fn configurations_that_cannot_be_run() {
     assert!(
         matches!(with("hidden_act", json!("relu")), ModelError::UnsupportedFeature { key, .. } if key == "hidden_act")
     );
-    let dynamic = with("rope_scaling", json!({ "type": "dynamic", "factor": 2.0 }));
-    assert!(matches!(dynamic, ModelError::UnsupportedFeature { key, .. } if key == "rope_scaling.type"));
+    let another = with("rope_scaling", json!({ "type": "mrope", "factor": 2.0 }));
+    assert!(matches!(another, ModelError::UnsupportedFeature { key, .. } if key == "rope_scaling.type"));
     let incomplete = with("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }));
     assert!(
         matches!(incomplete, ModelError::Hf(HfError::MissingKey { key, .. }) if key == "rope_scaling.low_freq_factor")

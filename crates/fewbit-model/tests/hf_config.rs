@@ -1,27 +1,11 @@
 //! `config.json` of every architecture: what its keys, and the lack of them, mean.
 
-use fewbit_model::{
-    AttentionTemperature, GateFunction, HfModel, ModelConfig, ModelError, RopeScaling, RopeStyle, WeightSource,
-};
-use serde_json::{Value, json};
-use std::fs;
+#[path = "support/config.rs"]
+mod settings;
 
-/// Reads a configuration through a folder that has nothing but an embedding.
-fn read(mut config: Value) -> Result<ModelConfig, ModelError> {
-    let folder = tempfile::tempdir().expect("a folder");
-    let sizes = json!({
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 3, "max_position_embeddings": 8192, "tie_word_embeddings": true,
-    });
-    for (key, value) in sizes.as_object().expect("an object") {
-        config.as_object_mut().expect("an object").entry(key.as_str()).or_insert(value.clone());
-    }
-    fs::write(folder.path().join("config.json"), config.to_string()).expect("writable");
-    let header = br#"{"model.embed_tokens.weight":{"dtype":"F16","shape":[3,32],"data_offsets":[0,192]}}"#;
-    let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 192]].concat();
-    fs::write(folder.path().join("model.safetensors"), file).expect("writable");
-    HfModel::open(folder.path())?.config()
-}
+use fewbit_model::{AttentionTemperature, GateFunction, ModelConfig, ModelError, RopeScaling, RopeStyle};
+use serde_json::{Value, json};
+use settings::read;
 
 fn config(json: Value) -> ModelConfig {
     read(json).expect("a valid configuration")
@@ -46,31 +30,6 @@ fn llama() {
     assert!(c.local_rope.is_none() && c.experts.is_none() && !c.has_qk_norm && !c.has_post_norms);
     assert_eq!(of_class("LlamaForCausalLM", json!({ "head_dim": 16 })).head_dim, 16);
     assert_eq!(config(json!({ "model_type": "mistral" })).sliding_window, Some(4096), "by its type");
-}
-
-/// Precedences of `transformers` 5: `rope_scaling` before `rope_parameters`, a base inside before one at the top, and that
-/// before the default.
-#[test]
-fn every_spelling_of_a_rope_means_the_same() {
-    let linear = json!({ "rope_type": "linear", "factor": 4.0 });
-    let with_theta = json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 1e6 });
-    let plain = json!({ "rope_type": "default" });
-    for (settings, theta, scaling) in [
-        (json!({ "rope_theta": 1e6, "rope_parameters": plain }), 1e6, RopeScaling::None),
-        (json!({ "rope_theta": 5e5, "rope_parameters": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
-        (json!({ "rope_scaling": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
-        (json!({ "rope_theta": 1e6, "rope_scaling": linear }), 1e6, RopeScaling::Linear { factor: 4.0 }),
-        (json!({ "rope_scaling": linear, "rope_parameters": plain }), 1e4, RopeScaling::Linear { factor: 4.0 }),
-        (json!({ "rope_scaling": {}, "rope_parameters": with_theta }), 1e6, RopeScaling::Linear { factor: 4.0 }),
-        (json!({ "rope_scaling": null, "rope_parameters": null, "rope_theta": null }), 1e4, RopeScaling::None),
-    ] {
-        let rope = of_class("LlamaForCausalLM", settings.clone()).rope;
-        assert_eq!((rope.theta, rope.scaling), (theta, scaling), "{settings}");
-    }
-    let by_kind =
-        json!({ "full_attention": plain, "sliding_attention": { "rope_type": "default", "rope_theta": 2e4 } });
-    let gemma = of_class("Gemma3ForCausalLM", json!({ "rope_theta": 3e6, "rope_parameters": by_kind }));
-    assert_eq!((gemma.rope.theta, gemma.local_rope.map(|rope| rope.theta)), (3e6, Some(2e4)));
 }
 
 #[test]

@@ -447,6 +447,42 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
     assert_eq!(missing.to_string().matches(&*path.to_string_lossy()).count(), 1, "{missing}");
 }
 
+/// As PEFT writes them for Llava, Gemma 3 and Mistral 3, before and since `transformers` 4.52.
+#[test]
+fn adapters_of_vision_models_are_those_of_their_text_part() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let golden = golden();
+    let (models, adapter) = (golden_models(), &golden.adapters[0]);
+    let model = &models[adapter.model];
+    let decoder = Decoder::load(&model.file(), &LoadOptions::new().threads(1)).expect("a valid model");
+    let plain = peft_tensors(model, adapter, TensorType::F32);
+    let config = peft_config(&golden);
+    let known = decoder.load_lora(&peft(folder.path(), &plain, &config)).expect("loads").fingerprint();
+    for (layers, head) in [
+        ("language_model.model.layers.", "language_model.lm_head."),
+        ("model.language_model.layers.", "lm_head."),
+        ("model.language_model.model.layers.", "model.language_model.lm_head."),
+        ("language_model.layers.", "lm_head."),
+        ("layers.", "lm_head."),
+    ] {
+        let mut tensors = plain.clone();
+        for tensor in &mut tensors {
+            let name = tensor.name.trim_start_matches("base_model.model.");
+            let name = name.replacen("model.layers.", layers, 1).replacen("lm_head.", head, 1);
+            tensor.name = format!("base_model.model.{name}");
+        }
+        let same = decoder.load_lora(&peft(folder.path(), &tensors, &config)).expect("loads");
+        assert_eq!(same.fingerprint(), known, "{layers}");
+        // What is trained of the images' part has no effect on text.
+        for half in ["A", "B"] {
+            let module = "base_model.model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj";
+            tensors.push(Tensor { name: format!("{module}.lora_{half}.weight"), ..tensors[0].clone() });
+        }
+        let same = decoder.load_lora(&peft(folder.path(), &tensors, &config)).expect("loads");
+        assert_eq!(same.fingerprint(), known, "{layers}, and images");
+    }
+}
+
 #[test]
 fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
     let (golden, cases) = cases();

@@ -17,31 +17,20 @@
 //! Q6_K   q: byte[0..128]   h: byte[128..192]   s: i8[192..208]   d: f16[208..210]
 //! ```
 //!
-//! `codebook.rs` has the formats whose codes are looked up.
+//! `codebook.rs` has the formats whose codes are looked up. Where `d` and `m` lie is said by [`FloatScale`] in the table
+//! of types; the functions here read the rest.
+//!
+//! [`FloatScale`]: crate::format::FloatScale
 
-pub use crate::layout::{Block32, Block256, Levels};
-use crate::layout::{half_at, nibbles32, pairs_of_bits, runs};
-use crate::{TensorType, codebook};
-
-impl Levels {
-    /// The levels of a quantized type; `None` for plain types and those that fewbit knows by name only.
-    pub fn of(ty: TensorType) -> Option<Self> {
-        Some(match ty {
-            TensorType::Q4_0 => Self::Offset(8),
-            TensorType::Q5_0 => Self::Offset(16),
-            TensorType::Q8_0 => Self::Offset(128),
-            TensorType::Q4_1 | TensorType::Q5_1 => Self::Offset(0),
-            TensorType::Q3_K => Self::Offset(4),
-            TensorType::Q6_K => Self::Offset(32),
-            TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K => Self::Offset(0),
-            other => return codebook::levels(other),
-        })
-    }
-}
+use crate::TensorType;
+use crate::format::Reader;
+pub use crate::format::{FloatScale, IntegerScales, Levels};
+pub use crate::layout::{Block32, Block256};
+use crate::layout::{nibbles32, pairs_of_bits, runs};
 
 /// Whether a block of this type has minimums.
 pub fn has_min(ty: TensorType) -> bool {
-    matches!(ty, TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q2_K | TensorType::Q4_K | TensorType::Q5_K)
+    ty.format().is_some_and(|format| format.scale.has_min())
 }
 
 /// Reads one block of a type of the 32-element family.
@@ -50,37 +39,14 @@ pub fn has_min(ty: TensorType) -> bool {
 /// If `ty` is not of this family or `block` is not [`block_bytes`](TensorType::block_bytes) long.
 pub fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
     assert_eq!(block.len(), ty.block_bytes(), "one block of {ty}");
-    if matches!(ty, TensorType::IQ4_NL | TensorType::MXFP4) {
-        return codebook::read_block32(ty, block);
-    }
-    let d = half_at(block, 0);
-    let m = if has_min(ty) { half_at(block, 2) } else { 0.0 };
-    let mut codes = [0u8; 32];
-    match ty {
-        TensorType::Q4_0 => nibbles32(&block[2..], &mut codes),
-        TensorType::Q4_1 => nibbles32(&block[4..], &mut codes),
-        TensorType::Q5_0 => {
-            nibbles32(&block[6..], &mut codes);
-            fifth_bits(&block[2..6], &mut codes);
-        }
-        TensorType::Q5_1 => {
-            nibbles32(&block[8..], &mut codes);
-            fifth_bits(&block[4..8], &mut codes);
-        }
-        TensorType::Q8_0 => {
-            for (code, &q) in codes.iter_mut().zip(&block[2..]) {
-                *code = q ^ 0x80;
-            }
-        }
-        other => panic!("{other} has no blocks of 32"),
-    }
-    Block32 { d, m, codes }
-}
-
-fn fifth_bits(h: &[u8], codes: &mut [u8; 32]) {
-    for (e, code) in codes.iter_mut().enumerate() {
-        *code |= ((h[e / 8] >> (e % 8)) & 1) << 4;
-    }
+    let (format, read) = match ty.format().map(|format| (format, format.reader)) {
+        Some((format, Reader::Of32(read))) => (format, read),
+        _ => panic!("{ty} has no blocks of 32"),
+    };
+    let (d, m) = format.scale.read(block);
+    let mut b = Block32 { d, m, codes: [0; 32] };
+    read(block, &mut b.codes);
+    b
 }
 
 /// Reads one block of a type of the 256-element family.
@@ -89,51 +55,83 @@ fn fifth_bits(h: &[u8], codes: &mut [u8; 32]) {
 /// If `ty` is not of this family or `block` is not [`block_bytes`](TensorType::block_bytes) long.
 pub fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
     assert_eq!(block.len(), ty.block_bytes(), "one block of {ty}");
-    let mut b = Block256 { d: 0.0, dmin: 0.0, scales: [0; 16], mins: [0; 16], codes: [0; 256] };
-    match ty {
-        TensorType::Q2_K => {
-            b.d = half_at(block, 80);
-            b.dmin = half_at(block, 82);
-            for (j, &s) in block[..16].iter().enumerate() {
-                b.scales[j] = (s & 15) as i8;
-                b.mins[j] = s >> 4;
-            }
-            pairs_of_bits(&block[16..80], &mut b.codes);
-        }
-        TensorType::Q3_K => {
-            b.d = half_at(block, 108);
-            b.scales = scales_q3_k(&block[96..108]);
-            pairs_of_bits(&block[32..96], &mut b.codes);
-            bits256(&block[..32], 2, &mut b.codes);
-        }
-        TensorType::Q4_K => {
-            (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
-            (b.scales, b.mins) = scales_and_mins(&block[4..16]);
-            nibbles256(&block[16..144], &mut b.codes);
-        }
-        TensorType::Q5_K => {
-            (b.d, b.dmin) = (half_at(block, 0), half_at(block, 2));
-            (b.scales, b.mins) = scales_and_mins(&block[4..16]);
-            nibbles256(&block[48..176], &mut b.codes);
-            bits256(&block[16..48], 4, &mut b.codes);
-        }
-        TensorType::Q6_K => {
-            b.d = half_at(block, 208);
-            for (j, &s) in block[192..208].iter().enumerate() {
-                b.scales[j] = s as i8;
-            }
-            for (i, codes) in b.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let (half, quarter) = (i / 4, i % 4);
-                let low = &runs(block)[2 * half + quarter % 2];
-                let high = &runs(&block[128..])[half];
-                for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
-                    *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
-                }
-            }
-        }
-        other => return codebook::read_block256(other, block),
-    }
+    let (format, read) = match ty.format().map(|format| (format, format.reader)) {
+        Some((format, Reader::Of256(read))) => (format, read),
+        _ => panic!("{ty} has no blocks of 256"),
+    };
+    let (d, dmin) = format.scale.read(block);
+    let mut b = Block256 { d: d * format.scale_factor, dmin, scales: [1; 16], mins: [0; 16], codes: [0; 256] };
+    read(block, &mut b);
     b
+}
+
+pub(crate) fn q4_0(block: &[u8], codes: &mut [u8; 32]) {
+    nibbles32(&block[2..], codes);
+}
+
+pub(crate) fn q4_1(block: &[u8], codes: &mut [u8; 32]) {
+    nibbles32(&block[4..], codes);
+}
+
+pub(crate) fn q5_0(block: &[u8], codes: &mut [u8; 32]) {
+    nibbles32(&block[6..], codes);
+    fifth_bits(&block[2..6], codes);
+}
+
+pub(crate) fn q5_1(block: &[u8], codes: &mut [u8; 32]) {
+    nibbles32(&block[8..], codes);
+    fifth_bits(&block[4..8], codes);
+}
+
+pub(crate) fn q8_0(block: &[u8], codes: &mut [u8; 32]) {
+    for (code, &q) in codes.iter_mut().zip(&block[2..]) {
+        *code = q ^ 0x80;
+    }
+}
+
+pub(crate) fn q2_k(block: &[u8], b: &mut Block256) {
+    for (j, &s) in block[..16].iter().enumerate() {
+        b.scales[j] = (s & 15) as i8;
+        b.mins[j] = s >> 4;
+    }
+    pairs_of_bits(&block[16..80], &mut b.codes);
+}
+
+pub(crate) fn q3_k(block: &[u8], b: &mut Block256) {
+    b.scales = scales_q3_k(&block[96..108]);
+    pairs_of_bits(&block[32..96], &mut b.codes);
+    bits256(&block[..32], 2, &mut b.codes);
+}
+
+pub(crate) fn q4_k(block: &[u8], b: &mut Block256) {
+    (b.scales, b.mins) = scales_and_mins(&block[4..16]);
+    nibbles256(&block[16..144], &mut b.codes);
+}
+
+pub(crate) fn q5_k(block: &[u8], b: &mut Block256) {
+    (b.scales, b.mins) = scales_and_mins(&block[4..16]);
+    nibbles256(&block[48..176], &mut b.codes);
+    bits256(&block[16..48], 4, &mut b.codes);
+}
+
+pub(crate) fn q6_k(block: &[u8], b: &mut Block256) {
+    for (scale, &s) in b.scales.iter_mut().zip(&block[192..208]) {
+        *scale = s as i8;
+    }
+    for (i, codes) in b.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (half, quarter) = (i / 4, i % 4);
+        let low = &runs(block)[2 * half + quarter % 2];
+        let high = &runs(&block[128..])[half];
+        for ((code, low), high) in codes.iter_mut().zip(low).zip(high) {
+            *code = low >> (4 * (quarter / 2)) & 15 | (high >> (2 * quarter) & 3) << 4;
+        }
+    }
+}
+
+fn fifth_bits(h: &[u8], codes: &mut [u8; 32]) {
+    for (e, code) in codes.iter_mut().enumerate() {
+        *code |= ((h[e / 8] >> (e % 8)) & 1) << 4;
+    }
 }
 
 /// 32 bytes of single bits, one per run of 32 elements, that become bit `to` of the codes.

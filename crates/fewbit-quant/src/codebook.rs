@@ -1,7 +1,7 @@
 //! Reading blocks of the formats whose codes are looked up: IQ1 to IQ4, MXFP4, and the ternary TQ1 and TQ2.
 //!
-//! Each becomes a [`Block32`] or [`Block256`] like any other: the codes are indices into the type's
-//! [`Levels`], at most 16 of them, so that a kernel needs one byte shuffle per code and no large table. The
+//! Each becomes a [`Block32`](crate::Block32) or [`Block256`] like any other: the codes are indices into the type's
+//! [`Levels`](crate::format::Levels), at most 16 of them, so that a kernel needs one byte shuffle per code and no large table. The
 //! stored word of a grid format stands for 8 (IQ1, IQ2) or 4 (IQ3) elements; `grid.rs` says for which.
 //!
 //! ```text
@@ -26,12 +26,11 @@
 //!
 //! Scales of IQ1, IQ2 and IQ3 are written `(s + 1/2) / 4`, `(s + 1/2) / 2` or `2 s + 1` in the formats. Here the
 //! integer scale is `2 s + 1` for all of them, and the power of two that is left goes to `d`
-//! ([`scale_factor`]). That changes no bit: `d` has 11 significant bits, a scale 5 and a level 6, so every
+//! ([`scale_factor`](crate::format::Format::scale_factor)). That changes no bit: `d` has 11 significant bits, a scale 5 and a level 6, so every
 //! product of them is exact in `f32`. (IQ4_XS rounds, in the order that the format states.)
 
-use crate::layout::{Block32, Block256, Levels, nibbles32, pairs_of_bits};
-use crate::{TensorType, grid};
-use half::f16;
+use crate::grid;
+use crate::layout::{Block256, nibbles32, pairs_of_bits};
 
 /// Levels of IQ4_NL and IQ4_XS.
 pub const LEVELS_IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
@@ -51,150 +50,109 @@ pub const LEVELS_IQ3_S: [i8; 16] = [1, 3, 5, 7, 9, 11, 13, 15, -1, -3, -5, -7, -
 /// Levels of IQ1, times 8: -1, 0 or 1 (bits 0 and 1), plus an eighth or (bit 2) minus an eighth.
 pub const LEVELS_IQ1: [i8; 16] = [-7, 1, 9, 0, -9, -1, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
-/// The levels of a type of this file; `None` for others.
-pub(crate) fn levels(ty: TensorType) -> Option<Levels> {
-    Some(match ty {
-        TensorType::IQ4_NL | TensorType::IQ4_XS => Levels::Table(&LEVELS_IQ4),
-        TensorType::MXFP4 => Levels::Table(&LEVELS_FP4),
-        TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ2_S => Levels::Table(&LEVELS_IQ2),
-        TensorType::IQ3_XXS => Levels::Table(&LEVELS_IQ3_XXS),
-        TensorType::IQ3_S => Levels::Table(&LEVELS_IQ3_S),
-        TensorType::IQ1_S | TensorType::IQ1_M => Levels::Table(&LEVELS_IQ1),
-        TensorType::TQ1_0 | TensorType::TQ2_0 => Levels::Offset(1),
-        _ => return None,
-    })
+pub(crate) use crate::block::q4_0 as iq4_nl;
+
+pub(crate) fn mxfp4(block: &[u8], codes: &mut [u8; 32]) {
+    nibbles32(&block[1..], codes);
 }
 
-/// What the f16 of a block is multiplied by to give [`Block256::d`]: a power of two.
-pub const fn scale_factor(ty: TensorType) -> f32 {
-    match ty {
-        TensorType::IQ1_S | TensorType::IQ1_M => 0.125,
-        TensorType::IQ2_XXS | TensorType::IQ2_XS | TensorType::IQ2_S => 0.125,
-        TensorType::IQ3_XXS => 0.25,
-        _ => 1.0,
+pub(crate) fn tq1_0(block: &[u8], b: &mut Block256) {
+    trits(block, &mut b.codes);
+}
+
+pub(crate) fn tq2_0(block: &[u8], b: &mut Block256) {
+    pairs_of_bits(&block[..64], &mut b.codes);
+}
+
+pub(crate) fn iq4_xs(block: &[u8], b: &mut Block256) {
+    let high = u16_at(block, 2);
+    for (j, codes) in b.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let scale = nibble(&block[4..8], j) | ((high >> (2 * j) & 3) as u8) << 4;
+        b.scales[2 * j..2 * j + 2].fill(scale as i8 - 32);
+        nibbles32(&block[8 + 16 * j..], codes);
     }
 }
 
-/// The scale of an MXFP4 block: `2^(e - 128)`, for every byte. It is a number of 8 exponent bits and no other
-/// ones (two subnormal), so `bf16` holds it exactly.
-fn exponent(e: u8) -> f32 {
-    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
-}
-
-/// Reads a block of 32.
-pub(crate) fn read_block32(ty: TensorType, block: &[u8]) -> Block32 {
-    let mut codes = [0u8; 32];
-    let d = if ty == TensorType::MXFP4 {
-        nibbles32(&block[1..], &mut codes);
-        exponent(block[0])
-    } else {
-        nibbles32(&block[2..], &mut codes);
-        f16::from_le_bytes([block[0], block[1]]).to_f32()
-    };
-    Block32 { d, m: 0.0, codes }
-}
-
-/// The f16 scale of a block of 256.
-fn half_scale(ty: TensorType, block: &[u8]) -> f16 {
-    let at = match ty {
-        TensorType::IQ1_M => {
-            let nibble = |i: usize| u16::from(block[49 + 2 * i] >> 4) << (4 * i);
-            return f16::from_bits(nibble(0) | nibble(1) | nibble(2) | nibble(3));
+pub(crate) fn iq2_xxs(block: &[u8], b: &mut Block256) {
+    for j in 0..8 {
+        let word = u32_at(block, 2 + 8 * j + 4);
+        b.scales[2 * j..2 * j + 2].fill(odd((word >> 28) as u8));
+        for l in 0..4 {
+            let entry = grid::IQ2_XXS[usize::from(block[2 + 8 * j + l])];
+            run_of_8(entry, seven_signs(word >> (7 * l)), &mut b.codes[32 * j + 8 * l..]);
         }
-        TensorType::TQ1_0 => 52,
-        TensorType::TQ2_0 => 64,
-        _ => 0,
-    };
-    f16::from_le_bytes([block[at], block[at + 1]])
-}
-
-/// Reads a block of 256.
-pub(crate) fn read_block256(ty: TensorType, block: &[u8]) -> Block256 {
-    let d = half_scale(ty, block).to_f32() * scale_factor(ty);
-    let mut b = Block256 { d, dmin: 0.0, scales: [1; 16], mins: [0; 16], codes: [0; 256] };
-    let u16_at = |at: usize| u16::from_le_bytes([block[at], block[at + 1]]);
-    let u32_at = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    match ty {
-        TensorType::TQ1_0 => trits(block, &mut b.codes),
-        TensorType::TQ2_0 => pairs_of_bits(&block[..64], &mut b.codes),
-        TensorType::IQ4_XS => {
-            let high = u16_at(2);
-            for (j, codes) in b.codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-                let scale = nibble(&block[4..8], j) | ((high >> (2 * j) & 3) as u8) << 4;
-                b.scales[2 * j..2 * j + 2].fill(scale as i8 - 32);
-                nibbles32(&block[8 + 16 * j..], codes);
-            }
-        }
-        TensorType::IQ2_XXS => {
-            for j in 0..8 {
-                let word = u32_at(2 + 8 * j + 4);
-                b.scales[2 * j..2 * j + 2].fill(odd((word >> 28) as u8));
-                for l in 0..4 {
-                    let entry = grid::IQ2_XXS[usize::from(block[2 + 8 * j + l])];
-                    run_of_8(entry, seven_signs(word >> (7 * l)), &mut b.codes[32 * j + 8 * l..]);
-                }
-            }
-        }
-        TensorType::IQ2_XS => {
-            for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let word = u16_at(2 + 2 * i);
-                run_of_8(grid::IQ2_XS[usize::from(word & 511)], seven_signs(u32::from(word >> 9)), codes);
-            }
-            nibble_scales(&block[66..74], 1, &mut b.scales);
-        }
-        TensorType::IQ2_S => {
-            for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let high = block[66 + i / 4] >> (2 * (i % 4)) & 3;
-                let index = usize::from(block[2 + i]) | usize::from(high) << 8;
-                run_of_8(grid::IQ2_S[index], block[34 + i], codes);
-            }
-            nibble_scales(&block[74..82], 1, &mut b.scales);
-        }
-        TensorType::IQ3_XXS => {
-            for j in 0..8 {
-                let word = u32_at(66 + 4 * j);
-                b.scales[2 * j..2 * j + 2].fill(odd((word >> 28) as u8));
-                for l in 0..4 {
-                    let signs = seven_signs(word >> (7 * l));
-                    for half in 0..2 {
-                        let entry = grid::IQ3_XXS[usize::from(block[2 + 8 * j + 2 * l + half])];
-                        run_of_4(entry, signs >> (4 * half), &mut b.codes[32 * j + 8 * l + 4 * half..]);
-                    }
-                }
-            }
-        }
-        TensorType::IQ3_S => {
-            for (i, codes) in b.codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let high = block[66 + i / 8] >> (i % 8) & 1;
-                let index = usize::from(block[2 + i]) | usize::from(high) << 8;
-                run_of_4(grid::IQ3_S[index], block[74 + i / 2] >> (4 * (i % 2)), codes);
-            }
-            nibble_scales(&block[106..110], 2, &mut b.scales);
-        }
-        TensorType::IQ1_S => {
-            for j in 0..8 {
-                let word = u16_at(34 + 2 * j);
-                b.scales[2 * j..2 * j + 2].fill(odd((word >> 12 & 7) as u8));
-                for l in 0..4 {
-                    let index = usize::from(block[2 + 4 * j + l]) | usize::from(word >> (3 * l) & 7) << 8;
-                    let shift = if word & 0x8000 == 0 { 0 } else { 0xFF };
-                    run_of_8(grid::IQ1_S[index], shift, &mut b.codes[32 * j + 8 * l..]);
-                }
-            }
-        }
-        TensorType::IQ1_M => {
-            for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-                let high = nibble(&block[32..48], i);
-                let index = usize::from(block[i]) | usize::from(high & 7) << 8;
-                run_of_8(grid::IQ1_S[index], if high & 8 == 0 { 0 } else { 0xFF }, codes);
-            }
-            for (j, scale) in b.scales.iter_mut().enumerate() {
-                *scale = odd((u16_at(48 + j / 4 * 2) >> (3 * (j % 4)) & 7) as u8);
-            }
-        }
-        other => panic!("{other} has no codebook of blocks of 256"),
     }
-    b
+}
+
+pub(crate) fn iq2_xs(block: &[u8], b: &mut Block256) {
+    for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let word = u16_at(block, 2 + 2 * i);
+        run_of_8(grid::IQ2_XS[usize::from(word & 511)], seven_signs(u32::from(word >> 9)), codes);
+    }
+    nibble_scales(&block[66..74], 1, &mut b.scales);
+}
+
+pub(crate) fn iq2_s(block: &[u8], b: &mut Block256) {
+    for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let high = block[66 + i / 4] >> (2 * (i % 4)) & 3;
+        let index = usize::from(block[2 + i]) | usize::from(high) << 8;
+        run_of_8(grid::IQ2_S[index], block[34 + i], codes);
+    }
+    nibble_scales(&block[74..82], 1, &mut b.scales);
+}
+
+pub(crate) fn iq3_xxs(block: &[u8], b: &mut Block256) {
+    for j in 0..8 {
+        let word = u32_at(block, 66 + 4 * j);
+        b.scales[2 * j..2 * j + 2].fill(odd((word >> 28) as u8));
+        for l in 0..4 {
+            let signs = seven_signs(word >> (7 * l));
+            for half in 0..2 {
+                let entry = grid::IQ3_XXS[usize::from(block[2 + 8 * j + 2 * l + half])];
+                run_of_4(entry, signs >> (4 * half), &mut b.codes[32 * j + 8 * l + 4 * half..]);
+            }
+        }
+    }
+}
+
+pub(crate) fn iq3_s(block: &[u8], b: &mut Block256) {
+    for (i, codes) in b.codes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let high = block[66 + i / 8] >> (i % 8) & 1;
+        let index = usize::from(block[2 + i]) | usize::from(high) << 8;
+        run_of_4(grid::IQ3_S[index], block[74 + i / 2] >> (4 * (i % 2)), codes);
+    }
+    nibble_scales(&block[106..110], 2, &mut b.scales);
+}
+
+pub(crate) fn iq1_s(block: &[u8], b: &mut Block256) {
+    for j in 0..8 {
+        let word = u16_at(block, 34 + 2 * j);
+        b.scales[2 * j..2 * j + 2].fill(odd((word >> 12 & 7) as u8));
+        for l in 0..4 {
+            let index = usize::from(block[2 + 4 * j + l]) | usize::from(word >> (3 * l) & 7) << 8;
+            let shift = if word & 0x8000 == 0 { 0 } else { 0xFF };
+            run_of_8(grid::IQ1_S[index], shift, &mut b.codes[32 * j + 8 * l..]);
+        }
+    }
+}
+
+pub(crate) fn iq1_m(block: &[u8], b: &mut Block256) {
+    for (i, codes) in b.codes.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        let high = nibble(&block[32..48], i);
+        let index = usize::from(block[i]) | usize::from(high & 7) << 8;
+        run_of_8(grid::IQ1_S[index], if high & 8 == 0 { 0 } else { 0xFF }, codes);
+    }
+    for (j, scale) in b.scales.iter_mut().enumerate() {
+        *scale = odd((u16_at(block, 48 + j / 4 * 2) >> (3 * (j % 4)) & 7) as u8);
+    }
+}
+
+fn u16_at(block: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([block[at], block[at + 1]])
+}
+
+fn u32_at(block: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]])
 }
 
 fn odd(s: u8) -> i8 {

@@ -1,10 +1,8 @@
 //! Decoded blocks, and the bit fields that several formats share.
 
-use half::f16;
-
 /// 32 weights under one scale: `value[e] = d * level(codes[e]) + m`.
 ///
-/// What a code stands for is a property of the type: see [`Levels`]. `m` is 0 in types without a minimum.
+/// What a code stands for is a property of the type: see [`Levels`](crate::format::Levels). `m` is 0 in types without a minimum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block32 {
     /// Scale.
@@ -19,7 +17,7 @@ pub struct Block32 {
 /// `value[e] = (d * scales[e / 16]) * level(codes[e]) - dmin * mins[e / 16]`.
 ///
 /// Formats with sub-blocks of 32 show each scale twice, and formats without sub-blocks scales of 1. What a code
-/// stands for is a property of the type: see [`Levels`].
+/// stands for is a property of the type: see [`Levels`](crate::format::Levels).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block256 {
     /// Scale of the integer scales.
@@ -32,34 +30,6 @@ pub struct Block256 {
     pub mins: [u8; 16],
     /// Unsigned codes: 0..=3, 0..=7, 0..=15, 0..=31 or 0..=63.
     pub codes: [u8; 256],
-}
-
-/// What the codes of a type stand for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Levels {
-    /// The code minus this.
-    Offset(i32),
-    /// The entry at the code.
-    Table(&'static [i8; 16]),
-}
-
-impl Levels {
-    /// What `code` stands for.
-    ///
-    /// # Panics
-    /// If a table has no such code.
-    #[inline]
-    pub fn at(self, code: u8) -> i32 {
-        match self {
-            Self::Offset(offset) => i32::from(code) - offset,
-            Self::Table(table) => i32::from(table[usize::from(code)]),
-        }
-    }
-}
-
-#[inline]
-pub(crate) fn half_at(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 #[inline]

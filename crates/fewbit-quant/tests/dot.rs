@@ -2,6 +2,7 @@
 //! float64.
 
 use fewbit_quant::activation::quantize_row;
+use fewbit_quant::block::FloatScale;
 use fewbit_quant::dot::dot_q8;
 use fewbit_quant::{ActivationKind, Q8Row, TensorType, decode};
 
@@ -13,20 +14,15 @@ fn blocks(ty: TensorType, n_elems: usize, state: &mut u64) -> Vec<u8> {
         *byte = (*state >> 56) as u8;
     }
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
-        // The upper byte of each f16, or the exponent of MXFP4.
-        let scales: &[usize] = match ty {
-            TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[1, 3],
-            TensorType::Q2_K => &[81, 83],
-            TensorType::Q3_K => &[109],
-            TensorType::Q6_K => &[209],
-            TensorType::IQ1_M => &[53, 55],
-            TensorType::TQ1_0 => &[53],
-            TensorType::TQ2_0 => &[65],
-            TensorType::MXFP4 => {
-                block[0] = 120 + block[0] % 8;
+        // The upper byte of each f16, or the exponent.
+        let scales = match ty.format().expect("quantized").scale {
+            FloatScale::Half(at) => vec![at + 1],
+            FloatScale::HalfAndMin(at, min) => vec![at + 1, min + 1],
+            FloatScale::HalfInNibbles(at) => vec![at + 5, at + 7],
+            FloatScale::Exponent(at) => {
+                block[at] = 120 + block[at] % 8;
                 continue;
             }
-            _ => &[1],
         };
         scales.iter().for_each(|&at| block[at] &= 0xBF);
     }

@@ -3,6 +3,8 @@
 //! `golden/make_golden.py` made the files and says what is in them: per type some blocks, then the values
 //! that they decode to.
 
+use fewbit_quant::block::FloatScale;
+use fewbit_quant::format::write_random_scales;
 use fewbit_quant::{TensorType, decode};
 
 /// Compares one type's file; returns how many values it holds.
@@ -97,15 +99,9 @@ fn every_entry_of_the_codebooks() {
             })
             .collect();
         for block in blocks.chunks_exact_mut(ty.block_bytes()) {
-            match ty {
-                TensorType::MXFP4 => block[0] = 127,
-                // 0x3C00 in the upper nibbles of four words.
-                TensorType::IQ1_M => [0, 0, 0xC0, 0x30].iter().enumerate().for_each(|(i, upper)| {
-                    block[49 + 2 * i] = block[49 + 2 * i] & 15 | upper;
-                }),
-                TensorType::TQ1_0 => block[52..54].copy_from_slice(&[0, 0x3C]),
-                TensorType::TQ2_0 => block[64..66].copy_from_slice(&[0, 0x3C]),
-                _ => block[..2].copy_from_slice(&[0, 0x3C]),
+            match ty.format().expect("quantized").scale {
+                FloatScale::Exponent(at) => block[at] = 127,
+                scale => scale.write(block, 1.0, 0.0),
             }
         }
         let mut values = vec![0.0; 1024 * ty.block_elems()];
@@ -116,4 +112,40 @@ fn every_entry_of_the_codebooks() {
             .fold(0u64, |sum, (value, odd)| sum.wrapping_add(u64::from(value.to_bits()).wrapping_mul(odd)));
         assert_eq!(format!("{sum:016x}"), expected, "{ty}");
     }
+}
+
+#[test]
+fn random_blocks_get_weights_of_one_size() {
+    let mut state = 1u64;
+    for ty in TensorType::all().filter(|ty| ty.format().is_some()) {
+        let mut sum = 0.0;
+        for _ in 0..32 {
+            let mut block: Vec<u8> = (0..ty.block_bytes())
+                .map(|_| {
+                    state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    (state >> 56) as u8
+                })
+                .collect();
+            write_random_scales(ty, &mut block, 0.02);
+            let mut values = vec![0.0f32; ty.block_elems()];
+            decode(ty, &block, &mut values).unwrap();
+            sum += values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32;
+        }
+        let size = (sum / 32.0).sqrt();
+        assert!((0.013..0.030).contains(&size), "{ty}: {size}");
+    }
+}
+
+/// The list in `docs/models.md` is that of the table of types.
+#[test]
+fn the_documented_types_are_those_that_run() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/models.md");
+    let page = std::fs::read_to_string(page).expect("the page of models");
+    let row = page.lines().find_map(|line| line.strip_prefix("| weights | ")).expect("the row of weights");
+    let list = row.split(", mixed in one file").next().unwrap_or("");
+    let mut documented: Vec<&str> = list.split(", ").collect();
+    let mut supported: Vec<&str> = TensorType::all().filter(|ty| ty.is_supported()).map(TensorType::name).collect();
+    documented.sort_unstable();
+    supported.sort_unstable();
+    assert_eq!(documented, supported);
 }

@@ -1,4 +1,5 @@
-//! What answers requests: the engine of this process, a script, or something else that implements [`Backend`].
+//! What answers requests: the engine of this process, a script, or something else that implements [`Backend`]; and what
+//! lets them in, a [`Gate`].
 //!
 //! Requests come in the types of the interface, so that a backend can as well send them on as compute them. Whatever
 //! only a backend can know is checked there: it refuses with a [`BackendError`] before it gives a stream.
@@ -6,6 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{Prompt, Sampling};
@@ -20,23 +22,53 @@ pub type Generating = Pin<Box<dyn Stream<Item = Result<Event, BackendError>> + S
 
 /// What answers requests.
 pub trait Backend: Send + Sync + 'static {
-    /// The models there are: at least one. Requests name one of them.
-    fn models(&self) -> Vec<ModelInfo>;
+    /// The models that this caller may name. Requests name one of them.
+    fn models(&self, caller: &Caller) -> Vec<ModelInfo>;
 
     /// Begins an answer. Whatever is wrong with the request is an error of this future, not of the stream.
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>>;
 
+    /// How many tokens the prompt of a job has.
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>>;
+
     /// Turns texts into vectors.
-    fn embed(&self, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
+    fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
 
     /// The tokens of a text.
-    fn tokenize(&self, model: &str, text: &str, add_special: bool, parse: bool) -> Result<Vec<u32>, BackendError>;
+    fn tokenize(
+        &self,
+        caller: &Caller,
+        model: &str,
+        text: &str,
+        add_special: bool,
+        parse: bool,
+    ) -> Result<Vec<u32>, BackendError>;
 
     /// The text of tokens.
-    fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String, BackendError>;
+    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError>;
 
     /// What can be counted.
     fn samples(&self) -> Vec<Sample>;
+}
+
+/// Lets requests in, or not: before anything of them is read.
+pub trait Gate: Send + Sync + 'static {
+    /// Whose key this is, by a name that is no secret.
+    ///
+    /// # Errors
+    /// If it is nobody's, or may not ask here, or not now.
+    fn enter(&self, key: Option<&[u8]>, endpoint: &'static str) -> Result<Arc<str>, BackendError>;
+}
+
+/// Who asks, and with which request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// What the [`Gate`] calls the key; nothing where all may ask.
+    pub key: Option<Arc<str>>,
+    /// Tells requests apart.
+    pub request: Arc<str>,
+    /// The endpoint's path.
+    pub endpoint: &'static str,
 }
 
 /// A model that requests can name.
@@ -55,6 +87,8 @@ pub struct ModelInfo {
 /// One answer that is asked for. A request for several is several jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
+    /// Who asks.
+    pub caller: Caller,
     /// One of [`Backend::models`].
     pub model: String,
     /// What to answer.
@@ -112,6 +146,11 @@ pub enum Form {
 /// What an answer brings.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// It has begun, with a prompt of so many tokens. Once and first, where a backend knows it.
+    Begin {
+        /// Tokens of the prompt.
+        prompt: usize,
+    },
     /// Something new.
     Piece(Piece),
     /// Its end, once and last. A stream that ends without it was broken off.
@@ -187,10 +226,12 @@ pub struct Alternative {
 }
 
 /// The end of an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
     /// Why it ended.
     pub finish: Finish,
+    /// The stop text that ended it, where a backend knows it.
+    pub stop: Option<String>,
     /// What it took.
     pub usage: Usage,
 }
@@ -288,6 +329,21 @@ pub enum BackendErrorKind {
     Unavailable,
     /// Nothing.
     Internal,
+    /// Send a key.
+    NoKey,
+    /// Send another key.
+    WrongKey,
+    /// Ask for a key that may.
+    Forbidden,
+    /// Try again later: this key asks too much.
+    TooMany {
+        /// When.
+        retry_after_s: u32,
+    },
+    /// Ask for more: what this key may cost is spent.
+    Spent,
+    /// Try again: what was asked in turn did not answer, or not as it should.
+    Upstream,
 }
 
 impl BackendError {

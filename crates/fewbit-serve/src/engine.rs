@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, Model, Sampling, SamplingError, Tool, ToolFallback};
+use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -19,11 +19,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::block_in_place;
 
 use crate::backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
     Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
-use crate::{forced, messages};
+use crate::messages;
 
 /// Events that an answer may be ahead of its reader, besides what the engine holds itself.
 const AHEAD: usize = 4;
@@ -74,7 +74,7 @@ impl EngineBackend {
 }
 
 impl Backend for EngineBackend {
-    fn models(&self) -> Vec<ModelInfo> {
+    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
         self.models.iter().map(|(info, _)| info.clone()).collect()
     }
 
@@ -94,7 +94,15 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn embed(&self, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move {
+            let model = self.model(&job.model)?.clone();
+            let (chat, _) = start(&model, job)?;
+            block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
+        })
+    }
+
+    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
         let model = self.model(model).cloned();
         Box::pin(async move {
             let model = model?;
@@ -104,7 +112,14 @@ impl Backend for EngineBackend {
         })
     }
 
-    fn tokenize(&self, model: &str, text: &str, add_special: bool, parse: bool) -> Result<Vec<u32>, BackendError> {
+    fn tokenize(
+        &self,
+        _: &Caller,
+        model: &str,
+        text: &str,
+        add_special: bool,
+        parse: bool,
+    ) -> Result<Vec<u32>, BackendError> {
         use fewbit::tokenizer::SpecialTokens;
         let tokenizer = self.model(model)?.tokenizer();
         let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
@@ -112,7 +127,7 @@ impl Backend for EngineBackend {
         Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
     }
 
-    fn detokenize(&self, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn detokenize(&self, _: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
         let tokenizer = self.model(model)?.tokenizer();
         let n_vocab = tokenizer.n_vocab();
         match tokens.iter().position(|&token| token as usize >= n_vocab) {
@@ -214,67 +229,59 @@ async fn run(model: Model, job: Job, mut sink: Sink) {
     }
 }
 
-/// Applies a job's settings to a builder: a prompt's or a conversation's.
-macro_rules! settings {
-    ($builder:expr, $job:expr, $model:expr) => {{
-        let job: &Job = $job;
-        let mut builder = $builder;
-        let base = builder.current_sampling().clone();
-        builder = builder.sampling(sampling(&job.sampling, base, job.seed, $model)?);
-        for stop in job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()) {
-            builder = builder.stop(stop);
-        }
-        if let Some(n) = job.max_tokens {
-            builder = builder.max_tokens(n);
-        }
-        if let Some(n) = job.logprobs {
-            builder = builder.logprobs(n);
-        }
-        if let Some((form, param)) = &job.form {
-            builder = builder.constraint(constraint(form, param)?);
-        }
-        builder
-    }};
+/// A job's settings.
+fn options(job: &Job, model: &Model) -> Result<GenerateOptions, BackendError> {
+    let mut options = sampling(&job.sampling, model)?.seed(job.seed);
+    options
+        .sampling_over(model.recommended_sampling())
+        .validate()
+        .map_err(|error| refused(error.into(), "temperature"))?;
+    options.stop = job.sampling.stop.iter().flat_map(|stop| &stop.0).filter(|stop| !stop.is_empty()).cloned().collect();
+    options.max_tokens = job.max_tokens;
+    options.logprobs = job.logprobs;
+    options.constraint = job.form.as_ref().map(|(form, param)| constraint(form, param)).transpose()?;
+    Ok(options)
 }
 
 async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
     let Input::Text { prompt: text, echo } = &job.input else { return Ok(()) };
     let param = job.form.as_ref().map_or("prompt", |(_, param)| param);
-    let builder = settings!(model.generate(prompt(text.clone())).echo(*echo), &job, model);
+    let builder = model.generate(prompt(text.clone())).echo(*echo).options(options(&job, model)?);
     let stream = block_in_place(|| builder.stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::Stream>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
-    drive(model, stream, state, Reading::AsItIs, sink).await
+    drive(model, stream, state, sink).await
+}
+
+/// The conversation of a job, checked, and which parameter is wrong if it cannot be answered.
+fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, &'static str), BackendError> {
+    let builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
+    let Input::Chat { messages, tools, choice, parallel, template_vars } = job.input else {
+        return Err(BackendError::new(BackendErrorKind::Internal, "this is no conversation"));
+    };
+    let param = match (&job.form, &choice) {
+        (Some((_, param)), _) => *param,
+        (None, ToolChoice::Required | ToolChoice::Named(_)) => "tools",
+        (None, _) => "messages",
+    };
+    let mut builder = conversation(builder, messages, template_vars)?;
+    if choice != ToolChoice::None {
+        builder = builder.tools(tools_of(&tools)?).tool_choice(choice_of(&choice)).parallel_tool_calls(parallel);
+    }
+    let chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    Ok((chat, param))
 }
 
 async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
-    let mut builder = settings!(model.chat().tool_fallback(ToolFallback::SystemPrompt), &job, model);
-    let (form, input) = (job.form, job.input);
-    let Input::Chat { messages, tools, choice, parallel, template_vars } = input else { return Ok(()) };
-    let mut reading = if form.is_some() { Reading::Form } else { Reading::AsItIs };
-    builder = conversation(builder, messages, template_vars)?;
-    if choice != ToolChoice::None {
-        let tools = tools_of(&tools)?;
-        if let Some(schema) = forced_schema(&tools, &choice)? {
-            builder = builder.constraint(Constraint::json_schema(schema).compact());
-            reading = Reading::Call(String::new());
-        }
-        builder = builder.tools(tools).parallel_tool_calls(parallel);
-    }
-    let param = match (&form, &reading) {
-        (Some((_, param)), _) => param,
-        (None, Reading::Call(_)) => "tools",
-        (None, _) => "messages",
-    };
-    let mut chat = block_in_place(|| builder.start()).map_err(|error| refused(error, param))?;
+    let (mut chat, param) = start(model, job)?;
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
     let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
         let stream = stream.get_ref();
-        (stream.finish_reason(), stream.usage())
+        (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
-    drive(model, stream, state, reading, sink).await
+    drive(model, stream, state, sink).await
 }
 
 fn conversation(
@@ -303,39 +310,21 @@ fn tools_of(wire: &[Value]) -> Result<Vec<Tool>, BackendError> {
     wire.iter().enumerate().map(read).collect()
 }
 
-/// The schema that an answer must follow, if it must call.
-fn forced_schema(tools: &[Tool], choice: &ToolChoice) -> Result<Option<Value>, BackendError> {
-    let named: Vec<&Tool> = match choice {
-        ToolChoice::Required => tools.iter().collect(),
-        ToolChoice::Named(name) => tools.iter().filter(|tool| tool.name == *name).collect(),
-        _ => return Ok(None),
-    };
-    match (named.is_empty(), choice) {
-        (false, _) => forced::schema(&named).map(Some),
-        (true, ToolChoice::Named(name)) => Err(BackendError::invalid(
-            "tool_choice",
-            format!("`tool_choice` names {name:?}, which is none of the tools"),
-        )),
-        (true, _) => Err(BackendError::invalid("tool_choice", "`tool_choice` demands a call, and there are no tools")),
+/// What an answer must call.
+fn choice_of(wire: &ToolChoice) -> fewbit::ToolChoice {
+    match wire {
+        ToolChoice::None => fewbit::ToolChoice::None,
+        ToolChoice::Required => fewbit::ToolChoice::Required,
+        ToolChoice::Named(name) => fewbit::ToolChoice::Named(name.clone()),
+        _ => fewbit::ToolChoice::Auto,
     }
-}
-
-/// How an answer is read.
-enum Reading {
-    /// As the model's reader takes it apart.
-    AsItIs,
-    /// All of it is the text that was asked for, where the reader finds reasoning too.
-    Form,
-    /// All of it is a call. What the reader does not take for one is collected.
-    Call(String),
 }
 
 /// Sends what a stream brings.
 async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     model: &Model,
     mut stream: S,
-    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage),
-    mut reading: Reading,
+    state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage, Option<String>),
     sink: &mut Sink,
 ) -> Result<(), BackendError> {
     // The first look is what begins it: a full queue is known before anything is promised.
@@ -345,7 +334,9 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         Poll::Pending => None,
     };
     sink.begin();
-    let mut has_calls = false;
+    if !sink.send(Event::Begin { prompt: state(&stream).1.prompt }).await {
+        return Ok(());
+    }
     loop {
         let item = match ready.take() {
             Some(item) => item,
@@ -356,14 +347,13 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         };
         let Some(piece) = item.transpose().map_err(|error| refused(error, "messages"))? else { break };
         let is_cut = state(&stream).0 == Some(FinishReason::Length);
-        let piece = read(model, piece, is_cut, &mut reading);
-        has_calls |= !piece.calls.is_empty();
+        let piece = read(model, piece, is_cut);
         if !piece.is_empty() && !sink.send(Event::Piece(piece)).await {
             return Ok(());
         }
     }
-    let (reason, used) = state(&stream);
-    let mut finish = match reason {
+    let (reason, used, stop) = state(&stream);
+    let finish = match reason {
         Some(FinishReason::Length) => Finish::Length,
         Some(FinishReason::ToolCalls) => Finish::ToolCalls,
         Some(FinishReason::Timeout | FinishReason::Cancelled) | None => {
@@ -371,42 +361,25 @@ async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
         }
         Some(_) => Finish::Stop,
     };
-    if let (Reading::Call(answer), false) = (&reading, has_calls)
-        && let Some(call) = forced::read(answer)
-    {
-        finish = Finish::ToolCalls;
-        if !sink.send(Event::Piece(Piece { calls: vec![call], ..Piece::default() })).await {
-            return Ok(());
-        }
-    }
     let usage = Usage { prompt: used.prompt, cached: used.cached, completion: used.completion };
-    sink.send(Event::End(End { finish, usage })).await;
+    sink.send(Event::End(End { finish, stop, usage })).await;
     Ok(())
 }
 
-fn read(model: &Model, piece: fewbit::Piece, is_cut: bool, reading: &mut Reading) -> Piece {
+fn read(model: &Model, piece: fewbit::Piece, is_cut: bool) -> Piece {
     let delta = |delta: fewbit::ToolCallDelta| CallDelta {
         index: delta.index,
         id: delta.id,
         name: delta.name,
         arguments: delta.arguments,
     };
-    let mut out = Piece {
+    Piece {
         text: piece.text,
         reasoning: piece.reasoning,
         calls: piece.tool_calls.into_iter().map(delta).collect(),
         void: piece.malformed_calls.iter().filter_map(|call| Some(VoidCall { index: call.index?, is_cut })).collect(),
         tokens: piece.logprobs.iter().map(|logprob| token(model, logprob)).collect(),
-    };
-    match reading {
-        Reading::AsItIs => {}
-        Reading::Form => out.text.insert_str(0, &std::mem::take(&mut out.reasoning)),
-        Reading::Call(answer) => {
-            *answer += &std::mem::take(&mut out.reasoning);
-            *answer += &std::mem::take(&mut out.text);
-        }
     }
-    out
 }
 
 fn token(model: &Model, of: &TokenLogprob) -> Token {
@@ -437,34 +410,28 @@ fn prompt(wire: Prompt) -> fewbit::Prompt {
     }
 }
 
-/// The settings of a request over those that are recommended for the model.
-fn sampling(wire: &wire::Sampling, base: Sampling, seed: u64, model: &Model) -> Result<Sampling, BackendError> {
-    let mut s = base;
+/// What a request says of sampling.
+fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, BackendError> {
     let size = |param: &'static str, n: i64, all: usize| match n {
         -1 => Ok(all),
         n => usize::try_from(n).map_err(|_| BackendError::invalid(param, format!("`{param}` is {n}: give -1 or more"))),
     };
-    s.temperature = wire.temperature.unwrap_or(s.temperature);
+    let mut options = GenerateOptions::new();
+    options.temperature = wire.temperature;
     // The interface allows 0, which keeps the most probable token.
-    s.top_p = wire.top_p.map_or(s.top_p, |p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
-    s.min_p = wire.min_p.unwrap_or(s.min_p);
-    if let Some(k) = wire.top_k {
-        s.top_k = size("top_k", k, 0)?;
-    }
-    s.penalties.repeat = wire.repeat_penalty.unwrap_or(s.penalties.repeat);
-    s.penalties.presence = wire.presence_penalty.unwrap_or(s.penalties.presence);
-    s.penalties.frequency = wire.frequency_penalty.unwrap_or(s.penalties.frequency);
-    if let Some(n) = wire.repeat_last_n {
-        s.penalties.last_n = size("repeat_last_n", n, usize::MAX)?;
-    }
-    s.logit_bias.extend(wire.logit_bias.iter().flat_map(|bias| &bias.0));
+    options.top_p = wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
+    options.min_p = wire.min_p;
+    options.top_k = wire.top_k.map(|k| size("top_k", k, 0)).transpose()?;
+    options.repeat_penalty = wire.repeat_penalty;
+    options.presence_penalty = wire.presence_penalty;
+    options.frequency_penalty = wire.frequency_penalty;
+    options.penalty_last_n = wire.repeat_last_n.map(|n| size("repeat_last_n", n, usize::MAX)).transpose()?;
+    options.logit_bias = wire.logit_bias.iter().flat_map(|bias| &bias.0).copied().collect();
     let n_vocab = model.tokenizer().n_vocab();
-    if let Some(&(token, _)) = s.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
+    if let Some(&(token, _)) = options.logit_bias.iter().find(|(token, _)| *token as usize >= n_vocab) {
         return Err(refused(SamplingError::UnknownToken { token, n_vocab }.into(), "logit_bias"));
     }
-    s.seed = Some(seed);
-    s.validate().map_err(|error| refused(error.into(), "temperature"))?;
-    Ok(s)
+    Ok(options)
 }
 
 fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {
@@ -499,6 +466,7 @@ fn refused(error: Error, param: &str) -> BackendError {
         }
         Error::Template(_) => invalid("messages"),
         Error::TemplateVariable { .. } => invalid("chat_template_kwargs"),
+        Error::Tool(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => invalid("tool_choice"),
         Error::Tool(_) => invalid("tools"),
         Error::EmptyText { index } | Error::TextTooLong { index, .. } => {
             let kind = match &error {

@@ -1,10 +1,10 @@
-//! Errors: those of the server's own start, and those that a client gets, in OpenAI's form.
+//! Errors: those of the server's own start, and those that a client gets, in OpenAI's form or Anthropic's.
 
 use std::net::SocketAddr;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use fewbit_api::error::{ErrorBody, ErrorObject};
+use fewbit_api::error::{ErrorBody, ErrorObject, MessagesErrorBody, MessagesErrorObject};
 
 use crate::backend::{BackendError, BackendErrorKind};
 
@@ -45,6 +45,13 @@ pub enum ServeError {
     /// There is nothing to serve.
     #[error("there is no model to serve: give at least one")]
     NoModel,
+}
+
+/// Whose form an endpoint's errors have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ErrorForm {
+    OpenAi,
+    Anthropic,
 }
 
 /// What a client gets.
@@ -88,8 +95,28 @@ impl ApiError {
         ErrorBody { error: ErrorObject { message, kind, param, code } }
     }
 
-    pub(crate) fn into_response(self) -> Response<Body> {
-        let body = serde_json::to_vec(&self.body()).unwrap_or_default();
+    /// The same in Anthropic's form.
+    pub(crate) fn messages_body(&self, request_id: Option<&str>) -> MessagesErrorBody {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_server_error() => "api_error",
+            _ => "invalid_request_error",
+        };
+        let error = MessagesErrorObject { kind, message: self.message.clone() };
+        MessagesErrorBody { kind: "error", error, request_id: request_id.map(str::to_owned) }
+    }
+
+    pub(crate) fn into_response(self, form: ErrorForm, request_id: &str) -> Response<Body> {
+        let body = match form {
+            ErrorForm::OpenAi => serde_json::to_vec(&self.body()),
+            ErrorForm::Anthropic => serde_json::to_vec(&self.messages_body(Some(request_id))),
+        };
+        let body = body.unwrap_or_default();
         let mut response = Response::new(Body::from(body));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -114,6 +141,14 @@ impl From<BackendError> for ApiError {
             BackendErrorKind::Busy => (StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), Some(1)),
             BackendErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, None, Some(1)),
             BackendErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, None, None),
+            BackendErrorKind::NoKey => (StatusCode::UNAUTHORIZED, Some("missing_api_key"), None),
+            BackendErrorKind::WrongKey => (StatusCode::UNAUTHORIZED, Some("invalid_api_key"), None),
+            BackendErrorKind::Forbidden => (StatusCode::FORBIDDEN, Some("not_allowed"), None),
+            BackendErrorKind::TooMany { retry_after_s } => {
+                (StatusCode::TOO_MANY_REQUESTS, Some("rate_limit_exceeded"), Some(retry_after_s))
+            }
+            BackendErrorKind::Spent => (StatusCode::TOO_MANY_REQUESTS, Some("insufficient_quota"), None),
+            BackendErrorKind::Upstream => (StatusCode::BAD_GATEWAY, Some("upstream_error"), None),
         };
         Self { status, message, param, code, retry_after_s }
     }

@@ -4,9 +4,12 @@
 //! time that does not depend on where they differ.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
+
+use crate::backend::{BackendError, BackendErrorKind, Gate};
 
 /// A key shorter than this could be guessed.
 const MIN_CHARS: usize = 16;
@@ -85,10 +88,25 @@ impl Keys {
     }
 
     /// Whether this is one of the keys.
-    pub(crate) fn accept(&self, key: &[u8]) -> bool {
+    fn accept(&self, key: &[u8]) -> bool {
         let shown = hash(key);
         // All of them, whichever it is.
         self.hashes.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&shown)).into()
+    }
+}
+
+/// A key is called by the beginning of its hash.
+impl Gate for Keys {
+    fn enter(&self, key: Option<&[u8]>, _: &'static str) -> Result<Arc<str>, BackendError> {
+        let Some(key) = key else {
+            let message = "this server wants a key: send `Authorization: Bearer KEY`";
+            return Err(BackendError::new(BackendErrorKind::NoKey, message));
+        };
+        if !self.accept(key) {
+            return Err(BackendError::new(BackendErrorKind::WrongKey, "the key is none of this server's"));
+        }
+        let name: String = hash(key).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        Ok(name.into())
     }
 }
 

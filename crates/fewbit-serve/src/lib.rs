@@ -1,4 +1,4 @@
-//! Models over HTTP: the OpenAI interface, served by fewbit's engine or by whatever else implements [`Backend`].
+//! Models over HTTP: OpenAI's interface and Anthropic's Messages, served by fewbit's engine or by whatever else implements [`Backend`].
 //!
 //! ```no_run
 //! use fewbit_serve::{EngineBackend, Server};
@@ -28,9 +28,10 @@ mod backend;
 mod endpoints;
 mod engine;
 mod error;
-mod forced;
+mod kept;
 mod keys;
 mod line;
+mod local;
 mod messages;
 mod scripted;
 mod server;
@@ -38,12 +39,13 @@ mod stats;
 mod stream;
 
 pub use backend::{
-    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Embedded, End, Event, Finish, Form,
-    Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
+    Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
 };
 pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use keys::{Keys, KeysError};
+pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 

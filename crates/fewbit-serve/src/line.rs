@@ -17,7 +17,8 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::error::ApiError;
+use crate::backend::Caller;
+use crate::error::{ApiError, ErrorForm};
 use crate::server::Shared;
 use crate::stats::Running;
 use crate::stream::KeepAlive;
@@ -37,6 +38,8 @@ pub(crate) trait Endpoint: 'static {
     const IS_OPEN: bool = false;
     /// Whether the request has a body, which is JSON.
     const HAS_BODY: bool = true;
+    /// Whose form its errors have.
+    const ERRORS: ErrorForm = ErrorForm::OpenAi;
 
     fn answer(server: &Arc<Shared>, call: Call) -> impl Future<Output = Result<Reply, ApiError>> + Send;
 }
@@ -47,6 +50,8 @@ pub(crate) struct Call {
     pub(crate) body: Value,
     /// The path.
     pub(crate) path: String,
+    /// Who asks.
+    pub(crate) caller: Caller,
 }
 
 impl Call {
@@ -90,7 +95,8 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
     let mut running = server.stats.begin(E::PATH);
     let id = crate::server::random_id("req_");
     // A panic is this request's alone.
-    let walked = AssertUnwindSafe(walk::<E>(&server, request)).catch_unwind().await;
+    let mut caller = Caller { key: None, request: id.as_str().into(), endpoint: E::PATH };
+    let walked = AssertUnwindSafe(walk::<E>(&server, request, &mut caller)).catch_unwind().await;
     let reply = walked.unwrap_or_else(|_| {
         tracing::error!(endpoint = E::PATH, "a request panicked");
         Err(ApiError::internal())
@@ -104,27 +110,33 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
         }
         Err(error) => {
             running.ends_with(error.status.as_u16());
-            error.into_response()
+            error.into_response(E::ERRORS, &id)
         }
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert("x-request-id", id);
+        // Anthropic's clients read the second.
+        response.headers_mut().insert("x-request-id", id.clone());
+        response.headers_mut().insert("request-id", id);
     }
     response
 }
 
-async fn walk<E: Endpoint>(server: &Arc<Shared>, request: Request<Body>) -> Result<Reply, ApiError> {
+async fn walk<E: Endpoint>(
+    server: &Arc<Shared>,
+    request: Request<Body>,
+    caller: &mut Caller,
+) -> Result<Reply, ApiError> {
     let (parts, body) = request.into_parts();
     refuse_other_sites(server, &parts.headers)?;
     if !E::IS_OPEN {
-        authenticate(server, &parts.headers)?;
+        authenticate(server, &parts.headers, caller)?;
     }
     if server.is_draining() && !E::IS_OPEN {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop: try again later");
         return Err(ApiError { retry_after_s: Some(1), ..error });
     }
     let body = if E::HAS_BODY { parse(&collect(server, &parts.headers, body).await?)? } else { Value::Null };
-    E::answer(server, Call { body, path: parts.uri.path().to_owned() }).await
+    E::answer(server, Call { body, path: parts.uri.path().to_owned(), caller: caller.clone() }).await
 }
 
 /// Pages of other sites have no business here, even where there are no keys: neither by a request of their own (which
@@ -138,7 +150,7 @@ fn refuse_other_sites(server: &Shared, headers: &HeaderMap) -> Result<(), ApiErr
             return refuse("this server does not answer pages of other sites: ask it from a program");
         }
     }
-    if server.keys.is_none() && !host.is_empty() {
+    if server.gate.is_none() && !host.is_empty() {
         let name = match host.strip_prefix('[') {
             Some(rest) => rest.split(']').next(),
             None => host.split(':').next(),
@@ -151,20 +163,16 @@ fn refuse_other_sites(server: &Shared, headers: &HeaderMap) -> Result<(), ApiErr
     Ok(())
 }
 
-fn authenticate(server: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(keys) = &server.keys else { return Ok(()) };
-    let refuse = |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, message);
+fn authenticate(server: &Shared, headers: &HeaderMap, caller: &mut Caller) -> Result<(), ApiError> {
+    let Some(gate) = &server.gate else { return Ok(()) };
     let bearer = headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
     let bearer = bearer.and_then(|value| {
         let (scheme, key) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
     });
     let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
-    match key {
-        None => Err(refuse("this server wants a key: send `Authorization: Bearer KEY`").code("missing_api_key")),
-        Some(key) if keys.accept(key) => Ok(()),
-        Some(_) => Err(refuse("the key is none of this server's").code("invalid_api_key")),
-    }
+    caller.key = Some(gate.enter(key, caller.endpoint)?);
+    Ok(())
 }
 
 async fn collect(server: &Shared, headers: &HeaderMap, mut body: Body) -> Result<Vec<u8>, ApiError> {

@@ -9,8 +9,8 @@ use fewbit_api::common::Prompt;
 use futures_util::{StreamExt, stream};
 
 use crate::backend::{
-    Backend, BackendError, BackendErrorKind, Boxed, Embedded, End, Event, Finish, Generating, Job, ModelInfo, Piece,
-    Sample, SampleKind, Usage,
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, End, Event, Finish, Generating, Input, Job,
+    ModelInfo, Piece, Sample, SampleKind, Usage,
 };
 
 /// What is said to one job.
@@ -73,10 +73,25 @@ impl Script {
     }
 
     /// Ends. Its tokens are as many as there were pieces, its prompt is of one token.
-    pub fn end(mut self, finish: Finish) -> Self {
+    pub fn end(self, finish: Finish) -> Self {
+        self.end_by(finish, None)
+    }
+
+    /// Ends at this stop text.
+    pub fn stop_at(self, stop: &str) -> Self {
+        self.end_by(Finish::Stop, Some(stop.to_owned()))
+    }
+
+    /// Says how many tokens the prompt has.
+    pub fn begin(mut self, prompt: usize) -> Self {
+        self.steps.push(Step::Say(Ok(Event::Begin { prompt })));
+        self
+    }
+
+    fn end_by(mut self, finish: Finish, stop: Option<String>) -> Self {
         let completion = self.steps.iter().filter(|step| matches!(step, Step::Say(Ok(Event::Piece(_))))).count();
         let usage = Usage { prompt: 1, cached: 0, completion };
-        self.steps.push(Step::Say(Ok(Event::End(End { finish, usage }))));
+        self.steps.push(Step::Say(Ok(Event::End(End { finish, stop, usage }))));
         self
     }
 }
@@ -128,7 +143,7 @@ impl ScriptedBackend {
 }
 
 impl Backend for ScriptedBackend {
-    fn models(&self) -> Vec<ModelInfo> {
+    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
         let (id, fingerprint) = ("scripted".to_owned(), "script".to_owned());
         vec![ModelInfo { id, created: 0, context_length: 1024, fingerprint }]
     }
@@ -161,8 +176,17 @@ impl Backend for ScriptedBackend {
         })
     }
 
+    /// A message is a token.
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        let n = match &job.input {
+            Input::Chat { messages, .. } => messages.len(),
+            _ => 1,
+        };
+        Box::pin(async move { Ok(n) })
+    }
+
     /// The vector of a text has its length, and that with the other sign.
-    fn embed(&self, _: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+    fn embed(&self, _: &Caller, _: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
         let length = |prompt: &Prompt| match prompt {
             Prompt::Text(text) => text.len() as f32,
             Prompt::Tokens(tokens) => tokens.len() as f32,
@@ -173,11 +197,11 @@ impl Backend for ScriptedBackend {
     }
 
     /// A byte is a token.
-    fn tokenize(&self, _: &str, text: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
+    fn tokenize(&self, _: &Caller, _: &str, text: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
         Ok(text.bytes().map(u32::from).collect())
     }
 
-    fn detokenize(&self, _: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn detokenize(&self, _: &Caller, _: &str, tokens: &[u32]) -> Result<String, BackendError> {
         let byte = |&token: &u32| u8::try_from(token);
         let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
         let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;

@@ -13,10 +13,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Gate};
 use crate::endpoints;
 use crate::error::ServeError;
+use crate::kept::Kept;
 use crate::keys::Keys;
+use crate::local::Local;
 use crate::stats::Stats;
 
 /// The largest body that is read, unless another limit is set.
@@ -36,7 +38,8 @@ pub struct Server {
 /// What requests share.
 pub(crate) struct Shared {
     pub(crate) backend: Box<dyn Backend>,
-    pub(crate) keys: Option<Keys>,
+    pub(crate) gate: Option<Box<dyn Gate>>,
+    pub(crate) kept: Kept,
     pub(crate) body_limit: usize,
     pub(crate) keep_alive: Duration,
     pub(crate) stats: Arc<Stats>,
@@ -51,7 +54,7 @@ impl Shared {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("keys", &self.shared.keys).finish_non_exhaustive()
+        f.debug_struct("Server").finish_non_exhaustive()
     }
 }
 
@@ -60,7 +63,8 @@ impl Server {
     pub fn new(backend: impl Backend) -> Self {
         let shared = Shared {
             backend: Box::new(backend),
-            keys: None,
+            gate: None,
+            kept: Kept::default(),
             body_limit: BODY_LIMIT,
             keep_alive: Duration::from_secs(10),
             stats: Arc::default(),
@@ -70,8 +74,13 @@ impl Server {
     }
 
     /// Asks clients for one of these keys.
-    pub fn keys(mut self, keys: Keys) -> Self {
-        self.shared.keys = Some(keys);
+    pub fn keys(self, keys: Keys) -> Self {
+        self.gate(keys)
+    }
+
+    /// Lets in what this gate lets in.
+    pub fn gate(mut self, gate: impl Gate) -> Self {
+        self.shared.gate = Some(Box::new(gate));
         self
     }
 
@@ -93,12 +102,17 @@ impl Server {
         self
     }
 
+    /// Listens nowhere: only this process asks. It needs a runtime of tokio's, as one that listens does.
+    pub fn local(self) -> Local {
+        Local::new(self.shared)
+    }
+
     /// Listens. Port 0 takes a free one.
     ///
     /// # Errors
     /// If the address cannot be had, or other machines could reach it and there are no keys.
     pub async fn bind(self, address: &str) -> Result<Bound, ServeError> {
-        let address = check_address(address, self.shared.keys.is_some())?;
+        let address = check_address(address, self.shared.gate.is_some())?;
         let bind_error = |error| ServeError::Bind { address, error };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;

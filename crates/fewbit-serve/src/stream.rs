@@ -3,7 +3,7 @@
 //! A [`Form`] says what an endpoint's chunks look like; the order is the same for all:
 //!
 //! ```text
-//! first chunk of each answer, pieces as they come, its last chunk | usage, if it was asked for | [DONE]
+//! first chunk of each answer, pieces as they come, its last chunk | what ends the stream
 //! ```
 //!
 //! What goes wrong in between is an event with the error, and nothing follows it.
@@ -16,11 +16,11 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use fewbit_api::sse;
 use futures_core::Stream;
-use futures_util::stream::{SelectAll, select_all, try_unfold};
+use futures_util::stream::{SelectAll, select_all, unfold};
 use futures_util::{StreamExt, TryStreamExt, future};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::backend::{Backend, BackendError, End, Event, Generating, Job, Piece, Usage};
+use crate::backend::{Backend, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
 use crate::error::ApiError;
 
 /// What the chunks of an endpoint look like.
@@ -29,10 +29,20 @@ pub(crate) trait Form: Send + 'static {
     fn first(&mut self, _index: usize) -> Option<String> {
         None
     }
+    /// An answer has begun, with a prompt of so many tokens.
+    fn begin(&mut self, _index: usize, _prompt: usize) -> Option<String> {
+        None
+    }
     /// Something new; nothing if the interface has no place for it.
     fn piece(&mut self, index: usize, piece: Piece) -> Option<String>;
+    /// The end of an answer.
     fn end(&mut self, index: usize, end: End) -> String;
-    fn usage(&mut self, usage: Usage) -> String;
+    /// The end of all.
+    fn last(&mut self, usage: Usage) -> String;
+    /// The end of all, in place of the rest.
+    fn error(&mut self, error: &ApiError) -> String {
+        sse::data(&error.body()).unwrap_or_default()
+    }
 }
 
 /// Begins all answers, or none.
@@ -41,14 +51,14 @@ pub(crate) async fn begin(backend: &dyn Backend, jobs: Vec<Job>) -> Result<Vec<G
 }
 
 /// What answers took together. The prompt of several answers to one prompt counts once.
-pub(crate) fn total(ends: impl IntoIterator<Item = (usize, End)>, n_per_prompt: usize) -> Usage {
-    ends.into_iter().fold(Usage::default(), |sum, (index, end)| {
+pub(crate) fn total(used: impl IntoIterator<Item = (usize, Usage)>, n_per_prompt: usize) -> Usage {
+    used.into_iter().fold(Usage::default(), |sum, (index, used)| {
         let is_first = index % n_per_prompt.max(1) == 0;
         let of_prompt = |n: usize| if is_first { n } else { 0 };
         Usage {
-            prompt: sum.prompt + of_prompt(end.usage.prompt),
-            cached: sum.cached + of_prompt(end.usage.cached),
-            completion: sum.completion + end.usage.completion,
+            prompt: sum.prompt + of_prompt(used.prompt),
+            cached: sum.cached + of_prompt(used.cached),
+            completion: sum.completion + used.completion,
         }
     })
 }
@@ -62,15 +72,19 @@ async fn one(mut answer: Generating) -> Result<(Piece, End), ApiError> {
     let mut all = Piece::default();
     while let Some(event) = answer.try_next().await? {
         match event {
+            Event::Begin { .. } => {}
             Event::End(end) => return Ok((all, end)),
             Event::Piece(mut piece) => {
                 all.text += &piece.text;
                 all.reasoning += &piece.reasoning;
                 all.tokens.append(&mut piece.tokens);
-                for void in piece.void {
+                for void in &piece.void {
                     all.calls.retain(|call| call.index != void.index);
                 }
-                for delta in piece.calls {
+                // What goes on of a call that is none is none either; the next of its index has a name.
+                let is_void =
+                    |delta: &CallDelta| delta.name.is_none() && piece.void.iter().any(|v| v.index == delta.index);
+                for delta in piece.calls.into_iter().filter(|delta| !is_void(delta)) {
                     match all.calls.iter_mut().find(|call| call.index == delta.index) {
                         None => all.calls.push(delta),
                         Some(call) => {
@@ -96,7 +110,6 @@ type Indexed = Pin<Box<dyn Stream<Item = (usize, Option<Result<Event, BackendErr
 pub(crate) fn events(
     answers: Vec<Generating>,
     n_per_prompt: usize,
-    wants_usage: bool,
     mut form: impl Form,
 ) -> Pin<Box<dyn Stream<Item = String> + Send>> {
     let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
@@ -105,16 +118,17 @@ pub(crate) fn events(
         let end = futures_util::stream::once(future::ready(None));
         Box::pin(answer.map(Some).chain(end).map(move |event| (index, event)))
     });
-    let state = State { answers: select_all(indexed), ready, ends: Vec::new(), n_per_prompt, wants_usage, form };
-    let texts = try_unfold(Some(state), |state| async move {
-        match state {
-            None => Ok(None),
-            Some(state) => state.next().await,
+    let state = State { answers: select_all(indexed), ready, used: Vec::new(), n_per_prompt, form };
+    Box::pin(unfold(Some(state), |state| async move {
+        let mut state = state?;
+        match state.next().await {
+            Ok(Some(text)) => Some((text, Some(state))),
+            Ok(None) => {
+                let usage = total(state.used, state.n_per_prompt);
+                Some((state.form.last(usage), None))
+            }
+            Err(error) => Some((state.form.error(&error), None)),
         }
-    });
-    Box::pin(texts.map(|text: Result<String, ApiError>| match text {
-        Ok(text) => text,
-        Err(error) => sse::data(&error.body()).unwrap_or_default(),
     }))
 }
 
@@ -122,32 +136,28 @@ struct State<F> {
     answers: SelectAll<Indexed>,
     /// What can go out.
     ready: VecDeque<String>,
-    ends: Vec<(usize, End)>,
+    /// What the answers took that have ended.
+    used: Vec<(usize, Usage)>,
     n_per_prompt: usize,
-    wants_usage: bool,
     form: F,
 }
 
 impl<F: Form> State<F> {
-    /// The next event, and what comes after it.
-    async fn next(mut self) -> Result<Option<(String, Option<Self>)>, ApiError> {
+    /// The next event; nothing if all answers have ended.
+    async fn next(&mut self) -> Result<Option<String>, ApiError> {
         loop {
             if let Some(text) = self.ready.pop_front() {
-                return Ok(Some((text, Some(self))));
+                return Ok(Some(text));
             }
-            let Some((index, event)) = self.answers.next().await else {
-                let usage = total(self.ends, self.n_per_prompt);
-                let mut last = if self.wants_usage { self.form.usage(usage) } else { String::new() };
-                last += sse::DONE;
-                return Ok(Some((last, None)));
-            };
-            let has_ended = self.ends.iter().any(|(known, _)| *known == index);
+            let Some((index, event)) = self.answers.next().await else { return Ok(None) };
+            let has_ended = self.used.iter().any(|(known, _)| *known == index);
             match event {
                 _ if has_ended => {}
                 None => return Err(broken_off()),
                 Some(Err(error)) => return Err(error.into()),
+                Some(Ok(Event::Begin { prompt })) => self.ready.extend(self.form.begin(index, prompt)),
                 Some(Ok(Event::End(end))) => {
-                    self.ends.push((index, end));
+                    self.used.push((index, end.usage));
                     self.ready.push_back(self.form.end(index, end));
                 }
                 Some(Ok(Event::Piece(piece))) => {

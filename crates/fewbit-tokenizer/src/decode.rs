@@ -82,6 +82,11 @@ impl StreamDecoder {
         self.pending.drain(..n_done);
     }
 
+    /// Whether it holds back the beginning of a character.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Ends the text: returns U+FFFD if it breaks off inside a character, else nothing.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()

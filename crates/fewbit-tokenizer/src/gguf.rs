@@ -66,7 +66,8 @@ impl<'a> Vocabulary<'a> {
             model,
         };
         if vocabulary.model == "llama" {
-            vocabulary.fill_in_llama(metadata.str("general.name")?.unwrap_or_default());
+            // A text for people: of whatever kind it is, it keeps no vocabulary from loading.
+            vocabulary.fill_in_llama(metadata.str("general.name").ok().flatten().unwrap_or_default());
         }
         Ok(vocabulary)
     }

@@ -22,11 +22,13 @@ use serde_json::Value;
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::Error;
 use crate::model::Model;
-use crate::options::{Options, option_setters};
+use crate::options::{Options, option_setters, option_shortcuts};
 use crate::sample::Sampler;
 use crate::session::{Run, Slot, Timeline};
 use crate::session_file::{Expected, Saved, SessionError};
-use crate::tools::{self, Reader, Setup, Tool, ToolCall, ToolError, ToolFallback, ToolStyle};
+use crate::tools::{
+    self, Plan, Reader, ReasoningStyle, Setup, Tool, ToolCall, ToolChoice, ToolError, ToolFallback, ToolStyle,
+};
 
 /// A conversation that has not started: made by [`Model::chat`].
 ///
@@ -48,25 +50,17 @@ pub struct ChatBuilder {
     history: Vec<Message>,
     tools: Vec<Tool>,
     fallback: ToolFallback,
-    one_call: bool,
     pub(crate) options: Options,
 }
 
 impl ChatBuilder {
     pub(crate) fn new(model: Model) -> Self {
         let options = Options::new(&model);
-        Self {
-            model,
-            system: None,
-            history: Vec::new(),
-            tools: Vec::new(),
-            fallback: ToolFallback::Refuse,
-            one_call: false,
-            options,
-        }
+        Self { model, system: None, history: Vec::new(), tools: Vec::new(), fallback: ToolFallback::Refuse, options }
     }
 
     option_setters!();
+    option_shortcuts! { tool_choice(choice: ToolChoice), parallel_tool_calls(yes: bool) }
 
     /// A message that tells the model how to behave.
     pub fn system(mut self, text: impl Into<String>) -> Self {
@@ -92,35 +86,32 @@ impl ChatBuilder {
         self
     }
 
-    /// Whether an answer may have several calls (the default). If not, it ends after its first.
-    pub fn parallel_tool_calls(mut self, yes: bool) -> Self {
-        self.one_call = !yes;
-        self
-    }
-
     /// Checks the settings and begins.
     pub fn start(self) -> Result<Chat, Error> {
-        let Self { model, system, history, tools, fallback, one_call, mut options } = self;
+        let Self { model, system, history, tools, fallback, mut options } = self;
         if !model.has_chat_template() {
             // Says which of the two it is, missing or broken.
-            model.encode_chat(&[], &[], &options.template_vars)?;
+            model.encode_chat(&[], &[], &options.data.template_vars)?;
         }
         for (i, tool) in tools.iter().enumerate() {
             if tools[..i].iter().any(|other| other.name == tool.name) {
                 return Err(ToolError::SameName { name: tool.name.clone() }.into());
             }
         }
+        if let Some(choice) = &options.data.tool_choice {
+            choice.demanded(&tools, true)?;
+        }
         let in_texts = !tools.is_empty() && !model.shows_tools()?;
         if in_texts && fallback == ToolFallback::Refuse {
             return Err(ToolError::TemplateWithoutTools { path: model.path().to_owned() }.into());
         }
         // Drawn once: each turn has a seed of its own, which follows from it.
-        options.sampling.seed = Some(Sampler::new(&options.sampling)?.seed());
+        options.data.seed = Some(Sampler::new(&options.sampling())?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
         options.shown = model.shown_marks();
-        Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, one_call, options })
+        Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, options })
     }
 
     /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
@@ -155,7 +146,7 @@ impl ChatBuilder {
             }
             error => error.into(),
         })?;
-        let seed = self.options.sampling.seed.unwrap_or(saved.seed);
+        let seed = self.options.data.seed.unwrap_or(saved.seed);
         let mut chat = self.seed(seed).start()?;
         chat.messages = saved.messages;
         chat.slot = Arc::new(Slot::from(Timeline { cache, tokens: saved.tokens }));
@@ -183,8 +174,6 @@ pub struct Chat {
     tools: Arc<[Tool]>,
     /// The template knows no tools: they are in the system message, and calls and results are texts.
     in_texts: bool,
-    /// An answer ends after its first call.
-    one_call: bool,
     options: Options,
 }
 
@@ -253,10 +242,10 @@ impl Chat {
 
     fn begin(&mut self, new: Vec<Message>, mut options: Options) -> Result<ChatStream<'_>, Error> {
         let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
-        options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(turns));
+        options.data.seed = options.data.seed.map(|seed| seed.wrapping_add(turns));
         let before = self.messages.len();
         self.messages.extend(new);
-        match self.prepare(&options) {
+        match self.prepare(&mut options) {
             Ok((run, reader)) => Ok(ChatStream { reader, chat: self, run, before, failed: false, recorded: false }),
             Err(error) => {
                 self.messages.truncate(before);
@@ -265,24 +254,67 @@ impl Chat {
         }
     }
 
-    /// The next answer, and what reads it.
-    fn prepare(&self, options: &Options) -> Result<(Run, Reader), Error> {
-        let (prompt, opened) = if self.in_texts {
-            let texts = tools::as_texts(&self.messages, &self.tools);
-            self.model.encode_chat(&texts, &[], &options.template_vars)?
+    /// The tools that the model is told of.
+    fn tools_for(&self, options: &Options) -> Arc<[Tool]> {
+        let is_none = options.data.tool_choice == Some(ToolChoice::None);
+        if is_none { [].into() } else { Arc::clone(&self.tools) }
+    }
+
+    fn encode(&self, options: &Options) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
+        let tools = self.tools_for(options);
+        let template_vars = &options.data.template_vars;
+        if self.in_texts {
+            let texts = tools::as_texts(&self.messages, &tools);
+            self.model.encode_chat(&texts, &[], template_vars)
         } else {
-            self.model.encode_chat(&self.messages, &self.tools, &options.template_vars)?
-        };
-        let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)))?;
+            self.model.encode_chat(&self.messages, &tools, template_vars)
+        }
+    }
+
+    /// How many tokens the prompt of [`reply`](Self::reply) has. Nothing is computed but the tokens.
+    pub fn prompt_tokens(&self) -> Result<usize, Error> {
+        self.encode(&self.options).map(|(prompt, _)| prompt.len())
+    }
+
+    /// The next answer, and what reads it.
+    fn prepare(&self, options: &mut Options) -> Result<(Run, Reader), Error> {
+        let style = if self.in_texts { ToolStyle::Generic } else { self.model.tool_style() };
+        let may_not_repeat = options.data.parallel_tool_calls == Some(false);
+        let is_forced = self.force(options, style)?;
+        let (prompt, opened) = self.encode(options)?;
         let calls = self.messages.iter().flat_map(tools::calls_of);
         let setup = Setup {
-            style: if self.in_texts { ToolStyle::Generic } else { self.model.tool_style() },
-            tools: Arc::clone(&self.tools),
+            style,
+            tools: self.tools_for(options),
             n_earlier: calls.clone().count(),
             taken_ids: Arc::new(calls.filter_map(|call| Some(call.get("id")?.as_str()?.to_owned())).collect()),
             ..Setup::without_tools(&self.model, opened)
         };
-        Ok((run, Reader::new(&setup, self.one_call)))
+        // A constraint ends the answer where it is complete, with the mark after the call.
+        let reader = Reader::new(&setup, may_not_repeat && !is_forced);
+        let plan = Plan::new(setup, options, is_forced);
+        let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)), Some(plan))?;
+        Ok((run, reader))
+    }
+
+    /// Constrains the answer to calls, if it must be such.
+    fn force(&self, options: &mut Options, style: ToolStyle) -> Result<bool, Error> {
+        let parallel = options.data.parallel_tool_calls != Some(false);
+        let choice = options.data.tool_choice.clone().unwrap_or_default();
+        let Some((tools, one)) = choice.demanded(&self.tools, parallel)? else { return Ok(false) };
+        #[cfg(feature = "constraints")]
+        {
+            if options.data.constraint.is_some() {
+                return Err(ToolError::ChoiceAndConstraint.into());
+            }
+            options.data.constraint = Some(tools::constraint(style, &tools, one, self.model.tokenizer())?);
+            Ok(true)
+        }
+        #[cfg(not(feature = "constraints"))]
+        {
+            let _ = (style, tools, one);
+            Err(ToolError::ChoiceWithoutFeature.into())
+        }
     }
 
     /// The conversation so far.
@@ -310,7 +342,7 @@ impl Chat {
             Ok::<_, Error>((timeline.tokens.clone(), bytes))
         })?;
         let model = self.model.identity(&loras);
-        let seed = self.options.sampling.seed.unwrap_or_default();
+        let seed = self.options.data.seed.unwrap_or_default();
         let messages = self.messages.clone();
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
     }
@@ -339,6 +371,7 @@ impl std::fmt::Debug for Ask<'_> {
 
 impl<'a> Ask<'a> {
     option_setters!();
+    option_shortcuts! { tool_choice(choice: ToolChoice), parallel_tool_calls(yes: bool) }
 
     /// Waits for the whole answer.
     pub fn run(self) -> Result<Completion, Error> {
@@ -396,6 +429,11 @@ impl ChatStream<'_> {
     /// Why it ended, if it has.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
     }
 
     /// Tokens so far.

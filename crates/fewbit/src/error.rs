@@ -258,6 +258,18 @@ pub enum Error {
         other: PathBuf,
     },
 
+    /// The file for what is computed once and read often cannot be written or read.
+    #[error("{}: {error}: {needed_bytes} bytes are kept there while models are compared: give fewer windows, or another folder (TMPDIR)", path.display())]
+    Scratch {
+        /// The folder for temporary files.
+        path: PathBuf,
+        /// Bytes that are kept.
+        needed_bytes: u64,
+        /// Why it failed.
+        #[source]
+        error: std::io::Error,
+    },
+
     /// Too many requests wait already.
     #[error("{limit} requests are waiting already: try again later, or raise `ModelBuilder::max_waiting`")]
     QueueFull {

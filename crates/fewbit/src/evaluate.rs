@@ -7,8 +7,9 @@
 //! `ctx/2 ..= ctx-2` are scored on the token that follows them. What remains after the last whole
 //! window is not used.
 //!
-//! [`Model::divergence_from`] runs two models side by side over the same windows: how far the probabilities of one are
-//! from those of the other.
+//! [`Model::divergence_from`] says how far the probabilities of one model are from those of another, over the same
+//! windows; [`Model::reference`] keeps those of a model that several are compared with, and [`Compare`] measures what
+//! quantizing a model to several types costs.
 //!
 //! All of it runs on the model's engine thread, between the steps of its requests, and the keys and values of a window
 //! count against [`kv_memory`](crate::ModelBuilder::kv_memory): it waits for room, and one that could never have it is
@@ -16,11 +17,16 @@
 //!
 //! The logits are f32; everything after them (log-softmax, sums) is f64.
 
+mod compare;
+mod divergence;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
 use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet};
 
+pub use self::compare::{Compare, Comparison, Row};
+pub use self::divergence::{Divergence, Reference};
 use crate::completion::rate;
 use crate::error::Error;
 use crate::generate::Prompt;
@@ -93,10 +99,7 @@ impl Perplexity {
 
     /// The standard error of the perplexity, from the variance of the tokens' log-likelihoods.
     pub fn stderr(&self) -> f64 {
-        let n = self.nll_per_token.len() as f64;
-        let mean_square = self.nll_per_token.iter().map(|nll| nll * nll).sum::<f64>() / n;
-        let variance = mean_square - self.nll() * self.nll();
-        if n > 1.0 && variance > 0.0 { (variance / (n - 1.0)).sqrt() * self.ppl() } else { 0.0 }
+        standard_error(&self.nll_per_token) * self.ppl()
     }
 
     /// Tokens run per second.
@@ -170,46 +173,6 @@ impl Model {
         Ok(result)
     }
 
-    /// How far this model's predictions on `text` are from those of `reference`, which has the same vocabulary:
-    /// usually the model that this one was quantized from. Windows and scored tokens are those of
-    /// [`perplexity`](Self::perplexity); `progress` is told the windows done and how many there are.
-    pub fn divergence_from(
-        &self,
-        reference: &Model,
-        text: &str,
-        options: &PerplexityOptions,
-        mut progress: impl FnMut(usize, usize),
-    ) -> Result<Divergence, Error> {
-        if self.vocabulary() != reference.vocabulary() {
-            let (model, other) = (self.path().to_owned(), reference.path().to_owned());
-            return Err(Error::OtherVocabulary { model, other });
-        }
-        let windows = self.windows(text, options, FEWEST_WINDOWS)?;
-        let mut result = Divergence { chunks: windows.len(), ..Divergence::default() };
-        for (i, window) in windows.iter().enumerate() {
-            let first = options.ctx / 2;
-            let mut expected = Rows::new(reference, reference.loras(), window, first)?;
-            let start = Instant::now();
-            let mut own = Rows::new(self, self.loras(), window, first)?;
-            result.elapsed += start.elapsed();
-            while let Some((expected, targets)) = expected.next()? {
-                let start = Instant::now();
-                let Some((logits, _)) = own.next()? else { break };
-                result.elapsed += start.elapsed();
-                let compare = |row, target| RowPair::new(logits.row(row), expected.row(row), target);
-                for row in per_row(targets, self.n_threads(), compare) {
-                    result.nll_per_token.push(row.nll);
-                    result.reference_nll_per_token.push(row.reference_nll);
-                    result.kl_per_token.push(row.kl);
-                    result.same_top += usize::from(row.same_top);
-                }
-            }
-            result.tokens_run += options.ctx - 1;
-            progress(i + 1, windows.len());
-        }
-        Ok(result)
-    }
-
     /// Appends the negative log-likelihoods of `tokens[first + 1..]` to `nll`.
     fn score_from(&self, tokens: &[u32], first: usize, nll: &mut Vec<f64>) -> Result<(), Error> {
         self.each_row(self.loras(), tokens, first, |logits, targets| {
@@ -270,51 +233,12 @@ impl Model {
     }
 }
 
-/// How far the predictions of one model are from those of another, token by token in the order of the text.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Divergence {
-    /// Negative log-likelihood of each scored token by the model, in nats.
-    pub nll_per_token: Vec<f64>,
-    /// The same by the reference.
-    pub reference_nll_per_token: Vec<f64>,
-    /// KL divergence of the model's probabilities from those of the reference, in nats.
-    pub kl_per_token: Vec<f64>,
-    /// Tokens for which both found the same one most probable.
-    pub same_top: usize,
-    /// Windows scored.
-    pub chunks: usize,
-    /// Tokens run through the model.
-    pub tokens_run: usize,
-    /// Time that the model took, without the reference.
-    pub elapsed: Duration,
-}
-
-impl Divergence {
-    /// The model's perplexity.
-    pub fn perplexity(&self) -> f64 {
-        mean(&self.nll_per_token).exp()
-    }
-
-    /// The perplexity of the reference.
-    pub fn reference_perplexity(&self) -> f64 {
-        mean(&self.reference_nll_per_token).exp()
-    }
-
-    /// Mean KL divergence, in nats.
-    pub fn mean_kl(&self) -> f64 {
-        mean(&self.kl_per_token)
-    }
-
-    /// The part of the tokens for which both found the same one most probable.
-    pub fn top1_agreement(&self) -> f64 {
-        self.same_top as f64 / self.kl_per_token.len().max(1) as f64
-    }
-
-    /// Tokens run per second.
-    pub fn tokens_per_second(&self) -> f64 {
-        rate(self.tokens_run as u64, self.elapsed)
-    }
+/// The standard error of the mean, from the variance of the values.
+fn standard_error(values: &[f64]) -> f64 {
+    let n = values.len() as f64;
+    let mean = mean(values);
+    let variance = values.iter().map(|value| value * value).sum::<f64>() / n - mean * mean;
+    if n > 1.0 && variance > 0.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 }
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -361,38 +285,6 @@ fn forward(sequence: &mut Reserved, tokens: &[u32], logits: LogitsFor) -> Result
     sequence.step(move |decoder, cache| decoder.forward(&mut [Chunk { cache, tokens: &tokens, logits }]))
 }
 
-/// What two rows of logits say about each other.
-#[derive(Clone, Copy, Default)]
-struct RowPair {
-    nll: f64,
-    reference_nll: f64,
-    kl: f64,
-    same_top: bool,
-}
-
-impl RowPair {
-    fn new(own: &[f32], reference: &[f32], target: usize) -> Self {
-        let log_sum = |logits: &[f32]| negative_log_likelihood(logits, target) + f64::from(logits[target]);
-        let (own_sum, reference_sum) = (log_sum(own), log_sum(reference));
-        let kl = own.iter().zip(reference).map(|(&own, &reference)| {
-            let (own, reference) = (f64::from(own) - own_sum, f64::from(reference) - reference_sum);
-            // Logits of minus infinity have no part in it.
-            if reference == f64::NEG_INFINITY { 0.0 } else { reference.exp() * (reference - own) }
-        });
-        Self {
-            nll: own_sum - f64::from(own[target]),
-            reference_nll: reference_sum - f64::from(reference[target]),
-            kl: kl.sum::<f64>().max(0.0),
-            same_top: top(own) == top(reference),
-        }
-    }
-}
-
-/// The first of the largest.
-fn top(logits: &[f32]) -> Option<usize> {
-    (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
-}
-
 /// `result_of` the index of each row and the token that came. Rows are independent, so that threads share them changes
 /// nothing.
 fn per_row<R: Copy + Default + Send>(
@@ -435,19 +327,6 @@ mod tests {
         assert!((negative_log_likelihood(&shifted, 0) - 4_f64.ln()).abs() < 1e-4);
         let hopeless = [0.0, -1000.0];
         assert!((negative_log_likelihood(&hopeless, 1) - 1000.0).abs() < 1e-9);
-    }
-
-    #[test]
-    fn divergence_is_that_of_the_softmaxes() {
-        let ln = |p: [f64; 3]| p.map(|p| p.ln() as f32);
-        let (own, reference) = (ln([0.25, 0.5, 0.25]), ln([0.5, 0.25, 0.25]));
-        let pair = RowPair::new(&own, &reference, 1);
-        // 0.5 ln 2 + 0.25 ln 0.5
-        assert!((pair.kl - 0.25 * 2_f64.ln()).abs() < 1e-6, "{}", pair.kl);
-        assert!((pair.nll - 2_f64.ln()).abs() < 1e-6 && (pair.reference_nll - 4_f64.ln()).abs() < 1e-6);
-        assert!(!pair.same_top);
-        let same = RowPair::new(&own, &own.map(|x| x + 3.0), 0);
-        assert!(same.kl < 1e-6 && same.same_top);
     }
 
     #[test]

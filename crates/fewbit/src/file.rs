@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use fewbit_format::{FormatError, GgufFile, Metadata};
+use fewbit_format::{FormatError, GgufFile, Metadata, Value};
 use fewbit_model::hf::GenerationDefaults;
 use fewbit_model::{HfModel, ModelError, WeightSource};
 use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
@@ -52,16 +52,22 @@ fn format_error(path: &Path, error: FormatError) -> Error {
     }
 }
 
-/// The sampling settings that a GGUF file recommends. What is no sensible value is no recommendation.
+/// The sampling settings that a GGUF file recommends.
 fn sampling_defaults(meta: &Metadata) -> GenerationDefaults {
-    let float = |key: &str| meta.f32(&format!("general.sampling.{key}")).ok().flatten().filter(|x| x.is_finite());
-    let mut own = GenerationDefaults::default();
-    own.temperature = float("temp");
-    own.top_k = meta.u64("general.sampling.top_k").ok().flatten().and_then(|k| usize::try_from(k).ok());
-    own.top_p = float("top_p");
-    own.min_p = float("min_p");
-    own.repetition_penalty = float("penalty_repeat");
-    own
+    GenerationDefaults::collect("general.sampling", |setting| {
+        let key = match setting {
+            "temperature" => "temp",
+            "repetition_penalty" => "penalty_repeat",
+            setting => setting,
+        };
+        let value = meta.get(&format!("general.sampling.{key}"))?;
+        let number = match value {
+            Value::F32(x) => Some(f64::from(*x)),
+            Value::F64(x) => Some(*x),
+            _ => value.as_integer().map(|n| n as f64),
+        };
+        Some(number.ok_or_else(|| value.type_name().to_owned()))
+    })
 }
 
 impl ModelFile {
@@ -98,21 +104,27 @@ impl ModelFile {
         }
     }
 
-    /// What is recommended for chatting: by the registry, or else by the model's makers.
-    pub(crate) fn chat_defaults(&self, path: &Path, registry: ChatDefaults) -> Result<ChatDefaults, Error> {
+    /// What is recommended for chatting: by the registry, or else by the model's makers; and what of the makers' advice
+    /// makes no sense.
+    pub(crate) fn chat_defaults(
+        &self,
+        path: &Path,
+        registry: ChatDefaults,
+    ) -> Result<(ChatDefaults, Vec<String>), Error> {
         let own = match self {
             Self::Gguf(file) => sampling_defaults(file.metadata()),
             Self::Hf(model) => model
                 .generation_defaults()
                 .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?,
         };
-        Ok(ChatDefaults {
+        let defaults = ChatDefaults {
             temperature: registry.temperature.or(own.temperature),
             top_k: registry.top_k.or(own.top_k),
             top_p: registry.top_p.or(own.top_p),
             min_p: registry.min_p.or(own.min_p),
             repeat_penalty: registry.repeat_penalty.or(own.repetition_penalty),
             system: registry.system,
-        })
+        };
+        Ok((defaults, own.warnings))
     }
 }

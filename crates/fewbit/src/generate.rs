@@ -8,7 +8,7 @@ use crate::model::Model;
 use crate::options::{Options, option_setters};
 use crate::sample::Sampler;
 use crate::session::Run;
-use crate::tools::{Reader, Setup};
+use crate::tools::{Plan, Reader, Setup};
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,9 +128,9 @@ impl Generate {
     /// Generates `n` continuations, together. The first has the seed of the settings, each further one the next seed:
     /// so each can be repeated alone.
     pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
-        let first = Sampler::new(&self.options.sampling)?.seed();
+        let first = Sampler::new(&self.options.sampling())?.seed();
         let streams = (0..n as u64).map(|i| {
-            self.options.sampling.seed = Some(first.wrapping_add(i));
+            self.options.data.seed = Some(first.wrapping_add(i));
             let mut stream = self.clone().stream()?;
             stream.run.wait_for_end();
             stream.run.start()?;
@@ -150,6 +150,9 @@ impl Generate {
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, echo, mut options } = self;
         let mut reader = None;
+        let mut plan = None;
+        // There are no tools.
+        options.data.tool_choice.as_ref().map_or(Ok(None), |choice| choice.demanded(&[], true))?;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) if templated => {
@@ -157,23 +160,26 @@ impl Generate {
                 let mut messages: Vec<Message> = Vec::new();
                 messages.extend(system.map(Message::system));
                 messages.push(Message::user(text));
-                let (prompt, opened) = model.encode_chat(&messages, &[], &options.template_vars)?;
+                let (prompt, opened) = model.encode_chat(&messages, &[], &options.data.template_vars)?;
                 options.shown = model.shown_marks();
-                reader = Some(Reader::new(&Setup::without_tools(&model, opened), false));
+                let setup = Setup::without_tools(&model, opened);
+                reader = Some(Reader::new(&setup, false));
+                plan = Some(Plan::new(setup, &options, false));
                 prompt
             }
             Prompt::Text(text) => model.encode_raw(&text),
         };
         let mut echoed = None;
         if echo {
-            let logprobs = match options.logprobs {
+            let logprobs = match options.data.logprobs {
                 Some(n_top) => model.logprobs_with(&model.decoder().lora_set(&options.loras)?, &prompt, n_top)?,
                 None => Vec::new(),
             };
             let text = model.tokenizer().decode(&prompt);
             echoed = Some(Piece { text, token_ids: prompt.clone(), logprobs, ..Piece::default() });
         }
-        Ok(Stream { run: Run::new(&model, prompt, &options, None)?, reader, echoed: echoed.clone(), to_echo: echoed })
+        let run = Run::new(&model, prompt, &options, None, plan)?;
+        Ok(Stream { run, reader, echoed: echoed.clone(), to_echo: echoed })
     }
 }
 
@@ -235,6 +241,11 @@ impl Stream {
     /// Why it ended, if it has.
     pub fn finish_reason(&self) -> Option<crate::FinishReason> {
         self.run.finish_reason()
+    }
+
+    /// The stop string that ended it, if one did.
+    pub fn stop_string(&self) -> Option<&str> {
+        self.run.stop_string()
     }
 
     /// Tokens so far.

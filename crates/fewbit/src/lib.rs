@@ -45,11 +45,14 @@
 //! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
+//! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
+//!   program has it.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "async")]
 mod asynchronous;
+pub mod bench;
 mod chat;
 mod completion;
 #[cfg(feature = "constraints")]
@@ -61,12 +64,19 @@ mod error;
 pub mod evaluate;
 mod file;
 mod generate;
+#[cfg(feature = "hub")]
 pub mod hub;
+// Models by name are found without it too; what fetches them has no use then.
+#[cfg(not(feature = "hub"))]
+#[allow(dead_code, unreachable_pub, unused_imports)]
+mod hub;
 mod importance;
+mod inspect;
 #[cfg(feature = "constraints")]
 mod json;
 mod model;
 mod options;
+pub mod random;
 pub mod sample;
 mod scheduler;
 mod session;
@@ -92,14 +102,20 @@ pub use fewbit_tokenizer as tokenizer;
 pub use fewbit_tokenizer::Message;
 pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
-pub use model::{Model, ModelBuilder, resolve};
+pub use inspect::{Inspection, TypeUse};
+pub use model::{Model, ModelBuilder};
+#[cfg(feature = "hub")]
+pub use model::{resolve, resolve_adapter, resolve_original};
+pub use options::GenerateOptions;
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
 pub use stop::StopMatcher;
-pub use tools::{MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolError, ToolFallback, ToolStyle};
+pub use tools::{
+    MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
+};
 
 /// The guide, whose code is compiled with the tests.
-#[cfg(all(doctest, feature = "async", feature = "constraints"))]
+#[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
 #[doc = include_str!("../../../docs/guide.md")]
 struct Guide;

@@ -13,22 +13,25 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
 
 pub use self::builder::ModelBuilder;
-use self::locate::Headers;
-pub use self::locate::resolve;
+pub(crate) use self::locate::Headers;
+use self::locate::{Purpose, locate_adapter};
+#[cfg(feature = "hub")]
+pub use self::locate::{resolve, resolve_adapter, resolve_original};
 use crate::chat::ChatBuilder;
 use crate::error::Error;
 use crate::file::open;
 use crate::generate::{Generate, Prompt};
-use crate::hub::ChatDefaults;
+use crate::hub::{ChatDefaults, Event};
 use crate::sample::{Penalties, Sampling};
 use crate::scheduler::{Core, Metrics, Scheduler};
-use crate::tools::{Form, ReasoningStyle, Tool, ToolStyle};
+use crate::tools::{ReasoningStyle, Tool, ToolStyle};
 use serde_json::{Map, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -59,11 +62,12 @@ pub(crate) struct Inner {
     tool_template: Template,
     tool_style: ToolStyle,
     reasoning_style: Option<ReasoningStyle>,
-    /// Whether the template puts tools into the prompt.
-    shows_tools: OnceLock<bool>,
     defaults: ChatDefaults,
+    warnings: Vec<String>,
     template_vars: Map<String, Value>,
     path: PathBuf,
+    /// What it was quantized to while loading.
+    recipe: Option<Recipe>,
     file_bytes: u64,
     context_length: usize,
     /// See [`Model::vocabulary`].
@@ -98,7 +102,7 @@ impl std::fmt::Debug for Model {
 
 impl Model {
     /// Loads a model with the default settings: a name from the registry, the path of a GGUF file or
-    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`; see [`hub`](crate::hub)).
+    /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`).
     ///
     /// With the feature `hub` a model that is not on this computer is fetched first.
     pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
@@ -108,7 +112,7 @@ impl Model {
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
     /// loaded, and of a model of a hub that is not here nothing else is fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
-        let headers = Headers::of(name_or_path.as_ref())?;
+        let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
         let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
         estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
@@ -162,12 +166,18 @@ impl Model {
     /// # Ok(()) }
     /// ```
     pub fn load_lora(&self, path: impl AsRef<Path>) -> Result<Lora, Error> {
-        Ok(self.decoder().load_lora(path.as_ref())?)
+        let path = locate_adapter(path.as_ref(), &|_: &Event<'_>| {})?;
+        Ok(self.decoder().load_lora(&path)?)
     }
 
     /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
     pub fn loras(&self) -> &LoraSet {
         &self.inner.core.loras
+    }
+
+    /// What it was quantized to while loading.
+    pub(crate) fn recipe(&self) -> Option<Recipe> {
+        self.inner.recipe
     }
 
     /// The vocabulary.
@@ -232,6 +242,12 @@ impl Model {
     /// Whether the model has a usable chat template.
     pub fn has_chat_template(&self) -> bool {
         matches!(self.inner.template, Template::Ready(_))
+    }
+
+    /// What in the model's files makes no sense and was passed over, one sentence each: recommended sampling settings that
+    /// are out of range.
+    pub fn warnings(&self) -> &[String] {
+        &self.inner.warnings
     }
 
     /// Sampling settings for this model: those that the registry recommends, over the defaults.
@@ -340,17 +356,7 @@ impl Model {
 
     /// Whether tools come out in the prompt.
     pub(crate) fn shows_tools(&self) -> Result<bool, Error> {
-        let template = self.template(true)?;
-        Ok(*self.inner.shows_tools.get_or_init(|| {
-            let name = "qzfewbitqz";
-            let tools = crate::tools::for_template(&[Tool::new(name, "d", serde_json::json!({ "type": "object" }))]);
-            let user = [Message::system("s"), Message::user("u")];
-            // Some refuse a system message.
-            [&user[..], &user[1..]].into_iter().any(|messages| {
-                let input = TemplateInput { tools: tools.clone(), ..TemplateInput::new(messages) };
-                template.render(&input).is_ok_and(|prompt| prompt.text().contains(name))
-            })
-        }))
+        Ok(self.template(true)?.capabilities().tools)
     }
 
     /// The tokens of a conversation, up to where the assistant's next message begins, and the reasoning that the
@@ -361,29 +367,17 @@ impl Model {
         tools: &[Tool],
         variables: &Map<String, Value>,
     ) -> Result<(Vec<u32>, Option<ReasoningStyle>), Error> {
-        let template = self.template(!tools.is_empty())?;
+        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
+        let template = self.template(!tools.is_empty() || has_calls)?;
         if let Some(name) =
             variables.keys().find(|name| ["messages", "tools", "add_generation_prompt"].contains(&name.as_str()))
         {
             return Err(Error::TemplateVariable { name: name.clone() });
         }
         let tools = crate::tools::for_template(tools);
-        let render = |messages: &[Message]| {
-            let extra = variables.clone();
-            template.render(&TemplateInput { tools: tools.clone(), extra, ..TemplateInput::new(messages) })
-        };
-        let has_calls = messages.iter().any(|message| !crate::tools::calls_of(message).is_empty());
-        let mut rendered = render(messages);
-        if rendered.is_err() && has_calls {
-            for form in Form::ALL.into_iter().skip(1) {
-                let other = render(&form.apply(messages)?);
-                if other.is_ok() {
-                    rendered = other;
-                    break;
-                }
-            }
-        }
-        let rendered = rendered?;
+        let messages = crate::tools::fitted(messages, template, self.tool_style())?;
+        let rendered =
+            template.render(&TemplateInput { tools, extra: variables.clone(), ..TemplateInput::new(&messages) })?;
         let text = rendered.text();
         let ends_with =
             |style: &ReasoningStyle| style.marks().is_some_and(|(start, _)| text.trim_end().ends_with(start));

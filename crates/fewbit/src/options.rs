@@ -1,253 +1,412 @@
-//! The settings that one prompt and a conversation share, and the builder methods for them.
+//! The settings that one prompt and a conversation share.
+//!
+//! Those that are plain data are [`GenerateOptions`]: they can be written down, read back, and laid over each other.
+//! [`Options`] has them together with what is none (handles of models and adapters, code of the caller's), and the macro
+//! below writes the builders' methods.
 
 use std::time::{Duration, Instant};
 
 use fewbit_model::Lora;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::model::Model;
-use crate::sample::{CustomFactory, Sampling};
+use crate::sample::{CustomFactory, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, Stage, Xtc};
 use crate::scheduler::{CancelToken, Speculation};
+use crate::tools::ToolChoice;
 
-/// Settings of a generation.
+/// How to generate: what is not set is as the model recommends it, or else the default.
+///
+/// They are data: with `serde` they are an object whose fields are these, each of which may be missing. Each field has
+/// a method of its name, so that they can be written as a chain.
+///
+/// ```
+/// use fewbit::GenerateOptions;
+///
+/// let house = GenerateOptions::new().temperature(0.3).repeat_penalty(1.1).stop("\n\n");
+/// let text = serde_json::to_string(&house).unwrap();
+/// assert_eq!(serde_json::from_str::<GenerateOptions>(&text).unwrap(), house);
+///
+/// let request: GenerateOptions = serde_json::from_str(r#"{ "temperature": 0, "max_tokens": 20 }"#).unwrap();
+/// let both = house.overlaid(request);
+/// assert_eq!((both.temperature, both.repeat_penalty, both.max_tokens), (Some(0.0), Some(1.1), Some(20)));
+/// // `model.generate(prompt).options(both)` takes them, and so do a conversation and each of its messages.
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct GenerateOptions {
+    /// Ends after so many tokens. Without it, a generation goes on until the model ends it or the context is full.
+    pub max_tokens: Option<usize>,
+    /// See [`Sampling::temperature`]; 0 is greedy.
+    pub temperature: Option<f32>,
+    /// See [`Sampling::top_k`]; 0 turns it off.
+    pub top_k: Option<usize>,
+    /// See [`Sampling::top_p`]; 1 turns it off.
+    pub top_p: Option<f32>,
+    /// See [`Sampling::min_p`]; 0 turns it off.
+    pub min_p: Option<f32>,
+    /// See [`Sampling::typical_p`]; 1 turns it off.
+    pub typical_p: Option<f32>,
+    /// See [`Sampling::top_n_sigma`]; 0 turns it off.
+    pub top_n_sigma: Option<f32>,
+    /// See [`Sampling::xtc`]; a probability of 0 turns it off.
+    pub xtc: Option<Xtc>,
+    /// See [`Sampling::dynamic_temperature`]; a range of 0 turns it off.
+    pub dynamic_temperature: Option<DynamicTemperature>,
+    /// See [`Sampling::mirostat`].
+    pub mirostat: Option<Mirostat>,
+    /// See [`Penalties::repeat`]; 1 turns it off.
+    pub repeat_penalty: Option<f32>,
+    /// See [`Penalties::presence`]; 0 turns it off.
+    pub presence_penalty: Option<f32>,
+    /// See [`Penalties::frequency`]; 0 turns it off.
+    pub frequency_penalty: Option<f32>,
+    /// See [`Penalties::last_n`].
+    pub penalty_last_n: Option<usize>,
+    /// See [`Dry`].
+    pub dry: Option<Dry>,
+    /// Added to the logits of tokens. Minus infinity makes a token impossible; in JSON it is `null`.
+    #[serde(with = "biases")]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Tokens that never come.
+    pub banned: Vec<u32>,
+    /// The stages of sampling, in the order in which they act: see [`Sampling::order`].
+    pub stages: Option<Vec<Stage>>,
+    /// Makes the random numbers repeat. Without a seed each generation draws one, and
+    /// [`Completion::seed`](crate::Completion::seed) tells which.
+    pub seed: Option<u64>,
+    /// Ends where one of these texts would come; it may span tokens, and no part of it is emitted.
+    pub stop: Vec<String>,
+    /// Reports the log probability of each token, and of so many of the most probable tokens next to it. They are
+    /// those of the model, before anything of sampling acts on them.
+    pub logprobs: Option<usize>,
+    /// Ends so long after its start, the time in the queue included, with what there is by then and
+    /// [`FinishReason::Timeout`](crate::FinishReason::Timeout). With `serde` it is a number of seconds.
+    #[serde(with = "seconds")]
+    pub timeout: Option<Duration>,
+    /// Variables of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON values. Which
+    /// variables a template knows, its source says. Without a template they have no effect.
+    pub template_vars: Map<String, Value>,
+    /// Whether an answer must call tools: see [`ToolChoice`]. By default the model decides.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether an answer may have several calls (the default). If not, it ends after its first.
+    pub parallel_tool_calls: Option<bool>,
+    /// Tokens that the model may think before it answers; then its reasoning is ended for it. With 0 it does not
+    /// think. Reasoning is known where a chat template is used; elsewhere this has no effect.
+    pub reasoning_budget: Option<usize>,
+    /// Whether prompts that begin alike may be computed once (the default). The result is the same, but how long it
+    /// takes tells whether another request began like this one.
+    pub share_prefix: Option<bool>,
+    /// Whether tokens are computed that are only expected, so that a step may bring several. The result is the same;
+    /// by default it is done where it is expected to save time, as in summaries and edits, with what came up in the
+    /// text before.
+    pub speculation: Option<Speculation>,
+    /// Goes on after a token that ends a text, to the limit of tokens: for measurements.
+    pub ignore_eos: Option<bool>,
+    /// What the text must be.
+    #[cfg(feature = "constraints")]
+    pub constraint: Option<crate::Constraint>,
+}
+
+/// Methods that set a field of the same name.
+macro_rules! fields {
+    ($($name:ident: $type:ty),* $(,)?) => {$(
+        #[doc = concat!("Sets [`", stringify!($name), "`](field@Self::", stringify!($name), ").")]
+        #[must_use]
+        pub fn $name(mut self, $name: $type) -> Self {
+            self.$name = Some($name);
+            self
+        }
+    )*};
+}
+
+impl GenerateOptions {
+    /// None set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fields! {
+        max_tokens: usize, temperature: f32, top_k: usize, top_p: f32, min_p: f32, typical_p: f32, top_n_sigma: f32,
+        mirostat: Mirostat, repeat_penalty: f32, presence_penalty: f32, frequency_penalty: f32, penalty_last_n: usize,
+        dry: Dry, seed: u64, logprobs: usize, timeout: Duration, share_prefix: bool, speculation: Speculation,
+        ignore_eos: bool, xtc: Xtc, dynamic_temperature: DynamicTemperature, tool_choice: ToolChoice,
+        parallel_tool_calls: bool, reasoning_budget: usize,
+    }
+
+    #[cfg(feature = "constraints")]
+    fields! { constraint: crate::Constraint }
+
+    /// Adds to [`logit_bias`](field@Self::logit_bias).
+    #[must_use]
+    pub fn logit_bias(mut self, token: u32, bias: f32) -> Self {
+        self.logit_bias.push((token, bias));
+        self
+    }
+
+    /// Adds to [`banned`](field@Self::banned).
+    #[must_use]
+    pub fn ban(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.banned.extend(tokens);
+        self
+    }
+
+    /// Sets [`stages`](field@Self::stages).
+    #[must_use]
+    pub fn stages(mut self, order: impl IntoIterator<Item = Stage>) -> Self {
+        self.stages = Some(order.into_iter().collect());
+        self
+    }
+
+    /// Adds to [`stop`](field@Self::stop).
+    #[must_use]
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
+    /// Sets one of [`template_vars`](field@Self::template_vars).
+    #[must_use]
+    pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.template_vars.insert(name.into(), value.into());
+        self
+    }
+
+    /// Sets all that is of sampling, as it is there; biases and bans are added.
+    #[must_use]
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        let Sampling { temperature, dynamic_temperature, top_k, top_p, min_p, typical_p, top_n_sigma, .. } = sampling;
+        let Sampling { xtc, mirostat, penalties, dry, logit_bias, banned, order, seed, .. } = sampling;
+        let Penalties { repeat, presence, frequency, last_n } = penalties;
+        self.logit_bias.extend(logit_bias);
+        self.banned.extend(banned);
+        Self {
+            temperature: Some(temperature),
+            // Off, where the model may recommend something.
+            dynamic_temperature: dynamic_temperature.or(Some(DynamicTemperature { range: 0.0, exponent: 1.0 })),
+            top_k: Some(top_k),
+            top_p: Some(top_p),
+            min_p: Some(min_p),
+            typical_p: Some(typical_p),
+            top_n_sigma: Some(top_n_sigma),
+            xtc: xtc.or(Some(Xtc { probability: 0.0, threshold: 0.1 })),
+            mirostat,
+            repeat_penalty: Some(repeat),
+            presence_penalty: Some(presence),
+            frequency_penalty: Some(frequency),
+            penalty_last_n: Some(last_n),
+            dry: Some(dry),
+            stages: Some(order),
+            seed,
+            ..self
+        }
+    }
+
+    /// These, and over them what is set in `over`. Lists go on, variables are added.
+    #[must_use]
+    pub fn overlaid(mut self, over: Self) -> Self {
+        macro_rules! take {
+            ($($field:ident),* $(,)?) => {$( self.$field = over.$field.or(self.$field); )*};
+        }
+        take!(
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            typical_p,
+            top_n_sigma,
+            xtc,
+            dynamic_temperature,
+            mirostat,
+            repeat_penalty,
+            presence_penalty,
+            frequency_penalty,
+            penalty_last_n,
+            dry,
+            stages,
+            seed,
+            logprobs,
+            timeout,
+            share_prefix,
+            speculation,
+            ignore_eos,
+            tool_choice,
+            parallel_tool_calls,
+            reasoning_budget,
+        );
+        #[cfg(feature = "constraints")]
+        take!(constraint);
+        self.logit_bias.extend(over.logit_bias);
+        self.banned.extend(over.banned);
+        self.stop.extend(over.stop);
+        self.template_vars.extend(over.template_vars);
+        self
+    }
+
+    /// Settings of sampling with these over them.
+    pub fn sampling_over(&self, base: Sampling) -> Sampling {
+        let mut logit_bias = base.logit_bias;
+        logit_bias.extend_from_slice(&self.logit_bias);
+        let mut banned = base.banned;
+        banned.extend_from_slice(&self.banned);
+        Sampling {
+            temperature: self.temperature.unwrap_or(base.temperature),
+            dynamic_temperature: self.dynamic_temperature.or(base.dynamic_temperature),
+            top_k: self.top_k.unwrap_or(base.top_k),
+            top_p: self.top_p.unwrap_or(base.top_p),
+            min_p: self.min_p.unwrap_or(base.min_p),
+            typical_p: self.typical_p.unwrap_or(base.typical_p),
+            top_n_sigma: self.top_n_sigma.unwrap_or(base.top_n_sigma),
+            xtc: self.xtc.or(base.xtc),
+            mirostat: self.mirostat.or(base.mirostat),
+            penalties: Penalties {
+                repeat: self.repeat_penalty.unwrap_or(base.penalties.repeat),
+                presence: self.presence_penalty.unwrap_or(base.penalties.presence),
+                frequency: self.frequency_penalty.unwrap_or(base.penalties.frequency),
+                last_n: self.penalty_last_n.unwrap_or(base.penalties.last_n),
+            },
+            dry: self.dry.clone().unwrap_or(base.dry),
+            logit_bias,
+            banned,
+            order: self.stages.clone().unwrap_or(base.order),
+            seed: self.seed.or(base.seed),
+        }
+    }
+}
+
+impl From<Sampling> for GenerateOptions {
+    fn from(sampling: Sampling) -> Self {
+        Self::new().sampling(sampling)
+    }
+}
+
+/// Biases, where JSON has no infinity.
+mod biases {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(biases: &[(u32, f32)], serializer: S) -> Result<S::Ok, S::Error> {
+        let some = |&(token, bias): &(u32, f32)| (token, Some(bias).filter(|bias| *bias != f32::NEG_INFINITY));
+        biases.iter().map(some).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<(u32, f32)>, D::Error> {
+        let biases = Vec::<(u32, Option<f32>)>::deserialize(deserializer)?;
+        Ok(biases.into_iter().map(|(token, bias)| (token, bias.unwrap_or(f32::NEG_INFINITY))).collect())
+    }
+}
+
+/// A time as a number of seconds.
+mod seconds {
+    use std::time::Duration;
+
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.map(|time| time.as_secs_f64()).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        let seconds = Option::<f64>::deserialize(deserializer)?;
+        seconds.map(Duration::try_from_secs_f64).transpose().map_err(D::Error::custom)
+    }
+}
+
+/// All settings of a generation.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    pub(crate) sampling: Sampling,
-    /// `None`: as far as the context reaches.
-    pub(crate) max_tokens: Option<usize>,
-    pub(crate) stop: Vec<String>,
-    pub(crate) ignore_eos: bool,
+    /// What the model recommends.
+    recommended: Sampling,
+    pub(crate) data: GenerateOptions,
     pub(crate) deadline: Option<Instant>,
-    /// From the start of the generation.
-    pub(crate) timeout: Option<Duration>,
     pub(crate) cancel: Option<CancelToken>,
-    pub(crate) share_prefix: bool,
     /// Each once.
     pub(crate) loras: Vec<(Lora, f32)>,
-    pub(crate) speculation: Speculation,
     pub(crate) draft: Option<Model>,
-    /// How many alternatives to report beside the log probability of each token; `None` reports nothing.
-    pub(crate) logprobs: Option<usize>,
     pub(crate) custom: Option<CustomFactory>,
-    /// Variables of the chat template.
-    pub(crate) template_vars: Map<String, Value>,
     /// Control tokens that are shown in the text.
     pub(crate) shown: Vec<u32>,
-    #[cfg(feature = "constraints")]
-    pub(crate) constraint: Option<crate::constraints::Constraint>,
 }
 
 impl Options {
     /// The settings that a model recommends.
     pub(crate) fn new(model: &Model) -> Self {
         Self {
-            sampling: model.recommended_sampling(),
+            recommended: model.recommended_sampling(),
+            data: GenerateOptions { template_vars: model.template_vars().clone(), ..GenerateOptions::default() },
             loras: model.loras().iter().map(|(lora, scale)| (lora.clone(), scale)).collect(),
-            max_tokens: None,
-            stop: Vec::new(),
-            ignore_eos: false,
             deadline: None,
-            timeout: None,
             cancel: None,
-            share_prefix: true,
-            speculation: Speculation::default(),
             draft: None,
-            logprobs: None,
             custom: None,
-            template_vars: model.template_vars().clone(),
             shown: Vec::new(),
-            #[cfg(feature = "constraints")]
-            constraint: None,
         }
     }
+
+    pub(crate) fn sampling(&self) -> Sampling {
+        self.data.sampling_over(self.recommended.clone())
+    }
+
+    pub(crate) fn overlay(&mut self, over: GenerateOptions) {
+        self.data = std::mem::take(&mut self.data).overlaid(over);
+    }
+}
+
+/// Methods that set one of the [`GenerateOptions`] of a builder.
+macro_rules! option_shortcuts {
+    ($($name:ident($($argument:ident: $type:ty),*)),* $(,)?) => {$(
+        #[doc = concat!(
+            "Sets one of the [options](Self::options): see [`GenerateOptions`](crate::GenerateOptions::",
+            stringify!($name), ")."
+        )]
+        pub fn $name(mut self, $($argument: $type),*) -> Self {
+            self.options.data = std::mem::take(&mut self.options.data).$name($($argument),*);
+            self
+        }
+    )*};
 }
 
 /// Writes the setters of [`Options`] for a builder with a field `options`.
 macro_rules! option_setters {
     () => {
-        /// Ends after so many tokens. Without it, a generation goes on until the model ends it or the
-        /// context is full.
-        pub fn max_tokens(mut self, n: usize) -> Self {
-            self.options.max_tokens = Some(n);
+        /// Sets what is set in these; the rest stays as it is. Lists go on, and variables of the template are added.
+        pub fn options(mut self, options: $crate::GenerateOptions) -> Self {
+            self.options.overlay(options);
             self
         }
 
-        /// See [`Sampling::temperature`](crate::Sampling::temperature); 0 is greedy.
-        pub fn temperature(mut self, temperature: f32) -> Self {
-            self.options.sampling.temperature = temperature;
-            self
+        $crate::options::option_shortcuts! {
+            max_tokens(n: usize),
+            temperature(temperature: f32),
+            top_k(k: usize),
+            top_p(p: f32),
+            min_p(p: f32),
+            seed(seed: u64),
+            stop(text: impl Into<String>),
+            logprobs(n_top: usize),
+            timeout(time: std::time::Duration),
+            template_var(name: impl Into<String>, value: impl Into<serde_json::Value>),
+            speculation(speculation: $crate::Speculation),
+            ignore_eos(yes: bool),
+            reasoning_budget(n_tokens: usize),
         }
 
-        /// See [`Sampling::top_k`](crate::Sampling::top_k); 0 turns it off.
-        pub fn top_k(mut self, k: usize) -> Self {
-            self.options.sampling.top_k = k;
-            self
-        }
+        #[cfg(feature = "constraints")]
+        $crate::options::option_shortcuts! { constraint(constraint: $crate::Constraint) }
 
-        /// See [`Sampling::top_p`](crate::Sampling::top_p); 1 turns it off.
-        pub fn top_p(mut self, p: f32) -> Self {
-            self.options.sampling.top_p = p;
-            self
-        }
-
-        /// See [`Sampling::min_p`](crate::Sampling::min_p); 0 turns it off.
-        pub fn min_p(mut self, p: f32) -> Self {
-            self.options.sampling.min_p = p;
-            self
-        }
-
-        /// See [`Sampling::typical_p`](crate::Sampling::typical_p); 1 turns it off.
-        pub fn typical_p(mut self, p: f32) -> Self {
-            self.options.sampling.typical_p = p;
-            self
-        }
-
-        /// See [`Sampling::top_n_sigma`](crate::Sampling::top_n_sigma); 0 turns it off.
-        pub fn top_n_sigma(mut self, n: f32) -> Self {
-            self.options.sampling.top_n_sigma = n;
-            self
-        }
-
-        /// See [`Sampling::xtc`](crate::Sampling::xtc); a probability of 0 turns it off.
-        pub fn xtc(mut self, probability: f32, threshold: f32) -> Self {
-            self.options.sampling.xtc = Some(crate::sample::Xtc { probability, threshold });
-            self
-        }
-
-        /// See [`Sampling::dynamic_temperature`](crate::Sampling::dynamic_temperature); a range of 0 turns it off.
-        pub fn dynamic_temperature(mut self, range: f32, exponent: f32) -> Self {
-            self.options.sampling.dynamic_temperature = Some(crate::sample::DynamicTemperature { range, exponent });
-            self
-        }
-
-        /// See [`Sampling::mirostat`](crate::Sampling::mirostat).
-        pub fn mirostat(mut self, tau: f32, eta: f32) -> Self {
-            self.options.sampling.mirostat = Some(crate::sample::Mirostat { tau, eta });
-            self
-        }
-
-        /// See [`Penalties::repeat`](crate::sample::Penalties::repeat); 1 turns it off.
-        pub fn repeat_penalty(mut self, penalty: f32) -> Self {
-            self.options.sampling.penalties.repeat = penalty;
-            self
-        }
-
-        /// See [`Penalties::presence`](crate::sample::Penalties::presence); 0 turns it off.
-        pub fn presence_penalty(mut self, penalty: f32) -> Self {
-            self.options.sampling.penalties.presence = penalty;
-            self
-        }
-
-        /// See [`Penalties::frequency`](crate::sample::Penalties::frequency); 0 turns it off.
-        pub fn frequency_penalty(mut self, penalty: f32) -> Self {
-            self.options.sampling.penalties.frequency = penalty;
-            self
-        }
-
-        /// See [`Penalties::last_n`](crate::sample::Penalties::last_n).
-        pub fn penalty_last_n(mut self, n: usize) -> Self {
-            self.options.sampling.penalties.last_n = n;
-            self
-        }
-
-        /// See [`Dry`](crate::sample::Dry).
-        pub fn dry(mut self, dry: crate::sample::Dry) -> Self {
-            self.options.sampling.dry = dry;
-            self
-        }
-
-        /// Adds to the logit of a token. Can be called several times.
-        pub fn logit_bias(mut self, token: u32, bias: f32) -> Self {
-            self.options.sampling.logit_bias.push((token, bias));
-            self
-        }
-
-        /// Tokens that never come. Can be called several times.
-        pub fn ban(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
-            self.options.sampling.banned.extend(tokens);
-            self
-        }
-
-        /// The stages of sampling, in the order in which they act: see
-        /// [`Sampling::order`](crate::Sampling::order).
-        pub fn stages(mut self, order: impl IntoIterator<Item = crate::sample::Stage>) -> Self {
-            self.options.sampling.order = order.into_iter().collect();
-            self
-        }
-
-        /// Reports the log probability of each token, and of the `n_top` most probable tokens beside it. They are
-        /// those of the model, before anything of sampling acts on them.
-        pub fn logprobs(mut self, n_top: usize) -> Self {
-            self.options.logprobs = Some(n_top);
-            self
+        /// The sampling settings as they are now: those that the model recommends, and the options over them.
+        pub fn current_sampling(&self) -> $crate::Sampling {
+            self.options.sampling()
         }
 
         /// Lets code of the caller's take part in sampling; `make` is called for each generation.
-        pub fn custom_sampler<S: crate::sample::CustomSampler + 'static>(
+        pub fn custom_sampler<S: $crate::sample::CustomSampler + 'static>(
             mut self,
             make: impl Fn() -> S + Send + Sync + 'static,
         ) -> Self {
-            self.options.custom = Some(crate::sample::CustomFactory::new(make));
-            self
-        }
-
-        /// Says what the text must be. The last constraint counts.
-        #[cfg(feature = "constraints")]
-        pub fn constraint(mut self, constraint: crate::Constraint) -> Self {
-            self.options.constraint = Some(constraint);
-            self
-        }
-
-        /// The text is JSON that a schema describes: see
-        /// [`Constraint::json_schema`](crate::Constraint::json_schema).
-        #[cfg(feature = "constraints")]
-        pub fn json_schema(self, schema: impl Into<serde_json::Value>) -> Self {
-            self.constraint(crate::Constraint::json_schema(schema))
-        }
-
-        /// The text is one that a regular expression matches: see
-        /// [`Constraint::regex`](crate::Constraint::regex).
-        #[cfg(feature = "constraints")]
-        pub fn regex(self, pattern: impl Into<String>) -> Self {
-            self.constraint(crate::Constraint::regex(pattern))
-        }
-
-        /// The text is one of these.
-        #[cfg(feature = "constraints")]
-        pub fn choice<S: Into<String>>(self, texts: impl IntoIterator<Item = S>) -> Self {
-            self.constraint(crate::Constraint::choice(texts))
-        }
-
-        /// Makes the random numbers repeat. Without a seed each generation draws one, and
-        /// [`Completion::seed`](crate::Completion::seed) tells which.
-        pub fn seed(mut self, seed: u64) -> Self {
-            self.options.sampling.seed = Some(seed);
-            self
-        }
-
-        /// The sampling settings as they are now.
-        pub fn current_sampling(&self) -> &crate::Sampling {
-            &self.options.sampling
-        }
-
-        /// All sampling settings at once.
-        pub fn sampling(mut self, sampling: crate::Sampling) -> Self {
-            self.options.sampling = sampling;
-            self
-        }
-
-        /// Ends where this text would come; it may span tokens, and no part of it is emitted. Can be
-        /// called several times.
-        pub fn stop(mut self, text: impl Into<String>) -> Self {
-            self.options.stop.push(text.into());
-            self
-        }
-
-        /// Sets a variable of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON
-        /// value. Can be called several times. Which variables a template knows, its source says. Without a template
-        /// it has no effect.
-        pub fn template_var(mut self, name: impl Into<String>, value: impl Into<serde_json::Value>) -> Self {
-            self.options.template_vars.insert(name.into(), value.into());
+            self.options.custom = Some($crate::sample::CustomFactory::new(make));
             self
         }
 
@@ -258,28 +417,15 @@ macro_rules! option_setters {
             self
         }
 
-        /// Ends so long after its start, the time in the queue included; see [`deadline`](Self::deadline).
-        pub fn timeout(mut self, time: std::time::Duration) -> Self {
-            self.options.timeout = Some(time);
-            self
-        }
-
         /// Lets this token end it from elsewhere.
         pub fn cancel_token(mut self, token: &$crate::CancelToken) -> Self {
             self.options.cancel = Some(token.clone());
             self
         }
 
-        /// Whether prompts that begin alike may be computed once (the default). The result is the same, but how
-        /// long it takes tells whether another request began like this one.
-        pub fn share_prefix(mut self, yes: bool) -> Self {
-            self.options.share_prefix = yes;
-            self
-        }
-
         /// Applies a LoRA adapter, which was loaded for this model ([`Model::load_lora`](crate::Model::load_lora)),
-        /// with this scale: beside those that the model was loaded with, or, of one of these, in place of its scale
-        /// there. 1 is what it was trained for, 0 turns it off.
+        /// with this scale: together with those that the model was loaded with, or, of one of these, in place of its
+        /// scale there. 1 is what it was trained for, 0 turns it off.
         pub fn lora(mut self, lora: &$crate::Lora, scale: f32) -> Self {
             self.options.loras.retain(|(known, _)| known != lora);
             self.options.loras.push((lora.clone(), scale));
@@ -292,27 +438,86 @@ macro_rules! option_setters {
             self
         }
 
-        /// Whether tokens are computed that are only expected, so that a step may bring several. The result is
-        /// the same; by default it is done where it is expected to save time, as in summaries and edits, with what
-        /// came up in the text before.
-        pub fn speculation(mut self, speculation: $crate::Speculation) -> Self {
-            self.options.speculation = speculation;
-            self
-        }
-
         /// A smaller model that says what to expect, instead of the text before. Its vocabulary must be the same.
         /// Its keys and values count within what this model's may take, and within what its own may.
         pub fn draft(mut self, model: &$crate::Model) -> Self {
             self.options.draft = Some(model.clone());
             self
         }
-
-        /// Goes on after a token that ends a text, to the limit of tokens: for measurements.
-        pub fn ignore_eos(mut self, yes: bool) -> Self {
-            self.options.ignore_eos = yes;
-            self
-        }
     };
 }
 
-pub(crate) use option_setters;
+pub(crate) use {option_setters, option_shortcuts};
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_set_comes_back_from_json() {
+        let all = GenerateOptions::from(Sampling::plain())
+            .max_tokens(1)
+            .stages([Stage::TopK, Stage::Temperature])
+            .logit_bias(3, f32::NEG_INFINITY)
+            .logit_bias(4, -1.5)
+            .ban([5])
+            .stop("x")
+            .timeout(Duration::from_millis(1500))
+            .template_var("enable_thinking", false)
+            .mirostat(Mirostat::default())
+            .tool_choice(ToolChoice::Named("f".to_owned()))
+            .parallel_tool_calls(false)
+            .reasoning_budget(9)
+            .speculation(Speculation::Off);
+        let value = serde_json::to_value(&all).unwrap();
+        assert_eq!((&value["timeout"], &value["tool_choice"]), (&json!(1.5), &json!({ "named": "f" })));
+        assert_eq!(value["stages"], json!(["top_k", "temperature"]));
+        assert_eq!(value["logit_bias"], json!([[3, null], [4, -1.5]]));
+        assert_eq!(serde_json::from_value::<GenerateOptions>(value).unwrap(), all);
+        assert_eq!(serde_json::from_str::<GenerateOptions>("{}").unwrap(), GenerateOptions::default());
+    }
+
+    #[test]
+    fn what_is_not_known_or_no_time_is_refused() {
+        let read = |value: Value| serde_json::from_value::<GenerateOptions>(value).map_err(|error| error.to_string());
+        assert!(read(json!({ "temprature": 1 })).unwrap_err().contains("temprature"));
+        assert!(read(json!({ "timeout": -1 })).is_err());
+        assert!(read(json!({ "timeout": 1e300 })).is_err());
+        assert!(read(json!({ "stages": ["heat"] })).unwrap_err().contains("heat"));
+    }
+
+    #[test]
+    fn all_of_sampling_is_as_it_is_there() {
+        let recommended = Sampling {
+            temperature: 0.2,
+            dynamic_temperature: Some(DynamicTemperature { range: 1.0, exponent: 1.0 }),
+            ..Sampling::default()
+        };
+        assert_eq!(GenerateOptions::new().sampling_over(recommended.clone()), recommended);
+        let asked = GenerateOptions::from(Sampling::greedy()).sampling_over(recommended);
+        assert!(asked.is_greedy());
+        assert_eq!((asked.top_k, asked.order), (40, Sampling::default().order));
+    }
+
+    #[cfg(feature = "constraints")]
+    #[test]
+    fn constraints_are_data_too() {
+        use crate::Constraint;
+        for constraint in [
+            Constraint::json_schema(json!({ "type": "integer" })).compact(),
+            Constraint::json_schema_str(
+                r#"{ "enum": [1e2, -0.50, 123456789012345678901234567890, "a\"\u0001é", {}, [], [null, true]] }"#,
+            )
+            .unwrap(),
+            Constraint::regex("a+"),
+            Constraint::lark("start: \"a\""),
+            Constraint::choice(["a", "b"]),
+        ] {
+            let options = GenerateOptions::new().constraint(constraint);
+            let value = serde_json::to_value(&options).unwrap();
+            assert_eq!(serde_json::from_value::<GenerateOptions>(value).unwrap(), options);
+        }
+    }
+}

@@ -18,6 +18,7 @@ use crate::options::Options;
 use crate::sample::TokenLogprob;
 use crate::scheduler::{Event, Generation, Picker, Receiver, Request, Task};
 use crate::stop::StopMatcher;
+use crate::tools::Plan;
 
 /// Tokens, and the cache that holds them.
 pub(crate) struct Timeline {
@@ -98,6 +99,7 @@ pub(crate) struct Run {
     tokens: Vec<u32>,
     logprobs: Vec<TokenLogprob>,
     finish: Option<FinishReason>,
+    stop: Option<String>,
     usage: Usage,
     timings: Timings,
     seed: u64,
@@ -110,12 +112,13 @@ enum State {
 }
 
 impl Run {
-    /// Prepares a generation; computes nothing yet.
+    /// Prepares a generation; computes nothing yet. `plan` says how reasoning is known, where it is.
     pub(crate) fn new(
         model: &Model,
         prompt: Vec<u32>,
         options: &Options,
         slot: Option<Arc<Slot>>,
+        plan: Option<Plan>,
     ) -> Result<Self, Error> {
         model.check_tokens(&prompt)?;
         if prompt.is_empty() {
@@ -126,17 +129,17 @@ impl Run {
         if room == 0 {
             return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
         }
-        let max_tokens = options.max_tokens.unwrap_or(room).min(room);
-        let picker = Picker::new(options, &model.inner.core)?;
+        let max_tokens = options.data.max_tokens.unwrap_or(room).min(room);
+        let picker = Picker::new(options, &model.inner.core, plan, &prompt)?;
         let seed = picker.seed();
         let generation = Generation {
             max_tokens,
-            ignore_eos: options.ignore_eos,
+            ignore_eos: options.data.ignore_eos.unwrap_or(false),
             picker,
             decoder: model.tokenizer().decoder_after(&prompt),
-            stops: StopMatcher::new(&options.stop),
+            stops: StopMatcher::new(&options.data.stop),
             shown: options.shown.clone(),
-            speculation: options.speculation,
+            speculation: options.data.speculation.unwrap_or_default(),
             draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,
         };
         let request = Request {
@@ -144,7 +147,7 @@ impl Run {
             deadline: options.deadline,
             cancel: options.cancel.clone(),
             slot,
-            shares_prefix: options.share_prefix,
+            shares_prefix: options.data.share_prefix.unwrap_or(true),
             loras: model.decoder().lora_set(&options.loras)?,
             task: Task::Generate(Box::new(generation)),
         };
@@ -152,7 +155,7 @@ impl Run {
             model: model.clone(),
             state: if max_tokens == 0 { State::Ended } else { State::Ready(Box::new(request)) },
             is_quiet: false,
-            timeout: options.timeout,
+            timeout: options.data.timeout,
             usage: Usage { prompt: prompt.len(), ..Usage::default() },
             timings: Timings { load: model.load_time(), ..Timings::default() },
             prompt,
@@ -160,6 +163,7 @@ impl Run {
             tokens: Vec::new(),
             logprobs: Vec::new(),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
+            stop: None,
             seed,
         })
     }
@@ -205,9 +209,10 @@ impl Run {
 
     /// Takes an event in: it has a piece, or it is the end.
     fn take(&mut self, event: Event) -> Option<Result<Piece, Error>> {
-        let Event { piece, vector: _, end, usage, timings } = event;
+        let Event { piece, vector: _, end, stop, usage, timings } = event;
         if end.is_some() {
             self.state = State::Ended;
+            self.stop = stop;
         }
         match end {
             None => {}
@@ -238,6 +243,10 @@ impl Run {
 
     pub(crate) fn finish_reason(&self) -> Option<FinishReason> {
         self.finish
+    }
+
+    pub(crate) fn stop_string(&self) -> Option<&str> {
+        self.stop.as_deref()
     }
 
     pub(crate) fn usage(&self) -> Usage {

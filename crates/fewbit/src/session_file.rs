@@ -6,7 +6,7 @@
 //! version            u32, 2
 //! model              u128: see `Model::identity`
 //! seed               u64
-//! messages           u32 bytes, JSON: [{"role", "content", "fields"}]
+//! messages           u32 bytes, JSON: [{"role", "content", "fields", "omits_content": true if it does}]
 //! tokens             u32 tokens, u32 each
 //! cache              u64 bytes: `KvCache::serialize`
 //! checksum           u64: XXH3 of everything before
@@ -250,6 +250,9 @@ fn to_json(message: &Message) -> Value {
     map.insert("role".to_owned(), message.role.clone().into());
     map.insert("content".to_owned(), message.content.clone().into());
     map.insert("fields".to_owned(), message.fields.clone().into());
+    if message.omits_content {
+        map.insert("omits_content".to_owned(), true.into());
+    }
     map.into()
 }
 
@@ -261,5 +264,10 @@ fn from_json(value: Value) -> Option<Message> {
     };
     let (role, content) = (text("role")?, text("content")?);
     let Some(Value::Object(fields)) = map.remove("fields") else { return None };
-    Some(Message { fields, ..Message::new(role, content) })
+    let omits_content = match map.remove("omits_content") {
+        None => false,
+        Some(Value::Bool(omits)) => omits,
+        Some(_) => return None,
+    };
+    Some(Message { fields, omits_content, ..Message::new(role, content) })
 }

@@ -98,6 +98,13 @@ impl StopMatcher {
         self.stopped.is_some()
     }
 
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        let len = self.stopped?;
+        let is_found = |pattern: &&Pattern| pattern.state == len && pattern.bytes.len() == len;
+        std::str::from_utf8(&self.patterns.iter().find(is_found)?.bytes).ok()
+    }
+
     /// Whether text is held back that may begin a stop string.
     pub fn is_holding(&self) -> bool {
         !self.held.is_empty()
@@ -117,6 +124,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_string_that_was_found_is_known() {
+        let mut stops = StopMatcher::new(&["b", "ab", "c"]);
+        assert_eq!((stops.push("xa").as_str(), stops.found()), ("x", None));
+        assert_eq!((stops.push("bc").as_str(), stops.found()), ("", Some("ab")));
+    }
 
     /// The definition: try every end in turn, and at each the longest stop string first.
     fn naive(text: &str, stops: &[String]) -> (String, bool) {

@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use super::run::{completion_json, summary};
 use crate::args::{ChatArgs, Common};
-use crate::loading::{apply_sampling, check_sampling, constraint, load, without_bom};
+use crate::loading::{check_sampling, constraint, load, load_draft, options, without_bom};
 use crate::output::{Out, note, print_json};
 use crate::signals;
 
@@ -26,12 +26,18 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     check_sampling(&args.sampling)?;
     let constraint = constraint(&args.constraint)?;
     let model = load(common, &args.model.model)?;
-    let mut builder = apply_sampling!(model.chat(), &args.sampling);
+    let mut builder = model.chat().options(options(&args.sampling));
     if let Some(system) = &args.system {
         builder = builder.system(system);
     }
     for (name, value) in &args.template_var {
         builder = builder.template_var(name, value.clone());
+    }
+    if let Some(n) = args.reasoning_budget {
+        builder = builder.reasoning_budget(n);
+    }
+    if let Some(name) = &args.draft {
+        builder = builder.draft(&load_draft(common, name)?);
     }
     if let Some(constraint) = constraint {
         builder = builder.constraint(constraint);

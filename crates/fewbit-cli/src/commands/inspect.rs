@@ -1,17 +1,12 @@
 //! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only, and of a
 //! model of a hub that is not here it fetches no more.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use fewbit::engine::{self, WeightSource};
+use fewbit::ModelFile;
 use fewbit::format::{Array, GgufFile, Value as Meta};
-use fewbit::hub::{Hub, Peek};
-use fewbit::{Lora, ModelFile};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
-use crate::loading::locate;
+use crate::loading::{PullProgress, builder};
 use crate::output::{Out, bytes, print_json};
 
 /// Elements of an array that are shown.
@@ -19,54 +14,25 @@ const SHOWN: usize = 6;
 /// Characters of a text that are shown on the terminal.
 const SHOWN_CHARS: usize = 100;
 
-#[derive(Default)]
-struct OfType {
-    tensors: usize,
-    bytes: u64,
-    weights: u64,
-}
-
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
-    let peek = peek(&args.model.model)?;
-    let path = match &peek {
-        Some(peek) => peek.path().to_owned(),
-        None => locate(&args.model.model)?,
-    };
-    let file = fewbit::open(&path)?;
-    let quantized = common.quantize.map(|recipe| engine::Quantized::new(file.weights(), recipe)).transpose()?;
-    let source = quantized.as_ref().map_or(file.weights(), |quantized| quantized as &dyn WeightSource);
-    let mut types: BTreeMap<&'static str, OfType> = BTreeMap::new();
-    for tensor in source.tensors() {
-        let of_type = types.entry(tensor.ty.name()).or_default();
-        of_type.tensors += 1;
-        of_type.bytes += tensor.n_bytes;
-        of_type.weights += weights(&tensor.shape);
-    }
-    let n_weights: u64 = types.values().map(|t| t.weights).sum();
-    let n_bytes: u64 = types.values().map(|t| t.bytes).sum();
-    let bits_per_weight = if n_weights == 0 { 0.0 } else { n_bytes as f64 * 8.0 / n_weights as f64 };
-    let ctx = args.ctx.or_else(|| trained_context(&file));
+    let builder = builder(common).progress(PullProgress::new());
+    let model = builder.inspect(&args.model.model)?;
+    let (file, path, peek) = (model.file(), model.path(), model.remote());
+    let (types, n_weights, bits_per_weight) = (model.types(), model.n_weights(), model.bits_per_weight());
     // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
-    let isa = engine::Isa::from_env()?;
-    let mut lora_bytes = 0u64;
-    for (path, _) in &common.lora {
-        lora_bytes = lora_bytes.saturating_add(Lora::estimate(path)?);
-    }
-    let memory = ctx.map(|ctx| {
-        let mut estimate = engine::estimate(source, isa, ctx, common.kv_type.map(Into::into))?;
-        estimate.lora_bytes = lora_bytes;
-        Ok::<_, engine::ModelError>((ctx, estimate))
-    });
+    let ctx = args.ctx.or_else(|| model.context_length());
+    let memory = ctx.map(|ctx| model.memory(ctx).map(|estimate| (ctx, estimate)));
+    let isa = model.isa();
 
     if common.json {
-        let config = source.config().ok();
+        let config = file.weights().config().ok();
         let name = |key: &str| file.gguf().and_then(|file| file.metadata().str(key).ok().flatten()).map(str::to_owned);
-        let metadata: Map<String, Value> = match &file {
+        let metadata: Map<String, Value> = match file {
             ModelFile::Gguf(file) => file.metadata().iter().map(|(k, v)| (k.to_owned(), meta_json(v))).collect(),
             ModelFile::Hf(model) => model.config_json().clone(),
             _ => Map::new(),
         };
-        let tensors: Vec<Value> = source
+        let tensors: Vec<Value> = model
             .tensors()
             .iter()
             .map(|t| json!({ "name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.n_bytes }))
@@ -91,7 +57,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
         };
         return print_json(&json!({
             "path": if peek.is_none() { json!(path) } else { Value::Null },
-            "remote": peek.as_ref().map(|peek| json!({
+            "remote": peek.map(|peek| json!({
                 "name": args.model.model,
                 "files": peek.files(),
                 "bytes": peek.total_bytes(),
@@ -113,7 +79,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
 
     let mut out = Out::new();
-    if let Some(peek) = &peek {
+    if let Some(peek) = peek {
         out.line(format_args!(
             "not fetched: {} of {} were read to show this; `fewbit pull {}` fetches it",
             bytes(peek.fetched_bytes()),
@@ -123,7 +89,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
     let shown = if peek.is_some() { args.model.model.clone() } else { path.display().to_string() };
     let size = bytes(file.file_bytes());
-    match &file {
+    match file {
         ModelFile::Gguf(file) => {
             let files = match file.parts().len() {
                 1 => String::new(),
@@ -145,8 +111,8 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
         }
         _ => {}
     }
-    out.line(format_args!("\ntensors ({})", source.tensors().len()))?;
-    for t in source.tensors() {
+    out.line(format_args!("\ntensors ({})", model.tensors().len()))?;
+    for t in model.tensors() {
         let shape: Vec<String> = t.shape.iter().map(u64::to_string).collect();
         out.line(format_args!("  {:8} {:>16}  {}", t.ty.name(), shape.join(" x "), t.name.escape_debug()))?;
     }
@@ -169,30 +135,6 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()
-}
-
-/// The headers of a model that is not here. One of the registry that cannot be asked for them is fetched.
-fn peek(name: &str) -> anyhow::Result<Option<Peek>> {
-    if Path::new(name).exists() {
-        return Ok(None);
-    }
-    let hub = Hub::from_env()?;
-    match hub.peek(name) {
-        Err(_) if hub.registry().get(name).is_some() => Ok(None),
-        result => Ok(result?),
-    }
-}
-
-fn weights(shape: &[u64]) -> u64 {
-    shape.iter().product()
-}
-
-/// Also of a GGUF file that cannot be run.
-fn trained_context(file: &ModelFile) -> Option<usize> {
-    let Some(file) = file.gguf() else { return file.weights().config().ok().map(|config| config.context_length) };
-    let architecture = file.metadata().str("general.architecture").ok().flatten()?;
-    let length = file.metadata().u64(&format!("{architecture}.context_length")).ok().flatten()?;
-    usize::try_from(length).ok()
 }
 
 /// Short values whole; of an array the type, the length and the first elements.

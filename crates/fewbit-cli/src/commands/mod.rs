@@ -1,5 +1,9 @@
 //! The commands, one file each.
 
+#[cfg(feature = "serve")]
+pub(crate) mod audit;
+#[cfg(feature = "serve")]
+pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod compare;
@@ -7,6 +11,8 @@ pub(crate) mod devices;
 pub(crate) mod embed;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;
+#[cfg(feature = "serve")]
+pub(crate) mod keys;
 pub(crate) mod list;
 pub(crate) mod perplexity;
 pub(crate) mod pull;
@@ -14,5 +20,6 @@ pub(crate) mod quantize;
 pub(crate) mod run;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
-mod serving;
 pub(crate) mod tokenize;
+#[cfg(feature = "serve")]
+pub(crate) mod usage;

@@ -8,13 +8,13 @@ use fewbit::quantize::{FileOptions, Importance, QuantizeError};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
-use crate::loading::{locate, tokenizer_options};
+use crate::loading::{PullProgress, tokenizer_options};
 use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
-    let file = fewbit::open(&locate(&args.input)?)?;
+    let file = fewbit::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
     let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);
     options.plan.pure = args.pure;
     options.plan.keep_output = args.leave_output_tensor;

@@ -7,7 +7,7 @@ use fewbit::sample::TokenLogprob;
 use serde_json::{Value, json};
 
 use crate::args::{Common, RunArgs};
-use crate::loading::{apply_sampling, check_sampling, constraint, load, text_of_stdin};
+use crate::loading::{check_sampling, constraint, load, load_draft, options, text_of_stdin};
 use crate::output::{Out, note, print_json, seconds, timings_json, usage_json};
 
 pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
@@ -23,7 +23,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
         system => (prompt, system.as_ref()),
     };
     let model = load(common, &args.model.model)?;
-    let mut request = apply_sampling!(model.generate(prompt), &args.sampling);
+    let mut request = model.generate(prompt).options(options(&args.sampling));
     if !args.raw {
         request = request.templated();
     }
@@ -32,6 +32,12 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     }
     for (name, value) in &args.template_var {
         request = request.template_var(name, value.clone());
+    }
+    if let Some(n) = args.reasoning_budget {
+        request = request.reasoning_budget(n);
+    }
+    if let Some(name) = &args.draft {
+        request = request.draft(&load_draft(common, name)?);
     }
     if let Some(constraint) = constraint {
         request = request.constraint(constraint);

@@ -1,9 +1,12 @@
 //! `fewbit serve`: models over HTTP until a signal comes.
 
+use std::io::Write;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, KeyStore};
 use fewbit_serve::{EngineBackend, Keys, Server, check_address};
 use serde_json::json;
 
@@ -15,28 +18,53 @@ use crate::signals::{self, Tidy};
 /// How often it is looked whether a signal came.
 const GLANCE: Duration = Duration::from_millis(50);
 
+/// Without a word about it, only this machine reaches the server.
+const LISTEN: &str = "127.0.0.1:8080";
+
 pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
+    if let Some(path) = &args.init {
+        return init(common, path);
+    }
     // What can be known before the models are loaded.
+    let config = args.config.as_ref().map(Config::read).transpose()?.unwrap_or_default();
     let keys = args.api_key_file.as_ref().map(Keys::from_file).transpose()?;
-    check_address(&args.listen, keys.is_some())?;
-    let mut models = Vec::new();
-    for given in &args.models {
-        let id = EngineBackend::name_of(given);
+    let listen = args.listen.as_deref().or(config.listen.as_deref()).unwrap_or(LISTEN);
+    check_address(listen, keys.is_some() || config.store.is_some())?;
+    let given = config.models.iter().map(|of| (of.name.clone(), of.model.as_str()));
+    let given: Vec<_> = given.chain(args.models.iter().map(|model| (None, model.as_str()))).collect();
+    let mut models: Vec<(String, fewbit::Model)> = Vec::new();
+    for (name, given) in given {
+        let id = name.unwrap_or_else(|| EngineBackend::name_of(given));
         if models.iter().any(|(known, _)| *known == id) {
             return Err(fewbit_serve::ServeError::SameName { id }.into());
         }
         let model = loading::load(common, given).with_context(|| format!("model {id}"))?;
         models.push((id, model));
     }
-    let mut server = Server::new(EngineBackend::new(models)?);
-    if let Some(keys) = keys {
-        server = server.keys(keys);
+    let prices = config.prices();
+    if let Some(name) = prices.keys().find(|name| !models.iter().any(|(known, _)| known == *name)) {
+        bail!("there is a price for {name:?}, which is none of the models: rename one of them");
     }
+    let backend = EngineBackend::new(models)?;
+    let server = match (&config.store, keys) {
+        (Some(store), _) => {
+            if !KeyStore::open(store)?.keys().any(|key| key.revoked_s.is_none()) {
+                note(format_args!(
+                    "there is no key yet: make one with `fewbit keys add NAME --store {}`",
+                    store.display()
+                ));
+            }
+            let gateway = Gateway::open(store, prices, backend)?;
+            Server::new(gateway.backend()).gate(gateway)
+        }
+        (None, Some(keys)) => Server::new(backend).keys(keys),
+        (None, None) => Server::new(backend),
+    };
     // The engines compute in threads of their own: these only carry what comes and goes.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the threads of the server")?;
     let is_done = runtime.block_on(async {
-        let bound = server.bind(&args.listen).await?;
+        let bound = server.bind(listen).await?;
         // From here on a signal ends the server, not the program; a second one does not wait.
         let _tidy = Tidy::new();
         let url = format!("http://{}", bound.local_addr());
@@ -59,5 +87,17 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     if !is_done {
         bail!("some answers took too long and were broken off");
     }
+    Ok(())
+}
+
+/// Writes the example, and never over a file.
+fn init(common: &Common, path: &Path) -> anyhow::Result<()> {
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
+    let written = file.and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    if common.json {
+        return print_json(&json!({ "written": path }));
+    }
+    note(format_args!("wrote {}: change what is to be changed, then `fewbit serve --config` it", path.display()));
     Ok(())
 }

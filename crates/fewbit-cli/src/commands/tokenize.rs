@@ -12,7 +12,7 @@ use crate::loading::{locate, text_of_stdin, tokenizer_options, without_bom};
 use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
-    let path = locate(&args.model.model)?;
+    let path = locate(common, &args.model.model)?;
     let tokenizer = fewbit::open_tokenizer(&path, &tokenizer_options(common))?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 

@@ -3,9 +3,7 @@
 //! A text has lines `#if FLAG`, `#else` and `#endif`, and words in capitals that stand for numbers or code. Put before
 //! it are `common.wgsl` and the arithmetic: that of the device, or [exact](Arithmetic::Exact).
 
-use fewbit_kernels::code_bits;
-use fewbit_quant::block::{Levels, has_min};
-use fewbit_quant::codebook::scale_factor;
+use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::fmt::Write;
 
@@ -160,15 +158,15 @@ fn replaced(line: &str, words: &[(&str, String)]) -> String {
 fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     let kind = ActivationKind::of(ty).expect("checked when the matrix was packed");
     let (is_float, is_256) = (kind == ActivationKind::F32, kind == ActivationKind::Q8Block256);
-    let levels = Levels::of(ty);
-    let table = match levels {
-        Some(Levels::Table(table)) => Some(table),
-        _ => None,
-    };
-    // Bytes of 8 bits are stored with their sign.
-    let offset = match levels {
-        Some(Levels::Offset(offset)) if code_bits(ty) < 8 => offset,
-        _ => 0,
+    let format = ty.format();
+    let bits = format.map_or(8 * ty.block_bytes(), |format| format.bits);
+    let integers = format.map_or(IntegerScales::One, |format| format.integer_scales);
+    let has_min = format.is_some_and(|format| format.scale.has_min());
+    let (table, offset) = match format.map(|format| format.levels) {
+        Some(Levels::Table(table)) => (Some(table), 0),
+        // Bytes of 8 bits are stored with their sign.
+        Some(Levels::Offset(offset)) if bits < 8 => (None, offset),
+        _ => (None, 0),
     };
     let flags = [
         ("FLOAT", is_float),
@@ -177,26 +175,27 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
         ("LEVELS", table.is_some()),
         ("BLOCK_256", is_256),
         ("INTEGERS", is_256),
-        ("MINIMUM", has_min(ty)),
+        ("MINIMUM", has_min),
     ];
-    let pairs = 8 * (1 + usize::from(has_min(ty)));
-    let meta = pairs + if is_256 { 4 * integer_rows(ty) } else { 0 };
-    let factored = match scale_factor(ty) {
+    let pairs = 8 * (1 + usize::from(has_min));
+    let meta = pairs + 4 * integer_rows(integers);
+    let factored = match format.map_or(1.0, |format| format.scale_factor) {
         1.0 => String::new(),
         factor => format!("mul_({factor:?}, "),
     };
-    let scale_of = if ty == TensorType::MXFP4 { "bf16_of" } else { "half_of" };
+    let powers_of_two = matches!(format, Some(Format { scale: FloatScale::Exponent(_), .. }));
+    let scale_of = if powers_of_two { "bf16_of" } else { "half_of" };
     let words = [
         ("TOKENS", format!("{n_tokens}u")),
         ("BLOCK", format!("{}u", kind.block_elems())),
         ("META", format!("{meta}u")),
-        ("GROUP", format!("{}u", code_bits(ty) * 16)),
+        ("GROUP", format!("{}u", bits * 16)),
         ("OFFSET", format!("{offset}")),
         ("INTEGERS_AT", format!("{pairs}u")),
         ("SCALE_OF", scale_of.to_owned()),
         ("FACTORED", if factored.is_empty() { String::new() } else { "factored".to_owned() }),
-        ("CODES", codes(code_bits(ty))),
-        ("SCALES", if is_256 { integer_scales(ty) } else { String::new() }),
+        ("CODES", codes(bits)),
+        ("SCALES", if is_256 { integer_scales(integers) } else { String::new() }),
     ];
     let mut text = String::new();
     if let Some(table) = table {
@@ -207,7 +206,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     if !factored.is_empty() {
         writeln!(text, "fn factored(d: f32) -> f32 {{ return {factored}d); }}").expect("memory");
     }
-    if ty == TensorType::MXFP4 {
+    if powers_of_two {
         text.push_str(
             "fn bf16_of(word: u32, i: u32) -> f32 {\n    if ((i & 1u) == 0u) { return bitcast<f32>(word << 16u); }\n    \
              return bitcast<f32>(word & 0xffff0000u);\n}\n",
@@ -225,36 +224,40 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     text
 }
 
-/// Rows of 16 bytes with integer scales and minimums in a block of 256.
-fn integer_rows(ty: TensorType) -> usize {
-    match ty {
-        TensorType::TQ1_0 | TensorType::TQ2_0 => 0,
-        TensorType::IQ4_XS | TensorType::IQ2_XS | TensorType::IQ2_S | TensorType::IQ1_M => 8,
-        TensorType::IQ3_XXS | TensorType::IQ3_S | TensorType::IQ2_XXS | TensorType::IQ1_S => 4,
-        _ => 16,
+/// Rows of 16 bytes with integer scales and minimums in a block.
+fn integer_rows(integers: IntegerScales) -> usize {
+    let n_subs = 256 / integers.sub_elems();
+    match integers {
+        IntegerScales::One => 0,
+        IntegerScales::Odd(_) => n_subs / 2,
+        IntegerScales::Signed(_) | IntegerScales::Nibbles(_) => n_subs,
+        IntegerScales::SixBits(_) => 2 * n_subs,
     }
 }
 
-/// Functions that read the integer scale and minimum of sub-block `j` of 16: the inverse of `fewbit_kernels`' packing.
-fn integer_scales(ty: TensorType) -> String {
-    use TensorType::*;
-    let byte = |j: &str| format!("byte_of(at, {j} * 16u + lane)");
-    let signed = |byte: String| format!("(i32({byte} << 24u) >> 24u)");
-    let (scale, minimum) = match ty {
-        Q4_K | Q5_K => (format!("i32({})", byte("(j / 2u)")), format!("i32({})", byte("(8u + j / 2u)"))),
-        Q2_K => (format!("i32({} & 15u)", byte("j")), format!("i32({} >> 4u)", byte("j"))),
-        IQ4_XS => (signed(byte("(j / 2u)")), String::new()),
-        IQ2_XS | IQ2_S | IQ1_M => {
-            (format!("i32(2u * (({} >> (4u * (j & 1u))) & 15u) + 1u)", byte("(j / 2u)")), String::new())
+/// Functions that read the integer scale and minimum of the 16 elements `j` of a block of 256: the inverse of
+/// `fewbit_kernels`' packing.
+fn integer_scales(integers: IntegerScales) -> String {
+    // 16 elements at a time, of sub-blocks that may be longer.
+    let n_subs = 256 / integers.sub_elems();
+    let sub = format!("(j / {}u)", 16 / n_subs);
+    let byte = |row: &str| format!("byte_of(at, {row} * 16u + lane)");
+    let (scale, minimum) = match integers {
+        IntegerScales::One => ("1".to_owned(), None),
+        IntegerScales::Signed(_) => (format!("(i32({} << 24u) >> 24u)", byte(&sub)), None),
+        IntegerScales::Odd(_) => {
+            let both = byte(&format!("({sub} / 2u)"));
+            (format!("i32(2u * (({both} >> (4u * ({sub} & 1u))) & 15u) + 1u)"), None)
         }
-        IQ3_XXS | IQ3_S | IQ2_XXS | IQ1_S => {
-            (format!("i32(2u * (({} >> (4u * ((j / 2u) & 1u))) & 15u) + 1u)", byte("(j / 4u)")), String::new())
+        IntegerScales::Nibbles(_) => {
+            (format!("i32({} & 15u)", byte(&sub)), Some(format!("i32({} >> 4u)", byte(&sub))))
         }
-        TQ1_0 | TQ2_0 => ("1".to_owned(), String::new()),
-        _ => (signed(byte("j")), String::new()),
+        IntegerScales::SixBits(_) => {
+            (format!("i32({})", byte(&sub)), Some(format!("i32({})", byte(&format!("({n_subs}u + {sub})")))))
+        }
     };
     let mut out = format!("fn scale(at: u32, j: u32, lane: u32) -> i32 {{ return {scale}; }}\n");
-    if !minimum.is_empty() {
+    if let Some(minimum) = minimum {
         writeln!(out, "fn minimum(at: u32, j: u32, lane: u32) -> i32 {{ return {minimum}; }}").expect("memory");
     }
     out

@@ -4,10 +4,11 @@
 //! elements, the chain runs over positions. Both are the defined order of [`crate::attention`], so nothing
 //! here depends on `M`.
 
+use super::Simd;
 use super::q32::{self, Group32};
-use super::{Ahead, Simd, TilePanel};
-use crate::kv::{KEY_BLOCK, Q8};
-use crate::panel::Q8_0;
+use super::tile::{Ahead, TilePanel};
+use crate::weights::{PANEL_ROWS as KEY_BLOCK, Unpacked};
+use fewbit_quant::types::quantized::Q8_0;
 use half::f16;
 
 /// How keys and values are stored.
@@ -32,15 +33,6 @@ impl KvLoad for f32 {
     unsafe fn load<S: Simd>(p: *const Self) -> S::F {
         // SAFETY: the caller's.
         unsafe { S::load_f(p) }
-    }
-}
-
-/// The codes of Q8_0 values, without their scale.
-impl KvLoad for Q8 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(p: *const Self) -> S::F {
-        // SAFETY: the caller's; Q8 is a transparent u8.
-        unsafe { S::to_f(S::load_i8_i(p.cast())) }
     }
 }
 
@@ -199,7 +191,7 @@ pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
             let mut y = [[0.0f32; KEY_BLOCK]; M];
             let codes = block.add(scale_bytes);
             let panel = TilePanel { codes, meta: block, y: y.as_mut_ptr().cast() };
-            q32::tile::<S, Q8_0, 8, R, 1, M, M>(head_dim / 32, [panel], Ahead::NONE, q);
+            q32::tile::<S, Unpacked<Q8_0>, R, 1, M>(head_dim / 32, [panel], Ahead::NONE, q);
             for (m, y) in y.iter().enumerate() {
                 out.add(m * stride + b * KEY_BLOCK).cast::<[f32; KEY_BLOCK]>().write_unaligned(*y);
             }

@@ -1,6 +1,7 @@
 //! Products with F32, F16 and BF16 weights: one `fma` chain per output over the columns, in order.
 
-use super::{PANEL_ROWS, Simd};
+use super::Simd;
+use crate::weights::PANEL_ROWS;
 
 /// How a weight is stored.
 pub(crate) trait FloatWeights: 'static {
@@ -53,5 +54,37 @@ pub(crate) unsafe fn tile<S: Simd, W: FloatWeights, const R: usize, const N: usi
                 S::store_f(y.add(n * y_stride + r * S::LANES), *out);
             }
         }
+    }
+}
+
+/// The types of weights that are no codes.
+pub(crate) struct F32;
+pub(crate) struct F16;
+pub(crate) struct BF16;
+
+impl FloatWeights for F32 {
+    const BYTES: usize = 4;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f(p.cast()) }
+    }
+}
+
+impl FloatWeights for F16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_f16(p.cast()) }
+    }
+}
+
+impl FloatWeights for BF16 {
+    const BYTES: usize = 2;
+    #[inline(always)]
+    unsafe fn load<S: Simd>(p: *const u8) -> S::F {
+        // SAFETY: the caller's.
+        unsafe { S::load_bf16(p.cast()) }
     }
 }

@@ -1,19 +1,16 @@
 //! The kernels, written once over a small vector trait.
 //!
 //! [`Simd`] is what an instruction set has to provide; the files under `arch/` are thin implementations of
-//! it. The algorithms here keep the order of float operations that `fewbit_quant::dot` and `crate::scalar`
-//! define, so every instruction set gives the same bits. Vector lanes are output rows (matrix products) or
+//! it. The algorithms here keep the order of float operations that `fewbit_quant::dot` defines, so every instruction set gives the same bits. Vector lanes are output rows (matrix products) or
 //! positions and head elements (attention), never partial sums of one output.
 
-use crate::activations::GROUP;
+use crate::weights::{Packed, Stored, Weights};
 
 pub(crate) mod attention;
 pub(crate) mod float;
 pub(crate) mod q256;
 pub(crate) mod q32;
-
-/// Rows of a packed panel: the unit in which weights are interleaved.
-pub(crate) const PANEL_ROWS: usize = 16;
+pub(crate) mod tile;
 
 /// One instruction set. All vectors have [`LANES`](Self::LANES) 32-bit lanes.
 ///
@@ -110,41 +107,14 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fnma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 }
 
-/// How the codes of a weight type are stored, and which bytes a product multiplies with.
-pub(crate) trait Codes: 'static {
-    /// Bits of a stored code.
-    const BITS: usize;
-    /// The byte that stands for each code, where it is not the code itself. Stretches that [`unpack`] has made
-    /// hold these bytes.
-    const TABLE: Option<[u8; 16]> = None;
-    /// Whether the bytes are signed values. If not, they are values plus an offset.
-    const SIGNED: bool = Self::BITS == 8;
-    /// Largest magnitude of a byte.
-    const BYTE_MAX: usize = if Self::SIGNED { 128 } else { (1 << Self::BITS) - 1 };
-}
-
-/// A type's levels as unsigned bytes: plus `offset`, which is no smaller than the largest magnitude.
-pub(crate) const fn biased(levels: &[i8; 16], offset: i16) -> Option<[u8; 16]> {
-    let mut bytes = [0; 16];
-    let mut i = 0;
-    while i < 16 {
-        let byte = levels[i] as i16 + offset;
-        assert!(byte >= 0 && byte < 256);
-        bytes[i] = byte as u8;
-        i += 1;
-    }
-    Some(bytes)
-}
-
-/// The bytes that quad `q` is multiplied with; arguments as in [`quad`]. `BITS` says how `codes` is stored:
-/// `W::BITS` (packed) or 8 (unpacked).
+/// The bytes that quad `q` is multiplied with; arguments as in [`quad`].
 #[inline(always)]
-pub(crate) unsafe fn bytes<S: Simd, W: Codes, const BITS: usize>(codes: *const u8, q: usize, r: usize) -> S::B {
+pub(crate) unsafe fn bytes<S: Simd, C: Stored>(codes: *const u8, q: usize, r: usize) -> S::B {
     // SAFETY: the caller's; codes of types with tables have at most 4 bits.
     unsafe {
-        let codes = quad::<S, BITS>(codes, q, r);
-        match &W::TABLE {
-            Some(table) if BITS != 8 => S::lookup(table, codes),
+        let codes = quad::<S, C>(codes, q, r);
+        match &C::Of::TABLE {
+            Some(table) if C::BITS != 8 => S::lookup(table, codes),
             _ => codes,
         }
     }
@@ -181,12 +151,12 @@ pub(crate) const fn fit_16_bits(products: usize, code_max: usize) -> bool {
 /// ```
 /// Types of 5, 6 and 3 bits are the 4-, 4- and 2-bit plane followed by a 1-, 2- and 1-bit plane.
 #[inline(always)]
-pub(crate) unsafe fn quad<S: Simd, const BITS: usize>(codes: *const u8, q: usize, r: usize) -> S::B {
+pub(crate) unsafe fn quad<S: Simd, C: Stored>(codes: *const u8, q: usize, r: usize) -> S::B {
     let at = r * 4 * S::LANES;
-    // SAFETY: the caller passes a pointer to BITS * 64 bytes (`[BITS / 8 * 32][16 rows]`), q < 8, and
+    // SAFETY: the caller passes a pointer to C::BITS * 64 bytes (`[BITS / 8 * 32][16 rows]`), q < 8, and
     // r * LANES < 16, so every load below stays inside them.
     unsafe {
-        match BITS {
+        match C::BITS {
             8 => S::load_b(codes.add(q * 64 + at)),
             4 => nibble::<S>(codes.add(q % 4 * 64 + at), q),
             5 => {
@@ -256,89 +226,16 @@ unsafe fn shift<S: Simd>(v: S::B, by: isize) -> S::B {
 
 /// Unpacks the codes of `n` groups of 32 columns of a panel to the bytes of [`bytes`] (the 8-bit layout above).
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Simd, W: Codes, const BITS: usize, const R: usize>(
-    n: usize,
-    from: *const u8,
-    to: *mut u8,
-) {
+pub(crate) unsafe fn unpack<S: Simd, T: Weights, const R: usize>(n: usize, from: *const u8, to: *mut u8) {
     for g in 0..n {
         for q in 0..8 {
             for r in 0..R {
                 // SAFETY: the caller passes n * BITS * 64 bytes to read and n * 512 to write.
                 unsafe {
-                    let v = bytes::<S, W, BITS>(from.add(g * BITS * 64), q, r);
+                    let v = bytes::<S, Packed<T>>(from.add(g * T::BITS * 64), q, r);
                     S::store_b(to.add(g * 512 + q * 64 + r * 4 * S::LANES), v);
                 }
             }
-        }
-    }
-}
-
-/// What a tile reads and writes of one panel.
-#[derive(Clone, Copy)]
-pub(crate) struct TilePanel {
-    pub(crate) codes: *const u8,
-    /// Scales and minimums.
-    pub(crate) meta: *const u8,
-    /// `[rows][16]`
-    pub(crate) y: *mut f32,
-}
-
-impl TilePanel {
-    /// The same, from row `row` of `y` on.
-    #[inline(always)]
-    pub(crate) fn at_row(self, row: usize) -> Self {
-        Self { y: self.y.wrapping_add(row * PANEL_ROWS), ..self }
-    }
-}
-
-/// How far ahead of its loads a kernel that reads weights once asks for them, in bytes. The hardware's own
-/// prefetching follows such a stream at half the bandwidth of memory.
-const PREFETCH_AHEAD: usize = 8192;
-
-/// Asks for the codes that a full group of activations will need four blocks of 32 columns from now: they stream
-/// from the second cache, and the hardware begins too late where a group begins.
-///
-/// # Safety
-/// The CPU has `S`.
-#[inline(always)]
-pub(crate) unsafe fn prefetch_group<S: Simd>(codes: *const u8) {
-    const BLOCK: usize = 32 * GROUP;
-    for line in 0..BLOCK / 64 {
-        // SAFETY: the caller's; a prefetch reads nothing.
-        unsafe { S::prefetch_near(codes.wrapping_add(4 * BLOCK + line * 64)) }
-    }
-}
-
-/// The stream of weights that a tile will need after those it reads now: asked for block by block.
-///
-/// A panel is one stretch of memory and the next one follows it, so a block's share is a fixed number of bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Ahead {
-    from: *const u8,
-    block_bytes: usize,
-}
-
-impl Ahead {
-    /// Nothing: the weights are in the cache.
-    pub(crate) const NONE: Self = Self { from: std::ptr::null(), block_bytes: 0 };
-
-    /// For a panel that is worked through in `n_blocks` blocks.
-    pub(crate) fn of(panel: &[u8], n_blocks: usize) -> Self {
-        let block_bytes = panel.len().div_ceil(n_blocks.max(1));
-        Self { from: panel.as_ptr().wrapping_add(PREFETCH_AHEAD), block_bytes }
-    }
-
-    /// Asks for the share of block `b`.
-    ///
-    /// # Safety
-    /// The CPU has `S`.
-    #[inline(always)]
-    pub(crate) unsafe fn prefetch<S: Simd>(self, b: usize) {
-        let first = self.from.wrapping_add(b * self.block_bytes);
-        for line in 0..self.block_bytes.div_ceil(64) {
-            // SAFETY: the caller's; a prefetch reads nothing.
-            unsafe { S::prefetch(first.wrapping_add(64 * line)) }
         }
     }
 }

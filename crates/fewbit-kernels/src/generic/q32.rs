@@ -10,52 +10,38 @@
 //!         y   = m[r] * (dx[n] * sum(x)) + y           types with a minimum
 //! ```
 
-use super::{Ahead, Codes, PANEL_ROWS, Simd, TilePanel, bytes, prefetch_group, steps_before_widen};
-use crate::activations::GROUP;
+use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
+use super::{Simd, bytes, steps_before_widen};
+use crate::weights::{PANEL_ROWS, Stored, Weights};
 
-/// A type of this family, as constants.
-pub(crate) trait Weights32: Codes {
-    /// What is subtracted from a byte; 0 where bytes are signed.
-    const OFFSET: i32;
-    /// Whether blocks have a minimum.
-    const MIN: bool;
-    /// Whether scales are bf16 instead of f16.
-    const BF16_SCALES: bool = false;
-    /// Bytes of scales and minimums of one block of a panel.
-    const META: usize = if Self::MIN { 4 * PANEL_ROWS } else { 2 * PANEL_ROWS };
-}
-
-/// A group of activation rows that lie interleaved: `W` of them, of which a tile takes `N` from some lane on.
+/// A group of activation rows that lie interleaved: `width` of them, of which a tile takes `N` from some lane on.
 #[derive(Clone, Copy)]
 pub(crate) struct Group32 {
-    /// `[8 * n_blocks][W][4]`
+    /// Rows of the group; a constant where a tile is called.
+    pub(crate) width: usize,
+    /// `[8 * n_blocks][width][4]`
     pub(crate) codes: *const i8,
-    /// `[n_blocks][W]`
+    /// `[n_blocks][width]`
     pub(crate) scales: *const f32,
-    /// `[n_blocks][W]`: minus the offset of the weights times the sum of the codes.
+    /// `[n_blocks][width]`: minus the offset of the weights times the sum of the codes.
     pub(crate) offsets: *const i32,
-    /// `[n_blocks][W]`: scale times sum.
+    /// `[n_blocks][width]`: scale times sum.
     pub(crate) scaled_sums: *const f32,
 }
 
-/// Multiplies `n_blocks` blocks of `P` panels with `N` rows of a group of `W`, adding to each panel's `y`: `[N][16]`.
-///
-/// `CODE_BITS` is how codes are stored: `T::BITS` (packed) or 8 (unpacked).
+/// What is subtracted from a byte: where bytes are signed, the bias of the instruction set.
+pub(crate) const fn offset<S: Simd, T: Weights>() -> i32 {
+    if T::SIGNED { S::I8_BIAS } else { T::OFFSET }
+}
+
+/// Multiplies `n_blocks` blocks of `P` panels with `N` rows of a group, adding to each panel's `y`: `[N][16]`.
 ///
 /// # Safety
-/// Of each panel, `codes` has `n_blocks * CODE_BITS * 64` bytes, `meta` `n_blocks * T::META`, and `y` `N * 16` floats;
+/// Of each panel, `codes` has `n_blocks * C::BITS * 64` bytes, `meta` `n_blocks * META`, and `y` `N * 16` floats;
 /// `x` points at the first of its rows in buffers of the lengths that [`Group32`] states; `R * S::LANES == 16`; the CPU
 /// has `S`.
 #[inline(always)]
-pub(crate) unsafe fn tile<
-    S: Simd,
-    T: Weights32,
-    const CODE_BITS: usize,
-    const R: usize,
-    const P: usize,
-    const N: usize,
-    const W: usize,
->(
+pub(crate) unsafe fn tile<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
     n_blocks: usize,
     panels: [TilePanel; P],
     ahead: Ahead,
@@ -63,121 +49,164 @@ pub(crate) unsafe fn tile<
 ) {
     // SAFETY: all pointers stay inside the ranges that the caller promises: b < n_blocks, q < 8, r < R.
     unsafe {
-        let steps = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, 8);
-        let offset = if T::SIGNED { S::I8_BIAS } else { T::OFFSET };
         let mut out = [[[S::f0(); R]; P]; N];
-        for (n, out) in out.iter_mut().enumerate() {
-            for (panel, out) in panels.iter().zip(out) {
-                for (r, out) in out.iter_mut().enumerate() {
-                    *out = S::load_f(panel.y.add(n * PANEL_ROWS + r * S::LANES));
-                }
-            }
-        }
+        each!((n, p, r) in (N, P, R) => out[n][p][r] = S::load_f(panels[p].output::<S>(n, r)));
         for b in 0..n_blocks {
             ahead.prefetch::<S>(b);
-            if W == GROUP {
-                prefetch_group::<S>(x.codes.cast::<u8>().wrapping_add(b * 32 * GROUP));
+            let quads = Quads::of::<S>(x.codes, x.width, b);
+            let groups = panels.map(|panel| panel.codes.add(b * C::BITS * 64));
+            let sums = block_sums::<S, C, R, P, N>(groups, quads, x.offsets.add(b * x.width));
+            add_block::<S, C::Of, R, P, N>(&mut out, sums, &panels, b, x);
+        }
+        each!((n, p, r) in (N, P, R) => S::store_f(panels[p].output::<S>(n, r), out[n][p][r]));
+    }
+}
+
+/// The integer sums of one block. `offsets`: `[N]`, with which they begin.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn block_sums<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    groups: [*const u8; P],
+    x: Quads,
+    offsets: *const i32,
+) -> Tile<S::I, R, P, N> {
+    // SAFETY: the caller's.
+    unsafe {
+        let has_offset = offset::<S, C::Of>() != 0;
+        let mut sums = [[[S::i0(); R]; P]; N];
+        if has_offset {
+            for (n, sums) in sums.iter_mut().enumerate() {
+                *sums = [[S::splat_i(*offsets.add(n)); R]; P];
             }
-            let blocks = panels.map(|panel| panel.codes.add(b * CODE_BITS * 64));
-            let quad_of = |q: usize, n: usize| S::splat4(x.codes.add(((b * 8 + q) * W + n) * 4));
-            // Sums begin with what the offset makes of the activations.
-            let mut sums = [[[S::i0(); R]; P]; N];
-            if offset != 0 {
-                for (n, sums) in sums.iter_mut().enumerate() {
-                    *sums = [[S::splat_i(*x.offsets.add(b * W + n)); R]; P];
+        }
+        if C::Of::SIGNED {
+            add_signed::<S, C, R, P, N>(&mut sums, groups, x);
+        } else if N == 1 && !S::NARROW_SUMS {
+            add_one_row::<S, C, R, P, N>(&mut sums, groups, x);
+        } else {
+            add_unsigned::<S, C, R, P, N>(&mut sums, has_offset, groups, x);
+        }
+        sums
+    }
+}
+
+/// Signed bytes, whose products go straight into wide sums.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn add_signed<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    sums: &mut Tile<S::I, R, P, N>,
+    groups: [*const u8; P],
+    x: Quads,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        for q in 0..8 {
+            // A closure here would be compiled without the instruction set's features.
+            let mut w = [[S::prepare_i8(S::load_b(groups[0])); R]; P];
+            for p in 0..P {
+                for r in 0..R {
+                    w[p][r] = S::prepare_i8(bytes::<S, C>(groups[p], q, r));
                 }
             }
-            if T::SIGNED {
-                for q in 0..8 {
-                    let mut w = [[S::prepare_i8(S::load_b(blocks[0])); R]; P];
-                    for (block, w) in blocks.iter().zip(&mut w) {
-                        for (r, w) in w.iter_mut().enumerate() {
-                            *w = S::prepare_i8(bytes::<S, T, CODE_BITS>(*block, q, r));
-                        }
-                    }
-                    for n in 0..N {
-                        let xq = quad_of(q, n);
-                        for p in 0..P {
-                            for r in 0..R {
-                                sums[n][p][r] = S::dot4_i8(sums[n][p][r], w[p][r], xq);
-                            }
-                        }
-                    }
-                }
-            } else if N == 1 && !S::NARROW_SUMS {
-                // One row alone would wait for each product: two sums, which add up exactly.
+            for n in 0..N {
+                let xq = x.get::<S>(q, n);
                 for p in 0..P {
                     for r in 0..R {
-                        let mut acc = [S::acc_from(sums[0][p][r]), S::acc0()];
-                        for q in 0..8 {
-                            let w = bytes::<S, T, CODE_BITS>(blocks[p], q, r);
-                            acc[q % 2] = S::dot4(acc[q % 2], w, quad_of(q, 0));
-                        }
-                        sums[0][p][r] = S::add_i(S::widen(acc[0]), S::widen(acc[1]));
-                    }
-                }
-            } else {
-                for first in (0..8).step_by(steps) {
-                    let mut acc = [[[S::acc0(); R]; P]; N];
-                    if !S::NARROW_SUMS {
-                        for n in 0..N {
-                            for p in 0..P {
-                                for r in 0..R {
-                                    acc[n][p][r] = S::acc_from(sums[n][p][r]);
-                                }
-                            }
-                        }
-                    }
-                    for q in first..first + steps {
-                        let mut w = [[S::load_b(blocks[0]); R]; P];
-                        for (block, w) in blocks.iter().zip(&mut w) {
-                            for (r, w) in w.iter_mut().enumerate() {
-                                *w = bytes::<S, T, CODE_BITS>(*block, q, r);
-                            }
-                        }
-                        for n in 0..N {
-                            let xq = quad_of(q, n);
-                            for p in 0..P {
-                                for r in 0..R {
-                                    acc[n][p][r] = S::dot4(acc[n][p][r], w[p][r], xq);
-                                }
-                            }
-                        }
-                    }
-                    for n in 0..N {
-                        for p in 0..P {
-                            for r in 0..R {
-                                let wide = S::widen(acc[n][p][r]);
-                                sums[n][p][r] = match S::NARROW_SUMS && (first > 0 || offset != 0) {
-                                    true => S::add_i(sums[n][p][r], wide),
-                                    false => wide,
-                                };
-                            }
-                        }
-                    }
-                }
-            }
-            for (p, panel) in panels.iter().enumerate() {
-                for r in 0..R {
-                    let scales = panel.meta.add(b * T::META + r * 2 * S::LANES);
-                    let d = if T::BF16_SCALES { S::load_bf16(scales.cast()) } else { S::load_f16(scales.cast()) };
-                    for n in 0..N {
-                        let scale = S::mul(d, S::splat_f(*x.scales.add(b * W + n)));
-                        out[n][p][r] = S::fma(S::to_f(sums[n][p][r]), scale, out[n][p][r]);
-                    }
-                    if T::MIN {
-                        let m = S::load_f16(scales.add(2 * PANEL_ROWS).cast());
-                        for n in 0..N {
-                            out[n][p][r] = S::fma(m, S::splat_f(*x.scaled_sums.add(b * W + n)), out[n][p][r]);
-                        }
+                        sums[n][p][r] = S::dot4_i8(sums[n][p][r], w[p][r], xq);
                     }
                 }
             }
         }
-        for (n, out) in out.iter().enumerate() {
-            for (panel, out) in panels.iter().zip(out) {
-                for (r, out) in out.iter().enumerate() {
-                    S::store_f(panel.y.add(n * PANEL_ROWS + r * S::LANES), *out);
+    }
+}
+
+/// One row alone would wait for each product: two sums, which add up exactly.
+///
+/// # Safety
+/// As [`tile`], where `N` is 1.
+#[inline(always)]
+unsafe fn add_one_row<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    sums: &mut Tile<S::I, R, P, N>,
+    groups: [*const u8; P],
+    x: Quads,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        for p in 0..P {
+            for r in 0..R {
+                let mut acc = [S::acc_from(sums[0][p][r]), S::acc0()];
+                for q in 0..8 {
+                    let w = bytes::<S, C>(groups[p], q, r);
+                    acc[q % 2] = S::dot4(acc[q % 2], w, x.get::<S>(q, 0));
+                }
+                sums[0][p][r] = S::add_i(S::widen(acc[0]), S::widen(acc[1]));
+            }
+        }
+    }
+}
+
+/// Unsigned bytes. Where sums are narrow they are widened before they overflow.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn add_unsigned<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    sums: &mut Tile<S::I, R, P, N>,
+    has_offset: bool,
+    groups: [*const u8; P],
+    x: Quads,
+) {
+    let steps = steps_before_widen(S::NARROW_SUMS, C::Of::BYTE_MAX, 8);
+    // SAFETY: the caller's.
+    unsafe {
+        for first in (0..8).step_by(steps) {
+            let mut acc = [[[S::acc0(); R]; P]; N];
+            if !S::NARROW_SUMS {
+                each!((n, p, r) in (N, P, R) => acc[n][p][r] = S::acc_from(sums[n][p][r]));
+            }
+            dot_quads::<S, C, R, P, N>(&mut acc, first..first + steps, groups, x);
+            each!((n, p, r) in (N, P, R) => {
+                let wide = S::widen(acc[n][p][r]);
+                sums[n][p][r] = match S::NARROW_SUMS && (first > 0 || has_offset) {
+                    true => S::add_i(sums[n][p][r], wide),
+                    false => wide,
+                };
+            });
+        }
+    }
+}
+
+/// The float step of block `b`.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn add_block<S: Simd, T: Weights, const R: usize, const P: usize, const N: usize>(
+    out: &mut Tile<S::F, R, P, N>,
+    sums: Tile<S::I, R, P, N>,
+    panels: &[TilePanel; P],
+    b: usize,
+    x: Group32,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        for (p, panel) in panels.iter().enumerate() {
+            for r in 0..R {
+                let scales = panel.meta.add(b * T::META + r * 2 * S::LANES);
+                let d = if T::BF16_SCALES { S::load_bf16(scales.cast()) } else { S::load_f16(scales.cast()) };
+                for n in 0..N {
+                    let scale = S::mul(d, S::splat_f(*x.scales.add(b * x.width + n)));
+                    out[n][p][r] = S::fma(S::to_f(sums[n][p][r]), scale, out[n][p][r]);
+                }
+                if T::HAS_MIN {
+                    let m = S::load_f16(scales.add(2 * PANEL_ROWS).cast());
+                    for n in 0..N {
+                        out[n][p][r] = S::fma(m, S::splat_f(*x.scaled_sums.add(b * x.width + n)), out[n][p][r]);
+                    }
                 }
             }
         }

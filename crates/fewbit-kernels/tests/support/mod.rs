@@ -3,34 +3,13 @@
 
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
+use fewbit_quant::block::FloatScale;
+use half::f16;
 
-pub(crate) const TYPES: [TensorType; 25] = [
-    TensorType::F32,
-    TensorType::F16,
-    TensorType::BF16,
-    TensorType::Q4_0,
-    TensorType::Q4_1,
-    TensorType::Q5_0,
-    TensorType::Q5_1,
-    TensorType::Q8_0,
-    TensorType::Q2_K,
-    TensorType::Q3_K,
-    TensorType::Q4_K,
-    TensorType::Q5_K,
-    TensorType::Q6_K,
-    TensorType::IQ4_NL,
-    TensorType::IQ4_XS,
-    TensorType::IQ3_XXS,
-    TensorType::IQ3_S,
-    TensorType::IQ2_XXS,
-    TensorType::IQ2_XS,
-    TensorType::IQ2_S,
-    TensorType::IQ1_S,
-    TensorType::IQ1_M,
-    TensorType::TQ1_0,
-    TensorType::TQ2_0,
-    TensorType::MXFP4,
-];
+/// Every type that weights can have.
+pub(crate) fn types() -> impl Iterator<Item = TensorType> {
+    TensorType::all().filter(|ty| ty.is_supported())
+}
 
 /// A small generator, so that a failure repeats.
 pub(crate) struct Random(pub(crate) u64);
@@ -80,28 +59,17 @@ pub(crate) fn weights(
     bytes
 }
 
-/// Writes the float scales of a block.
+/// Writes the float scales of a block, which are the bits of `f16`.
 pub(crate) fn put_scales(ty: TensorType, block: &mut [u8], mut half: impl FnMut() -> u16) {
-    let halves: &[usize] = match ty {
+    match ty.format().map(|format| format.scale) {
         // An exponent: ordinary ones for ordinary scales, and the extremes.
-        TensorType::MXFP4 => return block[0] = (half() >> 7) as u8,
-        TensorType::IQ1_M => {
-            let half = half();
-            for i in 0..4 {
-                block[49 + 2 * i] = block[49 + 2 * i] & 15 | ((half >> (4 * i) & 15) as u8) << 4;
-            }
-            return;
+        Some(FloatScale::Exponent(at)) => block[at] = (half() >> 7) as u8,
+        Some(scale) => {
+            let mut value = || f16::from_bits(half()).to_f32();
+            let d = value();
+            scale.write(block, d, if scale.has_min() { value() } else { 0.0 });
         }
-        TensorType::Q4_1 | TensorType::Q5_1 | TensorType::Q4_K | TensorType::Q5_K => &[0, 2],
-        TensorType::Q2_K => &[80, 82],
-        TensorType::Q3_K => &[108],
-        TensorType::Q6_K => &[208],
-        TensorType::TQ1_0 => &[52],
-        TensorType::TQ2_0 => &[64],
-        _ => &[0],
-    };
-    for &at in halves {
-        block[at..at + 2].copy_from_slice(&half().to_le_bytes());
+        None => block[..2].copy_from_slice(&half().to_le_bytes()),
     }
 }
 

@@ -242,7 +242,8 @@ impl ModelConfig {
             .filter(|_| sliding_window.is_some());
         let config = Self {
             architecture: name.to_owned(),
-            name: meta.str("general.name")?.map(str::to_owned),
+            // For people; of whatever kind it is, it keeps no model from loading.
+            name: meta.str("general.name").ok().flatten().map(str::to_owned),
             dim,
             n_heads,
             n_kv_heads: keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),

@@ -9,6 +9,7 @@ mod rope;
 mod to_gguf;
 
 pub(crate) use gguf::embedding_scale;
+pub(crate) use rope::longrope_magnitude;
 pub use rope::{RopeConfig, RopeScaling, yarn_magnitude};
 pub use to_gguf::GgufConfig;
 

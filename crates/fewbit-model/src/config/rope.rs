@@ -1,8 +1,22 @@
-//! Position embedding as data; `crate::rope` computes with it.
+//! Rotary position embedding (Su et al., 2021, <https://arxiv.org/abs/2104.09864>) as data.
+//!
+//! Pair `i` of a head is rotated by `position * f_i` radians, where
+//!
+//! ```text
+//! f_i = theta^(-2i / n) changed by the scaling / divisor_i
+//! linear:    f / factor
+//! llama3:    f / factor for wavelengths above original / low, f below original / high, and between them
+//!            f ((1 - s) / factor + s) with s = (original / wavelength - low) / (high - low)
+//! yarn:      f (1 - r) + f / factor * r with r = clamp((i - first) / (last - first), 0, 1), where first and last
+//!            are the pairs that turn beta_fast and beta_slow times in the original context
+//! longrope:  f / short_i or f / long_i
+//! ```
+//! and `n` is the number of rotated elements.
 
 use super::{MAX_CONTEXT, bad, check_count, check_positive};
 use crate::ModelError;
 use fewbit_kernels::RopeStyle;
+use std::f64::consts::PI;
 
 /// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,6 +130,43 @@ impl RopeConfig {
         }
     }
 
+    /// Radians per position of each pair, `[n_dims / 2]`, in a model that is loaded for so many positions: LongRoPE has
+    /// two sets of divisors.
+    pub fn frequencies(&self, context_length: usize) -> Vec<f64> {
+        let n = self.n_dims as f64;
+        let frequency = |i: usize| {
+            let plain = libm::pow(self.theta, -((2 * i) as f64) / n);
+            let scaled = match &self.scaling {
+                RopeScaling::None => plain,
+                RopeScaling::Linear { factor } => plain / factor,
+                RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                    // How often the pair turns in the original context.
+                    let turns = *original_context as f64 * plain / (2.0 * PI);
+                    let s = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                    let s = s.clamp(0.0, 1.0);
+                    plain * ((1.0 - s) / factor + s)
+                }
+                RopeScaling::Yarn { factor, original_context, beta_fast, beta_slow, is_truncated } => {
+                    let pair = |turns: f64| {
+                        n / 2.0 * libm::log(*original_context as f64 / (turns * 2.0 * PI)) / libm::log(self.theta)
+                    };
+                    let (first, last) = (pair(*beta_fast), pair(*beta_slow));
+                    let (first, last) = if *is_truncated { (first.floor(), last.ceil()) } else { (first, last) };
+                    let (first, last) = (first.max(0.0), last.min(n - 1.0));
+                    let r = (i as f64 - first) / (last - first).max(0.001);
+                    let r = r.clamp(0.0, 1.0);
+                    plain * (1.0 - r) + plain / factor * r
+                }
+                RopeScaling::LongRope { original_context, short, long } => {
+                    let divisors = if context_length > *original_context { long } else { short };
+                    plain / f64::from(divisors[i])
+                }
+            };
+            scaled / self.divisors.as_ref().map_or(1.0, |d| f64::from(d[i]))
+        };
+        (0..self.n_dims / 2).map(frequency).collect()
+    }
+
     fn check_divisors(&self, key: &str, divisors: &[f32]) -> Result<(), ModelError> {
         if divisors.len() != self.n_dims / 2 {
             return Err(bad(key, format!("{} numbers", divisors.len()), format!("{} numbers", self.n_dims / 2)));
@@ -133,12 +184,19 @@ impl RopeScaling {
     pub fn default_attention_factor(&self, context_length: usize) -> f64 {
         match self {
             Self::Yarn { factor, .. } => yarn_magnitude(*factor, 1.0),
-            Self::LongRope { original_context, .. } if context_length > *original_context && *original_context > 1 => {
-                let original = *original_context as f64;
-                libm::sqrt(1.0 + libm::log(context_length as f64 / original) / libm::log(original))
+            Self::LongRope { original_context, .. } => {
+                longrope_magnitude(context_length as f64 / (*original_context).max(1) as f64, *original_context)
             }
             _ => 1.0,
         }
+    }
+}
+
+/// `sqrt(1 + ln(factor) / ln(original_context))` for factors above 1.
+pub(crate) fn longrope_magnitude(factor: f64, original_context: usize) -> f64 {
+    match factor > 1.0 && original_context > 1 {
+        true => libm::sqrt(1.0 + libm::log(factor) / libm::log(original_context as f64)),
+        false => 1.0,
     }
 }
 
@@ -146,4 +204,33 @@ impl RopeScaling {
 /// that name an `mscale` and an `mscale_all_dim` scale by the ratio of the two magnitudes.
 pub fn yarn_magnitude(factor: f64, m: f64) -> f64 {
     if factor > 1.0 { 0.1 * m * libm::log(factor) + 1.0 } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Llama 3.1 as its `config.json` has it; GGUF files have the same as a tensor of divisors. Values of Hugging
+    /// Face's formula in float64.
+    #[test]
+    fn llama3_scaling_is_that_of_hugging_face() {
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
+        let rope = RopeConfig { scaling, ..RopeConfig::new(500_000.0, 128, RopeStyle::HalfSplit) };
+        let got = rope.frequencies(131_072);
+        let plain = RopeConfig::new(500_000.0, 128, RopeStyle::HalfSplit).frequencies(131_072);
+        for (pair, want) in [
+            (0, 1.0),
+            (28, 0.003_211_445_994_752_591),
+            (29, 0.002_166_570_763_503_359),
+            (30, 0.001_371_893_567_761_138_1),
+            (33, 0.000_312_693_750_384_065_17),
+            (34, 0.000_178_507_812_767_964),
+            (35, 9.556_212_353_964_683e-5),
+            (63, 3.068_925_988_914_511e-7),
+        ] {
+            assert!((got[pair] / want - 1.0f64).abs() < 1e-12, "pair {pair}: {} instead of {want}", got[pair]);
+        }
+        assert!((plain[63] / got[63] - 8.0).abs() < 1e-12 && plain[28] == got[28]);
+    }
 }

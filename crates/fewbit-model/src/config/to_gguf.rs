@@ -6,7 +6,6 @@
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
 use super::{ModelConfig, RopeConfig, RopeScaling};
 use crate::ModelError;
-use crate::rope::frequencies;
 use fewbit_format::Metadata;
 
 /// What a GGUF file says about a model besides its weights.
@@ -169,7 +168,7 @@ impl ModelConfig {
         let rope = &self.rope;
         let RopeScaling::Llama3 { .. } = rope.scaling else { return rope.divisors.clone() };
         let plain = RopeConfig { scaling: RopeScaling::None, divisors: None, ..rope.clone() };
-        let (plain, scaled) = (frequencies(&plain, self.context_length), frequencies(rope, self.context_length));
+        let (plain, scaled) = (plain.frequencies(self.context_length), rope.frequencies(self.context_length));
         Some(plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect())
     }
 

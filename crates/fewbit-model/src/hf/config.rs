@@ -8,7 +8,7 @@ use super::json::Object;
 use crate::ModelError;
 use crate::config::{
     AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
-    yarn_magnitude,
+    longrope_magnitude, yarn_magnitude,
 };
 use fewbit_kernels::{GateFunction, RopeStyle};
 
@@ -65,6 +65,8 @@ struct Architecture {
     /// Base in local layers of a file that names none.
     local_theta: Option<f64>,
     context_length: usize,
+    /// Positions of the first training in a file that scales from them without naming them at its top.
+    original_context: Option<usize>,
     rms_norm_eps: f64,
     experts: Experts,
     /// Every how many layers one has no position embedding, in files without `no_rope_layers`; 0 for none.
@@ -75,6 +77,7 @@ struct Architecture {
 enum Experts {
     None,
     Mixtral,
+    Granite,
     Qwen2,
     Qwen3,
 }
@@ -102,6 +105,7 @@ const LLAMA: Architecture = Architecture {
     rope_theta: 10_000.0,
     local_theta: None,
     context_length: 2048,
+    original_context: None,
     rms_norm_eps: 1e-6,
     experts: Experts::None,
     nope_every: 0,
@@ -154,7 +158,15 @@ const GEMMA: Architecture = Architecture {
     ..LLAMA
 };
 
-const ARCHITECTURES: [Architecture; 15] = [
+const GRANITE: Architecture = Architecture {
+    class: "GraniteForCausalLM",
+    model_type: "granite",
+    gguf: "granite",
+    has_multipliers: true,
+    ..LLAMA
+};
+
+const ARCHITECTURES: [Architecture; 16] = [
     LLAMA,
     MISTRAL,
     Architecture { class: "MinistralForCausalLM", model_type: "ministral", windows: Windows::Pattern(0), ..MISTRAL },
@@ -237,15 +249,17 @@ const ARCHITECTURES: [Architecture; 15] = [
         windows: Windows::All,
         has_partial_rope: true,
         context_length: 4096,
+        original_context: Some(4096),
         rms_norm_eps: 1e-5,
         ..LLAMA
     },
+    GRANITE,
     Architecture {
-        class: "GraniteForCausalLM",
-        model_type: "granite",
-        gguf: "granite",
-        has_multipliers: true,
-        ..LLAMA
+        class: "GraniteMoeForCausalLM",
+        model_type: "granitemoe",
+        gguf: "granitemoe",
+        experts: Experts::Granite,
+        ..GRANITE
     },
     Architecture {
         class: "SmolLM3ForCausalLM",
@@ -322,7 +336,8 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), ModelErro
     };
     let config = ModelConfig {
         architecture: arch.gguf.to_owned(),
-        name: json.str("_name_or_path")?.filter(|name| !name.is_empty()).map(str::to_owned),
+        // For people; of whatever kind it is, it keeps no model from loading.
+        name: json.str("_name_or_path").ok().flatten().filter(|name| !name.is_empty()).map(str::to_owned),
         dim,
         n_heads,
         n_kv_heads: match json.has("num_key_value_heads") {
@@ -514,16 +529,20 @@ fn ropes(
     // Newer files have everything in `rope_parameters`, by kind of layer where there are two. A `rope_scaling` that is
     // not empty takes its place, as in transformers, and may have the base as well.
     let old = json.object("rope_scaling", "rope_scaling.")?.filter(|old| !old.is_empty());
-    let new = match old {
-        Some(old) => Some(old),
-        None => json.object("rope_parameters", "rope_parameters.")?,
-    };
+    let new = json.object("rope_parameters", "rope_parameters.")?;
     let by_kind = |key, prefix| match new {
         Some(new) => new.object(key, prefix),
         None => Ok(None),
     };
-    let global = by_kind("full_attention", "rope_parameters.full_attention.")?.or(new);
+    let global = by_kind("full_attention", "rope_parameters.full_attention.")?;
     let local = by_kind("sliding_attention", "rope_parameters.sliding_attention.")?;
+    // Where layers are of two kinds, `rope_scaling` is that of global ones and leaves what it does not name.
+    let merged = old.zip(global).filter(|_| arch.local_theta.is_some()).map(|(old, global)| old.over(global));
+    let global = match (&merged, arch.local_theta) {
+        (Some(map), _) => Some(Object::new(super::CONFIG, map)),
+        (None, Some(_)) => old.or(global),
+        (None, None) => old.or(global).or(new),
+    };
     let theta = |own: Option<Object<'_>>, key: &str, default: f64| -> Result<f64, HfError> {
         let own = own.map(|own| own.f64("rope_theta")).transpose()?.flatten();
         Ok(match own {
@@ -543,7 +562,7 @@ fn ropes(
     let mut rope = RopeConfig::new(theta(global, "rope_theta", arch.rope_theta)?, n_dims, arch.rope_style);
     let mut context_length = max_positions;
     if let Some(own) = global {
-        (rope.scaling, rope.attention_factor) = rope_scaling(json, own, max_positions)?;
+        (rope.scaling, rope.attention_factor) = rope_scaling(json, own, arch, max_positions)?;
         if let RopeScaling::Yarn { factor, original_context, .. } = rope.scaling {
             context_length = context_length.max((original_context as f64 * factor) as usize);
         }
@@ -554,7 +573,7 @@ fn ropes(
             let theta = theta(own, "rope_local_base_freq", default.unwrap_or(arch.rope_theta))?;
             let mut rope = RopeConfig::new(theta, n_dims, arch.rope_style);
             if let Some(own) = own {
-                (rope.scaling, rope.attention_factor) = rope_scaling(json, own, max_positions)?;
+                (rope.scaling, rope.attention_factor) = rope_scaling(json, own, arch, max_positions)?;
             }
             Some(rope)
         }
@@ -563,18 +582,25 @@ fn ropes(
 }
 
 /// A kind of scaling, and its attention factor.
-fn rope_scaling(json: Object<'_>, own: Object<'_>, max_positions: usize) -> Result<(RopeScaling, f64), ModelError> {
+fn rope_scaling(
+    json: Object<'_>,
+    own: Object<'_>,
+    arch: &Architecture,
+    max_positions: usize,
+) -> Result<(RopeScaling, f64), ModelError> {
     let key = if own.get("rope_type").is_some() { "rope_type" } else { "type" };
     let kind = own.str(key)?.unwrap_or("default");
     let required = |key: &str| own.f64(key).and_then(|x| own.require(key, x));
-    // Phi-3's files have this one beside the others' objects.
-    let original = match own.count("original_max_position_embeddings")? {
+    // Some classes have this one at the top, and then it is that one which counts.
+    let original = match json.count("original_max_position_embeddings")?.or(arch.original_context) {
         Some(n) => Some(n),
-        None => json.count("original_max_position_embeddings")?,
+        None => own.count("original_max_position_embeddings")?,
     };
     let original_context = original.unwrap_or(max_positions);
+    let ratio = max_positions as f64 / original_context.max(1) as f64;
     let scaling = match kind {
-        "default" => RopeScaling::None,
+        // The dynamic kind changes only positions beyond `max_position_embeddings`, which there are none of.
+        "default" | "dynamic" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: required("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: required("factor")?,
@@ -583,10 +609,14 @@ fn rope_scaling(json: Object<'_>, own: Object<'_>, max_positions: usize) -> Resu
             original_context,
         },
         "yarn" => RopeScaling::Yarn {
-            factor: required("factor")?,
+            factor: match own.f64("factor")? {
+                None if own.has("factor") => ratio,
+                factor => own.require("factor", factor)?,
+            },
             original_context,
-            beta_fast: own.f64("beta_fast")?.unwrap_or(32.0),
-            beta_slow: own.f64("beta_slow")?.unwrap_or(1.0),
+            // 0 stands for "not set", as does `null`.
+            beta_fast: own.f64("beta_fast")?.filter(|&x| x != 0.0).unwrap_or(32.0),
+            beta_slow: own.f64("beta_slow")?.filter(|&x| x != 0.0).unwrap_or(1.0),
             is_truncated: own.bool("truncate")?.unwrap_or(true),
         },
         "longrope" | "su" => RopeScaling::LongRope {
@@ -601,6 +631,10 @@ fn rope_scaling(json: Object<'_>, own: Object<'_>, max_positions: usize) -> Resu
             (Some(m), Some(all)) if m != 0.0 && all != 0.0 => yarn_magnitude(*factor, m) / yarn_magnitude(*factor, all),
             _ => scaling.default_attention_factor(max_positions),
         },
+        RopeScaling::LongRope { original_context, .. } => {
+            let factor = own.f64("factor")?.unwrap_or(ratio);
+            longrope_magnitude(factor, *original_context)
+        }
         _ => scaling.default_attention_factor(max_positions),
     };
     let named = match scaling {
@@ -613,7 +647,7 @@ fn rope_scaling(json: Object<'_>, own: Object<'_>, max_positions: usize) -> Resu
 fn experts(json: Object<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, ModelError> {
     let (count, width) = match arch.experts {
         Experts::None => return Ok(None),
-        Experts::Mixtral => ("num_local_experts", "intermediate_size"),
+        Experts::Mixtral | Experts::Granite => ("num_local_experts", "intermediate_size"),
         Experts::Qwen2 | Experts::Qwen3 => ("num_experts", "moe_intermediate_size"),
     };
     if json.count("decoder_sparse_step")?.is_some_and(|n| n != 1) {
@@ -630,7 +664,8 @@ fn experts(json: Object<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>
         n_experts: json.required_count(count)?,
         n_used: json.required_count("num_experts_per_tok")?,
         ffn_dim: json.required_count(width)?,
-        is_normalized: arch.experts == Experts::Mixtral || json.bool("norm_topk_prob")?.unwrap_or(false),
+        is_normalized: matches!(arch.experts, Experts::Mixtral | Experts::Granite)
+            || json.bool("norm_topk_prob")?.unwrap_or(false),
         scale: 1.0,
         shared_ffn_dim,
         has_shared_gate: shared_ffn_dim.is_some(),

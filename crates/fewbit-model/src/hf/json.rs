@@ -62,6 +62,13 @@ impl<'a> Object<'a> {
         self.map.contains_key(key)
     }
 
+    /// What this object says, and for what it does not say the other one.
+    pub(crate) fn over(&self, other: Self) -> Map<String, Value> {
+        let mut map = other.map.clone();
+        map.extend(self.map.iter().map(|(key, value)| (key.clone(), value.clone())));
+        map
+    }
+
     /// Whether it has no keys.
     pub(crate) fn is_empty(&self) -> bool {
         self.map.is_empty()

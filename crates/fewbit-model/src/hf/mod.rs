@@ -28,7 +28,7 @@ use crate::source::{WeightSource, Workers, decode, n_cols, row_bytes};
 use crate::{ModelConfig, ModelError, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
 use fewbit_kernels::RopeStyle;
-use modules::{Stored, Tensors};
+use modules::{Order, Stored, Tensors};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -148,10 +148,10 @@ impl WeightSource for HfModel {
         rows: Range<usize>,
     ) -> Result<Cow<'_, [u8]>, ModelError> {
         let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
-        let source = |row: usize| if entry.is_permuted { unpermuted(&self.config, row) } else { row };
+        let source = |row: usize| entry.order.source(&self.config, row);
         // What is permuted in a vector are its elements.
         let is_vector = tensor.shape.len() < 2;
-        let (unit, units) = match is_vector && entry.is_permuted {
+        let (unit, units) = match is_vector && entry.order != Order::Same {
             true => (tensor.ty.block_bytes(), 0..n_cols(tensor)),
             false => (row_bytes(tensor), rows),
         };
@@ -161,7 +161,7 @@ impl WeightSource for HfModel {
         match &entry.stored {
             Stored::Plain(plain) => {
                 let bytes = self.files.tensor_bytes(plain);
-                if !entry.is_permuted {
+                if entry.order == Order::Same {
                     return Ok(Cow::Borrowed(&bytes[units.start * unit..units.end * unit]));
                 }
                 whole(&mut out);

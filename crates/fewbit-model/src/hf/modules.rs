@@ -5,7 +5,7 @@ use super::fp8::Fp8;
 use super::ints::{Ints, Layout, Parts};
 use super::part::{matrix_shape, plain_type};
 use super::scheme::Scheme;
-use super::{FileTensor, HfError, permutes};
+use super::{FileTensor, HfError, permutes, unpermuted};
 use crate::names::{self, Part};
 use crate::source::{decode, tensor_bytes};
 use crate::{ModelConfig, ModelError};
@@ -33,8 +33,32 @@ const IGNORED: [&str; 11] = [
 /// What a tensor of the model is in the files.
 pub(super) struct Entry {
     pub(super) stored: Stored,
-    /// Rows are in the order of half-split pairs, and shown in that of interleaved ones.
-    pub(super) is_permuted: bool,
+    pub(super) order: Order,
+}
+
+/// Where the rows of a tensor of the model are in that of the files.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Order {
+    /// In their places.
+    Same,
+    /// Those of a head in the order of half-split pairs; they are shown in that of interleaved ones.
+    Pairs,
+    /// Of every two blocks of so many rows in the first.
+    First(usize),
+    /// In the second.
+    Second(usize),
+}
+
+impl Order {
+    /// The row in the files.
+    pub(super) fn source(self, config: &ModelConfig, row: usize) -> usize {
+        match self {
+            Self::Same => row,
+            Self::Pairs => unpermuted(config, row),
+            Self::First(n) => row / n * 2 * n + row % n,
+            Self::Second(n) => row / n * 2 * n + n + row % n,
+        }
+    }
 }
 
 pub(super) enum Stored {
@@ -149,6 +173,8 @@ impl Builder<'_> {
                 let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
                 let fp8 = Fp8::new(self.files, tensor, scale, block)?;
                 self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
+            } else if part == Part::ExpertUps {
+                self.gates_and_ups(gguf, tensor)?;
             } else {
                 let ty = plain_type(tensor)?;
                 match is_norm && extras.norms_from_one {
@@ -182,6 +208,24 @@ impl Builder<'_> {
         }
     }
 
+    /// The gates of all experts and what they are multiplied with, of one tensor.
+    fn gates_and_ups(&mut self, ups: &str, tensor: &FileTensor) -> Result<(), ModelError> {
+        let ty = plain_type(tensor)?;
+        let (n, ffn_dim) = self.config.experts.map_or((0, 0), |experts| (experts.n_experts, experts.ffn_dim));
+        let expected = [n, 2 * ffn_dim, self.config.dim].map(|n| n as u64);
+        if tensor.shape != expected {
+            let (name, found) = (tensor.name.clone(), tensor.shape.clone());
+            return Err(ModelError::TensorShape { name, expected: expected.to_vec(), found });
+        }
+        let gates = ups.replace("ffn_up_exps", "ffn_gate_exps");
+        for (name, order) in [(gates.as_str(), Order::First(ffn_dim)), (ups, Order::Second(ffn_dim))] {
+            let shape = vec![n as u64, ffn_dim as u64, self.config.dim as u64];
+            let stored = Stored::Plain(tensor.clone());
+            self.add_in_order(format!("{name}.weight"), shape, ty, stored, order)?;
+        }
+        Ok(())
+    }
+
     fn add(
         &mut self,
         name: String,
@@ -189,6 +233,28 @@ impl Builder<'_> {
         ty: TensorType,
         stored: Stored,
         part: Part,
+    ) -> Result<(), ModelError> {
+        let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
+        if is_permuted {
+            // Rows are moved within heads, so there must be whole heads.
+            let n_heads = if part == Part::Q { self.config.n_heads } else { self.config.n_kv_heads };
+            let n_rows = (n_heads * self.config.head_dim) as u64;
+            if shape.first() != Some(&n_rows) {
+                let expected = [n_rows].into_iter().chain(shape.get(1).copied()).collect();
+                let name = stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
+                return Err(ModelError::TensorShape { name, expected, found: shape });
+            }
+        }
+        self.add_in_order(name, shape, ty, stored, if is_permuted { Order::Pairs } else { Order::Same })
+    }
+
+    fn add_in_order(
+        &mut self,
+        name: String,
+        shape: Vec<u64>,
+        ty: TensorType,
+        stored: Stored,
+        order: Order,
     ) -> Result<(), ModelError> {
         let file_name = |stored: &Stored| stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
         if let Some((_, other)) = self.tensors.get(&name) {
@@ -198,17 +264,7 @@ impl Builder<'_> {
             let expected = vec![1, ty.block_elems() as u64];
             return Err(HfError::PartShape { name: file_name(&stored), expected, found: shape }.into());
         };
-        let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
-        if is_permuted {
-            // Rows are moved within heads, so there must be whole heads.
-            let n_heads = if part == Part::Q { self.config.n_heads } else { self.config.n_kv_heads };
-            let n_rows = (n_heads * self.config.head_dim) as u64;
-            if shape.first() != Some(&n_rows) {
-                let expected = [n_rows].into_iter().chain(shape.get(1).copied()).collect();
-                return Err(ModelError::TensorShape { name: file_name(&stored), expected, found: shape });
-            }
-        }
-        self.tensors.add(TensorInfo { name, shape, ty, offset: 0, n_bytes }, Entry { stored, is_permuted });
+        self.tensors.add(TensorInfo { name, shape, ty, offset: 0, n_bytes }, Entry { stored, order });
         Ok(())
     }
 

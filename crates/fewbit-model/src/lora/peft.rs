@@ -169,7 +169,9 @@ impl Adapter {
                 continue;
             }
             let module = module.strip_prefix("base_model.model.").ok_or_else(unknown)?;
-            let gguf = names::from_hf(module, config.has_post_norms).map(|(_, gguf)| gguf);
+            // Adapters of vision models have the prefix of the text part; what is about images is never computed.
+            let Some(plain) = names::plain_hf(module, true) else { continue };
+            let gguf = names::from_hf(&plain, config.has_post_norms).map(|(_, gguf)| gguf);
             let (part, layer) = gguf.as_deref().and_then(from_gguf).ok_or_else(unknown)?;
             let is_permuted = matches!(part, Part::Q | Part::K) && permutes(config);
             let (rank, scale) = scales.of(module);

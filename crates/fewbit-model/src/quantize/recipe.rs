@@ -411,14 +411,9 @@ fn layer(name: &str) -> usize {
 /// A type near `ty` whose blocks fill rows of `n_cols`.
 fn fitting(ty: TensorType, n_cols: u64) -> TensorType {
     let fits = |ty: TensorType| n_cols.is_multiple_of(ty.block_elems() as u64);
-    let smaller = match ty {
-        _ if fits(ty) => ty,
-        TensorType::IQ4_XS => TensorType::IQ4_NL,
-        TensorType::Q2_K | TensorType::Q3_K => TensorType::Q4_0,
-        TensorType::Q4_K => TensorType::Q5_0,
-        TensorType::Q5_K => TensorType::Q5_1,
-        TensorType::Q6_K => TensorType::Q8_0,
-        _ => TensorType::F16,
-    };
+    if fits(ty) {
+        return ty;
+    }
+    let smaller = ty.format().and_then(|format| format.for_short_rows).unwrap_or(TensorType::F16);
     if fits(smaller) { smaller } else { TensorType::F16 }
 }

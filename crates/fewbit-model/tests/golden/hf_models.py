@@ -47,6 +47,7 @@ POST_NORMS = {
 
 def hf_name(m, config, name):
     mixtral = config["architectures"] == ["MixtralForCausalLM"]
+    granite = config["architectures"] == ["GraniteMoeForCausalLM"]
     module, leaf = name.rsplit(".", 1)
     whole = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
     if module in whole:
@@ -58,6 +59,9 @@ def hf_name(m, config, name):
         part = f"block_sparse_moe.experts.{expert}.{own}" if mixtral else f"mlp.experts.{expert}.{own}"
     elif mixtral and part == "ffn_gate_inp":
         part = "block_sparse_moe.gate"
+    elif granite and part.startswith("ffn_") and part != "ffn_norm":
+        own = {"ffn_gate_inp": "router.layer", "ffn_up_exps": "input_linear", "ffn_down_exps": "output_linear"}
+        part = f"block_sparse_moe.{own[part]}"
     elif m.fused and part == "ffn_up":
         part = "mlp.gate_up_proj"
     elif m.post_norms and part in POST_NORMS:
@@ -70,10 +74,16 @@ def hf_name(m, config, name):
 def hf_tensors(m, config):
     """Name, shape, GGUF name, scale and offset of the values, and what is done to them."""
     out = []
-    for name, (shape, scale, offset) in tensors(m).items():
-        if name.startswith("rope_factors"):
+    all_tensors = tensors(m)
+    for name, (shape, scale, offset) in all_tensors.items():
+        if name.startswith("rope_factors") or ".ffn_gate_exps." in name:
             continue
         how = {}
+        if ".ffn_up_exps." in name:
+            # Of each expert the gate's rows, then these.
+            gate = name.replace("ffn_up_exps", "ffn_gate_exps")
+            how = {"after": [gate, *all_tensors[gate][1:]]}
+            shape = (shape[0], 2 * shape[1], shape[2])
         if m.interleaved and (".attn_q." in name or ".attn_k." in name):
             how = {"halves": [m.head_dim, m.rope.dims]}
         if m.gelu and "norm" in name:
@@ -148,6 +158,7 @@ def models():
     granite = replace(
         llama, name="Granite", tied=True, embedding_scale=3.0, residual_scale=0.375, logit_scale=0.5, attention_scale=0.125
     )
+    granitemoe = replace(granite, name="Granite MoE", ffn=48, experts=8, used=2)
     scaling = lambda kind, **more: {"rope_type": kind, **more}
     return [
         (llama3, base(llama3, "LlamaForCausalLM", "llama", rope_scaling=scaling(
@@ -183,6 +194,9 @@ def models():
                        use_sliding_window=False)),
         (granite, base(granite, "GraniteForCausalLM", "granite", embedding_multiplier=3.0, residual_multiplier=0.375,
                        logits_scaling=2.0, attention_multiplier=0.125, attention_bias=False, mlp_bias=False)),
+        (granitemoe, base(granitemoe, "GraniteMoeForCausalLM", "granitemoe", embedding_multiplier=3.0,
+                          residual_multiplier=0.375, logits_scaling=2.0, attention_multiplier=0.125, attention_bias=False,
+                          num_local_experts=8, num_experts_per_tok=2, router_aux_loss_coef=0.001)),
     ]
 
 

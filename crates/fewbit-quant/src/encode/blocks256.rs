@@ -71,7 +71,7 @@ fn one_tile(ty: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8
 }
 
 /// One block, ready to be packed.
-struct Parts {
+struct Packed {
     d: f16,
     dmin: f16,
     /// The first `256 / N` count. Low bytes of what may be signed.
@@ -80,7 +80,7 @@ struct Parts {
     codes: [u8; 256],
 }
 
-impl Parts {
+impl Packed {
     #[inline(always)]
     fn new(d: f32, dmin: f32) -> Self {
         Self { d: half(d), dmin: half(dmin), scales: [0; 16], mins: [0; 16], codes: [0; 256] }
@@ -144,7 +144,7 @@ fn affine<const N: usize>(
     (levels, units): (f32, f32),
     stretches: Trials,
     out: &mut [u8],
-    put: impl Fn(&Parts, &mut [u8]),
+    put: impl Fn(&Packed, &mut [u8]),
 ) {
     let t = tile::<N>(x);
     let w = error_weights(x, &t, importance);
@@ -206,7 +206,7 @@ fn affine<const N: usize>(
     let out_bytes = out.len() / n_blocks;
     for (block, (x, out)) in x.as_chunks::<256>().0.iter().zip(out.chunks_exact_mut(out_bytes)).enumerate() {
         let Units { d, dmin } = fitted[block];
-        let mut parts = Parts::new(d, dmin);
+        let mut parts = Packed::new(d, dmin);
         for (j, (x, codes)) in x.as_chunks::<N>().0.iter().zip(parts.codes.as_chunks_mut::<N>().0).enumerate() {
             let i = block * (256 / N) + j;
             (parts.scales[j], parts.mins[j]) = (byte(s[i]), byte(m[i]));
@@ -270,7 +270,7 @@ fn symmetric<G: Grid, const N: usize>(
     units: Linear,
     ends: (Trials, Trials),
     out: &mut [u8],
-    put: impl Fn(&Parts, &mut [u8]),
+    put: impl Fn(&Packed, &mut [u8]),
 ) {
     let t = tile::<N>(x);
     let w = match importance {
@@ -317,7 +317,7 @@ fn symmetric<G: Grid, const N: usize>(
     let out_bytes = out.len() / n_blocks;
     for (block, (x, out)) in x.as_chunks::<256>().0.iter().zip(out.chunks_exact_mut(out_bytes)).enumerate() {
         let d = fitted[block].d;
-        let mut parts = Parts::new(d, 0.0);
+        let mut parts = Packed::new(d, 0.0);
         for (j, (x, codes)) in x.as_chunks::<N>().0.iter().zip(parts.codes.as_chunks_mut::<N>().0).enumerate() {
             let s = s[block * (256 / N) + j];
             parts.scales[j] = byte(s);
@@ -348,7 +348,7 @@ fn refit_symmetric<G: Grid, const N: usize>(t: &Tile<N>, w: &Tile<N>, grid: G, s
 }
 
 #[inline(always)]
-fn put_q2_k(p: &Parts, out: &mut [u8]) {
+fn put_q2_k(p: &Packed, out: &mut [u8]) {
     for j in 0..16 {
         out[j] = p.scales[j] | p.mins[j] << 4;
     }
@@ -358,7 +358,7 @@ fn put_q2_k(p: &Parts, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put_q3_k(p: &Parts, out: &mut [u8]) {
+fn put_q3_k(p: &Packed, out: &mut [u8]) {
     bits256(&p.codes, 2, &mut out[..32]);
     pairs256(&p.codes, 0, &mut out[32..96]);
     scales_q3_k(&p.scales.map(|s| s.wrapping_add(32)), &mut out[96..108]);
@@ -366,7 +366,7 @@ fn put_q3_k(p: &Parts, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put_q4_k(p: &Parts, out: &mut [u8]) {
+fn put_q4_k(p: &Packed, out: &mut [u8]) {
     put_half(out, p.d);
     put_half(&mut out[2..], p.dmin);
     scales_and_mins(&p.scales, &p.mins, &mut out[4..16]);
@@ -374,7 +374,7 @@ fn put_q4_k(p: &Parts, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put_q5_k(p: &Parts, out: &mut [u8]) {
+fn put_q5_k(p: &Packed, out: &mut [u8]) {
     put_half(out, p.d);
     put_half(&mut out[2..], p.dmin);
     scales_and_mins(&p.scales, &p.mins, &mut out[4..16]);
@@ -383,7 +383,7 @@ fn put_q5_k(p: &Parts, out: &mut [u8]) {
 }
 
 #[inline(always)]
-fn put_q6_k(p: &Parts, out: &mut [u8]) {
+fn put_q6_k(p: &Packed, out: &mut [u8]) {
     nibbles_q6_k(&p.codes, &mut out[..128]);
     pairs256(&p.codes, 4, &mut out[128..192]);
     out[192..208].copy_from_slice(&p.scales);
@@ -393,7 +393,7 @@ fn put_q6_k(p: &Parts, out: &mut [u8]) {
 /// `d: f16[0..2]   upper pairs of scales: u16[2..4]   low nibbles: byte[4..8]   codes: 8 * 16 bytes`, 32 added to
 /// the scales.
 #[inline(always)]
-fn put_iq4_xs(p: &Parts, out: &mut [u8]) {
+fn put_iq4_xs(p: &Packed, out: &mut [u8]) {
     put_half(out, p.d);
     let scales = p.scales.map(|s| s.wrapping_add(32));
     let mut upper = 0u16;

@@ -29,25 +29,10 @@ pub const MAX_MAGNITUDE: f32 = 65504.0;
 
 /// Whether there is an encoder of this type.
 pub fn is_encodable(ty: TensorType) -> bool {
-    use TensorType::*;
-    matches!(
-        ty,
-        F32 | F16
-            | BF16
-            | Q4_0
-            | Q4_1
-            | Q5_0
-            | Q5_1
-            | Q8_0
-            | Q2_K
-            | Q3_K
-            | Q4_K
-            | Q5_K
-            | Q6_K
-            | IQ4_NL
-            | IQ4_XS
-            | MXFP4
-    )
+    match ty.format() {
+        Some(format) => format.is_encodable,
+        None => ty.is_supported(),
+    }
 }
 
 /// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the bytes of as many blocks.

@@ -17,7 +17,7 @@ use crate::server::Shared;
 use crate::stream::{self, Form};
 
 /// Alternatives of a token that can be asked for: OpenAI's limit.
-const MAX_TOP_LOGPROBS: u32 = 20;
+pub(super) const MAX_TOP_LOGPROBS: u32 = 20;
 
 pub(super) struct Chat;
 
@@ -27,7 +27,7 @@ impl Endpoint for Chat {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: ChatRequest = call.read()?;
         let sampling: Sampling = call.read()?;
-        let model = model_of(server, request.model.as_deref())?;
+        let model = model_of(server, &call.caller, request.model.as_deref())?;
         let n = count(request.n, 1)?;
         let logprobs = logprobs_of(&request)?;
         let form = form_of(&request, &sampling)?;
@@ -36,16 +36,17 @@ impl Endpoint for Chat {
         let wants_usage = wants_usage(request.stream_options.as_ref());
         let max_tokens = request.max_completion_tokens.or(request.max_tokens).map(|n| n as usize);
         let input = input_of(request, form.is_some())?;
-        let job = Job { model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
+        let caller = call.caller;
+        let job = Job { caller, model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
         let jobs = (0..n as u64).map(|i| Job { seed: seed.wrapping_add(i), ..job.clone() }).collect();
         let answers = stream::begin(&*server.backend, jobs).await?;
         let head = Head::new("chatcmpl-", model, wants_usage);
         if is_streamed {
             let chunks = Chunks { head, has_logprobs: logprobs.is_some() };
-            return Ok(Reply::Events(stream::events(answers, n, wants_usage, chunks)));
+            return Ok(Reply::Events(stream::events(answers, n, chunks)));
         }
         let answers = stream::whole(answers).await?;
-        let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, *end)), n);
+        let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
         let choices = answers.into_iter().enumerate().map(|(index, (piece, end))| ChatChoice {
             index,
             logprobs: logprobs.is_some().then(|| logprobs_form(&piece.tokens)),
@@ -133,7 +134,7 @@ fn message(piece: Piece) -> AssistantMessage {
     }
 }
 
-fn logprobs_form(tokens: &[Token]) -> ChatLogprobs {
+pub(super) fn logprobs_form(tokens: &[Token]) -> ChatLogprobs {
     let alternative = |other: &Alternative| TopLogprob {
         token: other.text.clone(),
         logprob: finite(other.logprob),
@@ -201,7 +202,8 @@ impl Form for Chunks {
         self.choice(ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason })
     }
 
-    fn usage(&mut self, used: Usage) -> String {
-        self.chunk(Vec::new(), Some(Some(usage(used))))
+    fn last(&mut self, used: Usage) -> String {
+        let usage = self.head.wants_usage.then(|| self.chunk(Vec::new(), Some(Some(usage(used)))));
+        usage.unwrap_or_default() + sse::DONE
     }
 }

@@ -27,7 +27,7 @@ impl Endpoint for Completions {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: CompletionRequest = call.read()?;
         let sampling: Sampling = call.read()?;
-        let model = model_of(server, request.model.as_deref())?;
+        let model = model_of(server, &call.caller, request.model.as_deref())?;
         let prompts = request.prompt.list;
         if prompts.is_empty() {
             return Err(ApiError::invalid("prompt", "`prompt` is an empty list: give at least one text"));
@@ -48,6 +48,7 @@ impl Endpoint for Completions {
         let echo = request.echo.unwrap_or(false);
         let jobs = prompts.into_iter().flat_map(|prompt| {
             let job = Job {
+                caller: call.caller.clone(),
                 model: model.id.clone(),
                 input: Input::Text { prompt, echo },
                 sampling: sampling.clone(),
@@ -63,11 +64,10 @@ impl Endpoint for Completions {
         let has_logprobs = request.logprobs.is_some();
         if request.stream.unwrap_or(false) {
             let offsets = vec![0; answers.len()];
-            let wants_usage = head.wants_usage;
-            return Ok(Reply::Events(stream::events(answers, n, wants_usage, Chunks { head, has_logprobs, offsets })));
+            return Ok(Reply::Events(stream::events(answers, n, Chunks { head, has_logprobs, offsets })));
         }
         let answers = stream::whole(answers).await?;
-        let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, *end)), n);
+        let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
         let choices = answers.into_iter().enumerate().map(|(index, (piece, end))| CompletionChoice {
             index,
             logprobs: has_logprobs.then(|| logprobs(&piece.tokens, &mut 0)),
@@ -140,7 +140,11 @@ impl Form for Chunks {
         self.chunk(CompletionChoice { index, text: String::new(), logprobs: None, finish_reason })
     }
 
-    fn usage(&mut self, used: Usage) -> String {
-        sse::data(&response(&self.head, Vec::new(), Some(Some(usage(used))))).unwrap_or_default()
+    fn last(&mut self, used: Usage) -> String {
+        let usage = self
+            .head
+            .wants_usage
+            .then(|| sse::data(&response(&self.head, Vec::new(), Some(Some(usage(used))))).unwrap_or_default());
+        usage.unwrap_or_default() + sse::DONE
     }
 }

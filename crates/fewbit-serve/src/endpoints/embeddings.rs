@@ -19,13 +19,13 @@ impl Endpoint for Embeddings {
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: EmbeddingRequest = call.read()?;
-        let model = model_of(server, request.model.as_deref())?;
+        let model = model_of(server, &call.caller, request.model.as_deref())?;
         let texts = request.input.list;
         if texts.is_empty() || texts.len() > MAX_TEXTS {
             let message = format!("`input` has {} texts: give at least 1, at most {MAX_TEXTS}", texts.len());
             return Err(ApiError::invalid("input", message));
         }
-        let embedded = server.backend.embed(&model.id, texts).await?;
+        let embedded = server.backend.embed(&call.caller, &model.id, texts).await?;
         let dim = embedded.vectors.first().map_or(0, Vec::len);
         if let Some(asked) = request.dimensions.filter(|&asked| asked as usize != dim) {
             let message =

@@ -3,6 +3,8 @@
 mod chat;
 mod completions;
 mod embeddings;
+mod messages;
+mod responses;
 mod small;
 
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use axum::http::StatusCode;
 use axum::routing::{get, post};
 use fewbit_api::common::Sampling;
 
-use crate::backend::{Form, ModelInfo};
+use crate::backend::{Caller, Form, ModelInfo};
 use crate::error::ApiError;
 use crate::line::line;
 use crate::server::Shared;
@@ -30,6 +32,15 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .route("/v1/chat/completions", post(line::<chat::Chat>).fallback(line::<small::WrongMethod>))
         .route("/v1/completions", post(line::<completions::Completions>).fallback(line::<small::WrongMethod>))
         .route("/v1/embeddings", post(line::<embeddings::Embeddings>).fallback(line::<small::WrongMethod>))
+        .route("/v1/messages", post(line::<messages::Messages>).fallback(line::<small::WrongMethod>))
+        .route("/v1/messages/count_tokens", post(line::<messages::CountTokens>).fallback(line::<small::WrongMethod>))
+        .route("/v1/responses", post(line::<responses::Responses>).fallback(line::<small::WrongMethod>))
+        .route(
+            "/v1/responses/{id}",
+            get(line::<responses::OneResponse>)
+                .delete(line::<responses::DeleteResponse>)
+                .fallback(line::<small::WrongMethod>),
+        )
         .route("/v1/models", get(line::<small::Models>).fallback(line::<small::WrongMethod>))
         .route("/v1/models/{*id}", get(line::<small::OneModel>).fallback(line::<small::WrongMethod>))
         .route("/tokenize", post(line::<small::Tokenize>).fallback(line::<small::WrongMethod>))
@@ -41,8 +52,8 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
 }
 
 /// The model that a request means.
-fn model_of(server: &Shared, name: Option<&str>) -> Result<ModelInfo, ApiError> {
-    let mut models = server.backend.models();
+fn model_of(server: &Shared, caller: &Caller, name: Option<&str>) -> Result<ModelInfo, ApiError> {
+    let mut models = server.backend.models(caller);
     let ids = || models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
     match name {
         None if models.len() == 1 => Ok(models.remove(0)),

@@ -29,8 +29,8 @@ impl Endpoint for Models {
     const PATH: &'static str = "/v1/models";
     const HAS_BODY: bool = false;
 
-    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
-        let data = server.backend.models().into_iter().map(object).collect();
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let data = server.backend.models(&call.caller).into_iter().map(object).collect();
         Reply::json(&ModelList { object: "list", data })
     }
 }
@@ -43,7 +43,7 @@ impl Endpoint for OneModel {
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let id = call.path.strip_prefix("/v1/models/").unwrap_or_default();
-        Reply::json(&object(model_of(server, Some(&decoded(id)))?))
+        Reply::json(&object(model_of(server, &call.caller, Some(&decoded(id)))?))
     }
 }
 
@@ -74,10 +74,10 @@ impl Endpoint for Tokenize {
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: TokenizeRequest = call.read()?;
-        let model = model_of(server, request.model.as_deref())?;
+        let model = model_of(server, &call.caller, request.model.as_deref())?;
         let add = request.add_special.unwrap_or(false);
         let parse = request.parse_special.unwrap_or(false);
-        let tokens = server.backend.tokenize(&model.id, &request.content, add, parse)?;
+        let tokens = server.backend.tokenize(&call.caller, &model.id, &request.content, add, parse)?;
         Reply::json(&TokenizeResponse { count: tokens.len(), tokens, max_model_len: model.context_length })
     }
 }
@@ -89,8 +89,8 @@ impl Endpoint for Detokenize {
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: DetokenizeRequest = call.read()?;
-        let model = model_of(server, request.model.as_deref())?;
-        let content = server.backend.detokenize(&model.id, &request.tokens)?;
+        let model = model_of(server, &call.caller, request.model.as_deref())?;
+        let content = server.backend.detokenize(&call.caller, &model.id, &request.tokens)?;
         Reply::json(&DetokenizeResponse { prompt: content.clone(), content })
     }
 }

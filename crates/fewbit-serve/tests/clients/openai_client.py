@@ -117,6 +117,45 @@ class Chat(unittest.TestCase):
         self.assertGreater(metric("fewbit_requests_cancelled_total"), before)
 
 
+class Responses(unittest.TestCase):
+    def test_answer_stream_and_chat_are_the_same(self):
+        options = dict(model=MODEL, instructions="Be brief.", input="Why is the sky blue?", max_output_tokens=24, temperature=0.8, extra_body={"seed": 7})
+        whole = client().responses.create(**options)
+        self.assertEqual((whole.status, whole.incomplete_details.reason), ("incomplete", "max_output_tokens"))
+        self.assertEqual(whole.usage.output_tokens, 24)
+        chat = client().chat.completions.create(model=MODEL, messages=SKY, max_completion_tokens=24, seed=7, temperature=0.8)
+        self.assertEqual(whole.output_text, chat.choices[0].message.content)
+        events = list(client().responses.create(stream=True, **options))
+        self.assertEqual([event.sequence_number for event in events], list(range(len(events))))
+        text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+        self.assertEqual((events[0].type, events[-1].type, text), ("response.created", "response.incomplete", whole.output_text))
+        self.assertEqual(events[-1].response.output_text, text)
+
+    def test_one_goes_on_from_another(self):
+        first = client().responses.create(model=MODEL, input="My name is Ada.", max_output_tokens=8)
+        second = client().responses.create(model=MODEL, input="What is it?", previous_response_id=first.id, max_output_tokens=8)
+        self.assertGreater(second.usage.input_tokens, first.usage.input_tokens)
+        self.assertEqual(client().responses.retrieve(first.id).output_text, first.output_text)
+        client().responses.delete(first.id)
+        with self.assertRaises(openai.BadRequestError) as caught:
+            client().responses.create(model=MODEL, input="So?", previous_response_id=first.id)
+        self.assertEqual(caught.exception.code, "previous_response_not_found")
+
+    def test_forms_and_tools(self):
+        class Fact(BaseModel):
+            city: str
+
+        answer = client().responses.parse(model=MODEL, input="Facts about Paris.", text_format=Fact, max_output_tokens=200, temperature=0)
+        if answer.status == "completed":
+            self.assertIsInstance(answer.output_parsed, Fact)
+        tool = {"type": "function", "strict": True, **WEATHER["function"]}
+        options = dict(model=MODEL, input="What is the weather in Paris?", tools=[tool], tool_choice="required", extra_body={"seed": 2})
+        call = client().responses.create(**options).output[0]
+        self.assertIn(json.loads(call.arguments)["city"], ["Paris", "Rome"])
+        with client().responses.stream(**options) as stream:
+            self.assertEqual(stream.get_final_response().output[0].arguments, call.arguments)
+
+
 class Others(unittest.TestCase):
     def test_completions(self):
         create = client().completions.create

@@ -35,6 +35,18 @@ impl Answer {
         lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
+    /// The data of its events that have a name, which must be their type.
+    #[track_caller]
+    pub(crate) fn named_events(&self) -> Vec<Value> {
+        let event = |text: &str| {
+            let (name, data) = text.split_once('\n')?;
+            let value: Value = serde_json::from_str(data.strip_prefix("data: ")?).ok()?;
+            assert_eq!(name.strip_prefix("event: "), value["type"].as_str());
+            Some(value)
+        };
+        self.body.split("\n\n").filter(|text| !text.is_empty()).map(|text| event(text).expect(text)).collect()
+    }
+
     /// The data of its events: JSON, and `[DONE]` as a text.
     pub(crate) fn events(&self) -> Vec<Value> {
         let data = self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));

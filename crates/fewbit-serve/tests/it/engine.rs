@@ -195,8 +195,7 @@ fn a_call_that_must_be_is() {
     let named = json!({ "type": "function", "function": { "name": "dress" } });
     for (choice, names) in [(json!("required"), &["paint", "dress"][..]), (named, &["dress"])] {
         for seed in 0..3 {
-            let mut body =
-                json!({ "messages": messages, "tools": tools, "tool_choice": choice, "seed": seed, "max_tokens": 200 });
+            let mut body = json!({ "messages": messages, "tools": tools, "tool_choice": choice, "parallel_tool_calls": false, "seed": seed, "max_tokens": 200 });
             let answer = post(&server.address, CHAT, &body);
             assert_eq!(answer.status, 200, "{}", answer.body);
             let whole = answer.json()["choices"][0].clone();

@@ -5,23 +5,10 @@ use serde_json::{Value, json};
 
 use crate::Running;
 use crate::client::{get, post, request, send};
+use crate::support::endpoints;
 
 const KEY: &str = "a-key-of-the-tests-0001";
-
-/// Every endpoint, with a request that it answers.
-fn endpoints() -> Vec<(&'static str, &'static str, Value)> {
-    let hi = json!([{ "role": "user", "content": "Hi" }]);
-    vec![
-        ("POST", "/v1/chat/completions", json!({ "messages": hi })),
-        ("POST", "/v1/completions", json!({ "prompt": "Hi" })),
-        ("POST", "/v1/embeddings", json!({ "input": "Hi" })),
-        ("POST", "/tokenize", json!({ "content": "Hi" })),
-        ("POST", "/detokenize", json!({ "tokens": [72, 105] })),
-        ("GET", "/v1/models", Value::Null),
-        ("GET", "/v1/models/scripted", Value::Null),
-        ("GET", "/metrics", Value::Null),
-    ]
-}
+const OTHER: &str = "a-key-of-the-tests-0002";
 
 fn script() -> Script {
     Script::words("Well, hello.")
@@ -30,7 +17,7 @@ fn script() -> Script {
 #[test]
 fn every_endpoint_asks_for_a_key() {
     let backend = ScriptedBackend::new([script(), script(), script(), script()]);
-    let server = Running::start(backend.clone(), |server| server.keys(Keys::new([KEY]).unwrap()));
+    let server = Running::start(backend.clone(), |server| server.keys(Keys::new([KEY, OTHER]).unwrap()));
     let ask = |method: &str, path: &str, body: &Value, headers: &[(&str, &str)]| {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         send(&server.address, &request(method, path, headers, &body)).answer()
@@ -38,19 +25,30 @@ fn every_endpoint_asks_for_a_key() {
     let (bearer, lower) = (format!("Bearer {KEY}"), format!("bearer  {KEY} "));
     for (method, path, body) in endpoints() {
         let refused = ask(method, path, &body, &[]);
-        assert_eq!(refused.error(401), ("authentication_error".into(), None, Some("missing_api_key".into())), "{path}");
+        let code = (!path.starts_with("/v1/messages")).then(|| "missing_api_key".to_owned());
+        assert_eq!(refused.error(401), ("authentication_error".into(), None, code), "{path}");
         assert_eq!(refused.header("www-authenticate"), Some("Bearer"));
         for wrong in [("Authorization", "Bearer wrong"), ("x-api-key", "wrong"), ("Authorization", KEY)] {
             assert_eq!(ask(method, path, &body, &[wrong]).status, 401, "{path} {wrong:?}");
         }
         assert!(backend.jobs().is_empty() || path != "/v1/chat/completions");
         for right in [("Authorization", &bearer[..]), ("x-api-key", KEY), ("Authorization", &lower[..])] {
-            let needs_script = path.ends_with("completions");
+            let needs_script = ["/v1/messages", "/v1/responses"].contains(&path) || path.ends_with("completions");
             if needs_script {
                 backend.push(script());
             }
             assert_eq!(ask(method, path, &body, &[right]).status, 200, "{path} {right:?}");
         }
+    }
+    // Answers that are kept are asked for by a key as well, and by the one that they were given to.
+    backend.push(script());
+    let own = [("x-api-key", KEY)];
+    let answer = ask("POST", "/v1/responses", &json!({ "input": "Hi" }), &own).json();
+    let path = format!("/v1/responses/{}", answer["id"].as_str().unwrap());
+    for method in ["GET", "DELETE"] {
+        assert_eq!(ask(method, &path, &Value::Null, &[]).status, 401);
+        assert_eq!(ask(method, &path, &Value::Null, &[("x-api-key", OTHER)]).status, 404);
+        assert_eq!(ask(method, &path, &Value::Null, &own).status, 200);
     }
     // Whoever has no key does not learn what there is.
     assert_eq!(ask("GET", "/v1/none", &Value::Null, &[]).status, 401);
@@ -103,6 +101,15 @@ fn what_is_wrong_with_a_request_is_named() {
         (("/v1/chat/completions", json!({ "messages": hi, "regex": "a", "response_format": object })), "regex"),
         (("/v1/chat/completions", json!({ "messages": hi, "regex": "a", "grammar": "root ::= \"a\"" })), "grammar"),
         (("/v1/chat/completions", json!({ "messages": hi, "tools": [{}], "response_format": object })), "tools"),
+        (("/v1/responses", json!({ "input": [] })), "input"),
+        (("/v1/responses", json!({ "input": [{ "type": "x" }] })), "input"),
+        (("/v1/responses", json!({ "input": "a", "previous_response_id": "none" })), "previous_response_id"),
+        (("/v1/responses", json!({ "input": "a", "tools": [{ "type": "web_search" }] })), "tools[0].type"),
+        (("/v1/responses", json!({ "input": "a", "background": true })), "background"),
+        (("/v1/responses", json!({ "input": "a", "conversation": "c" })), "conversation"),
+        (("/v1/responses", json!({ "input": "a", "text": { "format": { "type": "xml" } } })), "text.format.type"),
+        (("/v1/responses", json!({ "input": "a", "regex": "a", "text": { "format": object } })), "regex"),
+        (("/v1/responses", json!({ "input": "a", "top_logprobs": 21 })), "top_logprobs"),
         (completion("prompt", Value::Null), "prompt"),
         (completion("prompt", json!([])), "prompt"),
         (completion("prompt", json!([["x"]])), "prompt"),

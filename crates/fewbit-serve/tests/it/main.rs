@@ -5,14 +5,16 @@ mod ending;
 mod engine;
 mod line;
 mod logs;
+mod messages;
+mod responses;
 mod streams;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::sync::OnceLock;
-use std::thread::{self, JoinHandle};
 
 use fewbit::{Model, ModelBuilder};
-use fewbit_serve::{Backend, Server};
-use tokio::sync::oneshot;
+use support::Running;
 
 /// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
@@ -29,43 +31,4 @@ fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
 fn stories() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| load(|builder| builder))
-}
-
-/// A server in a thread of its own.
-struct Running {
-    address: String,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<bool>>,
-}
-
-impl Running {
-    fn start(backend: impl Backend, configure: impl FnOnce(Server) -> Server) -> Self {
-        let (stop, stopped) = oneshot::channel();
-        let (tell, address) = std::sync::mpsc::channel();
-        let server = configure(Server::new(backend));
-        let thread = thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            runtime.block_on(async {
-                let bound = server.bind("127.0.0.1:0").await.unwrap();
-                tell.send(bound.local_addr().to_string()).unwrap();
-                bound.run(async { drop(stopped.await) }).await
-            })
-        });
-        Self { address: address.recv().unwrap(), stop: Some(stop), thread: Some(thread) }
-    }
-
-    fn with(backend: impl Backend) -> Self {
-        Self::start(backend, |server| server)
-    }
-
-    /// Begins to stop.
-    fn stop(&mut self) {
-        drop(self.stop.take());
-    }
-
-    /// Whether all was answered in time.
-    fn join(mut self) -> bool {
-        self.stop();
-        self.thread.take().unwrap().join().unwrap()
-    }
 }

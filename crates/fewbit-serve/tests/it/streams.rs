@@ -115,7 +115,10 @@ fn calls_and_reasoning_come_in_parts() {
 #[test]
 fn a_call_that_is_none_does_not_pass_for_one() {
     let void = |is_cut| {
-        let piece = Piece { void: vec![VoidCall { index: 0, is_cut }], text: "f(".to_owned(), ..Piece::default() };
+        // With a last part of the call, which is none of it either.
+        let calls = call(0, None, None, "{").calls;
+        let void = vec![VoidCall { index: 0, is_cut }];
+        let piece = Piece { void, calls, text: "f(".to_owned(), ..Piece::default() };
         let finish = if is_cut { Finish::Length } else { Finish::Stop };
         Script::new().piece(call(0, Some("a"), Some("f"), "")).piece(piece).end(finish)
     };

@@ -38,10 +38,13 @@ impl Configs {
         }
         let mut ends = Vec::new();
         for (file, bytes) in [(GENERATION_CONFIG, &files.generation_config), (CONFIG, &files.config)] {
-            match config::<EndsJson>(file, bytes.as_ref())?.eos_token_id {
-                Some(Ids::One(id)) => ends.extend(u32::try_from(id)),
-                Some(Ids::Many(ids)) => ends.extend(ids.into_iter().filter_map(|id| u32::try_from(id).ok())),
-                None => {}
+            let whole = config::<EndsJson>(file, bytes.as_ref())?;
+            let text = whole.text_config.and_then(|text| text.eos_token_id);
+            for ids in [whole.eos_token_id, text].into_iter().flatten() {
+                match ids {
+                    Ids::One(id) => ends.extend(u32::try_from(id)),
+                    Ids::Many(ids) => ends.extend(ids.into_iter().filter_map(|id| u32::try_from(id).ok())),
+                }
             }
         }
         Ok(Self {

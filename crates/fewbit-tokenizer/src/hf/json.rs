@@ -234,6 +234,9 @@ pub(super) struct NamedTemplate {
 pub(super) struct EndsJson {
     #[serde(default)]
     pub(super) eos_token_id: Option<Ids>,
+    /// The text part of a vision model.
+    #[serde(default)]
+    pub(super) text_config: Option<Box<EndsJson>>,
 }
 
 /// One id or several; negative ones stand for none.

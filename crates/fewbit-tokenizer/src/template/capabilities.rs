@@ -53,7 +53,7 @@ pub struct TemplateCapabilities {
     pub parallel_calls: bool,
     /// What came of a call comes out, in a message with role `tool`.
     pub tool_results: bool,
-    /// A system message comes out.
+    /// A system message comes out. True also of a template that refuses a plain question, of which nothing is known.
     pub system: bool,
     /// The field of an answer's reasoning that comes out while the answer is still being worked out: after a call,
     /// when its result is the last message.
@@ -113,11 +113,11 @@ impl ChatTemplate {
         self.capabilities.get_or_init(|| probe(self))
     }
 
-    /// The messages in the form that this template can render: arguments of calls as object or as text, and `content`
-    /// of messages with calls and no text, as [`capabilities`](Self::capabilities) says. Messages without calls stay
-    /// as they are, and so does all else.
+    /// The messages in the form that this template can render, as [`capabilities`](Self::capabilities) says: arguments
+    /// of calls as object or as text, `content` of messages with calls and no text, reasoning in the field where the
+    /// template looks for it. All else stays as it is.
     pub fn fitted<'m>(&self, messages: &'m [Message]) -> Cow<'m, [Message]> {
-        if messages.iter().all(|message| calls_of(message).is_none()) {
+        if messages.iter().all(|message| calls_of(message).is_none() && reasoning_of(message).is_none()) {
             return Cow::Borrowed(messages);
         }
         let wanted = self.capabilities();
@@ -129,11 +129,22 @@ fn calls_of(message: &Message) -> Option<&Vec<Value>> {
     message.fields.get("tool_calls").and_then(Value::as_array).filter(|calls| !calls.is_empty())
 }
 
+/// The field in which a message has its reasoning.
+fn reasoning_of(message: &Message) -> Option<&'static str> {
+    REASONING.into_iter().find(|field| message.fields.get(*field).is_some_and(Value::is_string))
+}
+
 fn fitted(message: &Message, wanted: &TemplateCapabilities) -> Message {
-    if calls_of(message).is_none() {
-        return message.clone();
-    }
     let mut message = message.clone();
+    if let (Some(wanted), Some(found)) = (wanted.reasoning, reasoning_of(&message))
+        && !message.fields.contains_key(wanted)
+        && let Some(text) = message.fields.shift_remove(found)
+    {
+        message = message.with_field(wanted, text);
+    }
+    if calls_of(&message).is_none() {
+        return message;
+    }
     let is_silent = match message.fields.get("content") {
         None => message.content.is_empty(),
         Some(content) => content.is_null() || content.as_str() == Some(""),
@@ -283,7 +294,9 @@ fn forms_found(trial: &Trial<'_>) -> TemplateCapabilities {
         trial.render(messages, tools).is_some_and(|text| text.contains(word))
     };
     let mut found = TemplateCapabilities {
-        system: shows(&system, None, SYSTEM) || shows(&system, Some(tools(1)), SYSTEM),
+        system: shows(&system, None, SYSTEM)
+            || shows(&system, Some(tools(1)), SYSTEM)
+            || !shows(question, None, QUESTION),
         tools: shows(question, Some(tools(1)), TOOLS[0]) || shows(&system, Some(tools(1)), TOOLS[0]),
         ..TemplateCapabilities::default()
     };

@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 
 use super::Clock;
 use super::guard::is_noncharacter;
+use super::python;
 
 /// The variable that carries the time of a [`Clock::Fixed`] to `strftime_now`.
 pub(super) const CLOCK: &str = "__clock";
@@ -49,6 +50,12 @@ pub(super) fn build() -> Environment<'static> {
     for name in ["length", "count"] {
         env.add_filter(name, length);
     }
+    env.add_filter("int", python::int);
+    env.add_filter("float", python::float);
+    env.add_function("dict", python::dict);
+    env.add_function("__items", python::items);
+    env.add_function("joiner", minijinja_contrib::globals::joiner);
+    env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
     // Not Jinja's: for the templates of this crate.
@@ -57,13 +64,13 @@ pub(super) fn build() -> Environment<'static> {
         check_format(format)?;
         minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, &args)
     });
-    // As Python has it: strings and mappings are sequences, `none` is neither.
+    // As Python has it: strings, mappings and what is not there are sequences, `none` is neither.
     env.add_test("iterable", |value: &Value| {
         use ValueKind::{Bool, Bytes, Invalid, None, Number, Plain};
         !matches!(value.kind(), None | Bool | Number | Plain | Bytes | Invalid)
     });
     env.add_test("sequence", |value: &Value| {
-        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map)
+        matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
     });
     // Both make lists of any length from one number.
     env.remove_filter("batch");
@@ -106,37 +113,11 @@ fn parsed(value: &Value) -> Value {
 
 /// Python's methods, as far as templates use them.
 fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    if let Some(text) = value.as_str() {
-        match name {
-            "format" => check_format(text)?,
-            "removeprefix" => {
-                let (prefix,): (&str,) = from_args(args)?;
-                return Ok(text.strip_prefix(prefix).unwrap_or(text).into());
-            }
-            "removesuffix" => {
-                let (suffix,): (&str,) = from_args(args)?;
-                return Ok(text.strip_suffix(suffix).unwrap_or(text).into());
-            }
-            "partition" | "rpartition" => {
-                let (separator,): (&str,) = from_args(args)?;
-                let forward = name == "partition";
-                let parts = if forward { text.split_once(separator) } else { text.rsplit_once(separator) };
-                let parts = match parts {
-                    Some((before, after)) => vec![before, separator, after],
-                    None if forward => vec![text, "", ""],
-                    None => vec!["", "", text],
-                };
-                return Ok(parts.into_iter().map(Value::from).collect());
-            }
-            "rsplit" => {
-                let (separator, limit): (&str, Option<usize>) = from_args(args)?;
-                let limit = limit.map_or(usize::MAX, |n| n.saturating_add(1));
-                let mut parts: Vec<&str> = text.rsplitn(limit, separator).collect();
-                parts.reverse();
-                return Ok(parts.into_iter().map(Value::from).collect());
-            }
-            _ => {}
-        }
+    if let Some(text) = value.as_str().filter(|_| name == "format") {
+        check_format(text)?;
+    }
+    if let Some(result) = python::method(value, name, args) {
+        return result;
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }

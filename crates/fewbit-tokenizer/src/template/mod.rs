@@ -15,6 +15,7 @@ mod capabilities;
 mod environment;
 mod guard;
 mod message;
+mod python;
 mod watched;
 
 use std::io;
@@ -216,7 +217,7 @@ impl ChatTemplate {
         }
         let environment = on_large_stack(|| {
             let mut environment = environment::build();
-            let engines = environment::without_generation_tags(source);
+            let engines = python::with_items(&environment::without_generation_tags(source));
             environment.add_template_owned(NAME, engines).map(|()| environment)
         })
         .map_err(|detail| TemplateError::Syntax { line: 0, detail })?

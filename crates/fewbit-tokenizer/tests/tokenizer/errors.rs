@@ -1,6 +1,6 @@
 //! Vocabularies that must be refused: one test per error.
 
-use fewbit_format::Metadata;
+use fewbit_format::{Metadata, Value};
 use fewbit_tokenizer::{TokenKind, Tokenizer, TokenizerError, Vocabulary};
 
 use crate::support::byte_level;
@@ -81,13 +81,28 @@ fn unknown_token_type() {
 fn every_key_adds_ends_of_generation() {
     let mut metadata = Metadata::default();
     metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.pre", "gpt-2");
     metadata.set("tokenizer.ggml.tokens", ["a", "b", "c", "d", "e"].map(str::to_owned).to_vec());
-    metadata.set("tokenizer.ggml.eot_token_id", 1u32);
-    metadata.set("tokenizer.ggml.eos_token_ids", vec![2i32, -1, 4]);
-    let ends = |metadata: &Metadata| Vocabulary::from_gguf(metadata).expect("valid").end_of_generation;
-    assert_eq!(ends(&metadata), [1, 2, 4]);
-    metadata.set("tokenizer.ggml.eos_token_ids", vec![3u32]);
-    assert_eq!(ends(&metadata), [1, 3]);
+    let key = |name: &str| format!("tokenizer.ggml.{name}");
+    let ends = |keys: &[(&str, Value)]| {
+        let mut metadata = metadata.clone();
+        keys.iter().for_each(|(name, value)| metadata.set(key(name), value.clone()));
+        Tokenizer::from_gguf(&metadata).expect("valid").end_of_generation().collect::<Vec<_>>()
+    };
+    let (eos, eot, eom, more) = ("eos_token_id", "eot_token_id", "eom_token_id", "eos_token_ids");
+    assert_eq!(ends(&[]), [0u32; 0]);
+    assert_eq!(ends(&[(eos, 0u32.into())]), [0]);
+    assert_eq!(ends(&[(eot, 1u32.into())]), [1]);
+    assert_eq!(ends(&[(eom, 2u32.into())]), [2]);
+    assert_eq!(ends(&[(eos, 0u32.into()), (eot, 1u32.into()), (eom, 2u32.into())]), [0, 1, 2]);
+    assert_eq!(ends(&[(more, vec![3u32, 4].into())]), [3, 4]);
+    // Negative ones, and those outside of the vocabulary, stand for none.
+    assert_eq!(ends(&[(more, vec![2i32, -1, 4].into())]), [2, 4]);
+    assert_eq!(ends(&[(more, vec![2u32, 99].into()), (eot, (-1i32).into()), (eom, u32::MAX.into())]), [2]);
+    assert_eq!(ends(&[(eos, 1u32.into()), (more, vec![1u32, 1, 3].into())]), [1, 3]);
+    // The name is for people, and of any kind.
+    metadata.set("general.name", 7u32);
+    assert!(Tokenizer::from_gguf(&metadata).is_ok());
 }
 
 #[test]

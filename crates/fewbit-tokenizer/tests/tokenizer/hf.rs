@@ -124,6 +124,55 @@ fn the_files_beside_it_have_their_say() {
     assert_eq!((tokenizer.eos(), tokenizer.unknown()), (Some(8), Some(0)));
 }
 
+/// Ids 8 and 10 are `<end>` and one that a configuration adds; the others end nothing of themselves.
+#[test]
+fn every_file_that_names_ends_of_generation_adds_its_own() {
+    let id = |name: &str, value: Value| (name.to_owned(), value);
+    let whole = |value: Value| json!({ "eos_token_id": value });
+    let text = |value: Value| json!({ "text_config": { "eos_token_id": value } });
+    let both = json!({ "eos_token_id": 2, "text_config": { "eos_token_id": [3, 4] } });
+    for (files, expected) in [
+        (vec![], vec![]),
+        (vec![id("config", whole(json!(2)))], vec![2]),
+        (vec![id("config", whole(json!([2, 3])))], vec![2, 3]),
+        (vec![id("config", text(json!(4)))], vec![4]),
+        (vec![id("config", text(json!([4, 5])))], vec![4, 5]),
+        (vec![id("config", both.clone())], vec![2, 3, 4]),
+        (vec![id("generation", whole(json!(2)))], vec![2]),
+        (vec![id("generation", whole(json!([2, 3])))], vec![2, 3]),
+        (vec![id("tokenizer", json!({ "eos_token": "<end>" }))], vec![8]),
+        (vec![id("tokenizer", json!({ "eos_token": { "content": "<end>" } }))], vec![8]),
+        (vec![id("special", json!({ "eos_token": "<end>" }))], vec![8]),
+        (
+            vec![
+                id("config", both.clone()),
+                id("generation", whole(json!([1, 5]))),
+                id("tokenizer", json!({ "eos_token": "<end>" })),
+            ],
+            vec![1, 2, 3, 4, 5, 8],
+        ),
+        // What is none: negative, null, beyond the vocabulary.
+        (vec![id("config", whole(json!(-1))), id("generation", whole(json!([-1, 6, 4_000_000_000u32])))], vec![6]),
+        (vec![id("config", json!({ "eos_token_id": null, "text_config": null }))], vec![]),
+    ] {
+        let mut json = byte_level();
+        // No token that is an end by its own name.
+        json["post_processor"] = Value::Null;
+        let mut all = self::files(&json);
+        for (name, value) in &files {
+            let place = match name.as_str() {
+                "config" => &mut all.config,
+                "generation" => &mut all.generation_config,
+                "tokenizer" => &mut all.tokenizer_config,
+                _ => &mut all.special_tokens_map,
+            };
+            *place = Some(value.to_string().into_bytes());
+        }
+        let tokenizer = Tokenizer::from_hf(&all).expect("supported");
+        assert_eq!(tokenizer.end_of_generation().collect::<Vec<_>>(), expected, "{files:?}");
+    }
+}
+
 #[test]
 fn metaspace_puts_its_space_where_its_scheme_says() {
     for (scheme, plain, after) in [("first", [260, 260], 258), ("always", [260, 260], 260), ("never", [258, 260], 258)]

@@ -206,3 +206,35 @@ fn generation_tags_do_nothing() {
         let _ = render(source);
     }
 }
+
+/// What short templates render in Jinja2 (`tests/data/templates/constructs.py`), but for the differences that are known.
+#[test]
+fn what_python_renders_is_rendered_but_for_known_differences() {
+    let sources: Vec<String> = serde_json::from_str(include_str!("../data/templates/constructs.json")).expect("valid");
+    let expected: Vec<Option<String>> =
+        serde_json::from_str(include_str!("../data/templates/constructs_expected.json")).expect("valid");
+    let mut differences: Map<String, Value> =
+        serde_json::from_str(include_str!("../data/templates/constructs_differences.json")).expect("valid");
+    assert!(sources.len() > 200 && sources.len() == expected.len());
+    let tokenizer = tokenizer();
+    let messages = [Message::user("axb"), Message::assistant("ok")];
+    let input = TemplateInput { clock: Clock::Fixed { unix_s: 1_741_064_767 }, ..TemplateInput::new(&messages) };
+    let mut wrong = Vec::new();
+    for (source, expected) in sources.into_iter().zip(expected) {
+        let found = ChatTemplate::new(&source, &tokenizer).and_then(|template| template.render(&input));
+        let found = found.ok().map(|prompt| prompt.text());
+        let wanted = match differences.shift_remove(&source) {
+            Some(here) => {
+                let here = here.as_str().map(str::to_owned);
+                assert_ne!(here, expected, "no difference: {source}");
+                here
+            }
+            None => expected,
+        };
+        if found != wanted {
+            wrong.push(format!("{source}\n  found    {found:?}\n  expected {wanted:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(differences.is_empty(), "of no template: {differences:?}");
+}

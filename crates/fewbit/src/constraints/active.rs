@@ -4,22 +4,15 @@ use llguidance::Matcher;
 use llguidance::api::StopReason;
 
 use super::ConstraintError;
-use super::digits::Digits;
 
 /// A compiled constraint, and how far its text has come.
 pub(crate) struct Active {
     matcher: Matcher,
-    /// Of JSON: what the grammar cannot say.
-    digits: Option<Digits>,
 }
 
 impl Active {
     /// `kind` is what the constraint is called in errors.
-    pub(super) fn new(
-        mut matcher: Matcher,
-        digits: Option<Digits>,
-        kind: &'static str,
-    ) -> Result<Self, ConstraintError> {
+    pub(super) fn new(mut matcher: Matcher, kind: &'static str) -> Result<Self, ConstraintError> {
         if let Some(error) = matcher.get_error() {
             return Err(super::invalid(kind, &error));
         }
@@ -33,7 +26,7 @@ impl Active {
                 _ => ConstraintError::Unsatisfiable { kind, reason },
             }
         })?;
-        Ok(Self { matcher, digits })
+        Ok(Self { matcher })
     }
 
     /// Makes impossible, in `logits` `[n_vocab]`, what cannot come next.
@@ -58,9 +51,6 @@ impl Active {
         if let Some(beyond) = logits.get_mut(n_vocab..) {
             beyond.fill(f32::NEG_INFINITY);
         }
-        if let Some(digits) = &mut self.digits {
-            digits.restrict(logits);
-        }
         Ok(())
     }
 
@@ -73,9 +63,6 @@ impl Active {
     /// Takes the token that came. Whether the text is complete with it, and nothing can follow.
     pub(crate) fn accept(&mut self, token: u32) -> Result<bool, ConstraintError> {
         self.matcher.consume_token(token).map_err(too_complex)?;
-        if let Some(digits) = &mut self.digits {
-            digits.accept(token);
-        }
         Ok(self.matcher.is_stopped())
     }
 }

@@ -5,8 +5,6 @@
 //! several (by `allOf`, or `properties` beside alternatives), no part may forbid what another has: such a schema is
 //! left as it is.
 
-use std::convert::Infallible;
-
 use serde_json::{Map, Value};
 
 /// What puts a schema together with the one that it is in.
@@ -32,10 +30,20 @@ pub(super) fn close(schema: &mut Value) {
 
 /// Runs `f` with every schema in this one, and with it.
 fn each(schema: &mut Value, f: &mut impl FnMut(&mut Map<String, Value>)) {
-    let Ok(()) = super::walk::each::<Infallible>(schema, &mut |_, fields| {
-        f(fields);
-        Ok(())
-    });
+    let Value::Object(fields) = schema else { return };
+    f(fields);
+    for (name, value) in fields.iter_mut() {
+        match (name.as_str(), value) {
+            ("$defs" | "definitions" | "properties" | "patternProperties", Value::Object(named)) => {
+                named.values_mut().for_each(|schema| each(schema, f));
+            }
+            ("allOf" | "anyOf" | "oneOf" | "prefixItems", Value::Array(schemas)) => {
+                schemas.iter_mut().for_each(|schema| each(schema, f));
+            }
+            ("additionalProperties" | "items", schema) => each(schema, f),
+            _ => {}
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,18 +10,19 @@
 
 mod active;
 mod closed;
-mod digits;
 mod gbnf;
-mod keywords;
-mod numbers;
-mod unions;
+mod schema;
+mod serial;
 mod vocabulary;
-mod walk;
 
-use serde_json::{Map, Value, json};
+use std::sync::Arc;
+
+use serde_json::{Value, json};
 
 pub(crate) use active::Active;
 pub(crate) use vocabulary::Compiler;
+
+use schema::Json;
 
 /// The longest grammar or schema that is compiled.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -43,34 +44,46 @@ const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 /// assert!(["yes", "no"].contains(&answer.text.as_str()));
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
 pub struct Constraint(pub(crate) Grammar);
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Grammar {
-    Json { schema: Value, compact: bool, any_of_one: bool },
+    /// A schema, or why it is none.
+    Json {
+        #[serde(with = "serial")]
+        schema: Result<Arc<Json>, ConstraintError>,
+        compact: bool,
+        any_of_one: bool,
+    },
     Regex(String),
     Lark(String),
     Choice(Vec<String>),
 }
 
 impl Constraint {
-    /// JSON that a schema describes. What of JSON Schema is not supported is refused, not ignored; what constrains
-    /// nothing (annotations, a `format` that is not enforced) is accepted.
+    /// JSON that a schema describes (draft 2020-12, and what earlier drafts wrote otherwise).
     ///
-    /// Properties come in the order of the schema. Numbers that it leaves unbounded stay within what readers hold:
-    /// integers within the range of their `format`, else of 53 bits, other numbers within 15 digits before the point.
-    /// Every number ends: after 20 digits before the point, 17 after it and 2 in the exponent, or as many as the longest
-    /// number in the schema. Constants beyond 53 bits are exact, or refused with their place.
+    /// What is generated satisfies the schema. What cannot be enforced is an error that names the keyword and its place;
+    /// what constrains nothing (annotations, a `format` that is not enforced, unknown keywords) is accepted. Not all that
+    /// satisfies a schema is generated: properties come in the order of the schema, and every number ends. Integers that
+    /// the schema leaves unbounded stay within the range of their `format`, else within 53 bits; other numbers have up to
+    /// 15 digits before the point, 17 after it and 2 in the exponent. Numbers in the schema may be of any size; those
+    /// beyond 64 bits need [`json_schema_str`](Self::json_schema_str), because a [`Value`] does not hold them.
     pub fn json_schema(schema: impl Into<Value>) -> Self {
-        Self(Grammar::Json { schema: schema.into(), compact: false, any_of_one: false })
+        let schema = schema.into();
+        Self::of_schema(check_schema(&schema).map(|()| Json::from(&schema)), false)
+    }
+
+    fn of_schema(schema: Result<Json, ConstraintError>, any_of_one: bool) -> Self {
+        Self(Grammar::Json { schema: schema.map(Arc::new), compact: false, any_of_one })
     }
 
     /// The same, from the text of the schema.
     pub fn json_schema_str(schema: &str) -> Result<Self, ConstraintError> {
-        check_size("JSON schema", schema)?;
-        let schema: Value = serde_json::from_str(schema).map_err(|error| invalid("JSON schema", &error))?;
-        Ok(Self::json_schema(schema))
+        read_schema(schema).map(|schema| Self::of_schema(Ok(schema), false))
     }
 
     /// Any JSON object.
@@ -81,9 +94,13 @@ impl Constraint {
     /// JSON that can be read as a `T`. Objects have the fields of their types and no others, unless a type is put
     /// together with `#[serde(flatten)]` or tagged inside: then others may come, which reading skips.
     pub fn for_type<T: schemars::JsonSchema + ?Sized>() -> Self {
-        let schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>().to_value();
+        let mut schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>().to_value();
+        let checked = check_schema(&schema).map(|()| {
+            closed::close(&mut schema);
+            Json::from(&schema)
+        });
         // The alternatives of an enum: `serde` tells them apart, and accepts the first that fits.
-        Self(Grammar::Json { schema, compact: false, any_of_one: true })
+        Self::of_schema(checked, true)
     }
 
     /// Text that a regular expression matches as a whole, in the syntax of the crate `regex`.
@@ -128,7 +145,7 @@ impl Constraint {
     /// Checks what the compiler below would not survive.
     fn check(&self) -> Result<(), ConstraintError> {
         match &self.0 {
-            Grammar::Json { schema, .. } => check_schema(schema),
+            Grammar::Json { schema, .. } => schema.as_ref().map(|_| ()).map_err(Clone::clone),
             Grammar::Regex(text) => check_size("regular expression", text),
             Grammar::Lark(text) => check_size("grammar", text),
             Grammar::Choice(texts) if texts.is_empty() => Err(ConstraintError::NoChoice),
@@ -137,16 +154,9 @@ impl Constraint {
     }
 }
 
-/// Adds alternatives to a schema that may have some.
-fn add_any_of(fields: &mut Map<String, Value>, parts: Value) {
-    if !fields.contains_key("anyOf") {
-        fields.insert("anyOf".into(), parts);
-        return;
-    }
-    // What is no list is not valid, and refused as such by the compiler.
-    if let Value::Array(all) = fields.entry("allOf").or_insert_with(|| json!([])) {
-        all.push(json!({ "anyOf": parts }));
-    }
+fn read_schema(text: &str) -> Result<Json, ConstraintError> {
+    check_size("JSON schema", text)?;
+    Json::read(text)
 }
 
 fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
@@ -154,6 +164,14 @@ fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
         return Err(ConstraintError::TooLarge { kind, reason: format!("it has {} bytes", text.len()) });
     }
     Ok(())
+}
+
+/// A rule's body in Lark, of JSON that a schema describes.
+pub(crate) fn embedded(schema: &Value) -> Result<String, ConstraintError> {
+    check_schema(schema)?;
+    // A space where models write one, and no more: white space could go on for long.
+    let grammar = schema::grammar(&Json::from(schema), true, false)?.replacen('\n', "\n%ignore /\\x20/\n", 1);
+    Ok(format!("%lark {{\n{grammar}}}"))
 }
 
 /// Bounds the depth and the number of the parts of a schema, without recursion.

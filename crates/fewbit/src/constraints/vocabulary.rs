@@ -1,6 +1,5 @@
 //! A model's vocabulary as the constraint engine wants it, and compiling constraints for it.
 
-use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 use std::thread;
 
@@ -8,11 +7,10 @@ use fewbit_tokenizer::{SpecialTokens, Tokenizer};
 use llguidance::api::{GrammarInit, TopLevelGrammar};
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId, TokenizerEnv};
-use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
-use super::digits::{DigitTokens, Digits, Limits};
-use super::{Active, Constraint, ConstraintError, Grammar, WHITE_SPACE};
+use super::{Active, Constraint, ConstraintError, Grammar};
 
 /// The trie counts nodes and ids in 22 and 24 bits.
 const MAX_VOCABULARY: usize = 1 << 21;
@@ -25,29 +23,21 @@ const STACK_BYTES: usize = 256 << 20;
 
 /// Compiles constraints for one model. The vocabulary is prepared when the first one comes.
 #[derive(Default)]
-pub(crate) struct Compiler {
-    factory: OnceLock<Result<Arc<ParserFactory>, ConstraintError>>,
-    digits: OnceLock<Arc<DigitTokens>>,
-}
+pub(crate) struct Compiler(OnceLock<Result<Arc<ParserFactory>, ConstraintError>>);
 
 impl Compiler {
     /// Prepares `constraint` for one text.
     pub(crate) fn start(&self, tokenizer: &Arc<Tokenizer>, constraint: &Constraint) -> Result<Active, ConstraintError> {
         constraint.check()?;
-        let factory = self.factory.get_or_init(|| on_large_stack(|| factory(tokenizer)).and_then(|result| result));
+        let factory = self.0.get_or_init(|| on_large_stack(|| factory(tokenizer)).and_then(|result| result));
         let factory = factory.clone()?;
         let kind = constraint.kind();
-        let (matcher, limits) = on_large_stack(|| {
-            let (grammar, limits) = grammar(constraint)?;
+        let matcher = on_large_stack(|| {
+            let grammar = grammar(constraint)?;
             let parser = factory.create_parser_from_init_default(GrammarInit::Serialized(grammar));
-            let matcher = parser.map(|parser| Matcher::new(Ok(parser)));
-            Ok((matcher.map_err(|error| classify(kind, &error.to_string()))?, limits))
+            parser.map(|parser| Matcher::new(Ok(parser))).map_err(|error| classify(kind, &error.to_string()))
         })??;
-        let digits = limits.map(|limits| {
-            let tokens = self.digits.get_or_init(|| Arc::new(DigitTokens::new(tokenizer)));
-            Digits::new(limits, Arc::clone(tokens), Arc::clone(tokenizer))
-        });
-        Active::new(matcher, digits, kind)
+        Active::new(matcher, kind)
     }
 }
 
@@ -65,45 +55,11 @@ fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, Constrai
     })
 }
 
-/// The grammar, and what it cannot say of numbers.
-fn grammar(constraint: &Constraint) -> Result<(TopLevelGrammar, Option<Limits>), ConstraintError> {
-    let mut limits = None;
-    let grammar = match &constraint.0 {
+fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> {
+    Ok(match &constraint.0 {
         Grammar::Json { schema, compact, any_of_one } => {
-            let mut schema = match schema {
-                Value::Bool(true) => Value::Object(serde_json::Map::new()),
-                schema => schema.clone(),
-            };
-            super::numbers::bound(&mut schema);
-            let Ok(()) = super::walk::each::<Infallible>(&mut schema, &mut |_, fields| {
-                super::keywords::simplify(fields);
-                Ok(())
-            });
-            super::unions::resolve(&mut schema);
-            limits = Some(super::digits::prepare(&mut schema)?);
-            // From a type.
-            if *any_of_one {
-                super::closed::close(&mut schema);
-            }
-            let options = JsonCompileOptions {
-                whitespace_flexible: !compact,
-                whitespace_pattern: (!compact).then(|| WHITE_SPACE.to_owned()),
-                coerce_one_of: *any_of_one,
-                ..JsonCompileOptions::default()
-            };
-            match &mut schema {
-                Value::Object(fields) if !fields.contains_key("x-guidance") => options.apply_to(&mut schema),
-                Value::Object(_) => {}
-                Value::Bool(_) => {
-                    let reason = "the schema is `false`".to_owned();
-                    return Err(ConstraintError::Unsatisfiable { kind: "JSON schema", reason });
-                }
-                _ => {
-                    let reason = "it is neither an object nor a boolean".to_owned();
-                    return Err(ConstraintError::Invalid { kind: "JSON schema", reason });
-                }
-            }
-            TopLevelGrammar::from_json_schema(schema)
+            let schema = schema.as_ref().map_err(Clone::clone)?;
+            TopLevelGrammar::from_lark(super::schema::grammar(schema, *compact, *any_of_one)?)
         }
         Grammar::Regex(pattern) => TopLevelGrammar::from_regex(pattern),
         Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
@@ -111,8 +67,7 @@ fn grammar(constraint: &Constraint) -> Result<(TopLevelGrammar, Option<Limits>),
             let texts: Vec<String> = texts.iter().map(|text| Value::String(text.clone()).to_string()).collect();
             TopLevelGrammar::from_lark(format!("start: {}", texts.join(" | ")))
         }
-    };
-    Ok((grammar, limits))
+    })
 }
 
 /// The compiler tells what is wrong in words only.

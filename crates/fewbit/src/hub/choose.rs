@@ -1,5 +1,7 @@
 //! Which files of a repo make the model that was asked for.
 
+use std::path::{Path, PathBuf};
+
 use super::{Choice, HubError, RepoName};
 
 /// Types in the order in which one is taken where none is named: what llama.cpp and Ollama take first, then the next
@@ -27,6 +29,13 @@ const DEFAULT_TYPES: [&str; 20] = [
     "FP16",
 ];
 
+/// Types of GGUF files from which one is quantized, the best first: 16 bits are what nearly all models are published in.
+const ORIGINAL_TYPES: [&str; 6] = ["BF16", "F16", "FP16", "F32", "Q8_0", "Q6_K"];
+
+/// The files of an adapter's folder that are read.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+
 /// One file of a repo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RepoFile {
@@ -51,10 +60,21 @@ impl RepoFile {
 pub(super) struct Selected<'a> {
     /// The first is the one to open; of a split model the others follow.
     pub(super) files: Vec<&'a RepoFile>,
-    /// Whether the folder is to be opened, not a file.
-    pub(super) is_folder: bool,
+    /// The folder to open in place of a file.
+    pub(super) folder: Option<String>,
     /// Whether it would be taken whatever else there is.
     pub(super) is_best: bool,
+}
+
+impl Selected<'_> {
+    /// What to open where the repo's files lie in `root`.
+    pub(super) fn entry(&self, root: &Path) -> PathBuf {
+        match (&self.folder, self.files.first()) {
+            (None, Some(file)) => root.join(&file.path),
+            (Some(folder), _) if !folder.is_empty() => root.join(folder),
+            _ => root.to_owned(),
+        }
+    }
 }
 
 /// A GGUF model of a repo: a file, or the parts of one.
@@ -81,7 +101,7 @@ impl Model<'_> {
 /// Chooses.
 pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selected<'a>, HubError> {
     let models = models(files);
-    let selected = |model: &Model<'a>, is_best| Ok(Selected { files: model.files.clone(), is_folder: false, is_best });
+    let selected = |model: &Model<'a>, is_best| Ok(Selected { files: model.files.clone(), folder: None, is_best });
     let missing =
         |asked: &str| HubError::NoSuchFile { repo: name.repo.clone(), asked: asked.to_owned(), found: names(&models) };
     match &name.choice {
@@ -89,11 +109,30 @@ pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selec
             let of_path = models.iter().find(|model| model.files.iter().any(|file| file.path == *path));
             match (of_path, files.iter().find(|file| file.path == *path)) {
                 (Some(model), _) if model.files.len() == model.count => selected(model, true),
-                (None, Some(file)) => Ok(Selected { files: vec![file], is_folder: false, is_best: true }),
+                (None, Some(file)) => Ok(Selected { files: vec![file], folder: None, is_best: true }),
                 _ => Err(missing(path)),
             }
         }
+        Choice::Adapter => match (adapter_folder(files, ""), &models[..]) {
+            (Some(selected), _) => Ok(selected),
+            (None, [model]) if model.files.len() == model.count => selected(model, true),
+            (None, []) => Err(missing("LoRA adapter (adapter_model.safetensors, or a .gguf file)")),
+            _ => Err(HubError::ManyFiles { repo: name.repo.clone(), found: names(&models) }),
+        },
+        Choice::Original => {
+            if let Some(folder) = folder(files) {
+                return Ok(Selected { is_best: true, ..folder });
+            }
+            let of_type = |ty: &&str| models.iter().find(|model| model.is_of(ty) && model.files.len() == model.count);
+            match ORIGINAL_TYPES.iter().find_map(of_type) {
+                Some(model) => selected(model, false),
+                None => choose(&RepoName { choice: Choice::Default, ..name.clone() }, files),
+            }
+        }
         Choice::Tag(tag) => {
+            if let Some(selected) = adapter_folder(files, &format!("{tag}/")) {
+                return Ok(selected);
+            }
             let wanted = tag.to_ascii_uppercase();
             let shortest = |of: &str| {
                 let all = models.iter().filter(|model| model.is_of(of) && model.files.len() == model.count);
@@ -170,7 +209,7 @@ fn names(models: &[Model<'_>]) -> Vec<String> {
 }
 
 fn has_safetensors(files: &[RepoFile]) -> bool {
-    files.iter().any(|file| file.path.ends_with(".safetensors"))
+    files.iter().any(|file| file.path.ends_with(".safetensors") && !file.path.ends_with(ADAPTER_WEIGHTS))
 }
 
 /// What of a folder with safetensors files is read: weights, configuration, tokenizer.
@@ -203,7 +242,14 @@ fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
             || (path.starts_with("additional_chat_templates/") && path.ends_with(".jinja"))
     };
     let files = files.iter().filter(is_read).chain(weights).collect();
-    Some(Selected { files, is_folder: true, is_best: false })
+    Some(Selected { files, folder: Some(String::new()), is_best: false })
+}
+
+/// The adapter in a folder of a repo, as PEFT writes it.
+fn adapter_folder<'a>(files: &'a [RepoFile], folder: &str) -> Option<Selected<'a>> {
+    let find = |name: &str| files.iter().find(|file| file.path.strip_prefix(folder) == Some(name));
+    let files = vec![find(ADAPTER_CONFIG)?, find(ADAPTER_WEIGHTS)?];
+    Some(Selected { files, folder: Some(folder.trim_end_matches('/').to_owned()), is_best: true })
 }
 
 #[cfg(test)]
@@ -260,6 +306,42 @@ mod tests {
         assert!(matches!(chosen("o/r", &["README.md"]), Err(HubError::NoSuchFile { .. })));
         assert_eq!(chosen("hf.co/o/r/mmproj-M.Q4_K_M.gguf", &MANY).unwrap(), ["mmproj-M.Q4_K_M.gguf"]);
         assert!(chosen("hf.co/o/r/x.gguf", &MANY).is_err());
+    }
+
+    #[test]
+    fn what_is_quantized_is_the_original() {
+        let original = |files: &[&str]| {
+            let name = RepoName::parse("o/r").unwrap().unwrap().original();
+            let files: Vec<RepoFile> = files.iter().map(|path| RepoFile::new(*path)).collect();
+            choose(&name, &files).unwrap().files.iter().map(|file| file.path.clone()).collect::<Vec<_>>()
+        };
+        let both = ["config.json", "model.safetensors", "a.Q4_K_M.gguf", "a.F16.gguf"];
+        assert_eq!(original(&both), ["config.json", "model.safetensors"]);
+        assert_eq!(chosen("o/r", &both).unwrap(), ["a.Q4_K_M.gguf"]);
+        assert_eq!(original(&both[2..]), ["a.F16.gguf"]);
+        assert_eq!(original(&["a.Q4_K_M.gguf", "a.Q8_0.gguf", "a-bf16.gguf", "a.F16.gguf"]), ["a-bf16.gguf"]);
+        assert_eq!(original(&["a.Q4_K_M.gguf", "a.Q2_K.gguf"]), ["a.Q4_K_M.gguf"]);
+        let named = RepoName::parse("o/r:Q4_K_M").unwrap().unwrap();
+        assert_eq!((named.clone().original(), named.clone().adapter()), (named.clone(), named));
+    }
+
+    #[test]
+    fn adapters_are_folders_or_files() {
+        let adapter = |name: &str, files: &[&str]| {
+            let name = RepoName::parse(name).unwrap().unwrap().adapter();
+            let files: Vec<RepoFile> = files.iter().map(|path| RepoFile::new(*path)).collect();
+            Ok::<_, HubError>(choose(&name, &files)?.files.iter().map(|file| file.path.clone()).collect::<Vec<_>>())
+        };
+        let peft = ["README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json"];
+        assert_eq!(adapter("o/r", &peft).unwrap(), peft[1..3]);
+        assert_eq!(adapter("o/r", &["a-f16.gguf", "README.md"]).unwrap(), ["a-f16.gguf"]);
+        assert_eq!(adapter("o/r:b.gguf", &["a.gguf", "b.gguf"]).unwrap(), ["b.gguf"]);
+        assert_eq!(adapter("o/r:F16", &["a-F16.gguf", "a-Q8_0.gguf"]).unwrap(), ["a-F16.gguf"]);
+        assert!(matches!(adapter("o/r", &["a.gguf", "b.gguf"]), Err(HubError::ManyFiles { .. })));
+        let several = ["one/adapter_config.json", "one/adapter_model.safetensors", "two/adapter_config.json"];
+        assert_eq!(adapter("o/r:one", &several).unwrap(), several[..2]);
+        assert!(matches!(adapter("o/r:two", &several), Err(HubError::NoSuchFile { .. })));
+        assert!(adapter("o/r", &several).unwrap_err().to_string().contains("LoRA adapter"));
     }
 
     #[test]

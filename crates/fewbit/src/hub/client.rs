@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, header};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, Proxy, ResponseExt};
 
-use super::{HfSettings, HubError};
+use super::{HfSettings, HubError, certificates};
 
 /// How often a request is sent again that the server has no time for.
 const MAX_TRIES: u32 = 4;
@@ -25,17 +26,23 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(settings: &HfSettings) -> Self {
+    pub(super) fn new(settings: &HfSettings) -> Result<Self, HubError> {
         Self::with_redirects(settings, 10)
     }
 
     /// A client that shows a redirection instead of following it.
-    pub(super) fn without_redirects(settings: &HfSettings) -> Self {
+    pub(super) fn without_redirects(settings: &HfSettings) -> Result<Self, HubError> {
         Self::with_redirects(settings, 0)
     }
 
-    fn with_redirects(settings: &HfSettings, max_redirects: u32) -> Self {
+    fn with_redirects(settings: &HfSettings, max_redirects: u32) -> Result<Self, HubError> {
+        let mut tls = TlsConfig::builder();
+        // A server without TLS needs none.
+        if let Some(path) = settings.certificates.as_ref().filter(|_| settings.endpoint.starts_with("https:")) {
+            tls = tls.root_certs(certificates::roots(path)?);
+        }
         let agent = Agent::config_builder()
+            .tls_config(tls.build())
             .max_redirects(max_redirects)
             .max_redirects_will_error(max_redirects > 0)
             .proxy(proxy(&settings.endpoint, &|name| std::env::var(name).ok()))
@@ -49,7 +56,7 @@ impl Client {
             .user_agent(concat!("fewbit/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        Self { agent, token: settings.token.clone(), endpoint: settings.endpoint.clone() }
+        Ok(Self { agent, token: settings.token.clone(), endpoint: settings.endpoint.clone() })
     }
 
     /// One request; `range` is `bytes=FROM-TO`. Whatever the server answers is the caller's to look at, but that it
@@ -167,9 +174,19 @@ pub(super) fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "the host name cannot be resolved".to_owned(),
         ureq::Error::Timeout(what) => format!("timed out ({what})"),
+        ureq::Error::Io(error) if is_untrusted(&error.to_string()) => untrusted(&error.to_string()),
         ureq::Error::Io(error) => error.to_string(),
+        other if is_untrusted(&other.to_string()) => untrusted(&other.to_string()),
         other => other.to_string(),
     }
+}
+
+fn is_untrusted(reason: &str) -> bool {
+    reason.contains("UnknownIssuer")
+}
+
+fn untrusted(reason: &str) -> String {
+    format!("{reason}: nobody who is trusted vouches for it (for a company's own certificates set SSL_CERT_FILE)")
 }
 
 /// The proxy for a URL, as curl and Python choose it: by the URL's scheme, then the one for all. (The HTTP client would

@@ -22,6 +22,9 @@ pub struct HfSettings {
     pub offline: bool,
     /// Where Hugging Face's tools keep what they fetch: `HF_HUB_CACHE`, or `$HF_HOME/hub`.
     pub cache: Option<PathBuf>,
+    /// Certificates to trust servers by instead of Mozilla's, a PEM file or a folder of them: `SSL_CERT_FILE`,
+    /// `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE`, of which the first that is set counts.
+    pub certificates: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for HfSettings {
@@ -32,6 +35,7 @@ impl std::fmt::Debug for HfSettings {
             .field("token", &token)
             .field("offline", &self.offline)
             .field("cache", &self.cache)
+            .field("certificates", &self.certificates)
             .finish()
     }
 }
@@ -44,7 +48,13 @@ impl HfSettings {
 
     /// The server `endpoint`, online, without a token and without a cache.
     pub fn new(endpoint: &str) -> Self {
-        Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token: None, offline: false, cache: None }
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: None,
+            offline: false,
+            cache: None,
+            certificates: None,
+        }
     }
 
     /// Sets [`token`](Self::token).
@@ -62,6 +72,12 @@ impl HfSettings {
     /// Sets [`cache`](Self::cache).
     pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
         self.cache = Some(folder.into());
+        self
+    }
+
+    /// Sets [`certificates`](Self::certificates).
+    pub fn certificates(mut self, path: impl Into<PathBuf>) -> Self {
+        self.certificates = Some(path.into());
         self
     }
 
@@ -92,6 +108,9 @@ impl HfSettings {
             token: if not_sent { None } else { given().or_else(stored) },
             // The first that is set counts, as there.
             offline: text("HF_HUB_OFFLINE").or_else(|| text("TRANSFORMERS_OFFLINE")).is_some_and(is_true),
+            certificates: ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
+                .into_iter()
+                .find_map(|name| text(name).map(PathBuf::from)),
             cache: path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE")).or_else(|| in_home("hub")),
         }
     }
@@ -123,6 +142,12 @@ mod tests {
         assert_eq!(read(&[("HF_HOME", "~/hf"), ("XDG_CACHE_HOME", "/x")]).cache, Some("/home/u/hf/hub".into()));
         assert_eq!(read(&[("HF_HUB_CACHE", "/c"), ("HF_HOME", "/h")]).cache, Some("/c".into()));
         assert_eq!(read(&[("HF_ENDPOINT", "http://mirror/hf/")]).endpoint, "http://mirror/hf");
+        let certificates = ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
+        for n in 0..certificates.len() {
+            let set: Vec<_> = certificates[n..].iter().map(|&name| (name, name)).collect();
+            assert_eq!(read(&set).certificates, Some(certificates[n].into()));
+        }
+        assert!(plain.certificates.is_none() && read(&[("SSL_CERT_FILE", "")]).certificates.is_none());
     }
 
     #[test]

@@ -212,6 +212,33 @@ pub enum HubError {
         reason: String,
     },
 
+    /// The certificates that servers are to be trusted by cannot be read.
+    #[error(
+        "{}: {problem}: certificates are read from what SSL_CERT_FILE, SSL_CERT_DIR or REQUESTS_CA_BUNDLE names",
+        path.display()
+    )]
+    Certificates {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+
+    /// The file system has less room than what is to be fetched takes.
+    #[error(
+        "{}: {needed_bytes} bytes are to be fetched and {free_bytes} are free: make room, or set FEWBIT_HOME to a \
+         folder that has it",
+        path.display()
+    )]
+    NoSpace {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes that are missing of the model.
+        needed_bytes: u64,
+        /// Bytes that this user can write.
+        free_bytes: u64,
+    },
+
     /// The server answered, but not with the file.
     #[error("{url}: HTTP status {status} (401 or 403: set HF_TOKEN; 404: the file is gone)")]
     Status {

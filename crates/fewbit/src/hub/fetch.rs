@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use super::{Entry, Event, HubError, PartFile, Pin, Progress, store};
+use super::{Entry, Event, HubError, PartFile, Pin, Progress, space, store};
 
 /// Somewhere to get a file from.
 pub trait Source {
@@ -54,7 +54,7 @@ pub(super) fn fetch(
         return Ok(path.to_owned());
     }
 
-    let part_path = folder.join(format!("{}.part", entry.file));
+    let part_path = part_path(path);
     let mut failures = Vec::new();
     for source in sources {
         let location = source.location();
@@ -66,7 +66,8 @@ pub(super) fn fetch(
                 progress.event(&Event::Done { path });
                 return Ok(path.to_owned());
             }
-            Err(error @ HubError::Cancelled) => return Err(error),
+            // Other sources would not change that.
+            Err(error @ (HubError::Cancelled | HubError::NoSpace { .. })) => return Err(error),
             Err(error) => {
                 tracing::warn!(model = %entry.name, source = source.name(), %error, "source failed");
                 progress.event(&Event::Failed { source: source.name(), error: &error });
@@ -103,9 +104,7 @@ fn fetch_pinned(
 pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: &dyn Progress) -> Result<(), HubError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| HubError::io("create", folder, error))?;
-    let mut part_path = path.as_os_str().to_owned();
-    part_path.push(".part");
-    let part_path = PathBuf::from(part_path);
+    let part_path = part_path(path);
     let _lock = lock(folder, path, progress)?;
     let is_here = || fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.bytes);
     if !is_here() {
@@ -118,6 +117,13 @@ pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: 
     Ok(())
 }
 
+/// Where the file that will be at `path` lies until it is complete.
+pub(super) fn part_path(path: &Path) -> PathBuf {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    part.into()
+}
+
 fn fetch_from(
     source: &dyn Source,
     location: &str,
@@ -127,6 +133,7 @@ fn fetch_from(
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
     let mut part = PartFile::open(part_path, pin.bytes, progress)?;
+    space::check(part_path.parent().unwrap_or(Path::new(".")), pin.bytes.saturating_sub(part.len()))?;
     let mut continued = !part.is_empty();
     loop {
         if part.len() < pin.bytes {

@@ -153,7 +153,7 @@ pub(super) fn in_snapshots(snapshots: &Snapshots, place: &'static str) -> Vec<Fo
                 }
             }
             if let Ok(selected) = choose(&name(Choice::Default), &files)
-                && selected.is_folder
+                && selected.folder.is_some()
             {
                 let bytes = selected.files.iter().filter_map(|file| file.bytes).sum();
                 add(name(Choice::Default), folder, bytes);

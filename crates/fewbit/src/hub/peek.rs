@@ -12,7 +12,7 @@ use fewbit_format::GgufFile;
 
 use super::choose::{RepoFile, Selected};
 use super::client::Client;
-use super::repo::{entry, small_bytes};
+use super::repo::small_bytes;
 use super::{HfSettings, HfSource, HubError, Source};
 
 /// What is read first of a GGUF file. Vocabularies make headers of some megabytes.
@@ -64,9 +64,9 @@ impl Peek {
     ) -> Result<Self, HubError> {
         let temp = std::env::temp_dir();
         let folder = tempfile::tempdir().map_err(|error| HubError::io("create a folder in", &temp, error))?;
-        let client = Client::new(settings);
+        let client = Client::new(settings)?;
         let mut peek = Self {
-            path: entry(folder.path(), selected),
+            path: selected.entry(folder.path()),
             total_bytes: selected.files.iter().filter_map(|file| file.bytes).sum(),
             fetched_bytes: 0,
             files: selected.files.iter().map(|file| file.path.clone()).collect(),
@@ -74,7 +74,7 @@ impl Peek {
         };
         let root = peek._folder.path().to_owned();
         let source = |file: &RepoFile| HfSource::with_settings(settings, repo, commit, &file.path);
-        if !selected.is_folder {
+        if selected.folder.is_none() {
             let parts = selected.files.iter().map(|file| Ok((source(file).location(), root.join(&file.path))));
             peek.gguf(&client, &parts.collect::<Result<Vec<_>, HubError>>()?)?;
             return Ok(peek);

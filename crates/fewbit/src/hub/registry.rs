@@ -27,7 +27,7 @@ pub enum SourceSpec {
         /// Path in the repository.
         file: String,
     },
-    /// A member of a Python wheel.
+    /// A member of a Python wheel: skipped without the feature `pypi`.
     Pypi {
         /// Name of the package.
         package: String,

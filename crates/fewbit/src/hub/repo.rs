@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use fewbit_format::NewFile;
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::client::Client;
 use super::hf::encoded;
 use super::name::is_safe_path;
 use super::snapshots::is_commit;
-use super::{Event, HfSettings, HfSource, HubError, Pin, Progress, RepoName, Source, fetch};
+use super::{Event, HfSettings, HfSource, HubError, Pin, Progress, RepoName, Source, fetch, space};
 
 /// The largest file that is not in LFS; hubs want larger ones there.
 const MAX_SMALL_BYTES: u64 = 64 << 20;
@@ -29,7 +29,7 @@ pub(super) struct Listing {
 pub(super) fn listing(settings: &HfSettings, name: &RepoName) -> Result<Listing, HubError> {
     let revision = encoded(&name.revision).replace('/', "%2F");
     let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", settings.endpoint, name.repo);
-    let answer = match Client::new(settings).get(&url, None) {
+    let answer = match Client::new(settings)?.get(&url, None) {
         // Without a token the hub does not say whether it is private or not there.
         Err(HubError::Status { status: 401 | 404, .. }) => return Err(HubError::NoSuchRepo { url }),
         Err(HubError::Status { status: 403, .. }) => return Err(HubError::Gated { url }),
@@ -73,6 +73,9 @@ pub(super) fn fetch(
     folder: &Path,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
+    // All files at once: half a model is of no use.
+    let missing = selected.files.iter().map(|file| missing_bytes(&folder.join(&file.path), file));
+    space::check(folder, missing.fold(0, u64::saturating_add))?;
     for file in &selected.files {
         if progress.is_cancelled() {
             return Err(HubError::Cancelled);
@@ -101,6 +104,15 @@ pub(super) fn fetch(
     Ok(())
 }
 
+/// What fetching a file will write, as far as its size is known; earlier attempts may have left a part of it.
+fn missing_bytes(path: &Path, file: &RepoFile) -> u64 {
+    if is_here(path, file) {
+        return 0;
+    }
+    let part = fs::metadata(fetch::part_path(path)).map_or(0, |meta| meta.len());
+    file.bytes.unwrap_or(0).saturating_sub(part)
+}
+
 /// Whether a file is here whole: it got its name when it was checked.
 pub(super) fn is_here(path: &Path, file: &RepoFile) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && file.bytes.is_none_or(|bytes| bytes == meta.len()))
@@ -127,7 +139,7 @@ pub(super) fn small_bytes(
     bytes: u64,
 ) -> Result<Vec<u8>, HubError> {
     let location = source.location();
-    let contents = Client::new(settings).get(&location, Some(bytes.min(MAX_SMALL_BYTES)))?;
+    let contents = Client::new(settings)?.get(&location, Some(bytes.min(MAX_SMALL_BYTES)))?;
     let found_bytes = contents.len() as u64;
     if found_bytes != bytes {
         return Err(HubError::Size { location, expected_bytes: bytes, found_bytes });
@@ -142,14 +154,6 @@ pub(super) fn small_bytes(
         }
     }
     Ok(contents)
-}
-
-/// What to open of a model that lies in `folder`.
-pub(super) fn entry(folder: &Path, selected: &Selected<'_>) -> PathBuf {
-    match selected.files.first() {
-        Some(file) if !selected.is_folder => folder.join(&file.path),
-        _ => folder.to_owned(),
-    }
 }
 
 /// Says that a repo is asked.

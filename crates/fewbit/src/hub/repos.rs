@@ -52,11 +52,8 @@ impl Hub {
             if !selected.files.iter().all(|file| is_here(&file.path, file.bytes)) {
                 continue;
             }
-            let path = match selected.files.first() {
-                Some(file) if !selected.is_folder => folder.join(&file.path),
-                _ => folder,
-            };
-            if is_known || selected.is_best || !matches!(name.choice, Choice::Default) {
+            let path = selected.entry(&folder);
+            if is_known || selected.is_best || !matches!(name.choice, Choice::Default | Choice::Original) {
                 return Some(Here::Sure(path));
             }
             perhaps.get_or_insert(path);
@@ -110,14 +107,14 @@ impl Hub {
         if let Some(shared) = self.shared() {
             let folder = shared.folder(&name.repo, &listing.commit);
             if selected.files.iter().all(|file| repo::is_here(&folder.join(&file.path), file)) {
-                let path = repo::entry(&folder, &selected);
+                let path = selected.entry(&folder);
                 progress.event(&super::Event::Done { path: &path });
                 return Ok(path);
             }
         }
         let folder = own.folder(&name.repo, &listing.commit);
         repo::fetch(&self.settings, &name.repo, &listing.commit, &selected, &folder, progress)?;
-        Ok(repo::entry(&folder, &selected))
+        Ok(selected.entry(&folder))
     }
 
     #[cfg(not(feature = "hub"))]
@@ -140,7 +137,7 @@ impl Hub {
     #[cfg(feature = "hub")]
     pub fn peek(&self, name: &str) -> Result<Option<Peek>, HubError> {
         let repo_name = match (RepoName::parse(name), self.registry().get(name)) {
-            (Some(name), _) => name?,
+            (Some(name), _) => return self.peek_repo(&name?),
             (None, Some(entry)) if self.cached(entry).is_none() => {
                 let source = entry.sources.iter().find_map(|source| match source {
                     SourceSpec::Hf { repo, revision, file } => Some(RepoName {
@@ -157,18 +154,24 @@ impl Hub {
             }
             _ => return Ok(None),
         };
-        if matches!(self.here(&repo_name), Some(Here::Sure(_))) {
+        self.peek_repo(&repo_name)
+    }
+
+    /// As [`peek`](Self::peek), for a name that has been read.
+    #[cfg(feature = "hub")]
+    pub fn peek_repo(&self, name: &RepoName) -> Result<Option<Peek>, HubError> {
+        if matches!(self.here(name), Some(Here::Sure(_))) {
             return Ok(None);
         }
         if self.settings.offline {
-            return match self.here(&repo_name) {
+            return match self.here(name) {
                 Some(_) => Ok(None),
-                None => Err(HubError::Offline { name: name.to_owned() }),
+                None => Err(HubError::Offline { name: name.to_string() }),
             };
         }
-        let listing = repo::listing(&self.settings, &repo_name)?;
-        let selected = choose(&repo_name, &listing.files)?;
-        Peek::new(&self.settings, &repo_name.repo, &listing.commit, &selected).map(Some)
+        let listing = repo::listing(&self.settings, name)?;
+        let selected = choose(name, &listing.files)?;
+        Peek::new(&self.settings, &name.repo, &listing.commit, &selected).map(Some)
     }
 
     /// Models on this computer that are not of the registry: of the Hugging Face Hub, in fewbit's folder and in that

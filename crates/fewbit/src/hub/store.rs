@@ -12,6 +12,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use etcetera::BaseStrategy;
 use serde::Deserialize;
 
 use super::registry::Pin;
@@ -22,22 +23,8 @@ pub(super) fn home_from_env() -> Result<PathBuf, HubError> {
     if let Some(home) = non_empty("FEWBIT_HOME") {
         return Ok(home);
     }
-    platform_cache().map(|cache| cache.join("fewbit")).ok_or(HubError::NoHome)
-}
-
-/// The folder for caches of the current user: a handful of lines instead of a dependency of every
-/// build.
-fn platform_cache() -> Option<PathBuf> {
-    if cfg!(windows) {
-        non_empty("LOCALAPPDATA")
-    } else if cfg!(target_os = "macos") {
-        env::home_dir().map(|home| home.join("Library/Caches"))
-    } else {
-        // The XDG specification says to ignore a relative path.
-        non_empty("XDG_CACHE_HOME")
-            .filter(|path| path.is_absolute())
-            .or_else(|| env::home_dir().map(|home| home.join(".cache")))
-    }
+    let folders = etcetera::base_strategy::choose_native_strategy().map_err(|_| HubError::NoHome)?;
+    Ok(folders.cache_dir().join("fewbit"))
 }
 
 fn non_empty(variable: &str) -> Option<PathBuf> {

@@ -10,12 +10,13 @@ use fewbit_model::{Decoder, Isa, KvType, LoadOptions, Lora, MemoryEstimate, Mode
 use fewbit_tokenizer::TokenizerOptions;
 use serde_json::{Map, Value};
 
-use super::locate::{Headers, Located, locate};
+use super::locate::{Headers, Located, Purpose, locate, locate_adapter};
 use super::{Inner, Model, Template};
 use crate::device::{self, DeviceName};
 use crate::error::Error;
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
+use crate::inspect::Inspection;
 use crate::scheduler::{Core, Limits, Scheduler};
 use crate::tools::{ReasoningStyle, ToolStyle};
 
@@ -182,7 +183,7 @@ impl ModelBuilder {
 
     /// Loads a LoRA adapter with the model, and applies it with this scale (1 is what it was trained for) to every
     /// request that asks for nothing else. Can be called several times. The adapter is a GGUF file as llama.cpp has
-    /// it, or a folder as PEFT writes it. See [`Model::load_lora`] for adapters that only some requests use.
+    /// it, a folder as PEFT writes it, or either in a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`). See [`Model::load_lora`] for adapters that only some requests use.
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
         self.loras.push((path.into(), scale));
         self
@@ -192,7 +193,7 @@ impl ModelBuilder {
     /// hub that is not here nothing else is fetched. Keys and values
     /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
     pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
-        let headers = Headers::of(name_or_path.as_ref())?;
+        let headers = Headers::of(name_or_path.as_ref(), self.purpose(), &|_: &Event<'_>| {})?;
         self.estimate(&open(headers.path())?, headers.path()).map(|(estimate, _)| estimate)
     }
 
@@ -206,10 +207,49 @@ impl ModelBuilder {
         };
         let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
-        for (path, _) in &self.loras {
-            estimate.lora_bytes = estimate.lora_bytes.saturating_add(Lora::estimate(path)?);
-        }
+        estimate.lora_bytes = self.lora_bytes()?;
         Ok((estimate, context))
+    }
+
+    /// Bytes of the adapters, from their headers.
+    fn lora_bytes(&self) -> Result<u64, Error> {
+        let mut bytes = 0u64;
+        for (path, _) in &self.loras {
+            bytes = bytes.saturating_add(match path.to_str().filter(|_| !path.exists()) {
+                Some(name) => Lora::estimate(Headers::of(name, Purpose::Adapt, &|_: &Event<'_>| {})?.path())?,
+                None => Lora::estimate(path)?,
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Looks at a model with these settings before it is loaded, by its headers: of a model of a hub that is not here
+    /// nothing else is fetched.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// use fewbit::{Model, quantize::Recipe};
+    ///
+    /// // Of a repo the original, as it would be after quantizing.
+    /// let model = Model::builder().quantize(Recipe::Q4_K_M).inspect("HuggingFaceTB/SmolLM2-1.7B-Instruct")?;
+    /// println!("{} weights, {:.2} bits each", model.n_weights(), model.bits_per_weight());
+    /// for (name, of_type) in model.types() {
+    ///     println!("{name}: {} tensors, {} bytes", of_type.tensors, of_type.bytes);
+    /// }
+    /// let memory = model.memory(4096).map_err(fewbit::Error::from)?;
+    /// println!("{} MiB with 4096 tokens", memory.total_bytes() >> 20);
+    /// # Ok(()) }
+    /// ```
+    pub fn inspect(&self, name_or_path: impl AsRef<str>) -> Result<Inspection, Error> {
+        let silent = |_: &Event<'_>| {};
+        let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
+        let headers = Headers::of(name_or_path.as_ref(), self.purpose(), progress)?;
+        Inspection::new(headers, self.load.quantize, self.load.kv_type, self.load.isa, self.lora_bytes()?)
+    }
+
+    /// What the file is wanted for.
+    fn purpose(&self) -> Purpose {
+        if self.load.quantize.is_some() { Purpose::Quantize } else { Purpose::Run }
     }
 
     /// Refuses what would not fit.
@@ -262,6 +302,7 @@ impl ModelBuilder {
     }
 
     /// Is told about the download, if the model is given by name and has to be fetched.
+    #[cfg(feature = "hub")]
     pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
         self.progress = Some(Box::new(progress));
         self
@@ -282,11 +323,12 @@ impl ModelBuilder {
     }
 
     /// Loads the model: a name from the registry, the path of a GGUF file or of a Hugging Face folder, or a repo of
-    /// the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`).
+    /// the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`). With
+    /// [`quantize`](Self::quantize), `org/repo` is the repo's folder of safetensors, if it has one.
     pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
         let silent = |_: &Event<'_>| {};
         let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
-        let located = locate(name_or_path.as_ref(), progress)?;
+        let located = locate(name_or_path.as_ref(), self.purpose(), progress)?;
         self.load_located(located)
     }
 
@@ -297,12 +339,19 @@ impl ModelBuilder {
 
     fn load_located(mut self, located: Located) -> Result<Model, Error> {
         let Located { path, defaults } = located;
+        for (path, _) in &mut self.loras {
+            let silent = |_: &Event<'_>| {};
+            *path = locate_adapter(path, self.progress.as_deref().unwrap_or(&silent))?;
+        }
         let start = Instant::now();
         let file = open(&path)?;
         self.check_memory(&file, &path)?;
         // The vocabulary first: it is quick, and its errors should not wait for the weights.
         let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
-        let defaults = file.chat_defaults(&path, defaults)?;
+        let (defaults, warnings) = file.chat_defaults(&path, defaults)?;
+        for warning in &warnings {
+            tracing::warn!(path = %path.display(), "{warning}");
+        }
         let (template, tool_template) = match &self.chat_template {
             Some(source) => (Template::new(Some(source), &tokenizer), Template::Missing),
             None => {
@@ -358,10 +407,11 @@ impl ModelBuilder {
                 tool_template,
                 tool_style,
                 reasoning_style,
-                shows_tools: OnceLock::new(),
                 defaults,
+                warnings,
                 template_vars: self.template_vars,
                 file_bytes: file.file_bytes(),
+                recipe: self.load.quantize,
                 path,
                 context_length,
                 vocabulary: OnceLock::new(),

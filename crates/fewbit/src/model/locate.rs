@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 #[cfg(feature = "hub")]
 use crate::hub::Peek;
-use crate::hub::{ChatDefaults, Event, Hub, HubError, Progress, RepoName};
+use crate::hub::{ChatDefaults, Hub, HubError, Progress, RepoName};
 
 /// A model's file, and what the registry says about chatting with it.
 pub(super) struct Located {
@@ -13,11 +13,32 @@ pub(super) struct Located {
     pub(super) defaults: ChatDefaults,
 }
 
+/// What a file is wanted for; it decides between the files of a repo of the hub whose name says no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be run as it is: the file that is best for most computers.
+    Run,
+    /// To be quantized: the original.
+    Quantize,
+    /// To be added to a model: a LoRA adapter.
+    Adapt,
+}
+
+impl Purpose {
+    fn of_repo(self, name: RepoName) -> RepoName {
+        match self {
+            Self::Run => name,
+            Self::Quantize => name.original(),
+            Self::Adapt => name.adapter(),
+        }
+    }
+}
+
 /// Finds the file that `name_or_path` means, and fetches it if need be (feature `hub`).
 ///
 /// A file of that path wins; a name of the registry wins over a folder, because folders of models
 /// tend to be called like them, and a folder wins over a repo of the hub; what looks like a path is never looked up.
-pub(super) fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Located, Error> {
+pub(super) fn locate(name_or_path: &str, purpose: Purpose, progress: &dyn Progress) -> Result<Located, Error> {
     let path = PathBuf::from(name_or_path);
     let defaults = ChatDefaults::default();
     if path.is_file() {
@@ -25,7 +46,7 @@ pub(super) fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Loca
     }
     let repo = RepoName::parse(name_or_path);
     if let (Some(name), false) = (repo, path.exists()) {
-        let path = Hub::from_env()?.resolve_repo(&name?, progress)?;
+        let path = Hub::from_env()?.resolve_repo(&purpose.of_repo(name?), progress)?;
         return Ok(Located { path, defaults });
     }
     if !path.exists()
@@ -35,6 +56,10 @@ pub(super) fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Loca
         return Ok(Located { path: path?, defaults });
     }
     let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
+    if purpose == Purpose::Adapt {
+        // The registry has none; whoever opens it says what is wrong with it.
+        return Ok(Located { path, defaults });
+    }
     if is_path || name_or_path.is_empty() {
         return if path.exists() { Ok(Located { path, defaults }) } else { Err(Error::NotFound { path }) };
     }
@@ -49,8 +74,17 @@ pub(super) fn locate(name_or_path: &str, progress: &dyn Progress) -> Result<Loca
     }
 }
 
+/// The file or folder of an adapter: a path, or a repo of the hub. What cannot be a name is a path.
+pub(super) fn locate_adapter(name_or_path: &Path, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    match name_or_path.to_str() {
+        Some(name) => Ok(locate(name, Purpose::Adapt, progress)?.path),
+        None => Ok(name_or_path.to_owned()),
+    }
+}
+
 /// What can be opened to see what a model is.
-pub(super) enum Headers {
+#[derive(Debug)]
+pub(crate) enum Headers {
     Here(PathBuf),
     #[cfg(feature = "hub")]
     Elsewhere(Peek),
@@ -58,11 +92,15 @@ pub(super) enum Headers {
 
 impl Headers {
     /// The file that is meant, or the headers of one that is not here.
-    pub(super) fn of(name_or_path: &str) -> Result<Self, Error> {
+    pub(super) fn of(name_or_path: &str, purpose: Purpose, progress: &dyn Progress) -> Result<Self, Error> {
         #[cfg(feature = "hub")]
         if !Path::new(name_or_path).exists() {
             let hub = Hub::from_env()?;
-            match hub.peek(name_or_path) {
+            let peek = match RepoName::parse(name_or_path) {
+                Some(name) => hub.peek_repo(&purpose.of_repo(name?)),
+                None => hub.peek(name_or_path),
+            };
+            match peek {
                 Ok(Some(peek)) => return Ok(Self::Elsewhere(peek)),
                 Ok(None) => {}
                 // One of the registry may have other sources.
@@ -70,19 +108,42 @@ impl Headers {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(Self::Here(resolve(name_or_path, &|_: &Event<'_>| {})?))
+        Ok(Self::Here(locate(name_or_path, purpose, progress)?.path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         match self {
             Self::Here(path) => path,
             #[cfg(feature = "hub")]
             Self::Elsewhere(peek) => peek.path(),
         }
     }
+
+    #[cfg(feature = "hub")]
+    pub(crate) fn peek(&self) -> Option<&Peek> {
+        match self {
+            Self::Here(_) => None,
+            Self::Elsewhere(peek) => Some(peek),
+        }
+    }
 }
 
 /// The file that `name_or_path` means, as [`Model::load`](crate::Model::load) understands it; fetched if need be.
+#[cfg(feature = "hub")]
 pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    Ok(locate(name_or_path, progress)?.path)
+    Ok(locate(name_or_path, Purpose::Run, progress)?.path)
+}
+
+/// As [`resolve`], for a model that is to be quantized: of a repo of the hub whose name says no more, the folder of
+/// safetensors, or else the GGUF file with the most bits.
+#[cfg(feature = "hub")]
+pub fn resolve_original(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path, Purpose::Quantize, progress)?.path)
+}
+
+/// The file or folder of a LoRA adapter: a path, or a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`,
+/// `org/repo:folder`), which is fetched if need be.
+#[cfg(feature = "hub")]
+pub fn resolve_adapter(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path, Purpose::Adapt, progress)?.path)
 }

@@ -1,7 +1,10 @@
 //! The settings of sampling, their ranges, and what is wrong with settings out of range.
 
+use serde::{Deserialize, Serialize};
+
 /// A step that narrows the candidates for the next token, or reshapes their probabilities.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Stage {
     /// [`Sampling::top_n_sigma`].
@@ -25,7 +28,8 @@ pub const DEFAULT_ORDER: [Stage; 7] =
     [Stage::TopNSigma, Stage::TopK, Stage::Typical, Stage::TopP, Stage::MinP, Stage::Xtc, Stage::Temperature];
 
 /// A temperature that follows the entropy of what is possible: low where the model is sure, high where it is not.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DynamicTemperature {
     /// The temperature moves this far below and above [`Sampling::temperature`], not below 0.
     pub range: f32,
@@ -35,7 +39,8 @@ pub struct DynamicTemperature {
 
 /// Exclude top choices: with some probability, all tokens that are probable enough go, but for the least probable
 /// of them.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Xtc {
     /// How often it acts.
     pub probability: f32,
@@ -44,7 +49,8 @@ pub struct Xtc {
 }
 
 /// Mirostat v2: keeps the surprise of the chosen tokens near a target.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Mirostat {
     /// Target surprise, in bits. 5 in the paper.
     pub tau: f32,
@@ -86,7 +92,8 @@ impl Penalties {
 
 /// DRY ("don't repeat yourself"): penalizes a token that would go on with a sequence that occurred before, the more
 /// the longer the sequence is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Dry {
     /// Penalty of the shortest sequence that is penalized; 0 (the default) turns it off.

@@ -37,7 +37,8 @@ use crate::sample::largest;
 /// println!("{} of {} drafted tokens came", out.usage.accepted, out.usage.drafted);
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Speculation {
     /// Never, not with a draft model either.

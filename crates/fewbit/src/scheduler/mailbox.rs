@@ -27,6 +27,8 @@ pub(crate) struct Event {
     pub(crate) vector: Option<Vec<f32>>,
     /// With the last event.
     pub(crate) end: Option<Result<FinishReason, Error>>,
+    /// The stop string that is the end.
+    pub(crate) stop: Option<String>,
     pub(crate) usage: Usage,
     pub(crate) timings: Timings,
 }
@@ -103,7 +105,8 @@ impl Drop for Sender {
     fn drop(&mut self) {
         if !self.mailbox.lock().has_ended {
             let (usage, timings) = (Usage::default(), Timings::default());
-            self.send(Event { piece: None, vector: None, end: Some(Err(Error::EngineStopped)), usage, timings });
+            let end = Some(Err(Error::EngineStopped));
+            self.send(Event { piece: None, vector: None, end, stop: None, usage, timings });
         }
     }
 }

@@ -14,12 +14,20 @@ use super::trace::Trace;
 use crate::error::Error;
 use crate::options::Options;
 use crate::sample::{Sampler, TokenLogprob};
+#[cfg(feature = "constraints")]
+use crate::tools::Say;
+use crate::tools::{Plan, Thinking};
 
 /// Chooses the tokens of one request.
 pub(crate) struct Picker {
     sampler: Sampler,
     #[cfg(feature = "constraints")]
     constraint: Option<crate::constraints::Active>,
+    /// While the model thinks, constraints wait.
+    thinking: Option<Thinking>,
+    /// Tokens that are possible next although the constraint refuses them.
+    #[cfg(feature = "constraints")]
+    excepted: Vec<u32>,
     logprobs: Option<usize>,
     /// The logits as the model gave them, where they are needed after sampling has changed them: `[n_vocab]`.
     unchanged: Vec<f32>,
@@ -43,20 +51,23 @@ pub(crate) struct PickTimes {
 }
 
 impl Picker {
-    /// Compiles the constraint, if there is one; `core` is the model's.
-    pub(crate) fn new(options: &Options, core: &Core) -> Result<Self, Error> {
-        let mut sampler = Sampler::with_texts(&options.sampling, Arc::clone(&core.tokenizer) as _)?;
+    /// Compiles the constraint, if there is one; `core` is the model's, and `plan` says how reasoning is known.
+    pub(crate) fn new(options: &Options, core: &Core, plan: Option<Plan>, prompt: &[u32]) -> Result<Self, Error> {
+        let mut sampler = Sampler::with_texts(&options.sampling(), Arc::clone(&core.tokenizer) as _)?;
         if let Some(custom) = &options.custom {
             sampler.set_custom(custom.make());
         }
         Ok(Self {
             sampler,
             #[cfg(feature = "constraints")]
-            constraint: match &options.constraint {
+            constraint: match &options.data.constraint {
                 Some(constraint) => Some(core.constraints.start(&core.tokenizer, constraint)?),
                 None => None,
             },
-            logprobs: options.logprobs,
+            thinking: plan.and_then(|plan| Thinking::new(plan, &core.tokenizer, prompt)),
+            #[cfg(feature = "constraints")]
+            excepted: Vec::new(),
+            logprobs: options.data.logprobs,
             unchanged: Vec::new(),
             times: PickTimes::default(),
         })
@@ -93,6 +104,9 @@ impl Picker {
     #[cfg(feature = "constraints")]
     pub(super) fn forced(&mut self, trace: &Trace) -> Vec<u32> {
         let Some(constraint) = &mut self.constraint else { return Vec::new() };
+        if self.thinking.as_ref().is_some_and(|thinking| thinking.say() != Say::Constraint) {
+            return Vec::new();
+        }
         let start = Instant::now();
         let forced = trace.constrain(|| constraint.forced());
         self.times.constrain += start.elapsed();
@@ -111,16 +125,45 @@ impl Picker {
 
     #[cfg(feature = "constraints")]
     fn restrict(&mut self, logits: &mut [f32], trace: &Trace) -> Result<(), Error> {
-        if let Some(constraint) = &mut self.constraint {
-            let start = Instant::now();
-            trace.constrain(|| constraint.restrict(logits))?;
-            self.times.constrain += start.elapsed();
+        self.excepted.clear();
+        let say = self.thinking.as_ref().map(Thinking::say);
+        match (&mut self.thinking, say) {
+            (Some(thinking), Some(Say::Free)) => {
+                thinking.restrict(logits);
+                return Ok(());
+            }
+            (Some(thinking), Some(Say::Both)) => self.excepted.extend_from_slice(thinking.exceptions()),
+            _ => {}
         }
+        let Some(constraint) = &mut self.constraint else { return Ok(()) };
+        let before: Vec<f32> = self.excepted.iter().map(|&token| logit(logits, token)).collect();
+        let start = Instant::now();
+        trace.constrain(|| constraint.restrict(logits))?;
+        self.times.constrain += start.elapsed();
+        let mut before = before.into_iter();
+        self.excepted.retain(|&token| {
+            let (before, place) = (before.next(), logits.get_mut(token as usize));
+            match (before, place) {
+                (Some(before), Some(place)) if *place == f32::NEG_INFINITY => {
+                    *place = before;
+                    true
+                }
+                _ => false,
+            }
+        });
         Ok(())
     }
 
     #[cfg(feature = "constraints")]
     fn accept(&mut self, token: u32, trace: &Trace) -> Result<bool, Error> {
+        if let Some(thinking) = &mut self.thinking {
+            let is_exception = self.excepted.contains(&token);
+            let waits = thinking.say() == Say::Free || is_exception;
+            thinking.accept(token, is_exception);
+            if waits {
+                return Ok(false);
+            }
+        }
         let Some(constraint) = &mut self.constraint else { return Ok(false) };
         let start = Instant::now();
         let is_last = trace.constrain(|| constraint.accept(token))?;
@@ -129,12 +172,23 @@ impl Picker {
     }
 
     #[cfg(not(feature = "constraints"))]
-    fn restrict(&mut self, _logits: &mut [f32], _trace: &Trace) -> Result<(), Error> {
+    fn restrict(&mut self, logits: &mut [f32], _trace: &Trace) -> Result<(), Error> {
+        if let Some(thinking) = &mut self.thinking {
+            thinking.restrict(logits);
+        }
         Ok(())
     }
 
     #[cfg(not(feature = "constraints"))]
-    fn accept(&mut self, _token: u32, _trace: &Trace) -> Result<bool, Error> {
+    fn accept(&mut self, token: u32, _trace: &Trace) -> Result<bool, Error> {
+        if let Some(thinking) = &mut self.thinking {
+            thinking.accept(token, false);
+        }
         Ok(false)
     }
+}
+
+#[cfg(feature = "constraints")]
+fn logit(logits: &[f32], token: u32) -> f32 {
+    logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY)
 }

@@ -427,7 +427,13 @@ impl Sequence {
         if let Some(end) = &end {
             self.trace.end(&self.core, end, &self.usage, &self.timings, &self.tokens);
         }
-        self.out.send(Event { piece, vector, end, usage: self.usage, timings: self.timings });
+        let stop = match (&end, &self.request.task) {
+            (Some(Ok(FinishReason::StopString)), Task::Generate(generation)) => {
+                generation.stops.found().map(str::to_owned)
+            }
+            _ => None,
+        };
+        self.out.send(Event { piece, vector, end, stop, usage: self.usage, timings: self.timings });
     }
 
     /// Before a step that it is part of: what was before was waiting.

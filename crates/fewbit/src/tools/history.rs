@@ -1,44 +1,91 @@
 //! Calls and results in a conversation, as a template wants them.
 
-use fewbit_tokenizer::Message;
+use std::borrow::Cow;
+
+use fewbit_tokenizer::{ChatTemplate, Message};
 use serde_json::{Value, json};
 
-use super::{Tool, ToolCall, ToolError};
+use super::{Tool, ToolCall, ToolError, ToolStyle};
 
-/// How calls are put into the messages that a template gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Form {
-    /// Arguments as the text of an object, not as the object.
-    pub(crate) is_text: bool,
-    /// Each call in a message of its own, followed by its result.
-    pub(crate) is_split: bool,
+/// Fields in which a message may have its reasoning.
+const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
+/// The messages as a template can render them. A conversation keeps its own, whatever the template:
+///
+/// - a template that refuses or drops system messages gets the first ones at the beginning of the user's first message,
+///   with an empty line after them;
+/// - calls that a template does not render stand in the text of their message, as the model's style writes them;
+/// - several calls of a message, where a template writes one, become messages of one call, each with its result;
+/// - the rest is [`ChatTemplate::fitted`].
+pub(crate) fn fitted<'m>(
+    messages: &'m [Message],
+    template: &ChatTemplate,
+    style: ToolStyle,
+) -> Result<Cow<'m, [Message]>, ToolError> {
+    let mut messages = Cow::Borrowed(messages);
+    if messages.first().is_some_and(|message| message.role == "system") && !template.capabilities().system {
+        messages = Cow::Owned(without_system(&messages));
+    }
+    if messages.iter().any(|message| !calls_of(message).is_empty()) {
+        let can = template.capabilities();
+        if !can.tool_calls {
+            messages = Cow::Owned(messages.iter().map(|message| in_words(message, style)).collect());
+        } else if !can.parallel_calls && messages.iter().any(|message| calls_of(message).len() > 1) {
+            messages = Cow::Owned(split(&messages)?);
+        }
+    }
+    Ok(match messages {
+        Cow::Borrowed(messages) => template.fitted(messages),
+        Cow::Owned(messages) => Cow::Owned(template.fitted(&messages).into_owned()),
+    })
 }
 
-impl Form {
-    /// The usual ones first. A template takes the first that it does not fail on.
-    pub(crate) const ALL: [Self; 4] = [
-        Self { is_text: false, is_split: false },
-        Self { is_text: true, is_split: false },
-        Self { is_text: false, is_split: true },
-        Self { is_text: true, is_split: true },
-    ];
-
-    /// The messages in this form.
-    pub(crate) fn apply(self, messages: &[Message]) -> Result<Vec<Message>, ToolError> {
-        let mut messages = if self.is_split { split(messages)? } else { messages.to_vec() };
-        if self.is_text {
-            for message in &mut messages {
-                let calls = message.fields.get_mut("tool_calls").and_then(Value::as_array_mut);
-                for arguments in calls.into_iter().flatten().filter_map(|call| call.pointer_mut("/function/arguments"))
-                {
-                    if !arguments.is_string() {
-                        *arguments = arguments.to_string().into();
-                    }
-                }
-            }
-        }
-        Ok(messages)
+/// What the first messages, those of the system, say stands at the beginning of the user's first message.
+fn without_system(messages: &[Message]) -> Vec<Message> {
+    let n_system = messages.iter().take_while(|message| message.role == "system").count();
+    let (system, rest) = messages.split_at(n_system);
+    let told: Vec<String> = system.iter().map(words_of).filter(|text| !text.is_empty()).collect();
+    let mut rest = rest.to_vec();
+    if told.is_empty() {
+        return rest;
     }
+    let told = told.join("\n\n");
+    match rest.iter_mut().find(|message| message.role == "user") {
+        Some(user) => match user.fields.get_mut("content") {
+            Some(Value::Array(parts)) => parts.insert(0, json!({ "type": "text", "text": format!("{told}\n\n") })),
+            _ => {
+                user.fields.shift_remove("content");
+                user.content = format!("{told}\n\n{}", user.content);
+            }
+        },
+        None => rest.insert(0, Message::user(told)),
+    }
+    rest
+}
+
+/// The text of a message, whose content may be a list of parts.
+fn words_of(message: &Message) -> String {
+    match message.fields.get("content") {
+        Some(Value::Array(parts)) => parts.iter().map(|part| text(part.get("text"))).collect(),
+        _ => message.content.clone(),
+    }
+}
+
+/// The message with its calls as text.
+fn in_words(message: &Message, style: ToolStyle) -> Message {
+    let calls = calls_of(message);
+    if calls.is_empty() {
+        return message.clone();
+    }
+    let said = words_of(message);
+    let before = if said.is_empty() { "" } else { "\n" };
+    let mut written = message.clone();
+    written.content = format!("{said}{before}{}", style.write(calls));
+    written.omits_content = false;
+    for field in ["tool_calls", "content"] {
+        written.fields.shift_remove(field);
+    }
+    written
 }
 
 /// The calls of a message, as templates get them.
@@ -67,8 +114,11 @@ fn split(messages: &[Message]) -> Result<Vec<Message>, ToolError> {
         for (i, call) in calls.iter().enumerate() {
             let mut one = message.clone().with_field("tool_calls", json!([call]));
             if i > 0 {
+                // What was said and thought came before the first call.
                 one.content.clear();
-                one.fields.shift_remove("reasoning_content");
+                for field in REASONING.into_iter().chain(["content"]) {
+                    one.fields.shift_remove(field);
+                }
             }
             out.push(one);
             let id = text(call.get("id"));
@@ -145,31 +195,23 @@ fn instructions(tools: &[Tool]) -> String {
 /// The conversation as texts, with the tools in its system message: for templates that know no tools.
 pub(crate) fn as_texts(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
     let mut out: Vec<Message> = Vec::new();
-    let told = instructions(tools);
-    match messages.first().filter(|message| message.role == "system") {
-        Some(system) => out.push(Message::system(format!("{}\n\n{told}", system.content))),
-        None => out.push(Message::system(told)),
+    let told = (!tools.is_empty()).then(|| instructions(tools));
+    match (messages.first().filter(|message| message.role == "system"), told) {
+        (Some(system), Some(told)) => out.push(Message::system(format!("{}\n\n{told}", words_of(system)))),
+        (Some(system), None) => out.push(Message::system(words_of(system))),
+        (None, told) => out.extend(told.map(Message::system)),
     }
     let mut was_result = false;
     for message in messages.iter().skip(usize::from(messages.first().is_some_and(|m| m.role == "system"))) {
         let is_result = message.role == "tool";
         if is_result {
-            let text = format!("<tool_response>\n{}\n</tool_response>", message.content);
+            let text = format!("<tool_response>\n{}\n</tool_response>", words_of(message));
             match out.last_mut().filter(|_| was_result) {
                 Some(last) => last.content = format!("{}\n{text}", last.content),
                 None => out.push(Message::user(text)),
             }
         } else {
-            let mut message = message.clone();
-            for call in calls_of(&message).to_vec() {
-                let call = json!({
-                    "name": call.pointer("/function/name"), "arguments": call.pointer("/function/arguments")
-                });
-                let before = if message.content.is_empty() { "" } else { "\n" };
-                message.content = format!("{}{before}<tool_call>\n{call}\n</tool_call>", message.content);
-            }
-            message.fields.shift_remove("tool_calls");
-            out.push(message);
+            out.push(in_words(message, ToolStyle::Hermes));
         }
         was_result = is_result;
     }

@@ -7,14 +7,18 @@
 //! ```text
 //! style.rs     the two tables, and how a row is chosen
 //! parser.rs    an answer, text in, parts out: text, reasoning, calls
+//! out.rs       what the formats below read from and write to
 //! scan.rs      one JSON value, character by character
 //! calls.rs     calls in JSON: objects, lists, wrappers
 //! named.rs     Mistral: name, id, arguments
 //! python.rs    Llama: [f(a=1, b='x')]
 //! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
 //! reader.rs    parts to the pieces of a stream, and to the whole answer
-//! history.rs   calls and results as a template wants them
-//! //! ```
+//! write.rs     calls as a model of each style writes them
+//! history.rs   a conversation as a template can render it
+//! choice.rs    calls that must be: a grammar of them, in each style
+//! thinking.rs  constraints that wait for the end of reasoning, and a budget of it
+//! ```
 //!
 //! # How an answer is read
 //!
@@ -40,13 +44,21 @@
 //! 3. *A call counts when it is complete*, names a tool, and its arguments are an object. Its name goes out as soon as
 //!    it is known, its arguments as they come. What turns out to be none is text, and is reported as a
 //!    [`MalformedCall`]; if its beginning went out already, the report has its index, and the next call takes that index.
-//! 4. *White space between text, reasoning and calls belongs to none of them.*
+//! 4. *The text is the answer with calls and reasoning cut out*, and nothing else: white space around them is text if text
+//!    comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`), and else belongs to nothing.
+//! 5. *Reasoning begins where its mark begins a line, and ends at its first end mark*, quoted or not: models write the end
+//!    mark when they are done, quotes and code fences in what they think are often never closed, and the program that asks
+//!    must not wait for the answer inside of reasoning. A mark in the middle of a line or in a fenced block of the answer
+//!    speaks of one and is text. Several blocks of reasoning are joined by an empty line.
 //!
 //! All of it is linear in the length of the answer, and keeps no more than the call under way and what may be a mark.
 
 mod calls;
+#[cfg(feature = "constraints")]
+mod choice;
 mod history;
 mod named;
+mod out;
 mod parser;
 mod python;
 mod reader;
@@ -54,7 +66,9 @@ mod scan;
 mod style;
 #[cfg(test)]
 mod tests;
+mod thinking;
 mod types;
+mod write;
 mod xml;
 
 use std::path::PathBuf;
@@ -63,10 +77,13 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::Error;
-pub(crate) use history::{Form, answer_message, as_texts, calls_of, ordered_results};
+pub(crate) use history::{answer_message, as_texts, calls_of, fitted, ordered_results};
 pub(crate) use parser::Setup;
 pub(crate) use reader::{Answer, Reader, reason};
 pub use style::{ReasoningStyle, ToolStyle};
+#[cfg(feature = "constraints")]
+pub(crate) use thinking::Say;
+pub(crate) use thinking::{Plan, Thinking};
 
 /// A function that the model may ask for.
 ///
@@ -200,6 +217,56 @@ pub struct MalformedCall {
     pub reason: String,
 }
 
+/// Whether an answer must call tools.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ToolChoice {
+    /// The model is told of no tools, and nothing in its answer is a call.
+    None,
+    /// The model decides.
+    #[default]
+    Auto,
+    /// The answer is one call or more; with `parallel_tool_calls(false)` it is one.
+    Required,
+    /// The answer is one call of the tool of this name.
+    Named(String),
+}
+
+impl ToolChoice {
+    /// Those of the tools that must be called, and whether there may be one call only; nothing if none must be.
+    pub(crate) fn demanded<'a>(
+        &self,
+        tools: &'a [Tool],
+        parallel: bool,
+    ) -> Result<Option<(Vec<&'a Tool>, bool)>, ToolError> {
+        let (demanded, one): (Vec<&Tool>, _) = match self {
+            Self::None | Self::Auto => return Ok(None),
+            Self::Required => (tools.iter().collect(), !parallel),
+            Self::Named(name) => (tools.iter().filter(|tool| tool.name == *name).collect(), true),
+        };
+        match self {
+            _ if tools.is_empty() => Err(ToolError::ChoiceWithoutTools),
+            Self::Named(name) if demanded.is_empty() => {
+                let known = tools.iter().map(|tool| tool.name.clone()).collect();
+                Err(ToolError::UnknownTool { name: name.clone(), known })
+            }
+            _ => Ok(Some((demanded, one))),
+        }
+    }
+}
+
+/// What an answer that must be calls is held to.
+#[cfg(feature = "constraints")]
+pub(crate) fn constraint(
+    style: ToolStyle,
+    tools: &[&Tool],
+    one: bool,
+    tokenizer: &fewbit_tokenizer::Tokenizer,
+) -> Result<crate::Constraint, Error> {
+    choice::grammar(style, tools, one, tokenizer).map(crate::Constraint::lark)
+}
+
 /// What to do with tools where the model's chat template knows none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -208,8 +275,8 @@ pub enum ToolFallback {
     #[default]
     Refuse,
     /// A text of fewbit's in the system message lists the tools and asks for calls as Hermes models write them. Calls
-    /// and results of the conversation become texts of the same form. A model that was not trained for tools calls
-    /// badly.
+    /// and results of the conversation become texts of the same form. Where a template takes no system message, the text
+    /// is at the beginning of the user's first message. A model that was not trained for tools calls badly.
     SystemPrompt,
 }
 
@@ -233,6 +300,27 @@ pub enum ToolError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A call is demanded where there is nothing to call.
+    #[error(
+        "`tool_choice` demands a call, and there are no tools: give some (`tools`), or leave the choice to the model"
+    )]
+    ChoiceWithoutTools,
+    /// A tool is demanded that is none.
+    #[error("`tool_choice` names {name:?}, which is none of the tools: they are {}", known.join(", "))]
+    UnknownTool {
+        /// The name.
+        name: String,
+        /// The names of the tools.
+        known: Vec<String>,
+    },
+    /// A call is demanded, and a text of another form as well.
+    #[error(
+        "`tool_choice` demands a call, and a constraint demands something else of the same answer: leave one of them out"
+    )]
+    ChoiceAndConstraint,
+    /// A call is demanded of a library that cannot make sure of it.
+    #[error("`tool_choice` demands a call, which takes the feature `constraints`: build fewbit with it")]
+    ChoiceWithoutFeature,
     /// Two tools of one name, of which a call could mean either.
     #[error("two tools are called {name:?}: give each a name of its own")]
     SameName {

@@ -3,10 +3,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use super::calls::JsonCalls;
 use super::named::Named;
+pub(super) use super::out::{Input, Out, overlap};
 use super::python::Python;
 use super::style::{Mark, ReasoningStyle, ToolStyle};
 use super::xml::Xml;
@@ -30,8 +29,14 @@ pub(crate) enum Part {
     End { index: usize, id: Option<String>, call: ToolCall, source: String },
     /// What looked like a call is none; its text went out.
     Malformed(MalformedCall),
-    /// Marks, and white space that belongs to nothing.
+    /// Marks, and white space inside of them.
     Dropped(String),
+    /// White space around a call or reasoning: nothing, unless text comes both before and after it.
+    Gap(String),
+    /// Text does come after it: the gap, which is text now. Its source went out already.
+    Regained(String),
+    /// What stands between two blocks of reasoning. It has no source.
+    Between(&'static str),
 }
 
 /// What a parser has to know of a conversation.
@@ -61,174 +66,6 @@ pub(super) enum Outcome {
     Text,
     /// It began as a call, and is none.
     Broken { name: Option<String>, reason: String },
-}
-
-/// Text that has not been consumed, and a place in it.
-#[derive(Debug, Default)]
-pub(super) struct Input {
-    text: String,
-    at: usize,
-}
-
-impl Input {
-    pub(super) fn rest(&self) -> &str {
-        self.text.get(self.at..).unwrap_or_default()
-    }
-
-    /// The next character, consumed.
-    pub(super) fn next(&mut self) -> Option<char> {
-        let c = self.rest().chars().next()?;
-        self.at += c.len_utf8();
-        Some(c)
-    }
-
-    /// The next `n` bytes, consumed; to the end if there are fewer.
-    pub(super) fn take(&mut self, n_bytes: usize) -> String {
-        let taken = self.rest().get(..n_bytes).unwrap_or_else(|| self.rest()).to_owned();
-        self.at += taken.len();
-        taken
-    }
-
-    /// Whether the text goes on with `mark`; `None` if more of it is needed to say.
-    pub(super) fn begins(&self, mark: &str) -> Option<bool> {
-        let rest = self.rest();
-        if rest.starts_with(mark) {
-            Some(true)
-        } else if mark.starts_with(rest) {
-            None
-        } else {
-            Some(false)
-        }
-    }
-
-    fn compact(&mut self) {
-        self.text.drain(..self.at);
-        self.at = 0;
-    }
-}
-
-/// What formats write to.
-#[derive(Debug)]
-pub(super) struct Out {
-    pub(super) tools: Arc<[Tool]>,
-    pub(super) parts: Vec<Part>,
-    /// The source of what may become a call, from the end of what came before.
-    pub(super) attempt: String,
-    /// Complete calls.
-    n_calls: usize,
-    has_late_ids: bool,
-    taken_ids: Arc<HashSet<String>>,
-    own_ids: HashSet<String>,
-    n_earlier: usize,
-    begun: Option<Begun>,
-    /// Whether the last value was no call, so that what closes it is text as well.
-    is_rejected: bool,
-}
-
-#[derive(Debug)]
-struct Begun {
-    name: String,
-    /// As it went out.
-    id: Option<String>,
-    has_arguments: bool,
-}
-
-impl Out {
-    pub(super) fn tool(&self, name: &str) -> Option<&Tool> {
-        self.tools.iter().find(|tool| tool.name == name)
-    }
-
-    /// The model's id, if it can be one; else one that the conversation does not have.
-    fn id(&self, own: Option<&str>) -> String {
-        let is_free = |id: &str| !self.taken_ids.contains(id) && !self.own_ids.contains(id);
-        match own {
-            Some(id) if !id.is_empty() && is_free(id) => id.to_owned(),
-            _ => {
-                let mut n = self.n_earlier + self.n_calls;
-                loop {
-                    let id = format!("call{n:05}");
-                    if is_free(&id) {
-                        return id;
-                    }
-                    n += 1;
-                }
-            }
-        }
-    }
-
-    /// The name of the call is known, and it is a tool's.
-    pub(super) fn begin(&mut self, name: &str, id: Option<&str>) {
-        if self.begun.is_some() || self.tool(name).is_none() {
-            return;
-        }
-        let id = (id.is_some() || !self.has_late_ids).then(|| self.id(id));
-        self.begun = Some(Begun { name: name.to_owned(), id: id.clone(), has_arguments: false });
-        self.parts.push(Part::Begin { index: self.n_calls, id, name: name.to_owned() });
-    }
-
-    /// The next piece of its arguments.
-    pub(super) fn arguments(&mut self, text: &str) {
-        let index = self.n_calls;
-        if let Some(begun) = &mut self.begun
-            && !text.is_empty()
-        {
-            begun.has_arguments = true;
-            self.parts.push(Part::Arguments { index, text: text.to_owned() });
-        }
-    }
-
-    /// It is complete: a call of a tool, or none after all.
-    pub(super) fn complete(&mut self, name: &str, id: Option<&str>, arguments: Value) {
-        if self.tool(name).is_none() {
-            return self.reject(Some(name.to_owned()), format!("there is no tool {name:?}"));
-        }
-        if self.begun.as_ref().is_some_and(|begun| begun.name != name) {
-            return self.reject(Some(name.to_owned()), "it has two names".to_owned());
-        }
-        self.begin(name, id);
-        let Some(begun) = self.begun.take() else { return };
-        if !begun.has_arguments {
-            self.parts.push(Part::Arguments { index: self.n_calls, text: arguments.to_string() });
-        }
-        let new_id = begun.id.is_none().then(|| self.id(id));
-        let id = begun.id.or_else(|| new_id.clone()).unwrap_or_default();
-        self.own_ids.insert(id.clone());
-        let call = ToolCall { id, name: name.to_owned(), arguments };
-        let source = std::mem::take(&mut self.attempt);
-        self.parts.push(Part::End { index: self.n_calls, id: new_id, call, source });
-        self.n_calls += 1;
-        self.is_rejected = false;
-    }
-
-    /// The attempt is text, and somebody should know.
-    pub(super) fn reject(&mut self, name: Option<String>, reason: String) {
-        let malformed = self.give_up(name, reason);
-        self.report(malformed);
-        self.is_rejected = true;
-    }
-
-    /// The attempt is text; the report of it may go on.
-    fn give_up(&mut self, name: Option<String>, reason: String) -> MalformedCall {
-        let begun = self.begun.take();
-        let index = begun.as_ref().map(|_| self.n_calls);
-        let name = name.or_else(|| begun.map(|begun| begun.name));
-        let source = std::mem::take(&mut self.attempt);
-        self.parts.push(Part::Text(source.clone()));
-        MalformedCall { index, name, text: source.trim_start().to_owned(), reason }
-    }
-
-    fn report(&mut self, mut malformed: MalformedCall) {
-        malformed.text.truncate(malformed.text.trim_end().len());
-        self.parts.push(Part::Malformed(malformed));
-    }
-
-    /// What is left of an attempt belongs to the calls before it.
-    fn drop_attempt(&mut self) {
-        if !self.attempt.is_empty() {
-            let source = std::mem::take(&mut self.attempt);
-            self.parts.push(Part::Dropped(source));
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -282,7 +119,41 @@ pub(crate) struct Parser {
     /// White space that may go out, and whether it follows a call or reasoning.
     space: String,
     is_after: bool,
+    /// White space around calls and reasoning since the last text; `None` before the first.
+    gap: Option<String>,
+    /// Whether there was reasoning, and whether its block has ended.
+    has_reasoned: bool,
+    is_between: bool,
+    line: Line,
     out: Out,
+}
+
+/// Where in its line, and in a fenced block, the text stands.
+#[derive(Debug, Clone, Default)]
+struct Line {
+    /// What is in it, without the white space before; of no more than a fence.
+    begin: String,
+    is_fenced: bool,
+}
+
+const FENCE: &str = "```";
+
+impl Line {
+    fn push(&mut self, text: &str) {
+        for c in text.chars() {
+            if c == '\n' {
+                self.begin.clear();
+            } else if self.begin.len() < FENCE.len() && !(self.begin.is_empty() && c.is_whitespace()) {
+                self.begin.push(c);
+                self.is_fenced ^= self.begin == FENCE;
+            }
+        }
+    }
+
+    /// Whether reasoning may begin here.
+    fn is_free(&self) -> bool {
+        self.begin.is_empty() && !self.is_fenced
+    }
 }
 
 impl Parser {
@@ -305,18 +176,11 @@ impl Parser {
             is_beginning: true,
             space: String::new(),
             is_after: false,
-            out: Out {
-                tools: Arc::clone(&setup.tools),
-                parts: Vec::new(),
-                attempt: String::new(),
-                n_calls: 0,
-                has_late_ids: setup.style.has_late_ids(None),
-                taken_ids: Arc::clone(&setup.taken_ids),
-                own_ids: HashSet::new(),
-                n_earlier: setup.n_earlier,
-                begun: None,
-                is_rejected: false,
-            },
+            gap: None,
+            has_reasoned: false,
+            is_between: false,
+            line: Line::default(),
+            out: Out::new(setup),
         }
     }
 
@@ -371,9 +235,41 @@ impl Parser {
         self.take_parts()
     }
 
+    /// The mark that ends the reasoning under way, if there is any.
+    pub(crate) fn reasoning_end(&self) -> Option<&'static str> {
+        if let State::Reasoning { end, .. } = self.state { Some(end) } else { None }
+    }
+
+    /// The text that waits for more: it may be the beginning of a mark.
+    pub(crate) fn held(&self) -> &str {
+        self.input.rest()
+    }
+
     fn take_parts(&mut self) -> Vec<Part> {
-        self.out.parts.retain(|part| !matches!(part, Part::Text(text) | Part::Dropped(text) if text.is_empty()));
-        std::mem::take(&mut self.out.parts)
+        let mut parts = Vec::with_capacity(self.out.parts.len());
+        for part in std::mem::take(&mut self.out.parts) {
+            match &part {
+                Part::Text(text) | Part::Dropped(text) | Part::Gap(text) if text.is_empty() => continue,
+                Part::Text(_) => {
+                    let gap = self.gap.replace(String::new());
+                    parts.extend(gap.filter(|gap| !gap.is_empty()).map(Part::Regained));
+                }
+                Part::Gap(space) => {
+                    if let Some(gap) = &mut self.gap {
+                        *gap += space;
+                    }
+                }
+                Part::End { source, .. } => {
+                    // White space before a call was held back until it was known to be one.
+                    if let Some(gap) = &mut self.gap {
+                        *gap += &source[..source.len() - source.trim_start().len()];
+                    }
+                }
+                _ => {}
+            }
+            parts.push(part);
+        }
+        parts
     }
 
     fn take_rest(&mut self) -> String {
@@ -392,6 +288,7 @@ impl Parser {
 
     /// Text goes out, but for white space at its end.
     fn text(&mut self, text: &str) {
+        self.line.push(text);
         let body = text.trim_end();
         if !body.is_empty() {
             let space = std::mem::take(&mut self.space);
@@ -404,10 +301,10 @@ impl Parser {
         self.space += &text[text.trim_end().len()..];
     }
 
-    /// White space after text is text, after anything else it is nothing.
+    /// White space after text is text, after anything else it is a gap.
     fn put_space(&mut self, space: String) {
         if !space.is_empty() {
-            self.out.parts.push(if self.is_after { Part::Dropped(space) } else { Part::Text(space) });
+            self.out.parts.push(if self.is_after { Part::Gap(space) } else { Part::Text(space) });
         }
     }
 
@@ -415,6 +312,10 @@ impl Parser {
         let body = text.trim_end();
         if !body.is_empty() {
             let space = std::mem::take(&mut self.space);
+            if std::mem::take(&mut self.is_between) {
+                self.out.parts.push(Part::Between("\n\n"));
+            }
+            self.has_reasoned = true;
             self.out.parts.push(Part::Reasoning(space + body));
         }
         self.space += &text[body.len()..];
@@ -440,7 +341,16 @@ impl Parser {
         let rest = self.input.rest();
         let call = marks.iter().filter_map(|mark| Some((rest.find(mark.text)?, Some(mark), mark.text)));
         let thoughts = self.anywhere.iter().filter_map(|style| style.marks());
-        let thought = thoughts.clone().filter_map(|(start, _)| Some((rest.find(start)?, None, start)));
+        // One in the middle of a line, or in a fenced block, speaks of it.
+        let first = |start: &'static str| {
+            let (mut line, mut from) = (self.line.clone(), 0);
+            rest.match_indices(start).map(|(at, _)| at).find(|&at| {
+                line.push(&rest[from..at]);
+                from = at;
+                line.is_free()
+            })
+        };
+        let thought = thoughts.clone().filter_map(|(start, _)| Some((first(start)?, None, start)));
         let Some((at, mark, text)) = call.chain(thought).min_by_key(|found| found.0) else {
             let all = marks.iter().map(|mark| mark.text).chain(thoughts.map(|(start, _)| start));
             let kept = all.map(|mark| overlap(rest, mark)).max().unwrap_or(0);
@@ -540,8 +450,9 @@ impl Parser {
     }
 
     fn begin_reasoning(&mut self, mark: &str) {
-        let dropped = std::mem::take(&mut self.space) + &self.input.take(mark.len());
-        self.out.parts.push(Part::Dropped(dropped));
+        let space = std::mem::take(&mut self.space);
+        let mark_taken = self.input.take(mark.len());
+        self.out.parts.extend([Part::Gap(space), Part::Dropped(mark_taken)]);
         let marks = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks);
         if let Some((start, end)) = marks.into_iter().find(|(start, _)| *start == mark) {
             self.state = State::Reasoning { end, start, has_begun: false };
@@ -581,7 +492,8 @@ impl Parser {
         self.reasoning(&text);
         let dropped = std::mem::take(&mut self.space) + &self.input.take(end.len());
         self.out.parts.push(Part::Dropped(dropped));
-        self.is_after = true;
+        self.is_between = self.has_reasoned;
+        self.end_block();
         true
     }
 
@@ -627,6 +539,7 @@ impl Parser {
             Outcome::Broken { name, reason } => {
                 self.is_beginning = false;
                 let report = self.out.give_up(name, reason);
+                self.line.push(&report.text);
                 self.is_after = false;
                 self.state = State::Broken { end: call.end, report };
                 true
@@ -700,8 +613,14 @@ impl Parser {
             return true;
         }
         self.out.drop_attempt();
-        self.is_after = true;
+        self.end_block();
         true
+    }
+
+    /// A call or reasoning has ended: what follows may be another.
+    fn end_block(&mut self) {
+        self.is_after = true;
+        self.line.begin.clear();
     }
 
     fn step_broken(&mut self, end: Option<&'static str>, mut report: MalformedCall) -> bool {
@@ -719,6 +638,7 @@ impl Parser {
                 let kept = marks.chain(end).map(|mark| overlap(rest, mark)).max().unwrap_or(0);
                 let text = self.input.take(rest.len() - kept);
                 report.text += &text;
+                self.line.push(&text);
                 self.out.parts.push(Part::Text(text));
                 self.state = State::Broken { end, report };
                 return false;
@@ -726,16 +646,9 @@ impl Parser {
         };
         let text = self.input.take(n);
         report.text += &text;
+        self.line.push(&text);
         self.out.parts.push(Part::Text(text));
         self.out.report(report);
         true
     }
-}
-
-/// How many bytes at the end of `text` may be the beginning of `mark`.
-pub(super) fn overlap(text: &str, mark: &str) -> usize {
-    (1..mark.len().min(text.len() + 1))
-        .rev()
-        .find(|&n| mark.is_char_boundary(n) && text.as_bytes().ends_with(&mark.as_bytes()[..n]))
-        .unwrap_or(0)
 }

@@ -115,7 +115,7 @@ impl Reader {
         let calls = &mut piece.tool_calls;
         for part in parts {
             match part {
-                Part::Text(text) => {
+                Part::Text(text) | Part::Regained(text) => {
                     piece.text += &text;
                     self.answer.text += &text;
                 }
@@ -146,7 +146,11 @@ impl Reader {
                     piece.malformed_calls.push(call.clone());
                     self.answer.malformed.push(call);
                 }
-                Part::Dropped(_) => {}
+                Part::Between(text) => {
+                    piece.reasoning += text;
+                    self.answer.reasoning += text;
+                }
+                Part::Dropped(_) | Part::Gap(_) => {}
             }
         }
     }

@@ -12,6 +12,7 @@ use super::{ReasoningStyle, Tool, ToolStyle};
 fn tools() -> Arc<[Tool]> {
     let schema = json!({ "type": "object", "properties": {
         "city": { "type": "string" }, "days": { "type": "integer" }, "code": { "type": "string" },
+        "more": { "type": "array" },
     } });
     ["get_weather", "run"].map(|name| Tool::new(name, "", schema.clone())).into()
 }
@@ -52,7 +53,9 @@ fn read_by(setup: &Setup, answer: &str, n: usize) -> Read {
                 source += &text;
                 read.reasoning += &text;
             }
-            Part::Dropped(text) => source += &text,
+            Part::Dropped(text) | Part::Gap(text) => source += &text,
+            Part::Regained(text) => read.text += &text,
+            Part::Between(text) => read.reasoning += text,
             Part::Begin { index, name, .. } => {
                 assert_eq!(index, read.calls.len(), "{answer}");
                 begun.truncate(index);
@@ -208,6 +211,112 @@ fn what_stands_in_reasoning_is_no_call() {
     }
 }
 
+/// What models think is quoted and fenced badly, so that the first end mark ends it; a start mark in the text is a mark
+/// only where it begins a line of its own.
+#[test]
+fn marks_of_reasoning_in_quotes_and_code() {
+    let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(ToolStyle::Hermes) };
+    for quoted in ["`</think>`", "\"</think>\"", "```\n</think>\n```"] {
+        let (before, after) = quoted.split_once("</think>").unwrap();
+        let got = read_with(&known, &format!("<think>\nI end with {quoted} later.\n</think>\n\nSo."));
+        assert_eq!(got.reasoning, format!("I end with {before}").trim_end(), "{quoted}");
+        assert_eq!(got.text, format!("{} later.\n</think>\n\nSo.", after.trim_start()), "{quoted}");
+    }
+    for text in [
+        "Write `<think>` first.",
+        "As in \"<think>x</think>\".",
+        "```xml\n<think>\nx\n</think>\n```\nThat.",
+        "Use:\n  ```\n<think>x",
+    ] {
+        let got = read_with(&known, text);
+        assert_eq!((got.text.as_str(), got.reasoning.as_str()), (text, ""));
+    }
+    for (answer, text, reasoning) in [
+        ("<think>a</think><think>\nb\n</think> c", "c", "a\n\nb"),
+        ("<think>\na\n</think>\n\nSee.\n<think>b</think>\nDone", "See.\n\nDone", "a\n\nb"),
+        ("```\nx\n```\n <think>a</think>y", "```\nx\n```\n y", "a"),
+        ("<think></think>x\n<think></think>", "x", ""),
+    ] {
+        let got = read_with(&known, answer);
+        assert_eq!((got.text.as_str(), got.reasoning.as_str()), (text, reasoning), "{answer}");
+    }
+    let call = call(ToolStyle::Hermes, "x");
+    let got = read_with(&known, &format!("See: {call}<think>a</think>{call}"));
+    assert_eq!((got.text.as_str(), got.reasoning.as_str(), got.calls.len()), ("See:", "a", 2));
+}
+
+/// What is written of calls is read as the same calls.
+#[test]
+fn every_style_reads_what_it_writes() {
+    let tool = |name: &str, code: &str| {
+        json!({"id": "abcdefghi", "function": {"name": name, "arguments": {
+            "code": code, "days": -2, "more": [1.5, true, null, {"a": "\u{e9}\n"}]}}})
+    };
+    for style in STYLES {
+        for code in ["print(1)", "", "</tool_call> [TOOL_CALLS] \"]}\\\" <|python_tag|>\n'''", " é "] {
+            let mut second = tool("get_weather", code);
+            second["id"] = json!("123456789");
+            let calls = [tool("run", code), second];
+            for n in [1, 2] {
+                let got = read(style, &style.write(&calls[..n]));
+                let args: Vec<_> = got.calls.iter().map(|call| (call.0.as_str(), &call.1)).collect();
+                let wanted: Vec<_> = calls[..n]
+                    .iter()
+                    .map(|call| (call["function"]["name"].as_str().unwrap(), &call["function"]["arguments"]))
+                    .collect();
+                assert_eq!(args, wanted, "{style:?}");
+                assert_eq!((got.text.as_str(), got.malformed.len()), ("", 0));
+                if matches!(style, ToolStyle::MistralList | ToolStyle::MistralCallId) {
+                    assert_eq!(ids(&got), ["abcdefghi", "123456789"][..n]);
+                }
+            }
+        }
+    }
+}
+
+/// Calls as published templates write them into a history: `tests/data/tool_calls.py`.
+#[test]
+fn what_templates_write_of_calls_is_read_as_these_calls() {
+    let templates: Value = serde_json::from_str(include_str!("../../../../tests/data/tool_calls.json")).unwrap();
+    let mut n = 0;
+    for template in templates.as_array().unwrap() {
+        let name = &template["template"];
+        let style = STYLES.into_iter().find(|style| format!("{style:?}") == template["style"]).unwrap();
+        for row in template["rows"].as_array().unwrap() {
+            let (said, text) = (row["said"].as_str().unwrap(), row["text"].as_str().unwrap());
+            let wanted: Vec<_> = row["calls"].as_array().unwrap().iter().collect();
+            let same = |got: &Read| {
+                let calls = got.calls.iter().map(|call| (call.0.as_str(), &call.1));
+                let wanted = wanted.iter().map(|call| (call["name"].as_str().unwrap(), &call["arguments"]));
+                assert!(calls.eq(wanted), "{name} {text:?}: {got:?}");
+                // Some templates leave out what was said.
+                let said = if text.contains(said) { said } else { "" };
+                assert_eq!((got.text.trim(), got.malformed.len()), (said, 0), "{name}: {text:?}");
+            };
+            same(&read(style, text));
+            if said.is_empty() || style != ToolStyle::Llama3Json {
+                same(&read(ToolStyle::Generic, text));
+            }
+            let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(style) };
+            let thought = read_with(&known, &format!("<think>\nI could write {text}\n"));
+            let is_closed = text.contains("</think>");
+            assert!(is_closed || thought.calls.is_empty(), "{name}: {thought:?}");
+            same(&read_with(&known, &format!("<think>\nWell.\n</think>\n\n{text}")));
+            // What is written here of calls that a template does not render is what it would render.
+            let calls: Vec<Value> = wanted
+                .iter()
+                .enumerate()
+                .map(|(i, call)| json!({ "id": format!("callid{i:03}"), "function": call }))
+                .collect();
+            if said.is_empty() && style != ToolStyle::Qwen3Coder {
+                assert_eq!(style.write(&calls), text.trim(), "{name}");
+            }
+            n += 1;
+        }
+    }
+    assert!(n > 150, "{n}");
+}
+
 #[test]
 fn a_call_that_is_cut_is_text_and_reported() {
     for style in STYLES {
@@ -231,8 +340,14 @@ fn a_call_that_is_cut_is_text_and_reported() {
 #[test]
 fn text_around_calls_is_text() {
     let hermes = call(ToolStyle::Hermes, "x");
+    let got = read(ToolStyle::Hermes, &format!("Let me see.{hermes}Done"));
+    assert_eq!(got.text, "Let me see.Done", "the text is what is left");
+    let got = read(ToolStyle::Hermes, &format!(" \nSee. {hermes}\n{hermes} \n"));
+    assert_eq!((got.text.as_str(), got.calls.len()), (" \nSee.", 2), "nothing follows");
+    let json = read(ToolStyle::Llama3Json, "{\"name\": \"run\", \"parameters\": {}};\n\nDone");
+    assert_eq!((json.text.as_str(), json.calls.len()), ("Done", 1));
     let got = read(ToolStyle::Hermes, &format!("Let me see.\n{hermes}\nDone, I hope.\n"));
-    assert_eq!((got.text.as_str(), got.calls.len()), ("Let me see.Done, I hope.\n", 1));
+    assert_eq!((got.text.as_str(), got.calls.len()), ("Let me see.\n\nDone, I hope.\n", 1));
     for text in [
         "",
         " \n{}",

@@ -182,20 +182,3 @@ fn half_(h: u32) -> f32 {
 
 fn half_low(w: u32) -> f32 { return half_(w & 0xffffu); }
 fn half_high(w: u32) -> f32 { return half_(w >> 16u); }
-
-fn to_half(x: f32) -> u32 {
-    let bits = bitcast<u32>(x);
-    let sign = (bits >> 16u) & 0x8000u;
-    let a = bits & 0x7fffffffu;
-    if (a > 0x7f800000u) { return sign | 0x7e00u; }
-    if (a >= 0x477ff000u) { return sign | 0x7c00u; }
-    if (a >= 0x38800000u) { return sign | ((a - 0x38000000u + 0xfffu + ((a >> 13u) & 1u)) >> 13u); }
-    if (a <= 0x33000000u) { return sign; }
-    let m = (a & 0x7fffffu) | 0x800000u;
-    let shift = 126u - (a >> 23u);
-    let rest = m & ((1u << shift) - 1u);
-    let tie = 1u << (shift - 1u);
-    var h = m >> shift;
-    if (rest > tie || (rest == tie && (h & 1u) == 1u)) { h += 1u; }
-    return sign | h;
-}

@@ -8,4 +8,3 @@ fn sqrt_(a: f32) -> f32 { return sqrt(a); }
 fn float_(i: i32) -> f32 { return f32(i); }
 fn half_low(w: u32) -> f32 { return unpack2x16float(w).x; }
 fn half_high(w: u32) -> f32 { return unpack2x16float(w).y; }
-fn to_half(x: f32) -> u32 { return pack2x16float(vec2<f32>(x, 0.0)) & 0xffffu; }

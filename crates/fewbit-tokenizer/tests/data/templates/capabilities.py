@@ -100,7 +100,10 @@ def capabilities(source):
     system = [say("system", SYSTEM)] + question
     shows = lambda messages, tools, word: word in (render(template, messages, tools) or "")
     found = {
-        "system": shows(system, None, SYSTEM) or shows(system, tools(1), SYSTEM),
+        # Of a template that refuses a plain question nothing is known.
+        "system": shows(system, None, SYSTEM)
+        or shows(system, tools(1), SYSTEM)
+        or not shows(question, None, QUESTION),
         "tools": shows(question, tools(1), TOOLS[0]) or shows(system, tools(1), TOOLS[0]),
         "tool_calls": False,
         "arguments": "Object",

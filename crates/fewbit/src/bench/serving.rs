@@ -1,30 +1,24 @@
-//! `fewbit bench --concurrency N`: what the engine makes of requests, compared with the bare model.
-//!
-//! The bare model is decode steps and a greedy sampler, without the engine. Each figure is taken once per repetition.
-//! What is compared runs one right after the other, in the other order in every second repetition, and a ratio is that
-//! of such a pair: a slow moment of the machine meets both. Measured are tokens per second of
-//!
-//! - one request alone (`single`), waited for and streamed, and the bare model;
-//! - N requests in one batch (`batch`), and steps of N sequences of the bare model;
-//! - a text that repeats its prompt and several that are new, with speculation and without;
-//! - JSON of a nested schema, with the fraction of its time that masks take.
-//!
-//! And times: a short prompt through the engine and the bare model, both after a rest; the first token of a short
-//! request that arrives while a prompt of `--prompt` tokens is prefilled, compared with its limit: one chunk of that prompt and three decode
-//! steps.
+//! What the engine makes of requests, compared with the bare model.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use fewbit::engine::{Chunk, KvCache, LogitsFor};
-use fewbit::{Completion, Constraint, Generate, Model, Sampler, Speculation};
+use fewbit_model::{Chunk, KvCache, LogitsFor};
+#[cfg(feature = "constraints")]
 use serde_json::json;
 
-use super::bench::Rate;
-use crate::args::{BenchArgs, Common};
-use crate::output::{Out, print_json};
+use super::figures::{BenchError, Spread};
+use crate::completion::Completion;
+#[cfg(feature = "constraints")]
+use crate::constraints::Constraint;
+use crate::error::Error;
+use crate::generate::Generate;
+use crate::model::Model;
+use crate::sample::Sampler;
+use crate::scheduler::Speculation;
+
+type Result<T> = std::result::Result<T, BenchError>;
 
 /// Prompts that have nothing in common but their length.
 const TOPICS: [&str; 8] = ["rivers", "bread", "maps", "bees", "glass", "winter", "harbours", "clocks"];
@@ -42,38 +36,102 @@ const NEW: [&str; 3] = [
     "# Reads a table of prices and prints what each shop charges.\nimport csv\n\ndef ",
 ];
 
-/// Figures by name, one for each repetition.
-type Figures = Vec<(&'static str, Vec<f64>)>;
+/// Room for the prompts that come along with those that are asked for.
+const SPARE_TOKENS: usize = 256;
 
-pub(crate) fn run(common: &Common, args: &BenchArgs, model: &Model, n: usize, name: &str) -> anyhow::Result<()> {
-    let (&[prompt], &[n_gen]) = (&args.prompt[..], &args.n_gen[..]) else {
-        bail!("with --concurrency, -p and -n are one number each");
-    };
-    if n_gen < 2 || n_gen.max(prompt).saturating_add(256) > model.context_length() {
-        bail!("-n must be 2 at least, and -p and -n 256 below the context of {}", model.context_length());
+/// What the engine makes of requests at the same time, and of one alone, compared with the bare model: decode steps and a
+/// greedy sampler, without the engine.
+///
+/// Each figure is taken once per repetition. What is compared runs one right after the other, in the other order in every
+/// second repetition, and a ratio is that of such a pair: a slow moment of the machine meets both. Measured are tokens
+/// per second of
+///
+/// - one request alone (`single`), waited for and streamed, and the bare model;
+/// - the requests in one batch (`batch`), and steps of as many sequences of the bare model;
+/// - a text that repeats its prompt and several that are new, with speculation and without;
+/// - JSON of a nested schema, with the fraction of its time that masks take (feature `constraints`).
+///
+/// And times: a short prompt through the engine and the bare model, both after a rest; the first token of a short
+/// request that arrives while a long prompt is prefilled, compared with its limit: one chunk of that prompt and three
+/// decode steps.
+///
+/// ```no_run
+/// # fn main() -> Result<(), fewbit::bench::BenchError> {
+/// let model = fewbit::Model::load("smollm2-135m-instruct")?;
+/// for figure in fewbit::bench::Serving::new(8).n_gen(64).run(&model)? {
+///     println!("{}: {:.2}", figure.name, figure.value.median);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone)]
+#[must_use = "nothing is measured before `run`"]
+pub struct Serving {
+    requests: usize,
+    prompt: usize,
+    n_gen: usize,
+    repetitions: usize,
+}
+
+/// One figure of [`Serving`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct Figure {
+    /// What it is; names with `_vs_` or `_speedup` are ratios, others end with their unit.
+    pub name: &'static str,
+    /// Its value over the repetitions.
+    pub value: Spread,
+}
+
+impl Serving {
+    /// So many requests at once (at least one), each of 128 tokens, and a long prompt of 512; five times.
+    pub fn new(requests: usize) -> Self {
+        Self { requests: requests.max(1), prompt: 512, n_gen: 128, repetitions: 5 }
     }
-    let mut figures = Figures::new();
-    // The first pages the weights in, and is not counted.
-    for i in 0..=usize::from(args.repetitions) {
-        let found = Pair { swap: i % 2 == 1 }.measure(model, n, prompt, n_gen)?;
-        if i == 1 {
-            figures = found.into_iter().map(|(name, value)| (name, vec![value])).collect();
-        } else if i > 1 {
-            figures.iter_mut().zip(found).for_each(|(figure, (_, value))| figure.1.push(value));
+
+    /// Tokens of the long prompt.
+    pub fn prompt(mut self, n_tokens: usize) -> Self {
+        self.prompt = n_tokens;
+        self
+    }
+
+    /// Tokens that a request generates.
+    pub fn n_gen(mut self, n_tokens: usize) -> Self {
+        self.n_gen = n_tokens;
+        self
+    }
+
+    /// How often each figure is taken (5; at least once).
+    pub fn repetitions(mut self, n: usize) -> Self {
+        self.repetitions = n.max(1);
+        self
+    }
+
+    /// Measures.
+    ///
+    /// # Errors
+    /// [`BenchError::TooLong`], [`BenchError::TooFew`], and those of requests.
+    pub fn run(&self, model: &Model) -> Result<Vec<Figure>> {
+        let &Self { requests, prompt, n_gen, repetitions } = self;
+        if n_gen < 2 {
+            return Err(BenchError::TooFew { n_gen });
         }
+        let (needed, context_tokens) = (n_gen.max(prompt).saturating_add(SPARE_TOKENS), model.context_length());
+        if needed > context_tokens {
+            return Err(BenchError::TooLong { needed, context_tokens });
+        }
+        let mut figures: Vec<(&'static str, Vec<f64>)> = Vec::new();
+        // The first pages the weights in, and is not counted.
+        for i in 0..=repetitions {
+            let found = Pair { swap: i % 2 == 1 }.measure(model, requests, prompt, n_gen)?;
+            if i == 1 {
+                figures = found.into_iter().map(|(name, value)| (name, vec![value])).collect();
+            } else if i > 1 {
+                figures.iter_mut().zip(found).for_each(|(figure, (_, value))| figure.1.push(value));
+            }
+        }
+        let figure = |(name, values)| Some(Figure { name, value: Spread::of(values)? });
+        Ok(figures.into_iter().filter_map(figure).collect())
     }
-    let figures: Vec<_> = figures.into_iter().filter_map(|(name, values)| Some((name, Rate::of(values)?))).collect();
-    if common.json {
-        let mut all = json!({ "model": name, "concurrency": n, "prompt": prompt, "n_gen": n_gen });
-        figures.iter().for_each(|(name, figure)| all[name] = figure.json());
-        return print_json(&all);
-    }
-    let mut out = Out::new();
-    out.line(format_args!("{name}: {n} requests of {n_gen} tokens, a prompt of {prompt}"))?;
-    for (name, figure) in &figures {
-        out.line(format_args!("{name:34} {:9.3} ({:.3} to {:.3})", figure.median, figure.min, figure.max))?;
-    }
-    out.flush()
 }
 
 /// How two things that are compared follow each other.
@@ -82,11 +140,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn run(
-        &self,
-        first: impl FnOnce() -> anyhow::Result<f64>,
-        second: impl FnOnce() -> anyhow::Result<f64>,
-    ) -> anyhow::Result<(f64, f64)> {
+    fn run(&self, first: impl FnOnce() -> Result<f64>, second: impl FnOnce() -> Result<f64>) -> Result<(f64, f64)> {
         if self.swap {
             let second = second()?;
             return Ok((first()?, second));
@@ -95,13 +149,7 @@ impl Pair {
     }
 
     /// All figures once.
-    fn measure(
-        &self,
-        model: &Model,
-        n: usize,
-        prompt: usize,
-        n_gen: usize,
-    ) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    fn measure(&self, model: &Model, n: usize, prompt: usize, n_gen: usize) -> Result<Vec<(&'static str, f64)>> {
         let (first_token_ms, chunk_ms) = overtake(model, prompt)?;
         let one = || rate(request(model, 0, n_gen));
         let (bare_one, alone) = self.run(|| bare(model, 1, n_gen), one)?;
@@ -135,18 +183,19 @@ impl Pair {
             let request = model.generate(text).temperature(0.9).seed(1).max_tokens(n_gen);
             found.push((name, self.drafted(&request)?.1));
         }
+        #[cfg(feature = "constraints")]
         found.extend(self.masks(model)?);
         Ok(found)
     }
 
     /// Tokens per second with speculation, and beside those without.
-    fn drafted(&self, request: &Generate) -> anyhow::Result<(f64, f64)> {
+    fn drafted(&self, request: &Generate) -> Result<(f64, f64)> {
         let mut tokens = Vec::new();
         let mut with = |speculation| {
             let out = request.clone().ignore_eos(true).speculation(speculation).run()?;
             let rate = out.timings.decode_tokens_per_second();
             tokens.push(out.tokens);
-            Ok::<_, anyhow::Error>(rate)
+            Ok::<_, BenchError>(rate)
         };
         let order = [Speculation::Off, Speculation::Auto];
         let (first, second) = if self.swap { (1, 0) } else { (0, 1) };
@@ -154,13 +203,14 @@ impl Pair {
         rates[first] = with(order[first])?;
         rates[second] = with(order[second])?;
         if tokens[0] != tokens[1] {
-            bail!("speculation changed a token");
+            return Err(BenchError::SpeculationChangedTokens);
         }
         Ok((rates[1], rates[1] / rates[0]))
     }
 
     /// JSON of a nested schema: what the masks take of the time, and what drafting what the schema forces gives.
-    fn masks(&self, model: &Model) -> anyhow::Result<Vec<(&'static str, f64)>> {
+    #[cfg(feature = "constraints")]
+    fn masks(&self, model: &Model) -> Result<Vec<(&'static str, f64)>> {
         let request = model.generate("An order of two books, as JSON:\n").temperature(0.8).seed(1);
         let request = request.max_tokens(256).constraint(Constraint::json_schema(nested_schema()));
         let out = request.clone().speculation(Speculation::Off).run()?;
@@ -170,6 +220,7 @@ impl Pair {
     }
 }
 
+#[cfg(feature = "constraints")]
 fn nested_schema() -> serde_json::Value {
     let object = |properties: serde_json::Value| {
         let required: Vec<_> = properties.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect();
@@ -193,7 +244,7 @@ fn nested_schema() -> serde_json::Value {
     })) }))
 }
 
-fn rate(request: Generate) -> anyhow::Result<f64> {
+fn rate(request: Generate) -> Result<f64> {
     Ok(request.run()?.timings.decode_tokens_per_second())
 }
 
@@ -207,14 +258,14 @@ fn prompt(i: usize) -> String {
 }
 
 /// What the engine chooses tokens with for [`request`].
-fn greedy(model: &Model) -> anyhow::Result<Sampler> {
+fn greedy(model: &Model) -> Result<Sampler> {
     let mut sampling = model.recommended_sampling();
     sampling.temperature = 0.0;
-    Ok(Sampler::new(&sampling)?)
+    Ok(Sampler::new(&sampling).map_err(Error::from)?)
 }
 
 /// Decode steps of `n` sequences and the choice of their tokens, without the engine.
-fn bare(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
+fn bare(model: &Model, n: usize, n_gen: usize) -> Result<f64> {
     let decoder = model.decoder();
     let begin = |i| {
         let (cache, mut sampler) = (decoder.new_cache_with(model.loras()), greedy(model)?);
@@ -222,13 +273,13 @@ fn bare(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
         sampler.begin(&tokens);
         Ok((cache, tokens, sampler))
     };
-    let mut sequences: Vec<(KvCache, Vec<u32>, Sampler)> = (0..n).map(begin).collect::<anyhow::Result<_>>()?;
-    let mut step = || -> anyhow::Result<()> {
+    let mut sequences: Vec<(KvCache, Vec<u32>, Sampler)> = (0..n).map(begin).collect::<Result<_>>()?;
+    let mut step = || -> Result<()> {
         let batch = sequences.iter_mut().map(|(cache, tokens, _)| Chunk { cache, tokens, logits: LogitsFor::Last });
         let mut logits = decoder.forward(&mut batch.collect::<Vec<_>>())?;
         let rows = logits.values_mut().chunks_exact_mut(decoder.n_vocab());
         for ((_, tokens, sampler), row) in sequences.iter_mut().zip(rows) {
-            *tokens = vec![sampler.sample(row)?];
+            *tokens = vec![sampler.sample(row).map_err(Error::from)?];
         }
         decoder.recycle(logits);
         Ok(())
@@ -239,7 +290,7 @@ fn bare(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
     Ok((n * (n_gen - 1)) as f64 / start.elapsed().as_secs_f64())
 }
 
-fn streamed(model: &Model, n_gen: usize) -> anyhow::Result<f64> {
+fn streamed(model: &Model, n_gen: usize) -> Result<f64> {
     let mut stream = request(model, 0, n_gen).stream()?;
     for piece in &mut stream {
         piece?;
@@ -248,11 +299,11 @@ fn streamed(model: &Model, n_gen: usize) -> anyhow::Result<f64> {
 }
 
 /// Tokens per second of all requests together, from the moment when all have a token to the last one's end.
-fn together(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
+fn together(model: &Model, n: usize, n_gen: usize) -> Result<f64> {
     let start = Instant::now();
     let runs: Vec<Completion> = thread::scope(|scope| {
         let threads: Vec<_> = (0..n).map(|i| scope.spawn(move || request(model, i, n_gen).run())).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<_, _>>()
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<std::result::Result<_, _>>()
     })?;
     let prefill = runs.iter().map(|run| run.timings.queue + run.timings.prefill).max().unwrap_or_default();
     let time = start.elapsed().saturating_sub(prefill);
@@ -262,35 +313,39 @@ fn together(model: &Model, n: usize, n_gen: usize) -> anyhow::Result<f64> {
 /// How long threads rest before a short prompt: long enough that those of the pool have gone to sleep.
 const REST: Duration = Duration::from_millis(20);
 
-fn short_tokens(model: &Model) -> anyhow::Result<Vec<u32>> {
+fn short_tokens(model: &Model) -> Result<Vec<u32>> {
     Ok(model.generate(&NOTES[..70]).stream()?.prompt_tokens().to_vec())
 }
 
 /// Seconds that a short prompt takes to its first token, without the engine.
-fn bare_prompt(model: &Model) -> anyhow::Result<f64> {
+fn bare_prompt(model: &Model) -> Result<f64> {
     let (tokens, decoder, mut sampler) = (short_tokens(model)?, model.decoder(), greedy(model)?);
     median(|| {
         let mut cache = decoder.new_cache_with(model.loras());
         sampler.begin(&tokens);
         let chunk = Chunk { cache: &mut cache, tokens: &tokens, logits: LogitsFor::Last };
         let mut logits = decoder.forward(&mut [chunk])?;
-        let token = sampler.sample(logits.values_mut())?;
+        let token = sampler.sample(logits.values_mut()).map_err(Error::from)?;
         decoder.recycle(logits);
         Ok(token)
     })
 }
 
 /// The same with it, from the caller's side.
-fn short_prompt(model: &Model) -> anyhow::Result<f64> {
+fn short_prompt(model: &Model) -> Result<f64> {
     let tokens = short_tokens(model)?;
     median(|| {
-        let request = model.generate(&tokens[..]).share_prefix(false).temperature(0.0).ignore_eos(true);
+        let request = model
+            .generate(&tokens[..])
+            .options(crate::GenerateOptions::new().share_prefix(false))
+            .temperature(0.0)
+            .ignore_eos(true);
         Ok(request.max_tokens(1).run()?.tokens[0])
     })
 }
 
 /// The middle of nine times, in seconds, each after a rest.
-fn median<R>(mut f: impl FnMut() -> anyhow::Result<R>) -> anyhow::Result<f64> {
+fn median<R>(mut f: impl FnMut() -> Result<R>) -> Result<f64> {
     let times: Vec<f64> = (0..9)
         .map(|_| {
             thread::sleep(REST);
@@ -298,13 +353,13 @@ fn median<R>(mut f: impl FnMut() -> anyhow::Result<R>) -> anyhow::Result<f64> {
             f()?;
             Ok(start.elapsed().as_secs_f64())
         })
-        .collect::<anyhow::Result<_>>()?;
-    Ok(Rate::of(times).map_or(0.0, |times| times.median))
+        .collect::<Result<_>>()?;
+    Ok(Spread::of(times).map_or(0.0, |times| times.median))
 }
 
 /// Starts a long prompt, and a short request when half of it is computed, right after a chunk of it began.
 /// Milliseconds to the short one's first token, and of that chunk.
-fn overtake(model: &Model, n_prompt: usize) -> anyhow::Result<(f64, f64)> {
+fn overtake(model: &Model, n_prompt: usize) -> Result<(f64, f64)> {
     let n_vocab = model.tokenizer().n_vocab();
     let tokens: Vec<u32> = (0..n_prompt).map(|i| ((i * i % 911 + 300) % n_vocab) as u32).collect();
     let half = model.metrics().prompt_tokens + n_prompt as u64 / 2;
@@ -321,15 +376,25 @@ fn overtake(model: &Model, n_prompt: usize) -> anyhow::Result<(f64, f64)> {
     };
     thread::scope(|scope| {
         let long = scope.spawn(|| {
-            let out = model.generate(tokens).share_prefix(false).ignore_eos(true).max_tokens(1).run();
+            let out = model
+                .generate(tokens)
+                .options(crate::GenerateOptions::new().share_prefix(false))
+                .ignore_eos(true)
+                .max_tokens(1)
+                .run();
             has_ended.store(true, Ordering::Relaxed);
             out
         });
         let (done, began) = passed(half);
         let chunk = scope.spawn(move || passed(done + 1).1.duration_since(began));
         let start = Instant::now();
-        let mut stream = model.generate("Why?").share_prefix(false).ignore_eos(true).max_tokens(1).stream()?;
-        stream.next().context("a first token")??;
+        let mut stream = model
+            .generate("Why?")
+            .options(crate::GenerateOptions::new().share_prefix(false))
+            .ignore_eos(true)
+            .max_tokens(1)
+            .stream()?;
+        stream.next().transpose()?;
         let first_token_ms = start.elapsed().as_secs_f64() * 1e3;
         long.join().expect("no panic")?;
         Ok((first_token_ms, chunk.join().expect("no panic").as_secs_f64() * 1e3))

@@ -2,25 +2,43 @@
 //!
 //! Codes are random bits and scales are fixed, chosen per type so that weights are about as large as
 //! trained ones (a standard deviation near 0.02): nothing overflows, and no kernel meets values that it
-//! would not meet in practice. The text of such a model is noise.
+//! would not meet in practice. The text of such a model is noise, and it has no vocabulary.
 
 use std::path::Path;
 
-use anyhow::{anyhow, bail};
-use fewbit::TensorType;
-use fewbit::format::GgufWriter;
+use fewbit_format::{FormatError, GgufWriter};
+use fewbit_quant::TensorType;
 
-/// A Llama shape.
-struct Shape {
-    name: &'static str,
-    n_layers: u64,
-    dim: u64,
-    n_heads: u64,
-    n_kv_heads: u64,
-    ffn_dim: u64,
-    n_vocab: u64,
-    /// The output uses the matrix of the embedding.
-    tied: bool,
+/// A shape of the Llama family.
+///
+/// ```
+/// use fewbit::random::{RandomWeights, Shape};
+///
+/// # let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("random.gguf");
+/// let shape = Shape { name: "tiny", n_layers: 2, ..Shape::named("smollm2-135m")? };
+/// RandomWeights::new(shape, "Q4_0")?.write(&path)?;
+/// assert_eq!(fewbit::open(&path)?.weights().tensors().len(), 2 + 2 * 9);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Its name.
+    pub name: &'static str,
+    /// Layers.
+    pub n_layers: u64,
+    /// Length of a hidden state.
+    pub dim: u64,
+    /// Heads of queries.
+    pub n_heads: u64,
+    /// Heads of keys and values.
+    pub n_kv_heads: u64,
+    /// Length of the state between the matrices of the feed-forward network.
+    pub ffn_dim: u64,
+    /// Tokens of the vocabulary.
+    pub n_vocab: u64,
+    /// Whether the output uses the matrix of the embedding.
+    pub tied: bool,
 }
 
 #[rustfmt::skip]
@@ -35,7 +53,58 @@ static SHAPES: [Shape; 8] = [
     Shape { name: "llama-3.1-8b",   n_layers: 32, dim: 4096, n_heads: 32, n_kv_heads:  8, ffn_dim: 14336, n_vocab: 128256, tied: false },
 ];
 
+impl Shape {
+    /// All that have a name.
+    pub fn all() -> &'static [Self] {
+        &SHAPES
+    }
+
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// [`RandomError::UnknownShape`].
+    pub fn named(name: &str) -> Result<Self, RandomError> {
+        let found = SHAPES.iter().find(|shape| shape.name == name).copied();
+        found.ok_or_else(|| RandomError::UnknownShape { name: name.to_owned() })
+    }
+}
+
+/// Why there are no such random weights.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RandomError {
+    /// No shape has this name.
+    #[error("no shape is called `{name}`: known are {}", SHAPES.each_ref().map(|shape| shape.name).join(", "))]
+    UnknownShape {
+        /// The name.
+        name: String,
+    },
+    /// There are no random weights of this type.
+    #[error("no random weights of type `{name}`: give {}, Q3_K_M, Q4_K_M or Q5_K_M", types().join(", "))]
+    UnknownType {
+        /// The name.
+        name: String,
+    },
+    /// The numbers of a shape do not fit together.
+    #[error("the shape `{name}`: {problem}")]
+    BadShape {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] FormatError),
+}
+
+/// Names of the types that there are random weights of.
+fn types() -> Vec<&'static str> {
+    TensorType::all().filter(|&ty| scales(ty).is_some()).map(TensorType::name).collect()
+}
+
 /// The type of each tensor: one type, or one of llama.cpp's mixtures.
+#[derive(Debug)]
 struct Mixture {
     most: TensorType,
     /// The value projection and the second half of the FFN, in every third layer or so.
@@ -43,7 +112,7 @@ struct Mixture {
     output: TensorType,
 }
 
-fn mixture(name: &str) -> anyhow::Result<Mixture> {
+fn mixture(name: &str) -> Result<Mixture, RandomError> {
     use TensorType as T;
     let mixture = |most, sensitive, output| Ok(Mixture { most, sensitive, output });
     match name.to_ascii_uppercase().as_str() {
@@ -52,39 +121,49 @@ fn mixture(name: &str) -> anyhow::Result<Mixture> {
         "Q5_K_M" => mixture(T::Q5_K, T::Q6_K, T::Q6_K),
         upper => match TensorType::from_name(upper) {
             Some(ty) if scales(ty).is_some() => mixture(ty, ty, ty),
-            _ => {
-                let types: Vec<_> =
-                    TensorType::all().filter(|&ty| scales(ty).is_some()).map(TensorType::name).collect();
-                bail!("no random weights of type `{name}`: give {}, Q3_K_M, Q4_K_M or Q5_K_M", types.join(", "))
-            }
+            _ => Err(RandomError::UnknownType { name: name.to_owned() }),
         },
     }
 }
 
 /// A file that can be written.
-pub(crate) struct Synthetic {
-    shape: &'static Shape,
+#[derive(Debug)]
+pub struct RandomWeights {
+    shape: Shape,
     mixture: Mixture,
 }
 
-impl Synthetic {
-    /// Looks up the shape and the type.
-    pub(crate) fn new(shape: &str, ty: &str) -> anyhow::Result<Self> {
-        let known = || SHAPES.each_ref().map(|shape| shape.name).join(", ");
-        let shape = SHAPES
-            .iter()
-            .find(|candidate| candidate.name == shape)
-            .ok_or_else(|| anyhow!("no shape is called `{shape}`: known are {}", known()))?;
+impl RandomWeights {
+    /// Weights of this shape, and of a type that files have (`Q4_0`) or one of llama.cpp's mixtures (`Q4_K_M`).
+    ///
+    /// # Errors
+    /// [`RandomError`] for a type without random weights, and for a shape that no model has.
+    pub fn new(shape: Shape, ty: &str) -> Result<Self, RandomError> {
+        let bad = |problem| Err(RandomError::BadShape { name: shape.name, problem });
+        let Shape { name: _, n_layers, dim, n_heads, n_kv_heads, ffn_dim, n_vocab, tied: _ } = shape;
+        let numbers = [n_layers, dim, n_heads, n_kv_heads, ffn_dim, n_vocab];
+        if numbers.iter().any(|&n| n == 0 || n > 1 << 20) {
+            return bad("all numbers are between 1 and 2^20");
+        }
+        if !dim.is_multiple_of(n_heads) || !n_heads.is_multiple_of(n_kv_heads) {
+            return bad("`dim` is a multiple of `n_heads`, and `n_heads` of `n_kv_heads`");
+        }
+        if !dim.is_multiple_of(32) || !ffn_dim.is_multiple_of(32) {
+            return bad("`dim` and `ffn_dim` are multiples of 32, the length of a block");
+        }
         Ok(Self { shape, mixture: mixture(ty)? })
     }
 
-    /// Writes the file.
-    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        write(self.shape, &self.mixture, path)
+    /// Writes the file, which takes as many bytes as a real one.
+    ///
+    /// # Errors
+    /// [`RandomError::Write`].
+    pub fn write(&self, path: &Path) -> Result<(), RandomError> {
+        write(&self.shape, &self.mixture, path)
     }
 }
 
-fn write(shape: &Shape, mixture: &Mixture, path: &Path) -> anyhow::Result<()> {
+fn write(shape: &Shape, mixture: &Mixture, path: &Path) -> Result<(), RandomError> {
     let head_dim = shape.dim / shape.n_heads;
     let kv_dim = head_dim * shape.n_kv_heads;
 
@@ -132,16 +211,21 @@ fn write(shape: &Shape, mixture: &Mixture, path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn norm(writer: &mut GgufWriter<'_>, name: &str, dim: u64) -> anyhow::Result<()> {
+fn norm(writer: &mut GgufWriter<'_>, name: &str, dim: u64) -> Result<(), RandomError> {
     let ones = 1_f32.to_le_bytes().repeat(dim as usize);
     writer.tensor(name, &[dim], TensorType::F32, ones)?;
     Ok(())
 }
 
-fn matrix(writer: &mut GgufWriter<'_>, name: &str, n_rows: u64, n_cols: u64, ty: TensorType) -> anyhow::Result<()> {
+fn matrix(
+    writer: &mut GgufWriter<'_>,
+    name: &str,
+    n_rows: u64,
+    n_cols: u64,
+    ty: TensorType,
+) -> Result<(), RandomError> {
     let ty = fallback(ty, n_cols);
-    let row_bytes =
-        ty.row_bytes(n_cols as usize).ok_or_else(|| anyhow!("{name}: {n_cols} columns in {}", ty.name()))?;
+    let row_bytes = ty.row_bytes(n_cols as usize).expect("a multiple of 32, and the type one of such blocks");
     let n_bytes = row_bytes as u64 * n_rows;
     let blocks = random_blocks(ty, n_bytes);
     writer.tensor_with(name, &[n_rows, n_cols], ty, move |out| {
@@ -256,19 +340,29 @@ mod tests {
     #[test]
     fn every_type_makes_a_file_that_opens() {
         let folder = tempfile::tempdir().unwrap();
-        for ty in ["F16", "Q4_1", "Q4_K_M", "IQ4_XS"] {
+        let shape = Shape { n_layers: 2, n_vocab: 512, ..Shape::named("smollm2-135m").unwrap() };
+        for ty in types().into_iter().chain(["Q3_K_M", "q4_k_m", "Q5_K_M"]) {
             let path = folder.path().join(ty);
-            Synthetic::new("smollm2-135m", ty).unwrap().write(&path).unwrap();
-            let file = fewbit::open(&path).unwrap();
-            assert_eq!(file.weights().tensors().len(), 2 + 30 * 9);
+            RandomWeights::new(shape, ty).unwrap().write(&path).unwrap();
+            let file = crate::open(&path).unwrap();
+            assert_eq!(file.weights().tensors().len(), 2 + 2 * 9, "{ty}");
         }
     }
 
     #[test]
     fn unknown_shapes_and_types_are_named() {
-        let error = |shape, ty| Synthetic::new(shape, ty).err().unwrap().to_string();
-        assert!(error("gpt-5", "Q4_0").contains("known are smollm2-135m"));
-        assert!(error("smollm2-135m", "NVFP4").contains("NVFP4"));
-        assert!(error("smollm2-135m", "NVFP4").contains("IQ2_XS"));
+        let shape = Shape::named("smollm2-135m").unwrap();
+        assert!(Shape::named("gpt-5").unwrap_err().to_string().contains("known are smollm2-135m"));
+        let error = RandomWeights::new(shape, "NVFP4").unwrap_err().to_string();
+        assert!(error.contains("NVFP4") && error.contains("IQ2_XS"), "{error}");
+        for bad in [
+            Shape { n_heads: 0, ..shape },
+            Shape { n_heads: 7, ..shape },
+            Shape { n_kv_heads: 2, ..shape },
+            Shape { ffn_dim: 100, ..shape },
+            Shape { n_vocab: u64::MAX, ..shape },
+        ] {
+            assert!(matches!(RandomWeights::new(bad, "Q4_0"), Err(RandomError::BadShape { .. })), "{bad:?}");
+        }
     }
 }

@@ -1,0 +1,493 @@
+//! `POST /v1/messages` and `/v1/messages/count_tokens`, in Anthropic's form.
+//!
+//! A conversation is turns of blocks: texts, thoughts, calls of tools and what they gave. [`MessagesRequest::into_chat`]
+//! says the same as messages of the chat interface, so that what answers has one form to know.
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
+
+use crate::chat::{ChatMessage, Content, Role, ToolCall, ToolChoice};
+use crate::common::kind;
+
+/// Claude Code begins its system prompt with a line that is another one in each request. With it nothing of a
+/// conversation would be known from the request before.
+const BILLING_LINE: &str = "x-anthropic-billing-header:";
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct MessagesRequest {
+    /// Which model; may be left out where there is only one.
+    pub model: Option<String>,
+    /// The conversation without instructions.
+    pub messages: Vec<MessageParam>,
+    /// Instructions.
+    pub system: Option<Blocks>,
+    /// The most tokens that an answer may have: needed for an answer, not for counting.
+    pub max_tokens: Option<u32>,
+    /// Where the answer ends.
+    pub stop_sequences: Option<Vec<String>>,
+    /// Whether the answer comes as it is generated.
+    pub stream: Option<bool>,
+    /// 0 always takes the most probable token.
+    pub temperature: Option<f32>,
+    /// Keeps the most probable tokens that together have this probability.
+    pub top_p: Option<f32>,
+    /// Keeps the k most probable tokens.
+    pub top_k: Option<i64>,
+    /// Functions that the model may call.
+    pub tools: Option<Vec<ToolParam>>,
+    /// Whether it may, must or must not.
+    pub tool_choice: Option<ToolChoiceParam>,
+    /// Whether the model may think first.
+    pub thinking: Option<Thinking>,
+    /// What the answer must be.
+    pub output_config: Option<OutputConfig>,
+    /// The older place of [`OutputConfig::format`].
+    pub output_format: Option<OutputFormat>,
+    /// Makes the random numbers repeat. Not Anthropic's.
+    pub seed: Option<i64>,
+}
+
+/// A turn.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct MessageParam {
+    /// Whose it is.
+    pub role: Speaker,
+    /// What was said.
+    pub content: Blocks,
+}
+
+/// Whose a turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Speaker {
+    /// The user, and what calls gave.
+    User,
+    /// The model.
+    Assistant,
+    /// Instructions in between.
+    System,
+}
+
+/// A text, or a list of blocks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Blocks(pub Vec<Block>);
+
+/// A part of a turn.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Block {
+    /// Text.
+    Text {
+        /// It.
+        text: String,
+    },
+    /// What the model thought.
+    Thinking {
+        /// It.
+        thinking: String,
+    },
+    /// What another model thought, and nobody can read.
+    RedactedThinking {},
+    /// A call.
+    ToolUse {
+        /// Tells the calls of a conversation apart.
+        id: String,
+        /// Which tool.
+        name: String,
+        /// With what.
+        input: Map<String, Value>,
+    },
+    /// What a call gave.
+    ToolResult {
+        /// Which call.
+        tool_use_id: String,
+        /// What it gave: texts.
+        #[serde(default)]
+        content: Option<Blocks>,
+    },
+}
+
+impl<'de> Deserialize<'de> for Blocks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let block = |(i, block): (usize, Value)| {
+            Block::deserialize(block).map_err(|error| D::Error::custom(format!("block {i}: {error}")))
+        };
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Self(vec![Block::Text { text }])),
+            Value::Array(blocks) => blocks.into_iter().enumerate().map(block).collect::<Result<_, _>>().map(Self),
+            other => Err(D::Error::custom(format!("expected a text or a list of blocks, found {}", kind(&other)))),
+        }
+    }
+}
+
+/// A function that the model may call.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct ToolParam {
+    /// `custom`, or nothing. Others are tools of Anthropic's servers.
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: Option<String>,
+    /// A schema of what it takes.
+    #[serde(default)]
+    pub input_schema: Value,
+}
+
+/// Whether the model may call.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct ToolChoiceParam {
+    /// `auto`, `any`, `tool` or `none`.
+    #[serde(rename = "type")]
+    pub kind: ToolChoiceKind,
+    /// Which, for `tool`.
+    pub name: Option<String>,
+    /// Whether only one call is wanted.
+    pub disable_parallel_tool_use: Option<bool>,
+}
+
+/// A part of [`ToolChoiceParam`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum ToolChoiceKind {
+    /// It may.
+    Auto,
+    /// It must call one of them.
+    Any,
+    /// It must call this one.
+    Tool,
+    /// It must not.
+    None,
+}
+
+/// Whether the model may think first.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[non_exhaustive]
+pub struct Thinking {
+    /// `enabled`, `adaptive`, `between_tools` or `disabled`.
+    #[serde(rename = "type")]
+    pub kind: ThinkingKind,
+}
+
+/// A part of [`Thinking`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ThinkingKind {
+    /// It shall.
+    Enabled,
+    /// It may.
+    Adaptive,
+    /// It may once it has called.
+    BetweenTools,
+    /// It shall not.
+    Disabled,
+}
+
+/// How the answer shall be.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[non_exhaustive]
+pub struct OutputConfig {
+    /// In which form.
+    pub format: Option<OutputFormat>,
+}
+
+/// What the answer must be.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum OutputFormat {
+    /// JSON that a schema describes.
+    JsonSchema {
+        /// The schema.
+        schema: Value,
+    },
+}
+
+/// What cannot be said in the chat interface: the field, and why.
+pub type Refused = (String, String);
+
+impl MessagesRequest {
+    /// The conversation, as the chat interface has it.
+    ///
+    /// # Errors
+    /// If a block is where it cannot be.
+    pub fn into_chat(&mut self) -> Result<Vec<ChatMessage>, Refused> {
+        let mut chat = Vec::with_capacity(self.messages.len() + 1);
+        if let Some(system) = self.system.take() {
+            let mut texts = texts(system, "system")?;
+            texts.retain(|text| !text.starts_with(BILLING_LINE));
+            if !texts.is_empty() {
+                chat.push(ChatMessage::new(Role::System, texts.join("\n\n")));
+            }
+        }
+        for (i, message) in std::mem::take(&mut self.messages).into_iter().enumerate() {
+            match message.role {
+                Speaker::User => user(message.content, i, &mut chat)?,
+                Speaker::Assistant => chat.push(assistant(message.content, i)?),
+                Speaker::System => {
+                    let said = texts(message.content, &format!("messages[{i}].content"))?;
+                    chat.push(ChatMessage::with_content(Role::System, Content(Some(said))));
+                }
+            }
+        }
+        Ok(chat)
+    }
+
+    /// The tools, as the chat interface has them.
+    ///
+    /// # Errors
+    /// If one is of a type that only Anthropic's servers have.
+    pub fn chat_tools(&mut self) -> Result<Vec<Value>, Refused> {
+        let tool = |(i, tool): (usize, ToolParam)| match tool.kind.as_deref() {
+            None | Some("custom") => {
+                let ToolParam { name, description, input_schema, .. } = tool;
+                let mut function = json!({ "name": name, "parameters": input_schema });
+                if let Some(description) = description {
+                    function["description"] = description.into();
+                }
+                Ok(json!({ "type": "function", "function": function }))
+            }
+            Some(kind) => {
+                let text =
+                    format!("a tool of type {kind:?} runs on Anthropic's servers: only \"custom\" can be used here");
+                Err((format!("tools[{i}].type"), text))
+            }
+        };
+        self.tools.take().unwrap_or_default().into_iter().enumerate().map(tool).collect()
+    }
+
+    /// Whether the model may call, and whether more than once.
+    ///
+    /// # Errors
+    /// If a tool is meant and none is named.
+    pub fn chat_choice(&self) -> Result<(ToolChoice, bool), Refused> {
+        let Some(choice) = &self.tool_choice else { return Ok((ToolChoice::Auto, true)) };
+        let kind = match (choice.kind, &choice.name) {
+            (ToolChoiceKind::Auto, _) => ToolChoice::Auto,
+            (ToolChoiceKind::Any, _) => ToolChoice::Required,
+            (ToolChoiceKind::None, _) => ToolChoice::None,
+            (ToolChoiceKind::Tool, Some(name)) => ToolChoice::Named(name.clone()),
+            (ToolChoiceKind::Tool, None) => {
+                return Err(("tool_choice.name".to_owned(), "`tool_choice` names no tool".to_owned()));
+            }
+        };
+        Ok((kind, !choice.disable_parallel_tool_use.unwrap_or(false)))
+    }
+}
+
+/// Blocks that can only be texts.
+fn texts(blocks: Blocks, at: &str) -> Result<Vec<String>, Refused> {
+    let text = |(i, block): (usize, Block)| match block {
+        Block::Text { text } => Ok(text),
+        _ => Err((format!("{at}[{i}]"), "only blocks of type \"text\" can be here".to_owned())),
+    };
+    blocks.0.into_iter().enumerate().map(text).collect()
+}
+
+/// What calls gave comes first, as the turn answers them.
+fn user(blocks: Blocks, i: usize, chat: &mut Vec<ChatMessage>) -> Result<(), Refused> {
+    let mut said = Vec::new();
+    let mut n_results = 0_usize;
+    for (j, block) in blocks.0.into_iter().enumerate() {
+        let at = format!("messages[{i}].content[{j}]");
+        match block {
+            Block::Text { text } => said.push(text),
+            Block::ToolResult { tool_use_id, content } => {
+                let text = texts(content.unwrap_or_default(), &format!("{at}.content"))?.concat();
+                let mut message = ChatMessage::new(Role::Tool, text);
+                message.tool_call_id = Some(tool_use_id);
+                chat.push(message);
+                n_results += 1;
+            }
+            _ => return Err((at, "a user's turn has blocks of type \"text\" and \"tool_result\"".to_owned())),
+        }
+    }
+    if !said.is_empty() {
+        chat.push(ChatMessage::with_content(Role::User, Content(Some(said))));
+    } else if n_results == 0 {
+        return Err((format!("messages[{i}].content"), "a user's turn is empty".to_owned()));
+    }
+    Ok(())
+}
+
+fn assistant(blocks: Blocks, i: usize) -> Result<ChatMessage, Refused> {
+    let (mut said, mut thought, mut calls) = (Vec::new(), String::new(), Vec::new());
+    for (j, block) in blocks.0.into_iter().enumerate() {
+        match block {
+            Block::Text { text } => said.push(text),
+            Block::Thinking { thinking } => thought += &thinking,
+            Block::RedactedThinking {} => {}
+            Block::ToolUse { id, name, input } => calls.push(ToolCall::new(id, name, Value::Object(input).to_string())),
+            Block::ToolResult { .. } => {
+                let text = "what a call gave belongs into a user's turn".to_owned();
+                return Err((format!("messages[{i}].content[{j}]"), text));
+            }
+        }
+    }
+    let mut message = ChatMessage::with_content(Role::Assistant, Content((!said.is_empty()).then_some(said)));
+    message.reasoning_content = (!thought.is_empty()).then_some(thought);
+    message.tool_calls = (!calls.is_empty()).then_some(calls);
+    Ok(message)
+}
+
+/// An answer, and the head of one that is streamed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct MessagesResponse {
+    /// Tells answers apart.
+    pub id: String,
+    /// `message`.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `assistant`.
+    pub role: &'static str,
+    /// Which model.
+    pub model: String,
+    /// What was answered.
+    pub content: Vec<AnswerBlock>,
+    /// `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`; null while it goes on.
+    pub stop_reason: Option<&'static str>,
+    /// Which of the stop sequences ended it.
+    pub stop_sequence: Option<String>,
+    /// Tokens.
+    pub usage: MessagesUsage,
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum AnswerBlock {
+    /// Text.
+    Text {
+        /// It.
+        text: String,
+    },
+    /// What the model thought.
+    Thinking {
+        /// It.
+        thinking: String,
+        /// Always empty: nothing is signed here.
+        signature: &'static str,
+    },
+    /// A call.
+    ToolUse {
+        /// Tells the calls of a conversation apart.
+        id: String,
+        /// Which tool.
+        name: String,
+        /// With what.
+        input: Value,
+    },
+}
+
+/// How many tokens an answer took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MessagesUsage {
+    /// Of the prompt, without those that were known.
+    pub input_tokens: usize,
+    /// Always 0: nothing is charged for what is kept.
+    pub cache_creation_input_tokens: usize,
+    /// Of the prompt, known from an earlier request.
+    pub cache_read_input_tokens: usize,
+    /// Of the answer.
+    pub output_tokens: usize,
+}
+
+impl MessagesUsage {
+    /// Of so many tokens, of which some of the prompt were known.
+    pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
+        Self {
+            input_tokens: prompt.saturating_sub(cached),
+            cache_creation_input_tokens: 0,
+            cache_read_input_tokens: cached,
+            output_tokens: completion,
+        }
+    }
+}
+
+/// How many tokens a request has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CountResponse {
+    /// Of the prompt.
+    pub input_tokens: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::from_value;
+
+    use super::*;
+
+    fn request(value: Value) -> Result<MessagesRequest, String> {
+        from_value(value).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn turns_become_messages() {
+        let mut all = request(json!({
+            "system": [
+                { "type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=af2;" },
+                { "type": "text", "text": "Be brief.", "cache_control": { "type": "ephemeral" } }
+            ],
+            "messages": [
+                { "role": "user", "content": "Hi" },
+                { "role": "assistant", "content": [
+                    { "type": "thinking", "thinking": "Hm.", "signature": "s" },
+                    { "type": "redacted_thinking", "data": "x" },
+                    { "type": "text", "text": "Wait." },
+                    { "type": "tool_use", "id": "t1", "name": "f", "input": { "x": 1 } }
+                ] },
+                { "role": "user", "content": [
+                    { "type": "text", "text": "So?" },
+                    { "type": "tool_result", "tool_use_id": "t1", "content": [{ "type": "text", "text": "3" }], "is_error": false }
+                ] }
+            ]
+        }))
+        .unwrap();
+        let mut assistant = ChatMessage::new(Role::Assistant, "Wait.");
+        assistant.reasoning_content = Some("Hm.".into());
+        assistant.tool_calls = Some(vec![ToolCall::new("t1", "f", "{\"x\":1}")]);
+        let mut result = ChatMessage::new(Role::Tool, "3");
+        result.tool_call_id = Some("t1".into());
+        let want = [
+            ChatMessage::new(Role::System, "Be brief."),
+            ChatMessage::new(Role::User, "Hi"),
+            assistant,
+            result,
+            ChatMessage::new(Role::User, "So?"),
+        ];
+        assert_eq!(all.into_chat().unwrap(), want);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_place() {
+        let one = |role: &str, content: Value| request(json!({ "messages": [{ "role": role, "content": content }] }));
+        let at = |role: &str, content: Value| one(role, content).unwrap().into_chat().unwrap_err().0;
+        assert_eq!(at("user", json!([])), "messages[0].content");
+        assert_eq!(at("user", json!([{ "type": "thinking", "thinking": "" }])), "messages[0].content[0]");
+        let result = json!([{ "type": "tool_result", "tool_use_id": "x", "content": "y" }]);
+        assert_eq!(at("assistant", result), "messages[0].content[0]");
+        let nested =
+            json!([{ "type": "tool_result", "tool_use_id": "x", "content": [{ "type": "thinking", "thinking": "" }] }]);
+        assert_eq!(at("user", nested), "messages[0].content[0].content[0]");
+        assert!(one("user", json!([{ "type": "image" }])).unwrap_err().contains("block 0: unknown variant `image`"));
+        assert!(one("king", json!("x")).unwrap_err().contains("unknown variant `king`"));
+        assert_eq!(at("system", json!([{ "type": "thinking", "thinking": "" }])), "messages[0].content[0]");
+        let said = one("system", json!("x")).unwrap().into_chat().unwrap();
+        assert_eq!(said, [ChatMessage::new(Role::System, "x")]);
+        let tools = json!({ "messages": [], "tools": [{ "type": "web_search_20250305", "name": "web_search" }] });
+        assert_eq!(request(tools).unwrap().chat_tools().unwrap_err().0, "tools[0].type");
+        let choice = json!({ "messages": [], "tool_choice": { "type": "tool" } });
+        assert_eq!(request(choice).unwrap().chat_choice().unwrap_err().0, "tool_choice.name");
+    }
+}

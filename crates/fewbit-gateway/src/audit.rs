@@ -1,0 +1,312 @@
+//! The log: a line for each answer, refused or not, and each line holds the SHA-256 of the one before.
+//!
+//! ```text
+//! {"n":1,"prev":"000...","time_ms":...,"request":"req_...","key":"ada",...}
+//! {"n":2,"prev":SHA-256 of the line above, without its end,...}
+//! ```
+//!
+//! A line that is changed, taken out or put in breaks the chain from there on. That lines are missing at the end, or that
+//! all were written anew, shows against a [`Head`] that was noted elsewhere. No text of a request or an answer is in it.
+//!
+//! A server that was killed in the middle of a line leaves a part of one, without its end: the next one takes it away.
+//! One process at a time writes.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::GatewayError;
+use crate::hex;
+
+const FILE: &str = "audit.jsonl";
+const LOCK: &str = "audit.lock";
+/// The hash before the first line.
+const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+/// No line that was written is longer.
+const MAX_LINE: u64 = 1 << 16;
+
+/// A line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its number, from 1.
+    pub n: u64,
+    /// The hash of the line before.
+    pub prev: String,
+    /// When the answer ended, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The request's id, as the client got it.
+    pub request: String,
+    /// The key's name.
+    pub key: Option<String>,
+    /// The endpoint's path.
+    pub endpoint: String,
+    /// Which model.
+    pub model: String,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Tokens of the prompt.
+    pub prompt_tokens: u64,
+    /// Of these, known already.
+    pub cached_tokens: u64,
+    /// Tokens of the answer.
+    pub completion_tokens: u64,
+    /// What it cost, in the currency of the prices.
+    pub cost: f64,
+    /// How long it took.
+    pub elapsed_ms: u64,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It is complete.
+    Complete,
+    /// It was not begun.
+    Refused,
+    /// It broke off.
+    Failed,
+    /// Its client went away. Its tokens are those that were sent, as far as they can be told apart.
+    Cancelled,
+}
+
+/// The end of a log: it proves all lines up to it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Head {
+    /// The number of the last line.
+    pub n: u64,
+    /// Its hash.
+    pub hash: String,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Self { n: 0, hash: START.to_owned() }
+    }
+}
+
+/// A log that is written.
+#[derive(Debug)]
+pub struct Audit {
+    file: File,
+    path: PathBuf,
+    head: Head,
+    /// Bytes of whole lines.
+    n_bytes: u64,
+    /// What could not be written as a whole is taken away before the next line.
+    is_torn: bool,
+    /// Held as long as this is.
+    _lock: File,
+}
+
+impl Audit {
+    /// The log of this store, to write on. Every line is checked, and shown to `each`.
+    ///
+    /// # Errors
+    /// If another process writes it, it cannot be read, or a line is not what was written.
+    pub fn open(store: impl AsRef<Path>, each: impl FnMut(&Entry)) -> Result<Self, GatewayError> {
+        let store = store.as_ref();
+        fs::create_dir_all(store).map_err(GatewayError::file("make", store))?;
+        let lock_path = store.join(LOCK);
+        let options = |path: &Path| private().read(true).append(true).create(true).open(path);
+        let lock = options(&lock_path).map_err(GatewayError::file("open", &lock_path))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => GatewayError::Locked { path: lock_path.clone() },
+            TryLockError::Error(error) => GatewayError::file("lock", &lock_path)(error),
+        })?;
+        let path = store.join(FILE);
+        let file = options(&path).map_err(GatewayError::file("open", &path))?;
+        let (head, n_bytes) = read(&path, None, each)?;
+        let has_bytes = file.metadata().map_err(GatewayError::file("read", &path))?.len();
+        if has_bytes > n_bytes {
+            tracing::warn!(bytes = has_bytes - n_bytes, "the log ends in the middle of a line, which is taken away");
+        }
+        Ok(Self { file, path, head, n_bytes, is_torn: has_bytes > n_bytes, _lock: lock })
+    }
+
+    /// Adds a line. `n` and `prev` are set here.
+    ///
+    /// # Errors
+    /// If it cannot be written as a whole. Then the log is as it was, as soon as that can be.
+    pub fn append(&mut self, mut entry: Entry) -> Result<(), GatewayError> {
+        entry.n = self.head.n + 1;
+        entry.prev = self.head.hash.clone();
+        let failed = || GatewayError::file("write", &self.path);
+        let mut line = serde_json::to_vec(&entry).map_err(|error| failed()(error.into()))?;
+        let hash = hex(&Sha256::digest(&line));
+        line.push(b'\n');
+        if self.is_torn {
+            self.file.set_len(self.n_bytes).map_err(failed())?;
+            self.is_torn = false;
+        }
+        if let Err(error) = self.file.write_all(&line) {
+            self.is_torn = self.file.set_len(self.n_bytes).is_err();
+            return Err(failed()(error));
+        }
+        self.n_bytes += line.len() as u64;
+        self.head = Head { n: entry.n, hash };
+        Ok(())
+    }
+
+    /// Its end.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+}
+
+/// Checks the log of a store line by line, against a head that was noted if there is one; shows each line to `each`. A
+/// server may be writing it: a last line without an end is not looked at.
+///
+/// # Errors
+/// If it cannot be read, a line is not what was written, or the head is another.
+pub fn verify(store: impl AsRef<Path>, noted: Option<&Head>, each: impl FnMut(&Entry)) -> Result<Head, GatewayError> {
+    read(&store.as_ref().join(FILE), noted, each).map(|(head, _)| head)
+}
+
+fn read(path: &Path, noted: Option<&Head>, mut each: impl FnMut(&Entry)) -> Result<(Head, u64), GatewayError> {
+    let file = File::open(path).map_err(GatewayError::file("read", path))?;
+    let mut reader = BufReader::new(file);
+    let (mut head, mut n_bytes) = (Head::default(), 0);
+    let mut is_there = noted.is_none_or(|noted| *noted == head);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(GatewayError::file("read", path))?;
+        let broken = |what| GatewayError::Broken { path: path.to_owned(), line: head.n + 1, what };
+        if line.last() != Some(&b'\n') {
+            if line.len() as u64 == MAX_LINE {
+                return Err(broken("is longer than any that is written"));
+            }
+            break;
+        }
+        n_bytes += line.len() as u64;
+        line.pop();
+        let entry: Entry = serde_json::from_slice(&line).map_err(|_| broken("is none of a log"))?;
+        if entry.n != head.n + 1 {
+            return Err(broken("does not have the next number"));
+        }
+        if entry.prev != head.hash {
+            return Err(broken("does not hold the hash of the line before"));
+        }
+        each(&entry);
+        head = Head { n: entry.n, hash: hex(&Sha256::digest(&line)) };
+        is_there |= noted == Some(&head);
+    }
+    match noted {
+        Some(noted) if !is_there => {
+            Err(GatewayError::OtherHead { path: path.to_owned(), line: noted.n, hash: noted.hash.clone() })
+        }
+        _ => Ok((head, n_bytes)),
+    }
+}
+
+/// Files that only their owner may read.
+fn private() -> OpenOptions {
+    #[allow(unused_mut, reason = "changed on Unix only")]
+    let mut options = OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn entry(key: &str, time_ms: u64, completion_tokens: u64) -> Entry {
+        Entry {
+            n: 0,
+            prev: String::new(),
+            time_ms,
+            request: "req_1".into(),
+            key: Some(key.into()),
+            endpoint: "/v1/messages".into(),
+            model: "m".into(),
+            outcome: Outcome::Complete,
+            prompt_tokens: 3,
+            cached_tokens: 1,
+            completion_tokens,
+            cost: 0.5,
+            elapsed_ms: 7,
+        }
+    }
+
+    /// A store with five lines, and its head.
+    fn five() -> (tempfile::TempDir, Head) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
+        (0..5).for_each(|i| audit.append(entry("ada", i, i)).unwrap());
+        let head = audit.head().clone();
+        (folder, head)
+    }
+
+    #[test]
+    fn what_was_written_is_proved_and_goes_on() {
+        let (folder, head) = five();
+        let mut tokens = Vec::new();
+        assert_eq!(verify(folder.path(), Some(&head), |entry| tokens.push(entry.completion_tokens)).unwrap(), head);
+        assert_eq!(tokens, [0, 1, 2, 3, 4]);
+        let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
+        assert!(matches!(Audit::open(folder.path(), |_| ()), Err(GatewayError::Locked { .. })));
+        audit.append(entry("bob", 9, 9)).unwrap();
+        // A head of before is in it still.
+        assert_eq!(verify(folder.path(), Some(&head), |_| ()).unwrap().n, 6);
+        assert!(verify(folder.path(), Some(&Head::default()), |_| ()).is_ok());
+    }
+
+    #[test]
+    fn whatever_is_changed_shows() {
+        let (folder, head) = five();
+        let path = folder.path().join(FILE);
+        let good = fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = good.lines().collect();
+        let with = |lines: &[&str]| {
+            fs::write(&path, lines.join("\n") + "\n").unwrap();
+            verify(folder.path(), Some(&head), |_| ())
+        };
+        let changed = lines[2].replace("\"completion_tokens\":2", "\"completion_tokens\":1");
+        assert!(matches!(
+            with(&[lines[0], lines[1], &changed, lines[3], lines[4]]),
+            Err(GatewayError::Broken { line: 4, .. })
+        ));
+        assert!(matches!(with(&[lines[0], lines[2], lines[3], lines[4]]), Err(GatewayError::Broken { line: 2, .. })));
+        assert!(matches!(
+            with(&[lines[1], lines[0], lines[2], lines[3], lines[4]]),
+            Err(GatewayError::Broken { line: 1, .. })
+        ));
+        assert!(matches!(with(&[lines[0], "{}", lines[2]]), Err(GatewayError::Broken { line: 2, .. })));
+        assert!(matches!(with(&lines[..4]), Err(GatewayError::OtherHead { line: 5, .. })));
+        let last = lines[4].replace("\"completion_tokens\":4", "\"completion_tokens\":0");
+        assert!(matches!(with(&[&lines[..4], &[&last[..]]].concat()), Err(GatewayError::OtherHead { line: 5, .. })));
+        assert!(with(&lines).is_ok());
+        // A server does not write after what is broken.
+        fs::write(&path, [lines[0], &changed, ""].join("\n")).unwrap();
+        assert!(matches!(Audit::open(folder.path(), |_| ()), Err(GatewayError::Broken { line: 2, .. })));
+        fs::write(&path, "x".repeat(1 << 17)).unwrap();
+        assert!(matches!(verify(folder.path(), None, |_| ()), Err(GatewayError::Broken { line: 1, .. })));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_is_taken_away() {
+        let (folder, head) = five();
+        let path = folder.path().join(FILE);
+        for cut in [1, 10, 200] {
+            let good = fs::read(&path).unwrap();
+            let mut bytes = good.clone();
+            let next = bytes[..cut].to_vec();
+            bytes.extend(next);
+            fs::write(&path, &bytes).unwrap();
+            let seen = verify(folder.path(), Some(&head), |_| ()).unwrap();
+            let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
+            assert_eq!(*audit.head(), seen);
+            audit.append(entry("ada", 9, 9)).unwrap();
+            let after = fs::read(&path).unwrap();
+            assert!(after.starts_with(&good) && after.ends_with(b"}\n"));
+            assert_eq!(verify(folder.path(), Some(&head), |_| ()).unwrap().n, seen.n + 1);
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The gate of a server, and what stands before its backend: keys, scopes, limits, the log.
+//!
+//! ```text
+//! enter:    key -> is the log in order? -> endpoint's scope -> requests a minute
+//! generate: model's and tools' scope -> tokens and cost are reserved -> backend -> settled, and a line of the log
+//! ```
+//!
+//! An answer is written down when it ends, however that is: complete, refused, failed, or its client gone. If a line
+//! cannot be written, nothing new is let in until one can.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use fewbit_serve::api::common::Prompt;
+use fewbit_serve::{
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job, ModelInfo,
+    Sample, Usage,
+};
+use futures_core::Stream;
+
+use crate::audit::{Audit, Entry, Outcome};
+use crate::error::GatewayError;
+use crate::keys::{Key, KeyStore};
+use crate::limits::{Limits, Refusal, Reserved};
+use crate::now_ms;
+
+/// What a million tokens cost.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Price {
+    /// Of prompts.
+    pub input: f64,
+    /// Of prompts, known already.
+    pub cached_input: f64,
+    /// Of answers.
+    pub output: f64,
+}
+
+/// Prices by model. A model without one costs nothing.
+pub type Prices = BTreeMap<String, Price>;
+
+impl Price {
+    fn of(&self, used: Usage) -> f64 {
+        let part = |n: usize, price: f64| n as f64 * price / 1e6;
+        part(used.prompt.saturating_sub(used.cached), self.input)
+            + part(used.cached, self.cached_input)
+            + part(used.completion, self.output)
+    }
+}
+
+/// The gate: made by [`Gateway::open`].
+#[derive(Debug)]
+pub struct Gateway<B> {
+    shared: Arc<Shared<B>>,
+}
+
+impl<B> Clone for Gateway<B> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+/// A backend behind a gate: made by [`Gateway::backend`].
+#[derive(Debug)]
+pub struct Guarded<B> {
+    shared: Arc<Shared<B>>,
+}
+
+#[derive(Debug)]
+struct Shared<B> {
+    backend: B,
+    prices: Prices,
+    books: Arc<Books>,
+}
+
+/// What is written.
+#[derive(Debug)]
+struct Books {
+    keys: Mutex<KeyStore>,
+    limits: Mutex<Limits>,
+    audit: Mutex<Log>,
+}
+
+#[derive(Debug)]
+struct Log {
+    audit: Audit,
+    /// Lines that could not be written yet.
+    waiting: Vec<Entry>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<B: Backend> Gateway<B> {
+    /// A gate before this backend, with the keys of this store. What was used today is read from its log.
+    ///
+    /// # Errors
+    /// If the store cannot be read, its log is broken, or another server writes there.
+    pub fn open(store: impl AsRef<Path>, prices: Prices, backend: B) -> Result<Self, GatewayError> {
+        let keys = KeyStore::open(&store)?;
+        let mut limits = Limits::default();
+        let audit = Audit::open(&store, |entry| {
+            if let Some(key) = &entry.key {
+                let tokens = entry.prompt_tokens.saturating_add(entry.completion_tokens);
+                limits.settle(key, Reserved::default(), tokens, entry.cost, entry.time_ms);
+            }
+        })?;
+        let audit = Mutex::new(Log { audit, waiting: Vec::new() });
+        let books = Arc::new(Books { keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
+        Ok(Self { shared: Arc::new(Shared { backend, prices, books }) })
+    }
+
+    /// The backend behind this gate.
+    pub fn backend(&self) -> Guarded<B> {
+        Guarded { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl Books {
+    /// What the key of a caller may.
+    fn key(&self, caller: &Caller) -> Result<Key, BackendError> {
+        let keys = lock(&self.keys);
+        let key = caller.key.as_deref().and_then(|name| keys.named(name));
+        key.cloned().ok_or_else(|| BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more"))
+    }
+
+    fn write(&self, entry: Entry) {
+        let mut log = lock(&self.audit);
+        log.waiting.push(entry);
+        log.catch_up();
+    }
+}
+
+impl Log {
+    /// Writes what waits; whether all of it is written.
+    fn catch_up(&mut self) -> bool {
+        while let Some(entry) = self.waiting.first() {
+            if let Err(error) = self.audit.append(entry.clone()) {
+                tracing::error!(%error, "the log cannot be written: nothing is let in");
+                return false;
+            }
+            self.waiting.remove(0);
+        }
+        true
+    }
+}
+
+fn refused(refusal: Refusal) -> BackendError {
+    let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    let (kind, message) = match refusal {
+        Refusal::Requests { retry_after } => (
+            BackendErrorKind::TooMany { retry_after_s: seconds(retry_after) },
+            "the key has used its requests a minute",
+        ),
+        Refusal::Tokens { retry_after } => (
+            BackendErrorKind::TooMany { retry_after_s: seconds(retry_after) },
+            "the key has not so many tokens left today: ask for less, or tomorrow",
+        ),
+        Refusal::Cost => (BackendErrorKind::Spent, "what the key may cost a day is spent"),
+    };
+    BackendError::new(kind, message)
+}
+
+impl<B: Backend> Gate for Gateway<B> {
+    fn enter(&self, key: Option<&[u8]>, endpoint: &'static str) -> Result<Arc<str>, BackendError> {
+        let Some(shown) = key else {
+            let message = "this server wants a key: send `Authorization: Bearer KEY`";
+            return Err(BackendError::new(BackendErrorKind::NoKey, message));
+        };
+        let books = &self.shared.books;
+        let key = {
+            let mut keys = lock(&books.keys);
+            if let Err(error) = keys.refresh() {
+                // Whether a key was revoked cannot be known.
+                tracing::error!(%error, "the keys cannot be read: nothing is let in");
+                return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
+            }
+            keys.find(shown).cloned()
+        };
+        let unknown = || BackendError::new(BackendErrorKind::WrongKey, "the key is none of this server's");
+        let key = key.ok_or_else(unknown)?;
+        if !lock(&books.audit).catch_up() {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log"));
+        }
+        if !key.may_ask(endpoint) {
+            return Err(BackendError::new(BackendErrorKind::Forbidden, format!("the key may not ask {endpoint}")));
+        }
+        lock(&books.limits).enter(&key, Instant::now()).map_err(refused)?;
+        Ok(key.name.into())
+    }
+}
+
+/// A line of the log in the making: it is written when this is dropped.
+struct Account {
+    books: Arc<Books>,
+    price: Price,
+    caller: Caller,
+    model: String,
+    start: Instant,
+    reserved: Reserved,
+    used: Usage,
+    outcome: Outcome,
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let used = self.used;
+        let (now_ms, cost) = (now_ms(), self.price.of(used));
+        if let Some(key) = &self.caller.key {
+            let tokens = (used.prompt as u64).saturating_add(used.completion as u64);
+            lock(&self.books.limits).settle(key, self.reserved, tokens, cost, now_ms);
+        }
+        self.books.write(Entry {
+            n: 0,
+            prev: String::new(),
+            time_ms: now_ms,
+            request: self.caller.request.to_string(),
+            key: self.caller.key.as_deref().map(str::to_owned),
+            endpoint: self.caller.endpoint.to_owned(),
+            model: std::mem::take(&mut self.model),
+            outcome: self.outcome,
+            prompt_tokens: used.prompt as u64,
+            cached_tokens: used.cached as u64,
+            completion_tokens: used.completion as u64,
+            cost,
+            elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+        });
+    }
+}
+
+impl<B: Backend> Shared<B> {
+    fn account(&self, caller: &Caller, model: &str) -> Account {
+        Account {
+            books: Arc::clone(&self.books),
+            price: self.prices.get(model).copied().unwrap_or_default(),
+            caller: caller.clone(),
+            model: model.to_owned(),
+            start: Instant::now(),
+            reserved: Reserved::default(),
+            used: Usage::default(),
+            outcome: Outcome::Refused,
+        }
+    }
+
+    /// What a caller may do with a model.
+    fn admit(&self, caller: &Caller, model: &str) -> Result<Key, BackendError> {
+        let key = self.books.key(caller)?;
+        if key.may_name(model) {
+            Ok(key)
+        } else {
+            Err(BackendError::new(BackendErrorKind::Forbidden, format!("the key may not use the model {model:?}")))
+        }
+    }
+
+    fn admit_job(&self, job: &Job) -> Result<Key, BackendError> {
+        let key = self.admit(&job.caller, &job.model)?;
+        let Input::Chat { tools, .. } = &job.input else { return Ok(key) };
+        for (i, tool) in tools.iter().enumerate() {
+            let name = tool.pointer("/function/name").and_then(|name| name.as_str()).unwrap_or_default();
+            if !key.may_offer(name) {
+                let error =
+                    BackendError::invalid(format!("tools[{i}]"), format!("the key may not offer the tool {name:?}"));
+                return Err(BackendError { kind: BackendErrorKind::Forbidden, ..error });
+            }
+        }
+        Ok(key)
+    }
+
+    fn reserve(&self, key: &Key, account: &mut Account, completion: usize) -> Result<(), BackendError> {
+        let cost = account.price.of(Usage { completion, ..Usage::default() });
+        let want = Reserved { tokens: completion as u64, cost };
+        lock(&self.books.limits).reserve(key, want, now_ms()).map_err(refused)?;
+        account.reserved = want;
+        Ok(())
+    }
+}
+
+impl<B: Backend> Backend for Guarded<B> {
+    fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
+        let Ok(key) = self.shared.books.key(caller) else { return Vec::new() };
+        let mut models = self.shared.backend.models(caller);
+        models.retain(|model| key.may_name(&model.id));
+        models
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        Box::pin(async move {
+            let mut account = self.shared.account(&job.caller, &job.model);
+            let key = self.shared.admit_job(&job)?;
+            self.shared.reserve(&key, &mut account, job.max_tokens.unwrap_or(0))?;
+            let answer = self.shared.backend.generate(job).await?;
+            account.outcome = Outcome::Cancelled;
+            Ok(Box::pin(Metered { answer, account: Some(account) }) as Generating)
+        })
+    }
+
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit_job(&job)?;
+            self.shared.backend.count(job).await
+        })
+    }
+
+    fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        let (caller, model) = (caller.clone(), model.to_owned());
+        Box::pin(async move {
+            let mut account = self.shared.account(&caller, &model);
+            let key = self.shared.admit(&caller, &model)?;
+            self.shared.reserve(&key, &mut account, 0)?;
+            account.outcome = Outcome::Cancelled;
+            let embedded = self.shared.backend.embed(&caller, &model, texts).await;
+            match &embedded {
+                Ok(embedded) => {
+                    account.outcome = Outcome::Complete;
+                    account.used.prompt = embedded.prompt_tokens;
+                }
+                Err(_) => account.outcome = Outcome::Failed,
+            }
+            embedded
+        })
+    }
+
+    fn tokenize(
+        &self,
+        caller: &Caller,
+        model: &str,
+        text: &str,
+        add_special: bool,
+        parse: bool,
+    ) -> Result<Vec<u32>, BackendError> {
+        self.shared.admit(caller, model)?;
+        self.shared.backend.tokenize(caller, model, text, add_special, parse)
+    }
+
+    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+        self.shared.admit(caller, model)?;
+        self.shared.backend.detokenize(caller, model, tokens)
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        self.shared.backend.samples()
+    }
+}
+
+/// An answer that is counted.
+struct Metered {
+    answer: Generating,
+    /// Until it has ended.
+    account: Option<Account>,
+}
+
+impl Stream for Metered {
+    type Item = Result<Event, BackendError>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        let event = std::task::ready!(this.answer.as_mut().poll_next(context));
+        let mut has_ended = false;
+        if let Some(account) = &mut this.account {
+            match &event {
+                Some(Ok(Event::Begin { prompt })) => account.used.prompt = *prompt,
+                Some(Ok(Event::Piece(piece))) => account.used.completion += piece.tokens.len().max(1),
+                Some(Ok(Event::End(end))) => {
+                    (account.used, account.outcome, has_ended) = (end.usage, Outcome::Complete, true);
+                }
+                Some(Err(_)) | None => (account.outcome, has_ended) = (Outcome::Failed, true),
+            }
+        }
+        if has_ended {
+            // Written before the client knows that it has ended.
+            this.account = None;
+        }
+        Poll::Ready(event)
+    }
+}

@@ -1,0 +1,294 @@
+//! The keys of a store: what each may, and how it is recognized.
+//!
+//! A key is `fb-` and 256 random bits in hexadecimal, shown once. What is kept is its SHA-256: whoever reads the file
+//! cannot use it. A key that is shown is compared with all of them, each in a time that does not depend on where they
+//! differ.
+//!
+//! The file is replaced whole, and read again when it has changed: a key that is revoked is refused from then on, by a
+//! server that is running as well.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use crate::error::GatewayError;
+use crate::{hex, now_ms};
+
+const FILE: &str = "keys.json";
+const KEY_BYTES: usize = 32;
+
+/// What a key may. A list that is not there allows all; one that is empty allows nothing.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Key {
+    /// What it is called, in the log as well.
+    pub name: String,
+    /// SHA-256 of the key, in hexadecimal.
+    pub sha256: String,
+    /// Seconds since 1970.
+    pub created_s: u64,
+    /// Seconds since 1970, if it is not to be used any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_s: Option<u64>,
+    /// Models that it may name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
+    /// Endpoints that it may ask: a path, which stands for those under it as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<Vec<String>>,
+    /// Tools that its requests may offer to a model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<String>>,
+    /// Requests a minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers a day (UTC).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_day: Option<u64>,
+    /// What it may cost a day (UTC), in the currency of the prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_per_day: Option<f64>,
+}
+
+impl Key {
+    pub(crate) fn may_ask(&self, endpoint: &str) -> bool {
+        let is_of = |scope: &String| match endpoint.strip_prefix(scope.trim_end_matches('/')) {
+            Some(rest) => rest.is_empty() || rest.starts_with('/'),
+            None => false,
+        };
+        self.endpoints.as_ref().is_none_or(|all| all.iter().any(is_of))
+    }
+
+    pub(crate) fn may_name(&self, model: &str) -> bool {
+        self.models.as_ref().is_none_or(|all| all.iter().any(|known| known == model))
+    }
+
+    pub(crate) fn may_offer(&self, tool: &str) -> bool {
+        self.tools.as_ref().is_none_or(|all| all.iter().any(|known| known == tool))
+    }
+}
+
+/// A key that was made.
+pub struct NewKey {
+    /// What to send: it cannot be shown again.
+    pub secret: String,
+    /// What is kept of it.
+    pub key: Key,
+}
+
+impl std::fmt::Debug for NewKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NewKey").field("key", &self.key).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: u32,
+    keys: Vec<Key>,
+}
+
+/// The keys of a store.
+#[derive(Debug)]
+pub struct KeyStore {
+    path: PathBuf,
+    keys: Vec<(Key, [u8; KEY_BYTES])>,
+    /// When the file was written that was read, and how long it is.
+    stamp: Option<(SystemTime, u64)>,
+}
+
+impl KeyStore {
+    /// The keys in this folder; none if there is no file yet.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not what was written.
+    pub fn open(store: impl AsRef<Path>) -> Result<Self, GatewayError> {
+        let mut this = Self { path: store.as_ref().join(FILE), keys: Vec::new(), stamp: None };
+        this.read()?;
+        Ok(this)
+    }
+
+    /// All keys, those that are revoked as well, in the order in which they were made.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.iter().map(|(key, _)| key)
+    }
+
+    /// Makes a key of this name, which may what `scope` says.
+    ///
+    /// # Errors
+    /// If the name is taken or none, or the file cannot be written.
+    pub fn add(&mut self, name: &str, scope: Key) -> Result<NewKey, GatewayError> {
+        self.read()?;
+        let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
+            return Err(GatewayError::Name { name: name.to_owned() });
+        }
+        // A name in the log means one key, for ever.
+        if self.keys().any(|key| key.name == name) {
+            return Err(GatewayError::SameName { name: name.to_owned() });
+        }
+        let mut bytes = [0; KEY_BYTES];
+        getrandom::fill(&mut bytes).map_err(GatewayError::Random)?;
+        let secret = format!("fb-{}", hex(&bytes));
+        let hash: [u8; KEY_BYTES] = Sha256::digest(secret.as_bytes()).into();
+        let created_s = now_ms() / 1000;
+        let key = Key { name: name.to_owned(), sha256: hex(&hash), created_s, revoked_s: None, ..scope };
+        self.keys.push((key.clone(), hash));
+        self.write()?;
+        Ok(NewKey { secret, key })
+    }
+
+    /// Refuses a key from now on.
+    ///
+    /// # Errors
+    /// If there is none of this name, or the file cannot be written.
+    pub fn revoke(&mut self, name: &str) -> Result<Key, GatewayError> {
+        self.read()?;
+        let found = self.keys.iter_mut().find(|(key, _)| key.name == name && key.revoked_s.is_none());
+        let Some((key, _)) = found else { return Err(GatewayError::NoSuchKey { name: name.to_owned() }) };
+        key.revoked_s = Some(now_ms() / 1000);
+        let key = key.clone();
+        self.write()?;
+        Ok(key)
+    }
+
+    /// The key that is shown, if it may be used.
+    pub(crate) fn find(&self, shown: &[u8]) -> Option<&Key> {
+        let shown: [u8; KEY_BYTES] = Sha256::digest(shown).into();
+        let mut found = None;
+        // All of them, whichever it is.
+        for (key, hash) in &self.keys {
+            if bool::from(hash.ct_eq(&shown)) {
+                found = Some(key);
+            }
+        }
+        found.filter(|key| key.revoked_s.is_none())
+    }
+
+    pub(crate) fn named(&self, name: &str) -> Option<&Key> {
+        self.keys().find(|key| key.name == name && key.revoked_s.is_none())
+    }
+
+    /// Reads the file again if it has changed.
+    pub(crate) fn refresh(&mut self) -> Result<(), GatewayError> {
+        if self.stamp == stamp(&self.path) { Ok(()) } else { self.read() }
+    }
+
+    fn read(&mut self) -> Result<(), GatewayError> {
+        let stamp = stamp(&self.path);
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                (self.keys, self.stamp) = (Vec::new(), None);
+                return Ok(());
+            }
+            Err(error) => return Err(GatewayError::file("read", &self.path)(error)),
+        };
+        let wrong = |error| GatewayError::Keys { path: self.path.clone(), error };
+        let file: File = serde_json::from_slice(&text).map_err(wrong)?;
+        let of = |key: Key| match unhex(&key.sha256) {
+            Some(hash) => Ok((key, hash)),
+            None => Err(wrong(serde::de::Error::custom(format_args!("the hash of {:?} is none", key.name)))),
+        };
+        self.keys = file.keys.into_iter().map(of).collect::<Result<_, _>>()?;
+        self.stamp = stamp;
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), GatewayError> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(GatewayError::file("make", folder))?;
+        let failed = || GatewayError::file("write", &self.path);
+        let file = File { version: 1, keys: self.keys().cloned().collect() };
+        let mut text = serde_json::to_vec_pretty(&file).map_err(|error| failed()(error.into()))?;
+        text.push(b'\n');
+        // Only its owner may read a temporary file, and it keeps that.
+        let mut new = tempfile::NamedTempFile::new_in(folder).map_err(failed())?;
+        new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(failed())?;
+        new.persist(&self.path).map_err(|error| failed()(error.error))?;
+        self.stamp = stamp(&self.path);
+        Ok(())
+    }
+}
+
+fn stamp(path: &Path) -> Option<(SystemTime, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+fn unhex(text: &str) -> Option<[u8; KEY_BYTES]> {
+    let bytes: Option<Vec<u8>> =
+        (0..text.len()).step_by(2).map(|i| u8::from_str_radix(text.get(i..i + 2)?, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_made_found_and_revoked() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = KeyStore::open(folder.path().join("new")).unwrap();
+        let mut server = KeyStore::open(folder.path().join("new")).unwrap();
+        let scope = Key { models: Some(vec!["m".into()]), ..Key::default() };
+        let made = store.add("ada", scope).unwrap();
+        assert!(made.secret.len() == 67 && made.secret.starts_with("fb-"));
+        let text = fs::read_to_string(&store.path).unwrap();
+        assert!(!text.contains(&made.secret) && !format!("{made:?}").contains(&made.secret));
+        assert!(server.find(made.secret.as_bytes()).is_none());
+        server.refresh().unwrap();
+        assert_eq!(server.find(made.secret.as_bytes()), Some(&made.key));
+        assert!(server.find(&made.secret.as_bytes()[..66]).is_none() && server.find(b"").is_none());
+        assert!(matches!(store.add("ada", Key::default()), Err(GatewayError::SameName { .. })));
+        assert!(matches!(store.add("a b", Key::default()), Err(GatewayError::Name { .. })));
+        store.revoke("ada").unwrap();
+        assert!(matches!(store.revoke("ada"), Err(GatewayError::NoSuchKey { .. })));
+        assert!(matches!(store.add("ada", Key::default()), Err(GatewayError::SameName { .. })));
+        server.refresh().unwrap();
+        assert!(server.find(made.secret.as_bytes()).is_none() && server.named("ada").is_none());
+        #[cfg(unix)]
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&store.path).unwrap().permissions()) & 0o77,
+            0
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_none_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = KeyStore::open(folder.path()).unwrap();
+        store.add("ada", Key::default()).unwrap();
+        for text in [
+            "",
+            "{}",
+            "{\"version\":1,\"keys\":[{\"name\":\"x\",\"sha256\":\"00\",\"created_s\":0}]}",
+            "{\"version\":1,\"keys\":[{\"name\":\"x\",\"sha256\":\"\",\"created_s\":0,\"model\":[]}]}",
+        ] {
+            fs::write(folder.path().join(FILE), text).unwrap();
+            assert!(matches!(KeyStore::open(folder.path()), Err(GatewayError::Keys { .. })), "{text}");
+            assert!(store.refresh().is_err());
+            // What was known stays.
+            assert_eq!(store.keys().count(), 1);
+        }
+    }
+
+    #[test]
+    fn scopes() {
+        let all = Key::default();
+        assert!(all.may_ask("/v1/models") && all.may_name("m") && all.may_offer("f"));
+        let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());
+        let key =
+            Key { endpoints: list(&["/v1/messages", "/v1/models/"]), models: list(&["m"]), tools: list(&[]), ..all };
+        assert!(key.may_ask("/v1/messages") && key.may_ask("/v1/messages/count_tokens") && key.may_ask("/v1/models"));
+        assert!(!key.may_ask("/v1/messagesx") && !key.may_ask("/v1/chat/completions"));
+        assert!(key.may_name("m") && !key.may_name("M") && !key.may_offer("f"));
+    }
+}

@@ -1,0 +1,50 @@
+//! Who may use the server for what: keys with scopes, limits, usage and cost, and a log that can be proved.
+//!
+//! Everything lies in one folder, the store:
+//!
+//! ```text
+//! store/
+//!   keys.json     what keys there are, as hashes, and what each may
+//!   audit.jsonl   a line for each answer, chained by hashes; usage is computed from it
+//!   audit.lock    held by the server that writes
+//! ```
+//!
+//! [`Gateway`] is put in front of any backend, and is the server's gate: so no endpoint has a way around it. What cannot
+//! be checked or written down is refused.
+//!
+//! ```no_run
+//! use fewbit_gateway::{Gateway, Prices};
+//! use fewbit_serve::{ScriptedBackend, Server};
+//!
+//! let gateway = Gateway::open("store", Prices::default(), ScriptedBackend::default())?;
+//! let server = Server::new(gateway.backend()).gate(gateway);
+//! # Ok::<(), fewbit_gateway::GatewayError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod audit;
+mod config;
+mod error;
+mod gateway;
+mod keys;
+mod limits;
+mod usage;
+
+pub use audit::{Audit, Entry, Head, Outcome, verify};
+pub use config::{Config, EXAMPLE, ModelConfig};
+pub use error::GatewayError;
+pub use gateway::{Gateway, Guarded, Price, Prices};
+pub use keys::{Key, KeyStore, NewKey};
+pub use usage::{By, Row, usage};
+
+use std::time::SystemTime;
+
+/// Milliseconds since 1970.
+fn now_ms() -> u64 {
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

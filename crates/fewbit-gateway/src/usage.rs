@@ -1,0 +1,114 @@
+//! What was used, added up from the log.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::audit::{Outcome, verify};
+use crate::error::GatewayError;
+
+/// What to add up by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum By {
+    /// The key's name.
+    Key,
+    /// The model.
+    Model,
+    /// The day (UTC), as `2026-11-28`.
+    Day,
+}
+
+/// A sum.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Row {
+    /// Of what.
+    pub of: String,
+    /// Answers that were begun.
+    pub answers: u64,
+    /// Answers that were refused.
+    pub refused: u64,
+    /// Tokens of prompts.
+    pub prompt_tokens: u64,
+    /// Of these, known already.
+    pub cached_tokens: u64,
+    /// Tokens of answers.
+    pub completion_tokens: u64,
+    /// Cost.
+    pub cost: f64,
+}
+
+/// The sums of a store's log, which is checked on the way.
+///
+/// # Errors
+/// As [`verify`].
+pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> {
+    let mut rows: BTreeMap<String, Row> = BTreeMap::new();
+    verify(store, None, |entry| {
+        let of = match by {
+            By::Key => entry.key.clone().unwrap_or_else(|| "-".to_owned()),
+            By::Model => entry.model.clone(),
+            By::Day => date(entry.time_ms),
+        };
+        let row = rows.entry(of.clone()).or_insert_with(|| Row { of, ..Row::default() });
+        match entry.outcome {
+            Outcome::Refused => row.refused += 1,
+            _ => row.answers += 1,
+        }
+        row.prompt_tokens += entry.prompt_tokens;
+        row.cached_tokens += entry.cached_tokens;
+        row.completion_tokens += entry.completion_tokens;
+        row.cost += entry.cost;
+    })?;
+    Ok(rows.into_values().collect())
+}
+
+/// The civil date of a time, by the arithmetic of eras of 400 years that begin in March.
+fn date(time_ms: u64) -> String {
+    let days = time_ms / (24 * 3600 * 1000) + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Audit, Entry, tests::entry};
+
+    #[test]
+    fn dates() {
+        let of = |days: u64| date(days * 24 * 3600 * 1000 + 5);
+        let want = ["1970-01-01", "1970-12-31", "2000-02-29", "2000-03-01", "2024-02-29", "2026-11-28", "2100-03-01"];
+        assert_eq!([0, 364, 11_016, 11_017, 19_782, 20_785, 47_541].map(of), want);
+    }
+
+    #[test]
+    fn sums() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
+        audit.append(entry("ada", 0, 5)).unwrap();
+        audit.append(entry("bob", 1, 7)).unwrap();
+        let refused =
+            Entry { outcome: Outcome::Refused, prompt_tokens: 0, cached_tokens: 0, cost: 0.0, ..entry("ada", 2, 0) };
+        audit.append(refused).unwrap();
+        let row = |of: &str, answers, refused, completion_tokens| Row {
+            of: of.into(),
+            answers,
+            refused,
+            prompt_tokens: 3 * answers,
+            cached_tokens: answers,
+            completion_tokens,
+            cost: 0.5 * answers as f64,
+        };
+        assert_eq!(usage(folder.path(), By::Key).unwrap(), [row("ada", 1, 1, 5), row("bob", 1, 0, 7)]);
+        assert_eq!(usage(folder.path(), By::Model).unwrap(), [row("m", 2, 1, 12)]);
+        assert_eq!(usage(folder.path(), By::Day).unwrap(), [row("1970-01-01", 2, 1, 12)]);
+    }
+}

@@ -1,0 +1,217 @@
+//! Making a batch: rows of floats are written, and quantized while they are warm.
+
+use crate::activations::{
+    ActivationKinds, Activations, Form32, Form256, GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Place, QuantizedRow,
+};
+use crate::cpu::Cpu;
+use crate::shared::SharedMut;
+use crate::{Isa, elementwise};
+use fewbit_quant::ActivationKind;
+use std::cell::RefCell;
+use std::ops::Range;
+
+thread_local! {
+    /// A row that is being quantized, and what its first quantization lost.
+    static ROW: RefCell<(QuantizedRow, Vec<f32>)> = RefCell::default();
+}
+
+/// How rows of a batch can be made.
+#[derive(Clone, Copy)]
+enum Making {
+    /// Only as a whole.
+    Whole,
+    /// Any columns by themselves.
+    InParts,
+}
+
+/// Fewer rows than this are quantized sooner than another thread has heard of them.
+const FEW_ROWS: usize = 4;
+
+impl Cpu {
+    /// Makes `x` (`[n_rows, n_cols]`) the batch, in the forms that `kinds` names.
+    pub fn activate(&self, x: &[f32], n_cols: usize, kinds: ActivationKinds, out: &mut Activations) {
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        let make = |row, cols: Range<usize>, y: &mut [f32]| {
+            y.copy_from_slice(&x[row * n_cols..][cols]);
+        };
+        self.fill(n_rows, n_cols, kinds, out, Making::InParts, make);
+    }
+
+    /// Makes the RMS norm of `x` (`[n_rows, weight.len()]`) the batch: `x / sqrt(mean(x^2) + eps) * weight`.
+    pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
+        let n_cols = weight.len();
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        let make = |row, _, y: &mut [f32]| {
+            elementwise::rms_norm(self.isa(), &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
+        };
+        self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
+    }
+
+    /// Lets `make` write each row of the batch, or some columns of it, and quantizes it while it is warm.
+    fn fill(
+        &self,
+        n_rows: usize,
+        n_cols: usize,
+        kinds: ActivationKinds,
+        out: &mut Activations,
+        making: Making,
+        make: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+    ) {
+        out.resize(n_rows, n_cols, kinds);
+        let values = SharedMut::new(&mut out.values);
+        let forms = [
+            kinds.q8_32.then(|| SharedForm::of_32(&mut out.q32)),
+            kinds.q8_256.then(|| SharedForm::of_256(&mut out.q256)),
+        ];
+        let n_quantized = n_rows * kinds.n_planes();
+        // Blocks depend on nothing but their columns: a part of a row is quantized as it is in the whole row.
+        let part = |row: usize, cols: Range<usize>, is_made: bool| {
+            ROW.with_borrow_mut(|(quantized, lost)| {
+                // SAFETY: each part is handed out once, with its places in all planes, and different parts have no
+                // element in common.
+                let x = unsafe { values.range(row * n_cols + cols.start..row * n_cols + cols.end) };
+                if !is_made {
+                    make(row, cols.clone(), x);
+                }
+                for form in forms.iter().flatten() {
+                    let kind = form.kind();
+                    quantize(self.isa(), kind, x, quantized);
+                    // SAFETY: as above.
+                    unsafe { form.put(quantized, Place::of(row, n_quantized), n_cols, cols.start) };
+                    if kinds.two_planes {
+                        lost.resize(x.len(), 0.0);
+                        let QuantizedRow { codes, scales, .. } = &*quantized;
+                        elementwise::quantization_loss(self.isa(), x, codes, scales, kind.block_elems(), lost);
+                        quantize(self.isa(), kind, lost, quantized);
+                        // SAFETY: as above.
+                        unsafe { form.put(quantized, Place::of(n_rows + row, n_quantized), n_cols, cols.start) };
+                    }
+                }
+            });
+        };
+        let n_groups = n_rows.div_ceil(GROUP);
+        if n_rows < FEW_ROWS || n_groups >= self.pool().n_threads() {
+            self.pool().for_chunks(n_rows, GROUP, |rows, _| rows.for_each(|row| part(row, 0..n_cols, false)));
+            return;
+        }
+        // A group lies interleaved, so that threads which share it take columns: of different rows, they would write
+        // to the same cache lines.
+        if let Making::Whole = making {
+            // SAFETY: one row after another, on this thread alone.
+            (0..n_rows).for_each(|row| make(row, 0..n_cols, unsafe { values.range(row * n_cols..(row + 1) * n_cols) }));
+        }
+        let unit = if kinds.q8_256 { 256 } else { 32 };
+        let n_units = n_cols.div_ceil(unit);
+        self.pool().for_chunks(n_units, n_units.div_ceil(self.pool().n_threads()), |units, _| {
+            let cols = units.start * unit..n_cols.min(units.end * unit);
+            (0..n_rows).for_each(|row| part(row, cols.clone(), matches!(making, Making::Whole)));
+        });
+    }
+
+    /// Makes some rows of a batch, in this order, a batch in the forms that `kinds` names.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn gather(&self, x: &Activations, rows: &[usize], kinds: ActivationKinds, out: &mut Activations) {
+        // A row's quantized forms depend on nothing else, so that making them again gives the same.
+        let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
+            y.copy_from_slice(&x.values()[rows[row] * x.n_cols..][cols]);
+        };
+        self.fill(rows.len(), x.n_cols, kinds, out, Making::InParts, make);
+    }
+}
+
+/// A quantized form whose rows are written by several threads.
+enum SharedForm<'a> {
+    Of32 {
+        codes: SharedMut<'a, [i8; 4]>,
+        scales: SharedMut<'a, f32>,
+        offsets: [SharedMut<'a, i32>; 3],
+        scaled_sums: SharedMut<'a, f32>,
+    },
+    Of256 {
+        codes: SharedMut<'a, [i8; 4]>,
+        scales: SharedMut<'a, f32>,
+        offsets: [SharedMut<'a, i32>; 3],
+        pairs_16: SharedMut<'a, [i16; 2]>,
+        pairs_32: SharedMut<'a, [i16; 2]>,
+    },
+}
+
+impl<'a> SharedForm<'a> {
+    fn of_32(form: &'a mut Form32) -> Self {
+        Self::Of32 {
+            codes: SharedMut::new(&mut form.codes),
+            scales: SharedMut::new(&mut form.scales),
+            offsets: form.offsets.each_mut().map(|offsets| SharedMut::new(offsets)),
+            scaled_sums: SharedMut::new(&mut form.scaled_sums),
+        }
+    }
+
+    fn of_256(form: &'a mut Form256) -> Self {
+        Self::Of256 {
+            codes: SharedMut::new(&mut form.codes),
+            scales: SharedMut::new(&mut form.scales),
+            offsets: form.offsets.each_mut().map(|offsets| SharedMut::new(offsets)),
+            pairs_16: SharedMut::new(&mut form.pairs_16),
+            pairs_32: SharedMut::new(&mut form.pairs_32),
+        }
+    }
+
+    fn kind(&self) -> ActivationKind {
+        match self {
+            Self::Of32 { .. } => ActivationKind::Q8Block32,
+            Self::Of256 { .. } => ActivationKind::Q8Block256,
+        }
+    }
+
+    /// Writes a part of a row of `n_cols` to its place: that from column `first_col` on.
+    ///
+    /// # Safety
+    /// No other thread uses this place.
+    unsafe fn put(&self, row: &QuantizedRow, place: Place, n_cols: usize, first_col: usize) {
+        let QuantizedRow { codes, scales, sums } = row;
+        let quads = codes.as_chunks::<4>().0;
+        let by = place.width;
+        // Where the items lie that stand for `elems` columns each.
+        let at = |elems: usize| place.start(n_cols / elems) + by * (first_col / elems);
+        // SAFETY: the caller's.
+        unsafe {
+            match self {
+                Self::Of32 { codes, scales: to_scales, offsets, scaled_sums } => {
+                    codes.scatter(at(4), by, quads.iter().copied());
+                    to_scales.scatter(at(32), by, scales.iter().copied());
+                    for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_32) {
+                        to.scatter(at(32), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                    }
+                    scaled_sums.scatter(at(32), by, scales.iter().zip(sums).map(|(&d, &sum)| d * f32::from(sum)));
+                }
+                Self::Of256 { codes, scales: to_scales, offsets, pairs_16, pairs_32 } => {
+                    codes.scatter(at(4), by, quads.iter().copied());
+                    to_scales.scatter(at(256), by, scales.iter().copied());
+                    for (to, shift) in offsets.iter().zip(OFFSET_SHIFTS_256) {
+                        to.scatter(at(16), by, sums.iter().map(|&sum| -(i32::from(sum) << shift)));
+                    }
+                    let pairs = sums.as_chunks::<2>().0;
+                    pairs_16.scatter(at(32), by, pairs.iter().copied());
+                    let fours = sums.as_chunks::<4>().0;
+                    pairs_32.scatter(at(64), by, fours.iter().map(|[a, b, c, d]| [a + b, c + d]));
+                }
+            }
+        }
+    }
+}
+
+/// Quantizes a row in blocks of `kind`.
+fn quantize(isa: Isa, kind: ActivationKind, x: &[f32], out: &mut QuantizedRow) {
+    // For AVX-512 the compiler makes code of a third of the speed.
+    let isa = isa.min(Isa::Avx2);
+    out.resize(kind, x.len());
+    let QuantizedRow { codes, scales, sums } = out;
+    match kind {
+        ActivationKind::Q8Block256 => elementwise::quantize_row_256(isa, x, codes, scales, sums),
+        _ => elementwise::quantize_row_32(isa, x, codes, scales, sums),
+    }
+}

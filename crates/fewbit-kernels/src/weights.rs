@@ -1,0 +1,210 @@
+//! Weight types as the generic kernels see them: constants that follow from a type's row in `fewbit_quant::types`.
+//!
+//! A product multiplies bytes. They are the codes themselves, or what a table of 16 says that they stand for; and they
+//! are unsigned, levels plus a power of two, unless that were 128 or more: then they are the levels as signed bytes
+//! (Q8_0, IQ4). With `|x| <= 127` a pair of products is at most `2 * 127 * byte`, and so many steps fit a 16-bit sum:
+//!
+//! ```text
+//! IQ4_NL, IQ4_XS   -127..=113            1    one pair of signed products: 2 * 127 * 127 = 32258
+//! IQ3_XXS          -62..=62 + 64         1    2 * 127 * 126 = 32004
+//! IQ2              -43..=43 + 64         1    2 * 127 * 107 = 27178
+//! IQ3_S            -15..=15 + 16         4    4 * 2 * 127 * 31 = 31496
+//! IQ1              -9..=9 + 16           4    4 * 2 * 127 * 25 = 25400
+//! MXFP4            -12..=12 + 16         4    4 * 2 * 127 * 28 = 28448
+//! TQ1_0, TQ2_0     -1..=2 + 1            8
+//! ```
+//!
+//! | type | bits in the file | bits in memory |
+//! | --- | --- | --- |
+//! | IQ4_NL | 4.5 | 4.5 |
+//! | MXFP4 | 4.25 | 4.5: the exponent as bf16 |
+//! | IQ4_XS | 4.25 | 4.3125 |
+//! | IQ3_S, IQ3_XXS | 3.4375, 3.0625 | 4.1875 |
+//! | IQ2_S, IQ2_XS, IQ2_XXS | 2.5625, 2.3125, 2.0625 | 3.3125, 3.3125, 3.1875 |
+//! | IQ1_M, IQ1_S | 1.75, 1.5625 | 3.3125, 3.1875 |
+//! | TQ2_0, TQ1_0 | 2.0625, 1.6875 | 2.0625 |
+//!
+//! The grid types grow because looking up a code word, in a table of up to 16 KiB, is a gathered load for every 4
+//! elements of every row, an order of magnitude more work than reading a bit or two more.
+
+use fewbit_quant::ActivationKind;
+use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels, Quantized};
+
+/// Rows of a packed panel: the unit in which weights are interleaved.
+pub(crate) const PANEL_ROWS: usize = 16;
+
+/// What a product with a quantized type needs to know.
+pub(crate) trait Weights: Quantized {
+    /// What it is multiplied with.
+    const KIND: ActivationKind = Self::FORMAT.activation_kind();
+    /// Bits of a stored code.
+    const BITS: usize = Self::FORMAT.bits;
+    /// Whether the bytes are signed values. If not, they are values plus [`OFFSET`](Self::OFFSET).
+    const SIGNED: bool = offset(Self::FORMAT.levels) >= 128;
+    /// What is subtracted from an unsigned byte: a power of two, or 0.
+    const OFFSET: i32 = offset(Self::FORMAT.levels);
+    /// The byte that stands for each code, where it is not the code itself. Stretches that
+    /// [`unpack`](crate::generic::unpack) has made hold these bytes.
+    const TABLE: Option<[u8; 16]> = table(Self::FORMAT.levels);
+    /// Largest magnitude of a byte.
+    const BYTE_MAX: usize = match Self::TABLE {
+        _ if Self::SIGNED => 128,
+        Some(table) => largest(table),
+        None => (1 << Self::BITS) - 1,
+    };
+    /// Whether there are minimums.
+    const HAS_MIN: bool = Self::FORMAT.scale.has_min();
+    /// Whether float scales are bf16 instead of f16.
+    const BF16_SCALES: bool = has_bf16_scales(&Self::FORMAT);
+    /// What the stored scale is multiplied by.
+    const FACTOR: f32 = Self::FORMAT.scale_factor;
+    /// Storage of the integer scales.
+    const SCALES: IntegerScales = Self::FORMAT.integer_scales;
+    /// Columns of a sub-block: 16 or 32.
+    const SUB: usize = Self::SCALES.sub_elems();
+    /// Bytes of the float scales of one block of a panel, before the integer ones.
+    const FLOATS: usize = PANEL_ROWS * float_bytes_per_row(&Self::FORMAT);
+    /// Bytes of scales and minimums of one block of a panel.
+    const META: usize = PANEL_ROWS * meta_bytes_per_row(&Self::FORMAT);
+}
+
+impl<T: Quantized> Weights for T {}
+
+/// Whether packed scales are bf16: powers of two beyond the range of f16, which bf16 holds exactly.
+pub(crate) const fn has_bf16_scales(format: &Format) -> bool {
+    matches!(format.scale, FloatScale::Exponent(_))
+}
+
+/// Bytes of the float scales and minimums of one row of one block, before its integer scales.
+pub(crate) const fn float_bytes_per_row(format: &Format) -> usize {
+    if format.scale.has_min() { 4 } else { 2 }
+}
+
+/// Bytes of scales and minimums of one row of one block. How integer scales lie is said at
+/// [`q256`](crate::generic::q256).
+pub(crate) const fn meta_bytes_per_row(format: &Format) -> usize {
+    let n_subs = 256 / format.integer_scales.sub_elems();
+    float_bytes_per_row(format)
+        + match format.integer_scales {
+            IntegerScales::One => 0,
+            IntegerScales::Signed(_) | IntegerScales::Nibbles(_) => n_subs,
+            IntegerScales::Odd(_) => n_subs / 2,
+            IntegerScales::SixBits(_) => 2 * n_subs,
+        }
+}
+
+/// What makes levels unsigned: the code's offset, or the power of two that the largest magnitude of a table needs.
+const fn offset(levels: Levels) -> i32 {
+    match levels {
+        Levels::Offset(offset) => offset,
+        Levels::Table(levels) => {
+            let (mut max, mut i) = (0, 0);
+            while i < 16 {
+                if levels[i].unsigned_abs() > max {
+                    max = levels[i].unsigned_abs();
+                }
+                i += 1;
+            }
+            (max as u32).next_power_of_two() as i32
+        }
+    }
+}
+
+/// The byte of each level: itself, or plus its offset.
+const fn table(levels: Levels) -> Option<[u8; 16]> {
+    let Levels::Table(table) = levels else { return None };
+    let add = if offset(levels) >= 128 { 0 } else { offset(levels) };
+    let (mut bytes, mut i) = ([0; 16], 0);
+    while i < 16 {
+        bytes[i] = (table[i] as i32 + add) as u8;
+        i += 1;
+    }
+    Some(bytes)
+}
+
+const fn largest(bytes: [u8; 16]) -> usize {
+    let (mut max, mut i) = (0, 0);
+    while i < 16 {
+        if bytes[i] > max {
+            max = bytes[i];
+        }
+        i += 1;
+    }
+    max as usize
+}
+
+/// How the codes that a kernel reads are stored.
+pub(crate) trait Stored: 'static {
+    /// The weights.
+    type Of: Weights;
+    /// Bits of a code, where it is stored.
+    const BITS: usize;
+}
+
+/// As the matrix has them.
+pub(crate) struct Packed<T>(std::marker::PhantomData<T>);
+
+/// One byte each, as [`unpack`](crate::generic::unpack) makes them.
+pub(crate) struct Unpacked<T>(std::marker::PhantomData<T>);
+
+impl<T: Weights> Stored for Packed<T> {
+    type Of = T;
+    const BITS: usize = T::BITS;
+}
+
+impl<T: Weights> Stored for Unpacked<T> {
+    type Of = T;
+    const BITS: usize = 8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fewbit_quant::TensorType;
+    use fewbit_quant::format::ForQuantized;
+
+    /// Bytes stand for the levels of their codes, and the table above tells how large they get.
+    #[test]
+    fn bytes_stand_for_levels() {
+        struct Check;
+        impl ForQuantized for Check {
+            type Out = ();
+            fn call<T: Quantized>(self) {
+                for code in 0..=((1u32 << T::BITS) - 1) as u8 {
+                    let byte = match T::TABLE {
+                        Some(table) => table[usize::from(code)],
+                        None if T::SIGNED => code ^ 0x80,
+                        None => code,
+                    };
+                    let value = if T::SIGNED { i32::from(byte as i8) } else { i32::from(byte) - T::OFFSET };
+                    assert_eq!(value, T::FORMAT.levels.at(code), "{} {code}", T::TYPE);
+                    let magnitude = if T::SIGNED { value.unsigned_abs() as usize } else { usize::from(byte) };
+                    assert!(magnitude <= T::BYTE_MAX, "{} {code}", T::TYPE);
+                }
+                assert!(T::SIGNED || T::OFFSET == 0 || T::OFFSET.count_ones() == 1, "{}", T::TYPE);
+            }
+        }
+        assert_eq!(TensorType::all().filter_map(|ty| ty.dispatch(Check)).count(), 22);
+    }
+    /// The table above is that of the rows.
+    #[test]
+    fn the_table_of_sizes_is_right() {
+        let mut n_types = 0;
+        let table = include_str!("weights.rs").lines().filter_map(|line| line.strip_prefix("//! | "));
+        for line in table.filter(|line| !line.starts_with("type") && !line.starts_with("---")) {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let bits = |cell: &str, i: usize| -> f64 {
+                let numbers: Vec<&str> = cell.split(':').next().unwrap_or("").split(", ").collect();
+                numbers[i.min(numbers.len() - 1)].parse().expect("a number")
+            };
+            for (i, name) in cells[0].split(", ").enumerate() {
+                let ty = TensorType::from_name(name).expect("a type");
+                let format = ty.format().expect("a quantized type");
+                let memory = format.bits as f64 + 8.0 * meta_bytes_per_row(format) as f64 / ty.block_elems() as f64;
+                assert_eq!((ty.bits_per_weight(), memory), (bits(cells[1], i), bits(cells[2], i)), "{ty}");
+                n_types += 1;
+            }
+        }
+        assert_eq!(n_types, 12);
+    }
+}

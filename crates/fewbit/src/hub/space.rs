@@ -1,0 +1,42 @@
+//! Room on the disk, looked at before a download: a full disk in the middle of one is a nuisance to more than it.
+
+use std::fs;
+use std::path::Path;
+
+use super::HubError;
+
+/// What stays free, for the metadata of the file system and for everyone else.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// Refuses to begin what does not fit next to what is in `folder`, which need not exist yet.
+pub(super) fn check(folder: &Path, needed_bytes: u64) -> Result<(), HubError> {
+    if needed_bytes == 0 {
+        return Ok(());
+    }
+    let here = folder.ancestors().find(|ancestor| fs::metadata(ancestor).is_ok_and(|meta| meta.is_dir()));
+    // Where it cannot be known, writing tells.
+    let Some(free_bytes) = here.and_then(|here| fs4::available_space(here).ok()) else { return Ok(()) };
+    if free_bytes < needed_bytes.saturating_add(SPARE_BYTES) {
+        return Err(HubError::NoSpace { path: folder.to_owned(), needed_bytes, free_bytes });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_figures() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("not/there/yet");
+        assert!(check(&folder, 0).is_ok() && check(&folder, 1).is_ok());
+        match check(&folder, 1 << 60) {
+            Err(HubError::NoSpace { path, needed_bytes, free_bytes }) => {
+                assert_eq!((path, needed_bytes), (folder, 1 << 60));
+                assert!(free_bytes > 0 && free_bytes < 1 << 60);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! What a model is and what it takes, by the headers of its files: nothing is loaded, and of a model of a hub that is not
+//! on this computer nothing else is fetched.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use fewbit_format::TensorInfo;
+use fewbit_model::quantize::Recipe;
+use fewbit_model::{Isa, KvType, MemoryEstimate, ModelError, Quantized, estimate};
+
+use crate::error::Error;
+use crate::file::{ModelFile, open};
+#[cfg(feature = "hub")]
+use crate::hub::Peek;
+use crate::model::Headers;
+
+/// A model as its headers describe it: made by [`ModelBuilder::inspect`](crate::ModelBuilder::inspect).
+#[derive(Debug)]
+pub struct Inspection {
+    file: ModelFile,
+    headers: Headers,
+    quantize: Option<Recipe>,
+    kv_type: Option<KvType>,
+    isa: Isa,
+    lora_bytes: u64,
+    tensors: Vec<TensorInfo>,
+}
+
+/// The tensors of one type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TypeUse {
+    /// How many there are.
+    pub tensors: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Their weights.
+    pub weights: u64,
+}
+
+impl Inspection {
+    pub(crate) fn new(
+        headers: Headers,
+        quantize: Option<Recipe>,
+        kv_type: Option<KvType>,
+        isa: Option<Isa>,
+        lora_bytes: u64,
+    ) -> Result<Self, Error> {
+        let file = open(headers.path())?;
+        let path = || headers.path().to_owned();
+        let isa = isa.map_or_else(Isa::from_env, Ok);
+        let isa = isa.map_err(|error| Error::Load { path: path(), error: error.into() })?;
+        let tensors = match quantize {
+            Some(recipe) => {
+                let quantized = Quantized::new(file.weights(), recipe);
+                let quantized = quantized.map_err(|error| Error::Load { path: path(), error })?;
+                fewbit_model::WeightSource::tensors(&quantized).to_vec()
+            }
+            None => file.weights().tensors().to_vec(),
+        };
+        Ok(Self { file, headers, quantize, kv_type, isa, lora_bytes, tensors })
+    }
+
+    /// What was opened: of a model that is not here, files with its headers and without its weights.
+    pub fn path(&self) -> &Path {
+        self.headers.path()
+    }
+
+    /// What was fetched to look at a model that is not here.
+    #[cfg(feature = "hub")]
+    pub fn remote(&self) -> Option<&Peek> {
+        self.headers.peek()
+    }
+
+    /// The opened file or folder: metadata, configuration. Of a model that is not here its weights must not be read.
+    pub fn file(&self) -> &ModelFile {
+        &self.file
+    }
+
+    /// The tensors, as they would be in memory: of what is to be quantized with their new types.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// What each type takes, by its name.
+    pub fn types(&self) -> BTreeMap<&'static str, TypeUse> {
+        let mut types: BTreeMap<&'static str, TypeUse> = BTreeMap::new();
+        for tensor in &self.tensors {
+            let of_type = types.entry(tensor.ty.name()).or_default();
+            of_type.tensors += 1;
+            of_type.bytes = of_type.bytes.saturating_add(tensor.n_bytes);
+            of_type.weights = of_type.weights.saturating_add(tensor.n_elems());
+        }
+        types
+    }
+
+    /// How many weights there are.
+    pub fn n_weights(&self) -> u64 {
+        self.tensors.iter().fold(0, |n, tensor| n.saturating_add(tensor.n_elems()))
+    }
+
+    /// Bits per weight, on average.
+    pub fn bits_per_weight(&self) -> f64 {
+        let n_bytes = self.tensors.iter().fold(0, |n: u64, tensor| n.saturating_add(tensor.n_bytes));
+        if self.n_weights() == 0 { 0.0 } else { n_bytes as f64 * 8.0 / self.n_weights() as f64 }
+    }
+
+    /// The context that the model was made for, also of a GGUF file of an architecture that cannot be run.
+    pub fn context_length(&self) -> Option<usize> {
+        let Some(file) = self.file.gguf() else {
+            return self.file.weights().config().ok().map(|config| config.context_length);
+        };
+        let architecture = file.metadata().str("general.architecture").ok().flatten()?;
+        let length = file.metadata().u64(&format!("{architecture}.context_length")).ok().flatten()?;
+        usize::try_from(length).ok()
+    }
+
+    /// What running the model with one context of `n_ctx` tokens takes.
+    ///
+    /// # Errors
+    /// [`ModelError`] for a model that cannot be run.
+    pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, ModelError> {
+        let source = self.file.weights();
+        let mut memory = match self.quantize {
+            Some(recipe) => estimate(&Quantized::new(source, recipe)?, self.isa, n_ctx, self.kv_type)?,
+            None => estimate(source, self.isa, n_ctx, self.kv_type)?,
+        };
+        memory.lora_bytes = self.lora_bytes;
+        Ok(memory)
+    }
+
+    /// The instruction set that it would run on.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}

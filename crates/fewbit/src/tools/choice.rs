@@ -1,0 +1,430 @@
+//! Calls that must be: a grammar of the calls that an answer may consist of, in the style that the model writes them.
+//!
+//! ```text
+//! Hermes          <tool_call>\n{"name": "f", "arguments": {..}}\n</tool_call>
+//! Qwen3Coder      <tool_call>\n<function=f>\n<parameter=a>\n..\n</parameter>\n</function>\n</tool_call>
+//! Llama3Json      {"name": "f", "parameters": {..}}; {..}
+//! Llama3Pythonic  [f(a=1, b='x'), g()]
+//! MistralList     [TOOL_CALLS][{"name": "f", "arguments": {..}, "id": ".."}, {..}]
+//! MistralCallId   [TOOL_CALLS]f[CALL_ID]..[ARGS]{..}
+//! MistralArgs     [TOOL_CALLS]f[ARGS]{..}
+//! Granite, Phi4   <|tool_call|>[{"name": "f", "arguments": {..}}, {..}]<|/tool_call|>
+//! Json            {"name": "f", "arguments": {..}}, or a list of them
+//! Generic         as Hermes
+//! ```
+//!
+//! A mark is the token that the vocabulary has for it, or else its text. Arguments are JSON of the tool's schema. In the
+//! two styles that have no JSON there, each parameter is written by its type: a text without quotes in XML, a literal in
+//! Python. That takes a schema whose properties say all there is to say, and texts that are open or one of a list; of any
+//! other schema the arguments are JSON after all, in a form that the style's reader takes as well (see [`Parameters`]).
+//! What comes out is read by the same parser as everything else, and satisfies the schema.
+//!
+//! A schema that names its properties and does not say whether there may be others gets no others: a function has the
+//! parameters that it has.
+
+use std::fmt::Write as _;
+
+use fewbit_tokenizer::Tokenizer;
+use serde_json::{Map, Value, json};
+
+use super::style::ToolStyle;
+use super::types::{Types, property, resolve};
+use super::{Tool, ToolError};
+use crate::constraints::embedded;
+use crate::error::Error;
+
+/// Keywords of a schema that constrain nothing.
+const ANNOTATIONS: [&str; 9] =
+    ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"];
+
+/// Where schemas stand that `$ref` points to.
+const TABLES: [&str; 2] = ["$defs", "definitions"];
+
+/// A grammar in Lark of an answer that calls these tools, at least once; `one`: and no more.
+pub(crate) fn grammar(style: ToolStyle, tools: &[&Tool], one: bool, tokenizer: &Tokenizer) -> Result<String, Error> {
+    let mut writer = Writer { tokenizer, style, rules: String::new() };
+    let alternatives = tools.iter().enumerate().map(|(i, tool)| writer.call(i, tool)).collect::<Result<Vec<_>, _>>();
+    let Alternatives { plain, json } = Alternatives::of(alternatives?);
+    let start = writer.start(&plain, &json, one);
+    let mut lark = format!("start: {start}\n");
+    for (name, all) in [("call", &plain), ("json_call", &json)] {
+        if !all.is_empty() {
+            let _ = writeln!(lark, "{name}: {}", all.join(" | "));
+        }
+    }
+    Ok(lark + &writer.rules)
+}
+
+/// How a tool's call is written.
+enum Form {
+    /// As the style has it.
+    Plain(String),
+    /// In JSON, where the style has something else.
+    Json(String),
+}
+
+/// Names of rules.
+#[derive(Default)]
+struct Alternatives {
+    plain: Vec<String>,
+    json: Vec<String>,
+}
+
+impl Alternatives {
+    fn of(forms: Vec<Form>) -> Self {
+        let mut this = Self::default();
+        for form in forms {
+            match form {
+                Form::Plain(rule) => this.plain.push(rule),
+                Form::Json(rule) => this.json.push(rule),
+            }
+        }
+        this
+    }
+}
+
+struct Writer<'a> {
+    tokenizer: &'a Tokenizer,
+    style: ToolStyle,
+    rules: String,
+}
+
+impl Writer<'_> {
+    /// The rule of a call of a tool.
+    fn call(&mut self, i: usize, tool: &Tool) -> Result<Form, Error> {
+        let schema = arguments(tool)?;
+        let name = tool.name.as_str();
+        let quoted = Value::from(name);
+        let object = |key: &str| literal(&format!("{{\"name\": {quoted}, \"{key}\": "));
+        let rule = format!("call_{i}");
+        let body = match self.style {
+            ToolStyle::Llama3Json => format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?),
+            ToolStyle::Llama3Pythonic => match Parameters::of(&schema, is_python_name) {
+                Some(parameters) if is_plain_name(name) => {
+                    format!("{} {} \")\"", literal(&format!("{name}(")), self.python(i, &parameters)?)
+                }
+                _ => {
+                    let body = format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?);
+                    let _ = writeln!(self.rules, "{rule}: {body}");
+                    return Ok(Form::Json(rule));
+                }
+            },
+            ToolStyle::Qwen3Coder => {
+                if name.contains(['<', '>', '\n']) || name.trim() != name || name.is_empty() {
+                    return Err(unwritable(name, self.style));
+                }
+                let open = literal(&format!("<function={name}>\n"));
+                let close = literal("</function>");
+                match Parameters::of(&schema, is_xml_name) {
+                    Some(parameters) => format!("{open} {} {close}", self.xml(i, &parameters)?),
+                    None => format!("{open} {} {}", self.json(i, &schema)?, literal("\n</function>")),
+                }
+            }
+            ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
+                if !is_plain_name(name) {
+                    return Err(unwritable(name, self.style));
+                }
+                let id = match self.style {
+                    ToolStyle::MistralCallId => format!("{} /[a-zA-Z0-9]{{9}}/ ", self.mark("[CALL_ID]")),
+                    _ => String::new(),
+                };
+                format!("{} {id}{} {}", literal(name), self.mark("[ARGS]"), self.json(i, &schema)?)
+            }
+            ToolStyle::MistralList => {
+                let id = r#"(", \"id\": \"" /[a-zA-Z0-9]{9}/ "\"")?"#;
+                format!("{} {} {id} \"}}\"", object("arguments"), self.json(i, &schema)?)
+            }
+            _ => format!("{} {} \"}}\"", object("arguments"), self.json(i, &schema)?),
+        };
+        let _ = writeln!(self.rules, "{rule}: {body}");
+        Ok(Form::Plain(rule))
+    }
+
+    /// What an answer is.
+    fn start(&self, plain: &[String], json: &[String], one: bool) -> String {
+        let several = |item: &str, between: &str| match one {
+            true => item.to_owned(),
+            false => format!("{item} ({} {item})*", literal(between)),
+        };
+        let list = || format!("\"[\" {} \"]\"", several("call", ", "));
+        match self.style {
+            ToolStyle::Hermes | ToolStyle::Qwen3Coder | ToolStyle::Generic => {
+                let (open, close) = (self.mark("<tool_call>"), self.mark("</tool_call>"));
+                several(&format!("({open} \"\\n\" call \"\\n\" {close})"), "\n")
+            }
+            ToolStyle::Llama3Json => several("call", "; "),
+            ToolStyle::Llama3Pythonic => {
+                let (plain_calls, json_calls) = (list(), several("json_call", "; "));
+                match (plain.is_empty(), json.is_empty()) {
+                    (false, true) => plain_calls,
+                    (true, _) => json_calls,
+                    (false, false) => format!("{plain_calls} | {json_calls}"),
+                }
+            }
+            ToolStyle::MistralList => format!("{} {}", self.mark("[TOOL_CALLS]"), list()),
+            ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
+                let call = format!("({} call)", self.mark("[TOOL_CALLS]"));
+                if one { call } else { format!("{call}+") }
+            }
+            ToolStyle::Granite => {
+                let mark =
+                    if self.tokenizer.id_of("<|tool_call|>").is_some() { "<|tool_call|>" } else { "<tool_call>" };
+                format!("{} {}", self.mark(mark), list())
+            }
+            ToolStyle::Phi4 => format!("{} {} {}", self.mark("<|tool_call|>"), list(), self.mark("<|/tool_call|>")),
+            ToolStyle::Json if one => "call".to_owned(),
+            ToolStyle::Json => format!("call | {}", list()),
+        }
+    }
+
+    /// A mark: the token that has no text of its own, or the text.
+    fn mark(&self, text: &str) -> String {
+        match self.tokenizer.id_of(text).filter(|&id| self.tokenizer.token_bytes(id).is_empty()) {
+            Some(id) => format!("<[{id}]>"),
+            None => literal(text),
+        }
+    }
+
+    fn json(&mut self, i: usize, schema: &Value) -> Result<String, Error> {
+        self.value(&format!("arguments_{i}"), schema)
+    }
+
+    /// A rule of a JSON value; its name.
+    fn value(&mut self, name: &str, schema: &Value) -> Result<String, Error> {
+        let json = embedded(schema)?;
+        let _ = writeln!(self.rules, "{name}: {json}");
+        Ok(name.to_owned())
+    }
+
+    fn xml(&mut self, i: usize, parameters: &Parameters) -> Result<String, Error> {
+        let mut all = String::new();
+        for (j, parameter) in parameters.0.iter().enumerate() {
+            let open = literal(&format!("<parameter={}>\n", parameter.name));
+            let close = literal("\n</parameter>\n");
+            let rule = format!("value_{i}_{j}");
+            let value = match &parameter.kind {
+                // The first end mark ends it.
+                Kind::Text => {
+                    let _ = writeln!(self.rules, "{rule}[suffix={}]: /(?s:.*)/", literal("</parameter>"));
+                    format!("{rule} \"\\n\"")
+                }
+                Kind::OneOf(texts) => {
+                    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+                    format!("({}) {close}", texts.join(" | "))
+                }
+                Kind::Flag | Kind::Other => format!("{} {close}", self.value(&rule, &parameter.schema)?),
+            };
+            let whole = format!("{open} {value}");
+            let _ = if parameter.required { write!(all, " {whole}") } else { write!(all, " ({whole})?") };
+        }
+        Ok(all)
+    }
+
+    /// Arguments with commas between those that are there.
+    fn python(&mut self, i: usize, parameters: &Parameters) -> Result<String, Error> {
+        // From the last one on: what may come if nothing came before, and what if something did.
+        let (mut first, mut further) = (String::from("\"\""), String::from("\"\""));
+        for (j, parameter) in parameters.0.iter().enumerate().rev() {
+            let rule = format!("value_{i}_{j}");
+            let value = match &parameter.kind {
+                Kind::Text => {
+                    let json = self.value(&rule, &json!({ "type": "string" }))?;
+                    format!(r"({json} | /'([^'\\\n\r]|\\['\\n])*'/)")
+                }
+                Kind::OneOf(texts) => {
+                    let both = texts.iter().flat_map(|text| {
+                        let single = text.replace('\\', r"\\").replace('\'', r"\'");
+                        // The reader knows JSON's escapes too.
+                        let double = literal(&Value::from(text.as_str()).to_string());
+                        let is_printable = !text.chars().any(char::is_control);
+                        [Some(double), is_printable.then(|| literal(&format!("'{single}'")))].into_iter().flatten()
+                    });
+                    format!("({})", both.collect::<Vec<_>>().join(" | "))
+                }
+                Kind::Flag => r#"("True" | "False")"#.to_owned(),
+                Kind::Other => self.value(&rule, &parameter.schema)?,
+            };
+            let this = format!("{} {value}", literal(&format!("{}=", parameter.name)));
+            let (here, after) = (format!("first_{i}_{j}"), format!("further_{i}_{j}"));
+            let absent = |rest: &str| if parameter.required { String::new() } else { format!(" | {rest}") };
+            let _ = writeln!(self.rules, "{here}: {this} {further}{}", absent(&first));
+            let _ = writeln!(self.rules, "{after}: \", \" {this} {further}{}", absent(&further));
+            (first, further) = (here, after);
+        }
+        Ok(first)
+    }
+}
+
+/// The schema of a tool's arguments: of an object.
+fn arguments(tool: &Tool) -> Result<Value, Error> {
+    let wrong = || {
+        let reason = format!("the schema of {:?} describes no object, and arguments are one", tool.name);
+        Error::from(ToolError::Definition { reason })
+    };
+    let mut fields = match &tool.parameters {
+        Value::Object(fields) => fields.clone(),
+        Value::Bool(true) | Value::Null => Map::new(),
+        _ => return Err(wrong()),
+    };
+    match fields.get("type") {
+        None => {}
+        Some(Value::String(ty)) if ty == "object" => {}
+        Some(Value::Array(types)) if types.contains(&"object".into()) => {}
+        Some(_) => return Err(wrong()),
+    }
+    fields.insert("type".to_owned(), "object".into());
+    let names_all =
+        fields.get("properties").and_then(Value::as_object).is_some_and(|properties| !properties.is_empty());
+    let only = |key: &String| {
+        ["type", "properties", "required"].contains(&key.as_str())
+            || TABLES.contains(&key.as_str())
+            || ANNOTATIONS.contains(&key.as_str())
+    };
+    if names_all && fields.keys().all(only) {
+        fields.insert("additionalProperties".to_owned(), false.into());
+    }
+    Ok(Value::Object(fields))
+}
+
+/// Parameters that can be written one by one.
+struct Parameters(Vec<Parameter>);
+
+struct Parameter {
+    name: String,
+    required: bool,
+    kind: Kind,
+    /// Complete by itself.
+    schema: Value,
+}
+
+enum Kind {
+    /// Any text.
+    Text,
+    /// One of these texts.
+    OneOf(Vec<String>),
+    /// True or false.
+    Flag,
+    /// No text.
+    Other,
+}
+
+impl Parameters {
+    /// Those of a schema, if its properties say all that it says.
+    fn of(schema: &Value, is_name: fn(&str) -> bool) -> Option<Self> {
+        let fields = schema.as_object()?;
+        let known = ["type", "properties", "required", "additionalProperties"];
+        let is_simple = fields.iter().all(|(key, value)| match key.as_str() {
+            "additionalProperties" => value.is_boolean(),
+            key => known.contains(&key) || TABLES.contains(&key) || ANNOTATIONS.contains(&key),
+        });
+        let none = Map::new();
+        let properties = match fields.get("properties") {
+            None => &none,
+            Some(properties) => properties.as_object()?,
+        };
+        let required: Vec<&str> = match fields.get("required") {
+            None => Vec::new(),
+            Some(names) => names.as_array()?.iter().map(Value::as_str).collect::<Option<_>>()?,
+        };
+        if !is_simple || required.iter().any(|name| !properties.contains_key(*name)) {
+            return None;
+        }
+        let parameter = |name: &String| {
+            let own = property(schema, name)?;
+            let kind = Kind::of(own, schema)?;
+            let required = required.contains(&name.as_str());
+            let mut own = match own {
+                Value::Object(own) => own.clone(),
+                Value::Bool(true) => Map::new(),
+                _ => return None,
+            };
+            for table in TABLES {
+                if let Some(schemas) = fields.get(table) {
+                    own.insert(table.to_owned(), schemas.clone());
+                }
+            }
+            let schema = Value::Object(own);
+            is_name(name).then(|| Parameter { name: name.clone(), required, kind, schema })
+        };
+        properties.keys().map(parameter).collect::<Option<_>>().map(Self)
+    }
+}
+
+impl Kind {
+    /// `None` if a text of this schema cannot be told from its quotes.
+    fn of(schema: &Value, root: &Value) -> Option<Self> {
+        if !refers_to_tables(schema) {
+            return None;
+        }
+        let schema = resolve(schema, root)?;
+        let fields = match schema {
+            Value::Bool(true) => return Some(Self::Text),
+            schema => schema.as_object()?,
+        };
+        let types = Types::of(schema, root);
+        let says = |others: &[&str]| {
+            fields.keys().any(|key| !ANNOTATIONS.contains(&key.as_str()) && !others.contains(&key.as_str()))
+        };
+        if types == Types::default() {
+            // Anything goes, a text too.
+            return (!says(&[])).then_some(Self::Text);
+        }
+        if !types.string {
+            let flag = Types { boolean: true, ..Types::default() };
+            return Some(if types == flag && !says(&["type"]) { Self::Flag } else { Self::Other });
+        }
+        if !says(&["type"]) {
+            return Some(Self::Text);
+        }
+        let texts = fields.get("enum").and_then(Value::as_array)?;
+        let is_listed = types.is_text() && !says(&["type", "enum"]);
+        let texts: Vec<String> = texts.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<_>>()?;
+        // What the reader would cut off, or take for an end.
+        let is_whole = |text: &String| {
+            !text.is_empty() && !text.starts_with(['\n', '\r']) && !text.ends_with(['\n', '\r']) && !text.contains("</")
+        };
+        (is_listed && !texts.is_empty() && texts.iter().all(is_whole)).then_some(Self::OneOf(texts))
+    }
+}
+
+/// Whether all references of a schema lead into the tables.
+fn refers_to_tables(schema: &Value) -> bool {
+    let mut left = vec![schema];
+    while let Some(value) = left.pop() {
+        match value {
+            Value::Array(items) => left.extend(items),
+            Value::Object(fields) => {
+                let leads = |target: &str| TABLES.iter().any(|table| target.starts_with(&format!("#/{table}/")));
+                let refers = fields.get("$ref").and_then(Value::as_str);
+                if fields.contains_key("$dynamicRef") || refers.is_some_and(|target| !leads(target)) {
+                    return false;
+                }
+                left.extend(fields.values());
+            }
+            _ => {}
+        }
+    }
+    true
+}
+
+/// As the readers of Python and of Mistral's forms take it.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c)) && !name.ends_with(".call")
+}
+
+fn is_python_name(name: &str) -> bool {
+    !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+fn is_xml_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['<', '>', '\n']) && name.trim() == name
+}
+
+fn unwritable(name: &str, style: ToolStyle) -> Error {
+    ToolError::Definition { reason: format!("the name {name:?} cannot be written in the style {style:?}") }.into()
+}
+
+/// A text in Lark.
+fn literal(text: &str) -> String {
+    Value::from(text).to_string()
+}

@@ -1,0 +1,135 @@
+//! Calls as a model of each style writes them: what [`parser`](super::parser) reads, the other way round.
+
+use std::io;
+
+use serde::Serialize;
+use serde_json::ser::{Formatter, Serializer};
+use serde_json::{Map, Value, json};
+
+use super::ToolStyle;
+
+/// Puts a space after `,` and `:`, as Python's `json.dumps`, whose output models have seen.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// JSON with spaces.
+pub(super) fn spaced(value: &Value) -> String {
+    let mut out = Vec::new();
+    match value.serialize(&mut Serializer::with_formatter(&mut out, Spaced)) {
+        Ok(()) => String::from_utf8(out).unwrap_or_else(|_| value.to_string()),
+        Err(_) => value.to_string(),
+    }
+}
+
+/// A value as Python writes it, but for strings, which are in double quotes as JSON has them.
+fn python(value: &Value) -> String {
+    match value {
+        Value::Null => "None".to_owned(),
+        Value::Bool(true) => "True".to_owned(),
+        Value::Bool(false) => "False".to_owned(),
+        Value::Array(items) => format!("[{}]", items.iter().map(python).collect::<Vec<_>>().join(", ")),
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(key, value)| format!("{}: {}", Value::from(key.as_str()), python(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
+        }
+        Value::Number(_) | Value::String(_) => value.to_string(),
+    }
+}
+
+/// What is written of a call.
+struct Call<'a> {
+    id: &'a str,
+    name: &'a str,
+    /// An object, unless a history has something else.
+    arguments: Value,
+}
+
+impl<'a> Call<'a> {
+    fn read(call: &'a Value) -> Self {
+        let function = call.get("function").unwrap_or(call);
+        let text = |value: Option<&'a Value>| value.and_then(Value::as_str).unwrap_or_default();
+        let arguments = match function.get("arguments") {
+            None | Some(Value::Null) => Value::Object(Map::new()),
+            // Clients send the text of an object.
+            Some(Value::String(text)) => {
+                serde_json::from_str(text).ok().filter(Value::is_object).unwrap_or_else(|| text.as_str().into())
+            }
+            Some(other) => other.clone(),
+        };
+        Self { id: text(call.get("id")), name: text(function.get("name")), arguments }
+    }
+
+    fn object(&self, arguments: &str) -> Value {
+        json!({ "name": self.name, arguments: self.arguments })
+    }
+
+    fn pairs(&self) -> impl Iterator<Item = (&String, &Value)> {
+        self.arguments.as_object().into_iter().flatten()
+    }
+}
+
+impl ToolStyle {
+    /// Calls of a history, as a model of this style writes them.
+    pub(super) fn write(self, calls: &[Value]) -> String {
+        let calls: Vec<Call<'_>> = calls.iter().map(Call::read).collect();
+        let all = |separator: &str, one: &dyn Fn(&Call<'_>) -> String| {
+            calls.iter().map(one).collect::<Vec<_>>().join(separator)
+        };
+        let list = || spaced(&calls.iter().map(|call| call.object("arguments")).collect());
+        match self {
+            Self::Hermes | Self::Generic => {
+                all("\n", &|call| format!("<tool_call>\n{}\n</tool_call>", spaced(&call.object("arguments"))))
+            }
+            Self::Qwen3Coder => all("\n", &|call| {
+                let parameters = call.pairs().map(|(name, value)| {
+                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
+                    format!("<parameter={name}>\n{value}\n</parameter>\n")
+                });
+                let parameters: String = parameters.collect();
+                format!("<tool_call>\n<function={}>\n{parameters}</function>\n</tool_call>", call.name)
+            }),
+            Self::Llama3Json => all("; ", &|call| spaced(&call.object("parameters"))),
+            Self::Llama3Pythonic => {
+                let one = |call: &Call<'_>| {
+                    let pairs = call.pairs().map(|(name, value)| format!("{name}={}", python(value)));
+                    format!("{}({})", call.name, pairs.collect::<Vec<_>>().join(", "))
+                };
+                format!("[{}]", all(", ", &one))
+            }
+            Self::MistralList => {
+                let list = calls.iter().map(|call| {
+                    let mut object = call.object("arguments");
+                    if let Some(fields) = object.as_object_mut().filter(|_| !call.id.is_empty()) {
+                        fields.insert("id".to_owned(), call.id.into());
+                    }
+                    object
+                });
+                format!("[TOOL_CALLS]{}", spaced(&list.collect()))
+            }
+            Self::MistralCallId => all("", &|call| {
+                let Call { id, name, arguments } = call;
+                format!("[TOOL_CALLS]{name}[CALL_ID]{id}[ARGS]{}", spaced(arguments))
+            }),
+            Self::MistralArgs => all("", &|call| format!("[TOOL_CALLS]{}[ARGS]{}", call.name, spaced(&call.arguments))),
+            Self::Granite => format!("<|tool_call|>{}", list()),
+            Self::Phi4 => format!("<|tool_call|>{}<|/tool_call|>", list()),
+            Self::Json => match &calls[..] {
+                [one] => spaced(&one.object("arguments")),
+                _ => list(),
+            },
+        }
+    }
+}

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Calls in a history as published templates write them, rendered with Python's Jinja2: what a model of that template writes.
+
+    tool_calls.py FOLDER > tool_calls.json
+
+FOLDER has the templates of llama.cpp's `models/templates`. They are others' work and not here: the result has the SHA-256 of
+each, and the text of the calls alone, which is what differs between an answer with the calls and one with a word.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "crates/fewbit-tokenizer/tests/data/templates"))
+from render import SPECIAL, environment
+
+# The style of each, and the form of arguments that it wants.
+TEMPLATES = {
+    "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use": "Hermes",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "Hermes",
+    "Qwen-Qwen2.5-7B-Instruct": "Hermes",
+    "Qwen-Qwen3-0.6B": "Hermes",
+    "Qwen-QwQ-32B": "Hermes",
+    "ibm-granite-granite-4.0": "Hermes",
+    "ibm-granite-granite-4.1": "Hermes",
+    "Qwen3-Coder": "Qwen3Coder",
+    "Qwen3.5-4B": "Qwen3Coder",
+    "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "Qwen3Coder",
+    "meta-llama-Llama-3.1-8B-Instruct": "Llama3Json",
+    "meta-llama-Llama-3.2-3B-Instruct": "Llama3Json",
+    "meta-llama-Llama-3.3-70B-Instruct": "Llama3Json",
+    "mistralai-Mistral-Nemo-Instruct-2407": "MistralList",
+    "Mistral-Small-3.2-24B-Instruct-2506": "MistralCallId",
+    "unsloth-mistral-Devstral-Small-2507": "MistralArgs",
+    "mistralai-Ministral-3-14B-Reasoning-2512": "MistralArgs",
+}
+MARKS = "</tool_call> <tool_call>{\"name\": \"run\"} [TOOL_CALLS] \"]}\\\" <|python_tag|>\n</think> é"
+CALLS = {
+    "one": [("get_weather", {"city": "Paris", "days": 2})],
+    "values": [("run", {"code": "print('a')\nprint(\"b\")", "days": -3, "more": [1.5, True, None, {"k": "ü"}]})],
+    "none": [("run", {})],
+    "marks": [("run", {"code": MARKS})],
+    "two": [("get_weather", {"city": "Paris"}), ("run", {"code": "x = 1"})],
+}
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": "d", "parameters": {
+        "type": "object", "properties": {
+            "city": {"type": "string", "description": "d"}, "days": {"type": "integer", "description": "d"},
+            "code": {"type": "string", "description": "d"}, "more": {"type": "array", "description": "d"}},
+        "required": []}}}
+    for name in ("get_weather", "run")
+]
+
+
+def render(template, answer):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", **answer}]
+    for i in range(len(answer.get("tool_calls", []))):
+        call = answer["tool_calls"][i]
+        messages.append({"role": "tool", "name": call["function"]["name"], "tool_call_id": call["id"], "content": "QRESULTQ"})
+    return template.render(
+        messages=messages, tools=TOOLS, documents=None, add_generation_prompt=False, enable_thinking=False, **SPECIAL)
+
+
+def written(template, calls, said):
+    """The text between what an answer without calls begins with, and its end."""
+    make = lambda form: [
+        {"type": "function", "id": f"callid{i:03}", "function": {"name": name, "arguments": form(arguments)}}
+        for i, (name, arguments) in enumerate(calls)
+    ]
+    with_calls = render(template, {"content": said, "tool_calls": make(lambda x: x)})
+    plain = render(template, {"content": said + "ZWORDZ"})
+    begin = plain.index("ZWORDZ") - len(said)
+    # Where the templates part, at the latest where the text of an answer begins.
+    begin = min(begin, len(os.path.commonprefix([plain, with_calls])))
+    # Not inside a mark: `<think>` and `<tool_call>` begin alike.
+    while begin and with_calls[begin - 1] in "<t[":
+        begin -= 1
+    end_of_answer = plain[plain.index("ZWORDZ") + 6 :]
+    text = with_calls[begin:]
+    # What follows the calls: the end of the answer, then the results.
+    mark = next(m for m in (end_of_answer.strip(), "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>") if m and m in text)
+    return text[: text.index(mark)]
+
+
+def main():
+    result = []
+    for name, style in TEMPLATES.items():
+        source = (Path(sys.argv[1]) / f"{name}.jinja").read_text(encoding="utf-8")
+        template = environment().from_string(source)
+        rows = []
+        for case, calls in CALLS.items():
+            for said in ("", "Let me see."):
+                try:
+                    text = written(template, calls, said)
+                except Exception as error:
+                    print(name, case, repr(said), repr(error), file=sys.stderr)
+                    continue
+                rows.append({"case": case, "said": said, "text": text,
+                             "calls": [{"name": n, "arguments": a} for n, a in calls]})
+        result.append({"template": name, "sha256": hashlib.sha256(source.encode()).hexdigest(), "style": style, "rows": rows})
+    json.dump(result, sys.stdout, ensure_ascii=False, indent=1)
+    print()
+
+
+main()
