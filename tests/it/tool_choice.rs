@@ -283,7 +283,7 @@ fn sixty_four_streams_of_calls_are_what_they_are_unstreamed() {
     });
     let tools = [go(), Tool::new("paint", "Paints.", schema)];
     let chat = |i: usize| {
-        let choice = if i % 3 == 0 { ToolChoice::Required } else { ToolChoice::Named("paint".to_owned()) };
+        let choice = if i.is_multiple_of(3) { ToolChoice::Required } else { ToolChoice::Named("paint".to_owned()) };
         let builder = model.chat().tools(tools.clone()).tool_choice(choice).parallel_tool_calls(false);
         builder.seed(i as u64).temperature(1.0).max_tokens(120).start().unwrap()
     };
@@ -291,7 +291,7 @@ fn sixty_four_streams_of_calls_are_what_they_are_unstreamed() {
     let streamed = together(64, |i| {
         let mut chat = chat(i);
         let mut stream = chat.send_stream(question(i)).unwrap();
-        let mut pieces = vec![(String::new(), String::new()); 0];
+        let mut pieces: Vec<(String, String)> = Vec::new();
         for piece in stream.by_ref() {
             for delta in piece.unwrap().tool_calls {
                 match delta.name {

@@ -42,6 +42,7 @@ enum Phase {
 }
 
 /// Who says which token may come.
+#[cfg(feature = "constraints")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Say {
     /// No constraint does.
@@ -53,6 +54,8 @@ pub(crate) enum Say {
 }
 
 /// Follows the reasoning of one answer.
+// Without constraints only a budget acts, which needs no exceptions.
+#[cfg_attr(not(feature = "constraints"), expect(dead_code))]
 pub(crate) struct Thinking {
     tokenizer: Arc<Tokenizer>,
     parser: Parser,
@@ -133,6 +136,7 @@ impl Thinking {
     }
 
     /// Who chooses the next token.
+    #[cfg(feature = "constraints")]
     pub(crate) fn say(&self) -> Say {
         match self.phase {
             Phase::Reasoning | Phase::Free => Say::Free,
@@ -217,6 +221,7 @@ impl Thinking {
     }
 
     /// Tokens that may come instead of what a constraint allows.
+    #[cfg(feature = "constraints")]
     pub(crate) fn exceptions(&mut self) -> &[u32] {
         match self.phase {
             Phase::Beginning => self.start.as_slice(),
