@@ -48,6 +48,11 @@ fn backend() -> Backend {
     if cfg!(target_vendor = "apple") { Backend::Metal } else { Backend::Vulkan }
 }
 
+/// Of two layers the last, and the head: exact arithmetic is slow, and both layers are alike.
+fn last_of_two(device: &Arc<WgpuDevice>) -> Placement {
+    Placement::new().cpu(1).device(1, device.clone()).head(device.clone())
+}
+
 fn on(device: &Arc<WgpuDevice>, n_layers: usize) -> Placement {
     Placement::new().device(n_layers, device.clone()).head(device.clone())
 }
@@ -55,10 +60,15 @@ fn on(device: &Arc<WgpuDevice>, n_layers: usize) -> Placement {
 /// Compares the logits of tokens that come in chunks of this size with those of the CPU.
 fn compare(what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
     let Some(device) = device(Arithmetic::Exact) else { return };
+    let n_layers = Decoder::load(file, &options).expect("loads").config().n_layers();
+    compare_on(on(&device, n_layers), what, file, options, tokens, size);
+}
+
+/// As [`compare`], with the layers where `placement` puts them.
+fn compare_on(placement: Placement, what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
     let options = options.threads(1);
     let cpu = Decoder::load(file, &options).expect("loads");
     let want = bits(&logits(&cpu, &mut cpu.new_cache(), tokens, 64));
-    let placement = on(&device, cpu.config().n_layers());
     let gpu = Decoder::load(file, &options.placement(placement)).expect("loads");
     let got = bits(&logits(&gpu, &mut gpu.new_cache(), tokens, size));
     if got != want {
@@ -85,12 +95,14 @@ fn every_configuration_has_the_bits_of_the_cpu() {
 fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     let tokens: Vec<u32> = (0..262).map(|i| (i * i / 3 + i * 7) % 60).collect();
-    for model in tiny_models() {
-        for ty in [KvType::F16, KvType::F32] {
+    for (i, model) in tiny_models().into_iter().enumerate() {
+        // What a page holds does not depend on the weights: f32 with plain heads and with odd ones.
+        let types = if i % 2 == 0 { &[KvType::F16, KvType::F32][..] } else { &[KvType::F16] };
+        for &ty in types {
             let what = format!("{}, {ty}", model.name);
             let options = LoadOptions::new().threads(1).kv_type(ty);
             let cpu = Decoder::load(&model.file, &options).expect("loads");
-            let gpu = Decoder::load(&model.file, &options.placement(on(&device, 2))).expect("loads");
+            let gpu = Decoder::load(&model.file, &options.placement(last_of_two(&device))).expect("loads");
             // The first page is the CPU's but for its end; then over it, in chunks that begin at odd positions.
             let mut cache = cpu.new_cache();
             logits(&cpu, &mut cache, &tokens[..251], 64);
@@ -140,6 +152,7 @@ fn half(x: f32) -> u16 {
 
 #[test]
 fn every_weight_type_has_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
     for ty in TensorType::all().filter(|ty| ty.is_supported()) {
         let shape = Shape {
             dim: 256,
@@ -169,7 +182,7 @@ fn every_weight_type_has_the_bits_of_the_cpu() {
             w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
         }
         let file = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
-        compare(&ty.to_string(), &file, LoadOptions::new(), &[3, 1, 4, 1, 5], 5);
+        compare_on(last_of_two(&device), &ty.to_string(), &file, LoadOptions::new(), &[3, 1, 4, 1], 4);
     }
 }
 

@@ -249,9 +249,7 @@ fn integer_scales(integers: IntegerScales) -> String {
             let both = byte(&format!("({sub} / 2u)"));
             (format!("i32(2u * (({both} >> (4u * ({sub} & 1u))) & 15u) + 1u)"), None)
         }
-        IntegerScales::Nibbles(_) => {
-            (format!("i32({} & 15u)", byte(&sub)), Some(format!("i32({} >> 4u)", byte(&sub))))
-        }
+        IntegerScales::Nibbles(_) => (format!("i32({} & 15u)", byte(&sub)), Some(format!("i32({} >> 4u)", byte(&sub)))),
         IntegerScales::SixBits(_) => {
             (format!("i32({})", byte(&sub)), Some(format!("i32({})", byte(&format!("({n_subs}u + {sub})")))))
         }
