@@ -8,8 +8,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
-use fewbit_model::hf::GenerationDefaults;
-use fewbit_model::{HfModel, WeightSource};
+use fewbit_checkpoint::hf::GenerationDefaults;
+use fewbit_checkpoint::{HfModel, WeightSource};
 use libfuzzer_sys::fuzz_target;
 
 const FILES: [&str; 3] = ["config.json", "quantize_config.json", "generation_config.json"];

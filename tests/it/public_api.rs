@@ -17,8 +17,14 @@ const MEANT: [&str; 4] = ["futures_core", "schemars", "serde", "serde_json"];
 const MACROS: [&str; 1] = ["thiserror"];
 
 /// The crates whose items are public: `fewbit` re-exports the others.
-const CRATES: [&str; 5] =
-    ["", "crates/fewbit-format", "crates/fewbit-model", "crates/fewbit-quant", "crates/fewbit-tokenizer"];
+const CRATES: [&str; 6] = [
+    "",
+    "crates/fewbit-checkpoint",
+    "crates/fewbit-format",
+    "crates/fewbit-model",
+    "crates/fewbit-quant",
+    "crates/fewbit-tokenizer",
+];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

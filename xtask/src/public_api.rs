@@ -28,7 +28,8 @@ mod listing {
     use crate::shell;
 
     /// What users see: `fewbit`, and the crates that it re-exports.
-    const CRATES: [&str; 5] = ["fewbit", "fewbit-format", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"];
+    const CRATES: [&str; 6] =
+        ["fewbit", "fewbit-checkpoint", "fewbit-format", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"];
 
     /// Compares the API with the committed listing, or writes that.
     pub(super) fn run(write: bool) -> Result<()> {

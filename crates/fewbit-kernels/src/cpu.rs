@@ -4,11 +4,11 @@
 //! `encode.rs`. Every method checks its shapes and panics on a mismatch, which is a bug of the caller. Results depend on
 //! neither the number of threads nor the instruction set nor the size of the batch.
 
-use crate::elementwise::{self, GateFunction, RopeStyle};
+use crate::elementwise;
 use crate::pack::Matrix;
 use crate::shared::SharedMut;
 use crate::{Isa, KernelError, ThreadPool};
-use fewbit_quant::TensorType;
+use fewbit_quant::{GateFunction, RopeStyle, TensorType};
 use std::sync::Arc;
 
 /// An instruction set, and the threads that run its kernels. The threads may do other work in between.

@@ -7,24 +7,7 @@
 use crate::Isa;
 use crate::activations::{quantize_block, sum_codes};
 use crate::math::{SUM_LANES, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
-
-/// How rotary embedding pairs the elements of a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RopeStyle {
-    /// Elements `2i` and `2i + 1` (GGUF files of architecture `llama`).
-    Interleaved,
-    /// Elements `i` and `i + n / 2` (Hugging Face and most other architectures).
-    HalfSplit,
-}
-
-/// The function of a gated feed-forward part's gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateFunction {
-    /// `x / (1 + e^-x)`
-    Silu,
-    /// GELU in its tanh form; see [`math::gelu_tanh`](crate::math::gelu_tanh).
-    GeluTanh,
-}
+use fewbit_quant::{GateFunction, RopeStyle};
 
 /// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first. In the body,
 /// `FMA` says whether there is an instruction for fused multiply-adds; [`fma`] and others take it.

@@ -3,12 +3,12 @@
 
 use crate::activations::{Activations, Planes};
 use crate::cpu::Cpu;
-use crate::elementwise::{self, GateFunction};
+use crate::elementwise;
 use crate::pack::Matrix;
 use crate::panel::{self, UNPACKED_BYTES};
 use crate::shared::SharedMut;
 use crate::weights::PANEL_ROWS;
-use fewbit_quant::ActivationKind;
+use fewbit_quant::{ActivationKind, GateFunction};
 use std::cell::RefCell;
 use std::ops::Range;
 

@@ -2,6 +2,7 @@
 
 use crate::ThreadPool;
 use crate::shared::SharedMut;
+use fewbit_quant::{FillRows, Workers};
 use std::ops::Range;
 
 impl ThreadPool {
@@ -29,5 +30,11 @@ impl ThreadPool {
                 fill(rows, bytes);
             }
         });
+    }
+}
+
+impl Workers for ThreadPool {
+    fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>) {
+        self.fill_rows(out, row_bytes, chunk, fill);
     }
 }

@@ -8,14 +8,15 @@ use crate::load::{LoadOptions, host_cpu};
 use crate::loader::LayerLoader;
 use crate::lora::{self, AdaptedRows, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, adapted_rows};
 use crate::memory::{check_fits, default_kv_type};
-use crate::names::{self, Part};
 use crate::pages::PageKind;
 use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
+use crate::quantize::Quantized;
 use crate::rope::{Rope, RopeAngles};
 use crate::segment::{Head, Segment, Step};
-use crate::source::{Quantized, WeightSource};
 use crate::{KvType, ModelConfig, ModelError};
+use fewbit_checkpoint::names::{self, Part};
+use fewbit_checkpoint::{CheckpointError, WeightSource};
 use fewbit_kernels::{Cpu, Isa, PAGE, ThreadPool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -75,11 +76,12 @@ impl Decoder {
         let config = options.configure(source.config()?)?;
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
         if !kv_type.supports(config.head_dim) {
-            return Err(ModelError::UnsupportedFeature {
+            return Err(CheckpointError::UnsupportedFeature {
                 feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",
                 key: "head_dim".to_owned(),
                 value: config.head_dim.to_string(),
-            });
+            }
+            .into());
         }
         let cpu = host_cpu(options.isa, options.threads)?;
         let placed = options.placement.segments(config.n_layers())?;

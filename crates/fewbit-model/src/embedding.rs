@@ -1,8 +1,8 @@
 //! Token embeddings, which are looked up on the host.
 
 use crate::loader::{LayerLoader, weight};
-use crate::names::Part;
 use crate::{ModelError, cpu};
+use fewbit_checkpoint::names::Part;
 use fewbit_kernels::{Cpu, Isa, Matrix};
 use std::sync::Arc;
 

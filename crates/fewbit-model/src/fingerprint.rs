@@ -6,8 +6,8 @@
 //! the same one. Keys and values that were computed by one version of fewbit must not meet another that computes
 //! differently: [`ARITHMETIC`] is part of the hash, and a test holds the bits of small models to it.
 
-use crate::config::RopeScaling;
 use crate::{KvType, ModelConfig};
+use fewbit_checkpoint::RopeScaling;
 use fewbit_format::TensorInfo;
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;

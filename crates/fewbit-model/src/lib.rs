@@ -11,49 +11,44 @@ pub mod weights {
 
 mod batch;
 mod cache;
-mod config;
 mod cpu;
 mod decoder;
 mod device_error;
 mod embedding;
 mod error;
 mod fingerprint;
-pub mod hf;
 mod kv_type;
 mod load;
 mod loader;
 mod lora;
 mod memory;
-mod names;
 mod pages;
 mod prefix;
 pub mod quantize;
 mod rope;
 mod routing;
 mod segment;
-mod source;
 mod state;
 
 pub use batch::{Chunk, Logits, LogitsFor};
 pub use cache::KvCache;
-pub use config::{
-    AttentionTemperature, ExpertConfig, GgufConfig, LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling,
-    yarn_magnitude,
-};
-pub use cpu::{CpuDevice, HostStates};
+pub use cpu::{CpuDevice, HostStates, attention_shape};
 pub use decoder::Decoder;
 pub use device_error::DeviceError;
 pub use error::ModelError;
-pub use fewbit_kernels::{Cpu, GateFunction, Isa, KernelError, PAGE as KV_PAGE, RopeStyle, ThreadPool, ceiling};
-pub use hf::HfModel;
+pub use fewbit_checkpoint::{
+    AttentionTemperature, CheckpointError, ExpertConfig, FillRows, GateFunction, GgufConfig, HfModel, LayerConfig,
+    ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle, WeightSource, Workers, hf, yarn_magnitude,
+};
+pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;
 pub use load::{LoadOptions, Placement};
 pub use loader::LayerLoader;
 pub use lora::{AdaptedRows, AdapterPart, Lora, LoraError, LoraSet, LoraTarget, LowRank};
 pub use memory::{MemoryEstimate, available_bytes, estimate};
 pub use prefix::PrefixTree;
+pub use quantize::Quantized;
 pub use rope::RopeAngles;
 pub use routing::Routing;
 pub use segment::{Device, Head, Segment, SequenceRows, Step};
-pub use source::{FillRows, Quantized, WeightSource, Workers};
 pub use state::{StatePage, StateStore};

@@ -153,7 +153,7 @@ impl LoadOptions {
         if let Some(n) = self.context_length {
             config.context_length = config.context_length.min(n.max(1));
         }
-        config.checked()
+        Ok(config.checked()?)
     }
 
     /// Sets [`quantize`](Self::quantize).

@@ -2,9 +2,10 @@
 
 use crate::embedding::Embedding;
 use crate::fingerprint::Fingerprint;
-use crate::names::{self, Part};
-use crate::source::{WeightSource, Workers, decode};
 use crate::{KvType, ModelConfig, ModelError};
+use fewbit_checkpoint::names::{self, Part};
+use fewbit_checkpoint::source::{WeightSource, decode};
+use fewbit_checkpoint::{CheckpointError, Workers};
 use fewbit_format::TensorInfo;
 use fewbit_quant::TensorType;
 use std::collections::HashSet;
@@ -68,7 +69,9 @@ impl<'a> LayerLoader<'a> {
     }
 
     pub(crate) fn find(&self, name: &str) -> Result<&'a TensorInfo, ModelError> {
-        self.source.tensor(name).ok_or_else(|| ModelError::MissingTensor { name: self.source.name_in_file(name) })
+        self.source
+            .tensor(name)
+            .ok_or_else(|| CheckpointError::MissingTensor { name: self.source.name_in_file(name) }.into())
     }
 
     /// The tensor, if its shape is `expected` and its type one that can be computed with.
@@ -82,7 +85,7 @@ impl<'a> LayerLoader<'a> {
         let expected: Vec<u64> = expected.iter().map(|&n| n as u64).collect();
         if tensor.shape != expected {
             let name = self.source.name_in_file(name);
-            return Err(ModelError::TensorShape { name, expected, found: tensor.shape.clone() });
+            return Err(CheckpointError::TensorShape { name, expected, found: tensor.shape.clone() }.into());
         }
         if !computes(tensor.ty) {
             return Err(ModelError::UnsupportedTensorType { name: self.source.name_in_file(name), ty: tensor.ty });
@@ -134,14 +137,15 @@ impl<'a> LayerLoader<'a> {
     /// What tells the model from others, once all of it has been taken.
     ///
     /// # Errors
-    /// [`ModelError::UnexpectedTensor`] for a tensor that nobody took.
+    /// [`CheckpointError::UnexpectedTensor`] for a tensor that nobody took.
     pub(crate) fn finish(self) -> Result<u128, ModelError> {
         let is_unknown = |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name);
         match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {
-            Some(tensor) => Err(ModelError::UnexpectedTensor {
+            Some(tensor) => Err(CheckpointError::UnexpectedTensor {
                 name: self.source.name_in_file(&tensor.name),
                 architecture: self.config.architecture.clone(),
-            }),
+            }
+            .into()),
             None => Ok(self.fingerprint.finish(self.config, self.kv_type)),
         }
     }

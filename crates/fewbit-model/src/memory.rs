@@ -1,8 +1,8 @@
 //! What a model will take, before anything is allocated.
 
 use crate::cpu::page_bytes;
-use crate::source::WeightSource;
 use crate::{KvType, ModelError};
+use fewbit_checkpoint::WeightSource;
 use fewbit_kernels::{Isa, Matrix, PAGE};
 use fewbit_quant::TensorType;
 

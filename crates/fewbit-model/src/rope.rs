@@ -2,7 +2,7 @@
 //! position. Computed in f64 with the pure-Rust `libm`, so that they are the same on every platform, and rounded to f32 as
 //! cosine and sine, times the attention factor.
 
-use crate::config::{ModelConfig, RopeConfig};
+use fewbit_checkpoint::{ModelConfig, RopeConfig};
 
 /// The frequencies of a model's layers.
 pub(crate) struct Rope {

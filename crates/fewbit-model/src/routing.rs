@@ -9,7 +9,7 @@
 //! All of it concerns one token alone, so that nothing depends on the batch. The tokens of each expert are put
 //! together only to multiply with its weights once.
 
-use crate::config::ExpertConfig;
+use fewbit_checkpoint::ExpertConfig;
 use fewbit_kernels::math::exp;
 use std::ops::Range;
 

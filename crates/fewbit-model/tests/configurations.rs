@@ -10,7 +10,7 @@ mod random;
 mod run;
 
 use fewbit_format::{GgufFile, GgufWriter, Value};
-use fewbit_model::{Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, ModelError};
+use fewbit_model::{CheckpointError, Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, ModelError};
 use fewbit_quant::TensorType;
 use golden::{GoldenModel, N_VOCAB, golden_models};
 use run::{bits, logits};
@@ -90,7 +90,7 @@ fn which_layers_have_the_window_can_be_given_where_the_file_does_not_say() {
     for wrong in [options(&bare).local_layers([true]), window.clone().local_layers([]), window.local_layers([true; 6])]
     {
         let error = Decoder::load(&bare.file(), &wrong).expect_err("makes no sense");
-        assert!(matches!(error, ModelError::BadConfig { .. }), "{error}");
+        assert!(matches!(error, ModelError::Checkpoint(CheckpointError::BadConfig { .. })), "{error}");
     }
 }
 
@@ -187,7 +187,7 @@ fn what_the_decoder_does_not_have_is_refused_by_name() {
     for (key, value) in unsupported {
         let full = format!("llama.{key}");
         match load_with("Llama: grouped", &[(&full, value)]) {
-            Err(ModelError::UnsupportedFeature { key, .. }) => assert_eq!(key, full),
+            Err(ModelError::Checkpoint(CheckpointError::UnsupportedFeature { key, .. })) => assert_eq!(key, full),
             other => panic!("{full}: {other:?}"),
         }
     }
@@ -200,7 +200,10 @@ fn what_the_decoder_does_not_have_is_refused_by_name() {
     ];
     load_with("Llama: grouped", &harmless).expect("values that ask for nothing");
     let error = load_with("Llama: grouped", &[("general.architecture", "mamba".into())]).expect_err("unknown");
-    assert!(matches!(&error, ModelError::UnknownArchitecture { name, .. } if name == "mamba"), "{error:?}");
+    assert!(
+        matches!(&error, ModelError::Checkpoint(CheckpointError::UnknownArchitecture { name, .. }) if name == "mamba"),
+        "{error:?}"
+    );
     assert!(error.to_string().contains("gemma3"), "{error}");
 }
 
@@ -230,7 +233,7 @@ fn numbers_that_make_no_sense_are_refused_by_name() {
     for (model, key, value) in nonsense {
         let shown = format!("{key} = {value:?}");
         match load_with(model, &[(key, value)]) {
-            Err(ModelError::BadConfig { .. }) => {}
+            Err(ModelError::Checkpoint(CheckpointError::BadConfig { .. })) => {}
             other => panic!("{shown}: {other:?}"),
         }
     }
@@ -250,7 +253,7 @@ fn a_tensor_that_is_missing_or_too_many_is_refused_by_name() {
         let model = find(model);
         let file = with_tensors(model.writer(), &model.file(), |name| name != tensor);
         match Decoder::load(&file, &LoadOptions::new()) {
-            Err(ModelError::MissingTensor { name }) => assert_eq!(name, tensor),
+            Err(ModelError::Checkpoint(CheckpointError::MissingTensor { name })) => assert_eq!(name, tensor),
             other => panic!("without {tensor}: {other:?}"),
         }
     }
@@ -265,7 +268,7 @@ fn a_tensor_that_is_missing_or_too_many_is_refused_by_name() {
         let mut w = model.writer();
         w.tensor(tensor, &[64], TensorType::F32, vec![0; 256]).expect("a valid tensor");
         match Decoder::load(&with_tensors(w, &model.file(), |_| true), &LoadOptions::new()) {
-            Err(ModelError::UnexpectedTensor { name, .. }) => assert_eq!(name, tensor),
+            Err(ModelError::Checkpoint(CheckpointError::UnexpectedTensor { name, .. })) => assert_eq!(name, tensor),
             other => panic!("with {tensor}: {other:?}"),
         }
     }
@@ -278,5 +281,8 @@ fn a_tensor_that_is_missing_or_too_many_is_refused_by_name() {
     let mut w = model.writer();
     w.tensor("rope_freqs.weight", &[9], TensorType::F32, vec![0; 36]).expect("a valid tensor");
     let error = Decoder::load(&with_tensors(w, &model.file(), |_| true), &LoadOptions::new()).expect_err("refused");
-    assert!(matches!(&error, ModelError::TensorShape { name, .. } if name == "rope_freqs.weight"), "{error:?}");
+    assert!(
+        matches!(&error, ModelError::Checkpoint(CheckpointError::TensorShape { name, .. }) if name == "rope_freqs.weight"),
+        "{error:?}"
+    );
 }

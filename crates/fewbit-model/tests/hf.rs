@@ -9,7 +9,7 @@ mod run;
 use fewbit_format::{FormatError, GgufFile, GgufWriter};
 use fewbit_model::hf::HfError;
 use fewbit_model::quantize::Recipe;
-use fewbit_model::{Decoder, HfModel, Isa, LoadOptions, ModelError, WeightSource};
+use fewbit_model::{CheckpointError, Decoder, HfModel, Isa, LoadOptions, ModelError, WeightSource};
 use fewbit_quant::TensorType;
 use hf::{Folder, Tensor};
 use run::{bits, stories};
@@ -34,7 +34,7 @@ fn written(folder: &Folder) -> TempDir {
     to
 }
 
-fn opened(folder: &Folder) -> Result<HfModel, ModelError> {
+fn opened(folder: &Folder) -> Result<HfModel, CheckpointError> {
     HfModel::open(written(folder).path())
 }
 
@@ -88,7 +88,7 @@ fn prefixes_of_names_make_no_difference() {
         folder.tensors.push(eyes(&format!("{prefix}vision_tower.patch_conv.weight")));
         folder.tensors.push(eyes(&format!("{prefix}multi_modal_projector.linear_1.bias")));
         let error = opened(&folder).expect_err("no part of a Llama");
-        assert!(matches!(error, ModelError::UnexpectedTensor { .. }), "{error}");
+        assert!(matches!(error, CheckpointError::UnexpectedTensor { .. }), "{error}");
         let mut text = folder.config.clone();
         text.insert("model_type".into(), json!("mistral"));
         text.insert("sliding_window".into(), Value::Null);
@@ -181,10 +181,13 @@ fn a_window_is_as_wide_as_the_configuration_says() {
 }
 
 /// Opens a broken folder and gives its error, which must not name the same file twice.
-fn error(folder: &Folder) -> ModelError {
+fn error(folder: &Folder) -> CheckpointError {
     match opened(folder) {
         Err(error) => error,
-        Ok(model) => Decoder::load(&model, &options()).expect_err("an error"),
+        Ok(model) => match Decoder::load(&model, &options()).expect_err("an error") {
+            ModelError::Checkpoint(error) => error,
+            other => panic!("{other:?}"),
+        },
     }
 }
 
@@ -198,14 +201,17 @@ fn folders_without_their_files() {
     };
     for name in ["config.json", "model.safetensors"] {
         let error = missing(name);
-        assert!(matches!(&error, ModelError::Hf(HfError::MissingFile { path }) if path.ends_with(name)), "{error:?}");
+        assert!(
+            matches!(&error, CheckpointError::Hf(HfError::MissingFile { path }) if path.ends_with(name)),
+            "{error:?}"
+        );
     }
     let to = written(&folder);
     for name in ["pytorch_model.bin", "consolidated.safetensors"] {
         let _ = fs::remove_file(to.path().join("model.safetensors"));
         fs::write(to.path().join(name), b"PK").expect("writable");
         let error = HfModel::open(to.path()).expect_err("weights of another format");
-        assert!(matches!(&error, ModelError::Hf(HfError::OtherWeights { .. })), "{error:?}");
+        assert!(matches!(&error, CheckpointError::Hf(HfError::OtherWeights { .. })), "{error:?}");
         assert!(error.to_string().contains(name), "{error}");
         fs::remove_file(to.path().join(name)).expect("written");
     }
@@ -213,22 +219,22 @@ fn folders_without_their_files() {
     for (text, expected) in [("[1]", "invalid type"), ("{\"a\":", "EOF"), ("", "EOF")] {
         fs::write(to.path().join("config.json"), text).expect("writable");
         let error = HfModel::open(to.path()).expect_err("no object");
-        assert!(matches!(error, ModelError::Hf(HfError::Json { .. })), "{error:?}");
+        assert!(matches!(error, CheckpointError::Hf(HfError::Json { .. })), "{error:?}");
         assert!(error.to_string().contains(expected), "{error}");
     }
     fs::write(to.path().join("config.json"), vec![b' '; (16 << 20) + 1]).expect("writable");
-    assert!(matches!(HfModel::open(to.path()), Err(ModelError::Hf(HfError::TooLarge { .. }))));
+    assert!(matches!(HfModel::open(to.path()), Err(CheckpointError::Hf(HfError::TooLarge { .. }))));
 
     let shards = tempfile::tempdir().expect("a folder");
     folder.write_shards(shards.path(), 2);
     fs::remove_file(shards.path().join("model-1.safetensors")).expect("written");
     let error = HfModel::open(shards.path()).expect_err("a shard is missing");
-    assert!(matches!(error, ModelError::Format(FormatError::MissingShard { .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Format(FormatError::MissingShard { .. })), "{error:?}");
     let index = shards.path().join("model.safetensors.index.json");
     let text = fs::read_to_string(&index).expect("written").replace("model-1", "model-0");
     fs::write(&index, text).expect("writable");
     let error = HfModel::open(shards.path()).expect_err("the index names tensors that are not there");
-    assert!(matches!(error, ModelError::Format(FormatError::MissingTensor { .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Format(FormatError::MissingTensor { .. })), "{error:?}");
 }
 
 #[test]
@@ -236,31 +242,31 @@ fn configurations_that_cannot_be_run() {
     let folder = Folder::of_gguf(&stories());
     let with = |key: &str, value: Value| error(&folder.clone().set(key, value));
     assert!(
-        matches!(with("architectures", json!(["BertModel"])), ModelError::UnknownArchitecture { name, .. } if name == "BertModel")
+        matches!(with("architectures", json!(["BertModel"])), CheckpointError::UnknownArchitecture { name, .. } if name == "BertModel")
     );
-    assert!(matches!(with("architectures", json!(null)), ModelError::Hf(HfError::MissingKey { .. })));
-    assert!(matches!(with("architectures", json!("LlamaForCausalLM")), ModelError::Hf(HfError::KeyType { .. })));
+    assert!(matches!(with("architectures", json!(null)), CheckpointError::Hf(HfError::MissingKey { .. })));
+    assert!(matches!(with("architectures", json!("LlamaForCausalLM")), CheckpointError::Hf(HfError::KeyType { .. })));
     assert!(
-        matches!(with("hidden_size", json!(null)), ModelError::Hf(HfError::MissingKey { key, .. }) if key == "hidden_size")
+        matches!(with("hidden_size", json!(null)), CheckpointError::Hf(HfError::MissingKey { key, .. }) if key == "hidden_size")
     );
-    assert!(matches!(with("hidden_size", json!("64")), ModelError::Hf(HfError::KeyType { .. })));
-    assert!(matches!(with("num_attention_heads", json!(0)), ModelError::BadConfig { .. }));
-    assert!(matches!(with("num_key_value_heads", json!(3)), ModelError::BadConfig { .. }));
+    assert!(matches!(with("hidden_size", json!("64")), CheckpointError::Hf(HfError::KeyType { .. })));
+    assert!(matches!(with("num_attention_heads", json!(0)), CheckpointError::BadConfig { .. }));
+    assert!(matches!(with("num_key_value_heads", json!(3)), CheckpointError::BadConfig { .. }));
     assert!(
-        matches!(with("hidden_act", json!("relu")), ModelError::UnsupportedFeature { key, .. } if key == "hidden_act")
+        matches!(with("hidden_act", json!("relu")), CheckpointError::UnsupportedFeature { key, .. } if key == "hidden_act")
     );
     let another = with("rope_scaling", json!({ "type": "mrope", "factor": 2.0 }));
-    assert!(matches!(another, ModelError::UnsupportedFeature { key, .. } if key == "rope_scaling.type"));
+    assert!(matches!(another, CheckpointError::UnsupportedFeature { key, .. } if key == "rope_scaling.type"));
     let incomplete = with("rope_scaling", json!({ "rope_type": "llama3", "factor": 8.0 }));
     assert!(
-        matches!(incomplete, ModelError::Hf(HfError::MissingKey { key, .. }) if key == "rope_scaling.low_freq_factor")
+        matches!(incomplete, CheckpointError::Hf(HfError::MissingKey { key, .. }) if key == "rope_scaling.low_freq_factor")
     );
     let short = json!({ "rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0] });
-    assert!(matches!(with("rope_scaling", short), ModelError::BadConfig { .. }));
+    assert!(matches!(with("rope_scaling", short), CheckpointError::BadConfig { .. }));
     let mistral = folder.clone().set("architectures", json!(["MistralForCausalLM"]));
     let chunked = error(&mistral.clone().set("layer_types", json!(vec!["chunked_attention"; 5])));
-    assert!(matches!(chunked, ModelError::UnsupportedFeature { value, .. } if value == "chunked_attention"));
-    assert!(matches!(error(&mistral.set("layer_types", json!(["full_attention"]))), ModelError::BadConfig { .. }));
+    assert!(matches!(chunked, CheckpointError::UnsupportedFeature { value, .. } if value == "chunked_attention"));
+    assert!(matches!(error(&mistral.set("layer_types", json!(["full_attention"]))), CheckpointError::BadConfig { .. }));
 }
 
 #[test]
@@ -275,23 +281,23 @@ fn weights_that_do_not_fit_their_configuration() {
     let missing = |name: &'static str| changed(&|f| f.tensors.retain(|t| t.name != name));
     for name in [k, "model.embed_tokens.weight", "lm_head.weight", "model.layers.4.mlp.down_proj.weight"] {
         let error = missing(name);
-        assert!(matches!(&error, ModelError::MissingTensor { name: found } if found == name), "{error:?}");
+        assert!(matches!(&error, CheckpointError::MissingTensor { name: found } if found == name), "{error:?}");
     }
     let shape = changed(&|f| f.tensor(k).shape = vec![64, 32]);
-    assert!(matches!(&shape, ModelError::TensorShape { name, .. } if name == k), "{shape:?}");
+    assert!(matches!(&shape, CheckpointError::TensorShape { name, .. } if name == k), "{shape:?}");
     let shape = changed(&|f| f.tensor("model.layers.0.mlp.up_proj.weight").shape = vec![64, 172]);
-    assert!(matches!(&shape, ModelError::TensorShape { .. }), "{shape:?}");
+    assert!(matches!(&shape, CheckpointError::TensorShape { .. }), "{shape:?}");
     let vocabulary = error(&folder.clone().set("vocab_size", json!(511)));
-    assert!(matches!(vocabulary, ModelError::TensorShape { .. }), "{vocabulary:?}");
+    assert!(matches!(vocabulary, CheckpointError::TensorShape { .. }), "{vocabulary:?}");
     let dtype = changed(&|f| f.tensor(k).dtype = "I32");
-    assert!(matches!(&dtype, ModelError::Hf(HfError::TensorDtype { name, .. }) if name == k), "{dtype:?}");
+    assert!(matches!(&dtype, CheckpointError::Hf(HfError::TensorDtype { name, .. }) if name == k), "{dtype:?}");
     let extra = |name: &str| Tensor { name: name.to_owned(), dtype: "F32", shape: vec![1], bytes: vec![0; 4] };
     for name in ["model.layers.0.self_attn.sinks", "model.layers.0.self_attn.k_proj.scale", "vision.weight"] {
         let error = changed(&|f| f.tensors.push(extra(name)));
-        assert!(matches!(&error, ModelError::UnexpectedTensor { name: found, .. } if found == name), "{error:?}");
+        assert!(matches!(&error, CheckpointError::UnexpectedTensor { name: found, .. } if found == name), "{error:?}");
     }
     let bias = error(&folder.clone().set("attention_bias", json!(true)));
-    assert!(matches!(&bias, ModelError::MissingTensor { name } if name == "model.layers.0.self_attn.q_proj.bias"));
+    assert!(matches!(&bias, CheckpointError::MissingTensor { name } if name == "model.layers.0.self_attn.q_proj.bias"));
     // What is no weight may be there, and an output matrix may lie beside an embedding that serves for it.
     let mut tied = folder.clone().set("tie_word_embeddings", json!(true));
     tied.tensors.push(extra("model.layers.0.self_attn.rotary_emb.inv_freq"));
@@ -312,11 +318,11 @@ fn quantizations_that_cannot_be_read() {
     ];
     for (config, named) in cases {
         let error = error(&folder.clone().set("quantization_config", config));
-        assert!(matches!(error, ModelError::Hf(HfError::UnsupportedQuantization { .. })), "{error:?}");
+        assert!(matches!(error, CheckpointError::Hf(HfError::UnsupportedQuantization { .. })), "{error:?}");
         assert!(error.to_string().contains(named), "{error}");
     }
     let nameless = error(&folder.clone().set("quantization_config", json!({ "bits": 4 })));
-    assert!(matches!(nameless, ModelError::Hf(HfError::MissingKey { .. })), "{nameless:?}");
+    assert!(matches!(nameless, CheckpointError::Hf(HfError::MissingKey { .. })), "{nameless:?}");
 }
 
 #[test]
@@ -343,26 +349,32 @@ fn quantized_matrices_with_parts_that_do_not_fit() {
     };
     for leaf in ["qzeros", "scales"] {
         let error = changed(&|f| f.tensors.retain(|t| t.name != name(leaf)));
-        assert!(matches!(&error, ModelError::Hf(HfError::MissingPart { name: n }) if *n == name(leaf)), "{error:?}");
+        assert!(
+            matches!(&error, CheckpointError::Hf(HfError::MissingPart { name: n }) if *n == name(leaf)),
+            "{error:?}"
+        );
         let error = changed(&|f| f.tensor(&name(leaf)).shape.reverse());
-        assert!(matches!(&error, ModelError::Hf(HfError::PartShape { name: n, .. }) if *n == name(leaf)), "{error:?}");
+        assert!(
+            matches!(&error, CheckpointError::Hf(HfError::PartShape { name: n, .. }) if *n == name(leaf)),
+            "{error:?}"
+        );
     }
     let error = changed(&|f| f.tensor(&name("qzeros")).dtype = "U32");
-    assert!(matches!(error, ModelError::Hf(HfError::TensorDtype { .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Hf(HfError::TensorDtype { .. })), "{error:?}");
     // Half of infinity, as F16.
     let error = changed(&|f| f.tensor(&name("scales")).bytes.copy_from_slice(&[0, 0x7c].repeat(2 * 172)));
-    assert!(matches!(error, ModelError::Hf(HfError::Scale { .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Hf(HfError::Scale { .. })), "{error:?}");
     let g_idx = tensor("g_idx", "I32", (vec![64], 2i32.to_le_bytes().repeat(64)));
     let error = changed(&|f| f.tensors.push(g_idx.clone()));
-    assert!(matches!(error, ModelError::Hf(HfError::GroupIndex { group: 2, n_groups: 2, .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Hf(HfError::GroupIndex { group: 2, n_groups: 2, .. })), "{error:?}");
     let both = tensor("weight", "F32", (vec![172, 64], vec![0; 172 * 64 * 4]));
     let error = changed(&|f| f.tensors.push(both.clone()));
-    assert!(matches!(error, ModelError::UnexpectedTensor { .. }), "{error:?}");
+    assert!(matches!(error, CheckpointError::UnexpectedTensor { .. }), "{error:?}");
     // Rows of the experts' form and of the others' form stand for the same part.
     let mut twice = Folder::of_gguf(&stories());
     let copy =
         Tensor { name: "model.layers.0.mlp.gate_up_proj.weight".into(), ..twice.tensor(&name("weight")).clone() };
     twice.tensors.push(copy);
     let error = self::error(&twice);
-    assert!(matches!(error, ModelError::Hf(HfError::Ambiguous { .. })), "{error:?}");
+    assert!(matches!(error, CheckpointError::Hf(HfError::Ambiguous { .. })), "{error:?}");
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 
 use fewbit_format::{GgufFile, Metadata};
 use fewbit_model::quantize::{FileOptions, QuantizeError, Recipe, quantize_folder};
-use fewbit_model::{Chunk, Decoder, HfModel, LoadOptions, LogitsFor, ModelError, WeightSource};
+use fewbit_model::{CheckpointError, Chunk, Decoder, HfModel, LoadOptions, LogitsFor, ModelError, WeightSource};
 use fewbit_quant::TensorType;
 use golden::{N_VOCAB, values};
 use hf::{Folder, Tensor};
@@ -186,7 +186,7 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
         let (to, model) = opened(&folder);
         let out = to.path().join("out.gguf");
         match quantized(&model, &out, Recipe::F16) {
-            Err(QuantizeError::Model(error @ ModelError::NoGgufForm { .. })) => {
+            Err(QuantizeError::Model(error @ ModelError::Checkpoint(CheckpointError::NoGgufForm { .. }))) => {
                 assert!(error.to_string().contains(what), "{error}");
             }
             other => panic!("{what}: {:?}", other.map(|file| file.file_bytes())),
@@ -198,7 +198,10 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
     folder.tensors.retain(|tensor| !tensor.name.contains("experts.7.w2"));
     let (to, model) = opened(&folder);
     let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).expect_err("incomplete");
-    assert!(matches!(&error, QuantizeError::Model(ModelError::MissingTensor { .. })), "{error}");
+    assert!(
+        matches!(&error, QuantizeError::Model(ModelError::Checkpoint(CheckpointError::MissingTensor { .. }))),
+        "{error}"
+    );
     let mut folder = find("Mixtral");
     let extra = Tensor {
         name: "model.layers.0.block_sparse_moe.experts.8.w2.weight".into(),
@@ -207,7 +210,10 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
     folder.tensors.push(extra);
     let (to, model) = opened(&folder);
     let error = quantized(&model, &to.path().join("out.gguf"), Recipe::F16).expect_err("one too many");
-    assert!(matches!(&error, QuantizeError::Model(ModelError::UnexpectedTensor { .. })), "{error}");
+    assert!(
+        matches!(&error, QuantizeError::Model(ModelError::Checkpoint(CheckpointError::UnexpectedTensor { .. }))),
+        "{error}"
+    );
     let (to, model) = opened(&find("Qwen3"));
     let error = quantized(&model, &to.path().join("model.safetensors"), Recipe::F16).expect_err("refused");
     assert!(matches!(&error, QuantizeError::SameFile { .. }), "{error}");

@@ -19,11 +19,15 @@ mod error;
 pub mod format;
 mod grid;
 mod layout;
+mod ops;
 pub mod types;
+mod workers;
 
 pub use activation::{ActivationKind, Q8Row};
 pub use block::{Block32, Block256};
 pub use decode::decode;
 pub use error::QuantError;
 pub use format::{Format, Quantized};
+pub use ops::{GateFunction, RopeStyle};
 pub use types::TensorType;
+pub use workers::{FillRows, ThisThread, Workers};

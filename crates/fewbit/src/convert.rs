@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fewbit_format::Metadata;
 use fewbit_model::quantize::{FileOptions, QuantizeProgress, Report, quantize_file, quantize_folder};
-use fewbit_model::{HfModel, ModelError, WeightSource};
+use fewbit_model::{CheckpointError, HfModel, WeightSource};
 use fewbit_tokenizer::{HfFiles, TokenizerOptions, Vocabulary};
 
 use crate::error::Error;
@@ -44,7 +44,7 @@ fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error>
     }
     let defaults = model
         .generation_defaults()
-        .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?;
+        .map_err(|error| Error::Load { path: path.to_owned(), error: CheckpointError::Hf(error).into() })?;
     let floats = [
         ("temp", defaults.temperature),
         ("top_p", defaults.top_p),

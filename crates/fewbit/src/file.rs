@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fewbit_format::{FormatError, GgufFile, Metadata, Value};
 use fewbit_model::hf::GenerationDefaults;
-use fewbit_model::{HfModel, ModelError, WeightSource};
+use fewbit_model::{CheckpointError, HfModel, WeightSource};
 use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
 
 use crate::error::Error;
@@ -25,8 +25,8 @@ pub fn open(path: &Path) -> Result<ModelFile, Error> {
     if path.is_dir() {
         return match HfModel::open(path) {
             Ok(model) => Ok(ModelFile::Hf(Box::new(model))),
-            Err(ModelError::Format(error)) => Err(format_error(path, error)),
-            Err(error) => Err(Error::Load { path: path.to_owned(), error }),
+            Err(CheckpointError::Format(error)) => Err(format_error(path, error)),
+            Err(error) => Err(Error::Load { path: path.to_owned(), error: error.into() }),
         };
     }
     GgufFile::open(path).map(|file| ModelFile::Gguf(Box::new(file))).map_err(|error| format_error(path, error))
@@ -115,7 +115,7 @@ impl ModelFile {
             Self::Gguf(file) => sampling_defaults(file.metadata()),
             Self::Hf(model) => model
                 .generation_defaults()
-                .map_err(|error| Error::Load { path: path.to_owned(), error: ModelError::Hf(error) })?,
+                .map_err(|error| Error::Load { path: path.to_owned(), error: CheckpointError::Hf(error).into() })?,
         };
         let defaults = ChatDefaults {
             temperature: registry.temperature.or(own.temperature),

@@ -53,7 +53,7 @@ impl Inspection {
         let tensors = match quantize {
             Some(recipe) => {
                 let quantized = Quantized::new(file.weights(), recipe);
-                let quantized = quantized.map_err(|error| Error::Load { path: path(), error })?;
+                let quantized = quantized.map_err(|error| Error::Load { path: path(), error: error.into() })?;
                 fewbit_model::WeightSource::tensors(&quantized).to_vec()
             }
             None => file.weights().tensors().to_vec(),

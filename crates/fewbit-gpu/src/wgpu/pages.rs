@@ -4,7 +4,7 @@
 //! that were dropped are used again, after they were cleared: a saved page holds nothing of another sequence.
 
 use super::gpu::{Gpu, lock};
-use fewbit_model::{DeviceError, KvType, ModelConfig, ModelError, StatePage, StateStore};
+use fewbit_model::{DeviceError, KvType, ModelConfig, ModelError, StatePage, StateStore, attention_shape};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -48,7 +48,7 @@ pub(super) fn slot_of(page: &StatePage) -> u32 {
 impl Pages {
     pub(super) fn new(gpu: &Arc<Gpu>, config: &ModelConfig, ty: KvType, layers: Range<usize>) -> Self {
         let of = |layer| {
-            let (keys, values) = ty.page_elems(&config.attention_shape(layer));
+            let (keys, values) = ty.page_elems(&attention_shape(config, layer));
             [keys, values].map(|n| (n * ty.elem_bytes()) as u64)
         };
         let pools = Pools { buffers: Vec::new(), n_slots: 0, free: Vec::new(), generation: 0 };

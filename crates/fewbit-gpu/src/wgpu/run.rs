@@ -7,7 +7,7 @@ use super::shaders::{Kernel, RowsOp};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
-use fewbit_model::{AdaptedRows, KvType, ModelConfig, ModelError, Step};
+use fewbit_model::{AdaptedRows, KvType, ModelConfig, ModelError, Step, attention_shape};
 use fewbit_quant::ActivationKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -362,7 +362,7 @@ impl Run {
             }
             Op::Attend { layer } => {
                 let (pages, pools) = pages.expect("only layers have pages");
-                let attention = c.attention_shape(layer);
+                let attention = attention_shape(c, layer);
                 let cap = attention.softcap.unwrap_or(0.0);
                 let shape = Shape {
                     d: (c.n_heads / c.n_kv_heads) as u32,

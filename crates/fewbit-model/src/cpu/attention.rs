@@ -1,8 +1,8 @@
 //! Attention of the sequences of a batch over their pages.
 
 use super::state::{Element, Layout, elems, elems_mut, of_kv_type};
-use crate::KvType;
 use crate::segment::SequenceRows;
+use crate::{KvType, ModelConfig};
 use fewbit_kernels::{AttentionSequence, AttentionShape, Cpu, KvPage, KvPageMut, PAGE};
 use std::sync::{Mutex, PoisonError};
 
@@ -80,4 +80,16 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
         })
         .collect();
     cpu.attention(shape, &sequences, step.q, out);
+}
+
+/// The shape of a layer's attention.
+pub fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
+    AttentionShape {
+        n_heads: config.n_heads,
+        n_kv_heads: config.n_kv_heads,
+        head_dim: config.head_dim,
+        scale: config.attention_scale,
+        softcap: config.attention_softcap,
+        window: config.window(layer),
+    }
 }

@@ -19,13 +19,13 @@
 
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
-use super::attention::{LayerStep, append_and_attend};
+use super::attention::{LayerStep, append_and_attend, attention_shape};
 use super::weights::{Experts, FeedForward, Layer, Linear, Mlp};
-use crate::config::ModelConfig;
 use crate::lora::{AdaptedRows, LoraTarget};
-use crate::names::{self, Part};
 use crate::routing::Routing;
 use crate::segment::Step;
+use fewbit_checkpoint::ModelConfig;
+use fewbit_checkpoint::names::{self, Part};
 use fewbit_kernels::{ActivationKinds, Activations, Matrix, Planes, Product, math::sigmoid};
 
 /// Buffers of a step, for all tokens of the batch.
@@ -171,7 +171,7 @@ impl CpuSegment {
             e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
         }
 
-        let (shape, layer) = (c.attention_shape(index), index - self.layers.start);
+        let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
         let step = LayerStep { layout: &self.layout, layer, shape, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
         let kinds = ActivationKinds::of([w.attn_output.weight.ty()]);

@@ -5,8 +5,8 @@ use super::{Shared, adapters};
 use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
 use crate::lora::{AdaptedRows, AdapterPart, LoraTarget, LowRank};
-use crate::names::Part;
 use crate::segment::Head;
+use fewbit_checkpoint::names::Part;
 use fewbit_kernels::{ActivationKinds, Matrix};
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Keys and values in host memory, for devices that compute there but are not the CPU's own: the interpreter of plans.
 
-use super::attention::{LayerStep, append_and_attend};
+use super::attention::{LayerStep, append_and_attend, attention_shape};
 use super::state::{Layout, store};
 use crate::segment::SequenceRows;
 use crate::state::StateStore;
@@ -40,7 +40,7 @@ impl HostStates {
         [q, k, v]: [&[f32]; 3],
         out: &mut [f32],
     ) {
-        let step = LayerStep { layout: &self.layout, layer: in_segment, shape: config.attention_shape(layer), q, k, v };
+        let step = LayerStep { layout: &self.layout, layer: in_segment, shape: attention_shape(config, layer), q, k, v };
         append_and_attend(cpu, self.kv_type, sequences, &step, out);
     }
 }

@@ -8,6 +8,7 @@ mod host_states;
 mod state;
 pub(crate) mod weights;
 
+pub use attention::attention_shape;
 pub use host_states::HostStates;
 pub(crate) use state::page_bytes;
 pub(crate) use weights::pack;

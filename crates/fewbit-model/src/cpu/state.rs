@@ -4,6 +4,7 @@
 //! and writes it in the forward pass. A new element type of keys and values is a variant of [`KvType`], an
 //! implementation of [`Element`], and an arm of `of_kv_type`.
 
+use super::attention::attention_shape;
 use crate::state::{StatePage, StateStore};
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_kernels::KvElement;
@@ -32,7 +33,7 @@ impl Layout {
             n_elems - n..n_elems
         };
         let state = |layer| {
-            let (n_keys, n_values) = ty.page_elems(&config.attention_shape(layer));
+            let (n_keys, n_values) = ty.page_elems(&attention_shape(config, layer));
             LayerState::KeysValues { keys: place(n_keys), values: place(n_values) }
         };
         let layers = layers.map(state).collect();
@@ -49,7 +50,7 @@ impl Layout {
 /// Bytes of one page of all layers.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
     let n_elems = (0..config.n_layers()).map(|layer| {
-        let (keys, values) = ty.page_elems(&config.attention_shape(layer));
+        let (keys, values) = ty.page_elems(&attention_shape(config, layer));
         (keys + values) as u64
     });
     n_elems.fold(0, u64::saturating_add).saturating_mul(ty.elem_bytes() as u64)

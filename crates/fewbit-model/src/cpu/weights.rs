@@ -2,9 +2,9 @@
 //! [`LayerLoader::layer`] and [`LayerLoader::head`].
 
 use crate::ModelError;
-use crate::config::ExpertConfig;
 use crate::loader::{LayerLoader, weight};
-use crate::names::{self, Part};
+use fewbit_checkpoint::ExpertConfig;
+use fewbit_checkpoint::names::{self, Part};
 use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;

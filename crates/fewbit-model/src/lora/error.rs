@@ -1,7 +1,7 @@
 //! What can be wrong with an adapter.
 
 use crate::ModelError;
-use crate::hf::HfError;
+use fewbit_checkpoint::hf::HfError;
 use fewbit_format::FormatError;
 use fewbit_quant::QuantError;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Loading an adapter: its file, checked against the model, taken apart by matrix.
 
 use super::{AdapterPart, Inner, Lora, LoraError, LoraTarget, LowRank, Scaled, gguf, peft};
-use crate::hf::unpermuted;
-use crate::names::{self, Part};
 use crate::{ModelConfig, ModelError, available_bytes};
+use fewbit_checkpoint::hf::unpermuted;
+use fewbit_checkpoint::names::{self, Part};
 use fewbit_quant::TensorType;
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -5,9 +5,9 @@
 
 use super::{Half, LoraError, Pair, from_gguf};
 use crate::ModelConfig;
-use crate::hf::json::{self, Object};
-use crate::hf::{HfError, permutes, plain_type};
-use crate::names::{self, Part};
+use fewbit_checkpoint::hf::json::{self, Object};
+use fewbit_checkpoint::hf::{HfError, permutes, plain_type};
+use fewbit_checkpoint::names::{self, Part};
 use fewbit_format::safetensors::TensorInfo;
 use fewbit_format::{FormatError, SafetensorsModel};
 use regex_automata::meta::Regex;

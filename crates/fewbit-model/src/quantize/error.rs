@@ -7,6 +7,7 @@ use fewbit_quant::{QuantError, TensorType};
 
 use super::{ImportanceError, Recipe};
 use crate::ModelError;
+use fewbit_checkpoint::CheckpointError;
 
 /// An error of quantizing a file.
 #[derive(Debug, thiserror::Error)]
@@ -86,4 +87,10 @@ pub enum QuantizeError {
         /// Values there are.
         found: u64,
     },
+}
+
+impl From<CheckpointError> for QuantizeError {
+    fn from(error: CheckpointError) -> Self {
+        Self::Model(error.into())
+    }
 }

@@ -12,7 +12,7 @@ use fewbit_quant::{TensorType, encode::is_encodable};
 use super::input::{self, Data, Input, Tensor};
 use super::{Importance, Plan, QuantizeError, Recipe};
 use crate::HfModel;
-use crate::source::row_bytes;
+use fewbit_checkpoint::source::row_bytes;
 
 /// Bytes of encoded rows that are made and written at a time.
 const SLAB_BYTES: usize = 16 << 20;

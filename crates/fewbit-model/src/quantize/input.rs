@@ -7,8 +7,8 @@ use fewbit_format::{GgufFile, Metadata, TensorInfo};
 use fewbit_quant::TensorType;
 
 use super::{ModelFacts, QuantizeError};
-use crate::source::{WeightSource, tensor_bytes};
-use crate::{HfModel, ModelError, names};
+use fewbit_checkpoint::source::{WeightSource, tensor_bytes};
+use fewbit_checkpoint::{CheckpointError, HfModel, names};
 
 /// A model to be quantized.
 pub(super) struct Input<'a> {
@@ -111,7 +111,7 @@ impl<'a> Input<'a> {
 }
 
 /// The tensors of a folder, with the experts' matrices of each layer in one tensor, as GGUF files have them today.
-fn joined(model: &HfModel, n_experts: usize) -> Result<Vec<Tensor>, ModelError> {
+fn joined(model: &HfModel, n_experts: usize) -> Result<Vec<Tensor>, CheckpointError> {
     let mut tensors = Vec::new();
     let mut stacks: BTreeMap<String, BTreeMap<usize, &TensorInfo>> = BTreeMap::new();
     for tensor in model.tensors() {
@@ -125,18 +125,18 @@ fn joined(model: &HfModel, n_experts: usize) -> Result<Vec<Tensor>, ModelError> 
             Some(part) => Ok((*part).clone()),
             None => {
                 let missing = name.replace("_exps.", &format!(".{expert}."));
-                Err(ModelError::MissingTensor { name: model.name_in_file(&missing) })
+                Err(CheckpointError::MissingTensor { name: model.name_in_file(&missing) })
             }
         });
         let parts: Vec<TensorInfo> = parts.collect::<Result<_, _>>()?;
         if let Some(extra) = stack.range(n_experts..).next() {
             let name = model.name_in_file(&extra.1.name);
-            return Err(ModelError::UnexpectedTensor { name, architecture: model.config()?.architecture });
+            return Err(CheckpointError::UnexpectedTensor { name, architecture: model.config()?.architecture });
         }
         let Some(first) = parts.first() else { continue };
         if let Some(other) = parts.iter().find(|part| part.shape != first.shape) {
             let (expected, found) = (first.shape.clone(), other.shape.clone());
-            return Err(ModelError::TensorShape { name: model.name_in_file(&other.name), expected, found });
+            return Err(CheckpointError::TensorShape { name: model.name_in_file(&other.name), expected, found });
         }
         let shape = [n_experts as u64].into_iter().chain(first.shape.iter().copied()).collect();
         tensors.push(Tensor { name, shape, data: Data::Parts(parts) });

@@ -8,9 +8,11 @@ mod file;
 mod importance;
 mod input;
 mod recipe;
+mod source;
 
 pub use error::QuantizeError;
 pub use fewbit_quant::encode::is_encodable;
 pub use file::{FileOptions, QuantizeProgress, Report, TensorReport, quantize_file, quantize_folder};
 pub use importance::{Collector, Importance, ImportanceError};
 pub use recipe::{ModelFacts, Plan, Recipe, UnknownRecipe};
+pub use source::Quantized;

@@ -8,7 +8,7 @@
 use fewbit_format::Metadata;
 use fewbit_quant::TensorType;
 
-use crate::{ModelConfig, ModelError};
+use fewbit_checkpoint::{CheckpointError, ModelConfig};
 
 /// Declares [`Recipe`] with its names, the number that stands for it in `general.file_type`, and the type of most
 /// tensors.
@@ -245,7 +245,7 @@ impl ModelFacts {
     ///
     /// # Errors
     /// The format's, for keys that are missing or of the wrong type.
-    pub fn from_gguf(meta: &Metadata, tied: bool) -> Result<Self, ModelError> {
+    pub fn from_gguf(meta: &Metadata, tied: bool) -> Result<Self, CheckpointError> {
         let architecture = meta.require_str("general.architecture")?;
         let key = |suffix: &str| format!("{architecture}.{suffix}");
         // Some models have one number of heads per layer.

@@ -203,7 +203,7 @@ impl ModelBuilder {
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
         let context = match self.load.context_length {
             Some(n) => n,
-            None => file.weights().config().map_err(load_error)?.context_length,
+            None => file.weights().config().map_err(|error| load_error(error.into()))?.context_length,
         };
         let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);

@@ -5,32 +5,11 @@
 //! are borrowed from the file where they lie there as they are needed, and made when they are asked for where they
 //! do not; nothing keeps a second copy.
 
-mod quantized;
-
-pub use quantized::Quantized;
-
-use crate::{ModelConfig, ModelError};
+use crate::{CheckpointError, ModelConfig};
 use fewbit_format::{GgufFile, TensorInfo};
-use fewbit_kernels::ThreadPool;
-use fewbit_quant::TensorType;
+use fewbit_quant::{TensorType, Workers};
 use std::borrow::Cow;
 use std::ops::Range;
-
-/// Fills the rows of a buffer `[n_rows, row_bytes]`: called with ranges of rows, which together are all of them, and the
-/// bytes of these rows.
-pub type FillRows<'a> = &'a (dyn Fn(Range<usize>, &mut [u8]) + Sync);
-
-/// Those who make rows: one thread or several.
-pub trait Workers: Sync {
-    /// Calls `fill` for at most `chunk` rows at a time.
-    fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>);
-}
-
-impl Workers for ThreadPool {
-    fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>) {
-        self.fill_rows(out, row_bytes, chunk, fill);
-    }
-}
 
 /// The tensors of a model, by their GGUF names.
 pub trait WeightSource: Sync {
@@ -38,7 +17,7 @@ pub trait WeightSource: Sync {
     ///
     /// # Errors
     /// As [`ModelConfig::from_gguf`], or as [`HfModel::open`](crate::HfModel::open).
-    fn config(&self) -> Result<ModelConfig, ModelError>;
+    fn config(&self) -> Result<ModelConfig, CheckpointError>;
 
     /// All tensors. What [`TensorInfo::offset`] means is the source's own matter.
     fn tensors(&self) -> &[TensorInfo];
@@ -51,12 +30,16 @@ pub trait WeightSource: Sync {
     /// a vector is one row.
     ///
     /// # Errors
-    /// [`ModelError`] for bytes that the tensor's type cannot hold.
+    /// [`CheckpointError`] for bytes that the tensor's type cannot hold.
     ///
     /// # Panics
     /// If the tensor is not of this source, or has no such rows.
-    fn rows(&self, workers: &dyn Workers, tensor: &TensorInfo, rows: Range<usize>)
-    -> Result<Cow<'_, [u8]>, ModelError>;
+    fn rows(
+        &self,
+        workers: &dyn Workers,
+        tensor: &TensorInfo,
+        rows: Range<usize>,
+    ) -> Result<Cow<'_, [u8]>, CheckpointError>;
 
     /// Gives the file's pages of a tensor back, when all of it has been read.
     fn release(&self, tensor: &TensorInfo);
@@ -73,7 +56,7 @@ pub trait WeightSource: Sync {
 }
 
 impl WeightSource for GgufFile {
-    fn config(&self) -> Result<ModelConfig, ModelError> {
+    fn config(&self) -> Result<ModelConfig, CheckpointError> {
         ModelConfig::from_gguf(self)
     }
 
@@ -85,7 +68,7 @@ impl WeightSource for GgufFile {
         self.tensor(name)
     }
 
-    fn rows(&self, _: &dyn Workers, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, ModelError> {
+    fn rows(&self, _: &dyn Workers, tensor: &TensorInfo, rows: Range<usize>) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let row_bytes = row_bytes(tensor);
         Ok(Cow::Borrowed(&self.tensor_bytes(tensor)[rows.start * row_bytes..rows.end * row_bytes]))
     }
@@ -96,26 +79,29 @@ impl WeightSource for GgufFile {
 }
 
 /// The `n` numbers of a tensor, which an error calls `name`.
-pub(crate) fn decode(name: &str, ty: TensorType, bytes: &[u8], n: usize) -> Result<Vec<f32>, ModelError> {
+///
+/// # Errors
+/// [`CheckpointError::Decode`] for bytes that the type cannot hold.
+pub fn decode(name: &str, ty: TensorType, bytes: &[u8], n: usize) -> Result<Vec<f32>, CheckpointError> {
     let mut out = vec![0.0; n];
     match fewbit_quant::decode(ty, bytes, &mut out) {
         Ok(()) => Ok(out),
-        Err(source) => Err(ModelError::Decode { name: name.to_owned(), source }),
+        Err(source) => Err(CheckpointError::Decode { name: name.to_owned(), source }),
     }
 }
 
 /// Elements of a row.
-pub(crate) fn n_cols(tensor: &TensorInfo) -> usize {
+pub fn n_cols(tensor: &TensorInfo) -> usize {
     tensor.shape.last().map_or(1, |&n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
 /// Bytes of a row. Tensors of a source are whole rows.
-pub(crate) fn row_bytes(tensor: &TensorInfo) -> usize {
+pub fn row_bytes(tensor: &TensorInfo) -> usize {
     tensor.ty.row_bytes(n_cols(tensor)).unwrap_or(0)
 }
 
 /// Bytes of a tensor of this shape and type, if they can be counted and rows are whole blocks.
-pub(crate) fn tensor_bytes(shape: &[u64], ty: TensorType) -> Option<u64> {
+pub fn tensor_bytes(shape: &[u64], ty: TensorType) -> Option<u64> {
     let n_cols = usize::try_from(shape.last().copied().unwrap_or(1)).ok()?;
     let row_bytes = ty.row_bytes(n_cols)? as u64;
     let n_dims = shape.len().saturating_sub(1);

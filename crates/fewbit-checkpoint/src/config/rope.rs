@@ -14,8 +14,8 @@
 //! and `n` is the number of rotated elements.
 
 use super::{MAX_CONTEXT, bad, check_count, check_positive};
-use crate::ModelError;
-use fewbit_kernels::RopeStyle;
+use crate::CheckpointError;
+use fewbit_quant::RopeStyle;
 use std::f64::consts::PI;
 
 /// Rotary position embedding.
@@ -90,7 +90,7 @@ impl RopeConfig {
         Self { theta, n_dims, style, scaling: RopeScaling::None, divisors: None, attention_factor: 1.0 }
     }
 
-    pub(super) fn check(&self, head_dim: usize) -> Result<(), ModelError> {
+    pub(super) fn check(&self, head_dim: usize) -> Result<(), CheckpointError> {
         if !(self.theta.is_finite() && self.theta >= 1.0) {
             return Err(bad("rope.theta", self.theta, "at least 1".to_owned()));
         }
@@ -167,7 +167,7 @@ impl RopeConfig {
         (0..self.n_dims / 2).map(frequency).collect()
     }
 
-    fn check_divisors(&self, key: &str, divisors: &[f32]) -> Result<(), ModelError> {
+    fn check_divisors(&self, key: &str, divisors: &[f32]) -> Result<(), CheckpointError> {
         if divisors.len() != self.n_dims / 2 {
             return Err(bad(key, format!("{} numbers", divisors.len()), format!("{} numbers", self.n_dims / 2)));
         }

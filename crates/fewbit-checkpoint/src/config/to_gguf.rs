@@ -5,7 +5,7 @@
 
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
 use super::{ModelConfig, RopeConfig, RopeScaling};
-use crate::ModelError;
+use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
 /// What a GGUF file says about a model besides its weights.
@@ -49,8 +49,8 @@ impl ModelConfig {
     /// The metadata and constants of a GGUF file with this configuration.
     ///
     /// # Errors
-    /// [`ModelError::NoGgufForm`] for what GGUF files of this architecture cannot say.
-    pub fn to_gguf(&self) -> Result<GgufConfig, ModelError> {
+    /// [`CheckpointError::NoGgufForm`] for what GGUF files of this architecture cannot say.
+    pub fn to_gguf(&self) -> Result<GgufConfig, CheckpointError> {
         let mut meta = Metadata::default();
         meta.set("general.architecture", self.architecture.as_str());
         if let Some(name) = &self.name {
@@ -69,7 +69,7 @@ impl ModelConfig {
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
         self.write_experts(&mut keys);
-        if self.architecture.starts_with("granite") {
+        if families::architecture(&self.architecture).is_some_and(|architecture| architecture.has_multipliers) {
             keys.float("embedding_scale", f64::from(self.embedding_scale));
             keys.float("residual_scale", f64::from(self.residual_scale));
             keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));
@@ -85,7 +85,7 @@ impl ModelConfig {
         }
         match self.difference(&self.read_back(&gguf)?) {
             None => Ok(gguf),
-            Some(what) => Err(ModelError::NoGgufForm { architecture: self.architecture.clone(), what }),
+            Some(what) => Err(CheckpointError::NoGgufForm { architecture: self.architecture.clone(), what }),
         }
     }
 
@@ -173,7 +173,7 @@ impl ModelConfig {
     }
 
     /// What the reader of a file gets.
-    fn read_back(&self, gguf: &GgufConfig) -> Result<Self, ModelError> {
+    fn read_back(&self, gguf: &GgufConfig) -> Result<Self, CheckpointError> {
         Self::from_metadata(&gguf.metadata, &|name, _| {
             let constant = gguf.constants.iter().find(|(known, _)| *known == name);
             Ok(constant.map(|(_, values)| values.clone()))

@@ -1,36 +1,60 @@
 //! What the tensors of a model are called, as a table per source format.
 
+use crate::families;
 use std::borrow::Cow;
 
 /// What a tensor is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub enum Part {
+    /// A row per token.
     TokenEmbedding,
+    /// The norm after the last layer.
     OutputNorm,
+    /// Hidden states to logits.
     Output,
+    /// The norm before attention.
     AttnNorm,
+    /// Queries.
     Q,
+    /// Keys.
     K,
+    /// Values.
     V,
     /// Rows of q, then of k, then of v.
     Qkv,
+    /// The norm of every head of the queries.
     QNorm,
+    /// The norm of every head of the keys.
     KNorm,
+    /// The output projection of attention.
     AttnOutput,
+    /// The norm of what attention gives.
     AttnPostNorm,
+    /// The norm before the feed-forward part.
     FfnNorm,
+    /// The gate of the feed-forward part, or of one expert.
     Gate,
+    /// What the gate is multiplied with; rows of both, where there is no gate of its own.
     Up,
+    /// The output projection of the feed-forward part.
     Down,
+    /// The norm of what the feed-forward part gives.
     FfnPostNorm,
+    /// A score per expert.
     Router,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
     ExpertGates,
+    /// The same of [`Part::Up`].
     ExpertUps,
+    /// The same of [`Part::Down`].
     ExpertDowns,
+    /// The score of the shared expert.
     SharedRouter,
+    /// The gate of the shared expert.
     SharedGate,
+    /// What the shared gate is multiplied with.
     SharedUp,
+    /// The output projection of the shared expert.
     SharedDown,
 }
 
@@ -68,29 +92,29 @@ const GGUF: [(Part, &str); 25] = [
 const GGUF_IGNORED: [&str; 5] = ["rope_freqs.", "rope_factors_short.", "rope_factors_long.", "v.", "mm."];
 
 /// The name of a part in a GGUF file, without `.weight` or `.bias`. `layer` matters only for parts of layers.
-pub(crate) fn gguf(part: Part, layer: usize) -> String {
+pub fn gguf(part: Part, layer: usize) -> String {
     let (_, name) = GGUF.iter().find(|(p, _)| *p == part).expect("every part has a name");
     name.replace("{}", &layer.to_string())
 }
 
 /// The layer that a tensor in a GGUF file belongs to.
-pub(crate) fn layer_of_gguf(name: &str) -> Option<usize> {
+pub fn layer_of_gguf(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
 /// The part with this name in a GGUF file, which is one of this layer if it is one of a layer.
-pub(crate) fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
+pub fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
     GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)
 }
 
 /// Whether a tensor of a GGUF file may be there without being a weight of the decoder.
-pub(crate) fn is_ignored_in_gguf(name: &str) -> bool {
+pub fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Names of modules in Hugging Face files: those of layers are behind `model.layers.N.`, `.weight` or `.bias`
-/// follows. Of two that have one name, which one it is depends on the model: see [`from_hf`].
-const HF: [(Part, &str); 25] = [
+/// follows. These are those that all families have.
+const HF: [(Part, &str); 14] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
     (Part::OutputNorm, "model.norm"),
     (Part::Output, "lm_head"),
@@ -98,37 +122,17 @@ const HF: [(Part, &str); 25] = [
     (Part::Q, "self_attn.q_proj"),
     (Part::K, "self_attn.k_proj"),
     (Part::V, "self_attn.v_proj"),
-    (Part::Qkv, "self_attn.qkv_proj"),
     (Part::QNorm, "self_attn.q_norm"),
     (Part::KNorm, "self_attn.k_norm"),
     (Part::AttnOutput, "self_attn.o_proj"),
-    (Part::FfnNorm, "pre_feedforward_layernorm"),
-    (Part::FfnPostNorm, "post_feedforward_layernorm"),
     (Part::Gate, "mlp.gate_proj"),
     (Part::Up, "mlp.up_proj"),
-    // Rows of the gate, then of the other, as in GGUF files without a gate.
-    (Part::Up, "mlp.gate_up_proj"),
     (Part::Down, "mlp.down_proj"),
-    (Part::Router, "mlp.gate"),
-    // Granite's: of every expert, rows of the gate, then of the other.
-    (Part::ExpertUps, "block_sparse_moe.input_linear"),
-    (Part::ExpertDowns, "block_sparse_moe.output_linear"),
-    (Part::Router, "block_sparse_moe.router.layer"),
-    (Part::SharedRouter, "mlp.shared_expert_gate"),
-    (Part::SharedGate, "mlp.shared_expert.gate_proj"),
-    (Part::SharedUp, "mlp.shared_expert.up_proj"),
-    (Part::SharedDown, "mlp.shared_expert.down_proj"),
+    (Part::FfnNorm, AFTER_ATTENTION),
 ];
 
-/// Names of the matrices of one expert, behind `mlp.experts.N.` or Mixtral's `block_sparse_moe.experts.N.`.
-const HF_EXPERTS: [(Part, &str); 6] = [
-    (Part::Gate, "gate_proj"),
-    (Part::Up, "up_proj"),
-    (Part::Down, "down_proj"),
-    (Part::Gate, "w1"),
-    (Part::Up, "w3"),
-    (Part::Down, "w2"),
-];
+/// A norm, which is that after attention in models that have one there.
+const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
 /// What the files of models that see call the parts that are not about text, there and since `transformers` 4.52.
 const HF_IMAGES: [&str; 4] =
@@ -136,7 +140,7 @@ const HF_IMAGES: [&str; 4] =
 
 /// A module's name as files with nothing but a decoder and its output have it: without the prefix that models which
 /// see put before it, and with the one that bare decoders lack. `None` for what is not about text.
-pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
+pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
@@ -154,7 +158,7 @@ pub(crate) fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
 
 /// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
 /// behind their parts call the one behind attention as others call that before the feed-forward part.
-pub(crate) fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
+pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
         let part = find(&HF[..3], module)?;
@@ -162,24 +166,20 @@ pub(crate) fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, Strin
     };
     let (layer, name) = rest.split_once('.')?;
     let layer: usize = layer.parse().ok()?;
-    let expert = name.strip_prefix("mlp.experts.").or(name.strip_prefix("block_sparse_moe.experts."));
-    if let Some((expert, name)) = expert.and_then(|rest| rest.split_once('.')) {
-        let (part, expert) = (find(&HF_EXPERTS, name)?, expert.parse::<usize>().ok()?);
+    if let Some((part, expert)) = families::expert(name) {
         return Some((part, format!("{}.{expert}", gguf(part, layer))));
     }
     let part = match name {
-        "post_attention_layernorm" if has_post_norms => Part::AttnPostNorm,
-        "post_attention_layernorm" => Part::FfnNorm,
-        "block_sparse_moe.gate" => Part::Router,
-        name => find(&HF[3..], name)?,
+        AFTER_ATTENTION if has_post_norms => Part::AttnPostNorm,
+        name => find(&HF[3..], name).or_else(|| families::modules().find(|(_, n)| *n == name).map(|(part, _)| part))?,
     };
     Some((part, gguf(part, layer)))
 }
 
-/// What a part of this GGUF name (without `.weight` or `.bias`) is called in Hugging Face files, for messages
-/// about tensors that are missing.
-pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
-    let candidates = HF.iter().map(|(_, name)| *name).chain(["post_attention_layernorm"]);
+/// What a part of this GGUF name (without `.weight` or `.bias`) is called in the Hugging Face files of an architecture, for
+/// messages about tensors that are missing.
+pub fn to_hf(name: &str, architecture: &str, has_post_norms: bool) -> Option<String> {
+    let candidates = HF.iter().copied().chain(families::modules_of(architecture)).map(|(_, name)| name);
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     let mut modules = candidates.map(|module| match layer {
         Some(layer) => format!("model.layers.{layer}.{module}"),
@@ -190,7 +190,7 @@ pub(crate) fn to_hf(name: &str, has_post_norms: bool) -> Option<String> {
 
 /// Where a tensor stands in a GGUF file that is written here: what belongs to no layer first, then layer by layer in
 /// the order of the table.
-pub(crate) fn order(name: &str) -> (usize, usize, String) {
+pub fn order(name: &str) -> (usize, usize, String) {
     let (layer, part) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, part)) => (layer.parse::<usize>().map_or(usize::MAX, |layer| layer.saturating_add(1)), part),
         None => (0, name),
@@ -201,7 +201,7 @@ pub(crate) fn order(name: &str) -> (usize, usize, String) {
 }
 
 /// The tensor of all experts that a tensor of one expert becomes a part of, and which expert's it is.
-pub(crate) fn expert(name: &str) -> Option<(String, usize)> {
+pub fn expert(name: &str) -> Option<(String, usize)> {
     let (module, leaf) = name.rsplit_once('.')?;
     let (module, expert) = module.rsplit_once('.')?;
     let is_part = ["ffn_gate", "ffn_up", "ffn_down"].iter().any(|part| module.ends_with(part));

@@ -8,7 +8,7 @@ use super::scheme::Scheme;
 use super::{FileTensor, HfError, permutes, unpermuted};
 use crate::names::{self, Part};
 use crate::source::{decode, tensor_bytes};
-use crate::{ModelConfig, ModelError};
+use crate::{CheckpointError, ModelConfig};
 use fewbit_format::safetensors::Dtype;
 use fewbit_format::{SafetensorsModel, TensorInfo};
 use fewbit_quant::TensorType;
@@ -119,7 +119,7 @@ pub(super) fn read(
     config: &ModelConfig,
     extras: &Extras,
     scheme: Scheme,
-) -> Result<Tensors, ModelError> {
+) -> Result<Tensors, CheckpointError> {
     let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
     for tensor in files.tensors() {
         let (module, leaf) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
@@ -132,7 +132,7 @@ pub(super) fn read(
         let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
         let Some((part, gguf)) = names::from_hf(&plain, config.has_post_norms) else {
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
-            return Err(ModelError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
+            return Err(CheckpointError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
         };
         // Some files keep the embedding a second time.
         if part == Part::Output && extras.tied {
@@ -151,7 +151,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn module(&mut self, part: Part, gguf: &str, module: &Module<'_>, extras: &Extras) -> Result<(), ModelError> {
+    fn module(&mut self, part: Part, gguf: &str, module: &Module<'_>, extras: &Extras) -> Result<(), CheckpointError> {
         let is_norm = matches!(
             part,
             Part::OutputNorm
@@ -200,7 +200,7 @@ impl Builder<'_> {
             self.add(format!("{gguf}.bias"), tensor.shape.clone(), ty, stored, part)?;
         }
         match module.iter().find(|(leaf, _)| !used.contains(leaf)) {
-            Some((_, tensor)) => Err(ModelError::UnexpectedTensor {
+            Some((_, tensor)) => Err(CheckpointError::UnexpectedTensor {
                 name: tensor.name.clone(),
                 architecture: self.config.architecture.clone(),
             }),
@@ -209,13 +209,13 @@ impl Builder<'_> {
     }
 
     /// The gates of all experts and what they are multiplied with, of one tensor.
-    fn gates_and_ups(&mut self, ups: &str, tensor: &FileTensor) -> Result<(), ModelError> {
+    fn gates_and_ups(&mut self, ups: &str, tensor: &FileTensor) -> Result<(), CheckpointError> {
         let ty = plain_type(tensor)?;
         let (n, ffn_dim) = self.config.experts.map_or((0, 0), |experts| (experts.n_experts, experts.ffn_dim));
         let expected = [n, 2 * ffn_dim, self.config.dim].map(|n| n as u64);
         if tensor.shape != expected {
             let (name, found) = (tensor.name.clone(), tensor.shape.clone());
-            return Err(ModelError::TensorShape { name, expected: expected.to_vec(), found });
+            return Err(CheckpointError::TensorShape { name, expected: expected.to_vec(), found });
         }
         let gates = ups.replace("ffn_up_exps", "ffn_gate_exps");
         for (name, order) in [(gates.as_str(), Order::First(ffn_dim)), (ups, Order::Second(ffn_dim))] {
@@ -233,7 +233,7 @@ impl Builder<'_> {
         ty: TensorType,
         stored: Stored,
         part: Part,
-    ) -> Result<(), ModelError> {
+    ) -> Result<(), CheckpointError> {
         let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
         if is_permuted {
             // Rows are moved within heads, so there must be whole heads.
@@ -242,7 +242,7 @@ impl Builder<'_> {
             if shape.first() != Some(&n_rows) {
                 let expected = [n_rows].into_iter().chain(shape.get(1).copied()).collect();
                 let name = stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
-                return Err(ModelError::TensorShape { name, expected, found: shape });
+                return Err(CheckpointError::TensorShape { name, expected, found: shape });
             }
         }
         self.add_in_order(name, shape, ty, stored, if is_permuted { Order::Pairs } else { Order::Same })
@@ -255,7 +255,7 @@ impl Builder<'_> {
         ty: TensorType,
         stored: Stored,
         order: Order,
-    ) -> Result<(), ModelError> {
+    ) -> Result<(), CheckpointError> {
         let file_name = |stored: &Stored| stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
         if let Some((_, other)) = self.tensors.get(&name) {
             return Err(HfError::Ambiguous { first: file_name(&other.stored), second: file_name(&stored) }.into());
@@ -269,7 +269,7 @@ impl Builder<'_> {
     }
 
     /// The matrix of integers that a module holds, if it does.
-    fn ints(&self, module: &Module<'_>, used: &mut Vec<&'static str>) -> Result<Option<Ints>, ModelError> {
+    fn ints(&self, module: &Module<'_>, used: &mut Vec<&'static str>) -> Result<Option<Ints>, CheckpointError> {
         let mut take = |leaf: &'static str| {
             let tensor = module.get(leaf).copied();
             used.extend(tensor.map(|_| leaf));
@@ -315,7 +315,7 @@ impl Builder<'_> {
         &self,
         module: &Module<'m>,
         take: &mut dyn FnMut(&'static str) -> Option<&'m FileTensor>,
-    ) -> Result<Option<Ints>, ModelError> {
+    ) -> Result<Option<Ints>, CheckpointError> {
         let (layout, codes) = match (take("weight_packed"), module.get("weight")) {
             (Some(codes), _) => (Layout::Packed, codes),
             (None, Some(codes)) if codes.dtype == Dtype::I8 => {
@@ -336,7 +336,7 @@ impl Builder<'_> {
     }
 
     /// Bits of a code and columns of a packed matrix: its `weight_shape` says how many columns its words hold.
-    fn packed_columns(&self, codes: &FileTensor, words: usize) -> Result<(usize, usize), ModelError> {
+    fn packed_columns(&self, codes: &FileTensor, words: usize) -> Result<(usize, usize), CheckpointError> {
         let module = codes.name.strip_suffix("weight_packed").unwrap_or(&codes.name);
         let name = format!("{module}weight_shape");
         let tensor = self.files.tensor(&name).ok_or(HfError::MissingPart { name })?;

@@ -25,7 +25,7 @@
 
 use super::HfError;
 use super::part::{check_dtype, check_shape, scales_of};
-use crate::ModelError;
+use crate::CheckpointError;
 use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
 use fewbit_quant::TensorType;
@@ -87,7 +87,7 @@ impl Ints {
         group: Option<usize>,
         [n_rows, n_cols]: [usize; 2],
         parts: &Parts<'_>,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<Self, CheckpointError> {
         let words = |n: usize| n.div_ceil(32 / bits);
         let codes_shape = match layout {
             Layout::Gptq { .. } => [words(n_cols), n_rows],
@@ -164,7 +164,7 @@ impl Ints {
     }
 
     /// The bytes of the tensors, and the scales, each of which leads to weights that F16 holds.
-    pub(super) fn data<'f>(&self, files: &'f SafetensorsModel) -> Result<Data<'f>, ModelError> {
+    pub(super) fn data<'f>(&self, files: &'f SafetensorsModel) -> Result<Data<'f>, CheckpointError> {
         let limit = f16::MAX.to_f32() / (1 << self.bits) as f32;
         Ok(Data {
             codes: files.tensor_bytes(&self.codes),

@@ -6,7 +6,7 @@
 
 use super::HfError;
 use super::part::{self, scales_of};
-use crate::ModelError;
+use crate::CheckpointError;
 use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
 use fewbit_quant::TensorType;
@@ -37,7 +37,7 @@ impl Fp8 {
         weight: &TensorInfo,
         scale: Option<&TensorInfo>,
         block: Option<[usize; 2]>,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<Self, CheckpointError> {
         let [n_rows, n_cols] = part::matrix_shape(weight)?;
         let mut fp8 = Self {
             weight: weight.clone(),
@@ -77,7 +77,7 @@ impl Fp8 {
     }
 
     /// The scales, for [`write_row`](Self::write_row).
-    pub(super) fn scales(&self, files: &SafetensorsModel) -> Result<Vec<f32>, ModelError> {
+    pub(super) fn scales(&self, files: &SafetensorsModel) -> Result<Vec<f32>, CheckpointError> {
         match &self.scale {
             Some(scale) => scales_of(files, scale, f32::MAX),
             None => Ok(vec![1.0]),

@@ -13,8 +13,8 @@ pub(crate) use rope::longrope_magnitude;
 pub use rope::{RopeConfig, RopeScaling, yarn_magnitude};
 pub use to_gguf::GgufConfig;
 
-use crate::ModelError;
-use fewbit_kernels::{AttentionShape, GateFunction};
+use crate::CheckpointError;
+use fewbit_quant::GateFunction;
 
 /// Shape and constants of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,7 +103,7 @@ pub struct AttentionTemperature {
 
 impl AttentionTemperature {
     /// The factor at a position.
-    pub(crate) fn factor(&self, position: usize) -> f32 {
+    pub fn factor(&self, position: usize) -> f32 {
         (1.0 + self.scale * libm::log(1.0 + (position / self.length) as f64)) as f32
     }
 }
@@ -136,8 +136,8 @@ impl ModelConfig {
     /// The configuration, if its numbers fit together.
     ///
     /// # Errors
-    /// [`ModelError::BadConfig`], with the name of the field.
-    pub fn checked(self) -> Result<Self, ModelError> {
+    /// [`CheckpointError::BadConfig`], with the name of the field.
+    pub fn checked(self) -> Result<Self, CheckpointError> {
         check_count("dim", self.dim, MAX_WIDTH)?;
         check_count("n_heads", self.n_heads, MAX_WIDTH)?;
         check_count("n_kv_heads", self.n_kv_heads, MAX_WIDTH)?;
@@ -214,23 +214,11 @@ impl ModelConfig {
         self.layers[layer].is_local && self.local_rope.is_some()
     }
 
-    /// The shape of a layer's attention.
-    pub fn attention_shape(&self, layer: usize) -> AttentionShape {
-        AttentionShape {
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_kv_heads,
-            head_dim: self.head_dim,
-            scale: self.attention_scale,
-            softcap: self.attention_softcap,
-            window: self.window(layer),
-        }
-    }
-
     /// Makes every layer local, with this window, or none.
     ///
     /// Of a model whose layers differ, the local ones stay local and take the new window; without one, they see
     /// all.
-    pub(crate) fn set_sliding_window(&mut self, window: Option<usize>) {
+    pub fn set_sliding_window(&mut self, window: Option<usize>) {
         let all = self.layers.iter().all(|l| !l.is_local);
         self.sliding_window = window;
         for layer in &mut self.layers {
@@ -239,7 +227,10 @@ impl ModelConfig {
     }
 
     /// Makes those layers local for which the pattern, repeated, says so. There must be a window for them.
-    pub(crate) fn set_local_layers(&mut self, pattern: &[bool]) -> Result<(), ModelError> {
+    ///
+    /// # Errors
+    /// [`CheckpointError::BadConfig`] for a pattern that fits no layers, or without a window.
+    pub fn set_local_layers(&mut self, pattern: &[bool]) -> Result<(), CheckpointError> {
         if pattern.is_empty() || pattern.len() > self.layers.len() {
             let expected = format!("between 1 and {} layers", self.layers.len());
             return Err(bad("local_layers", format!("{} layers", pattern.len()), expected));
@@ -258,12 +249,12 @@ impl ModelConfig {
 const MAX_EXPERTS: usize = 4096;
 
 /// A number that makes no sense.
-pub(crate) fn bad(key: &str, found: impl ToString, expected: String) -> ModelError {
-    ModelError::BadConfig { key: key.to_owned(), found: found.to_string(), expected }
+pub(crate) fn bad(key: &str, found: impl ToString, expected: String) -> CheckpointError {
+    CheckpointError::BadConfig { key: key.to_owned(), found: found.to_string(), expected }
 }
 
 /// An error unless a number of things is between 1 and `max`.
-fn check_count(key: &str, n: usize, max: usize) -> Result<(), ModelError> {
+fn check_count(key: &str, n: usize, max: usize) -> Result<(), CheckpointError> {
     match (1..=max).contains(&n) {
         true => Ok(()),
         false => Err(bad(key, n, format!("between 1 and {max}"))),
@@ -271,7 +262,7 @@ fn check_count(key: &str, n: usize, max: usize) -> Result<(), ModelError> {
 }
 
 /// An error unless a number is finite and above 0.
-fn check_positive(key: &str, x: impl Copy + Into<f64> + ToString) -> Result<(), ModelError> {
+fn check_positive(key: &str, x: impl Copy + Into<f64> + ToString) -> Result<(), CheckpointError> {
     match x.into().is_finite() && x.into() > 0.0 {
         true => Ok(()),
         false => Err(bad(key, x, "a positive number".to_owned())),

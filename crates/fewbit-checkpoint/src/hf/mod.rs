@@ -14,7 +14,7 @@ mod error;
 mod fp8;
 mod generation;
 mod ints;
-pub(crate) mod json;
+pub mod json;
 mod modules;
 mod part;
 mod pooling;
@@ -22,12 +22,12 @@ mod scheme;
 
 pub use error::HfError;
 pub use generation::GenerationDefaults;
-pub(crate) use part::plain_type;
+pub use part::plain_type;
 
-use crate::source::{WeightSource, Workers, decode, n_cols, row_bytes};
-use crate::{ModelConfig, ModelError, names};
+use crate::source::{WeightSource, decode, n_cols, row_bytes};
+use crate::{CheckpointError, ModelConfig, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
-use fewbit_kernels::RopeStyle;
+use fewbit_quant::{RopeStyle, Workers};
 use modules::{Order, Stored, Tensors};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -51,10 +51,10 @@ impl HfModel {
     /// Opens a folder: reads its configuration and the headers of its files, and checks that they fit together.
     ///
     /// # Errors
-    /// [`ModelError::Hf`] and [`ModelError::Format`] for files that are missing or damaged,
-    /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`] and [`ModelError::BadConfig`] for
+    /// [`CheckpointError::Hf`] and [`CheckpointError::Format`] for files that are missing or damaged,
+    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`] and [`CheckpointError::BadConfig`] for
     /// configurations, and those for tensors that are missing or of the wrong shape.
-    pub fn open(path: &Path) -> Result<Self, ModelError> {
+    pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let config_path = path.join(CONFIG);
         let map = json::read(&config_path)?.ok_or(HfError::MissingFile { path: config_path })?;
         let object = json::Object::new(CONFIG, &map);
@@ -71,7 +71,7 @@ impl HfModel {
         };
         let files = SafetensorsModel::open(path).map_err(|error| match error {
             FormatError::NoModelInFolder { .. } => no_weights(path).into(),
-            error => ModelError::Format(error),
+            error => CheckpointError::Format(error),
         })?;
         let tensors = modules::read(&files, &config, &extras, scheme)?;
         let model = Self { path: path.to_owned(), files, json: map, config, tensors };
@@ -80,14 +80,14 @@ impl HfModel {
     }
 
     /// An error unless the tensors are those that the configuration speaks of.
-    fn check(&self, extras: &config::Extras) -> Result<(), ModelError> {
-        let missing = |name: &str| ModelError::MissingTensor { name: self.name_in_file(name) };
+    fn check(&self, extras: &config::Extras) -> Result<(), CheckpointError> {
+        let missing = |name: &str| CheckpointError::MissingTensor { name: self.name_in_file(name) };
         let embedding = self.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
         if let Some(n_vocab) = extras.n_vocab {
             let expected = vec![n_vocab as u64, self.config.dim as u64];
             if embedding.shape != expected {
                 let name = self.name_in_file(&embedding.name);
-                return Err(ModelError::TensorShape { name, expected, found: embedding.shape.clone() });
+                return Err(CheckpointError::TensorShape { name, expected, found: embedding.shape.clone() });
             }
         }
         if !extras.tied && self.tensor("output.weight").is_none() {
@@ -129,7 +129,7 @@ impl HfModel {
 }
 
 impl WeightSource for HfModel {
-    fn config(&self) -> Result<ModelConfig, ModelError> {
+    fn config(&self) -> Result<ModelConfig, CheckpointError> {
         Ok(self.config.clone())
     }
 
@@ -146,7 +146,7 @@ impl WeightSource for HfModel {
         workers: &dyn Workers,
         tensor: &TensorInfo,
         rows: Range<usize>,
-    ) -> Result<Cow<'_, [u8]>, ModelError> {
+    ) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
         let source = |row: usize| entry.order.source(&self.config, row);
         // What is permuted in a vector are its elements.
@@ -208,7 +208,8 @@ impl WeightSource for HfModel {
             return entry.stored.tensors().first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
         }
         let known = name.rsplit_once('.').and_then(|(module, leaf)| {
-            names::to_hf(module, self.config.has_post_norms).map(|module| format!("{module}.{leaf}"))
+            names::to_hf(module, &self.config.architecture, self.config.has_post_norms)
+                .map(|module| format!("{module}.{leaf}"))
         });
         known.unwrap_or_else(|| name.to_owned())
     }
@@ -232,12 +233,12 @@ fn no_weights(folder: &Path) -> HfError {
 }
 
 /// Whether GGUF files of this model keep queries and keys in another order.
-pub(crate) fn permutes(config: &ModelConfig) -> bool {
+pub fn permutes(config: &ModelConfig) -> bool {
     config.rope.style == RopeStyle::Interleaved
 }
 
 /// Where a row (or an element of a bias) of q or k of such a model stands in the files.
-pub(crate) fn unpermuted(config: &ModelConfig, row: usize) -> usize {
+pub fn unpermuted(config: &ModelConfig, row: usize) -> usize {
     let (head_dim, n) = (config.head_dim, config.rope.n_dims);
     let (head, e) = (row / head_dim, row % head_dim);
     if e < n { head * head_dim + e % 2 * (n / 2) + e / 2 } else { row }

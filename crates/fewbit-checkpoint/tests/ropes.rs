@@ -5,7 +5,7 @@
 mod config;
 
 use config::read;
-use fewbit_model::{ModelError, RopeConfig};
+use fewbit_checkpoint::{CheckpointError, RopeConfig};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -70,7 +70,7 @@ fn every_spelling_is_read_as_transformers_reads_it() {
 #[test]
 fn what_would_be_ignored_is_refused_by_its_key() {
     let refused = |settings: Value| match read(settings) {
-        Err(ModelError::UnsupportedFeature { key, value, .. }) => format!("{key} = {value}"),
+        Err(CheckpointError::UnsupportedFeature { key, value, .. }) => format!("{key} = {value}"),
         other => panic!("{other:?}"),
     };
     let mut checked = 0;

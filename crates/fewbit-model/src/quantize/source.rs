@@ -1,8 +1,8 @@
 //! A source that quantizes the tensors of another one as they are read.
 
-use super::{WeightSource, Workers, n_cols, row_bytes, tensor_bytes};
-use crate::quantize::{ModelFacts, Plan, Recipe};
-use crate::{ModelConfig, ModelError};
+use super::{ModelFacts, Plan, Recipe};
+use fewbit_checkpoint::source::{WeightSource, n_cols, row_bytes, tensor_bytes};
+use fewbit_checkpoint::{CheckpointError, ModelConfig, Workers};
 use fewbit_format::TensorInfo;
 use fewbit_kernels::convert_rows;
 use fewbit_quant::QuantError;
@@ -32,7 +32,7 @@ impl<'a> Quantized<'a> {
     ///
     /// # Errors
     /// As [`WeightSource::config`].
-    pub fn new(source: &'a dyn WeightSource, recipe: Recipe) -> Result<Self, ModelError> {
+    pub fn new(source: &'a dyn WeightSource, recipe: Recipe) -> Result<Self, CheckpointError> {
         let config = source.config()?;
         let facts = ModelFacts::from_config(&config, source.tensor("output.weight").is_none());
         let plan = Plan::new(recipe);
@@ -52,7 +52,7 @@ impl<'a> Quantized<'a> {
 }
 
 impl WeightSource for Quantized<'_> {
-    fn config(&self) -> Result<ModelConfig, ModelError> {
+    fn config(&self) -> Result<ModelConfig, CheckpointError> {
         self.source.config()
     }
 
@@ -69,7 +69,7 @@ impl WeightSource for Quantized<'_> {
         workers: &dyn Workers,
         tensor: &TensorInfo,
         rows: Range<usize>,
-    ) -> Result<Cow<'_, [u8]>, ModelError> {
+    ) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let original = self.source.tensor(&tensor.name).expect("every tensor is one of the source");
         let (first, n_rows) = (rows.start, rows.len());
         let bytes = self.source.rows(workers, original, rows)?;
@@ -90,7 +90,7 @@ impl WeightSource for Quantized<'_> {
             }
         });
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            Some((_, source)) => Err(ModelError::Decode { name: self.name_in_file(&tensor.name), source }),
+            Some((_, source)) => Err(CheckpointError::Decode { name: self.name_in_file(&tensor.name), source }),
             None => Ok(Cow::Owned(out)),
         }
     }

@@ -1,107 +1,16 @@
 //! The configuration of a GGUF file: its metadata, and the few tensors that are constants of the model.
 //!
-//! What the keys of an architecture mean, and what holds where a key is missing, is a row of [`ARCHITECTURES`].
+//! What the keys of an architecture mean, and what holds where a key is missing, is a row of its family (`families`).
 
 use super::rope::yarn_magnitude;
 use super::{
     AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
     RopeConfig, RopeScaling, bad, check_count,
 };
-use crate::ModelError;
+use crate::CheckpointError;
+use crate::families::{self, Architecture};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
-use fewbit_kernels::{GateFunction, RopeStyle};
-
-/// An architecture that the one decoder can run, as a row of data.
-pub(super) struct Architecture {
-    /// `general.architecture`, and the prefix of the model's metadata keys.
-    name: &'static str,
-    rope_style: RopeStyle,
-    gate: GateFunction,
-    has_qk_norm: bool,
-    has_post_norms: bool,
-    /// Token embeddings are scaled by the root of their width.
-    scales_embeddings: bool,
-    /// Every how many layers one sees everything, in a model with a sliding window; 0 for none.
-    global_every: usize,
-    /// The window of a file that names none.
-    window: Option<usize>,
-    /// Base of the rotary frequencies in local layers, where it is another one: `Some(None)` is that of all layers
-    /// but without their scaling.
-    local_theta: Option<Option<f64>>,
-    /// Every how many layers one has no position embedding; 0 for none.
-    nope_every: usize,
-    /// `rope.scaling.finetuned = false` stands for no position embedding in any layer.
-    has_nope_switch: bool,
-    /// Caps of the attention scores and of the logits in a file that names none.
-    softcaps: (Option<f32>, Option<f32>),
-    /// Layer counts of models whose attention scale comes from `dim / n_heads` instead of `head_dim`.
-    scaled_by_width: &'static [usize],
-    /// Weights of the experts used are divided by their sum.
-    normalizes_experts: bool,
-    /// The shared expert has a gate.
-    has_shared_gate: bool,
-}
-
-const LLAMA: Architecture = Architecture {
-    name: "llama",
-    rope_style: RopeStyle::Interleaved,
-    gate: GateFunction::Silu,
-    has_qk_norm: false,
-    has_post_norms: false,
-    scales_embeddings: false,
-    global_every: 0,
-    window: None,
-    local_theta: None,
-    nope_every: 0,
-    has_nope_switch: false,
-    softcaps: (None, None),
-    scaled_by_width: &[],
-    normalizes_experts: true,
-    has_shared_gate: false,
-};
-
-const QWEN: Architecture = Architecture { name: "qwen2", rope_style: RopeStyle::HalfSplit, ..LLAMA };
-
-const GEMMA: Architecture = Architecture {
-    name: "gemma",
-    rope_style: RopeStyle::HalfSplit,
-    gate: GateFunction::GeluTanh,
-    scales_embeddings: true,
-    ..LLAMA
-};
-
-const ARCHITECTURES: [Architecture; 13] = [
-    LLAMA,
-    Architecture { name: "mistral3", ..LLAMA },
-    Architecture { name: "smollm3", nope_every: 4, ..LLAMA },
-    Architecture { name: "granite", has_nope_switch: true, ..LLAMA },
-    Architecture { name: "granitemoe", has_nope_switch: true, ..LLAMA },
-    QWEN,
-    Architecture { name: "qwen3", has_qk_norm: true, ..QWEN },
-    Architecture { name: "qwen2moe", normalizes_experts: false, has_shared_gate: true, ..QWEN },
-    Architecture { name: "qwen3moe", has_qk_norm: true, ..QWEN },
-    Architecture { name: "phi3", ..QWEN },
-    GEMMA,
-    Architecture {
-        name: "gemma2",
-        has_post_norms: true,
-        global_every: 2,
-        window: Some(4096),
-        softcaps: (Some(50.0), Some(30.0)),
-        scaled_by_width: &[46],
-        ..GEMMA
-    },
-    Architecture {
-        name: "gemma3",
-        has_qk_norm: true,
-        has_post_norms: true,
-        global_every: 6,
-        local_theta: Some(Some(10_000.0)),
-        scaled_by_width: &[62],
-        ..GEMMA
-    },
-];
 
 /// Keys behind the architecture's prefix that ask for something which the decoder does not have, what that is,
 /// and the value that asks for nothing. A file that has one of them with another value is refused: ignoring it
@@ -137,7 +46,7 @@ impl Keys<'_> {
     }
 
     /// A number that counts something.
-    fn count(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+    fn count(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         let name = self.name(key);
         let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
         let n = usize::try_from(value).unwrap_or(usize::MAX);
@@ -145,13 +54,13 @@ impl Keys<'_> {
         Ok(Some(n))
     }
 
-    fn required(&self, key: &str, max: usize) -> Result<usize, ModelError> {
+    fn required(&self, key: &str, max: usize) -> Result<usize, CheckpointError> {
         let missing = || fewbit_format::FormatError::MissingKey { key: self.name(key) };
         self.count(key, max)?.ok_or_else(|| missing().into())
     }
 
     /// A count of which 0 stands for "none".
-    fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, ModelError> {
+    fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         match self.meta.u64(&self.name(key))? {
             Some(0) => Ok(None),
             _ => self.count(key, max),
@@ -159,7 +68,7 @@ impl Keys<'_> {
     }
 
     /// A float that is a positive number, or 0 for "none".
-    fn positive(&self, key: &str) -> Result<Option<f32>, ModelError> {
+    fn positive(&self, key: &str) -> Result<Option<f32>, CheckpointError> {
         let name = self.name(key);
         match self.meta.f32(&name)? {
             Some(x) if !(x.is_finite() && x >= 0.0) => Err(bad(&name, x, "a positive number".to_owned())),
@@ -168,7 +77,7 @@ impl Keys<'_> {
     }
 
     /// Refuses every key of [`REFUSED`] that asks for something.
-    fn refuse(&self) -> Result<(), ModelError> {
+    fn refuse(&self) -> Result<(), CheckpointError> {
         for (key, feature, harmless) in REFUSED {
             let key = self.name(key);
             let Some(value) = self.meta.get(&key) else { continue };
@@ -182,7 +91,7 @@ impl Keys<'_> {
             let unset = harmless != 0.0 && number == Some(0.0) && !matches!(value, Value::Bool(_));
             if number != Some(harmless) && !unset {
                 let value = number.map_or_else(|| value.type_name().to_owned(), |x| x.to_string());
-                return Err(ModelError::UnsupportedFeature { feature, key, value });
+                return Err(CheckpointError::UnsupportedFeature { feature, key, value });
             }
         }
         Ok(())
@@ -193,18 +102,18 @@ impl ModelConfig {
     /// Reads and checks the configuration of a GGUF file.
     ///
     /// # Errors
-    /// [`ModelError::UnknownArchitecture`], [`ModelError::UnsupportedFeature`], [`ModelError::BadConfig`], and
+    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`], [`CheckpointError::BadConfig`], and
     /// the format's errors for keys that are missing or of the wrong type.
-    pub fn from_gguf(file: &GgufFile) -> Result<Self, ModelError> {
+    pub fn from_gguf(file: &GgufFile) -> Result<Self, CheckpointError> {
         Self::from_metadata(file.metadata(), &|name, len| constants(file, name, len))
     }
 
     /// Reads and checks what metadata says. `constants` finds a vector of the file by its name, of this length.
-    pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, ModelError> {
+    pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, CheckpointError> {
         let name = meta.require_str("general.architecture")?;
-        let Some(arch) = ARCHITECTURES.iter().find(|a| a.name == name) else {
-            let known = ARCHITECTURES.iter().map(|a| a.name).collect();
-            return Err(ModelError::UnknownArchitecture { name: name.to_owned(), known });
+        let Some(arch) = families::architecture(name) else {
+            let known = families::architectures().collect();
+            return Err(CheckpointError::UnknownArchitecture { name: name.to_owned(), known });
         };
         let keys = Keys { meta, prefix: name };
         keys.refuse()?;
@@ -287,7 +196,7 @@ pub(crate) fn embedding_scale(dim: usize) -> f32 {
 }
 
 /// Which layers see only the window, in a model that has one.
-fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, ModelError> {
+fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     let name = keys.name("attention.sliding_window_pattern");
     let every = |period: usize| (0..n_layers).map(|i| period == 0 || i % period < period - 1).collect();
     let list: Vec<bool> = match keys.meta.get(&name) {
@@ -311,7 +220,7 @@ fn rope(
     arch: &Architecture,
     head_dim: usize,
     context_length: usize,
-) -> Result<RopeConfig, ModelError> {
+) -> Result<RopeConfig, CheckpointError> {
     let theta = keys.positive("rope.freq_base")?.map_or(10_000.0, f64::from);
     let n_dims = keys.count("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
     let mut rope = RopeConfig::new(theta, n_dims, arch.rope_style);
@@ -339,7 +248,7 @@ fn rope(
         (None | Some("linear"), None, None) if factor != 1.0 => RopeScaling::Linear { factor },
         (None | Some("linear" | "none"), None, None) => RopeScaling::None,
         (kind, ..) => {
-            return Err(ModelError::UnsupportedFeature {
+            return Err(CheckpointError::UnsupportedFeature {
                 feature: "this kind of rope scaling, or tensors that it needs",
                 key: kind_key,
                 value: kind.unwrap_or("missing").to_owned(),
@@ -369,19 +278,19 @@ pub(super) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(super) const ROPE_LONG: &str = "rope_factors_long.weight";
 
 /// Finds such a tensor by its name, of this length.
-pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>;
+pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, CheckpointError>;
 
 /// A small tensor of the file that is a constant of the model.
-fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, ModelError> {
+fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>, CheckpointError> {
     let Some(tensor) = file.tensor(name) else { return Ok(None) };
     let expected = vec![len as u64];
     if tensor.shape != expected {
-        return Err(ModelError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
+        return Err(CheckpointError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
     }
     decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
 }
 
-fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, ModelError> {
+fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, CheckpointError> {
     let Some(scale) = keys.positive("attention.temperature_scale")? else { return Ok(None) };
     let length = match keys.count("attention.temperature_length", MAX_CONTEXT)? {
         Some(length) => length,
@@ -390,7 +299,7 @@ fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<Attentio
     Ok(Some(AttentionTemperature { scale: f64::from(scale), length }))
 }
 
-fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, ModelError> {
+fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
     let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
         Some(n) => n,

@@ -1,11 +1,11 @@
 //! Configurations without weights.
 
-use fewbit_model::{HfModel, ModelConfig, ModelError, WeightSource};
+use fewbit_checkpoint::{CheckpointError, HfModel, ModelConfig, WeightSource};
 use serde_json::{Value, json};
 use std::fs;
 
 /// Reads a configuration through a folder that has nothing but an embedding.
-pub(crate) fn read(mut config: Value) -> Result<ModelConfig, ModelError> {
+pub(crate) fn read(mut config: Value) -> Result<ModelConfig, CheckpointError> {
     let folder = tempfile::tempdir().expect("a folder");
     let sizes = json!({
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,

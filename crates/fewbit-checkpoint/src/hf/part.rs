@@ -1,7 +1,7 @@
 //! Checks that tensors of several kinds share: shapes, types, and scales of quantized matrices.
 
 use super::HfError;
-use crate::ModelError;
+use crate::CheckpointError;
 use crate::source::decode;
 use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
@@ -48,7 +48,10 @@ pub(super) fn check_dtype(tensor: &TensorInfo, dtype: Dtype) -> Result<(), HfErr
 }
 
 /// The type of a tensor of plain floats; an error if it is of another kind.
-pub(crate) fn plain_type(tensor: &TensorInfo) -> Result<TensorType, HfError> {
+///
+/// # Errors
+/// [`HfError::TensorDtype`].
+pub fn plain_type(tensor: &TensorInfo) -> Result<TensorType, HfError> {
     match tensor.dtype {
         Dtype::F32 | Dtype::F16 | Dtype::BF16 => tensor.dtype.tensor_type(),
         _ => None,
@@ -61,7 +64,11 @@ pub(crate) fn plain_type(tensor: &TensorInfo) -> Result<TensorType, HfError> {
 }
 
 /// The numbers of a tensor of scales; an error if one is no number or larger than `limit`.
-pub(super) fn scales_of(files: &SafetensorsModel, tensor: &TensorInfo, limit: f32) -> Result<Vec<f32>, ModelError> {
+pub(super) fn scales_of(
+    files: &SafetensorsModel,
+    tensor: &TensorInfo,
+    limit: f32,
+) -> Result<Vec<f32>, CheckpointError> {
     let ty = plain_type(tensor)?;
     let bytes = files.tensor_bytes(tensor);
     let scales = decode(&tensor.name, ty, bytes, bytes.len() / ty.block_bytes())?;

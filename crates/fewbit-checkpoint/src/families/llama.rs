@@ -1,0 +1,68 @@
+//! Llama and what is built like it: TinyLlama, SmolLM 1 and 2, CodeLlama. Other families begin with its rows.
+
+use super::{Architecture, Class, Family, Windows};
+use fewbit_quant::{GateFunction, RopeStyle};
+
+pub(super) const FAMILY: Family = Family { gguf: &[&LLAMA], classes: &[LLAMA_CLASS], ..Family::NONE };
+
+pub(super) const LLAMA: Architecture = Architecture {
+    name: "llama",
+    rope_style: RopeStyle::Interleaved,
+    gate: GateFunction::Silu,
+    has_qk_norm: false,
+    has_post_norms: false,
+    scales_embeddings: false,
+    has_multipliers: false,
+    global_every: 0,
+    window: None,
+    local_theta: None,
+    nope_every: 0,
+    has_nope_switch: false,
+    softcaps: (None, None),
+    scaled_by_width: &[],
+    normalizes_experts: true,
+    has_shared_gate: false,
+};
+
+pub(super) const LLAMA_CLASS: Class = Class {
+    name: "LlamaForCausalLM",
+    model_type: "llama",
+    gguf: &LLAMA,
+    windows: Windows::None,
+    window: None,
+    head_dim: None,
+    n_heads: None,
+    n_kv_heads: None,
+    tied: false,
+    has_qkv_bias: false,
+    is_gemma: false,
+    scaled_by: None,
+    softcaps: (None, None),
+    has_partial_rope: false,
+    has_temperature: false,
+    rope_theta: 10_000.0,
+    local_theta: None,
+    context_length: 2048,
+    original_context: None,
+    rms_norm_eps: 1e-6,
+    experts: None,
+    nope_every: 0,
+};
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{config, of_class};
+    use fewbit_quant::{GateFunction, RopeStyle};
+    use serde_json::json;
+
+    #[test]
+    fn llama() {
+        let c = of_class("LlamaForCausalLM", json!({ "sliding_window": 4096 }));
+        assert_eq!((c.architecture.as_str(), c.head_dim, c.n_kv_heads, c.sliding_window), ("llama", 8, 2, None));
+        assert_eq!((c.rope.style, c.rope.theta, c.rms_norm_eps), (RopeStyle::Interleaved, 10_000.0, 1e-6));
+        assert_eq!((c.gate, c.attention_scale), (GateFunction::Silu, 1.0 / 8f32.sqrt()));
+        assert!(c.local_rope.is_none() && c.experts.is_none() && !c.has_qk_norm && !c.has_post_norms);
+        assert_eq!(of_class("LlamaForCausalLM", json!({ "head_dim": 16 })).head_dim, 16);
+        assert_eq!(config(json!({ "model_type": "mistral" })).sliding_window, Some(4096), "by its type");
+    }
+}

@@ -1,0 +1,19 @@
+//! Choices of arithmetic that model files name and devices carry out.
+
+/// How rotary embedding pairs the elements of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeStyle {
+    /// Elements `2i` and `2i + 1` (GGUF files of architecture `llama`).
+    Interleaved,
+    /// Elements `i` and `i + n / 2` (Hugging Face and most other architectures).
+    HalfSplit,
+}
+
+/// The function of a gated feed-forward part's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateFunction {
+    /// `x / (1 + e^-x)`
+    Silu,
+    /// GELU in its tanh form; `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+}
