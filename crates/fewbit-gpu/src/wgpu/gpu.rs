@@ -118,9 +118,9 @@ impl Gpu {
         self.wait()
     }
 
-    /// Numbers that a kernel reads, and that do not change.
+    /// Numbers that kernels read: uniforms natively, storage in exact arithmetic.
     pub(super) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents: bytes, usage })
     }
 

@@ -58,8 +58,6 @@ pub(super) enum Rows {
     Tokens(u32),
     /// So many.
     Fixed(u32),
-    /// None in the second: the first counts tokens, 64 at a time.
-    InFirst,
 }
 
 /// The buffers of a step.
@@ -106,7 +104,8 @@ struct StepShape {
     local_n: u32,
     temperature_at: u32,
     infinity: f32,
-    pad: [u32; 2],
+    zero: u32,
+    pad: u32,
 }
 
 /// Tokens that one thread of a product takes at a time, where there are several.
@@ -389,7 +388,7 @@ impl Run {
                 let experts = c.experts.expect("routed only if there are experts");
                 let (a, b, f) = (experts.n_used as u32, u32::from(experts.is_normalized), experts.scale);
                 let shape = Shape { a, b, f, ..of(Buffer::Scores) };
-                add(Kernel::Route, shape, 1, Rows::InFirst, &[buffer(Buffer::Scores), &s.routes])
+                add(Kernel::Route, shape, 1, Rows::PerToken(1), &[buffer(Buffer::Scores), &s.routes])
             }
             Op::Combine { has_shared, has_shared_score } => {
                 let n_used = c.experts.expect("routed only if there are experts").n_used as u32;
@@ -479,7 +478,6 @@ impl Dispatch {
             Rows::PerToken(rows) => pass.dispatch_workgroups(self.x, n_tokens * rows, 1),
             Rows::Tokens(tokens) => pass.dispatch_workgroups(self.x, n_tokens.div_ceil(tokens), 1),
             Rows::Fixed(rows) => pass.dispatch_workgroups(self.x, rows, 1),
-            Rows::InFirst => pass.dispatch_workgroups(n_tokens.div_ceil(64), 1, 1),
         }
     }
 }

@@ -78,12 +78,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         let new_sum = reduced[0];
         let is_first = page == low / 256u;
         let top = select(max(state_max, new_max), new_max, is_first);
-        var a = 0.0;
-        var b = 1.0;
-        if (!is_first) {
-            a = exp_(sub_(state_max, top));
-            b = exp_(sub_(new_max, top));
-        }
+        // What was summed up before, and what this page sums up, by how far their largest lie below the largest.
+        var factors = vec2<f32>(state_max, new_max);
+        for (var i = 0u; i < times(2u); i++) { factors[i] = exp_(sub_(factors[i], top)); }
+        let a = factors.x;
+        let b = factors.y;
         for (var i = 0u; i < PER_THREAD; i++) {
             let d = local.x + i * 64u;
             if (d < n) {

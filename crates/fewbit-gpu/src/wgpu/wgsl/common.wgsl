@@ -11,41 +11,51 @@ struct Step {
     n_tokens: u32, row_at: u32, sequence_at: u32, slot_at: u32,
     // Where the angles begin, and how many there are for each position, of global and of local layers.
     global_at: u32, global_n: u32, local_at: u32, local_n: u32,
-    temperature_at: u32, infinity: f32, pad_a: u32, pad_b: u32,
+    temperature_at: u32, infinity: f32, zero: u32, pad: u32,
 }
 
-@group(0) @binding(0) var<uniform> shape: Shape;
-@group(0) @binding(1) var<uniform> step: Step;
-
 fn sub_(a: f32, b: f32) -> f32 { return add_(a, -b); }
+
+fn taylor(i: u32) -> f32 {
+    switch (i) {
+        case 0u: { return TAYLOR_6; }
+        case 1u: { return TAYLOR_5; }
+        case 2u: { return TAYLOR_4; }
+        case 3u: { return TAYLOR_3; }
+        case 4u: { return 0.5; }
+        default: { return 1.0; }
+    }
+}
 
 // e^x; see `fewbit_kernels::math`.
 fn exp_(x: f32) -> f32 {
     let shifted = fma_(x, LOG2_E, 12582912.0);
     let bits = bitcast<u32>(shifted);
-    let n = float_(i32(bits - 0x4b400000u));
-    var r = fma_(n, -LN2_HI, x);
-    r = fma_(n, -LN2_LO, r);
-    var p = fma_(r, TAYLOR_7, TAYLOR_6);
-    p = fma_(p, r, TAYLOR_5);
-    p = fma_(p, r, TAYLOR_4);
-    p = fma_(p, r, TAYLOR_3);
-    p = fma_(p, r, 0.5);
-    p = fma_(p, r, 1.0);
-    p = fma_(p, r, 1.0);
+    let n = f32(i32(bits - 0x4b400000u));
+    var r = x;
+    for (var i = 0u; i < times(2u); i++) { r = fma_(n, select(-LN2_LO, -LN2_HI, i == 0u), r); }
+    var p = TAYLOR_7;
+    for (var i = 0u; i < times(7u); i++) { p = fma_(p, r, taylor(i)); }
     let y = mul_(p, bitcast<f32>((bits - 0x4b400000u + 127u) << 23u));
     if (x < -87.0) { return 0.0; }
     if (x > 88.0) { return step.infinity; }
     return y;
 }
 
+fn tanh_term(i: u32) -> f32 {
+    switch (i) {
+        case 0u: { return TANH_9; }
+        case 1u: { return TANH_7; }
+        case 2u: { return TANH_5; }
+        default: { return TANH_3; }
+    }
+}
+
 fn tanh_(x: f32) -> f32 {
     if (abs(x) < 0.25) {
         let s = mul_(x, x);
-        var p = fma_(s, TANH_11, TANH_9);
-        p = fma_(p, s, TANH_7);
-        p = fma_(p, s, TANH_5);
-        p = fma_(p, s, TANH_3);
+        var p = TANH_11;
+        for (var i = 0u; i < times(4u); i++) { p = fma_(p, s, tanh_term(i)); }
         return fma_(mul_(p, s), x, x);
     }
     let far = sub_(1.0, div_(2.0, add_(exp_(mul_(2.0, abs(x))), 1.0)));

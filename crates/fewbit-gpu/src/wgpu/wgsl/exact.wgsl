@@ -3,6 +3,14 @@
 //
 // A 64-bit integer is a vec2 of its low and high words.
 
+// No uniforms: of these lavapipe makes constants, and compiles a kernel again for every value that it meets.
+@group(0) @binding(0) var<storage, read> shape: Shape;
+@group(0) @binding(1) var<storage, read> step: Step;
+
+// A number that compilers do not know, so that they leave a loop a loop: a software adapter's takes a second to make
+// machine code of one that is unrolled.
+fn times(n: u32) -> u32 { return n + step.zero; }
+
 fn shifted_left(v: vec2<u32>, n: u32) -> vec2<u32> {
     if (n == 0u) { return v; }
     if (n >= 32u) { return vec2<u32>(0u, v.x << (n - 32u)); }
@@ -90,27 +98,35 @@ fn fma_bits(a: u32, b: u32, c: u32) -> u32 {
     let x = parts_of(a);
     let y = parts_of(b);
     let z = parts_of(c);
-    let sign = x.sign ^ y.sign;
+    var sign = x.sign ^ y.sign;
     if (x.mantissa == 0u || y.mantissa == 0u) {
         if (z.mantissa == 0u) { return select(0u, c, sign == z.sign); }
         return c;
     }
-    // Both with their first bit at 61 or 62.
-    var p = shifted_left(product64(x.mantissa, y.mantissa), 15u);
+    // The product and the addend, each with its first bit at 61 or 62.
+    var sum = shifted_left(product64(x.mantissa, y.mantissa), 15u);
     var e = x.exponent + y.exponent - 315;
-    if (z.mantissa == 0u) { return rounded(sign, p, e); }
-    var q = shifted_left(vec2<u32>(z.mantissa, 0u), 38u);
-    let d = e - (z.exponent - 188);
-    if (d > 0) {
-        q = jammed_right(q, u32(min(d, 64)));
-    } else {
-        p = jammed_right(p, u32(min(-d, 64)));
-        e = z.exponent - 188;
+    if (z.mantissa != 0u) {
+        let addend = vec2<u32>(0u, z.mantissa << 6u);
+        let d = e - (z.exponent - 188);
+        let is_small = d > 0;
+        // Of two shifts the code would be twice as long, and compilers of software adapters copy it for every call.
+        let larger = select(addend, sum, is_small);
+        let smaller = jammed_right(select(sum, addend, is_small), u32(min(abs(d), 64)));
+        let of_larger = select(z.sign, sign, is_small);
+        if (!is_small) { e = z.exponent - 188; }
+        if (sign == z.sign) {
+            sum = sum64(larger, smaller);
+        } else if (less64(larger, smaller)) {
+            sum = difference64(smaller, larger);
+            sign = of_larger ^ 0x80000000u;
+        } else {
+            sum = difference64(larger, smaller);
+            sign = of_larger;
+            if (sum.x == 0u && sum.y == 0u) { return 0u; }
+        }
     }
-    if (sign == z.sign) { return rounded(sign, sum64(p, q), e); }
-    if (less64(q, p)) { return rounded(sign, difference64(p, q), e); }
-    if (less64(p, q)) { return rounded(z.sign, difference64(q, p), e); }
-    return 0u;
+    return rounded(sign, sum, e);
 }
 
 fn fma_(a: f32, b: f32, c: f32) -> f32 {
@@ -132,7 +148,7 @@ fn div_(a: f32, b: f32) -> f32 {
     }
     var q = 0u;
     var r = x.mantissa;
-    for (var i = 0u; i < 27u; i++) {
+    for (var i = 0u; i < times(27u); i++) {
         q = q << 1u;
         if (r >= y.mantissa) {
             r -= y.mantissa;
@@ -155,8 +171,8 @@ fn sqrt_(a: f32) -> f32 {
     }
     let square = shifted_left(vec2<u32>(m, 0u), 26u);
     var root = 0u;
-    for (var bit = 26; bit >= 0; bit--) {
-        let next = root | (1u << u32(bit));
+    for (var i = 0u; i < times(27u); i++) {
+        let next = root | (1u << (26u - i));
         if (!less64(square, product64(next, next))) { root = next; }
     }
     let lost = product64(root, root);

@@ -72,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
 #if FLOAT
     for (var k = 0u; k < n; k++) {
         let v = weight(base, k * 16u + lane);
-        for (var t = 0u; t < TOKENS; t++) { y[t] = fma_(v, x[rows[t] * n + k], y[t]); }
+        for (var t = 0u; t < times(TOKENS); t++) { y[t] = fma_(v, x[rows[t] * n + k], y[t]); }
     }
 #else
     for (var plane = 0u; plane < shape.d; plane++) {
@@ -91,7 +91,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
                 i[t] = 0;
                 minimums[t] = 0;
             }
-            for (var g = 0u; g < 8u; g++) {
+            for (var g = 0u; g < times(8u); g++) {
                 let at = base + shape.c + (b * 8u + g) * GROUP + lane;
                 var q: array<u32, 8>;
                 CODES
@@ -101,12 +101,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
                 let m0 = minimum(meta_at + INTEGERS_AT, 2u * g, lane);
                 let m1 = minimum(meta_at + INTEGERS_AT, 2u * g + 1u, lane);
 #endif
-                for (var t = 0u; t < TOKENS; t++) {
+                for (var t = 0u; t < times(TOKENS); t++) {
                     let row = plane * n_inputs + rows[t];
                     let x_at = (row * n + b * 256u + g * 32u) / 4u;
                     var low = 0;
                     var high = 0;
-                    for (var k = 0u; k < 4u; k++) {
+                    for (var k = 0u; k < times(4u); k++) {
                         low += dot4I8Packed(q[k], x[x_at + k]);
                         high += dot4I8Packed(q[k + 4u], x[x_at + 4u + k]);
                     }
@@ -117,7 +117,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
 #endif
                 }
             }
-            for (var t = 0u; t < TOKENS; t++) {
+            for (var t = 0u; t < times(TOKENS); t++) {
                 let dx = scales[((plane * n_inputs + rows[t]) * n) / 256u + b];
                 z[t] = fma_(float_(i[t]), mul_(d, dx), z[t]);
 #if MINIMUM
@@ -128,11 +128,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             let at = base + shape.c + b * GROUP + lane;
             var q: array<u32, 8>;
             CODES
-            for (var t = 0u; t < TOKENS; t++) {
+            for (var t = 0u; t < times(TOKENS); t++) {
                 let row = plane * n_inputs + rows[t];
                 let block_at = (row * n) / 32u + b;
                 var i = 0;
-                for (var k = 0u; k < 8u; k++) { i += dot4I8Packed(q[k], x[block_at * 8u + k]); }
+                for (var k = 0u; k < times(8u); k++) { i += dot4I8Packed(q[k], x[block_at * 8u + k]); }
                 let sum = sums[block_at];
                 let dx = scales[block_at];
                 z[t] = fma_(float_(i - OFFSET * sum), mul_(d, dx), z[t]);
@@ -142,13 +142,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             }
 #endif
         }
-        for (var t = 0u; t < TOKENS; t++) {
+        for (var t = 0u; t < times(TOKENS); t++) {
             if (plane == 0u) { y[t] = z[t]; } else { y[t] = add_(y[t], z[t]); }
         }
     }
 #endif
     if (out_row >= shape.part) { return; }
-    for (var t = 0u; t < TOKENS; t++) {
+    for (var t = 0u; t < times(TOKENS); t++) {
         if (first + t < n_rows) {
             let at = (first + t) * shape.e + shape.a + out_row;
 #if ADDS

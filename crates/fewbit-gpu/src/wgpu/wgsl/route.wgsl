@@ -3,11 +3,10 @@
 @group(0) @binding(2) var<storage, read_write> scores: array<f32>;
 @group(0) @binding(3) var<storage, read_write> routes: array<vec2<u32>>;
 
-@compute @workgroup_size(64)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+@compute @workgroup_size(1)
+fn main(@builtin(workgroup_id) group: vec3<u32>) {
     // shape: width = experts, a = used, b = 1 if weights are normalized, f = factor.
-    let token = id.x;
-    if (token >= step.n_tokens) { return; }
+    let token = group.y;
     let base = token * shape.width;
     var top = scores[base];
     for (var e = 1u; e < shape.width; e++) { if (scores[base + e] > top) { top = scores[base + e]; } }
