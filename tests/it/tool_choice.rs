@@ -151,6 +151,24 @@ fn open_texts_end() {
     }
 }
 
+/// However much a model likes to go on.
+#[test]
+fn calls_end() {
+    let template = "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
+    for style in [ToolStyle::Hermes, ToolStyle::MistralArgs] {
+        let model = smollm2::load(Model::builder().chat_template(template).tool_style(style));
+        let end = model.tokenizer().id_of("<|im_end|>").unwrap();
+        let options = GenerateOptions::new().logit_bias(end, -100.0).temperature(0.0).max_tokens(1000);
+        let builder = model.chat().options(options).tools([go()]).tool_choice(ToolChoice::Required);
+        let answer = builder.start().unwrap().send("Go, go, go, and never stop.").unwrap();
+        assert_eq!(
+            (answer.tool_calls.len(), answer.finish_reason),
+            (16, FinishReason::ToolCalls),
+            "{style:?} {answer:?}"
+        );
+    }
+}
+
 #[test]
 fn what_cannot_be_chosen_is_an_error_that_says_why() {
     let model = load(|b| b.chat_template(TEMPLATE));

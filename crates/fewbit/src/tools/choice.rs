@@ -19,6 +19,9 @@
 //! other schema the arguments are JSON after all, in a form that the style's reader takes as well (see [`Parameters`]).
 //! What comes out is read by the same parser as everything else, and satisfies the schema.
 //!
+//! An answer ends with its sixteenth call at the latest: a small model that must call goes on with calls until its tokens
+//! are used up, and clients refuse an answer of more than 128.
+//!
 //! A schema that names its properties and does not say whether there may be others gets no others: a function has the
 //! parameters that it has.
 
@@ -36,6 +39,9 @@ use crate::error::Error;
 /// Keywords of a schema that constrain nothing.
 const ANNOTATIONS: [&str; 9] =
     ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"];
+
+/// How many calls an answer that must call may make.
+const MAX_CALLS: usize = 16;
 
 /// Where schemas stand that `$ref` points to.
 const TABLES: [&str; 2] = ["$defs", "definitions"];
@@ -144,7 +150,7 @@ impl Writer<'_> {
     fn start(&self, plain: &[String], json: &[String], one: bool) -> String {
         let several = |item: &str, between: &str| match one {
             true => item.to_owned(),
-            false => format!("{item} ({} {item})*", literal(between)),
+            false => format!("{item} ({} {item}){{0,{}}}", literal(between), MAX_CALLS - 1),
         };
         let list = || format!("\"[\" {} \"]\"", several("call", ", "));
         match self.style {
@@ -164,7 +170,7 @@ impl Writer<'_> {
             ToolStyle::MistralList => format!("{} {}", self.mark("[TOOL_CALLS]"), list()),
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
                 let call = format!("({} call)", self.mark("[TOOL_CALLS]"));
-                if one { call } else { format!("{call}+") }
+                if one { call } else { format!("{call}{{1,{MAX_CALLS}}}") }
             }
             ToolStyle::Granite => {
                 let mark =
