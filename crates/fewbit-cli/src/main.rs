@@ -9,6 +9,7 @@ mod commands;
 mod hyphens;
 mod loading;
 mod output;
+mod placed;
 mod signals;
 
 use std::process::ExitCode;

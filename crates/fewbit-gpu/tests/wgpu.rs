@@ -279,6 +279,62 @@ fn native_arithmetic_is_near_the_cpu_and_repeats() {
     }
 }
 
+/// The difference of two distributions in bits of information: what is lost if the second is taken for the first.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log = |x: &[f32]| {
+        let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
+        let sum: f64 = x.iter().map(|&v| f64::from(v - top).exp()).sum();
+        let x: Vec<f64> = x.iter().map(|&v| f64::from(v - top) - sum.ln()).collect();
+        x
+    };
+    log(p).iter().zip(log(q)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).expect("a vocabulary")
+}
+
+#[test]
+fn native_arithmetic_tells_the_story_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+    let original = GgufFile::open(path.as_ref()).expect("in the repository");
+    let recipe = "Q8_0".parse().expect("a recipe");
+    for (what, options) in [
+        ("as it is", LoadOptions::new()),
+        ("with a window of 64", LoadOptions::new().sliding_window(Some(64))),
+        ("in Q8_0", LoadOptions::new().quantize(recipe)),
+    ] {
+        let options = options.threads(1);
+        let cpu = Decoder::load(&original, &options).expect("loads");
+        let placement = on(&device, cpu.config().n_layers());
+        let gpu = Decoder::load(&original, &options.placement(placement)).expect("loads");
+        let (mut here, mut there) = (cpu.new_cache(), gpu.new_cache());
+        let (mut token, mut worst, mut parted) = (1, 0.0f64, 0);
+        // Both get the CPU's tokens: a step where they part would hide all that come after it.
+        for step in 0..200 {
+            let (want, got) = (logits(&cpu, &mut here, &[token], 1), logits(&gpu, &mut there, &[token], 1));
+            worst = worst.max(divergence(&want, &got));
+            let (best, other) = (argmax(&want), argmax(&got));
+            if best != other {
+                parted += 1;
+                let gap = want[best] - want[other];
+                assert!(gap < GAP, "{what}: step {step} has a gap of {gap}");
+            }
+            token = best as u32;
+        }
+        assert!(worst < DIVERGENCE, "{what}: {worst:e}");
+        assert!(parted <= 2, "{what}: {parted} steps");
+        println!("{what}: {worst:e}, {parted}");
+    }
+}
+
+/// How far two logits of the CPU may lie apart if the GPU takes the second for the larger one.
+const GAP: f32 = 0.02;
+
+/// The largest [`divergence`] of a step.
+const DIVERGENCE: f64 = 1e-3;
+
 #[test]
 fn what_it_cannot_do_is_refused_by_name() {
     let Some(device) = device(Arithmetic::Native) else { return };

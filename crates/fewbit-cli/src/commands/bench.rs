@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::args::{BenchArgs, Common};
 use crate::loading::{gpu_layers, load};
 use crate::output::{Out, bytes, note, print_json};
+use crate::placed::{placed, placed_json};
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     let batch: Vec<usize> = args.batch.iter().map(|&n| n.into()).collect();
@@ -97,16 +98,23 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
             "int8_peak_gmac_s": ceilings.int8_gmac_s,
             "isa": report.isa.to_string(),
             "threads": report.n_threads,
+            "placed": placed_json(&report.placed),
         }));
     }
     let mut out = Out::new();
     out.line(format_args!("{name}: {}, {} threads, loaded in {load_s:.2} s", report.isa, report.n_threads))?;
+    placed(&mut out, &report.placed)?;
     out.line("        tokens  depth batch   tokens/s       min       max of ceiling")?;
     for result in &report.results {
         out.line(line(result))?;
     }
     if let Some(rss) = report.peak_rss_bytes {
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(report.weight_bytes)))?;
+    }
+    if report.placed.iter().any(|part| !part.is_host) {
+        // Those of the CPU would mislead.
+        out.line("ceilings: not measured on GPUs")?;
+        return out.flush();
     }
     let figure = |what: &str, value: Option<f64>, unit: &str| match value {
         Some(value) => format!("{what} {value:.1} {unit}"),

@@ -369,7 +369,11 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        let n_layers = file.weights().config().map_err(|error| Error::Load { path: path.clone(), error: error.into() })?.n_layers();
+        let n_layers = file
+            .weights()
+            .config()
+            .map_err(|error| Error::Load { path: path.clone(), error: error.into() })?
+            .n_layers();
         self.load.placement = device::placement(self.device, self.gpu_layers, n_layers)?;
         let decoder =
             Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
