@@ -279,7 +279,7 @@ fn native_arithmetic_is_near_the_cpu_and_repeats() {
     }
 }
 
-/// The difference of two distributions in bits of information: what is lost if the second is taken for the first.
+/// How far a distribution is from another (Kullback and Leibler): what is lost, in nats, if `q` is taken for `p`.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let log = |x: &[f32]| {
         let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
@@ -300,10 +300,13 @@ fn native_arithmetic_tells_the_story_of_the_cpu() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
     let original = GgufFile::open(path.as_ref()).expect("in the repository");
     let recipe = "Q8_0".parse().expect("a recipe");
-    for (what, options) in [
-        ("as it is", LoadOptions::new()),
-        ("with a window of 64", LoadOptions::new().sliding_window(Some(64))),
-        ("in Q8_0", LoadOptions::new().quantize(recipe)),
+    // In f32 nothing is rounded but by arithmetic: 2e-11 nats on lavapipe. Quantized, a last bit can move an activation by
+    // a code: 4e-4 nats, and of 200 steps one with another token, which the CPU takes to be 2 % less likely.
+    let (exact, rounded) = ((1e-9, 0.0, 0), (2e-3, 0.05, 2));
+    for (what, options, (most_nats, most_apart, most_steps)) in [
+        ("as it is", LoadOptions::new(), exact),
+        ("with a window of 64", LoadOptions::new().sliding_window(Some(64)), exact),
+        ("in Q8_0", LoadOptions::new().quantize(recipe), rounded),
     ] {
         let options = options.threads(1);
         let cpu = Decoder::load(&original, &options).expect("loads");
@@ -319,21 +322,14 @@ fn native_arithmetic_tells_the_story_of_the_cpu() {
             if best != other {
                 parted += 1;
                 let gap = want[best] - want[other];
-                assert!(gap < GAP, "{what}: step {step} has a gap of {gap}");
+                assert!(gap < most_apart, "{what}: step {step} has a gap of {gap}");
             }
             token = best as u32;
         }
-        assert!(worst < DIVERGENCE, "{what}: {worst:e}");
-        assert!(parted <= 2, "{what}: {parted} steps");
-        println!("{what}: {worst:e}, {parted}");
+        assert!(worst < most_nats, "{what}: {worst:e}");
+        assert!(parted <= most_steps, "{what}: {parted} steps");
     }
 }
-
-/// How far two logits of the CPU may lie apart if the GPU takes the second for the larger one.
-const GAP: f32 = 0.02;
-
-/// The largest [`divergence`] of a step.
-const DIVERGENCE: f64 = 1e-3;
 
 #[test]
 fn what_it_cannot_do_is_refused_by_name() {
