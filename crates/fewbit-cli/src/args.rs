@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fewbit::quantize::{Recipe, is_encodable};
-use fewbit::{Pooling, TensorType};
+use fewbit::{DeviceName, Pooling, TensorType};
 
 /// Run quantized language models on this computer.
 #[derive(Debug, Parser)]
@@ -25,9 +25,12 @@ pub(crate) struct Common {
     /// Threads to compute with [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute
-    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
-    pub(crate) device: Device,
+    /// Where to compute: auto, cpu, vulkan[:N] or metal[:N] (see `fewbit devices`) [default: FEWBIT_DEVICE, else auto]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceName>,
+    /// How many layers are on the GPU, the last ones: a number, or auto for all [default: auto]
+    #[arg(long, global = true, value_name = "N", value_parser = gpu_layers)]
+    pub(crate) gpu_layers: Option<GpuLayers>,
     /// Pre-tokenizer to use instead of the one that the file names
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) pre: Option<String>,
@@ -46,13 +49,18 @@ pub(crate) struct Common {
     pub(crate) verbose: u8,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    Auto,
-    Cpu,
-    Cuda,
-    Metal,
-    Wgpu,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GpuLayers {
+    All,
+    Last(usize),
+}
+
+/// A number, or `auto`.
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+    match text {
+        "auto" => Ok(GpuLayers::All),
+        n => n.parse().map(GpuLayers::Last).map_err(|_| "give a number of layers, or `auto`".to_owned()),
+    }
 }
 
 #[allow(non_camel_case_types)]
@@ -86,6 +94,8 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what is in a model file
     Inspect(InspectArgs),
+    /// Show the devices of this computer, and why others cannot be used
+    Devices,
     /// Turn the text on stdin into token ids
     Tokenize(TokenizeArgs),
     /// Turn texts into vectors, one line for each

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
@@ -16,7 +16,7 @@ use fewbit::tokenizer::TokenizerOptions;
 use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
-use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
+use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
 use crate::output::{TRANSFER, note, progress_bar, with_causes};
 use crate::signals::{self, Tidy};
 
@@ -25,7 +25,7 @@ const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
-    load_by(builder(common)?, name_or_path)
+    load_by(builder(common), name_or_path)
 }
 
 /// The model, after what its files say wrongly was shown.
@@ -68,20 +68,20 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
 
 /// Loads the model quantized to a recipe, with the options of the command line.
 pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> Result<Model, fewbit::Error> {
-    let (builder, bar) = with_bar(settings(common).quantize(recipe));
+    let (builder, bar) = with_bar(builder(common).quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
     Ok(with_warnings(loaded?))
 }
 
-pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
-    check_device(common)?;
-    Ok(settings(common))
-}
-
-/// The settings of the command line, but for the device.
-fn settings(common: &Common) -> ModelBuilder {
+pub(crate) fn builder(common: &Common) -> ModelBuilder {
     let mut builder = Model::builder();
+    if let Some(device) = common.device {
+        builder = builder.device(device);
+    }
+    if let Some(n) = gpu_layers(common) {
+        builder = builder.gpu_layers(n);
+    }
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
@@ -100,14 +100,12 @@ fn settings(common: &Common) -> ModelBuilder {
     builder
 }
 
-pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
-    let name = match common.device {
-        Device::Auto | Device::Cpu => return Ok(()),
-        Device::Cuda => "cuda",
-        Device::Metal => "metal",
-        Device::Wgpu => "wgpu",
-    };
-    bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
+/// How many layers are on the GPU, if that was said.
+pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
+    match common.gpu_layers {
+        Some(GpuLayers::Last(n)) => Some(n),
+        Some(GpuLayers::All) | None => None,
+    }
 }
 
 /// The file that MODEL means, fetched if need be: the same one that [`load`] loads.

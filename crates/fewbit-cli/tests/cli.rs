@@ -272,14 +272,28 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
 #[test]
 fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["run", STORIES, "Hi"]), "--raw");
-    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cuda"]), "--device cpu");
-    assert_fails(&run(&["tokenize", STORIES, "--device", "wgpu"]), "wgpu");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cpu", "--gpu-layers", "2"]), "fewbit devices");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
     assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
     assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "shorter");
     assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
     assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
+}
+
+#[test]
+fn devices_are_shown_and_those_that_are_not_there_are_errors() {
+    // Where there is no desktop, Mesa's drivers complain of this variable on stderr, which the program's errors share.
+    let folder = tempfile::tempdir().unwrap();
+    let fewbit = |args: &[&str]| fewbit(args).env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
+    let devices = json(&fewbit(&["devices", "--json"]));
+    assert_eq!((&devices["devices"][0]["name"], &devices["devices"][0]["usable"]), (&"cpu".into(), &true.into()));
+    for device in devices["devices"].as_array().unwrap() {
+        assert_eq!(device["usable"].as_bool().unwrap(), device["why_not"].is_null(), "{device}");
+    }
+    assert!(stdout(&fewbit(&["devices"])).starts_with("cpu "));
+    assert_fails(&fewbit(&["run", STORIES, "Hi", "--raw", "--device", "vulkan:9999"]), "vulkan");
+    assert_fails(&fewbit(&["bench", "--shape", "smollm2-135m", "--type", "Q4_0", "--device", "vulkan:9999"]), "vulkan");
 }
 
 #[test]
@@ -335,7 +349,7 @@ fn adapters_are_applied_with_their_scales() {
 
 #[test]
 fn wrong_usage_has_its_own_status() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 11] = [
         &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
         &["fly"],
@@ -343,6 +357,8 @@ fn wrong_usage_has_its_own_status() {
         &["run", STORIES],
         &["run", STORIES, "Hi", "--temp", "warm"],
         &["run", STORIES, "Hi", "--device", "abacus"],
+        &["run", STORIES, "Hi", "--device", "cuda"],
+        &["run", STORIES, "Hi", "--gpu-layers", "few"],
         &["run", STORIES, "Hi", "--threads", "0"],
         &["bench"],
     ];

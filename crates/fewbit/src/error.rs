@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fewbit_model::quantize::QuantizeError;
-use fewbit_model::{LoraError, MemoryEstimate, ModelError};
+use fewbit_model::{DeviceError, LoraError, MemoryEstimate, ModelError};
 use fewbit_tokenizer::TemplateError;
 
 use crate::hub::HubError;
@@ -87,6 +87,22 @@ pub enum ErrorKind {
     /// A conversation cannot be saved, or a saved one not be used. The source is a [`SessionError`].
     #[error("cannot save or restore the conversation")]
     Session,
+
+    /// The device that was asked for cannot be used. Nothing else was tried in its place. The source is a [`DeviceError`].
+    #[error("device {device}")]
+    Device {
+        /// What it was called.
+        device: String,
+    },
+
+    /// More layers were to be placed on a GPU than the model has.
+    #[error("the model has {n_layers} layers, so no {asked} can be on the GPU: leave the number out for all")]
+    GpuLayers {
+        /// Layers that were asked for.
+        asked: usize,
+        /// Layers of the model.
+        n_layers: usize,
+    },
 
     /// A step of the model failed. The source is a [`ModelError`], or a [`SamplingError`] if its logits are no numbers.
     #[error("a step of the model failed")]
@@ -352,10 +368,11 @@ impl Error {
             | ErrorKind::Empty { .. }
             | ErrorKind::TooShort { .. }
             | ErrorKind::ContextTooLong { .. }
-            | ErrorKind::TokenOutOfRange { .. } => ErrorClass::Request,
+            | ErrorKind::TokenOutOfRange { .. }
+            | ErrorKind::GpuLayers { .. } => ErrorClass::Request,
             ErrorKind::TooLong { .. } | ErrorKind::KvMemory { .. } => ErrorClass::TooLarge,
             ErrorKind::Incomplete { .. } | ErrorKind::Json { .. } | ErrorKind::NotEmbedded { .. } => ErrorClass::Answer,
-            ErrorKind::DoesNotFit { .. } | ErrorKind::System { .. } => ErrorClass::Machine,
+            ErrorKind::DoesNotFit { .. } | ErrorKind::System { .. } | ErrorKind::Device { .. } => ErrorClass::Machine,
             ErrorKind::Model | ErrorKind::Panicked { .. } | ErrorKind::InsideEngine | ErrorKind::EngineStopped => {
                 ErrorClass::Internal
             }
@@ -386,6 +403,11 @@ impl Error {
     /// This file cannot be used, because.
     pub(crate) fn file(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(ErrorKind::File { path: path.to_owned() }, source)
+    }
+
+    /// The device of this name cannot be used, because.
+    pub(crate) fn device(device: impl Into<String>, source: DeviceError) -> Self {
+        Self::new(ErrorKind::Device { device: device.into() }, source)
     }
 
     /// What the operating system did not let us do.
@@ -494,6 +516,8 @@ mod tests {
             ErrorKind::Quantize,
             ErrorKind::Session,
             ErrorKind::Model,
+            ErrorKind::Device { device: text.clone() },
+            ErrorKind::GpuLayers { asked: 6, n_layers: 5 },
             ErrorKind::NoChatTemplate,
             ErrorKind::Template,
             ErrorKind::TemplateVariable { name: text.clone() },

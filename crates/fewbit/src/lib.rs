@@ -42,6 +42,7 @@
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
+//! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
 //! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
@@ -59,6 +60,7 @@ mod completion;
 #[cfg(feature = "constraints")]
 mod constraints;
 mod convert;
+mod device;
 mod embed;
 mod error;
 pub mod evaluate;
@@ -90,6 +92,7 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
+pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
 pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_format as format;

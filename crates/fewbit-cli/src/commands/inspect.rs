@@ -15,7 +15,7 @@ const SHOWN: usize = 6;
 const SHOWN_CHARS: usize = 100;
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
-    let builder = builder(common)?.progress(PullProgress::new());
+    let builder = builder(common).progress(PullProgress::new());
     let model = builder.inspect(&args.model.model)?;
     let (file, path, peek) = (model.file(), model.path(), model.remote());
     let (types, n_weights, bits_per_weight) = (model.types(), model.n_weights(), model.bits_per_weight());

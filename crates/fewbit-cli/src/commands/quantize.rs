@@ -7,12 +7,11 @@ use fewbit::quantize::{FileOptions, Importance};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
-use crate::loading::{PullProgress, check_device, tokenizer_options};
+use crate::loading::{PullProgress, tokenizer_options};
 use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
     let file = fewbit::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
     let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 
 use super::locate::{Headers, Located, Purpose, locate, locate_adapter};
 use super::{Inner, Model, Template};
+use crate::device::{self, DeviceName};
 use crate::error::{Error, ErrorKind};
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
@@ -41,6 +42,8 @@ const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 #[must_use = "nothing is loaded before `load`"]
 pub struct ModelBuilder {
     load: LoadOptions,
+    device: Option<DeviceName>,
+    gpu_layers: Option<usize>,
     prefill_chunk: Option<usize>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
@@ -74,6 +77,25 @@ impl ModelBuilder {
     /// CPU has. The result is the same.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.load.isa = Some(isa);
+        self
+    }
+
+    /// Where the model computes; by default what `FEWBIT_DEVICE` names, else the CPU. A device that cannot be used is an
+    /// error: nothing else is tried in its place. GPUs need the feature `wgpu`.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().device(fewbit::DeviceName::Vulkan(None)).gpu_layers(20).load("model.gguf")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn device(mut self, device: DeviceName) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// How many of the model's layers are on the GPU, the last ones: all by default, 0 for none.
+    pub fn gpu_layers(mut self, n: usize) -> Self {
+        self.gpu_layers = Some(n);
         self
     }
 
@@ -389,6 +411,8 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
+        let n_layers = file.weights().config().map_err(|error| Error::file(&path, error))?.n_layers();
+        self.load.placement = device::placement(self.device, self.gpu_layers, n_layers)?;
         let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
