@@ -75,7 +75,7 @@ pub enum CheckpointError {
         found: Vec<u64>,
     },
     /// A tensor's bytes could not be decoded.
-    #[error("tensor {name:?}: {source}")]
+    #[error("tensor {name:?} cannot be decoded")]
     Decode {
         /// The tensor's name.
         name: String,

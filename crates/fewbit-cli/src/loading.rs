@@ -17,7 +17,7 @@ use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
-use crate::output::{TRANSFER, note, progress_bar};
+use crate::output::{TRANSFER, note, progress_bar, with_causes};
 use crate::signals::{self, Tidy};
 
 /// A load that is done by then needs no bar.
@@ -257,7 +257,7 @@ impl Progress for PullProgress {
             }
             Event::Failed { source, error } => {
                 self.bar.set_length(0);
-                self.line(format_args!("source {source} failed: {error}"));
+                self.line(format_args!("source {source} failed: {}", with_causes(error)));
             }
             Event::Done { path } => {
                 self.bar.finish_and_clear();

@@ -251,6 +251,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
     };
     let martian = changed(folder, pre, None);
     fails(martian.clone(), "martian");
+    fails(martian.clone(), "(--pre NAME)");
     // Who knows better can say so.
     let known = run(&["run", martian.to_str().unwrap(), "a", "--raw", "--max-tokens", "1", "--pre", "gpt-2"]);
     assert!(known.status.success(), "{}", stderr(&known));

@@ -36,7 +36,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// The operating system refused to open, map or write the file.
-    #[error("cannot access {}: {source}", path.display())]
+    #[error("cannot access {}", path.display())]
     Io {
         /// The path that was asked for.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum FormatError {
         source: io::Error,
     },
     /// The output given to [`GgufWriter::write_to`](crate::GgufWriter::write_to) failed.
-    #[error("cannot write the GGUF file: {0}")]
+    #[error("cannot write the GGUF file")]
     Write(#[source] io::Error),
 
     // The first bytes.
@@ -186,7 +186,7 @@ pub enum FormatError {
         count: u64,
     },
     /// A file of a split model cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read the part {}", path.display())]
     Part {
         /// The file.
         path: PathBuf,
@@ -329,7 +329,7 @@ pub enum FormatError {
 
     // Safetensors.
     /// The header of a safetensors file is not the JSON that it should be.
-    #[error("the safetensors header is damaged: {0}")]
+    #[error("the safetensors header is damaged: fetch the file again")]
     HeaderJson(#[source] serde_json::Error),
     /// A tensor of a type that the safetensors format does not have.
     #[error(
@@ -381,7 +381,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// `model.safetensors.index.json` is not the JSON that it should be.
-    #[error("the index of the model's files is damaged: {0}; fetch it again")]
+    #[error("the index of the model's files is damaged: fetch it again")]
     IndexJson(#[source] serde_json::Error),
     /// The index names a file that is not a plain name in its own folder.
     #[error("the index names the file {shard:?}, which is not a plain file name: nothing outside its folder is opened")]

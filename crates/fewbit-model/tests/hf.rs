@@ -220,7 +220,9 @@ fn folders_without_their_files() {
         fs::write(to.path().join("config.json"), text).expect("writable");
         let error = HfModel::open(to.path()).expect_err("no object");
         assert!(matches!(error, CheckpointError::Hf(HfError::Json { .. })), "{error:?}");
-        assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.to_string().contains("config.json"), "{error}");
+        let cause = std::error::Error::source(&error).expect("the parser's own error").to_string();
+        assert!(cause.contains(expected), "{cause}");
     }
     fs::write(to.path().join("config.json"), vec![b' '; (16 << 20) + 1]).expect("writable");
     assert!(matches!(HfModel::open(to.path()), Err(CheckpointError::Hf(HfError::TooLarge { .. }))));

@@ -272,7 +272,7 @@ fn damaged_importance_matrices_are_refused() {
     let path = folder.path().join("broken.imatrix.gguf");
     fs::write(&path, b"GGUF").unwrap();
     let error = Importance::open(&path).unwrap_err();
-    assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     assert!(matches!(error, ImportanceError::File { error, .. } if matches!(*error, ImportanceError::Format(_))));
 }
 

@@ -20,15 +20,15 @@ pub enum ServeError {
     },
     /// Others could reach it, and anyone could use it.
     #[error(
-        "{address} can be reached from other machines, and there are no keys: give `--api-key-file FILE` with a key a \
-         line, or listen on 127.0.0.1"
+        "{address} can be reached from other machines, and there are no keys: give some, or \
+         listen on 127.0.0.1"
     )]
     Open {
         /// The address.
         address: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {error}: stop what listens there, or give another port (0 takes a free one)")]
+    #[error("cannot listen on {address}: stop what listens there, or give another port (0 takes a free one)")]
     Bind {
         /// The address.
         address: SocketAddr,

@@ -25,7 +25,7 @@ pub struct Keys {
 #[non_exhaustive]
 pub enum KeysError {
     /// The file cannot be read.
-    #[error("cannot read the keys in {}: {error}", path.display())]
+    #[error("cannot read the keys in {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,

@@ -30,14 +30,14 @@ pub enum TokenizerError {
     /// A byte-level BPE vocabulary does not say how text is split before merging.
     #[error(
         "the file does not name its pre-tokenizer (tokenizer.ggml.pre), and guessing one would \
-         give wrong tokens; if you know the model family, name it with --pre (TokenizerOptions::pre), one of: {}",
+         give wrong tokens; if you know the model family, name it (TokenizerOptions::pre), one of: {}",
         crate::pretokenizer::names().join(", ")
     )]
     MissingPre,
     /// The file names a pre-tokenizer that this crate does not know.
     #[error(
         "unknown pre-tokenizer {pre:?} (tokenizer.ggml.pre); if the model splits text like one \
-         of the known ones, name that one with --pre (TokenizerOptions::pre): {}",
+         of the known ones, name that one (TokenizerOptions::pre): {}",
         crate::pretokenizer::names().join(", ")
     )]
     UnknownPre {
@@ -141,7 +141,7 @@ pub enum TokenizerError {
         folder: std::path::PathBuf,
     },
     /// A file of a tokenizer cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
+    #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: std::path::PathBuf,

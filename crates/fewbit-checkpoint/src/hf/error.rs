@@ -26,7 +26,7 @@ pub enum HfError {
         path: PathBuf,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", name(path))]
+    #[error("cannot read {}", name(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum HfError {
         limit: u64,
     },
     /// A configuration is no JSON, or no JSON object.
-    #[error("{}: {source}", name(path))]
+    #[error("{} is not the JSON that it should be", name(path))]
     Json {
         /// The file.
         path: PathBuf,
