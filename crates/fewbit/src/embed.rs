@@ -1,11 +1,11 @@
-//! Texts as vectors: texts of like meaning have vectors that point the same way.
+//! Texts as vectors: texts with similar meanings have vectors that point in similar directions.
 //!
 //! A text's vector is made of the hidden states after the model's last norm, as llama.cpp does it. Each text is a
-//! request of its own to the engine, with what holds for all of them: texts are computed together with each other
+//! request of its own to the engine, like any other: texts are computed together with each other
 //! and with generations, wait in the same queue, and give the same bits whatever else runs. Known prefixes
 //! are not used, since the cache keeps keys and values but no hidden states; nor are texts remembered as prefixes.
 //!
-//! Of a long list, no more texts are in the engine at a time than keep it busy; the others wait here, where
+//! Of a long list, only as many texts are in the engine at a time as keep it busy. The others wait here, where
 //! they take no place in its queue.
 
 use std::collections::VecDeque;
@@ -21,7 +21,7 @@ use crate::generate::Prompt;
 use crate::model::Model;
 use crate::scheduler::{CancelToken, Event, Pooler, Receiver, Request, Task};
 
-/// Vectors that have not been computed: made by [`Model::embed`].
+/// A request for vectors: made by [`Model::embed`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `run`"]
 pub struct Embed {
@@ -43,7 +43,7 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// How many tokens each text has.
     pub tokens: Vec<usize>,
-    /// What all of them took together.
+    /// The tokens of all of them.
     pub usage: Usage,
     /// From the start to the last vector.
     pub elapsed: Duration,
@@ -75,7 +75,7 @@ impl Model {
         }
     }
 
-    /// How texts become vectors if nothing else is asked for: as the model's file says, else their mean.
+    /// How texts become vectors by default: as the model's file says, else the mean of their tokens.
     pub fn default_pooling(&self) -> Pooling {
         self.config().pooling.unwrap_or(Pooling::Mean)
     }
@@ -109,7 +109,7 @@ impl Embed {
         self
     }
 
-    /// The same, so long after the start.
+    /// The same, this long after the start.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self

@@ -100,7 +100,7 @@ impl Generate {
         self
     }
 
-    /// Takes the prompt as it is: the default.
+    /// Takes the prompt as it is (the default).
     pub fn raw(mut self) -> Self {
         self.templated = false;
         self
@@ -148,8 +148,8 @@ impl Generate {
         Ok(stream.into_completion())
     }
 
-    /// Generates `n` continuations, together. The first has the seed of the settings, each further one the next seed:
-    /// so each can be repeated alone.
+    /// Generates `n` continuations at the same time. The first uses the seed of the settings, each further one the next
+    /// seed, so each can be repeated alone.
     pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
         let first = Sampler::new(&self.options.sampling())?.seed();
         let streams = (0..n as u64).map(|i| {
@@ -167,8 +167,8 @@ impl Generate {
         streams.into_iter().map(finish).collect()
     }
 
-    /// Prepares a generation whose tokens come one with each [`next`](Iterator::next). Errors of the prompt
-    /// and the settings come from here; nothing is computed before the first `next`, and never more than a few
+    /// Prepares a generation that gives one token with each [`next`](Iterator::next). Errors in the prompt
+    /// and the settings are returned here; nothing is computed before the first `next`, and never more than a few
     /// tokens ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, echo, mut options } = self;
@@ -290,7 +290,7 @@ impl Stream {
         self.run.timings()
     }
 
-    /// What the generation gave, as the caller gets it.
+    /// The result, as the caller gets it.
     pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         match &mut self.reader {
             Some(reader) => reader.read(&mut self.run, item),
