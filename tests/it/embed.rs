@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit::format::GgufWriter;
+use fewbit::expert::format::GgufWriter;
 use fewbit::{CancelToken, Error, ErrorKind, FinishReason, Model, Pooling};
 use serde::Deserialize;
 
@@ -134,7 +134,7 @@ fn generations_beside_embeddings_are_as_if_alone() {
 fn texts_and_their_tokens_are_the_same_input() {
     let text = "Once upon a time";
     let tokenizer = stories().tokenizer();
-    let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::tokenizer::SpecialTokens::Plain));
+    let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::expert::tokenizer::SpecialTokens::Plain));
     let list: &[&str] = &[text];
     let of_text = stories().embed(list).run().unwrap();
     assert_eq!(of_text.tokens, [ids.len()]);
@@ -153,7 +153,7 @@ fn the_file_says_how_its_model_pools_and_how_texts_end() {
 
     assert_eq!((model.default_pooling(), stories().default_pooling()), (Pooling::Last, Pooling::Mean));
     let tokenizer = model.tokenizer();
-    let mut ids = tokenizer.with_bos(tokenizer.encode("Once", fewbit::tokenizer::SpecialTokens::Plain));
+    let mut ids = tokenizer.with_bos(tokenizer.encode("Once", fewbit::expert::tokenizer::SpecialTokens::Plain));
     ids.extend(tokenizer.eos());
     let want = stories().embed([ids]).pooling(Pooling::Last).run().unwrap();
     assert_eq!(model.embed(["Once"]).run().unwrap().vectors, want.vectors);

@@ -1,8 +1,8 @@
 //! Likelihoods and perplexity of a model small enough to compute them another way.
 
 use fewbit::ErrorKind;
-use fewbit::engine::{Chunk, LogitsFor};
 use fewbit::evaluate::PerplexityOptions;
+use fewbit::expert::engine::{Chunk, LogitsFor};
 
 use crate::stories;
 

@@ -3,7 +3,7 @@
 
 use std::thread;
 
-use fewbit::format::GgufWriter;
+use fewbit::expert::format::GgufWriter;
 use fewbit::{Completion, ErrorKind, FinishReason, Model, SamplingError};
 
 use crate::{STORIES, TEMPLATE, altered, load, stories, together};

@@ -4,9 +4,9 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::{GgufFile, GgufWriter, Value as GgufValue};
+use fewbit::expert::format::{GgufFile, GgufWriter, Value as GgufValue};
+use fewbit::expert::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::quantize::{FileOptions, Recipe};
-use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::{ErrorKind, Model, Sampling};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -214,7 +214,7 @@ fn a_folder_becomes_a_gguf_file() {
     let (folder, original) = (folder(), GgufFile::open(Path::new(STORIES)).unwrap());
     let quantize = |out: &Path| {
         let (options, tokenizer) = (FileOptions::new(Recipe::F32), TokenizerOptions::default());
-        fewbit::open(folder.path()).unwrap().quantize(out, &options, &tokenizer, &mut |_, _| {})
+        fewbit::expert::open(folder.path()).unwrap().quantize(out, &options, &tokenizer, &mut |_, _| {})
     };
     let out = folder.path().join("out.gguf");
     let error = quantize(&out).unwrap_err();

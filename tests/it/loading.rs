@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::FormatError;
+use fewbit::expert::format::FormatError;
 use fewbit::hub::HubError;
 use fewbit::{Error, ErrorKind, Model};
 
@@ -160,7 +160,7 @@ fn a_model_is_loaded_from_whatever_has_it() {
     assert_eq!(story(&in_memory), expected);
     let error = builder.clone().load_bytes("cut short", &bytes[..bytes.len() / 2]).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::File { path } if path == Path::new("cut short")), "{error:?}");
-    assert!(error.cause::<fewbit::format::FormatError>().is_some(), "{error:?}");
+    assert!(error.cause::<fewbit::expert::format::FormatError>().is_some(), "{error:?}");
     #[cfg(unix)]
     {
         use std::os::unix::ffi::OsStrExt;

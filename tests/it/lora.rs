@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use fewbit::format::GgufWriter;
+use fewbit::expert::format::GgufWriter;
 use fewbit::{ErrorKind, Generate, Lora, LoraError, Model, SessionError, Speculation, TensorType};
 
 use crate::{STORIES, load, stories, together};
 
 /// An adapter of rank 4 for some matrices of the stories model, with random numbers.
 fn adapter(folder: &Path, seed: u64) -> PathBuf {
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut w = GgufWriter::new();
     w.set("general.architecture", "llama");
     w.set("general.type", "adapter");

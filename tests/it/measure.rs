@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use fewbit::bench::{Bench, BenchError, BenchTest, Serving, Target};
-use fewbit::engine::LoadOptions;
 use fewbit::evaluate::{Compare, PerplexityOptions};
+use fewbit::expert::engine::LoadOptions;
 use fewbit::quantize::Recipe;
 use fewbit::random::{RandomWeights, Shape};
 use fewbit::{ErrorKind, Model};

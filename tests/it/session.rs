@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::engine::KvType;
+use fewbit::expert::engine::KvType;
 use fewbit::{Chat, Error, ErrorKind, Message, Model, SessionError};
 
 use crate::{STORIES, load, stories, together};

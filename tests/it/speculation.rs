@@ -1,6 +1,6 @@
 //! Speculation: other times, the same tokens.
 
-use fewbit::format::{GgufFile, GgufWriter};
+use fewbit::expert::format::{GgufFile, GgufWriter};
 use fewbit::{Constraint, ErrorKind, FinishReason, Generate, Model, Speculation};
 use serde_json::json;
 

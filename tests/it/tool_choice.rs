@@ -2,7 +2,7 @@
 //!
 //! The stories model writes whatever it may: what comes out right here, comes out right because nothing else can.
 
-use fewbit::format::{Array, GgufFile, GgufWriter, Value as Metadata};
+use fewbit::expert::format::{Array, GgufFile, GgufWriter, Value as Metadata};
 use fewbit::{
     ChatBuilder, Completion, Constraint, FinishReason, GenerateOptions, Model, ModelBuilder, Tool, ToolChoice,
     ToolError, ToolFallback, ToolStyle,

@@ -221,7 +221,7 @@ fn a_template_without_system_messages_gets_them_with_the_question() {
 
 #[test]
 fn a_saved_conversation_keeps_all_of_its_messages() {
-    use fewbit::tokenizer::CallContent;
+    use fewbit::expert::tokenizer::CallContent;
     let model = model();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tools.session");

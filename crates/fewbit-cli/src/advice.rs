@@ -1,8 +1,8 @@
 //! What to type, where a library's error only says what is wrong: libraries know no flags.
 
+use fewbit::expert::tokenizer::TokenizerError;
 use fewbit::hub::HubError;
 use fewbit::quantize::QuantizeError;
-use fewbit::tokenizer::TokenizerError;
 use fewbit::{Error, ErrorKind};
 
 /// The flag or command that helps with this error, if one does.

@@ -72,7 +72,7 @@ pub(crate) enum KvType {
     Q8_0,
 }
 
-impl From<KvType> for fewbit::engine::KvType {
+impl From<KvType> for fewbit::expert::engine::KvType {
     fn from(ty: KvType) -> Self {
         match ty {
             KvType::F16 => Self::F16,

@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
+use fewbit::expert::tokenizer::TokenizerOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
 use fewbit::sample::{Dry, DynamicTemperature, Mirostat, Xtc};
-use fewbit::tokenizer::TokenizerOptions;
 use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use fewbit::TensorType;
-use fewbit::format::GgufWriter;
+use fewbit::expert::format::GgufWriter;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -169,7 +169,7 @@ fn a_closed_stdout_is_no_failure() {
 
 /// The stories model with other metadata or tensors.
 fn changed(folder: &Path, change: impl FnOnce(&mut GgufWriter<'_>), first_type: Option<TensorType>) -> PathBuf {
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut writer = GgufWriter::with_metadata(file.metadata().clone());
     change(&mut writer);
     for (i, tensor) in file.tensors().iter().enumerate() {
@@ -398,7 +398,7 @@ fn tokenize_takes_text_and_json_lines() {
 fn tokenize_needs_no_weights() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("vocabulary.gguf");
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     GgufWriter::with_metadata(file.metadata().clone()).write_file(&path).unwrap();
     let path = path.to_str().unwrap();
     assert_eq!(stdout(&with_stdin(&["tokenize", path], "Once upon a time")), "403 407 261 378\n");

@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use fewbit::format::GgufFile;
-use fewbit::tokenizer::{
+use fewbit::expert::format::GgufFile;
+use fewbit::expert::tokenizer::{
     ChatTemplate, HfFiles, Message, SpecialTokens, TemplateInput, TokenKind, Tokenizer, Vocabulary, encode_rendered,
 };
 use serde_json::{Value, json};

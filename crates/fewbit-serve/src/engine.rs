@@ -124,7 +124,7 @@ impl Backend for EngineBackend {
         add_special: bool,
         parse: bool,
     ) -> Result<Vec<u32>, BackendError> {
-        use fewbit::tokenizer::SpecialTokens;
+        use fewbit::expert::tokenizer::SpecialTokens;
         let tokenizer = self.model(model)?.tokenizer();
         let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
         let ids = block_in_place(|| tokenizer.encode(text, special));

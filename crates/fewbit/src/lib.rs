@@ -27,8 +27,7 @@
 //! first `next`, then no more than a few tokens ahead of the reader, and dropping it ends it. Text is always valid UTF-8; special
 //! tokens are recognised in what a chat template writes, never in what a user writes.
 //!
-//! The crates below this one are re-exported for those who need a part: [`format`](mod@format) reads
-//! and writes GGUF files, [`tokenizer`] holds vocabularies and templates, [`engine`] the decoder.
+//! The crates below this one are in [`expert`], for those who need a part.
 //!
 //! # What it is doing
 //!
@@ -95,14 +94,10 @@ pub use constraints::{Constraint, ConstraintError};
 pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
 pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
-pub use fewbit_format as format;
-pub use fewbit_model as engine;
 pub use fewbit_model::quantize;
-pub use fewbit_model::{Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, Pooling};
+pub use fewbit_model::{Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig, Pooling};
 pub use fewbit_quant::TensorType;
-pub use fewbit_tokenizer as tokenizer;
-pub use fewbit_tokenizer::{Message, Role};
-pub use file::{ModelFile, open, open_tokenizer};
+pub use fewbit_tokenizer::{Message, Role, SpecialTokens, Tokenizer};
 pub use generate::{Generate, Prompt, Stream};
 pub use inspect::{Inspection, TypeUse};
 pub use model::{Model, ModelBuilder};
@@ -116,6 +111,29 @@ pub use stop::{SoFar, StopMatcher};
 pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
+
+/// The crates below, and what is opened but not loaded: for tools, measurements, and models of one's own. What is here
+/// changes more often than the rest.
+///
+/// ```
+/// # fn main() -> Result<(), fewbit::expert::format::FormatError> {
+/// use fewbit::expert::format::GgufWriter;
+///
+/// let mut file = GgufWriter::new();
+/// file.set("general.name", "nothing");
+/// # Ok(()) }
+/// ```
+pub mod expert {
+    pub use fewbit_format as format;
+    pub use fewbit_model as engine;
+    pub use fewbit_tokenizer as tokenizer;
+
+    pub use crate::file::{ModelFile, open, open_tokenizer};
+}
+
+// Where they were.
+#[doc(hidden)]
+pub use expert::{ModelFile, engine, format, open, open_tokenizer, tokenizer};
 
 /// What can go to other threads, and what can be used from several.
 const _: () = {

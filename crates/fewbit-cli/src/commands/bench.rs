@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use fewbit::bench::{Bench, BenchReport, BenchTest, Figure, Measured, Serving, Spread, Target};
-use fewbit::engine::LoadOptions;
+use fewbit::expert::engine::LoadOptions;
 use fewbit::random::{RandomWeights, Shape};
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only, and of a
 //! model of a hub that is not here it fetches no more.
 
-use fewbit::ModelFile;
-use fewbit::format::{Array, GgufFile, Value as Meta};
+use fewbit::expert::ModelFile;
+use fewbit::expert::format::{Array, GgufFile, Value as Meta};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};

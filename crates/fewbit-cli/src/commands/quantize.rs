@@ -13,7 +13,7 @@ use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
-    let file = fewbit::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
+    let file = fewbit::expert::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
     let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);
     options.plan.pure = args.pure;
     options.plan.keep_output = args.leave_output_tensor;

@@ -4,7 +4,7 @@
 use std::io::BufRead;
 
 use anyhow::Context;
-use fewbit::tokenizer::SpecialTokens;
+use fewbit::expert::tokenizer::SpecialTokens;
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
@@ -13,7 +13,7 @@ use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
     let path = locate(common, &args.model.model)?;
-    let tokenizer = fewbit::open_tokenizer(&path, &tokenizer_options(common))?;
+    let tokenizer = fewbit::expert::open_tokenizer(&path, &tokenizer_options(common))?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {
