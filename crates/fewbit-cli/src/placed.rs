@@ -1,6 +1,6 @@
 //! What of a model lies where, as the program shows it.
 
-use fewbit::engine::{ModelPart, PlacedPart};
+use fewbit::expert::engine::{ModelPart, PlacedPart};
 use serde_json::{Value, json};
 
 use crate::output::{Out, bytes};

@@ -31,9 +31,7 @@ pub enum DeviceName {
 
 /// A name that stands for no device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{name:?} is no device of this version: there are auto, vulkan[:N], metal[:N], and cpu, which always works"
-)]
+#[error("{name:?} is no device of this version: there are auto, vulkan[:N], metal[:N], and cpu, which always works")]
 pub struct DeviceNameError {
     /// The name.
     pub name: String,
@@ -113,7 +111,7 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
 }
 
 /// Where the layers of a model of `n_layers` go: of a GPU the last `gpu_layers`, or all, and what follows them. For those
-/// who load a [`Decoder`](crate::engine::Decoder) themselves; [`ModelBuilder`](crate::ModelBuilder) does it for others.
+/// who load a [`Decoder`](crate::expert::engine::Decoder) themselves; [`ModelBuilder`](crate::ModelBuilder) does it for others.
 ///
 /// # Errors
 /// [`ErrorKind::Device`], [`ErrorKind::GpuLayers`].
@@ -176,8 +174,7 @@ mod gpus {
 mod gpus {
     use super::{Arc, Device, DeviceError, DeviceName, DeviceStatus};
 
-    const WHY: &str =
-        "this build of fewbit has no GPUs: build it with the feature `wgpu`, or take the CPU";
+    const WHY: &str = "this build of fewbit has no GPUs: build it with the feature `wgpu`, or take the CPU";
 
     pub(super) fn of(kind: &str) -> Vec<DeviceStatus> {
         vec![DeviceStatus {

@@ -131,10 +131,6 @@ pub mod expert {
     pub use crate::file::{ModelFile, open, open_tokenizer};
 }
 
-// Where they were.
-#[doc(hidden)]
-pub use expert::{ModelFile, engine, format, open, open_tokenizer, tokenizer};
-
 /// What can go to other threads, and what can be used from several.
 const _: () = {
     const fn moves<T: Send + 'static>() {}
