@@ -300,7 +300,7 @@ fn a_folder_of_safetensors_is_fetched_and_looked_at() {
     let server = HubServer::new(&files);
     let (home, hub) = hub(&server);
     let error = hub.resolve_repo(&name("org/repo:Q4_K_M"), &silent()).unwrap_err();
-    assert!(error.to_string().contains("--quantize Q4_K_M"), "{error}");
+    assert!(error.to_string().contains("quantize it to Q4_K_M"), "{error}");
     let peek = hub.peek("org/repo").unwrap().unwrap();
     let tensors = fewbit::open(local.path()).unwrap().weights().tensors().to_vec();
     assert_eq!(fewbit::open(peek.path()).unwrap().weights().tensors(), tensors);

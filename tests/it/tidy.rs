@@ -262,3 +262,44 @@ fn commands_are_found_in_markdown() {
         "# x\n```sh\n$ a b\n# note\n\nc\n```\ntext\n```rust\nfn f() {}\n```\n  ```console\n  d\n  ```\n```sh\ne\n```\n";
     assert_eq!(commands(text, 2), [vec!["a b".to_owned(), "c".to_owned()], vec!["d".to_owned()]]);
 }
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn alternatives(path: &str) -> Vec<String> {
+    match path.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?))) {
+        Some((start, (list, end))) => list.split(',').map(|part| format!("{start}{part}{end}")).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
+#[test]
+fn files_that_documents_name_exist() {
+    // A path is written from the root, from `crates/`, or from a crate or its sources where the text is about that.
+    let mut bases = vec![root().to_owned(), root().join("crates")];
+    for package in packages() {
+        let sources = package.crate_root().parent().expect("a folder").to_owned();
+        bases.extend([package.folder, sources]);
+    }
+    let is_path = |text: &str| {
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "_./-{},".contains(c));
+        let is_file = [".rs", ".md", ".py", ".toml", "/"].iter().any(|end| text.ends_with(end));
+        text.contains('/') && is_plain && is_file && !text.contains("NAME") && !text.starts_with('/')
+    };
+    let mut findings = Vec::new();
+    let mut n_paths = 0;
+    for document in files("md") {
+        let text = read(&document);
+        let mut bases = bases.clone();
+        bases.extend(document.parent().map(Path::to_owned));
+        let quoted = text.split('`').skip(1).step_by(2).filter(|text| is_path(text)).map(str::to_owned);
+        let linked = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let linked = linked.filter(|link| !link.is_empty() && !link.contains(':')).map(str::to_owned);
+        for path in quoted.chain(linked).flat_map(|path| alternatives(&path)) {
+            n_paths += 1;
+            if !bases.iter().any(|base| base.join(&path).exists()) {
+                findings.push(format!("{}: {path}", document.display()));
+            }
+        }
+    }
+    assert!(n_paths > 100, "only {n_paths} paths found");
+    none("documents name files that are not there", &findings);
+}

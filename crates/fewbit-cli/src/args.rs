@@ -227,7 +227,7 @@ fn template_var(text: &str) -> Result<(String, serde_json::Value), String> {
 /// `ID=BIAS`.
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let (token, bias) = text.split_once('=').ok_or("give ID=BIAS, such as 50=-2.5")?;
-    let token = token.parse().map_err(|_| format!("{token:?} is no token id"))?;
+    let token = token.parse().map_err(|_| format!("{token:?} is not a token id"))?;
     let bias = bias.parse().map_err(|_| format!("{bias:?} is no number"))?;
     Ok((token, bias))
 }
@@ -267,7 +267,7 @@ pub(crate) struct RunArgs {
     /// Tell the model how to behave; with --raw, the text and an empty line before the prompt
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
-    /// Give the log probability of each token, and of the N most probable ones beside it (with --json)
+    /// Give the log probability of each token, and of the N most probable ones next to it (with --json)
     #[arg(long, value_name = "N", requires = "json")]
     pub(crate) logprobs: Option<usize>,
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
@@ -426,7 +426,7 @@ pub(crate) struct BenchArgs {
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
-    /// Measure N requests at once through the engine, beside one alone, instead of the bare model
+    /// Measure N requests at once through the engine, compared with one alone, instead of the bare model
     #[arg(long, value_name = "N", requires = "model", conflicts_with_all = ["shape", "depth", "batch"], value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: Option<u16>,
     /// Measure random weights of this shape instead of a model

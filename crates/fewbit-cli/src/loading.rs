@@ -17,7 +17,7 @@ use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
-use crate::output::{TRANSFER, note, progress_bar};
+use crate::output::{TRANSFER, note, progress_bar, with_causes};
 use crate::signals::{self, Tidy};
 
 /// A load that is done by then needs no bar.
@@ -57,7 +57,7 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
     let bar = progress_bar("loading {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}");
     let (own, start) = (bar.clone(), OnceLock::new());
     let builder = builder.on_progress(move |done, total| {
-        // The download before it is no part of the load.
+        // The download before it is not part of the load.
         if start.get_or_init(Instant::now).elapsed() > A_MOMENT {
             own.set_length(total);
             own.set_position(done);
@@ -129,7 +129,7 @@ pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
 }
 
 /// The text that the bytes of a file or of stdin are. A mark of the encoding at the front (BOM), as Windows' programs
-/// write it, is no part of the text; with that of UTF-16, the bytes are UTF-16.
+/// write it, is not part of the text; with that of UTF-16, the bytes are UTF-16.
 fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     let utf16 = |read: fn([u8; 2]) -> u16| {
         let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
@@ -255,7 +255,7 @@ impl Progress for PullProgress {
             }
             Event::Failed { source, error } => {
                 self.bar.set_length(0);
-                self.line(format_args!("source {source} failed: {error}"));
+                self.line(format_args!("source {source} failed: {}", with_causes(error)));
             }
             Event::Done { path } => {
                 self.bar.finish_and_clear();

@@ -4,6 +4,7 @@
 //! `error: ...` says why and what to do), 2 wrong usage, 128 and the signal's number when a signal ended it.
 #![forbid(unsafe_code)]
 
+mod advice;
 mod args;
 mod commands;
 mod hyphens;

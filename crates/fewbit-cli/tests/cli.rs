@@ -251,6 +251,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
     };
     let martian = changed(folder, pre, None);
     fails(martian.clone(), "martian");
+    fails(martian.clone(), "(--pre NAME)");
     // Who knows better can say so.
     let known = run(&["run", martian.to_str().unwrap(), "a", "--raw", "--max-tokens", "1", "--pre", "gpt-2"]);
     assert!(known.status.success(), "{}", stderr(&known));
@@ -341,7 +342,7 @@ fn adapters_are_applied_with_their_scales() {
     assert!(json(&run(&bench))["decode_tok_s"]["median"].as_f64().unwrap() > 0.0);
 
     assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", "/nonexistent.gguf"]), "/nonexistent.gguf");
-    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is no LoRA adapter");
+    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is not a LoRA adapter");
     let usage = run(&["run", STORIES, "a", "--lora", &format!("{path}=much")]);
     assert_eq!(usage.status.code(), Some(2), "{}", stderr(&usage));
 }

@@ -79,7 +79,7 @@ impl Decoder {
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
         if !kv_type.supports(config.head_dim) {
             return Err(CheckpointError::UnsupportedFeature {
-                feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",
+                feature: "a q8_0 KV cache for heads whose size is not a multiple of 32 (choose f16)",
                 key: "head_dim".to_owned(),
                 value: config.head_dim.to_string(),
             }

@@ -47,7 +47,7 @@ pub enum ModelError {
         n_layers: usize,
     },
     /// A device cannot do what it should. Nothing else was tried in its place.
-    #[error("device {device}: {source}")]
+    #[error("the device {device} failed")]
     Device {
         /// What it is called.
         device: String,
@@ -55,7 +55,7 @@ pub enum ModelError {
         source: DeviceError,
     },
     /// A batch does not fit into the context.
-    #[error("{n_tokens} tokens behind {position} do not fit into the context of {context_length}")]
+    #[error("{n_tokens} tokens after position {position} do not fit into the context of {context_length}")]
     ContextFull {
         /// Tokens in the cache already.
         position: usize,

@@ -15,6 +15,10 @@ pub enum FinishReason {
     ToolCalls,
     /// A stop string came up.
     StopString,
+    /// A stop token came up.
+    StopToken,
+    /// A condition of the caller's was met.
+    StopCondition,
     /// `max_tokens` is reached, or the context or the memory for it is full.
     Length,
     /// Its deadline passed.
@@ -28,7 +32,7 @@ impl FinishReason {
     /// does not have.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::EndOfGeneration | Self::StopString => "stop",
+            Self::EndOfGeneration | Self::StopString | Self::StopToken | Self::StopCondition => "stop",
             Self::ToolCalls => "tool_calls",
             Self::Length => "length",
             Self::Timeout => "timeout",

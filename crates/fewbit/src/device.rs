@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use fewbit_model::{Device, DeviceError, Placement};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// The environment variable that names a device for models that are loaded without one.
 pub const DEVICE_VARIABLE: &str = "FEWBIT_DEVICE";
@@ -108,7 +108,7 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
     };
     name.map_err(|error: DeviceNameError| {
         let why = format!("{DEVICE_VARIABLE}: {error}");
-        Error::Device { device: error.name, error: DeviceError::Unavailable { why } }
+        Error::new(ErrorKind::Device { device: error.name }, DeviceError::Unavailable { why })
     })
 }
 
@@ -116,22 +116,22 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
 /// who load a [`Decoder`](crate::engine::Decoder) themselves; [`ModelBuilder`](crate::ModelBuilder) does it for others.
 ///
 /// # Errors
-/// [`Error::Device`], [`Error::GpuLayers`].
+/// [`ErrorKind::Device`], [`ErrorKind::GpuLayers`].
 pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers: usize) -> Result<Placement, Error> {
     let name = chosen(asked)?;
     let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
     let layers = gpu_layers.unwrap_or(n_layers);
     if layers > n_layers {
-        return Err(Error::GpuLayers { asked: layers, n_layers });
+        return Err(ErrorKind::GpuLayers { asked: layers, n_layers }.into());
     }
     if !is_gpu && layers > 0 && gpu_layers.is_some() {
         let why = "it is no GPU, so that no layers can be on one: name one that `fewbit devices` shows".to_owned();
-        return Err(Error::Device { device: name.to_string(), error: DeviceError::Unavailable { why } });
+        return Err(Error::new(ErrorKind::Device { device: name.to_string() }, DeviceError::Unavailable { why }));
     }
     if !is_gpu || layers == 0 {
         return Ok(Placement::new());
     }
-    let device = gpus::open(name).map_err(|error| Error::Device { device: name.to_string(), error })?;
+    let device = gpus::open(name).map_err(|error| Error::new(ErrorKind::Device { device: name.to_string() }, error))?;
     tracing::info!(device = device.name(), layers, n_layers, "placing layers on a GPU");
     Ok(Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device))
 }
@@ -214,12 +214,13 @@ mod tests {
             format!("{:?}", Placement::new())
         );
         assert!(placement(Some(DeviceName::Cpu), Some(0), 5).is_ok());
-        assert!(matches!(placement(Some(DeviceName::Cpu), Some(2), 5), Err(Error::Device { .. })));
+        let error = placement(Some(DeviceName::Cpu), Some(2), 5).expect_err("it is no GPU");
+        assert!(matches!(error.kind(), ErrorKind::Device { .. }));
         let error = placement(Some(DeviceName::Vulkan(None)), Some(6), 5).expect_err("there are 5");
-        assert!(matches!(error, Error::GpuLayers { asked: 6, n_layers: 5 }));
+        assert!(matches!(error.kind(), ErrorKind::GpuLayers { asked: 6, n_layers: 5 }));
         // Of a GPU that takes no layer, nothing is opened.
         assert!(placement(Some(DeviceName::Vulkan(Some(usize::MAX))), Some(0), 5).is_ok());
         let error = placement(Some(DeviceName::Vulkan(Some(usize::MAX))), None, 5).expect_err("there are fewer");
-        assert!(matches!(error, Error::Device { error: DeviceError::Unavailable { .. }, .. }), "{error:?}");
+        assert!(matches!(error.cause(), Some(DeviceError::Unavailable { .. })), "{error:?}");
     }
 }

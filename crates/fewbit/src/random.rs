@@ -284,7 +284,7 @@ fn scales(ty: TensorType) -> Option<&'static [(usize, u16)]> {
         T::IQ1_M => &[(48, 0x06db), (50, 0x06db), (52, 0x86db), (54, 0x16db)],
         T::TQ1_0 => &[(52, 0x2400)],
         T::TQ2_0 => &[(64, 0x2400)],
-        // The exponent of 2^-8 in one byte, and two codes behind it.
+        // The exponent of 2^-8 in one byte, and two codes after it.
         T::MXFP4 => &[(0, 0xa578)],
         _ => return None,
     })

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
 use crate::loading::{PullProgress, builder};
-use crate::output::{Out, bytes, print_json};
+use crate::output::{Out, bytes, print_json, with_causes};
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 6;
@@ -45,7 +45,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             .collect();
         let memory = match memory {
             None => Value::Null,
-            Some(Err(error)) => json!({ "error": error.to_string() }),
+            Some(Err(error)) => json!({ "error": with_causes(&error) }),
             Some(Ok((ctx, e))) => json!({
                 "ctx": ctx,
                 "weight_bytes": e.weight_bytes,
@@ -131,7 +131,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             bytes(e.lora_bytes),
             bytes(e.scratch_bytes),
         ))?,
-        Some(Err(error)) => out.line(format_args!("cannot be run: {error}"))?,
+        Some(Err(error)) => out.line(format_args!("cannot be run: {}", with_causes(&error)))?,
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::anyhow;
-use fewbit::quantize::{FileOptions, Importance, QuantizeError};
+use fewbit::quantize::{FileOptions, Importance};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
@@ -36,10 +35,7 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let report = report.map_err(|error| match error {
-        fewbit::Error::Quantize(error @ QuantizeError::Requantize { .. }) => anyhow!("{error} (--allow-requantize)"),
-        other => other.into(),
-    })?;
+    let report = report?;
 
     let mut types: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for tensor in &report.tensors {

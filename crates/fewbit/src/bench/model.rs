@@ -58,7 +58,7 @@ impl<'m> Target<'m> {
     pub fn random(weights: &RandomWeights, options: &LoadOptions) -> Result<Self, BenchError> {
         let folder = tempfile::tempdir().map_err(|error| {
             let path = std::env::temp_dir();
-            Error::Open(fewbit_format::FormatError::Io { path, source: error })
+            Error::file(&path, error)
         })?;
         let path = folder.path().join("random.gguf");
         weights.write(&path)?;
