@@ -47,7 +47,7 @@ pub enum ModelError {
         n_layers: usize,
     },
     /// A device cannot do what it should. Nothing else was tried in its place.
-    #[error("device {device}: {source}")]
+    #[error("the device {device} failed")]
     Device {
         /// What it is called.
         device: String,

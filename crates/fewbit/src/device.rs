@@ -106,7 +106,7 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
     };
     name.map_err(|error: DeviceNameError| {
         let why = format!("{DEVICE_VARIABLE}: {error}");
-        Error::device(error.name, DeviceError::Unavailable { why })
+        Error::new(ErrorKind::Device { device: error.name }, DeviceError::Unavailable { why })
     })
 }
 
@@ -124,12 +124,12 @@ pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers:
     }
     if !is_gpu && layers > 0 && gpu_layers.is_some() {
         let why = "it is no GPU, so that no layers can be on one: name one that `fewbit devices` shows".to_owned();
-        return Err(Error::device(name.to_string(), DeviceError::Unavailable { why }));
+        return Err(Error::new(ErrorKind::Device { device: name.to_string() }, DeviceError::Unavailable { why }));
     }
     if !is_gpu || layers == 0 {
         return Ok(Placement::new());
     }
-    let device = gpus::open(name).map_err(|error| Error::device(name.to_string(), error))?;
+    let device = gpus::open(name).map_err(|error| Error::new(ErrorKind::Device { device: name.to_string() }, error))?;
     tracing::info!(device = device.name(), layers, n_layers, "placing layers on a GPU");
     Ok(Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device))
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fewbit_model::quantize::QuantizeError;
-use fewbit_model::{DeviceError, LoraError, MemoryEstimate, ModelError};
+use fewbit_model::{LoraError, MemoryEstimate, ModelError};
 use fewbit_tokenizer::TemplateError;
 
 use crate::hub::HubError;
@@ -88,8 +88,9 @@ pub enum ErrorKind {
     #[error("cannot save or restore the conversation")]
     Session,
 
-    /// The device that was asked for cannot be used. Nothing else was tried in its place. The source is a [`DeviceError`].
-    #[error("device {device}")]
+    /// The device that was asked for cannot be used. Nothing else was tried in its place. The source is a
+    /// [`DeviceError`](fewbit_model::DeviceError).
+    #[error("cannot compute on the device {device}")]
     Device {
         /// What it was called.
         device: String,
@@ -368,11 +369,11 @@ impl Error {
             | ErrorKind::Empty { .. }
             | ErrorKind::TooShort { .. }
             | ErrorKind::ContextTooLong { .. }
-            | ErrorKind::TokenOutOfRange { .. }
-            | ErrorKind::GpuLayers { .. } => ErrorClass::Request,
+            | ErrorKind::GpuLayers { .. }
+            | ErrorKind::TokenOutOfRange { .. } => ErrorClass::Request,
             ErrorKind::TooLong { .. } | ErrorKind::KvMemory { .. } => ErrorClass::TooLarge,
             ErrorKind::Incomplete { .. } | ErrorKind::Json { .. } | ErrorKind::NotEmbedded { .. } => ErrorClass::Answer,
-            ErrorKind::DoesNotFit { .. } | ErrorKind::System { .. } | ErrorKind::Device { .. } => ErrorClass::Machine,
+            ErrorKind::DoesNotFit { .. } | ErrorKind::Device { .. } | ErrorKind::System { .. } => ErrorClass::Machine,
             ErrorKind::Model | ErrorKind::Panicked { .. } | ErrorKind::InsideEngine | ErrorKind::EngineStopped => {
                 ErrorClass::Internal
             }
@@ -403,11 +404,6 @@ impl Error {
     /// This file cannot be used, because.
     pub(crate) fn file(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(ErrorKind::File { path: path.to_owned() }, source)
-    }
-
-    /// The device of this name cannot be used, because.
-    pub(crate) fn device(device: impl Into<String>, source: DeviceError) -> Self {
-        Self::new(ErrorKind::Device { device: device.into() }, source)
     }
 
     /// What the operating system did not let us do.
@@ -517,7 +513,7 @@ mod tests {
             ErrorKind::Session,
             ErrorKind::Model,
             ErrorKind::Device { device: text.clone() },
-            ErrorKind::GpuLayers { asked: 6, n_layers: 5 },
+            ErrorKind::GpuLayers { asked: 9, n_layers: 8 },
             ErrorKind::NoChatTemplate,
             ErrorKind::Template,
             ErrorKind::TemplateVariable { name: text.clone() },
