@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use fewbit::tokenizer::SpecialTokens;
+use fewbit::expert::tokenizer::SpecialTokens;
 use fewbit::{Model, Speculation};
 
 /// A text whose tokens are prompts.

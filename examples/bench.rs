@@ -3,7 +3,7 @@
 //! Measures random weights, which need no download, and says how many tokens a second each of several users would get.
 
 use fewbit::bench::{Bench, BenchTest, Target};
-use fewbit::engine::LoadOptions;
+use fewbit::expert::engine::LoadOptions;
 use fewbit::random::{RandomWeights, Shape};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

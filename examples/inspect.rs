@@ -3,7 +3,7 @@
 //! Looks at a model by its headers: of one of the Hugging Face Hub that is not here, only those are fetched.
 
 use fewbit::Model;
-use fewbit::engine::available_bytes;
+use fewbit::expert::engine::available_bytes;
 use fewbit::quantize::Recipe;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

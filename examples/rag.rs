@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut passages = Vec::new();
     for entry in fs::read_dir(folder)? {
-        // What is no text file is left out.
+        // Files that are not text are left out.
         let Ok(text) = fs::read_to_string(entry?.path()) else { continue };
         passages.extend(text.split("\n\n").filter(|part| (80..1000).contains(&part.len())).map(str::to_owned));
     }

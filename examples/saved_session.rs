@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use fewbit::{Chat, Error, Model};
+use fewbit::{Chat, Error, ErrorKind, Model};
 
 const QUESTIONS: [&str; 3] = ["My name is Ada. Who are you?", "What is my name?", "Tell me a short story about me."];
 
@@ -13,7 +13,9 @@ fn begin(model: &Model, path: &Path) -> Result<Chat, Error> {
     let settings = || model.chat().temperature(0.0).max_tokens(60);
     if path.exists() {
         match settings().restore(path) {
-            Err(Error::Session(error)) => println!("a new conversation, because {error}"),
+            Err(error) if matches!(error.kind(), ErrorKind::Session) => {
+                println!("a new conversation, because {error:#}");
+            }
             other => return other,
         }
     }

@@ -80,3 +80,32 @@ fn asynchronous_embeddings_are_the_same() {
     let want = stories().embed(&texts).run().unwrap();
     assert_eq!(block_on(stories().embed(&texts).run_async()).unwrap().vectors, want.vectors);
 }
+
+#[test]
+fn loading_can_be_awaited() {
+    let builder = fewbit::Model::builder().threads(1);
+    let model = block_on(builder.clone().load_async(crate::STORIES)).unwrap();
+    let out = block_on(model.generate("Once").temperature(0.0).max_tokens(5).run_async()).unwrap();
+    let expected = stories().generate("Once").temperature(0.0).max_tokens(5).run().unwrap();
+    assert_eq!(out.tokens, expected.tokens);
+    let error = block_on(builder.load_async("no/such/model.gguf")).unwrap_err();
+    assert!(matches!(error.kind(), fewbit::ErrorKind::NotFound { .. }), "{error:?}");
+    // Nobody waits for it, and nobody is disturbed.
+    drop(fewbit::Model::load_async(crate::STORIES));
+}
+
+#[test]
+fn a_task_can_own_its_conversation() {
+    let chat = Arc::new(tokio::sync::Mutex::new(stories().chat().temperature(0.0).max_tokens(10).start().unwrap()));
+    let answer = |chat: Arc<tokio::sync::Mutex<fewbit::Chat>>| async move {
+        let mut stream = fewbit::Ask::new(chat.lock_owned().await, "Who?").stream_async().unwrap();
+        let mut text = String::new();
+        while let Some(piece) = next(&mut stream).await {
+            text += &piece.unwrap().text;
+        }
+        text
+    };
+    let task: Pin<Box<dyn Future<Output = String> + Send + 'static>> = Box::pin(answer(Arc::clone(&chat)));
+    let text = thread::spawn(move || block_on(task)).join().unwrap();
+    assert_eq!(chat.try_lock().unwrap().messages().last(), Some(&fewbit::Message::assistant(text)));
+}

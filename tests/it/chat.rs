@@ -1,6 +1,6 @@
 //! Conversations: what is kept between turns, and what a turn that did not end leaves.
 
-use fewbit::{Chat, Error, FinishReason, Message};
+use fewbit::{Ask, Chat, ErrorKind, FinishReason, Message};
 
 use crate::{load, stories};
 
@@ -80,7 +80,7 @@ fn a_turn_that_does_not_fit_is_refused_and_the_conversation_goes_on() {
     let first = chat.send("Who?").unwrap();
     let before = chat.messages().to_vec();
     let error = chat.send("Once upon a time. ".repeat(40)).unwrap_err();
-    assert!(matches!(error, Error::PromptTooLong { context_tokens: 128, .. }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::TooLong { context_tokens: 128, .. }), "{error:?}");
     assert_eq!(chat.messages(), before);
     let second = chat.send("And then?").unwrap();
     assert!(second.usage.cached >= first.usage.prompt);
@@ -104,4 +104,116 @@ fn conversations_do_not_mix() {
         assert_ne!(other.into_completion().text, alone[0]);
     }
     assert_eq!(a.send("A dog.").unwrap().text, alone[1]);
+}
+
+#[test]
+fn an_edit_computes_only_what_comes_after_it() {
+    let mut chat = start();
+    let first = chat.send("Who?").unwrap();
+    chat.send("And then?").unwrap();
+    let edited = chat.edit(3, "A dog.").unwrap().run().unwrap();
+    assert!(edited.usage.cached >= first.usage.prompt, "{:?} after {:?}", edited.usage, first.usage);
+    assert_eq!(edited.timings.prefill_tokens + edited.usage.cached, edited.usage.prompt);
+    assert_eq!(chat.messages().len(), 5);
+    assert_eq!(chat.messages()[3], Message::user("A dog."));
+
+    // As if it had been asked so from the beginning.
+    let mut fresh = start();
+    fresh.send("Who?").unwrap();
+    assert_eq!(fresh.send("A dog.").unwrap().tokens, edited.tokens);
+
+    // By hand: what the model said is not what is in its cache any more.
+    chat.messages_mut()[2].content = "A cat.".to_owned();
+    let changed = chat.send("Go on.").unwrap();
+    assert!(changed.usage.cached > 0 && changed.usage.cached < edited.usage.prompt, "{:?}", changed.usage);
+    let past = chat.messages()[..5].to_vec();
+    chat.truncate(5);
+    assert_eq!(chat.messages(), past);
+    let repeated = chat.send("Go on.").unwrap();
+    assert_eq!(repeated.usage.cached, repeated.usage.prompt - 1);
+    assert_eq!(repeated.tokens, changed.tokens);
+    let error = chat.edit(7, "Where?").unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::NoSuchMessage { index: 7, n_messages: 7 }), "{error:?}");
+}
+
+#[test]
+fn an_answer_is_generated_again_in_its_place() {
+    let start = || stories().chat().temperature(1.0).seed(5).max_tokens(12).start().unwrap();
+    let three = |chat: &mut Chat| {
+        let first = chat.send("Who?").unwrap();
+        [first, chat.regenerate().run().unwrap(), chat.regenerate().run().unwrap()]
+    };
+    let mut chat = start();
+    let answers = three(&mut chat);
+    assert_eq!(chat.messages(), [Message::user("Who?"), Message::assistant(&answers[2].text)]);
+    for (i, answer) in answers.iter().enumerate() {
+        assert_eq!(answer.prompt_tokens, answers[0].prompt_tokens);
+        assert!(i == 0 || answer.usage.cached == answer.usage.prompt - 1, "{:?}", answer.usage);
+        assert!(answers[..i].iter().all(|other| other.tokens != answer.tokens && other.seed != answer.seed));
+    }
+    assert_eq!(three(&mut start()).map(|answer| answer.tokens), answers.map(|answer| answer.tokens), "it repeats");
+
+    // What leaves nothing takes nothing away.
+    let before = chat.messages().to_vec();
+    drop(chat.regenerate().stream().unwrap());
+    assert_eq!(chat.messages(), before);
+    drop(chat.edit(0, "Where?").unwrap().stream().unwrap());
+    assert_eq!(chat.messages(), before);
+    chat.regenerate().stop_when(|_| panic!("on purpose")).run().unwrap_err();
+    assert_eq!(chat.messages(), before);
+    chat.edit(0, "Once upon a time. ".repeat(400)).unwrap().run().unwrap_err();
+    assert_eq!(chat.messages(), before);
+
+    // Without an answer there is one.
+    chat.truncate(1);
+    assert_eq!(chat.regenerate().run().unwrap().tokens, start().send("Who?").unwrap().tokens);
+}
+
+#[test]
+fn a_fork_shares_what_is_known_and_goes_its_own_way() {
+    let mut chat = start();
+    let first = chat.send("Who?").unwrap();
+    let mut fork = chat.fork();
+    assert_eq!((fork.messages(), fork.cached_tokens()), (chat.messages(), chat.cached_tokens()));
+    let (dog, cat) = (fork.send("A dog.").unwrap(), chat.send("A cat.").unwrap());
+    for answer in [&dog, &cat] {
+        assert!(answer.usage.cached >= first.usage.prompt, "{:?} after {:?}", answer.usage, first.usage);
+    }
+    assert_ne!(fork.messages(), chat.messages());
+    // Neither has changed what the other one knows.
+    let alone = |question| {
+        let mut chat = start();
+        chat.send("Who?").unwrap();
+        chat.send(question).unwrap().tokens
+    };
+    assert_eq!((dog.tokens, cat.tokens), (alone("A dog."), alone("A cat.")));
+    drop(chat);
+    assert!(fork.send("And then?").unwrap().usage.cached >= dog.usage.prompt);
+}
+
+#[test]
+fn a_turn_can_own_its_conversation() {
+    fn is_static<T: Send + 'static>(value: T) -> T {
+        value
+    }
+    let mut stream = is_static(Ask::new(Box::new(start()), "Who?").stream().unwrap());
+    let thread = std::thread::spawn(move || {
+        let first = stream.next().unwrap().unwrap();
+        (first.token_ids, stream)
+    });
+    let (tokens, mut stream) = thread.join().unwrap();
+    stream.by_ref().for_each(|piece| drop(piece.unwrap()));
+    let (answer, mut chat) = stream.into_parts();
+    assert_eq!(answer.tokens[..tokens.len()], tokens);
+    assert_eq!(chat.messages().last(), Some(&Message::assistant(answer.text)));
+    assert!(chat.send("And then?").unwrap().usage.cached >= answer.usage.prompt);
+
+    // Through a lock: the conversation has the answer once the stream is gone.
+    let shared = std::sync::Mutex::new(start());
+    let stream = Ask::new(shared.lock().unwrap(), "Who?").max_tokens(3).stream().unwrap();
+    assert!(shared.try_lock().is_err());
+    assert_eq!(stream.take(2).count(), 2);
+    assert_eq!(shared.try_lock().unwrap().messages().len(), 3);
+    let reply = Ask::regenerate(shared.lock().unwrap()).run().unwrap();
+    assert_eq!(reply.tokens, answer.tokens);
 }

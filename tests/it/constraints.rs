@@ -1,6 +1,6 @@
 //! Constraints: every output is what it was constrained to be, and what cannot be is an error before anything runs.
 
-use fewbit::{Completion, Constraint, ConstraintError, Error, FinishReason, Generate};
+use fewbit::{Completion, Constraint, ConstraintError, ErrorKind, FinishReason, Generate};
 use serde_json::{Value, json};
 
 use crate::schemas::{self, Closing};
@@ -27,7 +27,7 @@ fn run(constraint: Constraint, seed: u64) -> Completion {
 /// Why a constraint is refused.
 fn refusal(constraint: Constraint) -> ConstraintError {
     match generate(constraint, 0).stream() {
-        Err(Error::Constraint(error)) => error,
+        Err(error) => *error.into_source().unwrap().downcast().unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -60,7 +60,7 @@ fn random_outputs_of_five_hundred_schemas_validate() {
         let out = run(if compact { constraint.compact() } else { constraint }, i as u64);
         if out.finish_reason == FinishReason::Length {
             cut += 1;
-            assert!(matches!(out.json::<Value>(), Err(Error::Incomplete { .. })));
+            assert!(matches!(out.json::<Value>().map_err(fewbit::Error::into_kind), Err(ErrorKind::Incomplete { .. })));
             continue;
         }
         assert_eq!(out.finish_reason, FinishReason::EndOfGeneration);
@@ -353,7 +353,7 @@ fn a_cut_text_is_reported_and_a_complete_one_is_read() {
         println!("{shapes:?}");
     }
     let error = begin(1).max_tokens(3).json::<Shape>().unwrap_err();
-    assert!(matches!(error, Error::Incomplete { reason: FinishReason::Length, .. }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::Incomplete { reason: FinishReason::Length, .. }), "{error:?}");
     let mut chat = stories().chat().temperature(1.0).seed(5).start().unwrap();
     let shape: Shape = chat.ask("Draw.").custom_sampler(|| Closing::new(stories(), 40)).max_tokens(300).json().unwrap();
     let answer = &chat.messages().last().unwrap().content;

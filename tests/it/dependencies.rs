@@ -59,3 +59,36 @@ fn fetching_needs_no_cmake_and_no_runtime() {
         assert!(!packages.contains(unwanted), "{unwanted} in {packages:?}");
     }
 }
+
+/// The versions of Rust that packages ask for are what the workspace asks for: no less, or it would not build; no more,
+/// unless the code here needs it.
+#[test]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn the_version_of_rust_is_what_the_dependencies_need() {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(env!("CARGO_MANIFEST_DIR")).args([
+        "metadata",
+        "--offline",
+        "--locked",
+        "--format-version",
+        "1",
+    ]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let version = |package: &serde_json::Value| -> Option<Vec<u32>> {
+        package["rust_version"].as_str()?.split('.').take(2).map(|part| part.parse().ok()).collect()
+    };
+    let of_library = packages(&["--features", "async,constraints,hub"]);
+    let listed = metadata["packages"].as_array().unwrap();
+    let ours = listed.iter().find(|package| package["name"] == "fewbit").and_then(version).unwrap();
+    let others = listed.iter().filter(|package| !package["source"].is_null());
+    let of_library =
+        |package: &&serde_json::Value| package["name"].as_str().is_some_and(|name| of_library.contains(name));
+    let (needed, by) = others
+        .filter(of_library)
+        .filter_map(|package| Some((version(package)?, package["name"].as_str()?)))
+        .max()
+        .unwrap();
+    assert_eq!(ours, needed, "rust-version of Cargo.toml; {by} needs {needed:?}");
+}

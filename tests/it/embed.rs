@@ -3,8 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit::format::GgufWriter;
-use fewbit::{CancelToken, Error, FinishReason, Model, Pooling};
+use fewbit::expert::format::GgufWriter;
+use fewbit::{CancelToken, Error, ErrorKind, FinishReason, Model, Pooling};
 use serde::Deserialize;
 
 use crate::{altered, load, smollm2, stories};
@@ -134,7 +134,7 @@ fn generations_beside_embeddings_are_as_if_alone() {
 fn texts_and_their_tokens_are_the_same_input() {
     let text = "Once upon a time";
     let tokenizer = stories().tokenizer();
-    let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::tokenizer::SpecialTokens::Plain));
+    let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::expert::tokenizer::SpecialTokens::Plain));
     let list: &[&str] = &[text];
     let of_text = stories().embed(list).run().unwrap();
     assert_eq!(of_text.tokens, [ids.len()]);
@@ -153,7 +153,7 @@ fn the_file_says_how_its_model_pools_and_how_texts_end() {
 
     assert_eq!((model.default_pooling(), stories().default_pooling()), (Pooling::Last, Pooling::Mean));
     let tokenizer = model.tokenizer();
-    let mut ids = tokenizer.with_bos(tokenizer.encode("Once", fewbit::tokenizer::SpecialTokens::Plain));
+    let mut ids = tokenizer.with_bos(tokenizer.encode("Once", fewbit::expert::tokenizer::SpecialTokens::Plain));
     ids.extend(tokenizer.eos());
     let want = stories().embed([ids]).pooling(Pooling::Last).run().unwrap();
     assert_eq!(model.embed(["Once"]).run().unwrap().vectors, want.vectors);
@@ -163,35 +163,53 @@ fn the_file_says_how_its_model_pools_and_how_texts_end() {
 fn what_cannot_be_embedded_is_said_before_anything_is_computed() {
     let model = load(|b| b.context_length(16));
     let steps = model.metrics().steps;
-    assert!(matches!(model.embed(["a", ""]).run(), Err(Error::EmptyText { index: 1 })));
-    assert!(matches!(model.embed([Vec::<u32>::new()]).run(), Err(Error::EmptyText { index: 0 })));
+    assert!(matches!(
+        model.embed(["a", ""]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: Some(1) })
+    ));
+    assert!(matches!(
+        model.embed([Vec::<u32>::new()]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: Some(0) })
+    ));
     let long = "They were happy. ".repeat(10);
     let error = model.embed(["a", "b", &long]).run().unwrap_err();
-    assert!(matches!(error, Error::TextTooLong { index: 2, context_tokens: 16, tokens } if tokens > 16), "{error}");
-    assert!(matches!(model.embed([vec![1, 512]]).run(), Err(Error::TokenOutOfRange { token: 512, n_vocab: 512 })));
+    assert!(
+        matches!(error.kind(), ErrorKind::TooLong { index: Some(2), context_tokens: 16, tokens } if *tokens > 16),
+        "{error}"
+    );
+    assert!(matches!(
+        model.embed([vec![1, 512]]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 })
+    ));
     assert_eq!(model.metrics().steps, steps);
     // A text may fill the context: nothing is generated behind it.
     assert_eq!(model.embed([vec![5; 16]]).run().unwrap().tokens, [16]);
 
     let page = model.metrics().kv_page_bytes;
     let tight = load(|b| b.kv_memory(page));
-    assert!(matches!(tight.embed([vec![5; 300]]).run(), Err(Error::KvMemory { n_tokens: 300, .. })));
+    assert!(matches!(
+        tight.embed([vec![5; 300]]).run().map_err(Error::into_kind),
+        Err(ErrorKind::KvMemory { n_tokens: 300, .. })
+    ));
     assert!(tight.embed([vec![5; 256]]).run().is_ok());
     let full = load(|b| b.max_waiting(0));
-    assert!(matches!(full.embed(["a"]).run(), Err(Error::QueueFull { limit: 0 })));
+    assert!(matches!(
+        full.embed(["a"]).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::QueueFull { limit: 0 })
+    ));
 }
 
 #[test]
 fn deadlines_and_cancellation_end_it() {
     let model = load(|b| b.max_running(1));
-    let late = model.embed(["a", "b"]).deadline(Instant::now()).run();
-    assert!(matches!(late, Err(Error::NotEmbedded { index: 0, reason: FinishReason::Timeout })), "{late:?}");
-    let late = model.embed(["a"]).timeout(Duration::ZERO).run();
-    assert!(matches!(late, Err(Error::NotEmbedded { reason: FinishReason::Timeout, .. })), "{late:?}");
+    let late = model.embed(["a", "b"]).deadline(Instant::now()).run().map_err(Error::into_kind);
+    assert!(matches!(late, Err(ErrorKind::NotEmbedded { index: 0, reason: FinishReason::Timeout })), "{late:?}");
+    let late = model.embed(["a"]).timeout(Duration::ZERO).run().map_err(Error::into_kind);
+    assert!(matches!(late, Err(ErrorKind::NotEmbedded { reason: FinishReason::Timeout, .. })), "{late:?}");
     let stop = CancelToken::new();
     stop.cancel();
-    let stopped = model.embed(["a"]).cancel_token(&stop).run();
-    assert!(matches!(stopped, Err(Error::NotEmbedded { reason: FinishReason::Cancelled, .. })), "{stopped:?}");
+    let stopped = model.embed(["a"]).cancel_token(&stop).run().map_err(Error::into_kind);
+    assert!(matches!(stopped, Err(ErrorKind::NotEmbedded { reason: FinishReason::Cancelled, .. })), "{stopped:?}");
     // And leaves the model as it was.
     assert_eq!(model.embed(["a"]).run().unwrap().vectors.len(), 1);
     assert_eq!(model.clear_prefixes().unwrap(), 0);

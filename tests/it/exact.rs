@@ -5,9 +5,9 @@
 //! and at every position of what it then writes by itself. The text is longer than 512 tokens, so that chunks
 //! of 512 and the block boundaries of attention are crossed.
 
-use fewbit::engine::{Chunk, Decoder, Isa, LoadOptions, LogitsFor};
-use fewbit::format::GgufFile;
-use fewbit::tokenizer::{SpecialTokens, Tokenizer};
+use fewbit::expert::engine::{Chunk, Decoder, Isa, LoadOptions, LogitsFor};
+use fewbit::expert::format::GgufFile;
+use fewbit::expert::tokenizer::{SpecialTokens, Tokenizer};
 
 use crate::smollm2;
 

@@ -3,8 +3,8 @@
 
 use std::thread;
 
-use fewbit::format::GgufWriter;
-use fewbit::{Completion, Error, FinishReason, Model, SamplingError};
+use fewbit::expert::format::GgufWriter;
+use fewbit::{Completion, ErrorKind, FinishReason, Model, SamplingError};
 
 use crate::{STORIES, TEMPLATE, altered, load, stories, together};
 
@@ -130,7 +130,7 @@ fn limits_of_tokens_and_context_are_kept() {
     assert_eq!(out.finish_reason, FinishReason::Length);
     let error = small.generate(GREEDY).run().unwrap_err();
     assert!(
-        matches!(error, Error::PromptTooLong { prompt_tokens, context_tokens: 32 } if prompt_tokens > 32),
+        matches!(error.kind(), ErrorKind::TooLong { index: None, tokens, context_tokens: 32 } if *tokens > 32),
         "{error:?}"
     );
 }
@@ -144,7 +144,7 @@ fn the_whole_context_can_be_filled() {
     let full: Vec<u32> = [out.prompt_tokens, out.tokens].concat();
     let last = stories().generate(&full[..n - 1]).temperature(0.0).ignore_eos(true).run().unwrap();
     assert_eq!(last.tokens, full[n - 1..]);
-    assert!(matches!(stories().generate(full).run(), Err(Error::PromptTooLong { .. })));
+    assert!(matches!(stories().generate(full).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::TooLong { .. })));
 }
 
 #[test]
@@ -178,27 +178,36 @@ fn special_tokens_in_a_prompt_are_plain_text() {
 
 #[test]
 fn prompts_that_cannot_be_are_errors() {
-    assert!(matches!(stories().generate(Vec::new()).run(), Err(Error::EmptyPrompt)));
+    assert!(matches!(
+        stories().generate(Vec::new()).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Empty { index: None })
+    ));
     // An empty text still begins with the token that begins a text.
     assert_eq!(stories().generate("").max_tokens(3).run().unwrap().usage.prompt, 1);
     let error = stories().generate(vec![1, 512]).run().unwrap_err();
-    assert!(matches!(error, Error::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
     let error = stories().generate(PROMPT).temperature(f32::NAN).run().unwrap_err();
-    assert!(matches!(error, Error::Sampling(SamplingError::Temperature(_))), "{error:?}");
+    assert!(matches!(error.cause(), Some(SamplingError::Temperature(_))), "{error:?}");
     let plain = Model::builder().threads(1).load(STORIES).unwrap();
-    assert!(matches!(plain.generate(PROMPT).templated().run(), Err(Error::NoChatTemplate)));
-    assert!(matches!(plain.chat().start(), Err(Error::NoChatTemplate)));
+    assert!(matches!(
+        plain.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NoChatTemplate)
+    ));
+    assert!(matches!(plain.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::NoChatTemplate)));
 }
 
 #[test]
 fn a_template_that_does_not_compile_fails_those_who_use_it() {
     let model = load(|b| b.chat_template("{% if"));
-    assert!(matches!(model.generate(PROMPT).templated().run(), Err(Error::Template(_))));
-    assert!(matches!(model.chat().start(), Err(Error::Template(_))));
+    assert!(matches!(
+        model.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Template)
+    ));
+    assert!(matches!(model.chat().start().map_err(fewbit::Error::into_kind), Err(ErrorKind::Template)));
     assert_eq!(greedy(&model, 5).tokens.len(), 5);
     let model = load(|b| b.chat_template(format!("{{{{ raise_exception('no') }}}}{TEMPLATE}")));
     let error = model.generate(PROMPT).templated().run().unwrap_err();
-    assert!(matches!(error, Error::Template(_)), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::Template), "{error:?}");
 }
 
 #[test]
@@ -226,4 +235,72 @@ fn text_is_whole_characters_whatever_the_tokens() {
     let prompt = stories().generate(PROMPT).max_tokens(0).stream().unwrap().prompt_tokens().to_vec();
     let whole = stories().tokenizer().decode(&[prompt, tokens].concat());
     assert_eq!(whole, format!("{PROMPT}{text}"));
+}
+
+#[test]
+fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
+    let whole = greedy(stories(), 40);
+    let token = whole.tokens[10];
+    let at = whole.tokens.iter().position(|&other| other == token).unwrap();
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40).stop_tokens([token]);
+    for request in [request(), request().ignore_eos(true), request().speculation(fewbit::Speculation::Off)] {
+        let out = request.run().unwrap();
+        assert_eq!((&out.tokens[..], out.finish_reason), (&whole.tokens[..at], FinishReason::StopToken));
+        assert!(whole.text.starts_with(&out.text) && out.text.len() < whole.text.len());
+    }
+    let error = request().stop_tokens([512]).run().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 }), "{error:?}");
+}
+
+#[test]
+fn a_condition_ends_a_text_where_it_is_met() {
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
+    let seven = greedy(stories(), 7);
+    // The end of the text might have been the beginning of a stop string, and is part of it after all.
+    let held = format!("{}\u{0}", seven.text.chars().last().unwrap());
+    for request in [request(), request().stop(held)] {
+        let out = request.stop_when(|so_far| so_far.tokens.len() == 7).run().unwrap();
+        assert_eq!((&out.text, &out.tokens), (&seven.text, &seven.tokens));
+        assert_eq!((out.finish_reason, out.finish_reason.as_str()), (FinishReason::StopCondition, "stop"));
+    }
+    let out = request().stop_when(|so_far| so_far.text.contains("Lily")).run().unwrap();
+    assert!(
+        out.text.contains("Lily") && !greedy(stories(), out.tokens.len() - 1).text.contains("Lily"),
+        "{}",
+        out.text
+    );
+    // A stop string that ends with the same token comes first.
+    let out = request().stop("Lily").stop_when(|so_far| so_far.text.contains("Li")).run().unwrap();
+    assert!(!out.text.contains("Lily"), "{out}");
+    let error = request().stop_when(|so_far| so_far.tokens.len() > 3 && panic!("on purpose")).run().unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Panicked { message } if message == "on purpose"), "{error:?}");
+    assert_eq!(request().stop_when(|_| false).run().unwrap().tokens, greedy(stories(), 40).tokens);
+}
+
+#[test]
+fn a_text_is_written_as_it_comes() {
+    /// Takes so many bytes.
+    struct Full(usize);
+    impl std::io::Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = self.0.checked_sub(bytes.len()).ok_or(std::io::ErrorKind::StorageFull)?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
+    let mut written = Vec::new();
+    let out = request().echo(true).write_to(&mut written).unwrap();
+    assert_eq!(String::from_utf8(written).unwrap(), out.text);
+    assert!(out.text.starts_with(PROMPT) && out.tokens == greedy(stories(), 40).tokens);
+    let error = request().write_to(Full(10)).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::System { .. }), "{error:?}");
+    assert_eq!(error.cause::<std::io::Error>().unwrap().kind(), std::io::ErrorKind::StorageFull);
+    let mut chat = stories().chat().temperature(0.0).max_tokens(20).start().unwrap();
+    let mut written = Vec::new();
+    let answer = chat.ask("Who?").write_to(&mut written).unwrap();
+    assert_eq!(answer.text.as_bytes(), written);
+    assert_eq!(chat.messages().len(), 2);
 }

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::format::{GgufFile, GgufWriter, Value as GgufValue};
+use fewbit::expert::format::{GgufFile, GgufWriter, Value as GgufValue};
+use fewbit::expert::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
 use fewbit::quantize::{FileOptions, Recipe};
-use fewbit::tokenizer::{SpecialTokens, TokenizerError, TokenizerOptions};
-use fewbit::{Error, Model, Sampling};
+use fewbit::{ErrorKind, Model, Sampling};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -214,11 +214,11 @@ fn a_folder_becomes_a_gguf_file() {
     let (folder, original) = (folder(), GgufFile::open(Path::new(STORIES)).unwrap());
     let quantize = |out: &Path| {
         let (options, tokenizer) = (FileOptions::new(Recipe::F32), TokenizerOptions::default());
-        fewbit::open(folder.path()).unwrap().quantize(out, &options, &tokenizer, &mut |_, _| {})
+        fewbit::expert::open(folder.path()).unwrap().quantize(out, &options, &tokenizer, &mut |_, _| {})
     };
     let out = folder.path().join("out.gguf");
     let error = quantize(&out).unwrap_err();
-    let without_rules = matches!(&error, Error::Tokenizer { error: TokenizerError::NoGgufForm { .. }, .. });
+    let without_rules = matches!(error.cause(), Some(TokenizerError::NoGgufForm { .. }));
     assert!(without_rules, "SentencePiece would merge what the folder does not: {error}");
     assert!(!out.exists());
 
@@ -251,5 +251,5 @@ fn a_folder_without_tokenizer_is_refused() {
     let folder = folder();
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let error = Model::builder().load_file(folder.path()).unwrap_err();
-    assert!(matches!(error, Error::Tokenizer { .. }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::File { .. }), "{error:?}");
 }

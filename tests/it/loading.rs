@@ -1,9 +1,11 @@
 //! From a name or a path to a model, and what is said when there is none.
 
 use std::fs;
+use std::path::Path;
 
+use fewbit::expert::format::FormatError;
 use fewbit::hub::HubError;
-use fewbit::{Error, Model};
+use fewbit::{Error, ErrorKind, Model};
 
 use crate::STORIES;
 
@@ -23,21 +25,61 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
         (&missing, "does not exist"),
     ];
     for (path, expected) in cases {
-        let error = Model::load(path.to_str().unwrap()).unwrap_err().to_string();
+        let error = format!("{:#}", Model::load(path.to_str().unwrap()).unwrap_err());
         assert!(error.contains(expected), "{error}");
         assert!(error.contains(path.to_str().unwrap()), "{error} does not name the file");
         assert_eq!(error.matches(path.to_str().unwrap()).count(), 1, "{error}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
-    assert!(matches!(Model::load("no-such-model"), Err(Error::Hub(HubError::UnknownModel { .. }))));
-    assert!(matches!(Model::load(""), Err(Error::NotFound { .. })));
-    assert!(matches!(Model::load("./no-such-model"), Err(Error::NotFound { .. })));
+    assert!(matches!(
+        Model::load("no-such-model").as_ref().err().and_then(|e| e.cause()),
+        Some(HubError::UnknownModel { .. })
+    ));
+    assert!(matches!(Model::load("").map_err(fewbit::Error::into_kind), Err(ErrorKind::NotFound { .. })));
+    assert!(matches!(
+        Model::load("./no-such-model").map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NotFound { .. })
+    ));
+}
+
+/// Whoever prints the chain says each thing once, and finds each cause as the type that it is.
+#[test]
+fn an_error_says_what_and_its_causes_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut.gguf");
+    let whole = fs::read(STORIES).unwrap();
+    fs::write(&cut, &whole[..whole.len() / 2]).unwrap();
+    let error = Model::load(cut.to_str().unwrap()).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::File { path } if *path == cut), "{error:?}");
+    let Some(FormatError::TensorOutOfBounds { tensor, n_bytes, file_bytes, .. }) = error.cause() else {
+        panic!("{error:?}")
+    };
+    let (own, chain) = (error.to_string(), format!("{error:#}"));
+    let mut parts = vec![own.clone()];
+    let mut next = std::error::Error::source(&error);
+    while let Some(cause) = next {
+        assert!(!parts.last().unwrap().contains(&cause.to_string()), "{cause} is said twice");
+        parts.push(cause.to_string());
+        next = cause.source();
+    }
+    assert_eq!(chain, parts.join(": "));
+    assert!(own.contains("cut.gguf") && !own.contains(tensor), "{own}");
+    for word in [tensor, &n_bytes.to_string(), &file_bytes.to_string()] {
+        assert!(chain.contains(word), "{chain}");
+    }
+    assert!(!error.is_retryable());
+
+    let busy = HubError::Busy { url: String::new(), status: 429, retry_after_s: None };
+    assert!(Error::from(busy).is_retryable());
+    assert!(Error::from(ErrorKind::QueueFull { limit: 1 }).is_retryable());
+    let gone = HubError::Status { url: String::new(), status: 404 };
+    assert!(!Error::from(gone).is_retryable());
 }
 
 #[test]
 fn a_context_beyond_the_models_own_is_refused() {
     let error = Model::builder().threads(1).context_length(1 << 20).load(STORIES).unwrap_err();
-    assert!(matches!(error, Error::ContextTooLong { asked, .. } if asked == 1 << 20), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::ContextTooLong { asked, .. } if *asked == 1 << 20), "{error:?}");
 }
 
 #[test]
@@ -46,7 +88,7 @@ fn a_model_tells_what_it_is() {
     assert_eq!(model.n_threads(), 2);
     assert_eq!(model.config().architecture, "llama");
     assert_eq!(model.tokenizer().n_vocab(), 512);
-    assert!(!model.isa().is_empty() && !model.has_chat_template());
+    assert!(fewbit::Isa::available().contains(&model.isa()) && !model.has_chat_template());
     assert_eq!(model.file_bytes(), fs::metadata(STORIES).unwrap().len());
 }
 
@@ -74,8 +116,8 @@ fn a_model_can_go_anywhere() {
     shared::<fewbit::Completion>();
     moved::<fewbit::Stream>();
     moved::<fewbit::Chat>();
-    moved::<fewbit::Ask<'_>>();
-    moved::<fewbit::ChatStream<'_>>();
+    moved::<fewbit::Ask<&mut fewbit::Chat>>();
+    moved::<fewbit::ChatStream<&mut fewbit::Chat>>();
     moved::<fewbit::AsyncStream<fewbit::Stream>>();
     error::<fewbit::Error>();
     error::<fewbit::ConstraintError>();
@@ -104,4 +146,27 @@ fn loading_tells_how_far_it_is() {
     let plain = progress(None);
     assert!(plain <= fs::metadata(STORIES).unwrap().len());
     assert!(progress(Some(fewbit::quantize::Recipe::Q8_0)) < plain / 2, "those that the weights take in the end");
+}
+
+#[test]
+fn a_model_is_loaded_from_whatever_has_it() {
+    let story = |model: &Model| model.generate("Once upon a time").temperature(0.0).max_tokens(20).run().unwrap().text;
+    let builder = Model::builder().threads(1);
+    let expected = story(&builder.clone().load(STORIES).unwrap());
+    assert_eq!(story(&builder.clone().load(Path::new(STORIES)).unwrap()), expected);
+    let bytes = fs::read(STORIES).unwrap();
+    let in_memory = builder.clone().load_bytes("in memory", bytes.clone()).unwrap();
+    assert_eq!((in_memory.path(), in_memory.file_bytes()), (Path::new("in memory"), bytes.len() as u64));
+    assert_eq!(story(&in_memory), expected);
+    let error = builder.clone().load_bytes("cut short", &bytes[..bytes.len() / 2]).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::File { path } if path == Path::new("cut short")), "{error:?}");
+    assert!(error.cause::<fewbit::expert::format::FormatError>().is_some(), "{error:?}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        // No text, so nothing to ask a registry for.
+        let name = std::ffi::OsStr::from_bytes(b"\xffmodel");
+        let error = builder.load(name).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NotFound { path } if path == Path::new(name)), "{error:?}");
+    }
 }

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use fewbit::format::GgufWriter;
-use fewbit::{Error, Generate, Lora, LoraError, Model, SessionError, Speculation, TensorType};
+use fewbit::expert::format::GgufWriter;
+use fewbit::{ErrorKind, Generate, Lora, LoraError, Model, SessionError, Speculation, TensorType};
 
 use crate::{STORIES, load, stories, together};
 
 /// An adapter of rank 4 for some matrices of the stories model, with random numbers.
 fn adapter(folder: &Path, seed: u64) -> PathBuf {
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut w = GgufWriter::new();
     w.set("general.architecture", "llama");
     w.set("general.type", "adapter");
@@ -157,7 +157,7 @@ fn a_conversation_is_computed_anew_under_other_adapters() {
         ("one more", start().lora(&loras[0], 1.0).lora(&loras[1], 1.0)),
     ] {
         let error = builder.restore(&path).unwrap_err();
-        assert!(matches!(error, Error::Session(SessionError::OtherModel { .. })), "{what}: {error}");
+        assert!(matches!(error.cause(), Some(SessionError::OtherModel { .. })), "{what}: {error}");
     }
 }
 
@@ -172,11 +172,20 @@ fn adapters_are_counted_and_refused_by_type() {
     assert_eq!(with.total_bytes(), without.total_bytes() + with.lora_bytes);
 
     let missing = folder.path().join("none.gguf");
-    assert!(matches!(stories().load_lora(&missing), Err(Error::Lora(LoraError::Format { .. }))));
+    assert!(matches!(
+        stories().load_lora(&missing).as_ref().err().and_then(|e| e.cause()),
+        Some(LoraError::Format { .. })
+    ));
     let error = Model::builder().lora(STORIES, 1.0).load(STORIES).unwrap_err();
-    assert!(matches!(error, Error::Lora(LoraError::NotAnAdapter { .. })), "{error}");
+    assert!(matches!(error.cause(), Some(LoraError::NotAnAdapter { .. })), "{error}");
     let model = load(|b| b);
-    assert!(matches!(model.generate("a").lora(&lora, 1.0).run(), Err(Error::Model(_))), "another model's");
-    assert!(matches!(stories().generate("a").lora(&lora, f32::INFINITY).run(), Err(Error::Model(_))));
+    assert!(
+        matches!(model.generate("a").lora(&lora, 1.0).run().map_err(fewbit::Error::into_kind), Err(ErrorKind::Model)),
+        "another model's"
+    );
+    assert!(matches!(
+        stories().generate("a").lora(&lora, f32::INFINITY).run().map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::Model)
+    ));
     assert!(stories().generate("a").max_tokens(1).run().is_ok());
 }

@@ -32,7 +32,7 @@ mod tracing;
 use std::sync::OnceLock;
 use std::thread;
 
-use fewbit::format::{GgufFile, GgufWriter};
+use fewbit::expert::format::{GgufFile, GgufWriter};
 use fewbit::{Model, ModelBuilder};
 
 /// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::path::Path;
 
 use fewbit::bench::{Bench, BenchError, BenchTest, Serving, Target};
-use fewbit::engine::LoadOptions;
 use fewbit::evaluate::{Compare, PerplexityOptions};
+use fewbit::expert::engine::LoadOptions;
 use fewbit::quantize::Recipe;
 use fewbit::random::{RandomWeights, Shape};
-use fewbit::{Error, Model};
+use fewbit::{ErrorKind, Model};
 
 use crate::{STORIES, load, stories};
 
@@ -62,7 +62,10 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
 
     assert!(found.mean_kl() > 0.0);
     let long = load(|b| b.context_length(32));
-    assert!(matches!(long.divergence(&reference, |_, _| {}), Err(Error::ContextTooLong { .. })));
+    assert!(matches!(
+        long.divergence(&reference, |_, _| {}).map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::ContextTooLong { .. })
+    ));
 }
 
 #[test]
@@ -140,5 +143,8 @@ fn a_model_is_inspected_as_it_would_be_loaded() {
     assert_eq!(quantized.n_weights(), plain.n_weights());
     assert!(quantized.bits_per_weight() < 16.0 && quantized.types().contains_key("Q8_0"));
     assert_eq!(quantized.memory(128).unwrap().weight_bytes, loaded.decoder().weight_bytes());
-    assert!(matches!(Model::builder().inspect("/nonexistent.gguf"), Err(Error::NotFound { .. })));
+    assert!(matches!(
+        Model::builder().inspect("/nonexistent.gguf").map_err(fewbit::Error::into_kind),
+        Err(ErrorKind::NotFound { .. })
+    ));
 }

@@ -268,8 +268,8 @@ fn a_model_is_looked_at_before_it_is_fetched() {
     let server = HubServer::new(&[("m.gguf", &long)]);
     let (home, hub) = hub(&server);
     let peek = hub.peek("org/repo").unwrap().unwrap();
-    let file = fewbit::open(peek.path()).unwrap();
-    let whole = fewbit::open(Path::new(STORIES)).unwrap();
+    let file = fewbit::expert::open(peek.path()).unwrap();
+    let whole = fewbit::expert::open(Path::new(STORIES)).unwrap();
     assert_eq!(file.weights().tensors(), whole.weights().tensors());
     assert_eq!(file.file_bytes(), long.len() as u64);
     assert_eq!((peek.total_bytes(), peek.files()), (long.len() as u64, &["m.gguf".to_owned()][..]));
@@ -300,10 +300,10 @@ fn a_folder_of_safetensors_is_fetched_and_looked_at() {
     let server = HubServer::new(&files);
     let (home, hub) = hub(&server);
     let error = hub.resolve_repo(&name("org/repo:Q4_K_M"), &silent()).unwrap_err();
-    assert!(error.to_string().contains("--quantize Q4_K_M"), "{error}");
+    assert!(error.to_string().contains("quantize it to Q4_K_M"), "{error}");
     let peek = hub.peek("org/repo").unwrap().unwrap();
-    let tensors = fewbit::open(local.path()).unwrap().weights().tensors().to_vec();
-    assert_eq!(fewbit::open(peek.path()).unwrap().weights().tensors(), tensors);
+    let tensors = fewbit::expert::open(local.path()).unwrap().weights().tensors().to_vec();
+    assert_eq!(fewbit::expert::open(peek.path()).unwrap().weights().tensors(), tensors);
     let path = hub.resolve_repo(&name("org/repo"), &silent()).unwrap();
     assert_eq!(path, snapshot(&home));
     assert!(!path.join("onnx").exists() && !path.join("README.md").exists());

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use fewbit::engine::KvType;
-use fewbit::{Chat, Error, Message, Model, SessionError};
+use fewbit::expert::engine::KvType;
+use fewbit::{Chat, Error, ErrorKind, Message, Model, SessionError};
 
 use crate::{STORIES, load, stories, together};
 
@@ -25,7 +25,7 @@ fn restore(path: &Path) -> Result<Chat, Error> {
 
 fn error_of(path: &Path) -> SessionError {
     match restore(path) {
-        Err(Error::Session(error)) => error,
+        Err(error) => *error.into_source().unwrap().downcast().unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -94,7 +94,7 @@ fn another_model_or_cache_is_refused() {
     // The same on more threads.
     with(KvType::F32).chat().restore(&path).unwrap();
     let error = with(KvType::F16).chat().restore(&path).unwrap_err();
-    assert!(matches!(error, Error::Session(SessionError::OtherModel { .. })), "{error:?}");
+    assert!(matches!(error.cause(), Some(SessionError::OtherModel { .. })), "{error:?}");
 }
 
 #[test]
@@ -162,8 +162,8 @@ fn memory_that_is_promised_is_there_or_refused() {
     if cfg!(target_os = "linux") {
         let error = builder().sequences(1 << 40).load(STORIES).unwrap_err();
         assert!(
-            matches!(error, Error::DoesNotFit { sequences, context_tokens: 512, available_bytes, .. }
-                if sequences == 1 << 40 && available_bytes > 0),
+            matches!(error.kind(), ErrorKind::DoesNotFit { sequences, context_tokens: 512, available_bytes, .. }
+                if *sequences == 1 << 40 && *available_bytes > 0),
             "{error:?}"
         );
     }

@@ -23,7 +23,7 @@ fn missing(error: &fewbit::Error) -> ! {
 /// The file.
 pub(crate) fn path() -> PathBuf {
     let silent = |_: &fewbit::hub::Event<'_>| {};
-    fewbit::resolve(&name(), &silent).unwrap_or_else(|error| missing(&error))
+    fewbit::resolve(name(), &silent).unwrap_or_else(|error| missing(&error))
 }
 
 /// The model, with other settings.

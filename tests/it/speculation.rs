@@ -1,7 +1,7 @@
 //! Speculation: other times, the same tokens.
 
-use fewbit::format::{GgufFile, GgufWriter};
-use fewbit::{Constraint, Error, FinishReason, Generate, Model, Speculation};
+use fewbit::expert::format::{GgufFile, GgufWriter};
+use fewbit::{Constraint, ErrorKind, FinishReason, Generate, Model, Speculation};
 use serde_json::json;
 
 use crate::{STORIES, altered, load, stories};
@@ -96,7 +96,7 @@ fn a_draft_model_needs_the_same_vocabulary() {
     };
     let other = altered(metadata, worsen);
     let error = stories().generate("Once").draft(&other).run().unwrap_err();
-    assert!(matches!(error, Error::DraftVocabulary { .. }), "{error:?}");
+    assert!(matches!(error.kind(), ErrorKind::OtherVocabulary { .. }), "{error:?}");
 }
 
 #[test]

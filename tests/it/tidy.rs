@@ -18,7 +18,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fewbit-tokenizer", &["fewbit-format"]),
     ("fewbit-checkpoint", &["fewbit-format", "fewbit-quant"]),
     ("fewbit-model", &["fewbit-checkpoint", "fewbit-format", "fewbit-kernels", "fewbit-quant"]),
-    ("fewbit", &["fewbit-format", "fewbit-kernels", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"]),
+    ("fewbit-gpu", &["fewbit-kernels", "fewbit-model", "fewbit-quant"]),
+    ("fewbit", &["fewbit-format", "fewbit-gpu", "fewbit-kernels", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"]),
     ("fewbit-api", &[]),
     ("fewbit-serve", &["fewbit", "fewbit-api"]),
     ("fewbit-gateway", &["fewbit-serve"]),
@@ -191,7 +192,7 @@ fn unsafe_code_is_where_it_is_said_to_be() {
     for package in packages() {
         let wanted = match package.name.as_str() {
             "fewbit-kernels" => continue,
-            "fewbit-format" => "#![deny(unsafe_code)]",
+            "fewbit-format" | "fewbit-gpu" => "#![deny(unsafe_code)]",
             _ => "#![forbid(unsafe_code)]",
         };
         let path = package.crate_root();
@@ -199,11 +200,11 @@ fn unsafe_code_is_where_it_is_said_to_be() {
             findings.push(format!("{}: no {wanted}", path.display()));
         }
     }
-    // `deny` lets a module allow it again: one does.
-    let format = root().join("crates/fewbit-format/src");
+    // `deny` lets a module allow it again: one of each crate does.
+    let folders = ["crates/fewbit-format/src", "crates/fewbit-gpu/src"].map(|folder| root().join(folder));
     let allow = ["allow(unsafe", "_code)"].concat();
-    for path in files("rs").into_iter().filter(|path| path.starts_with(&format)) {
-        if read(&path).contains(&allow) && !path.ends_with("mmap.rs") && !path.ends_with("lib.rs") {
+    for path in files("rs").into_iter().filter(|path| folders.iter().any(|folder| path.starts_with(folder))) {
+        if read(&path).contains(&allow) && !["mmap.rs", "gpu.rs", "lib.rs"].iter().any(|name| path.ends_with(name)) {
             findings.push(format!("{}: allows unsafe code", path.display()));
         }
     }
@@ -260,4 +261,45 @@ fn commands_are_found_in_markdown() {
     let text =
         "# x\n```sh\n$ a b\n# note\n\nc\n```\ntext\n```rust\nfn f() {}\n```\n  ```console\n  d\n  ```\n```sh\ne\n```\n";
     assert_eq!(commands(text, 2), [vec!["a b".to_owned(), "c".to_owned()], vec!["d".to_owned()]]);
+}
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn alternatives(path: &str) -> Vec<String> {
+    match path.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?))) {
+        Some((start, (list, end))) => list.split(',').map(|part| format!("{start}{part}{end}")).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
+#[test]
+fn files_that_documents_name_exist() {
+    // A path is written from the root, from `crates/`, or from a crate or its sources where the text is about that.
+    let mut bases = vec![root().to_owned(), root().join("crates")];
+    for package in packages() {
+        let sources = package.crate_root().parent().expect("a folder").to_owned();
+        bases.extend([package.folder, sources]);
+    }
+    let is_path = |text: &str| {
+        let is_plain = text.chars().all(|c| c.is_ascii_alphanumeric() || "_./-{},".contains(c));
+        let is_file = [".rs", ".md", ".py", ".toml", "/"].iter().any(|end| text.ends_with(end));
+        text.contains('/') && is_plain && is_file && !text.contains("NAME") && !text.starts_with('/')
+    };
+    let mut findings = Vec::new();
+    let mut n_paths = 0;
+    for document in files("md") {
+        let text = read(&document);
+        let mut bases = bases.clone();
+        bases.extend(document.parent().map(Path::to_owned));
+        let quoted = text.split('`').skip(1).step_by(2).filter(|text| is_path(text)).map(str::to_owned);
+        let linked = text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next());
+        let linked = linked.filter(|link| !link.is_empty() && !link.contains(':')).map(str::to_owned);
+        for path in quoted.chain(linked).flat_map(|path| alternatives(&path)) {
+            n_paths += 1;
+            if !bases.iter().any(|base| base.join(&path).exists()) {
+                findings.push(format!("{}: {path}", document.display()));
+            }
+        }
+    }
+    assert!(n_paths > 100, "only {n_paths} paths found");
+    none("documents name files that are not there", &findings);
 }

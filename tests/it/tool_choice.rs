@@ -2,9 +2,9 @@
 //!
 //! The stories model writes whatever it may: what comes out right here, comes out right because nothing else can.
 
-use fewbit::format::{Array, GgufFile, GgufWriter, Value as Metadata};
+use fewbit::expert::format::{Array, GgufFile, GgufWriter, Value as Metadata};
 use fewbit::{
-    ChatBuilder, Completion, Constraint, Error, FinishReason, GenerateOptions, Model, ModelBuilder, Tool, ToolChoice,
+    ChatBuilder, Completion, Constraint, FinishReason, GenerateOptions, Model, ModelBuilder, Tool, ToolChoice,
     ToolError, ToolFallback, ToolStyle,
 };
 use serde_json::{Value, json};
@@ -173,7 +173,7 @@ fn calls_end() {
 fn what_cannot_be_chosen_is_an_error_that_says_why() {
     let model = load(|b| b.chat_template(TEMPLATE));
     let started = |builder: ChatBuilder| match builder.start().and_then(|mut chat| chat.send("Go.")) {
-        Err(Error::Tool(error)) => error,
+        Err(error) => *error.into_source().unwrap().downcast::<ToolError>().unwrap(),
         other => panic!("{other:?}"),
     };
     let required = || model.chat().tool_choice(ToolChoice::Required).max_tokens(4);
@@ -184,7 +184,7 @@ fn what_cannot_be_chosen_is_an_error_that_says_why() {
     assert_eq!(started(both), ToolError::ChoiceAndConstraint);
     let options = GenerateOptions::new().tool_choice(ToolChoice::Required);
     let alone = model.generate("Go.").options(options).run();
-    assert!(matches!(alone, Err(Error::Tool(ToolError::ChoiceWithoutTools))), "{alone:?}");
+    assert!(matches!(alone.as_ref().err().and_then(|e| e.cause()), Some(ToolError::ChoiceWithoutTools)), "{alone:?}");
     let no_object = Tool::new("go", "", json!({ "type": "string" }));
     assert!(matches!(started(required().tools([no_object])), ToolError::Definition { .. }));
     // What was refused leaves nothing in the conversation.

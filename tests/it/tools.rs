@@ -127,10 +127,13 @@ fn a_call_that_is_cut_is_reported() {
 
 #[test]
 fn tools_are_never_dropped_in_silence() {
-    use fewbit::{Error, ToolError, ToolFallback};
+    use fewbit::{ToolError, ToolFallback};
     let model = load(|b| b);
     let refused = model.chat().tools([add()]).start();
-    assert!(matches!(refused, Err(Error::Tool(ToolError::TemplateWithoutTools { .. }))), "{refused:?}");
+    assert!(
+        matches!(refused.as_ref().err().and_then(|e| e.cause()), Some(ToolError::TemplateWithoutTools { .. })),
+        "{refused:?}"
+    );
     let builder = model.chat().tools([add()]).tool_fallback(ToolFallback::SystemPrompt).temperature(0.0).max_tokens(4);
     let mut chat = builder.start().unwrap();
     let answer = chat.ask("1 + 2?").max_tokens(200).constraint(Constraint::choice([CALL])).run().unwrap();
@@ -140,7 +143,7 @@ fn tools_are_never_dropped_in_silence() {
     let prompt = model.tokenizer().decode(&chat.send_tool_results(results).unwrap().prompt_tokens);
     assert!(prompt.contains("<tool_response>\n3\n</tool_response>") && prompt.contains("<tool_call>"), "{prompt}");
     let twice = model.chat().tools([add(), add()]).start();
-    assert!(matches!(twice, Err(Error::Tool(ToolError::SameName { .. }))));
+    assert!(matches!(twice.as_ref().err().and_then(|e| e.cause()), Some(ToolError::SameName { .. })));
 }
 
 #[test]
@@ -155,7 +158,10 @@ fn a_template_for_one_call_a_message_gets_them_so() {
     // In any order; each call has one.
     let [one, two] = &answer.tool_calls[..] else { panic!("{answer:?}") };
     let wrong = [(one.clone(), json!("x"))];
-    assert!(matches!(chat.send_tool_results(wrong), Err(fewbit::Error::Tool(fewbit::ToolError::NoResult { .. }))));
+    assert!(matches!(
+        chat.send_tool_results(wrong).as_ref().err().and_then(|e| e.cause()),
+        Some(fewbit::ToolError::NoResult { .. })
+    ));
     let results = [(two.clone(), json!("rainy")), (one.clone(), json!("sunny"))];
     let next = chat.send_tool_results(results).unwrap();
     let prompt = model.tokenizer().decode(&next.prompt_tokens);
@@ -215,7 +221,7 @@ fn a_template_without_system_messages_gets_them_with_the_question() {
 
 #[test]
 fn a_saved_conversation_keeps_all_of_its_messages() {
-    use fewbit::tokenizer::CallContent;
+    use fewbit::expert::tokenizer::CallContent;
     let model = model();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tools.session");
@@ -247,7 +253,7 @@ fn variables_reach_the_template() {
     let mut chat = model.chat().template_var("effort", json!({ "level": 3 })).max_tokens(1).start().unwrap();
     assert!(prompt(&chat.send("Hi").unwrap().prompt_tokens).contains("level"));
     let reserved = chat.ask("Hi").template_var("messages", json!([])).run();
-    assert!(matches!(reserved, Err(fewbit::Error::TemplateVariable { .. })));
+    assert!(matches!(reserved.map_err(fewbit::Error::into_kind), Err(fewbit::ErrorKind::TemplateVariable { .. })));
 }
 
 #[test]
@@ -258,6 +264,9 @@ fn a_failed_turn_takes_its_results_back() {
     let before = chat.messages().len();
     let long = json!("word ".repeat(5000));
     let results: Vec<_> = answer.tool_calls.into_iter().map(|call| (call, long.clone())).collect();
-    assert!(matches!(chat.send_tool_results(results), Err(fewbit::Error::PromptTooLong { .. })));
+    assert!(matches!(
+        chat.send_tool_results(results).map_err(fewbit::Error::into_kind),
+        Err(fewbit::ErrorKind::TooLong { .. })
+    ));
     assert_eq!(chat.messages().len(), before);
 }

@@ -6,7 +6,7 @@ use std::fmt::{Debug, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fewbit::sample::CustomSampler;
-use fewbit::{Constraint, Error, FinishReason, Metrics, Model};
+use fewbit::{Constraint, Error, ErrorKind, FinishReason, Metrics, Model};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::with_default;
@@ -178,7 +178,10 @@ fn no_text_is_told_unless_it_is_asked_for() {
         *output = greedy().stop("zzz").constraint(Constraint::regex("[A-Za-z .,]+")).run().unwrap().text;
         let mut chat = model.chat().system("You are Lily.").temperature(0.0).max_tokens(30).start().unwrap();
         chat.send("Where is Lily?").unwrap();
-        assert!(matches!(greedy().custom_sampler(|| Fails).run(), Err(Error::Panicked { .. })));
+        assert!(matches!(
+            greedy().custom_sampler(|| Fails).run().map_err(fewbit::Error::into_kind),
+            Err(ErrorKind::Panicked { .. })
+        ));
         assert!(greedy().constraint(Constraint::regex("(")).run().is_err());
         drop(greedy().stream().unwrap().next());
         model.logprobs("Lily", 1).unwrap();
@@ -251,7 +254,7 @@ fn metrics_count_every_outcome() {
         while model.metrics().waiting == 0 {
             std::thread::yield_now();
         }
-        assert!(matches!(streams[1].next(), Some(Err(Error::QueueFull { .. }))));
+        assert!(matches!(streams[1].next().unwrap().map_err(Error::into_kind), Err(ErrorKind::QueueFull { .. })));
         streams.clear();
         thread.join().unwrap();
     });

@@ -8,8 +8,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
+use crate::debian;
 use crate::shell::{self, Missing};
 
 const TARGET: &str = "aarch64-unknown-linux-gnu";
@@ -31,7 +32,7 @@ pub(crate) fn run(all: bool) -> Result<()> {
     }
     let debian = !has_target();
     let compiler: &[&str] = if debian { &COMPILER } else { &[] };
-    install(&[&TOOLS, compiler].concat())?;
+    debian::install(&[&TOOLS, compiler].concat(), "dpkg --add-architecture arm64 && ")?;
 
     let mut command = Command::new(if debian { "/usr/bin/cargo".to_owned() } else { shell::cargo() });
     command.args(["test", "--locked", "--release", "--target", TARGET, "-p", "fewbit-quant", "-p", "fewbit-kernels"]);
@@ -65,32 +66,4 @@ fn has_target() -> bool {
         let sysroot = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         Path::new(&sysroot).join("lib/rustlib").join(TARGET).is_dir()
     })
-}
-
-/// Makes sure that these packages are there.
-fn install(packages: &[&str]) -> Result<()> {
-    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let missing = missing.join(" ");
-    let by_hand = format!(
-        "dpkg --add-architecture arm64 && apt-get update && apt-get install --yes --no-install-recommends {missing}"
-    );
-    if !shell::works("apt-get", &["--version"]) || !is_root() {
-        let say =
-            format!("these packages are missing, and only root may install them: {missing}\n  as root: {by_hand}");
-        return Err(Missing(say).into());
-    }
-    shell::run("sh", &["-c", &by_hand]).context("installing Debian's packages for aarch64")
-}
-
-fn is_installed(package: &str) -> bool {
-    let output = Command::new("dpkg-query").args(["--show", "--showformat=${Status}\n", package]).output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("install ok installed"))
-}
-
-fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output();
-    output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }

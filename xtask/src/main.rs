@@ -6,9 +6,11 @@
 
 mod aarch64;
 mod clients;
+mod debian;
 mod examples;
 mod features;
 mod fuzz;
+mod gpu;
 mod pictures;
 mod public_api;
 mod record;
@@ -47,6 +49,8 @@ enum Task {
     Examples,
     /// Check each crate with each of its features alone, and with none
     Features,
+    /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
+    Gpu,
     /// Compare the public API with docs/public-api.txt, or write that
     PublicApi {
         /// Write the file
@@ -82,6 +86,7 @@ fn main() -> ExitCode {
         Task::Clients => clients::run(),
         Task::Examples => examples::run(),
         Task::Features => features::run(),
+        Task::Gpu => gpu::run(),
         Task::PublicApi { write } => public_api::run(write),
         Task::RecordBench(part) => record::run(&part),
         Task::Pictures => pictures::run(),

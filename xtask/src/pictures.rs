@@ -8,10 +8,11 @@ use anyhow::{Context, Result, ensure};
 
 use crate::shell;
 
-/// What the terminal shows: arguments of the program.
-const COMMANDS: [&[&str]; 2] = [
-    &["run", "smollm2-135m-instruct", "Why is the sky blue?", "--max-tokens", "80", "--seed", "1"],
-    &["inspect", "smollm2-135m-instruct"],
+/// What the terminal shows: arguments of the program, and how many of its last lines.
+const COMMANDS: [(&[&str], Option<usize>); 3] = [
+    (&["run", "smollm2-135m-instruct", "Why is the sky blue?", "--max-tokens", "80", "--seed", "1"], None),
+    (&["run", "smollm2-135m-instruct", "Name a colour.", "--regex", "(red|green|blue)", "--seed", "1"], None),
+    (&["inspect", "smollm2-135m-instruct"], Some(8)),
 ];
 
 /// Columns of the terminal.
@@ -110,15 +111,23 @@ fn terminal() -> Result<String> {
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     let program = shell::target().join("release/fewbit");
     let mut lines = Vec::new();
-    for args in COMMANDS {
-        let shown = args.iter().map(|arg| if arg.contains(' ') { format!("{arg:?}") } else { (*arg).to_owned() });
-        lines.push(format!("$ fewbit {}", shown.collect::<Vec<_>>().join(" ")));
+    for (args, last) in COMMANDS {
+        let is_plain = |arg: &str| arg.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._/".contains(&b));
+        let shown = args.iter().map(|arg| if is_plain(arg) { (*arg).to_owned() } else { format!("{arg:?}") });
+        let mut command = format!("$ fewbit {}", shown.collect::<Vec<_>>().join(" "));
+        if let Some(n) = last {
+            write!(command, " | tail -n {n}")?;
+        }
+        if !lines.is_empty() {
+            lines.push(String::new());
+        }
+        lines.push(command);
         let out = Command::new(&program).args(args).output().with_context(|| program.display().to_string())?;
         ensure!(out.status.success(), "fewbit {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-        // The answer, then what the program says about it.
-        for text in [out.stdout, out.stderr] {
-            String::from_utf8_lossy(&text).lines().for_each(|line| wrap(line, &mut lines));
-        }
+        let text = String::from_utf8_lossy(&out.stdout);
+        let all: Vec<&str> = text.trim_end().lines().collect();
+        let first = all.len().saturating_sub(last.unwrap_or(all.len()));
+        all.get(first..).unwrap_or_default().iter().for_each(|line| wrap(line, &mut lines));
     }
     let (column, line) = (8.4, 19.0);
     let mut svg = open_svg(COLUMNS as f64 * column + 32.0, lines.len() as f64 * line + 56.0, "#16181d");

@@ -1,7 +1,10 @@
 //! The public API as the compiler sees it: `docs/public-api.txt`, which shows in a review what a change does to it.
 //!
 //! It comes from rustdoc's JSON, whose form changes with the compiler: this works with the version that the workspace
-//! states as its `rust-version`. The crate that reads it is behind a feature, which this command turns on for itself.
+//! states as its `rust-version`. The crate that reads it needs a feature, which this command turns on for itself.
+//!
+//! Since the last release (the newest tag `v*`), what was in the listing then and is no longer must be named in the
+//! changelog's section of what is unreleased.
 
 use anyhow::Result;
 
@@ -19,6 +22,7 @@ pub(crate) fn run(write: bool) -> Result<()> {
 
 #[cfg(feature = "public-api")]
 mod listing {
+    use std::collections::HashSet;
     use std::fmt::Write;
     use std::fs;
     use std::process::Command;
@@ -43,7 +47,7 @@ mod listing {
         }
         let known = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
         let without = |all: &str, other: &str| {
-            let other: std::collections::HashSet<&str> = other.lines().collect();
+            let other: HashSet<&str> = other.lines().collect();
             all.lines().filter(|line| !other.contains(line)).map(str::to_owned).collect::<Vec<_>>()
         };
         let (gone, new) = (without(&known, &text), without(&text, &known));
@@ -53,6 +57,30 @@ mod listing {
             bail!("the public API has changed: if that is meant, run `cargo xtask public-api --write`");
         }
         println!("the public API is what docs/public-api.txt says");
+        breaking_changes_are_told(&text)
+    }
+
+    /// Fails where something that the last release had is gone or changed, and the changelog does not name it.
+    fn breaking_changes_are_told(now: &str) -> Result<()> {
+        let git = |args: &[&str]| -> Result<Option<String>> {
+            let output = Command::new("git").current_dir(shell::root()).args(args).output().context("git")?;
+            Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
+        };
+        let Some(tag) = git(&["describe", "--tags", "--abbrev=0", "--match", "v*"])? else {
+            println!("no release yet: nothing to break");
+            return Ok(());
+        };
+        let tag = tag.trim();
+        let then = git(&["show", &format!("{tag}:docs/public-api.txt")])?
+            .with_context(|| format!("{tag} has no docs/public-api.txt"))?;
+        let changelog = fs::read_to_string(shell::root().join("CHANGELOG.md")).context("CHANGELOG.md")?;
+        let unreleased = changelog.split("\n## ").find(|part| part.starts_with("Unreleased")).unwrap_or_default();
+        let untold = super::untold(&then, now, unreleased);
+        untold.iter().for_each(|line| println!("- {line}"));
+        if !untold.is_empty() {
+            bail!("changed since {tag}, and not named under Unreleased in CHANGELOG.md");
+        }
+        println!("CHANGELOG.md names each breaking change since {tag}");
         Ok(())
     }
 
@@ -80,5 +108,37 @@ mod listing {
             writeln!(text, "{item}")?;
         }
         Ok(text)
+    }
+}
+
+/// The lines of `then` that are not in `now` and whose item `changelog` does not name. With a type that is gone and
+/// named, so are its parts.
+#[cfg(any(test, feature = "public-api"))]
+fn untold<'a>(then: &'a str, now: &str, changelog: &str) -> Vec<&'a str> {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let words: std::collections::HashSet<&str> = changelog.split(|c| !is_name(c)).collect();
+    let kept: std::collections::HashSet<&str> = now.lines().collect();
+    let gone = then.lines().filter(|line| line.contains("::") && !kept.contains(line));
+    gone.filter(|line| {
+        let path = line.split(' ').find(|word| word.contains("::")).unwrap_or_default();
+        let end = path.find(|c| !is_name(c) && c != ':').unwrap_or(path.len());
+        let (parent, name) = path[..end].trim_end_matches(':').rsplit_once("::").unwrap_or_default();
+        let is_told = |path: &str| path.rsplit("::").next().is_some_and(|name| words.contains(name));
+        !(is_told(name) || is_told(parent) && !now.contains(parent))
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn what_is_gone_must_be_named() {
+        let then =
+            "pub fn fewbit::Generate::regex(self, &str) -> Self\npub struct fewbit::Old\npub fn fewbit::Old::new()";
+        let untold = |changelog| super::untold(then, "", changelog).len();
+        assert_eq!((untold(""), untold("`.regex(x)` went"), untold("`Old` and `regex` went")), (3, 2, 0));
+        // Naming a type that is still there says nothing about its methods.
+        assert_eq!(super::untold(then, "pub struct fewbit::Generate", "Generate, Old").len(), 1);
+        assert!(super::untold(then, then, "").is_empty());
     }
 }

@@ -64,7 +64,9 @@ impl<'de> Deserialize<'de> for LogitBias {
         let map = BTreeMap::<String, f32>::deserialize(deserializer)?;
         let entry = |(token, bias): (String, f32)| match token.parse() {
             Ok(token) => Ok((token, bias)),
-            Err(_) => Err(D::Error::custom(format!("{token:?} is no token id: the keys are numbers, as in \"50256\""))),
+            Err(_) => {
+                Err(D::Error::custom(format!("{token:?} is not a token id: the keys are numbers, as in \"50256\"")))
+            }
         };
         map.into_iter().map(entry).collect::<Result<_, _>>().map(Self)
     }
@@ -210,6 +212,6 @@ mod tests {
     #[test]
     fn biases_are_by_token() {
         assert_eq!(from_value::<LogitBias>(json!({ "5": -100, "7": 1.5 })).unwrap().0, [(5, -100.0), (7, 1.5)]);
-        assert!(from_value::<LogitBias>(json!({ "the": 1 })).unwrap_err().to_string().contains("is no token id"));
+        assert!(from_value::<LogitBias>(json!({ "the": 1 })).unwrap_err().to_string().contains("is not a token id"));
     }
 }

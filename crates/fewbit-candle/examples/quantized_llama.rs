@@ -15,7 +15,7 @@ use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::{QMatMul, QTensor};
 use candle_core::{D, Device, Module, Result, Tensor};
 use candle_nn::{Embedding, RmsNorm, ops, rotary_emb};
-use fewbit::tokenizer::{SpecialTokens, TokenizerOptions};
+use fewbit::expert::tokenizer::{SpecialTokens, TokenizerOptions};
 use fewbit_candle::QLinear;
 
 const PROMPT: &str = "The numbers from one to thirty: 1, 2, 3, 4, 5, 6,";
@@ -165,7 +165,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "smollm2-135m-instruct".to_owned());
     let silent = |_: &fewbit::hub::Event<'_>| {};
     let path = fewbit::resolve(&name, &silent)?;
-    let tokenizer = fewbit::open_tokenizer(&path, &TokenizerOptions::default())?;
+    let tokenizer = fewbit::expert::open_tokenizer(&path, &TokenizerOptions::default())?;
     let prompt = tokenizer.encode(PROMPT, SpecialTokens::Plain);
 
     // Here is the one type.

@@ -6,7 +6,7 @@ use crate::Error;
 
 /// Rows of equal length as a tensor `[n_rows, n_cols]` on the CPU: `fewbit_candle::rows_to_tensor(&embeddings.vectors)`.
 ///
-/// Hidden states of `fewbit::engine` (`Logits::take_hidden`) are one flat vector already: `Tensor::from_vec(hidden,
+/// Hidden states of `fewbit::expert::engine` (`Logits::take_hidden`) are one flat vector already: `Tensor::from_vec(hidden,
 /// (n_tokens, dim), &Device::Cpu)`.
 ///
 /// # Errors

@@ -57,7 +57,7 @@ pub enum CheckpointError {
         name: String,
     },
     /// A tensor that the architecture has no place for: leaving it out would give other results.
-    #[error("tensor {name:?} is no part of a {architecture:?} model as this version of fewbit runs it")]
+    #[error("tensor {name:?} is not part of a {architecture:?} model as this version of fewbit runs it")]
     UnexpectedTensor {
         /// The tensor's name.
         name: String,
@@ -75,7 +75,7 @@ pub enum CheckpointError {
         found: Vec<u64>,
     },
     /// A tensor's bytes could not be decoded.
-    #[error("tensor {name:?}: {source}")]
+    #[error("tensor {name:?} cannot be decoded")]
     Decode {
         /// The tensor's name.
         name: String,

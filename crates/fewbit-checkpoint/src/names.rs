@@ -58,7 +58,7 @@ pub enum Part {
     SharedDown,
 }
 
-/// Names in GGUF files: those of layers are behind `blk.N.`, and `.weight` or `.bias` follows.
+/// Names in GGUF files: those of layers begin with `blk.N.`, and `.weight` or `.bias` follows.
 const GGUF: [(Part, &str); 25] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
@@ -112,7 +112,7 @@ pub fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Names of modules in Hugging Face files: those of layers are behind `model.layers.N.`, `.weight` or `.bias`
+/// Names of modules in Hugging Face files: those of layers begin with `model.layers.N.`, `.weight` or `.bias`
 /// follows. These are those that all families have.
 const HF: [(Part, &str); 14] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
@@ -157,7 +157,7 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
 }
 
 /// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
-/// behind their parts call the one behind attention as others call that before the feed-forward part.
+/// after their parts call the one after attention as others call that before the feed-forward part.
 pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {

@@ -28,7 +28,7 @@ fn rope_scalings() {
     let expected =
         RopeScaling::Llama3 { factor: 32.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 2048 };
     assert_eq!(scaled(llama3.clone()).scaling, expected);
-    // As newer files have it, with the base beside the scaling.
+    // As newer files have it, with the base next to the scaling.
     let mut new = llama3;
     new["rope_theta"] = json!(500_000.0);
     let rope = of_class("LlamaForCausalLM", json!({ "rope_parameters": new })).rope;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use fewbit::quantize::{Recipe, is_encodable};
-use fewbit::{Pooling, TensorType};
+use fewbit::{DeviceName, Pooling, TensorType};
 
 /// Run quantized language models on this computer.
 #[derive(Debug, Parser)]
@@ -25,9 +25,12 @@ pub(crate) struct Common {
     /// Threads to compute with [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute
-    #[arg(long, global = true, value_enum, default_value_t = Device::Auto)]
-    pub(crate) device: Device,
+    /// Where to compute: auto, cpu, vulkan[:N] or metal[:N] (see `fewbit devices`) [default: FEWBIT_DEVICE, else auto]
+    #[arg(long, global = true, value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceName>,
+    /// How many layers are on the GPU, the last ones: a number, or auto for all [default: auto]
+    #[arg(long, global = true, value_name = "N", value_parser = gpu_layers)]
+    pub(crate) gpu_layers: Option<GpuLayers>,
     /// Pre-tokenizer to use instead of the one that the file names
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) pre: Option<String>,
@@ -46,13 +49,18 @@ pub(crate) struct Common {
     pub(crate) verbose: u8,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    Auto,
-    Cpu,
-    Cuda,
-    Metal,
-    Wgpu,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GpuLayers {
+    All,
+    Last(usize),
+}
+
+/// A number, or `auto`.
+fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
+    match text {
+        "auto" => Ok(GpuLayers::All),
+        n => n.parse().map(GpuLayers::Last).map_err(|_| "give a number of layers, or `auto`".to_owned()),
+    }
 }
 
 #[allow(non_camel_case_types)]
@@ -64,7 +72,7 @@ pub(crate) enum KvType {
     Q8_0,
 }
 
-impl From<KvType> for fewbit::engine::KvType {
+impl From<KvType> for fewbit::expert::engine::KvType {
     fn from(ty: KvType) -> Self {
         match ty {
             KvType::F16 => Self::F16,
@@ -86,6 +94,8 @@ pub(crate) enum Command {
     List(ListArgs),
     /// Show what is in a model file
     Inspect(InspectArgs),
+    /// Show the devices of this computer, and why others cannot be used
+    Devices,
     /// Turn the text on stdin into token ids
     Tokenize(TokenizeArgs),
     /// Turn texts into vectors, one line for each
@@ -217,7 +227,7 @@ fn template_var(text: &str) -> Result<(String, serde_json::Value), String> {
 /// `ID=BIAS`.
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {
     let (token, bias) = text.split_once('=').ok_or("give ID=BIAS, such as 50=-2.5")?;
-    let token = token.parse().map_err(|_| format!("{token:?} is no token id"))?;
+    let token = token.parse().map_err(|_| format!("{token:?} is not a token id"))?;
     let bias = bias.parse().map_err(|_| format!("{bias:?} is no number"))?;
     Ok((token, bias))
 }
@@ -257,7 +267,7 @@ pub(crate) struct RunArgs {
     /// Tell the model how to behave; with --raw, the text and an empty line before the prompt
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) system: Option<String>,
-    /// Give the log probability of each token, and of the N most probable ones beside it (with --json)
+    /// Give the log probability of each token, and of the N most probable ones next to it (with --json)
     #[arg(long, value_name = "N", requires = "json")]
     pub(crate) logprobs: Option<usize>,
     /// Set a variable of the chat template (`enable_thinking=false`); JSON, else a text; can be given several times
@@ -416,7 +426,7 @@ pub(crate) struct BenchArgs {
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
-    /// Measure N requests at once through the engine, beside one alone, instead of the bare model
+    /// Measure N requests at once through the engine, compared with one alone, instead of the bare model
     #[arg(long, value_name = "N", requires = "model", conflicts_with_all = ["shape", "depth", "batch"], value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: Option<u16>,
     /// Measure random weights of this shape instead of a model

@@ -7,17 +7,17 @@ use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
+use fewbit::expert::tokenizer::TokenizerOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
 use fewbit::sample::{Dry, DynamicTemperature, Mirostat, Xtc};
-use fewbit::tokenizer::TokenizerOptions;
 use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
-use crate::args::{Common, ConstraintArgs, Device, SamplingArgs};
-use crate::output::{TRANSFER, note, progress_bar};
+use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
+use crate::output::{TRANSFER, note, progress_bar, with_causes};
 use crate::signals::{self, Tidy};
 
 /// A load that is done by then needs no bar.
@@ -25,7 +25,7 @@ const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
-    load_by(builder(common)?, name_or_path)
+    load_by(builder(common), name_or_path)
 }
 
 /// The model, after what its files say wrongly was shown.
@@ -57,7 +57,7 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
     let bar = progress_bar("loading {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}");
     let (own, start) = (bar.clone(), OnceLock::new());
     let builder = builder.on_progress(move |done, total| {
-        // The download before it is no part of the load.
+        // The download before it is not part of the load.
         if start.get_or_init(Instant::now).elapsed() > A_MOMENT {
             own.set_length(total);
             own.set_position(done);
@@ -68,20 +68,20 @@ fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
 
 /// Loads the model quantized to a recipe, with the options of the command line.
 pub(crate) fn load_quantized(common: &Common, path: &Path, recipe: Recipe) -> Result<Model, fewbit::Error> {
-    let (builder, bar) = with_bar(settings(common).quantize(recipe));
+    let (builder, bar) = with_bar(builder(common).quantize(recipe));
     let loaded = builder.load_file(path);
     bar.finish_and_clear();
     Ok(with_warnings(loaded?))
 }
 
-pub(crate) fn builder(common: &Common) -> anyhow::Result<ModelBuilder> {
-    check_device(common)?;
-    Ok(settings(common))
-}
-
-/// The settings of the command line, but for the device.
-fn settings(common: &Common) -> ModelBuilder {
+pub(crate) fn builder(common: &Common) -> ModelBuilder {
     let mut builder = Model::builder();
+    if let Some(device) = common.device {
+        builder = builder.device(device);
+    }
+    if let Some(n) = gpu_layers(common) {
+        builder = builder.gpu_layers(n);
+    }
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
@@ -100,14 +100,12 @@ fn settings(common: &Common) -> ModelBuilder {
     builder
 }
 
-pub(crate) fn check_device(common: &Common) -> anyhow::Result<()> {
-    let name = match common.device {
-        Device::Auto | Device::Cpu => return Ok(()),
-        Device::Cuda => "cuda",
-        Device::Metal => "metal",
-        Device::Wgpu => "wgpu",
-    };
-    bail!("this build of fewbit has no device `{name}`: use --device cpu, or leave it out");
+/// How many layers are on the GPU, if that was said.
+pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
+    match common.gpu_layers {
+        Some(GpuLayers::Last(n)) => Some(n),
+        Some(GpuLayers::All) | None => None,
+    }
 }
 
 /// The file that MODEL means, fetched if need be: the same one that [`load`] loads.
@@ -131,7 +129,7 @@ pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
 }
 
 /// The text that the bytes of a file or of stdin are. A mark of the encoding at the front (BOM), as Windows' programs
-/// write it, is no part of the text; with that of UTF-16, the bytes are UTF-16.
+/// write it, is not part of the text; with that of UTF-16, the bytes are UTF-16.
 fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     let utf16 = |read: fn([u8; 2]) -> u16| {
         let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
@@ -257,7 +255,7 @@ impl Progress for PullProgress {
             }
             Event::Failed { source, error } => {
                 self.bar.set_length(0);
-                self.line(format_args!("source {source} failed: {error}"));
+                self.line(format_args!("source {source} failed: {}", with_causes(error)));
             }
             Event::Done { path } => {
                 self.bar.finish_and_clear();

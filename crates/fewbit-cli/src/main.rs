@@ -4,11 +4,13 @@
 //! `error: ...` says why and what to do), 2 wrong usage, 128 and the signal's number when a signal ended it.
 #![forbid(unsafe_code)]
 
+mod advice;
 mod args;
 mod commands;
 mod hyphens;
 mod loading;
 mod output;
+mod placed;
 mod signals;
 
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Pull(args) => commands::pull::run(common, args),
         Command::List(args) => commands::list::run(common, args),
         Command::Inspect(args) => commands::inspect::run(common, args),
+        Command::Devices => commands::devices::run(common),
         Command::Tokenize(args) => commands::tokenize::run(common, args),
         Command::Embed(args) => commands::embed::run(common, args),
         Command::Perplexity(args) => commands::perplexity::run(common, args),

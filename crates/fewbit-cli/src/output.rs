@@ -4,6 +4,7 @@
 //! write to stdout goes through [`Out`], which turns a closed pipe into [`StdoutClosed`], which ends
 //! the program quietly.
 
+use std::error::Error;
 use std::fmt;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use std::time::Duration;
 use fewbit::{Timings, Usage};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+
+use crate::advice;
 
 /// Nobody reads our stdout any more.
 #[derive(Debug)]
@@ -77,18 +80,28 @@ pub(crate) fn progress_bar(template: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// The message of an error as one line: its own words (which include those of its cause in our
-/// crates), and causes that they do not repeat.
+/// An error with its causes and, if there is one, our advice, as one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
-    let mut text = error.to_string();
-    for cause in error.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text += ": ";
-            text += &cause;
-        }
+    let mut text = with_causes(error.as_ref());
+    if let Some(advice) = advice::on(error) {
+        text += &format!(" ({advice})");
     }
     text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+/// An error and what caused it. Some libraries repeat the cause in their own words; it is said once.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text += ": ";
+            text += &words;
+        }
+        next = cause.source();
+    }
+    text
 }
 
 pub(crate) fn usage_json(usage: &Usage) -> Value {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 
 use fewbit::TensorType;
-use fewbit::format::GgufWriter;
+use fewbit::expert::format::GgufWriter;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -169,7 +169,7 @@ fn a_closed_stdout_is_no_failure() {
 
 /// The stories model with other metadata or tensors.
 fn changed(folder: &Path, change: impl FnOnce(&mut GgufWriter<'_>), first_type: Option<TensorType>) -> PathBuf {
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut writer = GgufWriter::with_metadata(file.metadata().clone());
     change(&mut writer);
     for (i, tensor) in file.tensors().iter().enumerate() {
@@ -251,6 +251,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
     };
     let martian = changed(folder, pre, None);
     fails(martian.clone(), "martian");
+    fails(martian.clone(), "(--pre NAME)");
     // Who knows better can say so.
     let known = run(&["run", martian.to_str().unwrap(), "a", "--raw", "--max-tokens", "1", "--pre", "gpt-2"]);
     assert!(known.status.success(), "{}", stderr(&known));
@@ -271,14 +272,28 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
 #[test]
 fn what_cannot_be_done_says_what_can() {
     assert_fails(&run(&["run", STORIES, "Hi"]), "--raw");
-    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cuda"]), "--device cpu");
-    assert_fails(&run(&["tokenize", STORIES, "--device", "wgpu"]), "wgpu");
+    assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cpu", "--gpu-layers", "2"]), "fewbit devices");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--top-p", "NaN"]), "top_p is NaN");
     assert_fails(&run(&["run", STORIES, &"long ".repeat(2000), "--raw"]), "shorten it");
     assert_fails(&run(&["bench", STORIES, "-p", "100000"]), "shorter");
     assert_fails(&run(&["bench", "--shape", "huge", "--type", "Q4_0"]), "known are");
     assert_fails(&run(&["bench", "--shape", "smollm2-135m", "--type", "Q9"]), "Q4_K_M");
+}
+
+#[test]
+fn devices_are_shown_and_those_that_are_not_there_are_errors() {
+    // Where there is no desktop, Mesa's drivers complain of this variable on stderr, which the program's errors share.
+    let folder = tempfile::tempdir().unwrap();
+    let fewbit = |args: &[&str]| fewbit(args).env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
+    let devices = json(&fewbit(&["devices", "--json"]));
+    assert_eq!((&devices["devices"][0]["name"], &devices["devices"][0]["usable"]), (&"cpu".into(), &true.into()));
+    for device in devices["devices"].as_array().unwrap() {
+        assert_eq!(device["usable"].as_bool().unwrap(), device["why_not"].is_null(), "{device}");
+    }
+    assert!(stdout(&fewbit(&["devices"])).starts_with("cpu "));
+    assert_fails(&fewbit(&["run", STORIES, "Hi", "--raw", "--device", "vulkan:9999"]), "vulkan");
+    assert_fails(&fewbit(&["bench", "--shape", "smollm2-135m", "--type", "Q4_0", "--device", "vulkan:9999"]), "vulkan");
 }
 
 #[test]
@@ -327,14 +342,14 @@ fn adapters_are_applied_with_their_scales() {
     assert!(json(&run(&bench))["decode_tok_s"]["median"].as_f64().unwrap() > 0.0);
 
     assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", "/nonexistent.gguf"]), "/nonexistent.gguf");
-    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is no LoRA adapter");
+    assert_fails(&run(&["run", STORIES, "a", "--raw", "--lora", STORIES]), "is not a LoRA adapter");
     let usage = run(&["run", STORIES, "a", "--lora", &format!("{path}=much")]);
     assert_eq!(usage.status.code(), Some(2), "{}", stderr(&usage));
 }
 
 #[test]
 fn wrong_usage_has_its_own_status() {
-    let cases: [&[&str]; 9] = [
+    let cases: [&[&str]; 11] = [
         &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
         &["fly"],
@@ -342,6 +357,8 @@ fn wrong_usage_has_its_own_status() {
         &["run", STORIES],
         &["run", STORIES, "Hi", "--temp", "warm"],
         &["run", STORIES, "Hi", "--device", "abacus"],
+        &["run", STORIES, "Hi", "--device", "cuda"],
+        &["run", STORIES, "Hi", "--gpu-layers", "few"],
         &["run", STORIES, "Hi", "--threads", "0"],
         &["bench"],
     ];
@@ -381,7 +398,7 @@ fn tokenize_takes_text_and_json_lines() {
 fn tokenize_needs_no_weights() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("vocabulary.gguf");
-    let file = fewbit::format::GgufFile::open(STORIES.as_ref()).unwrap();
+    let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     GgufWriter::with_metadata(file.metadata().clone()).write_file(&path).unwrap();
     let path = path.to_str().unwrap();
     assert_eq!(stdout(&with_stdin(&["tokenize", path], "Once upon a time")), "403 407 261 378\n");

@@ -200,7 +200,7 @@ fn adapters_and_originals_of_a_repo_are_found() {
     use fewbit::TensorType;
     let home = TempDir::new().unwrap();
     let adapter = home.path().join("adapter.gguf");
-    let mut writer = fewbit::format::GgufWriter::new();
+    let mut writer = fewbit::expert::format::GgufWriter::new();
     for (key, value) in [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")] {
         writer.set(key, value);
     }
@@ -476,7 +476,7 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
             let status = child.wait().unwrap();
             assert_eq!(names(), ["out.gguf"], "{signal}");
             if status.success() {
-                fewbit::open(&out).unwrap();
+                fewbit::expert::open(&out).unwrap();
                 return false;
             }
             assert_eq!(status.code(), Some(code), "{signal}");
@@ -484,7 +484,7 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
                 return true;
             }
             // It came after the last byte.
-            fewbit::open(&out).unwrap();
+            fewbit::expert::open(&out).unwrap();
             false
         });
         assert_ne!(was_interrupted, is_ignored(signal), "{signal}: never came in time, or is to be ignored");

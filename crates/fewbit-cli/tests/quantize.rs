@@ -82,7 +82,7 @@ fn options_change_the_types() {
         args.extend(more);
         json(&args)["types"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
-    // The output gets Q6_K; but 64 columns are no multiple of 256, and rows of 172 fit no block at all.
+    // The output gets Q6_K; but 64 columns are not a multiple of 256, and rows of 172 fit no block at all.
     assert_eq!(types(&[]), ["F16", "F32", "Q4_0", "Q8_0"]);
     assert_eq!(types(&["--pure"]), ["F16", "F32", "Q4_0"]);
     assert_eq!(types(&["--leave-output-tensor"]), ["F16", "F32", "Q4_0"]);

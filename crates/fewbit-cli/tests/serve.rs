@@ -70,7 +70,7 @@ fn what_cannot_be_served_is_said_before_anything_is_loaded() {
         (&["--listen", "0.0.0.0:0"][..], "`--api-key-file FILE`"),
         (&["--listen", "here"], "IP:PORT"),
         (&["--listen", &taken], "cannot listen on"),
-        (&["--api-key-file", weak.to_str().unwrap()], "line 1 is no key"),
+        (&["--api-key-file", weak.to_str().unwrap()], "line 1 is not a key"),
         (&["--api-key-file", "/nonexistent/keys"], "cannot read the keys"),
         (&[STORIES], "two models are called"),
     ] {

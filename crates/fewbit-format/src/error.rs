@@ -36,7 +36,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// The operating system refused to open, map or write the file.
-    #[error("cannot access {}: {source}", path.display())]
+    #[error("cannot access {}", path.display())]
     Io {
         /// The path that was asked for.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum FormatError {
         source: io::Error,
     },
     /// The output given to [`GgufWriter::write_to`](crate::GgufWriter::write_to) failed.
-    #[error("cannot write the GGUF file: {0}")]
+    #[error("cannot write the GGUF file")]
     Write(#[source] io::Error),
 
     // The first bytes.
@@ -105,7 +105,9 @@ pub enum FormatError {
         left: u64,
     },
     /// Metadata and tensor records take more bytes than [`Limits::header_bytes`](crate::Limits::header_bytes).
-    #[error("the header is longer than {limit} bytes: no real model's is, so the file is damaged or made to harm")]
+    #[error(
+        "the header is longer than {limit} bytes: no real model needs that much, so the file is damaged or malicious"
+    )]
     HeaderTooLarge {
         /// The limit.
         limit: u64,
@@ -184,7 +186,7 @@ pub enum FormatError {
         count: u64,
     },
     /// A file of a split model cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read the part {}", path.display())]
     Part {
         /// The file.
         path: PathBuf,
@@ -260,8 +262,8 @@ pub enum FormatError {
         /// The type's number in the file.
         id: u32,
     },
-    /// A row that is no whole number of blocks.
-    #[error("tensor {tensor:?} has rows of {n_cols} elements, which are no whole number of {ty} blocks of {}",
+    /// A row that is not a whole number of blocks.
+    #[error("tensor {tensor:?} has rows of {n_cols} elements, which is not a whole number of {ty} blocks of {}",
         ty.block_elems())]
     NotWholeBlocks {
         /// The tensor's name.
@@ -280,7 +282,9 @@ pub enum FormatError {
         shape: Vec<u64>,
     },
     /// A tensor whose bytes do not begin at a multiple of the alignment.
-    #[error("tensor {tensor:?} begins at byte {offset} of the tensor data, no multiple of the alignment {alignment}")]
+    #[error(
+        "tensor {tensor:?} begins at byte {offset} of the tensor data, which is not a multiple of the alignment {alignment}"
+    )]
     MisalignedTensor {
         /// The tensor's name.
         tensor: String,
@@ -325,7 +329,7 @@ pub enum FormatError {
 
     // Safetensors.
     /// The header of a safetensors file is not the JSON that it should be.
-    #[error("the safetensors header is damaged: {0}")]
+    #[error("the safetensors header is damaged: fetch the file again")]
     HeaderJson(#[source] serde_json::Error),
     /// A tensor of a type that the safetensors format does not have.
     #[error(
@@ -338,7 +342,9 @@ pub enum FormatError {
         dtype: String,
     },
     /// A tensor of elements of 4 or 6 bits that end in the middle of a byte.
-    #[error("tensor {tensor:?} of shape {shape:?} and type {dtype} is no whole number of bytes: the file is damaged")]
+    #[error(
+        "tensor {tensor:?} of shape {shape:?} and type {dtype} is not a whole number of bytes: the file is damaged"
+    )]
     PartialByte {
         /// The tensor's name.
         tensor: String,
@@ -375,7 +381,7 @@ pub enum FormatError {
         path: PathBuf,
     },
     /// `model.safetensors.index.json` is not the JSON that it should be.
-    #[error("the index of the model's files is damaged: {0}; fetch it again")]
+    #[error("the index of the model's files is damaged: fetch it again")]
     IndexJson(#[source] serde_json::Error),
     /// The index names a file that is not a plain name in its own folder.
     #[error("the index names the file {shard:?}, which is not a plain file name: nothing outside its folder is opened")]

@@ -2,7 +2,7 @@
 //!
 //! A model that `llama-gguf-split` cut has several files, `NAME-00001-of-00003.gguf` and so on. Metadata is in the
 //! first, and each has some of the tensors. They are shown as one file, in which a tensor's offset is what it would be
-//! if the files stood one behind the other.
+//! if the files stood one after the other.
 
 use std::path::{Path, PathBuf};
 

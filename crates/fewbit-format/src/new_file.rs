@@ -17,7 +17,7 @@ const BUFFER_BYTES: usize = 1 << 20;
 /// last to end wins. Dropped before [`finish`](Self::finish), it leaves nothing.
 ///
 /// A link stays: what it leads to is replaced. What is no regular file (a device, a pipe) is written to as it is,
-/// and so is what `/dev/stdout` and its like lead to: replacing the file behind it would leave whoever opened it with
+/// and so is what `/dev/stdout` and its like lead to: replacing the file that it leads to would leave whoever opened it with
 /// the old one.
 ///
 /// ```

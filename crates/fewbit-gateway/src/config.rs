@@ -340,9 +340,13 @@ mod tests {
         config.check_models(&["small"]).unwrap();
     }
 
+    fn chain(error: &dyn std::error::Error) -> String {
+        error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+    }
+
     #[test]
     fn what_is_wrong_has_its_line() {
-        let error = |text: &str| parse(text).unwrap_err().to_string();
+        let error = |text: &str| chain(&parse(text).unwrap_err());
         assert!(error("listen = \"x\"\nstor = \"y\"").contains("line 2"), "{}", error("listen = \"x\"\nstor = \"y\""));
         assert!(error("[[models]]\nname = \"x\"").contains("missing field `model`"));
         let to = |to: &str| error(&format!("[[routes]]\nname = \"r\"\nto = [{to}]"));

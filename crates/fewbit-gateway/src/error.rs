@@ -8,7 +8,7 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum GatewayError {
     /// A file cannot be read or written.
-    #[error("cannot {what} {}: {error}", path.display())]
+    #[error("cannot {what} {}", path.display())]
     File {
         /// What was to be done.
         what: &'static str,
@@ -19,7 +19,7 @@ pub enum GatewayError {
         error: io::Error,
     },
     /// The keys cannot be read.
-    #[error("{} has no keys in it: {error}: restore it from a copy", path.display())]
+    #[error("{} has no keys in it: restore it from a copy", path.display())]
     Keys {
         /// The file.
         path: PathBuf,
@@ -27,8 +27,8 @@ pub enum GatewayError {
         #[source]
         error: serde_json::Error,
     },
-    /// The configuration cannot be parsed.
-    #[error("{}: {error}", path.display())]
+    /// The configuration is wrong.
+    #[error("{} is not a configuration", path.display())]
     Config {
         /// The file.
         path: PathBuf,
@@ -53,13 +53,13 @@ pub enum GatewayError {
         name: String,
     },
     /// There is none of this name.
-    #[error("there is no key {name:?} in use: `fewbit keys list` shows those that are")]
+    #[error("there is no key {name:?} in use")]
     NoSuchKey {
         /// The name.
         name: String,
     },
     /// The name is none.
-    #[error("{name:?} is no name for a key: take 1 to 64 letters, digits, '-', '_' and '.'")]
+    #[error("{name:?} cannot be the name of a key: use 1 to 64 letters, digits, '-', '_' and '.'")]
     Name {
         /// The name.
         name: String,

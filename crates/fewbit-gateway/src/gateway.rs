@@ -140,7 +140,10 @@ impl Log {
     fn catch_up(&mut self) -> bool {
         while let Some(entry) = self.waiting.first() {
             if let Err(error) = self.audit.append(entry.clone()) {
-                tracing::error!(%error, "the log cannot be written: nothing is let in");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "the log cannot be written: nothing is let in"
+                );
                 return false;
             }
             self.waiting.remove(0);
@@ -176,7 +179,7 @@ impl<B: Backend> Gate for Gateway<B> {
             let mut keys = lock(&books.keys);
             if let Err(error) = keys.refresh() {
                 // Whether a key was revoked cannot be known.
-                tracing::error!(%error, "the keys cannot be read: nothing is let in");
+                tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be read: nothing is let in");
                 return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
             }
             keys.find(shown).cloned()

@@ -165,7 +165,7 @@ multiversion! {
 
 multiversion! {
     /// Rotates pairs of one head vector: `(a, b) -> (a cos - b sin, b cos + a sin)`, the products with
-    /// `cos` rounded last. `cos` and `sin` are `[n_rotated / 2]`; elements behind `n_rotated` stay.
+    /// `cos` rounded last. `cos` and `sin` are `[n_rotated / 2]`; elements after `n_rotated` stay.
     pub(crate) fn rope(style: RopeStyle, cos: &[f32], sin: &[f32], x: &mut [f32]) {
         let half = cos.len();
         match style {

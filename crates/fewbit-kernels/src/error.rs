@@ -37,7 +37,7 @@ pub enum KernelError {
         n_rows: usize,
         /// Columns of the matrix.
         n_cols: usize,
-        /// Bytes that it takes; 0 if the columns are no whole number of blocks.
+        /// Bytes that it takes; 0 if the columns are not a whole number of blocks.
         expected: usize,
         /// Bytes given.
         found: usize,

@@ -37,6 +37,6 @@ pub use error::KernelError;
 pub use fewbit_quant::{GateFunction, RopeStyle};
 pub use isa::{ISA_VARIABLE, Isa};
 pub use kv::{KvElement, KvFloat, PAGE};
-pub use pack::Matrix;
+pub use pack::{Matrix, PanelLayout};
 pub use pool::ThreadPool;
 pub use products::Product;

@@ -213,7 +213,7 @@ mod tests {
         for _ in 0..2_000_000 {
             let (a, b, c) = (next(), next(), next());
             check_fused(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c));
-            // Products near a power of two beside addends of few bits: sums near the middle of two floats.
+            // Products near a power of two with addends of few bits: sums near the middle of two floats.
             let few = |x: u32| f32::from_bits((x & 0x803F_0001) | 0x3F80_0000);
             let (p, q) = (few(a), few(b));
             for exponent in [a % 60, 24 + b % 3, 48 + b % 6, 126, 140, 149] {

@@ -35,13 +35,13 @@ pub struct Matrix {
 
 /// Byte sizes of the parts of a panel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct PanelLayout {
+pub struct PanelLayout {
     /// Scales and minimums of one block.
-    pub(crate) block_meta: usize,
+    pub block_meta: usize,
     /// All scales and minimums, padded to a cache line.
-    pub(crate) meta: usize,
+    pub meta: usize,
     /// The whole panel.
-    pub(crate) panel: usize,
+    pub panel: usize,
 }
 
 impl PanelLayout {
@@ -171,6 +171,12 @@ impl Matrix {
                 }
             }
         }
+    }
+
+    /// The panels as they lie in memory, one after another, for devices that read the same form; `None` under
+    /// [`Isa::Scalar`], whose bytes are those of the file.
+    pub fn panels(&self) -> Option<(PanelLayout, &[u8])> {
+        (self.isa != Isa::Scalar).then_some((self.layout, &self.bytes))
     }
 
     pub(crate) fn n_panels(&self) -> usize {

@@ -10,7 +10,7 @@ impl ThreadPool {
     /// those rows. `out` is `[n_rows, row_bytes]`.
     ///
     /// # Panics
-    /// If `fill` does, `chunk` is 0, or `out` is no whole number of rows.
+    /// If `fill` does, `chunk` is 0, or `out` is not a whole number of rows.
     pub fn fill_rows(
         &self,
         out: &mut [u8],

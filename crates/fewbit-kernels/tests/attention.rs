@@ -25,7 +25,7 @@ struct Cache<T> {
 
 impl<T: KvFloat> Cache<T> {
     fn new(shape: AttentionShape, n: usize) -> Self {
-        // Not zero: whatever lies behind the last position must not matter.
+        // Not zero: whatever lies after the last position must not matter.
         let page = || {
             (
                 vec![T::from_f32(f32::NAN); shape.key_elems::<T>()],

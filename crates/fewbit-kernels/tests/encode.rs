@@ -5,7 +5,7 @@ use fewbit_quant::encode::{encode, is_encodable};
 use fewbit_quant::{QuantError, TensorType, decode};
 use half::f16;
 
-/// Rows that are no multiple of a chunk or a group of blocks.
+/// Rows that are not a multiple of a chunk or a group of blocks.
 const ROWS: usize = 74;
 const COLS: usize = 768;
 

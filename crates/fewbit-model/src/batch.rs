@@ -13,7 +13,7 @@ pub enum LogitsFor {
     LastN(usize),
     /// Every token.
     All,
-    /// No logits, but of every token the hidden state behind the last norm: see [`Logits::take_hidden`].
+    /// No logits, but of every token the hidden state after the last norm: see [`Logits::take_hidden`].
     Hidden,
 }
 

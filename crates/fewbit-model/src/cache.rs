@@ -51,7 +51,7 @@ impl KvCache {
         self.len == 0
     }
 
-    /// Forgets everything behind the first `len` positions; does nothing if there are no more.
+    /// Forgets everything after the first `len` positions; does nothing if there are no more.
     ///
     /// With a sliding window, the positions that the next query would see may be gone: then it forgets
     /// everything. Up to [`PAGE`] positions can always be taken back. Returns the positions that are left.
@@ -184,7 +184,7 @@ impl KvCache {
     }
 }
 
-/// The first page that a query at position `len` and those behind it see.
+/// The first page that a query at position `len` and those after it see.
 fn first_seen(len: usize, window: usize) -> usize {
     len.saturating_add(1).saturating_sub(window) / PAGE
 }

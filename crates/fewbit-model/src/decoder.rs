@@ -9,11 +9,12 @@ use crate::loader::LayerLoader;
 use crate::lora::{self, AdaptedRows, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, adapted_rows};
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::PageKind;
+use crate::placed::{ModelPart, PlacedPart};
 use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
 use crate::quantize::Quantized;
 use crate::rope::{Rope, RopeAngles};
-use crate::segment::{Head, Segment, Step};
+use crate::segment::{Device, Head, Segment, Step};
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::{CheckpointError, WeightSource};
@@ -33,6 +34,7 @@ pub struct Decoder {
     /// In the order of their layers, of which each has one.
     segments: Vec<Box<dyn Segment>>,
     head: Box<dyn Head>,
+    placed: Vec<PlacedPart>,
     rope: Rope,
     /// The host's instruction set and threads.
     cpu: Cpu,
@@ -77,7 +79,7 @@ impl Decoder {
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
         if !kv_type.supports(config.head_dim) {
             return Err(CheckpointError::UnsupportedFeature {
-                feature: "a q8_0 KV cache for heads of no multiple of 32 elements (choose f16)",
+                feature: "a q8_0 KV cache for heads whose size is not a multiple of 32 (choose f16)",
                 key: "head_dim".to_owned(),
                 value: config.head_dim.to_string(),
             }
@@ -96,9 +98,19 @@ impl Decoder {
         let mut loader = LayerLoader::new(source, &config, kv_type, &**cpu.pool(), progress);
         let embedding = Embedding::load(&mut loader, &cpu, head_device.is_none())?;
         let head = head_device.unwrap_or(&here).load_head(&mut loader)?;
-        let segments =
-            placed.into_iter().map(|(layers, device)| device.unwrap_or(&here).load_segment(&mut loader, layers));
-        let segments = segments.collect::<Result<Vec<_>, _>>()?;
+        let mut parts = Vec::new();
+        let mut note = |part, device: Option<&dyn Device>, weight_bytes, page_bytes| {
+            let (is_host, device) = (device.is_none(), device.unwrap_or(&here).name());
+            parts.push(PlacedPart { part, device, is_host, weight_bytes, page_bytes });
+        };
+        note(ModelPart::Embedding, None, embedding.matrix.n_bytes() as u64, 0);
+        let mut segments = Vec::new();
+        for (layers, device) in placed {
+            let segment = device.unwrap_or(&here).load_segment(&mut loader, layers.clone())?;
+            note(ModelPart::Layers(layers), device, segment.weight_bytes(), segment.states().page_bytes() as u64);
+            segments.push(segment);
+        }
+        note(ModelPart::Head, head_device, head.weight_bytes(), 0);
         let fused = (0..config.n_layers())
             .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: !loader.has(Part::Gate, i) });
         let fused = fused.collect();
@@ -109,7 +121,8 @@ impl Decoder {
         let stores = segments.iter().map(|segment| segment.states()).collect();
         let pages = Arc::new(PageKind::new(id, kv_type, config.widest_window(), stores));
         let buffers = Mutex::default();
-        let decoder = Self { config, embedding, segments, head, rope, cpu, pages, fused, fingerprint, buffers };
+        let decoder =
+            Self { config, embedding, segments, head, placed: parts, rope, cpu, pages, fused, fingerprint, buffers };
         tracing::info!(
             isa = %decoder.isa(),
             threads = decoder.n_threads(),
@@ -156,6 +169,11 @@ impl Decoder {
         &self.cpu
     }
 
+    /// What of it lies where: the embedding, each segment of layers, the head.
+    pub fn placed(&self) -> &[PlacedPart] {
+        &self.placed
+    }
+
     /// How its layers are cut: one range for each segment.
     pub fn segments(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         self.segments.iter().map(|segment| segment.layers())
@@ -170,8 +188,7 @@ impl Decoder {
 
     /// Bytes of the packed weights, on all devices.
     pub fn weight_bytes(&self) -> u64 {
-        let segments: u64 = self.segments.iter().map(|segment| segment.weight_bytes()).sum();
-        segments + self.head.weight_bytes() + self.embedding.matrix.n_bytes() as u64
+        self.placed.iter().map(|part| part.weight_bytes).sum()
     }
 
     /// Bytes that one more position takes in a cache, on average.

@@ -1,5 +1,6 @@
 //! Why a model could not be loaded or run.
 
+use crate::device_error::DeviceError;
 use fewbit_checkpoint::CheckpointError;
 use fewbit_kernels::KernelError;
 use fewbit_quant::TensorType;
@@ -45,8 +46,16 @@ pub enum ModelError {
         /// Layers of the model.
         n_layers: usize,
     },
+    /// A device cannot do what it should. Nothing else was tried in its place.
+    #[error("the device {device} failed")]
+    Device {
+        /// What it is called.
+        device: String,
+        /// What is wrong.
+        source: DeviceError,
+    },
     /// A batch does not fit into the context.
-    #[error("{n_tokens} tokens behind {position} do not fit into the context of {context_length}")]
+    #[error("{n_tokens} tokens after position {position} do not fit into the context of {context_length}")]
     ContextFull {
         /// Tokens in the cache already.
         position: usize,

@@ -31,7 +31,7 @@ impl KvType {
     }
 
     /// Elements of the keys and of the values of one page of one layer.
-    pub(crate) fn page_elems(self, shape: &AttentionShape) -> (usize, usize) {
+    pub fn page_elems(self, shape: &AttentionShape) -> (usize, usize) {
         match self {
             Self::F16 => (shape.key_elems::<f16>(), shape.value_elems::<f16>()),
             Self::F32 => (shape.key_elems::<f32>(), shape.value_elems::<f32>()),
@@ -40,7 +40,7 @@ impl KvType {
     }
 
     /// Bytes of an element.
-    pub(crate) fn elem_bytes(self) -> usize {
+    pub fn elem_bytes(self) -> usize {
         match self {
             Self::F16 => 2,
             Self::F32 => 4,

@@ -4,10 +4,16 @@
 //! [`Segment`]s of layers that each lie on a [`Device`].
 #![forbid(unsafe_code)]
 
+/// The weights of layers, as [`LayerLoader`] packs them for devices.
+pub mod weights {
+    pub use crate::cpu::weights::{Experts, FeedForward, HeadWeights, Layer, Linear, Mlp};
+}
+
 mod batch;
 mod cache;
 mod cpu;
 mod decoder;
+mod device_error;
 mod embedding;
 mod error;
 mod fingerprint;
@@ -17,6 +23,7 @@ mod loader;
 mod lora;
 mod memory;
 mod pages;
+mod placed;
 mod prefix;
 pub mod quantize;
 mod rope;
@@ -26,8 +33,9 @@ mod state;
 
 pub use batch::{Chunk, Logits, LogitsFor};
 pub use cache::KvCache;
-pub use cpu::CpuDevice;
+pub use cpu::{CpuDevice, HostStates, attention_shape};
 pub use decoder::Decoder;
+pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_checkpoint::{
     AttentionTemperature, CheckpointError, ExpertConfig, FillRows, GateFunction, GgufConfig, HfModel, LayerConfig,
@@ -39,8 +47,10 @@ pub use load::{LoadOptions, Placement};
 pub use loader::LayerLoader;
 pub use lora::{AdaptedRows, AdapterPart, Lora, LoraError, LoraSet, LoraTarget, LowRank};
 pub use memory::{MemoryEstimate, available_bytes, estimate};
+pub use placed::{ModelPart, PlacedPart};
 pub use prefix::PrefixTree;
 pub use quantize::Quantized;
 pub use rope::RopeAngles;
+pub use routing::Routing;
 pub use segment::{Device, Head, Segment, SequenceRows, Step};
 pub use state::{StatePage, StateStore};

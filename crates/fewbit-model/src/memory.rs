@@ -7,7 +7,7 @@ use fewbit_kernels::{Isa, Matrix, PAGE};
 use fewbit_quant::TensorType;
 
 /// Memory that a loaded model and one sequence take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MemoryEstimate {
     /// Packed weights.

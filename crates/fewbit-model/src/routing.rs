@@ -15,15 +15,15 @@ use std::ops::Range;
 
 /// The routes of a batch.
 #[derive(Default)]
-pub(crate) struct Routing {
+pub struct Routing {
     /// `[n_tokens, n_used]`: expert and weight, best first.
-    pub(crate) chosen: Vec<(usize, f32)>,
+    pub chosen: Vec<(usize, f32)>,
     /// `[n_tokens * n_used]`: tokens in order of their experts.
-    pub(crate) tokens: Vec<usize>,
+    pub tokens: Vec<usize>,
     /// `[n_tokens, n_used]`: where each route stands in `tokens`.
-    pub(crate) places: Vec<usize>,
+    pub places: Vec<usize>,
     /// Experts that have tokens, and where these stand in `tokens`.
-    pub(crate) groups: Vec<(usize, Range<usize>)>,
+    pub groups: Vec<(usize, Range<usize>)>,
     /// Buffers: probabilities, and numbers of experts, of one token.
     p: Vec<f32>,
     order: Vec<usize>,
@@ -31,7 +31,7 @@ pub(crate) struct Routing {
 
 impl Routing {
     /// Routes every token by its scores: `[n_tokens, n_experts]`.
-    pub(crate) fn route(&mut self, config: &ExpertConfig, scores: &[f32]) {
+    pub fn route(&mut self, config: &ExpertConfig, scores: &[f32]) {
         self.chosen.clear();
         for scores in scores.chunks_exact(config.n_experts) {
             self.choose(config, scores);

@@ -198,7 +198,7 @@ fn a_known_prefix_gives_the_same_bits_as_computing_it() {
             let got = logits(&decoder, &mut found, &tokens[common..], 512);
             assert!(got == want[common * n_vocab..], "{name}: after {common} known tokens");
         }
-        // What others wrote behind a shared prefix is not in the tree.
+        // What others wrote after a shared prefix is not in the tree.
         assert_eq!(tree.find(&tokens, &LoraSet::default()).len(), known, "{name}");
         tree.clear();
         assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");

@@ -220,7 +220,9 @@ fn folders_without_their_files() {
         fs::write(to.path().join("config.json"), text).expect("writable");
         let error = HfModel::open(to.path()).expect_err("no object");
         assert!(matches!(error, CheckpointError::Hf(HfError::Json { .. })), "{error:?}");
-        assert!(error.to_string().contains(expected), "{error}");
+        assert!(error.to_string().contains("config.json"), "{error}");
+        let cause = std::error::Error::source(&error).expect("the parser's own error").to_string();
+        assert!(cause.contains(expected), "{cause}");
     }
     fs::write(to.path().join("config.json"), vec![b' '; (16 << 20) + 1]).expect("writable");
     assert!(matches!(HfModel::open(to.path()), Err(CheckpointError::Hf(HfError::TooLarge { .. }))));
@@ -298,7 +300,7 @@ fn weights_that_do_not_fit_their_configuration() {
     }
     let bias = error(&folder.clone().set("attention_bias", json!(true)));
     assert!(matches!(&bias, CheckpointError::MissingTensor { name } if name == "model.layers.0.self_attn.q_proj.bias"));
-    // What is no weight may be there, and an output matrix may lie beside an embedding that serves for it.
+    // What is no weight may be there, and an output matrix may lie next to an embedding that serves for it.
     let mut tied = folder.clone().set("tie_word_embeddings", json!(true));
     tied.tensors.push(extra("model.layers.0.self_attn.rotary_emb.inv_freq"));
     assert!(opened(&tied).is_ok_and(|model| model.tensor("output.weight").is_none()));

@@ -557,7 +557,8 @@ fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
     for file in ["adapter_model.safetensors", "adapter_config.json"] {
         fs::remove_file(path.join(file)).expect("written above");
         let missing = decoder.load_lora(&path).expect_err("refused");
-        assert!(matches!(missing, LoraError::Config { .. }) && missing.to_string().contains(file), "{missing}");
+        let LoraError::Config { source, .. } = &missing else { panic!("{missing:?}") };
+        assert!(source.to_string().contains(file), "{source}");
     }
 }
 

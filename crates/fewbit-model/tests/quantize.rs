@@ -92,7 +92,7 @@ fn a_quantized_file_has_what_the_old_one_had() {
     for (old, report) in source.tensors().iter().zip(&report.tensors) {
         let new = file.tensor(&old.name).unwrap();
         assert_eq!((new.shape.clone(), new.ty, new.n_bytes), (old.shape.clone(), report.to, report.n_bytes));
-        // Rows of 172 are no multiple of 32.
+        // Rows of 172 are not a multiple of 32.
         let expected = match old.shape[..] {
             [_] => TensorType::F32,
             [_, 64] => TensorType::Q8_0,
@@ -272,7 +272,7 @@ fn damaged_importance_matrices_are_refused() {
     let path = folder.path().join("broken.imatrix.gguf");
     fs::write(&path, b"GGUF").unwrap();
     let error = Importance::open(&path).unwrap_err();
-    assert!(error.to_string().starts_with(&format!("{}: ", path.display())), "{error}");
+    assert!(error.to_string().contains(&path.display().to_string()), "{error}");
     assert!(matches!(error, ImportanceError::File { error, .. } if matches!(*error, ImportanceError::Format(_))));
 }
 

@@ -1,4 +1,4 @@
-//! The types that recipes give, beside those that llama-quantize gives (`golden/make_recipes.py`).
+//! The types that recipes give, compared with those that llama-quantize gives (`golden/make_recipes.py`).
 
 use fewbit_model::quantize::{ModelFacts, Plan, Recipe};
 use fewbit_quant::TensorType;

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::io::{BufWriter, Read, Write};
 
-use fewbit::engine::{Chunk, LogitsFor};
+use fewbit::expert::engine::{Chunk, LogitsFor};
 
 const WINDOW: usize = 512;
 

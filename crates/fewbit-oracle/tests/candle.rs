@@ -14,9 +14,9 @@ use std::fs::File;
 use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
-use fewbit::engine::{Chunk, Decoder, LoadOptions, LogitsFor};
-use fewbit::format::GgufFile;
-use fewbit::tokenizer::{SpecialTokens, Tokenizer};
+use fewbit::expert::engine::{Chunk, Decoder, LoadOptions, LogitsFor};
+use fewbit::expert::format::GgufFile;
+use fewbit::expert::tokenizer::{SpecialTokens, Tokenizer};
 
 const MODEL: &str = "smollm2-135m-instruct";
 const PROSE: &str = include_str!("../../../tests/data/prose.txt");

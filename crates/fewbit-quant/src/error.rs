@@ -19,7 +19,7 @@ pub enum QuantError {
         ty: TensorType,
         /// Elements asked for.
         n_elems: usize,
-        /// Bytes that they take; 0 when `n_elems` is no whole number of blocks.
+        /// Bytes that they take; 0 when `n_elems` is not a whole number of blocks.
         expected: usize,
         /// Bytes given.
         found: usize,
@@ -45,7 +45,7 @@ pub enum QuantError {
         index: usize,
     },
     /// The importance of a column is negative, infinite or not a number.
-    #[error("the importance of column {index} is no positive number")]
+    #[error("the importance of column {index} is not a positive number")]
     Importance {
         /// The column.
         index: usize,

@@ -24,7 +24,7 @@ pub struct Format {
     pub integer_scales: IntegerScales,
     /// Whether `encode` has an encoder.
     pub is_encodable: bool,
-    /// In types with blocks of 256, the one with blocks of 32 that llama.cpp takes for rows that are no multiple of 256.
+    /// In types with blocks of 256, the one with blocks of 32 that llama.cpp takes for rows that are not a multiple of 256.
     pub for_short_rows: Option<TensorType>,
     /// Reads codes and integer scales.
     pub(crate) reader: Reader,

@@ -1,6 +1,6 @@
 //! The codebooks of the formats IQ1, IQ2 and IQ3: runs of 8 or 4 elements that a code word stands for.
 //!
-//! They were found by clustering when the formats were designed, so no rule generates them: `grid.py`, beside
+//! They were found by clustering when the formats were designed, so no rule generates them: `grid.py`, next to
 //! this file, takes them from the Python package `gguf` and writes this file. An entry holds the indices of
 //! its elements' magnitudes, first element lowest, in 2 bits each (runs of 8) or 3 bits each (runs of 4).
 //! What an index means is in `codebook.rs`.

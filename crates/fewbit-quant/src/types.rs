@@ -231,7 +231,7 @@ impl TensorType {
         self.row().format
     }
 
-    /// Bytes of a row of `n_cols` elements; `None` if the row is no whole number of blocks, or overflows.
+    /// Bytes of a row of `n_cols` elements; `None` if the row is not a whole number of blocks, or overflows.
     pub fn row_bytes(self, n_cols: usize) -> Option<usize> {
         if !n_cols.is_multiple_of(self.block_elems()) {
             return None;

@@ -1,4 +1,4 @@
-//! The encoders: what they lose beside llama.cpp's, what they refuse, and that every input gives blocks that decode
+//! The encoders: what they lose compared with llama.cpp's, what they refuse, and that every input gives blocks that decode
 //! to numbers.
 
 use fewbit_quant::encode::{MAX_MAGNITUDE, encode, is_encodable};

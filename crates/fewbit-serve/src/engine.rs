@@ -4,12 +4,16 @@
 //! of a few places. When nobody holds the other end any more, the task ends, and with it the generation. A client that
 //! does not read for long is given up as well: it would hold the memory of its context for ever.
 
+use std::error::Error as _;
 use std::path::Path;
 use std::task::Poll;
 use std::time::Duration;
 
 use fewbit::sample::TokenLogprob;
-use fewbit::{Constraint, Error, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError, ToolFallback};
+use fewbit::{
+    Constraint, Error, ErrorClass, ErrorKind, FinishReason, GenerateOptions, Model, SamplingError, Tool, ToolError,
+    ToolFallback,
+};
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
@@ -118,7 +122,7 @@ impl Backend for EngineBackend {
         add_special: bool,
         parse: bool,
     ) -> Result<Vec<u32>, BackendError> {
-        use fewbit::tokenizer::SpecialTokens;
+        use fewbit::expert::tokenizer::SpecialTokens;
         let tokenizer = self.model(model)?.tokenizer();
         let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
         let ids = block_in_place(|| tokenizer.encode(text, special));
@@ -275,7 +279,7 @@ fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, &'static str), Backen
 async fn chat(model: &Model, job: Job, sink: &mut Sink) -> Result<(), BackendError> {
     let (mut chat, param) = start(model, job)?;
     let stream = block_in_place(|| chat.reply().stream_async()).map_err(|error| refused(error, param))?;
-    let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<'_>>| {
+    let state = |stream: &fewbit::AsyncStream<fewbit::ChatStream<&mut fewbit::Chat>>| {
         let stream = stream.get_ref();
         (stream.finish_reason(), stream.usage(), stream.stop_string().map(str::to_owned))
     };
@@ -444,50 +448,62 @@ fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {
 
 /// What a client can do about an error; `param` is the field that is at fault if the error does not say.
 fn refused(error: Error, param: &str) -> BackendError {
-    let invalid = |param: &str| BackendError::invalid(param, &error);
-    match &error {
-        Error::Sampling(sampling) => match sampling {
-            SamplingError::Temperature(_) => invalid("temperature"),
-            SamplingError::TopP(_) => invalid("top_p"),
-            SamplingError::MinP(_) => invalid("min_p"),
-            SamplingError::Bias { .. } | SamplingError::UnknownToken { .. } => invalid("logit_bias"),
-            SamplingError::Setting { setting, .. } => match *setting {
-                "the repeat penalty" => invalid("repeat_penalty"),
-                "the presence penalty" => invalid("presence_penalty"),
-                "the frequency penalty" => invalid("frequency_penalty"),
-                _ => BackendError::new(BackendErrorKind::Invalid, &error),
+    // What is wrong is the cause's to say, if there is one: that it is wrong, the status says.
+    let message = match error.kind() {
+        ErrorKind::NoChatTemplate => "the model has no chat template: use /v1/completions, or another model".to_owned(),
+        ErrorKind::QueueFull { limit } => format!("{limit} requests are waiting already: try again later"),
+        ErrorKind::EngineStopped => "the model is being unloaded".to_owned(),
+        _ => error.source().map_or_else(|| error.to_string(), ToString::to_string),
+    };
+    let kind = match error.class() {
+        ErrorClass::Request | ErrorClass::Answer => BackendErrorKind::Invalid,
+        ErrorClass::TooLarge => BackendErrorKind::TooLong,
+        ErrorClass::Busy => BackendErrorKind::Busy,
+        _ if matches!(error.kind(), ErrorKind::EngineStopped) => BackendErrorKind::Unavailable,
+        _ => return internal(&error),
+    };
+    let param = match kind {
+        BackendErrorKind::Invalid | BackendErrorKind::TooLong => field(&error, param),
+        _ => None,
+    };
+    BackendError { kind, message, param }
+}
+
+/// The field of a request that an error is about; `param` if the error does not say.
+fn field(error: &Error, param: &str) -> Option<String> {
+    let name = match error.kind() {
+        ErrorKind::Options => match error.cause() {
+            Some(SamplingError::Temperature(_)) => "temperature",
+            Some(SamplingError::TopP(_)) => "top_p",
+            Some(SamplingError::MinP(_)) => "min_p",
+            Some(SamplingError::Bias { .. } | SamplingError::UnknownToken { .. }) => "logit_bias",
+            Some(SamplingError::Setting { setting, .. }) => match *setting {
+                "the repeat penalty" => "repeat_penalty",
+                "the presence penalty" => "presence_penalty",
+                "the frequency penalty" => "frequency_penalty",
+                _ => return None,
             },
-            _ => internal(&error),
+            Some(_) => return None,
+            // A constraint.
+            None => param,
         },
-        Error::Constraint(_) | Error::EmptyPrompt | Error::TokenOutOfRange { .. } => invalid(param),
-        Error::NoChatTemplate => {
-            BackendError::invalid("messages", "the model has no chat template: use /v1/completions, or another model")
+        ErrorKind::NoChatTemplate | ErrorKind::Template => "messages",
+        ErrorKind::TemplateVariable { .. } => "chat_template_kwargs",
+        ErrorKind::Tools => match error.cause() {
+            Some(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => "tool_choice",
+            _ => "tools",
+        },
+        ErrorKind::Empty { index: Some(index) } | ErrorKind::TooLong { index: Some(index), .. } => {
+            return Some(format!("input[{index}]"));
         }
-        Error::Template(_) => invalid("messages"),
-        Error::TemplateVariable { .. } => invalid("chat_template_kwargs"),
-        Error::Tool(ToolError::ChoiceWithoutTools | ToolError::UnknownTool { .. }) => invalid("tool_choice"),
-        Error::Tool(_) => invalid("tools"),
-        Error::EmptyText { index } | Error::TextTooLong { index, .. } => {
-            let kind = match &error {
-                Error::TextTooLong { .. } => BackendErrorKind::TooLong,
-                _ => BackendErrorKind::Invalid,
-            };
-            BackendError { kind, ..BackendError::invalid(format!("input[{index}]"), &error) }
-        }
-        Error::PromptTooLong { .. } | Error::KvMemory { .. } => {
-            BackendError { kind: BackendErrorKind::TooLong, param: None, ..invalid(param) }
-        }
-        Error::QueueFull { limit } => {
-            let message = format!("{limit} requests are waiting already: try again later");
-            BackendError::new(BackendErrorKind::Busy, message)
-        }
-        Error::EngineStopped => BackendError::new(BackendErrorKind::Unavailable, "the model is being unloaded"),
-        _ => internal(&error),
-    }
+        ErrorKind::TooLong { index: None, .. } | ErrorKind::KvMemory { .. } => return None,
+        _ => param,
+    };
+    Some(name.to_owned())
 }
 
 /// An error that no client can do anything about. Its text may name files, and goes to the log.
 fn internal(error: &Error) -> BackendError {
-    tracing::error!(%error, "the engine failed on a request");
+    tracing::error!(error = format!("{error:#}"), "the engine failed on a request");
     BackendError::new(BackendErrorKind::Internal, "the engine failed on this request; it goes on with others")
 }

@@ -13,22 +13,22 @@ use crate::backend::{BackendError, BackendErrorKind};
 #[non_exhaustive]
 pub enum ServeError {
     /// The address is none.
-    #[error("{address:?} is no address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
+    #[error("{address:?} is not an address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
     Address {
         /// What was given.
         address: String,
     },
     /// Others could reach it, and anyone could use it.
     #[error(
-        "{address} can be reached from other machines, and there are no keys: give `--api-key-file FILE` with a key a \
-         line, or listen on 127.0.0.1"
+        "{address} can be reached from other machines, and there are no keys: give some, or \
+         listen on 127.0.0.1"
     )]
     Open {
         /// The address.
         address: SocketAddr,
     },
     /// The address cannot be had.
-    #[error("cannot listen on {address}: {error}: stop what listens there, or give another port (0 takes a free one)")]
+    #[error("cannot listen on {address}: stop what listens there, or give another port (0 takes a free one)")]
     Bind {
         /// The address.
         address: SocketAddr,

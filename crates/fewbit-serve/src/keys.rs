@@ -25,7 +25,7 @@ pub struct Keys {
 #[non_exhaustive]
 pub enum KeysError {
     /// The file cannot be read.
-    #[error("cannot read the keys in {}: {error}", path.display())]
+    #[error("cannot read the keys in {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -35,7 +35,7 @@ pub enum KeysError {
     },
     /// A key that is too short, or cannot be sent.
     #[error(
-        "{what} {line} is no key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes"
+        "{what} {line} is not a key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes"
     )]
     Weak {
         /// What the number counts.
@@ -44,7 +44,7 @@ pub enum KeysError {
         line: usize,
     },
     /// There is no key.
-    #[error("there is no key: give at least one, on a line of its own")]
+    #[error("there is not a key: give at least one, on a line of its own")]
     None,
 }
 
@@ -139,7 +139,7 @@ mod tests {
         assert!(read("# ours\n\n 0123456789abcdef \r\n").unwrap().accept(b"0123456789abcdef"));
         assert_eq!(read("# nothing\n").unwrap_err(), KeysError::None.to_string());
         let weak = read("0123456789abcdef\nsecret\n").unwrap_err();
-        assert!(weak.starts_with("line 2 is no key") && !weak.contains("secret"), "{weak}");
+        assert!(weak.starts_with("line 2 is not a key") && !weak.contains("secret"), "{weak}");
         assert!(read("0123456789 abcdef\n").is_err());
         assert!(Keys::from_file(folder.path().join("none")).unwrap_err().to_string().contains("cannot read"));
     }

@@ -1,7 +1,7 @@
 //! Messages of the interface as the engine wants them.
 
 use fewbit::Message;
-use fewbit::tokenizer::ToolCall;
+use fewbit::expert::tokenizer::ToolCall;
 use fewbit_api::chat::{ChatMessage, Role};
 use serde_json::{Map, Value};
 

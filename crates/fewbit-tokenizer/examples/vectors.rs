@@ -26,7 +26,7 @@ fn main() -> Result<ExitCode, AnyError> {
                 println!("{name}: {agree} of {total} cases agree");
                 all_agree &= agree == total;
             }
-            Ok(None) => println!("{name}: no .inp and .out beside it"),
+            Ok(None) => println!("{name}: no .inp and .out next to it"),
             Err(error) => println!("{name}: {error}"),
         }
     }

@@ -366,7 +366,7 @@ impl Bpe {
         }
     }
 
-    /// Writes a character that is no token: as its bytes, or as the unknown token.
+    /// Writes a character that is not a token: as its bytes, or as the unknown token.
     fn fall_back(&self, c: char, after_unknown: &mut bool, out: &mut Vec<u32>) {
         let mut buffer = [0; 4];
         let bytes = c.encode_utf8(&mut buffer).as_bytes();

@@ -40,6 +40,10 @@ impl<'a> Encoder<'a> {
     /// Appends a text. What merges across the ends of a part is not seen.
     pub(crate) fn push(&mut self, text: &str, special: SpecialTokens) {
         let tokenizer = self.tokenizer;
+        #[cfg(feature = "tokenizers")]
+        if let Family::Library(library) = &tokenizer.family {
+            return library.encode(text, special, None, &mut self.out);
+        }
         self.special = special;
         tokenizer.matcher.fragments(text, special, &mut |fragment| match fragment {
             Fragment::Text(text) => self.push_ordinary(text),
@@ -51,6 +55,10 @@ impl<'a> Encoder<'a> {
     /// text. Markers are dropped from the text between special tokens before it is encoded.
     pub(crate) fn push_marked(&mut self, text: &str, marker: char) {
         let tokenizer = self.tokenizer;
+        #[cfg(feature = "tokenizers")]
+        if let Family::Library(library) = &tokenizer.family {
+            return library.encode(text, SpecialTokens::Parse, Some(marker), &mut self.out);
+        }
         tokenizer.matcher.fragments(text, SpecialTokens::Parse, &mut |fragment| match fragment {
             Fragment::Text(text) => self.push(&text.replace(marker, ""), SpecialTokens::Plain),
             Fragment::Token(id) => self.push_token(id),
@@ -87,6 +95,9 @@ impl<'a> Encoder<'a> {
                 escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
                 spm.encode(escaped, pieces, spm_scratch, out);
             }
+            // Texts go to it whole, in `push` and `push_marked`.
+            #[cfg(feature = "tokenizers")]
+            Family::Library(library) => library.encode(text, SpecialTokens::Plain, None, out),
         }
         self.after_special = false;
         self.strips = false;

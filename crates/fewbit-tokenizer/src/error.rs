@@ -3,6 +3,14 @@
 //! A model with a tokenizer that is not known exactly is refused: wrong tokens give a model that
 //! answers, only badly, and nobody finds out why. Encoding and decoding themselves cannot fail.
 
+/// What may help with an unsupported tokenizer.
+fn hint(file: &str) -> &'static str {
+    if cfg!(feature = "tokenizers") || file != crate::hf::TOKENIZER_JSON {
+        return ", and a guess would give wrong tokens";
+    }
+    "; build with the cargo feature `tokenizers`, which reads more kinds of tokenizer"
+}
+
 /// Why a tokenizer could not be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,14 +30,14 @@ pub enum TokenizerError {
     /// A byte-level BPE vocabulary does not say how text is split before merging.
     #[error(
         "the file does not name its pre-tokenizer (tokenizer.ggml.pre), and guessing one would \
-         give wrong tokens; if you know the model family, name it with --pre (TokenizerOptions::pre), one of: {}",
+         give wrong tokens; if you know the model family, name it (TokenizerOptions::pre), one of: {}",
         crate::pretokenizer::names().join(", ")
     )]
     MissingPre,
     /// The file names a pre-tokenizer that this crate does not know.
     #[error(
         "unknown pre-tokenizer {pre:?} (tokenizer.ggml.pre); if the model splits text like one \
-         of the known ones, name that one with --pre (TokenizerOptions::pre): {}",
+         of the known ones, name that one (TokenizerOptions::pre): {}",
         crate::pretokenizer::names().join(", ")
     )]
     UnknownPre {
@@ -133,7 +141,7 @@ pub enum TokenizerError {
         folder: std::path::PathBuf,
     },
     /// A file of a tokenizer cannot be read.
-    #[error("cannot read {}: {error}", path.display())]
+    #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: std::path::PathBuf,
@@ -150,7 +158,7 @@ pub enum TokenizerError {
         reason: String,
     },
     /// A tokenizer uses something that this crate does not implement.
-    #[error("{file}: {what} is not supported: its tokens would be wrong")]
+    #[error("{file}: {what} is not supported{}", hint(file))]
     Unsupported {
         /// The file's name.
         file: &'static str,
@@ -190,7 +198,7 @@ pub enum TokenizerError {
         other: String,
     },
     /// A file names a token that the vocabulary does not have.
-    #[error("{file}: {role} is {text:?}, which is no token")]
+    #[error("{file}: {role} is {text:?}, which is not a token")]
     UnknownToken {
         /// The file's name.
         file: &'static str,

@@ -66,7 +66,7 @@ pub use error::TokenizerError;
 pub use hf::HfFiles;
 pub use special::SpecialTokens;
 pub use template::{
-    ArgumentsForm, CallContent, ChatTemplate, Clock, Message, MessageError, RenderedPrompt, TemplateCapabilities,
+    ArgumentsForm, CallContent, ChatTemplate, Clock, Message, MessageError, RenderedPrompt, Role, TemplateCapabilities,
     TemplateError, TemplateInput, TemplateLimits, ToolCall, encode_rendered,
 };
 pub use tokenizer::{Tokenizer, TokenizerOptions};

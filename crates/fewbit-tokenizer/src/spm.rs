@@ -2,7 +2,7 @@
 //!
 //! The whole text is one sequence of characters, with spaces written as U+2581. Of all neighbours
 //! that together are a token, those with the highest score merge first, the leftmost first among
-//! equals. What is no token in the end is written as byte tokens, or as the unknown token.
+//! equals. What is not a token in the end is written as byte tokens, or as the unknown token.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -178,7 +178,7 @@ impl Spm {
         Some(Candidate { score, left, token })
     }
 
-    /// Writes a character that is no token.
+    /// Writes a character that is not a token.
     fn fall_back(&self, character: &[u8], out: &mut Vec<u32>) {
         let id = |byte: &u8| self.byte_tokens[usize::from(*byte)];
         if character.iter().all(|byte| id(byte) != NONE) {

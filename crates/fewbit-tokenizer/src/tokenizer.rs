@@ -1,4 +1,4 @@
-//! The tokenizer: text to ids and back, for every family behind one type.
+//! The tokenizer: text to ids and back, one type for every family.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -65,6 +65,9 @@ pub(crate) enum Family {
     Bpe(Box<BpeFamily>),
     /// SentencePiece.
     Spm { spm: Spm, pieces: TextIndex },
+    /// Whatever Hugging Face's library encodes.
+    #[cfg(feature = "tokenizers")]
+    Library(Box<crate::hf::Library>),
 }
 
 /// The parts of a BPE tokenizer, in the order in which a text goes through them.
@@ -334,7 +337,7 @@ impl Tokenizer {
         self.kind(id) == Some(TokenKind::Control)
     }
 
-    /// Whether `id` is a control token or the unknown token: what is no text.
+    /// Whether `id` is a control token or the unknown token: what is not text.
     pub(crate) fn is_special(&self, id: u32) -> bool {
         matches!(self.kind(id), Some(TokenKind::Control | TokenKind::Unknown))
     }

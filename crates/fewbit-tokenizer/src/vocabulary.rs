@@ -22,7 +22,7 @@ pub enum TokenKind {
     Normal,
     /// 2: stands for text that the vocabulary cannot express.
     Unknown,
-    /// 3: steers the model; it is no text, and text never turns into it unless asked.
+    /// 3: steers the model; it is not text, and text never turns into it unless asked.
     Control,
     /// 4: a whole string that is always one token, wherever it occurs in text.
     UserDefined,

@@ -1,14 +1,60 @@
 //! Generations for asynchronous programs: a `futures` stream, and waiting for the end. Any runtime will do: the engine
 //! has its own thread, and wakes whoever waits for it.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::ops::DerefMut;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
 
-use crate::chat::{Ask, ChatStream};
+use crate::chat::{Ask, Chat, ChatStream};
 use crate::completion::{Completion, Piece};
 use crate::error::Error;
 use crate::generate::{Generate, Stream};
+
+/// What a thread gives, and who waits for it.
+struct Promise<T> {
+    result: Option<thread::Result<Result<T, Error>>>,
+    waker: Option<Waker>,
+}
+
+/// Runs `work` on a thread of its own, from now on; `action` says what it does.
+pub(crate) fn on_a_thread<T: Send + 'static>(
+    action: &'static str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> impl Future<Output = Result<T, Error>> + Send + 'static {
+    let promise = Arc::new(Mutex::new(Promise { result: None, waker: None }));
+    let kept = Arc::clone(&promise);
+    let run = move || {
+        let result = catch_unwind(AssertUnwindSafe(work));
+        let mut promise = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        promise.result = Some(result);
+        let waker = promise.waker.take();
+        drop(promise);
+        waker.into_iter().for_each(Waker::wake);
+    };
+    let started = thread::Builder::new().name("fewbit-async".to_owned()).spawn(run);
+    let mut refused = started.err().map(|error| Error::system(action, error));
+    poll_fn(move |context| {
+        if let Some(error) = refused.take() {
+            return Poll::Ready(Err(error));
+        }
+        let mut promise = promise.lock().unwrap_or_else(PoisonError::into_inner);
+        match promise.result.take() {
+            Some(Ok(result)) => Poll::Ready(result),
+            Some(Err(panic)) => {
+                drop(promise);
+                resume_unwind(panic)
+            }
+            None => {
+                promise.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    })
+}
 
 /// A [`Stream`] or [`ChatStream`] for asynchronous programs: the same pieces as a `futures` stream. Dropping it ends
 /// the generation.
@@ -45,7 +91,7 @@ impl futures_core::Stream for AsyncStream<Stream> {
     }
 }
 
-impl futures_core::Stream for AsyncStream<ChatStream<'_>> {
+impl<C: DerefMut<Target = Chat> + Unpin> futures_core::Stream for AsyncStream<ChatStream<C>> {
     type Item = Result<Piece, Error>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -87,9 +133,9 @@ impl Generate {
     }
 }
 
-impl<'a> Ask<'a> {
+impl<C: DerefMut<Target = Chat>> Ask<C> {
     /// As [`stream`](Self::stream), for asynchronous programs.
-    pub fn stream_async(self) -> Result<AsyncStream<ChatStream<'a>>, Error> {
+    pub fn stream_async(self) -> Result<AsyncStream<ChatStream<C>>, Error> {
         self.stream().map(AsyncStream)
     }
 

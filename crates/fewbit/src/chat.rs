@@ -1,4 +1,4 @@
-//! Conversations that keep their KV cache.
+//! Conversations that keep their KV cache; [`turn`] has a question and its answer.
 //!
 //! Each turn renders the whole conversation with the model's template and tokenizes it; the cache
 //! keeps the tokens that it has in common with the turn before, and only the rest is computed. That
@@ -6,11 +6,14 @@
 //! computed again.
 //!
 //! Random numbers begin anew with each turn, from the conversation's seed and the number of answers before it:
-//! so a turn can be repeated without those before it.
+//! so a turn can be repeated without those before it. An answer that is generated again has a seed of its own.
 //!
 //! A turn ends in one of three ways. Complete: question and answer stay in the conversation.
 //! Cancelled by dropping its stream: they stay too, with the answer as far as it went; a turn
-//! without any text leaves nothing. Failed: it leaves nothing. The conversation goes on after each.
+//! without any text leaves nothing. Failed: it leaves nothing. What a turn was to replace is there again if it leaves
+//! nothing. The conversation goes on after each.
+
+mod turn;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +22,8 @@ use fewbit_model::ModelError;
 use fewbit_tokenizer::Message;
 use serde_json::Value;
 
-use crate::completion::{Completion, FinishReason, Piece};
+pub use self::turn::{Ask, ChatStream};
+use crate::completion::Completion;
 use crate::error::Error;
 use crate::model::Model;
 use crate::options::{Options, option_setters, option_shortcuts};
@@ -111,7 +115,7 @@ impl ChatBuilder {
         let messages = system.map(Message::system).into_iter().chain(history).collect();
         let slot = Arc::new(Slot::new(&model));
         options.shown = model.shown_marks();
-        Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, options })
+        Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, options, again: 0 })
     }
 
     /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
@@ -175,6 +179,8 @@ pub struct Chat {
     /// The template knows no tools: they are in the system message, and calls and results are texts.
     in_texts: bool,
     options: Options,
+    /// How often the last answer was generated again.
+    again: u64,
 }
 
 impl std::fmt::Debug for Chat {
@@ -198,9 +204,8 @@ impl Chat {
     /// let answer = chat.ask("Name three colours.").temperature(0.0).max_tokens(20).run()?;
     /// # Ok(()) }
     /// ```
-    pub fn ask(&mut self, text: impl Into<String>) -> Ask<'_> {
-        let options = self.options.clone();
-        Ask { chat: self, new: Some(Message::user(text)), options }
+    pub fn ask(&mut self, text: impl Into<String>) -> Ask<&mut Self> {
+        Ask::new(self, text)
     }
 
     /// The answer to the conversation as it is: for one whose last message came with
@@ -215,14 +220,42 @@ impl Chat {
     /// println!("{}", model.chat().history(messages).start()?.reply().run()?);
     /// # Ok(()) }
     /// ```
-    pub fn reply(&mut self) -> Ask<'_> {
-        let options = self.options.clone();
-        Ask { chat: self, new: None, options }
+    pub fn reply(&mut self) -> Ask<&mut Self> {
+        Ask::reply(self)
+    }
+
+    /// Another answer in place of the last one: see [`Ask::regenerate`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().temperature(0.9).start()?;
+    /// println!("{}", chat.send("Name a colour.")?);
+    /// println!("{}", chat.regenerate().run()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn regenerate(&mut self) -> Ask<&mut Self> {
+        Ask::regenerate(self)
+    }
+
+    /// A message in place of the one at `index` (from 0) and all after it: see [`Ask::edit`].
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().start()?;
+    /// chat.send("Name a colour.")?;
+    /// let question = chat.messages().len() - 2;
+    /// println!("{}", chat.edit(question, "Name an animal.")?.run()?);
+    /// # Ok(()) }
+    /// ```
+    pub fn edit(&mut self, index: usize, text: impl Into<String>) -> Result<Ask<&mut Self>, Error> {
+        Ask::edit(self, index, text)
     }
 
     /// Sends a message; the answer comes as the stream is iterated. Dropping the stream ends the
     /// turn where it is.
-    pub fn send_stream(&mut self, text: impl Into<String>) -> Result<ChatStream<'_>, Error> {
+    pub fn send_stream(&mut self, text: impl Into<String>) -> Result<ChatStream<&mut Self>, Error> {
         self.ask(text).stream()
     }
 
@@ -230,28 +263,20 @@ impl Chat {
     /// it is, other values as JSON. Each call has one result; they may come in any order.
     ///
     /// # Errors
-    /// [`Error::Tool`] if a result is of another call, or a call has none or two.
+    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result is of another call, or a call has none or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,
     ) -> Result<Completion, Error> {
-        let messages = tools::ordered_results(&self.messages, results)?;
-        let options = self.options.clone();
-        self.begin(messages, options)?.run()
+        self.tool_results(results)?.run()
     }
 
-    fn begin(&mut self, new: Vec<Message>, mut options: Options) -> Result<ChatStream<'_>, Error> {
-        let turns = self.messages.iter().filter(|message| message.role == "assistant").count() as u64;
-        options.data.seed = options.data.seed.map(|seed| seed.wrapping_add(turns));
-        let before = self.messages.len();
-        self.messages.extend(new);
-        match self.prepare(&mut options) {
-            Ok((run, reader)) => Ok(ChatStream { reader, chat: self, run, before, failed: false, recorded: false }),
-            Err(error) => {
-                self.messages.truncate(before);
-                Err(error)
-            }
-        }
+    /// The same, as a message whose answer can have settings of its own, or be streamed.
+    pub fn tool_results(
+        &mut self,
+        results: impl IntoIterator<Item = (ToolCall, Value)>,
+    ) -> Result<Ask<&mut Self>, Error> {
+        Ask::tool_results(self, results)
     }
 
     /// The tools that the model is told of.
@@ -322,6 +347,53 @@ impl Chat {
         &self.messages
     }
 
+    /// The conversation so far, to be changed in any way. The next turn computes what comes after the first change.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().start()?;
+    /// chat.send("Tell me a story.")?;
+    /// if let Some(answer) = chat.messages_mut().last_mut() {
+    ///     answer.content.push_str(" The end.");
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn messages_mut(&mut self) -> &mut Vec<Message> {
+        &mut self.messages
+    }
+
+    /// Goes back to where the conversation had so many messages.
+    pub fn truncate(&mut self, n_messages: usize) {
+        self.messages.truncate(n_messages);
+    }
+
+    /// A second conversation that begins as this one and goes its own way. The two share the keys and values of what
+    /// they have in common: nothing is copied or computed again.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let mut chat = model.chat().start()?;
+    /// chat.send("Here is a long text: ...")?;
+    /// let mut other = chat.fork();
+    /// println!("{}\n{}", chat.send("Summarize it.")?, other.send("Who is it about?")?);
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let fork = |timeline: &mut Timeline| Timeline { cache: timeline.cache.fork(), tokens: timeline.tokens.clone() };
+        Self {
+            model: self.model.clone(),
+            slot: Arc::new(Slot::from(self.slot.with(fork))),
+            messages: self.messages.clone(),
+            tools: Arc::clone(&self.tools),
+            in_texts: self.in_texts,
+            options: self.options.clone(),
+            again: self.again,
+        }
+    }
+
     /// How many tokens are in the KV cache.
     pub fn cached_tokens(&self) -> usize {
         self.slot.with(|timeline| timeline.cache.len())
@@ -350,140 +422,5 @@ impl Chat {
     /// Forgets all turns; a system message stays.
     pub fn clear(&mut self) {
         self.messages.retain(|message| message.role == "system");
-    }
-}
-
-/// A message that has not been sent: made by [`Chat::ask`] and [`Chat::reply`]. Its settings begin as those of the
-/// conversation.
-#[must_use = "nothing happens before `run` or `stream`"]
-pub struct Ask<'a> {
-    chat: &'a mut Chat,
-    /// Nothing, if what is to be answered is in the conversation already.
-    new: Option<Message>,
-    pub(crate) options: Options,
-}
-
-impl std::fmt::Debug for Ask<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ask").field("new", &self.new).field("options", &self.options).finish_non_exhaustive()
-    }
-}
-
-impl<'a> Ask<'a> {
-    option_setters!();
-    option_shortcuts! { tool_choice(choice: ToolChoice), parallel_tool_calls(yes: bool) }
-
-    /// Waits for the whole answer.
-    pub fn run(self) -> Result<Completion, Error> {
-        self.stream()?.run()
-    }
-
-    /// The answer comes as the stream is iterated; dropping it ends the turn where it is.
-    pub fn stream(self) -> Result<ChatStream<'a>, Error> {
-        let Self { chat, new, options } = self;
-        chat.begin(new.into_iter().collect(), options)
-    }
-}
-
-/// An answer under way: an iterator over its pieces.
-#[must_use = "a stream generates nothing unless it is iterated"]
-pub struct ChatStream<'a> {
-    chat: &'a mut Chat,
-    pub(crate) run: Run,
-    /// Takes reasoning and calls out of the text.
-    reader: Reader,
-    /// Messages before this turn.
-    before: usize,
-    failed: bool,
-    recorded: bool,
-}
-
-impl std::fmt::Debug for ChatStream<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ChatStream").field("text", &self.text()).finish_non_exhaustive()
-    }
-}
-
-impl Iterator for ChatStream<'_> {
-    type Item = Result<Piece, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let item = self.run.next();
-        self.read(item)
-    }
-}
-
-impl std::iter::FusedIterator for ChatStream<'_> {}
-
-impl ChatStream<'_> {
-    /// The text so far, without reasoning and calls.
-    pub fn text(&self) -> &str {
-        &self.reader.answer().text
-    }
-
-    /// The reasoning so far.
-    pub fn reasoning(&self) -> &str {
-        &self.reader.answer().reasoning
-    }
-
-    /// Why it ended, if it has.
-    pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
-    }
-
-    /// The stop string that ended it, if one did.
-    pub fn stop_string(&self) -> Option<&str> {
-        self.run.stop_string()
-    }
-
-    /// Tokens so far.
-    pub fn usage(&self) -> crate::Usage {
-        self.run.usage()
-    }
-
-    /// Times so far.
-    pub fn timings(&self) -> crate::Timings {
-        self.run.timings()
-    }
-
-    fn run(mut self) -> Result<Completion, Error> {
-        self.run.wait_for_end();
-        self.by_ref().try_for_each(|piece| piece.map(drop))?;
-        Ok(self.into_completion())
-    }
-
-    /// What the generation gave, as the caller gets it.
-    pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
-        self.failed |= matches!(item, Some(Err(_)));
-        if self.failed { item } else { self.reader.read(&mut self.run, item) }
-    }
-
-    /// The answer as far as it went.
-    pub fn into_completion(mut self) -> Completion {
-        self.record();
-        let mut completion = self.run.completion();
-        self.reader.answer().clone().put_into(&mut completion);
-        completion
-    }
-
-    /// Puts the turn into the conversation, or takes its question out again.
-    fn record(&mut self) {
-        if std::mem::replace(&mut self.recorded, true) {
-            return;
-        }
-        let ended = matches!(self.run.finish_reason(), Some(reason) if reason != FinishReason::Cancelled);
-        let reason = self.run.finish_reason().unwrap_or(FinishReason::Cancelled);
-        self.reader.finish(reason, &mut Piece::default());
-        if !self.failed && (ended || !self.run.text().is_empty()) {
-            self.chat.messages.push(tools::answer_message(self.reader.answer()));
-        } else {
-            self.chat.messages.truncate(self.before);
-        }
-    }
-}
-
-impl Drop for ChatStream<'_> {
-    fn drop(&mut self) {
-        self.record();
     }
 }

@@ -1,4 +1,4 @@
-//! What a generation gives: pieces while it runs, and a summary at its end.
+//! What a generation returns: pieces while it runs, and a summary at its end.
 
 use std::time::Duration;
 
@@ -11,10 +11,14 @@ use crate::tools::{MalformedCall, ToolCall, ToolCallDelta};
 pub enum FinishReason {
     /// The model chose a token that ends its text, or a constrained text is complete and nothing can follow.
     EndOfGeneration,
-    /// The model ended its answer, and calls tools in it.
+    /// The model ended its answer, which calls tools.
     ToolCalls,
     /// A stop string came up.
     StopString,
+    /// A stop token came up.
+    StopToken,
+    /// A condition of the caller's was met.
+    StopCondition,
     /// `max_tokens` is reached, or the context or the memory for it is full.
     Length,
     /// Its deadline passed.
@@ -28,7 +32,7 @@ impl FinishReason {
     /// does not have.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::EndOfGeneration | Self::StopString => "stop",
+            Self::EndOfGeneration | Self::StopString | Self::StopToken | Self::StopCondition => "stop",
             Self::ToolCalls => "tool_calls",
             Self::Length => "length",
             Self::Timeout => "timeout",
@@ -43,7 +47,7 @@ impl std::fmt::Display for FinishReason {
     }
 }
 
-/// How many tokens a generation took, in tokens.
+/// How many tokens a generation took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
@@ -54,9 +58,9 @@ pub struct Usage {
     pub cached: usize,
     /// Tokens generated.
     pub completion: usize,
-    /// Tokens that were computed because they were expected: see [`Speculation`](crate::Speculation).
+    /// Tokens that were drafted: see [`Speculation`](crate::Speculation).
     pub drafted: usize,
-    /// Of these, tokens that came.
+    /// Drafted tokens that were accepted.
     pub accepted: usize,
 }
 
@@ -76,9 +80,9 @@ pub struct Timings {
     pub sample: Duration,
     /// Following a constraint: a part of the above.
     pub constrain: Duration,
-    /// Tokens that `prefill` is about.
+    /// Tokens computed during `prefill`.
     pub prefill_tokens: usize,
-    /// Tokens that `decode` is about. The first token comes out of the prefill.
+    /// Tokens generated during `decode`. The first token is a result of the prefill.
     pub decode_tokens: usize,
 }
 
@@ -106,7 +110,7 @@ pub struct Piece {
     /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is
     /// incomplete: its text comes with a later piece.
     pub text: String,
-    /// Reasoning to append, of models that think before they answer: through a chat template only.
+    /// Reasoning to append, from models that reason before they answer. Only where a chat template is used.
     pub reasoning: String,
     /// Parts of calls, as they are generated: in a conversation that has tools.
     pub tool_calls: Vec<ToolCallDelta>,
@@ -129,7 +133,7 @@ pub struct Completion {
     pub tool_calls: Vec<ToolCall>,
     /// What began as a call and is none: it stays in the text.
     pub malformed_calls: Vec<MalformedCall>,
-    /// What the model thought before it answered.
+    /// The model's reasoning before its answer.
     pub reasoning: String,
     /// The generated tokens, without one that ended the generation.
     pub tokens: Vec<u32>,

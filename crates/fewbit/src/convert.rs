@@ -4,7 +4,7 @@ use std::path::Path;
 
 use fewbit_format::Metadata;
 use fewbit_model::quantize::{FileOptions, QuantizeProgress, Report, quantize_file, quantize_folder};
-use fewbit_model::{CheckpointError, HfModel, WeightSource};
+use fewbit_model::{HfModel, WeightSource};
 use fewbit_tokenizer::{HfFiles, TokenizerOptions, Vocabulary};
 
 use crate::error::Error;
@@ -15,7 +15,7 @@ impl ModelFile {
     /// its vocabulary, chat template and sampling defaults go along; `tokenizer` may name a pre-tokenizer for it.
     ///
     /// # Errors
-    /// [`Error::Quantize`], and [`Error::Tokenizer`] for a folder whose tokenizer cannot be expressed in GGUF.
+    /// [`ErrorKind::Quantize`](crate::ErrorKind::Quantize), and [`ErrorKind::File`](crate::ErrorKind::File) for a folder whose tokenizer cannot be expressed in GGUF.
     pub fn quantize(
         &self,
         out: &Path,
@@ -33,7 +33,7 @@ impl ModelFile {
 /// What a GGUF file says of a folder's model besides its configuration.
 fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error> {
     let path = model.path();
-    let error = |error| Error::Tokenizer { path: path.to_owned(), error };
+    let error = |error: fewbit_tokenizer::TokenizerError| Error::file(path, error);
     let files = HfFiles::read(path).map_err(error)?;
     let vocabulary = Vocabulary::from_hf(&files, options).map_err(error)?;
     let n_vocab = model.tensor("token_embd.weight").and_then(|tensor| tensor.shape.first()).copied().unwrap_or(0);
@@ -42,9 +42,7 @@ fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error>
     if let Some(name) = name(path) {
         meta.set("general.name", name);
     }
-    let defaults = model
-        .generation_defaults()
-        .map_err(|error| Error::Load { path: path.to_owned(), error: CheckpointError::Hf(error).into() })?;
+    let defaults = model.generation_defaults().map_err(|error| Error::file(path, error))?;
     let floats = [
         ("temp", defaults.temperature),
         ("top_p", defaults.top_p),

@@ -1,11 +1,11 @@
-//! Texts as vectors: texts of like meaning have vectors that point the same way.
+//! Texts as vectors: texts with similar meanings have vectors that point in similar directions.
 //!
-//! A text's vector is made of the hidden states behind the model's last norm, as llama.cpp does it. Each text is a
-//! request of its own to the engine, with what holds for all of them: texts are computed together with each other
-//! and with generations, wait in the same queue, and give the same bits whatever runs beside them. Known prefixes
+//! A text's vector is made of the hidden states after the model's last norm, as llama.cpp does it. Each text is a
+//! request of its own to the engine, like any other: texts are computed together with each other
+//! and with generations, wait in the same queue, and give the same bits whatever else runs. Known prefixes
 //! are not used, since the cache keeps keys and values but no hidden states; nor are texts remembered as prefixes.
 //!
-//! Of a long list, no more texts are in the engine at a time than keep it busy; the others wait here, where
+//! Of a long list, only as many texts are in the engine at a time as keep it busy. The others wait here, where
 //! they take no place in its queue.
 
 use std::collections::VecDeque;
@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 use fewbit_model::{Lora, LoraSet, Pooling};
 
 use crate::completion::{FinishReason, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::generate::Prompt;
 use crate::model::Model;
 use crate::scheduler::{CancelToken, Event, Pooler, Receiver, Request, Task};
 
-/// Vectors that have not been computed: made by [`Model::embed`].
+/// A request for vectors: made by [`Model::embed`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing happens before `run`"]
 pub struct Embed {
@@ -43,14 +43,14 @@ pub struct Embeddings {
     pub vectors: Vec<Vec<f32>>,
     /// How many tokens each text has.
     pub tokens: Vec<usize>,
-    /// What all of them took together.
+    /// The tokens of all of them.
     pub usage: Usage,
     /// From the start to the last vector.
     pub elapsed: Duration,
 }
 
 impl Model {
-    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: behind the
+    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: after the
     /// token that begins a text and before the one that ends it, if the model wants them.
     ///
     /// ```no_run
@@ -75,7 +75,7 @@ impl Model {
         }
     }
 
-    /// How texts become vectors if nothing else is asked for: as the model's file says, else their mean.
+    /// How texts become vectors by default: as the model's file says, else the mean of their tokens.
     pub fn default_pooling(&self) -> Pooling {
         self.config().pooling.unwrap_or(Pooling::Mean)
     }
@@ -103,19 +103,19 @@ impl Embed {
         self
     }
 
-    /// Fails with [`Error::NotEmbedded`] if there is a text left at this time.
+    /// Fails with [`ErrorKind::NotEmbedded`] if there is a text left at this time.
     pub fn deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
         self
     }
 
-    /// The same, so long after the start.
+    /// The same, this long after the start.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self
     }
 
-    /// Lets this token end it from elsewhere, with [`Error::NotEmbedded`].
+    /// Lets this token end it from elsewhere, with [`ErrorKind::NotEmbedded`].
     pub fn cancel_token(mut self, token: &CancelToken) -> Self {
         self.cancel = Some(token.clone());
         self
@@ -185,12 +185,12 @@ impl Embed {
 
 fn check(model: &Model, index: usize, tokens: &[u32]) -> Result<(), Error> {
     if tokens.is_empty() {
-        return Err(Error::EmptyText { index });
+        return Err(ErrorKind::Empty { index: Some(index) }.into());
     }
     model.check_tokens(tokens)?;
     let context_tokens = model.context_length();
     if tokens.len() > context_tokens {
-        return Err(Error::TextTooLong { index, tokens: tokens.len(), context_tokens });
+        return Err(ErrorKind::TooLong { index: Some(index), tokens: tokens.len(), context_tokens }.into());
     }
     Ok(())
 }
@@ -235,7 +235,9 @@ impl Batch {
                 Ok(receiver) => self.running.push_back(receiver),
                 Err(refused) => match *refused {
                     // There will be room again when those before it are done.
-                    (Error::QueueFull { .. }, request) if !self.running.is_empty() => {
+                    (error, request)
+                        if matches!(error.kind(), ErrorKind::QueueFull { .. }) && !self.running.is_empty() =>
+                    {
                         self.texts.push_front(request.prompt);
                         break;
                     }
@@ -256,10 +258,11 @@ impl Batch {
                 self.usage.prompt += event.usage.prompt;
                 Ok(())
             }
-            (reason, _) => Err(Error::NotEmbedded {
+            (reason, _) => Err(ErrorKind::NotEmbedded {
                 index: self.vectors.len(),
                 reason: reason.and_then(Result::ok).unwrap_or(FinishReason::Cancelled),
-            }),
+            }
+            .into()),
         }
     }
 

@@ -13,7 +13,7 @@
 //!
 //! All of it runs on the model's engine thread, between the steps of its requests, and the keys and values of a window
 //! count against [`kv_memory`](crate::ModelBuilder::kv_memory): it waits for room, and one that could never have it is
-//! refused with [`Error::KvMemory`].
+//! refused with [`ErrorKind::KvMemory`].
 //!
 //! The logits are f32; everything after them (log-softmax, sums) is f64.
 
@@ -28,7 +28,7 @@ use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet};
 pub use self::compare::{Compare, Comparison, Row};
 pub use self::divergence::{Divergence, Reference};
 use crate::completion::rate;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::generate::Prompt;
 use crate::model::{Model, Reserved};
 use crate::sample::TokenLogprob;
@@ -205,15 +205,15 @@ impl Model {
     ) -> Result<Vec<Vec<u32>>, Error> {
         let ctx = options.ctx;
         if ctx < 4 {
-            return Err(Error::WindowTooShort { ctx });
+            return Err(ErrorKind::TooShort { found: ctx, needed: 4 }.into());
         }
         if ctx > self.context_length() {
-            return Err(Error::ContextTooLong { asked: ctx, context_tokens: self.context_length() });
+            return Err(ErrorKind::ContextTooLong { asked: ctx, context_tokens: self.context_length() }.into());
         }
         let tokens = self.encode_raw(text);
         let needed = ctx.saturating_mul(n_min);
         if tokens.len() < needed {
-            return Err(Error::TooFewTokens { needed, found: tokens.len() });
+            return Err(ErrorKind::TooShort { needed, found: tokens.len() }.into());
         }
         let bos = self.tokenizer().bos().filter(|_| self.tokenizer().add_bos());
         let windows = tokens.chunks_exact(ctx).take(options.chunks.unwrap_or(usize::MAX));
@@ -225,9 +225,9 @@ impl Model {
     /// Refuses what cannot be scored as a whole.
     fn check_text(&self, tokens: &[u32]) -> Result<(), Error> {
         self.check_tokens(tokens)?;
-        let (prompt_tokens, context_tokens) = (tokens.len(), self.context_length());
-        if prompt_tokens > context_tokens {
-            return Err(Error::PromptTooLong { prompt_tokens, context_tokens });
+        let (tokens, context_tokens) = (tokens.len(), self.context_length());
+        if tokens > context_tokens {
+            return Err(ErrorKind::TooLong { index: None, tokens, context_tokens }.into());
         }
         Ok(())
     }

@@ -7,7 +7,7 @@ use fewbit_model::hf::GenerationDefaults;
 use fewbit_model::{CheckpointError, HfModel, WeightSource};
 use fewbit_tokenizer::{Tokenizer, TokenizerOptions};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::hub::ChatDefaults;
 
 /// An opened model: a GGUF file, or a Hugging Face folder with safetensors files.
@@ -20,13 +20,13 @@ pub enum ModelFile {
     Hf(Box<HfModel>),
 }
 
-/// Opens a GGUF file or a Hugging Face folder; every error names the file once.
+/// Opens a GGUF file or a Hugging Face folder; every error names the file.
 pub fn open(path: &Path) -> Result<ModelFile, Error> {
     if path.is_dir() {
         return match HfModel::open(path) {
             Ok(model) => Ok(ModelFile::Hf(Box::new(model))),
             Err(CheckpointError::Format(error)) => Err(format_error(path, error)),
-            Err(error) => Err(Error::Load { path: path.to_owned(), error: error.into() }),
+            Err(error) => Err(Error::file(path, error)),
         };
     }
     GgufFile::open(path).map(|file| ModelFile::Gguf(Box::new(file))).map_err(|error| format_error(path, error))
@@ -41,14 +41,15 @@ pub fn open_tokenizer(path: &Path, options: &TokenizerOptions) -> Result<Tokeniz
 }
 
 fn folder_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
-    Tokenizer::from_hf_folder(path).map_err(|error| Error::Tokenizer { path: path.to_owned(), error })
+    Tokenizer::from_hf_folder(path).map_err(|error| Error::file(path, error))
 }
 
-/// Some errors name the file themselves.
+/// The file is named once, also where the error below names it itself.
 fn format_error(path: &Path, error: FormatError) -> Error {
-    match error.path() {
-        Some(_) => Error::Open(error),
-        None => Error::Format { path: path.to_owned(), error },
+    match error {
+        FormatError::NotFound { path } => ErrorKind::NotFound { path }.into(),
+        FormatError::Io { path, source } => Error::file(&path, source),
+        error => Error::file(path, error),
     }
 }
 
@@ -98,8 +99,9 @@ impl ModelFile {
     /// The tokenizer. `path` is where the model was opened; `options` are for GGUF files only.
     pub(crate) fn tokenizer(&self, path: &Path, options: &TokenizerOptions) -> Result<Tokenizer, Error> {
         match self {
-            Self::Gguf(file) => Tokenizer::from_gguf_with(file.metadata(), options)
-                .map_err(|error| Error::Tokenizer { path: path.to_owned(), error }),
+            Self::Gguf(file) => {
+                Tokenizer::from_gguf_with(file.metadata(), options).map_err(|error| Error::file(path, error))
+            }
             Self::Hf(_) => folder_tokenizer(path),
         }
     }
@@ -113,9 +115,7 @@ impl ModelFile {
     ) -> Result<(ChatDefaults, Vec<String>), Error> {
         let own = match self {
             Self::Gguf(file) => sampling_defaults(file.metadata()),
-            Self::Hf(model) => model
-                .generation_defaults()
-                .map_err(|error| Error::Load { path: path.to_owned(), error: CheckpointError::Hf(error).into() })?,
+            Self::Hf(model) => model.generation_defaults().map_err(|error| Error::file(path, error))?,
         };
         let defaults = ChatDefaults {
             temperature: registry.temperature.or(own.temperature),

@@ -1,5 +1,7 @@
 //! Generation from one prompt: the builder, and the lazy stream.
 
+use std::io::Write;
+
 use fewbit_tokenizer::Message;
 
 use crate::completion::{Completion, Piece};
@@ -98,7 +100,7 @@ impl Generate {
         self
     }
 
-    /// Takes the prompt as it is: the default.
+    /// Takes the prompt as it is (the default).
     pub fn raw(mut self) -> Self {
         self.templated = false;
         self
@@ -125,8 +127,29 @@ impl Generate {
         Ok(stream.into_completion())
     }
 
-    /// Generates `n` continuations, together. The first has the seed of the settings, each further one the next seed:
-    /// so each can be repeated alone.
+    /// Writes the text as it comes, and returns all of it at its end. Each piece is flushed, so that a reader sees it at
+    /// once. Reasoning is not written: it is in what is returned.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+    /// let out = model.generate("Once upon a time").max_tokens(64).write_to(std::io::stdout())?;
+    /// eprintln!("{:.0} tokens/s", out.timings.decode_tokens_per_second());
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::System`](crate::ErrorKind::System) if `out` does not take it, which ends the generation.
+    pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
+        let mut stream = self.stream()?;
+        for piece in stream.by_ref() {
+            write_piece(&mut out, &piece?)?;
+        }
+        Ok(stream.into_completion())
+    }
+
+    /// Generates `n` continuations at the same time. The first uses the seed of the settings, each further one the next
+    /// seed, so each can be repeated alone.
     pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
         let first = Sampler::new(&self.options.sampling())?.seed();
         let streams = (0..n as u64).map(|i| {
@@ -144,8 +167,8 @@ impl Generate {
         streams.into_iter().map(finish).collect()
     }
 
-    /// Prepares a generation whose tokens come one with each [`next`](Iterator::next). Errors of the prompt
-    /// and the settings come from here; nothing is computed before the first `next`, and never more than a few
+    /// Prepares a generation that gives one token with each [`next`](Iterator::next). Errors in the prompt
+    /// and the settings are returned here; nothing is computed before the first `next`, and never more than a few
     /// tokens ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, echo, mut options } = self;
@@ -181,6 +204,15 @@ impl Generate {
         let run = Run::new(&model, prompt, &options, None, plan)?;
         Ok(Stream { run, reader, echoed: echoed.clone(), to_echo: echoed })
     }
+}
+
+/// Writes what a piece adds to the text, so that a reader sees it at once.
+pub(crate) fn write_piece(out: &mut impl Write, piece: &Piece) -> Result<(), Error> {
+    if piece.text.is_empty() {
+        return Ok(());
+    }
+    let written = out.write_all(piece.text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| Error::system("write the text", error))
 }
 
 /// A running generation: an iterator over its pieces. Dropping it ends it.
@@ -258,7 +290,7 @@ impl Stream {
         self.run.timings()
     }
 
-    /// What the generation gave, as the caller gets it.
+    /// The result, as the caller gets it.
     pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         match &mut self.reader {
             Some(reader) => reader.read(&mut self.run, item),

@@ -1,5 +1,5 @@
-//! What a model is and what it takes, by the headers of its files: nothing is loaded, and of a model of a hub that is not
-//! on this computer nothing else is fetched.
+//! What a model is and how much memory it takes, from the headers of its files. Nothing is loaded, and of a model that is
+//! on a hub and not on this computer, only the headers are fetched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,11 +49,11 @@ impl Inspection {
         let file = open(headers.path())?;
         let path = || headers.path().to_owned();
         let isa = isa.map_or_else(Isa::from_env, Ok);
-        let isa = isa.map_err(|error| Error::Load { path: path(), error: error.into() })?;
+        let isa = isa.map_err(|error| Error::file(&path(), error))?;
         let tensors = match quantize {
             Some(recipe) => {
                 let quantized = Quantized::new(file.weights(), recipe);
-                let quantized = quantized.map_err(|error| Error::Load { path: path(), error: error.into() })?;
+                let quantized = quantized.map_err(|error| Error::file(&path(), error))?;
                 fewbit_model::WeightSource::tensors(&quantized).to_vec()
             }
             None => file.weights().tensors().to_vec(),
@@ -105,7 +105,7 @@ impl Inspection {
         if self.n_weights() == 0 { 0.0 } else { n_bytes as f64 * 8.0 / self.n_weights() as f64 }
     }
 
-    /// The context that the model was made for, also of a GGUF file of an architecture that cannot be run.
+    /// The context that the model was made for. Known even for architectures that cannot be run.
     pub fn context_length(&self) -> Option<usize> {
         let Some(file) = self.file.gguf() else {
             return self.file.weights().config().ok().map(|config| config.context_length);
@@ -115,7 +115,7 @@ impl Inspection {
         usize::try_from(length).ok()
     }
 
-    /// What running the model with one context of `n_ctx` tokens takes.
+    /// The memory that the model takes with one context of `n_ctx` tokens.
     ///
     /// # Errors
     /// [`ModelError`] for a model that cannot be run.

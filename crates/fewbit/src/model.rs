@@ -25,7 +25,7 @@ use self::locate::{Purpose, locate_adapter};
 #[cfg(feature = "hub")]
 pub use self::locate::{resolve, resolve_adapter, resolve_original};
 use crate::chat::ChatBuilder;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::file::open;
 use crate::generate::{Generate, Prompt};
 use crate::hub::{ChatDefaults, Event};
@@ -105,17 +105,23 @@ impl Model {
     /// of a Hugging Face folder, or a repo of the Hugging Face Hub (`org/repo:Q4_K_M`).
     ///
     /// With the feature `hub` a model that is not on this computer is fetched first.
-    pub fn load(name_or_path: impl AsRef<str>) -> Result<Self, Error> {
+    pub fn load(name_or_path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::builder().load(name_or_path)
+    }
+
+    /// As [`load`](Self::load), for asynchronous programs: see [`ModelBuilder::load_async`].
+    #[cfg(feature = "async")]
+    pub fn load_async(name_or_path: impl AsRef<Path>) -> impl Future<Output = Result<Self, Error>> + Send + 'static {
+        Self::builder().load_async(name_or_path)
     }
 
     /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
     /// loaded, and of a model of a hub that is not here nothing else is fetched.
-    pub fn memory_estimate(name_or_path: impl AsRef<str>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
+    pub fn memory_estimate(name_or_path: impl AsRef<Path>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
         let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
-        estimate.map_err(|error| Error::Load { path: headers.path().to_owned(), error })
+        estimate.map_err(|error| Error::file(headers.path(), error))
     }
 
     /// Loads a model with other settings.
@@ -215,9 +221,9 @@ impl Model {
         self.inner.core.load_time
     }
 
-    /// The name of the instruction set that the kernels use.
-    pub fn isa(&self) -> String {
-        self.inner.core.decoder.isa().to_string()
+    /// The instruction set that the kernels use.
+    pub fn isa(&self) -> Isa {
+        self.inner.core.decoder.isa()
     }
 
     /// How many threads compute.
@@ -288,7 +294,8 @@ impl Model {
     /// This model as the draft of another one, which must have the same vocabulary.
     pub(crate) fn drafts_for(&self, model: &Self) -> Result<Arc<Core>, Error> {
         if self.vocabulary() != model.vocabulary() {
-            return Err(Error::DraftVocabulary { draft: self.path().to_owned(), model: model.path().to_owned() });
+            let (draft, target) = (self.path().to_owned(), model.path().to_owned());
+            return Err(ErrorKind::OtherVocabulary { model: draft, other: target }.into());
         }
         Ok(Arc::clone(&self.inner.core))
     }
@@ -320,7 +327,7 @@ impl Model {
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
         let n_vocab = self.tokenizer().n_vocab();
         match tokens.iter().find(|&&token| token as usize >= n_vocab) {
-            Some(&token) => Err(Error::TokenOutOfRange { token, n_vocab }),
+            Some(&token) => Err(ErrorKind::TokenOutOfRange { token, n_vocab }.into()),
             None => Ok(()),
         }
     }
@@ -349,7 +356,7 @@ impl Model {
         };
         match template {
             Template::Ready(template) => Ok(template),
-            Template::Missing => Err(Error::NoChatTemplate),
+            Template::Missing => Err(ErrorKind::NoChatTemplate.into()),
             Template::Broken(error) => Err(Arc::clone(error).into()),
         }
     }
@@ -372,7 +379,7 @@ impl Model {
         if let Some(name) =
             variables.keys().find(|name| ["messages", "tools", "add_generation_prompt"].contains(&name.as_str()))
         {
-            return Err(Error::TemplateVariable { name: name.clone() });
+            return Err(ErrorKind::TemplateVariable { name: name.clone() }.into());
         }
         let tools = crate::tools::for_template(tools);
         let messages = crate::tools::fitted(messages, template, self.tool_style())?;
@@ -427,7 +434,7 @@ impl Reserved {
         &mut self,
         step: impl FnOnce(&Decoder, &mut KvCache) -> Result<R, ModelError> + Send + 'static,
     ) -> Result<R, Error> {
-        let mut cache = self.cache.take().ok_or(Error::EngineStopped)?;
+        let mut cache = self.cache.take().ok_or(ErrorKind::EngineStopped)?;
         let (cache, result) = self.inner.scheduler.call(move |core, _| {
             let result = step(&core.decoder, &mut cache)?;
             Ok::<_, ModelError>((cache, result))

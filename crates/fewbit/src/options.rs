@@ -13,11 +13,12 @@ use serde_json::{Map, Value};
 use crate::model::Model;
 use crate::sample::{CustomFactory, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, Stage, Xtc};
 use crate::scheduler::{CancelToken, Speculation};
+use crate::stop::StopWhen;
 use crate::tools::ToolChoice;
 
-/// How to generate: what is not set is as the model recommends it, or else the default.
+/// How to generate. What is not set follows the model's recommendation, or else the default.
 ///
-/// They are data: with `serde` they are an object whose fields are these, each of which may be missing. Each field has
+/// They are plain data: with `serde` they are an object with these fields, all optional. Each field has
 /// a method of its name, so that they can be written as a chain.
 ///
 /// ```
@@ -36,7 +37,7 @@ use crate::tools::ToolChoice;
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// Ends after so many tokens. Without it, a generation goes on until the model ends it or the context is full.
+    /// The most tokens to generate. Without it, a generation ends when the model ends it or the context is full.
     pub max_tokens: Option<usize>,
     /// See [`Sampling::temperature`]; 0 is greedy.
     pub temperature: Option<f32>,
@@ -66,45 +67,48 @@ pub struct GenerateOptions {
     pub penalty_last_n: Option<usize>,
     /// See [`Dry`].
     pub dry: Option<Dry>,
-    /// Added to the logits of tokens. Minus infinity makes a token impossible; in JSON it is `null`.
+    /// Added to the logits of tokens. Minus infinity rules a token out; in JSON it is `null`.
     #[serde(with = "biases")]
     pub logit_bias: Vec<(u32, f32)>,
-    /// Tokens that never come.
+    /// Tokens that are never generated.
     pub banned: Vec<u32>,
     /// The stages of sampling, in the order in which they act: see [`Sampling::order`].
     pub stages: Option<Vec<Stage>>,
-    /// Makes the random numbers repeat. Without a seed each generation draws one, and
+    /// Makes the random numbers repeatable. Without a seed each generation draws one, and
     /// [`Completion::seed`](crate::Completion::seed) tells which.
     pub seed: Option<u64>,
-    /// Ends where one of these texts would come; it may span tokens, and no part of it is emitted.
+    /// Ends the generation where one of these texts would appear. It may span tokens, and no part of it is emitted.
     pub stop: Vec<String>,
-    /// Reports the log probability of each token, and of so many of the most probable tokens next to it. They are
-    /// those of the model, before anything of sampling acts on them.
+    /// Ends the generation where one of these tokens would appear; it is not part of the text. They count with
+    /// [`ignore_eos`](field@Self::ignore_eos) too.
+    pub stop_tokens: Vec<u32>,
+    /// Reports the log probability of each token, and of this many of the most probable tokens in its place. They are
+    /// the model's own, before any sampling setting acts on them.
     pub logprobs: Option<usize>,
-    /// Ends so long after its start, the time in the queue included, with what there is by then and
+    /// The time limit, counted from the start and including the queue. It ends the generation with the text so far and
     /// [`FinishReason::Timeout`](crate::FinishReason::Timeout). With `serde` it is a number of seconds.
     #[serde(with = "seconds")]
     pub timeout: Option<Duration>,
-    /// Variables of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON values. Which
-    /// variables a template knows, its source says. Without a template they have no effect.
+    /// Variables of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON values. The
+    /// template's source shows which variables it knows. Without a template they have no effect.
     pub template_vars: Map<String, Value>,
     /// Whether an answer must call tools: see [`ToolChoice`]. By default the model decides.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether an answer may have several calls (the default). If not, it ends after its first.
+    /// Whether an answer may have several calls (the default). If not, it ends after the first.
     pub parallel_tool_calls: Option<bool>,
-    /// Tokens that the model may think before it answers; then its reasoning is ended for it. With 0 it does not
-    /// think. Reasoning is known where a chat template is used; elsewhere this has no effect.
+    /// How many tokens of reasoning the model may generate before its reasoning is ended for it. With 0 it does not
+    /// reason. Reasoning is recognised where a chat template is used; elsewhere this has no effect.
     pub reasoning_budget: Option<usize>,
-    /// Whether prompts that begin alike may be computed once (the default). The result is the same, but how long it
-    /// takes tells whether another request began like this one.
+    /// Whether what prompts have in common at their beginning may be computed once (the default). The result is the
+    /// same, but the time it takes reveals whether another request began like this one.
     pub share_prefix: Option<bool>,
-    /// Whether tokens are computed that are only expected, so that a step may bring several. The result is the same;
+    /// Whether likely next tokens are computed ahead, so that one step may give several. The result is the same;
     /// by default it is done where it is expected to save time, as in summaries and edits, with what came up in the
     /// text before.
     pub speculation: Option<Speculation>,
-    /// Goes on after a token that ends a text, to the limit of tokens: for measurements.
+    /// Continues after a token that ends a text, up to `max_tokens`: for measurements.
     pub ignore_eos: Option<bool>,
-    /// What the text must be.
+    /// What the text must match.
     #[cfg(feature = "constraints")]
     pub constraint: Option<crate::Constraint>,
 }
@@ -166,6 +170,13 @@ impl GenerateOptions {
         self
     }
 
+    /// Adds to [`stop_tokens`](field@Self::stop_tokens).
+    #[must_use]
+    pub fn stop_tokens(mut self, tokens: impl IntoIterator<Item = u32>) -> Self {
+        self.stop_tokens.extend(tokens);
+        self
+    }
+
     /// Sets one of [`template_vars`](field@Self::template_vars).
     #[must_use]
     pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
@@ -173,7 +184,7 @@ impl GenerateOptions {
         self
     }
 
-    /// Sets all that is of sampling, as it is there; biases and bans are added.
+    /// Sets every sampling setting from `sampling`; biases and bans are added.
     #[must_use]
     pub fn sampling(mut self, sampling: Sampling) -> Self {
         let Sampling { temperature, dynamic_temperature, top_k, top_p, min_p, typical_p, top_n_sigma, .. } = sampling;
@@ -203,7 +214,7 @@ impl GenerateOptions {
         }
     }
 
-    /// These, and over them what is set in `over`. Lists go on, variables are added.
+    /// These settings, overridden by what is set in `over`. Lists are appended to, variables are added.
     #[must_use]
     pub fn overlaid(mut self, over: Self) -> Self {
         macro_rules! take {
@@ -241,6 +252,7 @@ impl GenerateOptions {
         self.logit_bias.extend(over.logit_bias);
         self.banned.extend(over.banned);
         self.stop.extend(over.stop);
+        self.stop_tokens.extend(over.stop_tokens);
         self.template_vars.extend(over.template_vars);
         self
     }
@@ -326,6 +338,7 @@ pub(crate) struct Options {
     pub(crate) loras: Vec<(Lora, f32)>,
     pub(crate) draft: Option<Model>,
     pub(crate) custom: Option<CustomFactory>,
+    pub(crate) stop_when: Option<StopWhen>,
     /// Control tokens that are shown in the text.
     pub(crate) shown: Vec<u32>,
 }
@@ -341,6 +354,7 @@ impl Options {
             cancel: None,
             draft: None,
             custom: None,
+            stop_when: None,
             shown: Vec::new(),
         }
     }
@@ -371,7 +385,7 @@ macro_rules! option_shortcuts {
 /// Writes the setters of [`Options`] for a builder with a field `options`.
 macro_rules! option_setters {
     () => {
-        /// Sets what is set in these; the rest stays as it is. Lists go on, and variables of the template are added.
+        /// Sets what is set in these; the rest stays as it is. Lists are appended to, and template variables are added.
         pub fn options(mut self, options: $crate::GenerateOptions) -> Self {
             self.options.overlay(options);
             self
@@ -385,6 +399,7 @@ macro_rules! option_setters {
             min_p(p: f32),
             seed(seed: u64),
             stop(text: impl Into<String>),
+            stop_tokens(tokens: impl IntoIterator<Item = u32>),
             logprobs(n_top: usize),
             timeout(time: std::time::Duration),
             template_var(name: impl Into<String>, value: impl Into<serde_json::Value>),
@@ -401,12 +416,29 @@ macro_rules! option_setters {
             self.options.sampling()
         }
 
-        /// Lets code of the caller's take part in sampling; `make` is called for each generation.
+        /// Adds a sampler of your own; `make` is called for each generation.
         pub fn custom_sampler<S: $crate::sample::CustomSampler + 'static>(
             mut self,
             make: impl Fn() -> S + Send + Sync + 'static,
         ) -> Self {
             self.options.custom = Some($crate::sample::CustomFactory::new(make));
+            self
+        }
+
+        /// Ends as soon as `is_enough` says so of what there is, with that and
+        /// [`FinishReason::StopCondition`](crate::FinishReason::StopCondition). It is asked after each token, on a
+        /// thread of the engine: what it does delays others. If it panics, this generation fails and no other.
+        ///
+        /// ```no_run
+        /// # fn main() -> Result<(), fewbit::Error> {
+        /// # let model = fewbit::Model::load("smollm2-135m-instruct")?;
+        /// // Three sentences.
+        /// let request = model.generate("Once upon a time").stop_when(|so_far| so_far.text.matches('.').count() == 3);
+        /// println!("{}", request.run()?);
+        /// # Ok(()) }
+        /// ```
+        pub fn stop_when(mut self, is_enough: impl Fn(&$crate::SoFar<'_>) -> bool + Send + Sync + 'static) -> Self {
+            self.options.stop_when = Some($crate::stop::StopWhen::new(is_enough));
             self
         }
 
@@ -417,7 +449,7 @@ macro_rules! option_setters {
             self
         }
 
-        /// Lets this token end it from elsewhere.
+        /// Lets `token` end the generation from another thread.
         pub fn cancel_token(mut self, token: &$crate::CancelToken) -> Self {
             self.options.cancel = Some(token.clone());
             self
@@ -438,7 +470,7 @@ macro_rules! option_setters {
             self
         }
 
-        /// A smaller model that says what to expect, instead of the text before. Its vocabulary must be the same.
+        /// A smaller model that drafts the next tokens, in place of the text so far. Its vocabulary must be the same.
         /// Its keys and values count within what this model's may take, and within what its own may.
         pub fn draft(mut self, model: &$crate::Model) -> Self {
             self.options.draft = Some(model.clone());
@@ -464,6 +496,7 @@ mod tests {
             .logit_bias(4, -1.5)
             .ban([5])
             .stop("x")
+            .stop_tokens([6, 7])
             .timeout(Duration::from_millis(1500))
             .template_var("enable_thinking", false)
             .mirostat(Mirostat::default())

@@ -18,7 +18,7 @@ use fewbit_quant::TensorType;
 /// let path = folder.path().join("random.gguf");
 /// let shape = Shape { name: "tiny", n_layers: 2, ..Shape::named("smollm2-135m")? };
 /// RandomWeights::new(shape, "Q4_0")?.write(&path)?;
-/// assert_eq!(fewbit::open(&path)?.weights().tensors().len(), 2 + 2 * 9);
+/// assert_eq!(fewbit::expert::open(&path)?.weights().tensors().len(), 2 + 2 * 9);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -284,7 +284,7 @@ fn scales(ty: TensorType) -> Option<&'static [(usize, u16)]> {
         T::IQ1_M => &[(48, 0x06db), (50, 0x06db), (52, 0x86db), (54, 0x16db)],
         T::TQ1_0 => &[(52, 0x2400)],
         T::TQ2_0 => &[(64, 0x2400)],
-        // The exponent of 2^-8 in one byte, and two codes behind it.
+        // The exponent of 2^-8 in one byte, and two codes after it.
         T::MXFP4 => &[(0, 0xa578)],
         _ => return None,
     })
@@ -344,7 +344,7 @@ mod tests {
         for ty in types().into_iter().chain(["Q3_K_M", "q4_k_m", "Q5_K_M"]) {
             let path = folder.path().join(ty);
             RandomWeights::new(shape, ty).unwrap().write(&path).unwrap();
-            let file = crate::open(&path).unwrap();
+            let file = crate::expert::open(&path).unwrap();
             assert_eq!(file.weights().tensors().len(), 2 + 2 * 9, "{ty}");
         }
     }

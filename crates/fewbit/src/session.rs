@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use fewbit_model::KvCache;
 
 use crate::completion::{Completion, FinishReason, Piece, Timings, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::model::Model;
 use crate::options::Options;
 use crate::sample::TokenLogprob;
@@ -121,13 +121,14 @@ impl Run {
         plan: Option<Plan>,
     ) -> Result<Self, Error> {
         model.check_tokens(&prompt)?;
+        model.check_tokens(&options.data.stop_tokens)?;
         if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
+            return Err(ErrorKind::Empty { index: None }.into());
         }
         let context_tokens = model.context_length();
         let room = context_tokens.saturating_sub(prompt.len());
         if room == 0 {
-            return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_tokens });
+            return Err(ErrorKind::TooLong { index: None, tokens: prompt.len(), context_tokens }.into());
         }
         let max_tokens = options.data.max_tokens.unwrap_or(room).min(room);
         let picker = Picker::new(options, &model.inner.core, plan, &prompt)?;
@@ -138,6 +139,9 @@ impl Run {
             picker,
             decoder: model.tokenizer().decoder_after(&prompt),
             stops: StopMatcher::new(&options.data.stop),
+            stop_tokens: options.data.stop_tokens.clone(),
+            stop_when: options.stop_when.clone(),
+            text: String::new(),
             shown: options.shown.clone(),
             speculation: options.data.speculation.unwrap_or_default(),
             draft: options.draft.as_ref().map(|draft| draft.drafts_for(model)).transpose()?,

@@ -45,7 +45,7 @@ const MAX_MESSAGES_BYTES: u32 = 64 << 20;
 #[non_exhaustive]
 pub enum SessionError {
     /// The file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot read or write {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -53,7 +53,7 @@ pub enum SessionError {
         source: io::Error,
     },
     /// The file is something else.
-    #[error("{} is no saved conversation", path.display())]
+    #[error("{} is not a saved conversation", path.display())]
     NotASession {
         /// The file.
         path: PathBuf,
@@ -247,7 +247,7 @@ fn bytes(from: &mut impl Read, n: u64) -> io::Result<Vec<u8>> {
 
 fn to_json(message: &Message) -> Value {
     let mut map = Map::new();
-    map.insert("role".to_owned(), message.role.clone().into());
+    map.insert("role".to_owned(), message.role.as_str().into());
     map.insert("content".to_owned(), message.content.clone().into());
     map.insert("fields".to_owned(), message.fields.clone().into());
     if message.omits_content {

@@ -1,4 +1,4 @@
-//! Stop strings: found across token boundaries, never half-emitted.
+//! Stop strings: found across token boundaries, never half-emitted. And what a caller's own condition is asked about.
 //!
 //! Every stop string has a Knuth-Morris-Pratt automaton, fed the bytes of the text as they come. Its
 //! state is the number of bytes at the end of the text that could begin the string, so the longest
@@ -8,6 +8,48 @@
 //! The match that ends first wins, and of those that end together the longest: what comes later in
 //! the text cannot change a decision that was made, so the result does not depend on how the text is
 //! cut into tokens.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// What there is of a generation, for a condition that ends it.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct SoFar<'a> {
+    /// The text, as far as it went out: what may be the beginning of a stop string, and what is no whole character, is
+    /// not in it yet. With what a model writes around reasoning and calls.
+    pub text: &'a str,
+    /// The generated tokens.
+    pub tokens: &'a [u32],
+}
+
+impl<'a> SoFar<'a> {
+    pub(crate) fn new(text: &'a str, tokens: &'a [u32]) -> Self {
+        Self { text, tokens }
+    }
+}
+
+/// A condition of the caller's that ends a generation.
+#[derive(Clone)]
+pub(crate) struct StopWhen(Arc<Condition>);
+
+type Condition = dyn Fn(&SoFar<'_>) -> bool + Send + Sync;
+
+impl StopWhen {
+    pub(crate) fn new(is_enough: impl Fn(&SoFar<'_>) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(is_enough))
+    }
+
+    pub(crate) fn is_enough(&self, so_far: &SoFar<'_>) -> bool {
+        (self.0)(so_far)
+    }
+}
+
+impl fmt::Debug for StopWhen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StopWhen")
+    }
+}
 
 /// Finds stop strings in a text that arrives in pieces.
 #[derive(Debug, Clone, Default)]

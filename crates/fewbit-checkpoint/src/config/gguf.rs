@@ -12,7 +12,7 @@ use crate::families::{self, Architecture};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 
-/// Keys behind the architecture's prefix that ask for something which the decoder does not have, what that is,
+/// Keys under the architecture's prefix that ask for something which the decoder does not have, what that is,
 /// and the value that asks for nothing. A file that has one of them with another value is refused: ignoring it
 /// would give plausible nonsense.
 const REFUSED: [(&str, &str, f64); 16] = [

@@ -12,13 +12,13 @@ use fewbit_format::Metadata;
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GgufConfig {
-    /// `general.architecture` and the keys behind its name.
+    /// `general.architecture` and the keys that begin with its name.
     pub metadata: Metadata,
     /// Vectors that stand among the tensors, as F32.
     pub constants: Vec<(&'static str, Vec<f32>)>,
 }
 
-/// Collects keys behind the architecture's prefix.
+/// Collects keys under the architecture's prefix.
 struct Keys {
     meta: Metadata,
     prefix: String,

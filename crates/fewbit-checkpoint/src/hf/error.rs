@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum HfError {
     /// A file that every model needs is not there.
-    #[error("{} is missing, so this is no complete Hugging Face folder; download all files of the model", name(path))]
+    #[error(
+        "{} is missing, so this is not a complete Hugging Face folder; download all files of the model",
+        name(path)
+    )]
     MissingFile {
         /// The file.
         path: PathBuf,
@@ -23,7 +26,7 @@ pub enum HfError {
         path: PathBuf,
     },
     /// A file cannot be read.
-    #[error("cannot read {}: {source}", name(path))]
+    #[error("cannot read {}", name(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -41,7 +44,7 @@ pub enum HfError {
         limit: u64,
     },
     /// A configuration is no JSON, or no JSON object.
-    #[error("{}: {source}", name(path))]
+    #[error("{} is not the JSON that it should be", name(path))]
     Json {
         /// The file.
         path: PathBuf,
@@ -53,7 +56,7 @@ pub enum HfError {
     MissingKey {
         /// The file's name.
         file: &'static str,
-        /// The key, behind those of the objects that it is in.
+        /// The key, with those of the objects that it is in before it.
         key: String,
     },
     /// A value is of another type than it should be.
@@ -61,7 +64,7 @@ pub enum HfError {
     KeyType {
         /// The file's name.
         file: &'static str,
-        /// The key, behind those of the objects that it is in.
+        /// The key, with those of the objects that it is in before it.
         key: String,
         /// What it should be.
         expected: &'static str,

@@ -18,7 +18,7 @@
 //! | 4 bits | all 8 | Q4_0 | none |
 //! | 4 bits | any | Q4_1 | `2^-11 * scale * zero`, at most 1/128 of a step |
 //! | 8 bits | all 128 | Q8_0 | none |
-//! | any other: 8 bits with zero points, columns in an order of their own, groups that are no multiple of 32 | | F16 | `2^-11` of the weight |
+//! | any other: 8 bits with zero points, columns in an order of their own, groups that are not a multiple of 32 | | F16 | `2^-11` of the weight |
 //!
 //! Scales that are not F16 in the file are rounded to it first, by `2^-11` of themselves at most (BF16 scales of
 //! `2^-14` and more are not changed at all); below `2^-14` F16 is coarser, in steps of `2^-24`.

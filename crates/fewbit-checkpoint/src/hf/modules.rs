@@ -379,10 +379,10 @@ impl Builder<'_> {
     }
 }
 
-/// A tensor that `beside` cannot do without.
-fn require<'m>(tensor: Option<&'m FileTensor>, beside: &FileTensor, leaf: &str) -> Result<&'m FileTensor, HfError> {
+/// A tensor that `other` cannot do without.
+fn require<'m>(tensor: Option<&'m FileTensor>, other: &FileTensor, leaf: &str) -> Result<&'m FileTensor, HfError> {
     tensor.ok_or_else(|| {
-        let module = beside.name.rsplit_once('.').map_or("", |(module, _)| module);
+        let module = other.name.rsplit_once('.').map_or("", |(module, _)| module);
         HfError::MissingPart { name: format!("{module}.{leaf}") }
     })
 }

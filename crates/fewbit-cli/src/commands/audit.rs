@@ -20,9 +20,9 @@ pub(crate) fn run(common: &Common, args: &AuditArgs) -> anyhow::Result<()> {
 }
 
 fn parse(text: &str) -> anyhow::Result<Head> {
-    let (n, hash) = text.split_once(':').with_context(|| format!("{text:?} is no head: give LINES:HASH"))?;
+    let (n, hash) = text.split_once(':').with_context(|| format!("{text:?} is not a head: give LINES:HASH"))?;
     if hash.len() != 64 {
-        bail!("{hash:?} is no hash: give LINES:HASH as `fewbit audit verify` shows it");
+        bail!("{hash:?} is not a hash: give LINES:HASH as `fewbit audit verify` shows it");
     }
-    Ok(Head { n: n.parse().with_context(|| format!("{n:?} is no number of lines"))?, hash: hash.to_owned() })
+    Ok(Head { n: n.parse().with_context(|| format!("{n:?} is not a number of lines"))?, hash: hash.to_owned() })
 }

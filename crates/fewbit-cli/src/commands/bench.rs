@@ -2,16 +2,16 @@
 
 use anyhow::bail;
 use fewbit::bench::{Bench, BenchReport, BenchTest, Figure, Measured, Serving, Spread, Target};
-use fewbit::engine::LoadOptions;
+use fewbit::expert::engine::LoadOptions;
 use fewbit::random::{RandomWeights, Shape};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Common};
-use crate::loading::{check_device, load};
+use crate::loading::{gpu_layers, load};
 use crate::output::{Out, bytes, note, print_json};
+use crate::placed::{placed, placed_json};
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let batch: Vec<usize> = args.batch.iter().map(|&n| n.into()).collect();
     let bench = Bench::new().prompt(&*args.prompt).n_gen(&*args.n_gen).depth(&*args.depth).batch(batch);
     let bench = bench.repetitions(args.repetitions.into());
@@ -28,11 +28,14 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             show(common, args, name, &bench.run(&Target::of(&model)?)?)
         }
         (None, Some(shape), Some(ty)) => {
-            let weights = RandomWeights::new(Shape::named(shape)?, ty)?;
+            let named = Shape::named(shape)?;
+            let weights = RandomWeights::new(named, ty)?;
             let mut options = LoadOptions::new();
             options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
             options.quantize = common.quantize;
+            let n_layers = usize::try_from(named.n_layers)?;
+            options.placement = fewbit::placement(common.device, gpu_layers(common), n_layers)?;
             note(format_args!("writing random weights to {}", std::env::temp_dir().display()));
             show(common, args, &format!("{shape} {ty}"), &bench.run(&Target::random(&weights, &options)?)?)
         }
@@ -95,16 +98,23 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
             "int8_peak_gmac_s": ceilings.int8_gmac_s,
             "isa": report.isa.to_string(),
             "threads": report.n_threads,
+            "placed": placed_json(&report.placed),
         }));
     }
     let mut out = Out::new();
     out.line(format_args!("{name}: {}, {} threads, loaded in {load_s:.2} s", report.isa, report.n_threads))?;
+    placed(&mut out, &report.placed)?;
     out.line("        tokens  depth batch   tokens/s       min       max of ceiling")?;
     for result in &report.results {
         out.line(line(result))?;
     }
     if let Some(rss) = report.peak_rss_bytes {
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(report.weight_bytes)))?;
+    }
+    if report.placed.iter().any(|part| !part.is_host) {
+        // Those of the CPU would mislead.
+        out.line("ceilings: not measured on GPUs")?;
+        return out.flush();
     }
     let figure = |what: &str, value: Option<f64>, unit: &str| match value {
         Some(value) => format!("{what} {value:.1} {unit}"),

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::run::{completion_json, summary};
 use crate::args::{ChatArgs, Common};
 use crate::loading::{check_sampling, constraint, load, load_draft, options, without_bom};
-use crate::output::{Out, note, print_json};
+use crate::output::{Out, note, one_line, print_json};
 use crate::signals;
 
 const HELP: &str = "/clear forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer";
@@ -119,7 +119,7 @@ fn answer(
             Ok(None)
         }
         Err(error) if interactive => {
-            note(format_args!("error: {error}"));
+            note(format_args!("error: {}", one_line(&error.into())));
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -20,7 +20,7 @@ pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let mut importance = importance?;
     // Where a file has one matrix for several parts, the parts have no names of their own in it.
-    let file = fewbit::open(&locate(common, &args.model.model)?)?;
+    let file = fewbit::expert::open(&locate(common, &args.model.model)?)?;
     importance.retain(|name| file.weights().tensor(name).is_some());
     let tidy = Tidy::new();
     let n_bytes = importance.write(&args.output)?;

@@ -1,13 +1,13 @@
 //! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only, and of a
 //! model of a hub that is not here it fetches no more.
 
-use fewbit::ModelFile;
-use fewbit::format::{Array, GgufFile, Value as Meta};
+use fewbit::expert::ModelFile;
+use fewbit::expert::format::{Array, GgufFile, Value as Meta};
 use serde_json::{Map, Value, json};
 
 use crate::args::{Common, InspectArgs};
 use crate::loading::{PullProgress, builder};
-use crate::output::{Out, bytes, print_json};
+use crate::output::{Out, bytes, print_json, with_causes};
 
 /// Elements of an array that are shown.
 const SHOWN: usize = 6;
@@ -15,7 +15,7 @@ const SHOWN: usize = 6;
 const SHOWN_CHARS: usize = 100;
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
-    let builder = builder(common)?.progress(PullProgress::new());
+    let builder = builder(common).progress(PullProgress::new());
     let model = builder.inspect(&args.model.model)?;
     let (file, path, peek) = (model.file(), model.path(), model.remote());
     let (types, n_weights, bits_per_weight) = (model.types(), model.n_weights(), model.bits_per_weight());
@@ -45,7 +45,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             .collect();
         let memory = match memory {
             None => Value::Null,
-            Some(Err(error)) => json!({ "error": error.to_string() }),
+            Some(Err(error)) => json!({ "error": with_causes(&error) }),
             Some(Ok((ctx, e))) => json!({
                 "ctx": ctx,
                 "weight_bytes": e.weight_bytes,
@@ -131,7 +131,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             bytes(e.lora_bytes),
             bytes(e.scratch_bytes),
         ))?,
-        Some(Err(error)) => out.line(format_args!("cannot be run: {error}"))?,
+        Some(Err(error)) => out.line(format_args!("cannot be run: {}", with_causes(&error)))?,
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()

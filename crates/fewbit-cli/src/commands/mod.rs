@@ -7,6 +7,7 @@ pub(crate) mod batch;
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod compare;
+pub(crate) mod devices;
 pub(crate) mod embed;
 pub(crate) mod imatrix;
 pub(crate) mod inspect;

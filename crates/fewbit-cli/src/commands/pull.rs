@@ -46,5 +46,5 @@ pub(crate) fn run(common: &Common, args: &PullArgs) -> anyhow::Result<()> {
 
 /// Bytes of a model's weights.
 fn size(path: &Path) -> anyhow::Result<u64> {
-    Ok(fewbit::open(path)?.file_bytes())
+    Ok(fewbit::expert::open(path)?.file_bytes())
 }

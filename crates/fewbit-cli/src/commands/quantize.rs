@@ -3,19 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::anyhow;
-use fewbit::quantize::{FileOptions, Importance, QuantizeError};
+use fewbit::quantize::{FileOptions, Importance};
 use serde_json::json;
 
 use crate::args::{Common, QuantizeArgs};
-use crate::loading::{PullProgress, check_device, tokenizer_options};
+use crate::loading::{PullProgress, tokenizer_options};
 use crate::output::{Out, TRANSFER, bytes, note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
 
 pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let importance = args.imatrix.as_deref().map(Importance::open).transpose()?;
-    let file = fewbit::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
+    let file = fewbit::expert::open(&fewbit::resolve_original(&args.input, &PullProgress::new())?)?;
     let mut options = FileOptions::new(args.r#type).allow_requantize(args.allow_requantize);
     options.plan.pure = args.pure;
     options.plan.keep_output = args.leave_output_tensor;
@@ -37,10 +35,7 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    let report = report.map_err(|error| match error {
-        fewbit::Error::Quantize(error @ QuantizeError::Requantize { .. }) => anyhow!("{error} (--allow-requantize)"),
-        other => other.into(),
-    })?;
+    let report = report?;
 
     let mut types: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for tensor in &report.tensors {

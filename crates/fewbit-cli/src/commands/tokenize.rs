@@ -4,17 +4,16 @@
 use std::io::BufRead;
 
 use anyhow::Context;
-use fewbit::tokenizer::SpecialTokens;
+use fewbit::expert::tokenizer::SpecialTokens;
 use serde_json::json;
 
 use crate::args::{Common, TokenizeArgs};
-use crate::loading::{check_device, locate, text_of_stdin, tokenizer_options, without_bom};
+use crate::loading::{locate, text_of_stdin, tokenizer_options, without_bom};
 use crate::output::{Out, print_json};
 
 pub(crate) fn run(common: &Common, args: &TokenizeArgs) -> anyhow::Result<()> {
-    check_device(common)?;
     let path = locate(common, &args.model.model)?;
-    let tokenizer = fewbit::open_tokenizer(&path, &tokenizer_options(common))?;
+    let tokenizer = fewbit::expert::open_tokenizer(&path, &tokenizer_options(common))?;
     let special = if args.special { SpecialTokens::Parse } else { SpecialTokens::Plain };
 
     if args.jsonl {

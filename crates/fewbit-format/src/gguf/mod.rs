@@ -89,7 +89,7 @@ pub struct TensorInfo {
     /// The type of the elements.
     pub ty: TensorType,
     /// Where the bytes begin, from the start of the file; in a model of several files as if they were one, each file
-    /// behind the one before.
+    /// after the one before.
     pub offset: u64,
     /// How many bytes there are.
     pub n_bytes: u64,

@@ -193,7 +193,7 @@ impl<'a> GgufWriter<'a> {
         Ok(n_bytes)
     }
 
-    /// The header, without the padding behind it.
+    /// The header, without the padding after it.
     fn header(&self, alignment: u64) -> Result<Vec<u8>, FormatError> {
         let mut header = Vec::new();
         header.extend(MAGIC);

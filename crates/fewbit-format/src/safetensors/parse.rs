@@ -2,7 +2,7 @@
 //!
 //! The JSON is read entry by entry, so that a name that occurs twice is seen, and memory stays within a
 //! small multiple of the header. A tensor's record is complete only when its bytes were found to lie in the
-//! file, as many as its shape and type ask for, right behind those of the tensor before it.
+//! file, as many as its shape and type ask for, right after those of the tensor before it.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,

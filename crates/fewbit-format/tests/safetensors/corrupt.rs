@@ -204,7 +204,7 @@ fn overlapping_tensors() {
 
 #[test]
 fn bytes_of_no_tensor() {
-    // In front, between two, and behind.
+    // In front, between two, and after.
     let text = header(&[entry("a", "U8", "[4]", 2, 6)]);
     let data = 8 + text.len() as u64;
     assert_error!(parse(&file(&text, 6)), FormatError::UnusedBytes { offset, n_bytes: 2 } if *offset == data);

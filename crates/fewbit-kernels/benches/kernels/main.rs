@@ -1,4 +1,4 @@
-//! The kernels on one thread, beside what the machine can do: `cargo bench -p fewbit-kernels`.
+//! The kernels on one thread, compared with what the machine can do: `cargo bench -p fewbit-kernels`.
 //!
 //! Items are multiply-adds (or sections), bytes are what must be read. `FEWBIT_ISA` restricts to one instruction set,
 //! `FEWBIT_BENCH=Q4_0,attention` to cases whose name contains one of these words. With `--csv`, each case is one line,

@@ -44,7 +44,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
             .new_pages()
             .map(|page| {
                 let page = elems_mut::<T>(page);
-                // Values lie behind the keys.
+                // Values lie after the keys.
                 let (head, tail) = page.split_at_mut(values.start);
                 KvPageMut { keys: &mut head[keys.clone()], values: &mut tail[..values.len()] }
             })
@@ -83,7 +83,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
 }
 
 /// The shape of a layer's attention.
-pub(crate) fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
+pub fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
     AttentionShape {
         n_heads: config.n_heads,
         n_kv_heads: config.n_kv_heads,

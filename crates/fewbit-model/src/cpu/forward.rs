@@ -338,8 +338,8 @@ fn split_rows<'a>(
 ) -> impl Iterator<Item = &'a mut [f32]> {
     let mut rest = x;
     groups.iter().map(move |(_, range)| {
-        let (rows, behind) = std::mem::take(&mut rest).split_at_mut(range.len() * n_cols);
-        rest = behind;
+        let (rows, after) = std::mem::take(&mut rest).split_at_mut(range.len() * n_cols);
+        rest = after;
         rows
     })
 }

@@ -4,9 +4,12 @@ mod adapters;
 mod attention;
 mod forward;
 mod head;
+mod host_states;
 mod state;
-mod weights;
+pub(crate) mod weights;
 
+pub use attention::attention_shape;
+pub use host_states::HostStates;
 pub(crate) use state::page_bytes;
 pub(crate) use weights::pack;
 

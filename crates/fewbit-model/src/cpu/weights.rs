@@ -1,4 +1,5 @@
-//! The tensors of layers, packed for this CPU.
+//! The tensors of layers, packed for this CPU: also for devices that upload what is packed, through
+//! [`LayerLoader::layer`] and [`LayerLoader::head`].
 
 use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
@@ -9,35 +10,39 @@ use fewbit_quant::TensorType;
 use std::ops::Range;
 
 /// A matrix, and what is added to its products.
-pub(super) struct Linear {
-    pub(super) weight: Matrix,
+#[non_exhaustive]
+pub struct Linear {
+    /// The matrix.
+    pub weight: Matrix,
     /// `[weight.n_rows]`
-    pub(super) bias: Option<Vec<f32>>,
+    pub bias: Option<Vec<f32>>,
 }
 
 /// One decoder layer.
-pub(super) struct Layer {
+#[non_exhaustive]
+pub struct Layer {
     /// `[dim]`
-    pub(super) attn_norm: Vec<f32>,
+    pub attn_norm: Vec<f32>,
     /// The tensors of q, k and v: three, or one.
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`
-    pub(super) q: Linear,
+    pub q: Linear,
     /// `[n_kv_heads * head_dim, dim]`
-    pub(super) k: Linear,
+    pub k: Linear,
     /// `[n_kv_heads * head_dim, dim]`
-    pub(super) v: Linear,
+    pub v: Linear,
     /// `[head_dim]` each, for queries and for keys.
-    pub(super) qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
     /// `[dim, n_heads * head_dim]`
-    pub(super) attn_output: Linear,
+    pub attn_output: Linear,
     /// `[dim]`
-    pub(super) attn_post_norm: Option<Vec<f32>>,
+    pub attn_post_norm: Option<Vec<f32>>,
     /// `[dim]`
-    pub(super) ffn_norm: Vec<f32>,
-    pub(super) ffn: FeedForward,
+    pub ffn_norm: Vec<f32>,
+    /// What follows attention.
+    pub ffn: FeedForward,
     /// `[dim]`
-    pub(super) ffn_post_norm: Option<Vec<f32>>,
+    pub ffn_post_norm: Option<Vec<f32>>,
     /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is
     /// quantized to two planes: of all inputs but the output's, its error weighs most in the result (see
     /// docs/fidelity.md).
@@ -47,41 +52,76 @@ pub(super) struct Layer {
 }
 
 /// What follows attention in a layer.
-pub(super) enum FeedForward {
+#[non_exhaustive]
+pub enum FeedForward {
+    /// One for all tokens.
     Dense(Mlp),
+    /// Some of many, for each token others.
     Experts(Experts),
 }
 
 /// `down(f(gate x) * (up x))`
-pub(super) struct Mlp {
+#[non_exhaustive]
+pub struct Mlp {
     /// `[ffn_dim, dim]`
-    pub(super) gate: Linear,
+    pub gate: Linear,
     /// `[ffn_dim, dim]`
-    pub(super) up: Linear,
+    pub up: Linear,
     /// `[dim, ffn_dim]`
-    pub(super) down: Linear,
+    pub down: Linear,
     /// The tensors of gate and up, and that of down.
     pub(super) input_parts: &'static [Part],
     pub(super) down_part: Part,
 }
 
 /// Routed experts.
-pub(super) struct Experts {
+#[non_exhaustive]
+pub struct Experts {
     /// `[n_experts, dim]`
-    pub(super) router: Matrix,
+    pub router: Matrix,
     /// All experts' matrices of a kind are one tensor.
     pub(super) is_merged: bool,
     /// `[n_experts]`; without biases.
-    pub(super) experts: Vec<Mlp>,
+    pub experts: Vec<Mlp>,
     /// The expert that every token goes through.
-    pub(super) shared: Option<Mlp>,
+    pub shared: Option<Mlp>,
     /// `[1, dim]`: gives the score of the shared expert.
-    pub(super) shared_router: Option<Matrix>,
+    pub shared_router: Option<Matrix>,
+}
+
+/// What follows the last layer.
+#[non_exhaustive]
+pub struct HeadWeights {
+    /// `[dim]`
+    pub norm: Vec<f32>,
+    /// `[n_vocab, dim]`
+    pub output: Linear,
+}
+
+/// What devices take that lay out weights as the CPU does.
+impl LayerLoader<'_> {
+    /// Takes a layer, and packs its matrices for the CPU's instruction set.
+    ///
+    /// # Errors
+    /// [`ModelError`] for tensors that are missing, of another shape, or of a type that no product can read.
+    pub fn layer(&mut self, cpu: &Cpu, layer: usize) -> Result<Layer, ModelError> {
+        Packer { loader: self, cpu }.layer(layer)
+    }
+
+    /// Takes what follows the last layer; an output matrix that is the embedding is packed once more.
+    ///
+    /// # Errors
+    /// As [`layer`](Self::layer).
+    pub fn head(&mut self, cpu: &Cpu) -> Result<HeadWeights, ModelError> {
+        let dim = self.config().dim;
+        let output = Packer { loader: self, cpu }.output(dim)?;
+        Ok(HeadWeights { output, norm: self.vector(&weight(Part::OutputNorm, 0), dim)? })
+    }
 }
 
 impl Layer {
     /// Bytes of its matrices.
-    pub(super) fn n_bytes(&self) -> u64 {
+    pub fn n_bytes(&self) -> u64 {
         self.matrices().map(|m| m.n_bytes() as u64).sum()
     }
 

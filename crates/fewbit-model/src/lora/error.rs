@@ -4,14 +4,14 @@ use crate::ModelError;
 use fewbit_checkpoint::hf::HfError;
 use fewbit_format::FormatError;
 use fewbit_quant::QuantError;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// An error of loading a LoRA adapter.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoraError {
     /// The file is damaged, missing, or no GGUF or safetensors file.
-    #[error("{}", naming(path, source))]
+    #[error("{} cannot be read as an adapter", path.display())]
     Format {
         /// The adapter.
         path: PathBuf,
@@ -19,15 +19,15 @@ pub enum LoraError {
         source: Box<FormatError>,
     },
     /// The configuration of a PEFT folder is missing or not as it should be.
-    #[error("{}: {source}", path.display())]
+    #[error("the configuration of {} cannot be used", path.display())]
     Config {
         /// The adapter.
         path: PathBuf,
         /// What is wrong.
         source: Box<HfError>,
     },
-    /// The file is a GGUF file, but no LoRA adapter.
-    #[error("{} is no LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
+    /// The file is a GGUF file, but not a LoRA adapter.
+    #[error("{} is not a LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
     NotAnAdapter {
         /// The file.
         path: PathBuf,
@@ -122,7 +122,7 @@ pub enum LoraError {
         ty: String,
     },
     /// A tensor's bytes could not be decoded.
-    #[error("{}: tensor {tensor:?}: {source}", path.display())]
+    #[error("{}: tensor {tensor:?} cannot be decoded", path.display())]
     Decode {
         /// The adapter.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum LoraError {
         source: QuantError,
     },
     /// The device of a matrix could not take its part.
-    #[error("{}: {source}", path.display())]
+    #[error("{} cannot be put where the model is", path.display())]
     Device {
         /// The adapter.
         path: PathBuf,
@@ -140,7 +140,7 @@ pub enum LoraError {
         source: Box<ModelError>,
     },
     /// The file has no tensors.
-    #[error("{} is an adapter without any tensor", path.display())]
+    #[error("{} is an adapter that has no tensors", path.display())]
     Empty {
         /// The adapter.
         path: PathBuf,
@@ -155,12 +155,4 @@ pub enum LoraError {
         /// Bytes that the operating system calls available.
         available_bytes: u64,
     },
-}
-
-/// The message of `source`, which names the file or has its path before it.
-fn naming(path: &Path, source: &FormatError) -> String {
-    match source.path() {
-        Some(_) => source.to_string(),
-        None => format!("{}: {source}", path.display()),
-    }
 }

@@ -50,7 +50,7 @@ pub enum QuantizeError {
         ty: TensorType,
     },
     /// A tensor's weights cannot be stored in its new type.
-    #[error("tensor {name:?}: {source}")]
+    #[error("tensor {name:?} cannot be converted")]
     Tensor {
         /// The tensor.
         name: String,

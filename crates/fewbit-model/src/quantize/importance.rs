@@ -21,7 +21,7 @@ use fewbit_quant::TensorType;
 #[non_exhaustive]
 pub enum ImportanceError {
     /// The file cannot be read.
-    #[error("cannot read {}: {source}", path.display())]
+    #[error("cannot read {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -29,11 +29,12 @@ pub enum ImportanceError {
         source: std::io::Error,
     },
     /// What the file holds is not as it should be.
-    #[error("{}: {error}", path.display())]
+    #[error("cannot use the importance matrix {}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong with it.
+        #[source]
         error: Box<ImportanceError>,
     },
     /// A GGUF file that is damaged.
@@ -60,7 +61,7 @@ pub enum ImportanceError {
         name: String,
     },
     /// A value is negative, infinite or not a number.
-    #[error("the importance matrix has a value for {name:?} that is no positive number")]
+    #[error("the importance matrix has a value for {name:?} that is not a positive number")]
     Value {
         /// The matrix.
         name: String,

@@ -30,7 +30,7 @@ pub(super) struct Tensor {
 }
 
 pub(super) enum Data {
-    /// Tensors of the source, one behind the other: the matrices of a layer's experts, or a single one.
+    /// Tensors of the source, one after the other: the matrices of a layer's experts, or a single one.
     Parts(Vec<TensorInfo>),
     /// A constant of the model.
     Values(Vec<f32>),

@@ -1,6 +1,6 @@
 //! Small random models of several types and shapes.
 
-mod random;
+pub(crate) mod random;
 
 use fewbit_format::{GgufFile, GgufWriter};
 use fewbit_quant::TensorType;

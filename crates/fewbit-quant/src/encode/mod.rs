@@ -40,7 +40,7 @@ pub fn is_encodable(ty: TensorType) -> bool {
 ///
 /// # Errors
 /// [`QuantError::NotEncodable`] for a type without encoder, [`QuantError::Size`] if the lengths do not fit each
-/// other or a row is no whole number of blocks, [`QuantError::NotFinite`] and [`QuantError::TooLarge`] for weights
+/// other or a row is not a whole number of blocks, [`QuantError::NotFinite`] and [`QuantError::TooLarge`] for weights
 /// that the type cannot hold, [`QuantError::Importance`] for importance that is negative or no number.
 ///
 /// ```

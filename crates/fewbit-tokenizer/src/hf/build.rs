@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use super::configs::Configs;
 use super::json::{AddedToken, Rule, TokenizerJson};
-use super::pipeline::{self, PreTokenization, unsupported};
+use super::pipeline::{self, Frame, PreTokenization, unsupported};
 use super::{HfFiles, TOKENIZER_CONFIG, TOKENIZER_JSON, parse};
 use crate::bpe::{BpeBuilder, BpeOptions, Lookup, split_rule};
 use crate::bytes;
@@ -22,10 +22,12 @@ use crate::vocabulary::TokenKind;
 const MAX_HOLES: usize = 1 << 16;
 
 /// The tokens of all files, by id.
-struct Tokens {
-    texts: Vec<String>,
-    kinds: Vec<TokenKind>,
-    added: Vec<AddedToken>,
+pub(super) struct Tokens {
+    pub(super) texts: Vec<String>,
+    pub(super) kinds: Vec<TokenKind>,
+    pub(super) added: Vec<AddedToken>,
+    /// What the model has for text that it cannot express.
+    pub(super) unknown: Option<u32>,
     ids: HashMap<String, u32>,
 }
 
@@ -58,7 +60,7 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
         }
     }
 
-    let specials = specials(&json, &configs, &tokens)?;
+    let specials = specials(pipeline::post_processor(json.post_processor.as_ref())?, &tokens, &configs)?;
     let kinds = &tokens.kinds;
     let stored = TextIndex::new(&texts, |id| {
         !matches!(kinds.get(id as usize), Some(TokenKind::Control | TokenKind::Unknown) | None)
@@ -133,7 +135,7 @@ fn check_model(json: &TokenizerJson<'_>) -> Result<(), TokenizerError> {
 }
 
 impl Tokens {
-    fn new(json: &TokenizerJson<'_>, configs: &Configs) -> Result<Self, TokenizerError> {
+    pub(super) fn new(json: &TokenizerJson<'_>, configs: &Configs) -> Result<Self, TokenizerError> {
         let vocab = json.model.vocab.as_ref().map(|vocab| vocab.0.as_slice()).unwrap_or_default();
         let added = added_tokens(json, configs)?;
         let n_tokens = vocab.len() + added.len();
@@ -170,17 +172,24 @@ impl Tokens {
         for token in &added {
             let Some(kind) = token.id.and_then(|id| kinds.get_mut(id as usize)) else { continue };
             let content = token.content.as_str();
-            // Whoever ends an answer is no text, whatever the file says.
+            // Whoever ends an answer is not text, whatever the file says.
             let is_end = special::ENDS.contains(&content);
             *kind = if token.special || is_end { TokenKind::Control } else { TokenKind::UserDefined };
         }
-        if let Some(text) = &json.model.unk_token {
-            let kind = ids.get(text).and_then(|&id| kinds.get_mut(id as usize));
-            let text = text.clone();
-            *kind.ok_or(TokenizerError::UnknownToken { file: TOKENIZER_JSON, role: "unk_token", text })? =
+        let unknown = match (&json.model.unk_token, json.model.unk_id) {
+            (Some(text), _) => Some(ids.get(text).copied().ok_or_else(|| text.clone())),
+            (None, Some(id)) => Some(u32::try_from(id).map_err(|_| id.to_string())),
+            (None, None) => None,
+        };
+        let role = if json.model.unk_token.is_some() { "unk_token" } else { "unk_id" };
+        let unknown =
+            unknown.transpose().map_err(|text| TokenizerError::UnknownToken { file: TOKENIZER_JSON, role, text })?;
+        if let Some(id) = unknown {
+            let text = id.to_string();
+            *kinds.get_mut(id as usize).ok_or(TokenizerError::UnknownToken { file: TOKENIZER_JSON, role, text })? =
                 TokenKind::Unknown;
         }
-        Ok(Self { texts, kinds, added, ids })
+        Ok(Self { texts, kinds, added, unknown, ids })
     }
 
     fn id(&self, text: &str) -> Option<u32> {
@@ -212,8 +221,7 @@ fn added_tokens(json: &TokenizerJson<'_>, configs: &Configs) -> Result<Vec<Added
     Ok(added)
 }
 
-fn specials(json: &TokenizerJson<'_>, configs: &Configs, tokens: &Tokens) -> Result<Specials, TokenizerError> {
-    let frame = pipeline::post_processor(json.post_processor.as_ref())?;
+pub(super) fn specials(frame: Frame, tokens: &Tokens, configs: &Configs) -> Result<Specials, TokenizerError> {
     let id = |text: Option<&str>| text.and_then(|text| tokens.id(text));
     let config = &configs.main;
     // What the post-processor adds is BOS and EOS, whether or not a file names them.
@@ -239,14 +247,14 @@ fn specials(json: &TokenizerJson<'_>, configs: &Configs, tokens: &Tokens) -> Res
         bos,
         eos,
         padding: id(configs.named(|c| c.pad_token.as_ref())),
-        unknown: id(json.model.unk_token.as_deref().or(configs.named(|c| c.unk_token.as_ref()))),
+        unknown: tokens.unknown.or_else(|| id(configs.named(|c| c.unk_token.as_ref()))),
         add_bos,
         add_eos,
     })
 }
 
 /// The matchers of added tokens: for text as it comes, and, where tokens need one, for normalized text.
-fn matchers(
+pub(super) fn matchers(
     tokens: &Tokens,
     texts: &TextTable,
     normalizer: &Normalizer,

@@ -1,4 +1,4 @@
-//! The JSON files beside `tokenizer.json`, `tekken.json` or `tokenizer.model`.
+//! The JSON files next to `tokenizer.json`, `tekken.json` or `tokenizer.model`.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use super::{
 use crate::error::TokenizerError;
 use crate::vocabulary::TokenKind;
 
-/// The JSON files besides `tokenizer.json`.
+/// The JSON files next tos `tokenizer.json`.
 pub(super) struct Configs {
     pub(super) main: ConfigJson,
     map: ConfigJson,
@@ -71,11 +71,11 @@ impl Configs {
         if let Some(default) = text(CHAT_TEMPLATE, &files.chat_template)? {
             return Ok(Templates { default: Some(default), tool_use });
         }
-        let beside: ConfigJson = match (&self.main.chat_template, &files.processor_template) {
+        let processor: ConfigJson = match (&self.main.chat_template, &files.processor_template) {
             (None, Some(bytes)) => parse(PROCESSOR_TEMPLATE, bytes)?,
             _ => ConfigJson::default(),
         };
-        let templates = self.main.chat_template.as_ref().or(beside.chat_template.as_ref());
+        let templates = self.main.chat_template.as_ref().or(processor.chat_template.as_ref());
         Ok(match templates {
             None => Templates::default(),
             Some(TemplatesJson::One(template)) => Templates { default: Some(template.clone()), tool_use: None },

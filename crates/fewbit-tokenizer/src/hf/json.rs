@@ -1,4 +1,4 @@
-//! What `tokenizer.json` and the files beside it look like.
+//! What `tokenizer.json` and the files next to it look like.
 //!
 //! Parts whose kind decides how they are read stay JSON until then, so that an unknown kind can be named. The
 //! vocabulary and the merge rules are read into borrowed texts: they are most of a file of many megabytes.
@@ -28,7 +28,7 @@ pub(super) struct TokenizerJson<'a> {
     pub(super) model: Model<'a>,
 }
 
-/// A token beside the vocabulary of the model.
+/// A token that is added to the model's vocabulary.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct AddedToken {
     /// Absent in `added_tokens_decoder`, where it is the key.
@@ -64,6 +64,9 @@ pub(super) struct Model<'a> {
     pub(super) dropout: Option<f64>,
     #[serde(default)]
     pub(super) unk_token: Option<String>,
+    /// The same, of Unigram models.
+    #[serde(default)]
+    pub(super) unk_id: Option<u64>,
     #[serde(default)]
     pub(super) continuing_subword_prefix: Option<String>,
     #[serde(default)]
@@ -106,7 +109,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// Tokens with their ids; for models without merges, whatever stands there.
+/// Tokens with their ids.
 #[derive(Debug, Default)]
 pub(super) struct Vocab<'a>(pub(super) Vec<(Text<'a>, u32)>);
 
@@ -117,7 +120,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
             type Value = Vocab<'a>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tokens with their ids")
+                f.write_str("an object of tokens with their ids, or a list of tokens with their scores")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocab<'a>, A::Error> {
@@ -128,10 +131,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
                 Ok(Vocab(vocab))
             }
 
-            // Unigram models have a list: it is the kind that is refused, by name.
+            // Unigram models have a list of texts with their scores.
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocab<'a>, A::Error> {
-                while list.next_element::<de::IgnoredAny>()?.is_some() {}
-                Ok(Vocab::default())
+                let mut vocab = Vec::new();
+                while let Some((text, _)) = list.next_element::<(_, de::IgnoredAny)>()? {
+                    let id = u32::try_from(vocab.len()).map_err(|_| de::Error::custom("more than 2^32 tokens"))?;
+                    vocab.push((text, id));
+                }
+                Ok(Vocab(vocab))
             }
         }
         deserializer.deserialize_any(VocabVisitor(PhantomData))

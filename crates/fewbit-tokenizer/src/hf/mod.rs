@@ -1,9 +1,10 @@
 //! Tokenizers as Hugging Face repositories hold them: `tokenizer.json`, Mistral's `tekken.json` or SentencePiece's
-//! `tokenizer.model`, and the files beside them.
+//! `tokenizer.model`, and the files next to them.
 //!
 //! `tokenizer.json` is read into the same tables and steps that GGUF vocabularies use, not run by Hugging
 //! Face's own library: that keeps one encoder, which is exact, linear in the text and small, and the parts that
-//! models of this family use are few. Anything else is refused by name.
+//! models of this family use are few. With the feature `tokenizers`, anything else goes to that library (`library.rs`);
+//! without it, anything else is refused by name.
 //!
 //! What the encoder there does and this one does not: a *special* token that is marked `normalized` is looked
 //! for in the text as it came. (There it is looked for, itself normalized, in normalized text, where a prefix
@@ -12,6 +13,8 @@
 mod build;
 mod configs;
 mod json;
+#[cfg(feature = "tokenizers")]
+mod library;
 mod mistral;
 mod pattern;
 mod pipeline;
@@ -24,6 +27,8 @@ use std::path::{Path, PathBuf};
 use crate::error::TokenizerError;
 use crate::tokenizer::Tokenizer;
 
+#[cfg(feature = "tokenizers")]
+pub(crate) use library::Library;
 pub(crate) use vocabulary::filler;
 
 pub(crate) const TOKENIZER_JSON: &str = "tokenizer.json";
@@ -62,7 +67,7 @@ pub struct HfFiles {
     pub chat_template: Option<Vec<u8>>,
     /// `additional_chat_templates/tool_use.jinja`: the template of conversations with tools.
     pub tool_template: Option<Vec<u8>>,
-    /// `chat_template.json`, of models that see, where no other file has the template.
+    /// `chat_template.json`, of vision models, where no other file has the template.
     pub processor_template: Option<Vec<u8>>,
     /// `generation_config.json`: further tokens that end an answer.
     pub generation_config: Option<Vec<u8>>,
@@ -137,7 +142,12 @@ impl Tokenizer {
     /// The tokenizer that the files of a Hugging Face repository describe.
     pub fn from_hf(files: &HfFiles) -> Result<Self, TokenizerError> {
         if let Some(json) = &files.tokenizer_json {
-            build::tokenizer(json, files)
+            match build::tokenizer(json, files) {
+                // What is refused there the library may take.
+                #[cfg(feature = "tokenizers")]
+                Err(TokenizerError::Unsupported { .. }) => library::tokenizer(json, files),
+                result => result,
+            }
         } else if let Some(json) = &files.tekken_json {
             tekken::tokenizer(json, files)
         } else if let Some(model) = &files.tokenizer_model {

@@ -57,7 +57,7 @@ struct Special {
 /// Llama 3's expression, which `tokenizer.json` of several of Mistral's models has by mistake.
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// `tokenizer.json` with the expression of the `tekken.json` beside it, in place of Llama 3's; `None` if it has
+/// `tokenizer.json` with the expression of the `tekken.json` next to it, in place of Llama 3's; `None` if it has
 /// another one. All else stays as it is, for a model that was trained further may have other tokens.
 pub(super) fn mended(tokenizer_json: &[u8], tekken_json: &[u8]) -> Result<Option<Vec<u8>>, TokenizerError> {
     let is_wrong = |split: &Value| split["pattern"]["Regex"].as_str() == Some(LLAMA3_PATTERN);

@@ -223,7 +223,10 @@ fn pre_tokenizer(file: &'static str, family: &BpeFamily, options: &TokenizerOpti
     let row = rows.first();
     let name = row.and_then(|row| row.names.first());
     name.map(|name| (*name).to_owned()).ok_or_else(|| {
-        no_form(file, "a way to split text that has no name there (if you know one that is as good: --pre)")
+        no_form(
+            file,
+            "a way to split text that has no name there (if you know one that is as good: TokenizerOptions::pre)",
+        )
     })
 }
 

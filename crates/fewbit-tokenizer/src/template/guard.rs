@@ -9,7 +9,7 @@
 //! would become anywhere else.
 //!
 //! A token could also come together from two parts: `<|im_` at the end of one string and `end|>` at
-//! the start of what the template puts behind it. Strings that end in the beginning of a special
+//! the start of what the template puts after it. Strings that end in the beginning of a special
 //! token, or start with the end of one, are marked at that place too.
 //!
 //! Text in which nothing is special is not touched, which is nearly all text: templates that compare,

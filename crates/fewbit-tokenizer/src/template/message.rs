@@ -1,13 +1,13 @@
 //! Messages of a conversation, with what a model called and what came of it.
 
-use super::CallContent;
+use super::{CallContent, Role};
 use serde_json::{Map, Value, json};
 
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, or what the template knows besides.
-    pub role: String,
+    /// Whose it is.
+    pub role: Role,
     /// What was said.
     pub content: String,
     /// Further fields that templates look at, such as `tool_calls`, `name`, `reasoning_content`. A
@@ -42,28 +42,28 @@ pub enum MessageError {
 
 impl Message {
     /// A message with a role and a text.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+    pub fn new(role: impl Into<Role>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), fields: Map::new(), omits_content: false }
     }
 
     /// Instructions that precede the conversation.
     pub fn system(content: impl Into<String>) -> Self {
-        Self::new("system", content)
+        Self::new(Role::System, content)
     }
 
     /// What the user says.
     pub fn user(content: impl Into<String>) -> Self {
-        Self::new("user", content)
+        Self::new(Role::User, content)
     }
 
     /// What the model said.
     pub fn assistant(content: impl Into<String>) -> Self {
-        Self::new("assistant", content)
+        Self::new(Role::Assistant, content)
     }
 
     /// What came of a call: the name of the function, and the id of the call if it had one.
     pub fn tool(name: impl Into<String>, call_id: Option<&str>, content: impl Into<String>) -> Self {
-        let message = Self::new("tool", content).with_field("name", name.into());
+        let message = Self::new(Role::Tool, content).with_field("name", name.into());
         match call_id {
             Some(id) => message.with_field("tool_call_id", id),
             None => message,
@@ -129,13 +129,13 @@ impl Message {
                 String::new()
             }
         };
-        Ok(Self { role, content, fields, omits_content: false })
+        Ok(Self { role: role.into(), content, fields, omits_content: false })
     }
 
     /// The object that templates see.
     pub(super) fn to_json(&self) -> Value {
         let mut fields = Map::new();
-        fields.insert("role".into(), self.role.clone().into());
+        fields.insert("role".into(), self.role.as_str().into());
         if !self.omits_content {
             fields.insert("content".into(), self.content.clone().into());
         }

@@ -16,6 +16,7 @@ mod environment;
 mod guard;
 mod message;
 mod python;
+mod role;
 mod watched;
 
 use std::io;
@@ -30,6 +31,7 @@ use crate::tokenizer::Tokenizer;
 pub use capabilities::{ArgumentsForm, CallContent, TemplateCapabilities};
 use guard::Guard;
 pub use message::{Message, MessageError, ToolCall};
+pub use role::Role;
 
 /// The name that error messages of the engine use.
 const NAME: &str = "chat template";

@@ -1,4 +1,4 @@
-//! Tokenizers from `tokenizer.json` and the files beside it.
+//! Tokenizers from `tokenizer.json` and the files next to it.
 
 use fewbit_tokenizer::{
     ChatTemplate, HfFiles, Message, SpecialTokens, TemplateInput, TokenKind, Tokenizer, TokenizerError, ToolCall,
@@ -216,7 +216,7 @@ fn a_folder_is_read() {
     std::fs::remove_dir_all(&folder).expect("removed");
 }
 
-/// `tokenizer.json` of several of Mistral's models has Llama 3's expression for words, and the `tekken.json` beside it the
+/// `tokenizer.json` of several of Mistral's models has Llama 3's expression for words, and the `tekken.json` next to it the
 /// right one. `aB` is one word for the first, and two for the second.
 #[test]
 fn a_wrong_expression_beside_tekken_json_is_mended() {

@@ -78,11 +78,14 @@ fn both_chat_templates_come_along() {
 #[test]
 fn what_has_no_name_in_gguf_is_refused_unless_it_is_given_one() {
     let own = files(&splitting_by(r"\p{L}|\p{N}|\s|.", Value::Null, false));
-    assert!(refused(&own).contains("--pre"));
+    assert!(refused(&own).contains("TokenizerOptions::pre"));
     let options = TokenizerOptions::with_pre("gpt-2");
     assert_eq!(Vocabulary::from_hf(&own, &options).expect("named").pre.as_deref(), Some("gpt-2"));
     assert!(refused(&files(&splitting_by(CL100K, json!({"type": "NFKC"}), false))).contains("normalizer"));
-    assert!(refused(&files(&splitting_by(CL100K, json!({"type": "NFC"}), false))).contains("--pre"), "not without NFC");
+    assert!(
+        refused(&files(&splitting_by(CL100K, json!({"type": "NFC"}), false))).contains("TokenizerOptions::pre"),
+        "not without NFC"
+    );
     let mut spaced = splitting_by(CL100K, Value::Null, false);
     spaced["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true});
     assert!(refused(&files(&spaced)).contains("space"));

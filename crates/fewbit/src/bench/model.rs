@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use fewbit_model::quantize::Recipe;
 use fewbit_model::{
-    Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, Quantized, WeightSource, ceiling,
+    Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, PlacedPart, Quantized, WeightSource,
+    ceiling,
 };
 
 use super::figures::{BenchError, Spread};
@@ -57,7 +58,7 @@ impl<'m> Target<'m> {
     pub fn random(weights: &RandomWeights, options: &LoadOptions) -> Result<Self, BenchError> {
         let folder = tempfile::tempdir().map_err(|error| {
             let path = std::env::temp_dir();
-            Error::Open(fewbit_format::FormatError::Io { path, source: error })
+            Error::file(&path, error)
         })?;
         let path = folder.path().join("random.gguf");
         weights.write(&path)?;
@@ -281,7 +282,11 @@ impl Bench {
         }
         // Before the ceilings, which take memory of their own.
         let peak_rss_bytes = peak_rss_bytes();
-        let ceilings = Ceilings::measure(decoder);
+        // What the CPU could do says nothing of a GPU.
+        let placed = decoder.placed().to_vec();
+        let is_on_host = placed.iter().all(|part| part.is_host);
+        let none = Ceilings { read_gb_s: None, int8_gmac_s: None };
+        let ceilings = if is_on_host { Ceilings::measure(decoder) } else { none };
         let result = |(test, rates): (BenchTest, Vec<f64>)| {
             let tokens_per_s = Spread::of(rates)?;
             let fraction = test.fraction(&tokens_per_s, &target.work, past_of(test), &ceilings);
@@ -293,6 +298,7 @@ impl Bench {
             weight_bytes: decoder.weight_bytes(),
             peak_rss_bytes,
             ceilings,
+            placed,
             isa: decoder.isa(),
             n_threads: decoder.n_threads(),
         })
@@ -311,8 +317,10 @@ pub struct BenchReport {
     pub weight_bytes: u64,
     /// The most memory that this process had at once, loading included; known on Linux only.
     pub peak_rss_bytes: Option<u64>,
-    /// What the machine could do.
+    /// What the machine could do; measured of the CPU alone, if everything was on it.
     pub ceilings: Ceilings,
+    /// What of the model lay where.
+    pub placed: Vec<PlacedPart>,
     /// The instruction set.
     pub isa: Isa,
     /// Threads that computed.

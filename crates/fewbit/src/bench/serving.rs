@@ -188,7 +188,7 @@ impl Pair {
         Ok(found)
     }
 
-    /// Tokens per second with speculation, and beside those without.
+    /// Tokens per second with speculation, next to those without.
     fn drafted(&self, request: &Generate) -> Result<(f64, f64)> {
         let mut tokens = Vec::new();
         let mut with = |speculation| {

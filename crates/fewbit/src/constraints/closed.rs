@@ -2,7 +2,7 @@
 //!
 //! Such a schema allows other fields, as reading does by default; but a model that may add some adds some, and may
 //! not find an end. Nothing is lost without them: reading skips them. Where a schema puts an object together from
-//! several (by `allOf`, or `properties` beside alternatives), no part may forbid what another has: such a schema is
+//! several (by `allOf`, or `properties` next to alternatives), no part may forbid what another has: such a schema is
 //! left as it is.
 
 use serde_json::{Map, Value};

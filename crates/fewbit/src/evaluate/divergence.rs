@@ -13,7 +13,7 @@ use super::{
     FEWEST_WINDOWS, Perplexity, PerplexityOptions, Rows, mean, negative_log_likelihood, per_row, standard_error,
 };
 use crate::completion::rate;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::model::Model;
 
 const BUFFER_BYTES: usize = 1 << 20;
@@ -62,7 +62,7 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Scratch`] where the disk has no room, and those of `perplexity`.
+    /// [`ErrorKind::System`](crate::ErrorKind::System) where the disk has no room, and those of `perplexity`.
     pub fn reference(
         &self,
         text: &str,
@@ -73,7 +73,7 @@ impl Model {
         let first = options.ctx / 2;
         let n_rows = windows.len().saturating_mul(options.ctx - 1 - first) as u64;
         let needed_bytes = n_rows.saturating_mul(4 * self.decoder().n_vocab() as u64);
-        let scratch = |error| Error::Scratch { path: std::env::temp_dir(), needed_bytes, error };
+        let scratch = |error| cannot_keep(needed_bytes, error);
         let file = tempfile::tempfile().map_err(scratch)?;
         let mut out = BufWriter::with_capacity(BUFFER_BYTES, &file);
         let mut perplexity = Perplexity { chunks: windows.len(), ..Perplexity::default() };
@@ -109,7 +109,7 @@ impl Model {
     /// from. `progress` is told the windows done and how many there are.
     ///
     /// # Errors
-    /// [`Error::OtherVocabulary`], [`Error::Scratch`], and those of [`perplexity`](Self::perplexity).
+    /// [`OtherVocabulary`](crate::ErrorKind::OtherVocabulary), [`System`](crate::ErrorKind::System), and those of [`perplexity`](Self::perplexity).
     pub fn divergence(
         &self,
         reference: &Reference,
@@ -117,12 +117,14 @@ impl Model {
     ) -> Result<Divergence, Error> {
         let n_vocab = self.decoder().n_vocab();
         if self.vocabulary() != reference.vocabulary || n_vocab != reference.n_vocab {
-            return Err(Error::OtherVocabulary { model: self.path().to_owned(), other: reference.path.clone() });
+            let (model, other) = (self.path().to_owned(), reference.path.clone());
+            return Err(ErrorKind::OtherVocabulary { model, other }.into());
         }
         if reference.ctx > self.context_length() {
-            return Err(Error::ContextTooLong { asked: reference.ctx, context_tokens: self.context_length() });
+            let (asked, context_tokens) = (reference.ctx, self.context_length());
+            return Err(ErrorKind::ContextTooLong { asked, context_tokens }.into());
         }
-        let scratch = |error| Error::Scratch { path: std::env::temp_dir(), needed_bytes: reference.n_bytes(), error };
+        let scratch = |error| cannot_keep(reference.n_bytes(), error);
         let mut kept = BufReader::with_capacity(BUFFER_BYTES, &reference.logits);
         kept.rewind().map_err(scratch)?;
         let n_windows = reference.windows.len();
@@ -167,7 +169,7 @@ impl Model {
     ) -> Result<Divergence, Error> {
         if self.vocabulary() != reference.vocabulary() {
             let (model, other) = (self.path().to_owned(), reference.path().to_owned());
-            return Err(Error::OtherVocabulary { model, other });
+            return Err(ErrorKind::OtherVocabulary { model, other }.into());
         }
         let kept = reference.reference(text, options, |so_far| progress(so_far.chunks_done, 2 * so_far.chunks))?;
         self.divergence(&kept, |done, n| progress(n + done, 2 * n))
@@ -288,6 +290,16 @@ impl RowPair {
 /// The first of the largest.
 fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+/// The file for what is computed once and read often cannot be written or read.
+fn cannot_keep(needed_bytes: u64, error: std::io::Error) -> Error {
+    let folder = std::env::temp_dir();
+    let action = format!(
+        "keep {needed_bytes} bytes in {} while models are compared (give fewer windows, or another folder by TMPDIR)",
+        folder.display()
+    );
+    Error::system(action, error)
 }
 
 #[cfg(test)]

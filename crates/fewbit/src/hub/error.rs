@@ -69,7 +69,7 @@ pub enum HubError {
 
     /// The model is known but not here, and this build cannot fetch it.
     #[error(
-        "model `{name}` is not at {}: fetch it with `fewbit pull {name}`, or build with the feature `hub`",
+        "model `{name}` is not at {}: put it there, or build with the feature `hub`, which fetches it",
         path.display()
     )]
     NotCached {
@@ -80,7 +80,7 @@ pub enum HubError {
     },
 
     /// A file of the cache cannot be worked with.
-    #[error("cannot {action} {}: {error}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was being done.
         action: &'static str,
@@ -173,7 +173,7 @@ pub enum HubError {
     },
 
     /// A type was asked for of a repo that has no GGUF files.
-    #[error("{repo} has no GGUF files: take it as `{repo}`, and quantize it as it is read (--quantize {tag})")]
+    #[error("{repo} has no GGUF files: take it as `{repo}`, and quantize it to {tag} as it is read")]
     NoGguf {
         /// The repo.
         repo: String,
@@ -191,7 +191,7 @@ pub enum HubError {
     },
 
     /// Another program's cache has no such model.
-    #[error("{place} has no model {name:?} on this computer: `fewbit list --all` shows those there are")]
+    #[error("{place} has no model {name:?} on this computer: ask for one that it has")]
     NotInPlace {
         /// The program.
         place: &'static str,
@@ -289,7 +289,7 @@ pub enum HubError {
     },
 
     /// Python could not be started.
-    #[error("cannot run `{python}` for pip: {error} (install Python 3 with pip, or set FEWBIT_PYTHON)")]
+    #[error("cannot run `{python}` for pip (install Python 3 with pip, or set FEWBIT_PYTHON)")]
     Python {
         /// The command.
         python: String,
@@ -327,6 +327,16 @@ pub enum HubError {
 }
 
 impl HubError {
+    /// Whether the same may succeed a little later: the server was busy or out of reach, or the connection broke.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy { .. } | Self::Network { .. } | Self::Incomplete { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::AllSourcesFailed { failures, .. } => failures.iter().any(|(_, error)| error.is_retryable()),
+            _ => false,
+        }
+    }
+
     pub(super) fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
         Self::Io { action, path: path.to_owned(), error }
     }
@@ -341,11 +351,22 @@ fn listed(found: &[String]) -> String {
     }
 }
 
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text += &format!(": {cause}");
+        next = cause.source();
+    }
+    text
+}
+
 fn list(failures: &[(&'static str, HubError)]) -> String {
     if failures.is_empty() {
         return "the registry names no source for it".to_owned();
     }
-    let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {error}")).collect();
+    let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {}", chain(error))).collect();
     lines.join("; ")
 }
 

@@ -1,7 +1,7 @@
 //! Fetching one file: sources in order, one `.part` file, check, rename.
 //!
 //! The entry pins the bytes; where it does not, the source is asked for size and hash first, and what it says
-//! is noted beside the file. So a `.part` file that one source began can be continued by another. A
+//! is noted next to the file. So a `.part` file that one source began can be continued by another. A
 //! file that fails its check after being continued is fetched once more from its beginning before the
 //! source is blamed: the damage may have been in what an earlier process left.
 

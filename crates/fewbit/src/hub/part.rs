@@ -129,6 +129,7 @@ impl<'a> PartFile<'a> {
     }
 
     /// Whether to stop.
+    #[cfg(feature = "pypi")]
     pub(super) fn is_cancelled(&self) -> bool {
         self.progress.is_cancelled()
     }

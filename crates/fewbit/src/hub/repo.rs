@@ -158,5 +158,8 @@ pub(super) fn small_bytes(
 
 /// Says that a repo is asked.
 pub(super) fn announce(settings: &HfSettings, name: &RepoName, progress: &dyn Progress) {
-    progress.event(&Event::Trying { source: "hf", location: &format!("{}/{name}", settings.endpoint) });
+    let name = name.to_string();
+    // The endpoint stands for the host that a file's name begins with.
+    let path = name.strip_prefix("hf.co/").unwrap_or(&name);
+    progress.event(&Event::Trying { source: "hf", location: &format!("{}/{path}", settings.endpoint) });
 }

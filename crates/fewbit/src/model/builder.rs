@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use fewbit_format::GgufFile;
 use fewbit_model::quantize::Recipe;
 use fewbit_model::{Decoder, Isa, KvType, LoadOptions, Lora, MemoryEstimate, ModelError, available_bytes, estimate};
 use fewbit_tokenizer::TokenizerOptions;
@@ -12,7 +13,8 @@ use serde_json::{Map, Value};
 
 use super::locate::{Headers, Located, Purpose, locate, locate_adapter};
 use super::{Inner, Model, Template};
-use crate::error::Error;
+use crate::device::{self, DeviceName};
+use crate::error::{Error, ErrorKind};
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
 use crate::inspect::Inspection;
@@ -36,10 +38,12 @@ const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 /// let model = builder.load("model.gguf")?;
 /// # Ok(()) }
 /// ```
-#[derive(Default)]
+#[derive(Clone, Default)]
 #[must_use = "nothing is loaded before `load`"]
 pub struct ModelBuilder {
     load: LoadOptions,
+    device: Option<DeviceName>,
+    gpu_layers: Option<usize>,
     prefill_chunk: Option<usize>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
@@ -53,7 +57,7 @@ pub struct ModelBuilder {
     reasoning_style: Option<ReasoningStyle>,
     trace_text: bool,
     tokenizer: TokenizerOptions,
-    progress: Option<Box<dyn Progress>>,
+    progress: Option<Arc<dyn Progress + Send + Sync>>,
 }
 
 impl std::fmt::Debug for ModelBuilder {
@@ -73,6 +77,25 @@ impl ModelBuilder {
     /// CPU has. The result is the same.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.load.isa = Some(isa);
+        self
+    }
+
+    /// Where the model computes; by default what `FEWBIT_DEVICE` names, else the CPU. A device that cannot be used is an
+    /// error: nothing else is tried in its place. GPUs need the feature `wgpu`.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().device(fewbit::DeviceName::Vulkan(None)).gpu_layers(20).load("model.gguf")?;
+    /// # Ok(()) }
+    /// ```
+    pub fn device(mut self, device: DeviceName) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// How many of the model's layers are on the GPU, the last ones: all by default, 0 for none.
+    pub fn gpu_layers(mut self, n: usize) -> Self {
+        self.gpu_layers = Some(n);
         self
     }
 
@@ -132,7 +155,7 @@ impl ModelBuilder {
         self
     }
 
-    /// How many generations may wait (1024 by default); more are refused with [`Error::QueueFull`].
+    /// How many generations may wait (1024 by default); more are refused with [`QueueFull`](ErrorKind::QueueFull).
     pub fn max_waiting(mut self, n: usize) -> Self {
         self.max_waiting = Some(n);
         self
@@ -170,14 +193,14 @@ impl ModelBuilder {
     /// What the model takes with these settings, from the header of its file: nothing is loaded, and of a model of a
     /// hub that is not here nothing else is fetched. Keys and values
     /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
-    pub fn memory_estimate(&self, name_or_path: impl AsRef<str>) -> Result<MemoryEstimate, Error> {
+    pub fn memory_estimate(&self, name_or_path: impl AsRef<Path>) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), self.purpose(), &|_: &Event<'_>| {})?;
         self.estimate(&open(headers.path())?, headers.path()).map(|(estimate, _)| estimate)
     }
 
     /// The estimate, and the tokens of a context.
     fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
-        let load_error = |error: ModelError| Error::Load { path: path.to_owned(), error };
+        let load_error = |error: ModelError| Error::file(path, error);
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
         let context = match self.load.context_length {
             Some(n) => n,
@@ -193,10 +216,8 @@ impl ModelBuilder {
     fn lora_bytes(&self) -> Result<u64, Error> {
         let mut bytes = 0u64;
         for (path, _) in &self.loras {
-            bytes = bytes.saturating_add(match path.to_str().filter(|_| !path.exists()) {
-                Some(name) => Lora::estimate(Headers::of(name, Purpose::Adapt, &|_: &Event<'_>| {})?.path())?,
-                None => Lora::estimate(path)?,
-            });
+            let headers = Headers::of(path, Purpose::Adapt, &|_: &Event<'_>| {})?;
+            bytes = bytes.saturating_add(Lora::estimate(headers.path())?);
         }
         Ok(bytes)
     }
@@ -218,9 +239,9 @@ impl ModelBuilder {
     /// println!("{} MiB with 4096 tokens", memory.total_bytes() >> 20);
     /// # Ok(()) }
     /// ```
-    pub fn inspect(&self, name_or_path: impl AsRef<str>) -> Result<Inspection, Error> {
+    pub fn inspect(&self, name_or_path: impl AsRef<Path>) -> Result<Inspection, Error> {
         let silent = |_: &Event<'_>| {};
-        let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
+        let progress = progress_or(self.progress.as_deref(), &silent);
         let headers = Headers::of(name_or_path.as_ref(), self.purpose(), progress)?;
         Inspection::new(headers, self.load.quantize, self.load.kv_type, self.load.isa, self.lora_bytes()?)
     }
@@ -235,7 +256,7 @@ impl ModelBuilder {
         let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
         let (estimate, context_tokens) = self.estimate(file, path)?;
         if estimate.total_bytes() > available_bytes {
-            return Err(Error::DoesNotFit { estimate, sequences, context_tokens, available_bytes });
+            return Err(ErrorKind::DoesNotFit { estimate, sequences, context_tokens, available_bytes }.into());
         }
         Ok(())
     }
@@ -281,8 +302,8 @@ impl ModelBuilder {
 
     /// Is told about the download, if the model is given by name and has to be fetched.
     #[cfg(feature = "hub")]
-    pub fn progress(mut self, progress: impl Progress + 'static) -> Self {
-        self.progress = Some(Box::new(progress));
+    pub fn progress(mut self, progress: impl Progress + Send + Sync + 'static) -> Self {
+        self.progress = Some(Arc::new(progress));
         self
     }
 
@@ -303,9 +324,9 @@ impl ModelBuilder {
     /// Loads the model: a name from the registry, the path of a GGUF file or of a Hugging Face folder, or a repo of
     /// the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`). With
     /// [`quantize`](Self::quantize), `org/repo` is the repo's folder of safetensors, if it has one.
-    pub fn load(self, name_or_path: impl AsRef<str>) -> Result<Model, Error> {
+    pub fn load(self, name_or_path: impl AsRef<Path>) -> Result<Model, Error> {
         let silent = |_: &Event<'_>| {};
-        let progress: &dyn Progress = self.progress.as_deref().unwrap_or(&silent);
+        let progress = progress_or(self.progress.as_deref(), &silent);
         let located = locate(name_or_path.as_ref(), self.purpose(), progress)?;
         self.load_located(located)
     }
@@ -315,11 +336,54 @@ impl ModelBuilder {
         self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
     }
 
-    fn load_located(mut self, located: Located) -> Result<Model, Error> {
-        let Located { path, defaults } = located;
+    /// Loads a GGUF file that is in memory: one that is part of a program, say, or that was decrypted. `name` stands for
+    /// it where a model has a path, in [`Model::path`] and in errors.
+    ///
+    /// The bytes stay until the weights are packed, and are freed then: loading takes up to twice the memory of the
+    /// file.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let bytes = std::fs::read("model.gguf")?;
+    /// let model = fewbit::Model::builder().load_bytes("my model", bytes)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn load_bytes(self, name: impl Into<PathBuf>, bytes: impl Into<Vec<u8>>) -> Result<Model, Error> {
+        let path = name.into();
+        let file = GgufFile::from_bytes(bytes.into()).map_err(|error| Error::file(&path, error))?;
+        self.load_opened(path, ChatDefaults::default(), |_| Ok(ModelFile::Gguf(Box::new(file))))
+    }
+
+    /// As [`load`](Self::load), for asynchronous programs, on a thread of its own; no runtime is needed. Dropping the
+    /// future does not end the loading: its model is dropped then.
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().threads(4).load_async("model.gguf").await?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "async")]
+    pub fn load_async(
+        self,
+        name_or_path: impl AsRef<Path>,
+    ) -> impl Future<Output = Result<Model, Error>> + Send + 'static {
+        let name_or_path = name_or_path.as_ref().to_owned();
+        crate::asynchronous::on_a_thread("load a model", move || self.load(name_or_path))
+    }
+
+    fn load_located(self, located: Located) -> Result<Model, Error> {
+        self.load_opened(located.path, located.defaults, open)
+    }
+
+    fn load_opened(
+        mut self,
+        path: PathBuf,
+        defaults: ChatDefaults,
+        open: impl FnOnce(&Path) -> Result<ModelFile, Error>,
+    ) -> Result<Model, Error> {
         for (path, _) in &mut self.loras {
             let silent = |_: &Event<'_>| {};
-            *path = locate_adapter(path, self.progress.as_deref().unwrap_or(&silent))?;
+            *path = locate_adapter(path, progress_or(self.progress.as_deref(), &silent))?;
         }
         let start = Instant::now();
         let file = open(&path)?;
@@ -347,12 +411,13 @@ impl ModelBuilder {
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        let decoder =
-            Decoder::load(file.weights(), &self.load).map_err(|error| Error::Load { path: path.clone(), error })?;
+        let n_layers = file.weights().config().map_err(|error| Error::file(&path, error))?.n_layers();
+        self.load.placement = device::placement(self.device, self.gpu_layers, n_layers)?;
+        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
         if context_length > trained {
-            return Err(Error::ContextTooLong { asked: context_length, context_tokens: trained });
+            return Err(ErrorKind::ContextTooLong { asked: context_length, context_tokens: trained }.into());
         }
         let loras = self.loras.iter().map(|(path, scale)| Ok((decoder.load_lora(path)?, *scale)));
         let loras = decoder.lora_set(&loras.collect::<Result<Vec<_>, Error>>()?)?;
@@ -394,6 +459,11 @@ impl ModelBuilder {
             }),
         })
     }
+}
+
+/// Who is told of downloads.
+fn progress_or<'a>(progress: Option<&'a (dyn Progress + Send + Sync)>, silent: &'a dyn Progress) -> &'a dyn Progress {
+    progress.map_or(silent, |progress| progress)
 }
 
 /// The limits of pages, from those of bytes; a model that can hold no page at all would be of no use.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 #[cfg(feature = "hub")]
 use crate::hub::Peek;
 use crate::hub::{ChatDefaults, Hub, HubError, Progress, RepoName};
@@ -38,12 +38,20 @@ impl Purpose {
 ///
 /// A file of that path wins; a name of the registry wins over a folder, because folders of models
 /// tend to be called like them, and a folder wins over a repo of the hub; what looks like a path is never looked up.
-pub(super) fn locate(name_or_path: &str, purpose: Purpose, progress: &dyn Progress) -> Result<Located, Error> {
-    let path = PathBuf::from(name_or_path);
+pub(super) fn locate(name_or_path: &Path, purpose: Purpose, progress: &dyn Progress) -> Result<Located, Error> {
+    let path = name_or_path.to_owned();
     let defaults = ChatDefaults::default();
     if path.is_file() {
         return Ok(Located { path, defaults });
     }
+    // What is no text can only be a path.
+    let Some(name_or_path) = name_or_path.to_str() else {
+        return if path.exists() || purpose == Purpose::Adapt {
+            Ok(Located { path, defaults })
+        } else {
+            Err(ErrorKind::NotFound { path }.into())
+        };
+    };
     let repo = RepoName::parse(name_or_path);
     if let (Some(name), false) = (repo, path.exists()) {
         let path = Hub::from_env()?.resolve_repo(&purpose.of_repo(name?), progress)?;
@@ -61,7 +69,7 @@ pub(super) fn locate(name_or_path: &str, purpose: Purpose, progress: &dyn Progre
         return Ok(Located { path, defaults });
     }
     if is_path || name_or_path.is_empty() {
-        return if path.exists() { Ok(Located { path, defaults }) } else { Err(Error::NotFound { path }) };
+        return if path.exists() { Ok(Located { path, defaults }) } else { Err(ErrorKind::NotFound { path }.into()) };
     }
     let hub = Hub::from_env()?;
     match hub.find(name_or_path) {
@@ -76,10 +84,7 @@ pub(super) fn locate(name_or_path: &str, purpose: Purpose, progress: &dyn Progre
 
 /// The file or folder of an adapter: a path, or a repo of the hub. What cannot be a name is a path.
 pub(super) fn locate_adapter(name_or_path: &Path, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    match name_or_path.to_str() {
-        Some(name) => Ok(locate(name, Purpose::Adapt, progress)?.path),
-        None => Ok(name_or_path.to_owned()),
-    }
+    Ok(locate(name_or_path, Purpose::Adapt, progress)?.path)
 }
 
 /// What can be opened to see what a model is.
@@ -92,9 +97,11 @@ pub(crate) enum Headers {
 
 impl Headers {
     /// The file that is meant, or the headers of one that is not here.
-    pub(super) fn of(name_or_path: &str, purpose: Purpose, progress: &dyn Progress) -> Result<Self, Error> {
+    pub(super) fn of(name_or_path: &Path, purpose: Purpose, progress: &dyn Progress) -> Result<Self, Error> {
         #[cfg(feature = "hub")]
-        if !Path::new(name_or_path).exists() {
+        if !name_or_path.exists()
+            && let Some(name_or_path) = name_or_path.to_str()
+        {
             let hub = Hub::from_env()?;
             let peek = match RepoName::parse(name_or_path) {
                 Some(name) => hub.peek_repo(&purpose.of_repo(name?)),
@@ -130,20 +137,20 @@ impl Headers {
 
 /// The file that `name_or_path` means, as [`Model::load`](crate::Model::load) understands it; fetched if need be.
 #[cfg(feature = "hub")]
-pub fn resolve(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    Ok(locate(name_or_path, Purpose::Run, progress)?.path)
+pub fn resolve(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path.as_ref(), Purpose::Run, progress)?.path)
 }
 
 /// As [`resolve`], for a model that is to be quantized: of a repo of the hub whose name says no more, the folder of
 /// safetensors, or else the GGUF file with the most bits.
 #[cfg(feature = "hub")]
-pub fn resolve_original(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    Ok(locate(name_or_path, Purpose::Quantize, progress)?.path)
+pub fn resolve_original(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path.as_ref(), Purpose::Quantize, progress)?.path)
 }
 
 /// The file or folder of a LoRA adapter: a path, or a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`,
 /// `org/repo:folder`), which is fetched if need be.
 #[cfg(feature = "hub")]
-pub fn resolve_adapter(name_or_path: &str, progress: &dyn Progress) -> Result<PathBuf, Error> {
-    Ok(locate(name_or_path, Purpose::Adapt, progress)?.path)
+pub fn resolve_adapter(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
+    Ok(locate(name_or_path.as_ref(), Purpose::Adapt, progress)?.path)
 }

@@ -1,12 +1,12 @@
 //! Speculation: tokens that may follow, to be checked in one step.
 //!
-//! Drafted tokens are computed behind the last chosen one in the same forward pass, and the request's own picker
+//! Drafted tokens are computed after the last chosen one in the same forward pass, and the request's own picker
 //! chooses at each of their positions, in order, until it chooses something else ([`Sequence::take_logits`]). So
 //! the tokens are those without speculation, whatever the settings: a draft only decides how many a step brings.
 //!
 //! Drafts come from a constraint that leaves no choice, and from the text itself (*lookup*: what followed the last
 //! time that the latest few tokens came up) or from a small model with the same vocabulary. Forced tokens are certain,
-//! so they are always worth their rows; how long a draft goes on behind them follows from what it is expected to bring
+//! so they are always worth their rows; how long a draft goes on after them follows from what it is expected to bring
 //! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory and
 //! guessed at first from how many tokens came up alike, and for the engine the time of a step by its rows. Where that
 //! does not pay, nothing is drafted, but for a try now and then.

@@ -14,7 +14,7 @@ use super::plan::Planner;
 use super::sequence::Sequence;
 use super::{Call, Core, Metrics, Shared, as_engine};
 use crate::completion::{FinishReason, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::session::Slot;
 
 /// Tokens that it must save to go on from what another request has computed.
@@ -440,7 +440,7 @@ impl Engine {
             let (sequence, rows) = &mut *task;
             let result = catch_unwind(AssertUnwindSafe(|| as_engine(|| sequence.take_logits(rows))));
             if let Err(payload) = result {
-                sequence.fail(Error::Panicked { message: panic_message(payload.as_ref()) });
+                sequence.fail(ErrorKind::Panicked { message: panic_message(payload.as_ref()) }.into());
             }
         };
         match &tasks[..] {

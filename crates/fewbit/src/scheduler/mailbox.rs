@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 
 use super::Shared;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Pieces that a stream may be ahead of its reader.
 const AHEAD: usize = 16;
@@ -105,7 +105,7 @@ impl Drop for Sender {
     fn drop(&mut self) {
         if !self.mailbox.lock().has_ended {
             let (usage, timings) = (Usage::default(), Timings::default());
-            let end = Some(Err(Error::EngineStopped));
+            let end = Some(Err(ErrorKind::EngineStopped.into()));
             self.send(Event { piece: None, vector: None, end, stop: None, usage, timings });
         }
     }

@@ -80,7 +80,13 @@ pub struct Outcomes {
 impl Outcomes {
     fn count(&mut self, end: Option<FinishReason>) {
         *match end {
-            Some(FinishReason::EndOfGeneration | FinishReason::ToolCalls | FinishReason::StopString) => &mut self.stop,
+            Some(
+                FinishReason::EndOfGeneration
+                | FinishReason::ToolCalls
+                | FinishReason::StopString
+                | FinishReason::StopToken
+                | FinishReason::StopCondition,
+            ) => &mut self.stop,
             Some(FinishReason::Length) => &mut self.length,
             Some(FinishReason::Timeout) => &mut self.timeout,
             Some(FinishReason::Cancelled) => &mut self.cancelled,

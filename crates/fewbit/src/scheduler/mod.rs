@@ -48,7 +48,7 @@ pub(crate) use picker::Picker;
 pub(crate) use pooler::Pooler;
 pub(crate) use sequence::{Generation, Request, Task};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use mailbox::Sender;
 use trace::Trace;
 
@@ -184,14 +184,14 @@ impl Scheduler {
         let thread = std::thread::Builder::new()
             .name("fewbit-engine".to_owned())
             .spawn(move || engine::Engine::new(for_thread.0, for_thread.1).run())
-            .map_err(Error::EngineThread)?;
+            .map_err(|error| Error::system("start the engine's thread", error))?;
         Ok(Self { shared, core, n_requests: AtomicU64::new(0), thread: Some(thread) })
     }
 
     /// Puts in a request; `is_quiet` if only its end is waited for. A request that is refused comes back.
     pub(crate) fn submit(&self, request: Request, is_quiet: bool) -> Result<Receiver, Box<(Error, Request)>> {
         if IS_ENGINE.get() {
-            return Err(Box::new((Error::InsideEngine, request)));
+            return Err(Box::new((ErrorKind::InsideEngine.into(), request)));
         }
         if let Err(error) = self.check_memory(request.n_positions()) {
             return Err(Box::new((error, request)));
@@ -208,7 +208,7 @@ impl Scheduler {
             inbox.n_refused += 1;
             drop(inbox);
             trace.refuse();
-            return Err(Box::new((Error::QueueFull { limit }, request)));
+            return Err(Box::new((ErrorKind::QueueFull { limit }.into(), request)));
         }
         inbox.requests.push_back((request, trace, sender));
         drop(inbox);
@@ -222,7 +222,8 @@ impl Scheduler {
         let needed = n_tokens.div_ceil(KV_PAGE);
         if needed > limit {
             let bytes = |pages: usize| (pages as u64).saturating_mul(page);
-            return Err(Error::KvMemory { n_tokens, needed_bytes: bytes(needed), limit_bytes: bytes(limit) });
+            let (needed_bytes, limit_bytes) = (bytes(needed), bytes(limit));
+            return Err(ErrorKind::KvMemory { n_tokens, needed_bytes, limit_bytes }.into());
         }
         Ok(())
     }
@@ -244,7 +245,7 @@ impl Scheduler {
         f: impl FnOnce(&Core, &mut PrefixTree) -> R + Send + 'static,
     ) -> Result<R, Error> {
         if IS_ENGINE.get() {
-            return Err(Error::InsideEngine);
+            return Err(ErrorKind::InsideEngine.into());
         }
         self.check_memory(n_tokens)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
@@ -254,7 +255,7 @@ impl Scheduler {
         });
         self.shared.lock().calls.push_back(Call { n_pages: n_tokens.div_ceil(KV_PAGE), run });
         self.shared.changed.notify_one();
-        receiver.recv().map_err(|_| Error::EngineStopped)
+        receiver.recv().map_err(|_| ErrorKind::EngineStopped.into())
     }
 
     /// Tells the engine that pages were given back outside of it, which somebody may wait for.

@@ -3,7 +3,7 @@
 //! The engine calls [`Picker::begin`] once with the prompt, then [`Picker::pick`] for each position, in order and
 //! exactly once: with speculation too, where it stops at the first token that was not drafted. So whatever a
 //! picker keeps (random numbers, penalties, the state of a constraint) moves with the tokens and is never
-//! rolled back, and drafted tokens can change nothing. It runs on a thread of the engine, beside the pickers of
+//! rolled back, and drafted tokens can change nothing. It runs on a thread of the engine, next to the pickers of
 //! other requests; an error or a panic ends its own request only.
 
 use std::sync::Arc;

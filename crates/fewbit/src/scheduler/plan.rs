@@ -5,7 +5,7 @@
 //! stays short; alone, a prompt goes through in chunks of full size. The results do not depend on any of this.
 //!
 //! Prompts that can be finished within the budget come before all others, shortest first, and with nothing longer
-//! beside them: so a short prompt waits for no more than the chunk of a long one that is under way when it comes.
+//! next to them: so a short prompt waits for no more than the chunk of a long one that is under way when it comes.
 //! When such prompts have used a whole budget, the prompt that was served longest ago gets the next one: so long
 //! prompts are not starved.
 
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn what_is_short_does_not_wait_for_the_rest_of_what_is_long() {
-        // 256 would fit beside it, and would make it wait for twice as long.
+        // 256 would fit as well, and would make it wait for twice as long.
         assert_eq!(planner(1000.0).plan(&waiting(&[256, 2]), 512), [0, 2]);
         // Each of several short ones is served before the next chunk of the long one.
         let mut planner = planner(1000.0);

@@ -17,7 +17,7 @@ use super::trace::Trace;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
 use crate::error::Error;
 use crate::session::{Slot, Timeline};
-use crate::stop::StopMatcher;
+use crate::stop::{SoFar, StopMatcher, StopWhen};
 
 /// What is to be computed.
 pub(crate) struct Request {
@@ -51,6 +51,10 @@ pub(crate) struct Generation {
     /// After the prompt.
     pub(crate) decoder: StreamDecoder,
     pub(crate) stops: StopMatcher,
+    pub(crate) stop_tokens: Vec<u32>,
+    pub(crate) stop_when: Option<StopWhen>,
+    /// What went out, if there is a condition that wants to see it.
+    pub(crate) text: String,
     /// Control tokens that are shown in the text: those that mark reasoning and calls.
     pub(crate) shown: Vec<u32>,
     pub(crate) speculation: Speculation,
@@ -187,7 +191,7 @@ impl Sequence {
         self.drafter.bytes()
     }
 
-    /// Bytes that the next draft needs beside these; `None` if the draft model has no room for it.
+    /// Bytes that the next draft needs besides these; `None` if the draft model has no room for it.
     pub(super) fn draft_bytes_to_grow(&self) -> Option<u64> {
         self.drafter.bytes_to_grow(self.tokens.len())
     }
@@ -344,7 +348,7 @@ impl Sequence {
         }
     }
 
-    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; behind the last of them it ends.
+    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; with the last of them it ends.
     pub(super) fn take_hidden(&mut self, rows: &[f32]) {
         let computed = self.cache.len();
         let Task::Embed(pooler) = &mut self.request.task else { return };
@@ -386,6 +390,9 @@ impl Sequence {
         if (is_last || !generation.ignore_eos) && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::EndOfGeneration);
         }
+        if generation.stop_tokens.contains(&token) {
+            return self.finish(FinishReason::StopToken);
+        }
         self.tokens.push(token);
         self.usage.completion += 1;
         self.trace.go_on();
@@ -395,8 +402,19 @@ impl Sequence {
             decoded += tokenizer.token_text(token).unwrap_or_default();
         }
         let mut text = generation.stops.push(&decoded);
-        if !generation.stops.is_stopped() && (is_last || self.usage.completion >= generation.max_tokens) {
-            self.end = Some(Ok(if is_last { FinishReason::EndOfGeneration } else { FinishReason::Length }));
+        let is_enough = generation.stop_when.as_ref().is_some_and(|condition| {
+            generation.text += &text;
+            let tokens = &self.tokens[self.request.prompt.len()..];
+            condition.is_enough(&SoFar::new(&generation.text, tokens))
+        });
+        let end = match () {
+            () if is_last => Some(FinishReason::EndOfGeneration),
+            () if is_enough => Some(FinishReason::StopCondition),
+            () if self.usage.completion >= generation.max_tokens => Some(FinishReason::Length),
+            () => None,
+        };
+        if let Some(end) = end.filter(|_| !generation.stops.is_stopped()) {
+            self.end = Some(Ok(end));
             text += &generation.flush();
         }
         self.note_stop();

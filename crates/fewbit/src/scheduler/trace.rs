@@ -17,7 +17,7 @@ use tracing::{Span, debug, debug_span, dispatcher, info_span};
 
 use super::Core;
 use crate::completion::{FinishReason, Timings, Usage};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 
 /// Spans, and the event at the end, are told apart from other messages by this.
 const TARGET: &str = "fewbit::request";
@@ -158,8 +158,8 @@ impl Trace {
             request.record("end", end.as_ref().map_or("error", |reason| reason.as_str()));
             match end {
                 // A step that fails says nothing of the text; constraints and samplers may.
-                Err(error) if core.trace_text || matches!(error, Error::Model(_)) => {
-                    request.record("error", display(error));
+                Err(error) if core.trace_text || matches!(error.kind(), ErrorKind::Model) => {
+                    request.record("error", display(format_args!("{error:#}")));
                 }
                 _ => {}
             }

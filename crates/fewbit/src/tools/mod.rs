@@ -76,7 +76,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 pub(crate) use history::{answer_message, as_texts, calls_of, fitted, ordered_results};
 pub(crate) use parser::Setup;
 pub(crate) use reader::{Answer, Reader, reason};
@@ -181,10 +181,10 @@ impl ToolCall {
     /// The arguments as a type.
     ///
     /// # Errors
-    /// [`Error::Json`] if they are not what the type wants.
+    /// [`ErrorKind::Json`](crate::ErrorKind::Json) if they are not what the type wants.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_value(self.arguments.clone())
-            .map_err(|error| Error::Json { error, text: self.arguments.to_string() })
+            .map_err(|error| Error::new(ErrorKind::Json { text: self.arguments.to_string() }, error))
     }
 }
 

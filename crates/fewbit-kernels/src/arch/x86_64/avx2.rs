@@ -47,7 +47,7 @@ macro_rules! methods_of_8_lanes {
 }
 pub(crate) use methods_of_8_lanes;
 
-/// The instruction set. Only code behind a run-time check for `avx2,fma,f16c` may use it.
+/// The instruction set. Only code after a run-time check for `avx2,fma,f16c` may use it.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 

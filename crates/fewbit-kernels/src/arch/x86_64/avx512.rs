@@ -3,7 +3,7 @@
 use crate::generic::Simd;
 use core::arch::x86_64::*;
 
-/// The instruction set. Only code behind a run-time check for `avx512f,avx512bw,avx512vl,avx512dq,avx512vnni`
+/// The instruction set. Only code after a run-time check for `avx512f,avx512bw,avx512vl,avx512dq,avx512vnni`
 /// may use it.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;

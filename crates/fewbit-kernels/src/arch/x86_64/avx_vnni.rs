@@ -32,7 +32,7 @@ macro_rules! dpbusd {
 dpbusd!(dpbusd_vex, "avx2,avxvnni", "{{vex}}");
 dpbusd!(dpbusd_evex, "avx2,avx512f,avx512vl,avx512vnni", "{{evex}}");
 
-/// The instruction set. Only code behind a run-time check for `avx2,fma,f16c` and `avxvnni` (with `EVEX`:
+/// The instruction set. Only code after a run-time check for `avx2,fma,f16c` and `avxvnni` (with `EVEX`:
 /// `avx512vl,avx512vnni`) may use it.
 #[derive(Clone, Copy)]
 pub(crate) struct AvxVnni<const EVEX: bool>;

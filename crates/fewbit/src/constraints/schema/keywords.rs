@@ -666,7 +666,7 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// A bound. Of draft 4, `exclusive…` may be a boolean beside the other.
+    /// A bound. Of draft 4, `exclusive…` may be a boolean next to the other.
     fn bound(&self, id: Id, keyword: &str, value: &'a Json, json: &Json) -> Result<Option<Step<'a>>, ConstraintError> {
         let is_lower = keyword.ends_with("inimum");
         if matches!(value, Json::Bool(_)) && keyword.starts_with("exclusive") {

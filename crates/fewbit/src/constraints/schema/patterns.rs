@@ -268,13 +268,13 @@ fn write_quoted(hir: &Hir, out: &mut String) -> Result<(), String> {
     match hir.kind() {
         HirKind::Empty => {}
         HirKind::Literal(literal) => {
-            let text = std::str::from_utf8(&literal.0).map_err(|_| "it matches bytes that are no text")?;
+            let text = std::str::from_utf8(&literal.0).map_err(|_| "it matches bytes that are not text")?;
             for c in text.chars() {
                 write_class(&ClassUnicode::new([ClassUnicodeRange::new(c, c)]), out);
             }
         }
         HirKind::Class(Class::Unicode(class)) => write_class(class, out),
-        HirKind::Class(Class::Bytes(_)) => return Err("it matches bytes that are no text".to_owned()),
+        HirKind::Class(Class::Bytes(_)) => return Err("it matches bytes that are not text".to_owned()),
         HirKind::Look(_) => return Err("^ and $ can only be followed at the ends".to_owned()),
         HirKind::Repetition(repetition) => {
             if repetition.max.unwrap_or(repetition.min) > MAX_REPEAT {

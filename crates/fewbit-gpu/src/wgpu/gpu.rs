@@ -1,0 +1,238 @@
+//! An opened device: its pipelines, buffers, errors.
+
+use super::shaders::{Arithmetic, Kernel};
+use fewbit_model::{DeviceError, ModelError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use wgpu::util::DeviceExt;
+
+/// A device, and what was compiled for it.
+pub(super) struct Gpu {
+    pub(super) name: String,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pub(super) limits: wgpu::Limits,
+    arithmetic: Arithmetic,
+    pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
+    /// What went wrong where nobody waited for it: then the device counts as lost.
+    failure: Arc<Mutex<Option<String>>>,
+}
+
+/// A kernel, compiled.
+pub(super) struct Pipeline {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    /// Numbers of its bindings, ascending.
+    bindings: Vec<u32>,
+}
+
+/// The value of a lock, whatever a thread that panicked left there.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    pub(super) fn open(name: String, adapter: &wgpu::Adapter, arithmetic: Arithmetic) -> Result<Self, DeviceError> {
+        let limits = adapter.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("fewbit"),
+            required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage,
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|error| DeviceError::Unavailable { why: error.to_string() })?;
+        let failure = Arc::new(Mutex::new(None));
+        let lost = Arc::clone(&failure);
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                lock(&lost).get_or_insert(message);
+            }
+        });
+        let uncaptured = Arc::clone(&failure);
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            lock(&uncaptured).get_or_insert(error.to_string());
+        }));
+        Ok(Self { name, device, queue, limits, arithmetic, pipelines: Mutex::default(), failure })
+    }
+
+    /// An error of this device.
+    pub(super) fn error(&self, source: DeviceError) -> ModelError {
+        ModelError::Device { device: self.name.clone(), source }
+    }
+
+    pub(super) fn unsupported(&self, what: impl Into<String>) -> ModelError {
+        self.error(DeviceError::Unsupported { what: what.into() })
+    }
+
+    /// An error if something has gone wrong since it was opened.
+    pub(super) fn check(&self) -> Result<(), ModelError> {
+        match &*lock(&self.failure) {
+            None => Ok(()),
+            Some(why) => Err(self.error(DeviceError::Lost { why: why.clone() })),
+        }
+    }
+
+    /// Does something, and returns what the device says of it.
+    fn watched<T>(&self, bytes: u64, f: impl FnOnce() -> T) -> Result<T, ModelError> {
+        let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let other = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let done = f();
+        let (other, memory) = (pollster::block_on(other.pop()), pollster::block_on(memory.pop()));
+        if memory.is_some() {
+            return Err(self.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes: None }));
+        }
+        match other {
+            Some(error) => Err(ModelError::Internal { message: format!("{}: {error}", self.name) }),
+            None => Ok(done),
+        }
+    }
+
+    /// The most bytes that a kernel can see of one buffer.
+    pub(super) fn max_binding(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) / 4 * 4
+    }
+
+    /// A buffer for kernels, zeroed.
+    pub(super) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer, ModelError> {
+        let size = bytes.max(16).next_multiple_of(4);
+        if size > self.max_binding() {
+            let free_bytes = Some(self.max_binding());
+            return Err(self.error(DeviceError::OutOfMemory { needed_bytes: size, free_bytes }));
+        }
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        self.watched(size, || self.device.create_buffer(&descriptor))
+    }
+
+    /// A buffer for kernels with these bytes.
+    pub(super) fn upload(&self, bytes: &[u8]) -> Result<wgpu::Buffer, ModelError> {
+        let buffer = self.buffer(bytes.len() as u64)?;
+        self.queue.write_buffer(&buffer, 0, bytes);
+        Ok(buffer)
+    }
+
+    /// Waits until what was uploaded is there, so that the host's copies are freed.
+    pub(super) fn flush(&self) -> Result<(), ModelError> {
+        self.queue.submit([]);
+        self.wait()
+    }
+
+    /// Numbers that kernels read: uniforms natively, storage in exact arithmetic.
+    pub(super) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
+        self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents: bytes, usage })
+    }
+
+    pub(super) fn wait(&self) -> Result<(), ModelError> {
+        let done = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        done.map(drop).map_err(|error| self.error(DeviceError::Lost { why: error.to_string() }))
+    }
+
+    /// Runs what was encoded, and reads a part of a buffer.
+    pub(super) fn read(
+        &self,
+        mut encoder: wgpu::CommandEncoder,
+        from: &wgpu::Buffer,
+        offset: u64,
+        bytes: u64,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), ModelError> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: None, size: bytes, usage, mapped_at_creation: false };
+        let staging = self.watched(bytes, || self.device.create_buffer(&descriptor))?;
+        encoder.copy_buffer_to_buffer(from, offset, &staging, 0, bytes);
+        self.watched(0, || self.queue.submit([encoder.finish()]))?;
+        staging.slice(..).map_async(wgpu::MapMode::Read, |_| {});
+        self.wait()?;
+        let lost = |why: String| self.error(DeviceError::Lost { why });
+        let view = staging.slice(..).get_mapped_range().map_err(|error| lost(error.to_string()))?;
+        take(&view);
+        Ok(())
+    }
+
+    pub(super) fn encoder(&self) -> wgpu::CommandEncoder {
+        self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
+    }
+
+    /// The kernel, compiled now if it was not yet.
+    pub(super) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<Pipeline>, ModelError> {
+        if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
+            return Ok(Arc::clone(pipeline));
+        }
+        let source = kernel.source(self.arithmetic);
+        let pipeline = Arc::new(self.watched(0, || self.compile(kernel, &source))?);
+        lock(&self.pipelines).insert(kernel.clone(), Arc::clone(&pipeline));
+        Ok(pipeline)
+    }
+
+    #[allow(unsafe_code)]
+    fn compile(&self, kernel: &Kernel, source: &str) -> Pipeline {
+        let label = format!("{kernel:?}");
+        let entries = bindings(source);
+        let bindings = entries.iter().map(|entry| entry.binding).collect();
+        let descriptor = wgpu::BindGroupLayoutDescriptor { label: Some(&label), entries: &entries };
+        let layout = self.device.create_bind_group_layout(&descriptor);
+        let layouts = wgpu::PipelineLayoutDescriptor {
+            label: Some(&label),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        };
+        let layouts = self.device.create_pipeline_layout(&layouts);
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
+        // SAFETY: the source is one of this crate's kernels, whose indices stay inside the buffers that `Run` binds:
+        // rows below the number of rows, columns below the width, blocks and pages as the tables have them; and whose
+        // loops all end.
+        let module =
+            unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
+        let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(&label),
+            layout: Some(&layouts),
+            module: &module,
+            entry_point: Some("main"),
+            // All shared memory is written before it is read.
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout, bindings }
+    }
+
+    /// Binds buffers to a kernel's bindings, in ascending order of their numbers.
+    pub(super) fn bind(&self, kernel: &Pipeline, buffers: &[wgpu::BindingResource<'_>]) -> wgpu::BindGroup {
+        assert_eq!(kernel.bindings.len(), buffers.len(), "a buffer for each binding");
+        let entries: Vec<_> = kernel
+            .bindings
+            .iter()
+            .zip(buffers)
+            .map(|(&binding, resource)| wgpu::BindGroupEntry { binding, resource: resource.clone() })
+            .collect();
+        let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &kernel.layout, entries: &entries };
+        self.device.create_bind_group(&descriptor)
+    }
+}
+
+/// The layout of the bindings that a source declares, one on a line.
+fn bindings(source: &str) -> Vec<wgpu::BindGroupLayoutEntry> {
+    let of = |line: &str| {
+        let rest = line.strip_prefix("@group(0) @binding(")?;
+        let (number, rest) = rest.split_once(')')?;
+        let ty = match rest {
+            rest if rest.contains("var<uniform>") => wgpu::BufferBindingType::Uniform,
+            rest => wgpu::BufferBindingType::Storage { read_only: !rest.contains("read_write") },
+        };
+        Some(wgpu::BindGroupLayoutEntry {
+            binding: number.parse().ok()?,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        })
+    };
+    let mut entries: Vec<_> = source.lines().filter_map(of).collect();
+    entries.sort_by_key(|entry| entry.binding);
+    entries
+}

@@ -1,0 +1,295 @@
+//! Vulkan and Metal, through wgpu: a model's layers on any GPU that has a driver, without a toolkit.
+//!
+//! Weights are the CPU's panels as they are. A step is one pass: the rows go in, every operation of the plan is a
+//! dispatch, the rows come out. Kernels are WGSL texts (`wgsl/`), put together for the weight type by `shaders`.
+//!
+//! With [`Arithmetic::Exact`] every float operation is computed in integers, and the results are the CPU's bit for bit:
+//! that is how kernels are tested, on any adapter. With the device's own arithmetic they are repeatable on one device
+//! and driver, and near the CPU's.
+//!
+//! What it cannot do yet is said when it is asked for: q8_0 caches, importance matrices.
+
+mod adapters;
+mod gpu;
+mod pages;
+mod run;
+mod shaders;
+mod weights;
+
+pub use shaders::Arithmetic;
+
+use crate::interpreter::refuse_collector;
+use crate::plan::{Buffer, Plan};
+use fewbit_kernels::{Cpu, Isa};
+use fewbit_model::{
+    AdaptedRows, AdapterPart, Device, DeviceError, Head, KvType, LayerLoader, LowRank, ModelError, Segment, StateStore,
+    Step,
+};
+use gpu::{Gpu, lock};
+use pages::Pages;
+use run::Run;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use weights::DeviceWeights;
+
+/// An interface to devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Most GPUs, on Linux and Windows.
+    Vulkan,
+    /// Apple's.
+    Metal,
+}
+
+impl Backend {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Vulkan => "vulkan",
+            Self::Metal => "metal",
+        }
+    }
+
+    fn backends(self) -> wgpu::Backends {
+        match self {
+            Self::Vulkan => wgpu::Backends::VULKAN,
+            Self::Metal => wgpu::Backends::METAL,
+        }
+    }
+
+    /// Whether this program can use it at all.
+    fn is_built_in(self) -> bool {
+        match self {
+            Self::Vulkan => cfg!(any(target_os = "linux", target_os = "windows", target_os = "android")),
+            Self::Metal => cfg!(target_vendor = "apple"),
+        }
+    }
+}
+
+/// What is known of an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// What the command line calls it: `vulkan:0`.
+    pub name: String,
+    /// What its driver calls it.
+    pub adapter: String,
+    /// Its driver, with the version.
+    pub driver: String,
+    /// Whether it is a program on the CPU: used only if it is named.
+    pub is_software: bool,
+    /// Whether it shares the memory of the CPU.
+    pub is_integrated: bool,
+    /// The most bytes of one buffer that a kernel can see.
+    pub max_binding_bytes: u64,
+}
+
+/// The adapters of an interface, in the order of their numbers.
+///
+/// # Errors
+/// [`DeviceError::Unavailable`] if there is none, with the reason.
+pub fn devices(backend: Backend) -> Result<Vec<DeviceInfo>, DeviceError> {
+    Ok(adapters(backend)?.iter().enumerate().map(|(i, adapter)| info(backend, i, adapter)).collect())
+}
+
+fn adapters(backend: Backend) -> Result<Vec<wgpu::Adapter>, DeviceError> {
+    let name = backend.name();
+    if !backend.is_built_in() {
+        return Err(DeviceError::Unavailable { why: format!("{name} is not for this operating system") });
+    }
+    let descriptor = wgpu::InstanceDescriptor {
+        backends: backend.backends(),
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    };
+    let instance = wgpu::Instance::new(descriptor);
+    let adapters = pollster::block_on(instance.enumerate_adapters(backend.backends()));
+    if adapters.is_empty() {
+        let why = match backend {
+            Backend::Vulkan => "no Vulkan driver was found: install the GPU's driver (and libvulkan), or use the CPU",
+            Backend::Metal => "no Metal device was found: use the CPU",
+        };
+        return Err(DeviceError::Unavailable { why: why.to_owned() });
+    }
+    Ok(adapters)
+}
+
+fn info(backend: Backend, index: usize, adapter: &wgpu::Adapter) -> DeviceInfo {
+    let (info, limits) = (adapter.get_info(), adapter.limits());
+    DeviceInfo {
+        name: format!("{}:{index}", backend.name()),
+        adapter: info.name,
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+        is_software: info.device_type == wgpu::DeviceType::Cpu,
+        is_integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
+        max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+    }
+}
+
+/// A GPU.
+pub struct WgpuDevice {
+    gpu: Arc<Gpu>,
+    info: DeviceInfo,
+    /// Packs the weights, whose panels are the same on every instruction set.
+    packer: Cpu,
+}
+
+impl WgpuDevice {
+    /// Opens an adapter by its number, or else the best one: of its own memory before integrated ones, and none that is
+    /// a program on the CPU.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unavailable`] if there is none such, or its driver refuses.
+    pub fn open(backend: Backend, index: Option<usize>, arithmetic: Arithmetic) -> Result<Self, DeviceError> {
+        let adapters = adapters(backend)?;
+        let infos: Vec<_> = adapters.iter().enumerate().map(|(i, adapter)| info(backend, i, adapter)).collect();
+        let chosen = match index {
+            Some(i) if i < infos.len() => i,
+            Some(i) => {
+                let names: Vec<_> = infos.iter().map(|info| &info.name[..]).collect();
+                let why = format!("there is no {}:{i}, but {}", backend.name(), names.join(", "));
+                return Err(DeviceError::Unavailable { why });
+            }
+            None => {
+                let real = infos.iter().enumerate().filter(|(_, info)| !info.is_software);
+                match real.min_by_key(|(_, info)| info.is_integrated) {
+                    Some((i, _)) => i,
+                    None => {
+                        let DeviceInfo { name, adapter, .. } = &infos[0];
+                        let why = format!("only {adapter} is there, a program on the CPU: name it, {name}, to use it");
+                        return Err(DeviceError::Unavailable { why });
+                    }
+                }
+            }
+        };
+        let info = infos.into_iter().nth(chosen).expect("one of them");
+        let gpu = Arc::new(Gpu::open(info.name.clone(), &adapters[chosen], arithmetic)?);
+        let packer = Cpu::new(Isa::Portable, 1).map_err(|error| DeviceError::Unavailable { why: error.to_string() })?;
+        Ok(Self { gpu, info, packer })
+    }
+
+    /// What is known of it.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+}
+
+impl Device for WgpuDevice {
+    fn name(&self) -> String {
+        format!("{} ({})", self.info.name, self.info.adapter)
+    }
+
+    fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
+        let (config, kv_type) = (loader.config(), loader.kv_type());
+        if ![KvType::F16, KvType::F32].contains(&kv_type) {
+            return Err(self.gpu.unsupported(format!("a KV cache in {kv_type} (choose f16)")));
+        }
+        let mut weights = DeviceWeights::new(&self.gpu);
+        let taken = layers.clone().map(|layer| (layer, loader.layer(&self.packer, layer)));
+        let plan = Plan::of_layers(config, taken, &mut weights)?;
+        let pages = Arc::new(Pages::new(&self.gpu, config, kv_type, layers.clone()));
+        let run = Run::new(&self.gpu, config, plan, weights, (kv_type, layers.start));
+        let weight_bytes = run.weight_bytes;
+        Ok(Box::new(WgpuSegment { gpu: Arc::clone(&self.gpu), run: Mutex::new(run), pages, layers, weight_bytes }))
+    }
+
+    fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
+        let (config, kv_type) = (loader.config(), loader.kv_type());
+        let head = loader.head(&self.packer)?;
+        let mut weights = DeviceWeights::new(&self.gpu);
+        let plan = Plan::of_head(config, head, &mut weights)?;
+        let n_vocab = plan.shape(Buffer::Logits).width;
+        let run = Run::new(&self.gpu, config, plan, weights, (kv_type, 0));
+        let (weight_bytes, most_rows) = (run.weight_bytes, run.most_rows());
+        let gpu = Arc::clone(&self.gpu);
+        Ok(Box::new(WgpuHead { gpu, run: Mutex::new(run), n_vocab, dim: config.dim, most_rows, weight_bytes }))
+    }
+}
+
+struct WgpuSegment {
+    gpu: Arc<Gpu>,
+    run: Mutex<Run>,
+    pages: Arc<Pages>,
+    layers: Range<usize>,
+    weight_bytes: u64,
+}
+
+impl Segment for WgpuSegment {
+    fn layers(&self) -> Range<usize> {
+        self.layers.clone()
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    fn states(&self) -> Arc<dyn StateStore> {
+        Arc::clone(&self.pages) as Arc<dyn StateStore>
+    }
+
+    fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError> {
+        refuse_collector(step, &self.gpu.name)?;
+        let rows = x.to_vec();
+        let take = |bytes: &[u8]| x.copy_from_slice(bytemuck::cast_slice(bytes));
+        let loras = step.loras;
+        lock(&self.run).run(&rows, Some((step, &self.pages)), loras, Buffer::X, take)
+    }
+
+    fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
+        adapters::upload(&self.gpu, adapter)
+    }
+}
+
+struct WgpuHead {
+    gpu: Arc<Gpu>,
+    run: Mutex<Run>,
+    n_vocab: usize,
+    dim: usize,
+    /// Rows whose logits fit into one buffer.
+    most_rows: usize,
+    weight_bytes: u64,
+}
+
+impl WgpuHead {
+    /// Runs the plan, and writes the rows of a buffer, which have this width, to `out`.
+    fn run(
+        &self,
+        rows: &[f32],
+        loras: &[AdaptedRows],
+        (result, width): (Buffer, usize),
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let mut run = lock(&self.run);
+        if !loras.is_empty() {
+            // They count the rows of the whole batch.
+            return run.run(rows, None, loras, result, |bytes| out.copy_from_slice(bytemuck::cast_slice(bytes)));
+        }
+        for (rows, out) in rows.chunks(self.most_rows * self.dim).zip(out.chunks_mut(self.most_rows * width)) {
+            run.run(rows, None, &[], result, |bytes| out.copy_from_slice(bytemuck::cast_slice(bytes)))?;
+        }
+        Ok(())
+    }
+}
+
+impl Head for WgpuHead {
+    fn n_vocab(&self) -> usize {
+        self.n_vocab
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    fn norm(&self, rows: &mut [f32]) -> Result<(), ModelError> {
+        let input = rows.to_vec();
+        self.run(&input, &[], (Buffer::Normed, self.dim), rows)
+    }
+
+    fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError> {
+        self.run(rows, loras, (Buffer::Logits, self.n_vocab), out)
+    }
+
+    fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
+        adapters::upload(&self.gpu, adapter)
+    }
+}

@@ -1,0 +1,163 @@
+//! Pages of a segment in the device's memory: for every layer one buffer of slots, each slot a page in the CPU's layout.
+//!
+//! A page has the same slot in all layers. Buffers grow by doubling, which copies them on the device; slots of pages
+//! that were dropped are used again, after they were cleared: a saved page holds nothing of another sequence.
+
+use super::gpu::{Gpu, lock};
+use fewbit_model::{DeviceError, KvType, ModelConfig, ModelError, StatePage, StateStore, attention_shape};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// Slots that there are at least.
+const FIRST_SLOTS: usize = 4;
+
+/// The pages of some layers.
+pub(super) struct Pages {
+    gpu: Arc<Gpu>,
+    /// Bytes of a page of each layer: keys, then values.
+    layers: Vec<[u64; 2]>,
+    pools: Arc<Mutex<Pools>>,
+}
+
+/// The buffers, and which of their slots are free.
+struct Pools {
+    buffers: Vec<wgpu::Buffer>,
+    n_slots: usize,
+    free: Vec<u32>,
+    /// Counts how often the buffers were replaced.
+    generation: u64,
+}
+
+/// A page: dropping it frees its slot.
+pub(super) struct Slot {
+    index: u32,
+    pools: Arc<Mutex<Pools>>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        lock(&self.pools).free.push(self.index);
+    }
+}
+
+/// Where a page of this device lies.
+pub(super) fn slot_of(page: &StatePage) -> u32 {
+    page.downcast_ref::<Slot>().expect("a page of this segment").index
+}
+
+impl Pages {
+    pub(super) fn new(gpu: &Arc<Gpu>, config: &ModelConfig, ty: KvType, layers: Range<usize>) -> Self {
+        let of = |layer| {
+            let (keys, values) = ty.page_elems(&attention_shape(config, layer));
+            [keys, values].map(|n| (n * ty.elem_bytes()) as u64)
+        };
+        let pools = Pools { buffers: Vec::new(), n_slots: 0, free: Vec::new(), generation: 0 };
+        Self { gpu: Arc::clone(gpu), layers: layers.map(of).collect(), pools: Arc::new(Mutex::new(pools)) }
+    }
+
+    /// Bytes of the keys and of the values of a page of a layer, which counts from the segment's first.
+    pub(super) fn layer_bytes(&self, layer: usize) -> [u64; 2] {
+        self.layers[layer]
+    }
+
+    /// The buffers of all layers, and how often they were replaced.
+    pub(super) fn buffers(&self) -> (Vec<wgpu::Buffer>, u64) {
+        let pools = lock(&self.pools);
+        (pools.buffers.clone(), pools.generation)
+    }
+
+    /// A free slot, and the buffers that it is in.
+    fn take(&self) -> Result<(Slot, Vec<wgpu::Buffer>), ModelError> {
+        let mut pools = lock(&self.pools);
+        if pools.free.is_empty() {
+            self.grow(&mut pools)?;
+        }
+        let index = pools.free.pop().expect("it has just grown");
+        Ok((Slot { index, pools: Arc::clone(&self.pools) }, pools.buffers.clone()))
+    }
+
+    fn grow(&self, pools: &mut Pools) -> Result<(), ModelError> {
+        let largest = self.layers.iter().map(|[keys, values]| keys + values).max().unwrap_or(0);
+        let most = (self.gpu.max_binding() / largest.max(1)) as usize;
+        let n_slots = (2 * pools.n_slots).max(FIRST_SLOTS).min(most);
+        if n_slots <= pools.n_slots {
+            let needed_bytes = largest * (pools.n_slots as u64 + 1);
+            let free_bytes = Some(self.gpu.max_binding());
+            return Err(self.gpu.error(DeviceError::OutOfMemory { needed_bytes, free_bytes }));
+        }
+        let sizes = self.layers.iter().map(|[keys, values]| (keys + values) * n_slots as u64);
+        let buffers = sizes.map(|bytes| self.gpu.buffer(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let mut encoder = self.gpu.encoder();
+        for (old, new) in pools.buffers.iter().zip(&buffers) {
+            encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size());
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        pools.free.extend((pools.n_slots as u32..n_slots as u32).rev());
+        pools.buffers = buffers;
+        pools.n_slots = n_slots;
+        pools.generation += 1;
+        self.gpu.check()
+    }
+
+    /// Where a slot lies in each layer: offset and bytes.
+    fn places(&self, slot: u32) -> impl Iterator<Item = (u64, u64)> {
+        self.layers.iter().map(move |[keys, values]| (u64::from(slot) * (keys + values), keys + values))
+    }
+}
+
+impl StateStore for Pages {
+    fn page_bytes(&self) -> usize {
+        self.layers.iter().map(|[keys, values]| (keys + values) as usize).sum()
+    }
+
+    fn saved_bytes(&self) -> usize {
+        self.page_bytes()
+    }
+
+    fn new_page(&self) -> Result<StatePage, ModelError> {
+        let (slot, buffers) = self.take()?;
+        let mut encoder = self.gpu.encoder();
+        for (buffer, (offset, bytes)) in buffers.iter().zip(self.places(slot.index)) {
+            encoder.clear_buffer(buffer, offset, Some(bytes));
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()?;
+        Ok(Box::new(slot))
+    }
+
+    fn copy_page(&self, page: &StatePage) -> Result<StatePage, ModelError> {
+        let (slot, buffers) = self.take()?;
+        // Within one buffer nothing can be copied directly.
+        let between = self.gpu.buffer(self.places(0).map(|(_, bytes)| bytes).max().unwrap_or(0))?;
+        let mut encoder = self.gpu.encoder();
+        let places = self.places(slot_of(page)).zip(self.places(slot.index));
+        for (buffer, ((from, bytes), (to, _))) in buffers.iter().zip(places) {
+            encoder.copy_buffer_to_buffer(buffer, from, &between, 0, bytes);
+            encoder.copy_buffer_to_buffer(&between, 0, buffer, to, bytes);
+        }
+        self.gpu.queue.submit([encoder.finish()]);
+        self.gpu.check()?;
+        Ok(Box::new(slot))
+    }
+
+    fn save_page(&self, page: &StatePage, out: &mut Vec<u8>) -> Result<(), ModelError> {
+        let (buffers, _) = self.buffers();
+        for (buffer, (offset, bytes)) in buffers.iter().zip(self.places(slot_of(page))) {
+            self.gpu.read(self.gpu.encoder(), buffer, offset, bytes, |bytes| out.extend_from_slice(bytes))?;
+        }
+        Ok(())
+    }
+
+    fn load_page(&self, bytes: &[u8]) -> Result<StatePage, ModelError> {
+        let (slot, buffers) = self.take()?;
+        let mut rest = bytes;
+        for (buffer, (offset, bytes)) in buffers.iter().zip(self.places(slot.index)) {
+            let (own, behind) = rest.split_at(bytes as usize);
+            self.gpu.queue.write_buffer(buffer, offset, own);
+            rest = behind;
+        }
+        self.gpu.queue.submit([]);
+        self.gpu.check()?;
+        Ok(Box::new(slot))
+    }
+}

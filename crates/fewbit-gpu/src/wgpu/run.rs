@@ -1,0 +1,510 @@
+//! A plan on the device: its operations as dispatches, bound to buffers for as many rows as a step has brought so far.
+
+use super::adapters::Place;
+use super::gpu::{Gpu, Pipeline};
+use super::pages::{Pages, slot_of};
+use super::shaders::{Kernel, RowsOp};
+use super::weights::{DeviceMatrix, DeviceWeights};
+use crate::plan::{Buffer, MatrixRef, Op, Plan};
+use fewbit_kernels::{GateFunction, RopeStyle};
+use fewbit_model::{AdaptedRows, KvType, ModelConfig, ModelError, Step, attention_shape};
+use fewbit_quant::ActivationKind;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A plan with its weights, and what steps need.
+pub(super) struct Run {
+    pub(super) gpu: Arc<Gpu>,
+    pub(super) config: ModelConfig,
+    pub(super) plan: Plan,
+    kv_type: KvType,
+    matrices: Vec<DeviceMatrix>,
+    vectors: Vec<wgpu::Buffer>,
+    pub(super) weight_bytes: u64,
+    /// The first layer, which pages count from.
+    first_layer: usize,
+    /// What the kernels are told of a step.
+    step: wgpu::Buffer,
+    /// For steps of one row, and of several: their products are other kernels.
+    bound: [Option<Bound>; 2],
+}
+
+/// Buffers for some rows, and the dispatches that use them.
+struct Bound {
+    n_tokens: usize,
+    /// Of the pools of pages.
+    generation: u64,
+    scratch: Scratch,
+    dispatches: Vec<Dispatch>,
+    /// Where adapters come in: before which dispatch.
+    places: Vec<(usize, Place)>,
+}
+
+/// One kernel and its buffers.
+pub(super) struct Dispatch {
+    pipeline: Arc<Pipeline>,
+    bind_group: wgpu::BindGroup,
+    /// Groups of threads along a row, and how many rows of a token a group takes.
+    x: u32,
+    rows: Rows,
+}
+
+/// How many groups there are in the second dimension.
+#[derive(Clone, Copy)]
+pub(super) enum Rows {
+    /// So many for each token.
+    PerToken(u32),
+    /// One for so many tokens.
+    Tokens(u32),
+    /// So many.
+    Fixed(u32),
+}
+
+/// The buffers of a step.
+struct Scratch {
+    buffers: BTreeMap<Buffer, wgpu::Buffer>,
+    /// Codes, scales and sums of each kind.
+    forms: BTreeMap<usize, [wgpu::Buffer; 3]>,
+    routes: wgpu::Buffer,
+    /// Angles and factors of positions.
+    angles: wgpu::Buffer,
+    /// Which row belongs to which sequence, and where pages lie.
+    tables: wgpu::Buffer,
+}
+
+/// The numbers of a kernel's `Shape`.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub(super) struct Shape {
+    pub(super) width: u32,
+    pub(super) part: u32,
+    pub(super) rows_per_token: u32,
+    pub(super) a: u32,
+    pub(super) b: u32,
+    pub(super) c: u32,
+    pub(super) d: u32,
+    pub(super) e: u32,
+    pub(super) f: f32,
+    pub(super) g: f32,
+    pub(super) h: f32,
+    pub(super) i: f32,
+}
+
+/// The numbers of a kernel's `Step`.
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct StepShape {
+    n_tokens: u32,
+    row_at: u32,
+    sequence_at: u32,
+    slot_at: u32,
+    global_at: u32,
+    global_n: u32,
+    local_at: u32,
+    local_n: u32,
+    temperature_at: u32,
+    infinity: f32,
+    zero: u32,
+    pad: u32,
+}
+
+/// Tokens that one thread of a product takes at a time, where there are several.
+const TOKENS: u32 = 4;
+
+/// Pages that the tables have room for, beyond those of the rows themselves, at first.
+const FIRST_PAGES: usize = 64;
+
+impl Run {
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        plan: Plan,
+        weights: DeviceWeights<'_>,
+        (kv_type, first_layer): (KvType, usize),
+    ) -> Self {
+        let DeviceWeights { matrices, vectors, n_bytes, .. } = weights;
+        let step = gpu.uniform(bytemuck::bytes_of(&StepShape::default()));
+        Self {
+            gpu: Arc::clone(gpu),
+            config: config.clone(),
+            plan,
+            kv_type,
+            matrices,
+            vectors,
+            weight_bytes: n_bytes,
+            first_layer,
+            step,
+            bound: [None, None],
+        }
+    }
+
+    /// Runs the plan on `x` (`[n_tokens, dim]`), and lets `take` have a buffer of it after that.
+    pub(super) fn run(
+        &mut self,
+        x: &[f32],
+        step: Option<(&mut Step<'_>, &Pages)>,
+        loras: &[AdaptedRows],
+        result: Buffer,
+        take: impl FnOnce(&[u8]),
+    ) -> Result<(), ModelError> {
+        self.gpu.check()?;
+        let n_tokens = x.len() / self.config.dim;
+        if n_tokens > self.most_rows() {
+            let most = self.most_rows();
+            return Err(self.gpu.unsupported(format!("{n_tokens} tokens in a step, but {most} (see `prefill_chunk`)")));
+        }
+        let mut tables = Vec::new();
+        let mut angles = Vec::new();
+        let mut shape = StepShape { n_tokens: n_tokens as u32, infinity: f32::INFINITY, ..StepShape::default() };
+        let pages = step.as_ref().map(|(_, pages)| *pages);
+        if let Some((step, _)) = &step {
+            describe(step, n_tokens, &mut shape, &mut tables, &mut angles);
+        }
+        self.bind(n_tokens, pages, tables.len(), angles.len())?;
+        let bound = self.bound[usize::from(n_tokens > 1)].as_ref().expect("bound just now");
+        let queue = &self.gpu.queue;
+        queue.write_buffer(&bound.scratch.buffers[&Buffer::X], 0, bytemuck::cast_slice(x));
+        queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
+        queue.write_buffer(&bound.scratch.angles, 0, bytemuck::cast_slice(&angles));
+        queue.write_buffer(&self.step, 0, bytemuck::bytes_of(&shape));
+        // A head that is asked for norms alone ends with the first operation.
+        let n_dispatches = if result == Buffer::Normed { 1 } else { bound.dispatches.len() };
+        // What adapters do, and before which dispatch.
+        let mut adapted = Vec::new();
+        if !loras.is_empty() {
+            for (at, place) in &bound.places {
+                let dispatches = self.adapt(*place, loras, |buffer| bound.scratch.buffers[&buffer].clone())?;
+                adapted.extend(dispatches.into_iter().map(|dispatch| (*at, dispatch)));
+            }
+        }
+        let mut adapted = adapted.iter().peekable();
+        let mut encoder = self.gpu.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
+                while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
+                    adapter.encode(&mut pass, n_tokens as u32);
+                }
+                dispatch.encode(&mut pass, n_tokens as u32);
+            }
+            adapted.for_each(|(_, adapter)| adapter.encode(&mut pass, n_tokens as u32));
+        }
+        let of = self.plan.shape(result);
+        let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
+        self.gpu.read(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
+    }
+
+    /// The most rows whose buffers all fit into what a kernel can see.
+    pub(super) fn most_rows(&self) -> usize {
+        let widest = self.plan.buffers.values().map(|s| s.rows_per_token * s.width * 4).max().unwrap_or(4);
+        let most_rows = self.plan.buffers.values().map(|s| s.rows_per_token).max().unwrap_or(1);
+        // Each row of a token is a group of threads in the second dimension.
+        let groups = self.gpu.limits.max_compute_workgroups_per_dimension as usize / most_rows;
+        // Buffers grow to the next power of two.
+        let rows = (self.gpu.max_binding() as usize / widest).max(1).min(groups);
+        if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 }
+    }
+
+    /// Makes sure that there are buffers for so many rows, and dispatches that use them.
+    fn bind(
+        &mut self,
+        n_tokens: usize,
+        pages: Option<&Pages>,
+        n_tables: usize,
+        n_angles: usize,
+    ) -> Result<(), ModelError> {
+        let (pools, generation) = pages.map(Pages::buffers).unwrap_or_default();
+        let is_enough = |bound: &Bound| {
+            let fits = |buffer: &wgpu::Buffer, n: usize| buffer.size() >= 4 * n as u64;
+            bound.n_tokens >= n_tokens
+                && bound.generation == generation
+                && fits(&bound.scratch.tables, n_tables)
+                && fits(&bound.scratch.angles, n_angles)
+        };
+        let many = n_tokens > 1;
+        if self.bound[usize::from(many)].as_ref().is_some_and(is_enough) {
+            return Ok(());
+        }
+        // What is there is given back before there is more.
+        self.bound[usize::from(many)] = None;
+        let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
+        let scratch = self.scratch(capacity, n_tables, n_angles)?;
+        let (mut dispatches, mut places) = (Vec::new(), Vec::new());
+        for op in &self.plan.ops {
+            if let Op::Adapt { layer, target, from, to } = *op {
+                places.push((dispatches.len(), Place { layer, target, from, to }));
+            }
+            self.encode(op, &scratch, pages.zip(Some(&pools[..])), many, &mut dispatches)?;
+        }
+        self.bound[usize::from(many)] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, places });
+        Ok(())
+    }
+
+    fn scratch(&self, n_tokens: usize, n_tables: usize, n_angles: usize) -> Result<Scratch, ModelError> {
+        let mut buffers = BTreeMap::new();
+        for (&buffer, shape) in &self.plan.buffers {
+            let n = n_tokens * shape.rows_per_token * shape.width;
+            buffers.insert(buffer, self.gpu.buffer(4 * n as u64)?);
+        }
+        let mut forms = BTreeMap::new();
+        for kind in [ActivationKind::Q8Block32, ActivationKind::Q8Block256] {
+            let n = (n_tokens * self.plan.quantized_elems(kind)) as u64;
+            if n > 0 {
+                let (block, sum) = (kind.block_elems() as u64, kind.sum_elems() as u64);
+                let form = [self.gpu.buffer(n)?, self.gpu.buffer(4 * n / block)?, self.gpu.buffer(4 * n / sum)?];
+                forms.insert(kind.block_elems(), form);
+            }
+        }
+        let n_used = self.config.experts.map_or(0, |experts| experts.n_used);
+        let angles = n_angles.max(n_tokens * (4 * self.config.head_dim + 1));
+        let tables = (n_tables + FIRST_PAGES).next_power_of_two();
+        Ok(Scratch {
+            buffers,
+            forms,
+            routes: self.gpu.buffer((8 * n_tokens * n_used) as u64)?,
+            angles: self.gpu.buffer(4 * angles as u64)?,
+            tables: self.gpu.buffer(4 * tables as u64)?,
+        })
+    }
+
+    /// The dispatches of one operation.
+    fn encode(
+        &self,
+        op: &Op,
+        s: &Scratch,
+        pages: Option<(&Pages, &[wgpu::Buffer])>,
+        many: bool,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<(), ModelError> {
+        let width = |buffer: Buffer| self.plan.shape(buffer).width as u32;
+        let of = |buffer: Buffer| {
+            let shape = self.plan.shape(buffer);
+            Shape { width: shape.width as u32, rows_per_token: shape.rows_per_token as u32, ..Shape::default() }
+        };
+        let per_token = |buffer: Buffer| Rows::PerToken(self.plan.shape(buffer).rows_per_token as u32);
+        let buffer = |buffer: Buffer| &s.buffers[&buffer];
+        let half = self.kv_type == KvType::F16;
+        let c = &self.config;
+        let mut add = |kernel: Kernel, shape: Shape, x: u32, rows: Rows, buffers: &[&wgpu::Buffer]| {
+            out.push(self.dispatch(&kernel, shape, x, rows, buffers)?);
+            Ok(())
+        };
+        match *op {
+            Op::Norm { from, weight, to } => {
+                let shape = Shape { part: width(from), f: self.plan.eps, ..of(from) };
+                let buffers = [buffer(from), &self.vectors[weight.id], buffer(to)];
+                add(Kernel::Norm { in_place: false }, shape, 1, per_token(from), &buffers)
+            }
+            Op::NormHeads { of: on, weight } => {
+                let part = weight.len as u32;
+                let shape = Shape { part, f: self.plan.eps, ..of(on) };
+                let buffers = [buffer(on), &self.vectors[weight.id]];
+                add(Kernel::Norm { in_place: true }, shape, width(on) / part, per_token(on), &buffers)
+            }
+            Op::Quantize { from, kind, planes } => {
+                let shape = Shape { a: planes as u32, ..of(from) };
+                let [codes, scales, sums] = &s.forms[&kind.block_elems()];
+                let x = width(from).div_ceil(256);
+                add(Kernel::Quantize { kind }, shape, x, per_token(from), &[buffer(from), codes, scales, sums])
+            }
+            Op::Product { w, from, planes, to, adds } => {
+                let n_tokens = if many { TOKENS } else { 1 };
+                let kernel = Kernel::Product { ty: w.ty, n_tokens, adds, experts: false };
+                for tile in &self.matrices[w.id].tiles {
+                    let shape = Shape { d: planes as u32, rows_per_token: 1, ..self.product(&w, &tile.rows) };
+                    let mut buffers = vec![&tile.buffer];
+                    buffers.extend(self.input(&w, from, s));
+                    buffers.push(buffer(to));
+                    let x = (tile.rows.len() as u32).div_ceil(64);
+                    add(kernel.clone(), shape, x, Rows::Tokens(n_tokens), &buffers)?;
+                }
+                Ok(())
+            }
+            Op::ExpertProduct { w, from, to } => {
+                let matrix = &self.matrices[w.id];
+                let tile = &matrix.tiles[0];
+                let rows_per_token = self.plan.shape(to).rows_per_token as u32;
+                // Routes that share a row of the input.
+                let sharing = rows_per_token / self.plan.shape(from).rows_per_token as u32;
+                let (f, g) = (f32::from_bits(matrix.expert_words), f32::from_bits(sharing));
+                let shape = Shape { d: 1, rows_per_token, f, g, ..self.product(&w, &tile.rows) };
+                let mut buffers = vec![&tile.buffer];
+                buffers.extend(self.input(&w, from, s));
+                buffers.extend([buffer(to), &s.routes]);
+                let kernel = Kernel::Product { ty: w.ty, n_tokens: 1, adds: false, experts: true };
+                let x = (w.n_rows as u32).div_ceil(64);
+                add(kernel, shape, x, Rows::PerToken(rows_per_token), &buffers)
+            }
+            Op::Bias { vector, of: on } => {
+                let buffers = [buffer(on), &self.vectors[vector.id]];
+                add(Kernel::Rows(RowsOp::Bias), of(on), width(on).div_ceil(64), per_token(on), &buffers)
+            }
+            // Dispatches of a step: see `adapters`.
+            Op::Adapt { .. } => Ok(()),
+            Op::Rotate { of: on, is_local } => {
+                let is_interleaved = self.plan.rope == RopeStyle::Interleaved;
+                let part = self.plan.head_dim as u32;
+                let shape = Shape { part, a: u32::from(is_local), b: u32::from(is_interleaved), ..of(on) };
+                let x = (width(on) / 2).div_ceil(64);
+                add(Kernel::Rotate, shape, x, per_token(on), &[buffer(on), &s.angles])
+            }
+            Op::Temper { of: on } => {
+                let x = width(on).div_ceil(64);
+                add(Kernel::Rows(RowsOp::Temper), of(on), x, per_token(on), &[buffer(on), &s.angles])
+            }
+            Op::Append { layer } => {
+                let (pages, pools) = pages.expect("only layers have pages");
+                let shape = self.page_shape(pages, layer, Buffer::K);
+                let buffers = [buffer(Buffer::K), buffer(Buffer::V), &s.tables, &pools[layer - self.first_layer]];
+                let x = width(Buffer::K).div_ceil(64);
+                add(Kernel::Append { half }, shape, x, Rows::PerToken(1), &buffers)
+            }
+            Op::Attend { layer } => {
+                let (pages, pools) = pages.expect("only layers have pages");
+                let attention = attention_shape(c, layer);
+                let cap = attention.softcap.unwrap_or(0.0);
+                let shape = Shape {
+                    d: (c.n_heads / c.n_kv_heads) as u32,
+                    e: attention.window.map_or(0, |window| window as u32),
+                    f: attention.scale,
+                    g: cap,
+                    h: if cap > 0.0 { 1.0 / cap } else { 0.0 },
+                    ..self.page_shape(pages, layer, Buffer::Q)
+                };
+                let pool = &pools[layer - self.first_layer];
+                let buffers = [buffer(Buffer::Q), &s.tables, pool, buffer(Buffer::Attention)];
+                let kernel = Kernel::Attend { half, head_dim: c.head_dim };
+                add(kernel, shape, c.n_heads as u32, Rows::PerToken(1), &buffers)
+            }
+            Op::Gate { gate, up } => {
+                let kernel = match self.plan.gate {
+                    GateFunction::Silu => RowsOp::Silu,
+                    GateFunction::GeluTanh => RowsOp::Gelu,
+                };
+                let buffers = [buffer(gate), buffer(up)];
+                add(Kernel::Rows(kernel), of(gate), width(gate).div_ceil(64), per_token(gate), &buffers)
+            }
+            Op::Route => {
+                let experts = c.experts.expect("routed only if there are experts");
+                let (a, b, f) = (experts.n_used as u32, u32::from(experts.is_normalized), experts.scale);
+                let shape = Shape { a, b, f, ..of(Buffer::Scores) };
+                add(Kernel::Route, shape, 1, Rows::PerToken(1), &[buffer(Buffer::Scores), &s.routes])
+            }
+            Op::Combine { has_shared, has_shared_score } => {
+                let n_used = c.experts.expect("routed only if there are experts").n_used as u32;
+                let mut buffers = vec![buffer(Buffer::ExpertOut), &s.routes];
+                buffers.extend(has_shared.then(|| buffer(Buffer::SharedOut)));
+                buffers.extend(has_shared_score.then(|| buffer(Buffer::SharedScore)));
+                buffers.push(buffer(Buffer::Branch));
+                let shape = Shape { a: n_used, ..of(Buffer::Branch) };
+                let kernel = Kernel::Combine { shared: has_shared, scored: has_shared_score };
+                add(kernel, shape, width(Buffer::Branch).div_ceil(64), Rows::PerToken(1), &buffers)
+            }
+            Op::Add { factor } => {
+                let buffers = [buffer(Buffer::X), buffer(Buffer::Branch)];
+                let shape = Shape { f: factor, ..of(Buffer::X) };
+                add(Kernel::Rows(RowsOp::Add), shape, width(Buffer::X).div_ceil(64), Rows::PerToken(1), &buffers)
+            }
+            Op::Scale { of: on, factor } => {
+                let shape = Shape { f: factor, ..of(on) };
+                add(Kernel::Rows(RowsOp::Scale), shape, width(on).div_ceil(64), per_token(on), &[buffer(on)])
+            }
+            Op::Softcap { of: on, cap } => {
+                let shape = Shape { f: cap, g: 1.0 / cap, ..of(on) };
+                add(Kernel::Rows(RowsOp::Softcap), shape, width(on).div_ceil(64), per_token(on), &[buffer(on)])
+            }
+        }
+    }
+
+    /// What a product knows of its matrix.
+    fn product(&self, w: &MatrixRef, rows: &std::ops::Range<usize>) -> Shape {
+        let matrix = &self.matrices[w.id];
+        Shape {
+            width: w.n_cols as u32,
+            part: rows.len() as u32,
+            a: rows.start as u32,
+            b: matrix.panel_words,
+            c: matrix.meta_words,
+            e: w.n_rows as u32,
+            ..Shape::default()
+        }
+    }
+
+    /// The buffers that a product reads its input from.
+    fn input<'a>(&self, w: &MatrixRef, from: Buffer, s: &'a Scratch) -> Vec<&'a wgpu::Buffer> {
+        match w.kind() {
+            ActivationKind::F32 => vec![&s.buffers[&from]],
+            kind => s.forms[&kind.block_elems()].iter().collect(),
+        }
+    }
+
+    /// What kernels know of the pages of a layer.
+    fn page_shape(&self, pages: &Pages, layer: usize, rows: Buffer) -> Shape {
+        let [keys, values] = pages.layer_bytes(layer - self.first_layer);
+        Shape {
+            width: self.plan.shape(rows).width as u32,
+            part: self.plan.head_dim as u32,
+            rows_per_token: 1,
+            a: ((keys + values) / 4) as u32,
+            // Append counts in words, attention in elements.
+            b: (keys / 4) as u32,
+            c: self.plan.head_dim.next_multiple_of(16) as u32,
+            ..Shape::default()
+        }
+    }
+
+    pub(super) fn dispatch(
+        &self,
+        kernel: &Kernel,
+        shape: Shape,
+        x: u32,
+        rows: Rows,
+        buffers: &[&wgpu::Buffer],
+    ) -> Result<Dispatch, ModelError> {
+        let pipeline = self.gpu.pipeline(kernel)?;
+        let shape = self.gpu.uniform(bytemuck::bytes_of(&shape));
+        let all = [&shape, &self.step].into_iter().chain(buffers.iter().copied());
+        let all: Vec<_> = all.map(wgpu::Buffer::as_entire_binding).collect();
+        let bind_group = self.gpu.bind(&pipeline, &all);
+        Ok(Dispatch { pipeline, bind_group, x, rows })
+    }
+}
+
+impl Dispatch {
+    fn encode(&self, pass: &mut wgpu::ComputePass<'_>, n_tokens: u32) {
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        match self.rows {
+            Rows::PerToken(rows) => pass.dispatch_workgroups(self.x, n_tokens * rows, 1),
+            Rows::Tokens(tokens) => pass.dispatch_workgroups(self.x, n_tokens.div_ceil(tokens), 1),
+            Rows::Fixed(rows) => pass.dispatch_workgroups(self.x, rows, 1),
+        }
+    }
+}
+
+/// What kernels are told of a step: tables of rows, sequences and pages, and the angles of positions.
+fn describe(step: &Step<'_>, n_tokens: usize, shape: &mut StepShape, tables: &mut Vec<u32>, angles: &mut Vec<f32>) {
+    tables.resize(n_tokens, 0);
+    shape.sequence_at = n_tokens as u32;
+    let mut slots = Vec::new();
+    for (i, sequence) in step.sequences.iter().enumerate() {
+        let rows = sequence.rows();
+        tables[rows.clone()].fill(i as u32);
+        let numbers = [rows.start, rows.len(), sequence.position(), sequence.first_page(), slots.len(), 0];
+        tables.extend(numbers.map(|n| n as u32));
+        slots.extend(sequence.pages().map(slot_of));
+    }
+    shape.slot_at = tables.len() as u32;
+    tables.extend(slots);
+    for (of, at, n) in [
+        (step.global, &mut shape.global_at, &mut shape.global_n),
+        (step.local, &mut shape.local_at, &mut shape.local_n),
+    ] {
+        *at = angles.len() as u32;
+        *n = (of.cos.len() / n_tokens) as u32;
+        angles.extend_from_slice(&of.cos);
+        angles.extend_from_slice(&of.sin);
+    }
+    shape.temperature_at = angles.len() as u32;
+    angles.extend_from_slice(step.temperatures);
+}

@@ -1,0 +1,86 @@
+//! Weights in the device's memory: the CPU's panels as they are, cut into tiles where a buffer would be too large.
+
+use super::gpu::Gpu;
+use crate::plan::Weights;
+use fewbit_kernels::Matrix;
+use fewbit_model::{DeviceError, ModelError};
+use std::ops::Range;
+
+/// A matrix, or the matrices of all experts.
+pub(super) struct DeviceMatrix {
+    pub(super) tiles: Vec<Tile>,
+    /// Words of a panel, and of what comes before its codes.
+    pub(super) panel_words: u32,
+    pub(super) meta_words: u32,
+    /// Words of the matrix of an expert.
+    pub(super) expert_words: u32,
+}
+
+/// Some rows of a matrix.
+pub(super) struct Tile {
+    pub(super) buffer: wgpu::Buffer,
+    pub(super) rows: Range<usize>,
+}
+
+/// What was uploaded so far.
+pub(super) struct DeviceWeights<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) matrices: Vec<DeviceMatrix>,
+    pub(super) vectors: Vec<wgpu::Buffer>,
+    pub(super) n_bytes: u64,
+}
+
+/// Rows of a panel.
+const PANEL_ROWS: usize = 16;
+
+impl<'a> DeviceWeights<'a> {
+    pub(super) fn new(gpu: &'a Gpu) -> Self {
+        Self { gpu, matrices: Vec::new(), vectors: Vec::new(), n_bytes: 0 }
+    }
+
+    fn add(&mut self, matrix: DeviceMatrix) -> usize {
+        self.n_bytes += matrix.tiles.iter().map(|tile| tile.buffer.size()).sum::<u64>();
+        self.matrices.push(matrix);
+        self.matrices.len() - 1
+    }
+}
+
+impl Weights for DeviceWeights<'_> {
+    fn matrix(&mut self, matrix: Matrix) -> Result<usize, ModelError> {
+        let (layout, bytes) = matrix.panels().expect("packed for an instruction set with panels");
+        let panels_per_tile = (self.gpu.max_binding() as usize / layout.panel.max(1)).max(1);
+        let tiles = bytes.chunks(panels_per_tile * layout.panel.max(1)).enumerate().map(|(i, bytes)| {
+            let first = i * panels_per_tile * PANEL_ROWS;
+            let rows = first..matrix.n_rows().min(first + panels_per_tile * PANEL_ROWS);
+            Ok(Tile { buffer: self.gpu.upload(bytes)?, rows })
+        });
+        let tiles = tiles.collect::<Result<_, ModelError>>()?;
+        self.gpu.flush()?;
+        let (panel_words, meta_words) = (layout.panel as u32 / 4, layout.meta as u32 / 4);
+        Ok(self.add(DeviceMatrix { tiles, panel_words, meta_words, expert_words: 0 }))
+    }
+
+    fn experts(&mut self, matrices: Vec<Matrix>) -> Result<usize, ModelError> {
+        let (layout, first) = matrices[0].panels().expect("packed for an instruction set with panels");
+        let bytes = first.len() as u64 * matrices.len() as u64;
+        if bytes > self.gpu.max_binding() {
+            let free_bytes = Some(self.gpu.max_binding());
+            return Err(self.gpu.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes }));
+        }
+        let buffer = self.gpu.buffer(bytes)?;
+        let (expert_bytes, n_rows) = (first.len() as u64, matrices[0].n_rows());
+        for (i, matrix) in matrices.iter().enumerate() {
+            let (_, bytes) = matrix.panels().expect("packed for an instruction set with panels");
+            self.gpu.queue.write_buffer(&buffer, i as u64 * expert_bytes, bytes);
+        }
+        self.gpu.flush()?;
+        let (panel_words, meta_words) = (layout.panel as u32 / 4, layout.meta as u32 / 4);
+        let tiles = vec![Tile { buffer, rows: 0..n_rows }];
+        Ok(self.add(DeviceMatrix { tiles, panel_words, meta_words, expert_words: expert_bytes as u32 / 4 }))
+    }
+
+    fn vector(&mut self, vector: Vec<f32>) -> Result<usize, ModelError> {
+        self.vectors.push(self.gpu.upload(bytemuck::cast_slice(&vector))?);
+        Ok(self.vectors.len() - 1)
+    }
+}

@@ -1,0 +1,383 @@
+//! The wgpu backend on an adapter of this machine. In exact arithmetic: the CPU's bits. In the device's own: near them.
+//!
+//! Where there is no adapter these tests are left out, and say so in one line that the test harness does not hide, unless
+//! `FEWBIT_TEST_GPU=1` demands one, as `cargo xtask gpu` does after it has installed Debian's `mesa-vulkan-drivers`, which
+//! needs no GPU.
+#![cfg(feature = "wgpu")]
+
+#[path = "../../fewbit-model/tests/support/mod.rs"]
+#[allow(dead_code)]
+mod models;
+mod support;
+
+// Where the support of `fewbit-model` looks for it.
+use models::random;
+
+use fewbit_format::GgufFile;
+use fewbit_gpu::wgpu::{Arithmetic, Backend, WgpuDevice, devices};
+use fewbit_model::{Chunk, Decoder, DeviceError, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement};
+use fewbit_quant::TensorType;
+use models::{Shape, tiny_models};
+use std::io::Write;
+use std::sync::{Arc, LazyLock, Once};
+use support::golden::golden_models;
+use support::{adapter, bits, logits, options};
+
+/// The first adapter, whatever it is; one for all tests, so that a kernel is compiled once.
+fn device(arithmetic: Arithmetic) -> Option<Arc<WgpuDevice>> {
+    static DEVICES: LazyLock<[Result<Arc<WgpuDevice>, DeviceError>; 2]> = LazyLock::new(|| {
+        [Arithmetic::Exact, Arithmetic::Native].map(|a| WgpuDevice::open(backend(), Some(0), a).map(Arc::new))
+    });
+    static SAID: Once = Once::new();
+    match &DEVICES[usize::from(arithmetic == Arithmetic::Native)] {
+        Ok(device) => Some(Arc::clone(device)),
+        Err(error) if std::env::var("FEWBIT_TEST_GPU").is_ok_and(|v| v == "1") => {
+            panic!("{error} (Debian: apt-get install mesa-vulkan-drivers)")
+        }
+        Err(error) => {
+            SAID.call_once(|| {
+                let line = format!("\nLEFT OUT, the tests on a GPU: {error} (`cargo xtask gpu` installs a driver)\n");
+                std::io::stderr().write_all(line.as_bytes()).expect("stderr is open");
+            });
+            None
+        }
+    }
+}
+
+fn backend() -> Backend {
+    if cfg!(target_vendor = "apple") { Backend::Metal } else { Backend::Vulkan }
+}
+
+/// Of two layers the last, and the head: exact arithmetic is slow, and both layers are alike.
+fn last_of_two(device: &Arc<WgpuDevice>) -> Placement {
+    Placement::new().cpu(1).device(1, device.clone()).head(device.clone())
+}
+
+fn on(device: &Arc<WgpuDevice>, n_layers: usize) -> Placement {
+    Placement::new().device(n_layers, device.clone()).head(device.clone())
+}
+
+/// Compares the logits of tokens that come in chunks of this size with those of the CPU.
+fn compare(what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let n_layers = Decoder::load(file, &options).expect("loads").config().n_layers();
+    compare_on(on(&device, n_layers), what, file, options, tokens, size);
+}
+
+/// As [`compare`], with the layers where `placement` puts them.
+fn compare_on(placement: Placement, what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
+    let options = options.threads(1);
+    let cpu = Decoder::load(file, &options).expect("loads");
+    let want = bits(&logits(&cpu, &mut cpu.new_cache(), tokens, 64));
+    let gpu = Decoder::load(file, &options.placement(placement)).expect("loads");
+    let got = bits(&logits(&gpu, &mut gpu.new_cache(), tokens, size));
+    if got != want {
+        let first = got.iter().zip(&want).position(|(a, b)| a != b).expect("of one length");
+        let (got, want) = (f32::from_bits(got[first]), f32::from_bits(want[first]));
+        panic!("{what}: {got:e}, not {want:e}, as logit {first}");
+    }
+}
+
+#[test]
+fn every_configuration_has_the_bits_of_the_cpu() {
+    for model in golden_models() {
+        // In turn, two types would be given to the experts of one layer, where each has a tensor of its own.
+        let types = match model.name.contains("a tensor for each") {
+            true => [TensorType::Q4_0; 2],
+            false => [TensorType::Q4_0, TensorType::Q8_0],
+        };
+        let tokens = &model.tokens[..9.min(model.tokens.len())];
+        compare(&model.name, &model.quantized(types), options(&model), tokens, 4);
+    }
+}
+
+#[test]
+fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let tokens: Vec<u32> = (0..262).map(|i| (i * i / 3 + i * 7) % 60).collect();
+    for (i, model) in tiny_models().into_iter().enumerate() {
+        // What a page holds does not depend on the weights: f32 with plain heads and with odd ones.
+        let types = if i % 2 == 0 { &[KvType::F16, KvType::F32][..] } else { &[KvType::F16] };
+        for &ty in types {
+            let what = format!("{}, {ty}", model.name);
+            let options = LoadOptions::new().threads(1).kv_type(ty);
+            let cpu = Decoder::load(&model.file, &options).expect("loads");
+            let gpu = Decoder::load(&model.file, &options.placement(last_of_two(&device))).expect("loads");
+            // The first page is the CPU's but for its end; then over it, in chunks that begin at odd positions.
+            let mut cache = cpu.new_cache();
+            logits(&cpu, &mut cache, &tokens[..251], 64);
+            let mut saved = Vec::new();
+            cache.serialize(&mut saved).expect("in memory");
+            let mut moved = gpu.restore_cache(&LoraSet::default(), 251, &saved).expect("what was saved");
+            let want = bits(&logits(&cpu, &mut cache, &tokens[251..], 64));
+            assert!(bits(&logits(&gpu, &mut moved, &tokens[251..257], 3)) == want[..6 * gpu.n_vocab()], "{what}");
+            assert!(bits(&logits(&gpu, &mut moved, &tokens[257..], 1)) == want[6 * gpu.n_vocab()..], "{what}");
+            // Drafts that are rejected: computed, and taken back.
+            assert_eq!(moved.truncate(253), 253);
+            assert!(bits(&logits(&gpu, &mut moved, &tokens[253..], 9)) == want[2 * gpu.n_vocab()..], "{what}");
+        }
+    }
+}
+
+/// Random blocks of any type, with scales that are numbers.
+fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
+    use TensorType::*;
+    let mut bytes = random::Random(seed).blocks(ty, n_elems);
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        let at: &[usize] = match ty {
+            Q5_1 | Q5_K => &[0, 2],
+            Q2_K => &[80, 82],
+            Q3_K => &[108],
+            TQ1_0 => &[52],
+            TQ2_0 => &[64],
+            _ => &[],
+        };
+        at.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half(0.002).to_le_bytes()));
+        match ty {
+            MXFP4 => block[0] = 122,
+            // The bits of the scale are the upper nibbles of four words.
+            IQ1_M => (0..4).for_each(|i| {
+                let nibble = (half(0.02) >> (4 * i) & 15) as u8;
+                block[49 + 2 * i] = block[49 + 2 * i] & 15 | nibble << 4;
+            }),
+            _ => {}
+        }
+    }
+    bytes
+}
+
+fn half(x: f32) -> u16 {
+    half::f16::from_f32(x).to_bits()
+}
+
+#[test]
+fn every_weight_type_has_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    for ty in TensorType::all().filter(|ty| ty.is_supported()) {
+        let shape = Shape {
+            dim: 256,
+            ffn: 256,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 128,
+            window: None,
+            tied: false,
+            ty: TensorType::F32,
+            other: TensorType::F32,
+        };
+        let plain = GgufFile::from_bytes(shape.writer(5).to_bytes().expect("a valid file")).expect("a valid file");
+        let mut w = fewbit_format::GgufWriter::with_metadata(plain.metadata().clone());
+        for (i, tensor) in plain.tensors().iter().enumerate() {
+            let n: u64 = tensor.shape.iter().product();
+            let (ty, bytes) = match tensor.shape.len() {
+                1 => (TensorType::F32, plain.tensor_bytes(tensor).to_vec()),
+                _ => (
+                    ty,
+                    match ty {
+                        TensorType::F32 => support::golden::values(&tensor.name, n as usize, 0.2, 0.0),
+                        ty => blocks(ty, n as usize, i as u64),
+                    },
+                ),
+            };
+            w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
+        }
+        let file = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+        compare_on(last_of_two(&device), &ty.to_string(), &file, LoadOptions::new(), &[3, 1, 4, 1], 4);
+    }
+}
+
+#[test]
+fn sequences_go_from_device_to_device() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let model = &golden_models()[0];
+    let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
+    for ty in [KvType::F16, KvType::F32] {
+        let load = |placement| Decoder::load(&file, &options(model).kv_type(ty).placement(placement)).expect("loads");
+        let cpu = load(Placement::new());
+        let n = cpu.config().n_layers();
+        // Some layers here, some there, and the head on the CPU.
+        let gpu = load(Placement::new().cpu(1).device(n - 1, device.clone()));
+        assert_eq!((gpu.fingerprint(), gpu.kv_page_bytes()), (cpu.fingerprint(), cpu.kv_page_bytes()), "{ty}");
+        let tokens = &model.tokens;
+        let mut cache = cpu.new_cache();
+        logits(&cpu, &mut cache, &tokens[..9], 9);
+        let mut saved = Vec::new();
+        cache.serialize(&mut saved).expect("in memory");
+        let mut moved = gpu.restore_cache(&LoraSet::default(), 9, &saved).expect("what was saved");
+        let mut again = Vec::new();
+        moved.serialize(&mut again).expect("the device works");
+        assert!(again == saved, "{ty}: the same bytes");
+        let want = bits(&logits(&cpu, &mut cache, &tokens[9..20], 64));
+        assert!(bits(&logits(&gpu, &mut moved, &tokens[9..20], 3)) == want, "{ty}");
+        // Two that go on from one past, in one batch: the page that both append to is copied.
+        let mut fork = moved.fork();
+        let (a, b) = (&tokens[20..23], &tokens[5..7]);
+        let batch = &mut [
+            Chunk { cache: &mut fork, tokens: a, logits: LogitsFor::All },
+            Chunk { cache: &mut moved, tokens: b, logits: LogitsFor::All },
+        ];
+        let got = gpu.forward(batch).expect("runs");
+        let got: Vec<u32> = (0..got.n_rows()).flat_map(|i| bits(got.row(i))).collect();
+        let mut other = cache.fork();
+        let want = [logits(&cpu, &mut cache, a, 9), logits(&cpu, &mut other, b, 9)].concat();
+        assert!(got == bits(&want), "{ty}: in one batch");
+        // What was computed there goes on here.
+        saved.clear();
+        fork.serialize(&mut saved).expect("the device works");
+        let mut back = cpu.restore_cache(&LoraSet::default(), fork.len(), &saved).expect("what was saved");
+        let want = bits(&logits(&cpu, &mut cache, &tokens[..4], 4));
+        assert!(bits(&logits(&cpu, &mut back, &tokens[..4], 4)) == want, "{ty}: back on the CPU");
+        let pages = gpu.kv_pages();
+        drop((fork, moved));
+        assert!(gpu.kv_pages() < pages && gpu.kv_pages() == 0, "{ty}: everything is given back");
+    }
+}
+
+#[test]
+fn adapters_and_hidden_states_are_those_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let model = &golden_models()[0];
+    let file = model.file();
+    let folder = tempfile::tempdir().expect("a folder");
+    let names = ["attn_q", "attn_v", "attn_output", "ffn_gate", "ffn_down"].map(|part| format!("blk.1.{part}.weight"));
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let path = adapter(folder.path(), &file, &names);
+    let run = |placement: Placement| {
+        let decoder = Decoder::load(&file, &options(model).placement(placement)).expect("loads");
+        let lora = decoder.load_lora(&path).expect("an adapter of this model");
+        let set = decoder.lora_set(&[(lora, 0.5)]).expect("of this model");
+        let (mut adapted, mut plain) = (decoder.new_cache_with(&set), decoder.new_cache());
+        let batch = &mut [
+            Chunk { cache: &mut plain, tokens: &model.tokens[..5], logits: LogitsFor::All },
+            Chunk { cache: &mut adapted, tokens: &model.tokens[..7], logits: LogitsFor::All },
+        ];
+        let mut out = decoder.forward(batch).expect("runs").values_mut().to_vec();
+        let chunk = Chunk { cache: &mut adapted, tokens: &model.tokens[7..9], logits: LogitsFor::Hidden };
+        out.extend(decoder.forward(&mut [chunk]).expect("runs").take_hidden());
+        bits(&out)
+    };
+    let cpu = run(Placement::new());
+    let n = Decoder::load(&file, &options(model)).expect("loads").config().n_layers();
+    assert!(run(on(&device, n)) == cpu);
+}
+
+#[test]
+fn native_arithmetic_is_near_the_cpu_and_repeats() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let tokens: Vec<u32> = (0..40).map(|i| (i * i / 3 + i * 7) % 60).collect();
+    for model in tiny_models() {
+        let cpu = Decoder::load(&model.file, &LoadOptions::new().threads(1)).expect("loads");
+        let placement = on(&device, cpu.config().n_layers());
+        let gpu = Decoder::load(&model.file, &LoadOptions::new().threads(1).placement(placement)).expect("loads");
+        let want = logits(&cpu, &mut cpu.new_cache(), &tokens, 64);
+        let got = logits(&gpu, &mut gpu.new_cache(), &tokens, 16);
+        let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+        let worst = got.iter().zip(&want).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        // An activation that is rounded to the neighbouring code moves a logit by more than arithmetic does.
+        assert!(worst <= 0.02 * largest, "{}: {worst} of {largest}", model.name);
+        assert!(bits(&logits(&gpu, &mut gpu.new_cache(), &tokens, 16)) == bits(&got), "{}: it repeats", model.name);
+    }
+}
+
+/// How far a distribution is from another (Kullback and Leibler): what is lost, in nats, if `q` is taken for `p`.
+fn divergence(p: &[f32], q: &[f32]) -> f64 {
+    let log = |x: &[f32]| {
+        let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
+        let sum: f64 = x.iter().map(|&v| f64::from(v - top).exp()).sum();
+        let x: Vec<f64> = x.iter().map(|&v| f64::from(v - top) - sum.ln()).collect();
+        x
+    };
+    log(p).iter().zip(log(q)).map(|(p, q)| p.exp() * (p - q)).sum()
+}
+
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b]).then(b.cmp(&a))).expect("a vocabulary")
+}
+
+#[test]
+fn native_arithmetic_tells_the_story_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
+    let original = GgufFile::open(path.as_ref()).expect("in the repository");
+    let recipe = "Q8_0".parse().expect("a recipe");
+    // In f32 nothing is rounded but by arithmetic: 2e-11 nats on lavapipe. Quantized, a last bit can move an activation by
+    // a code: 4e-4 nats, and of 200 steps one with another token, which the CPU takes to be 2 % less likely.
+    let (exact, rounded) = ((1e-9, 0.0, 0), (2e-3, 0.05, 2));
+    for (what, options, (most_nats, most_apart, most_steps)) in [
+        ("as it is", LoadOptions::new(), exact),
+        ("with a window of 64", LoadOptions::new().sliding_window(Some(64)), exact),
+        ("in Q8_0", LoadOptions::new().quantize(recipe), rounded),
+    ] {
+        let options = options.threads(1);
+        let cpu = Decoder::load(&original, &options).expect("loads");
+        let placement = on(&device, cpu.config().n_layers());
+        let gpu = Decoder::load(&original, &options.placement(placement)).expect("loads");
+        let (mut here, mut there) = (cpu.new_cache(), gpu.new_cache());
+        let (mut token, mut worst, mut parted) = (1, 0.0f64, 0);
+        // Both get the CPU's tokens: a step where they part would hide all that come after it.
+        for step in 0..200 {
+            let (want, got) = (logits(&cpu, &mut here, &[token], 1), logits(&gpu, &mut there, &[token], 1));
+            worst = worst.max(divergence(&want, &got));
+            let (best, other) = (argmax(&want), argmax(&got));
+            if best != other {
+                parted += 1;
+                let gap = want[best] - want[other];
+                assert!(gap < most_apart, "{what}: step {step} has a gap of {gap}");
+            }
+            token = best as u32;
+        }
+        assert!(worst < most_nats, "{what}: {worst:e}");
+        assert!(parted <= most_steps, "{what}: {parted} steps");
+    }
+}
+
+#[test]
+fn what_it_cannot_do_is_refused_by_name() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let refused = |error: ModelError| match error {
+        ModelError::Device { device: name, source: DeviceError::Unsupported { what } } => {
+            assert_eq!(name, device.info().name);
+            what
+        }
+        other => panic!("{other:?}"),
+    };
+    let model = &tiny_models()[3];
+    let options = LoadOptions::new().threads(1).kv_type(KvType::Q8_0).placement(on(&device, 2));
+    assert!(refused(Decoder::load(&model.file, &options).expect_err("refused")).contains("q8_0"));
+
+    let models = golden_models();
+    let mixed = models.iter().find(|model| model.name.contains("a tensor for each")).expect("in the list");
+    let file = mixed.quantized([TensorType::Q4_0, TensorType::Q8_0]);
+    let error = Decoder::load(&file, &options_on(mixed, &device)).expect_err("refused");
+    assert!(error.to_string().contains("experts of different weight types"), "{error}");
+
+    let model = &models[0];
+    let file = model.file();
+    let decoder = Decoder::load(&file, &options_on(model, &device)).expect("loads");
+    let mut collector = fewbit_model::quantize::Collector::default();
+    let chunk = Chunk { cache: &mut decoder.new_cache(), tokens: &[1, 2], logits: LogitsFor::None };
+    let error = decoder.forward_collecting(&mut [chunk], &mut collector).expect_err("refused");
+    assert!(refused(error).contains("importance"));
+}
+
+fn options_on(model: &support::golden::GoldenModel, device: &Arc<WgpuDevice>) -> LoadOptions {
+    let n_layers = Decoder::load(&model.file(), &options(model)).expect("loads").config().n_layers();
+    options(model).placement(on(device, n_layers))
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_that_says_so() {
+    if device(Arithmetic::Native).is_none() {
+        return;
+    }
+    let found = devices(backend()).expect("at least the one above");
+    let error = WgpuDevice::open(backend(), Some(found.len()), Arithmetic::Native).err().expect("there are fewer");
+    assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains(&found[0].name)), "{error:?}");
+    // A program on the CPU is used only if it is named.
+    if found.iter().all(|info| info.is_software) {
+        let error = WgpuDevice::open(backend(), None, Arithmetic::Native).err().expect("none is a GPU");
+        assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains("name it")), "{error:?}");
+    }
+    let other = if backend() == Backend::Metal { Backend::Vulkan } else { Backend::Metal };
+    assert!(matches!(devices(other), Err(DeviceError::Unavailable { .. })) || cfg!(windows));
+}

@@ -1,0 +1,35 @@
+//! The GPU backend on Debian's lavapipe, a Vulkan driver that computes on the CPU: the bits of every kernel, and a real
+//! model through the program.
+//!
+//! A GPU is not needed, and not tested: where there is one, `cargo test --release -p fewbit-gpu --features wgpu` takes the
+//! first device, whatever it is.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::debian;
+use crate::shell::{self, Missing};
+
+/// Its driver of this kind, and the library that finds drivers.
+const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
+
+/// Installs what is missing if it may, then runs the tests, and lets a model answer.
+pub(crate) fn run() -> Result<()> {
+    if !cfg!(target_os = "linux") {
+        return Err(Missing("lavapipe is a driver for Linux".to_owned()).into());
+    }
+    debian::install(&PACKAGES, "")?;
+    let cargo = shell::cargo();
+    let lints = ["clippy", "--locked", "--release", "-p", "fewbit-gpu", "-p", "fewbit", "-p", "fewbit-cli"];
+    shell::run(&cargo, &[&lints[..], &["--features", "wgpu", "--", "-D", "warnings"]].concat())?;
+    let mut tests = Command::new(&cargo);
+    tests.args(["test", "--locked", "--release", "-p", "fewbit-gpu", "--features", "wgpu"]);
+    // They leave themselves out otherwise, where there is no device.
+    tests.env("FEWBIT_TEST_GPU", "1");
+    shell::run_command(tests)?;
+    let program = ["run", "--locked", "--release", "-p", "fewbit-cli", "--"];
+    shell::run(&cargo, &[&program[..], &["devices"]].concat())?;
+    let prompt = ["run", "smollm2-135m-instruct", "Why is the sky blue?", "-n", "8", "--device", "vulkan:0"];
+    shell::run(&cargo, &[&program[..], &prompt].concat())
+}
