@@ -3,7 +3,7 @@
 //! Mostly there is nothing to tidy up, and the program ends at once. While a [`Tidy`] is alive there is: then the first
 //! signal only says so ([`flag`]), and what runs ends by itself, without half a file; a second signal does not wait
 //! for that. In a conversation Ctrl-C ends the answer ([`interrupt_sets`]). The exit status is 128 and the signal's
-//! number: 130, 143, 129.
+//! number: 130, 143, 129. A server with a configuration file reads it again on SIGHUP ([`hangup_reloads`]).
 
 use std::process;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
@@ -11,10 +11,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 static FLAG: AtomicBool = AtomicBool::new(false);
+#[cfg(feature = "serve")]
+static RELOAD: AtomicBool = AtomicBool::new(false);
+#[cfg(feature = "serve")]
+static HANGUP_RELOADS: AtomicBool = AtomicBool::new(false);
 static TIDIES: AtomicUsize = AtomicUsize::new(0);
 static INTERRUPT: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
 
 const SIGINT: i32 = 2;
+#[cfg(feature = "serve")]
+const SIGHUP: i32 = 1;
 
 /// While it lives, a signal lets the program end by itself.
 pub(crate) struct Tidy(());
@@ -56,6 +62,18 @@ pub(crate) fn interrupt_sets(flag: &Arc<AtomicBool>) {
     *INTERRUPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));
 }
 
+/// From now on SIGHUP does not end the program: [`takes_reload`] says that it came.
+#[cfg(feature = "serve")]
+pub(crate) fn hangup_reloads() {
+    HANGUP_RELOADS.store(true, Ordering::SeqCst);
+}
+
+/// Whether a SIGHUP has come since the last call.
+#[cfg(feature = "serve")]
+pub(crate) fn takes_reload() -> bool {
+    RELOAD.swap(false, Ordering::SeqCst)
+}
+
 fn status(signal: i32) -> u8 {
     128 + u8::try_from(signal).unwrap_or(0)
 }
@@ -65,6 +83,11 @@ fn caught(signal: i32) {
         && let Some(flag) = &*INTERRUPT.lock().unwrap_or_else(PoisonError::into_inner)
     {
         flag.store(true, Ordering::Relaxed);
+        return;
+    }
+    #[cfg(feature = "serve")]
+    if signal == SIGHUP && HANGUP_RELOADS.load(Ordering::SeqCst) {
+        RELOAD.store(true, Ordering::SeqCst);
         return;
     }
     let is_first = CAUGHT.swap(signal, Ordering::SeqCst) == 0;

@@ -235,3 +235,42 @@ fn what_a_client_got_stands_in_the_log_after_a_kill() {
         assert_eq!(row["answers"].as_u64().unwrap() + row["refused"].as_u64().unwrap(), lines);
     }
 }
+
+#[test]
+fn a_hangup_reloads_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fewbit.toml");
+    let write = |route: &str| {
+        let text = format!(
+            "listen = \"127.0.0.1:0\"\n[[models]]\nmodel = {STORIES:?}\nname = \"small\"\n[[routes]]\nname = {route:?}\n\
+             to = [{{ model = \"small\" }}]\n"
+        );
+        fs::write(&path, text).unwrap();
+    };
+    write("before");
+    let mut command = fewbit(&["serve", "--config", path.to_str().unwrap()]);
+    let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line:?}"));
+    let mut stderr = BufReader::new(server.stderr.take().unwrap());
+    let hang_up = |server: &Child, stderr: &mut BufReader<_>| {
+        let pid = server.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        line
+    };
+    let body = |route: &str| format!(r#"{{"model": "{route}", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}}"#);
+    let ask = |route: &str| ask(address, "POST", "/v1/completions", "", &body(route));
+    assert!(ask("before").contains("x-fewbit-backend: local/small"), "{}", ask("before"));
+    fs::write(&path, "listen = 3").unwrap();
+    let said = hang_up(&server, &mut stderr);
+    assert!(said.contains("stays") && said.contains("fewbit.toml"), "{said}");
+    assert!(ask("before").contains("a little girl named Lily"));
+    write("after");
+    assert_eq!(hang_up(&server, &mut stderr), "reloaded the configuration\n");
+    assert!(ask("after").contains("a little girl named Lily") && ask("before").starts_with("HTTP/1.1 404 "));
+    server.stderr = Some(stderr.into_inner());
+    assert_eq!(stop(server).0, Some(0));
+}

@@ -46,6 +46,14 @@ pub enum GatewayError {
         /// What is wrong, and what to do.
         what: String,
     },
+    /// The configuration of a running server changes what is fixed when it starts.
+    #[error("{}: `{what}` has changed, which takes a restart of the server: nothing was applied", path.display())]
+    NeedsRestart {
+        /// The file.
+        path: PathBuf,
+        /// The setting.
+        what: &'static str,
+    },
     /// There is a key of this name.
     #[error("there is a key {name:?} already: revoke it, or take another name")]
     SameName {

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ pub struct Guarded<B> {
 #[derive(Debug)]
 struct Shared<B> {
     backend: B,
-    prices: Prices,
+    prices: RwLock<Prices>,
     books: Arc<Books>,
 }
 
@@ -111,7 +111,12 @@ impl<B: Backend> Gateway<B> {
         })?;
         let audit = Mutex::new(Log { audit, waiting: Vec::new() });
         let books = Arc::new(Books { keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
-        Ok(Self { shared: Arc::new(Shared { backend, prices, books }) })
+        Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), books }) })
+    }
+
+    /// What models cost from now on. Answers under way cost what they did when they began.
+    pub fn set_prices(&self, prices: Prices) {
+        *self.shared.prices.write().unwrap_or_else(PoisonError::into_inner) = prices;
     }
 
     /// The backend behind this gate.
@@ -249,7 +254,7 @@ impl<B: Backend> Shared<B> {
     fn account(&self, caller: &Caller, model: &str) -> Account {
         Account {
             books: Arc::clone(&self.books),
-            price: self.prices.get(model).copied().unwrap_or_default(),
+            price: self.price(model),
             caller: caller.clone(),
             model: model.to_owned(),
             start: Instant::now(),
@@ -259,6 +264,11 @@ impl<B: Backend> Shared<B> {
             answered_by: None,
             outcome: Outcome::Refused,
         }
+    }
+
+    fn price(&self, model: &str) -> Price {
+        let prices = self.prices.read().unwrap_or_else(PoisonError::into_inner);
+        prices.get(model).copied().unwrap_or_default()
     }
 
     /// What a caller may do with a model.

@@ -56,13 +56,22 @@ pub struct Key {
     pub cost_per_day: Option<f64>,
 }
 
+/// Whether a path is one of those that change the server, which a key may ask only if its scopes name them.
+fn is_admin(path: &str) -> bool {
+    path == "/admin" || path.starts_with("/admin/")
+}
+
 impl Key {
     pub(crate) fn may_ask(&self, endpoint: &str) -> bool {
         let is_of = |scope: &String| match endpoint.strip_prefix(scope.trim_end_matches('/')) {
             Some(rest) => rest.is_empty() || rest.starts_with('/'),
             None => false,
         };
-        self.endpoints.as_ref().is_none_or(|all| all.iter().any(is_of))
+        match &self.endpoints {
+            Some(all) if is_admin(endpoint) => all.iter().any(|scope| is_admin(scope) && is_of(scope)),
+            Some(all) => all.iter().any(is_of),
+            None => !is_admin(endpoint),
+        }
     }
 
     pub(crate) fn may_name(&self, model: &str) -> bool {
@@ -289,6 +298,10 @@ mod tests {
             Key { endpoints: list(&["/v1/messages", "/v1/models/"]), models: list(&["m"]), tools: list(&[]), ..all };
         assert!(key.may_ask("/v1/messages") && key.may_ask("/v1/messages/count_tokens") && key.may_ask("/v1/models"));
         assert!(!key.may_ask("/v1/messagesx") && !key.may_ask("/v1/chat/completions"));
+        assert!(!key.may_ask("/admin/reload") && !Key::default().may_ask("/admin/reload"));
+        let with = |scope: &str| Key { endpoints: list(&[scope]), ..Key::default() };
+        assert!(with("/admin").may_ask("/admin/reload") && !with("/admin").may_ask("/v1/models"));
+        assert!(!with("/").may_ask("/admin/reload") && with("/").may_ask("/v1/models"));
         assert!(key.may_name("m") && !key.may_name("M") && !key.may_offer("f"));
     }
 }

@@ -29,6 +29,7 @@ mod error;
 mod gateway;
 mod keys;
 mod limits;
+mod live;
 mod routes;
 mod usage;
 
@@ -37,6 +38,7 @@ pub use config::{Config, EXAMPLE, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
+pub use live::{Live, LiveRoutes};
 pub use routes::{Route, Routes};
 pub use usage::{By, Row, usage};
 

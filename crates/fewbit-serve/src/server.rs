@@ -35,6 +35,9 @@ pub struct Server {
     drain: Duration,
 }
 
+/// Reads the configuration again, or says what is wrong with it.
+pub(crate) type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// What requests share.
 pub(crate) struct Shared {
     pub(crate) backend: Box<dyn Backend>,
@@ -43,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) body_limit: usize,
     pub(crate) keep_alive: Duration,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) reload: Option<Reload>,
     draining: AtomicBool,
 }
 
@@ -68,6 +72,7 @@ impl Server {
             body_limit: BODY_LIMIT,
             keep_alive: Duration::from_secs(10),
             stats: Arc::default(),
+            reload: None,
             draining: AtomicBool::new(false),
         };
         Self { shared, drain: Duration::from_secs(30) }
@@ -99,6 +104,12 @@ impl Server {
     /// How long answers that are under way may take when the server is to stop: 30 seconds if nothing is said.
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
+        self
+    }
+
+    /// What `POST /admin/reload` does: an error says what is wrong with the configuration, and that nothing has changed.
+    pub fn on_reload(mut self, reload: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        self.shared.reload = Some(Arc::new(reload));
         self
     }
 

@@ -7,13 +7,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Config, EXAMPLE, Gateway, KeyStore};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live};
 use fewbit_serve::{Backend, EngineBackend, Keys, Server, check_address};
 use serde_json::json;
 
 use crate::args::{Common, ServeArgs};
 use crate::loading;
-use crate::output::{Out, note, print_json};
+use crate::output::{Out, note, print_json, with_causes};
 use crate::signals::{self, Tidy};
 
 /// How often it is looked whether a signal came.
@@ -29,7 +29,8 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     // What can be known before the models are loaded.
     let config = args.config.as_ref().map(Config::read).transpose()?.unwrap_or_default();
     let keys = args.api_key_file.as_ref().map(Keys::from_file).transpose()?;
-    let listen = args.listen.as_deref().or(config.listen.as_deref()).unwrap_or(LISTEN);
+    let listen = args.listen.clone().or_else(|| config.listen.clone());
+    let listen = listen.as_deref().unwrap_or(LISTEN);
     check_address(listen, keys.is_some() || config.store.is_some())?;
     let given = config.models.iter().map(|of| (of.name.clone(), of.model.as_str()));
     let given: Vec<_> = given.chain(args.models.iter().map(|model| (None, model.as_str()))).collect();
@@ -43,10 +44,18 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         models.push((id, model));
     }
     let prices = config.prices();
-    config.check_models(&models.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>())?;
+    let ids: Vec<String> = models.iter().map(|(id, _)| id.clone()).collect();
     let local = if models.is_empty() && config.has_routes() { None } else { Some(EngineBackend::new(models)?) };
-    let backend = config.backend(local.map(|local| Arc::new(local) as Arc<dyn Backend>))?;
-    let server = match (&config.store, keys) {
+    let local = local.map(|local| Arc::new(local) as Arc<dyn Backend>);
+    let store = config.store.clone();
+    let live = Arc::new(Live::new(args.config.clone().unwrap_or_default(), config, local, ids)?);
+    let backend = live.backend();
+    // Set where there are prices to replace.
+    let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
+        let live = Arc::clone(&live);
+        Arc::new(move || live.reload().map(drop))
+    };
+    let mut server = match (&store, keys) {
         (Some(store), _) => {
             if !KeyStore::open(store)?.keys().any(|key| key.revoked_s.is_none()) {
                 note(format_args!(
@@ -55,11 +64,22 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
                 ));
             }
             let gateway = Gateway::open(store, prices, backend)?;
+            let priced = gateway.clone();
+            reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
             Server::new(gateway.backend()).gate(gateway)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),
     };
+    if args.config.is_some() {
+        signals::hangup_reloads();
+        let reload = Arc::clone(&reload);
+        server = server.on_reload(move || {
+            let reloaded = reload().map_err(|error| with_causes(&error));
+            say_reloaded(reloaded.as_ref().err());
+            reloaded
+        });
+    }
     // The engines compute in threads of their own: these only carry what comes and goes.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the threads of the server")?;
@@ -77,6 +97,14 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         }
         let stopped = async {
             while !signals::flag().load(Ordering::SeqCst) {
+                if signals::takes_reload() {
+                    let reload = Arc::clone(&reload);
+                    // It reads files. Whether it succeeds is said, and nothing else depends on it.
+                    let _ = tokio::task::spawn_blocking(move || {
+                        say_reloaded(reload().map_err(|error| with_causes(&error)).as_ref().err());
+                    })
+                    .await;
+                }
                 tokio::time::sleep(GLANCE).await;
             }
             note(format_args!("stopping: what is under way is answered first"));
@@ -88,6 +116,13 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         bail!("some answers took too long and were broken off");
     }
     Ok(())
+}
+
+fn say_reloaded(error: Option<&String>) {
+    match error {
+        None => note(format_args!("reloaded the configuration")),
+        Some(error) => note(format_args!("the configuration in use stays, because the new one is wrong: {error}")),
+    }
 }
 
 /// Writes the example, and never over a file.

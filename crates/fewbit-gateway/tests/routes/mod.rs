@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use fewbit_gateway::{By, Gateway, Outcome, Prices, Route, Routes, Row, usage};
+use fewbit_gateway::{By, Config, Gateway, Live, Outcome, Prices, Route, Routes, Row, usage};
 use fewbit_serve::{
     Backend, CallDelta, Finish, Piece, Script, ScriptedBackend, Token, UpstreamBackend, UpstreamConfig,
 };
@@ -316,4 +316,79 @@ fn the_log_and_the_usage_say_who_answered() {
         rows.iter().map(of).collect::<Vec<_>>(),
         want.map(|(of, n, estimated)| (of.to_owned(), 1, n, estimated))
     );
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {}", chain(source)))
+}
+
+#[test]
+fn a_new_configuration_is_used_and_a_wrong_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let path = folder.path().join("fewbit.toml");
+    let [ada, ops] = ["ada", "ops"].map(|name| {
+        super::key(&store, name, |key| {
+            if name == "ops" {
+                key.endpoints = super::list(&["/admin"]);
+            }
+        })
+    });
+    let [one, two] = ["one", "two"].map(|words| {
+        let slow = |wait| Script::new().text(words).wait(Duration::from_millis(wait)).text(" end").end(Finish::Stop);
+        ScriptedBackend::new([slow(0), slow(0), slow(300)])
+    });
+    let servers = [&one, &two].map(|backend| Running::with(backend.clone()));
+    let write = |server: usize, more: &str| {
+        let address = &servers[server].address;
+        let text = format!(
+            "store = \"store\"\n[[upstreams]]\nname = \"far\"\nurl = \"http://{address}/v1\"\n[[routes]]\nname = \"near\"\n\
+             to = [{{ upstream = \"far\", model = \"scripted\" }}]\n[prices.near]\ninput = 0\noutput = {}\n{more}",
+            (server + 1) * 1_000_000
+        );
+        std::fs::write(&path, text).unwrap();
+    };
+    write(0, "");
+    let config = Config::read(&path).unwrap();
+    let prices = config.prices();
+    let live = Live::new(&path, config, None, Vec::new()).unwrap();
+    let gateway = Gateway::open(&store, prices, live.backend()).unwrap();
+    let priced = gateway.clone();
+    let reload = move || live.reload().map(|prices| priced.set_prices(prices)).map_err(|error| chain(&error));
+    let near = Running::start(gateway.backend(), |server| server.gate(gateway).on_reload(reload));
+    let answer = || near.chat(&ada, json!({})).1["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let reload = |key: &str| {
+        let (status, body, _) = near.ask(key, "POST", "/admin/reload", Value::Null);
+        (status, body["error"]["message"].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(answer(), "one end");
+    // A key of an application may not.
+    write(1, "");
+    assert_eq!((reload(&ada).0, reload("").0), (403, 401));
+    assert_eq!(answer(), "one end");
+    for (more, words) in [
+        ("[[upstreams]]", "line 11"),
+        ("[prices.far]\ninput = 1\noutput = 1", "line 11: there is a price for \"far\""),
+        ("[[models]]\nmodel = \"m\"", "`models` has changed, which takes a restart"),
+    ] {
+        write(1, more);
+        let (status, message) = reload(&ops);
+        assert!(status == 422 && message.contains(words) && message.contains("stays"), "{status} {message}");
+    }
+    // A request under way finishes with what it began with, and costs what it did then.
+    write(1, "");
+    let begun = thread::scope(|scope| {
+        let begun = scope.spawn(answer);
+        while one.jobs().len() < 3 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(reload(&ops), (200, String::new()));
+        assert_eq!(answer(), "two end");
+        begun.join().unwrap()
+    });
+    assert_eq!(begun, "one end");
+    drop(near);
+    let mut costs: Vec<_> = super::log(&store).iter().map(|entry| entry.cost).collect();
+    costs.sort_by(f64::total_cmp);
+    assert_eq!(costs, [2.0, 2.0, 2.0, 4.0]);
 }

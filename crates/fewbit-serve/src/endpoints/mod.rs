@@ -45,6 +45,7 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .route("/v1/models/{*id}", get(line::<small::OneModel>).fallback(line::<small::WrongMethod>))
         .route("/tokenize", post(line::<small::Tokenize>).fallback(line::<small::WrongMethod>))
         .route("/detokenize", post(line::<small::Detokenize>).fallback(line::<small::WrongMethod>))
+        .route("/admin/reload", post(line::<small::Reload>).fallback(line::<small::WrongMethod>))
         .route("/health", get(line::<small::Health>).fallback(line::<small::WrongMethod>))
         .route("/metrics", get(line::<small::Metrics>).fallback(line::<small::WrongMethod>))
         .fallback(line::<small::Unknown>)

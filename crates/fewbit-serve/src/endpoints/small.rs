@@ -122,6 +122,28 @@ impl Endpoint for Metrics {
     }
 }
 
+/// The configuration is read again.
+pub(super) struct Reload;
+
+impl Endpoint for Reload {
+    const PATH: &'static str = "/admin/reload";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        let Some(reload) = server.reload.clone() else {
+            let message = "this server was started without a configuration file: there is nothing to reload";
+            return Err(ApiError::new(StatusCode::NOT_FOUND, message));
+        };
+        // It reads files.
+        let reloaded = tokio::task::spawn_blocking(move || reload()).await.map_err(|_| ApiError::internal())?;
+        reloaded.map_err(|error| {
+            let message = format!("the configuration in use stays, because the new one is wrong: {error}");
+            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, message).code("invalid_config")
+        })?;
+        Reply::json(&json!({ "status": "reloaded" }))
+    }
+}
+
 /// A path that there is not.
 pub(super) struct Unknown;
 
