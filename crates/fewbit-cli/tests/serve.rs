@@ -261,7 +261,9 @@ fn a_hangup_reloads_the_configuration() {
         stderr.read_line(&mut line).unwrap();
         line
     };
-    let body = |route: &str| format!(r#"{{"model": "{route}", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}}"#);
+    let body = |route: &str| {
+        format!(r#"{{"model": "{route}", "prompt": "Once upon a time", "temperature": 0, "max_tokens": 18}}"#)
+    };
     let ask = |route: &str| ask(address, "POST", "/v1/completions", "", &body(route));
     assert!(ask("before").contains("x-fewbit-backend: local/small"), "{}", ask("before"));
     fs::write(&path, "listen = 3").unwrap();
