@@ -6,6 +6,8 @@
 //! number: 130, 143, 129. A server with a configuration file reads it again on SIGHUP ([`hangup_reloads`]).
 
 use std::process;
+#[cfg(all(unix, feature = "serve"))]
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,6 +17,9 @@ static FLAG: AtomicBool = AtomicBool::new(false);
 static RELOAD: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "serve")]
 static HANGUP_RELOADS: AtomicBool = AtomicBool::new(false);
+/// What more signals can be added to.
+#[cfg(all(unix, feature = "serve"))]
+static SIGNALS: OnceLock<signal_hook::iterator::Handle> = OnceLock::new();
 static TIDIES: AtomicUsize = AtomicUsize::new(0);
 static INTERRUPT: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
 
@@ -62,10 +67,16 @@ pub(crate) fn interrupt_sets(flag: &Arc<AtomicBool>) {
     *INTERRUPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));
 }
 
-/// From now on SIGHUP does not end the program: [`takes_reload`] says that it came.
+/// From now on SIGHUP does not end the program: [`takes_reload`] says that it came, also where it was ignored so far, as
+/// in a server that `nohup` started.
 #[cfg(feature = "serve")]
 pub(crate) fn hangup_reloads() {
     HANGUP_RELOADS.store(true, Ordering::SeqCst);
+    #[cfg(unix)]
+    if let Some(signals) = SIGNALS.get() {
+        // Without a handler the system's own way remains.
+        let _ = signals.add_signal(SIGHUP);
+    }
 }
 
 /// Whether a SIGHUP has come since the last call.
@@ -105,6 +116,8 @@ pub(crate) fn install() {
     let signals: Vec<i32> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)).collect();
     // Without a handler the system's own way of ending programs remains.
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) {
+        #[cfg(feature = "serve")]
+        let _ = SIGNALS.set(signals.handle());
         let _ =
             std::thread::Builder::new().name("signals".to_owned()).spawn(move || signals.forever().for_each(caught));
     }

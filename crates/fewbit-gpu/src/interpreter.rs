@@ -36,6 +36,10 @@ struct HostWeights {
 }
 
 impl Weights for HostWeights {
+    fn device(&self) -> &str {
+        "interpreter"
+    }
+
     fn matrix(&mut self, matrix: Matrix) -> Result<usize, ModelError> {
         self.matrices.push(matrix);
         Ok(self.matrices.len() - 1)

@@ -253,6 +253,9 @@ pub struct Plan {
 
 /// Where a device takes the weights of a plan.
 pub trait Weights {
+    /// The device's name, for errors.
+    fn device(&self) -> &str;
+
     /// Takes a matrix, and says what it is called.
     ///
     /// # Errors
@@ -460,7 +463,7 @@ impl Planner<'_> {
                 self.experts(index, experts)?;
                 self.add_branch(ffn_post_norm)
             }
-            _ => Err(unsupported("this kind of feed-forward part")),
+            _ => Err(self.unsupported("this kind of feed-forward part")),
         }
     }
 
@@ -605,7 +608,7 @@ impl Planner<'_> {
         let first = matrices.first().expect("at least one expert");
         let (ty, n_rows, n_cols) = (first.ty(), first.n_rows(), first.n_cols());
         if matrices.iter().any(|m| (m.ty(), m.n_rows(), m.n_cols()) != (ty, n_rows, n_cols)) {
-            return Err(unsupported("experts of different weight types in one layer"));
+            return Err(self.unsupported("experts of different weight types in one layer"));
         }
         Ok(MatrixRef { id: self.weights.experts(matrices)?, ty, n_rows, n_cols })
     }
@@ -614,9 +617,9 @@ impl Planner<'_> {
         let len = vector.len();
         Ok(VectorRef { id: self.weights.vector(vector)?, len })
     }
-}
 
-fn unsupported(what: &str) -> ModelError {
-    let source = fewbit_model::DeviceError::Unsupported { what: what.to_owned() };
-    ModelError::Device { device: "gpu".to_owned(), source }
+    fn unsupported(&self, what: &str) -> ModelError {
+        let source = fewbit_model::DeviceError::Unsupported { what: what.to_owned() };
+        ModelError::Device { device: self.weights.device().to_owned(), source }
+    }
 }

@@ -46,6 +46,10 @@ impl<'a> DeviceWeights<'a> {
 }
 
 impl Weights for DeviceWeights<'_> {
+    fn device(&self) -> &str {
+        &self.gpu.name
+    }
+
     fn matrix(&mut self, matrix: Matrix) -> Result<usize, ModelError> {
         let (layout, bytes) = matrix.panels().expect("packed for an instruction set with panels");
         let panels_per_tile = (self.gpu.max_binding() as usize / layout.panel.max(1)).max(1);
