@@ -120,8 +120,9 @@ impl ChatBuilder {
     /// Continues a conversation saved by [`Chat::save`]: restores its messages, its KV cache, and its seed unless one
     /// is set here. All other settings are those of this builder.
     ///
-    /// # Errors [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be read, or belongs to another
-    /// model or adapters.
+    /// # Errors
+    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be read, or belongs to another model or
+    /// adapters.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -264,8 +265,9 @@ impl Chat {
     /// Sends the results of the tool calls of the last answer, and waits for the model's next answer. A string is sent
     /// unchanged, other values as JSON. Each call needs exactly one result; the order does not matter.
     ///
-    /// # Errors [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result belongs to no call of the last answer, or if
-    /// a call has no result or two.
+    /// # Errors
+    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result belongs to no call of the last answer, or if a call
+    /// has no result or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,
@@ -404,7 +406,8 @@ impl Chat {
     /// Saves the conversation to a file, with its KV cache. [`ChatBuilder::restore`] continues it without computing the
     /// cache again, with the same model and adapters. The file is written whole or not at all.
     ///
-    /// # Errors [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be written.
+    /// # Errors
+    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let loras = self.model.decoder().lora_set(&self.options.loras)?;
         let (tokens, cache) = self.slot.with(|timeline| {

@@ -116,7 +116,8 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
 /// there, together with everything after them. For code that loads a [`Decoder`](crate::expert::engine::Decoder)
 /// itself; [`ModelBuilder`](crate::ModelBuilder) calls it otherwise.
 ///
-/// # Errors [`ErrorKind::Device`] if the device cannot be used, or if `gpu_layers` is above 0 for the CPU;
+/// # Errors
+/// [`ErrorKind::Device`] if the device cannot be used, or if `gpu_layers` is above 0 for the CPU;
 /// [`ErrorKind::GpuLayers`] if it is more than `n_layers`.
 pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers: usize) -> Result<Placement, Error> {
     let name = chosen(asked)?;

@@ -135,8 +135,9 @@ impl Embed {
 
     /// Computes the vectors. Invalid texts are reported before anything is computed.
     ///
-    /// # Errors [`ErrorKind::Empty`] and [`ErrorKind::TooLong`] with the index of the text,
-    /// [`ErrorKind::TokenOutOfRange`], [`ErrorKind::NotEmbedded`], and those of the engine.
+    /// # Errors
+    /// [`ErrorKind::Empty`] and [`ErrorKind::TooLong`] with the index of the text, [`ErrorKind::TokenOutOfRange`],
+    /// [`ErrorKind::NotEmbedded`], and those of the engine.
     pub fn run(self) -> Result<Embeddings, Error> {
         let mut batch = self.start()?;
         while let Some(receiver) = batch.next()? {

@@ -139,8 +139,9 @@ impl Generate {
     /// # Ok(()) }
     /// ```
     ///
-    /// # Errors [`ErrorKind::System`](crate::ErrorKind::System) if writing to `out` fails, which ends the generation;
-    /// and those of [`run`](Self::run).
+    /// # Errors
+    /// [`ErrorKind::System`](crate::ErrorKind::System) if writing to `out` fails, which ends the generation; and those
+    /// of [`run`](Self::run).
     pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
         for piece in stream.by_ref() {

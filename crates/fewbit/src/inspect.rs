@@ -118,7 +118,8 @@ impl Inspection {
 
     /// The memory that the model takes with one context of `n_ctx` tokens.
     ///
-    /// # Errors [`ModelError`] if the model cannot be run.
+    /// # Errors
+    /// [`ModelError`] if the model cannot be run.
     pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, ModelError> {
         let source = self.file.weights();
         let mut memory = match self.quantize {

@@ -26,8 +26,9 @@ impl Generate {
     /// # Ok(()) }
     /// ```
     ///
-    /// # Errors [`ErrorKind::Incomplete`] if the generation ended early (by a limit, for example), [`ErrorKind::Json`]
-    /// if the type rejects a value that its schema allows; and those of [`run`](Self::run).
+    /// # Errors
+    /// [`ErrorKind::Incomplete`] if the generation ended early (by a limit, for example), [`ErrorKind::Json`] if the
+    /// type rejects a value that its schema allows; and those of [`run`](Self::run).
     pub fn json<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Error> {
         read(&self.constraint(Constraint::for_type::<T>()).run()?)
     }

@@ -98,7 +98,8 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
     /// Replaces the message at `index` (from 0) and all after it by a new one of the user. The old messages are
     /// restored if the turn fails, or is dropped before it has any text.
     ///
-    /// # Errors [`ErrorKind::NoSuchMessage`] if `index` is not below the number of messages.
+    /// # Errors
+    /// [`ErrorKind::NoSuchMessage`] if `index` is not below the number of messages.
     pub fn edit(chat: C, index: usize, text: impl Into<String>) -> Result<Self, Error> {
         let n_messages = chat.messages.len();
         if index >= n_messages {
@@ -109,8 +110,8 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
 
     /// Sends the results of the tool calls of the last answer: see [`Chat::send_tool_results`].
     ///
-    /// # Errors [`ErrorKind::Tools`] if a result belongs to no call of the last answer, or if a call has no result or
-    /// two.
+    /// # Errors
+    /// [`ErrorKind::Tools`] if a result belongs to no call of the last answer, or if a call has no result or two.
     pub fn tool_results(chat: C, results: impl IntoIterator<Item = (ToolCall, Value)>) -> Result<Self, Error> {
         let messages = tools::ordered_results(&chat.messages, results)?;
         let from = chat.messages.len();
