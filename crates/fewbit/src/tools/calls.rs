@@ -160,7 +160,7 @@ impl JsonCalls {
                 Some((name, arguments)) if out.tool(name).is_some() => {
                     out.complete(name, call.id.as_deref(), arguments);
                 }
-                // Any object may have a name; one that has arguments as well is a call.
+                // Any object may have a name; only one that has arguments as well is a call.
                 _ if !self.is_marked && !self.has_read && (name.is_none() || call.n_arguments == 0) => {
                     return Some(Outcome::Text);
                 }
@@ -174,12 +174,12 @@ impl JsonCalls {
         None
     }
 
-    /// The arguments so far go out, if it is known of what.
+    /// Emits the arguments so far, if the call they belong to is known.
     fn send_arguments(&mut self, out: &mut Out) {
         let Some(call) = &mut self.call else { return };
         let Some(name) = &call.name else { return };
         let Some(span) = &mut call.arguments else {
-            // Without a mark a name alone says little.
+            // Without a mark, a name alone does not make it a call.
             if self.is_marked {
                 out.begin(name, call.id.as_deref());
             }
@@ -197,12 +197,12 @@ impl JsonCalls {
     }
 }
 
-/// What an object made of a character.
+/// What a character means to an object.
 enum Taken {
     Nothing,
-    /// A key of its own.
+    /// One of its own keys.
     Key,
-    /// It is no call, but has a list of them.
+    /// The object is no call, but has a list of calls.
     List,
 }
 
@@ -257,7 +257,7 @@ impl Object {
                     span.to = Some(at + 1);
                 }
             }
-            // The wrapper's own object ends; more keys of what is around it may follow.
+            // The wrapper's inner object ends; more keys of the outer one may follow.
             Event::Close if self.is_wrapped && depth + 1 == self.depth => {
                 (self.depth, self.is_wrapped) = (depth, false);
                 self.key = "function".to_owned();
@@ -273,7 +273,7 @@ fn read(value: &Value) -> Option<(&str, Value)> {
     let value = value.get("function").filter(|function| function.is_object()).unwrap_or(value);
     let name = NAMES.iter().find_map(|key| value.get(*key)?.as_str())?;
     let arguments = match ARGUMENTS.iter().find_map(|key| value.get(*key)) {
-        // Some write the object as a string.
+        // Some models write the object as a string.
         Some(Value::String(text)) => serde_json::from_str(text).ok()?,
         Some(other) => other.clone(),
         None => Value::Null,

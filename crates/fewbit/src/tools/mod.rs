@@ -45,14 +45,14 @@
 //!    soon as it is known, its arguments as they come. If it turns out to be no call, it is text, and is reported as a
 //!    [`MalformedCall`]; if its beginning was emitted already, the report has its index, and the next call takes that
 //!    index.
-//! 4. *The text is the answer with calls and reasoning cut out*, and nothing else: white space around them is text if text
-//!    comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`), and else belongs to nothing.
-//! 5. *Reasoning begins where its mark begins a line, and ends at its first end mark*, quoted or not: models write the end
-//!    mark when they are done, quotes and code fences in what they think are often never closed, and the program that asks
-//!    must not wait for the answer inside of reasoning. A mark in the middle of a line or in a fenced block of the answer
-//!    speaks of one and is text. Several blocks of reasoning are joined by an empty line.
+//! 4. *The text is the answer without calls and reasoning*, and nothing else changes: white space around them is text
+//!    if text comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`); otherwise it is dropped.
+//! 5. *Reasoning begins at a start mark at the beginning of a line, and ends at its first end mark*, quoted or not:
+//!    models write the end mark when they are done, quotes and code fences inside reasoning are often never closed, and
+//!    the answer must not be lost in reasoning. A mark in the middle of a line or in a fenced block of the answer is
+//!    text about marks. Several blocks of reasoning are joined by an empty line.
 //!
-//! All of it is linear in the length of the answer, and keeps no more than the call under way and what may be a mark.
+//! Parsing is linear in the length of the answer, and keeps no more than the current call and text that may be a mark.
 
 mod calls;
 #[cfg(feature = "constraints")]
