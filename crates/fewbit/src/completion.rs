@@ -70,7 +70,7 @@ pub struct Usage {
 pub struct Timings {
     /// Loading the model: once for all of its generations.
     pub load: Duration,
-    /// Waiting in the queue.
+    /// Waiting for other requests: in the queue, and between the steps that include this one.
     pub queue: Duration,
     /// Running the prompt through the model.
     pub prefill: Duration,

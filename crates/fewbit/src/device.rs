@@ -11,9 +11,8 @@ use fewbit_model::{Device, DeviceError, Placement};
 
 use crate::error::{Error, ErrorKind};
 
-/// The environment variable with the device of models that are loaded without [`ModelBuilder::device`].
-///
-/// [`ModelBuilder::device`]: crate::ModelBuilder::device
+/// The environment variable with the device of models that are loaded without
+/// [`ModelBuilder::device`](crate::ModelBuilder::device).
 pub const DEVICE_VARIABLE: &str = "FEWBIT_DEVICE";
 
 /// The device that a model runs on. Written `auto`, `cpu`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
@@ -77,7 +76,7 @@ impl fmt::Display for DeviceName {
 pub struct DeviceStatus {
     /// A name that [`DeviceName`] parses, such as `cpu` or `vulkan:0`; only the kind if there is no such device.
     pub name: String,
-    /// The model of the device, and its driver.
+    /// The hardware and its driver; for the CPU, the hardware and its instruction set.
     pub description: String,
     /// Whether the device is emulated in software on the CPU; such a device is used only if it is named.
     pub is_software: bool,

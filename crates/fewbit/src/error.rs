@@ -135,7 +135,7 @@ pub enum ErrorKind {
         n_messages: usize,
     },
 
-    /// The tools, a call, or a result are invalid. The source is a [`ToolError`](crate::ToolError).
+    /// A tool, a call, or a result is invalid. The source is a [`ToolError`](crate::ToolError).
     #[error("the tools cannot be used so")]
     Tools,
 

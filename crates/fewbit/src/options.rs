@@ -19,7 +19,7 @@ use crate::tools::ToolChoice;
 /// Options of a generation. An option that is not set has the value recommended for the model, or else the default.
 ///
 /// They are plain data: with `serde` they are an object with these fields, all of them optional. Each field has a
-/// setter of the same name, so calls can be chained.
+/// setter, so calls can be chained.
 ///
 /// ```
 /// use fewbit::GenerateOptions;

@@ -65,7 +65,8 @@ pub enum SessionError {
         /// Its version.
         found: u32,
     },
-    /// The conversation was with another model, other adapters, another type of KV cache, or another fewbit version.
+    /// The conversation was with another model, other adapters, another type of KV cache, or a version of fewbit that
+    /// computes differently.
     #[error(
         "{} was saved with another model, other adapters, another type of KV cache, or a version of fewbit that \
          computes differently: start a conversation with its history instead", path.display()

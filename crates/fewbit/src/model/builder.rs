@@ -67,7 +67,7 @@ impl std::fmt::Debug for ModelBuilder {
 }
 
 impl ModelBuilder {
-    /// The number of threads that compute. Default: `FEWBIT_THREADS`, or else all.
+    /// The number of threads that compute. Default: `FEWBIT_THREADS`, or else all CPUs that the process may use.
     pub fn threads(mut self, n: usize) -> Self {
         self.load.threads = Some(n);
         self
@@ -100,8 +100,8 @@ impl ModelBuilder {
     }
 
     /// Quantizes the weights as they are read: of a 16-bit model, only the quantized weights and one original tensor
-    /// are in memory at any time. Tensors that already take no more bits than the target type stay unchanged. `fewbit
-    /// quantize` does the same once and writes a file, and can weight errors by an importance matrix.
+    /// are in memory at any time. Tensors that already take no more bits than the target type stay unchanged.
+    /// `fewbit quantize` does the same once and writes a file, and can weight errors by an importance matrix.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -113,7 +113,7 @@ impl ModelBuilder {
         self
     }
 
-    /// The element type of the KV cache. Default: f16 for quantized models.
+    /// The element type of the KV cache. Default: f32 if all weights are f32, otherwise f16.
     pub fn kv_type(mut self, ty: KvType) -> Self {
         self.load.kv_type = Some(ty);
         self
@@ -127,8 +127,8 @@ impl ModelBuilder {
         self
     }
 
-    /// Overrides which layers have the sliding window. A list shorter than the number of layers repeats, so `[false,
-    /// true, true, true]` gives full attention to every fourth layer, starting with the first. For models that
+    /// Overrides which layers have the sliding window. A list shorter than the number of layers repeats, so
+    /// `[false, true, true, true]` gives full attention to every fourth layer, starting with the first. For models that
     /// interleave windows and whose GGUF files do not say how, such as Ministral 8B.
     pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
         self.load = self.load.local_layers(pattern);

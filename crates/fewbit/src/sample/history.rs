@@ -110,8 +110,8 @@ impl Repeats {
 /// DRY: for each token that would continue a repetition, the length of the longest sequence that it would repeat.
 ///
 /// The end of the text is compared with every earlier place by the Z-algorithm on the reversed tokens: `z[k]` is how
-/// many of the last tokens also occur right before the last `k` tokens. The token that followed there, `reversed[k -
-/// 1]`, would make the repetition longer by one.
+/// many of the last tokens also occur right before the last `k` tokens. The token that followed there,
+/// `reversed[k - 1]`, would make the repetition longer by one.
 struct DryState {
     settings: Dry,
     texts: Option<Arc<dyn TokenTexts>>,

@@ -124,8 +124,9 @@ impl Tool {
         Self::new(name, description, schema.to_value())
     }
 
-    /// Reads a tool in the format of chat APIs: `{"type": "function", "function": {"name", "description",
-    /// "parameters"}}`, or the inner object alone. Without `parameters`, the tool has no arguments.
+    /// Reads a tool in the format of chat APIs:
+    /// `{"type": "function", "function": {"name", "description", "parameters"}}`, or the inner object alone. Without
+    /// `parameters`, the tool has no arguments.
     ///
     /// # Errors
     /// [`ToolError::Definition`] if it has no name, or something in it has the wrong type.
