@@ -86,8 +86,8 @@ impl Constraint {
     /// Like [`json_schema`](Self::json_schema), from the text of the schema.
     ///
     /// # Errors
-    /// [`ConstraintError`] if the text is not JSON, or is longer than 1 MiB. Other errors are reported when a generation
-    /// is prepared.
+    /// [`ConstraintError`] if the text is not JSON, or is longer than 1 MiB. Other errors are reported when a
+    /// generation is prepared.
     pub fn json_schema_str(schema: &str) -> Result<Self, ConstraintError> {
         read_schema(schema).map(|schema| Self::of_schema(Ok(schema), false))
     }
