@@ -120,10 +120,6 @@ impl ChatBuilder {
     /// Continues a conversation saved by [`Chat::save`]: restores its messages, its KV cache, and its seed unless one
     /// is set here. All other settings are those of this builder.
     ///
-    /// # Errors
-    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be read, or belongs to another model or
-    /// adapters.
-    ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
     /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
@@ -135,6 +131,10 @@ impl ChatBuilder {
     /// println!("{}", chat.send("What is my name?")?); // computes only this question
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be read, or belongs to another model or
+    /// adapters.
     pub fn restore(self, path: impl AsRef<Path>) -> Result<Chat, Error> {
         let path = path.as_ref();
         let decoder = self.model.decoder();
