@@ -1,5 +1,5 @@
-//! Generations for asynchronous programs: a `futures` stream, and waiting for the end. Any runtime will do: the engine
-//! has its own thread, and wakes whoever waits for it.
+//! Generations for asynchronous programs: as a `futures` stream, or as a future of the completion. They work with any
+//! runtime, because the engine has its own thread and wakes the task that waits for it.
 
 use std::future::{Future, poll_fn};
 use std::ops::DerefMut;
@@ -14,13 +14,13 @@ use crate::completion::{Completion, Piece};
 use crate::error::Error;
 use crate::generate::{Generate, Stream};
 
-/// What a thread gives, and who waits for it.
+/// The result of a thread, and the task that waits for it.
 struct Promise<T> {
     result: Option<thread::Result<Result<T, Error>>>,
     waker: Option<Waker>,
 }
 
-/// Runs `work` on a thread of its own, from now on; `action` says what it does.
+/// Runs `work` on a thread of its own, starting at once; `action` describes it in errors.
 pub(crate) fn on_a_thread<T: Send + 'static>(
     action: &'static str,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -59,18 +59,18 @@ pub(crate) fn on_a_thread<T: Send + 'static>(
 /// A [`Stream`] or [`ChatStream`] for asynchronous programs: the same pieces as a `futures` stream. Dropping it ends
 /// the generation.
 ///
-/// It is a type of its own because those two are iterators, and an iterator has a `next` and a `map` already.
+/// It is a separate type because those two are iterators, whose `next` and `map` would clash with those of `futures`.
 #[derive(Debug)]
 #[must_use = "a stream generates nothing unless it is polled"]
 pub struct AsyncStream<S>(S);
 
 impl<S> AsyncStream<S> {
-    /// The generation so far: its text, times and numbers.
+    /// The underlying stream, with the text, timings and token counts so far.
     pub fn get_ref(&self) -> &S {
         &self.0
     }
 
-    /// The generation as an iterator, to be read on or to be taken as it is with `into_completion`.
+    /// The underlying stream, to iterate over the rest, or for its `into_completion`.
     pub fn into_inner(self) -> S {
         self.0
     }
@@ -104,7 +104,7 @@ impl<C: DerefMut<Target = Chat> + Unpin> futures_core::Stream for AsyncStream<Ch
 }
 
 impl Generate {
-    /// As [`stream`](Self::stream), for asynchronous programs.
+    /// Like [`stream`](Self::stream), for asynchronous programs.
     ///
     /// ```no_run
     /// # async fn f() -> Result<(), fewbit::Error> {
@@ -122,7 +122,7 @@ impl Generate {
         self.stream().map(AsyncStream)
     }
 
-    /// As [`run`](Self::run), without blocking.
+    /// Like [`run`](Self::run), without blocking.
     pub async fn run_async(self) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
         stream.run.wait_for_end();
@@ -134,12 +134,12 @@ impl Generate {
 }
 
 impl<C: DerefMut<Target = Chat>> Ask<C> {
-    /// As [`stream`](Self::stream), for asynchronous programs.
+    /// Like [`stream`](Self::stream), for asynchronous programs.
     pub fn stream_async(self) -> Result<AsyncStream<ChatStream<C>>, Error> {
         self.stream().map(AsyncStream)
     }
 
-    /// As [`run`](Self::run), without blocking.
+    /// Like [`run`](Self::run), without blocking.
     pub async fn run_async(self) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
         stream.run.wait_for_end();

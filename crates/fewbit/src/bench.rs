@@ -1,15 +1,14 @@
-//! How fast a model is: prefill and decode of the bare model, compared with what the machine could do, and
-//! ([`Serving`]) what the engine makes of requests.
+//! Measures how fast a model is: prefill and decode of the bare model, compared with what the machine could do; and
+//! ([`Serving`]) how much of that the engine reaches for requests.
 //!
-//! *Prefill* runs a prompt through the model, *decode* runs steps of one token for each sequence of a batch; both after
-//! `depth` tokens that are not timed. Tokens are arbitrary and nothing is sampled: it is the model that is
-//! measured. One repetition more than asked for is run, and the first is not counted: it pages the weights in.
-//! Repetitions go round all combinations, so that a slow minute of the machine meets them all.
+//! *Prefill* runs a prompt through the model; *decode* runs steps of one token for each sequence of a batch. Both start
+//! after `depth` tokens that are not timed. The tokens are arbitrary and nothing is sampled: only the model is
+//! measured. There is one more repetition than requested, and the first is not counted, because it pages the weights
+//! in. Each round of repetitions runs all combinations, so that a slow moment of the machine affects all of them.
 //!
-//! The ceilings are measured in the same run: how fast all threads can read memory, which bounds
-//! decode, and how many int8 multiply-accumulates they can do, which bounds prefill. The fractions
-//! say how near to them the model came, counting only what a step cannot do without: weights, and in decode the
-//! keys and values of the sequences.
+//! The ceilings are measured in the same run: how fast all threads can read memory, which bounds decode, and how many
+//! int8 multiply-accumulates they can do, which bounds prefill. The fractions show how near the model came to them.
+//! They count only the work that a step cannot avoid: the weights, and in decode the keys and values of the sequences.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), fewbit::bench::BenchError> {

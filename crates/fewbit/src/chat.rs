@@ -1,17 +1,16 @@
-//! Conversations that keep their KV cache; [`turn`] has a question and its answer.
+//! Conversations that keep their KV cache; [`turn`] has a single turn: a question and its answer.
 //!
-//! Each turn renders the whole conversation with the model's template and tokenizes it; the cache
-//! keeps the tokens that it has in common with the turn before, and only the rest is computed. That
-//! is exact whatever a template does with older turns (some drop parts of them): what differs is
-//! computed again.
+//! Each turn renders the whole conversation with the model's chat template and tokenizes it. The KV cache keeps the
+//! tokens that are the same as in the turn before, and only the rest is computed. The result is exact whatever a
+//! template does with older turns (some drop parts of them): the part that differs is computed again.
 //!
-//! Random numbers begin anew with each turn, from the conversation's seed and the number of answers before it:
-//! so a turn can be repeated without those before it. An answer that is generated again has a seed of its own.
+//! Each turn has its own random numbers, from the seed of the conversation and the number of answers before it, so a
+//! turn can be repeated without the turns before it. An answer that is generated again has another seed.
 //!
-//! A turn ends in one of three ways. Complete: question and answer stay in the conversation.
-//! Cancelled by dropping its stream: they stay too, with the answer as far as it went; a turn
-//! without any text leaves nothing. Failed: it leaves nothing. What a turn was to replace is there again if it leaves
-//! nothing. The conversation goes on after each.
+//! A turn ends in one of three ways. Complete: question and answer stay in the conversation. Cancelled, by dropping its
+//! stream: both stay too, with the answer so far; without any text, the turn leaves nothing. Failed: it leaves nothing.
+//! If the turn leaves nothing, the messages that it was to replace are restored. In all cases the conversation can go
+//! on.
 
 mod turn;
 
@@ -66,35 +65,35 @@ impl ChatBuilder {
     option_setters!();
     option_shortcuts! { tool_choice(choice: ToolChoice), parallel_tool_calls(yes: bool) }
 
-    /// A message that tells the model how to behave.
+    /// Sets the system message, which tells the model how to behave.
     pub fn system(mut self, text: impl Into<String>) -> Self {
         self.system = Some(text.into());
         self
     }
 
-    /// Messages of an earlier conversation, to go on from.
+    /// Adds messages of an earlier conversation, to continue from.
     pub fn history(mut self, messages: impl IntoIterator<Item = Message>) -> Self {
         self.history.extend(messages);
         self
     }
 
-    /// Functions that the model may call: see [`Completion::tool_calls`] and [`Chat::send_tool_results`].
+    /// Adds functions that the model may call: see [`Completion::tool_calls`] and [`Chat::send_tool_results`].
     pub fn tools(mut self, tools: impl IntoIterator<Item = Tool>) -> Self {
         self.tools.extend(tools);
         self
     }
 
-    /// What to do with tools if the model's chat template knows none: by default they are refused.
+    /// What to do with tools if the model's chat template does not support them. Default: [`ToolFallback::Refuse`].
     pub fn tool_fallback(mut self, fallback: ToolFallback) -> Self {
         self.fallback = fallback;
         self
     }
 
-    /// Checks the settings and begins.
+    /// Checks the options and starts the conversation. Nothing is computed yet.
     pub fn start(self) -> Result<Chat, Error> {
         let Self { model, system, history, tools, fallback, mut options } = self;
         if !model.has_chat_template() {
-            // Says which of the two it is, missing or broken.
+            // Returns the error for a missing or a broken template.
             model.encode_chat(&[], &[], &options.data.template_vars)?;
         }
         for (i, tool) in tools.iter().enumerate() {
@@ -109,7 +108,7 @@ impl ChatBuilder {
         if in_texts && fallback == ToolFallback::Refuse {
             return Err(ToolError::TemplateWithoutTools { path: model.path().to_owned() }.into());
         }
-        // Drawn once: each turn has a seed of its own, which follows from it.
+        // Drawn once: the seed of each turn follows from it.
         options.data.seed = Some(Sampler::new(&options.sampling())?.seed());
         let system = system.or_else(|| model.default_system().map(str::to_owned));
         let messages = system.map(Message::system).into_iter().chain(history).collect();
@@ -118,8 +117,8 @@ impl ChatBuilder {
         Ok(Chat { model, slot, messages, tools: tools.into(), in_texts, options, again: 0 })
     }
 
-    /// Goes on with a conversation that [`Chat::save`] wrote, instead of a new one: with its messages, its keys and
-    /// values, and its seed unless one is given here. Other settings are those of this builder.
+    /// Continues a conversation saved by [`Chat::save`]: restores its messages, its KV cache, and its seed unless one
+    /// is set here. All other settings are those of this builder.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -132,6 +131,10 @@ impl ChatBuilder {
     /// println!("{}", chat.send("What is my name?")?); // computes only this question
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be read, or belongs to another model or
+    /// adapters.
     pub fn restore(self, path: impl AsRef<Path>) -> Result<Chat, Error> {
         let path = path.as_ref();
         let decoder = self.model.decoder();
@@ -176,10 +179,10 @@ pub struct Chat {
     slot: Arc<Slot>,
     messages: Vec<Message>,
     tools: Arc<[Tool]>,
-    /// The template knows no tools: they are in the system message, and calls and results are texts.
+    /// The template does not support tools: they are listed in the system message, and calls and results are texts.
     in_texts: bool,
     options: Options,
-    /// How often the last answer was generated again.
+    /// How many times the last answer was regenerated.
     again: u64,
 }
 
@@ -195,7 +198,7 @@ impl Chat {
         self.ask(text).run()
     }
 
-    /// A message whose answer has settings of its own.
+    /// A message whose answer has its own options; nothing is sent before [`Ask::run`] or [`Ask::stream`].
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -208,8 +211,8 @@ impl Chat {
         Ask::new(self, text)
     }
 
-    /// The answer to the conversation as it is: for one whose last message came with
-    /// [`history`](ChatBuilder::history), such as a question, or what a tool gave.
+    /// Answers the conversation without a new message: for one whose last message was added with
+    /// [`history`](ChatBuilder::history), such as a question or the result of a tool.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -224,7 +227,7 @@ impl Chat {
         Ask::reply(self)
     }
 
-    /// Another answer in place of the last one: see [`Ask::regenerate`].
+    /// Generates another answer instead of the last one: see [`Ask::regenerate`].
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -238,7 +241,7 @@ impl Chat {
         Ask::regenerate(self)
     }
 
-    /// A message in place of the one at `index` (from 0) and all after it: see [`Ask::edit`].
+    /// Replaces the message at `index` (from 0) and all after it by a new one: see [`Ask::edit`].
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -253,17 +256,18 @@ impl Chat {
         Ask::edit(self, index, text)
     }
 
-    /// Sends a message; the answer comes as the stream is iterated. Dropping the stream ends the
-    /// turn where it is.
+    /// Sends a message and streams the answer. Dropping the stream ends the turn; the answer so far stays in the
+    /// conversation.
     pub fn send_stream(&mut self, text: impl Into<String>) -> Result<ChatStream<&mut Self>, Error> {
         self.ask(text).stream()
     }
 
-    /// Tells the model what the calls of its last answer gave, and waits for what it says to that. A text goes in as
-    /// it is, other values as JSON. Each call has one result; they may come in any order.
+    /// Sends the results of the tool calls of the last answer, and waits for the model's next answer. A string is sent
+    /// unchanged, other values as JSON. Each call needs exactly one result; the order does not matter.
     ///
     /// # Errors
-    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result is of another call, or a call has none or two.
+    /// [`ErrorKind::Tools`](crate::ErrorKind::Tools) if a result belongs to no call of the last answer, or if a call
+    /// has no result or two.
     pub fn send_tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,
@@ -271,7 +275,7 @@ impl Chat {
         self.tool_results(results)?.run()
     }
 
-    /// The same, as a message whose answer can have settings of its own, or be streamed.
+    /// Like [`send_tool_results`](Self::send_tool_results), but the answer can have its own options, or be streamed.
     pub fn tool_results(
         &mut self,
         results: impl IntoIterator<Item = (ToolCall, Value)>,
@@ -279,7 +283,7 @@ impl Chat {
         Ask::tool_results(self, results)
     }
 
-    /// The tools that the model is told of.
+    /// The tools that the prompt lists.
     fn tools_for(&self, options: &Options) -> Arc<[Tool]> {
         let is_none = options.data.tool_choice == Some(ToolChoice::None);
         if is_none { [].into() } else { Arc::clone(&self.tools) }
@@ -296,12 +300,12 @@ impl Chat {
         }
     }
 
-    /// How many tokens the prompt of [`reply`](Self::reply) has. Nothing is computed but the tokens.
+    /// The number of prompt tokens that [`reply`](Self::reply) would have. Only tokenizes: the model does not run.
     pub fn prompt_tokens(&self) -> Result<usize, Error> {
         self.encode(&self.options).map(|(prompt, _)| prompt.len())
     }
 
-    /// The next answer, and what reads it.
+    /// The run of the next answer, and the reader of its text.
     fn prepare(&self, options: &mut Options) -> Result<(Run, Reader), Error> {
         let style = if self.in_texts { ToolStyle::Generic } else { self.model.tool_style() };
         let may_not_repeat = options.data.parallel_tool_calls == Some(false);
@@ -315,14 +319,14 @@ impl Chat {
             taken_ids: Arc::new(calls.filter_map(|call| Some(call.get("id")?.as_str()?.to_owned())).collect()),
             ..Setup::without_tools(&self.model, opened)
         };
-        // A constraint ends the answer where it is complete, with the mark after the call.
+        // A constrained answer ends where the constraint is complete: after the mark that closes the call.
         let reader = Reader::new(&setup, may_not_repeat && !is_forced);
         let plan = Plan::new(setup, options, is_forced);
         let run = Run::new(&self.model, prompt, options, Some(Arc::clone(&self.slot)), Some(plan))?;
         Ok((run, reader))
     }
 
-    /// Constrains the answer to calls, if it must be such.
+    /// Constrains the answer to tool calls, if the tool choice requires it.
     fn force(&self, options: &mut Options, style: ToolStyle) -> Result<bool, Error> {
         let parallel = options.data.parallel_tool_calls != Some(false);
         let choice = options.data.tool_choice.clone().unwrap_or_default();
@@ -347,7 +351,7 @@ impl Chat {
         &self.messages
     }
 
-    /// The conversation so far, to be changed in any way. The next turn computes what comes after the first change.
+    /// The messages, to change them in any way. The next turn computes everything after the first change again.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -363,13 +367,13 @@ impl Chat {
         &mut self.messages
     }
 
-    /// Goes back to where the conversation had so many messages.
+    /// Keeps the first `n_messages` messages and removes the others.
     pub fn truncate(&mut self, n_messages: usize) {
         self.messages.truncate(n_messages);
     }
 
-    /// A second conversation that begins as this one and goes its own way. The two share the keys and values of what
-    /// they have in common: nothing is copied or computed again.
+    /// A second conversation that begins with the same messages and continues separately. The two share the keys and
+    /// values that they have in common: nothing is copied or computed again.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -394,18 +398,22 @@ impl Chat {
         }
     }
 
-    /// How many tokens are in the KV cache.
+    /// The number of tokens in the KV cache.
     pub fn cached_tokens(&self) -> usize {
         self.slot.with(|timeline| timeline.cache.len())
     }
 
-    /// Writes the conversation to a file, with the keys and values of its tokens: [`ChatBuilder::restore`] goes on
-    /// from there without computing them again, with the same model and adapters. The file is replaced whole or not at all.
+    /// Saves the conversation to a file, with its KV cache. [`ChatBuilder::restore`] continues it without computing the
+    /// cache again, with the same model and adapters. The file is written whole or not at all.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Session`](crate::ErrorKind::Session) if the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
         let loras = self.model.decoder().lora_set(&self.options.loras)?;
         let (tokens, cache) = self.slot.with(|timeline| {
             let mut bytes = Vec::new();
-            // The last answer may have had adapters of its own: then the next one begins anew, here as there.
+            // If the last answer used adapters of its own, the saved cache is empty: the next turn would recompute it
+            // anyway.
             if *timeline.cache.loras() != loras {
                 self.model.decoder().new_cache_with(&loras).serialize(&mut bytes)?;
                 return Ok((Vec::new(), bytes));
@@ -419,7 +427,7 @@ impl Chat {
         Ok(Saved { model, seed, messages, tokens, cache }.write(path.as_ref())?)
     }
 
-    /// Forgets all turns; a system message stays.
+    /// Removes all messages except system messages.
     pub fn clear(&mut self) {
         self.messages.retain(|message| message.role == "system");
     }

@@ -9,27 +9,27 @@ use crate::tools::{MalformedCall, ToolCall, ToolCallDelta};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FinishReason {
-    /// The model chose a token that ends its text, or a constrained text is complete and nothing can follow.
+    /// The model generated an end-of-text token, or the text of a constraint is complete and nothing can follow it.
     EndOfGeneration,
-    /// The model ended its answer, which calls tools.
+    /// The model ended an answer that calls tools.
     ToolCalls,
-    /// A stop string came up.
+    /// The text reached a stop string.
     StopString,
-    /// A stop token came up.
+    /// The model generated a stop token.
     StopToken,
-    /// A condition of the caller's was met.
+    /// The condition given to `stop_when` was true.
     StopCondition,
-    /// `max_tokens` is reached, or the context or the memory for it is full.
+    /// The generation has `max_tokens` tokens, or the context or the memory for it is full.
     Length,
-    /// Its deadline passed.
+    /// The deadline or the time limit passed.
     Timeout,
     /// The generation was dropped, cancelled, or failed before its end.
     Cancelled,
 }
 
 impl FinishReason {
-    /// The word that the OpenAI interface uses: `stop`, `tool_calls`, `length`, or `timeout` and `cancelled`, which it
-    /// does not have.
+    /// The name of the OpenAI API: `stop`, `tool_calls` or `length`; or `timeout` and `cancelled`, which that API does
+    /// not have.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::EndOfGeneration | Self::StopString | Self::StopToken | Self::StopCondition => "stop",
@@ -47,14 +47,14 @@ impl std::fmt::Display for FinishReason {
     }
 }
 
-/// How many tokens a generation took.
+/// How many tokens a generation processed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Usage {
-    /// Tokens of the prompt, the cached ones included.
+    /// Tokens of the prompt, cached ones included.
     pub prompt: usize,
-    /// Tokens of the prompt that were in the KV cache already: of this conversation, or of another request
-    /// that begins alike.
+    /// Tokens of the prompt that were in the KV cache already, from earlier turns of this conversation or from another
+    /// request that begins with the same tokens.
     pub cached: usize,
     /// Tokens generated.
     pub completion: usize,
@@ -68,17 +68,17 @@ pub struct Usage {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Timings {
-    /// Loading the model, once for all its generations.
+    /// Loading the model: once for all of its generations.
     pub load: Duration,
-    /// Waiting for other generations.
+    /// Waiting for other requests: in the queue, and between the steps that include this one.
     pub queue: Duration,
     /// Running the prompt through the model.
     pub prefill: Duration,
-    /// Everything from the first generated token on, sampling included.
+    /// Everything after the first generated token, sampling included.
     pub decode: Duration,
-    /// Choosing tokens: a part of the above.
+    /// Choosing tokens; included in the times above.
     pub sample: Duration,
-    /// Following a constraint: a part of the above.
+    /// Applying a constraint; included in the times above.
     pub constrain: Duration,
     /// Tokens computed during `prefill`.
     pub prefill_tokens: usize,
@@ -107,18 +107,18 @@ pub(crate) fn rate(tokens: u64, time: Duration) -> f64 {
 #[derive(Debug, Clone, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Piece {
-    /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is
-    /// incomplete: its text comes with a later piece.
+    /// Text to append; always valid UTF-8. Empty while a character or a possible stop string is incomplete: its text
+    /// comes with a later piece.
     pub text: String,
-    /// Reasoning to append, from models that reason before they answer. Only where a chat template is used.
+    /// Reasoning to append, of models that reason before they answer. Only where a chat template is used.
     pub reasoning: String,
-    /// Parts of calls, as they are generated: in a conversation that has tools.
+    /// Parts of tool calls, as they are generated. Only in a conversation that has tools.
     pub tool_calls: Vec<ToolCallDelta>,
-    /// What began as a call and is none; its text is in `text`, of this piece or of those before.
+    /// Text that began like a tool call but is none; it is also in `text`, of this piece or of earlier ones.
     pub malformed_calls: Vec<MalformedCall>,
-    /// The tokens of this step. Empty in a last piece that only brings out text that was held back.
+    /// The tokens of this step. Empty in a last piece that only has text that was held back.
     pub token_ids: Vec<u32>,
-    /// For each of these tokens, if they were asked for.
+    /// Log probabilities, one for each of these tokens; empty unless requested.
     pub logprobs: Vec<TokenLogprob>,
 }
 
@@ -126,30 +126,30 @@ pub struct Piece {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Completion {
-    /// The generated text, up to but without a stop string; after the prompt's, if that is echoed. In a conversation
-    /// with tools, without the calls.
+    /// The generated text, without the stop string that ended it. With `echo` it begins with the prompt. In a
+    /// conversation with tools it does not contain the tool calls.
     pub text: String,
-    /// The tools that the answer calls: in a conversation that has tools.
+    /// The tool calls of the answer. Only in a conversation that has tools.
     pub tool_calls: Vec<ToolCall>,
-    /// What began as a call and is none: it stays in the text.
+    /// Text that began like a tool call but is none; it is also in `text`.
     pub malformed_calls: Vec<MalformedCall>,
     /// The model's reasoning before its answer.
     pub reasoning: String,
-    /// The generated tokens, without one that ended the generation.
+    /// The generated tokens, without the one that ended the generation.
     pub tokens: Vec<u32>,
-    /// For each of these tokens, if they were asked for.
+    /// Log probabilities, one for each of these tokens; empty unless requested.
     pub logprobs: Vec<TokenLogprob>,
-    /// For each token of the prompt, if they were asked for and the prompt is echoed.
+    /// Log probabilities, one for each token of the prompt; empty unless they were requested and the prompt is echoed.
     pub prompt_logprobs: Vec<TokenLogprob>,
     /// The tokens of the prompt.
     pub prompt_tokens: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
-    /// How many tokens it took.
+    /// How many tokens it processed.
     pub usage: Usage,
     /// Where the time went.
     pub timings: Timings,
-    /// The seed of the random numbers: the one given, or the one that was drawn.
+    /// The seed of the random numbers: the one that was set, or the one that was drawn.
     pub seed: u64,
 }
 

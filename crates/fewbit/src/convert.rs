@@ -11,11 +11,13 @@ use crate::error::Error;
 use crate::file::ModelFile;
 
 impl ModelFile {
-    /// Quantizes the model to a new GGUF file at `out`, which appears when it is complete. Of a Hugging Face folder
-    /// its vocabulary, chat template and sampling defaults go along; `tokenizer` may name a pre-tokenizer for it.
+    /// Quantizes the model to a new GGUF file at `out`. The file appears only when it is complete. From a Hugging Face
+    /// folder, the vocabulary, the chat template and the sampling defaults are copied too; `tokenizer` may name a
+    /// pre-tokenizer.
     ///
     /// # Errors
-    /// [`ErrorKind::Quantize`](crate::ErrorKind::Quantize), and [`ErrorKind::File`](crate::ErrorKind::File) for a folder whose tokenizer cannot be expressed in GGUF.
+    /// [`ErrorKind::Quantize`](crate::ErrorKind::Quantize), and [`ErrorKind::File`](crate::ErrorKind::File) for a
+    /// folder whose tokenizer cannot be expressed in GGUF.
     pub fn quantize(
         &self,
         out: &Path,
@@ -30,7 +32,7 @@ impl ModelFile {
     }
 }
 
-/// What a GGUF file says of a folder's model besides its configuration.
+/// The metadata of a folder's model for a GGUF file, without its configuration.
 fn about(model: &HfModel, options: &TokenizerOptions) -> Result<Metadata, Error> {
     let path = model.path();
     let error = |error: fewbit_tokenizer::TokenizerError| Error::file(path, error);

@@ -1,7 +1,7 @@
-//! Which device a model computes on, by name: `cpu`, `vulkan:0`, `metal`; and which devices there are.
+//! The device that a model runs on, by name: `cpu`, `vulkan:0`, `metal`; and the list of available devices.
 //!
 //! A device that was named and cannot be used is an error, never a silent fallback. `auto` is the CPU in this version:
-//! it will take a GPU when what that brings has been measured on real ones.
+//! it will choose a GPU once the benefit has been measured on real ones.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,25 +11,26 @@ use fewbit_model::{Device, DeviceError, Placement};
 
 use crate::error::{Error, ErrorKind};
 
-/// The environment variable that names a device for models that are loaded without one.
+/// The environment variable with the device of models that are loaded without
+/// [`ModelBuilder::device`](crate::ModelBuilder::device).
 pub const DEVICE_VARIABLE: &str = "FEWBIT_DEVICE";
 
-/// Where a model computes. Written `auto`, `cpu`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
+/// The device that a model runs on. Written `auto`, `cpu`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceName {
-    /// What is best; in this version the CPU.
+    /// The best device; in this version always the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The Vulkan device of this number (`fewbit devices` shows them), or the best that is no program on the CPU.
+    /// The Vulkan device with this number (see `fewbit devices`), or the best one that is not emulated on the CPU.
     Vulkan(Option<usize>),
-    /// The same of Metal.
+    /// The Metal device with this number, or the best one.
     Metal(Option<usize>),
 }
 
-/// A name that stands for no device.
+/// A string that is not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name:?} is no device of this version: there are auto, vulkan[:N], metal[:N], and cpu, which always works")]
 pub struct DeviceNameError {
@@ -69,21 +70,21 @@ impl fmt::Display for DeviceName {
     }
 }
 
-/// A device that can be named, or why one cannot be.
+/// A device, or the reason why a kind of device cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceStatus {
-    /// What [`DeviceName`] reads: `cpu`, `vulkan:0`; of what is not there the kind alone.
+    /// A name that [`DeviceName`] parses, such as `cpu` or `vulkan:0`; only the kind if there is no such device.
     pub name: String,
-    /// What it is, and its driver.
+    /// The hardware and its driver; for the CPU, the hardware and its instruction set.
     pub description: String,
-    /// Whether it is a program on the CPU, which is used only if it is named.
+    /// Whether the device is emulated in software on the CPU; such a device is used only if it is named.
     pub is_software: bool,
-    /// Why it cannot be used.
+    /// Why it cannot be used; `None` if it can.
     pub unusable: Option<String>,
 }
 
-/// Every device of this computer, and why those of other kinds cannot be used.
+/// All devices of this computer, and for each kind that cannot be used the reason.
 pub fn devices() -> Vec<DeviceStatus> {
     let isa = fewbit_model::Isa::best();
     let cpu = DeviceStatus {
@@ -95,7 +96,7 @@ pub fn devices() -> Vec<DeviceStatus> {
     [vec![cpu], gpus::of("vulkan"), gpus::of("metal")].concat()
 }
 
-/// The device that was asked for, or that the environment names.
+/// The requested device, or the one that the environment names.
 fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
     let name = match asked {
         Some(name) => Ok(name),
@@ -110,11 +111,13 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
     })
 }
 
-/// Where the layers of a model of `n_layers` go: of a GPU the last `gpu_layers`, or all, and what follows them. For those
-/// who load a [`Decoder`](crate::expert::engine::Decoder) themselves; [`ModelBuilder`](crate::ModelBuilder) does it for others.
+/// Places the layers of a model with `n_layers` layers. On a GPU, the last `gpu_layers` layers (default: all) run
+/// there, together with everything after them. For code that loads a [`Decoder`](crate::expert::engine::Decoder)
+/// itself; [`ModelBuilder`](crate::ModelBuilder) calls it otherwise.
 ///
 /// # Errors
-/// [`ErrorKind::Device`], [`ErrorKind::GpuLayers`].
+/// [`ErrorKind::Device`] if the device cannot be used, or if `gpu_layers` is above 0 for the CPU;
+/// [`ErrorKind::GpuLayers`] if it is more than `n_layers`.
 pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers: usize) -> Result<Placement, Error> {
     let name = chosen(asked)?;
     let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
@@ -215,7 +218,7 @@ mod tests {
         assert!(matches!(error.kind(), ErrorKind::Device { .. }));
         let error = placement(Some(DeviceName::Vulkan(None)), Some(6), 5).expect_err("there are 5");
         assert!(matches!(error.kind(), ErrorKind::GpuLayers { asked: 6, n_layers: 5 }));
-        // Of a GPU that takes no layer, nothing is opened.
+        // With no layers on the GPU, the device is not opened.
         assert!(placement(Some(DeviceName::Vulkan(Some(usize::MAX))), Some(0), 5).is_ok());
         let error = placement(Some(DeviceName::Vulkan(Some(usize::MAX))), None, 5).expect_err("there are fewer");
         assert!(matches!(error.cause(), Some(DeviceError::Unavailable { .. })), "{error:?}");

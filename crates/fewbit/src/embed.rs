@@ -1,12 +1,12 @@
-//! Texts as vectors: texts with similar meanings have vectors that point in similar directions.
+//! Embeddings: texts as vectors. Texts with similar meanings have vectors that point in similar directions.
 //!
-//! A text's vector is made of the hidden states after the model's last norm, as llama.cpp does it. Each text is a
-//! request of its own to the engine, like any other: texts are computed together with each other
-//! and with generations, wait in the same queue, and give the same bits whatever else runs. Known prefixes
-//! are not used, since the cache keeps keys and values but no hidden states; nor are texts remembered as prefixes.
+//! The vector of a text is made from the hidden states after the model's last norm, as in llama.cpp. Each text is a
+//! request of its own to the engine: texts run in one batch with each other and with generations, wait in the same
+//! queue, and give bit-identical vectors whatever else runs. They do not use the prefix cache, which has keys and
+//! values but no hidden states, and are not added to it either.
 //!
-//! Of a long list, only as many texts are in the engine at a time as keep it busy. The others wait here, where
-//! they take no place in its queue.
+//! Of a long list, only as many texts are submitted at a time as keep the engine busy. The others wait here, where they
+//! take no place in its queue.
 
 use std::collections::VecDeque;
 #[cfg(feature = "async")]
@@ -35,29 +35,29 @@ pub struct Embed {
     loras: Vec<(Lora, f32)>,
 }
 
-/// The vectors of some texts.
+/// The vectors of a list of texts.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Embeddings {
-    /// One for each text, in their order: `[dim]`.
+    /// One vector for each text, in the same order: `[dim]`.
     pub vectors: Vec<Vec<f32>>,
-    /// How many tokens each text has.
+    /// The number of tokens of each text.
     pub tokens: Vec<usize>,
-    /// The tokens of all of them.
+    /// The token counts of all texts together.
     pub usage: Usage,
-    /// From the start to the last vector.
+    /// The time from the start to the last vector.
     pub elapsed: Duration,
 }
 
 impl Model {
-    /// Turns texts, or token ids, into vectors. A text is encoded as a model for embeddings expects it: after the
-    /// token that begins a text and before the one that ends it, if the model wants them.
+    /// Turns texts, or token ids, into vectors. A text is encoded as embedding models expect it: with the
+    /// beginning-of-text and end-of-text tokens, if the model wants them.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
     /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
     /// let out = model.embed(["A cat sat on the mat.", "There was a feline on the rug."]).run()?;
-    /// // Of length 1, so that their product is the cosine of the angle between them.
+    /// // They have length 1, so their dot product is the cosine of the angle between them.
     /// let likeness: f32 = out.vectors[0].iter().zip(&out.vectors[1]).map(|(a, b)| a * b).sum();
     /// println!("{likeness} from {} tokens", out.usage.prompt);
     /// # Ok(()) }
@@ -75,12 +75,12 @@ impl Model {
         }
     }
 
-    /// How texts become vectors by default: as the model's file says, else the mean of their tokens.
+    /// The default pooling: the one in the model's file, or else the mean over the tokens.
     pub fn default_pooling(&self) -> Pooling {
         self.config().pooling.unwrap_or(Pooling::Mean)
     }
 
-    /// The tokens of a text that is complete.
+    /// The tokens of a complete text, with an end-of-text token if the model wants one.
     fn encode_whole(&self, text: &str) -> Vec<u32> {
         let tokenizer = self.tokenizer();
         let mut tokens = self.encode_raw(text);
@@ -90,8 +90,7 @@ impl Model {
 }
 
 impl Embed {
-    /// How the hidden states of a text's tokens become one vector: by default as the model's file says, else by
-    /// their mean.
+    /// How the hidden states of a text's tokens become one vector. Default: [`Model::default_pooling`].
     pub fn pooling(mut self, pooling: Pooling) -> Self {
         self.pooling = Some(pooling);
         self
@@ -103,19 +102,19 @@ impl Embed {
         self
     }
 
-    /// Fails with [`ErrorKind::NotEmbedded`] if there is a text left at this time.
+    /// The time by which all texts must be embedded; later, the call fails with [`ErrorKind::NotEmbedded`].
     pub fn deadline(mut self, at: Instant) -> Self {
         self.deadline = Some(at);
         self
     }
 
-    /// The same, this long after the start.
+    /// Like [`deadline`](Self::deadline), but relative to the start.
     pub fn timeout(mut self, time: Duration) -> Self {
         self.timeout = Some(time);
         self
     }
 
-    /// Lets this token end it from elsewhere, with [`ErrorKind::NotEmbedded`].
+    /// Cancels the call when `token` is cancelled: it fails with [`ErrorKind::NotEmbedded`].
     pub fn cancel_token(mut self, token: &CancelToken) -> Self {
         self.cancel = Some(token.clone());
         self
@@ -134,7 +133,11 @@ impl Embed {
         self
     }
 
-    /// Computes the vectors. Errors of the texts come first, before anything is computed.
+    /// Computes the vectors. Invalid texts are reported before anything is computed.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Empty`] and [`ErrorKind::TooLong`] with the index of the text, [`ErrorKind::TokenOutOfRange`],
+    /// [`ErrorKind::NotEmbedded`], and those of the engine.
     pub fn run(self) -> Result<Embeddings, Error> {
         let mut batch = self.start()?;
         while let Some(receiver) = batch.next()? {
@@ -144,7 +147,7 @@ impl Embed {
         Ok(batch.finish())
     }
 
-    /// As [`run`](Self::run), without blocking.
+    /// Like [`run`](Self::run), without blocking.
     #[cfg(feature = "async")]
     pub async fn run_async(self) -> Result<Embeddings, Error> {
         let mut batch = self.start()?;
@@ -195,17 +198,17 @@ fn check(model: &Model, index: usize, tokens: &[u32]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A list of texts under way.
+/// A list of texts that are being embedded.
 struct Batch {
     model: Model,
-    /// Those that the engine does not have yet.
+    /// Texts that are not submitted yet.
     texts: VecDeque<Vec<u32>>,
     pooling: Pooling,
     normalize: bool,
     loras: LoraSet,
     deadline: Option<Instant>,
     cancel: Option<CancelToken>,
-    /// Those that it has, in order. Dropping them cancels them.
+    /// Texts that are submitted, in order. Dropping a receiver cancels its request.
     running: VecDeque<Receiver>,
     vectors: Vec<Vec<f32>>,
     tokens: Vec<usize>,
@@ -214,9 +217,9 @@ struct Batch {
 }
 
 impl Batch {
-    /// Whom to wait for, after giving the engine what it can take; `None` at the end.
+    /// Submits as many texts as the engine can take, and returns the receiver to wait for; `None` at the end.
     fn next(&mut self) -> Result<Option<&Receiver>, Error> {
-        // As many wait as are computed: who ends is followed at once.
+        // As many texts wait as are computed, so that the next one starts as soon as one ends.
         let most = self.model.inner.core.limits.max_running.saturating_mul(2);
         while self.running.len() < most
             && let Some(prompt) = self.texts.pop_front()
@@ -234,7 +237,7 @@ impl Batch {
             match self.model.inner.scheduler.submit(request, true) {
                 Ok(receiver) => self.running.push_back(receiver),
                 Err(refused) => match *refused {
-                    // There will be room again when those before it are done.
+                    // There will be room again when the texts before it are done.
                     (error, request)
                         if matches!(error.kind(), ErrorKind::QueueFull { .. }) && !self.running.is_empty() =>
                     {
@@ -248,7 +251,7 @@ impl Batch {
         Ok(self.running.front())
     }
 
-    /// Takes the end of the first that was waited for.
+    /// Handles the end of the first submitted text.
     fn take(&mut self, event: Event) -> Result<(), Error> {
         self.running.pop_front();
         match (event.end, event.vector) {

@@ -1,8 +1,8 @@
-//! The one error type of the facade: what kind of failure it is, and what caused it.
+//! The one error type of this crate: which kind of failure it is, and what caused it.
 //!
-//! A kind is what a caller can tell apart, with the figures that it can act on. What the crates below report is the
-//! source of an error: its text is not repeated in the error's own, so whoever prints the whole chain says each thing
-//! once. `{:#}` does.
+//! A kind is what a caller can match on, with the figures it needs to react. An error of a lower-level crate becomes
+//! the source of an [`Error`]. Its text is not repeated in the message of the [`Error`] itself, so printing the whole
+//! chain (`{:#}`) states each fact once.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -19,7 +19,7 @@ use crate::session_file::SessionError;
 
 /// Failure to load a model or to generate with it. A model stays usable after every error.
 ///
-/// `{}` says what failed, and `{:#}` why as well: the error and its sources, one after the other.
+/// `{}` prints what failed; `{:#}` prints the reason as well: the error, followed by its chain of sources.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -33,7 +33,7 @@ use crate::session_file::SessionError;
 ///         ErrorKind::TooLong { tokens, context_tokens, .. } => {
 ///             println!("{tokens} tokens do not fit into {context_tokens}");
 ///         }
-///         // What was wrong with the options, as the type that it is.
+///         // What is wrong with the options, as a typed error.
 ///         ErrorKind::Options => println!("{:?}", error.cause::<SamplingError>()),
 ///         _ => println!("{error:#}"),
 ///     },
@@ -46,30 +46,31 @@ pub struct Error {
     source: Option<Source>,
 }
 
-/// A cause that several errors may share is shared.
+/// A cause; one that several errors may have in common is behind an `Arc`.
 #[derive(Debug)]
 enum Source {
     Own(Box<dyn StdError + Send + Sync>),
     Template(Arc<TemplateError>),
 }
 
-/// What failed, and what a caller can act on. Why it failed is the error's [`source`](std::error::Error::source).
+/// What failed, with the figures a caller needs. Why it failed is the error's [`source`](std::error::Error::source).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Something that looks like a path leads nowhere.
+    /// The argument looks like a path, but nothing exists there.
     #[error("{} does not exist: check the path, or give the name of a known model", path.display())]
     NotFound {
         /// The path.
         path: PathBuf,
     },
 
-    /// The model's name cannot be turned into a file. The source is a `HubError`.
+    /// The model name cannot be resolved to a file, or the file cannot be fetched. The source is a `HubError`.
     #[error("cannot get the model")]
     Hub,
 
-    /// A file cannot be used as what it was given as. The source says what is wrong with it: a
-    /// [`FormatError`](fewbit_format::FormatError), a [`TokenizerError`](fewbit_tokenizer::TokenizerError) or a [`ModelError`].
+    /// A file cannot be used for its purpose (as a model, for instance). The source is a
+    /// [`FormatError`](fewbit_format::FormatError), a [`TokenizerError`](fewbit_tokenizer::TokenizerError) or a
+    /// [`ModelError`].
     #[error("cannot use {}", path.display())]
     File {
         /// The file.
@@ -84,28 +85,28 @@ pub enum ErrorKind {
     #[error("cannot quantize the model")]
     Quantize,
 
-    /// A conversation cannot be saved, or a saved one not be used. The source is a [`SessionError`].
+    /// A conversation cannot be saved, or a saved one cannot be restored. The source is a [`SessionError`].
     #[error("cannot save or restore the conversation")]
     Session,
 
-    /// The device that was asked for cannot be used. Nothing else was tried in its place. The source is a
+    /// The requested device cannot be used. No other device was tried instead. The source is a
     /// [`DeviceError`](fewbit_model::DeviceError).
     #[error("cannot compute on the device {device}")]
     Device {
-        /// What it was called.
+        /// The name of the device.
         device: String,
     },
 
-    /// More layers were to be placed on a GPU than the model has.
+    /// More layers were requested on the GPU than the model has.
     #[error("the model has {n_layers} layers, so no {asked} can be on the GPU: leave the number out for all")]
     GpuLayers {
-        /// Layers that were asked for.
+        /// Number of layers requested.
         asked: usize,
-        /// Layers of the model.
+        /// Number of layers of the model.
         n_layers: usize,
     },
 
-    /// A step of the model failed. The source is a [`ModelError`], or a [`SamplingError`] if its logits are no numbers.
+    /// A forward pass failed. The source is a [`ModelError`], or a [`SamplingError`] if the logits are not finite.
     #[error("a step of the model failed")]
     Model,
 
@@ -113,88 +114,89 @@ pub enum ErrorKind {
     #[error("the model file has no chat template: give the prompt as it is, or take an instruction-tuned model")]
     NoChatTemplate,
 
-    /// The chat template cannot be compiled, or fails on this conversation. The source is a [`TemplateError`].
+    /// The chat template cannot be compiled, or fails to render this conversation. The source is a [`TemplateError`].
     #[error("the chat template failed")]
     Template,
 
-    /// A variable of the chat template that is not for callers to set.
+    /// The request sets a variable of the chat template that is reserved for fewbit: `messages`, `tools` or
+    /// `add_generation_prompt`.
     #[error("the template variable {name:?} is set by fewbit: leave it out")]
     TemplateVariable {
-        /// Its name.
+        /// Name of the variable.
         name: String,
     },
 
-    /// A message that the conversation does not have was to be replaced.
+    /// The message to replace does not exist in the conversation.
     #[error("there is no message {index} (from 0): the conversation has {n_messages}")]
     NoSuchMessage {
-        /// Its place, from 0.
+        /// Index of the message, from 0.
         index: usize,
-        /// Messages there are.
+        /// Number of messages in the conversation.
         n_messages: usize,
     },
 
-    /// Something is wrong with tools, a call, or a result. The source is a [`ToolError`](crate::ToolError).
+    /// A tool, a call, or a result is invalid. The source is a [`ToolError`](crate::ToolError).
     #[error("the tools cannot be used so")]
     Tools,
 
-    /// An option out of range, options that leave no token, or a constraint that cannot be kept. The source is a
-    /// [`SamplingError`] or a `ConstraintError`.
+    /// An option is out of range, the options leave no token to choose from, or a constraint cannot be followed. The
+    /// source is a [`SamplingError`] or a `ConstraintError`.
     #[error("the options cannot be followed")]
     Options,
 
-    /// A limit ended the text before what was asked for was complete.
+    /// The answer ended before it was complete, by a limit or a stop string, for instance.
     #[error("the answer is incomplete, it ended by `{reason}`: allow more tokens (it has {} bytes)", text.len())]
     Incomplete {
-        /// Why it ended.
+        /// Why the generation ended.
         reason: crate::FinishReason,
-        /// The text as far as it went.
+        /// The text up to that point.
         text: String,
     },
 
-    /// A text that is not the JSON of the type that was asked for. The source says where.
+    /// The answer is not the JSON of the requested type. The source has the position in the text.
     #[error("the answer is not what the type wants")]
     Json {
-        /// The text.
+        /// The text of the answer.
         text: String,
     },
 
-    /// There is nothing to continue, or a text to embed has no token.
+    /// The prompt is empty and the model has no beginning-of-text token, or a text to embed has no tokens.
     #[error("{}", empty(*index))]
     Empty {
-        /// The text's place in a list of texts.
+        /// Index of the text in a list of texts; `None` for a prompt.
         index: Option<usize>,
     },
 
-    /// A prompt that leaves no room in the context, or a text to embed that is longer.
+    /// A prompt leaves no room for output in the context, or a text to embed is longer than the context.
     #[error("{} {tokens} tokens and the context {context_tokens}: shorten it, or use a longer context", named(*index))]
     TooLong {
-        /// The text's place in a list of texts.
+        /// Index of the text in a list of texts; `None` for a prompt.
         index: Option<usize>,
-        /// Its tokens.
+        /// Number of tokens in the prompt or text.
         tokens: usize,
-        /// Tokens of the context.
+        /// Length of the context, in tokens.
         context_tokens: usize,
     },
 
-    /// Too little text for what is to be measured on it, or a context that leaves nothing to measure.
+    /// The text is too short to measure anything on it, or the context length leaves nothing to measure.
     #[error("{found} tokens are too few, {needed} are needed: give a longer text, or windows of another length")]
     TooShort {
-        /// Tokens there are.
+        /// Number of tokens in the text.
         found: usize,
-        /// Tokens needed.
+        /// Number of tokens needed.
         needed: usize,
     },
 
-    /// A context longer than the model was made for was asked for.
+    /// The requested context is longer than the one that the model was trained with.
     #[error("a context of {asked} tokens was asked for, the model has {context_tokens}: ask for at most that")]
     ContextTooLong {
-        /// Tokens asked for.
+        /// Number of tokens requested.
         asked: usize,
-        /// Tokens that the model was trained with.
+        /// Number of tokens that the model was trained with.
         context_tokens: usize,
     },
 
-    /// A token id that the vocabulary does not have.
+    /// A token id is not in the vocabulary.
     #[error("token {token} is not in the vocabulary of {n_vocab} tokens")]
     TokenOutOfRange {
         /// The id.
@@ -203,86 +205,86 @@ pub enum ErrorKind {
         n_vocab: usize,
     },
 
-    /// A deadline or a [`CancelToken`](crate::CancelToken) came before all texts were embedded.
+    /// A deadline passed or a [`CancelToken`](crate::CancelToken) was cancelled before all texts were embedded.
     #[error("text {index} (from 0) and those after it were not embedded: {reason}")]
     NotEmbedded {
-        /// The first text that was not.
+        /// Index of the first text without a vector, from 0.
         index: usize,
-        /// What came before it.
+        /// What interrupted the request.
         reason: crate::FinishReason,
     },
 
-    /// The context that was asked for takes more memory than keys and values may have.
+    /// The requested context needs more memory than the KV cache may take.
     #[error(
         "{n_tokens} tokens take {} MiB of KV cache, and the limit is {} MiB: shorten the prompt, or raise \
          `ModelBuilder::kv_memory`", needed_bytes >> 20, limit_bytes >> 20
     )]
     KvMemory {
-        /// Tokens of the request, or of all that were to run at once.
+        /// Number of tokens of the request, or of all requests that were to run at once.
         n_tokens: usize,
-        /// Bytes that their keys and values take.
+        /// Bytes that their keys and values need.
         needed_bytes: u64,
-        /// Bytes that there may be.
+        /// Limit of the KV cache, in bytes.
         limit_bytes: u64,
     },
 
-    /// The model and the contexts that were asked for do not fit into memory.
+    /// The model and the requested contexts do not fit into memory.
     #[error(
         "the model takes {} MiB and {sequences} contexts of {context_tokens} tokens {} MiB, but only {} MiB of memory \
          are free: take a shorter context, fewer sequences or a smaller file",
         (estimate.weight_bytes + estimate.lora_bytes + estimate.scratch_bytes) >> 20, estimate.kv_bytes >> 20, available_bytes >> 20
     )]
     DoesNotFit {
-        /// What would be taken.
+        /// The memory that they would take.
         estimate: MemoryEstimate,
-        /// Contexts asked for.
+        /// Number of contexts requested.
         sequences: usize,
-        /// Tokens of each.
+        /// Length of each context, in tokens.
         context_tokens: usize,
-        /// Bytes that the operating system calls available.
+        /// Bytes of memory that the operating system reports as available.
         available_bytes: u64,
     },
 
-    /// A draft model, or a model to compare with, that has another vocabulary.
+    /// The draft model, or the model to compare with, has a different vocabulary.
     #[error("{} has another vocabulary than {}: their tokens do not mean the same", model.display(), other.display())]
     OtherVocabulary {
-        /// The one: the draft, or what is compared.
+        /// The draft model, or the model that is compared.
         model: PathBuf,
-        /// The other.
+        /// The model that it was to be used with.
         other: PathBuf,
     },
 
-    /// The operating system refused something. The source is an [`std::io::Error`].
+    /// The operating system reported an error. The source is an [`std::io::Error`].
     #[error("cannot {action}")]
     System {
-        /// What was to be done, and where.
+        /// The action that failed, and on what.
         action: String,
     },
 
-    /// Too many requests wait already.
+    /// The queue of waiting requests is full.
     #[error("{limit} requests are waiting already: try again later, or raise `ModelBuilder::max_waiting`")]
     QueueFull {
-        /// The limit.
+        /// The most requests that may wait.
         limit: usize,
     },
 
-    /// What chooses the tokens of this request panicked. The model stays usable.
+    /// Code that chooses the tokens of this request, such as a custom sampler, panicked. The model stays usable.
     #[error("choosing a token panicked: {message}")]
     Panicked {
         /// The panic's message.
         message: String,
     },
 
-    /// A request was started by something that chooses the tokens of another one, and would wait for itself.
+    /// Code that runs on the engine thread, such as a custom sampler, started a request: it would wait for itself.
     #[error("a generation cannot be started by what chooses the tokens of another: use a thread of its own")]
     InsideEngine,
 
-    /// The engine thread is gone, or a call to it panicked: a bug.
+    /// The engine thread has stopped, or a call to it panicked. This is a bug in fewbit.
     #[error("the engine has stopped")]
     EngineStopped,
 }
 
-/// Who can do something about an error. There are few, so that every kind has one: a server chooses its status by it.
+/// Who can fix an error. There are few classes and each kind has one, so a server can choose its status code by class.
 ///
 /// ```
 /// # fn status(error: &fewbit::Error) -> u16 {
@@ -301,19 +303,19 @@ pub enum ErrorKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorClass {
-    /// Whoever asks: the request fails with this model until it is changed.
+    /// The caller: with this model, the request fails until it is changed.
     Request,
-    /// Whoever asks: the request is larger than the model's context, or the memory for it.
+    /// The caller: the request is larger than the context of the model, or than the memory for its KV cache.
     TooLarge,
-    /// Nobody: the same may succeed a little later.
+    /// Nobody: the same request may succeed a little later.
     Busy,
-    /// Whoever asks: there is an answer, but not (all of) the one that was wanted. Other options may give it.
+    /// The caller: there is an answer, but not the complete one that was asked for. Other options may help.
     Answer,
-    /// Whoever chose the model: its name or its files cannot be used.
+    /// The person who chose the model: its name or its files cannot be used.
     Files,
-    /// Whoever runs the machine: memory, a disk, or something else that the operating system refuses.
+    /// The person who runs the machine: memory, disk, a device, or something else that the operating system refuses.
     Machine,
-    /// Whoever wrote the code: the engine, or a sampler or predicate of yours, failed.
+    /// The programmer: the engine, or a sampler or predicate of your own, failed.
     Internal,
 }
 
@@ -323,12 +325,12 @@ impl Error {
         &self.kind
     }
 
-    /// What failed, with what it holds.
+    /// What failed, by value.
     pub fn into_kind(self) -> ErrorKind {
         self.kind
     }
 
-    /// What caused it, to keep.
+    /// The source of the error, by value.
     pub fn into_source(self) -> Option<Box<dyn StdError + Send + Sync>> {
         match self.source? {
             Source::Own(error) => Some(error),
@@ -336,7 +338,7 @@ impl Error {
         }
     }
 
-    /// The first cause of this type, however deep in the chain.
+    /// The first error of this type in the chain of sources.
     ///
     /// ```
     /// use fewbit::{Error, SamplingError};
@@ -348,7 +350,7 @@ impl Error {
         self.causes().find_map(|error| error.downcast_ref())
     }
 
-    /// Who can do something about it.
+    /// Who can fix this error.
     pub fn class(&self) -> ErrorClass {
         match &self.kind {
             ErrorKind::QueueFull { .. } => ErrorClass::Busy,
@@ -380,13 +382,13 @@ impl Error {
         }
     }
 
-    /// Whether the same, unchanged, may succeed a little later: there was no place in the queue, or a server that
-    /// models come from was busy or out of reach.
+    /// Whether the same call, unchanged, may succeed a little later: the queue was full, or a server that provides
+    /// models was busy or unreachable.
     pub fn is_retryable(&self) -> bool {
         self.class() == ErrorClass::Busy
     }
 
-    /// What caused it, what caused that, and so on.
+    /// The chain of sources, the direct cause first.
     fn causes(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
         let mut next = self.source();
         std::iter::from_fn(move || {
@@ -401,12 +403,12 @@ impl Error {
         Self { kind, source: Some(Source::Own(source.into())) }
     }
 
-    /// This file cannot be used, because.
+    /// This file cannot be used; `source` is the reason.
     pub(crate) fn file(path: &Path, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(ErrorKind::File { path: path.to_owned() }, source)
     }
 
-    /// What the operating system did not let us do.
+    /// The operating system refused `action`.
     pub(crate) fn system(action: impl Into<String>, source: std::io::Error) -> Self {
         Self::new(ErrorKind::System { action: action.into() }, source)
     }
@@ -439,7 +441,7 @@ impl From<ErrorKind> for Error {
     }
 }
 
-/// Errors that are the source of one kind only.
+/// Converts errors that are the source of exactly one kind.
 macro_rules! sources {
     ($($error:ty => $kind:ident),+ $(,)?) => {
         $(impl From<$error> for Error {
@@ -463,7 +465,7 @@ sources! {
 impl From<SamplingError> for Error {
     fn from(error: SamplingError) -> Self {
         match error {
-            // No option makes the model compute this.
+            // Logits that are not finite are not the fault of the options.
             SamplingError::NotFinite { .. } => Self::new(ErrorKind::Model, error),
             error => Self::new(ErrorKind::Options, error),
         }
@@ -499,7 +501,7 @@ fn named(index: Option<usize>) -> String {
 mod tests {
     use super::*;
 
-    /// One error of each kind, all without a source but one.
+    /// One error of each kind, and a second one of the kind `Hub`; only that one has a source.
     fn all() -> Vec<Error> {
         let (path, text) = (PathBuf::from("model.gguf"), String::from("text"));
         let reason = crate::FinishReason::Length;
@@ -548,7 +550,7 @@ mod tests {
         all
     }
 
-    /// The name of a kind or a class, as it is written in the code.
+    /// The name of a kind or a class, as written in the code.
     fn name(of: &impl fmt::Debug) -> String {
         format!("{of:?}").chars().take_while(char::is_ascii_alphabetic).collect()
     }

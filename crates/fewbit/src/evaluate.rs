@@ -1,19 +1,18 @@
 //! How well a model predicts a text: negative log-likelihoods and perplexity.
 //!
-//! Perplexity is computed as llama.cpp's `llama-perplexity` does, so that figures compare: the text
-//! is tokenized as a whole (with a beginning-of-text token if the model adds one) and cut into
-//! windows of `ctx` tokens that do not overlap; each is run on its own, its first token replaced by
-//! the beginning-of-text token if the model adds one. A window's first half is context; positions
-//! `ctx/2 ..= ctx-2` are scored on the token that follows them. What remains after the last whole
-//! window is not used.
+//! Perplexity is computed like in llama.cpp's `llama-perplexity`, so that figures are comparable: the text is tokenized
+//! as a whole (with a beginning-of-text token if the model adds one) and cut into windows of `ctx` tokens that do not
+//! overlap. Each window runs on its own, with its first token replaced by the beginning-of-text token if the model adds
+//! one. The first half of a window is context; positions `ctx/2 ..= ctx-2` are scored on the token that follows them.
+//! The rest after the last whole window is not used.
 //!
-//! [`Model::divergence_from`] says how far the probabilities of one model are from those of another, over the same
-//! windows; [`Model::reference`] keeps those of a model that several are compared with, and [`Compare`] measures what
-//! quantizing a model to several types costs.
+//! [`Model::divergence_from`] measures how far the probabilities of one model are from those of another, over the same
+//! windows. [`Model::reference`] stores those of a model that several others are compared with, and [`Compare`]
+//! measures what quantizing a model to several types costs.
 //!
-//! All of it runs on the model's engine thread, between the steps of its requests, and the keys and values of a window
-//! count against [`kv_memory`](crate::ModelBuilder::kv_memory): it waits for room, and one that could never have it is
-//! refused with [`ErrorKind::KvMemory`].
+//! Everything runs on the model's engine thread, between the steps of its requests. The keys and values of a window
+//! count towards [`kv_memory`](crate::ModelBuilder::kv_memory): the call waits until there is room, and fails with
+//! [`ErrorKind::KvMemory`] if there can never be enough.
 //!
 //! The logits are f32; everything after them (log-softmax, sums) is f64.
 
@@ -33,20 +32,20 @@ use crate::generate::Prompt;
 use crate::model::{Model, Reserved};
 use crate::sample::TokenLogprob;
 
-/// Tokens whose logits are held at once: 64 rows of a vocabulary of 128 Ki are 32 MiB.
+/// Number of tokens whose logits are held at once: 64 rows of a vocabulary of 128 Ki tokens take 32 MiB.
 const ROWS: usize = 64;
 
-/// With a single window the figure depends on where the text was cut; llama.cpp refuses too.
+/// With a single window the figure would depend on where the text was cut; llama.cpp requires two as well.
 const FEWEST_WINDOWS: usize = 2;
 
-/// What to score.
+/// Which windows of the text to score.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub struct PerplexityOptions {
-    /// Tokens of a window.
+    /// Length of a window, in tokens.
     pub ctx: usize,
-    /// Windows to score at most; `None` scores all.
+    /// The most windows to score; `None` scores all.
     pub chunks: Option<usize>,
 }
 
@@ -57,13 +56,13 @@ impl Default for PerplexityOptions {
 }
 
 impl PerplexityOptions {
-    /// Tokens of a window (512).
+    /// The length of a window, in tokens (512 by default).
     pub fn ctx(mut self, n_tokens: usize) -> Self {
         self.ctx = n_tokens;
         self
     }
 
-    /// Windows to score at most.
+    /// The most windows to score (all by default).
     pub fn chunks(mut self, n: usize) -> Self {
         self.chunks = Some(n);
         self
@@ -76,13 +75,13 @@ impl PerplexityOptions {
 pub struct Perplexity {
     /// Negative log-likelihood of each scored token, in nats, in the order of the text.
     pub nll_per_token: Vec<f64>,
-    /// Windows scored.
+    /// Number of windows scored so far.
     pub chunks_done: usize,
-    /// Windows to score.
+    /// Number of windows to score.
     pub chunks: usize,
-    /// Tokens run through the model.
+    /// Number of tokens run through the model.
     pub tokens_run: usize,
-    /// Time taken.
+    /// Time since the start.
     pub elapsed: Duration,
 }
 
@@ -102,14 +101,14 @@ impl Perplexity {
         standard_error(&self.nll_per_token) * self.ppl()
     }
 
-    /// Tokens run per second.
+    /// Tokens run through the model per second.
     pub fn tokens_per_second(&self) -> f64 {
         rate(self.tokens_run as u64, self.elapsed)
     }
 }
 
 impl Model {
-    /// The negative log-likelihood, in nats, of each token but the first, given those before it.
+    /// The negative log-likelihood, in nats, of each token but the first, given the tokens before it.
     pub fn score(&self, tokens: &[u32]) -> Result<Vec<f64>, Error> {
         self.check_text(tokens)?;
         let mut nll = Vec::with_capacity(tokens.len().saturating_sub(1));
@@ -117,8 +116,8 @@ impl Model {
         Ok(nll)
     }
 
-    /// How probable each token of a text is, given those before it, and which `n_top` tokens would have been the
-    /// most probable in its place. A text is encoded as [`generate`](Self::generate) does it.
+    /// The log probability of each token of a text, given the tokens before it, with the `n_top` most probable tokens
+    /// at its position. The text is tokenized like a prompt of [`generate`](Self::generate).
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -136,7 +135,7 @@ impl Model {
         self.logprobs_with(self.loras(), &tokens, n_top)
     }
 
-    /// The same of tokens, with these adapters.
+    /// Like [`logprobs`](Self::logprobs), for tokens and with these adapters.
     pub(crate) fn logprobs_with(
         &self,
         loras: &LoraSet,
@@ -152,8 +151,8 @@ impl Model {
         Ok(result)
     }
 
-    /// The perplexity of the model on `text`; the [module](crate::evaluate) says how. `progress` is
-    /// given the result so far after each window.
+    /// The perplexity of the model on `text`; the [module](crate::evaluate) documents how it is computed. `progress`
+    /// gets the result so far after each window.
     pub fn perplexity(
         &self,
         text: &str,
@@ -181,7 +180,7 @@ impl Model {
         })
     }
 
-    /// Hands on the logits that predict `tokens[first + 1..]`, some rows at a time, each with the token that came.
+    /// Calls `f` with the logits that predict `tokens[first + 1..]`, some rows at a time, and the tokens that follow.
     fn each_row(
         &self,
         loras: &LoraSet,
@@ -222,7 +221,7 @@ impl Model {
             .collect())
     }
 
-    /// Refuses what cannot be scored as a whole.
+    /// Returns an error for a text that cannot be scored as a whole.
     fn check_text(&self, tokens: &[u32]) -> Result<(), Error> {
         self.check_tokens(tokens)?;
         let (tokens, context_tokens) = (tokens.len(), self.context_length());
@@ -245,16 +244,16 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The logits that predict the tokens after the first ones of a text, some rows at a time.
+/// Computes the logits that predict the tokens after `first`, some rows at a time.
 struct Rows<'t> {
     tokens: &'t [u32],
     sequence: Reserved,
-    /// Tokens that have gone in.
+    /// Number of tokens that have been run.
     at: usize,
 }
 
 impl<'t> Rows<'t> {
-    /// Runs `tokens[..first]`; what predicts `tokens[first + 1..]` comes next.
+    /// Runs `tokens[..first]`, so that the logits that predict `tokens[first + 1..]` come next.
     fn new(model: &Model, loras: &LoraSet, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
         // The last token is only predicted, never an input.
         let n_inputs = tokens.len().saturating_sub(1);
@@ -266,7 +265,7 @@ impl<'t> Rows<'t> {
         Ok(Self { tokens, sequence, at: first })
     }
 
-    /// The next rows, with the tokens that came.
+    /// The next rows, with the tokens that follow.
     fn next(&mut self) -> Result<Option<(Logits, &'t [u32])>, Error> {
         let end = (self.at + ROWS).min(self.tokens.len().saturating_sub(1));
         if end <= self.at {
@@ -279,7 +278,7 @@ impl<'t> Rows<'t> {
     }
 }
 
-/// Appends tokens to a sequence, on the engine thread.
+/// Runs tokens at the end of a sequence, on the engine thread.
 fn forward(sequence: &mut Reserved, tokens: &[u32], logits: LogitsFor) -> Result<Logits, Error> {
     let tokens = tokens.to_vec();
     sequence.step(move |decoder, cache| decoder.forward(&mut [Chunk { cache, tokens: &tokens, logits }]))
@@ -307,7 +306,7 @@ fn per_row<R: Copy + Default + Send>(
     results
 }
 
-/// `log(sum(exp(logits))) - logits[target]`, with the largest logit taken out of the sum.
+/// `log(sum(exp(logits))) - logits[target]`, with the largest logit factored out of the sum.
 fn negative_log_likelihood(logits: &[f32], target: usize) -> f64 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - f64::from(max)).exp()).sum();

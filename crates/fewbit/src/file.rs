@@ -1,4 +1,4 @@
-//! A model's file or folder, opened: what is in it, before anything is loaded.
+//! An opened model file or folder: its contents can be inspected before anything is loaded.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ fn folder_tokenizer(path: &Path) -> Result<Tokenizer, Error> {
     Tokenizer::from_hf_folder(path).map_err(|error| Error::file(path, error))
 }
 
-/// The file is named once, also where the error below names it itself.
+/// Makes sure that the message names the file exactly once.
 fn format_error(path: &Path, error: FormatError) -> Error {
     match error {
         FormatError::NotFound { path } => ErrorKind::NotFound { path }.into(),
@@ -106,8 +106,8 @@ impl ModelFile {
         }
     }
 
-    /// What is recommended for chatting: by the registry, or else by the model's makers; and what of the makers' advice
-    /// makes no sense.
+    /// The recommended settings for chats, of the registry or else of the model's authors; and one sentence for each of
+    /// the authors' settings that is invalid.
     pub(crate) fn chat_defaults(
         &self,
         path: &Path,

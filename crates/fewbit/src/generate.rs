@@ -12,13 +12,13 @@ use crate::sample::Sampler;
 use crate::session::Run;
 use crate::tools::{Plan, Reader, Setup};
 
-/// What to continue.
+/// The text or tokens to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Prompt {
-    /// A text. Nothing in it is a special token.
+    /// A text. It is tokenized without special tokens.
     Text(String),
-    /// Tokens, taken as they are: none is added.
+    /// Token ids, used unchanged: no beginning-of-text token is added.
     Tokens(Vec<u32>),
 }
 
@@ -94,32 +94,33 @@ impl Generate {
 
     option_setters!();
 
-    /// Puts the prompt into the model's chat template, as the first message of a user.
+    /// Renders the prompt with the model's chat template, as the first message of a user.
     pub fn templated(mut self) -> Self {
         self.templated = true;
         self
     }
 
-    /// Takes the prompt as it is (the default).
+    /// Uses the prompt without a chat template (the default).
     pub fn raw(mut self) -> Self {
         self.templated = false;
         self
     }
 
-    /// A system message before a [templated](Self::templated) prompt.
+    /// Sets a system message for a [templated](Self::templated) prompt.
     pub fn system(mut self, text: impl Into<String>) -> Self {
         self.system = Some(text.into());
         self
     }
 
-    /// Puts the text of the prompt before what is generated: as a first piece, and in the completion's text. With
-    /// [`logprobs`](Self::logprobs), also how probable each of its tokens is, which takes another pass over it.
+    /// Puts the text of the prompt before the generated text, as the first piece and in the completion. With
+    /// [`logprobs`](Self::logprobs), also returns the log probabilities of its tokens, which takes another pass over
+    /// it.
     pub fn echo(mut self, yes: bool) -> Self {
         self.echo = yes;
         self
     }
 
-    /// Generates to the end.
+    /// Generates until the end and returns the completion.
     pub fn run(self) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
         stream.run.wait_for_end();
@@ -127,8 +128,8 @@ impl Generate {
         Ok(stream.into_completion())
     }
 
-    /// Writes the text as it comes, and returns all of it at its end. Each piece is flushed, so that a reader sees it at
-    /// once. Reasoning is not written: it is in what is returned.
+    /// Writes the text to `out` while it is generated, and returns the completion. Each piece is flushed, so that a
+    /// reader sees it at once. Reasoning is not written; the returned completion has it.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -139,7 +140,8 @@ impl Generate {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::System`](crate::ErrorKind::System) if `out` does not take it, which ends the generation.
+    /// [`ErrorKind::System`](crate::ErrorKind::System) if writing to `out` fails, which ends the generation; and those
+    /// of [`run`](Self::run).
     pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
         for piece in stream.by_ref() {
@@ -148,8 +150,8 @@ impl Generate {
         Ok(stream.into_completion())
     }
 
-    /// Generates `n` continuations at the same time. The first uses the seed of the settings, each further one the next
-    /// seed, so each can be repeated alone.
+    /// Generates `n` continuations at the same time. The first has the seed of the options (or a new one), each of the
+    /// others the next seed, so each of them can be repeated alone.
     pub fn samples(mut self, n: usize) -> Result<Vec<Completion>, Error> {
         let first = Sampler::new(&self.options.sampling())?.seed();
         let streams = (0..n as u64).map(|i| {
@@ -167,14 +169,14 @@ impl Generate {
         streams.into_iter().map(finish).collect()
     }
 
-    /// Prepares a generation that gives one token with each [`next`](Iterator::next). Errors in the prompt
-    /// and the settings are returned here; nothing is computed before the first `next`, and never more than a few
-    /// tokens ahead of the reader.
+    /// Prepares a generation that gives one token per [`next`](Iterator::next). Errors of the prompt and the options
+    /// are returned here. Nothing is computed before the first `next`, and the engine never runs more than a few tokens
+    /// ahead of the reader.
     pub fn stream(self) -> Result<Stream, Error> {
         let Self { model, prompt, templated, system, echo, mut options } = self;
         let mut reader = None;
         let mut plan = None;
-        // There are no tools.
+        // There are no tools here, so a tool choice that requires a call is an error.
         options.data.tool_choice.as_ref().map_or(Ok(None), |choice| choice.demanded(&[], true))?;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => tokens,
@@ -206,7 +208,7 @@ impl Generate {
     }
 }
 
-/// Writes what a piece adds to the text, so that a reader sees it at once.
+/// Writes the text of a piece and flushes it, so that a reader sees it at once.
 pub(crate) fn write_piece(out: &mut impl Write, piece: &Piece) -> Result<(), Error> {
     if piece.text.is_empty() {
         return Ok(());
@@ -215,7 +217,7 @@ pub(crate) fn write_piece(out: &mut impl Write, piece: &Piece) -> Result<(), Err
     written.map_err(|error| Error::system("write the text", error))
 }
 
-/// A running generation: an iterator over its pieces. Dropping it ends it.
+/// A running generation: an iterator over its pieces. Dropping it ends the generation.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -230,9 +232,9 @@ pub(crate) fn write_piece(out: &mut impl Write, piece: &Piece) -> Result<(), Err
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct Stream {
     pub(crate) run: Run,
-    /// Of a templated prompt: takes reasoning out of the text.
+    /// For templated prompts: separates reasoning from the text.
     reader: Option<Reader>,
-    /// The prompt, if it belongs to the text, and the same until it went out.
+    /// The prompt, if it is echoed; `to_echo` has it until it was emitted.
     echoed: Option<Piece>,
     pub(crate) to_echo: Option<Piece>,
 }
@@ -270,27 +272,27 @@ impl Stream {
         self.reader.as_ref().map_or_else(|| self.run.text(), |reader| &reader.answer().text)
     }
 
-    /// Why it ended, if it has.
+    /// Why the generation ended; `None` while it is running.
     pub fn finish_reason(&self) -> Option<crate::FinishReason> {
         self.run.finish_reason()
     }
 
-    /// The stop string that ended it, if one did.
+    /// The stop string that ended the generation, if one did.
     pub fn stop_string(&self) -> Option<&str> {
         self.run.stop_string()
     }
 
-    /// Tokens so far.
+    /// Token counts so far.
     pub fn usage(&self) -> crate::Usage {
         self.run.usage()
     }
 
-    /// Times so far.
+    /// Timings so far.
     pub fn timings(&self) -> crate::Timings {
         self.run.timings()
     }
 
-    /// The result, as the caller gets it.
+    /// Converts an item of the run into one for the caller.
     pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         match &mut self.reader {
             Some(reader) => reader.read(&mut self.run, item),
@@ -298,7 +300,7 @@ impl Stream {
         }
     }
 
-    /// The generation as far as it went.
+    /// The generation so far.
     pub fn into_completion(mut self) -> Completion {
         let mut completion = self.run.completion();
         if let Some(mut reader) = self.reader {

@@ -1,8 +1,8 @@
-//! Importance matrices: which inputs of a model's matrices are large, on a text.
+//! Importance matrices: which inputs of a model's weight matrices are large, measured on a text.
 //!
-//! The text is cut into windows as [`perplexity`](Model::perplexity) does it, each is run through the model, and the
-//! squares of what enters each matrix are summed up by column. [`quantize_file`](fewbit_model::quantize::quantize_file)
-//! weights errors by their means, and so does llama.cpp, which reads the same files.
+//! The text is cut into windows like in [`perplexity`](Model::perplexity). Each window runs through the model, and the
+//! squares of the inputs of each matrix are summed by column. [`quantize_file`](fewbit_model::quantize::quantize_file)
+//! weights errors by their means; so does llama.cpp, which reads the same files.
 
 use fewbit_model::quantize::{Collector, Importance};
 use fewbit_model::{Chunk, LogitsFor};
@@ -12,8 +12,8 @@ use crate::evaluate::PerplexityOptions;
 use crate::model::Model;
 
 impl Model {
-    /// The importance matrix of the model on `text`, whose name is `dataset`. `progress` is told the windows done and
-    /// how many there are.
+    /// Computes the importance matrix of the model on `text`. `dataset` is the name of the text, which is stored with
+    /// it. `progress` gets the number of windows done and the total.
     ///
     /// # Errors
     /// Those of [`perplexity`](Self::perplexity); one window is enough.
@@ -27,7 +27,7 @@ impl Model {
         let windows = self.windows(text, options, 1)?;
         let mut collector = Collector::new();
         for (i, window) in windows.iter().enumerate() {
-            // As for perplexity: on the engine thread, with pages that count.
+            // As for perplexity, this runs on the engine thread, and its pages count.
             let mut sequence = self.inner.reserve(self.loras(), window.len())?;
             for tokens in window.chunks(self.inner.core.limits.prefill_chunk) {
                 let (tokens, mut lent) = (tokens.to_vec(), std::mem::take(&mut collector));

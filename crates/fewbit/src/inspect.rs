@@ -1,5 +1,5 @@
-//! What a model is and how much memory it takes, from the headers of its files. Nothing is loaded, and of a model that is
-//! on a hub and not on this computer, only the headers are fetched.
+//! What a model is and how much memory it takes, from the headers of its files. Nothing is loaded; of a model on a hub
+//! that is not on this computer, only the headers are fetched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,15 +26,15 @@ pub struct Inspection {
     tensors: Vec<TensorInfo>,
 }
 
-/// The tensors of one type.
+/// The tensors of one element type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TypeUse {
-    /// How many there are.
+    /// Number of tensors.
     pub tensors: usize,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Their weights.
+    /// Number of weights in them.
     pub weights: u64,
 }
 
@@ -61,28 +61,29 @@ impl Inspection {
         Ok(Self { file, headers, quantize, kv_type, isa, lora_bytes, tensors })
     }
 
-    /// What was opened: of a model that is not here, files with its headers and without its weights.
+    /// The path that was opened. For a remote model, its files have the headers and no weights.
     pub fn path(&self) -> &Path {
         self.headers.path()
     }
 
-    /// What was fetched to look at a model that is not here.
+    /// What was fetched to inspect a remote model; `None` for a local one.
     #[cfg(feature = "hub")]
     pub fn remote(&self) -> Option<&Peek> {
         self.headers.peek()
     }
 
-    /// The opened file or folder: metadata, configuration. Of a model that is not here its weights must not be read.
+    /// The opened file or folder: metadata and configuration. Do not read the weights of a remote model: they are
+    /// missing.
     pub fn file(&self) -> &ModelFile {
         &self.file
     }
 
-    /// The tensors, as they would be in memory: of what is to be quantized with their new types.
+    /// The tensors, as they would be in memory: with their new types if they are to be quantized.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// What each type takes, by its name.
+    /// The number and size of the tensors of each element type, by the name of the type.
     pub fn types(&self) -> BTreeMap<&'static str, TypeUse> {
         let mut types: BTreeMap<&'static str, TypeUse> = BTreeMap::new();
         for tensor in &self.tensors {
@@ -94,18 +95,18 @@ impl Inspection {
         types
     }
 
-    /// How many weights there are.
+    /// The total number of weights.
     pub fn n_weights(&self) -> u64 {
         self.tensors.iter().fold(0, |n, tensor| n.saturating_add(tensor.n_elems()))
     }
 
-    /// Bits per weight, on average.
+    /// Average number of bits per weight.
     pub fn bits_per_weight(&self) -> f64 {
         let n_bytes = self.tensors.iter().fold(0, |n: u64, tensor| n.saturating_add(tensor.n_bytes));
         if self.n_weights() == 0 { 0.0 } else { n_bytes as f64 * 8.0 / self.n_weights() as f64 }
     }
 
-    /// The context that the model was made for. Known even for architectures that cannot be run.
+    /// The context length that the model was trained with, in tokens. Known even for architectures that cannot be run.
     pub fn context_length(&self) -> Option<usize> {
         let Some(file) = self.file.gguf() else {
             return self.file.weights().config().ok().map(|config| config.context_length);
@@ -118,7 +119,7 @@ impl Inspection {
     /// The memory that the model takes with one context of `n_ctx` tokens.
     ///
     /// # Errors
-    /// [`ModelError`] for a model that cannot be run.
+    /// [`ModelError`] if the model cannot be run.
     pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, ModelError> {
         let source = self.file.weights();
         let mut memory = match self.quantize {
@@ -129,7 +130,7 @@ impl Inspection {
         Ok(memory)
     }
 
-    /// The instruction set that it would run on.
+    /// The instruction set that it would use.
     pub fn isa(&self) -> Isa {
         self.isa
     }

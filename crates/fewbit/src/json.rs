@@ -1,4 +1,4 @@
-//! Answers as Rust values: the schema comes from the type, and is enforced while generating.
+//! Answers as Rust values: the JSON schema comes from the type, and the model is constrained to it.
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::generate::Generate;
 
 impl Generate {
-    /// Generates a `T`: JSON of its schema, read.
+    /// Generates JSON that satisfies the schema of `T`, and deserializes it.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -27,14 +27,15 @@ impl Generate {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::Incomplete`] if a limit cut the text, [`ErrorKind::Json`] if the type refuses what its schema allows.
+    /// [`ErrorKind::Incomplete`] if the generation ended early (by a limit, for example), [`ErrorKind::Json`] if the
+    /// type rejects a value that its schema allows; and those of [`run`](Self::run).
     pub fn json<T: DeserializeOwned + JsonSchema>(self) -> Result<T, Error> {
         read(&self.constraint(Constraint::for_type::<T>()).run()?)
     }
 }
 
 impl<C: std::ops::DerefMut<Target = crate::Chat>> Ask<C> {
-    /// Waits for the answer as a `T`: JSON of its schema, read. Its text is in the conversation like that of others.
+    /// Waits for the answer as JSON of the schema of `T`, and deserializes it. The conversation keeps its text.
     ///
     /// # Errors
     /// Those of [`Generate::json`].
@@ -45,7 +46,7 @@ impl<C: std::ops::DerefMut<Target = crate::Chat>> Ask<C> {
 
 impl Completion {
     /// Reads the text as JSON, if it is complete.
-    ///
+    /// Deserializes the text as JSON, if the generation was completed by the model or its constraint.
     /// # Errors
     /// Those of [`Generate::json`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {

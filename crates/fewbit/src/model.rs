@@ -1,8 +1,8 @@
 //! A loaded model: weights, vocabulary, chat template.
 //!
-//! [`Model`] is a handle: cloning it copies a pointer, and every generation keeps one, so a model
-//! lives as long as anything uses it. Its engine thread ([`scheduler`](crate::scheduler)) computes all
-//! generations together; it starts with the model and ends with the last handle.
+//! [`Model`] is a handle: cloning it copies a pointer, and every generation holds one, so a model lives as long as
+//! anything uses it. Its engine thread ([`scheduler`](crate::scheduler)) runs all generations in one batch; it starts
+//! with the model and ends with the last handle.
 
 mod builder;
 mod locate;
@@ -43,7 +43,7 @@ use xxhash_rust::xxh3::Xxh3;
 ///
 /// let model = fewbit::Model::load("smollm2-135m-instruct")?;
 /// let other = model.clone();
-/// // The two are computed together.
+/// // The two generations run in one batch.
 /// let thread = thread::spawn(move || other.generate("Once upon a time").max_tokens(64).run());
 /// println!("{}", model.generate("In the beginning").max_tokens(64).run()?);
 /// println!("{}", thread.join().expect("no panic")?);
@@ -58,7 +58,7 @@ pub(crate) struct Inner {
     pub(crate) core: Arc<Core>,
     pub(crate) scheduler: Scheduler,
     template: Template,
-    /// For conversations with tools, where that is another one.
+    /// The template for conversations with tools, if the model has a separate one.
     tool_template: Template,
     tool_style: ToolStyle,
     reasoning_style: Option<ReasoningStyle>,
@@ -66,7 +66,7 @@ pub(crate) struct Inner {
     warnings: Vec<String>,
     template_vars: Map<String, Value>,
     path: PathBuf,
-    /// What it was quantized to while loading.
+    /// The recipe that the weights were quantized with while loading.
     recipe: Option<Recipe>,
     file_bytes: u64,
     context_length: usize,
@@ -74,7 +74,7 @@ pub(crate) struct Inner {
     vocabulary: OnceLock<u64>,
 }
 
-/// A template that does not compile is an error of those who use it, not of the model.
+/// A template that does not compile fails the requests that use it, not the loading of the model.
 enum Template {
     Missing,
     Broken(Arc<TemplateError>),
@@ -109,14 +109,14 @@ impl Model {
         Self::builder().load(name_or_path)
     }
 
-    /// As [`load`](Self::load), for asynchronous programs: see [`ModelBuilder::load_async`].
+    /// Like [`load`](Self::load), for asynchronous programs: see [`ModelBuilder::load_async`].
     #[cfg(feature = "async")]
     pub fn load_async(name_or_path: impl AsRef<Path>) -> impl Future<Output = Result<Self, Error>> + Send + 'static {
         Self::builder().load_async(name_or_path)
     }
 
-    /// What a model takes with a context of `n_ctx` tokens, from the headers of its files: nothing is
-    /// loaded, and of a model of a hub that is not here nothing else is fetched.
+    /// The memory that a model takes with a context of `n_ctx` tokens, computed from the headers of its files. Nothing
+    /// is loaded; of a model on a hub that is not on this computer, only the headers are fetched.
     pub fn memory_estimate(name_or_path: impl AsRef<Path>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
@@ -124,13 +124,13 @@ impl Model {
         estimate.map_err(|error| Error::file(headers.path(), error))
     }
 
-    /// Loads a model with other settings.
+    /// A builder, for loading a model with other than the default settings.
     pub fn builder() -> ModelBuilder {
         ModelBuilder::default()
     }
 
-    /// Continues a text. The prompt is taken as it is, after the token that begins a text if the
-    /// model wants one; [`Generate::templated`] makes it a question to a chat model instead.
+    /// Continues a text. The prompt is used without a chat template, after the beginning-of-text token if the model
+    /// wants one; [`Generate::templated`] makes it a question to a chat model instead.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -159,9 +159,9 @@ impl Model {
         ChatBuilder::new(self.clone())
     }
 
-    /// Loads a LoRA adapter for this model, for requests that name it: a GGUF file as llama.cpp has it, or a folder
-    /// as PEFT writes it. The model's weights stay as they are, and requests with different adapters are computed
-    /// together. The adapter's memory is free again when the last handle of it is gone.
+    /// Loads a LoRA adapter for this model, to be used by the requests that name it: a GGUF file in llama.cpp's format,
+    /// or a folder written by PEFT. The weights of the model do not change, and requests with different adapters run in
+    /// one batch. The adapter's memory is freed when its last handle is dropped.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -176,42 +176,42 @@ impl Model {
         Ok(self.decoder().load_lora(&path)?)
     }
 
-    /// The adapters that requests have unless they ask for others: those of [`ModelBuilder::lora`].
+    /// The adapters that apply to requests by default: those of [`ModelBuilder::lora`].
     pub fn loras(&self) -> &LoraSet {
         &self.inner.core.loras
     }
 
-    /// What it was quantized to while loading.
+    /// The recipe that the weights were quantized with while loading.
     pub(crate) fn recipe(&self) -> Option<Recipe> {
         self.inner.recipe
     }
 
-    /// The vocabulary.
+    /// The tokenizer, with its vocabulary.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.inner.core.tokenizer
     }
 
-    /// Sizes and constants of the architecture.
+    /// The sizes and constants of the architecture.
     pub fn config(&self) -> &ModelConfig {
         self.inner.core.decoder.config()
     }
 
-    /// The engine below, for measurements.
+    /// The lower-level decoder, for measurements.
     pub fn decoder(&self) -> &Decoder {
         &self.inner.core.decoder
     }
 
-    /// Tokens that a prompt and its continuation can have together.
+    /// The context length: the most tokens that a prompt and its continuation can have together.
     pub fn context_length(&self) -> usize {
         self.inner.context_length
     }
 
-    /// The file that was loaded.
+    /// The path of the file or folder that was loaded.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Size of that file.
+    /// The size of the loaded file (or of all weight files of a folder), in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.inner.file_bytes
     }
@@ -226,7 +226,7 @@ impl Model {
         self.inner.core.decoder.isa()
     }
 
-    /// How many threads compute.
+    /// The number of threads that compute.
     pub fn n_threads(&self) -> usize {
         self.inner.core.decoder.n_threads()
     }
@@ -236,8 +236,8 @@ impl Model {
         self.inner.scheduler.metrics()
     }
 
-    /// Forgets the keys and values that are kept of prompts that are done. Those of conversations and of running
-    /// generations stay. Returns how many pages there are after it.
+    /// Drops the cached keys and values of finished prompts (the prefix cache). Those of conversations and of running
+    /// generations stay. Returns the number of pages of KV cache that remain.
     pub fn clear_prefixes(&self) -> Result<usize, Error> {
         self.inner.scheduler.call(|core, prefixes| {
             prefixes.clear();
@@ -250,13 +250,14 @@ impl Model {
         matches!(self.inner.template, Template::Ready(_))
     }
 
-    /// What in the model's files makes no sense and was passed over, one sentence each: recommended sampling settings that
-    /// are out of range.
+    /// What was ignored in the model's files because it makes no sense, one sentence each: recommended sampling
+    /// settings that are out of range.
     pub fn warnings(&self) -> &[String] {
         &self.inner.warnings
     }
 
-    /// Sampling settings for this model: those that the registry recommends, over the defaults.
+    /// The sampling settings recommended for this model, by its files or the registry; the defaults where there are
+    /// none.
     pub fn recommended_sampling(&self) -> Sampling {
         let defaults = &self.inner.defaults;
         let base = Sampling::default();
@@ -270,8 +271,8 @@ impl Model {
         }
     }
 
-    /// What tells this model from others: see [`Decoder::fingerprint`]. With adapters it is another model: for each set
-    /// of numbers and scales.
+    /// Identifies this model with these adapters: see [`Decoder::fingerprint`]. Every set of adapters and scales gives
+    /// another identity.
     pub(crate) fn identity(&self, loras: &LoraSet) -> u128 {
         let base = self.decoder().fingerprint();
         if loras.is_empty() {
@@ -286,12 +287,12 @@ impl Model {
         hasher.digest128()
     }
 
-    /// An empty sequence with the model's own adapters.
+    /// An empty KV cache for a sequence with the model's default adapters.
     pub(crate) fn new_cache(&self) -> KvCache {
         self.inner.core.new_cache()
     }
 
-    /// This model as the draft of another one, which must have the same vocabulary.
+    /// This model as the draft model of `model`, which must have the same vocabulary.
     pub(crate) fn drafts_for(&self, model: &Self) -> Result<Arc<Core>, Error> {
         if self.vocabulary() != model.vocabulary() {
             let (draft, target) = (self.path().to_owned(), model.path().to_owned());
@@ -300,7 +301,7 @@ impl Model {
         Ok(Arc::clone(&self.inner.core))
     }
 
-    /// A hash of all texts of the vocabulary, in order. Only for this run of the program.
+    /// A hash of all tokens of the vocabulary, in order. Comparable only within one run of the program.
     pub(crate) fn vocabulary(&self) -> u64 {
         *self.inner.vocabulary.get_or_init(|| {
             let mut hasher = DefaultHasher::new();
@@ -310,20 +311,20 @@ impl Model {
         })
     }
 
-    /// The system message that the registry recommends for conversations that bring none.
+    /// The system message that the registry recommends for conversations without one.
     pub(crate) fn default_system(&self) -> Option<&str> {
         self.inner.defaults.system.as_deref()
     }
 
-    /// The tokens of a raw text: a beginning-of-text token if the model wants one, and no special
-    /// token for anything in the text.
+    /// The tokens of a raw text: a beginning-of-text token if the model wants one, and no special tokens for anything
+    /// in the text.
     pub(crate) fn encode_raw(&self, text: &str) -> Vec<u32> {
         let tokenizer = self.tokenizer();
         let bos = tokenizer.bos().filter(|_| tokenizer.add_bos());
         bos.into_iter().chain(tokenizer.encode(text, SpecialTokens::Plain)).collect()
     }
 
-    /// Refuses tokens that are not in the vocabulary.
+    /// Returns an error for tokens that are not in the vocabulary.
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<(), Error> {
         let n_vocab = self.tokenizer().n_vocab();
         match tokens.iter().find(|&&token| token as usize >= n_vocab) {
@@ -332,18 +333,19 @@ impl Model {
         }
     }
 
-    /// Variables of the chat template for requests that set no others.
+    /// The default variables of the chat template.
     pub(crate) fn template_vars(&self) -> &Map<String, Value> {
         &self.inner.template_vars
     }
 
-    /// How the model writes calls: what its template or its vocabulary show, unless it was loaded with another style.
+    /// How the model writes tool calls: detected from its template and vocabulary, unless it was loaded with another
+    /// style.
     pub fn tool_style(&self) -> ToolStyle {
         self.inner.tool_style
     }
 
-    /// How the model writes its reasoning; `None` if nothing shows it: then an answer that begins with one of the known
-    /// marks has reasoning.
+    /// How the model writes its reasoning; `None` if neither its template nor its vocabulary shows it. With `None`, an
+    /// answer that begins with one of the known marks has reasoning.
     pub fn reasoning_style(&self) -> Option<ReasoningStyle> {
         self.inner.reasoning_style
     }
@@ -361,13 +363,13 @@ impl Model {
         }
     }
 
-    /// Whether tools come out in the prompt.
+    /// Whether the chat template writes the tools into the prompt.
     pub(crate) fn shows_tools(&self) -> Result<bool, Error> {
         Ok(self.template(true)?.capabilities().tools)
     }
 
-    /// The tokens of a conversation, up to where the assistant's next message begins, and the reasoning that the
-    /// prompt ends inside of.
+    /// The tokens of a conversation, up to where the assistant's next message begins. If the prompt ends inside of
+    /// reasoning, also the style of that reasoning.
     pub(crate) fn encode_chat(
         &self,
         messages: &[Message],
@@ -396,7 +398,7 @@ impl Model {
         Ok((encode_rendered(self.tokenizer(), &rendered), opened))
     }
 
-    /// Control tokens that mark reasoning and calls.
+    /// The control tokens that mark reasoning and calls.
     pub(crate) fn shown_marks(&self) -> Vec<u32> {
         let reasoning = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks).flat_map(|(a, b)| [a, b]);
         let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| [Some(mark.text), mark.end]).flatten();
@@ -407,8 +409,8 @@ impl Model {
 }
 
 impl Inner {
-    /// An empty sequence with room for `n_tokens`, within the same limits as requests: it waits for its turn. To be
-    /// dropped through [`Reserved`], which tells others that wait.
+    /// An empty KV cache with room for `n_tokens`, within the same limits as requests: waits until there is room. Its
+    /// [`Reserved`] guard wakes those that wait for room when it is dropped.
     pub(crate) fn reserve(self: &Arc<Self>, loras: &LoraSet, n_tokens: usize) -> Result<Reserved, Error> {
         let loras = loras.clone();
         let cache = self.scheduler.call_with_room(n_tokens, move |core, _| {
@@ -421,15 +423,15 @@ impl Inner {
     }
 }
 
-/// A sequence of no request, whose pages were counted when it was made.
+/// A KV cache that belongs to no request; its pages are counted from the start.
 pub(crate) struct Reserved {
     inner: Arc<Inner>,
-    /// Absent after a step that failed.
+    /// `None` after a failed step.
     cache: Option<KvCache>,
 }
 
 impl Reserved {
-    /// Runs `step` on the engine thread with the sequence.
+    /// Runs `step` on the engine thread, with this KV cache.
     pub(crate) fn step<R: Send + 'static>(
         &mut self,
         step: impl FnOnce(&Decoder, &mut KvCache) -> Result<R, ModelError> + Send + 'static,

@@ -1,8 +1,8 @@
-//! The settings that one prompt and a conversation share.
+//! The options of a generation, shared by single prompts and conversations.
 //!
-//! Those that are plain data are [`GenerateOptions`]: they can be written down, read back, and laid over each other.
-//! [`Options`] has them together with what is none (handles of models and adapters, code of the caller's), and the macro
-//! below writes the builders' methods.
+//! Those that are plain data are [`GenerateOptions`]: they can be serialized, deserialized, and merged. [`Options`]
+//! adds those that are not data: handles of models and adapters, and code of the caller. The macros below write the
+//! setters of the builders.
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,10 @@ use crate::scheduler::{CancelToken, Speculation};
 use crate::stop::StopWhen;
 use crate::tools::ToolChoice;
 
-/// How to generate. What is not set follows the model's recommendation, or else the default.
+/// Options of a generation. An option that is not set has the value recommended for the model, or else the default.
 ///
-/// They are plain data: with `serde` they are an object with these fields, all optional. Each field has
-/// a method of its name, so that they can be written as a chain.
+/// They are plain data: with `serde` they are an object with these fields, all of them optional. Each field has a
+/// setter, so calls can be chained.
 ///
 /// ```
 /// use fewbit::GenerateOptions;
@@ -31,13 +31,13 @@ use crate::tools::ToolChoice;
 /// let request: GenerateOptions = serde_json::from_str(r#"{ "temperature": 0, "max_tokens": 20 }"#).unwrap();
 /// let both = house.overlaid(request);
 /// assert_eq!((both.temperature, both.repeat_penalty, both.max_tokens), (Some(0.0), Some(1.1), Some(20)));
-/// // `model.generate(prompt).options(both)` takes them, and so do a conversation and each of its messages.
+/// // Pass them to `model.generate(prompt).options(both)`, to a conversation, or to one of its messages.
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct GenerateOptions {
-    /// The most tokens to generate. Without it, a generation ends when the model ends it or the context is full.
+    /// The most tokens to generate. Without it, a generation ends when the model ends it or when the context is full.
     pub max_tokens: Option<usize>,
     /// See [`Sampling::temperature`]; 0 is greedy.
     pub temperature: Option<f32>,
@@ -67,48 +67,48 @@ pub struct GenerateOptions {
     pub penalty_last_n: Option<usize>,
     /// See [`Dry`].
     pub dry: Option<Dry>,
-    /// Added to the logits of tokens. Minus infinity rules a token out; in JSON it is `null`.
+    /// Added to the logits of these tokens. Minus infinity bans a token; it is `null` in JSON.
     #[serde(with = "biases")]
     pub logit_bias: Vec<(u32, f32)>,
     /// Tokens that are never generated.
     pub banned: Vec<u32>,
-    /// The stages of sampling, in the order in which they act: see [`Sampling::order`].
+    /// The stages of sampling, in the order in which they apply: see [`Sampling::order`].
     pub stages: Option<Vec<Stage>>,
-    /// Makes the random numbers repeatable. Without a seed each generation draws one, and
-    /// [`Completion::seed`](crate::Completion::seed) tells which.
+    /// The seed of the random numbers, which makes a generation repeatable. Without one, each generation draws a seed,
+    /// and [`Completion::seed`](crate::Completion::seed) returns it.
     pub seed: Option<u64>,
-    /// Ends the generation where one of these texts would appear. It may span tokens, and no part of it is emitted.
+    /// Ends the generation before any of these texts. A stop string may span tokens, and no part of it is emitted.
     pub stop: Vec<String>,
-    /// Ends the generation where one of these tokens would appear; it is not part of the text. They count with
+    /// Ends the generation before any of these tokens; the token is not part of the text. They apply with
     /// [`ignore_eos`](field@Self::ignore_eos) too.
     pub stop_tokens: Vec<u32>,
-    /// Reports the log probability of each token, and of this many of the most probable tokens in its place. They are
-    /// the model's own, before any sampling setting acts on them.
+    /// Returns the log probability of each token, and of this many of the most probable tokens at its position. They
+    /// are the model's own, before any sampling setting applies.
     pub logprobs: Option<usize>,
-    /// The time limit, counted from the start and including the queue. It ends the generation with the text so far and
-    /// [`FinishReason::Timeout`](crate::FinishReason::Timeout). With `serde` it is a number of seconds.
+    /// The time limit, counted from the start of the request, waiting included. When it is over, the generation ends
+    /// with the text so far and [`FinishReason::Timeout`](crate::FinishReason::Timeout). A number of seconds with
+    /// `serde`.
     #[serde(with = "seconds")]
     pub timeout: Option<Duration>,
     /// Variables of the model's chat template, such as `enable_thinking` or `reasoning_effort`: any JSON values. The
-    /// template's source shows which variables it knows. Without a template they have no effect.
+    /// source of the template shows which variables it uses. They have no effect on prompts without a template.
     pub template_vars: Map<String, Value>,
     /// Whether an answer must call tools: see [`ToolChoice`]. By default the model decides.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether an answer may have several calls (the default). If not, it ends after the first.
+    /// Whether an answer may have several tool calls (the default). If not, it ends after the first.
     pub parallel_tool_calls: Option<bool>,
-    /// How many tokens of reasoning the model may generate before its reasoning is ended for it. With 0 it does not
-    /// reason. Reasoning is recognised where a chat template is used; elsewhere this has no effect.
+    /// The most tokens of reasoning; after that, fewbit ends the reasoning for the model. 0 turns reasoning off.
+    /// Reasoning is recognised where a chat template is used; elsewhere this has no effect.
     pub reasoning_budget: Option<usize>,
-    /// Whether what prompts have in common at their beginning may be computed once (the default). The result is the
-    /// same, but the time it takes reveals whether another request began like this one.
+    /// Whether the keys and values of a beginning that prompts have in common may be shared (the default). The result
+    /// is the same, but the time it takes reveals whether another request began with the same tokens.
     pub share_prefix: Option<bool>,
-    /// Whether likely next tokens are computed ahead, so that one step may give several. The result is the same;
-    /// by default it is done where it is expected to save time, as in summaries and edits, with what came up in the
-    /// text before.
+    /// Whether likely next tokens are drafted, so that one step may give several tokens. The result is the same. By
+    /// default, fewbit drafts from the text so far where it expects to save time, as in summaries and edits.
     pub speculation: Option<Speculation>,
-    /// Continues after a token that ends a text, up to `max_tokens`: for measurements.
+    /// Continues after an end-of-text token, up to `max_tokens`: for measurements.
     pub ignore_eos: Option<bool>,
-    /// What the text must match.
+    /// The constraint that the text must satisfy.
     #[cfg(feature = "constraints")]
     pub constraint: Option<crate::Constraint>,
 }
@@ -126,7 +126,7 @@ macro_rules! fields {
 }
 
 impl GenerateOptions {
-    /// None set.
+    /// Options of which none is set.
     pub fn new() -> Self {
         Self::default()
     }
@@ -184,7 +184,7 @@ impl GenerateOptions {
         self
     }
 
-    /// Sets every sampling setting from `sampling`; biases and bans are added.
+    /// Sets all sampling settings to those of `sampling`; its biases and bans are added.
     #[must_use]
     pub fn sampling(mut self, sampling: Sampling) -> Self {
         let Sampling { temperature, dynamic_temperature, top_k, top_p, min_p, typical_p, top_n_sigma, .. } = sampling;
@@ -214,7 +214,8 @@ impl GenerateOptions {
         }
     }
 
-    /// These settings, overridden by what is set in `over`. Lists are appended to, variables are added.
+    /// These options, overridden by those that are set in `over`. Lists are appended, and template variables are
+    /// merged.
     #[must_use]
     pub fn overlaid(mut self, over: Self) -> Self {
         macro_rules! take {
@@ -257,7 +258,7 @@ impl GenerateOptions {
         self
     }
 
-    /// Settings of sampling with these over them.
+    /// `base`, overridden by the sampling settings that are set here; biases and bans are added.
     pub fn sampling_over(&self, base: Sampling) -> Sampling {
         let mut logit_bias = base.logit_bias;
         logit_bias.extend_from_slice(&self.logit_bias);
@@ -294,7 +295,7 @@ impl From<Sampling> for GenerateOptions {
     }
 }
 
-/// Biases, where JSON has no infinity.
+/// Biases with minus infinity as `null`, because JSON has no infinity.
 mod biases {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -309,7 +310,7 @@ mod biases {
     }
 }
 
-/// A time as a number of seconds.
+/// A duration as a number of seconds.
 mod seconds {
     use std::time::Duration;
 
@@ -329,22 +330,22 @@ mod seconds {
 /// All settings of a generation.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// What the model recommends.
+    /// The sampling settings recommended for the model.
     recommended: Sampling,
     pub(crate) data: GenerateOptions,
     pub(crate) deadline: Option<Instant>,
     pub(crate) cancel: Option<CancelToken>,
-    /// Each once.
+    /// Each adapter at most once.
     pub(crate) loras: Vec<(Lora, f32)>,
     pub(crate) draft: Option<Model>,
     pub(crate) custom: Option<CustomFactory>,
     pub(crate) stop_when: Option<StopWhen>,
-    /// Control tokens that are shown in the text.
+    /// Control tokens whose text is shown in the output.
     pub(crate) shown: Vec<u32>,
 }
 
 impl Options {
-    /// The settings that a model recommends.
+    /// The default options of a model.
     pub(crate) fn new(model: &Model) -> Self {
         Self {
             recommended: model.recommended_sampling(),
@@ -368,7 +369,7 @@ impl Options {
     }
 }
 
-/// Methods that set one of the [`GenerateOptions`] of a builder.
+/// Setters for single [`GenerateOptions`] of a builder.
 macro_rules! option_shortcuts {
     ($($name:ident($($argument:ident: $type:ty),*)),* $(,)?) => {$(
         #[doc = concat!(
@@ -382,10 +383,11 @@ macro_rules! option_shortcuts {
     )*};
 }
 
-/// Writes the setters of [`Options`] for a builder with a field `options`.
+/// Setters for all [`Options`] of a builder with a field `options`.
 macro_rules! option_setters {
     () => {
-        /// Sets what is set in these; the rest stays as it is. Lists are appended to, and template variables are added.
+        /// Sets the options that are set in `options` and keeps the others. Lists are appended, template variables
+        /// merged.
         pub fn options(mut self, options: $crate::GenerateOptions) -> Self {
             self.options.overlay(options);
             self
@@ -411,7 +413,7 @@ macro_rules! option_setters {
         #[cfg(feature = "constraints")]
         $crate::options::option_shortcuts! { constraint(constraint: $crate::Constraint) }
 
-        /// The sampling settings as they are now: those that the model recommends, and the options over them.
+        /// The sampling settings in use: those recommended for the model, overridden by the options set so far.
         pub fn current_sampling(&self) -> $crate::Sampling {
             self.options.sampling()
         }
@@ -425,9 +427,9 @@ macro_rules! option_setters {
             self
         }
 
-        /// Ends as soon as `is_enough` says so of what there is, with that and
-        /// [`FinishReason::StopCondition`](crate::FinishReason::StopCondition). It is asked after each token, on a
-        /// thread of the engine: what it does delays others. If it panics, this generation fails and no other.
+        /// Ends the generation as soon as `is_enough` returns true, with the text so far and
+        /// [`FinishReason::StopCondition`](crate::FinishReason::StopCondition). It is called after each token, on a
+        /// thread of the engine, so slow code in it delays other requests. If it panics, only this generation fails.
         ///
         /// ```no_run
         /// # fn main() -> Result<(), fewbit::Error> {
@@ -442,22 +444,22 @@ macro_rules! option_setters {
             self
         }
 
-        /// Ends at this time, with what there is by then and
+        /// Ends the generation at this time, with the text so far and
         /// [`FinishReason::Timeout`](crate::FinishReason::Timeout).
         pub fn deadline(mut self, at: std::time::Instant) -> Self {
             self.options.deadline = Some(at);
             self
         }
 
-        /// Lets `token` end the generation from another thread.
+        /// Ends the generation when `token` is cancelled, from any thread.
         pub fn cancel_token(mut self, token: &$crate::CancelToken) -> Self {
             self.options.cancel = Some(token.clone());
             self
         }
 
-        /// Applies a LoRA adapter, which was loaded for this model ([`Model::load_lora`](crate::Model::load_lora)),
-        /// with this scale: together with those that the model was loaded with, or, of one of these, in place of its
-        /// scale there. 1 is what it was trained for, 0 turns it off.
+        /// Applies a LoRA adapter, loaded for this model with [`Model::load_lora`](crate::Model::load_lora), with this
+        /// scale. It is added to the adapters that the model was loaded with; for one of those, it replaces the scale.
+        /// A scale of 1 is what the adapter was trained for, 0 turns it off.
         pub fn lora(mut self, lora: &$crate::Lora, scale: f32) -> Self {
             self.options.loras.retain(|(known, _)| known != lora);
             self.options.loras.push((lora.clone(), scale));
@@ -470,8 +472,8 @@ macro_rules! option_setters {
             self
         }
 
-        /// A smaller model that drafts the next tokens, in place of the text so far. Its vocabulary must be the same.
-        /// Its keys and values count within what this model's may take, and within what its own may.
+        /// Drafts the next tokens with a smaller model, instead of from the text so far. The draft model must have the
+        /// same vocabulary. Its KV cache counts towards this model's limit and towards its own.
         pub fn draft(mut self, model: &$crate::Model) -> Self {
             self.options.draft = Some(model.clone());
             self

@@ -1,8 +1,8 @@
 //! GGUF files of well-known shapes with random weights, to measure speed without a download.
 //!
-//! Codes are random bits and scales are fixed, chosen per type so that weights are about as large as
-//! trained ones (a standard deviation near 0.02): nothing overflows, and no kernel meets values that it
-//! would not meet in practice. The text of such a model is noise, and it has no vocabulary.
+//! Codes are random bits. Scales are fixed, chosen per type so that weights are about as large as trained ones (a
+//! standard deviation near 0.02): nothing overflows, and kernels see only values that occur in practice. The text of
+//! such a model is noise, and it has no vocabulary.
 
 use std::path::Path;
 
@@ -23,21 +23,21 @@ use fewbit_quant::TensorType;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
-    /// Its name.
+    /// Name of the shape.
     pub name: &'static str,
-    /// Layers.
+    /// Number of layers.
     pub n_layers: u64,
-    /// Length of a hidden state.
+    /// Size of a hidden state.
     pub dim: u64,
-    /// Heads of queries.
+    /// Number of query heads.
     pub n_heads: u64,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub n_kv_heads: u64,
-    /// Length of the state between the matrices of the feed-forward network.
+    /// Size of the hidden state of the feed-forward network.
     pub ffn_dim: u64,
-    /// Tokens of the vocabulary.
+    /// Size of the vocabulary, in tokens.
     pub n_vocab: u64,
-    /// Whether the output uses the matrix of the embedding.
+    /// Whether the output layer shares the matrix of the embedding.
     pub tied: bool,
 }
 
@@ -54,12 +54,12 @@ static SHAPES: [Shape; 8] = [
 ];
 
 impl Shape {
-    /// All that have a name.
+    /// All named shapes.
     pub fn all() -> &'static [Self] {
         &SHAPES
     }
 
-    /// The one of this name.
+    /// The shape with this name.
     ///
     /// # Errors
     /// [`RandomError::UnknownShape`].
@@ -69,7 +69,7 @@ impl Shape {
     }
 }
 
-/// Why there are no such random weights.
+/// Why a file with random weights cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RandomError {
@@ -79,13 +79,13 @@ pub enum RandomError {
         /// The name.
         name: String,
     },
-    /// There are no random weights of this type.
+    /// Random weights are not supported for this type.
     #[error("no random weights of type `{name}`: give {}, Q3_K_M, Q4_K_M or Q5_K_M", types().join(", "))]
     UnknownType {
         /// The name.
         name: String,
     },
-    /// The numbers of a shape do not fit together.
+    /// The sizes of a shape do not fit together.
     #[error("the shape `{name}`: {problem}")]
     BadShape {
         /// Its name.
@@ -98,7 +98,7 @@ pub enum RandomError {
     Write(#[from] FormatError),
 }
 
-/// Names of the types that there are random weights of.
+/// Names of the types that random weights are supported for.
 fn types() -> Vec<&'static str> {
     TensorType::all().filter(|&ty| scales(ty).is_some()).map(TensorType::name).collect()
 }
@@ -126,7 +126,7 @@ fn mixture(name: &str) -> Result<Mixture, RandomError> {
     }
 }
 
-/// A file that can be written.
+/// A shape and a type, ready to be written to a file.
 #[derive(Debug)]
 pub struct RandomWeights {
     shape: Shape,
@@ -134,10 +134,10 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
-    /// Weights of this shape, and of a type that files have (`Q4_0`) or one of llama.cpp's mixtures (`Q4_K_M`).
+    /// Weights of this shape and type: a tensor type (`Q4_0`), or one of llama.cpp's mixtures (`Q4_K_M`).
     ///
     /// # Errors
-    /// [`RandomError`] for a type without random weights, and for a shape that no model has.
+    /// [`RandomError`] for a type that is not supported, and for a shape whose sizes do not fit together.
     pub fn new(shape: Shape, ty: &str) -> Result<Self, RandomError> {
         let bad = |problem| Err(RandomError::BadShape { name: shape.name, problem });
         let Shape { name: _, n_layers, dim, n_heads, n_kv_heads, ffn_dim, n_vocab, tied: _ } = shape;
@@ -154,10 +154,10 @@ impl RandomWeights {
         Ok(Self { shape, mixture: mixture(ty)? })
     }
 
-    /// Writes the file, which takes as many bytes as a real one.
+    /// Writes the file. It is as large as a real one.
     ///
     /// # Errors
-    /// [`RandomError::Write`].
+    /// [`RandomError::Write`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), RandomError> {
         write(&self.shape, &self.mixture, path)
     }
@@ -240,7 +240,7 @@ fn matrix(
     Ok(())
 }
 
-/// The type that llama.cpp takes where rows cannot be cut into blocks of 256.
+/// The type that llama.cpp uses if rows cannot be cut into blocks of 256.
 fn fallback(ty: TensorType, n_cols: u64) -> TensorType {
     use TensorType as T;
     if n_cols.is_multiple_of(ty.block_elems() as u64) {

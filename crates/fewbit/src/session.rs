@@ -1,8 +1,8 @@
-//! The caller's side of a generation, and what a conversation keeps between two of them.
+//! The caller's side of a generation, and what a conversation keeps between two generations.
 //!
-//! A [`Run`] is one generation: [`Run::next`] submits it when it is first called, and then takes what the engine
-//! sends. A [`Slot`] holds the [`Timeline`] of a conversation, its tokens and their keys and values, while no
-//! turn is being computed.
+//! A [`Run`] is one generation: [`Run::next`] submits it at its first call, and then receives the pieces from the
+//! engine. A [`Slot`] holds the [`Timeline`] of a conversation (its tokens and their keys and values) while no turn is
+//! running.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 #[cfg(feature = "async")]
@@ -20,14 +20,14 @@ use crate::scheduler::{Event, Generation, Picker, Receiver, Request, Task};
 use crate::stop::StopMatcher;
 use crate::tools::Plan;
 
-/// Tokens, and the cache that holds them.
+/// Tokens, and the KV cache that holds them.
 pub(crate) struct Timeline {
     pub(crate) cache: KvCache,
     pub(crate) tokens: Vec<u32>,
 }
 
 impl Timeline {
-    /// The cache, as far as it holds the beginning of `tokens`.
+    /// The cache, cut to the tokens it has in common with the beginning of `tokens`.
     pub(crate) fn into_prefix(mut self, tokens: &[u32]) -> KvCache {
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
         self.cache.truncate(common);
@@ -35,7 +35,7 @@ impl Timeline {
     }
 }
 
-/// Where a conversation keeps its timeline; empty while the engine has it.
+/// Where a conversation keeps its timeline; `None` while the engine has it.
 pub(crate) struct Slot {
     timeline: Mutex<Option<Timeline>>,
     returned: Condvar,
@@ -47,7 +47,7 @@ impl Slot {
         Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
     }
 
-    /// A slot that goes on from here.
+    /// A slot that continues from this timeline.
     pub(crate) fn from(timeline: Timeline) -> Self {
         Self { timeline: Mutex::new(Some(timeline)), returned: Condvar::new() }
     }
@@ -56,18 +56,18 @@ impl Slot {
         self.timeline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The timeline, for the engine.
+    /// Takes the timeline out, for the engine.
     pub(crate) fn take(&self) -> Option<Timeline> {
         self.lock().take()
     }
 
-    /// Puts it back.
+    /// Puts the timeline back.
     pub(crate) fn put(&self, timeline: Timeline) {
         *self.lock() = Some(timeline);
         self.returned.notify_all();
     }
 
-    /// Makes it empty, if it is here: it will be computed again.
+    /// Empties the cache, if the timeline is here; it will be recomputed.
     pub(crate) fn forget(&self) {
         if let Some(timeline) = &mut *self.lock() {
             timeline.cache.clear();
@@ -75,7 +75,7 @@ impl Slot {
         }
     }
 
-    /// Looks at the timeline, once the engine has given it back: after a turn that takes no longer than a step.
+    /// Gives access to the timeline; waits until the engine has returned it, which takes at most a step after a turn.
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Timeline) -> R) -> R {
         let mut timeline = self.lock();
         loop {
@@ -91,7 +91,7 @@ impl Slot {
 pub(crate) struct Run {
     model: Model,
     state: State,
-    /// Whether only the end is waited for.
+    /// Whether the caller waits only for the end.
     is_quiet: bool,
     timeout: Option<Duration>,
     prompt: Vec<u32>,
@@ -112,7 +112,7 @@ enum State {
 }
 
 impl Run {
-    /// Prepares a generation; computes nothing yet. `plan` says how reasoning is known, where it is.
+    /// Prepares a generation without computing anything. `plan` has the settings of reasoning, if any.
     pub(crate) fn new(
         model: &Model,
         prompt: Vec<u32>,
@@ -172,7 +172,7 @@ impl Run {
         })
     }
 
-    /// Is told before the start that nobody reads the pieces as they come.
+    /// Declares, before the start, that nobody reads the pieces as they come.
     pub(crate) fn wait_for_end(&mut self) {
         self.is_quiet = true;
     }
@@ -187,7 +187,7 @@ impl Run {
         self.take(event)
     }
 
-    /// The same, without blocking.
+    /// Like [`next`](Self::next), without blocking.
     #[cfg(feature = "async")]
     pub(crate) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Piece, Error>>> {
         if let Err(error) = self.start() {
@@ -197,7 +197,7 @@ impl Run {
         receiver.poll_recv(context).map(|event| self.take(event))
     }
 
-    /// Submits the request, if that is still to be done.
+    /// Submits the request, unless that was done already.
     pub(crate) fn start(&mut self) -> Result<(), Error> {
         match std::mem::replace(&mut self.state, State::Ended) {
             State::Ready(mut request) => {
@@ -211,7 +211,7 @@ impl Run {
         Ok(())
     }
 
-    /// Takes an event in: it has a piece, or it is the end.
+    /// Handles an event, which has a piece or is the end.
     fn take(&mut self, event: Event) -> Option<Result<Piece, Error>> {
         let Event { piece, vector: _, end, stop, usage, timings } = event;
         if end.is_some() {
@@ -234,7 +234,7 @@ impl Run {
         Some(Ok(piece))
     }
 
-    /// Ends it here, as complete.
+    /// Ends the generation here, as complete.
     pub(crate) fn stop(&mut self) {
         self.state = State::Ended;
         self.finish = Some(FinishReason::EndOfGeneration);
@@ -265,7 +265,7 @@ impl Run {
         &self.prompt
     }
 
-    /// The generation as far as it went.
+    /// The generation so far.
     pub(crate) fn completion(&mut self) -> Completion {
         Completion {
             text: std::mem::take(&mut self.text),

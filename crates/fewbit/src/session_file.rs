@@ -1,5 +1,4 @@
-//! A conversation in a file: its messages, and the keys and values of its tokens, so that it goes on without
-//! computing them again.
+//! A saved conversation: its messages and its KV cache, so that it continues without computing the cache again.
 //!
 //! ```text
 //! magic "fewbit s"   8 bytes
@@ -13,9 +12,9 @@
 //! ```
 //!
 //! All numbers are little-endian. The identity of a model is a hash of its weights, its configuration, the element type
-//! of its cache and the version of the arithmetic: all the same, or the file is refused. The checksum finds damage, not
-//! malice: who can write the file can make the model say anything. But no file can make the reader panic, or
-//! allocate more than the cache of a context takes.
+//! of its cache and the version of the arithmetic; the file is refused if any of them differs. The checksum detects
+//! damage, not malice: anybody who can write the file can make the model say anything. But no file can make the reader
+//! panic, or allocate more than the cache of a full context takes.
 //!
 //! A file is written whole or not at all: see [`NewFile`].
 #![deny(
@@ -37,10 +36,10 @@ use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: &[u8; 8] = b"fewbit s";
 const VERSION: u32 = 2;
-/// Messages are at most as long as this: a context of a million tokens is some 4 MiB.
+/// The most bytes of messages. A context of a million tokens is about 4 MiB of text.
 const MAX_MESSAGES_BYTES: u32 = 64 << 20;
 
-/// Why a saved conversation cannot be used, or not be saved.
+/// Why a conversation cannot be saved, or a saved one cannot be restored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SessionError {
@@ -52,13 +51,13 @@ pub enum SessionError {
         /// What went wrong.
         source: io::Error,
     },
-    /// The file is something else.
+    /// The file is not a saved conversation.
     #[error("{} is not a saved conversation", path.display())]
     NotASession {
         /// The file.
         path: PathBuf,
     },
-    /// The file is of another version of the format.
+    /// The file has another version of the format.
     #[error("{} is of version {found} of the format; this version of fewbit reads {VERSION}", path.display())]
     Version {
         /// The file.
@@ -66,7 +65,8 @@ pub enum SessionError {
         /// Its version.
         found: u32,
     },
-    /// The conversation was with another model.
+    /// The conversation was with another model, other adapters, another type of KV cache, or a version of fewbit that
+    /// computes differently.
     #[error(
         "{} was saved with another model, other adapters, another type of KV cache, or a version of fewbit that \
          computes differently: start a conversation with its history instead", path.display()
@@ -75,18 +75,18 @@ pub enum SessionError {
         /// The file.
         path: PathBuf,
     },
-    /// The file ends early or goes on after its end.
+    /// The file is shorter or longer than its header says.
     #[error("{} is not as long as it says", path.display())]
     Length {
         /// The file.
         path: PathBuf,
     },
-    /// A part of the file cannot be.
+    /// A part of the file is invalid.
     #[error("{}: the {what} cannot be used", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Which part.
+        /// Which part is invalid.
         what: &'static str,
     },
     /// The file was changed after it was written.
@@ -107,17 +107,17 @@ pub(crate) struct Saved {
     pub(crate) cache: Vec<u8>,
 }
 
-/// What the reader expects of a file.
+/// What the reader requires of a file.
 pub(crate) struct Expected {
     pub(crate) model: u128,
     pub(crate) n_vocab: usize,
-    /// Tokens of the context.
+    /// The most tokens: the length of the context.
     pub(crate) max_tokens: usize,
-    /// Bytes of a cache of the whole context.
+    /// The size of the cache of a full context.
     pub(crate) max_cache_bytes: u64,
 }
 
-/// Writes, and hashes on the way.
+/// Reads or writes, and hashes the bytes on the way.
 struct Hashing<W> {
     inner: W,
     hasher: Xxh3,
@@ -172,7 +172,7 @@ impl Saved {
         out.inner.finish()
     }
 
-    /// Reads a file; nothing in it is believed.
+    /// Reads a file, and checks all of it.
     pub(crate) fn read(path: &Path, expected: &Expected) -> Result<Self, SessionError> {
         let error = |source: io::Error| match source.kind() {
             io::ErrorKind::UnexpectedEof => SessionError::Length { path: path.to_owned() },
@@ -238,7 +238,7 @@ fn array<const N: usize>(from: &mut impl Read) -> io::Result<[u8; N]> {
     Ok(array)
 }
 
-/// `n` bytes; memory grows with what is really there.
+/// Reads `n` bytes. Memory is only allocated for bytes that are really there.
 fn bytes(from: &mut impl Read, n: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     from.take(n).read_to_end(&mut bytes)?;

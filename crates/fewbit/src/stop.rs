@@ -1,23 +1,21 @@
-//! Stop strings: found across token boundaries, never half-emitted. And what a caller's own condition is asked about.
+//! Stop strings, found across token boundaries and never emitted in part; and stop conditions of the caller.
 //!
-//! Every stop string has a Knuth-Morris-Pratt automaton, fed the bytes of the text as they come. Its
-//! state is the number of bytes at the end of the text that could begin the string, so the longest
-//! state of all is exactly what must be held back, and everything before it can go out. The work per
-//! byte is constant, whatever was held.
+//! Every stop string has a Knuth-Morris-Pratt automaton that reads the bytes of the text. Its state is the length of
+//! the longest end of the text that could begin the string. So the largest state of all automata is exactly what must
+//! be held back, and everything before it can be emitted. The work per byte is constant on average.
 //!
-//! The match that ends first wins, and of those that end together the longest: what comes later in
-//! the text cannot change a decision that was made, so the result does not depend on how the text is
-//! cut into tokens.
+//! The match that ends first wins; of those that end at the same byte, the longest. Later text cannot change an earlier
+//! decision, so the result does not depend on how the text is cut into tokens.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What there is of a generation, for a condition that ends it.
+/// The state of a running generation, for a condition that may end it.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct SoFar<'a> {
-    /// The text, as far as it went out: what may be the beginning of a stop string, and what is no whole character, is
-    /// not in it yet. With what a model writes around reasoning and calls.
+    /// The text emitted so far, including the marks that a model writes around reasoning and tool calls. A possible
+    /// beginning of a stop string and an incomplete character are not in it yet.
     pub text: &'a str,
     /// The generated tokens.
     pub tokens: &'a [u32],
@@ -29,7 +27,7 @@ impl<'a> SoFar<'a> {
     }
 }
 
-/// A condition of the caller's that ends a generation.
+/// A stop condition of the caller.
 #[derive(Clone)]
 pub(crate) struct StopWhen(Arc<Condition>);
 
@@ -55,8 +53,8 @@ impl fmt::Debug for StopWhen {
 #[derive(Debug, Clone, Default)]
 pub struct StopMatcher {
     patterns: Vec<Pattern>,
-    /// The end of the text so far that may begin a stop string. Starts at a character boundary,
-    /// because a stop string does.
+    /// The end of the text so far that may begin a stop string. Starts at a character boundary, because a stop string
+    /// does too.
     held: String,
     stopped: Option<usize>,
 }
@@ -86,7 +84,7 @@ impl Pattern {
         Self { bytes, fallback: fallback.into(), state: 0 }
     }
 
-    /// Takes one byte; whether the string is complete with it.
+    /// Takes one byte; returns whether it completes the string.
     fn step(&mut self, byte: u8) -> bool {
         while self.state > 0 && self.bytes[self.state] != byte {
             self.state = self.fallback[self.state - 1];
@@ -99,7 +97,7 @@ impl Pattern {
 }
 
 impl StopMatcher {
-    /// A matcher for the given strings. Empty strings, which would stop everything, are left out.
+    /// A matcher for the given strings. Empty strings are ignored, because they would stop everything.
     pub fn new<S: AsRef<str>>(stops: &[S]) -> Self {
         Self {
             patterns: stops.iter().map(AsRef::as_ref).filter(|stop| !stop.is_empty()).map(Pattern::new).collect(),
@@ -108,8 +106,8 @@ impl StopMatcher {
         }
     }
 
-    /// Takes the next piece of text and returns what can be emitted: all of it that neither belongs
-    /// to a stop string nor may turn out to. After a match nothing is.
+    /// Takes the next piece of text and returns what can be emitted: everything that is not part of a stop string and
+    /// cannot become one. After a match, it returns nothing.
     pub fn push(&mut self, text: &str) -> String {
         if self.stopped.is_some() {
             return String::new();
@@ -152,7 +150,7 @@ impl StopMatcher {
         !self.held.is_empty()
     }
 
-    /// The text ends here: what was held back belongs to it after all.
+    /// Ends the text, and returns what was held back: it is not part of a stop string.
     pub fn finish(&mut self) -> String {
         for pattern in &mut self.patterns {
             pattern.state = 0;

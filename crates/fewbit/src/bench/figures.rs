@@ -1,37 +1,37 @@
-//! What measurements give: figures over their repetitions, and why there are none.
+//! Results of measurements: figures over the repetitions, and the errors.
 
 use fewbit_model::ModelError;
 
 use crate::error::Error;
 use crate::random::RandomError;
 
-/// Why something was not measured.
+/// Why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BenchError {
-    /// What is to be measured does not fit into the context.
+    /// A combination does not fit into the context.
     #[error(
         "{needed} tokens are needed and the context has {context_tokens}: measure shorter prompts, texts or depths"
     )]
     TooLong {
-        /// Tokens that the longest combination takes.
+        /// Number of tokens that the longest combination takes.
         needed: usize,
-        /// Tokens of a context.
+        /// Length of the context, in tokens.
         context_tokens: usize,
     },
-    /// There is nothing between the first token and the last.
+    /// Too few tokens to measure the time between the first and the last.
     #[error("at least 2 tokens are generated to measure how fast they come, not {n_gen}")]
     TooFew {
-        /// Tokens to generate.
+        /// Number of tokens to generate.
         n_gen: usize,
     },
-    /// Speculation, which must not change a token, did: a defect of fewbit.
+    /// Speculation changed a token, which it must not: a bug in fewbit.
     #[error("speculation changed a token: please report it, with the model and the type of the CPU")]
     SpeculationChangedTokens,
     /// The random weights cannot be made.
     #[error(transparent)]
     Random(#[from] RandomError),
-    /// The model does not run.
+    /// The model failed.
     #[error(transparent)]
     Model(#[from] Error),
 }
@@ -42,20 +42,20 @@ impl From<ModelError> for BenchError {
     }
 }
 
-/// A figure over the repetitions.
+/// A figure measured several times.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Spread {
-    /// The middle one.
+    /// The median.
     pub median: f64,
-    /// The least.
+    /// The smallest value.
     pub min: f64,
-    /// The largest.
+    /// The largest value.
     pub max: f64,
 }
 
 impl Spread {
-    /// That of some values; `None` of none.
+    /// The spread of some values; `None` if there are none.
     pub fn of(mut values: Vec<f64>) -> Option<Self> {
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);

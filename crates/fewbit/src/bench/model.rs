@@ -1,4 +1,4 @@
-//! The bare model: prefill and decode, and what the machine could do.
+//! Benchmarks of the bare model, prefill and decode, and the ceilings of the machine.
 
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use crate::file::open;
 use crate::model::Model;
 use crate::random::RandomWeights;
 
-/// Tokens per step of a prefill: the default of the library.
+/// Tokens per step of a prefill: the default of [`ModelBuilder::prefill_chunk`](crate::ModelBuilder::prefill_chunk).
 const PREFILL_CHUNK: usize = 512;
 
-/// What is measured: a loaded model, or random weights.
+/// The model to measure: a loaded model, or random weights.
 pub struct Target<'m> {
     decoder: Loaded<'m>,
     loras: LoraSet,
@@ -40,7 +40,7 @@ impl<'m> Target<'m> {
     /// A loaded model, with its adapters.
     ///
     /// # Errors
-    /// Those of opening its file once more, whose header says what a step has to do.
+    /// Those of opening the model's file again, whose header shows what work a step has.
     pub fn of(model: &'m Model) -> Result<Self, BenchError> {
         let file = open(model.path())?;
         Ok(Self {
@@ -51,7 +51,7 @@ impl<'m> Target<'m> {
         })
     }
 
-    /// Random weights, which are written to a file in the folder for temporary files and loaded from there.
+    /// Random weights, which are written to a temporary file and loaded from it.
     ///
     /// # Errors
     /// Those of writing and of loading.
@@ -78,7 +78,7 @@ impl<'m> Target<'m> {
     }
 }
 
-/// What the weights make every step do.
+/// The work of every step, by the weights.
 struct Work {
     /// Bytes of weights that a decode step reads.
     bytes_per_step: u64,
@@ -96,8 +96,8 @@ impl Work {
 
     fn of_tensors(source: &dyn WeightSource) -> Self {
         let matrices = || source.tensors().iter().filter(|t| t.shape.len() >= 2);
-        // Without a matrix of its own the output uses that of the embedding; with one, a step reads
-        // only a row of the embedding.
+        // Without a matrix of its own, the output layer uses that of the embedding. With one, a step reads only one row
+        // of the embedding.
         let tied = source.tensor("output.weight").is_none();
         let is_read = |name: &str| name != "token_embd.weight" || tied;
         Self {
@@ -111,39 +111,39 @@ impl Work {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BenchTest {
-    /// A prompt.
+    /// Prefill of a prompt.
     Prefill {
-        /// Its tokens.
+        /// Number of tokens of the prompt.
         prompt: usize,
-        /// Tokens before it.
+        /// Number of tokens in the context before it.
         depth: usize,
     },
-    /// Tokens that are generated.
+    /// Decoding.
     Decode {
-        /// How many, of each sequence.
+        /// Number of tokens to generate for each sequence.
         n_gen: usize,
-        /// Tokens before them.
+        /// Number of tokens in the context before them.
         depth: usize,
-        /// Sequences.
+        /// Number of sequences.
         batch: usize,
     },
 }
 
 impl BenchTest {
-    /// Tokens before what is timed.
+    /// Number of tokens in the context before the timed part.
     pub fn depth(self) -> usize {
         match self {
             Self::Prefill { depth, .. } | Self::Decode { depth, .. } => depth,
         }
     }
 
-    /// Positions that one of its sequences takes.
+    /// Number of positions that each of its sequences takes.
     fn length(self) -> usize {
         let (Self::Prefill { prompt: n, .. } | Self::Decode { n_gen: n, .. }) = self;
         n.saturating_add(self.depth())
     }
 
-    /// Tokens per second: of the prompt, or over all sequences.
+    /// Runs it once; returns the tokens per second, of the prompt or over all sequences.
     fn run(self, decoder: &Decoder, past: &KvCache) -> Result<f64, ModelError> {
         let start;
         let n_tokens = match self {
@@ -170,7 +170,7 @@ impl BenchTest {
         Ok(n_tokens as f64 / start.elapsed().as_secs_f64())
     }
 
-    /// The part of the ceiling that a rate comes to. `past` has `depth` tokens.
+    /// The fraction of the ceiling that a rate reaches. `past` has `depth` tokens.
     fn fraction(self, rate: &Spread, work: &Work, past: &KvCache, ceilings: &Ceilings) -> Option<f64> {
         Some(match self {
             Self::Prefill { .. } => rate.median * work.macs_per_token as f64 * 1e-9 / ceilings.int8_gmac_s?,
@@ -182,7 +182,7 @@ impl BenchTest {
     }
 }
 
-/// What to measure: every combination of the lists.
+/// The benchmarks to run: all combinations of the lists.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is measured before `run`"]
 pub struct Bench {
@@ -200,43 +200,43 @@ impl Default for Bench {
 }
 
 impl Bench {
-    /// A prompt of 512 tokens and 128 generated ones, each five times.
+    /// A prompt of 512 tokens and 128 generated tokens, five repetitions each.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Tokens of prompts; 0 measures none.
+    /// Lengths of prompts, in tokens; 0 measures no prefill.
     pub fn prompt(mut self, n_tokens: impl Into<Vec<usize>>) -> Self {
         self.prompt = n_tokens.into();
         self
     }
 
-    /// Tokens to generate; 0 measures none.
+    /// Numbers of tokens to generate; 0 measures no decoding.
     pub fn n_gen(mut self, n_tokens: impl Into<Vec<usize>>) -> Self {
         self.n_gen = n_tokens.into();
         self
     }
 
-    /// Tokens in the context before either is timed.
+    /// Numbers of tokens in the context before the timed part.
     pub fn depth(mut self, n_tokens: impl Into<Vec<usize>>) -> Self {
         self.depth = n_tokens.into();
         self
     }
 
-    /// Sequences to generate at once; 0 counts as 1.
+    /// Numbers of sequences to decode at once; 0 counts as 1.
     pub fn batch(mut self, n: impl Into<Vec<usize>>) -> Self {
         self.batch = n.into();
         self.batch.iter_mut().for_each(|n| *n = (*n).clamp(1, 1 << 16));
         self
     }
 
-    /// How often each is measured (5; at least once).
+    /// Number of repetitions (5 by default; at least 1).
     pub fn repetitions(mut self, n: usize) -> Self {
         self.repetitions = n.max(1);
         self
     }
 
-    /// All combinations, at growing depth.
+    /// All combinations, by increasing depth.
     pub fn tests(&self) -> Vec<BenchTest> {
         let mut tests = Vec::new();
         for &depth in &self.depth {
@@ -249,7 +249,7 @@ impl Bench {
         tests
     }
 
-    /// Measures.
+    /// Runs the benchmarks.
     ///
     /// # Errors
     /// [`BenchError::TooLong`], and those of the model.
@@ -261,7 +261,7 @@ impl Bench {
         if needed > context_tokens {
             return Err(BenchError::TooLong { needed, context_tokens });
         }
-        // What is not timed is computed once, and every run goes on from a copy.
+        // The part that is not timed is computed once, and every run continues from a copy of it.
         let mut pasts: Vec<KvCache> = Vec::new();
         for test in &tests {
             if pasts.iter().all(|past| past.len() != test.depth()) {
@@ -280,9 +280,9 @@ impl Bench {
                 }
             }
         }
-        // Before the ceilings, which take memory of their own.
+        // Read before the ceilings are measured, because they take memory of their own.
         let peak_rss_bytes = peak_rss_bytes();
-        // What the CPU could do says nothing of a GPU.
+        // The ceilings of the CPU say nothing about a GPU.
         let placed = decoder.placed().to_vec();
         let is_on_host = placed.iter().all(|part| part.is_host);
         let none = Ceilings { read_gb_s: None, int8_gmac_s: None };
@@ -305,25 +305,25 @@ impl Bench {
     }
 }
 
-/// What was measured.
+/// The results of a benchmark.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct BenchReport {
-    /// A result for each of [`Bench::tests`].
+    /// One result for each of [`Bench::tests`].
     pub results: Vec<Measured>,
-    /// How long loading took.
+    /// Time that loading took.
     pub load: Duration,
-    /// The weights in memory.
+    /// Size of the weights in memory, in bytes.
     pub weight_bytes: u64,
-    /// The most memory that this process had at once, loading included; known on Linux only.
+    /// Peak resident memory of this process in bytes, loading included; known only on Linux.
     pub peak_rss_bytes: Option<u64>,
-    /// What the machine could do; measured of the CPU alone, if everything was on it.
+    /// The ceilings of the CPU; measured only if the whole model is on the CPU.
     pub ceilings: Ceilings,
-    /// What of the model lay where.
+    /// Which part of the model is on which device.
     pub placed: Vec<PlacedPart>,
     /// The instruction set.
     pub isa: Isa,
-    /// Threads that computed.
+    /// Number of threads that computed.
     pub n_threads: usize,
 }
 
@@ -335,17 +335,17 @@ pub struct Measured {
     pub test: BenchTest,
     /// Tokens per second: of the prompt, or over all sequences.
     pub tokens_per_s: Spread,
-    /// How much of the ceiling that is: of the int8 multiply-accumulates in prefill, of the bandwidth in decode.
+    /// The fraction of the ceiling: of the int8 multiply-accumulates in prefill, of the memory bandwidth in decode.
     pub fraction: Option<f64>,
 }
 
-/// What the machine can do, with the threads of the model.
+/// The ceilings of the machine, with as many threads as the model uses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Ceilings {
-    /// GB (1e9 bytes) that are read from memory per second; `None` where there was no room to measure it.
+    /// GB (1e9 bytes) read from memory per second; `None` if there was too little memory to measure it.
     pub read_gb_s: Option<f64>,
-    /// Int8 multiply-accumulates per second, in 1e9; `None` where the instruction set has none.
+    /// Int8 multiply-accumulates per second, in 1e9; `None` if the instruction set has none.
     pub int8_gmac_s: Option<f64>,
 }
 
@@ -369,7 +369,7 @@ fn extend(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], last_logits: b
     Ok(())
 }
 
-/// Some tokens of the vocabulary, the same each time.
+/// Some tokens of the vocabulary, the same ones each time.
 fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
     let n_vocab = decoder.n_vocab().max(1) as u64;
     let mut state = u64::from(seed) + 1;
@@ -381,7 +381,7 @@ fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
         .collect()
 }
 
-/// The most memory that this process had at once; the system keeps count on Linux.
+/// Peak resident memory of this process, in bytes; known only on Linux.
 fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,4 @@
-//! What the engine makes of requests, compared with the bare model.
+//! Benchmarks of requests to the engine, compared with the bare model.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,37 +23,37 @@ type Result<T> = std::result::Result<T, BenchError>;
 /// Prompts that have nothing in common but their length.
 const TOPICS: [&str; 8] = ["rivers", "bread", "maps", "bees", "glass", "winter", "harbours", "clocks"];
 
-/// A text to be written again.
+/// A text to repeat.
 const NOTES: &str = "The harbour office opens at seven in the morning and closes at four. Ships with more than forty \
     crates have to call a day before they arrive. The crane on the north quay lifts nine tons, the one on the south \
     quay only three. Fishing boats pay nothing in winter. Lost goods are kept in the yellow shed behind the ice house \
     for two weeks.";
 
-/// What has little to repeat: a story, a list with a pattern of its own, a program.
+/// Prompts with little to repeat: a story, a list with a pattern of its own, a program.
 const NEW: [&str; 3] = [
     "A long story about two sisters who travel by sea:",
     "Twenty animals and what each of them eats:\n\n1. Otter: fish\n2. ",
     "# Reads a table of prices and prints what each shop charges.\nimport csv\n\ndef ",
 ];
 
-/// Room for the prompts that come along with those that are asked for.
+/// Room for the prompts, in addition to the requested tokens.
 const SPARE_TOKENS: usize = 256;
 
-/// What the engine makes of requests at the same time, and of one alone, compared with the bare model: decode steps and a
+/// Measures requests to the engine, several at once and one alone, compared with the bare model: decode steps and a
 /// greedy sampler, without the engine.
 ///
-/// Each figure is taken once per repetition. What is compared runs one right after the other, in the other order in every
-/// second repetition, and a ratio is that of such a pair: a slow moment of the machine meets both. Measured are tokens
-/// per second of
+/// Each figure is taken once per repetition. The two things that are compared run one right after the other, in reverse
+/// order in every second repetition, and a ratio is that of such a pair, so a slow moment of the machine affects both.
+/// Measured in tokens per second are
 ///
 /// - one request alone (`single`), waited for and streamed, and the bare model;
 /// - the requests in one batch (`batch`), and steps of as many sequences of the bare model;
-/// - a text that repeats its prompt and several that are new, with speculation and without;
+/// - a text that repeats its prompt and several that are new, with and without speculation;
 /// - JSON of a nested schema, with the fraction of its time that masks take (feature `constraints`).
 ///
-/// And times: a short prompt through the engine and the bare model, both after a rest; the first token of a short
-/// request that arrives while a long prompt is prefilled, compared with its limit: one chunk of that prompt and three
-/// decode steps.
+/// And in milliseconds: a short prompt through the engine and through the bare model, both after a rest; and the first
+/// token of a short request that arrives while a long prompt is in prefill, compared with its limit: one chunk of that
+/// prompt and three decode steps.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::bench::BenchError> {
@@ -76,37 +76,37 @@ pub struct Serving {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Figure {
-    /// What it is; names with `_vs_` or `_speedup` are ratios, others end with their unit.
+    /// Its name. Names with `_vs_` or `_speedup` are ratios; others end with their unit.
     pub name: &'static str,
-    /// Its value over the repetitions.
+    /// Its values over the repetitions.
     pub value: Spread,
 }
 
 impl Serving {
-    /// So many requests at once (at least one), each of 128 tokens, and a long prompt of 512; five times.
+    /// `requests` requests at once (at least 1) of 128 tokens each, and a long prompt of 512 tokens; five repetitions.
     pub fn new(requests: usize) -> Self {
         Self { requests: requests.max(1), prompt: 512, n_gen: 128, repetitions: 5 }
     }
 
-    /// Tokens of the long prompt.
+    /// Length of the long prompt, in tokens.
     pub fn prompt(mut self, n_tokens: usize) -> Self {
         self.prompt = n_tokens;
         self
     }
 
-    /// Tokens that a request generates.
+    /// Number of tokens that each request generates.
     pub fn n_gen(mut self, n_tokens: usize) -> Self {
         self.n_gen = n_tokens;
         self
     }
 
-    /// How often each figure is taken (5; at least once).
+    /// Number of repetitions (5 by default; at least 1).
     pub fn repetitions(mut self, n: usize) -> Self {
         self.repetitions = n.max(1);
         self
     }
 
-    /// Measures.
+    /// Runs the benchmarks on `model`.
     ///
     /// # Errors
     /// [`BenchError::TooLong`], [`BenchError::TooFew`], and those of requests.
@@ -120,7 +120,7 @@ impl Serving {
             return Err(BenchError::TooLong { needed, context_tokens });
         }
         let mut figures: Vec<(&'static str, Vec<f64>)> = Vec::new();
-        // The first pages the weights in, and is not counted.
+        // The first round pages the weights in, and is not counted.
         for i in 0..=repetitions {
             let found = Pair { swap: i % 2 == 1 }.measure(model, requests, prompt, n_gen)?;
             if i == 1 {
@@ -134,7 +134,7 @@ impl Serving {
     }
 }
 
-/// How two things that are compared follow each other.
+/// Decides which of two things that are compared runs first.
 struct Pair {
     swap: bool,
 }
@@ -148,7 +148,7 @@ impl Pair {
         Ok((first()?, second()?))
     }
 
-    /// All figures once.
+    /// Takes all figures once.
     fn measure(&self, model: &Model, n: usize, prompt: usize, n_gen: usize) -> Result<Vec<(&'static str, f64)>> {
         let (first_token_ms, chunk_ms) = overtake(model, prompt)?;
         let one = || rate(request(model, 0, n_gen));
@@ -188,7 +188,7 @@ impl Pair {
         Ok(found)
     }
 
-    /// Tokens per second with speculation, next to those without.
+    /// Tokens per second with speculation, and without.
     fn drafted(&self, request: &Generate) -> Result<(f64, f64)> {
         let mut tokens = Vec::new();
         let mut with = |speculation| {
@@ -208,7 +208,8 @@ impl Pair {
         Ok((rates[1], rates[1] / rates[0]))
     }
 
-    /// JSON of a nested schema: what the masks take of the time, and what drafting what the schema forces gives.
+    /// JSON of a nested schema: the fraction of time that masks take, and the gain of drafting the tokens that it
+    /// forces.
     #[cfg(feature = "constraints")]
     fn masks(&self, model: &Model) -> Result<Vec<(&'static str, f64)>> {
         let request = model.generate("An order of two books, as JSON:\n").temperature(0.8).seed(1);
@@ -257,14 +258,14 @@ fn prompt(i: usize) -> String {
     format!("A short text about {}:", TOPICS[i % TOPICS.len()])
 }
 
-/// What the engine chooses tokens with for [`request`].
+/// The sampler that the engine uses for [`request`].
 fn greedy(model: &Model) -> Result<Sampler> {
     let mut sampling = model.recommended_sampling();
     sampling.temperature = 0.0;
     Ok(Sampler::new(&sampling).map_err(Error::from)?)
 }
 
-/// Decode steps of `n` sequences and the choice of their tokens, without the engine.
+/// Tokens per second of decode steps with `n` sequences, sampling included, without the engine.
 fn bare(model: &Model, n: usize, n_gen: usize) -> Result<f64> {
     let decoder = model.decoder();
     let begin = |i| {
@@ -298,7 +299,7 @@ fn streamed(model: &Model, n_gen: usize) -> Result<f64> {
     Ok(stream.into_completion().timings.decode_tokens_per_second())
 }
 
-/// Tokens per second of all requests together, from the moment when all have a token to the last one's end.
+/// Tokens per second of all requests together, from the moment when all have a token to the end of the last one.
 fn together(model: &Model, n: usize, n_gen: usize) -> Result<f64> {
     let start = Instant::now();
     let runs: Vec<Completion> = thread::scope(|scope| {
@@ -310,7 +311,7 @@ fn together(model: &Model, n: usize, n_gen: usize) -> Result<f64> {
     Ok((n * (n_gen - 1)) as f64 / time.as_secs_f64())
 }
 
-/// How long threads rest before a short prompt: long enough that those of the pool have gone to sleep.
+/// How long threads rest before a short prompt: long enough that those of the pool go to sleep.
 const REST: Duration = Duration::from_millis(20);
 
 fn short_tokens(model: &Model) -> Result<Vec<u32>> {
@@ -331,7 +332,7 @@ fn bare_prompt(model: &Model) -> Result<f64> {
     })
 }
 
-/// The same with it, from the caller's side.
+/// Seconds that a short prompt takes to its first token with the engine, as seen by the caller.
 fn short_prompt(model: &Model) -> Result<f64> {
     let tokens = short_tokens(model)?;
     median(|| {
@@ -344,7 +345,7 @@ fn short_prompt(model: &Model) -> Result<f64> {
     })
 }
 
-/// The middle of nine times, in seconds, each after a rest.
+/// The median of nine times, in seconds, each measured after a rest.
 fn median<R>(mut f: impl FnMut() -> Result<R>) -> Result<f64> {
     let times: Vec<f64> = (0..9)
         .map(|_| {
@@ -357,8 +358,8 @@ fn median<R>(mut f: impl FnMut() -> Result<R>) -> Result<f64> {
     Ok(Spread::of(times).map_or(0.0, |times| times.median))
 }
 
-/// Starts a long prompt, and a short request when half of it is computed, right after a chunk of it began.
-/// Milliseconds to the short one's first token, and of that chunk.
+/// Starts a long prompt, and when half of it is computed, a short request, right after a chunk began. Returns the
+/// milliseconds to the first token of the short request, and those of that chunk.
 fn overtake(model: &Model, n_prompt: usize) -> Result<(f64, f64)> {
     let n_vocab = model.tokenizer().n_vocab();
     let tokens: Vec<u32> = (0..n_prompt).map(|i| ((i * i % 911 + 300) % n_vocab) as u32).collect();

@@ -1,7 +1,8 @@
-//! One turn of a conversation: a question with its settings ([`Ask`]), and the answer under way ([`ChatStream`]).
+//! One turn of a conversation: a question with its options ([`Ask`]), and the running answer ([`ChatStream`]).
 //!
-//! A turn holds its conversation by anything that leads to it: a `&mut Chat` while it stays in place, a `Box<Chat>` or
-//! the guard of a lock where the turn is handed to another thread or task, which outlives the function that began it.
+//! A turn accesses its conversation through any pointer to it: a `&mut Chat` while the conversation stays in place; a
+//! `Box<Chat>` or a lock guard if the turn is handed to another thread or task and outlives the function that started
+//! it.
 
 use std::io::Write;
 use std::ops::DerefMut;
@@ -17,15 +18,16 @@ use crate::options::{Options, option_setters, option_shortcuts};
 use crate::session::Run;
 use crate::tools::{self, Reader, ToolCall, ToolChoice};
 
-/// Between the seeds of two answers to the same question: large, as the seeds of the turns are next to each other.
+/// Distance between the seeds of two answers to the same question. Large, because the seeds of turns are consecutive.
 const SEED_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
-/// A message that has not been sent: made by [`Chat::ask`], [`Chat::reply`] and their like, which borrow the
-/// conversation, or from whatever leads to one. Its settings begin as those of the conversation.
+/// A message that has not been sent: made by [`Chat::ask`], [`Chat::reply`] and the like, which borrow the
+/// conversation, or with [`Ask::new`] from any pointer to a conversation. Its options begin as those of the
+/// conversation.
 ///
-/// A turn that is to outlive the function that begins it owns its conversation, or the lock of one that is shared. The
-/// conversation has the answer, as far as it went, when the stream is dropped. An owned one is gone with a turn that
-/// cannot begin (a question that is too long, say): where it must not be, hold a lock, or ask a [`fork`](Chat::fork).
+/// A turn that outlives the function that starts it owns its conversation, or a lock guard of a shared one. When the
+/// stream is dropped, the answer so far is in the conversation. If a turn cannot start (its question is too long, for
+/// example), an owned conversation is dropped with it: to keep it, use a lock guard, or ask a [`fork`](Chat::fork).
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -48,11 +50,11 @@ const SEED_STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 #[must_use = "nothing happens before `run` or `stream`"]
 pub struct Ask<C> {
     chat: C,
-    /// Messages that stay; what comes after them is replaced.
+    /// Number of messages to keep; those after them are replaced.
     from: usize,
-    /// Nothing, if what is to be answered is in the conversation already.
+    /// New messages; empty if the conversation ends with the message to answer.
     new: Vec<Message>,
-    /// The question was answered before.
+    /// Whether the question was answered before.
     is_again: bool,
     pub(crate) options: Options,
 }
@@ -72,32 +74,32 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
         Self { chat, from, new, is_again: false, options }
     }
 
-    /// A message of the user.
+    /// Sends a message of the user.
     pub fn new(chat: C, text: impl Into<String>) -> Self {
         let from = chat.messages.len();
         Self::after(chat, from, vec![Message::user(text)])
     }
 
-    /// The answer to the conversation as it is.
+    /// Answers the conversation without a new message.
     pub fn reply(chat: C) -> Self {
         let from = chat.messages.len();
         Self::after(chat, from, Vec::new())
     }
 
-    /// Another answer in place of the last one, with the next of the seeds that follow from the conversation's; greedy,
-    /// it is the same answer. The last one is there again if this one fails, or is dropped before it has any text. If
-    /// the last message is no answer, this is [`reply`](Self::reply).
+    /// Generates another answer instead of the last one, with the next seed; with greedy sampling it is the same
+    /// answer. The old answer is restored if the turn fails, or is dropped before it has any text. If the last message
+    /// is not an answer, this is the same as [`reply`](Self::reply).
     pub fn regenerate(chat: C) -> Self {
         let answers = chat.messages.iter().rev().take_while(|message| message.role == Role::Assistant).count();
         let from = chat.messages.len() - answers;
         Self { is_again: answers > 0, ..Self::after(chat, from, Vec::new()) }
     }
 
-    /// A message of the user in place of the one at `index` (from 0) and all after it, which are there again if the
-    /// turn fails, or is dropped before it has any text.
+    /// Replaces the message at `index` (from 0) and all after it by a new one of the user. The old messages are
+    /// restored if the turn fails, or is dropped before it has any text.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSuchMessage`].
+    /// [`ErrorKind::NoSuchMessage`] if `index` is not below the number of messages.
     pub fn edit(chat: C, index: usize, text: impl Into<String>) -> Result<Self, Error> {
         let n_messages = chat.messages.len();
         if index >= n_messages {
@@ -106,10 +108,10 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
         Ok(Self::after(chat, index, vec![Message::user(text)]))
     }
 
-    /// What the calls of the last answer gave: see [`Chat::send_tool_results`].
+    /// Sends the results of the tool calls of the last answer: see [`Chat::send_tool_results`].
     ///
     /// # Errors
-    /// [`ErrorKind::Tools`] if a result is of another call, or a call has none or two.
+    /// [`ErrorKind::Tools`] if a result belongs to no call of the last answer, or if a call has no result or two.
     pub fn tool_results(chat: C, results: impl IntoIterator<Item = (ToolCall, Value)>) -> Result<Self, Error> {
         let messages = tools::ordered_results(&chat.messages, results)?;
         let from = chat.messages.len();
@@ -121,7 +123,7 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
         self.stream()?.run()
     }
 
-    /// Writes the answer as it comes, and returns it at its end: see
+    /// Writes the answer to `out` while it is generated, and returns it when it is complete: see
     /// [`Generate::write_to`](crate::Generate::write_to).
     pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
@@ -131,7 +133,7 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
         Ok(stream.into_completion())
     }
 
-    /// The answer comes as the stream is iterated; dropping it ends the turn where it is.
+    /// Streams the answer. Dropping the stream ends the turn; the answer so far stays in the conversation.
     pub fn stream(self) -> Result<ChatStream<C>, Error> {
         let Self { mut chat, from, new, is_again, mut options } = self;
         let conversation = &mut *chat;
@@ -157,15 +159,15 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
     }
 }
 
-/// An answer under way: an iterator over its pieces.
+/// A running answer: an iterator over its pieces. Dropping it ends the turn.
 #[must_use = "a stream generates nothing unless it is iterated"]
 pub struct ChatStream<C: DerefMut<Target = Chat>> {
-    /// Until the turn is recorded.
+    /// `None` once the turn is recorded in the conversation.
     chat: Option<C>,
     pub(crate) run: Run,
-    /// Takes reasoning and calls out of the text.
+    /// Separates reasoning and tool calls from the text.
     reader: Reader,
-    /// Messages before this turn, and those that were in its place.
+    /// Number of messages before this turn, and the messages that it replaces.
     from: usize,
     replaced: Vec<Message>,
     failed: bool,
@@ -189,7 +191,7 @@ impl<C: DerefMut<Target = Chat>> Iterator for ChatStream<C> {
 impl<C: DerefMut<Target = Chat>> std::iter::FusedIterator for ChatStream<C> {}
 
 impl<C: DerefMut<Target = Chat>> ChatStream<C> {
-    /// The text so far, without reasoning and calls.
+    /// The text so far, without reasoning and tool calls.
     pub fn text(&self) -> &str {
         &self.reader.answer().text
     }
@@ -199,22 +201,22 @@ impl<C: DerefMut<Target = Chat>> ChatStream<C> {
         &self.reader.answer().reasoning
     }
 
-    /// Why it ended, if it has.
+    /// Why the answer ended; `None` while it is running.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.run.finish_reason().map(|reason| tools::reason(reason, !self.reader.answer().calls.is_empty()))
     }
 
-    /// The stop string that ended it, if one did.
+    /// The stop string that ended the answer, if one did.
     pub fn stop_string(&self) -> Option<&str> {
         self.run.stop_string()
     }
 
-    /// Tokens so far.
+    /// Token counts so far.
     pub fn usage(&self) -> crate::Usage {
         self.run.usage()
     }
 
-    /// Times so far.
+    /// Timings so far.
     pub fn timings(&self) -> crate::Timings {
         self.run.timings()
     }
@@ -225,19 +227,19 @@ impl<C: DerefMut<Target = Chat>> ChatStream<C> {
         Ok(self.into_completion())
     }
 
-    /// What the generation gave, as the caller gets it.
+    /// Converts an item of the run into one for the caller.
     pub(crate) fn read(&mut self, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         self.failed |= matches!(item, Some(Err(_)));
         if self.failed { item } else { self.reader.read(&mut self.run, item) }
     }
 
-    /// The answer as far as it went.
+    /// Ends the turn, and returns the answer so far.
     pub fn into_completion(mut self) -> Completion {
         self.record();
         self.completion()
     }
 
-    /// The answer as far as it went, and what led to the conversation, which has it now.
+    /// Ends the turn, and returns the answer so far and the pointer to the conversation, which has the answer now.
     pub fn into_parts(mut self) -> (Completion, C) {
         let chat = self.record().expect("a turn is recorded once, and this was its only way to end");
         (self.completion(), chat)
@@ -249,7 +251,7 @@ impl<C: DerefMut<Target = Chat>> ChatStream<C> {
         completion
     }
 
-    /// Puts the turn into the conversation, or takes its question out again.
+    /// Records the turn in the conversation, or restores the messages that were there before.
     fn record(&mut self) -> Option<C> {
         let mut chat = self.chat.take()?;
         let ended = matches!(self.run.finish_reason(), Some(reason) if reason != FinishReason::Cancelled);

@@ -1,22 +1,22 @@
-//! A constraint as it is followed through one text.
+//! A constraint that is applied to one text.
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 
 use super::ConstraintError;
 
-/// A compiled constraint, and how far its text has come.
+/// A compiled constraint, and its state after the text so far.
 pub(crate) struct Active {
     matcher: Matcher,
 }
 
 impl Active {
-    /// `kind` is what the constraint is called in errors.
+    /// `kind` is the name of the constraint in errors.
     pub(super) fn new(mut matcher: Matcher, kind: &'static str) -> Result<Self, ConstraintError> {
         if let Some(error) = matcher.get_error() {
             return Err(super::invalid(kind, &error));
         }
-        // Before anything is computed it is known whether there is any way to go.
+        // Checks before anything is computed that there is a valid first token.
         matcher.compute_mask_or_eos().map_err(|error| {
             let reason = error.to_string();
             match matcher.stop_reason() {
@@ -29,7 +29,7 @@ impl Active {
         Ok(Self { matcher })
     }
 
-    /// Makes impossible, in `logits` `[n_vocab]`, what cannot come next.
+    /// Rules out the tokens in `logits`, `[n_vocab]`, that cannot come next.
     pub(crate) fn restrict(&mut self, logits: &mut [f32]) -> Result<(), ConstraintError> {
         let mask = self.matcher.compute_mask_or_eos().map_err(too_complex)?;
         let words = mask.as_slice();
@@ -46,7 +46,7 @@ impl Active {
                 }
             }
         }
-        // What the vocabulary does not have, the model may have logits for.
+        // The model may have more logits than the vocabulary has tokens.
         let n_vocab = mask.len().min(words.len() * 32);
         if let Some(beyond) = logits.get_mut(n_vocab..) {
             beyond.fill(f32::NEG_INFINITY);
@@ -54,13 +54,13 @@ impl Active {
         Ok(())
     }
 
-    /// Tokens of which the constraint leaves no choice, from the next one on, as far as it can tell. Finding them is
-    /// a part of [`restrict`](Self::restrict), which does not repeat it.
+    /// The next tokens for which the constraint leaves no choice, as far as it can tell. Finding them is a part of
+    /// [`restrict`](Self::restrict), which does not repeat it.
     pub(crate) fn forced(&mut self) -> Vec<u32> {
         self.matcher.compute_ff_tokens()
     }
 
-    /// Takes the token that came. Whether the text is complete with it, and nothing can follow.
+    /// Adds the chosen token to the text; returns whether the text is complete and nothing can follow it.
     pub(crate) fn accept(&mut self, token: u32) -> Result<bool, ConstraintError> {
         self.matcher.consume_token(token).map_err(too_complex)?;
         Ok(self.matcher.is_stopped())

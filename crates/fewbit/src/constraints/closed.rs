@@ -1,15 +1,15 @@
-//! Objects of a type's schema, closed to fields that the type does not have.
+//! Closes the objects of a type's schema, so that they have only the fields of the type.
 //!
-//! Such a schema allows other fields, as reading does by default; but a model that may add some adds some, and may
-//! not find an end. Nothing is lost without them: reading skips them. Where a schema puts an object together from
-//! several (by `allOf`, or `properties` next to alternatives), no part may forbid what another has: such a schema is
-//! left as it is.
+//! Such a schema allows other fields, because deserialization does by default. But a model that may add fields adds
+//! some, and may never end. Nothing is lost without them, because deserialization skips them. If a schema combines an
+//! object from several schemas (by `allOf`, or `properties` next to alternatives), no part may forbid the fields of
+//! another; such a schema is not changed.
 
 use serde_json::{Map, Value};
 
-/// What puts a schema together with the one that it is in.
+/// Keywords that combine a schema with the one around it.
 const PARTS: [&str; 4] = ["$ref", "allOf", "anyOf", "oneOf"];
-/// What says already which other fields there may be.
+/// Keywords that decide which other fields are allowed.
 const OTHERS: [&str; 3] = ["additionalProperties", "patternProperties", "unevaluatedProperties"];
 
 /// Closes all objects, or none. The schema nests no deeper than [`super::MAX_DEPTH`].
@@ -28,7 +28,7 @@ pub(super) fn close(schema: &mut Value) {
     }
 }
 
-/// Runs `f` with every schema in this one, and with it.
+/// Calls `f` with every schema in this one, and with itself.
 fn each(schema: &mut Value, f: &mut impl FnMut(&mut Map<String, Value>)) {
     let Value::Object(fields) = schema else { return };
     f(fields);

@@ -1,12 +1,13 @@
-//! Constraints on what is generated: a JSON schema, a regular expression, a grammar, a choice.
+//! Constraints on generated text: a JSON schema, a regular expression, a grammar, or a choice of texts.
 //!
-//! A constraint is compiled when a generation is prepared: what cannot be compiled, or can have no output, is an error
-//! there. While generating, a mask says for each position which tokens keep the text on a way to a valid end; all
-//! others become impossible before anything of sampling acts. A generation ends as soon as its text is complete and
-//! cannot go on; where it could go on, the model decides. A text that is cut, by a limit of tokens say, is a valid
-//! beginning, and its [`FinishReason`](crate::FinishReason) is not `EndOfGeneration`.
+//! A constraint is compiled when a generation is prepared: a constraint that cannot be compiled, or that no text can
+//! satisfy, is an error then. While generating, a mask is computed for each position: the tokens after which the text
+//! can still end validly. All other tokens are ruled out before any sampling setting applies. A generation ends as soon
+//! as its text is complete and nothing can follow; where more could follow, the model decides. If a text is cut, by a
+//! token limit for example, it is the beginning of a valid text, and its [`FinishReason`](crate::FinishReason) is not
+//! `EndOfGeneration`.
 //!
-//! The masks come from the crate `llguidance`, of which nothing shows here.
+//! The masks come from the crate `llguidance`, which is not part of the public API.
 
 mod active;
 mod closed;
@@ -30,10 +31,10 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 /// How deep a schema may nest.
 const MAX_DEPTH: usize = 128;
 
-/// What white space may stand between the tokens of JSON: enough for indented text, and an end to it.
+/// The white space allowed between the tokens of JSON: enough for indented text, but bounded.
 const WHITE_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,32}";
 
-/// What a generated text must be.
+/// A constraint that the generated text must satisfy.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -51,7 +52,7 @@ pub struct Constraint(pub(crate) Grammar);
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub(crate) enum Grammar {
-    /// A schema, or why it is none.
+    /// A schema, or the error in it.
     Json {
         #[serde(with = "serial")]
         schema: Result<Arc<Json>, ConstraintError>,
@@ -64,14 +65,15 @@ pub(crate) enum Grammar {
 }
 
 impl Constraint {
-    /// JSON that a schema describes (draft 2020-12, and what earlier drafts wrote otherwise).
+    /// JSON that satisfies a schema (draft 2020-12, and older spellings of earlier drafts).
     ///
-    /// What is generated satisfies the schema. What cannot be enforced is an error that names the keyword and its place;
-    /// what constrains nothing (annotations, a `format` that is not enforced, unknown keywords) is accepted. Not all that
-    /// satisfies a schema is generated: properties come in the order of the schema, and every number ends. Integers that
-    /// the schema leaves unbounded stay within the range of their `format`, else within 53 bits; other numbers have up to
-    /// 15 digits before the point, 17 after it and 2 in the exponent. Numbers in the schema may be of any size; those
-    /// beyond 64 bits need [`json_schema_str`](Self::json_schema_str), because a [`Value`] does not hold them.
+    /// The generated JSON always satisfies the schema. A keyword that cannot be enforced is an error that names the
+    /// keyword and its place; keywords that constrain nothing (annotations, a `format` that is not enforced, unknown
+    /// keywords) are accepted. Not everything that satisfies a schema can be generated: properties come in the order of
+    /// the schema, and numbers have a limited length. Integers that the schema does not bound stay within the range of
+    /// their `format`, or else within 53 bits; other numbers have up to 15 digits before the point, 17 after it and 2
+    /// in the exponent. Numbers in the schema may be of any size; those beyond 64 bits need
+    /// [`json_schema_str`](Self::json_schema_str), because a [`Value`] does not hold them.
     pub fn json_schema(schema: impl Into<Value>) -> Self {
         let schema = schema.into();
         Self::of_schema(check_schema(&schema).map(|()| Json::from(&schema)), false)
@@ -81,7 +83,11 @@ impl Constraint {
         Self(Grammar::Json { schema: schema.map(Arc::new), compact: false, any_of_one })
     }
 
-    /// The same, from the text of the schema.
+    /// Like [`json_schema`](Self::json_schema), from the text of the schema.
+    ///
+    /// # Errors
+    /// [`ConstraintError`] if the text is not JSON, or is longer than 1 MiB. Other errors are reported when a
+    /// generation is prepared.
     pub fn json_schema_str(schema: &str) -> Result<Self, ConstraintError> {
         read_schema(schema).map(|schema| Self::of_schema(Ok(schema), false))
     }
@@ -91,8 +97,8 @@ impl Constraint {
         Self::json_schema(json!({ "type": "object" }))
     }
 
-    /// JSON that can be read as a `T`. Objects have the fields of their types and no others, unless a type is put
-    /// together with `#[serde(flatten)]` or tagged inside: then others may come, which reading skips.
+    /// JSON that can be deserialized as a `T`. Objects have the fields of their types and no others; except in types
+    /// that use `#[serde(flatten)]` or internal tags: there, other fields may occur, which deserialization skips.
     pub fn for_type<T: schemars::JsonSchema + ?Sized>() -> Self {
         let mut schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>().to_value();
         let checked = check_schema(&schema).map(|()| {
@@ -103,28 +109,28 @@ impl Constraint {
         Self::of_schema(checked, true)
     }
 
-    /// Text that a regular expression matches as a whole, in the syntax of the crate `regex`.
+    /// Text that matches a regular expression as a whole, in the syntax of the crate `regex`.
     pub fn regex(pattern: impl Into<String>) -> Self {
         Self(Grammar::Regex(pattern.into()))
     }
 
-    /// Text of a context-free grammar in the Lark variant of `llguidance`; it begins with the rule `start`.
+    /// Text of a context-free grammar in `llguidance`'s variant of Lark; the start rule is `start`.
     pub fn lark(grammar: impl Into<String>) -> Self {
         Self(Grammar::Lark(grammar.into()))
     }
 
-    /// Text of a context-free grammar in llama.cpp's notation; it begins with the rule `root`.
+    /// Text of a context-free grammar in GBNF, llama.cpp's notation; the start rule is `root`.
     pub fn gbnf(grammar: &str) -> Result<Self, ConstraintError> {
         check_size("GBNF grammar", grammar)?;
         Ok(Self(Grammar::Lark(gbnf::to_lark(grammar)?)))
     }
 
-    /// One of these texts.
+    /// One of the given texts.
     pub fn choice<S: Into<String>>(texts: impl IntoIterator<Item = S>) -> Self {
         Self(Grammar::Choice(texts.into_iter().map(Into::into).collect()))
     }
 
-    /// JSON without white space between its parts.
+    /// Removes all white space between the parts of the JSON.
     pub fn compact(mut self) -> Self {
         if let Grammar::Json { compact, .. } = &mut self.0 {
             *compact = true;
@@ -132,7 +138,7 @@ impl Constraint {
         self
     }
 
-    /// What it is called in errors.
+    /// The name of the kind of constraint, for errors.
     fn kind(&self) -> &'static str {
         match self.0 {
             Grammar::Json { .. } => "JSON schema",
@@ -142,7 +148,7 @@ impl Constraint {
         }
     }
 
-    /// Checks what the compiler below would not survive.
+    /// Rejects input that the compiler would not survive.
     fn check(&self) -> Result<(), ConstraintError> {
         match &self.0 {
             Grammar::Json { schema, .. } => schema.as_ref().map(|_| ()).map_err(Clone::clone),
@@ -166,15 +172,15 @@ fn check_size(kind: &'static str, text: &str) -> Result<(), ConstraintError> {
     Ok(())
 }
 
-/// A rule's body in Lark, of JSON that a schema describes.
+/// The body of a Lark rule for JSON that satisfies a schema.
 pub(crate) fn embedded(schema: &Value) -> Result<String, ConstraintError> {
     check_schema(schema)?;
-    // A space where models write one, and no more: white space could go on for long.
+    // One space where models write one, and no more: unlimited white space could go on for long.
     let grammar = schema::grammar(&Json::from(schema), true, false)?.replacen('\n', "\n%ignore /\\x20/\n", 1);
     Ok(format!("%lark {{\n{grammar}}}"))
 }
 
-/// Bounds the depth and the number of the parts of a schema, without recursion.
+/// Checks the depth and the size of a schema, without recursion.
 fn check_schema(schema: &Value) -> Result<(), ConstraintError> {
     let too_large = |reason| Err(ConstraintError::TooLarge { kind: "JSON schema", reason });
     let mut left = vec![(schema, 0)];
@@ -203,44 +209,44 @@ fn invalid(kind: &'static str, reason: &dyn std::fmt::Display) -> ConstraintErro
     ConstraintError::Invalid { kind, reason: reason.to_string() }
 }
 
-/// Why a constraint cannot be kept.
+/// Why a constraint cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConstraintError {
-    /// It is not valid, or uses what is not supported.
+    /// The constraint is not valid, or uses an unsupported feature.
     #[error("the {kind} cannot be used: {reason}")]
     Invalid {
-        /// What it is.
+        /// The kind of constraint.
         kind: &'static str,
         /// What is wrong with it.
         reason: String,
     },
-    /// No text can satisfy it.
+    /// No text can satisfy the constraint.
     #[error("no text satisfies the {kind}: {reason}")]
     Unsatisfiable {
-        /// What it is.
+        /// The kind of constraint.
         kind: &'static str,
         /// Why.
         reason: String,
     },
-    /// It is too large.
+    /// The constraint is too large.
     #[error("the {kind} is too large: {reason}")]
     TooLarge {
-        /// What it is.
+        /// The kind of constraint.
         kind: &'static str,
-        /// How so.
+        /// Which limit it exceeds.
         reason: String,
     },
-    /// There are no texts to choose from.
+    /// A choice has no texts.
     #[error("there is nothing to choose from: give at least one text")]
     NoChoice,
-    /// A vocabulary that constraints do not work with.
+    /// Constraints do not work with this model's vocabulary.
     #[error("constraints do not work with this vocabulary: {reason}")]
     Vocabulary {
         /// Why.
         reason: String,
     },
-    /// It became too complex while it was followed.
+    /// The constraint became too complex while generating.
     #[error("the constraint cannot be followed any further: {reason}")]
     TooComplex {
         /// Why.

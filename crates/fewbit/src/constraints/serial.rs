@@ -1,4 +1,4 @@
-//! A schema as data: the text of its JSON, with every digit of its numbers.
+//! Serializes a schema as the text of its JSON, with every digit of its numbers.
 
 use std::sync::Arc;
 

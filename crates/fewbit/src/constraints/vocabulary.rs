@@ -1,4 +1,4 @@
-//! A model's vocabulary as the constraint engine wants it, and compiling constraints for it.
+//! Prepares a model's vocabulary for the constraint engine, and compiles constraints for it.
 
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -12,21 +12,21 @@ use serde_json::Value;
 
 use super::{Active, Constraint, ConstraintError, Grammar};
 
-/// The trie counts nodes and ids in 22 and 24 bits.
+/// The trie numbers nodes and ids with 22 and 24 bits.
 const MAX_VOCABULARY: usize = 1 << 21;
 
-/// Longer tokens take no part in constrained text: the trie is at most 1024 levels deep.
+/// Longer tokens are never used in constrained text: the trie is at most 1024 levels deep.
 const MAX_TOKEN_BYTES: usize = 1000;
 
-/// The compiler recurses as deep as a grammar nests; only what is touched takes memory.
+/// The compiler recurses as deep as a grammar nests; only the used part of the stack takes memory.
 const STACK_BYTES: usize = 256 << 20;
 
-/// Compiles constraints for one model. The vocabulary is prepared when the first one comes.
+/// Compiles constraints for one model. The vocabulary is prepared for the first constraint.
 #[derive(Default)]
 pub(crate) struct Compiler(OnceLock<Result<Arc<ParserFactory>, ConstraintError>>);
 
 impl Compiler {
-    /// Prepares `constraint` for one text.
+    /// Compiles `constraint` for one text.
     pub(crate) fn start(&self, tokenizer: &Arc<Tokenizer>, constraint: &Constraint) -> Result<Active, ConstraintError> {
         constraint.check()?;
         let factory = self.0.get_or_init(|| on_large_stack(|| factory(tokenizer)).and_then(|result| result));
@@ -41,7 +41,7 @@ impl Compiler {
     }
 }
 
-/// Runs what can recurse, and panics on what it did not expect.
+/// Runs code that may recurse deeply, and that may panic on unexpected input.
 fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, ConstraintError> {
     let failed = |reason: &str| ConstraintError::TooComplex { reason: reason.to_owned() };
     thread::scope(|scope| {
@@ -70,9 +70,9 @@ fn grammar(constraint: &Constraint) -> Result<TopLevelGrammar, ConstraintError> 
     })
 }
 
-/// The compiler tells what is wrong in words only.
+/// Classifies an error of the compiler by its message, which is all that it returns.
 fn classify(kind: &'static str, message: &str) -> ConstraintError {
-    // The rest is a backtrace, or the state of the parser; or the pattern, a mark below it, and what is wrong there.
+    // The rest is a backtrace or the state of the parser, or the pattern with a mark below it and the reason.
     let mut lines = message.lines().map(str::trim);
     let mut reason = lines.next().unwrap_or_default().to_owned();
     if let Some(detail) = lines.find_map(|line| line.strip_prefix("error: ")) {
@@ -104,7 +104,7 @@ fn factory(tokenizer: &Arc<Tokenizer>) -> Result<Arc<ParserFactory>, ConstraintE
     if ends.len() > 1 {
         trie = trie.with_eos_tokens(&ends);
     }
-    // Where the tokenizer puts a space before text, a part of a text cannot be encoded by itself.
+    // If the tokenizer puts a space before text, a part of a text cannot be encoded by itself.
     let parts: Vec<u8> =
         tokenizer.encode("a", SpecialTokens::Plain).iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
     let env: TokEnv = Arc::new(Environment { canonical: parts == b"a", tokenizer: Arc::clone(tokenizer), trie });
@@ -112,12 +112,12 @@ fn factory(tokenizer: &Arc<Tokenizer>) -> Result<Arc<ParserFactory>, ConstraintE
     let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &SlicedBiasComputer::general_slices())
         .map_err(|error| unusable(&error))?;
     factory.quiet();
-    // Errors are shown to people, and the text so far is nobody's business.
+    // Errors are shown to users and must not contain the text so far.
     factory.limits_mut().verbose_errors = false;
     Ok(Arc::new(factory))
 }
 
-/// The bytes of a token; special tokens are marked with a byte that is in no text.
+/// The bytes of a token. Special tokens begin with a byte that no text has.
 fn word(tokenizer: &Tokenizer, id: u32) -> Vec<u8> {
     let bytes = tokenizer.token_bytes(id);
     if bytes.len() > MAX_TOKEN_BYTES || bytes.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER) {

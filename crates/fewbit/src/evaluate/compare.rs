@@ -1,4 +1,4 @@
-//! What quantizing a model costs and what it gives, type by type.
+//! What quantizing a model costs and saves, for several types.
 
 use fewbit_model::quantize::Recipe;
 use fewbit_tokenizer::SpecialTokens;
@@ -9,16 +9,16 @@ use crate::file::open;
 use crate::generate::Prompt;
 use crate::model::Model;
 
-/// Tokens that are generated to measure the speed of decoding.
+/// Number of tokens that are generated to measure the speed of decoding.
 const DECODED: usize = 32;
 
-/// Loads the model quantized.
+/// Loads the model with the weights quantized.
 type Load<'a> = Box<dyn Fn(Recipe) -> Result<Model, Error> + 'a>;
-/// Is told what is measured, the windows that are done, and how many there are.
+/// Gets the name of the model that is measured, the number of windows done, and the total.
 type Progress<'a> = Box<dyn FnMut(&str, usize, usize) + 'a>;
 
 /// Compares a model with itself, quantized to several types in memory: size, speed, perplexity, KL divergence. The
-/// original stays in memory, and each quantized one next to it in turn; its logits are computed once.
+/// original stays in memory, with one quantized model at a time next to it; its logits are computed once.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -48,15 +48,15 @@ impl std::fmt::Debug for Compare<'_> {
     }
 }
 
-/// What was measured.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Comparison {
-    /// The original, and each type in the order asked for.
+    /// The original, then each type in the order given.
     pub rows: Vec<Row>,
-    /// Windows that were scored.
+    /// Number of windows scored.
     pub windows: usize,
-    /// Tokens that were scored.
+    /// Number of tokens scored.
     pub tokens_scored: usize,
 }
 
@@ -64,31 +64,31 @@ pub struct Comparison {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Row {
-    /// What it was quantized to; `None` for the original.
+    /// The recipe of the quantized model; `None` for the original.
     pub recipe: Option<Recipe>,
-    /// Its weights in memory.
+    /// Size of its weights in memory, in bytes.
     pub weight_bytes: u64,
-    /// The same per weight.
+    /// Bits per weight, on average.
     pub bits_per_weight: f64,
     /// Its perplexity.
     pub perplexity: f64,
     /// The standard error of the perplexity.
     pub perplexity_stderr: f64,
-    /// The logarithm of its perplexity over the original's, in nats per token.
+    /// The logarithm of the ratio of its perplexity to the original's, in nats per token.
     pub ln_ppl_ratio: f64,
-    /// The standard error of that, from the differences token by token.
+    /// The standard error of that logarithm, from the differences token by token.
     pub ln_ppl_ratio_stderr: f64,
     /// Mean KL divergence from the original, in nats.
     pub kl: f64,
     /// The standard error of the mean.
     pub kl_stderr: f64,
-    /// The part of the tokens for which it and the original found the same one most probable.
+    /// The fraction of tokens for which it and the original have the same most probable token, from 0 to 1.
     pub top1: f64,
-    /// The standard error of that.
+    /// The standard error of that fraction.
     pub top1_stderr: f64,
-    /// Prompt tokens per second.
+    /// Prompt tokens per second (prefill).
     pub prefill_tokens_per_s: f64,
-    /// Generated tokens per second.
+    /// Generated tokens per second (decode).
     pub decode_tokens_per_s: f64,
 }
 
@@ -100,7 +100,7 @@ impl Row {
 }
 
 impl<'a> Compare<'a> {
-    /// The model, and what to quantize it to.
+    /// Compares `original` with itself quantized to each of `types`.
     pub fn new(original: &'a Model, types: impl Into<Vec<Recipe>>) -> Self {
         let load = |recipe| {
             let builder = Model::builder().threads(original.n_threads()).context_length(original.context_length());
@@ -115,26 +115,27 @@ impl<'a> Compare<'a> {
         }
     }
 
-    /// The windows that the text is cut into (all, of 512 tokens).
+    /// The windows that the text is cut into. Default: all, of 512 tokens.
     pub fn windows(mut self, windows: PerplexityOptions) -> Self {
         self.windows = windows;
         self
     }
 
-    /// How the quantized model is loaded, in place of the file of the original with its threads and context: with
-    /// other settings, or from files that were quantized before.
+    /// How to load the quantized model. Default: quantizes the original's file, with the same threads and context. For
+    /// other settings, or for files that were quantized before.
     pub fn load_with(mut self, load: impl Fn(Recipe) -> Result<Model, Error> + 'a) -> Self {
         self.load = Box::new(load);
         self
     }
 
-    /// Is told what is measured (`original`, or the type), the windows that are done, and how many there are.
+    /// Sets a callback that gets the name of the model that is measured (`original`, or the type), the number of
+    /// windows done, and the total.
     pub fn on_progress(mut self, progress: impl FnMut(&str, usize, usize) + 'a) -> Self {
         self.progress = Box::new(progress);
         self
     }
 
-    /// Measures.
+    /// Runs the comparison on `text`.
     ///
     /// # Errors
     /// Those of [`Model::reference`], of [`Model::divergence`] and of loading.

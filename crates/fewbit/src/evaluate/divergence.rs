@@ -1,8 +1,8 @@
 //! How far the predictions of one model are from those of another.
 //!
-//! The logits of the one that others are compared with are computed once and kept in a file without a name, in the folder
-//! for temporary files: 4 bytes for each token of the vocabulary and each scored token, exact, and read in the order in
-//! which they were written.
+//! The logits of the reference model are computed once and kept in an unnamed file in the folder for temporary files: 4
+//! bytes for each token of the vocabulary and each scored token, exact, and read in the order in which they were
+//! written.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Read, Seek, Write};
@@ -18,7 +18,7 @@ use crate::model::Model;
 
 const BUFFER_BYTES: usize = 1 << 20;
 
-/// The logits of a model on a text, to compare others with: made by [`Model::reference`].
+/// The logits of a model on a text, for comparing other models with it: made by [`Model::reference`].
 #[derive(Debug)]
 pub struct Reference {
     windows: Vec<Vec<u32>>,
@@ -32,21 +32,21 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// The perplexity of the model itself.
+    /// The perplexity of the reference model.
     pub fn perplexity(&self) -> &Perplexity {
         &self.perplexity
     }
 
-    /// Bytes that are kept on the disk.
+    /// Size of the logits on disk, in bytes.
     pub fn n_bytes(&self) -> u64 {
         (self.perplexity.nll_per_token.len() as u64).saturating_mul(4 * self.n_vocab as u64)
     }
 }
 
 impl Model {
-    /// Runs the model over `text` and keeps its logits, for [`divergence`](Self::divergence) of models with the same
-    /// vocabulary from it. Windows and scored tokens are those of [`perplexity`](Self::perplexity), and `progress` is
-    /// given the perplexity so far.
+    /// Runs the model over `text` and stores its logits, for [`divergence`](Self::divergence) of models with the same
+    /// vocabulary. Windows and scored tokens are those of [`perplexity`](Self::perplexity); `progress` gets the
+    /// perplexity so far.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -62,7 +62,7 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::System`](crate::ErrorKind::System) where the disk has no room, and those of `perplexity`.
+    /// [`ErrorKind::System`](crate::ErrorKind::System) if the disk is full, and those of `perplexity`.
     pub fn reference(
         &self,
         text: &str,
@@ -105,11 +105,12 @@ impl Model {
         })
     }
 
-    /// How far this model's predictions are from those of `reference`: usually the model that this one was quantized
-    /// from. `progress` is told the windows done and how many there are.
+    /// Measures how far this model's predictions are from those of `reference`, usually the model that this one was
+    /// quantized from. `progress` gets the number of windows done and the total.
     ///
     /// # Errors
-    /// [`OtherVocabulary`](crate::ErrorKind::OtherVocabulary), [`System`](crate::ErrorKind::System), and those of [`perplexity`](Self::perplexity).
+    /// [`OtherVocabulary`](crate::ErrorKind::OtherVocabulary), [`System`](crate::ErrorKind::System), and those of
+    /// [`perplexity`](Self::perplexity).
     pub fn divergence(
         &self,
         reference: &Reference,
@@ -155,11 +156,11 @@ impl Model {
         Ok(result)
     }
 
-    /// The same as [`divergence`](Self::divergence) from a [`reference`](Self::reference) that is used once. `progress`
-    /// is told the windows done and how many there are, of both models together.
+    /// Like [`divergence`](Self::divergence), from a [`reference`](Self::reference) that is used only once. `progress`
+    /// gets the number of windows done and the total, of both models together.
     ///
     /// # Errors
-    /// Those of the two.
+    /// Those of [`reference`](Self::reference) and [`divergence`](Self::divergence).
     pub fn divergence_from(
         &self,
         reference: &Model,
@@ -191,15 +192,15 @@ fn read_floats(from: &mut impl Read, n: usize, floats: &mut Vec<f32>) -> io::Res
 pub struct Divergence {
     /// Negative log-likelihood of each scored token by the model, in nats.
     pub nll_per_token: Vec<f64>,
-    /// The same by the reference.
+    /// Negative log-likelihood of each scored token by the reference, in nats.
     pub reference_nll_per_token: Vec<f64>,
     /// KL divergence of the model's probabilities from those of the reference, in nats.
     pub kl_per_token: Vec<f64>,
-    /// Tokens for which both found the same one most probable.
+    /// Number of tokens for which both models have the same most probable token.
     pub same_top: usize,
-    /// Windows scored.
+    /// Number of windows scored.
     pub chunks: usize,
-    /// Tokens run through the model.
+    /// Number of tokens run through the model.
     pub tokens_run: usize,
     /// Time that the model took.
     pub elapsed: Duration,
@@ -249,7 +250,7 @@ impl Divergence {
         (p * (1.0 - p) / self.kl_per_token.len().saturating_sub(1).max(1) as f64).sqrt()
     }
 
-    /// The part of the tokens for which both found the same one most probable.
+    /// The fraction of tokens for which both models have the same most probable token, from 0 to 1.
     pub fn top1_agreement(&self) -> f64 {
         self.same_top as f64 / self.kl_per_token.len().max(1) as f64
     }
@@ -260,7 +261,7 @@ impl Divergence {
     }
 }
 
-/// What two rows of logits say about each other.
+/// The comparison of two rows of logits.
 #[derive(Clone, Copy, Default)]
 struct RowPair {
     nll: f64,
@@ -275,7 +276,7 @@ impl RowPair {
         let (own_sum, reference_sum) = (log_sum(own), log_sum(reference));
         let kl = own.iter().zip(reference).map(|(&own, &reference)| {
             let (own, reference) = (f64::from(own) - own_sum, f64::from(reference) - reference_sum);
-            // Logits of minus infinity have no part in it.
+            // Logits of minus infinity contribute nothing.
             if reference == f64::NEG_INFINITY { 0.0 } else { reference.exp() * (reference - own) }
         });
         Self {
@@ -287,7 +288,7 @@ impl RowPair {
     }
 }
 
-/// The first of the largest.
+/// Index of the largest logit, the first one if several are equal.
 fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
 }

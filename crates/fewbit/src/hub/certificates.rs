@@ -1,7 +1,8 @@
-//! The certificates that servers are trusted by: Mozilla's, which are compiled in, or those of the user instead.
+//! The certificates for trusting servers: Mozilla's, which are compiled in, or those of the user instead.
 //!
-//! `huggingface_hub` takes them from `SSL_CERT_FILE`, else `SSL_CERT_DIR` (its present HTTP client), and took them from
-//! `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE` (the one before). The first that is set counts, and replaces Mozilla's.
+//! `huggingface_hub` reads them from `SSL_CERT_FILE`, or else `SSL_CERT_DIR` (with its present HTTP client); before, it
+//! used `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE`. The first variable that is set counts, and replaces Mozilla's
+//! certificates.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use ureq::tls::{Certificate, PemItem, RootCerts, parse_pem};
 
 use super::HubError;
 
-/// Larger files hold no certificates: the bundle of all that systems trust has some 250 kB.
+/// Larger files are not certificates: a bundle of all widely trusted ones has about 250 kB.
 const MAX_FILE_BYTES: u64 = 16 << 20;
 
 /// The certificates in `path`: a PEM file, a folder of them, or several of either as in `PATH`.
@@ -22,7 +23,7 @@ pub(super) fn roots(path: &Path) -> Result<RootCerts, HubError> {
             let items = fs::read_dir(&path).map_err(|error| io(&path, error))?;
             let mut files: Vec<PathBuf> = items.filter_map(|item| item.ok().map(|item| item.path())).collect();
             files.sort();
-            // Whatever else is in a folder is no reason to refuse what is needed.
+            // Other files in the folder are ignored.
             found.extend(files.iter().filter_map(|file| in_file(file).ok()).flatten());
         } else {
             found.extend(in_file(&path)?);

@@ -1,11 +1,11 @@
-//! Which files of a repo make the model that was asked for.
+//! Chooses the files of a repo that make up the requested model.
 
 use std::path::{Path, PathBuf};
 
 use super::{Choice, HubError, RepoName};
 
-/// Types in the order in which one is taken where none is named: what llama.cpp and Ollama take first, then the next
-/// larger and smaller ones that are of use on most computers.
+/// The order in which types are tried if none is named: first those that llama.cpp and Ollama prefer, then the next
+/// larger and smaller ones that are useful on most computers.
 const DEFAULT_TYPES: [&str; 20] = [
     "Q4_K_M",
     "UD-Q4_K_XL",
@@ -29,10 +29,10 @@ const DEFAULT_TYPES: [&str; 20] = [
     "FP16",
 ];
 
-/// Types of GGUF files from which one is quantized, the best first: 16 bits are what nearly all models are published in.
+/// The types of GGUF files to quantize from, best first. Nearly all models are published with 16 bits.
 const ORIGINAL_TYPES: [&str; 6] = ["BF16", "F16", "FP16", "F32", "Q8_0", "Q6_K"];
 
-/// The files of an adapter's folder that are read.
+/// The files of an adapter folder that are used.
 const ADAPTER_CONFIG: &str = "adapter_config.json";
 const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
@@ -41,11 +41,11 @@ const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(super) struct RepoFile {
     /// Its path in the repo.
     pub(super) path: String,
-    /// Its size, where it is known.
+    /// Its size in bytes, if known.
     pub(super) bytes: Option<u64>,
-    /// Its SHA-256, of large files (LFS).
+    /// Its SHA-256; only for large files (LFS).
     pub(super) sha256: Option<String>,
-    /// Its number in git, of small files: the SHA-1 of a header and the contents.
+    /// Its git blob id; only for small files: the SHA-1 of a header and the contents.
     pub(super) git_sha1: Option<String>,
 }
 
@@ -55,19 +55,19 @@ impl RepoFile {
     }
 }
 
-/// The files of a model.
+/// The files that were chosen for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Selected<'a> {
-    /// The first is the one to open; of a split model the others follow.
+    /// The first one is opened; the others are further parts of a split model.
     pub(super) files: Vec<&'a RepoFile>,
-    /// The folder to open in place of a file.
+    /// The folder to open instead of a file.
     pub(super) folder: Option<String>,
-    /// Whether it would be taken whatever else there is.
+    /// Whether it would be chosen whatever other files there are.
     pub(super) is_best: bool,
 }
 
 impl Selected<'_> {
-    /// What to open where the repo's files lie in `root`.
+    /// The path to open, if the files of the repo are in `root`.
     pub(super) fn entry(&self, root: &Path) -> PathBuf {
         match (&self.folder, self.files.first()) {
             (None, Some(file)) => root.join(&file.path),
@@ -77,18 +77,18 @@ impl Selected<'_> {
     }
 }
 
-/// A GGUF model of a repo: a file, or the parts of one.
+/// A GGUF model of a repo: a file, or the parts of a split one.
 struct Model<'a> {
-    /// Without the folder, the number of the part and `.gguf`, in capitals.
+    /// The file name without folder, part number and `.gguf`, in capitals.
     stem: String,
     folder: String,
     files: Vec<&'a RepoFile>,
-    /// How many parts there should be.
+    /// The number of parts that there should be.
     count: usize,
 }
 
 impl Model<'_> {
-    /// Whether its name, or its folder's, ends with a type.
+    /// Whether its name, or that of its folder, ends with a type.
     fn is_of(&self, ty: &str) -> bool {
         let ends = |name: &str| {
             let Some(before) = name.strip_suffix(ty) else { return false };
@@ -98,7 +98,7 @@ impl Model<'_> {
     }
 }
 
-/// Chooses.
+/// Chooses the files for a name.
 pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selected<'a>, HubError> {
     let models = models(files);
     let selected = |model: &Model<'a>, is_best| Ok(Selected { files: model.files.clone(), folder: None, is_best });
@@ -138,7 +138,7 @@ pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selec
                 let all = models.iter().filter(|model| model.is_of(of) && model.files.len() == model.count);
                 all.min_by_key(|model| (model.stem.len(), model.files[0].path.clone()))
             };
-            // Q4_K stands for Q4_K_M where there is no file of this very name, and so does Q4.
+            // Q4_K and Q4 mean Q4_K_M if there is no file with exactly that type.
             let more = ["", "_M", "_K_M", "_0", "_S", "_L", "_XL"].map(|more| format!("{wanted}{more}"));
             match more.iter().find_map(|of| shortest(of)) {
                 Some(model) => selected(model, true),
@@ -153,10 +153,10 @@ pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selec
             for (rank, ty) in DEFAULT_TYPES.iter().enumerate() {
                 let mut of_type: Vec<_> = whole.iter().filter(|model| model.is_of(ty)).collect();
                 if of_type.len() > 1 {
-                    // Unsloth's other recipe of the same type.
+                    // Unsloth's alternative recipes for the same type.
                     of_type.retain(|model| !model.stem.contains("UD-"));
                 }
-                // Several models of a type: by their names alone none is the one that is meant.
+                // There are several models of a type: none of them is clearly the requested one.
                 match of_type[..] {
                     [] => {}
                     [model] => return selected(model, rank == 0),
@@ -172,7 +172,7 @@ pub(super) fn choose<'a>(name: &RepoName, files: &'a [RepoFile]) -> Result<Selec
     }
 }
 
-/// The GGUF models, without what goes along with them: projectors of vision models, importance matrices.
+/// The GGUF models, without accompanying files such as projectors of vision models and importance matrices.
 fn models(files: &[RepoFile]) -> Vec<Model<'_>> {
     let mut models: Vec<Model<'_>> = Vec::new();
     for file in files {
@@ -193,7 +193,7 @@ fn models(files: &[RepoFile]) -> Vec<Model<'_>> {
     models
 }
 
-/// `name-00001-of-00003` is a part of three of `name`.
+/// The name and the number of parts: `name-00001-of-00003` is one of three parts of `name`.
 fn split_name(stem: &str) -> Option<(&str, usize)> {
     let (rest, count) = stem.rsplit_once("-of-")?;
     let (name, part) = rest.rsplit_once('-')?;
@@ -212,7 +212,7 @@ fn has_safetensors(files: &[RepoFile]) -> bool {
     files.iter().any(|file| file.path.ends_with(".safetensors") && !file.path.ends_with(ADAPTER_WEIGHTS))
 }
 
-/// What of a folder with safetensors files is read: weights, configuration, tokenizer.
+/// The files of a safetensors folder that are needed: weights, configuration, tokenizer.
 fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
     const NAMES: [&str; 8] = [
         "merges.txt",
@@ -228,7 +228,7 @@ fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
         .iter()
         .filter(|f| f.path.ends_with(".safetensors") && !f.path.contains('/') && !f.path.starts_with("adapter"))
         .collect();
-    // Mistral's own form of the same weights lies next to them.
+    // Mistral's repos also have the same weights in a format of their own.
     let usual: Vec<&RepoFile> = weights.iter().filter(|f| f.path.starts_with("model")).copied().collect();
     let weights = if usual.is_empty() { weights } else { usual };
     let parts = weights.first().and_then(|f| split_name(f.path.strip_suffix(".safetensors")?)).map_or(1, |(_, n)| n);
@@ -245,7 +245,7 @@ fn folder(files: &[RepoFile]) -> Option<Selected<'_>> {
     Some(Selected { files, folder: Some(String::new()), is_best: false })
 }
 
-/// The adapter in a folder of a repo, as PEFT writes it.
+/// The adapter in a folder of a repo, in the format of PEFT.
 fn adapter_folder<'a>(files: &'a [RepoFile], folder: &str) -> Option<Selected<'a>> {
     let find = |name: &str| files.iter().find(|file| file.path.strip_prefix(folder) == Some(name));
     let files = vec![find(ADAPTER_CONFIG)?, find(ADAPTER_WEIGHTS)?];

@@ -10,14 +10,14 @@ use ureq::{Agent, Body, Proxy, ResponseExt};
 
 use super::{HfSettings, HubError, certificates};
 
-/// How often a request is sent again that the server has no time for.
+/// How many times a request is sent if the server is busy.
 const MAX_TRIES: u32 = 4;
-/// The longest that a server is waited for when it says how long.
+/// The longest wait that a busy server can ask for.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// The longest answer that is no file.
+/// The most bytes of an answer other than a file.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 
-/// A connection to the server, and the user's token for it.
+/// A client for one server, with the user's token for it.
 #[derive(Debug, Clone)]
 pub(super) struct Client {
     agent: Agent,
@@ -30,14 +30,14 @@ impl Client {
         Self::with_redirects(settings, 10)
     }
 
-    /// A client that shows a redirection instead of following it.
+    /// A client that returns redirections instead of following them.
     pub(super) fn without_redirects(settings: &HfSettings) -> Result<Self, HubError> {
         Self::with_redirects(settings, 0)
     }
 
     fn with_redirects(settings: &HfSettings, max_redirects: u32) -> Result<Self, HubError> {
         let mut tls = TlsConfig::builder();
-        // A server without TLS needs none.
+        // A server without TLS needs no certificates.
         if let Some(path) = settings.certificates.as_ref().filter(|_| settings.endpoint.starts_with("https:")) {
             tls = tls.root_certs(certificates::roots(path)?);
         }
@@ -51,7 +51,7 @@ impl Client {
             .timeout_recv_response(Some(Duration::from_secs(30)))
             .timeout_per_read(Some(Duration::from_secs(30)))
             .http_status_as_error(false)
-            // The token is the server's business, and not that of the store it redirects to.
+            // The token is meant for the server, not for the storage that it redirects to.
             .redirect_auth_headers(RedirectAuthHeaders::SameHost)
             .user_agent(concat!("fewbit/", env!("CARGO_PKG_VERSION")))
             .build()
@@ -59,8 +59,8 @@ impl Client {
         Ok(Self { agent, token: settings.token.clone(), endpoint: settings.endpoint.clone() })
     }
 
-    /// One request; `range` is `bytes=FROM-TO`. Whatever the server answers is the caller's to look at, but that it
-    /// has no time, which is waited for.
+    /// Sends one request; `range` is `bytes=FROM-TO`. Waits and tries again if the server is busy; all other answers
+    /// are returned for the caller to check.
     pub(super) fn send(&self, is_head: bool, url: &str, range: Option<&str>) -> Result<Response<Body>, HubError> {
         let mut tries = 0;
         loop {
@@ -89,19 +89,20 @@ impl Client {
         }
     }
 
-    /// Whether a URL is of the server that the token is for.
+    /// Whether a URL belongs to the server that the token is for.
     fn is_ours(&self, url: &str) -> bool {
         url.strip_prefix(&*self.endpoint).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// The whole answer, of `limit` bytes at most.
+    /// Gets a whole answer, of at most `limit` bytes.
     pub(super) fn get(&self, url: &str, limit: Option<u64>) -> Result<Vec<u8>, HubError> {
         let limit = limit.unwrap_or(MAX_ANSWER_BYTES);
         let response = check(self.send(false, url, None)?, url)?;
         read(response, url, limit, 0)
     }
 
-    /// The bytes of a file from `from` up to `to` (not included), and the size of the file.
+    /// Gets the bytes of a file from `from` up to `to` (exclusive). Also returns the size of the file, and the URL that
+    /// the server redirected to.
     pub(super) fn range(&self, url: &str, from: u64, to: u64) -> Result<(Vec<u8>, u64, String), HubError> {
         let response = check(self.send(false, url, Some(&format!("bytes={from}-{}", to.saturating_sub(1))))?, url)?;
         let bad = |reason: &str| HubError::BadAnswer { url: url.to_owned(), reason: reason.to_owned() };
@@ -126,7 +127,7 @@ impl Client {
     }
 }
 
-/// Refuses an answer that is no success, with what Hugging Face says in its headers.
+/// Returns an error for an unsuccessful answer, with the details in Hugging Face's headers.
 pub(super) fn check(response: Response<Body>, url: &str) -> Result<Response<Body>, HubError> {
     let status = response.status().as_u16();
     if status < 400 {
@@ -141,9 +142,9 @@ pub(super) fn check(response: Response<Body>, url: &str) -> Result<Response<Body
     })
 }
 
-/// The body, of `limit` bytes at most and `expected` at least.
+/// Reads the body, of at most `limit` bytes and at least `expected`.
 fn read(response: Response<Body>, url: &str, limit: u64, expected: u64) -> Result<Vec<u8>, HubError> {
-    // Room for what was announced, as far as that is believable; the rest grows with what comes.
+    // Reserves memory for the announced size, within reason; after that, memory grows with the bytes received.
     let mut bytes = Vec::with_capacity(usize::try_from(expected.min(16 << 20)).unwrap_or(0));
     let mut reader = response.into_body().into_reader().take(limit.saturating_add(1));
     let network = |reason: String| HubError::Network { url: url.to_owned(), reason };
@@ -162,14 +163,14 @@ pub(super) fn text(response: &Response<Body>, name: &str) -> Option<String> {
     Some(response.headers().get(name)?.to_str().ok()?.to_owned())
 }
 
-/// `bytes START-END/TOTAL` (or `/*`) of a `Content-Range` header: the start, and the total if known.
+/// Parses `bytes START-END/TOTAL` (or `/*`) of a `Content-Range` header: the start, and the total if known.
 pub(super) fn parse_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (start, _) = range.split_once('-')?;
     Some((start.trim().parse().ok()?, total.trim().parse().ok()))
 }
 
-/// The client's own words are for programmers; these are the cases that people meet.
+/// The HTTP client's messages are for programmers; these are for the cases that users meet.
 pub(super) fn describe(error: &ureq::Error) -> String {
     match error {
         ureq::Error::HostNotFound => "the host name cannot be resolved".to_owned(),
@@ -189,8 +190,8 @@ fn untrusted(reason: &str) -> String {
     format!("{reason}: nobody who is trusted vouches for it (for a company's own certificates set SSL_CERT_FILE)")
 }
 
-/// The proxy for a URL, as curl and Python choose it: by the URL's scheme, then the one for all. (The HTTP client would
-/// take the first variable that is set, whatever it is for.)
+/// The proxy for a URL, chosen like in curl and Python: by the scheme of the URL, then the one for all URLs. (The HTTP
+/// client would use the first variable that is set, whatever its scheme.)
 fn proxy(endpoint: &str, variable: &dyn Fn(&str) -> Option<String>) -> Option<Proxy> {
     let names: [&str; 4] = match endpoint.starts_with("https:") {
         true => ["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"],

@@ -1,4 +1,4 @@
-//! What Hugging Face's own tools read from the environment, with the meaning that they give it.
+//! Environment variables of Hugging Face's own tools, with the same meaning.
 //!
 //! Crate `hf-hub` (0.5) is not used for it, nor for the cache folder ([`snapshots`](super::snapshots)): it knows `HF_HOME`
 //! alone (not `HF_HUB_CACHE`, `HF_TOKEN_PATH`, `XDG_CACHE_HOME`, nor offline mode), finds no file by its commit, panics
@@ -9,21 +9,21 @@ use std::path::PathBuf;
 
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// Settings for the Hugging Face Hub: those of the environment, or others.
+/// Settings for the Hugging Face Hub, from the environment or set by the caller.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HfSettings {
-    /// The server (`HF_ENDPOINT`), without a slash at its end.
+    /// The URL of the server (`HF_ENDPOINT`), without a slash at its end.
     pub endpoint: String,
-    /// The user's token: `HF_TOKEN`, or what is in the file `HF_TOKEN_PATH` (`$HF_HOME/token`). It is sent to the
-    /// endpoint and nowhere else.
+    /// The user's token: `HF_TOKEN`, or the contents of the file `HF_TOKEN_PATH` (`$HF_HOME/token`). It is sent only to
+    /// the endpoint.
     pub token: Option<String>,
-    /// Whether nothing may be fetched (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`).
+    /// Offline mode: nothing may be fetched (`HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`).
     pub offline: bool,
-    /// Where Hugging Face's tools keep what they fetch: `HF_HUB_CACHE`, or `$HF_HOME/hub`.
+    /// The cache folder of Hugging Face's tools: `HF_HUB_CACHE`, or `$HF_HOME/hub`.
     pub cache: Option<PathBuf>,
-    /// Certificates to trust servers by instead of Mozilla's, a PEM file or a folder of them: `SSL_CERT_FILE`,
-    /// `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE` or `CURL_CA_BUNDLE`, of which the first that is set counts.
+    /// Trusted certificates instead of Mozilla's, a PEM file or a folder of them: the first of `SSL_CERT_FILE`,
+    /// `SSL_CERT_DIR`, `REQUESTS_CA_BUNDLE` and `CURL_CA_BUNDLE` that is set.
     pub certificates: Option<PathBuf>,
 }
 
@@ -41,12 +41,12 @@ impl std::fmt::Debug for HfSettings {
 }
 
 impl HfSettings {
-    /// Those of the environment.
+    /// The settings of the environment.
     pub fn from_env() -> Self {
         Self::read(&|name| std::env::var(name).ok(), std::env::home_dir())
     }
 
-    /// The server `endpoint`, online, without a token and without a cache.
+    /// The server at the URL `endpoint`: online, without a token and without a cache.
     pub fn new(endpoint: &str) -> Self {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
@@ -106,7 +106,7 @@ impl HfSettings {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: if not_sent { None } else { given().or_else(stored) },
-            // The first that is set counts, as there.
+            // The first one that is set counts, as in Hugging Face's tools.
             offline: text("HF_HUB_OFFLINE").or_else(|| text("TRANSFORMERS_OFFLINE")).is_some_and(is_true),
             certificates: ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"]
                 .into_iter()

@@ -1,11 +1,11 @@
-//! What can go wrong between a model's name and its file.
+//! Errors between the name of a model and its file.
 
 use std::path::{Path, PathBuf};
 
-/// Names that are shown as they are; of more, those that resemble what was asked for.
+/// Up to this many names are all listed; of more, only those similar to the requested one.
 const FEW: usize = 6;
 
-/// What might have been meant by `name`.
+/// The names that may have been meant by `name`.
 fn suggest(name: &str, known: &[String]) -> String {
     if known.len() <= FEW {
         return format!("known are {}", known.join(", "));
@@ -40,16 +40,16 @@ pub enum HubError {
         path: PathBuf,
         /// Line number, from 1.
         line: usize,
-        /// What the parser says.
+        /// The message of the parser.
         reason: String,
     },
 
     /// A registry entry parses but cannot be used.
     #[error("{}: model `{name}`: {problem}", path.display())]
     InvalidEntry {
-        /// The file.
+        /// The registry file.
         path: PathBuf,
-        /// The entry.
+        /// Name of the entry.
         name: String,
         /// What is wrong with it.
         problem: &'static str,
@@ -61,13 +61,13 @@ pub enum HubError {
         suggest(name, known)
     )]
     UnknownModel {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names there are.
+        /// The known names.
         known: Vec<String>,
     },
 
-    /// The model is known but not here, and this build cannot fetch it.
+    /// The model is known but not on this computer, and this build cannot fetch it.
     #[error(
         "model `{name}` is not at {}: put it there, or build with the feature `hub`, which fetches it",
         path.display()
@@ -75,23 +75,23 @@ pub enum HubError {
     NotCached {
         /// The model.
         name: String,
-        /// Where its file would be.
+        /// Path where its file would be.
         path: PathBuf,
     },
 
-    /// A file of the cache cannot be worked with.
+    /// A file of the cache cannot be read or written.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
         /// Why it failed.
         #[source]
         error: std::io::Error,
     },
 
-    /// Something would have to be fetched, and may not be.
+    /// The model would have to be fetched, but offline mode is on.
     #[error(
         "`{name}` is not on this computer, and HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) says not to fetch anything: unset it, or fetch the model elsewhere"
     )]
@@ -100,7 +100,7 @@ pub enum HubError {
         name: String,
     },
 
-    /// A name that begins like one of a hub's model.
+    /// A name that begins like one of a hub model, but is not valid.
     #[error("`{name}`: {problem}")]
     BadName {
         /// The name.
@@ -114,39 +114,39 @@ pub enum HubError {
         "{url}: there is no such repo, or it is private (check the name, or the path if a file of this computer was meant; for a private repo set HF_TOKEN)"
     )]
     NoSuchRepo {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
     },
 
     /// The repo has no such branch, tag or commit.
     #[error("{url}: the repo has no such branch, tag or commit")]
     NoSuchRevision {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
     },
 
-    /// The repo's owner wants users to accept terms first.
+    /// The owner of the repo requires users to accept its terms first.
     #[error("{url}: the repo is gated: accept its terms on its page, and set HF_TOKEN to a token of your account")]
     Gated {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
     },
 
-    /// The server had no time, several times.
+    /// The server was busy, for several tries.
     #[error("{url}: the server is busy (HTTP status {status}){}: try again later", retry_after_s.map(|s| format!(", for {s} s more")).unwrap_or_default())]
     Busy {
-        /// What was being fetched.
+        /// The URL of the request.
         url: String,
         /// The status code.
         status: u16,
-        /// How long it asks to be left alone.
+        /// How long the server asks to wait, in seconds.
         retry_after_s: Option<u64>,
     },
 
-    /// The server answered with something that is no answer to the question.
+    /// The server's answer makes no sense for the request.
     #[error("{url}: {reason}: is this the server of a model hub? (HF_ENDPOINT)")]
     BadAnswer {
-        /// What was asked for.
+        /// The URL of the request.
         url: String,
         /// What is wrong with it.
         reason: String,
@@ -157,31 +157,31 @@ pub enum HubError {
     NoSuchFile {
         /// The repo.
         repo: String,
-        /// The type or file asked for.
+        /// The requested type or file.
         asked: String,
-        /// The GGUF files there are.
+        /// The GGUF files of the repo.
         found: Vec<String>,
     },
 
-    /// The repo has several models, none of which is the one to take.
+    /// The repo has several models, and none of them is clearly the one to use.
     #[error("{repo} has several models: name one, as in hf.co/{repo}/FILE ({})", listed(found))]
     ManyFiles {
         /// The repo.
         repo: String,
-        /// The GGUF files there are.
+        /// The GGUF files of the repo.
         found: Vec<String>,
     },
 
-    /// A type was asked for of a repo that has no GGUF files.
+    /// A type was requested from a repo without GGUF files.
     #[error("{repo} has no GGUF files: take it as `{repo}`, and quantize it to {tag} as it is read")]
     NoGguf {
         /// The repo.
         repo: String,
-        /// The type.
+        /// The requested type.
         tag: String,
     },
 
-    /// A file whose path would lead out of the folder that it belongs in.
+    /// The path of a file would lead out of its folder.
     #[error("{repo} has a file called {path:?}, which could be written outside of its folder: nothing was fetched")]
     UnsafePath {
         /// The repo.
@@ -199,20 +199,20 @@ pub enum HubError {
         name: String,
     },
 
-    /// It was asked to end; what is here is continued by the next attempt.
+    /// The download was cancelled; the next attempt continues from there.
     #[error("ended before all was fetched: the next attempt continues")]
     Cancelled,
 
     /// The server cannot be reached, or the connection broke.
     #[error("{url}: {reason} (no connection? behind a proxy set HTTPS_PROXY, for a mirror set HF_ENDPOINT)")]
     Network {
-        /// What was being fetched.
+        /// The URL of the request.
         url: String,
-        /// What the HTTP client says.
+        /// The message of the HTTP client.
         reason: String,
     },
 
-    /// The certificates that servers are to be trusted by cannot be read.
+    /// The certificates for trusting servers cannot be read.
     #[error(
         "{}: {problem}: certificates are read from what SSL_CERT_FILE, SSL_CERT_DIR or REQUESTS_CA_BUNDLE names",
         path.display()
@@ -224,64 +224,64 @@ pub enum HubError {
         problem: String,
     },
 
-    /// The file system has less room than what is to be fetched takes.
+    /// The file system has too little room for the download.
     #[error(
         "{}: {needed_bytes} bytes are to be fetched and {free_bytes} are free: make room, or set FEWBIT_HOME to a \
          folder that has it",
         path.display()
     )]
     NoSpace {
-        /// The folder.
+        /// The folder to download to.
         path: PathBuf,
-        /// Bytes that are missing of the model.
+        /// Bytes that are still to be fetched.
         needed_bytes: u64,
-        /// Bytes that this user can write.
+        /// Bytes that this user can still write.
         free_bytes: u64,
     },
 
-    /// The server answered, but not with the file.
+    /// The server answered with an error status.
     #[error("{url}: HTTP status {status} (401 or 403: set HF_TOKEN; 404: the file is gone)")]
     Status {
-        /// What was being fetched.
+        /// The URL of the request.
         url: String,
         /// The status code.
         status: u16,
     },
 
-    /// The source ended before the file did; a later attempt continues from there.
+    /// The source ended before the file was complete; a later attempt continues from there.
     #[error("{location}: ended after {found_bytes} of {expected_bytes} bytes: try again to continue")]
     Incomplete {
         /// URL or package.
         location: String,
-        /// Size in the registry.
+        /// Size of the file, in bytes.
         expected_bytes: u64,
-        /// Bytes that are here.
+        /// Bytes fetched so far.
         found_bytes: u64,
     },
 
-    /// The source holds a file of another size.
+    /// The source has a file of another size.
     #[error("{location}: the file has {found_bytes} bytes, the registry says {expected_bytes}: not the pinned file")]
     Size {
         /// URL or package.
         location: String,
-        /// Size in the registry.
+        /// Expected size, in bytes.
         expected_bytes: u64,
-        /// Size found; if the source did not say, the bytes that came until it was too many.
+        /// Size found, in bytes; if the source did not report it, the bytes received until there were too many.
         found_bytes: u64,
     },
 
-    /// The file has the right size and other contents.
+    /// The file has the right size but other contents.
     #[error("{location}: SHA-256 is {found}, the registry says {expected}: not the pinned file, discarded")]
     Hash {
         /// URL or package.
         location: String,
-        /// SHA-256 in the registry.
+        /// Expected SHA-256.
         expected: String,
         /// SHA-256 found.
         found: String,
     },
 
-    /// The registry does not pin the file, and the source does not say what it is.
+    /// The registry does not pin the file, and the source reports no size and hash of it.
     #[error("{location}: the server names no size and SHA-256 of the file, and the registry does not either")]
     NoPin {
         /// URL or package.
@@ -327,7 +327,7 @@ pub enum HubError {
 }
 
 impl HubError {
-    /// Whether the same may succeed a little later: the server was busy or out of reach, or the connection broke.
+    /// Whether the same call may succeed a little later: the server was busy or unreachable, or the connection broke.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Busy { .. } | Self::Network { .. } | Self::Incomplete { .. } => true,
@@ -342,7 +342,7 @@ impl HubError {
     }
 }
 
-/// File names, as far as they fit into a message.
+/// File names, as many as fit into a message.
 fn listed(found: &[String]) -> String {
     match found.len() {
         0 => "it has no GGUF files".to_owned(),
@@ -351,7 +351,7 @@ fn listed(found: &[String]) -> String {
     }
 }
 
-/// An error with its causes.
+/// An error, followed by its causes.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

@@ -1,44 +1,44 @@
-//! Fetching one file: sources in order, one `.part` file, check, rename.
+//! The download of one file: tries the sources in order, writes one `.part` file, checks it, renames it.
 //!
-//! The entry pins the bytes; where it does not, the source is asked for size and hash first, and what it says
-//! is noted next to the file. So a `.part` file that one source began can be continued by another. A
-//! file that fails its check after being continued is fetched once more from its beginning before the
-//! source is blamed: the damage may have been in what an earlier process left.
+//! The registry entry has the size and hash of the file. If it does not, the source is asked for them first, and its
+//! answer is recorded next to the file. So a `.part` file begun by one source can be continued by another. If a file
+//! that was continued fails its check, it is fetched once more from the beginning before the source is blamed: the
+//! damage may have been in the bytes of an earlier process.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::{Entry, Event, HubError, PartFile, Pin, Progress, space, store};
 
-/// Somewhere to get a file from.
+/// A source to fetch a file from.
 pub trait Source {
-    /// The kind of source, as `models.toml` calls it.
+    /// The kind of source, as in `models.toml`.
     fn name(&self) -> &'static str;
 
-    /// URL or package, for messages.
+    /// URL or package, for messages and errors.
     fn location(&self) -> String;
 
-    /// What the file is by the source's own word, and the source that gives exactly that file; `None` if it
-    /// cannot say. Asked only for files that the registry does not pin.
+    /// Size and hash of the file as the source reports them, and a source that gives exactly that file; `None` if the
+    /// source does not know. Called only for files that the registry does not pin.
     fn pin(&self) -> Result<Option<Pinned>, HubError> {
         Ok(None)
     }
 
-    /// Appends the rest of the file to `part`, or starts it again if it cannot continue.
+    /// Appends the rest of the file to `part`, or starts from the beginning if it cannot continue.
     ///
-    /// Returning `Ok` with fewer bytes than expected is a source that ended early.
+    /// Returning `Ok` with fewer bytes than expected means that the source ended early.
     fn fetch(&self, part: &mut PartFile<'_>) -> Result<(), HubError>;
 }
 
-/// What a source says of its file, and a source of exactly that file.
+/// The size and hash that a source reports, and a source of exactly that file.
 pub struct Pinned {
-    /// Size and hash.
+    /// A source of these bytes, at a fixed commit if the source has commits.
     pub pin: Pin,
     /// Where these bytes can be had, at a commit where the source knows commits.
     pub source: Box<dyn Source>,
 }
 
-/// Brings the file of `entry` to `path`.
+/// Fetches the file of `entry` to `path`.
 pub(super) fn fetch(
     path: &Path,
     entry: &Entry,
@@ -66,7 +66,7 @@ pub(super) fn fetch(
                 progress.event(&Event::Done { path });
                 return Ok(path.to_owned());
             }
-            // Other sources would not change that.
+            // Other sources would fail in the same way.
             Err(error @ (HubError::Cancelled | HubError::NoSpace { .. })) => return Err(error),
             Err(error) => {
                 tracing::warn!(model = %entry.name, source = source.name(), %error, "source failed");
@@ -78,7 +78,7 @@ pub(super) fn fetch(
     Err(HubError::AllSourcesFailed { name: entry.name.clone(), failures })
 }
 
-/// Fetches by the registry's pin, or by the source's own.
+/// Fetches the file with the pin of the registry, or with the one that the source reports.
 fn fetch_pinned(
     source: &dyn Source,
     location: &str,
@@ -95,12 +95,12 @@ fn fetch_pinned(
     let Pinned { pin, source } = source.pin()?.ok_or_else(|| HubError::NoPin { location: location.to_owned() })?;
     let location = source.location();
     fetch_from(source.as_ref(), &location, part_path, &entry.name, &pin, progress)?;
-    // First the note: a file without one counts as not there.
+    // The record comes first: a file without one counts as missing.
     store::record(path, &pin, &location)?;
     rename()
 }
 
-/// Brings one file to `path`: what `source` has, if it is what `pin` says.
+/// Fetches one file from `source` to `path`, and checks it against `pin`.
 pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: &dyn Progress) -> Result<(), HubError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| HubError::io("create", folder, error))?;
@@ -117,7 +117,7 @@ pub(super) fn fetch_file(path: &Path, pin: &Pin, source: &dyn Source, progress: 
     Ok(())
 }
 
-/// Where the file that will be at `path` lies until it is complete.
+/// The path of the incomplete file that will become `path`.
 pub(super) fn part_path(path: &Path) -> PathBuf {
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
@@ -150,7 +150,7 @@ fn fetch_from(
         if found == pin.sha256 {
             return part.sync();
         }
-        // Wrong bytes are worth nothing to a later attempt.
+        // Wrong bytes are useless to a later attempt.
         part.restart()?;
         if !std::mem::take(&mut continued) {
             return Err(HubError::Hash { location: location.to_owned(), expected: pin.sha256.clone(), found });

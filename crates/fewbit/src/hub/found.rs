@@ -24,21 +24,21 @@ const LM_STUDIO: &str = "lmstudio:";
 const OLLAMA_HOST: &str = "registry.ollama.ai";
 const OLLAMA_OWNER: &str = "library";
 
-/// A model on this computer.
+/// A model on this computer, stored by fewbit or another program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Found {
-    /// What it can be asked for by.
+    /// The name to load it by.
     pub name: String,
-    /// The file or folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// Size of its files.
+    /// Size of its files, in bytes.
     pub bytes: u64,
-    /// Whose cache it is in: `fewbit`, `Hugging Face`, `LM Studio` or `Ollama`.
+    /// The program whose cache it is in: `fewbit`, `Hugging Face`, `LM Studio` or `Ollama`.
     pub place: &'static str,
 }
 
-/// Where other programs keep models.
+/// The folders where other programs keep models.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Places {
     lm_studio: Vec<PathBuf>,
@@ -53,7 +53,7 @@ impl Places {
 
     fn of_home(home: Option<&Path>, ollama: Option<PathBuf>) -> Self {
         let at = |path: &str| home.map(|home| home.join(path));
-        // As a system service on Linux, Ollama has a home of its own.
+        // As a system service on Linux, Ollama has its own home folder.
         let service = cfg!(target_os = "linux").then(|| PathBuf::from("/usr/share/ollama/.ollama/models"));
         let usual = || at(".ollama/models").into_iter().chain(service).collect();
         Self {
@@ -62,14 +62,14 @@ impl Places {
         }
     }
 
-    /// The file of a model that is named as one of another program's; `None` for other names.
+    /// The file of a model whose name has the prefix of another program; `None` for other names.
     pub(super) fn find(&self, name: &str) -> Option<Result<PathBuf, HubError>> {
         let (place, bare) = match (name.strip_prefix(OLLAMA), name.strip_prefix(LM_STUDIO)) {
             (Some(bare), _) => ("Ollama", bare),
             (_, Some(bare)) => ("LM Studio", bare),
             _ => return None,
         };
-        // A tag comes after the last colon, which a host's port has one of too.
+        // The tag follows the last colon; the port of a host has a colon too.
         let has_tag = bare.rsplit('/').next().is_some_and(|last| last.contains(':'));
         let full = if has_tag || place != "Ollama" { name.to_owned() } else { format!("{name}:latest") };
         let found = self.all().into_iter().find(|found| found.name == full).map(|found| found.path);
@@ -89,7 +89,7 @@ fn lm_studio(root: &Path) -> Vec<Found> {
     walk(root, 4, &mut |path, bytes| {
         let inside = path.strip_prefix(root).ok()?.to_str()?.replace('\\', "/");
         let lower = inside.to_ascii_lowercase();
-        // Of a split model the first part stands for all.
+        // For a split model, only the first part is listed.
         let is_later = lower.contains("-of-") && !lower.contains("-00001-of-");
         if lower.ends_with(".gguf") && !lower.contains("mmproj") && !is_later {
             let name = format!("{LM_STUDIO}{inside}");

@@ -1,8 +1,8 @@
 //! The source `hf`: a file in a Hugging Face repository.
 //!
-//! The transfer is ranged GETs with `ureq`, straight into the `.part` file: one for what is missing of a small file,
-//! and of a large one several at a time, whose answers are appended in order. So what is there of a `.part` file is
-//! always the file's beginning, which every later attempt can continue.
+//! The transfer uses ranged GETs with `ureq`, straight into the `.part` file: one for the missing part of a small file;
+//! several in parallel for a large one, whose answers are appended in order. So a `.part` file always has the beginning
+//! of the file, and every later attempt can continue it.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -16,10 +16,10 @@ use super::client::{Client, check, parse_range, text};
 use super::snapshots::{Snapshots, is_commit};
 use super::{HfSettings, HubError, PartFile, Pin, Pinned, Source};
 
-/// How often a broken connection is taken up again, as long as each brings new bytes.
+/// How many times a broken connection is resumed, as long as each attempt brings new bytes.
 const MAX_RECONNECTS: u32 = 5;
 const CONNECTIONS: usize = 4;
-/// Each connection has one part in memory that waits for its turn, and one that is coming.
+/// Each connection has one part in memory that waits for its turn, and one that is arriving.
 const RANGE_BYTES: u64 = 8 << 20;
 
 /// A file in a Hugging Face repository, or in a server with the same URLs.
@@ -29,7 +29,7 @@ pub struct HfSource {
     revision: String,
     repo: String,
     file: String,
-    /// Where Hugging Face's own tools would have put the file.
+    /// Where Hugging Face's own tools would have stored the file.
     shared: Option<PathBuf>,
     connections: usize,
     range_bytes: u64,
@@ -48,7 +48,7 @@ impl HfSource {
         Self::with_settings(&HfSettings::new(endpoint), repo, revision, file)
     }
 
-    /// The file with these settings. It is taken from the cache of other tools if it is there.
+    /// The file with these settings. It is copied from the cache of other tools if it is there.
     pub fn with_settings(settings: &HfSettings, repo: &str, revision: &str, file: &str) -> Self {
         let commit = |cache: &PathBuf| Some(Snapshots::new(cache).folder(repo, revision).join(file));
         Self {
@@ -62,15 +62,16 @@ impl HfSource {
         }
     }
 
-    /// Fetches a file of more than two parts of `range_bytes` over so many connections at once (4, and 8 MiB).
+    /// Fetches files larger than two parts over several connections in parallel. Default: `connections` is 4 (from 1 to
+    /// 16), `range_bytes`, the size of a part, 8 MiB.
     pub fn parallel(mut self, connections: usize, range_bytes: u64) -> Self {
         self.connections = connections.clamp(1, 16);
         self.range_bytes = range_bytes.max(1);
         self
     }
 
-    /// What the server says about the file: it answers with a redirection to the bytes, whose headers name the
-    /// commit, and size and SHA-256 of a large file.
+    /// Asks the server about the file: it answers with a redirection to the bytes, whose headers have the commit, and
+    /// for a large file its size and SHA-256.
     fn ask(&self) -> Result<Option<(Pin, String)>, HubError> {
         let url = self.location();
         let response = check(Client::without_redirects(&self.settings)?.send(true, &url, None)?, &url)?;
@@ -85,7 +86,7 @@ impl HfSource {
         Ok(Some((pin, commit)))
     }
 
-    /// One GET for what is missing.
+    /// Fetches the missing part with one GET.
     fn get(&self, client: &Client, url: &str, part: &mut PartFile<'_>) -> Result<(), HubError> {
         let network = |reason: String| HubError::Network { url: url.to_owned(), reason };
         let range = (!part.is_empty()).then(|| format!("bytes={}-", part.len()));
@@ -105,7 +106,7 @@ impl HfSource {
                 }
                 total
             }
-            // Nothing after what is here: then what is here is not this file.
+            // The server has no bytes at this position, so the bytes on disk belong to another file.
             416 => {
                 part.restart()?;
                 return Err(network("the server has no more bytes".into()));
@@ -130,14 +131,14 @@ impl HfSource {
         Err(HubError::Size { location: url.to_owned(), expected_bytes, found_bytes })
     }
 
-    /// What is missing, in parts over several connections; they are appended in order. `false` if that does
-    /// not work with this server, before anything was appended.
+    /// Fetches the missing part over several connections, and appends the pieces in order. Returns `false` if this
+    /// server does not support it; nothing was appended then.
     fn get_parallel(&self, client: &Client, url: &str, part: &mut PartFile<'_>) -> Result<bool, HubError> {
         let total = part.expected_bytes();
         let first = part.len();
         let (bytes, found_bytes, place) = match client.range(url, first, first.saturating_add(self.range_bytes)) {
             Ok(range) => range,
-            // One connection may do what several cannot, and takes up again what breaks.
+            // A single connection may still work, and resumes if it breaks.
             Err(HubError::BadAnswer { .. } | HubError::Network { .. }) => return Ok(false),
             Err(error) => return Err(error),
         };
@@ -164,7 +165,7 @@ impl HfSource {
                             let result =
                                 self.part(client, url, place, at, at.saturating_add(self.range_bytes).min(total));
                             let is_end = result.is_err();
-                            // A reader that is gone wants no more.
+                            // The receiver is gone: stop.
                             if sender.send(result).is_err() || is_end {
                                 break;
                             }
@@ -173,7 +174,7 @@ impl HfSource {
                     receiver
                 })
                 .collect();
-            // Round by round, as the parts lie in the file; the end of a worker is the end of the file.
+            // Round by round, in the order of the file; the first worker without a piece marks the end of the file.
             for worker in workers.iter().cycle() {
                 match worker.recv() {
                     Ok(bytes) => append(bytes?)?,
@@ -184,7 +185,7 @@ impl HfSource {
         })
     }
 
-    /// One part, from where the server led to; that address ends sometime, and then the server is asked again.
+    /// Fetches one piece from the redirected URL; when that URL expires, the server is asked for a new one.
     fn part(&self, client: &Client, url: &str, place: &str, from: u64, to: u64) -> Result<Vec<u8>, HubError> {
         let mut tries = 0;
         let mut address = place;
@@ -207,7 +208,7 @@ impl HfSource {
     }
 }
 
-/// A path as a part of a URL.
+/// A path, percent-encoded for a URL.
 pub(super) fn encoded(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     for byte in path.bytes() {
@@ -231,7 +232,7 @@ impl Source for HfSource {
 
     fn pin(&self) -> Result<Option<Pinned>, HubError> {
         let Some((pin, commit)) = self.ask()? else { return Ok(None) };
-        // The branch may move on between the question and the download.
+        // The branch may move on between the question and the download, so the commit is used.
         let source = Self::with_settings(&self.settings, &self.repo, &commit, &self.file);
         let source = source.parallel(self.connections, self.range_bytes);
         Ok(Some(Pinned { pin, source: Box::new(source) }))

@@ -1,17 +1,17 @@
-//! Models by name: the registry, the cache folder, and fetching what is missing.
+//! Models by name: the registry, the cache folder, and the download of missing models.
 //!
-//! A [`Hub`] is a folder and a [`Registry`]. The folder is `FEWBIT_HOME`, or `fewbit` in the
-//! platform's cache folder; a model lies at `models/<name>/<file>` in it. A file is there under its
-//! final name only if its size and SHA-256 were those of the registry when it was fetched, or, for entries that
-//! the registry does not pin, those that the hub named: looking a model up is therefore one `stat`, and nothing has to be hashed again.
+//! A [`Hub`] is a folder and a [`Registry`]. The folder is `FEWBIT_HOME`, or `fewbit` in the platform's cache folder; a
+//! model is stored at `models/<name>/<file>` in it. A file gets its final name only after its size and SHA-256 were
+//! checked: against the registry, or against what the hub reported for entries that the registry does not pin. So
+//! looking a model up is a single `stat`, and nothing has to be hashed again.
 //!
 //! A model of the Hugging Face Hub is named by its repo ([`RepoName`]): `org/repo`, `org/repo:Q4_K_M`,
-//! `hf.co/org/repo/file.gguf`. It is used where Hugging Face's own tools have put it, if they have; else it is fetched to
-//! `hub/` in the folder, which is laid out like theirs. Models that LM Studio and Ollama have are found too
+//! `hf.co/org/repo/file.gguf`. It is used from the cache of Hugging Face's own tools if it is there; otherwise it is
+//! fetched to `hub/` in the folder, which has the same layout. Models of LM Studio and Ollama are found too
 //! ([`Hub::found`]).
 //!
-//! This module is there with the feature `hub`. Without it a model can still be loaded by its name, if its file is here.
-//! The feature `pypi` adds sources that are members of Python packages, as the registry has one for its first model.
+//! This module needs the feature `hub`. Without it, a model can still be loaded by its name if its file is on this
+//! computer. The feature `pypi` adds Python packages as sources; the registry has one for its first model.
 
 #[cfg(feature = "hub")]
 mod certificates;
@@ -59,13 +59,13 @@ pub use registry::{ChatDefaults, Entry, Pin, Registry, SourceSpec};
 
 use std::path::{Path, PathBuf};
 
-/// What happens while a model is fetched, in the order in which it happens.
+/// An event while a model is fetched, in the order in which they occur.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Another process holds the lock of this file; waiting for it to finish.
+    /// Another process holds the lock of this file; waiting until it is done.
     Waiting {
-        /// The file that both want.
+        /// The file that both processes want.
         path: &'a Path,
     },
     /// A source is about to be tried.
@@ -75,36 +75,36 @@ pub enum Event<'a> {
         /// Its URL or package.
         location: &'a str,
     },
-    /// So much of the file is on disk.
+    /// The number of bytes on disk has changed.
     Progress {
-        /// Bytes on disk, those of an earlier attempt included.
+        /// Bytes on disk, including those of an earlier attempt.
         done_bytes: u64,
-        /// Bytes of the whole file.
+        /// Size of the whole file, in bytes.
         total_bytes: u64,
     },
     /// A source failed; the next one, if any, is tried.
     Failed {
         /// The kind of source: `hf` or `pypi`.
         source: &'a str,
-        /// Why.
+        /// Why it failed.
         error: &'a HubError,
     },
     /// The file is complete, verified, and under its final name.
     Done {
-        /// Where it is.
+        /// Path of the file.
         path: &'a Path,
     },
 }
 
-/// Is told what happens while a model is fetched: to draw a progress bar, say.
+/// Receives the events of a download, for example to draw a progress bar.
 ///
-/// Every closure `Fn(&Event<'_>)` is one.
+/// Every closure `Fn(&Event<'_>)` implements it.
 pub trait Progress {
-    /// Takes note of one event.
+    /// Called for each event.
     fn event(&self, event: &Event<'_>);
 
-    /// Whether to end with [`HubError::Cancelled`]; asked now and then. What is fetched by then is kept, and continued
-    /// by the next attempt.
+    /// Whether to cancel the download, with [`HubError::Cancelled`]; called now and then. The bytes fetched so far are
+    /// kept, and the next attempt continues from there.
     fn is_cancelled(&self) -> bool {
         false
     }
@@ -116,7 +116,7 @@ impl<F: Fn(&Event<'_>)> Progress for F {
     }
 }
 
-/// The models known by name, and the folder that holds those which are here.
+/// The models known by name, and the folder that stores them.
 #[derive(Debug, Clone)]
 pub struct Hub {
     home: PathBuf,
@@ -127,12 +127,15 @@ pub struct Hub {
 
 impl Hub {
     /// The hub in `FEWBIT_HOME`, or else in the platform's cache folder.
+    ///
+    /// # Errors
+    /// [`HubError::NoHome`], and those of [`open`](Self::open).
     pub fn from_env() -> Result<Self, HubError> {
         Self::open(store::home_from_env()?)
     }
 
-    /// The hub in the folder `home`: the built-in registry, and the entries of `home/models.toml` if
-    /// there is such a file. The folder need not exist.
+    /// The hub in the folder `home`: the built-in registry, extended by the entries of `home/models.toml` if that file
+    /// exists. The folder need not exist.
     pub fn open(home: impl Into<PathBuf>) -> Result<Self, HubError> {
         let home = home.into();
         let mut registry = Registry::built_in()?;
@@ -146,7 +149,7 @@ impl Hub {
         Self { home: home.into(), registry, settings, places }
     }
 
-    /// The same with other settings for the Hugging Face Hub than those of the environment.
+    /// Replaces the settings for the Hugging Face Hub, which come from the environment by default.
     #[must_use]
     pub fn settings(mut self, settings: HfSettings) -> Self {
         self.settings = settings;
@@ -163,7 +166,10 @@ impl Hub {
         &self.home
     }
 
-    /// The entry of that name, or an error that lists the names there are.
+    /// The entry with this name.
+    ///
+    /// # Errors
+    /// [`HubError::UnknownModel`], with the known names.
     pub fn find(&self, name: &str) -> Result<&Entry, HubError> {
         self.registry.get(name).ok_or_else(|| HubError::UnknownModel {
             name: name.to_owned(),
@@ -171,26 +177,27 @@ impl Hub {
         })
     }
 
-    /// Where the file of `entry` is or would be.
+    /// The path of the file of `entry`, whether it exists or not.
     pub fn path_of(&self, entry: &Entry) -> PathBuf {
         store::model_path(&self.home, entry)
     }
 
-    /// The file of `entry`, if it is here.
+    /// The path of the file of `entry`; `None` if it is not on this computer.
     pub fn cached(&self, entry: &Entry) -> Option<PathBuf> {
         let path = self.path_of(entry);
         store::is_complete(&path, entry).then_some(path)
     }
 
-    /// Size and hash of the file of `entry`: those of the registry, or those that the hub named when it was
-    /// fetched; `None` where neither is known.
+    /// Size and hash of the file of `entry`: those of the registry, or those that the hub reported when it was fetched;
+    /// `None` if neither is known.
     pub fn pin_of(&self, entry: &Entry) -> Option<Pin> {
         store::pin_of(&self.path_of(entry), entry)
     }
 
-    /// The file of the model `name`, fetched first if it is not here (feature `hub`).
+    /// The path of the file of the model `name`, which is fetched if it is missing (feature `hub`).
     ///
-    /// Without the feature a missing file is [`HubError::NotCached`].
+    /// # Errors
+    /// [`HubError::UnknownModel`] for an unknown name; without the feature, [`HubError::NotCached`] for a missing file.
     pub fn resolve(&self, name: &str, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let entry = self.find(name)?;
         if let Some(path) = self.cached(entry) {
@@ -201,15 +208,15 @@ impl Hub {
 
     /// Fetches the model `name` unless it is here already, and returns its path.
     ///
-    /// The sources of its entry are tried in order. The bytes go to a `.part` file, which a later
-    /// attempt continues; only a file of the right size and SHA-256 gets the final name. Processes
-    /// that fetch the same model wait for each other.
+    /// The sources of its entry are tried in order. The bytes go to a `.part` file, which a later attempt continues;
+    /// only a file with the right size and SHA-256 gets the final name. Processes that fetch the same model wait for
+    /// each other.
     #[cfg(feature = "hub")]
     pub fn pull(&self, name: &str, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         self.resolve(name, progress)
     }
 
-    /// As [`Hub::pull`], from the given sources instead of those of the entry.
+    /// Like [`Hub::pull`], from the given sources instead of those of the entry.
     #[cfg(feature = "hub")]
     pub fn pull_from(&self, name: &str, sources: &[&dyn Source], progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let entry = self.find(name)?;

@@ -17,32 +17,33 @@ use super::HubError;
 pub struct RepoName {
     /// `owner/name`.
     pub repo: String,
-    /// A branch, a tag or a commit; `main` by default.
+    /// A branch, tag or commit. Default: `main`.
     pub revision: String,
-    /// Which of the repo's files.
+    /// Which file of the repo.
     pub choice: Choice,
 }
 
-/// Which file of a repo.
+/// Selects a file of a repo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Choice {
-    /// The one that is best for most computers: Q4_K_M where there is one. Of a repo without GGUF files the folder.
+    /// The file that is best for most computers: Q4_K_M if there is one. For a repo without GGUF files, the folder.
     Default,
-    /// The one to quantize: the folder of safetensors if there is one, else the GGUF file with the most bits.
+    /// The original weights, to quantize: the folder of safetensors, or else the GGUF file with the most bits per
+    /// weight.
     Original,
     /// A LoRA adapter: the folder as PEFT writes it, or else the GGUF file.
     Adapter,
-    /// The one of this type, such as `Q4_K_M`; of adapters also the folder of this name.
+    /// The file of this type, such as `Q4_K_M`; for adapters, also the folder with this name.
     Tag(String),
-    /// The one of this path.
+    /// The file with this path.
     File(String),
 }
 
 const HOSTS: [&str; 3] = ["hf.co", "huggingface.co", "www.huggingface.co"];
 
 impl RepoName {
-    /// Reads a name; `None` for a text that is no name of a hub's model, but a path or a name of the registry.
+    /// Parses a name; `None` for a text that is not the name of a hub model, but a path or a name of the registry.
     pub fn parse(text: &str) -> Option<Result<Self, HubError>> {
         let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
         let rest = match bare.unwrap_or(text).split_once('/') {
@@ -62,7 +63,7 @@ impl RepoName {
         }
     }
 
-    /// `has_host` says that it can be nothing else.
+    /// `has_host`: the text begins with a host, so it can only be the name of a hub model.
     fn of_path(path: &str, has_host: bool) -> Result<Option<Self>, &'static str> {
         let other = if has_host { Err("give org/repo, org/repo:TYPE or org/repo/file.gguf") } else { Ok(None) };
         let Some((owner, rest)) = path.split_once('/') else { return other };
@@ -73,7 +74,7 @@ impl RepoName {
         }
         let is_file = |path: &str| path.to_ascii_lowercase().ends_with(".gguf");
         if !has_host && (is_file(name) || rest.starts_with('/')) {
-            // It looks like a path of this computer, and there are too many of those.
+            // It looks like a local path, and there are many of those.
             return Ok(None);
         }
         let mut revision = "main".to_owned();
@@ -124,7 +125,7 @@ impl RepoName {
 }
 
 impl RepoName {
-    /// The same repo's model to quantize, unless the name says which file is meant.
+    /// The original weights of the same repo, unless the name selects a file.
     #[must_use]
     pub fn original(mut self) -> Self {
         if self.choice == Choice::Default {
@@ -133,7 +134,7 @@ impl RepoName {
         self
     }
 
-    /// The same repo's adapter, unless the name says which file is meant.
+    /// The adapter of the same repo, unless the name selects a file.
     #[must_use]
     pub fn adapter(mut self) -> Self {
         if self.choice == Choice::Default {
@@ -160,14 +161,14 @@ impl std::fmt::Display for RepoName {
     }
 }
 
-/// Letters, digits, '.', '-' and '_', and nothing that means another folder.
+/// Only letters, digits, '.', '-' and '_', and no name that refers to another folder.
 fn is_repo_part(text: &str) -> bool {
     text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
         && !text.contains("..")
 }
 
-/// Whether a path from elsewhere can be joined to a folder and stay in it, on every platform.
+/// Whether a path from elsewhere can be appended to a folder without leaving it, on every platform.
 pub(super) fn is_safe_path(path: &str) -> bool {
     !path.is_empty()
         && !path.contains(['\\', ':', '*', '?', '"', '<', '>', '|'])

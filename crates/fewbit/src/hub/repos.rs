@@ -1,4 +1,4 @@
-//! [`Hub`]'s part for models that are named by their repo: what is here, what is to be asked for, what is fetched.
+//! The part of [`Hub`] for models named by their repo: finding them locally, and fetching them.
 
 use std::path::PathBuf;
 
@@ -9,26 +9,27 @@ use super::{Choice, Hub, HubError, Progress, RepoName};
 #[cfg(feature = "hub")]
 use super::{Peek, SourceSpec, repo};
 
-/// A model that is here.
+/// A model on this computer.
 enum Here {
-    /// What was asked for.
+    /// Certainly the requested model.
     Sure(PathBuf),
-    /// What could be it: the hub may have a file that would be chosen before it.
+    /// Possibly the requested model: the hub may have a file that takes precedence.
     Perhaps(PathBuf),
 }
 
 impl Hub {
-    /// fewbit's own folder of repos.
+    /// fewbit's own folder for repos.
     fn own(&self) -> Snapshots {
         Snapshots::new(self.home().join("hub"))
     }
 
-    /// That of Hugging Face's tools.
+    /// The cache folder of Hugging Face's tools.
     fn shared(&self) -> Option<Snapshots> {
         self.settings.cache.as_ref().map(Snapshots::new)
     }
 
-    /// The model that `name` names, if its files are here: fetched by fewbit, or by Hugging Face's own tools.
+    /// The path of the model `name` if its files are on this computer, fetched by fewbit or by Hugging Face's own
+    /// tools.
     pub fn cached_repo(&self, name: &RepoName) -> Option<PathBuf> {
         match self.here(name)? {
             Here::Sure(path) | Here::Perhaps(path) => Some(path),
@@ -41,7 +42,7 @@ impl Hub {
             let Some(commit) = snapshots.commit(&name.repo, &name.revision) else { continue };
             let folder = snapshots.folder(&name.repo, &commit);
             let here = snapshots.files(&name.repo, &commit);
-            // The listing is fewbit's own, and tells what to take of it, whoever has fetched it.
+            // fewbit's own listing of the repo decides which files belong to the model, whoever fetched them.
             let listing = self.own().listing(&name.repo, &commit);
             let is_known = listing.is_some();
             let files = listing.unwrap_or_else(|| here.clone());
@@ -61,10 +62,9 @@ impl Hub {
         perhaps.map(Here::Perhaps)
     }
 
-    /// The file or folder of a model of the Hugging Face Hub, fetched first if it is not here (feature `hub`).
+    /// The file or folder of a model of the Hugging Face Hub, fetched if it is missing (feature `hub`).
     ///
-    /// What is here is used as it is, without asking whether its branch has moved on; `Hub::pull_repo`
-    /// asks.
+    /// Local files are used without asking whether the branch has moved on; `Hub::pull_repo` asks.
     pub fn resolve_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         let perhaps = match self.here(name) {
             Some(Here::Sure(path)) => return Ok(path),
@@ -72,7 +72,7 @@ impl Hub {
             None => None,
         };
         match (self.obtain_repo(name, progress), perhaps) {
-            // The hub cannot be asked: then what is here will do.
+            // The hub cannot be reached, so the local files are used.
             (Err(error), Some(path)) if error.is_unreachable() => {
                 tracing::info!(%error, path = %path.display(), "taking what is here");
                 Ok(path)
@@ -81,10 +81,10 @@ impl Hub {
         }
     }
 
-    /// Asks the hub what `name` is now, fetches what is missing of it, and returns its path.
+    /// Asks the hub for the current files of `name`, fetches those that are missing, and returns the path.
     ///
-    /// Only a file of the right size and hash gets its name; what is fetched of one by an attempt that is interrupted
-    /// is continued by the next. Offline it is [`resolve_repo`](Self::resolve_repo).
+    /// Only a file with the right size and hash gets its final name; an interrupted download is continued by the next
+    /// attempt. Offline, this is the same as [`resolve_repo`](Self::resolve_repo).
     #[cfg(feature = "hub")]
     pub fn pull_repo(&self, name: &RepoName, progress: &dyn Progress) -> Result<PathBuf, HubError> {
         if self.settings.offline {
@@ -122,8 +122,8 @@ impl Hub {
         Err(HubError::NotCached { name: name.to_string(), path: self.home().join("hub") })
     }
 
-    /// Reads the headers of a model that is not here, by range requests: of one of the hub, or of one of the registry
-    /// that has a source there. `None` if it is here, or has no such source.
+    /// Reads the headers of a model that is not on this computer by range requests: a model of the hub, or one of the
+    /// registry that has a source there. `None` if it is on this computer, or has no such source.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -157,7 +157,7 @@ impl Hub {
         self.peek_repo(&repo_name)
     }
 
-    /// As [`peek`](Self::peek), for a name that has been read.
+    /// Like [`peek`](Self::peek), for a parsed name.
     #[cfg(feature = "hub")]
     pub fn peek_repo(&self, name: &RepoName) -> Result<Option<Peek>, HubError> {
         if matches!(self.here(name), Some(Here::Sure(_))) {
@@ -174,8 +174,8 @@ impl Hub {
         Peek::new(&self.settings, &name.repo, &listing.commit, &selected).map(Some)
     }
 
-    /// Models on this computer that are not of the registry: of the Hugging Face Hub, in fewbit's folder and in that
-    /// of Hugging Face's tools, and those of LM Studio and Ollama.
+    /// Models on this computer that are not in the registry: those of the Hugging Face Hub, in the folders of fewbit
+    /// and of Hugging Face's tools, and those of LM Studio and Ollama.
     pub fn found(&self) -> Vec<Found> {
         let mut all = in_snapshots(&self.own(), "fewbit");
         all.extend(self.shared().iter().flat_map(|shared| in_snapshots(shared, "Hugging Face")));
@@ -183,15 +183,15 @@ impl Hub {
         all
     }
 
-    /// The file of a model that another program has, if `name` is one that [`found`](Self::found) gives those:
-    /// `ollama:...` or `lmstudio:...`.
+    /// The file of a model of another program, by its name in [`found`](Self::found): `ollama:...` or `lmstudio:...`;
+    /// `None` for other names.
     pub fn find_elsewhere(&self, name: &str) -> Option<Result<PathBuf, HubError>> {
         self.places.find(name)
     }
 }
 
 impl HubError {
-    /// Whether the server could not be asked.
+    /// Whether the server could not be reached.
     fn is_unreachable(&self) -> bool {
         matches!(
             self,

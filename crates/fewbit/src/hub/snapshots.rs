@@ -1,4 +1,4 @@
-//! Folders with files of repos: the cache of Hugging Face's tools, and fewbit's own, which has the same layout.
+//! Folders with the files of repos: the cache of Hugging Face's tools, and fewbit's own with the same layout.
 //!
 //! ```text
 //! models--<owner>--<name>/
@@ -7,7 +7,7 @@
 //!   listings/<commit>.json      fewbit's own only: what else there is in the repo at this commit
 //! ```
 //!
-//! A file is under its name there when it is complete: both tools write elsewhere and rename.
+//! A file has its final name only when it is complete: both tools write it elsewhere and rename it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use serde_json::Value;
 use super::choose::RepoFile;
 use super::name::is_safe_path;
 
-/// Folders of a repo that are looked through for files.
+/// How deep the folders of a repo are searched for files.
 const MAX_DEPTH: usize = 4;
 
-/// Such a folder.
+/// A folder with this layout.
 #[derive(Debug, Clone)]
 pub(super) struct Snapshots {
     root: PathBuf,
@@ -35,7 +35,7 @@ impl Snapshots {
         self.root.join(format!("models--{}", repo.replace('/', "--")))
     }
 
-    /// The commit that a revision is known to be at.
+    /// The commit of a revision, as of the last time the hub was asked.
     pub(super) fn commit(&self, repo: &str, revision: &str) -> Option<String> {
         let folder = self.repo(repo);
         let known = fs::read_to_string(folder.join("refs").join(revision)).ok();
@@ -46,12 +46,12 @@ impl Snapshots {
         })
     }
 
-    /// Where the files of a commit are.
+    /// The folder with the files of a commit.
     pub(super) fn folder(&self, repo: &str, commit: &str) -> PathBuf {
         self.repo(repo).join("snapshots").join(commit)
     }
 
-    /// The files of a commit that are here.
+    /// The files of a commit that are on this computer.
     pub(super) fn files(&self, repo: &str, commit: &str) -> Vec<RepoFile> {
         let folder = self.folder(repo, commit);
         let mut files = Vec::new();
@@ -66,7 +66,7 @@ impl Snapshots {
         files
     }
 
-    /// What the hub said there is at a commit.
+    /// The files of a commit, as the hub listed them.
     pub(super) fn listing(&self, repo: &str, commit: &str) -> Option<Vec<RepoFile>> {
         let text = fs::read_to_string(self.listing_path(repo, commit)).ok()?;
         let value: Value = serde_json::from_str(&text).ok()?;
@@ -86,7 +86,7 @@ impl Snapshots {
         self.repo(repo).join("listings").join(format!("{commit}.json"))
     }
 
-    /// Notes what there is at a commit, and that a revision is there.
+    /// Records the files of a commit, and that a revision is at this commit.
     #[cfg(feature = "hub")]
     pub(super) fn note(&self, repo: &str, revision: &str, commit: &str, files: &[RepoFile]) -> std::io::Result<()> {
         let list = files.iter().map(
@@ -96,7 +96,7 @@ impl Snapshots {
         if is_commit(revision) { Ok(()) } else { write(&self.repo(repo).join("refs").join(revision), commit) }
     }
 
-    /// All repos of which there are files: their names, and the commits.
+    /// All repos with files on this computer: their names and commits.
     pub(super) fn repos(&self) -> Vec<(String, Vec<String>)> {
         let names = |folder: &Path| -> Vec<String> {
             let items = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -113,7 +113,7 @@ impl Snapshots {
     }
 }
 
-/// A file that another process may be reading appears whole.
+/// Writes a file and renames it, so that other processes never read a part of it.
 #[cfg(feature = "hub")]
 fn write(path: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write;
@@ -123,12 +123,12 @@ fn write(path: &Path, text: &str) -> std::io::Result<()> {
     file.finish()
 }
 
-/// Whether a text is the number of a commit.
+/// Whether a text is the hash of a commit.
 pub(super) fn is_commit(text: &str) -> bool {
     (40..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// The files in a folder and those in it; links are followed to files, not to folders.
+/// Finds the files in a folder and its subfolders; follows links to files, but not to folders.
 pub(super) fn walk(folder: &Path, depth: usize, found: &mut dyn FnMut(&Path, u64) -> Option<()>) {
     for item in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = item.path();

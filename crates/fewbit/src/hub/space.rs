@@ -1,20 +1,20 @@
-//! Room on the disk, looked at before a download: a full disk in the middle of one is a nuisance to more than it.
+//! Checks the disk space before a download, because a disk that fills up disturbs other programs too.
 
 use std::fs;
 use std::path::Path;
 
 use super::HubError;
 
-/// What stays free, for the metadata of the file system and for everyone else.
+/// Bytes that stay free, for the metadata of the file system and for other programs.
 const SPARE_BYTES: u64 = 1 << 20;
 
-/// Refuses to begin what does not fit next to what is in `folder`, which need not exist yet.
+/// Returns an error if the download would not fit next to the contents of `folder`, which need not exist yet.
 pub(super) fn check(folder: &Path, needed_bytes: u64) -> Result<(), HubError> {
     if needed_bytes == 0 {
         return Ok(());
     }
     let here = folder.ancestors().find(|ancestor| fs::metadata(ancestor).is_ok_and(|meta| meta.is_dir()));
-    // Where it cannot be known, writing tells.
+    // If the free space is unknown, writing will report a full disk.
     let Some(free_bytes) = here.and_then(|here| fs4::available_space(here).ok()) else { return Ok(()) };
     if free_bytes < needed_bytes.saturating_add(SPARE_BYTES) {
         return Err(HubError::NoSpace { path: folder.to_owned(), needed_bytes, free_bytes });

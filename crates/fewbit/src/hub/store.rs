@@ -1,4 +1,4 @@
-//! The cache folder: where it is, and what a complete file in it looks like.
+//! The cache folder: its path, its layout, and when a file in it is complete.
 //!
 //! ```text
 //! $FEWBIT_HOME/                 or <platform cache>/fewbit
@@ -35,34 +35,35 @@ pub(super) fn model_path(home: &Path, entry: &Entry) -> PathBuf {
     home.join("models").join(&entry.name).join(&entry.file)
 }
 
-/// The file next to a model that says what the hub said it is; see [`Recorded`].
+/// The path of the record next to a model, with what the hub reported about it; see [`Recorded`].
 fn record_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".pin.toml");
     path.with_file_name(name)
 }
 
-/// What a file was checked against that the registry does not pin.
+/// The size and hash that a file was checked against, if the registry does not pin it.
 #[derive(Debug, Deserialize)]
 struct Recorded {
     bytes: u64,
     sha256: String,
-    /// Where it came from: for people to read.
+    /// Where it came from, for users to read.
     #[serde(rename = "source")]
     _source: String,
 }
 
-/// Notes what the hub said about the file at `path`.
+/// Records what the hub reported about the file at `path`.
 #[cfg(feature = "hub")]
 pub(super) fn record(path: &Path, pin: &Pin, source: &str) -> Result<(), HubError> {
     let record_path = record_path(path);
-    // Written by hand: the parser of the registry has no writer, and these texts need no escapes but one.
+    // Written by hand: the registry's TOML parser has no writer, and only one of these texts needs escapes.
     let source = source.replace(['\\', '"'], "?");
     let text = format!("bytes = {}\nsha256 = \"{}\"\nsource = \"{source}\"\n", pin.bytes, pin.sha256);
     std::fs::write(&record_path, text).map_err(|error| HubError::io("write", &record_path, error))
 }
 
-/// What the file of `entry` at `path` has to be: by the registry, or by what the hub said when it was fetched.
+/// The expected size and hash of the file of `entry` at `path`: those of the registry, or those the hub reported when
+/// it was fetched.
 pub(super) fn pin_of(path: &Path, entry: &Entry) -> Option<Pin> {
     if entry.pin.is_some() {
         return entry.pin.clone();
@@ -72,8 +73,8 @@ pub(super) fn pin_of(path: &Path, entry: &Entry) -> Option<Pin> {
     Pin::new(recorded.bytes, &recorded.sha256).ok()
 }
 
-/// Whether the file under its final name is the one of the registry. Its hash was checked before it
-/// got that name; the size catches a registry that has moved on, or a file cut by a full disk.
+/// Whether the file under its final name is the one of the registry. Its hash was checked before it got that name; the
+/// size shows whether the registry has changed since, or a full disk has cut the file.
 pub(super) fn is_complete(path: &Path, entry: &Entry) -> bool {
     pin_of(path, entry)
         .is_some_and(|pin| std::fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == pin.bytes))

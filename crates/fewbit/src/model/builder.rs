@@ -1,4 +1,4 @@
-//! How a model is loaded: every setting, the memory it will take, and the loading itself.
+//! How a model is loaded: all settings, the memory estimate, and the loading itself.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicUsize;
@@ -24,7 +24,7 @@ use crate::tools::{ReasoningStyle, ToolStyle};
 const DEFAULT_PREFILL_CHUNK: usize = 512;
 const DEFAULT_MAX_RUNNING: usize = 64;
 const DEFAULT_MAX_WAITING: usize = 1024;
-/// Known prefixes take a quarter of what caches may take, and no more than this.
+/// By default the prefix cache takes a quarter of the KV cache's memory, and at most this many bytes.
 const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 
 /// How to load a model: made by [`Model::builder`].
@@ -67,21 +67,21 @@ impl std::fmt::Debug for ModelBuilder {
 }
 
 impl ModelBuilder {
-    /// How many threads compute; by default as many as `FEWBIT_THREADS` says, else all.
+    /// The number of threads that compute. Default: `FEWBIT_THREADS`, or else all CPUs that the process may use.
     pub fn threads(mut self, n: usize) -> Self {
         self.load.threads = Some(n);
         self
     }
 
-    /// The instruction set to use; by default the one that `FEWBIT_ISA` names, else the best that the
-    /// CPU has. The result is the same.
+    /// The instruction set to use. Default: the one named by `FEWBIT_ISA`, or else the best that the CPU supports. The
+    /// result is the same with all of them.
     pub fn isa(mut self, isa: Isa) -> Self {
         self.load.isa = Some(isa);
         self
     }
 
-    /// Where the model computes; by default what `FEWBIT_DEVICE` names, else the CPU. A device that cannot be used is an
-    /// error: nothing else is tried in its place. GPUs need the feature `wgpu`.
+    /// The device that the model runs on. Default: the one named by `FEWBIT_DEVICE`, or else the CPU. A device that
+    /// cannot be used is an error: no other is tried instead. GPUs need the feature `wgpu`.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -93,15 +93,15 @@ impl ModelBuilder {
         self
     }
 
-    /// How many of the model's layers are on the GPU, the last ones: all by default, 0 for none.
+    /// How many of the model's layers run on the GPU, counted from the last one. Default: all; 0 for none.
     pub fn gpu_layers(mut self, n: usize) -> Self {
         self.gpu_layers = Some(n);
         self
     }
 
-    /// Quantizes the weights as they are read: of a model in 16 bits, only the quantized weights and one tensor
-    /// are ever in memory. Tensors that take no more bits already stay as they are. `fewbit quantize` does the
-    /// same once and for all, and can weigh errors by importance.
+    /// Quantizes the weights as they are read: of a 16-bit model, only the quantized weights and one original tensor
+    /// are in memory at any time. Tensors that already take no more bits than the target type stay unchanged.
+    /// `fewbit quantize` does the same once and writes a file, and can weight errors by an importance matrix.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -113,92 +113,97 @@ impl ModelBuilder {
         self
     }
 
-    /// The type of the KV cache; by default f16 for quantized models.
+    /// The element type of the KV cache. Default: f32 if all weights are f32, otherwise f16.
     pub fn kv_type(mut self, ty: KvType) -> Self {
         self.load.kv_type = Some(ty);
         self
     }
 
-    /// Keys that a query sees at most, itself included, in place of what the file says; `None` lets it see
-    /// all. For models whose GGUF files do not name their window, such as Mistral 7B v0.1 with its 4096. Where only
-    /// some layers have a window, it is theirs that changes.
+    /// Overrides the sliding window of the model: the most keys that a query attends to, including its own; `None` lets
+    /// it attend to all. For models whose GGUF files do not give the window, such as Mistral 7B v0.1 with its 4096
+    /// tokens. If only some layers have a window, only theirs changes.
     pub fn sliding_window(mut self, window: Option<usize>) -> Self {
         self.load = self.load.sliding_window(window);
         self
     }
 
-    /// Which layers have the sliding window, in place of what the file says: a list shorter than the layers repeats,
-    /// so `[false, true, true, true]` lets every fourth layer see everything, from the first on. For models whose
-    /// windows interleave and whose GGUF files do not say how, such as Ministral 8B.
+    /// Overrides which layers have the sliding window. A list shorter than the number of layers repeats, so
+    /// `[false, true, true, true]` gives full attention to every fourth layer, starting with the first. For models that
+    /// interleave windows and whose GGUF files do not say how, such as Ministral 8B.
     pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
         self.load = self.load.local_layers(pattern);
         self
     }
 
-    /// How many tokens of prompts go through the model in one step at most (512 by default; at least 1). There
-    /// are fewer while other generations wait for their next token. The result is the same.
+    /// The most prompt tokens that one step processes (512 by default; at least 1). Steps process fewer while other
+    /// generations wait for their next token. The result is the same.
     pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
         self.prefill_chunk = Some(n_tokens.max(1));
         self
     }
 
-    /// A shorter context than the model's own, which bounds the memory of each generation. Models with LongRoPE
-    /// (Phi-3 128k) embed positions by it: up to their original context as in their first training.
+    /// Sets a context shorter than the model's own, which bounds the memory of each generation. A longer one is an
+    /// error ([`ContextTooLong`](ErrorKind::ContextTooLong)). Models with LongRoPE (Phi-3 128k) choose their position
+    /// embedding by it: up to the original context length, they use the one of their first training.
     pub fn context_length(mut self, n_tokens: usize) -> Self {
         self.load = self.load.context_length(n_tokens);
         self
     }
 
-    /// How many generations are computed at once (64 by default; at least 1); others wait.
+    /// The most generations that run at the same time (64 by default; at least 1). Others wait in the queue.
     pub fn max_running(mut self, n: usize) -> Self {
         self.max_running = Some(n.max(1));
         self
     }
 
-    /// How many generations may wait (1024 by default); more are refused with [`QueueFull`](ErrorKind::QueueFull).
+    /// The most generations that may wait in the queue (1024 by default). More are refused with
+    /// [`QueueFull`](ErrorKind::QueueFull).
     pub fn max_waiting(mut self, n: usize) -> Self {
         self.max_waiting = Some(n);
         self
     }
 
-    /// How much memory keys and values may take: half of what is free after loading by default. Generations
-    /// that find no room wait, or are computed again later; a prompt that would not fit alone is refused.
+    /// The most memory for the KV cache, in bytes. Default: half of what is free after loading. Generations that find
+    /// no room wait, or are recomputed later; a prompt that does not fit even alone is refused.
     pub fn kv_memory(mut self, bytes: u64) -> Self {
         self.kv_memory = Some(bytes);
         self
     }
 
-    /// How much of that may be kept of prompts that are done, for others that begin alike: by default a quarter,
-    /// 1 GiB at most; 0 keeps nothing.
+    /// The most memory for the prefix cache, in bytes: keys and values of finished prompts, kept for prompts that begin
+    /// with the same tokens. It is part of [`kv_memory`](Self::kv_memory). Default: a quarter of that, but at most 1
+    /// GiB; 0 turns it off.
     pub fn prefix_memory(mut self, bytes: u64) -> Self {
         self.prefix_memory = Some(bytes);
         self
     }
 
-    /// Promises memory for so many contexts of full length: loading is refused, with figures, if they would not fit
-    /// beside the model. Without it memory is taken as generations grow, within [`kv_memory`](Self::kv_memory).
+    /// Requires memory for this many contexts of full length: loading fails with [`DoesNotFit`](ErrorKind::DoesNotFit)
+    /// if they would not fit in memory next to the model. Without it, memory is taken as generations grow, within
+    /// [`kv_memory`](Self::kv_memory).
     pub fn sequences(mut self, n: usize) -> Self {
         self.sequences = Some(n);
         self
     }
 
     /// Loads a LoRA adapter with the model, and applies it with this scale (1 is what it was trained for) to every
-    /// request that asks for nothing else. Can be called several times. The adapter is a GGUF file as llama.cpp has
-    /// it, a folder as PEFT writes it, or either in a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`). See [`Model::load_lora`] for adapters that only some requests use.
+    /// request that does not override it. Can be called several times. The adapter is a GGUF file in llama.cpp's
+    /// format, a folder written by PEFT, or either in a repo of the Hugging Face Hub (`org/repo`,
+    /// `org/repo:file.gguf`). For adapters that only some requests use, see [`Model::load_lora`].
     pub fn lora(mut self, path: impl Into<PathBuf>, scale: f32) -> Self {
         self.loras.push((path.into(), scale));
         self
     }
 
-    /// What the model takes with these settings, from the header of its file: nothing is loaded, and of a model of a
-    /// hub that is not here nothing else is fetched. Keys and values
-    /// are those of [`sequences`](Self::sequences) contexts of full length, or of one.
+    /// The memory that the model takes with these settings, computed from the headers of its files. Nothing is loaded;
+    /// of a model on a hub that is not on this computer, only the headers are fetched. The KV cache is counted for
+    /// [`sequences`](Self::sequences) contexts of full length, or for one.
     pub fn memory_estimate(&self, name_or_path: impl AsRef<Path>) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), self.purpose(), &|_: &Event<'_>| {})?;
         self.estimate(&open(headers.path())?, headers.path()).map(|(estimate, _)| estimate)
     }
 
-    /// The estimate, and the tokens of a context.
+    /// The estimate, and the context length in tokens.
     fn estimate(&self, file: &ModelFile, path: &Path) -> Result<(MemoryEstimate, usize), Error> {
         let load_error = |error: ModelError| Error::file(path, error);
         let isa = self.load.isa.map_or_else(Isa::from_env, Ok).map_err(|error| load_error(error.into()))?;
@@ -212,7 +217,7 @@ impl ModelBuilder {
         Ok((estimate, context))
     }
 
-    /// Bytes of the adapters, from their headers.
+    /// Bytes that the adapters take, from their headers.
     fn lora_bytes(&self) -> Result<u64, Error> {
         let mut bytes = 0u64;
         for (path, _) in &self.loras {
@@ -222,14 +227,14 @@ impl ModelBuilder {
         Ok(bytes)
     }
 
-    /// Looks at a model with these settings before it is loaded, by its headers: of a model of a hub that is not here
-    /// nothing else is fetched.
+    /// Inspects a model with these settings without loading it, by its headers: of a model on a hub that is not on this
+    /// computer, only the headers are fetched.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
     /// use fewbit::{Model, quantize::Recipe};
     ///
-    /// // Of a repo the original, as it would be after quantizing.
+    /// // For a repo: its original weights, as they would be after quantizing.
     /// let model = Model::builder().quantize(Recipe::Q4_K_M).inspect("HuggingFaceTB/SmolLM2-1.7B-Instruct")?;
     /// println!("{} weights, {:.2} bits each", model.n_weights(), model.bits_per_weight());
     /// for (name, of_type) in model.types() {
@@ -246,12 +251,12 @@ impl ModelBuilder {
         Inspection::new(headers, self.load.quantize, self.load.kv_type, self.load.isa, self.lora_bytes()?)
     }
 
-    /// What the file is wanted for.
+    /// What the file is needed for.
     fn purpose(&self) -> Purpose {
         if self.load.quantize.is_some() { Purpose::Quantize } else { Purpose::Run }
     }
 
-    /// Refuses what would not fit.
+    /// Returns an error if the model and the promised contexts do not fit into memory.
     fn check_memory(&self, file: &ModelFile, path: &Path) -> Result<(), Error> {
         let (Some(sequences), Some(available_bytes)) = (self.sequences, available_bytes()) else { return Ok(()) };
         let (estimate, context_tokens) = self.estimate(file, path)?;
@@ -267,48 +272,49 @@ impl ModelBuilder {
         self
     }
 
-    /// A variable of the chat template for all requests that set no other value: see
+    /// Sets a variable of the chat template, for all requests that do not set it themselves: see
     /// [`ChatBuilder::template_var`](crate::ChatBuilder::template_var).
     pub fn template_var(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.template_vars.insert(name.into(), value.into());
         self
     }
 
-    /// How the model writes calls of tools, instead of what its template and its vocabulary show.
+    /// How the model writes tool calls. Default: detected from its template and vocabulary.
     pub fn tool_style(mut self, style: ToolStyle) -> Self {
         self.tool_style = Some(style);
         self
     }
 
-    /// How the model writes its reasoning, instead of what its template and its vocabulary show.
+    /// How the model writes its reasoning. Default: detected from its template and vocabulary.
     pub fn reasoning_style(mut self, style: ReasoningStyle) -> Self {
         self.reasoning_style = Some(style);
         self
     }
 
-    /// The pre-tokenizer to use instead of the one that the file names (`tokenizer.ggml.pre`), for files
-    /// that name none or an unknown one. The wrong one gives wrong tokens.
+    /// Overrides the pre-tokenizer that the file names (`tokenizer.ggml.pre`), for files that name none or an unknown
+    /// one. The wrong one gives wrong tokens.
     pub fn pre_tokenizer(mut self, name: impl Into<String>) -> Self {
         self.tokenizer = TokenizerOptions::with_pre(name);
         self
     }
 
-    /// Whether the [`tracing`](crate#what-it-is-doing) span of a request has the texts of its prompt and output.
-    /// By default it has numbers only.
+    /// Whether the [`tracing`](crate#metrics-and-tracing) span of a request contains the text of its prompt and output.
+    /// By default it contains only numbers.
     pub fn trace_text(mut self, yes: bool) -> Self {
         self.trace_text = yes;
         self
     }
 
-    /// Is told about the download, if the model is given by name and has to be fetched.
+    /// Reports the progress of the download, if the model has to be fetched.
     #[cfg(feature = "hub")]
     pub fn progress(mut self, progress: impl Progress + Send + Sync + 'static) -> Self {
         self.progress = Some(Arc::new(progress));
         self
     }
 
-    /// Is told, as the weights are read (and quantized, if that is asked for), the bytes that are done and how many
-    /// there are, those that they take in the end: to draw a bar, say.
+    /// Sets a callback that gets the number of bytes done and the total while the weights are read (and quantized, if
+    /// [`quantize`](Self::quantize) is set): to draw a progress bar, for example. The bytes are those that the weights
+    /// take in the end.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -321,9 +327,9 @@ impl ModelBuilder {
         self
     }
 
-    /// Loads the model: a name from the registry, the path of a GGUF file or of a Hugging Face folder, or a repo of
-    /// the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`). With
-    /// [`quantize`](Self::quantize), `org/repo` is the repo's folder of safetensors, if it has one.
+    /// Loads the model. `name_or_path` is a name from the registry, the path of a GGUF file or of a Hugging Face
+    /// folder, or a repo of the Hugging Face Hub (`org/repo`, `org/repo:Q4_K_M`, `hf.co/org/repo/file.gguf`). With
+    /// [`quantize`](Self::quantize), `org/repo` means the repo's safetensors, if it has them.
     pub fn load(self, name_or_path: impl AsRef<Path>) -> Result<Model, Error> {
         let silent = |_: &Event<'_>| {};
         let progress = progress_or(self.progress.as_deref(), &silent);
@@ -336,11 +342,10 @@ impl ModelBuilder {
         self.load_located(Located { path: path.as_ref().to_owned(), defaults: ChatDefaults::default() })
     }
 
-    /// Loads a GGUF file that is in memory: one that is part of a program, say, or that was decrypted. `name` stands for
-    /// it where a model has a path, in [`Model::path`] and in errors.
+    /// Loads a GGUF file from memory: one embedded in a program, or one that was decrypted, for example. `name` is used
+    /// instead of a path in [`Model::path`] and in errors.
     ///
-    /// The bytes stay until the weights are packed, and are freed then: loading takes up to twice the memory of the
-    /// file.
+    /// The bytes are freed once the weights are packed: loading takes up to twice the memory of the file.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -354,8 +359,8 @@ impl ModelBuilder {
         self.load_opened(path, ChatDefaults::default(), |_| Ok(ModelFile::Gguf(Box::new(file))))
     }
 
-    /// As [`load`](Self::load), for asynchronous programs, on a thread of its own; no runtime is needed. Dropping the
-    /// future does not end the loading: its model is dropped then.
+    /// Like [`load`](Self::load), for asynchronous programs. It runs on a thread of its own, so no runtime is needed.
+    /// Dropping the future does not stop the loading; the model is dropped when it is done.
     ///
     /// ```no_run
     /// # async fn f() -> Result<(), fewbit::Error> {
@@ -388,7 +393,7 @@ impl ModelBuilder {
         let start = Instant::now();
         let file = open(&path)?;
         self.check_memory(&file, &path)?;
-        // The vocabulary first: it is quick, and its errors should not wait for the weights.
+        // The tokenizer comes first: it loads quickly, so its errors need not wait for the weights.
         let tokenizer = file.tokenizer(&path, &self.tokenizer)?;
         let (defaults, warnings) = file.chat_defaults(&path, defaults)?;
         for warning in &warnings {
@@ -461,12 +466,12 @@ impl ModelBuilder {
     }
 }
 
-/// Who is told of downloads.
+/// The progress callback of the caller, or one that does nothing.
 fn progress_or<'a>(progress: Option<&'a (dyn Progress + Send + Sync)>, silent: &'a dyn Progress) -> &'a dyn Progress {
     progress.map_or(silent, |progress| progress)
 }
 
-/// The limits of pages, from those of bytes; a model that can hold no page at all would be of no use.
+/// Converts the limits from bytes to pages. There is at least one page, or else the model could not run at all.
 fn kv_limits(page_bytes: u64, kv_memory: Option<u64>, prefix_memory: Option<u64>) -> Limits {
     let kv_memory = kv_memory.unwrap_or_else(|| available_bytes().map_or(u64::MAX, |free| free / 2));
     let prefix_memory = prefix_memory.unwrap_or(DEFAULT_PREFIX_BYTES.min(kv_memory / 4));

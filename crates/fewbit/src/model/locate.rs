@@ -1,4 +1,4 @@
-//! Which file a name or path means.
+//! Finds the file that a name or path means.
 
 use std::path::{Path, PathBuf};
 
@@ -7,20 +7,20 @@ use crate::error::{Error, ErrorKind};
 use crate::hub::Peek;
 use crate::hub::{ChatDefaults, Hub, HubError, Progress, RepoName};
 
-/// A model's file, and what the registry says about chatting with it.
+/// A model's file, and the registry's recommended settings for chats with it.
 pub(super) struct Located {
     pub(super) path: PathBuf,
     pub(super) defaults: ChatDefaults,
 }
 
-/// What a file is wanted for; it decides between the files of a repo of the hub whose name says no more.
+/// What a file is needed for; it decides which file of a hub repo is used if the name does not say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To be run as it is: the file that is best for most computers.
+    /// To run it unchanged: the file that is best for most computers.
     Run,
-    /// To be quantized: the original.
+    /// To quantize it: the original weights.
     Quantize,
-    /// To be added to a model: a LoRA adapter.
+    /// To apply it to a model: a LoRA adapter.
     Adapt,
 }
 
@@ -34,17 +34,18 @@ impl Purpose {
     }
 }
 
-/// Finds the file that `name_or_path` means, and fetches it if need be (feature `hub`).
+/// Finds the file that `name_or_path` means, and fetches it if necessary (feature `hub`).
 ///
-/// A file of that path wins; a name of the registry wins over a folder, because folders of models
-/// tend to be called like them, and a folder wins over a repo of the hub; what looks like a path is never looked up.
+/// In order of precedence: a file at that path, a name of the registry, a folder at that path, a repo of the hub. The
+/// registry comes before folders because folders of models tend to have the same names. Anything that looks like a path
+/// is never looked up in the registry.
 pub(super) fn locate(name_or_path: &Path, purpose: Purpose, progress: &dyn Progress) -> Result<Located, Error> {
     let path = name_or_path.to_owned();
     let defaults = ChatDefaults::default();
     if path.is_file() {
         return Ok(Located { path, defaults });
     }
-    // What is no text can only be a path.
+    // A name that is not valid UTF-8 can only be a path.
     let Some(name_or_path) = name_or_path.to_str() else {
         return if path.exists() || purpose == Purpose::Adapt {
             Ok(Located { path, defaults })
@@ -65,7 +66,7 @@ pub(super) fn locate(name_or_path: &Path, purpose: Purpose, progress: &dyn Progr
     }
     let is_path = name_or_path.contains(['/', '\\']) || path.extension().is_some_and(|ext| ext == "gguf");
     if purpose == Purpose::Adapt {
-        // The registry has none; whoever opens it says what is wrong with it.
+        // The registry has no adapters; opening the path reports what is wrong with it.
         return Ok(Located { path, defaults });
     }
     if is_path || name_or_path.is_empty() {
@@ -82,12 +83,12 @@ pub(super) fn locate(name_or_path: &Path, purpose: Purpose, progress: &dyn Progr
     }
 }
 
-/// The file or folder of an adapter: a path, or a repo of the hub. What cannot be a name is a path.
+/// The file or folder of an adapter: a path, or a repo of the hub. Anything that cannot be a repo name is a path.
 pub(super) fn locate_adapter(name_or_path: &Path, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path, Purpose::Adapt, progress)?.path)
 }
 
-/// What can be opened to see what a model is.
+/// Files that can be opened to see what a model is: on this computer, or the headers of remote ones.
 #[derive(Debug)]
 pub(crate) enum Headers {
     Here(PathBuf),
@@ -96,7 +97,7 @@ pub(crate) enum Headers {
 }
 
 impl Headers {
-    /// The file that is meant, or the headers of one that is not here.
+    /// The local file that the name means, or the headers of a remote one.
     pub(super) fn of(name_or_path: &Path, purpose: Purpose, progress: &dyn Progress) -> Result<Self, Error> {
         #[cfg(feature = "hub")]
         if !name_or_path.exists()
@@ -110,7 +111,7 @@ impl Headers {
             match peek {
                 Ok(Some(peek)) => return Ok(Self::Elsewhere(peek)),
                 Ok(None) => {}
-                // One of the registry may have other sources.
+                // A model of the registry may have other sources.
                 Err(_) if hub.registry().get(name_or_path).is_some() => {}
                 Err(error) => return Err(error.into()),
             }
@@ -135,21 +136,21 @@ impl Headers {
     }
 }
 
-/// The file that `name_or_path` means, as [`Model::load`](crate::Model::load) understands it; fetched if need be.
+/// The file that `name_or_path` means to [`Model::load`](crate::Model::load); fetched if necessary.
 #[cfg(feature = "hub")]
 pub fn resolve(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path.as_ref(), Purpose::Run, progress)?.path)
 }
 
-/// As [`resolve`], for a model that is to be quantized: of a repo of the hub whose name says no more, the folder of
-/// safetensors, or else the GGUF file with the most bits.
+/// Like [`resolve`], for a model that is to be quantized: for a hub repo named without a file, its folder of
+/// safetensors, or else its GGUF file with the most bits per weight.
 #[cfg(feature = "hub")]
 pub fn resolve_original(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path.as_ref(), Purpose::Quantize, progress)?.path)
 }
 
 /// The file or folder of a LoRA adapter: a path, or a repo of the Hugging Face Hub (`org/repo`, `org/repo:file.gguf`,
-/// `org/repo:folder`), which is fetched if need be.
+/// `org/repo:folder`), which is fetched if necessary.
 #[cfg(feature = "hub")]
 pub fn resolve_adapter(name_or_path: impl AsRef<Path>, progress: &dyn Progress) -> Result<PathBuf, Error> {
     Ok(locate(name_or_path.as_ref(), Purpose::Adapt, progress)?.path)

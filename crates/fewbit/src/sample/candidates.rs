@@ -1,9 +1,8 @@
-//! The tokens that are still possible for one position, as the stages of sampling narrow them.
+//! The tokens that are still possible at one position, while the stages of sampling narrow them.
 //!
-//! A vocabulary has 50 to 150 thousand tokens, and sampling happens once per token: copying and
-//! sorting all of them would cost a noticeable part of a small model's step. So the candidates begin
-//! as the borrowed row of logits, and become a list with the first stage that needs one; after a
-//! top-k that list has k elements.
+//! A vocabulary has 50 to 150 thousand tokens, and sampling happens once per token: copying and sorting all of them
+//! would take a noticeable part of a small model's step. So the candidates begin as the borrowed row of logits, and
+//! become a list at the first stage that needs one; after a top-k that list has k elements.
 //!
 //! The order among candidates is fixed everywhere: larger logit first, then lower id.
 
@@ -21,18 +20,18 @@ pub(super) fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
-/// How many of the best to try first when a stage wants a prefix of the sorted list.
+/// How many of the best candidates to sort first if a stage needs a prefix of the sorted list.
 const FIRST_SORTED: usize = 256;
 
 /// Unnormalized probability, 1 for a logit of `max`.
 fn weight(logit: f32, max: f32, inverse_temperature: f64) -> f64 {
     let below = (f64::from(logit) - f64::from(max)) * inverse_temperature;
-    // Below exp(-50) a token would be drawn once in 10^21; most of a vocabulary is there when the
-    // temperature is low, and need not cost an exp each.
+    // Below exp(-50), a token would be drawn once in 10^21. With a low temperature that is most of the vocabulary, so
+    // the calls of exp are saved.
     if below < -50.0 { 0.0 } else { libm::exp(below) }
 }
 
-/// Candidates of one position. `list` is kept between positions for its memory.
+/// The candidates of one position. `list` is reused between positions.
 pub(super) struct Candidates<'a> {
     logits: &'a [f32],
     max: f32,
@@ -54,12 +53,12 @@ impl<'a> Candidates<'a> {
         self.max
     }
 
-    /// What logits are multiplied with before they become probabilities.
+    /// The factor of the logits before they become probabilities.
     pub(super) fn inverse_temperature(&self) -> f64 {
         self.inverse_temperature
     }
 
-    /// Divides the logits of what follows by a temperature; 0 leaves the most probable candidate only.
+    /// Divides the logits by a temperature from here on; 0 keeps only the most probable candidate.
     pub(super) fn set_temperature(&mut self, temperature: f64) {
         if temperature > 0.0 {
             self.inverse_temperature /= temperature;
@@ -91,7 +90,7 @@ impl<'a> Candidates<'a> {
         weights
     }
 
-    /// Puts a part of the candidates in place of all; at least one.
+    /// Replaces the candidates by a part of them, which must not be empty.
     pub(super) fn replace(&mut self, kept: impl IntoIterator<Item = Candidate>) {
         self.listed = true;
         self.list.clear();
@@ -101,7 +100,7 @@ impl<'a> Candidates<'a> {
         self.max = self.list.first().map_or(self.max, |best| best.logit);
     }
 
-    /// What is left, sorted if a stage needed that, else by id.
+    /// The remaining candidates, sorted if a stage needed that, otherwise by id.
     pub(super) fn list(&mut self) -> &mut [Candidate] {
         self.fill(f32::NEG_INFINITY);
         self.list
@@ -110,7 +109,7 @@ impl<'a> Candidates<'a> {
     fn fill(&mut self, at_least: f32) {
         if !self.listed {
             self.listed = true;
-            // A logit of minus infinity is a token that cannot be.
+            // A logit of minus infinity means that the token is impossible.
             self.list.extend(
                 (0_u32..)
                     .zip(self.logits)
@@ -120,9 +119,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Keeps those with at least the given logit.
+    /// Keeps the candidates with at least the given logit.
     pub(super) fn keep_from(&mut self, at_least: f64) {
-        // The least f32 that is not below.
+        // Rounds up to f32, so that no smaller logit is kept.
         let rounded = at_least as f32;
         let at_least = if f64::from(rounded) < at_least { rounded.next_up() } else { rounded };
         if self.listed {
@@ -132,7 +131,7 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Keeps the `k` best, sorted; `k` is not 0.
+    /// Keeps the `k` best candidates, sorted; `k` is not 0.
     pub(super) fn keep_best(&mut self, k: usize) {
         if !self.listed {
             self.listed = true;
@@ -147,9 +146,9 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Collects the `k` best in one pass over the logits. Whatever is not above the k-th best so far
-    /// is skipped, and after the first few thousand tokens that is nearly everything: ids ascend, so
-    /// an equal logit later has the higher id and loses.
+    /// Collects the `k` best candidates in one pass over the logits. Logits that are not above the k-th best so far are
+    /// skipped; after the first few thousand tokens these are nearly all. Ids ascend, so a later equal logit has the
+    /// higher id and loses.
     fn scan_best(&mut self, k: usize) {
         let room = k.saturating_mul(2).max(64).min(self.logits.len());
         let mut above = f32::NEG_INFINITY;
@@ -168,8 +167,8 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Keeps a prefix of the sorted list: as many as `enough` says when given the best ones, sorted;
-    /// `None` asks for more of them. Sorts no more than is looked at.
+    /// Keeps a prefix of the sorted list, of the length that `enough` returns for the best candidates; `None` asks for
+    /// more of them. Sorts only the candidates that are looked at.
     pub(super) fn keep_prefix(&mut self, enough: impl Fn(&[Candidate]) -> Option<usize>) {
         self.fill(f32::NEG_INFINITY);
         let mut n_sorted = if self.sorted { self.list.len() } else { 0 };

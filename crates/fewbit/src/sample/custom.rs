@@ -1,29 +1,30 @@
-//! Sampling by code of the caller's.
+//! Custom samplers: sampling by code of the caller.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// A token that is still possible after all stages.
+/// A candidate that is still possible after all stages.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Choice {
     /// The token.
     pub token: u32,
-    /// Its logit, with everything that was added to it.
+    /// Its logit, after all changes.
     pub logit: f32,
-    /// Its probability among the choices.
+    /// Its probability among the candidates.
     pub probability: f64,
 }
 
-/// What a caller adds to sampling: changes to the logits, the choice itself, or both.
+/// A custom sampler: changes the logits, makes the choice, or both.
 ///
-/// Each generation has its own. Methods are called once per token, in the order of the text, on a thread of the
-/// engine: what they do delays others. An impossible choice or a panic ends its own generation only.
+/// Each generation has its own instance. The methods are called once per token, in the order of the text, on a thread
+/// of the engine, so slow code in them delays other requests. An invalid choice or a panic ends only its own
+/// generation.
 ///
 /// ```
 /// use fewbit::sample::{Choice, CustomSampler};
 ///
-/// /// Every other token is the second best.
+/// /// Chooses the second best token every other time.
 /// struct Contrarian(bool);
 ///
 /// impl CustomSampler for Contrarian {
@@ -39,14 +40,14 @@ pub struct Choice {
 /// # assert_eq!(sampler.sample(&mut [1.0, 3.0, 2.0]), Ok(1));
 /// ```
 pub trait CustomSampler: Send {
-    /// Changes logits, `[n_vocab]`; `tokens` are the prompt and what was generated so far. Minus infinity makes a
-    /// token impossible. Does nothing by default.
+    /// Changes the logits, `[n_vocab]`, in place. `tokens` are those of the prompt and of the text so far. Minus
+    /// infinity rules a token out. Does nothing by default.
     fn adjust(&mut self, tokens: &[u32], logits: &mut [f32]) {
         let _ = (tokens, logits);
     }
 
-    /// Chooses one of what the stages left: with a temperature of 0, that is one token. `None`, the default, leaves
-    /// the draw to the sampler.
+    /// Chooses one of the candidates that the stages kept; with a temperature of 0 there is only one. `None`, the
+    /// default, lets the sampler draw one.
     fn choose(&mut self, choices: &[Choice]) -> Option<u32> {
         let _ = choices;
         None

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::settings::{Dry, Penalties};
 
-/// The texts of tokens, for what in sampling looks at text.
+/// The texts of a vocabulary's tokens, for sampling settings that look at text.
 pub trait TokenTexts: Send + Sync {
-    /// The bytes that a token stands for; none for special tokens.
+    /// The bytes of a token; empty for special tokens.
     fn bytes(&self, token: u32) -> &[u8];
 }
 
@@ -17,7 +17,7 @@ impl TokenTexts for fewbit_tokenizer::Tokenizer {
     }
 }
 
-/// The tokens of the prompt and what was generated, with what the penalties need to know of them.
+/// The tokens of the prompt and of the generated text, with the state of the penalties.
 pub(super) struct History {
     tokens: Vec<u32>,
     penalties: Option<Repeats>,
@@ -37,12 +37,12 @@ impl History {
         &self.tokens
     }
 
-    /// Whether it changes logits.
+    /// Whether any penalty is on.
     pub(super) fn is_active(&self) -> bool {
         self.penalties.is_some() || self.dry.is_some()
     }
 
-    /// Forgets everything.
+    /// Clears everything.
     pub(super) fn clear(&mut self) {
         self.tokens.clear();
         if let Some(repeats) = &mut self.penalties {
@@ -63,7 +63,7 @@ impl History {
         }
     }
 
-    /// Changes the logits `[n_vocab]`.
+    /// Applies the penalties to the logits `[n_vocab]`.
     pub(super) fn apply(&mut self, logits: &mut [f32]) {
         if let Some(repeats) = &self.penalties {
             repeats.apply(logits);
@@ -74,14 +74,14 @@ impl History {
     }
 }
 
-/// How often each token occurs among the last ones.
+/// How often each token occurs in the window of the latest tokens.
 struct Repeats {
     settings: Penalties,
     counts: HashMap<u32, u32>,
 }
 
 impl Repeats {
-    /// Counts the last of `tokens`, and no longer the one that leaves the window with it.
+    /// Counts the last one of `tokens`, and removes the one that leaves the window.
     fn push(&mut self, tokens: &[u32]) {
         let Some((&new, before)) = tokens.split_last() else { return };
         *self.counts.entry(new).or_default() += 1;
@@ -99,7 +99,7 @@ impl Repeats {
         let Penalties { repeat, presence, frequency, .. } = self.settings;
         for (&token, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(token as usize) {
-                // Dividing alone would make tokens with negative logits more probable.
+                // Dividing a negative logit would make the token more probable.
                 let scaled = if *logit <= 0.0 { *logit * repeat } else { *logit / repeat };
                 *logit = scaled - (count as f32 * frequency + presence);
             }
@@ -107,17 +107,17 @@ impl Repeats {
     }
 }
 
-/// DRY: for each token that would go on with an earlier sequence, the length of the longest such sequence.
+/// DRY: for each token that would continue a repetition, the length of the longest sequence that it would repeat.
 ///
-/// The end of the text is compared with every earlier place by the Z-algorithm on the reversed tokens: `z[k]` is
-/// how many of the last tokens also stand right before the `k` last ones. The token that followed there,
-/// `reversed[k - 1]`, would make the repetition one longer.
+/// The end of the text is compared with every earlier place by the Z-algorithm on the reversed tokens: `z[k]` is how
+/// many of the last tokens also occur right before the last `k` tokens. The token that followed there,
+/// `reversed[k - 1]`, would make the repetition longer by one.
 struct DryState {
     settings: Dry,
     texts: Option<Arc<dyn TokenTexts>>,
-    /// Tokens that begin after the last breaker.
+    /// Number of tokens since the last breaker.
     since_breaker: usize,
-    /// The end of the text so far, as much as may be a part of a breaker.
+    /// The end of the text so far that may be a part of a breaker.
     tail: Vec<u8>,
     z: Vec<usize>,
     longest: HashMap<u32, usize>,
@@ -142,7 +142,7 @@ impl DryState {
         if self.settings.breakers.iter().any(|breaker| contains(&self.tail, breaker.as_bytes())) {
             self.since_breaker = 0;
         }
-        // What stays is too short to hold a whole breaker, so none is found twice.
+        // The rest is too short to hold a whole breaker, so none is found twice.
         let shortest_kept = self.tail.len().min(longest - 1);
         self.tail.drain(..self.tail.len() - shortest_kept);
         while self.settings.breakers.iter().any(|breaker| contains(&self.tail, breaker.as_bytes())) {
@@ -178,7 +178,7 @@ impl DryState {
                 continue;
             }
             let power = libm::pow(f64::from(self.settings.base), (length - allowed) as f64);
-            // Beyond the largest float the token is impossible, which is what was meant.
+            // Beyond the largest float, the token becomes impossible, as intended.
             let penalty = (f64::from(self.settings.multiplier) * power) as f32;
             if let Some(logit) = logits.get_mut(token as usize) {
                 *logit -= penalty;

@@ -1,8 +1,8 @@
-//! Log probabilities, as the model gives them: of all tokens, before anything of sampling acts on them.
+//! Log probabilities of the model itself: over all tokens, before any sampling setting applies.
 
 use super::candidates::Candidates;
 
-/// A token that could have come.
+/// A token that the model could have generated instead.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Alternative {
@@ -12,15 +12,15 @@ pub struct Alternative {
     pub logprob: f32,
 }
 
-/// How probable the model thought a token of the text.
+/// The probability that the model gave to a token of the text.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TokenLogprob {
     /// The token.
     pub token: u32,
-    /// The natural logarithm of its probability; `None` for the first token of a text, which follows nothing.
+    /// The natural logarithm of its probability; `None` for the first token of a text, which nothing precedes.
     pub logprob: Option<f32>,
-    /// The most probable tokens, best first: as many as were asked for. The token itself may be among them.
+    /// The most probable tokens at this position, best first: as many as requested. May include the token itself.
     pub top: Vec<Alternative>,
 }
 

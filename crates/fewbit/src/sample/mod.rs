@@ -5,28 +5,28 @@
 //! 1. A constraint, if there is one, makes tokens impossible.
 //! 2. `logit_bias` is added, and `banned` tokens become impossible.
 //! 3. `penalties` act on tokens that occurred lately: repetition, then frequency and presence.
-//! 4. `dry` acts on tokens that would go on with an earlier sequence.
-//! 5. A [custom sampler](CustomSampler) changes what it likes.
+//! 4. `dry` acts on tokens that would continue a repetition of an earlier sequence.
+//! 5. A [custom sampler](CustomSampler) changes the logits in any way.
 //!
-//! Greedy sampling (a temperature of 0) then takes the largest logit. Else the candidates are narrowed by stages, in
-//! the order of [`Sampling::order`]; each works on what the one before left:
+//! Greedy sampling (a temperature of 0) then chooses the token with the largest logit. Otherwise the candidates are
+//! narrowed by stages, in the order of [`Sampling::order`]; each acts on the candidates that the stage before kept:
 //!
-//! 1. `top_n_sigma`: the tokens at most n standard deviations below the largest logit (0: off).
-//! 2. `top_k`: the k tokens with the largest logits (0: off).
-//! 3. `typical_p`: the tokens whose surprise is nearest to the entropy, until their probabilities sum to p (1: off).
-//! 4. `top_p`: the smallest set of most probable tokens whose probabilities sum to at least p (1: off).
-//! 5. `min_p`: the tokens at least `min_p` times as probable as the most probable one (0: off).
-//! 6. `xtc`: with some probability, without the top choices but the least probable of them.
-//! 7. `temperature`: logits are divided by it, or by a `dynamic_temperature`.
+//! 1. `top_n_sigma`: keeps tokens at most n standard deviations below the largest logit (0: off).
+//! 2. `top_k`: keeps the k tokens with the largest logits (0: off).
+//! 3. `typical_p`: keeps the tokens with the surprise nearest to the entropy, until they have probability p (1: off).
+//! 4. `top_p`: keeps the smallest set of most probable tokens whose probabilities sum to at least p (1: off).
+//! 5. `min_p`: keeps tokens at least `min_p` times as probable as the most probable one (0: off).
+//! 6. `xtc`: with some probability, removes all top choices but the least probable of them.
+//! 7. `temperature`: divides the logits by the temperature, or by a `dynamic_temperature`.
 //!
-//! One of what is left is drawn. `mirostat`, where it is set, takes the place of all stages but the temperature.
+//! One of the remaining candidates is drawn. `mirostat`, if it is set, replaces all stages but the temperature.
 //!
-//! Truncating before the temperature means that a high temperature reorders plausible tokens and
-//! does not let implausible ones in. It is also the order of llama.cpp, so settings carry over.
+//! Because tokens are cut off before the temperature applies, a high temperature reorders plausible tokens and does not
+//! let implausible ones in. It is also the order of llama.cpp, so settings carry over.
 //!
-//! Equal logits are ordered by id, lowest first. Probabilities are computed in f64 by one fixed
-//! implementation of `exp`, and the random numbers by one fixed generator: the same logits,
-//! settings and seed give the same token everywhere.
+//! Equal logits are ordered by token id, lowest first. Probabilities are computed in f64 with one fixed implementation
+//! of `exp`, and random numbers come from one fixed generator: the same logits, settings and seed give the same token
+//! on every machine.
 
 mod candidates;
 mod custom;
@@ -49,7 +49,7 @@ pub use history::TokenTexts;
 pub use logprobs::{Alternative, TokenLogprob};
 pub use settings::{DEFAULT_ORDER, Dry, DynamicTemperature, Mirostat, Penalties, Sampling, SamplingError, Stage, Xtc};
 
-/// Draws tokens from logits: the settings, prepared, and all that changes from token to token.
+/// Chooses tokens from logits: holds the prepared settings, and all state that changes from token to token.
 pub struct Sampler {
     steps: Vec<Step>,
     mirostat: Option<MirostatState>,
@@ -70,12 +70,15 @@ impl std::fmt::Debug for Sampler {
 }
 
 impl Sampler {
-    /// Prepares the given settings. Without the texts of tokens, DRY knows no breakers.
+    /// Prepares the given settings. Without the texts of tokens, DRY has no sequence breakers.
+    ///
+    /// # Errors
+    /// [`SamplingError`] for a setting that is out of range.
     pub fn new(sampling: &Sampling) -> Result<Self, SamplingError> {
         Self::build(sampling, None)
     }
 
-    /// As [`new`](Self::new), for a vocabulary.
+    /// Like [`new`](Self::new), with the texts of the vocabulary's tokens.
     pub fn with_texts(sampling: &Sampling, texts: Arc<dyn TokenTexts>) -> Result<Self, SamplingError> {
         Self::build(sampling, Some(texts))
     }
@@ -101,7 +104,7 @@ impl Sampler {
         })
     }
 
-    /// Lets `custom` take part.
+    /// Adds a custom sampler.
     pub fn with_custom(mut self, custom: impl CustomSampler + 'static) -> Self {
         self.custom = Some(Box::new(custom));
         self
@@ -111,13 +114,13 @@ impl Sampler {
         self.custom = Some(custom);
     }
 
-    /// The seed in use: the one given, or the one that was drawn.
+    /// The seed in use: the one that was set, or the one that was drawn.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Begins a text: forgets the tokens of another, and takes those of the prompt into what the penalties look at.
-    /// Random numbers go on.
+    /// Starts a new text: clears the history of tokens that penalties look at, and adds the tokens of the prompt to it.
+    /// The random numbers continue.
     pub fn begin(&mut self, prompt: &[u32]) {
         self.history.clear();
         for &token in prompt {
@@ -125,8 +128,11 @@ impl Sampler {
         }
     }
 
-    /// Chooses a token from `logits`, `[n_vocab]`, which are changed on the way. The token belongs to the text from
-    /// here on.
+    /// Chooses a token from `logits`, `[n_vocab]`, and adds it to the history. Changes the logits in place.
+    ///
+    /// # Errors
+    /// [`SamplingError`] if a biased or banned token is not in the vocabulary, if logits are NaN or plus infinity, if
+    /// no token is possible, or if the custom sampler chooses a token that is not a candidate.
     pub fn sample(&mut self, logits: &mut [f32]) -> Result<u32, SamplingError> {
         self.change(logits)?;
         let best = most_probable(logits)?;
@@ -139,7 +145,7 @@ impl Sampler {
         let n_vocab = logits.len();
         for &(token, bias) in &self.bias {
             let logit = logits.get_mut(token as usize).ok_or(SamplingError::UnknownToken { token, n_vocab })?;
-            // What is impossible stays so, whatever is added; a logit that is no number is found later.
+            // A logit of minus infinity stays so, whatever is added; NaN is detected later.
             *logit += bias;
         }
         if self.history.is_active() {
@@ -188,7 +194,7 @@ impl Sampler {
             left -= weight(candidate);
             left < 0.0
         });
-        // Rounding can leave a last crumb of `left`; it belongs to no token in particular.
+        // Rounding can leave a tiny rest in `left`; the most probable candidate is drawn then.
         let drawn = match drawn.or_else(|| list.iter().min_by(|a, b| candidates::best_first(a, b))) {
             Some(&drawn) => drawn,
             None => best,
@@ -200,10 +206,10 @@ impl Sampler {
     }
 }
 
-/// Logits that are looked at together, in vector registers, before any is by itself.
+/// Number of logits that are compared together, in vector registers, before any of them is looked at alone.
 const STRETCH: usize = 512;
 
-/// Whether any of them is above `limit`, or no number.
+/// Whether any of the logits is above `limit` or NaN.
 fn may_exceed(logits: &[f32], limit: f32) -> bool {
     let (lanes, rest) = logits.as_chunks::<16>();
     let mut found = [false; 16];
@@ -213,12 +219,12 @@ fn may_exceed(logits: &[f32], limit: f32) -> bool {
     found.contains(&true) || rest.iter().any(|&logit| logit > limit || logit.is_nan())
 }
 
-/// The token of the largest logit, the first of equals; none where a sampler would refuse the logits.
+/// The token with the largest logit, the first one if several are equal; `None` for invalid logits.
 pub(crate) fn largest(logits: &[f32]) -> Option<u32> {
     most_probable(logits).ok().map(|best| best.id)
 }
 
-/// The largest logit, the first of equals.
+/// The token with the largest logit, the first one if several are equal.
 fn most_probable(logits: &[f32]) -> Result<Candidate, SamplingError> {
     let mut best = Candidate { id: 0, logit: f32::NEG_INFINITY };
     for (first, stretch) in (0_u32..).step_by(STRETCH).zip(logits.chunks(STRETCH)) {

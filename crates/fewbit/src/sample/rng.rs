@@ -10,8 +10,8 @@ pub(super) struct Rng {
 }
 
 impl Rng {
-    /// Four SplitMix64 outputs make the state, as the authors of xoshiro advise: similar seeds give
-    /// unrelated streams, and the state cannot be all zero.
+    /// The state is four outputs of SplitMix64, as the authors of xoshiro advise: similar seeds give unrelated streams,
+    /// and the state cannot be all zero.
     pub(super) fn new(seed: u64) -> Self {
         let mut mix = seed;
         Self { state: [(); 4].map(|()| split_mix(&mut mix)) }
@@ -30,7 +30,7 @@ impl Rng {
         result
     }
 
-    /// Uniform in `0.0..1.0`: the upper 53 bits, which a double holds exactly.
+    /// Uniform in `0.0..1.0`, from the upper 53 bits, which an f64 holds exactly.
     pub(super) fn next_f64(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 * (1.0 / (1_u64 << 53) as f64)
     }
@@ -44,10 +44,10 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// A seed that nobody chose: the standard library draws its hash keys from the system.
+/// A random seed: the standard library gets its hash keys from the operating system.
 pub(super) fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
-    // 53 bits, so that every JSON reader gets it as it was.
+    // 53 bits, so that every JSON reader gets the exact number.
     RandomState::new().hash_one(std::time::SystemTime::now()) >> 11
 }
 

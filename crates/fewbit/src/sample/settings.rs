@@ -1,4 +1,4 @@
-//! The settings of sampling, their ranges, and what is wrong with settings out of range.
+//! The sampling settings, their ranges, and the errors of settings that are out of range.
 
 use serde::{Deserialize, Serialize};
 
@@ -23,28 +23,29 @@ pub enum Stage {
     Temperature,
 }
 
-/// The order in which the stages act if nothing else is asked for: llama.cpp's.
+/// The default order of the stages: the same as in llama.cpp.
 pub const DEFAULT_ORDER: [Stage; 7] =
     [Stage::TopNSigma, Stage::TopK, Stage::Typical, Stage::TopP, Stage::MinP, Stage::Xtc, Stage::Temperature];
 
-/// A temperature that follows the entropy of what is possible: low where the model is sure, high where it is not.
+/// A temperature that follows the entropy of the candidates: low where the model is sure, high where it is not.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DynamicTemperature {
-    /// The temperature moves this far below and above [`Sampling::temperature`], not below 0.
+    /// How far the temperature may move below and above [`Sampling::temperature`]; it never goes below 0.
     pub range: f32,
-    /// Power of the normalized entropy that says where in the range. 1 is linear.
+    /// Exponent of the normalized entropy, which gives the position within the range. 1 is linear.
     pub exponent: f32,
 }
 
-/// Exclude top choices: with some probability, all tokens that are probable enough go, but for the least probable
-/// of them.
+/// XTC, "exclude top choices": with some probability, removes all tokens that are probable enough, except the least
+/// probable of them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Xtc {
-    /// How often it acts.
+    /// How often it acts, from 0 (never) to 1 (always).
     pub probability: f32,
-    /// How probable a token must be to count as a top choice. Above 0.5 there can be no two of them.
+    /// The probability from which a token counts as a top choice. Above 0.5 there can be only one, so nothing is
+    /// removed.
     pub threshold: f32,
 }
 
@@ -64,7 +65,7 @@ impl Default for Mirostat {
     }
 }
 
-/// Penalizes what occurred lately, whatever it was part of.
+/// Penalizes tokens that occurred recently, in whatever context.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Penalties {
@@ -74,7 +75,7 @@ pub struct Penalties {
     pub presence: f32,
     /// Subtracted for each time that a token occurred. Default 0.
     pub frequency: f32,
-    /// How many of the last tokens count, those of the prompt included. Default 64; [`usize::MAX`] counts all.
+    /// How many of the latest tokens count, those of the prompt included. Default 64; [`usize::MAX`] counts all.
     pub last_n: usize,
 }
 
@@ -90,21 +91,21 @@ impl Penalties {
     }
 }
 
-/// DRY ("don't repeat yourself"): penalizes a token that would go on with a sequence that occurred before, the more
-/// the longer the sequence is.
+/// DRY ("don't repeat yourself"): penalizes a token that would continue a sequence that occurred before. The longer the
+/// sequence, the larger the penalty.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Dry {
     /// Penalty of the shortest sequence that is penalized; 0 (the default) turns it off.
     pub multiplier: f32,
-    /// The penalty of one token more, as a factor. Default 1.75.
+    /// Factor by which the penalty grows with each further token of the sequence. Default 1.75.
     pub base: f32,
-    /// How many tokens may repeat without a penalty for the next. Default 2.
+    /// How many tokens may repeat before the next one is penalized. Default 2.
     pub allowed_length: usize,
-    /// How many of the last tokens count, those of the prompt included. Default: all.
+    /// How many of the latest tokens count, those of the prompt included. Default: all.
     pub last_n: usize,
-    /// Texts over which no sequence reaches. Default: newline, colon, quotation mark, asterisk.
+    /// Texts that end a sequence. Default: newline, colon, quotation mark, asterisk.
     pub breakers: Vec<String>,
 }
 
@@ -131,41 +132,42 @@ impl Dry {
     }
 }
 
-/// How the next token is chosen. The [module](super) says in which order the settings act.
+/// How the next token is chosen. The [module](super) documents the order in which the settings act.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Sampling {
     /// Divides the logits: below 1 sharper, above 1 flatter, 0 greedy. Default 0.8.
     pub temperature: f32,
-    /// Lets the temperature follow the entropy. Default: it does not.
+    /// Lets the temperature follow the entropy of the candidates. Default: off.
     pub dynamic_temperature: Option<DynamicTemperature>,
     /// Keeps the k most probable tokens; 0 keeps all. Default 40.
     pub top_k: usize,
-    /// Keeps the most probable tokens that together have this probability; 1 keeps all. Default 0.95.
+    /// Keeps the smallest set of most probable tokens whose probabilities sum to at least this; 1 keeps all. Default
+    /// 0.95.
     pub top_p: f32,
     /// Keeps tokens at least this fraction as probable as the most probable; 0 keeps all. Default 0.05.
     pub min_p: f32,
-    /// Keeps the tokens whose surprise is nearest to what is expected, that together have this probability;
-    /// 1 (the default) keeps all.
+    /// Keeps the tokens whose surprise is nearest to the entropy, until their probabilities sum to this; 1 (the
+    /// default) keeps all.
     pub typical_p: f32,
-    /// Keeps tokens whose logits are at most so many standard deviations below the largest; 0 (the default) keeps
+    /// Keeps tokens whose logits are at most this many standard deviations below the largest; 0 (the default) keeps
     /// all.
     pub top_n_sigma: f32,
-    /// Now and then excludes the most probable tokens. Default: never.
+    /// Sometimes removes the most probable tokens. Default: off.
     pub xtc: Option<Xtc>,
-    /// Takes the place of all stages but the temperature. Default: it does not.
+    /// Replaces all stages but the temperature. Default: off.
     pub mirostat: Option<Mirostat>,
-    /// Penalties for tokens that occurred. Default: none.
+    /// Penalties for tokens that occurred recently. Default: off.
     pub penalties: Penalties,
-    /// Penalties for sequences that occurred. Default: none.
+    /// Penalties for continuing repeated sequences. Default: off.
     pub dry: Dry,
-    /// Added to the logits of tokens; minus infinity makes a token impossible.
+    /// Added to the logits of these tokens; minus infinity bans a token.
     pub logit_bias: Vec<(u32, f32)>,
-    /// Tokens that never come.
+    /// Tokens that are never chosen.
     pub banned: Vec<u32>,
-    /// The stages, in the order in which they act; what is not in it does not act. Default: [`DEFAULT_ORDER`].
+    /// The stages, in the order in which they act; a stage that is left out does not act. Default: [`DEFAULT_ORDER`].
     pub order: Vec<Stage>,
-    /// Seed of the random numbers; `None` (the default) takes a new one each time.
+    /// The seed of the random numbers; `None` (the default) draws a new one each time.
     pub seed: Option<u64>,
 }
 
@@ -202,12 +204,12 @@ impl Sampling {
         Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Self::default() }
     }
 
-    /// Whether the most probable token always comes.
+    /// Whether the most probable token is always chosen.
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0 && self.dynamic_temperature.is_none_or(|dynamic| dynamic.range == 0.0)
     }
 
-    /// Whether every setting is in its range.
+    /// Checks that every setting is in its range.
     pub fn validate(&self) -> Result<(), SamplingError> {
         // Written so that NaN fails each of them.
         let at_least = |value: f32, low: f32| value >= low && value.is_finite();
@@ -251,7 +253,7 @@ impl Sampling {
     }
 }
 
-/// Settings out of range, or logits that nothing can be drawn from.
+/// A setting that is out of range, or logits from which no token can be chosen.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SamplingError {
@@ -267,14 +269,14 @@ pub enum SamplingError {
     /// Another setting is not in its range.
     #[error("{setting} is {value}: give a number that is {range}")]
     Setting {
-        /// Which.
+        /// Name of the setting.
         setting: &'static str,
-        /// What it is.
+        /// Its value.
         value: f32,
-        /// What it may be.
+        /// The allowed range.
         range: &'static str,
     },
-    /// A bias that is no number, or plus infinity.
+    /// A bias is NaN or plus infinity.
     #[error("the bias of token {token} is {bias}: give a number, or minus infinity to ban the token")]
     Bias {
         /// The token.
@@ -282,7 +284,7 @@ pub enum SamplingError {
         /// Its bias.
         bias: f32,
     },
-    /// A bias or a ban for a token that does not exist.
+    /// A token with a bias or a ban is not in the vocabulary.
     #[error("token {token} has a bias or is banned, and the vocabulary has {n_vocab} tokens")]
     UnknownToken {
         /// The token.

@@ -1,7 +1,7 @@
 //! The stages: each narrows the candidates, or reshapes their probabilities.
 //!
-//! Definitions are those of the papers, and where there is none those of llama.cpp. Probabilities are f64; ties
-//! are broken by the order among candidates (larger logit, then lower id).
+//! The definitions are those of the papers, or else those of llama.cpp. Probabilities are f64; ties are broken by the
+//! order of the candidates (larger logit first, then lower id).
 
 use super::candidates::{Candidate, Candidates, best_first};
 use super::rng::Rng;
@@ -21,7 +21,7 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// The step for a stage, if its setting does anything.
+    /// The step for a stage; `None` if its setting turns it off.
     pub(super) fn of(stage: Stage, s: &Sampling) -> Option<Self> {
         match stage {
             Stage::TopNSigma => (s.top_n_sigma > 0.0).then_some(Self::TopNSigma(s.top_n_sigma)),
@@ -65,7 +65,7 @@ fn top_p(candidates: &mut Candidates<'_>, p: f32) {
     });
 }
 
-/// `p >= min_p * p_max`, taken to logarithms.
+/// `p >= min_p * p_max`, computed with logarithms.
 fn min_p(candidates: &mut Candidates<'_>, p: f32) {
     let below = libm::log(f64::from(p)) / candidates.inverse_temperature();
     candidates.keep_from(f64::from(candidates.max()) + below);
@@ -82,8 +82,8 @@ fn top_n_sigma(candidates: &mut Candidates<'_>, n: f32) {
     candidates.keep_from(max - f64::from(n) * deviation);
 }
 
-/// Locally typical sampling (Meister et al., 2022): the tokens whose surprise is nearest to the entropy, until they
-/// have probability `p` together.
+/// Locally typical sampling (Meister et al., 2022): keeps the tokens whose surprise is nearest to the entropy, until
+/// their probabilities sum to `p`.
 fn typical(candidates: &mut Candidates<'_>, p: f32) {
     let probabilities = candidates.probabilities();
     let surprise = |p: f64| -libm::log(p);
@@ -102,7 +102,7 @@ fn typical(candidates: &mut Candidates<'_>, p: f32) {
 }
 
 fn exclude_top_choices(candidates: &mut Candidates<'_>, xtc: Xtc, rng: &mut Rng) {
-    // Drawn whether it is needed or not, so that later draws do not depend on the logits.
+    // Always drawn, so that later random numbers do not depend on the logits.
     if rng.next_f64() >= f64::from(xtc.probability) {
         return;
     }
@@ -122,7 +122,7 @@ fn exclude_top_choices(candidates: &mut Candidates<'_>, xtc: Xtc, rng: &mut Rng)
     }
 }
 
-/// The entropy of the candidates, as a fraction of what it could be, says where in its range the temperature is.
+/// The entropy of the candidates, as a fraction of the largest possible one, sets the temperature within its range.
 fn dynamic_temperature(candidates: &mut Candidates<'_>, around: f32, dynamic: DynamicTemperature) {
     let (around, range) = (f64::from(around), f64::from(dynamic.range));
     let (low, high) = ((around - range).max(0.0), around + range);
@@ -135,12 +135,12 @@ fn dynamic_temperature(candidates: &mut Candidates<'_>, around: f32, dynamic: Dy
     candidates.set_temperature(low + (high - low) * libm::pow(normalized, f64::from(dynamic.exponent)));
 }
 
-/// Mirostat v2 (Basu et al., 2021): the state, and its two halves around the draw.
+/// Mirostat v2 (Basu et al., 2021): its state, and the two steps before and after the draw.
 #[derive(Debug, Clone)]
 pub(super) struct MirostatState {
     tau: f64,
     eta: f64,
-    /// Most surprise that a candidate may have, in bits.
+    /// The most surprise that a candidate may have, in bits.
     mu: f64,
 }
 
@@ -150,7 +150,7 @@ impl MirostatState {
         Self { tau, eta: settings.eta.into(), mu: 2.0 * tau }
     }
 
-    /// Keeps what is not too surprising; the most probable candidate always.
+    /// Removes candidates that are too surprising, but never the most probable one.
     pub(super) fn narrow(&self, candidates: &mut Candidates<'_>) {
         let total = candidates.total();
         let weight = candidates.weight();
@@ -164,7 +164,7 @@ impl MirostatState {
         }
     }
 
-    /// Learns from the probability of the token that was drawn.
+    /// Updates `mu` with the probability of the token that was drawn.
     pub(super) fn learn(&mut self, probability: f64) {
         self.mu -= self.eta * (-libm::log2(probability) - self.tau);
     }

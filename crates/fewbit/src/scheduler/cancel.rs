@@ -1,12 +1,12 @@
-//! Ending generations from elsewhere.
+//! Cancelling generations from other threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Shared;
 
-/// Ends the generations that were given it, from any thread: between two steps each of them stops, with what
-/// it has and [`FinishReason::Cancelled`](crate::FinishReason::Cancelled). Clones are the same token.
+/// Cancels the generations that it was given to, from any thread. Each of them stops after the current step, with the
+/// text so far and [`FinishReason::Cancelled`](crate::FinishReason::Cancelled). All clones are the same token.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -28,7 +28,7 @@ pub struct CancelToken {
 #[derive(Default)]
 struct Inner {
     cancelled: AtomicBool,
-    /// Engines to wake, which may all be waiting for readers.
+    /// Engines to wake; they may all be waiting for readers.
     engines: Mutex<Vec<Weak<Shared>>>,
 }
 
@@ -38,14 +38,14 @@ impl CancelToken {
         Self::default()
     }
 
-    /// Ends every generation that has this token, and those that will be started with it.
+    /// Cancels every generation that has this token, including those started with it later.
     pub fn cancel(&self) {
         self.inner.cancelled.store(true, Ordering::Release);
         let engines = std::mem::take(&mut *self.inner.engines.lock().unwrap_or_else(PoisonError::into_inner));
         engines.iter().filter_map(Weak::upgrade).for_each(|engine| engine.poke());
     }
 
-    /// Whether it has been cancelled.
+    /// Whether the token has been cancelled.
     pub fn is_cancelled(&self) -> bool {
         self.inner.cancelled.load(Ordering::Acquire)
     }

@@ -1,18 +1,19 @@
-//! Speculation: tokens that may follow, to be checked in one step.
+//! Speculation: drafts likely next tokens and verifies them in one step.
 //!
-//! Drafted tokens are computed after the last chosen one in the same forward pass, and the request's own picker
-//! chooses at each of their positions, in order, until it chooses something else ([`Sequence::take_logits`]). So
-//! the tokens are those without speculation, whatever the settings: a draft only decides how many a step brings.
+//! Drafted tokens go through the same forward pass as the last chosen token. The request's own picker then chooses a
+//! token at each of their positions, in order, until it chooses something else ([`Sequence::take_logits`]). So the
+//! tokens are the same as without speculation, whatever the settings: a draft only decides how many tokens a step
+//! gives.
 //!
-//! Drafts come from a constraint that leaves no choice, and from the text itself (*lookup*: what followed the last
-//! time that the latest few tokens came up) or from a small model with the same vocabulary. Forced tokens are certain,
-//! so they are always worth their rows; how long a draft goes on after them follows from what it is expected to bring
-//! and what it costs: for each request the share of drafted tokens that were right, kept with a short memory and
-//! guessed at first from how many tokens came up alike, and for the engine the time of a step by its rows. Where that
-//! does not pay, nothing is drafted, but for a try now and then.
+//! Drafts come from a constraint that leaves no choice, from the text itself (*lookup*: what followed the last few
+//! tokens the last time they occurred), or from a small model with the same vocabulary. Forced tokens are certain, so
+//! they are always worth their rows. The length of a draft after them depends on its expected gain and its cost: for
+//! each request the share of drafted tokens that were right, kept with a short memory and first guessed from the length
+//! of the match; and for the engine the time of a step by its number of rows. Where drafting does not pay, nothing is
+//! drafted, except for a try now and then.
 //!
-//! An expectation may be wrong, after a passage that was copied above all. So drafts also have a budget: a request
-//! can lose by them a hundredth of its time, and a few tokens of what they have gained, whatever it expects.
+//! Expectations may be wrong, above all after a passage that was copied. So drafts also have a budget: whatever it
+//! expects, a request can lose only a hundredth of its time to drafts, plus a few tokens of what they have gained.
 //!
 //! [`Sequence::take_logits`]: super::sequence::Sequence::take_logits
 
@@ -24,7 +25,7 @@ use fewbit_model::{Chunk, KvCache, LogitsFor};
 use super::Core;
 use crate::sample::largest;
 
-/// Whether and how a generation computes tokens that are only expected. The result is always the same.
+/// Whether and when a generation drafts tokens to verify several in one step. The result is always the same.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -41,33 +42,33 @@ use crate::sample::largest;
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Speculation {
-    /// Never, not with a draft model either.
+    /// Never, even if there is a draft model.
     Off,
-    /// Where it is expected to save time.
+    /// When it is expected to save time.
     #[default]
     Auto,
     /// Whenever there is something to draft.
     Always,
 }
 
-/// Drafted tokens of one step at most.
+/// The most drafted tokens of one step.
 pub(super) const MAX_DRAFT: usize = 16;
-/// Tokens that must have come up before for what followed them to be a draft.
+/// The fewest tokens that must match an earlier place for a lookup.
 const MIN_MATCH: usize = 3;
-/// Longer matches are not told apart.
+/// Longer matches count as this long.
 const MAX_MATCH: usize = 12;
-/// How far back a lookup goes, in tokens.
+/// How far back a lookup searches, in tokens.
 const LOOKUP: usize = 16 << 10;
-/// How much more tokens per second a draft must promise.
+/// By which factor a draft must be expected to raise the tokens per second.
 const WORTH: f64 = 1.08;
-/// What drafts may lose at the beginning, in tokens that could have come instead.
+/// The budget of a new request: what drafts may lose, in tokens.
 const FIRST_BUDGET: f64 = 0.75;
-/// What they may lose besides, for each step.
+/// By how much the budget grows with each step.
 const BUDGET_PER_STEP: f64 = 0.01;
-/// What they may lose at most from one moment on, however much they have gained.
+/// The upper limit of the budget, however much drafts have gained.
 const MOST_BUDGET: f64 = 4.0;
 
-/// What a step costs by its rows, from steps without prompts.
+/// The time of a step by its number of rows, measured on steps without prompts.
 #[derive(Debug, Default)]
 pub(super) struct StepCost {
     /// Seconds of a step of `i + 1` rows, smoothed.
@@ -87,7 +88,7 @@ impl StepCost {
         smooth(&mut self.draft_s, time);
     }
 
-    /// Seconds of a step without rows, and of a row: a line through what is known.
+    /// Seconds of a step without rows, and of one row: a line fitted to the measurements.
     fn line(&self) -> Option<(f64, f64)> {
         let known = || (1..).zip(&self.by_rows).filter_map(|(n, s)| Some((f64::from(n), (*s)?)));
         let n = known().count() as f64;
@@ -98,7 +99,7 @@ impl StepCost {
         let variance: f64 = known().map(|p| (p.0 - mean_x).powi(2)).sum();
         let slope = match variance > 0.0 {
             true => known().map(|p| (p.0 - mean_x) * (p.1 - mean_y)).sum::<f64>() / variance,
-            // Before anything is known of more rows, a row is taken to cost a seventh of a step.
+            // As long as only one number of rows was measured, a row is assumed to cost a seventh of a step.
             false => mean_y / (mean_x + 6.0),
         };
         let slope = slope.clamp(0.01 * mean_y, mean_y / mean_x);
@@ -111,24 +112,24 @@ fn smooth(known: &mut Option<f64>, time: Duration) {
     *known = Some(known.map_or(time, |known| known + 0.2 * (time - known)));
 }
 
-/// What drafts for one request.
+/// Drafts tokens for one request.
 pub(super) struct Drafter {
     mode: Speculation,
-    /// Drafted tokens that were right, and drafts that went wrong, the earlier ones counting less.
+    /// Drafted tokens that were right, and drafts that went wrong; older ones count less.
     hits: f64,
     misses: f64,
-    /// What drafts may lose, in tokens that could have come instead; never negative.
+    /// What drafts may still lose, in tokens; never negative.
     budget: f64,
-    /// What the draft under way takes of it.
+    /// How much of the budget the current draft takes.
     price: f64,
     model: Option<Model>,
 }
 
-/// A draft model, and its cache of the request.
+/// A draft model, and its KV cache for this request.
 struct Model {
     core: Arc<Core>,
     cache: KvCache,
-    /// What is in the cache.
+    /// The tokens in the cache.
     tokens: Vec<u32>,
 }
 
@@ -147,7 +148,7 @@ impl Drafter {
         self.model.as_ref().map_or(0, |model| model.cache.bytes())
     }
 
-    /// Gives that cache up: it is computed again when there is a draft.
+    /// Drops that cache: it is recomputed for the next draft.
     pub(super) fn forget(&mut self) {
         if let Some(model) = &mut self.model {
             model.cache.clear();
@@ -155,7 +156,7 @@ impl Drafter {
         }
     }
 
-    /// Bytes that the draft model's cache grows by with a draft after `n_tokens` tokens, at most; `None` if its own
+    /// The most bytes that the draft model's cache grows by with a draft after `n_tokens` tokens; `None` if its own
     /// limit does not allow them.
     pub(super) fn bytes_to_grow(&self, n_tokens: usize) -> Option<u64> {
         let Some(Model { core, cache, .. }) = &self.model else { return Some(0) };
@@ -165,7 +166,7 @@ impl Drafter {
         fits.then(|| pages as u64 * core.decoder.kv_page_bytes())
     }
 
-    /// Tokens that may follow `tokens`, `most` at most, in a step that has `n_rows` rows without them.
+    /// Drafts at most `most` tokens after `tokens`, for a step that has `n_rows` rows without them.
     pub(super) fn draft(&mut self, tokens: &[u32], most: usize, n_rows: usize, cost: &mut StepCost) -> Vec<u32> {
         if self.is_off() || most == 0 {
             return Vec::new();
@@ -177,13 +178,13 @@ impl Drafter {
         }
         let Some(Match { from, n_same }) = lookup(tokens) else { return Vec::new() };
         let n = self.length(most, n_rows, cost, 0.0, n_same as f64 / (n_same + MIN_MATCH) as f64);
-        // What followed may reach into what is being followed: then it repeats.
+        // If the text that followed reaches the end of the text, it repeats.
         let period = tokens.len() - from;
         (0..n).map(|i| tokens[from + i % period]).collect()
     }
 
-    /// How long a draft promises the most tokens per second, if its tokens are right with a probability of `guess`
-    /// as long as nothing is known.
+    /// The length of a draft that promises the most tokens per second. `guess` is the probability that a token is
+    /// right, used as long as nothing is known.
     fn length(&mut self, most: usize, n_rows: usize, cost: &StepCost, draft_s: f64, guess: f64) -> usize {
         if self.mode == Speculation::Always {
             return most;
@@ -192,7 +193,7 @@ impl Drafter {
         let right = (self.hits + 2.0 * guess) / (self.hits + self.misses + 2.0);
         let seconds = |n: usize| step_s + row_s * (n_rows + n) as f64 + draft_s * n as f64;
         let per_second = |n: usize| {
-            // right + right^2 + ...: all up to the first that is wrong.
+            // right + right^2 + ...: all tokens up to the first one that is wrong.
             let more = right * (1.0 - right.powi(n as i32)) / (1.0 - right);
             (n_rows as f64 + more) / seconds(n)
         };
@@ -203,20 +204,20 @@ impl Drafter {
             self.price = price(best);
             return best;
         }
-        // A chance that was not taken: what went wrong counts a little less the next time.
+        // Nothing is drafted this time; earlier misses count a little less the next time.
         self.misses *= 0.98;
         0
     }
 
-    /// Takes note of how many of the drafted tokens were right.
+    /// Records how many of the drafted tokens were right.
     pub(super) fn learn(&mut self, n_drafted: usize, n_right: usize) {
         self.hits = 0.9 * self.hits + n_right as f64;
         self.misses = 0.9 * self.misses + f64::from(u8::from(n_right < n_drafted));
         self.budget = MOST_BUDGET.min(self.budget + n_right as f64 - std::mem::take(&mut self.price));
     }
 
-    /// Lets the draft model go on with its most probable tokens. It gets no further than a chunk of the prompt in
-    /// a step, and a failure of it ends speculation for this request and nothing else.
+    /// Drafts the most probable tokens of the draft model. It processes at most one prefill chunk in a step. If it
+    /// fails, only the speculation of this request ends.
     fn ask_model(&mut self, tokens: &[u32], n: usize, cost: &mut StepCost) -> Vec<u32> {
         let Some(model) = &mut self.model else { return Vec::new() };
         match model.ask(tokens, n, cost) {
@@ -258,7 +259,7 @@ impl Model {
             }
             let best = largest(logits.row(0));
             decoder.recycle(logits);
-            // What cannot be chosen from is no failure of the request, whose own logits decide.
+            // Invalid logits of the draft model do not fail the request, whose own logits decide.
             let Some(best) = best else { return Ok(draft) };
             draft.push(best);
             if draft.len() == n {
@@ -270,17 +271,17 @@ impl Model {
     }
 }
 
-/// An earlier place with the latest tokens.
+/// An earlier place where the latest tokens occurred.
 #[derive(Debug, PartialEq, Eq)]
 struct Match {
-    /// Where what followed them begins.
+    /// Index of the token after them.
     from: usize,
-    /// How many of the tokens before are the same, [`MAX_MATCH`] at most.
+    /// How many tokens match, at most [`MAX_MATCH`].
     n_same: usize,
 }
 
-/// The last time that the latest tokens came up before: the longest match of at least [`MIN_MATCH`] tokens, the latest
-/// of equals.
+/// The earlier place where the latest tokens occurred: the longest match of at least [`MIN_MATCH`] tokens, and the
+/// latest of equally long ones.
 fn lookup(tokens: &[u32]) -> Option<Match> {
     let (&last, before) = tokens.split_last()?;
     let mut best: Option<Match> = None;

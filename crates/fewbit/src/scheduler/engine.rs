@@ -17,30 +17,30 @@ use crate::completion::{FinishReason, Usage};
 use crate::error::{Error, ErrorKind};
 use crate::session::Slot;
 
-/// Tokens that it must save to go on from what another request has computed.
+/// The fewest tokens that must be saved to copy what another request has computed.
 const WORTH_SHARING: usize = 16;
 
 pub(super) struct Engine {
     core: Arc<Core>,
     shared: Arc<Shared>,
-    /// In the order of their arrival. Those that were preempted come first.
+    /// In order of arrival; preempted requests come first.
     waiting: VecDeque<Sequence>,
     running: Vec<Sequence>,
-    /// Calls for which there is no room yet.
+    /// Calls that wait for room.
     calls: VecDeque<Call>,
     prefixes: PrefixTree,
-    /// Conversations, which keep caches while they rest; those that rest for longest come first.
+    /// Conversations, which keep their caches between turns; those idle for longest come first.
     slots: VecDeque<Weak<Slot>>,
     planner: Planner,
     cost: StepCost,
     metrics: Metrics,
 }
 
-/// What one sequence does in a step.
+/// The part of one sequence in a step.
 struct Share {
     /// Index in `running`.
     index: usize,
-    /// Tokens that it appends.
+    /// Number of tokens that it appends.
     n_tokens: usize,
 }
 
@@ -58,7 +58,7 @@ impl Engine {
                 Ok(true) => {}
                 Ok(false) => break,
                 Err(payload) => {
-                    // A bug of this loop. What it was working on is lost, what comes next is not.
+                    // A bug in this loop. The requests it was working on are lost; later ones are served.
                     let message = panic_message(payload.as_ref());
                     tracing::error!(message, "the engine panicked");
                     for mut sequence in self.waiting.drain(..).chain(self.running.drain(..)) {
@@ -72,7 +72,7 @@ impl Engine {
         self.waiting.drain(..).chain(self.running.drain(..)).for_each(give_back);
     }
 
-    /// One step, and what comes before it; `false` at the end.
+    /// One step, with everything before it; returns `false` when the scheduler was dropped.
     fn turn(&mut self) -> bool {
         {
             let mut inbox = self.shared.lock();
@@ -93,19 +93,19 @@ impl Engine {
                 self.calls.push_back(call);
                 continue;
             }
-            // The caller hears of a panic by its missing answer.
+            // If it panics, the caller notices that there is no answer.
             let _ = catch_unwind(AssertUnwindSafe(|| (call.run)(&self.core, &mut self.prefixes)));
         }
-        // Requests that would come in meanwhile could keep a large call waiting for ever.
+        // Nothing is admitted meanwhile: new requests could keep a large call waiting forever.
         if !self.calls.iter().any(|call| call.n_pages > 0) {
             self.admit();
         }
-        // What has been let in does not wait any more, and others may.
+        // Admitted requests do not wait any more, so others may enter the queue.
         self.shared.lock().n_waiting = self.waiting.len();
         let before = (self.running.len(), self.waiting.len());
         let parts = self.plan();
         if parts.is_empty() && before != (self.running.len(), self.waiting.len()) {
-            // Want of memory has changed who runs: others may go on now.
+            // Memory was short and running requests have changed: plan again.
         } else if parts.is_empty() {
             self.publish();
             let deadline = self.waiting.iter().chain(&self.running).filter_map(Sequence::deadline).min();
@@ -118,13 +118,13 @@ impl Engine {
         true
     }
 
-    /// Takes out what has ended, was cancelled or is late.
+    /// Removes requests that have ended, were cancelled, or passed their deadline.
     fn reap(&mut self, now: Instant) {
         for sequence in self.waiting.iter_mut().chain(&mut self.running) {
             sequence.check_end(now);
         }
         let mut ended: Vec<Sequence> = self.running.extract_if(.., |sequence| sequence.has_ended()).collect();
-        // Only a few of many end in one step, and most steps end none.
+        // Only few requests end in one step, and none in most steps.
         if self.waiting.iter().any(Sequence::has_ended) {
             let (gone, stay) = self.waiting.drain(..).partition(Sequence::has_ended);
             self.waiting = stay;
@@ -144,9 +144,8 @@ impl Engine {
         self.prefixes.evict(over);
     }
 
-    /// Whether `wanted` pages can be had without taking any from a running request. To get them, it forgets known
-    /// prefixes, then the caches of conversations that rest, then what is kept for requests that wait, then what draft
-    /// models keep.
+    /// Whether `wanted` pages can be had without taking any from a running request. To get them, frees the prefix
+    /// cache, then the caches of idle conversations, then those of waiting requests, then those of draft models.
     fn evict_for(&mut self, wanted: usize) -> bool {
         let lacking = |engine: &Self| engine.pages_lacking(wanted);
         if wanted == 0 || lacking(self) == 0 {
@@ -174,19 +173,19 @@ impl Engine {
         lacking(self) == 0
     }
 
-    /// Pages over the limit, if there were `wanted` more. What draft models keep for requests counts like pages.
+    /// Pages above the limit if there were `wanted` more. The caches of draft models count like pages.
     fn pages_lacking(&self, wanted: usize) -> usize {
         let drafts: u64 = self.running.iter().map(Sequence::draft_bytes).sum();
         let pages = self.core.decoder.kv_pages().saturating_add(self.pages_of(drafts)).saturating_add(wanted);
         pages.saturating_sub(self.core.limits.kv_pages)
     }
 
-    /// Pages that take so many bytes.
+    /// Number of pages that hold this many bytes.
     fn pages_of(&self, bytes: u64) -> usize {
         usize::try_from(bytes.div_ceil(self.core.decoder.kv_page_bytes().max(1))).unwrap_or(usize::MAX)
     }
 
-    /// Whether there is memory for a running sequence's next draft. Known prefixes make room for it, nothing else.
+    /// Whether there is memory for the next draft of a running sequence. Only the prefix cache makes room for it.
     fn can_draft(&mut self, index: usize) -> bool {
         match self.running[index].draft_bytes_to_grow() {
             None => false,
@@ -199,13 +198,13 @@ impl Engine {
         }
     }
 
-    /// Whether there are `n` running requests and nobody else whose end would make room.
+    /// Whether there are `n` running requests, and no other work whose end would make room.
     fn is_alone(&self, n: usize) -> bool {
         self.running.len() == n && self.core.guests.load(Ordering::SeqCst) == 0
     }
 
-    /// Whether there is room for a sequence of no request. Requests whose readers are behind give way to it, for there
-    /// is no telling when they go on; others end some time.
+    /// Whether there is room for a KV cache of no request. Requests whose readers lag behind make room for it, because
+    /// nobody knows when they continue; other requests end at some time.
     fn has_room_for_guest(&mut self, n_pages: usize) -> bool {
         while !self.evict_for(n_pages) {
             let Some(index) = self.running.iter().rposition(|sequence| !sequence.wants_more()) else { return false };
@@ -217,7 +216,7 @@ impl Engine {
         true
     }
 
-    /// Lets waiting requests in, as far as there is room.
+    /// Admits waiting requests, as long as there is room.
     fn admit(&mut self) {
         while self.running.len() < self.core.limits.max_running
             && let Some(mut sequence) = self.waiting.pop_front()
@@ -239,8 +238,8 @@ impl Engine {
         }
     }
 
-    /// What is known of a sequence's tokens, but for at least one of them, whose logits are needed: from its
-    /// conversation, or from requests before it.
+    /// The known part of a sequence's tokens, from its conversation or from earlier requests. At least one token is
+    /// left to compute, because its logits are needed.
     fn known_prefix(&mut self, sequence: &mut Sequence) -> KvCache {
         let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
         let loras = sequence.loras().clone();
@@ -250,12 +249,12 @@ impl Engine {
         let found = shares.then(|| self.prefixes.find(tokens, &loras));
         let kept = std::mem::replace(&mut sequence.cache, self.core.decoder.new_cache_with(&loras));
         let own = own.filter(|own| own.len() > kept.len()).unwrap_or(kept);
-        // What others hold has to be copied to be gone on from.
+        // A prefix that others hold has to be copied to continue it.
         found.filter(|found| found.len() >= own.len() + WORTH_SHARING).unwrap_or(own)
     }
 
-    /// Whether a running sequence should wait for another one that is computing the same tokens right now.
-    /// Takes over what the other has computed, once that is all they have in common.
+    /// Whether a running sequence should wait for another one that is computing the same tokens right now. Takes over
+    /// the other's pages once it has computed all tokens that they have in common.
     fn shares_with_running(&mut self, index: usize) -> bool {
         let sequence = &self.running[index];
         if sequence.pending() <= WORTH_SHARING || !sequence.shares_prefix() || self.core.limits.prefix_pages == 0 {
@@ -289,7 +288,7 @@ impl Engine {
         false
     }
 
-    /// What goes into the next step.
+    /// The sequences and tokens of the next step.
     fn plan(&mut self) -> Vec<Share> {
         let now = Instant::now();
         let mut ready = Vec::with_capacity(self.running.len());
@@ -315,8 +314,8 @@ impl Engine {
         self.make_room(parts)
     }
 
-    /// Takes sequences out of the plan, the latest first, until there are pages for the rest; they give up their
-    /// caches. One that is alone and finds no room ends: its context is full.
+    /// Removes sequences from the plan, the latest first, until there are enough pages for the rest; they lose their
+    /// caches. A sequence that is alone and finds no room ends, with its context full.
     fn make_room(&mut self, mut parts: Vec<Share>) -> Vec<Share> {
         loop {
             let needed = parts.iter().map(|p| self.running[p.index].cache.pages_to_append(p.n_tokens)).sum();
@@ -340,7 +339,7 @@ impl Engine {
                 self.reap(Instant::now());
                 return Vec::new();
             }
-            // One whose reader is behind loses least.
+            // A request whose reader lags behind loses least.
             let rank = |sequence: &Sequence| (!sequence.wants_more(), sequence.arrived());
             let latest = self.running.iter().enumerate().max_by_key(|(_, sequence)| rank(sequence));
             let Some(index) = latest.map(|(index, _)| index) else { return Vec::new() };
@@ -355,7 +354,7 @@ impl Engine {
         }
     }
 
-    /// One forward pass, and a token for every sequence that is complete with it.
+    /// Runs one forward pass, and chooses a token for every sequence whose tokens are all computed.
     fn step(&mut self, parts: &[Share]) {
         let start = Instant::now();
         let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
@@ -400,7 +399,7 @@ impl Engine {
         Ok(self.core.decoder.forward(&mut batch)?)
     }
 
-    /// Counts what a step did.
+    /// Counts the work of a step.
     fn note(&mut self, parts: &[Share], time: Duration) {
         let n_tokens: usize = parts.iter().map(|part| part.n_tokens).sum();
         let is_prompt = |part: &&Share| !self.running[part.index].is_decoding();
@@ -413,8 +412,8 @@ impl Engine {
         self.metrics.prompt_tokens += of_prompts as u64;
     }
 
-    /// Chooses tokens for the sequences that are complete, on all threads, and hands embeddings their hidden
-    /// states. `logits` has the rows of both, in order.
+    /// Chooses tokens for the sequences whose tokens are all computed, on all threads, and passes hidden states to
+    /// embeddings. `logits` has the rows of both, in order.
     fn choose(&mut self, parts: &[Share], logits: &mut Logits) {
         let core = &*self.core;
         let n_tokens = n_tokens(parts, self.running.len());
@@ -451,7 +450,7 @@ impl Engine {
         for (task, before) in tasks {
             let (sequence, _) = task.into_inner().unwrap_or_else(PoisonError::into_inner);
             sequence.settle(before);
-            // The text and the sending of it are part of the time that a token takes.
+            // Decoding the text and sending it count towards the time of a token.
             sequence.count_time(0);
             let after = sequence.usage();
             self.metrics.generated_tokens += (after.completion - before.completion) as u64;
@@ -460,7 +459,7 @@ impl Engine {
         }
     }
 
-    /// Lets callers see how things are.
+    /// Updates the metrics that callers see.
     fn publish(&mut self) {
         self.metrics.running = self.running.len();
         self.metrics.prefix_pages = self.prefixes.n_pages();
@@ -470,14 +469,14 @@ impl Engine {
     }
 }
 
-/// Tokens that each of the running sequences has in a step.
+/// The number of tokens of each running sequence in a step.
 fn n_tokens(parts: &[Share], n_running: usize) -> Vec<usize> {
     let mut n_tokens = vec![0; n_running];
     parts.iter().for_each(|part| n_tokens[part.index] = part.n_tokens);
     n_tokens
 }
 
-/// Gives a conversation its cache back; drops the rest.
+/// Gives its cache back to a conversation; drops everything else.
 fn give_back(sequence: Sequence) {
     if let Some(slot) = sequence.slot().cloned() {
         slot.put(sequence.into_timeline());

@@ -1,9 +1,9 @@
-//! The way of one request's pieces from the engine thread to the caller, and of a cancellation back.
+//! The channel of one request: pieces go from the engine thread to the caller, a cancellation goes back.
 //!
-//! A mailbox holds a bounded number of pieces. The engine looks whether there is room before it plans a step and
-//! leaves a request out whose mailbox is full: a stream that is not read computes no further than that. A
-//! caller that waits for the whole answer asks for no bound and is woken once, at the end, so that no core is
-//! taken from the computation for every token.
+//! A mailbox holds a bounded number of pieces. The engine checks for room before it plans a step, and leaves out
+//! requests whose mailbox is full: a stream that is not read computes no further. A caller that waits for the whole
+//! answer has no bound and is woken only once, at the end, so that waking it for every token does not take a core from
+//! the computation.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,18 +16,18 @@ use super::Shared;
 use crate::completion::{FinishReason, Piece, Timings, Usage};
 use crate::error::{Error, ErrorKind};
 
-/// Pieces that a stream may be ahead of its reader.
+/// How many pieces a stream may be ahead of its reader.
 const AHEAD: usize = 16;
 
-/// What one token, or the end, of a request brings.
+/// The result of one token, or the end of a request.
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) piece: Option<Piece>,
-    /// What an embedding gave, with its end.
+    /// The vector of an embedding, with the last event.
     pub(crate) vector: Option<Vec<f32>>,
-    /// With the last event.
+    /// How the request ended, with the last event.
     pub(crate) end: Option<Result<FinishReason, Error>>,
-    /// The stop string that is the end.
+    /// The stop string that ended it, if one did.
     pub(crate) stop: Option<String>,
     pub(crate) usage: Usage,
     pub(crate) timings: Timings,
@@ -36,11 +36,11 @@ pub(crate) struct Event {
 #[derive(Default)]
 struct State {
     events: VecDeque<Event>,
-    /// Only the end wakes the reader, and there is always room.
+    /// Whether only the end wakes the reader; then there is always room.
     is_quiet: bool,
-    /// The end is in `events` or was taken out.
+    /// Whether the end is in `events`, or was received.
     has_ended: bool,
-    /// An asynchronous reader.
+    /// The waker of an asynchronous reader.
     waker: Option<Waker>,
 }
 
@@ -57,18 +57,18 @@ impl Mailbox {
     }
 }
 
-/// The engine's end. Dropped before the end of its request, it tells the reader that nothing will come.
+/// The engine's half. If it is dropped before the end of its request, the reader learns that nothing more will come.
 pub(super) struct Sender {
     mailbox: Arc<Mailbox>,
 }
 
-/// The caller's end. Dropping it cancels the request.
+/// The caller's half. Dropping it cancels the request.
 pub(crate) struct Receiver {
     mailbox: Arc<Mailbox>,
     shared: Arc<Shared>,
 }
 
-/// A mailbox; `is_quiet` for a reader that waits for the end.
+/// Creates a mailbox; `is_quiet` for a reader that waits only for the end.
 pub(super) fn mailbox(shared: &Arc<Shared>, is_quiet: bool) -> (Sender, Receiver) {
     let mailbox = Arc::new(Mailbox::default());
     mailbox.lock().is_quiet = is_quiet;
@@ -76,7 +76,7 @@ pub(super) fn mailbox(shared: &Arc<Shared>, is_quiet: bool) -> (Sender, Receiver
 }
 
 impl Sender {
-    /// Whether the reader wants more than it has.
+    /// Whether the reader can take more pieces.
     pub(super) fn has_room(&self) -> bool {
         let state = self.mailbox.lock();
         state.is_quiet || state.events.len() < AHEAD
@@ -112,7 +112,7 @@ impl Drop for Sender {
 }
 
 impl Receiver {
-    /// The next event; blocks. Not to be called again after the end.
+    /// Receives the next event; blocks. Must not be called again after the end.
     pub(crate) fn recv(&self) -> Event {
         let mut state = self.mailbox.lock();
         loop {
@@ -123,7 +123,7 @@ impl Receiver {
         }
     }
 
-    /// The next event, without blocking.
+    /// Receives the next event, without blocking.
     #[cfg(feature = "async")]
     pub(crate) fn poll_recv(&self, context: &mut Context<'_>) -> Poll<Event> {
         let mut state = self.mailbox.lock();

@@ -1,10 +1,10 @@
-//! What can be counted of an engine: see [`Model::metrics`](crate::Model::metrics).
+//! Counters of an engine: see [`Model::metrics`](crate::Model::metrics).
 
 use std::time::Duration;
 
 use crate::completion::{FinishReason, rate};
 
-/// What an engine is doing, and has done since the model was loaded.
+/// What an engine is doing now, and what it has done since the model was loaded.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), fewbit::Error> {
@@ -19,61 +19,61 @@ use crate::completion::{FinishReason, rate};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metrics {
-    /// Requests that are being computed.
+    /// Requests that are running.
     pub running: usize,
-    /// Requests that wait to be.
+    /// Requests that are waiting in the queue.
     pub waiting: usize,
-    /// Requests that ended, in whatever way.
+    /// Requests that ended, for whatever reason.
     pub ended: u64,
-    /// The same by how they ended, and requests that were refused.
+    /// Ended requests by reason, and requests that were refused.
     pub outcomes: Outcomes,
-    /// Pages of keys and values that exist, those of known prefixes included. A shared page counts once.
+    /// Pages of KV cache in use, those of the prefix cache included. A shared page counts once.
     pub kv_pages: usize,
-    /// Pages that there may be: [`ModelBuilder::kv_memory`](crate::ModelBuilder::kv_memory).
+    /// The most pages there may be: [`ModelBuilder::kv_memory`](crate::ModelBuilder::kv_memory).
     pub kv_pages_limit: usize,
-    /// Of `kv_pages`, pages that known prefixes hold. They are given up when others need them.
+    /// How many of `kv_pages` are in the prefix cache. They are freed when requests need them.
     pub prefix_pages: usize,
-    /// Bytes of a page.
+    /// Size of a page, in bytes.
     pub kv_page_bytes: u64,
-    /// Bytes of the weights in memory.
+    /// Size of the weights in memory, in bytes.
     pub weight_bytes: u64,
-    /// Forward passes.
+    /// Number of forward passes.
     pub steps: u64,
-    /// How long they took together, the choice of tokens included.
+    /// Total time of all steps, sampling included.
     pub step_time: Duration,
-    /// How long the latest took.
+    /// Time of the latest step.
     pub last_step: Duration,
-    /// How long the longest took.
+    /// Time of the longest step.
     pub longest_step: Duration,
     /// Prompt tokens computed.
     pub prompt_tokens: u64,
-    /// Prompt tokens that were known already.
+    /// Prompt tokens that were in the KV cache already.
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
-    /// Tokens that were computed because they were expected.
+    /// Tokens that were drafted: see [`Speculation`](crate::Speculation).
     pub drafted_tokens: u64,
-    /// Of these, tokens that came.
+    /// Drafted tokens that were accepted.
     pub accepted_tokens: u64,
-    /// Times that a request gave up its cache for want of memory, to be computed again.
+    /// How many times a request lost its KV cache because memory was short, and had to be recomputed.
     pub preempted: u64,
 }
 
-/// Requests by how they ended.
+/// Ended requests by reason.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcomes {
-    /// Complete: by the model, or by a stop string.
+    /// Complete: ended by the model or by a stop condition.
     pub stop: u64,
-    /// Cut by a limit of tokens or memory.
+    /// Ended because the token limit, the context or the memory was used up.
     pub length: u64,
-    /// Over their deadline.
+    /// Ended by their deadline.
     pub timeout: u64,
     /// Cancelled, or their streams dropped.
     pub cancelled: u64,
     /// Ended by an error.
     pub failed: u64,
-    /// Never begun, because too many were waiting. They did not end, and are not among those that did.
+    /// Refused because the queue was full. They never ran and do not count as ended.
     pub refused: u64,
 }
 
@@ -107,23 +107,24 @@ impl Outcomes {
 }
 
 impl Metrics {
-    /// Counts a request that ended; `None` is an error.
+    /// Counts a request that ended; `None` stands for an error.
     pub(super) fn count_end(&mut self, end: Option<FinishReason>) {
         self.ended += 1;
         self.outcomes.count(end);
     }
 
-    /// Bytes of keys and values that exist.
+    /// Size of the KV cache in use, in bytes.
     pub fn kv_bytes(&self) -> u64 {
         (self.kv_pages as u64).saturating_mul(self.kv_page_bytes)
     }
 
-    /// Pages that can still be made before requests have to wait, or known prefixes to go.
+    /// Pages that can still be allocated before requests have to wait, or the prefix cache has to shrink.
     pub fn kv_pages_free(&self) -> usize {
         self.kv_pages_limit.saturating_sub(self.kv_pages)
     }
 
-    /// What was added since an earlier look: counts and sums are differences, everything else is as it is now.
+    /// The change since an earlier snapshot: counts and sums are differences, all other fields have their current
+    /// value.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             ended: self.ended.saturating_sub(earlier.ended),
@@ -140,7 +141,7 @@ impl Metrics {
         }
     }
 
-    /// Generated tokens of all requests per second of computing, prompts included; 0 if nothing was computed.
+    /// Generated tokens of all requests per second of step time, prefill included; 0 if nothing was computed.
     pub fn generated_per_second(&self) -> f64 {
         rate(self.generated_tokens, self.step_time)
     }

@@ -8,16 +8,16 @@
 //!   pieces <── mailbox <─ choose tokens (on all threads), turn them into text
 //! ```
 //!
-//! Each request gets the tokens that it would get alone: the arithmetic does not depend on the batch, and what
-//! chooses tokens belongs to its request. An error ends the request that it came from; one that concerns a whole
-//! step is traced to its request by running the step's parts one by one.
+//! Each request gets the same tokens as if it ran alone: the arithmetic does not depend on the batch, and the picker of
+//! its tokens belongs to the request. An error ends only the request that it came from; if a whole step fails, its
+//! parts are run one by one to find that request.
 //!
-//! Keys and values live in pages that requests share as far as they begin alike ([`fewbit_model::PrefixTree`]).
-//! When the pages reach their limit, known prefixes that nobody uses go first; then the request that came last
-//! gives up its cache, to be computed again when there is room. That changes no token either.
+//! Keys and values live in pages, which requests with a common beginning share ([`fewbit_model::PrefixTree`]). When the
+//! pages reach their limit, unused pages of the prefix cache are freed first; then the request that came last loses its
+//! cache, and is recomputed when there is room. That does not change its tokens either.
 //!
-//! Requests with different LoRA adapters are computed together too. Each cache is of one set of adapters, and only
-//! those of equal sets are shared.
+//! Requests with different LoRA adapters run in one batch too. Each cache belongs to one set of adapters, and only
+//! caches of equal sets are shared.
 
 mod cancel;
 mod draft;
@@ -52,70 +52,70 @@ use crate::error::{Error, ErrorKind};
 use mailbox::Sender;
 use trace::Trace;
 
-/// What a step needs of a model.
+/// The parts of a model that a step needs.
 pub(crate) struct Core {
     pub(crate) decoder: Decoder,
     pub(crate) tokenizer: Arc<Tokenizer>,
     #[cfg(feature = "constraints")]
     pub(crate) constraints: crate::constraints::Compiler,
-    /// Those that the model was loaded with.
+    /// The adapters that the model was loaded with.
     pub(crate) loras: LoraSet,
     pub(crate) load_time: Duration,
     pub(crate) limits: Limits,
-    /// Whether spans get texts.
+    /// Whether spans contain texts.
     pub(crate) trace_text: bool,
-    /// Sequences of no request that hold pages: texts that are being scored. Their end makes room.
+    /// KV caches of no request that hold pages: texts that are being scored. When they end, there is room again.
     pub(crate) guests: AtomicUsize,
 }
 
 impl Core {
-    /// An empty sequence with the model's own adapters.
+    /// An empty KV cache for a sequence with the model's default adapters.
     pub(crate) fn new_cache(&self) -> KvCache {
         self.decoder.new_cache_with(&self.loras)
     }
 }
 
-/// How much the engine takes on.
+/// The limits of the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
-    /// Prompt tokens of a step.
+    /// The most prompt tokens of a step.
     pub(crate) prefill_chunk: usize,
-    /// Requests that are computed at once.
+    /// The most requests that run at once.
     pub(crate) max_running: usize,
-    /// Requests that wait for it.
+    /// The most requests that wait in the queue.
     pub(crate) max_waiting: usize,
-    /// Pages of keys and values.
+    /// The most pages of KV cache.
     pub(crate) kv_pages: usize,
-    /// Of these, pages of prefixes that no request uses.
+    /// The most of these pages that the prefix cache keeps.
     pub(crate) prefix_pages: usize,
 }
 
-/// Work for the engine thread between two steps.
+/// Work for the engine thread, between two steps.
 type Work = Box<dyn FnOnce(&Core, &mut PrefixTree) + Send>;
 
-/// Work, and what it needs.
+/// Work, and the pages it needs.
 struct Call {
-    /// Pages of keys and values that it takes and keeps. It waits until there is room for them.
+    /// Pages of KV cache that it takes and keeps. It waits until there is room for them.
     n_pages: usize,
     run: Work,
 }
 
-/// What callers put in for the engine thread.
+/// What callers have sent to the engine thread.
 #[derive(Default)]
 struct Inbox {
     requests: VecDeque<(Request, Trace, Sender)>,
     calls: VecDeque<Call>,
-    /// Requests that wait on the engine's side.
+    /// Number of requests that wait in the engine's queue.
     n_waiting: usize,
     /// Something else has changed.
     poked: bool,
     closed: bool,
-    /// Requests that were refused.
+    /// Number of requests that were refused.
     n_refused: u64,
     metrics: Metrics,
 }
 
-/// What callers and the engine thread share.
+/// State shared by callers and the engine thread.
 #[derive(Default)]
 pub(crate) struct Shared {
     inbox: Mutex<Inbox>,
@@ -127,13 +127,13 @@ impl Shared {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the engine look again.
+    /// Makes the engine check its state again.
     fn poke(&self) {
         self.lock().poked = true;
         self.changed.notify_one();
     }
 
-    /// Waits until there is something to do, or `until`.
+    /// Waits until there is something to do, or until `until`.
     fn wait(&self, until: Option<Instant>) {
         let mut inbox = self.lock();
         while !(inbox.poked || inbox.closed) && inbox.requests.is_empty() && inbox.calls.is_empty() {
@@ -152,12 +152,12 @@ impl Shared {
 }
 
 thread_local! {
-    /// Whether this thread is choosing tokens for an engine: waiting for an engine here would be waiting for
-    /// itself.
+    /// Whether this thread is choosing tokens for an engine. Waiting for an engine on such a thread would be waiting
+    /// for itself.
     static IS_ENGINE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `f` as a part of an engine.
+/// Runs `f` with this thread marked as a part of an engine.
 fn as_engine<R>(f: impl FnOnce() -> R) -> R {
     struct Restore(bool);
     impl Drop for Restore {
@@ -169,7 +169,7 @@ fn as_engine<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// The engine thread of a model; dropping it ends the thread.
+/// The engine thread of a model; dropping this ends the thread.
 pub(crate) struct Scheduler {
     shared: Arc<Shared>,
     core: Arc<Core>,
@@ -188,7 +188,7 @@ impl Scheduler {
         Ok(Self { shared, core, n_requests: AtomicU64::new(0), thread: Some(thread) })
     }
 
-    /// Puts in a request; `is_quiet` if only its end is waited for. A request that is refused comes back.
+    /// Submits a request; `is_quiet` if the caller waits only for its end. A refused request is returned.
     pub(crate) fn submit(&self, request: Request, is_quiet: bool) -> Result<Receiver, Box<(Error, Request)>> {
         if IS_ENGINE.get() {
             return Err(Box::new((ErrorKind::InsideEngine.into(), request)));
@@ -216,7 +216,7 @@ impl Scheduler {
         Ok(receiver)
     }
 
-    /// Refuses what would not fit into the cache's memory if it were alone.
+    /// Returns an error for a request that would not fit into the KV cache even if it ran alone.
     fn check_memory(&self, n_tokens: usize) -> Result<(), Error> {
         let (limit, page) = (self.core.limits.kv_pages, self.core.decoder.kv_page_bytes());
         let needed = n_tokens.div_ceil(KV_PAGE);
@@ -228,7 +228,7 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Runs `f` on the engine thread between two steps, and returns what it does.
+    /// Runs `f` on the engine thread between two steps, and returns its result.
     pub(crate) fn call<R: Send + 'static>(
         &self,
         f: impl FnOnce(&Core, &mut PrefixTree) -> R + Send + 'static,
@@ -236,9 +236,9 @@ impl Scheduler {
         self.call_with_room(0, f)
     }
 
-    /// The same, once there is room for the keys and values of `n_tokens` more tokens, which `f` takes: what is kept
-    /// for nobody in particular goes for it, and what is running goes first. [`look_again`](Self::look_again) is to
-    /// be called when they are given back.
+    /// Like [`call`](Self::call), once there is room for the keys and values of `n_tokens` more tokens, which `f`
+    /// takes. The prefix cache is freed for it; running requests go first. Call [`look_again`](Self::look_again) when
+    /// they are freed.
     pub(crate) fn call_with_room<R: Send + 'static>(
         &self,
         n_tokens: usize,
@@ -250,7 +250,7 @@ impl Scheduler {
         self.check_memory(n_tokens)?;
         let (sender, receiver) = std::sync::mpsc::sync_channel(1);
         let run = Box::new(move |core: &Core, prefixes: &mut PrefixTree| {
-            // A caller that is gone needs no result.
+            // If the caller is gone, nobody needs the result.
             let _ = sender.send(f(core, prefixes));
         });
         self.shared.lock().calls.push_back(Call { n_pages: n_tokens.div_ceil(KV_PAGE), run });
@@ -258,12 +258,12 @@ impl Scheduler {
         receiver.recv().map_err(|_| ErrorKind::EngineStopped.into())
     }
 
-    /// Tells the engine that pages were given back outside of it, which somebody may wait for.
+    /// Tells the engine that pages were freed outside of it; a request or call may be waiting for them.
     pub(crate) fn look_again(&self) {
         self.shared.poke();
     }
 
-    /// What it is doing.
+    /// A snapshot of the metrics.
     pub(crate) fn metrics(&self) -> Metrics {
         let decoder = &self.core.decoder;
         let inbox = self.shared.lock();
@@ -283,9 +283,9 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_one();
-        // The last handle of a model may be dropped by something that the engine thread itself runs.
+        // The last handle of a model may be dropped by code that runs on the engine thread itself.
         if let Some(thread) = self.thread.take().filter(|thread| thread.thread().id() != std::thread::current().id()) {
-            // It catches its panics, so there is nothing to hear from it.
+            // The thread catches its panics, so its result is of no interest.
             let _ = thread.join();
         }
     }

@@ -1,10 +1,10 @@
-//! What chooses the tokens of one request: the seam between the engine and sampling.
+//! The picker of one request chooses its tokens: the interface between the engine and sampling.
 //!
 //! The engine calls [`Picker::begin`] once with the prompt, then [`Picker::pick`] for each position, in order and
-//! exactly once: with speculation too, where it stops at the first token that was not drafted. So whatever a
-//! picker keeps (random numbers, penalties, the state of a constraint) moves with the tokens and is never
-//! rolled back, and drafted tokens can change nothing. It runs on a thread of the engine, next to the pickers of
-//! other requests; an error or a panic ends its own request only.
+//! exactly once. This holds with speculation too, which stops at the first token that was not drafted. So the state of
+//! a picker (random numbers, penalties, a constraint) advances with the tokens and is never rolled back, and drafted
+//! tokens cannot change it. It runs on a thread of the engine, next to the pickers of other requests; an error or a
+//! panic ends only its own request.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ pub(crate) struct Picker {
     sampler: Sampler,
     #[cfg(feature = "constraints")]
     constraint: Option<crate::constraints::Active>,
-    /// While the model thinks, constraints wait.
+    /// Suspends the constraint while the model reasons.
     thinking: Option<Thinking>,
-    /// Tokens that are possible next although the constraint refuses them.
+    /// Tokens that are possible next although the constraint rules them out.
     #[cfg(feature = "constraints")]
     excepted: Vec<u32>,
     logprobs: Option<usize>,
-    /// The logits as the model gave them, where they are needed after sampling has changed them: `[n_vocab]`.
+    /// A copy of the model's logits, `[n_vocab]`, where they are needed after sampling has changed them.
     unchanged: Vec<f32>,
     times: PickTimes,
 }
@@ -37,13 +37,13 @@ pub(crate) struct Picker {
 /// A chosen token.
 pub(crate) struct Picked {
     pub(crate) token: u32,
-    /// If they were asked for.
+    /// Its log probability, if requested.
     pub(crate) logprob: Option<TokenLogprob>,
-    /// A constraint lets nothing follow.
+    /// The constraint lets nothing follow.
     pub(crate) is_last: bool,
 }
 
-/// Where the time of all picks so far went.
+/// Total time of all picks so far.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PickTimes {
     pub(crate) sample: Duration,
@@ -51,7 +51,8 @@ pub(crate) struct PickTimes {
 }
 
 impl Picker {
-    /// Compiles the constraint, if there is one; `core` is the model's, and `plan` says how reasoning is known.
+    /// Compiles the constraint, if there is one. `core` is the model's; `plan` has the settings of its reasoning, if
+    /// any.
     pub(crate) fn new(options: &Options, core: &Core, plan: Option<Plan>, prompt: &[u32]) -> Result<Self, Error> {
         let mut sampler = Sampler::with_texts(&options.sampling(), Arc::clone(&core.tokenizer) as _)?;
         if let Some(custom) = &options.custom {
@@ -78,12 +79,12 @@ impl Picker {
         self.sampler.seed()
     }
 
-    /// The tokens that the request begins with.
+    /// Takes the tokens of the prompt.
     pub(crate) fn begin(&mut self, prompt: &[u32]) {
         self.sampler.begin(prompt);
     }
 
-    /// The token that follows, from the logits `[n_vocab]` after all tokens so far; they may be changed.
+    /// Chooses the next token from the logits `[n_vocab]` after all tokens so far; may change the logits.
     pub(super) fn pick(&mut self, logits: &mut [f32], trace: &Trace) -> Result<Picked, Error> {
         if self.logprobs.is_some() {
             self.unchanged.clear();
@@ -100,7 +101,7 @@ impl Picker {
         Ok(Picked { token, logprob, is_last: self.accept(token, trace)? })
     }
 
-    /// Tokens that it will choose whatever the logits are, from the next one on, as far as that is known.
+    /// The next tokens that it will choose whatever the logits are, as far as they are known.
     #[cfg(feature = "constraints")]
     pub(super) fn forced(&mut self, trace: &Trace) -> Vec<u32> {
         let Some(constraint) = &mut self.constraint else { return Vec::new() };
@@ -118,7 +119,7 @@ impl Picker {
         Vec::new()
     }
 
-    /// Where the time went so far.
+    /// Total time of all picks so far.
     pub(crate) fn times(&self) -> PickTimes {
         self.times
     }

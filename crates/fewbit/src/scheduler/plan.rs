@@ -1,41 +1,41 @@
-//! Which tokens go into the next step.
+//! Plans which tokens go into the next step.
 //!
-//! A step takes every sequence that waits for its next token, and prompt tokens within a budget. The budget is a
-//! time, turned into tokens by the speed of the prompts so far: as long as somebody waits for tokens, a step
-//! stays short; alone, a prompt goes through in chunks of full size. The results do not depend on any of this.
+//! A step takes every sequence that waits for its next token, and prompt tokens within a budget. The budget is a time,
+//! converted to tokens by the measured speed of prefill. As long as some request waits for its next token, steps stay
+//! short; otherwise, prompts run in chunks of full size. The results do not depend on any of this.
 //!
-//! Prompts that can be finished within the budget come before all others, shortest first, and with nothing longer
-//! next to them: so a short prompt waits for no more than the chunk of a long one that is under way when it comes.
-//! When such prompts have used a whole budget, the prompt that was served longest ago gets the next one: so long
-//! prompts are not starved.
+//! Prompts that can be finished within the budget come before all others, shortest first, and with nothing longer next
+//! to them. So a short prompt waits at most for the chunk of a long one that is running when it arrives. When such
+//! prompts have used a whole budget, the prompt that was served longest ago gets the next one, so long prompts do not
+//! starve.
 
 use std::time::Duration;
 
-/// What the planner knows of a sequence.
+/// What the planner knows about a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pending {
-    /// Tokens that the cache lacks; 1 for one that is decoding.
+    /// Number of tokens that are not in the cache yet; 1 for a sequence that is decoding.
     pub(super) pending: usize,
     /// The step in which it was last served.
     pub(super) served: u64,
 }
 
-/// Chooses tokens; keeps what it learned.
+/// Plans steps, and keeps the speeds it has measured.
 #[derive(Debug, Default)]
 pub(super) struct Planner {
     /// Seconds per prompt token, smoothed.
     token_s: Option<f64>,
-    /// Tokens that went to short prompts, since long ones were left out.
+    /// Tokens that went to short prompts since long ones were left out.
     overtaken: usize,
     steps: u64,
 }
 
-/// How long a step's prompt tokens may take while others wait for tokens.
+/// The target time of a step's prompt tokens while other requests wait for their next token.
 const SHARED_STEP: Duration = Duration::from_millis(60);
-/// The same while nobody does: others may come, and sequences may be cancelled. Longer steps are no faster
-/// (`docs/speed.md`).
+/// The target time while no request does. It is bounded because others may arrive, and sequences may be cancelled.
+/// Longer steps are no faster (`docs/speed.md`).
 const OWN_STEP: Duration = Duration::from_millis(250);
-/// Fewer tokens than this make a step no shorter that is worth it.
+/// Smaller chunks would not make a step noticeably shorter.
 const MIN_CHUNK: usize = 32;
 /// How many times the tokens of the shortest prompt a step has that is its step.
 const BESIDE_SHORTEST: usize = 2;
@@ -46,7 +46,7 @@ impl Planner {
         self.steps
     }
 
-    /// Prompt tokens that the next step may take.
+    /// The most prompt tokens of the next step.
     fn budget(&self, somebody_decodes: bool, chunk: usize) -> usize {
         let time = if somebody_decodes { SHARED_STEP } else { OWN_STEP };
         let fits = match self.token_s {
@@ -57,7 +57,7 @@ impl Planner {
         fits.next_multiple_of(16).max(MIN_CHUNK).min(chunk)
     }
 
-    /// For each of the sequences, how many of its pending tokens go into the next step.
+    /// For each sequence, how many of its pending tokens go into the next step.
     pub(super) fn plan(&mut self, sequences: &[Pending], chunk: usize) -> Vec<usize> {
         self.steps += 1;
         let mut take: Vec<usize> = sequences.iter().map(|s| usize::from(s.pending == 1)).collect();
@@ -90,7 +90,7 @@ impl Planner {
         take
     }
 
-    /// Takes note of how long a step took whose work was mostly `n_tokens` of prompts.
+    /// Records the time of a step whose work was mostly `n_tokens` prompt tokens.
     pub(super) fn learn(&mut self, n_tokens: usize, time: Duration) {
         let token_s = time.as_secs_f64() / n_tokens.max(1) as f64;
         self.token_s = Some(match self.token_s {

@@ -1,4 +1,4 @@
-//! From the hidden states of a text's tokens to one vector.
+//! Pools the hidden states of a text's tokens into one vector.
 //!
 //! ```text
 //! mean        sum over the tokens, in their order, in f64, divided by their number
@@ -6,20 +6,20 @@
 //! normalized  divided by the root of the sum of squares, in the order of the elements, in f64;
 //!             all zeros stay zeros
 //! ```
-//! The result is rounded to f32 once. Hidden states come in parts, as the prompt was cut into steps, and again from
-//! the first one on where a request gave up its cache and is computed anew: each position counts once, when it
-//! comes first. So the bits depend on the tokens alone.
+//! The result is rounded to f32 once. Hidden states arrive in parts, because the prompt is cut into steps. After a
+//! request has lost its cache and is recomputed, they arrive again from the first one on; each position counts only the
+//! first time. So the bits of the vector depend only on the tokens.
 
 use fewbit_model::Pooling;
 
-/// Takes hidden states in and gives the vector.
+/// Collects hidden states and returns the vector.
 pub(crate) struct Pooler {
     pooling: Pooling,
     is_normalized: bool,
-    /// `[dim]`, once the first hidden state is in: the sum, or the state that counts.
+    /// `[dim]`, once the first hidden state has arrived: the sum, or the state that is selected.
     values: Vec<f64>,
     dim: usize,
-    /// Positions that are in.
+    /// Number of positions that have arrived.
     n_done: usize,
 }
 
@@ -28,7 +28,7 @@ impl Pooler {
         Self { pooling, is_normalized, values: vec![0.0; dim], dim, n_done: 0 }
     }
 
-    /// Takes the hidden states of the positions up to `end`: `[n][dim]`.
+    /// Takes the hidden states of the positions before `end`: `[n][dim]`.
     pub(super) fn push(&mut self, end: usize, rows: &[f32]) {
         let rows = rows.chunks_exact(self.dim);
         for (position, row) in (end - rows.len()..end).zip(rows).filter(|&(position, _)| position >= self.n_done) {
@@ -43,7 +43,7 @@ impl Pooler {
         self.n_done = self.n_done.max(end);
     }
 
-    /// The vector of all that came.
+    /// The vector of all positions so far.
     pub(super) fn finish(&mut self) -> Vec<f32> {
         let mut values = std::mem::take(&mut self.values);
         if self.pooling == Pooling::Mean {
@@ -86,7 +86,7 @@ mod tests {
             let mut pooler = Pooler::new(pooling, false, 2);
             pooler.push(1, &ROWS[..2]);
             pooler.push(2, &ROWS[2..4]);
-            // The cache was given up: everything from the beginning.
+            // The cache was lost: everything comes again from the beginning.
             pooler.push(1, &ROWS[..2]);
             pooler.push(3, &ROWS[2..]);
             assert_eq!(pooler.finish(), pooled(pooling, false), "{pooling:?}");

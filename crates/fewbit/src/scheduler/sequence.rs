@@ -1,4 +1,4 @@
-//! A request while the engine works on it: its tokens, its cache, and what becomes of a chosen token.
+//! A request inside the engine: its tokens, its cache, and the handling of chosen tokens.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,63 +19,63 @@ use crate::error::Error;
 use crate::session::{Slot, Timeline};
 use crate::stop::{SoFar, StopMatcher, StopWhen};
 
-/// What is to be computed.
+/// A request to the engine.
 pub(crate) struct Request {
-    /// At least one token, all of them in the vocabulary.
+    /// At least one token; all of them are in the vocabulary.
     pub(crate) prompt: Vec<u32>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) cancel: Option<CancelToken>,
-    /// Where the cache comes from and goes to, if the conversation keeps one.
+    /// Where the cache comes from and is returned to, if the request belongs to a conversation.
     pub(crate) slot: Option<Arc<Slot>>,
-    /// Whether others may use what it computes, and it what others computed. Never of an embedding, which needs a
-    /// hidden state of every token, and caches have none.
+    /// Whether it shares its prefix with other requests, in both directions. Never for embeddings, which need a hidden
+    /// state of every token; caches have none.
     pub(crate) shares_prefix: bool,
     pub(crate) loras: LoraSet,
     pub(crate) task: Task,
 }
 
-/// What becomes of the prompt.
+/// What the request is for.
 pub(crate) enum Task {
-    /// A text that goes on from it.
+    /// Text that continues the prompt.
     Generate(Box<Generation>),
-    /// A vector.
+    /// A vector of the prompt.
     Embed(Pooler),
 }
 
-/// How a text goes on.
+/// The settings and the state of generated text.
 pub(crate) struct Generation {
     /// At least 1.
     pub(crate) max_tokens: usize,
     pub(crate) ignore_eos: bool,
     pub(crate) picker: Picker,
-    /// After the prompt.
+    /// Decodes the tokens after the prompt to text.
     pub(crate) decoder: StreamDecoder,
     pub(crate) stops: StopMatcher,
     pub(crate) stop_tokens: Vec<u32>,
     pub(crate) stop_when: Option<StopWhen>,
-    /// What went out, if there is a condition that wants to see it.
+    /// The text emitted so far, if there is a stop condition that reads it.
     pub(crate) text: String,
     /// Control tokens that are shown in the text: those that mark reasoning and calls.
     pub(crate) shown: Vec<u32>,
     pub(crate) speculation: Speculation,
-    /// A model that drafts, with the same vocabulary.
+    /// The draft model, with the same vocabulary.
     pub(crate) draft: Option<Arc<Core>>,
 }
 
 impl Request {
-    /// Tokens that it generates at most.
+    /// The most tokens that it generates.
     pub(super) fn max_tokens(&self) -> usize {
         if let Task::Generate(generation) = &self.task { generation.max_tokens } else { 0 }
     }
 
-    /// Positions that it takes at least.
+    /// The fewest positions that it takes.
     pub(super) fn n_positions(&self) -> usize {
         self.prompt.len() + usize::from(matches!(self.task, Task::Generate(_)))
     }
 }
 
 impl Generation {
-    /// The text that was held back, now that nothing follows it; the stop string in it counts.
+    /// The text that was held back, at the end of the generation. A stop string in it still counts.
     fn flush(&mut self) -> String {
         let mut rest = self.stops.push(&self.decoder.finish());
         if !self.stops.is_stopped() {
@@ -85,12 +85,12 @@ impl Generation {
     }
 }
 
-/// The same under way.
+/// A request in the queue or running.
 pub(super) struct Sequence {
     request: Request,
     trace: Trace,
     core: Arc<Core>,
-    /// The prompt, and what was generated.
+    /// The tokens of the prompt and of the generated text.
     tokens: Vec<u32>,
     pub(super) cache: KvCache,
     out: Sender,
@@ -98,16 +98,16 @@ pub(super) struct Sequence {
     timings: Timings,
     pub(super) served: u64,
     arrived: Instant,
-    /// Until when its times are accounted for.
+    /// The time up to which its timings are counted.
     counted: Instant,
-    /// Whether the prompt has been observed, and looked for among the known prefixes.
+    /// Whether the picker has seen the prompt, and the prefix cache was searched for it.
     pub(super) has_begun: bool,
     drafter: Drafter,
-    /// The last token and what was drafted after it, for the step that is under way; empty without a draft.
+    /// The last token and the tokens drafted after it, for the current step; empty without a draft.
     speculated: Vec<u32>,
-    /// How many of these a constraint forces; they come first.
+    /// How many of the drafted tokens are forced by a constraint; they come first.
     n_forced: usize,
-    /// Its end, once it is known; an error goes to the reader.
+    /// How it ended; an error is sent to the reader.
     end: Option<Result<FinishReason, Error>>,
     failed: bool,
 }
@@ -139,7 +139,7 @@ impl Sequence {
         }
     }
 
-    /// Begins with what is known of the prompt: not all of it, for the logits of its last token are needed.
+    /// Starts with the known part of the prompt; at least its last token is computed, because its logits are needed.
     pub(super) fn begin(&mut self, known: KvCache) {
         self.has_begun = true;
         self.cache = known;
@@ -155,13 +155,13 @@ impl Sequence {
         &self.tokens
     }
 
-    /// Tokens that are in the cache.
+    /// The tokens that are in the cache.
     pub(super) fn computed(&self) -> &[u32] {
         &self.tokens[..self.cache.len()]
     }
 
-    /// Drafts what may follow, if it waits for its next token; returns how many tokens the next step takes.
-    /// `n_rows` is how many it would have without drafts.
+    /// Drafts tokens if the sequence waits for its next token; returns how many tokens it has in the next step.
+    /// `n_rows` is the number of rows of the step without drafts.
     pub(super) fn speculate(&mut self, n_rows: usize, cost: &mut StepCost) -> usize {
         self.speculated.clear();
         let Task::Generate(generation) = &mut self.request.task else { return 1 };
@@ -186,17 +186,17 @@ impl Sequence {
         self.speculated.len().max(1)
     }
 
-    /// Bytes that a draft model keeps for it.
+    /// Bytes that its draft model's cache takes.
     pub(super) fn draft_bytes(&self) -> u64 {
         self.drafter.bytes()
     }
 
-    /// Bytes that the next draft needs besides these; `None` if the draft model has no room for it.
+    /// Bytes that its draft model's cache grows by with the next draft; `None` if the draft model has no room for it.
     pub(super) fn draft_bytes_to_grow(&self) -> Option<u64> {
         self.drafter.bytes_to_grow(self.tokens.len())
     }
 
-    /// Gives up what a draft model keeps for it.
+    /// Drops its draft model's cache.
     pub(super) fn forget_draft_cache(&mut self) {
         self.drafter.forget();
     }
@@ -205,13 +205,13 @@ impl Sequence {
         !self.speculated.is_empty()
     }
 
-    /// Forgets the draft: the next step goes without.
+    /// Drops the draft, so that the next step runs without it.
     pub(super) fn drop_draft(&mut self) {
         self.speculated.clear();
     }
 
-    /// Its next `n` tokens, for a step. Logits are wanted if it is complete with them; of an embedding, the hidden
-    /// states of all.
+    /// Its next `n` tokens, for a step. Logits are needed if no tokens are left after these; for an embedding, the
+    /// hidden states of all tokens.
     pub(super) fn chunk(&mut self, n: usize) -> Chunk<'_> {
         if !self.speculated.is_empty() {
             return Chunk { cache: &mut self.cache, tokens: &self.speculated, logits: LogitsFor::All };
@@ -225,7 +225,7 @@ impl Sequence {
         Chunk { cache: &mut self.cache, tokens: &self.tokens[from..to], logits }
     }
 
-    /// Rows of logits that the step under way has for it, when its chunk is in the cache.
+    /// Number of rows of logits that the current step gives for it, once its chunk is in the cache.
     pub(super) fn n_logits(&self) -> usize {
         match self.request.task {
             Task::Embed(_) => 0,
@@ -234,12 +234,12 @@ impl Sequence {
         }
     }
 
-    /// Hidden states that the step under way has for it, if it took `n_tokens`.
+    /// Number of hidden states that the current step gives for it, if it took `n_tokens`.
     pub(super) fn n_hidden(&self, n_tokens: usize) -> usize {
         if matches!(self.request.task, Task::Embed(_)) { n_tokens } else { 0 }
     }
 
-    /// What a conversation keeps.
+    /// The tokens and the cache that a conversation keeps.
     pub(super) fn into_timeline(mut self) -> Timeline {
         self.tokens.truncate(self.cache.len());
         Timeline { cache: self.cache, tokens: self.tokens }
@@ -253,7 +253,7 @@ impl Sequence {
         self.request.shares_prefix
     }
 
-    /// Tokens that the cache lacks.
+    /// Number of tokens that are not in the cache yet.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.cache.len()
     }
@@ -262,7 +262,7 @@ impl Sequence {
         Pending { pending: self.pending(), served: self.served }
     }
 
-    /// Whether a token was generated.
+    /// Whether a token has been generated.
     pub(super) fn is_decoding(&self) -> bool {
         self.usage.completion > 0
     }
@@ -288,12 +288,12 @@ impl Sequence {
         self.end.is_some()
     }
 
-    /// How it ended, if it did not fail.
+    /// Why it ended; `None` if it has not, or failed.
     pub(super) fn finish_reason(&self) -> Option<FinishReason> {
         self.end.as_ref().and_then(|end| end.as_ref().ok().copied()).filter(|_| !self.failed)
     }
 
-    /// Ends the request if somebody wants that.
+    /// Ends the request if it was cancelled, its reader is gone, or its deadline passed.
     pub(super) fn check_end(&mut self, now: Instant) {
         if self.end.is_some() {
             return;
@@ -305,7 +305,7 @@ impl Sequence {
         }
     }
 
-    /// Ends it here, with the text that was held back.
+    /// Ends the request, and emits the text that was held back.
     pub(super) fn finish(&mut self, reason: FinishReason) {
         if self.end.is_none() {
             self.end = Some(Ok(reason));
@@ -326,8 +326,8 @@ impl Sequence {
         }
     }
 
-    /// Lets the picker choose from `rows` (`[n][n_vocab]`), which follow the last `n` computed tokens, of which all
-    /// but the first were drafted: goes on as long as the picker chooses what was drafted.
+    /// Lets the picker choose from `rows` (`[n][n_vocab]`), which follow the last `n` computed tokens, of which all but
+    /// the first were drafted. Continues as long as the picker chooses the drafted tokens.
     pub(super) fn take_logits(&mut self, rows: &mut [f32]) {
         self.usage.drafted += self.speculated.len().saturating_sub(1);
         let n_vocab = self.core.decoder.n_vocab();
@@ -348,7 +348,7 @@ impl Sequence {
         }
     }
 
-    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; with the last of them it ends.
+    /// Takes the hidden states `[n][dim]` of the last `n` computed tokens; ends the request with the last token.
     pub(super) fn take_hidden(&mut self, rows: &[f32]) {
         let computed = self.cache.len();
         let Task::Embed(pooler) = &mut self.request.task else { return };
@@ -361,7 +361,7 @@ impl Sequence {
         }
     }
 
-    /// After a step: takes what was drafted wrongly out of the cache. `before` is its usage before the step.
+    /// After a step: removes wrongly drafted tokens from the cache. `before` is its usage before the step.
     pub(super) fn settle(&mut self, before: Usage) {
         if !self.speculated.is_empty() {
             let n_drafted = self.speculated.len() - 1 - self.n_forced;
@@ -379,14 +379,14 @@ impl Sequence {
         self.usage
     }
 
-    /// Takes a chosen token into the text and sends what it brings.
+    /// Adds a chosen token to the text, and sends the resulting piece.
     fn push(&mut self, picked: Picked) {
         let Picked { token, logprob, is_last } = picked;
         let tokenizer = &self.core.tokenizer;
         let Task::Generate(generation) = &mut self.request.task else { return };
         let times = generation.picker.times();
         (self.timings.sample, self.timings.constrain) = (times.sample, times.constrain);
-        // After the end of a constrained text there is nothing that could be ignored.
+        // At the end of a constrained text there is no continuation, even with `ignore_eos`.
         if (is_last || !generation.ignore_eos) && tokenizer.is_end_of_generation(token) {
             return self.finish(FinishReason::EndOfGeneration);
         }
@@ -422,7 +422,7 @@ impl Sequence {
         self.send(Some(Piece { text, token_ids: vec![token], logprobs, ..Piece::default() }));
     }
 
-    /// A stop string is an end before all others.
+    /// A stop string takes precedence over all other reasons to end.
     fn note_stop(&mut self) {
         if matches!(&self.request.task, Task::Generate(generation) if generation.stops.is_stopped()) {
             self.end = Some(Ok(FinishReason::StopString));
@@ -454,14 +454,14 @@ impl Sequence {
         self.out.send(Event { piece, vector, end, stop, usage: self.usage, timings: self.timings });
     }
 
-    /// Before a step that it is part of: what was before was waiting.
+    /// Called before a step that includes it: the time until then was waiting.
     pub(super) fn start_step(&mut self, now: Instant) {
         self.timings.queue += now.saturating_duration_since(self.counted);
         self.counted = now;
         self.trace.take_up(self.cache.len(), self.pending());
     }
 
-    /// Gives up its cache, and waits to be computed again.
+    /// Drops its cache, and waits to be recomputed.
     pub(super) fn give_way(&mut self) {
         self.drop_draft();
         self.drafter.forget();
@@ -469,13 +469,13 @@ impl Sequence {
         self.trace.wait(self.usage.completion);
     }
 
-    /// Before a step that it is not part of because its reader is behind: that is nobody's time.
+    /// Called before a step that leaves it out because its reader lags behind: that time is not counted.
     pub(super) fn skip_time(&mut self, now: Instant) {
         self.counted = now;
     }
 
-    /// Counts the time since the step began, which brought so many tokens: as prefill up to the first token, and
-    /// as decoding from then on.
+    /// Counts the time since the step began, which gave `n_tokens` tokens: as prefill up to the first token, and as
+    /// decode after it.
     pub(super) fn count_time(&mut self, n_tokens: usize) {
         let now = Instant::now();
         let time: Duration = now.saturating_duration_since(self.counted);
@@ -488,7 +488,7 @@ impl Sequence {
         }
     }
 
-    /// Goes on from what another sequence has computed of the same tokens.
+    /// Continues from the cache of another sequence with the same tokens.
     pub(super) fn take_over(&mut self, known: KvCache) {
         let gained = known.len() - self.cache.len();
         self.cache = known;

@@ -1,4 +1,4 @@
-//! What `tracing` is told of a request: a span of it, and in that a span of each of its parts.
+//! The `tracing` spans of a request: one for the whole request, and inside it one for each of its phases.
 //!
 //! ```text
 //! request                 from its submission to its end, inside the span that the caller is in
@@ -7,10 +7,10 @@
 //!   sample, constrain     entered for each token: their busy time is what choosing took
 //! ```
 //!
-//! The engine computes many requests at once, so none of these spans is that of a thread: each request carries its
-//! own, and what is begun on the engine's thread goes to the subscriber that the caller had. Where nobody
-//! listens, all of them are [`Span::none`]. They carry numbers. Texts are added where
-//! [`ModelBuilder::trace_text`](crate::ModelBuilder::trace_text) asks for them.
+//! The engine runs many requests at once, so none of these spans belongs to a thread: each request carries its own, and
+//! spans begun on the engine's thread go to the subscriber that the caller had. Without a subscriber, all of them are
+//! [`Span::none`]. They contain numbers; texts are added if
+//! [`ModelBuilder::trace_text`](crate::ModelBuilder::trace_text) is set.
 
 use tracing::field::{Empty, display};
 use tracing::{Span, debug, debug_span, dispatcher, info_span};
@@ -19,10 +19,10 @@ use super::Core;
 use crate::completion::{FinishReason, Timings, Usage};
 use crate::error::{Error, ErrorKind};
 
-/// Spans, and the event at the end, are told apart from other messages by this.
+/// The target of the spans, and of the event at the end.
 const TARGET: &str = "fewbit::request";
 
-/// Where a request is.
+/// The phase that a request is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Queue,
@@ -40,7 +40,7 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
-    /// Begins the span of a request, and its time in the queue. To be called by the thread that submits it.
+    /// Begins the span of a request, and its time in the queue. Call it on the thread that submits the request.
     pub(super) fn new(core: &Core, id: u64, prompt: &[u32], max_tokens: usize) -> Self {
         let request = info_span!(
             target: TARGET,
@@ -70,15 +70,15 @@ impl Trace {
         trace
     }
 
-    /// Runs `f` with the subscriber of the request's span; does not where there is none. Spans have to be closed
-    /// here too: the usual registry looks for the parents of what closes in the subscriber of the thread.
+    /// Runs `f` with the subscriber of the request's span, or not at all without one. Spans have to be closed here too:
+    /// the usual registry looks for the parents of a closing span in the subscriber of the thread.
     fn with_subscriber(&mut self, f: impl FnOnce(&mut Self)) {
         if let Some(dispatch) = self.request.with_subscriber(|(_, dispatch)| dispatch.clone()) {
             dispatcher::with_default(&dispatch, || f(self));
         }
     }
 
-    /// Ends the part that it is in, and begins another.
+    /// Ends the current phase, and begins another.
     fn begin(&mut self, part: Part, make: impl FnOnce(&Span) -> Span) {
         self.part = part;
         self.with_subscriber(|trace| {
@@ -95,7 +95,7 @@ impl Trace {
         });
     }
 
-    /// A step takes it up, with so many tokens to compute before the next one can be chosen.
+    /// Called when a step includes the request, with `tokens` tokens to compute before the next one can be chosen.
     pub(super) fn take_up(&mut self, cached: usize, tokens: usize) {
         if self.part == Part::Queue {
             self.begin(
@@ -105,7 +105,7 @@ impl Trace {
         }
     }
 
-    /// A token came.
+    /// Called when a token was generated.
     pub(super) fn go_on(&mut self) {
         if self.part != Part::Decode {
             self.begin(
@@ -115,29 +115,29 @@ impl Trace {
         }
     }
 
-    /// It has to wait, after so many generated tokens.
+    /// Called when the request has to wait, after `generated` generated tokens.
     pub(super) fn wait(&mut self, generated: usize) {
         self.part_span.record("generated_tokens", generated);
         self.begin(Part::Queue, |parent| debug_span!(target: TARGET, parent: parent, "queue"));
     }
 
-    /// Runs `f`, which chooses a token.
+    /// Runs `f`, which chooses a token, in the span `sample`.
     pub(super) fn sample<R>(&self, f: impl FnOnce() -> R) -> R {
         self.sample.in_scope(f)
     }
 
-    /// Runs `f`, which follows a constraint.
+    /// Runs `f`, which applies a constraint, in the span `constrain`.
     #[cfg(feature = "constraints")]
     pub(super) fn constrain<R>(&self, f: impl FnOnce() -> R) -> R {
         self.constrain.in_scope(f)
     }
 
-    /// It was refused.
+    /// Ends the span of a request that was refused.
     pub(super) fn refuse(self) {
         self.request.record("end", "refused");
     }
 
-    /// Its end: `tokens` are those of the prompt and what was generated.
+    /// Ends the span of the request; `tokens` are those of the prompt and of the generated text.
     pub(super) fn end(
         &mut self,
         core: &Core,
@@ -157,7 +157,7 @@ impl Trace {
             request.record("accepted_tokens", usage.accepted);
             request.record("end", end.as_ref().map_or("error", |reason| reason.as_str()));
             match end {
-                // A step that fails says nothing of the text; constraints and samplers may.
+                // The error of a failed step contains no text of the request; those of constraints and samplers may.
                 Err(error) if core.trace_text || matches!(error.kind(), ErrorKind::Model) => {
                     request.record("error", display(format_args!("{error:#}")));
                 }

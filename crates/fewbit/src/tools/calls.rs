@@ -6,8 +6,8 @@
 //! [{..}, {..}]                                       and {"tool_calls": [{..}, {..}]}
 //! ```
 //!
-//! The scanner says where keys and values are; arguments go out as they come once the name is known. When an object
-//! ends, it is read as a whole, and that decides.
+//! The scanner reports where keys and values are; once the name is known, arguments are emitted as they come. When an
+//! object ends, it is parsed as a whole, and that decides.
 
 use serde_json::{Map, Value};
 
@@ -22,40 +22,40 @@ const IDS: [&str; 3] = ["id", "call_id", "tool_call_id"];
 #[derive(Debug)]
 pub(super) struct JsonCalls {
     scanner: Scanner,
-    /// After a mark; else it may be JSON that is no call.
+    /// Whether a mark came before; without one it may be JSON that is no call.
     is_marked: bool,
-    /// The value so far.
+    /// The text of the value so far.
     text: String,
-    /// The object under way that is a call.
+    /// The current object, if it may be a call.
     call: Option<Object>,
     /// The depth inside the list of calls, if there is one.
     list: Option<usize>,
-    /// Whether anything was a call, or nearly one.
+    /// Whether a complete call was read, or nearly one.
     has_read: bool,
 }
 
-/// An object that is a call, as far as it is known.
+/// An object that may be a call, as far as it has been read.
 #[derive(Debug)]
 struct Object {
     /// The depth inside it; one more inside a wrapper.
     depth: usize,
     is_wrapped: bool,
-    /// Where it begins in the text.
+    /// Position of its beginning in the text.
     from: usize,
-    /// Where the string under way begins.
+    /// Position of the current string in the text.
     string: usize,
     key: String,
     name: Option<String>,
     id: Option<String>,
     arguments: Option<Span>,
-    /// How often a key for arguments came.
+    /// How many keys for arguments it has.
     n_arguments: usize,
 }
 
-/// Arguments in the text.
+/// The arguments in the text.
 #[derive(Debug)]
 struct Span {
-    /// What did not go out yet.
+    /// Position up to which they were emitted.
     from: usize,
     to: Option<usize>,
 }
@@ -66,7 +66,7 @@ impl JsonCalls {
         Self { scanner, is_marked, text, call: None, list: None, has_read: false }
     }
 
-    /// Whether it was on the way to a call of a tool.
+    /// Whether the current call has the name of a tool.
     pub(super) fn has_name(&self, out: &Out) -> bool {
         let name = self.call.as_ref().and_then(|call| call.name.as_deref());
         name.is_some_and(|name| out.tool(name).is_some())
@@ -101,7 +101,7 @@ impl JsonCalls {
         Outcome::Wait
     }
 
-    /// Takes what a character at `at` is to the value; `Some` if this is not the JSON of a call.
+    /// Handles the event of the character at `at`; `Some` if this is not the JSON of a call.
     fn take(&mut self, event: Event, at: usize, out: &mut Out) -> Option<Outcome> {
         let depth = self.scanner.depth();
         match (event, &mut self.call) {
@@ -137,7 +137,7 @@ impl JsonCalls {
                 self.call = Some(Object::new(depth, at));
                 None
             }
-            // In a list there are objects and nothing else.
+            // A list of calls has only objects.
             (Event::Open | Event::Scalar | Event::StringStart, None) if self.list.is_some_and(|list| depth >= list) => {
                 if !self.is_marked && !self.has_read {
                     return Some(Outcome::Text);
@@ -148,7 +148,7 @@ impl JsonCalls {
         }
     }
 
-    /// The object is complete.
+    /// Handles the end of an object.
     fn end(&mut self, at: usize, out: &mut Out) -> Option<Outcome> {
         self.send_arguments(out);
         let call = self.call.take()?;
@@ -160,7 +160,7 @@ impl JsonCalls {
                 Some((name, arguments)) if out.tool(name).is_some() => {
                     out.complete(name, call.id.as_deref(), arguments);
                 }
-                // Any object may have a name; one that has arguments as well is a call.
+                // Any object may have a name; only one that has arguments as well is a call.
                 _ if !self.is_marked && !self.has_read && (name.is_none() || call.n_arguments == 0) => {
                     return Some(Outcome::Text);
                 }
@@ -174,12 +174,12 @@ impl JsonCalls {
         None
     }
 
-    /// The arguments so far go out, if it is known of what.
+    /// Emits the arguments so far, if the call they belong to is known.
     fn send_arguments(&mut self, out: &mut Out) {
         let Some(call) = &mut self.call else { return };
         let Some(name) = &call.name else { return };
         let Some(span) = &mut call.arguments else {
-            // Without a mark a name alone says little.
+            // Without a mark, a name alone does not make it a call.
             if self.is_marked {
                 out.begin(name, call.id.as_deref());
             }
@@ -197,12 +197,12 @@ impl JsonCalls {
     }
 }
 
-/// What an object made of a character.
+/// What a character means to an object.
 enum Taken {
     Nothing,
-    /// A key of its own.
+    /// One of its own keys.
     Key,
-    /// It is no call, but has a list of them.
+    /// The object is no call, but has a list of calls.
     List,
 }
 
@@ -257,7 +257,7 @@ impl Object {
                     span.to = Some(at + 1);
                 }
             }
-            // The wrapper's own object ends; more keys of what is around it may follow.
+            // The wrapper's inner object ends; more keys of the outer one may follow.
             Event::Close if self.is_wrapped && depth + 1 == self.depth => {
                 (self.depth, self.is_wrapped) = (depth, false);
                 self.key = "function".to_owned();
@@ -273,7 +273,7 @@ fn read(value: &Value) -> Option<(&str, Value)> {
     let value = value.get("function").filter(|function| function.is_object()).unwrap_or(value);
     let name = NAMES.iter().find_map(|key| value.get(*key)?.as_str())?;
     let arguments = match ARGUMENTS.iter().find_map(|key| value.get(*key)) {
-        // Some write the object as a string.
+        // Some models write the object as a string.
         Some(Value::String(text)) => serde_json::from_str(text).ok()?,
         Some(other) => other.clone(),
         None => Value::Null,

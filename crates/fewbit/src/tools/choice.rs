@@ -1,4 +1,4 @@
-//! Calls that must be: a grammar of the calls that an answer may consist of, in the style that the model writes them.
+//! Required calls: a grammar of the calls that an answer may consist of, in the format of the model's style.
 //!
 //! ```text
 //! Hermes          <tool_call>\n{"name": "f", "arguments": {..}}\n</tool_call>
@@ -13,17 +13,17 @@
 //! Generic         as Hermes
 //! ```
 //!
-//! A mark is the token that the vocabulary has for it, or else its text. Arguments are JSON of the tool's schema. In the
-//! two styles that have no JSON there, each parameter is written by its type: a text without quotes in XML, a literal in
-//! Python. That takes a schema whose properties say all there is to say, and texts that are open or one of a list; of any
-//! other schema the arguments are JSON after all, in a form that the style's reader takes as well (see [`Parameters`]).
-//! What comes out is read by the same parser as everything else, and satisfies the schema.
+//! A mark is its token in the vocabulary, or else its text. Arguments are JSON of the tool's schema. In the two styles
+//! without JSON, each parameter is written by its type: text without quotes in XML, a literal in Python. This needs a
+//! schema that is fully described by its properties, and texts that are free or one of a list. For any other schema,
+//! the arguments are JSON after all, in a form that the style's reader accepts too (see [`Parameters`]). The result is
+//! read by the same parser as everything else, and satisfies the schema.
 //!
-//! An answer ends with its sixteenth call at the latest: a small model that must call goes on with calls until its tokens
-//! are used up, and clients refuse an answer of more than 128.
+//! An answer ends after its sixteenth call at the latest: a small model that must call tools would go on until its
+//! tokens are used up, and clients reject an answer with more than 128 calls.
 //!
-//! A schema that names its properties and does not say whether there may be others gets no others: a function has the
-//! parameters that it has.
+//! A schema with properties that does not say whether others are allowed gets no others: a function has only its own
+//! parameters.
 
 use std::fmt::Write as _;
 
@@ -40,13 +40,13 @@ use crate::error::Error;
 const ANNOTATIONS: [&str; 9] =
     ["title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema"];
 
-/// How many calls an answer that must call may make.
+/// The most calls of an answer that must call tools.
 const MAX_CALLS: usize = 16;
 
-/// Where schemas stand that `$ref` points to.
+/// Keywords with schemas that `$ref` may refer to.
 const TABLES: [&str; 2] = ["$defs", "definitions"];
 
-/// A grammar in Lark of an answer that calls these tools, at least once; `one`: and no more.
+/// A Lark grammar of an answer with at least one call of these tools; exactly one if `one` is set.
 pub(crate) fn grammar(style: ToolStyle, tools: &[&Tool], one: bool, tokenizer: &Tokenizer) -> Result<String, Error> {
     let mut writer = Writer { tokenizer, style, rules: String::new() };
     let alternatives = tools.iter().enumerate().map(|(i, tool)| writer.call(i, tool)).collect::<Result<Vec<_>, _>>();
@@ -61,11 +61,11 @@ pub(crate) fn grammar(style: ToolStyle, tools: &[&Tool], one: bool, tokenizer: &
     Ok(lark + &writer.rules)
 }
 
-/// How a tool's call is written.
+/// How the call of a tool is written.
 enum Form {
-    /// As the style has it.
+    /// In the format of the style.
     Plain(String),
-    /// In JSON, where the style has something else.
+    /// In JSON, although the style has another format.
     Json(String),
 }
 
@@ -96,7 +96,7 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    /// The rule of a call of a tool.
+    /// Writes the rule for a call of a tool.
     fn call(&mut self, i: usize, tool: &Tool) -> Result<Form, Error> {
         let schema = arguments(tool)?;
         let name = tool.name.as_str();
@@ -146,7 +146,7 @@ impl Writer<'_> {
         Ok(Form::Plain(rule))
     }
 
-    /// What an answer is.
+    /// The start rule: a whole answer.
     fn start(&self, plain: &[String], json: &[String], one: bool) -> String {
         let several = |item: &str, between: &str| match one {
             true => item.to_owned(),
@@ -183,7 +183,7 @@ impl Writer<'_> {
         }
     }
 
-    /// A mark: the token that has no text of its own, or the text.
+    /// A mark: its control token, or else its text.
     fn mark(&self, text: &str) -> String {
         match self.tokenizer.id_of(text).filter(|&id| self.tokenizer.token_bytes(id).is_empty()) {
             Some(id) => format!("<[{id}]>"),
@@ -195,7 +195,7 @@ impl Writer<'_> {
         self.value(&format!("arguments_{i}"), schema)
     }
 
-    /// A rule of a JSON value; its name.
+    /// Writes the rule for a JSON value; returns its name.
     fn value(&mut self, name: &str, schema: &Value) -> Result<String, Error> {
         let json = embedded(schema)?;
         let _ = writeln!(self.rules, "{name}: {json}");
@@ -209,7 +209,7 @@ impl Writer<'_> {
             let close = literal("\n</parameter>\n");
             let rule = format!("value_{i}_{j}");
             let value = match &parameter.kind {
-                // The first end mark ends it.
+                // The first end mark ends the text.
                 Kind::Text => {
                     let _ = writeln!(self.rules, "{rule}[suffix={}]: /(?s:.*)/", literal("</parameter>"));
                     format!("{rule} \"\\n\"")
@@ -226,9 +226,9 @@ impl Writer<'_> {
         Ok(all)
     }
 
-    /// Arguments with commas between those that are there.
+    /// Writes the rules for arguments, with commas between those that are present.
     fn python(&mut self, i: usize, parameters: &Parameters) -> Result<String, Error> {
-        // From the last one on: what may come if nothing came before, and what if something did.
+        // Built from the last argument on: what may follow if none was written so far, and if one was.
         let (mut first, mut further) = (String::from("\"\""), String::from("\"\""));
         for (j, parameter) in parameters.0.iter().enumerate().rev() {
             let rule = format!("value_{i}_{j}");
@@ -240,7 +240,7 @@ impl Writer<'_> {
                 Kind::OneOf(texts) => {
                     let both = texts.iter().flat_map(|text| {
                         let single = text.replace('\\', r"\\").replace('\'', r"\'");
-                        // The reader knows JSON's escapes too.
+                        // The reader accepts the escapes of JSON too.
                         let double = literal(&Value::from(text.as_str()).to_string());
                         let is_printable = !text.chars().any(char::is_control);
                         [Some(double), is_printable.then(|| literal(&format!("'{single}'")))].into_iter().flatten()
@@ -261,7 +261,7 @@ impl Writer<'_> {
     }
 }
 
-/// The schema of a tool's arguments: of an object.
+/// The schema of a tool's arguments, which must be an object.
 fn arguments(tool: &Tool) -> Result<Value, Error> {
     let wrong = || {
         let reason = format!("the schema of {:?} describes no object, and arguments are one", tool.name);
@@ -299,7 +299,7 @@ struct Parameter {
     name: String,
     required: bool,
     kind: Kind,
-    /// Complete by itself.
+    /// The schema with everything that it refers to.
     schema: Value,
 }
 
@@ -310,12 +310,12 @@ enum Kind {
     OneOf(Vec<String>),
     /// True or false.
     Flag,
-    /// No text.
+    /// A value other than text.
     Other,
 }
 
 impl Parameters {
-    /// Those of a schema, if its properties say all that it says.
+    /// The parameters of a schema; `None` if its properties do not describe it fully.
     fn of(schema: &Value, is_name: fn(&str) -> bool) -> Option<Self> {
         let fields = schema.as_object()?;
         let known = ["type", "properties", "required", "additionalProperties"];
@@ -357,7 +357,7 @@ impl Parameters {
 }
 
 impl Kind {
-    /// `None` if a text of this schema cannot be told from its quotes.
+    /// `None` if text of this schema could be confused with another value.
     fn of(schema: &Value, root: &Value) -> Option<Self> {
         if !refers_to_tables(schema) {
             return None;
@@ -372,7 +372,7 @@ impl Kind {
             fields.keys().any(|key| !ANNOTATIONS.contains(&key.as_str()) && !others.contains(&key.as_str()))
         };
         if types == Types::default() {
-            // Anything goes, a text too.
+            // Every value is allowed, including text.
             return (!says(&[])).then_some(Self::Text);
         }
         if !types.string {
@@ -385,7 +385,7 @@ impl Kind {
         let texts = fields.get("enum").and_then(Value::as_array)?;
         let is_listed = types.is_text() && !says(&["type", "enum"]);
         let texts: Vec<String> = texts.iter().map(|text| text.as_str().map(str::to_owned)).collect::<Option<_>>()?;
-        // What the reader would cut off, or take for an end.
+        // Texts that the reader would cut or take for an end.
         let is_whole = |text: &String| {
             !text.is_empty() && !text.starts_with(['\n', '\r']) && !text.ends_with(['\n', '\r']) && !text.contains("</")
         };
@@ -393,7 +393,7 @@ impl Kind {
     }
 }
 
-/// Whether all references of a schema lead into the tables.
+/// Whether all references of a schema point into [`TABLES`].
 fn refers_to_tables(schema: &Value) -> bool {
     let mut left = vec![schema];
     while let Some(value) = left.pop() {
@@ -413,7 +413,7 @@ fn refers_to_tables(schema: &Value) -> bool {
     true
 }
 
-/// As the readers of Python and of Mistral's forms take it.
+/// Whether the readers of Python's and Mistral's formats accept the name.
 fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.".contains(c)) && !name.ends_with(".call")
 }
@@ -430,7 +430,7 @@ fn unwritable(name: &str, style: ToolStyle) -> Error {
     ToolError::Definition { reason: format!("the name {name:?} cannot be written in the style {style:?}") }.into()
 }
 
-/// A text in Lark.
+/// A string literal in Lark.
 fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }

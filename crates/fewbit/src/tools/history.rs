@@ -1,4 +1,4 @@
-//! Calls and results in a conversation, as a template wants them.
+//! Tool calls and results in a conversation, in the form that a template needs.
 
 use std::borrow::Cow;
 
@@ -10,13 +10,14 @@ use super::{Tool, ToolCall, ToolError, ToolStyle};
 /// Fields in which a message may have its reasoning.
 const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// The messages as a template can render them. A conversation keeps its own, whatever the template:
+/// The messages in a form that the template can render. The conversation itself is not changed:
 ///
-/// - a template that refuses or drops system messages gets the first ones at the beginning of the user's first message,
+/// - if a template rejects or drops system messages, the first ones go to the beginning of the user's first message,
 ///   with an empty line after them;
-/// - calls that a template does not render stand in the text of their message, as the model's style writes them;
-/// - several calls of a message, where a template writes one, become messages of one call, each with its result;
-/// - the rest is [`ChatTemplate::fitted`].
+/// - if a template does not render calls, they become text of their message, in the format of the model's style;
+/// - if a template renders only one call per message, a message with several becomes one message per call, each with
+///   its result;
+/// - the rest is done by [`ChatTemplate::fitted`].
 pub(crate) fn fitted<'m>(
     messages: &'m [Message],
     template: &ChatTemplate,
@@ -40,7 +41,7 @@ pub(crate) fn fitted<'m>(
     })
 }
 
-/// What the first messages, those of the system, say stands at the beginning of the user's first message.
+/// Moves the text of the first system messages to the beginning of the user's first message.
 fn without_system(messages: &[Message]) -> Vec<Message> {
     let n_system = messages.iter().take_while(|message| message.role == "system").count();
     let (system, rest) = messages.split_at(n_system);
@@ -97,7 +98,7 @@ fn text(value: Option<&Value>) -> &str {
     value.and_then(Value::as_str).unwrap_or_default()
 }
 
-/// Messages with several calls become messages with one call each, each followed by its result.
+/// Splits messages with several calls into messages with one call each, each followed by its result.
 fn split(messages: &[Message]) -> Result<Vec<Message>, ToolError> {
     let mut out = Vec::new();
     let mut rest = messages;
@@ -114,7 +115,7 @@ fn split(messages: &[Message]) -> Result<Vec<Message>, ToolError> {
         for (i, call) in calls.iter().enumerate() {
             let mut one = message.clone().with_field("tool_calls", json!([call]));
             if i > 0 {
-                // What was said and thought came before the first call.
+                // Text and reasoning come only before the first call.
                 one.content.clear();
                 for field in REASONING.into_iter().chain(["content"]) {
                     one.fields.shift_remove(field);
@@ -132,7 +133,7 @@ fn split(messages: &[Message]) -> Result<Vec<Message>, ToolError> {
     Ok(out)
 }
 
-/// The message that tells a model what a call gave.
+/// The message with the result of a call.
 fn result_message(call: &ToolCall, result: &Value) -> Message {
     let text = match result {
         Value::String(text) => text.clone(),
@@ -163,7 +164,7 @@ pub(crate) fn ordered_results(
     all.map(|((i, message), id)| message.ok_or_else(|| ToolError::NoResult { id: id.clone(), name: name(i) })).collect()
 }
 
-/// The message of an answer.
+/// The message that records an answer.
 pub(crate) fn answer_message(answer: &super::Answer) -> Message {
     let mut message = Message::assistant(&answer.text);
     if !answer.reasoning.is_empty() {
@@ -180,7 +181,7 @@ pub(crate) fn answer_message(answer: &super::Answer) -> Message {
     message.with_tool_calls(&calls.collect::<Vec<_>>())
 }
 
-/// What a model without a template for tools is told of them.
+/// The instructions about tools for a model whose template does not support them.
 fn instructions(tools: &[Tool]) -> String {
     let list: Vec<String> = tools.iter().map(|tool| tool.to_json()["function"].to_string()).collect();
     format!(
@@ -192,7 +193,7 @@ fn instructions(tools: &[Tool]) -> String {
     )
 }
 
-/// The conversation as texts, with the tools in its system message: for templates that know no tools.
+/// The conversation as plain text, with the tools in its system message: for templates without support for tools.
 pub(crate) fn as_texts(messages: &[Message], tools: &[Tool]) -> Vec<Message> {
     let mut out: Vec<Message> = Vec::new();
     let told = (!tools.is_empty()).then(|| instructions(tools));

@@ -1,8 +1,8 @@
-//! Tools that a model may call, and its reasoning: what it is told of them, and how its answers are read.
+//! Tools that a model may call, and its reasoning: how the model is told of the tools, and how its answers are parsed.
 //!
-//! A tool goes into the model's chat template as a JSON schema. How a model writes a call is a matter of its training:
-//! [`ToolStyle`] is the table of the ways that are known, one row each, and [`ReasoningStyle`] the table of the ways
-//! to think before answering. The rows are chosen by what the template and the vocabulary show.
+//! A tool goes into the model's chat template as a JSON schema. How a model writes a call depends on its training:
+//! [`ToolStyle`] is the table of the known formats, one row each, and [`ReasoningStyle`] the table of the known formats
+//! of reasoning. The row is chosen by what the template and the vocabulary show.
 //!
 //! ```text
 //! style.rs     the two tables, and how a row is chosen
@@ -22,8 +22,8 @@
 //!
 //! # How an answer is read
 //!
-//! There is one parser, for streams and for whole answers. It takes text as it comes, in pieces of any size, and gives
-//! [`Part`](parser::Part)s; how the text was cut into pieces changes how the parts are cut, and nothing else.
+//! There is one parser, for streams and for whole answers. It takes text in pieces of any size and gives
+//! [`Part`](parser::Part)s. How the text was cut into pieces changes only how the parts are cut.
 //!
 //! ```text
 //!          start mark                 end mark
@@ -34,24 +34,25 @@
 //!                            +------------------> Broken (streams on as text) ---------> Text
 //! ```
 //!
-//! Four rules:
+//! Five rules:
 //!
 //! 1. *A mark counts only where it can begin something.* Inside reasoning nothing is a call; inside a call's string
 //!    nothing is a mark, because each format is followed by its own grammar, not searched for its end. Without a mark, a
 //!    call can only begin an answer.
-//! 2. *Every part knows its source.* The sources of all parts, in order, are the answer: nothing is lost, and a
-//!    property test says so for any text.
-//! 3. *A call counts when it is complete*, names a tool, and its arguments are an object. Its name goes out as soon as
-//!    it is known, its arguments as they come. What turns out to be none is text, and is reported as a
-//!    [`MalformedCall`]; if its beginning went out already, the report has its index, and the next call takes that index.
-//! 4. *The text is the answer with calls and reasoning cut out*, and nothing else: white space around them is text if text
-//!    comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`), and else belongs to nothing.
-//! 5. *Reasoning begins where its mark begins a line, and ends at its first end mark*, quoted or not: models write the end
-//!    mark when they are done, quotes and code fences in what they think are often never closed, and the program that asks
-//!    must not wait for the answer inside of reasoning. A mark in the middle of a line or in a fenced block of the answer
-//!    speaks of one and is text. Several blocks of reasoning are joined by an empty line.
+//! 2. *Every part has its source text.* The sources of all parts, in order, are the answer: nothing is lost. A property
+//!    test checks this for any text.
+//! 3. *A call counts when it is complete*, names a tool, and has an object as its arguments. Its name is emitted as
+//!    soon as it is known, its arguments as they come. If it turns out to be no call, it is text, and is reported as a
+//!    [`MalformedCall`]; if its beginning was emitted already, the report has its index, and the next call takes that
+//!    index.
+//! 4. *The text is the answer without calls and reasoning*, and nothing else changes: white space around them is text
+//!    if text comes before and after it (`"See.\n" call "\nDone"` is `"See.\n\nDone"`); otherwise it is dropped.
+//! 5. *Reasoning begins at a start mark at the beginning of a line, and ends at its first end mark*, quoted or not:
+//!    models write the end mark when they are done, quotes and code fences inside reasoning are often never closed, and
+//!    the answer must not be lost in reasoning. A mark in the middle of a line or in a fenced block of the answer is
+//!    text about marks. Several blocks of reasoning are joined by an empty line.
 //!
-//! All of it is linear in the length of the answer, and keeps no more than the call under way and what may be a mark.
+//! Parsing is linear in the length of the answer, and keeps no more than the current call and text that may be a mark.
 
 mod calls;
 #[cfg(feature = "constraints")]
@@ -85,7 +86,7 @@ pub use style::{ReasoningStyle, ToolStyle};
 pub(crate) use thinking::Say;
 pub(crate) use thinking::{Plan, Thinking};
 
-/// A function that the model may ask for.
+/// A function that the model may call.
 ///
 /// ```
 /// use fewbit::Tool;
@@ -94,37 +95,38 @@ pub(crate) use thinking::{Plan, Thinking};
 /// let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
 /// let weather = Tool::new("get_weather", "The weather in a city.", schema);
 /// assert_eq!(weather.name, "get_weather");
-/// // `model.chat().tools([weather])` tells the model; `Tool::of` takes the schema from a type.
+/// // `model.chat().tools([weather])` offers it to the model; `Tool::of` derives the schema from a type.
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Tool {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// What it does, for the model to read.
+    /// What it does; the model reads this.
     pub description: String,
-    /// JSON schema of its arguments: an object.
+    /// JSON schema of its arguments, which are an object.
     pub parameters: Value,
 }
 
 impl Tool {
-    /// A tool whose arguments a JSON schema describes.
+    /// A tool with the JSON schema of its arguments.
     pub fn new(name: impl Into<String>, description: impl Into<String>, parameters: impl Into<Value>) -> Self {
         Self { name: name.into(), description: description.into(), parameters: parameters.into() }
     }
 
-    /// A tool whose arguments are a `T`.
+    /// A tool whose arguments are a value of type `T`.
     #[cfg(feature = "constraints")]
     pub fn of<T: schemars::JsonSchema>(name: impl Into<String>, description: impl Into<String>) -> Self {
         let mut schema = schemars::SchemaGenerator::default().into_root_schema_for::<T>();
-        // Templates print the schema, and models have not seen these.
+        // Templates print the schema, and models were not trained with these keywords.
         schema.remove("$schema");
         schema.remove("title");
         Self::new(name, description, schema.to_value())
     }
 
-    /// A tool as chat interfaces write it: `{"type": "function", "function": {"name", "description", "parameters"}}`,
-    /// or the inner object alone. A tool without parameters takes none.
+    /// Reads a tool in the format of chat APIs:
+    /// `{"type": "function", "function": {"name", "description", "parameters"}}`, or the inner object alone. Without
+    /// `parameters`, the tool has no arguments.
     ///
     /// # Errors
     /// [`ToolError::Definition`] if it has no name, or something in it has the wrong type.
@@ -154,21 +156,21 @@ impl Tool {
     }
 }
 
-/// What a template gets of the tools; nothing if there are none.
+/// The tools as the template gets them; `None` if there are none.
 pub(crate) fn for_template(tools: &[Tool]) -> Option<Value> {
     (!tools.is_empty()).then(|| tools.iter().map(Tool::to_json).collect())
 }
 
-/// A call that the model asks for.
+/// A tool call of the model.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ToolCall {
-    /// Tells the calls of a conversation apart: the model's own where it gives one, else nine letters and digits, as
-    /// some templates want it.
+    /// Identifies the call in its conversation. It is the model's own id if it wrote one; otherwise nine letters and
+    /// digits, as some templates require.
     pub id: String,
-    /// Which tool.
+    /// Name of the tool.
     pub name: String,
-    /// With what: an object.
+    /// The arguments: an object.
     pub arguments: Value,
 }
 
@@ -178,38 +180,38 @@ impl ToolCall {
         Self { id: id.into(), name: name.into(), arguments: arguments.into() }
     }
 
-    /// The arguments as a type.
+    /// Deserializes the arguments.
     ///
     /// # Errors
-    /// [`ErrorKind::Json`](crate::ErrorKind::Json) if they are not what the type wants.
+    /// [`ErrorKind::Json`](crate::ErrorKind::Json) if the arguments do not fit the type.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Error> {
         serde_json::from_value(self.arguments.clone())
             .map_err(|error| Error::new(ErrorKind::Json { text: self.arguments.to_string() }, error))
     }
 }
 
-/// A part of a call, as it is generated: its name first, then pieces of its arguments.
+/// A part of a call, while it is generated: its name first, then pieces of its arguments.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ToolCallDelta {
-    /// Which call of the answer, from 0: its place in [`Completion::tool_calls`](crate::Completion::tool_calls).
+    /// Index of the call in [`Completion::tool_calls`](crate::Completion::tool_calls), from 0.
     pub index: usize,
-    /// Its id, once: with the name, or, from models that write it after the arguments, in the call's last delta.
+    /// Its id, sent once: with the name, or in the last delta of the call if the model writes it after the arguments.
     pub id: Option<String>,
-    /// Which tool, in the call's first delta and in no other.
+    /// Name of the tool, only in the first delta of the call.
     pub name: Option<String>,
-    /// Text to append to the arguments. All of them together are the JSON text of an object.
+    /// Text to append to the arguments. All pieces together are the JSON text of an object.
     pub arguments: String,
 }
 
-/// Something that begins as a call and is none: it was cut, is not in the model's format, or names no tool. Its text is
-/// in the text of the answer too.
+/// Text that began like a tool call but is none: it was cut, has the wrong format, or names no tool. It is also in the
+/// text of the answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MalformedCall {
-    /// If [deltas](ToolCallDelta) of it went out before this was known, their index: they are void.
+    /// The index of its [deltas](ToolCallDelta), if some were emitted before this was known: ignore them.
     pub index: Option<usize>,
-    /// Which tool, as far as that could be read.
+    /// Name of the tool, as far as it could be read.
     pub name: Option<String>,
     /// What the model wrote.
     pub text: String,
@@ -222,19 +224,19 @@ pub struct MalformedCall {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ToolChoice {
-    /// The model is told of no tools, and nothing in its answer is a call.
+    /// The prompt lists no tools, and no text of the answer is read as a call.
     None,
     /// The model decides.
     #[default]
     Auto,
-    /// The answer is one call or more; with `parallel_tool_calls(false)` it is one.
+    /// The answer is one or more calls; with `parallel_tool_calls(false)`, exactly one.
     Required,
-    /// The answer is one call of the tool of this name.
+    /// The answer is one call of the tool with this name.
     Named(String),
 }
 
 impl ToolChoice {
-    /// Those of the tools that must be called, and whether there may be one call only; nothing if none must be.
+    /// The tools that must be called, and whether only one call is allowed; `None` if no call is required.
     pub(crate) fn demanded<'a>(
         &self,
         tools: &'a [Tool],
@@ -256,7 +258,7 @@ impl ToolChoice {
     }
 }
 
-/// What an answer that must be calls is held to.
+/// The constraint for an answer that must consist of calls.
 #[cfg(feature = "constraints")]
 pub(crate) fn constraint(
     style: ToolStyle,
@@ -267,24 +269,24 @@ pub(crate) fn constraint(
     choice::grammar(style, tools, one, tokenizer).map(crate::Constraint::lark)
 }
 
-/// What to do with tools where the model's chat template knows none.
+/// What to do with tools if the model's chat template does not support them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ToolFallback {
-    /// [`ToolError::TemplateWithoutTools`].
+    /// Fails with [`ToolError::TemplateWithoutTools`].
     #[default]
     Refuse,
-    /// A text of fewbit's in the system message lists the tools and asks for calls as Hermes models write them. Calls
-    /// and results of the conversation become texts of the same form. Where a template takes no system message, the text
-    /// is at the beginning of the user's first message. A model that was not trained for tools calls badly.
+    /// Lists the tools in the system message, and asks for calls in the format of Hermes models. Calls and results of
+    /// the conversation become text in the same format. If the template has no system message, the list is at the
+    /// beginning of the user's first message. Models that were not trained for tools do not call them reliably.
     SystemPrompt,
 }
 
-/// What is wrong with tools, a call, or the result of one.
+/// An error in tools, a tool call, or its result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ToolError {
-    /// The model would not see the tools.
+    /// The chat template does not support tools, so the model would not see them.
     #[error(
         "the chat template of {} knows no tools, so the model would not see them: take a model made for tools, give \
          another template (`ModelBuilder::chat_template`), or have them described in the system message \
@@ -294,18 +296,18 @@ pub enum ToolError {
         /// The model's file.
         path: PathBuf,
     },
-    /// A tool that came as JSON cannot be read.
+    /// A tool given as JSON is invalid.
     #[error("a tool cannot be used: {reason}")]
     Definition {
         /// What is wrong with it.
         reason: String,
     },
-    /// A call is demanded where there is nothing to call.
+    /// The tool choice requires a call, but there are no tools.
     #[error(
         "`tool_choice` demands a call, and there are no tools: give some (`tools`), or leave the choice to the model"
     )]
     ChoiceWithoutTools,
-    /// A tool is demanded that is none.
+    /// The tool choice names a tool that does not exist.
     #[error("`tool_choice` names {name:?}, which is none of the tools: they are {}", known.join(", "))]
     UnknownTool {
         /// The name.
@@ -313,35 +315,35 @@ pub enum ToolError {
         /// The names of the tools.
         known: Vec<String>,
     },
-    /// A call is demanded, and a text of another form as well.
+    /// The tool choice requires a call, and there is also a constraint on the text.
     #[error(
         "`tool_choice` demands a call, and a constraint demands something else of the same answer: leave one of them out"
     )]
     ChoiceAndConstraint,
-    /// A call is demanded of a library that cannot make sure of it.
+    /// The tool choice requires a call, which needs the feature `constraints`.
     #[error("`tool_choice` demands a call, which takes the feature `constraints`: build fewbit with it")]
     ChoiceWithoutFeature,
-    /// Two tools of one name, of which a call could mean either.
+    /// Two tools have the same name.
     #[error("two tools are called {name:?}: give each a name of its own")]
     SameName {
         /// Their name.
         name: String,
     },
-    /// A result for something that was not called.
+    /// A result belongs to no call of the last answer.
     #[error("the result of call {id:?} was given, but the last answer has no such call: it has {}", known.join(", "))]
     UnknownCall {
-        /// Its id.
+        /// The id of the result.
         id: String,
-        /// The ids of the last answer.
+        /// The ids of the calls of the last answer.
         known: Vec<String>,
     },
-    /// Two results for one call.
+    /// A call has two results.
     #[error("call {id:?} has two results: give one for each call")]
     SecondResult {
         /// Its id.
         id: String,
     },
-    /// A call without a result, where the conversation cannot go on without.
+    /// A call has no result; the conversation cannot continue without it.
     #[error("call {id:?} of {name:?} has no result: give one for each call of an answer")]
     NoResult {
         /// Its id.

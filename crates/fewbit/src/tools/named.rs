@@ -1,5 +1,5 @@
-//! Mistral's calls from v11 on: `name[CALL_ID]id[ARGS]{..}`, where the id may be missing, and early models leave out
-//! `[ARGS]` too.
+//! Mistral's calls since v11: `name[CALL_ID]id[ARGS]{..}`. The id may be missing, and early models leave out `[ARGS]`
+//! too.
 
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ pub(super) struct Named {
     arguments: Option<Arguments>,
 }
 
-/// An object that is all of the arguments.
+/// An object with all arguments.
 #[derive(Debug)]
 pub(super) struct Arguments {
     scanner: Scanner,
@@ -30,7 +30,7 @@ impl Arguments {
         Self { scanner: Scanner::new(), text: String::new(), n_sent: 0 }
     }
 
-    /// Reads on; the arguments when they are complete, and an error if they are no JSON.
+    /// Reads more text; returns the arguments when they are complete, and an error if they are not JSON.
     pub(super) fn feed(&mut self, input: &mut Input, out: &mut Out) -> Result<Option<Value>, String> {
         while let Some(c) = input.rest().chars().next() {
             if self.scanner.push(c).is_err() || (self.text.is_empty() && c != '{') {

@@ -1,4 +1,4 @@
-//! What the formats of calls read from, and what they write to: the rest of an answer, and its parts.
+//! The input and the output of the formats of calls: the rest of an answer, and its parts.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::parser::{Part, Setup};
 use super::{MalformedCall, Tool, ToolCall};
 
-/// Text that has not been consumed, and a place in it.
+/// Text that has not been consumed, and a position in it.
 #[derive(Debug, Default)]
 pub(super) struct Input {
     pub(super) text: String,
@@ -20,21 +20,21 @@ impl Input {
         self.text.get(self.at..).unwrap_or_default()
     }
 
-    /// The next character, consumed.
+    /// Consumes the next character.
     pub(super) fn next(&mut self) -> Option<char> {
         let c = self.rest().chars().next()?;
         self.at += c.len_utf8();
         Some(c)
     }
 
-    /// The next `n` bytes, consumed; to the end if there are fewer.
+    /// Consumes the next `n` bytes, or the rest if there are fewer.
     pub(super) fn take(&mut self, n_bytes: usize) -> String {
         let taken = self.rest().get(..n_bytes).unwrap_or_else(|| self.rest()).to_owned();
         self.at += taken.len();
         taken
     }
 
-    /// Whether the text goes on with `mark`; `None` if more of it is needed to say.
+    /// Whether the text continues with `mark`; `None` if more text is needed to decide.
     pub(super) fn begins(&self, mark: &str) -> Option<bool> {
         let rest = self.rest();
         if rest.starts_with(mark) {
@@ -52,28 +52,28 @@ impl Input {
     }
 }
 
-/// What formats write to.
+/// The output of the formats.
 #[derive(Debug)]
 pub(super) struct Out {
     pub(super) tools: Arc<[Tool]>,
     pub(super) parts: Vec<Part>,
-    /// The source of what may become a call, from the end of what came before.
+    /// The source of what may become a call, beginning where the last part ended.
     pub(super) attempt: String,
-    /// Complete calls.
+    /// Number of complete calls.
     n_calls: usize,
     pub(super) has_late_ids: bool,
     taken_ids: Arc<HashSet<String>>,
     own_ids: HashSet<String>,
     n_earlier: usize,
     begun: Option<Begun>,
-    /// Whether the last value was no call, so that what closes it is text as well.
+    /// Whether the last value was no call, so that the mark that closes it is text as well.
     pub(super) is_rejected: bool,
 }
 
 #[derive(Debug)]
 struct Begun {
     name: String,
-    /// As it went out.
+    /// The id that was emitted.
     id: Option<String>,
     has_arguments: bool,
 }
@@ -98,7 +98,7 @@ impl Out {
         self.tools.iter().find(|tool| tool.name == name)
     }
 
-    /// The model's id, if it can be one; else one that the conversation does not have.
+    /// The model's id if it is valid and new; otherwise a generated one that the conversation does not have.
     fn id(&self, own: Option<&str>) -> String {
         let is_free = |id: &str| !self.taken_ids.contains(id) && !self.own_ids.contains(id);
         match own {
@@ -116,7 +116,7 @@ impl Out {
         }
     }
 
-    /// The name of the call is known, and it is a tool's.
+    /// Emits the beginning of a call, whose name is a tool's.
     pub(super) fn begin(&mut self, name: &str, id: Option<&str>) {
         if self.begun.is_some() || self.tool(name).is_none() {
             return;
@@ -126,7 +126,7 @@ impl Out {
         self.parts.push(Part::Begin { index: self.n_calls, id, name: name.to_owned() });
     }
 
-    /// The next piece of its arguments.
+    /// Emits the next piece of the arguments.
     pub(super) fn arguments(&mut self, text: &str) {
         let index = self.n_calls;
         if let Some(begun) = &mut self.begun
@@ -137,7 +137,7 @@ impl Out {
         }
     }
 
-    /// It is complete: a call of a tool, or none after all.
+    /// Ends a value: it is a call of a tool, or no call after all.
     pub(super) fn complete(&mut self, name: &str, id: Option<&str>, arguments: Value) {
         if self.tool(name).is_none() {
             return self.reject(Some(name.to_owned()), format!("there is no tool {name:?}"));
@@ -160,14 +160,14 @@ impl Out {
         self.is_rejected = false;
     }
 
-    /// The attempt is text, and somebody should know.
+    /// Turns the attempt into text, and reports a malformed call.
     pub(super) fn reject(&mut self, name: Option<String>, reason: String) {
         let malformed = self.give_up(name, reason);
         self.report(malformed);
         self.is_rejected = true;
     }
 
-    /// The attempt is text; the report of it may go on.
+    /// Turns the attempt into text, and returns the report.
     pub(super) fn give_up(&mut self, name: Option<String>, reason: String) -> MalformedCall {
         let begun = self.begun.take();
         let index = begun.as_ref().map(|_| self.n_calls);
@@ -182,7 +182,7 @@ impl Out {
         self.parts.push(Part::Malformed(malformed));
     }
 
-    /// What is left of an attempt belongs to the calls before it, but for white space at its end.
+    /// Adds the rest of an attempt to the calls before it, except for white space at its end.
     pub(super) fn drop_attempt(&mut self) {
         let mut source = std::mem::take(&mut self.attempt);
         let space = source.split_off(source.trim_end().len());

@@ -1,4 +1,4 @@
-//! An answer, text in, parts out: see the module above for the states and the rules.
+//! Parses an answer into parts: see the module [`tools`](super) for the states and the rules.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,51 +11,51 @@ use super::style::{Mark, ReasoningStyle, ToolStyle};
 use super::xml::Xml;
 use super::{MalformedCall, Tool, ToolCall};
 
-/// Names and ids are no longer than this: what has no end is no name.
+/// The most bytes of a name or an id; longer text is neither.
 pub(super) const MAX_NAME_BYTES: usize = 256;
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Part {
-    /// Text for whoever asked.
+    /// Text of the answer.
     Text(String),
-    /// What the model thinks.
+    /// Reasoning of the model.
     Reasoning(String),
     /// A call begins: its name is known, and its id unless that may come later.
     Begin { index: usize, id: Option<String>, name: String },
     /// The next piece of its arguments.
     Arguments { index: usize, text: String },
-    /// It is complete. `id` is there if it was not at the beginning.
+    /// The call is complete. `id` is there if it did not come with the name.
     End { index: usize, id: Option<String>, call: ToolCall, source: String },
-    /// What looked like a call is none; its text went out.
+    /// Text that looked like a call is none; it was emitted as text.
     Malformed(MalformedCall),
-    /// Marks, and white space inside of them.
+    /// Marks, and white space inside them.
     Dropped(String),
-    /// White space around a call or reasoning: nothing, unless text comes both before and after it.
+    /// White space around a call or reasoning; dropped, unless text comes both before and after it.
     Gap(String),
-    /// Text does come after it: the gap, which is text now. Its source went out already.
+    /// A gap that turned out to be text, because text follows. Its source was emitted already.
     Regained(String),
-    /// What stands between two blocks of reasoning. It has no source.
+    /// The separator between two blocks of reasoning. It has no source.
     Between(&'static str),
 }
 
-/// What a parser has to know of a conversation.
+/// The properties of a conversation that a parser needs.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) style: ToolStyle,
-    /// `None`: not known; all that are known are read at the beginning of an answer.
+    /// `None` if the style is not known: then all known marks are recognised at the beginning of an answer.
     pub(crate) reasoning: Option<ReasoningStyle>,
-    /// Whether the prompt ends inside reasoning, and in which style.
+    /// The style of reasoning that the prompt ends inside of, if it does.
     pub(crate) opened: Option<ReasoningStyle>,
-    /// Without tools nothing is a call.
+    /// Without tools, nothing is a call.
     pub(crate) tools: Arc<[Tool]>,
     /// Ids of earlier calls of the conversation.
     pub(crate) taken_ids: Arc<HashSet<String>>,
-    /// How many there were.
+    /// Number of earlier calls.
     pub(crate) n_earlier: usize,
 }
 
-/// What a format says of the text before it.
+/// What a format decides about the text so far.
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// More text is needed.
@@ -64,7 +64,7 @@ pub(super) enum Outcome {
     Done,
     /// It is ordinary text.
     Text,
-    /// It began as a call, and is none.
+    /// It began like a call, but is none.
     Broken { name: Option<String>, reason: String },
 }
 
@@ -77,18 +77,18 @@ enum State {
         has_begun: bool,
     },
     Call(Call),
-    /// What began as a call goes on as text, to the end mark or the line's end.
+    /// Text that began like a call continues as text, up to the end mark or the end of the line.
     Broken {
         end: Option<&'static str>,
         report: MalformedCall,
     },
 }
 
-/// A run of calls of one format.
+/// Consecutive calls of one format.
 #[derive(Debug)]
 struct Call {
     mark: Option<&'static Mark>,
-    /// What may close it.
+    /// The mark that may close it.
     end: Option<&'static str>,
     body: Body,
 }
@@ -109,14 +109,14 @@ enum Body {
 #[derive(Debug)]
 pub(crate) struct Parser {
     style: ToolStyle,
-    /// Start marks of reasoning that count anywhere, and those that count at the beginning.
+    /// Start marks of reasoning that count anywhere, and those that count only at the beginning.
     anywhere: Vec<ReasoningStyle>,
     at_beginning: Vec<ReasoningStyle>,
     input: Input,
     state: State,
-    /// Nothing but white space and reasoning came so far.
+    /// Whether there was only white space and reasoning so far.
     is_beginning: bool,
-    /// White space that may go out, and whether it follows a call or reasoning.
+    /// White space that is held back, and whether it follows a call or reasoning.
     space: String,
     is_after: bool,
     /// White space around calls and reasoning since the last text; `None` before the first.
@@ -128,10 +128,10 @@ pub(crate) struct Parser {
     out: Out,
 }
 
-/// Where in its line, and in a fenced block, the text stands.
+/// The position of the text in its line, and in a fenced block.
 #[derive(Debug, Clone, Default)]
 struct Line {
-    /// What is in it, without the white space before; of no more than a fence.
+    /// The beginning of the line, without the white space before it; only as much as a fence has.
     begin: String,
     is_fenced: bool,
 }
@@ -184,7 +184,7 @@ impl Parser {
         }
     }
 
-    /// The next text in, what is certain now out.
+    /// Takes the next text, and returns the parts that are certain now.
     pub(crate) fn push(&mut self, text: &str) -> Vec<Part> {
         self.input.text.push_str(text);
         while self.step() {}
@@ -192,7 +192,7 @@ impl Parser {
         self.take_parts()
     }
 
-    /// Nothing follows: `reason` says why, for what was cut.
+    /// Ends the answer; `reason` is the reason of calls that were cut.
     pub(crate) fn finish(&mut self, reason: &str) -> Vec<Part> {
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text => {
@@ -235,12 +235,12 @@ impl Parser {
         self.take_parts()
     }
 
-    /// The mark that ends the reasoning under way, if there is any.
+    /// The mark that ends the current reasoning, if there is any.
     pub(crate) fn reasoning_end(&self) -> Option<&'static str> {
         if let State::Reasoning { end, .. } = self.state { Some(end) } else { None }
     }
 
-    /// The text that waits for more: it may be the beginning of a mark.
+    /// The text that is held back because it may be the beginning of a mark.
     pub(crate) fn held(&self) -> &str {
         self.input.rest()
     }
@@ -260,7 +260,7 @@ impl Parser {
                     }
                 }
                 Part::End { source, .. } => {
-                    // White space before a call was held back until it was known to be one.
+                    // White space before a call was held back until it was certain to be a call.
                     if let Some(gap) = &mut self.gap {
                         *gap += &source[..source.len() - source.trim_start().len()];
                     }
@@ -276,7 +276,7 @@ impl Parser {
         self.input.take(usize::MAX)
     }
 
-    /// Goes on by a step; `false` if more text is needed for the next one.
+    /// Makes one step; returns `false` if it needs more text.
     fn step(&mut self) -> bool {
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text => self.step_text(),
@@ -286,7 +286,7 @@ impl Parser {
         }
     }
 
-    /// Text goes out, but for white space at its end.
+    /// Emits text, except for the white space at its end.
     fn text(&mut self, text: &str) {
         self.line.push(text);
         let body = text.trim_end();
@@ -301,7 +301,7 @@ impl Parser {
         self.space += &text[text.trim_end().len()..];
     }
 
-    /// White space after text is text, after anything else it is a gap.
+    /// White space after text is text; after anything else it is a gap.
     fn put_space(&mut self, space: String) {
         if !space.is_empty() {
             self.out.parts.push(if self.is_after { Part::Gap(space) } else { Part::Text(space) });
@@ -319,7 +319,7 @@ impl Parser {
             self.out.parts.push(Part::Reasoning(space + body));
         }
         self.space += &text[body.len()..];
-        // Only where reasoning ends is it known whether more of it follows.
+        // Whether more reasoning follows is known only when the block has ended.
         self.is_after = true;
     }
 
@@ -341,7 +341,7 @@ impl Parser {
         let rest = self.input.rest();
         let call = marks.iter().filter_map(|mark| Some((rest.find(mark.text)?, Some(mark), mark.text)));
         let thoughts = self.anywhere.iter().filter_map(|style| style.marks());
-        // One in the middle of a line, or in a fenced block, speaks of it.
+        // A mark in the middle of a line, or in a fenced block, is text about marks.
         let first = |start: &'static str| {
             let (mut line, mut from) = (self.line.clone(), 0);
             rest.match_indices(start).map(|(at, _)| at).find(|&at| {
@@ -367,7 +367,8 @@ impl Parser {
         true
     }
 
-    /// At the first character of an answer: whether something other than text begins; `None` if that is open.
+    /// At the first character of an answer: whether something other than text begins; `None` if that is not certain
+    /// yet.
     fn beginning(&mut self) -> Option<bool> {
         let mut is_open = false;
         for style in self.at_beginning.iter().chain(&self.anywhere) {
@@ -431,7 +432,7 @@ impl Parser {
         Some(true)
     }
 
-    /// What was held back becomes the beginning of an attempt.
+    /// Makes the text that was held back the beginning of a possible call.
     fn begin_attempt(&mut self) {
         let space = std::mem::take(&mut self.space);
         if self.is_after {
@@ -461,7 +462,7 @@ impl Parser {
 
     fn step_reasoning(&mut self, end: &'static str, start: &'static str, mut has_begun: bool) -> bool {
         if !has_begun {
-            // The mark again, of a model that does not count on the prompt's.
+            // The model repeats the mark that ended the prompt.
             let rest = self.input.rest();
             let n_space = rest.len() - rest.trim_start().len();
             let dropped = self.input.take(n_space);
@@ -507,7 +508,7 @@ impl Parser {
                     return true;
                 }
                 Ok(None) => Outcome::Wait,
-                // Nothing that could end with an end mark has begun.
+                // No value has begun that an end mark could end.
                 Err(reason) => {
                     call.end = None;
                     Outcome::Broken { name: None, reason }
@@ -547,7 +548,7 @@ impl Parser {
         }
     }
 
-    /// What follows a mark.
+    /// Chooses the format of the text that follows a mark.
     fn open(mark: Option<&Mark>, input: &mut Input, out: &mut Out) -> Result<Option<Body>, String> {
         let mark = mark.map_or("", |mark| mark.text);
         let json = || Ok(Some(Body::Json(Box::new(JsonCalls::new(true)))));
@@ -577,7 +578,7 @@ impl Parser {
         }
     }
 
-    /// After a value: another one, the end mark, or something else.
+    /// After a value: another value, the end mark, or something else.
     fn step_after(&mut self, mut call: Call) -> bool {
         while self.input.rest().starts_with(|c: char| c.is_whitespace()) {
             self.out.attempt.extend(self.input.next());
@@ -617,7 +618,7 @@ impl Parser {
         true
     }
 
-    /// A call or reasoning has ended: what follows may be another.
+    /// Ends a call or a block of reasoning; another may follow.
     fn end_block(&mut self) {
         self.is_after = true;
         self.line.begin.clear();

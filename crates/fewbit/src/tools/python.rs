@@ -1,7 +1,7 @@
 //! Llama's calls in Python: `[f(a=1, b='x'), g()]`, or `f.call(a=1)` after its mark.
 //!
-//! Where an argument ends is found character by character; then it is read as a literal, and goes out as JSON. JSON's
-//! own words are read too.
+//! The end of an argument is found character by character; then it is parsed as a literal, and emitted as JSON. The
+//! words of JSON (`true`, `false`, `null`) are accepted too.
 
 use serde_json::{Map, Number, Value};
 
@@ -10,7 +10,7 @@ use super::parser::{Input, MAX_NAME_BYTES, Out, Outcome};
 /// Deeper nested literals are refused.
 const MAX_DEPTH: usize = 64;
 
-/// Where a run of calls is.
+/// The state of a list of calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Before `[`.
@@ -27,12 +27,12 @@ enum State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Quotes {
     None,
-    /// So many opening quotes so far: one or two.
+    /// The number of opening quotes so far: one or two.
     Opening(char, u8),
     Single(char),
-    /// And how many closing quotes came.
+    /// The number of closing quotes so far.
     Triple(char, u8),
-    /// After a backslash, in what is inside.
+    /// After a backslash in a string.
     Escape(char, bool),
 }
 
@@ -41,14 +41,14 @@ enum Quotes {
 pub(super) struct Python {
     state: State,
     is_list: bool,
-    /// After a mark; else it may be something in brackets.
+    /// Whether a mark came before; without one it may be other text in brackets.
     is_marked: bool,
     name: String,
     argument: String,
     depth: usize,
     quotes: Quotes,
     arguments: Map<String, Value>,
-    /// Whether a call was complete.
+    /// Whether a complete call was read.
     has_read: bool,
 }
 
@@ -82,7 +82,7 @@ impl Python {
                 }
                 State::Name => self.name(c, out),
                 State::Arguments => {
-                    // The source of a call ends with it.
+                    // The source of a call includes this character.
                     out.attempt.push(c);
                     let result = self.argument(c, out);
                     if result.is_err() {
@@ -128,7 +128,7 @@ impl Python {
     fn name(&mut self, c: char, out: &mut Out) -> Result<bool, String> {
         match c {
             '(' if !self.name.is_empty() => {
-                // Llama 3.1's own tools are objects with one method.
+                // Llama 3.1's built-in tools are objects with one method.
                 if out.tool(&self.name).is_none()
                     && let Some(name) = self.name.strip_suffix(".call")
                 {
@@ -149,7 +149,7 @@ impl Python {
         Ok(false)
     }
 
-    /// Whether the call was the only one, and is complete.
+    /// Takes a character of an argument; returns whether it completes a call that is the only one.
     fn argument(&mut self, c: char, out: &mut Out) -> Result<bool, String> {
         if self.in_quotes(c) {
             self.argument.push(c);
@@ -189,7 +189,7 @@ impl Python {
             Quotes::Opening(quote, 1) if c == quote => Quotes::Opening(quote, 2),
             Quotes::Opening(quote, 2) if c == quote => Quotes::Triple(quote, 0),
             Quotes::Opening(_, 2) => {
-                // It was empty.
+                // It was an empty string.
                 self.quotes = Quotes::None;
                 return self.in_quotes(c);
             }
@@ -227,7 +227,7 @@ fn shortened(text: &str) -> String {
     text.trim().chars().take(40).collect()
 }
 
-/// The value of a Python literal: of those that JSON has values for.
+/// The value of a Python literal, if JSON has such a value.
 pub(super) fn parse(text: &str) -> Option<Value> {
     let mut literal = Literal { rest: text };
     let value = literal.value(0)?;
@@ -328,7 +328,7 @@ impl Literal<'_> {
             return None;
         }
         let text = format!("{sign}{digits}");
-        // Whole numbers of any size stay whole, as far as JSON values hold them.
+        // Integers stay integers, as far as JSON values can hold them.
         if let Ok(whole) = text.parse::<i64>() {
             return Some(whole.into());
         }
@@ -338,7 +338,7 @@ impl Literal<'_> {
         Number::from_f64(text.parse().ok()?).map(Value::Number)
     }
 
-    /// One string or several, which are then one.
+    /// One string, or several adjacent ones, which are concatenated.
     fn strings(&mut self) -> Option<Value> {
         let mut text = String::new();
         loop {
@@ -409,7 +409,7 @@ impl Literal<'_> {
         char::from_u32(self.hex(n_digits)?)
     }
 
-    /// A character, or both halves of one as JSON writes it.
+    /// A character, or both surrogates of one as in JSON.
     fn utf16(&mut self) -> Option<char> {
         let first = self.hex(4)?;
         if !(0xd800..0xdc00).contains(&first) {

@@ -1,4 +1,4 @@
-//! An answer as the caller gets it: parts put into the pieces of a stream, and collected.
+//! Converts the parts of an answer into the pieces of a stream, and collects them.
 
 use super::parser::{Parser, Part, Setup};
 use super::{MalformedCall, ReasoningStyle, ToolCall, ToolCallDelta};
@@ -7,7 +7,7 @@ use crate::error::Error;
 use crate::model::Model;
 use crate::session::Run;
 
-/// An answer, taken apart.
+/// An answer, separated into text, reasoning and calls.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Answer {
     pub(crate) text: String,
@@ -26,7 +26,7 @@ impl Answer {
     }
 }
 
-/// Why an answer ended, with or without calls in it.
+/// Why an answer ended, depending on whether it has calls.
 pub(crate) fn reason(of_text: FinishReason, has_calls: bool) -> FinishReason {
     if has_calls && of_text == FinishReason::EndOfGeneration { FinishReason::ToolCalls } else { of_text }
 }
@@ -50,7 +50,7 @@ impl Setup {
 pub(crate) struct Reader {
     parser: Parser,
     answer: Answer,
-    /// Ends the answer after its first call.
+    /// Whether the answer ends after its first call.
     one_call: bool,
     is_finished: bool,
 }
@@ -68,12 +68,12 @@ impl Reader {
         self.answer
     }
 
-    /// Whether there is a call, and may be no other.
+    /// Whether there is a call, and no other is allowed.
     pub(crate) fn is_enough(&self) -> bool {
         self.one_call && !self.answer.calls.is_empty()
     }
 
-    /// What a generation gave, as the caller gets it.
+    /// Converts an item of the run into one for the caller.
     pub(crate) fn read(&mut self, run: &mut Run, item: Option<Result<Piece, Error>>) -> Option<Result<Piece, Error>> {
         let mut piece = match item {
             Some(Ok(piece)) => piece,
@@ -94,7 +94,7 @@ impl Reader {
         (piece != Piece::default()).then_some(Ok(piece))
     }
 
-    /// Replaces the text of a piece, as it was generated, by what it brings.
+    /// Replaces the raw text of a piece by its text, reasoning and calls.
     pub(crate) fn push(&mut self, piece: &mut Piece) {
         let text = std::mem::take(&mut piece.text);
         if !self.is_finished && !self.is_enough() {
@@ -103,7 +103,7 @@ impl Reader {
         }
     }
 
-    /// Nothing follows: adds what was held back to the last piece.
+    /// Ends the answer: adds the text that was held back to the last piece.
     pub(crate) fn finish(&mut self, reason: FinishReason, piece: &mut Piece) {
         if !std::mem::replace(&mut self.is_finished, true) && !self.is_enough() {
             let parts = self.parser.finish(reason.as_str());

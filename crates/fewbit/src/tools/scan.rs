@@ -1,15 +1,15 @@
-//! One JSON value, character by character: where its keys and values begin and end, and whether it is JSON at all.
+//! Scans one JSON value, character by character: where its keys and values begin and end, and whether it is valid.
 //!
-//! What is accepted is exactly JSON (RFC 8259), but for numbers with leading zeros and `\u` surrogates that do not
-//! pair, which the reader of the whole value refuses.
+//! It accepts exactly JSON (RFC 8259), except for numbers with leading zeros and unpaired `\u` surrogates, which the
+//! parser of the whole value rejects.
 
-/// Deeper nested values are refused: no schema of arguments goes so deep.
+/// Deeper nested values are rejected: the arguments of no schema go this deep.
 const MAX_DEPTH: usize = 128;
 
-/// What a character is to the value. Depths count the objects and lists that are open.
+/// The meaning of a character in the value. Depths count the objects and lists that are open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Event {
-    /// Nothing that matters.
+    /// Nothing of interest.
     None,
     /// The quote that begins a key.
     KeyStart,
@@ -21,13 +21,13 @@ pub(super) enum Event {
     StringEnd,
     /// The first character of a number or a word.
     Scalar,
-    /// `{` or `[`; it counts in the depth already.
+    /// `{` or `[`; already counted in the depth.
     Open,
-    /// `}` or `]`; it counts no more.
+    /// `}` or `]`; no longer counted in the depth.
     Close,
 }
 
-/// It is no JSON.
+/// The text is not JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Invalid;
 
@@ -54,7 +54,7 @@ enum State {
         is_key: bool,
         left: u8,
     },
-    /// What is left of `true`, `false` or `null`.
+    /// The rest of `true`, `false` or `null`.
     Word(&'static str),
     Number(Number),
 }
@@ -70,10 +70,10 @@ enum Number {
     Exponent,
 }
 
-/// The state of a value that is an object, a list or a string: only of these the end shows by itself.
+/// The state of a value that is an object, a list or a string: only these mark their own end.
 #[derive(Debug)]
 pub(super) struct Scanner {
-    /// Whether each of what is open is an object.
+    /// For each open object or list, whether it is an object.
     open: Vec<bool>,
     state: State,
     is_done: bool,
@@ -84,7 +84,7 @@ impl Scanner {
         Self { open: Vec::new(), state: State::Value { may_end: false }, is_done: false }
     }
 
-    /// Objects and lists that are open.
+    /// Number of objects and lists that are open.
     pub(super) fn depth(&self) -> usize {
         self.open.len()
     }
@@ -94,7 +94,7 @@ impl Scanner {
         self.is_done
     }
 
-    /// Takes the next character of the value; not to be called when it is complete.
+    /// Takes the next character of the value. Must not be called once it is complete.
     pub(super) fn push(&mut self, c: char) -> Result<Event, Invalid> {
         match self.state {
             State::String { is_key } => self.in_string(c, is_key),

@@ -1,4 +1,4 @@
-//! The tables: how models write calls, and how they think; and which row a model has.
+//! The tables of formats for tool calls and for reasoning, and the detection of a model's row.
 
 use fewbit_tokenizer::Tokenizer;
 
@@ -18,8 +18,8 @@ use fewbit_tokenizer::Tokenizer;
 /// | `Json` | a list of objects, or one object, alone or in a fenced block | others |
 /// | `Generic` | any of these | where nothing is known |
 ///
-/// A style says which marks are read as the beginning of a call; JSON that is a call of a tool is read at the beginning
-/// of an answer in every style.
+/// The style decides which marks begin a call. In every style, JSON at the beginning of an answer that calls a tool is
+/// read as a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ToolStyle {
@@ -43,11 +43,11 @@ pub enum ToolStyle {
     Phi4,
     /// JSON alone, or in a fenced block.
     Json,
-    /// All that is known.
+    /// All known formats.
     Generic,
 }
 
-/// How a model thinks before it answers.
+/// How a model writes its reasoning before it answers.
 ///
 /// | style | an answer |
 /// |---|---|
@@ -56,7 +56,7 @@ pub enum ToolStyle {
 /// | `SeedThink` | `<seed:think>..</seed:think>` and the answer |
 /// | `None` | the answer; what looks like reasoning is text |
 ///
-/// The beginning may stand in the prompt already: many templates end with it.
+/// The start mark may be at the end of the prompt already: many templates put it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReasoningStyle {
@@ -66,15 +66,15 @@ pub enum ReasoningStyle {
     MistralThink,
     /// Seed-OSS.
     SeedThink,
-    /// Not at all.
+    /// No reasoning.
     None,
 }
 
 impl ReasoningStyle {
-    /// All that have marks.
+    /// All styles that have marks.
     pub(crate) const ALL: [Self; 3] = [Self::Think, Self::MistralThink, Self::SeedThink];
 
-    /// What stands before and after its reasoning.
+    /// The marks before and after the reasoning.
     pub(crate) fn marks(self) -> Option<(&'static str, &'static str)> {
         match self {
             Self::Think => Some(("<think>", "</think>")),
@@ -84,7 +84,7 @@ impl ReasoningStyle {
         }
     }
 
-    /// The row of a model, if its template or its vocabulary shows one.
+    /// Detects the style of a model; `None` if neither its template nor its vocabulary shows one.
     pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Option<Self> {
         Self::ALL.into_iter().find(|style| {
             style.marks().is_some_and(|(start, end)| {
@@ -95,11 +95,11 @@ impl ReasoningStyle {
     }
 }
 
-/// A mark at which calls begin, and what may follow it.
+/// A mark at which calls begin, and the optional mark after them.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) text: &'static str,
-    /// What may end it; it need not come.
+    /// The mark at the end, which the model may leave out.
     pub(crate) end: Option<&'static str>,
 }
 
@@ -128,7 +128,7 @@ impl ToolStyle {
         matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Generic)
     }
 
-    /// Whether the model may write the id of a call after its arguments, after this mark.
+    /// Whether the model may write the id of a call after its arguments, with this mark before the call.
     pub(crate) fn has_late_ids(self, mark: Option<&Mark>) -> bool {
         match self {
             Self::MistralList => true,
@@ -137,7 +137,7 @@ impl ToolStyle {
         }
     }
 
-    /// The row of a model: what its template says decides; of a template that says nothing, the vocabulary.
+    /// Detects the style of a model: from its template, or if that shows none, from its vocabulary.
     pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Self {
         let says = |text: &str| template.contains(text);
         if says("<arg_key>") {

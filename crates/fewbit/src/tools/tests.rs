@@ -1,5 +1,5 @@
-//! The table: each style with one call and several, cut into pieces of every size, in reasoning, with marks in strings,
-//! and cut off.
+//! A table of tests: each style with one call and several, cut into pieces of every size, inside reasoning, with marks
+//! in strings, and cut off.
 
 use std::sync::Arc;
 
@@ -21,19 +21,19 @@ fn setup(style: ToolStyle) -> Setup {
     Setup { style, reasoning: None, opened: None, tools: tools(), taken_ids: Arc::default(), n_earlier: 0 }
 }
 
-/// What an answer gives.
+/// The result of reading an answer.
 #[derive(Debug, Default, PartialEq)]
 struct Read {
     text: String,
     reasoning: String,
     /// Name, arguments, id.
     calls: Vec<(String, Value, String)>,
-    /// Text of what is none.
+    /// Texts that began like calls but are none.
     malformed: Vec<String>,
 }
 
-/// Reads an answer in pieces of `n` characters; checks that the sources of all parts are the answer, and that the deltas
-/// are the calls.
+/// Reads an answer in pieces of `n` characters. Checks that the sources of all parts are the answer, and that the
+/// deltas add up to the calls.
 fn read_by(setup: &Setup, answer: &str, n: usize) -> Read {
     let mut parser = Parser::new(setup);
     let mut parts = Vec::new();
@@ -76,7 +76,7 @@ fn read_by(setup: &Setup, answer: &str, n: usize) -> Read {
     read
 }
 
-/// The same whatever the pieces.
+/// Reads an answer, and checks that the size of the pieces makes no difference.
 fn read_with(setup: &Setup, answer: &str) -> Read {
     let whole = read_by(setup, answer, usize::MAX);
     for n in [1, 2, 3, 7] {
@@ -89,7 +89,7 @@ fn read(style: ToolStyle, answer: &str) -> Read {
     read_with(&setup(style), answer)
 }
 
-/// A call of each style, with an argument `code`; the answer with several, and how it goes on after one.
+/// A call in each style, with an argument `code`.
 fn call(style: ToolStyle, code: &str) -> String {
     let json = json!({ "code": code, "days": 2 });
     let quoted = Value::from(code);
@@ -211,8 +211,8 @@ fn what_stands_in_reasoning_is_no_call() {
     }
 }
 
-/// What models think is quoted and fenced badly, so that the first end mark ends it; a start mark in the text is a mark
-/// only where it begins a line of its own.
+/// Reasoning is often quoted and fenced badly, so the first end mark ends it; a start mark in the text counts only at
+/// the beginning of a line.
 #[test]
 fn marks_of_reasoning_in_quotes_and_code() {
     let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(ToolStyle::Hermes) };
@@ -245,7 +245,7 @@ fn marks_of_reasoning_in_quotes_and_code() {
     assert_eq!((got.text.as_str(), got.reasoning.as_str(), got.calls.len()), ("See:", "a", 2));
 }
 
-/// What is written of calls is read as the same calls.
+/// Calls that are written are read as the same calls.
 #[test]
 fn every_style_reads_what_it_writes() {
     let tool = |name: &str, code: &str| {
@@ -289,7 +289,7 @@ fn what_templates_write_of_calls_is_read_as_these_calls() {
                 let calls = got.calls.iter().map(|call| (call.0.as_str(), &call.1));
                 let wanted = wanted.iter().map(|call| (call["name"].as_str().unwrap(), &call["arguments"]));
                 assert!(calls.eq(wanted), "{name} {text:?}: {got:?}");
-                // Some templates leave out what was said.
+                // Some templates leave out the text of the message.
                 let said = if text.contains(said) { said } else { "" };
                 assert_eq!((got.text.trim(), got.malformed.len()), (said, 0), "{name}: {text:?}");
             };
@@ -302,7 +302,7 @@ fn what_templates_write_of_calls_is_read_as_these_calls() {
             let is_closed = text.contains("</think>");
             assert!(is_closed || thought.calls.is_empty(), "{name}: {thought:?}");
             same(&read_with(&known, &format!("<think>\nWell.\n</think>\n\n{text}")));
-            // What is written here of calls that a template does not render is what it would render.
+            // For calls that a template does not render, fewbit writes the same text as the template would.
             let calls: Vec<Value> = wanted
                 .iter()
                 .enumerate()

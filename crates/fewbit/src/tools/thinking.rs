@@ -1,4 +1,4 @@
-//! What happens while a model thinks: a constraint waits until it has ended, and a budget ends it.
+//! Handling of reasoning while generating: a constraint waits until it has ended, and a budget ends it.
 //!
 //! ```text
 //!            start mark                     end mark                    anything but white space
@@ -7,16 +7,16 @@
 //!     +-----------------------+------------------------------------+--------------------> Over
 //! ```
 //!
-//! The parser of the answer says where reasoning begins and ends, so that a constraint, a budget and the reader never
-//! disagree: the first end mark ends it, whether or not it stands in quotes. Reasoning is prose, whose quotes need not
-//! match, and models write the mark for nothing else.
+//! The parser of the answer decides where reasoning begins and ends, so that constraint, budget and reader never
+//! disagree: the first end mark ends it, quoted or not. Reasoning is prose, whose quotes need not match, and models
+//! write the mark for no other purpose.
 //!
-//! - Reasoning that the prompt has opened is the model's own: a constraint begins after the end mark. Until then the
-//!   text cannot end, for what was asked for would be missing. Between the mark and the constrained text up to two
-//!   tokens of white space may come, as models were trained to write them; they belong to neither.
-//! - Where calls are demanded, a model that thinks may open its reasoning with its start mark first.
-//! - A budget of tokens counts those of reasoning. When it is spent, and no character is half written, the tokens of
-//!   the end mark are all that is possible. With a budget of 0 nothing is thought.
+//! - Reasoning that the prompt has opened belongs to the model: a constraint begins after the end mark. Until then the
+//!   text cannot end, because the constrained text would be missing. Between the mark and the constrained text, up to
+//!   two tokens of white space may come, as models were trained to write them; they belong to neither.
+//! - If calls are required, a model that reasons may open its reasoning with its start mark first.
+//! - A budget counts the tokens of reasoning. When it is used up, and no character is half written, only the tokens of
+//!   the end mark are possible. With a budget of 0 there is no reasoning.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,26 +26,26 @@ use fewbit_tokenizer::{SpecialTokens, StreamDecoder, Tokenizer};
 use super::parser::{Parser, Setup};
 use crate::options::Options;
 
-/// Tokens of white space after reasoning.
+/// The most tokens of white space after reasoning.
 const MAX_SPACES: usize = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// A constraint waits, and the model may begin to think.
+    /// A constraint waits; reasoning may begin.
     Beginning,
     Reasoning,
     /// A constraint waits; white space may come.
     Gap,
-    /// Nothing is constrained, and the model may begin to think.
+    /// Nothing is constrained; reasoning may begin.
     Free,
     Over,
 }
 
-/// Who says which token may come.
+/// What restricts the next token.
 #[cfg(feature = "constraints")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Say {
-    /// No constraint does.
+    /// No constraint.
     Free,
     /// The constraint, and in addition the [exceptions](Thinking::exceptions).
     Both,
@@ -60,26 +60,26 @@ pub(crate) struct Thinking {
     tokenizer: Arc<Tokenizer>,
     parser: Parser,
     decoder: StreamDecoder,
-    /// Control tokens that are text here.
+    /// Control tokens that count as text.
     shown: Vec<u32>,
     phase: Phase,
     is_constrained: bool,
     budget: Option<usize>,
     n_tokens: usize,
-    /// Tokens of the end mark that are still to come.
+    /// Tokens of the end mark that are still to be forced.
     forced: VecDeque<u32>,
     n_spaces: usize,
-    /// The token of the start mark, where it may come first.
+    /// The token of the start mark, if the answer may begin with it.
     start: Option<u32>,
-    /// Tokens of white space, when they are needed.
+    /// Tokens of white space, if they are needed.
     spaces: Vec<u32>,
-    /// Tokens in which something follows the last character of an end mark, when they are needed.
+    /// Tokens in which text follows the last character of an end mark, if they are needed.
     glued: Option<Vec<u32>>,
-    /// How many tokens have waited for the end of a character.
+    /// For how many tokens the end mark has waited for the end of a character.
     n_waited: usize,
 }
 
-/// What it is to be told.
+/// The settings of [`Thinking`].
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) setup: Setup,
@@ -87,7 +87,7 @@ pub(crate) struct Plan {
     pub(crate) budget: Option<usize>,
     /// Whether there is a constraint.
     pub(crate) is_constrained: bool,
-    /// Whether the model may think before what it must write.
+    /// Whether the model may reason before the constrained text.
     pub(crate) may_think: bool,
 }
 
@@ -103,7 +103,7 @@ impl Plan {
 }
 
 impl Thinking {
-    /// Nothing, if there is nothing to do.
+    /// `None` if there is nothing to do.
     pub(crate) fn new(plan: Plan, tokenizer: &Arc<Tokenizer>, prompt: &[u32]) -> Option<Self> {
         let Plan { setup, shown, budget, is_constrained, may_think } = plan;
         let own = setup.reasoning.and_then(super::ReasoningStyle::marks).map(|(start, _)| start);
@@ -135,7 +135,7 @@ impl Thinking {
         })
     }
 
-    /// Who chooses the next token.
+    /// What restricts the next token.
     #[cfg(feature = "constraints")]
     pub(crate) fn say(&self) -> Say {
         match self.phase {
@@ -146,7 +146,7 @@ impl Thinking {
         }
     }
 
-    /// Where no constraint acts: makes impossible what may not come.
+    /// Without a constraint: rules out the tokens that must not come next.
     pub(crate) fn restrict(&mut self, logits: &mut [f32]) {
         if self.phase != Phase::Reasoning {
             return;
@@ -182,13 +182,13 @@ impl Thinking {
         if self.budget.is_none_or(|budget| self.n_tokens < budget) {
             return false;
         }
-        // A character has four bytes at most, so a token more may be enough, and three are.
+        // A character has at most four bytes, so three more tokens are always enough.
         let is_whole = !self.decoder.has_pending() || self.n_waited == 3;
         self.n_waited += usize::from(!is_whole);
         is_whole
     }
 
-    /// The end mark's tokens are what comes next.
+    /// Forces the tokens of the end mark.
     fn force(&mut self) {
         let Some(end) = self.parser.reasoning_end() else { return };
         match self.tokenizer.id_of(end) {
@@ -197,7 +197,7 @@ impl Thinking {
         }
     }
 
-    /// Tokens with which reasoning would end, and in which something follows that no constraint has seen.
+    /// Tokens that would end the reasoning and continue with text that no constraint has checked.
     fn beyond_the_end(&mut self) -> Vec<u32> {
         let Some(end) = self.parser.reasoning_end() else { return Vec::new() };
         let tokenizer = &self.tokenizer;
@@ -220,7 +220,7 @@ impl Thinking {
         glued.iter().copied().filter(|&id| ends(id)).collect()
     }
 
-    /// Tokens that may come instead of what a constraint allows.
+    /// Tokens that are allowed in addition to those of the constraint.
     #[cfg(feature = "constraints")]
     pub(crate) fn exceptions(&mut self) -> &[u32] {
         match self.phase {
@@ -239,7 +239,7 @@ impl Thinking {
         }
     }
 
-    /// Takes the token that came; `is_exception`: the constraint does not.
+    /// Takes the chosen token; `is_exception` if the constraint does not take it.
     pub(crate) fn accept(&mut self, token: u32, is_exception: bool) {
         match self.phase {
             Phase::Over => return,

@@ -1,13 +1,13 @@
-//! What types a schema lets a value have, and the value of a text that does not say its type.
+//! The types that a schema allows for a value, and the value of a text without type information.
 
 use serde_json::Value;
 
 use super::python;
 
-/// How many references and alternatives deep types are looked for.
+/// How many references and alternatives are followed to find types.
 const MAX_DEPTH: usize = 8;
 
-/// The types that JSON Schema has.
+/// The types of JSON Schema.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Types {
     pub(super) string: bool,
@@ -19,14 +19,14 @@ pub(super) struct Types {
 }
 
 impl Types {
-    /// Those that a schema names, itself or in its parts; none if it leaves them open.
+    /// The types that a schema names, itself or in its parts; empty if it leaves them open.
     pub(super) fn of(schema: &Value, root: &Value) -> Self {
         let mut types = Self::default();
         types.add(schema, root, 0);
         types
     }
 
-    /// Whether a string is the only thing that it can be, or that is known of it.
+    /// Whether the value can only be a string, or nothing is known about it.
     pub(super) fn is_text(self) -> bool {
         self == Self::default() || self == Self { string: true, ..Self::default() }
     }
@@ -76,12 +76,12 @@ impl Types {
         }
     }
 
-    /// The value of a text: the one that the types allow, read as JSON or as Python, else the text itself.
+    /// The value of a text: read as JSON or as Python if the types allow the result, otherwise the text itself.
     pub(super) fn value(self, text: &str) -> Value {
         if !self.is_text() {
             let trimmed = text.trim();
             let read = serde_json::from_str(trimmed).ok().or_else(|| python::parse(trimmed));
-            // A string in quotes, where a string may stand, has them as a part of it.
+            // If a string is allowed, a quoted text is a string that contains the quotes.
             if let Some(value) = read.filter(|value| !value.is_string() && self.allow(value)) {
                 return value;
             }
@@ -90,7 +90,7 @@ impl Types {
     }
 }
 
-/// What a schema refers to, inside its document.
+/// Follows the references of a schema within its document.
 pub(super) fn resolve<'a>(mut schema: &'a Value, root: &'a Value) -> Option<&'a Value> {
     for _ in 0..MAX_DEPTH {
         match schema.get("$ref").and_then(Value::as_str) {

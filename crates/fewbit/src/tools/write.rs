@@ -1,4 +1,4 @@
-//! Calls as a model of each style writes them: what [`parser`](super::parser) reads, the other way round.
+//! Writes calls in the format of each style: the inverse of [`parser`](super::parser).
 
 use std::io;
 
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::ToolStyle;
 
-/// Puts a space after `,` and `:`, as Python's `json.dumps`, whose output models have seen.
+/// Puts a space after `,` and `:`, like Python's `json.dumps`, whose output models were trained on.
 struct Spaced;
 
 impl Formatter for Spaced {
@@ -34,7 +34,7 @@ pub(super) fn spaced(value: &Value) -> String {
     }
 }
 
-/// A value as Python writes it, but for strings, which are in double quotes as JSON has them.
+/// A value as a Python literal, except that strings are in double quotes, as in JSON.
 fn python(value: &Value) -> String {
     match value {
         Value::Null => "None".to_owned(),
@@ -49,7 +49,7 @@ fn python(value: &Value) -> String {
     }
 }
 
-/// What is written of a call.
+/// The parts of a call that are written.
 struct Call<'a> {
     id: &'a str,
     name: &'a str,
@@ -63,7 +63,7 @@ impl<'a> Call<'a> {
         let text = |value: Option<&'a Value>| value.and_then(Value::as_str).unwrap_or_default();
         let arguments = match function.get("arguments") {
             None | Some(Value::Null) => Value::Object(Map::new()),
-            // Clients send the text of an object.
+            // Clients send the arguments as JSON text.
             Some(Value::String(text)) => {
                 serde_json::from_str(text).ok().filter(Value::is_object).unwrap_or_else(|| text.as_str().into())
             }
@@ -82,7 +82,7 @@ impl<'a> Call<'a> {
 }
 
 impl ToolStyle {
-    /// Calls of a history, as a model of this style writes them.
+    /// The calls of a message, as a model of this style writes them.
     pub(super) fn write(self, calls: &[Value]) -> String {
         let calls: Vec<Call<'_>> = calls.iter().map(Call::read).collect();
         let all = |separator: &str, one: &dyn Fn(&Call<'_>) -> String| {

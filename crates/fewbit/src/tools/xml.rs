@@ -8,9 +8,9 @@
 //! </function>
 //! ```
 //!
-//! A value is text without quotes, of the type that the tool's schema gives it. It ends at the `</parameter>` that
-//! another parameter or the function's end follows, so that one inside a text ends nothing. Texts go out as they come.
-//! Some models write `<function=f>{..}</function>`.
+//! A value is text without quotes, of the type in the tool's schema. It ends at the `</parameter>` that is followed by
+//! another parameter or the end of the function, so that one inside a text ends nothing. Texts are emitted as they
+//! come. Some models write `<function=f>{..}</function>`.
 
 use serde_json::{Map, Value};
 
@@ -48,7 +48,7 @@ pub(super) struct Xml {
     types: Types,
     /// The value so far.
     text: String,
-    /// How much of it went out; a text has begun if any did.
+    /// How much of it was emitted; if any, it is certain to be text.
     n_sent: usize,
     has_begun: bool,
     arguments: Map<String, Value>,
@@ -208,7 +208,7 @@ impl Xml {
         }
     }
 
-    /// Where the value's own text is: without the line breaks around it.
+    /// The range of the value's own text, without the line breaks around it.
     fn span(&self, is_complete: bool) -> (usize, usize) {
         let from = if self.text.starts_with("\r\n") { 2 } else { usize::from(self.text.starts_with('\n')) };
         let mut to = self.text.len();
@@ -222,7 +222,7 @@ impl Xml {
         (from, to)
     }
 
-    /// The text so far goes out, if it is certain to be one.
+    /// Emits the text so far, if the value is certain to be text.
     fn send_text(&mut self, out: &mut Out, is_complete: bool) {
         if !self.types.is_text() {
             return;
@@ -273,7 +273,7 @@ fn skip_space(input: &mut Input, out: &mut Out) {
     }
 }
 
-/// A name up to `>`; `None` if it goes on.
+/// Reads a name up to `>`; `None` if it is not complete yet.
 fn up_to_bracket(name: &mut String, input: &mut Input, out: &mut Out) -> Result<Option<String>, String> {
     while let Some(c) = input.rest().chars().next() {
         if c == '\n' || c == '<' || name.len() >= MAX_NAME_BYTES {

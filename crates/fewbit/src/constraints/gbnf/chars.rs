@@ -1,8 +1,8 @@
-//! Sets of characters, as ranges.
+//! Sets of characters, stored as ranges.
 
 use std::fmt::Write;
 
-/// Characters, as ranges that are sorted and do not touch.
+/// A set of characters: sorted ranges that do not touch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct CharSet(Vec<(char, char)>);
 
@@ -59,7 +59,7 @@ impl CharSet {
         bytes
     }
 
-    /// A regular expression for one of them.
+    /// A regular expression for one of the characters.
     pub(super) fn regex(&self) -> String {
         let mut regex = String::from("[");
         for &(from, to) in &self.0 {
@@ -78,7 +78,7 @@ fn before(c: char) -> Option<char> {
     rank(c).checked_sub(1).and_then(|n| ('\0'..=char::MAX).nth(n))
 }
 
-/// How many characters come before it; surrogates are none.
+/// How many characters come before it; surrogates do not count.
 fn rank(c: char) -> usize {
     let code = u32::from(c);
     (if code >= 0xE000 { code - 0x800 } else { code }) as usize
@@ -93,7 +93,7 @@ impl Bytes {
         self.0[usize::from(byte / 64)] |= 1 << (byte % 64);
     }
 
-    /// Whether that changed it.
+    /// Adds the bytes of `other`; returns whether that changed the set.
     pub(super) fn extend(&mut self, other: Self) -> bool {
         let before = *self;
         self.0.iter_mut().zip(other.0).for_each(|(a, b)| *a |= b);

@@ -1,25 +1,25 @@
-//! Where a lexer that takes the longest token would take too much.
+//! Finds tokens for which a lexer that takes the longest match would take too much.
 //!
-//! A lexer reads a token as far as any token that is allowed there goes on. That loses a text of the grammar if a token
-//! A is complete, the next byte belongs to what may follow A, and some token B (A itself, or one that begins with the
-//! same text) could go on with that byte. The grammar would have the text, the lexer would not.
+//! A lexer reads a token as long as any token that is allowed there can continue. That loses a text of the grammar if a
+//! token A is complete, the next byte belongs to what may follow A, and some token B (A itself, or one that begins with
+//! the same text) could continue with that byte. The text is in the grammar, but the lexer would not accept it.
 //!
-//! So of each token the positions are numbered (Glushkov's automaton: which position can be first, which last, which
-//! follow which). Pairs of positions that A and B can reach with the same text are walked; where A may end there, the
-//! characters with which B goes on are compared with those that may follow A anywhere in the grammar. Comparing
-//! first bytes and not characters, and all pairs of tokens instead of those that are allowed together, finds at worst a
-//! conflict too many, which costs speed and no text.
+//! So the positions of each token are numbered (Glushkov's automaton: which positions can be first, which last, which
+//! follow which). The search visits pairs of positions that A and B can reach with the same text. Where A may end, the
+//! characters with which B continues are compared with those that may follow A anywhere in the grammar. It compares
+//! first bytes instead of characters, and all pairs of tokens instead of those that are allowed together. At worst this
+//! finds a conflict that does not exist, which costs speed but loses no text.
 
 use std::collections::HashSet;
 
 use super::chars::{Bytes, CharSet};
 use super::{Item, Node, Parts};
 
-/// The most positions of one token; one with more, or two with more pairs, count as a conflict.
+/// The most positions of one token. A token with more, or two tokens with more pairs, count as a conflict.
 pub(super) const MAX_POSITIONS: usize = 1024;
 const MAX_PAIRS: usize = 1 << 16;
 
-/// The tokens that cannot stay tokens; `None` if all can. A token that is split is one of the tokens given.
+/// The tokens that must be split; `None` if all can stay. A token that is split is one of the given tokens.
 pub(super) fn conflicts(parts: &Parts) -> Option<Vec<Node>> {
     let automata: Vec<Option<Automaton>> =
         parts.terminals.iter().map(|terminal| Automaton::new(terminal.inlined.as_ref()?)).collect();
@@ -27,7 +27,7 @@ pub(super) fn conflicts(parts: &Parts) -> Option<Vec<Node>> {
     let first_bytes: Vec<Bytes> = (0..automata.len()).map(|at| first_bytes(&automata, at)).collect();
     let mut split = vec![false; automata.len()];
     for (b, second) in automata.iter().enumerate() {
-        // Single characters go on with nothing, so that what is split has parts.
+        // Single characters never continue, so a token that is split has several parts.
         split[b] = match second {
             None => true,
             Some(second) => automata.iter().enumerate().any(|(a, first)| {
@@ -40,7 +40,7 @@ pub(super) fn conflicts(parts: &Parts) -> Option<Vec<Node>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// The bytes that a terminal can begin with; all, if it is too large to look at.
+/// The bytes that a token can begin with; all bytes, if it is too large to analyze.
 fn first_bytes(automata: &[Option<Automaton>], at: usize) -> Bytes {
     match &automata[at] {
         Some(automaton) => automaton.bytes(&automaton.first),
@@ -48,7 +48,7 @@ fn first_bytes(automata: &[Option<Automaton>], at: usize) -> Bytes {
     }
 }
 
-/// Glushkov's automaton of a regular part.
+/// Glushkov's automaton of a regular expression.
 struct Automaton {
     chars: Vec<CharSet>,
     first: Vec<usize>,
@@ -159,7 +159,7 @@ impl Automaton {
                 }
                 Some(all)
             }
-            // Without references, or it would not be here.
+            // A token has no references left.
             Node::Rule(_) => None,
         }
     }
@@ -172,7 +172,7 @@ impl Automaton {
         bytes
     }
 
-    /// Whether `other` can go on, with a byte of `after`, where this one may end.
+    /// Whether `other` can continue, with a byte of `after`, where this token may end.
     fn loses_to(&self, other: &Self, after: &Bytes) -> bool {
         let mut left = Vec::new();
         let mut seen = HashSet::new();
@@ -201,13 +201,13 @@ impl Automaton {
     }
 }
 
-/// With which bytes what follows a terminal can begin.
+/// The bytes that may follow each token.
 struct Follow {
-    /// By terminal.
+    /// By token.
     after: Vec<Bytes>,
 }
 
-/// What is known of the rules while it is found out.
+/// What is known about the rules during the analysis.
 struct Facts<'a> {
     parts: &'a Parts,
     automata: &'a [Option<Automaton>],
@@ -285,7 +285,7 @@ impl Facts<'_> {
         bytes
     }
 
-    /// Tells the parts of an item what follows it.
+    /// Passes what follows an item on to its parts.
     fn spread(&mut self, item: &Item, after: Bytes) {
         match item {
             Item::Alternatives(items) => items.iter().for_each(|item| self.spread(item, after)),
@@ -308,7 +308,7 @@ impl Facts<'_> {
                 self.spread(item, after);
             }
             Item::Rule(rule) => {
-                // A rule that is part of no terminal has a row.
+                // A rule that is not part of a token has an entry.
                 debug_assert!(self.parts.rules[*rule].is_some(), "rule {rule}");
                 self.changed |= self.after_rule[*rule].extend(after);
             }

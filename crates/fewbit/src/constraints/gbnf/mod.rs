@@ -1,10 +1,10 @@
 //! llama.cpp's grammar notation (GBNF), translated to Lark.
 //!
-//! GBNF has no lexer: a rule describes characters. Lark has one, whose tokens are as long as they can be. So whatever
-//! is regular, that is, reaches no recursive rule, becomes one token as a whole, and only what is recursive becomes a
-//! rule; in a sequence of such a rule, neighbours that are regular are one token together. Where a token that is as
-//! long as it can be would take what belongs to the next one (`greedy.rs`), it is written as a rule of single characters
-//! instead: that is slower, and every text of the grammar can be made.
+//! GBNF has no lexer: its rules describe characters. Lark has one, whose tokens are as long as possible. So every
+//! regular part, which refers to no recursive rule, becomes one token, and only recursive parts become rules; in a
+//! sequence of a recursive rule, adjacent regular parts become one token together. If the longest token would take text
+//! of the next one (`greedy.rs`), it becomes a rule of single characters instead: that is slower, but every text of the
+//! grammar can be generated.
 
 mod chars;
 mod greedy;
@@ -18,7 +18,7 @@ use super::ConstraintError;
 /// How deep parentheses may nest.
 const MAX_DEPTH: usize = 64;
 
-/// The most copies that a repetition may ask for.
+/// The most copies that a repetition may require.
 const MAX_REPEAT: u32 = 10_000;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -47,7 +47,7 @@ fn invalid(reason: impl Into<String>) -> ConstraintError {
     ConstraintError::Invalid { kind: "GBNF grammar", reason: reason.into() }
 }
 
-/// The same grammar in Lark; it begins with `start`.
+/// The same grammar in Lark; the start rule is `start`.
 pub(super) fn to_lark(source: &str) -> Result<String, ConstraintError> {
     let tokens = tokenize(source)?;
     let mut starts: Vec<usize> = (0..tokens.len().saturating_sub(1)).filter(|&i| tokens[i + 1] == Token::Is).collect();
@@ -137,7 +137,7 @@ fn tokenize(source: &str) -> Result<Vec<Token>, ConstraintError> {
     Ok(tokens)
 }
 
-/// What follows a backslash.
+/// Reads the character after a backslash.
 fn escape(chars: &mut impl Iterator<Item = char>) -> Result<char, ConstraintError> {
     let c = chars.next().ok_or_else(|| invalid("it ends in a backslash"))?;
     let n_digits = match c {
@@ -155,7 +155,7 @@ fn escape(chars: &mut impl Iterator<Item = char>) -> Result<char, ConstraintErro
     code.and_then(char::from_u32).ok_or_else(|| invalid(format!("\\{c}{digits} is no character")))
 }
 
-/// A character class, after its bracket.
+/// Reads a character class, after its bracket.
 fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<CharSet, ConstraintError> {
     let negated = chars.next_if_eq(&'^').is_some();
     let one = |chars: &mut std::iter::Peekable<_>| match Iterator::next(chars) {
@@ -169,7 +169,7 @@ fn class(chars: &mut std::iter::Peekable<impl Iterator<Item = char>>) -> Result<
         let to = if chars.next_if_eq(&'-').is_none() {
             from
         } else if chars.peek() == Some(&']') {
-            // A hyphen at the end is one.
+            // A hyphen at the end is a literal.
             ranges.push(('-', '-'));
             from
         } else {
@@ -255,18 +255,19 @@ impl Parser<'_> {
 
 struct Writer<'a> {
     rules: &'a [Node],
-    /// Which rules reach no recursive one.
+    /// Which rules refer to no recursive rule.
     regular: Vec<bool>,
-    /// Which rules match an empty text.
+    /// Which rules match the empty text.
     nullable: Vec<bool>,
-    /// Regular parts that are written as single characters, for a token would be too long.
+    /// Regular parts that are written as single characters, because a token would take too much text.
     split: Vec<Node>,
 }
 
 impl<'a> Writer<'a> {
     fn new(rules: &'a [Node]) -> Self {
         let references: Vec<Vec<usize>> = rules.iter().map(references).collect();
-        // A rule is regular once all that it refers to is; what never becomes so is recursive, or reaches what is.
+        // A rule is regular once all rules that it refers to are. The others are recursive, or refer to recursive
+        // rules.
         let mut regular = vec![false; rules.len()];
         let mut changed = true;
         while std::mem::take(&mut changed) {
@@ -296,14 +297,14 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// The grammar as rules over terminals.
+    /// The grammar as rules over tokens.
     fn parts(&self, root: usize) -> Parts {
         let mut parts = Parts { rules: Vec::new(), terminals: Vec::new(), start: Item::Rule(root) };
         parts.rules.resize(self.rules.len(), None);
         parts.start = self.item(&Node::Rule(root), &mut parts);
         let mut left = vec![root];
         while let Some(rule) = left.pop() {
-            // A regular rule is written where it is used, but as characters it may be shared.
+            // A regular rule is written where it is used; but as single characters it can be shared.
             if parts.rules[rule].is_some() || (self.regular[rule] && !self.is_split(&Node::Rule(rule))) {
                 continue;
             }
@@ -333,7 +334,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A part of a rule: regular parts become terminals, unless they are split.
+    /// Converts a part of a rule: regular parts become tokens, unless they are split.
     fn item(&self, node: &Node, parts: &mut Parts) -> Item {
         if self.is_regular(node) && !self.is_split(node) {
             return self.terminal(std::slice::from_ref(node), parts);
@@ -369,7 +370,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    /// A terminal for regular neighbours.
+    /// A token for adjacent regular parts.
     fn terminal(&self, nodes: &[Node], parts: &mut Parts) -> Item {
         let node = match nodes {
             [node] => node.clone(),
@@ -382,11 +383,11 @@ impl<'a> Writer<'a> {
             parts.terminals.push(Terminal { node, inlined });
             parts.terminals.len() - 1
         });
-        // A token is never empty, but may be left out.
+        // A token is never empty, but may be optional.
         if is_nullable { Item::Repeat(Box::new(Item::Terminal(at)), 0, Some(1)) } else { Item::Terminal(at) }
     }
 
-    /// A regular part without references; `None` if it becomes too large.
+    /// A regular part with its references replaced; `None` if it becomes too large.
     fn inlined(&self, node: &Node) -> Option<Node> {
         fn go(rules: &[Node], node: &Node, left: &mut usize) -> Option<Node> {
             *left = left.checked_sub(1)?;
@@ -409,7 +410,7 @@ impl<'a> Writer<'a> {
                 let _ = writeln!(out, "rule_{i}: {}", self.lark_item(item));
             }
         }
-        // Definitions of terminals refer to those of regular rules.
+        // The definitions of tokens refer to those of regular rules.
         let mut left: Vec<usize> = parts.terminals.iter().flat_map(|terminal| references(&terminal.node)).collect();
         let mut written = vec![false; self.rules.len()];
         while let Some(rule) = left.pop() {
@@ -459,10 +460,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// A grammar over terminals: what a lexer's tokens are, and how they follow each other.
+/// A grammar over tokens: what they match, and in which order they follow.
 #[derive(Debug)]
 struct Parts {
-    /// Of each rule that is not part of a terminal, what it is.
+    /// The item of each rule that is not part of a token.
     rules: Vec<Option<Item>>,
     terminals: Vec<Terminal>,
     start: Item,
@@ -471,7 +472,7 @@ struct Parts {
 #[derive(Debug)]
 struct Terminal {
     node: Node,
-    /// The same without references; `None` if that is too large.
+    /// The same with its references replaced; `None` if that is too large.
     inlined: Option<Node>,
 }
 

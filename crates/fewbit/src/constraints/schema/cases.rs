@@ -1,9 +1,9 @@
-//! What a conjunction of schemas allows, as a list of cases.
+//! The values that a conjunction of schemas allows, as a list of cases.
 //!
-//! A [`Case`] has no alternatives left: for each type, what its values must satisfy. `anyOf`, `oneOf`, `if`,
-//! `not` and the dependent keywords branch; everything else narrows the case it is applied to. A value satisfies the
-//! conjunction if, and only if, it is in one of the cases, so that two schemas exclude each other if their conjunction
-//! has no case: this is how `oneOf` is shown to be `anyOf`.
+//! A [`Case`] has no alternatives left: it has, for each type, the conditions of its values. `anyOf`, `oneOf`, `if`,
+//! `not` and the dependent keywords branch; everything else narrows the case that it is applied to. A value satisfies
+//! the conjunction if and only if it is in one of the cases. So two schemas exclude each other if their conjunction has
+//! no case: this shows that a `oneOf` is equal to `anyOf`.
 //!
 //! Schemas of parts (properties, items) are not looked into here: they stay conjunctions of places ([`Atom`]s), of which
 //! there are finitely many, and so recursive schemas come to an end.
@@ -33,34 +33,34 @@ pub(super) mod types {
     pub(in super::super) const NUMBER: u8 = INTEGER | FRACTION;
 }
 
-/// How many cases a schema may come to, all in all.
+/// The most cases of a schema, in total.
 const MAX_CASES: usize = 20_000;
 
-/// How deep required parts are followed to show that there is no value.
+/// How deep required parts are followed to prove that a schema has no values.
 const MAX_PROOF_DEPTH: usize = 8;
 
 /// A part of a conjunction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Atom {
-    /// The schema there holds.
+    /// The schema at this place holds.
     Is(Id),
-    /// All of it but its `oneOf`.
+    /// The schema at this place holds, except for its `oneOf`.
     Beside(Id),
-    /// It does not hold.
+    /// The schema at this place does not hold.
     Not(Id),
-    /// The value that stands there.
+    /// The value equals the one at this place.
     Equal(Id),
-    /// Nothing.
+    /// No value is allowed.
     Never,
 }
 
-/// Sorted, without repetitions.
+/// Sorted, without duplicates.
 pub(super) type Conjunction = Vec<Atom>;
 
 /// The schemas with `unevaluated…` that a part belongs to.
 pub(super) type Scope = Rc<BTreeSet<Id>>;
 
-/// What one schema says of properties.
+/// What one schema requires of properties.
 #[derive(Debug, Clone)]
 pub(super) struct ObjectPart<'a> {
     pub(super) properties: Vec<(&'a str, Atom)>,
@@ -69,7 +69,7 @@ pub(super) struct ObjectPart<'a> {
     pub(super) scope: Scope,
 }
 
-/// What one schema says of items.
+/// What one schema requires of items.
 #[derive(Debug, Clone)]
 pub(super) struct ArrayPart {
     pub(super) prefix: Vec<Atom>,
@@ -77,12 +77,12 @@ pub(super) struct ArrayPart {
     pub(super) scope: Scope,
 }
 
-/// What the schema at a place says of what nothing in it evaluates.
+/// What one schema requires of parts that nothing in it evaluates.
 #[derive(Debug, Clone)]
 pub(super) struct Unevaluated {
     pub(super) at: Id,
     pub(super) atom: Atom,
-    /// Itself, and those around it.
+    /// The schema itself, and those around it.
     pub(super) scope: Scope,
 }
 
@@ -94,21 +94,21 @@ pub(super) struct Case<'a> {
     pub(super) arrays: Vec<ArrayPart>,
     pub(super) min_items: u64,
     pub(super) max_items: Option<u64>,
-    /// Where `uniqueItems` stands.
+    /// The place of `uniqueItems`.
     pub(super) unique: Option<Id>,
-    /// What some items must be, and where that stands.
+    /// What some items must be: the condition, the least and the largest number of them, and the place.
     pub(super) contains: Vec<(Atom, u64, Option<u64>, Id)>,
     pub(super) objects: Vec<ObjectPart<'a>>,
     pub(super) names: Conjunction,
     pub(super) required: Vec<&'a str>,
     pub(super) min_properties: u64,
     pub(super) max_properties: Option<u64>,
-    /// Where `minProperties` or `maxProperties` stands.
+    /// The place of `minProperties` or `maxProperties`.
     pub(super) counted_at: Option<Id>,
-    /// By schema: what it says of properties and items that nothing in it evaluates.
+    /// For each schema, what it requires of properties and items that nothing in it evaluates.
     pub(super) unevaluated_properties: Vec<Unevaluated>,
     pub(super) unevaluated_items: Vec<Unevaluated>,
-    /// Where numbers come from, for errors.
+    /// The place of the conditions of numbers, for errors.
     pub(super) numbers_at: Option<Id>,
     seen: BTreeSet<(Atom, Vec<Id>)>,
 }
@@ -139,7 +139,7 @@ impl Default for Case<'_> {
 }
 
 impl<'a> Case<'a> {
-    /// Whether this atom is new here.
+    /// Adds the atom, and returns whether it is new.
     pub(super) fn is_new(&mut self, atom: Atom, scope: &Scope) -> bool {
         self.seen.insert((atom, scope.iter().copied().collect()))
     }
@@ -150,7 +150,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Takes out the types of which nothing is left.
+    /// Removes the types that have no values left.
     fn settle(&mut self) {
         if self.numbers.is_empty(true) {
             self.types &= !types::INTEGER;
@@ -171,7 +171,7 @@ impl<'a> Case<'a> {
         // What of numbers is out of reach is not an error later.
     }
 
-    /// What holds for the item at a place.
+    /// The conditions of the item at an index.
     pub(super) fn item(&self, i: usize) -> Conjunction {
         let mut all = Vec::new();
         for part in &self.arrays {
@@ -183,12 +183,12 @@ impl<'a> Case<'a> {
         sorted(all)
     }
 
-    /// How many places have items of their own.
+    /// The number of indices whose items have conditions of their own.
     pub(super) fn n_prefix(&self) -> usize {
         self.arrays.iter().map(|part| part.prefix.len()).max().unwrap_or(0)
     }
 
-    /// What holds for the property of a name, or for those names that match exactly these patterns.
+    /// The conditions of the property with a name, or of names that match exactly these patterns.
     pub(super) fn property(&self, matches: impl Fn(&Pattern) -> bool, name: Option<&str>) -> Conjunction {
         let mut all = Vec::new();
         let mut evaluated: BTreeSet<Id> = BTreeSet::new();
@@ -208,7 +208,7 @@ impl<'a> Case<'a> {
         sorted(all)
     }
 
-    /// The names that are mentioned, in order.
+    /// The names of properties that occur, in order.
     pub(super) fn mentioned(&self) -> Vec<&'a str> {
         let mut seen = BTreeSet::new();
         let all = self.objects.iter().flat_map(|part| part.properties.iter().map(|(name, _)| *name));
@@ -216,10 +216,10 @@ impl<'a> Case<'a> {
     }
 }
 
-/// What remains to be said of a part that these schemas evaluated.
+/// The remaining conditions of a part that these schemas evaluated.
 fn rest(unevaluated: &[Unevaluated], mut evaluated: BTreeSet<Id>) -> Vec<Atom> {
     for found in unevaluated {
-        // For those around it, it evaluates everything.
+        // For the schemas around it, it evaluates everything.
         evaluated.extend(found.scope.iter().copied().filter(|id| *id != found.at));
     }
     unevaluated.iter().filter(|found| !evaluated.contains(&found.at)).map(|found| found.atom).collect()
@@ -238,7 +238,7 @@ pub(super) struct Solver<'a> {
     pub(super) any_of_one: bool,
     pub(super) patterns: HashMap<&'a str, Rc<Pattern>>,
     n_cases: usize,
-    /// Conjunctions that are being shown to be empty.
+    /// Conjunctions for which a proof that they are empty is under way.
     proving: Vec<Conjunction>,
 }
 
@@ -286,7 +286,7 @@ impl<'a> Solver<'a> {
         Ok(())
     }
 
-    /// Whether it is certain that no value satisfies all of these.
+    /// Whether it is certain that no value satisfies the conjunction.
     pub(super) fn is_empty(&mut self, conjunction: &Conjunction) -> Result<bool, ConstraintError> {
         if self.proving.len() > MAX_PROOF_DEPTH || self.proving.contains(conjunction) {
             return Ok(false);
@@ -304,7 +304,7 @@ impl<'a> Solver<'a> {
         result
     }
 
-    /// The parts that are required are looked at only where nothing else is left.
+    /// Required parts are looked at only if nothing else is left.
     fn is_case_empty(&mut self, case: Case<'a>) -> Result<bool, ConstraintError> {
         if case.types & !(types::OBJECT | types::ARRAY) != 0 {
             return Ok(false);

@@ -1,6 +1,6 @@
-//! JSON whose numbers are what was written, of any size.
+//! JSON with exact numbers of any size.
 //!
-//! A number is its digits and a power of ten: nothing is rounded, and two spellings of one value are equal.
+//! A number is its digits and a power of ten: nothing is rounded, and two spellings of the same value are equal.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -11,7 +11,7 @@ use super::super::{ConstraintError, MAX_DEPTH, invalid};
 
 const KIND: &str = "JSON schema";
 
-/// A value of JSON. Objects keep their order.
+/// A JSON value. Objects keep their order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Json {
     Null,
@@ -23,10 +23,10 @@ pub(crate) enum Json {
 }
 
 impl Json {
-    /// Reads a text.
+    /// Parses a text.
     pub(crate) fn read(text: &str) -> Result<Self, ConstraintError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        // Whether it is JSON at all, with the words of a reader that knows lines and columns.
+        // Checks with serde_json first, whose errors have lines and columns.
         serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| invalid(KIND, &error))?;
         Reader { rest: text }.value(0)
     }
@@ -46,10 +46,10 @@ impl Json {
     }
 }
 
-/// As JSON, which [`Json::read`] reads as the same value.
+/// Writes JSON that [`Json::read`] parses as the same value.
 impl fmt::Display for Json {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // As serde_json writes a text.
+        // Strings are written like in serde_json.
         let text = |text: &str| Value::from(text).to_string();
         match self {
             Self::Null => f.write_str("null"),
@@ -91,7 +91,7 @@ impl From<&Value> for Json {
     }
 }
 
-/// Reads text that is known to be JSON.
+/// Parses text that is known to be valid JSON.
 struct Reader<'a> {
     rest: &'a str,
 }
@@ -115,7 +115,7 @@ impl Reader<'_> {
                     self.skip(1);
                     let value = self.value(depth + 1)?;
                     match places.get(&name) {
-                        // As other readers do: the last one counts.
+                        // As in other parsers, the last one of equal names counts.
                         Some(&at) => fields[at] = (name, value),
                         None => {
                             places.insert(name.clone(), fields.len());
@@ -152,7 +152,7 @@ impl Reader<'_> {
         value
     }
 
-    /// Whether a list ends here; if not, it stands before its next part.
+    /// Whether a list ends here; if not, the reader is at its next element.
     fn ends(&mut self, end: u8) -> bool {
         self.space();
         if self.rest.starts_with(',') {
@@ -192,7 +192,7 @@ impl Reader<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Number {
     pub(super) is_negative: bool,
-    /// Without zeros at either end: nothing of 0.
+    /// Without leading and trailing zeros; empty for 0.
     digits: String,
     exponent: i64,
 }
@@ -232,8 +232,8 @@ impl Number {
         self
     }
 
-    /// The digits before and after the point, without the sign, if there are not more than `max` of them. Those before
-    /// it begin with no zero but a single one.
+    /// The digits before and after the point, without the sign; `None` if there are more than `max`. The digits before
+    /// the point have no leading zeros, except a single 0.
     pub(super) fn plain(&self, max: usize) -> Option<(String, String)> {
         if self.is_zero() {
             return Some(("0".into(), String::new()));
@@ -254,7 +254,7 @@ impl Number {
         }
     }
 
-    /// How it is written, if that takes not more than `max` digits.
+    /// The text of the number; `None` if it takes more than `max` digits.
     pub(super) fn text(&self, max: usize) -> Option<String> {
         let (integer, fraction) = self.plain(max)?;
         let sign = if self.is_negative { "-" } else { "" };
@@ -262,7 +262,7 @@ impl Number {
         Some(format!("{sign}{integer}{point}{fraction}"))
     }
 
-    /// The number as a whole one that a count can be: minus zero, a fraction of zero, an exponent are all the same.
+    /// The number as a count, if it is one: minus zero, a fraction of zero and an exponent make no difference.
     pub(super) fn as_count(&self) -> Option<u64> {
         if self.is_negative || !self.is_integer() {
             return None;

@@ -1,7 +1,7 @@
-//! A schema as a graph: for every conjunction that occurs, the shapes of its values.
+//! A schema as a graph: the shapes of the values of every conjunction that occurs.
 //!
-//! Conjunctions are the nodes, so that a recursive schema is a graph with cycles. Which nodes have values at all is a
-//! least fixed point over the graph; alternatives, optional properties and items that have none are left out.
+//! The nodes are conjunctions, so a recursive schema is a graph with cycles. Which nodes have any values is a least
+//! fixed point over the graph; alternatives, optional properties and items without values are left out.
 
 use std::collections::HashMap;
 
@@ -13,16 +13,16 @@ use super::numbers::{Numbers, Written};
 use super::places::Id;
 use super::strings::{self, Strings, quoted};
 
-/// How many nodes a schema may come to.
+/// The most nodes of a schema.
 const MAX_NODES: usize = 20_000;
 
-/// How many patterns for names may hold for one object.
+/// The most patterns for names that may apply to one object.
 const MAX_PATTERNS: usize = 6;
 
 /// The number of a node.
 pub(super) type Node = usize;
 
-/// A set of regular expressions that a text matches, or does not.
+/// Regular expressions, each of which a text must match, or must not match.
 pub(super) type Regexes = Vec<(String, bool)>;
 
 #[derive(Debug)]
@@ -44,16 +44,16 @@ pub(super) struct Array {
     pub(super) rest: Node,
     pub(super) min: u64,
     pub(super) max: Option<u64>,
-    /// Where it stands that all items differ.
+    /// The place that requires all items to differ.
     pub(super) unique: Option<Id>,
-    /// How many items have to be of another node, for each place in the list: `prefix`, then `rest`.
+    /// How many items must belong to another node, and that node for each index: those of `prefix`, then of `rest`.
     pub(super) contains: Option<(u64, Vec<Node>)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) named: Vec<Named>,
-    /// Names that are not among these, and their values.
+    /// Other names, and the nodes of their values.
     pub(super) others: Vec<(Regexes, Node)>,
     pub(super) min: u64,
     pub(super) max: Option<u64>,
@@ -69,12 +69,12 @@ pub(super) struct Named {
 
 pub(super) struct Graph {
     pub(super) nodes: Vec<Vec<Shape>>,
-    /// Which nodes have values.
+    /// Whether each node has any values.
     pub(super) has_values: Vec<bool>,
 }
 
 impl Graph {
-    /// The graph of a schema; its first node is the schema.
+    /// The graph of a schema; its first node is the whole schema.
     pub(super) fn new(solver: &mut Solver<'_>) -> Result<Self, ConstraintError> {
         let root = solver.places.root();
         let mut builder = Builder { solver, index: HashMap::new(), todo: Vec::new(), n: 0 };
@@ -101,7 +101,7 @@ impl Graph {
         Ok(this)
     }
 
-    /// Whether a shape has values, as far as is known.
+    /// Whether a shape has any values, as far as is known.
     pub(super) fn is_possible(&self, shape: &Shape) -> bool {
         match shape {
             Shape::Same(node) => self.has_values[*node],
@@ -119,7 +119,7 @@ impl Graph {
         }
     }
 
-    /// How many items a list has at most: where there is nothing for an item, it ends.
+    /// The most items of a list: it ends where no item is possible.
     pub(super) fn most_items(&self, array: &Array) -> Option<u64> {
         let end = array.prefix.iter().position(|node| !self.has_values[*node]);
         let end = end.or_else(|| (!self.has_values[array.rest]).then_some(array.prefix.len()));
@@ -135,7 +135,7 @@ struct Builder<'b, 'a> {
     n: usize,
 }
 
-/// Keywords that neither constrain nor refer.
+/// Keywords that neither constrain values nor refer to schemas.
 const SILENT: [&str; 17] = [
     "$anchor",
     "$comment",
@@ -178,7 +178,7 @@ impl<'a> Builder<'_, 'a> {
         Ok(self.n - 1)
     }
 
-    /// What a schema that is only a reference refers to; nothing for one that says nothing.
+    /// The target of a schema that is only a reference; `None` if it has no condition.
     fn followed(&self, atom: Atom) -> Option<Atom> {
         let Atom::Is(mut id) = atom else { return Some(atom) };
         for _ in 0..64 {
@@ -202,7 +202,7 @@ impl<'a> Builder<'_, 'a> {
         Some(Atom::Is(id))
     }
 
-    /// The parts of a schema that is only `anyOf`: they are shared with other places that refer to them.
+    /// The parts of a schema that is only `anyOf`; they are shared with other places that refer to them.
     fn alternatives(&self, conjunction: &[Atom]) -> Option<Vec<Atom>> {
         let [Atom::Is(id)] = conjunction else { return None };
         let Json::Object(fields) = self.solver.places.json(*id) else { return None };
@@ -330,7 +330,7 @@ impl<'a> Builder<'_, 'a> {
         Ok(Object { named, others, min: case.min_properties, max: case.max_properties, counted_at: case.counted_at })
     }
 
-    /// The properties that are not mentioned: one part for each set of patterns that a name may match.
+    /// The properties whose names do not occur: one part for each set of patterns that a name may match.
     fn others(&mut self, case: &Case<'a>, mentioned: &[&str]) -> Result<Vec<(Regexes, Node)>, ConstraintError> {
         let mut patterns = Vec::new();
         for (pattern, _) in case.objects.iter().flat_map(|part| &part.patterns) {

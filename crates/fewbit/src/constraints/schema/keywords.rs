@@ -1,7 +1,7 @@
-//! The keywords: what each says, what its denial says, and which are annotations.
+//! The keywords: what each requires, the negation of that, and which keywords are annotations.
 //!
-//! A keyword that is not known is an annotation, as JSON Schema has it. The table of keywords in the documentation is
-//! `KEYWORDS`, which a test compares.
+//! Unknown keywords are annotations, as JSON Schema specifies. The table of keywords in the documentation is
+//! `KEYWORDS`; a test compares the two.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -82,7 +82,7 @@ pub(super) const KEYWORDS: [(&str, &str); 58] = [
 /// Steps that apply together.
 pub(super) type Alternative<'a> = Vec<Step<'a>>;
 
-/// Something to be said of a case.
+/// A condition to add to a case.
 #[derive(Debug, Clone)]
 pub(super) enum Step<'a> {
     Atom(Atom, Scope),
@@ -100,14 +100,14 @@ pub(super) enum Step<'a> {
     Property(&'a str, Atom),
 }
 
-/// Where a schema stands, for errors.
+/// An error about a keyword, with the place of its schema.
 pub(super) fn refused(places: &super::places::Places<'_>, at: Id, keyword: &str, reason: &str) -> ConstraintError {
     let pointer = places.get(at).pointer;
     let place = if keyword.is_empty() { format!("#{pointer}") } else { format!("#{pointer}/{keyword}") };
     ConstraintError::Invalid { kind: "JSON schema", reason: format!("{place}: {reason}") }
 }
 
-/// A value, in short, for errors.
+/// A value in short form, for errors.
 fn shown(json: &Json) -> &'static str {
     match json {
         Json::Null => "null",
@@ -224,7 +224,7 @@ impl<'a> Solver<'a> {
         Ok(())
     }
 
-    /// The case is this value.
+    /// Narrows the case to this value.
     fn equal(&self, id: Id, case: &mut Case<'a>) {
         let json = self.places.json(id);
         case.types &= type_of(json);
@@ -274,7 +274,7 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// The schema at a place holds.
+    /// Applies the schema at a place.
     fn hold(
         &mut self,
         id: Id,
@@ -377,7 +377,7 @@ impl<'a> Solver<'a> {
                     let first = fields
                         .iter()
                         .find(|(name, _)| ["items", "prefixItems", "additionalItems"].contains(&name.as_str()));
-                    // Once for the three.
+                    // Done once for these three keywords.
                     if first.is_some_and(|(name, _)| name == keyword) {
                         case.arrays.push(self.array_part(id, json, &scope)?);
                     }
@@ -418,7 +418,7 @@ impl<'a> Solver<'a> {
                     names.push(Atom::Is(self.places.child(id, &[keyword], value)));
                     case.names = super::cases::sorted(names);
                 }
-                // Before 2019, or in draft 3, a boolean of a property.
+                // In draft 3 it was a boolean of a property.
                 "required" if !matches!(value, Json::Bool(_)) => {
                     for name in self.names(id, keyword, value)? {
                         case.require(name);
@@ -452,7 +452,7 @@ impl<'a> Solver<'a> {
         Ok(())
     }
 
-    /// A list of values is one branch for those that are neither arrays nor objects, and one for each that is.
+    /// A list of values has one branch for all that are neither arrays nor objects, and one for each of the others.
     fn one_of_values(
         &self,
         id: Id,
@@ -498,7 +498,7 @@ impl<'a> Solver<'a> {
         Ok(())
     }
 
-    /// Exactly one part holds: parts that are not shown to exclude each other are denied.
+    /// Exactly one part holds. Parts that are not proven to exclude each other are negated.
     fn one_of(&mut self, id: Id, value: &'a Json, scope: &Scope) -> Result<Vec<Alternative<'a>>, ConstraintError> {
         let parts = self.list(id, "oneOf", value)?;
         let ids: Vec<Id> =
@@ -515,7 +515,7 @@ impl<'a> Solver<'a> {
                     continue;
                 }
                 for (of, other) in [(i, j), (j, i)] {
-                    // Whether it can be denied is known now, and which ways there are when its turn comes.
+                    // Whether it can be negated is known now; the ways to do so are found when it is its turn.
                     if self.denied(ids[other], "").is_err() {
                         let reason = format!(
                             "parts {j} and {i} may both fit the same value; give them a property with different \
@@ -625,7 +625,8 @@ impl<'a> Solver<'a> {
                         ways.push(vec![Step::Types(types::OBJECT), Step::Require(name), Step::Property(name, denied)]);
                     }
                 }
-                // One that we know less of than the format allows cannot be denied; an annotation denies nothing.
+                // A format that is enforced more strictly than specified cannot be negated; an annotation negates
+                // nothing.
                 "format" if formats::pattern(self.text(id, keyword, value)?).is_some() => return unable(self),
                 "uniqueItems" if *value == Json::Bool(false) => {}
                 "multipleOf"
@@ -666,7 +667,7 @@ impl<'a> Solver<'a> {
         }
     }
 
-    /// A bound. Of draft 4, `exclusive…` may be a boolean next to the other.
+    /// A bound. In draft 4, `exclusive…` may be a boolean next to it.
     fn bound(&self, id: Id, keyword: &str, value: &'a Json, json: &Json) -> Result<Option<Step<'a>>, ConstraintError> {
         let is_lower = keyword.ends_with("inimum");
         if matches!(value, Json::Bool(_)) && keyword.starts_with("exclusive") {
@@ -696,7 +697,7 @@ impl<'a> Solver<'a> {
 
     fn array_part(&self, id: Id, json: &'a Json, scope: &Scope) -> Result<ArrayPart, ConstraintError> {
         let is = |path: &[&str], json: &'a Json| Atom::Is(self.places.child(id, path, json));
-        // Before 2020, a list of `items` was what `prefixItems` is now, and `additionalItems` what `items` is.
+        // Before 2020, a list in `items` was what `prefixItems` is now, and `additionalItems` what `items` is.
         let (name, rest) = match json.get("items") {
             Some(Json::Array(_)) => ("items", "additionalItems"),
             _ => ("prefixItems", "items"),

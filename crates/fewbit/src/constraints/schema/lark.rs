@@ -1,8 +1,8 @@
 //! The graph of a schema as a grammar in Lark: a rule for each node, a token for each scalar.
 //!
-//! White space may stand between tokens, so it is nobody's business here; property names, colons and commas are tokens
-//! of their own. A list of optional parts is a rule for each part and each count so far, in which the parts that follow
-//! are reached in one step each: the grammar is as long as the schema.
+//! White space may occur between tokens, so the rules do not mention it; property names, colons and commas are tokens
+//! of their own. A list of optional parts has a rule for each part and each count so far, from which each later part is
+//! reached in one step: the grammar grows in proportion to the schema.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -13,26 +13,26 @@ use super::keywords::refused;
 use super::places::Places;
 use super::strings::quoted;
 
-/// How many states the parts of an object, or different items, may have.
+/// The most states of an object's parts, or of a list's distinct items.
 const MAX_STATES: usize = 4096;
 
-/// How many different items `uniqueItems` may choose from.
+/// The most distinct items that `uniqueItems` may choose from.
 const MAX_UNIQUE: usize = 8;
 
-/// How many copies a repetition may ask for, so that the grammar can be made.
+/// The most copies that a repetition may require, so that the grammar can be compiled.
 const MAX_COPIES: u64 = 10_000;
 
 pub(super) struct Lark<'a, 'g> {
     places: &'g Places<'a>,
     graph: &'g Graph,
     out: String,
-    /// Names of tokens by their definitions.
+    /// Names of tokens, by their definitions.
     tokens: HashMap<String, String>,
     n_rules: usize,
 }
 
 impl<'a, 'g> Lark<'a, 'g> {
-    /// The grammar, from `start` on. The first node has values.
+    /// Writes the grammar, beginning with `start`. The first node must have values.
     pub(super) fn write(places: &'g Places<'a>, graph: &'g Graph) -> Result<String, ConstraintError> {
         let mut this = Self { places, graph, out: "start: n0\n".to_owned(), tokens: HashMap::new(), n_rules: 0 };
         let mut is_written = vec![false; graph.nodes.len()];
@@ -54,7 +54,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         Ok(this.out)
     }
 
-    /// The alternatives of a node; adds the nodes that they refer to.
+    /// The alternatives of a node; adds the nodes that they refer to to `found`.
     fn node(&mut self, node: Node, found: &mut Vec<Node>) -> Result<Vec<String>, ConstraintError> {
         let mut alternatives = Vec::new();
         let graph = self.graph;
@@ -85,7 +85,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         self.tokens.entry(body).or_insert_with(|| format!("T{n}")).clone()
     }
 
-    /// A token that matches all of these.
+    /// A token that matches all of these expressions.
     fn regex(&mut self, all: &Regexes) -> String {
         let mut names = Vec::new();
         for (regex, is_denied) in all {
@@ -131,7 +131,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         if let Some((least, nodes)) = &array.contains {
             return self.containing(&prefix, array.rest, (array.min, max), *least, nodes, found);
         }
-        // From the last one back: what may follow when `i` items are there.
+        // Built from the last item on: what may follow after `i` items.
         let n = prefix.len() as u64;
         let mut tail = if max.is_some_and(|max| max <= n) {
             String::new()
@@ -156,13 +156,13 @@ impl<'a, 'g> Lark<'a, 'g> {
         Ok(format!("\"[\" {tail} \"]\""))
     }
 
-    /// The texts of a node that has no others.
+    /// The texts of a node, if it has only finitely many.
     fn texts(&self, node: Node) -> Option<Vec<String>> {
         let mut all = Vec::new();
         for shape in &self.graph.nodes[node] {
             match shape {
                 Shape::Texts(texts) => all.extend(texts.iter().map(|text| literal(text))),
-                // Numbers that are listed.
+                // Numbers from a list.
                 Shape::Regex(regexes) => match regexes.as_slice() {
                     [(regex, false)] if regex.bytes().all(|byte| byte.is_ascii_digit() || b"-|\\.".contains(&byte)) => {
                         all.extend(regex.split('|').map(|text| literal(&text.replace('\\', ""))));
@@ -178,7 +178,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         Some(all)
     }
 
-    /// Lists of different texts: a rule for each set that is left.
+    /// Lists of distinct texts: one rule for each set of texts that is left.
     fn unique(&mut self, texts: &[String], min: u64, max: Option<u64>) -> String {
         let all = (1_usize << texts.len()) - 1;
         let mut names: Vec<String> = Vec::new();
@@ -199,7 +199,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         format!("\"[\" {} \"]\"", names[all])
     }
 
-    /// Lists in which at least `least` items are of other nodes.
+    /// Lists in which at least `least` items belong to other nodes.
     fn containing(
         &mut self,
         prefix: &[Node],
@@ -209,7 +209,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         nodes: &[Node],
         found: &mut Vec<Node>,
     ) -> Result<String, ConstraintError> {
-        // Beyond these all counts are alike.
+        // Beyond this, all counts are equivalent.
         let last = max.unwrap_or_else(|| min.max(prefix.len() as u64));
         if (last + 1).saturating_mul(least + 1) > MAX_STATES as u64 {
             let reason = format!("arrays of {last} items, {least} of which satisfy `contains`");
@@ -220,7 +220,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         let fitting = |i: u64| *nodes.get(at(i)).unwrap_or(&nodes[nodes.len() - 1]);
         let plain = |i: u64| *prefix.get(at(i)).unwrap_or(&rest);
         let next = |i: u64| if max.is_none() { (i + 1).min(last) } else { i + 1 };
-        // From where a list can end.
+        // The states in which a list can end.
         let mut can_end = std::collections::HashSet::new();
         for _ in 0..=last + least + 1 {
             for i in (0..=last).rev() {
@@ -266,7 +266,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         let has = |node: Node| self.graph.has_values[node];
         let named: Vec<_> = object.named.iter().filter(|named| has(named.value)).collect();
         let others: Vec<_> = object.others.iter().filter(|(_, node)| has(*node)).collect();
-        // One property whose name is free can be counted on; a second might have the same name.
+        // Only one property with a free name can be counted on; a second might have the same name.
         let most = named.len() as u64 + u64::from(!others.is_empty());
         if object.min > most && !others.is_empty() && object.max.is_none_or(|max| max >= object.min) {
             let reason =
@@ -288,7 +288,7 @@ impl<'a, 'g> Lark<'a, 'g> {
         }
         let other = (!ways.is_empty()).then(|| self.rule(&ways.join(" | ")));
         let within = |n: u64| object.max.is_none_or(|max| n <= max);
-        // After the last named one, with `count` before it.
+        // The parts after the last named property, with `count` properties before.
         let mut tails: Vec<Option<String>> = (0..=cap)
             .map(|count| {
                 let Some(other) = &other else {
@@ -313,7 +313,7 @@ impl<'a, 'g> Lark<'a, 'g> {
             let mut now = Vec::new();
             for count in 0..=cap {
                 let comma = if count == 0 { "" } else { "\",\" " };
-                // Counts beyond the cap are alike, unless there is a most.
+                // Counts above the cap are equivalent, unless there is a maximum.
                 let next = (count + 1).min(cap);
                 let is_full = !within(count + 1);
                 let with = (!is_full).then(|| tails[next as usize].as_ref()).flatten();
@@ -344,7 +344,7 @@ impl<'a, 'g> Lark<'a, 'g> {
     }
 }
 
-/// `before item`, several times.
+/// Repeats `before item`.
 fn repeat(before: &str, item: &str, min: u64, max: Option<u64>) -> String {
     match (min, max) {
         (_, Some(0)) => String::new(),
@@ -355,7 +355,7 @@ fn repeat(before: &str, item: &str, min: u64, max: Option<u64>) -> String {
     }
 }
 
-/// A text in Lark.
+/// A string literal in Lark.
 fn literal(text: &str) -> String {
     quoted(text).replace('\u{7f}', "\\u007f")
 }

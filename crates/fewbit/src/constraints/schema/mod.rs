@@ -10,8 +10,8 @@
 //! lark.rs      the graph as a grammar
 //! ```
 //!
-//! What is generated satisfies the schema, always; what cannot be enforced is an error that names the keyword and where
-//! it stands. Not every text that satisfies the schema can be generated: properties come in the order of the schema,
+//! The generated text always satisfies the schema. A keyword that cannot be enforced is an error with its name and its
+//! place. Not every text that satisfies the schema can be generated: properties come in the order of the schema,
 //! numbers have a bounded number of digits, characters have one spelling. `docs/constraints.md` has the whole list.
 
 mod cases;
@@ -31,9 +31,9 @@ pub(crate) use exact::Json;
 
 use super::{ConstraintError, WHITE_SPACE};
 
-/// A grammar in Lark of what a schema describes, complete with its white space.
+/// A Lark grammar of the JSON that satisfies a schema, with its white space.
 ///
-/// In another grammar it stands as `%lark { … }`.
+/// Inside another grammar it is written as `%lark { … }`.
 pub(crate) fn grammar(schema: &Json, compact: bool, any_of_one: bool) -> Result<String, ConstraintError> {
     let mut solver = cases::Solver::new(schema, any_of_one);
     let graph = graph::Graph::new(&mut solver)?;

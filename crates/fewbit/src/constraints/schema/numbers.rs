@@ -1,12 +1,13 @@
 //! Sets of numbers, and the regular expressions of their texts.
 //!
-//! A text is a conjunction of regular expressions, each simple: how a number is written and how many digits it may have,
-//! what is at least the minimum, what is at most the maximum, what is a multiple. Bounds are compared digit by digit, so
-//! they may be of any size.
+//! A text of a number is described by several simple regular expressions that must all match: how a number is written
+//! and how many digits it may have, what is at least the minimum, what is at most the maximum, what is a multiple.
+//! Bounds are compared digit by digit, so they may be of any size.
 //!
-//! Every number ends. Where a schema has no bounds, integers stay within their `format`, else within what an f64 holds
-//! exactly; other numbers have at most [`INTEGER_DIGITS`] digits before the point, [`FRACTION_DIGITS`] after it (an
-//! f64 has 17) and [`EXPONENT_DIGITS`] in the exponent, which only numbers without bounds have.
+//! Numbers have a bounded length. If a schema has no bounds, integers stay within their `format`, or else within the
+//! range that an f64 holds exactly; other numbers have at most [`INTEGER_DIGITS`] digits before the point,
+//! [`FRACTION_DIGITS`] after it (an f64 has 17) and [`EXPONENT_DIGITS`] in the exponent, which only numbers without
+//! bounds have.
 
 use std::fmt::Write;
 
@@ -19,29 +20,29 @@ pub(crate) const EXPONENT_DIGITS: usize = 2;
 /// The most digits of a number in a schema.
 pub(super) const MAX_DIGITS: usize = 400;
 
-/// How many endings of a multiple are listed.
+/// The most endings of a multiple that are listed.
 const MAX_ENDINGS: u64 = 1000;
 
-/// The most digits of a multiple that is not seen by the last digits.
+/// The most digits of a divisor whose multiples cannot be told by their last digits.
 const MAX_DIVISOR_DIGITS: usize = 4;
 
-/// Numbers that satisfy everything here.
+/// A set of numbers: those that satisfy all of these conditions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Numbers {
     /// The largest lower bound, and whether it is excluded.
     pub(super) min: Option<(Number, bool)>,
     pub(super) max: Option<(Number, bool)>,
     pub(super) multiples: Vec<Number>,
-    /// If there are some, no others.
+    /// If set, the only values.
     pub(super) values: Option<Vec<Number>>,
     pub(super) excluded: Vec<Number>,
-    /// The range of an integer `format`, as annotation.
+    /// The integer `format`, whose range bounds numbers without bounds of their own.
     pub(super) format: Option<String>,
 }
 
-/// What is written in a grammar.
+/// How a set of values is written in a grammar.
 pub(super) enum Written {
-    /// Conjuncts: each a regular expression, and whether it is denied.
+    /// Regular expressions that must all hold; each with whether it is negated.
     Regex(Vec<(String, bool)>),
     /// A JSON schema for the engine's own compiler.
     Multiple(String),
@@ -64,13 +65,13 @@ impl Numbers {
         }
     }
 
-    /// Whether a value is among them.
+    /// Whether the set has a value.
     #[cfg(test)]
     pub(super) fn admits(&self, value: &Number) -> bool {
         self.values.as_ref().is_none_or(|values| values.contains(value)) && self.keeps(value)
     }
 
-    /// Whether it is among them, if it is listed.
+    /// Whether the value is allowed by the list of values, if there is one.
     fn keeps(&self, value: &Number) -> bool {
         self.min.as_ref().is_none_or(|(min, excluded)| value > min || (value == min && !excluded))
             && self.max.as_ref().is_none_or(|(max, excluded)| value < max || (value == max && !excluded))
@@ -78,7 +79,7 @@ impl Numbers {
             && !self.excluded.contains(value)
     }
 
-    /// The keyword that keeps them from being written.
+    /// The keyword that makes the set impossible to write, for errors.
     pub(super) fn blamed(&self) -> &'static str {
         let is_long = |bound: &Option<(Number, bool)>| {
             bound.as_ref().is_some_and(|(number, _)| number.plain(MAX_DIGITS).is_none())
@@ -92,13 +93,13 @@ impl Numbers {
         }
     }
 
-    /// The only values, if they are listed.
+    /// The values, if they are listed.
     pub(super) fn listed(&self) -> Option<Vec<Number>> {
         let values = self.values.as_ref()?;
         Some(values.iter().filter(|value| self.keeps(value)).cloned().collect())
     }
 
-    /// Whether there is none, as far as bounds and values say. `integers`: among integers.
+    /// Whether the set is empty, as far as bounds and values show. `integers`: counts only integers.
     pub(super) fn is_empty(&self, integers: bool) -> bool {
         if let Some(values) = self.listed() {
             return !values.iter().any(|value| !integers || value.is_integer());
@@ -113,7 +114,7 @@ impl Numbers {
         }
     }
 
-    /// How they are written: integers only, or with what is after the point.
+    /// Writes the set: integers, numbers with a fraction, or both.
     pub(super) fn write(&self, integers: bool, fractions: bool) -> Result<Written, String> {
         let too_long = || format!("a number has more than {MAX_DIGITS} digits");
         let digits = |number: &Number| number.plain(MAX_DIGITS).ok_or_else(too_long);
@@ -129,7 +130,7 @@ impl Numbers {
         if !fractions {
             self.bound_integers(&mut min, &mut max);
         }
-        // Room for the bounds themselves.
+        // Makes room for the bounds themselves.
         let (mut n_integer, mut n_fraction) = (INTEGER_DIGITS, FRACTION_DIGITS);
         for (bound, _) in [&min, &max].into_iter().flatten() {
             let (integer, fraction) = digits(bound)?;
@@ -190,14 +191,14 @@ impl Numbers {
         match rest.as_slice() {
             [] => Ok(Written::Regex(all)),
             [of] if self.multiples.len() == 1 && self.excluded.is_empty() && (integers || of.is_integer()) => {
-                // The engine knows how to divide; its bounds are f64s.
+                // The engine can test divisibility; its bounds are f64.
                 let bound = |bound: &Number| {
                     let text = bound.text(15).ok_or("bounds have too many digits for a multiple of this number");
                     text.map_err(str::to_owned)
                 };
                 let whole =
                     if fractions { (*of).clone() } else { whole_multiple(of).ok_or("it has too many digits")? };
-                // Division takes as many states as the number is large, without its point.
+                // Testing divisibility takes as many states as the divisor is large, without its point.
                 let n_digits = |text: &str| text.bytes().filter(u8::is_ascii_digit).count();
                 let of_text = whole.text(MAX_DIVISOR_DIGITS).filter(|text| n_digits(text) <= MAX_DIVISOR_DIGITS);
                 let of_text = of_text.ok_or("it has too many digits")?;
@@ -235,7 +236,7 @@ impl Numbers {
         }
     }
 
-    /// The bounds that integers have where the schema has none.
+    /// The bounds of integers, where the schema has none.
     fn bound_integers(&self, min: &mut Option<(Number, bool)>, max: &mut Option<(Number, bool)>) {
         const EXACT: &str = "9007199254740991";
         let (low, high) = match self.format.as_deref().unwrap_or_default() {
@@ -249,7 +250,7 @@ impl Numbers {
             _ => ("-9007199254740991", EXACT),
         };
         let (low, high) = (Number::of(low), Number::of(high));
-        // A bound beyond ours says that larger numbers are meant: then the digits bound them.
+        // A bound beyond these implies that larger numbers are meant: then only the number of digits is bounded.
         let is_far_up = min.as_ref().is_some_and(|(min, _)| *min >= high);
         let is_far_down = max.as_ref().is_some_and(|(max, _)| *max <= low);
         if max.is_none() && !is_far_up {
@@ -261,7 +262,7 @@ impl Numbers {
     }
 }
 
-/// The integer next to a bound, on its inner side. None if it has too many digits.
+/// The nearest integer that satisfies a bound; `None` if it has too many digits.
 fn whole(bound: &Number, is_excluded: bool, is_lower: bool) -> Option<Number> {
     let (integer, fraction) = bound.plain(MAX_DIGITS)?;
     let sign = if bound.is_negative { "-" } else { "" };
@@ -302,7 +303,7 @@ fn is_multiple(value: &Number, of: &Number) -> bool {
     digits.bytes().chain(zeros).fold(0_u128, |rest, digit| (rest * 10 + u128::from(digit - b'0')) % divisor) == 0
 }
 
-/// A regular expression of the multiples of a number that their last digits show.
+/// A regular expression of the multiples of a number, if their last digits show them.
 fn endings(of: &Number, fractions: bool) -> Option<String> {
     let (digits, exponent) = of.parts();
     let digits: u64 = digits.parse().ok()?;
@@ -349,7 +350,7 @@ fn endings(of: &Number, fractions: bool) -> Option<String> {
     None
 }
 
-/// The least integer above 0 that is a multiple: integers are multiples of it, or of neither.
+/// The smallest positive integer that is a multiple: an integer is a multiple of both, or of neither.
 fn whole_multiple(of: &Number) -> Option<Number> {
     let (digits, exponent) = of.parts();
     let digits: u64 = digits.parse().ok()?;
@@ -366,7 +367,7 @@ fn gcd(a: u64, b: u64) -> u64 {
     if b == 0 { a } else { gcd(b, a % b) }
 }
 
-/// Texts without a sign of what is at least `integer.fraction`.
+/// Texts, without a sign, of numbers that are at least `integer.fraction`.
 fn from(integer: &str, fraction: &str, is_excluded: bool) -> String {
     let any = r"(\.[0-9]+)?";
     let mut all = vec![format!("[1-9][0-9]{{{},}}{any}", integer.len())];
@@ -388,7 +389,7 @@ fn from(integer: &str, fraction: &str, is_excluded: bool) -> String {
     all.join("|")
 }
 
-/// Texts without a sign of what is at most `integer.fraction`.
+/// Texts, without a sign, of numbers that are at most `integer.fraction`.
 fn up_to(integer: &str, fraction: &str, is_excluded: bool) -> String {
     let any = r"(\.[0-9]+)?";
     let mut all = Vec::new();
@@ -408,7 +409,7 @@ fn up_to(integer: &str, fraction: &str, is_excluded: bool) -> String {
             tail.push(format!("{}[0-{}][0-9]*", &fraction[..i], char::from(digit - 1)));
         }
         if i > 0 {
-            // It ends before the bound does.
+            // The text ends before the bound does.
             tail.push(fraction[..i].to_owned());
         }
     }
@@ -420,7 +421,7 @@ fn up_to(integer: &str, fraction: &str, is_excluded: bool) -> String {
     } else {
         all.push(format!("{integer}(\\.({}))?", tail.join("|")));
     }
-    // What matches nothing: no number is below 0 here.
+    // A regular expression that matches nothing: no number is below 0 here.
     if all.is_empty() { r"[^\x{0}-\x{10FFFF}]".to_owned() } else { all.join("|") }
 }
 

@@ -1,27 +1,27 @@
-//! Regular expressions of schemas: ECMA-262, searched for in a string, written for the JSON text of that string.
+//! Regular expressions of schemas: ECMA-262, searched in a string, converted to match the JSON text of that string.
 //!
-//! Three steps. The pattern is rewritten to the syntax of the crate `regex` ([`translate`]); where `^` and `$` stand
-//! at its ends it is anchored, elsewhere they are refused; and each character becomes the text that it has between the
-//! quotes of JSON ([`Pattern::quoted`]), with one spelling for each character.
+//! There are three steps. The pattern is translated to the syntax of the crate `regex` ([`translate`]). It is anchored
+//! where `^` and `$` are at its ends; elsewhere they are errors. Each character becomes its text between the quotes of
+//! JSON ([`Pattern::quoted`]), with one spelling for each character.
 
 use std::fmt::Write;
 
 use regex_automata::meta::Regex;
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 
-/// One character of a string in JSON, as a regular expression: with one spelling for each, that of most writers.
+/// A regular expression for one character of a JSON string, with one spelling for each: that of most writers.
 pub(super) const CHARACTER: &str = r#"([^"\\\x00-\x1F]|\\(["\\bfnrt]|u00(0[0-7]|0b|0e|0f|1[0-9a-f])))"#;
 
-/// How large a compiled pattern may be.
+/// The largest size of a compiled pattern, in bytes.
 const MAX_COMPILED_BYTES: usize = 1 << 20;
 
-/// How many copies of a part `{n}` may ask for.
+/// The most copies of a part that `{n}` may require.
 const MAX_REPEAT: u32 = 10_000;
 
 /// A regular expression for strings.
 #[derive(Debug)]
 pub(super) struct Pattern {
-    /// For the text between the quotes.
+    /// The expression for the text between the quotes.
     pub(super) quoted: String,
     matcher: Regex,
 }
@@ -33,7 +33,7 @@ impl PartialEq for Pattern {
 }
 
 impl Pattern {
-    /// A pattern of a schema. The error says what cannot be used in it.
+    /// A pattern of a schema. The error is the reason why it cannot be used.
     pub(super) fn new(source: &str) -> Result<Self, String> {
         let translated = translate(source)?;
         let hir = regex_syntax::ParserBuilder::new().nest_limit(100).build().parse(&translated);
@@ -47,7 +47,7 @@ impl Pattern {
         Ok(Self { quoted, matcher: matcher(&translated)? })
     }
 
-    /// A regular expression of ours for a whole string.
+    /// A pattern from a regular expression of fewbit's own, for a whole string.
     pub(super) fn whole(source: &str) -> Self {
         Self::new(&format!("^(?:{source})$")).expect("the regular expressions of formats are valid")
     }
@@ -62,7 +62,7 @@ fn matcher(translated: &str) -> Result<Regex, String> {
     Regex::builder().configure(config).build(translated).map_err(|_| "it is too large".to_owned())
 }
 
-/// ECMA-262 as the crate `regex` writes it.
+/// Translates ECMA-262 to the syntax of the crate `regex`.
 fn translate(source: &str) -> Result<String, String> {
     const SPACE: &str = r"\t-\r \u{a0}\u{1680}\u{2000}-\u{200a}\u{2028}\u{2029}\u{202f}\u{205f}\u{3000}\u{feff}";
     let mut out = String::with_capacity(source.len());
@@ -130,7 +130,7 @@ fn translate(source: &str) -> Result<String, String> {
                 in_class = false;
                 out.push(']');
             }
-            // In ECMA these stand for themselves.
+            // In ECMA-262 these are literal characters.
             ']' => out.push_str(r"\]"),
             '&' | '~' if in_class => {
                 out.push('\\');
@@ -165,7 +165,7 @@ fn braced(chars: &mut impl Iterator<Item = char>, out: &mut String) {
     }
 }
 
-/// Whether what follows a brace makes it `{n}`, `{n,}` or `{n,m}`.
+/// Whether the text after a brace makes it `{n}`, `{n,}` or `{n,m}`.
 fn is_repetition(chars: impl Iterator<Item = char>) -> bool {
     let inside: String = chars.take_while(|c| *c != '}').take(24).collect();
     let (min, max) = inside.split_once(',').unwrap_or((&inside, ""));
@@ -179,7 +179,7 @@ fn ends_repetition(out: &str) -> bool {
     })
 }
 
-/// Writes what a whole string is in which `hir` is found: `left` and `right` say whether anything may stand there.
+/// Writes the whole strings that contain a match of `hir`; `left` and `right`: whether more text may be on that side.
 fn anchored(hir: &Hir, left: bool, right: bool, out: &mut String) -> Result<(), String> {
     let pad = |out: &mut String, open: bool| {
         if open {
@@ -210,7 +210,7 @@ fn anchored(hir: &Hir, left: bool, right: bool, out: &mut String) -> Result<(), 
         HirKind::Concat(parts) => {
             let mut parts = parts.as_slice();
             let (mut left, mut right) = (left, right);
-            // Several in a row say the same.
+            // Several in a row are equivalent to one.
             while let [first, rest @ ..] = parts
                 && left
                 && is_look(first, Look::Start)
@@ -337,7 +337,7 @@ fn write_class(class: &ClassUnicode, out: &mut String) {
         }
     }
     match parts.as_slice() {
-        // Of no character.
+        // An empty class.
         [] => out.push_str(r"[^\x{0}-\x{10FFFF}]"),
         [one] => out.push_str(one),
         several => {

@@ -1,7 +1,7 @@
-//! The schemas in a schema: where they stand, and what references refer to.
+//! The schemas inside a schema: their places, and the targets of references.
 //!
-//! A reference is resolved against the base URI of its place: the nearest `$id` around it, itself resolved so. What
-//! it refers to stands in the same document, or it is refused: nothing is fetched.
+//! A reference is resolved against the base URI of its place: the nearest `$id` around it, which is itself resolved in
+//! the same way. The target must be in the same document; nothing is fetched.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ const LISTS: [&str; 5] = ["allOf", "anyOf", "items", "oneOf", "prefixItems"];
 const NAMED: [&str; 6] =
     ["$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"];
 
-/// The number of a place.
+/// The index of a place.
 pub(super) type Id = usize;
 
 #[derive(Clone)]
@@ -46,19 +46,19 @@ pub(super) struct Places<'a> {
     /// Roots of resources by their URIs.
     resources: HashMap<Rc<str>, &'a Json>,
     anchors: HashMap<(Rc<str>, &'a str), &'a Json>,
-    /// Pointers and base URIs of the schemas that are found where schemas stand, by their addresses.
+    /// Pointers and base URIs of all schemas that were found, by their addresses.
     known: HashMap<*const Json, (Rc<str>, Rc<str>)>,
-    /// How often a name is a dynamic anchor.
+    /// How many times a name is used as a dynamic anchor.
     dynamic: HashMap<&'a str, usize>,
     recursive: bool,
     table: RefCell<(Vec<Place<'a>>, HashMap<*const Json, Id>)>,
 }
 
-/// Why a reference refers to nothing.
+/// Why a reference has no target.
 pub(super) enum Lost {
-    /// To another document.
+    /// It refers to another document.
     Outside,
-    /// To nothing in this one.
+    /// The document has no such part.
     Nothing,
 }
 
@@ -81,7 +81,7 @@ impl<'a> Places<'a> {
     fn visit(&mut self, json: &'a Json, pointer: String, mut base: Rc<str>) {
         if let Json::Object(fields) = json {
             if let Some(id) = json.get("$id").and_then(Json::as_str) {
-                // Before 2019 an `$id` that is only a fragment was an anchor.
+                // Before 2019, an `$id` with only a fragment was an anchor.
                 let (uri, fragment) = id.split_once('#').unwrap_or((id, ""));
                 if !uri.is_empty() {
                     base = join(&base, uri).into();
@@ -131,7 +131,7 @@ impl<'a> Places<'a> {
         self.id(json, &pointer, &parent.base)
     }
 
-    /// `pointer` and `base` are those of a place that is not known.
+    /// `pointer` and `base` are used if the place is not known yet.
     fn id(&self, json: &'a Json, pointer: &str, base: &str) -> Id {
         let mut table = self.table.borrow_mut();
         let (places, ids) = &mut *table;
@@ -162,7 +162,7 @@ impl<'a> Places<'a> {
         self.recursive
     }
 
-    /// What a reference at `from` refers to.
+    /// The target of a reference at `from`.
     pub(super) fn target(&self, from: Id, reference: &str) -> Result<Id, Lost> {
         let base = self.get(from).base;
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
@@ -196,7 +196,7 @@ impl<'a> Places<'a> {
     }
 }
 
-/// A JSON pointer, one step further.
+/// A JSON pointer, extended by one name.
 fn step(pointer: &str, name: &str) -> String {
     format!("{pointer}/{}", name.replace('~', "~0").replace('/', "~1"))
 }
@@ -217,7 +217,7 @@ fn percent_decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// A URI reference against a base (RFC 3986, 5.2), both without fragments.
+/// Resolves a URI reference against a base (RFC 3986, 5.2), both without fragments.
 fn join(base: &str, reference: &str) -> String {
     let has_scheme = |uri: &str| {
         let end = uri.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'))).unwrap_or(uri.len());

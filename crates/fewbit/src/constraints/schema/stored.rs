@@ -1,5 +1,5 @@
-//! How a schema is serialized: as its text, because the data model of `serde` has no numbers of any size. A schema that
-//! stands there as JSON itself is read as well.
+//! Serializes a schema as its text, because the data model of `serde` has no numbers of any size. A schema that is
+//! given as JSON itself is accepted too.
 
 use std::fmt;
 use std::sync::Arc;

@@ -4,19 +4,19 @@ use std::rc::Rc;
 
 use super::patterns::{CHARACTER, Pattern};
 
-/// Strings that satisfy everything here. Lengths are in characters.
+/// A set of strings: those that satisfy all of these conditions. Lengths are in characters.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Strings {
     pub(super) min: u64,
     pub(super) max: Option<u64>,
-    /// Each with whether it is to be found in the string, or not.
+    /// Each with whether it must be found in the string, or must not.
     pub(super) patterns: Vec<(Rc<Pattern>, bool)>,
-    /// If there are some, no others.
+    /// If set, the only values.
     pub(super) values: Option<Vec<String>>,
     pub(super) excluded: Vec<String>,
 }
 
-/// Lengths that are compared exactly: the engine counts in 31 bits.
+/// The largest lengths that are compared exactly: the engine counts with 31 bits.
 const MAX_LENGTH: u64 = 1 << 24;
 
 impl Strings {
@@ -24,7 +24,7 @@ impl Strings {
         self.values.as_ref().is_none_or(|values| values.iter().any(|value| value == text)) && self.keeps(text)
     }
 
-    /// Whether it is admitted, if it is listed.
+    /// Whether the text is allowed by the list of values, if there is one.
     fn keeps(&self, text: &str) -> bool {
         let length = text.chars().count() as u64;
         self.min <= length
@@ -33,18 +33,19 @@ impl Strings {
             && !self.excluded.iter().any(|value| value == text)
     }
 
-    /// The only values, if they are listed.
+    /// The values, if they are listed.
     pub(super) fn listed(&self) -> Option<Vec<&str>> {
         let values = self.values.as_ref()?;
         Some(values.iter().map(String::as_str).filter(|value| self.keeps(value)).collect())
     }
 
-    /// Whether there is none, as far as lengths and values say.
+    /// Whether the set is empty, as far as lengths and values show.
     pub(super) fn is_empty(&self) -> bool {
         self.max.is_some_and(|max| max < self.min) || self.listed().is_some_and(|values| values.is_empty())
     }
 
-    /// Conjuncts: each a regular expression of a JSON text, and whether it is denied. Or the texts themselves.
+    /// Regular expressions of the JSON text that must all hold, each with whether it is negated; or the texts
+    /// themselves.
     pub(super) fn write(&self) -> Result<Written, String> {
         if let Some(values) = self.listed() {
             return Ok(Written::Texts(values.into_iter().map(quoted).collect()));
@@ -59,7 +60,7 @@ impl Strings {
             (min, None) => format!("{{{min},}}"),
             (min, Some(max)) => format!("{{{min},{max}}}"),
         };
-        // A pattern says already what the characters are.
+        // A pattern that must be found already describes the characters.
         if lengths != "*" || !self.patterns.iter().any(|(_, is_found)| *is_found) {
             all.push((format!("\"{CHARACTER}{lengths}\""), false));
         }
@@ -77,7 +78,7 @@ pub(super) enum Written {
     Regex(Vec<(String, bool)>),
 }
 
-/// A string as JSON.
+/// A string as JSON text.
 pub(super) fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
