@@ -17,7 +17,7 @@ use super::support::Running;
 const KEY: &str = "sk-upstream-secret";
 
 /// Starts a server that sends this answer to each connection and then closes it, unless the answer is empty. Returns
-/// the requests that it received and its address.
+/// its address and the requests that it received.
 fn raw(answer: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
