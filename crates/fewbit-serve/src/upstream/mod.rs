@@ -7,9 +7,9 @@
 //!
 //! Answers are always requested as streams. A failure before the first line is an error of
 //! [`generate`](Backend::generate), so that a route can fall back to another target; a later failure is an error of the
-//! stream. An answer that must have a form (JSON, a schema, a tool call) is buffered whole and validated before any of it
-//! is sent. If the server reports no usage, tokens are estimated and marked so. Redirects are not followed, and no key,
-//! request text or answer text is logged.
+//! stream. An answer that must have a form (JSON, a schema, a tool call) is buffered and validated as a whole before
+//! any of it is sent. If the server reports no usage, tokens are estimated and marked as estimates. Redirects are not
+//! followed, and no key, request text or answer text is logged.
 
 mod events;
 mod request;
