@@ -152,7 +152,7 @@ pub struct StreamOptions {
     pub include_usage: Option<bool>,
 }
 
-/// How many tokens a request took.
+/// The tokens that a request took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Tokens of the prompts.
@@ -165,7 +165,7 @@ pub struct Usage {
     pub prompt_tokens_details: PromptDetails,
 }
 
-/// A part of [`Usage`].
+/// Details of a [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PromptDetails {
     /// Tokens that were found in the cache, because an earlier request had them.

@@ -27,14 +27,14 @@ pub struct MessagesErrorObject {
     /// The kind, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// For people.
+    /// A message for people.
     pub message: String,
 }
 
 /// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorObject {
-    /// For people.
+    /// A message for people.
     pub message: String,
     /// The kind, such as `invalid_request_error`.
     #[serde(rename = "type")]

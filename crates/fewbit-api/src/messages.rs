@@ -45,7 +45,7 @@ pub struct MessagesRequest {
     pub thinking: Option<Thinking>,
     /// The form that the answer must have.
     pub output_config: Option<OutputConfig>,
-    /// The older place of [`OutputConfig::format`].
+    /// An older name for [`OutputConfig::format`].
     pub output_format: Option<OutputFormat>,
     /// The seed of the random numbers: the same seed gives the same answer. Not part of Anthropic's interface.
     pub seed: Option<i64>,

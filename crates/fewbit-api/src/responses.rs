@@ -237,7 +237,7 @@ pub struct Response {
     pub instructions: Option<String>,
     /// As in the request.
     pub max_output_tokens: Option<u32>,
-    /// Which model.
+    /// The model.
     pub model: String,
     /// The items of the answer.
     pub output: Vec<OutputItem>,
@@ -272,7 +272,7 @@ pub struct Response {
 pub struct ResponseError {
     /// `server_error`.
     pub code: &'static str,
-    /// For people.
+    /// A message for people.
     pub message: String,
 }
 
@@ -361,14 +361,14 @@ pub struct ResponseUsage {
     pub total_tokens: usize,
 }
 
-/// A part of [`ResponseUsage`].
+/// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct InputDetails {
     /// Tokens that were found in the cache, because an earlier request had them.
     pub cached_tokens: usize,
 }
 
-/// A part of [`ResponseUsage`].
+/// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct OutputDetails {
     /// Always 0: reasoning is not counted separately.

@@ -125,7 +125,7 @@ struct PriceConfig {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a configuration file.
     ///
     /// # Errors
     /// If the file cannot be read, or something in it is wrong. The error has the line number.

@@ -32,7 +32,7 @@ pub enum GatewayError {
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its line.
+        /// What is wrong, with the line number.
         #[source]
         error: toml::de::Error,
     },

@@ -48,7 +48,7 @@ pub struct Row {
 /// Sums up the log of a store, and verifies the log while reading it.
 ///
 /// # Errors
-/// As [`verify`].
+/// The errors of [`verify`].
 pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     verify(store, None, |entry| {

@@ -297,7 +297,7 @@ impl Plan {
     /// Builds the plan of some layers. `layers` yields the index and the weights of each.
     ///
     /// # Errors
-    /// Those of `layers`, and of the device.
+    /// The errors of `layers` and of the device.
     pub fn of_layers(
         config: &ModelConfig,
         layers: impl Iterator<Item = (usize, Result<Layer, ModelError>)>,
@@ -313,7 +313,7 @@ impl Plan {
     /// Builds the plan of the head, which follows the last layer.
     ///
     /// # Errors
-    /// Those of the device.
+    /// The errors of the device.
     pub fn of_head(config: &ModelConfig, head: HeadWeights, weights: &mut dyn Weights) -> Result<Self, ModelError> {
         let mut p = Planner { config, weights, plan: Self::new(config) };
         let HeadWeights { norm, output, .. } = head;
@@ -469,7 +469,7 @@ impl Planner<'_> {
         }
     }
 
-    /// `gate = f(gate x) * (up x)`, quantized for the next product.
+    /// Computes the hidden layer, `gate = f(gate x) * (up x)`, and quantizes it for the next product.
     fn hidden(&mut self, index: usize, &[gate, up, down]: &[Placed; 3], to: [Buffer; 2]) {
         self.product(gate, Buffer::Normed, 1, to[0], Some((index, LoraTarget::Gate)));
         self.product(up, Buffer::Normed, 1, to[1], Some((index, LoraTarget::Up)));
@@ -564,7 +564,7 @@ impl Planner<'_> {
         self.plan.ops.extend(adapted.map(|(layer, target)| Op::Adapt { layer, target, from, to }));
     }
 
-    /// Quantizes rows for all these matrices.
+    /// Quantizes rows in all forms that these matrices need.
     fn quantize(&mut self, from: Buffer, matrices: &[MatrixRef], planes: usize) {
         for kind in [ActivationKind::Q8Block32, ActivationKind::Q8Block256] {
             if matrices.iter().any(|w| w.kind() == kind) {

@@ -425,14 +425,14 @@ pub enum BackendErrorKind {
     Forbidden,
     /// The key has reached its limit of requests or tokens: try again later.
     TooMany {
-        /// When.
+        /// After how many seconds to try again.
         retry_after_s: u32,
     },
     /// The key has reached its cost limit: ask for a higher one.
     Spent,
     /// The upstream takes no more requests now: try again later.
     UpstreamBusy {
-        /// When.
+        /// After how many seconds to try again.
         retry_after_s: u32,
     },
     /// The upstream failed, or its answer was wrong: try again.

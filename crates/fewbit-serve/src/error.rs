@@ -50,7 +50,7 @@ pub enum ServeError {
         /// What is wrong.
         what: &'static str,
     },
-    /// There is nothing to serve.
+    /// There is no model to serve.
     #[error("there is no model to serve: give at least one")]
     NoModel,
 }

@@ -10,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::backend::{BackendError, BackendErrorKind, Gate};
 
-/// A key shorter than this could be guessed.
+/// The minimum length of a key, so that it cannot be guessed.
 const MIN_CHARS: usize = 16;
 
 /// The keys that are accepted.

@@ -11,7 +11,7 @@ use crate::backend::{Sample, SampleKind};
 /// The status for a client that disconnected before its answer was complete.
 const CLIENT_CLOSED: u16 = 499;
 
-/// Counts of requests.
+/// Request counts.
 #[derive(Default)]
 pub(crate) struct Stats {
     /// Requests that ended, by endpoint and status.

@@ -120,7 +120,7 @@ pub(crate) fn events(
 ) -> Pin<Box<dyn Stream<Item = String> + Send>> {
     let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
     let indexed = answers.into_iter().enumerate().map(|(index, answer)| -> Indexed {
-        // With its end, so that one that breaks off does not end like one that is complete.
+        // `None` marks the end of a stream, so that an answer that breaks off is told from a complete one.
         let end = futures_util::stream::once(future::ready(None));
         Box::pin(answer.map(Some).chain(end).map(move |event| (index, event)))
     });

@@ -13,7 +13,7 @@ use crate::backend::{
     Alternative, BYTES_PER_TOKEN, BackendError, CallDelta, Embedded, End, Event, Finish, Piece, Token, Usage,
 };
 
-/// The longest line that is read.
+/// The size limit of a line, in bytes.
 const MAX_LINE: usize = 4 << 20;
 /// The most calls of one answer.
 const MAX_CALLS: usize = 128;
@@ -90,7 +90,7 @@ struct WireToken {
 pub(super) struct Events {
     body: Option<Incoming>,
     timeout: Duration,
-    /// The bytes of a line whose end has not arrived.
+    /// The bytes of an incomplete line.
     line: Vec<u8>,
     ready: VecDeque<Event>,
     has_begun: bool,
