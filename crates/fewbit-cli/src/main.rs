@@ -1,7 +1,7 @@
 //! The `fewbit` program.
 //!
-//! Results go to stdout, everything else to stderr. Exit status: 0 for success, 1 for failure (with one line `error:
-//! ...` that tells why and what to do), 2 for wrong usage, 128 plus the signal's number if a signal ended it.
+//! Results go to stdout, everything else to stderr. Exit status: 0 for success, 1 for failure (one line `error: ...`
+//! tells why and what to do), 2 for wrong usage, 128 plus the signal's number if a signal ended it.
 #![forbid(unsafe_code)]
 
 mod advice;

@@ -2,8 +2,7 @@
 //! fallbacks.
 //!
 //! ```text
-//! choose a target by weight -> call it, retry with backoff -> fall back to the others, in their order -> the last
-//! error
+//! choose a target by weight -> call it, retry with backoff -> fall back to the others, in order -> the last error
 //! ```
 //!
 //! The choice is a hash of the request id or of the key's name, so it is reproducible. Only failures that another
