@@ -223,14 +223,14 @@ fn connection(socket: TcpStream, app: axum::Router) -> Connection {
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app))
 }
 
-/// A random number. Not for secrets.
+/// A random number.
 pub(crate) fn random() -> u64 {
     // `RandomState` takes its keys from the operating system's random numbers once per thread, and increments them
     // after that.
     RandomState::new().hash_one(0_u8)
 }
 
-/// A random id. Not for secrets.
+/// A random id.
 pub(crate) fn random_id(prefix: &str) -> String {
     format!("{prefix}{:016x}{:016x}", random(), random())
 }
