@@ -6,11 +6,11 @@ use serde_json::{Map, Value};
 
 use crate::common::{StreamOptions, Usage, kind};
 
-/// What is asked for. How tokens are chosen is read from the same object: [`Sampling`](crate::common::Sampling).
+/// A chat request. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ChatRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
     /// The conversation.
     pub messages: Vec<ChatMessage>,
@@ -18,25 +18,25 @@ pub struct ChatRequest {
     pub max_tokens: Option<u32>,
     /// The most tokens that an answer may have.
     pub max_completion_tokens: Option<u32>,
-    /// How many answers.
+    /// How many answers to give.
     pub n: Option<u32>,
-    /// Whether the answer comes as it is generated.
+    /// Whether to stream the answer while it is generated.
     pub stream: Option<bool>,
-    /// What the stream shall have besides.
+    /// Options of the stream.
     pub stream_options: Option<StreamOptions>,
-    /// Whether to tell how probable the tokens were.
+    /// Whether to return log probabilities of the tokens.
     pub logprobs: Option<bool>,
-    /// How many alternatives to tell of each.
+    /// How many alternatives to return for each token.
     pub top_logprobs: Option<u32>,
-    /// What the answer must be.
+    /// The form that the answer must have.
     pub response_format: Option<ResponseFormat>,
-    /// Functions that the model may call: each is read by whoever knows what a tool is.
+    /// Functions that the model may call. They are not parsed here, but by the backend.
     pub tools: Option<Vec<Value>>,
-    /// Whether the model may, must or must not call.
+    /// Whether the model may, must or must not call a tool.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether an answer may have several calls.
+    /// Whether an answer may contain several calls.
     pub parallel_tool_calls: Option<bool>,
-    /// The form of before `tools`.
+    /// The deprecated predecessor of `tools`. Not supported.
     pub functions: Option<Value>,
     /// Variables of the model's chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
@@ -46,55 +46,55 @@ pub struct ChatRequest {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ChatMessage {
-    /// Whose it is.
+    /// Who sent the message.
     pub role: Role,
-    /// What was said.
+    /// The text of the message.
     #[serde(default)]
     pub content: Content,
-    /// Who said it.
+    /// The name of the sender.
     pub name: Option<String>,
-    /// Calls of an assistant's message.
+    /// The calls of an assistant's message.
     pub tool_calls: Option<Vec<ToolCall>>,
-    /// Which call a tool's message answers.
+    /// The id of the call that a tool's message answers.
     pub tool_call_id: Option<String>,
-    /// What the model thought before an assistant's message.
+    /// The model's reasoning before an assistant's message.
     pub reasoning_content: Option<String>,
 }
 
 impl ChatMessage {
-    /// A message that is a text.
+    /// Creates a message with this text.
     pub fn new(role: Role, text: impl Into<String>) -> Self {
         Self::with_content(role, Content(Some(vec![text.into()])))
     }
 
-    /// A message.
+    /// Creates a message with this content.
     pub fn with_content(role: Role, content: Content) -> Self {
         Self { role, content, name: None, tool_calls: None, tool_call_id: None, reasoning_content: None }
     }
 }
 
-/// Whose a message is.
+/// Who sent a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Role {
-    /// Instructions.
+    /// The instructions. OpenAI's newer models call this role `developer`.
     #[serde(alias = "developer")]
     System,
     /// The user.
     User,
     /// The model.
     Assistant,
-    /// What a call gave.
+    /// The result of a call.
     Tool,
 }
 
-/// What a message says: a text, parts that are texts, or nothing.
+/// The content of a message. In JSON: a text, a list of parts that are texts, or null.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Content(pub Option<Vec<String>>);
 
 impl Content {
-    /// All of it.
+    /// The text of all parts together.
     pub fn as_text(&self) -> Option<String> {
         self.0.as_ref().map(|parts| parts.concat())
     }
@@ -125,15 +125,15 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-/// A call of a function.
+/// A function call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Tells the calls of a conversation apart.
+    /// The id of the call, unique in a conversation.
     pub id: String,
     /// Always `function`.
     #[serde(rename = "type", default = "function")]
     pub kind: String,
-    /// Which, and with what.
+    /// The function and its arguments.
     pub function: FunctionCall,
 }
 
@@ -142,7 +142,7 @@ fn function() -> String {
 }
 
 impl ToolCall {
-    /// A call.
+    /// Creates a function call.
     pub fn new(id: impl Into<String>, name: impl Into<String>, arguments: impl Into<String>) -> Self {
         Self {
             id: id.into(),
@@ -152,24 +152,24 @@ impl ToolCall {
     }
 }
 
-/// A part of [`ToolCall`].
+/// The function and the arguments of a [`ToolCall`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FunctionCall {
-    /// Which function.
+    /// The name of the function.
     pub name: String,
-    /// JSON of an object, as a text.
+    /// The arguments: a string with a JSON object.
     pub arguments: String,
 }
 
-/// Whether the model may call.
+/// Whether the model may, must or must not call a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ToolChoice {
-    /// It must not.
+    /// It must not call a tool.
     None,
-    /// It decides.
+    /// It decides whether to call a tool.
     Auto,
-    /// It must.
+    /// It must call at least one tool.
     Required,
     /// It must call this function.
     Named(String),
@@ -191,7 +191,7 @@ impl<'de> Deserialize<'de> for ToolChoice {
     }
 }
 
-/// What an answer must be.
+/// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -200,63 +200,63 @@ pub enum ResponseFormat {
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON that a schema describes.
+    /// JSON that is valid for a schema.
     JsonSchema {
-        /// The schema and its name.
+        /// The schema.
         json_schema: JsonSchema,
     },
 }
 
-/// A part of [`ResponseFormat`].
+/// The schema of a [`ResponseFormat`].
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct JsonSchema {
-    /// The schema; without it any object.
+    /// The schema; without it, any JSON object is valid.
     pub schema: Option<Value>,
 }
 
-/// An answer.
+/// An answer to a chat request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatResponse {
-    /// Tells answers apart.
+    /// The id of the answer.
     pub id: String,
     /// `chat.completion`.
     pub object: &'static str,
     /// Seconds since 1970.
     pub created: u64,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// What computed it: the same means the same answers for the same seeds.
+    /// Identifies what computed the answer: as long as it is the same, the same seed gives the same answer.
     pub system_fingerprint: String,
-    /// As many as were asked for.
+    /// As many answers as were requested.
     pub choices: Vec<ChatChoice>,
-    /// Tokens.
+    /// The tokens of the request and its answers.
     pub usage: Usage,
 }
 
 /// One of the answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatChoice {
-    /// Which.
+    /// The index of the answer.
     pub index: usize,
-    /// What was answered.
+    /// The answer itself.
     pub message: AssistantMessage,
-    /// How probable it was.
+    /// Log probabilities, if they were requested.
     pub logprobs: Option<ChatLogprobs>,
-    /// `stop`, `length` or `tool_calls`.
+    /// Why the answer ended: `stop`, `length` or `tool_calls`.
     pub finish_reason: &'static str,
 }
 
-/// What the model answered.
+/// The message of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct AssistantMessage {
     /// `assistant`.
     pub role: &'static str,
     /// The text; null if there are only calls.
     pub content: Option<String>,
-    /// Always null: models here do not refuse in a field of their own.
+    /// Always null: refusals are not told apart from other text.
     pub refusal: Option<String>,
-    /// What the model thought before.
+    /// The model's reasoning before the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     /// Calls.
@@ -264,76 +264,76 @@ pub struct AssistantMessage {
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// How probable tokens were.
+/// Log probabilities of the tokens of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ChatLogprobs {
-    /// Of each token.
+    /// The log probability of each token.
     pub content: Vec<TokenLogprob>,
     /// Always null.
     pub refusal: Option<Vec<TokenLogprob>>,
 }
 
-/// How probable a token was.
+/// A token with its log probability.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TokenLogprob {
-    /// Its text; a part of a character shows as U+FFFD.
+    /// The token as text; a part of a character is shown as U+FFFD.
     pub token: String,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// The bytes of its text.
+    /// The bytes of the token.
     pub bytes: Vec<u8>,
-    /// The most probable tokens of its place.
+    /// The most probable tokens at this position.
     pub top_logprobs: Vec<TopLogprob>,
 }
 
-/// A token that could have come.
+/// An alternative token at a position.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TopLogprob {
     /// Its text.
     pub token: String,
     /// Natural logarithm of its probability.
     pub logprob: f32,
-    /// The bytes of its text.
+    /// The bytes of the token.
     pub bytes: Vec<u8>,
 }
 
-/// A part of an answer that is streamed.
+/// A chunk of a streamed answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChatChunk {
-    /// The same in all chunks of an answer.
+    /// The id of the answer, the same in all its chunks.
     pub id: String,
     /// `chat.completion.chunk`.
     pub object: &'static str,
     /// Seconds since 1970, the same in all chunks.
     pub created: u64,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// What computed it.
+    /// Identifies what computed the answer.
     pub system_fingerprint: String,
-    /// One; none in the chunk with the usage.
+    /// One part of an answer; none in the chunk with the usage.
     pub choices: Vec<ChunkChoice>,
-    /// In the last chunk, if it was asked for; null in those before it.
+    /// The usage, only if it was requested: in the last chunk, and null in the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
 }
 
-/// A part of one of the answers.
+/// A part of one of the answers, in a chunk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChunkChoice {
-    /// Which.
+    /// The index of the answer.
     pub index: usize,
-    /// What is new.
+    /// The new part.
     pub delta: Delta,
-    /// How probable it was.
+    /// Log probabilities, if they were requested.
     pub logprobs: Option<ChatLogprobs>,
-    /// In the last chunk of an answer.
+    /// Why the answer ended, in its last chunk; null before.
     pub finish_reason: Option<&'static str>,
 }
 
-/// What is new.
+/// A new part of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Delta {
-    /// In the first chunk.
+    /// The role, in the first chunk only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
     /// Text to append.
@@ -347,25 +347,25 @@ pub struct Delta {
     pub tool_calls: Vec<ToolCallDelta>,
 }
 
-/// A part of a call.
+/// A part of a function call in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ToolCallDelta {
-    /// Which call of the answer.
+    /// The index of the call in the answer.
     pub index: usize,
-    /// Once.
+    /// The id of the call, in its first part only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `function`, with the name.
+    /// `function`, in the first part only.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// What is new of it.
+    /// The new part of the name and the arguments.
     pub function: FunctionDelta,
 }
 
-/// A part of a call.
+/// The function and the arguments in a [`ToolCallDelta`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FunctionDelta {
-    /// Once.
+    /// The name of the function, in the first part only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Text to append.

@@ -1,4 +1,4 @@
-//! What several endpoints share: sampling settings, stop texts, usage.
+//! Types that several endpoints share: sampling settings, stop texts, usage.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
-/// What a value is, for messages about values of the wrong type.
+/// The type of a value, for error messages.
 pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -18,36 +18,36 @@ pub(crate) fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// How tokens are chosen, and where a text ends: the same fields for chats and completions, read from the same object
-/// as the rest of a request.
+/// How tokens are chosen, and where a text ends. These fields are the same for chats and completions, and are
+/// deserialized from the same JSON object as the rest of the request.
 ///
-/// `min_p`, `top_k`, `repeat_penalty` and `repeat_last_n` are not OpenAI's; they have the names of llama.cpp's server,
-/// and `repetition_penalty` is another name for the third, which vLLM uses.
+/// `min_p`, `top_k`, `repeat_penalty` and `repeat_last_n` are not part of OpenAI's interface; they have the names of
+/// llama.cpp's server. vLLM's name `repetition_penalty` is accepted for `repeat_penalty`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// 0 always takes the most probable token.
+    /// How random the choice is; 0 always takes the most probable token.
     pub temperature: Option<f32>,
-    /// Keeps the most probable tokens that together have this probability.
+    /// Only the most probable tokens that together have this probability are considered.
     pub top_p: Option<f32>,
-    /// Keeps the k most probable tokens; 0 and -1 keep all.
+    /// Only the k most probable tokens are considered; 0 and -1 mean all.
     pub top_k: Option<i64>,
-    /// Keeps tokens at least this fraction as probable as the most probable.
+    /// Only tokens with at least this fraction of the highest probability are considered.
     pub min_p: Option<f32>,
-    /// Makes tokens that occurred less probable; 1 does not.
+    /// Makes tokens that occurred already less probable; 1 has no effect.
     #[serde(alias = "repetition_penalty")]
     pub repeat_penalty: Option<f32>,
-    /// How many of the last tokens count as having occurred; -1 is all.
+    /// How many of the last tokens the penalties consider; -1 means all.
     pub repeat_last_n: Option<i64>,
-    /// Subtracted once from the logit of a token that occurred.
+    /// Subtracted once from the logit of every token that occurred already.
     pub presence_penalty: Option<f32>,
-    /// Subtracted for each time that it occurred.
+    /// Subtracted from the logit of a token for each time that it occurred.
     pub frequency_penalty: Option<f32>,
-    /// Added to the logits of tokens, by id.
+    /// Added to the logits of these tokens.
     pub logit_bias: Option<LogitBias>,
-    /// Makes the random numbers repeat.
+    /// The seed of the random numbers: the same seed gives the same answer.
     pub seed: Option<i64>,
-    /// Where a text ends.
+    /// Texts at which the answer ends.
     pub stop: Option<Stop>,
     /// A grammar in llama.cpp's notation (GBNF) that the text must follow.
     pub grammar: Option<String>,
@@ -55,7 +55,7 @@ pub struct Sampling {
     pub regex: Option<String>,
 }
 
-/// Biases by token id: an object whose keys are numbers.
+/// Biases by token id. In JSON, an object whose keys are token ids.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LogitBias(pub Vec<(u32, f32)>);
 
@@ -72,7 +72,7 @@ impl<'de> Deserialize<'de> for LogitBias {
     }
 }
 
-/// One stop text or several.
+/// Stop texts. In JSON, one text or a list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stop(pub Vec<String>);
 
@@ -93,20 +93,20 @@ fn text<E: serde::de::Error>(value: Value) -> Result<String, E> {
     }
 }
 
-/// Texts, or token ids, one or several of them.
+/// One prompt: a text, or token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Prompt {
     /// A text.
     Text(String),
-    /// Tokens, taken as they are.
+    /// Token ids, used as they are.
     Tokens(Vec<u32>),
 }
 
-/// What OpenAI calls `prompt` or `input`: a text, a list of texts, a list of token ids, or a list of such lists.
+/// The field `prompt` or `input`: a text, a list of texts, a list of token ids, or a list of such lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
-    /// In their order.
+    /// The prompts, in the order of the request.
     pub list: Vec<Prompt>,
 }
 
@@ -135,7 +135,8 @@ impl<'de> Deserialize<'de> for Prompts {
     }
 }
 
-/// Numbers are shown: they may be out of range. Texts are not: they may be private.
+/// The type of a list item, for error messages. Numbers are shown, because they may be out of range; texts are not,
+/// because they may be private.
 fn item_name(value: &Value) -> String {
     match value {
         Value::Number(number) => format!("the number {number} in a list"),
@@ -143,36 +144,36 @@ fn item_name(value: &Value) -> String {
     }
 }
 
-/// What a stream shall have besides.
+/// Options of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct StreamOptions {
-    /// Whether a last chunk, of no choice, has the usage.
+    /// Whether the stream ends with a chunk that has the usage and no choices.
     pub include_usage: Option<bool>,
 }
 
-/// How many tokens a request took.
+/// The tokens that a request took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: usize,
     /// Tokens of the answers.
     pub completion_tokens: usize,
-    /// Both.
+    /// The sum of both.
     pub total_tokens: usize,
-    /// More about the prompts.
+    /// Details about the prompt tokens.
     pub prompt_tokens_details: PromptDetails,
 }
 
-/// A part of [`Usage`].
+/// Details of a [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct PromptDetails {
-    /// Tokens that were computed for an earlier request already.
+    /// Tokens that were found in the cache, because an earlier request had them.
     pub cached_tokens: usize,
 }
 
 impl Usage {
-    /// Of so many tokens.
+    /// Creates a usage with these numbers of tokens.
     pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
         Self {
             prompt_tokens: prompt,

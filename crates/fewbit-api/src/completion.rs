@@ -1,52 +1,52 @@
-//! `POST /v1/completions`: texts that are continued as they are, without a chat template.
+//! `POST /v1/completions`: continues texts as they are, without a chat template.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::common::{Prompts, StreamOptions, Usage};
 
-/// What is asked for. How tokens are chosen is read from the same object: [`Sampling`](crate::common::Sampling).
+/// A request for completions. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct CompletionRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// What to continue.
+    /// The texts to continue.
     pub prompt: Prompts,
-    /// The most tokens of each answer: 16 if nothing is said.
+    /// The most tokens of each answer. The default is 16.
     pub max_tokens: Option<u32>,
-    /// How many answers for each prompt.
+    /// How many answers to give for each prompt.
     pub n: Option<u32>,
-    /// Whether the answer comes as it is generated.
+    /// Whether to stream the answer while it is generated.
     pub stream: Option<bool>,
-    /// What the stream shall have besides.
+    /// Options of the stream.
     pub stream_options: Option<StreamOptions>,
-    /// How many alternatives to tell of each token, with how probable all are; 0 tells of the tokens only.
+    /// How many alternatives to return for each token, with log probabilities; 0 returns those of the tokens only.
     pub logprobs: Option<u32>,
     /// Whether the answer begins with the prompt.
     pub echo: Option<bool>,
-    /// Answers among which the best would be chosen.
+    /// How many answers to generate, of which the best are returned. Only the value of `n` is supported.
     pub best_of: Option<u32>,
-    /// A text that would follow the answer.
+    /// A text that follows the answer. Not supported.
     pub suffix: Option<String>,
 }
 
-/// An answer, or a part of one: both have the same form.
+/// An answer, or a chunk of a streamed one: both have the same form.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CompletionResponse {
-    /// Tells answers apart.
+    /// The id of the answer.
     pub id: String,
     /// `text_completion`.
     pub object: &'static str,
     /// Seconds since 1970.
     pub created: u64,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// What computed it.
+    /// Identifies what computed the answer.
     pub system_fingerprint: String,
-    /// Of a stream: one, or none in the chunk with the usage.
+    /// The answers. A chunk of a stream has one, or none in the chunk with the usage.
     pub choices: Vec<CompletionChoice>,
-    /// Of a stream: in the last chunk, if it was asked for; null in those before it.
+    /// The usage. A stream has it only if it was requested: in the last chunk, and null in the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
 }
@@ -54,25 +54,25 @@ pub struct CompletionResponse {
 /// One of the answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CompletionChoice {
-    /// Which: those of the first prompt first.
+    /// The index of the answer: first come all answers to the first prompt.
     pub index: usize,
-    /// The text, or what is new of it.
+    /// The text; in a stream, what is new of it.
     pub text: String,
-    /// How probable it was.
+    /// Log probabilities, if they were requested.
     pub logprobs: Option<Logprobs>,
-    /// `stop` or `length`, at the end.
+    /// `stop` or `length`; null in a stream until the end.
     pub finish_reason: Option<&'static str>,
 }
 
-/// How probable tokens were: four lists of one length.
+/// Log probabilities of tokens: four lists of the same length.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Logprobs {
-    /// Their texts.
+    /// The texts of the tokens.
     pub tokens: Vec<String>,
-    /// Natural logarithms of their probabilities; null for a token that follows nothing.
+    /// Natural logarithms of their probabilities; null for the first token of a text.
     pub token_logprobs: Vec<Option<f32>>,
-    /// The most probable tokens of each place, by text.
+    /// The most probable tokens at each position, by text.
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
-    /// Where in the text they begin, in characters.
+    /// The positions of the tokens in the text, in characters.
     pub text_offset: Vec<usize>,
 }

@@ -4,21 +4,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::Prompts;
 
-/// What is asked for.
+/// A request for embeddings.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct EmbeddingRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// The texts.
+    /// The texts, as texts or token ids.
     pub input: Prompts,
-    /// How vectors are written.
+    /// How the vectors are encoded.
     pub encoding_format: Option<EncodingFormat>,
-    /// How long vectors shall be.
+    /// The requested length of the vectors.
     pub dimensions: Option<u32>,
 }
 
-/// How vectors are written.
+/// How vectors are encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -30,43 +30,43 @@ pub enum EncodingFormat {
     Base64,
 }
 
-/// The vectors.
+/// The answer to a request for embeddings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EmbeddingResponse {
     /// `list`.
     pub object: &'static str,
     /// One for each text.
     pub data: Vec<Embedding>,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// Tokens.
+    /// The tokens of the request.
     pub usage: EmbeddingUsage,
 }
 
-/// A vector.
+/// The embedding of one text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Embedding {
     /// `embedding`.
     pub object: &'static str,
-    /// Which text.
+    /// The index of the text.
     pub index: usize,
     /// The vector.
     pub embedding: Vector,
 }
 
-/// A vector, as it is written.
+/// A vector in its encoding.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 #[non_exhaustive]
 pub enum Vector {
-    /// Numbers.
+    /// A list of numbers.
     Float(Vec<f32>),
-    /// Base64.
+    /// The bytes of f32 numbers, little-endian, in base64.
     Base64(String),
 }
 
 impl Vector {
-    /// A vector in this form.
+    /// Encodes a vector.
     pub fn new(vector: Vec<f32>, format: EncodingFormat) -> Self {
         match format {
             EncodingFormat::Float => Self::Float(vector),
@@ -78,16 +78,16 @@ impl Vector {
     }
 }
 
-/// Tokens of the texts.
+/// The tokens of a request for embeddings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct EmbeddingUsage {
-    /// Of all texts.
+    /// Tokens of all texts.
     pub prompt_tokens: usize,
-    /// The same.
+    /// The same number again.
     pub total_tokens: usize,
 }
 
-/// The bytes in base64 (RFC 4648, section 4).
+/// Encodes bytes as base64 (RFC 4648, section 4).
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);

@@ -1,15 +1,15 @@
-//! Errors, as clients of the OpenAI interface read them.
+//! Errors in OpenAI's form and in Anthropic's.
 
 use serde::Serialize;
 
-/// The body of an answer that is an error, and of an error in a stream.
+/// The body of an error response, and of an error event in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorBody {
     /// What is wrong.
     pub error: ErrorObject,
 }
 
-/// The same in Anthropic's form.
+/// The body of an error in Anthropic's form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MessagesErrorBody {
     /// `error`.
@@ -17,30 +17,30 @@ pub struct MessagesErrorBody {
     pub kind: &'static str,
     /// What is wrong.
     pub error: MessagesErrorObject,
-    /// Tells requests apart.
+    /// The id of the request.
     pub request_id: Option<String>,
 }
 
-/// What is wrong, in Anthropic's form.
+/// An error in Anthropic's form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct MessagesErrorObject {
     /// The kind, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// For people.
+    /// A message for people.
     pub message: String,
 }
 
-/// What is wrong.
+/// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ErrorObject {
-    /// For people.
+    /// A message for people.
     pub message: String,
     /// The kind, such as `invalid_request_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Which field of the request.
+    /// The path of the field that is wrong.
     pub param: Option<String>,
-    /// For programs, such as `model_not_found`.
+    /// A code for programs, such as `model_not_found`.
     pub code: Option<&'static str>,
 }

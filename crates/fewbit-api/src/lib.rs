@@ -1,10 +1,10 @@
-//! Wire types of OpenAI's interface and of Anthropic's Messages: requests as clients send them, answers as they expect
-//! them, and the framing of streams. There is no HTTP here and no model, only `serde`.
+//! Wire types of the OpenAI and Anthropic Messages interfaces: requests as clients send them, answers as clients expect
+//! them, and the framing of streams. The crate contains no HTTP and no model code, only types for `serde`.
 //!
-//! Requests are read leniently where clients differ and strictly where a mistake would go unnoticed: whatever is
-//! optional may be `null`, unknown fields are ignored, a wrong type is an error that says what was expected. Read them
-//! with something that knows the path to an error (such as the crate `serde_path_to_error`): messages here do not
-//! repeat the field's name.
+//! Parsing is lenient where clients differ, and strict where a mistake would go unnoticed: optional fields may be
+//! `null`, unknown fields are ignored, and a wrong type is an error that tells what was expected. Deserialize requests
+//! with something that reports the path of an error (such as the crate `serde_path_to_error`), because error messages
+//! do not repeat the name of the field.
 //!
 //! ```
 //! use fewbit_api::chat::ChatRequest;

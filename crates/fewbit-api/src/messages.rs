@@ -1,7 +1,8 @@
 //! `POST /v1/messages` and `/v1/messages/count_tokens`, in Anthropic's form.
 //!
-//! A conversation is turns of blocks: texts, thoughts, calls of tools and what they gave. [`MessagesRequest::into_chat`]
-//! says the same as messages of the chat interface, so that what answers has one form to know.
+//! A conversation consists of turns, and a turn of blocks: text, reasoning, tool calls and their results.
+//! [`MessagesRequest::into_chat`] converts it to messages of the chat interface, so that backends only need to know
+//! that form.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -10,103 +11,103 @@ use serde_json::{Map, Value, json};
 use crate::chat::{ChatMessage, Content, Role, ToolCall, ToolChoice};
 use crate::common::kind;
 
-/// Claude Code begins its system prompt with a line that is another one in each request. With it nothing of a
-/// conversation would be known from the request before.
+/// Claude Code begins its system prompt with a line that differs in each request. It is removed, because otherwise the
+/// cached prompt of an earlier request could not be used.
 const BILLING_LINE: &str = "x-anthropic-billing-header:";
 
-/// What is asked for.
+/// A request for a message.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct MessagesRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// The conversation without instructions.
+    /// The conversation, without the instructions.
     pub messages: Vec<MessageParam>,
-    /// Instructions.
+    /// The instructions.
     pub system: Option<Blocks>,
-    /// The most tokens that an answer may have: needed for an answer, not for counting.
+    /// The most tokens that the answer may have. Required, except for counting tokens.
     pub max_tokens: Option<u32>,
-    /// Where the answer ends.
+    /// Texts at which the answer ends.
     pub stop_sequences: Option<Vec<String>>,
-    /// Whether the answer comes as it is generated.
+    /// Whether to stream the answer while it is generated.
     pub stream: Option<bool>,
-    /// 0 always takes the most probable token.
+    /// How random the choice of tokens is; 0 always takes the most probable token.
     pub temperature: Option<f32>,
-    /// Keeps the most probable tokens that together have this probability.
+    /// Only the most probable tokens that together have this probability are considered.
     pub top_p: Option<f32>,
-    /// Keeps the k most probable tokens.
+    /// Only the k most probable tokens are considered.
     pub top_k: Option<i64>,
     /// Functions that the model may call.
     pub tools: Option<Vec<ToolParam>>,
-    /// Whether it may, must or must not.
+    /// Whether the model may, must or must not call a tool.
     pub tool_choice: Option<ToolChoiceParam>,
-    /// Whether the model may think first.
+    /// Whether the model may reason first.
     pub thinking: Option<Thinking>,
-    /// What the answer must be.
+    /// The form that the answer must have.
     pub output_config: Option<OutputConfig>,
-    /// The older place of [`OutputConfig::format`].
+    /// An older name for [`OutputConfig::format`].
     pub output_format: Option<OutputFormat>,
-    /// Makes the random numbers repeat. Not Anthropic's.
+    /// The seed of the random numbers: the same seed gives the same answer. Not part of Anthropic's interface.
     pub seed: Option<i64>,
 }
 
-/// A turn.
+/// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct MessageParam {
-    /// Whose it is.
+    /// Who speaks.
     pub role: Speaker,
-    /// What was said.
+    /// The content of the turn.
     pub content: Blocks,
 }
 
-/// Whose a turn is.
+/// Who speaks in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Speaker {
-    /// The user, and what calls gave.
+    /// The user. Results of tool calls are in the user's turns as well.
     User,
     /// The model.
     Assistant,
-    /// Instructions in between.
+    /// Instructions in the middle of a conversation.
     System,
 }
 
-/// A text, or a list of blocks.
+/// The content of a turn. In JSON: a text, or a list of blocks.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Blocks(pub Vec<Block>);
 
-/// A part of a turn.
+/// A block of a turn.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Block {
     /// Text.
     Text {
-        /// It.
+        /// The text.
         text: String,
     },
-    /// What the model thought.
+    /// The model's reasoning.
     Thinking {
-        /// It.
+        /// The text.
         thinking: String,
     },
-    /// What another model thought, and nobody can read.
+    /// Encrypted reasoning of Anthropic's models. It is ignored.
     RedactedThinking {},
-    /// A call.
+    /// A tool call.
     ToolUse {
-        /// Tells the calls of a conversation apart.
+        /// The id of the call, unique in a conversation.
         id: String,
-        /// Which tool.
+        /// The name of the tool.
         name: String,
-        /// With what.
+        /// The arguments.
         input: Map<String, Value>,
     },
-    /// What a call gave.
+    /// The result of a tool call.
     ToolResult {
-        /// Which call.
+        /// The id of the call.
         tool_use_id: String,
-        /// What it gave: texts.
+        /// The result: only blocks of text.
         #[serde(default)]
         content: Option<Blocks>,
     },
@@ -129,47 +130,47 @@ impl<'de> Deserialize<'de> for Blocks {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ToolParam {
-    /// `custom`, or nothing. Others are tools of Anthropic's servers.
+    /// `custom`, or left out. Other types are tools that Anthropic's servers run.
     #[serde(rename = "type")]
     pub kind: Option<String>,
     /// Its name.
     pub name: String,
     /// What it does.
     pub description: Option<String>,
-    /// A schema of what it takes.
+    /// The JSON schema of its arguments.
     #[serde(default)]
     pub input_schema: Value,
 }
 
-/// Whether the model may call.
+/// Whether the model may, must or must not call a tool.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ToolChoiceParam {
     /// `auto`, `any`, `tool` or `none`.
     #[serde(rename = "type")]
     pub kind: ToolChoiceKind,
-    /// Which, for `tool`.
+    /// The name of the tool, for `tool`.
     pub name: Option<String>,
-    /// Whether only one call is wanted.
+    /// Whether the answer may contain at most one call.
     pub disable_parallel_tool_use: Option<bool>,
 }
 
-/// A part of [`ToolChoiceParam`].
+/// The kind of a [`ToolChoiceParam`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ToolChoiceKind {
-    /// It may.
+    /// It decides whether to call a tool.
     Auto,
-    /// It must call one of them.
+    /// It must call at least one tool.
     Any,
-    /// It must call this one.
+    /// It must call the named tool.
     Tool,
-    /// It must not.
+    /// It must not call a tool.
     None,
 }
 
-/// Whether the model may think first.
+/// Whether the model may reason first.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Thinking {
@@ -178,49 +179,49 @@ pub struct Thinking {
     pub kind: ThinkingKind,
 }
 
-/// A part of [`Thinking`].
+/// The kind of a [`Thinking`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ThinkingKind {
-    /// It shall.
+    /// The model reasons.
     Enabled,
-    /// It may.
+    /// The model reasons if it considers it useful. Treated like `Enabled`.
     Adaptive,
-    /// It may once it has called.
+    /// The model reasons only after tool results.
     BetweenTools,
-    /// It shall not.
+    /// The model does not reason.
     Disabled,
 }
 
-/// How the answer shall be.
+/// Settings of the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct OutputConfig {
-    /// In which form.
+    /// The form that the answer must have.
     pub format: Option<OutputFormat>,
 }
 
-/// What the answer must be.
+/// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutputFormat {
-    /// JSON that a schema describes.
+    /// JSON that is valid for a schema.
     JsonSchema {
         /// The schema.
         schema: Value,
     },
 }
 
-/// What cannot be said in the chat interface: the field, and why.
+/// Why a request cannot be converted to the chat interface: the path of the field, and a message.
 pub type Refused = (String, String);
 
 impl MessagesRequest {
-    /// The conversation, as the chat interface has it.
+    /// Takes the conversation and converts it to messages of the chat interface.
     ///
     /// # Errors
-    /// If a block is where it cannot be.
+    /// If a block is at a place where its type is not allowed, or a user's turn is empty.
     pub fn into_chat(&mut self) -> Result<Vec<ChatMessage>, Refused> {
         let mut chat = Vec::with_capacity(self.messages.len() + 1);
         if let Some(system) = self.system.take() {
@@ -243,10 +244,10 @@ impl MessagesRequest {
         Ok(chat)
     }
 
-    /// The tools, as the chat interface has them.
+    /// Takes the tools and converts them to those of the chat interface.
     ///
     /// # Errors
-    /// If one is of a type that only Anthropic's servers have.
+    /// If a tool has a type that only Anthropic's servers provide.
     pub fn chat_tools(&mut self) -> Result<Vec<Value>, Refused> {
         let tool = |(i, tool): (usize, ToolParam)| match tool.kind.as_deref() {
             None | Some("custom") => {
@@ -266,10 +267,10 @@ impl MessagesRequest {
         self.tools.take().unwrap_or_default().into_iter().enumerate().map(tool).collect()
     }
 
-    /// Whether the model may call, and whether more than once.
+    /// The tool choice of the chat interface, and whether the answer may contain several calls.
     ///
     /// # Errors
-    /// If a tool is meant and none is named.
+    /// If the kind is `tool` and no tool is named.
     pub fn chat_choice(&self) -> Result<(ToolChoice, bool), Refused> {
         let Some(choice) = &self.tool_choice else { return Ok((ToolChoice::Auto, true)) };
         let kind = match (choice.kind, &choice.name) {
@@ -285,7 +286,7 @@ impl MessagesRequest {
     }
 }
 
-/// Blocks that can only be texts.
+/// The texts of blocks at a place where only text is allowed.
 fn texts(blocks: Blocks, at: &str) -> Result<Vec<String>, Refused> {
     let text = |(i, block): (usize, Block)| match block {
         Block::Text { text } => Ok(text),
@@ -294,7 +295,7 @@ fn texts(blocks: Blocks, at: &str) -> Result<Vec<String>, Refused> {
     blocks.0.into_iter().enumerate().map(text).collect()
 }
 
-/// What calls gave comes first, as the turn answers them.
+/// Converts a user's turn. Results of tool calls come before its text, because they answer the turn before.
 fn user(blocks: Blocks, i: usize, chat: &mut Vec<ChatMessage>) -> Result<(), Refused> {
     let mut said = Vec::new();
     let mut n_results = 0_usize;
@@ -340,71 +341,71 @@ fn assistant(blocks: Blocks, i: usize) -> Result<ChatMessage, Refused> {
     Ok(message)
 }
 
-/// An answer, and the head of one that is streamed.
+/// An answer, or the head of a streamed one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct MessagesResponse {
-    /// Tells answers apart.
+    /// The id of the answer.
     pub id: String,
     /// `message`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// `assistant`.
     pub role: &'static str,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// What was answered.
+    /// The blocks of the answer.
     pub content: Vec<AnswerBlock>,
-    /// `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`; null while it goes on.
+    /// Why the answer ended: `end_turn`, `max_tokens`, `stop_sequence` or `tool_use`; null in the head of a stream.
     pub stop_reason: Option<&'static str>,
-    /// Which of the stop sequences ended it.
+    /// The stop sequence that ended it, if one did.
     pub stop_sequence: Option<String>,
-    /// Tokens.
+    /// The tokens that it took.
     pub usage: MessagesUsage,
 }
 
-/// A part of an answer.
+/// A block of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AnswerBlock {
     /// Text.
     Text {
-        /// It.
+        /// The text.
         text: String,
     },
-    /// What the model thought.
+    /// The model's reasoning.
     Thinking {
-        /// It.
+        /// The text.
         thinking: String,
-        /// Always empty: nothing is signed here.
+        /// Always empty: reasoning is not signed here.
         signature: &'static str,
     },
-    /// A call.
+    /// A tool call.
     ToolUse {
-        /// Tells the calls of a conversation apart.
+        /// The id of the call, unique in a conversation.
         id: String,
-        /// Which tool.
+        /// The name of the tool.
         name: String,
-        /// With what.
+        /// The arguments.
         input: Value,
     },
 }
 
-/// How many tokens an answer took.
+/// The tokens that an answer took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct MessagesUsage {
-    /// Of the prompt, without those that were known.
+    /// Tokens of the prompt, without those that were found in the cache.
     pub input_tokens: usize,
-    /// Always 0: nothing is charged for what is kept.
+    /// Always 0: storing in the cache is not charged.
     pub cache_creation_input_tokens: usize,
-    /// Of the prompt, known from an earlier request.
+    /// Tokens of the prompt that were found in the cache.
     pub cache_read_input_tokens: usize,
-    /// Of the answer.
+    /// Generated tokens.
     pub output_tokens: usize,
 }
 
 impl MessagesUsage {
-    /// Of so many tokens, of which some of the prompt were known.
+    /// Creates a usage with these numbers of tokens, where `prompt` includes the `cached` ones.
     pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
         Self {
             input_tokens: prompt.saturating_sub(cached),
@@ -415,10 +416,10 @@ impl MessagesUsage {
     }
 }
 
-/// How many tokens a request has.
+/// The answer to a request to count tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct CountResponse {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub input_tokens: usize,
 }
 

@@ -2,19 +2,19 @@
 
 use serde::Serialize;
 
-/// The models there are.
+/// A list of models.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelList {
     /// `list`.
     pub object: &'static str,
-    /// Each.
+    /// The models.
     pub data: Vec<ModelObject>,
 }
 
 /// A model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ModelObject {
-    /// What requests call it.
+    /// Its name in requests.
     pub id: String,
     /// `model`.
     pub object: &'static str,
@@ -22,6 +22,6 @@ pub struct ModelObject {
     pub created: u64,
     /// `fewbit`.
     pub owned_by: &'static str,
-    /// Tokens that a prompt and its answer can have together. Not OpenAI's; vLLM's name.
+    /// How many tokens a prompt and its answer can have together. The name is vLLM's; OpenAI has no such field.
     pub max_model_len: usize,
 }

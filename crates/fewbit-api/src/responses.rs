@@ -1,6 +1,6 @@
-//! `POST /v1/responses`: OpenAI's later form, in which a conversation is a list of items.
+//! `POST /v1/responses`: OpenAI's newer interface, in which a conversation is a list of items.
 //!
-//! [`Item::append_to`] says the same as messages of the chat interface.
+//! [`Item::append_to`] converts items to messages of the chat interface.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -9,56 +9,56 @@ use serde_json::{Map, Value, json};
 use crate::chat::{ChatMessage, Content, Role, TokenLogprob, ToolCall, ToolChoice};
 use crate::common::kind;
 
-/// What is asked for. How tokens are chosen is read from the same object: [`Sampling`](crate::common::Sampling).
+/// A request for a response. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct ResponsesRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// What is new of the conversation.
+    /// The new items of the conversation.
     pub input: Input,
     /// Instructions, for this answer only.
     pub instructions: Option<String>,
-    /// What went before: an answer that was kept.
+    /// The id of a stored answer, from which to continue.
     pub previous_response_id: Option<String>,
-    /// Whether to keep the answer, so that another request can go on from it: yes if nothing is said.
+    /// Whether to store the answer, so that another request can continue from it. The default is true.
     pub store: Option<bool>,
-    /// Whether to answer later: not here.
+    /// Whether to answer in the background. Not supported.
     pub background: Option<bool>,
-    /// Another way to name what went before: not here.
+    /// Another way to refer to an earlier conversation. Not supported.
     pub conversation: Option<Value>,
     /// The most tokens that the answer may have.
     pub max_output_tokens: Option<u32>,
-    /// Whether the answer comes as it is generated.
+    /// Whether to stream the answer while it is generated.
     pub stream: Option<bool>,
-    /// What the answer must be.
+    /// The form that the text of the answer must have.
     pub text: Option<TextConfig>,
-    /// How much the model shall think.
+    /// How much the model should reason.
     pub reasoning: Option<Reasoning>,
     /// Functions that the model may call: `{"type": "function", "name", "description", "parameters"}`.
     pub tools: Option<Vec<Map<String, Value>>>,
-    /// Whether the model may, must or must not call.
+    /// Whether the model may, must or must not call a tool.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether an answer may have several calls.
+    /// Whether an answer may contain several calls.
     pub parallel_tool_calls: Option<bool>,
-    /// What the answer shall have besides: `message.output_text.logprobs` is known.
+    /// Additional parts of the answer. Only `message.output_text.logprobs` is supported.
     pub include: Option<Vec<String>>,
-    /// How many alternatives to tell of each token.
+    /// How many alternatives to return for each token.
     pub top_logprobs: Option<u32>,
-    /// The client's own notes.
+    /// Data of the client, which is returned unchanged.
     pub metadata: Option<Map<String, Value>>,
-    /// Variables of the model's chat template. Not OpenAI's.
+    /// Variables of the model's chat template. Not part of OpenAI's interface.
     pub chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-/// A text, or items.
+/// The input of a request. In JSON: a text, or a list of items.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Input(pub Vec<Item>);
 
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let item = |(i, mut item): (usize, Value)| {
-            // A message may leave out what it is.
+            // Messages may leave out their `type`.
             if let Value::Object(fields) = &mut item
                 && fields.contains_key("role")
                 && fields.get("type").is_none_or(Value::is_null)
@@ -77,53 +77,54 @@ impl<'de> Deserialize<'de> for Input {
     }
 }
 
-/// A part of a conversation.
+/// An item of a conversation.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Item {
-    /// What somebody said.
+    /// A message.
     Message {
-        /// Who.
+        /// Who sent the message.
         role: Role,
-        /// What.
+        /// Its text.
         content: Content,
     },
-    /// A call of the model.
+    /// A function call by the model.
     FunctionCall {
-        /// Tells the calls of a conversation apart.
+        /// The id of the call, unique in a conversation.
         call_id: String,
-        /// Which function.
+        /// The name of the function.
         name: String,
-        /// JSON of an object, as a text.
+        /// The arguments: a string with a JSON object.
         arguments: String,
     },
-    /// What a call gave.
+    /// The result of a function call.
     FunctionCallOutput {
-        /// Which call.
+        /// The id of the call.
         call_id: String,
-        /// What it gave.
+        /// The result.
         output: Content,
     },
-    /// What the model thought.
+    /// The model's reasoning.
     Reasoning {
         /// Parts of type `reasoning_text`.
         content: Option<Vec<ReasoningText>>,
     },
 }
 
-/// A part of what the model thought.
+/// A part of the model's reasoning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReasoningText {
     /// `reasoning_text`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// It.
+    /// The text.
     pub text: String,
 }
 
 impl Item {
-    /// Says the same in the chat interface: thoughts, texts and calls of one answer are one message there.
+    /// Appends the item to messages of the chat interface, where reasoning, text and calls of one answer form one
+    /// message.
     pub fn append_to(self, chat: &mut Vec<ChatMessage>) {
         let mut answer = |change: &dyn Fn(&mut ChatMessage) -> bool| {
             let is_open = chat.last_mut().is_some_and(|last| last.role == Role::Assistant && change(last));
@@ -135,7 +136,7 @@ impl Item {
         };
         match self {
             Self::Message { role: Role::Assistant, content } => answer(&|last| {
-                // A second text is a message of its own.
+                // A second text, or one after calls, begins a new message.
                 let has_room = last.content.0.is_none() && last.tool_calls.is_none();
                 if has_room {
                     last.content = content.clone();
@@ -165,42 +166,42 @@ impl Item {
     }
 }
 
-/// How the text of an answer shall be.
+/// Settings of the text of an answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct TextConfig {
-    /// In which form.
+    /// The form that it must have.
     pub format: Option<TextFormat>,
 }
 
-/// What the text of an answer must be.
+/// The form that the text of an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextFormat {
-    /// Anything.
+    /// Any text.
     Text,
     /// A JSON object.
     JsonObject,
-    /// JSON that a schema describes.
+    /// JSON that is valid for a schema.
     JsonSchema {
         /// The schema.
         schema: Value,
     },
 }
 
-/// How much the model shall think.
+/// How much the model should reason.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct Reasoning {
-    /// `none` is not at all; how others are told apart is the template's matter.
+    /// `none` turns reasoning off. Other values are passed to the model's chat template.
     pub effort: Option<String>,
 }
 
-/// Tools, as the chat interface has them.
+/// Converts tools to those of the chat interface.
 ///
 /// # Errors
-/// The field, and why: if a tool is of a type that only OpenAI's servers have.
+/// If a tool has a type that only OpenAI's servers provide, or none. The error is the path of the field and a message.
 pub fn chat_tools(tools: &[Map<String, Value>]) -> Result<Vec<Value>, (String, String)> {
     let tool = |(i, tool): (usize, &Map<String, Value>)| match tool.get("type").and_then(Value::as_str) {
         Some("function") => {
@@ -220,7 +221,7 @@ pub fn chat_tools(tools: &[Map<String, Value>]) -> Result<Vec<Value>, (String, S
 /// An answer, at its beginning or its end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Response {
-    /// Tells answers apart.
+    /// The id of the answer.
     pub id: String,
     /// `response`.
     pub object: &'static str,
@@ -228,41 +229,41 @@ pub struct Response {
     pub created_at: u64,
     /// `in_progress`, `completed`, `incomplete` or `failed`.
     pub status: &'static str,
-    /// Why it failed.
+    /// Why the answer failed.
     pub error: Option<ResponseError>,
-    /// Why it is not complete.
+    /// Why the answer is incomplete.
     pub incomplete_details: Option<IncompleteDetails>,
-    /// As asked for.
+    /// As in the request.
     pub instructions: Option<String>,
-    /// As asked for.
+    /// As in the request.
     pub max_output_tokens: Option<u32>,
-    /// Which model.
+    /// The model.
     pub model: String,
-    /// What was answered.
+    /// The items of the answer.
     pub output: Vec<OutputItem>,
-    /// As asked for.
+    /// As in the request.
     pub parallel_tool_calls: bool,
-    /// As asked for.
+    /// As in the request.
     pub previous_response_id: Option<String>,
-    /// As asked for.
+    /// As in the request.
     pub reasoning: Value,
-    /// As asked for.
+    /// As in the request.
     pub store: bool,
-    /// As asked for.
+    /// As in the request.
     pub temperature: Option<f32>,
-    /// As asked for.
+    /// As in the request.
     pub text: Value,
-    /// As asked for.
+    /// As in the request.
     pub tool_choice: Value,
-    /// As asked for.
+    /// As in the request.
     pub tools: Vec<Map<String, Value>>,
-    /// As asked for.
+    /// As in the request.
     pub top_p: Option<f32>,
-    /// Always `disabled`: what is too long is an error.
+    /// Always `disabled`: a prompt that is too long is an error.
     pub truncation: &'static str,
-    /// Tokens, at the end.
+    /// The tokens that it took; null until the end.
     pub usage: Option<ResponseUsage>,
-    /// As asked for.
+    /// As in the request.
     pub metadata: Map<String, Value>,
 }
 
@@ -271,111 +272,111 @@ pub struct Response {
 pub struct ResponseError {
     /// `server_error`.
     pub code: &'static str,
-    /// For people.
+    /// A message for people.
     pub message: String,
 }
 
-/// Why an answer is not complete.
+/// Why an answer is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct IncompleteDetails {
     /// `max_output_tokens`.
     pub reason: &'static str,
 }
 
-/// A part of an answer.
+/// An item of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutputItem {
-    /// What the model thought.
+    /// The model's reasoning.
     Reasoning {
-        /// Tells items apart.
+        /// The id of the item.
         id: String,
-        /// Always empty: thoughts are told as they are.
+        /// Always empty: reasoning is returned in full, not summarized.
         summary: Vec<String>,
-        /// They.
+        /// The reasoning.
         content: Vec<ReasoningText>,
         /// `in_progress`, `completed` or `incomplete`.
         status: &'static str,
     },
-    /// What the model says.
+    /// A message.
     Message {
-        /// Tells items apart.
+        /// The id of the item.
         id: String,
         /// `assistant`.
         role: &'static str,
         /// `in_progress`, `completed` or `incomplete`.
         status: &'static str,
-        /// One text.
+        /// A single text.
         content: Vec<OutputText>,
     },
-    /// A call.
+    /// A function call.
     FunctionCall {
-        /// Tells items apart.
+        /// The id of the item.
         id: String,
-        /// Tells the calls of a conversation apart.
+        /// The id of the call, unique in a conversation.
         call_id: String,
-        /// Which function.
+        /// The name of the function.
         name: String,
-        /// JSON of an object, as a text.
+        /// The arguments: a string with a JSON object.
         arguments: String,
         /// `in_progress`, `completed` or `incomplete`.
         status: &'static str,
     },
 }
 
-/// What the model says.
+/// A text of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OutputText {
     /// `output_text`.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// It.
+    /// The text.
     pub text: String,
     /// Always empty.
     pub annotations: Vec<Value>,
-    /// How probable its tokens were, if that was asked for.
+    /// Log probabilities of its tokens, if they were requested.
     pub logprobs: Vec<TokenLogprob>,
 }
 
 impl OutputText {
-    /// A text.
+    /// Creates a text.
     pub fn new(text: String, logprobs: Vec<TokenLogprob>) -> Self {
         Self { kind: "output_text", text, annotations: Vec::new(), logprobs }
     }
 }
 
-/// How many tokens an answer took.
+/// The tokens that an answer took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ResponseUsage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub input_tokens: usize,
-    /// More about it.
+    /// Details about the prompt tokens.
     pub input_tokens_details: InputDetails,
-    /// Of the answer.
+    /// Generated tokens.
     pub output_tokens: usize,
-    /// More about it.
+    /// Details about the generated tokens.
     pub output_tokens_details: OutputDetails,
-    /// Both.
+    /// The sum of both.
     pub total_tokens: usize,
 }
 
-/// A part of [`ResponseUsage`].
+/// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct InputDetails {
-    /// Tokens that were computed for an earlier request already.
+    /// Tokens that were found in the cache, because an earlier request had them.
     pub cached_tokens: usize,
 }
 
-/// A part of [`ResponseUsage`].
+/// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct OutputDetails {
-    /// Always 0: thoughts are not counted apart.
+    /// Always 0: reasoning is not counted separately.
     pub reasoning_tokens: usize,
 }
 
 impl ResponseUsage {
-    /// Of so many tokens.
+    /// Creates a usage with these numbers of tokens.
     pub fn new(prompt: usize, cached: usize, completion: usize) -> Self {
         Self {
             input_tokens: prompt,

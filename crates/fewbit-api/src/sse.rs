@@ -1,32 +1,32 @@
-//! Server-sent events, as far as the interfaces use them.
+//! The framing of server-sent events, as far as the interfaces use it.
 //!
 //! ```text
 //! data: {json}\n\n     a chunk
-//! event: name\ndata: {json}\n\n     an event of Responses and Messages
-//! : keep-alive\n\n     a comment, so that nothing between takes the connection for dead
-//! data: [DONE]\n\n     the end
+//! event: name\ndata: {json}\n\n     a named event of Responses and Messages
+//! : keep-alive\n\n     a comment, so that proxies do not close an idle connection
+//! data: [DONE]\n\n     the end of the stream
 //! ```
 
 use serde::Serialize;
 
-/// The end of a stream.
+/// The last event of a stream of chats or completions.
 pub const DONE: &str = "data: [DONE]\n\n";
 
-/// Says that the server is still there.
+/// A comment that keeps an idle connection open.
 pub const KEEP_ALIVE: &str = ": keep-alive\n\n";
 
-/// A chunk. JSON as `serde_json` writes it has no line breaks, so one line it is.
+/// Formats a chunk. It is a single line, because `serde_json` writes no line breaks.
 ///
 /// # Errors
-/// If the value cannot be JSON.
+/// If the value cannot be serialized as JSON.
 pub fn data(value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(format!("data: {}\n\n", serde_json::to_string(value)?))
 }
 
-/// An event with a name, as Responses and Messages have them.
+/// Formats a named event, as Responses and Messages use them.
 ///
 /// # Errors
-/// If the value cannot be JSON.
+/// If the value cannot be serialized as JSON.
 pub fn event(name: &str, value: &impl Serialize) -> Result<String, serde_json::Error> {
     Ok(format!("event: {name}\ndata: {}\n\n", serde_json::to_string(value)?))
 }

@@ -1,50 +1,50 @@
-//! `POST /tokenize` and `POST /detokenize`. They are not OpenAI's: llama.cpp's server calls the text `content`, vLLM
-//! `prompt`. Both are understood, and both are answered.
+//! `POST /tokenize` and `POST /detokenize`, which are not part of OpenAI's interface. llama.cpp's server calls the text
+//! `content`, vLLM calls it `prompt`: requests may use either name, and answers have both.
 
 use serde::{Deserialize, Serialize};
 
-/// A text to take apart.
+/// A request to tokenize a text.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[non_exhaustive]
 pub struct TokenizeRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
     /// The text.
     #[serde(alias = "prompt")]
     pub content: String,
-    /// Whether the token that begins a text is added, if the model wants one. Not by default.
+    /// Whether to add the begin-of-text token, if the model uses one. The default is false.
     #[serde(alias = "add_special_tokens")]
     pub add_special: Option<bool>,
-    /// Whether special tokens are recognised in the text. Not by default.
+    /// Whether special tokens are recognized in the text. The default is false.
     pub parse_special: Option<bool>,
 }
 
-/// Its tokens.
+/// The tokens of a text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TokenizeResponse {
-    /// Their ids.
+    /// The token ids.
     pub tokens: Vec<u32>,
-    /// How many.
+    /// How many there are.
     pub count: usize,
-    /// Tokens that a prompt and its answer can have together.
+    /// How many tokens a prompt and its answer can have together.
     pub max_model_len: usize,
 }
 
-/// Tokens to put together.
+/// A request to turn tokens into text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[non_exhaustive]
 pub struct DetokenizeRequest {
-    /// Which model; may be left out where there is only one.
+    /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// Their ids.
+    /// The token ids.
     pub tokens: Vec<u32>,
 }
 
-/// Their text.
+/// The text of tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DetokenizeResponse {
     /// The text.
     pub content: String,
-    /// The same.
+    /// The same text again.
     pub prompt: String,
 }

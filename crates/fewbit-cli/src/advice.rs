@@ -1,4 +1,4 @@
-//! What to type, where a library's error only says what is wrong: libraries know no flags.
+//! Advice on flags and commands for errors of the libraries, which do not know the command line.
 
 use fewbit::expert::tokenizer::TokenizerError;
 use fewbit::hub::HubError;

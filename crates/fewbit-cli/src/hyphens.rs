@@ -1,14 +1,14 @@
-//! Texts that begin with a hyphen: `fewbit run MODEL "- one item"`.
+//! Support for texts that begin with a hyphen: `fewbit run MODEL "- one item"`.
 //!
-//! No option of ours has a space in it, so an argument with one is a text, unless it is `--option=VALUE` or the value
-//! of an option. The parser cannot be told that; but it takes everything after `--` as it is. So where there is such a
-//! text, options go before `--` and everything else, in its order, after it.
+//! No option contains a space, so an argument with a space is a text, unless it is `--option=VALUE` or the value of an
+//! option. clap cannot be told this, but it takes everything after `--` literally. So if there is such a text, options
+//! are moved before a `--`, and everything else is moved after it, in the same order.
 
 use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, Command};
 
-/// The arguments in an order in which the parser takes texts for texts.
+/// Reorders arguments so that clap does not take texts for options.
 pub(crate) fn sorted(program: &Command, args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let args: Vec<OsString> = args.collect();
     let is_text = |arg: &OsStr| {
@@ -57,7 +57,7 @@ pub(crate) fn sorted(program: &Command, args: impl Iterator<Item = OsString>) ->
     options
 }
 
-/// Whether `text` is the option `known`, whose value is the next argument.
+/// Whether `text` is the option `known` with its value in the next argument.
 fn takes_next(known: &Arg, text: &str) -> bool {
     let names = || known.get_long().into_iter().chain(known.get_all_aliases().unwrap_or_default());
     let is_it = match text.strip_prefix("--") {

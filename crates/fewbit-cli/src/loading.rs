@@ -1,5 +1,4 @@
-//! From arguments to what they stand for: MODEL to a loaded model or an open file, with a progress bar for downloads;
-//! texts, and settings.
+//! Resolves arguments: loads or locates MODEL (with a progress bar for downloads), reads texts, and converts settings.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,7 +19,7 @@ use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
 use crate::output::{TRANSFER, note, progress_bar, with_causes};
 use crate::signals::{self, Tidy};
 
-/// A load that is done by then needs no bar.
+/// Loading shows a progress bar only after this time.
 const A_MOMENT: Duration = Duration::from_millis(400);
 
 /// Loads the model with the options of the command line.
@@ -28,7 +27,7 @@ pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model>
     load_by(builder(common), name_or_path)
 }
 
-/// The model, after what its files say wrongly was shown.
+/// Shows the warnings about a model's files, and returns the model.
 fn with_warnings(model: Model) -> Model {
     for warning in model.warnings() {
         note(format_args!("{warning}"));
@@ -36,7 +35,7 @@ fn with_warnings(model: Model) -> Model {
     model
 }
 
-/// Loads a draft model, to which what is said of the model itself does not apply.
+/// Loads a draft model, without the options that only apply to the main model.
 pub(crate) fn load_draft(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
     let mut builder = Model::builder();
     if let Some(n) = common.threads {
@@ -52,12 +51,12 @@ fn load_by(builder: ModelBuilder, name_or_path: &str) -> anyhow::Result<Model> {
     Ok(with_warnings(loaded?))
 }
 
-/// With a bar for loads that take more than a moment.
+/// Adds a progress bar, which is shown if loading takes more than a moment.
 fn with_bar(builder: ModelBuilder) -> (ModelBuilder, ProgressBar) {
     let bar = progress_bar("loading {wide_bar} {decimal_bytes}/{decimal_total_bytes} {eta}");
     let (own, start) = (bar.clone(), OnceLock::new());
     let builder = builder.on_progress(move |done, total| {
-        // The download before it is not part of the load.
+        // Time starts with the first report, because a download before does not count.
         if start.get_or_init(Instant::now).elapsed() > A_MOMENT {
             own.set_length(total);
             own.set_position(done);
@@ -100,7 +99,7 @@ pub(crate) fn builder(common: &Common) -> ModelBuilder {
     builder
 }
 
-/// How many layers are on the GPU, if that was said.
+/// The number of layers on the GPU, if it was given.
 pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
     match common.gpu_layers {
         Some(GpuLayers::Last(n)) => Some(n),
@@ -108,7 +107,7 @@ pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
     }
 }
 
-/// The file that MODEL means, fetched if need be: the same one that [`load`] loads.
+/// The path of MODEL, fetched if needed: the same file that [`load`] loads.
 pub(crate) fn locate(common: &Common, name_or_path: &str) -> anyhow::Result<PathBuf> {
     let progress = PullProgress::new();
     Ok(match common.quantize {
@@ -128,8 +127,8 @@ pub(crate) fn text_of(path: &Path) -> anyhow::Result<String> {
     decoded(bytes).map_err(|error| anyhow!("{} is not UTF-8 text: {error}", path.display()))
 }
 
-/// The text that the bytes of a file or of stdin are. A mark of the encoding at the front (BOM), as Windows' programs
-/// write it, is not part of the text; with that of UTF-16, the bytes are UTF-16.
+/// Decodes the bytes of a file or of stdin. A byte order mark at the front, as Windows programs write it, is removed;
+/// if it is that of UTF-16, the bytes are decoded as UTF-16.
 fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     let utf16 = |read: fn([u8; 2]) -> u16| {
         let units = bytes[2..].chunks_exact(2).map(|pair| read([pair[0], pair[1]]));
@@ -150,14 +149,14 @@ fn decoded(bytes: Vec<u8>) -> Result<String, String> {
     }
 }
 
-/// All of stdin, which is called `what` in an error.
+/// Reads all of stdin, which is called `what` in errors.
 pub(crate) fn text_of_stdin(what: &str) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).with_context(|| format!("cannot read {what} from stdin"))?;
     decoded(bytes).map_err(|error| anyhow!("{what} on stdin is not UTF-8 text: {error}"))
 }
 
-/// A line of stdin, without the mark of the encoding that may stand before the first.
+/// Removes the byte order mark that may precede the first line of stdin.
 pub(crate) fn without_bom(line: String, is_first: bool) -> String {
     match line.strip_prefix('\u{feff}') {
         Some(rest) if is_first => rest.to_owned(),
@@ -165,7 +164,7 @@ pub(crate) fn without_bom(line: String, is_first: bool) -> String {
     }
 }
 
-/// The windows that a text is cut into: of `ctx` tokens, and the first `n` of them if that is given.
+/// Settings to split a text into windows of `ctx` tokens, of which only the first `n` are used if that is given.
 pub(crate) fn windows(ctx: usize, n: Option<u64>) -> PerplexityOptions {
     let options = PerplexityOptions::default().ctx(ctx);
     match n {
@@ -174,7 +173,7 @@ pub(crate) fn windows(ctx: usize, n: Option<u64>) -> PerplexityOptions {
     }
 }
 
-/// The settings of the command line.
+/// Converts the sampling arguments.
 pub(crate) fn options(args: &SamplingArgs) -> GenerateOptions {
     let mut options = GenerateOptions::new().max_tokens(args.max_tokens);
     options.temperature = args.temp;
@@ -198,12 +197,12 @@ pub(crate) fn options(args: &SamplingArgs) -> GenerateOptions {
     options
 }
 
-/// Checks what the library would only see after the model is loaded.
+/// Checks settings early, because the library would only check them after the model is loaded.
 pub(crate) fn check_sampling(args: &SamplingArgs) -> anyhow::Result<()> {
     Ok(options(args).sampling_over(Sampling::default()).validate()?)
 }
 
-/// The constraint that was asked for.
+/// The requested constraint, if any.
 pub(crate) fn constraint(args: &ConstraintArgs) -> anyhow::Result<Option<Constraint>> {
     Ok(if let Some(path) = &args.schema {
         Some(Constraint::json_schema_str(&text_of(path)?).with_context(|| path.display().to_string())?)
@@ -222,7 +221,7 @@ pub(crate) fn constraint(args: &ConstraintArgs) -> anyhow::Result<Option<Constra
 /// Shows a download on stderr: a bar on a terminal, and a line for each source and each failure
 /// everywhere.
 ///
-/// While it lives, a signal ends the download in an orderly way: what is there is kept for the next attempt.
+/// While it is alive, a signal ends the download cleanly: the downloaded part is kept for the next attempt.
 pub(crate) struct PullProgress {
     bar: ProgressBar,
     _tidy: Tidy,

@@ -1,7 +1,7 @@
 //! The `fewbit` program.
 //!
-//! Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed (one line
-//! `error: ...` says why and what to do), 2 wrong usage, 128 and the signal's number when a signal ended it.
+//! Results go to stdout, everything else to stderr. Exit status: 0 for success, 1 for failure (one line `error: ...`
+//! tells why and what to do), 2 for wrong usage, 128 plus the signal's number if a signal ended it.
 #![forbid(unsafe_code)]
 
 mod advice;
@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse_from(hyphens::sorted(&Cli::command(), std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help goes to stdout, which may be closed: that is no failure of ours.
+            // Help goes to stdout, which may be closed: that is not an error.
             let _ = error.print();
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
@@ -61,12 +61,12 @@ fn main() -> ExitCode {
         Command::Audit(args) => commands::audit::run(common, args),
     };
     if let Some(code) = signals::exit_code() {
-        // What was to be tidied up has been.
+        // The command has cleaned up by now.
         return ExitCode::from(code);
     }
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever closed our stdout has seen enough.
+        // The reader of stdout closed it, which is not an error.
         Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             output::note(format_args!("error: {}", output::one_line(&error)));
@@ -75,7 +75,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sends the log of the libraries to stderr, as much of it as was asked for.
+/// Sends the log of the libraries to stderr, at the requested level.
 fn start_log(verbose: u8) {
     use tracing_subscriber::filter::LevelFilter;
     let level = match verbose {

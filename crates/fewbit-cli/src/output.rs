@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::advice;
 
-/// Nobody reads our stdout any more.
+/// Stdout was closed by its reader.
 #[derive(Debug)]
 pub(crate) struct StdoutClosed;
 
@@ -48,7 +48,7 @@ impl Out {
     }
 }
 
-/// Prints the one object that `--json` promises.
+/// Prints the single JSON object of `--json`.
 pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     let mut out = Out::new();
     out.line(value)?;
@@ -62,16 +62,16 @@ fn check(result: io::Result<()>) -> anyhow::Result<()> {
     })
 }
 
-/// A line on stderr. If that is closed there is nobody to tell.
+/// Prints a line on stderr. Ignores errors: if stderr is closed, there is no place to report them.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A bar that counts bytes.
+/// The template of a progress bar that counts bytes.
 pub(crate) const TRANSFER: &str = "{wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
 
-/// A progress bar on stderr; hidden where that is no terminal. It is drawn only when there is something to show: its
-/// length is 0 until the first report.
+/// Creates a progress bar on stderr, which is hidden if that is not a terminal. Its length is 0 until the first report,
+/// so that it is not drawn before.
 pub(crate) fn progress_bar(template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -80,7 +80,7 @@ pub(crate) fn progress_bar(template: &str) -> ProgressBar {
     ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-/// An error with its causes and, if there is one, our advice, as one line.
+/// Formats an error with its causes and, if there is any, advice, as one line.
 pub(crate) fn one_line(error: &anyhow::Error) -> String {
     let mut text = with_causes(error.as_ref());
     if let Some(advice) = advice::on(error) {
@@ -89,7 +89,7 @@ pub(crate) fn one_line(error: &anyhow::Error) -> String {
     text.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// An error and what caused it. Some libraries repeat the cause in their own words; it is said once.
+/// Formats an error with its causes. Some libraries repeat the cause in their message; then it is not repeated here.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
@@ -127,7 +127,7 @@ pub(crate) fn timings_json(timings: &Timings) -> Value {
     })
 }
 
-/// `4.2 kB`, `98.4 MB`: decimal units, as file managers and download pages use them.
+/// Formats a number of bytes, such as `4.2 kB` or `98.4 MB`: in decimal units, like file managers and download pages.
 pub(crate) fn bytes(n: u64) -> String {
     let mut value = n as f64;
     let mut unit = "B";
@@ -145,11 +145,11 @@ pub(crate) fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
 }
 
-/// Shows what the model thinks, on a terminal: dimmed, and not on stdout, which is the answer's.
+/// Shows the model's reasoning, dimmed, if stderr is a terminal. Not on stdout, which is for the answer.
 pub(crate) fn reasoning(text: &str) {
     let mut stderr = std::io::stderr().lock();
     if !text.is_empty() && std::io::IsTerminal::is_terminal(&stderr) {
-        // What cannot be shown is not needed.
+        // Reasoning is not essential, so errors are ignored.
         let _ = std::io::Write::write_all(&mut stderr, format!("\x1b[2m{text}\x1b[0m").as_bytes());
     }
 }

@@ -1,4 +1,4 @@
-//! What of a model lies where, as the program shows it.
+//! Shows on which devices the parts of a model are.
 
 use fewbit::expert::engine::{ModelPart, PlacedPart};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ fn name(part: &ModelPart) -> String {
     }
 }
 
-/// A line for each part; nothing if all are on the CPU.
+/// Prints a line for each part; nothing if all of them are on the CPU.
 pub(crate) fn placed(out: &mut Out, parts: &[PlacedPart]) -> anyhow::Result<()> {
     if parts.iter().all(|part| part.is_host) {
         return Ok(());

@@ -1,9 +1,9 @@
 //! Signals that end the program: Ctrl-C (SIGINT), SIGTERM, and SIGHUP when the terminal is closed.
 //!
-//! Mostly there is nothing to tidy up, and the program ends at once. While a [`Tidy`] is alive there is: then the first
-//! signal only says so ([`flag`]), and what runs ends by itself, without half a file; a second signal does not wait
-//! for that. In a conversation Ctrl-C ends the answer ([`interrupt_sets`]). The exit status is 128 and the signal's
-//! number: 130, 143, 129. A server with a configuration file reads it again on SIGHUP ([`hangup_reloads`]).
+//! By default, a signal ends the program at once. While a [`Tidy`] is alive, the first signal only sets [`flag`], so
+//! that the running command can clean up (such as remove a partial file) and end by itself; a second signal ends the
+//! program at once. In a conversation, Ctrl-C only ends the answer ([`interrupt_sets`]). The exit status is 128 plus
+//! the signal's number: 130, 143 or 129. A server with a configuration file reloads it on SIGHUP ([`hangup_reloads`]).
 
 use std::process;
 #[cfg(all(unix, feature = "serve"))]
@@ -17,7 +17,7 @@ static FLAG: AtomicBool = AtomicBool::new(false);
 static RELOAD: AtomicBool = AtomicBool::new(false);
 #[cfg(feature = "serve")]
 static HANGUP_RELOADS: AtomicBool = AtomicBool::new(false);
-/// What more signals can be added to.
+/// The handle of the signal iterator, to add more signals.
 #[cfg(all(unix, feature = "serve"))]
 static SIGNALS: OnceLock<signal_hook::iterator::Handle> = OnceLock::new();
 static TIDIES: AtomicUsize = AtomicUsize::new(0);
@@ -27,7 +27,7 @@ const SIGINT: i32 = 2;
 #[cfg(feature = "serve")]
 const SIGHUP: i32 = 1;
 
-/// While it lives, a signal lets the program end by itself.
+/// A guard: while one is alive, the first signal only sets [`flag`], and the program ends by itself.
 pub(crate) struct Tidy(());
 
 impl Tidy {
@@ -43,12 +43,12 @@ impl Drop for Tidy {
     }
 }
 
-/// Set by a signal that came while there was something to tidy up.
+/// Whether a signal came while a [`Tidy`] was alive.
 pub(crate) fn flag() -> &'static AtomicBool {
     &FLAG
 }
 
-/// The exit status that such a signal asks for.
+/// The exit status for the signal that was caught, if any.
 pub(crate) fn exit_code() -> Option<u8> {
     match CAUGHT.load(Ordering::SeqCst) {
         0 => None,
@@ -56,30 +56,30 @@ pub(crate) fn exit_code() -> Option<u8> {
     }
 }
 
-/// The signal was the usual way to end what ran, and it has ended well: the exit status is 0.
+/// Tells that the signal was the expected way to end the command, so that the exit status is 0.
 #[cfg(feature = "serve")]
 pub(crate) fn was_expected() {
     CAUGHT.store(0, Ordering::SeqCst);
 }
 
-/// From now on Ctrl-C sets `flag` and does nothing else.
+/// Makes Ctrl-C set `flag` and do nothing else.
 pub(crate) fn interrupt_sets(flag: &Arc<AtomicBool>) {
     *INTERRUPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(flag));
 }
 
-/// From now on SIGHUP does not end the program: [`takes_reload`] says that it came, also where it was ignored so far, as
-/// in a server that `nohup` started.
+/// Makes SIGHUP request a reload (see [`takes_reload`]) instead of ending the program. Also if it was ignored before,
+/// as in a server that was started with `nohup`.
 #[cfg(feature = "serve")]
 pub(crate) fn hangup_reloads() {
     HANGUP_RELOADS.store(true, Ordering::SeqCst);
     #[cfg(unix)]
     if let Some(signals) = SIGNALS.get() {
-        // Without a handler the system's own way remains.
+        // If this fails, the default action of the system remains.
         let _ = signals.add_signal(SIGHUP);
     }
 }
 
-/// Whether a SIGHUP has come since the last call.
+/// Whether a SIGHUP came since the last call.
 #[cfg(feature = "serve")]
 pub(crate) fn takes_reload() -> bool {
     RELOAD.swap(false, Ordering::SeqCst)
@@ -108,13 +108,13 @@ fn caught(signal: i32) {
     }
 }
 
-/// Begins to listen.
+/// Installs the signal handlers.
 #[cfg(unix)]
 pub(crate) fn install() {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-    // What whoever started the program wants ignored (`nohup`, jobs in the background) stays so.
+    // Signals that are ignored at the start (by `nohup` or in background jobs) stay ignored.
     let signals: Vec<i32> = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&signal| !is_ignored(signal)).collect();
-    // Without a handler the system's own way of ending programs remains.
+    // If this fails, the default action of the system remains.
     if let Ok(mut signals) = signal_hook::iterator::Signals::new(signals) {
         #[cfg(feature = "serve")]
         let _ = SIGNALS.set(signals.handle());
@@ -123,7 +123,7 @@ pub(crate) fn install() {
     }
 }
 
-/// Whether a signal is ignored; known on Linux only, where it can be read.
+/// Whether a signal is ignored. Only detected on Linux, which reports it in `/proc`.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -131,9 +131,9 @@ fn is_ignored(signal: i32) -> bool {
     mask.is_some_and(|mask| mask & (1 << (signal - 1)) != 0)
 }
 
-/// Begins to listen.
+/// Installs the signal handlers.
 #[cfg(not(unix))]
 pub(crate) fn install() {
-    // Without a handler the system's own way of ending programs remains.
+    // If this fails, the default action of the system remains.
     let _ = ctrlc::set_handler(|| caught(SIGINT));
 }

@@ -1,4 +1,4 @@
-//! The program as it is used: arguments, streams, exit status.
+//! Tests of the program as users run it: arguments, streams, exit status.
 
 use std::fs;
 use std::io::Write;
@@ -32,7 +32,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The one JSON object on stdout.
+/// The single JSON object on stdout.
 #[track_caller]
 fn json(output: &Output) -> Value {
     assert!(output.status.success(), "{}", stderr(output));
@@ -43,7 +43,7 @@ fn json(output: &Output) -> Value {
     value
 }
 
-/// Exit status 1, nothing on stdout, and one line that says `words`.
+/// Checks for exit status 1, nothing on stdout, and one line on stderr that contains `words`.
 #[track_caller]
 fn assert_fails(output: &Output, words: &str) {
     let text = stderr(output);
@@ -167,7 +167,7 @@ fn a_closed_stdout_is_no_failure() {
     assert!(output.status.success());
 }
 
-/// The stories model with other metadata or tensors.
+/// A copy of the stories model with changed metadata or tensors.
 fn changed(folder: &Path, change: impl FnOnce(&mut GgufWriter<'_>), first_type: Option<TensorType>) -> PathBuf {
     let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut writer = GgufWriter::with_metadata(file.metadata().clone());
@@ -207,7 +207,7 @@ fn files_that_are_no_model_are_named_in_one_line() {
         (folder.path().join("missing.gguf").to_str().unwrap().to_owned(), "does not exist"),
         ("no-such-model".to_owned(), "no model is called `no-such-model`"),
     ];
-    // A folder may be a model of Hugging Face's form.
+    // A folder may be a model in the format of Hugging Face.
     let path = folder.path().to_str().unwrap();
     for command in ["inspect", "bench", "chat"] {
         assert_fails(&run(&[command, path]), "config.json is missing");
@@ -252,7 +252,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
     let martian = changed(folder, pre, None);
     fails(martian.clone(), "martian");
     fails(martian.clone(), "(--pre NAME)");
-    // Who knows better can say so.
+    // Users who know the right value can override it.
     let known = run(&["run", martian.to_str().unwrap(), "a", "--raw", "--max-tokens", "1", "--pre", "gpt-2"]);
     assert!(known.status.success(), "{}", stderr(&known));
     let known = with_stdin(&["tokenize", martian.to_str().unwrap(), "--pre", "gpt-2"], "a");
@@ -283,7 +283,7 @@ fn what_cannot_be_done_says_what_can() {
 
 #[test]
 fn devices_are_shown_and_those_that_are_not_there_are_errors() {
-    // Where there is no desktop, Mesa's drivers complain of this variable on stderr, which the program's errors share.
+    // Without a desktop, Mesa's drivers print warnings about this variable on stderr, among the program's errors.
     let folder = tempfile::tempdir().unwrap();
     let fewbit = |args: &[&str]| fewbit(args).env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
     let devices = json(&fewbit(&["devices", "--json"]));
@@ -308,7 +308,7 @@ fn the_cache_type_can_be_chosen() {
     assert_eq!(run(&["run", STORIES, "Once", "--raw", "--kv-type", "f64"]).status.code(), Some(2));
 }
 
-/// An adapter that adds to the queries of the first layer.
+/// Writes an adapter that adds to the queries of the first layer.
 fn adapter(folder: &Path) -> PathBuf {
     let mut writer = GgufWriter::new();
     for (key, value) in [("general.architecture", "llama"), ("general.type", "adapter"), ("adapter.type", "lora")] {
@@ -453,7 +453,7 @@ fn embed_gives_a_vector_for_each_text() {
     let tokens: u64 = got["tokens"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
     assert_eq!(got["usage"]["prompt"].as_u64(), Some(tokens));
 
-    // The same as lines, from stdin, in other ways.
+    // The same texts as lines of stdin, in other ways.
     let lines = with_stdin(&["embed", STORIES, "--file", "-"], "Once upon a time\nThe dog\n");
     let first: Vec<f64> = stdout(&lines).lines().next().unwrap().split(' ').map(|x| x.parse().unwrap()).collect();
     assert_eq!(stdout(&lines).lines().count(), 2);
@@ -546,7 +546,7 @@ fn list_and_pull_know_the_registry() {
     let pinned = model("smollm2-135m-instruct");
     assert_eq!((&pinned["cached"], &pinned["bytes"]), (&false.into(), &98_362_432.into()));
     assert_eq!(pinned["verified_by"], "registry");
-    // Nobody knows the size of a file that the hub has to be asked about.
+    // The size is unknown if only the hub knows it.
     let unpinned = model("mixtral-8x7b-instruct");
     assert_eq!((&unpinned["bytes"], &unpinned["verified_by"]), (&Value::Null, &"hub".into()));
     let list = stdout(&run(&["list"]));
@@ -557,7 +557,7 @@ fn list_and_pull_know_the_registry() {
     assert!(list.lines().any(|line| line.starts_with("mixtral-8x7b-instruct ") && line.contains(" hub ")), "{list}");
     assert_fails(&run(&["pull", "no-such-model"]), "`fewbit list` shows");
 
-    // Neither source can be reached: each failure is a line, then comes the reason.
+    // No source can be reached: there is a line for each failure, and then the reason.
     let output = fewbit(&["pull", "smollm2-135m-instruct", "--json"])
         .env("FEWBIT_HOME", home.path())
         .env("FEWBIT_PYTHON", "no-such-python")

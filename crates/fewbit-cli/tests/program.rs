@@ -1,4 +1,4 @@
-//! The program among others: models of a hub, outputs that are no files, signals, texts from other systems.
+//! The program and its environment: models of a hub, outputs that are not files, signals, texts from other systems.
 
 use std::fs;
 use std::io::Read;
@@ -16,7 +16,7 @@ use hub_server::HubServer;
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
 
-/// A program whose models and caches are all in `home`.
+/// A command whose models and caches are all in `home`.
 fn fewbit(home: &TempDir, endpoint: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fewbit"));
     command.args(args).stdin(Stdio::null()).env("FEWBIT_THREADS", "1").env("HOME", home.path());
@@ -194,7 +194,7 @@ fn outputs_that_are_no_files_are_written_through() {
     assert_eq!(full.status.code(), Some(1), "{}", text(&full.stderr));
 }
 
-/// An adapter of a repo is the adapter itself; and what is quantized is not the repo's quantized file.
+/// An adapter can be named by its repo. Quantizing a repo reads its original file, not its quantized one.
 #[test]
 fn adapters_and_originals_of_a_repo_are_found() {
     use fewbit::TensorType;
@@ -239,11 +239,11 @@ fn adapters_and_originals_of_a_repo_are_found() {
     let look = ["inspect", "org/repo", "--quantize", "Q8_0", "--json"];
     let path = json(&fewbit(&home, NOWHERE, &look).output().unwrap())["path"].as_str().unwrap().to_owned();
     assert!(path.ends_with("s.F32.gguf"), "{path}");
-    // A draft model changes no token; it has a name as any other.
+    // A draft model can be named like any other, and does not change any token.
     assert_eq!(run(STORIES, &["--draft", "org/repo:F32"]), run(STORIES, &[]));
 }
 
-/// A server whose certificate only the user trusts, as those of a company are.
+/// A server whose certificate only the user trusts, such as one of a company.
 #[test]
 fn certificates_are_those_of_the_environment() {
     let stories = fs::read(STORIES).unwrap();
@@ -275,14 +275,14 @@ fn certificates_are_those_of_the_environment() {
     }
     let none = inspect(&[]);
     assert!(!none.status.success() && text(&none.stderr).contains("SSL_CERT_FILE"), "{}", text(&none.stderr));
-    // The first that is set counts, and stands in place of all others.
+    // The first variable that is set replaces all others.
     let first = inspect(&[("SSL_CERT_FILE", &other), ("REQUESTS_CA_BUNDLE", &file)]);
     assert!(!first.status.success(), "trusted by a certificate that was not to count");
     let missing = inspect(&[("SSL_CERT_FILE", Path::new("/nonexistent.pem"))]);
     assert!(text(&missing.stderr).contains("/nonexistent.pem"), "{}", text(&missing.stderr));
 }
 
-/// The URL of a server with this certificate that hands each request to the one at `behind`.
+/// The URL of a TLS server with this certificate that forwards each request to the server at `behind`.
 fn with_tls(behind: &str, certificate: Vec<u8>, key: Vec<u8>) -> String {
     let behind = behind.trim_start_matches("http://").to_owned();
     let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key).into();
@@ -294,14 +294,14 @@ fn with_tls(behind: &str, certificate: Vec<u8>, key: Vec<u8>) -> String {
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let (behind, config) = (behind.clone(), config.clone());
-            // A client that does not trust the certificate hangs up.
+            // A client that does not trust the certificate closes the connection.
             std::thread::spawn(move || drop(answer_over_tls(stream, &behind, config)));
         }
     });
     url
 }
 
-/// One request: the connection ends with the answer.
+/// Handles one request, and closes the connection after the answer.
 fn answer_over_tls(
     stream: std::net::TcpStream,
     behind: &str,
@@ -327,7 +327,7 @@ fn answer_over_tls(
     tls.flush()
 }
 
-/// A server is reached through the proxy of the environment, unless it is among those that are not.
+/// Servers are reached through the proxy of the environment, except those that are excluded from it.
 #[test]
 fn proxies_are_heeded() {
     let stories = fs::read(STORIES).unwrap();
@@ -343,7 +343,7 @@ fn proxies_are_heeded() {
         }
     });
     let home = TempDir::new().unwrap();
-    // A host that only the proxy knows.
+    // A host name that only the proxy can resolve.
     let pull = |name: &str, value: &str| {
         let mut command = fewbit(&home, "http://hub.invalid", &["pull", "org/repo"]);
         command.env(name, value).env_remove("NO_PROXY").env_remove("no_proxy");
@@ -361,7 +361,7 @@ fn proxies_are_heeded() {
     assert!(asked.try_recv().is_err(), "a proxy for others");
 }
 
-/// One connection of a proxy that leads to `behind`, whatever it was asked for.
+/// Handles one connection of a proxy that always connects to `behind`, whatever host is requested.
 fn tunnel(mut stream: std::net::TcpStream, behind: &str, asked: &std::sync::mpsc::Sender<String>) {
     let mut head = Vec::new();
     let mut byte = [0];
@@ -377,7 +377,8 @@ fn tunnel(mut stream: std::net::TcpStream, behind: &str, asked: &std::sync::mpsc
     let _ = std::io::copy(&mut stream, &mut server);
 }
 
-/// Signals while something is fetched: what is there stays, the rest is tidied up, and the status says which.
+/// Signals during a download: the downloaded part is kept, the rest is cleaned up, and the exit status tells the
+/// signal.
 #[cfg(unix)]
 #[test]
 fn signals_end_the_program_in_an_orderly_way() {
@@ -387,14 +388,14 @@ fn signals_end_the_program_in_an_orderly_way() {
         server.faults.delay_ms.store(1500, std::sync::atomic::Ordering::SeqCst);
         let home = TempDir::new().unwrap();
         let child = fewbit(&home, &server.url, &["pull", "org/repo"]).stderr(Stdio::piped()).spawn().unwrap();
-        // Once the store is asked, the download has begun.
+        // The download has begun once the store has received a request.
         while !server.paths().iter().any(|path| path.starts_with("/store/")) {
             std::thread::yield_now();
         }
         kill(&child, signal);
         let output = child.wait_with_output().unwrap();
         if is_ignored(signal) {
-            // Inherited by the program, which must leave it so.
+            // The program inherits that the signal is ignored, and must not change it.
             assert_eq!(output.status.code(), Some(0), "{signal}: {}", text(&output.stderr));
             continue;
         }
@@ -404,7 +405,7 @@ fn signals_end_the_program_in_an_orderly_way() {
     }
 }
 
-/// A signal while a file is written into a pipe that nobody reads on: the program ends, and leaves nothing.
+/// A signal while an importance matrix is measured: the program ends, and leaves no file.
 #[cfg(unix)]
 #[test]
 fn a_signal_leaves_no_half_file() {
@@ -414,7 +415,7 @@ fn a_signal_leaves_no_half_file() {
     let out = home.path().join("out.imatrix.gguf");
     let args = ["imatrix", STORIES, "-f", text_file.to_str().unwrap(), "-o", out.to_str().unwrap(), "-v"];
     let mut child = fewbit(&home, NOWHERE, &args).stderr(Stdio::piped()).spawn().unwrap();
-    // It says that the model is loaded; then it computes for a while.
+    // Wait for the line that the model is loaded; after it, the program computes for a while.
     let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("loaded") {
@@ -425,13 +426,13 @@ fn a_signal_leaves_no_half_file() {
     assert_eq!(child.wait().unwrap().code(), Some(143));
     let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|item| item.unwrap().file_name()).collect();
     if left != ["text"] {
-        // On a busy machine the signal can come when all is done: then the file is whole.
+        // On a busy machine the signal may come when all is done: then the file must be complete.
         assert_eq!(left.len(), 2, "{left:?}");
         fewbit::quantize::Importance::open(&out).unwrap();
     }
 }
 
-/// A signal while a model is quantized: no part of a file stays, and what was there before does.
+/// A signal while a model is quantized: the partial file is removed, and the old file stays.
 #[cfg(unix)]
 #[test]
 fn a_signal_while_quantizing_leaves_what_was_there() {
@@ -450,7 +451,7 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
     };
     RandomWeights::new(shape, "F16").unwrap().write(&input).unwrap();
     for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
-        // A machine that is busy may show the signal only after the work is done, which must then be whole.
+        // On a busy machine the signal may come only after the work is done: then the file must be complete.
         let was_interrupted = (0..8).any(|_| {
             let folder = TempDir::new().unwrap();
             let out = folder.path().join("out.gguf");
@@ -464,12 +465,12 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
                 names.sort();
                 names
             };
-            // The part appears when writing begins.
+            // The partial file appears when writing begins.
             let mut ended = None;
             while names().len() < 2 && ended.is_none() {
                 ended = child.try_wait().unwrap();
             }
-            // Not waited for, it is still there to be sent a signal, whether it runs or not.
+            // Its exit status was not collected yet, so the process id is still valid, even if it has ended.
             if ended.is_none() {
                 kill(&child, signal);
             }
@@ -483,7 +484,7 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
             if fs::read(&out).unwrap() == b"old" {
                 return true;
             }
-            // It came after the last byte.
+            // The signal came after the last byte was written.
             fewbit::expert::open(&out).unwrap();
             false
         });
@@ -491,8 +492,8 @@ fn a_signal_while_quantizing_leaves_what_was_there() {
     }
 }
 
-/// Whether these tests were started with a signal ignored, as `nohup` and jobs in the background are. The program, which
-/// inherits that, leaves it so. Known on Linux only, as in the program.
+/// Whether these tests were started with a signal ignored, as by `nohup` or in background jobs. The program inherits
+/// that and does not change it. Only detected on Linux, as in the program.
 #[cfg(unix)]
 fn is_ignored(signal: &str) -> bool {
     let number = match signal {

@@ -1,4 +1,4 @@
-//! `fewbit quantize` and `fewbit imatrix` as they are used: arguments, streams, exit status.
+//! Tests of `fewbit quantize` and `fewbit imatrix` as users run them: arguments, streams, exit status.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -18,7 +18,7 @@ fn run(args: &[&str]) -> Output {
     command.output().unwrap()
 }
 
-/// The one JSON object on stdout.
+/// The single JSON object on stdout.
 #[track_caller]
 fn json(args: &[&str]) -> Value {
     let output = run(args);
@@ -28,7 +28,7 @@ fn json(args: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Exit status 1, nothing on stdout, and one line that says `words`.
+/// Checks for exit status 1, nothing on stdout, and one line on stderr that contains `words`.
 #[track_caller]
 fn assert_fails(args: &[&str], words: &str) {
     let output = run(args);
@@ -38,7 +38,7 @@ fn assert_fails(args: &[&str], words: &str) {
     assert!(text.starts_with("error: ") && text.contains(words), "{text:?} does not say {words:?}");
 }
 
-/// A path in a folder.
+/// The path of a file in a folder.
 fn at(folder: &TempDir, name: &str) -> String {
     folder.path().join(name).to_str().unwrap().to_owned()
 }
@@ -82,7 +82,7 @@ fn options_change_the_types() {
         args.extend(more);
         json(&args)["types"].as_object().unwrap().keys().cloned().collect::<Vec<_>>()
     };
-    // The output gets Q6_K; but 64 columns are not a multiple of 256, and rows of 172 fit no block at all.
+    // The output matrix would get Q6_K, but 64 columns are not a multiple of 256, and rows of 172 do not fit any block.
     assert_eq!(types(&[]), ["F16", "F32", "Q4_0", "Q8_0"]);
     assert_eq!(types(&["--pure"]), ["F16", "F32", "Q4_0"]);
     assert_eq!(types(&["--leave-output-tensor"]), ["F16", "F32", "Q4_0"]);
@@ -156,11 +156,11 @@ fn an_importance_matrix_is_that_of_llama_cpp() {
     for name in theirs.names() {
         let (a, b) = (ours.mean_squares(name).unwrap(), theirs.mean_squares(name).unwrap());
         for (i, (a, b)) in a.iter().zip(&b).enumerate() {
-            // Theirs keeps keys and values in f16.
+            // llama.cpp stores keys and values in f16.
             assert!((a - b).abs() <= 0.01 * b + 1e-6, "{name} column {i}: {a}, llama.cpp has {b}");
         }
     }
-    // What was measured is what `quantize` takes.
+    // `quantize` accepts the measured file.
     let made = at(&folder, "made.gguf");
     let object = json(&["quantize", STORIES, &made, "--type", "Q4_0", "--imatrix", &out, "--json"]);
     assert_eq!(object["weighted"], 30, "{object}");

@@ -1,4 +1,4 @@
-//! The command `serve`: its address on stdout, answers over a socket, and an end by a signal with status 0.
+//! The command `serve`: prints its address on stdout, answers over a socket, and ends with status 0 after a signal.
 #![cfg(unix)]
 
 use std::fs;
@@ -114,7 +114,7 @@ fn from_an_example_to_usage() {
         serde_json::from_str(&run(&["audit", "verify", "--config", config, "--json"])).unwrap();
     assert_eq!(verified["lines"], 1);
     let head = format!("1:{}", verified["hash"].as_str().unwrap());
-    // The server knows at once.
+    // The running server refuses the key at once.
     run(&["keys", "revoke", "ada", "--config", config]);
     assert!(ask(address, "POST", "/v1/completions", &header, body).starts_with("HTTP/1.1 401 "));
     assert_eq!(stop(server).0, Some(0));
@@ -165,14 +165,14 @@ fn a_batch_goes_on_where_it_was() {
     assert!(text.starts_with(", there was a little girl"), "{text}");
     assert_eq!(answers[2]["response"]["status_code"], 400);
     assert!(answers[3]["response"].is_null() && answers[3]["error"]["message"].as_str().unwrap().contains("/v1/none"));
-    // The same bytes again: one at a time, and after a run that was ended in the middle of a line.
+    // The same bytes again: with one request at a time, and after a run that was interrupted in the middle of a line.
     let second_line = whole.match_indices('\n').nth(1).unwrap().0 + 1;
     fs::write(&twice, &whole[..second_line + 20]).unwrap();
     let output = run(&twice, "1");
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((&told["answered"], &told["new"]), (&6.into(), &4.into()));
     assert_eq!(fs::read_to_string(&twice).unwrap(), whole);
-    // The answers to something else are not gone on from.
+    // An output that belongs to another input is not continued.
     fs::write(&twice, whole.replace("\"b\"", "\"x\"")).unwrap();
     assert_eq!(run(&twice, "1").status.code(), Some(1));
 }
@@ -212,7 +212,7 @@ fn what_a_client_got_stands_in_the_log_after_a_kill() {
                     let head =
                         format!("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}");
                     let request = format!("{head}Content-Length: {}\r\n\r\n{body}", body.len());
-                    // Until nobody listens any more.
+                    // Until the server does not listen any more.
                     while let Ok(mut socket) = TcpStream::connect(address) {
                         let mut answer = String::new();
                         let read =

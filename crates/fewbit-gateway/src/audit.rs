@@ -1,15 +1,16 @@
-//! The log: a line for each answer, refused or not, and each line holds the SHA-256 of the one before.
+//! The audit log: one line for each answer or refusal, and each line contains the SHA-256 of the line before it.
 //!
 //! ```text
 //! {"n":1,"prev":"000...","time_ms":...,"request":"req_...","key":"ada",...}
-//! {"n":2,"prev":SHA-256 of the line above, without its end,...}
+//! {"n":2,"prev":SHA-256 of the line above, without its line break,...}
 //! ```
 //!
-//! A line that is changed, taken out or put in breaks the chain from there on. That lines are missing at the end, or that
-//! all were written anew, shows against a [`Head`] that was noted elsewhere. No text of a request or an answer is in it.
+//! Changing, removing or inserting a line breaks the chain from there on. Lines missing at the end, or a log that was
+//! rewritten as a whole, are detected by comparing with a [`Head`] that was noted elsewhere. The log contains no text
+//! of requests or answers.
 //!
-//! A server that was killed in the middle of a line leaves a part of one, without its end: the next one takes it away.
-//! One process at a time writes.
+//! If a server is killed while it writes a line, the log ends with a partial line without a line break; the next server
+//! removes it. Only one process writes at a time.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -23,48 +24,49 @@ use crate::hex;
 
 const FILE: &str = "audit.jsonl";
 const LOCK: &str = "audit.lock";
-/// The hash before the first line.
+/// The `prev` of the first line.
 const START: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-/// No line that was written is longer.
+/// Limit on the bytes of a line. The server never writes a line that long.
 const MAX_LINE: u64 = 1 << 16;
 
-/// A line.
+/// A line of the log.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its number, from 1.
+    /// The line number, from 1.
     pub n: u64,
-    /// The hash of the line before.
+    /// The SHA-256 of the line before, in hexadecimal.
     pub prev: String,
     /// When the answer ended, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The request's id, as the client got it.
+    /// The request id, as it was sent to the client.
     pub request: String,
-    /// The key's name.
+    /// The name of the key.
     pub key: Option<String>,
-    /// The endpoint's path.
+    /// The path of the endpoint.
     pub endpoint: String,
-    /// The model, or the route, that the request named.
+    /// The model or route that the request named.
     pub model: String,
-    /// The target of the route that answered.
+    /// The route target that answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
-    /// Whether it answered because the target chosen first could not.
+    /// Whether that target was a fallback, because the target chosen first failed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fallback: bool,
-    /// How it ended.
+    /// How the answer ended.
     pub outcome: Outcome,
     /// Tokens of the prompt.
     pub prompt_tokens: u64,
-    /// Of these, known already.
+    /// How many of them were found in the cache.
     pub cached_tokens: u64,
-    /// Tokens of the answer.
+    /// Generated tokens.
     pub completion_tokens: u64,
-    /// Whether the numbers of tokens are estimates, because the server that answered did not say.
+    /// Whether the token counts are estimates, because the exact ones were not known (such as when an upstream reports
+    /// no usage).
     #[serde(default, skip_serializing_if = "is_false")]
     pub estimated: bool,
-    /// What it cost, in the currency of the prices.
+    /// The cost, in the currency of the prices.
     pub cost: f64,
-    /// How long it took.
+    /// The duration of the request in milliseconds.
     pub elapsed_ms: u64,
 }
 
@@ -78,22 +80,22 @@ fn is_false(value: &bool) -> bool {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is complete.
+    /// The answer is complete.
     Complete,
-    /// It was not begun.
+    /// No answer was begun.
     Refused,
-    /// It broke off.
+    /// The answer failed after it was begun.
     Failed,
-    /// Its client went away. Its tokens are those that were sent, as far as they can be told apart.
+    /// The client disconnected. The token counts include what was generated until then, as far as it is known.
     Cancelled,
 }
 
-/// The end of a log: it proves all lines up to it.
+/// The last line of a log at some time. A noted head proves that no line up to it was changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Head {
     /// The number of the last line.
     pub n: u64,
-    /// Its hash.
+    /// The SHA-256 of the last line, in hexadecimal.
     pub hash: String,
 }
 
@@ -103,25 +105,25 @@ impl Default for Head {
     }
 }
 
-/// A log that is written.
+/// A log that is open for writing.
 #[derive(Debug)]
 pub struct Audit {
     file: File,
     path: PathBuf,
     head: Head,
-    /// Bytes of whole lines.
+    /// The size of all complete lines, in bytes.
     n_bytes: u64,
-    /// What could not be written as a whole is taken away before the next line.
+    /// Whether the file ends with a partial line, which is removed before the next line is written.
     is_torn: bool,
-    /// Held as long as this is.
+    /// Keeps `audit.lock` locked.
     _lock: File,
 }
 
 impl Audit {
-    /// The log of this store, to write on. Every line is checked, and shown to `each`.
+    /// Opens the log of this store for appending. Verifies every line, and passes its entry to `each`.
     ///
     /// # Errors
-    /// If another process writes it, it cannot be read, or a line is not what was written.
+    /// If another process has the log open for writing, it cannot be read, or a line was changed after it was written.
     pub fn open(store: impl AsRef<Path>, each: impl FnMut(&Entry)) -> Result<Self, GatewayError> {
         let store = store.as_ref();
         fs::create_dir_all(store).map_err(GatewayError::file("make", store))?;
@@ -142,10 +144,11 @@ impl Audit {
         Ok(Self { file, path, head, n_bytes, is_torn: has_bytes > n_bytes, _lock: lock })
     }
 
-    /// Adds a line. `n` and `prev` are set here.
+    /// Appends an entry. Its `n` and `prev` are set here.
     ///
     /// # Errors
-    /// If it cannot be written as a whole. Then the log is as it was, as soon as that can be.
+    /// If the line cannot be written completely. A part that was written is then removed, at the latest before the next
+    /// line.
     pub fn append(&mut self, mut entry: Entry) -> Result<(), GatewayError> {
         entry.n = self.head.n + 1;
         entry.prev = self.head.hash.clone();
@@ -166,17 +169,17 @@ impl Audit {
         Ok(())
     }
 
-    /// Its end.
+    /// The head of the log.
     pub fn head(&self) -> &Head {
         &self.head
     }
 }
 
-/// Checks the log of a store line by line, against a head that was noted if there is one; shows each line to `each`. A
-/// server may be writing it: a last line without an end is not looked at.
+/// Verifies the log of a store line by line, and that it contains the `noted` head, if there is one. Each entry is
+/// passed to `each`. A server may be writing the log meanwhile: an incomplete last line is ignored.
 ///
 /// # Errors
-/// If it cannot be read, a line is not what was written, or the head is another.
+/// If the log cannot be read, a line was changed after it was written, or the log does not contain the noted head.
 pub fn verify(store: impl AsRef<Path>, noted: Option<&Head>, each: impl FnMut(&Entry)) -> Result<Head, GatewayError> {
     read(&store.as_ref().join(FILE), noted, each).map(|(head, _)| head)
 }
@@ -218,7 +221,7 @@ fn read(path: &Path, noted: Option<&Head>, mut each: impl FnMut(&Entry)) -> Resu
     }
 }
 
-/// Files that only their owner may read.
+/// Options that create files only their owner can read.
 fn private() -> OpenOptions {
     #[allow(unused_mut, reason = "changed on Unix only")]
     let mut options = OpenOptions::new();
@@ -252,7 +255,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A store with five lines, and its head.
+    /// A store whose log has five lines, and the log's head.
     fn five() -> (tempfile::TempDir, Head) {
         let folder = tempfile::tempdir().unwrap();
         let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
@@ -270,7 +273,7 @@ pub(crate) mod tests {
         let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
         assert!(matches!(Audit::open(folder.path(), |_| ()), Err(GatewayError::Locked { .. })));
         audit.append(entry("bob", 9, 9)).unwrap();
-        // A head of before is in it still.
+        // A head that was noted earlier is still part of the log.
         assert_eq!(verify(folder.path(), Some(&head), |_| ()).unwrap().n, 6);
         assert!(verify(folder.path(), Some(&Head::default()), |_| ()).is_ok());
     }
@@ -300,7 +303,7 @@ pub(crate) mod tests {
         let last = lines[4].replace("\"completion_tokens\":4", "\"completion_tokens\":0");
         assert!(matches!(with(&[&lines[..4], &[&last[..]]].concat()), Err(GatewayError::OtherHead { line: 5, .. })));
         assert!(with(&lines).is_ok());
-        // A server does not write after what is broken.
+        // A server does not append to a broken log.
         fs::write(&path, [lines[0], &changed, ""].join("\n")).unwrap();
         assert!(matches!(Audit::open(folder.path(), |_| ()), Err(GatewayError::Broken { line: 2, .. })));
         fs::write(&path, "x".repeat(1 << 17)).unwrap();

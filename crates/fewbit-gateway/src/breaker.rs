@@ -1,4 +1,4 @@
-//! A circuit breaker: a target that keeps failing is not asked for a while.
+//! A circuit breaker: a target that keeps failing is skipped for a while.
 //!
 //! ```text
 //! closed --5 failures in a row--> open --after 30 s--> half-open --trial succeeds--> closed
@@ -6,14 +6,15 @@
 //!                                  +----- trial fails -----+
 //! ```
 //!
-//! While it is half-open, one request is the trial and the others go elsewhere. An answer counts when it ends: one that
-//! breaks off after its beginning is a failure. A request that says nothing about the target (its client went away, or
-//! the request itself was wrong) counts as neither; if it was the trial, the next request is.
+//! While the breaker is half-open, one request is the trial and the others go to other targets. An answer counts when
+//! it ends: one that breaks off midway is a failure. A request that says nothing about the target (its client
+//! disconnected, or the request was invalid) counts as neither success nor failure; if it was the trial, the next
+//! request becomes the trial.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Failures in a row that open the breaker.
+/// How many failures in a row open the breaker.
 pub(crate) const FAILURES: u32 = 5;
 /// How long it stays open.
 pub(crate) const OPEN_FOR: Duration = Duration::from_secs(30);
@@ -36,7 +37,8 @@ impl Default for State {
     }
 }
 
-/// Leave to ask the target. It is to be told how that went; dropping it says that nothing was learned.
+/// Permission for one request to the target. Report the result with [`Permit::succeeded`] or [`Permit::failed`]; a
+/// permit that is dropped counts as neither.
 #[derive(Debug)]
 pub(crate) struct Permit {
     breaker: Arc<Breaker>,
@@ -49,7 +51,7 @@ impl Breaker {
         change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Leave to ask the target now, if it may be asked.
+    /// A permit for one request to the target, or `None` if the target is to be skipped now.
     pub(crate) fn permit(self: &Arc<Self>, now: Instant) -> Option<Permit> {
         let is_trial = self.with(|state| match *state {
             State::Closed { .. } => Some(false),
@@ -62,7 +64,7 @@ impl Breaker {
         Some(Permit { breaker: Arc::clone(self), is_trial, is_settled: false })
     }
 
-    /// Whether requests go elsewhere.
+    /// Whether the breaker is open or half-open.
     pub(crate) fn is_open(&self) -> bool {
         self.with(|state| !matches!(state, State::Closed { .. }))
     }
@@ -77,7 +79,8 @@ impl Permit {
         self.settle(Err(()), Instant::now());
     }
 
-    /// Requests from before the breaker opened do not decide about a trial.
+    /// Records a result. While the breaker is open or half-open, only the trial's result counts: requests that began
+    /// before it opened are ignored.
     fn settle(&mut self, result: Result<(), ()>, now: Instant) {
         self.is_settled = true;
         let is_trial = self.is_trial;
@@ -127,7 +130,7 @@ mod tests {
         assert!(breaker.is_open() && breaker.permit(start + OPEN_FOR / 2).is_none());
         let mut trial = breaker.permit(start + OPEN_FOR).unwrap();
         assert!(breaker.permit(start + OPEN_FOR).is_none());
-        // Begun before the breaker opened.
+        // This request began before the breaker opened.
         late.settle(Ok(()), start + OPEN_FOR);
         assert!(breaker.is_open());
         trial.settle(Ok(()), start + OPEN_FOR);

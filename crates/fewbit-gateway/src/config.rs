@@ -1,4 +1,4 @@
-//! The file that says what a server serves: read whole, checked whole, and whatever is wrong in it has its line.
+//! The configuration file of a server. All of it is checked when it is read, and errors have the line number.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,38 +14,39 @@ use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
 use crate::routes::{Route, Routes};
 
-/// A commented example.
+/// A configuration file with comments, as an example.
 pub const EXAMPLE: &str = include_str!("example.toml");
 
-/// The most retries of a route.
+/// The most retries that a route can have.
 const MAX_RETRIES: u32 = 5;
 
-/// What the file says.
+/// A parsed configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Config {
     /// Where to listen, as `IP:PORT`.
     pub listen: Option<String>,
-    /// The folder of keys and log; a relative path begins at the file. Without it there are no keys.
+    /// The folder of the keys and the audit log. A relative path is relative to the configuration file. Without a store
+    /// there are no keys.
     pub store: Option<PathBuf>,
-    /// What to serve.
+    /// The models to serve.
     #[serde(default)]
     pub models: Vec<ModelConfig>,
-    /// Other servers.
+    /// Other servers that routes can use.
     #[serde(default)]
     upstreams: Vec<Upstream>,
-    /// Names that stand for several models.
+    /// Model names that stand for several targets.
     #[serde(default)]
     routes: Vec<RouteConfig>,
-    /// What models cost.
+    /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
     #[serde(skip)]
     source: Source,
 }
 
-/// The file, to say where something stands in it.
+/// The path and text of the file, for line numbers in errors.
 #[derive(Debug, Clone, Default, PartialEq)]
 struct Source {
     path: PathBuf,
@@ -53,7 +54,7 @@ struct Source {
 }
 
 impl Source {
-    /// An error about what stands there.
+    /// An error about this part of the file.
     fn wrong(&self, at: Range<usize>, what: impl Into<String>) -> GatewayError {
         let before = self.text.as_bytes().get(..at.start).unwrap_or_default();
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
@@ -66,9 +67,9 @@ impl Source {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ModelConfig {
-    /// A name of the registry or the hub, or a path, which begins at the working folder.
+    /// A name of the registry or the hub, or a path. A relative path is relative to the working folder.
     pub model: String,
-    /// What requests call it: as `fewbit serve MODEL` would have it by default.
+    /// Its name in requests. By default the same as with `fewbit serve MODEL`.
     pub name: Option<String>,
 }
 
@@ -124,10 +125,10 @@ struct PriceConfig {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads and checks a configuration file.
     ///
     /// # Errors
-    /// If it cannot be read, or something in it is wrong: with its line.
+    /// If the file cannot be read, or something in it is wrong. The error has the line number.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, GatewayError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(GatewayError::file("read", path))?;
@@ -149,7 +150,7 @@ impl Config {
         Ok(config)
     }
 
-    /// What can be known from the file alone.
+    /// Checks what can be checked without knowing the models.
     fn check(&self) -> Result<(), GatewayError> {
         let wrong = |at: Range<usize>, what: String| Err(self.source.wrong(at, what));
         for (name, price) in &self.prices {
@@ -207,10 +208,11 @@ impl Config {
         Ok(())
     }
 
-    /// Checks what depends on the models of this process: `models` are the names that requests call them by.
+    /// Checks what depends on the local models. `models` are their names in requests.
     ///
     /// # Errors
-    /// If a route or a price names a model that is not there, or a route has a model's name: with its line.
+    /// If a route or a price names a model that does not exist, or a route has the name of a model. The error has the
+    /// line number.
     pub fn check_models(&self, models: &[&str]) -> Result<(), GatewayError> {
         let is_model = |name: &str| models.contains(&name);
         for route in &self.routes {
@@ -239,15 +241,15 @@ impl Config {
         }
     }
 
-    /// Whether there are routes.
+    /// Whether the configuration has routes.
     pub fn has_routes(&self) -> bool {
         !self.routes.is_empty()
     }
 
-    /// A backend with the routes, next to the models of this process. The keys of upstreams are read now.
+    /// Creates a backend with the routes and the local models. Reads the keys of the upstreams.
     ///
     /// # Errors
-    /// If a key is not where the file says, or an upstream's address is not a URL: with its line.
+    /// If the key of an upstream cannot be read, or its address is not a valid URL. The error has the line number.
     pub fn backend(&self, local: Option<Arc<dyn Backend>>) -> Result<Routes, GatewayError> {
         let targets = || self.routes.iter().flat_map(|route| &route.to);
         let mut upstreams: Vec<(&str, Arc<dyn Backend>)> = Vec::new();
@@ -301,7 +303,7 @@ impl Config {
         std::env::var(variable.get_ref()).map(|key| Some(key.trim().to_owned())).map_err(unset)
     }
 
-    /// What models cost.
+    /// The prices by model or route name.
     pub fn prices(&self) -> Prices {
         let price = |of: &PriceConfig| Price {
             input: of.input,
@@ -329,7 +331,7 @@ mod tests {
         );
         assert_eq!(config.models[0].model, "smollm2-135m-instruct");
         assert_eq!(config.prices()["small"], Price { input: 0.1, cached_input: 0.01, output: 0.4 });
-        // So are the parts in comments.
+        // The parts of the example that are commented out are valid as well.
         let routes: String = EXAMPLE.split_inclusive('\n').skip_while(|line| *line != "# [[upstreams]]\n").collect();
         let routes: String = routes
             .lines()
@@ -369,7 +371,7 @@ mod tests {
             error("[prices.m]\ninput = -1\noutput = 1")
                 .starts_with("c.toml, line 1: a price of \"m\" is not an amount")
         );
-        // What the models of the process decide.
+        // Errors that depend on the local models.
         let config = parse("[[routes]]\nname = \"r\"\nto = [\n{ model = \"m\" },\n{ model = \"n\" }]\n[prices.r]\ninput = 1\noutput = 1")
             .unwrap();
         config.check_models(&["m", "n"]).unwrap();
@@ -378,7 +380,7 @@ mod tests {
         assert!(error(&config, &["m", "n", "r"]).starts_with("c.toml, line 2: a route and a model"));
         let config = parse("\n[prices.p]\ninput = 1\noutput = 1").unwrap();
         assert!(error(&config, &[]).starts_with("c.toml, line 2: there is a price for \"p\""));
-        // What is known when upstreams are made.
+        // Errors that are found when the upstreams are created.
         let error = |more: &str| parse(&format!("{upstream}{more}")).unwrap().backend(None).unwrap_err().to_string();
         assert!(error("key_env = \"FEWBIT_NO_SUCH_VARIABLE\"").starts_with("c.toml, line 4: the environment variable"));
         assert!(error("key_file = \"none-here\"").starts_with("c.toml, line 4: cannot read the key in none-here"));

@@ -1,52 +1,52 @@
-//! What can be wrong with a store.
+//! Errors of the store and of the configuration.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with a store, or with what is to be put there. No key is in a message.
+/// An error of the store or of the configuration. No message contains a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GatewayError {
     /// A file cannot be read or written.
     #[error("cannot {what} {}", path.display())]
     File {
-        /// What was to be done.
+        /// The operation: `read`, `write` and so on.
         what: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         error: io::Error,
     },
-    /// The keys cannot be read.
+    /// The key file is not valid.
     #[error("{} has no keys in it: restore it from a copy", path.display())]
     Keys {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         error: serde_json::Error,
     },
-    /// The configuration is wrong.
+    /// The configuration cannot be parsed.
     #[error("{} is not a configuration", path.display())]
     Config {
         /// The file.
         path: PathBuf,
-        /// What is wrong, with its line.
+        /// What is wrong, with the line number.
         #[source]
         error: toml::de::Error,
     },
-    /// The configuration says something that cannot be.
+    /// A setting of the configuration is invalid.
     #[error("{}, line {line}: {what}", path.display())]
     Setting {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// What is wrong, and what to do.
+        /// What is wrong, and how to fix it.
         what: String,
     },
-    /// The configuration of a running server changes what is fixed when it starts.
+    /// A reloaded configuration changes a setting that is fixed when the server starts.
     #[error("{}: `{what}` has changed, which takes a restart of the server: nothing was applied", path.display())]
     NeedsRestart {
         /// The file.
@@ -54,51 +54,51 @@ pub enum GatewayError {
         /// The setting.
         what: &'static str,
     },
-    /// There is a key of this name.
+    /// A key with this name exists already.
     #[error("there is a key {name:?} already: revoke it, or take another name")]
     SameName {
         /// The name.
         name: String,
     },
-    /// There is none of this name.
+    /// There is no key with this name in use.
     #[error("there is no key {name:?} in use")]
     NoSuchKey {
         /// The name.
         name: String,
     },
-    /// The name is none.
+    /// The name is not valid for a key.
     #[error("{name:?} cannot be the name of a key: use 1 to 64 letters, digits, '-', '_' and '.'")]
     Name {
         /// The name.
         name: String,
     },
-    /// The operating system gives no random numbers.
+    /// The operating system's random number generator failed.
     #[error("the operating system gives no random numbers: {0}")]
     Random(getrandom::Error),
-    /// Another server writes there.
+    /// Another server is using the store.
     #[error("{} is in use by another server: give each its own store", path.display())]
     Locked {
         /// The file.
         path: PathBuf,
     },
-    /// A line of the log is not what was written.
+    /// A line of the log was changed after it was written.
     #[error("line {line} of {} {what}: it was changed after it was written", path.display())]
     Broken {
         /// The log.
         path: PathBuf,
-        /// From 1.
+        /// The line number, from 1.
         line: u64,
-        /// What shows it.
+        /// What is wrong with the line.
         what: &'static str,
     },
-    /// The log does not have a head that was noted.
+    /// The log does not contain the noted head.
     #[error("{} has no line {line} with the hash {hash}: lines are missing, or all were written anew", path.display())]
     OtherHead {
         /// The log.
         path: PathBuf,
-        /// From 1.
+        /// The line number, from 1.
         line: u64,
-        /// What was noted.
+        /// The noted hash.
         hash: String,
     },
 }

@@ -1,12 +1,12 @@
-//! The gate of a server, and what stands before its backend: keys, scopes, limits, the log.
+//! The gate of a server, and the wrapper around its backend: keys, scopes, limits, audit log.
 //!
 //! ```text
-//! enter:    key -> is the log in order? -> endpoint's scope -> requests a minute
-//! generate: model's and tools' scope -> tokens and cost are reserved -> backend -> settled, and a line of the log
+//! enter:    check the key -> check that the log can be written -> endpoint scope -> requests per minute
+//! generate: model and tool scopes -> reserve tokens and cost -> call the backend -> settle, write a line of the log
 //! ```
 //!
-//! An answer is written down when it ends, however that is: complete, refused, failed, or its client gone. If a line
-//! cannot be written, nothing new is let in until one can.
+//! Every answer is logged when it ends, whether it was completed, was refused, failed, or its client disconnected. If a
+//! line cannot be written, all new requests are refused until it can.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,18 +28,18 @@ use crate::keys::{Key, KeyStore};
 use crate::limits::{Limits, Refusal, Reserved};
 use crate::now_ms;
 
-/// What a million tokens cost.
+/// Prices per million tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Price {
-    /// Of prompts.
+    /// Prompt tokens.
     pub input: f64,
-    /// Of prompts, known already.
+    /// Prompt tokens that were found in the cache.
     pub cached_input: f64,
-    /// Of answers.
+    /// Generated tokens.
     pub output: f64,
 }
 
-/// Prices by model. A model without one costs nothing.
+/// Prices by model name. A model without a price costs nothing.
 pub type Prices = BTreeMap<String, Price>;
 
 impl Price {
@@ -51,7 +51,7 @@ impl Price {
     }
 }
 
-/// The gate: made by [`Gateway::open`].
+/// The gate of a server. It is created with [`Gateway::open`].
 #[derive(Debug)]
 pub struct Gateway<B> {
     shared: Arc<Shared<B>>,
@@ -63,7 +63,7 @@ impl<B> Clone for Gateway<B> {
     }
 }
 
-/// A backend behind a gate: made by [`Gateway::backend`].
+/// A backend whose requests are checked, limited and logged. It is created with [`Gateway::backend`].
 #[derive(Debug)]
 pub struct Guarded<B> {
     shared: Arc<Shared<B>>,
@@ -76,7 +76,7 @@ struct Shared<B> {
     books: Arc<Books>,
 }
 
-/// What is written.
+/// The mutable state: keys, limits and the audit log.
 #[derive(Debug)]
 struct Books {
     keys: Mutex<KeyStore>,
@@ -87,7 +87,7 @@ struct Books {
 #[derive(Debug)]
 struct Log {
     audit: Audit,
-    /// Lines that could not be written yet.
+    /// Entries that have not been written yet, oldest first.
     waiting: Vec<Entry>,
 }
 
@@ -96,10 +96,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<B: Backend> Gateway<B> {
-    /// A gate before this backend, with the keys of this store. What was used today is read from its log.
+    /// Creates a gate for this backend, with the keys of this store. Today's usage is read from the store's log.
     ///
     /// # Errors
-    /// If the store cannot be read, its log is broken, or another server writes there.
+    /// If the store cannot be read, its log was tampered with, or another server is using the store.
     pub fn open(store: impl AsRef<Path>, prices: Prices, backend: B) -> Result<Self, GatewayError> {
         let keys = KeyStore::open(&store)?;
         let mut limits = Limits::default();
@@ -114,19 +114,19 @@ impl<B: Backend> Gateway<B> {
         Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), books }) })
     }
 
-    /// What models cost from now on. Answers under way cost what they did when they began.
+    /// Replaces the prices. Answers in progress keep the prices with which they began.
     pub fn set_prices(&self, prices: Prices) {
         *self.shared.prices.write().unwrap_or_else(PoisonError::into_inner) = prices;
     }
 
-    /// The backend behind this gate.
+    /// The guarded backend, to pass to the server.
     pub fn backend(&self) -> Guarded<B> {
         Guarded { shared: Arc::clone(&self.shared) }
     }
 }
 
 impl Books {
-    /// What the key of a caller may.
+    /// The key of a caller, with its scopes and limits.
     fn key(&self, caller: &Caller) -> Result<Key, BackendError> {
         let keys = lock(&self.keys);
         let key = caller.key.as_deref().and_then(|name| keys.named(name));
@@ -141,7 +141,7 @@ impl Books {
 }
 
 impl Log {
-    /// Writes what waits; whether all of it is written.
+    /// Writes the waiting entries. Returns whether all of them were written.
     fn catch_up(&mut self) -> bool {
         while let Some(entry) = self.waiting.first() {
             if let Err(error) = self.audit.append(entry.clone()) {
@@ -183,7 +183,7 @@ impl<B: Backend> Gate for Gateway<B> {
         let key = {
             let mut keys = lock(&books.keys);
             if let Err(error) = keys.refresh() {
-                // Whether a key was revoked cannot be known.
+                // It is unknown which keys were revoked, so nobody is let in.
                 tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be read: nothing is let in");
                 return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
             }
@@ -202,7 +202,7 @@ impl<B: Backend> Gate for Gateway<B> {
     }
 }
 
-/// A line of the log in the making: it is written when this is dropped.
+/// The accounting of one answer. Dropping it settles the limits and writes the log entry.
 struct Account {
     books: Arc<Books>,
     price: Price,
@@ -211,7 +211,7 @@ struct Account {
     start: Instant,
     reserved: Reserved,
     used: Usage,
-    /// Tokens of the prompt, for an answer that ends before they are known.
+    /// Estimated prompt tokens, used if the answer ends before their exact number is known.
     estimated_prompt: usize,
     answered_by: Option<AnsweredBy>,
     outcome: Outcome,
@@ -271,7 +271,7 @@ impl<B: Backend> Shared<B> {
         prices.get(model).copied().unwrap_or_default()
     }
 
-    /// What a caller may do with a model.
+    /// The caller's key, if its scope includes this model.
     fn admit(&self, caller: &Caller, model: &str) -> Result<Key, BackendError> {
         let key = self.books.key(caller)?;
         if key.may_name(model) {
@@ -376,10 +376,10 @@ impl<B: Backend> Backend for Guarded<B> {
     }
 }
 
-/// An answer that is counted.
+/// A stream of an answer that counts its tokens as they pass.
 struct Metered {
     answer: Generating,
-    /// Until it has ended.
+    /// `None` once the answer has ended.
     account: Option<Account>,
 }
 
@@ -401,7 +401,7 @@ impl Stream for Metered {
             }
         }
         if has_ended {
-            // Written before the client knows that it has ended.
+            // The entry is written before the client sees the end of the answer.
             this.account = None;
         }
         Poll::Ready(event)

@@ -1,11 +1,10 @@
-//! The keys of a store: what each may, and how it is recognized.
+//! The API keys of a store: scopes, limits, and how a key is recognized.
 //!
-//! A key is `fb-` and 256 random bits in hexadecimal, shown once. What is kept is its SHA-256: whoever reads the file
-//! cannot use it. A key that is shown is compared with all of them, each in a time that does not depend on where they
-//! differ.
+//! A key is `fb-` followed by 256 random bits in hexadecimal, and is shown once. Only its SHA-256 is stored, so reading
+//! the file does not reveal usable keys. The key of a request is compared with all keys, each in constant time.
 //!
-//! The file is replaced whole, and read again when it has changed: a key that is revoked is refused from then on, by a
-//! server that is running as well.
+//! The file is replaced atomically, and read again when it has changed, so a running server refuses a revoked key at
+//! once.
 
 use std::fs;
 use std::io::Write;
@@ -22,41 +21,42 @@ use crate::{hex, now_ms};
 const FILE: &str = "keys.json";
 const KEY_BYTES: usize = 32;
 
-/// What a key may. A list that is not there allows all; one that is empty allows nothing.
+/// A key with its scopes and limits. A missing list allows everything; an empty list allows nothing.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Key {
-    /// What it is called, in the log as well.
+    /// The name of the key, which also appears in the log.
     pub name: String,
     /// SHA-256 of the key, in hexadecimal.
     pub sha256: String,
-    /// Seconds since 1970.
+    /// When the key was created, in seconds since 1970.
     pub created_s: u64,
-    /// Seconds since 1970, if it is not to be used any more.
+    /// When the key was revoked, in seconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_s: Option<u64>,
-    /// Models that it may name.
+    /// Models and routes that its requests may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// Endpoints that it may ask: a path, which stands for those under it as well.
+    /// Endpoints that it may call. A path includes all paths below it. Without a list, all endpoints except those under
+    /// `/admin` are allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<String>>,
     /// Tools that its requests may offer to a model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
-    /// Requests a minute.
+    /// Requests per minute.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute: Option<u32>,
-    /// Tokens of prompts and answers a day (UTC).
+    /// Tokens of prompts and answers per day (UTC).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_day: Option<u64>,
-    /// What it may cost a day (UTC), in the currency of the prices.
+    /// Cost per day (UTC), in the currency of the prices.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_per_day: Option<f64>,
 }
 
-/// Whether a path is one of those that change the server, which a key may ask only if its scopes name them.
+/// Whether a path is one of those that administer the server. A key may call them only if its scopes name them.
 fn is_admin(path: &str) -> bool {
     path == "/admin" || path.starts_with("/admin/")
 }
@@ -83,11 +83,11 @@ impl Key {
     }
 }
 
-/// A key that was made.
+/// A newly created key.
 pub struct NewKey {
-    /// What to send: it cannot be shown again.
+    /// The key itself, to send with requests. It cannot be shown again.
     pub secret: String,
-    /// What is kept of it.
+    /// What is stored about it.
     pub key: Key,
 }
 
@@ -109,37 +109,37 @@ struct File {
 pub struct KeyStore {
     path: PathBuf,
     keys: Vec<(Key, [u8; KEY_BYTES])>,
-    /// When the file was written that was read, and how long it is.
+    /// Modification time and length of the file when it was last read.
     stamp: Option<(SystemTime, u64)>,
 }
 
 impl KeyStore {
-    /// The keys in this folder; none if there is no file yet.
+    /// Reads the keys in this folder. Without a file there are none yet.
     ///
     /// # Errors
-    /// If the file cannot be read, or is not what was written.
+    /// If the file cannot be read, or is not a valid key file.
     pub fn open(store: impl AsRef<Path>) -> Result<Self, GatewayError> {
         let mut this = Self { path: store.as_ref().join(FILE), keys: Vec::new(), stamp: None };
         this.read()?;
         Ok(this)
     }
 
-    /// All keys, those that are revoked as well, in the order in which they were made.
+    /// All keys, including revoked ones, in the order of their creation.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.keys.iter().map(|(key, _)| key)
     }
 
-    /// Makes a key of this name, which may what `scope` says.
+    /// Creates a key with this name, and with the scopes and limits of `scope`.
     ///
     /// # Errors
-    /// If the name is taken or none, or the file cannot be written.
+    /// If the name is taken or invalid, or the file cannot be read or written.
     pub fn add(&mut self, name: &str, scope: Key) -> Result<NewKey, GatewayError> {
         self.read()?;
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > 64 || !name.chars().all(is_name) {
             return Err(GatewayError::Name { name: name.to_owned() });
         }
-        // A name in the log means one key, for ever.
+        // Names are never reused: a name in the log always means the same key.
         if self.keys().any(|key| key.name == name) {
             return Err(GatewayError::SameName { name: name.to_owned() });
         }
@@ -154,10 +154,10 @@ impl KeyStore {
         Ok(NewKey { secret, key })
     }
 
-    /// Refuses a key from now on.
+    /// Revokes a key.
     ///
     /// # Errors
-    /// If there is none of this name, or the file cannot be written.
+    /// If there is no key of this name in use, or the file cannot be read or written.
     pub fn revoke(&mut self, name: &str) -> Result<Key, GatewayError> {
         self.read()?;
         let found = self.keys.iter_mut().find(|(key, _)| key.name == name && key.revoked_s.is_none());
@@ -168,11 +168,11 @@ impl KeyStore {
         Ok(key)
     }
 
-    /// The key that is shown, if it may be used.
+    /// The key that a request sent, if it is known and not revoked.
     pub(crate) fn find(&self, shown: &[u8]) -> Option<&Key> {
         let shown: [u8; KEY_BYTES] = Sha256::digest(shown).into();
         let mut found = None;
-        // All of them, whichever it is.
+        // Always compares with all keys, so that the time does not depend on which one matches.
         for (key, hash) in &self.keys {
             if bool::from(hash.ct_eq(&shown)) {
                 found = Some(key);
@@ -218,7 +218,7 @@ impl KeyStore {
         let file = File { version: 1, keys: self.keys().cloned().collect() };
         let mut text = serde_json::to_vec_pretty(&file).map_err(|error| failed()(error.into()))?;
         text.push(b'\n');
-        // Only its owner may read a temporary file, and it keeps that.
+        // A temporary file is readable by its owner only, and keeps that mode when it is renamed.
         let mut new = tempfile::NamedTempFile::new_in(folder).map_err(failed())?;
         new.write_all(&text).and_then(|()| new.as_file().sync_all()).map_err(failed())?;
         new.persist(&self.path).map_err(|error| failed()(error.error))?;
@@ -284,7 +284,7 @@ mod tests {
             fs::write(folder.path().join(FILE), text).unwrap();
             assert!(matches!(KeyStore::open(folder.path()), Err(GatewayError::Keys { .. })), "{text}");
             assert!(store.refresh().is_err());
-            // What was known stays.
+            // The keys that were read before stay.
             assert_eq!(store.keys().count(), 1);
         }
     }

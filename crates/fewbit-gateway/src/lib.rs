@@ -1,16 +1,17 @@
-//! Who may use the server for what: keys with scopes, limits, usage and cost, and a log that can be proved.
+//! Access control for the server: API keys with scopes and quotas, usage and cost accounting, a tamper-evident audit
+//! log.
 //!
-//! Everything lies in one folder, the store:
+//! All data is in one folder, the store:
 //!
 //! ```text
 //! store/
-//!   keys.json     what keys there are, as hashes, and what each may
-//!   audit.jsonl   a line for each answer, chained by hashes; usage is computed from it
-//!   audit.lock    held by the server that writes
+//!   keys.json     the keys (as hashes), with the scopes and limits of each
+//!   audit.jsonl   one line for each answer, chained by hashes; usage is computed from it
+//!   audit.lock    locked by the server that writes to the store
 //! ```
 //!
-//! [`Gateway`] is put in front of any backend, and is the server's gate: so no endpoint has a way around it. What cannot
-//! be checked or written down is refused.
+//! A [`Gateway`] wraps any backend and is also the server's gate, so that no endpoint can bypass it. It fails closed:
+//! requests that cannot be checked or logged are refused.
 //!
 //! ```no_run
 //! use fewbit_gateway::{Gateway, Prices};
@@ -44,7 +45,7 @@ pub use usage::{By, Row, usage};
 
 use std::time::SystemTime;
 
-/// Milliseconds since 1970.
+/// The current time in milliseconds since 1970.
 fn now_ms() -> u64 {
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

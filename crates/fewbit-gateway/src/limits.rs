@@ -1,8 +1,8 @@
-//! How much a key may: requests a minute, tokens and cost a day.
+//! Limits of a key: requests per minute, tokens and cost per day.
 //!
-//! Requests are let through one by one, a minute's number at once at most (a bucket that fills steadily). Tokens and cost
-//! are reserved when an answer begins, as far as its length is bounded, and settled when it ends: so that many at once do
-//! not pass a limit together.
+//! Requests are limited by a token bucket: it refills steadily, and allows a burst of one minute's requests. Tokens and
+//! cost are reserved when an answer begins, as far as its length is bounded, and settled when it ends, so that
+//! concurrent answers cannot exceed a limit together.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -12,12 +12,12 @@ use crate::keys::Key;
 const DAY_MS: u64 = 24 * 3600 * 1000;
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// What is known of a key.
+/// What a key has used.
 #[derive(Debug, Default)]
 struct Account {
-    /// When the bucket of requests will be full again.
+    /// When the token bucket of requests will be full again.
     full_at: Option<Instant>,
-    /// Which day the numbers are of.
+    /// The day (since 1970) to which `tokens` and `cost` belong.
     day: u64,
     tokens: u64,
     cost: f64,
@@ -26,7 +26,7 @@ struct Account {
 }
 
 impl Account {
-    /// Of this day. What is reserved stays so: it is settled in the day in which it ends.
+    /// Moves the account to this day. Reservations are kept: an answer counts for the day on which it ends.
     fn on(&mut self, day: u64) -> &mut Self {
         if self.day != day {
             (self.day, self.tokens, self.cost) = (day, 0, 0.0);
@@ -35,20 +35,20 @@ impl Account {
     }
 }
 
-/// Of all keys.
+/// The accounts of all keys.
 #[derive(Debug, Default)]
 pub(crate) struct Limits {
     accounts: HashMap<String, Account>,
 }
 
-/// What an answer may take at most.
+/// What is reserved for an answer: the most that it may take, or 0 if its length is not bounded.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Reserved {
     pub(crate) tokens: u64,
     pub(crate) cost: f64,
 }
 
-/// Why a key may not.
+/// Which limit refuses a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
     Requests { retry_after: Duration },
@@ -64,7 +64,7 @@ impl Limits {
         self.accounts.entry(key.to_owned()).or_default()
     }
 
-    /// Lets a request in, or says when to come again.
+    /// Admits a request, or returns after how long to retry.
     pub(crate) fn enter(&mut self, key: &Key, now: Instant) -> Result<(), Refusal> {
         let Some(n) = key.requests_per_minute else { return Ok(()) };
         if n == 0 {
@@ -82,12 +82,12 @@ impl Limits {
         }
     }
 
-    /// Sets aside what an answer may take.
+    /// Reserves what an answer may take.
     pub(crate) fn reserve(&mut self, key: &Key, want: Reserved, now_ms: u64) -> Result<(), Refusal> {
         let account = self.account(&key.name).on(now_ms / DAY_MS);
         let retry_after = Duration::from_millis(DAY_MS - now_ms % DAY_MS);
         let tokens = account.tokens.saturating_add(account.reserved_tokens).saturating_add(want.tokens);
-        // One that is bounded by nothing passes as long as anything is left.
+        // An answer of unbounded length is admitted as long as anything is left.
         if key.tokens_per_day.is_some_and(|limit| tokens > limit || account.tokens >= limit) {
             return Err(Refusal::Tokens { retry_after });
         }
@@ -100,7 +100,7 @@ impl Limits {
         Ok(())
     }
 
-    /// An answer has ended: what it took, in place of what was set aside.
+    /// Replaces the reservation of an answer that has ended with what it actually took.
     pub(crate) fn settle(&mut self, key: &str, reserved: Reserved, tokens: u64, cost: f64, now_ms: u64) {
         let account = self.account(key).on(now_ms / DAY_MS);
         account.reserved_tokens = account.reserved_tokens.saturating_sub(reserved.tokens);
@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(limits.reserve(&key, want(60, 0.0), 7), Ok(()));
         limits.settle("a", want(60, 0.0), 70, 0.0, 8);
         assert!(limits.reserve(&key, want(0, 0.0), 9).is_err());
-        // Another day.
+        // On another day the limit is available again.
         assert_eq!(limits.reserve(&key, want(100, 1.0), DAY_MS), Ok(()));
     }
 }

@@ -1,12 +1,12 @@
 //! A configuration that can be replaced while the server runs.
 //!
 //! ```text
-//! read the file -> check all of it -> make its upstreams and routes -> replace the routes in use
+//! read the file -> check all of it -> create its upstreams and routes -> replace the routes in use
 //! ```
 //!
-//! Whatever fails before the last step leaves the routes in use as they are. Requests under way finish with the routes
-//! they began with. Where to listen, the store and the models are fixed when the server starts: a file that changes them
-//! is refused as a whole, so that the routes never belong to another file than the rest.
+//! If a step before the last one fails, the routes in use stay. Requests in progress finish with the routes that they
+//! began with. The listen address, the store and the models are fixed when the server starts: a file that changes them
+//! is refused as a whole, so that all settings in use always come from the same file.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -26,7 +26,7 @@ pub struct Live {
     models: Vec<String>,
     local: Option<Arc<dyn Backend>>,
     routes: LiveRoutes,
-    /// One reload at a time, so that the last one to begin is the one that stays.
+    /// Held during a reload, so that concurrent reloads cannot overwrite a newer configuration with an older one.
     turn: Mutex<()>,
 }
 
@@ -37,11 +37,11 @@ impl std::fmt::Debug for Live {
 }
 
 impl Live {
-    /// The routes of this configuration, which was read from `path`, next to the models of this process: `models` are the
-    /// names that requests call them by.
+    /// Creates the routes of this configuration, which was read from `path`, next to the models of `local`. `models`
+    /// are their names in requests.
     ///
     /// # Errors
-    /// As [`Config::check_models`] and [`Config::backend`].
+    /// The errors of [`Config::check_models`] and [`Config::backend`].
     pub fn new(
         path: impl Into<PathBuf>,
         config: Config,
@@ -53,15 +53,16 @@ impl Live {
         Ok(Self { path: path.into(), config, models, local, routes, turn: Mutex::default() })
     }
 
-    /// The backend that always has the routes in use.
+    /// A backend that always uses the current routes.
     pub fn backend(&self) -> LiveRoutes {
         self.routes.clone()
     }
 
-    /// Reads the file again. Returns its prices, for [`Gateway::set_prices`](crate::Gateway::set_prices).
+    /// Reads the file again and replaces the routes. Returns its prices, for
+    /// [`Gateway::set_prices`](crate::Gateway::set_prices).
     ///
     /// # Errors
-    /// If the file cannot be read, is wrong, or changes what needs a restart. Then nothing has changed.
+    /// If the file cannot be read, is invalid, or changes a setting that needs a restart. Then nothing is changed.
     pub fn reload(&self) -> Result<Prices, GatewayError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let config = Config::read(&self.path)?;
@@ -84,7 +85,7 @@ fn routes(config: &Config, local: Option<Arc<dyn Backend>>, models: &[String]) -
     config.backend(local)
 }
 
-/// The routes in use: made by [`Live::backend`].
+/// A backend that uses the current routes. It is created with [`Live::backend`].
 #[derive(Debug, Clone)]
 pub struct LiveRoutes {
     current: Arc<RwLock<Arc<Routes>>>,

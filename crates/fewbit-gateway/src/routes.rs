@@ -1,12 +1,13 @@
-//! Routes: a name that stands for several models, here or on other servers, with weights, retries and fallbacks.
+//! Routes: a model name that stands for several targets, local or on other servers, with weights, retries and
+//! fallbacks.
 //!
 //! ```text
-//! choose a target by weight -> ask it, retry with backoff -> fall back to the others, in their order -> the last error
+//! choose a target by weight -> call it, retry with backoff -> fall back to the others, in order -> the last error
 //! ```
 //!
-//! The choice is a hash of the request's id, or of the key's name, so that it can be repeated. Only failures that another
-//! server or another time could avoid are retried; a wrong request is the client's error everywhere. Once an answer has
-//! begun, it is not asked for again. A target that keeps failing is skipped by its [circuit breaker](crate::breaker).
+//! The choice is a hash of the request id or of the key's name, so it is reproducible. Only failures that another
+//! target or a later attempt could avoid are retried; an invalid request would fail everywhere. Once an answer has
+//! begun, it is not requested again. A target that keeps failing is skipped by its [circuit breaker](crate::breaker).
 
 use std::fmt;
 use std::pin::Pin;
@@ -25,12 +26,13 @@ use sha2::{Digest, Sha256};
 
 use crate::breaker::{Breaker, OPEN_FOR, Permit};
 
-/// The wait before the first retry; it doubles with each further one.
+/// The delay before the first retry. It doubles with each further retry.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// If a retry had to wait longer (an upstream can ask for that), the next target is asked instead.
+/// If a retry would have to wait longer than this (such as after an upstream's `Retry-After`), the next target is tried
+/// instead.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
-/// A name that stands for several models.
+/// A model name that stands for several targets.
 #[derive(Debug)]
 pub struct Route {
     name: String,
@@ -41,9 +43,9 @@ pub struct Route {
     n_fallbacks: AtomicU64,
 }
 
-/// A model that a route can choose.
+/// A model that a route can choose, on this server or another.
 struct Target {
-    /// What headers and logs call it.
+    /// Its name in headers and logs.
     name: Arc<str>,
     backend: Arc<dyn Backend>,
     model: String,
@@ -57,7 +59,7 @@ impl fmt::Debug for Target {
     }
 }
 
-/// What a target gave, who it is, and the permit that is to be told how the rest goes.
+/// A target's answer, which target it was, and the breaker's permit, to report how the rest of the answer goes.
 struct Asked<T> {
     answer: T,
     by: AnsweredBy,
@@ -65,7 +67,7 @@ struct Asked<T> {
 }
 
 impl Route {
-    /// A route without targets.
+    /// Creates a route without targets.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -77,20 +79,21 @@ impl Route {
         }
     }
 
-    /// How often a target is asked again before the next one is.
+    /// Sets how often a target is retried before the next one is tried.
     pub fn retries(mut self, n: u32) -> Self {
         self.retries = n;
         self
     }
 
-    /// Chooses by the key's name, so that each key always gets the same target, instead of by the request's id.
+    /// Sets whether to choose by the key's name, so that each key always gets the same target, instead of by the
+    /// request id.
     pub fn by_key(mut self, by_key: bool) -> Self {
         self.by_key = by_key;
         self
     }
 
-    /// Adds a target: this model of this backend, which headers and logs call `name`. One with a weight of 0 is only a
-    /// fallback.
+    /// Adds a target: this model of this backend, called `name` in headers and logs. A target with weight 0 is only
+    /// used as a fallback.
     pub fn to(
         mut self,
         name: impl Into<Arc<str>>,
@@ -103,7 +106,7 @@ impl Route {
         self
     }
 
-    /// The chosen target, and then the fallbacks.
+    /// The targets in the order in which to try them: the chosen one, then the fallbacks.
     fn order(&self, caller: &Caller) -> Vec<&Target> {
         let total: u64 = self.targets.iter().map(|target| u64::from(target.weight)).sum();
         let who = if self.by_key { caller.key.as_deref().unwrap_or_default() } else { &*caller.request };
@@ -181,7 +184,7 @@ impl Route {
     }
 }
 
-/// An answer whose end the breaker is told.
+/// A stream of an answer that reports to the circuit breaker how it ends.
 struct Watched {
     answer: Generating,
     permit: Option<Permit>,
@@ -203,7 +206,7 @@ impl Stream for Watched {
     }
 }
 
-/// Whether another target, or another time, could help.
+/// Whether another target or a later attempt could succeed.
 fn is_temporary(kind: BackendErrorKind) -> bool {
     matches!(
         kind,
@@ -215,7 +218,7 @@ fn is_temporary(kind: BackendErrorKind) -> bool {
     )
 }
 
-/// Routes, and the models of this process under their own names.
+/// A backend with routes, and with the local models under their own names.
 pub struct Routes {
     local: Option<Arc<dyn Backend>>,
     others: Vec<Arc<dyn Backend>>,
@@ -229,7 +232,7 @@ impl fmt::Debug for Routes {
 }
 
 impl Routes {
-    /// These routes, next to the models of `local`. The metrics of `others` are shown as well.
+    /// Creates a backend with these routes and the models of `local`. Its metrics include those of `others`.
     pub fn new(local: Option<Arc<dyn Backend>>, others: Vec<Arc<dyn Backend>>, routes: Vec<Route>) -> Self {
         Self { local, others, routes }
     }
@@ -243,7 +246,7 @@ impl Routes {
         self.local.as_deref().ok_or_else(unknown)
     }
 
-    /// The model for what is neither retried nor balanced: the first target of a route.
+    /// The backend and model for calls that are neither retried nor balanced: for a route, those of its first target.
     fn first<'a>(&'a self, model: &'a str) -> Result<(&'a dyn Backend, &'a str), BackendError> {
         match self.route(model).and_then(|route| route.targets.first()) {
             Some(target) => Ok((&*target.backend, &target.model)),

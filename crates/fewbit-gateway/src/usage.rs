@@ -1,4 +1,4 @@
-//! What was used, added up from the log.
+//! Usage, summed up from the audit log.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,47 +8,47 @@ use serde::Serialize;
 use crate::audit::{Outcome, verify};
 use crate::error::GatewayError;
 
-/// What to add up by.
+/// How to group the sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum By {
-    /// The key's name.
+    /// By the name of the key.
     Key,
-    /// The model, or the route.
+    /// By the model or route that was requested.
     Model,
-    /// The target of a route that answered; the model where there was no route.
+    /// By the route target that answered, or the model if there was no route.
     Backend,
-    /// The day (UTC), as `2026-11-28`.
+    /// By the day (UTC), such as `2026-11-28`.
     Day,
 }
 
-/// A sum.
+/// The sums of one group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
-    /// Of what.
+    /// The name of the group: a key, model, backend or day.
     pub of: String,
-    /// Answers that were begun.
+    /// Answers that were begun, including those that failed or were cancelled.
     pub answers: u64,
-    /// Answers that were refused.
+    /// Requests that ended before an answer was begun.
     pub refused: u64,
     /// Tokens of prompts.
     pub prompt_tokens: u64,
-    /// Of these, known already.
+    /// How many of them were found in the cache.
     pub cached_tokens: u64,
-    /// Tokens of answers.
+    /// Generated tokens.
     pub completion_tokens: u64,
-    /// Cost.
+    /// Cost, in the currency of the prices.
     pub cost: f64,
-    /// Answers of a route's fallback.
+    /// Answers that came from a fallback target of a route.
     pub fallbacks: u64,
-    /// Answers whose numbers of tokens are estimates.
+    /// Answers whose token counts are estimates.
     pub estimated: u64,
 }
 
-/// The sums of a store's log, which is checked on the way.
+/// Sums up the log of a store, and verifies the log while reading it.
 ///
 /// # Errors
-/// As [`verify`].
+/// The errors of [`verify`].
 pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     verify(store, None, |entry| {
@@ -73,7 +73,8 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
     Ok(rows.into_values().collect())
 }
 
-/// The civil date of a time, by the arithmetic of eras of 400 years that begin in March.
+/// The UTC date of a time. Computed in eras of 400 years whose years begin in March, so that a leap day is the last day
+/// of its year.
 fn date(time_ms: u64) -> String {
     let days = time_ms / (24 * 3600 * 1000) + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);

@@ -1,4 +1,4 @@
-//! The gate before a server over real sockets: who gets in, what is counted, what stands in the log.
+//! A server with a gateway over real sockets: which requests are admitted, what is counted, what is logged.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -16,7 +16,7 @@ mod support;
 
 use support::{Running, endpoints};
 
-/// A server over this store, where a token of an answer costs 0.1.
+/// A server with this store, where each generated token costs 0.1.
 fn start(store: &Path, backend: ScriptedBackend) -> Running {
     let price = Price { input: 1e6, cached_input: 0.0, output: 1e5 };
     let gateway = Gateway::open(store, Prices::from([("scripted".to_owned(), price)]), backend).unwrap();
@@ -37,7 +37,7 @@ impl Running {
         socket
     }
 
-    /// The status, and the answer if it is one piece of JSON.
+    /// The status, and the body if it is JSON.
     fn ask(&self, key: &str, method: &str, path: &str, body: Value) -> (u16, Value, String) {
         let mut text = String::new();
         self.open(key, method, path, &body).read_to_string(&mut text).unwrap();
@@ -89,7 +89,7 @@ fn each_endpoint_refuses_who_may_not() {
             assert_eq!(server.ask(wrong, method, path, body.clone()).0, 401, "{path} {wrong:?}");
         }
         assert_eq!(server.ask(&other_endpoint, method, path, body.clone()).0, 403, "{path}");
-        // A model that a key may not use is as if it were not there.
+        // A model that a key may not use is treated as nonexistent.
         let (status, models, text) = server.ask(&other_model, method, path, body.clone());
         match path {
             "/v1/models" => assert_eq!(models["data"], json!([])),
@@ -132,7 +132,7 @@ fn limits_hold_and_last() {
     let store = folder.path();
     let few = key(store, "few", |key| key.requests_per_minute = Some(2));
     let short = key(store, "short", |key| key.tokens_per_day = Some(10));
-    // An answer costs 1 for its token of prompt, and 0.3 for its three tokens.
+    // An answer costs 1 for its prompt token and 0.3 for its three generated tokens.
     let cheap = key(store, "cheap", |key| key.cost_per_day = Some(2.0));
     {
         let server = start(store, words(9));
@@ -148,7 +148,7 @@ fn limits_hold_and_last() {
         let (status, body, _) = server.chat(&cheap, json!({}));
         assert_eq!((status, &body["error"]["code"]), (429, &json!("insufficient_quota")));
     }
-    // What was used is known to the next server.
+    // The next server knows what was used before.
     let server = start(store, words(9));
     assert_eq!(server.chat(&short, json!({ "max_tokens": 7 })).0, 429);
     assert_eq!(server.chat(&short, json!({ "max_tokens": 6 })).0, 200);

@@ -1,5 +1,5 @@
-//! A plan, run on the CPU by definition: with the scalar definitions of `fewbit-quant` and `fewbit-kernels`, one
-//! operation after another. It is slow, and there to show that plans are right: its bits are those of the CPU segment.
+//! Runs a plan on the CPU with the scalar reference kernels of `fewbit-quant` and `fewbit-kernels`, one operation after
+//! another. It is slow and exists to verify plans: its results are bit for bit those of the CPU segment.
 
 use crate::plan::{Buffer, MatrixRef, Op, Plan, Weights};
 use fewbit_kernels::math::sigmoid;
@@ -13,22 +13,22 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A device that runs plans by definition, in host memory.
+/// A device that runs plans with the reference kernels, in host memory.
 pub struct Interpreter {
     cpu: Cpu,
 }
 
 impl Interpreter {
-    /// It runs on one thread.
+    /// Creates an interpreter that runs on one thread.
     ///
     /// # Errors
-    /// If the operating system gives none.
+    /// If the thread cannot be created.
     pub fn new() -> Result<Self, ModelError> {
         Ok(Self { cpu: Cpu::new(Isa::Scalar, 1)? })
     }
 }
 
-/// Weights in host memory, as the file has them.
+/// Weights in host memory.
 #[derive(Default)]
 struct HostWeights {
     matrices: Vec<Matrix>,
@@ -63,7 +63,7 @@ impl HostWeights {
     }
 }
 
-/// What an adapter has for a matrix.
+/// The part of an adapter for one matrix.
 struct Adapter {
     rank: usize,
     /// `[rank, n_cols]`
@@ -107,9 +107,9 @@ struct Run {
     weights: HostWeights,
 }
 
-/// What is known of a step.
+/// The inputs of a step, other than the rows.
 struct Inputs<'a, 'b> {
-    /// Absent in a head.
+    /// The step, the KV cache and the first layer of the segment; `None` in a head.
     step: Option<(&'a mut Step<'b>, &'a HostStates, usize)>,
     loras: &'a [AdaptedRows],
 }
@@ -137,7 +137,7 @@ impl Run {
     /// Runs the operations on `x`: `[n_tokens, dim]`.
     fn run(&self, x: &[f32], inputs: &mut Inputs<'_, '_>) -> Memory {
         let n_tokens = x.len() / self.config.dim;
-        // What no operation writes before it is read would show.
+        // Filled with NaN, so that reading an element that was never written is noticed.
         let fill = |shape: &crate::plan::Shape| vec![f32::NAN; n_tokens * shape.rows_per_token * shape.width];
         let buffers = self.plan.buffers.iter().map(|(&buffer, shape)| (buffer, fill(shape))).collect();
         let (q32, q256) = (Activations::new(), Activations::new());
@@ -202,7 +202,7 @@ impl Run {
                 let rows = m.get_mut(of).chunks_exact_mut(width).zip(step.temperatures);
                 rows.for_each(|(row, factor)| row.iter_mut().for_each(|q| *q *= factor));
             }
-            // Attention appends, here as in the CPU segment.
+            // `Attend` appends as well, as in the CPU segment.
             Op::Append { .. } => {}
             Op::Attend { layer } => {
                 let (step, states, first) = inputs.step.as_mut().expect("only layers attend");
@@ -264,7 +264,7 @@ impl Run {
         }
     }
 
-    /// The product of all rows of the current form of `from` with a matrix.
+    /// The product of a matrix with all rows of `from`, in the form in which they were quantized last.
     fn product(&self, w: MatrixRef, from: &[f32], planes: usize, m: &Memory, matrix: &Matrix) -> Vec<f32> {
         let mut plain = Activations::new();
         let form = match w.kind() {
@@ -282,7 +282,7 @@ impl Run {
         out
     }
 
-    /// The definition in `fewbit_model`'s `lora`, as it is written there.
+    /// Applies adapters exactly as `lora` in `fewbit_model` defines it.
     fn adapt(&self, matrix: (usize, LoraTarget), from: Buffer, to: Buffer, m: &mut Memory, loras: &[AdaptedRows]) {
         let (n_cols, n_rows) = (self.width(from), self.width(to));
         let chain = |w: &[f32], x: &[f32]| w.iter().zip(x).fold(0.0f32, |acc, (w, x)| w.mul_add(*x, acc));
@@ -333,7 +333,7 @@ impl Segment for PlanSegment {
     }
 }
 
-/// Importance is measured where the inputs of every matrix are in host memory.
+/// Refuses to measure an importance matrix, which needs the inputs of every matrix in host memory.
 pub(crate) fn refuse_collector(step: &Step<'_>, device: &str) -> Result<(), ModelError> {
     match step.collector {
         None => Ok(()),

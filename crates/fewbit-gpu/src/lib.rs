@@ -1,11 +1,12 @@
-//! GPUs as devices of fewbit: layers of a model as a [plan](plan::Plan) of operations, and what runs it.
+//! Runs layers of a model on GPUs: a [plan](plan::Plan) lists the operations of the layers, and backends execute it.
 //!
 //! ```text
-//! LayerLoader ──> Layer ──> plan: operations over named buffers ──┬──> interpreter: the CPU, by definition (tests)
-//!                     └───> weights, put on the device            └──> wgpu: Vulkan, Metal (feature `wgpu`)
+//! LayerLoader ──> Layer ──> plan: operations on named buffers ──┬──> interpreter: reference on the CPU (for tests)
+//!                     └───> weights, uploaded to the device     └──> wgpu: Vulkan, Metal (feature `wgpu`)
 //! ```
-//! What a layer computes is said once, in [`plan`]; a backend only encodes operations. The interpreter runs the same
-//! plan with the scalar definitions, and gives the CPU segment's bits: so a plan is right before any GPU has run it.
+//! What a layer computes is defined once, in [`plan`]; a backend only encodes the operations. The interpreter runs the
+//! same plan with the scalar reference kernels, and its results are bit for bit those of the CPU segment: so plans are
+//! verified without a GPU.
 #![deny(unsafe_code)]
 
 pub mod interpreter;

@@ -1,4 +1,4 @@
-//! What a segment of layers or a head computes, as a list of operations over named buffers.
+//! What a segment of layers or a head computes, as a list of operations on named buffers.
 //!
 //! ```text
 //! each layer   Norm x -> normed, Quantize normed, Product q k v [Bias] [Adapt], [NormHeads], [Rotate], [Temper],
@@ -12,14 +12,14 @@
 //!                [the shared expert], Combine -> branch, [NormHeads], Add -> x
 //! head         Norm x -> normed, Quantize normed (two planes), Product -> logits [Bias] [Adapt], [Scale], [Softcap]
 //! ```
-//! Every operation is defined by what the CPU's segment does, down to the order of its float operations; the order of
-//! the list is one in which no operation reads what a later one writes. Operations know their shapes but not the number
-//! of rows, which a step brings. A backend is free to run several of them as one (norm and quantize; a product and
-//! what is done with it; append and attend), as long as it keeps their definitions: nothing but the last of a run is
-//! read later if [`Plan::is_read_later`] says so.
+//! Every operation is defined by what the CPU segment does, down to the order of its float operations. The operations
+//! are listed in execution order. They know their shapes but not the number of rows, which comes with each step. A
+//! backend may fuse several of them (norm and quantize; a product and what follows it; append and attend), as long as
+//! the results stay the same. It does not need to store an intermediate result that no later operation reads, as
+//! [`Plan::is_read_later`] tells.
 //!
-//! A buffer has a number of rows for each token, and a width. Besides the buffers there are two quantized forms
-//! ([`ActivationKind`]), of which each holds what was quantized last, and the routes of every token.
+//! A buffer has a number of rows per token, and a width. In addition to the buffers there are two quantized forms
+//! ([`ActivationKind`]), each of which holds what was quantized last, and the expert routes of every token.
 
 use fewbit_kernels::{GateFunction, Matrix, RopeStyle};
 use fewbit_model::weights::{Experts, FeedForward, HeadWeights, Layer, Linear, Mlp};
@@ -27,12 +27,12 @@ use fewbit_model::{LoraTarget, ModelConfig, ModelError};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::collections::BTreeMap;
 
-/// Rows of numbers on the device.
+/// A buffer of rows of numbers on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Buffer {
-    /// The residual stream: what goes into the plan, and out of a segment's.
+    /// The residual stream: the input of a plan, and the output of a segment's plan.
     X,
-    /// Its norm.
+    /// The normalized residual stream.
     Normed,
     /// Queries.
     Q,
@@ -40,58 +40,58 @@ pub enum Buffer {
     K,
     /// New values.
     V,
-    /// What attention gives.
+    /// The output of attention.
     Attention,
-    /// Products of the gate, then the hidden layer of the feed-forward part.
+    /// The product with the gate matrix, then the hidden layer of the feed-forward part.
     Gate,
-    /// What the gate is multiplied with.
+    /// The product with the up matrix, by which the gate is multiplied.
     Up,
-    /// What is added to the residual stream after it was normed or scaled.
+    /// An output that is normalized or scaled before it is added to the residual stream.
     Branch,
     /// Scores of the experts.
     Scores,
-    /// As [`Gate`](Self::Gate), of routed experts: a row for each route.
+    /// Like [`Gate`](Self::Gate), for routed experts: one row per route.
     ExpertGate,
-    /// As [`Up`](Self::Up), of routed experts.
+    /// Like [`Up`](Self::Up), for routed experts.
     ExpertUp,
     /// Outputs of routed experts.
     ExpertOut,
-    /// As [`Gate`](Self::Gate), of the expert that every token goes through.
+    /// Like [`Gate`](Self::Gate), for the shared expert, which every token uses.
     SharedGate,
-    /// As [`Up`](Self::Up), of that expert.
+    /// Like [`Up`](Self::Up), for the shared expert.
     SharedUp,
-    /// The output of that expert.
+    /// The output of the shared expert.
     SharedOut,
-    /// Its score.
+    /// The score of the shared expert.
     SharedScore,
     /// Logits.
     Logits,
 }
 
-/// The rows of a buffer.
+/// The shape of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    /// Rows for each token: 1, or the experts that a token goes through.
+    /// Rows per token: 1, or the number of experts that each token uses.
     pub rows_per_token: usize,
-    /// Numbers of a row.
+    /// Numbers per row.
     pub width: usize,
 }
 
 /// A matrix on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MatrixRef {
-    /// What the device calls it.
+    /// Its id on the device.
     pub id: usize,
     /// The type of its weights.
     pub ty: TensorType,
-    /// Outputs.
+    /// Rows, which is the length of the output.
     pub n_rows: usize,
-    /// Inputs.
+    /// Columns, which is the length of the input.
     pub n_cols: usize,
 }
 
 impl MatrixRef {
-    /// How its input is quantized.
+    /// How the input of its products is quantized.
     pub fn kind(&self) -> ActivationKind {
         ActivationKind::of(self.ty).expect("checked when the matrix was packed")
     }
@@ -100,120 +100,121 @@ impl MatrixRef {
 /// A vector on the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VectorRef {
-    /// What the device calls it.
+    /// Its id on the device.
     pub id: usize,
     /// Its length.
     pub len: usize,
 }
 
-/// One operation. `eps` is the model's.
+/// One operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// `to = from / sqrt(mean(from^2) + eps) * weight`, each row.
+    /// RMS norm of each row: `to = from / sqrt(mean(from^2) + eps) * weight`, with [`Plan::eps`].
     Norm {
         /// Rows.
         from: Buffer,
-        /// Of the same width.
+        /// The weights, as many as a row is wide.
         weight: VectorRef,
-        /// Their norms.
+        /// The normalized rows.
         to: Buffer,
     },
-    /// The same in place, of every part of a row that is as long as `weight`.
+    /// RMS norm in place of every part of a row (such as a head) that is as long as `weight`.
     NormHeads {
         /// Rows.
         of: Buffer,
-        /// Of the width of a part.
+        /// The weights, as many as a part is wide.
         weight: VectorRef,
     },
-    /// Makes rows the quantized form of this kind, and of two planes also what the first lost.
+    /// Quantizes rows to the form of this kind. With two planes, the second one is the rounding error of the first,
+    /// quantized.
     Quantize {
         /// Rows.
         from: Buffer,
-        /// Blocks of 32 or 256.
+        /// The quantized form: blocks of 32 or 256.
         kind: ActivationKind,
         /// 1 or 2.
         planes: usize,
     },
-    /// `to = w from`, or `to += w from`. Quantized matrices read the quantized form of their kind, made of `from`.
+    /// Matrix product: `to = w from`, or `to += w from`. Quantized matrices read the quantized form of `from`.
     Product {
         /// The matrix.
         w: MatrixRef,
         /// Its input.
         from: Buffer,
-        /// Planes of the input that it takes.
+        /// How many planes of the input are used.
         planes: usize,
         /// Its output.
         to: Buffer,
-        /// Whether it is added to what is there.
+        /// Whether the product is added to the content of `to`.
         adds: bool,
     },
-    /// `of += vector`, each row.
+    /// `of += vector`, for each row.
     Bias {
-        /// Of the width of the rows.
+        /// The vector, as long as a row.
         vector: VectorRef,
         /// Rows.
         of: Buffer,
     },
-    /// Adds to rows of `to` what their adapters make of the same rows of `from`; see `fewbit_model`'s `lora`.
+    /// Adds the LoRA adapters' products with rows of `from` to the same rows of `to`; see `lora` in `fewbit_model`.
     Adapt {
-        /// The layer of the matrix; 0 of the output matrix.
+        /// The layer of the matrix; 0 for the output matrix.
         layer: usize,
-        /// Which matrix it belongs to.
+        /// The matrix that is adapted.
         target: LoraTarget,
-        /// Input of the matrix, before it is quantized.
+        /// The input of the matrix, before it is quantized.
         from: Buffer,
-        /// Output of the matrix.
+        /// The output of the matrix.
         to: Buffer,
     },
-    /// Rotates every head by its row's position.
+    /// Rotary position embedding: rotates every head according to the position of its row.
     Rotate {
         /// Rows of heads.
         of: Buffer,
-        /// By the angles of local layers.
+        /// Whether to use the angles of local layers.
         is_local: bool,
     },
-    /// Multiplies every row with its position's factor.
+    /// Multiplies every row by the temperature factor of its position.
     Temper {
         /// Rows.
         of: Buffer,
     },
-    /// Appends keys and values to the pages of their sequences.
+    /// Appends keys and values to the KV cache pages of their sequences.
     Append {
-        /// The layer, counted in the model.
+        /// The index of the layer in the model.
         layer: usize,
     },
-    /// Attention of the queries over the pages of their sequences.
+    /// Attention of the queries over the KV cache pages of their sequences.
     Attend {
-        /// The layer, counted in the model.
+        /// The index of the layer in the model.
         layer: usize,
     },
     /// `gate = f(gate) * up`.
     Gate {
-        /// Rows, in place.
+        /// The rows that are changed in place.
         gate: Buffer,
         /// Rows of the same shape.
         up: Buffer,
     },
-    /// Chooses the experts of every token by its scores; see `fewbit_model`'s `routing`.
+    /// Chooses the experts of every token by its scores; see `routing` in `fewbit_model`.
     Route,
-    /// Of every route, the product with its expert's matrix. Rows of `from` are tokens or routes.
+    /// For every route, the product with the matrix of its expert. `from` has one row per token or per route.
     ExpertProduct {
-        /// The matrices of all experts, of one type and shape; the first of them.
+        /// The first matrix of the experts, which all have the same type and shape.
         w: MatrixRef,
         /// Their input.
         from: Buffer,
-        /// Their output: a row for each route.
+        /// Their output: one row per route.
         to: Buffer,
     },
-    /// `branch = 0`, then `+= weight * output` for each route of a token, best first, then for the shared expert, whose
-    /// weight is 1 or the sigmoid of its score.
+    /// Sums the outputs of the experts: `branch = 0`, then `+= weight * output` for each route of a token, best first,
+    /// then for the shared expert, whose weight is 1 or the sigmoid of its score.
     Combine {
         /// Whether there is a shared expert.
         has_shared: bool,
-        /// Whether it has a score.
+        /// Whether the shared expert has a score.
         has_shared_score: bool,
     },
-    /// `x += factor * branch`, fused.
+    /// `x += factor * branch`, as fused multiply-adds.
     Add {
         /// The factor.
         factor: f32,
@@ -234,51 +235,51 @@ pub enum Op {
     },
 }
 
-/// Operations, and the buffers that they use.
+/// The operations of a segment or a head, and the buffers that they use.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// In order.
+    /// The operations, in execution order.
     pub ops: Vec<Op>,
-    /// Shapes of all buffers.
+    /// The shapes of all buffers.
     pub buffers: BTreeMap<Buffer, Shape>,
-    /// Numbers of a head.
+    /// The size of an attention head.
     pub head_dim: usize,
-    /// Of every norm.
+    /// The epsilon of all norms.
     pub eps: f32,
-    /// Of every gate.
+    /// The activation function of all gates.
     pub gate: GateFunction,
-    /// How heads are rotated.
+    /// The style of rotary embedding.
     pub rope: RopeStyle,
 }
 
-/// Where a device takes the weights of a plan.
+/// Receives the weights of a plan for a device.
 pub trait Weights {
-    /// The device's name, for errors.
+    /// The name of the device, for errors.
     fn device(&self) -> &str;
 
-    /// Takes a matrix, and says what it is called.
+    /// Uploads a matrix. Returns its id.
     ///
     /// # Errors
-    /// If the device has no room for it, or no code for its type.
+    /// If the device has not enough memory, or does not support the type.
     fn matrix(&mut self, matrix: Matrix) -> Result<usize, ModelError>;
 
-    /// Takes the matrices of all experts, which have one type and shape.
+    /// Uploads the matrices of all experts, which have the same type and shape. Returns the id of the first.
     ///
     /// # Errors
-    /// As [`matrix`](Self::matrix).
+    /// The errors of [`matrix`](Self::matrix).
     fn experts(&mut self, matrices: Vec<Matrix>) -> Result<usize, ModelError>;
 
-    /// Takes a vector.
+    /// Uploads a vector. Returns its id.
     ///
     /// # Errors
-    /// As [`matrix`](Self::matrix).
+    /// The errors of [`matrix`](Self::matrix).
     fn vector(&mut self, vector: Vec<f32>) -> Result<usize, ModelError>;
 }
 
 /// A matrix and its bias, on the device.
 type Placed = (MatrixRef, Option<VectorRef>);
 
-/// Adds operations to a plan, and puts the weights that they need on the device.
+/// Builds a plan, and uploads the weights that it needs.
 struct Planner<'a> {
     config: &'a ModelConfig,
     weights: &'a mut dyn Weights,
@@ -293,10 +294,10 @@ impl Plan {
         Self { ops: Vec::new(), buffers, head_dim, eps, gate: config.gate, rope: config.rope.style }
     }
 
-    /// The plan of some layers; `layers` gives the weights of each in turn.
+    /// Builds the plan of some layers. `layers` yields the index and the weights of each.
     ///
     /// # Errors
-    /// Those of `layers`, and of the device.
+    /// The errors of `layers` and of the device.
     pub fn of_layers(
         config: &ModelConfig,
         layers: impl Iterator<Item = (usize, Result<Layer, ModelError>)>,
@@ -309,16 +310,16 @@ impl Plan {
         Ok(planner.plan)
     }
 
-    /// The plan of what follows the last layer.
+    /// Builds the plan of the head, which follows the last layer.
     ///
     /// # Errors
-    /// Those of the device.
+    /// The errors of the device.
     pub fn of_head(config: &ModelConfig, head: HeadWeights, weights: &mut dyn Weights) -> Result<Self, ModelError> {
         let mut p = Planner { config, weights, plan: Self::new(config) };
         let HeadWeights { norm, output, .. } = head;
         p.norm(norm, Buffer::X, Buffer::Normed)?;
         let output = p.place(output)?;
-        // Two planes: nothing averages out the error of a logit, and few rows come this far.
+        // Two planes, because nothing averages out the error of a logit; few rows get here, so the cost is small.
         p.quantize(Buffer::Normed, &[output.0], 2);
         p.product(output, Buffer::Normed, 2, Buffer::Logits, Some((0, LoraTarget::Output)));
         if config.logit_scale != 1.0 {
@@ -333,15 +334,15 @@ impl Plan {
     /// The shape of a buffer of the plan.
     ///
     /// # Panics
-    /// If it has none such.
+    /// If the plan does not use this buffer.
     pub fn shape(&self, buffer: Buffer) -> Shape {
         self.buffers[&buffer]
     }
 
-    /// Bytes of all buffers and quantized forms for a step of `n_tokens`.
+    /// The memory of all buffers and quantized forms for a step of `n_tokens`, in bytes.
     pub fn scratch_bytes(&self, n_tokens: usize) -> u64 {
         let rows = self.buffers.values().map(|s| (s.rows_per_token * s.width) as u64 * 4);
-        // Codes, a scale and a sum for each block, of two planes.
+        // Codes of two planes, with a scale and a sum for each block.
         let quantized = [ActivationKind::Q8Block32, ActivationKind::Q8Block256]
             .into_iter()
             .map(|kind| self.quantized_elems(kind) as u64 * 2)
@@ -349,7 +350,7 @@ impl Plan {
         (rows.sum::<u64>() + quantized).saturating_mul(n_tokens as u64)
     }
 
-    /// Elements of one token that the quantized form of this kind must have room for, all planes together.
+    /// How many elements per token the quantized form of this kind must hold, all planes together.
     pub fn quantized_elems(&self, kind: ActivationKind) -> usize {
         let of = |op: &Op| match op {
             Op::Quantize { from, kind: k, planes } if *k == kind => {
@@ -361,7 +362,7 @@ impl Plan {
         self.ops.iter().map(of).max().unwrap_or(0)
     }
 
-    /// Whether an operation after the `i`-th reads what is in `buffer` after it.
+    /// Whether the content of `buffer` after the `i`-th operation is read by a later one, or is the result of the plan.
     pub fn is_read_later(&self, i: usize, buffer: Buffer) -> bool {
         for op in &self.ops[i + 1..] {
             if op.reads().contains(&buffer) {
@@ -371,13 +372,13 @@ impl Plan {
                 return false;
             }
         }
-        // A segment's result is its residual stream, a head's its logits.
+        // The result of a segment is the residual stream, that of a head the logits.
         [Buffer::X, Buffer::Logits].contains(&buffer)
     }
 }
 
 impl Op {
-    /// The buffers that it reads; an operation in place reads what it writes.
+    /// The buffers that it reads. An operation in place also reads the buffer that it writes.
     pub fn reads(&self) -> Vec<Buffer> {
         match self {
             Self::Norm { from, .. } | Self::Quantize { from, .. } => vec![*from],
@@ -401,7 +402,7 @@ impl Op {
         }
     }
 
-    /// The buffer that it writes.
+    /// The buffer that it writes, if any.
     pub fn writes(&self) -> Option<Buffer> {
         Some(match self {
             Self::Norm { to, .. } | Self::Product { to, .. } | Self::ExpertProduct { to, .. } => *to,
@@ -428,7 +429,8 @@ impl Planner<'_> {
             (self.place(k)?, Buffer::K, LoraTarget::K),
             (self.place(v)?, Buffer::V, LoraTarget::V),
         ];
-        // Keys and values are kept and met again: their input has two planes, and that of queries one.
+        // Keys and values are cached and read again by later tokens, so their input has two planes; queries use only
+        // the first.
         self.quantize(Buffer::Normed, &parts.map(|((w, _), ..)| w), 2);
         for (i, (w, to, target)) in parts.into_iter().enumerate() {
             let planes = if i == 0 { 1 } else { 2 };
@@ -467,7 +469,7 @@ impl Planner<'_> {
         }
     }
 
-    /// `gate = f(gate x) * (up x)`, quantized for the next product.
+    /// Computes the hidden layer, `gate = f(gate x) * (up x)`, and quantizes it for the next product.
     fn hidden(&mut self, index: usize, &[gate, up, down]: &[Placed; 3], to: [Buffer; 2]) {
         self.product(gate, Buffer::Normed, 1, to[0], Some((index, LoraTarget::Gate)));
         self.product(up, Buffer::Normed, 1, to[1], Some((index, LoraTarget::Up)));
@@ -504,7 +506,8 @@ impl Planner<'_> {
             self.product((router, None), Buffer::Normed, 1, Buffer::SharedScore, None);
         }
         if let Some(mlp) = &shared {
-            // Both quantize their hidden layers: the shared expert comes first, because it reads the input's form.
+            // The shared expert comes first: it still reads the quantized input, which quantizing a hidden layer may
+            // overwrite.
             self.hidden(index, mlp, [Buffer::SharedGate, Buffer::SharedUp]);
             self.product(mlp[2], Buffer::SharedGate, 1, Buffer::SharedOut, None);
         }
@@ -518,7 +521,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Adds a product to the residual stream.
+    /// Adds the product with `w` to the residual stream, normalized and scaled if the model does that.
     fn add_product(
         &mut self,
         w: Placed,
@@ -561,7 +564,7 @@ impl Planner<'_> {
         self.plan.ops.extend(adapted.map(|(layer, target)| Op::Adapt { layer, target, from, to }));
     }
 
-    /// Quantizes rows for all these matrices.
+    /// Quantizes rows in all forms that these matrices need.
     fn quantize(&mut self, from: Buffer, matrices: &[MatrixRef], planes: usize) {
         for kind in [ActivationKind::Q8Block32, ActivationKind::Q8Block256] {
             if matrices.iter().any(|w| w.kind() == kind) {
@@ -583,7 +586,7 @@ impl Planner<'_> {
         Ok(())
     }
 
-    /// Makes a buffer as wide as this, if it is not: layers may differ.
+    /// Declares a buffer with this shape, which must be the same in all layers.
     fn use_buffer(&mut self, buffer: Buffer, rows_per_token: usize, width: usize) {
         let shape = Shape { rows_per_token, width };
         let known = *self.plan.buffers.entry(buffer).or_insert(shape);

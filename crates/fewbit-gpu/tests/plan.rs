@@ -1,4 +1,4 @@
-//! Plans, run by the interpreter: the bits of the CPU segment, for every part that a configuration can have.
+//! Plans run by the interpreter give bit for bit the results of the CPU segment, for every feature of a configuration.
 
 #[path = "../../fewbit-model/tests/support/random.rs"]
 #[allow(dead_code)]
@@ -21,7 +21,8 @@ fn interpreter() -> Arc<Interpreter> {
 fn a_plan_computes_the_bits_of_the_cpu_in_every_configuration() {
     for model in golden_models() {
         let tokens = &model.tokens[..24.min(model.tokens.len())];
-        // In turn, two types would be given to the experts of one layer, where each has a tensor of its own.
+        // Where each expert has a tensor of its own, alternating types would give the experts of one layer different
+        // types.
         let in_turn = |[a, b]: [TensorType; 2]| if model.name.contains("a tensor for each") { [a, a] } else { [a, b] };
         for (file, what) in [
             (model.file(), "f32"),
@@ -60,7 +61,7 @@ fn a_sequence_goes_from_the_cpu_to_a_plan_and_back() {
         assert!(again == saved, "{ty}");
         let want = bits(&logits(&cpu, &mut cache, &tokens[9..20], 64));
         assert!(bits(&logits(&half, &mut moved, &tokens[9..20], 3)) == want, "{ty}");
-        // Two sequences of one past in a batch.
+        // Two sequences with a common past, in one batch.
         let mut fork = moved.fork();
         let (a, b) = (&tokens[20..23], &tokens[5..7]);
         let batch = &mut [

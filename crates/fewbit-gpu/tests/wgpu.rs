@@ -1,8 +1,9 @@
-//! The wgpu backend on an adapter of this machine. In exact arithmetic: the CPU's bits. In the device's own: near them.
+//! The wgpu backend on an adapter of this machine. In exact arithmetic, the results are bit for bit those of the CPU;
+//! in native arithmetic, they are close.
 //!
-//! Where there is no adapter these tests are left out, and say so in one line that the test harness does not hide, unless
-//! `FEWBIT_TEST_GPU=1` demands one, as `cargo xtask gpu` does after it has installed Debian's `mesa-vulkan-drivers`, which
-//! needs no GPU.
+//! Without an adapter these tests are skipped, and report that in a line that the test harness does not hide. With
+//! `FEWBIT_TEST_GPU=1` they fail instead. `cargo xtask gpu` sets it, after installing Debian's `mesa-vulkan-drivers`,
+//! which needs no GPU.
 #![cfg(feature = "wgpu")]
 
 #[path = "../../fewbit-model/tests/support/mod.rs"]
@@ -10,7 +11,7 @@
 mod models;
 mod support;
 
-// Where the support of `fewbit-model` looks for it.
+// The support code of `fewbit-model` expects this module here.
 use models::random;
 
 use fewbit_format::GgufFile;
@@ -23,7 +24,7 @@ use std::sync::{Arc, LazyLock, Once};
 use support::golden::golden_models;
 use support::{adapter, bits, logits, options};
 
-/// The first adapter, whatever it is; one for all tests, so that a kernel is compiled once.
+/// The first adapter, of any kind. All tests share it, so that each kernel is compiled only once.
 fn device(arithmetic: Arithmetic) -> Option<Arc<WgpuDevice>> {
     static DEVICES: LazyLock<[Result<Arc<WgpuDevice>, DeviceError>; 2]> = LazyLock::new(|| {
         [Arithmetic::Exact, Arithmetic::Native].map(|a| WgpuDevice::open(backend(), Some(0), a).map(Arc::new))
@@ -48,7 +49,7 @@ fn backend() -> Backend {
     if cfg!(target_vendor = "apple") { Backend::Metal } else { Backend::Vulkan }
 }
 
-/// Of two layers the last, and the head: exact arithmetic is slow, and both layers are alike.
+/// The last of two layers and the head on the device: exact arithmetic is slow, and both layers are alike.
 fn last_of_two(device: &Arc<WgpuDevice>) -> Placement {
     Placement::new().cpu(1).device(1, device.clone()).head(device.clone())
 }
@@ -57,14 +58,14 @@ fn on(device: &Arc<WgpuDevice>, n_layers: usize) -> Placement {
     Placement::new().device(n_layers, device.clone()).head(device.clone())
 }
 
-/// Compares the logits of tokens that come in chunks of this size with those of the CPU.
+/// Compares the logits of tokens, computed in chunks of this size, with those of the CPU.
 fn compare(what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
     let Some(device) = device(Arithmetic::Exact) else { return };
     let n_layers = Decoder::load(file, &options).expect("loads").config().n_layers();
     compare_on(on(&device, n_layers), what, file, options, tokens, size);
 }
 
-/// As [`compare`], with the layers where `placement` puts them.
+/// Like [`compare`], with this placement of the layers.
 fn compare_on(placement: Placement, what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
     let options = options.threads(1);
     let cpu = Decoder::load(file, &options).expect("loads");
@@ -81,7 +82,8 @@ fn compare_on(placement: Placement, what: &str, file: &GgufFile, options: LoadOp
 #[test]
 fn every_configuration_has_the_bits_of_the_cpu() {
     for model in golden_models() {
-        // In turn, two types would be given to the experts of one layer, where each has a tensor of its own.
+        // Where each expert has a tensor of its own, alternating types would give the experts of one layer different
+        // types.
         let types = match model.name.contains("a tensor for each") {
             true => [TensorType::Q4_0; 2],
             false => [TensorType::Q4_0, TensorType::Q8_0],
@@ -96,14 +98,15 @@ fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     let tokens: Vec<u32> = (0..262).map(|i| (i * i / 3 + i * 7) % 60).collect();
     for (i, model) in tiny_models().into_iter().enumerate() {
-        // What a page holds does not depend on the weights: f32 with plain heads and with odd ones.
+        // Pages do not depend on the weights, so f32 is tested with every other model only: plain heads and odd ones.
         let types = if i % 2 == 0 { &[KvType::F16, KvType::F32][..] } else { &[KvType::F16] };
         for &ty in types {
             let what = format!("{}, {ty}", model.name);
             let options = LoadOptions::new().threads(1).kv_type(ty);
             let cpu = Decoder::load(&model.file, &options).expect("loads");
             let gpu = Decoder::load(&model.file, &options.placement(last_of_two(&device))).expect("loads");
-            // The first page is the CPU's but for its end; then over it, in chunks that begin at odd positions.
+            // The CPU computes most of the first page; the GPU continues across its end, in chunks that begin at odd
+            // positions.
             let mut cache = cpu.new_cache();
             logits(&cpu, &mut cache, &tokens[..251], 64);
             let mut saved = Vec::new();
@@ -112,14 +115,14 @@ fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
             let want = bits(&logits(&cpu, &mut cache, &tokens[251..], 64));
             assert!(bits(&logits(&gpu, &mut moved, &tokens[251..257], 3)) == want[..6 * gpu.n_vocab()], "{what}");
             assert!(bits(&logits(&gpu, &mut moved, &tokens[257..], 1)) == want[6 * gpu.n_vocab()..], "{what}");
-            // Drafts that are rejected: computed, and taken back.
+            // Rejected drafts: tokens are computed, and removed from the cache.
             assert_eq!(moved.truncate(253), 253);
             assert!(bits(&logits(&gpu, &mut moved, &tokens[253..], 9)) == want[2 * gpu.n_vocab()..], "{what}");
         }
     }
 }
 
-/// Random blocks of any type, with scales that are numbers.
+/// Random blocks of any type, with finite scales.
 fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
     use TensorType::*;
     let mut bytes = random::Random(seed).blocks(ty, n_elems);
@@ -135,7 +138,7 @@ fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
         at.iter().for_each(|&at| block[at..at + 2].copy_from_slice(&half(0.002).to_le_bytes()));
         match ty {
             MXFP4 => block[0] = 122,
-            // The bits of the scale are the upper nibbles of four words.
+            // The bits of the scale are in the upper nibbles of four 16-bit words.
             IQ1_M => (0..4).for_each(|i| {
                 let nibble = (half(0.02) >> (4 * i) & 15) as u8;
                 block[49 + 2 * i] = block[49 + 2 * i] & 15 | nibble << 4;
@@ -195,7 +198,7 @@ fn sequences_go_from_device_to_device() {
         let load = |placement| Decoder::load(&file, &options(model).kv_type(ty).placement(placement)).expect("loads");
         let cpu = load(Placement::new());
         let n = cpu.config().n_layers();
-        // Some layers here, some there, and the head on the CPU.
+        // The first layer and the head on the CPU, the other layers on the device.
         let gpu = load(Placement::new().cpu(1).device(n - 1, device.clone()));
         assert_eq!((gpu.fingerprint(), gpu.kv_page_bytes()), (cpu.fingerprint(), cpu.kv_page_bytes()), "{ty}");
         let tokens = &model.tokens;
@@ -209,7 +212,7 @@ fn sequences_go_from_device_to_device() {
         assert!(again == saved, "{ty}: the same bytes");
         let want = bits(&logits(&cpu, &mut cache, &tokens[9..20], 64));
         assert!(bits(&logits(&gpu, &mut moved, &tokens[9..20], 3)) == want, "{ty}");
-        // Two that go on from one past, in one batch: the page that both append to is copied.
+        // Two sequences with a common past, in one batch: the page to which both append is copied.
         let mut fork = moved.fork();
         let (a, b) = (&tokens[20..23], &tokens[5..7]);
         let batch = &mut [
@@ -221,7 +224,7 @@ fn sequences_go_from_device_to_device() {
         let mut other = cache.fork();
         let want = [logits(&cpu, &mut cache, a, 9), logits(&cpu, &mut other, b, 9)].concat();
         assert!(got == bits(&want), "{ty}: in one batch");
-        // What was computed there goes on here.
+        // The CPU continues from a cache that was computed on the device.
         saved.clear();
         fork.serialize(&mut saved).expect("the device works");
         let mut back = cpu.restore_cache(&LoraSet::default(), fork.len(), &saved).expect("what was saved");
@@ -273,13 +276,13 @@ fn native_arithmetic_is_near_the_cpu_and_repeats() {
         let got = logits(&gpu, &mut gpu.new_cache(), &tokens, 16);
         let largest = want.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         let worst = got.iter().zip(&want).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
-        // An activation that is rounded to the neighbouring code moves a logit by more than arithmetic does.
+        // An activation that is rounded to the neighboring code changes a logit by more than inexact arithmetic does.
         assert!(worst <= 0.02 * largest, "{}: {worst} of {largest}", model.name);
         assert!(bits(&logits(&gpu, &mut gpu.new_cache(), &tokens, 16)) == bits(&got), "{}: it repeats", model.name);
     }
 }
 
-/// How far a distribution is from another (Kullback and Leibler): what is lost, in nats, if `q` is taken for `p`.
+/// The Kullback-Leibler divergence of `q` from `p`, in nats.
 fn divergence(p: &[f32], q: &[f32]) -> f64 {
     let log = |x: &[f32]| {
         let top = x.iter().fold(f32::MIN, |m, &v| m.max(v));
@@ -300,8 +303,9 @@ fn native_arithmetic_tells_the_story_of_the_cpu() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
     let original = GgufFile::open(path.as_ref()).expect("in the repository");
     let recipe = "Q8_0".parse().expect("a recipe");
-    // In f32 nothing is rounded but by arithmetic: 2e-11 nats on lavapipe. Quantized, a last bit can move an activation by
-    // a code: 4e-4 nats, and of 200 steps one with another token, which the CPU takes to be 2 % less likely.
+    // With f32 weights only arithmetic rounds: 2e-11 nats on lavapipe. With quantized weights, a difference in the last
+    // bit can move an activation to the next code: 4e-4 nats, and in one of 200 steps another token, which is 2 % less
+    // likely on the CPU.
     let (exact, rounded) = ((1e-9, 0.0, 0), (2e-3, 0.05, 2));
     for (what, options, (most_nats, most_apart, most_steps)) in [
         ("as it is", LoadOptions::new(), exact),
@@ -314,7 +318,7 @@ fn native_arithmetic_tells_the_story_of_the_cpu() {
         let gpu = Decoder::load(&original, &options.placement(placement)).expect("loads");
         let (mut here, mut there) = (cpu.new_cache(), gpu.new_cache());
         let (mut token, mut worst, mut parted) = (1, 0.0f64, 0);
-        // Both get the CPU's tokens: a step where they part would hide all that come after it.
+        // Both continue with the CPU's tokens: otherwise all steps after a difference could not be compared.
         for step in 0..200 {
             let (want, got) = (logits(&cpu, &mut here, &[token], 1), logits(&gpu, &mut there, &[token], 1));
             worst = worst.max(divergence(&want, &got));
@@ -373,7 +377,7 @@ fn a_device_that_is_not_there_is_an_error_that_says_so() {
     let found = devices(backend()).expect("at least the one above");
     let error = WgpuDevice::open(backend(), Some(found.len()), Arithmetic::Native).err().expect("there are fewer");
     assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains(&found[0].name)), "{error:?}");
-    // A program on the CPU is used only if it is named.
+    // A software renderer is only used if it is named.
     if found.iter().all(|info| info.is_software) {
         let error = WgpuDevice::open(backend(), None, Arithmetic::Native).err().expect("none is a GPU");
         assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains("name it")), "{error:?}");

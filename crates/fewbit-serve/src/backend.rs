@@ -1,8 +1,7 @@
-//! What answers requests: the engine of this process, a script, or something else that implements [`Backend`]; and what
-//! lets them in, a [`Gate`].
+//! The traits [`Backend`], which answers requests, and [`Gate`], which admits them, with the types that they exchange.
 //!
-//! Requests come in the types of the interface, so that a backend can as well send them on as compute them. Whatever
-//! only a backend can know is checked there: it refuses with a [`BackendError`] before it gives a stream.
+//! Jobs use the wire types of the interface, so that a backend can forward them as well as compute them. Checks that
+//! only a backend can make are made there: it returns a [`BackendError`] instead of a stream.
 
 use std::fmt;
 use std::future::Future;
@@ -15,28 +14,28 @@ use fewbit_api::common::{Prompt, Sampling};
 use futures_core::Stream;
 use serde_json::{Map, Value};
 
-/// A future on the heap.
+/// A boxed future.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// An answer under way: a stream of events. Dropping it ends it.
+/// An answer in progress: a stream of events. Dropping it cancels the answer.
 pub struct Generating {
     events: Pin<Box<dyn Stream<Item = Result<Event, BackendError>> + Send>>,
     answered_by: Option<AnsweredBy>,
 }
 
 impl Generating {
-    /// An answer with these events.
+    /// Creates an answer from a stream of events.
     pub fn new(events: impl Stream<Item = Result<Event, BackendError>> + Send + 'static) -> Self {
         Self { events: Box::pin(events), answered_by: None }
     }
 
-    /// Says which target of a route gives the answer.
+    /// Sets which target of a route gives the answer.
     pub fn by(mut self, answered_by: impl Into<Option<AnsweredBy>>) -> Self {
         self.answered_by = answered_by.into();
         self
     }
 
-    /// Which target of a route gives the answer; nothing if the request named a model itself.
+    /// Which target of a route gives the answer; `None` if the request named a model directly.
     pub fn answered_by(&self) -> Option<&AnsweredBy> {
         self.answered_by.as_ref()
     }
@@ -59,24 +58,24 @@ impl fmt::Debug for Generating {
 /// The target of a route that gives an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AnsweredBy {
-    /// What the route calls it, such as `big/their-name`.
+    /// Its name in the route, such as `big/their-name`.
     pub backend: Arc<str>,
-    /// Whether it answers because the target chosen first could not.
+    /// Whether it is a fallback, used because the target chosen first failed.
     pub is_fallback: bool,
 }
 
-/// What answers requests.
+/// Answers requests: the local engine, an upstream server, or a script of a test.
 pub trait Backend: Send + Sync + 'static {
-    /// The models that this caller may name. Requests name one of them.
+    /// The models that this caller may use in requests.
     fn models(&self, caller: &Caller) -> Vec<ModelInfo>;
 
-    /// Begins an answer. Whatever is wrong with the request is an error of this future, not of the stream.
+    /// Begins an answer. If the request is invalid, this future fails, not the stream.
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>>;
 
-    /// How many tokens the prompt of a job has.
+    /// Counts the tokens of a job's prompt.
     fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>>;
 
-    /// Turns texts into vectors.
+    /// Computes the embeddings of texts.
     fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
 
     /// The tokens of a text.
@@ -92,66 +91,66 @@ pub trait Backend: Send + Sync + 'static {
     /// The text of tokens.
     fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError>;
 
-    /// What can be counted.
+    /// The metrics of this backend.
     fn samples(&self) -> Vec<Sample>;
 }
 
-/// Lets requests in, or not: before anything of them is read.
+/// Admits or refuses requests, before their body is read.
 pub trait Gate: Send + Sync + 'static {
-    /// Whose key this is, by a name that is no secret.
+    /// Checks a key. Returns a name for it that is not secret.
     ///
     /// # Errors
-    /// If it is nobody's, or may not ask here, or not now.
+    /// If the key is missing or unknown, is not allowed to call this endpoint, or has exceeded its rate limit.
     fn enter(&self, key: Option<&[u8]>, endpoint: &'static str) -> Result<Arc<str>, BackendError>;
 }
 
-/// Who asks, and with which request.
+/// The sender of a request, and the request's id and endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
-    /// What the [`Gate`] calls the key; nothing where all may ask.
+    /// The [`Gate`]'s name for the key; `None` if there is no gate.
     pub key: Option<Arc<str>>,
-    /// Tells requests apart.
+    /// The request id.
     pub request: Arc<str>,
-    /// The endpoint's path.
+    /// The path of the endpoint.
     pub endpoint: &'static str,
 }
 
 /// A model that requests can name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelInfo {
-    /// What they call it.
+    /// Its name in requests.
     pub id: String,
     /// When it was loaded, in seconds since 1970.
     pub created: u64,
-    /// Tokens that a prompt and its answer can have together.
+    /// How many tokens a prompt and its answer can have together; 0 if unknown.
     pub context_length: usize,
-    /// What computes it: another version may give other answers for the same seed.
+    /// Identifies what computes the answers: another version may give other answers for the same seed.
     pub fingerprint: String,
 }
 
-/// One answer that is asked for. A request for several is several jobs.
+/// A request for one answer. A client's request for several answers becomes several jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
-    /// Who asks.
+    /// The sender of the request.
     pub caller: Caller,
-    /// One of [`Backend::models`].
+    /// The model: one of [`Backend::models`].
     pub model: String,
-    /// What to answer.
+    /// The prompt.
     pub input: Input,
-    /// How tokens are chosen. Its seed is not used.
+    /// How tokens are chosen. Its seed is not used: see `seed`.
     pub sampling: Sampling,
-    /// The seed of the random numbers.
+    /// The seed of the random numbers for this answer.
     pub seed: u64,
-    /// The most tokens; `None` is as many as the context holds.
+    /// The most tokens to generate; `None` allows as many as fit into the context.
     pub max_tokens: Option<usize>,
-    /// Whether to tell how probable tokens were, and of how many alternatives.
+    /// Whether to return the log probabilities of tokens, and of how many alternatives each.
     pub logprobs: Option<usize>,
-    /// What the answer must be, with the field that says so.
+    /// The form that the answer must have, and the request's field that asks for it.
     pub form: Option<(Form, &'static str)>,
 }
 
 impl Job {
-    /// About how many tokens the prompt has, at four bytes a token: for answers of servers that do not say.
+    /// Estimates the tokens of the prompt, at four bytes per token. For servers that do not report usage.
     pub fn estimated_prompt_tokens(&self) -> usize {
         match &self.input {
             Input::Text { prompt, .. } => estimated_tokens(prompt),
@@ -168,20 +167,20 @@ impl Job {
     }
 }
 
-/// Of English text and common tokenizers.
+/// The average for English text and common tokenizers.
 pub(crate) const BYTES_PER_TOKEN: usize = 4;
 
-/// About how many tokens a prompt has.
+/// Estimates the tokens of a prompt.
 pub(crate) fn estimated_tokens(prompt: &Prompt) -> usize {
     match prompt {
         Prompt::Tokens(tokens) => tokens.len(),
         Prompt::Text(text) => text.len().div_ceil(BYTES_PER_TOKEN),
-        // Only those two can be read.
+        // Requests can only contain those two.
         _ => 0,
     }
 }
 
-/// What to answer.
+/// The prompt of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// A conversation.
@@ -190,9 +189,9 @@ pub enum Input {
         messages: Vec<ChatMessage>,
         /// Functions that the model may call.
         tools: Vec<Value>,
-        /// Whether it may, must or must not.
+        /// Whether the model may, must or must not call one.
         choice: ToolChoice,
-        /// Whether it may call several.
+        /// Whether the model may make several calls in one answer.
         parallel: bool,
         /// Variables of the chat template.
         template_vars: Map<String, Value>,
@@ -201,39 +200,39 @@ pub enum Input {
     Text {
         /// The text.
         prompt: Prompt,
-        /// Whether the answer begins with it.
+        /// Whether the answer begins with the prompt.
         echo: bool,
     },
 }
 
-/// What an answer must be.
+/// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Form {
     /// A JSON object.
     JsonObject,
-    /// JSON that a schema describes.
+    /// JSON that is valid for this schema.
     JsonSchema(Value),
-    /// A text of a grammar in llama.cpp's notation.
+    /// A text that matches a grammar in llama.cpp's notation (GBNF).
     Grammar(String),
-    /// A text that a regular expression matches.
+    /// A text that matches this regular expression.
     Regex(String),
 }
 
-/// What an answer brings.
+/// An event of an answer's stream.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// It has begun, with a prompt of so many tokens. Once and first, where a backend knows it.
+    /// The answer has begun. Comes first and once, from backends that know the length of the prompt by then.
     Begin {
         /// Tokens of the prompt.
         prompt: usize,
     },
-    /// Something new.
+    /// New text, reasoning or calls.
     Piece(Piece),
-    /// Its end, once and last. A stream that ends without it was broken off.
+    /// The end of the answer. Comes last and once. A stream that ends without it was cut off.
     End(End),
 }
 
-/// Something new of an answer.
+/// A new part of an answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Piece {
     /// Text to append.
@@ -242,14 +241,14 @@ pub struct Piece {
     pub reasoning: String,
     /// Parts of calls.
     pub calls: Vec<CallDelta>,
-    /// Calls of which parts went out, and that turned out to be none.
+    /// Calls of which parts were sent already, but which turned out to be malformed.
     pub void: Vec<VoidCall>,
-    /// The tokens of this piece, if [`Job::logprobs`] asked for them.
+    /// The tokens of this piece, if [`Job::logprobs`] asks for them.
     pub tokens: Vec<Token>,
 }
 
 impl Piece {
-    /// Whether there is nothing in it.
+    /// Whether the piece is empty.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -258,44 +257,44 @@ impl Piece {
 /// A part of a call.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct CallDelta {
-    /// Which call of the answer.
+    /// The index of the call in the answer.
     pub index: usize,
-    /// Its id, once.
+    /// The id of the call, in its first part only.
     pub id: Option<String>,
-    /// Which function, once.
+    /// The name of the function, in the first part only.
     pub name: Option<String>,
     /// Text to append to its arguments.
     pub arguments: String,
 }
 
-/// A call that turned out to be none.
+/// A call that turned out to be malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct VoidCall {
-    /// Its index; the next call will have it.
+    /// Its index, which the next call will reuse.
     pub index: usize,
-    /// It was cut by a limit of tokens, and nothing follows.
+    /// Whether it is malformed only because the token limit cut it off; nothing follows it then.
     pub is_cut: bool,
 }
 
-/// A token, and how probable it was.
+/// A token and its log probability.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Token {
-    /// How it is shown: a part of a character as U+FFFD, a special token by its name.
+    /// The token for display: a part of a character is U+FFFD, a special token is its name.
     pub text: String,
-    /// What it adds to the text: nothing if it is special.
+    /// The bytes that it adds to the text; empty for a special token.
     pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability; `None` for one that follows nothing.
+    /// Natural logarithm of its probability; `None` for the first token of a text.
     pub logprob: Option<f32>,
-    /// The most probable tokens of its place.
+    /// The most probable tokens at this position.
     pub top: Vec<Alternative>,
 }
 
-/// A token that could have come.
+/// An alternative token at a position.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Alternative {
-    /// How it is shown.
+    /// The token for display, as in [`Token::text`].
     pub text: String,
-    /// What it would have added.
+    /// The bytes that it would have added to the text.
     pub bytes: Vec<u8>,
     /// Natural logarithm of its probability.
     pub logprob: f32,
@@ -306,25 +305,25 @@ pub struct Alternative {
 pub struct End {
     /// Why it ended.
     pub finish: Finish,
-    /// The stop text that ended it, where a backend knows it.
+    /// The stop text that ended it, from backends that know it.
     pub stop: Option<String>,
-    /// What it took.
+    /// The tokens it took.
     pub usage: Usage,
 }
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// By itself, or by a stop text.
+    /// By itself, or at a stop text.
     Stop,
-    /// By a limit of tokens.
+    /// At the token limit, or because the context or its memory is full.
     Length,
-    /// To call something.
+    /// To call a tool.
     ToolCalls,
 }
 
 impl Finish {
-    /// The interface's word.
+    /// The value of `finish_reason` in OpenAI's interface.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -334,119 +333,119 @@ impl Finish {
     }
 }
 
-/// What an answer took, in tokens.
+/// The tokens that an answer took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Of the prompt.
+    /// Tokens of the prompt.
     pub prompt: usize,
-    /// Of these, known already.
+    /// How many of them were found in the cache.
     pub cached: usize,
-    /// Of the answer.
+    /// Generated tokens.
     pub completion: usize,
-    /// Whether these are estimates, because the server that answered did not say.
+    /// Whether these are estimates, because the upstream reported no usage.
     pub is_estimated: bool,
 }
 
-/// Texts as vectors.
+/// The embeddings of texts.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedded {
-    /// One for each text.
+    /// One vector for each text.
     pub vectors: Vec<Vec<f32>>,
-    /// Of all texts.
+    /// Tokens of all texts together.
     pub prompt_tokens: usize,
-    /// Whether this is an estimate, because the server that answered did not say.
+    /// Whether `prompt_tokens` is an estimate, because the upstream reported no usage.
     pub is_estimated: bool,
-    /// Which target of a route answered; nothing if the request named a model itself.
+    /// Which target of a route answered; `None` if the request named a model directly.
     pub answered_by: Option<AnsweredBy>,
 }
 
 impl Embedded {
-    /// The vectors of these texts, which had so many tokens.
+    /// Creates embeddings of texts that had `prompt_tokens` tokens together.
     pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: usize) -> Self {
         Self { vectors, prompt_tokens, is_estimated: false, answered_by: None }
     }
 }
 
-/// Something counted.
+/// The value of a metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Its name, of letters and underscores.
+    /// The name of the metric, of letters and underscores.
     pub name: &'static str,
-    /// What it is.
+    /// A description of the metric.
     pub help: &'static str,
-    /// Whether it can fall.
+    /// Whether it is a counter or a gauge.
     pub kind: SampleKind,
-    /// Of which model.
+    /// The model to which it belongs.
     pub model: String,
-    /// How many.
+    /// The current value.
     pub value: f64,
 }
 
-/// Whether a sample can fall.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SampleKind {
-    /// It only grows.
+    /// A count that only increases.
     Counter,
-    /// It is as it is now.
+    /// A current value, which can increase and decrease.
     Gauge,
 }
 
-/// Why a backend does not answer.
+/// Why a backend or a gate refused a request, or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct BackendError {
-    /// What can be told apart.
+    /// The kind of error, which determines the HTTP status.
     pub kind: BackendErrorKind,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// Which field of the request is wrong.
+    /// The field of the request that is wrong.
     pub param: Option<String>,
 }
 
-/// What a client can do about it.
+/// The kind of an error, and what a client can do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendErrorKind {
-    /// Send something else.
+    /// The request is invalid: change it.
     Invalid,
-    /// Send less.
+    /// The prompt is longer than the context: send less.
     TooLong,
-    /// Name another model.
+    /// There is no such model: name another one.
     UnknownModel,
-    /// Try again later: too much is asked for at once.
+    /// Too many requests are waiting already: try again later.
     Busy,
-    /// Try again later: it cannot be computed now.
+    /// The server cannot answer now: try again later.
     Unavailable,
-    /// Nothing.
+    /// An internal error: a client can do nothing about it.
     Internal,
-    /// Send a key.
+    /// The request has no key: send one.
     NoKey,
-    /// Send another key.
+    /// The key is unknown or revoked: send another one.
     WrongKey,
-    /// Ask for a key that may.
+    /// The key is not allowed to do this: use a key that is.
     Forbidden,
-    /// Try again later: this key asks too much.
+    /// The key has reached its limit of requests or tokens: try again later.
     TooMany {
-        /// When.
+        /// After how many seconds to try again.
         retry_after_s: u32,
     },
-    /// Ask for more: what this key may cost is spent.
+    /// The key has reached its cost limit: ask for a higher one.
     Spent,
-    /// Try again later: what was asked in turn takes no more.
+    /// The upstream takes no more requests now: try again later.
     UpstreamBusy {
-        /// When.
+        /// After how many seconds to try again.
         retry_after_s: u32,
     },
-    /// Try again: what was asked in turn did not answer, or not as it should.
+    /// The upstream failed, or its answer was wrong: try again.
     Upstream,
 }
 
 impl BackendError {
-    /// An error of no field.
+    /// Creates an error that is not about one field.
     pub fn new(kind: BackendErrorKind, message: impl fmt::Display) -> Self {
         Self { kind, message: message.to_string(), param: None }
     }
 
-    /// A field that is wrong.
+    /// Creates an error about an invalid field.
     pub fn invalid(param: impl Into<String>, message: impl fmt::Display) -> Self {
         Self { kind: BackendErrorKind::Invalid, message: message.to_string(), param: Some(param.into()) }
     }

@@ -1,8 +1,8 @@
 //! fewbit's engine as a backend.
 //!
-//! An answer is a task of its own, which owns the conversation and drives its stream; what comes goes through a channel
-//! of a few places. When nobody holds the other end any more, the task ends, and with it the generation. A client that
-//! does not read for long is given up as well: it would hold the memory of its context for ever.
+//! Each answer is a task that owns the conversation, drives its stream, and sends the events through a small channel.
+//! When the receiver is dropped, the task ends, and with it the generation. It also ends if the client does not read
+//! for a long time, because it would occupy the memory of its context forever.
 
 use std::error::Error as _;
 use std::path::Path;
@@ -29,22 +29,22 @@ use crate::backend::{
 use crate::error::ServeError;
 use crate::messages;
 
-/// Events that an answer may be ahead of its reader, besides what the engine holds itself.
+/// How many events an answer may be ahead of its reader, in addition to what the engine buffers itself.
 const AHEAD: usize = 4;
-/// A client that does not read for so long is gone.
+/// A client that does not read for this long counts as disconnected.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Models of this process.
+/// Models that are computed in this process.
 #[derive(Debug, Clone)]
 pub struct EngineBackend {
     models: Vec<(ModelInfo, Model)>,
 }
 
 impl EngineBackend {
-    /// These models, under these names.
+    /// Creates a backend with these models, by their names in requests.
     ///
     /// # Errors
-    /// If there is none, or two have one name.
+    /// If there is no model, or two models have the same name.
     pub fn new<N: Into<String>>(models: impl IntoIterator<Item = (N, Model)>) -> Result<Self, ServeError> {
         let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
         let mut all: Vec<(ModelInfo, Model)> = Vec::new();
@@ -59,8 +59,8 @@ impl EngineBackend {
         if all.is_empty() { Err(ServeError::NoModel) } else { Ok(Self { models: all }) }
     }
 
-    /// What requests should call a model that was given like this: a name of the registry or the hub as it is, a file
-    /// or folder by its own name.
+    /// The default name of a model in requests: a name of the registry or the hub as it is, the name of a file without
+    /// its extension, or the name of a folder.
     pub fn name_of(given: &str) -> String {
         let path = Path::new(given);
         if !path.exists() {
@@ -195,7 +195,7 @@ impl Backend for EngineBackend {
     }
 }
 
-/// Where an answer goes: first that it has begun, then what it brings.
+/// Where an answer's task sends its results: first whether the answer has begun, then its events.
 struct Sink {
     begun: Option<oneshot::Sender<Result<(), BackendError>>>,
     events: mpsc::Sender<Result<Event, BackendError>>,
@@ -208,7 +208,7 @@ impl Sink {
         }
     }
 
-    /// Whether somebody still reads.
+    /// Sends an event. Returns whether somebody still reads.
     async fn send(&self, event: Event) -> bool {
         matches!(tokio::time::timeout(PATIENCE, self.events.send(Ok(event))).await, Ok(Ok(())))
     }
@@ -231,7 +231,7 @@ async fn run(model: Model, job: Job, mut sink: Sink) {
     }
 }
 
-/// A job's settings.
+/// The generation options of a job.
 fn options(job: &Job, model: &Model) -> Result<GenerateOptions, BackendError> {
     let mut options = sampling(&job.sampling, model)?.seed(job.seed);
     options
@@ -257,7 +257,7 @@ async fn continued(model: &Model, job: Job, sink: &mut Sink) -> Result<(), Backe
     drive(model, stream, state, sink).await
 }
 
-/// The conversation of a job, checked, and which parameter is wrong if it cannot be answered.
+/// Checks and starts the conversation of a job. Also returns the parameter to blame if answering it fails.
 fn start(model: &Model, job: Job) -> Result<(fewbit::Chat, &'static str), BackendError> {
     let builder = model.chat().tool_fallback(ToolFallback::SystemPrompt).options(options(&job, model)?);
     let Input::Chat { messages, tools, choice, parallel, template_vars } = job.input else {
@@ -312,7 +312,7 @@ fn tools_of(wire: &[Value]) -> Result<Vec<Tool>, BackendError> {
     wire.iter().enumerate().map(read).collect()
 }
 
-/// What an answer must call.
+/// Converts the tool choice of a request to the engine's.
 fn choice_of(wire: &ToolChoice) -> fewbit::ToolChoice {
     match wire {
         ToolChoice::None => fewbit::ToolChoice::None,
@@ -322,14 +322,14 @@ fn choice_of(wire: &ToolChoice) -> fewbit::ToolChoice {
     }
 }
 
-/// Sends what a stream brings.
+/// Sends the events of a stream to the sink.
 async fn drive<S: Stream<Item = Result<fewbit::Piece, Error>> + Unpin>(
     model: &Model,
     mut stream: S,
     state: impl Fn(&S) -> (Option<FinishReason>, fewbit::Usage, Option<String>),
     sink: &mut Sink,
 ) -> Result<(), BackendError> {
-    // The first look is what begins it: a full queue is known before anything is promised.
+    // The first poll submits the request to the engine, so a full queue is an error before the answer has begun.
     let mut ready = match std::future::poll_fn(|context| Poll::Ready(stream.poll_next_unpin(context))).await {
         Poll::Ready(Some(Err(error))) => return Err(refused(error, "messages")),
         Poll::Ready(item) => Some(item),
@@ -408,12 +408,12 @@ fn prompt(wire: Prompt) -> fewbit::Prompt {
     match wire {
         Prompt::Text(text) => fewbit::Prompt::Text(text),
         Prompt::Tokens(tokens) => fewbit::Prompt::Tokens(tokens),
-        // Only those two can be read.
+        // Requests can only contain those two.
         _ => fewbit::Prompt::Tokens(Vec::new()),
     }
 }
 
-/// What a request says of sampling.
+/// The sampling settings of a request.
 fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, BackendError> {
     let size = |param: &'static str, n: i64, all: usize| match n {
         -1 => Ok(all),
@@ -421,7 +421,7 @@ fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, Bac
     };
     let mut options = GenerateOptions::new();
     options.temperature = wire.temperature;
-    // The interface allows 0, which keeps the most probable token.
+    // OpenAI's interface allows 0, which keeps only the most probable token.
     options.top_p = wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
     options.min_p = wire.min_p;
     options.top_k = wire.top_k.map(|k| size("top_k", k, 0)).transpose()?;
@@ -446,9 +446,10 @@ fn constraint(form: &Form, param: &str) -> Result<Constraint, BackendError> {
     }
 }
 
-/// What a client can do about an error; `param` is the field that is at fault if the error does not say.
+/// Converts an error of the engine. `param` is the field to blame if the error does not tell.
 fn refused(error: Error, param: &str) -> BackendError {
-    // What is wrong is the cause's to say, if there is one: that it is wrong, the status says.
+    // Show the cause, if there is one: the outer message only says that the request failed, which the status tells
+    // already.
     let message = match error.kind() {
         ErrorKind::NoChatTemplate => "the model has no chat template: use /v1/completions, or another model".to_owned(),
         ErrorKind::QueueFull { limit } => format!("{limit} requests are waiting already: try again later"),
@@ -469,7 +470,7 @@ fn refused(error: Error, param: &str) -> BackendError {
     BackendError { kind, message, param }
 }
 
-/// The field of a request that an error is about; `param` if the error does not say.
+/// The field of a request that an error is about; `param` if the error does not tell.
 fn field(error: &Error, param: &str) -> Option<String> {
     let name = match error.kind() {
         ErrorKind::Options => match error.cause() {
@@ -484,7 +485,7 @@ fn field(error: &Error, param: &str) -> Option<String> {
                 _ => return None,
             },
             Some(_) => return None,
-            // A constraint.
+            // A constraint is invalid.
             None => param,
         },
         ErrorKind::NoChatTemplate | ErrorKind::Template => "messages",
@@ -502,7 +503,7 @@ fn field(error: &Error, param: &str) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// An error that no client can do anything about. Its text may name files, and goes to the log.
+/// Converts an error that clients cannot do anything about. Its text may contain file names, so it is only logged.
 fn internal(error: &Error) -> BackendError {
     tracing::error!(error = format!("{error:#}"), "the engine failed on a request");
     BackendError::new(BackendErrorKind::Internal, "the engine failed on this request; it goes on with others")

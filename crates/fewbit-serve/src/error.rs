@@ -1,4 +1,4 @@
-//! Errors: those of the server's own start, and those that a client gets, in OpenAI's form or Anthropic's.
+//! Errors: those of starting the server, and those that clients get, in OpenAI's or Anthropic's form.
 
 use std::net::SocketAddr;
 
@@ -8,17 +8,17 @@ use fewbit_api::error::{ErrorBody, ErrorObject, MessagesErrorBody, MessagesError
 
 use crate::backend::{BackendError, BackendErrorKind};
 
-/// Why the server does not start.
+/// Why a server could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServeError {
-    /// The address is none.
+    /// The address to listen on is invalid.
     #[error("{address:?} is not an address to listen on: give IP:PORT, such as 127.0.0.1:8080")]
     Address {
-        /// What was given.
+        /// The address as it was given.
         address: String,
     },
-    /// Others could reach it, and anyone could use it.
+    /// The server would be reachable from other machines without keys.
     #[error(
         "{address} can be reached from other machines, and there are no keys: give some, or \
          listen on 127.0.0.1"
@@ -27,42 +27,42 @@ pub enum ServeError {
         /// The address.
         address: SocketAddr,
     },
-    /// The address cannot be had.
+    /// Listening on the address failed.
     #[error("cannot listen on {address}: stop what listens there, or give another port (0 takes a free one)")]
     Bind {
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         #[source]
         error: std::io::Error,
     },
-    /// Two models of one name.
+    /// Two models have the same name.
     #[error("two models are called {id:?}: requests could mean either; rename one of the files")]
     SameName {
         /// The name.
         id: String,
     },
-    /// Another server cannot be asked.
+    /// The configuration of an upstream is invalid.
     #[error("the upstream {url:?} {what}")]
     Upstream {
-        /// Its address.
+        /// The upstream's address.
         url: String,
-        /// Why not.
+        /// What is wrong.
         what: &'static str,
     },
-    /// There is nothing to serve.
+    /// There is no model to serve.
     #[error("there is no model to serve: give at least one")]
     NoModel,
 }
 
-/// Whose form an endpoint's errors have.
+/// Whose error format an endpoint uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ErrorForm {
     OpenAi,
     Anthropic,
 }
 
-/// What a client gets.
+/// An error as clients get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
@@ -77,7 +77,7 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code: None, retry_after_s: None }
     }
 
-    /// A field that is wrong.
+    /// An error about an invalid field.
     pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
         Self { param: Some(param.into()), ..Self::new(StatusCode::BAD_REQUEST, message) }
     }
@@ -103,7 +103,7 @@ impl ApiError {
         ErrorBody { error: ErrorObject { message, kind, param, code } }
     }
 
-    /// The same in Anthropic's form.
+    /// The error body in Anthropic's form.
     pub(crate) fn messages_body(&self, request_id: Option<&str>) -> MessagesErrorBody {
         let kind = match self.status {
             StatusCode::UNAUTHORIZED => "authentication_error",

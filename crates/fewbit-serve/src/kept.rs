@@ -1,6 +1,7 @@
-//! Answers of the Responses interface that a later request can go on from.
+//! Stored answers of the Responses interface, from which later requests can continue.
 //!
-//! They are kept in memory, each for the key that asked, until others need the place: the oldest go first.
+//! They are kept in memory, each only for the key that requested it. When the memory limit is reached, the oldest are
+//! dropped.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,24 +9,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fewbit_api::chat::ChatMessage;
 use serde_json::Value;
 
-/// What all may take together.
+/// How much memory all stored answers may take together.
 const LIMIT_BYTES: usize = 64 << 20;
 
-/// A message of so many bytes takes so many besides.
+/// Estimated memory of a message in addition to its text.
 const OVERHEAD_BYTES: usize = 512;
 
-/// What an answer leaves behind.
+/// A stored answer.
 #[derive(Debug, Clone)]
 pub(crate) struct Answered {
-    /// Whose it is.
+    /// The key that requested it.
     pub(crate) key: Option<Arc<str>>,
-    /// The whole conversation without instructions, the answer included: shared with what it goes on from.
+    /// The whole conversation including the answer, without instructions. Messages are shared with the earlier answers
+    /// that it continues from.
     pub(crate) messages: Vec<Arc<ChatMessage>>,
-    /// The answer as the client got it.
+    /// The answer as it was sent to the client.
     pub(crate) response: Value,
 }
 
-/// All that are kept.
+/// All stored answers.
 #[derive(Debug, Default)]
 pub(crate) struct Kept {
     all: Mutex<All>,
@@ -48,7 +50,7 @@ impl All {
 }
 
 impl Kept {
-    /// Keeps an answer. What is shared counts each time, so that what is counted is never less than what is taken.
+    /// Stores an answer. Shared messages are counted once per answer, so the counted size is never too small.
     pub(crate) fn put(&self, id: String, answered: Answered) {
         let messages: usize = answered.messages.iter().map(|message| size(message)).sum();
         let n_bytes = messages + answered.response.to_string().len() * 4 + OVERHEAD_BYTES;
@@ -56,7 +58,7 @@ impl Kept {
         while all.n_bytes + n_bytes > LIMIT_BYTES {
             match all.order.pop_front() {
                 Some(oldest) => drop(all.remove(&oldest)),
-                // It is too large to be kept at all.
+                // The answer alone exceeds the limit.
                 None => return,
             }
         }
@@ -65,14 +67,14 @@ impl Kept {
         all.by_id.insert(id, (answered, n_bytes));
     }
 
-    /// An answer, if this key asked for it.
+    /// The stored answer with this id, if this key requested it.
     pub(crate) fn get(&self, id: &str, key: Option<&Arc<str>>) -> Option<Answered> {
         let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let (answered, _) = all.by_id.get(id)?;
         (answered.key.as_ref() == key).then(|| answered.clone())
     }
 
-    /// Forgets an answer, if this key asked for it. Returns whether it did.
+    /// Deletes an answer, if this key requested it. Returns whether one was deleted.
     pub(crate) fn delete(&self, id: &str, key: Option<&Arc<str>>) -> bool {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let is_own = all.by_id.get(id).is_some_and(|(answered, _)| answered.key.as_ref() == key);

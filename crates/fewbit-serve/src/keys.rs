@@ -1,7 +1,6 @@
-//! API keys: what a client must show.
+//! API keys that clients must send.
 //!
-//! Keys are kept as SHA-256 hashes. A key that is shown is hashed and compared with all of them, each comparison in a
-//! time that does not depend on where they differ.
+//! Keys are kept as SHA-256 hashes. The key of a request is hashed and compared with all of them in constant time.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use crate::backend::{BackendError, BackendErrorKind, Gate};
 
-/// A key shorter than this could be guessed.
+/// The minimum length of a key, so that it cannot be guessed.
 const MIN_CHARS: usize = 16;
 
 /// The keys that are accepted.
@@ -20,7 +19,7 @@ pub struct Keys {
     hashes: Vec<[u8; 32]>,
 }
 
-/// What is wrong with keys. No key is in a message.
+/// What is wrong with a list of keys. No message contains a key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeysError {
@@ -29,18 +28,18 @@ pub enum KeysError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         error: std::io::Error,
     },
-    /// A key that is too short, or cannot be sent.
+    /// A key is too short, or cannot be sent in a header.
     #[error(
         "{what} {line} is not a key: give at least {MIN_CHARS} visible ASCII characters, such as `openssl rand -hex 32` makes"
     )]
     Weak {
-        /// What the number counts.
+        /// What the number counts: `key` or `line`.
         what: &'static str,
-        /// From 1.
+        /// The number, from 1.
         line: usize,
     },
     /// There is no key.
@@ -55,18 +54,18 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// These keys.
+    /// Creates a gate that accepts these keys.
     ///
     /// # Errors
-    /// If there is none, or one could be guessed.
+    /// If there is no key, or one is too short or has other characters than visible ASCII.
     pub fn new<K: AsRef<str>>(keys: impl IntoIterator<Item = K>) -> Result<Self, KeysError> {
         Self::from_lines(keys.into_iter().enumerate().map(|(i, key)| (i + 1, key)), "key")
     }
 
-    /// The keys in a file: one a line. Empty lines, and those that begin with `#`, are skipped.
+    /// Reads the keys of a file, one per line. Empty lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and if the file cannot be read.
+    /// The errors of [`new`](Self::new), and if the file cannot be read.
     pub fn from_file(path: impl AsRef<Path>) -> Result<Self, KeysError> {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path).map_err(|error| KeysError::Read { path: path.to_owned(), error })?;
@@ -90,12 +89,12 @@ impl Keys {
     /// Whether this is one of the keys.
     fn accept(&self, key: &[u8]) -> bool {
         let shown = hash(key);
-        // All of them, whichever it is.
+        // Always compares with all keys, so that the time does not depend on which one matches.
         self.hashes.iter().fold(Choice::from(0), |found, known| found | known.ct_eq(&shown)).into()
     }
 }
 
-/// A key is called by the beginning of its hash.
+/// The name of a key is the beginning of its hash.
 impl Gate for Keys {
     fn enter(&self, key: Option<&[u8]>, _: &'static str) -> Result<Arc<str>, BackendError> {
         let Some(key) = key else {

@@ -1,4 +1,5 @@
-//! Models over HTTP: OpenAI's interface and Anthropic's Messages, served by fewbit's engine or by whatever else implements [`Backend`].
+//! An HTTP server for language models with the OpenAI and Anthropic Messages interfaces. Answers come from fewbit's
+//! engine or from anything else that implements [`Backend`].
 //!
 //! ```no_run
 //! use fewbit_serve::{EngineBackend, Server};
@@ -11,17 +12,17 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A request walks one line, whatever its endpoint (`line.rs`):
+//! All requests pass through the same pipeline, whatever their endpoint (`line.rs`):
 //!
 //! ```text
-//! authenticate -> read and validate -> backend -> the answer's form
+//! authenticate -> read and validate -> backend -> format the answer
 //! ```
 //!
-//! An endpoint says how its request is read and how its answer looks, and nothing else: none has a way around the line.
-//! What a client gave up is ended: the connection holds the answer, the answer holds the generation. No text of a
-//! request or an answer is in a log.
+//! An endpoint only defines how its request is read and how its answer looks, so no endpoint can bypass the pipeline.
+//! If a client disconnects, its generation ends: dropping the connection drops the answer, which drops the generation.
+//! No text of a request or an answer is logged.
 //!
-//! The runtime must be tokio's with several threads: preparing a prompt takes a thread for some milliseconds.
+//! It needs tokio's multi-threaded runtime: preparing a prompt blocks a thread for some milliseconds.
 #![forbid(unsafe_code)]
 
 mod backend;
@@ -51,5 +52,5 @@ pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 pub use upstream::{UpstreamBackend, UpstreamConfig};
 
-/// Answers of one line: how they are asked for in the interface of OpenAI.
+/// The wire types of requests and answers.
 pub use fewbit_api as api;

@@ -1,7 +1,7 @@
-//! The line that every request walks: who asks, what is asked, the answer, its form.
+//! The pipeline that every request passes through: authentication, reading the request, the answer, its formatting.
 //!
-//! [`Endpoint`] is what one endpoint adds: how its request is read, and what is done. What comes before and after is
-//! here, once: keys, hosts and origins, sizes, JSON with the path to what is wrong in it, panics, counting, the log.
+//! An [`Endpoint`] adds how its request is read and answered. What all endpoints share is here: keys, checks of host
+//! and origin, size limits, JSON errors with the path of the wrong field, panics, metrics and logs.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -23,44 +23,44 @@ use crate::server::Shared;
 use crate::stats::Running;
 use crate::stream::KeepAlive;
 
-/// A client has this long to send a request's body.
+/// How long a client may take to send the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Of a body that is too large, so many times the limit is read and thrown away, so that the client gets to read the
-/// answer instead of failing to write.
+/// Up to this many times the size limit, a body that is too large is read and discarded, so that the client receives
+/// the error instead of a failed write.
 const DISCARDED: usize = 8;
 
-/// What one endpoint adds to the line.
+/// What one endpoint adds to the pipeline.
 pub(crate) trait Endpoint: 'static {
-    /// What it is called in counts and logs.
+    /// Its name in metrics, logs and scopes of keys.
     const PATH: &'static str;
-    /// Whether it asks for no key.
+    /// Whether it needs no key.
     const IS_OPEN: bool = false;
     /// Whether the request has a body, which is JSON.
     const HAS_BODY: bool = true;
-    /// Whose form its errors have.
+    /// Whose error format it uses.
     const ERRORS: ErrorForm = ErrorForm::OpenAi;
 
     fn answer(server: &Arc<Shared>, call: Call) -> impl Future<Output = Result<Reply, ApiError>> + Send;
 }
 
-/// A request, as far as all have it.
+/// The parts of a request that all endpoints share.
 pub(crate) struct Call {
-    /// Null if there is none.
+    /// The body; null if there is none.
     pub(crate) body: Value,
     /// The path.
     pub(crate) path: String,
-    /// Who asks.
+    /// The sender of the request.
     pub(crate) caller: Caller,
 }
 
 impl Call {
-    /// The body as a type.
+    /// Deserializes the body.
     pub(crate) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.body).map_err(|error| {
             let path = error.path().to_string();
             let message = error.inner().to_string();
-            // What is missing is not on the path, but in quotes in the message.
+            // A missing field is not part of the path, but is quoted in the message.
             let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
             let param = match (path.as_str(), missing) {
                 (".", Some(field)) => field.to_owned(),
@@ -74,7 +74,7 @@ impl Call {
     }
 }
 
-/// What the client gets.
+/// A successful answer to a request.
 pub(crate) struct Reply {
     content: Content,
     answered_by: Vec<AnsweredBy>,
@@ -83,7 +83,7 @@ pub(crate) struct Reply {
 enum Content {
     /// JSON.
     Json(Vec<u8>),
-    /// Text, with its type.
+    /// Text, with its content type.
     Text(String, &'static str),
     /// Server-sent events.
     Events(Pin<Box<dyn Stream<Item = String> + Send>>),
@@ -102,7 +102,7 @@ impl Reply {
         Content::Events(events).into()
     }
 
-    /// Says in the headers which targets of a route answer.
+    /// Sets which targets of a route answered, for the headers.
     pub(crate) fn by(mut self, answered_by: Vec<AnsweredBy>) -> Self {
         self.answered_by = answered_by;
         self
@@ -115,11 +115,11 @@ impl From<Content> for Reply {
     }
 }
 
-/// The line.
+/// Handles a request for an endpoint.
 pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
     let mut running = server.stats.begin(E::PATH);
     let id = crate::server::random_id("req_");
-    // A panic is this request's alone.
+    // A panic only fails this request.
     let mut caller = Caller { key: None, request: id.as_str().into(), endpoint: E::PATH };
     let walked = AssertUnwindSafe(walk::<E>(&server, request, &mut caller)).catch_unwind().await;
     let reply = walked.unwrap_or_else(|_| {
@@ -139,7 +139,7 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
         }
     };
     if let Ok(id) = HeaderValue::from_str(&id) {
-        // Anthropic's clients read the second.
+        // Anthropic's clients read the header `request-id`.
         response.headers_mut().insert("x-request-id", id.clone());
         response.headers_mut().insert("request-id", id);
     }
@@ -164,8 +164,8 @@ async fn walk<E: Endpoint>(
     E::answer(server, Call { body, path: parts.uri.path().to_owned(), caller: caller.clone() }).await
 }
 
-/// Pages of other sites have no business here, even where there are no keys: neither by a request of their own (which
-/// has an `Origin`), nor under a name that they let point to this machine (which is the `Host`).
+/// Refuses requests from web pages of other sites, which is needed even without keys: both cross-origin requests
+/// (recognized by `Origin`) and DNS rebinding, where a site's own name points to this machine (recognized by `Host`).
 fn refuse_other_sites(server: &Shared, headers: &HeaderMap) -> Result<(), ApiError> {
     let refuse = |what: &str| Err(ApiError::new(StatusCode::FORBIDDEN, what));
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
@@ -230,7 +230,7 @@ async fn collect(server: &Shared, headers: &HeaderMap, mut body: Body) -> Result
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
-    // Its messages tell places, never texts.
+    // Its error messages contain positions, but no text of the request.
     let value: Value = serde_json::from_slice(bytes)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))?;
     if !value.is_object() {
@@ -244,7 +244,8 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
         Content::Json(bytes) => (Body::from(bytes), "application/json"),
         Content::Text(text, kind) => (Body::from(text), kind),
         Content::Events(events) => {
-            // Held by the stream: a client that goes away drops it before it is told how it ended.
+            // The stream owns `running`: if the client disconnects, it is dropped before the status is set, and counts
+            // as such.
             let end = futures_util::stream::once(async move {
                 running.ends_with(200);
                 drop(running);
@@ -262,7 +263,7 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    // A request for several answers can have been answered by several.
+    // A request for several answers may have been answered by several targets.
     let mut names: Vec<&str> = reply.answered_by.iter().map(|by| &*by.backend).collect();
     names.sort_unstable();
     names.dedup();

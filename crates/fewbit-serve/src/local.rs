@@ -1,4 +1,4 @@
-//! Requests of this process: the same endpoints without a socket.
+//! Requests from within this process: the same endpoints without a socket.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use hyper_util::service::TowerToHyperService;
 use crate::endpoints;
 use crate::server::Shared;
 
-/// A server that only this process asks: made by [`Server::local`](crate::Server::local).
+/// A server for requests from within this process. It is created with [`Server::local`](crate::Server::local).
 #[derive(Debug, Clone)]
 pub struct Local {
     app: TowerToHyperService<Router>,
 }
 
-/// What a request gave.
+/// The answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalAnswer {
     /// As over HTTP.
@@ -46,7 +46,7 @@ impl Local {
             Err(never) => match never {},
         };
         let status = response.status().as_u16();
-        // The body is made here, and is whole.
+        // The body is created in this process, so reading it does not fail.
         let body = response.into_body().collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         LocalAnswer { status, body }
     }

@@ -1,4 +1,4 @@
-//! Messages of the interface as the engine wants them.
+//! Converts messages of the interface to those of the engine.
 
 use fewbit::Message;
 use fewbit::expert::tokenizer::ToolCall;
@@ -9,19 +9,19 @@ use crate::backend::BackendError;
 
 /// A conversation.
 pub(crate) struct Conversation {
-    /// Its first message, if that is of the system: in place of what is recommended for the model.
+    /// Its first message, if that is a system message. It replaces the one recommended for the model.
     pub(crate) system: Option<String>,
     pub(crate) messages: Vec<Message>,
 }
 
-/// Reads a conversation.
+/// Converts a conversation.
 pub(crate) fn read(wire: Vec<ChatMessage>) -> Result<Conversation, BackendError> {
     let mut wire: std::collections::VecDeque<_> = wire.into_iter().enumerate().collect();
     let is_system = wire.front().is_some_and(|(_, first)| first.role == Role::System);
     let system = is_system.then(|| wire.pop_front()).flatten();
     let system = system.map(|(_, first)| first.content.as_text().unwrap_or_default());
     let mut messages = Vec::with_capacity(wire.len());
-    // The names of what was called, by id.
+    // The names of called functions, by call id.
     let mut called: Map<String, Value> = Map::new();
     for (i, message) in wire {
         let at = |field: &str| format!("messages[{i}].{field}");

@@ -1,4 +1,4 @@
-//! A backend that says what it was told to: for tests of clients and of the server itself, without a model.
+//! A backend with prepared answers, for tests of clients and of the server itself without a model.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +13,7 @@ use crate::backend::{
     ModelInfo, Piece, Sample, SampleKind, Usage,
 };
 
-/// What is said to one job.
+/// The prepared answer to one job.
 #[derive(Debug, Clone, Default)]
 pub struct Script {
     refusal: Option<BackendError>,
@@ -28,61 +28,61 @@ enum Step {
 }
 
 impl Script {
-    /// Says nothing yet.
+    /// Creates an empty script.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Does not begin.
+    /// Creates a script that fails before the answer begins.
     pub fn refuse(error: BackendError) -> Self {
         Self { refusal: Some(error), steps: Vec::new() }
     }
 
-    /// Says this text, a piece a word, and ends.
+    /// Creates a script that sends this text, one piece per word, and ends.
     pub fn words(text: &str) -> Self {
         text.split_inclusive(' ').fold(Self::new(), Self::text).end(Finish::Stop)
     }
 
-    /// Says a piece.
+    /// Adds a piece.
     pub fn piece(mut self, piece: Piece) -> Self {
         self.steps.push(Step::Say(Ok(Event::Piece(piece))));
         self
     }
 
-    /// Says a text.
+    /// Adds a piece with this text.
     pub fn text(self, text: &str) -> Self {
         self.piece(Piece { text: text.to_owned(), ..Piece::default() })
     }
 
-    /// Takes its time.
+    /// Adds a pause.
     pub fn wait(mut self, time: Duration) -> Self {
         self.steps.push(Step::Wait(time));
         self
     }
 
-    /// Fails.
+    /// Adds an error in the stream.
     pub fn fail(mut self, error: BackendError) -> Self {
         self.steps.push(Step::Say(Err(error)));
         self
     }
 
-    /// Panics.
+    /// Adds a panic.
     pub fn panic(mut self) -> Self {
         self.steps.push(Step::Panic);
         self
     }
 
-    /// Ends. Its tokens are as many as there were pieces, its prompt is of one token.
+    /// Adds the end. Its usage has one token for each piece, and one prompt token.
     pub fn end(self, finish: Finish) -> Self {
         self.end_by(finish, None)
     }
 
-    /// Ends at this stop text.
+    /// Adds the end, caused by this stop text.
     pub fn stop_at(self, stop: &str) -> Self {
         self.end_by(Finish::Stop, Some(stop.to_owned()))
     }
 
-    /// Says how many tokens the prompt has.
+    /// Adds [`Event::Begin`] with this many prompt tokens.
     pub fn begin(mut self, prompt: usize) -> Self {
         self.steps.push(Step::Say(Ok(Event::Begin { prompt })));
         self
@@ -96,7 +96,7 @@ impl Script {
     }
 }
 
-/// Answers each job with the next script, and keeps the jobs.
+/// A backend that answers each job with the next script, and records the jobs.
 #[derive(Debug, Clone, Default)]
 pub struct ScriptedBackend {
     shared: Arc<Shared>,
@@ -109,7 +109,7 @@ struct Shared {
     running: AtomicUsize,
 }
 
-/// Counts an answer under way.
+/// Counts an answer in progress until it is dropped.
 struct Counted(Arc<Shared>);
 
 impl Drop for Counted {
@@ -119,24 +119,24 @@ impl Drop for Counted {
 }
 
 impl ScriptedBackend {
-    /// A backend with one model, `scripted`, and these scripts.
+    /// Creates a backend with one model, `scripted`, and these scripts.
     pub fn new(scripts: impl IntoIterator<Item = Script>) -> Self {
         let backend = Self::default();
         scripts.into_iter().for_each(|script| backend.push(script));
         backend
     }
 
-    /// One more script.
+    /// Adds a script.
     pub fn push(&self, script: Script) {
         self.shared.scripts.lock().unwrap_or_else(PoisonError::into_inner).push_back(script);
     }
 
-    /// The jobs that came.
+    /// The jobs that were received.
     pub fn jobs(&self) -> Vec<Job> {
         self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// How many answers are under way.
+    /// How many answers are in progress.
     pub fn running(&self) -> usize {
         self.shared.running.load(Ordering::SeqCst)
     }
@@ -176,7 +176,7 @@ impl Backend for ScriptedBackend {
         })
     }
 
-    /// A message is a token.
+    /// Counts a message as one token.
     fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
         let n = match &job.input {
             Input::Chat { messages, .. } => messages.len(),
@@ -185,7 +185,7 @@ impl Backend for ScriptedBackend {
         Box::pin(async move { Ok(n) })
     }
 
-    /// The vector of a text has its length, and that with the other sign.
+    /// The vector of a text consists of its length and its negative length.
     fn embed(&self, _: &Caller, _: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
         let length = |prompt: &Prompt| match prompt {
             Prompt::Text(text) => text.len() as f32,
@@ -196,7 +196,7 @@ impl Backend for ScriptedBackend {
         Box::pin(async move { Ok(Embedded::new(vectors, texts.len())) })
     }
 
-    /// A byte is a token.
+    /// Each byte is a token.
     fn tokenize(&self, _: &Caller, _: &str, text: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
         Ok(text.bytes().map(u32::from).collect())
     }

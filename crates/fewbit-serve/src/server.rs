@@ -1,4 +1,4 @@
-//! Listening, connections, and the end: what is under way is answered, what is new is refused.
+//! Listening, connections and graceful shutdown: requests in progress are answered, new ones are refused.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::SocketAddr;
@@ -21,11 +21,11 @@ use crate::keys::Keys;
 use crate::local::Local;
 use crate::stats::Stats;
 
-/// The largest body that is read, unless another limit is set.
+/// The default size limit of request bodies, in bytes.
 const BODY_LIMIT: usize = 16 << 20;
-/// Connections at once; more wait to be accepted.
+/// The most connections at once; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 4096;
-/// A client has this long to send the head of a request, and as long between two requests.
+/// How long a client may take to send the head of a request, and to wait between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server that does not listen yet.
@@ -35,10 +35,10 @@ pub struct Server {
     drain: Duration,
 }
 
-/// Reads the configuration again, or says what is wrong with it.
+/// Reloads the configuration, or returns what is wrong with it.
 pub(crate) type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
-/// What requests share.
+/// State that all requests share.
 pub(crate) struct Shared {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) gate: Option<Box<dyn Gate>>,
@@ -63,7 +63,7 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// A server over this backend, without keys.
+    /// Creates a server with this backend, without keys.
     pub fn new(backend: impl Backend) -> Self {
         let shared = Shared {
             backend: Box::new(backend),
@@ -78,50 +78,52 @@ impl Server {
         Self { shared, drain: Duration::from_secs(30) }
     }
 
-    /// Asks clients for one of these keys.
+    /// Requires one of these keys from clients.
     pub fn keys(self, keys: Keys) -> Self {
         self.gate(keys)
     }
 
-    /// Lets in what this gate lets in.
+    /// Only answers requests that this gate admits.
     pub fn gate(mut self, gate: impl Gate) -> Self {
         self.shared.gate = Some(Box::new(gate));
         self
     }
 
-    /// The largest body of a request that is read, in bytes: 16 MiB if nothing is said.
+    /// Sets the size limit of request bodies in bytes. The default is 16 MiB.
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.shared.body_limit = bytes;
         self
     }
 
-    /// How often a stream says that it is alive while nothing else is to be said: every 10 seconds if nothing is said.
+    /// Sets how often a stream sends a keep-alive comment while there are no events. The default is every 10 seconds.
     pub fn keep_alive(mut self, every: Duration) -> Self {
         self.shared.keep_alive = every;
         self
     }
 
-    /// How long answers that are under way may take when the server is to stop: 30 seconds if nothing is said.
+    /// Sets how long answers in progress may take after the server was told to stop. The default is 30 seconds.
     pub fn drain(mut self, time: Duration) -> Self {
         self.drain = time;
         self
     }
 
-    /// What `POST /admin/reload` does: an error says what is wrong with the configuration, and that nothing has changed.
+    /// Sets what `POST /admin/reload` does. If it returns an error (what is wrong with the configuration), nothing must
+    /// have changed.
     pub fn on_reload(mut self, reload: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         self.shared.reload = Some(Arc::new(reload));
         self
     }
 
-    /// Listens nowhere: only this process asks. It needs a runtime of tokio's, as one that listens does.
+    /// Creates a server without a socket, for requests from within this process. Like a listening one, it needs tokio's
+    /// runtime.
     pub fn local(self) -> Local {
         Local::new(self.shared)
     }
 
-    /// Listens. Port 0 takes a free one.
+    /// Starts listening. Port 0 takes a free port.
     ///
     /// # Errors
-    /// If the address cannot be had, or other machines could reach it and there are no keys.
+    /// If the address is invalid or in use, or other machines could reach it and there are no keys.
     pub async fn bind(self, address: &str) -> Result<Bound, ServeError> {
         let address = check_address(address, self.shared.gate.is_some())?;
         let bind_error = |error| ServeError::Bind { address, error };
@@ -131,10 +133,10 @@ impl Server {
     }
 }
 
-/// Where `address` says to listen: `IP:PORT`, or `localhost:PORT`.
+/// Parses an address to listen on: `IP:PORT`, or `localhost:PORT`.
 ///
 /// # Errors
-/// If it says nothing, or other machines could reach it and there are no keys.
+/// If the address is invalid, or other machines could reach it and there are no keys.
 pub fn check_address(address: &str, has_keys: bool) -> Result<SocketAddr, ServeError> {
     let parsed = match address.strip_prefix("localhost:") {
         Some(port) => format!("127.0.0.1:{port}").parse(),
@@ -160,13 +162,13 @@ impl std::fmt::Debug for Bound {
 }
 
 impl Bound {
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers until `stop` is there; then ends what is under way, and refuses what is new. Returns whether all of it
-    /// was answered in time.
+    /// Answers requests until `stop` is ready. Then it finishes those in progress and refuses new ones. Returns whether
+    /// all of them were finished in time.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) -> bool {
         let Self { listener, shared, drain, .. } = self;
         let app = endpoints::router(Arc::clone(&shared));
@@ -185,7 +187,7 @@ impl Bound {
                 (place, accepted) = accepted => match accepted {
                     Ok((socket, _)) => (place, socket),
                     Err(error) => {
-                        // Mostly there are too many open files: others will be closed.
+                        // Usually too many files are open: wait until some are closed.
                         tracing::warn!(%error, "cannot accept a connection");
                         tokio::time::sleep(Duration::from_millis(100)).await;
                         continue;
@@ -213,7 +215,7 @@ impl Bound {
 type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
 
 fn connection(socket: TcpStream, app: axum::Router) -> Connection {
-    // Each token is a small write, and shall not wait for the next.
+    // Each token is a small write, which must not be delayed to be merged with the next one.
     let _ = socket.set_nodelay(true);
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -221,13 +223,14 @@ fn connection(socket: TcpStream, app: axum::Router) -> Connection {
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app))
 }
 
-/// A number that is another one each time.
+/// A random number.
 pub(crate) fn random() -> u64 {
-    // Keyed by the operating system's random numbers, anew for each thread, and counted up from there.
+    // `RandomState` takes its keys from the operating system's random numbers once per thread, and increments them
+    // after that.
     RandomState::new().hash_one(0_u8)
 }
 
-/// An id that is another one each time.
+/// A random id.
 pub(crate) fn random_id(prefix: &str) -> String {
     format!("{prefix}{:016x}{:016x}", random(), random())
 }

@@ -1,4 +1,4 @@
-//! What is counted of requests, and the text that Prometheus reads.
+//! Metrics of requests, and the text for Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -8,18 +8,18 @@ use std::time::Instant;
 
 use crate::backend::{Sample, SampleKind};
 
-/// A client that went away before its answer was complete.
+/// The status for a client that disconnected before its answer was complete.
 const CLIENT_CLOSED: u16 = 499;
 
-/// Counts of requests.
+/// Request counts.
 #[derive(Default)]
 pub(crate) struct Stats {
-    /// By endpoint and status.
+    /// Requests that ended, by endpoint and status.
     ended: Mutex<BTreeMap<(&'static str, u16), u64>>,
     in_flight: AtomicU64,
 }
 
-/// A request under way: it is counted when this is dropped.
+/// A request in progress. It is counted and logged when this is dropped.
 pub(crate) struct Running {
     stats: Arc<Stats>,
     endpoint: &'static str,
@@ -33,7 +33,7 @@ impl Stats {
         Running { stats: Arc::clone(self), endpoint, start: Instant::now(), status: CLIENT_CLOSED }
     }
 
-    /// Everything counted, as Prometheus reads it (text format 0.0.4).
+    /// All metrics, in Prometheus's text format 0.0.4.
     pub(crate) fn text(&self, samples: &[Sample]) -> String {
         let mut out = String::new();
         let head = |out: &mut String, name: &str, help: &str, kind: &str| {
@@ -45,7 +45,7 @@ impl Stats {
         }
         head(&mut out, "http_requests_in_flight", "Requests under way, this one included.", "gauge");
         let _ = writeln!(out, "fewbit_http_requests_in_flight {}", self.in_flight.load(Ordering::Relaxed));
-        // All samples of a name together, as the format wants it.
+        // The format requires all samples of a metric to be together.
         let mut by_name: BTreeMap<&str, Vec<&Sample>> = BTreeMap::new();
         samples.iter().for_each(|sample| by_name.entry(sample.name).or_default().push(sample));
         for (name, samples) in by_name {
@@ -66,7 +66,7 @@ impl Stats {
 }
 
 impl Running {
-    /// What the client gets; without it, it went away.
+    /// Sets the status that the client gets. Without it, the request counts as disconnected.
     pub(crate) fn ends_with(&mut self, status: u16) {
         self.status = status;
     }

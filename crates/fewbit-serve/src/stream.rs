@@ -1,12 +1,12 @@
-//! Several answers as one stream of events, and the same answers as a whole.
+//! Merges the answers of a request into one stream of events, or collects them completely.
 //!
-//! A [`Form`] says what an endpoint's chunks look like; the order is the same for all:
+//! A [`Form`] defines what the chunks of an endpoint look like. Their order is the same for all endpoints:
 //!
 //! ```text
-//! first chunk of each answer, pieces as they come, its last chunk | what ends the stream
+//! first chunk of each answer, pieces as they come, its last chunk | the end of the stream
 //! ```
 //!
-//! What goes wrong in between is an event with the error, and nothing follows it.
+//! A failure during the stream is sent as an error event, which is the last one.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -25,27 +25,27 @@ use crate::error::ApiError;
 
 /// What the chunks of an endpoint look like.
 pub(crate) trait Form: Send + 'static {
-    /// What comes before anything else of an answer.
+    /// The first chunk of an answer.
     fn first(&mut self, _index: usize) -> Option<String> {
         None
     }
-    /// An answer has begun, with a prompt of so many tokens.
+    /// The chunk for an answer that has begun, whose prompt has this many tokens.
     fn begin(&mut self, _index: usize, _prompt: usize) -> Option<String> {
         None
     }
-    /// Something new; nothing if the interface has no place for it.
+    /// The chunk for a piece; `None` if the interface has no place for it.
     fn piece(&mut self, index: usize, piece: Piece) -> Option<String>;
-    /// The end of an answer.
+    /// The last chunk of an answer.
     fn end(&mut self, index: usize, end: End) -> String;
-    /// The end of all.
+    /// The end of the stream, after all answers.
     fn last(&mut self, usage: Usage) -> String;
-    /// The end of all, in place of the rest.
+    /// The end of the stream in case of an error.
     fn error(&mut self, error: &ApiError) -> String {
         sse::data(&error.body()).unwrap_or_default()
     }
 }
 
-/// Begins all answers, or none.
+/// Begins all answers, or fails if one of them cannot begin.
 pub(crate) async fn begin(backend: &dyn Backend, jobs: Vec<Job>) -> Result<Vec<Generating>, BackendError> {
     future::try_join_all(jobs.into_iter().map(|job| backend.generate(job))).await
 }
@@ -55,7 +55,7 @@ pub(crate) fn answered_by(answers: &[Generating]) -> Vec<AnsweredBy> {
     answers.iter().filter_map(|answer| answer.answered_by().cloned()).collect()
 }
 
-/// What answers took together. The prompt of several answers to one prompt counts once.
+/// The total usage of several answers. A prompt with several answers counts once.
 pub(crate) fn total(used: impl IntoIterator<Item = (usize, Usage)>, n_per_prompt: usize) -> Usage {
     used.into_iter().fold(Usage::default(), |sum, (index, used)| {
         let is_first = index % n_per_prompt.max(1) == 0;
@@ -69,7 +69,7 @@ pub(crate) fn total(used: impl IntoIterator<Item = (usize, Usage)>, n_per_prompt
     })
 }
 
-/// The answers, each to its end.
+/// Collects all answers to their end.
 pub(crate) async fn whole(answers: Vec<Generating>) -> Result<Vec<(Piece, End)>, ApiError> {
     future::try_join_all(answers.into_iter().map(one)).await
 }
@@ -87,7 +87,7 @@ async fn one(mut answer: Generating) -> Result<(Piece, End), ApiError> {
                 for void in &piece.void {
                     all.calls.retain(|call| call.index != void.index);
                 }
-                // What goes on of a call that is none is none either; the next of its index has a name.
+                // Further parts of a malformed call are dropped too. The next call with its index begins with a name.
                 let is_void =
                     |delta: &CallDelta| delta.name.is_none() && piece.void.iter().any(|v| v.index == delta.index);
                 for delta in piece.calls.into_iter().filter(|delta| !is_void(delta)) {
@@ -112,7 +112,7 @@ fn broken_off() -> ApiError {
 
 type Indexed = Pin<Box<dyn Stream<Item = (usize, Option<Result<Event, BackendError>>)> + Send>>;
 
-/// The answers as events.
+/// Merges the answers into a stream of events.
 pub(crate) fn events(
     answers: Vec<Generating>,
     n_per_prompt: usize,
@@ -120,7 +120,7 @@ pub(crate) fn events(
 ) -> Pin<Box<dyn Stream<Item = String> + Send>> {
     let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
     let indexed = answers.into_iter().enumerate().map(|(index, answer)| -> Indexed {
-        // With its end, so that one that breaks off does not end like one that is complete.
+        // `None` marks the end of a stream, so that an answer that breaks off is told from a complete one.
         let end = futures_util::stream::once(future::ready(None));
         Box::pin(answer.map(Some).chain(end).map(move |event| (index, event)))
     });
@@ -140,16 +140,16 @@ pub(crate) fn events(
 
 struct State<F> {
     answers: SelectAll<Indexed>,
-    /// What can go out.
+    /// Events that can be sent.
     ready: VecDeque<String>,
-    /// What the answers took that have ended.
+    /// The usage of the answers that have ended.
     used: Vec<(usize, Usage)>,
     n_per_prompt: usize,
     form: F,
 }
 
 impl<F: Form> State<F> {
-    /// The next event; nothing if all answers have ended.
+    /// The next event; `None` once all answers have ended.
     async fn next(&mut self) -> Result<Option<String>, ApiError> {
         loop {
             if let Some(text) = self.ready.pop_front() {
@@ -168,7 +168,7 @@ impl<F: Form> State<F> {
                 }
                 Some(Ok(Event::Piece(piece))) => {
                     if piece.void.iter().any(|void| !void.is_cut) {
-                        // What went out cannot be taken back.
+                        // The parts that were sent cannot be retracted.
                         let message = "the model wrote a call that is none, after its beginning was sent";
                         return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("invalid_tool_call"));
                     }
@@ -179,7 +179,7 @@ impl<F: Form> State<F> {
     }
 }
 
-/// A stream that says that it is alive while there is nothing else to say.
+/// A stream that sends keep-alive comments while there are no events.
 pub(crate) struct KeepAlive {
     events: Pin<Box<dyn Stream<Item = String> + Send>>,
     every: Duration,

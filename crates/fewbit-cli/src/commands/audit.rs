@@ -1,4 +1,4 @@
-//! `fewbit audit`: proves that the log of a server is what was written.
+//! `fewbit audit`: verifies that the log of a server was not changed.
 
 use anyhow::{Context, bail};
 use fewbit_gateway::{Head, verify};

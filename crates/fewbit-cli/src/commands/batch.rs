@@ -1,13 +1,13 @@
-//! `fewbit batch IN OUT`: many requests from a file, in OpenAI's form for batches.
+//! `fewbit batch IN OUT`: answers many requests from a file, in OpenAI's batch format.
 //!
 //! ```text
 //! in:  {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
 //! out: {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": {...}}, "error": null}
 //! ```
 //!
-//! Lines come out in the order in which they went in, each written as a whole as soon as those before it are. A run that
-//! was ended goes on after the last whole line. Everything that would be another one in another run is left out or made
-//! from the line, so that the same lines give the same bytes: times, random ids, what was known already, and seeds.
+//! Output lines have the order of the input lines, and are written as soon as all lines before them are. A run that was
+//! interrupted continues after the last complete line. The same input gives the same bytes: times, random ids, numbers
+//! of cached tokens and seeds, which would differ from run to run, are left out or derived from the line number.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,9 +24,9 @@ use crate::loading;
 use crate::output::{note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
 
-/// Where a line can be sent to.
+/// The endpoints that a line can name.
 const PATHS: [&str; 5] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"];
-/// No line is longer.
+/// The size limit of a line, in bytes.
 const MAX_LINE: u64 = 16 << 20;
 
 pub(crate) fn run(common: &Common, args: &BatchArgs) -> anyhow::Result<()> {
@@ -82,7 +82,7 @@ pub(crate) fn run(common: &Common, args: &BatchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The lines that have something in them.
+/// Reads the lines of a file, without empty ones.
 fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Vec<u8>>>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut reader = BufReader::new(file);
@@ -104,7 +104,8 @@ fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Vec<
     Ok(std::iter::from_fn(next))
 }
 
-/// How many lines an earlier run wrote; what it wrote of another is taken away. They must be those of this input.
+/// Counts the lines that an earlier run wrote, and removes an incomplete one at the end. Fails if they do not belong to
+/// this input.
 fn done(output: &Path, input: &Path) -> anyhow::Result<u64> {
     if !output.exists() {
         return Ok(0);
@@ -136,7 +137,7 @@ fn done(output: &Path, input: &Path) -> anyhow::Result<u64> {
     }
 }
 
-/// A line of the output, and whether it is an answer.
+/// Answers a line of the input. Returns whether it succeeded, and the line of the output.
 async fn answer(server: &Local, n: u64, line: &[u8], seed: i64) -> (bool, String) {
     let written = |custom_id: &Value, response: Value, error: Value| {
         let line =
@@ -171,7 +172,7 @@ async fn answer(server: &Local, n: u64, line: &[u8], seed: i64) -> (bool, String
     (answer.status == 200, written(&custom_id, response, Value::Null))
 }
 
-/// Takes out what is another one in each run.
+/// Replaces everything that differs from run to run.
 fn settle(body: &mut Value, n: u64) {
     let Value::Object(fields) = body else { return };
     for time in ["created", "created_at"] {

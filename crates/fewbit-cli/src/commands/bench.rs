@@ -1,4 +1,4 @@
-//! `fewbit bench`: the speed of a model, as `fewbit::bench` measures it, as a table or JSON.
+//! `fewbit bench`: measures the speed of a model with `fewbit::bench`, and prints a table or JSON.
 
 use anyhow::bail;
 use fewbit::bench::{Bench, BenchReport, BenchTest, Figure, Measured, Serving, Spread, Target};
@@ -61,7 +61,7 @@ fn result_json(result: &Measured) -> Value {
     }
 }
 
-/// A line of the table.
+/// Formats a row of the table.
 fn line(result: &Measured) -> String {
     let (name, n, batch) = match result.test {
         BenchTest::Prefill { prompt, .. } => ("prefill", prompt, "-".to_owned()),
@@ -112,7 +112,7 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(report.weight_bytes)))?;
     }
     if report.placed.iter().any(|part| !part.is_host) {
-        // Those of the CPU would mislead.
+        // The ceilings of the CPU would be misleading.
         out.line("ceilings: not measured on GPUs")?;
         return out.flush();
     }

@@ -1,8 +1,7 @@
 //! `fewbit chat`: a conversation on the terminal.
 //!
-//! Ctrl-C while an answer comes ends the answer and nothing else; at the prompt it clears the line.
-//! With input from a pipe each line is a message, and with `--json` the whole conversation is printed
-//! at its end. Nothing that is typed is stored.
+//! Ctrl-C during an answer only ends the answer; at the prompt it clears the line. With input from a pipe, each line is
+//! a message. With `--json`, the whole conversation is printed at its end. Nothing that is typed is stored on disk.
 
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -78,8 +77,8 @@ pub(crate) fn run(common: &Common, args: &ChatArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One turn. A message that cannot be answered (too long, say) is reported, and the conversation goes
-/// on if somebody is there to go on with it.
+/// One turn. If a message cannot be answered (for example because it is too long), the error is reported, and an
+/// interactive conversation continues.
 fn answer(
     chat: &mut Chat,
     message: &str,
@@ -126,10 +125,10 @@ fn answer(
     }
 }
 
-/// Lines from the terminal, with editing, or from a pipe.
+/// The source of messages: the terminal, with line editing, or a pipe.
 enum Input {
     Terminal(Box<DefaultEditor>),
-    /// With whether nothing was read yet.
+    /// The lines, and whether the next one is the first.
     Pipe(std::io::Lines<std::io::StdinLock<'static>>, bool),
 }
 
@@ -141,7 +140,7 @@ impl Input {
         Ok(Self::Pipe(std::io::BufRead::lines(std::io::stdin().lock()), true))
     }
 
-    /// The next line, or `None` at the end.
+    /// Reads the next line; `None` at the end.
     fn next_line(&mut self) -> anyhow::Result<Option<String>> {
         match self {
             Self::Pipe(lines, is_first) => {
@@ -151,7 +150,7 @@ impl Input {
             Self::Terminal(editor) => loop {
                 match editor.readline("> ") {
                     Ok(line) => {
-                        // For the arrow keys only: it stays in memory.
+                        // The history is only for the arrow keys, and stays in memory.
                         let _ = editor.add_history_entry(line.as_str());
                         return Ok(Some(line));
                     }

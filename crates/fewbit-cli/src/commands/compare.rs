@@ -1,5 +1,5 @@
-//! `fewbit compare`: what quantizing a model costs and what it gives, type by type, as `fewbit::evaluate::Compare` measures
-//! it, as a table, JSON or a plot.
+//! `fewbit compare`: measures size, speed and quality of a model quantized to several types, with
+//! `fewbit::evaluate::Compare`. Prints a table or JSON, or draws a plot.
 
 use std::fs;
 
@@ -89,7 +89,7 @@ pub(crate) fn run(common: &Common, args: &CompareArgs) -> anyhow::Result<()> {
     table(&found)
 }
 
-/// Columns as wide as what is in them.
+/// Prints a table whose columns are as wide as their content.
 fn table(found: &Comparison) -> anyhow::Result<()> {
     let lines: Vec<[String; 9]> =
         std::iter::once(HEAD.map(str::to_owned)).chain(found.rows.iter().map(cells)).collect();
@@ -105,9 +105,9 @@ fn table(found: &Comparison) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Size against divergence, a point for each quantized model.
+/// Draws a plot of size against divergence, with a point for each quantized model.
 fn plot(name: &str, rows: &[Row]) -> anyhow::Result<String> {
-    // What was not quantized has no divergence, which a logarithm cannot show.
+    // The original model has a divergence of 0, which a logarithmic axis cannot show.
     let least = rows.iter().map(|row| row.kl).filter(|&kl| kl > 0.0).fold(f64::INFINITY, f64::min).min(1.0);
     let most = rows.iter().map(|row| row.kl).fold(least, f64::max);
     let megabytes = |row: &Row| row.weight_bytes as f64 / 1e6;
@@ -171,7 +171,7 @@ mod tests {
         assert!(!svg.contains("<model>") && !svg.contains(">\noriginal"), "names are text");
         let page = html("<model>", &found.rows, &svg);
         assert!(page.contains("<h1>&lt;model&gt;</h1>") && page.contains("<td>Q8_0</td>") && page.contains("</svg>"));
-        // Nothing that was quantized differs: an empty plot.
+        // With no quantized model that differs, the plot is empty.
         assert!(plot("model", &found.rows[..1]).expect("drawn").contains("</svg>"));
     }
 }

@@ -1,4 +1,4 @@
-//! `fewbit devices`: what this computer can compute on, and why it cannot on the rest.
+//! `fewbit devices`: lists the devices that can run models, and why others cannot.
 
 use serde_json::{Value, json};
 

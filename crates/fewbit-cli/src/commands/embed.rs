@@ -1,4 +1,4 @@
-//! `fewbit embed`: texts as vectors, one line for each.
+//! `fewbit embed`: computes the embeddings of texts, and prints one line for each.
 
 use anyhow::bail;
 use fewbit::Pooling;

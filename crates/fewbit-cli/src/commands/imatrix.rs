@@ -1,4 +1,5 @@
-//! `fewbit imatrix`: which inputs of a model's matrices are large, on a text.
+//! `fewbit imatrix`: measures an importance matrix, which tells how large the inputs of a model's matrices are on a
+//! text.
 
 use serde_json::json;
 
@@ -19,7 +20,7 @@ pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     });
     bar.finish_and_clear();
     let mut importance = importance?;
-    // Where a file has one matrix for several parts, the parts have no names of their own in it.
+    // If a file stores several matrices as one tensor, they have no tensor names of their own.
     let file = fewbit::expert::open(&locate(common, &args.model.model)?)?;
     importance.retain(|name| file.weights().tensor(name).is_some());
     let tidy = Tidy::new();

@@ -1,5 +1,5 @@
-//! `fewbit inspect`: what is in a model file or folder, and what it will take to run it. Reads the headers only, and of a
-//! model of a hub that is not here it fetches no more.
+//! `fewbit inspect`: shows the content of a model file or folder, and the memory to run it. Only the headers are read,
+//! and for a model of the hub that is not in the cache, only the headers are fetched.
 
 use fewbit::expert::ModelFile;
 use fewbit::expert::format::{Array, GgufFile, Value as Meta};
@@ -9,9 +9,9 @@ use crate::args::{Common, InspectArgs};
 use crate::loading::{PullProgress, builder};
 use crate::output::{Out, bytes, print_json, with_causes};
 
-/// Elements of an array that are shown.
+/// How many elements of an array are shown.
 const SHOWN: usize = 6;
-/// Characters of a text that are shown on the terminal.
+/// How many characters of a text are shown on the terminal.
 const SHOWN_CHARS: usize = 100;
 
 pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
@@ -19,7 +19,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let model = builder.inspect(&args.model.model)?;
     let (file, path, peek) = (model.file(), model.path(), model.remote());
     let (types, n_weights, bits_per_weight) = (model.types(), model.n_weights(), model.bits_per_weight());
-    // A file that cannot be run (another architecture, a vocabulary only) can still be looked at.
+    // A file that cannot be run (with an unsupported architecture or only a vocabulary) can still be inspected.
     let ctx = args.ctx.or_else(|| model.context_length());
     let memory = ctx.map(|ctx| model.memory(ctx).map(|estimate| (ctx, estimate)));
     let isa = model.isa();
@@ -137,7 +137,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Short values whole; of an array the type, the length and the first elements.
+/// Converts a metadata value to JSON. Arrays are shortened to type, length and first elements.
 fn meta_json(value: &Meta) -> Value {
     match value {
         Meta::String(text) => json!(text),
@@ -146,7 +146,7 @@ fn meta_json(value: &Meta) -> Value {
         Meta::F64(v) => json!(v),
         Meta::Array(array) => json!({ "type": array.type_name(), "len": array.len(), "first": first(array) }),
         Meta::Bytes(bytes) => json!(String::from_utf8_lossy(bytes)),
-        // What is left are integers; those of 64 bits fit JSON numbers as they are.
+        // The remaining types are integers. JSON numbers can hold all 64 bits.
         other => other.as_integer().map_or(Value::Null, |v| {
             i64::try_from(v).map(|v| json!(v)).or_else(|_| u64::try_from(v).map(|v| json!(v))).unwrap_or(Value::Null)
         }),
@@ -160,7 +160,7 @@ fn meta_text(value: &Meta) -> String {
             let more = if array.len() > shown.len() { ", ..." } else { "" };
             format!("{} {}: [{}{more}]", array.len(), array.type_name(), shown.join(", "))
         }
-        // As JSON, so that no control character reaches the terminal.
+        // Shown as JSON, so that no control characters reach the terminal.
         other => shortened(meta_json(other).to_string()),
     }
 }

@@ -1,4 +1,4 @@
-//! `fewbit keys`: who may use a server that has a store.
+//! `fewbit keys`: manages the API keys of a server with a store.
 
 use anyhow::Context;
 use fewbit_gateway::{Key, KeyStore};

@@ -1,4 +1,4 @@
-//! `fewbit list`: the models of the registry, and which are here.
+//! `fewbit list`: lists the models of the registry, and which of them are downloaded.
 
 use fewbit::hub::{Entry, Hub};
 use serde_json::{Value, json};
@@ -62,7 +62,8 @@ pub(crate) fn run(common: &Common, args: &ListArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Who says what the file has to be: this program (its SHA-256 is in the registry), or the hub at the download.
+/// Where the expected SHA-256 of the file comes from: the registry of this program, or the hub at the time of the
+/// download.
 fn verified_by(entry: &Entry) -> &'static str {
     if entry.pin.is_some() { "registry" } else { "hub" }
 }

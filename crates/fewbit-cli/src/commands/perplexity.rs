@@ -1,4 +1,4 @@
-//! `fewbit perplexity`: how well a model predicts a text, computed as llama.cpp does.
+//! `fewbit perplexity`: measures how well a model predicts a text, computed as llama.cpp does.
 
 use fewbit::evaluate::Perplexity;
 use serde_json::json;

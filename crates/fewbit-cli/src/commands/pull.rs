@@ -1,4 +1,4 @@
-//! `fewbit pull`: fetch a model of the registry or of the Hugging Face Hub.
+//! `fewbit pull`: fetches a model of the registry or of the Hugging Face Hub.
 
 use std::path::Path;
 
@@ -44,7 +44,7 @@ pub(crate) fn run(common: &Common, args: &PullArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Bytes of a model's weights.
+/// The size of a model's weights, in bytes.
 fn size(path: &Path) -> anyhow::Result<u64> {
     Ok(fewbit::expert::open(path)?.file_bytes())
 }

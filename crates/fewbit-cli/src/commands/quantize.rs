@@ -1,4 +1,4 @@
-//! `fewbit quantize`: a model file into a smaller one.
+//! `fewbit quantize`: converts a model file to a smaller one.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,7 +25,7 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Some(n) = common.threads {
         options = options.threads(n.into());
     }
-    // A signal takes away what is written by then, which can be many gigabytes.
+    // After a signal, the partial file is removed, which can have many gigabytes.
     let _tidy = Tidy::new();
     options = options.cancel(signals::flag());
 
@@ -65,7 +65,7 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
         return print_json(&object);
     }
     if is_stdout(&args.output) {
-        // Nothing may come after the file.
+        // The file went to stdout, where nothing may follow it.
         note(format_args!("{}, {:.2} bits per weight", bytes(report.file_bytes), report.bits_per_weight()));
         return Ok(());
     }
@@ -83,7 +83,7 @@ pub(crate) fn run(common: &Common, args: &QuantizeArgs) -> anyhow::Result<()> {
     out.flush()
 }
 
-/// Whether the file goes where results are printed.
+/// Whether the file is written to stdout.
 fn is_stdout(path: &Path) -> bool {
     ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"].iter().any(|name| path == Path::new(name))
 }

@@ -1,4 +1,4 @@
-//! `fewbit run`: one prompt, answered as it is generated.
+//! `fewbit run`: answers one prompt, and prints the answer while it is generated.
 
 use std::io::IsTerminal;
 
@@ -18,7 +18,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
         text => text.to_owned(),
     };
     let (prompt, system) = match &args.system {
-        // There is no template to put it into.
+        // With `--raw` there is no template for the system message, so it is put before the prompt.
         Some(system) if args.raw => (format!("{system}\n\n{prompt}"), None),
         system => (prompt, system.as_ref()),
     };
@@ -74,7 +74,7 @@ pub(crate) fn run(common: &Common, args: &RunArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A line about speed on stderr.
+/// Prints a line about the speed on stderr.
 pub(crate) fn summary(completion: &Completion) {
     let timings = &completion.timings;
     note(format_args!(

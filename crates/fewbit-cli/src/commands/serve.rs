@@ -1,4 +1,4 @@
-//! `fewbit serve`: models over HTTP until a signal comes.
+//! `fewbit serve`: serves models over HTTP until a signal comes.
 
 use std::io::Write;
 use std::path::Path;
@@ -16,17 +16,17 @@ use crate::loading;
 use crate::output::{Out, note, print_json, with_causes};
 use crate::signals::{self, Tidy};
 
-/// How often it is looked whether a signal came.
+/// How often the server checks whether a signal came.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// Without a word about it, only this machine reaches the server.
+/// The default address, which only this machine can reach.
 const LISTEN: &str = "127.0.0.1:8080";
 
 pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.init {
         return init(common, path);
     }
-    // What can be known before the models are loaded.
+    // Check everything that can be checked before the models are loaded.
     let config = args.config.as_ref().map(Config::read).transpose()?.unwrap_or_default();
     let keys = args.api_key_file.as_ref().map(Keys::from_file).transpose()?;
     let listen = args.listen.clone().or_else(|| config.listen.clone());
@@ -50,7 +50,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let store = config.store.clone();
     let live = Arc::new(Live::new(args.config.clone().unwrap_or_default(), config, local, ids)?);
     let backend = live.backend();
-    // Set where there are prices to replace.
+    // Replaced below if there is a gateway whose prices must be replaced as well.
     let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
         let live = Arc::clone(&live);
         Arc::new(move || live.reload().map(drop))
@@ -80,12 +80,12 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             reloaded
         });
     }
-    // The engines compute in threads of their own: these only carry what comes and goes.
+    // The engines compute in threads of their own: the runtime only handles connections.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the threads of the server")?;
     let is_done = runtime.block_on(async {
         let bound = server.bind(listen).await?;
-        // From here on a signal ends the server, not the program; a second one does not wait.
+        // From here on, the first signal stops the server gracefully. A second one ends the program at once.
         let _tidy = Tidy::new();
         let url = format!("http://{}", bound.local_addr());
         if common.json {
@@ -99,7 +99,8 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             while !signals::flag().load(Ordering::SeqCst) {
                 if signals::takes_reload() {
                     let reload = Arc::clone(&reload);
-                    // It reads files. Whether it succeeds is said, and nothing else depends on it.
+                    // Reloading reads files, so it must not block the runtime. A failure is only reported: the server
+                    // continues.
                     let _ = tokio::task::spawn_blocking(move || {
                         say_reloaded(reload().map_err(|error| with_causes(&error)).as_ref().err());
                     })
@@ -125,7 +126,7 @@ fn say_reloaded(error: Option<&String>) {
     }
 }
 
-/// Writes the example, and never over a file.
+/// Writes the example configuration, but never overwrites a file.
 fn init(common: &Common, path: &Path) -> anyhow::Result<()> {
     let file = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
     let written = file.and_then(|mut file| file.write_all(EXAMPLE.as_bytes()));

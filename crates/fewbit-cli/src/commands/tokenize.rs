@@ -1,5 +1,5 @@
-//! `fewbit tokenize`: text on stdin to token ids. Reads the vocabulary only, so files without any
-//! weights will do, and folders with a `tokenizer.json` or its like.
+//! `fewbit tokenize`: converts text on stdin to token ids. Only the vocabulary is read, so files without weights are
+//! enough, and folders with a `tokenizer.json` or similar.
 
 use std::io::BufRead;
 

@@ -1,4 +1,4 @@
-//! `fewbit usage`: what was used of a server, and what it cost.
+//! `fewbit usage`: shows the usage of a server, and its cost.
 
 use fewbit_gateway::{By, Row, usage};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! Routes over real sockets: to servers of ours, and to ones that hang, lie or break off.
+//! Routes over real sockets: to fewbit's own servers, and to servers that hang, answer wrongly or disconnect.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
@@ -16,7 +16,8 @@ use super::support::Running;
 
 const KEY: &str = "sk-upstream-secret";
 
-/// What it was sent, and where it is: each connection gets this answer, and then ends unless the answer is empty.
+/// Starts a server that sends this answer to each connection and then closes it, unless the answer is empty. Returns
+/// its address and the requests that it received.
 fn raw(answer: &'static str) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -110,7 +111,7 @@ fn an_answer_from_another_server_is_the_same() {
         });
         assert_eq!(direct, relayed, "{path}");
     }
-    // What was asked for came as it was.
+    // The settings of the request were forwarded unchanged.
     let jobs = backend.jobs();
     let (direct, relayed) = (&jobs[0], &jobs[1]);
     assert_eq!((&direct.input, direct.seed, direct.max_tokens), (&relayed.input, relayed.seed, relayed.max_tokens));
@@ -195,13 +196,13 @@ fn what_upstreams_do_wrong_has_its_error() {
             assert!(request.starts_with("POST /v1/chat/completions ") && request.contains(&format!("Bearer {KEY}")));
         }
     }
-    // Nothing listens there any more.
+    // No server listens at this address any more.
     let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
     let near = server(Route::new("near").to("far/scripted", upstream(&gone), "scripted", 1));
     let (got, body, shown) = ask(&near, "/v1/chat/completions", &chat(json!({})));
     assert_eq!((got, &body["error"]["code"]), (502, &json!("upstream_error")));
     assert!(shown.contains("cannot be reached"), "{shown}");
-    // What breaks off after its beginning is an event, and no end.
+    // An answer that breaks off midway gives an error event, and no end event.
     let (address, _) = raw(stream(&text("Half an")));
     let near = server(Route::new("near").to("far/scripted", upstream(&address), "scripted", 1));
     let (got, _, text) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
@@ -239,7 +240,7 @@ fn a_fallback_answers_if_the_first_target_cannot() {
     ] {
         assert!(text.contains(&format!("fewbit_{line}\n")), "{line}: {text}");
     }
-    // What is wrong with a request is wrong everywhere.
+    // An invalid request is not retried: it would be invalid for every target.
     let (status, body, _) = ask(&near, "/v1/chat/completions", &chat(json!({ "grammar": "root ::= \"a\"" })));
     assert_eq!((status, &body["error"]["param"]), (400, &json!("grammar")));
     let (status, _, _) = ask(&near, "/tokenize", &json!({ "content": "Hi" }));
@@ -261,7 +262,7 @@ fn a_target_whose_streams_break_off_is_skipped() {
     for n in 1..=7 {
         backend.push(Script::words("Whole."));
         let (status, _, shown) = ask(&near, "/v1/chat/completions", &chat(json!({ "stream": true })));
-        // What has begun is not asked for again.
+        // An answer that has begun is not requested again.
         let words = if n <= 5 { "broke its answer off" } else { "Whole." };
         assert!(status == 200 && shown.contains(words), "request {n}: {shown}");
         assert_eq!(shown.contains("x-fewbit-fallback: true"), n > 5, "request {n}: {shown}");
@@ -275,7 +276,7 @@ fn the_log_and_the_usage_say_who_answered() {
     let store = folder.path();
     let ada = super::key(store, "ada", |_| ());
     let (broken, _) = raw("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    // Without usage: 12 bytes of an answer in 2 pieces.
+    // Without usage: an answer of 12 bytes in 2 pieces.
     let (silent, _) = raw(stream(&(text("An ans") + &text("wer is") + &end())));
     let (half, _) = raw(stream(&text("Half an")));
     let to = |route: Route, name: &str, address: &str| {
@@ -362,7 +363,7 @@ fn a_new_configuration_is_used_and_a_wrong_one_is_not() {
         (status, body["error"]["message"].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(answer(), "one end");
-    // A key of an application may not.
+    // A key without a scope for `/admin` may not reload.
     write(1, "");
     assert_eq!((reload(&ada).0, reload("").0), (403, 401));
     assert_eq!(answer(), "one end");
@@ -375,7 +376,7 @@ fn a_new_configuration_is_used_and_a_wrong_one_is_not() {
         let (status, message) = reload(&ops);
         assert!(status == 422 && message.contains(words) && message.contains("stays"), "{status} {message}");
     }
-    // A request under way finishes with what it began with, and costs what it did then.
+    // A request in progress finishes with the routes and prices with which it began.
     write(1, "");
     let begun = thread::scope(|scope| {
         let begun = scope.spawn(answer);

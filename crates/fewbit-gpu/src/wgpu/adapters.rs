@@ -1,7 +1,7 @@
-//! Adapters on the device: of each matrix the two parts, and what they do in a step.
+//! LoRA adapters on the device: the two factors for each matrix, and their dispatches in a step.
 //!
-//! Which rows have which adapters changes from step to step, so these dispatches are made for one step. They cost some
-//! buffers for each adapted matrix, and nothing where no row has an adapter.
+//! The assignment of adapters to rows changes from step to step, so these dispatches are created for each step. That
+//! costs a few buffers per adapted matrix, and nothing if no row has an adapter.
 
 use super::gpu::Gpu;
 use super::run::{Dispatch, Rows, Run, Shape};
@@ -9,7 +9,7 @@ use super::shaders::Kernel;
 use crate::plan::Buffer;
 use fewbit_model::{AdaptedRows, AdapterPart, LoraTarget, LowRank, ModelError};
 
-/// What an adapter has for a matrix.
+/// The part of an adapter for one matrix.
 struct DeviceAdapter {
     rank: u32,
     n_cols: u32,
@@ -20,7 +20,7 @@ struct DeviceAdapter {
     b: wgpu::Buffer,
 }
 
-/// Puts a part of an adapter on the device.
+/// Uploads the part of an adapter for one matrix.
 pub(super) fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
     let (a, b) = (gpu.upload(bytemuck::cast_slice(adapter.a))?, gpu.upload(bytemuck::cast_slice(adapter.b))?);
     gpu.flush()?;
@@ -29,7 +29,7 @@ pub(super) fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, Mo
     Ok(AdapterPart { data: Box::new(DeviceAdapter { rank, n_cols, n_rows, a, b }), n_bytes })
 }
 
-/// A place in a plan where adapters add to the products of a matrix.
+/// An [`Op::Adapt`](crate::plan::Op::Adapt) of the plan, where adapters add to the product of a matrix.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
     pub(super) layer: usize,
@@ -39,7 +39,7 @@ pub(super) struct Place {
 }
 
 impl Run {
-    /// What the adapters of a step do at a place.
+    /// The dispatches of a step's adapters at a place of the plan.
     pub(super) fn adapt(
         &self,
         place: Place,

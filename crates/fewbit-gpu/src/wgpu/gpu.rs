@@ -1,4 +1,4 @@
-//! An opened device: its pipelines, buffers, errors.
+//! An opened device: its pipelines, buffers and errors.
 
 use super::shaders::{Arithmetic, Kernel};
 use fewbit_model::{DeviceError, ModelError};
@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wgpu::util::DeviceExt;
 
-/// A device, and what was compiled for it.
+/// A device, and the pipelines that were compiled for it.
 pub(super) struct Gpu {
     pub(super) name: String,
     pub(super) device: wgpu::Device,
@@ -14,19 +14,19 @@ pub(super) struct Gpu {
     pub(super) limits: wgpu::Limits,
     arithmetic: Arithmetic,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
-    /// What went wrong where nobody waited for it: then the device counts as lost.
+    /// The first error that was reported asynchronously. After one, the device counts as lost.
     failure: Arc<Mutex<Option<String>>>,
 }
 
-/// A kernel, compiled.
+/// A compiled kernel.
 pub(super) struct Pipeline {
     pub(super) pipeline: wgpu::ComputePipeline,
     layout: wgpu::BindGroupLayout,
-    /// Numbers of its bindings, ascending.
+    /// The numbers of its bindings, ascending.
     bindings: Vec<u32>,
 }
 
-/// The value of a lock, whatever a thread that panicked left there.
+/// Locks a mutex, ignoring that a thread may have panicked while it held the lock.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -56,7 +56,7 @@ impl Gpu {
         Ok(Self { name, device, queue, limits, arithmetic, pipelines: Mutex::default(), failure })
     }
 
-    /// An error of this device.
+    /// Wraps an error with the name of this device.
     pub(super) fn error(&self, source: DeviceError) -> ModelError {
         ModelError::Device { device: self.name.clone(), source }
     }
@@ -65,7 +65,7 @@ impl Gpu {
         self.error(DeviceError::Unsupported { what: what.into() })
     }
 
-    /// An error if something has gone wrong since it was opened.
+    /// Returns an error if the device was lost, or reported an asynchronous error, since it was opened.
     pub(super) fn check(&self) -> Result<(), ModelError> {
         match &*lock(&self.failure) {
             None => Ok(()),
@@ -73,7 +73,8 @@ impl Gpu {
         }
     }
 
-    /// Does something, and returns what the device says of it.
+    /// Runs `f` within error scopes, and returns an error if the device reports one. `bytes` is the size for
+    /// out-of-memory errors.
     fn watched<T>(&self, bytes: u64, f: impl FnOnce() -> T) -> Result<T, ModelError> {
         let memory = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let other = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
@@ -88,12 +89,12 @@ impl Gpu {
         }
     }
 
-    /// The most bytes that a kernel can see of one buffer.
+    /// The largest buffer that can be bound to a kernel, in bytes.
     pub(super) fn max_binding(&self) -> u64 {
         self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) / 4 * 4
     }
 
-    /// A buffer for kernels, zeroed.
+    /// Creates a zeroed storage buffer.
     pub(super) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer, ModelError> {
         let size = bytes.max(16).next_multiple_of(4);
         if size > self.max_binding() {
@@ -105,20 +106,21 @@ impl Gpu {
         self.watched(size, || self.device.create_buffer(&descriptor))
     }
 
-    /// A buffer for kernels with these bytes.
+    /// Creates a storage buffer with these bytes.
     pub(super) fn upload(&self, bytes: &[u8]) -> Result<wgpu::Buffer, ModelError> {
         let buffer = self.buffer(bytes.len() as u64)?;
         self.queue.write_buffer(&buffer, 0, bytes);
         Ok(buffer)
     }
 
-    /// Waits until what was uploaded is there, so that the host's copies are freed.
+    /// Waits until uploads are complete, so that their staging memory on the host is freed.
     pub(super) fn flush(&self) -> Result<(), ModelError> {
         self.queue.submit([]);
         self.wait()
     }
 
-    /// Numbers that kernels read: uniforms natively, storage in exact arithmetic.
+    /// Creates a buffer with the parameters of kernels: bound as uniform in native arithmetic, as storage in exact
+    /// arithmetic.
     pub(super) fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
         let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_DST;
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents: bytes, usage })
@@ -130,7 +132,7 @@ impl Gpu {
         done.map(drop).map_err(|error| self.error(DeviceError::Lost { why: error.to_string() }))
     }
 
-    /// Runs what was encoded, and reads a part of a buffer.
+    /// Submits the encoded commands, and passes a part of a buffer to `take`.
     pub(super) fn read(
         &self,
         mut encoder: wgpu::CommandEncoder,
@@ -156,7 +158,7 @@ impl Gpu {
         self.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default())
     }
 
-    /// The kernel, compiled now if it was not yet.
+    /// The pipeline of a kernel, which is compiled at its first use.
     pub(super) fn pipeline(&self, kernel: &Kernel) -> Result<Arc<Pipeline>, ModelError> {
         if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
             return Ok(Arc::clone(pipeline));
@@ -182,9 +184,9 @@ impl Gpu {
         let layouts = self.device.create_pipeline_layout(&layouts);
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(&label), source: wgpu::ShaderSource::Wgsl(source.into()) };
-        // SAFETY: the source is one of this crate's kernels, whose indices stay inside the buffers that `Run` binds:
-        // rows below the number of rows, columns below the width, blocks and pages as the tables have them; and whose
-        // loops all end.
+        // SAFETY: the source is one of this crate's kernels. Their indices stay within the buffers that `Run` binds:
+        // rows are below the number of rows, columns below the width, and blocks and pages come from the tables. All
+        // their loops terminate.
         let module =
             unsafe { self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked()) };
         let pipeline = self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
@@ -202,7 +204,7 @@ impl Gpu {
         Pipeline { pipeline, layout, bindings }
     }
 
-    /// Binds buffers to a kernel's bindings, in ascending order of their numbers.
+    /// Creates a bind group of these buffers, given in ascending order of the kernel's binding numbers.
     pub(super) fn bind(&self, kernel: &Pipeline, buffers: &[wgpu::BindingResource<'_>]) -> wgpu::BindGroup {
         assert_eq!(kernel.bindings.len(), buffers.len(), "a buffer for each binding");
         let entries: Vec<_> = kernel
@@ -216,7 +218,7 @@ impl Gpu {
     }
 }
 
-/// The layout of the bindings that a source declares, one on a line.
+/// The bind group layout that a source declares, one binding per line.
 fn bindings(source: &str) -> Vec<wgpu::BindGroupLayoutEntry> {
     let of = |line: &str| {
         let rest = line.strip_prefix("@group(0) @binding(")?;

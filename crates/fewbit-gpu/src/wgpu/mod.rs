@@ -1,13 +1,14 @@
-//! Vulkan and Metal, through wgpu: a model's layers on any GPU that has a driver, without a toolkit.
+//! Vulkan and Metal through wgpu: runs layers of a model on any GPU that has a driver, without a vendor toolkit.
 //!
-//! Weights are the CPU's panels as they are. A step is one pass: the rows go in, every operation of the plan is a
-//! dispatch, the rows come out. Kernels are WGSL texts (`wgsl/`), put together for the weight type by `shaders`.
+//! Weights have the panel layout of the CPU, unchanged. A step is one compute pass: rows are uploaded, every operation
+//! of the plan is a dispatch, and the result is read back. Kernels are WGSL sources (`wgsl/`), specialized for the
+//! weight type by `shaders`.
 //!
-//! With [`Arithmetic::Exact`] every float operation is computed in integers, and the results are the CPU's bit for bit:
-//! that is how kernels are tested, on any adapter. With the device's own arithmetic they are repeatable on one device
-//! and driver, and near the CPU's.
+//! With [`Arithmetic::Exact`], every float operation is emulated with integers, and the results are bit for bit those
+//! of the CPU. This is how kernels are tested, on any adapter. With native arithmetic, results are repeatable on the
+//! same device and driver, and close to those of the CPU.
 //!
-//! What it cannot do yet is said when it is asked for: q8_0 caches, importance matrices.
+//! Not supported yet, and reported as errors: q8_0 KV caches and measuring importance matrices.
 
 mod adapters;
 mod gpu;
@@ -32,12 +33,12 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use weights::DeviceWeights;
 
-/// An interface to devices.
+/// A graphics API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Backend {
-    /// Most GPUs, on Linux and Windows.
+    /// For most GPUs, on Linux, Windows and Android.
     Vulkan,
-    /// Apple's.
+    /// For Apple's GPUs.
     Metal,
 }
 
@@ -57,7 +58,7 @@ impl Backend {
         }
     }
 
-    /// Whether this program can use it at all.
+    /// Whether it exists on this operating system.
     fn is_built_in(self) -> bool {
         match self {
             Self::Vulkan => cfg!(any(target_os = "linux", target_os = "windows", target_os = "android")),
@@ -66,28 +67,28 @@ impl Backend {
     }
 }
 
-/// What is known of an adapter.
+/// Information about an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// What the command line calls it: `vulkan:0`.
+    /// Its name on the command line, such as `vulkan:0`.
     pub name: String,
-    /// What its driver calls it.
+    /// Its name as the driver reports it.
     pub adapter: String,
-    /// Its driver, with the version.
+    /// The name and version of its driver.
     pub driver: String,
-    /// Whether it is a program on the CPU: used only if it is named.
+    /// Whether it is a software renderer on the CPU, which is only used if it is named.
     pub is_software: bool,
-    /// Whether it shares the memory of the CPU.
+    /// Whether it is an integrated GPU, which shares the memory of the CPU.
     pub is_integrated: bool,
-    /// The most bytes of one buffer that a kernel can see.
+    /// The largest buffer that can be bound to a kernel, in bytes.
     pub max_binding_bytes: u64,
 }
 
-/// The adapters of an interface, in the order of their numbers.
+/// The adapters of a graphics API, in the order of their numbers.
 ///
 /// # Errors
-/// [`DeviceError::Unavailable`] if there is none, with the reason.
+/// [`DeviceError::Unavailable`] with the reason, if there is none.
 pub fn devices(backend: Backend) -> Result<Vec<DeviceInfo>, DeviceError> {
     Ok(adapters(backend)?.iter().enumerate().map(|(i, adapter)| info(backend, i, adapter)).collect())
 }
@@ -126,20 +127,20 @@ fn info(backend: Backend, index: usize, adapter: &wgpu::Adapter) -> DeviceInfo {
     }
 }
 
-/// A GPU.
+/// A GPU that runs layers and heads.
 pub struct WgpuDevice {
     gpu: Arc<Gpu>,
     info: DeviceInfo,
-    /// Packs the weights, whose panels are the same on every instruction set.
+    /// Packs the weights into panels, which are the same for every instruction set.
     packer: Cpu,
 }
 
 impl WgpuDevice {
-    /// Opens an adapter by its number, or else the best one: of its own memory before integrated ones, and none that is
-    /// a program on the CPU.
+    /// Opens the adapter with this number, or else the best one: discrete GPUs are preferred to integrated ones, and
+    /// software renderers are never chosen.
     ///
     /// # Errors
-    /// [`DeviceError::Unavailable`] if there is none such, or its driver refuses.
+    /// [`DeviceError::Unavailable`] if there is no such adapter, or it cannot be opened.
     pub fn open(backend: Backend, index: Option<usize>, arithmetic: Arithmetic) -> Result<Self, DeviceError> {
         let adapters = adapters(backend)?;
         let infos: Vec<_> = adapters.iter().enumerate().map(|(i, adapter)| info(backend, i, adapter)).collect();
@@ -168,7 +169,7 @@ impl WgpuDevice {
         Ok(Self { gpu, info, packer })
     }
 
-    /// What is known of it.
+    /// Information about the adapter.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -245,13 +246,13 @@ struct WgpuHead {
     run: Mutex<Run>,
     n_vocab: usize,
     dim: usize,
-    /// Rows whose logits fit into one buffer.
+    /// The most rows of one run of the plan.
     most_rows: usize,
     weight_bytes: u64,
 }
 
 impl WgpuHead {
-    /// Runs the plan, and writes the rows of a buffer, which have this width, to `out`.
+    /// Runs the plan, and copies the buffer `result`, whose rows have this `width`, to `out`.
     fn run(
         &self,
         rows: &[f32],
@@ -261,7 +262,7 @@ impl WgpuHead {
     ) -> Result<(), ModelError> {
         let mut run = lock(&self.run);
         if !loras.is_empty() {
-            // They count the rows of the whole batch.
+            // Adapters refer to rows of the whole batch, so it cannot be split.
             return run.run(rows, None, loras, result, |bytes| out.copy_from_slice(bytemuck::cast_slice(bytes)));
         }
         for (rows, out) in rows.chunks(self.most_rows * self.dim).zip(out.chunks_mut(self.most_rows * width)) {

@@ -1,25 +1,26 @@
-//! Pages of a segment in the device's memory: for every layer one buffer of slots, each slot a page in the CPU's layout.
+//! KV cache pages of a segment in device memory. Each layer has one buffer of slots, and each slot is a page in the
+//! layout of the CPU.
 //!
-//! A page has the same slot in all layers. Buffers grow by doubling, which copies them on the device; slots of pages
-//! that were dropped are used again, after they were cleared: a saved page holds nothing of another sequence.
+//! A page has the same slot in all layers. Buffers grow by doubling, and are copied on the device then. Slots of
+//! dropped pages are reused and cleared first, so that a saved page never contains data of another sequence.
 
 use super::gpu::{Gpu, lock};
 use fewbit_model::{DeviceError, KvType, ModelConfig, ModelError, StatePage, StateStore, attention_shape};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-/// Slots that there are at least.
+/// The initial number of slots.
 const FIRST_SLOTS: usize = 4;
 
-/// The pages of some layers.
+/// The KV cache pages of some layers.
 pub(super) struct Pages {
     gpu: Arc<Gpu>,
-    /// Bytes of a page of each layer: keys, then values.
+    /// For each layer, the bytes of the keys and of the values in a page.
     layers: Vec<[u64; 2]>,
     pools: Arc<Mutex<Pools>>,
 }
 
-/// The buffers, and which of their slots are free.
+/// The buffers of all layers, and the free slots.
 struct Pools {
     buffers: Vec<wgpu::Buffer>,
     n_slots: usize,
@@ -28,7 +29,7 @@ struct Pools {
     generation: u64,
 }
 
-/// A page: dropping it frees its slot.
+/// A page. Dropping it frees its slot.
 pub(super) struct Slot {
     index: u32,
     pools: Arc<Mutex<Pools>>,
@@ -40,7 +41,7 @@ impl Drop for Slot {
     }
 }
 
-/// Where a page of this device lies.
+/// The slot of a page, which must belong to this device.
 pub(super) fn slot_of(page: &StatePage) -> u32 {
     page.downcast_ref::<Slot>().expect("a page of this segment").index
 }
@@ -55,18 +56,18 @@ impl Pages {
         Self { gpu: Arc::clone(gpu), layers: layers.map(of).collect(), pools: Arc::new(Mutex::new(pools)) }
     }
 
-    /// Bytes of the keys and of the values of a page of a layer, which counts from the segment's first.
+    /// The bytes of the keys and of the values in a page of a layer. The layer is relative to the segment's first.
     pub(super) fn layer_bytes(&self, layer: usize) -> [u64; 2] {
         self.layers[layer]
     }
 
-    /// The buffers of all layers, and how often they were replaced.
+    /// The buffers of all layers, and their generation.
     pub(super) fn buffers(&self) -> (Vec<wgpu::Buffer>, u64) {
         let pools = lock(&self.pools);
         (pools.buffers.clone(), pools.generation)
     }
 
-    /// A free slot, and the buffers that it is in.
+    /// Takes a free slot, after growing the buffers if needed. Also returns the buffers.
     fn take(&self) -> Result<(Slot, Vec<wgpu::Buffer>), ModelError> {
         let mut pools = lock(&self.pools);
         if pools.free.is_empty() {
@@ -99,7 +100,7 @@ impl Pages {
         self.gpu.check()
     }
 
-    /// Where a slot lies in each layer: offset and bytes.
+    /// The offset and size of a slot in the buffer of each layer, in bytes.
     fn places(&self, slot: u32) -> impl Iterator<Item = (u64, u64)> {
         self.layers.iter().map(move |[keys, values]| (u64::from(slot) * (keys + values), keys + values))
     }
@@ -127,7 +128,7 @@ impl StateStore for Pages {
 
     fn copy_page(&self, page: &StatePage) -> Result<StatePage, ModelError> {
         let (slot, buffers) = self.take()?;
-        // Within one buffer nothing can be copied directly.
+        // WebGPU cannot copy within one buffer, so the copy goes through another.
         let between = self.gpu.buffer(self.places(0).map(|(_, bytes)| bytes).max().unwrap_or(0))?;
         let mut encoder = self.gpu.encoder();
         let places = self.places(slot_of(page)).zip(self.places(slot.index));

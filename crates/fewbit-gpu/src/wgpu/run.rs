@@ -1,4 +1,5 @@
-//! A plan on the device: its operations as dispatches, bound to buffers for as many rows as a step has brought so far.
+//! Runs a plan on the device. Its operations become dispatches, which are bound to buffers for as many rows as the
+//! largest step so far.
 
 use super::adapters::Place;
 use super::gpu::{Gpu, Pipeline};
@@ -12,7 +13,7 @@ use fewbit_quant::ActivationKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A plan with its weights, and what steps need.
+/// A plan with its weights, and the buffers of its steps.
 pub(super) struct Run {
     pub(super) gpu: Arc<Gpu>,
     pub(super) config: ModelConfig,
@@ -21,58 +22,58 @@ pub(super) struct Run {
     matrices: Vec<DeviceMatrix>,
     vectors: Vec<wgpu::Buffer>,
     pub(super) weight_bytes: u64,
-    /// The first layer, which pages count from.
+    /// The first layer of the segment, to which the layers of pages are relative.
     first_layer: usize,
-    /// What the kernels are told of a step.
+    /// The parameters of a step: [`StepShape`].
     step: wgpu::Buffer,
-    /// For steps of one row, and of several: their products are other kernels.
+    /// Buffers and dispatches for steps of one row, and for steps of several, which use different kernels for products.
     bound: [Option<Bound>; 2],
 }
 
-/// Buffers for some rows, and the dispatches that use them.
+/// Buffers for a number of rows, and the dispatches that use them.
 struct Bound {
     n_tokens: usize,
-    /// Of the pools of pages.
+    /// The generation of the page buffers.
     generation: u64,
     scratch: Scratch,
     dispatches: Vec<Dispatch>,
-    /// Where adapters come in: before which dispatch.
+    /// The places of adapters, with the index of the dispatch before which they come.
     places: Vec<(usize, Place)>,
 }
 
-/// One kernel and its buffers.
+/// A kernel and the buffers that are bound to it.
 pub(super) struct Dispatch {
     pipeline: Arc<Pipeline>,
     bind_group: wgpu::BindGroup,
-    /// Groups of threads along a row, and how many rows of a token a group takes.
+    /// Workgroups along a row (the first dimension), and how many there are in the second.
     x: u32,
     rows: Rows,
 }
 
-/// How many groups there are in the second dimension.
+/// How many workgroups there are in the second dimension.
 #[derive(Clone, Copy)]
 pub(super) enum Rows {
-    /// So many for each token.
+    /// This many per token.
     PerToken(u32),
-    /// One for so many tokens.
+    /// One for this many tokens.
     Tokens(u32),
-    /// So many.
+    /// This many.
     Fixed(u32),
 }
 
 /// The buffers of a step.
 struct Scratch {
     buffers: BTreeMap<Buffer, wgpu::Buffer>,
-    /// Codes, scales and sums of each kind.
+    /// Codes, scales and sums of the quantized forms, by block size.
     forms: BTreeMap<usize, [wgpu::Buffer; 3]>,
     routes: wgpu::Buffer,
-    /// Angles and factors of positions.
+    /// Rotation angles and temperature factors of the positions.
     angles: wgpu::Buffer,
-    /// Which row belongs to which sequence, and where pages lie.
+    /// The sequence of each row, the sequences, and the slots of their pages.
     tables: wgpu::Buffer,
 }
 
-/// The numbers of a kernel's `Shape`.
+/// The parameters of one dispatch: `Shape` in the kernels.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub(super) struct Shape {
@@ -90,7 +91,7 @@ pub(super) struct Shape {
     pub(super) i: f32,
 }
 
-/// The numbers of a kernel's `Step`.
+/// The parameters of a step: `Step` in the kernels.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 struct StepShape {
@@ -108,10 +109,10 @@ struct StepShape {
     pad: u32,
 }
 
-/// Tokens that one thread of a product takes at a time, where there are several.
+/// How many tokens one thread of a product computes at a time, in steps of several tokens.
 const TOKENS: u32 = 4;
 
-/// Pages that the tables have room for, beyond those of the rows themselves, at first.
+/// Additional space in new tables, for the slots of further pages.
 const FIRST_PAGES: usize = 64;
 
 impl Run {
@@ -138,7 +139,7 @@ impl Run {
         }
     }
 
-    /// Runs the plan on `x` (`[n_tokens, dim]`), and lets `take` have a buffer of it after that.
+    /// Runs the plan on `x` (`[n_tokens, dim]`), and passes the buffer `result` to `take`.
     pub(super) fn run(
         &mut self,
         x: &[f32],
@@ -167,9 +168,9 @@ impl Run {
         queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
         queue.write_buffer(&bound.scratch.angles, 0, bytemuck::cast_slice(&angles));
         queue.write_buffer(&self.step, 0, bytemuck::bytes_of(&shape));
-        // A head that is asked for norms alone ends with the first operation.
+        // If a head is only asked for norms, it ends after the first operation.
         let n_dispatches = if result == Buffer::Normed { 1 } else { bound.dispatches.len() };
-        // What adapters do, and before which dispatch.
+        // The dispatches of adapters, with the index of the dispatch before which they come.
         let mut adapted = Vec::new();
         if !loras.is_empty() {
             for (at, place) in &bound.places {
@@ -194,18 +195,18 @@ impl Run {
         self.gpu.read(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
     }
 
-    /// The most rows whose buffers all fit into what a kernel can see.
+    /// The most rows of a step, for which all buffers can still be bound to kernels.
     pub(super) fn most_rows(&self) -> usize {
         let widest = self.plan.buffers.values().map(|s| s.rows_per_token * s.width * 4).max().unwrap_or(4);
         let most_rows = self.plan.buffers.values().map(|s| s.rows_per_token).max().unwrap_or(1);
-        // Each row of a token is a group of threads in the second dimension.
+        // Each row of a token is a workgroup in the second dimension.
         let groups = self.gpu.limits.max_compute_workgroups_per_dimension as usize / most_rows;
         // Buffers grow to the next power of two.
         let rows = (self.gpu.max_binding() as usize / widest).max(1).min(groups);
         if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 }
     }
 
-    /// Makes sure that there are buffers for so many rows, and dispatches that use them.
+    /// Makes sure that there are buffers for this many rows, and dispatches that use them.
     fn bind(
         &mut self,
         n_tokens: usize,
@@ -225,7 +226,7 @@ impl Run {
         if self.bound[usize::from(many)].as_ref().is_some_and(is_enough) {
             return Ok(());
         }
-        // What is there is given back before there is more.
+        // Free the old buffers before allocating larger ones.
         self.bound[usize::from(many)] = None;
         let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
         let scratch = self.scratch(capacity, n_tables, n_angles)?;
@@ -267,7 +268,7 @@ impl Run {
         })
     }
 
-    /// The dispatches of one operation.
+    /// Appends the dispatches of one operation to `out`.
     fn encode(
         &self,
         op: &Op,
@@ -324,7 +325,7 @@ impl Run {
                 let matrix = &self.matrices[w.id];
                 let tile = &matrix.tiles[0];
                 let rows_per_token = self.plan.shape(to).rows_per_token as u32;
-                // Routes that share a row of the input.
+                // How many routes share a row of the input.
                 let sharing = rows_per_token / self.plan.shape(from).rows_per_token as u32;
                 let (f, g) = (f32::from_bits(matrix.expert_words), f32::from_bits(sharing));
                 let shape = Shape { d: 1, rows_per_token, f, g, ..self.product(&w, &tile.rows) };
@@ -339,7 +340,7 @@ impl Run {
                 let buffers = [buffer(on), &self.vectors[vector.id]];
                 add(Kernel::Rows(RowsOp::Bias), of(on), width(on).div_ceil(64), per_token(on), &buffers)
             }
-            // Dispatches of a step: see `adapters`.
+            // These dispatches are created for each step: see `adapters`.
             Op::Adapt { .. } => Ok(()),
             Op::Rotate { of: on, is_local } => {
                 let is_interleaved = self.plan.rope == RopeStyle::Interleaved;
@@ -416,7 +417,7 @@ impl Run {
         }
     }
 
-    /// What a product knows of its matrix.
+    /// The parameters of a product, for some rows of its matrix.
     fn product(&self, w: &MatrixRef, rows: &std::ops::Range<usize>) -> Shape {
         let matrix = &self.matrices[w.id];
         Shape {
@@ -430,7 +431,7 @@ impl Run {
         }
     }
 
-    /// The buffers that a product reads its input from.
+    /// The buffers from which a product reads its input.
     fn input<'a>(&self, w: &MatrixRef, from: Buffer, s: &'a Scratch) -> Vec<&'a wgpu::Buffer> {
         match w.kind() {
             ActivationKind::F32 => vec![&s.buffers[&from]],
@@ -438,7 +439,7 @@ impl Run {
         }
     }
 
-    /// What kernels know of the pages of a layer.
+    /// The parameters of kernels that use the pages of a layer.
     fn page_shape(&self, pages: &Pages, layer: usize, rows: Buffer) -> Shape {
         let [keys, values] = pages.layer_bytes(layer - self.first_layer);
         Shape {
@@ -446,7 +447,7 @@ impl Run {
             part: self.plan.head_dim as u32,
             rows_per_token: 1,
             a: ((keys + values) / 4) as u32,
-            // Append counts in words, attention in elements.
+            // In 32-bit words.
             b: (keys / 4) as u32,
             c: self.plan.head_dim.next_multiple_of(16) as u32,
             ..Shape::default()
@@ -482,7 +483,7 @@ impl Dispatch {
     }
 }
 
-/// What kernels are told of a step: tables of rows, sequences and pages, and the angles of positions.
+/// Fills in the parameters of a step: tables of rows, sequences and pages, and the angles of positions.
 fn describe(step: &Step<'_>, n_tokens: usize, shape: &mut StepShape, tables: &mut Vec<u32>, angles: &mut Vec<f32>) {
     tables.resize(n_tokens, 0);
     shape.sequence_at = n_tokens as u32;

@@ -1,23 +1,26 @@
-//! From the WGSL texts to the source of one kernel: flags, constants, and what the weight types differ in.
+//! A small preprocessor that makes the source of a kernel from WGSL templates: flags, constants, and code for the
+//! weight type.
 //!
-//! A text has lines `#if FLAG`, `#else` and `#endif`, and words in capitals that stand for numbers or code. Put before
-//! it are `common.wgsl` and the arithmetic: that of the device, or [exact](Arithmetic::Exact).
+//! A template contains lines `#if FLAG`, `#else` and `#endif`, and words in capitals that are replaced by numbers or
+//! code. It is preceded by the arithmetic (native or [exact](Arithmetic::Exact)) and by `common.wgsl`.
 
 use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::fmt::Write;
 
-/// How floats are computed.
+/// How kernels compute with floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Arithmetic {
-    /// With the device's instructions: fast, repeatable on one device and driver, within bounds of the CPU's results.
+    /// With the device's float instructions: fast, repeatable on the same device and driver, and close to the CPU's
+    /// results.
     #[default]
     Native,
-    /// In integers, rounded as on the CPU, to its bits. Some hundred times slower: for tests.
+    /// With integers, rounded as on the CPU, so that the results are bit for bit the same. Some hundred times slower:
+    /// for tests.
     Exact,
 }
 
-/// Which kernel, and in which form.
+/// A kernel and its variant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
     Norm { in_place: bool },
@@ -32,7 +35,7 @@ pub(super) enum Kernel {
     LowRank { is_down: bool },
 }
 
-/// What is done with each element of some rows.
+/// An operation on each element of some rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum RowsOp {
     Bias,
@@ -45,7 +48,7 @@ pub(super) enum RowsOp {
 }
 
 impl Kernel {
-    /// Its source.
+    /// The WGSL source of the kernel.
     pub(super) fn source(&self, arithmetic: Arithmetic) -> String {
         let arithmetic = match arithmetic {
             Arithmetic::Native => include_str!("wgsl/native.wgsl"),
@@ -97,7 +100,7 @@ impl Kernel {
     }
 }
 
-/// The numbers of `fewbit_kernels::math`, exactly.
+/// The constants of `fewbit_kernels::math`, with exactly the same values.
 fn constants() -> String {
     let all = [
         ("LOG2_E", std::f32::consts::LOG2_E),
@@ -114,14 +117,14 @@ fn constants() -> String {
         ("TANH_5", 2.0 / 15.0),
         ("TANH_3", -1.0 / 3.0),
     ];
-    // Rust's shortest decimal is one that reads back as the same float.
+    // Rust prints the shortest decimal that parses back to the same float.
     all.iter().map(|(name, value)| format!("const {name}: f32 = {value:?};\n")).collect()
 }
 
-/// A text with its flags decided and its words replaced.
+/// Expands a template: evaluates its conditions and replaces its words.
 fn fill(text: &str, flags: &[(&str, bool)], words: &[(&str, String)]) -> String {
     let mut out = String::new();
-    // Whether what is inside each of the open conditions counts.
+    // For each open `#if`, whether its current branch is included.
     let mut open: Vec<bool> = Vec::new();
     for line in text.lines() {
         if let Some(flag) = line.strip_prefix("#if ") {
@@ -139,7 +142,7 @@ fn fill(text: &str, flags: &[(&str, bool)], words: &[(&str, String)]) -> String 
     out
 }
 
-/// A line with whole words replaced.
+/// Replaces whole words in a line.
 fn replaced(line: &str, words: &[(&str, String)]) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut out = String::new();
@@ -164,7 +167,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     let has_min = format.is_some_and(|format| format.scale.has_min());
     let (table, offset) = match format.map(|format| format.levels) {
         Some(Levels::Table(table)) => (Some(table), 0),
-        // Bytes of 8 bits are stored with their sign.
+        // 8-bit codes are stored as signed bytes.
         Some(Levels::Offset(offset)) if bits < 8 => (None, offset),
         _ => (None, 0),
     };
@@ -224,7 +227,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     text
 }
 
-/// Rows of 16 bytes with integer scales and minimums in a block.
+/// How many rows of 16 bytes a block has for integer scales and minimums.
 fn integer_rows(integers: IntegerScales) -> usize {
     let n_subs = 256 / integers.sub_elems();
     match integers {
@@ -235,10 +238,10 @@ fn integer_rows(integers: IntegerScales) -> usize {
     }
 }
 
-/// Functions that read the integer scale and minimum of the 16 elements `j` of a block of 256: the inverse of
-/// `fewbit_kernels`' packing.
+/// WGSL functions that read the integer scale and minimum of the `j`-th group of 16 elements in a block of 256: the
+/// inverse of the packing in `fewbit_kernels`.
 fn integer_scales(integers: IntegerScales) -> String {
-    // 16 elements at a time, of sub-blocks that may be longer.
+    // A group of 16 elements is a sub-block or a part of one.
     let n_subs = 256 / integers.sub_elems();
     let sub = format!("(j / {}u)", 16 / n_subs);
     let byte = |row: &str| format!("byte_of(at, {row} * 16u + lane)");
@@ -261,7 +264,8 @@ fn integer_scales(integers: IntegerScales) -> String {
     out
 }
 
-/// Code that reads the 8 quads of codes of 32 columns of a lane into `q`: the inverse of `fewbit_kernels`' packing.
+/// WGSL code that reads the codes of 32 columns of a lane, as 8 groups of 4, into `q`: the inverse of the packing in
+/// `fewbit_kernels`.
 fn codes(bits: usize) -> String {
     let quad = |q: usize| match bits {
         8 => format!("w[at + {}u]", q * 16),

@@ -1,4 +1,4 @@
-//! Weights in the device's memory: the CPU's panels as they are, cut into tiles where a buffer would be too large.
+//! Weights in device memory: the panels of the CPU, unchanged, split into tiles if a buffer would be too large.
 
 use super::gpu::Gpu;
 use crate::plan::Weights;
@@ -9,20 +9,20 @@ use std::ops::Range;
 /// A matrix, or the matrices of all experts.
 pub(super) struct DeviceMatrix {
     pub(super) tiles: Vec<Tile>,
-    /// Words of a panel, and of what comes before its codes.
+    /// 32-bit words of a panel, and of the metadata before its codes.
     pub(super) panel_words: u32,
     pub(super) meta_words: u32,
-    /// Words of the matrix of an expert.
+    /// 32-bit words of the matrix of one expert.
     pub(super) expert_words: u32,
 }
 
-/// Some rows of a matrix.
+/// A range of rows of a matrix, in a buffer of its own.
 pub(super) struct Tile {
     pub(super) buffer: wgpu::Buffer,
     pub(super) rows: Range<usize>,
 }
 
-/// What was uploaded so far.
+/// The weights that were uploaded so far.
 pub(super) struct DeviceWeights<'a> {
     pub(super) gpu: &'a Gpu,
     pub(super) matrices: Vec<DeviceMatrix>,
@@ -30,7 +30,7 @@ pub(super) struct DeviceWeights<'a> {
     pub(super) n_bytes: u64,
 }
 
-/// Rows of a panel.
+/// Rows per panel.
 const PANEL_ROWS: usize = 16;
 
 impl<'a> DeviceWeights<'a> {

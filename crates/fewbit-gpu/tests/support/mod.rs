@@ -1,4 +1,4 @@
-//! The models that `fewbit-model` is tested with, and what is compared.
+//! The test models of `fewbit-model`, and helpers to compare their results.
 
 #[path = "../../../fewbit-model/tests/support/golden.rs"]
 #[allow(dead_code)]
@@ -10,7 +10,7 @@ use fewbit_quant::TensorType;
 use golden::{GoldenModel, values};
 use std::path::{Path, PathBuf};
 
-/// The options that a model of the list is loaded with, on one thread.
+/// The options to load a test model with, on one thread.
 pub(crate) fn options(model: &GoldenModel) -> LoadOptions {
     let mut options = LoadOptions::new().threads(1);
     options.context_length = model.options.context_length;
@@ -31,7 +31,7 @@ pub(crate) fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|v| v.to_bits()).collect()
 }
 
-/// An adapter of rank 3 for some matrices of layer 0 and 1, by their names and shapes.
+/// Writes an adapter of rank 3 for these matrices of the layers 0 and 1.
 #[allow(dead_code)]
 pub(crate) fn adapter(folder: &Path, file: &GgufFile, names: &[&str]) -> PathBuf {
     let mut w = GgufWriter::new();

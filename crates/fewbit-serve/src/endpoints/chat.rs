@@ -16,7 +16,7 @@ use crate::line::{Call, Endpoint, Reply};
 use crate::server::Shared;
 use crate::stream::{self, Form};
 
-/// Alternatives of a token that can be asked for: OpenAI's limit.
+/// The most alternatives per token that can be requested: OpenAI's limit.
 pub(super) const MAX_TOP_LOGPROBS: u32 = 20;
 
 pub(super) struct Chat;

@@ -14,9 +14,9 @@ use crate::line::{Call, Endpoint, Reply};
 use crate::server::Shared;
 use crate::stream::{self, Form};
 
-/// The most tokens of an answer if nothing is said: OpenAI's.
+/// The default token limit of an answer, as in OpenAI's interface.
 const MAX_TOKENS: usize = 16;
-/// Alternatives of a token that can be asked for.
+/// The most alternatives per token that can be requested.
 const MAX_LOGPROBS: u32 = 20;
 
 pub(super) struct Completions;
@@ -96,7 +96,8 @@ fn response(
     }
 }
 
-/// The legacy form; `offset` is where in the text the tokens begin, in characters, and then where they end.
+/// Log probabilities in the form of completions. `offset` is the position of the first token in the text, in
+/// characters, and is advanced to the end of the last.
 fn logprobs(tokens: &[Token], offset: &mut usize) -> Logprobs {
     let mut all = Logprobs::default();
     for token in tokens {
@@ -114,7 +115,7 @@ fn logprobs(tokens: &[Token], offset: &mut usize) -> Logprobs {
 struct Chunks {
     head: Head,
     has_logprobs: bool,
-    /// Characters of each answer so far.
+    /// How many characters of each answer were sent so far.
     offsets: Vec<usize>,
 }
 

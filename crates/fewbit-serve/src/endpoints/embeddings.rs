@@ -9,7 +9,7 @@ use crate::error::ApiError;
 use crate::line::{Call, Endpoint, Reply};
 use crate::server::Shared;
 
-/// Texts that one request may have: OpenAI's limit.
+/// The most texts of one request: OpenAI's limit.
 const MAX_TEXTS: usize = 2048;
 
 pub(super) struct Embeddings;

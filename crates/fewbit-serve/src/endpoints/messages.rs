@@ -96,7 +96,7 @@ fn job_of(mut request: MessagesRequest, call: Call, model: &ModelInfo) -> Result
         let message = format!("`stop_sequences` has more than {MAX_STOPS} texts: give fewer");
         return Err(ApiError::invalid("stop_sequences", message));
     }
-    // Without a word about it, this interface's models do not think.
+    // In Anthropic's interface, models do not think unless the request asks for it.
     let has_results = messages.iter().any(|message| message.role == Role::Tool);
     let thinks = request.thinking.is_some_and(|thinking| match thinking.kind {
         ThinkingKind::Disabled => false,
@@ -165,7 +165,7 @@ fn content(piece: Piece) -> Vec<AnswerBlock> {
     blocks
 }
 
-/// The block that is being written.
+/// The content block that is being sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Open {
     Thinking,
@@ -176,7 +176,7 @@ enum Open {
 struct Events {
     id: String,
     model: ModelInfo,
-    /// Tokens, if they are known already.
+    /// Tokens of the prompt; 0 if they are not known yet.
     prompt: usize,
     has_begun: bool,
     n_blocks: usize,
@@ -190,7 +190,7 @@ fn event(value: &Value) -> String {
 }
 
 impl Events {
-    /// The head, before anything else.
+    /// Sends `message_start`, if it was not sent yet.
     fn start(&mut self, out: &mut String) {
         if std::mem::replace(&mut self.has_begun, true) {
             return;

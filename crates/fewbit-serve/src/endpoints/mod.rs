@@ -1,4 +1,4 @@
-//! The endpoints: for each what its request is and what is done, to be walked by the [line](crate::line).
+//! The endpoints: how each one reads and answers its requests. The [pipeline](crate::line) does the rest.
 
 mod chat;
 mod completions;
@@ -20,13 +20,13 @@ use crate::line::line;
 use crate::server::Shared;
 use crate::stream;
 
-/// Answers that one request may ask for.
+/// The most answers that one request may ask for.
 const MAX_ANSWERS: usize = 128;
 
-/// Texts at which one request may ask to stop.
+/// The most stop texts of one request.
 const MAX_STOPS: usize = 64;
 
-/// All of them.
+/// The router of all endpoints.
 pub(crate) fn router(server: Arc<Shared>) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(line::<chat::Chat>).fallback(line::<small::WrongMethod>))
@@ -52,7 +52,7 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .with_state(server)
 }
 
-/// The model that a request means.
+/// The model that a request names, or the only one there is.
 fn model_of(server: &Shared, caller: &Caller, name: Option<&str>) -> Result<ModelInfo, ApiError> {
     let mut models = server.backend.models(caller);
     let ids = || models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
@@ -71,7 +71,7 @@ fn model_of(server: &Shared, caller: &Caller, name: Option<&str>) -> Result<Mode
     }
 }
 
-/// How many answers.
+/// How many answers to give for each prompt, checked.
 fn count(n: Option<u32>, n_prompts: usize) -> Result<usize, ApiError> {
     let n = n.unwrap_or(1) as usize;
     if n == 0 || n.saturating_mul(n_prompts) > MAX_ANSWERS {
@@ -82,14 +82,14 @@ fn count(n: Option<u32>, n_prompts: usize) -> Result<usize, ApiError> {
     Ok(n)
 }
 
-/// The seed of the first answer; those after it have the next ones.
+/// The seed of the first answer. Each further answer has the next number.
 fn first_seed(sampling: &Sampling) -> u64 {
     sampling.seed.map_or_else(crate::server::random, i64::cast_unsigned)
 }
 
-/// The constraint that the extensions ask for, after the check of what every generation has.
+/// The constraint of the fields `grammar` and `regex`. Also checks the number of stop texts.
 fn form_of_extensions(sampling: &Sampling) -> Result<Option<(Form, &'static str)>, ApiError> {
-    // Each is looked for after every token.
+    // Every stop text is searched for after every token, so their number is limited.
     if sampling.stop.as_ref().is_some_and(|stop| stop.0.len() > MAX_STOPS) {
         return Err(ApiError::invalid("stop", format!("`stop` has more than {MAX_STOPS} texts: give fewer")));
     }
@@ -103,7 +103,7 @@ fn form_of_extensions(sampling: &Sampling) -> Result<Option<(Form, &'static str)
     }
 }
 
-/// A logarithm that JSON can hold: OpenAI's stand-in for what is impossible is -9999.
+/// A logarithm that JSON can represent: OpenAI uses -9999 for a probability of 0.
 fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
@@ -112,7 +112,7 @@ fn now_s() -> u64 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
 }
 
-/// What all chunks of an answer begin with.
+/// The fields that all chunks of an answer share.
 struct Head {
     id: String,
     created: u64,
@@ -130,7 +130,7 @@ fn usage(usage: crate::backend::Usage) -> fewbit_api::common::Usage {
     fewbit_api::common::Usage::new(usage.prompt, usage.cached, usage.completion)
 }
 
-/// Whether the stream shall have usage.
+/// Whether the client asks for usage in the stream.
 fn wants_usage(options: Option<&fewbit_api::common::StreamOptions>) -> bool {
     options.and_then(|options| options.include_usage).unwrap_or(false)
 }

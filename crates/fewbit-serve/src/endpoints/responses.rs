@@ -1,4 +1,4 @@
-//! `POST /v1/responses`, and the answers that are kept: `GET` and `DELETE /v1/responses/ID`.
+//! `POST /v1/responses`, and `GET` and `DELETE /v1/responses/ID` for stored answers.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::line::{Call, Endpoint, Reply};
 use crate::server::{Shared, random_id};
 use crate::stream::{self, Form};
 
-/// The thing to include that is known.
+/// The only supported value of `include`.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 pub(super) struct Responses;
@@ -85,7 +85,7 @@ fn unknown(id: &str) -> ApiError {
     ApiError::new(StatusCode::NOT_FOUND, message)
 }
 
-/// What is known of an answer before it is there.
+/// What is known about an answer before it is generated.
 struct Answer {
     caller: Caller,
     response: Response,
@@ -216,7 +216,7 @@ fn prepare(
     Ok((job, Answer { caller: caller.clone(), response, messages }))
 }
 
-/// An item of an answer, as far as it is written.
+/// An item of an answer, as far as it is generated.
 struct Part {
     id: String,
     what: What,
@@ -274,13 +274,13 @@ fn parts_of(piece: Piece) -> Vec<Part> {
     parts
 }
 
-/// What a part that a limit cut is called.
+/// The status of an answer, and of its last item: `incomplete` if the token limit cut it off.
 fn status_of(end: &End) -> &'static str {
     if end.finish == Finish::Length { "incomplete" } else { "completed" }
 }
 
 impl Answer {
-    /// The whole answer, which is kept if that is wanted.
+    /// The complete answer. It is stored if the request asks for that.
     fn finish(mut self, server: &Shared, parts: &[Part], end: &End) -> Response {
         let status = status_of(end);
         let n = parts.len();
@@ -289,7 +289,7 @@ impl Answer {
             self.response.incomplete_details = Some(IncompleteDetails { reason: "max_output_tokens" });
         }
         let items = parts.iter().enumerate();
-        // Only the last can be cut.
+        // Only the last item can be cut off.
         let item = |(i, part): (usize, &Part)| part.item(if i + 1 == n { status } else { "completed" });
         self.response.output = items.map(item).collect();
         let used = end.usage;
@@ -318,9 +318,9 @@ impl Answer {
 struct Events {
     server: Arc<Shared>,
     answer: Answer,
-    /// Of the next event.
+    /// The sequence number of the next event.
     n: usize,
-    /// The last is open.
+    /// The items so far; the last one may still grow.
     parts: Vec<Part>,
     end: Option<End>,
 }
@@ -337,7 +337,7 @@ impl Events {
         self.close("completed", out);
         let part = Part::new(what);
         let (index, id) = (self.parts.len(), part.id.clone());
-        // What it will say comes with its deltas.
+        // The item begins empty; its content follows in deltas.
         let item = match &part.what {
             What::Call { index, call_id, name, .. } => {
                 let what = What::Call {
@@ -364,7 +364,8 @@ impl Events {
     }
 
     fn close(&mut self, status: &'static str, out: &mut String) {
-        // One that is closed is not looked at again: only the last is open, and another is opened after this.
+        // Closes the last item, which is the only open one. The caller opens another one after this, or ends the
+        // answer.
         let Some(part) = self.parts.last() else { return };
         let (index, id, item) = (self.parts.len() - 1, part.id.clone(), part.item(status));
         let at = json!({ "item_id": id, "output_index": index });

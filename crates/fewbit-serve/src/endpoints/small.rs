@@ -47,7 +47,7 @@ impl Endpoint for OneModel {
     }
 }
 
-/// Percent-encoding undone; what is none stays.
+/// Decodes percent-encoding. Invalid sequences are kept.
 fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -122,7 +122,7 @@ impl Endpoint for Metrics {
     }
 }
 
-/// The configuration is read again.
+/// Reloads the configuration.
 pub(super) struct Reload;
 
 impl Endpoint for Reload {
@@ -134,7 +134,7 @@ impl Endpoint for Reload {
             let message = "this server was started without a configuration file: there is nothing to reload";
             return Err(ApiError::new(StatusCode::NOT_FOUND, message));
         };
-        // It reads files.
+        // Reloading reads files, which would block the runtime.
         let reloaded = tokio::task::spawn_blocking(move || reload()).await.map_err(|_| ApiError::internal())?;
         reloaded.map_err(|error| {
             let message = format!("the configuration in use stays, because the new one is wrong: {error}");
@@ -144,7 +144,7 @@ impl Endpoint for Reload {
     }
 }
 
-/// A path that there is not.
+/// The fallback for unknown paths.
 pub(super) struct Unknown;
 
 impl Endpoint for Unknown {
@@ -157,7 +157,7 @@ impl Endpoint for Unknown {
     }
 }
 
-/// A path that there is, asked by another method.
+/// The fallback for known paths that are called with another method.
 pub(super) struct WrongMethod;
 
 impl Endpoint for WrongMethod {

@@ -1,4 +1,4 @@
-//! Another server's answer, read line by line as [`Event`]s. Every size is limited and every field is checked.
+//! Reads an upstream's answer line by line into [`Event`]s. Every size is limited and every field is checked.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::backend::{
     Alternative, BYTES_PER_TOKEN, BackendError, CallDelta, Embedded, End, Event, Finish, Piece, Token, Usage,
 };
 
-/// The longest line that is read.
+/// The size limit of a line, in bytes.
 const MAX_LINE: usize = 4 << 20;
 /// The most calls of one answer.
 const MAX_CALLS: usize = 128;
@@ -68,7 +68,7 @@ struct Details {
     cached_tokens: Option<usize>,
 }
 
-/// Chats have `content`, completions have the lists.
+/// Chats have `content`; completions have the other fields.
 #[derive(Deserialize)]
 struct WireLogprobs {
     content: Option<Vec<WireToken>>,
@@ -86,21 +86,21 @@ struct WireToken {
     top_logprobs: Vec<WireToken>,
 }
 
-/// An answer while it arrives.
+/// An answer that is being received.
 pub(super) struct Events {
     body: Option<Incoming>,
     timeout: Duration,
-    /// The bytes of a line whose end has not arrived.
+    /// The bytes of an incomplete line.
     line: Vec<u8>,
     ready: VecDeque<Event>,
     has_begun: bool,
     n_pieces: usize,
     n_calls: usize,
-    /// Of text, reasoning and calls.
+    /// Bytes of text, reasoning and calls.
     n_bytes: usize,
     finish: Option<Finish>,
     usage: Option<Usage>,
-    /// Tokens of the prompt, if the server does not say.
+    /// Estimated tokens of the prompt, used if the upstream reports no usage.
     estimated_prompt: usize,
     is_done: bool,
 }
@@ -110,7 +110,7 @@ impl Events {
         Self::new(Some(body), timeout, estimated_prompt)
     }
 
-    /// An answer of a server that does not stream.
+    /// Reads the complete answer of a server that does not stream.
     pub(super) fn whole(bytes: &[u8], estimated_prompt: usize) -> Result<Self, BackendError> {
         let mut events = Self::new(None, Duration::ZERO, estimated_prompt);
         events.chunk(bytes)?;
@@ -142,7 +142,7 @@ impl Events {
         if self.body.is_none() && self.finish.is_none() && self.ready.is_empty() { Err(broken_off()) } else { Ok(()) }
     }
 
-    /// The next event; nothing after the end, or after an error.
+    /// The next event; `None` after the end or an error.
     pub(super) async fn next(&mut self) -> Option<Result<Event, BackendError>> {
         loop {
             if let Some(event) = self.ready.pop_front() {
@@ -164,7 +164,7 @@ impl Events {
         }
     }
 
-    /// A piece of a stream is a token at least.
+    /// Estimates the usage. Each piece of a stream has at least one token.
     fn estimated_usage(&self) -> Usage {
         let completion = self.n_bytes.div_ceil(BYTES_PER_TOKEN).max(self.n_pieces);
         Usage { prompt: self.estimated_prompt, cached: 0, completion, is_estimated: true }
@@ -323,7 +323,7 @@ struct WireVector {
     embedding: Vec<f32>,
 }
 
-/// The vectors of `n` texts, in their order. `estimated_prompt` is how many tokens they have if the server does not say.
+/// Reads the vectors of `n` texts, in their order. `estimated_prompt` is used if the upstream reports no usage.
 pub(super) fn embedded(bytes: &[u8], n: usize, estimated_prompt: usize) -> Result<Embedded, BackendError> {
     let wrong = |_| failed("sent what are no vectors of OpenAI's form");
     let all: Vectors = serde_json::from_slice(bytes).map_err(wrong)?;

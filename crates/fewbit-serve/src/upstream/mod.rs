@@ -1,4 +1,5 @@
-//! Another server with the OpenAI interface as a backend. Its answers are relayed after each field was checked.
+//! A backend that forwards requests to another server with the OpenAI interface. Every field of an answer is checked
+//! before it is relayed.
 //!
 //! ```text
 //! connect (timeout) -> status -> first line of the stream (timeout) -> pieces (timeout between two) -> finish_reason
@@ -6,9 +7,9 @@
 //!
 //! Answers are always requested as streams. A failure before the first line is an error of
 //! [`generate`](Backend::generate), so that a route can fall back to another target; a later failure is an error of the
-//! stream. An answer that must have a form (JSON, a schema, a tool call) is buffered whole and validated before any of it
-//! is sent. If the server reports no usage, tokens are estimated and marked so. Redirects are not followed, and no key,
-//! request text or answer text is logged.
+//! stream. An answer that must have a form (JSON, a schema, a tool call) is buffered and validated as a whole before
+//! any of it is sent. If the server reports no usage, tokens are estimated and marked as estimates. Redirects are not
+//! followed, and no key, request text or answer text is logged.
 
 mod events;
 mod request;
@@ -38,29 +39,29 @@ use crate::backend::{
 use crate::error::ServeError;
 use events::Events;
 
-/// The largest body that is read whole: an error, embeddings, an answer that is not streamed.
+/// The size limit, in bytes, of a body that is read as a whole: an error, embeddings, an answer that is not streamed.
 const WHOLE_LIMIT: usize = 64 << 20;
-/// Characters of an upstream's error message that are passed on.
+/// How many characters of an upstream's error message are passed on.
 const SHOWN: usize = 500;
 
 /// Address, key and timeouts of another server.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct UpstreamConfig {
-    /// What comes before `/chat/completions`, such as `https://HOST/v1`.
+    /// The base URL, to which `/chat/completions` and so on is appended, such as `https://HOST/v1`.
     pub url: String,
-    /// Its key.
+    /// The key to send.
     pub key: Option<String>,
-    /// How long connecting may take: 5 seconds by default.
+    /// How long connecting may take. The default is 5 seconds.
     pub connect_timeout: Duration,
-    /// How long it may be silent before the first line of an answer, and between two pieces: 60 seconds by default.
+    /// How long it may be silent before the first line of an answer, and between two pieces. The default is 60 seconds.
     pub timeout: Duration,
-    /// The models of it that requests can name.
+    /// Its models that requests can name.
     pub models: Vec<String>,
 }
 
 impl UpstreamConfig {
-    /// A server that has these models.
+    /// Creates a configuration for a server with these models.
     pub fn new<M: Into<String>>(url: impl Into<String>, models: impl IntoIterator<Item = M>) -> Self {
         Self {
             url: url.into(),
@@ -100,7 +101,7 @@ impl fmt::Debug for UpstreamBackend {
 }
 
 impl UpstreamBackend {
-    /// A backend that forwards to this server. Nothing is sent yet.
+    /// Creates a backend that forwards to this server. Nothing is sent yet.
     ///
     /// # Errors
     /// If the address is not an HTTP URL, or the key cannot be a header.
@@ -148,7 +149,7 @@ pub(super) fn failed(what: impl fmt::Display) -> BackendError {
 }
 
 impl Shared {
-    /// The response, if its status is 200.
+    /// Sends a request. Returns the response if its status is 200, and an error otherwise.
     async fn ask(&self, path: &str, body: &Value) -> Result<Response<Incoming>, BackendError> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let answered = self.post(path, body).await;
@@ -206,7 +207,7 @@ impl Shared {
         }
     }
 
-    /// The whole body, within the limits of size and time.
+    /// Reads the whole body, within the limits of size and time.
     async fn whole(&self, response: Response<Incoming>) -> Result<Vec<u8>, BackendError> {
         let mut body = response.into_body();
         let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A job as a request of OpenAI's form, and whether its answer is what was asked for.
+//! Converts a job to a request in OpenAI's form, and checks that its answer has the form that was asked for.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::failed;
 use crate::backend::{BackendError, Event, Finish, Form, Input, Job};
 
-/// The path after the address, and the body.
+/// The path of the request (relative to the base URL) and its body.
 pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
     let mut body = Map::new();
     let mut set = |name: &str, value: Value| {
@@ -30,7 +30,8 @@ pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
     set("repeat_last_n", json!(sampling.repeat_last_n));
     set("presence_penalty", json!(sampling.presence_penalty));
     set("frequency_penalty", json!(sampling.frequency_penalty));
-    // Only where the client gave one: not every server takes any number. This answer's, not the request's first.
+    // Only if the client gave a seed: some servers do not take every number. This is the seed of this answer, not of
+    // the request's first one.
     set("seed", json!(sampling.seed.map(|_| job.seed.cast_signed())));
     set("stop", json!(sampling.stop.as_ref().map(|stop| &stop.0)));
     let bias = |bias: &fewbit_api::common::LogitBias| -> BTreeMap<String, f32> {
@@ -88,7 +89,7 @@ pub(super) fn prompt(prompt: Prompt) -> Value {
     match prompt {
         Prompt::Text(text) => json!(text),
         Prompt::Tokens(tokens) => json!(tokens),
-        // Only those two can be read.
+        // Requests can only contain those two.
         _ => Value::Null,
     }
 }
@@ -121,13 +122,13 @@ fn must_call(job: &Job) -> Option<Option<&str>> {
     }
 }
 
-/// Whether an answer must be validated whole before any of it is sent.
+/// Whether an answer must be validated as a whole before any of it is sent.
 pub(super) fn is_held_back(job: &Job) -> bool {
     job.form.is_some() || must_call(job).is_some()
 }
 
-/// Checks that an answer has the form that was asked for. One cut by the token limit is not checked: it is incomplete, as a
-/// local one would be.
+/// Checks that an answer has the form that was asked for. An answer that was cut off by the token limit is not checked:
+/// it is incomplete, as a local one would be.
 pub(super) fn check(job: &Job, events: &[Event]) -> Result<(), BackendError> {
     let (mut text, mut names, mut finish) = (String::new(), Vec::new(), None);
     for event in events {

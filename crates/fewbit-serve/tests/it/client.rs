@@ -1,4 +1,4 @@
-//! A client that can do what clients should not: it writes what it is told to, byte by byte if need be.
+//! A client for tests that can also misbehave: it sends any bytes, one by one if needed.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// An answer that is there as a whole.
+/// A complete answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
@@ -20,7 +20,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// The error's type, field and code, which must be an error of this status.
+    /// The type, field and code of the error. Checks that the answer is an error with this status.
     #[track_caller]
     pub(crate) fn error(&self, status: u16) -> (String, Option<String>, Option<String>) {
         assert_eq!(self.status, status, "{}", self.body);
@@ -35,7 +35,7 @@ impl Answer {
         lines.filter(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value).next()
     }
 
-    /// The data of its events that have a name, which must be their type.
+    /// The data of the named events. Checks that each name equals the `type` in the data.
     #[track_caller]
     pub(crate) fn named_events(&self) -> Vec<Value> {
         let event = |text: &str| {
@@ -47,7 +47,7 @@ impl Answer {
         self.body.split("\n\n").filter(|text| !text.is_empty()).map(|text| event(text).expect(text)).collect()
     }
 
-    /// The data of its events: JSON, and `[DONE]` as a text.
+    /// The data of the events: JSON, or `[DONE]` as a string.
     pub(crate) fn events(&self) -> Vec<Value> {
         let data = self.body.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
         data.map(|text| serde_json::from_str(text).unwrap_or_else(|_| text.into())).collect()
@@ -67,14 +67,14 @@ pub(crate) fn send(address: &str, request: &[u8]) -> Sent {
 }
 
 impl Sent {
-    /// A line, without its end.
+    /// Reads a line, without its line break.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.reader.read_line(&mut line).unwrap();
         line.trim_end().to_owned()
     }
 
-    /// Reads to the line that begins so.
+    /// Reads up to the line that begins with this text.
     pub(crate) fn read_to(&mut self, beginning: &str) -> String {
         for _ in 0..10_000 {
             let line = self.line();
@@ -136,7 +136,7 @@ pub(crate) fn post(address: &str, path: &str, body: &Value) -> Answer {
     send(address, &request("POST", path, &[], &body.to_string())).answer()
 }
 
-/// Waits until something holds; it must within a minute.
+/// Waits until a condition holds, for at most a minute.
 #[track_caller]
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();

@@ -1,4 +1,4 @@
-//! Clients that go away, and a server that stops.
+//! Clients that disconnect, and a server that stops.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::Running;
 use crate::client::{get, post, request, send, wait_until};
 
-/// As good as for ever.
+/// Practically forever.
 const LONG: Duration = Duration::from_secs(600);
 
 fn body(is_streamed: bool) -> Vec<u8> {

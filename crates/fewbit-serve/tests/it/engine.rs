@@ -1,4 +1,4 @@
-//! The engine over HTTP: the same answers as without it, to the bit.
+//! The engine over HTTP: the answers are bit for bit the same as those of the library.
 
 use fewbit::{Constraint, Message, Model};
 use fewbit_serve::EngineBackend;
@@ -58,18 +58,18 @@ fn a_completion_is_what_the_library_answers() {
     let all: Vec<_> = want.prompt_logprobs.iter().chain(&want.logprobs).map(|token| token.logprob).collect();
     let shown: Vec<Option<f32>> = serde_json::from_value(choice["logprobs"]["token_logprobs"].clone()).unwrap();
     assert_eq!(shown, all);
-    // Offsets are where the tokens are.
+    // The offsets are the positions of the tokens in the text.
     let (tokens, offsets) = (&choice["logprobs"]["tokens"], &choice["logprobs"]["text_offset"]);
     for (token, offset) in tokens.as_array().unwrap().iter().zip(offsets.as_array().unwrap()).skip(1) {
         let offset = usize::try_from(offset.as_u64().unwrap()).unwrap();
-        // This tokenizer's text begins with a space that the decoder takes away.
+        // The first token of this tokenizer begins with a space, which the decoder removes.
         let at: String = want.text.chars().skip(offset.saturating_sub(1)).collect();
         assert!(
             at.starts_with(token.as_str().unwrap().trim_start()) || offset == 0 || at.contains(token.as_str().unwrap())
         );
     }
 
-    // Tokens as a prompt, several prompts, and nothing generated: only what the prompt's tokens were worth.
+    // A prompt of token ids, several prompts, and no generated tokens: only the log probabilities of the prompt.
     let tokens = &want.prompt_tokens;
     let body = json!({ "prompt": [tokens, prompt], "seed": 3, "max_tokens": 12 });
     let choices = post(&server.address, "/v1/completions", &body).json()["choices"].clone();
@@ -97,7 +97,7 @@ fn stop_texts_and_biases_act() {
     assert_eq!((stopped["text"].as_str(), &stopped["finish_reason"]), (free.split("girl").next(), &json!("stop")));
     let first = stories().generate("Once upon a time").temperature(0.0).max_tokens(1).run().unwrap().tokens[0];
     assert_ne!(greedy(json!({ "logit_bias": { first.to_string(): -100 } }))["text"], free);
-    // The interface allows a top_p of 0: the most probable token.
+    // OpenAI's interface allows a `top_p` of 0, which means the most probable token.
     assert_eq!(greedy(json!({ "temperature": 1, "top_p": 0 }))["text"], free);
     let matched = greedy(json!({ "regex": "[0-9]{3}" }));
     assert!(matched["text"].as_str().unwrap().bytes().all(|byte| byte.is_ascii_digit()));
@@ -181,7 +181,7 @@ fn json_is_enforced() {
 
 #[test]
 fn a_call_that_must_be_is() {
-    // In few words: the model's context has 512 tokens.
+    // A short template, because the model's context has only 512 tokens.
     let template = "{% for t in tools %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.content }}\n\
                     {% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}{% endfor %}";
     let server = serve(&load(|builder| builder.chat_template(template)));
@@ -221,7 +221,7 @@ fn a_call_that_must_be_is() {
             assert_eq!(events[events.len() - 2]["choices"][0]["finish_reason"], "tool_calls");
         }
     }
-    // And back in.
+    // Send the calls back with the next request.
     let call =
         json!({ "id": "c", "type": "function", "function": { "name": "paint", "arguments": "{\"colour\": \"red\"}" } });
     let messages = json!([
@@ -263,7 +263,7 @@ fn a_full_queue_says_when_to_come_back() {
     let endless = json!({ "prompt": "Once", "max_tokens": 100000, "stream": true, "logit_bias": { "2": -100 } });
     let mut streams = Vec::new();
     let busy = loop {
-        // Until the engine has taken all that it takes.
+        // Send requests until the engine's queue is full.
         let mut sent = send(&server.address, &request("POST", "/v1/completions", &[], &endless.to_string()));
         if sent.line().contains("429") {
             break send(&server.address, &request("POST", "/v1/completions", &[], &endless.to_string())).answer();
@@ -273,7 +273,7 @@ fn a_full_queue_says_when_to_come_back() {
     };
     assert_eq!(busy.error(429).2.as_deref(), Some("queue_full"));
     assert_eq!(busy.header("retry-after"), Some("1"));
-    // Clients that go away make room, and the engine knows why.
+    // Clients that disconnect make room, and the engine counts them as cancelled.
     drop(streams);
     wait_until("nothing runs or waits", || (model.metrics().running, model.metrics().waiting) == (0, 0));
     assert!(model.metrics().outcomes.cancelled > 0 && model.metrics().outcomes.refused > 0);

@@ -1,4 +1,4 @@
-//! The line that every request walks: who may ask, what is refused, and how.
+//! The pipeline that every request passes through: authentication, and which errors invalid requests get.
 
 use fewbit_serve::{BackendError, BackendErrorKind, Finish, Keys, Script, ScriptedBackend, Server};
 use serde_json::{Value, json};
@@ -40,7 +40,7 @@ fn every_endpoint_asks_for_a_key() {
             assert_eq!(ask(method, path, &body, &[right]).status, 200, "{path} {right:?}");
         }
     }
-    // Answers that are kept are asked for by a key as well, and by the one that they were given to.
+    // Stored answers need a key as well, and only the key that requested an answer gets it.
     backend.push(script());
     let own = [("x-api-key", KEY)];
     let answer = ask("POST", "/v1/responses", &json!({ "input": "Hi" }), &own).json();
@@ -50,7 +50,7 @@ fn every_endpoint_asks_for_a_key() {
         assert_eq!(ask(method, &path, &Value::Null, &[("x-api-key", OTHER)]).status, 404);
         assert_eq!(ask(method, &path, &Value::Null, &own).status, 200);
     }
-    // Whoever has no key does not learn what there is.
+    // Without a key, unknown paths cannot be told from known ones.
     assert_eq!(ask("GET", "/v1/none", &Value::Null, &[]).status, 401);
     assert_eq!(
         ask("GET", "/v1/none", &Value::Null, &[("x-api-key", KEY)]).error(404).2.as_deref(),
@@ -142,7 +142,7 @@ fn what_is_no_request_is_refused() {
     }
     let large = json!({ "prompt": "x".repeat(1000) }).to_string();
     assert_eq!(post(&large).error(413).0, "invalid_request_error");
-    // Of a size that nobody announced.
+    // A chunked body, whose size is not announced.
     let head =
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = format!("{:x}\r\n{}\r\n", 600, " ".repeat(600));
@@ -206,7 +206,7 @@ fn errors_of_a_backend_have_their_status() {
             assert_eq!(answer.header("retry-after").is_some(), [429, 503].contains(&status));
         }
     }
-    // One that fails under way, or does not end, or panics.
+    // Answers that fail in the middle, do not end, or panic.
     let broken = [
         Script::new().text("a").fail(BackendError::new(Unavailable, "no")),
         Script::new().text("a"),

@@ -1,4 +1,4 @@
-//! Logs have numbers and names, and never a text or a key.
+//! Logs contain numbers and names, but never the text of a request or a key.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -27,7 +27,7 @@ impl Write for Log {
 fn no_text_and_no_key_is_in_the_log() {
     let log = Log::default();
     let writer = log.clone();
-    // Of the whole test binary: the server has threads of its own.
+    // The subscriber is global for the test binary, because the server has threads of its own.
     tracing_subscriber::fmt()
         .with_max_level(tracing_subscriber::filter::LevelFilter::TRACE)
         .with_ansi(false)

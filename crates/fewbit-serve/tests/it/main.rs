@@ -1,4 +1,4 @@
-//! The server over real sockets: with a backend that says what it was told to, and with a small model.
+//! The server over real sockets: with a scripted backend, and with a small model.
 
 mod client;
 mod ending;
@@ -16,10 +16,10 @@ use std::sync::OnceLock;
 use fewbit::{Model, ModelBuilder};
 use support::Running;
 
-/// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.
+/// A Llama model with 260 thousand weights that tells children's stories. It has every part of a large model, in 1 MB.
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
 
-/// Roles and messages one to a line.
+/// A chat template with one message per line.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
 

@@ -1,4 +1,5 @@
-//! Anthropic's Messages: what reaches a backend, what comes back, whole and event by event, and errors in its form.
+//! Anthropic's Messages: the jobs that reach the backend, the answers (streamed and complete), and errors in
+//! Anthropic's form.
 
 use fewbit_serve::{
     BackendError, BackendErrorKind, CallDelta, EngineBackend, Finish, Form, Input, Piece, Script, ScriptedBackend,
@@ -17,7 +18,7 @@ fn ask(more: Value) -> Value {
     body
 }
 
-/// Thinks, speaks and calls twice.
+/// A script with reasoning, text and two calls.
 fn rich() -> Script {
     let call = |index: usize, id: Option<&str>, name: Option<&str>, arguments: &str| {
         let (id, name) = (id.map(str::to_owned), name.map(str::to_owned));
@@ -96,7 +97,7 @@ fn a_stream_opens_and_closes_blocks() {
         json!({ "type": "message_stop" }),
     ];
     assert_eq!(events[1..], want);
-    // One that says nothing has a beginning and an end as well.
+    // An empty answer has a beginning and an end as well.
     let events = post(&server.address, PATH, &ask(json!({ "stream": true }))).named_events();
     let types: Vec<_> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
     assert_eq!(types, ["message_start", "message_delta", "message_stop"]);
@@ -164,7 +165,7 @@ fn a_request_reaches_the_backend_whole() {
     let function = json!({ "name": "f", "parameters": schema, "description": "d" });
     assert_eq!(tools, [json!({ "type": "function", "function": function })]);
     assert_eq!((choice, parallel, &template_vars["enable_thinking"]), (ToolChoice::Required, false, &json!(true)));
-    // An answer that a stop sequence ended says which.
+    // An answer that was ended by a stop sequence tells which one it was.
     let format = json!({ "output_config": { "format": { "type": "json_schema", "schema": schema } } });
     let answer = post(&server.address, PATH, &ask(format)).json();
     assert_eq!((&answer["stop_reason"], &answer["stop_sequence"]), (&json!("stop_sequence"), &json!("END")));
@@ -183,7 +184,7 @@ fn the_engine_counts_and_answers_the_same() {
     assert_eq!((&answer["content"][0]["text"], &answer["stop_reason"]), (&json!(text), &json!("max_tokens")));
     let counted = post(&server.address, "/v1/messages/count_tokens", &json!({ "messages": turns })).json();
     assert_eq!(counted, json!({ "input_tokens": whole["usage"]["prompt_tokens"] }));
-    // The second of two words that come later is the one that ends it.
+    // Of these stop sequences, only the second occurs in the answer, and ends it.
     let words: Vec<&str> = text.split(' ').filter(|word| word.len() > 2).collect();
     let mut stopped = chat.clone();
     stopped["stop_sequences"] = json!(["zzz", words[3]]);

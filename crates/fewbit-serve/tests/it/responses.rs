@@ -1,4 +1,4 @@
-//! OpenAI's Responses: items in, items out, event by event, and answers that others go on from.
+//! OpenAI's Responses: input and output items, streamed events, and stored answers from which requests continue.
 
 use fewbit_serve::api::chat::{ChatMessage, Role, ToolCall, ToolChoice};
 use fewbit_serve::{
@@ -11,7 +11,7 @@ use crate::{Running, stories};
 
 const PATH: &str = "/v1/responses";
 
-/// Thinks, speaks and calls.
+/// A script with reasoning, text and a call.
 fn rich() -> Script {
     let call = |id: Option<&str>, name: Option<&str>, arguments: &str| {
         let (id, name) = (id.map(str::to_owned), name.map(str::to_owned));
@@ -29,7 +29,7 @@ fn rich() -> Script {
         .end(Finish::ToolCalls)
 }
 
-/// Without ids, which are another one each time.
+/// Removes the ids, which are random.
 fn without_ids(mut value: Value) -> Value {
     if let Value::Object(fields) = &mut value {
         fields.remove("id");
@@ -107,7 +107,7 @@ fn a_stream_tells_each_item_from_its_beginning_to_its_end() {
     let items: Vec<_> = done.map(|event| event["item"].clone()).collect();
     assert_eq!(events[20]["response"]["output"], json!(items));
     assert_eq!(without_ids(json!(items)), output());
-    // What an item is called, and where it is, stays the same.
+    // The id and the index of an item are the same in all its events.
     for (i, event) in events.iter().enumerate().skip(2).take(18) {
         let index = [7, 14].iter().filter(|&&end| i > end).count();
         assert_eq!(event["output_index"], index, "{event}");
@@ -150,7 +150,7 @@ fn another_goes_on_from_what_is_kept() {
         Input::Text { .. } => panic!("no chat"),
     };
     assert_eq!(of(0)[0], ChatMessage::new(Role::System, "Be brief."));
-    // Instructions are of one answer only.
+    // Instructions apply to one answer only.
     assert_eq!(of(2), want);
 
     let path = |of: &Value| format!("{PATH}/{}", of["id"].as_str().unwrap());

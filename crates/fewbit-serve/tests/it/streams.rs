@@ -1,4 +1,4 @@
-//! What streams look like, event by event, and that the same answers look right as a whole.
+//! Streams event by event, and the same answers when they are not streamed.
 
 use std::time::Duration;
 
@@ -115,7 +115,7 @@ fn calls_and_reasoning_come_in_parts() {
 #[test]
 fn a_call_that_is_none_does_not_pass_for_one() {
     let void = |is_cut| {
-        // With a last part of the call, which is none of it either.
+        // A further part of the malformed call is dropped as well.
         let calls = call(0, None, None, "{").calls;
         let void = vec![VoidCall { index: 0, is_cut }];
         let piece = Piece { void, calls, text: "f(".to_owned(), ..Piece::default() };
@@ -127,7 +127,7 @@ fn a_call_that_is_none_does_not_pass_for_one() {
     assert_eq!(events.last().unwrap()["error"]["code"], "invalid_tool_call");
     let message = post(&server.address, CHAT, &chat(json!({}))).json()["choices"][0]["message"].clone();
     assert_eq!(message, json!({ "role": "assistant", "content": "f(", "refusal": null }));
-    // What a limit cuts ends as other answers do.
+    // An answer that was cut off by the token limit ends like other answers.
     let events = post(&server.address, CHAT, &chat(json!({ "stream": true }))).events();
     assert_eq!(events.last().unwrap(), "[DONE]");
 }
@@ -147,7 +147,7 @@ fn several_answers_keep_apart() {
     }
     texts.sort();
     assert_eq!(texts, ["Four five.", "One two three."]);
-    // The prompt is one, and counts once.
+    // There is one prompt, which counts once.
     let usage = &events[events.len() - 2]["usage"];
     assert_eq!((&usage["prompt_tokens"], &usage["completion_tokens"]), (&json!(1), &json!(5)));
     let seeds: Vec<u64> = backend.jobs().iter().map(|job| job.seed).collect();
@@ -181,7 +181,7 @@ fn a_stream_says_that_it_is_alive_and_why_it_ends() {
             "message": "it broke", "type": "server_error", "param": null, "code": null
         })
     );
-    // One that breaks off is no answer either.
+    // An answer that breaks off is an error as well.
     let events = post(&server.address, CHAT, &chat(json!({ "stream": true }))).events();
     assert_eq!(events.last().unwrap()["error"]["type"], "server_error");
 }

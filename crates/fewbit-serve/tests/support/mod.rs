@@ -1,4 +1,4 @@
-//! What tests of servers share, those of the gateway too: a server that runs, and the list of its endpoints.
+//! Shared by the tests of servers and of the gateway: a running server, and the list of its endpoints.
 #![allow(dead_code)] // no test uses all of it
 
 use std::thread::{self, JoinHandle};
@@ -7,7 +7,7 @@ use fewbit_serve::{Backend, Server};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-/// A server in a thread of its own.
+/// A server that runs in its own thread.
 pub(crate) struct Running {
     pub(crate) address: String,
     stop: Option<oneshot::Sender<()>>,
@@ -34,12 +34,12 @@ impl Running {
         Self::start(backend, |server| server)
     }
 
-    /// Begins to stop.
+    /// Tells the server to stop.
     pub(crate) fn stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Whether all was answered in time.
+    /// Waits until the server has stopped. Returns whether all requests were answered in time.
     pub(crate) fn join(mut self) -> bool {
         self.stop();
         self.thread.take().unwrap().join().unwrap()
@@ -55,7 +55,7 @@ impl Drop for Running {
     }
 }
 
-/// Every endpoint that needs a key, with a request that it answers.
+/// Every endpoint that needs a key, with a valid request.
 pub(crate) fn endpoints() -> Vec<(&'static str, &'static str, Value)> {
     let hi = json!([{ "role": "user", "content": "Hi" }]);
     vec![
