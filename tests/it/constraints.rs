@@ -48,6 +48,15 @@ fn validator(schema: &Value) -> jsonschema::Validator {
         .expect("a valid schema")
 }
 
+/// What a stop string ends is complete.
+#[test]
+fn json_before_a_stop_string_is_read() {
+    let request = stories().generate("Once").constraint(Constraint::choice(["{\"a\": 1}; and more"]));
+    let out = request.stop(";").max_tokens(60).run().unwrap();
+    assert_eq!((out.finish_reason, out.text.as_str()), (FinishReason::StopString, "{\"a\": 1}"));
+    assert_eq!(out.json::<Value>().unwrap()["a"], 1);
+}
+
 #[test]
 fn random_outputs_of_five_hundred_schemas_validate() {
     let all = schemas::all();

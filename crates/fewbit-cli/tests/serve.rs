@@ -44,7 +44,7 @@ fn serve_answers_until_a_signal_comes() {
     assert!(ask(address, "GET", "/health", "", "").starts_with("HTTP/1.1 200 "));
     let (code, stderr) = stop(server);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stderr.ends_with("stopping: what is under way is answered first\n"), "{stderr}");
+    assert!(stderr.ends_with("stopping once the requests in progress are answered\n"), "{stderr}");
 }
 
 #[test]

@@ -202,7 +202,7 @@ fn read(path: &Path, noted: Option<&Head>, mut each: impl FnMut(&Entry)) -> Resu
         }
         n_bytes += line.len() as u64;
         line.pop();
-        let entry: Entry = serde_json::from_slice(&line).map_err(|_| broken("is none of a log"))?;
+        let entry: Entry = serde_json::from_slice(&line).map_err(|_| broken("is not a line of a log"))?;
         if entry.n != head.n + 1 {
             return Err(broken("does not have the next number"));
         }

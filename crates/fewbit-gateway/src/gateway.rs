@@ -166,7 +166,7 @@ fn refused(refusal: Refusal) -> BackendError {
         ),
         Refusal::Tokens { retry_after } => (
             BackendErrorKind::TooMany { retry_after_s: seconds(retry_after) },
-            "the key has not so many tokens left today: ask for less, or tomorrow",
+            "the key does not have that many tokens left today: ask for fewer, or try again tomorrow",
         ),
         Refusal::Cost => (BackendErrorKind::Spent, "what the key may cost a day is spent"),
     };
@@ -189,7 +189,7 @@ impl<B: Backend> Gate for Gateway<B> {
             }
             keys.find(shown).cloned()
         };
-        let unknown = || BackendError::new(BackendErrorKind::WrongKey, "the key is none of this server's");
+        let unknown = || BackendError::new(BackendErrorKind::WrongKey, "this server does not know the key");
         let key = key.ok_or_else(unknown)?;
         if !lock(&books.audit).catch_up() {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log"));

@@ -204,7 +204,7 @@ impl KeyStore {
         let file: File = serde_json::from_slice(&text).map_err(wrong)?;
         let of = |key: Key| match unhex(&key.sha256) {
             Some(hash) => Ok((key, hash)),
-            None => Err(wrong(serde::de::Error::custom(format_args!("the hash of {:?} is none", key.name)))),
+            None => Err(wrong(serde::de::Error::custom(format_args!("the hash of {:?} is not a SHA-256", key.name)))),
         };
         self.keys = file.keys.into_iter().map(of).collect::<Result<_, _>>()?;
         self.stamp = stamp;

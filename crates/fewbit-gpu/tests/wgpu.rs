@@ -380,7 +380,7 @@ fn a_device_that_is_not_there_is_an_error_that_says_so() {
     // A software renderer is only used if it is named.
     if found.iter().all(|info| info.is_software) {
         let error = WgpuDevice::open(backend(), None, Arithmetic::Native).err().expect("none is a GPU");
-        assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains("name it")), "{error:?}");
+        assert!(matches!(&error, DeviceError::Unavailable { why } if why.contains("give its number")), "{error:?}");
     }
     let other = if backend() == Backend::Metal { Backend::Vulkan } else { Backend::Metal };
     assert!(matches!(devices(other), Err(DeviceError::Unavailable { .. })) || cfg!(windows));

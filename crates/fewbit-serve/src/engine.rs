@@ -148,7 +148,7 @@ impl Backend for EngineBackend {
             let ends = m.outcomes;
             let rows: [(&'static str, &'static str, SampleKind, f64); 20] = [
                 ("requests_running", "Requests that are being computed.", Gauge, m.running as f64),
-                ("requests_waiting", "Requests that wait to be.", Gauge, m.waiting as f64),
+                ("requests_waiting", "Requests in the queue.", Gauge, m.waiting as f64),
                 ("requests_complete_total", "Requests that ended by themselves.", Counter, ends.stop as f64),
                 ("requests_cut_total", "Requests that a limit ended.", Counter, ends.length as f64),
                 ("requests_cancelled_total", "Requests whose client went away.", Counter, ends.cancelled as f64),
@@ -169,7 +169,7 @@ impl Backend for EngineBackend {
                     Counter,
                     m.drafted_tokens as f64,
                 ),
-                ("accepted_tokens_total", "Drafted tokens that came.", Counter, m.accepted_tokens as f64),
+                ("accepted_tokens_total", "Drafted tokens that were accepted.", Counter, m.accepted_tokens as f64),
                 ("steps_total", "Forward passes.", Counter, m.steps as f64),
                 ("step_seconds_total", "Time of forward passes.", Counter, m.step_time.as_secs_f64()),
                 ("longest_step_seconds", "The longest forward pass.", Gauge, m.longest_step.as_secs_f64()),

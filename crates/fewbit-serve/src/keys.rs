@@ -43,7 +43,7 @@ pub enum KeysError {
         line: usize,
     },
     /// There is no key.
-    #[error("there is not a key: give at least one, on a line of its own")]
+    #[error("the file has no key: give at least one, on a line of its own")]
     None,
 }
 
@@ -102,7 +102,7 @@ impl Gate for Keys {
             return Err(BackendError::new(BackendErrorKind::NoKey, message));
         };
         if !self.accept(key) {
-            return Err(BackendError::new(BackendErrorKind::WrongKey, "the key is none of this server's"));
+            return Err(BackendError::new(BackendErrorKind::WrongKey, "this server does not know the key"));
         }
         let name: String = hash(key).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
         Ok(name.into())

@@ -169,7 +169,7 @@ impl<F: Form> State<F> {
                 Some(Ok(Event::Piece(piece))) => {
                     if piece.void.iter().any(|void| !void.is_cut) {
                         // The parts that were sent cannot be retracted.
-                        let message = "the model wrote a call that is none, after its beginning was sent";
+                        let message = "the model wrote a malformed call, whose beginning was already sent";
                         return Err(ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).code("invalid_tool_call"));
                     }
                     self.ready.extend(self.form.piece(index, piece));

@@ -32,7 +32,7 @@ pub enum DeviceName {
 
 /// A string that is not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is no device of this version: there are auto, vulkan[:N], metal[:N], and cpu, which always works")]
+#[error("{name:?} is not a device: choose auto, vulkan[:N], metal[:N], or cpu, which always works")]
 pub struct DeviceNameError {
     /// The name.
     pub name: String,
@@ -126,7 +126,8 @@ pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers:
         return Err(ErrorKind::GpuLayers { asked: layers, n_layers }.into());
     }
     if !is_gpu && layers > 0 && gpu_layers.is_some() {
-        let why = "it is no GPU, so that no layers can be on one: name one that `fewbit devices` shows".to_owned();
+        let why =
+            "it is not a GPU, so no layers can be placed on one: choose a GPU that `fewbit devices` lists".to_owned();
         return Err(Error::new(ErrorKind::Device { device: name.to_string() }, DeviceError::Unavailable { why }));
     }
     if !is_gpu || layers == 0 {

@@ -111,7 +111,7 @@ pub enum ErrorKind {
     Model,
 
     /// The model file has no chat template.
-    #[error("the model file has no chat template: give the prompt as it is, or take an instruction-tuned model")]
+    #[error("the model file has no chat template: use a raw prompt, or an instruction-tuned model")]
     NoChatTemplate,
 
     /// The chat template cannot be compiled, or fails to render this conversation. The source is a [`TemplateError`].
@@ -136,12 +136,12 @@ pub enum ErrorKind {
     },
 
     /// A tool, a call, or a result is invalid. The source is a [`ToolError`](crate::ToolError).
-    #[error("the tools cannot be used so")]
+    #[error("the tools cannot be used")]
     Tools,
 
     /// An option is out of range, the options leave no token to choose from, or a constraint cannot be followed. The
     /// source is a [`SamplingError`] or a `ConstraintError`.
-    #[error("the options cannot be followed")]
+    #[error("the options cannot be used")]
     Options,
 
     /// The answer ended before it was complete, by a limit or a stop string, for instance.
@@ -154,7 +154,7 @@ pub enum ErrorKind {
     },
 
     /// The answer is not the JSON of the requested type. The source has the position in the text.
-    #[error("the answer is not what the type wants")]
+    #[error("the answer is not the JSON of the type")]
     Json {
         /// The text of the answer.
         text: String,

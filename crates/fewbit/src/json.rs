@@ -45,8 +45,8 @@ impl<C: std::ops::DerefMut<Target = crate::Chat>> Ask<C> {
 }
 
 impl Completion {
-    /// Reads the text as JSON, if it is complete.
-    /// Deserializes the text as JSON, if the generation was completed by the model or its constraint.
+    /// Deserializes the text as JSON, unless a limit cut it short. A stop string is not in the text.
+    ///
     /// # Errors
     /// Those of [`Generate::json`].
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
@@ -56,7 +56,11 @@ impl Completion {
 
 fn read<T: DeserializeOwned>(completion: &Completion) -> Result<T, Error> {
     let text = &completion.text;
-    if completion.finish_reason != FinishReason::EndOfGeneration {
+    let is_cut = matches!(
+        completion.finish_reason,
+        FinishReason::Length | FinishReason::Timeout | FinishReason::Cancelled | FinishReason::ToolCalls
+    );
+    if is_cut {
         return Err(ErrorKind::Incomplete { reason: completion.finish_reason, text: text.clone() }.into());
     }
     serde_json::from_str(text).map_err(|error| Error::new(ErrorKind::Json { text: text.clone() }, error))

@@ -28,7 +28,7 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
         let what = match &device.unusable {
             Some(why) => format!("cannot be used: {why}"),
             None if device.is_software => {
-                format!("{}: a program on the CPU, used only if it is named", device.description)
+                format!("{}: computes on the CPU, so it is used only if given by number", device.description)
             }
             None => device.description.clone(),
         };

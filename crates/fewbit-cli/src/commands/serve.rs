@@ -108,7 +108,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
                 }
                 tokio::time::sleep(GLANCE).await;
             }
-            note(format_args!("stopping: what is under way is answered first"));
+            note(format_args!("stopping once the requests in progress are answered"));
         };
         anyhow::Ok(bound.run(stopped).await)
     })?;

@@ -157,7 +157,9 @@ impl WgpuDevice {
                     Some((i, _)) => i,
                     None => {
                         let DeviceInfo { name, adapter, .. } = &infos[0];
-                        let why = format!("only {adapter} is there, a program on the CPU: name it, {name}, to use it");
+                        let why = format!(
+                            "the only adapter is {adapter}, which computes on the CPU: give its number, {name}, to use it anyway"
+                        );
                         return Err(DeviceError::Unavailable { why });
                     }
                 }

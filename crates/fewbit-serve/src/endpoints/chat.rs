@@ -105,7 +105,7 @@ fn input_of(request: ChatRequest, has_form: bool) -> Result<Input, ApiError> {
         return Err(ApiError::invalid("messages", "`messages` is empty: give at least one"));
     }
     if request.functions.is_some_and(|functions| functions.as_array().is_none_or(|list| !list.is_empty())) {
-        return Err(ApiError::invalid("functions", "`functions` is the form of before `tools`: give these as `tools`"));
+        return Err(ApiError::invalid("functions", "`functions` is the old form of `tools`: use `tools`"));
     }
     let tools = request.tools.unwrap_or_default();
     let choice = request.tool_choice.unwrap_or(ToolChoice::Auto);

@@ -165,7 +165,8 @@ impl Endpoint for WrongMethod {
     const HAS_BODY: bool = false;
 
     async fn answer(_: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
-        let message = format!("{:?} is asked by another method: what has a body by POST, the rest by GET", call.path);
+        let message =
+            format!("{:?} does not have this method: see the list of endpoints in docs/gateway.md", call.path);
         Err(ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message))
     }
 }

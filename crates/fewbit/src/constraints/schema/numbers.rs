@@ -232,7 +232,7 @@ impl Numbers {
                 schema.push_str(r#","x-guidance":{"whitespace_flexible":false}}"#);
                 Ok(Written::Multiple(schema))
             }
-            _ => Err("multiples of these numbers at once cannot be followed".to_owned()),
+            _ => Err("multiples of all these numbers at once cannot be enforced".to_owned()),
         }
     }
 
