@@ -1,6 +1,7 @@
 //! Instruction sets: thin implementations of [`crate::generic::Simd`].
 
-/// Methods of [`Simd`](crate::generic::Simd) that are one expression each: `fn name(args) -> T { expression }`.
+/// Implements methods of [`Simd`](crate::generic::Simd) that are one expression each: `fn name(args) -> T { expression
+/// }`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! methods {
     ($(fn $name:ident $(<const $n:ident: u32>)? ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(

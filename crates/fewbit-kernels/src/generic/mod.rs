@@ -1,8 +1,9 @@
 //! The kernels, written once over a small vector trait.
 //!
-//! [`Simd`] is what an instruction set has to provide; the files under `arch/` are thin implementations of
-//! it. The algorithms here keep the order of float operations that `fewbit_quant::dot` defines, so every instruction set gives the same bits. Vector lanes are output rows (matrix products) or
-//! positions and head elements (attention), never partial sums of one output.
+//! [`Simd`] is what an instruction set has to provide; the files in `arch/` are thin implementations of it. The
+//! algorithms here keep the order of float operations that `fewbit_quant::dot` defines, so every instruction set gives
+//! the same bits. Vector lanes are output rows (matrix products) or positions and head elements (attention), never
+//! partial sums of one output.
 
 use crate::weights::{Packed, Stored, Weights};
 
