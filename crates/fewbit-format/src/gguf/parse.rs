@@ -82,7 +82,7 @@ pub(crate) fn parse_part(bytes: &[u8], limits: &Limits) -> Result<Header, Format
     Ok(Header { version, alignment, data_offset, metadata, tensors, index })
 }
 
-/// Reads magic and version, and recognizes files that fewbit cannot read.
+/// Reads magic and version, and recognises files that fewbit cannot read.
 fn version(cursor: &mut Cursor<'_>, bytes: &[u8]) -> Result<u32, FormatError> {
     if bytes.is_empty() {
         return Err(FormatError::Empty);
