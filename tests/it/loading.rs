@@ -1,4 +1,4 @@
-//! From a name or a path to a model, and what is said when there is none.
+//! From a name or a path to a model, and the errors if there is none.
 
 use std::fs;
 use std::path::Path;
