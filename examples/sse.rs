@@ -1,7 +1,7 @@
 //! An HTTP server that sends answers as server-sent events while they are generated. If a client disconnects, its
 //! generation ends. Without an argument, it sends itself one request and exits: `cargo run --release --example sse`.
-//! With a port, it keeps serving: `cargo run --release --example sse 3000`, `curl -Nd 'Why is the sky blue?'
-//! http://127.0.0.1:3000/`.
+//! With a port, it keeps serving: `cargo run --release --example sse 3000`,
+//! `curl -Nd 'Why is the sky blue?' http://127.0.0.1:3000/`.
 
 use std::io::{BufRead, BufReader, Write};
 

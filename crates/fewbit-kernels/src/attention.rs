@@ -1,8 +1,9 @@
 //! Attention over a paged KV cache.
 //!
-//! This is the definition, for one query row `q` (a head of a token at position `i`) that sees keys `max(0, i - window
-//! + 1) ..= i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial result, and partial
-//! results are merged in order, so that threads may share the pages of one query without changing a bit:
+//! This is the definition, for one query row `q` (a head of a token at position `i`) that sees keys
+//! `max(0, i - window + 1) ..= i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial
+//! result, and partial results are merged in order, so that threads may share the pages of one query without changing a
+//! bit:
 //!
 //! ```text
 //! q'   = q * scale

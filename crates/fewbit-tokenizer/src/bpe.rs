@@ -3,8 +3,8 @@
 //! The piece starts as one symbol per byte (per character if the vocabulary is not byte-level). Then the leftmost of
 //! the pairs with the lowest rank is merged into one symbol, again and again, until no rule applies. Short pieces,
 //! which means nearly all, are scanned for the lowest rank each time: this is quadratic, but in a handful of symbols
-//! that fit into one cache line. Long pieces keep their pairs in a heap, so that a megabyte of the same letter takes `n
-//! log n` steps.
+//! that fit into one cache line. Long pieces keep their pairs in a heap, so that a megabyte of the same letter takes
+//! `n log n` steps.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};

@@ -38,9 +38,9 @@
 //! # Guarantees
 //!
 //! A vocabulary or template comes from a model file and may be hostile: building from it returns a value or a typed
-//! error. A tokenizer that is not known exactly is an error that names it; nothing is guessed. Encoding takes time `n
-//! log n` in the length of the text for any text, and encoded text decodes to the same text if the vocabulary has every
-//! byte. [`ChatTemplate`] documents what a template may not do, and what it still can.
+//! error. A tokenizer that is not known exactly is an error that names it; nothing is guessed. Encoding takes time
+//! `n log n` in the length of the text for any text, and encoded text decodes to the same text if the vocabulary has
+//! every byte. [`ChatTemplate`] documents what a template may not do, and what it still can.
 #![forbid(unsafe_code)]
 
 mod bpe;

@@ -179,8 +179,9 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
-    /// The attention factor of a model that does not specify one: `0.1 ln(factor) + 1` for YaRN, `sqrt(1 + ln(factor) /
-    /// ln(original_context))` for LongRoPE, where `factor` is the ratio of the two context lengths.
+    /// The attention factor of a model that does not specify one: `0.1 ln(factor) + 1` for YaRN,
+    /// `sqrt(1 + ln(factor) / ln(original_context))` for LongRoPE, where `factor` is the ratio of the two context
+    /// lengths.
     pub fn default_attention_factor(&self, context_length: usize) -> f64 {
         match self {
             Self::Yarn { factor, .. } => yarn_magnitude(*factor, 1.0),

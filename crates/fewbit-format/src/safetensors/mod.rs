@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Offsets are relative to the start of the tensor data, which the tensors fill from end to end without gaps. A large
-//! model is split into several files, and `model.safetensors.index.json` lists which tensor is in which file: `{
-//! "weight_map": { "NAME": "FILE", ... } }`.
+//! model is split into several files, and `model.safetensors.index.json` lists which tensor is in which file:
+//! `{ "weight_map": { "NAME": "FILE", ... } }`.
 //!
 //! The header is parsed here and not by the crate `safetensors`, which the tests use to write files and to compare
 //! with. This way, each error names its tensor, and duplicate names are rejected.

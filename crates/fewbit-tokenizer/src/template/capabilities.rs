@@ -335,9 +335,9 @@ fn forms(probe: Probe) -> impl Iterator<Item = Probe> {
 
 /// The variables that the template looked up and did not find, and those that it only reads.
 ///
-/// The engine's own analysis considers a name as set if it is set anywhere, which would miss the variable in `{% set
-/// effort = effort | default('low') %}`. The variables that the probes looked up do not include those in branches that
-/// no probe reached. Together they cover all known cases.
+/// The engine's own analysis considers a name as set if it is set anywhere, which would miss the variable in
+/// `{% set effort = effort | default('low') %}`. The variables that the probes looked up do not include those in
+/// branches that no probe reached. Together they cover all known cases.
 fn variables(template: &ChatTemplate, missed: BTreeSet<String>) -> Vec<String> {
     let Ok(compiled) = template.environment.get_template(super::NAME) else { return Vec::new() };
     let Ok(read) = super::on_large_stack(|| compiled.undeclared_variables(false)) else { return Vec::new() };
