@@ -430,7 +430,7 @@ fn a_server_that_refuses_or_is_away_is_named() {
     assert!(matches!(error, HubError::Status { status: 403, .. }), "{error:?}");
     assert!(error.to_string().contains("/owner/name/resolve/abc/tiny.gguf"), "{error}");
 
-    // A port that was just free: nobody listens.
+    // A port that was free a moment ago, so nothing listens on it.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = HfSource::new(&format!("http://{port}"), "owner/name", "abc", "tiny.gguf");
     let error = failure(pull(&hub, &[&away]));

@@ -200,10 +200,10 @@ pub(crate) fn all() -> Vec<(String, Value)> {
     let mut all: Vec<(String, Value)> =
         values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     for (i, (name, a)) in values.iter().enumerate() {
-        // Each value beside another one, in every shape.
+        // Each value next to another one, in every shape.
         let (other, b) = &values[(i * 7 + 5) % values.len()];
         all.extend(shapes(a, b).into_iter().map(|(shape, schema)| (format!("{shape} of {name} and {other}"), schema)));
-        // And in one shape beside a third.
+        // And next to a third one in one shape.
         let (third, c) = &values[(i * 5 + 11) % values.len()];
         let (shape, schema) = shapes(a, c).swap_remove(i % 12);
         all.push((format!("{shape} of {name} and {third}"), schema));

@@ -237,7 +237,7 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
             let answer = ask(None);
             assert_eq!((answer.text.as_str(), answer.finish_reason), ("", FinishReason::Length), "{answer:?}");
         }
-        // Of a question that is no conversation, and of calls that must be.
+        // Also for a prompt that is not a conversation, and for forced calls.
         let answer = model.generate("Is it so?").templated().reasoning_budget(5).temperature(1.0).max_tokens(60);
         let answer = answer.constraint(Constraint::choice(["yes", "no"])).run().unwrap();
         assert!(["yes", "no"].contains(&answer.text.as_str()), "{answer:?}");

@@ -167,7 +167,7 @@ fn a_template_for_one_call_a_message_gets_them_so() {
     let prompt = model.tokenizer().decode(&next.prompt_tokens);
     let call = |a: i32| format!("{{\"name\": \"add\", \"arguments\": {{\"a\": {a}}}}}=");
     assert!(prompt.ends_with(&format!("{}sunny;{}rainy;", call(1), call(2))), "{prompt}");
-    // The conversation keeps what the model said.
+    // The conversation keeps the output of the model.
     assert_eq!(chat.messages()[1].fields["tool_calls"].as_array().unwrap().len(), 2);
 }
 

@@ -151,7 +151,7 @@ fn a_request_is_a_span_with_its_parts() {
     let ended: Vec<_> = events.iter().filter(|event| event.fields.contains_key("prefill")).collect();
     assert_eq!((ended.len(), ended[0].parent.as_str()), (1, "request"));
 
-    // What was computed already is said to be, and a constraint has its own part.
+    // Cached tokens are reported as such, and a constraint has its own span.
     watched(&capture, || drop(request().constraint(Constraint::regex("[a-z ]{3}")).run().unwrap()));
     let spans = capture.take();
     let span = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
@@ -159,7 +159,7 @@ fn a_request_is_a_span_with_its_parts() {
     assert!(span("request").number("cached_tokens") > 0);
     assert!(span("constrain").entered > span("sample").entered);
     assert_eq!(span("request").fields["end"], "\"stop\"");
-    // Nobody is watching: nothing arrives.
+    // Without a subscriber, nothing arrives.
     request().run().unwrap();
     assert!(capture.take().is_empty());
 }
@@ -245,7 +245,7 @@ fn metrics_count_every_outcome() {
         }
     }
     request().custom_sampler(|| Fails).run().unwrap_err();
-    // One runs, one waits, a third is refused; both of them go away.
+    // One request runs, one waits, a third is rejected; then the first two go away.
     let mut streams: Vec<_> = (0..3).map(|_| request().max_tokens(200).stream().unwrap()).collect();
     streams[0].next().unwrap().unwrap();
     std::thread::scope(|scope| {

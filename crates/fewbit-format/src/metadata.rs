@@ -354,7 +354,7 @@ impl Metadata {
     }
 
     getter! {
-        /// A list of integers of any width; borrowed if the file stores it as `i32`.
+        /// A list of integers of any width; borrowed if it is stored as `i32`.
         i32_array, require_i32_array, "array of i32" -> Cow<'_, [i32]>, |_this, key, value| match value {
             Value::Array(Array::I32(list)) => Some(Ok(Cow::Borrowed(list.as_slice()))),
             Value::Array(array) => array.to_integers().map(|list| fit_all(key, "array of i32", list)),
@@ -363,7 +363,7 @@ impl Metadata {
     }
 
     getter! {
-        /// A list of non-negative integers of any width; borrowed if the file stores it as `u32`.
+        /// A list of non-negative integers of any width; borrowed if it is stored as `u32`.
         u32_array, require_u32_array, "array of u32" -> Cow<'_, [u32]>, |_this, key, value| match value {
             Value::Array(Array::U32(list)) => Some(Ok(Cow::Borrowed(list.as_slice()))),
             Value::Array(array) => array.to_integers().map(|list| fit_all(key, "array of u32", list)),

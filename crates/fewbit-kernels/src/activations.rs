@@ -49,7 +49,7 @@ pub enum Planes {
 /// Largest number of rows of a batch whose quantized forms are interleaved.
 pub(crate) const GROUP: usize = 8;
 
-/// Where a row of a batch lies in the quantized forms.
+/// The position of a row of a batch in the quantized forms.
 ///
 /// Rows are cut into groups of 8, and the remainder into at most one group each of 4, 2 and 1. A group is one stretch
 /// of memory in which the items (quads of codes, scales, sums) of its rows are interleaved, so that a product kernel

@@ -150,7 +150,7 @@ fn what_a_format_can_hold_comes_back_exactly() {
 
 #[test]
 fn one_column_of_overwhelming_importance_does_not_cost_the_others() {
-    // Sixteen levels per block, but for the last bits.
+    // Sixteen levels per block, except for the last bits.
     let noise = normal(ROWS * COLS, 5);
     let level = |i: usize, noise: f64| match i % 32 {
         3 => 0,

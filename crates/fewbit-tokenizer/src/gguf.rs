@@ -29,7 +29,7 @@ impl<'a> Vocabulary<'a> {
                 TokenKind::from_gguf(found).ok_or(TokenizerError::UnknownTokenType { id, found })
             })
             .collect::<Result<_, _>>()?;
-        // If there is no padding token, converters write its id as -1 or as one past the end.
+        // If there is no padding token, converters write its id as -1 or as an id past the end.
         let id = |key| -> Result<Option<u32>, TokenizerError> {
             match metadata.get(key).and_then(Value::as_integer) {
                 Some(-1) => Ok(None),

@@ -49,7 +49,7 @@ impl TilePanel {
     }
 }
 
-/// The codes of 32 columns of a group of activation rows, which lie interleaved: `[8 quads][width][4]`.
+/// The codes of 32 columns of a group of interleaved activation rows: `[8 quads][width][4]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Quads {
     codes: *const i8,
