@@ -6,7 +6,6 @@
 //! two models with the same hash. Keys and values computed by one version of fewbit must not be used by another one
 //! that computes differently: [`ARITHMETIC`] is part of the hash, and a test checks the bits of small models against
 //! it.
-//! differently: [`ARITHMETIC`] is part of the hash, and a test holds the bits of small models to it.
 
 use crate::{KvType, ModelConfig};
 use fewbit_checkpoint::RopeScaling;

@@ -11,7 +11,6 @@
 //!
 //! All arithmetic is plain multiplications and additions in a fixed order, without fused operations, so that every
 //! instruction set gives the same bytes: `fewbit-kernels` compiles [`encode_rows`] once for each.
-//! instruction set gives the same bytes: `fewbit-kernels` compiles [`encode_rows`] once for each.
 
 // Loops over the lanes of a tile index several arrays at once; written this way they read like the sums.
 #![allow(clippy::needless_range_loop)]
