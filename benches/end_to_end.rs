@@ -1,11 +1,11 @@
-//! What a program sees, through the public API: loading, tokenizing, reading a prompt, generating alone and together.
+//! End-to-end performance through the public API: loading, tokenizing, prefill, and generating alone and together.
 //!
 //! ```text
 //! cargo bench --workspace --bench end_to_end [-- FILTER | --smoke]
 //! ```
-//! On SmolLM2, or the file that `FEWBIT_TEST_SMOLLM2` names; items are tokens, of all requests together, so that
-//! `items/s` is tokens a second. `--smoke` runs each case once, on few tokens. The kernels have their own benchmarks
-//! (`crates/fewbit-kernels/benches`); figures that are kept come from `fewbit bench` (`cargo xtask record-bench`), which
+//! Runs on SmolLM2, or on the file that `FEWBIT_TEST_SMOLLM2` names. Items are tokens, over all requests, so `items/s`
+//! is tokens per second. `--smoke` runs each case once, on few tokens. The kernels have their own benchmarks
+//! (`crates/fewbit-kernels/benches`); recorded figures come from `fewbit bench` (`cargo xtask record-bench`), which
 //! measures other models and depths.
 
 use std::sync::LazyLock;
@@ -15,10 +15,10 @@ use divan::counter::ItemsCount;
 use fewbit::expert::tokenizer::SpecialTokens;
 use fewbit::{Model, Speculation};
 
-/// A text whose tokens are prompts.
+/// A text whose tokens are used as prompts.
 const PROSE: &str = include_str!("../tests/data/prose.txt");
 
-/// Whether the cases are only tried.
+/// Whether each case only runs once, as a check.
 static SMOKE: LazyLock<bool> = LazyLock::new(|| std::env::args().any(|arg| arg == "--smoke"));
 
 static MODEL: LazyLock<Model> = LazyLock::new(|| load().expect("loads: see README, command 1"));
@@ -29,13 +29,13 @@ fn load() -> Result<Model, fewbit::Error> {
     Model::load(std::env::var("FEWBIT_TEST_SMOLLM2").unwrap_or_else(|_| "smollm2-135m-instruct".to_owned()))
 }
 
-/// `n`, or a few where cases are only tried.
+/// `n`, or a small number in a smoke test.
 fn size(n: usize) -> usize {
     if *SMOKE { n.min(4) } else { n }
 }
 
-/// Generates `n_tokens` after `n_prompt` tokens of the text, from `start`; nothing is known of the prompt before, and no
-/// token is guessed. Returns how many came.
+/// Generates `n_tokens` after `n_prompt` tokens of the text, from `start`, without known prefixes and without
+/// speculation. Returns the number of generated tokens.
 fn generate(start: usize, n_prompt: usize, n_tokens: usize) -> usize {
     let prompt: Vec<u32> = TOKENS.iter().copied().cycle().skip(start).take(n_prompt).collect();
     let request = MODEL.generate(prompt).max_tokens(n_tokens).ignore_eos(true).temperature(0.0);
@@ -75,21 +75,21 @@ fn decode_tokens(bencher: Bencher<'_, '_>) {
     bencher.counter(ItemsCount::new(TOKENS.len())).bench_local(|| tokenizer.decode(&TOKENS));
 }
 
-/// One token more than the prompt is computed.
+/// Prefill of the prompt, plus one generated token.
 #[divan::bench(args = [64, 512, 1500], sample_count = 7, sample_size = 1)]
 fn prefill(bencher: Bencher<'_, '_>, n: usize) {
     LazyLock::force(&TOKENS);
     bencher.counter(ItemsCount::new(n)).bench_local(|| generate(0, n, 1));
 }
 
-/// Requests at the same time, each of 64 tokens after a prompt of 4.
+/// Several requests at the same time, each of 64 tokens after a prompt of 4.
 #[divan::bench(args = [1, 4, 8], sample_count = 7, sample_size = 1)]
 fn generate_together(bencher: Bencher<'_, '_>, n: usize) {
     LazyLock::force(&TOKENS);
     bencher.counter(ItemsCount::new(n * 64)).bench_local(|| together(n, 64));
 }
 
-/// Tokens of `n` requests at the same time.
+/// Number of tokens of `n` requests at the same time.
 fn together(n: usize, n_tokens: usize) -> usize {
     std::thread::scope(|scope| {
         let requests: Vec<_> = (0..n).map(|i| scope.spawn(move || generate(7 * i, 4, n_tokens))).collect();

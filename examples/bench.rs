@@ -1,6 +1,7 @@
 //! How fast would a model of this shape be here? `cargo run --release --example bench [SHAPE TYPE]`.
 //!
-//! Measures random weights, which need no download, and says how many tokens a second each of several users would get.
+//! Measures random weights, which need no download, and prints how many tokens per second each of several users would
+//! get.
 
 use fewbit::bench::{Bench, BenchTest, Target};
 use fewbit::expert::engine::LoadOptions;

@@ -1,6 +1,6 @@
 //! Which quantization is enough? `cargo run --release --example compare [MODEL TEXT]`.
 //!
-//! Quantizes a model in memory to several types and measures on a text what each costs, with standard errors.
+//! Quantizes a model in memory to several types and measures the cost of each on a text, with standard errors.
 
 use fewbit::Model;
 use fewbit::evaluate::{Compare, PerplexityOptions};

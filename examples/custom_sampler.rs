@@ -1,10 +1,10 @@
-//! Sampling with a rule of one's own: no word with the letter that is banned.
+//! Sampling with a custom rule: no words with a given letter.
 //! `cargo run --release --example custom_sampler`.
 
 use fewbit::Model;
 use fewbit::sample::CustomSampler;
 
-/// Makes every token impossible that has a given letter.
+/// Makes every token with a given letter impossible.
 struct Without(Vec<u32>);
 
 impl Without {

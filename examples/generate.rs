@@ -1,4 +1,4 @@
-//! Continues a text and says how fast: `cargo run --release --example generate`.
+//! Continues a text and prints the speed: `cargo run --release --example generate`.
 //!
 //! The first run fetches SmolLM2 (98 MB). Arguments: the text, and a model's name or path.
 

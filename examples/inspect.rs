@@ -1,6 +1,7 @@
 //! Will a model fit? `cargo run --release --example inspect --features hub [MODEL]`.
 //!
-//! Looks at a model by its headers: of one of the Hugging Face Hub that is not here, only those are fetched.
+//! Inspects a model by its headers. For a model on the Hugging Face Hub that is not on this machine, only those are
+//! fetched.
 
 use fewbit::Model;
 use fewbit::expert::engine::available_bytes;
@@ -17,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("  {name}: {} tensors, {} bytes", of_type.tensors, of_type.bytes);
     }
 
-    // The same model as it would be after quantizing, with half of what it was trained for as context.
+    // The same model as it would be after quantizing, with half of its maximum context.
     let n_ctx = model.context_length().unwrap_or(4096) / 2;
     let smaller = Model::builder().quantize(Recipe::Q4_K_M).inspect(&name)?;
     for (what, model) in [("as it is", &model), ("as Q4_K_M", &smaller)] {

@@ -7,7 +7,7 @@ use std::fs;
 use fewbit::{Model, Pooling};
 use instant_distance::{Builder, Point, Search};
 
-/// A vector of length 1: the smaller the angle, the nearer.
+/// A vector of length 1: the smaller the angle between two vectors, the closer the texts.
 #[derive(Clone)]
 struct Vector(Vec<f32>);
 
@@ -17,8 +17,8 @@ impl Point for Vector {
     }
 }
 
-/// What a model that was made to continue texts, not for embeddings, tells most about a text with: where it is about
-/// to say in one word what the text means.
+/// A prompt for models that were made to continue texts, not for embeddings: their hidden state says most about a text
+/// just before they sum up its meaning in one word.
 fn in_one_word(text: &str) -> String {
     format!("This text: \"{}\" means in one word: \"", text.replace('\n', " "))
 }

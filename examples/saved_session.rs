@@ -1,5 +1,5 @@
-//! A conversation that outlives the program: each run asks the next question and saves, and the run after it goes on
-//! from the file without computing what came before. Run it several times:
+//! A conversation that outlives the program: each run asks the next question and saves; the next run continues from the
+//! file without recomputing earlier turns. Run it several times:
 //! `cargo run --release --example saved_session`.
 
 use std::path::Path;

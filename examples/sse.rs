@@ -1,6 +1,7 @@
-//! An HTTP server that sends answers as they come, as server-sent events. A client that goes away ends its
-//! generation. It asks itself once and ends: `cargo run --release --example sse`; or it serves:
-//! `cargo run --release --example sse 3000`, `curl -Nd 'Why is the sky blue?' http://127.0.0.1:3000/`.
+//! An HTTP server that sends answers as server-sent events while they are generated. If a client disconnects, its
+//! generation ends. Without an argument, it sends itself one request and exits: `cargo run --release --example sse`.
+//! With a port, it keeps serving: `cargo run --release --example sse 3000`,
+//! `curl -Nd 'Why is the sky blue?' http://127.0.0.1:3000/`.
 
 use std::io::{BufRead, BufReader, Write};
 
@@ -21,7 +22,7 @@ async fn answer(
 ) -> Result<Sse<impl Stream<Item = Result<Event, axum::Error>>>, Refused> {
     let refuse = |error: Error| (StatusCode::BAD_REQUEST, error.to_string());
     let stream = model.generate(question).templated().max_tokens(500).stream_async().map_err(refuse)?;
-    // Dropped with the connection, which ends the generation.
+    // The stream is dropped with the connection, which ends the generation.
     Ok(Sse::new(stream.map(|piece| Event::default().json_data(piece.map_err(axum::Error::new)?.text))))
 }
 
@@ -37,7 +38,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Ok(server.await??);
     }
 
-    // A client that reads ten events and has seen enough.
+    // A client that reads ten events and then disconnects.
     tokio::task::spawn_blocking(move || {
         let mut socket = std::net::TcpStream::connect(address)?;
         let question = "Why is the sky blue?";

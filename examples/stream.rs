@@ -1,4 +1,4 @@
-//! Prints an answer as it comes and stops it after three sentences:
+//! Prints an answer while it is generated and stops it after three sentences:
 //! `cargo run --release --example stream`.
 
 use std::io::Write;
@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         stdout.write_all(piece.text.as_bytes())?;
         stdout.flush()?;
         sentences += piece.text.matches(['.', '!', '?']).count();
-        // Leaving the loop is all it takes: each step is computed when it is asked for.
+        // Leaving the loop is enough: each step is computed only on demand.
         if sentences >= 3 {
             break;
         }

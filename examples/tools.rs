@@ -1,6 +1,6 @@
 //! A model that calls a function of the program: `cargo run --release --example tools`.
 //!
-//! Larger models decide on a call by themselves; a small one is told by a constraint to make one.
+//! Larger models decide by themselves to make a call; for a small one, a constraint forces it.
 
 use fewbit::{Constraint, Model, Tool, ToolFallback};
 use schemars::JsonSchema;
@@ -27,7 +27,7 @@ fn main() -> Result<(), fewbit::Error> {
         "required": ["name", "arguments"],
         "additionalProperties": false
     });
-    // This model's template knows no tools: they are described in the system message.
+    // This model's template does not support tools, so they are described in the system message.
     let chat = model.chat().tools([tool]).tool_fallback(ToolFallback::SystemPrompt);
     let mut chat = chat.temperature(0.0).max_tokens(60).start()?;
 

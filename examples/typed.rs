@@ -1,4 +1,4 @@
-//! Reads facts out of a text into a Rust type; the schema is enforced while generating:
+//! Extracts facts from a text into a Rust type; the schema is enforced while generating:
 //! `cargo run --release --example typed`.
 
 use fewbit::Model;

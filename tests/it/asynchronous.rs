@@ -1,4 +1,4 @@
-//! Streams and waiting without a runtime: the engine wakes whoever waits.
+//! Streams and waiting without a runtime: the engine wakes the waiting task.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -18,7 +18,7 @@ impl Wake for Unpark {
     }
 }
 
-/// The smallest executor there is.
+/// A minimal executor.
 fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -75,7 +75,7 @@ fn a_conversation_can_be_awaited() {
 
 #[test]
 fn asynchronous_embeddings_are_the_same() {
-    // More than the engine takes at once.
+    // More requests than the engine takes at once.
     let texts: Vec<String> = (0..150).map(|i| format!("Once there were {i} dogs")).collect();
     let want = stories().embed(&texts).run().unwrap();
     assert_eq!(block_on(stories().embed(&texts).run_async()).unwrap().vectors, want.vectors);
@@ -90,7 +90,7 @@ fn loading_can_be_awaited() {
     assert_eq!(out.tokens, expected.tokens);
     let error = block_on(builder.load_async("no/such/model.gguf")).unwrap_err();
     assert!(matches!(error.kind(), fewbit::ErrorKind::NotFound { .. }), "{error:?}");
-    // Nobody waits for it, and nobody is disturbed.
+    // Dropping a load that nobody waits for disturbs nobody.
     drop(fewbit::Model::load_async(crate::STORIES));
 }
 

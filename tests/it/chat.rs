@@ -1,11 +1,11 @@
-//! Conversations: what is kept between turns, and what a turn that did not end leaves.
+//! Conversations: what is kept between turns, and what remains of a turn that did not finish.
 
 use fewbit::{Ask, Chat, ErrorKind, FinishReason, Message};
 
 use crate::{load, stories};
 
 fn start() -> Chat {
-    // What is known must come from the conversation itself.
+    // All cached tokens must come from the conversation itself.
     let chat = stories().chat().options(fewbit::GenerateOptions::new().share_prefix(false));
     chat.system("Tell a story.").temperature(0.0).max_tokens(20).start().unwrap()
 }
@@ -21,7 +21,7 @@ fn later_turns_compute_only_what_is_new() {
     assert!(second.timings.prefill_tokens < second.usage.prompt);
     assert_eq!(second.timings.prefill_tokens + second.usage.cached, second.usage.prompt);
 
-    // The cache changes nothing: a new conversation with the same past gives the same answer.
+    // The cache does not change the result: a new conversation with the same history gives the same answer.
     let again = stories()
         .chat()
         .history(chat.messages()[..3].to_vec())
@@ -122,7 +122,7 @@ fn an_edit_computes_only_what_comes_after_it() {
     fresh.send("Who?").unwrap();
     assert_eq!(fresh.send("A dog.").unwrap().tokens, edited.tokens);
 
-    // By hand: what the model said is not what is in its cache any more.
+    // After editing messages by hand, the model's answer no longer matches its cache.
     chat.messages_mut()[2].content = "A cat.".to_owned();
     let changed = chat.send("Go on.").unwrap();
     assert!(changed.usage.cached > 0 && changed.usage.cached < edited.usage.prompt, "{:?}", changed.usage);
@@ -153,7 +153,7 @@ fn an_answer_is_generated_again_in_its_place() {
     }
     assert_eq!(three(&mut start()).map(|answer| answer.tokens), answers.map(|answer| answer.tokens), "it repeats");
 
-    // What leaves nothing takes nothing away.
+    // A dropped regeneration or edit leaves the messages unchanged.
     let before = chat.messages().to_vec();
     drop(chat.regenerate().stream().unwrap());
     assert_eq!(chat.messages(), before);
@@ -180,7 +180,7 @@ fn a_fork_shares_what_is_known_and_goes_its_own_way() {
         assert!(answer.usage.cached >= first.usage.prompt, "{:?} after {:?}", answer.usage, first.usage);
     }
     assert_ne!(fork.messages(), chat.messages());
-    // Neither has changed what the other one knows.
+    // Neither conversation has changed the other.
     let alone = |question| {
         let mut chat = start();
         chat.send("Who?").unwrap();

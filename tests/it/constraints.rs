@@ -1,4 +1,4 @@
-//! Constraints: every output is what it was constrained to be, and what cannot be is an error before anything runs.
+//! Constraints: every output satisfies its constraint, and an impossible constraint is an error before anything runs.
 
 use fewbit::{Completion, Constraint, ConstraintError, ErrorKind, FinishReason, Generate};
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::schemas::{self, Closing};
 use crate::{stories, together};
 
-/// A generation from a model that knows nothing of JSON: every token is a surprise.
+/// A generation from a model that knows nothing about JSON, so that every token is random.
 fn generate(constraint: Constraint, seed: u64) -> Generate {
     stories()
         .generate("Once")
@@ -24,7 +24,7 @@ fn run(constraint: Constraint, seed: u64) -> Completion {
     generate(constraint, seed).run().unwrap()
 }
 
-/// Why a constraint is refused.
+/// The error for a rejected constraint.
 fn refusal(constraint: Constraint) -> ConstraintError {
     match generate(constraint, 0).stream() {
         Err(error) => *error.into_source().unwrap().downcast().unwrap(),
@@ -118,7 +118,7 @@ fn a_choice_is_one_of_the_texts() {
     assert!(found.len() > 2, "{found:?}");
 }
 
-/// A model that likes nothing but digits ends its numbers all the same.
+/// Numbers end even if a model prefers digits to everything else.
 #[test]
 fn numbers_end() {
     let model = stories();
@@ -176,12 +176,12 @@ fn tagged_unions_by_reference_are_one_of_their_parts() {
         kinds.insert(value["kind"].to_string());
     }
     assert_eq!(kinds.len(), 2, "{kinds:?}");
-    // Nothing tells these apart, and a multiple cannot be denied.
+    // The alternatives cannot be distinguished, and a multiple cannot be negated.
     let error = refusal(Constraint::json_schema(json!({ "oneOf": [{ "multipleOf": 2 }, { "multipleOf": 3 }] })));
     assert!(error.to_string().contains("#/oneOf"), "{error}");
 }
 
-/// Pushes a random text towards the end of a sum: white space and digits alone could go on for ever.
+/// Pushes a random text towards the end of a sum, because white space and digits could go on forever.
 struct Sum {
     begun_at: Option<usize>,
 }
@@ -239,7 +239,7 @@ ws ::= | " " | "\n" [ \t]{0,20}"#;
     }
 }
 
-/// Schemas that would take the compiler for ever are errors that say so.
+/// Schemas that would take the compiler forever are errors with a clear message.
 #[test]
 fn hostile_schemas_are_bounded() {
     let product: Vec<Value> =
@@ -255,7 +255,7 @@ fn hostile_schemas_are_bounded() {
         let is_typed = matches!(error, ConstraintError::TooLarge { .. } | ConstraintError::Invalid { .. });
         assert!(is_typed, "{schema}: {error:?}");
     }
-    // A graph that would be 2^30 parts as a tree is 30.
+    // A graph of 30 parts that would have 2^30 parts as a tree.
     let mut defs = json!({ "a30": { "type": "null" } });
     for i in 0..30 {
         let next = json!({ "$ref": format!("#/$defs/a{}", i + 1) });

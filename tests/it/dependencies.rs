@@ -1,4 +1,4 @@
-//! What a program that uses the library gets along with it.
+//! The dependencies that a program gets when it uses the library.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -20,7 +20,7 @@ fn the_library_alone_has_no_network_no_runtime_and_no_c() {
     let packages = packages(&[]);
     assert!(packages.contains("fewbit-model"), "{packages:?}");
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        // Other platforms have others. Each package more is one more to trust: the number is said in public.
+        // Other platforms have other packages. Every package is one more to trust, so README states their number.
         let readme = include_str!("../../README.md");
         let said = format!("pure Rust with {} packages", packages.len());
         assert!(readme.contains(&said), "README.md does not say {said:?}: {packages:?}");
@@ -54,14 +54,14 @@ fn the_library_alone_has_no_network_no_runtime_and_no_c() {
 fn fetching_needs_no_cmake_and_no_runtime() {
     let packages = packages(&["--features", "hub"]);
     assert!(packages.contains("ureq"), "{packages:?}");
-    // Unpacking Python packages is a matter of the feature `pypi`.
+    // Unpacking Python packages belongs to the feature `pypi`.
     for unwanted in ["cmake", "aws-lc-sys", "openssl-sys", "tokio", "zip"] {
         assert!(!packages.contains(unwanted), "{unwanted} in {packages:?}");
     }
 }
 
-/// The versions of Rust that packages ask for are what the workspace asks for: no less, or it would not build; no more,
-/// unless the code here needs it.
+/// The Rust version of the workspace is the one that its dependencies need: not lower, or it would not build, and not
+/// higher, unless the code here needs it.
 #[test]
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 fn the_version_of_rust_is_what_the_dependencies_need() {

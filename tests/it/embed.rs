@@ -1,4 +1,4 @@
-//! Embeddings: the numbers of others, the same bits whatever runs beside them, and errors by type.
+//! Embeddings: comparison with reference values, the same bits whatever else runs, and typed errors.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -75,7 +75,7 @@ fn vectors_are_those_of_llama_cpp() {
         let out = smollm2::model().embed([&golden.input[..]]).pooling(pooling).run().unwrap();
         let cosine = dot(&out.vectors[0], golden.of(pooling));
         println!("{pooling:?}: cosine {cosine:.6}");
-        // Both quantize what goes into products, each in its way.
+        // Both quantize the inputs of products, in different ways.
         assert!(cosine > 0.999, "{pooling:?}: {cosine}");
         let length = dot(&out.vectors[0], &out.vectors[0]);
         assert!((length - 1.0).abs() < 1e-6, "{length}");
@@ -94,7 +94,7 @@ fn the_bits_of_a_text_depend_on_nothing_but_the_text() {
         assert_eq!(plain.metrics().prefix_pages, 0, "texts are not remembered");
         assert_eq!(plain.clear_prefixes().unwrap(), 0, "texts leave nothing behind");
 
-        // With the texts as known prefixes, and generations of the same texts beside them.
+        // With the texts as known prefixes, and with generations of the same texts at the same time.
         let known = load(|b| b.threads(2));
         thread::scope(|scope| {
             for text in &texts[..8] {
@@ -182,7 +182,7 @@ fn what_cannot_be_embedded_is_said_before_anything_is_computed() {
         Err(ErrorKind::TokenOutOfRange { token: 512, n_vocab: 512 })
     ));
     assert_eq!(model.metrics().steps, steps);
-    // A text may fill the context: nothing is generated behind it.
+    // A text may fill the context, because nothing is generated after it.
     assert_eq!(model.embed([vec![5; 16]]).run().unwrap().tokens, [16]);
 
     let page = model.metrics().kv_page_bytes;

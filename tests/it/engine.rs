@@ -1,4 +1,4 @@
-//! Many requests at once: each gets what it gets alone, whatever happens to the others, and nothing is left behind.
+//! Many requests at once: each gets the same as alone, whatever happens to the others, and nothing is left over.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -9,7 +9,7 @@ use fewbit::{CancelToken, ErrorKind, FinishReason, Generate, Model};
 
 use crate::{load, together};
 
-/// Numbers that repeat.
+/// Repeatable random numbers.
 struct Random(u64);
 
 impl Random {
@@ -41,13 +41,13 @@ fn request(model: &Model, i: usize) -> Generate {
     }
 }
 
-/// What each of `n` requests gives when it is alone on a model that keeps nothing.
+/// The results of `n` requests, each alone on a model that keeps nothing.
 fn alone(n: usize) -> Vec<(Vec<u32>, String, FinishReason)> {
     let model = load(|builder| builder.max_running(1).prefix_memory(0));
     (0..n).map(|i| request(&model, i).run().unwrap()).map(|out| (out.tokens, out.text, out.finish_reason)).collect()
 }
 
-/// Pages that are left when nothing is kept.
+/// Number of pages that remain if nothing is kept.
 fn pages_left(model: &Model) -> usize {
     model.clear_prefixes().unwrap()
 }
@@ -61,7 +61,7 @@ fn sixty_four_at_once_are_each_as_if_alone() {
         ("few at once, small chunks", load(|b| b.max_running(7).prefill_chunk(16))),
     ];
     for (what, model) in &models {
-        // Twice, for the second time finds the prefixes of the first.
+        // Two rounds, because the second one finds the prefixes of the first.
         for round in 0..2 {
             let got = together(64, |i| request(model, i).run().unwrap());
             for (i, (got, want)) in got.into_iter().zip(&want).enumerate() {
@@ -98,7 +98,7 @@ fn too_little_memory_makes_requests_wait_and_changes_no_token() {
     for (i, (got, want)) in got.into_iter().zip(&want).enumerate() {
         assert_eq!(&(got.tokens, got.text, got.finish_reason), want, "request {i}");
     }
-    // Two that fit while they are short, and no longer when they have grown.
+    // Two requests that fit while they are short, and no longer after they have grown.
     let long = |seed| model.generate("Once").temperature(1.5).seed(seed).ignore_eos(true).max_tokens(450);
     let want = together(1, |_| [0, 1, 2, 3].map(|seed| long(seed).run().unwrap().tokens)).remove(0);
     let before = model.metrics().preempted;
@@ -185,7 +185,7 @@ fn a_stream_that_is_not_read_computes_no_further() {
     assert_eq!(other.tokens.len(), 200);
     let generated = model.metrics().generated_tokens;
     assert!(generated < 200 + 40, "{generated} tokens: the reader took one");
-    // And it goes on where it was.
+    // It continues where it stopped.
     let whole = model.generate("Once").ignore_eos(true).seed(1).run().unwrap();
     stream.by_ref().for_each(|piece| drop(piece.unwrap()));
     assert_eq!(stream.into_completion().tokens, whole.tokens);
@@ -196,7 +196,7 @@ fn deadlines_and_tokens_end_what_runs_and_what_waits() {
     let model = load(|b| b.max_running(1));
     let mut blocker = model.generate("Once").ignore_eos(true).stream().unwrap();
     blocker.next().unwrap().unwrap();
-    // Its reader has stopped, and it holds the only place.
+    // The reader of the stream has stopped, and the stream holds the only place.
     let out = model.generate("Once").timeout(Duration::from_millis(20)).run().unwrap();
     assert_eq!((out.finish_reason, out.tokens.len()), (FinishReason::Timeout, 0));
     let out = model.generate("Once").deadline(Instant::now()).run().unwrap();
@@ -245,14 +245,14 @@ fn prompts_that_begin_alike_are_computed_once() {
     let second = ask("Mom");
     assert!(second.usage.cached > n - 8 && second.usage.cached < n, "{:?} of {n}", second.usage);
     assert_eq!(second.timings.prefill_tokens + second.usage.cached, second.usage.prompt);
-    // At the same time, too: one computes, the others wait for it.
+    // Also at the same time: one request computes, the others wait for it.
     model.clear_prefixes().unwrap();
     let before = model.metrics().prompt_tokens;
     let outs = together(8, |i| ask(&format!("{i}")));
     let computed = (model.metrics().prompt_tokens - before) as usize;
     assert!(computed < 2 * n, "{computed} tokens for 8 prompts of {n}");
     assert!(outs.iter().filter(|out| out.usage.cached > n - 8).count() >= 6);
-    // Not for those who do not want it.
+    // Not for requests that opt out.
     assert_eq!(
         model
             .generate(shared)
@@ -275,7 +275,7 @@ fn a_conversation_keeps_its_cache_unless_memory_is_needed() {
     assert_eq!(chat.cached_tokens(), first.usage.prompt + first.usage.completion - 1);
     assert_eq!(pages_left(&model), 1);
     let messages = chat.messages().to_vec();
-    // Two pages for somebody else: the resting conversation gives up its own.
+    // Another request needs two pages: the resting conversation gives up its own.
     model.generate(vec![5; 400]).max_tokens(1).ignore_eos(true).run().unwrap();
     assert_eq!(chat.cached_tokens(), 0);
     let second = chat.send("And a dog.").unwrap();
@@ -317,7 +317,7 @@ fn what_fails_or_panics_while_choosing_fails_alone() {
         }
     }
     assert_eq!(pages_left(&model), 0);
-    // What chooses a token cannot wait for the engine that waits for it, and is told so.
+    // A sampler cannot wait for the engine that waits for the sampler, and gets an error that says so.
     let inner = model.clone();
     let choose = move |_: &[u32], _: &mut [f32]| {
         assert!(matches!(inner.generate("Once").run().map_err(fewbit::Error::into_kind), Err(ErrorKind::InsideEngine)));
@@ -339,7 +339,7 @@ fn cpu_time() -> u64 {
 #[test]
 fn a_model_that_has_nothing_to_do_takes_no_cpu_time() {
     const NAME: &str = "engine::a_model_that_has_nothing_to_do_takes_no_cpu_time";
-    // In a process of its own, for other tests have much to do.
+    // In a process of its own, because other tests keep this one busy.
     if std::env::var_os("FEWBIT_TEST_IDLE").is_none() {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         let output = command.args(["--exact", NAME]).env("FEWBIT_TEST_IDLE", "1").output().unwrap();

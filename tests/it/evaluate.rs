@@ -1,4 +1,4 @@
-//! Likelihoods and perplexity of a model small enough to compute them another way.
+//! Likelihoods and perplexity, on a model small enough to compute them in another way.
 
 use fewbit::ErrorKind;
 use fewbit::evaluate::PerplexityOptions;
@@ -86,7 +86,7 @@ fn windows_that_cannot_be_scored_are_errors() {
     ));
 }
 
-/// What scores a text is a guest of the engine like any request: its keys and values count.
+/// Scoring uses the engine like any request, so its keys and values count towards the memory limit.
 #[test]
 fn scoring_keeps_to_the_memory_of_requests() {
     let page = stories().metrics().kv_page_bytes;
@@ -105,7 +105,7 @@ fn scoring_keeps_to_the_memory_of_requests() {
         Err(ErrorKind::KvMemory { .. })
     ));
 
-    // What requests have left for others goes for it, and it waits for what they are computing.
+    // Pages that requests have left for reuse are evicted for it, and it waits for running requests.
     let expected = stories().perplexity(&text, &options(128), |_| {}).unwrap().nll_per_token;
     let kept = small.generate("Once upon a time, there was").max_tokens(8).temperature(0.0).run().unwrap();
     let results = crate::together(6, |i| match i % 2 {
@@ -118,7 +118,7 @@ fn scoring_keeps_to_the_memory_of_requests() {
             Err(tokens) => assert_eq!(tokens, kept.tokens),
         }
     }
-    // A stream that nobody reads gives way, or this would wait for ever.
+    // A stream that nobody reads gives up its pages; otherwise this would wait forever.
     let mut stream = small.generate("Once upon a time, there was").max_tokens(40).temperature(0.0).stream().unwrap();
     let first = stream.next().unwrap().unwrap().text;
     assert_eq!(small.perplexity(&text, &options(128), |_| {}).unwrap().nll_per_token, expected);

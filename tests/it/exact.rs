@@ -1,9 +1,9 @@
-//! The arithmetic contract on a real model: logits do not depend on how the work is cut, bit for bit.
+//! The arithmetic contract on a real model: logits do not depend on how the work is split, bit for bit.
 //!
-//! One run is the reference: one thread, the whole text in one chunk. Every other run (more threads, smaller
-//! chunks, every instruction set that this machine has) must give the same bits at every position of the text,
-//! and at every position of what it then writes by itself. The text is longer than 512 tokens, so that chunks
-//! of 512 and the block boundaries of attention are crossed.
+//! The reference is a run with one thread and the whole text in one chunk. Every other run (more threads, smaller
+//! chunks, every instruction set of this machine) must give the same bits at every position of the text, and at every
+//! position of what it then generates. The text is longer than 512 tokens, so that it crosses chunks of 512 and the
+//! page boundaries of attention.
 
 use fewbit::expert::engine::{Chunk, Decoder, Isa, LoadOptions, LogitsFor};
 use fewbit::expert::format::GgufFile;
@@ -11,7 +11,7 @@ use fewbit::expert::tokenizer::{SpecialTokens, Tokenizer};
 
 use crate::smollm2;
 
-/// Tokens of the text, and tokens that are written after it.
+/// Number of tokens of the text, and of tokens generated after it.
 const N_TEXT: usize = 520;
 const N_NEW: usize = 12;
 
@@ -70,7 +70,7 @@ fn bits_do_not_depend_on_threads_chunks_or_instruction_set() {
         let is_scalar = isa == Isa::Scalar;
         let (thread_counts, sizes): (&[usize], &[usize]) = match isa {
             Isa::Scalar => (&[2], &[7]),
-            // Slow on x86-64, where they have to do without fused multiply-adds.
+            // Slow on x86-64, where they have no fused multiply-adds.
             Isa::Portable | Isa::Sse2 => (&[2], &[1, 64]),
             _ => (&[1, 2], &[1, 7, 64, 512]),
         };

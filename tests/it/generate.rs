@@ -1,5 +1,5 @@
-//! Generation from a prompt: what comes out, when it ends, and that it does not depend on anything
-//! that it should not depend on.
+//! Generation from a prompt: the output, when it ends, and that it does not depend on anything that it should not
+//! depend on.
 
 use std::thread;
 
@@ -86,7 +86,7 @@ fn a_stop_string_over_several_tokens_is_not_emitted() {
 
 #[test]
 fn what_a_stop_string_held_back_comes_at_the_end() {
-    // The text ends in the middle of what might have been the stop string.
+    // The text ends in the middle of a possible stop string.
     let whole = greedy(stories(), 20);
     let tail: String = whole.text.chars().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect();
     let out = stories()
@@ -256,7 +256,7 @@ fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
 fn a_condition_ends_a_text_where_it_is_met() {
     let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
     let seven = greedy(stories(), 7);
-    // The end of the text might have been the beginning of a stop string, and is part of it after all.
+    // The end of the text might have been the beginning of a stop string, but belongs to the text.
     let held = format!("{}\u{0}", seven.text.chars().last().unwrap());
     for request in [request(), request().stop(held)] {
         let out = request.stop_when(|so_far| so_far.tokens.len() == 7).run().unwrap();

@@ -1,5 +1,5 @@
-//! A Hugging Face folder as a model of the facade: it generates, chats and is measured as the GGUF file of the same
-//! model is.
+//! A Hugging Face folder as a model of the public API: it generates, chats and is measured like the GGUF file of the
+//! same model.
 
 use std::fs;
 use std::path::Path;
@@ -109,7 +109,7 @@ fn generation_config_says_how_to_sample_and_where_to_end() {
     assert_eq!(story(&model), "Once upon a time");
 }
 
-/// Files are written for programs in which a `top_k` of -1 is "off".
+/// Files are also written for programs in which a `top_k` of -1 means "off".
 #[test]
 fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
     let folder = folder();

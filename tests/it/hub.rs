@@ -76,7 +76,7 @@ fn pull(hub: &Hub, sources: &[&dyn Source]) -> Result<PathBuf, HubError> {
     hub.pull_from("tiny", sources, &|_: &Event<'_>| {})
 }
 
-/// The only failure of a pull with one source.
+/// The only error of a pull with one source.
 fn failure(result: Result<PathBuf, HubError>) -> HubError {
     match result {
         Err(HubError::AllSourcesFailed { mut failures, .. }) if failures.len() == 1 => failures.remove(0).1,
@@ -84,7 +84,7 @@ fn failure(result: Result<PathBuf, HubError>) -> HubError {
     }
 }
 
-/// A file that no disk has room for is not begun.
+/// A download does not start if the file cannot fit on the disk.
 #[test]
 fn room_on_the_disk_is_looked_at_first() {
     let home = TempDir::new().unwrap();
@@ -104,7 +104,7 @@ fn room_on_the_disk_is_looked_at_first() {
     assert!(server.asked.lock().unwrap().is_empty(), "nothing was asked for");
 }
 
-/// How the server answers one request.
+/// How the server answers a request.
 #[derive(Clone)]
 enum Answer {
     /// The file from the offset asked for.
@@ -234,7 +234,8 @@ fn wheel(body: &[u8]) -> TempDir {
     folder
 }
 
-/// Whether this machine has pip. Without it a test fails, unless `FEWBIT_TEST_OFFLINE=1` lets it say that it is left out.
+/// Whether this machine has pip. Without pip a test fails, unless `FEWBIT_TEST_OFFLINE=1` allows skipping it with a
+/// message.
 fn has_pip() -> bool {
     let python = PypiSource::new("tiny-model", "1.0", MEMBER).python_command().to_owned();
     let found = Command::new(python).args(["-m", "pip", "--version"]).output().is_ok_and(|out| out.status.success());
@@ -244,7 +245,7 @@ fn has_pip() -> bool {
     found
 }
 
-/// Says that a test is left out, where that is allowed: with `FEWBIT_TEST_OFFLINE=1`, and never in CI.
+/// Reports that a test is skipped, where that is allowed: with `FEWBIT_TEST_OFFLINE=1`, and never in CI.
 #[expect(clippy::explicit_write, reason = "what `eprintln` writes is only seen of tests that fail")]
 fn leave_out(reason: &str) {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
@@ -298,7 +299,7 @@ fn wrong_contents_never_get_the_final_name() {
     let error = failure(pull(&hub, &[&hf(&server)]));
     assert!(matches!(&error, HubError::Hash { expected, .. } if expected == SHA256), "{error:?}");
     assert!(!final_path(&home).exists());
-    // The damaged bytes are not what the next attempt continues from.
+    // The next attempt does not continue from the damaged bytes.
     assert_eq!(fs::metadata(part_path(&home)).unwrap().len(), 0);
 }
 
@@ -320,7 +321,7 @@ fn wrong_sizes_are_refused_announced_or_not() {
         );
         assert!(!final_path(&home).exists());
     }
-    // Too short and not announced cannot be told from a connection that ended early.
+    // A file that is too short, without an announced length, looks like a connection that ended early.
     let short = Answer::Chunked(contents()[..LEN - 1].to_vec());
     let error = failure(pull(&hub, &[&hf(&serve(vec![short]))]));
     assert!(matches!(error, HubError::Incomplete { found_bytes, .. } if found_bytes == LEN as u64 - 1), "{error:?}");
@@ -390,7 +391,7 @@ fn what_the_registry_does_not_pin_the_server_does() {
     let record = fs::read_to_string(home.path().join("models/tiny/tiny.gguf.pin.toml")).unwrap();
     assert!(record.contains(COMMIT), "it says which commit: {record}");
 
-    // A file that is cut short afterwards is not taken for complete, nor one whose note is gone.
+    // A file that was truncated later is not considered complete, nor is one whose note is missing.
     fs::write(final_path(&home), &contents()[..10]).unwrap();
     assert_eq!(hub.cached(entry), None);
     let server = serve(vec![described, Answer::CutAfter(contents(), 1000), Answer::File(contents())]);
@@ -409,7 +410,7 @@ fn a_file_that_is_not_what_the_server_said_is_refused() {
     let server = serve(vec![described(Some(LEN), SHA256), Answer::File(wrong)]);
     let error = failure(pull(&hub, &[&hf(&server)]));
     assert!(matches!(&error, HubError::Hash { expected, .. } if expected == SHA256), "{error:?}");
-    // A server that names no size, or something that is no SHA-256, leaves nothing to check against.
+    // If a server gives no size, or something other than a SHA-256, there is nothing to check against.
     for answer in [described(None, SHA256), described(Some(LEN), "d41d8cd98f00b204"), Answer::File(contents())] {
         let error = failure(pull(&hub, &[&hf(&serve(vec![answer]))]));
         assert!(matches!(&error, HubError::NoPin { .. }), "{error:?}");
@@ -429,7 +430,7 @@ fn a_server_that_refuses_or_is_away_is_named() {
     assert!(matches!(error, HubError::Status { status: 403, .. }), "{error:?}");
     assert!(error.to_string().contains("/owner/name/resolve/abc/tiny.gguf"), "{error}");
 
-    // A port that was just free: nobody listens.
+    // A port that was free a moment ago, so nothing listens on it.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = HfSource::new(&format!("http://{port}"), "owner/name", "abc", "tiny.gguf");
     let error = failure(pull(&hub, &[&away]));

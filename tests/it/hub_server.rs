@@ -11,30 +11,30 @@ use std::time::Duration;
 
 use sha1::Digest;
 
-/// The commit that `main` is at.
+/// The commit of `main`.
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 pub(crate) const REPO: &str = "org/repo";
-/// What the redirection's address has, and the hub's own addresses do not.
+/// The path prefix of redirection targets, which the hub's own addresses do not have.
 const STORE: &str = "/store/";
 
-/// What the server is to get wrong.
+/// The faults of the server.
 #[derive(Default)]
 pub(crate) struct Faults {
-    /// Requests that are refused at first, with this status, and `retry-after: 0`.
+    /// Status codes with which the first requests are rejected, with `retry-after: 0`.
     pub(crate) busy: Mutex<Vec<u16>>,
     /// Every answer of the hub is this status, with this `x-error-code`.
     pub(crate) refuse: Mutex<Option<(u16, &'static str)>>,
-    /// Connections to the store that end in the middle of an answer, but for those that begin a file.
+    /// Number of connections to the store that are cut in the middle of an answer, except those at the start of a file.
     pub(crate) cut: AtomicUsize,
-    /// The store knows no ranges.
+    /// Whether the store ignores ranges.
     pub(crate) no_ranges: Mutex<bool>,
-    /// Bytes that the store has in place of those that the hub has described.
+    /// Bytes that the store sends instead of those that the hub described.
     pub(crate) other: Mutex<Option<Vec<u8>>>,
-    /// The store answers this much later.
+    /// Delay of the store's answers.
     pub(crate) delay_ms: AtomicUsize,
 }
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) path: String,
@@ -55,7 +55,7 @@ struct State {
     faults: Arc<Faults>,
     at_once: AtomicUsize,
     most_at_once: Arc<AtomicUsize>,
-    /// A host of its own, so that a token for the hub has no business there.
+    /// On a different host, which must not receive the token for the hub.
     store: String,
 }
 
@@ -93,7 +93,7 @@ impl HubServer {
         self.asked.lock().unwrap().iter().map(|asked| asked.path.clone()).collect()
     }
 
-    /// Bytes that were asked for of the store, by ranges that name their ends.
+    /// Number of bytes requested from the store, by ranges that specify their ends.
     pub(crate) fn bytes_asked(&self) -> u64 {
         let ranges = self.asked.lock().unwrap().clone();
         let ranges = ranges.iter().filter(|asked| asked.path.starts_with(STORE)).filter_map(|asked| asked.range);
@@ -136,7 +136,7 @@ impl State {
         }
     }
 
-    /// Whether the connection goes on.
+    /// Returns whether the connection stays open.
     fn answer(&self, stream: &mut TcpStream, is_head: bool, asked: &Asked) -> std::io::Result<bool> {
         let empty = |stream: &mut TcpStream, status: u16, more: &str| {
             write!(stream, "HTTP/1.1 {status} X\r\n{more}content-length: 0\r\n\r\n").map(|()| true)

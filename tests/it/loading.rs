@@ -1,4 +1,4 @@
-//! From a name or a path to a model, and what is said when there is none.
+//! From a name or a path to a model, and the errors if there is none.
 
 use std::fs;
 use std::path::Path;
@@ -42,7 +42,7 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
     ));
 }
 
-/// Whoever prints the chain says each thing once, and finds each cause as the type that it is.
+/// Printing the error chain gives each message once, and each cause can be found by its type.
 #[test]
 fn an_error_says_what_and_its_causes_why() {
     let folder = tempfile::tempdir().unwrap();
@@ -96,7 +96,7 @@ fn a_model_tells_what_it_is() {
 fn the_memory_is_known_before_loading() {
     let estimate = |n_ctx| Model::memory_estimate(STORIES, n_ctx).unwrap();
     let weights = fs::metadata(STORIES).unwrap().len();
-    // Packing may pad rows; metadata is no weight.
+    // Packing may pad rows; metadata does not count as weights.
     assert!((weights / 2..weights * 2).contains(&estimate(128).weight_bytes), "{:?}", estimate(128));
     assert_eq!(estimate(4096).weight_bytes, estimate(128).weight_bytes);
     // The cache grows by pages, so neighbouring lengths may take the same.

@@ -1,4 +1,4 @@
-//! Adapters: with a request they are in the tokens of that request and of no other, whatever runs together.
+//! Adapters: they affect the tokens of their request and of no other, whatever runs together.
 
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ fn adapter(folder: &Path, seed: u64) -> PathBuf {
     path
 }
 
-/// Requests that begin alike, and differ in their adapters above all.
+/// Requests with the same beginning, which differ mainly in their adapters.
 fn request(model: &Model, loras: &[Lora; 2], i: usize) -> Generate {
     let text = "Once upon a time, there was a little girl named Lily. She loved to play and to run and to sing.";
     let request = model.generate(text).seed(i as u64 / 6).max_tokens(40).ignore_eos(true);
@@ -76,7 +76,7 @@ fn requests_with_different_adapters_are_each_as_if_alone() {
         [("everything on", load(|b| b)), ("small chunks, two threads", load(|b| b.prefill_chunk(7).threads(2)))]
     {
         let loras = on(&model);
-        // Twice, for the second time finds the prefixes of the first.
+        // Two rounds, because the second one finds the prefixes of the first.
         for round in 0..2 {
             let got = together(24, |i| request(&model, &loras, i).run().unwrap().tokens);
             for (i, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -106,7 +106,7 @@ fn adapters_of_the_model_are_the_default_of_its_requests() {
     assert_eq!(generate(&model).lora(&own, 0.0).run().unwrap().tokens, plain);
     assert_eq!(own.path(), path);
 
-    // What is no generation has them too.
+    // Adapters also apply to calls other than generation.
     let text = "Once upon a time there was a dog";
     assert_ne!(model.embed([text]).run().unwrap().vectors, base.embed([text]).run().unwrap().vectors);
     let of_lora = base.embed([text]).lora(&of_base, 0.8).run().unwrap().vectors;
@@ -116,7 +116,7 @@ fn adapters_of_the_model_are_the_default_of_its_requests() {
     assert_ne!(scores, base.logprobs(text, 0).unwrap());
     let echoed = base.generate(text).lora(&of_base, 0.8).echo(true).logprobs(0).max_tokens(1).run().unwrap();
     assert_eq!(echoed.prompt_logprobs, scores);
-    // A draft model with them, of one without: the tokens are those of the latter.
+    // A draft model with adapters for a model without: the tokens are those of the latter.
     let drafted = generate(&base).draft(&model).speculation(Speculation::Always).run().unwrap();
     assert_eq!(drafted.tokens, plain);
     assert!(drafted.usage.drafted > 0);

@@ -35,10 +35,10 @@ use std::thread;
 use fewbit::expert::format::{GgufFile, GgufWriter};
 use fewbit::{Model, ModelBuilder};
 
-/// A Llama of 260 thousand weights that tells children's stories: every part of the real thing in 1 MB.
+/// A Llama with 260 thousand weights that tells children's stories: it has every part of a real model in 1 MB.
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/stories260K-f32.gguf");
 
-/// Roles and messages one to a line. `<s>` is the model's token for the beginning of a text.
+/// Roles and messages, one per line. `<s>` is the model's token for the beginning of a text.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
                         {% if add_generation_prompt %}assistant:{% endif %}";
 
@@ -48,7 +48,7 @@ fn stories() -> &'static Model {
     MODEL.get_or_init(|| load(|b| b))
 }
 
-/// The same by itself, with other settings.
+/// The stories model, loaded separately with other settings.
 fn load(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
     configure(Model::builder().threads(1).chat_template(TEMPLATE)).load(STORIES).unwrap()
 }
@@ -69,7 +69,7 @@ fn altered(metadata: impl FnOnce(&mut GgufWriter<'_>), weights: impl Fn(&str, &m
     Model::builder().threads(1).load_file(&path).unwrap()
 }
 
-/// Runs `n` of something at once, each on a thread of its own.
+/// Runs `n` calls at once, each on its own thread.
 fn together<R: Send>(n: usize, run: impl Fn(usize) -> R + Sync) -> Vec<R> {
     thread::scope(|scope| {
         let run = &run;

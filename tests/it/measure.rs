@@ -1,4 +1,5 @@
-//! What the program shows, as functions of the library: benchmarks, comparisons, a look before loading.
+//! The measurements of the command line as functions of the library: benchmarks, comparisons, inspecting before
+//! loading.
 
 use std::cell::RefCell;
 use std::path::Path;
@@ -20,8 +21,8 @@ fn windows() -> PerplexityOptions {
     PerplexityOptions::default().ctx(64).chunks(4)
 }
 
-/// The logits that were kept give what the two models side by side would: the formulas, from logits asked for one
-/// by one.
+/// A reference with stored logits gives the same as the two models side by side, compared with the formulas on logits
+/// that are computed one by one.
 #[test]
 fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
     let quantized = load(|b| b.quantize(Recipe::Q4_0));
@@ -38,7 +39,7 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
     assert!((found.perplexity_stderr() - own.stderr()).abs() < 1e-9);
     let itself = stories().divergence(&reference, |_, _| {}).unwrap();
     assert_eq!((itself.mean_kl(), itself.top1_agreement(), itself.ln_perplexity_ratio()), (0.0, 1.0, 0.0));
-    // Used twice, it says the same; and made anew.
+    // Using the reference twice gives the same, and so does computing it again.
     assert_eq!(quantized.divergence(&reference, |_, _| {}).unwrap().kl_per_token, found.kl_per_token);
     let progress = RefCell::new(Vec::new());
     let again =
@@ -89,7 +90,7 @@ fn types_are_compared_with_their_errors() {
     assert!(original.weight_bytes > large.weight_bytes && large.weight_bytes > small.weight_bytes);
     assert!(large.kl < small.kl && large.kl_stderr < small.kl_stderr && small.kl_stderr < small.kl);
     for row in [large, small] {
-        // Both read the same text: the ratio is known better than either perplexity.
+        // Both read the same text, so the ratio is known more precisely than either perplexity.
         assert!(row.ln_ppl_ratio_stderr < row.perplexity_stderr / row.perplexity, "{row:?}");
         assert!((row.ln_ppl_ratio - (row.perplexity / original.perplexity).ln()).abs() < 1e-9);
         assert!(row.prefill_tokens_per_s > 0.0 && row.decode_tokens_per_s > 0.0);

@@ -1,7 +1,7 @@
-//! No type of a dependency is in the public API: so a dependency can be changed without a new major version. Serde's
-//! traits and values, schemars' `JsonSchema` and futures' `Stream` are meant to be there.
+//! No type of a dependency is part of the public API, so that a dependency can be changed without a new major version.
+//! Exceptions are Serde's traits and values, schemars' `JsonSchema` and futures' `Stream`.
 //!
-//! This reads the sources, as far as it takes: what each file imports from a dependency, and whether a public
+//! This test reads the sources, which is enough to find what each file imports from a dependency, and whether a public
 //! signature names it. `cargo xtask public-api` lists the API as the compiler sees it.
 
 use std::collections::BTreeSet;
@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-/// What may be named, beside the standard library and our own crates.
+/// Crates that may be named, in addition to the standard library and our own crates.
 const MEANT: [&str; 4] = ["futures_core", "schemars", "serde", "serde_json"];
 
-/// What only writes implementations.
+/// Crates that only generate implementations.
 const MACROS: [&str; 1] = ["thiserror"];
 
 /// The crates whose items are public: `fewbit` re-exports the others.
@@ -30,7 +30,7 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Dependencies of a crate that should not show, as code writes them.
+/// Dependencies of a crate that must not be visible, as they are written in code.
 fn hidden(folder: &Path) -> BTreeSet<String> {
     let manifest: Table = fs::read_to_string(folder.join("Cargo.toml")).unwrap().parse().unwrap();
     let names = manifest.get("dependencies").and_then(Value::as_table).into_iter().flat_map(Table::keys);
@@ -50,12 +50,12 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The words of a piece of code, with what `::` joins kept apart.
+/// The words of a piece of code; paths joined by `::` are split.
 fn words(code: &str) -> impl Iterator<Item = &str> {
     code.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty())
 }
 
-/// What the file imports from these crates; the crates' names are among it.
+/// The names that the file imports from these crates, including the crates' own names.
 fn imports(code: &str, crates: &BTreeSet<String>) -> BTreeSet<String> {
     let mut names = crates.clone();
     for statement in code.split("use ").skip(1) {

@@ -1,4 +1,5 @@
-//! Models named by their repo: choosing, fetching in parts, checking, using what is here, looking before fetching.
+//! Models named by their repo: choosing a file, fetching in parts, checking, using local files, inspecting before
+//! fetching.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,7 @@ fn stories() -> Vec<u8> {
     fs::read(STORIES).unwrap()
 }
 
-/// A repo with files of two types; one is no model, one no model by itself.
+/// A repo with files of two types; one file is not a model, and one is only a part of a model.
 fn server() -> HubServer {
     let bytes = stories();
     HubServer::new(&[
@@ -181,7 +182,7 @@ fn connections_that_break_and_servers_without_ranges_are_no_harm() {
     assert_eq!(fs::read(path).unwrap(), stories());
 }
 
-/// Ends a download once half of it is here.
+/// Cancels a download after half of it has arrived.
 struct Half(AtomicBool, u64);
 
 impl Progress for Half {
@@ -251,7 +252,7 @@ fn what_other_tools_have_fetched_is_used_where_it_lies() {
     assert!(!home.path().join("hub/models--org--repo/snapshots").exists(), "nothing was fetched again");
     assert!(hub.found().iter().any(|found| found.path == here && found.place == "Hugging Face"));
 
-    // A file that would not be the first choice is taken when the hub cannot be asked, and not before.
+    // A file that is not the first choice is used only if the hub cannot be reached.
     fs::rename(&here, folder.join("stories.Q8_0.gguf")).unwrap();
     fs::remove_dir_all(home.path().join("hub")).unwrap();
     let offline = hub.clone().settings(HfSettings::new("http://127.0.0.1:9").cache(cache.path()).offline(true));
@@ -263,7 +264,7 @@ fn what_other_tools_have_fetched_is_used_where_it_lies() {
 #[test]
 fn a_model_is_looked_at_before_it_is_fetched() {
     let mut long = stories();
-    // Weights that are not needed to say what the model is.
+    // Weights that are not needed to describe the model.
     long.resize(long.len() + (8 << 20), 0);
     let server = HubServer::new(&[("m.gguf", &long)]);
     let (home, hub) = hub(&server);

@@ -1,4 +1,5 @@
-//! Sampling through the public API: the stages against float64 definitions, and what each setting does to a text.
+//! Sampling through the public API: the stages compared with float64 definitions, and the effect of each setting on a
+//! text.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -14,7 +15,7 @@ use crate::stories;
 /// Written by `tests/data/sampling.py`.
 const CASES: &str = include_str!("../data/sampling.json");
 
-/// Takes the best candidate, and notes what the candidates were.
+/// Takes the best candidate, and records the candidates.
 struct Best(Arc<Mutex<Vec<Choice>>>);
 
 impl CustomSampler for Best {
@@ -138,7 +139,7 @@ fn log_probabilities_are_those_of_the_model() {
         assert_eq!((logprob.top[0].token, logprob.top[0].logprob), (*token, found), "greedy takes the best");
         assert!(logprob.top.len() == 3 && logprob.top.is_sorted_by(|a, b| a.logprob >= b.logprob));
     }
-    // What sampling does to the logits is not seen in them.
+    // The reported log probabilities do not include the effects of sampling.
     let again = greedy().logprobs(0).options(GenerateOptions::new().logit_bias(all[0], 1.0)).run().unwrap();
     assert_eq!(again.logprobs[0].logprob, out.logprobs[0].logprob);
     assert!(again.logprobs[0].top.is_empty());
@@ -245,7 +246,7 @@ fn settings_out_of_range_are_errors_before_anything_runs() {
     }
 }
 
-/// Chooses a token that it was not given.
+/// Chooses a token that is not among the candidates.
 struct Wrong;
 
 impl CustomSampler for Wrong {
@@ -254,7 +255,7 @@ impl CustomSampler for Wrong {
     }
 }
 
-/// Never the same token twice in a row.
+/// Never chooses the same token twice in a row.
 struct Restless;
 
 impl CustomSampler for Restless {

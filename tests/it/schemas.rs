@@ -1,15 +1,15 @@
-//! Schemas as they are met in practice, in some five hundred combinations.
+//! Schemas as they occur in practice, in about five hundred combinations.
 
 use fewbit::Model;
 use fewbit::sample::CustomSampler;
 use serde_json::{Map, Value, json};
 
-/// Pushes a random text towards its end after some tokens, so that it has one: towards what closes a string, a list
-/// or an object, away from all that only makes it longer.
+/// Pushes a random text towards its end after some tokens: towards tokens that close a string, a list or an object, and
+/// away from those that only make it longer.
 pub(crate) struct Closing {
     after: usize,
     begun_at: Option<usize>,
-    /// What is added to each token's logit: most to what ends a string, within which brackets end nothing.
+    /// The bias of each token's logit: largest for the end of a string, inside which brackets close nothing.
     push: Vec<f32>,
 }
 
@@ -22,7 +22,7 @@ impl Closing {
             match has(b"[{(,\\") {
                 false if has(b"\"") => 60.0,
                 false if has(b"]})") => 30.0,
-                // The fraction of a second may go on for ever; this ends it.
+                // The fraction of a second could go on forever; this ends it.
                 false if matches!(bytes, b"Z" | b"z") => 30.0,
                 _ if tokenizer.is_end_of_generation(id) => 30.0,
                 _ => 0.0,
@@ -200,10 +200,10 @@ pub(crate) fn all() -> Vec<(String, Value)> {
     let mut all: Vec<(String, Value)> =
         values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
     for (i, (name, a)) in values.iter().enumerate() {
-        // Each value beside another one, in every shape.
+        // Each value next to another one, in every shape.
         let (other, b) = &values[(i * 7 + 5) % values.len()];
         all.extend(shapes(a, b).into_iter().map(|(shape, schema)| (format!("{shape} of {name} and {other}"), schema)));
-        // And in one shape beside a third.
+        // And next to a third one in one shape.
         let (third, c) = &values[(i * 5 + 11) % values.len()];
         let (shape, schema) = shapes(a, c).swap_remove(i % 12);
         all.push((format!("{shape} of {name} and {third}"), schema));

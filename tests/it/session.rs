@@ -9,7 +9,7 @@ use fewbit::{Chat, Error, ErrorKind, Message, Model, SessionError};
 use crate::{STORIES, load, stories, together};
 
 fn start() -> Chat {
-    // What is known must come from the file.
+    // All cached tokens must come from the file.
     let chat = stories().chat().system("Tell a story.").options(fewbit::GenerateOptions::new().share_prefix(false));
     chat.temperature(0.9).seed(3).max_tokens(20).start().unwrap()
 }
@@ -139,7 +139,7 @@ fn files_that_are_not_what_was_written_are_refused() {
     assert!(matches!(with(&changed(good.len() - 1, &[!good[good.len() - 1]])), SessionError::Checksum { .. }));
     assert!(matches!(with(&changed(good.len() - 100, &[!good[good.len() - 100]])), SessionError::Checksum { .. }));
     assert!(matches!(with(&[&good[..], b"more"].concat()), SessionError::Length { .. }));
-    // Cut anywhere, or with any one byte changed, it is an error and no panic.
+    // Cut anywhere, or with any single byte changed, it gives an error and does not panic.
     for at in (0..cache + 64).chain((cache..good.len()).step_by(4999)) {
         with(&good[..at]);
         with(&changed(at, &[good[at] ^ 0x55]));

@@ -1,4 +1,4 @@
-//! SmolLM2 for the tests: fetched once by the hub, loaded once for those that do not need it in a special way.
+//! SmolLM2 for the tests: fetched once by the hub, and loaded once for all tests that use default settings.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -15,7 +15,7 @@ fn name() -> String {
     std::env::var("FEWBIT_TEST_SMOLLM2").unwrap_or_else(|_| NAME.to_owned())
 }
 
-/// What to say when there is no model: tests that need it fail, they are not left out.
+/// Fails with a message if the model is missing: tests that need it are not skipped.
 fn missing(error: &fewbit::Error) -> ! {
     panic!("this test needs {NAME}: run `cargo run --release -p fewbit-cli -- pull {NAME}` first: {error}")
 }

@@ -1,8 +1,8 @@
-//! Generation with a model that people use: SmolLM2, its vocabulary of byte-level pieces, its chat template.
+//! Generation with a real model: SmolLM2, its vocabulary of byte-level pieces, its chat template.
 //!
-//! What holds for every model is tested on the small one of `generate.rs` and `chat.rs`. Here is what that one
-//! cannot show: that answers make sense, tokens that hold pieces of words and of characters, a real template,
-//! and generations that keep all threads busy at once.
+//! What holds for every model is tested on the small one in `generate.rs` and `chat.rs`. This file tests what that
+//! model cannot show: sensible answers, tokens that hold pieces of words and of characters, a real template, and
+//! generations that keep all threads busy at once.
 
 use fewbit::{FinishReason, Generate, Message};
 

@@ -1,7 +1,7 @@
-//! Sixty-four requests at once on a model that people use: each gives what it gives alone.
+//! Sixty-four requests at once on a real model: each gives the same as alone.
 //!
-//! `engine.rs` does the same on a small model, thousands of times. What that one cannot show: steps that take long
-//! enough for requests to meet in every state, a large vocabulary, constraints that leave no choice.
+//! `engine.rs` does the same on a small model, thousands of times. This file adds what that cannot show: steps that
+//! take long enough for requests to meet in every state, a large vocabulary, and constraints that leave no choice.
 
 use std::path::Path;
 use std::thread;
@@ -13,7 +13,7 @@ use crate::smollm2;
 
 const REQUESTS: usize = 64;
 
-/// What the prompts are about. Some begin alike, as those of an application do.
+/// The beginnings of the prompts. Some are alike, as in an application.
 const PROMPTS: [&str; 6] = [
     "Translate to French: the harbour is open. French:",
     "Translate to French: the bread is warm. French:",

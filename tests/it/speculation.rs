@@ -1,4 +1,4 @@
-//! Speculation: other times, the same tokens.
+//! Speculation changes the time, but not the tokens.
 
 use fewbit::expert::format::{GgufFile, GgufWriter};
 use fewbit::{Constraint, ErrorKind, FinishReason, Generate, Model, Speculation};
@@ -60,7 +60,7 @@ fn pieces_come_one_by_one_whatever_a_step_brings() {
     assert_eq!(stream.into_completion().tokens, whole.tokens);
 }
 
-/// What makes a model a bad one.
+/// Makes a model worse.
 fn worsen(name: &str, bytes: &mut [u8]) {
     if name.contains("ffn_down") {
         bytes.fill(0);

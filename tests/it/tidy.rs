@@ -1,7 +1,7 @@
-//! The repository checks itself: what its documents promise about its shape is tested here.
+//! Checks of the repository itself: whether it has the structure that its documents promise.
 //!
-//! These are rules that no compiler flag states: which crate may know which, where unsafe code may be, that a
-//! person who types what README says types what CI runs. What comes along from outside is in `dependencies.rs`.
+//! These are rules that no compiler flag checks: which crate may depend on which, where unsafe code may be, that the
+//! commands in README are those that CI runs. Rules for external dependencies are in `dependencies.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-/// Which crates of the workspace each crate may use. A crate that is not here may not exist: a new one has to
-/// say where it stands.
+/// The crates of the workspace that each crate may use. Every crate must be in this table, so a new one has to be
+/// added.
 const LAYERS: &[(&str, &[&str])] = &[
     ("fewbit-quant", &[]),
     ("fewbit-format", &["fewbit-quant"]),
@@ -39,7 +39,7 @@ fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// All files of the repository with this extension, but for hidden folders and what builds leave behind.
+/// All files of the repository with this extension, except in hidden folders and build output.
 fn files(extension: &str) -> Vec<PathBuf> {
     fn walk(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
         for entry in fs::read_dir(folder).expect("a readable folder") {
@@ -79,7 +79,7 @@ impl Package {
         Self { name, folder, manifest }
     }
 
-    /// The keys of the dependency tables called `kind`, those for single platforms included.
+    /// The keys of the dependency tables called `kind`, including those for single platforms.
     fn dependencies(&self, kind: &str) -> BTreeSet<String> {
         let platforms = self.manifest.get("target").and_then(Value::as_table);
         let tables = platforms.into_iter().flat_map(|t| t.values()).filter_map(Value::as_table);
@@ -90,7 +90,7 @@ impl Package {
             .collect()
     }
 
-    /// The file that opens the crate.
+    /// The root source file of the crate.
     fn crate_root(&self) -> PathBuf {
         let stated = self.manifest.get("lib").and_then(|lib| lib.get("path")).and_then(Value::as_str);
         let candidates = stated.into_iter().chain(["src/lib.rs", "src/main.rs"]);

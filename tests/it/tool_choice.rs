@@ -1,6 +1,6 @@
-//! Calls that must be, in every style; constraints that wait for the end of reasoning; and budgets of it.
+//! Forced calls in every style, constraints that apply after the reasoning, and reasoning budgets.
 //!
-//! The stories model writes whatever it may: what comes out right here, comes out right because nothing else can.
+//! The stories model writes random text within what is allowed: a correct output means that nothing else was possible.
 
 use fewbit::expert::format::{Array, GgufFile, GgufWriter, Value as Metadata};
 use fewbit::{
@@ -187,7 +187,7 @@ fn what_cannot_be_chosen_is_an_error_that_says_why() {
     assert!(matches!(alone.as_ref().err().and_then(|e| e.cause()), Some(ToolError::ChoiceWithoutTools)), "{alone:?}");
     let no_object = Tool::new("go", "", json!({ "type": "string" }));
     assert!(matches!(started(required().tools([no_object])), ToolError::Definition { .. }));
-    // What was refused leaves nothing in the conversation.
+    // A rejected turn leaves nothing in the conversation.
     let mut chat = model.chat().tools([go()]).max_tokens(4).start().unwrap();
     assert!(chat.ask("Go.").tool_choice(ToolChoice::Named("run".into())).run().is_err());
     assert!(chat.messages().is_empty());
@@ -220,7 +220,7 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
         for seed in 0..4 {
             let ask = |budget: Option<usize>| {
                 let options = budget.map_or_else(GenerateOptions::new, |n| GenerateOptions::new().reasoning_budget(n));
-                // The end of the text is what it wants most, and cannot have.
+                // The model wants the end of the text most, but is not allowed to write it.
                 let options = options.logit_bias(end, 100.0).seed(seed).temperature(1.0);
                 let mut chat = model.chat().options(options).max_tokens(60).start().unwrap();
                 chat.ask("Is it so?").constraint(Constraint::choice(["yes", "no"])).run().unwrap()
@@ -233,11 +233,11 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
             );
             let answer = ask(Some(0));
             assert!(answer.reasoning.is_empty() && ["yes", "no"].contains(&answer.text.as_str()), "{answer:?}");
-            // Nobody ends it: it is reasoning to the end, none of which is the text that was asked for.
+            // Nothing ends the reasoning: the whole output is reasoning, and none of it is the requested text.
             let answer = ask(None);
             assert_eq!((answer.text.as_str(), answer.finish_reason), ("", FinishReason::Length), "{answer:?}");
         }
-        // Of a question that is no conversation, and of calls that must be.
+        // Also for a prompt that is not a conversation, and for forced calls.
         let answer = model.generate("Is it so?").templated().reasoning_budget(5).temperature(1.0).max_tokens(60);
         let answer = answer.constraint(Constraint::choice(["yes", "no"])).run().unwrap();
         assert!(["yes", "no"].contains(&answer.text.as_str()), "{answer:?}");

@@ -1,4 +1,4 @@
-//! Conversations with tools: what the template gets, how calls come out, and that their text does not.
+//! Conversations with tools: the input of the template, parsed calls, and that their text is hidden.
 
 use fewbit::{Constraint, Message, Model, Tool, ToolCall, ToolStyle};
 use serde_json::json;
@@ -68,7 +68,7 @@ fn a_stream_shows_no_part_of_a_call() {
     };
     assert_eq!(shown(&format!("So: {CALL}"), vec![add()]), "So:");
     assert_eq!(shown(r#"{"name": "add", "parameters": {}}"#, vec![add()]), "");
-    // What only looks like one comes out whole, and so does everything where there are no tools.
+    // Text that only looks like a call is output unchanged, and so is everything if there are no tools.
     for text in
         [r#"{"name": "other", "parameters": {}}"#, "a <tool_cal", "x < y <t", "<tool_call>{}</tool_call>", " \n{}"]
     {
@@ -167,7 +167,7 @@ fn a_template_for_one_call_a_message_gets_them_so() {
     let prompt = model.tokenizer().decode(&next.prompt_tokens);
     let call = |a: i32| format!("{{\"name\": \"add\", \"arguments\": {{\"a\": {a}}}}}=");
     assert!(prompt.ends_with(&format!("{}sunny;{}rainy;", call(1), call(2))), "{prompt}");
-    // The conversation keeps what the model said.
+    // The conversation keeps the output of the model.
     assert_eq!(chat.messages()[1].fields["tool_calls"].as_array().unwrap().len(), 2);
 }
 
@@ -182,7 +182,7 @@ fn calls_that_a_template_does_not_render_are_not_lost() {
         (ToolStyle::Hermes, "So:\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": 1}}\n</tool_call>"),
         (ToolStyle::Granite, "So:\n<|tool_call|>[{\"name\": \"add\", \"arguments\": {\"a\": 1}}]"),
     ] {
-        // The template of these tests knows neither tools nor calls.
+        // The template of these tests supports neither tools nor calls.
         let model = load(|b| b.tool_style(style));
         let mut chat = model.chat().history(history()).temperature(0.0).max_tokens(1).start().unwrap();
         let prompt = model.tokenizer().decode(&chat.reply().run().unwrap().prompt_tokens);

@@ -1,5 +1,5 @@
-//! What a subscriber of `tracing` and a reader of the metrics learn of requests: all numbers, and no text that
-//! nobody asked for.
+//! What a subscriber of `tracing` and a reader of the metrics learn about requests: all numbers, but no text unless it
+//! is enabled.
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
@@ -109,14 +109,14 @@ fn one_at_a_time(trace_text: bool) -> Model {
     load(|b| b.max_running(1).max_waiting(1).trace_text(trace_text))
 }
 
-/// Only one subscriber at a time: while one comes or goes, what `tracing` keeps of who wants which message may be
-/// that of the other.
+/// Allows only one subscriber at a time: while one is added or removed, `tracing` may use the interest that it cached
+/// for the other.
 fn only_one() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Runs `f` with a subscriber that writes everything down, as text too.
+/// Runs `f` with a subscriber that records everything, and also writes it as text.
 fn watched(capture: &Capture, f: impl FnOnce()) -> String {
     use tracing_subscriber::fmt::format::FmtSpan;
     let _only_one = only_one();
@@ -131,7 +131,7 @@ fn a_request_is_a_span_with_its_parts() {
     let (model, capture) = (one_at_a_time(false), Capture::default());
     let prompt = "Once upon a time, there was a little girl named Lily. She loved to play with her friends.";
     let request = || model.generate(prompt).temperature(0.0).max_tokens(12).ignore_eos(true);
-    // The engine's thread has no subscriber: what belongs to a request goes where its caller's spans go.
+    // The engine's thread has no subscriber: the events of a request go to the subscriber of its caller.
     let mut out = None;
     watched(&capture, || info_span!("mine").in_scope(|| out = Some(request().run().unwrap())));
     let (out, spans) = (out.unwrap(), capture.take());
@@ -151,7 +151,7 @@ fn a_request_is_a_span_with_its_parts() {
     let ended: Vec<_> = events.iter().filter(|event| event.fields.contains_key("prefill")).collect();
     assert_eq!((ended.len(), ended[0].parent.as_str()), (1, "request"));
 
-    // What was computed already is said to be, and a constraint has its own part.
+    // Cached tokens are reported as such, and a constraint has its own span.
     watched(&capture, || drop(request().constraint(Constraint::regex("[a-z ]{3}")).run().unwrap()));
     let spans = capture.take();
     let span = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
@@ -159,7 +159,7 @@ fn a_request_is_a_span_with_its_parts() {
     assert!(span("request").number("cached_tokens") > 0);
     assert!(span("constrain").entered > span("sample").entered);
     assert_eq!(span("request").fields["end"], "\"stop\"");
-    // Nobody is watching: nothing arrives.
+    // Without a subscriber, nothing arrives.
     request().run().unwrap();
     assert!(capture.take().is_empty());
 }
@@ -245,7 +245,7 @@ fn metrics_count_every_outcome() {
         }
     }
     request().custom_sampler(|| Fails).run().unwrap_err();
-    // One runs, one waits, a third is refused; both of them go away.
+    // One request runs, one waits, a third is rejected; then the first two go away.
     let mut streams: Vec<_> = (0..3).map(|_| request().max_tokens(200).stream().unwrap()).collect();
     streams[0].next().unwrap().unwrap();
     std::thread::scope(|scope| {

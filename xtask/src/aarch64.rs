@@ -1,9 +1,9 @@
-//! The kernels on aarch64, emulated: their tests, compiled for it and run by QEMU, on an x86-64 machine with Debian's
+//! The kernel tests on emulated aarch64: compiled for aarch64 and run by QEMU, on an x86-64 machine with Debian's
 //! packages (Debian 12 or later).
 //!
-//! What is tested is bits: every operation gives on NEON what its scalar definition gives. Speed cannot be measured here.
-//! The packages are one download of 260 MB; compiling takes a minute, the tests about as long. A toolchain of rustup that
-//! has the target is used if there is one, and Debian's otherwise, which has a folder of its own for what it builds.
+//! They compare bits: every operation on NEON must give the same as its scalar definition. Speed cannot be measured
+//! here. The packages are one download of 260 MB; compiling takes a minute, and the tests about as long. A rustup
+//! toolchain that has the target is used if there is one, and otherwise Debian's, with a separate build folder.
 
 use std::path::Path;
 use std::process::Command;
@@ -21,11 +21,11 @@ const TOOLS: [&str; 4] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qem
 /// Debian's compiler with the standard library of aarch64.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev:arm64"];
 
-/// Tests that take a quarter of a minute each under emulation, and that others come close to.
+/// Tests that take a quarter of a minute each under emulation, and that other tests largely cover.
 const LONG: [&str; 3] =
     ["attention_equals_its_definition_however_it_is_split", "every_batch_from_1_to_300", "long_rows_and_large_batches"];
 
-/// Installs what is missing if it may, then compiles and runs the tests. `all` takes the long ones as well.
+/// Installs missing packages if it may, then compiles and runs the tests. `all` includes the long ones.
 pub(crate) fn run(all: bool) -> Result<()> {
     if cfg!(not(all(target_os = "linux", target_arch = "x86_64"))) {
         return Err(Missing("aarch64 is emulated on Linux on x86-64 only".to_owned()).into());
@@ -36,7 +36,7 @@ pub(crate) fn run(all: bool) -> Result<()> {
 
     let mut command = Command::new(if debian { "/usr/bin/cargo".to_owned() } else { shell::cargo() });
     command.args(["test", "--locked", "--release", "--target", TARGET, "-p", "fewbit-quant", "-p", "fewbit-kernels"]);
-    // Documentation is the same everywhere, and its tests are compiled one by one.
+    // Documentation is the same everywhere, and doc tests are compiled one by one.
     command.args(["--lib", "--tests", "--"]);
     if !all {
         for name in LONG {
@@ -44,7 +44,7 @@ pub(crate) fn run(all: bool) -> Result<()> {
         }
     }
     if debian {
-        // This runs under rustup's cargo, whose choices are not Debian's.
+        // This runs under rustup's cargo, whose settings do not apply to Debian's.
         for name in ["RUSTUP_TOOLCHAIN", "RUSTC", "RUSTDOC", "CARGO"] {
             command.env_remove(name);
         }
@@ -54,7 +54,7 @@ pub(crate) fn run(all: bool) -> Result<()> {
     command
         .env("CARGO_TARGET_DIR", target.join("emulated"))
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")
-        // All that QEMU knows; without `-L`, under which threads hang.
+        // All features that QEMU supports; without `-L`, which makes threads hang.
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER", "qemu-aarch64 -cpu max");
     shell::run_command(command)
 }

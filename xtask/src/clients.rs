@@ -1,6 +1,6 @@
-//! Official clients against `fewbit serve`, each in an environment of its own under `target/`.
+//! Official clients against `fewbit serve`, each in its own environment under `target/`.
 //!
-//! The server is the program as it is built, with SmolLM2 and a key; a client's tests get where it is and the key in
+//! The server is the program as built, with SmolLM2 and a key; the tests of a client get its address and the key in
 //! `FEWBIT_URL` and `FEWBIT_KEY`.
 
 use std::fs;
@@ -16,7 +16,7 @@ const FOLDER: &str = "crates/fewbit-serve/tests/clients";
 const MODEL: &str = "smollm2-135m-instruct";
 const KEY: &str = "a-key-for-the-tests-of-clients";
 
-/// Ends the server, whatever happens.
+/// Stops the server when dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -26,7 +26,7 @@ impl Drop for Server {
     }
 }
 
-/// Makes the environments, starts the server, runs every `*_client.py` and `*_client.mjs`.
+/// Creates the environments, starts the server, and runs every `*_client.py` and `*_client.mjs`.
 pub(crate) fn run() -> Result<()> {
     let target = shell::target();
     let python = environment(&target)?;
@@ -62,7 +62,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// A virtual environment with what the tests name. It is made once, and again when they name something else.
+/// A virtual environment with the packages that the tests require. It is created once, and again if these change.
 fn environment(target: &Path) -> Result<PathBuf> {
     let folder = target.join("clients");
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
@@ -79,7 +79,7 @@ fn environment(target: &Path) -> Result<PathBuf> {
     Ok(python)
 }
 
-/// A folder with what the tests in JavaScript name.
+/// A folder with the packages that the JavaScript tests require.
 fn node_environment(target: &Path) -> Result<PathBuf> {
     let folder = target.join("clients-node");
     let wanted = fs::read_to_string(shell::root().join(FOLDER).join("package.json"))?;

@@ -1,4 +1,4 @@
-//! Debian's packages, for commands that need some.
+//! Installs Debian packages for commands that need them.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
-//! Every example runs to its end: they are the first thing that people copy. The one that leaves something for its
-//! next run has one.
+//! Runs every example to its end, because examples are the first thing that people copy. The example that saves
+//! something for its next run is run twice.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::shell;
 
-/// Where examples are: of the library, and of its products in candle.
+/// The folders with examples: of the library, and of the candle crate.
 const FOLDERS: [&str; 2] = ["examples", "crates/fewbit-candle/examples"];
 
 /// Runs each example on the model that it names.
@@ -24,8 +24,8 @@ pub(crate) fn run() -> Result<()> {
     names.sort();
     let again = names.iter().position(|name| name == "saved_session").context("no example saved_session")?;
     names.insert(again, names[again].clone());
-    // The packages that CI tests together: alone, one would have other features of its dependencies, and compile them
-    // again.
+    // Builds the packages that CI tests together: built alone, one would select other features of its dependencies and
+    // compile them again.
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "--examples"])?;
     let candle = ["-p", "fewbit-candle", "-p", "fewbit-oracle", "-p", "xtask"];
     shell::run(&shell::cargo(), &[&["build", "--release", "--quiet", "--examples"][..], &candle].concat())?;

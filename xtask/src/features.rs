@@ -1,5 +1,5 @@
-//! Every feature compiles alone: what a build of the whole workspace cannot show, because there one crate's
-//! features are switched on by another.
+//! Checks that every feature compiles alone. A build of the whole workspace cannot show this, because there the
+//! features of one crate are enabled by another.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use toml::{Table, Value};
 
 use crate::shell;
 
-/// The name of the package in `folder`, and its features but for `default`.
+/// The name of the package in `folder`, and its features except `default`.
 fn features(folder: &Path) -> Result<(String, Vec<String>)> {
     let path = folder.join("Cargo.toml");
     let manifest: Table = fs::read_to_string(&path)
@@ -23,8 +23,8 @@ fn features(folder: &Path) -> Result<(String, Vec<String>)> {
     Ok((name.to_owned(), names.collect()))
 }
 
-/// `cargo check` of each package of the workspace with no feature, and with each alone. Tests and examples are
-/// left out: what they depend on could switch features on.
+/// Runs `cargo check` for each package of the workspace without features, and with each feature alone. Tests and
+/// examples are left out, because their dependencies could enable features.
 pub(crate) fn run() -> Result<()> {
     let root = shell::root();
     let manifest: Table = fs::read_to_string(root.join("Cargo.toml"))?.parse().context("Cargo.toml")?;

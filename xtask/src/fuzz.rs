@@ -1,8 +1,8 @@
-//! Coverage-guided fuzzing of everything that reads bytes from strangers: `fuzz/`.
+//! Coverage-guided fuzzing of everything that reads untrusted bytes: `fuzz/`.
 //!
 //! The targets need a nightly compiler and a C++ compiler (for libFuzzer), which building and testing do not; nothing
-//! else is installed. The tests of fewbit-format run a deterministic, quick relative of this (`tests/gguf/mutate.rs`)
-//! everywhere. Compiling takes some minutes: everything is built with coverage counters and AddressSanitizer.
+//! else is installed. The tests of fewbit-format always run a quick, deterministic variant (`tests/gguf/mutate.rs`).
+//! Compiling takes some minutes, because everything is built with coverage counters and AddressSanitizer.
 
 use std::fs;
 use std::process::Command;
@@ -12,10 +12,10 @@ use toml::{Table, Value};
 
 use crate::shell::{self, Missing};
 
-/// A program of `fuzz/` that writes what fuzzing starts from, and is no target.
+/// A program in `fuzz/` that writes the seed inputs; it is not a fuzz target.
 const SEEDS: &str = "make_seeds";
 
-/// What libFuzzer asks of the compiler: counters on every edge and compared values, and errors of memory that abort.
+/// The compiler flags that libFuzzer needs: counters on every edge, compared values, and aborting on memory errors.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Zsanitizer=address -Cdebug-assertions -Coverflow-checks --cfg fuzzing";
@@ -37,7 +37,7 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     if chosen.is_empty() {
         chosen = all;
     }
-    // libFuzzer takes 0 for "without end".
+    // For libFuzzer, 0 means no time limit.
     if seconds == 0 {
         bail!("--seconds needs at least 1");
     }
@@ -54,7 +54,7 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     for name in chosen.iter().map(String::as_str).chain([SEEDS]) {
         build.args(["--bin", name]);
     }
-    // This runs under another cargo, whose choices are not nightly's.
+    // This runs under another cargo, whose settings do not apply to nightly.
     for name in ["RUSTC", "RUSTDOC", "CARGO"] {
         build.env_remove(name);
     }

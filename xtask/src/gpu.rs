@@ -1,8 +1,8 @@
-//! The GPU backend on Debian's lavapipe, a Vulkan driver that computes on the CPU: the bits of every kernel, and a real
-//! model through the program.
+//! Tests the GPU backend on Debian's lavapipe, a Vulkan driver that computes on the CPU: the bits of every kernel, and
+//! a real model through the program.
 //!
-//! A GPU is not needed, and not tested: where there is one, `cargo test --release -p fewbit-gpu --features wgpu` takes the
-//! first device, whatever it is.
+//! This neither needs nor tests a GPU. On a machine with one, `cargo test --release -p fewbit-gpu --features wgpu` uses
+//! the first device, whatever it is.
 
 use std::process::Command;
 
@@ -11,10 +11,10 @@ use anyhow::Result;
 use crate::debian;
 use crate::shell::{self, Missing};
 
-/// Its driver of this kind, and the library that finds drivers.
+/// Debian's Vulkan drivers, and the library that finds drivers.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
-/// Installs what is missing if it may, then runs the tests, and lets a model answer.
+/// Installs missing packages if it may, then runs the tests, and lets a model answer.
 pub(crate) fn run() -> Result<()> {
     if !cfg!(target_os = "linux") {
         return Err(Missing("lavapipe is a driver for Linux".to_owned()).into());
@@ -25,7 +25,7 @@ pub(crate) fn run() -> Result<()> {
     shell::run(&cargo, &[&lints[..], &["--features", "wgpu", "--", "-D", "warnings"]].concat())?;
     let mut tests = Command::new(&cargo);
     tests.args(["test", "--locked", "--release", "-p", "fewbit-gpu", "--features", "wgpu"]);
-    // They leave themselves out otherwise, where there is no device.
+    // Without this variable, they are skipped if there is no device.
     tests.env("FEWBIT_TEST_GPU", "1");
     shell::run_command(tests)?;
     let program = ["run", "--locked", "--release", "-p", "fewbit-cli", "--"];

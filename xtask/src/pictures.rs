@@ -1,4 +1,4 @@
-//! The pictures of README: a chart of docs/speed.md's tables, and the program in a terminal.
+//! Draws the pictures of README: a chart of the tables in docs/speed.md, and the program in a terminal.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::shell;
 
-/// What the terminal shows: arguments of the program, and how many of its last lines.
+/// The contents of the terminal: arguments of the program, and how many of its last lines to show.
 const COMMANDS: [(&[&str], Option<usize>); 3] = [
     (&["run", "smollm2-135m-instruct", "Why is the sky blue?", "--max-tokens", "80", "--seed", "1"], None),
     (&["run", "smollm2-135m-instruct", "Name a colour.", "--regex", "(red|green|blue)", "--seed", "1"], None),
@@ -36,8 +36,8 @@ struct Row {
     decode: f64,
 }
 
-/// The rows of a table of docs/speed.md that have all figures. `columns` says where they stand: prefill, llama.cpp's,
-/// decode, llama.cpp's.
+/// The rows of a table of docs/speed.md that have all figures. `columns` are the indices of: prefill, llama.cpp's
+/// prefill, decode, llama.cpp's decode.
 fn rows(table: &str, columns: [usize; 4]) -> Vec<Row> {
     let of_line = |line: &str| {
         let cells: Vec<_> = line.trim().trim_matches('|').split('|').map(str::trim).collect();
@@ -49,14 +49,14 @@ fn rows(table: &str, columns: [usize; 4]) -> Vec<Row> {
     table.lines().filter_map(of_line).collect()
 }
 
-/// A figure of a cell such as `42.8 (88 % of reading)`; of a range such as `46-58`, its middle.
+/// The figure in a cell such as `42.8 (88 % of reading)`; for a range such as `46-58`, its middle.
 fn mean(cell: &str) -> Option<f64> {
     let figures =
         cell.split(' ').next()?.split('-').map(|part| part.parse::<f64>().ok()).collect::<Option<Vec<_>>>()?;
     Some(figures.iter().sum::<f64>() / figures.len() as f64)
 }
 
-/// The table whose head begins with this, up to the next empty line.
+/// The table whose header begins with this text, up to the next empty line.
 fn table<'a>(text: &'a str, head: &str) -> Result<&'a str> {
     let start = text.find(head).with_context(|| format!("docs/speed.md has no table {head:?}"))?;
     Ok(text[start..].split("\n\n").next().unwrap_or_default())
@@ -143,7 +143,7 @@ fn terminal() -> Result<String> {
     Ok(svg + "</g></svg>\n")
 }
 
-/// Cuts a line at spaces, as long as a terminal's.
+/// Wraps a line at spaces to the width of the terminal.
 fn wrap(line: &str, lines: &mut Vec<String>) {
     let mut rest = line;
     while rest.chars().count() > COLUMNS {

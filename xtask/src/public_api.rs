@@ -1,10 +1,11 @@
-//! The public API as the compiler sees it: `docs/public-api.txt`, which shows in a review what a change does to it.
+//! The public API as the compiler sees it: `docs/public-api.txt`, which shows in a review how a change affects it.
 //!
-//! It comes from rustdoc's JSON, whose form changes with the compiler: this works with the version that the workspace
-//! states as its `rust-version`. The crate that reads it needs a feature, which this command turns on for itself.
+//! It is generated from rustdoc's JSON, whose format changes with the compiler, so this needs the version that the
+//! workspace specifies as `rust-version`. The crate that reads it requires a feature, which this command enables for
+//! itself.
 //!
-//! Since the last release (the newest tag `v*`), what was in the listing then and is no longer must be named in the
-//! changelog's section of what is unreleased.
+//! Everything in the listing of the last release (the newest tag `v*`) that is no longer there must be named in the
+//! changelog's section of unreleased changes.
 
 use anyhow::Result;
 
@@ -31,11 +32,11 @@ mod listing {
 
     use crate::shell;
 
-    /// What users see: `fewbit`, and the crates that it re-exports.
+    /// The public crates: `fewbit`, and those that it re-exports.
     const CRATES: [&str; 6] =
         ["fewbit", "fewbit-checkpoint", "fewbit-format", "fewbit-model", "fewbit-quant", "fewbit-tokenizer"];
 
-    /// Compares the API with the committed listing, or writes that.
+    /// Compares the API with the committed listing, or writes the listing.
     pub(super) fn run(write: bool) -> Result<()> {
         let path = shell::root().join("docs/public-api.txt");
         let mut text = String::from("The public API, written by `cargo xtask public-api --write`.\n");
@@ -60,7 +61,7 @@ mod listing {
         breaking_changes_are_told(&text)
     }
 
-    /// Fails where something that the last release had is gone or changed, and the changelog does not name it.
+    /// Fails if an item of the last release is removed or changed, and the changelog does not name it.
     fn breaking_changes_are_told(now: &str) -> Result<()> {
         let git = |args: &[&str]| -> Result<Option<String>> {
             let output = Command::new("git").current_dir(shell::root()).args(args).output().context("git")?;
@@ -84,7 +85,7 @@ mod listing {
         Ok(())
     }
 
-    /// The items of a crate with all its features, one a line; derived and automatic implementations are left out.
+    /// The items of a crate with all its features, one per line; derived and automatic implementations are left out.
     fn list(name: &str) -> Result<String> {
         let json = shell::root().join("target").join("doc").join(format!("{}.json", name.replace('-', "_")));
         let mut command = Command::new(shell::cargo());
@@ -111,8 +112,8 @@ mod listing {
     }
 }
 
-/// The lines of `then` that are not in `now` and whose item `changelog` does not name. With a type that is gone and
-/// named, so are its parts.
+/// The lines of `then` that are not in `now` and whose item `changelog` does not name. Naming a removed type covers its
+/// members.
 #[cfg(any(test, feature = "public-api"))]
 fn untold<'a>(then: &'a str, now: &str, changelog: &str) -> Vec<&'a str> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
@@ -137,7 +138,7 @@ mod tests {
             "pub fn fewbit::Generate::regex(self, &str) -> Self\npub struct fewbit::Old\npub fn fewbit::Old::new()";
         let untold = |changelog| super::untold(then, "", changelog).len();
         assert_eq!((untold(""), untold("`.regex(x)` went"), untold("`Old` and `regex` went")), (3, 2, 0));
-        // Naming a type that is still there says nothing about its methods.
+        // Naming a type that still exists does not cover its methods.
         assert_eq!(super::untold(then, "pub struct fewbit::Generate", "Generate, Old").len(), 1);
         assert!(super::untold(then, then, "").is_empty());
     }

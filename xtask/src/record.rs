@@ -1,11 +1,11 @@
-//! Benchmark records: what the kernels and `fewbit bench` measured on one machine, at one commit, as a file that is kept
-//! in `benches/records/`.
+//! Benchmark records: what the kernels and `fewbit bench` measured on one machine, at one commit, as a file in
+//! `benches/records/`.
 //!
 //! ```text
 //! # commit, date, CPU, cores, compiler
 //! bench,isa,threads,case,value,unit,of_ceiling
 //! ```
-//! `of_ceiling` is the fraction of the ceiling measured in the same run, where one bounds the case.
+//! `of_ceiling` is the fraction of the ceiling measured in the same run, if a ceiling limits the case.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::shell;
 
-/// What `fewbit bench` runs: arguments that name weights, and those that say how long.
+/// The runs of `fewbit bench`: arguments that select weights, and arguments that set the length.
 const MODELS: &[(&[&str], &[&str])] = &[
     (&["smollm2-135m-instruct"], &["-p", "512", "-n", "64", "-r", "5"]),
     (&["--shape", "tinyllama-1.1b", "--type", "Q4_0"], &["-p", "512", "-n", "32", "-r", "3"]),
@@ -84,7 +84,7 @@ fn kernel_csv(quick: bool) -> Result<String> {
     finish(command)
 }
 
-/// Lines of the kernels' own CSV (`isa,case,seconds,gb_s,gitems_s,of_read,of_int8`) as lines of a record.
+/// Converts lines of the kernels' own CSV (`isa,case,seconds,gb_s,gitems_s,of_read,of_int8`) to lines of a record.
 fn kernel_lines(csv: &str) -> Result<String> {
     let mut lines = String::new();
     for line in csv.lines().skip(1) {
@@ -93,7 +93,7 @@ fn kernel_lines(csv: &str) -> Result<String> {
             bail!("the kernel benchmarks printed {line:?}");
         };
         let rows = [(gb_s, "GB/s", of_read), (gitems_s, "GMAC/s", of_int8), (seconds, "s", "")];
-        // A section multiplies nothing, and a ceiling has no time.
+        // A section has no multiply-adds, and a time has no ceiling.
         let is_wanted = |unit: &str| match unit {
             "s" => case.starts_with("section") || case.starts_with("rows"),
             _ => !case.starts_with("section"),
@@ -105,7 +105,7 @@ fn kernel_lines(csv: &str) -> Result<String> {
     Ok(lines)
 }
 
-/// One object of `fewbit bench --json` as lines of a record.
+/// Converts one object of `fewbit bench --json` to lines of a record.
 fn model_lines(object: &Value) -> Result<String> {
     let mut lines = String::new();
     let text = |key: &str| object[key].as_str().with_context(|| format!("fewbit bench gave no {key}"));
@@ -150,21 +150,21 @@ fn cpu_name() -> String {
         Some(line.split_once(':')?.1.trim().to_owned())
     };
     match (field("model name"), field("cpu family"), field("model")) {
-        // Some machines hide the name behind a family of processors.
+        // Some machines report only the family of processors as name.
         (Some(name), Some(family), Some(model)) => format!("{name} (family {family} model {model})"),
         (Some(name), ..) => name,
         _ => std::env::consts::ARCH.to_owned(),
     }
 }
 
-/// As part of a file's name.
+/// Converts a name to a part of a file name.
 fn slug(name: &str) -> String {
     let name: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' }).collect();
     name.split('-').filter(|part| !part.is_empty()).collect::<Vec<_>>().join("-")
 }
 
-/// What a command prints; its errors go to the terminal.
+/// The output of a command; its error output goes to the terminal.
 fn output(program: &str, args: &[&str]) -> Result<String> {
     let mut command = Command::new(program);
     command.args(args);

@@ -1,4 +1,4 @@
-//! Other programs, run at the root of the repository.
+//! Runs other programs at the root of the repository.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 pub(crate) struct Missing(pub(crate) String);
 
 impl Missing {
-    /// What `.ci/run` takes for "left out", where that is allowed.
+    /// The exit code that `.ci/run` counts as skipped, where that is allowed.
     pub(crate) const CODE: u8 = 3;
 }
 
@@ -22,7 +22,7 @@ impl std::fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
-/// Where cargo builds.
+/// The build folder of cargo.
 pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
@@ -32,7 +32,7 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is a folder in the repository")
 }
 
-/// The cargo that runs this.
+/// The cargo that runs this program.
 pub(crate) fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
@@ -44,7 +44,7 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
     run_command(command)
 }
 
-/// As [`run`], with an environment of its own.
+/// As [`run`], for a command with its own environment variables.
 pub(crate) fn run_command(mut command: Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let name = Path::new(&program).file_stem().map_or(program.clone(), |stem| stem.to_string_lossy().into_owned());
@@ -59,7 +59,7 @@ pub(crate) fn run_command(mut command: Command) -> Result<()> {
     Ok(())
 }
 
-/// Whether the command can be run and succeeds, whatever it prints.
+/// Whether the command can be run and succeeds; its output is discarded.
 pub(crate) fn works(program: &str, args: &[&str]) -> bool {
     let mut command = Command::new(program);
     command.args(args).current_dir(root()).stdout(Stdio::null()).stderr(Stdio::null());

@@ -1,9 +1,9 @@
 //! candle's `QMatMul` and `QLinear` in one run: `cargo bench -p fewbit-candle`.
 //!
-//! Each case is a matrix of a 1.1B model (5,632 x 2,048) with one row of input, as in decoding, with 8, as in small
-//! batches, and with 512, as in reading a prompt. The two are measured in turn, so that a machine whose speed changes
-//! changes it for both; the figures are medians, in billions of multiply-adds a second. candle multiplies plain types
-//! in f32, as fewbit does. With `--smoke`, a small matrix is multiplied once, to see that everything runs.
+//! Each case is a matrix of a 1.1B model (5,632 x 2,048) with one row of input, as in decode, with 8, as in small
+//! batches, and with 512, as in prefill. The two implementations are measured in turn, so that changes in the machine's
+//! speed affect both; the figures are medians, in billions of multiply-adds per second. candle multiplies plain types
+//! in f32, as fewbit does. With `--smoke`, a small matrix is multiplied once, to check that everything runs.
 
 use std::time::{Duration, Instant};
 
@@ -26,10 +26,10 @@ const TYPES: [GgmlDType; 12] = [
     GgmlDType::Q6K,
 ];
 
-/// Measurements of each, taken in turn.
+/// Number of measurements of each implementation.
 const TURNS: usize = 7;
 
-/// How long a measurement is at least.
+/// Minimum duration of a measurement.
 const TURN: Duration = Duration::from_millis(40);
 
 fn main() -> Result<()> {
@@ -62,7 +62,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Of one product, after one that is not counted: it brings the weights and wakes the threads.
+/// Seconds per product, after a first one that is not counted, which loads the weights and wakes the threads.
 fn seconds(linear: &impl Module, x: &Tensor) -> Result<f64> {
     linear.forward(x)?;
     let (start, mut n) = (Instant::now(), 0);

@@ -1,11 +1,11 @@
-//! A Llama in candle, once with candle's `QMatMul` and once with `QLinear`: the constructor of the linear layers is all
-//! that differs between the two.
+//! A Llama in candle, once with candle's `QMatMul` and once with `QLinear`. The two differ only in the constructor of
+//! the linear layers.
 //!
 //! ```text
 //! cargo run --release -p fewbit-candle --example quantized_llama [MODEL OR FILE]
 //! ```
-//! Both round activations to 8 bits, in ways of their own, so the most probable token could differ where two are nearly
-//! even; on this prompt it does not.
+//! Both round activations to 8 bits, in different ways, so the most probable token could differ if two tokens have
+//! nearly the same probability; for this prompt it does not.
 
 use std::fs::File;
 use std::path::Path;
@@ -21,13 +21,13 @@ use fewbit_candle::QLinear;
 const PROMPT: &str = "The numbers from one to thirty: 1, 2, 3, 4, 5, 6,";
 const N_TOKENS: usize = 40;
 
-/// A decoder of architecture `llama`, on linear layers of any kind.
+/// A decoder of architecture `llama`, generic over the type of its linear layers.
 struct Llama<L> {
     embedding: Embedding,
     layers: Vec<Layer<L>>,
     norm: RmsNorm,
     output: L,
-    /// Of every position: `[n_positions, head_dim / 2]`.
+    /// One row per position: `[n_positions, head_dim / 2]`.
     cos: Tensor,
     sin: Tensor,
 }
@@ -87,7 +87,7 @@ impl<L: Module> Llama<L> {
         }
         let embedding = tensor("token_embd.weight")?;
         let table = embedding.dequantize(&Device::Cpu)?;
-        // Many small models have one matrix for both ends.
+        // Many small models use the embedding as output matrix.
         let output = tensor("output.weight").unwrap_or(embedding);
         let rates: Vec<f32> = (0..head_dim / 2).map(|i| base.powf(-2.0 * i as f32 / head_dim as f32)).collect();
         let angles = Tensor::arange(0f32, n_positions as f32, &Device::Cpu)?
@@ -103,7 +103,7 @@ impl<L: Module> Llama<L> {
         })
     }
 
-    /// Logits after the last of `tokens`, which stand at `position` and after it.
+    /// Logits after the last of `tokens`, the first of which is at `position`.
     fn forward(&mut self, tokens: &[u32], position: usize) -> Result<Tensor> {
         let n = tokens.len();
         let (cos, sin) = (self.cos.narrow(0, position, n)?, self.sin.narrow(0, position, n)?);
@@ -133,7 +133,7 @@ impl<L: Module> Layer<L> {
         self.cache = Some((k.clone(), v.clone()));
         let (_, n_heads, ..) = q.dims4()?;
         let (_, n_kv_heads, n_seen, _) = k.dims4()?;
-        // Query heads that share a key head lie together: `[n_kv_heads, heads of each x n, head_dim]`.
+        // Query heads that share a key head are adjacent: `[n_kv_heads, heads of each x n, head_dim]`.
         let group = n_heads / n_kv_heads;
         let q = q.reshape((n_kv_heads, group * n, self.head_dim))?;
         let scores = (q.matmul(&k.squeeze(0)?.t()?)? / (self.head_dim as f64).sqrt())?;
@@ -168,7 +168,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let tokenizer = fewbit::expert::open_tokenizer(&path, &TokenizerOptions::default())?;
     let prompt = tokenizer.encode(PROMPT, SpecialTokens::Plain);
 
-    // Here is the one type.
+    // This is the only type that changes.
     let mut with_candle = Llama::load(&path, QMatMul::from_qtensor)?;
     let mut with_fewbit = Llama::load(&path, QLinear::from_qtensor)?;
 

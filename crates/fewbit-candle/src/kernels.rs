@@ -6,10 +6,9 @@ use fewbit_kernels::{Activations, Cpu, Isa};
 
 use crate::Error;
 
-/// Kernels of one instruction set, with threads of their own: a handle that layers share.
+/// Kernels of one instruction set with their own threads: a handle that layers share.
 ///
-/// Layers that are computed one after another should share one: products of several threads on the same kernels take
-/// turns.
+/// Layers that are computed one after another should share one: products on the same kernels run in turn.
 #[derive(Clone)]
 pub struct Kernels {
     inner: Arc<Inner>,
@@ -17,26 +16,27 @@ pub struct Kernels {
 
 struct Inner {
     cpu: Cpu,
-    /// Quantized inputs of earlier products, whose memory the next ones use.
+    /// Quantized inputs of earlier products, whose memory later ones reuse.
     spare: Mutex<Vec<Activations>>,
 }
 
-/// Those that [`Kernels::shared`] has made.
+/// The kernels that [`Kernels::shared`] has created.
 static SHARED: Mutex<Option<Kernels>> = Mutex::new(None);
 
 impl Kernels {
-    /// Kernels on `n_threads` threads, the caller's included, for the instruction set that `FEWBIT_ISA` names, else the
-    /// best of this CPU.
+    /// Creates kernels on `n_threads` threads, including the calling thread, for the instruction set that `FEWBIT_ISA`
+    /// names, or else the best one of this CPU.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if `FEWBIT_ISA` names what this CPU does not run, or the system gives no thread.
+    /// [`Error::Kernel`] if this CPU cannot run the instruction set in `FEWBIT_ISA`, or the system cannot start a
+    /// thread.
     pub fn new(n_threads: usize) -> Result<Self, Error> {
         let cpu = Cpu::new(Isa::from_env()?, n_threads)?;
         Ok(Self { inner: Arc::new(Inner { cpu, spare: Mutex::default() }) })
     }
 
-    /// The kernels of the process, made at the first call, on as many threads as candle uses (`RAYON_NUM_THREADS`, else
-    /// one for each core).
+    /// The kernels of the process, created on the first call, on as many threads as candle uses (`RAYON_NUM_THREADS`,
+    /// otherwise one per core).
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -49,7 +49,7 @@ impl Kernels {
         Ok(shared.insert(kernels).clone())
     }
 
-    /// Threads that products run on.
+    /// Number of threads that products run on.
     pub fn n_threads(&self) -> usize {
         self.inner.cpu.pool().n_threads()
     }
@@ -63,7 +63,7 @@ impl Kernels {
         &self.inner.cpu
     }
 
-    /// Runs `f` with a batch of inputs that may hold the memory of an earlier one.
+    /// Runs `f` with a batch of inputs, which may reuse the memory of an earlier one.
     pub(crate) fn with_activations<R>(&self, f: impl FnOnce(&mut Activations) -> R) -> R {
         let spare = || self.inner.spare.lock().unwrap_or_else(PoisonError::into_inner);
         let mut activations = spare().pop().unwrap_or_default();

@@ -1,7 +1,7 @@
 //! fewbit's quantized matrix products as a candle module.
 //!
-//! [`QLinear`] takes the place of candle's `QMatMul`: same constructors, same `forward`, on the CPU. So a candle model
-//! gets fewbit's kernels by changing one type:
+//! [`QLinear`] replaces candle's `QMatMul` on the CPU: it has the same constructors and the same `forward`. So a candle
+//! model uses fewbit's kernels after changing one type:
 //!
 //! ```
 //! use candle_core::quantized::{GgmlDType, QTensor};
@@ -16,12 +16,12 @@
 //! # Ok::<(), candle_core::Error>(())
 //! ```
 //!
-//! Weights also come straight from a GGUF file ([`QLinear::from_gguf`]), of any type that fewbit runs, the IQ, ternary and
-//! MXFP4 types included, which candle does not have.
+//! Weights can also be loaded directly from a GGUF file ([`QLinear::from_gguf`]), in any type that fewbit runs,
+//! including the IQ, ternary and MXFP4 types, which candle does not have.
 //!
-//! What is the same whatever the batch: a row of the output depends on its row of the input alone, to the last bit, on
-//! every instruction set and number of threads. It is not bit for bit what `QMatMul` gives: both round activations to 8
-//! bits in blocks, in ways of their own.
+//! Results do not depend on the batch: a row of the output depends only on its row of the input, to the last bit, on
+//! every instruction set and number of threads. They are not bit for bit those of `QMatMul`: both round activations to
+//! 8 bits in blocks, but in different ways.
 //!
 //! [`Kernels`] are the threads that products run on. Layers share those of the process unless they are given others.
 #![forbid(unsafe_code)]

@@ -3,8 +3,9 @@
 //! ```text
 //! y[.., r] = sum over c of w[r, c] x[.., c] (+ bias[r])        x: [.., n_cols]   y: [.., n_rows]
 //! ```
-//! Leading dimensions are one batch of rows. It is computed in parts of a bounded size, so that what a product needs
-//! besides its output does not grow with the batch; a row's result does not depend on where the batch is cut.
+//! The leading dimensions are one batch of rows. It is computed in parts of a bounded size, so that the memory of a
+//! product, apart from its output, does not grow with the batch; a row's result does not depend on where the batch is
+//! split.
 
 use std::sync::Arc;
 
@@ -17,10 +18,10 @@ use half::{bf16, f16};
 
 use crate::{Error, Kernels};
 
-/// Values of the input that are quantized at a time, if a row is not longer.
+/// Number of input values that are quantized at a time, unless a single row is longer.
 const PART_ELEMS: usize = 1 << 22;
 
-/// A linear layer with quantized weights: what candle's `QMatMul` is, on fewbit's kernels.
+/// A linear layer with quantized weights: the equivalent of candle's `QMatMul` on fewbit's kernels.
 ///
 /// A clone shares the weights.
 #[derive(Clone, Debug)]
@@ -35,7 +36,7 @@ struct Weights {
     kernels: Kernels,
 }
 
-/// The product as an operation of candle.
+/// The product as a custom operation of candle.
 struct Product(Arc<Weights>);
 
 impl QLinear {
@@ -43,13 +44,13 @@ impl QLinear {
     ///
     /// # Errors
     /// [`Error::NotOnCpu`], [`Error::NotMatrix`], and [`Error::Kernel`] for types without kernels (`Q8_1`, `Q8K`) and
-    /// where memory or threads are missing.
+    /// if memory or threads are missing.
     pub fn from_qtensor(weights: QTensor) -> Result<Self, Error> {
         Self::pack_qtensor(&Kernels::shared()?, &weights)
     }
 
-    /// As [`from_qtensor`](Self::from_qtensor), of weights that something else holds as well. They are copied: a
-    /// tensor that only this layer needs is better given away.
+    /// As [`from_qtensor`](Self::from_qtensor), for weights that are also held elsewhere. They are copied: if only this
+    /// layer needs the tensor, use `from_qtensor`.
     ///
     /// # Errors
     /// As [`from_qtensor`](Self::from_qtensor).
@@ -57,7 +58,7 @@ impl QLinear {
         Self::pack_qtensor(&Kernels::shared()?, &weights)
     }
 
-    /// As [`from_qtensor`](Self::from_qtensor), for these kernels.
+    /// As [`from_qtensor`](Self::from_qtensor), for the given kernels.
     ///
     /// # Errors
     /// As [`from_qtensor`](Self::from_qtensor).
@@ -77,21 +78,22 @@ impl QLinear {
         Self::pack_gguf(&Kernels::shared()?, file, name)
     }
 
-    /// As [`from_gguf`](Self::from_gguf), for these kernels.
+    /// As [`from_gguf`](Self::from_gguf), for the given kernels.
     ///
     /// # Errors
     /// As [`from_gguf`](Self::from_gguf).
     pub fn pack_gguf(kernels: &Kernels, file: &GgufFile, name: &str) -> Result<Self, Error> {
         let tensor = file.tensor(name).ok_or_else(|| Error::NoTensor { name: name.to_owned() })?;
-        // What is too large for this machine's addresses cannot be in its memory: the parser has checked the size.
+        // Sizes beyond this machine's address space cannot occur: the parser has checked that the tensor is in the
+        // file.
         let shape: Vec<usize> = tensor.shape.iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
         Self::pack(kernels, tensor.ty, &shape, name, file.tensor_bytes(tensor))
     }
 
-    /// Packs the rows of a matrix as GGUF files hold them: blocks of `ty`, row after row. `shape`: `[n_rows, n_cols]`.
+    /// Packs the rows of a matrix as in GGUF files: blocks of `ty`, row after row. `shape`: `[n_rows, n_cols]`.
     ///
     /// # Errors
-    /// [`Error::Kernel`] if `bytes` is not as long as `shape` and `ty` say, and as above.
+    /// [`Error::Kernel`] if `bytes` does not have the length that `shape` and `ty` require, and as above.
     pub fn from_bytes(kernels: &Kernels, ty: TensorType, shape: [usize; 2], bytes: &[u8]) -> Result<Self, Error> {
         Self::pack(kernels, ty, &shape, "the matrix", bytes)
     }
@@ -104,7 +106,7 @@ impl QLinear {
         Ok(Self { weights: Arc::new(Weights { matrix, kernels: kernels.clone() }), bias: None })
     }
 
-    /// The same with a bias `[n_rows]`, which is added to every output.
+    /// Adds a bias `[n_rows]` to the layer, which is added to every output.
     ///
     /// # Errors
     /// [`Error::BiasShape`], [`Error::NotOnCpu`].
@@ -116,12 +118,12 @@ impl QLinear {
         Ok(Self { bias: Some(bias), ..self })
     }
 
-    /// Rows of the weights: the last dimension of an output.
+    /// Number of rows of the weights: the last dimension of an output.
     pub fn n_rows(&self) -> usize {
         self.weights.matrix.n_rows()
     }
 
-    /// Columns of the weights: the last dimension of an input.
+    /// Number of columns of the weights: the last dimension of an input.
     pub fn n_cols(&self) -> usize {
         self.weights.matrix.n_cols()
     }
@@ -131,15 +133,15 @@ impl QLinear {
         self.weights.matrix.ty()
     }
 
-    /// Bytes that the packed weights take.
+    /// Size of the packed weights in bytes.
     pub fn n_bytes(&self) -> usize {
         self.weights.matrix.n_bytes()
     }
 
-    /// The product of `x` (`[.., n_cols]`, f32, f16 or bf16, in any layout) as `[.., n_rows]` of the same type: what
-    /// `forward` does, with an error that can be matched. 16-bit inputs are computed in f32.
+    /// The product of `x` (`[.., n_cols]`, f32, f16 or bf16, in any layout) as `[.., n_rows]` of the same type. It does
+    /// the same as `forward`, with an error that can be matched. 16-bit inputs are computed in f32.
     ///
-    /// Gradients flow to `x` (and the bias), as of a product with the weights' values; the weights have none.
+    /// Gradients flow to `x` (and the bias), as for a product with the decoded weights; the weights have no gradient.
     ///
     /// # Errors
     /// [`Error::NotOnCpu`], [`Error::InputType`], [`Error::InputShape`], [`Error::Candle`].
@@ -158,10 +160,11 @@ impl QLinear {
         }
     }
 
-    /// Rows of the weights by their numbers, in f32: `[..]` as `[.., n_cols]`, for weights that are token embeddings.
+    /// Looks up rows of the weights by index, in f32: `[..]` gives `[.., n_cols]`. For weights that are token
+    /// embeddings.
     ///
     /// # Errors
-    /// [`Error::NoRow`], [`Error::OutOfMemory`], [`Error::Candle`] if the ids are no integers.
+    /// [`Error::NoRow`], [`Error::OutOfMemory`], [`Error::Candle`] if the ids are not integers.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor, Error> {
         let (n_rows, n_cols) = (self.n_rows(), self.n_cols());
         let flat = ids.to_device(&Device::Cpu)?.flatten_all()?;
@@ -204,7 +207,7 @@ impl Weights {
         Ok(Tensor::from_vec(values, (n_rows, n_cols), &Device::Cpu)?)
     }
 
-    /// The product of all rows of `values`, as `layout` cuts it.
+    /// The product of all rows of `values`, which `layout` describes.
     fn product<T: Value>(&self, values: &[T], layout: &Layout) -> Result<Vec<f32>, Error> {
         let (n_rows, n_cols) = (self.matrix.n_rows(), self.matrix.n_cols());
         let batch = &layout.dims()[..layout.dims().len() - 1];
@@ -239,7 +242,7 @@ impl Weights {
     }
 }
 
-/// Appends one row of a tensor in any layout. `row` counts through the leading dimensions.
+/// Appends one row of a tensor in any layout. `row` is an index over the leading dimensions.
 fn gather<T: Value>(mut row: usize, values: &[T], layout: &Layout, out: &mut Vec<f32>) {
     let (dims, strides) = (layout.dims(), layout.stride());
     let last = dims.len() - 1;
@@ -316,7 +319,7 @@ impl CustomOp1 for Product {
     }
 }
 
-/// So many zeros, if there is memory for them.
+/// Allocates zeros, if there is memory for them.
 fn zeros(what: &'static str, n_elems: Option<usize>) -> Result<Vec<f32>, Error> {
     let n_elems = n_elems.unwrap_or(usize::MAX);
     let mut values = Vec::new();
@@ -332,7 +335,7 @@ fn on_cpu(what: &'static str, tensor: &Tensor) -> Result<(), Error> {
     }
 }
 
-/// The type of a candle tensor as GGUF files name it.
+/// The name of a candle tensor's type in GGUF files.
 fn tensor_type(ty: GgmlDType) -> TensorType {
     match ty {
         GgmlDType::F32 => TensorType::F32,

@@ -1,13 +1,14 @@
-//! Vectors of fewbit as a candle tensor.
+//! Converts fewbit's vectors to a candle tensor.
 
 use candle_core::{Device, Tensor};
 
 use crate::Error;
 
-/// Rows of equal length as a tensor `[n_rows, n_cols]` on the CPU: `fewbit_candle::rows_to_tensor(&embeddings.vectors)`.
+/// Converts rows of equal length to a tensor `[n_rows, n_cols]` on the CPU:
+/// `fewbit_candle::rows_to_tensor(&embeddings.vectors)`.
 ///
-/// Hidden states of `fewbit::expert::engine` (`Logits::take_hidden`) are one flat vector already: `Tensor::from_vec(hidden,
-/// (n_tokens, dim), &Device::Cpu)`.
+/// Hidden states of `fewbit::expert::engine` (`Logits::take_hidden`) are one flat vector already; for these, use
+/// `Tensor::from_vec(hidden, (n_tokens, dim), &Device::Cpu)`.
 ///
 /// # Errors
 /// [`Error::RowLength`] if rows differ in length, [`Error::OutOfMemory`].

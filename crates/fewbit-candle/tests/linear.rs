@@ -1,5 +1,5 @@
 //! `QLinear` gives the bits of fewbit's kernels for every type and layout of the input, is as close to candle's
-//! `QMatMul` as 8-bit activations allow, and refuses with a reason what it cannot do.
+//! `QMatMul` as 8-bit activations allow, and returns a clear error for anything that it cannot do.
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{DType, Device, Module, Tensor, Var};
@@ -9,7 +9,7 @@ use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa};
 use fewbit_quant::TensorType;
 use support::{Codes, Random, types, weights};
 
-// Only weights and random numbers are taken from it.
+// Only its weights and random numbers are used.
 #[path = "../../fewbit-kernels/tests/support/mod.rs"]
 mod support;
 
@@ -43,7 +43,7 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
     values.into_iter().map(f32::to_bits).collect()
 }
 
-/// The product by the kernels' own entry.
+/// The product through the entry point of the kernels.
 fn by_kernels(ty: TensorType, n_rows: usize, n_cols: usize, bytes: &[u8], x: &[f32]) -> Vec<u32> {
     let cpu = Cpu::new(Isa::best(), 1).expect("available");
     let w = cpu.pack(ty, n_rows, n_cols, bytes).expect("packs");
@@ -112,7 +112,7 @@ fn it_is_as_close_to_the_exact_product_as_candle_is() {
         let plain_type = matches!(ty, GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16);
         let bound = if plain_type { 1e-6 } else { 0.01 };
         assert!(mine < bound && relative_error(&ours, &candle) < 2.0 * bound, "{ty:?}: {mine} and {theirs}");
-        // The weights themselves are candle's, to the bit.
+        // The weights themselves equal candle's, bit for bit.
         assert_eq!(bits(&linear.dequantize().expect("memory")), bits(&plain), "{ty:?}");
     }
 }
@@ -208,7 +208,7 @@ fn what_does_not_fit_is_refused_with_a_reason() {
         let error = refused(&zeros(&[64], ty));
         assert!(matches!(error, Error::InputType { found } if found == ty), "{error}");
     }
-    // candle's own function says the same.
+    // candle's own `forward` returns the same message.
     let error = linear.forward(&zeros(&[63], DType::F32)).expect_err("refused").to_string();
     assert!(error.contains("64") && error.contains("[63]"), "{error}");
 

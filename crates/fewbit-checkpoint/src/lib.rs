@@ -1,8 +1,9 @@
-//! What a model's files say: families of models, configurations, names of tensors, and their rows, from GGUF files and from
-//! Hugging Face folders.
+//! The contents of a model's files (families of models, configurations, names of tensors, and their rows), from GGUF
+//! files and from Hugging Face folders.
 //!
-//! [`ModelConfig`] is a model as data; [`WeightSource`] shows the tensors of any format under the names, shapes and types
-//! that they have in a GGUF file. Nothing here computes with a model, so that tools and devices depend on no kernels.
+//! [`ModelConfig`] is a model as data; [`WeightSource`] presents the tensors of any format under the names, shapes and
+//! types that they have in a GGUF file. Nothing here runs a model, so tools and devices that use this crate do not
+//! depend on kernels.
 #![forbid(unsafe_code)]
 
 mod config;

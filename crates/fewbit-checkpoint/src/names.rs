@@ -1,16 +1,16 @@
-//! What the tensors of a model are called, as a table per source format.
+//! The names of a model's tensors, as one table per source format.
 
 use crate::families;
 use std::borrow::Cow;
 
-/// What a tensor is for.
+/// The role of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// A row per token.
+    /// The embedding, with one row per token.
     TokenEmbedding,
     /// The norm after the last layer.
     OutputNorm,
-    /// Hidden states to logits.
+    /// The output matrix, from hidden states to logits.
     Output,
     /// The norm before attention.
     AttnNorm,
@@ -28,37 +28,37 @@ pub enum Part {
     KNorm,
     /// The output projection of attention.
     AttnOutput,
-    /// The norm of what attention gives.
+    /// The norm of the output of attention.
     AttnPostNorm,
-    /// The norm before the feed-forward part.
+    /// The norm before the feed-forward block.
     FfnNorm,
-    /// The gate of the feed-forward part, or of one expert.
+    /// The gate of the feed-forward block, or of one expert.
     Gate,
-    /// What the gate is multiplied with; rows of both, where there is no gate of its own.
+    /// The matrix that the gate is multiplied with; contains the rows of both if there is no separate gate.
     Up,
-    /// The output projection of the feed-forward part.
+    /// The output projection of the feed-forward block.
     Down,
-    /// The norm of what the feed-forward part gives.
+    /// The norm of the output of the feed-forward block.
     FfnPostNorm,
-    /// A score per expert.
+    /// The router, which gives one score per expert.
     Router,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
     ExpertGates,
-    /// The same of [`Part::Up`].
+    /// As `ExpertGates`, for [`Part::Up`].
     ExpertUps,
-    /// The same of [`Part::Down`].
+    /// As `ExpertGates`, for [`Part::Down`].
     ExpertDowns,
-    /// The score of the shared expert.
+    /// The router of the shared expert, which gives its score.
     SharedRouter,
     /// The gate of the shared expert.
     SharedGate,
-    /// What the shared gate is multiplied with.
+    /// The matrix that the shared gate is multiplied with.
     SharedUp,
     /// The output projection of the shared expert.
     SharedDown,
 }
 
-/// Names in GGUF files: those of layers begin with `blk.N.`, and `.weight` or `.bias` follows.
+/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`.
 const GGUF: [(Part, &str); 25] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
@@ -87,11 +87,11 @@ const GGUF: [(Part, &str); 25] = [
     (Part::SharedDown, "blk.{}.ffn_down_shexp"),
 ];
 
-/// Tensors of GGUF files that are no weights of the decoder: constants that the configuration has, and the
-/// vision parts that some files bring along.
+/// Tensors of GGUF files that are not weights of the decoder: constants that the configuration holds, and the vision
+/// parts that some files contain.
 const GGUF_IGNORED: [&str; 5] = ["rope_freqs.", "rope_factors_short.", "rope_factors_long.", "v.", "mm."];
 
-/// The name of a part in a GGUF file, without `.weight` or `.bias`. `layer` matters only for parts of layers.
+/// The name of a part in a GGUF file, without `.weight` or `.bias`. `layer` is used only for parts of layers.
 pub fn gguf(part: Part, layer: usize) -> String {
     let (_, name) = GGUF.iter().find(|(p, _)| *p == part).expect("every part has a name");
     name.replace("{}", &layer.to_string())
@@ -102,18 +102,18 @@ pub fn layer_of_gguf(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// The part with this name in a GGUF file, which is one of this layer if it is one of a layer.
+/// The part with this name in a GGUF file; a part of a layer must belong to this `layer`.
 pub fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
     GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)
 }
 
-/// Whether a tensor of a GGUF file may be there without being a weight of the decoder.
+/// Whether a GGUF file may contain this tensor although it is not a weight of the decoder.
 pub fn is_ignored_in_gguf(name: &str) -> bool {
     GGUF_IGNORED.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Names of modules in Hugging Face files: those of layers begin with `model.layers.N.`, `.weight` or `.bias`
-/// follows. These are those that all families have.
+/// Names of modules in Hugging Face files that all families share: those of layers begin with `model.layers.N.`; all
+/// end with `.weight` or `.bias`.
 const HF: [(Part, &str); 14] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
     (Part::OutputNorm, "model.norm"),
@@ -131,21 +131,21 @@ const HF: [(Part, &str); 14] = [
     (Part::FfnNorm, AFTER_ATTENTION),
 ];
 
-/// A norm, which is that after attention in models that have one there.
+/// The norm after attention in models that have one there; in other models, the norm before the feed-forward block.
 const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
-/// What the files of models that see call the parts that are not about text, there and since `transformers` 4.52.
+/// Names of the vision parts in the files of vision models, before and since `transformers` 4.52.
 const HF_IMAGES: [&str; 4] =
     ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
 
-/// A module's name as files with nothing but a decoder and its output have it: without the prefix that models which
-/// see put before it, and with the one that bare decoders lack. `None` for what is not about text.
+/// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
+/// with the prefix that bare decoders lack. `None` for vision parts.
 pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
         }
-        // `model.` is within the prefix or around it.
+        // `model.` comes before or after this prefix.
         let text = module.strip_prefix("language_model.").or(module.strip_prefix("model.language_model."));
         if let Some(rest) = text {
             let is_whole = rest.starts_with("model.") || rest == "lm_head";
@@ -156,8 +156,8 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
     Some(if is_bare { format!("model.{module}").into() } else { module.into() })
 }
 
-/// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with norms
-/// after their parts call the one after attention as others call that before the feed-forward part.
+/// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with post-norms
+/// use the same name for the norm after attention as others for the norm before the feed-forward block.
 pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
@@ -176,8 +176,8 @@ pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
     Some((part, gguf(part, layer)))
 }
 
-/// What a part of this GGUF name (without `.weight` or `.bias`) is called in the Hugging Face files of an architecture, for
-/// messages about tensors that are missing.
+/// The name of the part with this GGUF name (without `.weight` or `.bias`) in the Hugging Face files of an
+/// architecture, for messages about missing tensors.
 pub fn to_hf(name: &str, architecture: &str, has_post_norms: bool) -> Option<String> {
     let candidates = HF.iter().copied().chain(families::modules_of(architecture)).map(|(_, name)| name);
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
@@ -188,7 +188,7 @@ pub fn to_hf(name: &str, architecture: &str, has_post_norms: bool) -> Option<Str
     modules.find(|module| from_hf(module, has_post_norms).is_some_and(|(_, found)| found == name))
 }
 
-/// Where a tensor stands in a GGUF file that is written here: what belongs to no layer first, then layer by layer in
+/// The sort key of a tensor in a GGUF file that is written here: tensors outside layers first, then layer by layer in
 /// the order of the table.
 pub fn order(name: &str) -> (usize, usize, String) {
     let (layer, part) = match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
@@ -200,7 +200,7 @@ pub fn order(name: &str) -> (usize, usize, String) {
     (layer, place.unwrap_or(GGUF.len()), name.to_owned())
 }
 
-/// The tensor of all experts that a tensor of one expert becomes a part of, and which expert's it is.
+/// The tensor of all experts that contains this tensor of one expert, and the number of the expert.
 pub fn expert(name: &str) -> Option<(String, usize)> {
     let (module, leaf) = name.rsplit_once('.')?;
     let (module, expert) = module.rsplit_once('.')?;

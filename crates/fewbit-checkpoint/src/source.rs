@@ -1,9 +1,8 @@
-//! Where the weights of a model come from: one interface for all file formats.
+//! The source of a model's weights: one interface for all file formats.
 //!
-//! A source shows its tensors under the names, shapes and types that they have in a GGUF file, whatever they are
-//! in the file at hand, so that there is one loader, and recipes, estimates and tools know one set of names. Rows
-//! are borrowed from the file where they lie there as they are needed, and made when they are asked for where they
-//! do not; nothing keeps a second copy.
+//! A source presents its tensors under the names, shapes and types that they have in a GGUF file, whatever the format
+//! of its own file. So there is only one loader, and recipes, estimates and tools use one set of names. Rows that the
+//! file already stores in this form are borrowed from it; others are converted on request. Nothing keeps a second copy.
 
 use crate::{CheckpointError, ModelConfig};
 use fewbit_format::{GgufFile, TensorInfo};
@@ -19,21 +18,20 @@ pub trait WeightSource: Sync {
     /// As [`ModelConfig::from_gguf`], or as [`HfModel::open`](crate::HfModel::open).
     fn config(&self) -> Result<ModelConfig, CheckpointError>;
 
-    /// All tensors. What [`TensorInfo::offset`] means is the source's own matter.
+    /// All tensors. The meaning of [`TensorInfo::offset`] depends on the source.
     fn tensors(&self) -> &[TensorInfo];
 
     /// The tensor with this name.
     fn tensor(&self, name: &str) -> Option<&TensorInfo>;
 
-    /// Some rows of a tensor of this source, in its type's layout, made on `workers` where they are not in the file as
-    /// they are here. Rows count through all dimensions but the last;
-    /// a vector is one row.
+    /// Some rows of a tensor of this source, in the layout of its type, converted on `workers` if the file stores them
+    /// differently. Rows are counted over all dimensions except the last; a vector is one row.
     ///
     /// # Errors
     /// [`CheckpointError`] for bytes that the tensor's type cannot hold.
     ///
     /// # Panics
-    /// If the tensor is not of this source, or has no such rows.
+    /// If the tensor is not from this source, or has no such rows.
     fn rows(
         &self,
         workers: &dyn Workers,
@@ -41,15 +39,15 @@ pub trait WeightSource: Sync {
         rows: Range<usize>,
     ) -> Result<Cow<'_, [u8]>, CheckpointError>;
 
-    /// Gives the file's pages of a tensor back, when all of it has been read.
+    /// Releases the file's pages of a tensor after all of it has been read.
     fn release(&self, tensor: &TensorInfo);
 
-    /// What a tensor is called in the file, for messages.
+    /// The name of a tensor in the file, for messages.
     fn name_in_file(&self, name: &str) -> String {
         name.to_owned()
     }
 
-    /// Bytes of all tensors.
+    /// Total size of all tensors in bytes.
     fn n_bytes(&self) -> u64 {
         self.tensors().iter().fold(0, |n, tensor| n.saturating_add(tensor.n_bytes))
     }
@@ -78,7 +76,7 @@ impl WeightSource for GgufFile {
     }
 }
 
-/// The `n` numbers of a tensor, which an error calls `name`.
+/// The `n` values of a tensor; `name` is used in errors.
 ///
 /// # Errors
 /// [`CheckpointError::Decode`] for bytes that the type cannot hold.
@@ -90,17 +88,17 @@ pub fn decode(name: &str, ty: TensorType, bytes: &[u8], n: usize) -> Result<Vec<
     }
 }
 
-/// Elements of a row.
+/// Number of elements in a row.
 pub fn n_cols(tensor: &TensorInfo) -> usize {
     tensor.shape.last().map_or(1, |&n| usize::try_from(n).unwrap_or(usize::MAX))
 }
 
-/// Bytes of a row. Tensors of a source are whole rows.
+/// Size of a row in bytes. Tensors of a source consist of whole rows.
 pub fn row_bytes(tensor: &TensorInfo) -> usize {
     tensor.ty.row_bytes(n_cols(tensor)).unwrap_or(0)
 }
 
-/// Bytes of a tensor of this shape and type, if they can be counted and rows are whole blocks.
+/// Size of a tensor of this shape and type in bytes; `None` on overflow or if rows are not whole blocks.
 pub fn tensor_bytes(shape: &[u64], ty: TensorType) -> Option<u64> {
     let n_cols = usize::try_from(shape.last().copied().unwrap_or(1)).ok()?;
     let row_bytes = ty.row_bytes(n_cols)? as u64;

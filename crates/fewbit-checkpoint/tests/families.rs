@@ -1,4 +1,4 @@
-//! The list of what runs, which people read, is that of the families.
+//! The documented list of supported models must match the families.
 
 use fewbit_checkpoint::{architectures, classes};
 use std::fs;

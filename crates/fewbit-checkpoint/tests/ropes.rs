@@ -1,5 +1,5 @@
-//! Position embeddings of `config.json` in every spelling, against what `transformers` makes of them: `golden/ropes.py` made
-//! the numbers with its code. Which keys are refused is here as well.
+//! Position embeddings of `config.json` in every spelling, compared with the results of `transformers`, from which
+//! `golden/ropes.py` computed the numbers. Also tests which keys are errors.
 
 #[path = "support/config.rs"]
 mod config;

@@ -1,4 +1,4 @@
-//! The bytes of a model file, mapped or owned.
+//! The bytes of a model file, either mapped or owned.
 
 use std::fs::{self, File};
 use std::io;
@@ -21,7 +21,7 @@ impl FileBytes {
             io::ErrorKind::NotFound => FormatError::NotFound { path: path.to_owned() },
             _ => FormatError::Io { path: path.to_owned(), source },
         };
-        // Looked at before it is opened: opening a pipe waits for its writer.
+        // The type is checked before the file is opened: opening a pipe would wait for its writer.
         let metadata = fs::metadata(path).map_err(io_error)?;
         if metadata.is_dir() {
             return Err(FormatError::IsDirectory { path: path.to_owned() });
@@ -38,12 +38,12 @@ impl FileBytes {
         Mapping::new(&file, n_bytes).map(Self::Mapped).map_err(io_error)
     }
 
-    /// `n_bytes` bytes from `offset`; `None` if the file has not got them.
+    /// `n_bytes` bytes from `offset`; `None` if the file does not have them.
     pub(crate) fn slice(&self, offset: u64, n_bytes: u64) -> Option<&[u8]> {
         self.get(range(offset, n_bytes)?)
     }
 
-    /// Gives the pages of these bytes back to the operating system, if they are mapped.
+    /// Returns the pages of these bytes to the operating system, if they are mapped.
     pub(crate) fn release(&self, offset: u64, n_bytes: u64) {
         if let (Self::Mapped(map), Some(range)) = (self, range(offset, n_bytes)) {
             map.release(range);

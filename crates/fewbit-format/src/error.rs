@@ -1,8 +1,7 @@
-//! The one error type of this crate: a variant for each thing that a caller, or a person, can act on.
+//! The only error type of this crate, with a variant for each problem that a caller or a user can act on.
 //!
-//! Every message is one line: what is wrong, where, what was found, and what to do where that is known.
-//! Text that comes from a file is printed with `{:?}`, so that it can neither break the line nor write
-//! control codes to a terminal.
+//! Every message is one line: the problem, its location, the value found, and a remedy if there is one. Text from a
+//! file is printed with `{:?}`, so that it can neither break the line nor send control codes to a terminal.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,30 +16,30 @@ use crate::safetensors::Dtype;
 #[non_exhaustive]
 pub enum FormatError {
     // Opening a file.
-    /// No file has this path.
+    /// There is no file at this path.
     #[error("{} does not exist: check the path", path.display())]
     NotFound {
-        /// The path that was asked for.
+        /// The given path.
         path: PathBuf,
     },
-    /// The path names a folder.
+    /// The path is a folder.
     #[error("{} is a folder: give the path of a .gguf file in it", path.display())]
     IsDirectory {
-        /// The path that was asked for.
+        /// The given path.
         path: PathBuf,
     },
-    /// The path names a pipe, a socket or a device, which cannot be mapped.
+    /// The path is a pipe, a socket or a device, which cannot be mapped.
     #[error("{} is not a regular file: copy the model to a file first", path.display())]
     NotAFile {
-        /// The path that was asked for.
+        /// The given path.
         path: PathBuf,
     },
     /// The operating system refused to open, map or write the file.
     #[error("cannot access {}", path.display())]
     Io {
-        /// The path that was asked for.
+        /// The given path.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
     /// The output given to [`GgufWriter::write_to`](crate::GgufWriter::write_to) failed.
@@ -48,7 +47,7 @@ pub enum FormatError {
     Write(#[source] io::Error),
 
     // The first bytes.
-    /// The file has no bytes.
+    /// The file is empty.
     #[error("the file is empty: fetch it again")]
     Empty,
     /// The file does not begin with `GGUF`.
@@ -66,10 +65,10 @@ pub enum FormatError {
     /// A GGUF file for big-endian machines.
     #[error("a big-endian GGUF file (version {version}): convert it to little-endian with gguf_convert_endian.py")]
     BigEndian {
-        /// The version, its bytes swapped back.
+        /// The version, with its bytes swapped to the right order.
         version: u32,
     },
-    /// GGUF version 1, whose lengths are 32-bit; it was in use for two weeks of 2023.
+    /// GGUF version 1, which had 32-bit lengths; it was in use for two weeks in 2023.
     #[error("GGUF version 1 is not supported: convert the original model again, or find a newer file of it")]
     Version1,
     /// A version of the format that does not exist yet (or 0).
@@ -89,19 +88,19 @@ pub enum FormatError {
         what: &'static str,
         /// Where it begins, from the start of the file.
         offset: u64,
-        /// The bytes that it takes.
+        /// Number of bytes that it takes.
         needed: u64,
-        /// The bytes from there to the end of the file.
+        /// Number of bytes from there to the end of the file.
         left: u64,
     },
-    /// A count that the rest of the file has no room for.
+    /// The header gives a count that is too large for the rest of the file.
     #[error("the header promises {count} {what}, but only {left} bytes are left; fetch the file again")]
     CountTooLarge {
         /// What is counted.
         what: &'static str,
-        /// How many the file says there are.
+        /// The count in the file.
         count: u64,
-        /// The bytes from there to the end of the file.
+        /// Number of bytes from there to the end of the file.
         left: u64,
     },
     /// Metadata and tensor records take more bytes than [`Limits::header_bytes`](crate::Limits::header_bytes).
@@ -114,35 +113,35 @@ pub enum FormatError {
     },
 
     // Metadata.
-    /// A metadata key of no bytes, or of more than the specification's 65535.
+    /// A metadata key is empty, or longer than the 65535 bytes that the specification allows.
     #[error("the metadata key at byte {offset} is {length} bytes long: 1 to 65535 are allowed")]
     KeyLength {
-        /// Where the key's text begins.
+        /// Where the text of the key begins.
         offset: u64,
         /// Its length in bytes.
         length: u64,
     },
-    /// A metadata key that is not UTF-8.
+    /// A metadata key is not UTF-8.
     #[error("the metadata key at byte {offset} is not valid UTF-8: the file is damaged")]
     KeyUtf8 {
-        /// Where the key's text begins.
+        /// Where the text of the key begins.
         offset: u64,
     },
-    /// Two metadata values with one key.
+    /// Two metadata values have the same key.
     #[error("the metadata key {key:?} occurs twice: the file is damaged, or was made by a faulty tool")]
     DuplicateKey {
         /// The key.
         key: String,
     },
-    /// A metadata value of a type that GGUF does not have.
+    /// A metadata value has a type that GGUF does not define.
     #[error("metadata {key:?} has the value type {id}, which GGUF does not define: the file is damaged")]
     ValueType {
         /// The key.
         key: String,
-        /// The type's number in the file.
+        /// The number of the type in the file.
         id: u32,
     },
-    /// A boolean that is neither 0 nor 1.
+    /// A boolean is neither 0 nor 1.
     #[error("metadata {key:?} is a boolean with the value {value}: the file is damaged")]
     InvalidBool {
         /// The key.
@@ -150,7 +149,7 @@ pub enum FormatError {
         /// The byte in the file.
         value: u8,
     },
-    /// A string longer than [`Limits::string_bytes`](crate::Limits::string_bytes).
+    /// A string is longer than [`Limits::string_bytes`](crate::Limits::string_bytes).
     #[error("metadata {key:?} holds a string of {length} bytes, more than the limit of {limit}")]
     StringTooLong {
         /// The key.
@@ -160,7 +159,7 @@ pub enum FormatError {
         /// The limit.
         limit: u64,
     },
-    /// Arrays inside arrays, deeper than [`Limits::array_depth`](crate::Limits::array_depth).
+    /// Arrays are nested deeper than [`Limits::array_depth`](crate::Limits::array_depth).
     #[error("metadata {key:?} nests arrays more than {limit} deep")]
     ArrayTooDeep {
         /// The key.
@@ -168,21 +167,21 @@ pub enum FormatError {
         /// The limit.
         limit: u32,
     },
-    /// `general.alignment` is no power of two from 8 to 16777216.
+    /// `general.alignment` is not a power of two from 8 to 16777216.
     #[error("general.alignment is {found}: it must be a power of two from 8 to 16777216")]
     Alignment {
         /// The value in the file.
         found: u64,
     },
-    /// One part of a model that was split over several files, alone or under another name than parts have.
+    /// The file is one part of a split model, and is alone or does not have the name of a part.
     #[error(
         "this is part {part} of a model split into {count} files: keep them in one folder under their own names, \
          NAME-{part:05}-of-{count:05}.gguf and so on, or join them with `llama-gguf-split --merge`"
     )]
     Split {
-        /// Which part this is, counted from 1.
+        /// The number of this part, from 1.
         part: u64,
-        /// How many there are.
+        /// Number of parts.
         count: u64,
     },
     /// A file of a split model cannot be read.
@@ -190,52 +189,52 @@ pub enum FormatError {
     Part {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error of that file.
         source: Box<FormatError>,
     },
-    /// A file of a split model is another part than its name says, or of another model.
+    /// A file of a split model is not the part that its name says, or belongs to another model.
     #[error("{} is not part {part} of {count} of this model: fetch it again", path.display())]
     WrongPart {
         /// The file.
         path: PathBuf,
-        /// Which part it should be, counted from 1.
+        /// The expected part, from 1.
         part: u64,
-        /// How many there are.
+        /// Number of parts.
         count: u64,
     },
-    /// The files of a split model do not hold as many tensors as the first one says.
+    /// The files of a split model do not hold as many tensors as the first file promises.
     #[error("the model's files hold {found} tensors, but should hold {expected}: fetch them again")]
     PartTensors {
         /// The number in the first file.
         expected: u64,
-        /// How many there are.
+        /// Number of tensors in all files.
         found: u64,
     },
 
     // Tensors.
-    /// A tensor without a name, or with one that is too long.
+    /// The name of a tensor is empty or too long.
     #[error("the name of tensor {index} is {length} bytes long: 1 to {limit} are allowed")]
     TensorNameLength {
-        /// The tensor's place in the file, from 0.
+        /// Index of the tensor in the file, from 0.
         index: usize,
         /// The name's length in bytes.
         length: u64,
         /// The longest name allowed.
         limit: u64,
     },
-    /// A tensor name that is not UTF-8.
+    /// The name of a tensor is not UTF-8.
     #[error("the name of tensor {index} is not valid UTF-8: the file is damaged")]
     TensorNameUtf8 {
-        /// The tensor's place in the file, from 0.
+        /// Index of the tensor in the file, from 0.
         index: usize,
     },
-    /// Two tensors with one name.
+    /// Two tensors have the same name.
     #[error("the tensor {tensor:?} occurs twice: the file is damaged, or was made by a faulty tool")]
     DuplicateTensor {
         /// The name.
         tensor: String,
     },
-    /// A tensor without dimensions, or with more than four.
+    /// A tensor has no dimensions, or more than four.
     #[error("tensor {tensor:?} has {n_dims} dimensions: 1 to 4 are allowed")]
     DimensionCount {
         /// The tensor's name.
@@ -243,7 +242,7 @@ pub enum FormatError {
         /// The number of dimensions in the file.
         n_dims: u64,
     },
-    /// A tensor without elements.
+    /// A tensor has no elements.
     #[error("tensor {tensor:?} of shape {shape:?} has no elements")]
     ZeroDimension {
         /// The tensor's name.
@@ -251,7 +250,7 @@ pub enum FormatError {
         /// Its shape, outermost dimension first.
         shape: Vec<u64>,
     },
-    /// A tensor of a type that this version of fewbit has never heard of.
+    /// A tensor has a type that this version of fewbit does not know.
     #[error(
         "tensor {tensor:?} has the type number {id}, which fewbit does not know: \
          choose a file quantized to another type, such as Q4_K_M"
@@ -259,10 +258,10 @@ pub enum FormatError {
     TensorTypeId {
         /// The tensor's name.
         tensor: String,
-        /// The type's number in the file.
+        /// The number of the type in the file.
         id: u32,
     },
-    /// A row that is not a whole number of blocks.
+    /// A row of a tensor is not a whole number of blocks.
     #[error("tensor {tensor:?} has rows of {n_cols} elements, which is not a whole number of {ty} blocks of {}",
         ty.block_elems())]
     NotWholeBlocks {
@@ -273,7 +272,7 @@ pub enum FormatError {
         /// Elements in a row.
         n_cols: u64,
     },
-    /// A shape whose size in bytes is no 64-bit number.
+    /// The size of a tensor in bytes does not fit into 64 bits.
     #[error("tensor {tensor:?} of shape {shape:?} is too large for any memory: the file is damaged")]
     TensorTooLarge {
         /// The tensor's name.
@@ -281,7 +280,7 @@ pub enum FormatError {
         /// Its shape, outermost dimension first.
         shape: Vec<u64>,
     },
-    /// A tensor whose bytes do not begin at a multiple of the alignment.
+    /// The bytes of a tensor do not begin at a multiple of the alignment.
     #[error(
         "tensor {tensor:?} begins at byte {offset} of the tensor data, which is not a multiple of the alignment {alignment}"
     )]
@@ -293,7 +292,7 @@ pub enum FormatError {
         /// The file's alignment.
         alignment: u64,
     },
-    /// A tensor that ends after the file does: usually an incomplete download.
+    /// A tensor extends beyond the end of the file, usually because the download is incomplete.
     #[error(
         "the file is cut short: tensor {tensor:?} takes {n_bytes} bytes from byte {offset}, the file has \
          {file_bytes}; fetch the file again"
@@ -303,12 +302,12 @@ pub enum FormatError {
         tensor: String,
         /// Where its bytes begin, from the start of the file.
         offset: u64,
-        /// How many bytes it has.
+        /// Size of the tensor in bytes.
         n_bytes: u64,
-        /// How many bytes the file has.
+        /// Size of the file in bytes.
         file_bytes: u64,
     },
-    /// Two tensors that share bytes.
+    /// Two tensors overlap.
     #[error("the tensors {first:?} and {second:?} overlap: the file is damaged")]
     OverlappingTensors {
         /// The tensor that begins first.
@@ -316,22 +315,22 @@ pub enum FormatError {
         /// The tensor that begins inside it.
         second: String,
     },
-    /// Tensor data of another length than the shape and type ask for (when writing).
+    /// The data of a tensor does not have the length that its shape and type require (when writing).
     #[error("tensor {tensor:?} needs {expected} bytes for its shape and type, {found} were given")]
     TensorDataSize {
         /// The tensor's name.
         tensor: String,
-        /// The bytes that shape and type ask for.
+        /// Number of bytes that shape and type require.
         expected: u64,
-        /// The bytes that were given.
+        /// Number of bytes given.
         found: u64,
     },
 
     // Safetensors.
-    /// The header of a safetensors file is not the JSON that it should be.
+    /// The header of a safetensors file is not the expected JSON.
     #[error("the safetensors header is damaged: fetch the file again")]
     HeaderJson(#[source] serde_json::Error),
-    /// A tensor of a type that the safetensors format does not have.
+    /// A tensor has a type that the safetensors format does not define.
     #[error(
         "tensor {tensor:?} has the type {dtype:?}, which fewbit does not know: look for another file of this model"
     )]
@@ -341,7 +340,7 @@ pub enum FormatError {
         /// The type's name in the file.
         dtype: String,
     },
-    /// A tensor of elements of 4 or 6 bits that end in the middle of a byte.
+    /// A tensor of 4-bit or 6-bit elements ends in the middle of a byte.
     #[error(
         "tensor {tensor:?} of shape {shape:?} and type {dtype} is not a whole number of bytes: the file is damaged"
     )]
@@ -353,7 +352,7 @@ pub enum FormatError {
         /// The type of its elements.
         dtype: Dtype,
     },
-    /// A tensor that ends before it begins.
+    /// A tensor ends before it begins.
     #[error("tensor {tensor:?} begins at byte {start} of the tensor data and ends at byte {end}: the file is damaged")]
     InvertedOffsets {
         /// The tensor's name.
@@ -363,15 +362,15 @@ pub enum FormatError {
         /// Where it ends.
         end: u64,
     },
-    /// Bytes that belong to no tensor, where the format allows none.
+    /// Bytes that belong to no tensor, which the format does not allow.
     #[error("{n_bytes} bytes from byte {offset} belong to no tensor: the file is damaged, or carries something else")]
     UnusedBytes {
         /// Where they begin, from the start of the file.
         offset: u64,
-        /// How many there are.
+        /// Number of such bytes.
         n_bytes: u64,
     },
-    /// A folder that has no safetensors model in it.
+    /// The folder does not contain a safetensors model.
     #[error(
         "{} has neither model.safetensors nor model.safetensors.index.json: give a .gguf file or a model folder",
         path.display()
@@ -380,22 +379,22 @@ pub enum FormatError {
         /// The folder.
         path: PathBuf,
     },
-    /// `model.safetensors.index.json` is not the JSON that it should be.
+    /// `model.safetensors.index.json` is not the expected JSON.
     #[error("the index of the model's files is damaged: fetch it again")]
     IndexJson(#[source] serde_json::Error),
-    /// The index names a file that is not a plain name in its own folder.
+    /// The index names a file that is not a plain file name in its own folder.
     #[error("the index names the file {shard:?}, which is not a plain file name: nothing outside its folder is opened")]
     ShardName {
         /// The name in the index.
         shard: String,
     },
-    /// A file that the index names is not there.
+    /// A file that the index names does not exist.
     #[error("{} is missing, which holds a part of the model: fetch it", path.display())]
     MissingShard {
-        /// Where it should be.
+        /// The expected path of the file.
         path: PathBuf,
     },
-    /// A file of a model does not hold a tensor that it should hold.
+    /// A file of a model does not hold a tensor that the index assigns to it.
     #[error("the index says that {shard:?} holds the tensor {tensor:?}, but it does not: fetch both again")]
     MissingTensor {
         /// The tensor's name.
@@ -405,47 +404,48 @@ pub enum FormatError {
     },
 
     // Metadata looked up by name.
-    /// A key that the model needs is not there.
+    /// A key that the model needs is missing.
     #[error("the file has no metadata {key:?}, which this model needs: it is incomplete or of another kind")]
     MissingKey {
         /// The key.
         key: String,
     },
-    /// A metadata value of another type than the one that its meaning asks for.
+    /// A metadata value does not have the expected type.
     #[error("metadata {key:?} is of type {found}, expected {expected}")]
     MetadataType {
         /// The key.
         key: String,
-        /// The type that was asked for.
+        /// The expected type.
         expected: &'static str,
         /// The type of the value in the file.
         found: &'static str,
     },
-    /// A metadata number that does not fit the type that its meaning asks for.
+    /// A metadata number does not fit the expected type.
     #[error("metadata {key:?} is {found}, out of range for {expected}")]
     MetadataRange {
         /// The key.
         key: String,
-        /// The type that was asked for.
+        /// The expected type.
         expected: &'static str,
         /// The number in the file.
         found: i128,
     },
-    /// A metadata string (or a string in an array) that is not UTF-8.
+    /// A metadata string (or a string in an array) is not UTF-8.
     ///
-    /// Such values are kept as bytes ([`Value::Bytes`](crate::Value::Bytes)), so that a stray byte in a
-    /// description does not make a model useless; but they are never repaired by guessing.
+    /// Such values are kept as bytes ([`Value::Bytes`](crate::Value::Bytes)), so that a stray byte in a description
+    /// does not make a model useless. fewbit never guesses the text that was meant.
     #[error("metadata {key:?} holds text that is not valid UTF-8 (string {index} of it): the file is damaged")]
     MetadataUtf8 {
         /// The key.
         key: String,
-        /// Which string of an array, from 0; 0 for a single string.
+        /// Index of the string in an array, from 0; 0 for a single string.
         index: usize,
     },
 }
 
 impl FormatError {
-    /// The file or folder that the message names. Of the others, the caller knows which file they are about.
+    /// The file or folder that the message names. `None` for errors about the content of a file, which the caller
+    /// opened.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::NotFound { path }
@@ -461,7 +461,7 @@ impl FormatError {
     }
 }
 
-/// What a file that is not GGUF looks like from its first bytes.
+/// The kind of file that something which is not the expected format appears to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FoundInstead {
@@ -479,12 +479,12 @@ pub enum FoundInstead {
     Zip,
     /// A GGUF file.
     Gguf,
-    /// Something else; its first four bytes (fewer are filled up with zeros).
+    /// Anything else, with its first four bytes (padded with zeros if there are fewer).
     Binary([u8; 4]),
 }
 
 impl FoundInstead {
-    /// Guesses from the first bytes of a file that is not what it should be.
+    /// Guesses the kind of a file of the wrong format from its first bytes.
     pub(crate) fn guess(bytes: &[u8]) -> Self {
         let head = bytes.get(..512).unwrap_or(bytes);
         let lower = head.to_ascii_lowercase();
@@ -494,7 +494,7 @@ impl FoundInstead {
         } else if trimmed.starts_with(b"<!doctype") || trimmed.starts_with(b"<html") {
             Self::WebPage
         } else if [b"lmgg", b"fmgg", b"tjgg", b"algg"].iter().any(|magic| head.starts_with(*magic)) {
-            // The old magics are 32-bit numbers, so that their letters stand in reverse in the file.
+            // The old magic values are 32-bit numbers, so their letters are in reverse order in the file.
             Self::OldGgml
         } else if head.starts_with(b"GGUF") {
             Self::Gguf
@@ -515,7 +515,7 @@ impl FoundInstead {
     }
 }
 
-/// Whether the bytes are UTF-8 (a character cut at the end allowed) without control codes.
+/// Whether the bytes are UTF-8 without control codes. A character that is cut off at the end is allowed.
 fn is_text(head: &[u8]) -> bool {
     let text = match std::str::from_utf8(head) {
         Ok(text) => text,

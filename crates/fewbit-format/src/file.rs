@@ -1,8 +1,8 @@
 //! A GGUF file: its parsed header together with its bytes.
 //!
-//! A model that `llama-gguf-split` cut has several files, `NAME-00001-of-00003.gguf` and so on. Metadata is in the
-//! first, and each has some of the tensors. They are shown as one file, in which a tensor's offset is what it would be
-//! if the files stood one after the other.
+//! A model that was split with `llama-gguf-split` has several files, `NAME-00001-of-00003.gguf` and so on. The metadata
+//! is in the first file, and each file has some of the tensors. They are presented as one file, in which the offset of
+//! a tensor is what it would be if the files were concatenated.
 
 use std::path::{Path, PathBuf};
 
@@ -11,10 +11,10 @@ use crate::error::FormatError;
 use crate::gguf::{Header, Limits, TensorInfo, parse, parse_part, split};
 use crate::metadata::Metadata;
 
-/// A GGUF file that has been read and found valid.
+/// A validated GGUF file.
 ///
-/// The header is parsed once; tensors are read from the map when they are asked for. The file must not be
-/// changed in place while it is open (replacing it by renaming another over it is fine).
+/// The header is parsed once; tensors are read from the map on request. The file must not be changed in place while it
+/// is open (replacing it by renaming another file to its name is fine).
 ///
 /// ```no_run
 /// use std::path::Path;
@@ -28,7 +28,7 @@ use crate::metadata::Metadata;
 #[derive(Debug)]
 pub struct GgufFile {
     header: Header,
-    /// The file, or all files of a split model, in their order.
+    /// The file, or all files of a split model in order.
     parts: Vec<Part>,
     path: Option<PathBuf>,
 }
@@ -36,14 +36,14 @@ pub struct GgufFile {
 #[derive(Debug)]
 struct Part {
     bytes: FileBytes,
-    /// Bytes of the parts before.
+    /// Total size of the preceding parts in bytes.
     start: u64,
     path: Option<PathBuf>,
 }
 
 impl GgufFile {
-    /// Maps a file and parses its header. Of a model that is split over several files, `NAME-00001-of-00003.gguf` and
-    /// so on, any of them stands for all.
+    /// Maps a file and parses its header. For a model that is split into several files (`NAME-00001-of-00003.gguf` and
+    /// so on), pass the path of any of them.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
         let bytes = FileBytes::open(path)?;
         let header = parse_part(&bytes, &Limits::default())?;
@@ -89,14 +89,14 @@ impl GgufFile {
         }
     }
 
-    /// Parses a file that is in memory.
+    /// Parses a file in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
         let header = parse(&bytes)?;
         let parts = vec![Part { bytes: FileBytes::Owned(bytes), start: 0, path: None }];
         Ok(Self { header, parts, path: None })
     }
 
-    /// The part that an offset lies in.
+    /// The part that contains an offset.
     fn part(&self, offset: u64) -> Option<&Part> {
         let after = self.parts.partition_point(|part| part.start <= offset);
         self.parts.get(after.checked_sub(1)?)
@@ -117,7 +117,7 @@ impl GgufFile {
         &self.header.metadata
     }
 
-    /// The tensors, in the file's order. A file that holds only a vocabulary has none.
+    /// The tensors, in the order of the file. A vocabulary-only file has none.
     pub fn tensors(&self) -> &[TensorInfo] {
         self.header.tensors()
     }
@@ -127,32 +127,32 @@ impl GgufFile {
         self.header.tensor(name)
     }
 
-    /// The bytes of a tensor of this file: exactly those, in its type's layout, row after row.
+    /// The bytes of a tensor of this file, in the layout of its type, row after row.
     ///
     /// # Panics
     ///
-    /// If the record does not come from this file and asks for bytes that it does not have.
+    /// If the record does not come from this file and refers to bytes that the file does not have.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
         self.part(tensor.offset)
             .and_then(|part| part.bytes.slice(tensor.offset - part.start, tensor.n_bytes))
             .expect("a tensor of this file lies inside it, as the parser checked")
     }
 
-    /// Tells the operating system that a tensor's bytes are no longer needed, after they were copied into
-    /// another layout: their pages stop counting against this process. They can still be read, and come
-    /// from the file again. Does nothing for a file in memory.
+    /// Tells the operating system that a tensor's bytes are no longer needed, for example after they were copied into
+    /// another layout: their pages stop counting towards the memory of this process. They can still be read, and are
+    /// then fetched from the file again. Does nothing for a file in memory.
     pub fn release(&self, tensor: &TensorInfo) {
         if let Some(part) = self.part(tensor.offset) {
             part.bytes.release(tensor.offset - part.start, tensor.n_bytes);
         }
     }
 
-    /// The size of the file, or of all files of a split model.
+    /// The size of the file, or the total size of the files of a split model.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
-    /// The paths of the files: of one, or of all parts of a split model; `None` for one that was given as bytes.
+    /// The path of the file, or the paths of all parts of a split model; `None` if the file was given as bytes.
     pub fn parts(&self) -> impl ExactSizeIterator<Item = Option<&Path>> {
         self.parts.iter().map(|part| part.path.as_deref())
     }
@@ -163,7 +163,7 @@ impl GgufFile {
     }
 }
 
-/// What the files of a split model are called: `NAME-00002-of-00003.gguf` is the second of three.
+/// The names of the files of a split model: `NAME-00002-of-00003.gguf` is the second of three.
 struct PartNames<'a> {
     before: &'a str,
     part: u64,
@@ -171,7 +171,7 @@ struct PartNames<'a> {
 }
 
 impl<'a> PartNames<'a> {
-    /// What the name of one of them says.
+    /// Parses the name of one of the files.
     fn of(path: &'a Path) -> Option<Self> {
         let number = |digits: &str| match digits.len() >= 5 && digits.bytes().all(|b| b.is_ascii_digit()) {
             true => digits.parse().ok(),

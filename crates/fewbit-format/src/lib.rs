@@ -1,10 +1,10 @@
 //! Model files for fewbit: validating readers of GGUF and safetensors, and a GGUF writer.
 //!
-//! A GGUF file is a header (named metadata values, then one record per tensor: name, shape, type, offset)
-//! followed by the tensors' bytes. [`parse`] turns the bytes of a file into a [`Header`] and checks
-//! everything that a later reader relies on; [`GgufFile`] maps a file and hands out each tensor's bytes;
-//! [`GgufWriter`] writes a file that the same reader, and llama.cpp, accept. [`SafetensorsModel`] does for the
-//! folders of Hugging Face models what [`GgufFile`] does for a GGUF file.
+//! A GGUF file is a header (named metadata values, then one record per tensor: name, shape, type, offset) followed by
+//! the bytes of the tensors. [`parse`] turns the bytes of a file into a [`Header`] and checks everything that a later
+//! reader relies on; [`GgufFile`] maps a file and gives access to the bytes of each tensor; [`GgufWriter`] writes a
+//! file that the same reader, and llama.cpp, accept. [`SafetensorsModel`] does for folders of Hugging Face models what
+//! [`GgufFile`] does for a GGUF file.
 //!
 //! ```
 //! use fewbit_format::{GgufFile, GgufWriter};
@@ -22,13 +22,13 @@
 //! # Ok::<(), fewbit_format::FormatError>(())
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! Model files come from strangers. Whatever the bytes are, [`parse`] (and [`safetensors::parse`]) returns a
-//! header or a [`FormatError`]: it does not panic, its memory is bounded by a small multiple of the header's size
-//! (which [`Limits`] caps), and its time is linear in it, up to a sort. When it returns a header, then every
-//! tensor lies inside the file, has the bytes that its shape and type ask for, and shares none of them with
-//! another tensor. What the numbers in the tensors are is not looked at.
+//! Model files come from untrusted sources. For any bytes, [`parse`] (and [`safetensors::parse`]) returns a header or a
+//! [`FormatError`]: it does not panic, its memory is bounded by a small multiple of the header's size (which [`Limits`]
+//! caps), and its time is linear in that size, apart from a sort. If it returns a header, every tensor lies inside the
+//! file, has exactly the bytes that its shape and type require, and does not overlap with another tensor. The values of
+//! the tensors are not checked.
 #![deny(unsafe_code)]
 
 mod bytes;
@@ -45,7 +45,7 @@ pub use error::{FormatError, FoundInstead};
 pub use file::GgufFile;
 pub use gguf::{GgufWriter, Header, Limits, TensorInfo, parse, parse_with};
 pub use metadata::{Array, Metadata, Value};
-// For the other crates of this workspace: no part of what the crate promises.
+// For the other crates of this workspace; not part of the public API.
 #[doc(hidden)]
 pub use new_file::NewFile;
 pub use safetensors::SafetensorsModel;

@@ -1,8 +1,8 @@
 //! Metadata: the named values at the front of a model file, and typed access to them.
 //!
-//! Files of one model family differ in the integer types they use for the same key, so the integer getters
-//! convert any width that fits; nothing else is converted. A string that is not UTF-8 is kept as bytes and
-//! is an error for whoever asks for it as text: half-repaired tokens would be wrong tokens.
+//! Files of the same model family use different integer types for the same key, so the integer getters convert any
+//! width that fits; nothing else is converted. A string that is not UTF-8 is kept as bytes, and reading it as text is
+//! an error: half-repaired tokens would be wrong tokens.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -31,7 +31,7 @@ macro_rules! values {
         }
 
         impl Value {
-            /// The name of the value's type, as error messages print it.
+            /// The name of the value's type, as used in error messages.
             pub fn type_name(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $name,)*
@@ -39,7 +39,7 @@ macro_rules! values {
                 }
             }
 
-            /// The number that stands for this type in a GGUF file.
+            /// The number of this type in GGUF files.
             pub(crate) fn gguf_id(&self) -> u32 {
                 match self {
                     $(Self::$variant(_) => $id,)*
@@ -49,7 +49,7 @@ macro_rules! values {
         }
 
         impl Array {
-            /// The name of the array's type, as error messages print it.
+            /// The name of the array's type, as used in error messages.
             pub fn type_name(&self) -> &'static str {
                 match self {
                     $(Self::$variant(_) => $array_name,)*
@@ -57,7 +57,7 @@ macro_rules! values {
                 }
             }
 
-            /// The number that stands for the elements' type in a GGUF file.
+            /// The number of the element type in GGUF files.
             pub(crate) fn element_gguf_id(&self) -> u32 {
                 match self {
                     $(Self::$variant(_) => $id,)*
@@ -88,10 +88,10 @@ macro_rules! values {
     };
 }
 
-/// The number that stands for an array in a GGUF file.
+/// The number of the array type in GGUF files.
 pub(crate) const ARRAY_ID: u32 = 9;
 
-/// A string that is not UTF-8, as it stands in the file.
+/// A string that is not UTF-8, as it is in the file.
 pub(crate) type RawString = Box<[u8]>;
 
 values! {
@@ -113,8 +113,8 @@ values! {
     Bool(bool) = 7, "bool", "array of bool";
     /// Text.
     String(String) = 8, "string", "array of strings";
-    /// Text that is not valid UTF-8, as it stands in the file. An array of strings is kept in this form if
-    /// any of its strings is not valid UTF-8.
+    /// Text that is not valid UTF-8, as it is in the file. An array of strings is kept in this form if any of its
+    /// strings is not valid UTF-8.
     Bytes(RawString) = 8, "string that is not UTF-8", "array of strings that are not UTF-8";
     /// A 64-bit unsigned integer.
     U64(u64) = 10, "u64", "array of u64";
@@ -137,7 +137,7 @@ impl From<Array> for Value {
 }
 
 impl Value {
-    /// The value as an integer, whatever its width; `None` for anything that is no integer.
+    /// The value as an integer, whatever its width; `None` if it is not an integer.
     pub fn as_integer(&self) -> Option<i128> {
         Some(match *self {
             Self::U8(v) => v.into(),
@@ -159,8 +159,8 @@ impl Array {
         self.len() == 0
     }
 
-    /// Converts a list of integers of any width; `None` if the elements are no integers, the first element
-    /// that does not fit otherwise.
+    /// Converts a list of integers of any width. `None` if the elements are not integers; the error is the first
+    /// element that does not fit.
     fn to_integers<T>(&self) -> Option<Result<Vec<T>, i128>>
     where
         T: TryFrom<i128>,
@@ -182,10 +182,10 @@ impl Array {
     }
 }
 
-/// The metadata of a model file: named values in the file's order, each name once.
+/// The metadata of a model file: named values in the order of the file, with unique names.
 ///
-/// The typed getters return `Ok(None)` for a key that is not there and an error for a value of another
-/// type; the `require_` getters make an absent key an error as well.
+/// The typed getters return `Ok(None)` if the key is missing and an error if the value has another type; the `require_`
+/// getters return an error for a missing key as well.
 ///
 /// ```
 /// use fewbit_format::Metadata;
@@ -200,18 +200,18 @@ impl Array {
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
-    /// Place of each key in `entries`.
+    /// Index of each key in `entries`.
     index: HashMap<String, usize>,
 }
 
-/// Equal keys with equal values in the same order.
+/// Equal if both have the same keys with the same values in the same order.
 impl PartialEq for Metadata {
     fn eq(&self, other: &Self) -> bool {
         self.entries == other.entries
     }
 }
 
-/// Writes a typed getter and its `require_` form.
+/// Defines a typed getter and its `require_` form.
 macro_rules! getter {
     ($(#[$doc:meta])* $name:ident, $require:ident, $expected:literal -> $out:ty, |$this:ident, $key:ident, $value:ident| $get:expr) => {
         $(#[$doc])*
@@ -262,7 +262,7 @@ impl Metadata {
         self.entries.iter().map(|(key, value)| (key.as_str(), value))
     }
 
-    /// Sets a value: in its place if the key is there, else at the end.
+    /// Sets a value: replaces the value of an existing key, or adds a new key at the end.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) {
         let (key, value) = (key.into(), value.into());
         match self.index.get(&key).and_then(|&place| self.entries.get_mut(place)) {
@@ -302,7 +302,7 @@ impl Metadata {
     }
 
     getter! {
-        /// A float; a 64-bit one is rounded.
+        /// A float; a 64-bit float is rounded.
         f32, require_f32, "f32" -> f32, |_this, key, value| match value {
             Value::F32(value) => Some(Ok(*value)),
             Value::F64(value) => Some(Ok(*value as f32)),
@@ -354,7 +354,7 @@ impl Metadata {
     }
 
     getter! {
-        /// A list of integers of any width; borrowed if it is one of `i32` already.
+        /// A list of integers of any width; borrowed if it is stored as `i32`.
         i32_array, require_i32_array, "array of i32" -> Cow<'_, [i32]>, |_this, key, value| match value {
             Value::Array(Array::I32(list)) => Some(Ok(Cow::Borrowed(list.as_slice()))),
             Value::Array(array) => array.to_integers().map(|list| fit_all(key, "array of i32", list)),
@@ -363,7 +363,7 @@ impl Metadata {
     }
 
     getter! {
-        /// A list of integers of any width that are not negative; borrowed if it is one of `u32` already.
+        /// A list of non-negative integers of any width; borrowed if it is stored as `u32`.
         u32_array, require_u32_array, "array of u32" -> Cow<'_, [u32]>, |_this, key, value| match value {
             Value::Array(Array::U32(list)) => Some(Ok(Cow::Borrowed(list.as_slice()))),
             Value::Array(array) => array.to_integers().map(|list| fit_all(key, "array of u32", list)),
@@ -372,7 +372,7 @@ impl Metadata {
     }
 }
 
-/// An integer as the type asked for, or the error that says why not.
+/// Converts an integer to the requested type, or returns the error that explains why it does not fit.
 fn fit<T: TryFrom<i128>>(key: &str, expected: &'static str, found: i128) -> Result<T, FormatError> {
     T::try_from(found).map_err(|_| FormatError::MetadataRange { key: key.to_owned(), expected, found })
 }

@@ -1,7 +1,7 @@
-//! A read-only memory map of a file: the one place of this crate with unsafe code.
+//! A read-only memory map of a file. This is the only module of this crate with unsafe code.
 //!
-//! A map lets a model of many gigabytes be read without a copy and shared between processes through the
-//! file cache. Its price is a promise that the compiler cannot check: nobody changes the file meanwhile.
+//! A map allows a model of many gigabytes to be read without a copy and to be shared between processes through the page
+//! cache. In return, nobody may change the file while it is mapped, which the compiler cannot check.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -12,14 +12,14 @@ use memmap2::{Mmap, MmapOptions};
 
 /// A mapped file.
 ///
-/// # If the file changes underneath
+/// # If the file changes while it is mapped
 ///
-/// fewbit never writes to a file it has mapped, and [`GgufWriter::write_file`](crate::GgufWriter::write_file)
-/// replaces files by renaming, which leaves the maps of the old file intact. If another program writes into
-/// the file all the same, tensors may be read half old, half new: the numbers are then wrong, but every
-/// offset stays inside the map, because the header was parsed once and is kept apart from the map. If
-/// another program makes the file *shorter*, reading the lost pages ends the process with a signal (SIGBUS),
-/// as for every program that maps files. Replace model files by renaming, never in place.
+/// fewbit never writes to a file that it has mapped, and [`GgufWriter::write_file`](crate::GgufWriter::write_file)
+/// replaces files by renaming, which leaves the maps of the old file intact. If another program writes to the file
+/// anyway, tensors may be read half old, half new: the numbers are then wrong, but every offset stays inside the map,
+/// because the header was parsed once and is stored outside the map. If another program makes the file *shorter*,
+/// reading the lost pages ends the process with a signal (SIGBUS), as in every program that maps files. Replace model
+/// files by renaming, never in place.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     map: Mmap,
@@ -35,9 +35,9 @@ impl Mapping {
         Ok(Self { map })
     }
 
-    /// Tells the operating system that these bytes are not needed for now, so that they stop counting
-    /// against this process; reading them again fetches them from the file. Errors are of no consequence
-    /// and dropped, as is the call on systems without such advice.
+    /// Tells the operating system that these bytes are not needed for now, so that they stop counting towards the
+    /// memory of this process; reading them again fetches them from the file. Errors are ignored, because they do no
+    /// harm; on systems without such advice the call does nothing.
     pub(crate) fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         if range.start < range.end && range.end <= self.map.len() {

@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all; outputs that are no files, written as they are.
+//! Output files that appear either complete or not at all. Outputs that are not regular files are written directly.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempPath;
 
-/// Links that are followed before a path counts as a ring of links, as operating systems have it.
+/// Number of links to follow before a path counts as a loop of links, as in operating systems.
 const MAX_LINKS: usize = 40;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// A file that is being written, and that gets its name when it is complete.
 ///
-/// Until then it lies in the same folder under a name that no other process or thread uses. So the path never names
-/// half a file, a process that has the old file mapped keeps it, and of several that write one path at a time, the
-/// last to end wins. Dropped before [`finish`](Self::finish), it leaves nothing.
+/// Until then it is in the same folder under a name that no other process or thread uses. So the path never names an
+/// incomplete file, a process that has mapped the old file keeps it, and if several writers use the same path, the last
+/// one to finish wins. If it is dropped before [`finish`](Self::finish), it leaves nothing.
 ///
-/// A link stays: what it leads to is replaced. What is no regular file (a device, a pipe) is written to as it is,
-/// and so is what `/dev/stdout` and its like lead to: replacing the file that it leads to would leave whoever opened it with
-/// the old one.
+/// A symbolic link is kept, and its target is replaced. Anything that is not a regular file (a device, a pipe) is
+/// written directly, and so is the target of `/dev/stdout` and similar paths: if it were replaced, the process that
+/// opened it would be left with the old file.
 ///
 /// ```
 /// use fewbit_format::NewFile;
@@ -37,12 +37,12 @@ const BUFFER_BYTES: usize = 1 << 20;
 #[must_use = "the file is there after `finish`"]
 pub struct NewFile {
     out: BufWriter<File>,
-    /// Where it lies until it is complete, and where it goes; absent for what is written through.
+    /// The temporary path and the final path; `None` if the output is written directly.
     place: Option<(TempPath, PathBuf)>,
 }
 
 impl NewFile {
-    /// Begins a file that will be at `path`, in place of one that is there.
+    /// Starts a file that will be at `path`, replacing an existing one.
     pub fn create(path: &Path) -> io::Result<Self> {
         let Some(target) = target(path)? else {
             let out = OpenOptions::new().write(true).open(path)?;
@@ -50,19 +50,19 @@ impl NewFile {
         };
         let (file, part) = create_beside(&target)?;
         if let Ok(old) = fs::metadata(&target) {
-            // As if it were written into: a file that only its owner may read stays so. Where the file system knows
-            // no permissions, there is nothing to keep.
+            // Keeps the permissions of the old file, as if it were overwritten: a private file stays private. On file
+            // systems without permissions there is nothing to keep.
             let _ = fs::set_permissions(&part, old.permissions());
         }
         let out = BufWriter::with_capacity(BUFFER_BYTES, file);
         Ok(Self { out, place: Some((part, target)) })
     }
 
-    /// Gives the file its name, once its bytes are on the disk.
+    /// Flushes the file to disk and gives it its name.
     pub fn finish(mut self) -> io::Result<()> {
         self.out.flush()?;
         if let Some((part, target)) = self.place.take() {
-            // Renamed before its bytes are on disk, the file could be empty after a power failure.
+            // If it were renamed before its bytes are on disk, the file could be empty after a power failure.
             self.out.get_ref().sync_all()?;
             part.persist(target)?;
         }
@@ -80,8 +80,8 @@ impl Write for NewFile {
     }
 }
 
-/// The file that is to be replaced when `path` is written: `path` itself, or what its links lead to. `None` for what
-/// is written through.
+/// The file that is replaced when `path` is written: `path` itself, or the target of its links. `None` for outputs that
+/// are written directly.
 fn target(path: &Path) -> io::Result<Option<PathBuf>> {
     if fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
         return Ok(None);
@@ -93,7 +93,8 @@ fn target(path: &Path) -> io::Result<Option<PathBuf>> {
         }
         match fs::symlink_metadata(&target) {
             Ok(meta) if meta.is_symlink() => {
-                // Relative links count from where they lie; one that leads nowhere yet makes a file there.
+                // Relative links are relative to the folder of the link. If the target does not exist yet, the file is
+                // created there.
                 let link = fs::read_link(&target)?;
                 target = target.parent().unwrap_or(Path::new("")).join(link);
             }
@@ -104,7 +105,7 @@ fn target(path: &Path) -> io::Result<Option<PathBuf>> {
     Err(io::Error::other("too many links lead to one another"))
 }
 
-/// Whether the path names what a process has open rather than a file.
+/// Whether the path names an open file descriptor of a process rather than a file.
 fn is_descriptor(path: &Path) -> bool {
     let is_proc = path.starts_with("/proc") && path.parent().is_some_and(|parent| parent.ends_with("fd"));
     let is_standard = ["/dev/stdout", "/dev/stderr", "/dev/stdin"].iter().any(|name| path == Path::new(name));
@@ -117,7 +118,7 @@ fn create_beside(path: &Path) -> io::Result<(File, TempPath)> {
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".part");
-    // It is no secret: as any new file, less what the user's mask takes away.
+    // The content is not secret: it gets the permissions of any new file, restricted by the user's umask.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -160,7 +161,7 @@ mod tests {
         assert!(NewFile::create(&at("ring")).is_err() && NewFile::create(&at("deep")).is_err());
         drop(NewFile::create(&at("deep/never")).unwrap());
         assert_eq!(fs::read_dir(at("deep")).unwrap().count(), 2, "nothing is left over");
-        // Who may read a new file is as with any other.
+        // A new file has the same permissions as any other new file.
         fs::write(at("any"), "").unwrap();
         let mode = |name: &str| fs::metadata(at(name)).unwrap().permissions().mode();
         assert_eq!(mode("deep/new"), mode("any"));
@@ -172,7 +173,7 @@ mod tests {
         let path = folder.path().join("open");
         let mut open = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();
         use std::os::fd::AsRawFd;
-        // The file of a descriptor gets the bytes, where it is: another with its name would not be what is open.
+        // The file of a descriptor is written in place: a new file under its name would not be the one that is open.
         let link = folder.path().join("link");
         symlink(format!("/dev/fd/{}", open.as_raw_fd()), &link).unwrap();
         write(&link, "through");

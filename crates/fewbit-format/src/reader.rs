@@ -1,5 +1,4 @@
-//! A cursor over untrusted bytes: every step is checked, and no count is believed before there are bytes
-//! enough to hold it.
+//! A cursor over untrusted bytes: every step is checked, and no count is accepted unless enough bytes remain for it.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -14,29 +13,29 @@ use crate::error::FormatError;
 pub(crate) struct Cursor<'a> {
     /// The whole file.
     file: &'a [u8],
-    /// The next byte to read; never beyond the file's end.
+    /// Position of the next byte to read; never beyond the end of the file.
     position: usize,
-    /// How many bytes may be read in all.
+    /// Total number of bytes that may be read.
     limit: u64,
 }
 
 impl<'a> Cursor<'a> {
-    /// A cursor that reads at most the first `limit` bytes of a file.
+    /// Creates a cursor that reads at most the first `limit` bytes of a file.
     pub(crate) fn new(file: &'a [u8], limit: u64) -> Self {
         Self { file, position: 0, limit }
     }
 
-    /// Bytes read so far.
+    /// Number of bytes read so far.
     pub(crate) fn position(&self) -> u64 {
         self.position as u64
     }
 
-    /// Bytes from here to the end of the file.
+    /// Number of bytes from here to the end of the file.
     fn left(&self) -> u64 {
         self.file.len().saturating_sub(self.position) as u64
     }
 
-    /// An error if reading `n_bytes` would pass the limit.
+    /// Returns an error if reading `n_bytes` would exceed the limit.
     fn check_limit(&self, n_bytes: u64) -> Result<(), FormatError> {
         match self.position().checked_add(n_bytes) {
             Some(end) if end <= self.limit => Ok(()),
@@ -77,15 +76,15 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of things that take at least `min_bytes` each: an error unless that many bytes are left.
+    /// Reads a count of items that take at least `min_bytes` each; returns an error unless that many bytes remain.
     ///
-    /// Whoever allocates by the result allocates no more than a fixed multiple of the file's size.
+    /// A caller that allocates by this count therefore allocates no more than a fixed multiple of the file's size.
     pub(crate) fn count(&mut self, what: &'static str, min_bytes: u64) -> Result<usize, FormatError> {
         let count = self.u64(what)?;
         self.check_count(count, what, min_bytes)
     }
 
-    /// [`count`](Self::count) for a count that was read before.
+    /// The check of [`count`](Self::count), for a count that was read before.
     pub(crate) fn check_count(&self, count: u64, what: &'static str, min_bytes: u64) -> Result<usize, FormatError> {
         let left = self.left();
         match (count.checked_mul(min_bytes), usize::try_from(count)) {

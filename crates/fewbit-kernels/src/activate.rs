@@ -1,4 +1,4 @@
-//! Making a batch: rows of floats are written, and quantized while they are warm.
+//! Building a batch: rows of floats are written, and quantized while they are still in the cache.
 
 use crate::activations::{
     ActivationKinds, Activations, Form32, Form256, GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Place, QuantizedRow,
@@ -11,24 +11,24 @@ use std::cell::RefCell;
 use std::ops::Range;
 
 thread_local! {
-    /// A row that is being quantized, and what its first quantization lost.
+    /// The quantized form of the current row, and the rounding error of its first plane.
     static ROW: RefCell<(QuantizedRow, Vec<f32>)> = RefCell::default();
 }
 
-/// How rows of a batch can be made.
+/// How the rows of a batch can be computed.
 #[derive(Clone, Copy)]
 enum Making {
-    /// Only as a whole.
+    /// Only as whole rows.
     Whole,
-    /// Any columns by themselves.
+    /// Any range of columns independently.
     InParts,
 }
 
-/// Fewer rows than this are quantized sooner than another thread has heard of them.
+/// With fewer rows than this, quantizing them takes less time than waking another thread.
 const FEW_ROWS: usize = 4;
 
 impl Cpu {
-    /// Makes `x` (`[n_rows, n_cols]`) the batch, in the forms that `kinds` names.
+    /// Makes `x` (`[n_rows, n_cols]`) the batch, in the forms given by `kinds`.
     pub fn activate(&self, x: &[f32], n_cols: usize, kinds: ActivationKinds, out: &mut Activations) {
         let n_rows = x.len() / n_cols;
         assert_eq!(x.len(), n_rows * n_cols, "whole rows");
@@ -49,7 +49,8 @@ impl Cpu {
         self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
     }
 
-    /// Lets `make` write each row of the batch, or some columns of it, and quantizes it while it is warm.
+    /// Lets `make` write each row of the batch, or some of its columns, and quantizes it while it is still in the
+    /// cache.
     fn fill(
         &self,
         n_rows: usize,
@@ -66,7 +67,7 @@ impl Cpu {
             kinds.q8_256.then(|| SharedForm::of_256(&mut out.q256)),
         ];
         let n_quantized = n_rows * kinds.n_planes();
-        // Blocks depend on nothing but their columns: a part of a row is quantized as it is in the whole row.
+        // Blocks depend only on their own columns: a part of a row is quantized just as it is within the whole row.
         let part = |row: usize, cols: Range<usize>, is_made: bool| {
             ROW.with_borrow_mut(|(quantized, lost)| {
                 // SAFETY: each part is handed out once, with its places in all planes, and different parts have no
@@ -96,8 +97,8 @@ impl Cpu {
             self.pool().for_chunks(n_rows, GROUP, |rows, _| rows.for_each(|row| part(row, 0..n_cols, false)));
             return;
         }
-        // A group lies interleaved, so that threads which share it take columns: of different rows, they would write
-        // to the same cache lines.
+        // The rows of a group are interleaved, so threads that share a group each take a range of columns. If they took
+        // rows, they would write to the same cache lines.
         if let Making::Whole = making {
             // SAFETY: one row after another, on this thread alone.
             (0..n_rows).for_each(|row| make(row, 0..n_cols, unsafe { values.range(row * n_cols..(row + 1) * n_cols) }));
@@ -110,12 +111,12 @@ impl Cpu {
         });
     }
 
-    /// Makes some rows of a batch, in this order, a batch in the forms that `kinds` names.
+    /// Makes a new batch of the given rows of `x`, in this order, in the forms given by `kinds`.
     ///
     /// # Panics
     /// If there is no such row.
     pub fn gather(&self, x: &Activations, rows: &[usize], kinds: ActivationKinds, out: &mut Activations) {
-        // A row's quantized forms depend on nothing else, so that making them again gives the same.
+        // A row's quantized forms depend only on the row, so quantizing it again gives the same result.
         let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
             y.copy_from_slice(&x.values()[rows[row] * x.n_cols..][cols]);
         };
@@ -167,7 +168,7 @@ impl<'a> SharedForm<'a> {
         }
     }
 
-    /// Writes a part of a row of `n_cols` to its place: that from column `first_col` on.
+    /// Writes a part of a row of `n_cols` columns, starting at column `first_col`, to its place.
     ///
     /// # Safety
     /// No other thread uses this place.
@@ -175,7 +176,7 @@ impl<'a> SharedForm<'a> {
         let QuantizedRow { codes, scales, sums } = row;
         let quads = codes.as_chunks::<4>().0;
         let by = place.width;
-        // Where the items lie that stand for `elems` columns each.
+        // Where the items start, if each of them stands for `elems` columns.
         let at = |elems: usize| place.start(n_cols / elems) + by * (first_col / elems);
         // SAFETY: the caller's.
         unsafe {
@@ -206,7 +207,7 @@ impl<'a> SharedForm<'a> {
 
 /// Quantizes a row in blocks of `kind`.
 fn quantize(isa: Isa, kind: ActivationKind, x: &[f32], out: &mut QuantizedRow) {
-    // For AVX-512 the compiler makes code of a third of the speed.
+    // The code that the compiler generates for AVX-512 runs at a third of the speed.
     let isa = isa.min(Isa::Avx2);
     out.resize(kind, x.len());
     let QuantizedRow { codes, scales, sums } = out;

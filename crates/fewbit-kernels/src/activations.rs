@@ -3,7 +3,7 @@
 use fewbit_quant::activation::{ActivationKind, MIN_AMAX};
 use fewbit_quant::{Q8Row, TensorType};
 
-/// Which forms a product needs; several matrices of different types may share one input.
+/// The forms that a product needs; several matrices of different types may share one input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ActivationKinds {
     pub(crate) q8_32: bool,
@@ -12,7 +12,7 @@ pub struct ActivationKinds {
 }
 
 impl ActivationKinds {
-    /// What weights of these types read.
+    /// The forms that products with weights of these types read.
     pub fn of(types: impl IntoIterator<Item = TensorType>) -> Self {
         let mut kinds = Self::default();
         for ty in types {
@@ -25,35 +25,35 @@ impl ActivationKinds {
         kinds
     }
 
-    /// Quantizes twice: the values, and what the first quantization lost. Products are the sum of both, with
-    /// the precision of some 15 bits instead of 8. Plain activations stay as they are.
+    /// Quantizes in two planes: the values, and the rounding error of the first plane. Products are the sum of both,
+    /// with a precision of about 15 bits instead of 8. Inputs that are not quantized stay as they are.
     pub fn two_planes(self) -> Self {
         Self { two_planes: true, ..self }
     }
 
-    /// Planes of the quantized forms.
+    /// Number of planes of the quantized forms.
     pub(crate) fn n_planes(self) -> usize {
         if self.two_planes { 2 } else { 1 }
     }
 }
 
-/// Which planes of an input a product takes.
+/// The planes of an input that a product uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planes {
-    /// The first: the input rounded to 8 bits.
+    /// The first plane: the input rounded to 8 bits.
     First,
-    /// All that the input has.
+    /// All planes that the input has.
     All,
 }
 
-/// Rows of a batch whose quantized forms are interleaved, at most.
+/// Largest number of rows of a batch whose quantized forms are interleaved.
 pub(crate) const GROUP: usize = 8;
 
-/// Where a row of a batch lies in the quantized forms.
+/// The position of a row of a batch in the quantized forms.
 ///
-/// Rows are cut into groups of 8, then one each of 4, 2 and 1 as the rest needs. A group is one stretch of memory in
-/// which each item (a quad of codes, a scale, a sum) of its rows lies side by side, so that a product kernel reads
-/// a group through one pointer, front to back:
+/// Rows are cut into groups of 8, and the remainder into at most one group each of 4, 2 and 1. A group is one stretch
+/// of memory in which the items (quads of codes, scales, sums) of its rows are interleaved, so that a product kernel
+/// reads a group through one pointer, front to back:
 ///
 /// ```text
 /// codes    [n_cols / 4][width][4]       the quads of a group
@@ -64,9 +64,9 @@ pub(crate) const GROUP: usize = 8;
 pub(crate) struct Place {
     /// First row of the group.
     pub(crate) first: usize,
-    /// Rows of the group: 8, 4, 2 or 1.
+    /// Number of rows in the group: 8, 4, 2 or 1.
     pub(crate) width: usize,
-    /// Which of them.
+    /// The row's index within the group.
     pub(crate) lane: usize,
 }
 
@@ -90,7 +90,7 @@ impl Place {
         }
     }
 
-    /// Where the first of the row's items lies, of `per_row` in each row; the others follow at distance `width`.
+    /// Index of the row's first item, if each row has `per_row` items; the others follow at a stride of `width`.
     pub(crate) fn start(self, per_row: usize) -> usize {
         self.first * per_row + self.lane
     }
@@ -98,9 +98,9 @@ impl Place {
 
 /// `n_rows` rows of `n_cols` activations: the plain values and the quantized forms made from them.
 ///
-/// The quantized forms have one or two planes of `n_rows` rows each, all planes as one batch of rows; see
-/// [`ActivationKinds::two_planes`] and `Place` in this module.
-/// One value is meant to be reused for every operation of its width: it allocates only when it grows.
+/// The quantized forms have one or two planes of `n_rows` rows each, stored as one batch of rows; see
+/// [`ActivationKinds::two_planes`] and `Place` in this module. Reuse one value for all operations of the same width: it
+/// allocates only when it grows.
 #[derive(Debug, Default)]
 pub struct Activations {
     pub(crate) n_rows: usize,
@@ -116,35 +116,35 @@ pub struct Activations {
 #[derive(Debug, Default)]
 pub(crate) struct Form32 {
     pub(crate) codes: Vec<[i8; 4]>,
-    /// Per block.
+    /// One per block.
     pub(crate) scales: Vec<f32>,
-    /// Per block: minus the sum of the codes, times 8, 16 and 128: what the offsets of weights make of it.
+    /// Per block: minus the sum of the codes, times 8, 16 and 128, the offsets that weight codes can have.
     pub(crate) offsets: [Vec<i32>; 3],
-    /// Per block: scale times sum, for weights with a minimum.
+    /// Per block: scale times sum of the codes, for weights with a minimum.
     pub(crate) scaled_sums: Vec<f32>,
 }
 
-/// The factors of [`Form32::offsets`], as shifts.
+/// The factors in [`Form32::offsets`], as shifts.
 pub(crate) const OFFSET_SHIFTS_32: [u32; 3] = [3, 4, 7];
 
 /// Rows in blocks of 256.
 #[derive(Debug, Default)]
 pub(crate) struct Form256 {
     pub(crate) codes: Vec<[i8; 4]>,
-    /// Per block.
+    /// One per block.
     pub(crate) scales: Vec<f32>,
     /// Per 16 columns: minus the sum of the codes, times 4, 32 and 128.
     pub(crate) offsets: [Vec<i32>; 3],
-    /// Per 32 columns: the sums of both halves.
+    /// Per 32 columns: the sums of the codes of both halves.
     pub(crate) pairs_16: Vec<[i16; 2]>,
-    /// Per 64 columns: the sums of both halves.
+    /// Per 64 columns: the sums of the codes of both halves.
     pub(crate) pairs_32: Vec<[i16; 2]>,
 }
 
-/// The factors of [`Form256::offsets`], as shifts.
+/// The factors in [`Form256::offsets`], as shifts.
 pub(crate) const OFFSET_SHIFTS_256: [u32; 3] = [2, 5, 7];
 
-/// One row's quantized form as the scalar definition reads it.
+/// The quantized form of one row, as the scalar definition reads it.
 #[derive(Debug, Default)]
 pub(crate) struct QuantizedRow {
     pub(crate) codes: Vec<i8>,
@@ -171,12 +171,12 @@ impl Activations {
         Self::default()
     }
 
-    /// Rows of the batch.
+    /// Number of rows of the batch.
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }
 
-    /// The forms that it is in.
+    /// The forms that the batch holds.
     pub fn kinds(&self) -> ActivationKinds {
         self.kinds
     }
@@ -210,17 +210,17 @@ impl Activations {
         }
     }
 
-    /// Rows of the quantized forms: all planes.
+    /// Number of rows of the quantized forms, over all planes.
     pub(crate) fn quantized_rows(&self) -> usize {
         self.n_rows * self.kinds.n_planes()
     }
 
-    /// Rows that a product with weights of this kind runs over: all planes of quantized forms.
+    /// Number of rows that a product with weights of this kind covers: those of all planes of a quantized form.
     pub(crate) fn product_rows(&self, kind: ActivationKind) -> usize {
         if kind == ActivationKind::F32 { self.n_rows } else { self.quantized_rows() }
     }
 
-    /// Rows that a product has to run over to have all rows of the given planes: up to the end of a group.
+    /// Number of rows that a product has to cover to include all rows of the given planes: up to the end of a group.
     pub(crate) fn rows_of(&self, kind: ActivationKind, planes: Planes) -> usize {
         let n_rows = self.product_rows(kind);
         match planes {

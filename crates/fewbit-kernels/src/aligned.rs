@@ -7,8 +7,8 @@ use std::ptr::NonNull;
 
 const ALIGN: usize = 64;
 
-/// From this size on a buffer is a mapping of its own. The allocator zeroes aligned memory by writing it, on the
-/// thread that asks: a third of the time of loading a model.
+/// Buffers of at least this size are mappings of their own. For aligned memory, the allocator writes the zeros itself,
+/// on the calling thread, which takes a third of the time of loading a model.
 const MAPPED: usize = 1 << 20;
 
 /// A zero-initialised byte buffer whose address is a multiple of 64.
@@ -18,14 +18,15 @@ pub(crate) enum AlignedBytes {
 }
 
 impl AlignedBytes {
-    /// `len` zero bytes. Large buffers are not touched here, so the thread that writes a page places it.
+    /// `len` zero bytes. Large buffers are not touched here, so each page is placed on the memory node of the thread
+    /// that first writes it.
     pub(crate) fn zeroed(len: usize) -> Result<Self, KernelError> {
         if len < MAPPED {
             return Ok(Self::Heap(HeapBytes::zeroed(len)?));
         }
         let map = MmapMut::map_anon(len).map_err(|_| KernelError::OutOfMemory { bytes: len })?;
-        // Fewer and larger pages to zero, and to find again: loading and decoding gain a few percent. A kernel that
-        // has none says no, and nothing is lost.
+        // Huge pages are faster to zero and need fewer TLB entries: loading and decoding gain a few percent. A kernel
+        // without huge pages returns an error, which can be ignored.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         Ok(Self::Mapped(map))
@@ -52,7 +53,7 @@ impl std::ops::DerefMut for AlignedBytes {
     }
 }
 
-/// A small buffer of the allocator's.
+/// A small buffer from the global allocator.
 pub(crate) struct HeapBytes {
     ptr: NonNull<u8>,
     len: usize,

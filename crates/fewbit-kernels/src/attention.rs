@@ -1,9 +1,9 @@
 //! Attention over a paged KV cache.
 //!
-//! The definition, for one query row `q` (a head of a token at position `i`) that sees keys
-//! `max(0, i - window + 1) ..= i`. Positions are cut at absolute multiples of [`PAGE`]; each page gives a
-//! partial result, and partial results merge in order, so that threads may take pages of one query without
-//! changing a bit:
+//! This is the definition, for one query row `q` (a head of a token at position `i`) that sees keys
+//! `max(0, i - window + 1) ..= i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial
+//! result, and partial results are merged in order, so that threads may share the pages of one query without changing a
+//! bit:
 //!
 //! ```text
 //! q'   = q * scale
@@ -18,7 +18,7 @@
 //! out  = O * (1 / L)
 //! ```
 //!
-//! Pages hold f16, f32 or Q8_0 blocks: [`crate::kv`] says how, and what the products of Q8_0 are.
+//! Pages hold f16, f32 or Q8_0 blocks. [`crate::kv`] describes their layout and the products with Q8_0.
 
 use crate::Isa;
 use crate::cpu::Cpu;
@@ -30,38 +30,38 @@ use half::f16;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Tokens whose queries one piece of work takes.
+/// Number of tokens whose queries one unit of work covers.
 const TOKEN_TILE: usize = 16;
 
-/// What stays the same for all layers of a model, or for those with the same window.
+/// The parameters that all layers of a model share, or all layers with the same window.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionShape {
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
+    /// Number of key and value heads; divides `n_heads`.
     pub n_kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    /// Factor that scores are multiplied by, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Scores become `cap * tanh(score / cap)`.
+    /// If set, scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f32>,
-    /// Keys that a query sees at most, itself included.
+    /// Largest number of keys that a query sees, its own included.
     pub window: Option<usize>,
 }
 
 impl AttentionShape {
-    /// `head_dim` rounded up to what a row of values takes.
+    /// `head_dim` rounded up to the length of a row of values.
     fn width(&self) -> usize {
         self.head_dim.next_multiple_of(16)
     }
 
-    /// Elements of the keys of one page of one layer.
+    /// Number of elements that the keys of one page take in one layer.
     pub fn key_elems<T: KvElement>(&self) -> usize {
         self.n_kv_heads * PAGE / KEY_BLOCK * T::key_block_elems(self.head_dim)
     }
 
-    /// Elements of the values of one page of one layer.
+    /// Number of elements that the values of one page take in one layer.
     pub fn value_elems<T: KvElement>(&self) -> usize {
         self.n_kv_heads * T::head_value_elems(self.head_dim)
     }
@@ -82,7 +82,7 @@ pub struct KvPage<'a, T = f16> {
     pub values: &'a [T],
 }
 
-/// One page of one layer, to be written.
+/// One page of one layer, for writing.
 #[derive(Debug)]
 pub struct KvPageMut<'a, T = f16> {
     /// As [`KvPage::keys`].
@@ -96,13 +96,13 @@ pub struct KvPageMut<'a, T = f16> {
 pub struct AttentionSequence<'a, T = f16> {
     /// Position of the first query.
     pub first_position: usize,
-    /// Queries, at consecutive positions. Their own keys and values are in the cache already.
+    /// Number of queries, at consecutive positions. Their own keys and values are in the cache already.
     pub n_tokens: usize,
     /// All pages from position 0.
     pub pages: Vec<KvPage<'a, T>>,
 }
 
-/// A partial result of one query row: maximum, sum, and where its `o` lies is known from context.
+/// A partial result of one query row: maximum and sum. Where its `o` is stored follows from the context.
 #[derive(Clone, Copy)]
 struct Partial {
     max: f32,
@@ -151,7 +151,7 @@ multiversion! {
         for s in blocks.as_flattened_mut() {
             *s = exp_with::<FMA>(*s - max);
         }
-        // Whatever the maximum is: what is not seen adds nothing.
+        // Keys that the query does not see add nothing, whatever the maximum is.
         scores[..first].fill(0.0);
         scores[end..].fill(0.0);
         let mut sums = [0.0f32; SUM_LANES];
@@ -179,7 +179,7 @@ multiversion! {
 }
 
 impl Partial {
-    /// Takes in the result of the next page; the first one as it is.
+    /// Merges the result of the next page; the first one is taken as it is.
     fn take(&mut self, isa: Isa, merged: &mut [f32], new: Self, o: &[f32], is_first: bool) {
         if is_first {
             *self = new;
@@ -263,7 +263,7 @@ impl Cpu {
             for page in &sequence.pages {
                 assert!(page.keys.len() == shape.key_elems::<T>() && page.values.len() == shape.value_elems::<T>());
             }
-            // Late tiles see more keys and cost more: they are handed out first.
+            // Later tiles see more keys and cost more, so they are handed out first.
             for first in (0..sequence.n_tokens).step_by(TOKEN_TILE).rev() {
                 let tokens = first..sequence.n_tokens.min(first + TOKEN_TILE);
                 units.extend((0..shape.n_kv_heads).map(|kv_head| Unit { s, kv_head, tokens: tokens.clone(), offset }));
@@ -282,7 +282,7 @@ impl Cpu {
     }
 }
 
-/// The queries of some tokens of one sequence, in the heads that share one key head.
+/// One unit of work: the queries of some tokens of one sequence, in the heads that share one key head.
 #[derive(Clone)]
 struct Unit {
     /// Index of the sequence.
@@ -306,7 +306,7 @@ impl<T: KvElement> Attention<'_, T> {
         self.shape.n_heads / self.shape.n_kv_heads
     }
 
-    /// Pages that hold a key which some query of the unit sees.
+    /// Pages that hold at least one key which some query of the unit sees.
     fn pages(&self, unit: &Unit) -> Range<usize> {
         let first = self.sequences[unit.s].first_position;
         let low = self.shape.visible(first + unit.tokens.start).start;
@@ -314,7 +314,7 @@ impl<T: KvElement> Attention<'_, T> {
         low / PAGE..high / PAGE + 1
     }
 
-    /// Where the element of `q` and `out` of a row of a unit begins. Rows are `[tokens][heads of the group]`.
+    /// Index of the first element of a row of the unit, in `q` and in `out`. Rows are `[tokens][heads of the group]`.
     fn element(&self, unit: &Unit, row: usize) -> usize {
         let token = unit.offset + unit.tokens.start + row / self.group();
         let head = unit.kv_head * self.group() + row % self.group();
@@ -335,7 +335,7 @@ impl<T: KvElement> Attention<'_, T> {
         T::prepare(self.isa, self.shape.head_dim, KvKernels::of(self.isa).rows, queries);
     }
 
-    /// All pages of a unit, one after another.
+    /// Runs all pages of a unit, one after another.
     fn unit(&self, unit: &Unit, buffers: &mut AttentionBuffers) {
         self.load_queries(unit, buffers);
         let (n_rows, width) = (self.n_rows(unit), self.shape.width());
@@ -360,7 +360,7 @@ impl<T: KvElement> Attention<'_, T> {
         (buffers.merged, buffers.states) = (merged, states);
     }
 
-    /// Pages of few units among all threads: partial results go to memory and are merged afterwards.
+    /// Splits the pages of a few units among all threads: partial results go to memory and are merged afterwards.
     fn split(&self, cpu: &Cpu, units: &[Unit]) {
         let width = self.shape.width();
         let pieces: Vec<(usize, usize)> =
@@ -436,7 +436,7 @@ impl<T: KvElement> Attention<'_, T> {
         };
         for first in (0..n_rows).step_by(kernels.rows) {
             let n = kernels.rows.min(n_rows - first);
-            // Later rows see later keys: the tile's ends come from its last and first rows.
+            // Later rows see later keys, so the range of the tile follows from its first and last rows.
             let (low, high) = (visible(first), visible(first + n - 1));
             let blocks = low.start / KEY_BLOCK..high.end.div_ceil(KEY_BLOCK);
             if blocks.is_empty() || high.is_empty() && low.is_empty() {
@@ -457,8 +457,8 @@ impl<T: KvElement> Attention<'_, T> {
                 let (start, end) = (v.start.saturating_sub(base), v.end.saturating_sub(base));
                 (partial.max, partial.sum) = softmax_page(self.isa, &mut buffers.scores[at], start, end);
             }
-            // Positions that all rows see go through the tile; a row's others before and after go alone, so
-            // that a key which a row does not see never touches its sums.
+            // Positions that all rows see are computed for the whole tile. Positions before and after, which only some
+            // rows see, are computed for each row alone, so that a key which a row does not see never touches its sums.
             let common = high.start..low.end.max(high.start);
             for m in 0..n {
                 let v = visible(first + m);

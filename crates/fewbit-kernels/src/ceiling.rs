@@ -1,7 +1,7 @@
-//! What the machine can do: the figures that kernels are measured against.
+//! The limits of the machine, which kernels are measured against.
 //!
-//! Both are measured with the threads of a [`Cpu`], in the same process and minute as what they are compared
-//! with; on shared machines they move by tens of percent between runs.
+//! Both are measured with the threads of a [`Cpu`], in the same process and at about the same time as the kernels
+//! compared with them; on shared machines they vary by tens of percent between runs.
 
 use crate::aligned::AlignedBytes;
 use crate::elementwise::multiversion;
@@ -12,14 +12,14 @@ use crate::{Cpu, Isa, KernelError};
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Bytes that the bandwidth is measured over: more than any cache holds.
+/// Number of bytes that the bandwidth is measured over: more than any cache holds.
 const READ_BYTES: usize = 512 << 20;
 
 /// Each figure is the best of this many runs.
 const RUNS: usize = 5;
 
 multiversion! {
-    /// Adds up 64-bit words, in lanes: the cheapest thing that needs every byte.
+    /// Adds up 64-bit words, in lanes: the cheapest operation that needs every byte.
     pub(crate) fn sum_words(bytes: &[u8]) -> u64 {
         let mut lanes = [0u64; 16];
         for words in bytes.as_chunks::<128>().0 {
@@ -41,7 +41,7 @@ pub fn read_bandwidth(cpu: &Cpu) -> Result<f64, KernelError> {
     // 256-bit loads already saturate memory, and the compiler makes gathers of this loop for AVX-512.
     let isa = cpu.isa().min(Isa::Avx2);
     let parts = SharedMut::new(&mut buffer);
-    // Pages that were never written may all be one.
+    // Pages that were never written may all be backed by the same zero page.
     // SAFETY: chunks are handed out once and do not overlap.
     pool.for_chunks(READ_BYTES, chunk, |range, _| unsafe { parts.range(range) }.fill(1));
     let run = || {
@@ -54,8 +54,8 @@ pub fn read_bandwidth(cpu: &Cpu) -> Result<f64, KernelError> {
     Ok((0..RUNS).map(|_| run()).fold(0.0, f64::max))
 }
 
-/// Int8 multiply-adds per second of the product kernels' inner instruction, from registers, on all threads.
-/// `None` for instruction sets that have no such instruction.
+/// Int8 multiply-adds per second of the inner instruction of the product kernels, on registers only, on all threads.
+/// `None` for instruction sets without such an instruction.
 pub fn int8_peak(cpu: &Cpu) -> Option<f64> {
     const STEPS: usize = 2_000_000;
     let kernel = peak_kernel(cpu.isa())?;
@@ -71,7 +71,7 @@ pub fn int8_peak(cpu: &Cpu) -> Option<f64> {
     Some((0..RUNS).map(|_| run()).fold(0.0, f64::max))
 }
 
-/// A loop of some steps on one thread, and the multiply-adds of one step.
+/// A function that runs a number of steps on one thread, and the multiply-adds of one step.
 type PeakKernel = (unsafe fn(usize), usize);
 
 #[cfg(target_arch = "x86_64")]
@@ -79,7 +79,7 @@ fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
     use crate::arch::x86_64::{Avx2, Avx512, AvxVnni};
     use crate::generic::Simd;
 
-    /// Sums that one step adds to: enough to hide the latency, few enough for the registers.
+    /// Number of independent sums: enough to hide the latency, few enough to stay in registers.
     const SUMS: usize = 12;
 
     /// # Safety

@@ -1,8 +1,8 @@
-//! The safe entry: an instruction set and a thread pool, with the operations of a decoder step.
+//! The safe entry point: an instruction set and a thread pool, with the operations of a decoder step.
 //!
-//! Here are those on rows of floats; the others are in `activate.rs` (making batches), `products.rs`, `attention.rs` and
-//! `encode.rs`. Every method checks its shapes and panics on a mismatch, which is a bug of the caller. Results depend on
-//! neither the number of threads nor the instruction set nor the size of the batch.
+//! This file has the operations on rows of floats; the others are in `activate.rs` (building batches), `products.rs`,
+//! `attention.rs` and `encode.rs`. Every method checks its shapes and panics on a mismatch, which is a bug in the
+//! caller. Results do not depend on the number of threads, the instruction set or the size of the batch.
 
 use crate::elementwise;
 use crate::pack::Matrix;
@@ -11,7 +11,7 @@ use crate::{Isa, KernelError, ThreadPool};
 use fewbit_quant::{GateFunction, RopeStyle, TensorType};
 use std::sync::Arc;
 
-/// An instruction set, and the threads that run its kernels. The threads may do other work in between.
+/// An instruction set, and the threads that run its kernels. Between kernels, the threads may do other work.
 #[derive(Clone, Debug)]
 pub struct Cpu {
     isa: Isa,
@@ -19,7 +19,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A CPU with `n_threads` threads of its own, the caller's included.
+    /// Creates a CPU with `n_threads` threads of its own, including the calling thread.
     ///
     /// # Errors
     /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`, [`KernelError::Thread`].
@@ -27,7 +27,7 @@ impl Cpu {
         Self::on(isa, Arc::new(ThreadPool::new(n_threads)?))
     }
 
-    /// A CPU on threads that others use too.
+    /// Creates a CPU on a thread pool that others may use too.
     ///
     /// # Errors
     /// [`KernelError::IsaUnavailable`] if this CPU cannot run `isa`.
@@ -69,15 +69,15 @@ impl Cpu {
         });
     }
 
-    /// Norms every head of every row in place. `x`: `[n_rows, n_heads, weight.len()]`.
+    /// Normalizes every head of every row in place. `x`: `[n_rows, n_heads, weight.len()]`.
     pub fn norm_heads(&self, weight: &[f32], eps: f32, n_heads: usize, x: &mut [f32]) {
         self.each_row(n_heads * weight.len(), x, |_, x| {
             x.chunks_exact_mut(weight.len()).for_each(|x| elementwise::rms_norm_in_place(self.isa, x, weight, eps));
         });
     }
 
-    /// `x += factor * norm(y)`, where the norm is that of [`rms_norm`](Self::rms_norm), or none. Both are
-    /// `[n_rows, n_cols]`, and `y` is used up.
+    /// `x += factor * norm(y)` with the norm of [`rms_norm`](Self::rms_norm), or `x += factor * y` without one. Both
+    /// are `[n_rows, n_cols]`; `y` is overwritten.
     pub fn add_normed(&self, norm: Option<(&[f32], f32)>, factor: f32, n_cols: usize, y: &mut [f32], x: &mut [f32]) {
         assert!(y.len() == x.len() && norm.is_none_or(|(weight, _)| weight.len() == n_cols), "rows of one length");
         let y = SharedMut::new(y);
@@ -91,7 +91,7 @@ impl Cpu {
         });
     }
 
-    /// `x += factor * y` of one row, as one `mul_add` per element.
+    /// `x += factor * y` for one row, with one `mul_add` per element.
     ///
     /// # Panics
     /// If their lengths differ.
@@ -105,7 +105,7 @@ impl Cpu {
         self.each_row(bias.len(), x, |_, x| elementwise::add(self.isa, x, bias));
     }
 
-    /// `gate = f(gate) * up`, for products whose outputs have biases and so cannot be
+    /// `gate = f(gate) * up`, for products whose outputs have biases, which rules out
     /// [`matmul_gated`](Self::matmul_gated).
     pub fn gate(&self, function: GateFunction, n_cols: usize, gate: &mut [f32], up: &[f32]) {
         assert_eq!(gate.len(), up.len(), "gate and up");
@@ -119,7 +119,7 @@ impl Cpu {
         self.each_row(n_cols, x, |_, x| elementwise::softcap(self.isa, x, cap, 1.0 / cap));
     }
 
-    /// Calls `f` with every row of `x` and its number.
+    /// Calls `f` with the index of every row of `x` and the row.
     pub fn each_row(&self, n_cols: usize, x: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
         let n_rows = x.len() / n_cols;
         assert_eq!(x.len(), n_rows * n_cols, "whole rows");

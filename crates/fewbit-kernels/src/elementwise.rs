@@ -9,8 +9,8 @@ use crate::activations::{quantize_block, sum_codes};
 use crate::math::{SUM_LANES, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
 use fewbit_quant::{GateFunction, RopeStyle};
 
-/// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] first. In the body,
-/// `FMA` says whether there is an instruction for fused multiply-adds; [`fma`] and others take it.
+/// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] as its first argument. In
+/// the body, `FMA` is true if the instruction set has fused multiply-adds; [`fma`] and others take it as a parameter.
 macro_rules! multiversion {
     ($(#[$doc:meta])* pub(crate) fn $name:ident $(<$t:ident: $bound:ident>)? ($($arg:ident: $ty:ty),* $(,)?)
      $(-> $ret:ty)? $body:block) => {
@@ -112,7 +112,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// One row into blocks of 256, with sums of 16; see `fewbit_quant::activation`.
+    /// One row into blocks of 256, with one sum per 16 codes; see `fewbit_quant::activation`.
     pub(crate) fn quantize_row_256(x: &[f32], codes: &mut [i8], scales: &mut [f32], sums: &mut [i16]) {
         let blocks = x.as_chunks::<256>().0.iter().zip(codes.as_chunks_mut::<256>().0);
         for ((x, codes), (scale, sums)) in blocks.zip(scales.iter_mut().zip(sums.as_chunks_mut::<16>().0)) {
@@ -125,7 +125,7 @@ multiversion! {
 }
 
 multiversion! {
-    /// What quantization to `codes` under one scale per `block` lost: `out = fma(-scale, code, x)`.
+    /// The rounding error of quantizing to `codes` with one scale per `block`: `out = fma(-scale, code, x)`.
     pub(crate) fn quantization_loss(x: &[f32], codes: &[i8], scales: &[f32], block: usize, out: &mut [f32]) {
         let blocks = x.chunks_exact(block).zip(codes.chunks_exact(block)).zip(out.chunks_exact_mut(block));
         for (((x, codes), out), &scale) in blocks.zip(scales) {
@@ -164,8 +164,9 @@ multiversion! {
 }
 
 multiversion! {
-    /// Rotates pairs of one head vector: `(a, b) -> (a cos - b sin, b cos + a sin)`, the products with
-    /// `cos` rounded last. `cos` and `sin` are `[n_rotated / 2]`; elements after `n_rotated` stay.
+    /// Rotates the pairs of one head vector: `(a, b) -> (a cos - b sin, b cos + a sin)`, where the product with `cos`
+    /// is the one inside the fused multiply-add. `cos` and `sin` are `[n_rotated / 2]`; elements after `n_rotated` are
+    /// unchanged.
     pub(crate) fn rope(style: RopeStyle, cos: &[f32], sin: &[f32], x: &mut [f32]) {
         let half = cos.len();
         match style {

@@ -1,6 +1,6 @@
-//! Quantizing weights: the encoders of `fewbit-quant`, compiled for each instruction set, on all threads.
+//! Quantizing weights: the encoders of `fewbit-quant`, compiled for each instruction set and run on all threads.
 //!
-//! Every row is encoded on its own, so neither the number of threads nor the instruction set changes a byte.
+//! Every row is encoded on its own, so the result does not depend on the number of threads or the instruction set.
 
 use crate::elementwise::multiversion;
 use crate::shared::SharedMut;
@@ -9,7 +9,7 @@ use fewbit_quant::{QuantError, TensorType, decode, encode};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Weights that a thread takes at once: their `f32` form stays in its cache.
+/// Number of weights that a thread converts at a time: few enough that their `f32` form stays in its cache.
 const CHUNK_ELEMS: usize = 1 << 14;
 
 multiversion! {
@@ -25,11 +25,11 @@ multiversion! {
 }
 
 multiversion! {
-    /// `f16` to `f32` in integer steps, which become vector instructions everywhere.
+    /// Converts `f16` to `f32` in integer steps, which become vector instructions on every target.
     pub(crate) fn widen(bytes: &[u8], out: &mut [f32]) {
         for (y, &b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
             let h = u32::from(u16::from_le_bytes(b));
-            // The exponent's bias differs by 112; the product also normalizes what was subnormal.
+            // The exponent bias differs by 112; the multiplication also normalizes subnormal numbers.
             let magnitude = f32::from_bits((h & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
             let special = if h & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
             *y = f32::from_bits(magnitude.to_bits() | special | (h & 0x8000) << 16);
@@ -37,8 +37,8 @@ multiversion! {
     }
 }
 
-/// Turns rows of `n_cols` weights stored as `from` into rows stored as `to`, on this thread. The bytes are those of
-/// [`Cpu::convert`], which uses all threads.
+/// Converts rows of `n_cols` weights stored as `from` into rows stored as `to`, on the calling thread. The result has
+/// the same bytes as that of [`Cpu::convert`], which uses all threads.
 ///
 /// # Errors
 /// As [`fewbit_quant::decode()`] and [`fewbit_quant::encode::encode`]; indices count from the first weight.
@@ -57,7 +57,7 @@ pub fn convert_rows(
     encode_rows(isa, to, &x, n_cols, None, out)
 }
 
-/// The values of stored weights.
+/// Decodes stored weights.
 fn load(isa: Isa, ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
     if ty == TensorType::F16 && bytes.len() == 2 * out.len() {
         widen(isa, bytes, out);
@@ -67,10 +67,10 @@ fn load(isa: Isa, ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), Q
 }
 
 impl Cpu {
-    /// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the bytes of as many blocks.
+    /// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the size of the encoded rows.
     ///
-    /// `importance` says for each column how much an error in it matters: one value per column, or as many sets
-    /// of them as there are equal stacks of rows (the experts of a routed layer).
+    /// `importance` weights the error in each column: one value per column, or one set of such values for each of
+    /// several equally large stacks of rows (the experts of a routed layer).
     ///
     /// # Errors
     /// As [`fewbit_quant::encode::encode`]; indices count from the first weight.
@@ -89,7 +89,7 @@ impl Cpu {
         self.encode_with(ty, x.len(), n_cols, importance, out, load)
     }
 
-    /// Turns rows stored as `from` into rows stored as `to`; only a few rows at a time exist as `f32`. Otherwise
+    /// Converts rows stored as `from` into rows stored as `to`; only a few rows at a time are held as `f32`. Otherwise
     /// as [`encode`](Self::encode).
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Cpu {
         self.encode_with(to, n_rows * n_cols, n_cols, importance, out, load)
     }
 
-    /// Encodes what `load` writes for each range of rows.
+    /// Encodes the rows that `load` writes for each range of rows.
     fn encode_with(
         &self,
         ty: TensorType,

@@ -1,25 +1,25 @@
-//! Errors of setting up the CPU. The operations themselves cannot fail: wrong shapes are bugs of the caller
-//! and panic at the safe entry.
+//! Errors of setting up a CPU. The operations themselves cannot fail: wrong shapes are bugs in the caller and panic in
+//! the safe methods of `Cpu`.
 
 use crate::Isa;
 use fewbit_quant::TensorType;
 
-/// What can go wrong while kernels are chosen and weights are packed.
+/// Errors that can occur while kernels are chosen and weights are packed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {
-    /// No such instruction set.
+    /// There is no instruction set of this name.
     #[error("unknown instruction set {name:?} in FEWBIT_ISA; known are scalar, portable, sse2, neon, avx2 and avx512")]
     UnknownIsa {
         /// The name given.
         name: String,
     },
-    /// This CPU lacks the instruction set.
+    /// This CPU does not have the instruction set.
     #[error("this CPU cannot run {isa}; it can run {}", list(available))]
     IsaUnavailable {
-        /// The one asked for.
+        /// The requested instruction set.
         isa: Isa,
-        /// Those that would work.
+        /// The instruction sets that this CPU can run.
         available: Vec<Isa>,
     },
     /// Products with this weight type are not implemented.
@@ -28,7 +28,7 @@ pub enum KernelError {
         /// The weight type.
         ty: TensorType,
     },
-    /// Bytes and shape disagree.
+    /// The number of bytes does not match the shape.
     #[error("a {n_rows} x {n_cols} matrix of {ty} takes {expected} bytes, but {found} were given")]
     Size {
         /// The weight type.
@@ -37,23 +37,23 @@ pub enum KernelError {
         n_rows: usize,
         /// Columns of the matrix.
         n_cols: usize,
-        /// Bytes that it takes; 0 if the columns are not a whole number of blocks.
+        /// Bytes that such a matrix takes; 0 if the columns are not a whole number of blocks.
         expected: usize,
         /// Bytes given.
         found: usize,
     },
-    /// The operating system gave no memory.
+    /// The operating system could not provide the memory.
     #[error("out of memory: {bytes} bytes for packed weights could not be allocated")]
     OutOfMemory {
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: usize,
     },
-    /// The operating system gave no thread.
+    /// The operating system could not start a thread.
     #[error("could not start worker thread {index}: {reason}")]
     Thread {
         /// Index of the thread, from 1.
         index: usize,
-        /// The operating system's words.
+        /// The error message of the operating system.
         reason: String,
     },
 }

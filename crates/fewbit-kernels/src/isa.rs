@@ -1,4 +1,4 @@
-//! Which instruction set to use, decided once when a `Cpu` is made.
+//! Which instruction set to use. It is chosen once, when a `Cpu` is created.
 
 use crate::KernelError;
 
@@ -10,24 +10,24 @@ pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Isa {
-    /// The scalar definitions, on weights as the file stores them. Slow: the reference in tests.
+    /// The scalar definitions, on weights as the file stores them. Slow; the reference in tests.
     Scalar,
-    /// Plain Rust that compilers turn into vector instructions as well as they can: for CPUs of no family below.
+    /// Plain Rust that the compiler vectorizes as well as it can, for CPUs without an implementation below.
     Portable,
-    /// Every x86-64.
+    /// SSE2, which every x86-64 CPU has.
     Sse2,
-    /// Every aarch64.
+    /// NEON, which every aarch64 CPU has.
     Neon,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// As `Avx2`, with AVX-VNNI, or what is the same: AVX-512 VL with VNNI, on vectors of 256 bits.
+    /// As `Avx2`, with AVX-VNNI or with the same instructions from AVX-512 (VL and VNNI), on 256-bit vectors.
     AvxVnni,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI.
     Avx512,
 }
 
 impl Isa {
-    /// All that this version knows, slowest first.
+    /// All instruction sets that this version knows, slowest first.
     const ALL: [Self; 7] =
         [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
@@ -65,16 +65,16 @@ impl Isa {
         }
     }
 
-    /// The fastest one that this CPU can run.
+    /// The fastest instruction set that this CPU can run.
     pub fn best() -> Self {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// What [`ISA_VARIABLE`] asks for, else [`best`](Self::best).
+    /// The instruction set named by [`ISA_VARIABLE`], or [`best`](Self::best) if the variable is not set.
     ///
     /// # Errors
-    /// [`KernelError::UnknownIsa`] or [`KernelError::IsaUnavailable`] if the variable names something that
-    /// does not exist or that this CPU cannot run.
+    /// [`KernelError::UnknownIsa`] if the variable names an unknown instruction set, [`KernelError::IsaUnavailable`] if
+    /// this CPU cannot run it.
     pub fn from_env() -> Result<Self, KernelError> {
         match std::env::var(ISA_VARIABLE) {
             Ok(name) if !name.is_empty() => name.parse::<Self>()?.require(),
@@ -82,7 +82,7 @@ impl Isa {
         }
     }
 
-    /// `self`, if this CPU can run it.
+    /// Returns `self` if this CPU can run it.
     ///
     /// # Errors
     /// [`KernelError::IsaUnavailable`] if it cannot.
@@ -93,7 +93,7 @@ impl Isa {
         Err(KernelError::IsaUnavailable { isa: self, available: Self::available() })
     }
 
-    /// The name that [`ISA_VARIABLE`] takes.
+    /// The name to use in [`ISA_VARIABLE`].
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
@@ -107,17 +107,17 @@ impl Isa {
     }
 }
 
-/// Whether [`Isa::AvxVnni`] is run in the encoding of AVX-VNNI; if not, in that of AVX-512.
+/// Whether [`Isa::AvxVnni`] runs in the encoding of AVX-VNNI; otherwise it runs in that of AVX-512.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn has_avx_vnni() -> bool {
     is_x86_feature_detected!("avxvnni")
 }
 
-/// Whether the CPU is Intel's: its cores with AVX-512 start two products of 512 bits per cycle, and then one panel's
-/// tile, with a load for each product, keeps them waiting for loads.
+/// Whether this is an Intel CPU. Intel cores with AVX-512 start two 512-bit products per cycle; a tile of one panel,
+/// with one load per product, would leave them waiting for loads.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn is_intel() -> bool {
-    // Asked once: a virtual machine asks its host, which takes some 10 µs.
+    // Evaluated once: under virtualization CPUID is handled by the host, which takes about 10 µs.
     static IS_INTEL: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
         let id = std::arch::x86_64::__cpuid(0);
         [id.ebx, id.edx, id.ecx] == [*b"Genu", *b"ineI", *b"ntel"].map(u32::from_le_bytes)

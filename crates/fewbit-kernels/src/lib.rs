@@ -1,10 +1,10 @@
 //! CPU operations of fewbit: scalar definitions, SIMD implementations, dispatch, thread pool.
 //!
-//! [`Cpu`] is the entry. Every operation has one scalar definition (in `fewbit_quant::dot`,
-//! `fewbit_quant::activation`, [`math`] and the plain loops of this crate), including the order of its float
-//! operations; every instruction set, batch size and thread count gives the same bits.
+//! Start with [`Cpu`]. Every operation has one scalar definition (in `fewbit_quant::dot`, `fewbit_quant::activation`,
+//! [`math`] and the plain loops of this crate) that includes the order of its float operations; every instruction set,
+//! batch size and thread count gives the same bits.
 #![deny(unsafe_op_in_unsafe_fn)]
-// Loops over the rows and columns of a tile index several arrays at once, and read as the sums they are.
+// Loops over the rows and columns of a tile index several arrays at once; written this way they read like the sums.
 #![allow(clippy::needless_range_loop)]
 
 mod activate;

@@ -1,7 +1,7 @@
 //! Scalar definitions of the functions that have no exact hardware instruction.
 //!
-//! They are written so that a compiler can vectorize them without changing a bit: straight lines of
-//! `mul_add`, no branches that a select cannot replace.
+//! They are written so that a compiler can vectorize them without changing a bit: straight-line `mul_add`s, and no
+//! branches except those that a select can replace.
 
 /// Adding and subtracting this rounds a float of magnitude below 2^22 to the nearest integer, ties to even.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
@@ -18,7 +18,7 @@ pub fn exp(x: f32) -> f32 {
     exp_with::<HAS_FMA>(x)
 }
 
-/// [`exp`], for CPUs with fused multiply-adds or without.
+/// [`exp`], for CPUs with or without fused multiply-adds.
 #[inline(always)]
 pub(crate) fn exp_with<const FMA: bool>(x: f32) -> f32 {
     const LN2_HI: f32 = 0.693_359_4; // 12 significant bits, so that n * LN2_HI is exact
@@ -46,7 +46,7 @@ pub fn silu(x: f32) -> f32 {
     silu_with::<HAS_FMA>(x)
 }
 
-/// [`silu`], for CPUs with fused multiply-adds or without.
+/// [`silu`], for CPUs with or without fused multiply-adds.
 #[inline(always)]
 pub(crate) fn silu_with<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp_with::<FMA>(-x))
@@ -65,7 +65,7 @@ pub fn gelu_tanh(x: f32) -> f32 {
     gelu_tanh_with::<HAS_FMA>(x)
 }
 
-/// [`gelu_tanh`], for CPUs with fused multiply-adds or without.
+/// [`gelu_tanh`], for CPUs with or without fused multiply-adds.
 #[inline(always)]
 pub(crate) fn gelu_tanh_with<const FMA: bool>(x: f32) -> f32 {
     const TWO_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
@@ -80,7 +80,7 @@ pub fn tanh(x: f32) -> f32 {
     tanh_with::<HAS_FMA>(x)
 }
 
-/// [`tanh`], for CPUs with fused multiply-adds or without.
+/// [`tanh`], for CPUs with or without fused multiply-adds.
 #[inline(always)]
 pub(crate) fn tanh_with<const FMA: bool>(x: f32) -> f32 {
     let s = x * x;
@@ -108,11 +108,11 @@ pub fn tree_sum(mut lanes: [f32; SUM_LANES]) -> f32 {
 
 /// `a * b + c`, rounded once: `f32::mul_add`, but in vectorizable form on every target.
 ///
-/// Without an instruction for it `mul_add` is a call into the C library. Float64 arithmetic does as well:
-/// the product of two f32 is exact in it (48 bits of 53, no exponent out of range). The sum is not, so it is
-/// rounded to odd: cut off towards zero, and its last bit set if anything was lost. Rounding that to f32
-/// gives what rounding the exact sum would, because 53 bits are at least two more than the result has
-/// (Boldo and Melquiond, "Emulation of FMA and correctly rounded sums", 2008).
+/// Without such an instruction, `mul_add` is a call into the C library. Float64 arithmetic gives the same result: the
+/// product of two f32 is exact in f64 (48 of 53 bits, and no exponent is out of range). The sum is not exact, so it is
+/// rounded to odd: truncated towards zero, with its last bit set if anything was lost. Rounding that to f32 gives the
+/// same as rounding the exact sum, because 53 bits are at least two more than the result has (Boldo and Melquiond,
+/// "Emulation of FMA and correctly rounded sums", 2008).
 #[inline(always)]
 pub fn fused(a: f32, b: f32, c: f32) -> f32 {
     fma::<HAS_FMA>(a, b, c)
@@ -122,7 +122,7 @@ pub fn fused(a: f32, b: f32, c: f32) -> f32 {
 pub(crate) const HAS_FMA: bool =
     cfg!(any(target_feature = "fma", target_arch = "aarch64", target_arch = "riscv64", target_arch = "powerpc64"));
 
-/// [`fused`] where the caller knows whether there is an instruction for it.
+/// [`fused`], where the caller knows whether the CPU has an instruction for it.
 #[inline(always)]
 pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { fused_emulated(a, b, c) }
@@ -133,12 +133,12 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
 fn fused_emulated(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
-    // What the sum lost, exactly (Knuth's TwoSum); NaN if something was infinite.
+    // The exact rounding error of the sum (Knuth's TwoSum); NaN if something was infinite.
     let c_part = sum - product;
     let lost = (product - (sum - c_part)) + (c - c_part);
     let bits = sum.to_bits();
     let inexact = u64::from(lost.abs() > 0.0);
-    // Rounded away from zero if the loss has the other sign.
+    // The sum was rounded away from zero if the error has the other sign.
     let away = (bits ^ lost.to_bits()) >> 63 & inexact;
     f64::from_bits(bits.wrapping_sub(away) | inexact) as f32
 }
@@ -163,7 +163,7 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
-    /// The pieces that double rounding, signs of zero, subnormal numbers and overflow hang on.
+    /// Values that exercise double rounding, signed zeros, subnormal numbers and overflow.
     const EDGES: [u32; 24] = [
         0x0000_0000,
         0x0000_0001,
@@ -213,7 +213,7 @@ mod tests {
         for _ in 0..2_000_000 {
             let (a, b, c) = (next(), next(), next());
             check_fused(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c));
-            // Products near a power of two with addends of few bits: sums near the middle of two floats.
+            // Products near a power of two with addends of few bits give sums near the midpoint of two floats.
             let few = |x: u32| f32::from_bits((x & 0x803F_0001) | 0x3F80_0000);
             let (p, q) = (few(a), few(b));
             for exponent in [a % 60, 24 + b % 3, 48 + b % 6, 126, 140, 149] {
@@ -224,7 +224,7 @@ mod tests {
         }
     }
 
-    /// The largest error of `f` against `want` over some thousand places, relative to `floor + |want|`.
+    /// The largest error of `f` compared with `want` over thousands of points, relative to `floor + |want|`.
     fn worst(f: impl Fn(f32) -> f32, want: impl Fn(f64) -> f64, range: f32, floor: f64) -> f64 {
         let places = (-20_000..=20_000).map(|i| i as f32 * range / 20_000.0);
         places.fold(0.0, |worst, x| {

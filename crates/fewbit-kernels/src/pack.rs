@@ -1,5 +1,5 @@
-//! Weight matrices in memory: rows interleaved in panels of 16, at the density of the file (but for the grid types:
-//! see `weights`).
+//! Weight matrices in memory: rows interleaved in panels of 16, with as many bits per weight as in the file (except for
+//! the grid types: see `weights`).
 //!
 //! ```text
 //! matrix   [ceil(n_rows / 16)] panels
@@ -7,9 +7,9 @@
 //!          codes [n_cols / 32] { planes of 4, 2, 1 or 8 bits: see generic::quad }
 //! floats   panel [n_cols][16]
 //! ```
-//! Scales and codes lie apart so that code loads never straddle a cache line. Rows after the last one are
-//! zero. Under [`Isa::Scalar`] the bytes stay as the file has them and the definitions of
-//! `fewbit_quant::dot` read them: forcing it also checks the packing.
+//! Scales and codes are stored apart so that code loads never straddle a cache line. Rows after the last one are zero.
+//! Under [`Isa::Scalar`] the bytes stay as they are in the file and the definitions of `fewbit_quant::dot` read them,
+//! so forcing it also checks the packing.
 
 use crate::aligned::AlignedBytes;
 use crate::shared::SharedMut;
@@ -70,7 +70,7 @@ impl Matrix {
         n_cols: usize,
         bytes: &[u8],
     ) -> Result<Self, KernelError> {
-        // Products run on the matrix's instruction set, whatever `Cpu` they are asked of.
+        // Products run on the matrix's instruction set, whichever `Cpu` runs them.
         let isa = isa.require()?;
         if ActivationKind::of(ty).is_none() {
             return Err(KernelError::UnsupportedType { ty });
@@ -108,22 +108,22 @@ impl Matrix {
         self.ty
     }
 
-    /// Rows: the length of an output.
+    /// Number of rows: the length of an output.
     pub fn n_rows(&self) -> usize {
         self.n_rows
     }
 
-    /// Columns: the length of an input.
+    /// Number of columns: the length of an input.
     pub fn n_cols(&self) -> usize {
         self.n_cols
     }
 
-    /// Bytes that the packed form takes.
+    /// Size of the packed form in bytes.
     pub fn n_bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Bytes that [`pack`](Self::pack) would allocate; `None` for what it would refuse.
+    /// Number of bytes that [`pack`](Self::pack) would allocate; `None` if it would return an error.
     pub fn packed_bytes(isa: Isa, ty: TensorType, n_rows: usize, n_cols: usize) -> Option<usize> {
         ActivationKind::of(ty)?;
         let row_bytes = ty.row_bytes(n_cols)?;
@@ -173,8 +173,8 @@ impl Matrix {
         }
     }
 
-    /// The panels as they lie in memory, one after another, for devices that read the same form; `None` under
-    /// [`Isa::Scalar`], whose bytes are those of the file.
+    /// The panels as they are in memory, one after another, for devices that read the same layout. `None` under
+    /// [`Isa::Scalar`], which keeps the bytes of the file.
     pub fn panels(&self) -> Option<(PanelLayout, &[u8])> {
         (self.isa != Isa::Scalar).then_some((self.layout, &self.bytes))
     }
@@ -235,7 +235,7 @@ fn group(bits: usize, codes: &mut [u8], g: usize) -> &mut [u8] {
     &mut codes[g * bits * 64..(g + 1) * bits * 64]
 }
 
-/// Writes one row's float scales of one block. They were f16 in the file, or powers of two, so nothing is rounded.
+/// Writes one row's float scales of one block. In the file they are f16 or powers of two, so nothing is rounded.
 fn put_float_scales(format: &Format, r: usize, d: f32, m: f32, meta: &mut [u8]) {
     let stored = match has_bf16_scales(format) {
         true => bf16::from_f32(d).to_le_bytes(),
@@ -262,7 +262,7 @@ fn put_scales_256(format: &Format, r: usize, unpacked: &Block256, meta: &mut [u8
     let ints = &mut meta[float_bytes_per_row(format) * PANEL_ROWS..];
     let n_subs = 256 / format.integer_scales.sub_elems();
     for sub in 0..n_subs {
-        // Blocks show scales of 16 elements.
+        // `Block256` holds one scale per 16 elements.
         let j = sub * 16 / n_subs;
         let (scale, min) = (unpacked.scales[j] as u8, unpacked.mins[j]);
         match format.integer_scales {
@@ -305,7 +305,7 @@ fn get_scales_256(format: &Format, r: usize, meta: &[u8]) -> Block256 {
 
 /// Writes one row's codes of 32 columns into the planes of a group.
 ///
-/// Loading a model is mostly this function, so it moves a quad, four codes, as one word at a time.
+/// Loading a model is mostly this function, so it moves a quad (four codes) as one word at a time.
 fn put_codes(bits: usize, r: usize, codes: &[u8; 32], group: &mut [u8]) {
     let codes = codes.as_chunks::<4>().0;
     let quad = |q: usize| u32::from_le_bytes(codes[q]);

@@ -1,10 +1,10 @@
-//! From one panel of weights and a batch of activations to 16 outputs per row of the batch: which kernel
-//! runs, and how the panel is swept.
+//! Multiplies one panel of weights with a batch of activations, which gives 16 outputs per row of the batch: which
+//! kernel runs, and in which order the panel is processed.
 //!
-//! Few rows read the packed codes directly. Many rows amortise unpacking: a stretch of [`UNPACK_COLS`]
-//! columns is unpacked to one byte per code (16 KiB, half of a small L1 cache), and all rows of the batch
-//! are swept over it before the next stretch. The float chain of an output continues through `y`, so the
-//! split changes no bit.
+//! With few rows, kernels read the packed codes directly. With many rows, unpacking pays off: a stretch of
+//! [`UNPACK_COLS`] columns is unpacked to one byte per code (16 KiB, half of a small L1 cache) and multiplied with all
+//! rows of the batch before the next stretch. The float chain of an output continues through `y`, so the split does not
+//! change a bit.
 
 use crate::activations::{GROUP, OFFSET_SHIFTS_32, OFFSET_SHIFTS_256, Planes};
 use crate::generic::float::{self, BF16, F16, F32, FloatWeights};
@@ -19,7 +19,7 @@ use fewbit_quant::format::{ForQuantized, Quantized};
 use fewbit_quant::{ActivationKind, TensorType, dot};
 use std::ops::Range;
 
-/// Columns that are unpacked at a time, of all panels of a job together.
+/// Number of columns that are unpacked at a time, over all panels of a job.
 const UNPACK_COLS: usize = 1024;
 
 /// Bytes of the buffer that [`PanelJob::unpacked`] points to.
@@ -51,8 +51,7 @@ struct Panel<'a> {
 /// activations, which hold the rows in the form that the type reads; each `y` and `unpacked` are as long as stated.
 pub(crate) type PanelFn<const P: usize> = unsafe fn(PanelJob<'_, P>);
 
-/// Computes panel `p` of `w` times `n_rows` rows of `x` (all planes, for quantized kinds) into `y`:
-/// `[n_rows][16]`.
+/// Computes panel `p` of `w` times `n_rows` rows of `x` (all planes, for quantized kinds) into `y`: `[n_rows][16]`.
 pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: &mut [f32], unpacked: &mut [u8]) {
     let kind = check(w, x, n_rows, y, unpacked);
     let Some(kernel) = kernel(w.isa, w.ty) else { return scalar(w, kind, p, x, n_rows, y) };
@@ -62,8 +61,8 @@ pub(crate) fn multiply(w: &Matrix, p: usize, x: &Activations, n_rows: usize, y: 
     unsafe { kernel(PanelJob { panels: [panel_of(w, p)], x, rows: 0..n_rows, y: [y], unpacked }) }
 }
 
-/// As [`multiply`], for two panels, of one matrix or of two: in tiles of both where there is such a kernel and rows
-/// enough for it.
+/// As [`multiply`], for two panels of one matrix or of two: in tiles of both, if there is such a kernel and the batch
+/// has enough rows for it.
 pub(crate) fn multiply_two(
     w: [(&Matrix, usize); 2],
     x: &Activations,
@@ -117,7 +116,7 @@ fn panel_of(w: &Matrix, p: usize) -> Panel<'_> {
     Panel { bytes, meta, codes }
 }
 
-/// The definition: one dot product per output, on the rows as the file has them.
+/// The scalar definition: one dot product per output, on the rows as they are in the file.
 fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, n_rows: usize, y: &mut [f32]) {
     let row_bytes = w.ty.row_bytes(w.n_cols).expect("checked when the matrix was packed");
     for r in 0..PANEL_ROWS.min(w.n_rows - p * PANEL_ROWS) {
@@ -150,7 +149,7 @@ macro_rules! sweep {
                 }
             }
         }
-        // Two panels have whole groups only.
+        // Jobs of two panels have whole groups only.
         if P == 1 {
             sweep!(@rest n_rows, 4, |$first, $lane, $n, $w| $body);
             sweep!(@rest n_rows, 2, |$first, $lane, $n, $w| $body);
@@ -345,8 +344,8 @@ unsafe fn panel_quantized<S: Simd, T: Weights, const R: usize, const NMAX: usize
     }
 }
 
-/// The kernels of one instruction set: a function per weight type, compiled with its features
-/// (which an attribute enables).
+/// The kernels of one instruction set: a function per weight type, compiled with the features of the set, which an
+/// attribute enables.
 macro_rules! kernels {
     ($module:ident, $simd:ty, $attr:meta, $r:literal, $nmax:literal) => {
         mod $module {
@@ -389,7 +388,7 @@ macro_rules! kernels {
 kernels!(avx2, crate::arch::x86_64::Avx2, target_feature(enable = "avx2,fma,f16c"), 2, 4);
 #[cfg(target_arch = "x86_64")]
 kernels!(avx_vnni, crate::arch::x86_64::AvxVnni<false>, target_feature(enable = "avx2,fma,f16c,avxvnni"), 2, 4);
-// The same in the other encoding, for CPUs with AVX-512: they run it when told to, as tests do.
+// The same in the other encoding, for CPUs with AVX-512, which run it only when asked to, as in tests.
 #[cfg(target_arch = "x86_64")]
 kernels!(
     avx_vnni_evex,
@@ -427,8 +426,8 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<1>> {
     }
 }
 
-/// The kernel of two panels, where it is the faster one. AMD's cores up to Zen 4 start one product of 512 bits per cycle:
-/// there is nothing to gain.
+/// The kernel for two panels, where it is faster. On AMD cores up to Zen 4, which start one 512-bit product per cycle,
+/// it gains nothing.
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other has such kernels"))]
 fn two_kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<2>> {
     match isa {

@@ -1,17 +1,16 @@
 //! A fork-join pool for work that comes every few microseconds.
 //!
-//! A decode step of a small model is some 150 parallel sections of 10 to 50 microseconds, so the cost of
-//! waking a thread (tens of microseconds through the kernel) would be most of the time. Workers spin for a
-//! short while after each section and then park; a section that finds them spinning starts within a
-//! fraction of a microsecond. Work is taken in chunks from an atomic counter, because cores are not equally
-//! fast and a virtual machine may lose one for a while.
+//! A decode step of a small model is some 150 parallel sections of 10 to 50 microseconds, so the cost of waking a
+//! thread (tens of microseconds through the kernel) would dominate. Workers spin for a short while after each section
+//! and then park; a section that finds them spinning starts within a fraction of a microsecond. Work is taken in chunks
+//! from an atomic counter, because cores are not equally fast and a virtual machine may lose one for a while.
 //!
-//! For the same reason nobody waits for a thread that has not begun: a section is over when its chunks are done,
-//! and a worker that gets a core only then finds it closed. With more threads than cores this is every section.
+//! For the same reason, a section never waits for a worker that has not started: it ends when its chunks are done, and
+//! a worker that is scheduled only afterwards finds it closed. With more threads than cores, this happens in every
+//! section.
 //!
-//! Every section runs on the calling thread as well, so a pool of one thread has no workers at all. Sections
-//! of different callers take turns. A section that is started inside a section of the same pool runs on the thread
-//! that starts it.
+//! Every section also runs on the calling thread, so a pool of one thread has no workers at all. Sections of different
+//! callers take turns. A section that is started inside a section of the same pool runs on the thread that starts it.
 //!
 //! ```text
 //! state   [ epoch | open: 1 bit | active: 10 bits ]
@@ -33,7 +32,7 @@ use std::time::{Duration, Instant};
 /// How long a worker spins for the next section before it parks.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// Bits of [`Shared::state`]: workers inside, whether more may enter, and one epoch.
+/// Fields of [`Shared::state`]: the number of active workers, whether more may enter, and the step of the epoch.
 const ACTIVE: usize = OPEN - 1;
 const OPEN: usize = 1 << 10;
 const EPOCH: usize = 1 << 11;
@@ -42,18 +41,18 @@ const EPOCH: usize = 1 << 11;
 type Job = *const (dyn Fn(usize) + Sync);
 
 struct Shared {
-    /// See the head of this file. The epoch counts sections; a change tells workers that `job` is new.
+    /// See the top of this file. The epoch counts sections; a change tells workers that `job` is new.
     state: AtomicUsize,
     /// Valid while a worker is active.
     job: JobCell,
     /// Workers that have finished the current section.
     finished: AtomicUsize,
     stop: AtomicBool,
-    /// More threads than cores: who waits gives the core away at once.
+    /// There are more threads than cores, so waiting threads give up their core at once.
     is_crowded: bool,
     /// Which workers are parked or about to be.
     parked: Vec<AtomicBool>,
-    /// What the first panicking worker threw.
+    /// The payload of the first panic of a worker.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -91,14 +90,14 @@ pub struct ThreadPool {
 }
 
 impl ThreadPool {
-    /// More threads than this are never of use.
+    /// The largest number of threads of a pool.
     pub const MAX_THREADS: usize = 256;
 
-    /// A pool in which sections run on `n_threads` threads (1 to [`MAX_THREADS`](Self::MAX_THREADS)), the
-    /// caller's included.
+    /// Creates a pool whose sections run on `n_threads` threads (1 to [`MAX_THREADS`](Self::MAX_THREADS)), including
+    /// the calling thread.
     ///
     /// # Errors
-    /// [`KernelError::Thread`] if the operating system gives no thread.
+    /// [`KernelError::Thread`] if the operating system cannot start a thread.
     pub fn new(n_threads: usize) -> Result<Self, KernelError> {
         let n_workers = n_threads.clamp(1, Self::MAX_THREADS) - 1;
         let n_cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
@@ -124,7 +123,7 @@ impl ThreadPool {
         Ok(pool)
     }
 
-    /// Threads that a section runs on.
+    /// Number of threads that a section runs on.
     pub fn n_threads(&self) -> usize {
         self.workers.len() + 1
     }
@@ -147,13 +146,13 @@ impl ThreadPool {
         (pool == self.address()).then_some(index)
     }
 
-    /// What tells pools apart.
+    /// An address that identifies the pool.
     fn address(&self) -> usize {
         Arc::as_ptr(&self.shared).addr()
     }
 
-    /// Runs `job` on this thread and on the workers that come before it is done here, of which at least `n_needed`
-    /// are waited for.
+    /// Runs `job` on this thread and on the workers that join before it is done here; at least `n_needed` of them are
+    /// waited for.
     fn section(&self, job: &(dyn Fn(usize) + Sync), n_needed: usize) {
         if self.workers.is_empty() {
             return inside(self.address(), 0, || job(0));
@@ -167,8 +166,8 @@ impl ThreadPool {
         }
         shared.finished.store(0, Ordering::Relaxed);
         let closed = shared.state.load(Ordering::Relaxed);
-        // SeqCst here and in `wait_for_section`: a worker announces that it parks and then looks at the
-        // epoch, this thread changes the epoch and then looks at the announcements; one of them sees.
+        // SeqCst here and in `wait_for_section`: a worker announces that it parks and then reads the epoch, while this
+        // thread changes the epoch and then reads the announcements. At least one of them sees the other's write.
         shared.state.store(closed.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
         for (parked, handle) in shared.parked.iter().zip(&self.handles) {
             if parked.load(Ordering::SeqCst) {
@@ -186,8 +185,8 @@ impl ThreadPool {
         }
     }
 
-    /// Chunks make the threads finish within microseconds of each other. A longer wait means that a worker has lost
-    /// its core, perhaps to this very loop.
+    /// Because of the chunks, threads finish within microseconds of each other. A longer wait means that a worker has
+    /// lost its core, perhaps to this very loop.
     fn wait_until(&self, is_done: impl Fn() -> bool) {
         let mut spins = if self.shared.is_crowded { 1 << 10 } else { 0u32 };
         while !is_done() {
@@ -199,7 +198,7 @@ impl ThreadPool {
         }
     }
 
-    /// Cuts `0..n_items` into chunks of `chunk` and calls `f(range, thread)` for each, on all threads.
+    /// Cuts `0..n_items` into chunks of `chunk` items and calls `f(range, thread)` for each, on all threads.
     ///
     /// # Panics
     /// If `f` does, or `chunk` is 0.
@@ -221,8 +220,8 @@ impl ThreadPool {
         self.section(&job, 0);
     }
 
-    /// As [`for_chunks`](Self::for_chunks), in stretches that begin long and get shorter: for work that is
-    /// fastest when a thread goes on where it was, such as reading a stretch of memory.
+    /// As [`for_chunks`](Self::for_chunks), in stretches that start long and get shorter: for work that is fastest when
+    /// a thread continues where it stopped, such as reading a stretch of memory.
     ///
     /// # Panics
     /// If `f` does.
@@ -243,7 +242,7 @@ impl ThreadPool {
         self.section(&job, 0);
     }
 
-    /// All items on this thread.
+    /// Runs all items on this thread.
     fn alone(&self, n_items: usize, f: impl Fn(Range<usize>, usize)) {
         let index = self.inside().unwrap_or(0);
         if n_items > 0 {
@@ -255,11 +254,11 @@ impl ThreadPool {
 impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        // Nobody is in a section: it would borrow the pool.
+        // No thread is in a section, because a section would borrow the pool.
         self.shared.state.fetch_add(EPOCH, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
             worker.thread().unpark();
-            // A worker catches its panics, so there is nothing to hear from it.
+            // A worker catches its panics, so the result of `join` can be ignored.
             let _ = worker.join();
         }
     }

@@ -1,5 +1,5 @@
 //! Products of packed matrices with a batch, in parallel sections: which thread takes which panels, and what happens to
-//! a panel's products. How one panel is multiplied is said in `panel.rs`.
+//! the results. `panel.rs` multiplies a single panel.
 
 use crate::activations::{Activations, Planes};
 use crate::cpu::Cpu;
@@ -12,38 +12,38 @@ use fewbit_quant::{ActivationKind, GateFunction};
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// One of several products that run in one section.
+/// One of several products that run in the same section.
 #[derive(Debug)]
 pub enum Product<'a> {
     /// `out = w x`. `out`: `[x.n_rows, w.n_rows]`.
     Store {
         /// The matrix.
         w: &'a Matrix,
-        /// Its inputs.
+        /// Its input.
         x: &'a Activations,
-        /// Its outputs.
+        /// Its output.
         out: &'a mut [f32],
     },
     /// `out += w x`. `out`: `[x.n_rows, w.n_rows]`.
     Add {
         /// The matrix.
         w: &'a Matrix,
-        /// Its inputs.
+        /// Its input.
         x: &'a Activations,
-        /// What they are added to.
+        /// The output that the product is added to.
         out: &'a mut [f32],
     },
     /// `out = f(gate x) * (up x)`. `out`: `[x.n_rows, gate.n_rows]`.
     Gated {
-        /// `f`.
+        /// The function `f`.
         function: GateFunction,
-        /// The gate's matrix.
+        /// The matrix of the gate.
         gate: &'a Matrix,
         /// The other matrix, of the same shape.
         up: &'a Matrix,
-        /// Their inputs.
+        /// The input of both.
         x: &'a Activations,
-        /// Their outputs.
+        /// The output.
         out: &'a mut [f32],
     },
 }
@@ -60,15 +60,15 @@ thread_local! {
     static BUFFERS: RefCell<PanelBuffers> = RefCell::default();
 }
 
-/// With fewer pieces than this a thread may be left without one while others work on their last.
+/// With fewer pieces than this, some threads may run idle while others work on their last piece.
 const PIECES_PER_THREAD: usize = 8;
 
-/// Rows of a product with `w`, in as many planes as its type has.
+/// Number of rows of a product with `w`, over as many planes as its type has.
 fn rows_for(w: &Matrix, x: &Activations, planes: Planes) -> usize {
     x.rows_of(ActivationKind::of(w.ty).expect("checked when the matrix was packed"), planes)
 }
 
-/// What happens to the products of a panel.
+/// What is done with the products of a panel.
 enum Output<'a> {
     /// `out = w x`
     Store(&'a Matrix, SharedMut<'a, f32>, Planes),
@@ -91,7 +91,7 @@ impl Cpu {
         self.products(&[(Output::Add(w, SharedMut::new(out)), x)]);
     }
 
-    /// Several products of one input, in one parallel section, each of the planes that it needs.
+    /// Several products with one input, in one parallel section, each with the planes that it needs.
     pub fn matmul_many(&self, parts: &mut [(&Matrix, &mut [f32], Planes)], x: &Activations) {
         for (w, out, _) in parts.iter() {
             assert_eq!(out.len(), out_len(w, x), "length of the output");
@@ -106,7 +106,7 @@ impl Cpu {
         self.matmul_each(&mut [Product::Gated { function, gate, up, x, out }]);
     }
 
-    /// Products of different inputs, in one parallel section: what the experts of a layer do.
+    /// Products with different inputs, in one parallel section, such as those of the experts of a layer.
     pub fn matmul_each(&self, parts: &mut [Product<'_>]) {
         let outputs: Vec<_> = parts
             .iter_mut()
@@ -146,8 +146,8 @@ impl Cpu {
                 }
             });
         };
-        // Few rows: the time goes into reading weights, which wants long stretches. Many rows: each panel is
-        // work for long, and small pieces keep the threads together.
+        // With few rows, the time is spent reading weights, which is fastest in long stretches. With many rows, each
+        // panel takes long, and small pieces keep the threads in step.
         if outputs.iter().all(|(_, x)| x.n_rows < 32) {
             self.pool().for_stretches(n_panels, work);
         } else {
@@ -156,7 +156,7 @@ impl Cpu {
         }
     }
 
-    /// The first or the first two of some panels of one product. Returns how many.
+    /// Computes the first panel, or the first two, of a range of panels of one product. Returns how many it computed.
     fn product(&self, output: &Output<'_>, panels: Range<usize>, x: &Activations, buffers: &mut PanelBuffers) -> usize {
         let n = x.n_rows * x.kinds.n_planes() * PANEL_ROWS;
         buffers.y.resize(2 * n, 0.0);
@@ -187,14 +187,14 @@ impl Cpu {
         2
     }
 
-    /// Panel `p` of `w` times every row, planes added up: the first `x.n_rows` rows of `y`.
+    /// Computes panel `p` of `w` times every row, with the planes added up, into the first `x.n_rows` rows of `y`.
     fn panel(&self, w: &Matrix, p: usize, x: &Activations, planes: Planes, y: &mut [f32], unpacked: &mut [u8]) {
         let n_rows = rows_for(w, x, planes);
         panel::multiply(w, p, x, n_rows, &mut y[..n_rows * PANEL_ROWS], unpacked);
         self.add_planes(x, n_rows, planes, y);
     }
 
-    /// As [`panel`](Self::panel), for two.
+    /// As [`panel`](Self::panel), for two panels.
     fn two_panels(
         &self,
         w: [(&Matrix, usize); 2],
@@ -237,7 +237,7 @@ impl<'a> Output<'a> {
         }
     }
 
-    /// Puts the products of panel `p`, `[n_rows][16]`, where they belong.
+    /// Writes the products of panel `p`, `[n_rows][16]`, to their place in the output.
     ///
     /// # Safety
     /// Nobody else writes this panel's part of the output meanwhile.
@@ -259,7 +259,7 @@ impl<'a> Output<'a> {
 /// `out = f(out, y)`, for as many elements as `out` has.
 fn combine(out: &mut [f32], y: &[f32; PANEL_ROWS], f: impl Fn(f32, f32) -> f32) {
     if let Ok(out) = <&mut [f32; PANEL_ROWS]>::try_from(&mut *out) {
-        // A known length is a few vector instructions, in any instruction set.
+        // With a known length, this is a few vector instructions on any instruction set.
         out.iter_mut().zip(y).for_each(|(out, &y)| *out = f(*out, y));
     } else {
         out.iter_mut().zip(y).for_each(|(out, &y)| *out = f(*out, y));

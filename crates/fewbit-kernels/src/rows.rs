@@ -1,4 +1,4 @@
-//! Filling the rows of a buffer on all threads: for weights that are rewritten as they are loaded.
+//! Filling the rows of a buffer on all threads, for weights that are converted while they are loaded.
 
 use crate::ThreadPool;
 use crate::shared::SharedMut;
@@ -6,8 +6,8 @@ use fewbit_quant::{FillRows, Workers};
 use std::ops::Range;
 
 impl ThreadPool {
-    /// Calls `fill` for ranges of at most `chunk` rows, which together are all rows of `out`, with the bytes of
-    /// those rows. `out` is `[n_rows, row_bytes]`.
+    /// Calls `fill` with ranges of at most `chunk` rows and the bytes of these rows; the ranges cover all rows of
+    /// `out`, which is `[n_rows, row_bytes]`.
     ///
     /// # Panics
     /// If `fill` does, `chunk` is 0, or `out` is not a whole number of rows.
@@ -22,7 +22,7 @@ impl ThreadPool {
         assert_eq!(n_rows * row_bytes, out.len(), "whole rows of {row_bytes} bytes");
         let out = SharedMut::new(out);
         self.for_chunks(n_rows, chunk, |rows, _| {
-            // A pool of one thread takes everything at once.
+            // A pool of one thread gets everything as one range.
             for start in rows.clone().step_by(chunk) {
                 let rows = start..rows.end.min(start + chunk);
                 // SAFETY: each row is handed out once.

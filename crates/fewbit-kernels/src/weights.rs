@@ -1,8 +1,9 @@
 //! Weight types as the generic kernels see them: constants that follow from a type's row in `fewbit_quant::types`.
 //!
-//! A product multiplies bytes. They are the codes themselves, or what a table of 16 says that they stand for; and they
-//! are unsigned, levels plus a power of two, unless that were 128 or more: then they are the levels as signed bytes
-//! (Q8_0, IQ4). With `|x| <= 127` a pair of products is at most `2 * 127 * byte`, and so many steps fit a 16-bit sum:
+//! A product multiplies bytes. The bytes are the codes themselves, or the levels that a table of 16 assigns to them.
+//! They are unsigned (the level plus a power of two), unless that power would be 128 or more; then they are the levels
+//! as signed bytes (Q8_0, IQ4). With `|x| <= 127`, a pair of products is at most `2 * 127 * byte`, so a 16-bit sum has
+//! room for this many steps:
 //!
 //! ```text
 //! IQ4_NL, IQ4_XS   -127..=113            1    one pair of signed products: 2 * 127 * 127 = 32258
@@ -24,8 +25,8 @@
 //! | IQ1_M, IQ1_S | 1.75, 1.5625 | 3.3125, 3.1875 |
 //! | TQ2_0, TQ1_0 | 2.0625, 1.6875 | 2.0625 |
 //!
-//! The grid types grow because looking up a code word, in a table of up to 16 KiB, is a gathered load for every 4
-//! elements of every row, an order of magnitude more work than reading a bit or two more.
+//! The grid types take more space in memory, because looking up a code word in a table of up to 16 KiB is a gathered
+//! load for every 4 elements of every row. That is an order of magnitude more work than reading one or two more bits.
 
 use fewbit_quant::ActivationKind;
 use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels, Quantized};
@@ -35,7 +36,7 @@ pub(crate) const PANEL_ROWS: usize = 16;
 
 /// What a product with a quantized type needs to know.
 pub(crate) trait Weights: Quantized {
-    /// What it is multiplied with.
+    /// The kind of activations that the weights are multiplied with.
     const KIND: ActivationKind = Self::FORMAT.activation_kind();
     /// Bits of a stored code.
     const BITS: usize = Self::FORMAT.bits;
@@ -43,8 +44,8 @@ pub(crate) trait Weights: Quantized {
     const SIGNED: bool = offset(Self::FORMAT.levels) >= 128;
     /// What is subtracted from an unsigned byte: a power of two, or 0.
     const OFFSET: i32 = offset(Self::FORMAT.levels);
-    /// The byte that stands for each code, where it is not the code itself. Stretches that
-    /// [`unpack`](crate::generic::unpack) has made hold these bytes.
+    /// The byte for each code, if it is not the code itself. Unpacked stretches (see
+    /// [`unpack`](crate::generic::unpack)) hold these bytes.
     const TABLE: Option<[u8; 16]> = table(Self::FORMAT.levels);
     /// Largest magnitude of a byte.
     const BYTE_MAX: usize = match Self::TABLE {
@@ -52,11 +53,11 @@ pub(crate) trait Weights: Quantized {
         Some(table) => largest(table),
         None => (1 << Self::BITS) - 1,
     };
-    /// Whether there are minimums.
+    /// Whether blocks have minimums.
     const HAS_MIN: bool = Self::FORMAT.scale.has_min();
     /// Whether float scales are bf16 instead of f16.
     const BF16_SCALES: bool = has_bf16_scales(&Self::FORMAT);
-    /// What the stored scale is multiplied by.
+    /// The factor that the stored scale is multiplied by.
     const FACTOR: f32 = Self::FORMAT.scale_factor;
     /// Storage of the integer scales.
     const SCALES: IntegerScales = Self::FORMAT.integer_scales;
@@ -70,7 +71,7 @@ pub(crate) trait Weights: Quantized {
 
 impl<T: Quantized> Weights for T {}
 
-/// Whether packed scales are bf16: powers of two beyond the range of f16, which bf16 holds exactly.
+/// Whether packed scales are bf16: such scales are powers of two beyond the range of f16, which bf16 holds exactly.
 pub(crate) const fn has_bf16_scales(format: &Format) -> bool {
     matches!(format.scale, FloatScale::Exponent(_))
 }
@@ -80,8 +81,8 @@ pub(crate) const fn float_bytes_per_row(format: &Format) -> usize {
     if format.scale.has_min() { 4 } else { 2 }
 }
 
-/// Bytes of scales and minimums of one row of one block. How integer scales lie is said at
-/// [`q256`](crate::generic::q256).
+/// Bytes of scales and minimums of one row of one block. [`q256`](crate::generic::q256) documents the layout of integer
+/// scales.
 pub(crate) const fn meta_bytes_per_row(format: &Format) -> usize {
     let n_subs = 256 / format.integer_scales.sub_elems();
     float_bytes_per_row(format)
@@ -93,7 +94,8 @@ pub(crate) const fn meta_bytes_per_row(format: &Format) -> usize {
         }
 }
 
-/// What makes levels unsigned: the code's offset, or the power of two that the largest magnitude of a table needs.
+/// The number that makes levels unsigned: the code's offset, or the power of two that the table's largest magnitude
+/// needs.
 const fn offset(levels: Levels) -> i32 {
     match levels {
         Levels::Offset(offset) => offset,
@@ -110,7 +112,7 @@ const fn offset(levels: Levels) -> i32 {
     }
 }
 
-/// The byte of each level: itself, or plus its offset.
+/// The byte of each level: the level itself, or the level plus its offset.
 const fn table(levels: Levels) -> Option<[u8; 16]> {
     let Levels::Table(table) = levels else { return None };
     let add = if offset(levels) >= 128 { 0 } else { offset(levels) };
@@ -135,16 +137,16 @@ const fn largest(bytes: [u8; 16]) -> usize {
 
 /// How the codes that a kernel reads are stored.
 pub(crate) trait Stored: 'static {
-    /// The weights.
+    /// The weight type.
     type Of: Weights;
-    /// Bits of a code, where it is stored.
+    /// Bits per stored code.
     const BITS: usize;
 }
 
-/// As the matrix has them.
+/// Codes as the matrix stores them.
 pub(crate) struct Packed<T>(std::marker::PhantomData<T>);
 
-/// One byte each, as [`unpack`](crate::generic::unpack) makes them.
+/// One byte per code, as [`unpack`](crate::generic::unpack) writes them.
 pub(crate) struct Unpacked<T>(std::marker::PhantomData<T>);
 
 impl<T: Weights> Stored for Packed<T> {
@@ -163,7 +165,7 @@ mod tests {
     use fewbit_quant::TensorType;
     use fewbit_quant::format::ForQuantized;
 
-    /// Bytes stand for the levels of their codes, and the table above tells how large they get.
+    /// Bytes stand for the levels of their codes, and the first table of the module docs gives their largest values.
     #[test]
     fn bytes_stand_for_levels() {
         struct Check;

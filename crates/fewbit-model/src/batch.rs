@@ -1,11 +1,11 @@
-//! What goes into a step and what comes out: chunks of sequences, and logits.
+//! The input and output of a step: chunks of sequences, and logits.
 
 use crate::KvCache;
 
-/// For which of its tokens a chunk wants logits, or that it wants what they are made from.
+/// The tokens of a chunk for which logits are computed, or a request for hidden states instead.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogitsFor {
-    /// None: the chunk only fills the cache.
+    /// No token: the chunk only fills the cache.
     None,
     /// The last token.
     Last,
@@ -13,7 +13,7 @@ pub enum LogitsFor {
     LastN(usize),
     /// Every token.
     All,
-    /// No logits, but of every token the hidden state after the last norm: see [`Logits::take_hidden`].
+    /// No logits, but the hidden state of every token after the last norm: see [`Logits::take_hidden`].
     Hidden,
 }
 
@@ -31,11 +31,11 @@ impl LogitsFor {
 /// Tokens to append to one sequence.
 #[derive(Debug)]
 pub struct Chunk<'a> {
-    /// The sequence.
+    /// The cache of the sequence.
     pub cache: &'a mut KvCache,
-    /// At least one token.
+    /// The tokens, at least one.
     pub tokens: &'a [u32],
-    /// Which logits are wanted.
+    /// The logits to compute.
     pub logits: LogitsFor,
 }
 
@@ -50,14 +50,14 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// Makes it so many rows; what they hold is to be written over.
+    /// Resizes to `n_rows` rows, whose values have to be overwritten.
     pub(crate) fn resize(&mut self, n_vocab: usize, n_rows: usize) {
         self.n_vocab = n_vocab;
         self.values.resize(n_rows * n_vocab, 0.0);
         self.hidden.clear();
     }
 
-    /// Rows.
+    /// Number of rows.
     pub fn n_rows(&self) -> usize {
         self.values.len() / self.n_vocab.max(1)
     }
@@ -70,13 +70,13 @@ impl Logits {
         &self.values[i * self.n_vocab..(i + 1) * self.n_vocab]
     }
 
-    /// The hidden states of the chunks that want them ([`LogitsFor::Hidden`]), in the order of the batch:
+    /// The hidden states of the chunks that request them ([`LogitsFor::Hidden`]), in the order of the batch:
     /// `[n_tokens, dim]`.
     pub fn take_hidden(&mut self) -> Vec<f32> {
         std::mem::take(&mut self.hidden)
     }
 
-    /// All rows one after another, to be changed.
+    /// All rows, one after another, for modification.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values
     }

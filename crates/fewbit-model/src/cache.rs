@@ -1,10 +1,10 @@
-//! What the layers keep of one sequence, keys and values above all: a table of pages. What is in a page, and on which
-//! device, is the segments' matter.
+//! The state that layers keep for one sequence, mainly keys and values: a table of pages. The content of a page, and
+//! its device, are up to the segments.
 //!
-//! Memory grows by pages of [`PAGE`] positions. Pages are shared with the sequence that a cache was
-//! [forked](KvCache::fork) from, and copied when one of them appends to a page that both hold. Where every
-//! layer has a sliding window, pages that no later query can see are given up, one page later than they could
-//! be: so a cache can always be [truncated](KvCache::truncate) by some positions without losing what is needed.
+//! Memory grows by pages of [`PAGE`] positions. A cache shares pages with the one that it was [forked](KvCache::fork)
+//! from; a page that both hold is copied when one of them appends to it. If every layer has a sliding window, pages
+//! that no later query can see are released, one page later than possible: so a cache can always be
+//! [truncated](KvCache::truncate) by some positions without losing any that are needed.
 
 use crate::lora::LoraSet;
 use crate::pages::{Page, PageKind};
@@ -14,13 +14,13 @@ use fewbit_kernels::PAGE;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Keys and values of the positions that a sequence has so far.
+/// The keys and values of the positions of a sequence so far.
 pub struct KvCache {
     kind: Arc<PageKind>,
-    /// The adapters that keys and values were computed with.
+    /// The adapters that the keys and values were computed with.
     loras: LoraSet,
     len: usize,
-    /// Pages that came before `pages` and were given up.
+    /// Number of pages before `pages` that were released.
     n_gone: usize,
     /// `pages[i]` holds the positions from `(n_gone + i) * PAGE` on.
     pages: Vec<Page>,
@@ -31,30 +31,30 @@ impl KvCache {
         Self { kind, loras, len: 0, n_gone: 0, pages: Vec::new() }
     }
 
-    /// The adapters that its sequence is computed with.
+    /// The adapters that the sequence is computed with.
     pub fn loras(&self) -> &LoraSet {
         &self.loras
     }
 
-    /// Which model it belongs to.
+    /// The id of the model that the cache belongs to.
     pub(crate) fn model(&self) -> u64 {
         self.kind.model
     }
 
-    /// Positions in the cache.
+    /// Number of positions in the cache.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds nothing.
+    /// Whether the cache has no positions.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Forgets everything after the first `len` positions; does nothing if there are no more.
+    /// Removes all positions after the first `len`; does nothing if there are no more than that.
     ///
-    /// With a sliding window, the positions that the next query would see may be gone: then it forgets
-    /// everything. Up to [`PAGE`] positions can always be taken back. Returns the positions that are left.
+    /// With a sliding window, positions that the next query would see may have been released already; then the cache is
+    /// cleared. Up to [`PAGE`] positions can always be removed. Returns the number of positions left.
     pub fn truncate(&mut self, len: usize) -> usize {
         if len < self.len {
             let is_lost = self.n_gone > 0 && self.kind.window.is_some_and(|w| first_seen(len, w) < self.n_gone);
@@ -69,24 +69,24 @@ impl KvCache {
         self.len
     }
 
-    /// Forgets everything.
+    /// Removes all positions.
     pub fn clear(&mut self) {
         self.truncate(0);
     }
 
-    /// A second sequence with the same past. Pages are shared until one of the two appends to them.
+    /// Creates a second sequence with the same history. Pages are shared until one of the two appends to them.
     pub fn fork(&self) -> Self {
         let pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].to_vec();
         let (kind, loras) = (Arc::clone(&self.kind), self.loras.clone());
         Self { kind, loras, len: self.len, n_gone: self.n_gone, pages }
     }
 
-    /// Pages that it holds; those that it shares count in each of their holders.
+    /// Number of pages that the cache holds; a shared page counts in each cache that holds it.
     pub fn n_pages(&self) -> usize {
         self.pages.len()
     }
 
-    /// Pages that appending `n` positions would add, copies of shared ones included.
+    /// Number of pages that appending `n` positions would add, including copies of shared ones.
     pub fn pages_to_append(&self, n: usize) -> usize {
         if n == 0 {
             return 0;
@@ -95,7 +95,7 @@ impl KvCache {
         new + usize::from(self.must_copy())
     }
 
-    /// Bytes of memory that it takes, shared pages included.
+    /// Memory that the cache takes in bytes, including shared pages.
     pub fn bytes(&self) -> u64 {
         self.pages.len() as u64 * self.kind.page_bytes() as u64
     }
@@ -105,7 +105,8 @@ impl KvCache {
         self.kind.ty
     }
 
-    /// Makes room for `n` more positions that nobody else holds, so that appending them takes no more memory.
+    /// Makes room for `n` more positions in pages that no other cache holds, so that appending them takes no more
+    /// memory.
     ///
     /// # Errors
     /// Out of memory.
@@ -120,12 +121,12 @@ impl KvCache {
         Ok(())
     }
 
-    /// Whether the page that is appended to is partly filled, and held by somebody else too.
+    /// Whether the page that the next position goes to is partly filled and also held elsewhere.
     fn must_copy(&self) -> bool {
         !self.len.is_multiple_of(PAGE) && self.pages[self.len / PAGE - self.n_gone].is_shared()
     }
 
-    /// Counts `n` positions, whose keys and values have been stored, as part of the sequence.
+    /// Adds `n` positions, whose keys and values have been stored, to the sequence.
     pub(crate) fn advance(&mut self, n: usize) {
         self.len += n;
         if let Some(window) = self.kind.window {
@@ -137,24 +138,24 @@ impl KvCache {
         }
     }
 
-    /// All its pages, if none was given up.
+    /// All pages, if none was released.
     pub(crate) fn all_pages(&self) -> Option<&[Page]> {
         (self.n_gone == 0).then_some(&self.pages[..self.len.div_ceil(PAGE)])
     }
 
-    /// A cache of `len` positions that `pages` hold, from position 0 on.
+    /// Creates a cache of `len` positions that `pages` hold, from position 0 on.
     pub(crate) fn from_pages(kind: Arc<PageKind>, loras: LoraSet, pages: Vec<Page>, len: usize) -> Self {
         assert_eq!(pages.len(), len.div_ceil(PAGE), "as many pages as {len} positions need");
         Self { kind, loras, len, n_gone: 0, pages }
     }
 
-    /// Its rows in a batch, and its pages, for the segments of the model.
+    /// The rows of the sequence in a batch, and its pages, for the segments of the model.
     pub(crate) fn rows(&mut self, rows: Range<usize>) -> SequenceRows<'_> {
         SequenceRows::new(rows, self.len, self.n_gone, &mut self.pages)
     }
 
-    /// Appends its state to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache). The bytes do not
-    /// depend on where the layers are.
+    /// Appends the state of the cache to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache). The
+    /// bytes do not depend on the placement of the layers.
     ///
     /// # Errors
     /// If a device fails.
@@ -184,7 +185,7 @@ impl KvCache {
     }
 }
 
-/// The first page that a query at position `len` and those after it see.
+/// Index of the first page that queries from position `len` on can see.
 fn first_seen(len: usize, window: usize) -> usize {
     len.saturating_add(1).saturating_sub(window) / PAGE
 }

@@ -1,4 +1,4 @@
-//! A loaded model: embedding, segments, head; and the checks around a step through them.
+//! A loaded model (embedding, segments, head), and the checks around a step through them.
 
 use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
@@ -24,14 +24,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The most logits that are kept for their memory.
+/// Largest number of logits whose memory is kept for reuse.
 const MOST_RECYCLED: usize = 1 << 24;
 
 /// A loaded model.
 pub struct Decoder {
     config: ModelConfig,
     embedding: Embedding,
-    /// In the order of their layers, of which each has one.
+    /// The segments in the order of their layers; each has at least one layer.
     segments: Vec<Box<dyn Segment>>,
     head: Box<dyn Head>,
     placed: Vec<PlacedPart>,
@@ -41,32 +41,32 @@ pub struct Decoder {
     pages: Arc<PageKind>,
     fused: Vec<Fused>,
     fingerprint: u128,
-    /// Buffers of a step; held for its length, so that steps of different callers take turns.
+    /// Buffers of a step. They are locked for the whole step, so that steps of different callers run in turn.
     buffers: Mutex<Buffers>,
 }
 
-/// Buffers of a step, on the host.
+/// Buffers of a step on the host.
 #[derive(Default)]
 struct Buffers {
     /// `[n_tokens, dim]`: the residual stream.
     x: Vec<f32>,
-    /// Rotations of every token's position, in layers that see everything and in local ones.
+    /// Rotary angles of every token's position, for global layers and for local ones.
     global: RopeAngles,
     local: RopeAngles,
     /// `[n_tokens]`: factors of the queries.
     temperatures: Vec<f32>,
-    /// `[n_wanted, dim]`: rows that the head is to see.
+    /// `[n_wanted, dim]`: the rows for the head.
     wanted: Vec<f32>,
-    /// Those of a step that is over, for their memory.
+    /// Logits of an earlier step, whose memory is reused.
     spare_logits: Logits,
 }
 
 impl Decoder {
-    /// Packs the weights of a model: a [`GgufFile`](fewbit_format::GgufFile) or an [`HfModel`](crate::HfModel),
-    /// which is not needed afterwards.
+    /// Packs the weights of a model: a [`GgufFile`](fewbit_format::GgufFile) or an [`HfModel`](crate::HfModel), which
+    /// is not needed afterwards.
     ///
     /// # Errors
-    /// Every [`ModelError`] but those of [`forward`](Self::forward).
+    /// Every [`ModelError`] except those of [`forward`](Self::forward).
     pub fn load(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
         match options.quantize {
             Some(recipe) => Self::pack(&Quantized::new(source, recipe)?, options),
@@ -134,7 +134,7 @@ impl Decoder {
         Ok(decoder)
     }
 
-    /// Shape and constants.
+    /// Shape and constants of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -144,7 +144,7 @@ impl Decoder {
         self.embedding.n_vocab()
     }
 
-    /// Threads that a step runs on.
+    /// Number of threads that a step runs on.
     pub fn n_threads(&self) -> usize {
         self.cpu.pool().n_threads()
     }
@@ -169,19 +169,19 @@ impl Decoder {
         &self.cpu
     }
 
-    /// What of it lies where: the embedding, each segment of layers, the head.
+    /// The placement of each part: the embedding, each segment of layers, the head.
     pub fn placed(&self) -> &[PlacedPart] {
         &self.placed
     }
 
-    /// How its layers are cut: one range for each segment.
+    /// The ranges of layers that form its segments.
     pub fn segments(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         self.segments.iter().map(|segment| segment.layers())
     }
 
-    /// What tells this model from others: equal for equal weights, configuration and type of the cache, whatever file
-    /// they come from, on whatever threads, instruction set or devices; another one if this version of fewbit computes
-    /// other bits than the one that is compared with. It takes one byte in 64 of the weights into account.
+    /// A hash that identifies the model. It is equal for equal weights, configuration and cache type, whatever the
+    /// file, threads, instruction set or devices. It differs between versions of fewbit that compute different bits. It
+    /// covers one byte in 64 of the weights.
     pub fn fingerprint(&self) -> u128 {
         self.fingerprint
     }
@@ -201,27 +201,27 @@ impl Decoder {
         self.pages.page_bytes() as u64
     }
 
-    /// Pages that all caches and trees of prefixes of this model hold together; a shared page counts once.
+    /// Number of pages that all caches and prefix trees of this model hold together; a shared page counts once.
     pub fn kv_pages(&self) -> usize {
         self.pages.n_live()
     }
 
-    /// An empty sequence, computed without adapters.
+    /// Creates an empty sequence that is computed without adapters.
     pub fn new_cache(&self) -> KvCache {
         self.new_cache_with(&LoraSet::default())
     }
 
-    /// An empty sequence, computed with these adapters.
+    /// Creates an empty sequence that is computed with these adapters.
     pub fn new_cache_with(&self, loras: &LoraSet) -> KvCache {
         KvCache::new(Arc::clone(&self.pages), loras.clone())
     }
 
     /// Loads an adapter for this model: a GGUF file, or a folder with `adapter_config.json` and
-    /// `adapter_model.safetensors` as PEFT writes it.
+    /// `adapter_model.safetensors` as written by PEFT.
     ///
     /// # Errors
-    /// [`LoraError`] for a file that is no adapter, is damaged, was made for another model, or asks for something
-    /// other than low-rank parts of this model's matrices; and if a device has no room for it.
+    /// [`LoraError`] for a file that is damaged, is not an adapter, was made for another model, or needs anything other
+    /// than low-rank parts for this model's matrices; also if a device has no memory for it.
     pub fn load_lora(&self, path: &Path) -> Result<Lora, LoraError> {
         let load_part = |part: &lora::LowRank<'_>| {
             let segment = self.segments.iter().find(|segment| segment.layers().contains(&part.layer));
@@ -234,7 +234,7 @@ impl Decoder {
         lora::load(path, &LoraModel { id, config, n_vocab, fused: &self.fused, load_part: &load_part })
     }
 
-    /// A set of adapters, each with a scale; of one that is named twice the last scale counts.
+    /// Creates a set of adapters, each with a scale. If an adapter occurs twice, its last scale counts.
     ///
     /// # Errors
     /// [`ModelError::ForeignLora`], [`ModelError::LoraScale`].
@@ -242,53 +242,53 @@ impl Decoder {
         LoraSet::new(self.id(), loras)
     }
 
-    /// Its number among all that were loaded.
+    /// The id of this model, unique among all loaded models.
     pub(crate) fn id(&self) -> u64 {
         self.pages.model
     }
 
-    /// A sequence of `len` positions, from the bytes that [`KvCache::serialize`] wrote. Whether they are what this
-    /// model computes with these adapters is the caller's to know.
+    /// Restores a sequence of `len` positions from bytes written by [`KvCache::serialize`]. The caller has to ensure
+    /// that they were computed by this model with these adapters.
     ///
     /// # Errors
-    /// [`ModelError::BadCacheState`] if there are not as many bytes as such a cache has, and out of memory.
+    /// [`ModelError::BadCacheState`] if the number of bytes does not match such a cache; out of memory.
     pub fn restore_cache(&self, loras: &LoraSet, len: usize, bytes: &[u8]) -> Result<KvCache, ModelError> {
         KvCache::deserialize(&self.pages, loras.clone(), len, bytes)
     }
 
-    /// Bytes that [`KvCache::serialize`] appends for a sequence of `len` positions, at most.
+    /// Upper bound on the bytes that [`KvCache::serialize`] appends for a sequence of `len` positions.
     pub fn cache_state_bytes(&self, len: usize) -> u64 {
         (len.div_ceil(PAGE) as u64).saturating_mul(self.pages.saved_bytes() as u64).saturating_add(8)
     }
 
-    /// An empty tree of prefixes.
+    /// Creates an empty tree of prefixes.
     pub fn new_prefix_tree(&self) -> PrefixTree {
         PrefixTree::new(Arc::clone(&self.pages))
     }
 
-    /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits
-    /// that the chunks ask for.
+    /// Appends every chunk's tokens to its sequence, in one pass over the weights, and returns the logits that the
+    /// chunks request.
     ///
-    /// The logits of a token depend on the tokens before it in its own sequence, the adapters that its cache was
-    /// made with, and on nothing else, bit for bit: not on how the sequence was cut into chunks, what else is in the batch, or how many threads run.
+    /// The logits of a token depend only on the tokens before it in its own sequence and on the adapters of its cache,
+    /// bit for bit: not on how the sequence was split into chunks, the rest of the batch, or the number of threads.
     ///
     /// # Errors
-    /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], and out of memory
-    /// for the cache: nothing was appended to any sequence. Nor is it if a device fails. [`ModelError::Internal`]: a
+    /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], out of memory for the cache,
+    /// or an error of a device: in all these cases nothing is appended to any sequence. [`ModelError::Internal`] is a
     /// bug.
     pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
         self.run(batch, None)
     }
 
-    /// Takes back logits that are no longer needed: the next step writes into their memory, where new memory would
-    /// have to be cleared first.
+    /// Takes back logits that are no longer needed: the next step reuses their memory, because new memory would have to
+    /// be cleared first.
     pub fn recycle(&self, logits: Logits) {
         if logits.values.len() <= MOST_RECYCLED {
             self.buffers.lock().unwrap_or_else(PoisonError::into_inner).spare_logits = logits;
         }
     }
 
-    /// [`forward`](Self::forward), and `collector` is told of every input of a matrix.
+    /// As [`forward`](Self::forward), but also passes every input of a matrix to `collector`.
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
@@ -314,7 +314,7 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Embedding, segments, head.
+    /// Runs embedding, segments and head.
     fn step(
         &self,
         batch: &mut [Chunk<'_>],
@@ -382,7 +382,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The hidden states after the last norm, of the chunks that want them.
+    /// The hidden states after the last norm, for the chunks that request them.
     fn hidden_states(&self, batch: &[Chunk<'_>], x: &[f32]) -> Result<Vec<f32>, ModelError> {
         let dim = self.config.dim;
         let mut wanted = Vec::new();
@@ -400,8 +400,7 @@ impl Decoder {
         Ok(wanted)
     }
 
-    /// Logits of the rows that are wanted, and of no others: the output matrix is the largest of a small
-    /// model.
+    /// Computes the logits of the requested rows only: the output matrix is the largest of a small model.
     fn logits(&self, batch: &[Chunk<'_>], s: &mut Buffers) -> Result<Logits, ModelError> {
         let dim = self.config.dim;
         s.wanted.clear();
@@ -445,7 +444,7 @@ impl std::fmt::Debug for Decoder {
     }
 }
 
-/// Which adapters the rows have that each chunk brings.
+/// The adapters of the rows of each chunk.
 fn loras_of(batch: &[Chunk<'_>], n_rows: impl Fn(&Chunk<'_>) -> usize) -> Vec<AdaptedRows> {
     adapted_rows(batch.iter().map(|chunk| (chunk.cache.loras(), n_rows(chunk))))
 }

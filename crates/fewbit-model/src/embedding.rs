@@ -13,7 +13,7 @@ pub(crate) struct Embedding {
 }
 
 impl Embedding {
-    /// Takes the embedding. Where the output matrix is the same and this CPU multiplies with it, it is packed for that.
+    /// Takes the embedding. If the output matrix is tied to it and runs on this CPU, it is packed for products.
     pub(crate) fn load(loader: &mut LayerLoader<'_>, cpu: &Cpu, has_head: bool) -> Result<Self, ModelError> {
         let name = weight(Part::TokenEmbedding, 0);
         let n_vocab = *loader.find(&name)?.shape.first().unwrap_or(&0);
@@ -32,7 +32,7 @@ impl Embedding {
         self.matrix.n_rows()
     }
 
-    /// The embedding of a token: `out` is `[dim]`.
+    /// Writes the embedding of a token to `out`: `[dim]`.
     pub(crate) fn look_up(&self, token: u32, out: &mut [f32]) {
         self.matrix.decode_row(token as usize, out);
     }

@@ -1,4 +1,4 @@
-//! Why a model could not be loaded or run.
+//! Errors of loading and running a model.
 
 use crate::device_error::DeviceError;
 use fewbit_checkpoint::CheckpointError;
@@ -9,13 +9,13 @@ use fewbit_quant::TensorType;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The files of the model are at fault, or not known.
+    /// The files of the model are damaged or not supported.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// Kernels could not be set up or weights not packed.
+    /// The kernels could not be set up, or weights could not be packed.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// A tensor's type cannot be computed with.
+    /// fewbit cannot compute with the type of a tensor.
     #[error(
         "tensor {name:?} is of type {ty}, which this version of fewbit cannot run; convert the model to another type"
     )]
@@ -33,52 +33,52 @@ pub enum ModelError {
     DoesNotFit {
         /// Bytes that loading would take.
         needed_bytes: u64,
-        /// Bytes that the operating system calls available.
+        /// Bytes that the operating system reports as available.
         available_bytes: u64,
         /// The most common weight type.
         weight_type: TensorType,
     },
-    /// More layers were placed than there are.
+    /// The placement has more layers than the model.
     #[error("{placed} layers are placed, but the model has {n_layers}")]
     Placement {
-        /// Layers of all parts of the placement.
+        /// Number of layers in all parts of the placement.
         placed: usize,
-        /// Layers of the model.
+        /// Number of layers of the model.
         n_layers: usize,
     },
-    /// A device cannot do what it should. Nothing else was tried in its place.
+    /// A device failed. No other device was tried instead.
     #[error("the device {device} failed")]
     Device {
-        /// What it is called.
+        /// The name of the device.
         device: String,
-        /// What is wrong.
+        /// The error of the device.
         source: DeviceError,
     },
     /// A batch does not fit into the context.
     #[error("{n_tokens} tokens after position {position} do not fit into the context of {context_length}")]
     ContextFull {
-        /// Tokens in the cache already.
+        /// Number of tokens in the cache.
         position: usize,
-        /// Tokens that were to be appended.
+        /// Number of tokens to append.
         n_tokens: usize,
-        /// Positions that the model was made for.
+        /// Number of positions that the model supports.
         context_length: usize,
     },
-    /// A token id outside the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {n_vocab}")]
     TokenId {
-        /// The id given.
+        /// The given id.
         id: u32,
         /// Size of the vocabulary.
         n_vocab: usize,
     },
-    /// An adapter that was loaded for another model.
+    /// An adapter was loaded for another model.
     #[error("the adapter {} was loaded for another model: load it for this one", path.display())]
     ForeignLora {
         /// The adapter.
         path: std::path::PathBuf,
     },
-    /// A scale of an adapter that is no number.
+    /// The scale of an adapter is not a finite number.
     #[error("the scale of the adapter {} is {scale}, but must be a finite number", path.display())]
     LoraScale {
         /// The adapter.
@@ -86,18 +86,18 @@ pub enum ModelError {
         /// The scale.
         scale: f32,
     },
-    /// A cache of another model.
+    /// A cache belongs to another model.
     #[error("the KV cache was made for another model")]
     ForeignCache,
-    /// The saved state of a cache is not as long as its positions make it.
+    /// The saved state of a cache does not have the length that its number of positions requires.
     #[error("{n_bytes} bytes are not the keys and values of {len} positions of this model")]
     BadCacheState {
-        /// Positions that it should hold.
+        /// Number of positions that it should hold.
         len: usize,
-        /// Bytes that there are.
+        /// Number of bytes given.
         n_bytes: usize,
     },
-    /// A kernel panicked: a bug in fewbit. The model stays usable, the caches of the batch do not.
+    /// A kernel panicked, which is a bug in fewbit. The model remains usable, but the caches of the batch do not.
     #[error("internal error in a kernel (please report it): {message}")]
     Internal {
         /// The panic's message.

@@ -1,10 +1,11 @@
-//! What tells a model from others, whatever file it comes from and wherever its layers are.
+//! A hash that identifies a model, whatever file it comes from and wherever its layers are.
 //!
-//! The hash of its configuration, of the type of its cache, and of every tensor: its name, shape and type, and 64 bytes
-//! out of each 4096. Sampling makes it free (a fiftieth of a percent of the time of loading), and finds every change
-//! that training, quantizing or editing a matrix makes; it is no proof against somebody who looks for two models with
-//! the same one. Keys and values that were computed by one version of fewbit must not meet another that computes
-//! differently: [`ARITHMETIC`] is part of the hash, and a test holds the bits of small models to it.
+//! It covers the configuration, the type of the cache, and of every tensor the name, shape and type and 64 bytes out of
+//! every 4096. Sampling makes it practically free (a fiftieth of a percent of the loading time), and it still detects
+//! every change that training, quantizing or editing a matrix makes. It is not secure against somebody who searches for
+//! two models with the same hash. Keys and values computed by one version of fewbit must not be used by another one
+//! that computes differently: [`ARITHMETIC`] is part of the hash, and a test checks the bits of small models against
+//! it.
 
 use crate::{KvType, ModelConfig};
 use fewbit_checkpoint::RopeScaling;
@@ -12,16 +13,16 @@ use fewbit_format::TensorInfo;
 use std::collections::BTreeMap;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Goes up when the same model gives other bits than before.
+/// Must be raised when the same model gives other bits than before.
 pub(crate) const ARITHMETIC: u32 = 1;
 
-/// Of each so many bytes of a tensor, the first [`SAMPLE`] are hashed.
+/// The first [`SAMPLE`] bytes out of this many bytes of a tensor are hashed.
 const STRIDE: usize = 4096;
 const SAMPLE: usize = 64;
 
 /// The hash so far.
 pub(crate) struct Fingerprint {
-    /// By name, as tensors may come in any order: bytes that were seen, and their hash.
+    /// By name, because tensors may come in any order: number of bytes seen so far, and their hash.
     tensors: BTreeMap<String, (usize, Xxh3)>,
 }
 
@@ -30,7 +31,7 @@ impl Fingerprint {
         Self { tensors: BTreeMap::new() }
     }
 
-    /// Adds the next bytes of a tensor. However they are cut, the hash is the same.
+    /// Adds the next bytes of a tensor. The hash does not depend on how they are split.
     pub(crate) fn add(&mut self, tensor: &TensorInfo, bytes: &[u8]) {
         if !self.tensors.contains_key(&tensor.name) {
             self.tensors.insert(tensor.name.clone(), (0, about(tensor)));
@@ -38,7 +39,7 @@ impl Fingerprint {
         let Some((seen, hasher)) = self.tensors.get_mut(&tensor.name) else { return };
         let (start, end) = (*seen, *seen + bytes.len());
         if end as u64 > tensor.n_bytes {
-            // A second time: the embedding, for an output matrix on another device.
+            // This is the second time: the embedding, read again for an output matrix on another device.
             return;
         }
         *seen = end;
@@ -62,7 +63,7 @@ impl Fingerprint {
     }
 }
 
-/// The hash of what a tensor is.
+/// The hash of a tensor's name, shape and type.
 fn about(tensor: &TensorInfo) -> Xxh3 {
     let mut hasher = Xxh3::new();
     hasher.update(tensor.name.as_bytes());
@@ -72,13 +73,13 @@ fn about(tensor: &TensorInfo) -> Xxh3 {
     hasher
 }
 
-/// Everything about a configuration that the keys, values and logits depend on.
+/// All fields of a configuration that keys, values and logits depend on.
 fn of_config(config: &ModelConfig) -> String {
     let mut config = config.clone();
-    // Names are for people, and how a text becomes one vector comes after the model.
+    // Names are for humans, and pooling happens after the model.
     (config.name, config.pooling) = (None, None);
     config.architecture.clear();
-    // How long a sequence may get changes nothing but which divisors LongRoPE takes.
+    // The length of the context only selects the divisors of LongRoPE.
     let is_long = |rope: &crate::RopeConfig| match rope.scaling {
         RopeScaling::LongRope { original_context, .. } => config.context_length > original_context,
         _ => false,

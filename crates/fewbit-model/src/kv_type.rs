@@ -18,7 +18,7 @@ pub enum KvType {
 }
 
 impl KvType {
-    /// All of them.
+    /// All element types.
     pub const ALL: [Self; 3] = [Self::F16, Self::F32, Self::Q8_0];
 
     /// Whether heads of this size can be stored.
@@ -30,7 +30,7 @@ impl KvType {
         }
     }
 
-    /// Elements of the keys and of the values of one page of one layer.
+    /// Number of elements of the keys and of the values in one page of one layer.
     pub fn page_elems(self, shape: &AttentionShape) -> (usize, usize) {
         match self {
             Self::F16 => (shape.key_elems::<f16>(), shape.value_elems::<f16>()),
@@ -39,7 +39,7 @@ impl KvType {
         }
     }
 
-    /// Bytes of an element.
+    /// Size of an element in bytes.
     pub fn elem_bytes(self) -> usize {
         match self {
             Self::F16 => 2,
@@ -48,7 +48,7 @@ impl KvType {
         }
     }
 
-    /// The name that the command line takes.
+    /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F16 => "f16",

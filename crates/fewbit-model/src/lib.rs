@@ -1,7 +1,7 @@
 //! The decoder of fewbit: configuration, weights, KV cache, and one forward pass for the Llama family.
 //!
-//! A model is data: [`ModelConfig`] says what it is made of, [`Decoder`] is the only code that runs it, through
-//! [`Segment`]s of layers that each lie on a [`Device`].
+//! Models are data: [`ModelConfig`] describes a model, and [`Decoder`] is the only code that runs it, through
+//! [`Segment`]s of layers, each of which is on a [`Device`].
 #![forbid(unsafe_code)]
 
 /// The weights of layers, as [`LayerLoader`] packs them for devices.

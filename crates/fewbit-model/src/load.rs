@@ -1,4 +1,4 @@
-//! How a model is loaded: options, and where its layers go.
+//! Options for loading a model, including the placement of its layers.
 
 use crate::quantize::Recipe;
 use crate::segment::Device;
@@ -7,36 +7,36 @@ use fewbit_kernels::{Cpu, Isa, ThreadPool};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How a model is loaded.
+/// Options for loading a model.
 #[derive(Clone, Default)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// Threads to compute on; by default `FEWBIT_THREADS`, else all that the process may use.
+    /// Number of threads; by default `FEWBIT_THREADS`, otherwise all that the process may use.
     pub threads: Option<usize>,
-    /// Instruction set; by default `FEWBIT_ISA`, else the best that the CPU has.
+    /// Instruction set; by default `FEWBIT_ISA`, otherwise the fastest that the CPU has.
     pub isa: Option<Isa>,
-    /// Element type of the KV caches; by default full precision for models whose weights are, else f16.
+    /// Element type of the KV caches; by default f32 for models with f32 weights, otherwise f16.
     pub kv_type: Option<KvType>,
-    /// In place of the sliding window that the file names: `Some(None)` lets every query see everything.
+    /// Replaces the sliding window of the file; `Some(None)` lets every query see everything.
     pub sliding_window: Option<Option<usize>>,
-    /// In place of what the file says: which layers have the window. A list shorter than the layers repeats.
+    /// Replaces the file's list of layers that have the window. A list shorter than the number of layers repeats.
     pub local_layers: Option<Vec<bool>>,
-    /// Positions that will be used at most, if that is fewer than the model was made for. Models with LongRoPE
-    /// take their divisors by it.
+    /// Maximum number of positions that will be used, if fewer than the model supports. Models with LongRoPE choose
+    /// their divisors by it.
     pub context_length: Option<usize>,
-    /// Quantize the weights as they are read, so that only the quantized ones are ever whole in memory.
+    /// Quantize the weights as they are read, so that only the quantized weights are ever in memory as a whole.
     pub quantize: Option<Recipe>,
-    /// Which layers go where; by default all to the CPU.
+    /// The placement of the layers; by default, all are on the CPU.
     pub placement: Placement,
-    /// Called with bytes done and bytes in all, as tensors are read.
+    /// Called with the bytes read so far and the total number of bytes, as tensors are read.
     pub progress: Option<Arc<dyn Fn(u64, u64) + Send + Sync>>,
 }
 
-/// Which layers of a model go where, from the first on. What no part names goes to the CPU of the
+/// The placement of a model's layers, from the first on. Layers that no part covers are on the CPU of the
 /// [`LoadOptions`]. The logits are the same for every placement on devices that compute the same bits.
 #[derive(Clone, Default)]
 pub struct Placement {
-    /// Numbers of layers, each with a device, or none for the CPU.
+    /// Numbers of layers, each with a device, or with none for the CPU.
     parts: Vec<(usize, Option<Arc<dyn Device>>)>,
     head: Option<Arc<dyn Device>>,
 }
@@ -45,24 +45,24 @@ pub struct Placement {
 pub(crate) type Placed<'a> = (Range<usize>, Option<&'a dyn Device>);
 
 impl Placement {
-    /// Everything on the CPU, in one segment.
+    /// Creates the placement of everything on the CPU, in one segment.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The next `n_layers` form a segment on the CPU.
+    /// Puts the next `n_layers` on the CPU, as a segment.
     pub fn cpu(mut self, n_layers: usize) -> Self {
         self.parts.push((n_layers, None));
         self
     }
 
-    /// The next `n_layers` form a segment on a device.
+    /// Puts the next `n_layers` on a device, as a segment.
     pub fn device(mut self, n_layers: usize, device: Arc<dyn Device>) -> Self {
         self.parts.push((n_layers, Some(device)));
         self
     }
 
-    /// What follows the last layer goes to a device.
+    /// Puts the head (the norm and the output matrix after the last layer) on a device.
     pub fn head(mut self, device: Arc<dyn Device>) -> Self {
         self.head = Some(device);
         self
@@ -99,7 +99,7 @@ impl std::fmt::Debug for Placement {
 }
 
 impl LoadOptions {
-    /// The defaults.
+    /// Creates the default options.
     pub fn new() -> Self {
         Self::default()
     }
@@ -122,15 +122,15 @@ impl LoadOptions {
         self
     }
 
-    /// Sets [`sliding_window`](Self::sliding_window): for Mistral 7B v0.1 and others whose GGUF files do not say
-    /// that they have one. Of a model whose layers differ, it changes those that have a window.
+    /// Sets [`sliding_window`](Self::sliding_window): for Mistral 7B v0.1 and other models with a window that their
+    /// GGUF files do not mention. If layers differ, it changes those that have a window.
     pub fn sliding_window(mut self, window: Option<usize>) -> Self {
         self.sliding_window = Some(window);
         self
     }
 
-    /// Sets [`local_layers`](Self::local_layers): for Ministral and others whose windows interleave with layers that
-    /// see everything, where GGUF files do not say so.
+    /// Sets [`local_layers`](Self::local_layers): for Ministral and other models that alternate layers with a window
+    /// and layers that see everything, if their GGUF files do not mention it.
     pub fn local_layers(mut self, pattern: impl Into<Vec<bool>>) -> Self {
         self.local_layers = Some(pattern.into());
         self
@@ -142,7 +142,7 @@ impl LoadOptions {
         self
     }
 
-    /// The configuration with what the options change.
+    /// Applies the options to the configuration.
     pub(crate) fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
         if let Some(window) = self.sliding_window {
             config.set_sliding_window(window);
@@ -175,7 +175,7 @@ impl LoadOptions {
     }
 }
 
-/// A pool and instruction set as the options and the environment ask for.
+/// Creates the thread pool with the instruction set that the options and the environment select.
 pub(crate) fn host_cpu(isa: Option<Isa>, threads: Option<usize>) -> Result<Cpu, ModelError> {
     let isa = match isa {
         Some(isa) => isa.require()?,

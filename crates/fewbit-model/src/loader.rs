@@ -1,4 +1,4 @@
-//! Taking the tensors of a model one after another: what was asked for is checked, counted, and remembered.
+//! Taking the tensors of a model one by one: each request is checked, counted and remembered.
 
 use crate::embedding::Embedding;
 use crate::fingerprint::Fingerprint;
@@ -11,7 +11,7 @@ use fewbit_quant::TensorType;
 use std::collections::HashSet;
 use std::ops::Range;
 
-/// Where devices take their layers from, and how far along loading is.
+/// The source of a device's layers, which also tracks the progress of loading.
 pub struct LayerLoader<'a> {
     source: &'a dyn WeightSource,
     config: &'a ModelConfig,
@@ -23,7 +23,7 @@ pub struct LayerLoader<'a> {
     /// Names of the tensors that are part of the model.
     known: HashSet<String>,
     fingerprint: Fingerprint,
-    /// The embedding, where the output matrix is the same.
+    /// The embedding, if the output matrix is tied to it.
     pub(crate) tied: Option<Embedding>,
 }
 
@@ -74,7 +74,7 @@ impl<'a> LayerLoader<'a> {
             .ok_or_else(|| CheckpointError::MissingTensor { name: self.source.name_in_file(name) }.into())
     }
 
-    /// The tensor, if its shape is `expected` and its type one that can be computed with.
+    /// The tensor, if its shape is `expected` and fewbit can compute with its type.
     fn checked(
         &self,
         name: &str,
@@ -93,9 +93,9 @@ impl<'a> LayerLoader<'a> {
         Ok(tensor)
     }
 
-    /// Hands some rows of a tensor of this shape to `take`, and gives its pages of the file back when the last of them
-    /// have been taken. Rows count through all but the last dimension; a vector is one row. The rows of a tensor are
-    /// taken in order.
+    /// Passes some rows of a tensor of this shape to `take`, and releases the tensor's pages of the file after the last
+    /// row. Rows are counted over all dimensions except the last; a vector is one row. The rows of a tensor are taken
+    /// in order.
     pub(crate) fn rows<T>(
         &mut self,
         name: &str,
@@ -116,7 +116,7 @@ impl<'a> LayerLoader<'a> {
         Ok(taken)
     }
 
-    /// The numbers of a vector.
+    /// The values of a vector.
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.checked(name, &[len], TensorType::is_decodable)?;
         let bytes = self.source.rows(self.workers, tensor, 0..1)?;
@@ -134,10 +134,10 @@ impl<'a> LayerLoader<'a> {
         (self.progress)(self.done_bytes, self.total_bytes);
     }
 
-    /// What tells the model from others, once all of it has been taken.
+    /// The fingerprint of the model, after all of it has been taken.
     ///
     /// # Errors
-    /// [`CheckpointError::UnexpectedTensor`] for a tensor that nobody took.
+    /// [`CheckpointError::UnexpectedTensor`] for a tensor that was never taken.
     pub(crate) fn finish(self) -> Result<u128, ModelError> {
         let is_unknown = |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name);
         match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {

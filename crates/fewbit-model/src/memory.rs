@@ -1,4 +1,4 @@
-//! What a model will take, before anything is allocated.
+//! Estimates of the memory that a model will take, before anything is allocated.
 
 use crate::cpu::page_bytes;
 use crate::{KvType, ModelError};
@@ -21,14 +21,14 @@ pub struct MemoryEstimate {
 }
 
 impl MemoryEstimate {
-    /// Everything together.
+    /// The sum of all parts.
     pub fn total_bytes(&self) -> u64 {
         let all = [self.weight_bytes, self.kv_bytes, self.lora_bytes, self.scratch_bytes];
         all.into_iter().fold(0, u64::saturating_add)
     }
 }
 
-/// Estimates what loading `source` for `isa` and a context of `n_ctx` positions will take. `kv_type` as in
+/// Estimates the memory for loading `source` for `isa` with a context of `n_ctx` positions. `kv_type` is as in
 /// [`LoadOptions`](crate::LoadOptions::kv_type).
 ///
 /// # Errors
@@ -56,7 +56,7 @@ pub fn estimate(
     })
 }
 
-/// The cache is never the coarsest part: full precision for full-precision weights, else f16.
+/// The cache is never less precise than the weights require: f32 for f32 weights, otherwise f16.
 pub(crate) fn default_kv_type(source: &dyn WeightSource) -> KvType {
     match source.tensors().iter().all(|t| t.ty == TensorType::F32) {
         true => KvType::F32,
@@ -64,7 +64,7 @@ pub(crate) fn default_kv_type(source: &dyn WeightSource) -> KvType {
     }
 }
 
-/// Refuses a load that the operating system says will not fit, of the tensors that are to lie in this memory.
+/// Returns an error if, according to the operating system, the tensors that go to host memory do not fit.
 pub(crate) fn check_fits(
     source: &dyn WeightSource,
     isa: Isa,
@@ -79,20 +79,21 @@ pub(crate) fn check_fits(
     }
 }
 
-/// Memory that can be had without swapping, on Linux, macOS, Windows and FreeBSD; `None` where the operating system
-/// does not tell. In a container (cgroup) it is no more than the container may still take.
+/// Memory that is available without swapping, on Linux, macOS, Windows and FreeBSD; `None` if the operating system does
+/// not report it. In a container (cgroup), it is at most what the container may still use.
 pub fn available_bytes() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory_specifics(sysinfo::MemoryRefreshKind::nothing().with_ram());
     let available = system.available_memory();
-    // `CGroupLimits::free_memory` counts the file cache as used, which a container that has just written or read a
-    // model is full of. The kernel gives that back, so what counts is what programs hold.
+    // `CGroupLimits::free_memory` counts the file cache as used, which is large in a container that has just written or
+    // read a model. The kernel can reclaim it, so only the memory of programs counts here.
     let in_container = system.cgroup_limits().map(|limits| limits.total_memory.saturating_sub(limits.rss));
-    // A system of which nothing is known says 0.
+    // An unknown system reports 0.
     (system.total_memory() > 0).then(|| available.min(in_container.unwrap_or(u64::MAX)))
 }
 
-/// Bytes that the matrices of a source take once packed for `isa`, of those that `is_here` names, and the type of most of them.
+/// Bytes that the matrices of a source for which `is_here` is true take when packed for `isa`, and their most common
+/// type.
 fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> bool) -> (u64, TensorType) {
     let mut total = 0u64;
     let mut by_type: Vec<(TensorType, u64)> = Vec::new();
@@ -105,7 +106,7 @@ fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> b
         let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
         let isa = if looked_up { Isa::Scalar } else { isa };
         let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
-            // Refused when it is loaded, with its name, which no lack of memory may hide.
+            // Loading it returns an error with its name, which a lack of memory must not hide.
             _ if !tensor.ty.is_supported() => tensor.n_bytes,
             (Ok(rows), Ok(cols)) => Matrix::packed_bytes(isa, tensor.ty, rows, cols).unwrap_or(usize::MAX) as u64,
             _ => u64::MAX,
@@ -133,7 +134,7 @@ mod tests {
         }
         #[cfg(target_os = "linux")]
         if let (Some(found), Ok(text)) = (available, std::fs::read_to_string("/proc/meminfo")) {
-            // A container may have less, nobody has more; other processes allocate meanwhile.
+            // A container may have less, but never more; other processes allocate at the same time.
             let line = text.lines().find(|line| line.starts_with("MemAvailable:")).expect("on every kernel since 3.14");
             let kib: u64 = line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
             assert!(found <= kib * 1024 + (4 << 30), "{found}");

@@ -1,20 +1,20 @@
-//! Pages of state: counted, shared, copied when one of several holders writes.
+//! Pages of state, which are counted, shared, and copied when one of several holders writes.
 //!
-//! A page stands for 256 positions of all layers of one sequence: it holds a part from each segment of the model.
-//! Sequences that begin alike hold the same pages; the count of holders is that of an [`Arc`], so nothing has to be
-//! given back by hand, and a page that is held more than once is never written.
+//! A page stands for 256 positions of one sequence in all layers: it has a part for each segment of the model.
+//! Sequences with the same beginning hold the same pages. Holders are counted by an [`Arc`], so nothing has to be
+//! released explicitly, and a page with several holders is never written.
 
 use crate::state::{StatePage, StateStore};
 use crate::{KvType, ModelError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What all pages of a model have in common, and how many of them there are.
+/// The properties that all pages of a model share, and the number of pages.
 pub(crate) struct PageKind {
-    /// Tells the caches of different models apart.
+    /// Distinguishes the caches of different models.
     pub(crate) model: u64,
     pub(crate) ty: KvType,
-    /// The window of a model in which every layer has one: what is older is never seen again.
+    /// The window, if every layer of the model has one: older positions are never seen again.
     pub(crate) window: Option<usize>,
     /// One for each segment, in order.
     stores: Vec<Arc<dyn StateStore>>,
@@ -26,12 +26,12 @@ impl PageKind {
         Self { model, ty, window, stores, live: Arc::default() }
     }
 
-    /// Pages of this kind that exist, each counted once however many hold it.
+    /// Number of existing pages of this kind, each counted once however many holders it has.
     pub(crate) fn n_live(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
 
-    /// Bytes of one page, on all devices together.
+    /// Bytes of one page, over all devices.
     pub(crate) fn page_bytes(&self) -> usize {
         self.stores.iter().map(|store| store.page_bytes()).sum()
     }
@@ -46,7 +46,7 @@ impl PageKind {
         self.page(self.stores.iter().map(|store| store.new_page()))
     }
 
-    /// A page of its own with the same content.
+    /// A new page with the same content.
     pub(crate) fn copy(&self, page: &Page) -> Result<Page, ModelError> {
         let parts = self.stores.iter().zip(&page.inner.parts);
         self.page(parts.map(|(store, part)| store.copy_page(part)))
@@ -58,7 +58,7 @@ impl PageKind {
         parts.try_for_each(|(store, part)| store.save_page(part, out))
     }
 
-    /// A page from the bytes that [`save`](Self::save) gave, of which there are as many.
+    /// Creates a page from bytes that [`save`](Self::save) wrote; the length must match.
     pub(crate) fn load(&self, mut bytes: &[u8]) -> Result<Page, ModelError> {
         assert_eq!(bytes.len(), self.saved_bytes(), "bytes of a page");
         self.page(self.stores.iter().map(|store| {
@@ -75,7 +75,7 @@ impl PageKind {
     }
 }
 
-/// A page that is held here, and perhaps elsewhere too.
+/// A page, possibly shared with other holders.
 #[derive(Clone)]
 pub(crate) struct Page {
     inner: Arc<Inner>,
@@ -94,17 +94,17 @@ impl Drop for Inner {
 }
 
 impl Page {
-    /// Whether somebody else holds it too.
+    /// Whether the page has other holders.
     pub(crate) fn is_shared(&self) -> bool {
         Arc::strong_count(&self.inner) > 1
     }
 
-    /// What a segment keeps here.
+    /// The part of a segment.
     pub(crate) fn part(&self, segment: usize) -> &StatePage {
         &self.inner.parts[segment]
     }
 
-    /// The same, to be written; `None` if the page is shared.
+    /// The part of a segment, for writing; `None` if the page is shared.
     pub(crate) fn part_mut(&mut self, segment: usize) -> Option<&mut StatePage> {
         Arc::get_mut(&mut self.inner).map(|inner| &mut inner.parts[segment])
     }

@@ -1,4 +1,4 @@
-//! What of a loaded model lies where.
+//! The placement of the parts of a loaded model.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use std::ops::Range;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ModelPart {
-    /// The rows of tokens. Where the output matrix is the same one, on the same device, it counts here.
+    /// The embedding. An output matrix that is tied to it on the same device is counted here.
     Embedding,
     /// Consecutive layers.
     Layers(Range<usize>),
@@ -14,15 +14,15 @@ pub enum ModelPart {
     Head,
 }
 
-/// A part of a model, and where it lies.
+/// A part of a model, and its placement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PlacedPart {
-    /// What it is.
+    /// The part.
     pub part: ModelPart,
-    /// The device's name, as it gives it: `cpu (avx2)`, `vulkan:0 (..)`.
+    /// The name that the device reports: `cpu (avx2)`, `vulkan:0 (..)`.
     pub device: String,
-    /// Whether that is the CPU.
+    /// Whether the device is the CPU.
     pub is_host: bool,
     /// Bytes of its weights.
     pub weight_bytes: u64,

@@ -1,10 +1,9 @@
-//! Beginnings of sequences that have been computed: a radix tree over token ids, whose edges are pages.
+//! Beginnings of sequences that have been computed already: a radix tree over token ids, whose edges are pages.
 //!
-//! An edge is the tokens of one page, all [`PAGE`] of them or, at a leaf, fewer. A sequence that begins like
-//! one in the tree takes over its pages; the page in which the two part is taken over too, and copied by the
-//! cache when it is first appended to. That exactness costs nothing is the arithmetic contract: keys and values
-//! depend on the tokens before them and on the adapters in use, and on nothing else: each set of adapters has a
-//! tree of its own.
+//! An edge has the tokens of one page: [`PAGE`] of them or, at a leaf, fewer. A sequence that begins like one in the
+//! tree reuses its pages. The page in which the two diverge is reused too, and the cache copies it on the first append.
+//! The result is still exact, because keys and values depend only on the preceding tokens and on the adapters in use;
+//! each set of adapters has its own tree.
 
 use crate::cache::KvCache;
 use crate::lora::{LoraKey, LoraSet};
@@ -12,13 +11,13 @@ use crate::pages::{Page, PageKind};
 use fewbit_kernels::PAGE;
 use std::sync::Arc;
 
-/// A tree of prefixes. It keeps their pages alive until they are [evicted](Self::evict).
+/// A tree of prefixes. It keeps its pages alive until they are [evicted](Self::evict).
 pub struct PrefixTree {
     kind: Arc<PageKind>,
-    /// The roots of each set of adapters; none is empty.
+    /// The roots for each set of adapters; no list is empty.
     trees: Vec<(LoraKey, Vec<Node>)>,
     n_pages: usize,
-    /// Counts uses, to know which is the latest.
+    /// Counts uses, to order them by time.
     clock: u64,
 }
 
@@ -35,12 +34,12 @@ impl PrefixTree {
         Self { kind, trees: Vec::new(), n_pages: 0, clock: 0 }
     }
 
-    /// Pages that the tree holds.
+    /// Number of pages that the tree holds.
     pub fn n_pages(&self) -> usize {
         self.n_pages
     }
 
-    /// A cache that holds the longest prefix of `tokens` that is known with these adapters. It may be empty.
+    /// Returns a cache with the longest known prefix of `tokens` for these adapters, which may be empty.
     pub fn find(&mut self, tokens: &[u32], loras: &LoraSet) -> KvCache {
         self.clock += 1;
         let (mut pages, mut len) = (Vec::new(), 0);
@@ -64,8 +63,8 @@ impl PrefixTree {
         KvCache::from_pages(Arc::clone(&self.kind), loras.clone(), pages, len)
     }
 
-    /// Remembers the pages of `cache`, which holds `tokens` from the first on. What is known already stays as it
-    /// is. A cache that has given up pages, because of a sliding window, cannot be remembered.
+    /// Adds the pages of `cache`, which holds `tokens` from the first on. Known prefixes are kept as they are. A cache
+    /// that has released pages, because of a sliding window, cannot be added.
     pub fn insert(&mut self, tokens: &[u32], cache: &KvCache) {
         let Some(pages) = cache.all_pages() else { return };
         let tokens = &tokens[..cache.len().min(tokens.len())];
@@ -89,7 +88,7 @@ impl PrefixTree {
             let node = &mut nodes[i];
             node.used = self.clock;
             if node.tokens.len() < tokens.len() {
-                // New, or a leaf that this sequence goes on from.
+                // A new node, or a leaf that this sequence extends.
                 node.tokens = tokens.to_vec();
                 node.page = page.clone();
             }
@@ -97,8 +96,8 @@ impl PrefixTree {
         }
     }
 
-    /// Forgets up to `n` pages that nobody else holds, those first that were not used for longest, and returns
-    /// how many it forgot.
+    /// Removes up to `n` pages without other holders, least recently used first, and returns the number of removed
+    /// pages.
     pub fn evict(&mut self, n: usize) -> usize {
         let mut evicted = 0;
         while evicted < n && self.evict_oldest() {
@@ -108,13 +107,13 @@ impl PrefixTree {
         evicted
     }
 
-    /// Forgets everything.
+    /// Removes everything.
     pub fn clear(&mut self) {
         self.trees.clear();
         self.n_pages = 0;
     }
 
-    /// Removes the leaf of all trees that was not used for longest of those that nobody else holds.
+    /// Removes the least recently used leaf, in all trees, that has no other holder.
     fn evict_oldest(&mut self) -> bool {
         let oldest = self.trees.iter().enumerate().filter_map(|(i, (_, nodes))| Some((i, oldest(nodes)?.1)));
         let Some((i, _)) = oldest.min_by_key(|&(_, used)| used) else { return false };
@@ -126,7 +125,7 @@ impl PrefixTree {
     }
 }
 
-/// Removes the leaf that was not used for longest of those that nobody else holds.
+/// Removes the least recently used leaf that has no other holder.
 fn evict_oldest(nodes: &mut Vec<Node>) -> bool {
     let Some((i, _)) = oldest(nodes) else { return false };
     if nodes[i].children.is_empty() {
@@ -137,7 +136,7 @@ fn evict_oldest(nodes: &mut Vec<Node>) -> bool {
     }
 }
 
-/// Which of the nodes has, as itself or below it, the oldest leaf that can go; and when that was used.
+/// Index of the node that is or contains the least recently used removable leaf, and the time of that leaf's last use.
 fn oldest(nodes: &[Node]) -> Option<(usize, u64)> {
     let of = |node: &Node| match node.children.is_empty() {
         true => (!node.page.is_shared()).then_some(node.used),

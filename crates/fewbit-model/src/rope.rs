@@ -1,6 +1,6 @@
-//! The angles of rotary position embedding: [`RopeConfig::frequencies`] says by how much each pair of a head turns per
-//! position. Computed in f64 with the pure-Rust `libm`, so that they are the same on every platform, and rounded to f32 as
-//! cosine and sine, times the attention factor.
+//! The angles of rotary position embedding. [`RopeConfig::frequencies`] gives the rotation per position of each pair of
+//! a head. Angles are computed in f64 with the pure-Rust `libm`, so that they are the same on every platform; their
+//! cosine and sine, times the attention factor, are rounded to f32.
 
 use fewbit_checkpoint::{ModelConfig, RopeConfig};
 
@@ -10,8 +10,8 @@ pub(crate) struct Rope {
     local: Option<Frequencies>,
 }
 
-/// Cosines and sines of some positions, `[n_positions, n_dims / 2]` each: the host's, so that they are the same on every
-/// device.
+/// Cosines and sines of some positions, `[n_positions, n_dims / 2]` each. The host computes them, so that they are the
+/// same on every device.
 #[derive(Debug, Default)]
 pub struct RopeAngles {
     /// Cosines, times the attention factor.
@@ -35,7 +35,7 @@ impl Rope {
         Self { global: frequencies(&config.rope), local: config.local_rope.as_ref().map(frequencies) }
     }
 
-    /// Appends the angles of a position, for layers that see everything and for local ones.
+    /// Appends the angles of a position, for global layers and for local ones.
     pub(crate) fn angles(&self, position: usize, global: &mut RopeAngles, local: &mut RopeAngles) {
         self.global.angles(position, global);
         if let Some(frequencies) = &self.local {

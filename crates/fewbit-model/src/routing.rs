@@ -1,4 +1,4 @@
-//! Which experts each token goes through.
+//! Routing: which experts each token goes through.
 //!
 //! ```text
 //! p       = softmax(scores)              sums in order of the experts
@@ -6,8 +6,8 @@
 //! weight  = p, divided by the sum of the chosen ones in that order (at least 2^-14) if they are normalized
 //! out     = chain of mul_adds over the chosen ones in that order: weight * expert(x)
 //! ```
-//! All of it concerns one token alone, so that nothing depends on the batch. The tokens of each expert are put
-//! together only to multiply with its weights once.
+//! Each token is routed on its own, so the result does not depend on the batch. The tokens of each expert are grouped
+//! only to multiply with its weights once.
 
 use fewbit_checkpoint::ExpertConfig;
 use fewbit_kernels::math::exp;
@@ -20,11 +20,11 @@ pub struct Routing {
     pub chosen: Vec<(usize, f32)>,
     /// `[n_tokens * n_used]`: tokens in order of their experts.
     pub tokens: Vec<usize>,
-    /// `[n_tokens, n_used]`: where each route stands in `tokens`.
+    /// `[n_tokens, n_used]`: position of each route in `tokens`.
     pub places: Vec<usize>,
-    /// Experts that have tokens, and where these stand in `tokens`.
+    /// Experts that have tokens, and the range of these in `tokens`.
     pub groups: Vec<(usize, Range<usize>)>,
-    /// Buffers: probabilities, and numbers of experts, of one token.
+    /// Buffers for one token: probabilities, and indices of experts.
     p: Vec<f32>,
     order: Vec<usize>,
 }
@@ -65,7 +65,7 @@ impl Routing {
         self.p.iter_mut().for_each(|p| *p /= sum);
         self.order.clear();
         self.order.extend(0..scores.len());
-        // A total order, so that scores which are no numbers still give every token its experts.
+        // A total order, so that every token gets its experts even if scores are NaN.
         let best = |&a: &usize, &b: &usize| self.p[b].total_cmp(&self.p[a]).then(a.cmp(&b));
         if config.n_used < self.order.len() {
             self.order.select_nth_unstable_by(config.n_used, best);

@@ -1,13 +1,13 @@
-//! Layers on a device: the seam between what runs a model and what it runs on.
+//! Layers on a device: the interface between the code that runs a model and the devices that it runs on.
 //!
 //! ```text
 //! host       embedding ──> x [n_tokens, dim] f32 ──> segment ──> x ──> ... ──> segment ──> x ──> head ──> logits
 //! segment    the weights of consecutive layers, and what these layers keep of every sequence
 //! ```
-//! The host knows tokens, positions, which page is whose, which row has which adapter; a segment knows its device.
-//! To add a device, implement [`Device`], [`Segment`], [`StateStore`] and [`Head`]; the CPU's are in `cpu/`. The rows
-//! that a segment gives out are a function of the rows before them in their sequence and of nothing else: not of the
-//! batch, the chunks, or where the model is cut into segments.
+//! The host handles tokens, positions, the ownership of pages, and the adapters of rows; a segment handles its device.
+//! To add a device, implement [`Device`], [`Segment`], [`StateStore`] and [`Head`]; those of the CPU are in `cpu/`. The
+//! output rows of a segment depend only on the rows before them in their sequence: not on the batch, the chunks, or how
+//! the model is split into segments.
 
 use crate::ModelError;
 use crate::loader::LayerLoader;
@@ -20,18 +20,18 @@ use fewbit_kernels::PAGE;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Something that computes and has memory: takes layers of a model as it is loaded.
+/// A device with its own memory, which takes layers of a model as it is loaded.
 pub trait Device: Send + Sync {
-    /// What it is called, for people.
+    /// The name to display.
     fn name(&self) -> String;
 
     /// Takes some consecutive layers.
     ///
     /// # Errors
-    /// [`ModelError`] for tensors that are missing or of another shape, and if the device has no room for them.
+    /// [`ModelError`] for tensors that are missing or have the wrong shape, and if the device has no memory for them.
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError>;
 
-    /// Takes what follows the last layer.
+    /// Takes the norm and the output matrix after the last layer.
     ///
     /// # Errors
     /// As [`load_segment`](Self::load_segment).
@@ -40,70 +40,70 @@ pub trait Device: Send + Sync {
 
 /// Consecutive layers with their weights and their state, on one device.
 pub trait Segment: Send + Sync {
-    /// Which layers of the model they are.
+    /// The range of layers in the model.
     fn layers(&self) -> Range<usize>;
 
     /// Bytes of the weights in the device's memory.
     fn weight_bytes(&self) -> u64;
 
-    /// Where its layers keep what they have seen of a sequence.
+    /// The store for the state that its layers keep of sequences.
     fn states(&self) -> Arc<dyn StateStore>;
 
-    /// Takes the rows of a batch through the layers, in place: `x` is `[n_tokens, dim]`. What the layers keep of the
-    /// new positions goes into the pages of [`Step::sequences`].
+    /// Runs the rows of a batch through the layers, in place: `x` is `[n_tokens, dim]`. The state of the new positions
+    /// goes into the pages of [`Step::sequences`].
     ///
     /// # Errors
-    /// If the device fails: then no sequence has got longer, and what was written of new positions counts for nothing.
+    /// If the device fails. Then no sequence is extended, and what was written for new positions is ignored.
     fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError>;
 
-    /// Takes an adapter of one of its matrices.
+    /// Takes an adapter for one of its matrices.
     ///
     /// # Errors
-    /// If the device has no room for it, or fails.
+    /// If the device has no memory for it, or fails.
     fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError>;
 }
 
-/// What follows the last layer: a norm, and the output matrix.
+/// The head: the norm and the output matrix after the last layer.
 pub trait Head: Send + Sync {
     /// Size of the vocabulary.
     fn n_vocab(&self) -> usize;
 
-    /// Bytes of its weights in the device's memory that are not those of the embedding.
+    /// Bytes of its weights in the device's memory, without those shared with the embedding.
     fn weight_bytes(&self) -> u64;
 
-    /// Norms rows `[n_rows, dim]` in place: what a model for embeddings gives.
+    /// Normalizes rows `[n_rows, dim]` in place, which gives the output of an embedding model.
     ///
     /// # Errors
     /// If the device fails.
     fn norm(&self, rows: &mut [f32]) -> Result<(), ModelError>;
 
-    /// Logits `[n_rows, n_vocab]` of rows `[n_rows, dim]`; `loras` counts these rows.
+    /// Computes logits `[n_rows, n_vocab]` of rows `[n_rows, dim]`; the row indices in `loras` refer to these rows.
     ///
     /// # Errors
     /// If the device fails.
     fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError>;
 
-    /// Takes an adapter of the output matrix.
+    /// Takes an adapter for the output matrix.
     ///
     /// # Errors
-    /// If the device has no room for it, or fails.
+    /// If the device has no memory for it, or fails.
     fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError>;
 }
 
-/// What a segment is told of a batch.
+/// The information about a batch that a segment gets.
 #[non_exhaustive]
 pub struct Step<'a> {
     /// The sequences of the batch, in the order of their rows.
     pub sequences: Vec<SequenceRows<'a>>,
-    /// The rotation of every row's position, in layers that see everything.
+    /// The rotary angles of every row's position, for global layers.
     pub global: &'a RopeAngles,
-    /// The same in local layers, where it is another one.
+    /// The same for local layers, if theirs differ.
     pub local: &'a RopeAngles,
-    /// `[n_tokens]`: factors of the queries, in models that scale them by their position.
+    /// `[n_tokens]`: factors of the queries, in models that scale them by position.
     pub temperatures: &'a [f32],
-    /// Which rows have which adapters.
+    /// The adapters of the rows.
     pub loras: &'a [AdaptedRows],
-    /// Who is told of the inputs of every matrix, while an importance matrix is measured.
+    /// Receives the inputs of every matrix while an importance matrix is measured.
     pub collector: Option<&'a mut Collector>,
 }
 
@@ -117,38 +117,38 @@ pub struct SequenceRows<'a> {
 }
 
 impl<'a> SequenceRows<'a> {
-    /// `n_gone` pages came before `pages` and were given up.
+    /// Creates the rows of a sequence of which `n_gone` pages before `pages` were released.
     pub(crate) fn new(rows: Range<usize>, position: usize, n_gone: usize, pages: &'a mut [Page]) -> Self {
         Self { rows, position, n_gone, pages, segment: 0 }
     }
 
-    /// Makes its pages those of another segment.
+    /// Selects the pages of another segment.
     pub(crate) fn enter(&mut self, segment: usize) {
         self.segment = segment;
     }
 
-    /// Its rows of the batch.
+    /// The range of its rows in the batch.
     pub fn rows(&self) -> Range<usize> {
         self.rows.clone()
     }
 
-    /// Position of the first of them: as many came before it.
+    /// Position of the first of these rows, which is the number of positions before it.
     pub fn position(&self) -> usize {
         self.position
     }
 
-    /// Which page the first of [`pages`](Self::pages) is. Those before it have been given up, because no layer of the
-    /// model will see their positions again.
+    /// Index of the first of [`pages`](Self::pages). Earlier pages were released, because no layer of the model will
+    /// see their positions again.
     pub fn first_page(&self) -> usize {
         self.n_gone
     }
 
-    /// The pages that are left, to be read; new positions have theirs too.
+    /// The remaining pages, for reading; they include those of the new positions.
     pub fn pages(&self) -> impl Iterator<Item = &StatePage> {
         self.pages.iter().map(|page| page.part(self.segment))
     }
 
-    /// The pages from that of the first new position on, to be written: no other sequence holds them.
+    /// The pages from that of the first new position on, for writing: no other sequence holds them.
     pub fn new_pages(&mut self) -> impl Iterator<Item = &mut StatePage> {
         let first = self.position / PAGE - self.n_gone;
         let segment = self.segment;

@@ -1,19 +1,18 @@
-//! Where the state of layers lies: what a segment keeps of a sequence, in pages of [`KV_PAGE`](crate::KV_PAGE)
+//! Storage for the state of layers: what a segment keeps for a sequence, in pages of [`KV_PAGE`](crate::KV_PAGE)
 //! positions.
 //!
-//! The host knows which page is whose ([`KvCache`](crate::KvCache), [`PrefixTree`](crate::PrefixTree)); what is in a
-//! page, and in whose memory, only the store knows that made it. Keys and values are what layers keep today. A latent
-//! that stands for both, or a recurrent state of which a page holds the one at its last position, would be other
-//! contents of the same pages.
+//! The host tracks which sequences hold a page ([`KvCache`](crate::KvCache), [`PrefixTree`](crate::PrefixTree)); only
+//! the store that created a page knows its content and its memory. Today, layers keep keys and values. Pages could also
+//! hold a latent in place of both, or a recurrent state (the one at the page's last position).
 
 use crate::ModelError;
 use std::any::Any;
 
-/// What one segment keeps for one page of one or more sequences. Dropping it gives its memory back.
+/// The state of one segment for one page. Dropping it frees its memory.
 pub type StatePage = Box<dyn Any + Send + Sync>;
 
-/// Makes and copies the pages of one segment, on its device. It outlives neither its device nor, as far as it can, its
-/// memory: sequences keep it when the model is gone, so it should not keep weights alive.
+/// Creates and copies the pages of one segment, on its device. It should not keep weights alive, because sequences hold
+/// it even after the model was dropped.
 pub trait StateStore: Send + Sync {
     /// Bytes of the device's memory that one page takes.
     fn page_bytes(&self) -> usize;
@@ -27,20 +26,20 @@ pub trait StateStore: Send + Sync {
     /// If the device has no memory left, or is lost.
     fn new_page(&self) -> Result<StatePage, ModelError>;
 
-    /// A page of its own with the same content.
+    /// A new page with the same content.
     ///
     /// # Errors
     /// As [`new_page`](Self::new_page).
     fn copy_page(&self, page: &StatePage) -> Result<StatePage, ModelError>;
 
-    /// Appends the content of a page, layer after layer, in the form that is the same on every device: so that a saved
-    /// sequence can go on where the layers are placed differently.
+    /// Appends the content of a page, layer by layer, in a format that is the same on every device, so that a saved
+    /// sequence can continue with another placement of the layers.
     ///
     /// # Errors
     /// If the device is lost.
     fn save_page(&self, page: &StatePage, out: &mut Vec<u8>) -> Result<(), ModelError>;
 
-    /// A page with the content that [`save_page`](Self::save_page) gave, which has its length.
+    /// Creates a page from the bytes that [`save_page`](Self::save_page) wrote, which have the length that it writes.
     ///
     /// # Errors
     /// As [`new_page`](Self::new_page).

@@ -1,5 +1,5 @@
-//! Every part that a configuration can have: logits against a float64 forward pass, the same bits however the work
-//! is cut, and a typed error for what the decoder does not have.
+//! Every feature that a configuration can have: logits compared with a float64 forward pass, the same bits however the
+//! work is split, and a typed error for features that the decoder does not have.
 
 #[path = "support/golden.rs"]
 mod golden;

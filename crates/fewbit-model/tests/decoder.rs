@@ -1,4 +1,4 @@
-//! The decoder against a float64 forward pass, and against itself under every way to cut the same work.
+//! Compares the decoder with a float64 forward pass, and with itself under every way to split the same work.
 
 #[path = "support/run.rs"]
 mod run;
@@ -246,11 +246,11 @@ fn a_sliding_window_gives_up_pages_and_takes_back_what_it_can() {
         assert!(got == want[i * 50 * n_vocab..(i + 1) * 50 * n_vocab], "at {}", i * 50);
         assert!(cache.n_pages() <= (window + 50).div_ceil(KV_PAGE) + 2, "{} pages at {}", cache.n_pages(), i * 50);
     }
-    // A page's worth can always be taken back.
+    // Up to a page of positions can always be removed.
     assert_eq!(cache.truncate(1500 - KV_PAGE), 1500 - KV_PAGE);
     let from = 1500 - KV_PAGE;
     assert!(logits(&decoder, &mut cache, &tokens[from..], 64) == want[from * n_vocab..]);
-    // More than that is lost, and said so.
+    // Removing more than that clears the cache, as the returned length shows.
     assert_eq!((cache.truncate(300), cache.n_pages(), decoder.kv_pages()), (0, 0, 0));
 }
 

@@ -300,7 +300,7 @@ fn weights_that_do_not_fit_their_configuration() {
     }
     let bias = error(&folder.clone().set("attention_bias", json!(true)));
     assert!(matches!(&bias, CheckpointError::MissingTensor { name } if name == "model.layers.0.self_attn.q_proj.bias"));
-    // What is no weight may be there, and an output matrix may lie next to an embedding that serves for it.
+    // Tensors that are not weights are allowed, and so is an output matrix next to a tied embedding.
     let mut tied = folder.clone().set("tie_word_embeddings", json!(true));
     tied.tensors.push(extra("model.layers.0.self_attn.rotary_emb.inv_freq"));
     assert!(opened(&tied).is_ok_and(|model| model.tensor("output.weight").is_none()));

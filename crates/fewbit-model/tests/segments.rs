@@ -1,5 +1,5 @@
-//! A model cut into segments: the bits of the whole one, whatever is done with its sequences, and sequences that stay
-//! as they were when a device fails.
+//! A model that is split into segments gives the bits of the whole one, whatever is done with its sequences, and
+//! sequences stay unchanged when a device fails.
 
 #[allow(dead_code)]
 #[path = "support/golden.rs"]
@@ -149,7 +149,7 @@ fn more_layers_than_there_are_cannot_be_placed() {
     let placement = Placement::new().cpu(3).cpu(usize::MAX);
     let error = Decoder::load(&stories(), &LoadOptions::new().placement(placement)).expect_err("refused");
     assert!(matches!(error, ModelError::Placement { placed: usize::MAX, n_layers: 5 }), "{error:?}");
-    // Parts without layers are no segments.
+    // Parts without layers do not become segments.
     let padded = load(&stories(), Placement::new().cpu(0).cpu(5).cpu(0));
     assert!(padded.segments().eq(std::iter::once(0..5)));
 }
@@ -239,7 +239,7 @@ fn a_device_that_fails_leaves_sequences_as_they_were() {
         let mut moved = whole.restore_cache(&LoraSet::default(), 20, &saved).expect("what was saved");
         assert!(bits(&logits(&whole, &mut moved, &tokens[20..], 64)) == want[20 * whole.n_vocab()..]);
     }
-    // Of another model, it is refused before any device hears of it.
+    // A cache of another model is rejected before any device is called.
     let chunk = Chunk { cache: &mut healthy, tokens: &[1], logits: LogitsFor::Last };
     assert!(matches!(decoder.forward(&mut [chunk]), Err(ModelError::ForeignCache)));
 }

@@ -1,4 +1,4 @@
-//! Tensor types in a model: which are taken for what, and that a refusal names the tensor and its type.
+//! Tensor types in a model: which are accepted for which tensors, and that an error names the tensor and its type.
 
 #[path = "support/run.rs"]
 mod run;

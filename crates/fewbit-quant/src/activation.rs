@@ -1,4 +1,4 @@
-//! Activations as matrix products read them.
+//! Activations in the form that matrix products read.
 //!
 //! A product with quantized weights is an integer product: each row of activations is cut into blocks of 32
 //! or 256, and each block becomes signed bytes under one `f32` scale. Codes lie in `-127..=127`, never -128,
@@ -16,10 +16,10 @@
 
 use crate::TensorType;
 
-/// Smallest largest-magnitude of a block that is kept; below it the block counts as zero.
+/// Blocks whose largest magnitude is below this count as zero.
 pub const MIN_AMAX: f32 = f32::from_bits((127 - 100) << 23);
 
-/// What a weight type wants on the other side of its product.
+/// The form of activations that products with a weight type need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ActivationKind {
     /// Plain `f32` (weights F32, F16, BF16).
@@ -31,7 +31,8 @@ pub enum ActivationKind {
 }
 
 impl ActivationKind {
-    /// The kind that weights of type `ty` multiply with; `None` for types that cannot be multiplied.
+    /// The kind of activations that weights of type `ty` are multiplied with; `None` for types that cannot be
+    /// multiplied.
     pub fn of(ty: TensorType) -> Option<Self> {
         if !ty.is_supported() {
             return None;
@@ -43,7 +44,7 @@ impl ActivationKind {
         })
     }
 
-    /// Elements under one scale.
+    /// Number of elements that share one scale.
     pub fn block_elems(self) -> usize {
         match self {
             Self::F32 => 1,
@@ -52,7 +53,7 @@ impl ActivationKind {
         }
     }
 
-    /// Elements under one integer sum: 32 for [`Q8Block32`](Self::Q8Block32), 16 for
+    /// Number of elements that share one integer sum: 32 for [`Q8Block32`](Self::Q8Block32), 16 for
     /// [`Q8Block256`](Self::Q8Block256) (the finest sub-block of the K formats).
     pub fn sum_elems(self) -> usize {
         match self {
@@ -94,7 +95,7 @@ pub fn quantize_row(kind: ActivationKind, x: &[f32], codes: &mut [i8], scales: &
 
 /// Quantizes one block and returns its scale.
 fn quantize_block(x: &[f32], codes: &mut [i8]) -> f32 {
-    // As bits, because the order of non-negative floats is that of their bits and NaN sorts last.
+    // Compares the bits, because non-negative floats are ordered like their bits and NaN comes last.
     let amax = f32::from_bits(x.iter().map(|v| v.abs().to_bits()).max().unwrap_or(0));
     if !amax.is_finite() || amax < MIN_AMAX {
         codes.fill(0);

@@ -1,4 +1,4 @@
-//! Reading one block of each quantized format into unsigned codes, scales and minimums.
+//! Reads one block of each quantized format into unsigned codes, scales and minimums.
 //!
 //! The layouts are those of GGUF files. `byte[a..b]` are positions in the block, little-endian; `lo`/`hi`
 //! are the nibbles of a byte. Element order is the order along the row.
@@ -17,8 +17,8 @@
 //! Q6_K   q: byte[0..128]   h: byte[128..192]   s: i8[192..208]   d: f16[208..210]
 //! ```
 //!
-//! `codebook.rs` has the formats whose codes are looked up. Where `d` and `m` lie is said by [`FloatScale`] in the table
-//! of types; the functions here read the rest.
+//! `codebook.rs` has the formats whose codes are looked up. The positions of `d` and `m` are given by [`FloatScale`] in
+//! the table of types; the functions here read the rest.
 //!
 //! [`FloatScale`]: crate::format::FloatScale
 

@@ -1,8 +1,9 @@
 //! Reading blocks of the formats whose codes are looked up: IQ1 to IQ4, MXFP4, and the ternary TQ1 and TQ2.
 //!
-//! Each becomes a [`Block32`](crate::Block32) or [`Block256`] like any other: the codes are indices into the type's
-//! [`Levels`](crate::format::Levels), at most 16 of them, so that a kernel needs one byte shuffle per code and no large table. The
-//! stored word of a grid format stands for 8 (IQ1, IQ2) or 4 (IQ3) elements; `grid.rs` says for which.
+//! Each of them becomes a [`Block32`](crate::Block32) or [`Block256`] like any other. The codes are indices into the
+//! type's [`Levels`](crate::format::Levels), of which there are at most 16, so a kernel needs one byte shuffle per code
+//! and no large table. A stored word of a grid format stands for 8 (IQ1, IQ2) or 4 (IQ3) elements, which `grid.rs`
+//! lists.
 //!
 //! ```text
 //! IQ4_NL   d: f16[0..2]   q: byte[2..18]                           codes as Q4_0
@@ -24,10 +25,11 @@
 //! TQ2_0    q: byte[0..64]   d: f16[64..66]                         codes as Q2_K
 //! ```
 //!
-//! Scales of IQ1, IQ2 and IQ3 are written `(s + 1/2) / 4`, `(s + 1/2) / 2` or `2 s + 1` in the formats. Here the
-//! integer scale is `2 s + 1` for all of them, and the power of two that is left goes to `d`
-//! ([`scale_factor`](crate::format::Format::scale_factor)). That changes no bit: `d` has 11 significant bits, a scale 5 and a level 6, so every
-//! product of them is exact in `f32`. (IQ4_XS rounds, in the order that the format states.)
+//! The formats define scales of IQ1, IQ2 and IQ3 as `(s + 1/2) / 4`, `(s + 1/2) / 2` or `2 s + 1`. Here the integer
+//! scale is `2 s + 1` for all of them, and the remaining power of two goes into `d`
+//! ([`scale_factor`](crate::format::Format::scale_factor)). This does not change a bit: `d` has 11 significant bits, a
+//! scale 5 and a level 6, so every product of them is exact in `f32`. (IQ4_XS does round, in the order that its format
+//! defines.)
 
 use crate::grid;
 use crate::layout::{Block256, nibbles32, pairs_of_bits};
@@ -171,28 +173,28 @@ fn nibble_scales(bytes: &[u8], repeat: usize, scales: &mut [i8; 16]) {
     }
 }
 
-/// Seven signs and the eighth that makes their number even.
+/// Seven signs, and an eighth that makes the number of negative ones even.
 fn seven_signs(bits: u32) -> u8 {
     let signs = (bits & 127) as u8;
     signs | ((signs.count_ones() & 1) << 7) as u8
 }
 
-/// The codes of 8 elements: 2 bits of magnitude, and their sign above.
+/// The codes of 8 elements: 2 bits of magnitude, with the sign in the bit above.
 fn run_of_8(entry: u16, signs: u8, codes: &mut [u8]) {
     for (i, code) in codes[..8].iter_mut().enumerate() {
         *code = (entry >> (2 * i) & 3) as u8 | (signs >> i & 1) << 2;
     }
 }
 
-/// The codes of 4 elements: 3 bits of magnitude, and their sign above.
+/// The codes of 4 elements: 3 bits of magnitude, with the sign in the bit above.
 fn run_of_4(entry: u16, signs: u8, codes: &mut [u8]) {
     for (i, code) in codes[..4].iter_mut().enumerate() {
         *code = (entry >> (3 * i) & 7) as u8 | (signs >> i & 1) << 3;
     }
 }
 
-/// Base-3 digits. A byte holds the number as a fraction of 256, rounded up: multiplied by a power of three, its
-/// low eight bits are what follows the digits before, and three times that carries the next digit out.
+/// Base-3 digits. A byte holds the number as a fraction of 256, rounded up. Multiplying by a power of three and keeping
+/// the low eight bits drops the leading digits; multiplying by three once more carries out the next digit.
 fn trits(block: &[u8], codes: &mut [u8; 256]) {
     const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
     for (e, code) in codes.iter_mut().enumerate() {

@@ -1,5 +1,5 @@
-//! From stored bytes to `f32`, exactly as the formats define it: one rounding per written operation, so
-//! that the result equals every other correct decoder bit for bit.
+//! Decoding stored bytes to `f32` exactly as the formats define it: one rounding per written operation, so that the
+//! result equals that of every other correct decoder bit for bit.
 
 use crate::block::{Levels, has_min, read_block32, read_block256};
 use crate::{Block32, Block256, QuantError, TensorType};
@@ -8,7 +8,7 @@ use half::{bf16, f16};
 /// Decodes `out.len()` elements of type `ty` from `bytes`.
 ///
 /// # Errors
-/// [`QuantError::Size`] if `bytes` is not exactly the blocks of `out.len()` elements,
+/// [`QuantError::Size`] if the length of `bytes` is not that of the blocks of `out.len()` elements,
 /// [`QuantError::Unsupported`] for types that fewbit knows by name only.
 ///
 /// ```
@@ -54,7 +54,7 @@ pub fn decode(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), Quant
     Ok(())
 }
 
-/// Numbers of `N` bytes each, to `f32`: exactly or, from wider types, to the nearest.
+/// Converts numbers of `N` bytes each to `f32`: exactly or, from wider types, to the nearest.
 fn plain<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32) {
     for (y, &b) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *y = value(b);

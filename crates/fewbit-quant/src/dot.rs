@@ -1,8 +1,7 @@
 //! The scalar definition of each dot product: one row of weights with one row of activations.
 //!
-//! Inside a block everything is integer and exact, so its order is free. The float steps are one
-//! `mul_add` chain over the blocks in the order of `k`; that order is the contract which every SIMD kernel,
-//! tile shape and thread count keeps.
+//! Inside a block, all arithmetic is integer and exact, so its order does not matter. The float steps are one `mul_add`
+//! chain over the blocks in the order of `k`; every SIMD kernel, tile shape and thread count keeps this order.
 //!
 //! ```text
 //! blocks of 32    i = sum level(code) * x              acc = i * (d * dx) + acc

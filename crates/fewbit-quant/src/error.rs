@@ -1,4 +1,4 @@
-//! What can go wrong between bytes and numbers.
+//! Errors of decoding and encoding.
 
 use crate::TensorType;
 
@@ -9,39 +9,39 @@ pub enum QuantError {
     /// The type is known by name, but this version cannot compute with it.
     #[error("tensor type {ty} cannot be decoded by this version of fewbit; convert the model to another type")]
     Unsupported {
-        /// The type that was asked for.
+        /// The requested type.
         ty: TensorType,
     },
-    /// The bytes are not the blocks of as many elements as the output holds.
+    /// The length of the input is not that of the blocks of as many elements as the output holds.
     #[error("{n_elems} elements of {ty} take {expected} bytes, but {found} were given")]
     Size {
         /// The type of the blocks.
         ty: TensorType,
-        /// Elements asked for.
+        /// Number of elements requested.
         n_elems: usize,
-        /// Bytes that they take; 0 when `n_elems` is not a whole number of blocks.
+        /// Bytes that they take; 0 if `n_elems` is not a whole number of blocks.
         expected: usize,
         /// Bytes given.
         found: usize,
     },
-    /// There is no encoder of this type.
+    /// There is no encoder for this type.
     #[error("weights cannot be quantized to {ty}")]
     NotEncodable {
-        /// The type that was asked for.
+        /// The requested type.
         ty: TensorType,
     },
     /// A weight is infinite or not a number.
     #[error("weight {index} is infinite or not a number")]
     NotFinite {
-        /// Place of the weight among those given.
+        /// Index of the weight in the input.
         index: usize,
     },
-    /// A weight is beyond what the type can hold.
+    /// A weight is larger than the type can hold.
     #[error("weight {index} is too large for {ty}")]
     TooLarge {
-        /// The type that was asked for.
+        /// The requested type.
         ty: TensorType,
-        /// Place of the weight among those given.
+        /// Index of the weight in the input.
         index: usize,
     },
     /// The importance of a column is negative, infinite or not a number.
@@ -53,7 +53,7 @@ pub enum QuantError {
 }
 
 impl QuantError {
-    /// The error of a part, told of the whole, in which `n_elems` weights stand before the part.
+    /// Converts an error about a part into one about the whole, in which `n_elems` weights precede the part.
     pub fn after(self, n_elems: usize) -> Self {
         match self {
             Self::NotFinite { index } => Self::NotFinite { index: n_elems + index },

@@ -1,8 +1,9 @@
-//! What a quantized type is, as numbers: the row of the table in `types.rs` that everything else derives from.
+//! The description of a quantized type in numbers: its row in the table of `types.rs`, from which everything else is
+//! derived.
 //!
 //! Decoding, dot products, the packed layout and the kernels of `fewbit-kernels`, memory estimates and random weights
-//! read these fields; none of them knows a type by its name. What a row cannot say, how the bits of a block are
-//! arranged, is its `Reader`.
+//! read these fields; none of them checks for a type by name. The arrangement of the bits in a block, which numbers
+//! cannot describe, is implemented by the row's `Reader`.
 
 use crate::layout::Block256;
 use crate::{ActivationKind, TensorType, decode};
@@ -14,24 +15,25 @@ use half::f16;
 pub struct Format {
     /// Bits of a code, as kernels store it: 2, 3, 4, 5, 6 or 8.
     pub bits: usize,
-    /// What codes stand for.
+    /// The values that codes stand for.
     pub levels: Levels,
-    /// Where and how a block stores its float scale, and its minimum.
+    /// Where and how a block stores its float scale and its minimum.
     pub scale: FloatScale,
-    /// What the stored float scale is multiplied by: a power of two.
+    /// The factor that the stored float scale is multiplied by: a power of two.
     pub scale_factor: f32,
     /// The integer scales of sub-blocks; [`IntegerScales::One`] in blocks of 32.
     pub integer_scales: IntegerScales,
-    /// Whether `encode` has an encoder.
+    /// Whether `encode` supports this type.
     pub is_encodable: bool,
-    /// In types with blocks of 256, the one with blocks of 32 that llama.cpp takes for rows that are not a multiple of 256.
+    /// For types with blocks of 256: the type with blocks of 32 that llama.cpp uses for rows that are not a multiple of
+    /// 256.
     pub for_short_rows: Option<TensorType>,
     /// Reads codes and integer scales.
     pub(crate) reader: Reader,
 }
 
 impl Format {
-    /// What it is multiplied with.
+    /// The kind of activations that weights of this type are multiplied with.
     pub const fn activation_kind(&self) -> ActivationKind {
         match self.reader {
             Reader::Of32(_) => ActivationKind::Q8Block32,
@@ -40,31 +42,31 @@ impl Format {
     }
 }
 
-/// A quantized type as a type: what code that is compiled once per format is generic over.
+/// A quantized type as a Rust type, for code that is generic over the format and compiled once for each.
 pub trait Quantized: 'static {
-    /// The type.
+    /// The tensor type.
     const TYPE: TensorType;
     /// Its description.
     const FORMAT: Format;
-    /// The first type that lies in memory as this one once it is unpacked into codes and integer scales: it runs the
-    /// same kernels.
+    /// The first type in the table that has the same layout in memory once it is unpacked into codes and integer
+    /// scales. Both run the same kernels.
     type Kernel: Quantized;
 }
 
-/// What [`TensorType::dispatch`] calls with a [`Quantized`] type.
+/// A function that [`TensorType::dispatch`] calls with a [`Quantized`] type.
 pub trait ForQuantized {
-    /// What it returns.
+    /// The return type.
     type Out;
-    /// Called for the type.
+    /// Called with the type.
     fn call<T: Quantized>(self) -> Self::Out;
 }
 
-/// What the codes of a type stand for.
+/// The integer values that the codes of a type stand for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Levels {
-    /// The code minus this.
+    /// The code minus this number.
     Offset(i32),
-    /// The entry at the code.
+    /// The table entry at the index of the code.
     Table(&'static [i8; 16]),
 }
 
@@ -74,7 +76,7 @@ impl Levels {
         ty.format().map(|format| format.levels)
     }
 
-    /// What `code` stands for.
+    /// The level of `code`.
     ///
     /// # Panics
     /// If a table has no such code.
@@ -87,14 +89,14 @@ impl Levels {
     }
 }
 
-/// Where a block stores its float scale `d`: bytes are positions in the block.
+/// Where a block stores its float scale `d`. The numbers are byte positions in the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloatScale {
     /// An `f16`.
     Half(usize),
-    /// An `f16`, and the `f16` of the minimum (the scale of the minimums, in blocks of 256).
+    /// An `f16`, and the `f16` of the minimum (in blocks of 256: the scale of the minimums).
     HalfAndMin(usize, usize),
-    /// An `f16` whose nibbles are the upper ones of the four `u16` from here on (IQ1_M).
+    /// An `f16` that is split into four nibbles: the upper nibbles of the four `u16` from this position on (IQ1_M).
     HalfInNibbles(usize),
     /// A byte `e` for `2^(e - 128)` (MXFP4).
     Exponent(usize),
@@ -106,7 +108,7 @@ impl FloatScale {
         matches!(self, Self::HalfAndMin(..))
     }
 
-    /// Reads scale and minimum; 0 where there is none.
+    /// Reads scale and minimum; the minimum is 0 for types without one.
     pub(crate) fn read(self, block: &[u8]) -> (f32, f32) {
         let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
         match self {
@@ -120,8 +122,8 @@ impl FloatScale {
         }
     }
 
-    /// Writes a scale, and a minimum where the type has one, rounded to what the block can store: an `f16`, or a power of
-    /// two at most as large.
+    /// Writes a scale, and a minimum if the type has one, rounded to what the block can store: an `f16`, or the largest
+    /// power of two that does not exceed the scale.
     pub fn write(self, block: &mut [u8], scale: f32, min: f32) {
         let mut half = |at: usize, value: f32| block[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
         match self {
@@ -142,21 +144,22 @@ impl FloatScale {
     }
 }
 
-/// The scale of an MXFP4 block: `2^(e - 128)`, for every byte. It is a number of 8 exponent bits and no other
-/// ones (two subnormal), so `bf16` holds it exactly.
+/// The scale of an MXFP4 block: `2^(e - 128)`, for every byte. All significant bits are in the exponent (two values are
+/// subnormal), so `bf16` holds it exactly.
 fn exponent(e: u8) -> f32 {
     f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (u32::from(e) - 1) << 23 })
 }
 
-/// Gives a block of any bits float scales under which its weights have a root mean square near `spread`: a power of two,
-/// and a minimum that puts the middle code near zero. This is how random weights are made to measure speed with.
+/// Sets the float scales of a block with arbitrary bits so that the root mean square of its weights is near `spread`: a
+/// power of two, and a minimum that puts the middle code near zero. Random weights for speed measurements are made this
+/// way.
 ///
 /// # Panics
 /// If `ty` is not quantized or `block` is not one block of it.
 pub fn write_random_scales(ty: TensorType, block: &mut [u8], spread: f32) {
     let format = ty.format().expect("a quantized type");
     let middle = (1u32 << (format.bits - 1)) as f32;
-    // Minimums are added in blocks of 32, and subtracted in those of 256.
+    // Minimums are added in blocks of 32 and subtracted in blocks of 256.
     let min = if ty.block_elems() == 32 { -middle } else { middle };
     format.scale.write(block, 1.0, min);
     let mut values = vec![0.0; ty.block_elems()];
@@ -166,7 +169,7 @@ pub fn write_random_scales(ty: TensorType, block: &mut [u8], spread: f32) {
     format.scale.write(block, unit, min * unit);
 }
 
-/// Integer scales of the sub-blocks of a block of 256, by their range; the number is the elements of a sub-block.
+/// The integer scales of the sub-blocks of a block of 256, by their range; the number is the size of a sub-block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntegerScales {
     /// All scales are 1, and none are stored.
@@ -182,7 +185,7 @@ pub enum IntegerScales {
 }
 
 impl IntegerScales {
-    /// Elements of a sub-block. Where all scales are 1, any size will do, and a larger one is less work.
+    /// Number of elements in a sub-block. If all scales are 1, any size is correct, and a larger one is faster.
     pub const fn sub_elems(self) -> usize {
         match self {
             Self::One => 32,
@@ -191,8 +194,8 @@ impl IntegerScales {
     }
 }
 
-/// Reads the codes of a block of 32, or codes, integer scales and minimums of one of 256 whose codes and minimums are 0
-/// and whose scales are 1.
+/// Reads the codes of a block of 32, or the codes, integer scales and minimums of a block of 256. The latter starts
+/// with codes and minimums of 0 and scales of 1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reader {
     Of32(fn(&[u8], &mut [u8; 32])),

@@ -1,9 +1,9 @@
-//! The codebooks of the formats IQ1, IQ2 and IQ3: runs of 8 or 4 elements that a code word stands for.
+//! The codebooks of the formats IQ1, IQ2 and IQ3: the runs of 8 or 4 elements that code words stand for.
 //!
-//! They were found by clustering when the formats were designed, so no rule generates them: `grid.py`, next to
-//! this file, takes them from the Python package `gguf` and writes this file. An entry holds the indices of
-//! its elements' magnitudes, first element lowest, in 2 bits each (runs of 8) or 3 bits each (runs of 4).
-//! What an index means is in `codebook.rs`.
+//! They were found by clustering when the formats were designed, so no rule generates them: `grid.py`, next to this
+//! file, takes them from the Python package `gguf` and writes this file. An entry holds the indices of its elements'
+//! magnitudes, the first element in the lowest bits, in 2 bits each (runs of 8) or 3 bits each (runs of 4).
+//! `codebook.rs` defines the magnitudes.
 
 pub(crate) static IQ2_XXS: [u16; 256] = [
     0x0000, 0x0002, 0x0005, 0x0008, 0x000a, 0x0011, 0x0014, 0x0020, 0x0022, 0x0028, 0x002a, 0x0041, 0x0044, 0x0050,

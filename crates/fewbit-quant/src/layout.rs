@@ -2,7 +2,7 @@
 
 /// 32 weights under one scale: `value[e] = d * level(codes[e]) + m`.
 ///
-/// What a code stands for is a property of the type: see [`Levels`](crate::format::Levels). `m` is 0 in types without a minimum.
+/// The value of a code depends on the type: see [`Levels`](crate::format::Levels). `m` is 0 in types without a minimum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block32 {
     /// Scale.
@@ -16,8 +16,8 @@ pub struct Block32 {
 /// 256 weights in 16 sub-blocks of 16:
 /// `value[e] = (d * scales[e / 16]) * level(codes[e]) - dmin * mins[e / 16]`.
 ///
-/// Formats with sub-blocks of 32 show each scale twice, and formats without sub-blocks scales of 1. What a code
-/// stands for is a property of the type: see [`Levels`](crate::format::Levels).
+/// Formats with sub-blocks of 32 store each scale twice here, and formats without sub-blocks have scales of 1. The
+/// value of a code depends on the type: see [`Levels`](crate::format::Levels).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block256 {
     /// Scale of the integer scales.
@@ -40,8 +40,8 @@ pub(crate) fn nibbles32(q: &[u8], codes: &mut [u8; 32]) {
     }
 }
 
-/// Runs of 32 bytes: all formats of 256 elements keep 32 neighbours in neighbouring bytes, so a loop over a run is
-/// one over vectors.
+/// Splits bytes into runs of 32. All formats of 256 elements keep 32 neighbouring elements in neighbouring bytes, so a
+/// loop over a run vectorizes.
 #[inline]
 pub(crate) fn runs(bytes: &[u8]) -> &[[u8; 32]] {
     bytes.as_chunks().0

@@ -1,12 +1,12 @@
 //! Block formats of quantized weights: their layout, their decoding to `f32`, the quantization of
 //! activations, and the scalar definition of each dot product.
 //!
-//! Everything here is safe Rust in plain loops: this crate says what the right bits are, and
-//! `fewbit-kernels` computes the same bits faster.
+//! Everything here is safe Rust in plain loops: this crate defines the right bits, and `fewbit-kernels` computes the
+//! same bits faster.
 //!
-//! Two families cover every quantized type. A [`Block32`] holds 32 codes under one scale (and possibly one
-//! minimum); a [`Block256`] ("K-quants") holds 256 codes whose sub-blocks of 16 or 32 have small integer
-//! scales below one float scale. [`decode()`] and [`dot`](dot::dot_q8) are both written on these.
+//! Two families cover every quantized type. A [`Block32`] holds 32 codes under one scale (and possibly one minimum); a
+//! [`Block256`] ("K-quants") holds 256 codes whose sub-blocks of 16 or 32 have small integer scales under one float
+//! scale. Both [`decode()`] and [`dot`](dot::dot_q8) work on these.
 #![forbid(unsafe_code)]
 
 pub mod activation;

@@ -1,4 +1,4 @@
-//! Choices of arithmetic that model files name and devices carry out.
+//! Arithmetic options that model files select and devices implement.
 
 /// How rotary embedding pairs the elements of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub enum RopeStyle {
     HalfSplit,
 }
 
-/// The function of a gated feed-forward part's gate.
+/// The activation function of the gate in a gated feed-forward block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GateFunction {
     /// `x / (1 + e^-x)`

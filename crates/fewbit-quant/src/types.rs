@@ -1,10 +1,10 @@
-//! Element types of tensors as GGUF files name them: ids, names, and the size of one block.
+//! Element types of tensors as named in GGUF files: ids, names, and the size of one block.
 //!
 //! Ids and block sizes are those of the GGUF specification (`ggml_type` in
-//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Every id of that list is known here, so
-//! that a file with a type that fewbit cannot run is refused by name.
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>). Every id of that list is known here, so that the error
+//! for a type that fewbit cannot run contains its name.
 //!
-//! `types!` is the one table of them: what there is to know about a type is in its row.
+//! `types!` is the only table of types: each row describes one type completely.
 
 use crate::block::*;
 use crate::codebook::*;
@@ -13,18 +13,18 @@ use crate::format::IntegerScales::{Nibbles, Odd, One, Signed, SixBits};
 use crate::format::Levels::{Offset, Table};
 use crate::format::{ForQuantized, Format, Quantized, Reader};
 
-/// What can be done with a type.
+/// What fewbit can do with a type.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Use {
-    /// Products and decoding.
+    /// Multiply and decode.
     Weights,
-    /// Decoding: small tensors are stored so.
+    /// Decode only: small tensors may be stored in this type.
     Numbers,
-    /// Nothing: known by name.
+    /// Print its name only.
     Name,
 }
 
-/// What is known of every type.
+/// The properties of every type.
 struct Row {
     ty: TensorType,
     id: u32,
@@ -35,7 +35,7 @@ struct Row {
     format: Option<&'static Format>,
 }
 
-/// Makes the enum, its rows and a [`Quantized`] type for each quantized one of the table below.
+/// Generates the enum, its rows and a [`Quantized`] type for each quantized type of the table below.
 macro_rules! types {
     (
         floats { $($float:ident $float_id:literal $float_bytes:literal;)* }
@@ -75,7 +75,7 @@ macro_rules! types {
             $(row(TensorType::$only, stringify!($only), $only_elems, $only_bytes, Use::Name, None),)*
         ];
 
-        /// Each quantized type as a type of its own.
+        /// Each quantized type as a Rust type of its own.
         #[allow(non_camel_case_types)]
         pub mod quantized {
             use super::*;
@@ -126,8 +126,9 @@ const fn row(
     Row { ty, id: ty as u32, name, block_elems, block_bytes, uses, format }
 }
 
-// The columns of `quantized`: id, elements and bytes of a block; bits and levels of codes; float scale, its factor; integer
-// scales; whether there is an encoder; what short rows take instead; what reads a block; whose kernels it runs.
+// The columns of `quantized`: id; elements and bytes of a block; bits and levels of codes; float scale and its factor;
+// integer scales; whether there is an encoder; the type for short rows; the function that reads a block; the type whose
+// kernels it runs.
 types! {
     floats {
         F32       0 4;
@@ -174,7 +175,7 @@ types! {
     }
 }
 
-/// Places of rows by GGUF id; 255 where there is none.
+/// Index of the row for each GGUF id; 255 if there is none.
 static PLACES: [u8; 64] = {
     let mut places = [255; 64];
     let mut i = 0;
@@ -186,7 +187,7 @@ static PLACES: [u8; 64] = {
 };
 
 impl TensorType {
-    /// Every type, in the order of its GGUF id.
+    /// All types, in the order of their GGUF ids.
     pub fn all() -> impl Iterator<Item = Self> {
         PLACES.iter().filter_map(|&place| ROWS.get(usize::from(place))).map(|row| row.ty)
     }
@@ -206,7 +207,7 @@ impl TensorType {
         ROWS.iter().find(|row| row.name.eq_ignore_ascii_case(name)).map(|row| row.ty)
     }
 
-    /// The id that stands for this type in a GGUF file.
+    /// The id of this type in GGUF files.
     pub fn gguf_id(self) -> u32 {
         self.row().id
     }
@@ -231,7 +232,7 @@ impl TensorType {
         self.row().format
     }
 
-    /// Bytes of a row of `n_cols` elements; `None` if the row is not a whole number of blocks, or overflows.
+    /// Bytes of a row of `n_cols` elements; `None` if the row is not a whole number of blocks, or on overflow.
     pub fn row_bytes(self, n_cols: usize) -> Option<usize> {
         if !n_cols.is_multiple_of(self.block_elems()) {
             return None;
@@ -249,8 +250,8 @@ impl TensorType {
         self.row().uses == Use::Weights
     }
 
-    /// Whether [`decode`](crate::decode()) can read this type: those that products read, and the plain
-    /// numbers that small tensors are stored in.
+    /// Whether [`decode`](crate::decode()) can read this type: all types that products can read, and the plain number
+    /// types of small tensors.
     pub fn is_decodable(self) -> bool {
         self.row().uses != Use::Name
     }
@@ -286,7 +287,7 @@ mod tests {
         assert_eq!(TensorType::F64.row_bytes(usize::MAX), None);
     }
 
-    /// What code that reads rows relies on.
+    /// Properties that code which reads the rows relies on.
     #[test]
     fn descriptions_hold_together() {
         struct Check;

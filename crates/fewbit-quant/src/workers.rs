@@ -1,18 +1,18 @@
-//! Who makes rows of weights: one thread or several. Readers of files take whoever there is.
+//! Which threads produce rows of weights: one or several. Readers of files take any [`Workers`].
 
 use std::ops::Range;
 
-/// Fills the rows of a buffer `[n_rows, row_bytes]`: called with ranges of rows, which together are all of them, and the
-/// bytes of these rows.
+/// Fills the rows of a buffer `[n_rows, row_bytes]`: called with ranges of rows, which together cover all of them, and
+/// the bytes of these rows.
 pub type FillRows<'a> = &'a (dyn Fn(Range<usize>, &mut [u8]) + Sync);
 
-/// Those who make rows.
+/// Threads that produce rows.
 pub trait Workers: Sync {
     /// Calls `fill` for at most `chunk` rows at a time.
     fn fill_rows(&self, out: &mut [u8], row_bytes: usize, chunk: usize, fill: FillRows<'_>);
 }
 
-/// The thread that asks for the rows.
+/// The calling thread alone.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ThisThread;
 

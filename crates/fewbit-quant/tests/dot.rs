@@ -1,5 +1,4 @@
-//! The scalar dot products against the sum that they stand for: decoded weights times decoded activations, in
-//! float64.
+//! Compares the scalar dot products with their meaning: decoded weights times decoded activations, in float64.
 
 use fewbit_quant::activation::quantize_row;
 use fewbit_quant::block::FloatScale;
@@ -49,7 +48,7 @@ fn products_of_integers_are_products_of_the_decoded_values() {
             decode(ty, &row, &mut w).unwrap();
             let term = |i: usize| f64::from(w[i]) * f64::from(codes[i]) * f64::from(scales[i / kind.block_elems()]);
             let expected: f64 = (0..n).map(term).sum();
-            // Minimums cancel against codes, so the error is measured by the largest partial sums there are.
+            // Minimums and codes cancel each other, so the error is relative to the sum of the magnitudes of all terms.
             let size: f64 = (0..n).map(|i| term(i).abs()).sum();
             let error = (f64::from(found) - expected).abs();
             assert!(error <= 2e-6 * size, "{ty}: {found} where {expected} is right ({error:e} of {size})");

@@ -1,5 +1,5 @@
-//! The encoders: what they lose compared with llama.cpp's, what they refuse, and that every input gives blocks that decode
-//! to numbers.
+//! The encoders: their error compared with llama.cpp's, the input that they reject, and that every input gives blocks
+//! which decode to numbers.
 
 use fewbit_quant::encode::{MAX_MAGNITUDE, encode, is_encodable};
 use fewbit_quant::{QuantError, TensorType, decode};
@@ -46,7 +46,7 @@ fn importance() -> Vec<f32> {
     normal(COLS, 4).iter().map(|v| (0.05 + v * v) as f32).collect()
 }
 
-/// The root of the mean squared error, weighted and relative to the weights' own.
+/// The root mean squared error, weighted, and relative to that of the weights themselves.
 fn relative_error(x: &[f32], back: &[f32], importance: Option<&[f32]>) -> f64 {
     let (mut lost, mut total) = (0.0, 0.0);
     for (i, (&x, &y)) in x.iter().zip(back).enumerate() {
@@ -70,7 +70,7 @@ fn no_type_loses_more_than_llama_cpp() {
         for (importance, theirs) in [(None, fields[2]), (Some(&importance[..]), fields[3])] {
             let theirs: f64 = theirs.parse().unwrap();
             let ours = relative_error(&x, &round_trip(ty, &x, COLS, importance), importance);
-            // Their figures have six decimals.
+            // The reference figures have six decimals.
             let fits = ours <= theirs + 1e-6;
             worse += usize::from(!fits);
             let with = if importance.is_some() { "with importance" } else { "plain" };
@@ -81,7 +81,7 @@ fn no_type_loses_more_than_llama_cpp() {
     assert!(worse == 0, "{worse} are worse");
 }
 
-/// Blocks that break careless encoders: in each, every weight is finite and at most `MAX_MAGNITUDE`.
+/// Blocks that break careless encoders. In each of them, every weight is finite and at most `MAX_MAGNITUDE`.
 fn adversarial() -> Vec<(&'static str, Vec<f32>)> {
     let n = 2 * 256;
     let of = |f: &dyn Fn(usize) -> f32| (0..n).map(f).collect::<Vec<f32>>();
@@ -117,7 +117,7 @@ fn every_input_gives_blocks_that_decode_to_numbers_near_it() {
         for ty in encodable() {
             for (weighted, importance) in &importance {
                 let back = round_trip(ty, &x, 512, importance.as_deref());
-                // Nothing decodes to more than twice the largest, or than the smallest scale allows.
+                // No weight decodes to more than twice the largest, or than the smallest scale allows.
                 let bound = 2.0 * largest + 1e-5;
                 for (i, &y) in back.iter().enumerate() {
                     assert!(
@@ -136,7 +136,7 @@ fn what_a_format_can_hold_comes_back_exactly() {
         for (name, x) in adversarial() {
             let same = match name {
                 "zero" | "negative zero" => true,
-                // Every format has +1 and -1 times a power of two among its values, on one grid.
+                // In every other format, +1 and -1 times a power of two are on the grid.
                 "alternating" => !matches!(ty, TensorType::IQ4_NL | TensorType::IQ4_XS | TensorType::Q8_0),
                 "ramp" => ty == TensorType::F32,
                 _ => continue,
@@ -150,7 +150,7 @@ fn what_a_format_can_hold_comes_back_exactly() {
 
 #[test]
 fn one_column_of_overwhelming_importance_does_not_cost_the_others() {
-    // Sixteen levels per block, but for the last bits.
+    // Sixteen levels per block, except for the last bits.
     let noise = normal(ROWS * COLS, 5);
     let level = |i: usize, noise: f64| match i % 32 {
         3 => 0,

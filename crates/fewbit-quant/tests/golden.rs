@@ -1,7 +1,7 @@
-//! Decoded weights against numbers made with NumPy, bit for bit.
+//! Compares decoded weights with numbers computed by NumPy, bit for bit.
 //!
-//! `golden/make_golden.py` made the files and says what is in them: per type some blocks, then the values
-//! that they decode to.
+//! `golden/make_golden.py` made the files and documents them: for each type some blocks, then the values that they
+//! decode to.
 
 use fewbit_quant::block::FloatScale;
 use fewbit_quant::format::write_random_scales;
@@ -41,7 +41,7 @@ macro_rules! golden {
             assert!(n >= 200, "{n} values are too few to tell decoders apart");
         })*
 
-        /// A type that gets a decoder needs golden numbers as well.
+        /// Fails if a type gets a decoder but no golden numbers.
         #[test]
         fn every_decodable_type_has_golden_numbers() {
             let tested = [$(TensorType::$ty),*];
@@ -85,7 +85,7 @@ golden! {
     i64_values: I64, "i64.bin";
 }
 
-/// Sums over enough random blocks that every entry of every codebook counts.
+/// Sums over enough random blocks that every entry of every codebook is used.
 #[test]
 fn every_entry_of_the_codebooks() {
     let lines = include_str!("golden/grids.txt").lines();
@@ -136,7 +136,7 @@ fn random_blocks_get_weights_of_one_size() {
     }
 }
 
-/// The list in `docs/models.md` is that of the table of types.
+/// The list in `docs/models.md` must match the table of types.
 #[test]
 fn the_documented_types_are_those_that_run() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/models.md");

@@ -1,6 +1,6 @@
-//! What chat templates can render, to compare with `tests/data/templates/capabilities.py`.
+//! Prints what chat templates can render, to compare with `tests/data/templates/capabilities.py`.
 //!
-//! `cargo run -p fewbit-tokenizer --example capabilities -- TEMPLATE...` prints what that script prints.
+//! `cargo run -p fewbit-tokenizer --example capabilities -- TEMPLATE...` prints the same as that script.
 
 use fewbit_tokenizer::{ChatTemplate, TokenKind, Tokenizer, Vocabulary};
 use serde_json::{Map, Value, json};

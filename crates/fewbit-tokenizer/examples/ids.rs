@@ -1,9 +1,9 @@
 //! Checks a tokenizer against texts with expected ids.
 //!
-//! `cargo run --release -p fewbit-tokenizer --example ids -- MODEL < cases.jsonl`, where MODEL is a .gguf file
-//! or a folder or file of Hugging Face's, and each line of the cases is an object with `text`, `plain` (ids with
-//! special tokens taken for text) and `special` (ids with special tokens recognised), as
-//! `tests/data/random_ids.py` writes them. Prints the first differences and how long encoding took.
+//! `cargo run --release -p fewbit-tokenizer --example ids -- MODEL < cases.jsonl`, where MODEL is a .gguf file or a
+//! file or folder from Hugging Face. Each line of the cases is an object with `text`, `plain` (ids with special tokens
+//! treated as text) and `special` (ids with special tokens recognised), as written by `tests/data/random_ids.py`.
+//! Prints the first differences and how long encoding took.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct Case {
     special: Vec<u32>,
 }
 
-/// Differences that are printed.
+/// Maximum number of differences to print.
 const MAX_SHOWN: usize = 10;
 
 fn main() -> Result<ExitCode, AnyError> {

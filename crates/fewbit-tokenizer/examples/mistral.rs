@@ -1,4 +1,4 @@
-//! Checks Mistral's tokenizers and the templates for them against its own library.
+//! Compares Mistral's tokenizers, and the chat templates for them, with Mistral's own library.
 //!
 //! `tests/data/mistral.py --folders DIR > tests/data/mistral_ids.json` lays out a folder for each tokenizer and
 //! writes the ids; `cargo run --release -p fewbit-tokenizer --example mistral -- DIR` compares.

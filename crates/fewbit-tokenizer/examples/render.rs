@@ -1,7 +1,7 @@
 //! Renders chat templates for a file of conversations, to compare with other implementations.
 //!
-//! `cargo run -p fewbit-tokenizer --example render -- TEMPLATE... < conversations.json` prints what
-//! `tests/data/templates/render.py` prints for the same input.
+//! `cargo run -p fewbit-tokenizer --example render -- TEMPLATE... < conversations.json` prints the same as
+//! `tests/data/templates/render.py` for the same input.
 
 use fewbit_tokenizer::{ChatTemplate, Clock, Message, TemplateInput, TokenKind, Tokenizer, Vocabulary};
 use serde_json::{Map, Value, json};

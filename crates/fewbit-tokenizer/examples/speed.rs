@@ -1,6 +1,6 @@
-//! How fast a tokenizer is ready, and how fast it encodes a text.
+//! Measures how fast a tokenizer loads and how fast it encodes a text.
 //!
-//! `cargo run --release -p fewbit-tokenizer --example speed -- MODEL TEXT` reads the text file, cuts it at blank
+//! `cargo run --release -p fewbit-tokenizer --example speed -- MODEL TEXT` reads the text file, splits it at blank
 //! lines, and encodes the parts five times; `tests/data/speed.py` does the same with Hugging Face's `tokenizers`.
 
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Checks tokenizers against a folder of vocabularies with expected ids.
 //!
-//! `cargo run --release -p fewbit-tokenizer --example vectors -- FOLDER` looks for `NAME.gguf` with
-//! `NAME.gguf.inp` (cases, separated by a line `__ggml_vocab_test__`) and `NAME.gguf.out` (a line of
-//! ids for each), as llama.cpp's repository has them, and prints how many cases agree exactly.
+//! `cargo run --release -p fewbit-tokenizer --example vectors -- FOLDER` looks for `NAME.gguf` with `NAME.gguf.inp`
+//! (cases, separated by a line `__ggml_vocab_test__`) and `NAME.gguf.out` (a line of ids for each), as in llama.cpp's
+//! repository, and prints how many cases agree exactly.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -33,7 +33,7 @@ fn main() -> Result<ExitCode, AnyError> {
     Ok(if all_agree { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// How many cases agree, of how many; `None` where there are no cases.
+/// The number of cases that agree, and the number of all cases; `None` if there are no cases.
 fn check(path: &Path) -> Result<Option<(usize, usize)>, AnyError> {
     let with = |suffix| PathBuf::from(format!("{}{suffix}", path.display()));
     if !with(".inp").exists() || !with(".out").exists() {

@@ -1,10 +1,10 @@
 //! Byte-pair encoding of one piece of text.
 //!
-//! The piece starts as one symbol per byte (per character where the vocabulary is not byte-level);
-//! then, again and again, the leftmost of the pairs with the lowest rank becomes one symbol, until
-//! no rule applies. Short pieces, which is nearly all, are scanned for the lowest rank each time:
-//! quadratic, but in a handful of symbols that lie in one cache line. Long ones keep their pairs
-//! in a heap, so that a megabyte of one letter takes `n log n` steps.
+//! The piece starts as one symbol per byte (per character if the vocabulary is not byte-level). Then the leftmost of
+//! the pairs with the lowest rank is merged into one symbol, again and again, until no rule applies. Short pieces,
+//! which means nearly all, are scanned for the lowest rank each time: this is quadratic, but in a handful of symbols
+//! that fit into one cache line. Long pieces keep their pairs in a heap, so that a megabyte of the same letter takes
+//! `n log n` steps.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -15,13 +15,13 @@ use crate::bytes;
 use crate::error::TokenizerError;
 use crate::tables::{Merge, MergeTable, NONE, TextIndex, TextTable};
 
-/// Up to this many symbols the scan is faster than the heap.
+/// With up to this many symbols, the scan is faster than the heap.
 const SCAN_LIMIT: usize = 32;
 
-/// From this many rules on, threads share the work of resolving them.
+/// With at least this many rules, threads share the work of resolving them.
 const MIN_SHARED_RULES: usize = 1 << 14;
 
-/// More threads than this have nothing to gain.
+/// More threads than this make it no faster.
 const MAX_THREADS: usize = 8;
 
 /// A byte-pair encoder for one vocabulary.
@@ -30,31 +30,31 @@ pub(crate) struct Bpe {
     alphabet: Alphabet,
     merges: MergeTable,
     n_vocab: u32,
-    /// A token for each byte, for symbols that are no token; [`NONE`] where there is none.
+    /// A token for each byte, for symbols that are not tokens; [`NONE`] if there is none.
     byte_tokens: Box<[u32; 256]>,
     options: BpeOptions,
-    /// For each token, whether merging its own text gives the token. Found out when first met.
+    /// For each token, whether merging its own text gives the token. Computed on first use.
     reachable: Vec<AtomicU8>,
 }
 
 /// How a vocabulary is used.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct BpeOptions {
-    /// Whether symbols are bytes; else characters.
+    /// Whether symbols are bytes rather than characters.
     pub(crate) byte_level: bool,
-    /// Whether characters that are no token are written as the tokens of their bytes.
+    /// Whether characters that are not tokens are written as the tokens of their bytes.
     pub(crate) byte_fallback: bool,
-    /// Whether a piece that is a token as a whole is that token, whether or not merges lead there.
+    /// Whether a piece that is itself a token becomes that token even if merges would not produce it.
     pub(crate) ignore_merges: bool,
-    /// Stands for what cannot be expressed otherwise.
+    /// The token for text that the vocabulary cannot express.
     pub(crate) unknown: Option<u32>,
-    /// Whether neighbours that cannot be expressed are one unknown token.
+    /// Whether adjacent characters that the vocabulary cannot express become one unknown token.
     pub(crate) fuse_unknown: bool,
-    /// Whether the last rule for a pair counts; else the first.
+    /// Whether the last rule for a pair applies rather than the first.
     pub(crate) last_rule_wins: bool,
 }
 
-/// What a piece is cut into before merging.
+/// The symbols that a piece is split into before merging.
 #[derive(Debug)]
 enum Alphabet {
     /// One symbol per byte.
@@ -63,13 +63,13 @@ enum Alphabet {
     Chars(Junctions),
 }
 
-/// Which neighbouring characters a rule joins.
+/// Which adjacent characters a rule can join.
 ///
-/// Merging never crosses a place between two characters that no rule joins, so a text can be cut there first,
-/// which turns one long merge into many short ones and changes nothing.
+/// Merging never crosses a position between two characters that no rule joins. Splitting a text there first turns one
+/// long merge into many short ones and does not change the result.
 #[derive(Debug)]
 struct Junctions {
-    /// For each ASCII character on the left, a bit for each on the right.
+    /// For each ASCII character on the left, a bit for each character on the right.
     ascii: Box<[u128; 128]>,
     others: HashSet<(char, char), foldhash::fast::RandomState>,
 }
@@ -95,7 +95,7 @@ impl Junctions {
         }
     }
 
-    /// Where the part of `text` ends that merging cannot leave.
+    /// The end of the first part of `text` that merges cannot extend beyond.
     fn first_cut(&self, text: &str) -> usize {
         let mut chars = text.char_indices();
         let Some((_, mut before)) = chars.next() else { return text.len() };
@@ -114,7 +114,7 @@ const UNTRIED: u8 = 0;
 const REACHABLE: u8 = 1;
 const UNREACHABLE: u8 = 2;
 
-/// The texts that a piece is looked up in.
+/// The texts among which a piece is looked up.
 #[derive(Clone, Copy)]
 pub(crate) struct Lookup<'a> {
     pub(crate) texts: &'a TextTable,
@@ -127,7 +127,7 @@ impl Lookup<'_> {
     }
 }
 
-/// Buffers that pieces share.
+/// Buffers that are reused for all pieces.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
@@ -142,14 +142,14 @@ pub(crate) struct Scratch {
 struct Symbol {
     /// Its token, a number past the vocabulary, or [`NONE`].
     id: u32,
-    /// Its first byte in the piece.
+    /// Offset of its first byte in the piece.
     start: u32,
-    /// Neighbours in the heap's list; [`NONE`] at the ends.
+    /// Its neighbours in the heap's linked list; [`NONE`] at the ends.
     prev: u32,
     next: u32,
 }
 
-/// A [`Bpe`] in the making.
+/// Builds a [`Bpe`].
 pub(crate) struct BpeBuilder<'a> {
     symbols: SymbolIds<'a>,
     merges: MergeTable,
@@ -159,7 +159,7 @@ pub(crate) struct BpeBuilder<'a> {
 }
 
 impl<'a> BpeBuilder<'a> {
-    /// An encoder without rules. `stored` finds a token by its text as stored in the file.
+    /// Creates an encoder without rules. `stored` finds a token by its text as stored in the file.
     pub(crate) fn new(stored: Lookup<'a>, n_rules: usize, options: BpeOptions) -> Self {
         let n_vocab = stored.texts.len() as u32;
         Self {
@@ -171,9 +171,9 @@ impl<'a> BpeBuilder<'a> {
         }
     }
 
-    /// Adds rules after those before, in order of priority: in each, two symbols become one.
+    /// Appends rules in order of priority; each merges two symbols into one.
     ///
-    /// Finding the tokens is nearly all of the work, and there can be half a million rules: threads share it.
+    /// Nearly all of the work is looking up the tokens, and there can be half a million rules, so threads share it.
     pub(crate) fn rules(&mut self, rules: &[(&str, &str)]) -> Result<(), TokenizerError> {
         let stored = self.symbols.stored;
         let resolve = |rules: &[(&str, &str)]| -> Vec<[Option<u32>; 3]> {
@@ -224,7 +224,7 @@ impl<'a> BpeBuilder<'a> {
         Ok(())
     }
 
-    /// Adds a rule for two tokens of a byte-level vocabulary, with a rank of its own.
+    /// Adds a rule for two tokens of a byte-level vocabulary, with an explicit rank.
     pub(crate) fn ranked_rule(&mut self, left: u32, right: u32, merge: Merge) {
         self.merges.insert(left, right, merge, self.options.last_rule_wins);
     }
@@ -267,7 +267,7 @@ impl<'a> BpeBuilder<'a> {
     }
 }
 
-/// The two symbols of a rule that is written as one text, with a space between them.
+/// Splits a rule that is written as one text with a space between its two symbols.
 pub(crate) fn split_rule(index: usize, rule: &str) -> Result<(&str, &str), TokenizerError> {
     // The first symbol has at least one character, which may itself be a space.
     let space = rule.bytes().skip(1).position(|b| b == b' ').map(|at| at + 1);
@@ -278,12 +278,12 @@ pub(crate) fn split_rule(index: usize, rule: &str) -> Result<(&str, &str), Token
 }
 
 impl Bpe {
-    /// Whether a piece that is a token as a whole is that token, whether or not merges lead there.
+    /// Whether a piece that is itself a token becomes that token even if merges would not produce it.
     pub(crate) fn ignores_merges(&self) -> bool {
         self.options.ignore_merges
     }
 
-    /// Appends the tokens of `piece` to `out`; `whole` finds the token that a piece is as a whole.
+    /// Appends the tokens of `piece` to `out`; `whole` finds the token of a whole piece.
     pub(crate) fn encode(&self, piece: &str, whole: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
         if self.options.ignore_merges
             && let Some(id) = whole.get(piece.as_bytes())
@@ -382,7 +382,7 @@ impl Bpe {
         }
     }
 
-    /// The rule for two neighbours.
+    /// The rule for two adjacent symbols.
     fn rule(&self, left: u32, right: u32) -> Option<Merge> {
         if left == NONE || right == NONE { None } else { self.merges.get(left, right) }
     }
@@ -414,8 +414,8 @@ impl Bpe {
 
     /// As [`Self::merge_by_scan`], with the candidate pairs in a heap by (rank, position).
     ///
-    /// `pairs[i]` is the rule for symbol `i` and its successor. An entry of the heap whose rank is
-    /// no longer that of `pairs[i]` is out of date; one whose rank is still that stands for the same merge.
+    /// `pairs[i]` is the rule for symbol `i` and its successor. A heap entry is stale if its rank differs from that of
+    /// `pairs[i]`; otherwise it still stands for the same merge.
     fn merge_by_heap(
         &self,
         symbols: &mut Vec<Symbol>,
@@ -439,7 +439,7 @@ impl Bpe {
             let after = symbols[right].next;
             symbols[left].id = merge.id;
             symbols[left].next = after;
-            // The right symbol is gone; its own pair with it.
+            // The right symbol no longer exists, and neither does its own pair.
             symbols[right].start = NONE;
             pairs[right] = None;
             pairs[left] = None;
@@ -459,9 +459,9 @@ impl Bpe {
     }
 }
 
-/// Numbers for symbols: token ids, and numbers past the vocabulary for symbols that are no tokens.
+/// Numbers for symbols: token ids, and numbers past the vocabulary for symbols that are not tokens.
 ///
-/// A merge list may pass through symbols that the vocabulary leaves out; they must still merge.
+/// A merge list may produce intermediate symbols that the vocabulary leaves out; they must still merge.
 struct SymbolIds<'a> {
     stored: Lookup<'a>,
     extra: HashMap<String, u32>,
@@ -525,7 +525,7 @@ mod tests {
     }
 
     proptest! {
-        /// Random rule lists, including rules through symbols that are no tokens.
+        /// Random rule lists, including rules through symbols that are not tokens.
         #[test]
         fn heap_and_scan_agree(
             rules in prop::collection::vec(("[abc]{1,3}", "[abc]{1,3}"), 0..30),
@@ -542,7 +542,7 @@ mod tests {
     }
 
     proptest! {
-        /// Cutting where no rule joins changes nothing: the whole text in one merge gives the same.
+        /// Splitting where no rule joins does not change the result: merging the whole text at once gives the same.
         #[test]
         fn parts_and_whole_text_agree(
             rules in prop::collection::vec(("_?[abc]{1,2}", "[abc]{0,2}[_a]"), 0..30),
@@ -561,7 +561,7 @@ mod tests {
                 ids
             };
             let by_parts = encode(&bpe);
-            // Everything joins: one part.
+            // If everything joins, there is one part.
             let mut all = Junctions::default();
             for left in text.chars() {
                 text.chars().for_each(|right| all.insert(left, right));

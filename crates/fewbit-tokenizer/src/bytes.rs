@@ -1,14 +1,14 @@
-//! The printable stand-ins that byte-level vocabularies write for bytes.
+//! The printable characters that byte-level vocabularies use for bytes.
 //!
-//! GPT-2 wrote its vocabulary as text, so every byte needed a visible character: the printable
-//! bytes of Latin-1 stand for themselves, and the 68 others, in order, for U+0100 to U+0143.
+//! GPT-2 stored its vocabulary as text, so every byte needed a visible character: the printable bytes of Latin-1 are
+//! written as themselves, and the 68 others, in order, as U+0100 to U+0143.
 
-/// Whether a byte stands for itself.
+/// Whether a byte is written as itself.
 const fn is_printable(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// The character that stands for each byte.
+/// The character for each byte.
 const CHARS: [char; 256] = {
     let mut chars = ['\0'; 256];
     let mut next = 0x100u32;
@@ -29,7 +29,7 @@ const CHARS: [char; 256] = {
     chars
 };
 
-/// The byte that each of U+0000 to U+0143 stands for, or 256 where it stands for none.
+/// The byte for each of U+0000 to U+0143, or 256 if there is none.
 const BYTES: [u16; 0x144] = {
     let mut bytes = [256; 0x144];
     let mut byte = 0;
@@ -40,17 +40,17 @@ const BYTES: [u16; 0x144] = {
     bytes
 };
 
-/// The character that stands for `byte`.
+/// The character for `byte`.
 pub(crate) fn char_of(byte: u8) -> char {
     CHARS[usize::from(byte)]
 }
 
-/// The bytes that a token's text stands for, or `None` if one of its characters stands for none.
+/// The bytes that a token's text stands for, or `None` if one of its characters does not stand for a byte.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     text.chars().map(|c| BYTES.get(c as usize).and_then(|&byte| u8::try_from(byte).ok())).collect()
 }
 
-/// The byte in a byte token's text, `<0xAB>`.
+/// The byte of a byte token, whose text is `<0xAB>`.
 pub(crate) fn parse_byte_token(text: &str) -> Option<u8> {
     let digits = text.strip_prefix("<0x")?.strip_suffix('>')?;
     let plain = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit());

@@ -1,9 +1,8 @@
-//! Tokens to text, one at a time.
+//! Decodes tokens to text, one at a time.
 //!
-//! A token is a run of bytes, and a character may begin in one token and end in the next: the
-//! decoder holds back bytes that could still become a character. What can no longer become one
-//! turns into U+FFFD, so that the pieces together are exactly what [`String::from_utf8_lossy`]
-//! makes of all bytes together.
+//! A token is a run of bytes, and a character may begin in one token and end in the next, so the decoder holds back
+//! bytes that could still become a character. Bytes that no longer can become U+FFFD, so that the pieces together are
+//! exactly what [`String::from_utf8_lossy`] makes of all bytes together.
 
 use crate::tokenizer::Tokenizer;
 
@@ -24,7 +23,7 @@ use crate::tokenizer::Tokenizer;
 pub struct StreamDecoder {
     /// Bytes that may still become a character: at most three between calls.
     pending: Vec<u8>,
-    /// Whether one leading space, should it come, is the one that the encoder put there.
+    /// Whether to drop one leading space, which the encoder would have added.
     drop_space: bool,
     show_special: bool,
 }
@@ -34,7 +33,7 @@ impl StreamDecoder {
         Self { pending: Vec::new(), drop_space, show_special }
     }
 
-    /// Takes the next token and returns the text that is certain now. It is often empty.
+    /// Takes the next token and returns the text that is now complete, which is often empty.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
         let mut text = String::new();
         self.push_to(tokenizer, id, &mut text);
@@ -82,12 +81,12 @@ impl StreamDecoder {
         self.pending.drain(..n_done);
     }
 
-    /// Whether it holds back the beginning of a character.
+    /// Whether the decoder holds back the beginning of a character.
     pub fn has_pending(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Ends the text: returns U+FFFD if it breaks off inside a character, else nothing.
+    /// Ends the text: returns U+FFFD if it ends inside a character, otherwise an empty string.
     pub fn finish(&mut self) -> String {
         String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }

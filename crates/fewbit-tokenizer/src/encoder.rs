@@ -1,4 +1,4 @@
-//! Text to ids: special tokens are cut out, the rest goes through the family's steps.
+//! Encodes text to ids: special tokens are split off, and the rest goes through the steps of the tokenizer family.
 
 use crate::bpe::{Lookup, Scratch};
 use crate::special::{Fragment, SpecialTokens};
@@ -8,15 +8,15 @@ use crate::tokenizer::{BpeFamily, Family, Tokenizer};
 /// Longer texts are encoded in parts of this size, so that positions fit 32 bits.
 const MAX_TEXT_BYTES: usize = 1 << 29;
 
-/// The state of an encoding that is put together from parts.
+/// The state of an encoding that is built from several parts.
 pub(crate) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     out: Vec<u32>,
-    /// Whether nothing, or a special token, came last: SentencePiece's place for a space.
+    /// Whether this is the start, or a special token came last: where SentencePiece adds a space.
     after_special: bool,
-    /// Whether the last token swallows white space.
+    /// Whether the last token swallows the white space after it.
     strips: bool,
-    /// What is looked for in the text that is being pushed.
+    /// Which special tokens are recognised in the text that is being pushed.
     special: SpecialTokens,
     scratch: Scratch,
     spm_scratch: spm::Scratch,
@@ -37,7 +37,7 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// Appends a text. What merges across the ends of a part is not seen.
+    /// Appends a text. Merges across the boundaries of parts are not found.
     pub(crate) fn push(&mut self, text: &str, special: SpecialTokens) {
         let tokenizer = self.tokenizer;
         #[cfg(feature = "tokenizers")]
@@ -51,8 +51,8 @@ impl<'a> Encoder<'a> {
         });
     }
 
-    /// As [`push`](Self::push) with special tokens parsed, except where `marker` lies inside their
-    /// text. Markers are dropped from the text between special tokens before it is encoded.
+    /// As [`push`](Self::push) with special tokens parsed, except where `marker` occurs inside their text. Markers are
+    /// removed from the text between special tokens before it is encoded.
     pub(crate) fn push_marked(&mut self, text: &str, marker: char) {
         let tokenizer = self.tokenizer;
         #[cfg(feature = "tokenizers")]
@@ -72,7 +72,7 @@ impl<'a> Encoder<'a> {
         self.strips = self.tokenizer.strips_after.contains(&id);
     }
 
-    /// Appends text in which no token is special.
+    /// Appends text without special tokens.
     fn push_ordinary(&mut self, text: &str) {
         let mut text = if self.strips { text.trim_ascii_start() } else { text };
         while text.len() > MAX_TEXT_BYTES {
@@ -95,7 +95,7 @@ impl<'a> Encoder<'a> {
                 escape(text, tokenizer.add_space_prefix && self.after_special, escaped);
                 spm.encode(escaped, pieces, spm_scratch, out);
             }
-            // Texts go to it whole, in `push` and `push_marked`.
+            // `push` and `push_marked` pass whole texts to the library.
             #[cfg(feature = "tokenizers")]
             Family::Library(library) => library.encode(text, SpecialTokens::Plain, None, out),
         }
@@ -122,7 +122,7 @@ impl<'a> Encoder<'a> {
         let texts = if family.byte_level { &tokenizer.decoded } else { &tokenizer.texts };
         let whole = Lookup { texts, index: &family.whole };
         family.splitter.split(&text, &mut |piece| {
-            // Runs of newlines are tokens that no merge rule leads to.
+            // Runs of newlines are tokens that no merge rule produces.
             let newlines = family.whole_newlines && piece.bytes().all(|b| b == b'\n');
             match whole.get(piece.as_bytes()).filter(|_| newlines) {
                 Some(id) => out.push(id),
@@ -137,7 +137,7 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Writes `text` to `out` as SentencePiece vocabularies spell it: spaces as U+2581.
+/// Writes `text` to `out` as in SentencePiece vocabularies, with spaces as U+2581.
 fn escape(text: &str, prefix: bool, out: &mut String) {
     out.clear();
     if prefix {

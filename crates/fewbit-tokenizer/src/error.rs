@@ -1,9 +1,9 @@
-//! What can be wrong with a tokenizer's description.
+//! Errors in the description of a tokenizer.
 //!
-//! A model with a tokenizer that is not known exactly is refused: wrong tokens give a model that
-//! answers, only badly, and nobody finds out why. Encoding and decoding themselves cannot fail.
+//! A tokenizer that fewbit does not know exactly is an error: with wrong tokens, a model still answers, but badly, and
+//! nobody finds out why. Encoding and decoding themselves cannot fail.
 
-/// What may help with an unsupported tokenizer.
+/// A hint for users of an unsupported tokenizer.
 fn hint(file: &str) -> &'static str {
     if cfg!(feature = "tokenizers") || file != crate::hf::TOKENIZER_JSON {
         return ", and a guess would give wrong tokens";
@@ -18,7 +18,7 @@ pub enum TokenizerError {
     /// The metadata has no `tokenizer.ggml.model`: the file carries no tokenizer.
     #[error("the file has no tokenizer: metadata key tokenizer.ggml.model is missing")]
     MissingModel,
-    /// The kind of tokenizer is not one that this crate implements.
+    /// This crate does not implement this kind of tokenizer.
     #[error(
         "tokenizer model {model:?} is not supported (supported: {})",
         crate::vocabulary::SUPPORTED_MODELS.join(", ")
@@ -27,7 +27,7 @@ pub enum TokenizerError {
         /// `tokenizer.ggml.model` as found.
         model: String,
     },
-    /// A byte-level BPE vocabulary does not say how text is split before merging.
+    /// A byte-level BPE vocabulary does not specify how text is split before merging.
     #[error(
         "the file does not name its pre-tokenizer (tokenizer.ggml.pre), and guessing one would \
          give wrong tokens; if you know the model family, name it (TokenizerOptions::pre), one of: {}",
@@ -44,13 +44,13 @@ pub enum TokenizerError {
         /// `tokenizer.ggml.pre`, or the override, as found.
         pre: String,
     },
-    /// A list that the tokenizer cannot do without is missing.
+    /// A required list is missing.
     #[error("tokenizer metadata {key} is missing; the file was not converted completely")]
     MissingField {
         /// The metadata key.
         key: &'static str,
     },
-    /// A list that runs parallel to the tokens has another length than they.
+    /// A list with one entry per token does not have as many entries as there are tokens.
     #[error("tokenizer metadata {key} has {found} entries, expected {expected} (one per token)")]
     WrongLength {
         /// The metadata key.
@@ -60,7 +60,7 @@ pub enum TokenizerError {
         /// Number of entries.
         found: usize,
     },
-    /// A token type is not one of the six that GGUF defines.
+    /// A token has a type other than the six that GGUF defines.
     #[error("token {id} has type {found}, expected 1 to 6 (tokenizer.ggml.token_type)")]
     UnknownTokenType {
         /// The token.
@@ -68,15 +68,15 @@ pub enum TokenizerError {
         /// Its type as stored.
         found: i64,
     },
-    /// A merge rule is not two symbols with a space between them.
+    /// A merge rule does not consist of two symbols with a space between them.
     #[error("merge rule {index} is {text:?}, expected two symbols with a space between them")]
     BadMerge {
-        /// Position in `tokenizer.ggml.merges`.
+        /// Index in `tokenizer.ggml.merges`.
         index: usize,
         /// The rule as stored.
         text: String,
     },
-    /// A byte token does not read `<0xAB>`.
+    /// The text of a byte token is not of the form `<0xAB>`.
     #[error("byte token {id} reads {text:?}, expected <0x00> to <0xFF>")]
     BadByteToken {
         /// The token.
@@ -84,13 +84,13 @@ pub enum TokenizerError {
         /// Its text as stored.
         text: String,
     },
-    /// A score is not a number, so that merges have no order.
+    /// A score is not a number, so that merges cannot be ordered.
     #[error("the score of token {id} is not a number (tokenizer.ggml.scores)")]
     BadScore {
         /// The token.
         id: u32,
     },
-    /// A special token points outside the vocabulary.
+    /// The id of a special token is outside the vocabulary.
     #[error("{key} is {id}, but the vocabulary has {n_vocab} tokens")]
     SpecialOutOfRange {
         /// The metadata key.
@@ -100,15 +100,15 @@ pub enum TokenizerError {
         /// Number of tokens.
         n_vocab: usize,
     },
-    /// The file wants a BOS or EOS token added but does not say which that is.
+    /// The file requires a BOS or EOS token but does not specify which token that is.
     #[error("{flag} is true, but {key} is missing")]
     MissingSpecial {
-        /// The flag that asks for the token.
+        /// The flag that requires the token.
         flag: &'static str,
-        /// The key that would name it.
+        /// The key that should name it.
         key: &'static str,
     },
-    /// The vocabulary cannot express every text: no token for unknown text and not all bytes.
+    /// The vocabulary cannot express every text: it has no token for unknown text, and not all bytes have a token.
     #[error(
         "the vocabulary has neither an unknown token nor a token for byte 0x{byte:02X}: some text \
          would vanish"
@@ -117,22 +117,22 @@ pub enum TokenizerError {
         /// The first byte that has no token.
         byte: u8,
     },
-    /// More tokens or more text than 32-bit indices can address.
+    /// There are more tokens, or more text, than 32-bit indices can address.
     #[error("the vocabulary is too large: {what} exceeds 2^31")]
     TooLarge {
         /// What there is too much of.
         what: &'static str,
     },
-    /// The special tokens could not be turned into a matcher.
+    /// The matcher for the special tokens could not be built.
     #[error("the special tokens cannot be searched for: {reason}")]
     SpecialTokens {
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The metadata holds a value of another type than the tokenizer needs.
+    /// A metadata value has another type than the tokenizer needs.
     #[error(transparent)]
     Metadata(#[from] fewbit_format::FormatError),
-    /// A folder holds none of the files that describe a tokenizer.
+    /// A folder contains none of the files that describe a tokenizer.
     #[error(
         "{}: no tokenizer.json, tekken.json or tokenizer.model, so the model has no tokenizer", folder.display()
     )]
@@ -145,11 +145,11 @@ pub enum TokenizerError {
     Io {
         /// The file.
         path: std::path::PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         error: std::io::Error,
     },
-    /// A file of a tokenizer is not what it should be.
+    /// The content of a tokenizer file is invalid.
     #[error("{file}: {reason}")]
     BadFile {
         /// The file's name.
@@ -157,12 +157,12 @@ pub enum TokenizerError {
         /// What is wrong, and where.
         reason: String,
     },
-    /// A tokenizer uses something that this crate does not implement.
+    /// A tokenizer uses a feature that this crate does not implement.
     #[error("{file}: {what} is not supported{}", hint(file))]
     Unsupported {
         /// The file's name.
         file: &'static str,
-        /// What it uses.
+        /// The feature.
         what: String,
     },
     /// A GGUF file cannot hold the tokenizer of a Hugging Face folder.
@@ -170,15 +170,15 @@ pub enum TokenizerError {
     NoGgufForm {
         /// The file's name.
         file: &'static str,
-        /// What there is no form for.
+        /// What cannot be expressed.
         what: String,
     },
-    /// Ids leave far more places empty than they use.
+    /// The ids have far more gaps than there are tokens.
     #[error("{file}: token {text:?} has id {id}, but there are only {n_tokens} tokens")]
     SparseIds {
         /// The file's name.
         file: &'static str,
-        /// A token.
+        /// The text of a token.
         text: String,
         /// Its id.
         id: u32,
@@ -197,12 +197,12 @@ pub enum TokenizerError {
         /// The first token.
         other: String,
     },
-    /// A file names a token that the vocabulary does not have.
+    /// A file names a token that is not in the vocabulary.
     #[error("{file}: {role} is {text:?}, which is not a token")]
     UnknownToken {
         /// The file's name.
         file: &'static str,
-        /// What the token is named for.
+        /// The role of the token.
         role: &'static str,
         /// Its text.
         text: String,

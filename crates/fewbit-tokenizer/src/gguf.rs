@@ -1,4 +1,4 @@
-//! A [`Vocabulary`] from GGUF metadata.
+//! Reads a [`Vocabulary`] from GGUF metadata.
 
 use std::borrow::Cow;
 
@@ -10,14 +10,14 @@ use crate::vocabulary::{TokenKind, Vocabulary};
 const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 
-/// Token ids that, where present, end an answer besides EOS: end of turn and end of message.
+/// Ids of further tokens besides EOS that end an answer, if present: end of turn and end of message.
 const ENDS: [&str; 2] = ["tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"];
 
-/// A list of further ones, which Ollama's converter writes.
+/// A list of further such ids, which Ollama's converter writes.
 const MORE_ENDS: &str = "tokenizer.ggml.eos_token_ids";
 
 impl<'a> Vocabulary<'a> {
-    /// Reads what GGUF metadata says about the tokenizer. Nothing is checked but types.
+    /// Reads the description of the tokenizer from GGUF metadata. Only the types of values are checked.
     pub fn from_gguf(metadata: &'a Metadata) -> Result<Self, TokenizerError> {
         let model = metadata.str(MODEL)?.ok_or(TokenizerError::MissingModel)?.to_owned();
         let tokens = metadata.str_array(TOKENS)?.ok_or(TokenizerError::MissingField { key: TOKENS })?;
@@ -29,7 +29,7 @@ impl<'a> Vocabulary<'a> {
                 TokenKind::from_gguf(found).ok_or(TokenizerError::UnknownTokenType { id, found })
             })
             .collect::<Result<_, _>>()?;
-        // Converters write the padding id as -1 or past the end where there is none.
+        // If there is no padding token, converters write its id as -1 or as an id past the end.
         let id = |key| -> Result<Option<u32>, TokenizerError> {
             match metadata.get(key).and_then(Value::as_integer) {
                 Some(-1) => Ok(None),
@@ -42,7 +42,7 @@ impl<'a> Vocabulary<'a> {
         }
         end_of_generation.extend(match metadata.get(MORE_ENDS) {
             Some(Value::Array(Array::U32(list))) => list.clone(),
-            // Negative ones stand for none, as above.
+            // Negative ids mean none, as above.
             Some(Value::Array(Array::I32(list))) => list.iter().filter_map(|&id| u32::try_from(id).ok()).collect(),
             _ => Vec::new(),
         });
@@ -66,14 +66,14 @@ impl<'a> Vocabulary<'a> {
             model,
         };
         if vocabulary.model == "llama" {
-            // A text for people: of whatever kind it is, it keeps no vocabulary from loading.
+            // This name is only for humans: a value of the wrong type must not keep the vocabulary from loading.
             vocabulary.fill_in_llama(metadata.str("general.name").ok().flatten().unwrap_or_default());
         }
         Ok(vocabulary)
     }
 
-    /// What `llama` vocabularies leave unsaid: ids by their customary texts, and Phi-3's special
-    /// tokens, which swallow white space after them (GGUF has no field for that).
+    /// Fills in what `llama` vocabularies leave out: ids by their customary texts, and Phi-3's special tokens, which
+    /// swallow the white space after them (GGUF has no field for that).
     fn fill_in_llama(&mut self, model_name: &str) {
         let special = |kind| matches!(kind, TokenKind::Control | TokenKind::Unknown);
         let find = |text: &str| {
@@ -100,7 +100,7 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
-/// Scores are floats, in some old files integers.
+/// Scores are floats; in some old files they are integers.
 fn scores(metadata: &Metadata) -> Result<Cow<'_, [f32]>, TokenizerError> {
     let key = "tokenizer.ggml.scores";
     if let Some(Value::Array(Array::I32(list))) = metadata.get(key) {

@@ -1,9 +1,10 @@
 //! Tokenizers and chat templates of fewbit.
 //!
-//! A [`Tokenizer`] is built from the metadata of a GGUF file, from the files of a Hugging Face repository
-//! ([`HfFiles`]: `tokenizer.json`, `tekken.json` or `tokenizer.model`), or from a [`Vocabulary`] made by hand:
-//! byte-level BPE with the pre-tokenizer that the file names or brings, BPE over characters, SentencePiece. It turns text into ids and ids into text; a [`StreamDecoder`] does the latter token by token
-//! and never returns half a character. A [`ChatTemplate`] turns a conversation into a prompt.
+//! A [`Tokenizer`] is built from the metadata of a GGUF file, from the files of a Hugging Face repository ([`HfFiles`]:
+//! `tokenizer.json`, `tekken.json` or `tokenizer.model`), or from a [`Vocabulary`] built in code. It implements
+//! byte-level BPE with the pre-tokenizer that the file names or contains, BPE over characters, and SentencePiece. It
+//! turns text into ids and ids into text; a [`StreamDecoder`] decodes token by token and never returns half a
+//! character. A [`ChatTemplate`] turns a conversation into a prompt.
 //!
 //! ```
 //! use fewbit_tokenizer::{
@@ -34,13 +35,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # What is promised
+//! # Guarantees
 //!
-//! A vocabulary or template comes from a model file and may be hostile: building from it returns a value or
-//! a typed error. A tokenizer that is not known exactly is refused by name, never guessed. Encoding takes time
-//! `n log n` in the length of the text whatever the text is, and what was encoded decodes to the same text
-//! where the vocabulary has every byte. What a template may not do, and what it still can, is said at
-//! [`ChatTemplate`].
+//! A vocabulary or template comes from a model file and may be hostile: building from it returns a value or a typed
+//! error. A tokenizer that is not known exactly is an error that names it; nothing is guessed. Encoding takes time
+//! `n log n` in the length of the text for any text, and encoded text decodes to the same text if the vocabulary has
+//! every byte. [`ChatTemplate`] documents what a template may not do, and what it still can.
 #![forbid(unsafe_code)]
 
 mod bpe;

@@ -1,7 +1,7 @@
-//! What is done to text before it is split: normalization forms, prefixes, replacements.
+//! Changes to text before it is split: normalization forms, prefixes, replacements.
 //!
-//! The steps are those of Hugging Face's `tokenizer.json`, and each text between special tokens goes through
-//! them by itself. SentencePiece's escaping (spaces as U+2581) is a replacement among others here.
+//! The steps are those of Hugging Face's `tokenizer.json`, and each text between special tokens goes through them
+//! separately. SentencePiece's escaping (spaces as U+2581) is simply one of the replacements.
 
 use std::borrow::Cow;
 
@@ -9,8 +9,8 @@ use unicode_normalization_alignments::UnicodeNormalization;
 
 /// A Unicode normalization form.
 ///
-/// The tables are those that Hugging Face's library has, of Unicode 9: a model was trained on what they give,
-/// so newer tables would be wrong for the characters that changed since.
+/// The tables are those of Hugging Face's library, from Unicode 9. Models were trained on their results, so newer
+/// tables would be wrong for the characters that have changed since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Nfc,
@@ -24,17 +24,17 @@ pub(crate) enum Form {
 pub(crate) enum Normalization {
     /// A Unicode normalization form.
     Form(Form),
-    /// A text that is put before every text.
+    /// Adds a text before every text.
     Prepend(String),
-    /// A text that is put before every text that does not start with it.
+    /// Adds a text before every text that does not start with it.
     Prefix {
         text: String,
-        /// Only where nothing comes before, not even a special token.
+        /// Only at the very start, where not even a special token comes before.
         first_only: bool,
     },
-    /// Every occurrence of a text becomes another.
+    /// Replaces every occurrence of a text by another.
     Replace { from: String, to: String },
-    /// White space at the ends is dropped.
+    /// Removes white space at the ends.
     Strip { left: bool, right: bool },
 }
 
@@ -53,7 +53,7 @@ impl Normalizer {
         &self.steps
     }
 
-    /// The text that `text` becomes; `first` says whether it starts everything.
+    /// The normalized form of `text`; `first` is true if nothing precedes it.
     pub(crate) fn apply<'t>(&self, text: &'t str, first: bool) -> Cow<'t, str> {
         let mut text = Cow::Borrowed(text);
         for step in &self.steps {
@@ -92,7 +92,7 @@ impl Normalizer {
 }
 
 fn normalize(form: Form, text: &mut Cow<'_, str>) {
-    // Below these characters nothing composes, decomposes or changes its order.
+    // Characters below this limit do not compose, decompose or change their order.
     let limit = if form == Form::Nfc { '\u{300}' } else { '\u{A0}' };
     if text.chars().all(|c| c < limit) {
         return;

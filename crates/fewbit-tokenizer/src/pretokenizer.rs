@@ -1,21 +1,20 @@
 //! Splitting text into the pieces that BPE merges stay within: one table row per `tokenizer.ggml.pre`.
 //!
-//! Each family publishes its split as regular expressions, applied one after the other: every match
-//! is a piece, and so is what lies between matches; the next expression works inside those pieces
-//! ([`crate::splitter`]). A `tokenizer.json` brings its own
-//! expressions and needs no row here.
+//! Each family publishes its split as regular expressions, which are applied one after the other: every match is a
+//! piece, and so is the text between matches; the next expression works inside those pieces ([`crate::splitter`]). A
+//! `tokenizer.json` contains its own expressions and needs no row here.
 
 use crate::splitter::{Cut, Splitter};
 
 /// One way to split text, as data.
 #[derive(Debug)]
 pub(crate) struct PreTokenizer {
-    /// The values of `tokenizer.ggml.pre` that mean this row.
+    /// The values of `tokenizer.ggml.pre` that select this row.
     pub(crate) names: &'static [&'static str],
     pub(crate) steps: &'static [Step],
-    /// A piece that is a token as a whole is that token, whether or not merges lead there.
+    /// Whether a piece that is itself a token becomes that token even if merges would not produce it.
     pub(crate) ignore_merges: bool,
-    /// Whether a prompt starts with BOS where the file does not say.
+    /// Whether a prompt starts with BOS if the file does not specify it.
     pub(crate) add_bos: bool,
     /// Whether text is normalized to NFC before it is split.
     pub(crate) nfc: bool,
@@ -24,14 +23,14 @@ pub(crate) struct PreTokenizer {
 /// One expression of a row.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// The expression, in parts that are joined by nothing.
+    /// The expression, in parts that are concatenated.
     pattern: &'static [&'static str],
     /// Whether `|\s+(?!\S)|\s+` follows.
     whitespace: bool,
 }
 
 impl Step {
-    /// An expression as it stands.
+    /// An expression as given.
     const fn plain(pattern: &'static [&'static str]) -> Self {
         Self { pattern, whitespace: false }
     }
@@ -45,7 +44,7 @@ impl Step {
 /// GPT-2's words: contractions in lower case, an optional space before letters, digits or the rest.
 const GPT2: Step = Step::words(&[r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"]);
 
-/// Every digit by itself.
+/// Every digit separately.
 const DIGIT: Step = Step::plain(&[r"\p{N}"]);
 
 /// The parts that most expressions since cl100k share.
@@ -300,7 +299,8 @@ pub(crate) fn names() -> Vec<&'static str> {
     TABLE.iter().flat_map(|row| row.names.iter().copied()).collect()
 }
 
-/// The rows whose names say how text is split; one stands for not knowing, one for a kind of its own.
+/// The rows that define a split: all except `default`, which stands for an unknown one, and `gemma4`, which is of
+/// another kind.
 pub(crate) fn rows() -> impl Iterator<Item = &'static PreTokenizer> {
     TABLE.iter().filter(|row| !row.names.iter().any(|name| ["default", "gemma4"].contains(name)))
 }
@@ -337,7 +337,7 @@ mod tests {
         }
     }
 
-    /// The expectations come from another engine, with the published expressions, lookaheads included:
+    /// The expected pieces come from another regex engine with the published expressions, lookaheads included:
     /// `tests/data/pieces.py`.
     #[test]
     fn pieces_are_those_of_the_published_expressions() {

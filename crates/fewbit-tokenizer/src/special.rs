@@ -1,4 +1,4 @@
-//! Finding special tokens in text, and the texts by which some of them are known.
+//! Finds special tokens in text, and lists the texts by which some of them are recognised.
 
 use std::collections::HashMap;
 
@@ -12,18 +12,17 @@ use crate::vocabulary::TokenKind;
 /// Whether an encoder turns the text of special tokens into those tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SpecialTokens {
-    /// Control tokens, the unknown token and user-defined tokens are recognised: for text that the
-    /// program or a chat template wrote.
+    /// Recognizes control tokens, the unknown token and user-defined tokens. For text that the program or a chat
+    /// template wrote.
     Parse,
-    /// Only user-defined tokens are recognised, which are text; `<|im_end|>` is ten characters like
-    /// any others: for text that comes from a user.
+    /// Recognizes only user-defined tokens, which are text; `<|im_end|>` is ten characters like any others. For text
+    /// that comes from a user.
     Plain,
 }
 
-/// Texts of tokens that end an answer in models that do not declare it in their metadata.
+/// Texts of tokens that end an answer, for models that do not declare them in their metadata.
 ///
-/// A file that lists one of these as a normal token has lost its type in conversion, except for the
-/// [`AMBIGUOUS_ENDS`].
+/// If a file lists one of these as a normal token, its type was lost in conversion, except for the [`AMBIGUOUS_ENDS`].
 pub(crate) const ENDS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
@@ -41,7 +40,7 @@ pub(crate) const ENDS: &[&str] = &[
     "<｜end▁of▁sentence｜>",
 ];
 
-/// Texts that end an answer where they are special tokens, but that also occur as plain text.
+/// Texts that end an answer if they are special tokens, but that also occur as plain text.
 pub(crate) const AMBIGUOUS_ENDS: &[&str] = &[
     "</s>",
     "<eos>",
@@ -51,7 +50,7 @@ pub(crate) const AMBIGUOUS_ENDS: &[&str] = &[
     "[EOS]",
     "<|tool_response>",
     "[e~[",
-    // What separates files in the training text of code models: past it is another document.
+    // The separator between files in the training text of code models: another document follows it.
     "<|fim_pad|>",
     "<fim-pad>",
     "<fim_pad>",
@@ -62,25 +61,25 @@ pub(crate) const AMBIGUOUS_ENDS: &[&str] = &[
     "<|file_sep|>",
 ];
 
-/// `<|end|>` closes a message, not the answer, where an answer has several messages.
+/// `<|end|>` ends a message, but not the answer if an answer consists of several messages.
 pub(crate) const MESSAGE_END: &str = "<|end|>";
 
-/// The tokens by which such vocabularies are known: all of one of these.
+/// The tokens that identify such vocabularies: both tokens of one of these pairs.
 pub(crate) const SEVERAL_MESSAGES: [[&str; 2]; 3] =
     [["<|return|>", "<|call|>"], ["<|call|>", "<|flush|>"], ["<|calls|>", "<|flush|>"]];
 
-/// What a special token asks of the text around it.
+/// How a special token treats the text around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Edges {
-    /// White space before it is part of it.
+    /// White space before it belongs to it.
     pub(crate) lstrip: bool,
-    /// White space after it is part of it.
+    /// White space after it belongs to it.
     pub(crate) rstrip: bool,
-    /// It is only found between characters that are no part of a word.
+    /// It is only recognised if the characters around it are not part of a word.
     pub(crate) single_word: bool,
 }
 
-/// Finds special tokens in text: at each place the longest.
+/// Finds special tokens in text; the longest one at each position wins.
 #[derive(Debug)]
 pub(crate) struct Matcher {
     /// For [`SpecialTokens::Parse`].
@@ -89,18 +88,18 @@ pub(crate) struct Matcher {
     user_defined: Patterns,
     /// Every token of `all` that is not in `user_defined`, overlaps included.
     control: Patterns,
-    /// Tokens that look at the text around them.
+    /// Tokens that depend on the text around them.
     edges: HashMap<u32, Edges>,
-    /// A character of a word; `None` where no token asks.
+    /// Matches a character of a word; `None` if no token needs it.
     word: Option<Regex>,
 }
 
-/// Some tokens' texts, as one automaton.
+/// The texts of some tokens, as one automaton.
 #[derive(Debug)]
 struct Patterns {
-    /// `None` where there are no tokens.
+    /// `None` if there are no tokens.
     automaton: Option<AhoCorasick>,
-    /// Token by pattern.
+    /// The token of each pattern.
     ids: Vec<u32>,
 }
 
@@ -137,7 +136,7 @@ pub(crate) enum Fragment<'t> {
 }
 
 impl Matcher {
-    /// A matcher of the control, unknown and user-defined tokens that `wanted` accepts.
+    /// Creates a matcher of those control, unknown and user-defined tokens that `wanted` accepts.
     pub(crate) fn new(
         texts: &TextTable,
         kinds: &[TokenKind],
@@ -182,7 +181,7 @@ impl Matcher {
         }
     }
 
-    /// What a token takes of the text from `at` on, if it may stand there.
+    /// The part of the text, from `at` on, that a token takes if it may occur there.
     fn span(&self, text: &str, start: usize, end: usize, id: u32, at: usize) -> Option<(usize, usize)> {
         let Some(edges) = self.edges.get(&id) else { return Some((start, end)) };
         let (before, after) = (&text[..start], &text[end..]);
@@ -198,7 +197,7 @@ impl Matcher {
         Some((start, end))
     }
 
-    /// Where control tokens start in `text`, overlapping ones included, in no particular order.
+    /// Offsets of all control tokens in `text`, overlapping ones included, in no particular order.
     pub(crate) fn control_starts(&self, text: &str) -> Vec<usize> {
         match &self.control.automaton {
             Some(automaton) => automaton.find_overlapping_iter(text).map(|hit| hit.start()).collect(),
@@ -206,7 +205,7 @@ impl Matcher {
         }
     }
 
-    /// The tokens that [`Self::control_starts`] looks for.
+    /// The tokens that [`Self::control_starts`] searches for.
     pub(crate) fn control_ids(&self) -> &[u32] {
         &self.control.ids
     }
@@ -268,7 +267,7 @@ mod tests {
         let m = with_edges(&tokens, edges);
         assert_eq!(cut(&m, "a \u{3000}\n<l> b", SpecialTokens::Parse), ["a", "#0", " b"]);
         assert_eq!(cut(&m, "a <r>\n\u{3000}b", SpecialTokens::Parse), ["a ", "#1", "b"]);
-        // What one token took is not there for the next.
+        // Text that one token took is not available to the next.
         assert_eq!(cut(&m, "<r>  <l>  <l>", SpecialTokens::Parse), ["#1", "#0", "#0"]);
         assert_eq!(cut(&m, "the other, the_x (the)", SpecialTokens::Plain), ["#2", " other, the_x (", "#2", ")"]);
     }

@@ -1,31 +1,30 @@
 //! Splitting text into the pieces that BPE merges stay within.
 //!
-//! A split is a list of steps, each a regular expression: what it matches and what lies between becomes
-//! pieces, and the next step works inside those. The published expressions end in `\s+(?!\S)|\s+`: a run of
-//! white space leaves its last character to the word that follows. That lookahead is the only one in them, and
-//! it is not given to the regex engine: `\s+` is matched as a second, lower-priority pattern, and the splitter
-//! takes the last character back itself. What remains is regular, so that an automaton runs in time linear in
-//! the text, whatever the text; there is no backtracking and no step limit to exceed. (The alternatives before
-//! never leave a run that ends in a newline to `\s+`, and a run that they did match must stay whole: hence the
-//! pattern id decides.)
+//! A split is a list of steps, each a regular expression. Its matches and the text between them become pieces, and the
+//! next step works inside those. The published expressions end in `\s+(?!\S)|\s+`: a run of white space leaves its last
+//! character to the word that follows. This lookahead is the only one in them, and it is not passed to the regex
+//! engine: `\s+` is matched as a second pattern with lower priority, and the splitter gives back the last character
+//! itself. The rest is regular, so an automaton runs in time linear in the length of any text; there is no backtracking
+//! and no step limit to exceed. (The preceding alternatives never leave a run that ends in a newline to `\s+`, and a
+//! run that they did match must stay whole. This is why the id of the pattern decides.)
 
 use regex_automata::meta::{BuildError, Regex};
 use regex_automata::util::syntax;
 use regex_automata::{Anchored, Input};
 
-/// What becomes of a match.
+/// What happens to a match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Behavior {
     /// A piece of its own.
     Isolated,
     /// A piece of its own, together with the matches that follow it directly.
     Contiguous,
-    /// Part of the piece before it.
+    /// Part of the preceding piece.
     MergedWithPrevious,
-    /// Part of the piece after it.
+    /// Part of the following piece.
     MergedWithNext,
-    /// Nothing: it belongs to no piece. Vocabularies converted from tiktoken keep their words by removing, inverted,
-    /// what lies between them.
+    /// Removed: it belongs to no piece. Vocabularies converted from tiktoken keep their words by removing, with
+    /// `invert`, the text between them.
     Removed,
 }
 
@@ -34,11 +33,11 @@ pub(crate) enum Behavior {
 pub(crate) struct Cut {
     regex: Regex,
     behavior: Behavior,
-    /// Whether what lies between matches is taken for the matches.
+    /// Whether the text between matches counts as the matches, and vice versa.
     invert: bool,
 }
 
-/// The id of the white space pattern in a step that has one.
+/// The id of the white space pattern, in steps that have one.
 const WHITESPACE: usize = 1;
 
 impl Cut {
@@ -49,8 +48,8 @@ impl Cut {
             patterns.push(r"\s+");
         }
         let regex = Regex::builder()
-            // The automata are built lazily; text in many scripts needs more states than the default
-            // cache holds, and a full cache is thrown away and built anew.
+            // The automata are built lazily. Text in many scripts needs more states than the default cache holds, and a
+            // full cache is cleared and rebuilt.
             .configure(Regex::config().hybrid_cache_capacity(8 << 20))
             .syntax(syntax::Config::new())
             .build_many(&patterns)?;
@@ -61,14 +60,14 @@ impl Cut {
         Self { behavior, invert, ..self }
     }
 
-    /// Whether the expression matches where nothing is.
+    /// Whether the expression matches the empty text.
     pub(crate) fn matches_nothing(&self) -> bool {
         self.regex.is_match("")
     }
 
     /// The next match in `text` from `at` on.
     fn find(&self, text: &str, at: usize) -> Option<(usize, usize)> {
-        // Most expressions match wherever a match ended, and then the end is all there is to find.
+        // Most expressions match directly where the last match ended, and then only the end has to be found.
         let here = Input::new(text).range(at..).anchored(Anchored::Yes);
         let (start, mut end, pattern) = match self.regex.search_half(&here) {
             Some(half) => (at, half.offset(), half.pattern()),
@@ -83,9 +82,9 @@ impl Cut {
         (end > start).then_some((start, end))
     }
 
-    /// The pieces of `text` by the rules that are not [`Behavior::Isolated`].
+    /// The pieces of `text` under the behaviors other than [`Behavior::Isolated`].
     fn pieces<'t>(&self, text: &'t str) -> Vec<&'t str> {
-        // Spans with whether they match; together they are the text.
+        // Spans, and whether they match; together they are the text.
         let mut spans: Vec<(usize, usize, bool)> = Vec::new();
         let mut at = 0;
         while let Some((start, end)) = self.find(text, at) {
@@ -138,8 +137,8 @@ impl Splitter {
         Self { cuts }
     }
 
-    /// Calls `found` with each piece of `text`, in order. Joined, the pieces are the text, but for
-    /// what [`Behavior::Removed`] takes out.
+    /// Calls `found` with each piece of `text`, in order. Concatenated, the pieces are the text, except for what
+    /// [`Behavior::Removed`] removes.
     pub(crate) fn split<'t>(&self, text: &'t str, found: &mut dyn FnMut(&'t str)) {
         split_by(&self.cuts, text, found);
     }
@@ -166,7 +165,7 @@ fn split_by<'t>(cuts: &[Cut], text: &'t str, found: &mut dyn FnMut(&'t str)) {
     split_by(rest, &text[at..], found);
 }
 
-/// Where the last character of `text[start..end]` begins; `end` if it is the only one.
+/// Offset of the last character of `text[start..end]`; `end` if it is the only one.
 fn before_last_char(text: &str, start: usize, end: usize) -> usize {
     match text[start..end].char_indices().next_back() {
         Some((last, _)) if last > 0 => start + last,

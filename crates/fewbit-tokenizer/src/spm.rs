@@ -1,8 +1,8 @@
 //! SentencePiece's BPE: merges by score.
 //!
-//! The whole text is one sequence of characters, with spaces written as U+2581. Of all neighbours
-//! that together are a token, those with the highest score merge first, the leftmost first among
-//! equals. What is not a token in the end is written as byte tokens, or as the unknown token.
+//! The whole text is one sequence of characters, with spaces written as U+2581. Of all adjacent pairs that together are
+//! a token, the one with the highest score merges first, and among equal scores the leftmost. Symbols that are not
+//! tokens in the end are written as byte tokens, or as the unknown token.
 
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -13,7 +13,7 @@ use crate::error::TokenizerError;
 use crate::tables::{NONE, TextTable};
 use crate::vocabulary::TokenKind;
 
-/// What SentencePiece writes for a space: U+2581.
+/// The character that SentencePiece writes for a space: U+2581.
 pub(crate) const SPACE: &str = "\u{2581}";
 const SPACE_CHAR: char = '\u{2581}';
 
@@ -23,26 +23,26 @@ pub(crate) struct Spm {
     scores: Vec<f32>,
     byte_tokens: Box<[u32; 256]>,
     unknown: Option<u32>,
-    /// Whether words can be encoded one by one: see [`Spm::encode`].
+    /// Whether words can be encoded separately: see [`Spm::encode`].
     by_words: bool,
 }
 
-/// Buffers that words share.
+/// Buffers that are reused for all words.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Candidate>,
 }
 
-/// One symbol: a character, or characters that merged.
+/// One symbol: a character, or several that were merged.
 #[derive(Debug, Clone, Copy)]
 struct Symbol {
     start: u32,
-    /// One past its last byte; equal to `start` once it has merged into the one before.
+    /// Offset one past its last byte; equal to `start` after it was merged into the preceding symbol.
     end: u32,
     prev: u32,
     next: u32,
-    /// The token that it forms with its successor, or [`NONE`].
+    /// The token of the symbol together with its successor, or [`NONE`].
     pair: u32,
 }
 
@@ -90,7 +90,7 @@ impl Spm {
         {
             return Err(TokenizerError::NoFallback { byte });
         }
-        // A space after anything but a space, inside a token.
+        // Whether a token has a space after a character other than a space.
         let joins_words = |text: &str| text.trim_start_matches(SPACE_CHAR).contains(SPACE_CHAR);
         let by_words = (0u32..).zip(kinds).all(|(id, kind)| {
             matches!(kind, TokenKind::Control | TokenKind::Unknown | TokenKind::Byte)
@@ -103,10 +103,9 @@ impl Spm {
 
     /// Appends the tokens of `text`, whose spaces are written as [`SPACE`], to `out`.
     ///
-    /// The definition merges over the whole text. But symbols only merge into tokens, and in most vocabularies
-    /// no token has a space after another character: then nothing ever merges across the start of a word, and
-    /// words can be encoded one by one, which is more than ten times as fast as one
-    /// queue for all of them.
+    /// By definition, merging works on the whole text. But symbols only merge into tokens, and in most vocabularies no
+    /// token has a space after another character. Then nothing ever merges across the start of a word, and words can be
+    /// encoded separately, which is more than ten times as fast as one queue for all of them.
     pub(crate) fn encode(&self, text: &str, tokens: Lookup<'_>, scratch: &mut Scratch, out: &mut Vec<u32>) {
         let mut rest = text;
         while self.by_words && !rest.is_empty() {
@@ -163,7 +162,7 @@ impl Spm {
         }
     }
 
-    /// Sets `pair` of a symbol and returns the merge that it offers.
+    /// Sets `pair` of a symbol and returns the possible merge with its successor.
     fn candidate(
         &self,
         symbols: &mut [Symbol],
@@ -196,7 +195,7 @@ mod tests {
     use super::*;
     use crate::tables::TextIndex;
 
-    /// Random pieces over three letters, and the encoder for them.
+    /// An encoder with random pieces over three letters.
     fn spm(pieces: &[(String, i8)]) -> (TextTable, Spm) {
         let mut texts = TextTable::default();
         for text in ["a", "b", "c", SPACE].into_iter().chain(pieces.iter().map(|(text, _)| text.as_str())) {
@@ -207,7 +206,7 @@ mod tests {
         (texts, spm)
     }
 
-    /// The definition: look for the best pair, merge it, begin again.
+    /// The definition: find the best pair, merge it, start over.
     fn by_definition(spm: &Spm, tokens: Lookup<'_>, text: &str) -> Vec<u32> {
         let mut symbols: Vec<String> = text.chars().map(String::from).collect();
         loop {
@@ -239,7 +238,7 @@ mod tests {
             prop_assert_eq!(ids, by_definition(&spm, tokens, &text));
         }
 
-        /// On vocabularies that allow it, words one by one give what the whole text gives.
+        /// For vocabularies that allow it, encoding words separately gives the same as encoding the whole text.
         #[test]
         fn words_and_whole_text_agree(
             pieces in prop::collection::vec(("\u{2581}{0,2}[abc]{0,3}", -9i8..0), 0..40),

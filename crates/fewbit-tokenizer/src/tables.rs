@@ -1,7 +1,7 @@
 //! The lookup tables of a vocabulary: texts by id, ids by text, merges by pair.
 //!
-//! Both are built once when a model is loaded, and a vocabulary has up to half a million entries:
-//! texts lie in one buffer, and merge rules are keyed by pairs of ids instead of pairs of strings.
+//! They are built once when a model is loaded, and a vocabulary has up to half a million entries. So texts are stored
+//! in one buffer, and merge rules are keyed by pairs of ids instead of pairs of strings.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,14 +11,14 @@ use foldhash::quality::RandomState;
 
 use crate::error::TokenizerError;
 
-/// Marks an empty slot, and a symbol that no token stands for.
+/// Marks an empty slot, and a symbol that is not a token.
 pub(crate) const NONE: u32 = u32::MAX;
 
 /// Strings by id, in one buffer.
 #[derive(Debug, Default)]
 pub(crate) struct TextTable {
     data: Vec<u8>,
-    /// End of each string in `data`; it starts where the one before ends.
+    /// End of each string in `data`; it starts where the previous one ends.
     ends: Vec<u32>,
 }
 
@@ -28,7 +28,7 @@ impl TextTable {
         Self { data: Vec::with_capacity(n.saturating_mul(8)), ends: Vec::with_capacity(n) }
     }
 
-    /// Appends a string; its id is the number of strings before it.
+    /// Appends a string; its id is the number of strings already present.
     pub(crate) fn push(&mut self, text: &[u8]) -> Result<(), TokenizerError> {
         self.data.extend_from_slice(text);
         let end = u32::try_from(self.data.len())
@@ -43,12 +43,12 @@ impl TextTable {
         self.ends.len()
     }
 
-    /// Where the string of `id` starts; 0 if there is none.
+    /// Where the string of `id` starts; 0 for the first string, and for an `id` that does not exist.
     fn start(&self, id: u32) -> u32 {
         (id as usize).checked_sub(1).and_then(|before| self.ends.get(before)).copied().unwrap_or(0)
     }
 
-    /// The bytes of a string whose place is known.
+    /// The bytes of a string at a known position.
     fn at(&self, start: u32, len_bytes: u32) -> Option<&[u8]> {
         self.data.get(start as usize..)?.get(..len_bytes as usize)
     }
@@ -61,10 +61,10 @@ impl TextTable {
     }
 }
 
-/// Ids by text: open addressing over a [`TextTable`], which keeps the texts themselves.
+/// Ids by text: open addressing over a [`TextTable`], which holds the texts themselves.
 ///
-/// The hash is randomly keyed, since the texts come from a file. A slot keeps part of it and the place of the
-/// text: a look-up is one cache line of slots and one of texts.
+/// The hash is randomly keyed, because the texts come from a file. A slot holds part of the hash and the position of
+/// the text, so a lookup reads one cache line of slots and one of texts.
 #[derive(Debug)]
 pub(crate) struct TextIndex {
     /// The length is a power of two and at least twice the number of texts.
@@ -75,9 +75,9 @@ pub(crate) struct TextIndex {
 
 #[derive(Debug, Clone, Copy)]
 struct Slot {
-    /// [`NONE`] where the slot is empty.
+    /// [`NONE`] if the slot is empty.
     id: u32,
-    /// Bits of the hash that did not choose the slot.
+    /// Bits of the hash that did not select the slot.
     tag: u32,
     start: u32,
     len_bytes: u32,
@@ -86,7 +86,7 @@ struct Slot {
 const EMPTY: Slot = Slot { id: NONE, tag: 0, start: 0, len_bytes: 0 };
 
 impl TextIndex {
-    /// Indexes the non-empty texts whose id `wanted` accepts. The lowest id wins where texts repeat.
+    /// Indexes the non-empty texts whose id `wanted` accepts. If a text occurs several times, the lowest id wins.
     pub(crate) fn new(texts: &TextTable, wanted: impl Fn(u32) -> bool) -> Self {
         let n_slots = (texts.len() * 2 + 1).next_power_of_two();
         let mut index = Self { slots: vec![EMPTY; n_slots], hasher: RandomState::default(), max_len_bytes: 0 };
@@ -106,12 +106,12 @@ impl TextIndex {
         index
     }
 
-    /// The slot that holds `text`, or the empty one where it would be, and the tag.
+    /// The slot that holds `text`, or the empty slot where it would be inserted, and the tag.
     fn find(&self, texts: &TextTable, text: &[u8]) -> (usize, u32) {
         let hash = self.hasher.hash_one(text);
         let (mask, tag) = (self.slots.len() - 1, (hash >> 32) as u32);
         let mut place = hash as usize & mask;
-        // Ends: at most half of the slots are taken.
+        // The loop ends, because at most half of the slots are used.
         while let Some(slot) = self.slots.get(place)
             && slot.id != NONE
             && !(slot.tag == tag && texts.at(slot.start, slot.len_bytes) == Some(text))
@@ -131,7 +131,7 @@ impl TextIndex {
     }
 }
 
-/// What merging a pair of symbols gives.
+/// The result of merging a pair of symbols.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Merge {
     /// Position in the list of rules: lower merges first.
@@ -151,7 +151,7 @@ impl MergeTable {
         Self { map: HashMap::with_capacity_and_hasher(n, PairHash::default()) }
     }
 
-    /// Adds a rule; the first rule for a pair stays, unless `replace`.
+    /// Adds a rule. The first rule for a pair stays, unless `replace` is set.
     pub(crate) fn insert(&mut self, left: u32, right: u32, merge: Merge, replace: bool) {
         match self.map.entry(pair(left, right)) {
             Entry::Occupied(mut entry) if replace => *entry.get_mut() = merge,

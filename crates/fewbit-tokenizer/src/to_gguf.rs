@@ -6,8 +6,8 @@ use crate::hf::filler;
 use crate::vocabulary::{TokenKind, Vocabulary};
 
 impl Vocabulary<'_> {
-    /// The metadata of a GGUF file with this vocabulary, for a model of `n_vocab` tokens: ids that no token has get
-    /// fillers that no text becomes, and tokens that the model does not have are left out.
+    /// The metadata of a GGUF file with this vocabulary, for a model of `n_vocab` tokens. Ids without a token get
+    /// fillers that no text is encoded to, and tokens beyond `n_vocab` are left out.
     pub fn to_gguf(&self, n_vocab: usize) -> Metadata {
         let mut meta = Metadata::default();
         let key = |name: &str| format!("tokenizer.ggml.{name}");

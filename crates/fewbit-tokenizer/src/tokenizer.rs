@@ -18,16 +18,16 @@ use crate::spm::{SPACE, Spm};
 use crate::tables::{TextIndex, TextTable};
 use crate::vocabulary::{SUPPORTED_MODELS, TokenKind, Vocabulary};
 
-/// What a caller may say about a tokenizer that the file does not, or says wrongly.
+/// Settings of a tokenizer that the file omits or has wrong.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct TokenizerOptions {
-    /// Takes the place of `tokenizer.ggml.pre`: the pre-tokenizer of a byte-level vocabulary.
+    /// Overrides `tokenizer.ggml.pre`, the pre-tokenizer of a byte-level vocabulary.
     pub pre: Option<String>,
 }
 
 impl TokenizerOptions {
-    /// Options that name the pre-tokenizer.
+    /// Creates options with the name of the pre-tokenizer.
     pub fn with_pre(pre: impl Into<String>) -> Self {
         Self { pre: Some(pre.into()) }
     }
@@ -40,9 +40,9 @@ impl TokenizerOptions {
 pub struct Tokenizer {
     /// Token texts as stored in the file.
     pub(crate) texts: TextTable,
-    /// Every token by its stored text; built when it is first asked for.
+    /// All tokens by their stored text; built on first use.
     pub(crate) by_text: OnceLock<TextIndex>,
-    /// The bytes that tokens stand for.
+    /// The decoded bytes of each token.
     pub(crate) decoded: TextTable,
     pub(crate) kinds: Vec<TokenKind>,
     pub(crate) family: Family,
@@ -50,7 +50,7 @@ pub struct Tokenizer {
     pub(crate) specials: Specials,
     /// Whether SentencePiece puts a space before text.
     pub(crate) add_space_prefix: bool,
-    /// Whether the first space of a decoded text is one that the encoder put there.
+    /// Whether the first space of a decoded text is one that the encoder added.
     pub(crate) drops_space: bool,
     pub(crate) end_of_generation: BTreeSet<u32>,
     pub(crate) strips_after: BTreeSet<u32>,
@@ -58,44 +58,43 @@ pub struct Tokenizer {
     pub(crate) tool_template: Option<String>,
 }
 
-/// What differs between the kinds of tokenizer.
+/// The part that depends on the kind of tokenizer.
 #[derive(Debug)]
 pub(crate) enum Family {
     /// Byte-level BPE, or BPE over characters.
     Bpe(Box<BpeFamily>),
     /// SentencePiece.
     Spm { spm: Spm, pieces: TextIndex },
-    /// Whatever Hugging Face's library encodes.
+    /// Any tokenizer that Hugging Face's library runs.
     #[cfg(feature = "tokenizers")]
     Library(Box<crate::hf::Library>),
 }
 
-/// The parts of a BPE tokenizer, in the order in which a text goes through them.
+/// The parts of a BPE tokenizer, in the order in which they process a text.
 #[derive(Debug)]
 pub(crate) struct BpeFamily {
-    /// Applies to each text between special tokens.
+    /// Applied to each text between special tokens.
     pub(crate) normalizer: Normalizer,
-    /// Finds tokens that are looked for in normalized text.
+    /// Finds tokens that are searched for in normalized text.
     pub(crate) normalized: Option<Matcher>,
-    /// Applies to what lies between those.
+    /// Applied to the text between those tokens.
     pub(crate) prefix: Normalizer,
     pub(crate) splitter: Splitter,
-    /// Finds the token that a piece is as a whole: by decoded bytes where the vocabulary is
-    /// byte-level, else by stored text.
+    /// Finds the token of a whole piece: by decoded bytes if the vocabulary is byte-level, otherwise by stored text.
     pub(crate) whole: TextIndex,
     pub(crate) byte_level: bool,
-    /// Whether pieces of nothing but newlines are looked up as a whole.
+    /// Whether pieces that consist of newlines only are looked up as a whole.
     pub(crate) whole_newlines: bool,
     pub(crate) bpe: Bpe,
 }
 
 impl Tokenizer {
-    /// The tokenizer that GGUF metadata describes.
+    /// Builds the tokenizer that GGUF metadata describes.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
         Self::new(&Vocabulary::from_gguf(metadata)?)
     }
 
-    /// As [`from_gguf`](Self::from_gguf), with what the caller knows better.
+    /// As [`from_gguf`](Self::from_gguf), with settings of the caller.
     pub fn from_gguf_with(metadata: &Metadata, options: &TokenizerOptions) -> Result<Self, TokenizerError> {
         let mut vocabulary = Vocabulary::from_gguf(metadata)?;
         if let Some(pre) = &options.pre {
@@ -124,7 +123,7 @@ impl Tokenizer {
         let kinds = checked_kinds(vocabulary)?;
         let mut texts = TextTable::with_capacity(kinds.len());
         let mut decoded = TextTable::with_capacity(kinds.len());
-        // Tokens that a byte-level text can turn into.
+        // Marks the tokens that byte-level text can be encoded to.
         let mut is_byte_level = vec![false; kinds.len()];
         for (id, (text, kind)) in (0u32..).zip(vocabulary.tokens.iter().zip(&kinds)) {
             texts.push(text.as_bytes())?;
@@ -157,7 +156,7 @@ impl Tokenizer {
                 byte_level,
                 byte_fallback: !byte_level,
                 ignore_merges: row.ignore_merges,
-                // Bytes that a byte-level vocabulary lacks are dropped, as by every other implementation.
+                // Bytes that a byte-level vocabulary lacks are dropped, as in all other implementations.
                 unknown: specials.unknown.filter(|_| !byte_level),
                 ..BpeOptions::default()
             };
@@ -215,14 +214,14 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`. Neither BOS nor EOS is added: see [`with_bos`](Self::with_bos).
+    /// Encodes `text`. Adds neither BOS nor EOS: see [`with_bos`](Self::with_bos).
     pub fn encode(&self, text: &str, special: SpecialTokens) -> Vec<u32> {
         let mut encoder = self.encoder();
         encoder.push(text, special);
         encoder.finish()
     }
 
-    /// Puts BOS before `ids` if the model wants one and it is not there yet.
+    /// Puts BOS before `ids` if the model needs it and `ids` does not start with it.
     pub fn with_bos(&self, mut ids: Vec<u32>) -> Vec<u32> {
         if let Some(bos) = self.specials.bos.filter(|&bos| self.specials.add_bos && ids.first() != Some(&bos)) {
             ids.insert(0, bos);
@@ -230,8 +229,8 @@ impl Tokenizer {
         ids
     }
 
-    /// The text of `ids` from the start of a text, special tokens left out. Bytes that are no UTF-8
-    /// become U+FFFD; ids that do not exist are skipped.
+    /// Decodes `ids` from the start of a text, without special tokens. Bytes that are not UTF-8 become U+FFFD; ids that
+    /// do not exist are skipped.
     pub fn decode(&self, ids: &[u32]) -> String {
         self.decode_by(self.decoder(), ids)
     }
@@ -249,14 +248,14 @@ impl Tokenizer {
         text + &decoder.finish()
     }
 
-    /// A decoder for tokens that start a text: where the encoder puts a space before text, the first
-    /// one is dropped.
+    /// Creates a decoder for tokens at the start of a text: if the encoder adds a space before text, the first space is
+    /// dropped.
     pub fn decoder(&self) -> StreamDecoder {
         StreamDecoder::new(self.drops_space(), false)
     }
 
-    /// A decoder for tokens that continue `ids`: a leading space is dropped only after nothing but
-    /// special tokens, so that the text can be appended to that of `ids`.
+    /// Creates a decoder for tokens that continue `ids`: a leading space is dropped only if `ids` has nothing but
+    /// special tokens, so that the decoded text can be appended to that of `ids`.
     pub fn decoder_after(&self, ids: &[u32]) -> StreamDecoder {
         let at_start = ids.last().is_none_or(|&id| self.is_special(id));
         StreamDecoder::new(at_start && self.drops_space(), false)
@@ -276,7 +275,7 @@ impl Tokenizer {
         self.specials.eos
     }
 
-    /// The token that fills batches.
+    /// The token that pads batches.
     pub fn padding(&self) -> Option<u32> {
         self.specials.padding
     }
@@ -286,17 +285,17 @@ impl Tokenizer {
         self.specials.unknown
     }
 
-    /// Whether a prompt starts with BOS. If so, there is one.
+    /// Whether a prompt starts with BOS. If this is true, the vocabulary has a BOS token.
     pub fn add_bos(&self) -> bool {
         self.specials.add_bos
     }
 
-    /// Whether a complete text ends with EOS. If so, there is one.
+    /// Whether a complete text ends with EOS. If this is true, the vocabulary has an EOS token.
     pub fn add_eos(&self) -> bool {
         self.specials.add_eos
     }
 
-    /// Whether a model that produces `id` has ended its answer.
+    /// Whether the token `id` ends an answer.
     pub fn is_end_of_generation(&self, id: u32) -> bool {
         self.end_of_generation.contains(&id)
     }
@@ -311,23 +310,22 @@ impl Tokenizer {
         self.texts.len()
     }
 
-    /// A token's text as the file stores it, with its stand-ins for bytes and spaces.
+    /// A token's text as stored in the file, in the spelling of its vocabulary for bytes and spaces.
     pub fn token_text(&self, id: u32) -> Option<&str> {
         std::str::from_utf8(self.texts.get(id)?).ok()
     }
 
-    /// The bytes that a token stands for in text: none for control tokens, the unknown token, and ids that
-    /// do not exist.
+    /// The bytes that a token decodes to; empty for control tokens, the unknown token, and ids that do not exist.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         if self.is_special(id) { &[] } else { self.raw_bytes(id) }
     }
 
-    /// As [`token_bytes`](Self::token_bytes), but special tokens stand for their text.
+    /// As [`token_bytes`](Self::token_bytes), but special tokens give their text.
     pub(crate) fn raw_bytes(&self, id: u32) -> &[u8] {
         self.decoded.get(id).unwrap_or_default()
     }
 
-    /// What a token is for; `None` if there is no such token.
+    /// The kind of a token; `None` if there is no such token.
     pub fn kind(&self, id: u32) -> Option<TokenKind> {
         self.kinds.get(id as usize).copied()
     }
@@ -337,23 +335,23 @@ impl Tokenizer {
         self.kind(id) == Some(TokenKind::Control)
     }
 
-    /// Whether `id` is a control token or the unknown token: what is not text.
+    /// Whether `id` is a control token or the unknown token, neither of which is text.
     pub(crate) fn is_special(&self, id: u32) -> bool {
         matches!(self.kind(id), Some(TokenKind::Control | TokenKind::Unknown))
     }
 
-    /// The token whose stored text this is.
+    /// The token with this stored text.
     pub fn id_of(&self, token: &str) -> Option<u32> {
         self.by_text.get_or_init(|| TextIndex::new(&self.texts, |_| true)).get(&self.texts, token.as_bytes())
     }
 
-    /// The source of the chat template that came with the vocabulary.
+    /// The source of the chat template that comes with the vocabulary.
     pub fn chat_template(&self) -> Option<&str> {
         self.chat_template.as_deref()
     }
 
-    /// The source of the chat template for conversations with tools, where the vocabulary came with one for them
-    /// (`tool_use`, as Hugging Face names it).
+    /// The source of the chat template for conversations with tools, if the vocabulary has a separate one (Hugging Face
+    /// calls it `tool_use`).
     pub fn tool_template(&self) -> Option<&str> {
         self.tool_template.as_deref()
     }
@@ -367,7 +365,7 @@ impl Tokenizer {
     }
 }
 
-/// The kind of every token, with what conversion lost put right.
+/// The kind of every token, with the kinds that were lost in conversion restored.
 pub(crate) fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind>, TokenizerError> {
     let n_vocab = vocabulary.tokens.len();
     if n_vocab >= 1 << 31 {
@@ -387,7 +385,7 @@ pub(crate) fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind
     for (text, kind) in vocabulary.tokens.iter().zip(&mut kinds) {
         let is_end = special::ENDS.contains(&text.as_str());
         let is_special = *kind == TokenKind::UserDefined && special::AMBIGUOUS_ENDS.contains(&text.as_str());
-        // Gemma has tokens for the tags of HTML, and this is one of them.
+        // Gemma has tokens for HTML tags, and this is one of them.
         let is_tag = || text == "</s>" && vocabulary.tokens.iter().any(|token| token == "<eos>");
         if is_end || (is_special && !is_tag()) {
             *kind = TokenKind::Control;
@@ -401,13 +399,13 @@ pub(crate) fn checked_kinds(vocabulary: &Vocabulary<'_>) -> Result<Vec<TokenKind
     Ok(kinds)
 }
 
-/// Whether an answer of this vocabulary's model has several messages.
+/// Whether an answer of the model consists of several messages.
 fn several_messages<'a>(tokens: impl Iterator<Item = &'a [u8]> + Clone) -> bool {
     let has = |text: &str| tokens.clone().any(|token| token == text.as_bytes());
     has(special::MESSAGE_END) && special::SEVERAL_MESSAGES.iter().any(|set| set.iter().all(|text| has(text)))
 }
 
-/// The tokens that end an answer: those that are known to, those in `declared`, and `eos`.
+/// The tokens that end an answer: those known by their text, those in `declared`, and `eos`.
 pub(crate) fn ends(texts: &TextTable, kinds: &[TokenKind], declared: &[u32], eos: Option<u32>) -> BTreeSet<u32> {
     let special = (0u32..).zip(kinds).filter(|(_, kind)| **kind == TokenKind::Control).map(|(id, _)| id);
     let text = |id| texts.get(id).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or_default();
@@ -442,7 +440,7 @@ impl Specials {
         let this = Self {
             bos: check(bos_key, vocabulary.bos)?,
             eos: check(eos_key, vocabulary.eos)?,
-            // Files name padding tokens that were never added to the vocabulary; nobody needs them.
+            // Some files name a padding token that was never added to the vocabulary; it is not needed.
             padding: vocabulary.padding.filter(|&id| (id as usize) < n_vocab),
             unknown: check("tokenizer.ggml.unknown_token_id", vocabulary.unknown)?,
             add_bos: vocabulary.add_bos.unwrap_or(is_spm || pre_adds_bos),

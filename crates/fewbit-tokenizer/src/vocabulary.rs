@@ -1,9 +1,8 @@
 //! The plain description of a tokenizer, before anything is indexed.
 //!
-//! A [`Vocabulary`] says what a model file says and nothing more: [`crate::gguf`] fills it from GGUF
-//! metadata, tests write it by hand, and [`crate::Tokenizer::new`] checks it and builds from it.
-//! Token lists are borrowed where the source already holds them, since a vocabulary can have half
-//! a million merge rules.
+//! A [`Vocabulary`] holds exactly what a model file contains: [`crate::gguf`] fills it from GGUF metadata, tests write
+//! it by hand, and [`crate::Tokenizer::new`] checks it and builds from it. Token lists are borrowed if the source
+//! already holds them, because a vocabulary can have half a million merge rules.
 
 use std::borrow::Cow;
 
@@ -13,7 +12,7 @@ use std::borrow::Cow;
 /// characters with spaces written as U+2581 and a byte fallback.
 pub const SUPPORTED_MODELS: [&str; 3] = ["gpt2", "llama", "gemma4"];
 
-/// What a token is for, as GGUF's `tokenizer.ggml.token_type` numbers it.
+/// The kind of a token, as numbered by GGUF's `tokenizer.ggml.token_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum TokenKind {
@@ -22,7 +21,7 @@ pub enum TokenKind {
     Normal,
     /// 2: stands for text that the vocabulary cannot express.
     Unknown,
-    /// 3: steers the model; it is not text, and text never turns into it unless asked.
+    /// 3: controls the model. It is not text, and text becomes it only on request.
     Control,
     /// 4: a whole string that is always one token, wherever it occurs in text.
     UserDefined,
@@ -68,7 +67,7 @@ pub struct Vocabulary<'a> {
     pub pre: Option<String>,
     /// Token texts, by id.
     pub tokens: Cow<'a, [String]>,
-    /// Token kinds, by id; empty where all are [`TokenKind::Normal`].
+    /// Token kinds, by id; empty if all are [`TokenKind::Normal`].
     pub kinds: Vec<TokenKind>,
     /// Merge priorities of a `llama` vocabulary, by id: higher merges first.
     pub scores: Cow<'a, [f32]>,
@@ -78,22 +77,22 @@ pub struct Vocabulary<'a> {
     pub bos: Option<u32>,
     /// End of text.
     pub eos: Option<u32>,
-    /// Stands for text that cannot be expressed.
+    /// The token for text that cannot be expressed.
     pub unknown: Option<u32>,
-    /// Fills batches; not text.
+    /// The token that pads batches; not text.
     pub padding: Option<u32>,
-    /// Tokens, besides `eos`, that the file declares to end an answer: end of turn, of message.
+    /// Tokens that end an answer besides `eos`, as declared by the file: end of turn, end of message.
     pub end_of_generation: Vec<u32>,
-    /// Whether a prompt starts with BOS; where absent, the tokenizer's family decides.
+    /// Whether a prompt starts with BOS; if absent, the tokenizer's family decides.
     pub add_bos: Option<bool>,
     /// Whether a text for scoring or embedding ends with EOS; absent means no.
     pub add_eos: Option<bool>,
-    /// Whether text is prefixed with a space; where absent, `llama` does and the others do not.
+    /// Whether a space is added before text; if absent, `llama` adds one and the others do not.
     pub add_space_prefix: Option<bool>,
-    /// Special tokens that swallow the white space after them when they are parsed.
+    /// Special tokens that swallow the white space after them.
     pub strips_after: Vec<u32>,
     /// The chat template's source.
     pub chat_template: Option<String>,
-    /// The source of a chat template for conversations with tools, where that is another one.
+    /// The source of the chat template for conversations with tools, if it is a separate one.
     pub tool_template: Option<String>,
 }

@@ -1,6 +1,6 @@
 //! The configuration of a GGUF file: its metadata, and the few tensors that are constants of the model.
 //!
-//! What the keys of an architecture mean, and what holds where a key is missing, is a row of its family (`families`).
+//! What the keys of an architecture mean, and the defaults for missing keys, are in the row of its family (`families`).
 
 use super::rope::yarn_magnitude;
 use super::{
@@ -12,9 +12,9 @@ use crate::families::{self, Architecture};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 
-/// Keys under the architecture's prefix that ask for something which the decoder does not have, what that is,
-/// and the value that asks for nothing. A file that has one of them with another value is refused: ignoring it
-/// would give plausible nonsense.
+/// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
+/// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
+/// nonsense.
 const REFUSED: [(&str, &str, f64); 16] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
@@ -34,7 +34,7 @@ const REFUSED: [(&str, &str, f64); 16] = [
     ("nextn_predict_layers", "layers that predict further tokens", 0.0),
 ];
 
-/// The metadata of one architecture: keys without its prefix, values checked for themselves.
+/// The metadata of one architecture: keys without its prefix, each value checked.
 struct Keys<'a> {
     meta: &'a Metadata,
     prefix: &'a str,
@@ -45,7 +45,7 @@ impl Keys<'_> {
         format!("{}.{key}", self.prefix)
     }
 
-    /// A number that counts something.
+    /// A count.
     fn count(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         let name = self.name(key);
         let Some(value) = self.meta.u64(&name)? else { return Ok(None) };
@@ -59,7 +59,7 @@ impl Keys<'_> {
         self.count(key, max)?.ok_or_else(|| missing().into())
     }
 
-    /// A count of which 0 stands for "none".
+    /// A count for which 0 means "none".
     fn or_none(&self, key: &str, max: usize) -> Result<Option<usize>, CheckpointError> {
         match self.meta.u64(&self.name(key))? {
             Some(0) => Ok(None),
@@ -67,7 +67,7 @@ impl Keys<'_> {
         }
     }
 
-    /// A float that is a positive number, or 0 for "none".
+    /// A positive float, or 0 for "none".
     fn positive(&self, key: &str) -> Result<Option<f32>, CheckpointError> {
         let name = self.name(key);
         match self.meta.f32(&name)? {
@@ -76,7 +76,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Refuses every key of [`REFUSED`] that asks for something.
+    /// Returns an error for every key of [`REFUSED`] that enables something.
     fn refuse(&self) -> Result<(), CheckpointError> {
         for (key, feature, harmless) in REFUSED {
             let key = self.name(key);
@@ -87,7 +87,7 @@ impl Keys<'_> {
                 Value::F64(x) => Some(*x),
                 _ => value.as_integer().map(|n| n as f64),
             };
-            // 0 stands for "not set" wherever it is no value of its own.
+            // 0 means "not set" unless it is itself a meaningful value.
             let unset = harmless != 0.0 && number == Some(0.0) && !matches!(value, Value::Bool(_));
             if number != Some(harmless) && !unset {
                 let value = number.map_or_else(|| value.type_name().to_owned(), |x| x.to_string());
@@ -102,13 +102,13 @@ impl ModelConfig {
     /// Reads and checks the configuration of a GGUF file.
     ///
     /// # Errors
-    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`], [`CheckpointError::BadConfig`], and
-    /// the format's errors for keys that are missing or of the wrong type.
+    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`],
+    /// [`CheckpointError::BadConfig`], and the errors of the format for keys that are missing or have the wrong type.
     pub fn from_gguf(file: &GgufFile) -> Result<Self, CheckpointError> {
         Self::from_metadata(file.metadata(), &|name, len| constants(file, name, len))
     }
 
-    /// Reads and checks what metadata says. `constants` finds a vector of the file by its name, of this length.
+    /// Reads and checks the metadata. `constants` finds a vector of the file by its name and expected length.
     pub(super) fn from_metadata(meta: &Metadata, constants: Constants<'_>) -> Result<Self, CheckpointError> {
         let name = meta.require_str("general.architecture")?;
         let Some(arch) = families::architecture(name) else {
@@ -151,7 +151,7 @@ impl ModelConfig {
             .filter(|_| sliding_window.is_some());
         let config = Self {
             architecture: name.to_owned(),
-            // For people; of whatever kind it is, it keeps no model from loading.
+            // For display only: a value of the wrong type must not keep the model from loading.
             name: meta.str("general.name").ok().flatten().map(str::to_owned),
             dim,
             n_heads,
@@ -176,7 +176,7 @@ impl ModelConfig {
                 false => keys.positive("embedding_scale")?.unwrap_or(1.0),
             },
             residual_scale: keys.positive("residual_scale")?.unwrap_or(1.0),
-            // The key is a divisor.
+            // The value of this key is a divisor.
             logit_scale: keys.positive("logit_scale")?.map_or(1.0, |s| 1.0 / s),
             logit_softcap: keys.positive("final_logit_softcapping")?.or(arch.softcaps.1),
             pooling: match meta.u64(&keys.name("pooling_type"))? {
@@ -190,12 +190,12 @@ impl ModelConfig {
     }
 }
 
-/// The root of the width, rounded to the bf16 in which these models were trained and are run.
+/// The square root of the width, rounded to bf16, in which these models were trained and are run.
 pub(crate) fn embedding_scale(dim: usize) -> f32 {
     half::bf16::from_f64((dim as f64).sqrt()).to_f32()
 }
 
-/// Which layers see only the window, in a model that has one.
+/// Which layers see only the window, for a model that has one.
 fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     let name = keys.name("attention.sliding_window_pattern");
     let every = |period: usize| (0..n_layers).map(|i| period == 0 || i % period < period - 1).collect();
@@ -213,7 +213,7 @@ fn local_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result
     Ok(list)
 }
 
-/// Position embedding of the layers that see everything.
+/// Position embedding of the global layers.
 fn rope(
     keys: &Keys<'_>,
     constants: Constants<'_>,
@@ -224,7 +224,7 @@ fn rope(
     let theta = keys.positive("rope.freq_base")?.map_or(10_000.0, f64::from);
     let n_dims = keys.count("rope.dimension_count", MAX_WIDTH)?.unwrap_or(head_dim);
     let mut rope = RopeConfig::new(theta, n_dims, arch.rope_style);
-    // Files from before `rope.scaling.*` name the linear factor `rope.scale_linear`.
+    // Files from before `rope.scaling.*` use the key `rope.scale_linear` for the linear factor.
     let factor = keys.positive("rope.scaling.factor")?.or(keys.positive("rope.scale_linear")?).map_or(1.0, f64::from);
     let original = keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?;
     let original_context = original.unwrap_or(context_length);
@@ -241,7 +241,7 @@ fn rope(
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.map_or(1.0, f64::from),
             is_truncated: true,
         },
-        // Files of Phi-3 have the divisors without naming the kind.
+        // Files of Phi-3 have the divisors without naming the kind of scaling.
         (None | Some("longrope" | "linear" | "none"), Some(short), Some(long)) => {
             RopeScaling::LongRope { original_context, short, long }
         }
@@ -277,7 +277,7 @@ pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 pub(super) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(super) const ROPE_LONG: &str = "rope_factors_long.weight";
 
-/// Finds such a tensor by its name, of this length.
+/// Finds such a tensor by its name and expected length.
 pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, CheckpointError>;
 
 /// A small tensor of the file that is a constant of the model.

@@ -1,8 +1,7 @@
-//! What a model is, as data: one [`ModelConfig`] describes every member of the family.
+//! A model as data: one [`ModelConfig`] describes every supported model.
 //!
-//! The parts that only some members have are fields with a value that means "not there". A configuration comes
-//! from the metadata of a file ([`ModelConfig::from_gguf`]) and is checked by
-//! [`ModelConfig::checked`], wherever it comes from.
+//! Parts that only some models have are fields with a value that means "absent". A configuration comes from the
+//! metadata of a file ([`ModelConfig::from_gguf`]) and is checked by [`ModelConfig::checked`], wherever it comes from.
 
 mod gguf;
 mod rope;
@@ -19,55 +18,55 @@ use fewbit_quant::GateFunction;
 /// Shape and constants of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
-    /// The family's name, as `general.architecture` has it.
+    /// The name of the architecture, as in `general.architecture`.
     pub architecture: String,
-    /// The model's own name, if its file has one.
+    /// The name of the model, if its file has one.
     pub name: Option<String>,
     /// Width of the residual stream.
     pub dim: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
+    /// Number of key and value heads; divides `n_heads`.
     pub n_kv_heads: usize,
-    /// Elements of a head. Not always `dim / n_heads`.
+    /// Number of elements of a head. Not always `dim / n_heads`.
     pub head_dim: usize,
-    /// Inner width of the feed-forward part, in layers without experts.
+    /// Inner width of the feed-forward block, in layers without experts.
     pub ffn_dim: usize,
-    /// Positions that the model was trained for.
+    /// Number of positions that the model was trained for.
     pub context_length: usize,
     /// The epsilon of every RMS norm.
     pub rms_norm_eps: f32,
-    /// The function of the feed-forward part's gate.
+    /// The activation function of the feed-forward block's gate.
     pub gate: GateFunction,
-    /// What varies from layer to layer; one entry for each.
+    /// The properties that vary from layer to layer; one entry for each layer.
     pub layers: Vec<LayerConfig>,
-    /// Keys that a query sees at most in local layers, itself included.
+    /// Largest number of keys that a query sees in local layers, its own included.
     pub sliding_window: Option<usize>,
     /// Position embedding.
     pub rope: RopeConfig,
-    /// Position embedding of local layers, where it is another one.
+    /// Position embedding of local layers, if it differs.
     pub local_rope: Option<RopeConfig>,
-    /// Queries and keys have an RMS norm per head, before they are rotated.
+    /// Whether queries and keys have an RMS norm per head, before they are rotated.
     pub has_qk_norm: bool,
-    /// The outputs of attention and of the feed-forward part have an RMS norm before they are added.
+    /// Whether the outputs of attention and of the feed-forward block have an RMS norm before they are added.
     pub has_post_norms: bool,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attention_scale: f32,
-    /// Attention scores become `cap * tanh(score / cap)`.
+    /// If set, attention scores become `cap * tanh(score / cap)`.
     pub attention_softcap: Option<f32>,
-    /// Queries are scaled by their position.
+    /// If set, queries are scaled by their position.
     pub attention_temperature: Option<AttentionTemperature>,
-    /// Routed experts in place of the feed-forward part.
+    /// Routed experts instead of the feed-forward block.
     pub experts: Option<ExpertConfig>,
     /// Factor of the token embeddings.
     pub embedding_scale: f32,
-    /// Factor of what attention and the feed-forward part add to the residual stream.
+    /// Factor of the outputs that attention and the feed-forward block add to the residual stream.
     pub residual_scale: f32,
     /// Factor of the logits.
     pub logit_scale: f32,
-    /// Logits become `cap * tanh(logit / cap)`, after they were scaled.
+    /// If set, logits become `cap * tanh(logit / cap)` after they were scaled.
     pub logit_softcap: Option<f32>,
-    /// How a text's tokens become one vector, in models that were made for embeddings.
+    /// How the tokens of a text become one vector, in embedding models.
     pub pooling: Option<Pooling>,
 }
 
@@ -75,20 +74,20 @@ pub struct ModelConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Pooling {
-    /// Their mean.
+    /// The mean of all hidden states.
     Mean,
-    /// That of the last token, which has seen all others.
+    /// The hidden state of the last token, which has seen all others.
     Last,
-    /// That of the first token, which a causal model has shown nothing but itself.
+    /// The hidden state of the first token, which in a causal model has seen only itself.
     Cls,
 }
 
-/// What varies from layer to layer.
+/// The properties that vary from layer to layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerConfig {
-    /// Queries see only the keys inside the sliding window.
+    /// Whether queries see only the keys inside the sliding window.
     pub is_local: bool,
-    /// Queries and keys are rotated by their position.
+    /// Whether queries and keys are rotated by their position.
     pub has_rope: bool,
 }
 
@@ -97,7 +96,7 @@ pub struct LayerConfig {
 pub struct AttentionTemperature {
     /// How fast the factor grows.
     pub scale: f64,
-    /// Positions after which it grows.
+    /// Number of positions between two steps of the factor.
     pub length: usize,
 }
 
@@ -108,32 +107,32 @@ impl AttentionTemperature {
     }
 }
 
-/// Routed experts: a softmax over one score per expert, of which the `n_used` largest are taken.
+/// Routed experts: a softmax over one score per expert, of which the `n_used` largest are used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertConfig {
-    /// Experts of a layer.
+    /// Number of experts of a layer.
     pub n_experts: usize,
-    /// Experts that each token goes through.
+    /// Number of experts that each token goes through.
     pub n_used: usize,
     /// Inner width of an expert.
     pub ffn_dim: usize,
-    /// The weights of the experts used are divided by their sum.
+    /// Whether the weights of the used experts are divided by their sum.
     pub is_normalized: bool,
     /// Factor of the weights.
     pub scale: f32,
-    /// Inner width of an expert that every token goes through.
+    /// Inner width of the shared expert, which every token goes through, if there is one.
     pub shared_ffn_dim: Option<usize>,
-    /// The shared expert's output is multiplied by the sigmoid of a score of its own.
+    /// Whether the output of the shared expert is multiplied by the sigmoid of its own score.
     pub has_shared_gate: bool,
 }
 
-/// More than any model has, and small enough that no product of two of them overflows.
+/// Larger than the width of any model, and small enough that a product of two such numbers does not overflow.
 pub(crate) const MAX_WIDTH: usize = 1 << 24;
 pub(crate) const MAX_LAYERS: usize = 4096;
 pub(crate) const MAX_CONTEXT: usize = 1 << 31;
 
 impl ModelConfig {
-    /// The configuration, if its numbers fit together.
+    /// Returns the configuration if its numbers are consistent.
     ///
     /// # Errors
     /// [`CheckpointError::BadConfig`], with the name of the field.
@@ -194,30 +193,30 @@ impl ModelConfig {
         Ok(self)
     }
 
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub fn n_layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// Keys that a query sees at most in a layer, itself included.
+    /// Largest number of keys that a query sees in a layer, its own included; `None` if it sees all.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| self.layers[layer].is_local)
     }
 
-    /// Keys that a query sees at most in whichever layer sees most; `None` if some layer sees all.
+    /// The widest window of all layers; `None` if some layer sees all keys.
     pub fn widest_window(&self) -> Option<usize> {
         self.sliding_window.filter(|_| self.layers.iter().all(|l| l.is_local))
     }
 
-    /// Whether a layer rotates by the position embedding of local layers.
+    /// Whether a layer uses the position embedding of local layers.
     pub fn uses_local_rope(&self, layer: usize) -> bool {
         self.layers[layer].is_local && self.local_rope.is_some()
     }
 
-    /// Makes every layer local, with this window, or none.
+    /// Makes every layer local with this window, or none.
     ///
-    /// Of a model whose layers differ, the local ones stay local and take the new window; without one, they see
-    /// all.
+    /// If the layers of the model differ, the local ones stay local and get the new window; without a window, they see
+    /// all keys.
     pub fn set_sliding_window(&mut self, window: Option<usize>) {
         let all = self.layers.iter().all(|l| !l.is_local);
         self.sliding_window = window;
@@ -226,10 +225,10 @@ impl ModelConfig {
         }
     }
 
-    /// Makes those layers local for which the pattern, repeated, says so. There must be a window for them.
+    /// Makes those layers local for which the pattern, repeated, is true. The model must have a window.
     ///
     /// # Errors
-    /// [`CheckpointError::BadConfig`] for a pattern that fits no layers, or without a window.
+    /// [`CheckpointError::BadConfig`] for a pattern that does not fit the layers, or without a window.
     pub fn set_local_layers(&mut self, pattern: &[bool]) -> Result<(), CheckpointError> {
         if pattern.is_empty() || pattern.len() > self.layers.len() {
             let expected = format!("between 1 and {} layers", self.layers.len());
@@ -245,15 +244,15 @@ impl ModelConfig {
     }
 }
 
-/// Experts of a layer; their tokens are counted in tables of this size.
+/// Largest number of experts of a layer; tables of this size count their tokens.
 const MAX_EXPERTS: usize = 4096;
 
-/// A number that makes no sense.
+/// The error for an invalid number.
 pub(crate) fn bad(key: &str, found: impl ToString, expected: String) -> CheckpointError {
     CheckpointError::BadConfig { key: key.to_owned(), found: found.to_string(), expected }
 }
 
-/// An error unless a number of things is between 1 and `max`.
+/// Returns an error unless a count is between 1 and `max`.
 fn check_count(key: &str, n: usize, max: usize) -> Result<(), CheckpointError> {
     match (1..=max).contains(&n) {
         true => Ok(()),
@@ -261,7 +260,7 @@ fn check_count(key: &str, n: usize, max: usize) -> Result<(), CheckpointError> {
     }
 }
 
-/// An error unless a number is finite and above 0.
+/// Returns an error unless a number is finite and above 0.
 fn check_positive(key: &str, x: impl Copy + Into<f64> + ToString) -> Result<(), CheckpointError> {
     match x.into().is_finite() && x.into() > 0.0 {
         true => Ok(()),

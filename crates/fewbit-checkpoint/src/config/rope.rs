@@ -25,15 +25,15 @@ pub struct RopeConfig {
     pub theta: f64,
     /// Elements of a head that are rotated; the rest stay as they are.
     pub n_dims: usize,
-    /// Which elements of a head are pairs.
+    /// Which elements of a head form pairs.
     pub style: RopeStyle,
-    /// How frequencies are changed for contexts beyond those of the first training.
+    /// How frequencies are changed for contexts longer than that of pre-training.
     pub scaling: RopeScaling,
-    /// Divisors of the frequencies, `[n_dims / 2]`, from a file that has them as a tensor. They come on top of
+    /// Divisors of the frequencies, `[n_dims / 2]`, from a file that has them as a tensor. They apply in addition to
     /// `scaling`.
     pub divisors: Option<Vec<f32>>,
-    /// Factor of the rotated queries and of the rotated keys. For YaRN and LongRoPE that is the attention
-    /// factor; [`RopeScaling::default_attention_factor`] has its usual value.
+    /// Factor of the rotated queries and of the rotated keys. For YaRN and LongRoPE, this is the attention factor;
+    /// [`RopeScaling::default_attention_factor`] gives its usual value.
     pub attention_factor: f64,
 }
 
@@ -41,14 +41,14 @@ pub struct RopeConfig {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum RopeScaling {
-    /// Not at all.
+    /// Unchanged.
     None,
-    /// All are divided.
+    /// All frequencies are divided.
     Linear {
-        /// By this.
+        /// The divisor.
         factor: f64,
     },
-    /// Llama 3.1: long wavelengths are divided, short ones stay, and between the two it is interpolated.
+    /// Llama 3.1: long wavelengths are divided, short ones are unchanged, and those in between are interpolated.
     Llama3 {
         /// Divisor of the long wavelengths.
         factor: f64,
@@ -56,26 +56,26 @@ pub enum RopeScaling {
         low_freq_factor: f64,
         /// Wavelengths below `original_context / high_freq_factor` are short.
         high_freq_factor: f64,
-        /// Positions of the first training.
+        /// Context length of pre-training.
         original_context: usize,
     },
     /// YaRN (Peng et al., 2023, <https://arxiv.org/abs/2309.00071>).
     Yarn {
         /// Divisor of the long wavelengths.
         factor: f64,
-        /// Positions of the first training.
+        /// Context length of pre-training.
         original_context: usize,
-        /// Pairs that turn more often than this in the original context stay as they are.
+        /// Pairs that turn more often than this in the original context are unchanged.
         beta_fast: f64,
         /// Pairs that turn less often than this are divided.
         beta_slow: f64,
-        /// The ends of the ramp between the two are rounded outwards to whole pairs.
+        /// Whether the ends of the ramp between the two are rounded outwards to whole pairs.
         is_truncated: bool,
     },
-    /// LongRoPE (Ding et al., 2024, <https://arxiv.org/abs/2402.13753>): a divisor per pair, of two sets.
+    /// LongRoPE (Ding et al., 2024, <https://arxiv.org/abs/2402.13753>): a divisor per pair, from one of two sets.
     LongRope {
-        /// Positions of the first training. A model that is loaded for no more of them takes the short
-        /// divisors, else the long ones.
+        /// Context length of pre-training. A model that is loaded for at most this many positions uses the short
+        /// divisors, otherwise the long ones.
         original_context: usize,
         /// `[n_dims / 2]`
         short: Vec<f32>,
@@ -130,8 +130,8 @@ impl RopeConfig {
         }
     }
 
-    /// Radians per position of each pair, `[n_dims / 2]`, in a model that is loaded for so many positions: LongRoPE has
-    /// two sets of divisors.
+    /// Radians per position of each pair, `[n_dims / 2]`, in a model that is loaded for `context_length` positions,
+    /// which selects one of the two sets of LongRoPE's divisors.
     pub fn frequencies(&self, context_length: usize) -> Vec<f64> {
         let n = self.n_dims as f64;
         let frequency = |i: usize| {
@@ -140,7 +140,7 @@ impl RopeConfig {
                 RopeScaling::None => plain,
                 RopeScaling::Linear { factor } => plain / factor,
                 RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
-                    // How often the pair turns in the original context.
+                    // Number of turns of the pair in the original context.
                     let turns = *original_context as f64 * plain / (2.0 * PI);
                     let s = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
                     let s = s.clamp(0.0, 1.0);
@@ -179,8 +179,9 @@ impl RopeConfig {
 }
 
 impl RopeScaling {
-    /// The attention factor of a model that names none: `0.1 ln(factor) + 1` for YaRN,
-    /// `sqrt(1 + ln(factor) / ln(original_context))` for LongRoPE, whose factor is that between the contexts.
+    /// The attention factor of a model that does not specify one: `0.1 ln(factor) + 1` for YaRN,
+    /// `sqrt(1 + ln(factor) / ln(original_context))` for LongRoPE, where `factor` is the ratio of the two context
+    /// lengths.
     pub fn default_attention_factor(&self, context_length: usize) -> f64 {
         match self {
             Self::Yarn { factor, .. } => yarn_magnitude(*factor, 1.0),
@@ -200,8 +201,8 @@ pub(crate) fn longrope_magnitude(factor: f64, original_context: usize) -> f64 {
     }
 }
 
-/// `0.1 m ln(factor) + 1` for factors above 1: by how much YaRN scales queries and keys, with `m` of 1. Models
-/// that name an `mscale` and an `mscale_all_dim` scale by the ratio of the two magnitudes.
+/// `0.1 m ln(factor) + 1` for factors above 1: the factor by which YaRN scales queries and keys, with `m` of 1. Models
+/// that specify `mscale` and `mscale_all_dim` scale by the ratio of the two magnitudes.
 pub fn yarn_magnitude(factor: f64, m: f64) -> f64 {
     if factor > 1.0 { 0.1 * m * libm::log(factor) + 1.0 } else { 1.0 }
 }
@@ -210,7 +211,7 @@ pub fn yarn_magnitude(factor: f64, m: f64) -> f64 {
 mod tests {
     use super::*;
 
-    /// Llama 3.1 as its `config.json` has it; GGUF files have the same as a tensor of divisors. Values of Hugging
+    /// Llama 3.1 as in its `config.json`; GGUF files have the same as a tensor of divisors. The values are from Hugging
     /// Face's formula in float64.
     #[test]
     fn llama3_scaling_is_that_of_hugging_face() {

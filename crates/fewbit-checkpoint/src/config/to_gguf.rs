@@ -1,20 +1,20 @@
-//! The other way round: what a GGUF file has to say so that its reader gets a configuration.
+//! The reverse: the contents of a GGUF file from which its reader gets a given configuration.
 //!
-//! What is written is read again and compared, so that a configuration which GGUF's keys cannot express for its
-//! architecture is an error, and never a file that computes something else.
+//! The result is read back and compared. So a configuration that the GGUF keys of its architecture cannot express is an
+//! error, and never a file that computes something else.
 
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
 use super::{ModelConfig, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
-/// What a GGUF file says about a model besides its weights.
+/// The contents of a GGUF file about a model, without its weights.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct GgufConfig {
     /// `general.architecture` and the keys that begin with its name.
     pub metadata: Metadata,
-    /// Vectors that stand among the tensors, as F32.
+    /// Vectors that are stored among the tensors, as F32.
     pub constants: Vec<(&'static str, Vec<f32>)>,
 }
 
@@ -37,7 +37,7 @@ impl Keys {
         self.meta.set(format!("{}.{key}", self.prefix), x as f32);
     }
 
-    /// A float that says nothing at its usual value.
+    /// Sets a float unless it has its usual value.
     fn unusual(&mut self, key: &str, x: f64, usual: f64) {
         if !close(x, usual) {
             self.float(key, x);
@@ -49,7 +49,7 @@ impl ModelConfig {
     /// The metadata and constants of a GGUF file with this configuration.
     ///
     /// # Errors
-    /// [`CheckpointError::NoGgufForm`] for what GGUF files of this architecture cannot say.
+    /// [`CheckpointError::NoGgufForm`] for anything that GGUF files of this architecture cannot express.
     pub fn to_gguf(&self) -> Result<GgufConfig, CheckpointError> {
         let mut meta = Metadata::default();
         meta.set("general.architecture", self.architecture.as_str());
@@ -75,7 +75,7 @@ impl ModelConfig {
             keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));
         }
         let mut gguf = GgufConfig { metadata: keys.meta, constants };
-        // What the reader takes for granted where a key is missing depends on the architecture.
+        // The reader's defaults for missing keys depend on the architecture.
         let read = self.read_back(&gguf)?;
         if !close(read.attention_scale.into(), self.attention_scale.into()) {
             gguf.metadata.set(format!("{}.attention.scale", self.architecture), self.attention_scale);
@@ -137,7 +137,7 @@ impl ModelConfig {
                 keys.count("rope.scaling.original_context_length", *original_context);
                 keys.float("rope.scaling.yarn_beta_fast", *beta_fast);
                 keys.float("rope.scaling.yarn_beta_slow", *beta_slow);
-                // Here the key is a factor of the usual value.
+                // The value of this key is relative to the usual attention factor.
                 keys.unusual("rope.scaling.attn_factor", rope.attention_factor / usual, 1.0);
             }
             RopeScaling::LongRope { original_context, short, long } => {
@@ -163,7 +163,7 @@ impl ModelConfig {
         keys.unusual("expert_weights_scale", experts.scale.into(), 1.0);
     }
 
-    /// Divisors of the frequencies as GGUF has them: Llama 3's scaling is written out.
+    /// Divisors of the frequencies as in GGUF files, where Llama 3's scaling is stored as divisors.
     fn divisors(&self) -> Option<Vec<f32>> {
         let rope = &self.rope;
         let RopeScaling::Llama3 { .. } = rope.scaling else { return rope.divisors.clone() };
@@ -172,7 +172,7 @@ impl ModelConfig {
         Some(plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect())
     }
 
-    /// What the reader of a file gets.
+    /// The configuration that a reader of the file gets.
     fn read_back(&self, gguf: &GgufConfig) -> Result<Self, CheckpointError> {
         Self::from_metadata(&gguf.metadata, &|name, _| {
             let constant = gguf.constants.iter().find(|(known, _)| *known == name);
@@ -180,7 +180,7 @@ impl ModelConfig {
         })
     }
 
-    /// The first part of the configuration in which `read` is another, but for rounding.
+    /// The first field in which `read` differs from this configuration, apart from rounding.
     fn difference(&self, read: &Self) -> Option<&'static str> {
         let floats = [
             ("rms_norm_eps", Some(self.rms_norm_eps), Some(read.rms_norm_eps)),
@@ -224,7 +224,7 @@ impl ModelConfig {
     }
 }
 
-/// Whether two numbers are one, rounded to f32.
+/// Whether two numbers are equal after rounding to f32.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 2e-7 * a.abs().max(b.abs())
 }

@@ -1,4 +1,4 @@
-//! Llama and what is built like it: TinyLlama, SmolLM 1 and 2, CodeLlama. Other families begin with its rows.
+//! Llama and models with its structure: TinyLlama, SmolLM 1 and 2, CodeLlama. Other families are based on its rows.
 
 use super::{Architecture, Class, Family, Windows};
 use fewbit_quant::{GateFunction, RopeStyle};

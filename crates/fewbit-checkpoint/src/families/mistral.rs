@@ -1,4 +1,5 @@
-//! Mistral: the 7B versions, Nemo, Small, Mixtral, Ministral. In GGUF files most of them are `llama`.
+//! Mistral: the 7B versions, Nemo, Small, Mixtral, Ministral. In GGUF files, the architecture of most of them is
+//! `llama`.
 
 use super::llama::{LLAMA, LLAMA_CLASS};
 use super::{Architecture, Class, ExpertKeys, Family, Windows};

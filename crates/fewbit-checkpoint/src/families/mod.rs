@@ -1,6 +1,6 @@
-//! The families of models, one file each: what GGUF files and Hugging Face folders of a family say, what holds where they
-//! do not say it, and what only their files call a tensor. Every other table of architectures, classes and names is made
-//! from [`FAMILIES`].
+//! The families of models, one file each: the properties of their GGUF files and Hugging Face folders, defaults for
+//! missing values, and tensor names that only this family uses. Every other table of architectures, classes and names
+//! is derived from [`FAMILIES`].
 //!
 //! To add a family, write its file, name it here, and add a tiny model of it with its logits to the goldens of
 //! `fewbit-model` (`tests/golden/reference.py`, and `hf_models.py` for folders).
@@ -19,23 +19,24 @@ use fewbit_quant::{GateFunction, RopeStyle};
 static FAMILIES: [Family; 7] =
     [llama::FAMILY, mistral::FAMILY, smollm::FAMILY, granite::FAMILY, qwen::FAMILY, phi::FAMILY, gemma::FAMILY];
 
-/// What one family's files have in common.
+/// The properties that the files of one family share.
 struct Family {
     /// Its architectures in GGUF files.
     gguf: &'static [&'static Architecture],
     /// Its classes in `config.json`.
     classes: &'static [Class],
-    /// Classes of vision models with one of these as `text_config`, whose tensors have a prefix and stand next to those for
-    /// images, which are passed over.
+    /// Classes of vision models that have one of these classes as `text_config`. Their text tensors have a prefix; the
+    /// vision tensors next to them are ignored.
     wrappers: &'static [&'static str],
-    /// Modules of a layer in Hugging Face files, besides those that all have.
+    /// Names of modules of a layer in Hugging Face files, in addition to those that all families share.
     modules: &'static [(Part, &'static str)],
-    /// The matrices of one expert in Hugging Face files: what comes before its number, and what after it.
+    /// The names of an expert's matrices in Hugging Face files: the part before the expert's number, and the parts
+    /// after it.
     experts: Option<(&'static str, [(Part, &'static str); 3])>,
 }
 
 impl Family {
-    /// One of nothing.
+    /// A family without entries, as a base for others.
     const NONE: Self = Self { gguf: &[], classes: &[], wrappers: &[], modules: &[], experts: None };
 }
 
@@ -44,34 +45,34 @@ impl Family {
 pub(crate) struct Architecture {
     /// `general.architecture`, and the prefix of the model's metadata keys.
     pub(crate) name: &'static str,
-    /// Which elements of a head are pairs. Where they are interleaved, queries and keys are in another order than in
+    /// Which elements of a head form pairs. If they are interleaved, queries and keys have another order than in
     /// Hugging Face's files.
     pub(crate) rope_style: RopeStyle,
     pub(crate) gate: GateFunction,
     pub(crate) has_qk_norm: bool,
     pub(crate) has_post_norms: bool,
-    /// Token embeddings are scaled by the root of their width.
+    /// Whether token embeddings are scaled by the square root of their width.
     pub(crate) scales_embeddings: bool,
-    /// Keys scale embeddings, residuals and logits.
+    /// Whether metadata keys specify factors of embeddings, residuals and logits.
     pub(crate) has_multipliers: bool,
-    /// Every how many layers one sees everything, in a model with a sliding window; 0 for none.
+    /// In a model with a sliding window, every n-th layer is global; 0 for none.
     pub(crate) global_every: usize,
-    /// The window of a file that names none.
+    /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
-    /// Base of the rotary frequencies in local layers, where it is another one: `Some(None)` is that of all layers
-    /// but without their scaling.
+    /// Base of the rotary frequencies in local layers, if it differs: `Some(None)` is the base of all layers without
+    /// their scaling.
     pub(crate) local_theta: Option<Option<f64>>,
-    /// Every how many layers one has no position embedding; 0 for none.
+    /// Every n-th layer has no position embedding; 0 for none.
     pub(crate) nope_every: usize,
-    /// `rope.scaling.finetuned = false` stands for no position embedding in any layer.
+    /// Whether `rope.scaling.finetuned = false` means that no layer has a position embedding.
     pub(crate) has_nope_switch: bool,
-    /// Caps of the attention scores and of the logits in a file that names none.
+    /// Caps of the attention scores and of the logits in a file that does not specify them.
     pub(crate) softcaps: (Option<f32>, Option<f32>),
-    /// Layer counts of models whose attention scale comes from `dim / n_heads` instead of `head_dim`.
+    /// Numbers of layers of models whose attention scale is derived from `dim / n_heads` instead of `head_dim`.
     pub(crate) scaled_by_width: &'static [usize],
-    /// Weights of the experts used are divided by their sum.
+    /// Whether the weights of the used experts are divided by their sum.
     pub(crate) normalizes_experts: bool,
-    /// The shared expert has a gate.
+    /// Whether the shared expert has a gate.
     pub(crate) has_shared_gate: bool,
 }
 
@@ -82,73 +83,73 @@ pub(crate) enum Windows {
     None,
     /// All layers, in a file that has a window.
     All,
-    /// Those that `layer_types` says; else all but every n-th.
+    /// Those given by `layer_types`; otherwise all except every n-th.
     Pattern(usize),
-    /// As `layer_types` says, else those from `max_window_layers` on; none without `use_sliding_window`.
+    /// Those given by `layer_types`, otherwise those from `max_window_layers` on; none without `use_sliding_window`.
     Switched,
 }
 
-/// What `config.json` calls the numbers of experts.
+/// The keys of `config.json` for the numbers and sizes of experts.
 #[derive(Clone, Copy)]
 pub(crate) struct ExpertKeys {
     pub(crate) count: &'static str,
-    /// The inner width of one.
+    /// The inner width of an expert.
     pub(crate) width: &'static str,
-    /// The inner width of the shared one, which has a gate.
+    /// The inner width of the shared expert, which has a gate.
     pub(crate) shared_width: Option<&'static str>,
-    /// The weights of the experts used are divided by their sum without `norm_topk_prob`.
+    /// Whether the weights of the used experts are divided by their sum if `norm_topk_prob` is missing.
     pub(crate) is_normalized: bool,
 }
 
 /// A class of `config.json`.
 #[derive(Clone, Copy)]
 pub(crate) struct Class {
-    /// In `architectures`.
+    /// The name in `architectures`.
     pub(crate) name: &'static str,
-    /// `model_type`, for files that name no class.
+    /// The `model_type`, for files that name no class.
     pub(crate) model_type: &'static str,
-    /// The same architecture in GGUF files, whose tensors this one's become.
+    /// The same architecture in GGUF files; tensors are converted to its names and layout.
     pub(crate) gguf: &'static Architecture,
     pub(crate) windows: Windows,
-    /// Window of a file that names none.
+    /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
     pub(crate) head_dim: Option<usize>,
-    /// Heads of a file that does not say: the text part of a vision model leaves out what is at its default, other
-    /// files do not.
+    /// Number of heads if the file does not specify it: the text part of a vision model leaves out values that equal
+    /// the default, other files do not.
     pub(crate) n_heads: Option<usize>,
-    /// Heads of keys and values of a file that does not say; else as many as queries have.
+    /// Number of key and value heads if the file does not specify it; otherwise as many as query heads.
     pub(crate) n_kv_heads: Option<usize>,
-    /// Output and embedding are one matrix in files that do not say.
+    /// Whether output and embedding are one matrix if the file does not specify it.
     pub(crate) tied: bool,
-    /// Q, k and v have biases without `attention_bias`.
+    /// Whether q, k and v have biases even without `attention_bias`.
     pub(crate) has_qkv_bias: bool,
-    /// Gemma's conventions: norms whose weights count from 1, scaled embeddings, GELU.
+    /// Whether the model follows Gemma's conventions: norm weights stored minus 1, scaled embeddings, GELU.
     pub(crate) is_gemma: bool,
-    /// Dimensions of a head that scores are scaled by, and caps of scores and of logits, in files that do not say.
+    /// Head size that scores are scaled by, and caps of scores and of logits, if the file does not specify them.
     pub(crate) scaled_by: Option<f64>,
     pub(crate) softcaps: (Option<f64>, Option<f64>),
-    /// `partial_rotary_factor` is known here; elsewhere nothing reads it.
+    /// Whether this class reads `partial_rotary_factor`, which others ignore.
     pub(crate) has_partial_rope: bool,
-    /// Queries grow with their position, as `llama_4_scaling_beta` says.
+    /// Whether queries are scaled by position, as given by `llama_4_scaling_beta`.
     pub(crate) has_temperature: bool,
     pub(crate) rope_theta: f64,
-    /// Base in local layers of a file that names none.
+    /// Base of the rotary frequencies in local layers if the file does not specify it.
     pub(crate) local_theta: Option<f64>,
     pub(crate) context_length: usize,
-    /// Positions of the first training in a file that scales from them without naming them at its top.
+    /// Context length of pre-training, for files that scale from it without specifying it at the top level.
     pub(crate) original_context: Option<usize>,
     pub(crate) rms_norm_eps: f64,
     pub(crate) experts: Option<ExpertKeys>,
-    /// Every how many layers one has no position embedding, in files without `no_rope_layers`; 0 for none.
+    /// Every n-th layer has no position embedding, in files without `no_rope_layers`; 0 for none.
     pub(crate) nope_every: usize,
 }
 
-/// The names of all architectures of GGUF files that are known.
+/// The names of all supported GGUF architectures.
 pub fn architectures() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().flat_map(|family| family.gguf).map(|architecture| architecture.name)
 }
 
-/// The names of all classes of `config.json` that are known, vision models' with a known text part included.
+/// The names of all supported classes of `config.json`, including vision models with a supported text part.
 pub fn classes() -> impl Iterator<Item = &'static str> {
     let classes = FAMILIES.iter().flat_map(|family| family.classes).map(|class| class.name);
     classes.chain(FAMILIES.iter().flat_map(|family| family.wrappers).copied())
@@ -159,28 +160,28 @@ pub(crate) fn architecture(name: &str) -> Option<&'static Architecture> {
     FAMILIES.iter().flat_map(|family| family.gguf).copied().find(|architecture| architecture.name == name)
 }
 
-/// The class for which this is true.
+/// The class for which `is_it` is true.
 pub(crate) fn class(is_it: impl Fn(&Class) -> bool) -> Option<Class> {
     FAMILIES.iter().flat_map(|family| family.classes).copied().find(|class| is_it(class))
 }
 
-/// Whether this is the class of a vision model with a known text part.
+/// Whether this is the class of a vision model with a supported text part.
 pub(crate) fn is_wrapper(class: &str) -> bool {
     FAMILIES.iter().any(|family| family.wrappers.contains(&class))
 }
 
-/// What families call modules of a layer besides those that all have.
+/// The names of layer modules that families use in addition to those that all share.
 pub(crate) fn modules() -> impl Iterator<Item = (Part, &'static str)> {
     FAMILIES.iter().flat_map(|family| family.modules).copied()
 }
 
-/// The same, those of this architecture's family first.
+/// As `modules`, with those of this architecture's family first.
 pub(crate) fn modules_of(architecture: &str) -> impl Iterator<Item = (Part, &'static str)> + use<'_> {
     let has = move |family: &&Family| family.gguf.iter().any(|known| known.name == architecture);
     FAMILIES.iter().filter(has).flat_map(|family| family.modules).copied().chain(modules())
 }
 
-/// The part and the number of an expert's module in a layer.
+/// The part and the expert number of an expert's module in a layer.
 pub(crate) fn expert(module: &str) -> Option<(Part, usize)> {
     FAMILIES.iter().filter_map(|family| family.experts.as_ref()).find_map(|(prefix, parts)| {
         let (expert, name) = module.strip_prefix(prefix)?.split_once('.')?;
@@ -191,7 +192,7 @@ pub(crate) fn expert(module: &str) -> Option<(Part, usize)> {
 
 #[cfg(test)]
 mod tests {
-    //! What the families' own tests read configurations with, and what holds for all of them.
+    //! Helpers with which the tests of the families read configurations, and tests that apply to all of them.
 
     use super::{FAMILIES, architecture, architectures, classes};
     use crate::{CheckpointError, HfModel, ModelConfig, WeightSource};
@@ -199,7 +200,7 @@ mod tests {
     use std::collections::HashSet;
     use std::fs;
 
-    /// Reads a configuration through a folder that has nothing but an embedding.
+    /// Reads a configuration through a folder with only an embedding.
     pub(super) fn read(mut config: Value) -> Result<ModelConfig, CheckpointError> {
         let folder = tempfile::tempdir().expect("a folder");
         let sizes = json!({
@@ -225,7 +226,7 @@ mod tests {
         config(more)
     }
 
-    /// `L` for a layer with a window, `-` for one that sees everything.
+    /// `L` for a layer with a window, `-` for a global one.
     pub(super) fn local(config: &ModelConfig) -> String {
         config.layers.iter().map(|layer| if layer.is_local { 'L' } else { '-' }).collect()
     }

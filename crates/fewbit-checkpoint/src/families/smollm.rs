@@ -1,4 +1,4 @@
-//! SmolLM3. Its predecessors are `llama`.
+//! SmolLM3. Its predecessors have the architecture `llama`.
 
 use super::llama::{LLAMA, LLAMA_CLASS};
 use super::{Architecture, Class, Family, Windows};

@@ -1,7 +1,7 @@
-//! `config.json`: what its keys mean, and what holds where one is missing, which is a row of the class's family (`families`).
+//! `config.json`: the meaning of its keys. Defaults for missing keys are in the row of the class's family (`families`).
 //!
-//! Defaults are those of the configuration class in Hugging Face's `transformers`, because files
-//! leave out what is at its default.
+//! The defaults are those of the configuration class in Hugging Face's `transformers`, because files leave out values
+//! that equal the default.
 
 use super::HfError;
 use super::json::Object;
@@ -13,16 +13,16 @@ use crate::config::{
 use crate::families::{self, Class, Windows};
 use fewbit_quant::GateFunction;
 
-/// What `config.json` says that a [`ModelConfig`] has no place for.
+/// The information in `config.json` that is not part of a [`ModelConfig`].
 pub(super) struct Extras {
     pub(super) n_vocab: Option<usize>,
-    /// Output and embedding are one matrix.
+    /// Whether output and embedding are one matrix.
     pub(super) tied: bool,
     /// Q, k and v must have biases.
     pub(super) has_qkv_bias: bool,
-    /// The weights of norms are kept minus 1.
+    /// Whether the weights of norms are stored minus 1.
     pub(super) norms_from_one: bool,
-    /// The tensors are those of a model that sees.
+    /// Whether the tensors are those of a vision model.
     pub(super) is_wrapped: bool,
 }
 
@@ -51,7 +51,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     let has_rope = rotated(json, &class, n_layers)?;
     let scales = json.f64("query_pre_attn_scalar")?.filter(|_| class.is_gemma).or(class.scaled_by);
     let scales = scales.unwrap_or(head_dim as f64);
-    // `null` is no cap, and only a key that is not there means the default.
+    // `null` means no cap; only a missing key means the default.
     let softcap = |key: &str, default: Option<f64>| match json.has(key) && class.is_gemma {
         true => json.f64(key),
         false => Ok(default),
@@ -70,7 +70,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     };
     let config = ModelConfig {
         architecture: class.gguf.name.to_owned(),
-        // For people; of whatever kind it is, it keeps no model from loading.
+        // For display only: a value of the wrong type must not keep the model from loading.
         name: json.str("_name_or_path").ok().flatten().filter(|name| !name.is_empty()).map(str::to_owned),
         dim,
         n_heads,
@@ -124,7 +124,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     Ok((config.checked()?, extras))
 }
 
-/// The class, and whether it is the bare decoder of a model made for embeddings, without an output.
+/// The class, and whether it is the bare decoder of an embedding model, without an output matrix.
 fn read_class(json: Object<'_>) -> Result<(Class, bool), CheckpointError> {
     let names = json.strings("architectures")?.unwrap_or_default();
     let model_type = json.str("model_type")?;
@@ -145,7 +145,7 @@ fn read_class(json: Object<'_>) -> Result<(Class, bool), CheckpointError> {
     found.ok_or_else(unknown)
 }
 
-/// Refuses what asks for something that the decoder does not have; ignoring it would give plausible nonsense.
+/// Returns an error for features that the decoder does not have; ignoring them would give plausible nonsense.
 fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
     const SEES_AHEAD: &str = "attention that is not causal";
     if json.bool("use_bidirectional_attention")? == Some(true) {
@@ -157,7 +157,7 @@ fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// How queries grow with their position.
+/// How queries are scaled by their position.
 fn temperature(json: Object<'_>, class: &Class) -> Result<Option<AttentionTemperature>, CheckpointError> {
     if !class.has_temperature {
         return Ok(None);
@@ -171,7 +171,7 @@ fn temperature(json: Object<'_>, class: &Class) -> Result<Option<AttentionTemper
 }
 
 fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError> {
-    // Gemma's first files say `hidden_act: gelu` and mean what `hidden_activation` says or, without it, the same.
+    // Gemma's first files have `hidden_act: gelu` but mean `hidden_activation` or, without it, the tanh form.
     if class.is_gemma {
         return match json.str("hidden_activation")? {
             None | Some("gelu_pytorch_tanh") => Ok(GateFunction::GeluTanh),
@@ -185,9 +185,9 @@ fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError
     }
 }
 
-/// The window, and which layers have it.
+/// The window, and the layers that have it.
 fn windows(json: Object<'_>, class: &Class, n_layers: usize) -> Result<(Option<usize>, Vec<bool>), CheckpointError> {
-    // `null` is no window, and only a key that is not there means the default.
+    // `null` means no window; only a missing key means the default.
     let window = match json.has("sliding_window") {
         true => json.count("sliding_window")?,
         false => class.window,
@@ -241,7 +241,7 @@ fn rotated(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>
         return Ok(vec![true; n_layers]);
     }
     if let Some(list) = json.list("no_rope_layers")? {
-        // In spite of its name, 1 stands for a layer that has one.
+        // Despite its name, 1 in this list means that the layer has a position embedding.
         let list = list.iter().map(|x| x.as_u64().map(|x| x != 0).or(x.as_bool())).collect::<Option<Vec<_>>>();
         return match list {
             Some(list) if list.len() == n_layers => Ok(list),
@@ -252,15 +252,15 @@ fn rotated(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>
     Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect())
 }
 
-/// Position embedding of all layers and of local ones, and how many positions there are.
+/// Position embeddings of global and local layers, and the number of positions.
 fn ropes(
     json: Object<'_>,
     class: &Class,
     head_dim: usize,
     max_positions: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>, usize), CheckpointError> {
-    // Newer files have everything in `rope_parameters`, by kind of layer where there are two. A `rope_scaling` that is
-    // not empty takes its place, as in transformers, and may have the base as well.
+    // Newer files have everything in `rope_parameters`, by kind of layer if there are two kinds. As in transformers, a
+    // `rope_scaling` that is not empty replaces it, and may contain the base as well.
     let old = json.object("rope_scaling", "rope_scaling.")?.filter(|old| !old.is_empty());
     let new = json.object("rope_parameters", "rope_parameters.")?;
     let by_kind = |key, prefix| match new {
@@ -269,7 +269,7 @@ fn ropes(
     };
     let global = by_kind("full_attention", "rope_parameters.full_attention.")?;
     let local = by_kind("sliding_attention", "rope_parameters.sliding_attention.")?;
-    // Where layers are of two kinds, `rope_scaling` is that of global ones and leaves what it does not name.
+    // If there are two kinds of layers, `rope_scaling` applies to global ones, and values that it lacks are kept.
     let merged = old.zip(global).filter(|_| class.local_theta.is_some()).map(|(old, global)| old.over(global));
     let global = match (&merged, class.local_theta) {
         (Some(map), _) => Some(Object::new(super::CONFIG, map)),
@@ -324,7 +324,7 @@ fn rope_scaling(
     let key = if own.get("rope_type").is_some() { "rope_type" } else { "type" };
     let kind = own.str(key)?.unwrap_or("default");
     let required = |key: &str| own.f64(key).and_then(|x| own.require(key, x));
-    // Some classes have this one at the top, and then it is that one which counts.
+    // Some classes have this value at the top level, where it takes precedence.
     let original = match json.count("original_max_position_embeddings")?.or(class.original_context) {
         Some(n) => Some(n),
         None => own.count("original_max_position_embeddings")?,
@@ -332,7 +332,7 @@ fn rope_scaling(
     let original_context = original.unwrap_or(max_positions);
     let ratio = max_positions as f64 / original_context.max(1) as f64;
     let scaling = match kind {
-        // The dynamic kind changes only positions beyond `max_position_embeddings`, which there are none of.
+        // The dynamic kind changes only positions beyond `max_position_embeddings`, which are never used.
         "default" | "dynamic" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: required("factor")? },
         "llama3" => RopeScaling::Llama3 {
@@ -347,7 +347,7 @@ fn rope_scaling(
                 factor => own.require("factor", factor)?,
             },
             original_context,
-            // 0 stands for "not set", as does `null`.
+            // 0 and `null` mean "not set".
             beta_fast: own.f64("beta_fast")?.filter(|&x| x != 0.0).unwrap_or(32.0),
             beta_slow: own.f64("beta_slow")?.filter(|&x| x != 0.0).unwrap_or(1.0),
             is_truncated: own.bool("truncate")?.unwrap_or(true),

@@ -1,4 +1,4 @@
-//! What can be wrong with a Hugging Face folder, besides its tensors' shapes and the safetensors files themselves.
+//! Errors of Hugging Face folders, apart from tensor shapes and the safetensors files themselves.
 
 use fewbit_format::safetensors::Dtype;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HfError {
-    /// A file that every model needs is not there.
+    /// A required file does not exist.
     #[error(
         "{} is missing, so this is not a complete Hugging Face folder; download all files of the model",
         name(path)
@@ -16,7 +16,7 @@ pub enum HfError {
         /// The file.
         path: PathBuf,
     },
-    /// The weights are there, but in files of another format.
+    /// The folder has weights, but in files of another format.
     #[error(
         "the weights are in {}, and not in model.safetensors; take a version of the model that has Hugging Face's files",
         name(path)
@@ -30,20 +30,20 @@ pub enum HfError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
-    /// A configuration is far longer than any configuration is.
+    /// A configuration file is far larger than any real one.
     #[error("{} has {n_bytes} bytes, and a configuration has at most {limit}", name(path))]
     TooLarge {
         /// The file.
         path: PathBuf,
         /// Its size.
         n_bytes: u64,
-        /// The most that is read.
+        /// The largest accepted size.
         limit: u64,
     },
-    /// A configuration is no JSON, or no JSON object.
+    /// A configuration is not JSON, or not a JSON object.
     #[error("{} is not the JSON that it should be", name(path))]
     Json {
         /// The file.
@@ -51,27 +51,27 @@ pub enum HfError {
         /// What is wrong, and where.
         source: serde_json::Error,
     },
-    /// A value that the model needs is not in its configuration.
+    /// The configuration lacks a value that the model needs.
     #[error("{file}: {key:?} is missing")]
     MissingKey {
         /// The file's name.
         file: &'static str,
-        /// The key, with those of the objects that it is in before it.
+        /// The full path of the key, including the objects that contain it.
         key: String,
     },
-    /// A value is of another type than it should be.
+    /// A value has the wrong type.
     #[error("{file}: {key:?} is {found}, and should be {expected}")]
     KeyType {
         /// The file's name.
         file: &'static str,
-        /// The key, with those of the objects that it is in before it.
+        /// The full path of the key, including the objects that contain it.
         key: String,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
-        /// The JSON that stands there, shortened.
+        /// The JSON value found, shortened.
         found: String,
     },
-    /// The weights are quantized in a way that is not implemented.
+    /// The weights are quantized with a method or variant that is not implemented.
     #[error(
         "the weights are quantized by {method} ({what}), which this version of fewbit cannot read; take the original \
          model, or one in GPTQ, AWQ, compressed-tensors or FP8 form"
@@ -79,44 +79,44 @@ pub enum HfError {
     UnsupportedQuantization {
         /// `quant_method`.
         method: String,
-        /// What about it is not implemented.
+        /// The unsupported variant.
         what: String,
     },
-    /// A tensor's elements are of a type that it cannot have.
+    /// The elements of a tensor have a type that is not allowed for it.
     #[error("tensor {name:?} is {found}, and should be {expected}")]
     TensorDtype {
         /// The tensor.
         name: String,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
-        /// What it is.
+        /// The type found.
         found: Dtype,
     },
-    /// The parts of a quantized matrix do not fit together.
+    /// The shapes of a quantized matrix's tensors do not match.
     #[error("tensor {name:?} has shape {found:?}, and should have {expected:?} to fit the other parts of its matrix")]
     PartShape {
         /// The tensor.
         name: String,
-        /// The shape that the other parts ask for.
+        /// The shape that the other tensors require.
         expected: Vec<u64>,
         /// Its shape.
         found: Vec<u64>,
     },
-    /// A part of a quantized matrix is missing.
+    /// A tensor of a quantized matrix is missing.
     #[error("tensor {name:?} is missing: the matrix cannot be read without it")]
     MissingPart {
         /// The tensor.
         name: String,
     },
-    /// Two tensors stand for the same part of the model.
+    /// Two tensors belong to the same part of the model.
     #[error("tensors {first:?} and {second:?} are the same part of the model")]
     Ambiguous {
-        /// One.
+        /// The first tensor.
         first: String,
-        /// The other.
+        /// The second tensor.
         second: String,
     },
-    /// A column's group in `g_idx` does not exist.
+    /// The group of a column in `g_idx` does not exist.
     #[error("tensor {name:?} puts column {column} into group {group}, and there are {n_groups}")]
     GroupIndex {
         /// The tensor.
@@ -125,20 +125,20 @@ pub enum HfError {
         column: usize,
         /// Its group.
         group: i64,
-        /// Groups there are.
+        /// Number of groups.
         n_groups: usize,
     },
-    /// A scale is no number, or beyond what 16 bits hold.
+    /// A scale is not a number, or outside the range of 16 bits.
     #[error("tensor {name:?} has the scale {value}, which cannot be kept in 16 bits; the file is damaged")]
     Scale {
         /// The tensor.
         name: String,
-        /// The scale, or the offset that it leads to.
+        /// The scale, or the offset computed from it.
         value: f32,
     },
 }
 
-/// A file's name: the folder is named by whoever opened it.
+/// The name of a file, without its folder, which the caller knows.
 fn name(path: &Path) -> std::borrow::Cow<'_, str> {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy()
 }

@@ -1,8 +1,8 @@
-//! Matrices in FP8 (E4M3 or E5M2), with one scale, one per row, or one per block of rows and columns.
+//! FP8 matrices (E4M3 or E5M2) with one scale, one scale per row, or one per block of rows and columns.
 //!
-//! A weight is the code's value times its scale. Without scales every value is one of F16. With them the product
-//! is rounded to F16, by at most `2^-11` of the weight (`2^-25` for weights below `2^-14`); where scales are so
-//! large that F16 might overflow, to BF16, by `2^-8`.
+//! A weight is the value of its code times its scale. Without scales, every value is representable in F16. With scales,
+//! the product is rounded to F16, with an error of at most `2^-11` of the weight (`2^-25` for weights below `2^-14`);
+//! if scales are so large that F16 might overflow, to BF16, with an error of at most `2^-8`.
 
 use super::HfError;
 use super::part::{self, scales_of};
@@ -19,15 +19,15 @@ pub(super) struct Fp8 {
     /// `[ceil(n_rows / rows), ceil(n_cols / cols)]`
     pub(super) scale: Option<TensorInfo>,
     n_cols: usize,
-    /// Rows and columns under one scale.
+    /// Number of rows and of columns that share one scale.
     rows: usize,
     cols: usize,
-    /// What it is shown as.
+    /// The type that it is converted to.
     pub(super) ty: TensorType,
 }
 
 impl Fp8 {
-    /// Whether this is a type of FP8 that is known.
+    /// Whether this is a supported FP8 type.
     pub(super) fn is(dtype: Dtype) -> bool {
         matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
     }
@@ -84,7 +84,7 @@ impl Fp8 {
         }
     }
 
-    /// Writes one row in the type that it is shown as. `codes` are the bytes of the whole matrix.
+    /// Converts one row to its target type. `codes` are the bytes of the whole matrix.
     pub(super) fn write_row(&self, codes: &[u8], scales: &[f32], row: usize, out: &mut [u8]) {
         let codes = &codes[row * self.n_cols..(row + 1) * self.n_cols];
         let scales = &scales[row / self.rows * self.n_cols.div_ceil(self.cols)..];
@@ -100,7 +100,7 @@ impl Fp8 {
     }
 }
 
-/// The upper byte of a half.
+/// Its code is the upper byte of an f16.
 fn e5m2(code: u8) -> f32 {
     f16::from_bits(u16::from(code) << 8).to_f32()
 }
@@ -115,7 +115,7 @@ static E4M3: [f32; 256] = {
     table
 };
 
-/// `s eeee mmm`, bias 7: without infinities, and with one NaN of each sign.
+/// `s eeee mmm` with bias 7, without infinities, and with one NaN for each sign.
 const fn e4m3(code: u32) -> f32 {
     let (sign, exponent, mantissa) = (code >> 7, code >> 3 & 15, code & 7);
     let magnitude = match (exponent, mantissa) {

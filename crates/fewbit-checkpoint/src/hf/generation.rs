@@ -1,4 +1,4 @@
-//! `generation_config.json`: how the makers of a model recommend to sample from it.
+//! `generation_config.json`: the sampling settings that the authors of a model recommend.
 
 use super::HfError;
 use super::json::{self, Object};
@@ -6,30 +6,30 @@ use std::path::Path;
 
 const FILE: &str = "generation_config.json";
 
-/// Recommended sampling settings; `None` where nothing is recommended.
+/// Recommended sampling settings; `None` for settings without a recommendation.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct GenerationDefaults {
     /// Temperature.
     pub temperature: Option<f32>,
-    /// How many of the most probable tokens are kept; 0 for all.
+    /// Number of most probable tokens to keep; 0 for all.
     pub top_k: Option<usize>,
-    /// How much probability the tokens that are kept have together.
+    /// Total probability of the tokens to keep.
     pub top_p: Option<f32>,
-    /// How probable a token must be, as a fraction of the most probable one.
+    /// Minimum probability of a token, as a fraction of that of the most probable one.
     pub min_p: Option<f32>,
-    /// Divisor of the scores of tokens that occurred.
+    /// Divisor of the scores of tokens that have occurred.
     pub repetition_penalty: Option<f32>,
-    /// Values that make no sense, and what was taken in their place, one sentence each.
+    /// Invalid values and their replacements, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl GenerationDefaults {
-    /// Reads the file in `folder`; without one, nothing is recommended. Neither is anything by a file that turns
-    /// sampling off: that is no advice for those who turn it on.
+    /// Reads the file in `folder`. Nothing is recommended if there is no such file, or if it turns sampling off: that
+    /// is no advice for users who turn it on.
     ///
     /// # Errors
-    /// [`HfError`] if the file cannot be read or is no JSON object.
+    /// [`HfError`] if the file cannot be read or is not a JSON object.
     pub fn read(folder: &Path) -> Result<Self, HfError> {
         let Some(map) = json::read(&folder.join(FILE))? else { return Ok(Self::default()) };
         let json = Object::new(FILE, &map);
@@ -42,13 +42,13 @@ impl GenerationDefaults {
         }))
     }
 
-    /// Collects the settings by the names of their fields from `get`, which gives numbers, or the text of what is none.
-    /// A number that is out of range stands for "off", as it does in files that are written for other programs (a
-    /// `top_k` of -1, a `top_p` above 1); what is no number says nothing. Both are in
-    /// [`warnings`](Self::warnings), where the settings are said to be in `place`.
+    /// Collects the settings by their field names from `get`, which returns a number, or the text of a value that is
+    /// not a number. A number that is out of range means "off", as in files written for other programs (a `top_k` of
+    /// -1, a `top_p` above 1); a value that is not a number is ignored. Both add a sentence to
+    /// [`warnings`](Self::warnings), which names `place` as the source of the settings.
     pub fn collect(place: &str, get: impl Fn(&str) -> Option<Result<f64, String>>) -> Self {
         let mut warnings = Vec::new();
-        // The setting, if it is in range; what turns it off, if it is not.
+        // The setting if it is in range, otherwise the value that turns it off.
         let mut number = |setting: &str, is_fine: fn(f64) -> bool, off: f64| match get(setting)? {
             Ok(x) if is_fine(x) => Some(x),
             Ok(x) => {

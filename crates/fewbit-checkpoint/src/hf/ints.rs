@@ -11,7 +11,7 @@
 //! ```
 //! with `P = 32 / bits` codes in a word, the first in its lowest bits.
 //!
-//! They become blocks of 32, whose scale is that of their group:
+//! They are converted to blocks of 32, whose scale is that of their group:
 //!
 //! | codes | zero points | become | error |
 //! | --- | --- | --- | --- |
@@ -20,8 +20,8 @@
 //! | 8 bits | all 128 | Q8_0 | none |
 //! | any other: 8 bits with zero points, columns in an order of their own, groups that are not a multiple of 32 | | F16 | `2^-11` of the weight |
 //!
-//! Scales that are not F16 in the file are rounded to it first, by `2^-11` of themselves at most (BF16 scales of
-//! `2^-14` and more are not changed at all); below `2^-14` F16 is coarser, in steps of `2^-24`.
+//! Scales that are not F16 in the file are first rounded to F16, with an error of at most `2^-11` of the scale (BF16
+//! scales of `2^-14` and more are not changed at all); below `2^-14`, F16 is coarser, with steps of `2^-24`.
 
 use super::HfError;
 use super::part::{check_dtype, check_shape, scales_of};
@@ -31,11 +31,11 @@ use fewbit_format::safetensors::{Dtype, TensorInfo};
 use fewbit_quant::TensorType;
 use half::f16;
 
-/// How codes and zero points lie in their tensors.
+/// The layout of codes and zero points in their tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Layout {
     Gptq {
-        /// Zero points are stored minus 1.
+        /// Whether zero points are stored minus 1.
         zeros_minus_one: bool,
     },
     Awq,
@@ -43,7 +43,7 @@ pub(super) enum Layout {
     Bytes,
 }
 
-/// The tensors of a matrix, as the file has them.
+/// The tensors of a matrix as in the file.
 pub(super) struct Parts<'a> {
     pub(super) codes: &'a TensorInfo,
     pub(super) scales: &'a TensorInfo,
@@ -51,7 +51,7 @@ pub(super) struct Parts<'a> {
     pub(super) g_idx: Option<&'a TensorInfo>,
 }
 
-/// A matrix of integers.
+/// A matrix of integer codes.
 pub(super) struct Ints {
     pub(super) codes: TensorInfo,
     pub(super) scales: TensorInfo,
@@ -61,13 +61,13 @@ pub(super) struct Ints {
     pub(super) n_rows: usize,
     pub(super) n_cols: usize,
     n_groups: usize,
-    /// Columns of a group.
+    /// Number of columns in a group.
     group: usize,
-    /// `[n_cols]`: groups of columns that are in no order.
+    /// `[n_cols]`: the group of each column, if columns are not in group order.
     g_idx: Option<Vec<u32>>,
-    /// All weights have one scale.
+    /// Whether all weights share one scale.
     one_scale: bool,
-    /// What it is shown as.
+    /// The type that it is converted to.
     pub(super) ty: TensorType,
 }
 
@@ -79,7 +79,7 @@ pub(super) struct Data<'a> {
 }
 
 impl Ints {
-    /// `group` of `None` takes whole rows, or what the shape of the scales says.
+    /// A `group` of `None` means whole rows, or follows from the shape of the scales.
     pub(super) fn new(
         files: &SafetensorsModel,
         layout: Layout,
@@ -155,7 +155,7 @@ impl Ints {
         Ok(ints)
     }
 
-    /// Whether every zero point is the middle.
+    /// Whether every zero point is the middle code.
     fn is_symmetric(&self, files: &SafetensorsModel) -> bool {
         let Some(zeros) = &self.zeros else { return true };
         let zeros = files.tensor_bytes(zeros);
@@ -163,7 +163,7 @@ impl Ints {
         (0..self.n_groups).all(|g| (0..self.n_rows).all(|row| self.zero(Some(zeros), row, g) == middle))
     }
 
-    /// The bytes of the tensors, and the scales, each of which leads to weights that F16 holds.
+    /// The bytes of the tensors, and the scales, which are checked to give weights within the range of F16.
     pub(super) fn data<'f>(&self, files: &'f SafetensorsModel) -> Result<Data<'f>, CheckpointError> {
         let limit = f16::MAX.to_f32() / (1 << self.bits) as f32;
         Ok(Data {
@@ -210,8 +210,7 @@ impl Ints {
         word as u8 & mask
     }
 
-    /// Writes some rows, in the type that they are shown as. Of rows whose codes share cache lines, many should be
-    /// written together.
+    /// Converts some rows to their target type. Rows whose codes share cache lines should be converted together.
     pub(super) fn write_rows(&self, data: &Data<'_>, rows: &[usize], out: &mut [u8]) {
         if self.ty.block_elems() == 1 {
             return self.write_floats(data, rows, out);
@@ -261,13 +260,13 @@ fn word(bytes: &[u8], i: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// Where in its word a row is: even ones are in the lower half.
+/// Bit position of a row within its word: even rows are in the lower half.
 fn awq_shift(row: usize) -> usize {
     let r = row % 8;
     4 * (r / 2 + 4 * (r % 2))
 }
 
-/// The group of each column, unless it is the one that the column's place gives.
+/// The group of each column, unless columns are in group order.
 fn columns(
     files: &SafetensorsModel,
     tensor: &TensorInfo,
@@ -282,7 +281,7 @@ fn columns(
     check_dtype(tensor, Dtype::I32)?;
     let bytes = files.tensor_bytes(tensor);
     let all: Vec<i32> = (0..n_cols).map(|i| word(bytes, i) as i32).collect();
-    // -1 everywhere is how an order that was never set is written.
+    // -1 everywhere means that the order was never set.
     if all.iter().all(|&g| g == -1) || all.iter().enumerate().all(|(i, &g)| g as usize == i / group) {
         return Ok(None);
     }

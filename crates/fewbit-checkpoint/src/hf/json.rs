@@ -1,11 +1,11 @@
-//! Reading JSON configurations: values by key, each checked, errors with the whole path of the key.
+//! Reading JSON configurations: values by key with type checks, and errors that contain the full path of the key.
 
 use super::HfError;
 use crate::CheckpointError;
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// The longest configuration that is read. Real ones have some kilobytes; those that list every quantized module
+/// The largest configuration that is read. Real ones have a few kilobytes; those that list every quantized module have
 /// a few hundred.
 const MAX_BYTES: u64 = 16 << 20;
 
@@ -31,21 +31,21 @@ pub fn read(path: &Path) -> Result<Option<Map<String, Value>>, HfError> {
 #[derive(Clone, Copy)]
 pub struct Object<'a> {
     file: &'static str,
-    /// The keys that lead to it, each followed by a dot.
+    /// The keys of the enclosing objects, each followed by a dot.
     prefix: &'a str,
     map: &'a Map<String, Value>,
 }
 
 impl<'a> Object<'a> {
-    /// The object that is the whole of a file.
+    /// Creates the object of a whole file.
     pub fn new(file: &'static str, map: &'a Map<String, Value>) -> Self {
         Self { file, prefix: "", map }
     }
 
-    /// The object at `key`, whose own keys are called `prefix` and theirs.
+    /// The object at `key`; paths of its keys start with `prefix`.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn object(&self, key: &str, prefix: &'a str) -> Result<Option<Self>, HfError> {
         match self.get(key) {
             None => Ok(None),
@@ -54,22 +54,22 @@ impl<'a> Object<'a> {
         }
     }
 
-    /// The whole path of a key.
+    /// The full path of a key.
     pub fn path(&self, key: &str) -> String {
         format!("{}{key}", self.prefix)
     }
 
-    /// What stands at `key`; `null` is nothing.
+    /// The value of `key`; `null` counts as missing.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
-    /// Whether there is such a key, even with `null`.
+    /// Whether the key exists, even with the value `null`.
     pub fn has(&self, key: &str) -> bool {
         self.map.contains_key(key)
     }
 
-    /// What this object says, and for what it does not say the other one.
+    /// The entries of this object, completed by those of `other` for missing keys.
     pub fn over(&self, other: Self) -> Map<String, Value> {
         let mut map = other.map.clone();
         map.extend(self.map.iter().map(|(key, value)| (key.clone(), value.clone())));
@@ -104,10 +104,10 @@ impl<'a> Object<'a> {
         self.get(key).map(|value| read(value).ok_or_else(|| self.wrong(key, expected, value))).transpose()
     }
 
-    /// A value that has to be there.
+    /// Unwraps a required value.
     ///
     /// # Errors
-    /// [`HfError::MissingKey`] without it.
+    /// [`HfError::MissingKey`] if it is missing.
     pub fn require<T>(&self, key: &str, value: Option<T>) -> Result<T, HfError> {
         value.ok_or_else(|| HfError::MissingKey { file: self.file, key: self.path(key) })
     }
@@ -115,7 +115,7 @@ impl<'a> Object<'a> {
     /// A string.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn str(&self, key: &str) -> Result<Option<&'a str>, HfError> {
         self.typed(key, "a string", Value::as_str)
     }
@@ -123,7 +123,7 @@ impl<'a> Object<'a> {
     /// True or false.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, HfError> {
         self.typed(key, "true or false", Value::as_bool)
     }
@@ -131,15 +131,15 @@ impl<'a> Object<'a> {
     /// A number.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn f64(&self, key: &str) -> Result<Option<f64>, HfError> {
         self.typed(key, "a number", Value::as_f64)
     }
 
-    /// A number of things. Some files write it as a float.
+    /// A count. Some files write it as a float.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn count(&self, key: &str) -> Result<Option<usize>, HfError> {
         self.typed(key, "a number of things", |value| {
             let whole = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..=9e15).contains(x)).map(|x| x as u64);
@@ -147,7 +147,7 @@ impl<'a> Object<'a> {
         })
     }
 
-    /// A number of things that has to be there.
+    /// A required count.
     ///
     /// # Errors
     /// [`HfError::MissingKey`], [`HfError::KeyType`].
@@ -156,10 +156,10 @@ impl<'a> Object<'a> {
         self.require(key, value)
     }
 
-    /// A list of anything.
+    /// A list of any values.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn list(&self, key: &str) -> Result<Option<&'a [Value]>, HfError> {
         self.typed(key, "a list", |value| value.as_array().map(Vec::as_slice))
     }
@@ -167,22 +167,22 @@ impl<'a> Object<'a> {
     /// A list of numbers.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, HfError> {
         self.typed(key, "a list of numbers", |value| {
             value.as_array()?.iter().map(|x| x.as_f64().map(|x| x as f32)).collect()
         })
     }
 
-    /// Names of layers or the like.
+    /// A list of strings, such as names of layers.
     ///
     /// # Errors
-    /// [`HfError::KeyType`] for another kind of value.
+    /// [`HfError::KeyType`] if the value has another type.
     pub fn strings(&self, key: &str) -> Result<Option<Vec<&'a str>>, HfError> {
         self.typed(key, "a list of strings", |value| value.as_array()?.iter().map(Value::as_str).collect())
     }
 
-    /// A value that the model may have but the decoder has no part for.
+    /// The error for a value that enables a feature which the decoder does not have.
     pub fn unsupported(&self, key: &str, feature: &'static str) -> CheckpointError {
         let value = self.get(key).map_or_else(|| "missing".to_owned(), Value::to_string);
         CheckpointError::UnsupportedFeature { feature, key: self.path(key), value }

@@ -1,12 +1,12 @@
-//! Models as Hugging Face repositories hold them: a folder with `config.json` and safetensors files.
+//! Models in Hugging Face repositories: a folder with `config.json` and safetensors files.
 //!
-//! [`HfModel`] shows such a folder as a source of the tensors that the same model has in a GGUF file, so that
-//! loading one gives the same bits as loading the other:
+//! [`HfModel`] presents such a folder as a source of the tensors that the same model has in a GGUF file, so that
+//! loading either gives the same bits:
 //!
 //! - names are those of GGUF (`names.rs`);
-//! - queries and keys of architectures that GGUF files keep in interleaved pairs are permuted: there, element
-//!   `2 i + j` of a head is what element `j n / 2 + i` is here (`n` elements are rotated);
-//! - norms of the Gemma family, which are kept minus 1, are shown whole;
+//! - queries and keys are permuted for architectures whose GGUF files use interleaved pairs: element `2 i + j` of a
+//!   head in GGUF is element `j n / 2 + i` here (`n` elements are rotated);
+//! - norms of the Gemma family, which are stored minus 1, get the 1 added;
 //! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`).
 
 mod config;
@@ -35,10 +35,10 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
 
-/// Rows that a thread rewrites at once: those of quantized matrices share cache lines.
+/// Number of rows that a thread converts at a time: rows of quantized matrices share cache lines.
 const ROWS_AT_ONCE: usize = 64;
 
-/// A Hugging Face folder, opened: its configuration, and its tensors under their GGUF names.
+/// An open Hugging Face folder: its configuration, and its tensors under their GGUF names.
 pub struct HfModel {
     path: PathBuf,
     files: SafetensorsModel,
@@ -48,19 +48,20 @@ pub struct HfModel {
 }
 
 impl HfModel {
-    /// Opens a folder: reads its configuration and the headers of its files, and checks that they fit together.
+    /// Opens a folder: reads its configuration and the headers of its files, and checks that they match.
     ///
     /// # Errors
     /// [`CheckpointError::Hf`] and [`CheckpointError::Format`] for files that are missing or damaged,
-    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`] and [`CheckpointError::BadConfig`] for
-    /// configurations, and those for tensors that are missing or of the wrong shape.
+    /// [`CheckpointError::UnknownArchitecture`], [`CheckpointError::UnsupportedFeature`] and
+    /// [`CheckpointError::BadConfig`] for configurations, and the errors for tensors that are missing or have the wrong
+    /// shape.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let config_path = path.join(CONFIG);
         let map = json::read(&config_path)?.ok_or(HfError::MissingFile { path: config_path })?;
         let object = json::Object::new(CONFIG, &map);
         let (mut config, extras) = config::read(object)?;
         config.pooling = pooling::read(path)?;
-        // GPTQ's first tools wrote a file of their own.
+        // GPTQ's first tools wrote a separate file.
         let own = match object.has("quantization_config") {
             true => None,
             false => json::read(&path.join("quantize_config.json"))?,
@@ -79,7 +80,7 @@ impl HfModel {
         Ok(model)
     }
 
-    /// An error unless the tensors are those that the configuration speaks of.
+    /// Returns an error unless the tensors match the configuration.
     fn check(&self, extras: &config::Extras) -> Result<(), CheckpointError> {
         let missing = |name: &str| CheckpointError::MissingTensor { name: self.name_in_file(name) };
         let embedding = self.tensor("token_embd.weight").ok_or_else(|| missing("token_embd.weight"))?;
@@ -109,7 +110,7 @@ impl HfModel {
         &self.path
     }
 
-    /// `config.json` as it stands.
+    /// The contents of `config.json`.
     pub fn config_json(&self) -> &serde_json::Map<String, serde_json::Value> {
         &self.json
     }
@@ -122,7 +123,7 @@ impl HfModel {
     /// The sampling settings that `generation_config.json` recommends.
     ///
     /// # Errors
-    /// [`HfError`] if there is such a file and it cannot be read.
+    /// [`HfError`] if there is such a file but it cannot be read.
     pub fn generation_defaults(&self) -> Result<GenerationDefaults, HfError> {
         GenerationDefaults::read(&self.path)
     }
@@ -149,7 +150,7 @@ impl WeightSource for HfModel {
     ) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
         let source = |row: usize| entry.order.source(&self.config, row);
-        // What is permuted in a vector are its elements.
+        // In a vector, the elements are permuted.
         let is_vector = tensor.shape.len() < 2;
         let (unit, units) = match is_vector && entry.order != Order::Same {
             true => (tensor.ty.block_bytes(), 0..n_cols(tensor)),
@@ -215,7 +216,7 @@ impl WeightSource for HfModel {
     }
 }
 
-/// What other tools call their weights: those of PyTorch, and of Mistral's own releases.
+/// Names of weight files of other tools: PyTorch, and Mistral's own releases.
 const OTHER_WEIGHTS: [&str; 5] = [
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
@@ -232,12 +233,12 @@ fn no_weights(folder: &Path) -> HfError {
     }
 }
 
-/// Whether GGUF files of this model keep queries and keys in another order.
+/// Whether GGUF files of this model store queries and keys in another order.
 pub fn permutes(config: &ModelConfig) -> bool {
     config.rope.style == RopeStyle::Interleaved
 }
 
-/// Where a row (or an element of a bias) of q or k of such a model stands in the files.
+/// Position in the files of a row of q or k (or of an element of a bias) of such a model.
 pub fn unpermuted(config: &ModelConfig, row: usize) -> usize {
     let (head_dim, n) = (config.head_dim, config.rope.n_dims);
     let (head, e) = (row / head_dim, row % head_dim);
@@ -250,5 +251,5 @@ impl std::fmt::Debug for HfModel {
     }
 }
 
-/// A tensor as a safetensors header has it.
+/// A tensor of a safetensors header.
 type FileTensor = safetensors::TensorInfo;

@@ -1,4 +1,4 @@
-//! From the tensors of the files to those of the model: by the module that they belong to.
+//! Maps the tensors of the files to those of the model, by the module that they belong to.
 
 use super::config::Extras;
 use super::fp8::Fp8;
@@ -14,8 +14,8 @@ use fewbit_format::{SafetensorsModel, TensorInfo};
 use fewbit_quant::TensorType;
 use std::collections::{BTreeMap, HashMap};
 
-/// Last parts of the names of tensors that say nothing about weights: how activations and keys and values were to
-/// be quantized, and tables that follow from the configuration.
+/// Last parts of the names of tensors that do not describe weights: the quantization of activations or of keys and
+/// values, and tables that follow from the configuration.
 const IGNORED: [&str; 11] = [
     "input_scale",
     "input_zero_point",
@@ -30,27 +30,27 @@ const IGNORED: [&str; 11] = [
     "weight_shape",
 ];
 
-/// What a tensor of the model is in the files.
+/// How a tensor of the model is stored in the files.
 pub(super) struct Entry {
     pub(super) stored: Stored,
     pub(super) order: Order,
 }
 
-/// Where the rows of a tensor of the model are in that of the files.
+/// How the rows of a model's tensor map to those of the file's tensor.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Order {
-    /// In their places.
+    /// In the same order.
     Same,
-    /// Those of a head in the order of half-split pairs; they are shown in that of interleaved ones.
+    /// Rows of a head are in the order of half-split pairs in the file, and of interleaved pairs in the model.
     Pairs,
-    /// Of every two blocks of so many rows in the first.
+    /// The rows of the first of every two blocks of this many rows.
     First(usize),
-    /// In the second.
+    /// The rows of the second of every two blocks.
     Second(usize),
 }
 
 impl Order {
-    /// The row in the files.
+    /// The index of the row in the file.
     pub(super) fn source(self, config: &ModelConfig, row: usize) -> usize {
         match self {
             Self::Same => row,
@@ -62,9 +62,9 @@ impl Order {
 }
 
 pub(super) enum Stored {
-    /// As it is shown.
+    /// Unchanged.
     Plain(FileTensor),
-    /// A vector to which 1 is added; shown as F32.
+    /// A vector to which 1 is added; converted to F32.
     MinusOne {
         tensor: FileTensor,
         ty: TensorType,
@@ -74,7 +74,7 @@ pub(super) enum Stored {
 }
 
 impl Stored {
-    /// The tensors of the files that it is made of; the first names it.
+    /// The tensors of the files that it consists of; the first one names it.
     pub(super) fn tensors(&self) -> Vec<&FileTensor> {
         match self {
             Self::Plain(tensor) | Self::MinusOne { tensor, .. } => vec![tensor],
@@ -84,13 +84,13 @@ impl Stored {
     }
 }
 
-/// The tensors of the model under their GGUF names, and what each is in the files.
+/// The tensors of the model under their GGUF names, and how each is stored in the files.
 #[derive(Default)]
 pub(super) struct Tensors {
     infos: Vec<TensorInfo>,
-    /// What each of `infos` is.
+    /// How each of `infos` is stored.
     entries: Vec<Entry>,
-    /// Place of each name in `infos`.
+    /// Index of each name in `infos`.
     places: HashMap<String, usize>,
 }
 
@@ -113,7 +113,7 @@ impl Tensors {
 /// The tensors of one module, by the last part of their names.
 type Module<'a> = BTreeMap<&'a str, &'a FileTensor>;
 
-/// Finds what the files hold of the model.
+/// Finds the tensors of the model in the files.
 pub(super) fn read(
     files: &SafetensorsModel,
     config: &ModelConfig,
@@ -134,7 +134,7 @@ pub(super) fn read(
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
             return Err(CheckpointError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
         };
-        // Some files keep the embedding a second time.
+        // Some files store the embedding twice.
         if part == Part::Output && extras.tied {
             continue;
         }
@@ -183,7 +183,7 @@ impl Builder<'_> {
                         self.add(weight, tensor.shape.clone(), TensorType::F32, stored, part)?;
                     }
                     false => {
-                        // The score of the shared expert is one row.
+                        // The tensor for the shared expert's score has one row.
                         let shape = match (part, &tensor.shape[..]) {
                             (Part::SharedRouter, &[1, n]) => vec![n],
                             _ => tensor.shape.clone(),
@@ -208,7 +208,7 @@ impl Builder<'_> {
         }
     }
 
-    /// The gates of all experts and what they are multiplied with, of one tensor.
+    /// Adds the gates of all experts and the matrices that they are multiplied with, which are one tensor.
     fn gates_and_ups(&mut self, ups: &str, tensor: &FileTensor) -> Result<(), CheckpointError> {
         let ty = plain_type(tensor)?;
         let (n, ffn_dim) = self.config.experts.map_or((0, 0), |experts| (experts.n_experts, experts.ffn_dim));
@@ -236,7 +236,7 @@ impl Builder<'_> {
     ) -> Result<(), CheckpointError> {
         let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
         if is_permuted {
-            // Rows are moved within heads, so there must be whole heads.
+            // Rows are permuted within heads, so there must be whole heads.
             let n_heads = if part == Part::Q { self.config.n_heads } else { self.config.n_kv_heads };
             let n_rows = (n_heads * self.config.head_dim) as u64;
             if shape.first() != Some(&n_rows) {
@@ -268,7 +268,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// The matrix of integers that a module holds, if it does.
+    /// The integer matrix of a module, if it has one.
     fn ints(&self, module: &Module<'_>, used: &mut Vec<&'static str>) -> Result<Option<Ints>, CheckpointError> {
         let mut take = |leaf: &'static str| {
             let tensor = module.get(leaf).copied();
@@ -285,7 +285,7 @@ impl Builder<'_> {
                     g_idx: take("g_idx"),
                 };
                 let [words, n_rows] = matrix_shape(codes)?;
-                // Rows need not fill their last word; the order of the columns has one entry for each.
+                // Rows need not fill their last word, but the group index has one entry for each column.
                 let n_cols = match parts.g_idx.map(|t| &t.shape[..]) {
                     Some(&[n]) => usize::try_from(n).unwrap_or(usize::MAX).min(words * (32 / gptq.bits)),
                     _ => words * (32 / gptq.bits),
@@ -335,7 +335,8 @@ impl Builder<'_> {
         Ints::new(self.files, layout, bits, None, [n_rows, n_cols], &parts).map(Some)
     }
 
-    /// Bits of a code and columns of a packed matrix: its `weight_shape` says how many columns its words hold.
+    /// Bits per code and number of columns of a packed matrix: its `weight_shape` gives the columns that its words
+    /// hold.
     fn packed_columns(&self, codes: &FileTensor, words: usize) -> Result<(usize, usize), CheckpointError> {
         let module = codes.name.strip_suffix("weight_packed").unwrap_or(&codes.name);
         let name = format!("{module}weight_shape");
@@ -359,7 +360,7 @@ impl Builder<'_> {
         }
     }
 
-    /// The scales of an FP8 matrix, and rows and columns under one of them.
+    /// The scales of an FP8 matrix, and the number of rows and columns that share one.
     fn fp8_scale<'m>(
         &self,
         weight: &FileTensor,
@@ -379,7 +380,7 @@ impl Builder<'_> {
     }
 }
 
-/// A tensor that `other` cannot do without.
+/// Returns a tensor that `other` requires, or an error if it is missing.
 fn require<'m>(tensor: Option<&'m FileTensor>, other: &FileTensor, leaf: &str) -> Result<&'m FileTensor, HfError> {
     tensor.ok_or_else(|| {
         let module = other.name.rsplit_once('.').map_or("", |(module, _)| module);

@@ -7,11 +7,11 @@ use fewbit_format::SafetensorsModel;
 use fewbit_format::safetensors::{Dtype, TensorInfo};
 use fewbit_quant::TensorType;
 
-/// More rows or columns than any model has, and few enough that products of them and small numbers do not
+/// Larger than the number of rows or columns of any model, and small enough that products with small numbers do not
 /// overflow.
 const MAX_SIDE: usize = 1 << 28;
 
-/// The shape of a tensor that has to be a matrix; a vector is one row.
+/// The shape of a tensor that must be a matrix; a vector counts as one row.
 pub(super) fn matrix_shape(tensor: &TensorInfo) -> Result<[usize; 2], HfError> {
     let side = |n: u64| usize::try_from(n).ok().filter(|&n| n <= MAX_SIDE);
     let shape = match tensor.shape[..] {
@@ -26,7 +26,7 @@ pub(super) fn matrix_shape(tensor: &TensorInfo) -> Result<[usize; 2], HfError> {
     })
 }
 
-/// An error unless the tensor has this shape.
+/// Returns an error unless the tensor has this shape.
 pub(super) fn check_shape(tensor: &TensorInfo, expected: [usize; 2]) -> Result<(), HfError> {
     let expected = expected.map(|n| n as u64);
     match tensor.shape[..] == expected {
@@ -39,7 +39,7 @@ pub(super) fn check_shape(tensor: &TensorInfo, expected: [usize; 2]) -> Result<(
     }
 }
 
-/// An error unless the tensor has elements of this type.
+/// Returns an error unless the elements of the tensor have this type.
 pub(super) fn check_dtype(tensor: &TensorInfo, dtype: Dtype) -> Result<(), HfError> {
     match tensor.dtype == dtype {
         true => Ok(()),
@@ -47,7 +47,7 @@ pub(super) fn check_dtype(tensor: &TensorInfo, dtype: Dtype) -> Result<(), HfErr
     }
 }
 
-/// The type of a tensor of plain floats; an error if it is of another kind.
+/// The type of a tensor of plain floats, or an error for any other type.
 ///
 /// # Errors
 /// [`HfError::TensorDtype`].
@@ -63,7 +63,7 @@ pub fn plain_type(tensor: &TensorInfo) -> Result<TensorType, HfError> {
     })
 }
 
-/// The numbers of a tensor of scales; an error if one is no number or larger than `limit`.
+/// The values of a tensor of scales; an error if one is not a number or larger than `limit`.
 pub(super) fn scales_of(
     files: &SafetensorsModel,
     tensor: &TensorInfo,

@@ -1,4 +1,4 @@
-//! `1_Pooling/config.json`: how models made for embeddings turn the tokens of a text into one vector.
+//! `1_Pooling/config.json`: how embedding models turn the tokens of a text into one vector.
 
 use super::HfError;
 use super::json::{self, Object};
@@ -7,7 +7,7 @@ use std::path::Path;
 
 const FILE: &str = "1_Pooling/config.json";
 
-/// What the file in `folder` says. Of several ways, which such a file may add up, none is taken.
+/// Reads the file in `folder`. If it enables several modes, which would be combined, none is used.
 pub(super) fn read(folder: &Path) -> Result<Option<Pooling>, HfError> {
     let Some(map) = json::read(&folder.join(FILE))? else { return Ok(None) };
     let json = Object::new(FILE, &map);

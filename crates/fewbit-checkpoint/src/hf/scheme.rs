@@ -1,12 +1,12 @@
-//! `quantization_config`: by which method the weights of a folder are quantized.
+//! `quantization_config`: the method by which the weights of a folder are quantized.
 
 use super::HfError;
 use super::json::Object;
 
-/// How quantized matrices are stored. Which matrices are quantized, their tensors say.
+/// The storage format of quantized matrices. The tensors show which matrices are quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scheme {
-    /// Not at all.
+    /// Not quantized.
     None,
     Gptq(Gptq),
     /// AWQ in GEMM form: 4 bits, `[n_cols, n_rows / 8]`.
@@ -26,9 +26,9 @@ pub(super) enum Scheme {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gptq {
     pub(super) bits: usize,
-    /// Columns under one scale; `None` for whole rows.
+    /// Number of columns that share one scale; `None` for whole rows.
     pub(super) group: Option<usize>,
-    /// Zero points are stored minus 1, as all but `gptq_v2` do.
+    /// Whether zero points are stored minus 1, as in all variants except `gptq_v2`.
     pub(super) zeros_minus_one: bool,
 }
 
@@ -59,7 +59,7 @@ impl Scheme {
     }
 }
 
-/// Columns under one scale, where -1 is a whole row.
+/// Number of columns that share one scale; -1 means a whole row.
 fn group(json: Object<'_>, key: &str) -> Result<Option<usize>, HfError> {
     match json.f64(key)? {
         None => Ok(None),
@@ -143,7 +143,7 @@ fn compressed_tensors(json: Object<'_>) -> Result<Scheme, HfError> {
     Ok(Scheme::CompressedTensors { block })
 }
 
-/// Rows and columns under one scale.
+/// Number of rows and columns that share one scale.
 fn block(json: Object<'_>, key: &str) -> Result<Option<[usize; 2]>, HfError> {
     // Some files write it as `"128x128"`.
     if let Some(text) = json.get(key).and_then(serde_json::Value::as_str) {

@@ -8,10 +8,10 @@
 //! tensor data: each tensor at its offset from here, itself a multiple of the alignment
 //! ```
 //!
-//! A string is its length in bytes as a u64, then its bytes. An array is its element type (u32), its length
-//! (u64), then its elements; an element that is an array brings its own type and length. The alignment is
-//! the metadata value `general.alignment`, or 32. Versions 2 and 3 have this layout; version 1 had 32-bit
-//! lengths. The specification: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
+//! A string is its length in bytes as a u64, then its bytes. An array is its element type (u32), its length (u64), then
+//! its elements; an element that is an array has its own type and length. The alignment is the metadata value
+//! `general.alignment`, or 32. Versions 2 and 3 have this layout; version 1 had 32-bit lengths. See the specification:
+//! <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>.
 
 mod parse;
 mod write;
@@ -31,31 +31,31 @@ pub use write::GgufWriter;
 const MAGIC: [u8; 4] = *b"GGUF";
 /// The metadata key of the alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
-/// The alignment of a file that does not say.
+/// The alignment of a file that does not specify one.
 const DEFAULT_ALIGNMENT: u64 = 32;
-/// The longest metadata key, in bytes, as the specification has it.
+/// The longest metadata key in bytes, as specified.
 const MAX_KEY_BYTES: u64 = 65_535;
 /// The most dimensions a tensor can have.
 const MAX_DIMS: u32 = 4;
 
-/// What a file's header says: everything but the tensors' bytes.
+/// The contents of a file's header: everything except the bytes of the tensors.
 #[derive(Clone, Debug)]
 pub struct Header {
     /// The version of the format, 2 or 3.
     pub version: u32,
     /// Every tensor begins at a multiple of this many bytes from `data_offset`.
     pub alignment: u64,
-    /// Where the tensor data begins, from the start of the file.
+    /// Where the tensor data begins, in bytes from the start of the file.
     pub data_offset: u64,
     /// The named values.
     pub metadata: Metadata,
     tensors: Vec<TensorInfo>,
-    /// Place of each name in `tensors`.
+    /// Index of each name in `tensors`.
     index: HashMap<String, usize>,
 }
 
 impl Header {
-    /// The tensors, in the order of the file's records.
+    /// The tensors, in the order of their records in the file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -83,36 +83,36 @@ impl Header {
 pub struct TensorInfo {
     /// The name, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// The dimensions, outermost first: `[n_rows, n_cols]` for a matrix. This is the reverse of the order
-    /// in the file. The last dimension is contiguous, and a whole number of blocks.
+    /// The dimensions, outermost first: `[n_rows, n_cols]` for a matrix. This is the reverse of the order in the file.
+    /// The last dimension is contiguous, and a whole number of blocks.
     pub shape: Vec<u64>,
     /// The type of the elements.
     pub ty: TensorType,
-    /// Where the bytes begin, from the start of the file; in a model of several files as if they were one, each file
-    /// after the one before.
+    /// Where the bytes begin, from the start of the file. For a model of several files, the offset is that in the
+    /// concatenation of the files.
     pub offset: u64,
-    /// How many bytes there are.
+    /// Number of bytes.
     pub n_bytes: u64,
 }
 
 impl TensorInfo {
     /// The number of elements.
     pub fn n_elems(&self) -> u64 {
-        // Cannot overflow for a parsed tensor (its size in bytes was computed with checks); saturating for
-        // one that was made by hand.
+        // Cannot overflow for a parsed tensor, whose size in bytes was computed with checks; saturates for one that was
+        // constructed by hand.
         self.shape.iter().fold(1, |n, &dim| n.saturating_mul(dim))
     }
 }
 
-/// How much a file may ask of its reader. The defaults leave several times the room that real models need.
+/// Limits on what a file may make its reader allocate. The defaults are several times what real models need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The longest header, in bytes: metadata and tensor records.
     pub header_bytes: u64,
-    /// The longest string value, in bytes. Chat templates take up to some 100 KB; some files carry a whole
-    /// tokenizer in one string.
+    /// The longest string value, in bytes. Chat templates take up to about 100 KB; some files hold a whole tokenizer in
+    /// one string.
     pub string_bytes: u64,
-    /// The longest tensor name, in bytes. The specification and llama.cpp stop at 64; files of tools built
+    /// The longest tensor name, in bytes. The specification and llama.cpp allow 64; files from tools that were built
     /// with a larger limit have up to 128.
     pub tensor_name_bytes: u64,
     /// How deep arrays may be nested; 1 is an array of plain values.

@@ -1,9 +1,9 @@
-//! The GGUF parser: bytes in, a checked [`Header`] out. It never opens a file, so that whatever a test or a
-//! fuzzer can write down, it can be given.
+//! The GGUF parser, which turns bytes into a checked [`Header`]. It never opens a file, so tests and fuzzers can pass
+//! it any bytes.
 //!
-//! Counts and lengths are compared with the bytes that are left before anything is allocated by them, all
-//! arithmetic is checked, and slices are taken with `get`. A tensor's record is complete only when its
-//! bytes were found to lie in the file, at a multiple of the alignment, apart from all others.
+//! Counts and lengths are compared with the remaining bytes before anything is allocated for them, all arithmetic is
+//! checked, and slices are taken with `get`. A tensor's record is accepted only if its bytes lie in the file, at a
+//! multiple of the alignment, and do not overlap with others.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -22,13 +22,14 @@ use crate::error::{FormatError, FoundInstead};
 use crate::metadata::{ARRAY_ID, Array, Metadata, RawString, Value};
 use crate::reader::Cursor;
 
-/// The least bytes of a metadata entry: key length, one byte of key, value type, one byte of value.
+/// The minimum size of a metadata entry: key length, one byte of key, value type, one byte of value.
 const MIN_METADATA_BYTES: u64 = 8 + 1 + 4 + 1;
-/// The least bytes of a tensor's record: name length, one byte of name, one dimension, type, offset.
+/// The minimum size of a tensor's record: name length, one byte of name, number of dimensions, one dimension, type,
+/// offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 1 + 4 + 8 + 4 + 8;
-/// The least bytes of a string: its length.
+/// The minimum size of a string: its length.
 const MIN_STRING_BYTES: u64 = 8;
-/// The least bytes of an array: its element type and length.
+/// The minimum size of an array: its element type and length.
 const MIN_ARRAY_BYTES: u64 = 4 + 8;
 
 /// Parses and checks the header of a whole GGUF file.
@@ -45,7 +46,7 @@ pub fn parse_with(bytes: &[u8], limits: &Limits) -> Result<Header, FormatError> 
     }
 }
 
-/// Which part of a split model the file is, from 1, and how many parts there are; `None` for a whole model.
+/// The number of this part of a split model (from 1) and the number of parts; `None` for a whole model.
 pub(crate) fn split(metadata: &Metadata) -> Result<Option<(u64, u64)>, FormatError> {
     match metadata.u64("split.count")? {
         Some(count) if count > 1 => Ok(Some((metadata.u64("split.no")?.unwrap_or(0).saturating_add(1), count))),
@@ -53,7 +54,7 @@ pub(crate) fn split(metadata: &Metadata) -> Result<Option<(u64, u64)>, FormatErr
     }
 }
 
-/// [`parse_with`], but the file may be one of those that a model was split into.
+/// As [`parse_with`], but the file may be a part of a split model.
 pub(crate) fn parse_part(bytes: &[u8], limits: &Limits) -> Result<Header, FormatError> {
     let mut cursor = Cursor::new(bytes, limits.header_bytes);
     let version = version(&mut cursor, bytes)?;
@@ -75,13 +76,13 @@ pub(crate) fn parse_part(bytes: &[u8], limits: &Limits) -> Result<Header, Format
         tensors.push(tensor);
     }
 
-    // Cannot overflow: the header lies in memory, and the alignment is at most 2^24.
+    // Cannot overflow: the header is in memory, and the alignment is at most 2^24.
     let data_offset = cursor.position().checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
     place_tensors(&mut tensors, data_offset, alignment, bytes.len() as u64)?;
     Ok(Header { version, alignment, data_offset, metadata, tensors, index })
 }
 
-/// Reads magic and version, and tells apart the files that are none of ours.
+/// Reads magic and version, and recognises files that fewbit cannot read.
 fn version(cursor: &mut Cursor<'_>, bytes: &[u8]) -> Result<u32, FormatError> {
     if bytes.is_empty() {
         return Err(FormatError::Empty);
@@ -93,7 +94,7 @@ fn version(cursor: &mut Cursor<'_>, bytes: &[u8]) -> Result<u32, FormatError> {
     match cursor.u32("the version")? {
         version @ (2 | 3) => Ok(version),
         1 => Err(FormatError::Version1),
-        // Versions are small numbers: one whose low half is zero has its bytes in the other order.
+        // Versions are small numbers: if the low half is zero, the bytes are in the other order.
         version if version != 0 && version.trailing_zeros() >= 16 => {
             Err(FormatError::BigEndian { version: version.swap_bytes() })
         }
@@ -158,7 +159,7 @@ impl<'a> Values<'_, 'a> {
         })
     }
 
-    /// An array: element type, length, elements. `depth` is 1 for one that is not inside another.
+    /// An array: element type, length, elements. `depth` is 1 for an array that is not inside another one.
     fn array(&mut self, depth: u32) -> Result<Array, FormatError> {
         let limit = self.limits.array_depth;
         if depth > limit {
@@ -216,7 +217,7 @@ impl<'a> Values<'_, 'a> {
         Ok(Array::String(texts))
     }
 
-    /// The rest of an array of strings once one of them, `raw`, was not UTF-8.
+    /// Reads the rest of an array of strings after one of them, `raw`, turned out not to be UTF-8.
     fn raw_strings(&mut self, n: usize, texts: Vec<String>, raw: &[u8]) -> Result<Array, FormatError> {
         let mut list: Vec<RawString> = Vec::with_capacity(n);
         list.extend(texts.into_iter().map(|text| text.into_bytes().into_boxed_slice()));
@@ -231,7 +232,8 @@ impl<'a> Values<'_, 'a> {
     fn string(&mut self) -> Result<&'a [u8], FormatError> {
         let length = self.cursor.u64("the length of a string")?;
         let limit = self.limits.string_bytes;
-        // Read first: a length beyond the end of the file means a damaged file, not a long string.
+        // Read before the limit is checked: a length beyond the end of the file means a damaged file, not a long
+        // string.
         let raw = self.cursor.bytes(length, "a string")?;
         if length > limit {
             return Err(FormatError::StringTooLong { key: self.key.to_owned(), length, limit });
@@ -252,7 +254,7 @@ impl<'a> Values<'_, 'a> {
     }
 }
 
-/// One tensor's record. Its offset is still the file's, from the start of the tensor data.
+/// Reads one tensor's record. Its offset is still relative to the start of the tensor data, as in the file.
 fn tensor(cursor: &mut Cursor<'_>, index: usize, limits: &Limits) -> Result<TensorInfo, FormatError> {
     let length = cursor.u64("the length of a tensor name")?;
     let limit = limits.tensor_name_bytes;
@@ -281,7 +283,7 @@ fn tensor(cursor: &mut Cursor<'_>, index: usize, limits: &Limits) -> Result<Tens
     Ok(TensorInfo { name, shape, ty, offset, n_bytes })
 }
 
-/// Turns the tensors' offsets into offsets from the start of the file, and checks where they lie.
+/// Converts the tensors' offsets to offsets from the start of the file, and checks that they lie in it without overlap.
 fn place_tensors(
     tensors: &mut [TensorInfo],
     data_offset: u64,
@@ -304,7 +306,7 @@ fn place_tensors(
     let mut by_offset: Vec<&TensorInfo> = tensors.iter().collect();
     by_offset.sort_by_key(|tensor| tensor.offset);
     for (first, second) in by_offset.iter().zip(by_offset.iter().skip(1)) {
-        // Does not overflow: the end was found to lie in the file.
+        // Does not overflow, because the end is known to lie in the file.
         if first.offset.saturating_add(first.n_bytes) > second.offset {
             return Err(FormatError::OverlappingTensors { first: first.name.clone(), second: second.name.clone() });
         }
@@ -327,8 +329,8 @@ pub(super) fn checked_n_bytes(tensor: &str, shape: &[u64], ty: TensorType) -> Re
     if !n_cols.is_multiple_of(block_elems) {
         return Err(FormatError::NotWholeBlocks { tensor: name(), ty, n_cols });
     }
-    // Both the number of elements and the number of bytes must be 64-bit numbers: quantized types have
-    // fewer bytes than elements.
+    // Both the number of elements and the number of bytes must fit into 64 bits: quantized types have fewer bytes than
+    // elements.
     let n_elems = shape.iter().try_fold(1u64, |n, &dim| n.checked_mul(dim));
     let n_bytes = n_elems
         .and_then(|n| n.checked_div(block_elems))

@@ -1,7 +1,7 @@
-//! The GGUF writer: metadata and tensors in, a file out that this crate and llama.cpp read.
+//! The GGUF writer: writes metadata and tensors to a file that this crate and llama.cpp can read.
 //!
-//! The header needs only names, shapes and types, so tensor data can be made while the file is written
-//! ([`GgufWriter::tensor_with`]): converting a model takes the memory of one tensor, not of all.
+//! The header needs only names, shapes and types, so tensor data can be produced while the file is written
+//! ([`GgufWriter::tensor_with`]): converting a model needs memory for one tensor, not for all.
 
 use std::borrow::Cow;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use crate::error::FormatError;
 use crate::metadata::{Array, Metadata, Value};
 use crate::new_file::NewFile;
 
-/// The longest tensor name that llama.cpp reads; its buffer of 64 bytes ends with a zero.
+/// The longest tensor name that llama.cpp reads: its buffer has 64 bytes, including the terminating zero.
 const MAX_NAME_BYTES: u64 = 63;
 
 /// Builds a GGUF file.
@@ -67,23 +67,23 @@ impl Default for GgufWriter<'_> {
 }
 
 impl<'a> GgufWriter<'a> {
-    /// An empty file of version 3.
+    /// Creates an empty file of version 3.
     pub fn new() -> Self {
         Self { version: 3, metadata: Metadata::default(), tensors: Vec::new() }
     }
 
-    /// A file with the metadata of another one, to be changed with [`set`](Self::set).
+    /// Creates a file with the metadata of another one, which [`set`](Self::set) can change.
     pub fn with_metadata(metadata: Metadata) -> Self {
         Self { metadata, ..Self::new() }
     }
 
-    /// Writes version 2 instead of 3; the two differ in this number only.
+    /// Writes version 2 instead of 3; the two versions differ only in this number.
     pub fn version_2(&mut self) -> &mut Self {
         self.version = 2;
         self
     }
 
-    /// Sets a metadata value: in its place if the key is there, else at the end.
+    /// Sets a metadata value: replaces the value of an existing key, or adds a new key at the end.
     ///
     /// `general.alignment` sets the alignment of the file.
     pub fn set(&mut self, key: impl Into<String>, value: impl Into<Value>) -> &mut Self {
@@ -96,7 +96,7 @@ impl<'a> GgufWriter<'a> {
         &self.metadata
     }
 
-    /// Adds a tensor whose bytes are at hand. `shape` has the outermost dimension first.
+    /// Adds a tensor whose bytes are available now. `shape` has the outermost dimension first.
     pub fn tensor(
         &mut self,
         name: impl Into<String>,
@@ -113,8 +113,8 @@ impl<'a> GgufWriter<'a> {
         Ok(self)
     }
 
-    /// Adds a tensor whose bytes are made while the file is written. `source` is called once per
-    /// [`write_to`](Self::write_to), and has to write exactly the bytes that shape and type ask for.
+    /// Adds a tensor whose bytes are produced while the file is written. `source` is called once per
+    /// [`write_to`](Self::write_to), and has to write exactly as many bytes as shape and type require.
     pub fn tensor_with(
         &mut self,
         name: impl Into<String>,
@@ -171,17 +171,17 @@ impl<'a> GgufWriter<'a> {
         Ok(out.n_bytes)
     }
 
-    /// The file as bytes.
+    /// Returns the file as bytes.
     pub fn to_bytes(&mut self) -> Result<Vec<u8>, FormatError> {
         let mut bytes = Vec::new();
         self.write_to(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Writes the file under a path and returns its size in bytes.
+    /// Writes the file to a path and returns its size in bytes.
     ///
-    /// It is written under a temporary name in the same folder and renamed when it is complete, so that the
-    /// path never names half a file, and a process that has the old file mapped keeps it.
+    /// It is written under a temporary name in the same folder and renamed when it is complete. So the path never names
+    /// an incomplete file, and a process that has mapped the old file keeps it.
     pub fn write_file(&mut self, path: &Path) -> Result<u64, FormatError> {
         let io_error = |source: io::Error| FormatError::Io { path: path.to_owned(), source };
         let mut file = NewFile::create(path).map_err(io_error)?;
@@ -272,7 +272,7 @@ fn put_string(header: &mut Vec<u8>, bytes: &[u8]) {
     header.extend(bytes);
 }
 
-/// A value with its type in front.
+/// A value, preceded by its type.
 fn put_value(header: &mut Vec<u8>, key: &str, value: &Value) -> Result<(), FormatError> {
     header.extend(value.gguf_id().to_le_bytes());
     match value {

@@ -6,12 +6,12 @@
 //!           "__metadata__": { "KEY": "VALUE", ... } }
 //! ```
 //!
-//! Offsets count from the start of the tensor data, and the tensors fill it from end to end without a gap.
-//! A large model is cut into several files, and `model.safetensors.index.json` says which tensor is in
-//! which: `{ "weight_map": { "NAME": "FILE", ... } }`.
+//! Offsets are relative to the start of the tensor data, which the tensors fill from end to end without gaps. A large
+//! model is split into several files, and `model.safetensors.index.json` lists which tensor is in which file:
+//! `{ "weight_map": { "NAME": "FILE", ... } }`.
 //!
-//! The header is read here and not by the crate `safetensors`, which the tests use to write files and to
-//! compare with: here each error names its tensor, and a name that occurs twice is refused.
+//! The header is parsed here and not by the crate `safetensors`, which the tests use to write files and to compare
+//! with. This way, each error names its tensor, and duplicate names are rejected.
 
 mod parse;
 
@@ -25,18 +25,18 @@ use crate::error::FormatError;
 
 pub use parse::{parse, parse_index};
 
-/// The name of the only file of a model that is not cut.
+/// The name of the only file of a model that is not split.
 const SINGLE: &str = "model.safetensors";
-/// The name of the file that says which tensor is in which file.
+/// The name of the file that lists which tensor is in which file.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// What a safetensors header says.
+/// The contents of a safetensors header.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Header {
     /// The strings under `__metadata__`.
     pub metadata: BTreeMap<String, String>,
-    /// The tensors, in the order of their bytes.
+    /// The tensors, in the order of their bytes in the file.
     pub tensors: Vec<TensorInfo>,
 }
 
@@ -46,19 +46,19 @@ pub struct Header {
 pub struct TensorInfo {
     /// The name, such as `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
-    /// The dimensions, outermost first; none for a single number. Unlike in GGUF, a dimension may be 0.
+    /// The dimensions, outermost first; empty for a scalar. Unlike in GGUF, a dimension may be 0.
     pub shape: Vec<u64>,
     /// The type of the elements.
     pub dtype: Dtype,
-    /// The file of the model that holds the bytes: a place in [`SafetensorsModel::shards`].
+    /// The file of the model that holds the bytes: an index into [`SafetensorsModel::shards`].
     pub shard: usize,
     /// Where the bytes begin, from the start of that file.
     pub offset: u64,
-    /// How many bytes there are.
+    /// Number of bytes.
     pub n_bytes: u64,
 }
 
-/// Declares [`Dtype`] with its names in files and its sizes.
+/// Declares [`Dtype`] with the names and sizes of its types.
 macro_rules! dtypes {
     ($($variant:ident, $name:literal, $bits:literal, $tensor_type:expr;)*) => {
         /// The element types of the safetensors format.
@@ -70,7 +70,7 @@ macro_rules! dtypes {
         }
 
         impl Dtype {
-            /// The type with this name; names are as in the format, in capitals.
+            /// The type with this name, which is in capitals as in the format.
             pub fn from_name(name: &str) -> Option<Self> {
                 match name {
                     $($name => Some(Self::$variant),)*
@@ -78,7 +78,7 @@ macro_rules! dtypes {
                 }
             }
 
-            /// The name in files.
+            /// The name in safetensors files.
             pub fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
@@ -92,7 +92,7 @@ macro_rules! dtypes {
                 }
             }
 
-            /// The type of the same elements in GGUF, or `None` if it has none.
+            /// The corresponding type in GGUF; `None` if there is none.
             pub fn tensor_type(self) -> Option<TensorType> {
                 match self {
                     $(Self::$variant => $tensor_type,)*
@@ -133,7 +133,7 @@ impl std::fmt::Display for Dtype {
     }
 }
 
-/// The tensors of a safetensors model: of one file, or of all the files of a model that was cut.
+/// The tensors of a safetensors model, which is one file or several.
 ///
 /// As with [`GgufFile`](crate::GgufFile), headers are parsed once, and the files must not be changed in place
 /// while they are open.
@@ -151,7 +151,7 @@ pub struct SafetensorsModel {
     shards: Vec<Shard>,
     metadata: BTreeMap<String, String>,
     tensors: Vec<TensorInfo>,
-    /// Place of each name in `tensors`.
+    /// Index of each name in `tensors`.
     index: HashMap<String, usize>,
 }
 
@@ -179,7 +179,7 @@ impl SafetensorsModel {
         Ok(model)
     }
 
-    /// Parses a single file that is in memory.
+    /// Parses a single file in memory.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, FormatError> {
         let mut model = Self::empty();
         model.add(FileBytes::Owned(bytes), None)?;
@@ -227,12 +227,12 @@ impl SafetensorsModel {
         Ok(())
     }
 
-    /// The strings under `__metadata__` (of several files: all of them; the last file wins).
+    /// The strings under `__metadata__`. For several files, their entries are merged, and the last file wins.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The tensors, file after file in the order of the files' names, each in the order of its bytes.
+    /// The tensors, file by file in the order of the file names, and in the order of their bytes within each file.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
@@ -252,11 +252,11 @@ impl SafetensorsModel {
         self.shards.iter().map(|shard| shard.bytes.len() as u64).sum()
     }
 
-    /// The bytes of a tensor of this model: exactly those, little-endian, row after row.
+    /// The bytes of a tensor of this model, little-endian, row after row.
     ///
     /// # Panics
     ///
-    /// If the record does not come from this model and asks for bytes that it does not have.
+    /// If the record does not come from this model and refers to bytes that the model does not have.
     pub fn tensor_bytes(&self, tensor: &TensorInfo) -> &[u8] {
         self.shards
             .get(tensor.shard)
@@ -264,8 +264,8 @@ impl SafetensorsModel {
             .expect("a tensor of this model lies inside its file, as the parser checked")
     }
 
-    /// Tells the operating system that a tensor's bytes are no longer needed, after they were copied into
-    /// another layout: their pages stop counting against this process. They can still be read.
+    /// Tells the operating system that a tensor's bytes are no longer needed, for example after they were copied into
+    /// another layout: their pages stop counting towards the memory of this process. They can still be read.
     pub fn release(&self, tensor: &TensorInfo) {
         if let Some(shard) = self.shards.get(tensor.shard) {
             shard.bytes.release(tensor.offset, tensor.n_bytes);

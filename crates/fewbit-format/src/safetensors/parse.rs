@@ -1,8 +1,8 @@
-//! The safetensors parser: bytes in, a checked [`Header`] out. It never opens a file.
+//! The safetensors parser, which turns bytes into a checked [`Header`]. It never opens a file.
 //!
-//! The JSON is read entry by entry, so that a name that occurs twice is seen, and memory stays within a
-//! small multiple of the header. A tensor's record is complete only when its bytes were found to lie in the
-//! file, as many as its shape and type ask for, right after those of the tensor before it.
+//! The JSON is read entry by entry, so that duplicate names are found, and memory stays within a small multiple of the
+//! header. A tensor's record is accepted only if its bytes lie in the file, directly after those of the previous
+//! tensor, and are as many as its shape and type require.
 #![deny(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
@@ -22,11 +22,11 @@ use super::{Dtype, Header, TensorInfo};
 use crate::error::{FormatError, FoundInstead};
 use crate::reader::Cursor;
 
-/// The longest header, as the format has it.
+/// The longest header that the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
-/// The longest index. The largest models have some 100,000 tensors, at some 100 bytes each.
+/// The longest index. The largest models have about 100,000 tensors, at about 100 bytes each.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
-/// The key that is no tensor.
+/// The only key that is not the name of a tensor.
 const METADATA_KEY: &str = "__metadata__";
 
 /// Parses and checks the header of a whole safetensors file.
@@ -34,7 +34,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, FormatError> {
     if bytes.is_empty() {
         return Err(FormatError::Empty);
     }
-    // Whatever else a file is, its ninth byte is hardly ever this one.
+    // In files of other formats, the ninth byte is hardly ever a `{`.
     if bytes.get(8).is_some_and(|&first| first != b'{') || bytes.starts_with(b"GGUF") {
         return Err(FormatError::NotSafetensors { found: FoundInstead::guess(bytes) });
     }
@@ -53,7 +53,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, FormatError> {
     let data_offset = cursor.position();
     let tensors = records.into_iter().map(|(name, record)| record.check(name, data_offset));
     let mut tensors = tensors.collect::<Result<Vec<_>, _>>()?;
-    // By name where offsets are equal (tensors without bytes), so that the order does not depend on chance.
+    // Tensors at equal offsets (those without bytes) are sorted by name, so that the order is deterministic.
     tensors.sort_by(|a, b| (a.offset, a.n_bytes, &a.name).cmp(&(b.offset, b.n_bytes, &b.name)));
     check_places(&tensors, data_offset, bytes.len() as u64)?;
 
@@ -66,7 +66,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, FormatError> {
     Ok(header)
 }
 
-/// Parses an index: which tensor is in which file. Every file name is a plain one, without a folder.
+/// Parses an index, which maps tensors to files. Every file name must be plain, without a folder.
 pub fn parse_index(bytes: &[u8]) -> Result<BTreeMap<String, String>, FormatError> {
     if bytes.len() as u64 > MAX_INDEX_BYTES {
         return Err(FormatError::HeaderTooLarge { limit: MAX_INDEX_BYTES });
@@ -91,7 +91,7 @@ fn is_plain_name(name: &str) -> bool {
     one && !name.contains(['/', '\\', ':', '\0'])
 }
 
-/// The tensors fill the tensor data from end to end.
+/// Checks that the tensors fill the tensor data from end to end.
 fn check_places(tensors: &[TensorInfo], data_offset: u64, file_bytes: u64) -> Result<(), FormatError> {
     let mut end = data_offset;
     let mut before: Option<&TensorInfo> = None;
@@ -118,7 +118,7 @@ fn check_places(tensors: &[TensorInfo], data_offset: u64, file_bytes: u64) -> Re
     }
 }
 
-/// A tensor's record as it stands in the header.
+/// A tensor's record as it is in the header.
 #[derive(Deserialize)]
 struct Record {
     dtype: String,
@@ -150,7 +150,7 @@ impl Record {
     }
 }
 
-/// The header's entries in the file's order, repeated names included.
+/// The header's entries in the order of the file, including duplicate names.
 struct Entries {
     metadata: Pairs,
     records: Vec<(String, Record)>,
@@ -184,13 +184,13 @@ impl<'de> Deserialize<'de> for Entries {
     }
 }
 
-/// The index. Its other entry, `metadata`, holds a total size: nothing that the files do not say better.
+/// The index. Its other entry, `metadata`, holds a total size, which the files themselves give more reliably.
 #[derive(Deserialize)]
 struct Index {
     weight_map: Pairs,
 }
 
-/// An object of strings in the file's order, repeated keys included.
+/// An object of strings in the order of the file, including duplicate keys.
 struct Pairs(Vec<(String, String)>);
 
 impl<'de> Deserialize<'de> for Pairs {

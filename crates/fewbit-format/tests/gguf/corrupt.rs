@@ -1,7 +1,7 @@
 //! One test for each [`FormatError`], made by changing a few bytes of a valid file.
 //!
-//! The last test holds this file, and its counterpart for safetensors, against the enum, so that no variant
-//! comes without its test.
+//! The last test compares this file, and its counterpart for safetensors, with the enum, so that every variant has a
+//! test.
 
 use fewbit_format::{
     Array, FormatError, FoundInstead, GgufFile, GgufWriter, Limits, Metadata, Value, parse, parse_with,
@@ -29,7 +29,7 @@ impl Bytes {
         Self(writer.to_bytes().unwrap())
     }
 
-    /// Where the one occurrence of `text` ends.
+    /// The end of the only occurrence of `text`.
     fn after(&self, text: &str) -> usize {
         let mut found = self.0.windows(text.len()).enumerate().filter(|(_, window)| *window == text.as_bytes());
         let (at, _) = found.next().expect("the text is in the file");
@@ -37,7 +37,7 @@ impl Bytes {
         at + text.len()
     }
 
-    /// Overwrites what stands `skip` bytes after `text`.
+    /// Overwrites the bytes `skip` bytes after the end of `text`.
     fn patch(mut self, text: &str, skip: usize, new: &[u8]) -> Self {
         let at = self.after(text) + skip;
         self.0[at..at + new.len()].copy_from_slice(new);
@@ -375,7 +375,7 @@ fn parts_of_a_split_model() {
     open().unwrap();
     let whole = paths.each_ref().map(|path| fs::read(path).unwrap());
 
-    // Under another name a part says nothing of the others.
+    // A part that has another name does not lead to the other parts.
     for name in ["model.gguf", "a-model-00002-of-00003.gguf", "a-model-00001-of-00004.gguf", "-1-of-3.gguf"] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -504,7 +504,7 @@ fn shape_beyond_64_bits() {
         small().tensor("new", &[2, huge], TensorType::F64, counting(4)),
         FormatError::TensorTooLarge { tensor, .. } if tensor == "new"
     );
-    // Each of the two is fine, both together have no place.
+    // Each of the two fits, but both together do not.
     let mut writer = GgufWriter::new();
     writer.tensor_with("one", &[u64::MAX - 63], TensorType::I8, |_| Ok(())).unwrap();
     writer.tensor_with("two", &[64], TensorType::I8, |_| Ok(())).unwrap();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::samples::{full, small};
 
-/// Everything that [`parse`] promises about a file that it accepts.
+/// Checks everything that [`parse`] guarantees about a file that it accepts.
 fn check_promises(bytes: &[u8], header: &Header) {
     assert!(matches!(header.version, 2 | 3));
     assert!(header.alignment.is_power_of_two());
@@ -123,7 +123,7 @@ fn damaged_files_are_refused_or_keep_every_promise() {
             }
         }
     }
-    // Damage that hits only values or weights goes unseen; damage to the structure must not.
+    // Damage that only hits values or weights is not detected; damage to the structure must be.
     assert!(n_accepted > 2000 && n_refused > 20_000, "{n_accepted} accepted, {n_refused} refused");
 }
 

@@ -1,4 +1,4 @@
-//! What was written is what is read, for arbitrary metadata and tensors; and the typed getters on it.
+//! Writing and reading again gives the same, for arbitrary metadata and tensors; also tests the typed getters.
 
 use std::borrow::Cow;
 

@@ -1,4 +1,4 @@
-//! Files written by the crate `safetensors`, read by this one; and the two against each other on damaged ones.
+//! Reads files written by the crate `safetensors`, and compares the two readers on damaged files.
 
 use std::collections::HashMap;
 

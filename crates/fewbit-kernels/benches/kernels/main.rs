@@ -1,9 +1,9 @@
-//! The kernels on one thread, compared with what the machine can do: `cargo bench -p fewbit-kernels`.
+//! The kernels on one thread, compared with the limits of the machine: `cargo bench -p fewbit-kernels`.
 //!
-//! Items are multiply-adds (or sections), bytes are what must be read. `FEWBIT_ISA` restricts to one instruction set,
-//! `FEWBIT_BENCH=Q4_0,attention` to cases whose name contains one of these words. With `--csv`, each case is one line,
-//! with the fraction of the ceiling that it reaches: `cargo xtask record-bench` keeps those. With `--smoke`, small cases
-//! run once, to see that they run.
+//! Items are multiply-adds (or sections); bytes are those that have to be read. `FEWBIT_ISA` selects one instruction
+//! set, `FEWBIT_BENCH=Q4_0,attention` the cases whose name contains one of these words. With `--csv`, each case is
+//! printed as one line with the fraction of the ceiling that it reaches; `cargo xtask record-bench` stores these lines.
+//! With `--smoke`, small cases run once, to check that they work.
 
 mod attention;
 mod products;
@@ -15,23 +15,23 @@ use std::time::{Duration, Instant};
 use divan::counter::{BytesCount, ItemsCount};
 use fewbit_kernels::{Cpu, ISA_VARIABLE, Isa, ceiling};
 
-/// What one call of a case does.
+/// The work of one call of a case.
 #[derive(Clone, Copy, Default)]
 struct Work {
     /// Multiply-adds, or whatever the case counts.
     items: usize,
     /// Bytes that have to be read.
     bytes: usize,
-    /// Whether it is the multiply-adds that the int8 instruction bounds.
+    /// Whether the throughput of the int8 instruction is the limit.
     is_int8: bool,
-    /// Whether it is reading from memory that bounds it.
+    /// Whether memory read bandwidth is the limit.
     is_read: bool,
 }
 
-/// A case that is set up: what a call does, and the call.
+/// A prepared case: the work of one call, and the function to call.
 type Ready = (Work, Box<dyn FnMut()>);
 
-/// A case: its name, its instruction set, and how to set it up.
+/// A case: its name, its instruction set, and the function that prepares it.
 struct Case {
     name: String,
     isa: Isa,
@@ -44,8 +44,8 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// Instruction sets to measure: the one that is asked for, or those of this CPU that are not the lot of lesser ones, which
-/// take minutes. A smoke test takes all but the scalar definitions.
+/// Instruction sets to measure: the one that `FEWBIT_ISA` names, or those of this CPU from AVX2 up (the best one if
+/// there is no AVX2), as the slower ones take minutes. A smoke test runs all of them except the scalar definitions.
 fn isas() -> Vec<Isa> {
     match std::env::var(ISA_VARIABLE) {
         Ok(name) if !name.is_empty() => vec![Isa::from_env().expect("an instruction set of this CPU")],
@@ -88,7 +88,7 @@ fn main() {
     divan::main();
 }
 
-/// One line per case: the median of some runs, after one that is not counted.
+/// Prints one line per case: the median of several runs, after one warm-up run that is not counted.
 fn csv() {
     println!("isa,case,seconds,gb_s,gitems_s,of_read,of_int8");
     let cases = all(false);
@@ -119,7 +119,7 @@ fn csv() {
     }
 }
 
-/// Seconds of one call: the median of samples of at least a millisecond each.
+/// Seconds per call: the median of samples of at least a millisecond each.
 fn median(call: &mut dyn FnMut()) -> f64 {
     let mut calls = 1u32;
     let mut sample = |calls: u32| {

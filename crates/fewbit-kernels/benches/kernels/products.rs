@@ -7,7 +7,7 @@ use fewbit_quant::activation::ActivationKind;
 
 use crate::{Case, Ready, Work, isas};
 
-/// Types of one speed are left out: the K-quants and IQ types in between, BF16.
+/// Types that are as fast as another one in this list are left out: the other K-quants and IQ types, and BF16.
 const TYPES: [TensorType; 18] = [
     TensorType::F32,
     TensorType::F16,

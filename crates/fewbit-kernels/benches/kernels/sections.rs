@@ -1,5 +1,5 @@
-//! What a parallel section costs that does nothing: the pool's overhead, in quick succession. Twice as many threads as
-//! cores stand for a machine that has other things to do.
+//! The cost of a parallel section that does nothing, which is the overhead of the pool, for sections in quick
+//! succession. The cases with twice as many threads as cores stand for a machine that is busy with other work.
 
 use fewbit_kernels::ThreadPool;
 
@@ -10,7 +10,7 @@ pub(crate) fn cases() -> Vec<Case> {
     let mut counts = vec![1, 2, n_cores, 2 * n_cores];
     counts.sort_unstable();
     counts.dedup();
-    // Instruction sets make no difference: named after the best.
+    // The instruction set makes no difference here: the cases carry the name of the best one.
     let Some(isa) = isas().pop() else { return Vec::new() };
     let case = |name: &str, n: usize, set_up: fn(ThreadPool) -> Ready| Case {
         name: format!("section {name} on {n}"),

@@ -1,9 +1,9 @@
-//! Registers of 128 bits, as every CPU of the two large families has: SSE2 on x86-64, NEON on aarch64.
+//! 128-bit registers, which every x86-64 CPU (SSE2) and every aarch64 CPU (NEON) has.
 //!
-//! Neither multiplies bytes at its lowest level, but both multiply 16-bit integers. So two bytes lie in each 16-bit
-//! lane: the low ones are masked out, the high ones shifted down, and both products are added up in 16 bits, as with
-//! AVX2 and under the same bound. What differs between the two is in [`registers`]; NEON has fused multiply-adds,
-//! SSE2 goes through float64 ([`crate::math::fused`]).
+//! Neither has a dot product of bytes at this level, but both multiply 16-bit integers. So each 16-bit lane holds two
+//! bytes: the low ones are masked out, the high ones shifted down, and both products are added up in 16 bits, as with
+//! AVX2 and under the same bound. The instructions that differ are in [`registers`]. NEON has fused multiply-adds; SSE2
+//! computes them in float64 ([`crate::math::fused`]).
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64::neon as registers;
@@ -23,13 +23,13 @@ fn low(pairs: H) -> H {
     sar8(shl_h::<8>(pairs))
 }
 
-/// Adds the products of low bytes and of high bytes. The caller knows that the sums fit.
+/// Adds the products of the low bytes and of the high bytes. The caller guarantees that the sums fit into 16 bits.
 #[inline(always)]
 fn multiply_bytes(acc: H, w: (H, H), x: H) -> H {
     add_h(add_h(acc, mul_h(w.0, low(x))), mul_h(w.1, sar8(x)))
 }
 
-/// Two 16-bit numbers per 32-bit lane, the first one low.
+/// Two 16-bit numbers per 32-bit lane, the first in the low half.
 #[inline(always)]
 fn pair(low: W, high: W) -> H {
     or(and(as_h(low), as_h(splat_w(0xFFFF))), as_h(shl_w::<16>(high)))
@@ -44,7 +44,7 @@ impl Simd for Baseline {
     type Acc = H;
     type I = W;
     type F = F;
-    /// The low bytes and the high ones.
+    /// The low bytes and the high bytes.
     type W8 = (H, H);
     /// The scale in both 16-bit halves of each lane.
     type Scale = H;
@@ -62,7 +62,7 @@ impl Simd for Baseline {
         fn splat4(p: *const i8) -> H { as_h(splat_w(p.cast::<u32>().read_unaligned())) }
 
         fn acc0() -> H { splat_h(0) }
-        // Never used: sums are narrow.
+        // Never used, because sums are narrow.
         fn acc_from(i: W) -> H { pair(i, splat_w(0)) }
         fn dot4(acc: H, w: H, x: H) -> H { multiply_bytes(acc, (and(w, splat_h(0xFF)), shr_h::<8>(w)), x) }
         fn widen(acc: H) -> W { pairs(acc, splat_h(1)) }

@@ -1,6 +1,6 @@
 //! Instruction sets: thin implementations of [`crate::generic::Simd`].
 
-/// Methods of [`Simd`](crate::generic::Simd) that are one expression each: `fn name(args) -> T { expression }`.
+/// Methods of [`Simd`](crate::generic::Simd) with one-expression bodies: `fn name(args) -> T { expression }`.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! methods {
     ($(fn $name:ident $(<const $n:ident: u32>)? ($($arg:ident: $ty:ty),*) $(-> $ret:ty)? { $body:expr })*) => {$(

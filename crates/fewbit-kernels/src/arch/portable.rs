@@ -1,8 +1,7 @@
-//! Vectors as arrays of plain numbers, for CPUs that have no file of their own: aarch64 and whatever else Rust
-//! compiles for, and x86-64 without AVX2.
+//! Vectors as arrays of plain numbers, for CPUs that have no implementation of their own.
 //!
-//! Nothing here names an instruction. Every method is the same small operation on each element, which LLVM turns
-//! into the vector instructions that all CPUs of the target have. What is chosen with that in mind:
+//! No instruction is named here. Every method is the same small operation on each element, which LLVM turns into the
+//! vector instructions that all CPUs of the target have. Three choices help it:
 //!
 //! - Bytes are held as 16-bit elements, two bytes in each, because small CPUs multiply 16-bit elements and
 //!   not bytes: the low bytes are masked out, the high ones shifted down, and both products are added up in 16
@@ -22,19 +21,19 @@ pub(crate) struct Portable;
 
 const LANES: usize = 8;
 
-/// The low byte of a pair, as what it is multiplied as.
+/// The low byte of a pair, as the signed 16-bit number that is multiplied.
 #[inline(always)]
 fn low(pair: u16) -> i16 {
     i16::from(pair as i8)
 }
 
-/// The high byte of a pair.
+/// The high byte of a pair, likewise.
 #[inline(always)]
 fn high(pair: u16) -> i16 {
     (pair as i16) >> 8
 }
 
-/// Adds the products of low bytes and of high bytes. The caller knows that the sums fit.
+/// Adds the products of the low bytes and of the high bytes. The caller guarantees that the sums fit into 16 bits.
 #[inline(always)]
 fn multiply_bytes(
     acc: [i16; 2 * LANES],
@@ -47,7 +46,7 @@ fn multiply_bytes(
     })
 }
 
-/// Adds the products of two elements each to every lane: one instruction on most CPUs, which LLVM finds.
+/// Adds two products to every lane: one instruction on most CPUs, which LLVM finds.
 #[inline(always)]
 fn pairs(acc: [i32; LANES], a: [i16; 2 * LANES], b: [i16; 2 * LANES]) -> [i32; LANES] {
     let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
@@ -56,8 +55,8 @@ fn pairs(acc: [i32; LANES], a: [i16; 2 * LANES], b: [i16; 2 * LANES]) -> [i32; L
 
 /// The exact value of an f16.
 ///
-/// Its exponent and mantissa are moved to where f32 has them, and a product with 2^112 sets the exponent right, of
-/// subnormal numbers too. Infinity and NaN get the largest exponent.
+/// Exponent and mantissa are moved to their f32 positions, and multiplying by 2^112 corrects the exponent, also for
+/// subnormal numbers. Infinity and NaN get the largest exponent.
 #[inline(always)]
 fn half_to_f32(half: u16) -> f32 {
     const INFINITY: u32 = 0x7C00 << 13;
@@ -77,7 +76,7 @@ impl Simd for Portable {
     type Acc = [i16; 2 * LANES];
     type I = [i32; LANES];
     type F = [f32; LANES];
-    /// The low bytes and the high ones.
+    /// The low bytes and the high bytes.
     type W8 = [[i16; 2 * LANES]; 2];
     /// Each scale twice.
     type Scale = [i16; 2 * LANES];

@@ -36,7 +36,7 @@ impl KvLoad for f32 {
     }
 }
 
-/// How far ahead of its loads a kernel asks for keys and values, in bytes: a page is read once in decode.
+/// How far ahead of its loads a kernel prefetches keys and values, in bytes: in decode, a page is read only once.
 const AHEAD: usize = 4096;
 
 /// `scores[m][j] = sum_d q[m][d] * k[d][j]` for `n_blocks` blocks of 16 positions.
@@ -220,7 +220,7 @@ pub(crate) unsafe fn weigh<S: Simd, const R: usize>(n: usize, p: *const f32, sca
         if rest > 0 {
             let (mut last, mut last_scales, mut out) = ([0.0f32; 16], [0u16; 16], [0.0f32; 16]);
             std::ptr::copy_nonoverlapping(p.add(done), last.as_mut_ptr(), rest);
-            // Scales lie at any byte.
+            // Scales may be unaligned.
             std::ptr::copy_nonoverlapping(scales.add(done).cast::<u8>(), last_scales.as_mut_ptr().cast(), 2 * rest);
             sixteen(last.as_ptr(), last_scales.as_ptr(), out.as_mut_ptr());
             std::ptr::copy_nonoverlapping(out.as_ptr(), w.add(done), rest);

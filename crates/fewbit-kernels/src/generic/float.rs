@@ -57,7 +57,7 @@ pub(crate) unsafe fn tile<S: Simd, W: FloatWeights, const R: usize, const N: usi
     }
 }
 
-/// The types of weights that are no codes.
+/// The weight types that are plain floats.
 pub(crate) struct F32;
 pub(crate) struct F16;
 pub(crate) struct BF16;

@@ -1,8 +1,9 @@
 //! The kernels, written once over a small vector trait.
 //!
-//! [`Simd`] is what an instruction set has to provide; the files under `arch/` are thin implementations of
-//! it. The algorithms here keep the order of float operations that `fewbit_quant::dot` defines, so every instruction set gives the same bits. Vector lanes are output rows (matrix products) or
-//! positions and head elements (attention), never partial sums of one output.
+//! [`Simd`] is what an instruction set has to provide; the files in `arch/` are thin implementations of it. The
+//! algorithms here keep the order of float operations that `fewbit_quant::dot` defines, so every instruction set gives
+//! the same bits. Vector lanes are output rows (matrix products) or positions and head elements (attention), never
+//! partial sums of one output.
 
 use crate::weights::{Packed, Stored, Weights};
 
@@ -24,7 +25,7 @@ pub(crate) trait Simd: Copy + 'static {
     const LANES: usize;
     /// Whether [`dot4`](Self::dot4) adds up in 16-bit lanes, so that sums need widening before they overflow.
     const NARROW_SUMS: bool;
-    /// What [`dot4_i8`](Self::dot4_i8) adds to every weight.
+    /// The number that [`dot4_i8`](Self::dot4_i8) adds to every weight.
     const I8_BIAS: i32;
 
     /// `4 * LANES` bytes.
@@ -40,30 +41,30 @@ pub(crate) trait Simd: Copy + 'static {
     /// An integer scale per lane, prepared for [`widen_scaled`](Self::widen_scaled).
     type Scale: Copy;
 
-    /// Asks for a cache line of memory that will be read soon. Any address is allowed.
+    /// Prefetches a cache line of memory that will be read soon. Any address is allowed.
     unsafe fn prefetch(p: *const u8);
-    /// Asks for a cache line that will be read within some tens of cycles.
+    /// Prefetches a cache line that will be read within some tens of cycles.
     unsafe fn prefetch_near(p: *const u8);
     unsafe fn load_b(p: *const u8) -> Self::B;
     unsafe fn store_b(p: *mut u8, a: Self::B);
     unsafe fn and_b(a: Self::B, mask: u8) -> Self::B;
     unsafe fn or_b(a: Self::B, b: Self::B) -> Self::B;
-    /// Shifts 16-bit lanes; callers mask off what crosses into the next byte.
+    /// Shifts 16-bit lanes; callers mask off the bits that cross into the next byte.
     unsafe fn shr16<const N: u32>(a: Self::B) -> Self::B;
     unsafe fn shl16<const N: u32>(a: Self::B) -> Self::B;
-    /// `table[i]` of every byte `i`, all of them below 16.
+    /// `table[i]` for every byte `i`, all of which are below 16.
     unsafe fn lookup(table: &[u8; 16], i: Self::B) -> Self::B;
     /// Four bytes, repeated in every 32-bit lane.
     unsafe fn splat4(p: *const i8) -> Self::B;
 
     unsafe fn acc0() -> Self::Acc;
-    /// Sums that begin at `i`. Only where sums are wide.
+    /// Sums that start at `i`. Only for wide sums.
     unsafe fn acc_from(i: Self::I) -> Self::Acc;
     /// Adds `w[4i..4i+4] . x[4i..4i+4]` to lane `i`; `w` unsigned, `x` in -127..=127.
     unsafe fn dot4(acc: Self::Acc, w: Self::B, x: Self::B) -> Self::Acc;
     unsafe fn widen(acc: Self::Acc) -> Self::I;
     unsafe fn widen_scaled(acc: Self::Acc, scale: Self::Scale) -> Self::I;
-    /// `i` and [`widen_scaled`](Self::widen_scaled) of sums that fit into 16 bits.
+    /// Adds [`widen_scaled`](Self::widen_scaled) of sums that fit into 16 bits to `i`.
     #[inline(always)]
     unsafe fn add_small_scaled(i: Self::I, acc: Self::Acc, scale: Self::Scale) -> Self::I {
         // SAFETY: the caller's.
@@ -107,7 +108,7 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fnma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
 }
 
-/// The bytes that quad `q` is multiplied with; arguments as in [`quad`].
+/// The weight bytes of quad `q`, as products multiply them; the arguments are those of [`quad`].
 #[inline(always)]
 pub(crate) unsafe fn bytes<S: Simd, C: Stored>(codes: *const u8, q: usize, r: usize) -> S::B {
     // SAFETY: the caller's; codes of types with tables have at most 4 bits.
@@ -120,7 +121,7 @@ pub(crate) unsafe fn bytes<S: Simd, C: Stored>(codes: *const u8, q: usize, r: us
     }
 }
 
-/// Steps of [`Simd::dot4`] that fit before widening, for codes up to `code_max` and at most `limit`.
+/// Number of steps of [`Simd::dot4`] before sums must be widened, for codes up to `code_max`; at most `limit`.
 ///
 /// A 16-bit lane of `dot4` takes two products per step.
 pub(crate) const fn steps_before_widen(narrow: bool, code_max: usize, limit: usize) -> usize {
@@ -134,12 +135,12 @@ pub(crate) const fn steps_before_widen(narrow: bool, code_max: usize, limit: usi
     steps
 }
 
-/// Whether sums of so many products with codes up to `code_max` fit into 16 bits.
+/// Whether the sum of this many products with codes up to `code_max` fits into 16 bits.
 pub(crate) const fn fit_16_bits(products: usize, code_max: usize) -> bool {
     products * 127 * code_max <= i16::MAX as usize
 }
 
-/// How the codes of 32 columns of a panel are stored, and how to read four of them for `LANES` rows.
+/// The layout of the codes of 32 columns of a panel, and how to read four of them for `LANES` rows.
 ///
 /// `q` counts quads (groups of four columns), 0..8. A full vector covers `[rows][4 columns]`.
 ///

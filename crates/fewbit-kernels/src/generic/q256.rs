@@ -10,10 +10,10 @@
 //! ```
 //! The integer scales stay inside the integer sums, so there is one float step per 256 columns.
 //!
-//! The largest sums are those of IQ4_XS where signed bytes get a bias of 128: 256 * 32 * 255 * 127 < 2^28. Looked
-//! up bytes are at most 126, with scales of at most 31; Q6_K has 63 and 128: 256 * 128 * 63 * 127 < 2^28.
+//! The largest sums are those of IQ4_XS if signed bytes get a bias of 128: 256 * 32 * 255 * 127 < 2^28. Bytes from
+//! tables are at most 126, with scales of at most 31; Q6_K has 63 and 128: 256 * 128 * 63 * 127 < 2^28.
 //!
-//! How the integer scales of a block lie, after its f16 scales `d[16]` (and `dmin[16]`):
+//! The layout of the integer scales of a block, which follow its f16 scales `d[16]` (and `dmin[16]`):
 //!
 //! ```text
 //! SixBits   [256 / SUB][16] unsigned scales, then as many minimums
@@ -31,10 +31,10 @@ use crate::weights::{PANEL_ROWS, Stored, Weights};
 use fewbit_quant::format::IntegerScales;
 use std::marker::PhantomData;
 
-/// A group of activation rows that lie interleaved, as [`super::q32::Group32`].
+/// A group of interleaved activation rows, as [`super::q32::Group32`].
 #[derive(Clone, Copy)]
 pub(crate) struct Group256 {
-    /// Rows of the group; a constant where a tile is called.
+    /// Number of rows in the group; a constant wherever a tile is called.
     pub(crate) width: usize,
     /// `[64 * n_blocks][width][4]`
     pub(crate) codes: *const i8,
@@ -48,29 +48,30 @@ pub(crate) struct Group256 {
     pub(crate) pairs_32: *const i8,
 }
 
-/// What type and instruction set say about the sums.
+/// How sums are computed for a weight type on an instruction set.
 struct Plan<S, T>(PhantomData<(S, T)>);
 
 impl<S: Simd, T: Weights> Plan<S, T> {
-    /// Quads of a sub-block.
+    /// Number of quads in a sub-block.
     const QUADS: usize = T::SUB / 4;
-    /// Sub-blocks of 32 columns.
+    /// Number of sub-blocks in 32 columns.
     const SUBS: usize = 32 / T::SUB;
-    /// Quads that are added up before widening.
+    /// Number of quads that are added up before sums are widened.
     const STEPS: usize = steps_before_widen(S::NARROW_SUMS, T::BYTE_MAX, Self::QUADS);
-    /// Whether something is subtracted from bytes.
+    /// Whether a number is subtracted from every byte.
     const HAS_OFFSET: bool = !T::HAS_MIN && (!T::SIGNED || S::I8_BIAS != 0);
-    /// Sums begin with the offset where activations hold it ready and sums are wide. Else it is `k`, as minimums.
+    /// Whether sums start with the offset, which is the case for wide sums if the activations have it precomputed.
+    /// Otherwise it goes into `k`, like minimums.
     const SUMS_BEGIN: bool = Self::HAS_OFFSET && !S::NARROW_SUMS && has_offsets(offset_shift::<T>());
-    /// Whether there is a `k`.
+    /// Whether `k` is needed.
     const HAS_K: bool = T::HAS_MIN || Self::HAS_OFFSET && !Self::SUMS_BEGIN;
-    /// Pairs of sub-blocks, of which one sum each makes `k`.
+    /// Number of pairs of sub-blocks; each pair gives one step of the sum `k`.
     const PAIRS: usize = 4 * Self::SUBS;
     /// Whether scaling may be done in 16 bits.
     const SMALL: bool = !S::NARROW_SUMS && !T::SIGNED && fit_16_bits(4 * Self::STEPS, T::BYTE_MAX);
 }
 
-/// Whether activations hold their sums times this power of two.
+/// Whether the activations have their sums precomputed times this power of two.
 const fn has_offsets(shift: u32) -> bool {
     let [a, b, c] = OFFSET_SHIFTS_256;
     shift == a || shift == b || shift == c
@@ -185,7 +186,8 @@ unsafe fn dot_signed<S: Simd, C: Stored, const R: usize, const P: usize, const N
     }
 }
 
-/// The float step of block `b`. `k` is only computed here, as `i` and the sums of a tile leave no registers for it.
+/// The float step of block `b`. `k` is computed only here, because `i` and the sums of a tile leave no registers for
+/// it.
 ///
 /// # Safety
 /// As [`tile`].
@@ -231,7 +233,7 @@ unsafe fn add_block<S: Simd, T: Weights, const R: usize, const P: usize, const N
     }
 }
 
-/// Factors of the activation sums, of two sub-blocks at a time.
+/// The factors of the activation sums, for two sub-blocks at a time.
 ///
 /// # Safety
 /// As [`scale_and_factor`].
@@ -270,8 +272,8 @@ unsafe fn sum_of_factors<S: Simd, T: Weights>(pairs: [S::B; 8], b: usize, n: usi
     }
 }
 
-/// The exponent of what is subtracted from a byte: where bytes are signed, the bias of the instruction set. Of no meaning
-/// in types with minimums.
+/// The exponent of the number that is subtracted from a byte; for signed bytes, that of the instruction set's bias. Has
+/// no meaning for types with minimums.
 pub(crate) const fn offset_shift<T: Weights>() -> u32 {
     if T::SIGNED { 7 } else { T::OFFSET.trailing_zeros() }
 }
@@ -293,8 +295,8 @@ unsafe fn shl<S: Simd>(i: S::I, by: u32) -> S::I {
     }
 }
 
-/// The integer scale of sub-block `j` for `LANES` rows, and what multiplies the activation sum: the minimum, or
-/// the scale itself in types with an offset.
+/// The integer scale of sub-block `j` for `LANES` rows, and the factor of the activation sum: the minimum, or the scale
+/// itself in types with an offset.
 #[inline(always)]
 unsafe fn scale_and_factor<S: Simd, T: Weights>(ints: *const u8, j: usize) -> (S::I, S::I) {
     // SAFETY: `ints` points at the first sub-block's scales of a panel, for these rows; minimums lie after all

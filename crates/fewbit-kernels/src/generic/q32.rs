@@ -14,10 +14,10 @@ use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
 use super::{Simd, bytes, steps_before_widen};
 use crate::weights::{PANEL_ROWS, Stored, Weights};
 
-/// A group of activation rows that lie interleaved: `width` of them, of which a tile takes `N` from some lane on.
+/// A group of interleaved activation rows: `width` of them, of which a tile takes `N` from some lane on.
 #[derive(Clone, Copy)]
 pub(crate) struct Group32 {
-    /// Rows of the group; a constant where a tile is called.
+    /// Number of rows in the group; a constant wherever a tile is called.
     pub(crate) width: usize,
     /// `[8 * n_blocks][width][4]`
     pub(crate) codes: *const i8,
@@ -29,7 +29,7 @@ pub(crate) struct Group32 {
     pub(crate) scaled_sums: *const f32,
 }
 
-/// What is subtracted from a byte: where bytes are signed, the bias of the instruction set.
+/// The number subtracted from a byte; for signed bytes, the bias of the instruction set.
 pub(crate) const fn offset<S: Simd, T: Weights>() -> i32 {
     if T::SIGNED { S::I8_BIAS } else { T::OFFSET }
 }
@@ -92,7 +92,7 @@ unsafe fn block_sums<S: Simd, C: Stored, const R: usize, const P: usize, const N
     }
 }
 
-/// Signed bytes, whose products go straight into wide sums.
+/// Signed bytes, whose products are added directly to wide sums.
 ///
 /// # Safety
 /// As [`tile`].
@@ -105,7 +105,7 @@ unsafe fn add_signed<S: Simd, C: Stored, const R: usize, const P: usize, const N
     // SAFETY: the caller's.
     unsafe {
         for q in 0..8 {
-            // A closure here would be compiled without the instruction set's features.
+            // A closure here would be compiled without the features of the instruction set.
             let mut w = [[S::prepare_i8(S::load_b(groups[0])); R]; P];
             for p in 0..P {
                 for r in 0..R {
@@ -124,7 +124,7 @@ unsafe fn add_signed<S: Simd, C: Stored, const R: usize, const P: usize, const N
     }
 }
 
-/// One row alone would wait for each product: two sums, which add up exactly.
+/// With a single row, each product would wait for the one before it. So there are two sums, which are added up exactly.
 ///
 /// # Safety
 /// As [`tile`], where `N` is 1.
@@ -149,7 +149,7 @@ unsafe fn add_one_row<S: Simd, C: Stored, const R: usize, const P: usize, const 
     }
 }
 
-/// Unsigned bytes. Where sums are narrow they are widened before they overflow.
+/// Unsigned bytes. Narrow sums are widened before they overflow.
 ///
 /// # Safety
 /// As [`tile`].

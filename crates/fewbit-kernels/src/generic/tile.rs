@@ -1,4 +1,4 @@
-//! What the tiles of `q32` and `q256` are made of: their shape, their panels, and the steps that both take.
+//! The parts that the tiles of `q32` and `q256` share: their shape, their panels, and the steps that both take.
 //!
 //! A tile computes `N` rows of a batch times `P` panels of 16 weight rows, which are `R` vectors of an instruction set.
 //! All loops over these three have constant bounds, so that sums stay in registers.
@@ -11,7 +11,7 @@ use std::ops::Range;
 /// A value for each row of the batch, panel, and vector of the panel's rows.
 pub(crate) type Tile<V, const R: usize, const P: usize, const N: usize> = [[[V; R]; P]; N];
 
-/// Runs the body for each place of a [`Tile`].
+/// Runs the body for each element of a [`Tile`].
 macro_rules! each {
     (($n:ident, $p:ident, $r:ident) in ($rows:expr, $panels:expr, $vectors:expr) => $body:expr) => {
         for $n in 0..$rows {
@@ -42,14 +42,14 @@ impl TilePanel {
         Self { y: self.y.wrapping_add(row * PANEL_ROWS), ..self }
     }
 
-    /// Where vector `r` of output row `n` lies.
+    /// Address of vector `r` of output row `n`.
     #[inline(always)]
     pub(crate) fn output<S: Simd>(self, n: usize, r: usize) -> *mut f32 {
         self.y.wrapping_add(n * PANEL_ROWS + r * S::LANES)
     }
 }
 
-/// The codes of 32 columns of a group of activation rows, which lie interleaved: `[8 quads][width][4]`.
+/// The codes of 32 columns of a group of interleaved activation rows: `[8 quads][width][4]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Quads {
     codes: *const i8,
@@ -57,9 +57,9 @@ pub(crate) struct Quads {
 }
 
 impl Quads {
-    /// Those from column `32 * g` on, where `codes` are those of a group of `width` rows. Asks for the ones that a full
-    /// group will need four such steps from now: they stream from the second cache, and the hardware begins too late
-    /// where a group begins.
+    /// The quads from column `32 * g` on, where `codes` are those of a group of `width` rows. Prefetches the quads that
+    /// a full group will need four such steps later: they stream from the L2 cache, and at the start of a group the
+    /// hardware prefetcher starts too late.
     ///
     /// # Safety
     /// The CPU has `S`.
@@ -134,13 +134,13 @@ pub(crate) unsafe fn dot_quads<S: Simd, C: Stored, const R: usize, const P: usiz
     }
 }
 
-/// How far ahead of its loads a kernel that reads weights once asks for them, in bytes. The hardware's own
-/// prefetching follows such a stream at half the bandwidth of memory.
+/// How far ahead of its loads a kernel prefetches weights that it reads once, in bytes. With hardware prefetching
+/// alone, such a stream reaches half of the memory bandwidth.
 const PREFETCH_AHEAD: usize = 8192;
 
-/// The stream of weights that a tile will need after those it reads now: asked for block by block.
+/// The stream of weights that a tile will need after those it reads now, prefetched block by block.
 ///
-/// A panel is one stretch of memory and the next one follows it, so a block's share is a fixed number of bytes.
+/// Panels are contiguous and follow one another, so the share of a block is a fixed number of bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead {
     from: *const u8,
@@ -148,16 +148,16 @@ pub(crate) struct Ahead {
 }
 
 impl Ahead {
-    /// Nothing: the weights are in the cache.
+    /// No prefetching: the weights are in the cache.
     pub(crate) const NONE: Self = Self { from: std::ptr::null(), block_bytes: 0 };
 
-    /// For a panel that is worked through in `n_blocks` blocks.
+    /// For a panel that is processed in `n_blocks` blocks.
     pub(crate) fn of(panel: &[u8], n_blocks: usize) -> Self {
         let block_bytes = panel.len().div_ceil(n_blocks.max(1));
         Self { from: panel.as_ptr().wrapping_add(PREFETCH_AHEAD), block_bytes }
     }
 
-    /// Asks for the share of block `b`.
+    /// Prefetches the share of block `b`.
     ///
     /// # Safety
     /// The CPU has `S`.

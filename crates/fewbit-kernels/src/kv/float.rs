@@ -1,4 +1,4 @@
-//! f16 and f32 as elements: they stand for themselves.
+//! f16 and f32 as elements of the cache: each element is one value.
 
 use super::kernels::{KvKernels, on_isa};
 use super::{KEY_BLOCK, KvElement, PAGE, Queries};
@@ -8,10 +8,10 @@ use crate::generic::attention::KvLoad;
 use half::f16;
 use std::ops::Range;
 
-/// An element type whose elements stand for themselves: f16 or f32.
+/// An element type that holds one value per element: f16 or f32.
 #[allow(private_bounds)]
 pub trait KvFloat: KvElement + KvLoad {
-    /// Rounds, nearest even.
+    /// Rounds to nearest, ties to even.
     fn from_f32(x: f32) -> Self;
     /// The exact value.
     fn to_f32(self) -> f32;

@@ -3,7 +3,7 @@
 use super::{KEY_BLOCK, PAGE};
 use crate::Isa;
 
-/// Rows of the highest tile.
+/// Number of query rows in the largest tile.
 pub(crate) const MAX_TILE: usize = 8;
 
 /// The inner products on one instruction set, and how many query rows they take at a time.
@@ -23,8 +23,8 @@ impl KvKernels {
     }
 }
 
-/// Calls an inner product of the instruction set's module, or evaluates the definition. The arguments are variables,
-/// and the lengths that the product reads and writes were asserted before.
+/// Calls an inner product of the instruction set's module, or the scalar definition. The arguments must be variables,
+/// and the caller must have asserted the lengths that the product reads and writes.
 macro_rules! on_isa {
     ($isa:expr, $product:ident($($arg:ident),*), $definition:block) => {
         match $isa {

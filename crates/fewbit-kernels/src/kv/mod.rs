@@ -1,7 +1,7 @@
-//! What a cache of keys and values is made of: element types, how they lie in a page, and the two inner products of
-//! attention with a tile of queries.
+//! The layout of a key-value cache: element types, their order in a page, and the two inner products of attention with
+//! a tile of queries.
 //!
-//! Keys are stored so that positions are vector lanes, values so that elements are. For one head:
+//! Keys are stored so that vector lanes are positions; values are stored so that lanes are elements. For one head:
 //!
 //! ```text
 //! f16, f32   keys    [PAGE / 16] blocks: [head_dim][16]
@@ -10,13 +10,13 @@
 //!            values  [PAGE][head_dim] codes, [head_dim / 32][PAGE] f16 scales
 //! ```
 //! A block of Q8_0 keys is a panel of 16 weight rows, and a score is the product that `fewbit_quant::dot` defines for
-//! that type: the query is quantized as activations are. Values are floats again:
+//! that type: the query is quantized as activations are. Products with values are computed in floats:
 //!
 //! ```text
 //! score   s_j  = chain over blocks b of 32 elements: (sum of q * k, integer) * (dk_jb * dq_b) + s_j
 //! value   w_jb = p_j * dv_jb,   o[d] = chain over j: w_jb * v_j[d] + o[d]
 //! ```
-//! Q8_0 exists for heads of a multiple of 32 elements.
+//! Q8_0 needs a head size that is a multiple of 32.
 
 mod float;
 mod kernels;
@@ -33,7 +33,7 @@ use std::alloc::{Layout, alloc_zeroed};
 use std::ops::Range;
 use std::ptr::NonNull;
 
-/// Positions of a page, and of one partial result of attention.
+/// Positions in a page, which are also those of one partial result of attention.
 pub const PAGE: usize = 256;
 
 /// Positions in one block of keys.
@@ -44,7 +44,7 @@ pub(crate) const KEY_BLOCK: usize = PANEL_ROWS;
 pub struct Queries {
     /// `[n_rows][head_dim]`
     pub(crate) rows: Vec<f32>,
-    /// For Q8_0: per tile of rows a group as [`Group32`] has it.
+    /// For Q8_0: a group as in [`Group32`] for each tile of rows.
     codes: Vec<[i8; 4]>,
     scales: Vec<f32>,
     offsets: Vec<i32>,
@@ -52,20 +52,20 @@ pub struct Queries {
 
 /// An element type of the cache: f16, f32 or [`Q8`].
 ///
-/// Sealed: kernels exist for these.
+/// The trait is sealed, because kernels exist for these types only.
 #[allow(private_interfaces)]
 pub trait KvElement: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
     /// Whether heads of this size can be stored.
     fn supports(head_dim: usize) -> bool;
-    /// Elements that the keys of 16 positions of one head take.
+    /// Number of elements that the keys of 16 positions of one head take.
     fn key_block_elems(head_dim: usize) -> usize;
-    /// Elements that the values of one head in one page take.
+    /// Number of elements that the values of one head take in one page.
     fn head_value_elems(head_dim: usize) -> usize;
     #[doc(hidden)]
     fn store_key(isa: Isa, k: &[f32], lane: usize, block: &mut [Self]);
     #[doc(hidden)]
     fn store_value(isa: Isa, v: &[f32], position: usize, values: &mut [Self]);
-    /// Makes the forms of `queries.rows` that [`scores`](Self::scores) needs, for tiles of `tile` rows.
+    /// Converts `queries.rows` into the forms that [`scores`](Self::scores) needs, for tiles of `tile` rows.
     #[doc(hidden)]
     fn prepare(isa: Isa, head_dim: usize, tile: usize, queries: &mut Queries);
     /// `out[m][j] = q[m] . k_j` for the queries `rows`, which are one tile; `out` has row stride [`PAGE`].
@@ -84,8 +84,8 @@ pub trait KvElement: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
     );
 }
 
-/// `n` elements of zero bits, which are zeros in every type. Large ones are cleared by the operating system, page by
-/// page as they are first written: a page of a cache is some megabytes, and a short request writes little of it.
+/// `n` elements of zero bits, which mean zero in every type. The operating system clears large buffers page by page
+/// when they are first written: a page of a cache takes megabytes, of which a short request writes little.
 ///
 /// # Errors
 /// [`KernelError::OutOfMemory`]

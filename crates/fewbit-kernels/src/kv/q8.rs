@@ -1,4 +1,4 @@
-//! Blocks of Q8_0 as elements: bytes, which are codes or halves of scales.
+//! Q8_0 blocks as elements of the cache: bytes, each of which is a code or half of a scale.
 
 use super::kernels::{KvKernels, MAX_TILE, on_isa};
 use super::{KEY_BLOCK, KvElement, PAGE, Queries};
@@ -10,18 +10,18 @@ use crate::generic::q32::Group32;
 use half::f16;
 use std::ops::Range;
 
-/// A byte of Q8_0 blocks: codes and scales, which lie as the [module](super) says.
+/// A byte of Q8_0 blocks, a code or half of a scale; the [module](super) documents the layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Q8(u8);
 
 impl Q8 {
-    /// The byte.
+    /// The byte itself.
     pub fn to_byte(self) -> u8 {
         self.0
     }
 
-    /// The element of a byte.
+    /// The element for a byte.
     pub fn from_byte(byte: u8) -> Self {
         Self(byte)
     }
@@ -43,7 +43,7 @@ fn quantize(x: &[f32; 32]) -> ([i8; 32], f16) {
     (codes, f16::from_f32(scale))
 }
 
-/// Bytes of the scales before the codes of a block of keys.
+/// Number of bytes that the scales take, before the codes of a block of keys.
 fn key_scale_bytes(head_dim: usize) -> usize {
     head_dim / 32 * KEY_BLOCK * 2
 }

@@ -1,10 +1,10 @@
-//! Adding what adapters give to the products of a step: `crate::lora` has the definition.
+//! Adds the contribution of adapters to the products of a step; `crate::lora` has the definition.
 
 use crate::lora::{AdaptedRows, AdapterPart, LoraTarget, LowRank};
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, KernelError, Matrix, Planes, Product};
 use fewbit_quant::TensorType;
 
-/// The matrices of a part, packed.
+/// The packed matrices of one part of an adapter.
 struct Packed {
     /// `[rank, inputs]`
     a: Matrix,
@@ -15,7 +15,7 @@ struct Packed {
 /// A part of an adapter, and its scale.
 type Scaled<'a> = (&'a Packed, f32);
 
-/// Packs what an adapter has for a matrix.
+/// Packs the part of an adapter for one matrix.
 pub(super) fn pack(cpu: &Cpu, adapter: &LowRank<'_>) -> Result<AdapterPart, KernelError> {
     let pack = |n_rows, n_cols, values: &[f32]| {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -27,18 +27,18 @@ pub(super) fn pack(cpu: &Cpu, adapter: &LowRank<'_>) -> Result<AdapterPart, Kern
     Ok(AdapterPart { data: Box::new(Packed { a, b }), n_bytes })
 }
 
-/// What an adapter has for a matrix that this CPU packed.
+/// The part of an adapter for one matrix, as packed by this CPU.
 fn part(group: &AdaptedRows, layer: usize, target: LoraTarget) -> Option<Scaled<'_>> {
     let (data, scale) = group.part(layer, target)?;
     Some((data.downcast_ref().expect("packed by this segment"), scale))
 }
 
-/// Buffers.
+/// Buffers for the adapters.
 #[derive(Default)]
 pub(super) struct AdapterBuffers {
-    /// Inputs of the rows that have the adapter.
+    /// Inputs of the rows with the adapter.
     input: Activations,
-    /// Place of each row of the batch among those that have the adapter.
+    /// Index of each row of the batch among the rows with the adapter.
     places: Vec<usize>,
     parts: Vec<PartBuffers>,
 }
@@ -49,12 +49,12 @@ struct PartBuffers {
     /// `[rows, rank]`: A x
     t: Vec<f32>,
     scaled: Activations,
-    /// `[rows, outputs]`: B (s t), where it goes to some rows only.
+    /// `[rows, outputs]`: B (s t), if it is added to only some of the rows.
     out: Vec<f32>,
 }
 
-/// Adds what the adapters give for `x` to the products of some matrices of a layer, which all have the input `x`;
-/// each is `[x.n_rows, outputs]`.
+/// Adds the contribution of the adapters for input `x` to the products of some matrices of a layer, all of which have
+/// this input; each product is `[x.n_rows, outputs]`.
 pub(super) fn add_low_rank(
     e: &Cpu,
     groups: &[AdaptedRows],

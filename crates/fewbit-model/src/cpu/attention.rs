@@ -6,13 +6,13 @@ use crate::{KvType, ModelConfig};
 use fewbit_kernels::{AttentionSequence, AttentionShape, Cpu, KvPage, KvPageMut, PAGE};
 use std::sync::{Mutex, PoisonError};
 
-/// So many sequences are stored by several threads, if each has fewer new positions than this.
+/// With at least this many sequences, each with fewer new positions than this, threads store whole sequences.
 const MANY: usize = 4;
 
-/// What the sequences of a batch do in one layer: each appends its rows of `k` and `v`, then attends with those of `q`.
+/// The work of a batch in one layer: each sequence appends its rows of `k` and `v`, then attends with those of `q`.
 pub(super) struct LayerStep<'a> {
     pub(super) layout: &'a Layout,
-    /// Counted from the segment's first.
+    /// Index of the layer within the segment.
     pub(super) layer: usize,
     pub(super) shape: AttentionShape,
     /// `[tokens of the batch, n_heads * head_dim]`
@@ -44,7 +44,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
             .new_pages()
             .map(|page| {
                 let page = elems_mut::<T>(page);
-                // Values lie after the keys.
+                // Values are stored after the keys.
                 let (head, tail) = page.split_at_mut(values.start);
                 KvPageMut { keys: &mut head[keys.clone()], values: &mut tail[..values.len()] }
             })
@@ -60,11 +60,11 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
             }
         });
     } else {
-        // A sequence with many new positions is shared between the threads by itself.
+        // Storing a sequence with many new positions already uses all threads.
         sequences.iter_mut().for_each(store);
     }
-    // What attention does depends on where positions lie relative to the ends of pages, and on differences of
-    // positions: counting from the first page that is left gives the same bits.
+    // Attention depends only on differences of positions and on where they are relative to page boundaries: counting
+    // from the first remaining page gives the same bits.
     let sequences: Vec<_> = sequences
         .iter()
         .map(|sequence| AttentionSequence {

@@ -1,7 +1,7 @@
 //! The forward pass through layers: rows of the residual stream in, rows out.
 //!
-//! Reading order is the order of the computation, and a step is some five parallel sections per layer. Parts in
-//! brackets are those that only some models have:
+//! The order below is that of the computation; a step is about five parallel sections per layer. Brackets mark parts
+//! that only some models have:
 //!
 //! ```text
 //! x = embedding[token] [* scale]          on the host, see `decoder`
@@ -15,7 +15,7 @@
 //! hidden = rms_norm(x[wanted rows])       see `head`
 //! logits = hidden Woutput [+ bias] [* scale] [capped]
 //! ```
-//! To a product and its bias, what the row's adapters give is added: see `lora`.
+//! The contribution of the row's adapters is added to a product and its bias: see `lora`.
 
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
@@ -41,9 +41,9 @@ pub(super) struct Buffers {
     attention: Vec<f32>,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
-    /// `[n_tokens, ffn_dim]`: products of the second matrix, where they have a bias.
+    /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
     up: Vec<f32>,
-    /// `[n_tokens, dim]`: what is added to the residual stream, where it is normed or scaled first.
+    /// `[n_tokens, dim]`: values that are normalized or scaled before they are added to the residual stream.
     branch: Vec<f32>,
     /// Inputs of products.
     pub(super) input: Activations,
@@ -57,15 +57,15 @@ struct ExpertBuffers {
     /// `[n_tokens, n_experts]`
     scores: Vec<f32>,
     routing: Routing,
-    /// `[n_tokens * n_used, experts.ffn_dim]`, in order of the experts.
+    /// `[n_tokens * n_used, experts.ffn_dim]`, ordered by expert.
     hidden: Vec<f32>,
-    /// `[n_tokens * n_used, dim]`, in order of the experts.
+    /// `[n_tokens * n_used, dim]`, ordered by expert.
     out: Vec<f32>,
     /// Inputs of each expert that has tokens.
     inputs: Vec<Activations>,
     /// `[n_tokens, dim]`: outputs of the shared expert.
     shared: Vec<f32>,
-    /// `[n_tokens]`: its scores.
+    /// `[n_tokens]`: the scores of the shared expert.
     shared_scores: Vec<f32>,
 }
 
@@ -100,7 +100,7 @@ impl Batch<'_, '_> {
         self.step.loras
     }
 
-    /// Tells the collector, if there is one, that the input meets these matrices of a layer.
+    /// Passes the input of these matrices of a layer to the collector, if there is one.
     fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
         let Some(collector) = &mut self.step.collector else { return };
         let x = input.values();
@@ -110,7 +110,7 @@ impl Batch<'_, '_> {
         }
     }
 
-    /// The same of the inputs of each expert that has tokens.
+    /// Passes the inputs of each expert that has tokens to the collector.
     fn collect_experts(&mut self, buffers: &ExpertBuffers, layer: usize, w: &Experts, parts: &[Part]) {
         let Some(collector) = &mut self.step.collector else { return };
         for ((expert, _), input) in buffers.routing.groups.iter().zip(&buffers.inputs) {
@@ -127,7 +127,7 @@ impl Batch<'_, '_> {
 }
 
 impl CpuSegment {
-    /// Takes the rows of a batch through the layers.
+    /// Runs the rows of a batch through the layers.
     pub(super) fn compute(&self, step: &mut Step<'_>, x: &mut [f32], s: &mut Buffers) {
         let n = x.len() / self.config.dim;
         s.resize(n, &self.config);
@@ -196,7 +196,7 @@ impl CpuSegment {
         }
     }
 
-    /// `f(gate x) * (up x)` of the current input, made the input of the next product.
+    /// Computes `f(gate x) * (up x)` of the current input and makes it the input of the next product.
     fn hidden(&self, index: usize, mlp: &Mlp, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         b.collect(&s.input, index, mlp.input_parts);
         let (e, function, ffn_dim) = (&self.shared.cpu, self.config.gate, mlp.gate.weight.n_rows());
@@ -219,7 +219,7 @@ impl CpuSegment {
         b.collect(&s.input, index, &[mlp.down_part]);
     }
 
-    /// Sends every token of the current input through its experts; what comes out is in `s.branch`. See
+    /// Sends every token of the current input through its experts and leaves the result in `s.branch`. See
     /// `crate::routing` for the definition.
     fn experts(&self, index: usize, w: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
@@ -281,7 +281,7 @@ impl CpuSegment {
         });
     }
 
-    /// The expert that every token goes through, and the scores that weight it.
+    /// The shared expert, which every token goes through, and the scores that weight it.
     fn shared_expert(&self, index: usize, mlp: &Mlp, router: Option<&Matrix>, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let e = &self.shared.cpu;
         if let Some(router) = router {
@@ -322,7 +322,7 @@ impl CpuSegment {
         }
     }
 
-    /// Adds what is in `s.branch` to the residual stream.
+    /// Adds `s.branch` to the residual stream.
     fn add_branch(&self, post_norm: Option<&[f32]>, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let c = &self.config;
         let norm = post_norm.map(|w| (w, c.rms_norm_eps));
@@ -330,7 +330,7 @@ impl CpuSegment {
     }
 }
 
-/// Cuts rows of `n_cols`, in order of the experts, into those of each expert.
+/// Splits rows of `n_cols`, ordered by expert, into the rows of each expert.
 fn split_rows<'a>(
     x: &'a mut [f32],
     groups: &[(usize, std::ops::Range<usize>)],

@@ -1,4 +1,4 @@
-//! What follows the last layer, on the CPU.
+//! The head on the CPU: the norm and the output matrix after the last layer.
 
 use super::weights::Packer;
 use super::{Shared, adapters};
@@ -15,7 +15,7 @@ pub(super) struct CpuHead {
     shared: Arc<Shared>,
     /// `[dim]`
     norm: Vec<f32>,
-    /// `[n_vocab, dim]`: the embedding, where they are tied.
+    /// `[n_vocab, dim]`: the embedding, if the two are tied.
     output: Arc<Matrix>,
     is_tied: bool,
     /// `[n_vocab]`
@@ -73,7 +73,7 @@ impl Head for CpuHead {
 
     fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError> {
         let (e, n_vocab) = (&self.shared.cpu, self.n_vocab());
-        // Two planes: nothing averages out the error of a logit, and few rows come this far.
+        // Two planes, because the error of a logit is not averaged out by later layers, and only few rows get here.
         let kinds = ActivationKinds::of([self.output.ty()]).two_planes();
         self.shared.with_buffers(|s| {
             e.rms_norm(rows, &self.norm, self.rms_norm_eps, kinds, &mut s.input);

@@ -1,4 +1,4 @@
-//! Keys and values in host memory, for devices that compute there but are not the CPU's own: the interpreter of plans.
+//! Keys and values in host memory, for devices other than the CPU backend that compute there: the interpreter of plans.
 
 use super::attention::{LayerStep, append_and_attend, attention_shape};
 use super::state::{Layout, store};
@@ -17,19 +17,19 @@ pub struct HostStates {
 }
 
 impl HostStates {
-    /// Those of some layers of a model.
+    /// Creates the states of some layers of a model.
     pub fn new(config: &ModelConfig, kv_type: KvType, layers: Range<usize>) -> Self {
         let layout = Arc::new(Layout::new(config, kv_type, layers));
         Self { kv_type, store: store(&layout, kv_type), layout }
     }
 
-    /// Makes their pages.
+    /// Creates the store of their pages.
     pub fn store(&self) -> Arc<dyn StateStore> {
         Arc::clone(&self.store)
     }
 
-    /// Appends the rows `k` and `v` of every sequence to its pages of one layer of the model, which is the
-    /// `in_segment`-th here, then writes the attention of its rows of `q` to `out`.
+    /// Appends the rows `k` and `v` of every sequence to its pages of one layer (`layer` in the model, `in_segment` in
+    /// this segment), then writes the attention of its rows of `q` to `out`.
     #[allow(clippy::too_many_arguments)]
     pub fn append_and_attend(
         &self,

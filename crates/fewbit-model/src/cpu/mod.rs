@@ -1,4 +1,4 @@
-//! Layers on the CPU: the first of the devices, and the definition of what the others compute.
+//! Layers on the CPU, the reference device, which defines what the others compute.
 
 mod adapters;
 mod attention;
@@ -26,27 +26,27 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::{Layer, Packer};
 
-/// The CPU, as something that takes layers.
+/// The CPU as a device for layers.
 pub struct CpuDevice {
     shared: Arc<Shared>,
 }
 
-/// What all segments on one CPU share.
+/// The state that all segments on one CPU share.
 struct Shared {
     cpu: Cpu,
-    /// Buffers of a step: segments take turns.
+    /// Buffers of a step, which the segments use in turn.
     buffers: Mutex<Buffers>,
 }
 
 impl Shared {
     fn with_buffers<R>(&self, f: impl FnOnce(&mut Buffers) -> R) -> R {
-        // Whatever a step that failed left in them is written over.
+        // A failed step may leave arbitrary values in them; they are always overwritten.
         f(&mut self.buffers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl CpuDevice {
-    /// The CPU with this instruction set and these threads.
+    /// Creates the device with the instruction set and threads of `cpu`.
     pub fn new(cpu: Cpu) -> Self {
         Self { shared: Arc::new(Shared { cpu, buffers: Mutex::default() }) }
     }

@@ -1,8 +1,8 @@
-//! Pages of a CPU segment: a buffer for each, in which every layer has its place.
+//! The pages of a CPU segment: one buffer per page, in which every layer has a fixed range.
 //!
-//! A further kind of state is a variant of [`LayerState`], what it takes in [`CpuStates::new`], and the arm that reads
-//! and writes it in the forward pass. A new element type of keys and values is a variant of [`KvType`], an
-//! implementation of [`Element`], and an arm of `of_kv_type`.
+//! To add a kind of state, add a variant to [`LayerState`], its size in [`CpuStates::new`], and the arm of the forward
+//! pass that reads and writes it. To add an element type for keys and values, add a variant to [`KvType`], an
+//! implementation of [`Element`], and an arm to `of_kv_type`.
 
 use super::attention::attention_shape;
 use crate::state::{StatePage, StateStore};
@@ -14,12 +14,12 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What a layer keeps in a page, and where its elements lie.
+/// The state of a layer in a page, and the range of its elements.
 pub(crate) enum LayerState {
     KeysValues { keys: Range<usize>, values: Range<usize> },
 }
 
-/// How a page of some layers is laid out.
+/// The layout of a page of some layers.
 pub(crate) struct Layout {
     layers: Vec<LayerState>,
     n_elems: usize,
@@ -40,14 +40,14 @@ impl Layout {
         Self { layers, n_elems }
     }
 
-    /// Where a layer's keys and values lie; layers count from the segment's first.
+    /// The ranges of a layer's keys and values; layers are counted within the segment.
     pub(crate) fn keys_values(&self, layer: usize) -> (Range<usize>, Range<usize>) {
         let LayerState::KeysValues { keys, values } = &self.layers[layer];
         (keys.clone(), values.clone())
     }
 }
 
-/// Bytes of one page of all layers.
+/// Bytes of one page over all layers.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
     let n_elems = (0..config.n_layers()).map(|layer| {
         let (keys, values) = ty.page_elems(&attention_shape(config, layer));
@@ -56,7 +56,7 @@ pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
     n_elems.fold(0, u64::saturating_add).saturating_mul(ty.elem_bytes() as u64)
 }
 
-/// Does something with the element type that `$ty` stands for, as the type `$t`.
+/// Runs code with the element type of `$ty` as the type `$t`.
 macro_rules! of_kv_type {
     ($ty:expr, $t:ident => $body:expr) => {
         match $ty {
@@ -77,13 +77,13 @@ macro_rules! of_kv_type {
 }
 pub(crate) use of_kv_type;
 
-/// The store of pages of this layout.
+/// Creates the store of pages with this layout.
 pub(crate) fn store(layout: &Arc<Layout>, ty: KvType) -> Arc<dyn StateStore> {
     let layout = Arc::clone(layout);
     of_kv_type!(ty, T => Arc::new(CpuStates::<T> { layout, of: PhantomData }))
 }
 
-/// Makes pages of one element type.
+/// Creates pages of one element type.
 struct CpuStates<T> {
     layout: Arc<Layout>,
     of: PhantomData<fn() -> T>,
@@ -94,7 +94,7 @@ pub(crate) fn elems<T: Element>(page: &StatePage) -> &[T] {
     page.downcast_ref::<Vec<T>>().expect("a page of this segment")
 }
 
-/// The same, to be written.
+/// The elements of a page, for writing.
 pub(crate) fn elems_mut<T: Element>(page: &mut StatePage) -> &mut [T] {
     page.downcast_mut::<Vec<T>>().expect("a page of this segment")
 }

@@ -1,4 +1,4 @@
-//! The tensors of layers, packed for this CPU: also for devices that upload what is packed, through
+//! The tensors of layers, packed for this CPU. Devices that upload packed weights get them through
 //! [`LayerLoader::layer`] and [`LayerLoader::head`].
 
 use crate::ModelError;
@@ -9,7 +9,7 @@ use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;
 
-/// A matrix, and what is added to its products.
+/// A matrix, and the bias that is added to its products.
 #[non_exhaustive]
 pub struct Linear {
     /// The matrix.
@@ -23,7 +23,7 @@ pub struct Linear {
 pub struct Layer {
     /// `[dim]`
     pub attn_norm: Vec<f32>,
-    /// The tensors of q, k and v: three, or one.
+    /// The tensors of q, k and v: three, or one for all.
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`
     pub q: Linear,
@@ -39,24 +39,24 @@ pub struct Layer {
     pub attn_post_norm: Option<Vec<f32>>,
     /// `[dim]`
     pub ffn_norm: Vec<f32>,
-    /// What follows attention.
+    /// The feed-forward part, after attention.
     pub ffn: FeedForward,
     /// `[dim]`
     pub ffn_post_norm: Option<Vec<f32>>,
-    /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is
-    /// quantized to two planes: of all inputs but the output's, its error weighs most in the result (see
+    /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is quantized
+    /// to two planes: of all inputs except that of the output matrix, its error affects the result most (see
     /// docs/fidelity.md).
     pub(super) qkv_input: ActivationKinds,
     /// How the input of the feed-forward part is quantized.
     pub(super) ffn_input: ActivationKinds,
 }
 
-/// What follows attention in a layer.
+/// The feed-forward part of a layer.
 #[non_exhaustive]
 pub enum FeedForward {
-    /// One for all tokens.
+    /// The same matrices for all tokens.
     Dense(Mlp),
-    /// Some of many, for each token others.
+    /// A few of many experts, chosen per token.
     Experts(Experts),
 }
 
@@ -69,7 +69,7 @@ pub struct Mlp {
     pub up: Linear,
     /// `[dim, ffn_dim]`
     pub down: Linear,
-    /// The tensors of gate and up, and that of down.
+    /// The tensors of gate and up, and the tensor of down.
     pub(super) input_parts: &'static [Part],
     pub(super) down_part: Part,
 }
@@ -79,17 +79,17 @@ pub struct Mlp {
 pub struct Experts {
     /// `[n_experts, dim]`
     pub router: Matrix,
-    /// All experts' matrices of a kind are one tensor.
+    /// Whether one tensor holds the same matrix of all experts.
     pub(super) is_merged: bool,
     /// `[n_experts]`; without biases.
     pub experts: Vec<Mlp>,
     /// The expert that every token goes through.
     pub shared: Option<Mlp>,
-    /// `[1, dim]`: gives the score of the shared expert.
+    /// `[1, dim]`: computes the score of the shared expert.
     pub shared_router: Option<Matrix>,
 }
 
-/// What follows the last layer.
+/// The weights after the last layer.
 #[non_exhaustive]
 pub struct HeadWeights {
     /// `[dim]`
@@ -98,17 +98,17 @@ pub struct HeadWeights {
     pub output: Linear,
 }
 
-/// What devices take that lay out weights as the CPU does.
+/// For devices that lay out weights as the CPU does.
 impl LayerLoader<'_> {
-    /// Takes a layer, and packs its matrices for the CPU's instruction set.
+    /// Takes a layer and packs its matrices for the CPU's instruction set.
     ///
     /// # Errors
-    /// [`ModelError`] for tensors that are missing, of another shape, or of a type that no product can read.
+    /// [`ModelError`] for tensors that are missing, have the wrong shape, or have a type that no product can read.
     pub fn layer(&mut self, cpu: &Cpu, layer: usize) -> Result<Layer, ModelError> {
         Packer { loader: self, cpu }.layer(layer)
     }
 
-    /// Takes what follows the last layer; an output matrix that is the embedding is packed once more.
+    /// Takes the weights after the last layer; an output matrix that is tied to the embedding is packed separately.
     ///
     /// # Errors
     /// As [`layer`](Self::layer).
@@ -120,7 +120,7 @@ impl LayerLoader<'_> {
 }
 
 impl Layer {
-    /// Bytes of its matrices.
+    /// Bytes of the layer's matrices.
     pub fn n_bytes(&self) -> u64 {
         self.matrices().map(|m| m.n_bytes() as u64).sum()
     }
@@ -144,13 +144,13 @@ impl Mlp {
         [&self.gate.weight, &self.up.weight, &self.down.weight]
     }
 
-    /// Types of the weights that the input meets.
+    /// Types of the weights that are multiplied with the input.
     fn input_types(&self) -> [TensorType; 2] {
         [self.gate.weight.ty(), self.up.weight.ty()]
     }
 }
 
-/// Takes matrices, and packs them.
+/// Takes matrices and packs them.
 pub(super) struct Packer<'a, 'b> {
     pub(super) loader: &'a mut LayerLoader<'b>,
     pub(super) cpu: &'a Cpu,
@@ -228,7 +228,7 @@ impl Packer<'_, '_> {
     }
 
     fn mlp(&mut self, i: usize, dim: usize, ffn_dim: usize) -> Result<Mlp, ModelError> {
-        // Where there is no gate of its own, its rows stand before those of the other matrix.
+        // Without a separate gate tensor, the rows of the gate precede those of the other matrix.
         let is_fused = !self.loader.has(Part::Gate, i);
         let [gate, up] = match !is_fused {
             true => [self.linear(Part::Gate, i, ffn_dim, dim)?, self.linear(Part::Up, i, ffn_dim, dim)?],
@@ -242,7 +242,7 @@ impl Packer<'_, '_> {
     fn experts(&mut self, i: usize, dim: usize, config: ExpertConfig) -> Result<Experts, ModelError> {
         let (n, ffn_dim) = (config.n_experts, config.ffn_dim);
         let router = self.matrix(&weight(Part::Router, i), &[n, dim], 0..n)?;
-        // All experts in one tensor, or, in older files, a tensor for each.
+        // All experts in one tensor or, in older files, one tensor per expert.
         let is_merged = self.loader.has(Part::ExpertGates, i);
         let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
             let expert = |e: usize| {
@@ -281,7 +281,7 @@ impl Packer<'_, '_> {
         Ok(Experts { router, is_merged, experts, shared, shared_router })
     }
 
-    /// A matrix and its bias, if there is one.
+    /// A matrix with its bias, if it has one.
     pub(super) fn linear(
         &mut self,
         part: Part,
@@ -293,7 +293,7 @@ impl Packer<'_, '_> {
         Ok(Linear { weight, bias: self.bias(part, layer, n_rows)? })
     }
 
-    /// The matrices of `n_rows` rows each that follow one another in one tensor.
+    /// Matrices of `n_rows` rows each that are stored one after another in one tensor.
     fn split<const N: usize>(
         &mut self,
         part: Part,
@@ -313,9 +313,9 @@ impl Packer<'_, '_> {
         Ok(parts.try_into().unwrap_or_else(|_| unreachable!("one matrix for each of {N} numbers of rows")))
     }
 
-    /// The output matrix: one of its own, or a copy of the embedding, which lies on another device then.
+    /// The output matrix: its own tensor, or a copy of the embedding, which is then on another device.
     pub(super) fn output(&mut self, dim: usize) -> Result<Linear, ModelError> {
-        // As many rows as the embedding has.
+        // It has as many rows as the embedding.
         let embedding = weight(Part::TokenEmbedding, 0);
         let n_vocab = self.loader.find(&embedding)?.shape.first().copied().unwrap_or(0);
         let n_vocab = usize::try_from(n_vocab).unwrap_or(usize::MAX);

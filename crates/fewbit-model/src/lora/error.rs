@@ -1,4 +1,4 @@
-//! What can be wrong with an adapter.
+//! Errors of loading adapters.
 
 use crate::ModelError;
 use fewbit_checkpoint::hf::HfError;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoraError {
-    /// The file is damaged, missing, or no GGUF or safetensors file.
+    /// The file is damaged, missing, or neither a GGUF nor a safetensors file.
     #[error("{} cannot be read as an adapter", path.display())]
     Format {
         /// The adapter.
@@ -18,7 +18,7 @@ pub enum LoraError {
         /// What is wrong.
         source: Box<FormatError>,
     },
-    /// The configuration of a PEFT folder is missing or not as it should be.
+    /// The configuration of a PEFT folder is missing or invalid.
     #[error("the configuration of {} cannot be used", path.display())]
     Config {
         /// The adapter.
@@ -31,11 +31,11 @@ pub enum LoraError {
     NotAnAdapter {
         /// The file.
         path: PathBuf,
-        /// The metadata key that says so.
+        /// The metadata key that differs.
         key: &'static str,
-        /// What it should be.
+        /// The expected value.
         expected: &'static str,
-        /// What it is.
+        /// The value found.
         found: String,
     },
     /// The adapter was made for another architecture.
@@ -45,10 +45,10 @@ pub enum LoraError {
         path: PathBuf,
         /// The model's architecture.
         expected: String,
-        /// That of the adapter.
+        /// The architecture of the adapter.
         found: String,
     },
-    /// The adapter asks for more than low-rank parts of matrices.
+    /// The adapter needs more than low-rank parts of matrices.
     #[error("{} has {option} = {value}, which this version of fewbit does not have", path.display())]
     Unsupported {
         /// The adapter.
@@ -58,17 +58,17 @@ pub enum LoraError {
         /// Its value.
         value: String,
     },
-    /// A number of the adapter makes no sense.
+    /// A number in the adapter is invalid.
     #[error("{}: {key} is {found}, but must be a finite number", path.display())]
     BadNumber {
         /// The adapter.
         path: PathBuf,
-        /// What it is called.
+        /// The name of the number.
         key: String,
         /// The value found.
         found: String,
     },
-    /// A tensor that is no low-rank part of a matrix which adapters can change.
+    /// A tensor does not belong to a matrix that adapters can change.
     #[error(
         "{}: tensor {tensor:?} changes nothing that an adapter of a {architecture:?} model can change here (the \
          matrices of attention, the feed-forward part without experts, and the output)", path.display()
@@ -81,22 +81,22 @@ pub enum LoraError {
         /// The model's architecture.
         architecture: String,
     },
-    /// Of the two matrices that make a low-rank part, there is only one.
+    /// One of the two matrices of a low-rank part is missing.
     #[error("{}: tensor {tensor:?} has no counterpart {missing:?}", path.display())]
     MissingHalf {
         /// The adapter.
         path: PathBuf,
-        /// The tensor that is there.
+        /// The existing tensor.
         tensor: String,
-        /// The one that is not.
+        /// The missing tensor.
         missing: String,
     },
-    /// Two tensors for the same matrix.
+    /// Two tensors belong to the same matrix.
     #[error("{}: tensor {tensor:?} is for a matrix that another tensor is for too", path.display())]
     Twice {
         /// The adapter.
         path: PathBuf,
-        /// The second of them.
+        /// The second tensor.
         tensor: String,
     },
     /// A tensor does not fit the model's matrix, or the rank.
@@ -111,7 +111,7 @@ pub enum LoraError {
         /// The shape in the file, rows first.
         found: Vec<u64>,
     },
-    /// A tensor's elements are of a type that adapters do not have.
+    /// A tensor's type is not allowed in adapters.
     #[error("{}: tensor {tensor:?} is of type {ty}, which adapters cannot have", path.display())]
     Type {
         /// The adapter.
@@ -131,7 +131,7 @@ pub enum LoraError {
         /// What went wrong.
         source: QuantError,
     },
-    /// The device of a matrix could not take its part.
+    /// The device of a matrix could not take the part for this matrix.
     #[error("{} cannot be put where the model is", path.display())]
     Device {
         /// The adapter.
@@ -152,7 +152,7 @@ pub enum LoraError {
         path: PathBuf,
         /// Bytes that loading would take.
         needed_bytes: u64,
-        /// Bytes that the operating system calls available.
+        /// Bytes that the operating system reports as available.
         available_bytes: u64,
     },
 }

@@ -6,7 +6,7 @@ use crate::ModelConfig;
 use fewbit_format::{FormatError, GgufFile, TensorInfo};
 use std::path::{Path, PathBuf};
 
-/// Keys that ask for more than low-rank parts.
+/// Keys of adapters that need more than low-rank parts.
 const REFUSED: [&str; 1] = ["adapter.alora.invocation_tokens"];
 
 /// An opened file.
@@ -55,7 +55,7 @@ impl Adapter {
         if found != config.architecture {
             return Err(LoraError::Architecture { path: path(), expected: config.architecture.clone(), found });
         }
-        // 0, or no alpha at all, stands for a scale of 1.
+        // An alpha of 0, or none at all, means a scale of 1.
         let alpha = self.file.metadata().f32("adapter.lora.alpha").map_err(|source| self.format(source))?;
         let alpha = alpha.filter(|&alpha| alpha != 0.0);
         if let Some(alpha) = alpha.filter(|alpha| !alpha.is_finite()) {

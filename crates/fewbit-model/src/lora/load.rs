@@ -1,4 +1,4 @@
-//! Loading an adapter: its file, checked against the model, taken apart by matrix.
+//! Loads an adapter: checks its file against the model and splits it by matrix.
 
 use super::{AdapterPart, Inner, Lora, LoraError, LoraTarget, LowRank, Scaled, gguf, peft};
 use crate::{ModelConfig, ModelError, available_bytes};
@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::Xxh3;
 
-/// What loading needs to know of a model.
+/// The properties of a model that loading an adapter needs.
 pub(crate) struct LoraModel<'a> {
     pub(crate) id: u64,
     pub(crate) config: &'a ModelConfig,
     pub(crate) n_vocab: usize,
     /// `[n_layers]`
     pub(crate) fused: &'a [Fused],
-    /// Gives a part to the device that has its matrix.
+    /// Passes a part to the device that holds its matrix.
     pub(crate) load_part: &'a dyn Fn(&LowRank<'_>) -> Result<AdapterPart, ModelError>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) struct LoraModel<'a> {
 pub(crate) struct Fused {
     /// Queries, keys and values are one tensor.
     pub(crate) qkv: bool,
-    /// The gate stands before the matrix that it is multiplied with.
+    /// The rows of the gate precede those of the matrix that it is multiplied with.
     pub(crate) gate_up: bool,
 }
 
@@ -40,17 +40,17 @@ pub(super) struct Half<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-/// What a file has for one of the model's tensors.
+/// The tensors of a file for one of the model's tensors.
 pub(super) struct Pair<'a> {
     pub(super) part: Part,
     pub(super) layer: usize,
     pub(super) a: Half<'a>,
     pub(super) b: Half<'a>,
-    /// alpha / rank, for a rank that the shapes confirm.
+    /// alpha / rank, where the shapes must confirm the rank.
     pub(super) scale: f32,
-    /// The rank that a configuration promises.
+    /// The rank that a configuration specifies.
     pub(super) rank: Option<usize>,
-    /// Rows of B are in the order of half-split pairs, and the model's in that of interleaved ones.
+    /// Rows of B are ordered for half-split pairs, but the model's rows for interleaved ones.
     pub(super) is_permuted: bool,
 }
 
@@ -75,7 +75,7 @@ impl File {
         }
     }
 
-    /// Elements of all tensors.
+    /// Number of elements of all tensors.
     fn n_elems(&self) -> u64 {
         let count = |shape: &[u64]| shape.iter().fold(1u64, |n, &dim| n.saturating_mul(dim));
         match self {
@@ -85,7 +85,7 @@ impl File {
     }
 }
 
-/// Loads an adapter: a GGUF file, or a folder as PEFT writes it.
+/// Loads an adapter: a GGUF file, or a folder as written by PEFT.
 pub(crate) fn load(path: &Path, model: &LoraModel<'_>) -> Result<Lora, LoraError> {
     let file = File::open(path)?;
     let needed_bytes = file.n_elems().saturating_mul(4);
@@ -115,12 +115,12 @@ pub(crate) fn load(path: &Path, model: &LoraModel<'_>) -> Result<Lora, LoraError
     Ok(lora)
 }
 
-/// Bytes that the adapter at `path` takes once it is loaded, from its headers.
+/// Bytes that the adapter at `path` takes in memory, computed from its headers.
 pub(super) fn estimate(path: &Path) -> Result<u64, LoraError> {
     Ok(File::open(path)?.n_elems().saturating_mul(4))
 }
 
-/// Takes pairs apart, and gives the parts to the devices of their matrices.
+/// Splits pairs and passes the parts to the devices of their matrices.
 struct Loader<'a> {
     path: &'a Path,
     model: &'a LoraModel<'a>,
@@ -190,7 +190,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    /// The numbers of a tensor whose shape was checked.
+    /// The values of a tensor whose shape was checked.
     fn values(&self, half: &Half<'_>) -> Result<Vec<f32>, LoraError> {
         let n = half.shape.iter().product::<u64>() as usize;
         let mut out = vec![0.0; n];
@@ -207,7 +207,7 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// The targets that a tensor of a layer is made of, each with its rows, in order; and the tensor's columns.
+/// The targets that a tensor of a layer consists of, each with its number of rows, in order; and the number of columns.
 fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
     let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
     let one = |target, n_rows, n_cols| Some((vec![(target, n_rows)], n_cols));
@@ -233,7 +233,7 @@ fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget
     }
 }
 
-/// The part and the layer that a GGUF name (without `.weight`) stands for.
+/// The part and the layer that a GGUF name (without `.weight`) refers to.
 pub(super) fn from_gguf(name: &str) -> Option<(Part, usize)> {
     let layer = match name.strip_prefix("blk.") {
         Some(rest) => rest.split_once('.')?.0.parse().ok()?,

@@ -1,4 +1,4 @@
-//! Low-rank adapters (LoRA): what is added to the products of some matrices, without changing these.
+//! Low-rank adapters (LoRA), which add to the products of some matrices without changing the matrices.
 //!
 //! ```text
 //! y = W x [+ bias]                     as without adapters
@@ -6,11 +6,12 @@
 //! y = y + B (s t)                      for one adapter after the other, in the order in which they were loaded;
 //!                                      s = (alpha / rank) * the scale that is asked for
 //! ```
-//! A and B are f32, whatever they are in the file, and x is the input before it is quantized. Each row of a batch
-//! has its own adapters: rows are put together by adapter only to read A and B once, so that nothing depends on
-//! the batch, and a row without adapters has the bits of a model that knows none.
+//! A and B are f32, whatever their type in the file, and x is the input before it is quantized. Each row of a batch has
+//! its own adapters. Rows are grouped by adapter only to read A and B once, so the result does not depend on the batch,
+//! and a row without adapters has the same bits as in a model without adapters.
 //!
-//! A cache is of one set of adapters ([`LoraSet`]), as it is of one model: its keys and values depend on both.
+//! A cache belongs to one set of adapters ([`LoraSet`]), as it belongs to one model: its keys and values depend on
+//! both.
 
 mod error;
 mod gguf;
@@ -44,7 +45,7 @@ pub enum LoraTarget {
     AttnOutput,
     /// The gate of the feed-forward part.
     Gate,
-    /// What the gate is multiplied with.
+    /// The matrix that the gate is multiplied with.
     Up,
     /// The output projection of the feed-forward part.
     Down,
@@ -52,19 +53,19 @@ pub enum LoraTarget {
     Output,
 }
 
-/// What an adapter has for one matrix of `n_rows` outputs and `n_cols` inputs.
+/// The part of an adapter for one matrix with `n_rows` outputs and `n_cols` inputs.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct LowRank<'a> {
     /// The layer of the matrix.
     pub layer: usize,
-    /// Which of the layer's matrices.
+    /// The matrix within the layer.
     pub target: LoraTarget,
-    /// Outputs of the matrix.
+    /// Number of outputs of the matrix.
     pub n_rows: usize,
-    /// Inputs of the matrix.
+    /// Number of inputs of the matrix.
     pub n_cols: usize,
-    /// Rows of A.
+    /// Number of rows of A.
     pub rank: usize,
     /// `[rank, n_cols]`
     pub a: &'a [f32],
@@ -72,11 +73,11 @@ pub struct LowRank<'a> {
     pub b: &'a [f32],
 }
 
-/// The same as the device of the matrix holds it. Dropping it gives the memory back.
+/// A [`LowRank`] part in the memory of its matrix's device. Dropping it frees the memory.
 pub struct AdapterPart {
-    /// Whatever the device needs to compute with it.
+    /// The data that the device needs to compute with it.
     pub data: Box<dyn Any + Send + Sync>,
-    /// Bytes of the device's memory.
+    /// Bytes of device memory.
     pub n_bytes: u64,
 }
 
@@ -86,14 +87,14 @@ struct Scaled {
     scale: f32,
 }
 
-/// An adapter that was loaded for a model. Cheap to clone; its memory is free when the last clone is gone.
+/// An adapter that was loaded for a model. It is cheap to clone; its memory is freed with the last clone.
 #[derive(Clone)]
 pub struct Lora {
     inner: Arc<Inner>,
 }
 
 struct Inner {
-    /// In the order of loading.
+    /// Ids follow the order of loading.
     id: u64,
     model: u64,
     path: PathBuf,
@@ -102,15 +103,15 @@ struct Inner {
 }
 
 impl Lora {
-    /// Bytes that the adapter at `path` takes once it is loaded, from its headers.
+    /// Bytes that the adapter at `path` takes in memory, computed from its headers.
     ///
     /// # Errors
-    /// [`LoraError`] for a file that is no adapter or is damaged.
+    /// [`LoraError`] for a file that is damaged or is not an adapter.
     pub fn estimate(path: &Path) -> Result<u64, LoraError> {
         load::estimate(path)
     }
 
-    /// Where it came from.
+    /// The path that it was loaded from.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
@@ -120,12 +121,12 @@ impl Lora {
         self.inner.parts.values().map(|scaled| scaled.part.n_bytes).sum()
     }
 
-    /// How many matrices of the model it changes.
+    /// Number of matrices of the model that it changes.
     pub fn n_matrices(&self) -> usize {
         self.inner.parts.len()
     }
 
-    /// A hash of all its numbers: equal for equal adapters, from whatever kind of file.
+    /// A hash of all its values: equal for equal adapters, whatever the file format.
     pub fn fingerprint(&self) -> u128 {
         self.inner.fingerprint
     }
@@ -149,7 +150,7 @@ impl std::fmt::Debug for Lora {
     }
 }
 
-/// Adapters of one model, each with a scale, in the order of loading; none twice, and none with scale 0.
+/// Adapters of one model, each with a scale, in the order of loading. No adapter occurs twice, and no scale is 0.
 #[derive(Clone, Debug, Default)]
 pub struct LoraSet {
     loras: Arc<[(Lora, f32)]>,
@@ -175,7 +176,7 @@ impl LoraSet {
         Ok(Self { loras: set.into() })
     }
 
-    /// Whether there are none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.loras.is_empty()
     }
@@ -185,12 +186,12 @@ impl LoraSet {
         self.loras.iter().map(|(lora, scale)| (lora, *scale))
     }
 
-    /// Whether all are of this model.
+    /// Whether all adapters belong to this model.
     pub(crate) fn is_of(&self, model: u64) -> bool {
         self.loras.iter().all(|(lora, _)| lora.inner.model == model)
     }
 
-    /// What tells sets apart, without keeping their adapters.
+    /// A key that identifies the set, without keeping its adapters alive.
     pub(crate) fn key(&self) -> LoraKey {
         self.iter().map(|(lora, scale)| (lora.inner.id, scale.to_bits())).collect()
     }
@@ -205,5 +206,5 @@ impl PartialEq for LoraSet {
 
 impl Eq for LoraSet {}
 
-/// Ids of adapters, which are never used again, and the bits of their scales.
+/// Ids of adapters, which are never reused, and the bits of their scales.
 pub(crate) type LoraKey = Vec<(u64, u32)>;

@@ -1,7 +1,7 @@
-//! Adapters in PEFT's form: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+//! Adapters in PEFT's format: a folder with `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Which matrices are changed, and the rank, the tensors say; of the configuration, what counts is the scale and
-//! whether it asks for anything else. An option that would change the result is refused by its name.
+//! The tensors determine which matrices are changed, and the rank. Only the scale is taken from the configuration. If
+//! it has an option that would change the result, the error names this option.
 
 use super::{Half, LoraError, Pair, from_gguf};
 use crate::ModelConfig;
@@ -31,10 +31,10 @@ const REFUSED: [&str; 10] = [
     "arrow_config",
 ];
 
-/// Ways to begin a training that change the model's own weights.
+/// Initialization methods that change the model's own weights.
 const REFUSED_BEGINNINGS: [&str; 5] = ["pissa", "olora", "corda", "loftq", "lora_ga"];
 
-/// Memory that a pattern for module names may take.
+/// Memory limit for a pattern for module names.
 const PATTERN_BYTES: usize = 1 << 20;
 
 /// An opened folder.
@@ -81,7 +81,7 @@ impl Adapter {
         LoraError::Unsupported { path: self.path.clone(), option: option.to_owned(), value: value.to_string() }
     }
 
-    /// Refuses what would change the result and is not done here.
+    /// Returns an error for options that would change the result and are not implemented.
     fn refuse(&self) -> Result<(), LoraError> {
         let json = self.object();
         for (key, wanted) in [("peft_type", "LORA"), ("bias", "none")] {
@@ -130,7 +130,7 @@ impl Adapter {
         Ok(scales)
     }
 
-    /// Numbers for the modules whose names a regular expression matches.
+    /// Numbers for the modules whose names match a regular expression.
     fn patterns(&self, key: &str, prefix: &str) -> Result<Vec<(Regex, f64)>, LoraError> {
         let object = self.object().object(key, prefix).map_err(|e| self.config(e))?;
         let Some(object) = object else { return Ok(Vec::new()) };
@@ -169,7 +169,7 @@ impl Adapter {
                 continue;
             }
             let module = module.strip_prefix("base_model.model.").ok_or_else(unknown)?;
-            // Adapters of vision models have the prefix of the text part; what is about images is never computed.
+            // Adapters of vision models have the prefix of the text part; the vision part is never computed.
             let Some(plain) = names::plain_hf(module, true) else { continue };
             let gguf = names::from_hf(&plain, config.has_post_norms).map(|(_, gguf)| gguf);
             let (part, layer) = gguf.as_deref().and_then(from_gguf).ok_or_else(unknown)?;
@@ -202,7 +202,7 @@ impl Scales {
         let rank = find(&self.ranks).unwrap_or(self.rank as f64);
         let alpha = find(&self.alphas).unwrap_or(self.alpha);
         let divisor = if self.by_root { rank.sqrt() } else { rank };
-        // A rank that is no number of rows fits no shape.
+        // A rank that is not a valid number of rows matches no shape.
         (rank as usize, (alpha / divisor) as f32)
     }
 }

@@ -1,9 +1,9 @@
-//! Which rows of a batch have which adapters.
+//! The adapters of the rows of a batch.
 
 use super::{Lora, LoraSet, LoraTarget};
 use std::any::Any;
 
-/// The rows of a batch that have one adapter.
+/// The rows of a batch that use one adapter.
 pub struct AdaptedRows {
     lora: Lora,
     rows: Vec<usize>,
@@ -11,7 +11,7 @@ pub struct AdaptedRows {
     is_all: bool,
 }
 
-/// Which adapters the rows of a batch have, of which each set brings some; in the order of loading.
+/// Groups the rows of a batch by adapter, in the order of loading; each set comes with its number of rows.
 pub(crate) fn adapted_rows<'a>(sets: impl Iterator<Item = (&'a LoraSet, usize)>) -> Vec<AdaptedRows> {
     let mut groups: Vec<AdaptedRows> = Vec::new();
     let mut end = 0;
@@ -40,17 +40,17 @@ impl AdaptedRows {
         &self.rows
     }
 
-    /// The scale that is asked for, of each of the rows.
+    /// The requested scale for each of the rows.
     pub fn scales(&self) -> &[f32] {
         &self.scales
     }
 
-    /// Whether they are the whole batch.
+    /// Whether these are all rows of the batch.
     pub fn is_all(&self) -> bool {
         self.is_all
     }
 
-    /// What the adapter has for a matrix, as its device made it, and the scale that the adapter gives it.
+    /// The adapter's part for a matrix, as created by its device, and the adapter's scale for it.
     pub fn part(&self, layer: usize, target: LoraTarget) -> Option<(&(dyn Any + Send + Sync), f32)> {
         self.lora.part(layer, target).map(|scaled| (&*scaled.part.data, scaled.scale))
     }

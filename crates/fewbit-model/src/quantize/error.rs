@@ -1,4 +1,4 @@
-//! Why a file could not be quantized.
+//! Errors of quantizing files.
 
 use std::path::PathBuf;
 
@@ -13,19 +13,19 @@ use fewbit_checkpoint::CheckpointError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuantizeError {
-    /// The model's metadata, or the engine.
+    /// An error of the model's metadata or of the engine.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Reading or writing a file.
+    /// An error of reading or writing a file.
     #[error(transparent)]
     Format(#[from] FormatError),
     /// The importance matrix cannot be read.
     #[error(transparent)]
     Importance(#[from] ImportanceError),
-    /// It was to stop ([`FileOptions::cancel`](super::FileOptions::cancel)).
+    /// The work was cancelled ([`FileOptions::cancel`](super::FileOptions::cancel)).
     #[error("stopped before all was done: no file was written")]
     Cancelled,
-    /// Output and input are one file.
+    /// Output and input are the same file.
     #[error("{} would overwrite the file that it is made from; give another name", path.display())]
     SameFile {
         /// The path.
@@ -41,7 +41,7 @@ pub enum QuantizeError {
         /// Its type.
         ty: TensorType,
     },
-    /// A tensor is stored in a type that cannot be read.
+    /// A tensor has a type that cannot be decoded.
     #[error("tensor {name:?} is {ty}, which cannot be converted")]
     Unreadable {
         /// The tensor.
@@ -57,34 +57,34 @@ pub enum QuantizeError {
         /// What is wrong.
         source: QuantError,
     },
-    /// A tensor was asked to have a type that does not fit its rows.
+    /// The requested type of a tensor does not fit its rows.
     #[error("tensor {name:?} has rows of {n_cols}, which {ty} cannot hold")]
     RowLength {
         /// The tensor.
         name: String,
-        /// Elements of a row.
+        /// Number of elements in a row.
         n_cols: u64,
         /// The type.
         ty: TensorType,
     },
-    /// The recipe gives bad results without importance.
+    /// The recipe gives poor results without an importance matrix.
     #[error("{recipe} needs an importance matrix, which has nothing for tensor {name:?}")]
     NeedsImportance {
         /// The recipe.
         recipe: Recipe,
-        /// The first tensor that has none.
+        /// The first tensor without importance.
         name: String,
     },
-    /// The importance matrix belongs to a model of other shapes.
+    /// The importance matrix belongs to a model with other shapes.
     #[error(
         "the importance matrix has {found} values for tensor {name:?}, which needs {expected}; it belongs to another model"
     )]
     ImportanceSize {
         /// The tensor.
         name: String,
-        /// Columns, times experts.
+        /// Number of columns, times the number of experts.
         expected: u64,
-        /// Values there are.
+        /// Number of values found.
         found: u64,
     },
 }

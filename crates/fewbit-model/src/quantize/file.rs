@@ -1,4 +1,5 @@
-//! Quantizing a whole model: a GGUF file or a Hugging Face folder in, GGUF out, in the memory of a part of one tensor.
+//! Quantizes a whole model, a GGUF file or a Hugging Face folder, to a GGUF file. At any time, only part of one tensor
+//! is in memory.
 
 use std::cell::RefCell;
 use std::io;
@@ -14,70 +15,70 @@ use super::{Importance, Plan, QuantizeError, Recipe};
 use crate::HfModel;
 use fewbit_checkpoint::source::row_bytes;
 
-/// Bytes of encoded rows that are made and written at a time.
+/// Number of bytes of encoded rows that are produced and written at a time.
 const SLAB_BYTES: usize = 16 << 20;
 
 /// The version of the quantization formats, in `general.quantization_version`.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// How a file is quantized.
+/// Options for quantizing a file.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FileOptions<'a> {
-    /// Which type each tensor gets.
+    /// The choice of a type for each tensor.
     pub plan: Plan,
-    /// Quantize tensors that are quantized already.
+    /// Whether to quantize tensors that are quantized already.
     pub allow_requantize: bool,
-    /// How much each column matters.
+    /// The importance matrix, which weights the errors of columns.
     pub importance: Option<&'a Importance>,
-    /// Threads to compute on; by default as for a model.
+    /// Number of threads; the default is that for running a model.
     pub threads: Option<usize>,
-    /// Once it is set, from any thread, work stops with [`QuantizeError::Cancelled`].
+    /// Stops the work with [`QuantizeError::Cancelled`] once it is set, from any thread.
     pub cancel: Option<&'a AtomicBool>,
 }
 
 impl<'a> FileOptions<'a> {
-    /// A recipe as it is, from full precision, without importance.
+    /// Creates options for a recipe, from full precision and without importance matrix.
     pub fn new(recipe: Recipe) -> Self {
         Self { plan: Plan::new(recipe), allow_requantize: false, importance: None, threads: None, cancel: None }
     }
 
-    /// Quantize tensors that are quantized already.
+    /// Allows quantizing tensors that are quantized already.
     pub fn allow_requantize(mut self, allow: bool) -> Self {
         self.allow_requantize = allow;
         self
     }
 
-    /// Weight errors by an importance matrix.
+    /// Weights errors by an importance matrix.
     pub fn importance(mut self, importance: &'a Importance) -> Self {
         self.importance = Some(importance);
         self
     }
 
-    /// Compute on `n` threads.
+    /// Computes on `n` threads.
     pub fn threads(mut self, n: usize) -> Self {
         self.threads = Some(n);
         self
     }
 
-    /// Stop, and leave no file behind, once `flag` is set.
+    /// Stops once `flag` is set, and leaves no file.
     pub fn cancel(mut self, flag: &'a AtomicBool) -> Self {
         self.cancel = Some(flag);
         self
     }
 }
 
-/// What was made.
+/// The result of quantizing a file.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Every tensor, in the file's order.
+    /// All tensors, in the order of the file.
     pub tensors: Vec<TensorReport>,
     /// Size of the file.
     pub file_bytes: u64,
 }
 
-/// What became of one tensor.
+/// The result for one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TensorReport {
@@ -87,11 +88,11 @@ pub struct TensorReport {
     pub from: TensorType,
     /// The type after.
     pub to: TensorType,
-    /// Weights.
+    /// Number of weights.
     pub n_elems: u64,
-    /// Bytes after.
+    /// Size of the quantized tensor in bytes.
     pub n_bytes: u64,
-    /// Whether an importance matrix had a say.
+    /// Whether an importance matrix was used.
     pub weighted: bool,
 }
 
@@ -104,7 +105,7 @@ impl Report {
     }
 }
 
-/// One tensor's job.
+/// The work for one tensor.
 struct Job<'a> {
     tensor: &'a Tensor,
     to: TensorType,
@@ -112,13 +113,13 @@ struct Job<'a> {
     importance: Option<Vec<f32>>,
 }
 
-/// Is told the bytes of the source's tensors that are done, and how many there are.
+/// Called with the number of bytes of the source's tensors that are done, and the total.
 pub type QuantizeProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// Quantizes `source` to a new file at `out`, which appears when it is complete.
+/// Quantizes `source` to a new file at `out`, which appears only when it is complete.
 ///
 /// # Errors
-/// Every [`QuantizeError`]; all that can be known before is checked before anything is written.
+/// Every [`QuantizeError`]. Everything that can be checked in advance is checked before anything is written.
 pub fn quantize_file(
     source: &GgufFile,
     out: &Path,
@@ -130,11 +131,11 @@ pub fn quantize_file(
     quantize(&input, out, options, progress)
 }
 
-/// Quantizes the model of a Hugging Face folder to a new GGUF file at `out`, which appears when it is complete.
-/// `about` is what the file shall say besides the model's configuration: its vocabulary, its name.
+/// Quantizes the model of a Hugging Face folder to a new GGUF file at `out`, which appears only when it is complete.
+/// `about` is further metadata for the file, such as the vocabulary and the name.
 ///
 /// # Errors
-/// Every [`QuantizeError`]; all that can be known before is checked before anything is written.
+/// Every [`QuantizeError`]. Everything that can be checked in advance is checked before anything is written.
 pub fn quantize_folder(
     source: &HfModel,
     about: &Metadata,
@@ -196,7 +197,7 @@ fn quantize(
     Ok(Report { tensors: tensors.collect(), file_bytes: written? })
 }
 
-/// What happens to each tensor, in the order of the file.
+/// The work for each tensor, in the order of the file.
 fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'a>>, QuantizeError> {
     let mut choices = options.plan.clone();
     choices.importance = options.importance.is_some();
@@ -230,7 +231,7 @@ fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'
                 let source = fewbit_quant::QuantError::NotEncodable { ty: to };
                 return Err(QuantizeError::Tensor { name: name.clone(), source });
             }
-            // Rounding to a shorter float leaves no choice.
+            // Rounding to a shorter float leaves no choice, so importance does not matter.
             let importance = if to.block_elems() > 1 { importance_of(tensor, options)? } else { None };
             let optional = matches!(name.as_str(), "token_embd.weight" | "output.weight");
             if importance.is_none() && choices.recipe == Recipe::Q2_K_S && to == TensorType::Q2_K && !optional {
@@ -250,16 +251,16 @@ fn importance_of(tensor: &Tensor, options: &FileOptions<'_>) -> Result<Option<Ve
     if values.len() as u64 == expected {
         return Ok(Some(values));
     }
-    // Tokens are looked up in the embedding, and met by activations only where it is the output as well: a matrix
-    // of another shape under its name says nothing about it.
+    // Rows of the embedding are looked up. They are multiplied with activations only if it is also the output matrix,
+    // so a matrix of another shape under this name is not about it.
     if tensor.name == "token_embd.weight" {
         return Ok(None);
     }
     Err(QuantizeError::ImportanceSize { name: tensor.name.clone(), expected, found: values.len() as u64 })
 }
 
-/// What an importance matrix has for a tensor: under its name, or, of experts that have a tensor each in the source,
-/// under theirs. Experts that no token went through weigh all columns alike.
+/// The importance matrix's values for a tensor: under its own name or, for experts with separate tensors in the source,
+/// under the names of those. Experts that no token went through weight all columns equally.
 fn mean_squares(all: &Importance, tensor: &Tensor, n_cols: u64) -> Option<Vec<f32>> {
     if let Some(values) = all.mean_squares(&tensor.name) {
         return Some(values);
@@ -272,7 +273,7 @@ fn mean_squares(all: &Importance, tensor: &Tensor, n_cols: u64) -> Option<Vec<f3
     Some(parts.into_iter().flat_map(|part| part.unwrap_or_else(|| alike.clone())).collect())
 }
 
-/// The metadata of the new file: that of the old one, and what was done.
+/// The metadata of the new file: that of the source, with the changes made by quantizing.
 fn metadata(old: &Metadata, options: &FileOptions<'_>) -> Metadata {
     let mut meta = old.clone();
     meta.set("general.quantization_version", QUANTIZATION_VERSION);
@@ -292,7 +293,7 @@ fn metadata(old: &Metadata, options: &FileOptions<'_>) -> Metadata {
     meta
 }
 
-/// Why a tensor was not written.
+/// The reason why a tensor was not written.
 enum WriteError {
     Io(io::Error),
     Quantize(QuantizeError),
@@ -319,12 +320,12 @@ fn write_tensor(
     let n_dims = tensor.shape.len();
     let n_cols = if n_dims > 0 { dim(n_dims - 1) } else { 1 };
     let to_bytes = job.to.row_bytes(n_cols).expect("the plan has checked shape and types");
-    // Rows before this part, in all matrices of the stack.
+    // Number of rows before this part, over all matrices of the stack.
     let mut before = 0;
     for part in parts {
         let from_bytes = row_bytes(part);
         let n_rows = usize::try_from(part.n_bytes).unwrap_or(0).checked_div(from_bytes).unwrap_or(0);
-        // Slabs do not cross the matrices of a stack, which have an importance each.
+        // Slabs do not cross the boundaries of the stack's matrices, because each has its own importance.
         let rows_per_matrix = if n_dims > 1 { dim(n_dims - 2) } else { n_rows }.max(1);
         let slab_rows = (SLAB_BYTES / to_bytes.max(from_bytes).max(1)).clamp(1, rows_per_matrix);
         let mut encoded = Vec::new();

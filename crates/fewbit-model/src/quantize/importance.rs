@@ -1,7 +1,7 @@
-//! Importance matrices: the mean square of the activations that meet each column of each matrix.
+//! Importance matrices: the mean square of the activations that are multiplied with each column of each matrix.
 //!
-//! An error in a weight costs what its column's activations make of it, so the encoders weight errors by these.
-//! Two file formats are in use, both of llama.cpp's `llama-imatrix`:
+//! The cost of an error in a weight depends on the activations of its column, so the encoders weight errors by these
+//! values. Two file formats are in use, both of llama.cpp's `llama-imatrix`:
 //!
 //! ```text
 //! GGUF     general.type = "imatrix", imatrix.datasets, imatrix.chunk_count, imatrix.chunk_size;
@@ -25,10 +25,10 @@ pub enum ImportanceError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
-    /// What the file holds is not as it should be.
+    /// The content of the file is invalid.
     #[error("cannot use the importance matrix {}", path.display())]
     File {
         /// The file.
@@ -37,24 +37,24 @@ pub enum ImportanceError {
         #[source]
         error: Box<ImportanceError>,
     },
-    /// A GGUF file that is damaged.
+    /// The GGUF file is damaged.
     #[error(transparent)]
     Format(#[from] FormatError),
-    /// A GGUF file that is something else.
+    /// The GGUF file is not an importance matrix.
     #[error("the file is a model, not an importance matrix: general.type is {found:?}")]
     NotImportance {
         /// The value of `general.type`.
         found: String,
     },
-    /// A legacy file ends early, or its counts make no sense.
+    /// A legacy file ends early, or its counts are invalid.
     #[error("the importance matrix is damaged: {what} at byte {offset}")]
     Damaged {
-        /// What was to be read.
+        /// What was being read.
         what: &'static str,
-        /// Where.
+        /// Position in the file.
         offset: usize,
     },
-    /// A matrix has sums without counts, or counts without sums, or they do not fit each other.
+    /// A matrix has sums without counts, counts without sums, or the two do not match.
     #[error("the importance matrix is damaged: sums and counts of {name:?} do not fit each other")]
     Mismatch {
         /// The matrix.
@@ -66,17 +66,17 @@ pub enum ImportanceError {
         /// The matrix.
         name: String,
     },
-    /// There is nothing in it.
+    /// The file has no entries.
     #[error("the importance matrix is empty")]
     Empty,
 }
 
-/// What is known of one matrix.
+/// The values of one matrix.
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
     /// `[n_matrices, n_cols]`: sums of squares.
     sums: Vec<f32>,
-    /// `[n_matrices]`: how many rows were summed up.
+    /// `[n_matrices]`: number of rows that were added up.
     counts: Vec<f32>,
 }
 
@@ -84,12 +84,12 @@ struct Entry {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Importance {
     entries: BTreeMap<String, Entry>,
-    /// Where it was read from, if it was.
+    /// The file that it was read from, if any.
     source: Option<String>,
     datasets: Vec<String>,
-    /// Windows of text that it was computed over; 0 if the file does not say.
+    /// Number of text windows that it was computed on; 0 if unknown.
     n_chunks: u32,
-    /// Tokens of a window; 0 if the file does not say.
+    /// Number of tokens in a window; 0 if unknown.
     chunk_tokens: u32,
 }
 
@@ -108,7 +108,7 @@ impl Importance {
     /// Reads the bytes of a file of either format.
     ///
     /// # Errors
-    /// Every [`ImportanceError`] but those that name a file.
+    /// Every [`ImportanceError`] except those that name a file.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, ImportanceError> {
         let found = if bytes.starts_with(b"GGUF") { Self::from_gguf(bytes)? } else { Self::from_legacy(&bytes)? };
         if found.entries.is_empty() {
@@ -178,7 +178,7 @@ impl Importance {
             let n_bytes = n_values.checked_mul(4).ok_or(reader.damaged("a number of values"))?;
             let values = reader.take(n_bytes, "values")?;
             let sums: Vec<f32> = values.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-            // Files from before there was a count have means.
+            // Files from before counts were stored contain means.
             let counts = vec![if calls > 0 { calls as f32 } else { 1.0 }];
             if sums.is_empty() {
                 return Err(ImportanceError::Mismatch { name });
@@ -194,8 +194,8 @@ impl Importance {
         Ok(found)
     }
 
-    /// The mean squares for a matrix: `[n_matrices, n_cols]`, or `[n_cols]` for all of its matrices alike. A
-    /// matrix that no row has met (an expert that was never chosen) gets 1 everywhere.
+    /// The mean squares for a matrix: `[n_matrices, n_cols]`, or `[n_cols]` if they apply to all of its matrices. A
+    /// matrix that no row was multiplied with (an expert that was never chosen) gets 1 everywhere.
     pub fn mean_squares(&self, name: &str) -> Option<Vec<f32>> {
         let entry = self.entries.get(name)?;
         let n_cols = entry.sums.len() / entry.counts.len();
@@ -203,17 +203,17 @@ impl Importance {
         Some(rows.flat_map(|(sums, &n)| sums.iter().map(move |&sum| if n > 0.0 { sum / n } else { 1.0 })).collect())
     }
 
-    /// Forgets the matrices whose names `keep` does not want.
+    /// Removes the matrices whose names `keep` rejects.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.entries.retain(|name, _| keep(name));
     }
 
-    /// Matrices with values.
+    /// Number of matrices with values.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no matrices.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -223,7 +223,7 @@ impl Importance {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Where it was read from.
+    /// The file that it was read from.
     pub fn source(&self) -> Option<&str> {
         self.source.as_deref()
     }
@@ -233,20 +233,20 @@ impl Importance {
         &self.datasets
     }
 
-    /// Windows of text that it was computed on; 0 if the file does not say.
+    /// Number of text windows that it was computed on; 0 if unknown.
     pub fn n_chunks(&self) -> u32 {
         self.n_chunks
     }
 
-    /// Tokens of a window; 0 if the file does not say.
+    /// Number of tokens in a window; 0 if unknown.
     pub fn chunk_tokens(&self) -> u32 {
         self.chunk_tokens
     }
 
-    /// Writes the GGUF form, as llama.cpp reads it.
+    /// Writes it in the GGUF format, as llama.cpp reads it.
     ///
     /// # Errors
-    /// The format's, for names that are too long and for the file itself.
+    /// Errors of the GGUF format, for names that are too long and for the file itself.
     pub fn write(&self, path: &Path) -> Result<u64, FormatError> {
         let mut writer = GgufWriter::new();
         writer.set("general.type", "imatrix").set("imatrix.datasets", self.datasets.clone());
@@ -266,21 +266,21 @@ impl Importance {
 /// Sums up the squares of activations.
 #[derive(Clone, Debug, Default)]
 pub struct Collector {
-    /// Sums in `f64`, so that long texts lose nothing, and counts per matrix of a stack.
+    /// Sums in `f64`, so that long texts lose no precision, and counts for each matrix of a stack.
     entries: BTreeMap<String, (Vec<f64>, Vec<u64>)>,
 }
 
 impl Collector {
-    /// Nothing seen yet.
+    /// Creates an empty collector.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds rows of activations that met matrix `index` of the `n_matrices` that are stored as one tensor. `x`:
-    /// `[n_rows, n_cols]`.
+    /// Adds rows of activations that were multiplied with matrix `index` of `n_matrices` that are stored as one tensor.
+    /// `x`: `[n_rows, n_cols]`.
     ///
     /// # Panics
-    /// If a name comes with different shapes.
+    /// If the same name is used with different shapes.
     pub fn add(&mut self, name: &str, index: usize, n_matrices: usize, x: &[f32], n_cols: usize) {
         if !self.entries.contains_key(name) {
             self.entries.insert(name.to_owned(), (vec![0.0; n_matrices * n_cols], vec![0; n_matrices]));
@@ -296,7 +296,7 @@ impl Collector {
         counts[index] += (x.len() / n_cols) as u64;
     }
 
-    /// What was seen, as an importance matrix: `n_chunks` windows of `chunk_tokens` tokens of `dataset`.
+    /// Converts the sums to an importance matrix: `n_chunks` windows of `chunk_tokens` tokens of `dataset`.
     pub fn finish(self, dataset: &str, n_chunks: u32, chunk_tokens: u32) -> Importance {
         let entries = self.entries.into_iter().map(|(name, (sums, counts))| {
             let sums = sums.into_iter().map(|sum| sum as f32).collect();
@@ -312,7 +312,7 @@ impl Collector {
     }
 }
 
-/// A cursor over a legacy file; nothing is believed before there are bytes for it.
+/// A cursor over a legacy file; no count is accepted unless enough bytes remain for it.
 struct Legacy<'a> {
     bytes: &'a [u8],
     offset: usize,

@@ -1,4 +1,4 @@
-//! What a file is made from: tensors of a source in the order and form that GGUF files have, and the metadata.
+//! The input for quantizing: the tensors of a source in the order and form of GGUF files, and the metadata.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,9 +15,10 @@ pub(super) struct Input<'a> {
     pub(super) source: &'a dyn WeightSource,
     pub(super) facts: ModelFacts,
     pub(super) tensors: Vec<Tensor>,
-    /// All of the file's metadata but what quantizing adds.
+    /// All metadata of the file, except what quantizing adds.
     pub(super) metadata: Metadata,
-    /// Vectors, and the few matrices that are never quantized, become F32, as every reader of GGUF files expects.
+    /// Whether vectors, and the few matrices that are never quantized, become F32, which every reader of GGUF files
+    /// expects.
     pub(super) widens: bool,
 }
 
@@ -30,7 +31,7 @@ pub(super) struct Tensor {
 }
 
 pub(super) enum Data {
-    /// Tensors of the source, one after the other: the matrices of a layer's experts, or a single one.
+    /// Tensors of the source, one after another: the matrices of a layer's experts, or a single one.
     Parts(Vec<TensorInfo>),
     /// A constant of the model.
     Values(Vec<f32>),
@@ -42,7 +43,7 @@ impl Tensor {
         Self { name, shape, data: Data::Parts(vec![tensor.clone()]) }
     }
 
-    /// The type before. Parts may differ; then it is the first one's.
+    /// The type before quantizing. If the parts differ, it is the type of the first.
     pub(super) fn ty(&self) -> TensorType {
         match &self.data {
             Data::Parts(parts) => parts.first().map_or(TensorType::F32, |part| part.ty),
@@ -50,7 +51,7 @@ impl Tensor {
         }
     }
 
-    /// Tensors of the source that it is made of.
+    /// The tensors of the source that it consists of.
     pub(super) fn parts(&self) -> &[TensorInfo] {
         match &self.data {
             Data::Parts(parts) => parts,
@@ -64,7 +65,7 @@ impl Tensor {
 }
 
 impl<'a> Input<'a> {
-    /// A GGUF file, tensor by tensor as it stands.
+    /// A GGUF file, with its tensors unchanged.
     pub(super) fn gguf(file: &'a GgufFile) -> Result<Self, QuantizeError> {
         let facts = ModelFacts::from_gguf(file.metadata(), file.tensor("output.weight").is_none())?;
         let mut metadata = file.metadata().clone();
@@ -75,7 +76,7 @@ impl<'a> Input<'a> {
         Ok(Self { source: file, facts, tensors, metadata, widens: false })
     }
 
-    /// A Hugging Face folder; `about` is what a GGUF file says besides the configuration.
+    /// A Hugging Face folder; `about` is GGUF metadata in addition to the configuration.
     pub(super) fn folder(model: &'a HfModel, about: &Metadata) -> Result<Self, QuantizeError> {
         let config = model.config()?;
         let mut gguf = config.to_gguf()?;
@@ -99,9 +100,9 @@ impl<'a> Input<'a> {
         Ok(Self { source: model, facts, tensors, metadata: gguf.metadata, widens: true })
     }
 
-    /// An error if `out` is a file that is read.
+    /// Returns an error if `out` is one of the input files.
     pub(super) fn check_out(&self, read: &[&Path], out: &Path) -> Result<(), QuantizeError> {
-        // A file that does not exist yet is no other file.
+        // A file that does not exist yet cannot be an input file.
         let Ok(target) = out.canonicalize() else { return Ok(()) };
         match read.iter().any(|path| path.canonicalize().is_ok_and(|path| path == target)) {
             true => Err(QuantizeError::SameFile { path: out.to_owned() }),
@@ -110,7 +111,7 @@ impl<'a> Input<'a> {
     }
 }
 
-/// The tensors of a folder, with the experts' matrices of each layer in one tensor, as GGUF files have them today.
+/// The tensors of a folder, with the matrices of a layer's experts joined into one tensor, as in current GGUF files.
 fn joined(model: &HfModel, n_experts: usize) -> Result<Vec<Tensor>, CheckpointError> {
     let mut tensors = Vec::new();
     let mut stacks: BTreeMap<String, BTreeMap<usize, &TensorInfo>> = BTreeMap::new();
@@ -144,7 +145,7 @@ fn joined(model: &HfModel, n_experts: usize) -> Result<Vec<Tensor>, CheckpointEr
     Ok(tensors)
 }
 
-/// Bytes of a tensor in a type, if its rows are whole blocks.
+/// Bytes of a tensor in a type; `None` if its rows are not whole blocks.
 pub(super) fn n_bytes(tensor: &Tensor, ty: TensorType) -> Option<u64> {
     tensor_bytes(&tensor.shape, ty)
 }

@@ -1,7 +1,7 @@
 //! Quantizing models: [`Recipe`]s, importance matrices, and whole files.
 //!
-//! A [`Plan`] says which type each tensor gets, [`Cpu::encode`](fewbit_kernels::Cpu::encode) makes its
-//! bytes, and [`quantize_file`] and [`quantize_folder`] do both for a model, some rows at a time.
+//! A [`Plan`] chooses the type of each tensor, [`Cpu::encode`](fewbit_kernels::Cpu::encode) encodes it, and
+//! [`quantize_file`] and [`quantize_folder`] do both for a whole model, some rows at a time.
 
 mod error;
 mod file;

@@ -1,20 +1,19 @@
-//! Recipes: which type each tensor of a model gets.
+//! Recipes, which choose the type of each tensor of a model.
 //!
-//! A recipe is called after the type of most tensors, and gives more bits to those whose errors cost most: the
-//! values of attention, the second half of the feed-forward part, the output. The choices are those of
-//! llama.cpp's `llama-quantize`, so that a file made here has the size and the types that its name promises;
-//! [`RULES`] holds them as data.
+//! A recipe is named after the type of most tensors, and gives more bits to those whose errors cost most: the values of
+//! attention, the second half of the feed-forward part, the output. The choices are those of llama.cpp's
+//! `llama-quantize`, so that a file made here has the size and the types that its name promises; [`RULES`] holds them
+//! as data.
 
 use fewbit_format::Metadata;
 use fewbit_quant::TensorType;
 
 use fewbit_checkpoint::{CheckpointError, ModelConfig};
 
-/// Declares [`Recipe`] with its names, the number that stands for it in `general.file_type`, and the type of most
-/// tensors.
+/// Declares [`Recipe`] with its names, their numbers in `general.file_type`, and the type of most tensors.
 macro_rules! recipes {
     ($($variant:ident = $id:literal, $name:literal, $ty:ident;)*) => {
-        /// What a model is quantized to. Named as llama.cpp's users know them.
+        /// The quantization of a model, under the name that llama.cpp's users know.
         #[allow(non_camel_case_types, missing_docs)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[non_exhaustive]
@@ -35,7 +34,7 @@ macro_rules! recipes {
                 }
             }
 
-            /// The number that stands for it in the metadata value `general.file_type`.
+            /// The number of this recipe in the metadata value `general.file_type`.
             pub fn file_type(self) -> u32 {
                 match self {
                     $(Self::$variant => $id,)*
@@ -87,14 +86,14 @@ impl std::fmt::Display for Recipe {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown quantization {name:?}; known are: {}", Recipe::all().map(Recipe::name).collect::<Vec<_>>().join(", "))]
 pub struct UnknownRecipe {
-    /// The name that was given.
+    /// The given name.
     pub name: String,
 }
 
 impl std::str::FromStr for Recipe {
     type Err = UnknownRecipe;
 
-    /// A name in any case; `Q3_K`, `Q4_K` and `Q5_K` stand for their `_M`.
+    /// Parses a name in any case; `Q3_K`, `Q4_K` and `Q5_K` mean their `_M` variants.
     fn from_str(name: &str) -> Result<Self, UnknownRecipe> {
         let is = |known: &str| known.eq_ignore_ascii_case(name);
         let long = ["Q3_K", "Q4_K", "Q5_K"].into_iter().find(|short| is(short)).map(|short| format!("{short}_M"));
@@ -105,7 +104,7 @@ impl std::str::FromStr for Recipe {
     }
 }
 
-/// What a tensor is for, as far as recipes care.
+/// The role of a tensor, as far as recipes distinguish it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Output,
@@ -118,7 +117,7 @@ enum Role {
     Other,
 }
 
-/// Parts of tensor names, the first that occurs decides.
+/// Parts of tensor names; the first one that occurs in a name decides.
 const ROLES: [(&str, Role); 6] = [
     ("attn_qkv.weight", Role::Value),
     ("attn_kv_b.weight", Role::Value),
@@ -138,27 +137,27 @@ impl Role {
     }
 }
 
-/// When a rule holds. Parts of the layers are counted in whole layers, rounded down.
+/// The condition of a rule. Fractions of the layers are rounded down to whole layers.
 #[derive(Clone, Copy)]
 enum When {
     Always,
     /// At least four query heads share a key and value head.
     Gqa4,
-    /// The first so many layers.
+    /// The first `n` layers.
     FirstLayers(usize),
-    /// The first so-manieth of the layers.
+    /// The first 1 / `n` of the layers.
     FirstPart(usize),
     /// As [`FirstPart`](Self::FirstPart) of 8, with an importance matrix.
     FirstEighthWithImportance,
     /// As [`FirstPart`](Self::FirstPart) of 8, without one.
     FirstEighthWithoutImportance,
-    /// The first and the last eighth of the layers, and every third between.
+    /// The first and the last eighth of the layers, and every third one between them.
     Spread,
     EightExperts,
     NotEightExperts,
 }
 
-/// Tensors that get another type than most: recipe, role, condition, type. The first that holds decides.
+/// Tensors that get another type than most: recipe, role, condition, type. The first rule that holds decides.
 #[rustfmt::skip]
 const RULES: &[(Recipe, Role, When, TensorType)] = &[
     (Recipe::Q2_K,   Role::Value,           When::Gqa4,            TensorType::Q4_K),
@@ -196,7 +195,7 @@ const RULES: &[(Recipe, Role, When, TensorType)] = &[
     (Recipe::IQ4_XS, Role::AttentionOutput, When::EightExperts,    TensorType::Q5_K),
 ];
 
-/// Parts of the names of matrices that are never quantized: they are small, and errors in them cost much.
+/// Parts of the names of matrices that are never quantized, because they are small and errors in them cost much.
 const KEPT: [&str; 17] = [
     "_norm.weight",
     "ffn_gate_inp.weight",
@@ -217,38 +216,38 @@ const KEPT: [&str; 17] = [
     ".patch_embd",
 ];
 
-/// What a recipe has to know of a model.
+/// The facts about a model that recipes depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ModelFacts {
     /// `general.architecture`.
     pub architecture: String,
-    /// Layers.
+    /// Number of layers.
     pub n_layers: usize,
-    /// Query heads of the first layer.
+    /// Number of query heads of the first layer.
     pub n_heads: usize,
-    /// Key and value heads of the first layer.
+    /// Number of key and value heads of the first layer.
     pub n_kv_heads: usize,
-    /// Routed experts; 0 for a model without.
+    /// Number of routed experts; 0 for a model without experts.
     pub n_experts: usize,
-    /// Whether the output has no matrix of its own and uses the embedding's.
+    /// Whether the output uses the matrix of the embedding.
     pub tied: bool,
 }
 
 impl ModelFacts {
-    /// Facts of a model of `architecture`, to be completed: one layer, one head, no experts, untied.
+    /// Creates the facts for a model of `architecture`, to be filled in: one layer, one head, no experts, untied.
     pub fn new(architecture: impl Into<String>) -> Self {
         Self { architecture: architecture.into(), n_layers: 1, n_heads: 1, n_kv_heads: 1, n_experts: 0, tied: false }
     }
 
-    /// The facts in a GGUF file's metadata. `tied`: it has no tensor `output.weight`.
+    /// Reads the facts from a GGUF file's metadata. `tied`: the file has no tensor `output.weight`.
     ///
     /// # Errors
-    /// The format's, for keys that are missing or of the wrong type.
+    /// The errors of the format, for keys that are missing or have the wrong type.
     pub fn from_gguf(meta: &Metadata, tied: bool) -> Result<Self, CheckpointError> {
         let architecture = meta.require_str("general.architecture")?;
         let key = |suffix: &str| format!("{architecture}.{suffix}");
-        // Some models have one number of heads per layer.
+        // Some models have a different number of heads in each layer.
         let heads = |suffix: &str| match meta.u32_array(&key(suffix)) {
             Ok(Some(list)) => Ok(list.first().copied()),
             _ => meta.u32(&key(suffix)),
@@ -264,7 +263,7 @@ impl ModelFacts {
         })
     }
 
-    /// The facts in a configuration. `tied`: the output has no matrix of its own.
+    /// Takes the facts from a configuration. `tied`: the output has no matrix of its own.
     pub fn from_config(config: &ModelConfig, tied: bool) -> Self {
         Self {
             architecture: config.architecture.clone(),
@@ -276,7 +275,8 @@ impl ModelFacts {
         }
     }
 
-    /// Whether this is a model of Llama 2 70B's shape: its value matrices are small for what depends on them.
+    /// Whether the model has the shape of Llama 2 70B, whose value matrices are small compared with what depends on
+    /// them.
     fn is_70b(&self) -> bool {
         self.n_layers == 80
             && match self.architecture.as_str() {
@@ -287,7 +287,7 @@ impl ModelFacts {
     }
 }
 
-/// A recipe with the choices that the caller makes.
+/// A recipe with further choices of the caller.
 ///
 /// ```
 /// use fewbit_model::quantize::{ModelFacts, Plan, Recipe};
@@ -306,9 +306,9 @@ impl ModelFacts {
 pub struct Plan {
     /// The recipe.
     pub recipe: Recipe,
-    /// Give every matrix the recipe's main type.
+    /// Gives every matrix the recipe's main type.
     pub pure: bool,
-    /// Leave `output.weight` as it is.
+    /// Leaves `output.weight` unchanged.
     pub keep_output: bool,
     /// Type of `output.weight`, instead of the recipe's choice.
     pub output_type: Option<TensorType>,
@@ -319,14 +319,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The recipe as it is.
+    /// Creates a plan for an unmodified recipe.
     pub fn new(recipe: Recipe) -> Self {
         Self { recipe, pure: false, keep_output: false, output_type: None, embedding_type: None, importance: false }
     }
 
-    /// Whether a tensor is quantized at all: matrices called a weight, but for a few small ones.
+    /// Whether a tensor is quantized at all: matrices whose name ends in `weight`, except for a few small ones.
     pub fn quantizes(&self, name: &str, shape: &[u64]) -> bool {
-        // Dimensions of 1 at the front do not make a vector a matrix.
+        // Leading dimensions of 1 do not make a vector a matrix.
         let n_dims = shape.len() - shape.iter().take_while(|&&n| n == 1).count();
         n_dims >= 2
             && name.ends_with("weight")
@@ -334,8 +334,8 @@ impl Plan {
             && !KEPT.iter().any(|part| name.contains(part))
     }
 
-    /// The type that a tensor gets. `shape` has the rows first and the contiguous columns last; `stored` is the
-    /// tensor's type now, which it keeps if it is not quantized.
+    /// The type for a tensor. `shape` has the rows first and the contiguous columns last; `stored` is the tensor's
+    /// current type, which it keeps if it is not quantized.
     pub fn tensor_type(&self, facts: &ModelFacts, name: &str, shape: &[u64], stored: TensorType) -> TensorType {
         if !self.quantizes(name, shape) {
             return stored;
@@ -347,7 +347,7 @@ impl Plan {
             _ => {}
         }
         let main = self.recipe.main_type();
-        // F16 and the like are not recipes: every matrix gets them.
+        // F16 and similar types are not mixtures: every matrix gets them.
         if main.block_elems() == 1 {
             return main;
         }
@@ -368,7 +368,7 @@ impl Plan {
             };
         }
         if self.recipe == Recipe::MXFP4_MOE {
-            // Only the experts are robust enough.
+            // Only the matrices of experts are robust enough.
             let stacked = shape.len() > 2 && shape[shape.len() - 3] > 1;
             return if stacked { TensorType::MXFP4 } else { TensorType::Q8_0 };
         }
@@ -402,13 +402,13 @@ impl Plan {
     }
 }
 
-/// The layer that a tensor belongs to, by its name; 0 if the name does not say.
+/// The layer in a tensor's name; 0 if there is none.
 fn layer(name: &str) -> usize {
     let number = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     number.and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// A type near `ty` whose blocks fill rows of `n_cols`.
+/// A type close to `ty` whose blocks fill rows of `n_cols`.
 fn fitting(ty: TensorType, n_cols: u64) -> TensorType {
     let fits = |ty: TensorType| n_cols.is_multiple_of(ty.block_elems() as u64);
     if fits(ty) {

@@ -12,23 +12,23 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Weights that a thread takes at once: their `f32` form stays in its cache.
+/// Number of weights that a thread converts at a time: few enough that their `f32` form stays in its cache.
 const CHUNK_ELEMS: usize = 1 << 14;
 
-/// Weights read from another source and quantized to a recipe, each when it is asked for.
+/// Weights that are read from another source and quantized by a recipe, each on request.
 ///
-/// Tensors that take no more bits already than they would get stay as they are: quantizing again what is
-/// quantized can only lose.
+/// Tensors that already take no more bits than they would get are kept, because quantizing quantized weights again can
+/// only lose precision.
 pub struct Quantized<'a> {
     source: &'a dyn WeightSource,
-    /// In the order of the source, with the types that they get.
+    /// In the order of the source, with their new types.
     tensors: Vec<TensorInfo>,
-    /// Place of each name in `tensors`.
+    /// Index of each name in `tensors`.
     index: HashMap<String, usize>,
 }
 
 impl<'a> Quantized<'a> {
-    /// Decides what type each tensor of `source` gets.
+    /// Chooses the type of each tensor of `source`.
     ///
     /// # Errors
     /// As [`WeightSource::config`].
@@ -78,7 +78,7 @@ impl WeightSource for Quantized<'_> {
         }
         let (n_cols, from_bytes, to_bytes) = (n_cols(tensor), row_bytes(original), row_bytes(tensor));
         let mut out = vec![0; n_rows * to_bytes];
-        // The first of the rows that cannot be encoded, whichever thread has it.
+        // The first row that cannot be encoded, whichever thread finds it.
         let failed: Mutex<Option<(usize, QuantError)>> = Mutex::new(None);
         workers.fill_rows(&mut out, to_bytes, (CHUNK_ELEMS / n_cols.max(1)).max(1), &|rows, out| {
             let from = &bytes[rows.start * from_bytes..rows.end * from_bytes];

@@ -3,7 +3,7 @@
 use fewbit_format::GgufFile;
 use fewbit_model::{Chunk, Decoder, KvCache, LogitsFor};
 
-/// The 260K-parameter story model that lies in the repository.
+/// The story model with 260K parameters, which is in the repository.
 pub(crate) fn stories() -> GgufFile {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
     GgufFile::open(path.as_ref()).expect("the file is part of the repository")

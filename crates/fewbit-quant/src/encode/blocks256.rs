@@ -1,4 +1,4 @@
-//! Encoders of the formats with 256 weights in sub-blocks whose integer scales lie below a float scale.
+//! Encoders of the formats with blocks of 256 weights, in which sub-blocks have integer scales under one float scale.
 //!
 //! A tile is the 16 sub-blocks of one block (Q2_K, Q3_K, Q6_K), or the 8 of two blocks (Q4_K, Q5_K, IQ4_XS).
 
@@ -15,11 +15,11 @@ use half::f16;
 
 #[inline(always)]
 pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
-    // Blocks of a tile.
+    // Number of blocks in a tile.
     let n = if matches!(ty, TensorType::Q4_K | TensorType::Q5_K | TensorType::IQ4_XS) { 2 } else { 1 };
     let bytes = n * ty.block_bytes();
     match importance {
-        // Without importance nothing tells rows apart, and tiles may span them.
+        // Without importance, all rows are treated alike, and tiles may span them.
         None => {
             for (x, out) in x.chunks(n * 256).zip(out.chunks_mut(bytes)) {
                 one_tile(ty, x, None, out);
@@ -39,7 +39,7 @@ pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Optio
 
 #[inline(always)]
 fn one_tile(ty: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
-    // Weights that differ make a rougher landscape.
+    // Different error weights give the loss more local minima.
     let thorough = importance.is_some();
     let trials = |n: usize| if thorough { 24 } else { n };
     match ty {
@@ -74,7 +74,7 @@ fn one_tile(ty: TensorType, x: &[f32], importance: Option<&[f32]>, out: &mut [u8
 struct Packed {
     d: f16,
     dmin: f16,
-    /// The first `256 / N` count. Low bytes of what may be signed.
+    /// The first `256 / N` are used. Signed values are stored as their low bytes.
     scales: [u8; 16],
     mins: [u8; 16],
     codes: [u8; 256],
@@ -87,7 +87,7 @@ impl Packed {
     }
 }
 
-/// The weights of errors.
+/// The weights of the squared errors.
 #[inline(always)]
 fn error_weights<const N: usize>(x: &[f32], t: &Tile<N>, importance: Option<&[f32]>) -> Tile<N> {
     match importance {
@@ -108,7 +108,7 @@ fn inverses(scale: &Lanes) -> Lanes {
     inv
 }
 
-/// The float units of one block.
+/// The float scale and the scale of the minimums of one block.
 #[derive(Clone, Copy, Default)]
 struct Units {
     d: f32,
@@ -116,14 +116,14 @@ struct Units {
 }
 
 impl Units {
-    /// As they will be read back.
+    /// The values as they will be read back.
     #[inline(always)]
     fn stored(d: f32, dmin: f32) -> Self {
         Self { d: half(d).to_f32(), dmin: half(dmin).to_f32() }
     }
 }
 
-/// What integer scales and minimums stand for, lane by lane.
+/// The float values of integer scales and minimums, lane by lane.
 #[inline(always)]
 fn scaled<const N: usize>(units: &[Units; 2], s: &Lanes, m: &Lanes) -> (Lanes, Lanes) {
     let (mut scale, mut min) = ([0.0; LANES], [0.0; LANES]);
@@ -135,8 +135,8 @@ fn scaled<const N: usize>(units: &[Units; 2], s: &Lanes, m: &Lanes) -> (Lanes, L
     (scale, min)
 }
 
-/// Formats with minimums: `x ~ (d * scale) * code - dmin * min`. `levels` and `units` are the largest code and the
-/// largest integer scale.
+/// Formats with minimums: `x ~ (d * scale) * code - dmin * min`. `levels` is the largest code, `units` the largest
+/// integer scale.
 #[inline(always)]
 fn affine<const N: usize>(
     x: &[f32],
@@ -164,7 +164,7 @@ fn affine<const N: usize>(
         float_min[i] = -min[i];
         add[i] = -min[i];
     }
-    // What an error in a scale costs; one in a minimum costs `total`.
+    // The cost of an error in a scale; an error in a minimum costs `total`.
     let costs = sums(&t, &w, grid, &inverses(&float_scale), &add).qq;
 
     // Integers for the scales and minimums, under the float units that fit them best.
@@ -184,7 +184,7 @@ fn affine<const N: usize>(
         }
     }
     refit_affine(&t, &w, grid, &total, &wx, &s, &m, &mut fitted);
-    // Rounding each scale on its own is not best for what they make together.
+    // Rounding each scale on its own does not give the best combination.
     let (scale, min) = scaled::<N>(&fitted, &s, &m);
     let mut best = losses(&t, &w, grid, &scale, &min);
     for (ds, dm) in [(1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0), (1.0, 1.0), (-1.0, -1.0)] {
@@ -219,8 +219,8 @@ fn affine<const N: usize>(
     }
 }
 
-/// The float units that fit the codes under given integers best: `x ~ d (s q) - dmin m`, a linear system of two
-/// equations per block. `total` is `sum w`, `wx` is `sum w x`.
+/// The float units that fit the codes best under the given integer scales: `x ~ d (s q) - dmin m`, a linear system of
+/// two equations per block. `total` is `sum w`, `wx` is `sum w x`.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn refit_affine<const N: usize>(
@@ -275,7 +275,7 @@ fn symmetric<G: Grid, const N: usize>(
     let t = tile::<N>(x);
     let w = match importance {
         None => {
-            // Of whole blocks: sub-blocks share a unit.
+            // Over whole blocks, because sub-blocks share a unit.
             let mut squares = mean_squares(&t);
             for block in squares.chunks_mut(256 / N) {
                 block.fill(block.iter().sum::<f32>() / block.len() as f32);
@@ -287,7 +287,7 @@ fn symmetric<G: Grid, const N: usize>(
     let scale = best_scale(&t, &w, grid, ends, 2);
     let n_blocks = x.len() / 256;
     let (mut s, zero) = ([0.0; LANES], [0.0; LANES]);
-    // What an error in a scale costs.
+    // The cost of an error in a scale.
     let costs = sums(&t, &w, grid, &inverses(&scale), &zero).qq;
     let mut fitted = [Units::default(); 2];
     for (block, unit) in fitted.iter_mut().enumerate().take(n_blocks) {
@@ -330,7 +330,7 @@ fn symmetric<G: Grid, const N: usize>(
     }
 }
 
-/// The float unit that fits the codes under given integers best.
+/// The float unit that fits the codes best under the given integer scales.
 #[inline(always)]
 fn refit_symmetric<G: Grid, const N: usize>(t: &Tile<N>, w: &Tile<N>, grid: G, s: &Lanes, fitted: &mut [Units; 2]) {
     let inv = inverses(&scaled::<N>(fitted, s, &[0.0; LANES]).0);
@@ -390,7 +390,7 @@ fn put_q6_k(p: &Packed, out: &mut [u8]) {
     put_half(&mut out[208..], p.d);
 }
 
-/// `d: f16[0..2]   upper pairs of scales: u16[2..4]   low nibbles: byte[4..8]   codes: 8 * 16 bytes`, 32 added to
+/// `d: f16[0..2]   upper pairs of scales: u16[2..4]   low nibbles: byte[4..8]   codes: 8 * 16 bytes`, with 32 added to
 /// the scales.
 #[inline(always)]
 fn put_iq4_xs(p: &Packed, out: &mut [u8]) {

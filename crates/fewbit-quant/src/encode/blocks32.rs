@@ -1,4 +1,4 @@
-//! Encoders of the formats with 32 weights under one scale.
+//! Encoders of the formats with blocks of 32 weights that share one scale.
 
 use super::pack::{fifth_bits32, half, nibbles32, put_half};
 use super::search::{
@@ -7,14 +7,14 @@ use super::search::{
 use crate::TensorType;
 use half::f16;
 
-/// Elements of a group of blocks that are searched at once.
+/// Number of elements in a group of blocks that are searched at once.
 const GROUP: usize = 32 * LANES;
 
 #[inline(always)]
 pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
     let block_bytes = ty.block_bytes();
     match importance {
-        // Without importance nothing tells rows apart, and groups may span them.
+        // Without importance, all rows are treated alike, and groups may span them.
         None => {
             for (x, out) in x.chunks(GROUP).zip(out.chunks_mut(LANES * block_bytes)) {
                 group(ty, x, None, out);
@@ -33,7 +33,7 @@ pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Optio
     }
 }
 
-/// Up to 16 blocks.
+/// Encodes up to 16 blocks.
 #[inline(always)]
 fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut [u8]) {
     let blocks = x.as_chunks::<32>().0.iter().zip(out.chunks_exact_mut(ty.block_bytes()));
@@ -42,7 +42,7 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
         return;
     }
     let t = tile::<32>(x);
-    // Weights that differ make a rougher landscape.
+    // Different error weights give the loss more local minima.
     let thorough = importance.is_some();
     let ones = [[1.0; LANES]; 32];
     let w = match importance {
@@ -98,9 +98,9 @@ fn group(ty: TensorType, x: &[f32], importance: Option<(&[f32], f32)>, out: &mut
     }
 }
 
-/// How much an error matters: importance alone would leave large weights, whose errors cost most when the
-/// importance is off, to chance. Where there is none, the part that the weights' size has took 4 to 13 % off the KL
-/// divergence of SmolLM2 as Q4_0, Q3_K_M, IQ4_XS and IQ4_NL.
+/// The weight of each error. With importance alone, the errors of large weights would be left to chance, and these cost
+/// most when the importance is inaccurate. Without importance, the part that depends on the size of the weights reduces
+/// the KL divergence of SmolLM2 as Q4_0, Q3_K_M, IQ4_XS and IQ4_NL by 4 to 13 %.
 #[inline(always)]
 pub(super) fn weights<const N: usize>(x: &Tile<N>, importance: &Tile<N>, mean_square: &Lanes) -> Tile<N> {
     let mut w = [[0.0; LANES]; N];
@@ -124,14 +124,14 @@ pub(super) fn mean_squares<const N: usize>(x: &Tile<N>) -> Lanes {
     sums.map(|sum| sum / N as f32)
 }
 
-/// Where the largest weight of a block may lie among integers from `lo` to `-lo - 1`: up to `inside` within either
-/// end, or as far outside as rounding still reaches it.
+/// The positions to try for the largest weight of a block, on a grid of integers from `lo` to `-lo - 1`: up to `inside`
+/// within either end, or as far outside as still rounds to it.
 #[inline(always)]
 pub(super) fn ends_of(lo: f32, inside: f32, n: usize) -> (Trials, Trials) {
     (Trials { first: lo + inside, last: lo - 0.6, n }, Trials { first: -lo - 1.0 - inside, last: -lo - 0.5, n })
 }
 
-/// The stored scale, and the codes nearest to the weights under it.
+/// The stored scale, and the codes nearest to the weights under that scale.
 #[inline(always)]
 fn codes_of<G: Grid>(x: &[f32; 32], scale: f32, grid: G) -> (f16, [u8; 32]) {
     let d = half(scale);
@@ -168,11 +168,11 @@ fn q8_0(x: &[f32; 32], out: &mut [u8]) {
     }
 }
 
-/// What the codes of IQ4_NL and IQ4_XS stand for: denser near zero, as weights are.
+/// The levels of the codes of IQ4_NL and IQ4_XS: denser near zero, as weights are.
 const CURVED: [f32; 16] =
     [-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0];
 
-/// Where the largest weight of a block may lie on that grid.
+/// The positions to try for the largest weight of a block, on that grid.
 #[inline(always)]
 pub(super) fn curved_ends(thorough: bool) -> (Trials, Trials) {
     let n = if thorough { 10 } else { 7 };
@@ -235,8 +235,8 @@ fn power(exponent: u32) -> f32 {
     f32::from_bits((exponent - 1) << 23)
 }
 
-/// The stored exponents of each block: the one whose range just holds the largest weight, or a neighbour,
-/// whichever loses least.
+/// The stored exponent of each block: the one whose range just holds the largest weight, or a neighbour of it,
+/// whichever gives the smallest error.
 #[inline(always)]
 fn best_exponents(x: &Tile<32>, w: &Tile<32>) -> [u8; LANES] {
     let mut largest: Lanes = [0.0; LANES];
@@ -250,7 +250,7 @@ fn best_exponents(x: &Tile<32>, w: &Tile<32>) -> [u8; LANES] {
         let (mut unit, mut inv, mut loss) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         let mut exponents = [0u8; LANES];
         for i in 0..LANES {
-            // The exponent of the largest weight, less 2 for the grid's largest power of two, 4.
+            // The exponent of the largest weight, minus 2 for the grid's largest power of two, 4.
             let top = (largest[i].to_bits() >> 23) as i32;
             let exponent = (top - offset).clamp(2, 254);
             exponents[i] = if largest[i] < TINY { 0 } else { exponent as u8 };

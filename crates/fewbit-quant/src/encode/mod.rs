@@ -1,18 +1,18 @@
-//! From `f32` to stored bytes: the encoders of every type that a model is quantized to.
+//! Encoding `f32` weights: the encoders of every type that a model can be quantized to.
 //!
-//! A block's bytes decide how well its weights come back, and the format leaves the choice of scale and minimum
-//! open. Each encoder searches for those that lose least (`search.rs`): it tries several ends of the range,
-//! rounds, solves for the scale (and minimum) that fit the rounded codes best, and keeps the best. Formats with
-//! integer scales below a float scale (`blocks256.rs`) then round the scales, round the codes once more under
-//! the scales that will be read back, and solve for the float scales.
+//! A format leaves the choice of scale and minimum to the encoder, and this choice decides how accurately a block's
+//! weights are reproduced. Each encoder searches for the values with the smallest error (`search.rs`): it tries several
+//! ends of the range, rounds, solves for the scale (and minimum) that fit the rounded codes best, and keeps the best
+//! result. Formats with integer scales under a float scale (`blocks256.rs`) then round the scales, round the codes
+//! again under the scales that will be read back, and solve for the float scales.
 //!
-//! With an *importance* per column (the mean square of the activations that meet it) the squared errors are
-//! weighted by it, so that the products of the matrix suffer least.
+//! With an *importance* per column (the mean square of the activations that the column is multiplied with), the squared
+//! errors are weighted by it, so that the error of the matrix product is smallest.
 //!
-//! Everything is plain multiplications and additions in a fixed order, without fused operations, so that every
+//! All arithmetic is plain multiplications and additions in a fixed order, without fused operations, so that every
 //! instruction set gives the same bytes: `fewbit-kernels` compiles [`encode_rows`] once for each.
 
-// Loops over the lanes of a tile index several arrays at once, and read as the sums they are.
+// Loops over the lanes of a tile index several arrays at once; written this way they read like the sums.
 #![allow(clippy::needless_range_loop)]
 
 mod blocks256;
@@ -23,7 +23,7 @@ mod search;
 use crate::{QuantError, TensorType};
 use half::{bf16, f16};
 
-/// Weights beyond this magnitude cannot be stored: the scales of all quantized formats are `f16`, whose largest
+/// The largest magnitude of a weight that can be stored: the scales of quantized formats are `f16`, whose largest
 /// number this is.
 pub const MAX_MAGNITUDE: f32 = 65504.0;
 
@@ -35,13 +35,13 @@ pub fn is_encodable(ty: TensorType) -> bool {
     }
 }
 
-/// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the bytes of as many blocks.
-/// `importance`, one value per column, says how much an error in that column matters; only ratios count.
+/// Encodes rows of `n_cols` weights as `ty`. `x`: `[n_rows, n_cols]`; `out` has the size of the encoded rows.
+/// `importance` weights the error in each column, with one value per column; only their ratios matter.
 ///
 /// # Errors
-/// [`QuantError::NotEncodable`] for a type without encoder, [`QuantError::Size`] if the lengths do not fit each
-/// other or a row is not a whole number of blocks, [`QuantError::NotFinite`] and [`QuantError::TooLarge`] for weights
-/// that the type cannot hold, [`QuantError::Importance`] for importance that is negative or no number.
+/// [`QuantError::NotEncodable`] for a type without an encoder, [`QuantError::Size`] if the lengths do not match or a
+/// row is not a whole number of blocks, [`QuantError::NotFinite`] and [`QuantError::TooLarge`] for weights that the
+/// type cannot hold, [`QuantError::Importance`] for an importance that is negative or not a number.
 ///
 /// ```
 /// use fewbit_quant::{TensorType, decode, encode::encode};
@@ -63,7 +63,7 @@ pub fn encode(
     encode_rows(ty, x, n_cols, importance, out)
 }
 
-/// [`encode`], to be compiled into a caller that has vector instructions.
+/// As [`encode`], for inlining into a caller that is compiled with vector instructions.
 ///
 /// # Errors
 /// As [`encode`].
@@ -98,7 +98,7 @@ pub fn encode_rows(
     Ok(())
 }
 
-/// An error unless every weight is a number that `ty` can hold.
+/// Returns an error unless every weight is a number that `ty` can hold.
 #[inline(always)]
 fn check_values(ty: TensorType, x: &[f32]) -> Result<(), QuantError> {
     let limit = match ty {
@@ -106,7 +106,7 @@ fn check_values(ty: TensorType, x: &[f32]) -> Result<(), QuantError> {
         TensorType::BF16 => bf16::MAX.to_f32(),
         _ => MAX_MAGNITUDE,
     };
-    // As bits, because the order of non-negative floats is that of their bits and NaN sorts last.
+    // Compares the bits, because non-negative floats are ordered like their bits and NaN comes last.
     let mut largest = 0u32;
     for v in x {
         largest = largest.max(v.abs().to_bits());

@@ -1,8 +1,8 @@
-//! Codes into the bits of a block: the inverse of `block.rs`, whose head shows the layouts.
+//! Packs codes into the bits of a block: the inverse of `block.rs`, which documents the layouts.
 
 use half::f16;
 
-/// A scale as stored. Values are checked before, but a fitted scale may pass the largest `f16` by a little.
+/// A scale as it is stored. Weights were checked before, but a fitted scale may slightly exceed the largest `f16`.
 #[inline(always)]
 pub(super) fn half(v: f32) -> f16 {
     f16::from_f32(v.clamp(-super::MAX_MAGNITUDE, super::MAX_MAGNITUDE))
@@ -67,7 +67,8 @@ pub(super) fn bits256(codes: &[u8; 256], shift: u32, out: &mut [u8]) {
     }
 }
 
-/// The low nibbles of 256 codes as Q6_K has them: runs 0 and 2 of 32 elements share bytes, runs 1 and 3 the next.
+/// The low nibbles of 256 codes in the order of Q6_K: in each half of the block, runs 0 and 2 of 32 elements share
+/// bytes, and runs 1 and 3 share the next ones.
 #[inline(always)]
 pub(super) fn nibbles_q6_k(codes: &[u8; 256], out: &mut [u8]) {
     for half in 0..2 {
@@ -87,7 +88,7 @@ pub(super) fn scales_and_mins(scales: &[u8], mins: &[u8], out: &mut [u8]) {
     }
 }
 
-/// Sixteen 6-bit scales, 32 added, in 12 bytes (Q3_K).
+/// Sixteen 6-bit scales with 32 added, in 12 bytes (Q3_K).
 #[inline(always)]
 pub(super) fn scales_q3_k(scales: &[u8; 16], out: &mut [u8]) {
     for j in 0..8 {

@@ -1,13 +1,13 @@
 //! The search for scales and minimums, for 16 blocks at once.
 //!
-//! A *tile* is 16 blocks side by side, one per SIMD lane: `tile[element][block]`. So every sum over a block is a
-//! sum down a lane, in the order of the elements, and the compiler makes vector code of plain loops.
+//! A *tile* is 16 blocks next to each other, one per SIMD lane: `tile[element][block]`. Every sum over a block is then
+//! a sum within one lane, in the order of the elements, and the compiler vectorizes plain loops.
 //!
-//! For codes `q` the scale that loses least, `sum w (x - s q)^2`, is `s = sum w x q / sum w q^2`, and it lessens
-//! the loss by `s * sum w x q`: the *gain* that candidates are compared by. With a minimum, `x ~ s q + m`, both
-//! come from a linear system of two equations, and the gain is `s * sum w x q + m * sum w x`.
+//! For codes `q`, the scale with the smallest loss, `sum w (x - s q)^2`, is `s = sum w x q / sum w q^2`. It reduces the
+//! loss by `s * sum w x q`, the *gain* by which candidates are compared. With a minimum, `x ~ s q + m`, both come from
+//! a linear system of two equations, and the gain is `s * sum w x q + m * sum w x`.
 
-/// Blocks of a tile.
+/// Number of blocks in a tile.
 pub(super) const LANES: usize = 16;
 /// One value per block.
 pub(super) type Lanes = [f32; LANES];
@@ -17,8 +17,8 @@ pub(super) type Tile<const N: usize> = [Lanes; N];
 /// Blocks whose largest magnitude (or whose range) is below this count as constant.
 pub(super) const TINY: f32 = 1e-15;
 
-/// Added to a number below 2^22 and taken away again it rounds to an integer, ties to even; and the low byte of
-/// the sum's bits is that integer's.
+/// Adding this to a number below 2^22 and subtracting it again rounds to an integer, ties to even. The low byte of the
+/// sum's bits is the low byte of that integer.
 const ROUNDER: f32 = 12_582_912.0;
 
 #[inline(always)]
@@ -26,7 +26,7 @@ pub(super) fn round(v: f32) -> f32 {
     (v + ROUNDER) - ROUNDER
 }
 
-/// The low byte of an integer that is a float.
+/// The low byte of an integer that is held as a float.
 #[inline(always)]
 pub(super) fn byte(v: f32) -> u8 {
     (v + ROUNDER).to_bits() as u8
@@ -39,17 +39,17 @@ pub(super) fn clamp(v: f32, lo: f32, hi: f32) -> f32 {
     if v < hi { v } else { hi }
 }
 
-/// `1 / v`, or 0 where that is no useful number.
+/// `1 / v`, or 0 if that would not be a usable number.
 #[inline(always)]
 pub(super) fn inverse(v: f32) -> f32 {
     if v.abs() > f32::MIN_POSITIVE { 1.0 / v } else { 0.0 }
 }
 
-/// The numbers that codes stand for.
+/// The values that codes stand for.
 pub(super) trait Grid: Copy {
-    /// The one nearest to `v`.
+    /// The value nearest to `v`.
     fn nearest(self, v: f32) -> f32;
-    /// The code of the one nearest to `v`.
+    /// The code of the value nearest to `v`.
     fn code(self, v: f32) -> f32;
 }
 
@@ -87,7 +87,7 @@ impl Trials {
     }
 }
 
-/// 16 blocks of `N` elements as a tile.
+/// Loads 16 blocks of `N` elements as a tile.
 #[inline(always)]
 pub(super) fn tile<const N: usize>(x: &[f32]) -> Tile<N> {
     let mut tile = [[0.0; LANES]; N];
@@ -99,7 +99,7 @@ pub(super) fn tile<const N: usize>(x: &[f32]) -> Tile<N> {
     tile
 }
 
-/// Sums that decide a scale.
+/// The sums that determine a scale.
 #[derive(Clone, Copy)]
 pub(super) struct Sums {
     /// `sum w x q`
@@ -110,7 +110,7 @@ pub(super) struct Sums {
     pub(super) q: Lanes,
 }
 
-/// The codes of `(x + add) * inv`, summed up.
+/// The sums for the codes of `(x + add) * inv`.
 #[inline(always)]
 pub(super) fn sums<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, inv: &Lanes, add: &Lanes) -> Sums {
     let (mut xq, mut qq, mut q1) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
@@ -126,8 +126,8 @@ pub(super) fn sums<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, i
     Sums { xq, qq, q: q1 }
 }
 
-/// The best scale of each block, `x ~ scale * grid`. `below` and `above` are the numbers, negative and positive,
-/// that the element of largest magnitude is tried at; then come `rounds` of rounding under the best scale so far.
+/// The best scale of each block, `x ~ scale * grid`. `below` and `above` are the values, negative and positive, that
+/// the element of largest magnitude is mapped to in turn; then follow `rounds` of rounding under the best scale so far.
 #[inline(always)]
 pub(super) fn best_scale<G: Grid, const N: usize>(
     x: &Tile<N>,
@@ -179,9 +179,9 @@ fn scale_sums<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G, inv: &
     (xq, qq)
 }
 
-/// The best scale and minimum of each block, `x ~ scale * q + min` with `q` in `0..=levels`. `stretches` say by
-/// how many levels more than there are the range is cut into; then come `rounds` of rounding under the best so far. With
-/// `negative`, minimums are at most 0.
+/// The best scale and minimum of each block, `x ~ scale * q + min` with `q` in `0..=levels`. `stretches` gives the
+/// numbers of extra levels that the range is divided into; then follow `rounds` of rounding under the best result so
+/// far. With `negative`, minimums are at most 0.
 #[inline(always)]
 pub(super) fn best_scale_and_min<const N: usize>(
     x: &Tile<N>,
@@ -201,8 +201,9 @@ pub(super) fn best_scale_and_min<const N: usize>(
             wx[i] += w[e][i] * x[e][i];
         }
     }
-    // From here on elements count from their weighted mean, and codes from where that lies among them: one element may
-    // weigh more than all others together, and what those gain would be lost in the rounding of larger sums.
+    // From here on, elements are relative to their weighted mean, and codes to the position of that mean among them.
+    // One element may weigh more than all others together, and the gain of the others would be lost in the rounding of
+    // larger sums.
     let (mut mean, mut y, mut wy) = ([0.0; LANES], [[0.0; LANES]; N], [0.0; LANES]);
     for i in 0..LANES {
         mean[i] = wx[i] / if w1[i] > 0.0 { w1[i] } else { 1.0 };
@@ -242,14 +243,14 @@ pub(super) fn best_scale_and_min<const N: usize>(
         }
         for i in 0..LANES {
             let det = w1[i] * qq[i] - q1[i] * q1[i];
-            // Codes that are all equal say nothing about the scale; below this bound they may be.
+            // Codes that are all equal do not determine the scale; below this bound they may be equal.
             let valid = det > 1e-5 * w1[i] * qq[i];
             let per_det = 1.0 / if valid { det } else { 1.0 };
             let this_scale = (w1[i] * yq[i] - wy[i] * q1[i]) * per_det;
             let above_mean = (qq[i] * wy[i] - q1[i] * yq[i]) * per_det;
             let this_min = mean[i] + above_mean - this_scale * at[i];
             let this_gain = this_scale * yq[i] + above_mean * wy[i];
-            // Without a minimum, of what counts from 0 again; gains count from the mean.
+            // Without a minimum, the fit is relative to 0 again; gains stay relative to the mean.
             let capped = negative && this_min > 0.0;
             let xq = yq[i] + mean[i] * q1[i] + at[i] * (wy[i] + mean[i] * w1[i]);
             let zero_qq = qq[i] + at[i] * (2.0 * q1[i] + at[i] * w1[i]);
@@ -284,8 +285,8 @@ pub(super) fn losses<G: Grid, const N: usize>(x: &Tile<N>, w: &Tile<N>, grid: G,
     loss
 }
 
-/// Integer scales for float ones: `values ~ unit * integers`, weighted. 16 lengths of the range are tried, from
-/// `end - span` to `end`, the largest of `values` at its end; returns the unit.
+/// Integer scales for float scales: `values ~ unit * integers`, weighted. Tries 16 lengths of the range, which map the
+/// largest of `values` to integers from `end - span` to `end`; returns the unit.
 #[inline(always)]
 pub(super) fn best_unit(values: &[f32], weights: &[f32], grid: Linear, end: f32, span: f32) -> f32 {
     let mut extreme = 0.0f32;

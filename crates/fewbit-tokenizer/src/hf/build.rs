@@ -1,4 +1,4 @@
-//! From the files to a [`Tokenizer`].
+//! Builds a [`Tokenizer`] from the files of a Hugging Face repository.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ use crate::tables::{TextIndex, TextTable};
 use crate::tokenizer::{BpeFamily, Family, Specials, Tokenizer, ends};
 use crate::vocabulary::TokenKind;
 
-/// Ids may leave this many places empty besides as many as there are tokens: vocabularies are padded.
+/// Ids may have this many gaps in addition to as many gaps as there are tokens, because vocabularies are padded.
 const MAX_HOLES: usize = 1 << 16;
 
 /// The tokens of all files, by id.
@@ -26,7 +26,7 @@ pub(super) struct Tokens {
     pub(super) texts: Vec<String>,
     pub(super) kinds: Vec<TokenKind>,
     pub(super) added: Vec<AddedToken>,
-    /// What the model has for text that it cannot express.
+    /// The token for text that the model cannot express.
     pub(super) unknown: Option<u32>,
     ids: HashMap<String, u32>,
 }
@@ -111,12 +111,12 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
     })
 }
 
-/// Refuses models that are not implemented.
+/// Returns an error for models that are not implemented.
 fn check_model(json: &TokenizerJson<'_>) -> Result<(), TokenizerError> {
     let model = &json.model;
     match model.kind.as_deref() {
         Some("BPE") => {}
-        // Files from before there were names.
+        // Old files do not name the type of the model.
         None if !model.merges.is_empty() => {}
         Some(kind) => return Err(unsupported(format!("model {kind}"))),
         None => return Err(unsupported("a model without a type")),
@@ -160,7 +160,7 @@ impl Tokens {
             }
             ids.entry(text.to_owned()).or_insert(id);
         }
-        // A place that no token fills stays empty, and nothing becomes it.
+        // A gap in the ids stays empty, and no text is encoded to it.
         let mut kinds: Vec<TokenKind> = texts
             .iter()
             .map(|text| match text.is_empty() {
@@ -172,7 +172,7 @@ impl Tokens {
         for token in &added {
             let Some(kind) = token.id.and_then(|id| kinds.get_mut(id as usize)) else { continue };
             let content = token.content.as_str();
-            // Whoever ends an answer is not text, whatever the file says.
+            // A token that ends an answer is not text, whatever the file says.
             let is_end = special::ENDS.contains(&content);
             *kind = if token.special || is_end { TokenKind::Control } else { TokenKind::UserDefined };
         }
@@ -224,7 +224,7 @@ fn added_tokens(json: &TokenizerJson<'_>, configs: &Configs) -> Result<Vec<Added
 pub(super) fn specials(frame: Frame, tokens: &Tokens, configs: &Configs) -> Result<Specials, TokenizerError> {
     let id = |text: Option<&str>| text.and_then(|text| tokens.id(text));
     let config = &configs.main;
-    // What the post-processor adds is BOS and EOS, whether or not a file names them.
+    // The tokens that the post-processor adds are BOS and EOS, whether or not a file names them.
     let bos = id(configs.named(|c| c.bos_token.as_ref())).or(frame.before);
     let eos = id(configs.named(|c| c.eos_token.as_ref())).or(frame.after);
     let add_bos = config.add_bos_token.unwrap_or(frame.before.is_some());
@@ -253,7 +253,7 @@ pub(super) fn specials(frame: Frame, tokens: &Tokens, configs: &Configs) -> Resu
     })
 }
 
-/// The matchers of added tokens: for text as it comes, and, where tokens need one, for normalized text.
+/// The matchers of added tokens: for the original text and, if there are tokens that need it, for normalized text.
 pub(super) fn matchers(
     tokens: &Tokens,
     texts: &TextTable,

@@ -10,17 +10,17 @@ use super::{
 use crate::error::TokenizerError;
 use crate::vocabulary::TokenKind;
 
-/// The JSON files next tos `tokenizer.json`.
+/// The JSON files next to `tokenizer.json`.
 pub(super) struct Configs {
     pub(super) main: ConfigJson,
     map: ConfigJson,
-    /// Tokens that were added to a `tokenizer.model`, in older repositories.
+    /// Tokens added to a `tokenizer.model`, in older repositories.
     added: BTreeMap<String, u32>,
-    /// Ids that end an answer.
+    /// Ids of tokens that end an answer.
     pub(super) ends: Vec<u32>,
 }
 
-/// The sources of chat templates, by purpose.
+/// The sources of the chat templates, by purpose.
 #[derive(Default)]
 pub(super) struct Templates {
     pub(super) default: Option<String>,
@@ -55,7 +55,7 @@ impl Configs {
         })
     }
 
-    /// The text of a token that a file names for a role.
+    /// The text of the token that a file assigns to a role.
     pub(super) fn named(&self, role: impl Fn(&ConfigJson) -> Option<&Named>) -> Option<&str> {
         role(&self.main).or(role(&self.map)).map(Named::text)
     }
@@ -104,7 +104,7 @@ impl Configs {
     /// Appends the tokens that these files add to those of a `tokenizer.model`.
     pub(super) fn add_to(&self, tokens: &mut Vec<String>, kinds: &mut Vec<TokenKind>) -> Result<(), TokenizerError> {
         let configured = self.added_tokens()?.into_iter().map(|(id, token)| (id, token.content, token.special));
-        // The older file does not say which tokens are special; all were added by `add_tokens`.
+        // The older file does not say which tokens are special, because `add_tokens` added all of them.
         let added = self.added.iter().map(|(text, &id)| (id, text.clone(), false));
         let mut all: Vec<(u32, String, bool)> = configured.chain(added).collect();
         all.sort_by_key(|(id, ..)| *id);
@@ -112,7 +112,7 @@ impl Configs {
             let kind = if special { TokenKind::Control } else { TokenKind::UserDefined };
             match tokens.get(id as usize) {
                 Some(known) if *known == text => {
-                    // What the model calls a byte or unknown stays that.
+                    // Byte and unknown tokens of the model keep their kind.
                     if let Some(place) = kinds.get_mut(id as usize).filter(|kind| **kind == TokenKind::Normal) {
                         *place = kind;
                     }

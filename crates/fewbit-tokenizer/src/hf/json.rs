@@ -1,7 +1,8 @@
-//! What `tokenizer.json` and the files next to it look like.
+//! The structure of `tokenizer.json` and of the files next to it.
 //!
-//! Parts whose kind decides how they are read stay JSON until then, so that an unknown kind can be named. The
-//! vocabulary and the merge rules are read into borrowed texts: they are most of a file of many megabytes.
+//! Parts that are read differently depending on their kind stay JSON until then, so that errors can name an unknown
+//! kind. The vocabulary and the merge rules are read as borrowed texts, because they are most of a file of many
+//! megabytes.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -31,7 +32,7 @@ pub(super) struct TokenizerJson<'a> {
 /// A token that is added to the model's vocabulary.
 #[derive(Debug, Clone, Deserialize)]
 pub(super) struct AddedToken {
-    /// Absent in `added_tokens_decoder`, where it is the key.
+    /// Absent in `added_tokens_decoder`, which has the id as its key.
     #[serde(default)]
     pub(super) id: Option<u32>,
     pub(super) content: String,
@@ -48,23 +49,23 @@ pub(super) struct AddedToken {
 }
 
 impl AddedToken {
-    /// Whether it is looked for in normalized text.
+    /// Whether the token is searched for in normalized text.
     pub(super) fn is_normalized(&self) -> bool {
         self.normalized.unwrap_or(!self.special)
     }
 }
 
-/// The model of `tokenizer.json`, for the kind that is implemented.
+/// The model of `tokenizer.json`, with the fields of the implemented kind.
 #[derive(Debug, Deserialize)]
 pub(super) struct Model<'a> {
-    /// Absent in old files, which hold BPE where there are merges.
+    /// Absent in old files, which hold BPE if there are merges.
     #[serde(rename = "type", default)]
     pub(super) kind: Option<String>,
     #[serde(default)]
     pub(super) dropout: Option<f64>,
     #[serde(default)]
     pub(super) unk_token: Option<String>,
-    /// The same, of Unigram models.
+    /// The same for Unigram models.
     #[serde(default)]
     pub(super) unk_id: Option<u64>,
     #[serde(default)]
@@ -83,7 +84,7 @@ pub(super) struct Model<'a> {
     pub(super) merges: Vec<Rule<'a>>,
 }
 
-/// A text that is borrowed where the file spells it without escapes.
+/// A text, borrowed from the file if it contains no escapes there.
 #[derive(Debug, PartialEq)]
 pub(super) struct Text<'a>(pub(super) Cow<'a, str>);
 
@@ -131,7 +132,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Vocab<'a> {
                 Ok(Vocab(vocab))
             }
 
-            // Unigram models have a list of texts with their scores.
+            // Unigram models have a list of texts with scores.
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocab<'a>, A::Error> {
                 let mut vocab = Vec::new();
                 while let Some((text, _)) = list.next_element::<(_, de::IgnoredAny)>()? {
@@ -183,7 +184,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Rule<'a> {
     }
 }
 
-/// A token that is named by its text, with or without its properties.
+/// A token that is given by its text, with or without its properties.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Named {
@@ -199,7 +200,7 @@ impl Named {
     }
 }
 
-/// `tokenizer_config.json` and `special_tokens_map.json`, as far as they matter here.
+/// The relevant fields of `tokenizer_config.json` and `special_tokens_map.json`.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct ConfigJson {
     #[serde(default)]
@@ -214,14 +215,14 @@ pub(super) struct ConfigJson {
     pub(super) add_bos_token: Option<bool>,
     #[serde(default)]
     pub(super) add_eos_token: Option<bool>,
-    /// Later states of added tokens, by id.
+    /// Updated properties of added tokens, by id.
     #[serde(default)]
     pub(super) added_tokens_decoder: BTreeMap<String, AddedToken>,
     #[serde(default)]
     pub(super) chat_template: Option<TemplatesJson>,
 }
 
-/// One chat template, or several by name.
+/// One chat template, or several with names.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum TemplatesJson {
@@ -229,14 +230,14 @@ pub(super) enum TemplatesJson {
     Many(Vec<NamedTemplate>),
 }
 
-/// A chat template for a purpose: `default`, `tool_use`, `rag`.
+/// A chat template with a purpose: `default`, `tool_use`, `rag`.
 #[derive(Debug, Deserialize)]
 pub(super) struct NamedTemplate {
     pub(super) name: String,
     pub(super) template: String,
 }
 
-/// `generation_config.json` or `config.json`: what ends an answer.
+/// `generation_config.json` or `config.json`: the tokens that end an answer.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct EndsJson {
     #[serde(default)]
@@ -246,7 +247,7 @@ pub(super) struct EndsJson {
     pub(super) text_config: Option<Box<EndsJson>>,
 }
 
-/// One id or several; negative ones stand for none.
+/// One id or several; negative ids mean none.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Ids {

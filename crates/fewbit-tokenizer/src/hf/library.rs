@@ -1,18 +1,18 @@
-//! `tokenizer.json` of any kind, with Hugging Face's own library: feature `tokenizers`.
+//! Encodes with Hugging Face's own library, for any kind of `tokenizer.json`: feature `tokenizers`.
 //!
-//! It takes what the tokenizer of this crate refuses: Unigram, WordPiece and WordLevel models, and BPE with a normalizer
-//! or a pre-tokenizer that is not known here. The library's parts are put together here rather than by its `Tokenizer`,
-//! for two promises that it does not make:
+//! This covers what the tokenizer of this crate does not support: Unigram, WordPiece and WordLevel models, and BPE with
+//! a normalizer or a pre-tokenizer that is not implemented here. The parts of the library are combined here rather than
+//! by its `Tokenizer`, for two guarantees that it does not give:
 //!
-//! - Text that a user wrote never becomes a control token. There, the vocabulary of a Unigram or WordLevel model has
-//!   `</s>` like any other piece, and `</s>` in a text is the token that ends the answer. So control tokens have another
-//!   name in the vocabulary that the model sees, with a character that no text has by then, and are found in text only
-//!   by the list of added tokens, where that is asked for.
-//! - Nothing in a text is a panic or an error. Where the library has one, as its engine of expressions does when an
-//!   expression takes too many steps, the text is encoded in halves.
+//! - Text that a user wrote never becomes a control token. In the library, the vocabulary of a Unigram or WordLevel
+//!   model has `</s>` like any other piece, so `</s>` in a text becomes the token that ends the answer. Here, control
+//!   tokens have another name in the vocabulary that the model sees, with a character that no text contains at that
+//!   point. They are found only through the list of added tokens, and only if the caller asks for it.
+//! - No text causes a panic or an error. If the library returns one, as its regex engine does when an expression takes
+//!   too many steps, the text is encoded in halves.
 //!
-//! Decoding does not run the library: each token has a text of its own, which its decoder gave when the tokenizer was
-//! built. A decoder whose text for a token depends on its neighbours is refused; see [`decoded`].
+//! Decoding does not run the library: each token has a fixed text, which the library's decoder gave when the tokenizer
+//! was built. A decoder whose text for a token depends on the neighbouring tokens is an error; see [`decoded`].
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -44,14 +44,15 @@ use crate::tables::TextTable;
 use crate::tokenizer::{Family, Tokenizer, ends};
 use crate::vocabulary::TokenKind;
 
-/// Begins the name of a control token in the vocabulary that the model sees. It is no character, and texts lose it.
+/// First character of the name of a control token in the vocabulary that the model sees. It is a noncharacter, and is
+/// removed from texts.
 const HIDDEN: char = '\u{10FFFF}';
 
-/// The parts of the library, in the order in which a text goes through them.
+/// The parts of the library, in the order in which they process a text.
 pub(crate) struct Library {
-    /// Finds added tokens, control tokens among them.
+    /// Finds all added tokens, including control tokens.
     all: AddedVocabulary,
-    /// Finds added tokens that are text.
+    /// Finds only those added tokens that are text.
     text_only: AddedVocabulary,
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
@@ -66,8 +67,8 @@ impl std::fmt::Debug for Library {
 }
 
 impl Library {
-    /// Appends the ids of `text`. With a marker, control tokens are found where it is not inside them, and it is no
-    /// part of the text.
+    /// Appends the ids of `text`. With a marker, control tokens are only found where no marker is inside them, and
+    /// markers are not part of the text.
     pub(crate) fn encode(&self, text: &str, special: SpecialTokens, marker: Option<char>, out: &mut Vec<u32>) {
         let text: Cow<'_, str> = match text.contains(HIDDEN) {
             true => text.replace(HIDDEN, "\u{FFFD}").into(),
@@ -108,7 +109,7 @@ impl Library {
     }
 }
 
-/// A normalizer that drops the marker first.
+/// A normalizer that removes the marker first.
 struct Unmarked<'a> {
     marker: Option<char>,
     then: Option<&'a NormalizerWrapper>,
@@ -123,7 +124,7 @@ impl Normalizer for Unmarked<'_> {
     }
 }
 
-/// The ids of added tokens, as the list of them asks for them.
+/// The ids of added tokens, in the form that the list of added tokens asks for.
 struct Ids(HashMap<String, u32>);
 
 impl Model for Ids {
@@ -162,12 +163,12 @@ fn bad(what: &str, error: impl std::fmt::Display) -> TokenizerError {
     TokenizerError::BadFile { file: TOKENIZER_JSON, reason: format!("{what}: {error}") }
 }
 
-/// Runs a part of the library that reads the file, whose panics are errors.
+/// Runs a part of the library that reads the file, and turns its panics into errors.
 fn guarded<T>(what: &str, run: impl FnOnce() -> Result<T, TokenizerError>) -> Result<T, TokenizerError> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err(bad(what, "the tokenizers library panicked")))
 }
 
-/// One of the parts that have a `type`.
+/// Parses a part that has a `type`.
 fn step<T: for<'de> Deserialize<'de>>(what: &str, value: Option<&Value>) -> Result<Option<T>, TokenizerError> {
     let Some(value) = value.filter(|value| !value.is_null()) else { return Ok(None) };
     guarded(what, || T::deserialize(value).map(Some).map_err(|error| bad(what, error)))
@@ -230,7 +231,8 @@ pub(super) fn tokenizer(bytes: &[u8], files: &HfFiles) -> Result<Tokenizer, Toke
     })
 }
 
-/// Gives control tokens, and pieces of the same text, a name that no text has in the vocabulary that the model sees.
+/// Renames control tokens, and pieces with the same text, in the vocabulary that the model sees, to names that no text
+/// contains.
 fn hide_control_tokens(model: &mut Value, tokens: &Tokens) {
     let control = tokens.texts.iter().zip(&tokens.kinds).filter(|(_, kind)| **kind == TokenKind::Control);
     let control: HashSet<&str> = control.map(|(text, _)| &**text).collect();
@@ -252,7 +254,7 @@ fn hide_control_tokens(model: &mut Value, tokens: &Tokens) {
         }
         _ => {}
     }
-    // A rule that made one has nothing to make now.
+    // Rules that use or produce a control token are removed.
     if let Some(Value::Array(rules)) = model.get_mut("merges") {
         rules.retain(|rule| {
             let (left, right) = match rule {
@@ -268,7 +270,7 @@ fn text_at(list: &Value, place: usize) -> &str {
     list.get(place).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// The added tokens: all, and those that are text.
+/// The added tokens: all of them, and those that are text.
 fn added_vocabularies(
     tokens: &Tokens,
     normalizer: Option<&NormalizerWrapper>,
@@ -285,7 +287,7 @@ fn added_vocabularies(
                 single_word: token.single_word,
                 lstrip: token.lstrip,
                 rstrip: token.rstrip,
-                // Markers are gone in normalized text: a control token is looked for before.
+                // Markers are removed by normalization, so control tokens are searched for before it.
                 normalized: token.is_normalized() && !is_special(token.id),
                 special: token.special,
             }
@@ -297,7 +299,7 @@ fn added_vocabularies(
     guarded("added_tokens", || Ok([build(true)?, build(false)?]))
 }
 
-/// What the post-processor puts around a text.
+/// The tokens that the post-processor puts around a text.
 fn frame(processor: Option<&PostProcessorWrapper>) -> Result<Frame, TokenizerError> {
     let Some(processor) = processor else { return Ok(Frame::default()) };
     let encoding = guarded("post_processor", || {
@@ -315,10 +317,10 @@ fn frame(processor: Option<&PostProcessorWrapper>) -> Result<Frame, TokenizerErr
     }
 }
 
-/// The text of every token after another one, and whether the first of a text loses its space.
+/// The text of every token when it follows another one, and whether the first token of a text loses its space.
 ///
-/// The library decodes lists of tokens, and its decoders could do anything. So the text of a token is what it adds to
-/// that of an ordinary one, and then all tokens, some at a time, must decode to their texts one after the other.
+/// The library decodes lists of tokens, and its decoders may do anything. So the text of a token is defined as what it
+/// adds to an ordinary token, and then all tokens, some at a time, must decode to the concatenation of their texts.
 fn decoded(decoder: Option<&DecoderWrapper>, tokens: &Tokens) -> Result<(TextTable, bool), TokenizerError> {
     let join = |list: &[&str]| -> Result<String, TokenizerError> {
         let list: Vec<String> = list.iter().map(|text| (*text).to_owned()).collect();
@@ -334,13 +336,13 @@ fn decoded(decoder: Option<&DecoderWrapper>, tokens: &Tokens) -> Result<(TextTab
         }
     };
     let depends = || unsupported(format!("decoder {name}, whose text for a token depends on its neighbours"));
-    // What ends a word, and what is told apart from its repetition, is known when the next token comes.
+    // Decoders that mark the end of a word, or drop repetitions, need the next token to decode the current one.
     if name.split(", ").any(|part| matches!(part, "BPEDecoder" | "CTC")) {
         return Err(depends());
     }
     let is_byte_level = name.split(", ").any(|part| part == "ByteLevel");
     let words = || tokens.texts.iter().zip(&tokens.kinds).filter(|(_, kind)| **kind == TokenKind::Normal);
-    // Letters only: what decoders look for is not among them.
+    // Letters only, which decoders do not treat specially.
     let is_word = |text: &str| text.len() > 1 && text.bytes().all(|b| b.is_ascii_lowercase());
     let Some(anchor) =
         words().map(|(text, _)| &**text).find(|text| is_word(text)).or(words().map(|(t, _)| &**t).next())
@@ -363,7 +365,7 @@ fn decoded(decoder: Option<&DecoderWrapper>, tokens: &Tokens) -> Result<(TextTab
             }
         }
     }
-    // What a first token loses: nothing, or its space.
+    // Whether all first tokens keep their space, and whether all lose it.
     let [mut keeps, mut drops] = [true; 2];
     let mut chain: Vec<&str> = vec![anchor];
     let mut expected = before.clone();

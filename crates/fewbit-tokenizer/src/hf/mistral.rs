@@ -1,8 +1,8 @@
-//! Chat templates for Mistral's own files, which carry none: their format is a matter of the tokenizer's version.
+//! Chat templates for Mistral's own files, which do not contain one: the format follows from the tokenizer's version.
 
 const TEMPLATE: &str = include_str!("mistral.jinja");
 
-/// The template of a tokenizer version (`v1`, `v2`, `v3`, `v7`, with what may follow, as in `v7m1`).
+/// The template for a tokenizer version (`v1`, `v2`, `v3`, `v7`, possibly with a suffix as in `v7m1`).
 pub(super) fn template(version: &str) -> Option<String> {
     let digits = version.strip_prefix('v')?;
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());

@@ -1,14 +1,14 @@
-//! Tokenizers as Hugging Face repositories hold them: `tokenizer.json`, Mistral's `tekken.json` or SentencePiece's
+//! Tokenizers of Hugging Face repositories: `tokenizer.json`, Mistral's `tekken.json` or SentencePiece's
 //! `tokenizer.model`, and the files next to them.
 //!
-//! `tokenizer.json` is read into the same tables and steps that GGUF vocabularies use, not run by Hugging
-//! Face's own library: that keeps one encoder, which is exact, linear in the text and small, and the parts that
-//! models of this family use are few. With the feature `tokenizers`, anything else goes to that library (`library.rs`);
-//! without it, anything else is refused by name.
+//! `tokenizer.json` is read into the same tables and steps that GGUF vocabularies use, and is not run by Hugging Face's
+//! own library. So there is only one encoder, which is exact, small and linear in the length of the text, and models
+//! need only few of the possible parts. With the feature `tokenizers`, everything else goes to that library
+//! (`library.rs`); without it, the error names the unsupported part.
 //!
-//! What the encoder there does and this one does not: a *special* token that is marked `normalized` is looked
-//! for in the text as it came. (There it is looked for, itself normalized, in normalized text, where a prefix
-//! hides it everywhere but at the start.)
+//! There is one difference from that library: a *special* token that is marked `normalized` is searched for in the
+//! original text. (The library searches for its normalized form in normalized text, where a prefix hides it everywhere
+//! except at the start.)
 
 mod build;
 mod configs;
@@ -43,31 +43,32 @@ const PROCESSOR_TEMPLATE: &str = "chat_template.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 
-/// The files of a Hugging Face repository that say something about tokens. All are optional, but one of the
-/// first three has to be there.
+/// The files of a Hugging Face repository that describe its tokens. All are optional, but at least one of the first
+/// three is needed.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct HfFiles {
-    /// `tokenizer.json`; where there are several, it is the one that is used.
+    /// `tokenizer.json`, which is preferred over the other two.
     pub tokenizer_json: Option<Vec<u8>>,
-    /// `tekken.json`, of Mistral's models since Nemo; used before `tokenizer.model`. Where both are in a folder,
-    /// `tokenizer.json` is used, with this file's expression for words if its own is Llama 3's by mistake.
+    /// `tekken.json`, of Mistral's models since Nemo; preferred over `tokenizer.model`. If a folder has both this file
+    /// and `tokenizer.json`, the latter is used, but with the word expression of this file if its own is that of Llama
+    /// 3 by mistake.
     pub tekken_json: Option<Vec<u8>>,
     /// `tokenizer.model`, a SentencePiece model.
     pub tokenizer_model: Option<Vec<u8>>,
-    /// The version of Mistral's tokenizer that the model's file name ends in, as in `tokenizer.model.v3`.
+    /// The version of Mistral's tokenizer, from the suffix of the model's file name, as in `tokenizer.model.v3`.
     pub mistral_version: Option<String>,
-    /// `tokenizer_config.json`: which tokens are BOS, EOS and so on, whether they are added, the chat template.
+    /// `tokenizer_config.json`: which tokens are BOS, EOS and so on, whether they are added, and the chat template.
     pub tokenizer_config: Option<Vec<u8>>,
     /// `special_tokens_map.json`: the same tokens, in older repositories.
     pub special_tokens_map: Option<Vec<u8>>,
-    /// `added_tokens.json`: tokens besides those of `tokenizer.model`, in older repositories.
+    /// `added_tokens.json`: tokens in addition to those of `tokenizer.model`, in older repositories.
     pub added_tokens: Option<Vec<u8>>,
-    /// `chat_template.jinja`, which takes the place of the template in `tokenizer_config.json`.
+    /// `chat_template.jinja`, which replaces the template in `tokenizer_config.json`.
     pub chat_template: Option<Vec<u8>>,
-    /// `additional_chat_templates/tool_use.jinja`: the template of conversations with tools.
+    /// `additional_chat_templates/tool_use.jinja`: the template for conversations with tools.
     pub tool_template: Option<Vec<u8>>,
-    /// `chat_template.json`, of vision models, where no other file has the template.
+    /// `chat_template.json`, of vision models, used if no other file has the template.
     pub processor_template: Option<Vec<u8>>,
     /// `generation_config.json`: further tokens that end an answer.
     pub generation_config: Option<Vec<u8>>,
@@ -76,7 +77,7 @@ pub struct HfFiles {
 }
 
 impl HfFiles {
-    /// Reads what `folder` has of these files.
+    /// Reads those of these files that are in `folder`.
     pub fn read(folder: &Path) -> Result<Self, TokenizerError> {
         let read = |name: &str| read_optional(folder.join(name));
         let mut files = Self {
@@ -114,7 +115,7 @@ impl HfFiles {
     }
 }
 
-/// What the name of a `tokenizer.model` of Mistral's can end in.
+/// The possible suffixes of the name of Mistral's `tokenizer.model`.
 const MISTRAL_VERSIONS: [&str; 5] = ["v7m1", "v7", "v3", "v2", "v1"];
 
 fn read_optional(path: PathBuf) -> Result<Option<Vec<u8>>, TokenizerError> {
@@ -126,7 +127,7 @@ fn read_optional(path: PathBuf) -> Result<Option<Vec<u8>>, TokenizerError> {
 }
 
 impl Tokenizer {
-    /// The tokenizer of a Hugging Face repository in a folder.
+    /// Builds the tokenizer of a Hugging Face repository in a folder.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit_tokenizer::TokenizerError> {
@@ -139,11 +140,11 @@ impl Tokenizer {
         Self::from_hf(&HfFiles::read(folder)?)
     }
 
-    /// The tokenizer that the files of a Hugging Face repository describe.
+    /// Builds the tokenizer that the files of a Hugging Face repository describe.
     pub fn from_hf(files: &HfFiles) -> Result<Self, TokenizerError> {
         if let Some(json) = &files.tokenizer_json {
             match build::tokenizer(json, files) {
-                // What is refused there the library may take.
+                // The library may support what is unsupported here.
                 #[cfg(feature = "tokenizers")]
                 Err(TokenizerError::Unsupported { .. }) => library::tokenizer(json, files),
                 result => result,

@@ -1,22 +1,22 @@
-//! Expressions of `tokenizer.json`, for the regex engine here.
+//! Compiles the regular expressions of `tokenizer.json` for the regex engine of this crate.
 //!
-//! The files are written for Oniguruma, whose syntax agrees with that of `regex-automata` in what tokenizers
-//! use. Where the two read the same letters differently, or the engine here cannot do it, the expression is
-//! refused: a split that is nearly right gives wrong tokens.
+//! The files are written for Oniguruma, whose syntax agrees with that of `regex-automata` in the constructs that
+//! tokenizers use. Expressions that the two read differently, or that the engine does not support, are errors: a split
+//! that is nearly right gives wrong tokens.
 
 use crate::splitter::Cut;
 
-/// How nearly every expression ends; see [`crate::splitter`].
+/// The end of nearly every expression; see [`crate::splitter`].
 const WORDS_END: &str = r"|\s+(?!\S)|\s+";
 
-/// Compiles an expression, or says what about it is not supported.
+/// Compiles an expression, or returns a description of the unsupported part.
 pub(super) fn compile(pattern: &str) -> Result<Cut, String> {
     let (pattern, whitespace) = match pattern.strip_suffix(WORDS_END) {
         Some(start) => (start, true),
         None => (pattern, false),
     };
     check(pattern)?;
-    // A line's ends are the text's ends and every newline, as in Ruby.
+    // As in Ruby, `^` and `$` match at the ends of the text and at every newline.
     let cut = Cut::new(&format!("(?m){pattern}"), whitespace).map_err(|error| match error.syntax_error() {
         Some(error) => first_line_of_error(&error.to_string()),
         None => error.to_string(),
@@ -27,13 +27,13 @@ pub(super) fn compile(pattern: &str) -> Result<Cut, String> {
     Ok(cut)
 }
 
-/// The message of a syntax error, without the drawing of where.
+/// The message of a syntax error, without the diagram of its position.
 fn first_line_of_error(text: &str) -> String {
     let line = text.lines().rev().find(|line| line.starts_with("error: "));
     line.unwrap_or(text).trim_start_matches("error: ").to_owned()
 }
 
-/// Looks for what Oniguruma reads differently.
+/// Looks for constructs that Oniguruma reads differently.
 fn check(pattern: &str) -> Result<(), String> {
     let mut chars = pattern.chars().peekable();
     let mut depth_of_classes = 0usize;
@@ -42,7 +42,8 @@ fn check(pattern: &str) -> Result<(), String> {
         let mut is_quantifier = false;
         match c {
             '\\' => {
-                // Hexadecimal digits, backreferences and the like are errors in the engine here, but for these.
+                // Other escapes that differ (hexadecimal digits, backreferences and so on) are errors in this engine
+                // anyway.
                 match chars.next() {
                     Some('A' | 'z' | 'b' | 'B') | None if depth_of_classes == 0 => {
                         return Err(format!("an anchor in an expression ({pattern})"));
@@ -57,7 +58,7 @@ fn check(pattern: &str) -> Result<(), String> {
                 if !(group.starts_with("?:") || group == "?i:") {
                     return Err(format!("the group ({group} in an expression"));
                 }
-                // Not the quantifier.
+                // This question mark is not a quantifier.
                 chars.next();
             }
             '+' if depth_of_classes == 0 && after_quantifier => {

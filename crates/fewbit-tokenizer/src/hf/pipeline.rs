@@ -1,7 +1,6 @@
 //! The steps that `tokenizer.json` describes: normalizer, pre-tokenizer, decoder, post-processor.
 //!
-//! Each is one part or a sequence of parts, and every part has a `type`. What is not known here is refused by
-//! that name.
+//! Each is one part or a sequence of parts, and every part has a `type`. For unknown parts, the error names this type.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -11,23 +10,23 @@ use crate::error::TokenizerError;
 use crate::normalizer::{Form, Normalization};
 use crate::splitter::{Behavior, Cut};
 
-/// GPT-2's words, which `ByteLevel` splits by where it is told to.
+/// GPT-2's expression for words, which `ByteLevel` splits by if its `use_regex` is set.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
-/// Sequences of sequences of ... end here.
+/// Maximum nesting depth of sequences.
 const MAX_DEPTH: usize = 8;
 
 pub(super) fn unsupported(what: impl Into<String>) -> TokenizerError {
     TokenizerError::Unsupported { file: TOKENIZER_JSON, what: what.into() }
 }
 
-/// Takes one part apart, or says that it cannot be read.
+/// Parses one part, or returns an error that it cannot be read.
 fn part<'de, T: Deserialize<'de>>(role: &str, value: &'de Value) -> Result<T, TokenizerError> {
     T::deserialize(value)
         .map_err(|error| TokenizerError::BadFile { file: TOKENIZER_JSON, reason: format!("{role}: {error}") })
 }
 
-/// The parts of `value`, sequences resolved; `list` is the name of a sequence's list.
+/// The parts of `value`, with sequences flattened; `list` is the name of the field that holds a sequence's list.
 fn parts<'v>(
     role: &str,
     list: &str,
@@ -59,7 +58,7 @@ fn all_parts<'v>(
     Ok(out)
 }
 
-/// What a part looks for.
+/// The pattern that a part searches for.
 #[derive(Deserialize)]
 enum Pattern {
     String(String),
@@ -107,18 +106,18 @@ pub(super) fn normalizer(value: Option<&Value>) -> Result<Vec<Normalization>, To
     Ok(steps)
 }
 
-/// What a pre-tokenizer does.
+/// The steps of a pre-tokenizer.
 #[derive(Debug, Default)]
 pub(super) struct PreTokenization {
-    /// Changes of each text before it is split.
+    /// Changes to each text before it is split.
     pub(super) prefix: Vec<Normalization>,
     pub(super) cuts: Vec<Cut>,
-    /// Whether the pieces are written in the stand-ins for bytes.
+    /// Whether the pieces are written in the characters that stand for bytes.
     pub(super) byte_level: bool,
 }
 
 impl PreTokenization {
-    /// Whether texts are still as they came.
+    /// Whether texts are still unchanged at this point.
     fn is_first(&self) -> bool {
         self.cuts.is_empty() && self.prefix.is_empty()
     }
@@ -158,7 +157,7 @@ pub(super) fn pre_tokenizer(value: Option<&Value>) -> Result<PreTokenization, To
     let mut this = PreTokenization::default();
     for (kind, value) in all_parts(ROLE, "pretokenizers", value)? {
         if this.byte_level {
-            // Expressions would see stand-ins for bytes instead of characters.
+            // Expressions would see the characters that stand for bytes instead of the text.
             return Err(unsupported(format!("pre-tokenizer {kind} after ByteLevel")));
         }
         match kind {
@@ -216,7 +215,7 @@ pub(super) fn pre_tokenizer(value: Option<&Value>) -> Result<PreTokenization, To
     Ok(this)
 }
 
-/// Where `Metaspace` puts a space of its own.
+/// Where `Metaspace` adds a space of its own.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scheme {
     First,
@@ -257,7 +256,7 @@ fn behavior(name: &str) -> Result<Behavior, TokenizerError> {
     })
 }
 
-/// The expression that matches this text only.
+/// An expression that matches this text only.
 fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len() * 2);
     for c in text.chars() {
@@ -269,7 +268,7 @@ fn escape(text: &str) -> String {
     out
 }
 
-/// Whether decoding drops a space that starts a text.
+/// Whether decoding drops a space at the start of a text.
 pub(super) fn drops_space(decoder: Option<&Value>) -> Result<bool, TokenizerError> {
     const ROLE: &str = "decoder";
     #[derive(Deserialize)]
@@ -310,7 +309,7 @@ pub(super) fn drops_space(decoder: Option<&Value>) -> Result<bool, TokenizerErro
 /// The special tokens that a post-processor puts around a text, by id.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// Whether a post-processor says anything about this at all.
+    /// Whether a post-processor specifies the special tokens at all.
     pub(super) is_given: bool,
     pub(super) before: Option<u32>,
     pub(super) after: Option<u32>,

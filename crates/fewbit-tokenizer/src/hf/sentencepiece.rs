@@ -1,7 +1,7 @@
-//! `tokenizer.model`: a SentencePiece model, as Llama 2, Gemma and Mistral up to v7 have it.
+//! `tokenizer.model`: a SentencePiece model, as used by Llama 2, Gemma and Mistral up to v7.
 //!
-//! The file is a protocol buffer: fields with a number and a type, messages inside messages. Only what decides
-//! about tokens is read; models that are not BPE, or that normalize text, are refused.
+//! The file is a protocol buffer: fields with a number and a type, and messages nested in messages. Only the fields
+//! that affect tokens are read; models that are not BPE, or that normalize text, are errors.
 
 use super::configs::Configs;
 use super::{HfFiles, TOKENIZER_MODEL, mistral};
@@ -74,7 +74,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// What a model says about itself.
+/// The fields of a model that are used.
 #[derive(Debug)]
 struct Model {
     tokens: Vec<String>,
@@ -138,7 +138,7 @@ impl Model {
         }
         self.tokens.push(text.ok_or_else(|| bad("a piece has no text"))?.to_owned());
         self.scores.push(score);
-        // The numbers are those that GGUF took over.
+        // The numbers are the same in GGUF.
         let kind = i64::try_from(kind).ok().and_then(TokenKind::from_gguf);
         self.kinds.push(kind.ok_or_else(|| bad("a piece has a type that there is not"))?);
         Ok(())
@@ -192,12 +192,12 @@ impl Model {
     }
 }
 
-/// `version` is that of a Mistral tokenizer, such as `v3`, where the file's name has one.
+/// Builds the tokenizer. `version` is that of a Mistral tokenizer, such as `v3`, if the file name contains one.
 pub(super) fn tokenizer(bytes: &[u8], version: Option<&str>, files: &HfFiles) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::new(&vocabulary(bytes, version, files)?)
 }
 
-/// What the files say, in the terms of GGUF.
+/// The contents of the files as a GGUF vocabulary.
 pub(super) fn vocabulary(
     bytes: &[u8],
     version: Option<&str>,

@@ -1,8 +1,8 @@
 //! `tekken.json`: the tokenizer of Mistral's models since Nemo.
 //!
-//! Byte-level BPE as `tiktoken` has it: a list of tokens by rank, and no rules. Of all neighbours that together
-//! are a token, those of the lowest rank merge first; so every way to cut a token in two tokens is a rule with
-//! the token's rank. Special tokens come first, text tokens after them: the id is the rank plus the number of
+//! It is byte-level BPE as in `tiktoken`: a list of tokens by rank, without rules. Of all adjacent pairs that together
+//! are a token, the one with the lowest rank merges first, so every way to split a token into two tokens is a rule with
+//! the token's rank. Special tokens come first and text tokens after them: the id is the rank plus the number of
 //! special tokens.
 
 use std::collections::{BTreeSet, HashMap};
@@ -54,11 +54,11 @@ struct Special {
     token_str: String,
 }
 
-/// Llama 3's expression, which `tokenizer.json` of several of Mistral's models has by mistake.
+/// Llama 3's expression, which the `tokenizer.json` of several Mistral models contains by mistake.
 const LLAMA3_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// `tokenizer.json` with the expression of the `tekken.json` next to it, in place of Llama 3's; `None` if it has
-/// another one. All else stays as it is, for a model that was trained further may have other tokens.
+/// `tokenizer.json` with Llama 3's expression replaced by that of the `tekken.json` next to it; `None` if it has
+/// another expression. Everything else is unchanged, because a model that was trained further may have other tokens.
 pub(super) fn mended(tokenizer_json: &[u8], tekken_json: &[u8]) -> Result<Option<Vec<u8>>, TokenizerError> {
     let is_wrong = |split: &Value| split["pattern"]["Regex"].as_str() == Some(LLAMA3_PATTERN);
     let mut json: Value = parse(TOKENIZER_JSON, tokenizer_json)?;
@@ -73,7 +73,7 @@ pub(super) fn mended(tokenizer_json: &[u8], tekken_json: &[u8]) -> Result<Option
     Ok(Some(json.to_string().into_bytes()))
 }
 
-/// As little of `tekken.json` as that takes.
+/// The fields of `tekken.json` that this needs.
 #[derive(Deserialize)]
 struct PatternJson {
     config: PatternConfig,
@@ -84,7 +84,7 @@ struct PatternConfig {
     pattern: String,
 }
 
-/// The special tokens of files that do not list theirs (up to version 7).
+/// The special tokens of files that do not list them (up to version 7).
 const DEFAULT_SPECIAL: [&str; 20] = [
     "<unk>",
     "<s>",
@@ -160,7 +160,7 @@ pub(super) fn tokenizer(json: &[u8], files: &HfFiles) -> Result<Tokenizer, Token
     let lookup = Lookup { texts: &decoded, index: &whole };
     for id in (n_special..n_vocab).filter_map(|id| u32::try_from(id).ok()) {
         let token = decoded.get(id).unwrap_or_default();
-        // The first of two equal tokens is the one that there is.
+        // Of two equal tokens, only the first is used.
         if lookup.get(token) != Some(id) {
             return Err(bad(format!("token {id} is there twice")));
         }
@@ -239,7 +239,7 @@ fn special_texts(json: &TekkenJson<'_>, n_special: usize) -> Result<Vec<String>,
     Ok(texts.into_iter().enumerate().map(filler).collect())
 }
 
-/// The bytes that base64 (with padding) stands for.
+/// Decodes base64 (with padding).
 fn base64(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=');
     if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {

@@ -1,9 +1,10 @@
-//! From a Hugging Face repository to what a GGUF file says of its tokenizer.
+//! Converts the tokenizer of a Hugging Face repository to the form that a GGUF file has.
 //!
-//! GGUF names its pre-tokenizers and has no expressions, and it orders the merges of SentencePiece vocabularies by
-//! score. So the name is the one whose splits are those of the repository on [`PROBES`], scores follow from the order
-//! of the rules, and then the tokenizer that GGUF metadata bring back has to give the same ids as the repository's own,
-//! for these texts and for those of all tokens. Where it does not, there is an error, and no file.
+//! GGUF identifies pre-tokenizers by name and cannot store expressions, and it orders the merges of SentencePiece
+//! vocabularies by score. So the name is chosen whose splits equal those of the repository on [`PROBES`], and scores
+//! are derived from the order of the rules. Then the tokenizer built from the GGUF metadata has to give the same ids as
+//! the repository's own, for these texts and for the texts of all tokens. If it does not, the result is an error, and
+//! no file is written.
 
 use std::borrow::Cow;
 
@@ -17,8 +18,8 @@ use crate::spm::SPACE;
 use crate::tokenizer::{BpeFamily, Family, Tokenizer, TokenizerOptions, checked_kinds, ends};
 use crate::vocabulary::{TokenKind, Vocabulary};
 
-/// Texts on which pre-tokenizers differ: contractions, runs of digits, of white space, of punctuation, letters of
-/// different cases and scripts, marks, and all of them side by side.
+/// Texts on which pre-tokenizers differ: contractions; runs of digits, of white space and of punctuation; letters of
+/// different cases and scripts; marks; and all of them combined.
 const PROBES: [&str; 30] = [
     "Hello, world! It's WE'LL they've I'M you'd don'T 'tis",
     "1 12 123 1234 12345 1234567 3.14159 1,000,000 x1y22z333",
@@ -57,8 +58,8 @@ fn no_form(file: &'static str, what: impl Into<String>) -> TokenizerError {
 }
 
 impl Vocabulary<'static> {
-    /// What a GGUF file with the tokenizer of a Hugging Face repository says. Of `options` the name of the
-    /// pre-tokenizer is used as it is, unchecked.
+    /// The contents of a GGUF file with the tokenizer of a Hugging Face repository. If `options` names the
+    /// pre-tokenizer, that name is used unchecked.
     ///
     /// # Errors
     /// As [`Tokenizer::from_hf`], and [`TokenizerError::NoGgufForm`] for what GGUF cannot express.
@@ -74,7 +75,7 @@ impl Vocabulary<'static> {
             return Err(TokenizerError::NoTokenizerFile { folder: Default::default() });
         };
         if options.pre.is_none() {
-            // As it will be read.
+            // The tokenizer as it will be read from the GGUF file.
             let gguf = Tokenizer::from_gguf(&vocabulary.to_gguf(vocabulary.tokens.len()))?;
             check(file, &tokenizer, &gguf)?;
         }
@@ -82,7 +83,7 @@ impl Vocabulary<'static> {
     }
 }
 
-/// What all kinds of vocabulary say, from the tokenizer that was built from the files.
+/// The fields that all kinds of vocabulary share, from the tokenizer that was built from the files.
 fn common(tokenizer: &Tokenizer) -> Result<Vocabulary<'static>, TokenizerError> {
     let text = |id: u32| match tokenizer.token_text(id) {
         Some("") | None => filler(id),
@@ -102,7 +103,7 @@ fn common(tokenizer: &Tokenizer) -> Result<Vocabulary<'static>, TokenizerError> 
         tool_template: tokenizer.tool_template.clone(),
         ..Vocabulary::default()
     };
-    // Those that a reader finds by itself need not be named: GGUF has few names for them.
+    // Tokens that a reader finds by itself need not be listed: GGUF has keys for only a few of them.
     let found = ends(&tokenizer.texts, &checked_kinds(&vocabulary)?, &[], None);
     vocabulary.end_of_generation = tokenizer.end_of_generation().filter(|id| !found.contains(id)).collect();
     Ok(vocabulary)
@@ -136,7 +137,8 @@ fn from_json(
             ..common(tokenizer)?
         });
     }
-    // SentencePiece merges what has the highest score first: the rule that makes a token gives it its place.
+    // SentencePiece merges the pair with the highest score first, so the position of the rule that produces a token
+    // gives its score.
     let mut scores: Vec<Option<f32>> = vec![None; tokenizer.n_vocab()];
     for (rank, rule) in rules.iter().enumerate() {
         let token: Cow<'_, str> = match rule {
@@ -149,12 +151,12 @@ fn from_json(
         }
     }
     let last = -(rules.len() as f32);
-    // Whatever text it is, a space before it shows in its first token.
+    // For any text, a space added before it shows up in the first token.
     let first = tokenizer.encode("a", SpecialTokens::Plain).first().copied();
     let has_prefix = first.and_then(|id| tokenizer.token_text(id)).is_some_and(|text| text.starts_with(SPACE));
     Ok(Vocabulary {
         model: "llama".into(),
-        // What every reader takes this kind for.
+        // The value that every reader uses for this kind of vocabulary.
         pre: Some("default".into()),
         scores: scores.into_iter().map(|score| score.unwrap_or(last)).collect(),
         add_space_prefix: Some(has_prefix),
@@ -162,7 +164,7 @@ fn from_json(
     })
 }
 
-/// A vocabulary whose merges follow from the ranks of its tokens: a rule for every way to cut one in two.
+/// A vocabulary whose merges follow from the ranks of its tokens: one rule for every way to split a token into two.
 fn from_ranks(tokenizer: &Tokenizer, options: &TokenizerOptions) -> Result<Vocabulary<'static>, TokenizerError> {
     let Family::Bpe(family) = &tokenizer.family else { return Err(no_form(TEKKEN_JSON, "this model")) };
     let mut merges = Vec::new();
@@ -192,7 +194,7 @@ fn from_ranks(tokenizer: &Tokenizer, options: &TokenizerOptions) -> Result<Vocab
     })
 }
 
-/// The name of the pre-tokenizer that splits as this one.
+/// The name of the pre-tokenizer that splits text as this one does.
 fn pre_tokenizer(file: &'static str, family: &BpeFamily, options: &TokenizerOptions) -> Result<String, TokenizerError> {
     if let Some(pre) = &options.pre {
         return Ok(pre.clone());
@@ -207,7 +209,7 @@ fn pre_tokenizer(file: &'static str, family: &BpeFamily, options: &TokenizerOpti
     let pieces = |splitter: &crate::splitter::Splitter| -> Vec<String> {
         let mut pieces = Vec::new();
         for probe in PROBES {
-            // A form that texts do not have by then would only differ where no text does.
+            // Probes are normalized first, because texts never reach the splitter in another form.
             let probe = if nfc { normalized(probe) } else { probe.into() };
             splitter.split(&probe, &mut |piece| pieces.push(piece.to_owned()));
             pieces.push(String::new());
@@ -217,8 +219,8 @@ fn pre_tokenizer(file: &'static str, family: &BpeFamily, options: &TokenizerOpti
     let ours = pieces(&family.splitter);
     let mut rows: Vec<_> =
         pretokenizer::rows().filter(|row| row.nfc == nfc && pieces(&pretokenizer::splitter(row)) == ours).collect();
-    // Whether pieces that are tokens need rules matters only where rules do not lead to all tokens, as the check of
-    // the whole vocabulary would show.
+    // Whether whole pieces bypass the merge rules only matters if the rules do not produce all tokens, which the check
+    // of the whole vocabulary would detect.
     rows.sort_by_key(|row| row.ignore_merges != family.bpe.ignores_merges());
     let row = rows.first();
     let name = row.and_then(|row| row.names.first());
@@ -234,7 +236,7 @@ fn normalized(text: &str) -> Cow<'_, str> {
     Normalizer::new(vec![Normalization::Form(Form::Nfc)]).apply(text, false)
 }
 
-/// An error unless both give the same ids.
+/// Returns an error unless both give the same ids.
 fn check(file: &'static str, theirs: &Tokenizer, gguf: &Tokenizer) -> Result<(), TokenizerError> {
     let differ = |text: &str| {
         let same = theirs.encode(text, SpecialTokens::Plain) == gguf.encode(text, SpecialTokens::Plain);

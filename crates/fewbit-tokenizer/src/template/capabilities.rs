@@ -1,10 +1,11 @@
-//! What a chat template can render, found by giving it small conversations and looking for their words.
+//! Finds out what a chat template can render, by giving it small conversations and searching the output for their
+//! words.
 //!
-//! No template declares what it takes: one writes the arguments of a call with `tojson` and so needs an object, the
-//! next adds them to a string and so needs a text; one leaves tools out without a word, one writes only the first of
-//! two calls, one writes calls only where `content` is null. So each is tried: a conversation with words that occur
-//! nowhere else is rendered in every form, and a form is good where all of its words come out, as they went in.
-//! What a template refuses with `raise_exception` counts as not rendered.
+//! Templates do not declare what they accept. One writes the arguments of a call with `tojson` and so needs an object,
+//! another concatenates them to a string and so needs text; one silently ignores tools, one writes only the first of
+//! two calls, one writes calls only if `content` is null. So each case is tried: a conversation with words that occur
+//! nowhere else is rendered in every form, and a form is supported if all of its words appear in the output unchanged.
+//! If a template calls `raise_exception`, that form counts as not rendered.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -15,17 +16,17 @@ use serde_json::{Map, Value, json};
 use super::watched::Missed;
 use super::{ChatTemplate, Clock, Message, TemplateInput};
 
-/// How a template wants the arguments of a call in the history.
+/// The form in which a template expects the arguments of earlier calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ArgumentsForm {
-    /// A JSON object, as transformers has it.
+    /// A JSON object, as in transformers.
     #[default]
     Object,
-    /// The text of one, as OpenAI's interface has it.
+    /// The JSON text of an object, as in OpenAI's API.
     Text,
 }
 
-/// What stands as `content` in a message of the model that has calls and no text.
+/// The `content` of an assistant message that has calls and no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CallContent {
     /// An empty text.
@@ -33,7 +34,7 @@ pub enum CallContent {
     Empty,
     /// `null`.
     Null,
-    /// Nothing: the message has no such field.
+    /// The message has no such field.
     Omitted,
 }
 
@@ -41,28 +42,28 @@ pub enum CallContent {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct TemplateCapabilities {
-    /// Tools that are given come out in the prompt.
+    /// Tools appear in the prompt.
     pub tools: bool,
-    /// Calls that the model made come out in the prompt, in the form that the next two fields say.
+    /// Calls that the model made appear in the prompt, in the form given by the next two fields.
     pub tool_calls: bool,
     /// The form of their arguments.
     pub arguments: ArgumentsForm,
-    /// What a message with calls and no text has as `content`.
+    /// The `content` to use for a message with calls and no text.
     pub call_content: CallContent,
-    /// Several calls of one message all come out.
+    /// Several calls in one message all appear.
     pub parallel_calls: bool,
-    /// What came of a call comes out, in a message with role `tool`.
+    /// The result of a call, in a message with role `tool`, appears.
     pub tool_results: bool,
-    /// A system message comes out. True also of a template that refuses a plain question, of which nothing is known.
+    /// A system message appears. Also true for a template that rejects a plain question, about which nothing is known.
     pub system: bool,
-    /// The field of an answer's reasoning that comes out while the answer is still being worked out: after a call,
-    /// when its result is the last message.
+    /// The field with an answer's reasoning that is rendered while the answer is not finished: after a call, when its
+    /// result is the last message.
     pub reasoning: Option<&'static str>,
-    /// Variables that the template reads and that no conversation sets, such as `enable_thinking`; sorted.
+    /// Variables that the template reads and that are not part of a conversation, such as `enable_thinking`; sorted.
     pub variables: Vec<String>,
 }
 
-/// What every template is given, or calls.
+/// The variables and functions that every template has.
 const USUAL: [&str; 14] = [
     "add_generation_prompt",
     "bos_token",
@@ -80,11 +81,11 @@ const USUAL: [&str; 14] = [
     "super",
 ];
 
-/// Fields in which templates look for reasoning, the most common first.
+/// Fields in which templates expect reasoning, the most common first.
 const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// The words of the probes: no template has them, and none of them is part of another. Names of functions are words
-/// that a template may check for being one, ids have the nine letters and digits that some insist on.
+/// The words of the probes: no template contains them, and none is part of another. Function names are plain words, in
+/// case a template checks that; ids have the nine letters and digits that some templates require.
 const SYSTEM: &str = "qsystemq";
 const QUESTION: &str = "qquestionq";
 const ANSWER: &str = "qanswerq";
@@ -96,7 +97,7 @@ const RESULTS: [&str; 2] = ["qresultq", "qoutcomeq"];
 const IDS: [&str; 2] = ["qcallid01", "qcallid02"];
 
 impl ChatTemplate {
-    /// What this template can render. It is tried once, when it is first asked for: about twenty short conversations.
+    /// What this template can render. On first use, the template is tried with about twenty short conversations.
     ///
     /// ```
     /// # use fewbit_tokenizer::{ArgumentsForm, ChatTemplate, Tokenizer, TokenKind, Vocabulary};
@@ -113,9 +114,9 @@ impl ChatTemplate {
         self.capabilities.get_or_init(|| probe(self))
     }
 
-    /// The messages in the form that this template can render, as [`capabilities`](Self::capabilities) says: arguments
-    /// of calls as object or as text, `content` of messages with calls and no text, reasoning in the field where the
-    /// template looks for it. All else stays as it is.
+    /// The messages in the form that this template can render, according to [`capabilities`](Self::capabilities):
+    /// arguments of calls as object or as text, `content` of messages with calls and no text, reasoning in the field
+    /// where the template looks for it. Everything else is unchanged.
     pub fn fitted<'m>(&self, messages: &'m [Message]) -> Cow<'m, [Message]> {
         if messages.iter().all(|message| calls_of(message).is_none() && reasoning_of(message).is_none()) {
             return Cow::Borrowed(messages);
@@ -161,7 +162,7 @@ fn fitted(message: &Message, wanted: &TemplateCapabilities) -> Message {
         if let Some(arguments) = call.and_then(|call| call.get_mut("arguments")) {
             let other = match (&*arguments, wanted.arguments) {
                 (Value::String(text), ArgumentsForm::Object) => {
-                    // A text that is no object is what the model said: it stays.
+                    // Text that is not a JSON object is what the model wrote: it is kept.
                     serde_json::from_str(text).ok().filter(Value::is_object)
                 }
                 (Value::String(_), ArgumentsForm::Text) => None,
@@ -176,7 +177,7 @@ fn fitted(message: &Message, wanted: &TemplateCapabilities) -> Message {
     message
 }
 
-/// JSON as Python's `json.dumps` writes it, which is what models have seen.
+/// JSON in the style of Python's `json.dumps`, which models were trained on.
 fn spaced(value: &Value) -> String {
     super::environment::json_text(value)
 }
@@ -219,23 +220,23 @@ impl Probe {
         trial.render(&messages, Some(tools(self.n_calls)))
     }
 
-    /// Renders the calls, if every word of them comes out as it went in.
+    /// Renders the calls, and returns the output if it contains every word of them unchanged.
     fn calls(self, trial: &Trial<'_>) -> Option<String> {
         let text = self.render(trial)?;
-        // Where the tools come out too, names and keys have to be more often there than without the calls.
+        // If the tools are rendered too, names and keys have to occur more often than without the calls.
         let without = self.without_calls(trial);
         let more = |word: &str| text.matches(word).count() > without.matches(word).count();
-        // Some templates write the id, in which the name is a part.
+        // Some templates write the id, which contains the name.
         let is_whole = (0..self.n_calls).all(|i| (more(TOOLS[i]) || more(IDS[i])) && more(KEYS[i]) && more(VALUES[i]));
-        // `'k': 'v'` is Python's dictionary, which no model was trained to write; `\"k\"` is a text written as JSON.
+        // `'k': 'v'` is a Python dictionary, which no model was trained to write; `\"k\"` is a text encoded as JSON.
         let is_mangled =
             (0..self.n_calls).any(|i| more(&format!("'{}':", KEYS[i])) || more(&format!("\\\"{}", KEYS[i])));
-        // What `null` and nothing become where they are written as if they were text.
+        // What `null` and a missing field become if a template writes them like text.
         let is_noisy = self.content != CallContent::Empty && ["None", "null", "Undefined"].into_iter().any(more);
         (is_whole && !is_mangled && !is_noisy).then_some(text)
     }
 
-    /// The same question, answered with a text.
+    /// The same question, answered with text.
     fn without_calls(self, trial: &Trial<'_>) -> String {
         let system = self.has_system.then(|| Message::system(SYSTEM));
         let messages: Vec<Message> =
@@ -261,10 +262,10 @@ fn tools(n: usize) -> Value {
     tools.collect()
 }
 
-/// A template under trial.
+/// A template that is being tried.
 struct Trial<'t> {
     template: &'t ChatTemplate,
-    /// Variables that it looked for and that were not there.
+    /// Variables that it looked up and that were missing.
     missed: Missed,
 }
 
@@ -274,7 +275,7 @@ impl Trial<'_> {
         let text = |input: &TemplateInput<'_>| {
             self.template.render_watched(input, Some(&self.missed)).ok().map(|prompt| prompt.text())
         };
-        // Some refuse to begin an answer after an answer.
+        // Some templates reject a new answer directly after an answer.
         text(&input).or_else(|| text(&TemplateInput { add_generation_prompt: false, ..input.clone() }))
     }
 }
@@ -322,7 +323,7 @@ fn forms_found(trial: &Trial<'_>) -> TemplateCapabilities {
 
 /// The forms of a call, the usual ones first.
 fn forms(probe: Probe) -> impl Iterator<Item = Probe> {
-    // Without results and with a system message only where a template refuses the other.
+    // Without results, or with a system message, only if a template rejects the usual conversation.
     let places = [(true, false), (false, false), (true, true), (false, true)];
     let contents = [CallContent::Empty, CallContent::Null, CallContent::Omitted];
     places.into_iter().flat_map(move |(has_results, has_system)| {
@@ -332,11 +333,11 @@ fn forms(probe: Probe) -> impl Iterator<Item = Probe> {
     })
 }
 
-/// The variables that the template looked for and did not find, and those that it only reads.
+/// The variables that the template looked up and did not find, and those that it only reads.
 ///
-/// The engine's own analysis takes a name for set that is set anywhere, which would lose
-/// `{% set effort = effort | default('low') %}`; what the probes looked for would lose what stands in branches that no
-/// probe came to. Together they lose nothing that is known.
+/// The engine's own analysis considers a name as set if it is set anywhere, which would miss the variable in
+/// `{% set effort = effort | default('low') %}`. The variables that the probes looked up do not include those in
+/// branches that no probe reached. Together they cover all known cases.
 fn variables(template: &ChatTemplate, missed: BTreeSet<String>) -> Vec<String> {
     let Ok(compiled) = template.environment.get_template(super::NAME) else { return Vec::new() };
     let Ok(read) = super::on_large_stack(|| compiled.undeclared_variables(false)) else { return Vec::new() };
@@ -349,10 +350,10 @@ fn variables(template: &ChatTemplate, missed: BTreeSet<String>) -> Vec<String> {
     names.into_iter().filter(is_free).collect()
 }
 
-/// Names that a template gives values to.
+/// Names that a template assigns.
 #[derive(Default)]
 struct Assigned<'s> {
-    /// By `set`, `for` and as arguments of macros.
+    /// Names assigned by `set`, by `for` and as arguments of macros.
     names: BTreeSet<&'s str>,
     macros: BTreeSet<&'s str>,
 }
@@ -374,7 +375,7 @@ fn assigned(source: &str) -> Assigned<'_> {
             },
             _ => continue,
         };
-        // A block's `set` ends with its tag.
+        // In the block form of `set`, the names end where the tag ends.
         let targets = targets.split([end, '%']).next().unwrap_or(targets);
         let targets = targets.split(',').map(|target| target.split('=').next().unwrap_or(target));
         found.names.extend(targets.map(|target| target.trim_matches([' ', '\t', '\n', '\r', '(', ')', '-'])));

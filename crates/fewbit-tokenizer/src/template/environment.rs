@@ -1,4 +1,4 @@
-//! The template environment as Hugging Face sets it up: functions, filters, methods, limits.
+//! The template environment, as set up by Hugging Face: functions, filters, methods, limits.
 
 use std::fmt::Write as _;
 
@@ -15,18 +15,18 @@ use super::python;
 /// The variable that carries the time of a [`Clock::Fixed`] to `strftime_now`.
 pub(super) const CLOCK: &str = "__clock";
 
-/// Wider than any template indents.
+/// Larger than the indentation of any template.
 const MAX_INDENT: usize = 1000;
 
-/// Deeper nested JSON is refused, in templates as elsewhere.
+/// JSON that is nested more deeply is an error, in templates as elsewhere.
 const MAX_JSON_DEPTH: usize = 128;
 
-/// What a template passed to `raise_exception`.
+/// The message that a template passed to `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Refusal(pub(super) String);
 
-/// An environment without templates.
+/// Creates an environment without templates.
 pub(super) fn build() -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -58,13 +58,13 @@ pub(super) fn build() -> Environment<'static> {
     env.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.to_vec()));
     env.add_filter("tojson", tojson);
     env.add_filter("indent", indent);
-    // Not Jinja's: for the templates of this crate.
+    // Not part of Jinja: for the templates of this crate.
     env.add_filter("parsed", parsed);
     env.add_filter("format", |format: &str, args: Rest<Value>| -> Result<String, Error> {
         check_format(format)?;
         minijinja::formatting::format(minijinja::formatting::FormatStyle::Printf, format, &args)
     });
-    // As Python has it: strings, mappings and what is not there are sequences, `none` is neither.
+    // As in Python: strings, mappings and undefined values are both iterable and sequences; `none` is neither.
     env.add_test("iterable", |value: &Value| {
         use ValueKind::{Bool, Bytes, Invalid, None, Number, Plain};
         !matches!(value.kind(), None | Bool | Number | Plain | Bytes | Invalid)
@@ -72,13 +72,13 @@ pub(super) fn build() -> Environment<'static> {
     env.add_test("sequence", |value: &Value| {
         matches!(value.kind(), ValueKind::String | ValueKind::Seq | ValueKind::Map | ValueKind::Undefined)
     });
-    // Both make lists of any length from one number.
+    // Both can make lists of any length from one number.
     env.remove_filter("batch");
     env.remove_filter("slice");
     env
 }
 
-/// JSON as the engine's own values. Objects keep their order.
+/// Converts JSON to values of the engine. Objects keep their order.
 pub(super) fn value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::from(()),
@@ -96,7 +96,7 @@ pub(super) fn value(json: &serde_json::Value) -> Value {
     }
 }
 
-/// As Jinja has it: what is not there has no length, and that is 0.
+/// As in Jinja, the length of an undefined value is 0.
 fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() {
         return Ok(0);
@@ -105,7 +105,7 @@ fn length(value: &Value) -> Result<usize, Error> {
     value.len().ok_or_else(|| Error::new(ErrorKind::InvalidOperation, reason()))
 }
 
-/// The value of a text that is JSON; any other value, and any other text, as it is.
+/// Parses a text that is JSON; any other value or text is returned unchanged.
 fn parsed(value: &Value) -> Value {
     let json = value.as_str().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
     json.map_or_else(|| value.clone(), |json| self::value(&json))
@@ -122,7 +122,7 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
 }
 
-/// Refuses formats whose result could be long however short the arguments are.
+/// Rejects formats whose result could be long even for short arguments.
 fn check_format(format: &str) -> Result<(), Error> {
     let mut n_digits = 0;
     let mut depth = 0usize;
@@ -147,7 +147,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Refusal(message)))
 }
 
-/// What `strftime_now` finds in [`CLOCK`].
+/// The value of [`CLOCK`] for `strftime_now`.
 pub(super) fn clock_variable(clock: Clock) -> serde_json::Value {
     match clock {
         Clock::System => serde_json::Value::Null,
@@ -165,7 +165,7 @@ fn strftime_now(state: &State<'_, '_>, format: &str) -> Result<String, Error> {
     strtime::format(format, &now).map_err(bad)
 }
 
-/// Jinja2's `indent`: every line but the first, and no empty ones, unless asked.
+/// Jinja2's `indent`: indents every line except the first, and no empty lines, unless asked to.
 fn indent(
     text: String,
     width: Option<Value>,
@@ -197,12 +197,12 @@ fn indent(
     Ok(out)
 }
 
-/// An indentation given as a number of spaces or as the text itself.
+/// An indentation, given as a number of spaces or as text.
 fn indentation(width: &Value) -> Result<String, Error> {
     if let Some(text) = width.as_str() {
         return Ok(text.to_owned());
     }
-    // Python takes a negative number for none.
+    // Python treats a negative number as 0.
     let width = width.as_i64().map(|width| usize::try_from(width).unwrap_or(0));
     match width {
         Some(width) if width <= MAX_INDENT => Ok(" ".repeat(width)),
@@ -210,7 +210,7 @@ fn indentation(width: &Value) -> Result<String, Error> {
     }
 }
 
-/// How [`write_json`] writes.
+/// The style of JSON that [`write_json`] writes.
 struct JsonStyle {
     ensure_ascii: bool,
     /// `None` writes one line.
@@ -220,7 +220,7 @@ struct JsonStyle {
     sort_keys: bool,
 }
 
-/// Python's `json.dumps`, which Hugging Face puts in the place of Jinja2's HTML-safe `tojson`.
+/// Python's `json.dumps`, with which Hugging Face replaces Jinja2's HTML-safe `tojson`.
 fn tojson(value: &Value, indent: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let indent = indent.or(kwargs.get("indent")?).filter(|indent| !indent.is_none());
     let separators: Option<Value> = kwargs.get("separators")?;
@@ -258,7 +258,7 @@ pub(super) fn json_text(json: &serde_json::Value) -> String {
     let mut out = String::new();
     match write_json(&value(json), &style, 0, &mut out) {
         Ok(()) => out,
-        // Deeper than a template may write.
+        // It is nested more deeply than a template may write.
         Err(_) => json.to_string(),
     }
 }
@@ -308,7 +308,7 @@ fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) 
                 match key.as_str() {
                     Some(text) => write_string(text, style, out),
                     None => {
-                        // Python turns other keys into strings of their JSON.
+                        // Python converts other keys to strings of their JSON.
                         let mut text = String::new();
                         write_json(key, style, depth + 1, &mut text)?;
                         write_string(&text, style, out);
@@ -330,8 +330,8 @@ fn write_json(value: &Value, style: &JsonStyle, depth: usize, out: &mut String) 
     Ok(())
 }
 
-/// A float as Python writes it; `None` for all other values. (In a list or a mapping that is written whole, and in what
-/// `~` joins, floats are the engine's.)
+/// A float as Python writes it; `None` for all other values. (Inside a list or mapping that is written as a whole, and
+/// in the operands of `~`, floats are formatted by the engine.)
 fn float_text(value: &Value) -> Option<String> {
     if value.kind() != ValueKind::Number || value.is_integer() {
         return None;
@@ -373,7 +373,7 @@ fn write_string(text: &str, style: &JsonStyle, out: &mut String) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{C}' => out.push_str("\\f"),
-            // A noncharacter may be the guard's marker, which must stay recognisable.
+            // A noncharacter may be the guard's marker, which must not be escaped.
             c if (c as u32) < 0x20 || (style.ensure_ascii && !c.is_ascii() && !is_noncharacter(c)) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     let _ = write!(out, "\\u{unit:04x}");
@@ -385,12 +385,12 @@ fn write_string(text: &str, style: &JsonStyle, out: &mut String) {
     out.push('"');
 }
 
-/// Turns `{% generation %}` blocks, which mark the assistant's words for training, into blocks that
-/// do nothing: the engine cannot be taught new tags. Everything keeps its line.
+/// Turns `{% generation %}` blocks, which mark the assistant's text for training, into blocks without effect, because
+/// the engine cannot be extended with new tags. Line numbers do not change.
 pub(super) fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
-    // Expressions and comments are skipped whole: a tag in them is no tag.
+    // Expressions and comments are skipped as a whole: a tag inside them is not a tag.
     while let Some(start) = rest.find('{') {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);

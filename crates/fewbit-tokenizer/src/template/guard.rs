@@ -1,19 +1,18 @@
-//! Keeping the text of special tokens in a conversation from becoming special tokens.
+//! Prevents special tokens in the text of a conversation from becoming special tokens.
 //!
-//! A user who writes `<|im_end|>` must not end their message. After the template has run, nobody can
-//! tell its tokens from theirs, so before it runs every such text in the conversation is broken: a
-//! marker character goes after its first character. The marker is a Unicode noncharacter that occurs
-//! neither in the conversation nor in the template; it is no white space, so that trimming leaves it
-//! alone. Special tokens are then looked for in the marked output, and the markers are dropped from
-//! what lies between, before it is encoded as ordinary text. The user's text becomes the ids that it
-//! would become anywhere else.
+//! A user who writes `<|im_end|>` must not end their message. After the template has run, its tokens cannot be
+//! distinguished from the user's. So before it runs, every such text in the conversation is broken up: a marker
+//! character is inserted after its first character. The marker is a Unicode noncharacter that occurs neither in the
+//! conversation nor in the template; it is not white space, so trimming does not remove it. Special tokens are then
+//! searched for in the marked output, and the markers are removed from the text between them before it is encoded as
+//! ordinary text. The user's text gets the ids that it would get anywhere else.
 //!
-//! A token could also come together from two parts: `<|im_` at the end of one string and `end|>` at
-//! the start of what the template puts after it. Strings that end in the beginning of a special
-//! token, or start with the end of one, are marked at that place too.
+//! A token could also be formed from two parts: `<|im_` at the end of one string and `end|>` at the start of what the
+//! template puts after it. Strings that end with the beginning of a special token, or start with the end of one, get a
+//! marker at that position too.
 //!
-//! Text in which nothing is special is not touched, which is nearly all text: templates that compare,
-//! search or split it see what was said.
+//! Text without special tokens, which is nearly all text, is not changed: templates that compare, search or split it
+//! see the original.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -24,23 +23,23 @@ use super::TemplateError;
 use crate::special::Matcher;
 use crate::tokenizer::Tokenizer;
 
-/// Finds what must be broken in a conversation.
+/// Finds the positions in a conversation that need a marker.
 #[derive(Debug)]
 pub(super) struct Guard {
     matcher: Arc<Matcher>,
-    /// Characters that cannot be markers since the template contains them.
+    /// Characters that cannot be markers, because the template contains them.
     in_template: BTreeSet<char>,
-    /// Proper beginnings of special tokens.
+    /// Proper prefixes of special tokens.
     beginnings: Parts,
-    /// Proper ends of special tokens.
+    /// Proper suffixes of special tokens.
     ends: Parts,
 }
 
-/// Parts of special tokens: some vocabularies have thousands of them.
+/// Parts of special tokens, of which some vocabularies have thousands.
 #[derive(Debug, Default)]
 struct Parts {
     texts: HashSet<String>,
-    /// The lengths that occur, so that a look-up tries each length and not each text.
+    /// The lengths that occur, so that a lookup tries each length instead of each text.
     lens_bytes: BTreeSet<usize>,
 }
 
@@ -50,7 +49,7 @@ impl Parts {
         self.texts.insert(part.to_owned());
     }
 
-    /// Offsets in `text` of the parts that it ends in.
+    /// Offsets in `text` of the parts that it ends with.
     fn at_end_of(&self, text: &str) -> impl Iterator<Item = usize> {
         let starts = self.lens_bytes.iter().map_while(|&len| text.len().checked_sub(len));
         starts.filter(|&start| text.get(start..).is_some_and(|part| self.texts.contains(part)))
@@ -62,7 +61,7 @@ impl Parts {
     }
 }
 
-/// Fields in which templates look for names of their own, such as `role == 'user'`.
+/// Fields that templates compare with fixed names, such as `role == 'user'`.
 const NAMES: [&str; 2] = ["role", "type"];
 
 impl Guard {
@@ -83,7 +82,7 @@ impl Guard {
         guard
     }
 
-    /// Breaks special tokens in every string of `value`. Returns the marker if one was needed.
+    /// Breaks up special tokens in every string of `value`. Returns the marker if one was needed.
     pub(super) fn apply(&self, value: &mut Value) -> Result<Option<char>, TemplateError> {
         let mut used = self.in_template.clone();
         let mut needed = false;
@@ -96,7 +95,7 @@ impl Guard {
         }
         let marker = noncharacters().find(|c| !used.contains(c)).ok_or(TemplateError::NoMarker)?;
         visit(value, &mut |text| {
-            // From the back, so that the places before stay where they are.
+            // From the back, so that earlier positions stay valid.
             for place in self.places(text).into_iter().rev() {
                 text.insert(place, marker);
             }
@@ -104,11 +103,11 @@ impl Guard {
         Ok(Some(marker))
     }
 
-    /// Where `text` needs a marker: offsets of characters to put it before.
+    /// The offsets in `text` of the characters that need a marker before them.
     fn places(&self, text: &str) -> BTreeSet<usize> {
         let after_first = |start: usize| start + text[start..].chars().next().map_or(0, char::len_utf8);
         let mut places: BTreeSet<usize> = self.matcher.control_starts(text).into_iter().map(after_first).collect();
-        // A template may trim the text, or not.
+        // A template may or may not trim the text.
         for part in [text, text.trim()] {
             let offset = text.len() - text.trim_start().len();
             let offset = if part.len() == text.len() { 0 } else { offset };
@@ -121,7 +120,7 @@ impl Guard {
     }
 }
 
-/// Calls `change` with every string in `value`, keys of objects included.
+/// Calls `change` with every string in `value`, including the keys of objects.
 fn visit(value: &mut Value, change: &mut dyn FnMut(&mut String)) {
     match value {
         Value::String(text) => change(text),
@@ -145,13 +144,13 @@ fn visit(value: &mut Value, change: &mut dyn FnMut(&mut String)) {
     }
 }
 
-/// The 66 code points that Unicode sets aside for a program's own use.
+/// The 66 code points that Unicode reserves for internal use by programs.
 fn noncharacters() -> impl Iterator<Item = char> {
     let ends_of_planes = (0..=0x10).flat_map(|plane| [0xFFFE, 0xFFFF].map(|low| plane << 16 | low));
     (0xFDD0..=0xFDEF).chain(ends_of_planes).filter_map(char::from_u32)
 }
 
-/// Whether `c` is one of them.
+/// Whether `c` is a noncharacter.
 pub(super) fn is_noncharacter(c: char) -> bool {
     let code = c as u32;
     (0xFDD0..=0xFDEF).contains(&code) || code & 0xFFFE == 0xFFFE

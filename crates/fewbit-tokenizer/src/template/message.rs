@@ -1,4 +1,4 @@
-//! Messages of a conversation, with what a model called and what came of it.
+//! The messages of a conversation, including tool calls and their results.
 
 use super::{CallContent, Role};
 use serde_json::{Map, Value, json};
@@ -6,62 +6,62 @@ use serde_json::{Map, Value, json};
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Message {
-    /// Whose it is.
+    /// The author's role.
     pub role: Role,
-    /// What was said.
+    /// The text of the message.
     pub content: String,
-    /// Further fields that templates look at, such as `tool_calls`, `name`, `reasoning_content`. A
-    /// field `content` here replaces the text, for templates that take a list of parts.
+    /// Further fields that templates use, such as `tool_calls`, `name`, `reasoning_content`. A field `content` here
+    /// replaces the text, for templates that take a list of parts.
     pub fields: Map<String, Value>,
-    /// The message has no field `content` at all: see [`Message::without_text`].
+    /// Whether the message has no field `content` at all: see [`Message::without_text`].
     pub omits_content: bool,
 }
 
-/// A function that a model wants called.
+/// A function call that the model requests.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct ToolCall {
-    /// What the result will be known by; some templates ask for one, of nine letters and digits even.
+    /// The id that the result refers to. Some templates require one, and some require nine letters and digits.
     pub id: Option<String>,
     /// The function's name.
     pub name: String,
-    /// Its arguments, mostly an object.
+    /// Its arguments, usually an object.
     pub arguments: Value,
 }
 
-/// What is wrong with a message that came as JSON.
+/// An error in a message that was given as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MessageError {
-    /// It is no object.
+    /// It is not an object.
     #[error("a message is not a JSON object")]
     NoObject,
-    /// It does not say whose it is.
+    /// It has no role.
     #[error("a message has no text `role`")]
     NoRole,
 }
 
 impl Message {
-    /// A message with a role and a text.
+    /// Creates a message with a role and a text.
     pub fn new(role: impl Into<Role>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), fields: Map::new(), omits_content: false }
     }
 
-    /// Instructions that precede the conversation.
+    /// Creates a message with instructions that precede the conversation.
     pub fn system(content: impl Into<String>) -> Self {
         Self::new(Role::System, content)
     }
 
-    /// What the user says.
+    /// Creates a message of the user.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new(Role::User, content)
     }
 
-    /// What the model said.
+    /// Creates a message of the model.
     pub fn assistant(content: impl Into<String>) -> Self {
         Self::new(Role::Assistant, content)
     }
 
-    /// What came of a call: the name of the function, and the id of the call if it had one.
+    /// Creates a message with the result of a call: the name of the function, and the id of the call if it had one.
     pub fn tool(name: impl Into<String>, call_id: Option<&str>, content: impl Into<String>) -> Self {
         let message = Self::new(Role::Tool, content).with_field("name", name.into());
         match call_id {
@@ -70,8 +70,8 @@ impl Message {
         }
     }
 
-    /// This message with calls of the model, in the form that templates know from Hugging Face: arguments are
-    /// JSON, not a text of it.
+    /// Adds calls of the model to this message, in the form that templates know from Hugging Face: arguments are JSON
+    /// values, not JSON text.
     pub fn with_tool_calls(self, calls: &[ToolCall]) -> Self {
         let calls = calls.iter().map(|call| {
             let mut value = json!({
@@ -86,13 +86,13 @@ impl Message {
         self.with_field("tool_calls", calls.collect::<Value>())
     }
 
-    /// This message with a further field.
+    /// Adds a further field to this message.
     pub fn with_field(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.fields.insert(name.into(), value.into());
         self
     }
 
-    /// This message with nothing said, in one of the ways to say so: for messages that are calls and nothing else. See
+    /// Marks this message as having no text, in one of several forms. For messages that consist of calls only; see
     /// [`TemplateCapabilities::call_content`](super::TemplateCapabilities::call_content).
     pub fn without_text(mut self, form: CallContent) -> Self {
         self.content.clear();
@@ -104,13 +104,13 @@ impl Message {
         }
     }
 
-    /// What the model thought before it answered, where templates look for it (`reasoning_content`).
+    /// Adds the model's reasoning before its answer, in the field where templates look for it (`reasoning_content`).
     pub fn with_reasoning(self, text: impl Into<String>) -> Self {
         self.with_field("reasoning_content", text.into())
     }
 
-    /// A message as chat interfaces write it: an object with `role`, `content` (a text, a list of parts, or
-    /// nothing) and further fields.
+    /// Parses a message as in chat APIs: an object with `role`, `content` (a text, a list of parts, or absent) and
+    /// further fields.
     pub fn from_json(value: Value) -> Result<Self, MessageError> {
         let Value::Object(mut fields) = value else { return Err(MessageError::NoObject) };
         let Some(Value::String(role)) = fields.shift_remove("role") else { return Err(MessageError::NoRole) };
@@ -123,7 +123,7 @@ impl Message {
                 fields.insert("content".into(), other);
                 String::new()
             }
-            // Templates may ask whether there is any.
+            // Templates may check whether the field exists.
             None => {
                 fields.insert("content".into(), Value::Null);
                 String::new()

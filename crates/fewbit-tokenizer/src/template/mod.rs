@@ -1,15 +1,14 @@
-//! Chat templates: a conversation to the text of a prompt, by the model's own Jinja template.
+//! Chat templates: turn a conversation into the text of a prompt, with the model's own Jinja template.
 //!
-//! The environment is the one that Hugging Face's `apply_chat_template` sets up, since that is what
-//! template authors test against: block trimming, `break` and `continue`, `raise_exception`,
-//! `strftime_now`, a `tojson` that leaves HTML alone, `{% generation %}` blocks. `minijinja` runs the
-//! templates; its Python-method shims stand in for the methods that Jinja2 gets from Python.
+//! The environment is the one that Hugging Face's `apply_chat_template` sets up, because template authors test against
+//! it: block trimming, `break` and `continue`, `raise_exception`, `strftime_now`, a `tojson` that does not escape HTML,
+//! `{% generation %}` blocks. `minijinja` runs the templates; its Python-method shims replace the methods that Jinja2
+//! gets from Python.
 //!
-//! A template comes from a model file, so it is not trusted: it can open no file and include no
-//! other template, and it runs for a limited number of steps into a limited output. What that does not cover is
-//! said at [`ChatTemplate`].
+//! A template comes from a model file, so it is not trusted: it cannot open files or include other templates, and both
+//! its steps and its output are limited. [`ChatTemplate`] documents what these limits do not cover.
 //!
-//! What the conversation says is not trusted either: see [`guard`].
+//! The text of the conversation is not trusted either: see [`guard`].
 
 mod capabilities;
 mod environment;
@@ -36,14 +35,16 @@ pub use role::Role;
 /// The name that error messages of the engine use.
 const NAME: &str = "chat template";
 
-/// The longest template that is compiled: four times the longest that is known.
+/// The longest template that is accepted: four times the longest known one.
 const MAX_SOURCE_BYTES: usize = 64 << 10;
 
-/// The engine recurses as deep as a template nests its operators and its lists. This much stack is enough for
-/// what fits [`MAX_SOURCE_BYTES`] and the default [`TemplateLimits::steps`]; only what is touched takes memory.
+/// The engine recurses as deeply as a template nests its operators and lists. This stack is large enough for any
+/// template within [`MAX_SOURCE_BYTES`] and the default [`TemplateLimits::steps`]; only the pages that are touched take
+/// memory.
 const STACK_BYTES: usize = 256 << 20;
 
-/// Runs the engine where it can recurse, and where it can panic: `''[::-1]` makes minijinja 3.0.5 do so.
+/// Runs the engine on a stack that allows deep recursion, and catches its panics: `''[::-1]` makes minijinja 3.0.5
+/// panic.
 fn on_large_stack<R: Send>(run: impl FnOnce() -> R + Send) -> Result<R, String> {
     thread::scope(|scope| {
         thread::Builder::new()
@@ -69,16 +70,16 @@ pub enum Clock {
     },
 }
 
-/// What a template is rendered from.
+/// The input for rendering a template.
 #[derive(Debug, Clone, Default)]
 pub struct TemplateInput<'a> {
     /// The conversation.
     pub messages: &'a [Message],
-    /// Whether the prompt ends with the start of an answer.
+    /// Whether the prompt ends with the start of the model's answer.
     pub add_generation_prompt: bool,
     /// Tools that the model may call, as JSON schemas.
     pub tools: Option<serde_json::Value>,
-    /// Documents that the answer may draw on, for templates that know them.
+    /// Documents that the answer may use, for templates that support them.
     pub documents: Option<serde_json::Value>,
     /// Further variables, such as `enable_thinking`.
     pub extra: Map<String, serde_json::Value>,
@@ -87,20 +88,20 @@ pub struct TemplateInput<'a> {
 }
 
 impl<'a> TemplateInput<'a> {
-    /// A conversation whose next message is the model's.
+    /// Creates the input for a conversation whose next message is the model's.
     pub fn new(messages: &'a [Message]) -> Self {
         Self { messages, add_generation_prompt: true, ..Self::default() }
     }
 }
 
-/// How far a template may go.
+/// The limits of a template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TemplateLimits {
-    /// Instructions of the template engine for any conversation.
+    /// Number of engine instructions allowed for any conversation.
     pub steps: u64,
-    /// Instructions more for each message: templates look ahead and back, some of them over all messages.
+    /// Number of additional instructions per message: templates look ahead and back, some of them over all messages.
     pub steps_per_message: u64,
-    /// Length of what it writes.
+    /// Maximum length of the output.
     pub output_bytes: usize,
 }
 
@@ -111,7 +112,7 @@ impl Default for TemplateLimits {
     }
 }
 
-/// Why a template could not be used.
+/// Errors of chat templates.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TemplateError {
@@ -123,7 +124,7 @@ pub enum TemplateError {
         /// What is wrong.
         detail: String,
     },
-    /// The template is far longer than any that is known.
+    /// The template is far longer than any known one.
     #[error("the chat template has {bytes} bytes, more than the {limit} that are accepted")]
     SourceTooLong {
         /// Its length.
@@ -139,34 +140,34 @@ pub enum TemplateError {
         /// What went wrong.
         detail: String,
     },
-    /// The template refused the conversation, with its own words.
+    /// The template rejected the conversation with a message of its own.
     #[error("the model's chat template does not accept this conversation: {message}")]
     Refused {
-        /// What the template said.
+        /// The template's message.
         message: String,
     },
-    /// The template ran for too long.
+    /// The template exceeded its number of steps.
     #[error("chat template stopped after {steps} steps")]
     OutOfSteps {
         /// The limit.
         steps: u64,
     },
-    /// The template wrote too much.
+    /// The template exceeded its output length.
     #[error("chat template stopped after writing {output_bytes} bytes")]
     OutputTooLong {
         /// The limit.
         output_bytes: usize,
     },
-    /// The conversation uses every character that could have marked its special tokens.
+    /// The conversation contains every character that could serve as marker.
     #[error("the conversation contains every Unicode noncharacter; remove some of them")]
     NoMarker,
 }
 
 /// A prompt that a template wrote.
 ///
-/// [`encode_rendered`] turns it into ids. In its text, special tokens that the template wrote are
-/// recognised; where the conversation itself contained the text of one, a marker character lies
-/// inside it, which [`text`](Self::text) leaves out.
+/// [`encode_rendered`] turns it into ids. Special tokens that the template wrote are recognised in its text. If the
+/// conversation itself contained the text of one, there is a marker character inside it, which [`text`](Self::text)
+/// leaves out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenderedPrompt {
     marked: String,
@@ -174,7 +175,7 @@ pub struct RenderedPrompt {
 }
 
 impl RenderedPrompt {
-    /// The prompt, to look at. Encoding this text would take user text for special tokens.
+    /// The text of the prompt, for display. Encoding this text would turn user text into special tokens.
     pub fn text(&self) -> String {
         match self.marker {
             Some(marker) => self.marked.replace(marker, ""),
@@ -182,7 +183,7 @@ impl RenderedPrompt {
         }
     }
 
-    /// The character that breaks special tokens in user text; `None` if there were none.
+    /// The character that breaks up special tokens in user text; `None` if there were none.
     pub fn marker(&self) -> Option<char> {
         self.marker
     }
@@ -190,24 +191,24 @@ impl RenderedPrompt {
 
 /// A chat template for one tokenizer.
 ///
-/// It runs for a limited number of steps and writes a limited text ([`TemplateLimits`]). It reads nothing but
-/// the conversation and the clock, and can include no other template. Two things the engine offers no limit for,
-/// so that a template made for it can still end the process: strings that are doubled again and again take all
-/// memory, and a namespace that is put into itself and printed takes all stack.
+/// It runs for a limited number of steps and writes a limited text ([`TemplateLimits`]). It can read only the
+/// conversation and the clock, and cannot include other templates. In two cases the engine has no limit, so a malicious
+/// template can still end the process: strings that are doubled again and again take all memory, and printing a
+/// namespace that contains itself takes all stack.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     guard: Guard,
-    /// `bos_token` and its like.
+    /// `bos_token` and similar variables.
     special_texts: Vec<(&'static str, String)>,
     limits: TemplateLimits,
     source: String,
-    /// Found when it is asked for.
+    /// Determined on first use.
     capabilities: OnceLock<TemplateCapabilities>,
 }
 
 impl ChatTemplate {
-    /// Compiles a template. The tokenizer says which texts are special tokens.
+    /// Compiles a template. The tokenizer provides the texts of the special tokens.
     pub fn new(source: &str, tokenizer: &Tokenizer) -> Result<Self, TemplateError> {
         Self::with_limits(source, tokenizer, TemplateLimits::default())
     }
@@ -226,7 +227,7 @@ impl ChatTemplate {
         .map_err(|error| TemplateError::Syntax { line: error.line().unwrap_or(0), detail: detail(&error) })?;
         let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map(str::to_owned);
         let special_texts = [
-            // Templates add BOS to other text, which fails where it is undefined.
+            // Templates concatenate BOS with other text, which fails if it is undefined.
             ("bos_token", Some(text(tokenizer.bos()).unwrap_or_default())),
             ("eos_token", Some(text(tokenizer.eos()).unwrap_or_default())),
             ("unk_token", text(tokenizer.unknown())),
@@ -242,7 +243,7 @@ impl ChatTemplate {
         })
     }
 
-    /// The template as it was given.
+    /// The source of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -252,7 +253,7 @@ impl ChatTemplate {
         self.render_watched(input, None)
     }
 
-    /// As [`render`](Self::render), with a note of the variables that were looked for and not found.
+    /// As [`render`](Self::render), but also records the variables that were looked up and not found.
     fn render_watched(
         &self,
         input: &TemplateInput<'_>,
@@ -299,7 +300,7 @@ impl ChatTemplate {
     }
 }
 
-/// The error of this crate for one of the engine.
+/// Converts an error of the engine to one of this crate.
 fn explain(error: &minijinja::Error, steps: u64) -> TemplateError {
     if error.kind() == ErrorKind::OutOfFuel {
         return TemplateError::OutOfSteps { steps };
@@ -319,7 +320,7 @@ fn explain(error: &minijinja::Error, steps: u64) -> TemplateError {
     TemplateError::Failed { line: error.line().unwrap_or(0), detail: detail(error) }
 }
 
-/// What is wrong, without the place.
+/// The description of the error, without its position.
 fn detail(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{}: {detail}", error.kind()),
@@ -349,8 +350,8 @@ impl io::Write for Limited {
     }
 }
 
-/// The ids of a prompt: special tokens are recognised in what the template wrote, never inside what
-/// the conversation said. BOS comes first if the model wants one, once.
+/// Encodes a prompt to ids: special tokens are recognised in what the template wrote, never inside the text of the
+/// conversation. If the model needs BOS, it comes first, and only once.
 pub fn encode_rendered(tokenizer: &Tokenizer, prompt: &RenderedPrompt) -> Vec<u32> {
     let mut encoder = tokenizer.encoder();
     match prompt.marker {

@@ -1,18 +1,18 @@
-//! What templates use of Python's own types and is neither in the engine nor in its shims.
+//! Methods and functions of Python's types that templates use and that neither the engine nor its shims provide.
 
 use std::collections::BTreeMap;
 
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, Value};
 
-/// Wider than any template pads.
+/// Larger than the padding of any template.
 const MAX_WIDTH: usize = 1000;
 
 fn wrong(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, detail)
 }
 
-/// The result of a method; `None` if there is none of this name.
+/// The result of a method; `None` if no method has this name.
 pub(super) fn method(value: &Value, name: &str, args: &[Value]) -> Option<Result<Value, Error>> {
     if let Some(text) = value.as_str() {
         return string_method(text, name, args);
@@ -63,7 +63,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
             let before = match name {
                 "ljust" => 0,
                 "rjust" => n,
-                // Where it cannot be the same on both sides, Python looks at the width too.
+                // If the padding cannot be the same on both sides, Python also considers the width.
                 _ => n / 2 + (n & width & 1),
             };
             let fill = fill.unwrap_or(' ').to_string();
@@ -74,7 +74,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Option<Result<Value,
     Some(result)
 }
 
-/// How many characters a text lacks to a width.
+/// Number of characters that a text is shorter than a width.
 fn padding(text: &str, width: usize) -> Result<usize, Error> {
     if width > MAX_WIDTH {
         return Err(wrong("a width is too large"));
@@ -101,7 +101,7 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// Jinja2's `int`: what is no number is `default`.
+/// Jinja2's `int`: returns `default` for values that are not numbers.
 pub(super) fn int(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let default = default.or(kwargs.get("default")?).unwrap_or_else(|| Value::from(0));
     kwargs.assert_all_used()?;
@@ -123,7 +123,7 @@ pub(super) fn int(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Resu
     Ok(number.unwrap_or(default))
 }
 
-/// Jinja2's `float`: what is no number is `default`.
+/// Jinja2's `float`: returns `default` for values that are not numbers.
 pub(super) fn float(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let default = default.or(kwargs.get("default")?).unwrap_or_else(|| Value::from(0.0));
     kwargs.assert_all_used()?;
@@ -136,7 +136,7 @@ pub(super) fn float(value: &Value, default: Option<Value>, kwargs: Kwargs) -> Re
     Ok(number.map_or(default, Value::from))
 }
 
-/// Python's `dict(..)`: of a mapping or a list of pairs, with more fields.
+/// Python's `dict(..)`: from a mapping or a list of pairs, with additional fields.
 pub(super) fn dict(of: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let mut pairs = Vec::new();
     match of.first() {
@@ -160,7 +160,7 @@ pub(super) fn dict(of: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     for key in kwargs.args() {
         pairs.push((Value::from(key), kwargs.get::<Value>(key)?));
     }
-    // A key stands where it came first, with the value that came last.
+    // A repeated key keeps its first position and gets its last value.
     let mut places = BTreeMap::new();
     let mut fields: Vec<(Value, Value)> = Vec::new();
     for (key, value) in pairs {
@@ -173,7 +173,7 @@ pub(super) fn dict(of: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     Ok(Value::from_pairs(fields))
 }
 
-/// What a `for` runs over, with a length: characters of a text are a list here, for `loop.last`.
+/// The items that a `for` iterates over, with a length: a text becomes a list of its characters, for `loop.last`.
 pub(super) fn items(value: &Value) -> Value {
     match value.as_str() {
         Some(text) => text.chars().map(|c| Value::from(c.to_string())).collect::<Vec<_>>().into(),
@@ -184,7 +184,7 @@ pub(super) fn items(value: &Value) -> Value {
 /// The name under which templates find [`items`].
 const ITEMS: &str = "__items";
 
-/// Puts [`items`] around what every `for` of a template runs over. What cannot be made out stays as it is.
+/// Wraps the iterated expression of every `for` of a template in [`items`]. Loops that cannot be parsed stay unchanged.
 pub(super) fn with_items(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -215,7 +215,7 @@ pub(super) fn with_items(source: &str) -> String {
             "raw" if close == "%}" => is_raw = true,
             "for" if close == "%}" && !is_raw => {
                 if let Some((head, of, tail)) = for_parts(inside) {
-                    // In brackets of its own: `for x in 1, 2` runs over a tuple.
+                    // Parentheses are needed, because `for x in 1, 2` iterates over a tuple.
                     out.push_str(&format!("{{%{head} {ITEMS}(({of})) {tail}%}}"));
                     continue;
                 }
@@ -228,7 +228,7 @@ pub(super) fn with_items(source: &str) -> String {
     out
 }
 
-/// What stands before and after what a `for` runs over; `None` if that cannot be made out.
+/// Splits a `for` into the parts before, of and after its iterated expression; `None` if it cannot be parsed.
 fn for_parts(inside: &str) -> Option<(&str, &str, &str)> {
     let bytes = inside.as_bytes();
     let (mut depth, mut quote, mut from, mut to) = (0usize, None, None, None);

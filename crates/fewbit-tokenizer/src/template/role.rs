@@ -1,8 +1,8 @@
-//! Whose a message is.
+//! Roles of the authors of messages.
 
 use std::fmt;
 
-/// Whose a message is. It compares with texts, and is made of them.
+/// The role of a message's author. It can be compared with strings and created from them.
 ///
 /// ```
 /// use fewbit_tokenizer::{Message, Role};
@@ -16,19 +16,19 @@ use std::fmt;
 pub enum Role {
     /// Instructions that precede the conversation.
     System,
-    /// Whoever asks.
+    /// The user.
     #[default]
     User,
     /// The model.
     Assistant,
-    /// What came of a call.
+    /// The result of a call.
     Tool,
-    /// What the template knows besides, by its name.
+    /// Any other role that the template knows, by name.
     Other(String),
 }
 
 impl Role {
-    /// The name that templates see.
+    /// The name in templates.
     pub fn as_str(&self) -> &str {
         match self {
             Self::System => "system",

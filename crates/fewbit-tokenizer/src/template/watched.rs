@@ -1,4 +1,4 @@
-//! The variables of a template, with a note of those that it looks for and does not find.
+//! The variables of a template, with a record of lookups that fail.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,17 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object};
 
-/// Names that were looked for and not found.
+/// Names that were looked up and not found.
 pub(super) type Missed = Arc<Mutex<BTreeSet<String>>>;
 
-/// Variables that are watched.
+/// Variables whose lookups are recorded.
 #[derive(Debug)]
 struct Watched {
     variables: Value,
     missed: Missed,
 }
 
-/// `variables`, a mapping, under watch.
+/// Wraps the mapping `variables` so that its failed lookups are recorded.
 pub(super) fn watched(variables: Value, missed: &Missed) -> Value {
     Value::from_object(Watched { variables, missed: Arc::clone(missed) })
 }

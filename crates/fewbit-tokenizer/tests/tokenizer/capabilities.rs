@@ -89,7 +89,7 @@ fn messages_are_fitted_to_the_template() {
     }
     assert_eq!(render("only where there is no content"), expected);
 
-    // The text of an object goes back into one; a text that is none, and what was said, stay.
+    // The text of a JSON object becomes an object again; other texts, and the content of messages, are unchanged.
     let object = own("object as JSON", &tokenizer);
     let text = |arguments: &str| {
         let call = ToolCall { id: None, name: "f".into(), arguments: arguments.into() };

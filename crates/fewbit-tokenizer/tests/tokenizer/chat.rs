@@ -1,4 +1,4 @@
-//! Special tokens come from templates, never from what a conversation says.
+//! Special tokens come from templates, never from the text of a conversation.
 
 use fewbit_tokenizer::{
     ChatTemplate, Message, RenderedPrompt, SpecialTokens, TemplateInput, Tokenizer, encode_rendered,

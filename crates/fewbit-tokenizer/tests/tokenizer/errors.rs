@@ -1,4 +1,4 @@
-//! Vocabularies that must be refused: one test per error.
+//! Vocabularies that must be rejected: one test per error.
 
 use fewbit_format::{Metadata, Value};
 use fewbit_tokenizer::{TokenKind, Tokenizer, TokenizerError, Vocabulary};

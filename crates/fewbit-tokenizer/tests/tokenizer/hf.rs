@@ -151,7 +151,7 @@ fn every_file_that_names_ends_of_generation_adds_its_own() {
             ],
             vec![1, 2, 3, 4, 5, 8],
         ),
-        // What is none: negative, null, beyond the vocabulary.
+        // Values that are not ids: negative, null, beyond the vocabulary.
         (vec![id("config", whole(json!(-1))), id("generation", whole(json!([-1, 6, 4_000_000_000u32])))], vec![6]),
         (vec![id("config", json!({ "eos_token_id": null, "text_config": null }))], vec![]),
     ] {

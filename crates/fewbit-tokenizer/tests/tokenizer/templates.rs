@@ -201,13 +201,13 @@ fn the_system_clock_is_used_by_default() {
 fn generation_tags_do_nothing() {
     let source = "a {%- generation -%} b {% endgeneration %}\nc {{ '{% generation %}' }}{# {% #}";
     assert_eq!(render(source).expect("valid"), "ab c {% generation %}");
-    // Delimiters that overlap, that are not closed, that are no delimiters.
+    // Delimiters that overlap, that are not closed, or that only look like delimiters.
     for source in ["{%}", "{{}", "{#}", "{", "{%", "{% generation", "é{é%}"] {
         let _ = render(source);
     }
 }
 
-/// What short templates render in Jinja2 (`tests/data/templates/constructs.py`), but for the differences that are known.
+/// Compares short templates with Jinja2 (`tests/data/templates/constructs.py`), except for known differences.
 #[test]
 fn what_python_renders_is_rendered_but_for_known_differences() {
     let sources: Vec<String> = serde_json::from_str(include_str!("../data/templates/constructs.json")).expect("valid");

@@ -1,7 +1,8 @@
-//! NEON: what every aarch64 CPU has. Registers of 128 bits, for [`Baseline`](crate::arch::Baseline).
+//! NEON, which every aarch64 CPU has: 128-bit registers for [`Baseline`](crate::arch::Baseline).
 //!
-//! Where no such CPU is at hand, `cargo test --release -p fewbit-kernels --target aarch64-unknown-linux-gnu` with the
-//! linker `aarch64-linux-gnu-gcc` and the runner `qemu-aarch64 -L /usr/aarch64-linux-gnu` checks the bits in some minutes.
+//! Without such a CPU, `cargo test --release -p fewbit-kernels --target aarch64-unknown-linux-gnu` with the linker
+//! `aarch64-linux-gnu-gcc` and the runner `qemu-aarch64 -L /usr/aarch64-linux-gnu` checks the results bit by bit within
+//! minutes.
 
 use core::arch::aarch64::*;
 use core::arch::asm;
@@ -99,7 +100,7 @@ registers! {
     }
 }
 
-/// The exact values of four f16: an instruction that has no intrinsic yet.
+/// The exact values of four f16, through an instruction that has no stable intrinsic yet.
 #[inline(always)]
 pub(crate) fn from_f16(a: [u16; 4]) -> F {
     let out: F;

@@ -4,7 +4,7 @@ use crate::generic::Simd;
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-/// The methods that 8 lanes have in common, with VNNI or without.
+/// The methods that all instruction sets with 8 lanes share, with VNNI or without.
 macro_rules! methods_of_8_lanes {
     () => {
         methods! {
@@ -51,10 +51,10 @@ pub(crate) use methods_of_8_lanes;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2;
 
-/// `acc + maddubs(w, x)` in 16-bit lanes, as one unit.
+/// `acc + maddubs(w, x)` in 16-bit lanes, as one block of assembly.
 ///
-/// As intrinsics, the compiler re-associates the additions across steps, needs more registers than there
-/// are, and spills: half the speed.
+/// With intrinsics, the compiler re-associates the additions across steps, runs out of registers and spills, at half
+/// the speed.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn dot4_16(mut acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
@@ -82,7 +82,7 @@ impl Simd for Avx2 {
     type Acc = __m256i;
     type I = __m256i;
     type F = __m256;
-    /// Magnitudes, and the signed bytes whose signs go to the activations.
+    /// The magnitudes of the weights, and the signed bytes whose signs are applied to the activations.
     type W8 = (__m256i, __m256i);
     /// The scale in both 16-bit halves of each lane.
     type Scale = __m256i;

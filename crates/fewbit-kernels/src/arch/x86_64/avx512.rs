@@ -17,7 +17,7 @@ impl Simd for Avx512 {
     type Acc = __m512i;
     type I = __m512i;
     type F = __m512;
-    /// The bytes plus 128, as unsigned.
+    /// The weight bytes plus 128, as unsigned bytes.
     type W8 = __m512i;
     type Scale = __m512i;
 
@@ -41,7 +41,7 @@ impl Simd for Avx512 {
         fn widen(acc: __m512i) -> __m512i { acc }
         fn widen_scaled(acc: __m512i, scale: __m512i) -> __m512i { _mm512_mullo_epi32(acc, scale) }
         fn add_small_scaled(i: __m512i, acc: __m512i, scale: __m512i) -> __m512i {
-            // What extends the sum's sign is multiplied by zero.
+            // The upper half of the lane, which only extends the sum's sign, is multiplied by zero.
             _mm512_dpwssd_epi32(i, acc, _mm512_and_si512(scale, _mm512_set1_epi32(0xFFFF)))
         }
         fn scale(i: __m512i) -> __m512i { i }

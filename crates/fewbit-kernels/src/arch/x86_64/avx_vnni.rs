@@ -1,14 +1,15 @@
 //! AVX2 with VNNI on 256-bit vectors: 8 lanes, 32-bit running sums.
 //!
-//! The same instructions have two encodings: that of AVX-VNNI (CPUs with AVX2 but without AVX-512, as most of Intel's
-//! since 2021 for laptops) and that of AVX-512 VL with VNNI, which can run the kernels in tests on the CPUs that have it.
+//! The same instructions have two encodings: that of AVX-VNNI (CPUs with AVX2 but without AVX-512, such as most Intel
+//! laptop CPUs since 2021) and that of AVX-512 VL with VNNI, which lets tests run these kernels on CPUs with AVX-512.
 
 use super::avx2::methods_of_8_lanes;
 use crate::generic::Simd;
 use core::arch::asm;
 use core::arch::x86_64::*;
 
-/// `vpdpbusd`, as one unit: the compiler moves the loads of all steps in front of intrinsics, and spills them.
+/// `vpdpbusd` as inline assembly: with intrinsics, the compiler moves the loads of all steps to the front and spills
+/// them.
 macro_rules! dpbusd {
     ($name:ident, $feature:literal, $encoding:literal) => {
         #[inline]
@@ -46,7 +47,7 @@ impl<const EVEX: bool> Simd for AvxVnni<EVEX> {
     type Acc = __m256i;
     type I = __m256i;
     type F = __m256;
-    /// The bytes plus 128, as unsigned.
+    /// The weight bytes plus 128, as unsigned bytes.
     type W8 = __m256i;
     type Scale = __m256i;
 
@@ -61,7 +62,7 @@ impl<const EVEX: bool> Simd for AvxVnni<EVEX> {
         fn widen(acc: __m256i) -> __m256i { acc }
         fn widen_scaled(acc: __m256i, scale: __m256i) -> __m256i { _mm256_mullo_epi32(acc, scale) }
         fn add_small_scaled(i: __m256i, acc: __m256i, scale: __m256i) -> __m256i {
-            // What extends the sum's sign is multiplied by zero.
+            // The upper half of the lane, which only extends the sum's sign, is multiplied by zero.
             Self::dot2_i16(i, acc, _mm256_and_si256(scale, _mm256_set1_epi32(0xFFFF)))
         }
         fn scale(i: __m256i) -> __m256i { i }

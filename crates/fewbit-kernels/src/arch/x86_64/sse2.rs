@@ -1,4 +1,4 @@
-//! SSE2: what every x86-64 CPU has. Registers of 128 bits, for [`Baseline`](crate::arch::Baseline).
+//! SSE2, which every x86-64 CPU has: 128-bit registers for [`Baseline`](crate::arch::Baseline).
 
 use core::arch::x86_64::*;
 
@@ -103,7 +103,7 @@ registers! {
     }
 }
 
-/// There is no such instruction at this level.
+/// A table lookup one byte at a time: SSE2 has no byte shuffle.
 #[inline(always)]
 pub(crate) fn lookup(table: &[u8; 16], i: H) -> H {
     let mut bytes = [0u8; 16];
