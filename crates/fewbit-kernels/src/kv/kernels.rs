@@ -54,7 +54,7 @@ macro_rules! tiles {
             use crate::generic::q32::Group32;
 
             /// # Safety
-            /// The slices hold what ``float.rs`` asserts, and the CPU has the features.
+            /// The slices hold what `float.rs` asserts, and the CPU has the features.
             #[$attr]
             pub(in crate::kv) unsafe fn scores<T: KvLoad>(n: usize, hd: usize, n_blocks: usize, q: &[f32], keys: &[T], out: &mut [f32]) {
                 let (q, keys, out) = (q.as_ptr(), keys.as_ptr(), out.as_mut_ptr());
