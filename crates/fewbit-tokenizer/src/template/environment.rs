@@ -33,7 +33,7 @@ pub(super) fn build() -> Environment<'static> {
     env.set_syntax(syntax.expect("the default delimiters are valid"));
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_undefined_behavior(UndefinedBehavior::Lenient);
-    // Keeps line numbers, and copies of the source for error messages, in every build alike.
+    // No copies of the source for error messages, in debug and release builds alike.
     env.set_debug(false);
     env.set_unknown_method_callback(method);
     env.add_function("raise_exception", raise_exception);
