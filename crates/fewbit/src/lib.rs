@@ -132,6 +132,10 @@ pub mod expert {
     pub use crate::file::{ModelFile, open, open_tokenizer};
 }
 
+/// The paths of version 0.1, which work until the next breaking version.
+#[doc(hidden)]
+pub use expert::{ModelFile, engine, format, open, open_tokenizer, tokenizer};
+
 /// Checks at compile time which types can be sent to other threads, and which can be shared between threads.
 const _: () = {
     const fn moves<T: Send + 'static>() {}
