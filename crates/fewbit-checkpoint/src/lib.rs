@@ -6,6 +6,10 @@
 //! depend on kernels.
 #![forbid(unsafe_code)]
 
+// The helpers in tests/support, which unit tests share with integration tests, call the crate by its name.
+#[cfg(test)]
+extern crate self as fewbit_checkpoint;
+
 mod config;
 mod error;
 mod families;

@@ -213,8 +213,8 @@ impl Config {
     /// # Errors
     /// If a route or a price names a model that does not exist, or a route has the name of a model. The error has the
     /// line number.
-    pub fn check_models(&self, models: &[&str]) -> Result<(), GatewayError> {
-        let is_model = |name: &str| models.contains(&name);
+    pub fn check_models(&self, models: &[impl AsRef<str>]) -> Result<(), GatewayError> {
+        let is_model = |name: &str| models.iter().any(|known| known.as_ref() == name);
         for route in &self.routes {
             let name = route.name.get_ref();
             if is_model(name) {

@@ -39,7 +39,7 @@ pub use config::{Config, EXAMPLE, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
-pub use live::{Live, LiveRoutes};
+pub use live::Live;
 pub use routes::{Route, Routes};
 pub use usage::{By, Row, usage};
 

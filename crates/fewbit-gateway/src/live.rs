@@ -9,10 +9,9 @@
 //! is refused as a whole, so that all settings in use always come from the same file.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use fewbit_serve::api::common::Prompt;
-use fewbit_serve::{Backend, BackendError, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Sample};
+use fewbit_serve::Backend;
 
 use crate::config::Config;
 use crate::error::GatewayError;
@@ -25,7 +24,7 @@ pub struct Live {
     config: Config,
     models: Vec<String>,
     local: Option<Arc<dyn Backend>>,
-    routes: LiveRoutes,
+    routes: Routes,
     /// Held during a reload, so that concurrent reloads cannot overwrite a newer configuration with an older one.
     turn: Mutex<()>,
 }
@@ -49,12 +48,11 @@ impl Live {
         models: Vec<String>,
     ) -> Result<Self, GatewayError> {
         let routes = routes(&config, local.clone(), &models)?;
-        let routes = LiveRoutes { current: Arc::new(RwLock::new(Arc::new(routes))) };
         Ok(Self { path: path.into(), config, models, local, routes, turn: Mutex::default() })
     }
 
     /// A backend that always uses the current routes.
-    pub fn backend(&self) -> LiveRoutes {
+    pub fn backend(&self) -> Routes {
         self.routes.clone()
     }
 
@@ -74,65 +72,12 @@ impl Live {
         if let Some((what, _)) = has_changed.into_iter().find(|(_, has_changed)| *has_changed) {
             return Err(GatewayError::NeedsRestart { path: self.path.clone(), what });
         }
-        let new = Arc::new(routes(&config, self.local.clone(), &self.models)?);
-        *self.routes.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        self.routes.replace(&routes(&config, self.local.clone(), &self.models)?);
         Ok(config.prices())
     }
 }
 
 fn routes(config: &Config, local: Option<Arc<dyn Backend>>, models: &[String]) -> Result<Routes, GatewayError> {
-    config.check_models(&models.iter().map(String::as_str).collect::<Vec<_>>())?;
+    config.check_models(models)?;
     config.backend(local)
-}
-
-/// A backend that uses the current routes. It is created with [`Live::backend`].
-#[derive(Debug, Clone)]
-pub struct LiveRoutes {
-    current: Arc<RwLock<Arc<Routes>>>,
-}
-
-impl LiveRoutes {
-    fn current(&self) -> Arc<Routes> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-impl Backend for LiveRoutes {
-    fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
-        self.current().models(caller)
-    }
-
-    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
-        let routes = self.current();
-        Box::pin(async move { routes.generate(job).await })
-    }
-
-    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
-        let routes = self.current();
-        Box::pin(async move { routes.count(job).await })
-    }
-
-    fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
-        let (routes, caller, model) = (self.current(), caller.clone(), model.to_owned());
-        Box::pin(async move { routes.embed(&caller, &model, texts).await })
-    }
-
-    fn tokenize(
-        &self,
-        caller: &Caller,
-        model: &str,
-        text: &str,
-        add_special: bool,
-        parse: bool,
-    ) -> Result<Vec<u32>, BackendError> {
-        self.current().tokenize(caller, model, text, add_special, parse)
-    }
-
-    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
-        self.current().detokenize(caller, model, tokens)
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        self.current().samples()
-    }
 }

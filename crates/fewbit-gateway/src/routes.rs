@@ -11,8 +11,8 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -218,8 +218,14 @@ fn is_temporary(kind: BackendErrorKind) -> bool {
     )
 }
 
-/// A backend with routes, and with the local models under their own names.
+/// A backend with routes, and with the local models under their own names. A clone is another handle to the same routes.
+#[derive(Clone)]
 pub struct Routes {
+    table: Arc<RwLock<Arc<Table>>>,
+}
+
+/// What one configuration defines. A request keeps the table that it began with.
+struct Table {
     local: Option<Arc<dyn Backend>>,
     others: Vec<Arc<dyn Backend>>,
     routes: Vec<Route>,
@@ -227,16 +233,28 @@ pub struct Routes {
 
 impl fmt::Debug for Routes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Routes").field("routes", &self.routes).finish_non_exhaustive()
+        f.debug_struct("Routes").field("routes", &self.table().routes).finish_non_exhaustive()
     }
 }
 
 impl Routes {
     /// Creates a backend with these routes and the models of `local`. Its metrics include those of `others`.
     pub fn new(local: Option<Arc<dyn Backend>>, others: Vec<Arc<dyn Backend>>, routes: Vec<Route>) -> Self {
-        Self { local, others, routes }
+        Self { table: Arc::new(RwLock::new(Arc::new(Table { local, others, routes }))) }
     }
 
+    /// Takes over the routes of `new`, for all handles. Requests in progress finish with the old ones.
+    pub(crate) fn replace(&self, new: &Self) {
+        let table = new.table();
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Table {
     fn route(&self, name: &str) -> Option<&Route> {
         self.routes.iter().find(|route| route.name == name)
     }
@@ -257,13 +275,15 @@ impl Routes {
 
 impl Backend for Routes {
     fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
-        let local = self.local.iter().flat_map(|local| local.models(caller));
-        local.chain(self.routes.iter().map(Route::info)).collect()
+        let table = self.table();
+        let local = table.local.iter().flat_map(|local| local.models(caller));
+        local.chain(table.routes.iter().map(Route::info)).collect()
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        let table = self.table();
         Box::pin(async move {
-            let Some(route) = self.route(&job.model) else { return self.local(&job.model)?.generate(job).await };
+            let Some(route) = table.route(&job.model) else { return table.local(&job.model)?.generate(job).await };
             let ask = |target: &Target| Job { model: target.model.clone(), ..job.clone() };
             let Asked { answer, by, permit } =
                 route.ask(&job.caller, |target| target.backend.generate(ask(target))).await?;
@@ -272,19 +292,20 @@ impl Backend for Routes {
     }
 
     fn count(&self, mut job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        let table = self.table();
         Box::pin(async move {
             let name = std::mem::take(&mut job.model);
-            let (backend, model) = self.first(&name)?;
+            let (backend, model) = table.first(&name)?;
             model.clone_into(&mut job.model);
             backend.count(job).await
         })
     }
 
     fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
-        let (caller, model) = (caller.clone(), model.to_owned());
+        let (table, caller, model) = (self.table(), caller.clone(), model.to_owned());
         Box::pin(async move {
-            let Some(route) = self.route(&model) else {
-                return self.local(&model)?.embed(&caller, &model, texts).await;
+            let Some(route) = table.route(&model) else {
+                return table.local(&model)?.embed(&caller, &model, texts).await;
             };
             let Asked { answer, by, permit } =
                 route.ask(&caller, |target| target.backend.embed(&caller, &target.model, texts.clone())).await?;
@@ -301,19 +322,22 @@ impl Backend for Routes {
         add_special: bool,
         parse: bool,
     ) -> Result<Vec<u32>, BackendError> {
-        let (backend, model) = self.first(model)?;
+        let table = self.table();
+        let (backend, model) = table.first(model)?;
         backend.tokenize(caller, model, text, add_special, parse)
     }
 
     fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
-        let (backend, model) = self.first(model)?;
+        let table = self.table();
+        let (backend, model) = table.first(model)?;
         backend.detokenize(caller, model, tokens)
     }
 
     fn samples(&self) -> Vec<Sample> {
-        let backends = self.local.iter().chain(&self.others);
+        let table = self.table();
+        let backends = table.local.iter().chain(&table.others);
         let of_backends = backends.flat_map(|backend| backend.samples());
-        of_backends.chain(self.routes.iter().flat_map(Route::samples)).collect()
+        of_backends.chain(table.routes.iter().flat_map(Route::samples)).collect()
     }
 }
 

@@ -347,7 +347,7 @@ impl Error {
     /// assert!(matches!(error.cause(), Some(SamplingError::TopP(_))));
     /// ```
     pub fn cause<T: StdError + 'static>(&self) -> Option<&T> {
-        self.causes().find_map(|error| error.downcast_ref())
+        causes(self).find_map(|error| error.downcast_ref())
     }
 
     /// Who can fix this error.
@@ -388,16 +388,6 @@ impl Error {
         self.class() == ErrorClass::Busy
     }
 
-    /// The chain of sources, the direct cause first.
-    fn causes(&self) -> impl Iterator<Item = &(dyn StdError + 'static)> {
-        let mut next = self.source();
-        std::iter::from_fn(move || {
-            let error = next?;
-            next = error.source();
-            Some(error)
-        })
-    }
-
     /// An error with its cause.
     pub(crate) fn new(kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { kind, source: Some(Source::Own(source.into())) }
@@ -418,7 +408,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.kind.fmt(f)?;
         if f.alternate() {
-            for error in self.causes() {
+            for error in causes(self) {
                 write!(f, ": {error}")?;
             }
         }
@@ -433,6 +423,11 @@ impl StdError for Error {
             Source::Template(error) => Some(&**error),
         }
     }
+}
+
+/// The source of an error, the source of that, and so on.
+pub(crate) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(error.source(), |&error| error.source())
 }
 
 impl From<ErrorKind> for Error {

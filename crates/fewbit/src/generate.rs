@@ -142,11 +142,9 @@ impl Generate {
     /// # Errors
     /// [`ErrorKind::System`](crate::ErrorKind::System) if writing to `out` fails, which ends the generation; and those
     /// of [`run`](Self::run).
-    pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
+    pub fn write_to(self, out: impl Write) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
-        for piece in stream.by_ref() {
-            write_piece(&mut out, &piece?)?;
-        }
+        write_pieces(out, stream.by_ref())?;
         Ok(stream.into_completion())
     }
 
@@ -208,13 +206,19 @@ impl Generate {
     }
 }
 
-/// Writes the text of a piece and flushes it, so that a reader sees it at once.
-pub(crate) fn write_piece(out: &mut impl Write, piece: &Piece) -> Result<(), Error> {
-    if piece.text.is_empty() {
-        return Ok(());
+/// Writes the text of each piece and flushes it, so that a reader sees it at once.
+pub(crate) fn write_pieces(
+    mut out: impl Write,
+    pieces: impl Iterator<Item = Result<Piece, Error>>,
+) -> Result<(), Error> {
+    for piece in pieces {
+        let text = piece?.text;
+        if !text.is_empty() {
+            let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+            written.map_err(|error| Error::system("write the text", error))?;
+        }
     }
-    let written = out.write_all(piece.text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|error| Error::system("write the text", error))
+    Ok(())
 }
 
 /// A running generation: an iterator over its pieces. Dropping it ends the generation.

@@ -191,31 +191,19 @@ pub(crate) fn expert(module: &str) -> Option<(Part, usize)> {
 }
 
 #[cfg(test)]
+#[path = "../../tests/support/config.rs"]
+mod support;
+
+#[cfg(test)]
 mod tests {
     //! Helpers with which the tests of the families read configurations, and tests that apply to all of them.
 
     use super::{FAMILIES, architecture, architectures, classes};
-    use crate::{CheckpointError, HfModel, ModelConfig, WeightSource};
+    use crate::ModelConfig;
     use serde_json::{Value, json};
     use std::collections::HashSet;
-    use std::fs;
 
-    /// Reads a configuration through a folder with only an embedding.
-    pub(super) fn read(mut config: Value) -> Result<ModelConfig, CheckpointError> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let sizes = json!({
-            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "vocab_size": 3, "max_position_embeddings": 8192, "tie_word_embeddings": true,
-        });
-        for (key, value) in sizes.as_object().expect("an object") {
-            config.as_object_mut().expect("an object").entry(key.as_str()).or_insert(value.clone());
-        }
-        fs::write(folder.path().join("config.json"), config.to_string()).expect("writable");
-        let header = br#"{"model.embed_tokens.weight":{"dtype":"F16","shape":[3,32],"data_offsets":[0,192]}}"#;
-        let file = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 192]].concat();
-        fs::write(folder.path().join("model.safetensors"), file).expect("writable");
-        HfModel::open(folder.path())?.config()
-    }
+    pub(super) use super::support::read;
 
     pub(super) fn config(json: Value) -> ModelConfig {
         read(json).expect("a valid configuration")

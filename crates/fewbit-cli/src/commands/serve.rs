@@ -74,11 +74,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     if args.config.is_some() {
         signals::hangup_reloads();
         let reload = Arc::clone(&reload);
-        server = server.on_reload(move || {
-            let reloaded = reload().map_err(|error| with_causes(&error));
-            say_reloaded(reloaded.as_ref().err());
-            reloaded
-        });
+        server = server.on_reload(move || reload_and_report(&*reload));
     }
     // The engines compute in threads of their own: the runtime only handles connections.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -101,10 +97,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
                     let reload = Arc::clone(&reload);
                     // Reloading reads files, so it must not block the runtime. A failure is only reported: the server
                     // continues.
-                    let _ = tokio::task::spawn_blocking(move || {
-                        say_reloaded(reload().map_err(|error| with_causes(&error)).as_ref().err());
-                    })
-                    .await;
+                    let _ = tokio::task::spawn_blocking(move || reload_and_report(&*reload)).await;
                 }
                 tokio::time::sleep(GLANCE).await;
             }
@@ -119,11 +112,13 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn say_reloaded(error: Option<&String>) {
-    match error {
-        None => note(format_args!("reloaded the configuration")),
-        Some(error) => note(format_args!("the configuration in use stays, because the new one is wrong: {error}")),
+fn reload_and_report(reload: &dyn Fn() -> Result<(), GatewayError>) -> Result<(), String> {
+    let reloaded = reload().map_err(|error| with_causes(&error));
+    match &reloaded {
+        Ok(()) => note(format_args!("reloaded the configuration")),
+        Err(error) => note(format_args!("the configuration in use stays, because the new one is wrong: {error}")),
     }
+    reloaded
 }
 
 /// Writes the example configuration, but never overwrites a file.

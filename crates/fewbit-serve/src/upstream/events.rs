@@ -275,7 +275,7 @@ impl Events {
     }
 }
 
-fn broken_off() -> BackendError {
+pub(super) fn broken_off() -> BackendError {
     failed("broke its answer off")
 }
 

@@ -14,7 +14,6 @@
 mod events;
 mod request;
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -213,7 +212,7 @@ impl Shared {
         let mut bytes = Vec::new();
         let read = async {
             while let Some(frame) = body.frame().await {
-                let Ok(data) = frame.map_err(|_| failed("broke its answer off"))?.into_data() else { continue };
+                let Ok(data) = frame.map_err(|_| events::broken_off())?.into_data() else { continue };
                 if bytes.len() + data.len() > WHOLE_LIMIT {
                     return Err(failed("sent more than 64 MiB in one piece"));
                 }
@@ -309,24 +308,22 @@ impl Backend for UpstreamBackend {
     }
 
     fn samples(&self) -> Vec<Sample> {
-        let counts = BTreeMap::from([
-            (
-                "upstream_failures_total",
-                ("Requests that an upstream did not answer as it should.", &self.shared.failures),
-            ),
-            (
-                "upstream_answers_without_usage_total",
-                ("Answers whose tokens are estimated, because the upstream did not say.", &self.shared.without_usage),
-            ),
-            ("upstream_requests_total", ("Requests to an upstream.", &self.shared.requests)),
-        ]);
-        let sample = |(name, (help, value)): (&'static str, (&'static str, &AtomicU64))| Sample {
+        let sample = |name, help, value: &AtomicU64| Sample {
             name,
             help,
             kind: SampleKind::Counter,
             model: self.shared.config.models.join(","),
             value: value.load(Ordering::Relaxed) as f64,
         };
-        counts.into_iter().map(sample).collect()
+        let Shared { requests, failures, without_usage, .. } = &*self.shared;
+        vec![
+            sample(
+                "upstream_answers_without_usage_total",
+                "Answers whose tokens are estimated, because the upstream did not say.",
+                without_usage,
+            ),
+            sample("upstream_failures_total", "Requests that an upstream did not answer as it should.", failures),
+            sample("upstream_requests_total", "Requests to an upstream.", requests),
+        ]
     }
 }

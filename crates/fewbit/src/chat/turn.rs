@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::Chat;
 use crate::completion::{Completion, FinishReason, Piece};
 use crate::error::{Error, ErrorKind};
-use crate::generate::write_piece;
+use crate::generate::write_pieces;
 use crate::options::{Options, option_setters, option_shortcuts};
 use crate::session::Run;
 use crate::tools::{self, Reader, ToolCall, ToolChoice};
@@ -125,11 +125,9 @@ impl<C: DerefMut<Target = Chat>> Ask<C> {
 
     /// Writes the answer to `out` while it is generated, and returns it when it is complete: see
     /// [`Generate::write_to`](crate::Generate::write_to).
-    pub fn write_to(self, mut out: impl Write) -> Result<Completion, Error> {
+    pub fn write_to(self, out: impl Write) -> Result<Completion, Error> {
         let mut stream = self.stream()?;
-        for piece in stream.by_ref() {
-            write_piece(&mut out, &piece?)?;
-        }
+        write_pieces(out, stream.by_ref())?;
         Ok(stream.into_completion())
     }
 

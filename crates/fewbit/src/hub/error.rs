@@ -351,22 +351,14 @@ fn listed(found: &[String]) -> String {
     }
 }
 
-/// An error, followed by its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text += &format!(": {cause}");
-        next = cause.source();
-    }
-    text
-}
-
 fn list(failures: &[(&'static str, HubError)]) -> String {
     if failures.is_empty() {
         return "the registry names no source for it".to_owned();
     }
-    let lines: Vec<String> = failures.iter().map(|(source, error)| format!("{source}: {}", chain(error))).collect();
+    let line = |(source, error): &(&str, HubError)| {
+        crate::error::causes(error).fold(format!("{source}: {error}"), |line, cause| format!("{line}: {cause}"))
+    };
+    let lines: Vec<String> = failures.iter().map(line).collect();
     lines.join("; ")
 }
 
