@@ -11,6 +11,8 @@ mod examples;
 mod features;
 mod fuzz;
 mod gpu;
+mod openapi;
+mod page;
 mod pictures;
 mod public_api;
 mod record;
@@ -51,6 +53,14 @@ enum Task {
     Features,
     /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
     Gpu,
+    /// Test `fewbit serve` with requests made from OpenAPI documents: its own, OpenAI's, Anthropic's
+    Openapi {
+        /// 2,000 requests and more
+        #[arg(long)]
+        full: bool,
+    },
+    /// Test the page of `fewbit serve` in Chromium (Debian's package)
+    Page,
     /// Compare the public API with docs/public-api.txt, or write that
     PublicApi {
         /// Write the file
@@ -87,6 +97,8 @@ fn main() -> ExitCode {
         Task::Examples => examples::run(),
         Task::Features => features::run(),
         Task::Gpu => gpu::run(),
+        Task::Openapi { full } => openapi::run(full),
+        Task::Page => page::run(),
         Task::PublicApi { write } => public_api::run(write),
         Task::RecordBench(part) => record::run(&part),
         Task::Pictures => pictures::run(),

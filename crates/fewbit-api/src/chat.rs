@@ -8,6 +8,7 @@ use crate::common::{StreamOptions, Usage, kind};
 
 /// A chat request. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ChatRequest {
     /// The model; may be left out if there is only one.
@@ -44,6 +45,7 @@ pub struct ChatRequest {
 
 /// A message of a conversation.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ChatMessage {
     /// Who sent the message.
@@ -127,6 +129,7 @@ impl<'de> Deserialize<'de> for Content {
 
 /// A function call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ToolCall {
     /// The id of the call, unique in a conversation.
     pub id: String,
@@ -154,6 +157,7 @@ impl ToolCall {
 
 /// The function and the arguments of a [`ToolCall`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FunctionCall {
     /// The name of the function.
     pub name: String,
@@ -193,6 +197,7 @@ impl<'de> Deserialize<'de> for ToolChoice {
 
 /// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ResponseFormat {
@@ -209,6 +214,7 @@ pub enum ResponseFormat {
 
 /// The schema of a [`ResponseFormat`].
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct JsonSchema {
     /// The schema; without it, any JSON object is valid.
@@ -217,6 +223,7 @@ pub struct JsonSchema {
 
 /// An answer to a chat request.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChatResponse {
     /// The id of the answer.
     pub id: String,
@@ -236,6 +243,7 @@ pub struct ChatResponse {
 
 /// One of the answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChatChoice {
     /// The index of the answer.
     pub index: usize,
@@ -249,6 +257,7 @@ pub struct ChatChoice {
 
 /// The message of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AssistantMessage {
     /// `assistant`.
     pub role: &'static str,
@@ -266,6 +275,7 @@ pub struct AssistantMessage {
 
 /// Log probabilities of the tokens of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChatLogprobs {
     /// The log probability of each token.
     pub content: Vec<TokenLogprob>,
@@ -275,6 +285,7 @@ pub struct ChatLogprobs {
 
 /// A token with its log probability.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenLogprob {
     /// The token as text; a part of a character is shown as U+FFFD.
     pub token: String,
@@ -288,6 +299,7 @@ pub struct TokenLogprob {
 
 /// An alternative token at a position.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TopLogprob {
     /// Its text.
     pub token: String,
@@ -299,6 +311,7 @@ pub struct TopLogprob {
 
 /// A chunk of a streamed answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChatChunk {
     /// The id of the answer, the same in all its chunks.
     pub id: String,
@@ -319,6 +332,7 @@ pub struct ChatChunk {
 
 /// A part of one of the answers, in a chunk.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChunkChoice {
     /// The index of the answer.
     pub index: usize,
@@ -332,6 +346,7 @@ pub struct ChunkChoice {
 
 /// A new part of an answer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Delta {
     /// The role, in the first chunk only.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -349,6 +364,7 @@ pub struct Delta {
 
 /// A part of a function call in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ToolCallDelta {
     /// The index of the call in the answer.
     pub index: usize,
@@ -364,6 +380,7 @@ pub struct ToolCallDelta {
 
 /// The function and the arguments in a [`ToolCallDelta`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FunctionDelta {
     /// The name of the function, in the first part only.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -24,6 +24,7 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 /// `min_p`, `top_k`, `repeat_penalty` and `repeat_last_n` are not part of OpenAI's interface; they have the names of
 /// llama.cpp's server. vLLM's name `repetition_penalty` is accepted for `repeat_penalty`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Sampling {
     /// How random the choice is; 0 always takes the most probable token.
@@ -146,6 +147,7 @@ fn item_name(value: &Value) -> String {
 
 /// Options of a stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct StreamOptions {
     /// Whether the stream ends with a chunk that has the usage and no choices.
@@ -154,6 +156,7 @@ pub struct StreamOptions {
 
 /// The tokens that a request took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: usize,
@@ -167,6 +170,7 @@ pub struct Usage {
 
 /// Details of a [`Usage`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PromptDetails {
     /// Tokens that were found in the cache, because an earlier request had them.
     pub cached_tokens: usize,

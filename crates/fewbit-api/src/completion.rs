@@ -7,6 +7,7 @@ use crate::common::{Prompts, StreamOptions, Usage};
 
 /// A request for completions. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct CompletionRequest {
     /// The model; may be left out if there is only one.
@@ -33,6 +34,7 @@ pub struct CompletionRequest {
 
 /// An answer, or a chunk of a streamed one: both have the same form.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CompletionResponse {
     /// The id of the answer.
     pub id: String,
@@ -53,6 +55,7 @@ pub struct CompletionResponse {
 
 /// One of the answers.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CompletionChoice {
     /// The index of the answer: first come all answers to the first prompt.
     pub index: usize,
@@ -66,6 +69,7 @@ pub struct CompletionChoice {
 
 /// Log probabilities of tokens: four lists of the same length.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Logprobs {
     /// The texts of the tokens.
     pub tokens: Vec<String>,

@@ -6,6 +6,7 @@ use crate::common::Prompts;
 
 /// A request for embeddings.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct EmbeddingRequest {
     /// The model; may be left out if there is only one.
@@ -20,6 +21,7 @@ pub struct EmbeddingRequest {
 
 /// How vectors are encoded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EncodingFormat {
@@ -32,6 +34,7 @@ pub enum EncodingFormat {
 
 /// The answer to a request for embeddings.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EmbeddingResponse {
     /// `list`.
     pub object: &'static str,
@@ -45,6 +48,7 @@ pub struct EmbeddingResponse {
 
 /// The embedding of one text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Embedding {
     /// `embedding`.
     pub object: &'static str,
@@ -56,6 +60,7 @@ pub struct Embedding {
 
 /// A vector in its encoding.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 #[non_exhaustive]
 pub enum Vector {
@@ -80,6 +85,7 @@ impl Vector {
 
 /// The tokens of a request for embeddings.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EmbeddingUsage {
     /// Tokens of all texts.
     pub prompt_tokens: usize,

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// The body of an error response, and of an error event in a stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorBody {
     /// What is wrong.
     pub error: ErrorObject,
@@ -11,6 +12,7 @@ pub struct ErrorBody {
 
 /// The body of an error in Anthropic's form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MessagesErrorBody {
     /// `error`.
     #[serde(rename = "type")]
@@ -23,6 +25,7 @@ pub struct MessagesErrorBody {
 
 /// An error in Anthropic's form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MessagesErrorObject {
     /// The kind, such as `invalid_request_error`.
     #[serde(rename = "type")]
@@ -33,6 +36,7 @@ pub struct MessagesErrorObject {
 
 /// An error.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ErrorObject {
     /// A message for people.
     pub message: String,

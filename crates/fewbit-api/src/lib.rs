@@ -14,8 +14,11 @@
 //! assert_eq!((request.n, request.messages[0].content.as_text()), (Some(2), Some("Hi".to_owned())));
 //! # Ok::<(), serde_json::Error>(())
 //! ```
+//!
+//! With the feature `schema`, all types implement `schemars::JsonSchema`.
 #![forbid(unsafe_code)]
 
+pub mod admin;
 pub mod chat;
 pub mod common;
 pub mod completion;
@@ -24,5 +27,7 @@ pub mod error;
 pub mod messages;
 pub mod models;
 pub mod responses;
+#[cfg(feature = "schema")]
+mod schema;
 pub mod sse;
 pub mod tokens;

@@ -17,6 +17,7 @@ const BILLING_LINE: &str = "x-anthropic-billing-header:";
 
 /// A request for a message.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct MessagesRequest {
     /// The model; may be left out if there is only one.
@@ -53,6 +54,7 @@ pub struct MessagesRequest {
 
 /// A turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MessageParam {
     /// Who speaks.
     pub role: Speaker,
@@ -62,6 +64,7 @@ pub struct MessageParam {
 
 /// Who speaks in a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Speaker {
@@ -79,6 +82,7 @@ pub struct Blocks(pub Vec<Block>);
 
 /// A block of a turn.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Block {
@@ -116,6 +120,10 @@ pub enum Block {
 impl<'de> Deserialize<'de> for Blocks {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let block = |(i, block): (usize, Value)| {
+            // serde would take a list of a block's fields as well.
+            if !block.is_object() {
+                return Err(D::Error::custom(format!("block {i}: expected an object, found {}", kind(&block))));
+            }
             Block::deserialize(block).map_err(|error| D::Error::custom(format!("block {i}: {error}")))
         };
         match Value::deserialize(deserializer)? {
@@ -128,6 +136,7 @@ impl<'de> Deserialize<'de> for Blocks {
 
 /// A function that the model may call.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ToolParam {
     /// `custom`, or left out. Other types are tools that Anthropic's servers run.
@@ -144,6 +153,7 @@ pub struct ToolParam {
 
 /// Whether the model may, must or must not call a tool.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ToolChoiceParam {
     /// `auto`, `any`, `tool` or `none`.
@@ -157,6 +167,7 @@ pub struct ToolChoiceParam {
 
 /// The kind of a [`ToolChoiceParam`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ToolChoiceKind {
@@ -172,6 +183,7 @@ pub enum ToolChoiceKind {
 
 /// Whether the model may reason first.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Thinking {
     /// `enabled`, `adaptive`, `between_tools` or `disabled`.
@@ -181,6 +193,7 @@ pub struct Thinking {
 
 /// The kind of a [`Thinking`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ThinkingKind {
@@ -196,6 +209,7 @@ pub enum ThinkingKind {
 
 /// Settings of the answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct OutputConfig {
     /// The form that the answer must have.
@@ -204,6 +218,7 @@ pub struct OutputConfig {
 
 /// The form that an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutputFormat {
@@ -343,6 +358,7 @@ fn assistant(blocks: Blocks, i: usize) -> Result<ChatMessage, Refused> {
 
 /// An answer, or the head of a streamed one.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MessagesResponse {
     /// The id of the answer.
     pub id: String,
@@ -365,6 +381,7 @@ pub struct MessagesResponse {
 
 /// A block of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum AnswerBlock {
@@ -393,6 +410,7 @@ pub enum AnswerBlock {
 
 /// The tokens that an answer took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct MessagesUsage {
     /// Tokens of the prompt, without those that were found in the cache.
     pub input_tokens: usize,
@@ -418,6 +436,7 @@ impl MessagesUsage {
 
 /// The answer to a request to count tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CountResponse {
     /// Tokens of the prompt.
     pub input_tokens: usize,

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 /// A list of models.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelList {
     /// `list`.
     pub object: &'static str,
@@ -13,6 +14,7 @@ pub struct ModelList {
 
 /// A model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelObject {
     /// Its name in requests.
     pub id: String,

@@ -11,6 +11,7 @@ use crate::common::kind;
 
 /// A request for a response. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct ResponsesRequest {
     /// The model; may be left out if there is only one.
@@ -58,6 +59,10 @@ pub struct Input(pub Vec<Item>);
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let item = |(i, mut item): (usize, Value)| {
+            // serde would take a list of an item's fields as well.
+            if !item.is_object() {
+                return Err(D::Error::custom(format!("item {i}: expected an object, found {}", kind(&item))));
+            }
             // Messages may leave out their `type`.
             if let Value::Object(fields) = &mut item
                 && fields.contains_key("role")
@@ -79,6 +84,7 @@ impl<'de> Deserialize<'de> for Input {
 
 /// An item of a conversation.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Item {
@@ -114,6 +120,7 @@ pub enum Item {
 
 /// A part of the model's reasoning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ReasoningText {
     /// `reasoning_text`.
     #[serde(rename = "type")]
@@ -168,6 +175,7 @@ impl Item {
 
 /// Settings of the text of an answer.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct TextConfig {
     /// The form that it must have.
@@ -176,6 +184,7 @@ pub struct TextConfig {
 
 /// The form that the text of an answer must have.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextFormat {
@@ -192,6 +201,7 @@ pub enum TextFormat {
 
 /// How much the model should reason.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct Reasoning {
     /// `none` turns reasoning off. Other values are passed to the model's chat template.
@@ -220,6 +230,7 @@ pub fn chat_tools(tools: &[Map<String, Value>]) -> Result<Vec<Value>, (String, S
 
 /// An answer, at its beginning or its end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Response {
     /// The id of the answer.
     pub id: String,
@@ -269,6 +280,7 @@ pub struct Response {
 
 /// Why an answer failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResponseError {
     /// `server_error`.
     pub code: &'static str,
@@ -278,6 +290,7 @@ pub struct ResponseError {
 
 /// Why an answer is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct IncompleteDetails {
     /// `max_output_tokens`.
     pub reason: &'static str,
@@ -285,6 +298,7 @@ pub struct IncompleteDetails {
 
 /// An item of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum OutputItem {
@@ -327,6 +341,7 @@ pub enum OutputItem {
 
 /// A text of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OutputText {
     /// `output_text`.
     #[serde(rename = "type")]
@@ -348,6 +363,7 @@ impl OutputText {
 
 /// The tokens that an answer took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ResponseUsage {
     /// Tokens of the prompt.
     pub input_tokens: usize,
@@ -363,6 +379,7 @@ pub struct ResponseUsage {
 
 /// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InputDetails {
     /// Tokens that were found in the cache, because an earlier request had them.
     pub cached_tokens: usize,
@@ -370,6 +387,7 @@ pub struct InputDetails {
 
 /// Details of a [`ResponseUsage`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OutputDetails {
     /// Always 0: reasoning is not counted separately.
     pub reasoning_tokens: usize,

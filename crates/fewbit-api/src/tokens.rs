@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 /// A request to tokenize a text.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct TokenizeRequest {
     /// The model; may be left out if there is only one.
@@ -21,6 +22,7 @@ pub struct TokenizeRequest {
 
 /// The tokens of a text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TokenizeResponse {
     /// The token ids.
     pub tokens: Vec<u32>,
@@ -32,6 +34,7 @@ pub struct TokenizeResponse {
 
 /// A request to turn tokens into text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct DetokenizeRequest {
     /// The model; may be left out if there is only one.
@@ -42,6 +45,7 @@ pub struct DetokenizeRequest {
 
 /// The text of tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DetokenizeResponse {
     /// The text.
     pub content: String,

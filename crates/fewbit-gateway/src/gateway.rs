@@ -9,7 +9,7 @@
 //! line cannot be written, all new requests are refused until it can.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Context, Poll};
@@ -22,7 +22,7 @@ use fewbit_serve::{
 };
 use futures_core::Stream;
 
-use crate::audit::{Audit, Entry, Outcome};
+use crate::audit::{Audit, Entry, Head, Outcome};
 use crate::error::GatewayError;
 use crate::keys::{Key, KeyStore};
 use crate::limits::{Limits, Refusal, Reserved};
@@ -78,20 +78,21 @@ struct Shared<B> {
 
 /// The mutable state: keys, limits and the audit log.
 #[derive(Debug)]
-struct Books {
+pub(crate) struct Books {
+    store: PathBuf,
     keys: Mutex<KeyStore>,
     limits: Mutex<Limits>,
-    audit: Mutex<Log>,
+    pub(crate) audit: Mutex<Log>,
 }
 
 #[derive(Debug)]
-struct Log {
+pub(crate) struct Log {
     audit: Audit,
     /// Entries that have not been written yet, oldest first.
     waiting: Vec<Entry>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -110,13 +111,22 @@ impl<B: Backend> Gateway<B> {
             }
         })?;
         let audit = Mutex::new(Log { audit, waiting: Vec::new() });
-        let books = Arc::new(Books { keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
+        let store = store.as_ref().to_owned();
+        let books = Arc::new(Books { store, keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
         Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), books }) })
     }
 
     /// Replaces the prices. Answers in progress keep the prices with which they began.
     pub fn set_prices(&self, prices: Prices) {
         *self.shared.prices.write().unwrap_or_else(PoisonError::into_inner) = prices;
+    }
+
+    pub(crate) fn books(&self) -> &Books {
+        &self.shared.books
+    }
+
+    pub(crate) fn store(&self) -> &Path {
+        &self.shared.books.store
     }
 
     /// The guarded backend, to pass to the server.
@@ -141,6 +151,11 @@ impl Books {
 }
 
 impl Log {
+    /// The head of the log, and whether all entries are in it.
+    pub(crate) fn state(&self) -> (Head, bool) {
+        (self.audit.head().clone(), self.waiting.is_empty())
+    }
+
     /// Writes the waiting entries. Returns whether all of them were written.
     fn catch_up(&mut self) -> bool {
         while let Some(entry) = self.waiting.first() {

@@ -23,6 +23,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod admin;
 mod audit;
 mod breaker;
 mod config;

@@ -437,6 +437,8 @@ pub enum BackendErrorKind {
     },
     /// The upstream failed, or its answer was wrong: try again.
     Upstream,
+    /// Someone cancelled the request on the server: do not try again.
+    Cancelled,
 }
 
 impl BackendError {

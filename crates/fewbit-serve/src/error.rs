@@ -139,6 +139,11 @@ impl ApiError {
     }
 }
 
+/// The status of cancelled requests. Official clients do not try again after it.
+fn cancelled() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST)
+}
+
 impl From<BackendError> for ApiError {
     fn from(error: BackendError) -> Self {
         let BackendError { kind, message, param } = error;
@@ -159,6 +164,7 @@ impl From<BackendError> for ApiError {
             BackendErrorKind::UpstreamBusy { retry_after_s } => {
                 (StatusCode::SERVICE_UNAVAILABLE, Some("upstream_busy"), Some(retry_after_s))
             }
+            BackendErrorKind::Cancelled => (cancelled(), Some("cancelled"), None),
             BackendErrorKind::Upstream => (StatusCode::BAD_GATEWAY, Some("upstream_error"), None),
         };
         Self { status, message, param, code, retry_after_s }

@@ -25,6 +25,7 @@
 //! It needs tokio's multi-threaded runtime: preparing a prompt blocks a thread for some milliseconds.
 #![forbid(unsafe_code)]
 
+mod admin;
 mod backend;
 mod endpoints;
 mod engine;
@@ -32,6 +33,7 @@ mod error;
 mod kept;
 mod keys;
 mod line;
+mod live;
 mod local;
 mod messages;
 mod scripted;
@@ -40,6 +42,7 @@ mod stats;
 mod stream;
 mod upstream;
 
+pub use admin::Admin;
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
     Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,

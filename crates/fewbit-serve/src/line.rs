@@ -77,29 +77,36 @@ impl Call {
 /// A successful answer to a request.
 pub(crate) struct Reply {
     content: Content,
+    /// Headers of its own.
+    headers: &'static [(&'static str, &'static str)],
     answered_by: Vec<AnsweredBy>,
 }
 
 enum Content {
-    /// JSON.
-    Json(Vec<u8>),
-    /// Text, with its content type.
-    Text(String, &'static str),
+    /// A body, with its content type.
+    Bytes(Bytes, &'static str),
     /// Server-sent events.
     Events(Pin<Box<dyn Stream<Item = String> + Send>>),
 }
 
 impl Reply {
     pub(crate) fn json(value: &impl serde::Serialize) -> Result<Self, ApiError> {
-        serde_json::to_vec(value).map(|bytes| Content::Json(bytes).into()).map_err(|_| ApiError::internal())
+        let bytes = serde_json::to_vec(value).map_err(|_| ApiError::internal())?;
+        Ok(Self::bytes(bytes, "application/json"))
     }
 
-    pub(crate) fn text(text: String, kind: &'static str) -> Self {
-        Content::Text(text, kind).into()
+    /// A body with this content type.
+    pub(crate) fn bytes(bytes: impl Into<Bytes>, kind: &'static str) -> Self {
+        Content::Bytes(bytes.into(), kind).into()
     }
 
     pub(crate) fn events(events: Pin<Box<dyn Stream<Item = String> + Send>>) -> Self {
         Content::Events(events).into()
+    }
+
+    /// Sets further headers.
+    pub(crate) fn headers(self, headers: &'static [(&'static str, &'static str)]) -> Self {
+        Self { headers, ..self }
     }
 
     /// Sets which targets of a route answered, for the headers.
@@ -111,7 +118,7 @@ impl Reply {
 
 impl From<Content> for Reply {
     fn from(content: Content) -> Self {
-        Self { content, answered_by: Vec::new() }
+        Self { content, headers: &[], answered_by: Vec::new() }
     }
 }
 
@@ -241,8 +248,7 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 
 fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Body> {
     let (body, kind) = match reply.content {
-        Content::Json(bytes) => (Body::from(bytes), "application/json"),
-        Content::Text(text, kind) => (Body::from(text), kind),
+        Content::Bytes(bytes, kind) => (Body::from(bytes), kind),
         Content::Events(events) => {
             // The stream owns `running`: if the client disconnects, it is dropped before the status is set, and counts
             // as such.
@@ -263,6 +269,9 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    for (name, value) in reply.headers {
+        headers.insert(*name, HeaderValue::from_static(value));
+    }
     // A request for several answers may have been answered by several targets.
     let mut names: Vec<&str> = reply.answered_by.iter().map(|by| &*by.backend).collect();
     names.sort_unstable();

@@ -105,6 +105,8 @@ pub struct ScriptedBackend {
 #[derive(Debug, Default)]
 struct Shared {
     scripts: Mutex<VecDeque<Script>>,
+    /// The script for jobs after all others were used.
+    last: Mutex<Option<Script>>,
     jobs: Mutex<Vec<Job>>,
     running: AtomicUsize,
 }
@@ -131,6 +133,12 @@ impl ScriptedBackend {
         self.shared.scripts.lock().unwrap_or_else(PoisonError::into_inner).push_back(script);
     }
 
+    /// Sets the script for jobs after all others were used.
+    pub fn then_always(self, script: Script) -> Self {
+        *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(script);
+        self
+    }
+
     /// The jobs that were received.
     pub fn jobs(&self) -> Vec<Job> {
         self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -151,6 +159,7 @@ impl Backend for ScriptedBackend {
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
         self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).push(job);
         let script = self.shared.scripts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let script = script.or_else(|| self.shared.last.lock().unwrap_or_else(PoisonError::into_inner).clone());
         Box::pin(async move {
             let none = || BackendError::new(BackendErrorKind::Internal, "there is no script left");
             let script = script.ok_or_else(none)?;

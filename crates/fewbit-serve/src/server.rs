@@ -13,11 +13,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::admin::Admin;
 use crate::backend::{Backend, Gate};
 use crate::endpoints;
 use crate::error::ServeError;
 use crate::kept::Kept;
 use crate::keys::Keys;
+use crate::live::LiveRequests;
 use crate::local::Local;
 use crate::stats::Stats;
 
@@ -46,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) body_limit: usize,
     pub(crate) keep_alive: Duration,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) live: Arc<LiveRequests>,
+    pub(crate) admin: Option<Arc<dyn Admin>>,
     pub(crate) reload: Option<Reload>,
     draining: AtomicBool,
 }
@@ -72,6 +76,8 @@ impl Server {
             body_limit: BODY_LIMIT,
             keep_alive: Duration::from_secs(10),
             stats: Arc::default(),
+            live: Arc::default(),
+            admin: None,
             reload: None,
             draining: AtomicBool::new(false),
         };
@@ -86,6 +92,12 @@ impl Server {
     /// Only answers requests that this gate admits.
     pub fn gate(mut self, gate: impl Gate) -> Self {
         self.shared.gate = Some(Box::new(gate));
+        self
+    }
+
+    /// Sets what answers questions about usage and the audit log.
+    pub fn admin(mut self, admin: impl Admin) -> Self {
+        self.shared.admin = Some(Arc::new(admin));
         self
     }
 

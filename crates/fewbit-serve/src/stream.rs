@@ -20,8 +20,9 @@ use futures_util::stream::{SelectAll, select_all, unfold};
 use futures_util::{StreamExt, TryStreamExt, future};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::backend::{AnsweredBy, Backend, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
+use crate::backend::{AnsweredBy, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
 use crate::error::ApiError;
+use crate::server::Shared;
 
 /// What the chunks of an endpoint look like.
 pub(crate) trait Form: Send + 'static {
@@ -45,9 +46,13 @@ pub(crate) trait Form: Send + 'static {
     }
 }
 
-/// Begins all answers, or fails if one of them cannot begin.
-pub(crate) async fn begin(backend: &dyn Backend, jobs: Vec<Job>) -> Result<Vec<Generating>, BackendError> {
-    future::try_join_all(jobs.into_iter().map(|job| backend.generate(job))).await
+/// Begins all answers of a request, or fails if one of them cannot begin. From here on the request can be cancelled.
+pub(crate) async fn begin(server: &Shared, jobs: Vec<Job>) -> Result<Vec<Generating>, BackendError> {
+    let Some(Job { caller, model, .. }) = jobs.first() else { return Ok(Vec::new()) };
+    let request = server.live.begin(caller.clone(), model.clone(), jobs.len());
+    let answers = future::try_join_all(jobs.into_iter().map(|job| server.backend.generate(job)));
+    let answers = request.unless_cancelled(answers).await?;
+    Ok(answers.into_iter().map(|answer| request.watch(answer)).collect())
 }
 
 /// Which targets of a route give these answers.

@@ -66,7 +66,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             let gateway = Gateway::open(store, prices, backend)?;
             let priced = gateway.clone();
             reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
-            Server::new(gateway.backend()).gate(gateway)
+            Server::new(gateway.backend()).admin(gateway.clone()).gate(gateway)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),

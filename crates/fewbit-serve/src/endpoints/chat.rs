@@ -39,7 +39,7 @@ impl Endpoint for Chat {
         let caller = call.caller;
         let job = Job { caller, model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
         let jobs = (0..n as u64).map(|i| Job { seed: seed.wrapping_add(i), ..job.clone() }).collect();
-        let answers = stream::begin(&*server.backend, jobs).await?;
+        let answers = stream::begin(server, jobs).await?;
         let by = stream::answered_by(&answers);
         let head = Head::new("chatcmpl-", model, wants_usage);
         if is_streamed {

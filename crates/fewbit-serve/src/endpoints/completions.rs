@@ -59,7 +59,7 @@ impl Endpoint for Completions {
             };
             (0..n as u64).map(move |i| Job { seed: seed.wrapping_add(i), ..job.clone() })
         });
-        let answers = stream::begin(&*server.backend, jobs.collect()).await?;
+        let answers = stream::begin(server, jobs.collect()).await?;
         let by = stream::answered_by(&answers);
         let head = Head::new("cmpl-", model, wants_usage(request.stream_options.as_ref()));
         let has_logprobs = request.logprobs.is_some();

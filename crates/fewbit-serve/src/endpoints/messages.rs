@@ -31,7 +31,7 @@ impl Endpoint for Messages {
         let is_streamed = request.stream.unwrap_or(false);
         let model = model_of(server, &call.caller, request.model.as_deref())?;
         let job = Job { max_tokens: Some(max_tokens as usize), ..job_of(request, call, &model)? };
-        let mut answers = stream::begin(&*server.backend, vec![job]).await?;
+        let mut answers = stream::begin(server, vec![job]).await?;
         let by = stream::answered_by(&answers);
         let id = random_id("msg_");
         if is_streamed {

@@ -1,9 +1,12 @@
 //! The endpoints: how each one reads and answers its requests. The [pipeline](crate::line) does the rest.
 
+mod admin;
 mod chat;
 mod completions;
 mod embeddings;
 mod messages;
+mod openapi;
+mod page;
 mod responses;
 mod small;
 
@@ -11,7 +14,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use fewbit_api::common::Sampling;
 
 use crate::backend::{Caller, Form, ModelInfo};
@@ -47,6 +50,17 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .route("/detokenize", post(line::<small::Detokenize>).fallback(line::<small::WrongMethod>))
         .route("/admin/reload", post(line::<small::Reload>).fallback(line::<small::WrongMethod>))
         .route("/health", get(line::<small::Health>).fallback(line::<small::WrongMethod>))
+        .route("/v1/requests", get(line::<admin::Requests<admin::Own>>).fallback(line::<small::WrongMethod>))
+        .route("/v1/requests/{id}", delete(line::<admin::Cancel<admin::Own>>).fallback(line::<small::WrongMethod>))
+        .route("/v1/usage", get(line::<admin::Usage<admin::Own>>).fallback(line::<small::WrongMethod>))
+        .route("/admin/requests", get(line::<admin::Requests<admin::All>>).fallback(line::<small::WrongMethod>))
+        .route("/admin/requests/{id}", delete(line::<admin::Cancel<admin::All>>).fallback(line::<small::WrongMethod>))
+        .route("/admin/usage", get(line::<admin::Usage<admin::All>>).fallback(line::<small::WrongMethod>))
+        .route("/admin/audit", get(line::<admin::Audit>).fallback(line::<small::WrongMethod>))
+        .route("/admin/audit/verify", post(line::<admin::Verify>).fallback(line::<small::WrongMethod>))
+        .route("/", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
+        .route("/page/{file}", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
+        .route("/openapi.json", get(line::<openapi::OpenApi>).fallback(line::<small::WrongMethod>))
         .route("/metrics", get(line::<small::Metrics>).fallback(line::<small::WrongMethod>))
         .fallback(line::<small::Unknown>)
         .with_state(server)

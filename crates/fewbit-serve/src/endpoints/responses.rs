@@ -34,7 +34,7 @@ impl Endpoint for Responses {
         let sampling: Sampling = call.read()?;
         let is_streamed = request.stream.unwrap_or(false);
         let (job, answer) = prepare(server, request, sampling, &call.caller)?;
-        let answers = stream::begin(&*server.backend, vec![job]).await?;
+        let answers = stream::begin(server, vec![job]).await?;
         let by = stream::answered_by(&answers);
         let server = Arc::clone(server);
         if is_streamed {

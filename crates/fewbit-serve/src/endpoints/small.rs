@@ -118,7 +118,7 @@ impl Endpoint for Metrics {
 
     async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
         let text = server.stats.text(&server.backend.samples());
-        Ok(Reply::text(text, "text/plain; version=0.0.4; charset=utf-8"))
+        Ok(Reply::bytes(text, "text/plain; version=0.0.4; charset=utf-8"))
     }
 }
 

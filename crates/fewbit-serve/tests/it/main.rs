@@ -6,6 +6,7 @@ mod engine;
 mod line;
 mod logs;
 mod messages;
+mod openapi;
 mod responses;
 mod streams;
 #[path = "../support/mod.rs"]

@@ -1,0 +1,105 @@
+//! `/admin/*`, and what a key may see of itself: requests in progress, usage, the state of the audit log. Not part of
+//! OpenAI's interface.
+
+use serde::Serialize;
+
+/// A list.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct List<T> {
+    /// `list`.
+    pub object: &'static str,
+    /// Its items.
+    pub data: Vec<T>,
+}
+
+impl<T> List<T> {
+    /// Creates a list.
+    pub fn new(data: Vec<T>) -> Self {
+        Self { object: "list", data }
+    }
+}
+
+/// A request in progress.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct LiveRequest {
+    /// The request id.
+    pub id: String,
+    /// The name of the key.
+    pub key: Option<String>,
+    /// The path of the endpoint.
+    pub endpoint: String,
+    /// The model or route.
+    pub model: String,
+    /// `waiting` until its first tokens are there, then `generating`.
+    pub state: &'static str,
+    /// How many answers it gets.
+    pub answers: usize,
+    /// Tokens of the prompt; 0 if they are not known yet.
+    pub prompt_tokens: u64,
+    /// Tokens generated so far.
+    pub completion_tokens: u64,
+    /// For how long it has been running, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// The result of cancelling a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Cancelled {
+    /// The request id.
+    pub id: String,
+    /// Always true.
+    pub cancelled: bool,
+}
+
+/// What a key used on one day of one model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct UsageRow {
+    /// The day (UTC), such as `2026-11-28`.
+    pub day: String,
+    /// The name of the key.
+    pub key: String,
+    /// The model or route.
+    pub model: String,
+    /// Answers that were begun, including those that failed or were cancelled.
+    pub answers: u64,
+    /// Requests that ended before an answer was begun.
+    pub refused: u64,
+    /// Tokens of prompts.
+    pub prompt_tokens: u64,
+    /// How many of them were found in the cache.
+    pub cached_tokens: u64,
+    /// Generated tokens.
+    pub completion_tokens: u64,
+    /// Cost, in the currency of the prices.
+    pub cost: f64,
+}
+
+/// The state of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AuditState {
+    /// The number of lines.
+    pub lines: u64,
+    /// The SHA-256 of the last line, in hexadecimal.
+    pub hash: String,
+    /// Whether all entries so far could be written.
+    pub is_complete: bool,
+}
+
+/// The result of verifying the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct AuditCheck {
+    /// Whether no line was changed, removed or inserted.
+    pub is_intact: bool,
+    /// The number of lines.
+    pub lines: u64,
+    /// The SHA-256 of the last line; of none, if the log is not intact.
+    pub hash: Option<String>,
+    /// What is wrong, with the line number.
+    pub problem: Option<String>,
+}

@@ -1,0 +1,67 @@
+//! What administrators can ask about the usage and the audit log of a running server.
+
+use std::collections::BTreeMap;
+
+use fewbit_serve::api::admin::{AuditCheck, AuditState, UsageRow};
+use fewbit_serve::{Admin, Backend, BackendError, BackendErrorKind};
+
+use crate::audit::{Outcome, verify};
+use crate::error::GatewayError;
+use crate::gateway::{Gateway, lock};
+use crate::usage::date;
+
+impl<B: Backend> Admin for Gateway<B> {
+    fn usage(&self, key: Option<&str>) -> Result<Vec<UsageRow>, BackendError> {
+        let mut rows: BTreeMap<(String, String, String), UsageRow> = BTreeMap::new();
+        let read = verify(self.store(), None, |entry| {
+            let of = entry.key.as_deref().unwrap_or("-");
+            if key.is_some_and(|key| key != of) {
+                return;
+            }
+            let group = (date(entry.time_ms), of.to_owned(), entry.model.clone());
+            let row = rows.entry(group).or_default();
+            match entry.outcome {
+                Outcome::Refused => row.refused += 1,
+                _ => row.answers += 1,
+            }
+            row.prompt_tokens += entry.prompt_tokens;
+            row.cached_tokens += entry.cached_tokens;
+            row.completion_tokens += entry.completion_tokens;
+            row.cost += entry.cost;
+        });
+        read.map_err(|error| {
+            // The error names a file of the server, which is nothing for clients.
+            tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be read");
+            let message = "the log cannot be read: `fewbit audit verify` on the server says why";
+            BackendError::new(BackendErrorKind::Internal, message)
+        })?;
+        let row = |((day, key, model), row)| UsageRow { day, key, model, ..row };
+        Ok(rows.into_iter().map(row).collect())
+    }
+
+    fn audit(&self) -> AuditState {
+        let (head, is_complete) = lock(&self.books().audit).state();
+        AuditState { lines: head.n, hash: head.hash, is_complete }
+    }
+
+    fn verify(&self) -> AuditCheck {
+        // What was written up to now must be a part of the file.
+        let (head, _) = lock(&self.books().audit).state();
+        match verify(self.store(), Some(&head), |_| ()) {
+            Ok(head) => AuditCheck { is_intact: true, lines: head.n, hash: Some(head.hash), problem: None },
+            Err(error) => {
+                let problem = match error {
+                    GatewayError::Broken { line, what, .. } => format!("line {line} {what}"),
+                    GatewayError::OtherHead { line, .. } => {
+                        format!("line {line} is missing, or all lines were written anew")
+                    }
+                    error => {
+                        tracing::error!(error = &error as &dyn std::error::Error, "the log cannot be verified");
+                        "the log cannot be read".to_owned()
+                    }
+                };
+                AuditCheck { is_intact: false, lines: head.n, hash: None, problem: Some(problem) }
+            }
+        }
+    }
+}

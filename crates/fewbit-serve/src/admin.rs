@@ -1,0 +1,20 @@
+//! The trait [`Admin`]: what a server's administrators can ask about its usage and its log.
+
+use fewbit_api::admin::{AuditCheck, AuditState, UsageRow};
+
+use crate::backend::BackendError;
+
+/// Answers questions about usage and the audit log. The methods may block.
+pub trait Admin: Send + Sync + 'static {
+    /// The usage by day, key and model; only that of one key, if it is given.
+    ///
+    /// # Errors
+    /// If the usage cannot be read.
+    fn usage(&self, key: Option<&str>) -> Result<Vec<UsageRow>, BackendError>;
+
+    /// The state of the audit log.
+    fn audit(&self) -> AuditState;
+
+    /// Verifies every line of the audit log.
+    fn verify(&self) -> AuditCheck;
+}

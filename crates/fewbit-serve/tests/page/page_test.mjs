@@ -1,0 +1,204 @@
+// The page of `fewbit serve` in Chromium: a conversation, a stop, cancelling a request, a plot, the audit log, what a key
+// without /admin sees, dark mode.
+//
+// `cargo xtask page` makes the environment, starts the server, and runs this with FEWBIT_URL, FEWBIT_ADMIN_KEY, FEWBIT_KEY
+// (a key without /admin) and FEWBIT_SCREENSHOTS (a folder) set.
+
+import assert from "node:assert/strict";
+import { mkdtempSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { after, before, test } from "node:test";
+
+const require = createRequire(path.join(process.env.FEWBIT_NODE_FOLDER, "package.json"));
+const { chromium } = require("playwright-core");
+
+const URL = process.env.FEWBIT_URL;
+const ADMIN = process.env.FEWBIT_ADMIN_KEY;
+const KEY = process.env.FEWBIT_KEY;
+const picture = (name) => path.join(process.env.FEWBIT_SCREENSHOTS, `${name}.png`);
+
+let context;
+let page;
+/** What the browser should not have done: requests to other hosts, errors, violations of the policy. */
+const wrong = [];
+
+before(async () => {
+  context = await chromium.launchPersistentContext(mkdtempSync(path.join(tmpdir(), "fewbit-page-")), {
+    executablePath: process.env.FEWBIT_CHROMIUM,
+    headless: true,
+    viewport: { width: 1100, height: 800 },
+    args: [
+      "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+      "--disable-component-update", "--disable-sync",
+    ],
+  });
+  context.setDefaultTimeout(60_000);
+});
+after(() => context?.close());
+
+/** Opens the page in a new tab, and enters the key. */
+async function open(key) {
+  const tab = await context.newPage();
+  tab.on("request", (request) => request.url().startsWith(URL) || wrong.push(`asked ${request.url()}`));
+  tab.on("pageerror", (error) => wrong.push(`error: ${error}`));
+  // A refused request (a wrong key, a scope) is logged by the browser itself.
+  tab.on("console", (line) => {
+    const isOurs = line.type() === "error" && !line.text().startsWith("Failed to load resource");
+    if (isOurs) wrong.push(`console: ${line.text()}`);
+  });
+  const response = await tab.goto(URL);
+  const policy = response.headers()["content-security-policy"];
+  assert.match(policy, /default-src 'none'/);
+  assert.doesNotMatch(policy, /unsafe|\*/);
+  if (key) {
+    await tab.getByText("This server asks for a key").waitFor();
+    await tab.keyboard.type(key);
+    await tab.keyboard.press("Enter");
+    await tab.locator("#model option").first().waitFor({ state: "attached" });
+  }
+  return tab;
+}
+
+const say = async (tab, text) => {
+  await tab.locator("#message").fill(text);
+  await tab.keyboard.press("Enter");
+};
+const isIdle = (tab) => tab.locator("#send").waitFor();
+const answers = (tab) => tab.locator(".message.assistant .text:not(.reasoning)");
+
+test("a conversation, with edit and retry", async () => {
+  page = await open(ADMIN);
+  assert.equal(await page.locator("#notice").isVisible(), false);
+  await page.locator("#settings summary").click();
+  await page.locator("#max-tokens").fill("12");
+  await page.locator("#seed").fill("7");
+  await say(page, "Why is the sky blue?");
+  await isIdle(page);
+  const first = await answers(page).first().textContent();
+  assert.ok(first.length > 10, first);
+  await page.getByText("12 tokens").waitFor();
+  // The same seed gives the same answer, and another one another.
+  await page.getByRole("button", { name: "Retry" }).click();
+  await isIdle(page);
+  assert.equal(await answers(page).first().textContent(), first);
+  await page.locator("#seed").fill("8");
+  await page.getByRole("button", { name: "Retry" }).click();
+  await isIdle(page);
+  assert.notEqual(await answers(page).first().textContent(), first);
+  await say(page, "And at night?");
+  await isIdle(page);
+  assert.equal(await answers(page).count(), 2);
+  // Editing the first message takes away what came after it. Text is shown as text.
+  await page.getByRole("button", { name: "Edit" }).first().click();
+  const text = "<img src=x onerror=document.title='bad'><b>Hello</b>";
+  await page.getByLabel("Edit the message").fill(text);
+  await page.keyboard.press("Enter");
+  await isIdle(page);
+  assert.equal(await page.locator(".message").count(), 2);
+  assert.equal(await page.locator(".message.user .text").textContent(), text);
+  assert.equal(await page.locator("#messages img, #messages b").count(), 0);
+  assert.equal(await page.title(), "fewbit");
+});
+
+test("a stop", async () => {
+  await page.locator("#max-tokens").fill("");
+  await page.locator("#clear").click();
+  await say(page, "Tell me a very long story about a fox, a river and a mountain.");
+  await page.waitForFunction(() => document.querySelector(".assistant .text:not(.reasoning)")?.textContent.length > 20);
+  assert.equal(await page.locator("#send").isVisible(), false);
+  await page.keyboard.press("Escape");
+  await isIdle(page);
+  await page.getByText("Stopped.").waitFor();
+  const length = (await answers(page).first().textContent()).length;
+  await page.waitForTimeout(300);
+  assert.equal((await answers(page).first().textContent()).length, length);
+});
+
+/** Asks for an answer that takes long, from outside the page. */
+const ask = (key) => fetch(`${URL}/v1/chat/completions`, {
+  method: "POST",
+  headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+  body: JSON.stringify({ stream: true, temperature: 0, messages: [{ role: "user", content: "Count to a million." }], logit_bias: { 2: -100, 0: -100 } }),
+});
+
+test("requests in progress, and cancelling one", async () => {
+  await page.locator("h1").click();
+  await page.keyboard.press("3");
+  await page.getByText("No request is in progress.").waitFor();
+  const response = await ask(KEY);
+  const row = page.getByRole("row").filter({ hasText: "user" });
+  await row.getByText("generating").waitFor();
+  await row.getByRole("button", { name: /Cancel/ }).click();
+  await page.getByText("No request is in progress.").waitFor();
+  const text = await response.text();
+  assert.match(text, /the request was cancelled on the server/);
+  assert.doesNotMatch(text, /\[DONE\]/);
+});
+
+test("a key without /admin sees its own", async () => {
+  const own = await open(KEY);
+  await own.getByRole("tab", { name: "Requests" }).click();
+  await own.getByText("Of your key").waitFor();
+  const [mine, other] = await Promise.all([ask(KEY), ask(ADMIN)]);
+  await own.getByText("generating").waitFor();
+  assert.equal(await own.getByRole("button", { name: /Cancel/ }).count(), 1);
+  await own.getByRole("button", { name: /Cancel/ }).click();
+  assert.match(await mine.text(), /cancelled/);
+  await other.body.cancel();
+  await own.getByRole("tab", { name: "Audit log" }).click();
+  await own.getByText("the key may not ask /admin/audit").waitFor();
+  await own.close();
+});
+
+test("models", async () => {
+  await page.getByRole("tab", { name: "Models" }).click();
+  const row = page.getByRole("row").filter({ hasText: "small" });
+  assert.match(await row.textContent(), /\d+ MB/);
+});
+
+test("a plot of usage", async () => {
+  await page.getByRole("tab", { name: "Usage" }).click();
+  await page.locator("#plot rect").first().waitFor();
+  assert.equal(await page.locator("#plot rect").count(), 2);
+  assert.deepEqual(await page.locator("#legend li").allTextContents(), ["admin", "user"]);
+  const height = async (i) => Number(await page.locator("#plot rect").nth(i).getAttribute("height"));
+  assert.ok((await height(0)) > 0 && (await height(1)) > 0);
+  await page.locator("#usage-what").selectOption("answers");
+  const titles = await page.locator("#plot title").allTextContents();
+  assert.match(titles[0], /^\d{4}-\d\d-\d\d, admin: \d+$/);
+  await page.screenshot({ path: picture("usage") });
+});
+
+test("the audit log", async () => {
+  await page.getByRole("tab", { name: "Audit log" }).click();
+  assert.match(await page.locator("#head").textContent(), /^\d+:[0-9a-f]{64}$/);
+  await page.getByRole("button", { name: "Verify every line" }).click();
+  await page.getByText(/lines, unchanged/).waitFor();
+});
+
+test("the keyboard alone, and dark mode", async () => {
+  await page.locator("#tab-log").focus();
+  await page.keyboard.press("ArrowRight");
+  assert.equal(await page.locator("#tab-chat").getAttribute("aria-selected"), "true");
+  const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+  await page.emulateMedia({ colorScheme: "light" });
+  const light = await background();
+  await page.emulateMedia({ colorScheme: "dark" });
+  const dark = await background();
+  assert.notEqual(dark, light);
+  await page.screenshot({ path: picture("dark") });
+  await page.getByRole("tab", { name: "Usage" }).click();
+  await page.locator("#plot rect").first().waitFor();
+  await page.screenshot({ path: picture("dark-usage") });
+});
+
+test("the key is only in this tab, and nothing else was asked", async () => {
+  const kept = await page.evaluate(() => [localStorage.length, document.cookie, sessionStorage.length]);
+  assert.deepEqual(kept, [0, "", 1]);
+  const other = await open(null);
+  await other.getByText("This server asks for a key").waitFor();
+  assert.equal(await other.evaluate(() => sessionStorage.length), 0);
+  assert.deepEqual(wrong, []);
+});

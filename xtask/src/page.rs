@@ -1,0 +1,67 @@
+//! Tests the page of `fewbit serve` in Debian's headless Chromium, driven by npm's `playwright-core`.
+//!
+//! The server has SmolLM2, a store, and two keys, one of which may ask `/admin`. The screenshots are in `target/page`.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::clients::{Server, node_environment, program};
+use crate::debian;
+use crate::shell::{self, Missing};
+
+const FOLDER: &str = "crates/fewbit-serve/tests/page";
+const CHROMIUM: &str = "/usr/bin/chromium";
+
+const CONFIG: &str = r#"
+store = "store"
+
+[[models]]
+model = "smollm2-135m-instruct"
+name = "small"
+
+[prices.small]
+input = 100
+output = 400
+"#;
+
+pub(crate) fn run() -> Result<()> {
+    if !Path::new(CHROMIUM).exists() {
+        if !cfg!(target_os = "linux") {
+            return Err(Missing(format!("the page is tested with {CHROMIUM}, which is not here")).into());
+        }
+        debian::install(&["chromium"], "")?;
+    }
+    let node = node_environment(FOLDER, "page-node")?;
+    let folder = shell::target().join("page");
+    // A store of its own each time, so that the sums are known.
+    if folder.exists() {
+        fs::remove_dir_all(&folder)?;
+    }
+    fs::create_dir_all(&folder)?;
+    let config = folder.join("fewbit.toml");
+    fs::write(&config, CONFIG)?;
+    let config = config.to_string_lossy();
+    let program = program()?;
+    let admin = key(&program, &config, &["admin", "--endpoint", "/admin", "--endpoint", "/"])?;
+    let user = key(&program, &config, &["user"])?;
+    let server = Server::start(&["--config", &config])?;
+    let mut test = Command::new("node");
+    test.args(["--test", "--test-concurrency=1", &format!("{FOLDER}/page_test.mjs")]);
+    test.env("FEWBIT_URL", &server.url).env("FEWBIT_ADMIN_KEY", admin).env("FEWBIT_KEY", user);
+    test.env("FEWBIT_NODE_FOLDER", node).env("FEWBIT_CHROMIUM", CHROMIUM).env("FEWBIT_SCREENSHOTS", folder);
+    shell::run_command(test)
+}
+
+/// Creates a key.
+fn key(program: &Path, config: &str, args: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(["keys", "add", "--json", "--config", config]).args(args).output()?;
+    if !output.status.success() {
+        bail!("fewbit keys add failed: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    let made: Value = serde_json::from_slice(&output.stdout)?;
+    made["secret"].as_str().map(str::to_owned).context("no key")
+}
