@@ -1,7 +1,8 @@
 //! `/admin/*`, and what a key may see of itself: requests in progress, usage, the state of the audit log. Not part of
 //! OpenAI's interface.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// A list.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -102,4 +103,55 @@ pub struct AuditCheck {
     pub hash: Option<String>,
     /// What is wrong, with the line number.
     pub problem: Option<String>,
+}
+
+/// A call of a tool that waits for the approval of a person.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Approval {
+    /// Its id, to decide about it.
+    pub id: String,
+    /// The id of the request to whose answer the call belongs.
+    pub request: String,
+    /// The name of the key.
+    pub key: Option<String>,
+    /// The model or route.
+    pub model: String,
+    /// The tool, as `SERVER__TOOL`.
+    pub tool: String,
+    /// The arguments that the model wrote.
+    pub arguments: Map<String, Value>,
+    /// When the call was made, in milliseconds since 1970.
+    pub asked_ms: u64,
+    /// When it is denied if nobody has decided, in milliseconds since 1970.
+    pub expires_ms: u64,
+}
+
+/// A request to decide about a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DecideRequest {
+    /// What to do.
+    pub decision: Verdict,
+}
+
+/// What to do with a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Run it.
+    Approve,
+    /// Do not run it.
+    Deny,
+}
+
+/// The answer to a [`DecideRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct Decided {
+    /// The id of the call.
+    pub id: String,
+    /// What was decided.
+    pub decision: Verdict,
 }

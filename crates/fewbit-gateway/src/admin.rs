@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use fewbit_serve::api::admin::{AuditCheck, AuditState, UsageRow};
+use fewbit_serve::api::admin::{Approval, AuditCheck, AuditState, UsageRow};
 use fewbit_serve::{Admin, Backend, BackendError, BackendErrorKind};
 
 use crate::audit::{Outcome, verify};
@@ -15,7 +15,7 @@ impl<B: Backend> Admin for Gateway<B> {
         let mut rows: BTreeMap<(String, String, String), UsageRow> = BTreeMap::new();
         let read = verify(self.store(), None, |entry| {
             let of = entry.key.as_deref().unwrap_or("-");
-            if key.is_some_and(|key| key != of) {
+            if entry.tool.is_some() || key.is_some_and(|key| key != of) {
                 return;
             }
             let group = (date(entry.time_ms), of.to_owned(), entry.model.clone());
@@ -42,6 +42,14 @@ impl<B: Backend> Admin for Gateway<B> {
     fn audit(&self) -> AuditState {
         let (head, is_complete) = lock(&self.books().audit).state();
         AuditState { lines: head.n, hash: head.hash, is_complete }
+    }
+
+    fn approvals(&self) -> Vec<Approval> {
+        self.tools().map(|tools| tools.approvals().list()).unwrap_or_default()
+    }
+
+    fn decide(&self, id: &str, approve: bool, by: Option<&str>) -> bool {
+        self.tools().is_some_and(|tools| tools.approvals().decide(id, approve, by))
     }
 
     fn verify(&self) -> AuditCheck {

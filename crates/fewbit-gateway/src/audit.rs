@@ -68,6 +68,54 @@ pub struct Entry {
     pub cost: f64,
     /// The duration of the request in milliseconds.
     pub elapsed_ms: u64,
+    /// The call of a tool that the line is about. Such a line counts neither as an answer nor as refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolUse>,
+}
+
+/// A call of a tool that the gateway runs, or its result. A line with the call is written before it is run, and one with
+/// the result before the model gets it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolUse {
+    /// The tool, as `SERVER__TOOL`.
+    pub name: String,
+    /// What the line is about.
+    pub step: ToolStep,
+    /// Whether the call may be run, and why.
+    pub permission: Permission,
+    /// The name of the key of who decided about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The SHA-256 of the arguments or the result, in hexadecimal.
+    pub sha256: String,
+    /// The bytes of the arguments or the result.
+    pub bytes: u64,
+}
+
+/// What a line with a [`ToolUse`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ToolStep {
+    /// The call, with the hash of its arguments.
+    Call,
+    /// The result.
+    Result,
+}
+
+/// Whether a call may be run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Permission {
+    /// The tool needs no approval.
+    NotNeeded,
+    /// A person approved the call.
+    Approved,
+    /// A person denied the call, or the key may not have the tool called.
+    Denied,
+    /// Nobody decided in time, or too many calls were waiting.
+    Expired,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -252,6 +300,7 @@ pub(crate) mod tests {
             estimated: false,
             cost: 0.5,
             elapsed_ms: 7,
+            tool: None,
         }
     }
 

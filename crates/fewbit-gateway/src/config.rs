@@ -13,6 +13,7 @@ use toml::Spanned;
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
 use crate::routes::{Route, Routes};
+use crate::tools::{Tools, ToolsConfig};
 
 /// A configuration file with comments, as an example.
 pub const EXAMPLE: &str = include_str!("example.toml");
@@ -39,6 +40,9 @@ pub struct Config {
     /// Model names that stand for several targets.
     #[serde(default)]
     routes: Vec<RouteConfig>,
+    /// MCP servers, whose tools the gateway runs.
+    #[serde(default)]
+    pub(crate) tools: ToolsConfig,
     /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
@@ -48,17 +52,36 @@ pub struct Config {
 
 /// The path and text of the file, for line numbers in errors.
 #[derive(Debug, Clone, Default, PartialEq)]
-struct Source {
+pub(crate) struct Source {
     path: PathBuf,
     text: String,
 }
 
 impl Source {
     /// An error about this part of the file.
-    fn wrong(&self, at: Range<usize>, what: impl Into<String>) -> GatewayError {
+    pub(crate) fn wrong(&self, at: Range<usize>, what: impl Into<String>) -> GatewayError {
         let before = self.text.as_bytes().get(..at.start).unwrap_or_default();
         let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
         GatewayError::Setting { path: self.path.clone(), line, what: what.into() }
+    }
+
+    /// Reads a key from an environment variable or a file, each with its place in the configuration.
+    pub(crate) fn key(
+        &self,
+        variable: Option<(&str, Range<usize>)>,
+        file: Option<(PathBuf, Range<usize>)>,
+    ) -> Result<Option<String>, GatewayError> {
+        if let Some((path, at)) = file {
+            let text = std::fs::read_to_string(&path).map_err(|error| {
+                self.wrong(at, format!("cannot read the key in {}: {error}", path.display()))
+            })?;
+            return Ok(Some(text.trim().to_owned()));
+        }
+        let Some((variable, at)) = variable else { return Ok(None) };
+        let unset = |_| {
+            self.wrong(at, format!("the environment variable {variable:?} is not set, or not UTF-8: set it"))
+        };
+        std::env::var(variable).map(|key| Some(key.trim().to_owned())).map_err(unset)
     }
 }
 
@@ -159,6 +182,7 @@ impl Config {
                 return wrong(price.span(), format!("a price of {name:?} is not an amount: give 0 or more"));
             }
         }
+        self.tools.check(&self.source, self.store.is_some())?;
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
             if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
@@ -258,7 +282,9 @@ impl Config {
             let is_of_it = |of: &&TargetConfig| of.upstream.as_ref().is_some_and(|upstream| upstream.get_ref() == name);
             let models = targets().filter(is_of_it).map(|target| target.model.get_ref());
             let mut config = UpstreamConfig::new(upstream.url.get_ref(), models);
-            config.key = self.key(upstream)?;
+            let variable = upstream.key_env.as_ref().map(|name| (name.get_ref().as_str(), name.span()));
+            let file = upstream.key_file.as_ref().map(|path| (path.get_ref().clone(), path.span()));
+            config.key = self.source.key(variable, file)?;
             let seconds = |of: &Spanned<u32>| Duration::from_secs((*of.get_ref()).into());
             config.timeout = upstream.timeout_s.as_ref().map_or(config.timeout, seconds);
             config.connect_timeout = upstream.connect_timeout_s.as_ref().map_or(config.connect_timeout, seconds);
@@ -287,20 +313,12 @@ impl Config {
         Ok(Routes::new(local.clone(), upstreams.into_iter().map(|(_, backend)| backend).collect(), routes))
     }
 
-    fn key(&self, upstream: &Upstream) -> Result<Option<String>, GatewayError> {
-        if let Some(path) = &upstream.key_file {
-            let text = std::fs::read_to_string(path.get_ref()).map_err(|error| {
-                let what = format!("cannot read the key in {}: {error}", path.get_ref().display());
-                self.source.wrong(path.span(), what)
-            })?;
-            return Ok(Some(text.trim().to_owned()));
-        }
-        let Some(variable) = &upstream.key_env else { return Ok(None) };
-        let unset = |_| {
-            let what = format!("the environment variable {:?} is not set, or not UTF-8: set it", variable.get_ref());
-            self.source.wrong(variable.span(), what)
-        };
-        std::env::var(variable.get_ref()).map(|key| Some(key.trim().to_owned())).map_err(unset)
+    /// The tools of the MCP servers. Reads the keys of those; nothing is started yet.
+    ///
+    /// # Errors
+    /// If a key cannot be read, or the address of a server is not a valid URL. The error has the line number.
+    pub fn tools(&self) -> Result<Tools, GatewayError> {
+        self.tools.tools(&self.source, self.source.path.parent().unwrap_or(Path::new("")))
     }
 
     /// The prices by model or route name.

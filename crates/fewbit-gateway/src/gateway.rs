@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,7 @@ use crate::error::GatewayError;
 use crate::keys::{Key, KeyStore};
 use crate::limits::{Limits, Refusal, Reserved};
 use crate::now_ms;
+use crate::tools::{Tools, WithTools};
 
 /// Prices per million tokens.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -69,10 +70,30 @@ pub struct Guarded<B> {
     shared: Arc<Shared<B>>,
 }
 
+impl<B> Clone for Guarded<B> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<B> Guarded<B> {
+    /// The key of a caller.
+    pub(crate) fn key(&self, caller: &Caller) -> Result<Key, BackendError> {
+        self.shared.books.key(caller)
+    }
+
+    /// Writes an entry of the log. Returns whether it was written.
+    pub(crate) fn write(&self, entry: Entry) -> bool {
+        self.shared.books.write(entry)
+    }
+}
+
 #[derive(Debug)]
 struct Shared<B> {
     backend: B,
     prices: RwLock<Prices>,
+    /// The tools of MCP servers, if there are some.
+    tools: OnceLock<Arc<Tools>>,
     books: Arc<Books>,
 }
 
@@ -113,7 +134,7 @@ impl<B: Backend> Gateway<B> {
         let audit = Mutex::new(Log { audit, waiting: Vec::new() });
         let store = store.as_ref().to_owned();
         let books = Arc::new(Books { store, keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
-        Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), books }) })
+        Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), tools: OnceLock::new(), books }) })
     }
 
     /// Replaces the prices. Answers in progress keep the prices with which they began.
@@ -127,6 +148,16 @@ impl<B: Backend> Gateway<B> {
 
     pub(crate) fn store(&self) -> &Path {
         &self.shared.books.store
+    }
+
+    /// As [`backend`](Self::backend), for a server that also runs these tools. Replaces no tools that were given before.
+    pub fn backend_with(&self, tools: Tools) -> WithTools<B> {
+        let tools = Arc::clone(self.shared.tools.get_or_init(|| Arc::new(tools)));
+        WithTools::new(self.backend(), tools)
+    }
+
+    pub(crate) fn tools(&self) -> Option<&Arc<Tools>> {
+        self.shared.tools.get()
     }
 
     /// The guarded backend, to pass to the server.
@@ -143,10 +174,11 @@ impl Books {
         key.cloned().ok_or_else(|| BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more"))
     }
 
-    fn write(&self, entry: Entry) {
+    /// Writes an entry. If it cannot be written, it waits. Returns whether it was written.
+    fn write(&self, entry: Entry) -> bool {
         let mut log = lock(&self.audit);
         log.waiting.push(entry);
-        log.catch_up();
+        log.catch_up()
     }
 }
 
@@ -261,6 +293,7 @@ impl Drop for Account {
             estimated: used.is_estimated,
             cost,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            tool: None,
         });
     }
 }

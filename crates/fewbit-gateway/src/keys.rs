@@ -42,7 +42,8 @@ pub struct Key {
     /// `/admin` are allowed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<String>>,
-    /// Tools that its requests may offer to a model.
+    /// Tools that its requests may offer to a model. Tools of MCP servers (`SERVER__TOOL`) must be named here: without a
+    /// list, the gateway runs none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<String>>,
     /// Requests per minute.
@@ -76,6 +77,11 @@ impl Key {
 
     pub(crate) fn may_name(&self, model: &str) -> bool {
         self.models.as_ref().is_none_or(|all| all.iter().any(|known| known == model))
+    }
+
+    /// Whether the gateway may run this tool of an MCP server for the key. It must be named: no list allows nothing here.
+    pub(crate) fn may_run(&self, tool: &str) -> bool {
+        self.tools.as_ref().is_some_and(|all| all.iter().any(|known| known == tool))
     }
 
     pub(crate) fn may_offer(&self, tool: &str) -> bool {

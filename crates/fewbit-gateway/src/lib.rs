@@ -33,15 +33,17 @@ mod keys;
 mod limits;
 mod live;
 mod routes;
+mod tools;
 mod usage;
 
-pub use audit::{Audit, Entry, Head, Outcome, verify};
+pub use audit::{Audit, Entry, Head, Outcome, Permission, ToolStep, ToolUse, verify};
 pub use config::{Config, EXAMPLE, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use routes::{Route, Routes};
+pub use tools::{Tools, WithTools};
 pub use usage::{By, Row, usage};
 
 use std::time::SystemTime;

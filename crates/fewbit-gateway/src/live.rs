@@ -5,7 +5,7 @@
 //! ```
 //!
 //! If a step before the last one fails, the routes in use stay. Requests in progress finish with the routes that they
-//! began with. The listen address, the store and the models are fixed when the server starts: a file that changes them
+//! began with. The listen address, the store, the models and the tools are fixed when the server starts: a file that changes them
 //! is refused as a whole, so that all settings in use always come from the same file.
 
 use std::path::PathBuf;
@@ -68,6 +68,7 @@ impl Live {
             ("listen", config.listen != self.config.listen),
             ("store", config.store != self.config.store),
             ("models", config.models != self.config.models),
+            ("tools", config.tools != self.config.tools),
         ];
         if let Some((what, _)) = has_changed.into_iter().find(|(_, has_changed)| *has_changed) {
             return Err(GatewayError::NeedsRestart { path: self.path.clone(), what });

@@ -52,6 +52,9 @@ pub struct Row {
 pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     verify(store, None, |entry| {
+        if entry.tool.is_some() {
+            return;
+        }
         let of = match by {
             By::Key => entry.key.clone().unwrap_or_else(|| "-".to_owned()),
             By::Model => entry.model.clone(),

@@ -14,6 +14,7 @@ mod admin;
 mod routes;
 #[path = "../../fewbit-serve/tests/support/mod.rs"]
 mod support;
+mod tools;
 
 use support::{Running, endpoints};
 

@@ -30,6 +30,7 @@ mod backend;
 mod endpoints;
 mod engine;
 mod error;
+mod http;
 mod kept;
 mod keys;
 mod line;
@@ -49,6 +50,7 @@ pub use backend::{
 };
 pub use engine::EngineBackend;
 pub use error::ServeError;
+pub use http::{HttpAnswer, HttpClient, HttpError};
 pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};

@@ -44,6 +44,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         models.push((id, model));
     }
     let prices = config.prices();
+    let tools = config.tools()?;
     let ids: Vec<String> = models.iter().map(|(id, _)| id.clone()).collect();
     let local = if models.is_empty() && config.has_routes() { None } else { Some(EngineBackend::new(models)?) };
     let local = local.map(|local| Arc::new(local) as Arc<dyn Backend>);
@@ -66,7 +67,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             let gateway = Gateway::open(store, prices, backend)?;
             let priced = gateway.clone();
             reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
-            Server::new(gateway.backend()).admin(gateway.clone()).gate(gateway)
+            Server::new(gateway.backend_with(tools)).admin(gateway.clone()).gate(gateway)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),

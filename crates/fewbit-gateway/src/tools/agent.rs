@@ -303,8 +303,8 @@ impl<B: Backend> Agent<B> {
     }
 
     /// Runs calls at the same time. Returns what the model is told about each.
-    async fn run_all(&self, calls: &[Call]) -> Result<Vec<String>, BackendError> {
-        // Owned by the futures, so that the answer can be sent between threads.
+    fn run_all(&self, calls: &[Call]) -> impl Future<Output = Result<Vec<String>, BackendError>> + Send + use<B> {
+        // The future owns all that it needs, because an answer in progress can be sent between threads, but not shared.
         let runs = calls.iter().map(|call| {
             let run = Run {
                 inner: self.inner.clone(),
@@ -316,7 +316,7 @@ impl<B: Backend> Agent<B> {
             };
             run.run()
         });
-        futures_util::future::try_join_all(runs.collect::<Vec<_>>()).await
+        futures_util::future::try_join_all(runs.collect::<Vec<_>>())
     }
 }
 

@@ -11,6 +11,7 @@
 mod agent;
 mod approvals;
 mod client;
+mod config;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use serde_json::{Map, Value, json};
 pub use agent::WithTools;
 pub(crate) use approvals::Approvals;
 pub(crate) use client::Address;
+pub(crate) use config::ToolsConfig;
 use client::{Client, McpError, ToolInfo, ToolResult};
 
 use crate::keys::Key;

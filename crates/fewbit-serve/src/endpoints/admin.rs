@@ -1,10 +1,10 @@
-//! Requests in progress, usage and the audit log: of all keys under `/admin`, of the asking key under `/v1`.
+//! Requests in progress, usage, the audit log and approvals: of all keys under `/admin`, of the asking key under `/v1`.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
 
 use axum::http::StatusCode;
-use fewbit_api::admin::{Cancelled, List};
+use fewbit_api::admin::{Cancelled, DecideRequest, Decided, List, Verdict};
 
 use crate::admin::Admin;
 use crate::backend::Caller;
@@ -123,5 +123,34 @@ impl Endpoint for Verify {
     async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
         let admin = admin(server)?;
         Reply::json(&blocking(move || admin.verify()).await?)
+    }
+}
+
+/// Lists the calls that wait for approval.
+pub(super) struct Approvals;
+
+impl Endpoint for Approvals {
+    const PATH: &'static str = "/admin/approvals";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        Reply::json(&List::new(admin(server)?.approvals()))
+    }
+}
+
+/// Decides about a call.
+pub(super) struct Decide;
+
+impl Endpoint for Decide {
+    const PATH: &'static str = "/admin/approvals/{id}";
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let DecideRequest { decision } = call.read()?;
+        let id = call.path.rsplit('/').next().unwrap_or_default();
+        if !admin(server)?.decide(id, decision == Verdict::Approve, call.caller.key.as_deref()) {
+            let message = format!("no call {id:?} waits for approval here: it was decided about, or nobody waits any more");
+            return Err(ApiError::new(StatusCode::NOT_FOUND, message));
+        }
+        Reply::json(&Decided { id: id.to_owned(), decision })
     }
 }

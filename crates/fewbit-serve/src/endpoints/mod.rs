@@ -60,6 +60,8 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .route("/admin/audit/verify", post(line::<admin::Verify>).fallback(line::<small::WrongMethod>))
         .route("/", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
         .route("/page/{file}", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
+        .route("/admin/approvals", get(line::<admin::Approvals>).fallback(line::<small::WrongMethod>))
+        .route("/admin/approvals/{id}", post(line::<admin::Decide>).fallback(line::<small::WrongMethod>))
         .route("/openapi.json", get(line::<openapi::OpenApi>).fallback(line::<small::WrongMethod>))
         .route("/metrics", get(line::<small::Metrics>).fallback(line::<small::WrongMethod>))
         .fallback(line::<small::Unknown>)

@@ -6,7 +6,7 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
-use fewbit_api::admin::{AuditCheck, AuditState, Cancelled, List, LiveRequest, UsageRow};
+use fewbit_api::admin::{Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, UsageRow};
 use fewbit_api::chat::{ChatChunk, ChatRequest, ChatResponse};
 use fewbit_api::common::Sampling;
 use fewbit_api::completion::{CompletionRequest, CompletionResponse};
@@ -74,6 +74,9 @@ fn document() -> Value {
     all.add::<admin::Usage<admin::All>>(get, "Shows what was used").answer::<List<UsageRow>>();
     all.add::<admin::Audit>(get, "Shows the state of the audit log").answer::<AuditState>();
     all.add::<admin::Verify>(post, "Verifies the audit log").answer::<AuditCheck>();
+    all.add::<admin::Approvals>(get, "Lists the calls that wait for approval").answer::<List<Approval>>();
+    let body = all.request::<DecideRequest>();
+    all.add::<admin::Decide>(post, "Decides about a call").body(body).answer::<Decided>();
     all.add::<small::Health>(get, "Whether the server takes requests").answer::<Map<String, Value>>();
     all.add::<small::Metrics>(get, "Counts for Prometheus").text("text/plain");
     all.add::<OpenApi>(get, "This document").answer::<Map<String, Value>>();

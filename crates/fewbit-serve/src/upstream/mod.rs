@@ -25,10 +25,6 @@ use fewbit_api::common::Prompt;
 use futures_util::{StreamExt, stream};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
 use serde_json::{Value, json};
 
 use crate::backend::{
@@ -36,6 +32,7 @@ use crate::backend::{
     SampleKind, estimated_tokens,
 };
 use crate::error::ServeError;
+use crate::http::{self, Connections};
 use events::Events;
 
 /// The size limit, in bytes, of a body that is read as a whole: an error, embeddings, an answer that is not streamed.
@@ -85,7 +82,7 @@ pub struct UpstreamBackend {
 }
 
 struct Shared {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Connections,
     config: UpstreamConfig,
     key: Option<HeaderValue>,
     requests: AtomicU64,
@@ -119,12 +116,7 @@ impl UpstreamBackend {
         });
         let key =
             key.transpose().map_err(|_| wrong("has a key with characters that a header cannot hold: check the key"))?;
-        let connector = hyper_rustls::HttpsConnectorBuilder::new().with_webpki_roots().https_or_http().enable_http1();
-        let mut http = HttpConnector::new();
-        http.set_connect_timeout(Some(config.connect_timeout));
-        http.set_nodelay(true);
-        http.enforce_http(false);
-        let client = Client::builder(TokioExecutor::new()).build(connector.wrap_connector(http));
+        let client = http::connections(config.connect_timeout);
         let [requests, failures, without_usage] = [const { AtomicU64::new(0) }; 3];
         let shared = Shared { client, config, key, requests, failures, without_usage };
         Ok(Self { shared: Arc::new(shared) })
