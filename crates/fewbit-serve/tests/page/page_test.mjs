@@ -179,7 +179,7 @@ test("the audit log", async () => {
 });
 
 test("the keyboard alone, and dark mode", async () => {
-  await page.locator("#tab-log").focus();
+  await page.locator("#tab-approvals").focus();
   await page.keyboard.press("ArrowRight");
   assert.equal(await page.locator("#tab-chat").getAttribute("aria-selected"), "true");
   const background = () => page.evaluate(() => getComputedStyle(document.body).backgroundColor);
