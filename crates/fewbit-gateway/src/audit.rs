@@ -52,6 +52,9 @@ pub struct Entry {
     /// Whether that target was a fallback, because the target chosen first failed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fallback: bool,
+    /// How many texts of the request were masked before it left this server.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub masked: u64,
     /// How the answer ended.
     pub outcome: Outcome,
     /// Tokens of the prompt.
@@ -73,6 +76,11 @@ pub struct Entry {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// How an answer ended.
@@ -245,6 +253,7 @@ pub(crate) mod tests {
             model: "m".into(),
             backend: None,
             fallback: false,
+            masked: 0,
             outcome: Outcome::Complete,
             prompt_tokens: 3,
             cached_tokens: 1,

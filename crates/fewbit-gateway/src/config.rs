@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
+use crate::masking::{Masking, MaskingConfig};
 use crate::routes::{Route, Routes};
 
 /// A configuration file with comments, as an example.
@@ -42,6 +43,8 @@ pub struct Config {
     /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
+    /// What is masked before a request leaves this server.
+    masking: Option<MaskingConfig>,
     #[serde(skip)]
     source: Source,
 }
@@ -159,6 +162,7 @@ impl Config {
                 return wrong(price.span(), format!("a price of {name:?} is not an amount: give 0 or more"));
             }
         }
+        self.masking()?;
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
             if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
@@ -277,14 +281,21 @@ impl Config {
                     }
                     None => ("local", local.as_ref()),
                 };
+                let add = if target.upstream.is_some() { Route::to } else { Route::to_local };
                 match backend {
-                    Some(backend) => made.to(format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
+                    Some(backend) => add(made, format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
                     None => made,
                 }
             })
         };
         let routes = self.routes.iter().map(route).collect();
-        Ok(Routes::new(local.clone(), upstreams.into_iter().map(|(_, backend)| backend).collect(), routes))
+        let others = upstreams.into_iter().map(|(_, backend)| backend).collect();
+        Ok(Routes::masked(local.clone(), others, routes, self.masking()?))
+    }
+
+    fn masking(&self) -> Result<Option<Masking>, GatewayError> {
+        let built = self.masking.as_ref().map(MaskingConfig::build).transpose();
+        built.map_err(|(at, what)| self.source.wrong(at, what))
     }
 
     fn key(&self, upstream: &Upstream) -> Result<Option<String>, GatewayError> {
@@ -371,6 +382,8 @@ mod tests {
             error("[prices.m]\ninput = -1\noutput = 1")
                 .starts_with("c.toml, line 1: a price of \"m\" is not an amount")
         );
+        let masking = error("[masking]\nkinds = [\n\"mail\"]");
+        assert!(masking.starts_with("c.toml, line 3: \"mail\" is no kind of text to mask"), "{masking}");
         // Errors that depend on the local models.
         let config = parse("[[routes]]\nname = \"r\"\nto = [\n{ model = \"m\" },\n{ model = \"n\" }]\n[prices.r]\ninput = 1\noutput = 1")
             .unwrap();

@@ -10,6 +10,7 @@ use fewbit_gateway::{By, Entry, Gateway, Head, Key, KeyStore, Outcome, Price, Pr
 use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBackend};
 use serde_json::{Value, json};
 
+mod masking;
 mod routes;
 #[path = "../../fewbit-serve/tests/support/mod.rs"]
 mod support;
