@@ -15,7 +15,7 @@ fn tokens(text: &str) -> Vec<u32> {
 
 /// One token at a time, and the softmax written out.
 fn one_by_one(tokens: &[u32]) -> Vec<f64> {
-    let decoder = stories().decoder();
+    let decoder = fewbit::expert::decoder(stories());
     let mut cache = decoder.new_cache();
     tokens
         .windows(2)

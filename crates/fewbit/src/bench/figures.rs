@@ -20,7 +20,7 @@ pub enum BenchError {
         context_tokens: usize,
     },
     /// Too few tokens to measure the time between the first and the last.
-    #[error("at least 2 tokens are generated to measure how fast they come, not {n_gen}")]
+    #[error("the speed of decoding is measured over at least 2 tokens, not {n_gen}")]
     TooFew {
         /// Number of tokens to generate.
         n_gen: usize,

@@ -238,7 +238,7 @@ pub enum ConstraintError {
         reason: String,
     },
     /// A choice has no texts.
-    #[error("there is nothing to choose from: give at least one text")]
+    #[error("there are no choices: give at least one text")]
     NoChoice,
     /// Constraints do not work with this model's vocabulary.
     #[error("constraints do not work with this vocabulary: {reason}")]

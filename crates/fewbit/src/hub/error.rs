@@ -191,7 +191,7 @@ pub enum HubError {
     },
 
     /// Another program's cache has no such model.
-    #[error("{place} has no model {name:?} on this computer: ask for one that it has")]
+    #[error("{place} has no model {name:?} on this computer: choose one that it has")]
     NotInPlace {
         /// The program.
         place: &'static str,
@@ -200,7 +200,7 @@ pub enum HubError {
     },
 
     /// The download was cancelled; the next attempt continues from there.
-    #[error("ended before all was fetched: the next attempt continues")]
+    #[error("the download ended early: try again to continue it")]
     Cancelled,
 
     /// The server cannot be reached, or the connection broke.
@@ -282,7 +282,7 @@ pub enum HubError {
     },
 
     /// The registry does not pin the file, and the source reports no size and hash of it.
-    #[error("{location}: the server names no size and SHA-256 of the file, and the registry does not either")]
+    #[error("{location}: neither the server nor the registry gives the size and SHA-256 of the file")]
     NoPin {
         /// URL or package.
         location: String,
