@@ -24,7 +24,7 @@ fn windows() -> PerplexityOptions {
 /// A reference with stored logits gives the same as the two models side by side, compared with the formulas on logits
 /// that are computed one by one.
 #[test]
-fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
+fn stored_reference_gives_the_same_divergence() {
     let quantized = load(|b| b.quantize(Recipe::Q4_0));
     let reference = stories().reference(&text(), &windows(), |_| {}).unwrap();
     let perplexity = stories().perplexity(&text(), &windows(), |_| {}).unwrap();
@@ -70,7 +70,7 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
 }
 
 #[test]
-fn types_are_compared_with_their_errors() {
+fn quantizations_are_compared_with_standard_errors() {
     let seen = RefCell::new(Vec::new());
     let types = [Recipe::Q8_0, Recipe::Q4_0];
     let compare = Compare::new(stories(), types).windows(windows());
@@ -98,7 +98,7 @@ fn types_are_compared_with_their_errors() {
 }
 
 #[test]
-fn models_and_random_weights_are_timed() {
+fn models_and_random_weights_are_benchmarked() {
     let model = load(|b| b.quantize(Recipe::Q8_0));
     let target = Target::of(&model).unwrap();
     let bench = Bench::new().prompt([8, 16]).n_gen([2]).depth([0, 3]).batch([1, 2]).repetitions(2);
@@ -132,7 +132,7 @@ fn models_and_random_weights_are_timed() {
 }
 
 #[test]
-fn a_model_is_inspected_as_it_would_be_loaded() {
+fn inspection_matches_the_loaded_model() {
     let plain = Model::builder().inspect(STORIES).unwrap();
     assert_eq!(plain.path(), Path::new(STORIES));
     assert!(plain.remote().is_none());

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_escaped_and_grouped() {
+    fn metrics_are_grouped_by_name_and_labels_are_escaped() {
         let sample = |name, model: &str| Sample {
             name,
             help: "Some.",

@@ -553,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guide_has_every_kind_in_its_class() {
+    fn docs_list_every_error_kind_in_its_class() {
         let mut class = String::new();
         let mut told = Vec::new();
         for line in include_str!("../../../docs/errors.md").lines().filter(|line| line.starts_with("| ")) {
@@ -571,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_busy_may_be_tried_again_and_nothing_else() {
+    fn only_busy_errors_are_retryable() {
         for error in all() {
             assert_eq!(error.is_retryable(), error.class() == ErrorClass::Busy, "{error:?}");
         }
@@ -580,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_numbers_are_not_the_options_fault() {
+    fn non_finite_logits_are_internal_errors() {
         let of = |error: SamplingError| Error::from(error).class();
         assert_eq!(of(SamplingError::NotFinite { token: 1, value: f32::NAN }), ErrorClass::Internal);
         assert_eq!(of(SamplingError::TopP(2.0)), ErrorClass::Request);

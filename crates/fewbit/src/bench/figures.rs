@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn spread_has_median_minimum_and_maximum() {
         let rate = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
         assert_eq!((rate.median, rate.min, rate.max), (2.0, 1.0, 3.0));
         assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);

@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_large_is_refused_before_it_is_looked_at() {
+    fn too_large_sources_are_rejected_before_parsing() {
         let mut deep = json!(true);
         for _ in 0..200 {
             deep = json!({ "not": deep });

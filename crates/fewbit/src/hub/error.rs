@@ -367,7 +367,7 @@ mod tests {
     use super::suggest;
 
     #[test]
-    fn what_resembles_a_name_is_suggested() {
+    fn similar_names_are_suggested() {
         let known =
             ["mistral-7b-v0.1", "mistral-7b-v0.3", "qwen3-8b", "smollm2-135m", "phi-3-mini", "gemma-2b", "yi-6b"];
         let known = known.map(str::to_owned);
