@@ -274,7 +274,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_written_is_proved_and_goes_on() {
+    fn written_log_verifies_and_can_be_continued() {
         let (folder, head) = five();
         let mut tokens = Vec::new();
         assert_eq!(verify(folder.path(), Some(&head), |entry| tokens.push(entry.completion_tokens)).unwrap(), head);
@@ -288,7 +288,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_shows() {
+    fn any_change_to_the_log_is_detected() {
         let (folder, head) = five();
         let path = folder.path().join(FILE);
         let good = fs::read_to_string(&path).unwrap();
@@ -320,7 +320,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_is_taken_away() {
+    fn truncated_last_line_is_removed() {
         let (folder, head) = five();
         let path = folder.path().join(FILE);
         for cut in [1, 10, 200] {

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_right() {
+    fn example_config_is_valid() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(
             (config.listen.as_deref(), config.store.as_deref()),
@@ -358,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_its_line() {
+    fn errors_name_the_line() {
         let error = |text: &str| chain(&parse(text).unwrap_err());
         assert!(error("listen = \"x\"\nstor = \"y\"").contains("line 2"), "{}", error("listen = \"x\"\nstor = \"y\""));
         assert!(error("[[models]]\nname = \"x\"").contains("missing field `model`"));

@@ -389,7 +389,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_choice_depends_on_the_weights_and_the_request() {
+    fn target_order_depends_on_weights_and_request_id() {
         let backend: Arc<dyn Backend> = Arc::new(fewbit_serve::ScriptedBackend::default());
         let to = |route: Route, name: &str, weight| route.to(name, Arc::clone(&backend), name, weight);
         let route = to(to(to(Route::new("r"), "a", 3), "b", 1), "c", 0);
