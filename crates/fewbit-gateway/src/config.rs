@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
+use crate::masking::{Masking, MaskingConfig};
 use crate::routes::{Route, Routes};
 use crate::tools::{Tools, ToolsConfig};
 
@@ -46,6 +47,8 @@ pub struct Config {
     /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
+    /// What is masked before a request leaves this server.
+    masking: Option<MaskingConfig>,
     #[serde(skip)]
     source: Source,
 }
@@ -72,15 +75,13 @@ impl Source {
         file: Option<(PathBuf, Range<usize>)>,
     ) -> Result<Option<String>, GatewayError> {
         if let Some((path, at)) = file {
-            let text = std::fs::read_to_string(&path).map_err(|error| {
-                self.wrong(at, format!("cannot read the key in {}: {error}", path.display()))
-            })?;
+            let text = std::fs::read_to_string(&path)
+                .map_err(|error| self.wrong(at, format!("cannot read the key in {}: {error}", path.display())))?;
             return Ok(Some(text.trim().to_owned()));
         }
         let Some((variable, at)) = variable else { return Ok(None) };
-        let unset = |_| {
-            self.wrong(at, format!("the environment variable {variable:?} is not set, or not UTF-8: set it"))
-        };
+        let unset =
+            |_| self.wrong(at, format!("the environment variable {variable:?} is not set, or not UTF-8: set it"));
         std::env::var(variable).map(|key| Some(key.trim().to_owned())).map_err(unset)
     }
 }
@@ -183,6 +184,7 @@ impl Config {
             }
         }
         self.tools.check(&self.source, self.store.is_some())?;
+        self.masking()?;
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
             if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
@@ -303,14 +305,21 @@ impl Config {
                     }
                     None => ("local", local.as_ref()),
                 };
+                let add = if target.upstream.is_some() { Route::to } else { Route::to_local };
                 match backend {
-                    Some(backend) => made.to(format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
+                    Some(backend) => add(made, format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
                     None => made,
                 }
             })
         };
         let routes = self.routes.iter().map(route).collect();
-        Ok(Routes::new(local.clone(), upstreams.into_iter().map(|(_, backend)| backend).collect(), routes))
+        let others = upstreams.into_iter().map(|(_, backend)| backend).collect();
+        Ok(Routes::masked(local.clone(), others, routes, self.masking()?))
+    }
+
+    fn masking(&self) -> Result<Option<Masking>, GatewayError> {
+        let built = self.masking.as_ref().map(MaskingConfig::build).transpose();
+        built.map_err(|(at, what)| self.source.wrong(at, what))
     }
 
     /// The tools of the MCP servers. Reads the keys of those; nothing is started yet.
@@ -341,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_right() {
+    fn example_config_is_valid() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(
             (config.listen.as_deref(), config.store.as_deref()),
@@ -365,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_its_line() {
+    fn errors_name_the_line() {
         let error = |text: &str| chain(&parse(text).unwrap_err());
         assert!(error("listen = \"x\"\nstor = \"y\"").contains("line 2"), "{}", error("listen = \"x\"\nstor = \"y\""));
         assert!(error("[[models]]\nname = \"x\"").contains("missing field `model`"));
@@ -389,6 +398,8 @@ mod tests {
             error("[prices.m]\ninput = -1\noutput = 1")
                 .starts_with("c.toml, line 1: a price of \"m\" is not an amount")
         );
+        let masking = error("[masking]\nkinds = [\n\"mail\"]");
+        assert!(masking.starts_with("c.toml, line 3: \"mail\" is no kind of text to mask"), "{masking}");
         // Errors that depend on the local models.
         let config = parse("[[routes]]\nname = \"r\"\nto = [\n{ model = \"m\" },\n{ model = \"n\" }]\n[prices.r]\ninput = 1\noutput = 1")
             .unwrap();

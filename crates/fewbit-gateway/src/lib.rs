@@ -32,6 +32,7 @@ mod gateway;
 mod keys;
 mod limits;
 mod live;
+mod masking;
 mod routes;
 mod tools;
 mod usage;

@@ -41,6 +41,7 @@ mod scripted;
 mod server;
 mod stats;
 mod stream;
+mod telemetry;
 mod upstream;
 
 pub use admin::Admin;
@@ -55,6 +56,8 @@ pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
+#[cfg(feature = "otel")]
+pub use telemetry::Traced;
 pub use upstream::{UpstreamBackend, UpstreamConfig};
 
 /// The wire types of requests and answers.

@@ -409,6 +409,7 @@ impl<B: Backend> Run<B> {
             estimated: false,
             cost: 0.0,
             elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
+            masked: 0,
             tool: Some(tool),
         };
         if self.inner.write(entry) {

@@ -107,9 +107,7 @@ impl Client {
             Address::Program { command, env, folder } => {
                 Transport::Program(Program::start(command, env, folder, Arc::clone(&is_stale))?)
             }
-            Address::Http(_) => {
-                Transport::Http { client: Arc::clone(address), session: None, version: String::new() }
-            }
+            Address::Http(_) => Transport::Http { client: Arc::clone(address), session: None, version: String::new() },
         };
         let mut this = Self { transport, next_id: AtomicU64::new(1), timeout, is_stale };
         let hello = json!({

@@ -22,8 +22,8 @@ use serde_json::{Map, Value, json};
 pub use agent::WithTools;
 pub(crate) use approvals::Approvals;
 pub(crate) use client::Address;
-pub(crate) use config::ToolsConfig;
 use client::{Client, McpError, ToolInfo, ToolResult};
+pub(crate) use config::ToolsConfig;
 
 use crate::keys::Key;
 
@@ -154,7 +154,11 @@ impl Tools {
                 Ok((_, tools)) => all.extend(tools.iter().filter(|tool| key.may_run(&tool.full_name)).cloned()),
                 Err(error) => {
                     let name = &server.config.name;
-                    tracing::warn!(server = name, error = &error as &dyn std::error::Error, "no tools of an MCP server");
+                    tracing::warn!(
+                        server = name,
+                        error = &error as &dyn std::error::Error,
+                        "no tools of an MCP server"
+                    );
                 }
             }
         }

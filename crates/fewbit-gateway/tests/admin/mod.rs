@@ -99,7 +99,10 @@ fn usage_and_the_log() {
     let rows = usage["data"].as_array().unwrap();
     // A prompt token and three generated tokens, for 1 each.
     let of = |row: &Value| (row["key"].clone(), row["answers"].clone(), row["cost"].clone());
-    assert_eq!(rows.iter().map(of).collect::<Vec<_>>(), [("ada".into(), 2.into(), 8.0.into()), ("bob".into(), 1.into(), 4.0.into())]);
+    assert_eq!(
+        rows.iter().map(of).collect::<Vec<_>>(),
+        [("ada".into(), 2.into(), 8.0.into()), ("bob".into(), 1.into(), 4.0.into())]
+    );
     assert_eq!((rows[0]["model"].as_str(), rows[0]["day"].as_str().map(str::len)), (Some("scripted"), Some(10)));
     let (_, own, _) = server.ask(&bob, "GET", "/v1/usage", Value::Null);
     assert_eq!(own["data"], json!([rows[1]]));

@@ -86,8 +86,10 @@ const WRITE: (&str, &str) = ("t__write", r#"{"text": "a private note"}"#);
 #[test]
 fn a_model_calls_tools_and_the_client_gets_one_answer() {
     let place = Place::new();
-    let ada = key(place.store(), "ada", |key| key.tools = list(&["t__add", "t__fail", "t__huge", "t__env", "t__special"]));
-    let round = || calls(&[ADD, ("t__fail", ""), ("t__huge", "{}"), ("t__env", "{}"), ("t__special", "{}"), ("t__add", "[]")]);
+    let ada =
+        key(place.store(), "ada", |key| key.tools = list(&["t__add", "t__fail", "t__huge", "t__env", "t__special"]));
+    let round =
+        || calls(&[ADD, ("t__fail", ""), ("t__huge", "{}"), ("t__env", "{}"), ("t__special", "{}"), ("t__add", "[]")]);
     let said = Script::new().begin(4).text("Let me see.").piece(Piece {
         calls: vec![CallDelta { index: 0, id: None, name: Some("t__add".into()), arguments: ADD.1.into() }],
         ..Piece::default()
@@ -137,7 +139,8 @@ fn a_model_calls_tools_and_the_client_gets_one_answer() {
     let text = std::fs::read_to_string(place.store().join("audit.jsonl")).unwrap();
     assert!(!text.contains("always fails") && !text.contains("\"a\\\":"));
     // Lines about tools are no answers.
-    let sum: u64 = fewbit_gateway::usage(place.store(), fewbit_gateway::By::Key).unwrap().iter().map(|row| row.answers).sum();
+    let sum: u64 =
+        fewbit_gateway::usage(place.store(), fewbit_gateway::By::Key).unwrap().iter().map(|row| row.answers).sum();
     assert_eq!(sum, 4);
 }
 
@@ -174,7 +177,8 @@ fn only_keys_that_name_a_tool_have_it_called() {
     let denied = entries.iter().find_map(|entry| Some((entry.outcome, entry.tool.as_ref()?.permission)));
     assert_eq!(denied, Some((Outcome::Refused, Permission::Denied)));
     // The names are the server's own.
-    let (status, body, _) = server.chat(&all, json!({ "tools": [{ "type": "function", "function": { "name": "t__x" } }] }));
+    let (status, body, _) =
+        server.chat(&all, json!({ "tools": [{ "type": "function", "function": { "name": "t__x" } }] }));
     assert_eq!((status, &body["error"]["param"]), (400, &json!("tools[0]")));
     // Calls of the client's own tools are the client's, and end the answer.
     backend.push(calls(&[ADD, ("f", "{}")]));
@@ -193,14 +197,21 @@ fn rounds_have_a_bound() {
     let server = place.start(backend.clone(), &format!("tools.max_rounds = 2\n{}", place.program("")));
     let (status, body, _) = server.chat(&ada, json!({ "tool_choice": "required" }));
     assert_eq!((status, &body["choices"][0]["finish_reason"]), (200, &json!("length")));
-    let choices: Vec<_> = backend.jobs().into_iter().map(|job| match job.input {
-        Input::Chat { choice, .. } => choice,
-        Input::Text { .. } => panic!("no chat"),
-    }).collect();
+    let choices: Vec<_> = backend
+        .jobs()
+        .into_iter()
+        .map(|job| match job.input {
+            Input::Chat { choice, .. } => choice,
+            Input::Text { .. } => panic!("no chat"),
+        })
+        .collect();
     assert_eq!(choices, [ToolChoice::Required, ToolChoice::Auto, ToolChoice::None]);
     // What was used before counts.
     let (_, body, _) = server.chat(&ada, json!({ "max_tokens": 3 }));
-    assert_eq!((&body["choices"][0]["finish_reason"], &body["usage"]["completion_tokens"]), (&json!("length"), &json!(4)));
+    assert_eq!(
+        (&body["choices"][0]["finish_reason"], &body["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(4))
+    );
     assert_eq!(backend.jobs()[4].max_tokens, Some(1));
 }
 
@@ -244,7 +255,10 @@ fn marked_calls_are_run_only_if_a_person_approves() {
             assert_eq!(decide(&ops, json!({ "decision": "approve" })), 404);
             assert_eq!(asked.join().unwrap().0, 200);
         });
-        assert_eq!((results(backend.jobs().last().unwrap()), place.written()), (vec![result.to_owned()], written.into()));
+        assert_eq!(
+            (results(backend.jobs().last().unwrap()), place.written()),
+            (vec![result.to_owned()], written.into())
+        );
     }
     assert_eq!(server.ask(&ada, "GET", "/admin/approvals", Value::Null).0, 403);
     // A client that goes away takes its call out of the queue.
@@ -261,8 +275,12 @@ fn marked_calls_are_run_only_if_a_person_approves() {
     let path = format!("/admin/approvals/{}", call["id"].as_str().unwrap());
     assert_eq!(server.ask(&ops, "POST", &path, json!({ "decision": "approve" })).0, 404);
     assert_eq!(place.written(), "a private note\n");
-    let decided: Vec<_> = log(place.store()).into_iter().filter_map(|entry| entry.tool)
-        .filter(|tool| tool.step == ToolStep::Call).map(|tool| (tool.permission, tool.by)).collect();
+    let decided: Vec<_> = log(place.store())
+        .into_iter()
+        .filter_map(|entry| entry.tool)
+        .filter(|tool| tool.step == ToolStep::Call)
+        .map(|tool| (tool.permission, tool.by))
+        .collect();
     let by = Some("ops".to_owned());
     assert_eq!(decided, [(Permission::Denied, by.clone()), (Permission::Approved, by)]);
     let text = std::fs::read_to_string(place.store().join("audit.jsonl")).unwrap();
@@ -336,7 +354,10 @@ fn servers_over_http() {
     std::fs::write(place.store().join("right"), "k-1\n").unwrap();
     std::fs::write(place.store().join("wrong"), "k-2\n").unwrap();
     let server = |name: &str, key: &str| {
-        format!("[[tools.servers]]\nname = {name:?}\nurl = \"http://127.0.0.1:{}/mcp\"\nkey_file = {key:?}\n", http.port)
+        format!(
+            "[[tools.servers]]\nname = {name:?}\nurl = \"http://127.0.0.1:{}/mcp\"\nkey_file = {key:?}\n",
+            http.port
+        )
     };
     let backend = ScriptedBackend::default();
     let server = place.start(backend.clone(), &(server("web", "right") + &server("wrong", "wrong")));

@@ -148,7 +148,8 @@ impl Endpoint for Decide {
         let DecideRequest { decision } = call.read()?;
         let id = call.path.rsplit('/').next().unwrap_or_default();
         if !admin(server)?.decide(id, decision == Verdict::Approve, call.caller.key.as_deref()) {
-            let message = format!("no call {id:?} waits for approval here: it was decided about, or nobody waits any more");
+            let message =
+                format!("no call {id:?} waits for approval here: it was decided about, or nobody waits any more");
             return Err(ApiError::new(StatusCode::NOT_FOUND, message));
         }
         Reply::json(&Decided { id: id.to_owned(), decision })

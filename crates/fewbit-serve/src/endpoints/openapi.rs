@@ -6,7 +6,9 @@
 use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
-use fewbit_api::admin::{Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, UsageRow};
+use fewbit_api::admin::{
+    Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, UsageRow,
+};
 use fewbit_api::chat::{ChatChunk, ChatRequest, ChatResponse};
 use fewbit_api::common::Sampling;
 use fewbit_api::completion::{CompletionRequest, CompletionResponse};
@@ -43,7 +45,10 @@ fn document() -> Value {
     let mut all = Document::new();
     let (post, get, delete) = ("post", "get", "delete");
     let chat_body = all.both::<ChatRequest, Sampling>();
-    all.add::<chat::Chat>(post, "Answers a conversation").body(chat_body).answer::<ChatResponse>().stream::<ChatChunk>();
+    all.add::<chat::Chat>(post, "Answers a conversation")
+        .body(chat_body)
+        .answer::<ChatResponse>()
+        .stream::<ChatChunk>();
     let body = all.both::<CompletionRequest, Sampling>();
     let completions = all.add::<completions::Completions>(post, "Continues texts, or token ids").body(body);
     completions.answer::<CompletionResponse>().stream::<CompletionResponse>();
@@ -56,7 +61,9 @@ fn document() -> Value {
     let has_limit = json!({ "properties": { "max_tokens": { "type": "integer" } }, "required": ["max_tokens"] });
     let of_messages = all.add::<messages::Messages>(post, "Answers in Anthropic's form");
     of_messages.body(json!({ "allOf": [request, has_limit] })).answer::<MessagesResponse>().stream::<Value>();
-    all.add::<messages::CountTokens>(post, "Counts the tokens of a conversation").body(request).answer::<CountResponse>();
+    all.add::<messages::CountTokens>(post, "Counts the tokens of a conversation")
+        .body(request)
+        .answer::<CountResponse>();
     let body = all.request::<EmbeddingRequest>();
     all.add::<embeddings::Embeddings>(post, "Turns texts into vectors").body(body).answer::<EmbeddingResponse>();
     all.add::<small::Models>(get, "Lists the models").answer::<ModelList>();
@@ -137,8 +144,7 @@ impl Document {
             operation["security"] = json!([]);
         }
         if path.contains("{id}") {
-            operation["parameters"] =
-                json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
+            operation["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string", "minLength": 1 } }]);
         }
         let of_path = self.paths.entry(path).or_insert_with(|| Value::Object(Map::new()));
         of_path[method] = operation;

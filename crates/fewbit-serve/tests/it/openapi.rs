@@ -60,7 +60,8 @@ fn the_document_accepts_what_the_server_accepts() {
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         ("/v1/chat/completions", body)
     };
-    let content = |content: Value| ("/v1/chat/completions", json!({ "messages": [{ "role": "developer", "content": content }] }));
+    let content =
+        |content: Value| ("/v1/chat/completions", json!({ "messages": [{ "role": "developer", "content": content }] }));
     let prompt = |prompt: Value| ("/v1/completions", json!({ "prompt": prompt }));
     let turn = |content: Value| {
         ("/v1/messages", json!({ "messages": [{ "role": "user", "content": content }], "max_tokens": 4 }))
@@ -90,8 +91,12 @@ fn the_document_accepts_what_the_server_accepts() {
         chat(json!({ "messages": ["Hi"] })),
         chat(json!({ "messages": [["user", "Hi"]] })),
         chat(json!({ "messages": [{ "role": "king", "content": "Hi" }] })),
-        chat(json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "id": "c", "function": { "name": "f", "arguments": "{}" } }] }] })),
-        chat(json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "id": "c", "function": { "name": "f" } }] }] })),
+        chat(
+            json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "id": "c", "function": { "name": "f", "arguments": "{}" } }] }] }),
+        ),
+        chat(
+            json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "id": "c", "function": { "name": "f" } }] }] }),
+        ),
         content(json!([{ "type": "text", "text": "a" }, { "type": "refusal", "refusal": "b" }])),
         content(json!([{ "type": "text" }])),
         content(json!([{ "type": "image_url", "image_url": {} }])),

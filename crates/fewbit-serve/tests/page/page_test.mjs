@@ -162,12 +162,12 @@ test("a plot of usage", async () => {
   await page.getByRole("tab", { name: "Usage" }).click();
   await page.locator("#plot rect").first().waitFor();
   assert.equal(await page.locator("#plot rect").count(), 2);
-  assert.deepEqual(await page.locator("#legend li").allTextContents(), ["admin", "user"]);
+  assert.deepEqual((await page.locator("#legend li").allTextContents()).sort(), ["admin", "user"]);
   const height = async (i) => Number(await page.locator("#plot rect").nth(i).getAttribute("height"));
   assert.ok((await height(0)) > 0 && (await height(1)) > 0);
   await page.locator("#usage-what").selectOption("answers");
   const titles = await page.locator("#plot title").allTextContents();
-  assert.match(titles[0], /^\d{4}-\d\d-\d\d, admin: \d+$/);
+  assert.ok(titles.every((title) => /^\d{4}-\d\d-\d\d, (admin|user): \d+$/.test(title)), titles.join());
   await page.screenshot({ path: picture("usage") });
 });
 
