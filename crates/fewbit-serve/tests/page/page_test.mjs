@@ -1,11 +1,11 @@
-// The page of `fewbit serve` in Chromium: a conversation, a stop, cancelling a request, a plot, the audit log, what a key
-// without /admin sees, dark mode.
+// The page of `fewbit serve` in Chromium: a conversation, a stop, cancelling a request, a plot, the audit log, approving a
+// call, what a key without /admin sees, dark mode.
 //
 // `cargo xtask page` makes the environment, starts the server, and runs this with FEWBIT_URL, FEWBIT_ADMIN_KEY, FEWBIT_KEY
-// (a key without /admin) and FEWBIT_SCREENSHOTS (a folder) set.
+// (a key without /admin), FEWBIT_NOTES (the file of the tool) and FEWBIT_SCREENSHOTS (a folder) set.
 
 import assert from "node:assert/strict";
-import { mkdtempSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -176,6 +176,34 @@ test("the audit log", async () => {
   assert.match(await page.locator("#head").textContent(), /^\d+:[0-9a-f]{64}$/);
   await page.getByRole("button", { name: "Verify every line" }).click();
   await page.getByText(/lines, unchanged/).waitFor();
+});
+
+/** Asks for an answer that calls the tool of the MCP server. */
+const askForCall = (key) => fetch(`${URL}/v1/chat/completions`, {
+  method: "POST",
+  headers: { authorization: `Bearer ${key}`, "content-type": "application/json" },
+  body: JSON.stringify({
+    messages: [{ role: "user", content: "Write hello." }],
+    max_tokens: 200,
+    temperature: 0,
+    tool_choice: { type: "function", function: { name: "notes__write" } },
+  }),
+});
+
+test("approving and denying a call", async () => {
+  await page.getByRole("tab", { name: "Approvals" }).click();
+  await page.getByText("No call waits.").waitFor();
+  for (const name of ["Approve", "Deny"]) {
+    const asked = askForCall(KEY);
+    await page.locator("#approval-list article").waitFor();
+    assert.match(await page.locator("#approval-list article").textContent(), /notes__write.*user, small.*"text":/s);
+    if (name === "Approve") await page.screenshot({ path: picture("approval") });
+    assert.equal(existsSync(process.env.FEWBIT_NOTES), name === "Deny");
+    await page.getByRole("button", { name }).click();
+    await page.getByText("No call waits.").waitFor();
+    assert.equal((await asked).status, 200);
+    assert.equal(readFileSync(process.env.FEWBIT_NOTES, "utf8").length > 0, true);
+  }
 });
 
 test("the keyboard alone, and dark mode", async () => {
