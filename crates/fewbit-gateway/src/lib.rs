@@ -42,7 +42,7 @@ pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use routes::{Route, Routes};
-pub use usage::{By, Row, usage};
+pub use usage::{By, Row, date, usage};
 
 use std::time::SystemTime;
 
