@@ -72,7 +72,7 @@ pub(crate) struct ToolResult {
 #[derive(Debug)]
 pub(crate) enum Address {
     Program { command: Vec<String>, env: Vec<(String, String)>, folder: std::path::PathBuf },
-    Http(HttpClient),
+    Http(Box<HttpClient>),
 }
 
 /// A connection to a server.

@@ -140,7 +140,7 @@ impl ToolsConfig {
                     let key_env = server.key_env.as_ref().map(|name| (name.get_ref().as_str(), name.span()));
                     let key = source.key(key_env, key_file)?;
                     let client = HttpClient::new(url, key.as_deref(), Duration::from_secs(5), MAX_MESSAGE);
-                    Address::Http(client.map_err(|error| source.wrong(at, error.to_string()))?)
+                    Address::Http(Box::new(client.map_err(|error| source.wrong(at, error.to_string()))?))
                 }
             };
             Ok(ServerConfig {
