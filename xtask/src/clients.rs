@@ -1,7 +1,7 @@
 //! Official clients against `fewbit serve`, each in its own environment under `target/`.
 //!
-//! The server is the program as built, with SmolLM2 and a key; the tests of a client get its address and the key in
-//! `FEWBIT_URL` and `FEWBIT_KEY`.
+//! The server is the program as built, with SmolLM2, a store and two keys; the tests of a client get its address and the
+//! keys in `FEWBIT_URL`, `FEWBIT_KEY` and `FEWBIT_ADMIN_KEY`. It also has the model under a second name, loaded on demand.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -14,7 +14,8 @@ use crate::shell;
 
 const FOLDER: &str = "crates/fewbit-serve/tests/clients";
 const MODEL: &str = "smollm2-135m-instruct";
-const KEY: &str = "a-key-for-the-tests-of-clients";
+/// The name of the model that is loaded on demand: the server takes it for a reranker.
+const ON_DEMAND: &str = "smollm2-reranker";
 
 /// Stops the server when dropped.
 struct Server(Child);
@@ -33,11 +34,28 @@ pub(crate) fn run() -> Result<()> {
     let node = node_environment(&target)?;
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     let program = target.join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
-    let keys = target.join("clients/keys");
-    fs::write(&keys, KEY)?;
+    let folder = target.join("clients");
+    let (config, store) = (folder.join("fewbit.toml"), folder.join("store"));
+    if store.exists() {
+        fs::remove_dir_all(&store)?;
+    }
+    fs::write(
+        &config,
+        format!(
+            "listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nmodel = \"{MODEL}\"\n[[models]]\nmodel = \"{MODEL}\"\n\
+             name = \"{ON_DEMAND}\"\nload = \"on_demand\"\nunload_after_s = 60\nkv_memory = \"512 MiB\"\n"
+        ),
+    )?;
+    let key = |name: &str, more: &[&str]| -> Result<String> {
+        let mut command = Command::new(&program);
+        command.args(["keys", "add", name, "--config"]).arg(&config).args(more).stderr(Stdio::inherit());
+        let output = command.output().with_context(|| program.display().to_string())?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let (key, admin_key) = (key("tests", &[])?, key("admin", &["--endpoint", "/admin", "--endpoint", "/v1"])?);
     let mut command = Command::new(&program);
-    command.args(["serve", MODEL, "--listen", "127.0.0.1:0", "--api-key-file"]).arg(&keys).stdout(Stdio::piped());
-    eprintln!("$ fewbit serve {MODEL} --listen 127.0.0.1:0 --api-key-file {}", keys.display());
+    command.args(["serve", "--config"]).arg(&config).stdout(Stdio::piped());
+    eprintln!("$ fewbit serve --config {}", config.display());
     let mut server = Server(command.spawn().with_context(|| program.display().to_string())?);
     let mut line = String::new();
     BufReader::new(server.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
@@ -53,7 +71,8 @@ pub(crate) fn run() -> Result<()> {
         let program = if is_python { python.clone() } else { PathBuf::from("node") };
         eprintln!("$ {} {}", if is_python { "python" } else { "node" }, script.display());
         let mut test = Command::new(program);
-        test.arg(&script).env("FEWBIT_URL", url).env("FEWBIT_KEY", KEY).env("FEWBIT_NODE_FOLDER", &node);
+        test.arg(&script).env("FEWBIT_URL", url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
+        test.env("FEWBIT_NODE_FOLDER", &node);
         let status = test.status()?;
         if !status.success() {
             bail!("{} failed: {status}", script.display());

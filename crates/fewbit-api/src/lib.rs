@@ -16,13 +16,16 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod batches;
 pub mod chat;
 pub mod common;
 pub mod completion;
 pub mod embedding;
 pub mod error;
+pub mod files;
 pub mod messages;
 pub mod models;
+pub mod rerank;
 pub mod responses;
 pub mod sse;
 pub mod tokens;

@@ -32,15 +32,17 @@ mod keys;
 mod limits;
 mod live;
 mod routes;
+mod size;
 mod usage;
 
 pub use audit::{Audit, Entry, Head, Outcome, verify};
-pub use config::{Config, EXAMPLE, ModelConfig};
+pub use config::{Config, EXAMPLE, LoadWhen, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use routes::{Route, Routes};
+pub use size::Size;
 pub use usage::{By, Row, usage};
 
 use std::time::SystemTime;

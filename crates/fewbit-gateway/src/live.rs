@@ -68,6 +68,8 @@ impl Live {
             ("listen", config.listen != self.config.listen),
             ("store", config.store != self.config.store),
             ("models", config.models != self.config.models),
+            ("batches", config.file_limits() != self.config.file_limits()),
+            ("memory_limit", config.memory_limit != self.config.memory_limit),
         ];
         if let Some((what, _)) = has_changed.into_iter().find(|(_, has_changed)| *has_changed) {
             return Err(GatewayError::NeedsRestart { path: self.path.clone(), what });

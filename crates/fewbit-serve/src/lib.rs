@@ -26,6 +26,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod batch;
 mod endpoints;
 mod engine;
 mod error;
@@ -34,6 +35,8 @@ mod keys;
 mod line;
 mod local;
 mod messages;
+mod models;
+mod rerank;
 mod scripted;
 mod server;
 mod stats;
@@ -42,12 +45,15 @@ mod upstream;
 
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
-    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
 };
+pub use batch::files::{FileLimits, Files};
+pub use batch::{BATCH_ENDPOINTS, BatchLine, BatchLines};
 pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
+pub use models::{BuilderSource, ModelSource, ModelState, ServedModel, SourceError};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 pub use upstream::{UpstreamBackend, UpstreamConfig};
