@@ -35,7 +35,7 @@ async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
 }
 
 #[test]
-fn asynchronous_and_blocking_generations_are_the_same() {
+fn async_and_blocking_generations_are_the_same() {
     let begin = || stories().generate("Once upon a time").seed(3).max_tokens(40);
     let expected = begin().run().unwrap();
     let out = block_on(begin().run_async()).unwrap();
@@ -54,7 +54,7 @@ fn asynchronous_and_blocking_generations_are_the_same() {
 }
 
 #[test]
-fn a_conversation_can_be_awaited() {
+fn conversations_can_be_awaited() {
     let start = || stories().chat().seed(3).max_tokens(20).start().unwrap();
     let (mut blocking, mut waiting) = (start(), start());
     for question in ["Who?", "And then?"] {
@@ -74,7 +74,7 @@ fn a_conversation_can_be_awaited() {
 }
 
 #[test]
-fn asynchronous_embeddings_are_the_same() {
+fn async_and_blocking_embeddings_are_the_same() {
     // More requests than the engine takes at once.
     let texts: Vec<String> = (0..150).map(|i| format!("Once there were {i} dogs")).collect();
     let want = stories().embed(&texts).run().unwrap();

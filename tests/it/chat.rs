@@ -11,7 +11,7 @@ fn start() -> Chat {
 }
 
 #[test]
-fn later_turns_compute_only_what_is_new() {
+fn later_turns_compute_only_new_tokens() {
     let mut chat = start();
     let first = chat.send("Who?").unwrap();
     assert_eq!(first.usage.cached, 0);
@@ -34,7 +34,7 @@ fn later_turns_compute_only_what_is_new() {
 }
 
 #[test]
-fn a_conversation_has_its_messages_in_order() {
+fn conversation_keeps_its_messages_in_order() {
     let mut chat = start();
     let answer = chat.send("Who?").unwrap();
     let expected = [Message::system("Tell a story."), Message::user("Who?"), Message::assistant(answer.text)];
@@ -47,7 +47,7 @@ fn a_conversation_has_its_messages_in_order() {
 }
 
 #[test]
-fn a_cancelled_answer_stays_as_far_as_it_went() {
+fn cancelled_answer_keeps_its_partial_text() {
     let whole = start().send("Who?").unwrap();
     let mut chat = start();
     let mut stream = chat.send_stream("Who?").unwrap();
@@ -66,7 +66,7 @@ fn a_cancelled_answer_stays_as_far_as_it_went() {
 }
 
 #[test]
-fn a_turn_dropped_before_its_first_token_leaves_nothing() {
+fn turn_dropped_before_its_first_token_is_removed() {
     let mut chat = start();
     drop(chat.send_stream("Who?").unwrap());
     assert_eq!(chat.messages().len(), 1);
@@ -74,7 +74,7 @@ fn a_turn_dropped_before_its_first_token_leaves_nothing() {
 }
 
 #[test]
-fn a_turn_that_does_not_fit_is_refused_and_the_conversation_goes_on() {
+fn too_long_turn_is_rejected_and_the_conversation_continues() {
     let model = load(|b| b.context_length(128));
     let mut chat = model.chat().temperature(0.0).max_tokens(8).start().unwrap();
     let first = chat.send("Who?").unwrap();
@@ -87,7 +87,7 @@ fn a_turn_that_does_not_fit_is_refused_and_the_conversation_goes_on() {
 }
 
 #[test]
-fn conversations_do_not_mix() {
+fn interleaved_conversations_are_independent() {
     let (mut a, mut b) = (start(), start());
     let alone = {
         let mut chat = start();
@@ -107,7 +107,7 @@ fn conversations_do_not_mix() {
 }
 
 #[test]
-fn an_edit_computes_only_what_comes_after_it() {
+fn edit_computes_only_the_tokens_after_it() {
     let mut chat = start();
     let first = chat.send("Who?").unwrap();
     chat.send("And then?").unwrap();
@@ -137,7 +137,7 @@ fn an_edit_computes_only_what_comes_after_it() {
 }
 
 #[test]
-fn an_answer_is_generated_again_in_its_place() {
+fn regenerate_replaces_the_answer() {
     let start = || stories().chat().temperature(1.0).seed(5).max_tokens(12).start().unwrap();
     let three = |chat: &mut Chat| {
         let first = chat.send("Who?").unwrap();
@@ -170,7 +170,7 @@ fn an_answer_is_generated_again_in_its_place() {
 }
 
 #[test]
-fn a_fork_shares_what_is_known_and_goes_its_own_way() {
+fn forks_share_the_cache_and_diverge_independently() {
     let mut chat = start();
     let first = chat.send("Who?").unwrap();
     let mut fork = chat.fork();

@@ -50,7 +50,7 @@ fn validator(schema: &Value) -> jsonschema::Validator {
 
 /// What a stop string ends is complete.
 #[test]
-fn json_before_a_stop_string_is_read() {
+fn json_before_a_stop_string_is_parsed() {
     let request = stories().generate("Once").constraint(Constraint::choice(["{\"a\": 1}; and more"]));
     let out = request.stop(";").max_tokens(60).run().unwrap();
     assert_eq!((out.finish_reason, out.text.as_str()), (FinishReason::StopString, "{\"a\": 1}"));
@@ -81,7 +81,7 @@ fn random_outputs_of_five_hundred_schemas_validate() {
 }
 
 #[test]
-fn a_real_vocabulary_gives_valid_json_too() {
+fn real_vocabulary_gives_valid_json() {
     let model = crate::smollm2::model();
     for (i, (name, schema)) in schemas::all().into_iter().enumerate().step_by(17) {
         let out = model
@@ -100,7 +100,7 @@ fn a_real_vocabulary_gives_valid_json_too() {
 }
 
 #[test]
-fn a_regex_matches_the_whole_text() {
+fn regex_matches_the_whole_text() {
     let dates = regex::Regex::new(r"^[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]( [a-zé]{2,5})?$").unwrap();
     for seed in 0..20 {
         let out = run(Constraint::regex(r"[0-9]{4}-(0[1-9]|1[0-2])-[0-3][0-9]( [a-zé]{2,5})?"), seed);
@@ -110,7 +110,7 @@ fn a_regex_matches_the_whole_text() {
 }
 
 #[test]
-fn a_choice_is_one_of_the_texts() {
+fn choice_gives_one_of_the_texts() {
     let texts = ["yes", "no", "perhaps", "yes, but \"maybe\"\nnot", "né"];
     let found: std::collections::BTreeSet<String> =
         (0..60).map(|seed| run(Constraint::choice(texts), seed).text).collect();
@@ -120,7 +120,7 @@ fn a_choice_is_one_of_the_texts() {
 
 /// Numbers end even if a model prefers digits to everything else.
 #[test]
-fn numbers_end() {
+fn numbers_end_even_if_digits_are_preferred() {
     let model = stories();
     let digits: Vec<u32> = (0..model.tokenizer().n_vocab() as u32)
         .filter(|&id| matches!(model.tokenizer().token_bytes(id), [b'0'..=b'9']))
@@ -155,7 +155,7 @@ fn large_numbers_are_exact() {
 }
 
 #[test]
-fn tagged_unions_by_reference_are_one_of_their_parts() {
+fn tagged_unions_by_reference_give_one_of_their_variants() {
     let part = |tag: &str, field: &str| {
         json!({
             "type": "object",
@@ -241,7 +241,7 @@ ws ::= | " " | "\n" [ \t]{0,20}"#;
 
 /// Schemas that would take the compiler forever are errors with a clear message.
 #[test]
-fn hostile_schemas_are_bounded() {
+fn hostile_schemas_take_bounded_time() {
     let product: Vec<Value> =
         (0..40).map(|i| json!({ "anyOf": [{ "minimum": i }, { "minLength": i }, { "minItems": i }] })).collect();
     for schema in [
@@ -266,7 +266,7 @@ fn hostile_schemas_are_bounded() {
 }
 
 #[test]
-fn grammars_in_both_notations_are_kept() {
+fn gbnf_and_lark_grammars_are_enforced() {
     let balanced = |text: &str| {
         let depths: Vec<i32> = text
             .chars()
@@ -298,7 +298,7 @@ fn grammars_in_both_notations_are_kept() {
 }
 
 #[test]
-fn what_cannot_be_is_an_error_before_anything_runs() {
+fn unsatisfiable_constraints_fail_before_running() {
     let unsatisfiable = |schema| refusal(Constraint::json_schema(schema));
     for schema in [
         json!(false),
@@ -342,7 +342,7 @@ fn what_cannot_be_is_an_error_before_anything_runs() {
 }
 
 #[test]
-fn a_cut_text_is_reported_and_a_complete_one_is_read() {
+fn truncated_json_is_an_error_and_complete_json_is_parsed() {
     #[derive(Debug, PartialEq, serde::Deserialize, schemars::JsonSchema)]
     #[serde(tag = "kind", rename_all = "snake_case")]
     enum Shape {
@@ -370,7 +370,7 @@ fn a_cut_text_is_reported_and_a_complete_one_is_read() {
 }
 
 #[test]
-fn constraints_and_neighbours_do_not_disturb_each_other() {
+fn concurrent_constraints_do_not_affect_each_other() {
     let schema = json!({ "type": "object", "properties": { "a": { "type": "integer" } }, "required": ["a"] });
     let one = |i: u64| match i % 3 {
         0 => run(Constraint::json_schema(schema.clone()), i).text,

@@ -16,7 +16,7 @@ fn packages(features: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_library_alone_has_no_network_no_runtime_and_no_c() {
+fn default_features_need_no_network_runtime_or_c() {
     let packages = packages(&[]);
     assert!(packages.contains("fewbit-model"), "{packages:?}");
     if cfg!(all(target_os = "linux", target_arch = "x86_64")) {
@@ -51,7 +51,7 @@ fn the_library_alone_has_no_network_no_runtime_and_no_c() {
 }
 
 #[test]
-fn fetching_needs_no_cmake_and_no_runtime() {
+fn hub_feature_needs_no_cmake_and_no_runtime() {
     let packages = packages(&["--features", "hub"]);
     assert!(packages.contains("ureq"), "{packages:?}");
     // Unpacking Python packages belongs to the feature `pypi`.
@@ -64,7 +64,7 @@ fn fetching_needs_no_cmake_and_no_runtime() {
 /// higher, unless the code here needs it.
 #[test]
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
-fn the_version_of_rust_is_what_the_dependencies_need() {
+fn rust_version_is_the_one_the_dependencies_need() {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(env!("CARGO_MANIFEST_DIR")).args([
         "metadata",

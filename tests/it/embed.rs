@@ -56,7 +56,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 }
 
 #[test]
-fn vectors_are_those_of_float64() {
+fn vectors_match_float64() {
     let golden = goldens().stories;
     for pooling in ALL {
         let out = stories().embed([&golden.input]).pooling(pooling).normalize(false).run().unwrap();
@@ -69,7 +69,7 @@ fn vectors_are_those_of_float64() {
 }
 
 #[test]
-fn vectors_are_those_of_llama_cpp() {
+fn vectors_match_llama_cpp() {
     let golden = goldens().smollm2;
     for pooling in ALL {
         let out = smollm2::model().embed([&golden.input[..]]).pooling(pooling).run().unwrap();
@@ -83,7 +83,7 @@ fn vectors_are_those_of_llama_cpp() {
 }
 
 #[test]
-fn the_bits_of_a_text_depend_on_nothing_but_the_text() {
+fn vector_bits_depend_only_on_the_text() {
     let texts = texts();
     for pooling in ALL {
         let plain = load(|b| b);
@@ -119,7 +119,7 @@ fn the_bits_of_a_text_depend_on_nothing_but_the_text() {
 }
 
 #[test]
-fn generations_beside_embeddings_are_as_if_alone() {
+fn embeddings_do_not_affect_concurrent_generations() {
     let model = load(|b| b);
     let generate = || model.generate("Once upon a time").seed(5).max_tokens(60).run().unwrap().tokens;
     let alone = generate();
@@ -131,7 +131,7 @@ fn generations_beside_embeddings_are_as_if_alone() {
 }
 
 #[test]
-fn texts_and_their_tokens_are_the_same_input() {
+fn texts_and_their_tokens_give_the_same_vectors() {
     let text = "Once upon a time";
     let tokenizer = stories().tokenizer();
     let ids = tokenizer.with_bos(tokenizer.encode(text, fewbit::expert::tokenizer::SpecialTokens::Plain));
@@ -145,7 +145,7 @@ fn texts_and_their_tokens_are_the_same_input() {
 }
 
 #[test]
-fn the_file_says_how_its_model_pools_and_how_texts_end() {
+fn pooling_and_eos_follow_the_metadata() {
     let metadata = |writer: &mut GgufWriter<'_>| {
         writer.set("llama.pooling_type", 3u32).set("tokenizer.ggml.add_eos_token", true);
     };
@@ -160,7 +160,7 @@ fn the_file_says_how_its_model_pools_and_how_texts_end() {
 }
 
 #[test]
-fn what_cannot_be_embedded_is_said_before_anything_is_computed() {
+fn invalid_inputs_fail_before_anything_is_computed() {
     let model = load(|b| b.context_length(16));
     let steps = model.metrics().steps;
     assert!(matches!(
@@ -200,7 +200,7 @@ fn what_cannot_be_embedded_is_said_before_anything_is_computed() {
 }
 
 #[test]
-fn deadlines_and_cancellation_end_it() {
+fn deadlines_and_cancellation_end_embedding() {
     let model = load(|b| b.max_running(1));
     let late = model.embed(["a", "b"]).deadline(Instant::now()).run().map_err(Error::into_kind);
     assert!(matches!(late, Err(ErrorKind::NotEmbedded { index: 0, reason: FinishReason::Timeout })), "{late:?}");

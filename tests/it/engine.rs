@@ -53,7 +53,7 @@ fn pages_left(model: &Model) -> usize {
 }
 
 #[test]
-fn sixty_four_at_once_are_each_as_if_alone() {
+fn sixty_four_concurrent_requests_equal_single_ones() {
     let want = alone(64);
     let models = [
         ("everything on", load(|b| b)),
@@ -73,7 +73,7 @@ fn sixty_four_at_once_are_each_as_if_alone() {
 }
 
 #[test]
-fn cancelling_half_of_them_changes_nothing_for_the_others() {
+fn cancelling_half_of_the_requests_does_not_affect_the_rest() {
     let want = alone(64);
     let model = load(|b| b.max_running(40));
     together(64, |i| {
@@ -90,7 +90,7 @@ fn cancelling_half_of_them_changes_nothing_for_the_others() {
 }
 
 #[test]
-fn too_little_memory_makes_requests_wait_and_changes_no_token() {
+fn low_memory_delays_requests_but_changes_no_token() {
     let want = alone(24);
     let page = load(|b| b).metrics().kv_page_bytes;
     let model = load(|b| b.kv_memory(5 * page).prefill_chunk(64));
@@ -109,7 +109,7 @@ fn too_little_memory_makes_requests_wait_and_changes_no_token() {
 }
 
 #[test]
-fn what_cannot_fit_is_refused_or_ends() {
+fn requests_beyond_the_kv_memory_are_rejected_or_end() {
     let page = load(|b| b).metrics().kv_page_bytes;
     let model = load(|b| b.kv_memory(page));
     let error = model.generate(vec![5; 300]).run().unwrap_err();
@@ -125,7 +125,7 @@ fn what_cannot_fit_is_refused_or_ends() {
 }
 
 #[test]
-fn ten_thousand_ends_of_every_kind_leave_nothing_behind() {
+fn ten_thousand_ends_of_every_kind_leak_nothing() {
     const EVENTS: usize = 10_000;
     let model = load(|b| b.max_running(16).threads(1));
     let next = AtomicUsize::new(0);
@@ -175,7 +175,7 @@ fn ten_thousand_ends_of_every_kind_leave_nothing_behind() {
 }
 
 #[test]
-fn a_stream_that_is_not_read_computes_no_further() {
+fn unread_streams_stop_computing() {
     let model = load(|b| b);
     let mut stream = model.generate("Once").ignore_eos(true).seed(1).stream().unwrap();
     assert_eq!(model.metrics().steps, 0, "nothing before the first piece");
@@ -192,7 +192,7 @@ fn a_stream_that_is_not_read_computes_no_further() {
 }
 
 #[test]
-fn deadlines_and_tokens_end_what_runs_and_what_waits() {
+fn deadlines_and_cancellation_end_running_and_waiting_requests() {
     let model = load(|b| b.max_running(1));
     let mut blocker = model.generate("Once").ignore_eos(true).stream().unwrap();
     blocker.next().unwrap().unwrap();
@@ -217,7 +217,7 @@ fn deadlines_and_tokens_end_what_runs_and_what_waits() {
 }
 
 #[test]
-fn a_full_queue_is_an_error() {
+fn full_queue_is_an_error() {
     let model = load(|b| b.max_running(1).max_waiting(2));
     let mut streams: Vec<_> = (0..3).map(|_| model.generate("Once").ignore_eos(true).stream().unwrap()).collect();
     streams[0].next().unwrap().unwrap();
@@ -235,7 +235,7 @@ fn a_full_queue_is_an_error() {
 }
 
 #[test]
-fn prompts_that_begin_alike_are_computed_once() {
+fn shared_prompt_prefixes_are_computed_once() {
     let model = load(|b| b);
     let shared = "One day, Tom and his mom went to the park. They saw a big, red ball. ".repeat(4);
     let ask = |end: &str| model.generate(format!("{shared}{end}")).temperature(0.0).max_tokens(5).run().unwrap();
@@ -267,7 +267,7 @@ fn prompts_that_begin_alike_are_computed_once() {
 }
 
 #[test]
-fn a_conversation_keeps_its_cache_unless_memory_is_needed() {
+fn conversation_keeps_its_cache_until_memory_is_needed() {
     let page = load(|b| b).metrics().kv_page_bytes;
     let model = load(|b| b.kv_memory(2 * page).prefix_memory(0));
     let mut chat = model.chat().temperature(0.0).max_tokens(10).start().unwrap();
@@ -294,7 +294,7 @@ impl<F: FnMut(&[u32], &mut [f32]) + Send> CustomSampler for Custom<F> {
 }
 
 #[test]
-fn what_fails_or_panics_while_choosing_fails_alone() {
+fn failing_or_panicking_samplers_fail_only_their_request() {
     let model = load(|b| b);
     let want = alone(8);
     let once = || model.generate("Once").max_tokens(20).ignore_eos(true);
@@ -337,8 +337,8 @@ fn cpu_time() -> u64 {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_model_that_has_nothing_to_do_takes_no_cpu_time() {
-    const NAME: &str = "engine::a_model_that_has_nothing_to_do_takes_no_cpu_time";
+fn idle_model_uses_no_cpu_time() {
+    const NAME: &str = "engine::idle_model_uses_no_cpu_time";
     // In a process of its own, because other tests keep this one busy.
     if std::env::var_os("FEWBIT_TEST_IDLE").is_none() {
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());

@@ -15,7 +15,7 @@ fn tokens(text: &str) -> Vec<u32> {
 
 /// One token at a time, and the softmax written out.
 fn one_by_one(tokens: &[u32]) -> Vec<f64> {
-    let decoder = stories().decoder();
+    let decoder = fewbit::expert::decoder(stories());
     let mut cache = decoder.new_cache();
     tokens
         .windows(2)
@@ -37,7 +37,7 @@ fn assert_close(found: &[f64], expected: &[f64]) {
 }
 
 #[test]
-fn scores_are_those_of_single_steps() {
+fn scores_match_single_steps() {
     let tokens = tokens(TEXT);
     assert!(tokens.len() > 65, "more than one block of logits: {}", tokens.len());
     assert_close(&stories().score(&tokens).unwrap(), &one_by_one(&tokens));
@@ -76,7 +76,7 @@ fn perplexity_scores_the_second_half_of_each_window() {
 }
 
 #[test]
-fn windows_that_cannot_be_scored_are_errors() {
+fn invalid_windows_are_errors() {
     let run = |text: &str, ctx| stories().perplexity(text, &PerplexityOptions::default().ctx(ctx), |_| {});
     assert!(matches!(run(TEXT, 3).map_err(fewbit::Error::into_kind), Err(ErrorKind::TooShort { found: 3, .. })));
     assert!(matches!(run(TEXT, 1 << 20).map_err(fewbit::Error::into_kind), Err(ErrorKind::ContextTooLong { .. })));
@@ -88,7 +88,7 @@ fn windows_that_cannot_be_scored_are_errors() {
 
 /// Scoring uses the engine like any request, so its keys and values count towards the memory limit.
 #[test]
-fn scoring_keeps_to_the_memory_of_requests() {
+fn scoring_counts_towards_the_memory_limit() {
     let page = stories().metrics().kv_page_bytes;
     let small = crate::load(|builder| builder.kv_memory(page).prefix_memory(page));
     let text = TEXT.repeat(20);

@@ -19,7 +19,7 @@ fn greedy(model: &Model, n: usize) -> Completion {
 }
 
 #[test]
-fn greedy_text_is_the_reference() {
+fn greedy_text_matches_the_reference() {
     let out = greedy(stories(), 57);
     assert_eq!(out.text, GREEDY);
     assert_eq!(out.prompt_tokens[0], 1, "the beginning of the text");
@@ -30,7 +30,7 @@ fn greedy_text_is_the_reference() {
 }
 
 #[test]
-fn pieces_are_the_completion_in_parts() {
+fn streamed_pieces_add_up_to_the_completion() {
     let whole = greedy(stories(), 40);
     let mut stream = stories().generate(PROMPT).temperature(0.0).max_tokens(40).stream().unwrap();
     let (mut text, mut tokens) = (String::new(), Vec::new());
@@ -47,7 +47,7 @@ fn pieces_are_the_completion_in_parts() {
 }
 
 #[test]
-fn chunks_threads_and_neighbours_change_no_token() {
+fn chunks_threads_and_concurrency_change_no_token() {
     // A prompt of several chunks, and every setting against the plain one.
     let prompt = GREEDY.repeat(3);
     let run = |model: &Model| model.generate(&prompt).temperature(0.9).seed(3).max_tokens(30).run().unwrap().tokens;
@@ -62,7 +62,7 @@ fn chunks_threads_and_neighbours_change_no_token() {
 }
 
 #[test]
-fn a_seed_repeats_and_another_differs() {
+fn same_seed_repeats_and_another_seed_differs() {
     let run = |seed| stories().generate(PROMPT).temperature(1.5).seed(seed).max_tokens(40).run().unwrap();
     assert_eq!(run(7).text, run(7).text);
     assert_ne!(run(7).text, run(8).text);
@@ -71,7 +71,7 @@ fn a_seed_repeats_and_another_differs() {
 }
 
 #[test]
-fn a_stop_string_over_several_tokens_is_not_emitted() {
+fn stop_string_across_tokens_is_not_emitted() {
     let stop = "play outside";
     let expected = GREEDY.split(stop).next().unwrap();
     let mut stream = stories().generate(PROMPT).temperature(0.0).stop(stop).stop("never").stream().unwrap();
@@ -85,7 +85,7 @@ fn a_stop_string_over_several_tokens_is_not_emitted() {
 }
 
 #[test]
-fn what_a_stop_string_held_back_comes_at_the_end() {
+fn text_held_back_for_a_stop_string_is_emitted_at_the_end() {
     // The text ends in the middle of a possible stop string.
     let whole = greedy(stories(), 20);
     let tail: String = whole.text.chars().rev().take(5).collect::<Vec<_>>().into_iter().rev().collect();
@@ -100,7 +100,7 @@ fn what_a_stop_string_held_back_comes_at_the_end() {
 }
 
 #[test]
-fn the_token_that_ends_a_text_ends_it() {
+fn eos_token_ends_generation() {
     // The same model, for which a full stop is the end.
     let tokenizer = stories().tokenizer();
     let whole = greedy(stories(), 57).tokens;
@@ -119,7 +119,7 @@ fn the_token_that_ends_a_text_ends_it() {
 }
 
 #[test]
-fn limits_of_tokens_and_context_are_kept() {
+fn token_and_context_limits_are_enforced() {
     for n in [0, 1, 2] {
         let out = greedy(stories(), n);
         assert_eq!((out.tokens.len(), out.finish_reason), (n, FinishReason::Length));
@@ -136,7 +136,7 @@ fn limits_of_tokens_and_context_are_kept() {
 }
 
 #[test]
-fn the_whole_context_can_be_filled() {
+fn whole_context_can_be_filled() {
     let n = stories().context_length();
     let out = stories().generate(PROMPT).temperature(0.0).ignore_eos(true).run().unwrap();
     assert_eq!(out.usage.prompt + out.usage.completion, n);
@@ -148,7 +148,7 @@ fn the_whole_context_can_be_filled() {
 }
 
 #[test]
-fn a_dropped_stream_leaves_the_model_usable() {
+fn dropped_stream_leaves_the_model_usable() {
     let mut stream = stories().generate(PROMPT).temperature(0.0).stream().unwrap();
     let first = stream.next().unwrap().unwrap();
     drop(stream);
@@ -157,7 +157,7 @@ fn a_dropped_stream_leaves_the_model_usable() {
 }
 
 #[test]
-fn a_stream_outlives_the_handle_and_moves_to_other_threads() {
+fn stream_outlives_the_model_handle_and_moves_across_threads() {
     let model = Model::builder().threads(1).load(STORIES).unwrap();
     let stream = model.generate(PROMPT).temperature(0.0).max_tokens(57).stream().unwrap();
     drop(model);
@@ -177,7 +177,7 @@ fn special_tokens_in_a_prompt_are_plain_text() {
 }
 
 #[test]
-fn prompts_that_cannot_be_are_errors() {
+fn invalid_prompts_are_errors() {
     assert!(matches!(
         stories().generate(Vec::new()).run().map_err(fewbit::Error::into_kind),
         Err(ErrorKind::Empty { index: None })
@@ -197,7 +197,7 @@ fn prompts_that_cannot_be_are_errors() {
 }
 
 #[test]
-fn a_template_that_does_not_compile_fails_those_who_use_it() {
+fn broken_template_fails_only_requests_that_use_it() {
     let model = load(|b| b.chat_template("{% if"));
     assert!(matches!(
         model.generate(PROMPT).templated().run().map_err(fewbit::Error::into_kind),
@@ -211,7 +211,7 @@ fn a_template_that_does_not_compile_fails_those_who_use_it() {
 }
 
 #[test]
-fn text_is_whole_characters_whatever_the_tokens() {
+fn text_has_only_whole_characters() {
     // Byte tokens of this vocabulary begin at 3: the two bytes of 'é', and one that is alone.
     let byte = |b: u32| 3 + b;
     let decoded = stories().tokenizer().decode(&[byte(0xc3), byte(0xa9)]);
@@ -238,7 +238,7 @@ fn text_is_whole_characters_whatever_the_tokens() {
 }
 
 #[test]
-fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
+fn stop_token_ends_the_text_and_is_not_part_of_it() {
     let whole = greedy(stories(), 40);
     let token = whole.tokens[10];
     let at = whole.tokens.iter().position(|&other| other == token).unwrap();
@@ -253,7 +253,7 @@ fn a_stop_token_ends_a_text_and_is_no_part_of_it() {
 }
 
 #[test]
-fn a_condition_ends_a_text_where_it_is_met() {
+fn stop_condition_ends_the_text_when_it_is_met() {
     let request = || stories().generate(PROMPT).temperature(0.0).max_tokens(40);
     let seven = greedy(stories(), 7);
     // The end of the text might have been the beginning of a stop string, but belongs to the text.
@@ -278,7 +278,7 @@ fn a_condition_ends_a_text_where_it_is_met() {
 }
 
 #[test]
-fn a_text_is_written_as_it_comes() {
+fn text_is_written_as_it_is_generated() {
     /// Takes so many bytes.
     struct Full(usize);
     impl std::io::Write for Full {

@@ -68,7 +68,7 @@ fn story(model: &Model) -> String {
 }
 
 #[test]
-fn a_folder_tells_the_story_of_its_gguf_file() {
+fn hf_folder_generates_the_text_of_its_gguf_file() {
     let folder = folder();
     let path = folder.path().to_str().unwrap();
     let model = Model::builder().threads(2).load(path).unwrap();
@@ -83,17 +83,17 @@ fn a_folder_tells_the_story_of_its_gguf_file() {
 }
 
 #[test]
-fn weights_can_be_quantized_as_they_are_read() {
+fn weights_can_be_quantized_while_loading() {
     let folder = folder();
     let load = |path: &Path| Model::builder().threads(2).quantize(Recipe::Q8_0).load_file(path).unwrap();
     let (of_folder, of_file) = (load(folder.path()), load(Path::new(STORIES)));
     assert_eq!(story(&of_folder), story(&of_file));
-    assert!(of_folder.decoder().weight_bytes() < of_folder.file_bytes() / 3);
-    assert_eq!(of_folder.decoder().weight_bytes(), of_file.decoder().weight_bytes());
+    assert!(fewbit::expert::decoder(&of_folder).weight_bytes() < of_folder.file_bytes() / 3);
+    assert_eq!(fewbit::expert::decoder(&of_folder).weight_bytes(), fewbit::expert::decoder(&of_file).weight_bytes());
 }
 
 #[test]
-fn generation_config_says_how_to_sample_and_where_to_end() {
+fn generation_config_sets_sampling_and_end_tokens() {
     let folder = folder();
     let recommended = || Model::builder().threads(1).load_file(folder.path()).map(|m| m.recommended_sampling());
     let own = json!({ "do_sample": true, "temperature": 0.25, "top_k": 7, "top_p": 0.5, "repetition_penalty": 1.5 });
@@ -111,7 +111,7 @@ fn generation_config_says_how_to_sample_and_where_to_end() {
 
 /// Files are also written for programs in which a `top_k` of -1 means "off".
 #[test]
-fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
+fn invalid_recommendations_are_ignored_with_a_warning() {
     let folder = folder();
     let load = || Model::builder().threads(1).load_file(folder.path()).unwrap();
     let silent = load().recommended_sampling();
@@ -149,7 +149,7 @@ fn recommendations_that_make_no_sense_turn_nothing_on_and_are_said() {
 
 /// Names and descriptions, whatever their type.
 #[test]
-fn what_files_say_to_people_keeps_no_model_from_loading() {
+fn descriptive_fields_of_any_type_do_not_prevent_loading() {
     let folder = folder();
     let config: Value =
         serde_json::from_slice(&std::fs::read(folder.path().join("config.json")).unwrap()).expect("written above");
@@ -210,7 +210,7 @@ fn merges(file: &GgufFile) -> Vec<Value> {
 }
 
 #[test]
-fn a_folder_becomes_a_gguf_file() {
+fn hf_folder_is_converted_to_a_gguf_file() {
     let (folder, original) = (folder(), GgufFile::open(Path::new(STORIES)).unwrap());
     let quantize = |out: &Path| {
         let (options, tokenizer) = (FileOptions::new(Recipe::F32), TokenizerOptions::default());
@@ -247,7 +247,7 @@ fn a_folder_becomes_a_gguf_file() {
 }
 
 #[test]
-fn a_folder_without_tokenizer_is_refused() {
+fn folder_without_a_tokenizer_is_rejected() {
     let folder = folder();
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     let error = Model::builder().load_file(folder.path()).unwrap_err();

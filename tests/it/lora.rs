@@ -51,7 +51,7 @@ fn request(model: &Model, loras: &[Lora; 2], i: usize) -> Generate {
 }
 
 #[test]
-fn requests_with_different_adapters_are_each_as_if_alone() {
+fn concurrent_requests_with_adapters_equal_single_ones() {
     let folder = tempfile::tempdir().unwrap();
     let paths = [adapter(folder.path(), 1), adapter(folder.path(), 2)];
     let on = |model: &Model| paths.each_ref().map(|path| model.load_lora(path).unwrap());
@@ -90,7 +90,7 @@ fn requests_with_different_adapters_are_each_as_if_alone() {
 }
 
 #[test]
-fn adapters_of_the_model_are_the_default_of_its_requests() {
+fn model_adapters_are_the_default_of_requests() {
     let folder = tempfile::tempdir().unwrap();
     let path = adapter(folder.path(), 1);
     let model = load(|b| b.lora(&path, 0.8));
@@ -123,7 +123,7 @@ fn adapters_of_the_model_are_the_default_of_its_requests() {
 }
 
 #[test]
-fn a_conversation_is_computed_anew_under_other_adapters() {
+fn changing_adapters_recomputes_the_conversation() {
     let folder = tempfile::tempdir().unwrap();
     let model = load(|b| b);
     let loras = [1, 2].map(|seed| model.load_lora(adapter(folder.path(), seed)).unwrap());
@@ -162,7 +162,7 @@ fn a_conversation_is_computed_anew_under_other_adapters() {
 }
 
 #[test]
-fn adapters_are_counted_and_refused_by_type() {
+fn adapter_memory_is_estimated_and_bad_ones_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = adapter(folder.path(), 1);
     let without = Model::builder().memory_estimate(STORIES).unwrap();

@@ -24,13 +24,13 @@ fn windows() -> PerplexityOptions {
 /// A reference with stored logits gives the same as the two models side by side, compared with the formulas on logits
 /// that are computed one by one.
 #[test]
-fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
+fn stored_reference_gives_the_same_divergence() {
     let quantized = load(|b| b.quantize(Recipe::Q4_0));
     let reference = stories().reference(&text(), &windows(), |_| {}).unwrap();
     let perplexity = stories().perplexity(&text(), &windows(), |_| {}).unwrap();
     assert_eq!(reference.perplexity().nll_per_token, perplexity.nll_per_token);
     let n_scored = perplexity.nll_per_token.len();
-    assert_eq!(reference.n_bytes(), (n_scored * stories().decoder().n_vocab() * 4) as u64);
+    assert_eq!(reference.n_bytes(), (n_scored * fewbit::expert::decoder(stories()).n_vocab() * 4) as u64);
 
     let found = quantized.divergence(&reference, |_, _| {}).unwrap();
     assert_eq!(found.reference_nll_per_token, perplexity.nll_per_token);
@@ -48,7 +48,7 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
     assert_eq!(progress.into_inner(), (1..=8).map(|done| (done, 8)).collect::<Vec<_>>());
 
     // The definition, from log probabilities of all tokens.
-    let n_vocab = stories().decoder().n_vocab();
+    let n_vocab = fewbit::expert::decoder(stories()).n_vocab();
     let tokens = stories().generate(text()).max_tokens(0).stream().unwrap().prompt_tokens()[..64].to_vec();
     let logprobs = |model: &Model| -> Vec<f64> {
         let all = model.logprobs(&tokens[..], n_vocab).unwrap();
@@ -70,7 +70,7 @@ fn a_reference_is_computed_once_and_gives_what_it_would_anew() {
 }
 
 #[test]
-fn types_are_compared_with_their_errors() {
+fn quantizations_are_compared_with_standard_errors() {
     let seen = RefCell::new(Vec::new());
     let types = [Recipe::Q8_0, Recipe::Q4_0];
     let compare = Compare::new(stories(), types).windows(windows());
@@ -98,7 +98,7 @@ fn types_are_compared_with_their_errors() {
 }
 
 #[test]
-fn models_and_random_weights_are_timed() {
+fn models_and_random_weights_are_benchmarked() {
     let model = load(|b| b.quantize(Recipe::Q8_0));
     let target = Target::of(&model).unwrap();
     let bench = Bench::new().prompt([8, 16]).n_gen([2]).depth([0, 3]).batch([1, 2]).repetitions(2);
@@ -110,8 +110,12 @@ fn models_and_random_weights_are_timed() {
         assert!(0.0 < rate.min && rate.min <= rate.median && rate.median <= rate.max, "{result:?}");
         assert!(result.fraction.is_none_or(|fraction| fraction > 0.0));
     }
-    assert_eq!((report.weight_bytes, report.n_threads), (model.decoder().weight_bytes(), 1));
-    let long = Bench::new().prompt([8]).n_gen([0]).depth([model.decoder().config().context_length]).run(&target);
+    assert_eq!((report.weight_bytes, report.n_threads), (fewbit::expert::decoder(&model).weight_bytes(), 1));
+    let long = Bench::new()
+        .prompt([8])
+        .n_gen([0])
+        .depth([fewbit::expert::decoder(&model).config().context_length])
+        .run(&target);
     assert!(matches!(long, Err(BenchError::TooLong { .. })), "{long:?}");
 
     let shape = Shape { n_layers: 1, n_vocab: 256, ..Shape::named("smollm2-135m").unwrap() };
@@ -128,7 +132,7 @@ fn models_and_random_weights_are_timed() {
 }
 
 #[test]
-fn a_model_is_inspected_as_it_would_be_loaded() {
+fn inspection_matches_the_loaded_model() {
     let plain = Model::builder().inspect(STORIES).unwrap();
     assert_eq!(plain.path(), Path::new(STORIES));
     assert!(plain.remote().is_none());
@@ -143,7 +147,7 @@ fn a_model_is_inspected_as_it_would_be_loaded() {
     let loaded = load(|b| b.quantize(Recipe::Q8_0));
     assert_eq!(quantized.n_weights(), plain.n_weights());
     assert!(quantized.bits_per_weight() < 16.0 && quantized.types().contains_key("Q8_0"));
-    assert_eq!(quantized.memory(128).unwrap().weight_bytes, loaded.decoder().weight_bytes());
+    assert_eq!(quantized.memory(128).unwrap().weight_bytes, fewbit::expert::decoder(&loaded).weight_bytes());
     assert!(matches!(
         Model::builder().inspect("/nonexistent.gguf").map_err(fewbit::Error::into_kind),
         Err(ErrorKind::NotFound { .. })

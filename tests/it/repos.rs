@@ -45,7 +45,7 @@ fn snapshot(home: &TempDir) -> PathBuf {
 }
 
 #[test]
-fn a_model_is_fetched_by_the_name_of_its_repo_and_then_used_as_it_is() {
+fn repo_is_fetched_by_name_once_and_then_used_from_the_cache() {
     let server = server();
     let (home, hub) = hub(&server);
     assert_eq!(hub.cached_repo(&name("org/repo")), None);
@@ -67,7 +67,7 @@ fn a_model_is_fetched_by_the_name_of_its_repo_and_then_used_as_it_is() {
 }
 
 #[test]
-fn what_there_is_not_is_said_with_what_there_is() {
+fn missing_files_and_repos_fail_with_helpful_errors() {
     let server = server();
     let (_home, hub) = hub(&server);
     let error = |text: &str| hub.resolve_repo(&name(text), &silent()).unwrap_err();
@@ -88,7 +88,7 @@ fn what_there_is_not_is_said_with_what_there_is() {
 }
 
 #[test]
-fn a_busy_server_is_asked_again_as_it_says() {
+fn busy_server_is_asked_again_after_retry_after() {
     let server = server();
     let (_home, hub) = hub(&server);
     *server.faults.busy.lock().unwrap() = vec![429, 503, 502];
@@ -99,7 +99,7 @@ fn a_busy_server_is_asked_again_as_it_says() {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_and_not_to_the_store() {
+fn token_is_sent_to_the_hub_and_not_to_the_store() {
     let server = server();
     let (_home, hub) = hub(&server);
     let hub = hub.settings(HfSettings::new(&server.url).token("hf_secret"));
@@ -113,7 +113,7 @@ fn the_token_goes_to_the_hub_and_not_to_the_store() {
 }
 
 #[test]
-fn files_that_would_leave_their_folder_are_refused() {
+fn files_outside_of_their_folder_are_rejected() {
     for path in ["../evil.gguf", "a/../../evil.gguf", "/etc/evil.gguf", "..\\evil.gguf"] {
         let server = HubServer::new(&[(path, b"GGUF"), ("good.gguf", b"GGUF")]);
         let (home, hub) = hub(&server);
@@ -124,7 +124,7 @@ fn files_that_would_leave_their_folder_are_refused() {
 }
 
 #[test]
-fn bytes_that_are_not_those_of_the_list_never_get_the_name() {
+fn contents_that_differ_from_the_file_list_are_rejected() {
     let server = server();
     let (home, hub) = hub(&server);
     let mut wrong = stories();
@@ -153,7 +153,7 @@ fn pull_in_parts(server: &HubServer, home: &TempDir, progress: &dyn Progress) ->
 }
 
 #[test]
-fn large_files_come_over_several_connections() {
+fn large_files_are_fetched_over_several_connections() {
     let server = server();
     server.faults.delay_ms.store(20, Ordering::SeqCst);
     let home = TempDir::new().unwrap();
@@ -167,7 +167,7 @@ fn large_files_come_over_several_connections() {
 }
 
 #[test]
-fn connections_that_break_and_servers_without_ranges_are_no_harm() {
+fn broken_connections_and_missing_ranges_are_handled() {
     let server = server();
     server.faults.cut.store(3, Ordering::SeqCst);
     let home = TempDir::new().unwrap();
@@ -183,9 +183,9 @@ fn connections_that_break_and_servers_without_ranges_are_no_harm() {
 }
 
 /// Cancels a download after half of it has arrived.
-struct Half(AtomicBool, u64);
+struct CancelHalfway(AtomicBool, u64);
 
-impl Progress for Half {
+impl Progress for CancelHalfway {
     fn event(&self, event: &Event<'_>) {
         if let Event::Progress { done_bytes, .. } = event
             && *done_bytes >= self.1
@@ -200,10 +200,10 @@ impl Progress for Half {
 }
 
 #[test]
-fn a_download_that_was_ended_goes_on_where_it_was() {
+fn cancelled_download_is_resumed() {
     let server = server();
     let home = TempDir::new().unwrap();
-    let half = Half(AtomicBool::new(false), stories().len() as u64 / 4);
+    let half = CancelHalfway(AtomicBool::new(false), stories().len() as u64 / 4);
     let error = pull_in_parts(&server, &home, &half).unwrap_err();
     assert!(matches!(error, HubError::Cancelled), "{error:?}");
     let part = home.path().join("models/tiny/tiny.gguf.part");
@@ -217,7 +217,7 @@ fn a_download_that_was_ended_goes_on_where_it_was() {
 }
 
 #[test]
-fn offline_is_offline() {
+fn offline_mode_sends_no_requests() {
     let server = server();
     let (home, hub) = hub(&server);
     let offline = hub.clone().settings(HfSettings::new(&server.url).offline(true));
@@ -232,7 +232,7 @@ fn offline_is_offline() {
 /// A cache as Hugging Face's tools make it: links to blobs.
 #[cfg(unix)]
 #[test]
-fn what_other_tools_have_fetched_is_used_where_it_lies() {
+fn hugging_face_cache_is_used_in_place() {
     let server = server();
     let cache = TempDir::new().unwrap();
     let repo = cache.path().join("models--org--repo");
@@ -262,7 +262,7 @@ fn what_other_tools_have_fetched_is_used_where_it_lies() {
 }
 
 #[test]
-fn a_model_is_looked_at_before_it_is_fetched() {
+fn peek_reads_only_the_header_of_a_model() {
     let mut long = stories();
     // Weights that are not needed to describe the model.
     long.resize(long.len() + (8 << 20), 0);
@@ -288,7 +288,7 @@ fn a_model_is_looked_at_before_it_is_fetched() {
 }
 
 #[test]
-fn a_folder_of_safetensors_is_fetched_and_looked_at() {
+fn safetensors_folder_is_peeked_at_and_fetched() {
     let local = crate::hf::folder();
     let files: Vec<(String, Vec<u8>)> = fs::read_dir(local.path())
         .unwrap()

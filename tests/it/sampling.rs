@@ -93,7 +93,7 @@ fn settings(case: &Value) -> Sampling {
 }
 
 #[test]
-fn candidates_are_those_of_float64_definitions() {
+fn candidates_match_the_definitions_in_float64() {
     let data: Value = serde_json::from_str(CASES).unwrap();
     let prompt: Vec<u32> = serde_json::from_value(data["prompt"].clone()).unwrap();
     let rows: Vec<Vec<f32>> = serde_json::from_value(data["logits"].clone()).unwrap();
@@ -121,7 +121,7 @@ fn candidates_are_those_of_float64_definitions() {
 const PROMPT: &str = "Once upon a time";
 
 #[test]
-fn log_probabilities_are_those_of_the_model() {
+fn logprobs_match_the_scores_of_the_model() {
     let greedy = || stories().generate(PROMPT).temperature(0.0).max_tokens(20);
     let plain = greedy().run().unwrap();
     assert!(plain.logprobs.is_empty());
@@ -149,7 +149,7 @@ fn log_probabilities_are_those_of_the_model() {
 }
 
 #[test]
-fn a_banned_token_never_comes_and_a_bias_makes_one_come() {
+fn bans_exclude_tokens_and_biases_force_them() {
     let greedy = || stories().generate(PROMPT).temperature(0.0).max_tokens(30);
     let first = greedy().run().unwrap().tokens[0];
     let out = greedy().options(GenerateOptions::new().ban([first])).run().unwrap();
@@ -163,7 +163,7 @@ fn a_banned_token_never_comes_and_a_bias_makes_one_come() {
 }
 
 #[test]
-fn penalties_keep_a_text_from_repeating() {
+fn penalties_reduce_repetition() {
     // Small models fall into a loop sooner or later; the longest sequence that repeats says how far.
     let text = |builder: fewbit::Generate| builder.ignore_eos(true).max_tokens(250).run().unwrap().tokens;
     let repeated = |tokens: &[u32]| {
@@ -180,7 +180,7 @@ fn penalties_keep_a_text_from_repeating() {
 }
 
 #[test]
-fn every_setting_repeats_with_its_seed() {
+fn every_setting_is_reproducible_with_its_seed() {
     let builder = |seed| {
         let mut dry = Dry::new(0.8);
         dry.breakers = vec![".".into()];
@@ -211,7 +211,7 @@ fn every_setting_repeats_with_its_seed() {
 }
 
 #[test]
-fn settings_out_of_range_are_errors_before_anything_runs() {
+fn out_of_range_settings_fail_before_running() {
     let refused = |builder: fewbit::Generate| match builder.stream() {
         Err(error) => error.cause::<SamplingError>().unwrap().to_string(),
         other => panic!("{other:?}"),
@@ -247,18 +247,18 @@ fn settings_out_of_range_are_errors_before_anything_runs() {
 }
 
 /// Chooses a token that is not among the candidates.
-struct Wrong;
+struct OutsideCandidates;
 
-impl CustomSampler for Wrong {
+impl CustomSampler for OutsideCandidates {
     fn choose(&mut self, choices: &[Choice]) -> Option<u32> {
         choices.iter().map(|choice| choice.token).max().map(|token| token + 1)
     }
 }
 
 /// Never chooses the same token twice in a row.
-struct Restless;
+struct NeverTwice;
 
-impl CustomSampler for Restless {
+impl CustomSampler for NeverTwice {
     fn adjust(&mut self, tokens: &[u32], logits: &mut [f32]) {
         if let Some(&last) = tokens.last() {
             logits[last as usize] = f32::NEG_INFINITY;
@@ -267,7 +267,7 @@ impl CustomSampler for Restless {
 }
 
 #[test]
-fn a_custom_sampler_takes_part() {
+fn custom_samplers_change_the_tokens() {
     let biased = || {
         stories()
             .generate(PROMPT)
@@ -275,14 +275,14 @@ fn a_custom_sampler_takes_part() {
             .max_tokens(12)
             .options(GenerateOptions::new().logit_bias(300, 1000.0))
     };
-    let out = biased().custom_sampler(|| Restless).run().unwrap();
+    let out = biased().custom_sampler(|| NeverTwice).run().unwrap();
     assert!(out.tokens.windows(2).all(|pair| pair[0] != pair[1]) && out.tokens.contains(&300), "{:?}", out.tokens);
-    let error = biased().custom_sampler(|| Wrong).run().unwrap_err();
+    let error = biased().custom_sampler(|| OutsideCandidates).run().unwrap_err();
     assert!(matches!(error.cause(), Some(SamplingError::NotACandidate { token: 301 })), "{error:?}");
 }
 
 #[test]
-fn an_echo_puts_the_prompt_first() {
+fn echo_puts_the_prompt_first() {
     let begin = || stories().generate(PROMPT).temperature(0.0).max_tokens(10).logprobs(1);
     let (plain, echo) = (begin().run().unwrap(), begin().echo(true).run().unwrap());
     assert_eq!(echo.text, format!("{PROMPT}{}", plain.text));
@@ -295,7 +295,7 @@ fn an_echo_puts_the_prompt_first() {
 }
 
 #[test]
-fn samples_are_what_their_seeds_give_alone() {
+fn samples_equal_single_runs_with_their_seeds() {
     let begin = || stories().generate(PROMPT).temperature(1.2).max_tokens(20);
     let all = begin().seed(5).samples(4).unwrap();
     assert_eq!(all.iter().map(|out| out.seed).collect::<Vec<_>>(), [5, 6, 7, 8]);

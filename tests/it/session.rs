@@ -31,7 +31,7 @@ fn error_of(path: &Path) -> SessionError {
 }
 
 #[test]
-fn a_restored_conversation_goes_on_as_if_it_had_not_been_away() {
+fn restored_conversation_continues_as_if_never_saved() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     let mut chat = start();
@@ -86,7 +86,7 @@ fn messages_keep_their_fields() {
 }
 
 #[test]
-fn another_model_or_cache_is_refused() {
+fn restoring_with_another_model_or_cache_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     start().save(&path).unwrap();
@@ -98,7 +98,7 @@ fn another_model_or_cache_is_refused() {
 }
 
 #[test]
-fn files_that_are_not_what_was_written_are_refused() {
+fn damaged_session_files_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("chat.session");
     let mut chat = start();
@@ -149,7 +149,7 @@ fn files_that_are_not_what_was_written_are_refused() {
 }
 
 #[test]
-fn memory_that_is_promised_is_there_or_refused() {
+fn memory_estimate_scales_and_loading_fails_if_it_cannot_fit() {
     let builder = || Model::builder().threads(1);
     let one = builder().memory_estimate(STORIES).unwrap();
     let many = builder().sequences(10).memory_estimate(STORIES).unwrap();

@@ -15,7 +15,7 @@ fn question(text: &str) -> Generate {
 }
 
 #[test]
-fn a_question_gets_an_answer_to_it() {
+fn question_gets_a_relevant_answer() {
     let out = question("Why is the sky blue?").run().expect("runs");
     println!("{}", out.text);
     assert!(out.text.to_lowercase().contains("light"), "an answer about light: {:?}", out.text);
@@ -27,14 +27,14 @@ fn a_question_gets_an_answer_to_it() {
 }
 
 #[test]
-fn a_fact_is_known() {
+fn model_knows_the_capital_of_france() {
     let out = model().generate("The capital of France is").temperature(0.0).max_tokens(8).run().expect("runs");
     assert!(out.text.contains("Paris"), "{:?}", out.text);
     assert_eq!((out.finish_reason, out.usage.completion), (FinishReason::Length, 8));
 }
 
 #[test]
-fn a_stop_string_ends_the_text_before_it_and_none_of_it_comes_out() {
+fn stop_string_ends_the_text_and_is_not_emitted() {
     let whole = question("Why is the sky blue?").run().expect("runs");
     // From the middle of a word to the middle of a later one: it spans tokens, and begins and ends within some.
     let start = whole.text.char_indices().nth(40).expect("a longer answer").0;
@@ -55,7 +55,7 @@ fn a_stop_string_ends_the_text_before_it_and_none_of_it_comes_out() {
 }
 
 #[test]
-fn generations_side_by_side_write_what_they_write_alone() {
+fn concurrent_generations_equal_single_ones() {
     let make = |i: usize| {
         let prompt = ["Why is the sky blue?", "What is a harbour?", "Name three planets.", PROSE][i];
         let temperature = if i < 2 { 0.0 } else { 0.9 };
@@ -67,7 +67,7 @@ fn generations_side_by_side_write_what_they_write_alone() {
 }
 
 #[test]
-fn a_second_turn_reuses_the_first_and_answers_as_if_it_had_not() {
+fn second_turn_reuses_the_cache_and_gives_the_same_answer() {
     let begin = || {
         model()
             .chat()
@@ -92,7 +92,7 @@ fn a_second_turn_reuses_the_first_and_answers_as_if_it_had_not() {
 }
 
 #[test]
-fn text_is_whole_characters_however_tokens_cut_them() {
+fn text_has_only_whole_characters() {
     // Characters of three and four bytes, most of them several tokens long; greedy goes on with the pattern.
     for prompt in ["🙂🙃🙂🙃🙂🙃🙂🙃🙂🙃🙂🙃", "天気天気天気天気天気天気天気天気", "é̂é̂é̂é̂é̂é̂é̂é̂é̂"]
     {
@@ -114,7 +114,7 @@ fn text_is_whole_characters_however_tokens_cut_them() {
 }
 
 #[test]
-fn special_tokens_in_what_a_user_writes_are_text() {
+fn special_tokens_in_user_text_are_plain_text() {
     let tokenizer = model().tokenizer();
     let end = tokenizer.id_of("<|im_end|>").expect("in the vocabulary");
     let count = |text: &str| {

@@ -60,7 +60,7 @@ fn is_turn(i: usize) -> bool {
 }
 
 #[test]
-fn sixty_four_at_once_are_each_as_if_alone() {
+fn sixty_four_concurrent_requests_equal_single_ones() {
     let load = || smollm2::load(Model::builder().threads(2).prefix_memory(0));
     let (one_by_one, without_prefixes) = (load(), load());
     let folder = tempfile::tempdir().unwrap();

@@ -29,7 +29,7 @@ fn requests(model: &Model) -> Vec<Generate> {
 }
 
 #[test]
-fn lookup_changes_no_token_and_says_what_it_drafted() {
+fn lookup_changes_no_token_and_reports_its_drafts() {
     let (mut drafted, mut accepted) = (0, 0);
     for (i, request) in requests(stories()).into_iter().enumerate() {
         let plain = request.clone().speculation(Speculation::Off).run().unwrap();
@@ -50,7 +50,7 @@ fn lookup_changes_no_token_and_says_what_it_drafted() {
 }
 
 #[test]
-fn pieces_come_one_by_one_whatever_a_step_brings() {
+fn pieces_have_one_token_each_with_speculation() {
     let request = || stories().generate(PROMPTS[0]).temperature(0.0).max_tokens(60).speculation(Speculation::Always);
     let whole = request().run().unwrap();
     let mut stream = request().stream().unwrap();
@@ -68,7 +68,7 @@ fn worsen(name: &str, bytes: &mut [u8]) {
 }
 
 #[test]
-fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
+fn good_and_bad_draft_models_change_no_token() {
     let good = load(|b| b);
     let bad = altered(|_| {}, worsen);
     for (draft, at_least) in [(&good, 0.2), (&bad, 0.0)] {
@@ -87,7 +87,7 @@ fn a_draft_model_changes_no_token_whether_it_is_good_or_bad() {
 }
 
 #[test]
-fn a_draft_model_needs_the_same_vocabulary() {
+fn draft_model_with_another_vocabulary_is_rejected() {
     let metadata = |writer: &mut GgufWriter<'_>| {
         let file = GgufFile::open(STORIES.as_ref()).unwrap();
         let mut tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap().to_vec();
@@ -100,7 +100,7 @@ fn a_draft_model_needs_the_same_vocabulary() {
 }
 
 #[test]
-fn drafts_end_where_the_context_does() {
+fn drafts_end_at_the_context_length() {
     let request = |speculation| {
         let prompt = "Lily had a red ball. ".repeat(30);
         stories().generate(prompt).temperature(0.0).ignore_eos(true).speculation(speculation).run().unwrap()
@@ -111,7 +111,7 @@ fn drafts_end_where_the_context_does() {
 }
 
 #[test]
-fn what_a_constraint_forces_comes_in_fewer_steps_and_is_the_same() {
+fn forced_tokens_take_fewer_steps_and_stay_the_same() {
     let schema = json!({
         "type": "object", "additionalProperties": false, "required": ["identification", "classification"],
         "properties": {
@@ -144,7 +144,7 @@ fn what_a_constraint_forces_comes_in_fewer_steps_and_is_the_same() {
 }
 
 #[test]
-fn what_a_draft_model_keeps_counts_within_both_limits() {
+fn draft_model_cache_counts_towards_both_limits() {
     let page = stories().metrics().kv_page_bytes;
     let with = |pages: u64| load(|b| b.kv_memory(pages * page).prefix_memory(0));
     let drafted = |pages, draft_pages, prompt: &str| {

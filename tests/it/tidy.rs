@@ -61,7 +61,7 @@ fn files(extension: &str) -> Vec<PathBuf> {
 }
 
 /// Fails with one line per finding.
-fn none(rule: &str, findings: &[String]) {
+fn assert_no_findings(rule: &str, findings: &[String]) {
     assert!(findings.is_empty(), "{rule}:\n  {}", findings.join("\n  "));
 }
 
@@ -109,17 +109,17 @@ fn packages() -> Vec<Package> {
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_begins_with_module_docs() {
     let silent: Vec<_> = files("rs")
         .into_iter()
         .filter(|path| !read(path).starts_with("//!"))
         .map(|path| path.display().to_string())
         .collect();
-    none("these files do not open with `//!`", &silent);
+    assert_no_findings("these files do not open with `//!`", &silent);
 }
 
 #[test]
-fn nothing_is_unfinished() {
+fn code_has_no_unfinished_markers() {
     // In two parts, so that this file is not among the findings.
     let marks = [("todo", "!"), ("unimplemented", "!"), ("dbg", "!"), ("#[ign", "ore")].map(|(a, b)| format!("{a}{b}"));
     let mut findings = Vec::new();
@@ -130,18 +130,18 @@ fn nothing_is_unfinished() {
             }
         }
     }
-    none("unfinished code", &findings);
+    assert_no_findings("unfinished code", &findings);
 }
 
 #[test]
-fn no_file_is_too_long_to_read() {
+fn no_file_is_longer_than_the_limit() {
     let long: Vec<_> = files("rs")
         .into_iter()
         .map(|path| (read(&path).lines().count(), path))
         .filter(|(n_lines, _)| *n_lines > MAX_LINES)
         .map(|(n_lines, path)| format!("{}: {n_lines} lines", path.display()))
         .collect();
-    none("files of more than 800 lines: look for the second subject in them", &long);
+    assert_no_findings("files of more than 800 lines: look for the second subject in them", &long);
 }
 
 #[test]
@@ -158,11 +158,11 @@ fn crates_depend_downward_only() {
         let wrong = ours.filter(|name| !allowed.contains(&name.as_str()));
         findings.extend(wrong.map(|name| format!("{} -> {name}", package.name)));
     }
-    none("dependencies against the direction", &findings);
+    assert_no_findings("dependencies against the direction", &findings);
 }
 
 #[test]
-fn only_the_server_and_the_fetching_know_http() {
+fn only_serve_and_hub_depend_on_http() {
     let allowed = ["fewbit-serve", "fewbit"];
     let mut users = Vec::new();
     for package in packages().iter().filter(|package| !allowed.contains(&package.name.as_str())) {
@@ -170,11 +170,11 @@ fn only_the_server_and_the_fetching_know_http() {
         let used = package.dependencies("dependencies").into_iter().filter(|name| http.contains(&name.as_str()));
         users.extend(used.map(|name| format!("{} -> {name}", package.name)));
     }
-    none("HTTP belongs into fewbit-serve, and into the feature `hub`", &users);
+    assert_no_findings("HTTP belongs into fewbit-serve, and into the feature `hub`", &users);
 }
 
 #[test]
-fn only_its_own_crates_know_candle() {
+fn only_candle_and_oracle_crates_depend_on_candle() {
     let mut users = Vec::new();
     let own = ["fewbit-candle", "fewbit-oracle"];
     for package in packages().iter().filter(|package| !own.contains(&package.name.as_str())) {
@@ -183,11 +183,11 @@ fn only_its_own_crates_know_candle() {
             users.extend(candle.map(|name| format!("{}: {kind}: {name}", package.name)));
         }
     }
-    none("candle belongs into fewbit-candle and into the tests of fewbit-oracle", &users);
+    assert_no_findings("candle belongs into fewbit-candle and into the tests of fewbit-oracle", &users);
 }
 
 #[test]
-fn unsafe_code_is_where_it_is_said_to_be() {
+fn unsafe_code_is_only_where_it_is_allowed() {
     let mut findings = Vec::new();
     for package in packages() {
         let wanted = match package.name.as_str() {
@@ -208,7 +208,7 @@ fn unsafe_code_is_where_it_is_said_to_be() {
             findings.push(format!("{}: allows unsafe code", path.display()));
         }
     }
-    none("unsafe code", &findings);
+    assert_no_findings("unsafe code", &findings);
 }
 
 /// The lines of the first `n` blocks of commands in a Markdown text.
@@ -242,7 +242,7 @@ fn commands(markdown: &str, n: usize) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn ci_runs_what_readme_says() {
+fn ci_runs_the_commands_of_readme() {
     let readme = read(&root().join("README.md"));
     let ci = read(&root().join(".ci/run"));
     let blocks = commands(&readme, 2);
@@ -253,7 +253,7 @@ fn ci_runs_what_readme_says() {
             .any(|line| line.trim() == *command || line.trim().strip_prefix("run ").is_some_and(|l| l == *command))
     };
     let missing: Vec<_> = lines.into_iter().filter(|command| !is_run(command)).collect();
-    none("commands of README.md that .ci/run does not run", &missing);
+    assert_no_findings("commands of README.md that .ci/run does not run", &missing);
 }
 
 #[test]
@@ -272,7 +272,7 @@ fn alternatives(path: &str) -> Vec<String> {
 }
 
 #[test]
-fn files_that_documents_name_exist() {
+fn files_named_in_documents_exist() {
     // A path is written from the root, from `crates/`, or from a crate or its sources where the text is about that.
     let mut bases = vec![root().to_owned(), root().join("crates")];
     for package in packages() {
@@ -301,5 +301,5 @@ fn files_that_documents_name_exist() {
         }
     }
     assert!(n_paths > 100, "only {n_paths} paths found");
-    none("documents name files that are not there", &findings);
+    assert_no_findings("documents name files that are not there", &findings);
 }

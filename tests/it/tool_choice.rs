@@ -15,7 +15,7 @@ const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}
     {% for m in messages %}{{ m.content }}\n{% endfor %}";
 
 /// The same, ending inside reasoning.
-const THINKS: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
+const REASONING_TEMPLATE: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
     {% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
 
 const STYLES: [ToolStyle; 11] = [
@@ -109,7 +109,7 @@ fn forced(model: &Model, choice: ToolChoice, seed: u64) -> ChatBuilder {
 }
 
 #[test]
-fn every_style_writes_the_call_that_must_be() {
+fn every_style_generates_required_calls() {
     let tools = [go(), drive()];
     for style in STYLES {
         for model in [load(|b| b.chat_template(TEMPLATE).tool_style(style)), with_marks(|b| b.tool_style(style))] {
@@ -138,7 +138,7 @@ fn every_style_writes_the_call_that_must_be() {
 }
 
 #[test]
-fn open_texts_end() {
+fn unbounded_string_arguments_end() {
     let schema = json!({ "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] });
     let tools = [Tool::new("weather", "The weather in a city.", schema)];
     for style in [ToolStyle::Hermes, ToolStyle::Llama3Pythonic] {
@@ -153,7 +153,7 @@ fn open_texts_end() {
 
 /// However much a model likes to go on.
 #[test]
-fn calls_end() {
+fn number_of_required_calls_is_limited() {
     let template = "{% for t in tools %}{{ t.function.name }}{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n";
     for style in [ToolStyle::Hermes, ToolStyle::MistralArgs] {
         let model = smollm2::load(Model::builder().chat_template(template).tool_style(style));
@@ -170,7 +170,7 @@ fn calls_end() {
 }
 
 #[test]
-fn what_cannot_be_chosen_is_an_error_that_says_why() {
+fn invalid_tool_choices_fail_with_typed_errors() {
     let model = load(|b| b.chat_template(TEMPLATE));
     let started = |builder: ChatBuilder| match builder.start().and_then(|mut chat| chat.send("Go.")) {
         Err(error) => *error.into_source().unwrap().downcast::<ToolError>().unwrap(),
@@ -194,7 +194,7 @@ fn what_cannot_be_chosen_is_an_error_that_says_why() {
 }
 
 #[test]
-fn without_a_choice_the_model_hears_of_no_tools() {
+fn tool_choice_none_hides_the_tools() {
     let call = r#"<tool_call>{"name": "go", "arguments": {"to": "up"}}</tool_call>"#;
     let known = load(|b| b.chat_template(TEMPLATE));
     let told = load(|b| b);
@@ -214,8 +214,8 @@ fn without_a_choice_the_model_hears_of_no_tools() {
 }
 
 #[test]
-fn a_constraint_waits_for_the_end_of_reasoning() {
-    for model in [load(|b| b.chat_template(THINKS)), with_marks(|b| b.chat_template(THINKS))] {
+fn constraints_apply_after_the_end_of_reasoning() {
+    for model in [load(|b| b.chat_template(REASONING_TEMPLATE)), with_marks(|b| b.chat_template(REASONING_TEMPLATE))] {
         let end = model.tokenizer().end_of_generation().next().unwrap();
         for seed in 0..4 {
             let ask = |budget: Option<usize>| {
@@ -249,8 +249,8 @@ fn a_constraint_waits_for_the_end_of_reasoning() {
 }
 
 #[test]
-fn a_budget_ends_reasoning_after_so_many_tokens() {
-    for model in [load(|b| b.chat_template(THINKS)), with_marks(|b| b.chat_template(THINKS))] {
+fn reasoning_budget_limits_the_reasoning_tokens() {
+    for model in [load(|b| b.chat_template(REASONING_TEMPLATE)), with_marks(|b| b.chat_template(REASONING_TEMPLATE))] {
         for budget in [0, 1, 7] {
             let mut chat =
                 model.chat().reasoning_budget(budget).temperature(1.0).seed(3).max_tokens(30).start().unwrap();
@@ -270,7 +270,7 @@ fn a_budget_ends_reasoning_after_so_many_tokens() {
 }
 
 #[test]
-fn a_model_may_think_before_a_call_that_must_be() {
+fn model_may_reason_before_a_required_call() {
     // Its template names the marks, and the prompt does not open them.
     let template = format!("{TEMPLATE}{{% if false %}}<think>{{% endif %}}");
     let model = with_marks(|b| b.chat_template(template.clone()));
@@ -287,7 +287,7 @@ fn a_model_may_think_before_a_call_that_must_be() {
 }
 
 #[test]
-fn sixty_four_streams_of_calls_are_what_they_are_unstreamed() {
+fn sixty_four_streamed_calls_equal_unstreamed_ones() {
     let template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
         {% for t in tools or [] %}{{ t.function.name }} {% endfor %}<|im_start|>assistant\n";
     let model = smollm2::load(Model::builder().chat_template(template).tool_style(ToolStyle::Hermes));

@@ -20,7 +20,7 @@ fn add() -> Tool {
 const CALL: &str = r#"<tool_call>{"name": "add", "arguments": {"a": 1, "b": 2}}</tool_call>"#;
 
 #[test]
-fn a_call_is_read_and_its_result_goes_back() {
+fn call_is_parsed_and_its_result_is_sent_back() {
     let model = model();
     let mut chat = model.chat().tools([add()]).temperature(0.0).max_tokens(10).start().unwrap();
     let say = |text: &str| Constraint::choice([text]);
@@ -41,7 +41,7 @@ fn a_call_is_read_and_its_result_goes_back() {
 }
 
 #[test]
-fn a_model_with_a_template_for_tools_uses_it_where_there_are_tools() {
+fn tool_use_template_is_used_if_there_are_tools() {
     let model = altered(
         |writer| {
             writer.set("tokenizer.chat_template", "plain:");
@@ -59,7 +59,7 @@ fn a_model_with_a_template_for_tools_uses_it_where_there_are_tools() {
 }
 
 #[test]
-fn a_stream_shows_no_part_of_a_call() {
+fn streams_emit_no_part_of_a_call() {
     let model = model();
     let shown = |text: &str, tools: Vec<Tool>| {
         let mut chat = model.chat().tools(tools).temperature(0.0).start().unwrap();
@@ -78,7 +78,7 @@ fn a_stream_shows_no_part_of_a_call() {
 }
 
 #[test]
-fn pieces_put_together_are_the_answer() {
+fn streamed_pieces_add_up_to_the_answer() {
     let model = model();
     let text = format!("<think>\nAn easy one.\n</think>\n\nI add. {CALL}\n{CALL}");
     let ask = || {
@@ -117,7 +117,7 @@ fn pieces_put_together_are_the_answer() {
 }
 
 #[test]
-fn a_call_that_is_cut_is_reported() {
+fn truncated_call_is_reported_as_malformed() {
     let model = model();
     let mut chat = model.chat().tools([add()]).temperature(0.0).start().unwrap();
     let cut = chat.ask("?").max_tokens(20).constraint(Constraint::choice([CALL])).run().unwrap();
@@ -126,7 +126,7 @@ fn a_call_that_is_cut_is_reported() {
 }
 
 #[test]
-fn tools_are_never_dropped_in_silence() {
+fn tools_are_never_silently_dropped() {
     use fewbit::{ToolError, ToolFallback};
     let model = load(|b| b);
     let refused = model.chat().tools([add()]).start();
@@ -147,7 +147,7 @@ fn tools_are_never_dropped_in_silence() {
 }
 
 #[test]
-fn a_template_for_one_call_a_message_gets_them_so() {
+fn template_for_single_calls_gets_one_call_per_message() {
     let source = "{% for t in tools or [] %}{{ t.function.name }}{% endfor %}{% for m in messages %}\
         {% if m.tool_calls %}{% if m.tool_calls | length != 1 %}{{ raise_exception('one at a time') }}{% endif %}\
         {{ m.tool_calls[0].function | tojson }}={% else %}{{ m.content }};{% endif %}{% endfor %}";
@@ -172,7 +172,7 @@ fn a_template_for_one_call_a_message_gets_them_so() {
 }
 
 #[test]
-fn calls_that_a_template_does_not_render_are_not_lost() {
+fn calls_not_rendered_by_the_template_become_text() {
     let call = json!([{"type": "function", "id": "a", "function": {"name": "add", "arguments": {"a": 1}}}]);
     let history = || {
         let asked = [Message::user("1?"), Message::assistant("So:").with_field("tool_calls", call.clone())];
@@ -198,7 +198,7 @@ const NO_SYSTEM: &str = "{% for m in messages %}{% if m.role not in ['user', 'as
     <{{ m.role }}>{{ m.content }}{% endfor %}<assistant>";
 
 #[test]
-fn a_template_without_system_messages_gets_them_with_the_question() {
+fn template_without_a_system_role_gets_it_in_the_user_message() {
     let model = load(|b| b.chat_template(NO_SYSTEM));
     let mut chat = model.chat().system("Be brief.").temperature(0.0).max_tokens(1).start().unwrap();
     let prompt = model.tokenizer().decode(&chat.send("Hi").unwrap().prompt_tokens);
@@ -220,7 +220,7 @@ fn a_template_without_system_messages_gets_them_with_the_question() {
 }
 
 #[test]
-fn a_saved_conversation_keeps_all_of_its_messages() {
+fn saved_conversation_keeps_all_messages_and_fields() {
     use fewbit::expert::tokenizer::CallContent;
     let model = model();
     let folder = tempfile::tempdir().unwrap();
@@ -244,7 +244,7 @@ fn a_saved_conversation_keeps_all_of_its_messages() {
 }
 
 #[test]
-fn variables_reach_the_template() {
+fn template_variables_reach_the_template() {
     let source = "{{ name | default('nobody') }} {{ effort | default('none') }} {{ messages[0].content }}";
     let model = load(|b| b.chat_template(source).template_var("name", "Ada"));
     let prompt = |ids: &[u32]| model.tokenizer().decode(ids);
@@ -257,7 +257,7 @@ fn variables_reach_the_template() {
 }
 
 #[test]
-fn a_failed_turn_takes_its_results_back() {
+fn failed_turn_removes_its_tool_results() {
     let model = model();
     let mut chat = model.chat().tools([add()]).temperature(0.0).max_tokens(5).start().unwrap();
     let answer = chat.ask("?").max_tokens(200).constraint(Constraint::choice([CALL])).run().unwrap();

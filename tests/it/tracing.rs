@@ -127,7 +127,7 @@ fn watched(capture: &Capture, f: impl FnOnce()) -> String {
 }
 
 #[test]
-fn a_request_is_a_span_with_its_parts() {
+fn request_span_has_a_child_span_for_each_phase() {
     let (model, capture) = (one_at_a_time(false), Capture::default());
     let prompt = "Once upon a time, there was a little girl named Lily. She loved to play with her friends.";
     let request = || model.generate(prompt).temperature(0.0).max_tokens(12).ignore_eos(true);
@@ -165,7 +165,7 @@ fn a_request_is_a_span_with_its_parts() {
 }
 
 #[test]
-fn no_text_is_told_unless_it_is_asked_for() {
+fn text_is_not_traced_unless_enabled() {
     struct Fails;
     impl CustomSampler for Fails {
         fn adjust(&mut self, _: &[u32], _: &mut [f32]) {
@@ -208,7 +208,7 @@ fn no_text_is_told_unless_it_is_asked_for() {
 }
 
 #[test]
-fn a_subscriber_of_fewer_levels_gets_fewer_spans() {
+fn subscribers_with_fewer_levels_get_fewer_spans() {
     let at = |level: Level| {
         let _only_one = only_one();
         let (model, capture) = (one_at_a_time(false), Capture::default());

@@ -22,8 +22,11 @@ const TOOLS: [&str; 4] = ["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross", "qem
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev:arm64"];
 
 /// Tests that take a quarter of a minute each under emulation, and that other tests largely cover.
-const LONG: [&str; 3] =
-    ["attention_equals_its_definition_however_it_is_split", "every_batch_from_1_to_300", "long_rows_and_large_batches"];
+const LONG: [&str; 3] = [
+    "attention_equals_its_definition_for_every_split",
+    "every_batch_size_from_1_to_300",
+    "long_rows_and_large_batches",
+];
 
 /// Installs missing packages if it may, then compiles and runs the tests. `all` includes the long ones.
 pub(crate) fn run(all: bool) -> Result<()> {

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::shell;
 
-const FOLDER: &str = "crates/fewbit-serve/tests/clients";
+pub(crate) const FOLDER: &str = "crates/fewbit-serve/tests/clients";
 const MODEL: &str = "smollm2-135m-instruct";
 /// The name of the model that is loaded on demand: the server takes it for a reranker.
 const ON_DEMAND: &str = "smollm2-reranker";
@@ -82,7 +82,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// A virtual environment with the packages that the tests require. It is created once, and again if these change.
-fn environment(target: &Path) -> Result<PathBuf> {
+pub(crate) fn environment(target: &Path) -> Result<PathBuf> {
     let folder = target.join("clients");
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     let wanted = fs::read_to_string(shell::root().join(FOLDER).join("requirements.txt"))?;

@@ -15,6 +15,10 @@ use crate::shell::{self, Missing};
 /// A program in `fuzz/` that writes the seed inputs; it is not a fuzz target.
 const SEEDS: &str = "make_seeds";
 
+/// The target that needs the engine, whose kernels take ten times as long to compile as everything else; and the feature
+/// that it needs.
+const ENGINE: &str = "session";
+
 /// The compiler flags that libFuzzer needs: counters on every edge, compared values, and aborting on memory errors.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
@@ -53,6 +57,9 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     build.args(["+nightly", "build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
     for name in chosen.iter().map(String::as_str).chain([SEEDS]) {
         build.args(["--bin", name]);
+    }
+    if chosen.iter().any(|name| name == ENGINE) {
+        build.args(["--features", ENGINE]);
     }
     // This runs under another cargo, whose settings do not apply to nightly.
     for name in ["RUSTC", "RUSTDOC", "CARGO"] {

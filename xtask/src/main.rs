@@ -15,6 +15,7 @@ mod pictures;
 mod public_api;
 mod record;
 mod shell;
+mod telemetry;
 
 use std::process::ExitCode;
 
@@ -33,7 +34,7 @@ struct Cli {
 enum Task {
     /// Everything that CI runs (.ci/run)
     Ci {
-        /// Also fuzzing, and all tests on aarch64
+        /// Also the long tests on aarch64, and more fuzzing
         #[arg(long)]
         full: bool,
     },
@@ -61,6 +62,8 @@ enum Task {
     RecordBench(record::Part),
     /// Draw README's pictures: the chart of docs/speed.md, the program in a terminal
     Pictures,
+    /// Receive what `fewbit serve` exports for OpenTelemetry
+    Telemetry,
     /// Fuzz the parsers
     Fuzz {
         /// How long, each
@@ -90,6 +93,7 @@ fn main() -> ExitCode {
         Task::PublicApi { write } => public_api::run(write),
         Task::RecordBench(part) => record::run(&part),
         Task::Pictures => pictures::run(),
+        Task::Telemetry => telemetry::run(),
         Task::Fuzz { seconds, targets } => fuzz::run(seconds, targets),
     };
     match result {

@@ -133,7 +133,7 @@ fn untold<'a>(then: &'a str, now: &str, changelog: &str) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn what_is_gone_must_be_named() {
+    fn removed_items_must_be_in_the_changelog() {
         let then =
             "pub fn fewbit::Generate::regex(self, &str) -> Self\npub struct fewbit::Old\npub fn fewbit::Old::new()";
         let untold = |changelog| super::untold(then, "", changelog).len();

@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_of_output_become_lines() {
+    fn kernel_and_model_output_become_csv_lines() {
         let csv = "isa,case,seconds,gb_s,gitems_s,of_read,of_int8\navx2,ceiling,,17.50,150.00,,\n\
                    avx2,read Q4_0 x1,1.0e-3,16.20,28.800,0.926,0.192\navx2,section chunks on 2,1.2e-6,0.00,0.001,,\n";
         assert_eq!(
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_cpus_become_names_of_files() {
+    fn cpu_names_become_file_names() {
         assert_eq!(slug("Intel(R) Xeon(R) CPU @ 2.20GHz (family 6)"), "intel-r-xeon-r-cpu-2-20ghz-family-6");
     }
 }

@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn null_is_nothing_and_unknown_fields_are_ignored() {
+    fn null_fields_are_absent_and_unknown_fields_are_ignored() {
         let mut all =
             json!({ "messages": [{ "role": "user", "content": "Hi", "name": null, "audio": null }], "x": {} });
         for name in [
@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_texts_or_parts() {
+    fn content_is_text_or_a_list_of_text_parts() {
         let message = |value| from_value::<ChatMessage>(value).map_err(|error| error.to_string());
         let parts = json!({ "role": "developer", "content": [{ "type": "text", "text": "a" }, { "type": "text", "text": "b" }] });
         let system = message(parts).unwrap();
@@ -437,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn choices_of_tools() {
+    fn tool_choice_is_a_mode_or_a_named_function() {
         let choice = |value| from_value::<ToolChoice>(value).ok();
         assert_eq!(choice(json!("required")), Some(ToolChoice::Required));
         let named = json!({ "type": "function", "function": { "name": "f" } });

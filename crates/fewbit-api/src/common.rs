@@ -191,7 +191,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_or_several() {
+    fn stop_and_prompts_accept_one_value_or_a_list() {
         let stop = |value| from_value::<Stop>(value).map(|stop| stop.0).map_err(|error| error.to_string());
         assert_eq!(stop(json!("a")).unwrap(), ["a"]);
         assert_eq!(stop(json!(["a", "b"])).unwrap(), ["a", "b"]);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_are_by_token() {
+    fn logit_bias_keys_are_token_ids() {
         assert_eq!(from_value::<LogitBias>(json!({ "5": -100, "7": 1.5 })).unwrap().0, [(5, -100.0), (7, 1.5)]);
         assert!(from_value::<LogitBias>(json!({ "the": 1 })).unwrap_err().to_string().contains("is not a token id"));
     }

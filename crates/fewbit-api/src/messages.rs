@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn turns_become_messages() {
+    fn anthropic_turns_become_chat_messages() {
         let mut all = request(json!({
             "system": [
                 { "type": "text", "text": "x-anthropic-billing-header: cc_version=1; cch=af2;" },
@@ -471,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_with_its_place() {
+    fn invalid_content_is_rejected_with_its_path() {
         let one = |role: &str, content: Value| request(json!({ "messages": [{ "role": role, "content": content }] }));
         let at = |role: &str, content: Value| one(role, content).unwrap().into_chat().unwrap_err().0;
         assert_eq!(at("user", json!([])), "messages[0].content");

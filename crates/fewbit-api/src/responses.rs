@@ -395,7 +395,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn items_become_messages() {
+    fn input_items_become_chat_messages() {
         let input: Input = from_value(json!([
             { "role": "developer", "content": "Be brief." },
             { "type": "message", "role": "user", "content": [{ "type": "input_text", "text": "Hi" }] },
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn unsupported_items_and_tools_are_rejected() {
         let input = |value| from_value::<Input>(value).map_err(|error| error.to_string());
         assert!(
             input(json!([{ "type": "item_reference", "id": "x" }])).unwrap_err().contains("item 0: unknown variant")

@@ -36,7 +36,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_chunk_is_one_line() {
+    fn event_data_is_written_on_one_line() {
         assert_eq!(super::data(&json!({ "text": "a\nb\r" })).unwrap(), "data: {\"text\":\"a\\nb\\r\"}\n\n");
     }
 }

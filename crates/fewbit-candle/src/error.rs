@@ -14,7 +14,7 @@ pub enum Error {
         name: String,
     },
     /// The weights of a linear layer must be a matrix.
-    #[error("the weights of a linear layer are a matrix [n_rows, n_cols], and {what} has the shape {shape:?}")]
+    #[error("the weights of a linear layer must be a matrix [n_rows, n_cols], but {what} has the shape {shape:?}")]
     NotMatrix {
         /// The tensor given.
         what: String,
@@ -22,7 +22,7 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// A tensor is not on the CPU, where the kernels run.
-    #[error("fewbit's products run on the CPU, and {what} is on {location:?}: move it with `to_device(&Device::Cpu)`")]
+    #[error("fewbit's products run on the CPU, but {what} is on {location:?}: move it with `to_device(&Device::Cpu)`")]
     NotOnCpu {
         /// The tensor given.
         what: &'static str,
@@ -30,13 +30,15 @@ pub enum Error {
         location: DeviceLocation,
     },
     /// The input is not a float tensor.
-    #[error("the input of a quantized product is f32, f16 or bf16, and this one is {found:?}")]
+    #[error("the input of a quantized product must be f32, f16 or bf16, but is {found:?}")]
     InputType {
         /// The type of the input.
         found: DType,
     },
     /// The last dimension of the input is not the number of columns.
-    #[error("the input's last dimension has to be {expected}, the columns of the weights, and its shape is {shape:?}")]
+    #[error(
+        "the input's last dimension must be {expected}, the number of columns of the weights, but its shape is {shape:?}"
+    )]
     InputShape {
         /// Number of columns of the weights.
         expected: usize,
@@ -44,7 +46,7 @@ pub enum Error {
         shape: Vec<usize>,
     },
     /// The bias does not have one value for each row of the weights.
-    #[error("a bias of these weights has the shape [{expected}], and this one has {shape:?}")]
+    #[error("the bias has the shape {shape:?}, expected [{expected}]")]
     BiasShape {
         /// Number of rows of the weights.
         expected: usize,
@@ -60,7 +62,7 @@ pub enum Error {
         n_rows: usize,
     },
     /// The rows of a tensor have different lengths.
-    #[error("row {row} has {found} values, and the rows before it have {expected}")]
+    #[error("row {row} has {found} values, but the rows before it have {expected}")]
     RowLength {
         /// Index of the row.
         row: usize,

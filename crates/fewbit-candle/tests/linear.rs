@@ -71,7 +71,7 @@ fn relative_error(got: &Tensor, want: &Tensor) -> f64 {
 }
 
 #[test]
-fn every_type_of_a_file_gives_the_bits_of_the_kernels() {
+fn every_gguf_type_has_the_bits_of_the_kernels() {
     let mut random = Random(1);
     let (n_rows, n_cols) = (35, 512);
     let matrices: Vec<_> =
@@ -96,7 +96,7 @@ fn every_type_of_a_file_gives_the_bits_of_the_kernels() {
 }
 
 #[test]
-fn it_is_as_close_to_the_exact_product_as_candle_is() {
+fn products_are_as_accurate_as_those_of_candle() {
     let (n_rows, n_cols) = (96, 1024);
     for ty in CANDLE_TYPES {
         let (plain, quantized) = sample(ty, n_rows, n_cols, 2);
@@ -118,7 +118,7 @@ fn it_is_as_close_to_the_exact_product_as_candle_is() {
 }
 
 #[test]
-fn the_layout_of_the_input_changes_no_bit() {
+fn input_strides_do_not_change_the_bits() {
     let (_, quantized) = sample(GgmlDType::Q4_1, 40, 64, 4);
     let linear = QLinear::from_qtensor(quantized).expect("packs");
     let x = tensor(&floats(2 * 3 * 5 * 64, &mut Random(5)), &[2, 3, 5, 64]);
@@ -149,7 +149,7 @@ fn the_layout_of_the_input_changes_no_bit() {
 }
 
 #[test]
-fn a_batch_that_is_computed_in_parts_is_the_same() {
+fn large_batches_have_the_same_bits_as_single_rows() {
     // More rows than are quantized at a time.
     let (n_rows, n_cols) = (3, 32_768);
     let (_, quantized) = sample(GgmlDType::Q8_0, n_rows, n_cols, 6);
@@ -163,7 +163,7 @@ fn a_batch_that_is_computed_in_parts_is_the_same() {
 }
 
 #[test]
-fn inputs_of_16_bits_are_computed_in_f32() {
+fn f16_and_bf16_inputs_are_computed_in_f32() {
     let (_, quantized) = sample(GgmlDType::Q6K, 48, 256, 8);
     let linear = QLinear::from_qtensor(quantized).expect("packs");
     for ty in [DType::F16, DType::BF16] {
@@ -177,7 +177,7 @@ fn inputs_of_16_bits_are_computed_in_f32() {
 }
 
 #[test]
-fn nothing_in_gives_nothing_or_zeros_out() {
+fn empty_inputs_give_empty_outputs_or_zeros() {
     let (_, quantized) = sample(GgmlDType::Q4_0, 8, 32, 10);
     let linear = QLinear::from_qtensor(quantized).expect("packs");
     for shape in [&[0, 32][..], &[3, 0, 32], &[0, 0, 0, 32]] {
@@ -195,7 +195,7 @@ fn nothing_in_gives_nothing_or_zeros_out() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused_with_a_reason() {
+fn unsuitable_inputs_are_rejected_with_a_reason() {
     let (_, quantized) = sample(GgmlDType::Q8_0, 16, 64, 11);
     let linear = QLinear::from_qtensor(quantized).expect("packs");
     let zeros = |shape: &[usize], ty| Tensor::zeros(shape, ty, &Device::Cpu).expect("a tensor");
@@ -245,7 +245,7 @@ fn what_does_not_fit_is_refused_with_a_reason() {
 }
 
 #[test]
-fn tensors_of_a_file_that_are_no_matrices_are_refused() {
+fn gguf_tensors_that_are_not_matrices_are_rejected() {
     let mut writer = GgufWriter::new();
     writer.tensor("norm.weight", &[4], TensorType::F32, &[0; 16]).expect("is written");
     writer.tensor("experts.weight", &[2, 2, 1], TensorType::F32, &[0; 16]).expect("is written");
@@ -261,7 +261,7 @@ fn tensors_of_a_file_that_are_no_matrices_are_refused() {
 }
 
 #[test]
-fn rows_are_looked_up_as_candle_does() {
+fn embedding_lookup_matches_candle() {
     for ty in [GgmlDType::Q4_1, GgmlDType::Q6K, GgmlDType::F16] {
         let (_, quantized) = sample(ty, 20, 256, 12);
         let ids = Tensor::new(&[[3u32, 19, 0], [7, 7, 1]], &Device::Cpu).expect("a tensor");
@@ -280,7 +280,7 @@ fn rows_are_looked_up_as_candle_does() {
 }
 
 #[test]
-fn a_bias_is_added_and_gradients_flow_through() {
+fn bias_is_added_and_gradients_flow_through() {
     let (plain, quantized) = sample(GgmlDType::Q5K, 24, 256, 13);
     let bias = Var::from_tensor(&tensor(&floats(24, &mut Random(14)), &[24])).expect("a variable");
     let linear = QLinear::from_qtensor(quantized).expect("packs");
@@ -301,7 +301,7 @@ fn a_bias_is_added_and_gradients_flow_through() {
 }
 
 #[test]
-fn layers_are_computed_on_several_threads_at_once() {
+fn concurrent_forward_calls_give_the_same_bits() {
     let (_, quantized) = sample(GgmlDType::Q4K, 300, 512, 16);
     let linear = QLinear::from_qtensor(quantized).expect("packs");
     let inputs: Vec<Tensor> = (1..6).map(|n| tensor(&floats(n * 512, &mut Random(n as u64)), &[n, 512])).collect();
@@ -320,7 +320,7 @@ fn layers_are_computed_on_several_threads_at_once() {
 }
 
 #[test]
-fn vectors_become_a_tensor() {
+fn rows_to_tensor_stacks_rows_of_equal_length() {
     let rows = [vec![1.0, 2.0, 3.0], vec![4.0, 5.0, 6.0]];
     assert_eq!(rows_to_tensor(&rows).expect("equal").to_vec2::<f32>().expect("f32"), rows);
     assert_eq!(rows_to_tensor::<Vec<f32>>(&[]).expect("none").dims(), [0, 0]);

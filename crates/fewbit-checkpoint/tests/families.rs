@@ -4,7 +4,7 @@ use fewbit_checkpoint::{architectures, classes};
 use std::fs;
 
 #[test]
-fn the_documents_name_every_architecture_and_class() {
+fn docs_name_every_architecture_and_class() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/models.md");
     let text = fs::read_to_string(path).expect("part of the repository");
     for name in architectures().chain(classes()) {

@@ -17,7 +17,7 @@ fn of_class(class: &str, mut more: Value) -> ModelConfig {
 }
 
 #[test]
-fn rope_scalings() {
+fn rope_scaling_is_read_from_old_and_new_keys() {
     let scaled = |scaling: Value| of_class("LlamaForCausalLM", json!({ "rope_scaling": scaling })).rope;
     assert_eq!(scaled(json!({ "type": "linear", "factor": 4 })).scaling, RopeScaling::Linear { factor: 4.0 });
     assert_eq!(scaled(json!({ "rope_type": "default" })).scaling, RopeScaling::None);
@@ -47,7 +47,7 @@ fn rope_scalings() {
 }
 
 #[test]
-fn bare_decoders() {
+fn decoders_without_an_output_head_are_read() {
     let c = of_class("Qwen3Model", json!({ "tie_word_embeddings": false, "head_dim": 16 }));
     assert_eq!((c.architecture.as_str(), c.head_dim), ("qwen3", 16), "an output is not asked for");
     let unknown = read(json!({ "architectures": ["BertModel"] })).expect_err("another one");
@@ -55,7 +55,7 @@ fn bare_decoders() {
 }
 
 #[test]
-fn what_would_be_ignored_is_refused() {
+fn settings_that_would_be_ignored_are_rejected() {
     for (class, more) in [
         ("Gemma3ForCausalLM", json!({ "use_bidirectional_attention": true })),
         ("Qwen2ForCausalLM", json!({ "is_causal": false })),

@@ -37,7 +37,7 @@ struct Rope {
 }
 
 impl Rope {
-    fn assert_is(&self, rope: &RopeConfig, context: usize, what: &str) {
+    fn assert_matches(&self, rope: &RopeConfig, context: usize, what: &str) {
         let got = rope.frequencies(context);
         assert_eq!(got.len(), self.frequencies.len(), "{what}: elements");
         for (i, (got, want)) in got.iter().zip(&self.frequencies).enumerate() {
@@ -49,18 +49,18 @@ impl Rope {
 }
 
 #[test]
-fn every_spelling_is_read_as_transformers_reads_it() {
+fn every_rope_spelling_is_read_like_transformers() {
     let golden: Golden = serde_json::from_str(include_str!("golden/ropes.json")).expect("valid JSON");
     assert!(golden.cases.len() >= 85);
     for case in &golden.cases {
         let config = read(case.config.clone()).unwrap_or_else(|error| panic!("{}: {error}", case.name));
         let context = case.rope.original_context.unwrap_or(config.context_length);
-        case.rope.global.assert_is(&config.rope, context, &case.name);
+        case.rope.global.assert_matches(&config.rope, context, &case.name);
         if let Some(long) = &case.rope.global_long {
-            long.assert_is(&config.rope, context + 1, &format!("{}, beyond {context}", case.name));
+            long.assert_matches(&config.rope, context + 1, &format!("{}, beyond {context}", case.name));
         }
         match (&case.rope.local, &config.local_rope) {
-            (Some(want), Some(got)) => want.assert_is(got, context, &format!("{}, local layers", case.name)),
+            (Some(want), Some(got)) => want.assert_matches(got, context, &format!("{}, local layers", case.name)),
             (None, None) => {}
             (want, _) => panic!("{}: local layers of their own: {}", case.name, want.is_some()),
         }
@@ -68,7 +68,7 @@ fn every_spelling_is_read_as_transformers_reads_it() {
 }
 
 #[test]
-fn what_would_be_ignored_is_refused_by_its_key() {
+fn unsupported_rope_settings_are_rejected_by_key() {
     let refused = |settings: Value| match read(settings) {
         Err(CheckpointError::UnsupportedFeature { key, value, .. }) => format!("{key} = {value}"),
         other => panic!("{other:?}"),

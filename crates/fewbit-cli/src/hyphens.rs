@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_may_begin_with_a_hyphen() {
+    fn text_arguments_may_begin_with_a_hyphen() {
         let of = |prompt: &str, n| ("m".to_owned(), prompt.to_owned(), None, n);
         assert_eq!(run(&["run", "m", "- one item"]), of("- one item", 1024));
         assert_eq!(run(&["run", "m", "-n is negative", "-n", "3"]), of("-n is negative", 3));
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_there_are_not_are_still_wrong_usage() {
+    fn unknown_options_are_still_usage_errors() {
         for args in [
             &["run", "m", "x", "--mx-tokens", "5"][..],
             &["run", "m", "- a b", "--mx-tokens", "5"],

@@ -277,7 +277,7 @@ mod tests {
     use super::decoded;
 
     #[test]
-    fn a_mark_of_the_encoding_is_no_text() {
+    fn byte_order_marks_are_removed_and_utf16_is_decoded() {
         let text = |bytes: &[u8]| decoded(bytes.to_vec());
         assert_eq!(text("\u{feff}a\u{feff}b".as_bytes()).unwrap(), "a\u{feff}b");
         assert_eq!(text(b"").unwrap(), "");

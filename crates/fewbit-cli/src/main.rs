@@ -12,6 +12,8 @@ mod loading;
 mod output;
 mod placed;
 mod signals;
+#[cfg(feature = "otel")]
+mod telemetry;
 
 use std::process::ExitCode;
 

@@ -61,7 +61,7 @@ fn generate(more: &[&str]) -> Vec<u64> {
 }
 
 #[test]
-fn run_prints_the_answer_and_nothing_else() {
+fn run_prints_only_the_answer() {
     let output = run(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0", "-n", "18"]);
     assert!(output.status.success());
     assert_eq!(stdout(&output), ", there was a little girl named Lily. She loved to play out\n");
@@ -69,7 +69,7 @@ fn run_prints_the_answer_and_nothing_else() {
 }
 
 #[test]
-fn run_tells_all_about_an_answer_in_json() {
+fn run_json_has_tokens_usage_and_timings() {
     let object = json(&run(&["run", STORIES, "Once upon a time", "--raw", "--seed", "7", "-n", "12", "--json"]));
     assert_eq!(object["prompt_token_ids"], serde_json::json!([1, 403, 407, 261, 378]));
     assert_eq!(object["token_ids"].as_array().unwrap().len(), 12);
@@ -84,7 +84,7 @@ fn run_tells_all_about_an_answer_in_json() {
 }
 
 #[test]
-fn run_takes_its_options() {
+fn run_applies_its_options() {
     let whole = generate(&["-n", "20"]);
     assert_eq!(whole.len(), 20);
     assert_eq!(generate(&["-n", "20", "--threads", "2", "--device", "cpu"]), whole);
@@ -98,7 +98,7 @@ fn run_takes_its_options() {
 }
 
 #[test]
-fn run_samples_as_it_is_told() {
+fn run_applies_sampling_options() {
     let plain = generate(&["-n", "8"]);
     assert_ne!(generate(&["-n", "8", "--logit-bias", &format!("{}=-inf", plain[0])])[0], plain[0]);
     assert_eq!(generate(&["-n", "3", "--logit-bias", "300=1000"]), [300; 3]);
@@ -124,7 +124,7 @@ fn run_samples_as_it_is_told() {
 }
 
 #[test]
-fn run_keeps_to_what_the_answer_must_be() {
+fn run_applies_schema_regex_and_grammar() {
     let folder = TempDir::new().unwrap();
     let file = |name: &str, text: &str| {
         let path = folder.path().join(name);
@@ -155,7 +155,7 @@ fn run_keeps_to_what_the_answer_must_be() {
 }
 
 #[test]
-fn a_closed_stdout_is_no_failure() {
+fn closed_stdout_ends_run_successfully() {
     let mut child = fewbit(&["run", STORIES, "Once upon a time", "--raw", "--temp", "0"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -190,7 +190,7 @@ fn changed(folder: &Path, change: impl FnOnce(&mut GgufWriter<'_>), first_type: 
 }
 
 #[test]
-fn files_that_are_no_model_are_named_in_one_line() {
+fn invalid_model_files_fail_with_a_one_line_error() {
     let folder = TempDir::new().unwrap();
     let whole = fs::read(STORIES).unwrap();
     let file = |name: &str, bytes: &[u8]| {
@@ -227,7 +227,7 @@ fn files_that_are_no_model_are_named_in_one_line() {
 }
 
 #[test]
-fn models_that_fewbit_cannot_run_are_named_in_one_line() {
+fn unsupported_models_fail_with_a_one_line_error() {
     let folder = TempDir::new().unwrap();
     let fails = |path: PathBuf, words| {
         assert_fails(&run(&["run", path.to_str().unwrap(), "Hi", "--raw"]), words);
@@ -270,7 +270,7 @@ fn models_that_fewbit_cannot_run_are_named_in_one_line() {
 }
 
 #[test]
-fn what_cannot_be_done_says_what_can() {
+fn errors_say_what_to_do_instead() {
     assert_fails(&run(&["run", STORIES, "Hi"]), "--raw");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--device", "cpu", "--gpu-layers", "2"]), "fewbit devices");
     assert_fails(&run(&["run", STORIES, "Hi", "--raw", "--temp", "-1"]), "temperature is -1");
@@ -282,7 +282,7 @@ fn what_cannot_be_done_says_what_can() {
 }
 
 #[test]
-fn devices_are_shown_and_those_that_are_not_there_are_errors() {
+fn devices_are_listed_and_missing_ones_are_errors() {
     // Without a desktop, Mesa's drivers print warnings about this variable on stderr, among the program's errors.
     let folder = tempfile::tempdir().unwrap();
     let fewbit = |args: &[&str]| fewbit(args).env("XDG_RUNTIME_DIR", folder.path()).output().unwrap();
@@ -297,7 +297,7 @@ fn devices_are_shown_and_those_that_are_not_there_are_errors() {
 }
 
 #[test]
-fn the_cache_type_can_be_chosen() {
+fn kv_type_sets_the_cache_type() {
     let kv_bytes = |ty| {
         let out = json(&run(&["inspect", STORIES, "--json", "--kv-type", ty]));
         out["memory"]["kv_bytes"].as_u64().unwrap_or_else(|| panic!("{out}"))
@@ -348,7 +348,7 @@ fn adapters_are_applied_with_their_scales() {
 }
 
 #[test]
-fn wrong_usage_has_its_own_status() {
+fn usage_errors_exit_with_status_2() {
     let cases: [&[&str]; 11] = [
         &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
@@ -373,7 +373,7 @@ fn wrong_usage_has_its_own_status() {
 }
 
 #[test]
-fn tokenize_takes_text_and_json_lines() {
+fn tokenize_accepts_text_and_json_lines() {
     let output = with_stdin(&["tokenize", STORIES], "Once upon a time");
     assert_eq!(stdout(&output), "403 407 261 378\n");
     let object = json(&with_stdin(&["tokenize", STORIES, "--json"], "Once upon a time"));
@@ -407,7 +407,7 @@ fn tokenize_needs_no_weights() {
 }
 
 #[test]
-fn inspect_shows_the_file() {
+fn inspect_shows_metadata_tensors_and_memory() {
     let object = json(&run(&["inspect", STORIES, "--json", "--ctx", "128"]));
     assert_eq!(object["architecture"], "llama");
     assert_eq!(object["metadata"]["general.architecture"], "llama");
@@ -423,7 +423,7 @@ fn inspect_shows_the_file() {
 }
 
 #[test]
-fn perplexity_counts_the_second_halves() {
+fn perplexity_scores_the_second_half_of_each_window() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("text.txt");
     fs::write(&path, "Once upon a time, there was a little girl named Lily. She loved to play. ".repeat(20)).unwrap();
@@ -469,7 +469,7 @@ fn embed_gives_a_vector_for_each_text() {
 }
 
 #[test]
-fn bench_measures_both_phases() {
+fn bench_measures_prefill_and_decode() {
     let args = ["bench", STORIES, "-p", "32", "-n", "8", "-r", "2", "--depth", "10", "--batch", "3", "--json"];
     let object = json(&run(&args));
     for phase in ["prefill_tok_s", "decode_tok_s"] {
@@ -499,7 +499,7 @@ fn bench_measures_both_phases() {
 }
 
 #[test]
-fn chat_answers_each_line_of_a_pipe() {
+fn chat_answers_each_line_of_piped_stdin() {
     let folder = TempDir::new().unwrap();
     let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:";
     let path = changed(
@@ -524,7 +524,7 @@ fn chat_answers_each_line_of_a_pipe() {
 }
 
 #[test]
-fn a_folder_with_a_tokenizer_is_enough_to_tokenize() {
+fn tokenize_needs_only_a_folder_with_tokenizer_json() {
     let folder = TempDir::new().unwrap();
     let tokenizer = r#"{"added_tokens": [{"id": 3, "content": "<end>", "special": true}],
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
@@ -538,7 +538,7 @@ fn a_folder_with_a_tokenizer_is_enough_to_tokenize() {
 }
 
 #[test]
-fn list_and_pull_know_the_registry() {
+fn list_and_pull_use_the_registry() {
     let home = TempDir::new().unwrap();
     let object = json(&fewbit(&["list", "--json"]).env("FEWBIT_HOME", home.path()).output().unwrap());
     let models = object["models"].as_array().unwrap();

@@ -56,7 +56,7 @@ fn json(output: &Output) -> Value {
 }
 
 #[test]
-fn a_model_of_the_hub_is_run_looked_at_and_listed() {
+fn hub_models_are_inspected_run_and_listed() {
     let stories = fs::read(STORIES).unwrap();
     let server = HubServer::new(&[("s.Q4_K_M.gguf", &stories), ("s.Q8_0.gguf", b"GGUF")]);
     let home = TempDir::new().unwrap();
@@ -101,7 +101,7 @@ fn a_model_of_the_hub_is_run_looked_at_and_listed() {
 }
 
 #[test]
-fn models_of_other_programs_are_run_by_the_names_that_are_shown() {
+fn models_of_other_programs_run_by_their_listed_names() {
     let home = TempDir::new().unwrap();
     let studio = home.path().join(".lmstudio/models/pub/repo");
     fs::create_dir_all(&studio).unwrap();
@@ -117,7 +117,7 @@ fn models_of_other_programs_are_run_by_the_names_that_are_shown() {
 }
 
 #[test]
-fn offline_nothing_is_asked_for() {
+fn offline_mode_sends_no_requests() {
     let server = HubServer::new(&[("s.gguf", b"GGUF")]);
     for (name, value) in [("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_OFFLINE", "yes")] {
         for args in [&["pull", "smollm2-360m-instruct"][..], &["run", "org/repo", "x"], &["inspect", "org/repo"]] {
@@ -132,7 +132,7 @@ fn offline_nothing_is_asked_for() {
 }
 
 #[test]
-fn a_prompt_with_a_hyphen_and_a_mark_of_the_encoding() {
+fn prompts_may_have_hyphens_and_byte_order_marks() {
     let home = TempDir::new().unwrap();
     let ids = |args: &[&str], input: &[u8]| {
         let args = [&["run", STORIES, "--raw", "-n", "1", "--json"], args].concat();
@@ -164,7 +164,7 @@ fn a_prompt_with_a_hyphen_and_a_mark_of_the_encoding() {
 
 #[cfg(unix)]
 #[test]
-fn outputs_that_are_no_files_are_written_through() {
+fn output_to_pipes_and_links_is_written_through() {
     let home = TempDir::new().unwrap();
     let at = |name: &str| home.path().join(name).to_str().unwrap().to_owned();
     let quantize = |out: &str| fewbit(&home, NOWHERE, &["quantize", STORIES, out, "--type", "Q8_0"]);
@@ -196,7 +196,7 @@ fn outputs_that_are_no_files_are_written_through() {
 
 /// An adapter can be named by its repo. Quantizing a repo reads its original file, not its quantized one.
 #[test]
-fn adapters_and_originals_of_a_repo_are_found() {
+fn adapters_and_original_weights_of_a_repo_are_found() {
     use fewbit::TensorType;
     let home = TempDir::new().unwrap();
     let adapter = home.path().join("adapter.gguf");
@@ -245,7 +245,7 @@ fn adapters_and_originals_of_a_repo_are_found() {
 
 /// A server whose certificate only the user trusts, such as one of a company.
 #[test]
-fn certificates_are_those_of_the_environment() {
+fn certificates_are_read_from_the_environment() {
     let stories = fs::read(STORIES).unwrap();
     let server = HubServer::new(&[("s.gguf", &stories)]);
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
@@ -329,7 +329,7 @@ fn answer_over_tls(
 
 /// Servers are reached through the proxy of the environment, except those that are excluded from it.
 #[test]
-fn proxies_are_heeded() {
+fn proxies_from_the_environment_are_used() {
     let stories = fs::read(STORIES).unwrap();
     let server = HubServer::new(&[("s.gguf", &stories)]);
     let behind = server.url.trim_start_matches("http://").to_owned();
@@ -381,7 +381,7 @@ fn tunnel(mut stream: std::net::TcpStream, behind: &str, asked: &std::sync::mpsc
 /// signal.
 #[cfg(unix)]
 #[test]
-fn signals_end_the_program_in_an_orderly_way() {
+fn signals_during_a_download_keep_the_partial_file() {
     let stories = fs::read(STORIES).unwrap();
     for (signal, code) in [("TERM", 143), ("HUP", 129), ("INT", 130)] {
         let server = HubServer::new(&[("s.gguf", &stories)]);
@@ -408,7 +408,7 @@ fn signals_end_the_program_in_an_orderly_way() {
 /// A signal while an importance matrix is measured: the program ends, and leaves no file.
 #[cfg(unix)]
 #[test]
-fn a_signal_leaves_no_half_file() {
+fn signal_during_imatrix_leaves_no_partial_file() {
     let home = TempDir::new().unwrap();
     let text_file = home.path().join("text");
     fs::write(&text_file, "Once upon a time there was a little girl. ".repeat(3000)).unwrap();
@@ -435,7 +435,7 @@ fn a_signal_leaves_no_half_file() {
 /// A signal while a model is quantized: the partial file is removed, and the old file stays.
 #[cfg(unix)]
 #[test]
-fn a_signal_while_quantizing_leaves_what_was_there() {
+fn signal_during_quantize_keeps_the_old_file() {
     use fewbit::random::{RandomWeights, Shape};
     let home = TempDir::new().unwrap();
     let input = home.path().join("in.gguf");

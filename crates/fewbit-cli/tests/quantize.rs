@@ -63,7 +63,7 @@ fn a_quantized_model_runs() {
 }
 
 #[test]
-fn people_get_a_table() {
+fn quantize_prints_a_table_without_json() {
     let folder = TempDir::new().unwrap();
     let out = at(&folder, "out.gguf");
     let output = run(&["quantize", STORIES, &out, "--type", "Q4_K_M", "--imatrix", PROSE_IMATRIX]);
@@ -74,7 +74,7 @@ fn people_get_a_table() {
 }
 
 #[test]
-fn options_change_the_types() {
+fn options_change_the_tensor_types() {
     let folder = TempDir::new().unwrap();
     let out = at(&folder, "out.gguf");
     let types = |more: &[&str]| {
@@ -91,7 +91,7 @@ fn options_change_the_types() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_in_one_line() {
+fn invalid_requests_fail_with_a_one_line_error() {
     let folder = TempDir::new().unwrap();
     let (out, again) = (at(&folder, "out.gguf"), at(&folder, "again.gguf"));
     assert_fails(&["quantize", STORIES, STORIES, "--type", "Q8_0"], "overwrite");
@@ -114,7 +114,7 @@ fn what_cannot_be_done_is_refused_in_one_line() {
 }
 
 #[test]
-fn types_are_compared_in_memory() {
+fn compare_measures_each_type_in_memory() {
     let folder = TempDir::new().unwrap();
     let (svg, page) = (at(&folder, "plot.svg"), at(&folder, "plot.html"));
     let args = ["compare", STORIES, "--file", PROSE, "--ctx", "64", "--chunks", "4", "--types", "Q8_0,Q4_0"];
@@ -146,7 +146,7 @@ fn types_are_compared_in_memory() {
 
 /// `prose-imatrix.gguf` is what llama.cpp's llama-imatrix measured with the same model, text and windows.
 #[test]
-fn an_importance_matrix_is_that_of_llama_cpp() {
+fn importance_matrix_matches_llama_cpp() {
     let folder = TempDir::new().unwrap();
     let out = at(&folder, "out.gguf");
     let object = json(&["imatrix", STORIES, "--file", PROSE, "-o", &out, "--ctx", "128", "--chunks", "4", "--json"]);

@@ -28,7 +28,7 @@ fn stop(mut server: Child) -> (Option<i32>, String) {
 }
 
 #[test]
-fn serve_answers_until_a_signal_comes() {
+fn serve_answers_until_it_gets_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
     fs::write(&keys, "# a comment\n0123456789abcdef\n").unwrap();
@@ -48,7 +48,7 @@ fn serve_answers_until_a_signal_comes() {
 }
 
 #[test]
-fn serve_says_where_it_is_in_json() {
+fn serve_json_prints_the_address() {
     let mut command = fewbit(&["serve", STORIES, "--listen", "127.0.0.1:0", "--json"]);
     let mut server = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
@@ -60,7 +60,7 @@ fn serve_says_where_it_is_in_json() {
 }
 
 #[test]
-fn what_cannot_be_served_is_said_before_anything_is_loaded() {
+fn serve_reports_errors_before_loading_a_model() {
     let folder = tempfile::tempdir().unwrap();
     let weak = folder.path().join("weak");
     fs::write(&weak, "secret\n").unwrap();
@@ -84,7 +84,7 @@ fn what_cannot_be_served_is_said_before_anything_is_loaded() {
 }
 
 #[test]
-fn from_an_example_to_usage() {
+fn init_config_serves_and_usage_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     let config = path.to_str().unwrap();
@@ -135,7 +135,7 @@ fn from_an_example_to_usage() {
 }
 
 #[test]
-fn a_batch_goes_on_where_it_was() {
+fn batch_resumes_where_it_was_interrupted() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (input, once, twice) = (path("in.jsonl"), path("once.jsonl"), path("twice.jsonl"));
@@ -178,7 +178,7 @@ fn a_batch_goes_on_where_it_was() {
 }
 
 #[test]
-fn what_a_client_got_stands_in_the_log_after_a_kill() {
+fn audit_log_has_every_delivered_answer_after_a_kill() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     fs::write(
@@ -237,7 +237,7 @@ fn what_a_client_got_stands_in_the_log_after_a_kill() {
 }
 
 #[test]
-fn a_hangup_reloads_the_configuration() {
+fn sighup_reloads_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     let write = |route: &str| {

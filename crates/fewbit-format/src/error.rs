@@ -389,7 +389,7 @@ pub enum FormatError {
         shard: String,
     },
     /// A file that the index names does not exist.
-    #[error("{} is missing, which holds a part of the model: fetch it", path.display())]
+    #[error("{} is missing, but holds a part of the model: fetch it", path.display())]
     MissingShard {
         /// The expected path of the file.
         path: PathBuf,

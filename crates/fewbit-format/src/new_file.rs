@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_stays_and_what_it_leads_to_is_replaced() {
+    fn symlinks_stay_and_their_targets_are_replaced() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("deep")).unwrap();
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_and_what_is_open_are_written_through() {
+    fn devices_and_open_descriptors_are_written_in_place() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("open");
         let mut open = File::options().read(true).write(true).create(true).truncate(true).open(&path).unwrap();

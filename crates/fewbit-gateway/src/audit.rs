@@ -52,6 +52,9 @@ pub struct Entry {
     /// Whether that target was a fallback, because the target chosen first failed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fallback: bool,
+    /// How many texts of the request were masked before it left this server.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub masked: u64,
     /// How the answer ended.
     pub outcome: Outcome,
     /// Tokens of the prompt.
@@ -73,6 +76,11 @@ pub struct Entry {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
 }
 
 /// How an answer ended.
@@ -245,6 +253,7 @@ pub(crate) mod tests {
             model: "m".into(),
             backend: None,
             fallback: false,
+            masked: 0,
             outcome: Outcome::Complete,
             prompt_tokens: 3,
             cached_tokens: 1,
@@ -265,7 +274,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_was_written_is_proved_and_goes_on() {
+    fn written_log_verifies_and_can_be_continued() {
         let (folder, head) = five();
         let mut tokens = Vec::new();
         assert_eq!(verify(folder.path(), Some(&head), |entry| tokens.push(entry.completion_tokens)).unwrap(), head);
@@ -279,7 +288,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn whatever_is_changed_shows() {
+    fn any_change_to_the_log_is_detected() {
         let (folder, head) = five();
         let path = folder.path().join(FILE);
         let good = fs::read_to_string(&path).unwrap();
@@ -311,7 +320,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_line_that_was_cut_is_taken_away() {
+    fn truncated_last_line_is_removed() {
         let (folder, head) = five();
         let path = folder.path().join(FILE);
         for cut in [1, 10, 200] {

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_and_a_trial_closes_it() {
+    fn opens_after_consecutive_failures_and_closes_after_a_trial() {
         let (breaker, start) = (Arc::<Breaker>::default(), Instant::now());
         for _ in 1..FAILURES {
             breaker.permit(start).unwrap().settle(Err(()), start);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trial_that_fails_opens_it_again_and_one_that_says_nothing_is_repeated() {
+    fn failed_trial_reopens_and_unsettled_trial_is_repeated() {
         let (breaker, start) = (Arc::<Breaker>::default(), Instant::now());
         open(&breaker, start);
         let later = start + OPEN_FOR;

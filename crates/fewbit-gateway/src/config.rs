@@ -12,6 +12,7 @@ use toml::Spanned;
 
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
+use crate::masking::{Masking, MaskingConfig};
 use crate::routes::{Route, Routes};
 use crate::size::Size;
 
@@ -48,6 +49,8 @@ pub struct Config {
     /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
+    /// What is masked before a request leaves this server.
+    masking: Option<MaskingConfig>,
     #[serde(skip)]
     source: Source,
 }
@@ -207,6 +210,7 @@ impl Config {
                 return wrong(seconds.span(), "`unload_after_s` is 0: give at least 1, or leave it out".to_owned());
             }
         }
+        self.masking()?;
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
             if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
@@ -338,14 +342,21 @@ impl Config {
                     }
                     None => ("local", local.as_ref()),
                 };
+                let add = if target.upstream.is_some() { Route::to } else { Route::to_local };
                 match backend {
-                    Some(backend) => made.to(format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
+                    Some(backend) => add(made, format!("{place}/{model}"), Arc::clone(backend), model, target.weight),
                     None => made,
                 }
             })
         };
         let routes = self.routes.iter().map(route).collect();
-        Ok(Routes::new(local.clone(), upstreams.into_iter().map(|(_, backend)| backend).collect(), routes))
+        let others = upstreams.into_iter().map(|(_, backend)| backend).collect();
+        Ok(Routes::masked(local.clone(), others, routes, self.masking()?))
+    }
+
+    fn masking(&self) -> Result<Option<Masking>, GatewayError> {
+        let built = self.masking.as_ref().map(MaskingConfig::build).transpose();
+        built.map_err(|(at, what)| self.source.wrong(at, what))
     }
 
     fn key(&self, upstream: &Upstream) -> Result<Option<String>, GatewayError> {
@@ -384,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn the_example_is_right() {
+    fn example_config_is_valid() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(
             (config.listen.as_deref(), config.store.as_deref()),
@@ -408,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_has_its_line() {
+    fn errors_name_the_line() {
         let error = |text: &str| chain(&parse(text).unwrap_err());
         assert!(error("listen = \"x\"\nstor = \"y\"").contains("line 2"), "{}", error("listen = \"x\"\nstor = \"y\""));
         assert!(error("[[models]]\nname = \"x\"").contains("missing field `model`"));
@@ -432,6 +443,8 @@ mod tests {
             error("[prices.m]\ninput = -1\noutput = 1")
                 .starts_with("c.toml, line 1: a price of \"m\" is not an amount")
         );
+        let masking = error("[masking]\nkinds = [\n\"mail\"]");
+        assert!(masking.starts_with("c.toml, line 3: \"mail\" is no kind of text to mask"), "{masking}");
         // Errors that depend on the local models.
         let config = parse("[[routes]]\nname = \"r\"\nto = [\n{ model = \"m\" },\n{ model = \"n\" }]\n[prices.r]\ninput = 1\noutput = 1")
             .unwrap();

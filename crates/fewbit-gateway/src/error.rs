@@ -47,7 +47,7 @@ pub enum GatewayError {
         what: String,
     },
     /// A reloaded configuration changes a setting that is fixed when the server starts.
-    #[error("{}: `{what}` has changed, which takes a restart of the server: nothing was applied", path.display())]
+    #[error("{}: `{what}` has changed, which needs a restart of the server: nothing was applied", path.display())]
     NeedsRestart {
         /// The file.
         path: PathBuf,
@@ -55,13 +55,13 @@ pub enum GatewayError {
         what: &'static str,
     },
     /// A key with this name exists already.
-    #[error("there is a key {name:?} already: revoke it, or take another name")]
+    #[error("a key named {name:?} already exists: choose another name")]
     SameName {
         /// The name.
         name: String,
     },
     /// There is no key with this name in use.
-    #[error("there is no key {name:?} in use")]
+    #[error("there is no active key named {name:?}")]
     NoSuchKey {
         /// The name.
         name: String,
@@ -73,7 +73,7 @@ pub enum GatewayError {
         name: String,
     },
     /// The operating system's random number generator failed.
-    #[error("the operating system gives no random numbers: {0}")]
+    #[error("the operating system provides no random numbers: {0}")]
     Random(getrandom::Error),
     /// Another server is using the store.
     #[error("{} is in use by another server: give each its own store", path.display())]
@@ -92,7 +92,7 @@ pub enum GatewayError {
         what: &'static str,
     },
     /// The log does not contain the noted head.
-    #[error("{} has no line {line} with the hash {hash}: lines are missing, or all were written anew", path.display())]
+    #[error("{} has no line {line} with the hash {hash}: lines were removed, or the log was rewritten", path.display())]
     OtherHead {
         /// The log.
         path: PathBuf,

@@ -233,6 +233,7 @@ struct Account {
     /// Estimated prompt tokens, used if the answer ends before their exact number is known.
     estimated_prompt: usize,
     answered_by: Option<AnsweredBy>,
+    masked: usize,
     outcome: Outcome,
 }
 
@@ -267,6 +268,7 @@ impl Drop for Account {
             model: std::mem::take(&mut self.model),
             backend: self.answered_by.as_ref().map(|by| by.backend.to_string()),
             fallback: self.answered_by.as_ref().is_some_and(|by| by.is_fallback),
+            masked: self.masked as u64,
             outcome: self.outcome,
             prompt_tokens: used.prompt as u64,
             cached_tokens: used.cached as u64,
@@ -290,6 +292,7 @@ impl<B: Backend> Shared<B> {
             used: Usage::default(),
             estimated_prompt: 0,
             answered_by: None,
+            masked: 0,
             outcome: Outcome::Refused,
         }
     }
@@ -352,6 +355,7 @@ impl<B: Backend> Backend for Guarded<B> {
             account.estimated_prompt = estimated_prompt;
             let by = answer.answered_by().cloned();
             account.answered_by.clone_from(&by);
+            account.masked = answer.n_masked();
             Ok(Generating::new(Metered { answer, account: Some(account) }).by(by))
         })
     }
@@ -377,6 +381,7 @@ impl<B: Backend> Backend for Guarded<B> {
                     account.used.prompt = embedded.prompt_tokens;
                     account.used.is_estimated = embedded.is_estimated;
                     account.answered_by.clone_from(&embedded.answered_by);
+                    account.masked = embedded.masked;
                 }
                 Err(error) => account.ends_by(error),
             }
@@ -401,6 +406,7 @@ impl<B: Backend> Backend for Guarded<B> {
             let reranked = reranked.inspect_err(|error| account.ends_by(error))?;
             account.outcome = Outcome::Complete;
             account.used.prompt = reranked.prompt_tokens;
+            account.masked = reranked.masked;
             account.answered_by.clone_from(&reranked.answered_by);
             Ok(reranked)
         })

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_made_found_and_revoked() {
+    fn keys_are_created_found_and_revoked() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = KeyStore::open(folder.path().join("new")).unwrap();
         let mut server = KeyStore::open(folder.path().join("new")).unwrap();
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_refused() {
+    fn invalid_key_files_are_rejected() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = KeyStore::open(folder.path()).unwrap();
         store.add("ada", Key::default()).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes() {
+    fn scopes_limit_endpoints_models_and_tools() {
         let all = Key::default();
         assert!(all.may_ask("/v1/models") && all.may_name("m") && all.may_offer("f"));
         let list = |names: &[&str]| Some(names.iter().map(|&name| name.to_owned()).collect());

@@ -31,6 +31,7 @@ mod gateway;
 mod keys;
 mod limits;
 mod live;
+mod masking;
 mod routes;
 mod size;
 mod usage;

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_come_steadily() {
+    fn request_rate_is_limited_per_minute() {
         let key = Key { name: "a".into(), requests_per_minute: Some(3), ..Key::default() };
         let mut limits = Limits::default();
         let start = Instant::now();
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_do_not_pass_a_limit_together() {
+    fn concurrent_reservations_stay_within_daily_limits() {
         let key = Key { name: "a".into(), tokens_per_day: Some(100), cost_per_day: Some(1.0), ..Key::default() };
         let mut limits = Limits::default();
         let want = |tokens, cost| Reserved { tokens, cost };

@@ -18,14 +18,15 @@ use std::time::{Duration, Instant};
 
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
-    AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo, Reranked,
-    Sample, SampleKind,
+    AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo,
+    Reranked, Sample, SampleKind,
 };
 use futures_core::Stream;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::breaker::{Breaker, OPEN_FOR, Permit};
+use crate::masking::{Masked, Masking};
 
 /// The delay before the first retry. It doubles with each further retry.
 const BACKOFF: Duration = Duration::from_millis(200);
@@ -51,6 +52,8 @@ struct Target {
     backend: Arc<dyn Backend>,
     model: String,
     weight: u32,
+    /// Whether it is computed on this server.
+    is_local: bool,
     breaker: Arc<Breaker>,
 }
 
@@ -93,17 +96,31 @@ impl Route {
         self
     }
 
-    /// Adds a target: this model of this backend, called `name` in headers and logs. A target with weight 0 is only
-    /// used as a fallback.
+    /// Adds a target on another server: this model of this backend, called `name` in headers and logs. A target with
+    /// weight 0 is only used as a fallback.
     pub fn to(
-        mut self,
+        self,
         name: impl Into<Arc<str>>,
         backend: Arc<dyn Backend>,
         model: impl Into<String>,
         weight: u32,
     ) -> Self {
-        let (name, model) = (name.into(), model.into());
-        self.targets.push(Target { name, backend, model, weight, breaker: Arc::default() });
+        self.target(name.into(), backend, model.into(), weight, false)
+    }
+
+    /// Adds a target that is computed on this server, as [`Route::to`].
+    pub fn to_local(
+        self,
+        name: impl Into<Arc<str>>,
+        backend: Arc<dyn Backend>,
+        model: impl Into<String>,
+        weight: u32,
+    ) -> Self {
+        self.target(name.into(), backend, model.into(), weight, true)
+    }
+
+    fn target(mut self, name: Arc<str>, backend: Arc<dyn Backend>, model: String, weight: u32, is_local: bool) -> Self {
+        self.targets.push(Target { name, backend, model, weight, is_local, breaker: Arc::default() });
         self
     }
 
@@ -149,7 +166,8 @@ impl Route {
                 permit.failed();
                 tracing::warn!(route = self.name, target = &*target.name, %error, attempt, "a target failed");
                 let asked_for = match error.kind {
-                    BackendErrorKind::UpstreamBusy { retry_after_s } | BackendErrorKind::NotLoaded { retry_after_s } => Duration::from_secs(retry_after_s.into()),
+                    BackendErrorKind::UpstreamBusy { retry_after_s }
+                    | BackendErrorKind::NotLoaded { retry_after_s } => Duration::from_secs(retry_after_s.into()),
                     _ => Duration::ZERO,
                 };
                 last = Some(error);
@@ -233,6 +251,7 @@ struct Table {
     local: Option<Arc<dyn Backend>>,
     others: Vec<Arc<dyn Backend>>,
     routes: Vec<Route>,
+    masking: Option<Masking>,
 }
 
 impl fmt::Debug for Routes {
@@ -244,7 +263,17 @@ impl fmt::Debug for Routes {
 impl Routes {
     /// Creates a backend with these routes and the models of `local`. Its metrics include those of `others`.
     pub fn new(local: Option<Arc<dyn Backend>>, others: Vec<Arc<dyn Backend>>, routes: Vec<Route>) -> Self {
-        Self { table: Arc::new(RwLock::new(Arc::new(Table { local, others, routes }))) }
+        Self::masked(local, others, routes, None)
+    }
+
+    /// Like [`Routes::new`], with what is masked before a target gets it.
+    pub(crate) fn masked(
+        local: Option<Arc<dyn Backend>>,
+        others: Vec<Arc<dyn Backend>>,
+        routes: Vec<Route>,
+        masking: Option<Masking>,
+    ) -> Self {
+        Self { table: Arc::new(RwLock::new(Arc::new(Table { local, others, routes, masking }))) }
     }
 
     /// Takes over the routes of `new`, for all handles. Requests in progress finish with the old ones.
@@ -269,11 +298,22 @@ impl Table {
     }
 
     /// The backend and model for calls that are neither retried nor balanced: for a route, those of its first target.
-    fn first<'a>(&'a self, model: &'a str) -> Result<(&'a dyn Backend, &'a str), BackendError> {
+    fn first<'a>(&'a self, model: &'a str) -> Result<(Masked<'a>, &'a str), BackendError> {
         match self.route(model).and_then(|route| route.targets.first()) {
-            Some(target) => Ok((&*target.backend, &target.model)),
-            None => Ok((self.local(model)?, model)),
+            Some(target) => Ok((self.target(model, target), &target.model)),
+            None => Ok((self.own(model)?, model)),
         }
+    }
+
+    /// A target of the route `model`, which gets its requests masked.
+    fn target<'a>(&'a self, model: &'a str, target: &'a Target) -> Masked<'a> {
+        let masking = self.masking.as_ref();
+        Masked { backend: &*target.backend, masking, model, is_local: target.is_local }
+    }
+
+    /// The local models, which get their requests masked if the configuration says so.
+    fn own<'a>(&'a self, model: &'a str) -> Result<Masked<'a>, BackendError> {
+        Ok(Masked { backend: self.local(model)?, masking: self.masking.as_ref(), model, is_local: true })
     }
 }
 
@@ -287,11 +327,13 @@ impl Backend for Routes {
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
         let table = self.table();
         Box::pin(async move {
-            let Some(route) = table.route(&job.model) else { return table.local(&job.model)?.generate(job).await };
+            let name = job.model.clone();
+            let Some(route) = table.route(&name) else { return table.own(&name)?.generate(job).await };
             let ask = |target: &Target| Job { model: target.model.clone(), ..job.clone() };
-            let Asked { answer, by, permit } =
-                route.ask(&job.caller, |target| target.backend.generate(ask(target))).await?;
-            Ok(Generating::new(Watched { answer, permit: Some(permit) }).by(by))
+            let asked = route.ask(&job.caller, |target| Box::pin(table.target(&name, target).generate(ask(target))));
+            let Asked { answer, by, permit } = asked.await?;
+            let n_masked = answer.n_masked();
+            Ok(Generating::new(Watched { answer, permit: Some(permit) }).by(by).masked(n_masked))
         })
     }
 
@@ -309,10 +351,12 @@ impl Backend for Routes {
         let (table, caller, model) = (self.table(), caller.clone(), model.to_owned());
         Box::pin(async move {
             let Some(route) = table.route(&model) else {
-                return table.local(&model)?.embed(&caller, &model, texts).await;
+                return table.own(&model)?.embed(&caller, &model, texts).await;
             };
-            let Asked { answer, by, permit } =
-                route.ask(&caller, |target| target.backend.embed(&caller, &target.model, texts.clone())).await?;
+            let asked = route.ask(&caller, |target| {
+                Box::pin(table.target(&model, target).embed(&caller, &target.model, texts.clone()))
+            });
+            let Asked { answer, by, permit } = asked.await?;
             permit.succeeded();
             Ok(Embedded { answered_by: Some(by), ..answer })
         })
@@ -328,12 +372,13 @@ impl Backend for Routes {
         let (table, caller, model) = (self.table(), caller.clone(), model.to_owned());
         Box::pin(async move {
             let Some(route) = table.route(&model) else {
-                return table.local(&model)?.rerank(&caller, &model, query, documents).await;
+                return table.own(&model)?.rerank(&caller, &model, query, documents).await;
             };
-            let ask = route.ask(&caller, |target| {
-                target.backend.rerank(&caller, &target.model, query.clone(), documents.clone())
+            let asked = route.ask(&caller, |target| {
+                let to = table.target(&model, target);
+                Box::pin(to.rerank(&caller, &target.model, query.clone(), documents.clone()))
             });
-            let Asked { answer, by, permit } = ask.await?;
+            let Asked { answer, by, permit } = asked.await?;
             permit.succeeded();
             Ok(Reranked { answered_by: Some(by), ..answer })
         })
@@ -346,8 +391,8 @@ impl Backend for Routes {
     ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
         let table = self.table();
         Box::pin(async move {
-            let (backend, model) = table.first(model)?;
-            backend.tokenizer_info(caller, model).await
+            let (target, model) = table.first(model)?;
+            target.backend.tokenizer_info(caller, model).await
         })
     }
 
@@ -374,8 +419,8 @@ impl Backend for Routes {
     ) -> Boxed<'a, Result<String, BackendError>> {
         let table = self.table();
         Box::pin(async move {
-            let (backend, model) = table.first(model)?;
-            backend.detokenize(caller, model, tokens).await
+            let (target, model) = table.first(model)?;
+            target.backend.detokenize(caller, model, tokens).await
         })
     }
 
@@ -392,7 +437,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_choice_depends_on_the_weights_and_the_request() {
+    fn target_order_depends_on_weights_and_request_id() {
         let backend: Arc<dyn Backend> = Arc::new(fewbit_serve::ScriptedBackend::default());
         let to = |route: Route, name: &str, weight| route.to(name, Arc::clone(&backend), name, weight);
         let route = to(to(to(Route::new("r"), "a", 3), "b", 1), "c", 0);

@@ -68,14 +68,9 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        for (text, bytes) in [
-            ("12 GiB", 12 << 30),
-            ("1.5GiB", 3 << 29),
-            (" 500 MB ", 500_000_000),
-            ("7", 7),
-            ("2kib", 2048),
-            ("1 B", 1),
-        ] {
+        for (text, bytes) in
+            [("12 GiB", 12 << 30), ("1.5GiB", 3 << 29), (" 500 MB ", 500_000_000), ("7", 7), ("2kib", 2048), ("1 B", 1)]
+        {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
         for text in ["", "GiB", "12 GiBs", "-1 GB", "0", "1e3 MB", "1..2 GB", "9999999 TiB", "12 GiB 3"] {

@@ -93,14 +93,14 @@ mod tests {
     use crate::audit::{Audit, Entry, tests::entry};
 
     #[test]
-    fn dates() {
+    fn dates_are_computed_from_unix_time() {
         let of = |days: u64| date(days * 24 * 3600 * 1000 + 5);
         let want = ["1970-01-01", "1970-12-31", "2000-02-29", "2000-03-01", "2024-02-29", "2026-11-28", "2100-03-01"];
         assert_eq!([0, 364, 11_016, 11_017, 19_782, 20_785, 47_541].map(of), want);
     }
 
     #[test]
-    fn sums() {
+    fn usage_is_summed_by_key_model_and_day() {
         let folder = tempfile::tempdir().unwrap();
         let mut audit = Audit::open(folder.path(), |_| ()).unwrap();
         audit.append(entry("ada", 0, 5)).unwrap();

@@ -10,6 +10,7 @@ use fewbit_gateway::{By, Entry, Gateway, Head, Key, KeyStore, Outcome, Price, Pr
 use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBackend};
 use serde_json::{Value, json};
 
+mod masking;
 mod routes;
 #[path = "../../fewbit-serve/tests/support/mod.rs"]
 mod support;
@@ -74,7 +75,7 @@ fn words(n: usize) -> ScriptedBackend {
 }
 
 #[test]
-fn each_endpoint_refuses_who_may_not() {
+fn every_endpoint_rejects_unauthorized_keys() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let all = key(store, "all", |_| ());
@@ -112,7 +113,7 @@ fn each_endpoint_refuses_who_may_not() {
 }
 
 #[test]
-fn tools_have_scopes() {
+fn tool_scopes_are_enforced() {
     let folder = tempfile::tempdir().unwrap();
     let some = key(folder.path(), "some", |key| key.tools = list(&["f"]));
     let server = start(folder.path(), words(1));
@@ -127,7 +128,7 @@ fn tools_have_scopes() {
 }
 
 #[test]
-fn limits_hold_and_last() {
+fn limits_are_enforced_and_survive_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let few = key(store, "few", |key| key.requests_per_minute = Some(2));
@@ -162,7 +163,7 @@ fn limits_hold_and_last() {
 }
 
 #[test]
-fn every_end_is_a_line_and_no_text_is_in_it() {
+fn every_outcome_is_logged_without_text() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let ada = key(store, "ada", |_| ());
@@ -208,7 +209,7 @@ fn every_end_is_a_line_and_no_text_is_in_it() {
 }
 
 #[test]
-fn a_revoked_key_and_broken_keys_are_refused_at_once() {
+fn revoked_keys_and_broken_key_files_are_rejected_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let server = start(store, words(9));
@@ -225,7 +226,7 @@ fn a_revoked_key_and_broken_keys_are_refused_at_once() {
 }
 
 #[test]
-fn two_servers_do_not_share_a_store_and_a_broken_log_stops_one() {
+fn shared_stores_and_broken_logs_prevent_startup() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let ada = key(store, "ada", |_| ());

@@ -18,7 +18,7 @@ fn interpreter() -> Arc<Interpreter> {
 }
 
 #[test]
-fn a_plan_computes_the_bits_of_the_cpu_in_every_configuration() {
+fn plans_have_the_bits_of_the_cpu_in_every_configuration() {
     for model in golden_models() {
         let tokens = &model.tokens[..24.min(model.tokens.len())];
         // Where each expert has a tensor of its own, alternating types would give the experts of one layer different
@@ -42,7 +42,7 @@ fn a_plan_computes_the_bits_of_the_cpu_in_every_configuration() {
 }
 
 #[test]
-fn a_sequence_goes_from_the_cpu_to_a_plan_and_back() {
+fn sequences_move_from_the_cpu_to_a_plan_and_back() {
     let model = &golden_models()[0];
     let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
     for ty in [KvType::F16, KvType::F32] {
@@ -77,7 +77,7 @@ fn a_sequence_goes_from_the_cpu_to_a_plan_and_back() {
 }
 
 #[test]
-fn adapters_and_hidden_states_are_those_of_the_cpu() {
+fn adapters_and_hidden_states_match_the_cpu() {
     let model = &golden_models()[0];
     let file = model.file();
     let folder = tempfile::tempdir().expect("a folder");
@@ -104,7 +104,7 @@ fn adapters_and_hidden_states_are_those_of_the_cpu() {
 }
 
 #[test]
-fn an_importance_matrix_is_refused_by_name() {
+fn collecting_importance_is_rejected_with_the_device_name() {
     let model = &golden_models()[0];
     let file = model.file();
     let placement = Placement::new().device(1, interpreter());
@@ -120,7 +120,7 @@ fn an_importance_matrix_is_refused_by_name() {
 }
 
 #[test]
-fn experts_of_different_types_in_a_layer_are_refused_by_name() {
+fn experts_of_different_types_in_a_layer_are_rejected() {
     let models = golden_models();
     let mixed = models.iter().find(|model| model.name.contains("a tensor for each")).expect("in the list");
     let placement = Placement::new().device(1, interpreter());
@@ -135,7 +135,7 @@ fn experts_of_different_types_in_a_layer_are_refused_by_name() {
 }
 
 #[test]
-fn operations_say_what_they_read_and_write() {
+fn operations_list_the_buffers_they_read_and_write() {
     let op = Op::Gate { gate: Buffer::Gate, up: Buffer::Up };
     assert_eq!((op.reads(), op.writes()), (vec![Buffer::Gate, Buffer::Up], Some(Buffer::Gate)));
     let op = Op::Combine { has_shared: true, has_shared_score: false };

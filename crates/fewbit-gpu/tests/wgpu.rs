@@ -29,14 +29,14 @@ fn device(arithmetic: Arithmetic) -> Option<Arc<WgpuDevice>> {
     static DEVICES: LazyLock<[Result<Arc<WgpuDevice>, DeviceError>; 2]> = LazyLock::new(|| {
         [Arithmetic::Exact, Arithmetic::Native].map(|a| WgpuDevice::open(backend(), Some(0), a).map(Arc::new))
     });
-    static SAID: Once = Once::new();
+    static REPORTED: Once = Once::new();
     match &DEVICES[usize::from(arithmetic == Arithmetic::Native)] {
         Ok(device) => Some(Arc::clone(device)),
         Err(error) if std::env::var("FEWBIT_TEST_GPU").is_ok_and(|v| v == "1") => {
             panic!("{error} (Debian: apt-get install mesa-vulkan-drivers)")
         }
         Err(error) => {
-            SAID.call_once(|| {
+            REPORTED.call_once(|| {
                 let line = format!("\nLEFT OUT, the tests on a GPU: {error} (`cargo xtask gpu` installs a driver)\n");
                 std::io::stderr().write_all(line.as_bytes()).expect("stderr is open");
             });
@@ -190,7 +190,7 @@ fn every_weight_type_has_the_bits_of_the_cpu() {
 }
 
 #[test]
-fn sequences_go_from_device_to_device() {
+fn sequences_move_between_the_cpu_and_a_device() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     let model = &golden_models()[0];
     let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
@@ -237,7 +237,7 @@ fn sequences_go_from_device_to_device() {
 }
 
 #[test]
-fn adapters_and_hidden_states_are_those_of_the_cpu() {
+fn adapters_and_hidden_states_match_the_cpu() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     let model = &golden_models()[0];
     let file = model.file();
@@ -265,7 +265,7 @@ fn adapters_and_hidden_states_are_those_of_the_cpu() {
 }
 
 #[test]
-fn native_arithmetic_is_near_the_cpu_and_repeats() {
+fn native_arithmetic_is_close_to_the_cpu_and_deterministic() {
     let Some(device) = device(Arithmetic::Native) else { return };
     let tokens: Vec<u32> = (0..40).map(|i| (i * i / 3 + i * 7) % 60).collect();
     for model in tiny_models() {
@@ -298,7 +298,7 @@ fn argmax(row: &[f32]) -> usize {
 }
 
 #[test]
-fn native_arithmetic_tells_the_story_of_the_cpu() {
+fn native_arithmetic_follows_the_greedy_tokens_of_the_cpu() {
     let Some(device) = device(Arithmetic::Native) else { return };
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
     let original = GgufFile::open(path.as_ref()).expect("in the repository");
@@ -336,7 +336,7 @@ fn native_arithmetic_tells_the_story_of_the_cpu() {
 }
 
 #[test]
-fn what_it_cannot_do_is_refused_by_name() {
+fn unsupported_features_are_rejected_with_the_device_name() {
     let Some(device) = device(Arithmetic::Native) else { return };
     let refused = |error: ModelError| match error {
         ModelError::Device { device: name, source: DeviceError::Unsupported { what } } => {
@@ -370,7 +370,7 @@ fn options_on(model: &support::golden::GoldenModel, device: &Arc<WgpuDevice>) ->
 }
 
 #[test]
-fn a_device_that_is_not_there_is_an_error_that_says_so() {
+fn missing_device_fails_with_an_error_listing_the_devices() {
     if device(Arithmetic::Native).is_none() {
         return;
     }

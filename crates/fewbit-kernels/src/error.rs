@@ -9,7 +9,7 @@ use fewbit_quant::TensorType;
 #[non_exhaustive]
 pub enum KernelError {
     /// There is no instruction set of this name.
-    #[error("unknown instruction set {name:?} in FEWBIT_ISA; known are scalar, portable, sse2, neon, avx2 and avx512")]
+    #[error("unknown instruction set {name:?} in FEWBIT_ISA; known are {}", list(&Isa::ALL))]
     UnknownIsa {
         /// The name given.
         name: String,

@@ -1,10 +1,5 @@
-//! Which instruction set to use. It is chosen once, when a `Cpu` is created.
-
-use crate::KernelError;
-
-/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `avx2`,
-/// `avxvnni` or `avx512`.
-pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
+//! The instruction sets for which there are kernels, and which of them this CPU can run. See `choice.rs` for which one
+//! is used.
 
 /// An implementation of the kernels. All of them give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -28,7 +23,7 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets that this version knows, slowest first.
-    const ALL: [Self; 7] =
+    pub(crate) const ALL: [Self; 7] =
         [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512];
 
     /// Every instruction set that this CPU can run, slowest first.
@@ -70,30 +65,7 @@ impl Isa {
         Self::available().pop().unwrap_or(Self::Portable)
     }
 
-    /// The instruction set named by [`ISA_VARIABLE`], or [`best`](Self::best) if the variable is not set.
-    ///
-    /// # Errors
-    /// [`KernelError::UnknownIsa`] if the variable names an unknown instruction set, [`KernelError::IsaUnavailable`] if
-    /// this CPU cannot run it.
-    pub fn from_env() -> Result<Self, KernelError> {
-        match std::env::var(ISA_VARIABLE) {
-            Ok(name) if !name.is_empty() => name.parse::<Self>()?.require(),
-            _ => Ok(Self::best()),
-        }
-    }
-
-    /// Returns `self` if this CPU can run it.
-    ///
-    /// # Errors
-    /// [`KernelError::IsaUnavailable`] if it cannot.
-    pub fn require(self) -> Result<Self, KernelError> {
-        if self.is_available() {
-            return Ok(self);
-        }
-        Err(KernelError::IsaUnavailable { isa: self, available: Self::available() })
-    }
-
-    /// The name to use in [`ISA_VARIABLE`].
+    /// The name to use in [`ISA_VARIABLE`](crate::ISA_VARIABLE).
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
@@ -128,16 +100,5 @@ pub(crate) fn is_intel() -> bool {
 impl std::fmt::Display for Isa {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.name())
-    }
-}
-
-impl std::str::FromStr for Isa {
-    type Err = KernelError;
-
-    fn from_str(name: &str) -> Result<Self, KernelError> {
-        Self::ALL
-            .into_iter()
-            .find(|isa| isa.name().eq_ignore_ascii_case(name))
-            .ok_or_else(|| KernelError::UnknownIsa { name: name.to_owned() })
     }
 }

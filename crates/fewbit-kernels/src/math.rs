@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn gelu_and_sigmoid_are_those_of_float64() {
+    fn gelu_and_sigmoid_are_close_to_float64() {
         let gelu =
             |x: f64| 0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x * x * x)).tanh());
         // Far below zero the values themselves are below 1e-6: there the bound is absolute.

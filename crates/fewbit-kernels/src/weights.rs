@@ -167,7 +167,7 @@ mod tests {
 
     /// Bytes stand for the levels of their codes, and the first table of the module docs gives their largest values.
     #[test]
-    fn bytes_stand_for_levels() {
+    fn packed_bytes_decode_to_the_levels_of_their_codes() {
         struct Check;
         impl ForQuantized for Check {
             type Out = ();
@@ -190,7 +190,7 @@ mod tests {
     }
     /// The table above is that of the rows.
     #[test]
-    fn the_table_of_sizes_is_right() {
+    fn documented_table_of_sizes_is_correct() {
         let mut n_types = 0;
         let table = include_str!("weights.rs").lines().filter_map(|line| line.strip_prefix("//! | "));
         for line in table.filter(|line| !line.starts_with("type") && !line.starts_with("---")) {

@@ -97,7 +97,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn attention_equals_its_definition_however_it_is_split() {
+fn attention_equals_its_definition_for_every_split() {
     check_attention::<f16>();
     check_attention::<f32>();
 }
@@ -149,7 +149,7 @@ fn check_attention<T: KvFloat>() {
 }
 
 #[test]
-fn sequences_of_a_batch_do_not_touch_each_other() {
+fn sequences_in_a_batch_are_independent() {
     let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, softcap: None, window: None };
     let (q, kv) = (128, 64);
     for isa in Isa::available() {
@@ -179,7 +179,7 @@ fn sequences_of_a_batch_do_not_touch_each_other() {
 }
 
 #[test]
-fn norm_and_rope_are_right_and_the_same_everywhere() {
+fn norm_and_rope_are_correct_and_the_same_on_every_isa() {
     let (n, cols) = (3, 90);
     let (x, weight) = (random(n * cols, 1), random(cols, 2));
     let cpus: Vec<Cpu> = Isa::available().into_iter().map(|isa| Cpu::new(isa, 2).expect("available")).collect();
@@ -230,7 +230,7 @@ fn norm_and_rope_are_right_and_the_same_everywhere() {
 }
 
 #[test]
-fn the_other_row_operations_are_right_and_the_same_everywhere() {
+fn other_row_operations_are_correct_and_the_same_on_every_isa() {
     let (n, cols, heads) = (37, 60, 3);
     let (x, y, weight) = (random(n * cols, 1), random(n * cols, 2), random(cols, 3));
     let mut first: Option<Vec<u32>> = None;

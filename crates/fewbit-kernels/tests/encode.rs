@@ -46,7 +46,7 @@ fn every_instruction_set_and_thread_count_gives_the_same_bytes() {
 }
 
 #[test]
-fn what_is_stored_is_converted_as_its_values_are() {
+fn converting_stored_types_equals_encoding_their_values() {
     let x = weights();
     for (isa, threads, cpu) in cpus() {
         for from in [TensorType::F32, TensorType::F16, TensorType::BF16, TensorType::Q8_0, TensorType::Q4_K] {
@@ -65,7 +65,7 @@ fn what_is_stored_is_converted_as_its_values_are() {
 
 /// Widening in vector steps is exact for every finite number, subnormal ones included.
 #[test]
-fn every_half_is_widened_exactly() {
+fn every_f16_is_widened_exactly() {
     let halves: Vec<u16> = (0..=u16::MAX).filter(|&h| f16::from_bits(h).is_finite()).collect();
     let stored: Vec<u8> = halves.iter().flat_map(|h| h.to_le_bytes()).collect();
     for (isa, _, cpu) in cpus() {
@@ -84,7 +84,7 @@ fn every_half_is_widened_exactly() {
 }
 
 #[test]
-fn stacks_have_an_importance_each() {
+fn each_matrix_of_a_stack_has_its_own_importance() {
     let x = &weights()[..4 * 256];
     let importance: Vec<f32> = (0..512).map(|i| ((i * 31) % 17) as f32).collect();
     let bytes = TensorType::Q4_0.row_bytes(256).unwrap();
@@ -103,7 +103,7 @@ fn stacks_have_an_importance_each() {
 }
 
 #[test]
-fn the_first_bad_weight_is_named() {
+fn first_non_finite_weight_is_reported() {
     let mut x = weights();
     x[60 * COLS + 5] = f32::NAN;
     x[40 * COLS + 7] = f32::INFINITY;

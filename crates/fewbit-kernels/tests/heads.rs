@@ -57,7 +57,7 @@ fn check<T: KvElement>(shape: &AttentionShape, first: usize, inputs: [&[f32]; 3]
 }
 
 #[test]
-fn every_head_size() {
+fn every_head_size_has_the_bits_of_the_scalar_code() {
     for (head_dim, window) in [
         (32, None),
         (33, Some(20)),
@@ -91,7 +91,7 @@ fn every_head_size() {
 
 /// Random scores are small and their softmax is flat, so that errors average out as they do in a model.
 #[test]
-fn q8_0_is_close_to_f32() {
+fn q8_0_cache_is_close_to_f32() {
     for (head_dim, window) in [(32, None), (64, None), (128, Some(100)), (96, None)] {
         let n = PAGE + 40;
         let shape = AttentionShape {
@@ -115,7 +115,7 @@ fn q8_0_is_close_to_f32() {
 }
 
 #[test]
-fn extremes_and_what_is_not_a_number() {
+fn extremes_nan_and_infinity_have_the_bits_of_the_scalar_code() {
     let (head_dim, n, first) = (40, PAGE + 5, PAGE - 12);
     let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, softcap: None, window: Some(90) };
     let inputs =
@@ -150,7 +150,7 @@ fn extremes_and_what_is_not_a_number() {
 }
 
 #[test]
-fn a_query_that_is_not_a_number_changes_no_other() {
+fn nan_in_a_query_does_not_affect_other_queries() {
     let (head_dim, n) = (64, 30);
     let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, softcap: None, window: None };
     let row = 2 * head_dim;

@@ -32,7 +32,7 @@ impl Seen {
 }
 
 #[test]
-fn every_item_comes_once() {
+fn every_item_is_processed_once() {
     // The last of them have more threads than most machines have cores.
     for n_threads in [1, 2, 3, 8, 33] {
         let pool = pool(n_threads);
@@ -69,7 +69,7 @@ fn a_job_runs_once_on_every_thread() {
 }
 
 #[test]
-fn sections_after_pauses_and_in_quick_succession() {
+fn sections_run_after_pauses_and_in_quick_succession() {
     let pool = pool(3);
     let seen = Seen::new(16);
     for round in 0..3000 {
@@ -101,7 +101,7 @@ fn callers_on_many_threads_take_turns() {
 }
 
 #[test]
-fn a_section_inside_a_section_runs_where_it_is_started() {
+fn nested_section_runs_on_the_calling_thread() {
     let (outer, other) = (pool(3), pool(2));
     let (seen, seen_by_run, seen_by_other) = (Seen::new(40 * 10), Seen::new(40 * 3), Seen::new(40 * 10));
     outer.for_chunks(40, 1, |range, thread| {
@@ -121,7 +121,7 @@ fn a_section_inside_a_section_runs_where_it_is_started() {
 }
 
 #[test]
-fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+fn panic_reaches_the_caller_and_the_pool_stays_usable() {
     for n_threads in [1, 2, 4] {
         let pool = pool(n_threads);
         for bad in 0..n_threads {
@@ -150,7 +150,7 @@ fn job_inside(pool: &ThreadPool) {
 }
 
 #[test]
-fn pools_end_while_their_threads_spin_park_or_never_worked() {
+fn pools_can_be_dropped_while_workers_spin_park_or_are_unused() {
     for round in 0..60 {
         let pool = pool(1 + round % 7);
         if round % 3 > 0 {

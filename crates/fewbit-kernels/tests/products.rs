@@ -10,7 +10,7 @@ use support::{Codes, Random, check, cpus, product, put_scales, types, weights};
 mod support;
 
 #[test]
-fn random_weights_all_batch_sizes() {
+fn random_weights_with_all_batch_sizes() {
     let cpus = cpus();
     let mut random = Random(1);
     for ty in types() {
@@ -119,7 +119,7 @@ fn heaviest_block(ty: TensorType, sign: f32) -> Vec<u8> {
 }
 
 #[test]
-fn sums_at_their_bounds() {
+fn largest_possible_block_sums() {
     let cpus = cpus();
     for ty in types().filter(|ty| ty.block_elems() > 1) {
         for sign in [1.0, -1.0] {
@@ -137,7 +137,7 @@ fn sums_at_their_bounds() {
 }
 
 #[test]
-fn the_other_outputs_equal_the_plain_product() {
+fn fused_outputs_equal_the_plain_product() {
     let mut random = Random(4);
     // The second size has an odd number of panels: of those that a thread takes at a time, two are of two matrices.
     for (cpu, (rows, n)) in cpus().iter().flat_map(|cpu| [(50, 5), (590, 19)].map(|size| (cpu, size))) {
@@ -175,7 +175,7 @@ fn the_other_outputs_equal_the_plain_product() {
 }
 
 #[test]
-fn gathered_rows_give_what_they_give_in_the_batch() {
+fn gathered_rows_have_the_bits_of_the_whole_batch() {
     let mut random = Random(6);
     for cpu in cpus() {
         let (rows, cols, n) = (40, 256, 7);
@@ -256,7 +256,7 @@ fn packed_rows_decode_to_the_bits_of_the_file() {
 }
 
 #[test]
-fn a_matrix_takes_the_memory_that_was_estimated() {
+fn packed_bytes_estimates_the_memory_of_a_matrix() {
     for cpu in cpus() {
         for ty in TensorType::all() {
             let (rows, cols) = (48, ty.block_elems().max(16) * 16);
@@ -289,7 +289,7 @@ fn a_matrix_takes_the_memory_that_was_estimated() {
 }
 
 #[test]
-fn two_planes_add_the_product_of_what_the_first_lost() {
+fn second_plane_adds_the_product_of_the_rounding_error() {
     let mut random = Random(7);
     let types = [TensorType::Q4_1, TensorType::Q8_0, TensorType::Q4_K, TensorType::Q6_K, TensorType::F16];
     // Numbers of rows of which one plane ends within a group of interleaved rows, and at the end of one.
@@ -331,7 +331,7 @@ fn two_planes_add_the_product_of_what_the_first_lost() {
 }
 
 #[test]
-fn weights_are_packed_only_for_what_this_cpu_runs() {
+fn weights_are_packed_only_for_available_isas() {
     let pool = ThreadPool::new(1).expect("no thread is needed");
     for isa in [Isa::Scalar, Isa::Portable, Isa::Sse2, Isa::Neon, Isa::Avx2, Isa::AvxVnni, Isa::Avx512] {
         let packed = Matrix::pack(&pool, isa, TensorType::F32, 1, 1, &[0; 4]);

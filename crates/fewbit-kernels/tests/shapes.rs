@@ -17,7 +17,7 @@ fn one_per_isa() -> Vec<Cpu> {
 }
 
 #[test]
-fn every_batch_from_1_to_300() {
+fn every_batch_size_from_1_to_300() {
     let cpus = one_per_isa();
     let mut random = Random(11);
     for ty in types() {
@@ -41,7 +41,7 @@ fn every_batch_from_1_to_300() {
 }
 
 #[test]
-fn columns_around_every_stretch() {
+fn column_counts_around_stretch_boundaries() {
     let cpus = cpus();
     let mut random = Random(12);
     for ty in types() {

@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_matter_how_a_tensor_is_cut() {
+    fn hash_does_not_depend_on_how_bytes_are_split() {
         let bytes: Vec<u8> = (0..40_000u32).map(|i| ((i * i) >> 3) as u8).collect();
         let whole = hash(&[&bytes]);
         for at in [1, 63, 64, 65, 4095, 4096, 4100, 4160, 8192, 39_999] {

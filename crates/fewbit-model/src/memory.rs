@@ -126,7 +126,7 @@ mod tests {
     use super::available_bytes;
 
     #[test]
-    fn the_memory_there_is_is_known() {
+    fn available_memory_is_plausible() {
         let available = available_bytes();
         if cfg!(any(target_os = "linux", target_os = "macos", windows)) {
             let available = available.expect("these systems tell");

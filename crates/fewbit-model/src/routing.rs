@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_experts_are_taken_and_of_equals_the_first() {
+    fn best_experts_are_chosen_and_ties_go_to_the_first() {
         let mut routing = Routing::default();
         routing.route(&config(4, 2, true), &[0.0, 2.0, 1.0, 2.0, 5.0, 5.0, 5.0, 5.0]);
         let experts: Vec<usize> = routing.chosen.iter().map(|c| c.0).collect();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_are_probabilities_unless_they_are_normalized() {
+    fn weights_are_softmax_probabilities_or_normalized() {
         let mut routing = Routing::default();
         let scores = [1.0f32, -0.5, 0.25, 3.0];
         let exact: Vec<f64> = scores.iter().map(|&s| f64::from(s).exp()).collect();
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_that_are_no_numbers_still_choose() {
+    fn nan_and_infinite_scores_still_choose_experts() {
         let mut routing = Routing::default();
         routing.route(&config(3, 2, true), &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]);
         assert_eq!(routing.chosen.len(), 2);

@@ -35,7 +35,7 @@ fn difference(model: &GoldenModel, options: &LoadOptions) -> f32 {
 const BOUND: f32 = 1e-4;
 
 #[test]
-fn logits_are_those_of_float64() {
+fn logits_match_float64() {
     let models = golden_models();
     assert!(models.len() > 20 && models.iter().all(|m| m.logits.len() == m.positions.len() * N_VOCAB));
     let mut worst = 0.0f32;
@@ -49,7 +49,7 @@ fn logits_are_those_of_float64() {
 }
 
 #[test]
-fn a_window_that_is_one_off_gives_other_logits() {
+fn window_off_by_one_changes_the_logits() {
     let models = golden_models();
     let with_window: Vec<_> = models.iter().filter(|m| m.window > 0).collect();
     assert!(with_window.len() >= 5);
@@ -64,7 +64,7 @@ fn a_window_that_is_one_off_gives_other_logits() {
 }
 
 #[test]
-fn a_window_can_be_given_where_the_file_names_none() {
+fn window_can_be_set_if_the_file_has_none() {
     let models = golden_models();
     let model = models.iter().find(|m| m.name == "Mistral: window of 21").expect("in the list");
     let mut bare = golden_models().swap_remove(models.iter().position(|m| m.name == model.name).expect("in the list"));
@@ -74,7 +74,7 @@ fn a_window_can_be_given_where_the_file_names_none() {
 }
 
 #[test]
-fn which_layers_have_the_window_can_be_given_where_the_file_does_not_say() {
+fn local_layers_can_be_set_if_the_file_has_no_pattern() {
     let models = golden_models();
     let place = models.iter().position(|m| m.name.starts_with("Ministral: every fourth")).expect("in the list");
     let mut bare = golden_models().swap_remove(place);
@@ -130,7 +130,7 @@ fn bits_do_not_depend_on_chunks_threads_or_instruction_set() {
 }
 
 #[test]
-fn a_batch_gives_each_sequence_what_it_gets_alone() {
+fn batched_and_single_sequences_have_the_same_bits() {
     for (model, file) in all_files() {
         let decoder = Decoder::load(&file, &options(&model).threads(2)).expect("loads");
         let prompts: Vec<&[u32]> = [1usize, 5, 40, 2, 9].iter().map(|&n| &model.tokens[n / 2..n / 2 + n]).collect();
@@ -164,7 +164,7 @@ fn with_tensors(mut w: GgufWriter<'static>, file: &GgufFile, wanted: impl Fn(&st
 }
 
 #[test]
-fn what_the_decoder_does_not_have_is_refused_by_name() {
+fn unsupported_keys_are_rejected_by_name() {
     let unsupported: [(&str, Value); 17] = [
         ("attention.causal", false.into()),
         ("attention.clamp_kqv", 8.0f32.into()),
@@ -208,7 +208,7 @@ fn what_the_decoder_does_not_have_is_refused_by_name() {
 }
 
 #[test]
-fn numbers_that_make_no_sense_are_refused_by_name() {
+fn invalid_numbers_are_rejected_by_name() {
     let nonsense: [(&str, &str, Value); 19] = [
         ("Llama: grouped", "llama.block_count", 0u32.into()),
         ("Llama: grouped", "llama.block_count", (1u32 << 20).into()),
@@ -240,7 +240,7 @@ fn numbers_that_make_no_sense_are_refused_by_name() {
 }
 
 #[test]
-fn a_tensor_that_is_missing_or_too_many_is_refused_by_name() {
+fn missing_and_unexpected_tensors_are_rejected_by_name() {
     let find = |name: &str| golden_models().into_iter().find(|m| m.name.starts_with(name)).expect("in the list");
     for (model, tensor) in [
         ("Qwen3", "blk.1.attn_q_norm.weight"),

@@ -28,7 +28,7 @@ struct Golden {
 }
 
 #[test]
-fn stories260k_writes_the_golden_story() {
+fn stories260k_generates_the_golden_tokens() {
     let golden: Golden = serde_json::from_str(include_str!("golden/stories260k_greedy.json")).expect("valid JSON");
     for isa in Isa::available() {
         let decoder = load(&stories(), isa, 2);
@@ -44,7 +44,7 @@ fn stories260k_writes_the_golden_story() {
 }
 
 #[test]
-fn stories260k_logits_are_those_of_float64() {
+fn stories260k_logits_match_float64() {
     let golden: Golden = serde_json::from_str(include_str!("golden/stories260k_greedy.json")).expect("valid JSON");
     let want: Vec<f32> = include_bytes!("golden/stories260k_logits.f32")
         .as_chunks::<4>()
@@ -88,7 +88,7 @@ fn bits_do_not_depend_on_chunks_threads_or_instruction_set() {
 }
 
 #[test]
-fn a_batch_gives_each_sequence_what_it_gets_alone() {
+fn batched_and_single_sequences_have_the_same_bits() {
     for TinyModel { name, file } in tiny_models() {
         let decoder = load(&file, Isa::best(), 2);
         let prompts: Vec<Vec<u32>> =
@@ -107,7 +107,7 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
 }
 
 #[test]
-fn a_truncated_cache_goes_on_as_if_the_rest_had_never_been() {
+fn truncated_cache_continues_with_the_same_bits() {
     for TinyModel { name, file } in tiny_models() {
         let decoder = load(&file, Isa::best(), 2);
         let tokens: Vec<u32> = (0..300).map(|i| i % 60).collect();
@@ -123,7 +123,7 @@ fn a_truncated_cache_goes_on_as_if_the_rest_had_never_been() {
 }
 
 #[test]
-fn logits_come_only_where_they_are_asked_for() {
+fn logits_are_computed_only_where_requested() {
     let decoder = load(&stories(), Isa::best(), 1);
     let (mut a, mut b, mut c) = (decoder.new_cache(), decoder.new_cache(), decoder.new_cache());
     let all = decoder.forward(&mut [Chunk { cache: &mut a, tokens: &[1, 2, 3, 4], logits: LogitsFor::All }]);
@@ -144,7 +144,7 @@ fn some_tokens(n: u32) -> Vec<u32> {
 }
 
 #[test]
-fn forks_share_pages_and_go_their_own_ways() {
+fn forks_share_pages_and_diverge_independently() {
     for TinyModel { name, file } in tiny_models() {
         let decoder = load(&file, Isa::best(), 2);
         // A whole page and a part of one.
@@ -171,7 +171,7 @@ fn forks_share_pages_and_go_their_own_ways() {
 }
 
 #[test]
-fn a_known_prefix_gives_the_same_bits_as_computing_it() {
+fn cached_prefix_gives_the_same_bits_as_computing_it() {
     for TinyModel { name, file } in tiny_models() {
         let decoder = load(&file, Isa::best(), 2);
         let mut tree = decoder.new_prefix_tree();
@@ -206,7 +206,7 @@ fn a_known_prefix_gives_the_same_bits_as_computing_it() {
 }
 
 #[test]
-fn prefixes_go_in_the_order_of_their_last_use_and_never_while_held() {
+fn prefixes_are_evicted_by_last_use_and_never_while_held() {
     let decoder = load(&stories(), Isa::best(), 1);
     let mut tree = decoder.new_prefix_tree();
     let text = |first: u32| -> Vec<u32> { (0..300).map(|i| first + i % 50).collect() };
@@ -230,7 +230,7 @@ fn prefixes_go_in_the_order_of_their_last_use_and_never_while_held() {
 }
 
 #[test]
-fn a_sliding_window_gives_up_pages_and_takes_back_what_it_can() {
+fn sliding_window_frees_pages_and_allows_truncation() {
     let file = tiny_models().remove(1).file;
     let decoder = load(&file, Isa::best(), 2);
     let window = decoder.config().sliding_window.expect("the model with a window");
@@ -255,7 +255,7 @@ fn a_sliding_window_gives_up_pages_and_takes_back_what_it_can() {
 }
 
 #[test]
-fn a_cache_comes_back_from_its_bytes() {
+fn cache_is_restored_from_its_bytes() {
     for TinyModel { name, file } in tiny_models() {
         let decoder = load(&file, Isa::best(), 2);
         let (tokens, next) = (some_tokens(900), [1, 2, 3]);

@@ -55,7 +55,7 @@ fn stories_in(ty: TensorType) -> GgufFile {
 }
 
 #[test]
-fn a_folder_gives_the_bits_of_the_gguf_file() {
+fn hf_folder_gives_the_bits_of_the_gguf_file() {
     for ty in [TensorType::F32, TensorType::F16, TensorType::BF16] {
         let gguf = stories_in(ty);
         let folder = Folder::of_gguf(&gguf);
@@ -71,7 +71,7 @@ fn a_folder_gives_the_bits_of_the_gguf_file() {
 
 /// The names of models that see, before and since `transformers` 4.52, and of decoders without an output.
 #[test]
-fn prefixes_of_names_make_no_difference() {
+fn tensor_name_prefixes_do_not_matter() {
     let gguf = stories();
     let plain = Folder::of_gguf(&gguf);
     let expected = bits(&logits(&gguf, &options(), &IDS));
@@ -158,7 +158,7 @@ fn difference(found: &[f32], golden: &Golden, expected: &[Vec<f32>]) -> f32 {
 }
 
 #[test]
-fn a_window_is_as_wide_as_the_configuration_says() {
+fn window_size_follows_the_configuration() {
     let golden = golden();
     let llama = Folder::of_gguf(&stories());
     let found = logits(&opened(&llama).expect("valid"), &options(), &golden.ids);
@@ -192,7 +192,7 @@ fn error(folder: &Folder) -> CheckpointError {
 }
 
 #[test]
-fn folders_without_their_files() {
+fn folders_with_missing_files_are_rejected() {
     let folder = Folder::of_gguf(&stories());
     let missing = |name: &str| {
         let to = written(&folder);
@@ -240,7 +240,7 @@ fn folders_without_their_files() {
 }
 
 #[test]
-fn configurations_that_cannot_be_run() {
+fn unsupported_configurations_are_rejected() {
     let folder = Folder::of_gguf(&stories());
     let with = |key: &str, value: Value| error(&folder.clone().set(key, value));
     assert!(
@@ -272,7 +272,7 @@ fn configurations_that_cannot_be_run() {
 }
 
 #[test]
-fn weights_that_do_not_fit_their_configuration() {
+fn weights_that_do_not_match_the_config_are_rejected() {
     let folder = Folder::of_gguf(&stories());
     let changed = |change: &dyn Fn(&mut Folder)| {
         let mut folder = folder.clone();
@@ -307,7 +307,7 @@ fn weights_that_do_not_fit_their_configuration() {
 }
 
 #[test]
-fn quantizations_that_cannot_be_read() {
+fn unsupported_quantizations_are_rejected() {
     let folder = Folder::of_gguf(&stories());
     let cases = [
         (json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }), "bitsandbytes"),
@@ -328,7 +328,7 @@ fn quantizations_that_cannot_be_read() {
 }
 
 #[test]
-fn quantized_matrices_with_parts_that_do_not_fit() {
+fn quantized_matrices_with_mismatched_parts_are_rejected() {
     let words = |rows: u64, cols: u64| (vec![rows, cols], vec![0x11u8; (rows * cols * 4) as usize]);
     let name = |leaf: &str| format!("model.layers.0.mlp.up_proj.{leaf}");
     let tensor =

@@ -35,11 +35,11 @@ struct Model {
     config: Map<String, Value>,
     /// Name and shape in the folder; name in a GGUF file, scale and offset, which make the values; and what is done
     /// to them.
-    tensors: Vec<(String, Vec<u64>, String, f64, f64, How)>,
+    tensors: Vec<(String, Vec<u64>, String, f64, f64, Conversion)>,
 }
 
 #[derive(Deserialize)]
-struct How {
+struct Conversion {
     /// Rows of interleaved pairs become those of halves: elements of a head, and how many of them are rotated.
     halves: Option<(usize, usize)>,
     /// Of each expert, the rows of this tensor come first: its name, scale and offset.
@@ -118,7 +118,7 @@ fn quantized(model: &HfModel, out: &Path, recipe: Recipe) -> Result<GgufFile, Qu
 const BOUND: f32 = 1e-4;
 
 #[test]
-fn logits_are_those_of_float64_from_the_folder_and_from_its_gguf_file() {
+fn logits_of_folder_and_gguf_file_match_float64() {
     let (all, golden) = (models(), golden_logits());
     let mut classes: Vec<&Value> = all.models.iter().map(|m| &m.config["architectures"][0]).collect();
     classes.sort_by_key(|class| class.to_string());
@@ -138,7 +138,7 @@ fn logits_are_those_of_float64_from_the_folder_and_from_its_gguf_file() {
 }
 
 #[test]
-fn a_file_has_the_names_shapes_and_keys_that_gguf_readers_expect() {
+fn gguf_file_has_the_expected_names_shapes_and_keys() {
     let all = models();
     let find = |name: &str| all.models.iter().find(|m| m.name == name).expect("in the list");
     let (to, folder) = opened(&find("Mixtral").folder());
@@ -174,7 +174,7 @@ fn a_file_has_the_names_shapes_and_keys_that_gguf_readers_expect() {
 }
 
 #[test]
-fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
+fn models_gguf_cannot_express_are_rejected_and_leave_no_file() {
     let all = models();
     let find = |name: &str| all.models.iter().find(|m| m.name == name).expect("in the list").folder();
     // Layers without position elsewhere than where the architecture has them; a YaRN ramp that is not rounded.
@@ -221,7 +221,7 @@ fn what_gguf_cannot_say_is_refused_and_leaves_no_file() {
 
 /// Bytes of configurations that are changed at random give an error or another configuration, and never a panic.
 #[test]
-fn damaged_configurations_are_errors_or_configurations() {
+fn damaged_configurations_do_not_panic() {
     let mut state = 3u64;
     let mut below = |n: usize| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -39,7 +39,7 @@ fn values(model: &HfModel, pool: &ThreadPool, name: &str) -> (TensorType, Vec<Ve
 }
 
 #[test]
-fn quantized_matrices_are_what_their_formats_say() {
+fn quantized_matrices_decode_to_the_expected_values() {
     let pool = ThreadPool::new(2).expect("two threads");
     assert_eq!(folders().len(), 14);
     for folder in folders() {
@@ -82,7 +82,7 @@ fn quantized_matrices_are_what_their_formats_say() {
 }
 
 #[test]
-fn a_gguf_file_of_such_a_folder_has_its_values() {
+fn gguf_file_of_a_quantized_folder_has_its_values() {
     let pool = ThreadPool::new(2).expect("two threads");
     for folder in folders() {
         let name = name(&folder);
@@ -116,7 +116,7 @@ fn a_gguf_file_of_such_a_folder_has_its_values() {
 }
 
 #[test]
-fn biases_of_queries_move_with_their_rows() {
+fn query_biases_are_permuted_with_their_rows() {
     let pool = ThreadPool::new(1).expect("one thread");
     let folder = folders().into_iter().find(|path| path.ends_with("gptq4")).expect("part of the repository");
     let model = HfModel::open(&folder).expect("valid");

@@ -168,7 +168,7 @@ fn logits(decoder: &Decoder, loras: &LoraSet, tokens: &[u32], size: usize) -> Ve
 }
 
 #[test]
-fn logits_are_those_of_float64_with_merged_weights() {
+fn logits_match_float64_with_merged_weights() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     for ((model, want), adapter) in cases.iter().zip(&golden.adapters) {
@@ -187,7 +187,7 @@ fn logits_are_those_of_float64_with_merged_weights() {
 }
 
 #[test]
-fn both_kinds_of_files_give_the_same_bits() {
+fn gguf_and_peft_adapters_give_the_same_bits() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     for ((model, _), adapter) in cases.iter().zip(&golden.adapters) {
@@ -220,7 +220,13 @@ fn both_kinds_of_files_give_the_same_bits() {
 }
 
 /// Two adapters of a model: the golden one, and one for some matrices only.
-fn two(folder: &Path, golden: &Golden, model: &GoldenModel, adapter: &GoldenAdapter, decoder: &Decoder) -> [Lora; 2] {
+fn two_adapters(
+    folder: &Path,
+    golden: &Golden,
+    model: &GoldenModel,
+    adapter: &GoldenAdapter,
+    decoder: &Decoder,
+) -> [Lora; 2] {
     let path = gguf(folder, architecture(model), golden, adapter, TensorType::F32, |_| {});
     let all = decoder.load_lora(&path).expect("loads");
     let some = adapter.tensors.iter().filter(|(name, ..)| name.starts_with("blk.1.") && !name.contains("ffn_up"));
@@ -230,14 +236,14 @@ fn two(folder: &Path, golden: &Golden, model: &GoldenModel, adapter: &GoldenAdap
 }
 
 #[test]
-fn adapters_follow_their_matrices_into_segments() {
+fn adapters_give_the_same_bits_in_segments() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     for ((model, _), adapter) in cases.iter().zip(&golden.adapters) {
         let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
         let run = |placement: Placement| {
             let decoder = Decoder::load(&file, &LoadOptions::new().threads(2).placement(placement)).expect("loads");
-            let [all, some] = two(folder.path(), &golden, model, adapter, &decoder);
+            let [all, some] = two_adapters(folder.path(), &golden, model, adapter, &decoder);
             let set = |loras: &[(Lora, f32)]| decoder.lora_set(loras).expect("a set");
             let sets = [set(&[(all.clone(), 1.0)]), set(&[(some.clone(), 2.0), (all, 0.25)]), set(&[])];
             let mut caches = sets.each_ref().map(|set| decoder.new_cache_with(set));
@@ -255,14 +261,14 @@ fn adapters_follow_their_matrices_into_segments() {
 }
 
 #[test]
-fn the_bits_of_a_row_depend_on_nothing_but_its_sequence_and_its_adapters() {
+fn row_bits_depend_only_on_the_sequence_and_its_adapters() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     for ((model, _), adapter) in cases.iter().zip(&golden.adapters) {
         let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
         let options = LoadOptions::new().threads(1);
         let reference = Decoder::load(&file, &options.clone().isa(Isa::Scalar)).expect("loads");
-        let loras = two(folder.path(), &golden, model, adapter, &reference);
+        let loras = two_adapters(folder.path(), &golden, model, adapter, &reference);
         let sets = |[all, some]: [Lora; 2]| -> Vec<Vec<(Lora, f32)>> {
             vec![vec![], vec![(all.clone(), 1.0)], vec![(some.clone(), -0.5)], vec![(some, 2.0), (all, 0.25)]]
         };
@@ -275,7 +281,7 @@ fn the_bits_of_a_row_depend_on_nothing_but_its_sequence_and_its_adapters() {
 
         for (isa, threads) in [(Isa::best(), 1), (Isa::best(), 3), (Isa::Scalar, 2)] {
             let decoder = Decoder::load(&file, &LoadOptions::new().isa(isa).threads(threads)).expect("loads");
-            let loras = two(folder.path(), &golden, model, adapter, &decoder);
+            let loras = two_adapters(folder.path(), &golden, model, adapter, &decoder);
             let sets: Vec<_> = sets(loras).iter().map(|set| decoder.lora_set(set).expect("a set")).collect();
             // Alone, token by token.
             assert!(bits(&logits(&decoder, &sets[3], tokens, 1)) == want[3], "{}: {isa}", model.name);
@@ -308,12 +314,12 @@ fn the_bits_of_a_row_depend_on_nothing_but_its_sequence_and_its_adapters() {
 }
 
 #[test]
-fn sets_are_equal_by_what_they_do() {
+fn adapter_sets_with_the_same_effect_are_equal() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     let (model, adapter) = (&cases[0].0, &golden.adapters[0]);
     let decoder = load(model);
-    let [a, b] = two(folder.path(), &golden, model, adapter, &decoder);
+    let [a, b] = two_adapters(folder.path(), &golden, model, adapter, &decoder);
     let set = |loras: &[(Lora, f32)]| decoder.lora_set(loras).expect("a set");
     assert!(set(&[(a.clone(), 0.0)]).is_empty());
     assert!(set(&[(a.clone(), 1.0), (b.clone(), 2.0)]) == set(&[(b.clone(), 2.0), (a.clone(), 1.0)]));
@@ -331,12 +337,12 @@ fn sets_are_equal_by_what_they_do() {
 }
 
 #[test]
-fn prefixes_are_known_for_each_set_of_adapters() {
+fn prefixes_are_cached_per_adapter_set() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     let (model, adapter) = (&cases[0].0, &golden.adapters[0]);
     let decoder = load(model);
-    let [a, b] = two(folder.path(), &golden, model, adapter, &decoder);
+    let [a, b] = two_adapters(folder.path(), &golden, model, adapter, &decoder);
     let of = |loras: &[(Lora, f32)]| decoder.lora_set(loras).expect("a set");
     let sets =
         [of(&[]), of(&[(a.clone(), 1.0)]), of(&[(a.clone(), 0.5)]), of(&[(b.clone(), 1.0)]), of(&[(a, 1.0), (b, 1.0)])];
@@ -362,7 +368,7 @@ fn prefixes_are_known_for_each_set_of_adapters() {
 }
 
 #[test]
-fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
+fn invalid_gguf_adapters_fail_with_typed_errors() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     let (model, adapter) = (&cases[0].0, &golden.adapters[0]);
@@ -449,7 +455,7 @@ fn what_is_wrong_with_a_gguf_adapter_is_said_by_type() {
 
 /// As PEFT writes them for Llava, Gemma 3 and Mistral 3, before and since `transformers` 4.52.
 #[test]
-fn adapters_of_vision_models_are_those_of_their_text_part() {
+fn vision_model_adapters_apply_to_the_text_model() {
     let folder = tempfile::tempdir().expect("a folder");
     let golden = golden();
     let (models, adapter) = (golden_models(), &golden.adapters[0]);
@@ -484,7 +490,7 @@ fn adapters_of_vision_models_are_those_of_their_text_part() {
 }
 
 #[test]
-fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
+fn invalid_peft_folders_fail_with_typed_errors() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     let (model, adapter) = (&cases[0].0, &golden.adapters[0]);
@@ -563,7 +569,7 @@ fn what_is_wrong_with_a_peft_folder_is_said_by_type() {
 }
 
 #[test]
-fn a_matrix_is_changed_once() {
+fn adapters_that_change_a_matrix_twice_are_rejected() {
     let (golden, cases) = cases();
     let folder = TempDir::new().expect("a folder");
     let (i, (model, _)) =

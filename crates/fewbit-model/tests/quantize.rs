@@ -71,7 +71,7 @@ fn values(file: &GgufFile, name: &str) -> Vec<f32> {
 }
 
 #[test]
-fn a_quantized_file_has_what_the_old_one_had() {
+fn quantized_file_keeps_tensors_and_metadata() {
     let (source, folder) = (stories(), TempDir::new().unwrap());
     let out = folder.path().join("out.gguf");
     let mut seen = Vec::new();
@@ -108,7 +108,7 @@ fn a_quantized_file_has_what_the_old_one_had() {
 }
 
 #[test]
-fn a_split_model_becomes_one_file() {
+fn split_model_is_quantized_into_one_file() {
     let (source, folder) = (stories(), TempDir::new().unwrap());
     let parts = [1, 2].map(|part| folder.path().join(format!("stories-0000{part}-of-00002.gguf")));
     let middle = source.tensors().len() / 2;
@@ -136,7 +136,7 @@ fn a_split_model_becomes_one_file() {
 }
 
 #[test]
-fn what_is_stopped_leaves_no_file() {
+fn cancelled_quantization_leaves_no_file() {
     let (source, folder) = (stories(), TempDir::new().unwrap());
     let (out, stop) = (folder.path().join("out.gguf"), AtomicBool::new(false));
     let options = FileOptions::new(Recipe::Q8_0).cancel(&stop);
@@ -151,7 +151,7 @@ fn what_is_stopped_leaves_no_file() {
 }
 
 #[test]
-fn importance_changes_what_is_lost_and_is_told_of() {
+fn importance_changes_the_error_and_is_recorded() {
     let importance = Importance::from_bytes(GGUF_FORM.to_vec()).unwrap();
     let (source, folder) = (stories(), TempDir::new().unwrap());
     let paths = ["plain.gguf", "weighted.gguf"].map(|name| folder.path().join(name));
@@ -178,7 +178,7 @@ fn importance_changes_what_is_lost_and_is_told_of() {
 }
 
 #[test]
-fn both_forms_of_an_importance_matrix_say_the_same() {
+fn gguf_and_legacy_importance_matrices_agree() {
     let gguf = Importance::from_bytes(GGUF_FORM.to_vec()).unwrap();
     let legacy = Importance::from_bytes(LEGACY_FORM.to_vec()).unwrap();
     assert_eq!((gguf.len(), gguf.n_chunks(), gguf.chunk_tokens(), gguf.datasets()), (35, 4, 128, legacy.datasets()));
@@ -194,7 +194,7 @@ fn both_forms_of_an_importance_matrix_say_the_same() {
 }
 
 #[test]
-fn what_is_collected_can_be_written_and_read() {
+fn collected_importance_can_be_written_and_read() {
     let mut collector = Collector::new();
     collector.add("blk.0.attn_q.weight", 0, 1, &[1.0, 2.0, 3.0, 4.0], 2);
     collector.add("blk.0.attn_q.weight", 0, 1, &[1.0, 0.0], 2);
@@ -216,7 +216,7 @@ fn what_is_collected_can_be_written_and_read() {
 }
 
 #[test]
-fn damaged_importance_matrices_are_refused() {
+fn damaged_importance_matrices_are_rejected() {
     // Every beginning of a legacy file but those that lack only the optional end.
     let optional = LEGACY_FORM.len() - 4 - 4 - "prose.txt".len();
     for n in 0..LEGACY_FORM.len() {
@@ -277,7 +277,7 @@ fn damaged_importance_matrices_are_refused() {
 }
 
 #[test]
-fn a_bad_weight_fails_by_its_tensor_and_leaves_no_file() {
+fn bad_weight_fails_with_its_tensor_name_and_leaves_no_file() {
     for bad in [f32::NAN, f32::NEG_INFINITY, 1e30] {
         let mut tiny = Tiny::new().tensor("token_embd.weight", &[3, 256], |i| i as f32).tensor(
             "blk.0.attn_q.weight",
@@ -329,7 +329,7 @@ fn input_and_output_are_checked_before_anything_is_written() {
 }
 
 #[test]
-fn shapes_and_importance_have_to_fit() {
+fn mismatched_shapes_and_importance_are_rejected() {
     let mut tiny = Tiny::new().tensor("token_embd.weight", &[3, 100], |i| i as f32);
     tiny.writer.set("split.count", 1u32).set("split.no", 0u32);
     let file = tiny.open();
@@ -366,7 +366,7 @@ fn shapes_and_importance_have_to_fit() {
 }
 
 #[test]
-fn experts_are_weighted_each_by_its_own() {
+fn each_expert_is_weighted_by_its_own_importance() {
     let mut tiny = Tiny::new().tensor("blk.0.ffn_up_exps.weight", &[2, 3, 256], |i| ((i * 37) % 101) as f32 - 50.0);
     tiny.writer.set("llama.expert_count", Value::U32(2));
     let file = tiny.open();

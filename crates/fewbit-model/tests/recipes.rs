@@ -46,7 +46,7 @@ fn layers(text: &str) -> Vec<usize> {
 }
 
 #[test]
-fn every_tensor_gets_the_type_that_llama_quantize_gives_it() {
+fn tensor_types_match_llama_quantize() {
     let (mut n_checked, mut wrong) = (0, Vec::new());
     for line in include_str!("golden/recipes.txt").lines() {
         let fields: Vec<&str> = line.split(' ').collect();
@@ -102,7 +102,7 @@ fn the_caller_overrides_the_recipe() {
 }
 
 #[test]
-fn recipes_have_names() {
+fn recipe_names_can_be_parsed_and_printed() {
     for recipe in Recipe::all() {
         assert_eq!(recipe.name().to_lowercase().parse(), Ok(recipe));
         assert_eq!(recipe.to_string(), recipe.name());

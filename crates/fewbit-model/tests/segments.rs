@@ -52,7 +52,7 @@ fn some_tokens(n: u32) -> Vec<u32> {
 }
 
 #[test]
-fn a_cut_model_computes_the_bits_of_the_whole() {
+fn segmented_model_has_the_bits_of_the_whole_model() {
     for model in golden_models() {
         let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
         let options = options(&model).threads(2);
@@ -72,7 +72,7 @@ fn a_cut_model_computes_the_bits_of_the_whole() {
 }
 
 #[test]
-fn forks_prefixes_and_rollbacks_are_those_of_the_whole() {
+fn segmented_forks_prefixes_and_rollbacks_have_the_same_bits() {
     let file = stories();
     let whole = load(&file, Placement::new());
     let tokens: Vec<u32> = some_tokens(420);
@@ -117,7 +117,7 @@ fn forks_prefixes_and_rollbacks_are_those_of_the_whole() {
 }
 
 #[test]
-fn a_saved_sequence_goes_on_wherever_the_layers_are() {
+fn saved_sequence_continues_with_any_placement() {
     let file = stories();
     let tokens = some_tokens(300);
     for ty in KvType::ALL.into_iter().filter(|ty| ty.supports(8)) {
@@ -145,7 +145,7 @@ fn a_saved_sequence_goes_on_wherever_the_layers_are() {
 }
 
 #[test]
-fn more_layers_than_there_are_cannot_be_placed() {
+fn placing_too_many_layers_is_rejected() {
     let placement = Placement::new().cpu(3).cpu(usize::MAX);
     let error = Decoder::load(&stories(), &LoadOptions::new().placement(placement)).expect_err("refused");
     assert!(matches!(error, ModelError::Placement { placed: usize::MAX, n_layers: 5 }), "{error:?}");
@@ -211,7 +211,7 @@ impl Segment for FragileSegment {
 }
 
 #[test]
-fn a_device_that_fails_leaves_sequences_as_they_were() {
+fn failing_device_leaves_sequences_unchanged() {
     let file = stories();
     let whole = load(&file, Placement::new());
     let tokens = some_tokens(40);
@@ -245,7 +245,7 @@ fn a_device_that_fails_leaves_sequences_as_they_were() {
 }
 
 #[test]
-fn what_tells_models_apart_depends_on_weights_configuration_cache_and_arithmetic() {
+fn fingerprint_depends_on_weights_config_cache_and_arithmetic() {
     let model = &golden_models()[0];
     let (plain, other) = (model.file(), model.quantized([TensorType::Q8_0, TensorType::Q8_0]));
     let of = |file: &GgufFile, options: LoadOptions| Decoder::load(file, &options).expect("loads").fingerprint();
@@ -259,7 +259,7 @@ fn what_tells_models_apart_depends_on_weights_configuration_cache_and_arithmetic
 /// If this fails, fewbit computes other bits than before: raise `ARITHMETIC` in `fingerprint.rs`, so that saved
 /// conversations of earlier versions are refused, and write the new hash here.
 #[test]
-fn the_version_of_the_arithmetic_goes_up_when_bits_change() {
+fn arithmetic_version_is_raised_when_bits_change() {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for model in golden_models() {
         let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);

@@ -25,7 +25,7 @@ fn logits(file: &GgufFile) -> Vec<u32> {
 }
 
 #[test]
-fn norms_may_be_doubles() {
+fn norms_may_be_f64() {
     let original = stories();
     let doubles = stored(|name| {
         let tensor = original.tensor(name).filter(|_| name.contains("norm"))?;
@@ -37,7 +37,7 @@ fn norms_may_be_doubles() {
 }
 
 #[test]
-fn a_type_that_cannot_be_run_is_refused_by_name_and_tensor() {
+fn unsupported_types_are_rejected_with_tensor_and_type() {
     let original = stories();
     for refused in TensorType::all().filter(|ty| !ty.is_supported()) {
         for victim in ["blk.2.ffn_up.weight", "blk.1.attn_norm.weight"] {

@@ -22,9 +22,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = fewbit::Model::load(model)?;
     let mut out = BufWriter::new(std::fs::File::create(out)?);
     for window in ids.chunks_exact(WINDOW) {
-        let mut cache = model.decoder().new_cache();
+        let mut cache = fewbit::expert::decoder(&model).new_cache();
         let chunk = Chunk { cache: &mut cache, tokens: window, logits: LogitsFor::All };
-        let logits = model.decoder().forward(&mut [chunk])?;
+        let logits = fewbit::expert::decoder(&model).forward(&mut [chunk])?;
         for row in WINDOW / 2..WINDOW - 1 {
             logits.row(row).iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))?;
         }

@@ -71,7 +71,7 @@ fn kl_divergence(of: &[f32], from: &[f32]) -> f64 {
 }
 
 #[test]
-fn smollm2_predicts_what_it_predicts_in_candle() {
+fn smollm2_predictions_match_candle() {
     let path = model_file();
     let ids = ids();
     assert_eq!(ids.len(), 200);
@@ -105,7 +105,7 @@ fn smollm2_predicts_what_it_predicts_in_candle() {
 }
 
 #[test]
-fn the_tokens_are_those_of_the_text() {
+fn stored_token_ids_match_the_text() {
     let file = GgufFile::open(&model_file()).expect("a GGUF file");
     let tokenizer = Tokenizer::from_gguf(file.metadata()).expect("supported");
     let tokens = tokenizer.encode(PROSE, SpecialTokens::Plain);

@@ -182,7 +182,7 @@ fn added(id: usize, text: &str) -> Value {
 }
 
 #[test]
-fn byte_level_bpe_under_the_expressions_of_seven_families() {
+fn byte_level_bpe_matches_the_library_for_seven_families() {
     const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -209,7 +209,7 @@ fn byte_level_bpe_under_the_expressions_of_seven_families() {
 }
 
 #[test]
-fn bpe_over_characters_as_llama_and_mistral_have_it() {
+fn character_bpe_of_llama_and_mistral_matches_the_library() {
     let file = GgufFile::open(&model_file()).expect("a model");
     let vocabulary = Vocabulary::from_gguf(file.metadata()).expect("a vocabulary");
     // SmolLM2's rules between ASCII letters, with spaces as SentencePiece writes them.
@@ -254,7 +254,7 @@ fn bpe_over_characters_as_llama_and_mistral_have_it() {
 }
 
 const EXPECTED: &str = include_str!("data/tokenizers/expected.json");
-const MADE: [(&str, &str); 5] = [
+const TOKENIZERS: [(&str, &str); 5] = [
     ("bert", include_str!("data/tokenizers/bert.json")),
     ("lower_case_bytes", include_str!("data/tokenizers/lower_case_bytes.json")),
     ("unigram", include_str!("data/tokenizers/unigram.json")),
@@ -263,7 +263,7 @@ const MADE: [(&str, &str); 5] = [
 ];
 
 fn load(name: &str) -> Tokenizer {
-    let (_, json) = MADE.iter().find(|(made, _)| *made == name).expect("one of them");
+    let (_, json) = TOKENIZERS.iter().find(|(made, _)| *made == name).expect("one of them");
     Tokenizer::from_hf(&files(json)).unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
@@ -272,10 +272,10 @@ fn ids(value: &Value) -> Vec<u32> {
 }
 
 #[test]
-fn kinds_that_are_left_to_the_library_give_its_ids() {
+fn models_run_by_the_library_give_its_ids() {
     let expected: Value = serde_json::from_str(EXPECTED).expect("JSON");
     let texts: Vec<String> = serde_json::from_value(expected["texts"].clone()).expect("texts");
-    for (name, _) in MADE {
+    for (name, _) in TOKENIZERS {
         let tokenizer = load(name);
         let rows = expected["tokenizers"][name]["rows"].as_array().expect("rows");
         assert_eq!(rows.len(), texts.len());
@@ -300,7 +300,7 @@ fn kinds_that_are_left_to_the_library_give_its_ids() {
 }
 
 #[test]
-fn a_conversation_never_makes_control_tokens() {
+fn chat_content_never_becomes_control_tokens() {
     for (name, end) in [("unigram", "</s>"), ("unigram_bytes", "</s>"), ("words", "</s>"), ("bert", "[SEP]")] {
         let tokenizer = load(name);
         let template = ChatTemplate::new(&format!("{{{{ messages[0].content }}}} {end}"), &tokenizer).expect("valid");
@@ -315,7 +315,7 @@ fn a_conversation_never_makes_control_tokens() {
         assert!(hidden.iter().all(|&id| !tokenizer.is_control(id)), "{name}: {hidden:?}");
     }
     // Nor where the vocabulary has its text twice.
-    let (_, json) = MADE.iter().find(|(name, _)| *name == "unigram").expect("one of them");
+    let (_, json) = TOKENIZERS.iter().find(|(name, _)| *name == "unigram").expect("one of them");
     let mut json: Value = serde_json::from_str(json).expect("JSON");
     json["model"]["vocab"].as_array_mut().expect("a list").push(json!(["</s>", -0.1]));
     let tokenizer = Tokenizer::from_hf(&files(&json.to_string())).expect("supported");
@@ -324,10 +324,10 @@ fn a_conversation_never_makes_control_tokens() {
 }
 
 #[test]
-fn files_that_are_damaged_are_errors_or_tokenizers() {
+fn damaged_files_do_not_panic() {
     let mut random = Random(7);
     let (mut n_refused, mut n_read) = (0, 0);
-    for (name, json) in MADE {
+    for (name, json) in TOKENIZERS {
         for _ in 0..60 {
             let mut bytes = json.as_bytes().to_vec();
             for _ in 0..1 + random.below(2) {
@@ -353,9 +353,9 @@ fn files_that_are_damaged_are_errors_or_tokenizers() {
 }
 
 #[test]
-fn what_would_go_wrong_is_refused_by_name() {
+fn unsupported_settings_are_rejected_by_name() {
     let refused = |name: &str, change: &dyn Fn(&mut Value)| {
-        let (_, json) = MADE.iter().find(|(made, _)| *made == name).expect("one of them");
+        let (_, json) = TOKENIZERS.iter().find(|(made, _)| *made == name).expect("one of them");
         let mut json: Value = serde_json::from_str(json).expect("JSON");
         change(&mut json);
         Tokenizer::from_hf(&files(&json.to_string())).expect_err(name).to_string()

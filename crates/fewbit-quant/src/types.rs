@@ -269,7 +269,7 @@ mod tests {
     use crate::format::{IntegerScales, Levels};
 
     #[test]
-    fn rows_are_found_by_id_and_name() {
+    fn types_are_found_by_id_and_name() {
         for row in ROWS {
             assert_eq!(row.ty.name(), row.name);
             assert_eq!(TensorType::from_gguf_id(row.id), Some(row.ty));
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_whole_blocks() {
+    fn row_bytes_requires_whole_blocks() {
         assert_eq!(TensorType::Q4_1.row_bytes(576), Some(360));
         assert_eq!(TensorType::Q4_K.row_bytes(576), None);
         assert_eq!(TensorType::F64.row_bytes(usize::MAX), None);
@@ -289,7 +289,7 @@ mod tests {
 
     /// Properties that code which reads the rows relies on.
     #[test]
-    fn descriptions_hold_together() {
+    fn format_descriptions_are_consistent() {
         struct Check;
         impl ForQuantized for Check {
             type Out = ();

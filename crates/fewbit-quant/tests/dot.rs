@@ -29,7 +29,7 @@ fn blocks(ty: TensorType, n_elems: usize, state: &mut u64) -> Vec<u8> {
 }
 
 #[test]
-fn products_of_integers_are_products_of_the_decoded_values() {
+fn integer_products_match_products_of_decoded_values() {
     let mut state = 1;
     let mut n_types = 0;
     for ty in TensorType::all() {

@@ -59,7 +59,7 @@ fn relative_error(x: &[f32], back: &[f32], importance: Option<&[f32]>) -> f64 {
 
 /// `golden/make_rmse.py` measured llama.cpp's encoders on the same weights.
 #[test]
-fn no_type_loses_more_than_llama_cpp() {
+fn no_type_has_a_larger_error_than_llama_cpp() {
     let importance = importance();
     let mut report = String::new();
     let mut worse = 0;
@@ -106,7 +106,7 @@ fn adversarial() -> Vec<(&'static str, Vec<f32>)> {
 }
 
 #[test]
-fn every_input_gives_blocks_that_decode_to_numbers_near_it() {
+fn every_input_decodes_to_nearby_finite_values() {
     let importance: [(&str, Option<Vec<f32>>); 3] = [
         ("none", None),
         ("zero", Some(vec![0.0; 512])),
@@ -131,7 +131,7 @@ fn every_input_gives_blocks_that_decode_to_numbers_near_it() {
 }
 
 #[test]
-fn what_a_format_can_hold_comes_back_exactly() {
+fn representable_values_round_trip_exactly() {
     for ty in encodable() {
         for (name, x) in adversarial() {
             let same = match name {
@@ -149,7 +149,7 @@ fn what_a_format_can_hold_comes_back_exactly() {
 }
 
 #[test]
-fn one_column_of_overwhelming_importance_does_not_cost_the_others() {
+fn one_very_important_column_does_not_degrade_the_others() {
     // Sixteen levels per block, except for the last bits.
     let noise = normal(ROWS * COLS, 5);
     let level = |i: usize, noise: f64| match i % 32 {
@@ -170,7 +170,7 @@ fn one_column_of_overwhelming_importance_does_not_cost_the_others() {
 }
 
 #[test]
-fn rows_are_encoded_each_on_its_own_with_importance() {
+fn rows_are_encoded_independently_with_importance() {
     let (x, importance) = (weights("heavy"), importance());
     for ty in encodable() {
         let row_bytes = ty.row_bytes(COLS).unwrap();
@@ -185,7 +185,7 @@ fn rows_are_encoded_each_on_its_own_with_importance() {
 }
 
 #[test]
-fn blocks_do_not_depend_on_their_neighbours() {
+fn rows_are_encoded_independently_without_importance() {
     let x = weights("shifted");
     for ty in encodable() {
         let row_bytes = ty.row_bytes(COLS).unwrap();
@@ -200,7 +200,7 @@ fn blocks_do_not_depend_on_their_neighbours() {
 }
 
 #[test]
-fn weights_that_cannot_be_held_are_refused_by_their_place() {
+fn unencodable_weights_are_rejected_with_their_index() {
     for ty in encodable() {
         let mut bytes = vec![0; 2 * ty.row_bytes(256).unwrap()];
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

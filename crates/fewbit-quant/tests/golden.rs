@@ -87,7 +87,7 @@ golden! {
 
 /// Sums over enough random blocks that every entry of every codebook is used.
 #[test]
-fn every_entry_of_the_codebooks() {
+fn every_codebook_entry_matches_golden_sums() {
     let lines = include_str!("golden/grids.txt").lines();
     for (ty, expected) in lines.map(|line| line.split_once(' ').expect("a name and a sum")) {
         let ty = TensorType::from_name(ty).expect("a type");
@@ -115,7 +115,7 @@ fn every_entry_of_the_codebooks() {
 }
 
 #[test]
-fn random_blocks_get_weights_of_one_size() {
+fn random_blocks_decode_to_weights_of_similar_size() {
     let mut state = 1u64;
     for ty in TensorType::all().filter(|ty| ty.format().is_some()) {
         let mut sum = 0.0;
@@ -138,7 +138,7 @@ fn random_blocks_get_weights_of_one_size() {
 
 /// The list in `docs/models.md` must match the table of types.
 #[test]
-fn the_documented_types_are_those_that_run() {
+fn documented_types_are_the_supported_ones() {
     let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/models.md");
     let page = std::fs::read_to_string(page).expect("the page of models");
     let row = page.lines().find_map(|line| line.strip_prefix("| weights | ")).expect("the row of weights");

@@ -23,18 +23,30 @@ pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct Generating {
     events: Pin<Box<dyn Stream<Item = Result<Event, BackendError>> + Send>>,
     answered_by: Option<AnsweredBy>,
+    n_masked: usize,
 }
 
 impl Generating {
     /// Creates an answer from a stream of events.
     pub fn new(events: impl Stream<Item = Result<Event, BackendError>> + Send + 'static) -> Self {
-        Self { events: Box::pin(events), answered_by: None }
+        Self { events: Box::pin(events), answered_by: None, n_masked: 0 }
     }
 
     /// Sets which target of a route gives the answer.
     pub fn by(mut self, answered_by: impl Into<Option<AnsweredBy>>) -> Self {
         self.answered_by = answered_by.into();
         self
+    }
+
+    /// Sets how many texts of the request were masked before it left this server.
+    pub fn masked(mut self, n: usize) -> Self {
+        self.n_masked = n;
+        self
+    }
+
+    /// How many texts of the request were masked before it left this server.
+    pub fn n_masked(&self) -> usize {
+        self.n_masked
     }
 
     /// Which target of a route gives the answer; `None` if the request named a model directly.
@@ -400,12 +412,14 @@ pub struct Embedded {
     pub is_estimated: bool,
     /// Which target of a route answered; `None` if the request named a model directly.
     pub answered_by: Option<AnsweredBy>,
+    /// How many texts were masked before they left this server.
+    pub masked: usize,
 }
 
 impl Embedded {
     /// Creates embeddings of texts that had `prompt_tokens` tokens together.
     pub fn new(vectors: Vec<Vec<f32>>, prompt_tokens: usize) -> Self {
-        Self { vectors, prompt_tokens, is_estimated: false, answered_by: None }
+        Self { vectors, prompt_tokens, is_estimated: false, answered_by: None, masked: 0 }
     }
 }
 
@@ -416,6 +430,8 @@ pub struct Reranked {
     pub scores: Vec<f32>,
     /// Tokens that were computed.
     pub prompt_tokens: usize,
+    /// How many texts were masked before they left this server.
+    pub masked: usize,
     /// Which target of a route answered; `None` if the request named a model directly.
     pub answered_by: Option<AnsweredBy>,
 }
@@ -423,7 +439,7 @@ pub struct Reranked {
 impl Reranked {
     /// Creates the scores of documents, for which `prompt_tokens` tokens were computed.
     pub fn new(scores: Vec<f32>, prompt_tokens: usize) -> Self {
-        Self { scores, prompt_tokens, answered_by: None }
+        Self { scores, prompt_tokens, masked: 0, answered_by: None }
     }
 }
 

@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_go_and_keys_are_apart() {
+    fn oldest_are_evicted_and_keys_are_isolated() {
         let kept = Kept::default();
         let key: Arc<str> = "a".into();
         let answered = |n: usize| Answered {

@@ -129,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_keys_are_accepted() {
+    fn only_exact_keys_are_accepted() {
         let keys = Keys::new(["0123456789abcdef", "fedcba9876543210"]).unwrap();
         assert!(keys.accept(b"0123456789abcdef") && keys.accept(b"fedcba9876543210"));
         for wrong in ["", "0123456789abcdeg", "0123456789abcdef ", "0123456789ABCDEF", "0123456789abcdef0"] {
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_keys() {
+    fn key_files_are_parsed_and_checked() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("keys");
         let read = |text: &str| {

@@ -41,6 +41,7 @@ mod scripted;
 mod server;
 mod stats;
 mod stream;
+mod telemetry;
 mod upstream;
 
 pub use backend::{
@@ -56,6 +57,8 @@ pub use local::{Local, LocalAnswer};
 pub use models::{BuilderSource, ModelSource, ModelState, ServedModel, SourceError};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
+#[cfg(feature = "otel")]
+pub use telemetry::Traced;
 pub use upstream::{UpstreamBackend, UpstreamConfig};
 
 /// The wire types of requests and answers.

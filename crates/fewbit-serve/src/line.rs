@@ -23,6 +23,7 @@ use crate::local::OnBehalf;
 use crate::server::Shared;
 use crate::stats::Running;
 use crate::stream::KeepAlive;
+use crate::telemetry::RequestSpan;
 
 /// How long a client may take to send the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -143,11 +144,12 @@ impl From<Content> for Reply {
 
 /// Handles a request for an endpoint.
 pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request: Request<Body>) -> Response<Body> {
-    let mut running = server.stats.begin(E::PATH);
+    let span = RequestSpan::begin(request.method(), E::PATH, request.headers());
+    let mut running = server.stats.begin(E::PATH, span);
     let id = crate::server::random_id("req_");
     // A panic only fails this request.
     let mut caller = Caller { key: None, request: id.as_str().into(), endpoint: E::PATH };
-    let walked = AssertUnwindSafe(walk::<E>(&server, request, &mut caller)).catch_unwind().await;
+    let walked = AssertUnwindSafe(running.traced(walk::<E>(&server, request, &mut caller))).catch_unwind().await;
     let reply = walked.unwrap_or_else(|_| {
         tracing::error!(endpoint = E::PATH, "a request panicked");
         Err(ApiError::internal())
@@ -239,7 +241,11 @@ fn authenticate(server: &Shared, headers: &HeaderMap, caller: &mut Caller) -> Re
 fn enter_as(server: &Shared, key: Option<&str>, caller: &mut Caller) -> Result<(), ApiError> {
     let Some(gate) = &server.gate else { return Ok(()) };
     let Some(key) = key else {
-        return Err(BackendError::new(BackendErrorKind::WrongKey, "the server has keys now, and this request has none").into());
+        return Err(BackendError::new(
+            BackendErrorKind::WrongKey,
+            "the server has keys now, and this request has none",
+        )
+        .into());
     };
     caller.key = Some(gate.enter_as(key, caller.endpoint)?);
     Ok(())

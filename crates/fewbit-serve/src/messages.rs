@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_results_belong_together() {
+    fn tool_results_must_match_tool_calls() {
         let call = |arguments: &str| json!({ "id": "c1", "type": "function", "function": { "name": "f", "arguments": arguments } });
         let with = |arguments: &str, id: &str| {
             conversation(json!([

@@ -51,7 +51,11 @@ pub(crate) async fn rerank(
 fn is_reranker(model: &Model, id: &str) -> bool {
     let path = model.path();
     let folder = path.parent().and_then(|folder| folder.file_name());
-    let names = [Some(id.into()), path.file_name().map(|name| name.to_string_lossy()), folder.map(|name| name.to_string_lossy())];
+    let names = [
+        Some(id.into()),
+        path.file_name().map(|name| name.to_string_lossy()),
+        folder.map(|name| name.to_string_lossy()),
+    ];
     names.into_iter().flatten().any(|name: std::borrow::Cow<'_, str>| name.to_ascii_lowercase().contains("rerank"))
 }
 
@@ -64,7 +68,8 @@ async fn by_answers(
 ) -> Result<Reranked, BackendError> {
     let tokenizer = model.tokenizer();
     let (Some(yes), Some(no)) = (single(tokenizer, "yes"), single(tokenizer, "no")) else {
-        let message = format!("the model {id:?} has no single tokens for `yes` and `no`: it is no reranker of a known kind");
+        let message =
+            format!("the model {id:?} has no single tokens for `yes` and `no`: it is no reranker of a known kind");
         return Err(BackendError::invalid("model", message));
     };
     let (before, after) =
@@ -83,7 +88,8 @@ async fn by_answers(
                 BackendError { param: Some(format!("documents[{i}]")), ..error }
             })?;
             let top = answer.logprobs.first().map(|token| token.top.as_slice()).unwrap_or_default();
-            let of = |id: u32| top.iter().find(|other| other.token == id).map_or(f32::NEG_INFINITY, |other| other.logprob);
+            let of =
+                |id: u32| top.iter().find(|other| other.token == id).map_or(f32::NEG_INFINITY, |other| other.logprob);
             Ok::<_, BackendError>((probability(of(yes), of(no)), n_tokens))
         }
     };
@@ -115,7 +121,8 @@ async fn by_vectors(
     let embedded = model.embed(std::iter::once(query).chain(documents)).run_async().await.map_err(|error| {
         let error = failed(error);
         // The first text is the query.
-        let index = error.param.as_deref().and_then(|param| param.strip_prefix("input[")?.strip_suffix(']')?.parse().ok());
+        let index =
+            error.param.as_deref().and_then(|param| param.strip_prefix("input[")?.strip_suffix(']')?.parse().ok());
         let param = index.map(|index: usize| match index.checked_sub(1) {
             Some(index) => format!("documents[{index}]"),
             None => "query".to_owned(),

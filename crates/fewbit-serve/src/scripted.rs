@@ -209,11 +209,7 @@ impl Backend for ScriptedBackend {
         Box::pin(async move { Ok(Reranked::new(scores, documents.len())) })
     }
 
-    fn tokenizer_info<'a>(
-        &'a self,
-        _: &'a Caller,
-        _: &'a str,
-    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+    fn tokenizer_info<'a>(&'a self, _: &'a Caller, _: &'a str) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
         Box::pin(async move { Ok(Map::from_iter([("tokenizer_class".to_owned(), "bytes".into())])) })
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use crate::backend::{Sample, SampleKind};
+use crate::telemetry::RequestSpan;
 
 /// The status for a client that disconnected before its answer was complete.
 const CLIENT_CLOSED: u16 = 499;
@@ -25,12 +26,13 @@ pub(crate) struct Running {
     endpoint: &'static str,
     start: Instant,
     status: u16,
+    span: RequestSpan,
 }
 
 impl Stats {
-    pub(crate) fn begin(self: &Arc<Self>, endpoint: &'static str) -> Running {
+    pub(crate) fn begin(self: &Arc<Self>, endpoint: &'static str, span: RequestSpan) -> Running {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        Running { stats: Arc::clone(self), endpoint, start: Instant::now(), status: CLIENT_CLOSED }
+        Running { stats: Arc::clone(self), endpoint, start: Instant::now(), status: CLIENT_CLOSED, span }
     }
 
     /// All metrics, in Prometheus's text format 0.0.4.
@@ -66,6 +68,11 @@ impl Stats {
 }
 
 impl Running {
+    /// Traces what `future` does as a part of this request.
+    pub(crate) fn traced<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        self.span.within(future)
+    }
+
     /// Sets the status that the client gets. Without it, the request counts as disconnected.
     pub(crate) fn ends_with(&mut self, status: u16) {
         self.status = status;
@@ -74,7 +81,8 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let Self { stats, endpoint, start, status } = self;
+        let Self { stats, endpoint, start, status, span } = self;
+        span.end(*status);
         stats.in_flight.fetch_sub(1, Ordering::Relaxed);
         *stats.ended.lock().unwrap_or_else(PoisonError::into_inner).entry((*endpoint, *status)).or_default() += 1;
         tracing::info!(endpoint, status, elapsed_ms = start.elapsed().as_secs_f64() * 1e3, "request");
@@ -86,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_escaped_and_grouped() {
+    fn metrics_are_grouped_by_name_and_labels_are_escaped() {
         let sample = |name, model: &str| Sample {
             name,
             help: "Some.",

@@ -72,10 +72,12 @@ pub(crate) async fn reply(
             Ok(Reply::events(events(answers, n_per_prompt, form)).by(by))
         }
         Err(_) => {
-            let late = begun.map(move |answers| -> Events { match answers {
-                Ok(answers) => events(answers, n_per_prompt, form),
-                Err(error) => Box::pin(futures_util::stream::once(future::ready(form.error(&error.into())))),
-            }});
+            let late = begun.map(move |answers| -> Events {
+                match answers {
+                    Ok(answers) => events(answers, n_per_prompt, form),
+                    Err(error) => Box::pin(futures_util::stream::once(future::ready(form.error(&error.into())))),
+                }
+            });
             // The first comment is due.
             let first = futures_util::stream::once(future::ready(sse::KEEP_ALIVE.to_owned()));
             Ok(Reply::events(Box::pin(first.chain(late.flatten_stream()))))
@@ -148,11 +150,7 @@ type Events = Pin<Box<dyn Stream<Item = String> + Send>>;
 type Indexed = Pin<Box<dyn Stream<Item = (usize, Option<Result<Event, BackendError>>)> + Send>>;
 
 /// Merges the answers into a stream of events.
-pub(crate) fn events(
-    answers: Vec<Generating>,
-    n_per_prompt: usize,
-    mut form: impl Form,
-) -> Events {
+pub(crate) fn events(answers: Vec<Generating>, n_per_prompt: usize, mut form: impl Form) -> Events {
     let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
     let indexed = answers.into_iter().enumerate().map(|(index, answer)| -> Indexed {
         // `None` marks the end of a stream, so that an answer that breaks off is told from a complete one.

@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_without_two_symbols_is_refused() {
+    fn merge_rules_without_two_symbols_are_rejected() {
         for bad in ["", "a", "ab", "a ", " a"] {
             let error = split_rule(0, bad).expect_err(bad);
             assert!(matches!(error, TokenizerError::BadMerge { index: 0, .. }), "{bad:?}: {error}");
@@ -581,7 +581,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_neighbours_are_one_or_many() {
+    fn adjacent_unknown_characters_are_fused_if_set() {
         let (texts, index) = table(&["?".to_owned(), "a".to_owned()]);
         let lookup = Lookup { texts: &texts, index: &index };
         for (fuse_unknown, expected) in [(true, &[0, 1, 0][..]), (false, &[0, 0, 1, 0])] {
@@ -594,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_or_the_last_rule_for_a_pair_counts() {
+    fn first_or_last_rule_for_a_pair_wins() {
         let tokens = ["a", "b", "c", "ab", "bc"].map(String::from);
         let (texts, index) = table(&tokens);
         let lookup = Lookup { texts: &texts, index: &index };

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn byte_tokens_are_two_hexadecimal_digits() {
+    fn byte_tokens_need_two_hexadecimal_digits() {
         assert_eq!(parse_byte_token("<0x0A>"), Some(10));
         for bad in ["<0xA>", "<0x+1>", "<0x123>", "0x12", "<0xG0>"] {
             assert_eq!(parse_byte_token(bad), None, "{bad}");

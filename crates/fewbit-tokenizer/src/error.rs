@@ -186,7 +186,7 @@ pub enum TokenizerError {
         n_tokens: usize,
     },
     /// Two tokens have the same id.
-    #[error("{file}: token {text:?} has id {id}, which token {other:?} has already")]
+    #[error("{file}: token {text:?} has id {id}, which is already the id of {other:?}")]
     DuplicateId {
         /// The file's name.
         file: &'static str,

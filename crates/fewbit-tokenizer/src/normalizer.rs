@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn forms() {
+    fn unicode_normalization_forms() {
         for (form, expected) in
             [(Form::Nfc, "é ﬁ"), (Form::Nfd, "e\u{301} ﬁ"), (Form::Nfkc, "é fi"), (Form::Nfkd, "e\u{301} fi")]
         {
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn prefixes_replacements_and_ends() {
+    fn prefixes_replacements_and_stripping() {
         let replace = Normalization::Replace { from: " ".into(), to: "\u{2581}".into() };
         let llama = vec![Normalization::Prepend("\u{2581}".into()), replace.clone()];
         assert_eq!(apply(llama.clone(), " a b", true), "\u{2581}\u{2581}a\u{2581}b");

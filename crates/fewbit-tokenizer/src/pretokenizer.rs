@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn every_row_compiles_and_loses_no_text() {
+    fn every_pre_tokenizer_compiles_and_loses_no_text() {
         let text = "  Hello's WORLD'S 12345\r\n\n\t x  é\u{301} 你好，。 🙂\u{200D}🙂 \u{7}\u{AD}  ";
         for name in names() {
             assert_eq!(pieces(name, text).concat(), text, "{name}");
@@ -340,7 +340,7 @@ mod tests {
     /// The expected pieces come from another regex engine with the published expressions, lookaheads included:
     /// `tests/data/pieces.py`.
     #[test]
-    fn pieces_are_those_of_the_published_expressions() {
+    fn pieces_match_the_published_expressions() {
         let texts: Vec<String> = serde_json::from_str(include_str!("../tests/data/texts.json")).expect("valid");
         let expected: std::collections::BTreeMap<String, Vec<Vec<String>>> =
             serde_json::from_str(include_str!("../tests/data/pieces.json")).expect("valid");
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_unique() {
+    fn pre_tokenizer_names_are_unique() {
         let mut all = names();
         all.sort_unstable();
         let n = all.len();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_spaces_leaves_its_last_to_the_word() {
+    fn last_space_of_a_run_belongs_to_the_next_word() {
         assert_eq!(pieces("gpt-2", "a   b  "), ["a", "  ", " b", "  "]);
         assert_eq!(pieces("gpt-2", "a\n\nb"), ["a", "\n", "\n", "b"]);
         assert_eq!(pieces("llama-bpe", "a \n b"), ["a", " \n", " b"]);

@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_token_wins_and_plain_text_keeps_control_tokens() {
+    fn longest_token_wins_and_plain_mode_ignores_control_tokens() {
         use TokenKind::{Control, UserDefined};
         let m = matcher(&[("<s>", Control), ("  ", UserDefined), ("    ", UserDefined)]);
         assert_eq!(cut(&m, "<s>a     b", SpecialTokens::Parse), ["#0", "a", "#2", " b"]);
@@ -251,13 +251,13 @@ mod tests {
     }
 
     #[test]
-    fn a_vocabulary_without_special_tokens_cuts_nothing() {
+    fn vocabulary_without_special_tokens_does_not_split() {
         let m = matcher(&[("a", TokenKind::Normal)]);
         assert_eq!(cut(&m, "aa", SpecialTokens::Parse), ["aa"]);
     }
 
     #[test]
-    fn tokens_take_white_space_and_mind_words() {
+    fn lstrip_rstrip_and_single_word_are_respected() {
         let tokens = [("<l>", TokenKind::Control), ("<r>", TokenKind::Control), ("the", TokenKind::UserDefined)];
         let edges = HashMap::from([
             (0, Edges { lstrip: true, ..Edges::default() }),

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn behaviors() {
+    fn every_split_behavior_gives_the_expected_pieces() {
         let cases: [(Behavior, bool, &str, &[&str]); 9] = [
             (Behavior::Isolated, false, "The-final--countdown", &["The", "-", "final", "-", "-", "countdown"]),
             (Behavior::Contiguous, false, "The-final--countdown", &["The", "-", "final", "--", "countdown"]),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn expressions_that_match_nothing_are_known() {
+    fn expressions_that_match_the_empty_string_are_detected() {
         assert!(Cut::new("a*", false).expect("valid").matches_nothing());
         assert!(!Cut::new("a+", true).expect("valid").matches_nothing());
     }

@@ -227,7 +227,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_queue_does_what_the_definition_says(
+        fn queue_and_definition_agree(
             pieces in prop::collection::vec(("[abc]{2,5}", -9i8..0), 0..60),
             text in "[abc\u{2581}]{0,40}",
         ) {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_joins_words_keeps_them_together() {
+    fn tokens_across_words_disable_encoding_by_words() {
         let mut texts = TextTable::default();
         for text in ["a", SPACE, "a\u{2581}a"] {
             texts.push(text.as_bytes()).expect("small");

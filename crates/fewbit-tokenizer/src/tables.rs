@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_for_a_pair_stays() {
+    fn first_rule_for_a_pair_stays_unless_replaced() {
         let mut merges = MergeTable::with_capacity(2);
         merges.insert(1, 2, Merge { rank: 0, id: 7 }, false);
         merges.insert(1, 2, Merge { rank: 1, id: 8 }, false);

@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_as_they_are_written() {
+    fn device_names_round_trip_as_text() {
         for name in ["auto", "cpu", "vulkan", "vulkan:0", "metal", "metal:12"] {
             assert_eq!(name.parse::<DeviceName>().expect(name).to_string(), name);
         }

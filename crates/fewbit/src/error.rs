@@ -120,7 +120,7 @@ pub enum ErrorKind {
 
     /// The request sets a variable of the chat template that is reserved for fewbit: `messages`, `tools` or
     /// `add_generation_prompt`.
-    #[error("the template variable {name:?} is set by fewbit: leave it out")]
+    #[error("the template variable {name:?} is set by fewbit itself: leave it out")]
     TemplateVariable {
         /// Name of the variable.
         name: String,
@@ -136,16 +136,16 @@ pub enum ErrorKind {
     },
 
     /// A tool, a call, or a result is invalid. The source is a [`ToolError`](crate::ToolError).
-    #[error("the tools cannot be used")]
+    #[error("invalid tools")]
     Tools,
 
     /// An option is out of range, the options leave no token to choose from, or a constraint cannot be followed. The
     /// source is a [`SamplingError`] or a `ConstraintError`.
-    #[error("the options cannot be used")]
+    #[error("invalid options")]
     Options,
 
     /// The answer ended before it was complete, by a limit or a stop string, for instance.
-    #[error("the answer is incomplete, it ended by `{reason}`: allow more tokens (it has {} bytes)", text.len())]
+    #[error("the answer is incomplete: it ended with `{reason}` after {} bytes; allow more tokens", text.len())]
     Incomplete {
         /// Why the generation ended.
         reason: crate::FinishReason,
@@ -168,7 +168,7 @@ pub enum ErrorKind {
     },
 
     /// A prompt leaves no room for output in the context, or a text to embed is longer than the context.
-    #[error("{} {tokens} tokens and the context {context_tokens}: shorten it, or use a longer context", named(*index))]
+    #[error("{} {tokens} tokens, but the context has {context_tokens}: shorten it, or use a longer context", named(*index))]
     TooLong {
         /// Index of the text in a list of texts; `None` for a prompt.
         index: Option<usize>,
@@ -188,7 +188,7 @@ pub enum ErrorKind {
     },
 
     /// The requested context is longer than the one that the model was trained with.
-    #[error("a context of {asked} tokens was asked for, the model has {context_tokens}: ask for at most that")]
+    #[error("a context length of {asked} is more than the model's {context_tokens}: set at most that")]
     ContextTooLong {
         /// Number of tokens requested.
         asked: usize,
@@ -246,7 +246,7 @@ pub enum ErrorKind {
     },
 
     /// The draft model, or the model to compare with, has a different vocabulary.
-    #[error("{} has another vocabulary than {}: their tokens do not mean the same", model.display(), other.display())]
+    #[error("{} and {} have different vocabularies: their tokens do not mean the same", model.display(), other.display())]
     OtherVocabulary {
         /// The draft model, or the model that is compared.
         model: PathBuf,
@@ -276,7 +276,9 @@ pub enum ErrorKind {
     },
 
     /// Code that runs on the engine thread, such as a custom sampler, started a request: it would wait for itself.
-    #[error("a generation cannot be started by what chooses the tokens of another: use a thread of its own")]
+    #[error(
+        "a generation cannot be started from inside a sampler or stop condition of another one: start it on another thread"
+    )]
     InsideEngine,
 
     /// The engine thread has stopped, or a call to it panicked. This is a bug in fewbit.
@@ -551,7 +553,7 @@ mod tests {
     }
 
     #[test]
-    fn the_guide_has_every_kind_in_its_class() {
+    fn docs_list_every_error_kind_in_its_class() {
         let mut class = String::new();
         let mut told = Vec::new();
         for line in include_str!("../../../docs/errors.md").lines().filter(|line| line.starts_with("| ")) {
@@ -569,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_busy_may_be_tried_again_and_nothing_else() {
+    fn only_busy_errors_are_retryable() {
         for error in all() {
             assert_eq!(error.is_retryable(), error.class() == ErrorClass::Busy, "{error:?}");
         }
@@ -578,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_that_are_no_numbers_are_not_the_options_fault() {
+    fn non_finite_logits_are_internal_errors() {
         let of = |error: SamplingError| Error::from(error).class();
         assert_eq!(of(SamplingError::NotFinite { token: 1, value: f32::NAN }), ErrorClass::Internal);
         assert_eq!(of(SamplingError::TopP(2.0)), ErrorClass::Request);

@@ -318,7 +318,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn likelihoods_are_those_of_the_softmax() {
+    fn likelihoods_follow_the_softmax() {
         let logits = [0.25_f64.ln() as f32, 0.5_f64.ln() as f32, 0.25_f64.ln() as f32];
         assert!((negative_log_likelihood(&logits, 1) - 2_f64.ln()).abs() < 1e-7);
         // Large logits neither overflow nor lose the difference.
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn perplexity_and_its_error_follow_from_the_tokens() {
+    fn perplexity_and_stderr_are_computed_from_the_tokens() {
         let result = Perplexity { nll_per_token: vec![1.0, 3.0], ..Perplexity::default() };
         assert_eq!(result.nll(), 2.0);
         assert_eq!(result.ppl(), 2_f64.exp());

@@ -119,11 +119,13 @@ impl Inspection {
     /// The memory that the model takes with one context of `n_ctx` tokens.
     ///
     /// # Errors
-    /// [`ModelError`] if the model cannot be run.
-    pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, ModelError> {
+    /// If the model cannot be run.
+    pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let source = self.file.weights();
         let mut memory = match self.quantize {
-            Some(recipe) => estimate(&Quantized::new(source, recipe)?, self.isa, n_ctx, self.kv_type)?,
+            Some(recipe) => {
+                estimate(&Quantized::new(source, recipe).map_err(ModelError::from)?, self.isa, n_ctx, self.kv_type)?
+            }
             None => estimate(source, self.isa, n_ctx, self.kv_type)?,
         };
         memory.lora_bytes = self.lora_bytes;

@@ -64,6 +64,7 @@ mod device;
 mod embed;
 mod error;
 pub mod evaluate;
+pub mod expert;
 mod file;
 mod generate;
 #[cfg(feature = "hub")]
@@ -92,7 +93,7 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
-pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices, placement};
+pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices};
 pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_model::quantize;
@@ -112,25 +113,6 @@ pub use stop::{SoFar, StopMatcher};
 pub use tools::{
     MalformedCall, ReasoningStyle, Tool, ToolCall, ToolCallDelta, ToolChoice, ToolError, ToolFallback, ToolStyle,
 };
-
-/// The lower-level crates, and model files that are opened but not loaded: for tools, measurements, and models of your
-/// own. This module changes more often than the rest of the API.
-///
-/// ```
-/// # fn main() -> Result<(), fewbit::expert::format::FormatError> {
-/// use fewbit::expert::format::GgufWriter;
-///
-/// let mut file = GgufWriter::new();
-/// file.set("general.name", "nothing");
-/// # Ok(()) }
-/// ```
-pub mod expert {
-    pub use fewbit_format as format;
-    pub use fewbit_model as engine;
-    pub use fewbit_tokenizer as tokenizer;
-
-    pub use crate::file::{ModelFile, open, open_tokenizer};
-}
 
 /// The paths of version 0.1, which work until the next breaking version.
 #[doc(hidden)]

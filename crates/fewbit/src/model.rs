@@ -196,8 +196,8 @@ impl Model {
         self.inner.core.decoder.config()
     }
 
-    /// The lower-level decoder, for measurements.
-    pub fn decoder(&self) -> &Decoder {
+    /// The decoder. It is public as [`expert::decoder`](crate::expert::decoder).
+    pub(crate) fn decoder(&self) -> &Decoder {
         &self.inner.core.decoder
     }
 

@@ -490,7 +490,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_set_comes_back_from_json() {
+    fn options_round_trip_through_json() {
         let all = GenerateOptions::from(Sampling::plain())
             .max_tokens(1)
             .stages([Stage::TopK, Stage::Temperature])
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_or_no_time_is_refused() {
+    fn unknown_fields_and_invalid_timeouts_are_rejected() {
         let read = |value: Value| serde_json::from_value::<GenerateOptions>(value).map_err(|error| error.to_string());
         assert!(read(json!({ "temprature": 1 })).unwrap_err().contains("temprature"));
         assert!(read(json!({ "timeout": -1 })).is_err());
@@ -524,7 +524,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_sampling_is_as_it_is_there() {
+    fn sampling_replaces_all_recommended_settings() {
         let recommended = Sampling {
             temperature: 0.2,
             dynamic_temperature: Some(DynamicTemperature { range: 1.0, exponent: 1.0 }),
@@ -538,7 +538,7 @@ mod tests {
 
     #[cfg(feature = "constraints")]
     #[test]
-    fn constraints_are_data_too() {
+    fn constraints_round_trip_through_json() {
         use crate::Constraint;
         for constraint in [
             Constraint::json_schema(json!({ "type": "integer" })).compact(),

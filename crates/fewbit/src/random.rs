@@ -338,7 +338,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_type_makes_a_file_that_opens() {
+    fn random_files_of_every_type_can_be_opened() {
         let folder = tempfile::tempdir().unwrap();
         let shape = Shape { n_layers: 2, n_vocab: 512, ..Shape::named("smollm2-135m").unwrap() };
         for ty in types().into_iter().chain(["Q3_K_M", "q4_k_m", "Q5_K_M"]) {
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_shapes_and_types_are_named() {
+    fn unknown_shapes_and_types_are_rejected_by_name() {
         let shape = Shape::named("smollm2-135m").unwrap();
         assert!(Shape::named("gpt-5").unwrap_err().to_string().contains("known are smollm2-135m"));
         let error = RandomWeights::new(shape, "NVFP4").unwrap_err().to_string();

@@ -76,7 +76,7 @@ pub enum SessionError {
         path: PathBuf,
     },
     /// The file is shorter or longer than its header says.
-    #[error("{} is not as long as it says", path.display())]
+    #[error("{} does not have the length that its header gives", path.display())]
     Length {
         /// The file.
         path: PathBuf,

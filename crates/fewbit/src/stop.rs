@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_string_that_was_found_is_known() {
+    fn found_stop_string_is_reported() {
         let mut stops = StopMatcher::new(&["b", "ab", "c"]);
         assert_eq!((stops.push("xa").as_str(), stops.found()), ("x", None));
         assert_eq!((stops.push("bc").as_str(), stops.found()), ("", Some("ab")));
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_string_over_three_pieces_leaves_no_trace() {
+    fn stop_string_across_three_pieces_is_removed() {
         let mut matcher = StopMatcher::new(&["\nUser:"]);
         assert_eq!(matcher.push("Hi.\nUs"), "Hi.");
         assert!(matcher.is_holding());
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_false_alarm_comes_out_whole() {
+    fn text_held_for_a_partial_match_is_released() {
         let mut matcher = StopMatcher::new(&["abac"]);
         assert_eq!(matcher.push("xaba"), "x");
         assert_eq!(matcher.push("ba"), "ab");
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_to_stop_at_holds_nothing() {
+    fn empty_stop_strings_hold_nothing_back() {
         let mut matcher = StopMatcher::new::<&str>(&[""]);
         assert_eq!(matcher.push("text"), "text");
         assert!(!matcher.is_holding() && !matcher.is_stopped());
@@ -219,7 +219,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_give_what_a_search_of_the_whole_gives(
+        fn matching_in_pieces_equals_a_search_of_the_whole_text(
             // A small alphabet with a two-byte letter, so that matches and near misses are common.
             pieces in proptest::collection::vec("[abé]{0,4}", 0..12),
             stops in proptest::collection::vec("[abé]{0,5}", 0..4),

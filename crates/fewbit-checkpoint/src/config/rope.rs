@@ -214,7 +214,7 @@ mod tests {
     /// Llama 3.1 as in its `config.json`; GGUF files have the same as a tensor of divisors. The values are from Hugging
     /// Face's formula in float64.
     #[test]
-    fn llama3_scaling_is_that_of_hugging_face() {
+    fn llama3_scaling_matches_hugging_face() {
         let scaling =
             RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_context: 8192 };
         let rope = RopeConfig { scaling, ..RopeConfig::new(500_000.0, 128, RopeStyle::HalfSplit) };

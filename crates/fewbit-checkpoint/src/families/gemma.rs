@@ -89,7 +89,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn gemma2() {
+    fn gemma2_config_is_read() {
         let c = of_class("Gemma2ForCausalLM", json!({ "head_dim": 32 }));
         assert_eq!((c.attention_softcap, c.logit_softcap, c.attention_scale), (Some(50.0), Some(30.0), 1.0 / 16.0));
         let none =
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn gemma3() {
+    fn gemma3_config_is_read() {
         let c = of_class(
             "Gemma3ForCausalLM",
             json!({
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_part_of_a_vision_model() {
+    fn text_config_of_a_vision_model_is_read() {
         // As gemma-3-4b-it has it: what is at its default is left out.
         let folder = json!({
             "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "mm_tokens_per_image": 256,

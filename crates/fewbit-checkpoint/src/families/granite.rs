@@ -38,7 +38,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn four_multipliers() {
+    fn granite_multipliers_are_read() {
         let c = of_class(
             "GraniteForCausalLM",
             json!({
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn experts() {
+    fn granite_moe_experts_are_read() {
         let moe = json!({ "num_local_experts": 32, "num_experts_per_tok": 8, "residual_multiplier": 0.22 });
         let c = of_class("GraniteMoeForCausalLM", moe);
         let experts = c.experts.expect("experts");

@@ -56,7 +56,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn llama() {
+    fn llama_config_is_read() {
         let c = of_class("LlamaForCausalLM", json!({ "sliding_window": 4096 }));
         assert_eq!((c.architecture.as_str(), c.head_dim, c.n_kv_heads, c.sliding_window), ("llama", 8, 2, None));
         assert_eq!((c.rope.style, c.rope.theta, c.rms_norm_eps), (RopeStyle::Interleaved, 10_000.0, 1e-6));

@@ -60,7 +60,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn mistral_and_its_experts() {
+    fn mistral_ministral_and_mixtral_configs_are_read() {
         assert_eq!(local(&of_class("MistralForCausalLM", json!({ "sliding_window": 64 }))), "LLLLLL");
         let none = of_class("MistralForCausalLM", json!({ "sliding_window": null }));
         assert_eq!((local(&none).as_str(), none.sliding_window), ("------", None));
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_part_of_a_vision_model() {
+    fn text_config_of_a_vision_model_is_read() {
         let text = json!({
             "model_type": "ministral3", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": null,

@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn every_name_is_of_one_family_and_every_class_has_an_architecture() {
+    fn family_names_are_unique_and_classes_have_architectures() {
         let mut names = HashSet::new();
         assert!(architectures().chain(classes()).all(|name| names.insert(name)));
         let mut types = HashSet::new();

@@ -36,7 +36,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn phi3() {
+    fn phi3_config_is_read() {
         let phi = json!({
             "head_dim": 8, "partial_rotary_factor": 0.5, "original_max_position_embeddings": 4096,
             "max_position_embeddings": 131_072, "sliding_window": 2047,

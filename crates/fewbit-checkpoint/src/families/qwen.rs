@@ -81,7 +81,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn qwen() {
+    fn qwen_configs_are_read() {
         let biased = read(json!({ "architectures": ["Qwen2ForCausalLM"] })).expect_err("it must have biases");
         assert!(matches!(biased, CheckpointError::MissingTensor { name } if name.ends_with("q_proj.bias")));
         let c = of_class("Qwen3ForCausalLM", json!({ "sliding_window": 64, "max_window_layers": 2 }));

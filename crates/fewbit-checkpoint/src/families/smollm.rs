@@ -29,7 +29,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn smollm3() {
+    fn smollm3_config_is_read() {
         let rotated = |c: &ModelConfig| c.layers.iter().map(|layer| layer.has_rope).collect::<Vec<_>>();
         let c = of_class("SmolLM3ForCausalLM", json!({ "use_sliding_window": false, "sliding_window": null }));
         assert_eq!(rotated(&c), [true, true, true, false, true, true]);

@@ -44,7 +44,7 @@ pub enum HfError {
         limit: u64,
     },
     /// A configuration is not JSON, or not a JSON object.
-    #[error("{} is not the JSON that it should be", name(path))]
+    #[error("{} is not valid JSON of the expected form", name(path))]
     Json {
         /// The file.
         path: PathBuf,
@@ -60,7 +60,7 @@ pub enum HfError {
         key: String,
     },
     /// A value has the wrong type.
-    #[error("{file}: {key:?} is {found}, and should be {expected}")]
+    #[error("{file}: {key:?} is {found}, expected {expected}")]
     KeyType {
         /// The file's name.
         file: &'static str,
@@ -83,7 +83,7 @@ pub enum HfError {
         what: String,
     },
     /// The elements of a tensor have a type that is not allowed for it.
-    #[error("tensor {name:?} is {found}, and should be {expected}")]
+    #[error("tensor {name:?} is {found}, expected {expected}")]
     TensorDtype {
         /// The tensor.
         name: String,
@@ -93,7 +93,7 @@ pub enum HfError {
         found: Dtype,
     },
     /// The shapes of a quantized matrix's tensors do not match.
-    #[error("tensor {name:?} has shape {found:?}, and should have {expected:?} to fit the other parts of its matrix")]
+    #[error("tensor {name:?} has shape {found:?}, expected {expected:?} to match the other parts of its matrix")]
     PartShape {
         /// The tensor.
         name: String,
@@ -109,7 +109,7 @@ pub enum HfError {
         name: String,
     },
     /// Two tensors belong to the same part of the model.
-    #[error("tensors {first:?} and {second:?} are the same part of the model")]
+    #[error("tensors {first:?} and {second:?} stand for the same part of the model")]
     Ambiguous {
         /// The first tensor.
         first: String,
@@ -117,7 +117,7 @@ pub enum HfError {
         second: String,
     },
     /// The group of a column in `g_idx` does not exist.
-    #[error("tensor {name:?} puts column {column} into group {group}, and there are {n_groups}")]
+    #[error("tensor {name:?} puts column {column} into group {group}, but there are only {n_groups}")]
     GroupIndex {
         /// The tensor.
         name: String,

@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_codes_of_e4m3() {
+    fn fp8_codes_decode_to_known_values() {
         let known = [(0x00, 0.0), (0x01, 1.0 / 512.0), (0x07, 7.0 / 512.0), (0x08, 1.0 / 64.0), (0x38, 1.0)];
         for (code, value) in known.into_iter().chain([(0x3c, 1.5), (0x7e, 448.0), (0xfe, -448.0), (0xb8, -1.0)]) {
             assert_eq!(E4M3[code], value, "{code:#x}");
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_is_one_of_f16() {
+    fn every_e4m3_value_is_exact_in_f16() {
         for value in E4M3.into_iter().filter(|v| !v.is_nan()) {
             assert_eq!(f16::from_f32(value).to_f32(), value);
         }

@@ -35,7 +35,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             options.threads = common.threads.map(usize::from);
             options.quantize = common.quantize;
             let n_layers = usize::try_from(named.n_layers)?;
-            options.placement = fewbit::placement(common.device, gpu_layers(common), n_layers)?;
+            options.placement = fewbit::expert::placement(common.device, gpu_layers(common), n_layers)?;
             note(format_args!("writing random weights to {}", std::env::temp_dir().display()));
             show(common, args, &format!("{shape} {ty}"), &bench.run(&Target::random(&weights, &options)?)?)
         }

@@ -161,7 +161,7 @@ mod tests {
     const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
 
     #[test]
-    fn a_plot_names_what_was_quantized() {
+    fn plot_names_the_model_and_its_quantized_types() {
         let model = fewbit::Model::builder().threads(1).load_file(STORIES).expect("a model");
         let types = [fewbit::quantize::Recipe::Q8_0, fewbit::quantize::Recipe::Q4_K_M];
         let text = "Once upon a time there was a little dog. ".repeat(40);

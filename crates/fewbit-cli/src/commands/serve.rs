@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, LoadWhen};
-use fewbit_serve::{Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, check_address};
+use fewbit_serve::{
+    Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, check_address,
+};
 use serde_json::json;
 
 use crate::args::{Common, ServeArgs};
@@ -49,6 +51,11 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let (store, file_limits) = (config.store.clone(), config.file_limits());
     let live = Arc::new(Live::new(args.config.clone().unwrap_or_default(), config, local, ids)?);
     let backend = live.backend();
+    // Dropped at the end of this function, when all answers have been recorded.
+    #[cfg(feature = "otel")]
+    let _telemetry = crate::telemetry::start()?;
+    #[cfg(feature = "otel")]
+    let backend = fewbit_serve::Traced::new(backend);
     // Replaced below if there is a gateway whose prices must be replaced as well.
     let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
         let live = Arc::clone(&live);

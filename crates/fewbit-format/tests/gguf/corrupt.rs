@@ -79,7 +79,7 @@ const A_TYPE: usize = 20;
 const B_OFFSET: usize = 16;
 
 #[test]
-fn the_unchanged_files_are_valid() {
+fn samples_are_valid_before_corruption() {
     Bytes::of(small()).parse().unwrap();
     Bytes::of(full()).parse().unwrap();
 }
@@ -97,14 +97,14 @@ fn missing_file() {
 }
 
 #[test]
-fn folder() {
+fn path_is_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     assert_error!(GgufFile::open(folder.path()), FormatError::IsDirectory { .. });
 }
 
 #[cfg(unix)]
 #[test]
-fn device() {
+fn path_is_a_device() {
     assert_error!(GgufFile::open("/dev/null".as_ref()), FormatError::NotAFile { .. });
 }
 
@@ -117,14 +117,14 @@ fn path_below_a_file() {
 }
 
 #[test]
-fn failing_output() {
+fn write_error_is_returned() {
     assert_error!(small().write_to(&mut [0; 100].as_mut_slice()), FormatError::Write(_));
 }
 
 // The first bytes.
 
 #[test]
-fn empty() {
+fn empty_file() {
     assert_error!(parse(&[]), FormatError::Empty);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("empty.gguf");
@@ -256,7 +256,7 @@ fn header_over_the_limit() {
 // Metadata.
 
 #[test]
-fn key_length() {
+fn invalid_key_length() {
     for length in [0, 65_536, u64::MAX] {
         let bytes = Bytes::of(small()).patch_length("key.one", length);
         assert_error!(bytes.parse(), FormatError::KeyLength { offset: 32, length: l } if *l == length);
@@ -295,7 +295,7 @@ fn unknown_value_type() {
 }
 
 #[test]
-fn boolean_of_two() {
+fn boolean_that_is_not_0_or_1() {
     let bytes = Bytes::of(small()).patch("key.two", 4, &[2]);
     assert_error!(bytes.parse(), FormatError::InvalidBool { key, value: 2 } if key == "key.two");
     let mut writer = small();
@@ -339,7 +339,7 @@ fn arrays_nested_too_deep() {
 }
 
 #[test]
-fn alignment() {
+fn invalid_alignment() {
     for alignment in [0, 1, 4, 24, 31, 33, 1 << 25, u32::MAX] {
         let mut writer = small();
         writer.set("general.alignment", 64u32);
@@ -356,7 +356,7 @@ fn alignment() {
 }
 
 #[test]
-fn part_of_a_split_model() {
+fn single_part_of_a_split_model() {
     let mut writer = small();
     writer.set("split.no", 1u16).set("split.count", 3u16);
     let message = assert_error!(Bytes::of(writer).parse(), FormatError::Split { part: 2, count: 3 });
@@ -367,7 +367,7 @@ fn part_of_a_split_model() {
 }
 
 #[test]
-fn parts_of_a_split_model() {
+fn split_model_with_wrong_or_missing_parts() {
     use std::fs;
     let folder = tempfile::tempdir().unwrap();
     let paths = split(folder.path());
@@ -409,7 +409,7 @@ fn parts_of_a_split_model() {
 // Tensors.
 
 #[test]
-fn tensor_name_length() {
+fn invalid_tensor_name_length() {
     for length in [0, 129, u64::MAX] {
         let bytes = Bytes::of(small()).patch_length("tensor.b", length);
         assert_error!(bytes.parse(), FormatError::TensorNameLength { index: 1, length: l, limit: 128 } if *l == length);
@@ -445,7 +445,7 @@ fn duplicate_tensor() {
 }
 
 #[test]
-fn number_of_dimensions() {
+fn invalid_number_of_dimensions() {
     for n_dims in [0, 5, u32::MAX] {
         let bytes = Bytes::of(small()).patch("tensor.a", N_DIMS, &n_dims.to_le_bytes());
         assert_error!(
@@ -483,7 +483,7 @@ fn unknown_tensor_type() {
 }
 
 #[test]
-fn rows_of_half_a_block() {
+fn rows_that_are_not_whole_blocks() {
     for n_cols in [16u64, 31, 33, 48] {
         let bytes = Bytes::of(small()).patch("tensor.a", A_COLS, &n_cols.to_le_bytes());
         assert_error!(
@@ -556,7 +556,7 @@ fn overlapping_tensors() {
 }
 
 #[test]
-fn tensor_data_of_another_size() {
+fn tensor_data_of_wrong_size() {
     for found in [0, 67, 69] {
         assert_error!(
             small().tensor("new", &[2, 32], TensorType::Q8_0, counting(found)),
@@ -587,7 +587,7 @@ fn missing_key() {
 }
 
 #[test]
-fn value_of_another_type() {
+fn value_of_wrong_type() {
     let metadata = metadata();
     assert_error!(
         metadata.u32("test.f32"),
@@ -641,7 +641,7 @@ fn text_that_is_not_utf8() {
 }
 
 #[test]
-fn every_variant_has_a_test() {
+fn every_error_variant_has_a_test() {
     let source = include_str!("../../src/error.rs");
     let tests = concat!(include_str!("corrupt.rs"), include_str!("../safetensors/corrupt.rs"));
     let (_, body) = source.split_once("pub enum FormatError {").unwrap();

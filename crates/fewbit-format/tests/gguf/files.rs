@@ -8,7 +8,7 @@ use fewbit_quant::TensorType;
 use crate::samples::{counting, full, small, split};
 
 #[test]
-fn a_mapped_file_has_the_tensors_that_were_written() {
+fn mapped_file_has_the_written_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let n_bytes = full().write_file(&path).unwrap();
@@ -30,7 +30,7 @@ fn a_mapped_file_has_the_tensors_that_were_written() {
 }
 
 #[test]
-fn any_part_of_a_split_model_stands_for_all() {
+fn split_model_opens_from_any_part() {
     let folder = tempfile::tempdir().unwrap();
     let paths = split(folder.path());
     let sizes = paths.each_ref().map(|path| fs::metadata(path).unwrap().len());
@@ -51,7 +51,7 @@ fn any_part_of_a_split_model_stands_for_all() {
 }
 
 #[test]
-fn released_pages_read_the_same_again() {
+fn released_pages_read_back_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     let bytes = counting(1 << 20);
@@ -75,7 +75,7 @@ fn released_pages_read_the_same_again() {
 }
 
 #[test]
-fn writing_over_a_mapped_file_leaves_the_map_as_it_was() {
+fn overwriting_a_mapped_file_keeps_the_old_mapping() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     full().write_file(&path).unwrap();
@@ -89,7 +89,7 @@ fn writing_over_a_mapped_file_leaves_the_map_as_it_was() {
 }
 
 #[test]
-fn a_write_that_fails_leaves_the_old_file_and_no_other() {
+fn failed_write_leaves_only_the_old_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.gguf");
     small().write_file(&path).unwrap();
@@ -110,7 +110,7 @@ fn a_write_that_fails_leaves_the_old_file_and_no_other() {
 }
 
 #[test]
-fn a_vocabulary_has_no_tensors() {
+fn vocabulary_files_may_have_no_tensors() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("vocab.gguf");
     let mut writer = fewbit_format::GgufWriter::new();
@@ -128,7 +128,7 @@ fn a_vocabulary_has_no_tensors() {
 }
 
 #[test]
-fn tensor_data_may_stand_in_another_order_than_the_records() {
+fn tensor_data_may_be_in_another_order_than_the_records() {
     let mut bytes = small().to_bytes().unwrap();
     let header = fewbit_format::parse(&bytes).unwrap();
     // The offsets are the last eight bytes of the two records: swap them, and move the tensors along.
@@ -146,7 +146,7 @@ fn tensor_data_may_stand_in_another_order_than_the_records() {
 }
 
 #[test]
-fn a_file_can_be_shared_between_threads() {
+fn gguf_file_is_send_and_sync() {
     fn check<T: Send + Sync + 'static>() {}
     check::<GgufFile>();
     check::<Metadata>();

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::samples::{full, small};
 
 /// Checks everything that [`parse`] guarantees about a file that it accepts.
-fn check_promises(bytes: &[u8], header: &Header) {
+fn check_consistency(bytes: &[u8], header: &Header) {
     assert!(matches!(header.version, 2 | 3));
     assert!(header.alignment.is_power_of_two());
     assert!(header.data_offset.is_multiple_of(header.alignment));
@@ -98,7 +98,7 @@ impl Random {
 }
 
 #[test]
-fn damaged_files_are_refused_or_keep_every_promise() {
+fn damaged_files_are_rejected_or_parse_consistently() {
     let files = [small().to_bytes().unwrap(), full().to_bytes().unwrap()];
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut n_accepted, mut n_refused) = (0, 0);
@@ -109,7 +109,7 @@ fn damaged_files_are_refused_or_keep_every_promise() {
         }
         match parse(&bytes) {
             Ok(header) => {
-                check_promises(&bytes, &header);
+                check_consistency(&bytes, &header);
                 let file = GgufFile::from_bytes(bytes).unwrap();
                 for tensor in file.tensors() {
                     assert_eq!(file.tensor_bytes(tensor).len() as u64, tensor.n_bytes);
@@ -128,7 +128,7 @@ fn damaged_files_are_refused_or_keep_every_promise() {
 }
 
 #[test]
-fn a_file_cut_at_any_byte_is_refused() {
+fn truncated_files_are_rejected() {
     for mut writer in [small(), full()] {
         let bytes = writer.to_bytes().unwrap();
         let header = parse(&bytes).unwrap();
@@ -137,13 +137,13 @@ fn a_file_cut_at_any_byte_is_refused() {
             assert!(parse(&bytes[..n]).is_err(), "cut at byte {n}");
         }
         for n in end as usize..=bytes.len() {
-            check_promises(&bytes[..n], &parse(&bytes[..n]).unwrap());
+            check_consistency(&bytes[..n], &parse(&bytes[..n]).unwrap());
         }
     }
 }
 
 #[test]
-fn every_byte_may_have_any_value() {
+fn any_value_of_any_header_byte_is_handled() {
     let file = small().to_bytes().unwrap();
     let header_bytes = parse(&file).unwrap().data_offset as usize;
     for at in 0..header_bytes {
@@ -151,7 +151,7 @@ fn every_byte_may_have_any_value() {
         for value in 0..=255 {
             bytes[at] = value;
             if let Ok(header) = parse(&bytes) {
-                check_promises(&bytes, &header);
+                check_consistency(&bytes, &header);
             }
         }
     }
@@ -170,12 +170,12 @@ proptest! {
             bytes[at] = value;
         }
         if let Ok(header) = parse(&bytes) {
-            check_promises(&bytes, &header);
+            check_consistency(&bytes, &header);
         }
     }
 
     #[test]
-    fn random_bytes_behind_a_plausible_start_do_not_panic(
+    fn random_bytes_after_a_valid_start_do_not_panic(
         n_tensors in 0..3u64,
         n_values in 0..3u64,
         rest in prop::collection::vec(prop_oneof![3 => Just(0u8), 1 => 0..16u8, 1 => any::<u8>()], 0..400),
@@ -185,7 +185,7 @@ proptest! {
         bytes.extend(n_values.to_le_bytes());
         bytes.extend(rest);
         if let Ok(header) = parse(&bytes) {
-            check_promises(&bytes, &header);
+            check_consistency(&bytes, &header);
         }
     }
 }

@@ -68,7 +68,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn reading_gives_what_was_written(
+    fn written_files_read_back_the_same(
         values in prop::collection::btree_map("[a-z.]{1,12}", value(), 0..8),
         tensors in prop::collection::btree_map("[a-z.0-9]{1,63}", tensor(), 0..6),
         alignment in prop::sample::select(vec![None, Some(8u32), Some(32), Some(128)]),
@@ -129,7 +129,7 @@ fn every_value_type_is_read_back() {
 
 /// The bytes of a file, written down by hand from the specification.
 #[test]
-fn the_layout_is_that_of_the_specification() {
+fn byte_layout_matches_the_specification() {
     let mut writer = GgufWriter::new();
     writer.set("k", vec![7u16]).tensor("t", &[2, 1], TensorType::F16, vec![1, 2, 3, 4]).unwrap();
     #[rustfmt::skip]

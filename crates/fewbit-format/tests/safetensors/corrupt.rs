@@ -41,7 +41,7 @@ fn one(dtype: &str, shape: &str, start: u64, end: u64, n_data: usize) -> Vec<u8>
 }
 
 #[test]
-fn the_files_are_valid_without_their_faults() {
+fn samples_are_valid_before_corruption() {
     assert_eq!(parse(&file("{}", 0)).unwrap().tensors.len(), 0);
     assert_eq!(parse(&one("F32", "[2,3]", 0, 24, 24)).unwrap().tensors[0].n_bytes, 24);
     assert_eq!(parse(&one("F4", "[2,3]", 0, 3, 3)).unwrap().tensors[0].n_bytes, 3);
@@ -51,7 +51,7 @@ fn the_files_are_valid_without_their_faults() {
 }
 
 #[test]
-fn empty() {
+fn empty_file() {
     assert_error!(parse(&[]), FormatError::Empty);
 }
 
@@ -93,7 +93,7 @@ fn header_over_the_limit() {
 }
 
 #[test]
-fn header_that_is_not_its_json() {
+fn invalid_header_json() {
     let deep = format!("{{\"t\":{}", "[".repeat(100_000));
     let cases = [
         "{",
@@ -162,7 +162,7 @@ fn inverted_offsets() {
 }
 
 #[test]
-fn size_that_is_not_shape_times_type() {
+fn size_that_does_not_match_shape_and_type() {
     for (shape, end) in [("[2,3]", 23), ("[2,3]", 25), ("[6]", 0), ("[]", 8), ("[0]", 4)] {
         assert_error!(
             parse(&one("F32", shape, 0, end, end as usize)),
@@ -184,7 +184,7 @@ fn sizes_beyond_64_bits() {
 
 /// Tensors that follow each other up to 2^64 - 8: the header's length added to that is no 64-bit number.
 #[test]
-fn offsets_that_wrap_around() {
+fn offsets_that_overflow() {
     let size = (1u64 << 61) - 1;
     let record = |i: u64| entry(&format!("t{i}"), "U8", &format!("[{size}]"), i * size, (i + 1) * size);
     let text = header(&(0..8).map(record).collect::<Vec<_>>());
@@ -203,7 +203,7 @@ fn overlapping_tensors() {
 }
 
 #[test]
-fn bytes_of_no_tensor() {
+fn bytes_outside_of_tensors() {
     // In front, between two, and after.
     let text = header(&[entry("a", "U8", "[4]", 2, 6)]);
     let data = 8 + text.len() as u64;
@@ -244,7 +244,7 @@ fn open(folder: &tempfile::TempDir) -> Result<SafetensorsModel, FormatError> {
 }
 
 #[test]
-fn the_index_is_valid_without_its_faults() {
+fn index_is_valid_before_corruption() {
     let folder = folder(r#"{"metadata":{"total_size":7},"weight_map":{"c":"2.safetensors","a":"1.safetensors"}}"#);
     let model = open(&folder).unwrap();
     let names: Vec<_> = model.tensors().iter().map(|tensor| (tensor.name.as_str(), tensor.shard)).collect();
@@ -267,14 +267,14 @@ fn missing_file() {
 }
 
 #[test]
-fn index_that_is_not_its_json() {
+fn invalid_index_json() {
     for json in ["", "[]", "{}", r#"{"weight_map":[]}"#, r#"{"weight_map":{"a":1}}"#, "{\"weight_map\":{}", "\u{1}"] {
         assert_error!(parse_index(json.as_bytes()), FormatError::IndexJson(_));
     }
 }
 
 #[test]
-fn index_that_leads_out_of_its_folder() {
+fn index_with_paths_outside_its_folder() {
     let names =
         ["", ".", "..", "../x", "/etc/passwd", "sub/x", "sub/../x", "x/", "./x", "..\\\\x", "C:x", "\\\\\\\\host\\\\x"];
     for name in names {
@@ -286,7 +286,7 @@ fn index_that_leads_out_of_its_folder() {
 }
 
 #[test]
-fn index_with_a_name_twice() {
+fn index_with_a_duplicate_tensor() {
     let index = br#"{"weight_map":{"a":"1.safetensors","a":"2.safetensors"}}"#;
     assert_error!(parse_index(index), FormatError::DuplicateTensor { tensor } if tensor == "a");
 }
@@ -298,7 +298,7 @@ fn missing_shard() {
 }
 
 #[test]
-fn tensor_that_is_not_where_the_index_says() {
+fn tensor_missing_from_its_shard() {
     for index in [
         r#"{"weight_map":{"a":"1.safetensors","d":"2.safetensors"}}"#,
         r#"{"weight_map":{"a":"1.safetensors","b":"1.safetensors","c":"2.safetensors"}}"#,

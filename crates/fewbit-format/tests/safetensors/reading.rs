@@ -51,7 +51,7 @@ fn every_type() -> Vec<u8> {
 }
 
 #[test]
-fn every_type_is_read() {
+fn every_dtype_is_read() {
     let model = SafetensorsModel::from_bytes(every_type()).unwrap();
     assert_eq!(model.tensors().len(), DTYPES.len() + 1);
     assert_eq!(model.metadata().get("format").map(String::as_str), Some("pt\n"));
@@ -90,7 +90,7 @@ fn a_file_on_disk_is_mapped_and_released() {
 }
 
 #[test]
-fn a_file_cut_at_any_byte_is_refused() {
+fn truncated_files_are_rejected() {
     let bytes = every_type();
     for n in 0..bytes.len() {
         assert!(parse(&bytes[..n]).is_err(), "cut at byte {n}");
@@ -98,7 +98,7 @@ fn a_file_cut_at_any_byte_is_refused() {
 }
 
 /// What this crate accepts, the other accepts, and both see the same tensors.
-fn check_against_the_other_crate(bytes: &[u8]) {
+fn check_against_safetensors_crate(bytes: &[u8]) {
     let Ok(ours) = parse(bytes) else { return };
     let theirs = SafeTensors::deserialize(bytes).expect("the other crate accepts it as well");
     assert_eq!(ours.tensors.len(), theirs.len());
@@ -115,7 +115,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn damaged_files_are_refused_or_read_as_the_other_crate_does(
+    fn damaged_files_are_rejected_or_read_like_safetensors_does(
         changes in prop::collection::vec(
             (any::<prop::sample::Index>(), prop_oneof![
                 any::<u8>(),
@@ -134,7 +134,7 @@ proptest! {
             // Cuts near the end are the ones that the header does not show.
             bytes.truncate(bytes.len() - cut.index(10));
         }
-        check_against_the_other_crate(&bytes);
+        check_against_safetensors_crate(&bytes);
     }
 
     #[test]
@@ -143,6 +143,6 @@ proptest! {
         n_data in 0..20usize,
     ) {
         let bytes = crate::corrupt::file(&text, n_data);
-        check_against_the_other_crate(&bytes);
+        check_against_safetensors_crate(&bytes);
     }
 }

@@ -82,7 +82,7 @@ fn script() -> Script {
 }
 
 #[test]
-fn an_answer_from_another_server_is_the_same() {
+fn upstream_answers_equal_direct_answers() {
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
     let near = server(Route::new("near").to("far/scripted", upstream(&far.address), "scripted", 1));
@@ -139,7 +139,7 @@ fn end() -> String {
 }
 
 #[test]
-fn what_upstreams_do_wrong_has_its_error() {
+fn upstream_failures_are_reported_as_errors() {
     let status = |status: &str, body: &str| -> &'static str {
         let n = body.len();
         Box::leak(format!("HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {n}\r\nConnection: close\r\n\r\n{body}").into_boxed_str())
@@ -211,7 +211,7 @@ fn what_upstreams_do_wrong_has_its_error() {
 }
 
 #[test]
-fn a_fallback_answers_if_the_first_target_cannot() {
+fn fallback_answers_if_the_first_target_fails() {
     let (broken, seen) = raw("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
@@ -248,7 +248,7 @@ fn a_fallback_answers_if_the_first_target_cannot() {
 }
 
 #[test]
-fn a_target_whose_streams_break_off_is_skipped() {
+fn target_with_broken_streams_is_skipped() {
     let (broken, seen) = raw(stream(&text("Half an")));
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
@@ -271,7 +271,7 @@ fn a_target_whose_streams_break_off_is_skipped() {
 }
 
 #[test]
-fn the_log_and_the_usage_say_who_answered() {
+fn log_and_usage_name_the_target_that_answered() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path();
     let ada = super::key(store, "ada", |_| ());
@@ -324,7 +324,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[test]
-fn a_new_configuration_is_used_and_a_wrong_one_is_not() {
+fn reload_applies_valid_configs_and_ignores_invalid_ones() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("store");
     let path = folder.path().join("fewbit.toml");

@@ -24,7 +24,7 @@
 //! One       none
 //! ```
 
-use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
+use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each, each_quad};
 use super::{Simd, bytes, fit_16_bits, steps_before_widen};
 use crate::activations::OFFSET_SHIFTS_256;
 use crate::weights::{PANEL_ROWS, Stored, Weights};
@@ -98,8 +98,10 @@ pub(crate) unsafe fn tile<S: Simd, C: Stored, const R: usize, const P: usize, co
                 ahead.prefetch::<S>(b * 8 + g);
                 let quads = Quads::of::<S>(x.codes, x.width, b * 8 + g);
                 let groups = panels.map(|panel| panel.codes.add((b * 8 + g) * C::BITS * 64));
-                for s in 0..Plan::<S, C::Of>::SUBS {
-                    add_sub_block::<S, C, R, P, N>(&mut i, (b, g, s), groups, ints, quads, x);
+                // Not a loop: where the compiler does not unroll it, the shifts that take codes apart become branches.
+                add_sub_block::<S, C, R, P, N>(&mut i, (b, g, 0), groups, ints, quads, x);
+                if Plan::<S, C::Of>::SUBS == 2 {
+                    add_sub_block::<S, C, R, P, N>(&mut i, (b, g, 1), groups, ints, quads, x);
                 }
             }
             add_block::<S, C::Of, R, P, N>(i, b, panels, metas, ints, x);
@@ -143,13 +145,11 @@ unsafe fn add_sub_block<S: Simd, C: Stored, const R: usize, const P: usize, cons
                     acc[n] = [[S::acc_from(offset); R]; P];
                 }
             }
-            let qs = s * per_sub + first..s * per_sub + first + steps;
+            let first = s * per_sub + first;
             if C::Of::SIGNED {
-                for q in qs {
-                    dot_signed::<S, C, R, P, N>(&mut acc, q, groups, quads);
-                }
+                each_quad!(q in first, steps => dot_signed::<S, C, R, P, N>(&mut acc, q, groups, quads));
             } else {
-                dot_quads::<S, C, R, P, N>(&mut acc, qs, groups, quads);
+                dot_quads::<S, C, R, P, N>(&mut acc, first, steps, groups, quads);
             }
             each!((n, p, r) in (N, P, R) => {
                 let (sums, scale) = (acc[n][p][r], scales[p][r]);

@@ -168,7 +168,7 @@ unsafe fn add_unsigned<S: Simd, C: Stored, const R: usize, const P: usize, const
             if !S::NARROW_SUMS {
                 each!((n, p, r) in (N, P, R) => acc[n][p][r] = S::acc_from(sums[n][p][r]));
             }
-            dot_quads::<S, C, R, P, N>(&mut acc, first..first + steps, groups, x);
+            dot_quads::<S, C, R, P, N>(&mut acc, first, steps, groups, x);
             each!((n, p, r) in (N, P, R) => {
                 let wide = S::widen(acc[n][p][r]);
                 sums[n][p][r] = match S::NARROW_SUMS && (first > 0 || has_offset) {

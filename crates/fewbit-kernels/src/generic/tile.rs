@@ -6,7 +6,6 @@
 use super::{Simd, bytes};
 use crate::activations::GROUP;
 use crate::weights::{PANEL_ROWS, Stored};
-use std::ops::Range;
 
 /// A value for each row of the batch, panel, and vector of the panel's rows.
 pub(crate) type Tile<V, const R: usize, const P: usize, const N: usize> = [[[V; R]; P]; N];
@@ -24,6 +23,21 @@ macro_rules! each {
     };
 }
 pub(crate) use each;
+
+/// Runs the body for `$n` quads from `$first` on: 8 at most. Not a loop: where the compiler does not unroll one, the shifts
+/// that take codes apart become branches.
+macro_rules! each_quad {
+    ($q:ident in $first:expr, $n:expr => $body:expr) => {
+        each_quad!(@ $q, $first, $n, $body, 0 1 2 3 4 5 6 7)
+    };
+    (@ $q:ident, $first:expr, $n:expr, $body:expr, $($i:literal)*) => {
+        $(if $i < $n {
+            let $q = $first + $i;
+            $body;
+        })*
+    };
+}
+pub(crate) use each_quad;
 
 /// What a tile reads and writes of one panel.
 #[derive(Clone, Copy)]
@@ -107,20 +121,21 @@ pub(crate) unsafe fn quad_of_panels<S: Simd, C: Stored, const R: usize, const P:
     }
 }
 
-/// Adds the products of some quads of 32 columns, with unsigned weights.
+/// Adds the products of `n_quads` quads of 32 columns (a constant after inlining) from quad `first` on, with unsigned weights.
 ///
 /// # Safety
-/// As [`bytes`] and [`Quads::get`], for every quad of `qs`.
+/// As [`bytes`] and [`Quads::get`], for every one of these quads.
 #[inline(always)]
 pub(crate) unsafe fn dot_quads<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
     acc: &mut Tile<S::Acc, R, P, N>,
-    qs: Range<usize>,
+    first: usize,
+    n_quads: usize,
     groups: [*const u8; P],
     x: Quads,
 ) {
     // SAFETY: the caller's.
     unsafe {
-        for q in qs {
+        each_quad!(q in first, n_quads => {
             let w = quad_of_panels::<S, C, R, P>(groups, q);
             for n in 0..N {
                 let xq = x.get::<S>(q, n);
@@ -130,7 +145,7 @@ pub(crate) unsafe fn dot_quads<S: Simd, C: Stored, const R: usize, const P: usiz
                     }
                 }
             }
-        }
+        });
     }
 }
 

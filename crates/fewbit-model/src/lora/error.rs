@@ -27,7 +27,7 @@ pub enum LoraError {
         source: Box<HfError>,
     },
     /// The file is a GGUF file, but not a LoRA adapter.
-    #[error("{} is not a LoRA adapter: its {key:?} is {found:?}, and should be {expected:?}", path.display())]
+    #[error("{} is not a LoRA adapter: its {key:?} is {found:?}, expected {expected:?}", path.display())]
     NotAnAdapter {
         /// The file.
         path: PathBuf,
@@ -39,7 +39,7 @@ pub enum LoraError {
         found: String,
     },
     /// The adapter was made for another architecture.
-    #[error("{} is an adapter for {found:?} models, and the model is a {expected:?}", path.display())]
+    #[error("{} is an adapter for {found:?} models, but the model is a {expected:?}", path.display())]
     Architecture {
         /// The adapter.
         path: PathBuf,
@@ -92,7 +92,7 @@ pub enum LoraError {
         missing: String,
     },
     /// Two tensors belong to the same matrix.
-    #[error("{}: tensor {tensor:?} is for a matrix that another tensor is for too", path.display())]
+    #[error("{}: tensor {tensor:?} belongs to the same matrix as another tensor", path.display())]
     Twice {
         /// The adapter.
         path: PathBuf,
@@ -132,7 +132,7 @@ pub enum LoraError {
         source: QuantError,
     },
     /// The device of a matrix could not take the part for this matrix.
-    #[error("{} cannot be put where the model is", path.display())]
+    #[error("cannot move {} into the folder of models", path.display())]
     Device {
         /// The adapter.
         path: PathBuf,
@@ -140,13 +140,13 @@ pub enum LoraError {
         source: Box<ModelError>,
     },
     /// The file has no tensors.
-    #[error("{} is an adapter that has no tensors", path.display())]
+    #[error("the adapter {} has no tensors", path.display())]
     Empty {
         /// The adapter.
         path: PathBuf,
     },
     /// The adapter does not fit into memory.
-    #[error("{} takes {} MiB, but only {} MiB of memory are free", path.display(), needed_bytes >> 20, available_bytes >> 20)]
+    #[error("{} needs {} MiB, but only {} MiB of memory are free", path.display(), needed_bytes >> 20, available_bytes >> 20)]
     DoesNotFit {
         /// The adapter.
         path: PathBuf,

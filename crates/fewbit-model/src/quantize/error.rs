@@ -68,7 +68,7 @@ pub enum QuantizeError {
         ty: TensorType,
     },
     /// The recipe gives poor results without an importance matrix.
-    #[error("{recipe} needs an importance matrix, which has nothing for tensor {name:?}")]
+    #[error("{recipe} needs an importance matrix with an entry for tensor {name:?}")]
     NeedsImportance {
         /// The recipe.
         recipe: Recipe,

@@ -242,7 +242,8 @@ impl Files {
         let mut index = self.lock();
         let is_read = |batch: &&Owned<StoredBatch>| batch.it.batch.input_file_id == id && !is_over(&batch.it.batch);
         if let Some(batch) = index.batches.values().find(is_read) {
-            let message = format!("the file {id:?} is being read by the batch {:?}: cancel it first", batch.it.batch.id);
+            let message =
+                format!("the file {id:?} is being read by the batch {:?}: cancel it first", batch.it.batch.id);
             return Err(ApiError::new(StatusCode::CONFLICT, message).code("file_in_use"));
         }
         let json = self.shared.folder.join(format!("{id}.json"));
@@ -278,7 +279,14 @@ impl Files {
         Ok(Some(id.to_owned()))
     }
 
-    fn keep(&self, key: &Owner, id: &str, filename: String, purpose: &'static str, bytes: u64) -> io::Result<FileObject> {
+    fn keep(
+        &self,
+        key: &Owner,
+        id: &str,
+        filename: String,
+        purpose: &'static str,
+        bytes: u64,
+    ) -> io::Result<FileObject> {
         let created_ms = now_ms();
         let object = FileObject {
             id: id.to_owned(),
@@ -329,7 +337,12 @@ impl Files {
     }
 
     /// Changes a batch. If `is_kept`, the change is written to disk before it is seen.
-    pub(crate) fn change<R>(&self, id: &str, is_kept: bool, change: impl FnOnce(&mut StoredBatch) -> R) -> io::Result<R> {
+    pub(crate) fn change<R>(
+        &self,
+        id: &str,
+        is_kept: bool,
+        change: impl FnOnce(&mut StoredBatch) -> R,
+    ) -> io::Result<R> {
         let mut index = self.lock();
         let Some(known) = index.batches.get_mut(id) else { return Err(io::ErrorKind::NotFound.into()) };
         let mut changed = known.clone();

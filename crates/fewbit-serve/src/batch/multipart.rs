@@ -75,7 +75,8 @@ impl Multipart {
     async fn fill(&mut self) -> Result<(), ApiError> {
         loop {
             let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await;
-            let frame = frame.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
+            let frame =
+                frame.map_err(|_| ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"))?;
             let Some(Ok(frame)) = frame else { return Err(wrong("the body broke off")) };
             let Ok(data) = frame.into_data() else { continue };
             if data.is_empty() {
@@ -209,8 +210,11 @@ mod tests {
 
     /// The parts of a form whose body comes in pieces of `n` bytes.
     fn parts(body: &str, n: usize) -> Result<Vec<(Part, String)>, ApiError> {
-        let pieces: Vec<_> =
-            body.as_bytes().chunks(n).map(|piece| Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(piece))).collect();
+        let pieces: Vec<_> = body
+            .as_bytes()
+            .chunks(n)
+            .map(|piece| Ok::<_, std::convert::Infallible>(Bytes::copy_from_slice(piece)))
+            .collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let body = Body::from_stream(stream::iter(pieces));

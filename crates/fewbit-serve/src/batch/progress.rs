@@ -105,7 +105,10 @@ mod tests {
         // One file has lost lines that the other one has.
         std::fs::write(&good, line(1)).unwrap();
         assert_eq!(counts(), (1, 0));
-        assert_eq!((std::fs::read_to_string(&good).unwrap(), std::fs::read_to_string(&bad).unwrap()), (line(1), String::new()));
+        assert_eq!(
+            (std::fs::read_to_string(&good).unwrap(), std::fs::read_to_string(&bad).unwrap()),
+            (line(1), String::new())
+        );
         std::fs::write(&good, "nothing\n").unwrap();
         assert_eq!(counts(), (0, 0));
     }

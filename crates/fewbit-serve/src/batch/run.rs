@@ -70,7 +70,8 @@ impl Running {
             tasks.spawn(async move {
                 if let Err(error) = run(&server, &files, &id, cancelled).await {
                     tracing::error!(%error, batch = id, "a batch cannot go on");
-                    let _ = fail(&files, &id, "storage_error", "the server cannot read or write the files of the batch");
+                    let _ =
+                        fail(&files, &id, "storage_error", "the server cannot read or write the files of the batch");
                 }
                 files.shared.running.cancels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             });
@@ -93,12 +94,7 @@ fn now_s() -> u64 {
     now_ms() / 1000
 }
 
-async fn run(
-    server: &Arc<Shared>,
-    files: &Files,
-    id: &str,
-    mut cancelled: watch::Receiver<bool>,
-) -> io::Result<()> {
+async fn run(server: &Arc<Shared>, files: &Files, id: &str, mut cancelled: watch::Receiver<bool>) -> io::Result<()> {
     let Some(Owned { key, it: stored, .. }) = files.stored(id) else { return Ok(()) };
     let folder = &files.shared.folder;
     let input = folder.join(format!("{}.data", stored.batch.input_file_id));
@@ -267,7 +263,12 @@ fn validate(path: &Path, endpoint: &str, limit: u64) -> io::Result<Result<u64, V
             break;
         }
         if n > limit {
-            errors.push(error("too_many_lines", format!("the file has more than {limit} lines: cut it up"), None, None));
+            errors.push(error(
+                "too_many_lines",
+                format!("the file has more than {limit} lines: cut it up"),
+                None,
+                None,
+            ));
             break;
         }
         let mut wrong =

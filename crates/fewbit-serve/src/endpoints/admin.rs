@@ -48,7 +48,8 @@ fn named<'a>(server: &'a Shared, call: &Call) -> Result<(&'a Pool, String), ApiE
     match &server.pool {
         Some(pool) if statuses(server, call).iter().any(|status| status.id == model) => Ok((pool, model)),
         _ => {
-            let message = format!("there is no model {model:?} here that is computed by this server: see /admin/models");
+            let message =
+                format!("there is no model {model:?} here that is computed by this server: see /admin/models");
             let error = ApiError { param: Some("model".to_owned()), ..ApiError::new(StatusCode::NOT_FOUND, message) };
             Err(error.code("model_not_found"))
         }

@@ -40,8 +40,9 @@ impl Endpoint for CreateBatch {
             && (metadata.len() > pairs
                 || metadata.iter().any(|(n, v)| n.chars().count() > name || v.chars().count() > value))
         {
-            let message =
-                format!("`metadata` can have {pairs} pairs, of at most {name} characters for a name and {value} for a value");
+            let message = format!(
+                "`metadata` can have {pairs} pairs, of at most {name} characters for a name and {value} for a value"
+            );
             return wrong("metadata", message);
         }
         let Some(file) = files.file(&key, &request.input_file_id).ok().filter(|file| file.purpose == "batch") else {

@@ -84,7 +84,10 @@ enum What {
 
 impl std::fmt::Debug for ServedModel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ServedModel").field("id", &self.id).field("unload_after", &self.unload_after).finish_non_exhaustive()
+        f.debug_struct("ServedModel")
+            .field("id", &self.id)
+            .field("unload_after", &self.unload_after)
+            .finish_non_exhaustive()
     }
 }
 

@@ -232,7 +232,9 @@ impl Pool {
     /// Loads a model. The error has a text for the request, and one for the operator.
     fn try_load(&self, index: usize) -> Result<Model, (BackendError, String)> {
         let slot = &self.shared.slots[index];
-        let Some(source) = &slot.source else { return Err((failed_to_load(&slot.id), "there is no source".to_owned())) };
+        let Some(source) = &slot.source else {
+            return Err((failed_to_load(&slot.id), "there is no source".to_owned()));
+        };
         let failed = |error: super::SourceError| (failed_to_load(&slot.id), with_causes(&*error));
         let bytes = source.needed_bytes().map_err(failed)?;
         self.make_room(index, bytes).map_err(|error| (error.clone(), error.message))?;
@@ -249,7 +251,8 @@ impl Pool {
                 None => Vec::new(),
             };
             states[index].bytes = bytes;
-            let victims: Vec<_> = victims.into_iter().filter_map(|victim| states[victim].begin_unload(victim)).collect();
+            let victims: Vec<_> =
+                victims.into_iter().filter_map(|victim| states[victim].begin_unload(victim)).collect();
             victims
         };
         for victim in victims {
@@ -451,13 +454,7 @@ impl Phase {
 }
 
 /// The models to unload so that `bytes` more fit into the limit, in that order.
-fn victims(
-    slots: &[Slot],
-    states: &[State],
-    index: usize,
-    bytes: u64,
-    limit: u64,
-) -> Result<Vec<usize>, BackendError> {
+fn victims(slots: &[Slot], states: &[State], index: usize, bytes: u64, limit: u64) -> Result<Vec<usize>, BackendError> {
     let id = &slots[index].id;
     let sum = |of: &dyn Fn(usize) -> bool| {
         (0..slots.len()).filter(|&i| i != index && of(i)).fold(0_u64, |sum, i| sum.saturating_add(states[i].bytes))
@@ -513,7 +510,10 @@ fn when_idle(shared: &Weak<Shared>, index: usize, after: Duration) -> Option<Dur
 
 /// The cause may contain file names, so clients do not get it: it is logged, and shown by `/admin/models`.
 fn failed_to_load(id: &str) -> BackendError {
-    BackendError::new(BackendErrorKind::LoadFailed, format!("the model {id:?} cannot be loaded: see the log of the server"))
+    BackendError::new(
+        BackendErrorKind::LoadFailed,
+        format!("the model {id:?} cannot be loaded: see the log of the server"),
+    )
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {

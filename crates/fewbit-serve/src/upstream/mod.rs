@@ -36,6 +36,7 @@ use crate::backend::{
     SampleKind, estimated_tokens,
 };
 use crate::error::ServeError;
+use crate::telemetry;
 use events::Events;
 
 /// The size limit, in bytes, of a body that is read as a whole: an error, embeddings, an answer that is not streamed.
@@ -166,6 +167,7 @@ impl Shared {
         if let Some(key) = &self.key {
             request.headers_mut().insert(header::AUTHORIZATION, key.clone());
         }
+        telemetry::inject(request.headers_mut());
         let response = tokio::time::timeout(self.config.timeout, self.client.request(request)).await;
         let response = response.map_err(|_| self.silent())?.map_err(|error| {
             failed(if error.is_connect() { "cannot be reached" } else { "closed the connection before its answer" })

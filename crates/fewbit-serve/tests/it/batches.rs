@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use fewbit_serve::{
-    Backend, BackendError, BackendErrorKind, EngineBackend, FileLimits, Files, Keys, Script, ScriptedBackend, ServeError,
-    Server,
+    Backend, BackendError, BackendErrorKind, EngineBackend, FileLimits, Files, Keys, Script, ScriptedBackend,
+    ServeError, Server,
 };
 use serde_json::{Value, json};
 
@@ -29,7 +29,8 @@ impl Client<'_> {
     }
 
     fn form(&self, parts: &[(&str, &str)]) -> Answer {
-        let part = |(head, data): &(&str, &str)| format!("--B\r\nContent-Disposition: form-data; {head}\r\n\r\n{data}\r\n");
+        let part =
+            |(head, data): &(&str, &str)| format!("--B\r\nContent-Disposition: form-data; {head}\r\n\r\n{data}\r\n");
         let body: String = parts.iter().map(part).collect::<String>() + "--B--\r\n";
         let headers = [("x-api-key", self.key), ("Content-Type", "multipart/form-data; boundary=B")];
         send(&self.server.address, &request("POST", "/v1/files", &headers, &body)).answer()
@@ -73,7 +74,10 @@ impl Client<'_> {
             Some(id) => {
                 let content = self.get(&format!("/v1/files/{id}/content"));
                 let meta = self.get(&format!("/v1/files/{id}")).json();
-                assert_eq!((content.body.len() as u64, &meta["purpose"]), (meta["bytes"].as_u64().unwrap(), &json!("batch_output")));
+                assert_eq!(
+                    (content.body.len() as u64, &meta["purpose"]),
+                    (meta["bytes"].as_u64().unwrap(), &json!("batch_output"))
+                );
                 assert_eq!(content.header("content-length").unwrap().parse::<usize>().unwrap(), content.body.len());
                 content.body
             }
@@ -117,10 +121,14 @@ fn a_batch_is_what_fewbit_batch_writes() {
     let server = serve(folder.path(), engine.clone(), |_| ());
     let client = client(&server);
     let prompts = [json!("Once upon a time"), json!(3), json!("Lily"), json!("The cat"), json!("")];
-    let input: String = prompts.iter().enumerate().map(|(i, prompt)| line(&i.to_string(), prompt.clone()) + "\n").collect();
+    let input: String =
+        prompts.iter().enumerate().map(|(i, prompt)| line(&i.to_string(), prompt.clone()) + "\n").collect();
     let file = client.upload(&input);
     let meta = client.get(&format!("/v1/files/{file}")).json();
-    assert_eq!((&meta["object"], &meta["filename"], &meta["purpose"]), (&json!("file"), &json!("in.jsonl"), &json!("batch")));
+    assert_eq!(
+        (&meta["object"], &meta["filename"], &meta["purpose"]),
+        (&json!("file"), &json!("in.jsonl"), &json!("batch"))
+    );
     assert_eq!(client.get(&format!("/v1/files/{file}/content")).body, input);
     let created = client.create(&file, json!({ "metadata": { "of": "me" } })).json();
     assert_eq!((&created["object"], &created["status"]), (&json!("batch"), &json!("validating")));
@@ -146,7 +154,10 @@ fn a_batch_is_what_fewbit_batch_writes() {
     assert_ne!(client.outputs(&other), good);
     // Newest first, in pages.
     let page = client.get("/v1/batches?limit=2").json();
-    assert_eq!((&page["data"][0]["id"], &page["data"][1]["id"], &page["has_more"]), (&other["id"], &again["id"], &json!(true)));
+    assert_eq!(
+        (&page["data"][0]["id"], &page["data"][1]["id"], &page["has_more"]),
+        (&other["id"], &again["id"], &json!(true))
+    );
     let next = client.get(&format!("/v1/batches?limit=2&after={}", page["last_id"].as_str().unwrap())).json();
     assert_eq!((&next["data"][0]["id"], &next["has_more"]), (&batch["id"], &json!(false)));
     let files = client.get("/v1/files?purpose=batch").json();
@@ -172,12 +183,20 @@ fn files_and_batches_belong_to_a_key() {
     assert_eq!(other.ask("DELETE", &format!("/v1/files/{file}"), "").status, 404);
     assert_eq!(other.ask("POST", &format!("/v1/batches/{id}/cancel"), "{}").status, 404);
     assert_eq!(other.create(&file, json!({})).error(400).1.as_deref(), Some("input_file_id"));
-    assert_eq!((other.get("/v1/files").json()["data"].clone(), other.get("/v1/batches").json()["data"].clone()), (json!([]), json!([])));
-    assert_eq!(owner.ask("POST", &format!("/v1/batches/{id}/cancel"), "{}").error(409).2.as_deref(), Some("batch_over"));
+    assert_eq!(
+        (other.get("/v1/files").json()["data"].clone(), other.get("/v1/batches").json()["data"].clone()),
+        (json!([]), json!([]))
+    );
+    assert_eq!(
+        owner.ask("POST", &format!("/v1/batches/{id}/cancel"), "{}").error(409).2.as_deref(),
+        Some("batch_over")
+    );
     let deleted = owner.ask("DELETE", &format!("/v1/files/{file}"), "").json();
     assert_eq!(deleted, json!({ "id": file, "object": "file", "deleted": true }));
     assert_eq!(owner.get(&format!("/v1/files/{file}/content")).status, 404);
-    for path in ["/v1/files/..%2Flock", "/v1/files/../../etc/passwd/content", "/v1/batches/x/cancel", "/v1/files/x/content"] {
+    for path in
+        ["/v1/files/..%2Flock", "/v1/files/../../etc/passwd/content", "/v1/batches/x/cancel", "/v1/files/x/content"]
+    {
         assert!([404, 405].contains(&owner.get(path).status), "{path}");
     }
     // One server at a time uses a folder.
@@ -192,7 +211,8 @@ fn uploads_have_limits() {
     });
     let (first, second) = (client(&server), Client { server: &server, key: KEYS[1] });
     let file = |n: usize| "x".repeat(n);
-    let upload = |client: &Client<'_>, n: usize| client.form(&[("name=purpose", "batch"), ("name=file; filename=x", &file(n))]);
+    let upload =
+        |client: &Client<'_>, n: usize| client.form(&[("name=purpose", "batch"), ("name=file; filename=x", &file(n))]);
     assert_eq!(upload(&first, 1001).error(413).2.as_deref(), Some("file_too_large"));
     assert_eq!(upload(&first, 200_000).status, 413);
     let kept = upload(&first, 1000).json()["id"].as_str().unwrap().to_owned();
@@ -203,14 +223,15 @@ fn uploads_have_limits() {
     let head = "POST /v1/files HTTP/1.1\r\nHost: localhost\r\nx-api-key: 0123456789abcdef\r\nContent-Length: 900\r\n\
                 Content-Type: multipart/form-data; boundary=B\r\n\r\n--B\r\nContent-Disposition: form-data; name=file\r\n\r\nxxx";
     drop(send(&server.address, head.as_bytes()));
-    let names = || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let names =
+        || std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     wait_until("nothing is left of the upload", || !names().any(|name| name.starts_with("upload-")));
     assert_eq!(upload(&second, 500).status, 200);
     assert_eq!(first.ask("DELETE", &format!("/v1/files/{kept}"), "").status, 200);
     assert_eq!(upload(&first, 1000).status, 200);
     for parts in [
         &[("name=purpose", "batch")][..],
-        &[("name=file", "x")],
+        &[("name=file", "")],
         &[("name=purpose", "fine-tune"), ("name=file", "")],
         &[("name=file", ""), ("name=file", "")],
         &[("filename=x", "")],
@@ -234,7 +255,10 @@ fn a_file_that_is_wrong_is_not_begun() {
         let batch = client.end(&client.begin(text));
         assert_eq!((&batch["status"], &batch["output_file_id"]), (&json!("failed"), &Value::Null));
         let errors = batch["errors"]["data"].as_array().unwrap().clone();
-        errors.iter().map(|error| (error["code"].as_str().unwrap().to_owned(), error["line"].clone())).collect::<Vec<_>>()
+        errors
+            .iter()
+            .map(|error| (error["code"].as_str().unwrap().to_owned(), error["line"].clone()))
+            .collect::<Vec<_>>()
     };
     let other = json!({ "custom_id": "c", "url": "/v1/embeddings", "body": {} }).to_string() + "\n";
     let get = json!({ "custom_id": "d", "method": "GET", "url": "/v1/completions", "body": {} }).to_string() + "\n";
@@ -272,7 +296,10 @@ fn a_batch_goes_on_after_a_stop() {
     let words = |n: usize| (0..n).map(|_| Script::words("a word"));
     let refuse = |kind| Script::refuse(BackendError::new(kind, "no"));
     // The third line is refused for a moment, the second fails for good.
-    let scripts = words(1).chain([refuse(BackendErrorKind::Internal), refuse(BackendErrorKind::Busy)]).chain(words(1)).chain([hour()]);
+    let scripts = words(1)
+        .chain([refuse(BackendErrorKind::Internal), refuse(BackendErrorKind::Busy)])
+        .chain(words(1))
+        .chain([hour()]);
     let backend = ScriptedBackend::new(scripts);
     let server = serve(folder.path(), backend.clone(), one_by_one);
     let id = client(&server).begin(&input);
@@ -280,7 +307,10 @@ fn a_batch_goes_on_after_a_stop() {
         client(&server).batch(&id)["request_counts"] == json!({ "total": 6, "completed": 2, "failed": 1 })
     });
     let file = client(&server).batch(&id)["input_file_id"].as_str().unwrap().to_owned();
-    assert_eq!(client(&server).ask("DELETE", &format!("/v1/files/{file}"), "").error(409).2.as_deref(), Some("file_in_use"));
+    assert_eq!(
+        client(&server).ask("DELETE", &format!("/v1/files/{file}"), "").error(409).2.as_deref(),
+        Some("file_in_use")
+    );
     wait_until("the fourth is being answered", || backend.running() == 1);
     assert!(server.join());
     assert_eq!(backend.running(), 0);
@@ -295,7 +325,10 @@ fn a_batch_goes_on_after_a_stop() {
     let batch = client.end(&id);
     assert_eq!((&batch["status"], &batch["request_counts"]["completed"]), (&json!("completed"), &json!(5)));
     assert_eq!(backend.jobs().len(), 3);
-    assert_eq!((ids(&client.outputs(&batch)).join(""), ids(&client.errors(&batch)).join("")), ("02345".into(), "1".into()));
+    assert_eq!(
+        (ids(&client.outputs(&batch)).join(""), ids(&client.errors(&batch)).join("")),
+        ("02345".into(), "1".into())
+    );
     assert!(!folder.path().join("upload-file-x").exists());
     assert!(server.join());
     // What is over stays so.
@@ -325,7 +358,8 @@ fn a_batch_ends_before_its_last_line() {
     // By expiry: the other lines are errors.
     backend.push(Script::words("a word"));
     backend.push(hour.clone());
-    let server = serve(folder.path(), backend.clone(), |limits| (limits.jobs, limits.window) = (1, Duration::from_secs(1)));
+    let server =
+        serve(folder.path(), backend.clone(), |limits| (limits.jobs, limits.window) = (1, Duration::from_secs(1)));
     {
         let client = client(&server);
         let batch = client.end(&client.begin(&input));
@@ -343,7 +377,7 @@ fn a_batch_ends_before_its_last_line() {
     let files = Files::open(folder.path(), FileLimits::default()).unwrap();
     let server = Running::start(backend.clone(), |server| server.keys(Keys::new([KEYS[1]]).unwrap()).files(files));
     let path = folder.path().join(format!("{id}.json"));
-    wait_until("it has failed", || std::fs::read_to_string(&path).unwrap().contains("\"failed\""));
+    wait_until("it has failed", || std::fs::read_to_string(&path).unwrap().contains("\"status\":\"failed\""));
     assert!(std::fs::read_to_string(&path).unwrap().contains("invalid_api_key"));
     assert_eq!(backend.running(), 0);
     drop(server);

@@ -17,7 +17,7 @@ fn body(is_streamed: bool) -> Vec<u8> {
 }
 
 #[test]
-fn a_client_that_goes_away_ends_its_answer() {
+fn disconnecting_clients_cancel_their_answers() {
     let endless = || Script::new().text("word ").wait(LONG).end(Finish::Stop);
     let backend = ScriptedBackend::new([endless(), endless()]);
     let server = Running::with(backend.clone());
@@ -36,7 +36,7 @@ fn a_client_that_goes_away_ends_its_answer() {
 }
 
 #[test]
-fn a_server_that_stops_ends_what_it_began() {
+fn stopping_server_finishes_running_answers() {
     let slow = Script::new().text("first ").wait(Duration::from_millis(300)).text("last").end(Finish::Stop);
     let backend = ScriptedBackend::new([slow]);
     let mut server = Running::with(backend.clone());
@@ -51,7 +51,7 @@ fn a_server_that_stops_ends_what_it_began() {
 }
 
 #[test]
-fn what_takes_too_long_is_broken_off_at_the_end() {
+fn answers_that_exceed_the_drain_time_are_aborted() {
     let backend = ScriptedBackend::new([Script::new().text("first ").wait(LONG)]);
     let server = Running::start(backend.clone(), |server| server.drain(Duration::from_millis(50)));
     let mut streamed = send(&server.address, &body(true));

@@ -14,7 +14,7 @@ fn serve(model: &Model) -> Running {
 }
 
 #[test]
-fn a_chat_is_what_the_library_answers() {
+fn chat_completions_equal_those_of_the_library() {
     let server = serve(stories());
     let messages = json!([
         { "role": "developer", "content": "Be kind." },
@@ -48,7 +48,7 @@ fn a_chat_is_what_the_library_answers() {
 }
 
 #[test]
-fn a_completion_is_what_the_library_answers() {
+fn completions_equal_those_of_the_library() {
     let server = serve(stories());
     let prompt = "Once upon a time";
     let want = stories().generate(prompt).seed(3).max_tokens(12).logprobs(2).echo(true).run().unwrap();
@@ -85,7 +85,7 @@ fn a_completion_is_what_the_library_answers() {
 }
 
 #[test]
-fn stop_texts_and_biases_act() {
+fn stop_texts_and_logit_biases_are_applied() {
     let server = serve(stories());
     let greedy = |more: Value| {
         let mut body = json!({ "prompt": "Once upon a time", "temperature": 0, "max_tokens": 30 });
@@ -104,7 +104,7 @@ fn stop_texts_and_biases_act() {
 }
 
 #[test]
-fn what_the_engine_cannot_do_is_refused_before_the_stream() {
+fn unsupported_requests_are_rejected_before_streaming() {
     let server = serve(stories());
     let text = |more: Value| {
         let mut body = json!({ "prompt": "Once", "max_tokens": 4, "stream": true });
@@ -157,7 +157,7 @@ fn what_the_engine_cannot_do_is_refused_before_the_stream() {
 }
 
 #[test]
-fn json_is_enforced() {
+fn json_schemas_are_enforced() {
     let server = serve(stories());
     let schema = json!({
         "type": "object",
@@ -180,7 +180,7 @@ fn json_is_enforced() {
 }
 
 #[test]
-fn a_call_that_must_be_is() {
+fn required_tool_calls_are_enforced() {
     // A short template, because the model's context has only 512 tokens.
     let template = "{% for t in tools %}{{ t.function.name }} {% endfor %}{% for m in messages %}{{ m.content }}\n\
                     {% for c in m.tool_calls %}{{ c.function.name }}{% endfor %}{% endfor %}";
@@ -234,7 +234,7 @@ fn a_call_that_must_be_is() {
 }
 
 #[test]
-fn embeddings_and_tokens_are_the_librarys() {
+fn embeddings_and_tokens_equal_those_of_the_library() {
     let server = serve(stories());
     let texts = ["Once upon a time", "a cat"];
     let want = stories().embed(texts).run().unwrap();
@@ -257,7 +257,7 @@ fn embeddings_and_tokens_are_the_librarys() {
 }
 
 #[test]
-fn a_full_queue_says_when_to_come_back() {
+fn full_queue_responds_with_retry_after() {
     let model = load(|builder| builder.max_running(1).max_waiting(1));
     let server = serve(&model);
     let endless = json!({ "prompt": "Once", "max_tokens": 100000, "stream": true, "logit_bias": { "2": -100 } });

@@ -15,7 +15,7 @@ fn script() -> Script {
 }
 
 #[test]
-fn every_endpoint_asks_for_a_key() {
+fn every_endpoint_requires_a_key() {
     let backend = ScriptedBackend::new([script(), script(), script(), script()]);
     let server = Running::start(backend.clone(), |server| server.keys(Keys::new([KEY, OTHER]).unwrap()));
     let ask = |method: &str, path: &str, body: &Value, headers: &[(&str, &str)]| {
@@ -60,7 +60,7 @@ fn every_endpoint_asks_for_a_key() {
 }
 
 #[test]
-fn what_is_wrong_with_a_request_is_named() {
+fn invalid_fields_are_named_in_errors() {
     let backend = ScriptedBackend::default();
     let server = Running::with(backend.clone());
     let hi = json!([{ "role": "user", "content": "Hi" }]);
@@ -133,7 +133,7 @@ fn what_is_wrong_with_a_request_is_named() {
 }
 
 #[test]
-fn what_is_no_request_is_refused() {
+fn malformed_requests_are_rejected() {
     let server = Running::start(ScriptedBackend::default(), |server| server.body_limit(1000));
     let post = |body: &str| send(&server.address, &request("POST", "/v1/completions", &[], body)).answer();
     let deep = "[".repeat(500);
@@ -164,7 +164,7 @@ fn what_is_no_request_is_refused() {
 }
 
 #[test]
-fn pages_of_other_sites_are_refused() {
+fn cross_origin_requests_are_rejected() {
     let backend = ScriptedBackend::default();
     let server = Running::with(backend.clone());
     let port = server.address.rsplit(':').next().unwrap();
@@ -187,7 +187,7 @@ fn pages_of_other_sites_are_refused() {
 }
 
 #[test]
-fn errors_of_a_backend_have_their_status() {
+fn backend_errors_map_to_http_statuses() {
     use BackendErrorKind::{Busy, Internal, Invalid, TooLong, Unavailable, UnknownModel};
     let backend = ScriptedBackend::default();
     let server = Running::with(backend.clone());
@@ -222,7 +222,7 @@ fn errors_of_a_backend_have_their_status() {
 }
 
 #[test]
-fn other_machines_need_a_key() {
+fn non_loopback_addresses_require_keys() {
     let bind = |address: &str, keys: Option<Keys>| {
         let server = Server::new(ScriptedBackend::default());
         let server = match keys {

@@ -24,7 +24,7 @@ impl Write for Log {
 }
 
 #[test]
-fn no_text_and_no_key_is_in_the_log() {
+fn log_contains_no_texts_and_no_keys() {
     let log = Log::default();
     let writer = log.clone();
     // The subscriber is global for the test binary, because the server has threads of its own.

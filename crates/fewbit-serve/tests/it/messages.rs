@@ -38,7 +38,7 @@ fn rich() -> Script {
 }
 
 #[test]
-fn an_answer_is_blocks() {
+fn answer_is_a_list_of_content_blocks() {
     let server = Running::with(ScriptedBackend::new([rich()]));
     let answer = post(&server.address, PATH, &ask(json!({})));
     assert!(answer.header("request-id").is_some_and(|id| id.starts_with("req_")));
@@ -62,7 +62,7 @@ fn an_answer_is_blocks() {
 }
 
 #[test]
-fn a_stream_opens_and_closes_blocks() {
+fn stream_starts_and_stops_content_blocks() {
     let server = Running::with(ScriptedBackend::new([rich(), Script::new().end(Finish::Length)]));
     let answer = post(&server.address, PATH, &ask(json!({ "stream": true })));
     assert_eq!(answer.header("content-type"), Some("text/event-stream; charset=utf-8"));
@@ -105,7 +105,7 @@ fn a_stream_opens_and_closes_blocks() {
 }
 
 #[test]
-fn errors_have_their_own_form() {
+fn errors_have_the_anthropic_format() {
     use BackendErrorKind::{Busy, Internal, TooLong, Unavailable, UnknownModel};
     let backend = ScriptedBackend::default();
     let server = Running::with(backend.clone());
@@ -145,7 +145,7 @@ fn errors_have_their_own_form() {
 }
 
 #[test]
-fn a_request_reaches_the_backend_whole() {
+fn every_request_field_reaches_the_backend() {
     let backend = ScriptedBackend::new([Script::words("x").clone(), Script::new().text("a").stop_at("END")]);
     let server = Running::with(backend.clone());
     let schema = json!({ "type": "object" });
@@ -174,7 +174,7 @@ fn a_request_reaches_the_backend_whole() {
 }
 
 #[test]
-fn the_engine_counts_and_answers_the_same() {
+fn messages_and_chat_completions_give_the_same_answer() {
     let server = Running::with(EngineBackend::new([("stories", stories().clone())]).unwrap());
     let turns = json!([{ "role": "user", "content": "Once upon a time" }]);
     let chat = json!({ "messages": turns, "seed": 5, "max_tokens": 30, "temperature": 0.8 });

@@ -117,9 +117,8 @@ fn one_loading_serves_all_who_wait() {
     let state = || get(&server.address, "/v1/models").json()["data"][0]["state"].clone();
     assert_eq!(state(), "unloaded");
     let stream = body("late", json!({ "stream": true }));
-    let mut waiting: Vec<Sent> = (0..6)
-        .map(|_| send(&server.address, &request("POST", COMPLETIONS, &[], &stream.to_string())))
-        .collect();
+    let mut waiting: Vec<Sent> =
+        (0..6).map(|_| send(&server.address, &request("POST", COMPLETIONS, &[], &stream.to_string()))).collect();
     let whole = send(&server.address, &request("POST", COMPLETIONS, &[], &body("late", json!({})).to_string()));
     // A stream is kept alive while the model is being loaded.
     for sent in &mut waiting {
@@ -257,16 +256,18 @@ fn a_failure_is_that_of_its_requests() {
     assert_eq!(event["error"]["code"], "model_load_failed");
     assert_eq!(ask(&server, "late").status, 500, "it panics");
     assert_eq!(ask(&server, "late").status, 200);
-    assert_eq!((status(&server, "late")["failures"].clone(), status(&server, "late")["error"].clone()), (json!(3), Value::Null));
+    assert_eq!(
+        (status(&server, "late")["failures"].clone(), status(&server, "late")["error"].clone()),
+        (json!(3), Value::Null)
+    );
 }
 
 #[test]
 fn models_are_loaded_and_unloaded_by_hand() {
     let source = Source::default();
     let server = serve(vec![ServedModel::on_demand("late", source), ServedModel::loaded("ready", small())], None);
-    let by_hand = |what: &str, model: &str| {
-        post(&server.address, &format!("/admin/models/{what}"), &json!({ "model": model }))
-    };
+    let by_hand =
+        |what: &str, model: &str| post(&server.address, &format!("/admin/models/{what}"), &json!({ "model": model }));
     assert_eq!(by_hand("load", "late").json()["state"], "loaded");
     let stream = endless(&server, "late");
     by_hand("unload", "late").error(409);

@@ -26,7 +26,8 @@ fn embedding() -> Model {
 fn documents_are_ordered_by_the_cosine_of_their_vectors() {
     let model = embedding();
     let server = Running::with(EngineBackend::new([("embedding", model.clone())]).unwrap());
-    let documents = ["A dog ran in the park.", "The sun was hot.", "Lily had a big red ball.", "A dog ran in the park."];
+    let documents =
+        ["A dog ran in the park.", "The sun was hot.", "Lily had a big red ball.", "A dog ran in the park."];
     let query = "Once there was a dog";
     let body = json!({
         "query": query, "top_n": 3, "return_documents": true,
@@ -34,7 +35,9 @@ fn documents_are_ordered_by_the_cosine_of_their_vectors() {
     });
     let answer = post(&server.address, "/v1/rerank", &body).json();
     let vectors = model.embed(std::iter::once(query).chain(documents)).run().unwrap();
-    let dot = |i: usize| vectors.vectors[0].iter().zip(&vectors.vectors[i + 1]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let dot = |i: usize| {
+        vectors.vectors[0].iter().zip(&vectors.vectors[i + 1]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
     let mut want: Vec<(usize, f64)> = (0..4).map(|i| (i, dot(i))).collect();
     want.sort_by(|a, b| b.1.total_cmp(&a.1));
     let results = answer["results"].as_array().unwrap();

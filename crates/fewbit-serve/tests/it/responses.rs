@@ -52,7 +52,7 @@ fn output() -> Value {
 }
 
 #[test]
-fn an_answer_is_items() {
+fn answer_is_a_list_of_output_items() {
     let server = Running::with(ScriptedBackend::new([rich(), Script::new().text("a").end(Finish::Length)]));
     let answer = post(&server.address, PATH, &json!({ "input": "Hi", "metadata": { "k": "v" } })).json();
     assert_eq!(without_ids(answer["output"].clone()), output());
@@ -71,7 +71,7 @@ fn an_answer_is_items() {
 }
 
 #[test]
-fn a_stream_tells_each_item_from_its_beginning_to_its_end() {
+fn stream_sends_every_event_of_each_item() {
     let server = Running::with(ScriptedBackend::new([rich()]));
     let events = post(&server.address, PATH, &json!({ "input": "Hi", "stream": true })).named_events();
     for (i, event) in events.iter().enumerate() {
@@ -122,7 +122,7 @@ fn a_stream_tells_each_item_from_its_beginning_to_its_end() {
 }
 
 #[test]
-fn another_goes_on_from_what_is_kept() {
+fn previous_response_id_continues_the_conversation() {
     let backend = ScriptedBackend::new([rich(), Script::words("It is 3."), Script::words("So."), Script::words("No.")]);
     let server = Running::with(backend.clone());
     let first = post(&server.address, PATH, &json!({ "input": "Hi", "instructions": "Be brief." })).json();
@@ -165,7 +165,7 @@ fn another_goes_on_from_what_is_kept() {
 }
 
 #[test]
-fn what_fails_is_an_event_and_is_not_kept() {
+fn failed_responses_send_an_error_and_are_not_stored() {
     let broken = Script::new().text("a").fail(BackendError::new(BackendErrorKind::Internal, "it broke"));
     let server = Running::with(ScriptedBackend::new([broken]));
     let events = post(&server.address, PATH, &json!({ "input": "Hi", "stream": true })).named_events();
@@ -178,7 +178,7 @@ fn what_fails_is_an_event_and_is_not_kept() {
 }
 
 #[test]
-fn a_request_reaches_the_backend_whole() {
+fn every_request_field_reaches_the_backend() {
     let backend = ScriptedBackend::new([Script::words("x"), Script::words("x")]);
     let server = Running::with(backend.clone());
     let parameters = json!({ "type": "object" });
@@ -205,7 +205,7 @@ fn a_request_reaches_the_backend_whole() {
 }
 
 #[test]
-fn the_engine_answers_the_same() {
+fn responses_and_chat_completions_give_the_same_answer() {
     let server = Running::with(EngineBackend::new([("stories", stories().clone())]).unwrap());
     let options = json!({ "seed": 5, "max_tokens": 20, "max_output_tokens": 20, "temperature": 0.8 });
     let with = |name: &str, value: Value| {

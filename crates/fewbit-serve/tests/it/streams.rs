@@ -21,7 +21,7 @@ fn chat(more: Value) -> Value {
 const CHAT: &str = "/v1/chat/completions";
 
 #[test]
-fn a_chat_is_a_role_pieces_an_end_and_usage() {
+fn chat_stream_has_role_text_finish_reason_and_usage() {
     let backend = ScriptedBackend::new([Script::words("Well, hello."), Script::words("Well, hello.")]);
     let server = Running::with(backend);
     let body = chat(json!({ "stream": true, "stream_options": { "include_usage": true } }));
@@ -59,7 +59,7 @@ fn a_chat_is_a_role_pieces_an_end_and_usage() {
 }
 
 #[test]
-fn without_being_asked_for_there_is_no_usage() {
+fn stream_has_no_usage_unless_requested() {
     let server = Running::with(ScriptedBackend::new([Script::words("Hello.")]));
     let events = post(&server.address, "/v1/completions", &json!({ "prompt": "Hi", "stream": true })).events();
     let (done, chunks) = events.split_last().unwrap();
@@ -77,7 +77,7 @@ fn call(index: usize, id: Option<&str>, name: Option<&str>, arguments: &str) -> 
 }
 
 #[test]
-fn calls_and_reasoning_come_in_parts() {
+fn tool_calls_and_reasoning_are_streamed_in_deltas() {
     let thought = Piece { reasoning: "Hm. ".to_owned(), ..Piece::default() };
     let script = Script::new()
         .piece(thought)
@@ -113,7 +113,7 @@ fn calls_and_reasoning_come_in_parts() {
 }
 
 #[test]
-fn a_call_that_is_none_does_not_pass_for_one() {
+fn malformed_tool_calls_are_not_returned_as_calls() {
     let void = |is_cut| {
         // A further part of the malformed call is dropped as well.
         let calls = call(0, None, None, "{").calls;
@@ -133,7 +133,7 @@ fn a_call_that_is_none_does_not_pass_for_one() {
 }
 
 #[test]
-fn several_answers_keep_apart() {
+fn several_choices_are_kept_apart() {
     let scripts = ["One two three.", "Four five."].map(Script::words);
     let backend = ScriptedBackend::new([scripts.clone(), scripts].concat());
     let server = Running::with(backend.clone());
@@ -162,7 +162,7 @@ fn several_answers_keep_apart() {
 }
 
 #[test]
-fn a_stream_says_that_it_is_alive_and_why_it_ends() {
+fn stream_sends_keep_alives_and_errors() {
     let slow = Script::new()
         .wait(Duration::from_millis(200))
         .text("late")
@@ -187,7 +187,7 @@ fn a_stream_says_that_it_is_alive_and_why_it_ends() {
 }
 
 #[test]
-fn log_probabilities_have_two_forms() {
+fn logprobs_have_chat_and_completion_formats() {
     let token = |text: &str, bytes: &[u8], logprob| Token {
         text: text.to_owned(),
         bytes: bytes.to_vec(),
@@ -217,7 +217,7 @@ fn log_probabilities_have_two_forms() {
 }
 
 #[test]
-fn a_request_reaches_the_backend_whole() {
+fn every_request_field_reaches_the_backend() {
     let backend = ScriptedBackend::new([Script::words("x"), Script::words("x")]);
     let server = Running::with(backend.clone());
     let schema = json!({ "type": "integer" });

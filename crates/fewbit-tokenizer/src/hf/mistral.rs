@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions() {
+    fn template_exists_for_known_versions() {
         for (version, known) in [("v1", true), ("v3", true), ("v7m1", true), ("v13", false), ("v", false), ("3", false)]
         {
             assert_eq!(template(version).is_some(), known, "{version}");

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_read_differently_is_refused() {
+    fn patterns_that_engines_read_differently_are_rejected() {
         for (pattern, why) in [
             (r"a++", "possessive"),
             (r"[^a]?+b", "possessive"),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tokenizers_use_compiles() {
+    fn patterns_of_known_tokenizers_compile() {
         for pattern in [
             r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s*[\r\n]+|\s+(?!\S)|\s+",
             r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|\s+(?!\S)|\s+"##,

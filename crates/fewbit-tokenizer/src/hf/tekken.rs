@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_read_strictly() {
+    fn base64_is_decoded_strictly() {
         for (text, bytes) in
             [("", &b""[..]), ("AA==", b"\0"), ("ICA=", b"  "), ("ZXI=", b"er"), ("/+8A", b"\xFF\xEF\0")]
         {

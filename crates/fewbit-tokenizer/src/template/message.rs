@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_come_and_go_as_json() {
+    fn messages_round_trip_through_json() {
         for value in [
             json!({"role": "user", "content": "Hi"}),
             json!({"role": "user", "content": [{"type": "text", "text": "Hi"}]}),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_and_results_have_the_fields_that_templates_know() {
+    fn calls_and_results_have_the_fields_templates_expect() {
         let call = ToolCall { id: Some("a1".into()), name: "f".into(), arguments: json!({"x": 1}) };
         assert_eq!(
             Message::assistant("").with_tool_calls(&[call]).to_json(),

@@ -159,7 +159,7 @@ pub enum TemplateError {
         output_bytes: usize,
     },
     /// The conversation contains every character that could serve as marker.
-    #[error("the conversation contains every Unicode noncharacter; remove some of them")]
+    #[error("the conversation contains all Unicode noncharacters; remove at least one of them")]
     NoMarker,
 }
 

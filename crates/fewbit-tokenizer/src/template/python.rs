@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loops_run_over_items() {
+    fn loops_are_rewritten_to_run_over_items() {
         for (source, expected) in [
             ("{% for x in y %}", "{% for x in __items((y)) %}"),
             ("{%- for k, v in d.items() -%}", "{%- for k, v in __items((d.items()))  -%}"),

@@ -11,14 +11,14 @@ fn encoded(tokenizer: &Tokenizer, text: &str) -> Vec<String> {
 }
 
 #[test]
-fn merges_follow_their_rank() {
+fn merges_are_applied_by_rank() {
     let tokenizer = small();
     // "ab" comes before "Ġa", so that the space of " ab" stays alone.
     assert_eq!(encoded(&tokenizer, "abc ab ac hello"), ["abc", "Ġ", "ab", "Ġa", "c", "Ġ", "hello"]);
 }
 
 #[test]
-fn a_whole_piece_is_its_token_only_where_merges_are_ignored() {
+fn whole_piece_is_one_token_only_if_merges_are_ignored() {
     // "xyz" is a token that no merge leads to.
     let build = |pre: &str| {
         let mut vocabulary = byte_level(pre, &["a b"]);
@@ -36,7 +36,7 @@ fn a_whole_piece_is_its_token_only_where_merges_are_ignored() {
 }
 
 #[test]
-fn merges_may_pass_through_symbols_that_are_no_tokens() {
+fn merges_may_pass_through_symbols_without_a_token() {
     // "ab" is in no token; "abc" is.
     let mut vocabulary = byte_level("gpt-2", &[]);
     vocabulary.tokens.to_mut().push("abc".to_owned());
@@ -63,7 +63,7 @@ fn control_tokens_are_text_unless_parsed() {
 }
 
 #[test]
-fn a_control_token_is_never_the_result_of_merges() {
+fn merges_never_produce_control_tokens() {
     let mut vocabulary = byte_level("llama-bpe", &[]);
     vocabulary.merges = vec!["< s".to_owned(), "<s >".to_owned()].into();
     let tokenizer = Tokenizer::new(&vocabulary).expect("valid");
@@ -71,7 +71,7 @@ fn a_control_token_is_never_the_result_of_merges() {
 }
 
 #[test]
-fn bos_is_added_where_the_family_wants_it() {
+fn bos_defaults_to_the_family_and_can_be_overridden() {
     let build = |pre: &str, add_bos| {
         let vocabulary = Vocabulary { add_bos, ..byte_level(pre, &[]) };
         Tokenizer::new(&vocabulary).expect("valid")
@@ -83,7 +83,7 @@ fn bos_is_added_where_the_family_wants_it() {
 }
 
 #[test]
-fn ends_of_generation_are_known_by_id_and_by_text() {
+fn end_of_generation_tokens_are_found_by_id_and_text() {
     let ends = |vocabulary: &Vocabulary<'_>| -> Vec<String> {
         let tokenizer = Tokenizer::new(vocabulary).expect("valid");
         tokenizer.end_of_generation().map(|id| tokenizer.token_text(id).unwrap_or_default().to_owned()).collect()
@@ -104,7 +104,7 @@ fn ends_of_generation_are_known_by_id_and_by_text() {
 
 /// Gemma's vocabulary has the tags of HTML as user-defined tokens, `</s>` among them, and ends answers otherwise.
 #[test]
-fn a_tag_of_html_ends_nothing() {
+fn html_tags_do_not_end_generation() {
     let mut vocabulary = byte_level("gpt-2", &[]);
     let (tag, end) = (vocabulary.tokens.len(), vocabulary.tokens.len() + 1);
     let old = vocabulary.tokens.iter().position(|token| token == "</s>").expect("it is there");
@@ -123,7 +123,7 @@ fn a_tag_of_html_ends_nothing() {
 }
 
 #[test]
-fn bpe_over_characters_escapes_spaces_and_falls_back_to_bytes() {
+fn character_bpe_escapes_spaces_and_falls_back_to_bytes() {
     let mut tokens: Vec<String> = (0..=255).map(|b| format!("<0x{b:02X}>")).collect();
     let mut kinds = vec![TokenKind::Byte; 256];
     for text in ["\u{2581}", "a", "b", "\u{2581}a", "\n", "\n\n"] {
@@ -163,7 +163,7 @@ fn long_words_do_not_take_quadratic_time() {
 
 proptest! {
     #[test]
-    fn any_text_comes_back(text in any::<String>(), words in "[a-c \\n'<>s1-3]{0,40}") {
+    fn any_text_round_trips(text in any::<String>(), words in "[a-c \\n'<>s1-3]{0,40}") {
         let tokenizer = small();
         for text in [text, words] {
             let ids = tokenizer.encode(&text, SpecialTokens::Plain);

@@ -25,20 +25,20 @@ fn own_templates() -> Map<String, Value> {
     serde_json::from_str(include_str!("../data/templates/own_templates.json")).expect("valid")
 }
 
-fn own(name: &str, tokenizer: &Tokenizer) -> ChatTemplate {
+fn load_template(name: &str, tokenizer: &Tokenizer) -> ChatTemplate {
     let sources = own_templates();
     ChatTemplate::new(sources[name].as_str().expect("a source"), tokenizer).expect("valid")
 }
 
 #[test]
-fn forms_are_found_as_jinja2_finds_them() {
+fn capabilities_match_those_found_with_jinja2() {
     let expected: Map<String, Value> =
         serde_json::from_str(include_str!("../data/templates/own_capabilities.json")).expect("valid");
     let sources = own_templates();
     assert!(sources.len() > 20 && sources.keys().eq(expected.keys()));
     let tokenizer = tokenizer();
     for (name, mut expected) in expected {
-        let template = own(&name, &tokenizer);
+        let template = load_template(&name, &tokenizer);
         let found = template.capabilities();
         // Python says which names could be variables; those that are only read must be there, others may.
         let names =
@@ -66,20 +66,20 @@ fn forms_are_found_as_jinja2_finds_them() {
 }
 
 #[test]
-fn a_variable_that_is_set_to_itself_is_found() {
+fn variables_set_to_themselves_are_found() {
     let tokenizer = tokenizer();
-    let template = own("variables", &tokenizer);
+    let template = load_template("variables", &tokenizer);
     let names = ["effort", "enable_thinking", "hidden", "never_so", "quick", "suffix"];
     assert_eq!(template.capabilities().variables, names);
 }
 
 #[test]
-fn messages_are_fitted_to_the_template() {
+fn messages_are_adapted_to_the_template() {
     let tokenizer = tokenizer();
     let call = ToolCall { id: Some("a1".into()), name: "f".into(), arguments: json!({"x": 1, "y": "é"}) };
     let messages = [Message::user("go"), Message::assistant("").with_tool_calls(&[call])];
     let render = |name: &str| {
-        let template = own(name, &tokenizer);
+        let template = load_template(name, &tokenizer);
         let fitted = template.fitted(&messages);
         template.render(&TemplateInput::new(&fitted)).expect("rendered").text()
     };
@@ -90,7 +90,7 @@ fn messages_are_fitted_to_the_template() {
     assert_eq!(render("only where there is no content"), expected);
 
     // The text of a JSON object becomes an object again; other texts, and the content of messages, are unchanged.
-    let object = own("object as JSON", &tokenizer);
+    let object = load_template("object as JSON", &tokenizer);
     let text = |arguments: &str| {
         let call = ToolCall { id: None, name: "f".into(), arguments: arguments.into() };
         [Message::assistant("said").with_tool_calls(&[call])]
@@ -98,7 +98,7 @@ fn messages_are_fitted_to_the_template() {
     let arguments = |message: &Message| message.fields["tool_calls"][0]["function"]["arguments"].clone();
     assert_eq!(arguments(&object.fitted(&text("{\"x\": [1]}"))[0]), json!({"x": [1]}));
     assert_eq!(arguments(&object.fitted(&text("{\"x\": "))[0]), json!("{\"x\": "));
-    let null = own("only where content is null", &tokenizer);
+    let null = load_template("only where content is null", &tokenizer);
     assert_eq!(null.capabilities().call_content, CallContent::Null);
     assert_eq!(null.fitted(&text("{}"))[0].content, "said");
     assert_eq!(null.capabilities().arguments, ArgumentsForm::Object);

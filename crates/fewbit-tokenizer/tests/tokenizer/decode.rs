@@ -14,14 +14,14 @@ fn stream(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
 }
 
 #[test]
-fn characters_come_whole() {
+fn characters_are_streamed_whole() {
     let tokenizer = small();
     let ids: Vec<u32> = "é🙂!".bytes().map(u32::from).collect();
     assert_eq!(stream(&tokenizer, &ids), ["", "é", "", "", "", "🙂", "!", ""]);
 }
 
 #[test]
-fn broken_characters_become_one_replacement_each() {
+fn invalid_sequences_become_one_replacement_character_each() {
     let tokenizer = small();
     assert_eq!(stream(&tokenizer, &[0xF0, 0x9F, 0x41]), ["", "", "\u{FFFD}A", ""]);
     assert_eq!(stream(&tokenizer, &[0xF0, 0x9F]), ["", "", "\u{FFFD}"]);
@@ -29,7 +29,7 @@ fn broken_characters_become_one_replacement_each() {
 }
 
 #[test]
-fn control_tokens_and_ids_that_do_not_exist_give_no_text() {
+fn control_tokens_and_unknown_ids_decode_to_no_text() {
     let tokenizer = small();
     assert_eq!(stream(&tokenizer, &[257, 0x41, 256, 999_999, u32::MAX, 260]).concat(), "A");
     assert_eq!(tokenizer.token_bytes(999_999), b"");
@@ -41,7 +41,7 @@ fn control_tokens_and_ids_that_do_not_exist_give_no_text() {
 proptest! {
     /// Ids 0 to 255 of [`small`] are bytes, and stories260K has its bytes from id 3.
     #[test]
-    fn pieces_are_the_lossy_decoding_of_all_bytes(
+    fn streamed_pieces_equal_the_lossy_decoding_of_all_bytes(
         bytes in prop::collection::vec(
             prop_oneof![any::<u8>(), Just(0xE2), Just(0x82), Just(0xF0), Just(0x9F), Just(0xED)],
             0..40,
@@ -55,7 +55,7 @@ proptest! {
     }
 
     #[test]
-    fn pieces_are_the_decoding_of_any_tokens(ids in prop::collection::vec(0u32..600, 0..40)) {
+    fn streamed_pieces_equal_the_decoding_of_any_tokens(ids in prop::collection::vec(0u32..600, 0..40)) {
         for tokenizer in [stories(), Tokenizer::new(&byte_level("gpt-2", &["a b"])).expect("valid")] {
             prop_assert_eq!(stream(&tokenizer, &ids).concat(), tokenizer.decode(&ids));
             let bytes: Vec<u8> =
@@ -68,7 +68,7 @@ proptest! {
     }
 
     #[test]
-    fn text_comes_back_through_bytes(text in any::<String>()) {
+    fn text_round_trips_through_byte_tokens(text in any::<String>()) {
         let tokenizer = stories();
         prop_assume!(!text.contains('\u{2581}'));
         let ids = tokenizer.encode(&text, SpecialTokens::Plain);

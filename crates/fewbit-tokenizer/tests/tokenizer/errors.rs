@@ -5,7 +5,7 @@ use fewbit_tokenizer::{TokenKind, Tokenizer, TokenizerError, Vocabulary};
 
 use crate::support::byte_level;
 
-fn refused(vocabulary: &Vocabulary<'_>) -> TokenizerError {
+fn load_error(vocabulary: &Vocabulary<'_>) -> TokenizerError {
     Tokenizer::new(vocabulary).expect_err("must be refused")
 }
 
@@ -22,26 +22,26 @@ fn spm() -> Vocabulary<'static> {
 }
 
 #[test]
-fn no_model() {
+fn missing_model() {
     let error = Tokenizer::from_gguf(&Metadata::default()).expect_err("empty");
     assert!(matches!(error, TokenizerError::MissingModel), "{error}");
 }
 
 #[test]
 fn unknown_model_is_named() {
-    let error = refused(&Vocabulary { model: "rwkv".into(), ..byte_level("gpt-2", &[]) });
+    let error = load_error(&Vocabulary { model: "rwkv".into(), ..byte_level("gpt-2", &[]) });
     assert!(matches!(&error, TokenizerError::UnknownModel { model } if model == "rwkv"));
     assert!(error.to_string().contains("rwkv") && error.to_string().contains("gpt2"));
 }
 
 #[test]
-fn missing_and_unknown_pre_tell_of_the_override() {
-    let error = refused(&Vocabulary { pre: None, ..byte_level("gpt-2", &[]) });
+fn missing_and_unknown_pre_mention_the_override() {
+    let error = load_error(&Vocabulary { pre: None, ..byte_level("gpt-2", &[]) });
     assert!(matches!(error, TokenizerError::MissingPre));
     assert!(error.to_string().contains("TokenizerOptions::pre"), "{error}");
     // `gemma4` splits text that is not byte-level.
     for pre in ["", "gpt-3", "gemma4", "Smollm"] {
-        let error = refused(&byte_level(pre, &[]));
+        let error = load_error(&byte_level(pre, &[]));
         assert!(matches!(&error, TokenizerError::UnknownPre { pre: found } if found == pre));
         assert!(error.to_string().contains("smollm"), "{error}");
     }
@@ -61,9 +61,9 @@ fn missing_tokens() {
 
 #[test]
 fn lists_of_different_lengths() {
-    let error = refused(&Vocabulary { kinds: vec![TokenKind::Normal], ..byte_level("gpt-2", &[]) });
+    let error = load_error(&Vocabulary { kinds: vec![TokenKind::Normal], ..byte_level("gpt-2", &[]) });
     assert!(matches!(error, TokenizerError::WrongLength { found: 1, .. }), "{error}");
-    let error = refused(&Vocabulary { scores: vec![0.0; 3].into(), ..spm() });
+    let error = load_error(&Vocabulary { scores: vec![0.0; 3].into(), ..spm() });
     assert!(matches!(error, TokenizerError::WrongLength { expected: 2, found: 3, .. }), "{error}");
 }
 
@@ -78,7 +78,7 @@ fn unknown_token_type() {
 }
 
 #[test]
-fn every_key_adds_ends_of_generation() {
+fn every_key_adds_end_of_generation_tokens() {
     let mut metadata = Metadata::default();
     metadata.set("tokenizer.ggml.model", "gpt2");
     metadata.set("tokenizer.ggml.pre", "gpt-2");
@@ -108,7 +108,7 @@ fn every_key_adds_ends_of_generation() {
 #[test]
 fn bad_merge() {
     let vocabulary = Vocabulary { merges: vec!["a b".to_owned(), "ab".to_owned()].into(), ..byte_level("gpt-2", &[]) };
-    let error = refused(&vocabulary);
+    let error = load_error(&vocabulary);
     assert!(matches!(error, TokenizerError::BadMerge { index: 1, .. }), "{error}");
 }
 
@@ -116,32 +116,32 @@ fn bad_merge() {
 fn bad_byte_token() {
     let mut vocabulary = spm();
     vocabulary.kinds[1] = TokenKind::Byte;
-    let error = refused(&Vocabulary { add_bos: Some(false), ..vocabulary });
+    let error = load_error(&Vocabulary { add_bos: Some(false), ..vocabulary });
     assert!(matches!(error, TokenizerError::BadByteToken { id: 1, .. }), "{error}");
 }
 
 #[test]
 fn bad_score() {
-    let error = refused(&Vocabulary { scores: vec![0.0, f32::NAN].into(), ..spm() });
+    let error = load_error(&Vocabulary { scores: vec![0.0, f32::NAN].into(), ..spm() });
     assert!(matches!(error, TokenizerError::BadScore { id: 1 }), "{error}");
 }
 
 #[test]
 fn special_token_outside_the_vocabulary() {
-    let error = refused(&Vocabulary { eos: Some(9), ..spm() });
+    let error = load_error(&Vocabulary { eos: Some(9), ..spm() });
     assert!(matches!(error, TokenizerError::SpecialOutOfRange { id: 9, n_vocab: 2, .. }), "{error}");
 }
 
 #[test]
-fn a_token_that_is_to_be_added_but_is_not_named() {
-    let error = refused(&Vocabulary { bos: None, ..spm() });
+fn bos_or_eos_to_be_added_is_missing() {
+    let error = load_error(&Vocabulary { bos: None, ..spm() });
     assert!(matches!(error, TokenizerError::MissingSpecial { .. }), "{error}");
-    let error = refused(&Vocabulary { add_eos: Some(true), ..spm() });
+    let error = load_error(&Vocabulary { add_eos: Some(true), ..spm() });
     assert!(error.to_string().contains("eos_token_id"), "{error}");
 }
 
 #[test]
-fn text_that_would_vanish() {
-    let error = refused(&Vocabulary { unknown: None, ..spm() });
+fn vocabulary_without_a_fallback_for_bytes() {
+    let error = load_error(&Vocabulary { unknown: None, ..spm() });
     assert!(matches!(error, TokenizerError::NoFallback { byte: 0 }), "{error}");
 }

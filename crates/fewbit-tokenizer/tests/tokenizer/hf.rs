@@ -67,12 +67,12 @@ fn load(tokenizer: &Value) -> Tokenizer {
     Tokenizer::from_hf(&files(tokenizer)).expect("supported")
 }
 
-fn refused(tokenizer: &Value) -> TokenizerError {
+fn load_error(tokenizer: &Value) -> TokenizerError {
     Tokenizer::from_hf(&files(tokenizer)).expect_err("must be refused")
 }
 
 #[test]
-fn byte_level_text_goes_through_every_step() {
+fn byte_level_tokenizers_apply_every_step() {
     let tokenizer = load(&byte_level());
     assert_eq!(tokenizer.encode("ab ba", Plain), [3, 2, 1, 0]);
     // e and a combining accent are one letter after normalization.
@@ -86,7 +86,7 @@ fn byte_level_text_goes_through_every_step() {
 }
 
 #[test]
-fn characters_fall_back_to_bytes() {
+fn unknown_characters_fall_back_to_bytes() {
     let tokenizer = load(&characters());
     assert_eq!(tokenizer.encode("ab a", Plain), [261, 260]);
     assert_eq!(tokenizer.encode("é", Plain), [257, 0xC3 + 1, 0xA9 + 1]);
@@ -97,7 +97,7 @@ fn characters_fall_back_to_bytes() {
 }
 
 #[test]
-fn the_files_beside_it_have_their_say() {
+fn files_next_to_tokenizer_json_are_applied() {
     let mut files = with_config(
         &byte_level(),
         json!({
@@ -126,7 +126,7 @@ fn the_files_beside_it_have_their_say() {
 
 /// Ids 8 and 10 are `<end>` and one that a configuration adds; the others end nothing of themselves.
 #[test]
-fn every_file_that_names_ends_of_generation_adds_its_own() {
+fn end_of_generation_tokens_of_all_files_are_combined() {
     let id = |name: &str, value: Value| (name.to_owned(), value);
     let whole = |value: Value| json!({ "eos_token_id": value });
     let text = |value: Value| json!({ "text_config": { "eos_token_id": value } });
@@ -174,7 +174,7 @@ fn every_file_that_names_ends_of_generation_adds_its_own() {
 }
 
 #[test]
-fn metaspace_puts_its_space_where_its_scheme_says() {
+fn metaspace_follows_its_prepend_scheme() {
     for (scheme, plain, after) in [("first", [260, 260], 258), ("always", [260, 260], 260), ("never", [258, 260], 258)]
     {
         let mut json = characters();
@@ -190,7 +190,7 @@ fn metaspace_puts_its_space_where_its_scheme_says() {
 }
 
 #[test]
-fn a_folder_is_read() {
+fn tokenizer_is_read_from_a_folder() {
     let folder = std::env::temp_dir().join(format!("fewbit-hf-{}", std::process::id()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let error = Tokenizer::from_hf_folder(&folder).expect_err("it is empty");
@@ -219,7 +219,7 @@ fn a_folder_is_read() {
 /// `tokenizer.json` of several of Mistral's models has Llama 3's expression for words, and the `tekken.json` next to it the
 /// right one. `aB` is one word for the first, and two for the second.
 #[test]
-fn a_wrong_expression_beside_tekken_json_is_mended() {
+fn wrong_expression_next_to_tekken_json_is_corrected() {
     const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
     let tokens = |expression: &str, with_tekken: bool| {
@@ -247,7 +247,7 @@ fn a_wrong_expression_beside_tekken_json_is_mended() {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_name() {
+fn unsupported_components_are_rejected_by_name() {
     let cases: [(&str, Value, &str); 16] = [
         ("/normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""}), "normalizer Precompiled"),
         ("/normalizer", json!({"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}), "normalizer Lowercase"),
@@ -272,14 +272,14 @@ fn what_is_not_implemented_is_refused_by_name() {
             Some(found) => *found = value,
             None => json["model"][place.trim_start_matches("/model/")] = value,
         }
-        let error = refused(&json);
+        let error = load_error(&json);
         assert!(matches!(&error, TokenizerError::Unsupported { .. }), "{place}: {error:?}");
         assert!(error.to_string().contains(name), "{place}: {error}");
     }
 }
 
 #[test]
-fn broken_files() {
+fn broken_files_are_rejected() {
     for broken in ["", "{", "[]", "{\"model\": 3}", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}}}"] {
         let mut files = HfFiles::default();
         files.tokenizer_json = Some(broken.into());
@@ -288,7 +288,7 @@ fn broken_files() {
     }
     let mut json = byte_level();
     json["normalizer"] = json!({"no": "type"});
-    assert!(matches!(refused(&json), TokenizerError::BadFile { .. }));
+    assert!(matches!(load_error(&json), TokenizerError::BadFile { .. }));
     let error = Tokenizer::from_hf(&with_config(&byte_level(), json!({"bos_token": 3}))).expect_err("no text");
     assert!(matches!(error, TokenizerError::BadFile { file: "tokenizer_config.json", .. }), "{error}");
     let error = Tokenizer::from_hf(&HfFiles::default()).expect_err("nothing");
@@ -296,7 +296,7 @@ fn broken_files() {
 }
 
 #[test]
-fn damaged_files_are_errors_or_tokenizers() {
+fn damaged_files_do_not_panic() {
     for json in [byte_level(), characters()] {
         let good = json.to_string().into_bytes();
         // The vocabulary of bytes is most of the second file, and its bytes are alike.
@@ -345,7 +345,7 @@ fn load_tekken(json: &Value) -> Result<Tokenizer, TokenizerError> {
 }
 
 #[test]
-fn tekken_merges_by_rank_and_brings_its_template() {
+fn tekken_merges_by_rank_and_has_a_chat_template() {
     let tokenizer = load_tekken(&tekken()).expect("supported");
     let byte = |b: u8| 20 + u32::from(b);
     assert_eq!(tokenizer.encode("abc", Plain), [20 + 258], "a piece that is a token is that token");
@@ -377,7 +377,7 @@ fn tekken_merges_by_rank_and_brings_its_template() {
 
 /// What the example `mistral` compares with Mistral's own library, in small.
 #[test]
-fn each_version_of_mistrals_format() {
+fn every_version_of_the_mistral_format_renders() {
     let call = ToolCall { id: Some("a1b2c3d4e".into()), name: "f".into(), arguments: json!({}) };
     let messages = [
         Message::system("S"),
@@ -423,7 +423,7 @@ fn each_version_of_mistrals_format() {
 }
 
 #[test]
-fn tekken_files_that_do_not_fit() {
+fn inconsistent_tekken_files_are_rejected() {
     let cases: [(&str, Value); 7] = [
         ("/config/default_vocab_size", json!(1000)),
         ("/config/default_vocab_size", json!(10)),
@@ -484,7 +484,7 @@ fn load_model(bytes: Vec<u8>) -> Result<Tokenizer, TokenizerError> {
 pub(crate) const KEEPS_SPACES: [u8; 2] = [4 << 3, 0];
 
 #[test]
-fn a_sentencepiece_model_is_read() {
+fn sentencepiece_models_are_read() {
     let tokenizer = load_model(sentencepiece(2, &KEEPS_SPACES)).expect("supported");
     assert_eq!(tokenizer.encode("ab  a!", Plain), [4, 5, 7, 4, 8]);
     assert_eq!(tokenizer.encode("[INST]b[NEW]", Parse), [3, 7, 5, 9]);
@@ -494,7 +494,7 @@ fn a_sentencepiece_model_is_read() {
 }
 
 #[test]
-fn sentencepiece_models_that_would_give_wrong_tokens_are_refused() {
+fn unsupported_sentencepiece_models_are_rejected() {
     let spaces = |more: &[u8]| [&KEEPS_SPACES[..], more].concat();
     for (model, what) in [
         (sentencepiece(1, &KEEPS_SPACES), "not BPE"),
@@ -517,19 +517,19 @@ fn sentencepiece_models_that_would_give_wrong_tokens_are_refused() {
 }
 
 #[test]
-fn ids_that_do_not_fit() {
+fn invalid_ids_are_rejected() {
     let mut json = byte_level();
     json["model"]["vocab"]["far"] = json!(3_000_000_000u32);
-    assert!(matches!(refused(&json), TokenizerError::SparseIds { id: 3_000_000_000, .. }));
+    assert!(matches!(load_error(&json), TokenizerError::SparseIds { id: 3_000_000_000, .. }));
     let mut json = byte_level();
     json["model"]["vocab"]["c"] = json!(0);
-    assert!(matches!(refused(&json), TokenizerError::DuplicateId { id: 0, .. }));
+    assert!(matches!(load_error(&json), TokenizerError::DuplicateId { id: 0, .. }));
     let config = json!({"added_tokens_decoder": {"9": {"content": "<other>"}}});
     let error = Tokenizer::from_hf(&with_config(&byte_level(), config)).expect_err("id 9 is <think>");
     assert!(matches!(error, TokenizerError::DuplicateId { file: "tokenizer_config.json", .. }), "{error}");
     let mut json = byte_level();
     json["model"]["unk_token"] = json!("<unk>");
-    assert!(matches!(refused(&json), TokenizerError::UnknownToken { role: "unk_token", .. }));
+    assert!(matches!(load_error(&json), TokenizerError::UnknownToken { role: "unk_token", .. }));
     let error = Tokenizer::from_hf(&with_config(&byte_level(), json!({"add_eos_token": true}))).expect_err("no EOS");
     assert!(matches!(error, TokenizerError::UnknownToken { role: "eos_token", .. }), "{error}");
     let config = json!({"bos_token": "<end>"});

@@ -9,7 +9,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 #[test]
-fn ids_are_those_of_hugging_face() {
+fn ids_match_hugging_face() {
     let tokenizer = tokenizer();
     let goldens: Vec<Golden> = serde_json::from_str(include_str!("../data/smollm2_ids.json")).expect("valid");
     for (text, golden) in texts().iter().zip(&goldens) {
@@ -23,7 +23,7 @@ fn ids_are_those_of_hugging_face() {
 
 /// Random Unicode, code, white space and special tokens: `tests/data/random_ids.py`.
 #[test]
-fn random_texts_have_the_ids_of_hugging_face() {
+fn ids_of_random_texts_match_hugging_face() {
     #[derive(serde::Deserialize)]
     struct Case {
         text: String,
@@ -39,7 +39,7 @@ fn random_texts_have_the_ids_of_hugging_face() {
 }
 
 #[test]
-fn decoding_gives_the_text_back() {
+fn decoding_restores_the_text() {
     let tokenizer = tokenizer();
     // Every text that the vocabulary can express: some bytes have no token of their own in it.
     let has_all_bytes =
@@ -56,7 +56,7 @@ fn decoding_gives_the_text_back() {
 }
 
 #[test]
-fn special_tokens_and_flags() {
+fn special_tokens_and_flags_are_read() {
     let tokenizer = tokenizer();
     assert_eq!(tokenizer.n_vocab(), 49152);
     assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.unknown()), (Some(1), Some(2), Some(0)));

@@ -5,7 +5,7 @@ use fewbit_tokenizer::{SpecialTokens, TokenKind, Tokenizer, Vocabulary};
 use crate::support::{Golden, stories, texts};
 
 #[test]
-fn ids_are_those_of_the_plain_algorithm() {
+fn ids_match_the_plain_algorithm() {
     let tokenizer = stories();
     let goldens: Vec<Golden> = serde_json::from_str(include_str!("../data/stories260k_ids.json")).expect("valid");
     for (text, golden) in texts().iter().zip(&goldens) {
@@ -15,7 +15,7 @@ fn ids_are_those_of_the_plain_algorithm() {
 }
 
 #[test]
-fn decoding_gives_the_text_back() {
+fn decoding_restores_the_text() {
     let tokenizer = stories();
     // U+2581 is how the vocabulary spells a space.
     for text in texts().iter().filter(|text| !text.contains('\u{2581}')) {
@@ -25,7 +25,7 @@ fn decoding_gives_the_text_back() {
 }
 
 #[test]
-fn the_leading_space_belongs_to_the_start_of_a_text() {
+fn leading_space_is_removed_only_at_the_start_of_a_text() {
     let tokenizer = stories();
     let ids = tokenizer.encode("Once upon", SpecialTokens::Plain);
     let bos = tokenizer.bos().expect("there is one");
@@ -68,7 +68,7 @@ fn vocabulary(pieces: &[(&str, f32)]) -> Vocabulary<'static> {
 }
 
 #[test]
-fn the_highest_score_merges_first_and_the_leftmost_among_equals() {
+fn highest_score_merges_first_and_leftmost_among_ties() {
     let pieces = [("a", -9.0), ("b", -9.0), ("ab", -2.0), ("ba", -1.0), ("aa", -3.0), ("\u{2581}", -9.0)];
     let tokenizer = Tokenizer::new(&vocabulary(&pieces)).expect("valid");
     let texts = |text: &str| -> Vec<String> {
@@ -100,7 +100,7 @@ fn control_tokens_are_never_merged_from_text() {
 }
 
 #[test]
-fn special_tokens_may_swallow_white_space() {
+fn special_tokens_may_strip_following_white_space() {
     let mut vocabulary = vocabulary(&[("a", -1.0), ("\n", -1.0), ("\u{2581}", -1.0)]);
     vocabulary.add_space_prefix = Some(false);
     vocabulary.strips_after = vec![2];

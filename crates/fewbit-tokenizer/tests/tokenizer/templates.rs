@@ -71,7 +71,7 @@ fn smollm2_renders_as_in_python() {
 }
 
 #[test]
-fn what_templates_use_renders_as_in_python() {
+fn template_features_render_as_in_python() {
     check("features.jinja", include_str!("../data/templates/features.jinja"));
 }
 
@@ -87,13 +87,13 @@ fn render_with(source: &str, limits: TemplateLimits) -> Result<String, TemplateE
 }
 
 #[test]
-fn floats_look_as_in_python() {
+fn floats_print_as_in_python() {
     let text = render("{{ 1e-07 }} {{ 1e20 }} {{ 1e-07|string }} {{ 1.5 }} {{ 2.0|string }} {{ 1e15 }} {{ 3 }}");
     assert_eq!(text.expect("valid"), "1e-07 1e+20 1e-07 1.5 2.0 1000000000000000.0 3");
 }
 
 #[test]
-fn what_is_not_there_has_no_length() {
+fn undefined_values_have_length_zero() {
     let text = render("{{ nothing|length }} {{ messages[0].tool_calls|length > 0 }} {{ messages|count }}");
     assert_eq!(text.expect("valid"), "0 False 1");
     assert!(render("{{ none|length }}").is_err() && render("{{ 3|length }}").is_err());
@@ -111,7 +111,7 @@ fn errors_name_the_line() {
 }
 
 #[test]
-fn a_refusal_keeps_its_words() {
+fn raise_exception_keeps_its_message() {
     for source in [
         "{{ raise_exception('Roles must alternate!') }}",
         "{% macro m() %}{{ raise_exception('Roles must alternate!') }}{% endmacro %}{{ m() }}",
@@ -125,7 +125,7 @@ fn a_refusal_keeps_its_words() {
 }
 
 #[test]
-fn endless_templates_stop() {
+fn endless_templates_are_stopped() {
     let nested = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}";
     let limits = TemplateLimits { steps: 90_000, steps_per_message: 10_000, ..TemplateLimits::default() };
     let error = render_with(nested, limits).expect_err("too long");
@@ -166,7 +166,7 @@ fn output_is_limited() {
 }
 
 #[test]
-fn templates_reach_no_other_file() {
+fn templates_cannot_read_other_files() {
     for source in ["{% include '/etc/passwd' %}", "{% extends 'x' %}", "{% import 'x' as y %}"] {
         assert!(matches!(render(source), Err(TemplateError::Failed { .. })), "{source}");
     }
@@ -198,7 +198,7 @@ fn the_system_clock_is_used_by_default() {
 }
 
 #[test]
-fn generation_tags_do_nothing() {
+fn generation_tags_have_no_effect() {
     let source = "a {%- generation -%} b {% endgeneration %}\nc {{ '{% generation %}' }}{# {% #}";
     assert_eq!(render(source).expect("valid"), "ab c {% generation %}");
     // Delimiters that overlap, that are not closed, or that only look like delimiters.
@@ -209,7 +209,7 @@ fn generation_tags_do_nothing() {
 
 /// Compares short templates with Jinja2 (`tests/data/templates/constructs.py`), except for known differences.
 #[test]
-fn what_python_renders_is_rendered_but_for_known_differences() {
+fn constructs_render_as_in_python_except_known_differences() {
     let sources: Vec<String> = serde_json::from_str(include_str!("../data/templates/constructs.json")).expect("valid");
     let expected: Vec<Option<String>> =
         serde_json::from_str(include_str!("../data/templates/constructs_expected.json")).expect("valid");

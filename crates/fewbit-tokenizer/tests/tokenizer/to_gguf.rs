@@ -13,7 +13,7 @@ fn through_gguf(files: &HfFiles) -> (Vocabulary<'static>, Tokenizer) {
     (vocabulary, read)
 }
 
-fn refused(files: &HfFiles) -> String {
+fn load_error(files: &HfFiles) -> String {
     match Vocabulary::from_hf(files, &TokenizerOptions::default()) {
         Err(error @ TokenizerError::NoGgufForm { .. }) => error.to_string(),
         other => panic!("{other:?}"),
@@ -33,7 +33,7 @@ fn splitting_by(pattern: &str, normalizer: Value, ignore_merges: bool) -> Value 
 const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 #[test]
-fn the_pre_tokenizer_is_found_by_what_it_does() {
+fn pre_tokenizer_is_recognized_by_its_behavior() {
     // Llama 3 writes the contractions out.
     let llama3 = CL100K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?i:'[sdmt]|'ll|'ve|'re)");
     let qwen = CL100K.replace("{1,3}", "");
@@ -66,7 +66,7 @@ fn the_pre_tokenizer_is_found_by_what_it_does() {
 }
 
 #[test]
-fn both_chat_templates_come_along() {
+fn both_chat_templates_are_kept() {
     let templates = json!([{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}]);
     let json = splitting_by(CL100K, Value::Null, false);
     let (vocabulary, tokenizer) = through_gguf(&with_config(&json, json!({ "chat_template": templates })));
@@ -76,23 +76,23 @@ fn both_chat_templates_come_along() {
 }
 
 #[test]
-fn what_has_no_name_in_gguf_is_refused_unless_it_is_given_one() {
+fn tokenizers_unknown_to_gguf_are_rejected_unless_named() {
     let own = files(&splitting_by(r"\p{L}|\p{N}|\s|.", Value::Null, false));
-    assert!(refused(&own).contains("TokenizerOptions::pre"));
+    assert!(load_error(&own).contains("TokenizerOptions::pre"));
     let options = TokenizerOptions::with_pre("gpt-2");
     assert_eq!(Vocabulary::from_hf(&own, &options).expect("named").pre.as_deref(), Some("gpt-2"));
-    assert!(refused(&files(&splitting_by(CL100K, json!({"type": "NFKC"}), false))).contains("normalizer"));
+    assert!(load_error(&files(&splitting_by(CL100K, json!({"type": "NFKC"}), false))).contains("normalizer"));
     assert!(
-        refused(&files(&splitting_by(CL100K, json!({"type": "NFC"}), false))).contains("TokenizerOptions::pre"),
+        load_error(&files(&splitting_by(CL100K, json!({"type": "NFC"}), false))).contains("TokenizerOptions::pre"),
         "not without NFC"
     );
     let mut spaced = splitting_by(CL100K, Value::Null, false);
     spaced["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": true});
-    assert!(refused(&files(&spaced)).contains("space"));
+    assert!(load_error(&files(&spaced)).contains("space"));
 }
 
 #[test]
-fn rules_become_scores() {
+fn merge_rules_become_scores() {
     let config = json!({"bos_token": "<s>", "add_bos_token": true, "chat_template": "T"});
     let (vocabulary, tokenizer) = through_gguf(&with_config(&characters(), config));
     assert_eq!(vocabulary.model, "llama");
@@ -104,11 +104,11 @@ fn rules_become_scores() {
     let mut json = characters();
     json["model"]["merges"] = json!(["\u{2581} a"]);
     let files = with_config(&json, json!({"bos_token": "<s>", "add_bos_token": true}));
-    assert!(refused(&files).contains("what becomes of"));
+    assert!(load_error(&files).contains("what becomes of"));
 }
 
 #[test]
-fn ranks_become_rules() {
+fn tekken_ranks_become_merge_rules() {
     let mut json = tekken();
     // Tekken's own expression.
     const TITLE: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+";
@@ -128,7 +128,7 @@ fn ranks_become_rules() {
 }
 
 #[test]
-fn pieces_stay_pieces() {
+fn sentencepiece_pieces_stay_the_same() {
     let mut files = HfFiles::default();
     files.tokenizer_model = Some(sentencepiece(2, &KEEPS_SPACES));
     let (vocabulary, tokenizer) = through_gguf(&files);
@@ -140,7 +140,7 @@ fn pieces_stay_pieces() {
 }
 
 #[test]
-fn a_vocabulary_is_as_long_as_the_model_needs_it() {
+fn vocabulary_is_padded_or_cut_to_the_size_of_the_model() {
     let config = json!({"bos_token": "<s>", "eos_token": "<end>", "add_bos_token": true});
     let mut json = splitting_by(CL100K, Value::Null, false);
     json["post_processor"] = Value::Null;
@@ -159,7 +159,7 @@ fn a_vocabulary_is_as_long_as_the_model_needs_it() {
 }
 
 #[test]
-fn ends_that_only_the_files_name_are_named() {
+fn declared_end_of_generation_tokens_are_kept() {
     // `</s>` is an end by itself only as a special token, `<|end|>` only where an answer is one message.
     let mut json = splitting_by(CL100K, Value::Null, false);
     let added = json["added_tokens"].as_array_mut().expect("a list");

@@ -20,7 +20,7 @@ pub enum BenchError {
         context_tokens: usize,
     },
     /// Too few tokens to measure the time between the first and the last.
-    #[error("at least 2 tokens are generated to measure how fast they come, not {n_gen}")]
+    #[error("the speed of decoding is measured over at least 2 tokens, not {n_gen}")]
     TooFew {
         /// Number of tokens to generate.
         n_gen: usize,
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_the_middle() {
+    fn spread_has_median_minimum_and_maximum() {
         let rate = Spread::of(vec![3.0, 1.0, 2.0]).unwrap();
         assert_eq!((rate.median, rate.min, rate.max), (2.0, 1.0, 3.0));
         assert_eq!(Spread::of(vec![4.0, 1.0]).unwrap().median, 2.5);

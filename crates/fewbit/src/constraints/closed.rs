@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_closed_wherever_they_are() {
+    fn objects_are_closed_at_every_level() {
         let open = json!({ "type": "object", "properties": { "properties": { "type": "string" } } });
         let shut = closed(open.clone());
         assert_eq!(shut["additionalProperties"], json!(false));
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_objects_stay_open() {
+    fn partial_objects_stay_open() {
         let part = json!({ "type": "object", "properties": { "a": true } });
         for schema in [
             json!({ "allOf": [part, part] }),

@@ -238,7 +238,7 @@ pub enum ConstraintError {
         reason: String,
     },
     /// A choice has no texts.
-    #[error("there is nothing to choose from: give at least one text")]
+    #[error("there are no choices: give at least one text")]
     NoChoice,
     /// Constraints do not work with this model's vocabulary.
     #[error("constraints do not work with this vocabulary: {reason}")]
@@ -259,7 +259,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_large_is_refused_before_it_is_looked_at() {
+    fn too_large_sources_are_rejected_before_parsing() {
         let mut deep = json!(true);
         for _ in 0..200 {
             deep = json!({ "not": deep });

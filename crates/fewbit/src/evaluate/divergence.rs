@@ -308,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn divergence_is_that_of_the_softmaxes() {
+    fn divergence_is_computed_from_the_softmaxes() {
         let ln = |p: [f64; 3]| p.map(|p| p.ln() as f32);
         let (own, reference) = (ln([0.25, 0.5, 0.25]), ln([0.5, 0.25, 0.25]));
         let pair = RowPair::new(&own, &reference, 1);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_those_of_the_tokens() {
+    fn standard_errors_are_computed_from_the_tokens() {
         let found = Divergence {
             nll_per_token: vec![2.0, 4.0],
             reference_nll_per_token: vec![1.0, 3.0],

@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn files_and_folders_are_read() {
+    fn certificates_are_read_from_files_and_folders() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let one = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";

@@ -275,7 +275,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_type_is_found_by_its_name() {
+    fn quantization_is_found_by_its_tag() {
         for (tag, file) in [
             ("Q4_K_M", "M.Q4_K_M.gguf"),
             ("q4_k_m", "M.Q4_K_M.gguf"),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_type_the_best_for_most_is_taken() {
+    fn default_quantization_is_chosen_without_a_tag() {
         assert_eq!(chosen("o/r", &["a.Q8_0.gguf", "a.Q4_K_M.gguf", "a.F16.gguf"]).unwrap(), ["a.Q4_K_M.gguf"]);
         assert_eq!(chosen("o/r", &["a.Q8_0.gguf", "a-f16.gguf"]).unwrap(), ["a.Q8_0.gguf"]);
         assert_eq!(chosen("o/r", &MANY).unwrap(), ["M.Q4_K_M.gguf"]);
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_quantized_is_the_original() {
+    fn originals_are_preferred_for_quantizing() {
         let original = |files: &[&str]| {
             let name = RepoName::parse("o/r").unwrap().unwrap().original();
             let files: Vec<RepoFile> = files.iter().map(|path| RepoFile::new(*path)).collect();
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn adapters_are_folders_or_files() {
+    fn adapters_are_found_as_folders_or_files() {
         let adapter = |name: &str, files: &[&str]| {
             let name = RepoName::parse(name).unwrap().unwrap().adapter();
             let files: Vec<RepoFile> = files.iter().map(|path| RepoFile::new(*path)).collect();
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_what_is_read_of_it() {
+    fn only_the_needed_files_of_a_folder_are_chosen() {
         let files = [
             "config.json",
             "README.md",

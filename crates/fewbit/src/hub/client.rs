@@ -224,7 +224,7 @@ mod tests {
     use super::{parse_range, proxy};
 
     #[test]
-    fn the_proxy_is_that_of_the_scheme() {
+    fn proxy_is_chosen_by_the_url_scheme() {
         let of = |endpoint: &str, variables: &[(&str, &str)]| {
             let find = |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
             proxy(endpoint, &find).map(|proxy| format!("{}:{}", proxy.host(), proxy.port()))
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_read() {
+    fn content_ranges_are_parsed() {
         assert_eq!(parse_range("bytes 5-9/10"), Some((5, Some(10))));
         assert_eq!(parse_range("bytes 5-9/*"), Some((5, None)));
         assert_eq!(parse_range("bytes */10"), None);

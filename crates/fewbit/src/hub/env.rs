@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_mean_what_they_mean_to_huggingface_hub() {
+    fn variables_are_read_like_huggingface_hub_does() {
         let plain = read(&[]);
         assert_eq!(plain.endpoint, "https://huggingface.co");
         assert_eq!(plain.cache, Some("/home/u/.cache/huggingface/hub".into()));
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_found_where_it_was_stored_and_never_shown() {
+    fn token_is_found_where_it_is_stored_and_never_printed() {
         let folder = tempfile::tempdir().unwrap();
         let home = folder.path().to_str().unwrap();
         std::fs::write(folder.path().join("token"), "hf_stored\n").unwrap();

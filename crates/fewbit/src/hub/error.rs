@@ -191,7 +191,7 @@ pub enum HubError {
     },
 
     /// Another program's cache has no such model.
-    #[error("{place} has no model {name:?} on this computer: ask for one that it has")]
+    #[error("{place} has no model {name:?} on this computer: choose one that it has")]
     NotInPlace {
         /// The program.
         place: &'static str,
@@ -200,7 +200,7 @@ pub enum HubError {
     },
 
     /// The download was cancelled; the next attempt continues from there.
-    #[error("ended before all was fetched: the next attempt continues")]
+    #[error("the download ended early: try again to continue it")]
     Cancelled,
 
     /// The server cannot be reached, or the connection broke.
@@ -282,7 +282,7 @@ pub enum HubError {
     },
 
     /// The registry does not pin the file, and the source reports no size and hash of it.
-    #[error("{location}: the server names no size and SHA-256 of the file, and the registry does not either")]
+    #[error("{location}: neither the server nor the registry gives the size and SHA-256 of the file")]
     NoPin {
         /// URL or package.
         location: String,
@@ -367,7 +367,7 @@ mod tests {
     use super::suggest;
 
     #[test]
-    fn what_resembles_a_name_is_suggested() {
+    fn similar_names_are_suggested() {
         let known =
             ["mistral-7b-v0.1", "mistral-7b-v0.3", "qwen3-8b", "smollm2-135m", "phi-3-mini", "gemma-2b", "yi-6b"];
         let known = known.map(str::to_owned);

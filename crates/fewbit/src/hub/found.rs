@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn models_of_other_programs_are_found_by_the_names_that_are_shown() {
+    fn models_of_other_programs_are_found_by_their_listed_names() {
         let home = tempfile::tempdir().unwrap();
         let at = |path: &str| home.path().join(path);
         put(at(".lmstudio/models/pub/repo/m.Q4_K_M.gguf"), "12345");

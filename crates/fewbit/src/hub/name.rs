@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_read_as_people_write_them() {
+    fn repo_names_are_parsed_in_every_notation() {
         let of = |revision: &str, choice: Choice| {
             let name = RepoName { repo: "org/repo-1.5".into(), revision: revision.into(), choice };
             Some(format!("{name:?}"))
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_and_registry_names_are_no_names_of_a_hub() {
+    fn paths_and_registry_names_are_not_repo_names() {
         for text in ["smollm2", "./a/b", "../a/b", "/a/b", "a/b/c", "a/b.gguf", "a/b/c.gguf", "~/a", "a//b", "a/..", ""]
         {
             assert_eq!(name(text), None, "{text}");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_that_would_leave_their_folder_are_known() {
+    fn unsafe_paths_are_detected() {
         for path in ["a.gguf", "a/b.gguf", ".gitattributes", "a b/c"] {
             assert!(is_safe_path(path), "{path}");
         }

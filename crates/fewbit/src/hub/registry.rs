@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_could_leave_the_cache_folder_are_refused() {
+    fn unsafe_and_invalid_entries_are_rejected() {
         assert!(entry("tiny.gguf", "tiny.gguf").is_ok());
         for (from, to) in [
             ("tiny.gguf", "../tiny.gguf"),
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_file_adds_and_replaces() {
+    fn user_file_adds_and_replaces_entries() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("models.toml");
         let mut registry = Registry::built_in().unwrap();

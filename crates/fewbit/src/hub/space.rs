@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_fit_is_refused_with_figures() {
+    fn insufficient_disk_space_is_an_error_with_both_sizes() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("not/there/yet");
         assert!(check(&folder, 0).is_ok() && check(&folder, 1).is_ok());

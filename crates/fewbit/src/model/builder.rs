@@ -240,7 +240,7 @@ impl ModelBuilder {
     /// for (name, of_type) in model.types() {
     ///     println!("{name}: {} tensors, {} bytes", of_type.tensors, of_type.bytes);
     /// }
-    /// let memory = model.memory(4096).map_err(fewbit::Error::from)?;
+    /// let memory = model.memory(4096)?;
     /// println!("{} MiB with 4096 tokens", memory.total_bytes() >> 20);
     /// # Ok(()) }
     /// ```

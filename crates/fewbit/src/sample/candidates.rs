@@ -218,7 +218,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_k_best_are_those_of_a_full_sort(logits in logits(), k in 1..300_usize, twice in 1..300_usize) {
+        fn keep_best_equals_a_full_sort(logits in logits(), k in 1..300_usize, twice in 1..300_usize) {
             let mut list = Vec::new();
             let mut candidates = Candidates::new(&logits, max(&logits), &mut list);
             candidates.keep_best(k);
@@ -231,7 +231,7 @@ mod tests {
         }
 
         #[test]
-        fn the_k_best_of_a_list_are_too(logits in logits(), k in 1..300_usize) {
+        fn keep_best_of_a_filtered_list_equals_a_full_sort(logits in logits(), k in 1..300_usize) {
             let mut list = Vec::new();
             let mut candidates = Candidates::new(&logits, max(&logits), &mut list);
             candidates.keep_from(-5.0);
@@ -243,7 +243,7 @@ mod tests {
         }
 
         #[test]
-        fn a_prefix_is_that_of_a_full_sort(logits in logits(), n in 1..2000_usize) {
+        fn keep_prefix_equals_a_full_sort(logits in logits(), n in 1..2000_usize) {
             let mut list = Vec::new();
             let mut candidates = Candidates::new(&logits, max(&logits), &mut list);
             candidates.keep_prefix(|best| (best.len() >= n).then_some(n));

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_repetition_counts() {
+    fn dry_penalizes_the_longest_repetition() {
         // The end `a b c` occurred with `d` after it, and `b c` with `e`: one token beyond the two allowed, and none.
         let found = penalties(dry(usize::MAX, &[]), &[0, 1, 2, 3, 1, 2, 4, 0, 1, 2]);
         assert_eq!(found[3], 1.75);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn no_sequence_reaches_over_a_breaker() {
+    fn dry_sequences_end_at_breakers() {
         let text = [0, 1, 2, 3, 4, 0, 1, 2];
         assert_eq!(penalties(dry(usize::MAX, &["\n"]), &text)[3], 1.75);
         // A breaker inside the repeated sequence leaves two tokens of it, after the last token none.
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn penalties_count_a_window() {
+    fn penalties_count_only_the_window() {
         let settings = Penalties { repeat: 2.0, presence: 0.5, frequency: 0.25, last_n: 4 };
         let mut history = History::new(&settings, &Dry::default(), None);
         for token in [3, 0, 1, 0, 2] {
@@ -290,7 +290,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn z_is_what_comparing_gives(tokens in proptest::collection::vec(0..3_u32, 0..40)) {
+        fn reversed_z_equals_direct_comparison(tokens in proptest::collection::vec(0..3_u32, 0..40)) {
             let mut z = Vec::new();
             reversed_z(&tokens, &mut z);
             let reversed: Vec<u32> = tokens.iter().rev().copied().collect();
@@ -300,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn a_breaker_is_found_however_tokens_cut_it(
+        fn breakers_are_found_across_token_boundaries(
             tokens in proptest::collection::vec(0..3_u32, 0..30),
             breakers in proptest::collection::vec("[abc]{0,3}", 0..3),
         ) {

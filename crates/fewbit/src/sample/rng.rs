@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_fill_the_unit_interval() {
+    fn floats_are_uniform_in_the_unit_interval() {
         let mut rng = Rng::new(0);
         let mut tenths = [0; 10];
         for _ in 0..10_000 {

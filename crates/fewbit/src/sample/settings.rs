@@ -285,7 +285,7 @@ pub enum SamplingError {
         bias: f32,
     },
     /// A token with a bias or a ban is not in the vocabulary.
-    #[error("token {token} has a bias or is banned, and the vocabulary has {n_vocab} tokens")]
+    #[error("token {token} has a bias or is banned, but the vocabulary has only {n_vocab} tokens")]
     UnknownToken {
         /// The token.
         token: u32,

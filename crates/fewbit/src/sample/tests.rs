@@ -48,7 +48,7 @@ fn survivors(sampling: &Sampling, logits: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn greedy_takes_the_largest_and_of_equals_the_first() {
+fn greedy_takes_the_largest_logit_and_the_first_among_ties() {
     let mut sampler = Sampler::new(&Sampling::greedy()).unwrap();
     assert_eq!(sampler.sample(&mut [0.0, 3.0, -1.0, 3.0]).unwrap(), 1);
     assert_eq!(sampler.sample(&mut [-0.0, 0.0]).unwrap(), 0);
@@ -56,7 +56,7 @@ fn greedy_takes_the_largest_and_of_equals_the_first() {
 }
 
 #[test]
-fn settings_out_of_range_are_named() {
+fn out_of_range_settings_are_rejected_by_name() {
     let with =
         |temperature, top_p, min_p| Sampler::new(&settings(temperature, 0, top_p, min_p)).map(|sampler| sampler.seed());
     assert_eq!(with(1.0, 1.0, 0.0), Ok(1));
@@ -72,7 +72,7 @@ fn settings_out_of_range_are_named() {
 }
 
 #[test]
-fn logits_that_are_no_numbers_are_errors() {
+fn non_finite_logits_are_errors() {
     for sampling in [Sampling::greedy(), Sampling::default()] {
         let mut sampler = Sampler::new(&sampling).unwrap();
         for (i, bad) in [f32::NAN, -f32::NAN, f32::INFINITY].into_iter().enumerate() {
@@ -108,7 +108,7 @@ fn draws_follow_the_probabilities() {
 }
 
 #[test]
-fn each_stage_cuts_where_it_says() {
+fn each_stage_keeps_the_expected_candidates() {
     let logits = logits_of(&[0.1, 0.4, 0.05, 0.3, 0.15]);
     let cases = [
         (settings(1.0, 2, 1.0, 0.0), vec![1, 3]),
@@ -147,7 +147,7 @@ const SEED_7: [u32; 8] = [377, 288, 919, 720, 741, 110, 919, 199];
 const SEED_7_FREE: [u32; 8] = [55, 173, 720, 427, 965, 467, 726, 331];
 
 #[test]
-fn without_a_seed_the_drawn_one_repeats_the_tokens() {
+fn drawn_seed_reproduces_the_tokens() {
     let logits = vec![0.0; 5000];
     let free = Sampling { top_k: 0, ..Sampling::default() };
     let mut first = Sampler::new(&free).unwrap();
@@ -160,7 +160,7 @@ fn without_a_seed_the_drawn_one_repeats_the_tokens() {
 
 proptest! {
     #[test]
-    fn only_survivors_come(
+    fn only_surviving_candidates_are_drawn(
         logits in proptest::collection::vec(-8.0..8.0_f32, 1..800),
         top_k in 0..50_usize,
         top_p in 0.05..1.0_f32,
@@ -179,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn no_logits_make_it_panic(
+    fn arbitrary_logits_do_not_panic(
         bits in proptest::collection::vec(any::<u32>(), 0..300),
         top_k in 0..400_usize,
         top_p in 1e-6..=1.0_f32,

@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_up_before_is_found() {
+    fn lookup_finds_the_longest_and_latest_match() {
         assert_eq!(lookup(&[]), None);
         assert_eq!(lookup(&[1, 2, 3, 4, 5]), None);
         assert_eq!(lookup(&[1, 2, 9, 1, 2]), None, "two tokens are too few");
@@ -317,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn repetition_goes_on() {
+    fn drafts_continue_a_repetition() {
         let mut drafter = Drafter::new(Speculation::Always, None);
         let draft = drafter.draft(&[5, 6, 5, 6, 5, 6], 5, 1, &mut StepCost::default());
         assert_eq!(draft, [5, 6, 5, 6, 5]);
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn drafts_get_longer_where_they_are_right_and_stop_where_they_are_not() {
+    fn drafts_grow_when_accepted_and_stop_when_rejected() {
         let mut cost = cost();
         let text = [5; 40];
         let mut drafter = Drafter::new(Speculation::Auto, None);
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_copied_passage_gained_is_not_lost_in_the_text_behind_it() {
+    fn few_drafts_are_wasted_after_a_copied_passage() {
         let mut cost = cost();
         let text = [5; 40];
         let mut drafter = Drafter::new(Speculation::Auto, None);
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_longer_match_promises_more() {
+    fn longer_matches_give_longer_drafts() {
         let mut cost = cost();
         let first = |n_same: u32, cost: &mut StepCost| {
             let text: Vec<u32> = (0..n_same).chain(100..200).chain(0..n_same).collect();
@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[test]
-    fn beside_others_a_draft_must_promise_more() {
+    fn drafts_are_shorter_in_larger_batches() {
         let mut cost = cost();
         let text = [5; 40];
         let length = |n_rows: usize, cost: &mut StepCost| {

@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_decodes_is_in_every_step() {
+    fn decoding_sequences_are_in_every_step() {
         let mut planner = planner(1000.0);
         for _ in 0..3 {
             let take = planner.plan(&waiting(&[1, 4000, 1, 10]), 512);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_alone_gets_a_whole_chunk() {
+    fn single_prompt_gets_a_whole_chunk() {
         assert_eq!(planner(3000.0).plan(&waiting(&[4000]), 512), [512]);
         // A slow model's chunks are smaller, so that others get in.
         assert_eq!(planner(400.0).plan(&waiting(&[4000]), 512), [112]);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn short_prompts_overtake_and_long_ones_are_not_starved() {
+    fn short_prompts_overtake_without_starving_long_ones() {
         let mut planner = planner(1000.0);
         let mut long = Pending { pending: 10_000, served: 0 };
         let mut served = 0;
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn prompts_of_a_length_go_together() {
+    fn prompts_of_similar_length_are_batched() {
         assert_eq!(planner(1000.0).plan(&waiting(&[100, 50, 45]), 512), [0, 0, 45]);
         assert_eq!(planner(1000.0).plan(&waiting(&[100, 45, 45]), 512), [0, 45, 45]);
         assert_eq!(planner(1000.0).plan(&waiting(&[10, 12, 9, 11]), 512), [10, 0, 9, 11]);
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_short_does_not_wait_for_the_rest_of_what_is_long() {
+    fn short_prompts_do_not_wait_for_the_rest_of_long_ones() {
         // 256 would fit as well, and would make it wait for twice as long.
         assert_eq!(planner(1000.0).plan(&waiting(&[256, 2]), 512), [0, 2]);
         // Each of several short ones is served before the next chunk of the long one.

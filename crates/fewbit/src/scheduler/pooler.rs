@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn each_way_of_pooling_is_what_its_name_says() {
+    fn mean_last_and_cls_pooling_give_the_expected_vectors() {
         assert_eq!(pooled(Pooling::Mean, false), [3.0, 2.0]);
         assert_eq!(pooled(Pooling::Last, false), [5.0, 8.0]);
         assert_eq!(pooled(Pooling::Cls, false), [1.0, 2.0]);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn positions_that_come_again_count_once() {
+    fn recomputed_positions_count_once() {
         for pooling in [Pooling::Mean, Pooling::Last, Pooling::Cls] {
             let mut pooler = Pooler::new(pooling, false, 2);
             pooler.push(1, &ROWS[..2]);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_stays_nothing() {
+    fn zero_vectors_are_normalized_to_zeros() {
         let mut pooler = Pooler::new(Pooling::Mean, true, 2);
         pooler.push(1, &[0.0, 0.0]);
         assert_eq!(pooler.finish(), [0.0, 0.0]);

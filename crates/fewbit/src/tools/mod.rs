@@ -308,7 +308,7 @@ pub enum ToolError {
     )]
     ChoiceWithoutTools,
     /// The tool choice names a tool that does not exist.
-    #[error("`tool_choice` names {name:?}, which is none of the tools: they are {}", known.join(", "))]
+    #[error("`tool_choice` names {name:?}, which is not one of the tools: {}", known.join(", "))]
     UnknownTool {
         /// The name.
         name: String,
@@ -321,7 +321,7 @@ pub enum ToolError {
     )]
     ChoiceAndConstraint,
     /// The tool choice requires a call, which needs the feature `constraints`.
-    #[error("`tool_choice` demands a call, which takes the feature `constraints`: build fewbit with it")]
+    #[error("`tool_choice` requires a call, which needs the feature `constraints`: build fewbit with it")]
     ChoiceWithoutFeature,
     /// Two tools have the same name.
     #[error("two tools are called {name:?}: give each a name of its own")]

@@ -428,7 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn literals_are_values() {
+    fn python_literals_are_parsed_as_json_values() {
         for (text, value) in [
             ("1", json!(1)),
             ("-2_000", json!(-2000)),

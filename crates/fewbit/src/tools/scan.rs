@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn values_end_where_they_end() {
+    fn end_of_a_json_value_is_found() {
         for text in [
             "{}",
             "[]",
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused() {
+    fn invalid_json_is_rejected() {
         for text in [
             "}",
             "{]",
@@ -300,7 +300,7 @@ mod tests {
     proptest! {
         /// Whatever the reader of whole values accepts, this accepts, with the same end.
         #[test]
-        fn it_agrees_with_the_reader_of_values(text in r#"[\[{][\[\]{}":,0-9a-e. \\-]{0,12}"#) {
+        fn scanner_agrees_with_serde_json(text in r#"[\[{][\[\]{}":,0-9a-e. \\-]{0,12}"#) {
             let mut values = serde_json::Deserializer::from_str(&text).into_iter::<serde_json::Value>();
             match values.next() {
                 Some(Ok(_)) => prop_assert_eq!(length(&text), Ok(Some(values.byte_offset()))),

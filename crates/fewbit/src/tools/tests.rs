@@ -113,7 +113,7 @@ fn call(style: ToolStyle, code: &str) -> String {
 }
 
 /// Two calls.
-fn two(style: ToolStyle) -> &'static str {
+fn two_calls(style: ToolStyle) -> &'static str {
     match style {
         ToolStyle::Hermes | ToolStyle::Generic => {
             "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>\n\
@@ -169,7 +169,7 @@ fn ids(read: &Read) -> Vec<&str> {
 }
 
 #[test]
-fn every_style_is_read_in_pieces_of_any_size_and_by_the_generic_style() {
+fn every_style_is_parsed_in_any_pieces_and_by_generic() {
     for style in STYLES {
         for code in [
             "print(1)",
@@ -184,7 +184,7 @@ fn every_style_is_read_in_pieces_of_any_size_and_by_the_generic_style() {
             }
         }
         for style_read in [style, ToolStyle::Generic] {
-            let both = read(style_read, two(style));
+            let both = read(style_read, two_calls(style));
             let cities: Vec<_> = both.calls.iter().map(|call| call.1["city"].as_str().unwrap()).collect();
             assert_eq!(cities, ["Paris", "Rome"], "{style:?}");
             let ids = ids(&both);
@@ -196,7 +196,7 @@ fn every_style_is_read_in_pieces_of_any_size_and_by_the_generic_style() {
 }
 
 #[test]
-fn what_stands_in_reasoning_is_no_call() {
+fn calls_inside_reasoning_are_ignored() {
     for style in STYLES {
         let call = call(style, "x");
         let answer = format!("<think>\nI {call} this.\n</think>\n\n{call}");
@@ -214,7 +214,7 @@ fn what_stands_in_reasoning_is_no_call() {
 /// Reasoning is often quoted and fenced badly, so the first end mark ends it; a start mark in the text counts only at
 /// the beginning of a line.
 #[test]
-fn marks_of_reasoning_in_quotes_and_code() {
+fn reasoning_marks_in_quotes_and_code() {
     let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(ToolStyle::Hermes) };
     for quoted in ["`</think>`", "\"</think>\"", "```\n</think>\n```"] {
         let (before, after) = quoted.split_once("</think>").unwrap();
@@ -247,7 +247,7 @@ fn marks_of_reasoning_in_quotes_and_code() {
 
 /// Calls that are written are read as the same calls.
 #[test]
-fn every_style_reads_what_it_writes() {
+fn written_calls_are_parsed_back_in_every_style() {
     let tool = |name: &str, code: &str| {
         json!({"id": "abcdefghi", "function": {"name": name, "arguments": {
             "code": code, "days": -2, "more": [1.5, true, null, {"a": "\u{e9}\n"}]}}})
@@ -276,7 +276,7 @@ fn every_style_reads_what_it_writes() {
 
 /// Calls as published templates write them into a history: `tests/data/tool_calls.py`.
 #[test]
-fn what_templates_write_of_calls_is_read_as_these_calls() {
+fn calls_written_by_templates_are_parsed_back() {
     let templates: Value = serde_json::from_str(include_str!("../../../../tests/data/tool_calls.json")).unwrap();
     let mut n = 0;
     for template in templates.as_array().unwrap() {
@@ -318,7 +318,7 @@ fn what_templates_write_of_calls_is_read_as_these_calls() {
 }
 
 #[test]
-fn a_call_that_is_cut_is_text_and_reported() {
+fn truncated_calls_are_text_and_reported_as_malformed() {
     for style in STYLES {
         let whole = call(style, "print(1)");
         let end = whole.rfind(['}', ')']).unwrap_or(0).max(if style == ToolStyle::Qwen3Coder {
@@ -338,7 +338,7 @@ fn a_call_that_is_cut_is_text_and_reported() {
 }
 
 #[test]
-fn text_around_calls_is_text() {
+fn text_around_calls_is_kept() {
     let hermes = call(ToolStyle::Hermes, "x");
     let got = read(ToolStyle::Hermes, &format!("Let me see.{hermes}Done"));
     assert_eq!(got.text, "Let me see.Done", "the text is what is left");
@@ -391,7 +391,7 @@ proptest! {
 
     /// Any text in any pieces: nothing panics, nothing is lost, and the pieces make no difference.
     #[test]
-    fn nothing_is_lost(
+    fn any_text_is_parsed_without_loss(
         parts in prop::collection::vec(prop_oneof![
             "[a-z \\n{}\\[\\]\":,()='<>/\u{e9}0-9]{0,6}",
             prop::sample::select(vec![
@@ -407,7 +407,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_can_come(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         read_with(&setup(ToolStyle::Generic), &String::from_utf8_lossy(&bytes));
     }
 }

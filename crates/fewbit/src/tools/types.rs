@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_text_gets_the_type_of_the_schema() {
+    fn text_is_converted_to_the_type_of_the_schema() {
         let root = json!({ "$defs": { "Unit": { "enum": ["C", "F"] }, "Point": { "type": "object" } } });
         let value = |schema: Value, text: &str| Types::of(&schema, &root).value(text);
         assert_eq!(value(json!({ "type": "string" }), "12"), json!("12"));

@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_complement_has_all_others() {
+    fn complement_has_all_other_characters() {
         let set = CharSet::new(vec![('b', 'd'), ('a', 'a'), ('x', 'x'), ('\u{D7FF}', '\u{D7FF}')]);
         assert_eq!(set, CharSet(vec![('a', 'd'), ('x', 'x'), ('\u{D7FF}', '\u{D7FF}')]));
         let rest = set.complement();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn first_bytes_are_those_of_utf8() {
+    fn first_bytes_follow_utf8() {
         let bytes = CharSet::new(vec![('y', 'é'), ('€', '€')]).first_bytes();
         let mut expected = Bytes::default();
         (b'y'..=0x7F).for_each(|byte| expected.insert(byte));

@@ -514,7 +514,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_regular_is_one_token() {
+    fn regular_rules_become_one_token() {
         let found = lines("root ::= [a-z]+ \" \" num # a comment\nnum ::= \"-\"? [0-9]{1,3}");
         assert_eq!(
             found,
@@ -528,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recursive_is_a_rule() {
+    fn recursive_rules_become_lark_rules() {
         let found = lines("root ::= ws \"(\" root? \")\"\nws ::= [ ]*");
         assert_eq!(found[..2], ["start: rule_0", "rule_0: (PART_0 (rule_0)? PART_1)"]);
         assert_eq!(found[2], r"RULE_1: (/[\x{20}-\x{20}]/)*");
@@ -536,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_that_would_take_too_much_is_split() {
+    fn tokens_that_would_match_too_much_are_split() {
         // White space may end in the line break that follows it.
         let found = lines("root ::= (expr \"\\n\")+\nexpr ::= [0-9]+ ws | \"(\" expr \")\" ws\nws ::= [ \\n]*");
         assert!(found.iter().any(|line| line.contains("(PART_4)*")), "{found:#?}");
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_grammar_is_an_error() {
+    fn invalid_grammars_are_rejected() {
         for bad in [
             "",
             "a b",

@@ -309,7 +309,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_values_of_any_size() {
+    fn numbers_of_any_size_compare_by_value() {
         for (a, b) in [("1", "1.0"), ("100", "1e2"), ("-0", "0"), ("0.5", "5E-1"), ("1e+2", "1.00e2")] {
             assert_eq!(Number::of(a), Number::of(b), "{a} {b}");
         }
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn text_and_value_are_read_alike() {
+    fn text_and_serde_values_give_the_same_json() {
         let text = r#" {"a": [1, -2.5e3, "x\"\\y\u00e9", true, false, null, {}, []], "b": {"a": 18446744073709551616}, "a" : 1 } "#;
         let Json::Object(fields) = Json::read(text).unwrap() else { panic!() };
         assert_eq!(fields[0], ("a".into(), Json::Number(Number::of("1"))));

@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_format_has_its_expression_and_matches_what_it_should() {
+    fn every_format_accepts_valid_and_rejects_invalid_texts() {
         for (name, _) in FORMATS {
             assert!(pattern(name).is_some(), "{name}");
         }

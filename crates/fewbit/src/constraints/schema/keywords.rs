@@ -3,11 +3,13 @@
 //! Unknown keywords are annotations, as JSON Schema specifies. The table of keywords in the documentation is
 //! `KEYWORDS`; a test compares the two.
 
+mod apply;
+
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use super::super::ConstraintError;
-use super::cases::{ArrayPart, Atom, Case, ObjectPart, Scope, Solver, Unevaluated, types};
+use super::cases::{ArrayPart, Atom, Case, ObjectPart, Scope, Solver, types};
 use super::exact::{Json, Number};
 use super::formats;
 use super::patterns::Pattern;
@@ -272,184 +274,6 @@ impl<'a> Solver<'a> {
             }
             _ => {}
         }
-    }
-
-    /// Applies the schema at a place.
-    fn hold(
-        &mut self,
-        id: Id,
-        without_one_of: bool,
-        scope: Scope,
-        case: &mut Case<'a>,
-        todo: &mut VecDeque<Step<'a>>,
-        branches: &mut VecDeque<Vec<Alternative<'a>>>,
-    ) -> Result<(), ConstraintError> {
-        let json = self.places.json(id);
-        let fields = match json {
-            Json::Bool(true) => return Ok(()),
-            Json::Bool(false) => {
-                case.types = 0;
-                return Ok(());
-            }
-            Json::Object(fields) => fields,
-            other => return Err(self.expected(id, "", "a schema: an object or a boolean", other)),
-        };
-        let mut scope = scope;
-        if json.get("unevaluatedProperties").is_some() || json.get("unevaluatedItems").is_some() {
-            let mut inner = (*scope).clone();
-            inner.insert(id);
-            scope = Rc::new(inner);
-        }
-        let is = |solver: &Self, path: &[&str], json: &'a Json| {
-            Step::Atom(Atom::Is(solver.places.child(id, path, json)), Rc::clone(&scope))
-        };
-        for (keyword, value) in fields {
-            let keyword = keyword.as_str();
-            match keyword {
-                "type" => case.types &= self.types(id, value)?,
-                "const" => self.equal(self.places.child(id, &[keyword], value), case),
-                "enum" => self.one_of_values(id, value, case, branches)?,
-                "allOf" => {
-                    for (i, part) in self.list(id, keyword, value)?.iter().enumerate() {
-                        todo.push_back(is(self, &[keyword, &i.to_string()], part));
-                    }
-                }
-                "anyOf" => {
-                    let parts = self.list(id, keyword, value)?.iter().enumerate();
-                    branches
-                        .push_back(parts.map(|(i, part)| vec![is(self, &[keyword, &i.to_string()], part)]).collect());
-                }
-                "oneOf" if !without_one_of => {
-                    let alternatives = self.one_of(id, value, &scope)?;
-                    branches.push_back(alternatives);
-                }
-                "not" => {
-                    let denied = self.places.child(id, &[keyword], value);
-                    let alternatives = self.denied(denied, "")?;
-                    branches.push_back(alternatives);
-                }
-                "if" => {
-                    let then = json.get("then").map(|then| is(self, &["then"], then));
-                    let otherwise = json.get("else").map(|then| is(self, &["else"], then));
-                    if then.is_none() && otherwise.is_none() {
-                        continue;
-                    }
-                    let mut first = vec![is(self, &[keyword], value)];
-                    first.extend(then);
-                    let mut alternatives = vec![first];
-                    for mut denied in self.denied(self.places.child(id, &[keyword], value), "")? {
-                        denied.extend(otherwise.clone());
-                        alternatives.push(denied);
-                    }
-                    branches.push_back(alternatives);
-                }
-                "$ref" | "$dynamicRef" | "$recursiveRef" => {
-                    let target = self.reference(id, keyword, value)?;
-                    todo.push_back(Step::Atom(Atom::Is(target), Rc::clone(&scope)));
-                }
-                "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" => {
-                    if let Some(bound) = self.bound(id, keyword, value, json)? {
-                        todo.push_back(bound);
-                    }
-                }
-                "multipleOf" => {
-                    let number = self.number(id, keyword, value)?;
-                    if number.is_negative || number.is_zero() {
-                        return Err(self.refused(id, keyword, "expected a number above 0"));
-                    }
-                    case.numbers_at = Some(id);
-                    if !case.numbers.multiples.contains(number) {
-                        case.numbers.multiples.push(number.clone());
-                    }
-                }
-                "minLength" => todo.push_back(Step::MinLength(self.count(id, keyword, value)?)),
-                "maxLength" => todo.push_back(Step::MaxLength(self.count(id, keyword, value)?)),
-                "pattern" => todo.push_back(Step::Pattern(self.pattern(id, keyword, value)?, true)),
-                "format" => {
-                    let name = self.text(id, keyword, value)?;
-                    if let Some(pattern) = formats::pattern(name) {
-                        todo.push_back(Step::Pattern(pattern, true));
-                    } else if json.get("type").and_then(Json::as_str) == Some("integer") {
-                        case.numbers.format = Some(name.to_owned());
-                    }
-                }
-                "items" | "prefixItems" | "additionalItems" => {
-                    let first = fields
-                        .iter()
-                        .find(|(name, _)| ["items", "prefixItems", "additionalItems"].contains(&name.as_str()));
-                    // Done once for these three keywords.
-                    if first.is_some_and(|(name, _)| name == keyword) {
-                        case.arrays.push(self.array_part(id, json, &scope)?);
-                    }
-                }
-                "minItems" => todo.push_back(Step::MinItems(self.count(id, keyword, value)?)),
-                "maxItems" => todo.push_back(Step::MaxItems(self.count(id, keyword, value)?)),
-                "uniqueItems" => match value {
-                    Json::Bool(true) => case.unique = Some(id),
-                    Json::Bool(false) => {}
-                    other => return Err(self.expected(id, keyword, "a boolean", other)),
-                },
-                "contains" => {
-                    let count = |name: &str| json.get(name).map(|value| self.count(id, name, value)).transpose();
-                    let (min, max) = (count("minContains")?.unwrap_or(1), count("maxContains")?);
-                    if min > 0 || max.is_some() {
-                        let atom = Atom::Is(self.places.child(id, &[keyword], value));
-                        case.contains.push((atom, min, max, id));
-                        case.min_items = case.min_items.max(min);
-                    }
-                    if json.get("unevaluatedItems").is_some() || !scope.is_empty() {
-                        let is_closed = |at: &Id| self.places.json(*at).get("unevaluatedItems").is_some();
-                        if scope.iter().any(is_closed) {
-                            return Err(self.refused(id, keyword, "next to unevaluatedItems it cannot be followed"));
-                        }
-                    }
-                }
-                "properties" | "patternProperties" | "additionalProperties" => {
-                    let first = fields.iter().find(|(name, _)| {
-                        ["properties", "patternProperties", "additionalProperties"].contains(&name.as_str())
-                    });
-                    if first.is_some_and(|(name, _)| name == keyword) {
-                        let part = self.object_part(id, json, &scope)?;
-                        case.objects.push(part);
-                    }
-                }
-                "propertyNames" => {
-                    let mut names = std::mem::take(&mut case.names);
-                    names.push(Atom::Is(self.places.child(id, &[keyword], value)));
-                    case.names = super::cases::sorted(names);
-                }
-                // In draft 3 it was a boolean of a property.
-                "required" if !matches!(value, Json::Bool(_)) => {
-                    for name in self.names(id, keyword, value)? {
-                        case.require(name);
-                    }
-                }
-                "minProperties" => todo.push_back(Step::MinProperties(self.count(id, keyword, value)?, id)),
-                "maxProperties" => todo.push_back(Step::MaxProperties(self.count(id, keyword, value)?, id)),
-                "dependentRequired" | "dependentSchemas" | "dependencies" => {
-                    for (name, value) in self.object(id, keyword, value)? {
-                        let mut with = vec![Step::Require(name)];
-                        if let Json::Array(_) = value {
-                            let at = format!("{keyword}/{name}");
-                            with.extend(self.names(id, &at, value)?.into_iter().map(Step::Require));
-                        } else {
-                            with.push(is(self, &[keyword, name], value));
-                        }
-                        branches.push_back(vec![vec![Step::Property(name, Atom::Never)], with]);
-                    }
-                }
-                "unevaluatedProperties" => {
-                    let atom = Atom::Is(self.places.child(id, &[keyword], value));
-                    case.unevaluated_properties.push(Unevaluated { at: id, atom, scope: Rc::clone(&scope) });
-                }
-                "unevaluatedItems" => {
-                    let atom = Atom::Is(self.places.child(id, &[keyword], value));
-                    case.unevaluated_items.push(Unevaluated { at: id, atom, scope: Rc::clone(&scope) });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 
     /// A list of values has one branch for all that are neither arrays nor objects, and one for each of the others.

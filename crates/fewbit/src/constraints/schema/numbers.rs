@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_hold_for_every_text() {
+    fn bounds_hold_for_every_number_text() {
         let bounds = [
             "0",
             "0.1",
@@ -508,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_have_bounds_even_where_the_schema_has_none() {
+    fn integers_are_bounded_even_if_the_schema_has_no_bounds() {
         let open = Numbers::default();
         for (text, is_in) in [
             ("9007199254740991", true),
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn multiples_and_exclusions_hold_for_every_text() {
+    fn multiples_and_exclusions_hold_for_every_number_text() {
         for of in ["1", "2", "5", "10", "25", "16", "1000", "0.5", "0.01", "0.25", "0.1", "0.05", "4e1"] {
             for fractions in [false, true] {
                 let mut numbers = Numbers { multiples: vec![Number::of(of)], ..Numbers::default() };

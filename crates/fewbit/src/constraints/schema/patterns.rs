@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_are_searched_for_in_the_string_and_written_for_its_json() {
+    fn patterns_match_anywhere_in_json_encoded_strings() {
         for (pattern, yes, no) in [
             ("a", &["a", "xay", "\n\"a\\"][..], &["", "b"][..]),
             ("^a", &["ab"], &["ba"]),

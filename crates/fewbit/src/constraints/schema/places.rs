@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn uris_are_joined_as_the_rfc_says() {
+    fn uris_are_joined_as_in_rfc_3986() {
         // RFC 3986, 5.4.
         for (reference, joined) in [
             ("g:h", "g:h"),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn references_are_found() {
+    fn references_are_resolved() {
         let text = r##"{
             "$id": "http://example.com/root.json",
             "$defs": {

@@ -173,7 +173,7 @@ fn validator(schema: &Value) -> Option<jsonschema::Validator> {
 }
 
 #[test]
-fn every_schema_of_the_suite_compiles_or_its_error_names_the_keyword() {
+fn suite_schemas_compile_or_fail_naming_the_keyword() {
     let factory = factory();
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     let (mut n_walks, mut n_cut) = (0, 0);
