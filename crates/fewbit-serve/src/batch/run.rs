@@ -271,8 +271,9 @@ fn validate(path: &Path, endpoint: &str, limit: u64) -> io::Result<Result<u64, V
             ));
             break;
         }
-        let mut wrong =
-            |code, param, message: String| errors.push(error(code, message, Some(param).filter(|p| *p != ""), Some(n)));
+        let mut wrong = |code, param, message: String| {
+            errors.push(error(code, message, Some(param).filter(|p| !p.is_empty()), Some(n)))
+        };
         let line = match line {
             Ok(line) => line,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
