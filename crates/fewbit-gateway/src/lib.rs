@@ -44,7 +44,7 @@ pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use routes::{Route, Routes};
 pub use size::Size;
-pub use usage::{By, Row, usage};
+pub use usage::{By, Row, date, usage};
 
 use std::time::SystemTime;
 

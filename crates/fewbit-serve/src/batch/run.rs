@@ -271,7 +271,7 @@ fn validate(path: &Path, endpoint: &str, limit: u64) -> io::Result<Result<u64, V
             ));
             break;
         }
-        let mut wrong = |code, param, message: String| {
+        let mut wrong = |code, param: &'static str, message: String| {
             errors.push(error(code, message, Some(param).filter(|p| !p.is_empty()), Some(n)))
         };
         let line = match line {
