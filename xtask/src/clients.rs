@@ -1,11 +1,11 @@
 //! Official clients against `fewbit serve`, each in its own environment under `target/`.
 //!
-//! The server is the program as built, with SmolLM2, a store and two keys; the tests of a client get its address and the
-//! keys in `FEWBIT_URL`, `FEWBIT_KEY` and `FEWBIT_ADMIN_KEY`. It also has the model under a second name, loaded on demand.
+//! The server is the program as built, with SmolLM2 and a key; the tests of a client get its address and the key in
+//! `FEWBIT_URL` and `FEWBIT_KEY`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -13,53 +13,66 @@ use anyhow::{Context, Result, bail};
 use crate::shell;
 
 pub(crate) const FOLDER: &str = "crates/fewbit-serve/tests/clients";
-const MODEL: &str = "smollm2-135m-instruct";
-/// The name of the model that is loaded on demand: the server takes it for a reranker.
-const ON_DEMAND: &str = "smollm2-reranker";
+pub(crate) const MODEL: &str = "smollm2-135m-instruct";
+pub(crate) const KEY: &str = "a-key-for-the-tests-of-clients";
 
-/// Stops the server when dropped.
-struct Server(Child);
+/// A server that is stopped when this is dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) url: String,
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
+}
+
+impl Server {
+    /// Builds the program, and starts `fewbit serve` with these arguments on a free port.
+    pub(crate) fn start(args: &[&str]) -> Result<Self> {
+        let program = program()?;
+        let args = [&["serve"], args, &["--listen", "127.0.0.1:0"]].concat();
+        eprintln!("$ fewbit {}", args.join(" "));
+        let mut child = Command::new(&program)
+            .args(&args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| program.display().to_string())?;
+        let stdout = child.stdout.take();
+        let mut server = Self { child, url: String::new() };
+        let mut line = String::new();
+        BufReader::new(stdout.context("no stdout")?).read_line(&mut line)?;
+        let url = line.trim_end().strip_prefix("listening on ").context("the server does not listen")?;
+        url.clone_into(&mut server.url);
+        Ok(server)
+    }
+
+    /// Starts a server with SmolLM2 and [`KEY`].
+    pub(crate) fn start_with_key() -> Result<Self> {
+        let keys = shell::target().join("clients/keys");
+        fs::write(&keys, KEY)?;
+        Self::start(&[MODEL, "--api-key-file", &keys.to_string_lossy()])
+    }
+
+    /// Whether the server is still running.
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+}
+
+/// Builds the program. Returns its path.
+pub(crate) fn program() -> Result<PathBuf> {
+    shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
+    Ok(shell::target().join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION))
 }
 
 /// Creates the environments, starts the server, and runs every `*_client.py` and `*_client.mjs`.
 pub(crate) fn run() -> Result<()> {
-    let target = shell::target();
-    let python = environment(&target)?;
-    let node = node_environment(&target)?;
-    shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
-    let program = target.join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
-    let folder = target.join("clients");
-    let (config, store) = (folder.join("fewbit.toml"), folder.join("store"));
-    if store.exists() {
-        fs::remove_dir_all(&store)?;
-    }
-    fs::write(
-        &config,
-        format!(
-            "listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nmodel = \"{MODEL}\"\n[[models]]\nmodel = \"{MODEL}\"\n\
-             name = \"{ON_DEMAND}\"\nload = \"on_demand\"\nunload_after_s = 60\nkv_memory = \"512 MiB\"\n"
-        ),
-    )?;
-    let key = |name: &str, more: &[&str]| -> Result<String> {
-        let mut command = Command::new(&program);
-        command.args(["keys", "add", name, "--config"]).arg(&config).args(more).stderr(Stdio::inherit());
-        let output = command.output().with_context(|| program.display().to_string())?;
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-    };
-    let (key, admin_key) = (key("tests", &[])?, key("admin", &["--endpoint", "/admin", "--endpoint", "/v1"])?);
-    let mut command = Command::new(&program);
-    command.args(["serve", "--config"]).arg(&config).stdout(Stdio::piped());
-    eprintln!("$ fewbit serve --config {}", config.display());
-    let mut server = Server(command.spawn().with_context(|| program.display().to_string())?);
-    let mut line = String::new();
-    BufReader::new(server.0.stdout.take().context("no stdout")?).read_line(&mut line)?;
-    let url = line.trim_end().strip_prefix("listening on ").context("the server does not listen")?;
+    let python = environment()?;
+    let node = node_environment(FOLDER, "clients-node")?;
+    let server = Server::start_with_key()?;
 
     let mut scripts: Vec<_> = fs::read_dir(shell::root().join(FOLDER))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -71,8 +84,7 @@ pub(crate) fn run() -> Result<()> {
         let program = if is_python { python.clone() } else { PathBuf::from("node") };
         eprintln!("$ {} {}", if is_python { "python" } else { "node" }, script.display());
         let mut test = Command::new(program);
-        test.arg(&script).env("FEWBIT_URL", url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
-        test.env("FEWBIT_NODE_FOLDER", &node);
+        test.arg(&script).env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", KEY).env("FEWBIT_NODE_FOLDER", &node);
         let status = test.status()?;
         if !status.success() {
             bail!("{} failed: {status}", script.display());
@@ -82,8 +94,8 @@ pub(crate) fn run() -> Result<()> {
 }
 
 /// A virtual environment with the packages that the tests require. It is created once, and again if these change.
-pub(crate) fn environment(target: &Path) -> Result<PathBuf> {
-    let folder = target.join("clients");
+pub(crate) fn environment() -> Result<PathBuf> {
+    let folder = shell::target().join("clients");
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
     let wanted = fs::read_to_string(shell::root().join(FOLDER).join("requirements.txt"))?;
     let installed = folder.join("installed.txt");
@@ -98,10 +110,10 @@ pub(crate) fn environment(target: &Path) -> Result<PathBuf> {
     Ok(python)
 }
 
-/// A folder with the packages that the JavaScript tests require.
-fn node_environment(target: &Path) -> Result<PathBuf> {
-    let folder = target.join("clients-node");
-    let wanted = fs::read_to_string(shell::root().join(FOLDER).join("package.json"))?;
+/// The folder `name` of the build folder, with the packages of the `package.json` in the folder `tests`.
+pub(crate) fn node_environment(tests: &str, name: &str) -> Result<PathBuf> {
+    let folder = shell::target().join(name);
+    let wanted = fs::read_to_string(shell::root().join(tests).join("package.json"))?;
     let installed = folder.join("installed.json");
     if fs::read_to_string(&installed).is_ok_and(|has| has == wanted) {
         return Ok(folder);
@@ -111,7 +123,7 @@ fn node_environment(target: &Path) -> Result<PathBuf> {
     let path = folder.to_string_lossy();
     let npm = if cfg!(windows) { "npm.cmd" } else { "npm" };
     let install = ["install", "--prefix", &path, "--no-audit", "--no-fund", "--ignore-scripts", "--silent"];
-    shell::run(npm, &install).context("the clients need node (20 or later) with npm")?;
+    shell::run(npm, &install).context("this needs node (20 or later) with npm")?;
     fs::write(&installed, wanted)?;
     Ok(folder)
 }

@@ -193,7 +193,7 @@ class Others(unittest.TestCase):
             self.assertTrue(all(abs(a - b) < 1e-7 for a, b in zip(one.embedding, other.embedding)))
 
     def test_models(self):
-        self.assertIn(MODEL, [model.id for model in client().models.list()])
+        self.assertEqual([model.id for model in client().models.list()], [MODEL])
         self.assertEqual(client().models.retrieve(MODEL).owned_by, "fewbit")
 
     def test_errors_have_their_types(self):
