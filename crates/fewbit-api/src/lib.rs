@@ -19,13 +19,16 @@
 #![forbid(unsafe_code)]
 
 pub mod admin;
+pub mod batches;
 pub mod chat;
 pub mod common;
 pub mod completion;
 pub mod embedding;
 pub mod error;
+pub mod files;
 pub mod messages;
 pub mod models;
+pub mod rerank;
 pub mod responses;
 #[cfg(feature = "schema")]
 mod schema;

@@ -24,6 +24,10 @@ pub struct ModelObject {
     pub created: u64,
     /// `fewbit`.
     pub owned_by: &'static str,
-    /// How many tokens a prompt and its answer can have together. The name is vLLM's; OpenAI has no such field.
+    /// How many tokens a prompt and its answer can have together; 0 if unknown. The name is vLLM's; OpenAI has no such
+    /// field.
     pub max_model_len: usize,
+    /// Whether it is in memory: `loaded`, `loading`, `unloaded` or `unloading`. OpenAI has no such field.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<&'static str>,
 }

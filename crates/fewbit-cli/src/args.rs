@@ -523,6 +523,15 @@ pub(crate) struct ServeArgs {
     /// Serve what this file says: models, store, prices
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Load each MODEL at its first request, not at the start
+    #[arg(long, requires = "models")]
+    pub(crate) on_demand: bool,
+    /// Unload a MODEL that was loaded on demand after so many seconds without a request
+    #[arg(long, value_name = "SECONDS", requires = "on_demand", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) unload_after: Option<u32>,
+    /// What all loaded models may take together, such as 12GiB: idle ones that were loaded on demand go for others
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) memory_limit: Option<fewbit_gateway::Size>,
     /// Write a commented example of a configuration, and serve nothing
     #[arg(long, value_name = "FILE", conflicts_with_all = ["models", "listen", "api_key_file", "config"])]
     pub(crate) init: Option<PathBuf>,

@@ -27,6 +27,13 @@ pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model>
     load_by(builder(common), name_or_path)
 }
 
+/// Like [`load`], with a limit in bytes for keys and values if that is given.
+#[cfg(feature = "serve")]
+pub(crate) fn load_with_kv(common: &Common, name_or_path: &str, kv_memory: Option<u64>) -> anyhow::Result<Model> {
+    let builder = builder(common);
+    load_by(if let Some(bytes) = kv_memory { builder.kv_memory(bytes) } else { builder }, name_or_path)
+}
+
 /// Shows the warnings about a model's files, and returns the model.
 fn with_warnings(model: Model) -> Model {
     for warning in model.warnings() {

@@ -140,9 +140,9 @@ pub enum Outcome {
     Complete,
     /// No answer was begun.
     Refused,
-    /// The answer failed after it was begun.
+    /// The engine or an upstream failed, before or after the answer began.
     Failed,
-    /// The client disconnected. The token counts include what was generated until then, as far as it is known.
+    /// The client disconnected, before or after the answer began. The token counts include what was generated until then, as far as it is known.
     Cancelled,
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fewbit_serve::{Backend, UpstreamBackend, UpstreamConfig};
+use fewbit_serve::{Backend, FileLimits, UpstreamBackend, UpstreamConfig};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -14,6 +14,7 @@ use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
 use crate::masking::{Masking, MaskingConfig};
 use crate::routes::{Route, Routes};
+use crate::size::Size;
 use crate::tools::{Tools, ToolsConfig};
 
 /// A configuration file with comments, as an example.
@@ -35,6 +36,11 @@ pub struct Config {
     /// The models to serve.
     #[serde(default)]
     pub models: Vec<ModelConfig>,
+    /// How much memory all loaded models may take together.
+    pub memory_limit: Option<Size>,
+    /// Limits of uploaded files and of batches, which need a store.
+    #[serde(default)]
+    batches: BatchesConfig,
     /// Other servers that routes can use.
     #[serde(default)]
     upstreams: Vec<Upstream>,
@@ -95,6 +101,35 @@ pub struct ModelConfig {
     pub model: String,
     /// Its name in requests. By default the same as with `fewbit serve MODEL`.
     pub name: Option<String>,
+    /// When it is loaded.
+    #[serde(default)]
+    pub load: LoadWhen,
+    /// After how many seconds without a request a model that was loaded on demand is unloaded.
+    pub unload_after_s: Option<Spanned<u32>>,
+    /// How much memory its keys and values may take.
+    pub kv_memory: Option<Size>,
+}
+
+/// When a model is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum LoadWhen {
+    /// When the server starts.
+    #[default]
+    Start,
+    /// At its first request.
+    OnDemand,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchesConfig {
+    file_limit: Option<Size>,
+    key_limit: Option<Size>,
+    total_limit: Option<Size>,
+    lines: Option<u64>,
+    jobs: Option<Spanned<usize>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -184,6 +219,19 @@ impl Config {
             }
         }
         self.tools.check(&self.source, self.store.is_some())?;
+        if let Some(zero) = self.batches.jobs.as_ref().filter(|jobs| *jobs.get_ref() == 0) {
+            return wrong(zero.span(), "`jobs` is 0: give at least 1".to_owned());
+        }
+        for model in &self.models {
+            let Some(seconds) = &model.unload_after_s else { continue };
+            if model.load == LoadWhen::Start {
+                let what = "`unload_after_s` is for models that are loaded on demand: add `load = \"on_demand\"`";
+                return wrong(seconds.span(), what.to_owned());
+            }
+            if *seconds.get_ref() == 0 {
+                return wrong(seconds.span(), "`unload_after_s` is 0: give at least 1, or leave it out".to_owned());
+            }
+        }
         self.masking()?;
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
@@ -265,6 +313,19 @@ impl Config {
                 Err(self.source.wrong(price.span(), what))
             }
         }
+    }
+
+    /// The limits of uploaded files and of batches.
+    pub fn file_limits(&self) -> FileLimits {
+        let mut limits = FileLimits::default();
+        let of = &self.batches;
+        let bytes = |size: Option<Size>, default: u64| size.map_or(default, |size| size.0);
+        limits.file_bytes = bytes(of.file_limit, limits.file_bytes);
+        limits.key_bytes = bytes(of.key_limit, limits.key_bytes);
+        limits.total_bytes = bytes(of.total_limit, limits.total_bytes);
+        limits.lines = of.lines.unwrap_or(limits.lines);
+        limits.jobs = of.jobs.as_ref().map_or(limits.jobs, |jobs| *jobs.get_ref());
+        limits
     }
 
     /// Whether the configuration has routes.

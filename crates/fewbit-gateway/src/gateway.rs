@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
     AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job,
-    ModelInfo, Sample, Usage,
+    ModelInfo, Reranked, Sample, Usage,
 };
 use futures_core::Stream;
+use serde_json::{Map, Value};
 
 use crate::audit::{Audit, Entry, Head, Outcome};
 use crate::error::GatewayError;
@@ -174,6 +175,18 @@ impl Books {
         key.cloned().ok_or_else(|| BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more"))
     }
 
+    /// Admits a request with this key, or refuses it.
+    fn admit(&self, key: Key, endpoint: &str) -> Result<Arc<str>, BackendError> {
+        if !lock(&self.audit).catch_up() {
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log"));
+        }
+        if !key.may_ask(endpoint) {
+            return Err(BackendError::new(BackendErrorKind::Forbidden, format!("the key may not ask {endpoint}")));
+        }
+        lock(&self.limits).enter(&key, Instant::now()).map_err(refused)?;
+        Ok(key.name.into())
+    }
+
     /// Writes an entry. If it cannot be written, it waits. Returns whether it was written.
     fn write(&self, entry: Entry) -> bool {
         let mut log = lock(&self.audit);
@@ -238,14 +251,20 @@ impl<B: Backend> Gate for Gateway<B> {
         };
         let unknown = || BackendError::new(BackendErrorKind::WrongKey, "this server does not know the key");
         let key = key.ok_or_else(unknown)?;
-        if !lock(&books.audit).catch_up() {
-            return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log"));
-        }
-        if !key.may_ask(endpoint) {
-            return Err(BackendError::new(BackendErrorKind::Forbidden, format!("the key may not ask {endpoint}")));
-        }
-        lock(&books.limits).enter(&key, Instant::now()).map_err(refused)?;
-        Ok(key.name.into())
+        books.admit(key, endpoint)
+    }
+
+    fn enter_as(&self, name: &str, endpoint: &'static str) -> Result<Arc<str>, BackendError> {
+        let books = &self.shared.books;
+        let key = {
+            let mut keys = lock(&books.keys);
+            if keys.refresh().is_err() {
+                return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
+            }
+            keys.named(name).cloned()
+        };
+        let unknown = || BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more");
+        books.admit(key.ok_or_else(unknown)?, endpoint)
     }
 }
 
@@ -263,6 +282,15 @@ struct Account {
     answered_by: Option<AnsweredBy>,
     masked: usize,
     outcome: Outcome,
+}
+
+impl Account {
+    /// Sets the outcome of an answer that did not begin, because of this error.
+    fn ends_by(&mut self, error: &BackendError) {
+        use BackendErrorKind::{Internal, LoadFailed, Upstream};
+        let has_failed = matches!(error.kind, Internal | LoadFailed | Upstream);
+        self.outcome = if has_failed { Outcome::Failed } else { Outcome::Refused };
+    }
 }
 
 impl Drop for Account {
@@ -368,9 +396,11 @@ impl<B: Backend> Backend for Guarded<B> {
             let mut account = self.shared.account(&job.caller, &job.model);
             let key = self.shared.admit_job(&job)?;
             self.shared.reserve(&key, &mut account, job.max_tokens.unwrap_or(0))?;
-            account.estimated_prompt = job.estimated_prompt_tokens();
-            let answer = self.shared.backend.generate(job).await?;
+            let estimated_prompt = job.estimated_prompt_tokens();
+            // Until the backend answers, the client may disconnect.
             account.outcome = Outcome::Cancelled;
+            let answer = self.shared.backend.generate(job).await.inspect_err(|error| account.ends_by(error))?;
+            account.estimated_prompt = estimated_prompt;
             let by = answer.answered_by().cloned();
             account.answered_by.clone_from(&by);
             account.masked = answer.n_masked();
@@ -401,27 +431,70 @@ impl<B: Backend> Backend for Guarded<B> {
                     account.answered_by.clone_from(&embedded.answered_by);
                     account.masked = embedded.masked;
                 }
-                Err(_) => account.outcome = Outcome::Failed,
+                Err(error) => account.ends_by(error),
             }
             embedded
         })
     }
 
-    fn tokenize(
+    fn rerank(
         &self,
         caller: &Caller,
         model: &str,
-        text: &str,
-        add_special: bool,
-        parse: bool,
-    ) -> Result<Vec<u32>, BackendError> {
-        self.shared.admit(caller, model)?;
-        self.shared.backend.tokenize(caller, model, text, add_special, parse)
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let (caller, model) = (caller.clone(), model.to_owned());
+        Box::pin(async move {
+            let mut account = self.shared.account(&caller, &model);
+            let key = self.shared.admit(&caller, &model)?;
+            self.shared.reserve(&key, &mut account, 0)?;
+            account.outcome = Outcome::Cancelled;
+            let reranked = self.shared.backend.rerank(&caller, &model, query, documents).await;
+            let reranked = reranked.inspect_err(|error| account.ends_by(error))?;
+            account.outcome = Outcome::Complete;
+            account.used.prompt = reranked.prompt_tokens;
+            account.masked = reranked.masked;
+            account.answered_by.clone_from(&reranked.answered_by);
+            Ok(reranked)
+        })
     }
 
-    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
-        self.shared.admit(caller, model)?;
-        self.shared.backend.detokenize(caller, model, tokens)
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.tokenizer_info(caller, model).await
+        })
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
+        add_special: bool,
+        parse: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.tokenize(caller, model, text, add_special, parse).await
+        })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.detokenize(caller, model, tokens).await
+        })
     }
 
     fn samples(&self) -> Vec<Sample> {

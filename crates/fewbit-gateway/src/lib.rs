@@ -34,16 +34,18 @@ mod limits;
 mod live;
 mod masking;
 mod routes;
+mod size;
 mod tools;
 mod usage;
 
 pub use audit::{Audit, Entry, Head, Outcome, Permission, ToolStep, ToolUse, verify};
-pub use config::{Config, EXAMPLE, ModelConfig};
+pub use config::{Config, EXAMPLE, LoadWhen, ModelConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use routes::{Route, Routes};
+pub use size::Size;
 pub use tools::{Tools, WithTools};
 pub use usage::{By, Row, date, usage};
 

@@ -69,6 +69,8 @@ impl Live {
             ("store", config.store != self.config.store),
             ("models", config.models != self.config.models),
             ("tools", config.tools != self.config.tools),
+            ("batches", config.file_limits() != self.config.file_limits()),
+            ("memory_limit", config.memory_limit != self.config.memory_limit),
         ];
         if let Some((what, _)) = has_changed.into_iter().find(|(_, has_changed)| *has_changed) {
             return Err(GatewayError::NeedsRestart { path: self.path.clone(), what });

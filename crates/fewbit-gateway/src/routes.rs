@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
     AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo,
-    Sample, SampleKind,
+    Reranked, Sample, SampleKind,
 };
 use futures_core::Stream;
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use crate::breaker::{Breaker, OPEN_FOR, Permit};
@@ -165,7 +166,8 @@ impl Route {
                 permit.failed();
                 tracing::warn!(route = self.name, target = &*target.name, %error, attempt, "a target failed");
                 let asked_for = match error.kind {
-                    BackendErrorKind::UpstreamBusy { retry_after_s } => Duration::from_secs(retry_after_s.into()),
+                    BackendErrorKind::UpstreamBusy { retry_after_s }
+                    | BackendErrorKind::NotLoaded { retry_after_s } => Duration::from_secs(retry_after_s.into()),
                     _ => Duration::ZERO,
                 };
                 last = Some(error);
@@ -185,7 +187,7 @@ impl Route {
     }
 
     fn info(&self) -> ModelInfo {
-        ModelInfo { id: self.name.clone(), created: 0, context_length: 0, fingerprint: "route".to_owned() }
+        ModelInfo { id: self.name.clone(), created: 0, context_length: 0, fingerprint: "route".to_owned(), state: None }
     }
 
     fn samples(&self) -> [Sample; 3] {
@@ -232,6 +234,9 @@ fn is_temporary(kind: BackendErrorKind) -> bool {
             | BackendErrorKind::Busy
             | BackendErrorKind::Unavailable
             | BackendErrorKind::Internal
+            | BackendErrorKind::NotLoaded { .. }
+            | BackendErrorKind::TooLarge
+            | BackendErrorKind::LoadFailed
     )
 }
 
@@ -357,23 +362,66 @@ impl Backend for Routes {
         })
     }
 
-    fn tokenize(
+    fn rerank(
         &self,
         caller: &Caller,
         model: &str,
-        text: &str,
-        add_special: bool,
-        parse: bool,
-    ) -> Result<Vec<u32>, BackendError> {
-        let table = self.table();
-        let (backend, model) = table.first(model)?;
-        backend.tokenize(caller, model, text, add_special, parse)
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let (table, caller, model) = (self.table(), caller.clone(), model.to_owned());
+        Box::pin(async move {
+            let Some(route) = table.route(&model) else {
+                return table.own(&model)?.rerank(&caller, &model, query, documents).await;
+            };
+            let asked = route.ask(&caller, |target| {
+                let to = table.target(&model, target);
+                Box::pin(to.rerank(&caller, &target.model, query.clone(), documents.clone()))
+            });
+            let Asked { answer, by, permit } = asked.await?;
+            permit.succeeded();
+            Ok(Reranked { answered_by: Some(by), ..answer })
+        })
     }
 
-    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
         let table = self.table();
-        let (target, model) = table.first(model)?;
-        target.backend.detokenize(caller, model, tokens)
+        Box::pin(async move {
+            let (target, model) = table.first(model)?;
+            target.backend.tokenizer_info(caller, model).await
+        })
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
+        add_special: bool,
+        parse: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        let table = self.table();
+        Box::pin(async move {
+            let (backend, model) = table.first(model)?;
+            backend.tokenize(caller, model, text, add_special, parse).await
+        })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        let table = self.table();
+        Box::pin(async move {
+            let (target, model) = table.first(model)?;
+            target.backend.detokenize(caller, model, tokens).await
+        })
     }
 
     fn samples(&self) -> Vec<Sample> {

@@ -27,9 +27,9 @@ pub enum By {
 pub struct Row {
     /// The name of the group: a key, model, backend or day.
     pub of: String,
-    /// Answers that were begun, including those that failed or were cancelled.
+    /// Answers, including those that failed or were cancelled.
     pub answers: u64,
-    /// Requests that ended before an answer was begun.
+    /// Requests that were not admitted: they were invalid, not allowed, or too many.
     pub refused: u64,
     /// Tokens of prompts.
     pub prompt_tokens: u64,

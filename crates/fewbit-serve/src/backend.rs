@@ -14,6 +14,8 @@ use fewbit_api::common::{Prompt, Sampling};
 use futures_core::Stream;
 use serde_json::{Map, Value};
 
+use crate::models::ModelState;
+
 /// A boxed future.
 pub type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -90,18 +92,47 @@ pub trait Backend: Send + Sync + 'static {
     /// Computes the embeddings of texts.
     fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
 
-    /// The tokens of a text.
-    fn tokenize(
+    /// How relevant documents are to a query. By default, no model can tell.
+    fn rerank(
         &self,
         caller: &Caller,
         model: &str,
-        text: &str,
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let _ = (caller, query, documents);
+        let error = BackendError::invalid("model", format!("the model {model:?} is not one that reranks here"));
+        Box::pin(async move { Err(error) })
+    }
+
+    /// What is known about a model's tokenizer, in the form of a `tokenizer_config.json`. By default, nothing is.
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        let _ = caller;
+        let error = BackendError::invalid("model", format!("the tokenizer of {model:?} is not known here"));
+        Box::pin(async move { Err(error) })
+    }
+
+    /// The tokens of a text.
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
         add_special: bool,
         parse: bool,
-    ) -> Result<Vec<u32>, BackendError>;
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>>;
 
     /// The text of tokens.
-    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError>;
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>>;
 
     /// The metrics of this backend.
     fn samples(&self) -> Vec<Sample>;
@@ -114,6 +145,16 @@ pub trait Gate: Send + Sync + 'static {
     /// # Errors
     /// If the key is missing or unknown, is not allowed to call this endpoint, or has exceeded its rate limit.
     fn enter(&self, key: Option<&[u8]>, endpoint: &'static str) -> Result<Arc<str>, BackendError>;
+
+    /// Checks a key by the name that [`enter`](Self::enter) returned, for a request that the server sends on its behalf:
+    /// the lines of its batches. By default there are none.
+    ///
+    /// # Errors
+    /// As `enter`. A key that is not in use any more is a [`BackendErrorKind::WrongKey`].
+    fn enter_as(&self, name: &str, endpoint: &'static str) -> Result<Arc<str>, BackendError> {
+        let _ = (name, endpoint);
+        Err(BackendError::new(BackendErrorKind::WrongKey, "this server sends no requests on behalf of keys"))
+    }
 }
 
 /// The sender of a request, and the request's id and endpoint.
@@ -132,12 +173,14 @@ pub struct Caller {
 pub struct ModelInfo {
     /// Its name in requests.
     pub id: String,
-    /// When it was loaded, in seconds since 1970.
+    /// When it was loaded, or the server was started, in seconds since 1970.
     pub created: u64,
-    /// How many tokens a prompt and its answer can have together; 0 if unknown.
+    /// How many tokens a prompt and its answer can have together; 0 if unknown, such as before a model was loaded.
     pub context_length: usize,
     /// Identifies what computes the answers: another version may give other answers for the same seed.
     pub fingerprint: String,
+    /// Whether it is in memory; `None` if that is not known, such as for a model on another server.
+    pub state: Option<ModelState>,
 }
 
 /// A request for one answer. A client's request for several answers becomes several jobs.
@@ -380,6 +423,26 @@ impl Embedded {
     }
 }
 
+/// How relevant documents are to a query.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reranked {
+    /// One score for each document; a higher one is more relevant.
+    pub scores: Vec<f32>,
+    /// Tokens that were computed.
+    pub prompt_tokens: usize,
+    /// How many texts were masked before they left this server.
+    pub masked: usize,
+    /// Which target of a route answered; `None` if the request named a model directly.
+    pub answered_by: Option<AnsweredBy>,
+}
+
+impl Reranked {
+    /// Creates the scores of documents, for which `prompt_tokens` tokens were computed.
+    pub fn new(scores: Vec<f32>, prompt_tokens: usize) -> Self {
+        Self { scores, prompt_tokens, masked: 0, answered_by: None }
+    }
+}
+
 /// The value of a metric.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
@@ -431,6 +494,15 @@ pub enum BackendErrorKind {
     Unavailable,
     /// An internal error: a client can do nothing about it.
     Internal,
+    /// The model is not loaded, and there is no memory for it now: try again later.
+    NotLoaded {
+        /// After how many seconds to try again.
+        retry_after_s: u32,
+    },
+    /// The model is larger than the memory limit ever allows: name another one.
+    TooLarge,
+    /// The model cannot be loaded. The next request tries again.
+    LoadFailed,
     /// The request has no key: send one.
     NoKey,
     /// The key is unknown or revoked: send another one.

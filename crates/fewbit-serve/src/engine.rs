@@ -2,7 +2,8 @@
 //!
 //! Each answer is a task that owns the conversation, drives its stream, and sends the events through a small channel.
 //! When the receiver is dropped, the task ends, and with it the generation. It also ends if the client does not read
-//! for a long time, because it would occupy the memory of its context forever.
+//! for a long time, because it would occupy the memory of its context forever. The task also holds the lease of its
+//! model, which is not unloaded meanwhile.
 
 use std::error::Error as _;
 use std::path::Path;
@@ -18,45 +19,59 @@ use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{self as wire, Prompt};
 use futures_core::Stream;
 use futures_util::StreamExt;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::block_in_place;
 
 use crate::backend::{
     Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
-    Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Generating, Input, Job, ModelInfo, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
 use crate::messages;
+use crate::models::{Lease, Pool, ServedModel};
+use crate::rerank::rerank;
 
 /// How many events an answer may be ahead of its reader, in addition to what the engine buffers itself.
 const AHEAD: usize = 4;
 /// A client that does not read for this long counts as disconnected.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Models that are computed in this process.
-#[derive(Debug, Clone)]
+/// Models that are computed in this process. A clone is another handle to the same models.
+#[derive(Clone)]
 pub struct EngineBackend {
-    models: Vec<(ModelInfo, Model)>,
+    models: Pool,
+}
+
+impl std::fmt::Debug for EngineBackend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineBackend").finish_non_exhaustive()
+    }
 }
 
 impl EngineBackend {
-    /// Creates a backend with these models, by their names in requests.
+    /// Creates a backend with these loaded models, by their names in requests.
     ///
     /// # Errors
     /// If there is no model, or two models have the same name.
     pub fn new<N: Into<String>>(models: impl IntoIterator<Item = (N, Model)>) -> Result<Self, ServeError> {
-        let created = std::time::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
-        let mut all: Vec<(ModelInfo, Model)> = Vec::new();
-        for (id, model) in models {
-            let id = id.into();
-            if all.iter().any(|(known, _)| known.id == id) {
-                return Err(ServeError::SameName { id });
-            }
-            let fingerprint = format!("fewbit-{}", env!("CARGO_PKG_VERSION"));
-            all.push((ModelInfo { id, created, context_length: model.context_length(), fingerprint }, model));
-        }
-        if all.is_empty() { Err(ServeError::NoModel) } else { Ok(Self { models: all }) }
+        Self::with_models(models.into_iter().map(|(id, model)| ServedModel::loaded(id, model)), None)
+    }
+
+    /// Creates a backend with models of which some are loaded on demand. All of them together take at most
+    /// `memory_limit` bytes, if that is given: idle ones are unloaded for others.
+    ///
+    /// # Errors
+    /// If there is no model, two models have the same name, or those that are loaded exceed the limit.
+    pub fn with_models(
+        models: impl IntoIterator<Item = ServedModel>,
+        memory_limit: Option<u64>,
+    ) -> Result<Self, ServeError> {
+        Ok(Self { models: Pool::new(models.into_iter().collect(), memory_limit)? })
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.models
     }
 
     /// The default name of a model in requests: a name of the registry or the hub as it is, the name of a file without
@@ -69,25 +84,19 @@ impl EngineBackend {
         let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
         stem.map_or_else(|| given.to_owned(), |name| name.to_string_lossy().into_owned())
     }
-
-    fn model(&self, id: &str) -> Result<&Model, BackendError> {
-        let found = self.models.iter().find(|(info, _)| info.id == id).map(|(_, model)| model);
-        let unknown = || BackendError::new(BackendErrorKind::UnknownModel, format!("there is no model {id:?} here"));
-        found.ok_or_else(unknown)
-    }
 }
 
 impl Backend for EngineBackend {
     fn models(&self, _: &Caller) -> Vec<ModelInfo> {
-        self.models.iter().map(|(info, _)| info.clone()).collect()
+        self.models.infos()
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
         Box::pin(async move {
-            let model = self.model(&job.model)?.clone();
+            let lease = self.models.lease(&job.model).await?;
             let (events, mut receiver) = mpsc::channel(AHEAD);
             let (begun, has_begun) = oneshot::channel();
-            tokio::spawn(run(model, job, Sink { begun: Some(begun), events }));
+            tokio::spawn(run(lease, job, Sink { begun: Some(begun), events }));
             match has_begun.await {
                 Ok(Ok(())) => Ok(Generating::new(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)))),
                 Ok(Err(error)) => Err(error),
@@ -98,52 +107,88 @@ impl Backend for EngineBackend {
 
     fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
         Box::pin(async move {
-            let model = self.model(&job.model)?.clone();
-            let (chat, _) = start(&model, job)?;
+            let lease = self.models.lease(&job.model).await?;
+            let (chat, _) = start(lease.model(), job)?;
             block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
         })
     }
 
     fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
-        let model = self.model(model).cloned();
+        let model = model.to_owned();
         Box::pin(async move {
-            let model = model?;
+            let lease = self.models.lease(&model).await?;
             let prompts: Vec<fewbit::Prompt> = texts.into_iter().map(prompt).collect();
-            let embedded = model.embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
+            let embedded = lease.model().embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
             Ok(Embedded::new(embedded.vectors, embedded.usage.prompt))
         })
     }
 
-    fn tokenize(
+    fn rerank(
         &self,
         _: &Caller,
         model: &str,
-        text: &str,
-        add_special: bool,
-        parse: bool,
-    ) -> Result<Vec<u32>, BackendError> {
-        use fewbit::expert::tokenizer::SpecialTokens;
-        let tokenizer = self.model(model)?.tokenizer();
-        let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
-        let ids = block_in_place(|| tokenizer.encode(text, special));
-        Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let model = model.to_owned();
+        Box::pin(async move {
+            let lease = self.models.lease(&model).await?;
+            rerank(lease.model(), &model, query, documents, |error| refused(error, "input")).await
+        })
     }
 
-    fn detokenize(&self, _: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
-        let tokenizer = self.model(model)?.tokenizer();
-        let n_vocab = tokenizer.n_vocab();
-        match tokens.iter().position(|&token| token as usize >= n_vocab) {
-            Some(i) => {
-                let message = format!("token {} is not in the vocabulary of {n_vocab} tokens", tokens[i]);
-                Err(BackendError::invalid(format!("tokens[{i}]"), message))
+    fn tokenizer_info<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        Box::pin(async move {
+            let lease = self.models.lease(model).await?;
+            Ok(block_in_place(|| tokenizer_info(lease.model())))
+        })
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        text: &'a str,
+        add_special: bool,
+        parse: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        use fewbit::expert::tokenizer::SpecialTokens;
+        Box::pin(async move {
+            let lease = self.models.lease(model).await?;
+            let tokenizer = lease.model().tokenizer();
+            let special = if parse { SpecialTokens::Parse } else { SpecialTokens::Plain };
+            let ids = block_in_place(|| tokenizer.encode(text, special));
+            Ok(if add_special { tokenizer.with_bos(ids) } else { ids })
+        })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move {
+            let lease = self.models.lease(model).await?;
+            let tokenizer = lease.model().tokenizer();
+            let n_vocab = tokenizer.n_vocab();
+            match tokens.iter().position(|&token| token as usize >= n_vocab) {
+                Some(i) => {
+                    let message = format!("token {} is not in the vocabulary of {n_vocab} tokens", tokens[i]);
+                    Err(BackendError::invalid(format!("tokens[{i}]"), message))
+                }
+                None => Ok(tokenizer.decode(tokens)),
             }
-            None => Ok(tokenizer.decode(tokens)),
-        }
+        })
     }
 
     fn samples(&self) -> Vec<Sample> {
         use SampleKind::{Counter, Gauge};
-        let of_model = |(info, model): &(ModelInfo, Model)| {
+        let of_model = |(model_id, model): (String, Model)| {
             let m = model.metrics();
             let ends = m.outcomes;
             let rows: [(&'static str, &'static str, SampleKind, f64); 20] = [
@@ -188,11 +233,35 @@ impl Backend for EngineBackend {
                 ),
                 ("weight_bytes", "Bytes of the weights.", Gauge, m.weight_bytes as f64),
             ];
-            let model = info.id.clone();
-            rows.map(|(name, help, kind, value)| Sample { name, help, kind, model: model.clone(), value })
+            rows.map(|(name, help, kind, value)| Sample { name, help, kind, model: model_id.clone(), value })
         };
-        self.models.iter().flat_map(of_model).collect()
+        self.models.loaded().into_iter().flat_map(of_model).chain(self.models.samples()).collect()
     }
+}
+
+/// A model's tokenizer in the form of a `tokenizer_config.json`.
+fn tokenizer_info(model: &Model) -> Map<String, Value> {
+    let tokenizer = model.tokenizer();
+    let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).map_or(Value::Null, Value::from);
+    let mut added = Map::new();
+    for id in (0..tokenizer.n_vocab() as u32).filter(|&id| tokenizer.is_control(id)) {
+        let content = text(Some(id));
+        added.insert(id.to_string(), json!({ "content": content, "special": true }));
+    }
+    let fields = [
+        ("tokenizer_class", "FewbitTokenizer".into()),
+        ("vocab_size", tokenizer.n_vocab().into()),
+        ("model_max_length", model.context_length().into()),
+        ("bos_token", text(tokenizer.bos())),
+        ("eos_token", text(tokenizer.eos())),
+        ("pad_token", text(tokenizer.padding())),
+        ("unk_token", text(tokenizer.unknown())),
+        ("add_bos_token", tokenizer.add_bos().into()),
+        ("add_eos_token", tokenizer.add_eos().into()),
+        ("chat_template", tokenizer.chat_template().map_or(Value::Null, Value::from)),
+        ("added_tokens_decoder", added.into()),
+    ];
+    fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Where an answer's task sends its results: first whether the answer has begun, then its events.
@@ -214,10 +283,10 @@ impl Sink {
     }
 }
 
-async fn run(model: Model, job: Job, mut sink: Sink) {
+async fn run(lease: Lease, job: Job, mut sink: Sink) {
     let answered = match job.input {
-        Input::Chat { .. } => chat(&model, job, &mut sink).await,
-        Input::Text { .. } => continued(&model, job, &mut sink).await,
+        Input::Chat { .. } => chat(lease.model(), job, &mut sink).await,
+        Input::Text { .. } => continued(lease.model(), job, &mut sink).await,
     };
     if let Err(error) = answered {
         match sink.begun.take() {

@@ -50,6 +50,31 @@ pub enum ServeError {
         /// What is wrong.
         what: &'static str,
     },
+    /// The models that are loaded at the start do not fit into the memory limit.
+    #[error("the models take {needed}, but may take {limit} together: load some on demand, or raise the limit")]
+    MemoryLimit {
+        /// What they take.
+        needed: String,
+        /// The limit.
+        limit: String,
+    },
+    /// The folder of files cannot be read or written.
+    #[error("cannot {what} {}", path.display())]
+    Files {
+        /// The operation: `read`, `open` and so on.
+        what: &'static str,
+        /// The file or folder.
+        path: std::path::PathBuf,
+        /// The cause.
+        #[source]
+        error: std::io::Error,
+    },
+    /// Another server uses the folder of files.
+    #[error("{} is in use by another server: give each its own", path.display())]
+    FilesInUse {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
     /// There is no model to serve.
     #[error("there is no model to serve: give at least one")]
     NoModel,
@@ -154,6 +179,11 @@ impl From<BackendError> for ApiError {
             BackendErrorKind::Busy => (StatusCode::TOO_MANY_REQUESTS, Some("queue_full"), Some(1)),
             BackendErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, None, Some(1)),
             BackendErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, None, None),
+            BackendErrorKind::NotLoaded { retry_after_s } => {
+                (StatusCode::SERVICE_UNAVAILABLE, Some("model_not_loaded"), Some(retry_after_s))
+            }
+            BackendErrorKind::TooLarge => (StatusCode::SERVICE_UNAVAILABLE, Some("model_too_large"), None),
+            BackendErrorKind::LoadFailed => (StatusCode::INTERNAL_SERVER_ERROR, Some("model_load_failed"), None),
             BackendErrorKind::NoKey => (StatusCode::UNAUTHORIZED, Some("missing_api_key"), None),
             BackendErrorKind::WrongKey => (StatusCode::UNAUTHORIZED, Some("invalid_api_key"), None),
             BackendErrorKind::Forbidden => (StatusCode::FORBIDDEN, Some("not_allowed"), None),

@@ -27,6 +27,7 @@
 
 mod admin;
 mod backend;
+mod batch;
 mod endpoints;
 mod engine;
 mod error;
@@ -37,6 +38,8 @@ mod line;
 mod live;
 mod local;
 mod messages;
+mod models;
+mod rerank;
 mod scripted;
 mod server;
 mod stats;
@@ -47,13 +50,16 @@ mod upstream;
 pub use admin::Admin;
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
-    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
 };
+pub use batch::files::{FileLimits, Files};
+pub use batch::{BATCH_ENDPOINTS, BatchLine, BatchLines};
 pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use http::{HttpAnswer, HttpClient, HttpError};
 pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
+pub use models::{BuilderSource, ModelSource, ModelState, ServedModel, SourceError};
 pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 #[cfg(feature = "otel")]

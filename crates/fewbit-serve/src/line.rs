@@ -17,8 +17,9 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{AnsweredBy, Caller};
+use crate::backend::{AnsweredBy, BackendError, BackendErrorKind, Caller};
 use crate::error::{ApiError, ErrorForm};
+use crate::local::OnBehalf;
 use crate::server::Shared;
 use crate::stats::Running;
 use crate::stream::KeepAlive;
@@ -51,11 +52,24 @@ pub(crate) struct Call {
     pub(crate) body: Value,
     /// The path.
     pub(crate) path: String,
+    /// The part of the address after the question mark.
+    pub(crate) query: String,
+    /// The headers.
+    pub(crate) headers: HeaderMap,
+    /// The body of an endpoint that reads it itself.
+    pub(crate) upload: Body,
     /// The sender of the request.
     pub(crate) caller: Caller,
 }
 
 impl Call {
+    /// A parameter of the address.
+    pub(crate) fn query(&self, wanted: &str) -> Option<String> {
+        let pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        let mut values = pairs.filter(|(name, _)| *name == wanted).map(|(_, value)| value);
+        values.next().map(|value| crate::endpoints::decoded(&value.replace('+', " ")))
+    }
+
     /// Deserializes the body.
     pub(crate) fn read<T: for<'de> Deserialize<'de>>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.body).map_err(|error| {
@@ -75,6 +89,8 @@ impl Call {
     }
 }
 
+type Pieces = Pin<Box<dyn Stream<Item = std::io::Result<Vec<u8>>> + Send>>;
+
 /// A successful answer to a request.
 pub(crate) struct Reply {
     content: Content,
@@ -86,6 +102,8 @@ pub(crate) struct Reply {
 enum Content {
     /// A body, with its content type.
     Bytes(Bytes, &'static str),
+    /// The content of a file, with its length and content type.
+    File(Pieces, u64, &'static str),
     /// Server-sent events.
     Events(Pin<Box<dyn Stream<Item = String> + Send>>),
 }
@@ -99,6 +117,15 @@ impl Reply {
     /// A body with this content type.
     pub(crate) fn bytes(bytes: impl Into<Bytes>, kind: &'static str) -> Self {
         Content::Bytes(bytes.into(), kind).into()
+    }
+
+    /// The content of a file, of this length.
+    pub(crate) fn file(
+        pieces: impl Stream<Item = std::io::Result<Vec<u8>>> + Send + 'static,
+        length: u64,
+        kind: &'static str,
+    ) -> Self {
+        Content::File(Box::pin(pieces), length, kind).into()
     }
 
     pub(crate) fn events(events: Pin<Box<dyn Stream<Item = String> + Send>>) -> Self {
@@ -137,7 +164,7 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
     });
     let mut response = match reply {
         Ok(reply) => {
-            if !matches!(reply.content, Content::Events(_)) {
+            if !matches!(reply.content, Content::Events(_) | Content::File(..)) {
                 running.ends_with(200);
             }
             form(reply, running, server.keep_alive)
@@ -163,14 +190,23 @@ async fn walk<E: Endpoint>(
     let (parts, body) = request.into_parts();
     refuse_other_sites(server, &parts.headers)?;
     if !E::IS_OPEN {
-        authenticate(server, &parts.headers, caller)?;
+        match parts.extensions.get::<OnBehalf>() {
+            Some(OnBehalf(key)) => enter_as(server, key.as_deref(), caller)?,
+            None => authenticate(server, &parts.headers, caller)?,
+        }
     }
     if server.is_draining() && !E::IS_OPEN {
         let error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "the server is about to stop: try again later");
         return Err(ApiError { retry_after_s: Some(1), ..error });
     }
-    let body = if E::HAS_BODY { parse(&collect(server, &parts.headers, body).await?)? } else { Value::Null };
-    E::answer(server, Call { body, path: parts.uri.path().to_owned(), caller: caller.clone() }).await
+    let (body, upload) = if E::HAS_BODY {
+        (parse(&collect(server, &parts.headers, body).await?)?, Body::empty())
+    } else {
+        (Value::Null, body)
+    };
+    let query = parts.uri.query().unwrap_or_default().to_owned();
+    let (path, caller) = (parts.uri.path().to_owned(), caller.clone());
+    E::answer(server, Call { body, path, query, headers: parts.headers, upload, caller }).await
 }
 
 /// Refuses requests from web pages of other sites, which is needed even without keys: both cross-origin requests
@@ -206,6 +242,20 @@ fn authenticate(server: &Shared, headers: &HeaderMap, caller: &mut Caller) -> Re
     });
     let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
     caller.key = Some(gate.enter(key, caller.endpoint)?);
+    Ok(())
+}
+
+/// Checks a key that has created a batch, before a request of the batch.
+fn enter_as(server: &Shared, key: Option<&str>, caller: &mut Caller) -> Result<(), ApiError> {
+    let Some(gate) = &server.gate else { return Ok(()) };
+    let Some(key) = key else {
+        return Err(BackendError::new(
+            BackendErrorKind::WrongKey,
+            "the server has keys now, and this request has none",
+        )
+        .into());
+    };
+    caller.key = Some(gate.enter_as(key, caller.endpoint)?);
     Ok(())
 }
 
@@ -249,8 +299,22 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
 }
 
 fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Body> {
+    let mut length = None;
     let (body, kind) = match reply.content {
         Content::Bytes(bytes, kind) => (Body::from(bytes), kind),
+        Content::File(pieces, n, kind) => {
+            length = Some(n);
+            let end = futures_util::stream::once(async move {
+                running.ends_with(200);
+                drop(running);
+                Ok(Vec::new())
+            });
+            let pieces = pieces.chain(end).filter(|piece| {
+                let keep = !piece.as_ref().is_ok_and(Vec::is_empty);
+                async move { keep }
+            });
+            (Body::from_stream(pieces), kind)
+        }
         Content::Events(events) => {
             // The stream owns `running`: if the client disconnects, it is dropped before the status is set, and counts
             // as such.
@@ -270,6 +334,9 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     for (name, value) in reply.headers {
         headers.insert(*name, HeaderValue::from_static(value));

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use fewbit_api::common::Prompt;
 use futures_util::{StreamExt, stream};
+use serde_json::{Map, Value};
 
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, End, Event, Finish, Generating, Input, Job,
-    ModelInfo, Piece, Sample, SampleKind, Usage,
+    ModelInfo, Piece, Reranked, Sample, SampleKind, Usage,
 };
 
 /// The prepared answer to one job.
@@ -153,7 +154,7 @@ impl ScriptedBackend {
 impl Backend for ScriptedBackend {
     fn models(&self, _: &Caller) -> Vec<ModelInfo> {
         let (id, fingerprint) = ("scripted".to_owned(), "script".to_owned());
-        vec![ModelInfo { id, created: 0, context_length: 1024, fingerprint }]
+        vec![ModelInfo { id, created: 0, context_length: 1024, fingerprint, state: None }]
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -205,16 +206,46 @@ impl Backend for ScriptedBackend {
         Box::pin(async move { Ok(Embedded::new(vectors, texts.len())) })
     }
 
-    /// Each byte is a token.
-    fn tokenize(&self, _: &Caller, _: &str, text: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
-        Ok(text.bytes().map(u32::from).collect())
+    /// The relevance of a document is its length.
+    fn rerank(
+        &self,
+        _: &Caller,
+        _: &str,
+        _: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let scores = documents.iter().map(|document| document.len() as f32).collect();
+        Box::pin(async move { Ok(Reranked::new(scores, documents.len())) })
     }
 
-    fn detokenize(&self, _: &Caller, _: &str, tokens: &[u32]) -> Result<String, BackendError> {
-        let byte = |&token: &u32| u8::try_from(token);
-        let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
-        let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    fn tokenizer_info<'a>(&'a self, _: &'a Caller, _: &'a str) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        Box::pin(async move { Ok(Map::from_iter([("tokenizer_class".to_owned(), "bytes".into())])) })
+    }
+
+    /// Each byte is a token.
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        _: &'a str,
+        text: &'a str,
+        _: bool,
+        _: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move { Ok(text.bytes().map(u32::from).collect()) })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        _: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move {
+            let byte = |&token: &u32| u8::try_from(token);
+            let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
+            let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        })
     }
 
     fn samples(&self) -> Vec<Sample> {

@@ -15,12 +15,15 @@ use tokio::task::JoinSet;
 
 use crate::admin::Admin;
 use crate::backend::{Backend, Gate};
+use crate::batch::files::Files;
 use crate::endpoints;
+use crate::engine::EngineBackend;
 use crate::error::ServeError;
 use crate::kept::Kept;
 use crate::keys::Keys;
 use crate::live::LiveRequests;
 use crate::local::Local;
+use crate::models::Pool;
 use crate::stats::Stats;
 
 /// The default size limit of request bodies, in bytes.
@@ -51,6 +54,8 @@ pub(crate) struct Shared {
     pub(crate) live: Arc<LiveRequests>,
     pub(crate) admin: Option<Arc<dyn Admin>>,
     pub(crate) reload: Option<Reload>,
+    pub(crate) pool: Option<Pool>,
+    pub(crate) files: Option<Files>,
     draining: AtomicBool,
 }
 
@@ -79,6 +84,8 @@ impl Server {
             live: Arc::default(),
             admin: None,
             reload: None,
+            pool: None,
+            files: None,
             draining: AtomicBool::new(false),
         };
         Self { shared, drain: Duration::from_secs(30) }
@@ -126,10 +133,24 @@ impl Server {
         self
     }
 
+    /// Sets whose models `/admin/models` shows, loads and unloads. Give the engine that also answers the requests, which
+    /// may be wrapped in other backends.
+    pub fn models(mut self, engine: &EngineBackend) -> Self {
+        self.shared.pool = Some(engine.pool().clone());
+        self
+    }
+
+    /// Serves `/v1/files` and `/v1/batches` with these files. When the server runs, it also continues the batches that an
+    /// earlier one left unfinished.
+    pub fn files(mut self, files: Files) -> Self {
+        self.shared.files = Some(files);
+        self
+    }
+
     /// Creates a server without a socket, for requests from within this process. Like a listening one, it needs tokio's
     /// runtime.
     pub fn local(self) -> Local {
-        Local::new(self.shared)
+        Local::new(Arc::new(self.shared))
     }
 
     /// Starts listening. Port 0 takes a free port.
@@ -184,6 +205,9 @@ impl Bound {
     pub async fn run(self, stop: impl Future<Output = ()> + Send) -> bool {
         let Self { listener, shared, drain, .. } = self;
         let app = endpoints::router(Arc::clone(&shared));
+        if let Some(files) = &shared.files {
+            files.unfinished().into_iter().for_each(|id| files.shared.running.start(&shared, files, id));
+        }
         let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
@@ -217,6 +241,9 @@ impl Bound {
         }
         drop(listener);
         shared.draining.store(true, Ordering::Release);
+        if let Some(files) = &shared.files {
+            files.shared.running.stop();
+        }
         tracing::info!(connections = connections.len(), "stopping");
         let is_done = tokio::time::timeout(drain, graceful.shutdown()).await.is_ok();
         connections.shutdown().await;

@@ -10,6 +10,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -17,11 +18,12 @@ use axum::http::StatusCode;
 use fewbit_api::sse;
 use futures_core::Stream;
 use futures_util::stream::{SelectAll, select_all, unfold};
-use futures_util::{StreamExt, TryStreamExt, future};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future};
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::backend::{AnsweredBy, BackendError, CallDelta, End, Event, Generating, Job, Piece, Usage};
 use crate::error::ApiError;
+use crate::line::Reply;
 use crate::server::Shared;
 
 /// What the chunks of an endpoint look like.
@@ -53,6 +55,38 @@ pub(crate) async fn begin(server: &Shared, jobs: Vec<Job>) -> Result<Vec<Generat
     let answers = future::try_join_all(jobs.into_iter().map(|job| server.backend.generate(job)));
     let answers = request.unless_cancelled(answers).await?;
     Ok(answers.into_iter().map(|answer| request.watch(answer)).collect())
+}
+
+/// Begins all answers and streams them.
+///
+/// If they take long to begin, such as when a model must be loaded first, the stream is opened before, so that its
+/// keep-alives tell the client to wait; then a failure to begin is an event of the stream as well.
+pub(crate) async fn reply(
+    server: &Arc<Shared>,
+    jobs: Vec<Job>,
+    n_per_prompt: usize,
+    mut form: impl Form,
+) -> Result<Reply, ApiError> {
+    let own = Arc::clone(server);
+    let mut begun = Box::pin(async move { begin(&own, jobs).await });
+    match tokio::time::timeout(server.keep_alive, &mut begun).await {
+        Ok(answers) => {
+            let answers = answers?;
+            let by = answered_by(&answers);
+            Ok(Reply::events(events(answers, n_per_prompt, form)).by(by))
+        }
+        Err(_) => {
+            let late = begun.map(move |answers| -> Events {
+                match answers {
+                    Ok(answers) => events(answers, n_per_prompt, form),
+                    Err(error) => Box::pin(futures_util::stream::once(future::ready(form.error(&error.into())))),
+                }
+            });
+            // The first comment is due.
+            let first = futures_util::stream::once(future::ready(sse::KEEP_ALIVE.to_owned()));
+            Ok(Reply::events(Box::pin(first.chain(late.flatten_stream()))))
+        }
+    }
 }
 
 /// Which targets of a route give these answers.
@@ -115,14 +149,12 @@ fn broken_off() -> ApiError {
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "the answer broke off")
 }
 
+type Events = Pin<Box<dyn Stream<Item = String> + Send>>;
+
 type Indexed = Pin<Box<dyn Stream<Item = (usize, Option<Result<Event, BackendError>>)> + Send>>;
 
 /// Merges the answers into a stream of events.
-pub(crate) fn events(
-    answers: Vec<Generating>,
-    n_per_prompt: usize,
-    mut form: impl Form,
-) -> Pin<Box<dyn Stream<Item = String> + Send>> {
+pub(crate) fn events(answers: Vec<Generating>, n_per_prompt: usize, mut form: impl Form) -> Events {
     let ready = (0..answers.len()).filter_map(|index| form.first(index)).collect();
     let indexed = answers.into_iter().enumerate().map(|(index, answer)| -> Indexed {
         // `None` marks the end of a stream, so that an answer that breaks off is told from a complete one.

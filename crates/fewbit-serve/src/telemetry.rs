@@ -48,12 +48,13 @@ mod with {
     use futures_core::Stream;
     use opentelemetry::metrics::Histogram;
     use opentelemetry::trace::{FutureExt, SpanKind, Status, TraceContextExt, Tracer};
-    use opentelemetry::{Array, Context, KeyValue, StringValue, Value, global};
+    use opentelemetry::{Array, Context, KeyValue, StringValue, Value as Attribute, global};
     use opentelemetry_http::{HeaderExtractor, HeaderInjector};
+    use serde_json::{Map, Value};
 
     use crate::backend::{
         AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Form, Generating, Input,
-        Job, ModelInfo, Sample, Usage,
+        Job, ModelInfo, Reranked, Sample, Usage,
     };
 
     const SCOPE: &str = "fewbit";
@@ -210,7 +211,7 @@ mod with {
                 Some(Ok(Event::End(end))) => {
                     (self.used, self.error) = (end.usage, None);
                     let reasons = vec![StringValue::from(end.finish.as_str())];
-                    let reasons = Value::Array(Array::String(reasons));
+                    let reasons = Attribute::Array(Array::String(reasons));
                     self.context.span().set_attribute(KeyValue::new("gen_ai.response.finish_reasons", reasons));
                 }
                 Some(Err(error)) => self.failed(error),
@@ -341,18 +342,56 @@ mod with {
             Box::pin(embedding.with_context(context))
         }
 
-        fn tokenize(
+        fn rerank(
             &self,
             caller: &Caller,
             model: &str,
-            text: &str,
+            query: String,
+            documents: Vec<String>,
+        ) -> Boxed<'_, Result<Reranked, BackendError>> {
+            let mut operation = self.begin("rerank", model, Vec::new());
+            let context = operation.context.clone();
+            let (caller, model) = (caller.clone(), model.to_owned());
+            let reranking = async move {
+                let reranked = self.backend.rerank(&caller, &model, query, documents).await;
+                match &reranked {
+                    Ok(reranked) => {
+                        operation.error = None;
+                        operation.used.prompt = reranked.prompt_tokens;
+                        operation.answered_by(reranked.answered_by.as_ref());
+                    }
+                    Err(error) => operation.failed(error),
+                }
+                reranked
+            };
+            Box::pin(reranking.with_context(context))
+        }
+
+        fn tokenizer_info<'a>(
+            &'a self,
+            caller: &'a Caller,
+            model: &'a str,
+        ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+            self.backend.tokenizer_info(caller, model)
+        }
+
+        fn tokenize<'a>(
+            &'a self,
+            caller: &'a Caller,
+            model: &'a str,
+            text: &'a str,
             add_special: bool,
             parse: bool,
-        ) -> Result<Vec<u32>, BackendError> {
+        ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
             self.backend.tokenize(caller, model, text, add_special, parse)
         }
 
-        fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+        fn detokenize<'a>(
+            &'a self,
+            caller: &'a Caller,
+            model: &'a str,
+            tokens: &'a [u32],
+        ) -> Boxed<'a, Result<String, BackendError>> {
             self.backend.detokenize(caller, model, tokens)
         }
 

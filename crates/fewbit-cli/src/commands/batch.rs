@@ -6,16 +6,15 @@
 //! ```
 //!
 //! Output lines have the order of the input lines, and are written as soon as all lines before them are. A run that was
-//! interrupted continues after the last complete line. The same input gives the same bytes: times, random ids, numbers
-//! of cached tokens and seeds, which would differ from run to run, are left out or derived from the line number.
+//! interrupted continues after the last complete line. The same input gives the same bytes.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, bail};
-use fewbit_serve::{EngineBackend, Local, Server};
+use fewbit_serve::{BatchLines, EngineBackend, Server};
 use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 
@@ -23,11 +22,6 @@ use crate::args::{BatchArgs, Common};
 use crate::loading;
 use crate::output::{note, print_json, progress_bar};
 use crate::signals::{self, Tidy};
-
-/// The endpoints that a line can name.
-const PATHS: [&str; 5] = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"];
-/// The size limit of a line, in bytes.
-const MAX_LINE: u64 = 16 << 20;
 
 pub(crate) fn run(common: &Common, args: &BatchArgs) -> anyhow::Result<()> {
     let n_done = done(&args.output, &args.input)?;
@@ -55,12 +49,12 @@ pub(crate) fn run(common: &Common, args: &BatchArgs) -> anyhow::Result<()> {
         let requests = lines(&args.input)?.enumerate().skip(usize::try_from(n_done)?);
         let answers = requests.map(|(i, line)| {
             let server = server.clone();
-            async move { anyhow::Ok(answer(&server, i as u64 + 1, &line?, args.seed).await) }
+            async move { anyhow::Ok(server.batch_line(i as u64 + 1, &line?, args.seed).await) }
         });
         let mut answers = std::pin::pin!(stream::iter(answers).buffered(args.jobs.max(1)));
-        while let Some((is_good, line)) = answers.next().await.transpose()? {
-            out.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", args.output.display()))?;
-            n_failed += u64::from(!is_good);
+        while let Some(line) = answers.next().await.transpose()? {
+            out.write_all(line.text.as_bytes()).with_context(|| format!("cannot write {}", args.output.display()))?;
+            n_failed += u64::from(!line.is_good);
             n_new += 1;
             bar.inc(1);
             if signals::flag().load(Ordering::SeqCst) {
@@ -82,26 +76,11 @@ pub(crate) fn run(common: &Common, args: &BatchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the lines of a file, without empty ones.
+/// The lines of a file, without empty ones.
 fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Vec<u8>>>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut reader = BufReader::new(file);
     let name = path.display().to_string();
-    let next = move || -> Option<anyhow::Result<Vec<u8>>> {
-        loop {
-            let mut line = Vec::new();
-            match reader.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
-                Err(error) => return Some(Err(error).with_context(|| format!("cannot read {name}"))),
-                Ok(0) => return None,
-                Ok(_) if line.len() as u64 == MAX_LINE => {
-                    return Some(Err(anyhow::anyhow!("a line of {name} has more than {MAX_LINE} bytes: cut it up")));
-                }
-                Ok(_) if line.trim_ascii().is_empty() => {}
-                Ok(_) => return Some(Ok(line)),
-            }
-        }
-    };
-    Ok(std::iter::from_fn(next))
+    let lines = BatchLines::open(path).with_context(|| format!("cannot read {name}"))?;
+    Ok(lines.map(move |line| line.with_context(|| format!("cannot read {name}"))))
 }
 
 /// Counts the lines that an earlier run wrote, and removes an incomplete one at the end. Fails if they do not belong to
@@ -134,72 +113,5 @@ fn done(output: &Path, input: &Path) -> anyhow::Result<u64> {
         }
         n_bytes += line.len() as u64;
         n += 1;
-    }
-}
-
-/// Answers a line of the input. Returns whether it succeeded, and the line of the output.
-async fn answer(server: &Local, n: u64, line: &[u8], seed: i64) -> (bool, String) {
-    let written = |custom_id: &Value, response: Value, error: Value| {
-        let line =
-            json!({ "id": format!("batch_req_{n}"), "custom_id": custom_id, "response": response, "error": error });
-        format!("{line}\n")
-    };
-    let wrong = |custom_id: &Value, message: String| {
-        (false, written(custom_id, Value::Null, json!({ "code": "invalid_request", "message": message })))
-    };
-    let mut request: Value = match serde_json::from_slice(line) {
-        Ok(request) => request,
-        Err(error) => return wrong(&Value::Null, format!("the line is not JSON: {error}")),
-    };
-    let custom_id = request["custom_id"].clone();
-    let path = request["url"].as_str().unwrap_or_default().to_owned();
-    if !PATHS.contains(&path.as_str()) {
-        return wrong(&custom_id, format!("`url` is {path:?}: it can be one of {}", PATHS.join(", ")));
-    }
-    let Some(body) = request["body"].as_object_mut() else {
-        return wrong(&custom_id, "`body` is no object".to_owned());
-    };
-    if body.get("stream").is_some_and(|stream| *stream == true) {
-        return wrong(&custom_id, "`body.stream`: lines are answered as a whole; leave it out".to_owned());
-    }
-    if body.get("seed").is_none_or(Value::is_null) {
-        body.insert("seed".to_owned(), seed.into());
-    }
-    let answer = server.post(&path, request["body"].to_string()).await;
-    let mut body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    settle(&mut body, n);
-    let response = json!({ "status_code": answer.status, "body": body });
-    (answer.status == 200, written(&custom_id, response, Value::Null))
-}
-
-/// Replaces everything that differs from run to run.
-fn settle(body: &mut Value, n: u64) {
-    let Value::Object(fields) = body else { return };
-    for time in ["created", "created_at"] {
-        if let Some(time) = fields.get_mut(time) {
-            *time = 0.into();
-        }
-    }
-    fields.shift_remove("request_id");
-    let prefix = |id: &str| {
-        id.split_once('_').map_or_else(|| id.split('-').next().unwrap_or_default().to_owned(), |(p, _)| p.to_owned())
-    };
-    if let Some(id) = fields.get_mut("id")
-        && let Some(old) = id.as_str()
-    {
-        *id = format!("{}_batch_{n}", prefix(old)).into();
-    }
-    for (i, item) in fields.get_mut("output").and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
-        if let Some(old) = item["id"].as_str() {
-            item["id"] = format!("{}_batch_{n}_{i}", prefix(old)).into();
-        }
-    }
-    let Some(Value::Object(usage)) = fields.get_mut("usage") else { return };
-    usage.shift_remove("prompt_tokens_details");
-    usage.shift_remove("input_tokens_details");
-    if let (Some(new), Some(read)) =
-        (usage.get("input_tokens").and_then(Value::as_u64), usage.shift_remove("cache_read_input_tokens"))
-    {
-        usage.insert("input_tokens".to_owned(), (new + read.as_u64().unwrap_or(0)).into());
     }
 }

@@ -7,8 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live};
-use fewbit_serve::{Backend, EngineBackend, Keys, Server, check_address};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, LoadWhen};
+use fewbit_serve::{
+    Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, check_address,
+};
 use serde_json::json;
 
 use crate::args::{Common, ServeArgs};
@@ -18,6 +20,9 @@ use crate::signals::{self, Tidy};
 
 /// How often the server checks whether a signal came.
 const GLANCE: Duration = Duration::from_millis(50);
+
+/// The part of the memory limit that a model gets for keys and values, if its `kv_memory` is not set: an eighth.
+const KV_PART: u64 = 8;
 
 /// The default address, which only this machine can reach.
 const LISTEN: &str = "127.0.0.1:8080";
@@ -32,23 +37,19 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let listen = args.listen.clone().or_else(|| config.listen.clone());
     let listen = listen.as_deref().unwrap_or(LISTEN);
     check_address(listen, keys.is_some() || config.store.is_some())?;
-    let given = config.models.iter().map(|of| (of.name.clone(), of.model.as_str()));
-    let given: Vec<_> = given.chain(args.models.iter().map(|model| (None, model.as_str()))).collect();
-    let mut models: Vec<(String, fewbit::Model)> = Vec::new();
-    for (name, given) in given {
-        let id = name.unwrap_or_else(|| EngineBackend::name_of(given));
-        if models.iter().any(|(known, _)| *known == id) {
-            return Err(fewbit_serve::ServeError::SameName { id }.into());
-        }
-        let model = loading::load(common, given).with_context(|| format!("model {id}"))?;
-        models.push((id, model));
-    }
+    let memory_limit = args.memory_limit.or(config.memory_limit).map(|limit| limit.0);
+    let models = served(common, args, &config, memory_limit)?;
     let prices = config.prices();
     let tools = config.tools()?;
     let ids: Vec<String> = models.iter().map(|(id, _)| id.clone()).collect();
-    let local = if models.is_empty() && config.has_routes() { None } else { Some(EngineBackend::new(models)?) };
-    let local = local.map(|local| Arc::new(local) as Arc<dyn Backend>);
-    let store = config.store.clone();
+    let models = models.into_iter().map(|(_, model)| model);
+    let engine = if ids.is_empty() && config.has_routes() {
+        None
+    } else {
+        Some(EngineBackend::with_models(models, memory_limit)?)
+    };
+    let local = engine.clone().map(|local| Arc::new(local) as Arc<dyn Backend>);
+    let (store, file_limits) = (config.store.clone(), config.file_limits());
     let live = Arc::new(Live::new(args.config.clone().unwrap_or_default(), config, local, ids)?);
     let backend = live.backend();
     // Dropped at the end of this function, when all answers have been recorded.
@@ -72,11 +73,16 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             let gateway = Gateway::open(store, prices, backend)?;
             let priced = gateway.clone();
             reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
-            Server::new(gateway.backend_with(tools)).admin(gateway.clone()).gate(gateway)
+            // After the gateway, which makes sure that no other server uses the store.
+            let files = Files::open(store.join("files"), file_limits)?;
+            Server::new(gateway.backend_with(tools)).admin(gateway.clone()).gate(gateway).files(files)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),
     };
+    if let Some(engine) = &engine {
+        server = server.models(engine);
+    }
     if args.config.is_some() {
         signals::hangup_reloads();
         let reload = Arc::clone(&reload);
@@ -116,6 +122,67 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         bail!("some answers took too long and were broken off");
     }
     Ok(())
+}
+
+/// The models to serve, by their names in requests. Loads those that are not loaded on demand.
+fn served(
+    common: &Common,
+    args: &ServeArgs,
+    config: &Config,
+    memory_limit: Option<u64>,
+) -> anyhow::Result<Vec<(String, ServedModel)>> {
+    struct Given<'a> {
+        name: Option<&'a str>,
+        model: &'a str,
+        on_demand: bool,
+        unload_after_s: Option<u32>,
+        kv_memory: Option<u64>,
+    }
+    let of_config = config.models.iter().map(|of| Given {
+        name: of.name.as_deref(),
+        model: &of.model,
+        on_demand: of.load == LoadWhen::OnDemand,
+        unload_after_s: of.unload_after_s.as_ref().map(|seconds| *seconds.get_ref()),
+        kv_memory: of.kv_memory.map(|size| size.0),
+    });
+    let of_args = args.models.iter().map(|model| Given {
+        name: None,
+        model,
+        on_demand: args.on_demand,
+        unload_after_s: args.unload_after,
+        kv_memory: None,
+    });
+    let given: Vec<_> = of_config.chain(of_args).collect();
+    let id = |of: &Given<'_>| of.name.map_or_else(|| EngineBackend::name_of(of.model), str::to_owned);
+    for (i, of) in given.iter().enumerate() {
+        if given[..i].iter().any(|other| id(other) == id(of)) {
+            return Err(ServeError::SameName { id: id(of) }.into());
+        }
+    }
+    let served = given.iter().map(|of| {
+        let id = id(of);
+        // Several models that share a limit cannot each take half of the free memory, the default.
+        let kv_memory = of.kv_memory.or(memory_limit.map(|limit| limit / KV_PART));
+        let model = if of.on_demand {
+            let source = BuilderSource::new(loading::builder(common), of.model);
+            let model = ServedModel::on_demand(
+                &id,
+                match kv_memory {
+                    Some(bytes) => source.kv_memory(bytes),
+                    None => source,
+                },
+            );
+            match of.unload_after_s {
+                Some(seconds) => model.unload_after(Duration::from_secs(seconds.into())),
+                None => model,
+            }
+        } else {
+            let loaded = loading::load_with_kv(common, of.model, kv_memory).with_context(|| format!("model {id}"))?;
+            ServedModel::loaded(&id, loaded)
+        };
+        anyhow::Ok((id, model))
+    });
+    served.collect()
 }
 
 fn reload_and_report(reload: &dyn Fn() -> Result<(), GatewayError>) -> Result<(), String> {

@@ -15,7 +15,7 @@ mod unmask;
 use std::ops::Range;
 
 use fewbit_serve::api::common::Prompt;
-use fewbit_serve::{Backend, BackendError, BackendErrorKind, Caller, Embedded, Form, Generating, Job};
+use fewbit_serve::{Backend, BackendError, BackendErrorKind, Caller, Embedded, Form, Generating, Job, Reranked};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -216,7 +216,29 @@ impl<'a> Masked<'a> {
         Ok(Embedded { masked, ..embedded })
     }
 
-    pub(crate) fn tokenize(
+    pub(crate) async fn rerank(
+        self,
+        caller: &Caller,
+        model: &str,
+        query: String,
+        documents: Vec<String>,
+    ) -> Result<Reranked, BackendError> {
+        let Some(chosen) = self.chosen(caller) else {
+            return self.backend.rerank(caller, model, query, documents).await;
+        };
+        let mut texts: Vec<Prompt> = std::iter::once(query).chain(documents).map(Prompt::Text).collect();
+        let masked = mask::texts(&chosen, &mut texts)?;
+        let mut texts = texts.into_iter().map(|text| match text {
+            Prompt::Text(text) => text,
+            // All of them are texts, and masking leaves them so.
+            _ => String::new(),
+        });
+        let query = texts.next().unwrap_or_default();
+        let reranked = self.backend.rerank(caller, model, query, texts.collect()).await?;
+        Ok(Reranked { masked, ..reranked })
+    }
+
+    pub(crate) async fn tokenize(
         self,
         caller: &Caller,
         model: &str,
@@ -225,10 +247,10 @@ impl<'a> Masked<'a> {
         parse: bool,
     ) -> Result<Vec<u32>, BackendError> {
         let Some(chosen) = self.chosen(caller) else {
-            return self.backend.tokenize(caller, model, text, add_special, parse);
+            return self.backend.tokenize(caller, model, text, add_special, parse).await;
         };
         let (text, _) = mask::one(&chosen, text)?;
-        self.backend.tokenize(caller, model, &text, add_special, parse)
+        self.backend.tokenize(caller, model, &text, add_special, parse).await
     }
 }
 

@@ -13,7 +13,7 @@ use fewbit_serve::api::chat::{ChatMessage, Content, Role, ToolCall, ToolChoice};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
     Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Generating, Input,
-    Job, ModelInfo, Piece, Sample, Usage,
+    Job, ModelInfo, Piece, Reranked, Sample, Usage,
 };
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
@@ -111,18 +111,41 @@ impl<B: Backend> Backend for WithTools<B> {
         self.inner.embed(caller, model, texts)
     }
 
-    fn tokenize(
+    fn rerank(
         &self,
         caller: &Caller,
         model: &str,
-        text: &str,
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        self.inner.rerank(caller, model, query, documents)
+    }
+
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        self.inner.tokenizer_info(caller, model)
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
         add_special: bool,
         parse: bool,
-    ) -> Result<Vec<u32>, BackendError> {
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
         self.inner.tokenize(caller, model, text, add_special, parse)
     }
 
-    fn detokenize(&self, caller: &Caller, model: &str, tokens: &[u32]) -> Result<String, BackendError> {
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
         self.inner.detokenize(caller, model, tokens)
     }
 

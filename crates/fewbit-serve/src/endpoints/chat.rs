@@ -39,13 +39,12 @@ impl Endpoint for Chat {
         let caller = call.caller;
         let job = Job { caller, model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
         let jobs = (0..n as u64).map(|i| Job { seed: seed.wrapping_add(i), ..job.clone() }).collect();
-        let answers = stream::begin(server, jobs).await?;
-        let by = stream::answered_by(&answers);
         let head = Head::new("chatcmpl-", model, wants_usage);
         if is_streamed {
-            let chunks = Chunks { head, has_logprobs: logprobs.is_some() };
-            return Ok(Reply::events(stream::events(answers, n, chunks)).by(by));
+            return stream::reply(server, jobs, n, Chunks { head, has_logprobs: logprobs.is_some() }).await;
         }
+        let answers = stream::begin(server, jobs).await?;
+        let by = stream::answered_by(&answers);
         let answers = stream::whole(answers).await?;
         let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
         let choices = answers.into_iter().enumerate().map(|(index, (piece, end))| ChatChoice {

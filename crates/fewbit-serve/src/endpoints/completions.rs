@@ -59,15 +59,15 @@ impl Endpoint for Completions {
             };
             (0..n as u64).map(move |i| Job { seed: seed.wrapping_add(i), ..job.clone() })
         });
-        let answers = stream::begin(server, jobs.collect()).await?;
-        let by = stream::answered_by(&answers);
+        let jobs: Vec<Job> = jobs.collect();
         let head = Head::new("cmpl-", model, wants_usage(request.stream_options.as_ref()));
         let has_logprobs = request.logprobs.is_some();
         if request.stream.unwrap_or(false) {
-            let offsets = vec![0; answers.len()];
-            let chunks = Chunks { head, has_logprobs, offsets };
-            return Ok(Reply::events(stream::events(answers, n, chunks)).by(by));
+            let offsets = vec![0; jobs.len()];
+            return stream::reply(server, jobs, n, Chunks { head, has_logprobs, offsets }).await;
         }
+        let answers = stream::begin(server, jobs).await?;
+        let by = stream::answered_by(&answers);
         let answers = stream::whole(answers).await?;
         let used = total(answers.iter().enumerate().map(|(i, (_, end))| (i, end.usage)), n);
         let choices = answers.into_iter().enumerate().map(|(index, (piece, end))| CompletionChoice {

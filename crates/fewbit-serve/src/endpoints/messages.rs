@@ -31,13 +31,13 @@ impl Endpoint for Messages {
         let is_streamed = request.stream.unwrap_or(false);
         let model = model_of(server, &call.caller, request.model.as_deref())?;
         let job = Job { max_tokens: Some(max_tokens as usize), ..job_of(request, call, &model)? };
-        let mut answers = stream::begin(server, vec![job]).await?;
-        let by = stream::answered_by(&answers);
         let id = random_id("msg_");
         if is_streamed {
             let events = Events { id, model, prompt: 0, has_begun: false, n_blocks: 0, open: None, end: None };
-            return Ok(Reply::events(stream::events(answers, 1, events)).by(by));
+            return stream::reply(server, vec![job], 1, events).await;
         }
+        let mut answers = stream::begin(server, vec![job]).await?;
+        let by = stream::answered_by(&answers);
         let answer = answers.pop().ok_or_else(ApiError::internal)?;
         let (piece, end) = stream::whole(vec![answer]).await?.pop().ok_or_else(ApiError::internal)?;
         let (stop_reason, stop_sequence) = stop_of(&end);

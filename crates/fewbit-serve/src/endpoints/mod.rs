@@ -1,12 +1,16 @@
 //! The endpoints: how each one reads and answers its requests. The [pipeline](crate::line) does the rest.
 
 mod admin;
+mod admin_models;
+mod batches;
 mod chat;
 mod completions;
 mod embeddings;
+mod files;
 mod messages;
 mod openapi;
 mod page;
+mod rerank;
 mod responses;
 mod small;
 
@@ -44,11 +48,32 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
                 .delete(line::<responses::DeleteResponse>)
                 .fallback(line::<small::WrongMethod>),
         )
+        .route(
+            "/v1/files",
+            post(line::<files::UploadFile>).get(line::<files::ListFiles>).fallback(line::<small::WrongMethod>),
+        )
+        .route(
+            "/v1/files/{id}",
+            get(line::<files::OneFile>).delete(line::<files::DeleteFile>).fallback(line::<small::WrongMethod>),
+        )
+        .route("/v1/files/{id}/content", get(line::<files::FileContent>).fallback(line::<small::WrongMethod>))
+        .route(
+            "/v1/batches",
+            post(line::<batches::CreateBatch>).get(line::<batches::ListBatches>).fallback(line::<small::WrongMethod>),
+        )
+        .route("/v1/batches/{id}", get(line::<batches::OneBatch>).fallback(line::<small::WrongMethod>))
+        .route("/v1/batches/{id}/cancel", post(line::<batches::CancelBatch>).fallback(line::<small::WrongMethod>))
         .route("/v1/models", get(line::<small::Models>).fallback(line::<small::WrongMethod>))
         .route("/v1/models/{*id}", get(line::<small::OneModel>).fallback(line::<small::WrongMethod>))
+        .route("/v1/rerank", post(line::<rerank::Rerank>).fallback(line::<small::WrongMethod>))
+        .route("/rerank", post(line::<rerank::Rerank>).fallback(line::<small::WrongMethod>))
+        .route("/tokenizer_info", get(line::<small::TokenizerInfo>).fallback(line::<small::WrongMethod>))
         .route("/tokenize", post(line::<small::Tokenize>).fallback(line::<small::WrongMethod>))
         .route("/detokenize", post(line::<small::Detokenize>).fallback(line::<small::WrongMethod>))
         .route("/admin/reload", post(line::<small::Reload>).fallback(line::<small::WrongMethod>))
+        .route("/admin/models", get(line::<admin_models::Models>).fallback(line::<small::WrongMethod>))
+        .route("/admin/models/load", post(line::<admin_models::Load>).fallback(line::<small::WrongMethod>))
+        .route("/admin/models/unload", post(line::<admin_models::Unload>).fallback(line::<small::WrongMethod>))
         .route("/health", get(line::<small::Health>).fallback(line::<small::WrongMethod>))
         .route("/v1/requests", get(line::<admin::Requests<admin::Own>>).fallback(line::<small::WrongMethod>))
         .route("/v1/requests/{id}", delete(line::<admin::Cancel<admin::Own>>).fallback(line::<small::WrongMethod>))
@@ -151,4 +176,5 @@ fn wants_usage(options: Option<&fewbit_api::common::StreamOptions>) -> bool {
     options.and_then(|options| options.include_usage).unwrap_or(false)
 }
 
+pub(crate) use small::decoded;
 use stream::total;

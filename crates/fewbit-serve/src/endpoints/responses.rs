@@ -34,16 +34,15 @@ impl Endpoint for Responses {
         let sampling: Sampling = call.read()?;
         let is_streamed = request.stream.unwrap_or(false);
         let (job, answer) = prepare(server, request, sampling, &call.caller)?;
+        if is_streamed {
+            let events = Events { server: Arc::clone(server), answer, n: 0, parts: Vec::new(), end: None };
+            return stream::reply(server, vec![job], 1, events).await;
+        }
         let answers = stream::begin(server, vec![job]).await?;
         let by = stream::answered_by(&answers);
-        let server = Arc::clone(server);
-        if is_streamed {
-            let events = Events { server, answer, n: 0, parts: Vec::new(), end: None };
-            return Ok(Reply::events(stream::events(answers, 1, events)).by(by));
-        }
         let (piece, end) = stream::whole(answers).await?.pop().ok_or_else(ApiError::internal)?;
         let parts = parts_of(piece);
-        let response = answer.finish(&server, &parts, &end);
+        let response = answer.finish(server, &parts, &end);
         Ok(Reply::json(&response)?.by(by))
     }
 }

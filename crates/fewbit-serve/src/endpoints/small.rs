@@ -20,6 +20,7 @@ fn object(model: ModelInfo) -> ModelObject {
         created: model.created,
         owned_by: "fewbit",
         max_model_len: model.context_length,
+        state: model.state.map(crate::models::ModelState::as_str),
     }
 }
 
@@ -48,7 +49,7 @@ impl Endpoint for OneModel {
 }
 
 /// Decodes percent-encoding. Invalid sequences are kept.
-fn decoded(text: &str) -> String {
+pub(crate) fn decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
@@ -77,7 +78,7 @@ impl Endpoint for Tokenize {
         let model = model_of(server, &call.caller, request.model.as_deref())?;
         let add = request.add_special.unwrap_or(false);
         let parse = request.parse_special.unwrap_or(false);
-        let tokens = server.backend.tokenize(&call.caller, &model.id, &request.content, add, parse)?;
+        let tokens = server.backend.tokenize(&call.caller, &model.id, &request.content, add, parse).await?;
         Reply::json(&TokenizeResponse { count: tokens.len(), tokens, max_model_len: model.context_length })
     }
 }
@@ -90,8 +91,21 @@ impl Endpoint for Detokenize {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: DetokenizeRequest = call.read()?;
         let model = model_of(server, &call.caller, request.model.as_deref())?;
-        let content = server.backend.detokenize(&call.caller, &model.id, &request.tokens)?;
+        let content = server.backend.detokenize(&call.caller, &model.id, &request.tokens).await?;
         Reply::json(&DetokenizeResponse { prompt: content.clone(), content })
+    }
+}
+
+/// In vLLM's form.
+pub(super) struct TokenizerInfo;
+
+impl Endpoint for TokenizerInfo {
+    const PATH: &'static str = "/tokenizer_info";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let model = model_of(server, &call.caller, call.query("model").as_deref())?;
+        Reply::json(&server.backend.tokenizer_info(&call.caller, &model.id).await?)
     }
 }
 

@@ -225,6 +225,7 @@ impl Backend for UpstreamBackend {
             created: 0,
             context_length: 0,
             fingerprint: "upstream".to_owned(),
+            state: None,
         };
         self.shared.config.models.iter().map(info).collect()
     }
@@ -293,12 +294,24 @@ impl Backend for UpstreamBackend {
         })
     }
 
-    fn tokenize(&self, _: &Caller, model: &str, _: &str, _: bool, _: bool) -> Result<Vec<u32>, BackendError> {
-        Err(Self::no_tokens(model))
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        _: &'a str,
+        _: bool,
+        _: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move { Err(Self::no_tokens(model)) })
     }
 
-    fn detokenize(&self, _: &Caller, model: &str, _: &[u32]) -> Result<String, BackendError> {
-        Err(Self::no_tokens(model))
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        _: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move { Err(Self::no_tokens(model)) })
     }
 
     fn samples(&self) -> Vec<Sample> {

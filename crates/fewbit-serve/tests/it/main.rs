@@ -1,12 +1,15 @@
 //! The server over real sockets: with a scripted backend, and with a small model.
 
+mod batches;
 mod client;
 mod ending;
 mod engine;
 mod line;
 mod logs;
 mod messages;
+mod models;
 mod openapi;
+mod rerank;
 mod responses;
 mod streams;
 #[path = "../support/mod.rs"]

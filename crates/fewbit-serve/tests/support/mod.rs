@@ -65,6 +65,8 @@ pub(crate) fn endpoints() -> Vec<(&'static str, &'static str, Value)> {
         ("POST", "/v1/messages/count_tokens", json!({ "messages": hi })),
         ("POST", "/v1/responses", json!({ "input": "Hi" })),
         ("POST", "/v1/embeddings", json!({ "input": "Hi" })),
+        ("POST", "/v1/rerank", json!({ "query": "Hi", "documents": ["Ho"] })),
+        ("GET", "/tokenizer_info", Value::Null),
         ("POST", "/tokenize", json!({ "content": "Hi" })),
         ("POST", "/detokenize", json!({ "tokens": [72, 105] })),
         ("GET", "/v1/models", Value::Null),
