@@ -23,6 +23,7 @@ pub mod embedding;
 pub mod error;
 pub mod messages;
 pub mod models;
+pub mod prompt;
 pub mod responses;
 pub mod sse;
 pub mod tokens;

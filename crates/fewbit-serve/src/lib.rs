@@ -29,6 +29,7 @@ mod backend;
 mod endpoints;
 mod engine;
 mod error;
+mod job;
 mod kept;
 mod keys;
 mod line;
@@ -43,10 +44,12 @@ mod upstream;
 
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
-    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Sample, SampleKind, Token, Usage, VoidCall,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, PromptUsed, Prompts, RenderedPrompt, Sample,
+    SampleKind, Token, Usage, VoidCall,
 };
 pub use engine::EngineBackend;
 pub use error::ServeError;
+pub use job::NoJob;
 pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
 pub use scripted::{Script, ScriptedBackend};

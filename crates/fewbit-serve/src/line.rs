@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{AnsweredBy, Caller};
+use crate::backend::{AnsweredBy, Caller, PromptUsed};
 use crate::error::{ApiError, ErrorForm};
 use crate::server::Shared;
 use crate::stats::Running;
@@ -79,6 +79,7 @@ impl Call {
 pub(crate) struct Reply {
     content: Content,
     answered_by: Vec<AnsweredBy>,
+    prompt: Option<Arc<PromptUsed>>,
 }
 
 enum Content {
@@ -103,6 +104,12 @@ impl Reply {
         Content::Events(events).into()
     }
 
+    /// Sets which prompt the request named, for the headers.
+    pub(crate) fn prompt(mut self, prompt: Option<Arc<PromptUsed>>) -> Self {
+        self.prompt = prompt;
+        self
+    }
+
     /// Sets which targets of a route answered, for the headers.
     pub(crate) fn by(mut self, answered_by: Vec<AnsweredBy>) -> Self {
         self.answered_by = answered_by;
@@ -112,7 +119,7 @@ impl Reply {
 
 impl From<Content> for Reply {
     fn from(content: Content) -> Self {
-        Self { content, answered_by: Vec::new() }
+        Self { content, answered_by: Vec::new(), prompt: None }
     }
 }
 
@@ -265,6 +272,12 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if let Some(prompt) = reply.prompt
+        && let (Ok(id), Ok(sha256)) = (HeaderValue::from_str(&prompt.id), HeaderValue::from_str(&prompt.sha256))
+    {
+        headers.insert("x-fewbit-prompt", id);
+        headers.insert("x-fewbit-prompt-sha256", sha256);
+    }
     // A request for several answers may have been answered by several targets.
     let mut names: Vec<&str> = reply.answered_by.iter().map(|by| &*by.backend).collect();
     names.sort_unstable();

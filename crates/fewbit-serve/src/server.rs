@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::backend::{Backend, Gate};
+use crate::backend::{Backend, Gate, Prompts};
 use crate::endpoints;
 use crate::error::ServeError;
 use crate::kept::Kept;
@@ -42,6 +42,7 @@ pub(crate) type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub(crate) struct Shared {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) gate: Option<Box<dyn Gate>>,
+    pub(crate) prompts: Option<Box<dyn Prompts>>,
     pub(crate) kept: Kept,
     pub(crate) body_limit: usize,
     pub(crate) keep_alive: Duration,
@@ -68,6 +69,7 @@ impl Server {
         let shared = Shared {
             backend: Box::new(backend),
             gate: None,
+            prompts: None,
             kept: Kept::default(),
             body_limit: BODY_LIMIT,
             keep_alive: Duration::from_secs(10),
@@ -86,6 +88,12 @@ impl Server {
     /// Only answers requests that this gate admits.
     pub fn gate(mut self, gate: impl Gate) -> Self {
         self.shared.gate = Some(Box::new(gate));
+        self
+    }
+
+    /// Lets requests name these prompts. Without any, a request that names one is refused.
+    pub fn prompts(mut self, prompts: impl Prompts) -> Self {
+        self.shared.prompts = Some(Box::new(prompts));
         self
     }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, Prices, Settings};
 use fewbit_serve::{Backend, EngineBackend, Keys, Server, check_address};
 use serde_json::json;
 
@@ -43,7 +43,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         let model = loading::load(common, given).with_context(|| format!("model {id}"))?;
         models.push((id, model));
     }
-    let prices = config.prices();
+    let settings = Settings::of(&config)?;
     let ids: Vec<String> = models.iter().map(|(id, _)| id.clone()).collect();
     let local = if models.is_empty() && config.has_routes() { None } else { Some(EngineBackend::new(models)?) };
     let local = local.map(|local| Arc::new(local) as Arc<dyn Backend>);
@@ -58,7 +58,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     // Replaced below if there is a gateway whose prices must be replaced as well.
     let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
         let live = Arc::clone(&live);
-        Arc::new(move || live.reload().map(drop))
+        Arc::new(move || live.reload(drop))
     };
     let mut server = match (&store, keys) {
         (Some(store), _) => {
@@ -68,10 +68,11 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
                     store.display()
                 ));
             }
-            let gateway = Gateway::open(store, prices, backend)?;
-            let priced = gateway.clone();
-            reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
-            Server::new(gateway.backend()).gate(gateway)
+            let gateway = Gateway::open(store, Prices::new(), backend)?;
+            gateway.apply(settings);
+            let changed = gateway.clone();
+            reload = Arc::new(move || live.reload(|settings| changed.apply(settings)));
+            Server::new(gateway.backend()).prompts(gateway.clone()).gate(gateway)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),
