@@ -370,7 +370,7 @@ fn reload_applies_valid_configs_and_ignores_invalid_ones() {
     for (more, words) in [
         ("[[upstreams]]", "line 11"),
         ("[prices.far]\ninput = 1\noutput = 1", "line 11: there is a price for \"far\""),
-        ("[[models]]\nmodel = \"m\"", "`models` has changed, which takes a restart"),
+        ("[[models]]\nmodel = \"m\"", "`models` has changed, which needs a restart"),
     ] {
         write(1, more);
         let (status, message) = reload(&ops);
