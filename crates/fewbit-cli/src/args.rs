@@ -673,6 +673,32 @@ pub(crate) struct AuditArgs {
 pub(crate) enum AuditCommand {
     /// Check every line, and show the head: what proves them all
     Verify(VerifyArgs),
+    /// Show only the head, to publish it or note it somewhere else
+    Head {
+        #[command(flatten)]
+        place: StoreArg,
+    },
+    /// Check every line, and write those asked for as JSON lines
+    Export(ExportArgs),
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) place: StoreArg,
+    /// Only lines of this day (UTC) or later
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub(crate) since: Option<String>,
+    /// Only lines of this day (UTC) or earlier
+    #[arg(long, value_name = "YYYY-MM-DD")]
+    pub(crate) until: Option<String>,
+    /// Only lines of this key
+    #[arg(long, value_name = "NAME")]
+    pub(crate) key: Option<String>,
+    /// Only the lines of this request
+    #[arg(long, value_name = "ID")]
+    pub(crate) request: Option<String>,
 }
 
 #[cfg(feature = "serve")]

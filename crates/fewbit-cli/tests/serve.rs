@@ -126,6 +126,13 @@ fn init_config_serves_and_usage_is_reported() {
     assert!(run(&["usage", "--config", config, "--csv"]).contains("ada,1,0,"));
     assert!(run(&["keys", "list", "--config", config]).contains("revoked  models: small; 1000 tokens a day"));
     run(&["audit", "verify", "--config", config, "--head", &head]);
+    assert_eq!(run(&["audit", "head", "--config", config]).trim_end(), head);
+    let line = fs::read_to_string(folder.path().join("store/audit.jsonl")).unwrap();
+    let export = |more: &[&str]| run(&[&["audit", "export", "--config", config], more].concat());
+    assert_eq!(export(&["--key", "ada", "--since", "2026-01-01"]), line, "the line as it is");
+    assert!(export(&["--until", "2025-12-31"]).is_empty() && export(&["--key", "bob"]).is_empty());
+    let wrong = fewbit(&["audit", "export", "--config", config, "--since", "yesterday"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("2026-11-28"), "{wrong:?}");
     let log = folder.path().join("store/audit.jsonl");
     let text = fs::read_to_string(&log).unwrap();
     assert!(!text.contains("Once") && !text.contains("Lily") && !text.contains(key));

@@ -51,7 +51,7 @@ pub use output::{Answer, AnswerCall};
 pub use prompts::{Action, Change, PromptState, PromptStore, PromptVersion};
 pub use replay::{NoReplay, Which, answer_again, chosen, given_request, kept_request, local_model};
 pub use routes::{Route, Routes};
-pub use usage::{By, Row, date_time, usage};
+pub use usage::{By, Row, date, date_time, usage};
 
 use std::time::SystemTime;
 

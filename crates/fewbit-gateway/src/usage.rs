@@ -81,7 +81,7 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
 
 /// The UTC date of a time. Computed in eras of 400 years whose years begin in March, so that a leap day is the last day
 /// of its year.
-pub(crate) fn date(time_ms: u64) -> String {
+pub fn date(time_ms: u64) -> String {
     let days = time_ms / (24 * 3600 * 1000) + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
