@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// A request to answer the requests in a file.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct BatchRequest {
     /// The file, of purpose `batch`.
@@ -23,6 +24,7 @@ pub struct BatchRequest {
 
 /// A batch.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Batch {
     /// Its id.
     pub id: String,
@@ -68,6 +70,7 @@ pub struct Batch {
 
 /// How far a batch is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum BatchStatus {
@@ -91,6 +94,7 @@ pub enum BatchStatus {
 
 /// How many lines a batch has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RequestCounts {
     /// All of them.
     pub total: u64,
@@ -102,6 +106,7 @@ pub struct RequestCounts {
 
 /// What is wrong with the file of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BatchErrors {
     /// `list`.
     pub object: Cow<'static, str>,
@@ -111,6 +116,7 @@ pub struct BatchErrors {
 
 /// A mistake in the file of a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct BatchError {
     /// What kind of mistake it is.
     pub code: Cow<'static, str>,

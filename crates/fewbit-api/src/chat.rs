@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::common::{StreamOptions, Usage, kind};
+use crate::prompt::PromptParam;
 
 /// A chat request. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -13,8 +14,11 @@ use crate::common::{StreamOptions, Usage, kind};
 pub struct ChatRequest {
     /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// The conversation.
+    /// The conversation; may be left out if `prompt` names one of the server's.
+    #[serde(default)]
     pub messages: Vec<ChatMessage>,
+    /// A prompt of the server, whose messages come first. Not part of OpenAI's interface for chats.
+    pub prompt: Option<PromptParam>,
     /// The older name of `max_completion_tokens`.
     pub max_tokens: Option<u32>,
     /// The most tokens that an answer may have.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// A stored file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FileObject {
     /// Its id.
     pub id: String,
@@ -25,6 +26,7 @@ pub struct FileObject {
 
 /// A part of a list, in the form that OpenAI's clients page through.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Page<T> {
     /// `list`.
     pub object: &'static str,

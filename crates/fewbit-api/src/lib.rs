@@ -28,6 +28,7 @@ pub mod error;
 pub mod files;
 pub mod messages;
 pub mod models;
+pub mod prompt;
 pub mod rerank;
 pub mod responses;
 #[cfg(feature = "schema")]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chat::{ChatMessage, Content, Role, ToolCall, ToolChoice};
 use crate::common::kind;
+use crate::prompt::PromptParam;
 
 /// Claude Code begins its system prompt with a line that differs in each request. It is removed, because otherwise the
 /// cached prompt of an earlier request could not be used.
@@ -22,8 +23,11 @@ const BILLING_LINE: &str = "x-anthropic-billing-header:";
 pub struct MessagesRequest {
     /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// The conversation, without the instructions.
+    /// The conversation, without the instructions; may be left out if `prompt` names one of the server's.
+    #[serde(default)]
     pub messages: Vec<MessageParam>,
+    /// A prompt of the server, whose messages come first. Not part of Anthropic's interface.
+    pub prompt: Option<PromptParam>,
     /// The instructions.
     pub system: Option<Blocks>,
     /// The most tokens that the answer may have. Required, except for counting tokens.

@@ -6,6 +6,7 @@ use crate::embedding::EmbeddingUsage;
 
 /// A request to order documents by how relevant they are to a query.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
 pub struct RerankRequest {
     /// The model; may be left out if there is only one.
@@ -22,6 +23,7 @@ pub struct RerankRequest {
 
 /// A document: a text, or an object with a text.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "expected a text, or an object with `text`")]
 #[non_exhaustive]
 pub enum Document {
@@ -45,6 +47,7 @@ impl Document {
 
 /// Documents in the order of their relevance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RerankResponse {
     /// An id, which Cohere's clients expect.
     pub id: String,
@@ -60,6 +63,7 @@ pub struct RerankResponse {
 
 /// A document with its relevance.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RerankResult {
     /// The index of the document in the request.
     pub index: usize,
@@ -72,6 +76,7 @@ pub struct RerankResult {
 
 /// A document of the request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RerankDocument {
     /// The text.
     pub text: String,

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chat::{ChatMessage, Content, Role, TokenLogprob, ToolCall, ToolChoice};
 use crate::common::kind;
+use crate::prompt::PromptParam;
 
 /// A request for a response. The same JSON object also contains the fields of [`Sampling`](crate::common::Sampling).
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -16,8 +17,10 @@ use crate::common::kind;
 pub struct ResponsesRequest {
     /// The model; may be left out if there is only one.
     pub model: Option<String>,
-    /// The new items of the conversation.
-    pub input: Input,
+    /// The new items of the conversation; may be left out if `prompt` names one of the server's.
+    pub input: Option<Input>,
+    /// A prompt of the server, whose messages come first.
+    pub prompt: Option<PromptParam>,
     /// Instructions, for this answer only.
     pub instructions: Option<String>,
     /// The id of a stored answer, from which to continue.

@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::chat::{Content, Role, ToolChoice};
 use crate::common::{LogitBias, Prompts, Stop};
 use crate::messages::{Block, Blocks};
+use crate::prompt::PromptParam;
 use crate::responses::{Input, Item};
 
 /// Implements [`JsonSchema`] with this schema.
@@ -37,6 +38,22 @@ schema!(LogitBias, "LogitBias", |_| json_schema!({
 schema!(Stop, "Stop", |_| json_schema!({
     "description": "One text, or a list of texts.",
     "anyOf": [{ "type": "string" }, { "type": "array", "items": { "type": "string" } }],
+}));
+
+schema!(PromptParam, "PromptParam", |_| json_schema!({
+    "description": "A prompt of the server: its name, with its version after an `@`, or an object.",
+    "anyOf": [
+        { "type": "string" },
+        {
+            "type": "object",
+            "properties": {
+                "id": { "type": "string" },
+                "version": { "type": ["string", "number", "null"] },
+                "variables": { "type": ["object", "null"] },
+            },
+            "required": ["id"],
+        },
+    ],
 }));
 
 schema!(Prompts, "Prompts", |_| {

@@ -125,6 +125,12 @@ pub(crate) enum Command {
     /// Prove that the log of a server is what was written
     #[cfg(feature = "serve")]
     Audit(AuditArgs),
+    /// Show the prompts of a server, and choose the versions that requests get
+    #[cfg(feature = "serve")]
+    Prompts(PromptsArgs),
+    /// Compute answers of the log of a server again, and compare them bit for bit
+    #[cfg(feature = "serve")]
+    Replay(ReplayArgs),
 }
 
 /// Which model.
@@ -660,6 +666,7 @@ pub(crate) enum UsageBy {
     Key,
     Model,
     Backend,
+    Prompt,
     Day,
 }
 
@@ -701,6 +708,93 @@ pub(crate) struct ExportArgs {
     /// Only the lines of this request
     #[arg(long, value_name = "ID")]
     pub(crate) request: Option<String>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct PromptsArgs {
+    /// The configuration of the server
+    #[arg(long, value_name = "FILE", global = true, default_value = "fewbit.toml")]
+    pub(crate) config: PathBuf,
+    #[command(subcommand)]
+    pub(crate) command: PromptsCommand,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Subcommand)]
+pub(crate) enum PromptsCommand {
+    /// Show the prompts, their versions, and which are used
+    List,
+    /// Show a version: NAME@VERSION, or NAME for the promoted one
+    Show {
+        /// Which version
+        prompt: String,
+        /// Render it with this variable; a value that is JSON is taken as such. Can be given several times
+        #[arg(long, value_name = "NAME=VALUE", value_parser = prompt_variable)]
+        var: Vec<(String, serde_json::Value)>,
+    },
+    /// Check all prompts, and that promoted ones have not changed
+    Check,
+    /// Let all requests that name no version get this one
+    Promote {
+        /// NAME@VERSION
+        prompt: String,
+        /// Why
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// Let some requests that name no version get this one; at 0 percent, the canary ends
+    Canary {
+        /// NAME@VERSION
+        prompt: String,
+        /// How many of a hundred requests
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: u8,
+        /// Let each key always get the same version
+        #[arg(long)]
+        by_key: bool,
+        /// Why
+        #[arg(long)]
+        note: Option<String>,
+    },
+    /// Show the lines in which two versions differ
+    Diff {
+        /// NAME@VERSION, or NAME for the promoted one
+        one: String,
+        /// The same for the other
+        other: String,
+    },
+    /// Show all promotions and canaries
+    History {
+        /// Of this prompt only
+        prompt: Option<String>,
+    },
+}
+
+/// `NAME=VALUE`, where the value is JSON or else a text.
+#[cfg(feature = "serve")]
+fn prompt_variable(text: &str) -> Result<(String, serde_json::Value), String> {
+    let (name, value) = text.split_once('=').ok_or("give NAME=VALUE")?;
+    Ok((name.to_owned(), serde_json::from_str(value).unwrap_or_else(|_| value.into())))
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, Args)]
+pub(crate) struct ReplayArgs {
+    /// The id of a request, as in the log and in the header `x-request-id`
+    pub(crate) id: Option<String>,
+    /// The configuration of the server
+    #[arg(long, value_name = "FILE", default_value = "fewbit.toml")]
+    pub(crate) config: PathBuf,
+    /// The last N answers
+    #[arg(long, value_name = "N", conflicts_with_all = ["id", "all"])]
+    pub(crate) last: Option<usize>,
+    /// All answers
+    #[arg(long, conflicts_with = "id")]
+    pub(crate) all: bool,
+    /// The request as the client sent it, if the server did not keep it
+    #[arg(long, value_name = "FILE", requires = "id")]
+    pub(crate) request: Option<PathBuf>,
 }
 
 #[cfg(feature = "serve")]

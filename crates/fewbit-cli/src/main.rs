@@ -61,6 +61,10 @@ fn main() -> ExitCode {
         Command::Usage(args) => commands::usage::run(common, args),
         #[cfg(feature = "serve")]
         Command::Audit(args) => commands::audit::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Prompts(args) => commands::prompts::run(common, args),
+        #[cfg(feature = "serve")]
+        Command::Replay(args) => commands::replay::run(common, args),
     };
     if let Some(code) = signals::exit_code() {
         // The command has cleaned up by now.

@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::GatewayError;
 use crate::hex;
+use crate::prompts::Change;
 
 const FILE: &str = "audit.jsonl";
 const LOCK: &str = "audit.lock";
@@ -52,6 +53,27 @@ pub struct Entry {
     /// Whether that target was a fallback, because the target chosen first failed.
     #[serde(default, skip_serializing_if = "is_false")]
     pub fallback: bool,
+    /// The prompt of the server that the request named, such as `support@3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// The hash of that prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_sha256: Option<String>,
+    /// A change of which version of a prompt is used. Such a line is not about an answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<Change>,
+    /// The seed of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
+    /// The hash of the request, as the gateway got it from its endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_sha256: Option<String>,
+    /// The hash of the answer, if it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sha256: Option<String>,
+    /// The hash of the kept text, if texts are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text_sha256: Option<String>,
     /// How many texts of the request were masked before it left this server.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub masked: u64,
@@ -142,8 +164,73 @@ pub enum Outcome {
     Refused,
     /// The engine or an upstream failed, before or after the answer began.
     Failed,
-    /// The client disconnected, before or after the answer began. The token counts include what was generated until then, as far as it is known.
+    /// This is not an answer, but a change of which version of a prompt is used.
+    Changed,
+    /// The client disconnected, before or after the answer began. The token counts include what was generated until then,
+    /// as far as it is known.
     Cancelled,
+}
+
+impl Entry {
+    /// An entry with nothing in it but its time and its outcome.
+    pub(crate) fn empty(time_ms: u64, outcome: Outcome) -> Self {
+        Self {
+            n: 0,
+            prev: String::new(),
+            time_ms,
+            request: String::new(),
+            key: None,
+            endpoint: String::new(),
+            model: String::new(),
+            backend: None,
+            fallback: false,
+            prompt: None,
+            prompt_sha256: None,
+            change: None,
+            seed: None,
+            request_sha256: None,
+            output_sha256: None,
+            text_sha256: None,
+            masked: 0,
+            outcome,
+            prompt_tokens: 0,
+            cached_tokens: 0,
+            completion_tokens: 0,
+            estimated: false,
+            cost: 0.0,
+            elapsed_ms: 0,
+            tool: None,
+        }
+    }
+
+    /// The line of a change.
+    pub(crate) fn of_change(change: &Change) -> Self {
+        Self {
+            endpoint: "fewbit prompts".to_owned(),
+            prompt: Some(format!("{}@{}", change.prompt, change.version)),
+            prompt_sha256: Some(change.sha256.clone()),
+            change: Some(change.clone()),
+            ..Self::empty(change.time_ms, Outcome::Changed)
+        }
+    }
+}
+
+/// Writes those of these changes of prompts into the log of a store that are not in it yet. Returns false if a server is
+/// using the store: then the server does it.
+///
+/// # Errors
+/// If the log cannot be read or written, or was changed.
+pub fn log_changes(store: impl AsRef<Path>, changes: &[Change]) -> Result<bool, GatewayError> {
+    let mut logged = 0;
+    let opened = Audit::open(store, |entry| logged = entry.change.as_ref().map_or(logged, |change| change.n));
+    let mut audit = match opened {
+        Err(GatewayError::Locked { .. }) => return Ok(false),
+        other => other?,
+    };
+    for change in changes.iter().filter(|change| change.n > logged) {
+        audit.append(Entry::of_change(change))?;
+    }
+    Ok(true)
 }
 
 /// The last line of a log at some time. A noted head proves that no line up to it was changed.
@@ -278,7 +365,7 @@ fn read(path: &Path, noted: Option<&Head>, mut each: impl FnMut(&Entry)) -> Resu
 }
 
 /// Options that create files only their owner can read.
-fn private() -> OpenOptions {
+pub(crate) fn private() -> OpenOptions {
     #[allow(unused_mut, reason = "changed on Unix only")]
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -301,6 +388,13 @@ pub(crate) mod tests {
             model: "m".into(),
             backend: None,
             fallback: false,
+            prompt: None,
+            prompt_sha256: None,
+            change: None,
+            seed: None,
+            request_sha256: None,
+            output_sha256: None,
+            text_sha256: None,
             masked: 0,
             outcome: Outcome::Complete,
             prompt_tokens: 3,

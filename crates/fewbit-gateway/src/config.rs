@@ -13,12 +13,17 @@ use toml::Spanned;
 use crate::error::GatewayError;
 use crate::gateway::{Price, Prices};
 use crate::masking::{Masking, MaskingConfig};
+use crate::prompts::PromptStore;
 use crate::routes::{Route, Routes};
 use crate::size::Size;
+use crate::texts::{Keep, Texts};
 use crate::tools::{Tools, ToolsConfig};
 
 /// A configuration file with comments, as an example.
 pub const EXAMPLE: &str = include_str!("example.toml");
+
+/// How many days texts are kept by default.
+const KEEP_DAYS: u32 = 30;
 
 /// The most retries that a route can have.
 const MAX_RETRIES: u32 = 5;
@@ -53,6 +58,10 @@ pub struct Config {
     /// Prices by model or route name.
     #[serde(default)]
     prices: BTreeMap<String, Spanned<PriceConfig>>,
+    /// The folder of the prompts that requests can name. A relative path is relative to the configuration file.
+    prompts: Option<Spanned<PathBuf>>,
+    /// What is kept next to the log.
+    audit: Option<Spanned<AuditConfig>>,
     /// What is masked before a request leaves this server.
     masking: Option<MaskingConfig>,
     #[serde(skip)]
@@ -67,6 +76,15 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    pub(crate) fn new(path: impl Into<PathBuf>, text: String) -> Self {
+        Self { path: path.into(), text }
+    }
+
+    /// An error about this line of the file.
+    pub(crate) fn wrong_at(&self, line: usize, what: impl Into<String>) -> GatewayError {
+        GatewayError::Setting { path: self.path.clone(), line, what: what.into() }
+    }
+
     /// An error about this part of the file.
     pub(crate) fn wrong(&self, at: Range<usize>, what: impl Into<String>) -> GatewayError {
         let before = self.text.as_bytes().get(..at.start).unwrap_or_default();
@@ -130,6 +148,13 @@ struct BatchesConfig {
     total_limit: Option<Size>,
     lines: Option<u64>,
     jobs: Option<Spanned<usize>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AuditConfig {
+    keep_text: Option<Keep>,
+    keep_days: Option<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -203,6 +228,9 @@ impl Config {
         if let Some(store) = &mut config.store {
             *store = folder.join(&*store);
         }
+        if let Some(prompts) = &mut config.prompts {
+            *prompts.as_mut() = folder.join(prompts.get_ref());
+        }
         for key_file in config.upstreams.iter_mut().filter_map(|upstream| upstream.key_file.as_mut()) {
             *key_file.as_mut() = folder.join(key_file.get_ref());
         }
@@ -233,6 +261,15 @@ impl Config {
             }
         }
         self.masking()?;
+        if let (Some(prompts), None) = (&self.prompts, &self.store) {
+            return wrong(prompts.span(), "`prompts` needs a `store`, where promotions are: add one".to_owned());
+        }
+        if let (Some(audit), None) = (&self.audit, &self.store) {
+            return wrong(audit.span(), "`audit` needs a `store`, where the log is: add one".to_owned());
+        }
+        if let Some(audit) = self.audit.as_ref().filter(|audit| audit.get_ref().keep_days == Some(0)) {
+            return wrong(audit.span(), "`keep_days` is 0: give at least 1, or leave `keep_text` out".to_owned());
+        }
         for (i, upstream) in self.upstreams.iter().enumerate() {
             let name = &upstream.name;
             if self.upstreams.iter().take(i).any(|other| other.name.get_ref() == name.get_ref()) {
@@ -376,6 +413,38 @@ impl Config {
         let routes = self.routes.iter().map(route).collect();
         let others = upstreams.into_iter().map(|(_, backend)| backend).collect();
         Ok(Routes::masked(local.clone(), others, routes, self.masking()?))
+    }
+
+    /// Reads the prompts that requests can name, if the configuration names a folder of them.
+    ///
+    /// # Errors
+    /// If one of them cannot be read or is wrong. The error has its file and line.
+    pub fn prompts(&self) -> Result<Option<PromptStore>, GatewayError> {
+        match (&self.prompts, &self.store) {
+            (Some(folder), Some(store)) => PromptStore::open(folder.get_ref(), store).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// What keeps the texts of requests and answers, if the configuration asks for it.
+    pub(crate) fn texts(&self) -> Result<Option<Texts>, GatewayError> {
+        let audit = self.audit.as_ref().map(Spanned::get_ref);
+        let (Some(store), Some(audit)) = (&self.store, audit) else { return Ok(None) };
+        let Some(keep) = audit.keep_text else { return Ok(None) };
+        let masking = match self.masking()? {
+            Some(masking) => masking,
+            // Without `[masking]`, what is known is masked.
+            None => MaskingConfig::default().build().map_err(|(at, what)| self.source.wrong(at, what))?,
+        };
+        Ok(Some(Texts::new(store, keep, audit.keep_days.unwrap_or(KEEP_DAYS), masking)))
+    }
+
+    /// Creates a backend with only the local models, masked as the configuration says.
+    ///
+    /// # Errors
+    /// If the configuration of the masking is wrong. The error has the line number.
+    pub fn local_backend(&self, local: Option<Arc<dyn Backend>>) -> Result<Routes, GatewayError> {
+        Ok(Routes::masked(local, Vec::new(), Vec::new(), self.masking()?))
     }
 
     fn masking(&self) -> Result<Option<Masking>, GatewayError> {

@@ -91,6 +91,12 @@ pub enum GatewayError {
         /// What is wrong with the line.
         what: &'static str,
     },
+    /// A prompt cannot be used.
+    #[error("{what}")]
+    Prompt {
+        /// What is wrong, and how to fix it.
+        what: String,
+    },
     /// The log does not contain the noted head.
     #[error("{} has no line {line} with the hash {hash}: lines were removed, or the log was rewritten", path.display())]
     OtherHead {

@@ -16,18 +16,24 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use fewbit_serve::api::common::Prompt;
+use fewbit_serve::api::prompt::PromptParam;
 use fewbit_serve::{
     AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job,
-    ModelInfo, Reranked, Sample, Usage,
+    ModelInfo, PromptUsed, Prompts, RenderedPrompt, Reranked, Sample, Usage,
 };
 use futures_core::Stream;
 use serde_json::{Map, Value};
 
 use crate::audit::{Audit, Entry, Head, Outcome};
+use crate::config::Config;
 use crate::error::GatewayError;
 use crate::keys::{Key, KeyStore};
 use crate::limits::{Limits, Refusal, Reserved};
 use crate::now_ms;
+use crate::output::Heard;
+use crate::prompts::PromptStore;
+use crate::replay::request_sha256;
+use crate::texts::{Text, Texts};
 use crate::tools::{Tools, WithTools};
 
 /// Prices per million tokens.
@@ -43,6 +49,24 @@ pub struct Price {
 
 /// Prices by model name. A model without a price costs nothing.
 pub type Prices = BTreeMap<String, Price>;
+
+/// The settings of a configuration that concern a [`Gateway`].
+#[derive(Debug, Default)]
+pub struct Settings {
+    prices: Prices,
+    prompts: Option<PromptStore>,
+    texts: Option<Texts>,
+}
+
+impl Settings {
+    /// The settings of a configuration. Reads the prompts.
+    ///
+    /// # Errors
+    /// If a prompt cannot be read or is wrong.
+    pub fn of(config: &Config) -> Result<Self, GatewayError> {
+        Ok(Self { prices: config.prices(), prompts: config.prompts()?, texts: config.texts()? })
+    }
+}
 
 impl Price {
     fn of(&self, used: Usage) -> f64 {
@@ -85,7 +109,7 @@ impl<B> Guarded<B> {
 
     /// Writes an entry of the log. Returns whether it was written.
     pub(crate) fn write(&self, entry: Entry) -> bool {
-        self.shared.books.write(entry)
+        self.shared.books.write(entry, None)
     }
 }
 
@@ -105,13 +129,17 @@ pub(crate) struct Books {
     keys: Mutex<KeyStore>,
     limits: Mutex<Limits>,
     pub(crate) audit: Mutex<Log>,
+    prompts: Mutex<Option<Arc<PromptStore>>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Log {
     audit: Audit,
-    /// Entries that have not been written yet, oldest first.
-    waiting: Vec<Entry>,
+    /// Entries that have not been written yet, oldest first, with the lines of their texts.
+    waiting: Vec<(Entry, Option<String>)>,
+    /// The number of the last change of a prompt that was logged.
+    logged_change: u64,
+    texts: Option<Texts>,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -126,15 +154,18 @@ impl<B: Backend> Gateway<B> {
     pub fn open(store: impl AsRef<Path>, prices: Prices, backend: B) -> Result<Self, GatewayError> {
         let keys = KeyStore::open(&store)?;
         let mut limits = Limits::default();
+        let mut logged_change = 0;
         let audit = Audit::open(&store, |entry| {
+            logged_change = entry.change.as_ref().map_or(logged_change, |change| change.n);
             if let Some(key) = &entry.key {
                 let tokens = entry.prompt_tokens.saturating_add(entry.completion_tokens);
                 limits.settle(key, Reserved::default(), tokens, entry.cost, entry.time_ms);
             }
         })?;
-        let audit = Mutex::new(Log { audit, waiting: Vec::new() });
+        let audit = Mutex::new(Log { audit, waiting: Vec::new(), logged_change, texts: None });
+        let (keys, limits, prompts) = (Mutex::new(keys), Mutex::new(limits), Mutex::default());
         let store = store.as_ref().to_owned();
-        let books = Arc::new(Books { store, keys: Mutex::new(keys), limits: Mutex::new(limits), audit });
+        let books = Arc::new(Books { store, keys, limits, audit, prompts });
         Ok(Self { shared: Arc::new(Shared { backend, prices: RwLock::new(prices), tools: OnceLock::new(), books }) })
     }
 
@@ -161,6 +192,20 @@ impl<B: Backend> Gateway<B> {
         self.shared.tools.get()
     }
 
+    /// Uses the settings of a configuration.
+    pub fn apply(&self, settings: Settings) {
+        let Settings { prices, prompts, texts } = settings;
+        self.set_prices(prices);
+        let books = &self.shared.books;
+        let mut log = lock(&books.audit);
+        log.texts = texts;
+        if let Some(prompts) = &prompts {
+            log.log_changes(prompts);
+        }
+        drop(log);
+        *lock(&books.prompts) = prompts.map(Arc::new);
+    }
+
     /// The guarded backend, to pass to the server.
     pub fn backend(&self) -> Guarded<B> {
         Guarded { shared: Arc::clone(&self.shared) }
@@ -177,6 +222,7 @@ impl Books {
 
     /// Admits a request with this key, or refuses it.
     fn admit(&self, key: Key, endpoint: &str) -> Result<Arc<str>, BackendError> {
+        self.refresh_prompts();
         if !lock(&self.audit).catch_up() {
             return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log"));
         }
@@ -188,10 +234,35 @@ impl Books {
     }
 
     /// Writes an entry. If it cannot be written, it waits. Returns whether it was written.
-    fn write(&self, entry: Entry) -> bool {
+    fn write(&self, mut entry: Entry, text: Option<Text>) -> bool {
         let mut log = lock(&self.audit);
-        log.waiting.push(entry);
+        let mut line = None;
+        if let (Some(text), Some(texts)) = (text, &log.texts) {
+            match texts.line(text) {
+                Ok((text, hash)) => (line, entry.text_sha256) = (Some(text), Some(hash)),
+                // A text that cannot be masked is not kept.
+                Err(error) => tracing::warn!(%error, request = entry.request, "a text cannot be kept"),
+            }
+        }
+        log.waiting.push((entry, line));
         log.catch_up()
+    }
+
+    /// Takes over new promotions of prompts, and logs them.
+    fn refresh_prompts(&self) {
+        let mut prompts = lock(&self.prompts);
+        let Some(store) = &*prompts else { return };
+        match store.refreshed() {
+            Ok(None) => {}
+            Ok(Some(new)) => {
+                lock(&self.audit).log_changes(&new);
+                *prompts = Some(Arc::new(new));
+            }
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "the prompts cannot be read again: those in use stay"
+            ),
+        }
     }
 }
 
@@ -203,8 +274,15 @@ impl Log {
 
     /// Writes the waiting entries. Returns whether all of them were written.
     fn catch_up(&mut self) -> bool {
-        while let Some(entry) = self.waiting.first() {
-            if let Err(error) = self.audit.append(entry.clone()) {
+        while let Some((entry, text)) = self.waiting.first_mut() {
+            let kept = match (&*text, &mut self.texts) {
+                (Some(line), Some(texts)) => texts.write(line, entry.time_ms),
+                _ => Ok(()),
+            };
+            if kept.is_ok() {
+                *text = None;
+            }
+            if let Err(error) = kept.and_then(|()| self.audit.append(entry.clone())) {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "the log cannot be written: nothing is let in"
@@ -214,6 +292,15 @@ impl Log {
             self.waiting.remove(0);
         }
         true
+    }
+
+    /// Logs the changes of prompts that were not logged yet.
+    fn log_changes(&mut self, prompts: &PromptStore) {
+        for change in prompts.changes().iter().filter(|change| change.n > self.logged_change) {
+            self.waiting.push((Entry::of_change(change), None));
+        }
+        self.logged_change = prompts.changes().last().map_or(self.logged_change, |change| change.n);
+        self.catch_up();
     }
 }
 
@@ -268,6 +355,19 @@ impl<B: Backend> Gate for Gateway<B> {
     }
 }
 
+impl<B: Backend> Prompts for Gateway<B> {
+    fn render(&self, caller: &Caller, prompt: &PromptParam) -> Result<RenderedPrompt, BackendError> {
+        let prompts = lock(&self.shared.books.prompts).clone();
+        match prompts {
+            Some(store) => store.render(caller, prompt),
+            None => {
+                let message = "this server has no prompts: leave `prompt` out, or name a folder in its configuration";
+                Err(BackendError::invalid("prompt", message))
+            }
+        }
+    }
+}
+
 /// The accounting of one answer. Dropping it settles the limits and writes the log entry.
 struct Account {
     books: Arc<Books>,
@@ -281,6 +381,12 @@ struct Account {
     estimated_prompt: usize,
     answered_by: Option<AnsweredBy>,
     masked: usize,
+    prompt: Option<Arc<PromptUsed>>,
+    seed: Option<u64>,
+    request_sha256: Option<String>,
+    /// The request as JSON, if texts are kept.
+    job: Option<serde_json::Value>,
+    heard: Heard,
     outcome: Outcome,
 }
 
@@ -290,6 +396,15 @@ impl Account {
         use BackendErrorKind::{Internal, LoadFailed, Upstream};
         let has_failed = matches!(error.kind, Internal | LoadFailed | Upstream);
         self.outcome = if has_failed { Outcome::Failed } else { Outcome::Refused };
+    }
+
+    /// Notes what the request was.
+    fn note(&mut self, job: &Job) {
+        let json = job.to_json();
+        self.seed = Some(job.seed);
+        self.request_sha256 = Some(request_sha256(&json));
+        let keeps = lock(&self.books.audit).texts.is_some();
+        self.job = keeps.then_some(json);
     }
 }
 
@@ -305,7 +420,17 @@ impl Drop for Account {
             let tokens = (used.prompt as u64).saturating_add(used.completion as u64);
             lock(&self.books.limits).settle(key, self.reserved, tokens, cost, now_ms);
         }
-        self.books.write(Entry {
+        let answer = std::mem::take(&mut self.heard).answer();
+        let output_sha256 = (self.outcome == Outcome::Complete && self.seed.is_some()).then(|| answer.sha256());
+        let text = self.job.take().map(|job| Text {
+            request: self.caller.request.to_string(),
+            time_ms: now_ms,
+            masked: 0,
+            job,
+            answer,
+        });
+        let prompt = self.prompt.as_ref();
+        let entry = Entry {
             n: 0,
             prev: String::new(),
             time_ms: now_ms,
@@ -315,6 +440,13 @@ impl Drop for Account {
             model: std::mem::take(&mut self.model),
             backend: self.answered_by.as_ref().map(|by| by.backend.to_string()),
             fallback: self.answered_by.as_ref().is_some_and(|by| by.is_fallback),
+            prompt: prompt.map(|prompt| prompt.id.clone()),
+            prompt_sha256: prompt.map(|prompt| prompt.sha256.clone()),
+            change: None,
+            seed: self.seed,
+            request_sha256: self.request_sha256.take(),
+            output_sha256,
+            text_sha256: None,
             masked: self.masked as u64,
             outcome: self.outcome,
             prompt_tokens: used.prompt as u64,
@@ -324,7 +456,8 @@ impl Drop for Account {
             cost,
             elapsed_ms: u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX),
             tool: None,
-        });
+        };
+        self.books.write(entry, text);
     }
 }
 
@@ -341,6 +474,11 @@ impl<B: Backend> Shared<B> {
             estimated_prompt: 0,
             answered_by: None,
             masked: 0,
+            prompt: None,
+            seed: None,
+            request_sha256: None,
+            job: None,
+            heard: Heard::default(),
             outcome: Outcome::Refused,
         }
     }
@@ -394,7 +532,9 @@ impl<B: Backend> Backend for Guarded<B> {
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
         Box::pin(async move {
             let mut account = self.shared.account(&job.caller, &job.model);
+            account.prompt.clone_from(&job.prompt);
             let key = self.shared.admit_job(&job)?;
+            account.note(&job);
             self.shared.reserve(&key, &mut account, job.max_tokens.unwrap_or(0))?;
             let estimated_prompt = job.estimated_prompt_tokens();
             // Until the backend answers, the client may disconnect.
@@ -517,6 +657,9 @@ impl Stream for Metered {
         let event = std::task::ready!(Pin::new(&mut this.answer).poll_next(context));
         let mut has_ended = false;
         if let Some(account) = &mut this.account {
+            if let Some(Ok(event)) = &event {
+                account.heard.hear(event);
+            }
             match &event {
                 Some(Ok(Event::Begin { prompt })) => account.used.prompt = *prompt,
                 Some(Ok(Event::Piece(piece))) => account.used.completion += piece.tokens.len().max(1),
@@ -527,8 +670,14 @@ impl Stream for Metered {
             }
         }
         if has_ended {
-            // The entry is written before the client sees the end of the answer.
-            this.account = None;
+            // The entry is written before the client sees the end of the answer. If it cannot be, the client gets an error:
+            // nobody gets a complete answer that has no line.
+            let books = this.account.take().map(|account| Arc::clone(&account.books));
+            let is_written = books.is_none_or(|books| lock(&books.audit).waiting.is_empty());
+            if !is_written && matches!(event, Some(Ok(_))) {
+                let error = BackendError::new(BackendErrorKind::Unavailable, "the server cannot write its log");
+                return Poll::Ready(Some(Err(error)));
+            }
         }
         Poll::Ready(event)
     }

@@ -6,8 +6,10 @@
 //! ```text
 //! store/
 //!   keys.json     the keys (as hashes), with the scopes and limits of each
+//!   prompts.json  which versions of prompts were promoted
 //!   audit.jsonl   one line for each answer, chained by hashes; usage is computed from it
 //!   audit.lock    locked by the server that writes to the store
+//!   texts/        texts of requests and answers, if the configuration asks to keep them
 //! ```
 //!
 //! A [`Gateway`] wraps any backend and is also the server's gate, so that no endpoint can bypass it. It fails closed:
@@ -33,21 +35,28 @@ mod keys;
 mod limits;
 mod live;
 mod masking;
+mod output;
+mod prompts;
+mod replay;
 mod routes;
 mod size;
+mod texts;
 mod tools;
 mod usage;
 
-pub use audit::{Audit, Entry, Head, Outcome, Permission, ToolStep, ToolUse, verify};
+pub use audit::{Audit, Entry, Head, Outcome, Permission, ToolStep, ToolUse, log_changes, verify};
 pub use config::{Config, EXAMPLE, LoadWhen, ModelConfig};
 pub use error::GatewayError;
-pub use gateway::{Gateway, Guarded, Price, Prices};
+pub use gateway::{Gateway, Guarded, Price, Prices, Settings};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
+pub use output::{Answer, AnswerCall};
+pub use prompts::{Action, Change, PromptState, PromptStore, PromptVersion};
+pub use replay::{NoReplay, Which, answer_again, chosen, given_request, kept_request, local_model};
 pub use routes::{Route, Routes};
 pub use size::Size;
 pub use tools::{Tools, WithTools};
-pub use usage::{By, Row, date, usage};
+pub use usage::{By, Row, date, date_time, usage};
 
 use std::time::SystemTime;
 

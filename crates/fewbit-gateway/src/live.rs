@@ -15,7 +15,7 @@ use fewbit_serve::Backend;
 
 use crate::config::Config;
 use crate::error::GatewayError;
-use crate::gateway::Prices;
+use crate::gateway::Settings;
 use crate::routes::Routes;
 
 /// The configuration of a running server.
@@ -56,12 +56,12 @@ impl Live {
         self.routes.clone()
     }
 
-    /// Reads the file again and replaces the routes. Returns its prices, for
-    /// [`Gateway::set_prices`](crate::Gateway::set_prices).
+    /// Reads the file again and replaces the routes. `apply` gets its other settings, for
+    /// [`Gateway::apply`](crate::Gateway::apply), before another reload can begin.
     ///
     /// # Errors
     /// If the file cannot be read, is invalid, or changes a setting that needs a restart. Then nothing is changed.
-    pub fn reload(&self) -> Result<Prices, GatewayError> {
+    pub fn reload(&self, apply: impl FnOnce(Settings)) -> Result<(), GatewayError> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let config = Config::read(&self.path)?;
         let has_changed = [
@@ -75,8 +75,11 @@ impl Live {
         if let Some((what, _)) = has_changed.into_iter().find(|(_, has_changed)| *has_changed) {
             return Err(GatewayError::NeedsRestart { path: self.path.clone(), what });
         }
-        self.routes.replace(&routes(&config, self.local.clone(), &self.models)?);
-        Ok(config.prices())
+        let routes = routes(&config, self.local.clone(), &self.models)?;
+        let settings = Settings::of(&config)?;
+        self.routes.replace(&routes);
+        apply(settings);
+        Ok(())
     }
 }
 

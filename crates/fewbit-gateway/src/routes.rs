@@ -282,6 +282,14 @@ impl Routes {
         *self.table.write().unwrap_or_else(PoisonError::into_inner) = table;
     }
 
+    /// The answer of a model of this server, masked as for a request that named `requested`.
+    pub(crate) async fn generate_locally(&self, job: Job, requested: &str) -> Result<Generating, BackendError> {
+        let table = self.table();
+        let backend = table.local(&job.model)?;
+        let masked = Masked { backend, masking: table.masking.as_ref(), model: requested, is_local: true };
+        masked.generate(job).await
+    }
+
     fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -18,6 +18,8 @@ pub enum By {
     Model,
     /// By the route target that answered, or the model if there was no route.
     Backend,
+    /// By the version of the prompt that was named, such as `support@3`.
+    Prompt,
     /// By the day (UTC), such as `2026-11-28`.
     Day,
 }
@@ -55,10 +57,14 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
         if entry.tool.is_some() {
             return;
         }
+        if entry.outcome == Outcome::Changed {
+            return;
+        }
         let of = match by {
             By::Key => entry.key.clone().unwrap_or_else(|| "-".to_owned()),
             By::Model => entry.model.clone(),
             By::Backend => entry.backend.clone().unwrap_or_else(|| entry.model.clone()),
+            By::Prompt => entry.prompt.clone().unwrap_or_else(|| "-".to_owned()),
             By::Day => date(entry.time_ms),
         };
         let row = rows.entry(of.clone()).or_insert_with(|| Row { of, ..Row::default() });
@@ -90,6 +96,13 @@ pub fn date(time_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}")
 }
 
+/// A time in seconds since 1970 as a UTC date and time, such as `2026-11-28 09:41:07`.
+pub fn date_time(time_s: u64) -> String {
+    let second = time_s % (24 * 3600);
+    let day = date(time_s.saturating_mul(1000));
+    format!("{day} {:02}:{:02}:{:02}", second / 3600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +112,7 @@ mod tests {
     fn dates_are_computed_from_unix_time() {
         let of = |days: u64| date(days * 24 * 3600 * 1000 + 5);
         let want = ["1970-01-01", "1970-12-31", "2000-02-29", "2000-03-01", "2024-02-29", "2026-11-28", "2100-03-01"];
+        assert_eq!(date_time(1_795_858_867), "2026-11-28 09:41:07");
         assert_eq!([0, 364, 11_016, 11_017, 19_782, 20_785, 47_541].map(of), want);
     }
 

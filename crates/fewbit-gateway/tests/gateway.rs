@@ -11,7 +11,10 @@ use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBacke
 use serde_json::{Value, json};
 
 mod admin;
+mod faults;
 mod masking;
+mod prompts;
+mod replay;
 mod routes;
 #[path = "../../fewbit-serve/tests/support/mod.rs"]
 mod support;
@@ -70,6 +73,15 @@ fn log(store: &Path) -> Vec<Entry> {
     let mut all = Vec::new();
     verify(store, None, |entry| all.push(entry.clone())).unwrap();
     all
+}
+
+/// Waits for what must come at last.
+fn wait_until(holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(60));
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn words(n: usize) -> ScriptedBackend {

@@ -11,6 +11,7 @@ use std::task::{Context, Poll};
 
 use fewbit_api::chat::{ChatMessage, ToolChoice};
 use fewbit_api::common::{Prompt, Sampling};
+use fewbit_api::prompt::PromptParam;
 use futures_core::Stream;
 use serde_json::{Map, Value};
 
@@ -157,6 +158,33 @@ pub trait Gate: Send + Sync + 'static {
     }
 }
 
+/// Renders the prompts of a server, which requests name.
+pub trait Prompts: Send + Sync + 'static {
+    /// The messages of a prompt with the variables of a request.
+    ///
+    /// # Errors
+    /// If there is no such prompt, or the variables do not fit.
+    fn render(&self, caller: &Caller, prompt: &PromptParam) -> Result<RenderedPrompt, BackendError>;
+}
+
+/// The messages of a prompt, and which version it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RenderedPrompt {
+    /// Its messages, which come before those of the request.
+    pub messages: Vec<ChatMessage>,
+    /// The version.
+    pub used: Arc<PromptUsed>,
+}
+
+/// A version of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PromptUsed {
+    /// Its name, such as `support@3`.
+    pub id: String,
+    /// The SHA-256 of its files, in hexadecimal.
+    pub sha256: String,
+}
+
 /// The sender of a request, and the request's id and endpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Caller {
@@ -202,6 +230,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// The form that the answer must have, and the request's field that asks for it.
     pub form: Option<(Form, &'static str)>,
+    /// The prompt of the server that the request named. Its messages are in `input` already.
+    pub prompt: Option<Arc<PromptUsed>>,
 }
 
 impl Job {

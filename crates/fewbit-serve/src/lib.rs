@@ -32,6 +32,7 @@ mod endpoints;
 mod engine;
 mod error;
 mod http;
+mod job;
 mod kept;
 mod keys;
 mod line;
@@ -50,13 +51,15 @@ mod upstream;
 pub use admin::Admin;
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
-    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, PromptUsed, Prompts, RenderedPrompt, Reranked,
+    Sample, SampleKind, Token, Usage, VoidCall,
 };
 pub use batch::files::{FileLimits, Files};
 pub use batch::{BATCH_ENDPOINTS, BatchLine, BatchLines};
 pub use engine::EngineBackend;
 pub use error::ServeError;
 pub use http::{HttpAnswer, HttpClient, HttpError};
+pub use job::NoJob;
 pub use keys::{Keys, KeysError};
 pub use local::{Local, LocalAnswer};
 pub use models::{BuilderSource, ModelSource, ModelState, ServedModel, SourceError};

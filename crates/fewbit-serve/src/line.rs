@@ -17,7 +17,7 @@ use http_body_util::BodyExt;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::backend::{AnsweredBy, BackendError, BackendErrorKind, Caller};
+use crate::backend::{AnsweredBy, BackendError, BackendErrorKind, Caller, PromptUsed};
 use crate::error::{ApiError, ErrorForm};
 use crate::local::OnBehalf;
 use crate::server::Shared;
@@ -97,6 +97,7 @@ pub(crate) struct Reply {
     /// Headers of its own.
     headers: &'static [(&'static str, &'static str)],
     answered_by: Vec<AnsweredBy>,
+    prompt: Option<Arc<PromptUsed>>,
 }
 
 enum Content {
@@ -137,6 +138,12 @@ impl Reply {
         Self { headers, ..self }
     }
 
+    /// Sets which prompt the request named, for the headers.
+    pub(crate) fn prompt(mut self, prompt: Option<Arc<PromptUsed>>) -> Self {
+        self.prompt = prompt;
+        self
+    }
+
     /// Sets which targets of a route answered, for the headers.
     pub(crate) fn by(mut self, answered_by: Vec<AnsweredBy>) -> Self {
         self.answered_by = answered_by;
@@ -146,7 +153,7 @@ impl Reply {
 
 impl From<Content> for Reply {
     fn from(content: Content) -> Self {
-        Self { content, headers: &[], answered_by: Vec::new() }
+        Self { content, headers: &[], answered_by: Vec::new(), prompt: None }
     }
 }
 
@@ -340,6 +347,12 @@ fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Bo
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     for (name, value) in reply.headers {
         headers.insert(*name, HeaderValue::from_static(value));
+    }
+    if let Some(prompt) = reply.prompt
+        && let (Ok(id), Ok(sha256)) = (HeaderValue::from_str(&prompt.id), HeaderValue::from_str(&prompt.sha256))
+    {
+        headers.insert("x-fewbit-prompt", id);
+        headers.insert("x-fewbit-prompt-sha256", sha256);
     }
     // A request for several answers may have been answered by several targets.
     let mut names: Vec<&str> = reply.answered_by.iter().map(|by| &*by.backend).collect();

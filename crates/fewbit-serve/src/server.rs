@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::admin::Admin;
-use crate::backend::{Backend, Gate};
+use crate::backend::{Backend, Gate, Prompts};
 use crate::batch::files::Files;
 use crate::endpoints;
 use crate::engine::EngineBackend;
@@ -47,6 +47,7 @@ pub(crate) type Reload = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 pub(crate) struct Shared {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) gate: Option<Box<dyn Gate>>,
+    pub(crate) prompts: Option<Box<dyn Prompts>>,
     pub(crate) kept: Kept,
     pub(crate) body_limit: usize,
     pub(crate) keep_alive: Duration,
@@ -77,6 +78,7 @@ impl Server {
         let shared = Shared {
             backend: Box::new(backend),
             gate: None,
+            prompts: None,
             kept: Kept::default(),
             body_limit: BODY_LIMIT,
             keep_alive: Duration::from_secs(10),
@@ -105,6 +107,12 @@ impl Server {
     /// Sets what answers questions about usage and the audit log.
     pub fn admin(mut self, admin: impl Admin) -> Self {
         self.shared.admin = Some(Arc::new(admin));
+        self
+    }
+
+    /// Lets requests name these prompts. Without any, a request that names one is refused.
+    pub fn prompts(mut self, prompts: impl Prompts) -> Self {
+        self.shared.prompts = Some(Box::new(prompts));
         self
     }
 

@@ -306,9 +306,9 @@ mod with {
             let answering = async move {
                 match self.backend.generate(job).await {
                     Ok(answer) => {
-                        let by = answer.answered_by().cloned();
+                        let (by, n_masked) = (answer.answered_by().cloned(), answer.n_masked());
                         operation.answered_by(by.as_ref());
-                        Ok(Generating::new(Recorded { answer, operation: Some(operation) }).by(by))
+                        Ok(Generating::new(Recorded { answer, operation: Some(operation) }).by(by).masked(n_masked))
                     }
                     Err(error) => {
                         operation.failed(&error);

@@ -15,8 +15,12 @@ pub(crate) mod inspect;
 pub(crate) mod keys;
 pub(crate) mod list;
 pub(crate) mod perplexity;
+#[cfg(feature = "serve")]
+pub(crate) mod prompts;
 pub(crate) mod pull;
 pub(crate) mod quantize;
+#[cfg(feature = "serve")]
+pub(crate) mod replay;
 pub(crate) mod run;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;

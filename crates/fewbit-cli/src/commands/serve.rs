@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, LoadWhen};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, LoadWhen, Prices, Settings};
 use fewbit_serve::{
     Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, check_address,
 };
@@ -39,7 +39,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     check_address(listen, keys.is_some() || config.store.is_some())?;
     let memory_limit = args.memory_limit.or(config.memory_limit).map(|limit| limit.0);
     let models = served(common, args, &config, memory_limit)?;
-    let prices = config.prices();
+    let settings = Settings::of(&config)?;
     let tools = config.tools()?;
     let ids: Vec<String> = models.iter().map(|(id, _)| id.clone()).collect();
     let models = models.into_iter().map(|(_, model)| model);
@@ -60,7 +60,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     // Replaced below if there is a gateway whose prices must be replaced as well.
     let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
         let live = Arc::clone(&live);
-        Arc::new(move || live.reload().map(drop))
+        Arc::new(move || live.reload(drop))
     };
     let mut server = match (&store, keys) {
         (Some(store), _) => {
@@ -70,12 +70,14 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
                     store.display()
                 ));
             }
-            let gateway = Gateway::open(store, prices, backend)?;
-            let priced = gateway.clone();
-            reload = Arc::new(move || live.reload().map(|prices| priced.set_prices(prices)));
+            let gateway = Gateway::open(store, Prices::new(), backend)?;
+            gateway.apply(settings);
+            let changed = gateway.clone();
+            reload = Arc::new(move || live.reload(|settings| changed.apply(settings)));
             // After the gateway, which makes sure that no other server uses the store.
             let files = Files::open(store.join("files"), file_limits)?;
-            Server::new(gateway.backend_with(tools)).admin(gateway.clone()).gate(gateway).files(files)
+            let server = Server::new(gateway.backend_with(tools)).admin(gateway.clone()).prompts(gateway.clone());
+            server.gate(gateway).files(files)
         }
         (None, Some(keys)) => Server::new(backend).keys(keys),
         (None, None) => Server::new(backend),

@@ -11,6 +11,7 @@ pub(crate) fn run(common: &Common, args: &UsageArgs) -> anyhow::Result<()> {
         UsageBy::Key => (By::Key, "key"),
         UsageBy::Model => (By::Model, "model"),
         UsageBy::Backend => (By::Backend, "backend"),
+        UsageBy::Prompt => (By::Prompt, "prompt"),
         UsageBy::Day => (By::Day, "day"),
     };
     let rows = usage(args.place.store()?, by)?;

@@ -127,6 +127,20 @@ pub(super) fn one(chosen: &Chosen<'_>, text: &str) -> Result<(String, Back), Bac
     Ok((text, mask.back))
 }
 
+/// Masks a JSON value.
+///
+/// # Errors
+/// If too many parts of it would have to be replaced.
+pub(super) fn value(chosen: &Chosen<'_>, value: &mut Value) -> Result<usize, BackendError> {
+    let mut mask = Mask::new(chosen);
+    let mut used = HashSet::new();
+    mask.placeholders_in_value(value, &mut used);
+    mask.choose_tag(&used);
+    mask.value(value);
+    mask.check()?;
+    Ok(mask.back.values.len())
+}
+
 /// Visits every text of a job that a backend sees.
 fn each(job: &mut Job, visit: &mut impl FnMut(Part<'_>) -> Result<(), BackendError>) -> Result<(), BackendError> {
     match &mut job.input {

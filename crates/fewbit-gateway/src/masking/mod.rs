@@ -17,6 +17,7 @@ use std::ops::Range;
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{Backend, BackendError, BackendErrorKind, Caller, Embedded, Form, Generating, Job, Reranked};
 use serde::Deserialize;
+use serde_json::Value;
 use toml::Spanned;
 
 use find::{Finder, KINDS};
@@ -152,6 +153,15 @@ impl MaskingConfig {
 }
 
 impl Masking {
+    /// Masks a JSON value with all kinds and patterns, whatever the rules say. Returns how many texts were masked.
+    ///
+    /// # Errors
+    /// If too many texts would have to be replaced.
+    pub(crate) fn mask_value(&self, value: &mut Value) -> Result<usize, BackendError> {
+        let finders: Vec<usize> = (0..self.finders.len()).collect();
+        mask::value(&Chosen { all: &self.finders, finders: &finders }, value)
+    }
+
     /// What is masked before a target gets a request for this model (or route); `None` if nothing is.
     fn chosen(&self, caller: &Caller, model: &str, is_local: bool) -> Option<Chosen<'_>> {
         let place = if is_local { Place::Local } else { Place::Upstream };

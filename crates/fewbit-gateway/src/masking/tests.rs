@@ -4,7 +4,7 @@ use fewbit_serve::api::chat::{ChatMessage, Role, ToolCall, ToolChoice};
 use fewbit_serve::api::common::{Sampling, Stop};
 use fewbit_serve::{CallDelta, End, Event, Finish, Input, Piece, Token, Usage};
 use futures_util::StreamExt;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::*;
 
@@ -15,7 +15,17 @@ fn masking(text: &str) -> Masking {
 fn job(messages: Vec<ChatMessage>, tools: Vec<Value>) -> Job {
     let input = Input::Chat { messages, tools, choice: ToolChoice::Auto, parallel: true, template_vars: Map::new() };
     let (caller, model) = (Caller::default(), "m".to_owned());
-    Job { caller, model, input, sampling: Sampling::default(), seed: 0, max_tokens: None, logprobs: None, form: None }
+    Job {
+        caller,
+        model,
+        input,
+        sampling: Sampling::default(),
+        seed: 0,
+        max_tokens: None,
+        logprobs: None,
+        form: None,
+        prompt: None,
+    }
 }
 
 fn mask(masking: &Masking, job: &mut Job) -> Back {

@@ -416,24 +416,13 @@ impl<B: Backend> Run<B> {
         let sha256 = hex(&Sha256::digest(text));
         let tool = ToolUse { name: self.call.name.clone(), step, permission, by, sha256, bytes: text.len() as u64 };
         let entry = Entry {
-            n: 0,
-            prev: String::new(),
-            time_ms: now_ms(),
             request: self.caller.request.to_string(),
             key: self.caller.key.as_deref().map(str::to_owned),
             endpoint: self.caller.endpoint.to_owned(),
             model: self.model.clone(),
-            backend: None,
-            fallback: false,
-            outcome,
-            prompt_tokens: 0,
-            cached_tokens: 0,
-            completion_tokens: 0,
-            estimated: false,
-            cost: 0.0,
             elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
-            masked: 0,
             tool: Some(tool),
+            ..Entry::empty(now_ms(), outcome)
         };
         if self.inner.write(entry) {
             return Ok(());

@@ -355,7 +355,7 @@ fn reload_applies_valid_configs_and_ignores_invalid_ones() {
     let live = Live::new(&path, config, None, Vec::new()).unwrap();
     let gateway = Gateway::open(&store, prices, live.backend()).unwrap();
     let priced = gateway.clone();
-    let reload = move || live.reload().map(|prices| priced.set_prices(prices)).map_err(|error| chain(&error));
+    let reload = move || live.reload(|settings| priced.apply(settings)).map_err(|error| chain(&error));
     let near = Running::start(gateway.backend(), |server| server.gate(gateway).on_reload(reload));
     let answer = || near.chat(&ada, json!({})).1["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     let reload = |key: &str| {

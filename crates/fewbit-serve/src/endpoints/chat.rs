@@ -9,7 +9,7 @@ use fewbit_api::chat::{
 use fewbit_api::common::Sampling;
 use fewbit_api::sse;
 
-use super::{Head, count, finite, first_seed, form_of_extensions, model_of, total, usage, wants_usage};
+use super::{Head, count, finite, first_seed, form_of_extensions, model_of, total, usage, wants_usage, with_prompt};
 use crate::backend::{Alternative, CallDelta, End, Form as Constraint, Input, Job, Piece, Token, Usage};
 use crate::error::ApiError;
 use crate::line::{Call, Endpoint, Reply};
@@ -25,7 +25,7 @@ impl Endpoint for Chat {
     const PATH: &'static str = "/v1/chat/completions";
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
-        let request: ChatRequest = call.read()?;
+        let mut request: ChatRequest = call.read()?;
         let sampling: Sampling = call.read()?;
         let model = model_of(server, &call.caller, request.model.as_deref())?;
         let n = count(request.n, 1)?;
@@ -35,13 +35,25 @@ impl Endpoint for Chat {
         let is_streamed = request.stream.unwrap_or(false);
         let wants_usage = wants_usage(request.stream_options.as_ref());
         let max_tokens = request.max_completion_tokens.or(request.max_tokens).map(|n| n as usize);
+        let prompt = with_prompt(server, &call.caller, request.prompt.take(), &mut request.messages)?;
         let input = input_of(request, form.is_some())?;
         let caller = call.caller;
-        let job = Job { caller, model: model.id.clone(), input, sampling, seed, max_tokens, logprobs, form };
+        let job = Job {
+            caller,
+            model: model.id.clone(),
+            input,
+            sampling,
+            seed,
+            max_tokens,
+            logprobs,
+            form,
+            prompt: prompt.clone(),
+        };
         let jobs = (0..n as u64).map(|i| Job { seed: seed.wrapping_add(i), ..job.clone() }).collect();
         let head = Head::new("chatcmpl-", model, wants_usage);
         if is_streamed {
-            return stream::reply(server, jobs, n, Chunks { head, has_logprobs: logprobs.is_some() }).await;
+            let chunks = Chunks { head, has_logprobs: logprobs.is_some() };
+            return Ok(stream::reply(server, jobs, n, chunks).await?.prompt(prompt));
         }
         let answers = stream::begin(server, jobs).await?;
         let by = stream::answered_by(&answers);
@@ -62,7 +74,7 @@ impl Endpoint for Chat {
             choices: choices.collect(),
             usage: usage(used),
         };
-        Ok(Reply::json(&response)?.by(by))
+        Ok(Reply::json(&response)?.by(by).prompt(prompt))
     }
 }
 

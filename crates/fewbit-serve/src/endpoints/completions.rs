@@ -56,6 +56,7 @@ impl Endpoint for Completions {
                 max_tokens: Some(request.max_tokens.map_or(MAX_TOKENS, |n| n as usize)),
                 logprobs: request.logprobs.map(|n| n as usize),
                 form: form.clone(),
+                prompt: None,
             };
             (0..n as u64).map(move |i| Job { seed: seed.wrapping_add(i), ..job.clone() })
         });

@@ -10,7 +10,7 @@ use fewbit_api::messages::{
 use fewbit_api::sse;
 use serde_json::{Map, Value, json};
 
-use super::{MAX_STOPS, first_seed, model_of};
+use super::{MAX_STOPS, first_seed, model_of, with_prompt};
 use crate::backend::{End, Finish, Form as Constraint, Input, Job, ModelInfo, Piece, Usage};
 use crate::error::{ApiError, ErrorForm};
 use crate::line::{Call, Endpoint, Reply};
@@ -30,11 +30,12 @@ impl Endpoint for Messages {
         };
         let is_streamed = request.stream.unwrap_or(false);
         let model = model_of(server, &call.caller, request.model.as_deref())?;
-        let job = Job { max_tokens: Some(max_tokens as usize), ..job_of(request, call, &model)? };
+        let job = Job { max_tokens: Some(max_tokens as usize), ..job_of(server, request, call, &model)? };
+        let prompt = job.prompt.clone();
         let id = random_id("msg_");
         if is_streamed {
             let events = Events { id, model, prompt: 0, has_begun: false, n_blocks: 0, open: None, end: None };
-            return stream::reply(server, vec![job], 1, events).await;
+            return Ok(stream::reply(server, vec![job], 1, events).await?.prompt(prompt));
         }
         let mut answers = stream::begin(server, vec![job]).await?;
         let by = stream::answered_by(&answers);
@@ -48,7 +49,7 @@ impl Endpoint for Messages {
             usage: usage(end.usage),
             ..head(id, model)
         };
-        Ok(Reply::json(&response)?.by(by))
+        Ok(Reply::json(&response)?.by(by).prompt(prompt))
     }
 }
 
@@ -61,7 +62,7 @@ impl Endpoint for CountTokens {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: MessagesRequest = call.read()?;
         let model = model_of(server, &call.caller, request.model.as_deref())?;
-        let input_tokens = server.backend.count(job_of(request, call, &model)?).await?;
+        let input_tokens = server.backend.count(job_of(server, request, call, &model)?).await?;
         Reply::json(&CountResponse { input_tokens })
     }
 }
@@ -70,11 +71,12 @@ fn refused((param, message): Refused) -> ApiError {
     ApiError::invalid(param.clone(), format!("`{param}`: {message}"))
 }
 
-fn job_of(mut request: MessagesRequest, call: Call, model: &ModelInfo) -> Result<Job, ApiError> {
-    if request.messages.is_empty() {
+fn job_of(server: &Shared, mut request: MessagesRequest, call: Call, model: &ModelInfo) -> Result<Job, ApiError> {
+    if request.messages.is_empty() && request.prompt.is_none() {
         return Err(ApiError::invalid("messages", "`messages` is empty: give at least one"));
     }
-    let messages = request.into_chat().map_err(refused)?;
+    let mut messages = request.into_chat().map_err(refused)?;
+    let prompt = with_prompt(server, &call.caller, request.prompt.take(), &mut messages)?;
     let tools = request.chat_tools().map_err(refused)?;
     let (choice, parallel) = request.chat_choice().map_err(refused)?;
     let (format, param) = match (request.output_config.and_then(|config| config.format), request.output_format) {
@@ -120,6 +122,7 @@ fn job_of(mut request: MessagesRequest, call: Call, model: &ModelInfo) -> Result
         max_tokens: None,
         logprobs: None,
         form,
+        prompt,
     })
 }
 

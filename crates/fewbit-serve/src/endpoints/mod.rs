@@ -19,9 +19,11 @@ use std::sync::Arc;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
+use fewbit_api::chat::ChatMessage;
 use fewbit_api::common::Sampling;
+use fewbit_api::prompt::PromptParam;
 
-use crate::backend::{Caller, Form, ModelInfo};
+use crate::backend::{Caller, Form, ModelInfo, PromptUsed};
 use crate::error::ApiError;
 use crate::line::line;
 use crate::server::Shared;
@@ -110,6 +112,24 @@ fn model_of(server: &Shared, caller: &Caller, name: Option<&str>) -> Result<Mode
             }
         },
     }
+}
+
+/// Puts the messages of the prompt that a request names before its own.
+fn with_prompt(
+    server: &Shared,
+    caller: &Caller,
+    prompt: Option<PromptParam>,
+    messages: &mut Vec<ChatMessage>,
+) -> Result<Option<Arc<PromptUsed>>, ApiError> {
+    let Some(prompt) = prompt else { return Ok(None) };
+    let Some(prompts) = &server.prompts else {
+        let message =
+            "this server has no prompts of its own: leave `prompt` out, or name a folder in its configuration";
+        return Err(ApiError::invalid("prompt", message));
+    };
+    let rendered = prompts.render(caller, &prompt)?;
+    messages.splice(0..0, rendered.messages);
+    Ok(Some(rendered.used))
 }
 
 /// How many answers to give for each prompt, checked.

@@ -9,20 +9,23 @@ use axum::body::Bytes;
 use fewbit_api::admin::{
     Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, UsageRow,
 };
+use fewbit_api::batches::{Batch, BatchRequest};
 use fewbit_api::chat::{ChatChunk, ChatRequest, ChatResponse};
 use fewbit_api::common::Sampling;
 use fewbit_api::completion::{CompletionRequest, CompletionResponse};
 use fewbit_api::embedding::{EmbeddingRequest, EmbeddingResponse};
 use fewbit_api::error::{ErrorBody, MessagesErrorBody};
+use fewbit_api::files::{FileObject, Page};
 use fewbit_api::messages::{CountResponse, MessagesRequest, MessagesResponse};
 use fewbit_api::models::{ModelList, ModelObject};
+use fewbit_api::rerank::{RerankRequest, RerankResponse};
 use fewbit_api::responses::{Response, ResponsesRequest};
 use fewbit_api::tokens::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use super::{admin, chat, completions, embeddings, messages, responses, small};
+use super::{admin, admin_models, batches, chat, completions, embeddings, files, messages, rerank, responses, small};
 use crate::error::{ApiError, ErrorForm};
 use crate::line::{Call, Endpoint, Reply};
 use crate::server::Shared;
@@ -66,12 +69,38 @@ fn document() -> Value {
         .answer::<CountResponse>();
     let body = all.request::<EmbeddingRequest>();
     all.add::<embeddings::Embeddings>(post, "Turns texts into vectors").body(body).answer::<EmbeddingResponse>();
+    let body = all.request::<RerankRequest>();
+    all.add::<rerank::Rerank>(post, "Says how relevant documents are to a query").body(body).answer::<RerankResponse>();
+    all.add::<files::UploadFile>(post, "Takes a file of requests").form(json!({
+        "type": "object",
+        "properties": {
+            "purpose": { "enum": ["batch"] },
+            "file": { "type": "string", "format": "binary" },
+        },
+        "required": ["purpose", "file"],
+    }));
+    all.add::<files::ListFiles>(get, "Lists the key's files").answer::<Page<FileObject>>();
+    all.add::<files::OneFile>(get, "Shows a file").answer::<FileObject>();
+    all.add::<files::DeleteFile>(delete, "Deletes a file").answer::<Map<String, Value>>();
+    all.add::<files::FileContent>(get, "The content of a file").text("application/jsonl");
+    let body = all.request::<BatchRequest>();
+    all.add::<batches::CreateBatch>(post, "Begins to answer the requests of a file").body(body).answer::<Batch>();
+    all.add::<batches::ListBatches>(get, "Lists the key's batches").answer::<Page<Batch>>();
+    all.add::<batches::OneBatch>(get, "Shows a batch").answer::<Batch>();
+    all.add::<batches::CancelBatch>(post, "Cancels a batch").answer::<Batch>();
     all.add::<small::Models>(get, "Lists the models").answer::<ModelList>();
     all.add::<small::OneModel>(get, "Shows a model").answer::<ModelObject>();
     let body = all.request::<TokenizeRequest>();
     all.add::<small::Tokenize>(post, "Turns a text into token ids").body(body).answer::<TokenizeResponse>();
     let body = all.request::<DetokenizeRequest>();
     all.add::<small::Detokenize>(post, "Turns token ids into text").body(body).answer::<DetokenizeResponse>();
+    all.add::<small::TokenizerInfo>(get, "Shows what is known about a tokenizer").answer::<Map<String, Value>>();
+    all.add::<admin_models::Models>(get, "Shows which models are in memory").answer::<Map<String, Value>>();
+    let named = json!({ "type": "object", "properties": { "model": { "type": "string" } }, "required": ["model"] });
+    let load = all.add::<admin_models::Load>(post, "Loads a model").body(named.clone());
+    load.answer::<Map<String, Value>>();
+    let unload = all.add::<admin_models::Unload>(post, "Takes a model out of memory").body(named);
+    unload.answer::<Map<String, Value>>();
     all.add::<small::Reload>(post, "Reads the configuration again").answer::<Map<String, Value>>();
     all.add::<admin::Requests<admin::Own>>(get, "Lists the key's requests in progress").answer::<List<LiveRequest>>();
     all.add::<admin::Cancel<admin::Own>>(delete, "Cancels one of the key's requests").answer::<Cancelled>();
@@ -192,6 +221,13 @@ impl Operation<'_> {
         self.operation["requestBody"] =
             json!({ "required": true, "content": { "application/json": { "schema": schema } } });
         self
+    }
+
+    /// A body in the form of an HTML form with a file. The answer is the file's description.
+    fn form(self, schema: Value) {
+        self.operation["requestBody"] =
+            json!({ "required": true, "content": { "multipart/form-data": { "schema": schema } } });
+        self.answer::<FileObject>();
     }
 
     fn content(self, kind: &str, schema: Value) -> Self {

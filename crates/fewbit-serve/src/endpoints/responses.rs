@@ -13,7 +13,7 @@ use fewbit_api::sse;
 use serde_json::{Value, json};
 
 use super::chat::{MAX_TOP_LOGPROBS, logprobs_form};
-use super::{first_seed, form_of_extensions, model_of, now_s};
+use super::{first_seed, form_of_extensions, model_of, now_s, with_prompt};
 use crate::backend::{Caller, End, Finish, Form as Constraint, Input, Job, Piece, Usage};
 use crate::error::ApiError;
 use crate::kept::Answered;
@@ -34,16 +34,17 @@ impl Endpoint for Responses {
         let sampling: Sampling = call.read()?;
         let is_streamed = request.stream.unwrap_or(false);
         let (job, answer) = prepare(server, request, sampling, &call.caller)?;
+        let prompt = job.prompt.clone();
         if is_streamed {
             let events = Events { server: Arc::clone(server), answer, n: 0, parts: Vec::new(), end: None };
-            return stream::reply(server, vec![job], 1, events).await;
+            return Ok(stream::reply(server, vec![job], 1, events).await?.prompt(prompt));
         }
         let answers = stream::begin(server, vec![job]).await?;
         let by = stream::answered_by(&answers);
         let (piece, end) = stream::whole(answers).await?.pop().ok_or_else(ApiError::internal)?;
         let parts = parts_of(piece);
         let response = answer.finish(server, &parts, &end);
-        Ok(Reply::json(&response)?.by(by))
+        Ok(Reply::json(&response)?.by(by).prompt(prompt))
     }
 }
 
@@ -117,13 +118,15 @@ fn prepare(
         },
     };
     let mut new = Vec::new();
-    request.input.0.into_iter().for_each(|item| item.append_to(&mut new));
+    let items = request.input.into_iter().flat_map(|input| input.0);
+    items.for_each(|item| item.append_to(&mut new));
     messages.extend(new.into_iter().map(Arc::new));
-    if messages.is_empty() {
+    if messages.is_empty() && request.prompt.is_none() {
         return Err(ApiError::invalid("input", "`input` is empty: give a text or at least one item"));
     }
     let mut chat: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
-    chat.extend(request.instructions.iter().map(|text| ChatMessage::new(Role::System, text)));
+    let prompt = with_prompt(server, caller, request.prompt, &mut chat)?;
+    chat.splice(0..0, request.instructions.iter().map(|text| ChatMessage::new(Role::System, text)));
     chat.extend(messages.iter().map(|message| ChatMessage::clone(message)));
 
     let wants_logprobs = request.include.iter().flatten().any(|what| what == LOGPROBS);
@@ -211,6 +214,7 @@ fn prepare(
         max_tokens: request.max_output_tokens.map(|n| n as usize),
         logprobs,
         form,
+        prompt,
     };
     Ok((job, Answer { caller: caller.clone(), response, messages }))
 }
