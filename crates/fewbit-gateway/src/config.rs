@@ -494,7 +494,7 @@ mod tests {
             .lines()
             .filter(|line| line.contains(['=', '[']))
             .fold(String::new(), |text, line| text + line.trim_start_matches("# ") + "\n");
-        let config = parse(&routes).unwrap();
+        let config = parse(&format!("store = \"store\"\n{routes}")).unwrap();
         assert!(config.has_routes());
         config.check_models(&["small"]).unwrap();
     }

@@ -67,12 +67,20 @@ impl Texts {
     /// The line of a request, and its hash. Masked if it has to be.
     pub(crate) fn line(&self, mut text: Text) -> Result<(String, String), GatewayError> {
         if self.keep == Keep::Masked {
+            // A seed is a random number: some have the digits of a card or of a telephone.
+            let seeds = ["/seed", "/sampling/seed"];
+            let kept = seeds.map(|at| text.job.pointer_mut(at).map(Value::take));
             let mut both = serde_json::json!([text.job, text.answer]);
             text.masked =
                 self.masking.mask_value(&mut both).map_err(|error| GatewayError::Prompt { what: error.message })?;
             let Value::Array(both) = &mut both else { unreachable!("it was made as a list") };
             text.answer = both.pop().and_then(|answer| serde_json::from_value(answer).ok()).unwrap_or_default();
             text.job = both.pop().unwrap_or_default();
+            for (at, seed) in seeds.into_iter().zip(kept) {
+                if let (Some(place), Some(seed)) = (text.job.pointer_mut(at), seed) {
+                    *place = seed;
+                }
+            }
         }
         let failed = GatewayError::file("write", &self.folder);
         let line = serde_json::to_string(&text).map_err(|error| failed(error.into()))?;
