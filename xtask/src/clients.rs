@@ -1,7 +1,7 @@
 //! Official clients against `fewbit serve`, each in its own environment under `target/`.
 //!
-//! The server is the program as built, with SmolLM2 and a key; the tests of a client get its address and the key in
-//! `FEWBIT_URL` and `FEWBIT_KEY`.
+//! The server is the program as built, with SmolLM2, a store and two keys; the tests of a client get its address and the
+//! keys in `FEWBIT_URL`, `FEWBIT_KEY` and `FEWBIT_ADMIN_KEY`. It also has the model under a second name, loaded on demand.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -15,6 +15,9 @@ use crate::shell;
 pub(crate) const FOLDER: &str = "crates/fewbit-serve/tests/clients";
 pub(crate) const MODEL: &str = "smollm2-135m-instruct";
 pub(crate) const KEY: &str = "a-key-for-the-tests-of-clients";
+
+/// The name of the model that is loaded on demand: the server takes it for a reranker.
+const ON_DEMAND: &str = "smollm2-reranker";
 
 /// A server that is stopped when this is dropped.
 pub(crate) struct Server {
@@ -72,7 +75,27 @@ pub(crate) fn program() -> Result<PathBuf> {
 pub(crate) fn run() -> Result<()> {
     let python = environment()?;
     let node = node_environment(FOLDER, "clients-node")?;
-    let server = Server::start_with_key()?;
+    let folder = shell::target().join("clients");
+    let (config, store) = (folder.join("fewbit.toml"), folder.join("store"));
+    if store.exists() {
+        fs::remove_dir_all(&store)?;
+    }
+    fs::write(
+        &config,
+        format!(
+            "store = \"store\"\n[[models]]\nmodel = \"{MODEL}\"\n[[models]]\nmodel = \"{MODEL}\"\n\
+             name = \"{ON_DEMAND}\"\nload = \"on_demand\"\nunload_after_s = 60\nkv_memory = \"512 MiB\"\n"
+        ),
+    )?;
+    let program = program()?;
+    let key = |name: &str, more: &[&str]| -> Result<String> {
+        let mut command = Command::new(&program);
+        command.args(["keys", "add", name, "--config"]).arg(&config).args(more).stderr(Stdio::inherit());
+        let output = command.output().with_context(|| program.display().to_string())?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let (key, admin_key) = (key("tests", &[])?, key("admin", &["--endpoint", "/admin", "--endpoint", "/v1"])?);
+    let server = Server::start(&["--config", &config.to_string_lossy()])?;
 
     let mut scripts: Vec<_> = fs::read_dir(shell::root().join(FOLDER))?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -84,7 +107,8 @@ pub(crate) fn run() -> Result<()> {
         let program = if is_python { python.clone() } else { PathBuf::from("node") };
         eprintln!("$ {} {}", if is_python { "python" } else { "node" }, script.display());
         let mut test = Command::new(program);
-        test.arg(&script).env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", KEY).env("FEWBIT_NODE_FOLDER", &node);
+        test.arg(&script).env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
+        test.env("FEWBIT_NODE_FOLDER", &node);
         let status = test.status()?;
         if !status.success() {
             bail!("{} failed: {status}", script.display());
