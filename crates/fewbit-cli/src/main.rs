@@ -34,7 +34,7 @@ fn main() -> ExitCode {
             };
         }
     };
-    start_log(cli.common.verbose);
+    start_log(&cli);
     signals::install();
     let common = &cli.common;
     let result = match &cli.command {
@@ -81,10 +81,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sends the log of the libraries to stderr, at the requested level.
-fn start_log(verbose: u8) {
+/// Sends the log of the libraries to stderr, at the requested level. A server always tells what goes wrong.
+fn start_log(cli: &Cli) {
     use tracing_subscriber::filter::LevelFilter;
-    let level = match verbose {
+    let level = match cli.common.verbose {
+        #[cfg(feature = "serve")]
+        0 if matches!(cli.command, Command::Serve(_)) => LevelFilter::WARN,
         0 => return,
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,
