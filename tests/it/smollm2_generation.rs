@@ -21,7 +21,8 @@ fn question_gets_a_relevant_answer() {
     assert!(out.text.to_lowercase().contains("light"), "an answer about light: {:?}", out.text);
     assert_eq!(out.tokens.len(), out.usage.completion);
     assert_eq!(out.prompt_tokens.len(), out.usage.prompt);
-    assert_eq!(out.usage.cached, 0);
+    // Another test may have asked the same before.
+    assert!(out.usage.cached < out.usage.prompt);
     let is_cut = out.usage.completion == 48;
     assert_eq!(out.finish_reason == FinishReason::Length, is_cut, "{:?}", out.finish_reason);
 }
