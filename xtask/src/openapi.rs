@@ -57,5 +57,7 @@ fn test(python: &Path, document: &str, base: &str, checks: &str, phases: &str, f
     command.args(["--generation-deterministic", "--warnings", "off"]);
     command.args(["--suppress-health-check", "all", "--request-timeout", "60", "--continue-on-failure"]);
     command.env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", shell::root().join(FOLDER)).env("FEWBIT_MODEL", MODEL);
+    // It keeps what it found in the folder in which it runs.
+    command.current_dir(shell::target().join("openapi"));
     shell::run_command(command)
 }

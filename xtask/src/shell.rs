@@ -44,14 +44,17 @@ pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
     run_command(command)
 }
 
-/// As [`run`], for a command with its own environment variables.
+/// As [`run`], for a command with its own environment variables or its own folder.
 pub(crate) fn run_command(mut command: Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let name = Path::new(&program).file_stem().map_or(program.clone(), |stem| stem.to_string_lossy().into_owned());
     let args: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let line = format!("{name} {}", args.join(" "));
     eprintln!("$ {line}");
-    let status = command.current_dir(root()).status();
+    if command.get_current_dir().is_none() {
+        command.current_dir(root());
+    }
+    let status = command.status();
     let status = status.with_context(|| format!("{program} cannot be started: is it installed?"))?;
     if !status.success() {
         bail!("`{line}` failed: {status}");
