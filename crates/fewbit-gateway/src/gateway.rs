@@ -220,6 +220,17 @@ impl Books {
         key.cloned().ok_or_else(|| BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more"))
     }
 
+    /// Finds a key in the newest version of the keys.
+    fn current_key(&self, find: impl FnOnce(&KeyStore) -> Option<&Key>) -> Result<Option<Key>, BackendError> {
+        let mut keys = lock(&self.keys);
+        if let Err(error) = keys.refresh() {
+            // It is unknown which keys were revoked, so nobody is let in.
+            tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be read: nothing is let in");
+            return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
+        }
+        Ok(find(&keys).cloned())
+    }
+
     /// Admits a request with this key, or refuses it.
     fn admit(&self, key: Key, endpoint: &str) -> Result<Arc<str>, BackendError> {
         self.refresh_prompts();
@@ -327,31 +338,14 @@ impl<B: Backend> Gate for Gateway<B> {
             return Err(BackendError::new(BackendErrorKind::NoKey, message));
         };
         let books = &self.shared.books;
-        let key = {
-            let mut keys = lock(&books.keys);
-            if let Err(error) = keys.refresh() {
-                // It is unknown which keys were revoked, so nobody is let in.
-                tracing::error!(error = &error as &dyn std::error::Error, "the keys cannot be read: nothing is let in");
-                return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
-            }
-            keys.find(shown).cloned()
-        };
         let unknown = || BackendError::new(BackendErrorKind::WrongKey, "this server does not know the key");
-        let key = key.ok_or_else(unknown)?;
-        books.admit(key, endpoint)
+        books.admit(books.current_key(|keys| keys.find(shown))?.ok_or_else(unknown)?, endpoint)
     }
 
     fn enter_as(&self, name: &str, endpoint: &'static str) -> Result<Arc<str>, BackendError> {
         let books = &self.shared.books;
-        let key = {
-            let mut keys = lock(&books.keys);
-            if keys.refresh().is_err() {
-                return Err(BackendError::new(BackendErrorKind::Unavailable, "the server cannot read its keys"));
-            }
-            keys.named(name).cloned()
-        };
         let unknown = || BackendError::new(BackendErrorKind::WrongKey, "the key is not in use any more");
-        books.admit(key.ok_or_else(unknown)?, endpoint)
+        books.admit(books.current_key(|keys| keys.named(name))?.ok_or_else(unknown)?, endpoint)
     }
 }
 

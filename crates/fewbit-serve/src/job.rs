@@ -81,23 +81,12 @@ impl Job {
             Input::Chat { messages, tools, choice, parallel, template_vars } => json!({ "chat": {
                 "messages": messages.iter().map(message).collect::<Vec<_>>(),
                 "tools": tools,
-                "tool_choice": match choice {
-                    ToolChoice::None => json!("none"),
-                    ToolChoice::Required => json!("required"),
-                    ToolChoice::Named(name) => json!({ "type": "function", "function": { "name": name } }),
-                    _ => json!("auto"),
-                },
+                "tool_choice": choice_json(choice),
                 "parallel": parallel,
                 "template_vars": template_vars,
             } }),
             Input::Text { prompt, echo } => {
-                let prompt = match prompt {
-                    Prompt::Text(text) => json!(text),
-                    Prompt::Tokens(tokens) => json!(tokens),
-                    // Requests can only contain those two.
-                    _ => Value::Null,
-                };
-                json!({ "text": { "prompt": prompt, "echo": echo } })
+                json!({ "text": { "prompt": prompt_json(prompt), "echo": echo } })
             }
         };
         let form = self.form.as_ref().map(|(form, param)| {
@@ -152,18 +141,33 @@ impl Job {
     }
 }
 
-fn message(message: &ChatMessage) -> Value {
+/// A prompt in the form of the interface.
+pub(crate) fn prompt_json(prompt: &Prompt) -> Value {
+    match prompt {
+        Prompt::Text(text) => json!(text),
+        Prompt::Tokens(tokens) => json!(tokens),
+        // Requests can only contain those two.
+        _ => Value::Null,
+    }
+}
+
+/// A `tool_choice` in the form of the interface.
+pub(crate) fn choice_json(choice: &ToolChoice) -> Value {
+    match choice {
+        ToolChoice::None => json!("none"),
+        ToolChoice::Required => json!("required"),
+        ToolChoice::Named(name) => json!({ "type": "function", "function": { "name": name } }),
+        _ => json!("auto"),
+    }
+}
+
+/// A message in the form of the interface, with this content.
+pub(crate) fn message_json(message: &ChatMessage, content: Value) -> Value {
     let role = match message.role {
         Role::User => "user",
         Role::Assistant => "assistant",
         Role::Tool => "tool",
         _ => "system",
-    };
-    let Content(parts) = &message.content;
-    let content = match parts.as_deref() {
-        None => Value::Null,
-        Some([text]) => json!(text),
-        Some(parts) => parts.iter().map(|text| json!({ "type": "text", "text": text })).collect(),
     };
     let mut fields = Map::new();
     fields.insert("role".to_owned(), role.into());
@@ -178,6 +182,17 @@ fn message(message: &ChatMessage) -> Value {
     set("tool_call_id", json!(message.tool_call_id));
     set("reasoning_content", json!(message.reasoning_content));
     fields.into()
+}
+
+/// A message with its content as it came: no content, one text, or several.
+fn message(message: &ChatMessage) -> Value {
+    let Content(parts) = &message.content;
+    let content = match parts.as_deref() {
+        None => Value::Null,
+        Some([text]) => json!(text),
+        Some(parts) => parts.iter().map(|text| json!({ "type": "text", "text": text })).collect(),
+    };
+    message_json(message, content)
 }
 
 fn sampling(sampling: &Sampling) -> Value {

@@ -1,5 +1,7 @@
 //! `fewbit audit`: verifies that the log of a server was not changed, and writes parts of it.
 
+use std::fmt;
+
 use anyhow::{Context, bail};
 use fewbit_gateway::{Entry, Head, date, verify};
 use serde_json::json;
@@ -18,21 +20,21 @@ pub(crate) fn run(common: &Common, args: &AuditArgs) -> anyhow::Result<()> {
 fn prove(common: &Common, args: &VerifyArgs) -> anyhow::Result<()> {
     let noted = args.head.as_deref().map(parse).transpose()?;
     let head = verify(args.place.store()?, noted.as_ref(), |_| ())?;
-    if common.json {
-        return print_json(&json!({ "lines": head.n, "hash": head.hash }));
-    }
-    let mut out = Out::new();
-    out.line(format_args!("{} lines, unchanged; head {}", head.n, shown(&head)))?;
-    out.flush()
+    print(common, &head, format_args!("{} lines, unchanged; head {}", head.n, shown(&head)))
 }
 
 fn show_head(common: &Common, place: &StoreArg) -> anyhow::Result<()> {
     let head = verify(place.store()?, None, |_| ())?;
+    print(common, &head, format_args!("{}", shown(&head)))
+}
+
+/// Prints a head: as JSON, or as this text.
+fn print(common: &Common, head: &Head, text: fmt::Arguments<'_>) -> anyhow::Result<()> {
     if common.json {
         return print_json(&json!({ "lines": head.n, "hash": head.hash }));
     }
     let mut out = Out::new();
-    out.line(shown(&head))?;
+    out.line(text)?;
     out.flush()
 }
 

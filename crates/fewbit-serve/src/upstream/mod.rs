@@ -33,6 +33,7 @@ use crate::backend::{
 };
 use crate::error::ServeError;
 use crate::http::{self, Connections};
+use crate::job::prompt_json;
 use crate::telemetry;
 use events::Events;
 
@@ -282,7 +283,7 @@ impl Backend for UpstreamBackend {
             self.check(&model)?;
             let n = texts.len();
             let estimated_prompt = texts.iter().map(estimated_tokens).sum();
-            let input: Vec<Value> = texts.into_iter().map(request::prompt).collect();
+            let input: Vec<Value> = texts.iter().map(prompt_json).collect();
             let body = json!({ "model": model, "input": input, "encoding_format": "float" });
             let response = self.shared.ask("/embeddings", &body).await?;
             let bytes = self.shared.whole(response).await?;

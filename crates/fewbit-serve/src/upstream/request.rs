@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use fewbit_api::chat::{ChatMessage, Role, ToolChoice};
-use fewbit_api::common::Prompt;
+use fewbit_api::chat::{ChatMessage, ToolChoice};
 use serde_json::{Map, Value, json};
 
 use super::failed;
 use crate::backend::{BackendError, Event, Finish, Form, Input, Job};
+use crate::job::{choice_json, message_json, prompt_json};
 
 /// The path of the request (relative to the base URL) and its body.
 pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
@@ -52,29 +52,22 @@ pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
     };
     set("response_format", format);
     match &job.input {
-        Input::Text { prompt: text, echo } => {
-            set("prompt", prompt(text.clone()));
+        Input::Text { prompt, echo } => {
+            set("prompt", prompt_json(prompt));
             set("max_tokens", json!(job.max_tokens));
             set("logprobs", json!(job.logprobs));
             set("echo", if *echo { json!(true) } else { Value::Null });
             Ok(("/completions", body.into()))
         }
         Input::Chat { messages, tools, choice, parallel, template_vars } => {
+            let message = |message: &ChatMessage| message_json(message, json!(message.content.as_text()));
             set("messages", messages.iter().map(message).collect());
             set("max_tokens", json!(job.max_tokens));
             set("logprobs", json!(job.logprobs.map(|_| true)));
             set("top_logprobs", json!(job.logprobs));
             if !tools.is_empty() {
                 set("tools", json!(tools));
-                set(
-                    "tool_choice",
-                    match choice {
-                        ToolChoice::None => json!("none"),
-                        ToolChoice::Required => json!("required"),
-                        ToolChoice::Named(name) => json!({ "type": "function", "function": { "name": name } }),
-                        _ => json!("auto"),
-                    },
-                );
+                set("tool_choice", choice_json(choice));
                 set("parallel_tool_calls", if *parallel { Value::Null } else { json!(false) });
             }
             if !template_vars.is_empty() {
@@ -83,35 +76,6 @@ pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
             Ok(("/chat/completions", body.into()))
         }
     }
-}
-
-pub(super) fn prompt(prompt: Prompt) -> Value {
-    match prompt {
-        Prompt::Text(text) => json!(text),
-        Prompt::Tokens(tokens) => json!(tokens),
-        // Requests can only contain those two.
-        _ => Value::Null,
-    }
-}
-
-fn message(message: &ChatMessage) -> Value {
-    let role = match message.role {
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
-        _ => "system",
-    };
-    let mut wire = json!({ "role": role, "content": message.content.as_text() });
-    let mut set = |name: &str, value: Value| {
-        if !value.is_null() {
-            wire[name] = value;
-        }
-    };
-    set("name", json!(message.name));
-    set("tool_calls", json!(message.tool_calls));
-    set("tool_call_id", json!(message.tool_call_id));
-    set("reasoning_content", json!(message.reasoning_content));
-    wire
 }
 
 fn must_call(job: &Job) -> Option<Option<&str>> {

@@ -23,6 +23,14 @@ struct Held<'s, 'a> {
     branches: &'s mut VecDeque<Vec<Alternative<'a>>>,
 }
 
+impl Held<'_, '_> {
+    /// Whether this is the first of some keywords that are applied together, and so only once.
+    fn is_first(&self, keyword: &str, together: [&str; 3]) -> bool {
+        let first = self.fields.iter().find(|(name, _)| together.contains(&name.as_str()));
+        first.is_some_and(|(name, _)| name == keyword)
+    }
+}
+
 impl<'a> Solver<'a> {
     /// Applies the schema at a place.
     pub(super) fn hold(
@@ -168,12 +176,7 @@ impl<'a> Solver<'a> {
     ) -> Result<bool, ConstraintError> {
         match keyword {
             "items" | "prefixItems" | "additionalItems" => {
-                let first = at
-                    .fields
-                    .iter()
-                    .find(|(name, _)| ["items", "prefixItems", "additionalItems"].contains(&name.as_str()));
-                // Done once for these three keywords.
-                if first.is_some_and(|(name, _)| name == keyword) {
+                if at.is_first(keyword, ["items", "prefixItems", "additionalItems"]) {
                     at.case.arrays.push(self.array_part(at.id, at.json, &at.scope)?);
                 }
             }
@@ -217,12 +220,8 @@ impl<'a> Solver<'a> {
     ) -> Result<bool, ConstraintError> {
         match keyword {
             "properties" | "patternProperties" | "additionalProperties" => {
-                let first = at.fields.iter().find(|(name, _)| {
-                    ["properties", "patternProperties", "additionalProperties"].contains(&name.as_str())
-                });
-                if first.is_some_and(|(name, _)| name == keyword) {
-                    let part = self.object_part(at.id, at.json, &at.scope)?;
-                    at.case.objects.push(part);
+                if at.is_first(keyword, ["properties", "patternProperties", "additionalProperties"]) {
+                    at.case.objects.push(self.object_part(at.id, at.json, &at.scope)?);
                 }
             }
             "propertyNames" => {
