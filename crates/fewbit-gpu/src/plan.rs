@@ -304,6 +304,9 @@ impl Plan {
         weights: &mut dyn Weights,
     ) -> Result<Self, ModelError> {
         let mut planner = Planner { config, weights, plan: Self::new(config) };
+        if let Some(what) = config.only_on_cpu() {
+            return Err(planner.unsupported(what));
+        }
         for (index, layer) in layers {
             planner.layer(index, layer?)?;
         }
@@ -423,7 +426,8 @@ impl Planner<'_> {
         let c = self.config;
         let Layer { attn_norm, q, k, v, qk_norm, attn_output, attn_post_norm, ffn_norm, ffn, ffn_post_norm, .. } =
             layer;
-        self.norm(attn_norm, Buffer::X, Buffer::Normed)?;
+        let no_norm = "layers without norms of their inputs";
+        self.norm(attn_norm.ok_or_else(|| self.unsupported(no_norm))?, Buffer::X, Buffer::Normed)?;
         let parts = [
             (self.place(q)?, Buffer::Q, LoraTarget::Q),
             (self.place(k)?, Buffer::K, LoraTarget::K),
@@ -453,7 +457,7 @@ impl Planner<'_> {
         self.quantize(Buffer::Attention, &[attn_output.0], 1);
         self.add_product(attn_output, Buffer::Attention, (index, LoraTarget::AttnOutput), attn_post_norm)?;
 
-        self.norm(ffn_norm, Buffer::X, Buffer::Normed)?;
+        self.norm(ffn_norm.ok_or_else(|| self.unsupported(no_norm))?, Buffer::X, Buffer::Normed)?;
         match ffn {
             FeedForward::Dense(mlp) => {
                 let mlp = self.place_mlp(mlp)?;
@@ -479,8 +483,11 @@ impl Planner<'_> {
 
     fn experts(&mut self, index: usize, experts: Experts) -> Result<(), ModelError> {
         let config = self.config.experts.expect("layers have experts only if the model has");
-        let Experts { router, experts, shared, shared_router, .. } = experts;
+        let Experts { router, router_bias, experts, shared, shared_router, .. } = experts;
         let n_used = config.n_used;
+        if router_bias.is_some() || experts.iter().any(|mlp| mlp.gate.bias.is_some()) {
+            return Err(self.unsupported("experts with biases"));
+        }
         let router = self.place_matrix(router)?;
         let (mut gates, mut ups, mut downs) = (Vec::new(), Vec::new(), Vec::new());
         for Mlp { gate, up, down, .. } in experts {

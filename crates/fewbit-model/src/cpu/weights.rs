@@ -3,8 +3,9 @@
 
 use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
-use fewbit_checkpoint::ExpertConfig;
 use fewbit_checkpoint::names::{self, Part};
+use fewbit_checkpoint::source::decode;
+use fewbit_checkpoint::{ExpertConfig, QkNorm};
 use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;
@@ -22,7 +23,7 @@ pub struct Linear {
 #[non_exhaustive]
 pub struct Layer {
     /// `[dim]`
-    pub attn_norm: Vec<f32>,
+    pub attn_norm: Option<Vec<f32>>,
     /// The tensors of q, k and v: three, or one for all.
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`
@@ -31,14 +32,17 @@ pub struct Layer {
     pub k: Linear,
     /// `[n_kv_heads * head_dim, dim]`
     pub v: Linear,
-    /// `[head_dim]` each, for queries and for keys.
+    /// For queries and for keys, `[head_dim]` each, or the heads of a row together: `[n_heads * head_dim]` and
+    /// `[n_kv_heads * head_dim]`.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[n_heads]`
+    pub sinks: Option<Vec<f32>>,
     /// `[dim, n_heads * head_dim]`
     pub attn_output: Linear,
     /// `[dim]`
     pub attn_post_norm: Option<Vec<f32>>,
     /// `[dim]`
-    pub ffn_norm: Vec<f32>,
+    pub ffn_norm: Option<Vec<f32>>,
     /// The feed-forward part, after attention.
     pub ffn: FeedForward,
     /// `[dim]`
@@ -79,9 +83,11 @@ pub struct Mlp {
 pub struct Experts {
     /// `[n_experts, dim]`
     pub router: Matrix,
+    /// `[n_experts]`
+    pub router_bias: Option<Vec<f32>>,
     /// Whether one tensor holds the same matrix of all experts.
     pub(super) is_merged: bool,
-    /// `[n_experts]`; without biases.
+    /// `[n_experts]`; either all matrices have biases or none.
     pub experts: Vec<Mlp>,
     /// The expert that every token goes through.
     pub shared: Option<Mlp>,
@@ -184,19 +190,30 @@ impl Packer<'_, '_> {
                 self.linear(Part::V, i, kv_dim, dim)?,
             ],
         };
-        let qk_norm = match config.has_qk_norm {
-            true => {
-                let mut norm = |part| self.loader.vector(&weight(part, i), head_dim);
-                Some((norm(Part::QNorm)?, norm(Part::KNorm)?))
-            }
+        let mut norm = |part, len| self.loader.vector(&weight(part, i), len);
+        let qk_norm = match config.qk_norm_of(i) {
+            Some(QkNorm::Heads) => Some((norm(Part::QNorm, head_dim)?, norm(Part::KNorm, head_dim)?)),
+            Some(QkNorm::Rows) => Some((norm(Part::QNorm, q_dim)?, norm(Part::KNorm, kv_dim)?)),
+            Some(QkNorm::Plain) => Some((vec![1.0; head_dim], vec![1.0; head_dim])),
+            None => None,
+            Some(_) => unreachable!("every norm of `QkNorm` is above"),
+        };
+        let sinks = match config.has_sinks {
+            true => Some(norm(Part::AttnSinks, config.n_heads)?),
             false => None,
         };
+        let mut pre_norm = |part| match config.has_pre_norms {
+            true => norm(part, dim).map(Some),
+            false => Ok(None),
+        };
+        let attn_norm = pre_norm(Part::AttnNorm)?;
+        let ffn_norm = pre_norm(names::ffn_norm(&config.architecture))?;
         let mut post_norm = |part| match config.has_post_norms {
             true => self.loader.vector(&weight(part, i), dim).map(Some),
             false => Ok(None),
         };
         let (attn_post_norm, ffn_post_norm) = (post_norm(Part::AttnPostNorm)?, post_norm(Part::FfnPostNorm)?);
-        let (ffn, ffn_input) = match config.experts {
+        let (ffn, ffn_input) = match config.experts_of(i) {
             Some(experts) => {
                 let experts = self.experts(i, dim, experts)?;
                 let mlps = experts.experts.iter().chain(&experts.shared).flat_map(Mlp::input_types);
@@ -213,15 +230,16 @@ impl Packer<'_, '_> {
         Ok(Layer {
             qkv_input: ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes(),
             ffn_input,
-            attn_norm: self.loader.vector(&weight(Part::AttnNorm, i), dim)?,
+            attn_norm,
             qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
             q,
             k,
             v,
             qk_norm,
+            sinks,
             attn_output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
             attn_post_norm,
-            ffn_norm: self.loader.vector(&weight(Part::FfnNorm, i), dim)?,
+            ffn_norm,
             ffn,
             ffn_post_norm,
         })
@@ -242,6 +260,7 @@ impl Packer<'_, '_> {
     fn experts(&mut self, i: usize, dim: usize, config: ExpertConfig) -> Result<Experts, ModelError> {
         let (n, ffn_dim) = (config.n_experts, config.ffn_dim);
         let router = self.matrix(&weight(Part::Router, i), &[n, dim], 0..n)?;
+        let router_bias = self.bias(Part::Router, i, n)?;
         // All experts in one tensor or, in older files, one tensor per expert.
         let is_merged = self.loader.has(Part::ExpertGates, i);
         let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
@@ -251,7 +270,8 @@ impl Packer<'_, '_> {
                 } else {
                     self.matrix(&format!("{}.{e}.weight", names::gguf(single, i)), &[rows, cols], 0..rows)
                 };
-                Ok(Linear { weight: weight?, bias: None })
+                let bias = if is_merged { self.expert_bias(merged, i, [n, rows], e)? } else { None };
+                Ok(Linear { weight: weight?, bias })
             };
             (0..n).map(expert).collect()
         };
@@ -262,6 +282,11 @@ impl Packer<'_, '_> {
             true => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
             false => (&[Part::Gate, Part::Up], Part::Down),
         };
+        let biases = [&gates, &ups, &downs].map(|all| all.first().is_some_and(|first| first.bias.is_some()));
+        if let Some(part) = biases.contains(&true).then(|| biases.iter().position(|has_bias| !has_bias)).flatten() {
+            let name = names::gguf([Part::ExpertGates, Part::ExpertUps, Part::ExpertDowns][part], i);
+            return Err(self.loader.find(&format!("{name}.bias")).expect_err("it has been looked for"));
+        }
         let experts = gates.into_iter().zip(ups).zip(downs);
         let experts = experts.map(|((gate, up), down)| Mlp { gate, up, down, input_parts, down_part }).collect();
         let shared = match config.shared_ffn_dim {
@@ -278,7 +303,7 @@ impl Packer<'_, '_> {
             true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
             false => None,
         };
-        Ok(Experts { router, is_merged, experts, shared, shared_router })
+        Ok(Experts { router, router_bias, is_merged, experts, shared, shared_router })
     }
 
     /// A matrix with its bias, if it has one.
@@ -332,6 +357,22 @@ impl Packer<'_, '_> {
             Some(_) => self.loader.vector(&name, len).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The bias of one expert, if the experts have biases. `shape` is that of the biases of all.
+    fn expert_bias(
+        &mut self,
+        part: Part,
+        layer: usize,
+        shape: [usize; 2],
+        expert: usize,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        let name = format!("{}.bias", names::gguf(part, layer));
+        if self.loader.find(&name).is_err() {
+            return Ok(None);
+        }
+        let take = |ty, bytes: &[u8]| Ok(decode(&name, ty, bytes, shape[1])?);
+        self.loader.rows(&name, &shape, expert..expert + 1, take).map(Some)
     }
 
     /// Some rows of a tensor of this shape, interleaved for products.
