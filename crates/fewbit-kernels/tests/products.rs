@@ -162,7 +162,8 @@ fn fused_outputs_equal_the_plain_product() {
         cpu.matmul_add(&b, &acts, &mut sum);
         assert!(sum.iter().zip(ya.iter().zip(&yb)).all(|(s, (a, b))| *s == a + b));
 
-        let functions: [(GateFunction, fn(f32, f32) -> f32); 3] = [
+        type Gate = fn(f32, f32) -> f32;
+        let functions: [(GateFunction, Gate); 3] = [
             (GateFunction::Silu, |g, u| silu(g) * u),
             (GateFunction::GeluTanh, |g, u| gelu_tanh(g) * u),
             (GateFunction::ClampedSilu, clamped_silu),

@@ -347,6 +347,7 @@ fn gating(keys: &Keys<'_>, arch: &Architecture) -> Result<Gating, CheckpointErro
 }
 
 fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
+    let gating = gating(keys, arch)?;
     let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
     let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
         Some(n) => n,
@@ -361,7 +362,7 @@ fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>,
         n_experts,
         n_used: keys.required("expert_used_count", MAX_WIDTH)?,
         ffn_dim,
-        gating: gating(keys, arch)?,
+        gating,
         scales_inputs: arch.scales_expert_inputs,
         is_normalized: keys.meta.bool(&keys.name("expert_weights_norm"))?.unwrap_or(arch.normalizes_experts),
         scale: keys.positive("expert_weights_scale")?.unwrap_or(1.0),

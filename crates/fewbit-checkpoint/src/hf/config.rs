@@ -178,7 +178,7 @@ fn temperature(json: Object<'_>, class: &Class) -> Result<Option<AttentionTemper
         Temperatures::Mistral => {}
         Temperatures::Llama4 => {
             // The first files have a number here.
-            let is_off = json.get("attn_temperature_tuning").is_some_and(|on| on == &false || on == &0);
+            let is_off = json.get("attn_temperature_tuning").is_some_and(|on| *on == false || *on == 0);
             let usual = class.gguf.temperature.filter(|_| !is_off);
             let (scale, length) = (json.f64("attn_scale")?, json.count("floor_scale")?);
             return Ok(usual.map(|usual| AttentionTemperature {
