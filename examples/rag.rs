@@ -5,17 +5,6 @@ use std::env;
 use std::fs;
 
 use fewbit::{Model, Pooling};
-use instant_distance::{Builder, Point, Search};
-
-/// A vector of length 1: the smaller the angle between two vectors, the closer the texts.
-#[derive(Clone)]
-struct Vector(Vec<f32>);
-
-impl Point for Vector {
-    fn distance(&self, other: &Self) -> f32 {
-        1.0 - self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum::<f32>()
-    }
-}
 
 /// A prompt for models that were made to continue texts, not for embeddings: their hidden state says most about a text
 /// just before they sum up its meaning in one word.
@@ -38,12 +27,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let embed = |texts: &[String]| model.embed(texts.iter().map(|text| in_one_word(text))).pooling(Pooling::Last).run();
     let embedded = embed(&passages)?;
     println!("{} passages, {} tokens, {:?}", passages.len(), embedded.usage.prompt, embedded.elapsed);
-    let vectors = embedded.vectors.into_iter().map(Vector).collect();
-    let index = Builder::default().seed(1).build(vectors, passages);
 
-    let of_question = Vector(embed(std::slice::from_ref(&question))?.vectors.remove(0));
-    let mut search = Search::default();
-    let best: Vec<&str> = index.search(&of_question, &mut search).take(3).map(|item| item.value.as_str()).collect();
+    // All of them are compared: for some thousand passages that takes less than the answer's first token, and misses
+    // none. The vectors have length 1, so that their product is the cosine of the angle between them.
+    let of_question = embed(std::slice::from_ref(&question))?.vectors.remove(0);
+    let cosine = |vector: &Vec<f32>| vector.iter().zip(&of_question).map(|(a, b)| a * b).sum::<f32>();
+    let mut ranked: Vec<_> = embedded.vectors.iter().map(cosine).zip(&passages).collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let best: Vec<&str> = ranked.iter().take(3).map(|(_, passage)| passage.as_str()).collect();
     for passage in &best {
         println!("- {}", passage.lines().next().unwrap_or_default());
     }

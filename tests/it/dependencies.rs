@@ -3,16 +3,31 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
-/// Packages that the library depends on, itself included, for every platform.
-fn packages(features: &[&str]) -> BTreeSet<String> {
+/// The lines that `cargo tree` writes of packages that the arguments choose, each package once.
+fn tree(args: &[&str]) -> BTreeSet<String> {
     let mut command = Command::new(env!("CARGO"));
     command.current_dir(env!("CARGO_MANIFEST_DIR"));
-    command.args(["tree", "--offline", "--package", "fewbit", "--edges", "normal,build", "--prefix", "none"]);
-    command.args(["--format", "{p}"]).args(features);
+    command.args(["tree", "--offline", "--prefix", "none"]).args(args);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
-    text.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+    text.lines().map(|line| line.trim_end_matches(" (*)").to_owned()).collect()
+}
+
+/// Packages that the library depends on, itself included, for every platform.
+fn packages(features: &[&str]) -> BTreeSet<String> {
+    let args = [&["--package", "fewbit", "--edges", "normal,build", "--format", "{p}"], features].concat();
+    tree(&args).iter().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+/// README's second command would compile a package again, and all that depends on it, that the first command has built
+/// with fewer features: minutes on two cores.
+#[test]
+fn tests_use_packages_with_the_features_that_the_program_has() {
+    let program = tree(&["--package", "fewbit-cli", "--edges", "normal,build", "--format", "{p} {f}"]);
+    let tests = tree(&["--edges", "normal,build,dev", "--format", "{p} {f}"]);
+    let otherwise: Vec<_> = program.difference(&tests).collect();
+    assert!(otherwise.is_empty(), "only without tests: {otherwise:#?}");
 }
 
 #[test]

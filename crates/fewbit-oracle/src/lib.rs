@@ -1,6 +1,7 @@
 //! Checks of fewbit against other implementations: `tests/` is what this crate is for, the library is empty.
 //!
-//! Tokenizers are compared with Hugging Face's library (`tests/tokenizers.rs`).
+//! Tokenizers are compared with Hugging Face's library (`tests/tokenizers.rs`), safetensors files with its crate
+//! (`tests/safetensors.rs`).
 //!
 //! The other implementation of models is candle (`candle_transformers::models::quantized_llama`): the same GGUF file,
 //! the same tokens, written independently. It lives in a crate of its own, as a dev-dependency, so that

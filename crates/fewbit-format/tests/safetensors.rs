@@ -18,7 +18,7 @@ macro_rules! assert_error {
 }
 
 /// A file with this header and so many bytes of tensor data.
-pub(crate) fn file(header: &str, n_data: usize) -> Vec<u8> {
+fn file(header: &str, n_data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     bytes.extend((0..n_data).map(|i| i as u8));
