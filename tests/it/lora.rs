@@ -8,7 +8,7 @@ use fewbit::{ErrorKind, Generate, Lora, LoraError, Model, SessionError, Speculat
 use crate::{STORIES, load, stories, together};
 
 /// An adapter of rank 4 for some matrices of the stories model, with random numbers.
-fn adapter(folder: &Path, seed: u64) -> PathBuf {
+pub(crate) fn adapter(folder: &Path, seed: u64) -> PathBuf {
     let file = fewbit::expert::format::GgufFile::open(STORIES.as_ref()).unwrap();
     let mut w = GgufWriter::new();
     w.set("general.architecture", "llama");

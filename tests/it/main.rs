@@ -4,6 +4,7 @@ mod asynchronous;
 mod chat;
 mod constraints;
 mod dependencies;
+mod devices;
 mod embed;
 mod engine;
 mod evaluate;

@@ -27,6 +27,11 @@ pub(crate) fn run() -> Result<()> {
     // Without this variable, they are skipped if there is no device.
     tests.env("FEWBIT_TEST_GPU", "1");
     shell::run_command(tests)?;
+    // What a model does when its device is lost.
+    let mut tests = Command::new(&cargo);
+    tests.args(["test", "--locked", "--release", "--test", "it", "--", "devices::gpu"]);
+    tests.env("FEWBIT_TEST_GPU", "1");
+    shell::run_command(tests)?;
     let program = ["run", "--locked", "--release", "-p", "fewbit-cli", "--"];
     shell::run(&cargo, &[&program[..], &["devices"]].concat())?;
     let prompt = ["run", "smollm2-135m-instruct", "Why is the sky blue?", "-n", "8", "--device", "vulkan:0"];

@@ -7,6 +7,7 @@
 mod aarch64;
 mod clients;
 mod debian;
+mod deny;
 mod examples;
 mod features;
 mod fuzz;
@@ -48,6 +49,8 @@ enum Task {
     },
     /// Run official clients against `fewbit serve`
     Clients,
+    /// Look up advisories, licences and sources of all dependencies (cargo-deny, which it compiles)
+    Deny,
     /// Run every example to its end
     Examples,
     /// Check each crate with each of its features alone, and with none
@@ -97,6 +100,7 @@ fn main() -> ExitCode {
         Task::Ci { full } => ci(full),
         Task::Aarch64 { all } => aarch64::run(all),
         Task::Clients => clients::run(),
+        Task::Deny => deny::run(),
         Task::Examples => examples::run(),
         Task::Features => features::run(),
         Task::Gpu => gpu::run(),

@@ -81,16 +81,23 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sends the log of the libraries to stderr, at the requested level. A server always tells what goes wrong.
+/// Sends the log of the libraries to stderr, at the requested level. A server always tells what goes wrong; every command
+/// tells that a device was lost.
 fn start_log(cli: &Cli) {
-    use tracing_subscriber::filter::LevelFilter;
+    use tracing_subscriber::filter::{LevelFilter, Targets};
+    use tracing_subscriber::layer::SubscriberExt;
+    use tracing_subscriber::util::SubscriberInitExt;
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time();
     let level = match cli.common.verbose {
         #[cfg(feature = "serve")]
         0 if matches!(cli.command, Command::Serve(_)) => LevelFilter::WARN,
-        0 => return,
+        0 => {
+            let devices = Targets::new().with_target("fewbit::device", LevelFilter::WARN);
+            return log.with_target(false).finish().with(devices).init();
+        }
         1 => LevelFilter::INFO,
         2 => LevelFilter::DEBUG,
         _ => LevelFilter::TRACE,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).without_time().init();
+    log.with_max_level(level).init();
 }

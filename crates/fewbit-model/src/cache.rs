@@ -109,8 +109,14 @@ impl KvCache {
     /// memory.
     ///
     /// # Errors
-    /// Out of memory.
+    /// Out of memory; [`ModelError::StaleCache`].
     pub fn reserve(&mut self, n: usize) -> Result<(), ModelError> {
+        if self.has_stale_pages() {
+            if !self.is_empty() {
+                return Err(ModelError::StaleCache);
+            }
+            self.pages.clear();
+        }
         if n > 0 && self.must_copy() {
             let page = &mut self.pages[self.len / PAGE - self.n_gone];
             *page = self.kind.copy(page)?;
@@ -119,6 +125,17 @@ impl KvCache {
             self.pages.push(self.kind.new_page()?);
         }
         Ok(())
+    }
+
+    /// Whether its positions were on a device that was lost, so that it has to be [cleared](Self::clear) and computed
+    /// again.
+    pub fn is_stale(&self) -> bool {
+        !self.is_empty() && self.has_stale_pages()
+    }
+
+    /// All its pages are of one generation, because none is added to stale ones.
+    fn has_stale_pages(&self) -> bool {
+        self.pages.first().is_some_and(|page| self.kind.is_stale(page))
     }
 
     /// Whether the page that the next position goes to is partly filled and also held elsewhere.
@@ -158,7 +175,7 @@ impl KvCache {
     /// bytes do not depend on the placement of the layers.
     ///
     /// # Errors
-    /// If a device fails.
+    /// If a device fails; [`ModelError::StaleCache`].
     pub fn serialize(&self, out: &mut Vec<u8>) -> Result<(), ModelError> {
         out.extend((self.n_gone as u64).to_le_bytes());
         let mut pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].iter();

@@ -4,17 +4,22 @@ use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
 use crate::cpu::CpuDevice;
 use crate::embedding::Embedding;
+use crate::fingerprint::TensorHashes;
 use crate::load::{LoadOptions, host_cpu};
 use crate::loader::LayerLoader;
-use crate::lora::{self, AdaptedRows, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, adapted_rows};
+use crate::lora::{
+    self, AdaptedRows, AdapterPart, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, LowRank, WeakLora,
+    adapted_rows,
+};
 use crate::memory::{check_fits, default_kv_type};
 use crate::pages::PageKind;
 use crate::placed::{ModelPart, PlacedPart};
 use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
-use crate::quantize::Quantized;
+use crate::quantize::{Quantized, Recipe};
 use crate::rope::{Rope, RopeAngles};
 use crate::segment::{Device, Head, Segment, Step};
+use crate::state::StateStore;
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::{CheckpointError, WeightSource};
@@ -22,7 +27,7 @@ use fewbit_kernels::{Cpu, Isa, PAGE, ThreadPool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Largest number of logits whose memory is kept for reuse.
 const MOST_RECYCLED: usize = 1 << 24;
@@ -31,18 +36,46 @@ const MOST_RECYCLED: usize = 1 << 24;
 pub struct Decoder {
     config: ModelConfig,
     embedding: Embedding,
-    /// The segments in the order of their layers; each has at least one layer.
-    segments: Vec<Box<dyn Segment>>,
-    head: Box<dyn Head>,
-    placed: Vec<PlacedPart>,
+    /// Replaced when a device is lost.
+    parts: RwLock<Arc<Parts>>,
     rope: Rope,
     /// The host's instruction set and threads.
     cpu: Cpu,
+    /// The CPU as a device.
+    here: CpuDevice,
+    /// The recipe that the weights were quantized with as they were read.
+    recipe: Option<Recipe>,
+    /// The hashes of all tensors, if some are on other devices and might have to be read again.
+    hashes: Option<TensorHashes>,
+    /// The adapters, if parts of them might have to be loaded again.
+    loras: Mutex<Vec<WeakLora>>,
     pages: Arc<PageKind>,
     fused: Vec<Fused>,
     fingerprint: u128,
     /// Buffers of a step. They are locked for the whole step, so that steps of different callers run in turn.
     buffers: Mutex<Buffers>,
+}
+
+/// The parts of a model that are on devices.
+struct Parts {
+    /// The segments in the order of their layers; each has at least one layer.
+    segments: Vec<Arc<dyn Segment>>,
+    head: Arc<dyn Head>,
+    placed: Vec<PlacedPart>,
+}
+
+impl Parts {
+    /// Passes a part of an adapter to the device of its matrix.
+    fn load_adapter(&self, part: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
+        match self.segments.iter().find(|segment| segment.layers().contains(&part.layer)) {
+            Some(segment) if part.target != LoraTarget::Output => segment.load_adapter(part),
+            _ => self.head.load_adapter(part),
+        }
+    }
+
+    fn stores(&self) -> Vec<Arc<dyn StateStore>> {
+        self.segments.iter().map(|segment| segment.states()).collect()
+    }
 }
 
 /// Buffers of a step on the host.
@@ -104,29 +137,43 @@ impl Decoder {
             parts.push(PlacedPart { part, device, is_host, weight_bytes, page_bytes });
         };
         note(ModelPart::Embedding, None, embedding.matrix.n_bytes() as u64, 0);
-        let mut segments = Vec::new();
+        let mut segments: Vec<Arc<dyn Segment>> = Vec::new();
         for (layers, device) in placed {
             let segment = device.unwrap_or(&here).load_segment(&mut loader, layers.clone())?;
             note(ModelPart::Layers(layers), device, segment.weight_bytes(), segment.states().page_bytes() as u64);
-            segments.push(segment);
+            segments.push(segment.into());
         }
         note(ModelPart::Head, head_device, head.weight_bytes(), 0);
+        let parts = Parts { segments, head: head.into(), placed: parts };
         let fused = (0..config.n_layers())
             .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: !loader.has(Part::Gate, i) });
         let fused = fused.collect();
+        let is_here = parts.placed.iter().all(|part| part.is_host);
+        let hashes = (!is_here).then(|| loader.hashes());
         let fingerprint = loader.finish()?;
         let rope = Rope::new(&config);
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let stores = segments.iter().map(|segment| segment.states()).collect();
-        let pages = Arc::new(PageKind::new(id, kv_type, config.widest_window(), stores));
-        let buffers = Mutex::default();
-        let decoder =
-            Self { config, embedding, segments, head, placed: parts, rope, cpu, pages, fused, fingerprint, buffers };
+        let pages = Arc::new(PageKind::new(id, kv_type, config.widest_window(), parts.stores()));
+        let decoder = Self {
+            config,
+            embedding,
+            parts: RwLock::new(Arc::new(parts)),
+            rope,
+            cpu,
+            here,
+            recipe: options.quantize,
+            hashes,
+            loras: Mutex::default(),
+            pages,
+            fused,
+            fingerprint,
+            buffers: Mutex::default(),
+        };
         tracing::info!(
             isa = %decoder.isa(),
             threads = decoder.n_threads(),
-            segments = decoder.segments.len(),
+            segments = decoder.segments().count(),
             weight_bytes = decoder.weight_bytes(),
             "loaded a {} model",
             decoder.config.architecture
@@ -169,14 +216,91 @@ impl Decoder {
         &self.cpu
     }
 
-    /// The placement of each part: the embedding, each segment of layers, the head.
-    pub fn placed(&self) -> &[PlacedPart] {
-        &self.placed
+    fn parts(&self) -> Arc<Parts> {
+        Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The placement of each part: the embedding, each segment of layers, the head. It changes when a device is lost.
+    pub fn placed(&self) -> Vec<PlacedPart> {
+        self.parts().placed.clone()
     }
 
     /// The ranges of layers that form its segments.
     pub fn segments(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        self.segments.iter().map(|segment| segment.layers())
+        self.parts().segments.iter().map(|segment| segment.layers()).collect::<Vec<_>>().into_iter()
+    }
+
+    /// Moves the parts whose devices were lost to the CPU: loads them again from `source`, which must have the weights
+    /// that the model was loaded from. Returns the parts in their new place; none if no device was lost.
+    ///
+    /// The keys and values of all sequences are gone then: their caches are [stale](KvCache::is_stale), and have to be
+    /// cleared and computed again. Adapters are loaded again from their files.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), and [`ModelError::ChangedFile`], [`ModelError::Adapter`]. Then nothing has changed.
+    pub fn replace_lost(&self, source: &dyn WeightSource) -> Result<Vec<PlacedPart>, ModelError> {
+        match self.recipe {
+            Some(recipe) => self.replace(&Quantized::new(source, recipe)?),
+            None => self.replace(source),
+        }
+    }
+
+    fn replace(&self, source: &dyn WeightSource) -> Result<Vec<PlacedPart>, ModelError> {
+        // No step runs meanwhile.
+        let _buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = self.parts();
+        let is_lost = |i: usize| old.segments[i].check().is_err();
+        let lost: Vec<usize> = (0..old.segments.len()).filter(|&i| is_lost(i)).collect();
+        let is_head_lost = old.head.check().is_err();
+        if lost.is_empty() && !is_head_lost {
+            return Ok(Vec::new());
+        }
+        let is_moved = |name: &str| match names::layer_of_gguf(name) {
+            Some(layer) => lost.iter().any(|&i| old.segments[i].layers().contains(&layer)),
+            None => is_head_lost && name != "token_embd.weight",
+        };
+        check_fits(source, self.cpu.isa(), is_moved)?;
+        let mut loader = LayerLoader::new(source, &self.config, self.kv_type(), &**self.cpu.pool(), &|_, _| {});
+        let mut parts = Parts { segments: old.segments.clone(), head: Arc::clone(&old.head), placed: Vec::new() };
+        for &i in &lost {
+            parts.segments[i] = self.here.load_segment(&mut loader, old.segments[i].layers())?.into();
+        }
+        if is_head_lost {
+            parts.head = self.here.load_head(&mut loader)?.into();
+        }
+        loader.check_unchanged(self.hashes.as_ref().unwrap_or(&TensorHashes::new()))?;
+        let mut moved = Vec::new();
+        for part in &old.placed {
+            let weight_bytes = match &part.part {
+                ModelPart::Head if is_head_lost => Some(parts.head.weight_bytes()),
+                ModelPart::Layers(layers) => {
+                    let i = lost.iter().find(|&&i| parts.segments[i].layers() == *layers);
+                    i.map(|&i| parts.segments[i].weight_bytes())
+                }
+                _ => None,
+            };
+            parts.placed.push(part.clone());
+            if let (Some(weight_bytes), Some(part)) = (weight_bytes, parts.placed.last_mut()) {
+                (part.device, part.is_host, part.weight_bytes) = (self.here.name(), true, weight_bytes);
+                moved.push(part.clone());
+            }
+        }
+        let mut loras = self.loras.lock().unwrap_or_else(PoisonError::into_inner);
+        loras.retain(|lora| lora.upgrade().is_some());
+        let again = loras.iter().filter_map(WeakLora::upgrade).map(|lora| {
+            let error = |error| ModelError::Adapter(Box::new(error));
+            let again = self.lora_of(lora.path(), &parts).map_err(error)?;
+            if again.fingerprint() != lora.fingerprint() {
+                return Err(ModelError::ChangedFile { tensor: lora.path().display().to_string() });
+            }
+            Ok((lora, again))
+        });
+        let again: Vec<_> = again.collect::<Result<_, ModelError>>()?;
+        // From here on nothing fails.
+        again.iter().for_each(|(lora, again)| lora.take_parts_of(again));
+        self.pages.replace_stores(parts.stores());
+        *self.parts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(parts);
+        Ok(moved)
     }
 
     /// A hash that identifies the model. It is equal for equal weights, configuration and cache type, whatever the
@@ -188,7 +312,7 @@ impl Decoder {
 
     /// Bytes of the packed weights, on all devices.
     pub fn weight_bytes(&self) -> u64 {
-        self.placed.iter().map(|part| part.weight_bytes).sum()
+        self.parts().placed.iter().map(|part| part.weight_bytes).sum()
     }
 
     /// Bytes that one more position takes in a cache, on average.
@@ -223,13 +347,17 @@ impl Decoder {
     /// [`LoraError`] for a file that is damaged, is not an adapter, was made for another model, or needs anything other
     /// than low-rank parts for this model's matrices; also if a device has no memory for it.
     pub fn load_lora(&self, path: &Path) -> Result<Lora, LoraError> {
-        let load_part = |part: &lora::LowRank<'_>| {
-            let segment = self.segments.iter().find(|segment| segment.layers().contains(&part.layer));
-            match segment {
-                Some(segment) if part.target != LoraTarget::Output => segment.load_adapter(part),
-                _ => self.head.load_adapter(part),
-            }
-        };
+        let lora = self.lora_of(path, &self.parts())?;
+        if self.hashes.is_some() {
+            let mut loras = self.loras.lock().unwrap_or_else(PoisonError::into_inner);
+            loras.retain(|lora| lora.upgrade().is_some());
+            loras.push(lora.downgrade());
+        }
+        Ok(lora)
+    }
+
+    fn lora_of(&self, path: &Path, parts: &Parts) -> Result<Lora, LoraError> {
+        let load_part = |part: &LowRank<'_>| parts.load_adapter(part);
         let (id, config, n_vocab) = (self.id(), &self.config, self.n_vocab());
         lora::load(path, &LoraModel { id, config, n_vocab, fused: &self.fused, load_part: &load_part })
     }
@@ -273,9 +401,9 @@ impl Decoder {
     /// bit for bit: not on how the sequence was split into chunks, the rest of the batch, or the number of threads.
     ///
     /// # Errors
-    /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], out of memory for the cache,
-    /// or an error of a device: in all these cases nothing is appended to any sequence. [`ModelError::Internal`] is a
-    /// bug.
+    /// [`ModelError::ContextFull`], [`ModelError::TokenId`], [`ModelError::ForeignCache`], [`ModelError::StaleCache`],
+    /// out of memory for the cache, or an error of a device: in all these cases nothing is appended to any sequence.
+    /// [`ModelError::Internal`] is a bug.
     pub fn forward(&self, batch: &mut [Chunk<'_>]) -> Result<Logits, ModelError> {
         self.run(batch, None)
     }
@@ -297,12 +425,13 @@ impl Decoder {
     }
 
     fn run(&self, batch: &mut [Chunk<'_>], collector: Option<&mut Collector>) -> Result<Logits, ModelError> {
+        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         for chunk in batch.iter_mut() {
             self.check(chunk)?;
             chunk.cache.reserve(chunk.tokens.len())?;
         }
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = catch_unwind(AssertUnwindSafe(|| self.step(batch, &mut buffers, collector)));
+        let parts = self.parts();
+        let result = catch_unwind(AssertUnwindSafe(|| self.step(&parts, batch, &mut buffers, collector)));
         let logits = result.unwrap_or_else(|payload| {
             let message = payload.downcast_ref::<String>().map(String::as_str);
             let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
@@ -317,14 +446,15 @@ impl Decoder {
     /// Runs embedding, segments and head.
     fn step(
         &self,
+        parts: &Parts,
         batch: &mut [Chunk<'_>],
         buffers: &mut Buffers,
         collector: Option<&mut Collector>,
     ) -> Result<Logits, ModelError> {
         self.embed(batch, buffers);
-        self.layers(batch, buffers, collector)?;
-        let hidden = self.hidden_states(batch, &buffers.x)?;
-        let mut logits = self.logits(batch, buffers)?;
+        self.layers(&parts.segments, batch, buffers, collector)?;
+        let hidden = self.hidden_states(&*parts.head, batch, &buffers.x)?;
+        let mut logits = self.logits(&*parts.head, batch, buffers)?;
         logits.hidden = hidden;
         Ok(logits)
     }
@@ -354,6 +484,7 @@ impl Decoder {
 
     fn layers(
         &self,
+        segments: &[Arc<dyn Segment>],
         batch: &mut [Chunk<'_>],
         s: &mut Buffers,
         collector: Option<&mut Collector>,
@@ -375,7 +506,7 @@ impl Decoder {
             loras: &loras,
             collector,
         };
-        for (i, segment) in self.segments.iter().enumerate() {
+        for (i, segment) in segments.iter().enumerate() {
             step.sequences.iter_mut().for_each(|sequence| sequence.enter(i));
             segment.forward(&mut step, &mut s.x)?;
         }
@@ -383,7 +514,7 @@ impl Decoder {
     }
 
     /// The hidden states after the last norm, for the chunks that request them.
-    fn hidden_states(&self, batch: &[Chunk<'_>], x: &[f32]) -> Result<Vec<f32>, ModelError> {
+    fn hidden_states(&self, head: &dyn Head, batch: &[Chunk<'_>], x: &[f32]) -> Result<Vec<f32>, ModelError> {
         let dim = self.config.dim;
         let mut wanted = Vec::new();
         let mut end = 0;
@@ -395,13 +526,13 @@ impl Decoder {
             }
         }
         if !wanted.is_empty() {
-            self.head.norm(&mut wanted)?;
+            head.norm(&mut wanted)?;
         }
         Ok(wanted)
     }
 
     /// Computes the logits of the requested rows only: the output matrix is the largest of a small model.
-    fn logits(&self, batch: &[Chunk<'_>], s: &mut Buffers) -> Result<Logits, ModelError> {
+    fn logits(&self, head: &dyn Head, batch: &[Chunk<'_>], s: &mut Buffers) -> Result<Logits, ModelError> {
         let dim = self.config.dim;
         s.wanted.clear();
         let mut end = 0;
@@ -414,7 +545,7 @@ impl Decoder {
         logits.resize(self.n_vocab(), s.wanted.len() / dim);
         if !s.wanted.is_empty() {
             let loras = loras_of(batch, |chunk| chunk.logits.rows(chunk.tokens.len()));
-            self.head.logits(&s.wanted, &loras, &mut logits.values)?;
+            head.logits(&s.wanted, &loras, &mut logits.values)?;
         }
         Ok(logits)
     }

@@ -20,7 +20,8 @@ pub enum DeviceError {
         /// Bytes that were free, if the device reports it.
         free_bytes: Option<u64>,
     },
-    /// The device stopped working: its driver was reset, or it was unplugged.
+    /// The device stopped working: its driver was reset, or it was unplugged. A loaded [model](crate::Decoder) goes on
+    /// on the CPU; this error says why it could not.
     #[error("it was lost ({why}): load the model again, on this device or another")]
     Lost {
         /// The driver's message.

@@ -89,6 +89,18 @@ pub enum ModelError {
     /// A cache belongs to another model.
     #[error("the KV cache was made for another model")]
     ForeignCache,
+    /// A cache was on a device that was lost, and the layers of that device have moved.
+    #[error("the KV cache was on a device that was lost: clear it, and compute its tokens again")]
+    StaleCache,
+    /// The file is not the one that the model was loaded from, so that lost layers cannot be loaded from it again.
+    #[error("{tensor:?} is another than when the model was loaded: load the model again")]
+    ChangedFile {
+        /// The first tensor that differs.
+        tensor: String,
+    },
+    /// An adapter could not be loaded again, for layers that moved to another device.
+    #[error("an adapter cannot be loaded again")]
+    Adapter(#[source] Box<crate::LoraError>),
     /// The saved state of a cache does not have the length that its number of positions requires.
     #[error("{n_bytes} bytes are not the keys and values of {len} positions of this model")]
     BadCacheState {
@@ -103,4 +115,17 @@ pub enum ModelError {
         /// The panic's message.
         message: String,
     },
+}
+
+impl ModelError {
+    /// The error of a device, if it is one.
+    pub fn device_error(&self) -> Option<&DeviceError> {
+        if let Self::Device { source, .. } = self { Some(source) } else { None }
+    }
+
+    /// Whether a device was lost, or a cache was on one: [`Decoder::replace_lost`](crate::Decoder::replace_lost) lets
+    /// the model go on.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::StaleCache) || matches!(self.device_error(), Some(DeviceError::Lost { .. }))
+    }
 }

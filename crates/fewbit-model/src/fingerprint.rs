@@ -20,6 +20,9 @@ pub(crate) const ARITHMETIC: u32 = 1;
 const STRIDE: usize = 4096;
 const SAMPLE: usize = 64;
 
+/// Hashes of tensors, by name.
+pub(crate) type TensorHashes = BTreeMap<String, u128>;
+
 /// The hash so far.
 pub(crate) struct Fingerprint {
     /// By name, because tensors may come in any order: number of bytes seen so far, and their hash.
@@ -49,6 +52,11 @@ impl Fingerprint {
                 hasher.update(&bytes[from - start..to - start]);
             }
         }
+    }
+
+    /// The hashes of the tensors, by name.
+    pub(crate) fn tensors(&self) -> TensorHashes {
+        self.tensors.iter().map(|(name, (_, hasher))| (name.clone(), hasher.digest128())).collect()
     }
 
     pub(crate) fn finish(&self, config: &ModelConfig, kv_type: KvType) -> u128 {

@@ -1,7 +1,7 @@
 //! Taking the tensors of a model one by one: each request is checked, counted and remembered.
 
 use crate::embedding::Embedding;
-use crate::fingerprint::Fingerprint;
+use crate::fingerprint::{Fingerprint, TensorHashes};
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::source::{WeightSource, decode};
@@ -132,6 +132,23 @@ impl<'a> LayerLoader<'a> {
         }
         self.done_bytes += bytes.len() as u64;
         (self.progress)(self.done_bytes, self.total_bytes);
+    }
+
+    /// Returns an error if a tensor that was taken is not the one with this hash.
+    ///
+    /// # Errors
+    /// [`ModelError::ChangedFile`].
+    pub(crate) fn check_unchanged(&self, hashes: &TensorHashes) -> Result<(), ModelError> {
+        let differs = |(name, hash): &(String, u128)| hashes.get(name) != Some(hash);
+        match self.fingerprint.tensors().into_iter().find(differs) {
+            Some((name, _)) => Err(ModelError::ChangedFile { tensor: self.source.name_in_file(&name) }),
+            None => Ok(()),
+        }
+    }
+
+    /// The hashes of the tensors that were taken.
+    pub(crate) fn hashes(&self) -> TensorHashes {
+        self.fingerprint.tensors()
     }
 
     /// The fingerprint of the model, after all of it has been taken.

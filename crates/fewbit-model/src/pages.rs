@@ -3,11 +3,14 @@
 //! A page stands for 256 positions of one sequence in all layers: it has a part for each segment of the model.
 //! Sequences with the same beginning hold the same pages. Holders are counted by an [`Arc`], so nothing has to be
 //! released explicitly, and a page with several holders is never written.
+//!
+//! When layers move to another device, because theirs was lost, the content of all pages is gone: they are stale from
+//! then on, and caches that hold them have to be computed again.
 
 use crate::state::{StatePage, StateStore};
 use crate::{KvType, ModelError};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// The properties that all pages of a model share, and the number of pages.
 pub(crate) struct PageKind {
@@ -16,14 +19,43 @@ pub(crate) struct PageKind {
     pub(crate) ty: KvType,
     /// The window, if every layer of the model has one: older positions are never seen again.
     pub(crate) window: Option<usize>,
-    /// One for each segment, in order.
-    stores: Vec<Arc<dyn StateStore>>,
+    stores: RwLock<Stores>,
     live: Arc<AtomicUsize>,
+}
+
+/// Where pages are.
+#[derive(Clone)]
+struct Stores {
+    /// One for each segment, in order.
+    of: Arc<[Arc<dyn StateStore>]>,
+    /// Counts how often they were replaced. Pages of an earlier generation are stale.
+    generation: u64,
 }
 
 impl PageKind {
     pub(crate) fn new(model: u64, ty: KvType, window: Option<usize>, stores: Vec<Arc<dyn StateStore>>) -> Self {
+        let stores = RwLock::new(Stores { of: stores.into(), generation: 0 });
         Self { model, ty, window, stores, live: Arc::default() }
+    }
+
+    fn stores(&self) -> Stores {
+        self.stores.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the stores. All pages become stale.
+    pub(crate) fn replace_stores(&self, stores: Vec<Arc<dyn StateStore>>) {
+        let mut now = self.stores.write().unwrap_or_else(PoisonError::into_inner);
+        *now = Stores { of: stores.into(), generation: now.generation + 1 };
+    }
+
+    /// Whether the content of a page is gone.
+    pub(crate) fn is_stale(&self, page: &Page) -> bool {
+        page.inner.generation != self.generation()
+    }
+
+    /// How often the stores were replaced.
+    pub(crate) fn generation(&self) -> u64 {
+        self.stores.read().unwrap_or_else(PoisonError::into_inner).generation
     }
 
     /// Number of existing pages of this kind, each counted once however many holders it has.
@@ -33,45 +65,60 @@ impl PageKind {
 
     /// Bytes of one page, over all devices.
     pub(crate) fn page_bytes(&self) -> usize {
-        self.stores.iter().map(|store| store.page_bytes()).sum()
+        self.stores().of.iter().map(|store| store.page_bytes()).sum()
     }
 
     /// Bytes that [`save`](Self::save) appends.
     pub(crate) fn saved_bytes(&self) -> usize {
-        self.stores.iter().map(|store| store.saved_bytes()).sum()
+        self.stores().of.iter().map(|store| store.saved_bytes()).sum()
     }
 
     /// An empty page.
     pub(crate) fn new_page(&self) -> Result<Page, ModelError> {
-        self.page(self.stores.iter().map(|store| store.new_page()))
+        let stores = self.stores();
+        self.page(&stores, stores.of.iter().map(|store| store.new_page()))
     }
 
     /// A new page with the same content.
     pub(crate) fn copy(&self, page: &Page) -> Result<Page, ModelError> {
-        let parts = self.stores.iter().zip(&page.inner.parts);
-        self.page(parts.map(|(store, part)| store.copy_page(part)))
+        let stores = self.current(page)?;
+        let parts = stores.of.iter().zip(&page.inner.parts);
+        self.page(&stores, parts.map(|(store, part)| store.copy_page(part)))
     }
 
     /// Appends the content of a page, segment after segment.
     pub(crate) fn save(&self, page: &Page, out: &mut Vec<u8>) -> Result<(), ModelError> {
-        let mut parts = self.stores.iter().zip(&page.inner.parts);
+        let stores = self.current(page)?;
+        let mut parts = stores.of.iter().zip(&page.inner.parts);
         parts.try_for_each(|(store, part)| store.save_page(part, out))
     }
 
     /// Creates a page from bytes that [`save`](Self::save) wrote; the length must match.
     pub(crate) fn load(&self, mut bytes: &[u8]) -> Result<Page, ModelError> {
         assert_eq!(bytes.len(), self.saved_bytes(), "bytes of a page");
-        self.page(self.stores.iter().map(|store| {
+        let stores = self.stores();
+        let parts = stores.of.iter().map(|store| {
             let (own, rest) = bytes.split_at(store.saved_bytes());
             bytes = rest;
             store.load_page(own)
-        }))
+        });
+        self.page(&stores, parts)
     }
 
-    fn page(&self, parts: impl Iterator<Item = Result<StatePage, ModelError>>) -> Result<Page, ModelError> {
+    /// The stores, if this page is not stale.
+    fn current(&self, page: &Page) -> Result<Stores, ModelError> {
+        Some(self.stores()).filter(|stores| stores.generation == page.inner.generation).ok_or(ModelError::StaleCache)
+    }
+
+    fn page(
+        &self,
+        stores: &Stores,
+        parts: impl Iterator<Item = Result<StatePage, ModelError>>,
+    ) -> Result<Page, ModelError> {
         let parts = parts.collect::<Result<_, _>>()?;
         self.live.fetch_add(1, Ordering::Relaxed);
-        Ok(Page { inner: Arc::new(Inner { parts, live: Arc::clone(&self.live) }) })
+        let (generation, live) = (stores.generation, Arc::clone(&self.live));
+        Ok(Page { inner: Arc::new(Inner { parts, generation, live }) })
     }
 }
 
@@ -84,6 +131,8 @@ pub(crate) struct Page {
 struct Inner {
     /// `[n_segments]`
     parts: Vec<StatePage>,
+    /// That of the stores that made it.
+    generation: u64,
     live: Arc<AtomicUsize>,
 }
 

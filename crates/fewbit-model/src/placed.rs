@@ -1,5 +1,6 @@
 //! The placement of the parts of a loaded model.
 
+use std::fmt;
 use std::ops::Range;
 
 /// A part of a model.
@@ -12,6 +13,17 @@ pub enum ModelPart {
     Layers(Range<usize>),
     /// The last norm and the output matrix.
     Head,
+}
+
+impl fmt::Display for ModelPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedding => f.pad("embedding"),
+            Self::Layers(layers) if layers.len() == 1 => f.pad(&format!("layer {}", layers.start)),
+            Self::Layers(layers) => f.pad(&format!("layers {} to {}", layers.start, layers.end.saturating_sub(1))),
+            Self::Head => f.pad("output"),
+        }
+    }
 }
 
 /// A part of a model, and its placement.

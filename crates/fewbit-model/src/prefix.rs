@@ -17,6 +17,8 @@ pub struct PrefixTree {
     /// The roots for each set of adapters; no list is empty.
     trees: Vec<(LoraKey, Vec<Node>)>,
     n_pages: usize,
+    /// The generation of the pages: when layers move to another device, all pages become stale.
+    generation: u64,
     /// Counts uses, to order them by time.
     clock: u64,
 }
@@ -31,7 +33,17 @@ struct Node {
 
 impl PrefixTree {
     pub(crate) fn new(kind: Arc<PageKind>) -> Self {
-        Self { kind, trees: Vec::new(), n_pages: 0, clock: 0 }
+        let generation = kind.generation();
+        Self { kind, trees: Vec::new(), n_pages: 0, generation, clock: 0 }
+    }
+
+    /// Removes everything if it is stale.
+    fn refresh(&mut self) {
+        let now = self.kind.generation();
+        if now != self.generation {
+            self.clear();
+            self.generation = now;
+        }
     }
 
     /// Number of pages that the tree holds.
@@ -41,6 +53,7 @@ impl PrefixTree {
 
     /// Returns a cache with the longest known prefix of `tokens` for these adapters, which may be empty.
     pub fn find(&mut self, tokens: &[u32], loras: &LoraSet) -> KvCache {
+        self.refresh();
         self.clock += 1;
         let (mut pages, mut len) = (Vec::new(), 0);
         let key = loras.key();
@@ -64,8 +77,12 @@ impl PrefixTree {
     }
 
     /// Adds the pages of `cache`, which holds `tokens` from the first on. Known prefixes are kept as they are. A cache
-    /// that has released pages, because of a sliding window, cannot be added.
+    /// that has released pages, because of a sliding window, or that is stale, cannot be added.
     pub fn insert(&mut self, tokens: &[u32], cache: &KvCache) {
+        self.refresh();
+        if cache.is_stale() {
+            return;
+        }
         let Some(pages) = cache.all_pages() else { return };
         let tokens = &tokens[..cache.len().min(tokens.len())];
         if tokens.is_empty() {

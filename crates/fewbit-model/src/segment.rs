@@ -56,6 +56,15 @@ pub trait Segment: Send + Sync {
     /// If the device fails. Then no sequence is extended, and what was written for new positions is ignored.
     fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError>;
 
+    /// Returns an error if its device was lost. After one, its layers move to the CPU: see
+    /// [`Decoder::replace_lost`](crate::Decoder::replace_lost).
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost).
+    fn check(&self) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// Takes an adapter for one of its matrices.
     ///
     /// # Errors
@@ -82,6 +91,14 @@ pub trait Head: Send + Sync {
     /// # Errors
     /// If the device fails.
     fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError>;
+
+    /// As [`Segment::check`].
+    ///
+    /// # Errors
+    /// [`DeviceError::Lost`](crate::DeviceError::Lost).
+    fn check(&self) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// Takes an adapter for the output matrix.
     ///

@@ -413,13 +413,16 @@ impl Chat {
         let (tokens, cache) = self.slot.with(|timeline| {
             let mut bytes = Vec::new();
             // If the last answer used adapters of its own, the saved cache is empty: the next turn would recompute it
-            // anyway.
-            if *timeline.cache.loras() != loras {
-                self.model.decoder().new_cache_with(&loras).serialize(&mut bytes)?;
-                return Ok((Vec::new(), bytes));
+            // anyway. So it is if the cache was on a device that was lost.
+            if *timeline.cache.loras() == loras {
+                match timeline.cache.serialize(&mut bytes) {
+                    Ok(()) => return Ok((timeline.tokens.clone(), bytes)),
+                    Err(error) if error.is_lost() => bytes.clear(),
+                    Err(error) => return Err(error.into()),
+                }
             }
-            timeline.cache.serialize(&mut bytes)?;
-            Ok::<_, Error>((timeline.tokens.clone(), bytes))
+            self.model.decoder().new_cache_with(&loras).serialize(&mut bytes)?;
+            Ok::<_, Error>((Vec::new(), bytes))
         })?;
         let model = self.model.identity(&loras);
         let seed = self.options.data.seed.unwrap_or_default();

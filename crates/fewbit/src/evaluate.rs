@@ -22,7 +22,7 @@ mod divergence;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet};
+use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet, ModelError};
 
 pub use self::compare::{Compare, Comparison, Row};
 pub use self::divergence::{Divergence, Reference};
@@ -246,6 +246,8 @@ fn mean(values: &[f64]) -> f64 {
 
 /// Computes the logits that predict the tokens after `first`, some rows at a time.
 struct Rows<'t> {
+    model: Model,
+    loras: LoraSet,
     tokens: &'t [u32],
     sequence: Reserved,
     /// Number of tokens that have been run.
@@ -256,13 +258,10 @@ impl<'t> Rows<'t> {
     /// Runs `tokens[..first]`, so that the logits that predict `tokens[first + 1..]` come next.
     fn new(model: &Model, loras: &LoraSet, tokens: &'t [u32], first: usize) -> Result<Self, Error> {
         // The last token is only predicted, never an input.
-        let n_inputs = tokens.len().saturating_sub(1);
-        let first = first.min(n_inputs);
-        let mut sequence = model.inner.reserve(loras, n_inputs)?;
-        for chunk in tokens[..first].chunks(model.inner.core.limits.prefill_chunk) {
-            forward(&mut sequence, chunk, LogitsFor::None)?;
-        }
-        Ok(Self { tokens, sequence, at: first })
+        let first = first.min(tokens.len().saturating_sub(1));
+        let (model, loras) = (model.clone(), loras.clone());
+        let sequence = computed(&model, &loras, tokens, first)?;
+        Ok(Self { model, loras, tokens, sequence, at: first })
     }
 
     /// The next rows, with the tokens that follow.
@@ -271,11 +270,36 @@ impl<'t> Rows<'t> {
         if end <= self.at {
             return Ok(None);
         }
-        let logits = forward(&mut self.sequence, &self.tokens[self.at..end], LogitsFor::All)?;
+        let logits = loop {
+            match forward(&mut self.sequence, &self.tokens[self.at..end], LogitsFor::All) {
+                Err(error) if is_stale(&error) => {
+                    self.sequence = computed(&self.model, &self.loras, self.tokens, self.at)?;
+                }
+                result => break result?,
+            }
+        };
         let targets = &self.tokens[self.at + 1..=end];
         self.at = end;
         Ok(Some((logits, targets)))
     }
+}
+
+/// A sequence of which `tokens[..n]` are computed, with room for the others. If a device is lost meanwhile, that begins
+/// again, on the CPU.
+fn computed(model: &Model, loras: &LoraSet, tokens: &[u32], n: usize) -> Result<Reserved, Error> {
+    loop {
+        let mut sequence = model.inner.reserve(loras, tokens.len().saturating_sub(1))?;
+        let mut chunks = tokens[..n].chunks(model.inner.core.limits.prefill_chunk);
+        match chunks.try_for_each(|chunk| forward(&mut sequence, chunk, LogitsFor::None).map(drop)) {
+            Ok(()) => return Ok(sequence),
+            Err(error) if is_stale(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_stale(error: &Error) -> bool {
+    matches!(error.cause(), Some(ModelError::StaleCache))
 }
 
 /// Runs tokens at the end of a sequence, on the engine thread.

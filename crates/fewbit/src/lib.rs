@@ -97,7 +97,9 @@ pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, dev
 pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_model::quantize;
-pub use fewbit_model::{Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig, Pooling};
+pub use fewbit_model::{
+    Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig, ModelPart, PlacedPart, Pooling,
+};
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer::{Message, Role, SpecialTokens, Tokenizer};
 pub use generate::{Generate, Prompt, Stream};

@@ -14,7 +14,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use fewbit_model::quantize::Recipe;
-use fewbit_model::{Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, estimate};
+use fewbit_model::{
+    Decoder, Isa, KvCache, Lora, LoraSet, MemoryEstimate, ModelConfig, ModelError, PlacedPart, estimate,
+};
 use fewbit_tokenizer::{
     ChatTemplate, Message, SpecialTokens, TemplateError, TemplateInput, Tokenizer, encode_rendered,
 };
@@ -231,6 +233,12 @@ impl Model {
         self.inner.core.decoder.n_threads()
     }
 
+    /// Where the parts of the model are: the embedding, the layers and the output matrix, each with its device and its
+    /// size. It changes when a device is lost.
+    pub fn placement(&self) -> Vec<PlacedPart> {
+        self.decoder().placed()
+    }
+
     /// What the engine is doing, and has done so far.
     pub fn metrics(&self) -> Metrics {
         self.inner.scheduler.metrics()
@@ -431,15 +439,16 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
-    /// Runs `step` on the engine thread, with this KV cache.
+    /// Runs `step` on the engine thread, with this KV cache. If a device was lost, the error is
+    /// [`ModelError::StaleCache`]: the tokens so far can be computed again, with a new cache.
     pub(crate) fn step<R: Send + 'static>(
         &mut self,
         step: impl FnOnce(&Decoder, &mut KvCache) -> Result<R, ModelError> + Send + 'static,
     ) -> Result<R, Error> {
         let mut cache = self.cache.take().ok_or(ErrorKind::EngineStopped)?;
-        let (cache, result) = self.inner.scheduler.call(move |core, _| {
-            let result = step(&core.decoder, &mut cache)?;
-            Ok::<_, ModelError>((cache, result))
+        let (cache, result) = self.inner.scheduler.call(move |core, _| match step(&core.decoder, &mut cache) {
+            Ok(result) => Ok((cache, result)),
+            Err(error) => Err(core.replace_lost(error.into()).unwrap_or(ModelError::StaleCache.into())),
         })??;
         self.cache = Some(cache);
         Ok(result)

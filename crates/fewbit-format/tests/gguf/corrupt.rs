@@ -643,7 +643,7 @@ fn text_that_is_not_utf8() {
 #[test]
 fn every_error_variant_has_a_test() {
     let source = include_str!("../../src/error.rs");
-    let tests = concat!(include_str!("corrupt.rs"), include_str!("../safetensors/corrupt.rs"));
+    let tests = concat!(include_str!("corrupt.rs"), include_str!("../safetensors.rs"));
     let (_, body) = source.split_once("pub enum FormatError {").unwrap();
     let (body, _) = body.split_once("\n}\n").unwrap();
     let is_variant = |line: &&str| line.starts_with("    ") && line[4..].starts_with(|c: char| c.is_ascii_uppercase());

@@ -45,9 +45,8 @@ impl Gpu {
         let failure = Arc::new(Mutex::new(None));
         let lost = Arc::clone(&failure);
         device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                lock(&lost).get_or_insert(message);
-            }
+            let why = if message.is_empty() { format!("{reason:?}").to_lowercase() } else { message };
+            lock(&lost).get_or_insert(why);
         });
         let uncaptured = Arc::clone(&failure);
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
@@ -65,6 +64,13 @@ impl Gpu {
         self.error(DeviceError::Unsupported { what: what.into() })
     }
 
+    /// Destroys the device: everything on it fails from now on.
+    pub(super) fn destroy(&self) {
+        self.device.destroy();
+        // This is when its loss is reported.
+        let _ = self.device.poll(wgpu::PollType::Poll);
+    }
+
     /// Returns an error if the device was lost, or reported an asynchronous error, since it was opened.
     pub(super) fn check(&self) -> Result<(), ModelError> {
         match &*lock(&self.failure) {
@@ -80,6 +86,11 @@ impl Gpu {
         let other = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let done = f();
         let (other, memory) = (pollster::block_on(other.pop()), pollster::block_on(memory.pop()));
+        if other.is_some() || memory.is_some() {
+            // Everything fails on a lost device, in ways of its own; that it is lost is reported when it is polled.
+            let _ = self.device.poll(wgpu::PollType::Poll);
+        }
+        self.check()?;
         if memory.is_some() {
             return Err(self.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes: None }));
         }

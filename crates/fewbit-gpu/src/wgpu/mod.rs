@@ -171,6 +171,12 @@ impl WgpuDevice {
         Ok(Self { gpu, info, packer })
     }
 
+    /// Destroys the device, as if its driver had been reset: everything on it fails from now on with
+    /// [`DeviceError::Lost`]. For tests of what follows.
+    pub fn destroy(&self) {
+        self.gpu.destroy();
+    }
+
     /// Information about the adapter.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
@@ -238,6 +244,10 @@ impl Segment for WgpuSegment {
         lock(&self.run).run(&rows, Some((step, &self.pages)), loras, Buffer::X, take)
     }
 
+    fn check(&self) -> Result<(), ModelError> {
+        self.gpu.check()
+    }
+
     fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
         adapters::upload(&self.gpu, adapter)
     }
@@ -290,6 +300,10 @@ impl Head for WgpuHead {
 
     fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError> {
         self.run(rows, loras, (Buffer::Logits, self.n_vocab), out)
+    }
+
+    fn check(&self) -> Result<(), ModelError> {
+        self.gpu.check()
     }
 
     fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {

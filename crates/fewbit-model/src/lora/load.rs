@@ -7,8 +7,8 @@ use fewbit_checkpoint::names::{self, Part};
 use fewbit_quant::TensorType;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
 use xxhash_rust::xxh3::Xxh3;
 
 /// The properties of a model that loading an adapter needs.
@@ -106,7 +106,7 @@ pub(crate) fn load(path: &Path, model: &LoraModel<'_>) -> Result<Lora, LoraError
         id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         model: model.id,
         path: path.to_owned(),
-        parts: loader.parts,
+        parts: RwLock::new(Arc::new(loader.parts)),
         fingerprint: fingerprint.digest128(),
     };
     let lora = Lora { inner: Arc::new(inner) };

@@ -29,7 +29,7 @@ use crate::ModelError;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock, Weak};
 
 /// A matrix that an adapter can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -98,8 +98,21 @@ struct Inner {
     id: u64,
     model: u64,
     path: PathBuf,
-    parts: BTreeMap<(usize, LoraTarget), Scaled>,
+    /// Replaced when layers move to another device.
+    parts: RwLock<Arc<Parts>>,
     fingerprint: u128,
+}
+
+/// The parts of an adapter, by layer and matrix.
+type Parts = BTreeMap<(usize, LoraTarget), Scaled>;
+
+/// An adapter that may have been dropped.
+pub(crate) struct WeakLora(Weak<Inner>);
+
+impl WeakLora {
+    pub(crate) fn upgrade(&self) -> Option<Lora> {
+        self.0.upgrade().map(|inner| Lora { inner })
+    }
 }
 
 impl Lora {
@@ -118,12 +131,12 @@ impl Lora {
 
     /// Bytes of its matrices in memory.
     pub fn n_bytes(&self) -> u64 {
-        self.inner.parts.values().map(|scaled| scaled.part.n_bytes).sum()
+        self.parts().values().map(|scaled| scaled.part.n_bytes).sum()
     }
 
     /// Number of matrices of the model that it changes.
     pub fn n_matrices(&self) -> usize {
-        self.inner.parts.len()
+        self.parts().len()
     }
 
     /// A hash of all its values: equal for equal adapters, whatever the file format.
@@ -131,8 +144,17 @@ impl Lora {
         self.inner.fingerprint
     }
 
-    fn part(&self, layer: usize, target: LoraTarget) -> Option<&Scaled> {
-        self.inner.parts.get(&(layer, target))
+    fn parts(&self) -> Arc<Parts> {
+        Arc::clone(&self.inner.parts.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakLora {
+        WeakLora(Arc::downgrade(&self.inner))
+    }
+
+    /// Takes over the parts of `other`, which was loaded from the same file onto other devices.
+    pub(crate) fn take_parts_of(&self, other: &Self) {
+        *self.inner.parts.write().unwrap_or_else(PoisonError::into_inner) = other.parts();
     }
 }
 

@@ -1,11 +1,13 @@
 //! The adapters of the rows of a batch.
 
-use super::{Lora, LoraSet, LoraTarget};
+use super::{Lora, LoraSet, LoraTarget, Parts};
 use std::any::Any;
+use std::sync::Arc;
 
 /// The rows of a batch that use one adapter.
 pub struct AdaptedRows {
     lora: Lora,
+    parts: Arc<Parts>,
     rows: Vec<usize>,
     scales: Vec<f32>,
     is_all: bool,
@@ -20,8 +22,8 @@ pub(crate) fn adapted_rows<'a>(sets: impl Iterator<Item = (&'a LoraSet, usize)>)
         end = rows.end;
         for (lora, scale) in loras.iter() {
             let i = groups.iter().position(|group| group.lora == *lora).unwrap_or_else(|| {
-                let lora = lora.clone();
-                groups.push(AdaptedRows { lora, rows: Vec::new(), scales: Vec::new(), is_all: false });
+                let (lora, parts) = (lora.clone(), lora.parts());
+                groups.push(AdaptedRows { lora, parts, rows: Vec::new(), scales: Vec::new(), is_all: false });
                 groups.len() - 1
             });
             groups[i].rows.extend(rows.clone());
@@ -52,11 +54,11 @@ impl AdaptedRows {
 
     /// The adapter's part for a matrix, as created by its device, and the adapter's scale for it.
     pub fn part(&self, layer: usize, target: LoraTarget) -> Option<(&(dyn Any + Send + Sync), f32)> {
-        self.lora.part(layer, target).map(|scaled| (&*scaled.part.data, scaled.scale))
+        self.parts.get(&(layer, target)).map(|scaled| (&*scaled.part.data, scaled.scale))
     }
 
     /// Whether the adapter changes one of these matrices.
     pub fn changes(&self, layer: usize, targets: &[LoraTarget]) -> bool {
-        targets.iter().any(|&target| self.lora.part(layer, target).is_some())
+        targets.iter().any(|&target| self.parts.contains_key(&(layer, target)))
     }
 }

@@ -283,7 +283,7 @@ impl Bench {
         // Read before the ceilings are measured, because they take memory of their own.
         let peak_rss_bytes = peak_rss_bytes();
         // The ceilings of the CPU say nothing about a GPU.
-        let placed = decoder.placed().to_vec();
+        let placed = decoder.placed();
         let is_on_host = placed.iter().all(|part| part.is_host);
         let none = Ceilings { read_gb_s: None, int8_gmac_s: None };
         let ceilings = if is_on_host { Ceilings::measure(decoder) } else { none };

@@ -1,13 +1,15 @@
 //! How a model is loaded: all settings, the memory estimate, and the loading itself.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use fewbit_format::GgufFile;
 use fewbit_model::quantize::Recipe;
-use fewbit_model::{Decoder, Isa, KvType, LoadOptions, Lora, MemoryEstimate, ModelError, available_bytes, estimate};
+use fewbit_model::{
+    Decoder, Isa, KvType, LoadOptions, Lora, MemoryEstimate, ModelError, Placement, available_bytes, estimate,
+};
 use fewbit_tokenizer::TokenizerOptions;
 use serde_json::{Map, Value};
 
@@ -43,6 +45,7 @@ const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 pub struct ModelBuilder {
     load: LoadOptions,
     device: Option<DeviceName>,
+    placement: Option<Placement>,
     gpu_layers: Option<usize>,
     prefill_chunk: Option<usize>,
     max_running: Option<usize>,
@@ -96,6 +99,13 @@ impl ModelBuilder {
     /// How many of the model's layers run on the GPU, counted from the last one. Default: all; 0 for none.
     pub fn gpu_layers(mut self, n: usize) -> Self {
         self.gpu_layers = Some(n);
+        self
+    }
+
+    /// Places the layers on devices of your own, such as several GPUs: instead of [`device`](Self::device) and
+    /// [`gpu_layers`](Self::gpu_layers).
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = Some(placement);
         self
     }
 
@@ -345,7 +355,8 @@ impl ModelBuilder {
     /// Loads a GGUF file from memory: one embedded in a program, or one that was decrypted, for example. `name` is used
     /// instead of a path in [`Model::path`] and in errors.
     ///
-    /// The bytes are freed once the weights are packed: loading takes up to twice the memory of the file.
+    /// The bytes are freed once the weights are packed: loading takes up to twice the memory of the file. So they cannot
+    /// be loaded again if a GPU is lost: generations fail then.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -356,7 +367,7 @@ impl ModelBuilder {
     pub fn load_bytes(self, name: impl Into<PathBuf>, bytes: impl Into<Vec<u8>>) -> Result<Model, Error> {
         let path = name.into();
         let file = GgufFile::from_bytes(bytes.into()).map_err(|error| Error::file(&path, error))?;
-        self.load_opened(path, ChatDefaults::default(), |_| Ok(ModelFile::Gguf(Box::new(file))))
+        self.load_opened(path, ChatDefaults::default(), None, |_| Ok(ModelFile::Gguf(Box::new(file))))
     }
 
     /// Like [`load`](Self::load), for asynchronous programs. It runs on a thread of its own, so no runtime is needed.
@@ -377,13 +388,15 @@ impl ModelBuilder {
     }
 
     fn load_located(self, located: Located) -> Result<Model, Error> {
-        self.load_opened(located.path, located.defaults, open)
+        let origin = Some(located.path.clone());
+        self.load_opened(located.path, located.defaults, origin, open)
     }
 
     fn load_opened(
         mut self,
         path: PathBuf,
         defaults: ChatDefaults,
+        origin: Option<PathBuf>,
         open: impl FnOnce(&Path) -> Result<ModelFile, Error>,
     ) -> Result<Model, Error> {
         for (path, _) in &mut self.loras {
@@ -417,7 +430,10 @@ impl ModelBuilder {
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
         let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
         let n_layers = file.weights().config().map_err(|error| Error::file(&path, error))?.n_layers();
-        self.load.placement = device::placement(self.device, self.gpu_layers, n_layers)?;
+        self.load.placement = match self.placement.take() {
+            Some(placement) => placement,
+            None => device::placement(self.device, self.gpu_layers, n_layers)?,
+        };
         let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
@@ -443,6 +459,9 @@ impl ModelBuilder {
             load_time,
             limits,
             trace_text: self.trace_text,
+            origin,
+            kv_pages_found: AtomicUsize::new(usize::MAX),
+            n_lost: AtomicU64::new(0),
             guests: AtomicUsize::new(0),
         });
         Ok(Model {

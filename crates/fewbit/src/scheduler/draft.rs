@@ -162,7 +162,7 @@ impl Drafter {
         let Some(Model { core, cache, .. }) = &self.model else { return Some(0) };
         let behind = n_tokens.saturating_sub(cache.len()).min(core.limits.prefill_chunk);
         let pages = cache.pages_to_append(behind + MAX_DRAFT);
-        let fits = pages == 0 || core.decoder.kv_pages() + pages <= core.limits.kv_pages;
+        let fits = pages == 0 || core.decoder.kv_pages() + pages <= core.kv_pages_limit();
         fits.then(|| pages as u64 * core.decoder.kv_page_bytes())
     }
 
@@ -223,8 +223,13 @@ impl Drafter {
         match model.ask(tokens, n, cost) {
             Ok(draft) => draft,
             Err(error) => {
-                tracing::warn!(%error, "the draft model failed");
-                (self.model, self.mode) = (None, Speculation::Off);
+                match model.core.replace_lost(error.into()) {
+                    None => self.forget(),
+                    Some(error) => {
+                        tracing::warn!(error = format!("{error:#}"), "the draft model failed");
+                        (self.model, self.mode) = (None, Speculation::Off);
+                    }
+                }
                 Vec::new()
             }
         }

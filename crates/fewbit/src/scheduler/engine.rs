@@ -7,12 +7,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use fewbit_model::{KvCache, Logits, ModelError, PrefixTree};
+use fewbit_model::{DeviceError, KvCache, Logits, ModelError, PrefixTree};
 
 use super::draft::StepCost;
 use super::plan::Planner;
 use super::sequence::Sequence;
-use super::{Call, Core, Metrics, Shared, as_engine};
+use super::{Call, Core, DEVICES, Metrics, Shared, as_engine};
 use crate::completion::{FinishReason, Usage};
 use crate::error::{Error, ErrorKind};
 use crate::session::Slot;
@@ -177,7 +177,7 @@ impl Engine {
     fn pages_lacking(&self, wanted: usize) -> usize {
         let drafts: u64 = self.running.iter().map(Sequence::draft_bytes).sum();
         let pages = self.core.decoder.kv_pages().saturating_add(self.pages_of(drafts)).saturating_add(wanted);
-        pages.saturating_sub(self.core.limits.kv_pages)
+        pages.saturating_sub(self.core.kv_pages_limit())
     }
 
     /// Number of pages that hold this many bytes.
@@ -244,7 +244,9 @@ impl Engine {
         let tokens = &sequence.tokens()[..sequence.tokens().len() - 1];
         let loras = sequence.loras().clone();
         let own = sequence.slot().and_then(|slot| slot.take());
-        let own = own.filter(|own| *own.cache.loras() == loras).map(|timeline| timeline.into_prefix(tokens));
+        let own = own
+            .filter(|own| *own.cache.loras() == loras && !own.cache.is_stale())
+            .map(|timeline| timeline.into_prefix(tokens));
         let shares = sequence.shares_prefix() && self.core.limits.prefix_pages > 0;
         let found = shares.then(|| self.prefixes.find(tokens, &loras));
         let kept = std::mem::replace(&mut sequence.cache, self.core.decoder.new_cache_with(&loras));
@@ -370,17 +372,9 @@ impl Engine {
                 self.choose(parts, &mut logits);
                 self.core.decoder.recycle(logits);
             }
-            Err(error) if parts.len() == 1 => {
-                self.running[parts[0].index].fail(error);
-            }
             Err(error) => {
-                tracing::warn!(%error, "a step failed: its parts are run one by one");
-                for part in parts {
-                    let part = Share { index: part.index, n_tokens: part.n_tokens };
-                    match self.forward(std::slice::from_ref(&part)) {
-                        Ok(mut logits) => self.choose(&[part], &mut logits),
-                        Err(error) => self.running[part.index].fail(error),
-                    }
+                if let Some(error) = self.go_on_after(error) {
+                    self.run_one_by_one(parts, error);
                 }
             }
         }
@@ -388,6 +382,58 @@ impl Engine {
         self.metrics.last_step = start.elapsed();
         self.metrics.longest_step = self.metrics.longest_step.max(self.metrics.last_step);
         self.metrics.step_time += self.metrics.last_step;
+    }
+
+    /// Prepares to run a failed step again, if it failed because a device was lost or has no memory left. Returns the
+    /// error if that would not help.
+    fn go_on_after(&mut self, error: Error) -> Option<Error> {
+        if matches!(error.cause(), Some(DeviceError::OutOfMemory { .. })) {
+            return self.make_do(error);
+        }
+        let error = self.core.replace_lost(error);
+        if error.is_none() {
+            self.forget_caches();
+        }
+        error
+    }
+
+    /// Makes the pages that there are the limit, because a device has no memory for another one. If they are not what
+    /// it lacks memory for, returns the error.
+    fn make_do(&mut self, error: Error) -> Option<Error> {
+        let n_pages = self.core.decoder.kv_pages();
+        if n_pages == 0 || n_pages >= self.core.kv_pages_limit() {
+            return Some(error);
+        }
+        self.core.kv_pages_found.store(n_pages, Ordering::Relaxed);
+        let error = format!("{error:#}");
+        tracing::warn!(target: DEVICES, error, n_pages, "a device is full: the KV cache stays as large as it is");
+        None
+    }
+
+    /// Drops all keys and values, because some of them are gone. They are recomputed from the tokens.
+    fn forget_caches(&mut self) {
+        for mut sequence in self.running.drain(..).rev() {
+            sequence.give_way();
+            self.waiting.push_front(sequence);
+        }
+        self.waiting.iter_mut().for_each(|sequence| sequence.cache.clear());
+        self.prefixes.clear();
+        self.slots.drain(..).filter_map(|slot| slot.upgrade()).for_each(|slot| slot.forget());
+    }
+
+    /// Runs the parts of a failed step one by one, to find those that fail.
+    fn run_one_by_one(&mut self, parts: &[Share], error: Error) {
+        if let [part] = parts {
+            return self.running[part.index].fail(error);
+        }
+        tracing::warn!(%error, "a step failed: its parts are run one by one");
+        for part in parts {
+            let part = Share { index: part.index, n_tokens: part.n_tokens };
+            match self.forward(std::slice::from_ref(&part)) {
+                Ok(mut logits) => self.choose(&[part], &mut logits),
+                Err(error) => self.running[part.index].fail(error),
+            }
+        }
     }
 
     fn forward(&mut self, parts: &[Share]) -> Result<Logits, Error> {

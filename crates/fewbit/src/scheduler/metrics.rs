@@ -29,7 +29,8 @@ pub struct Metrics {
     pub outcomes: Outcomes,
     /// Pages of KV cache in use, those of the prefix cache included. A shared page counts once.
     pub kv_pages: usize,
-    /// The most pages there may be: [`ModelBuilder::kv_memory`](crate::ModelBuilder::kv_memory).
+    /// The most pages there may be: [`ModelBuilder::kv_memory`](crate::ModelBuilder::kv_memory), or as many as a GPU had
+    /// memory for.
     pub kv_pages_limit: usize,
     /// How many of `kv_pages` are in the prefix cache. They are freed when requests need them.
     pub prefix_pages: usize,
@@ -57,6 +58,8 @@ pub struct Metrics {
     pub accepted_tokens: u64,
     /// How many times a request lost its KV cache because memory was short, and had to be recomputed.
     pub preempted: u64,
+    /// How many times a device was lost, so that what was on it moved to the CPU.
+    pub devices_lost: u64,
 }
 
 /// Ended requests by reason.
@@ -137,6 +140,7 @@ impl Metrics {
             drafted_tokens: self.drafted_tokens.saturating_sub(earlier.drafted_tokens),
             accepted_tokens: self.accepted_tokens.saturating_sub(earlier.accepted_tokens),
             preempted: self.preempted.saturating_sub(earlier.preempted),
+            devices_lost: self.devices_lost.saturating_sub(earlier.devices_lost),
             ..*self
         }
     }

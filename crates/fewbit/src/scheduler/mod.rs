@@ -16,6 +16,10 @@
 //! pages reach their limit, unused pages of the prefix cache are freed first; then the request that came last loses its
 //! cache, and is recomputed when there is room. That does not change its tokens either.
 //!
+//! When a device is lost, its layers are loaded again on the CPU, and all running requests are recomputed there from
+//! their tokens: they notice a pause. When a device has no memory for another page, the pages that there are become the
+//! limit.
+//!
 //! Requests with different LoRA adapters run in one batch too. Each cache belongs to one set of adapters, and only
 //! caches of equal sets are shared.
 
@@ -32,12 +36,13 @@ mod trace;
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Decoder, KV_PAGE, KvCache, LoraSet, PrefixTree};
+use fewbit_model::{Decoder, KV_PAGE, KvCache, LoraSet, ModelError, PrefixTree};
 use fewbit_tokenizer::Tokenizer;
 
 pub use cancel::CancelToken;
@@ -49,8 +54,12 @@ pub(crate) use pooler::Pooler;
 pub(crate) use sequence::{Generation, Request, Task};
 
 use crate::error::{Error, ErrorKind};
+use crate::file::open;
 use mailbox::Sender;
 use trace::Trace;
+
+/// The target of what is logged about devices that fail.
+const DEVICES: &str = "fewbit::device";
 
 /// The parts of a model that a step needs.
 pub(crate) struct Core {
@@ -64,6 +73,12 @@ pub(crate) struct Core {
     pub(crate) limits: Limits,
     /// Whether spans contain texts.
     pub(crate) trace_text: bool,
+    /// What the weights were loaded from, if it can be opened again.
+    pub(crate) origin: Option<PathBuf>,
+    /// How many pages of KV cache a device had memory for, if it was asked for more.
+    pub(crate) kv_pages_found: AtomicUsize,
+    /// How many times layers moved to the CPU because their device was lost.
+    pub(crate) n_lost: AtomicU64,
     /// KV caches of no request that hold pages: texts that are being scored. When they end, there is room again.
     pub(crate) guests: AtomicUsize,
 }
@@ -72,6 +87,38 @@ impl Core {
     /// An empty KV cache for a sequence with the model's default adapters.
     pub(crate) fn new_cache(&self) -> KvCache {
         self.decoder.new_cache_with(&self.loras)
+    }
+
+    /// The most pages of KV cache: fewer than the limit if a device has no memory for so many.
+    pub(crate) fn kv_pages_limit(&self) -> usize {
+        self.limits.kv_pages.min(self.kv_pages_found.load(Ordering::Relaxed))
+    }
+
+    /// After an error of a step: if a device was lost, moves its layers to the CPU, with one warning. Returns `None` if
+    /// the model can go on, with caches that are computed again, or else the error to report.
+    pub(crate) fn replace_lost(&self, error: Error) -> Option<Error> {
+        let is_stale = match error.cause::<ModelError>() {
+            Some(failure) if failure.is_lost() => matches!(failure, ModelError::StaleCache),
+            _ => return Some(error),
+        };
+        let Some(path) = &self.origin else { return Some(error) };
+        let moved = open(path).and_then(|file| Ok(self.decoder.replace_lost(file.weights())?));
+        match moved {
+            // Another thread has moved them already.
+            Ok(moved) if moved.is_empty() => (!is_stale).then_some(error),
+            Ok(moved) => {
+                self.n_lost.fetch_add(1, Ordering::Relaxed);
+                let parts: Vec<String> = moved.iter().map(|moved| moved.part.to_string()).collect();
+                let (error, parts) = (format!("{error:#}"), parts.join(", "));
+                tracing::warn!(target: DEVICES, error, parts, "a device was lost: what was on it continues on the CPU");
+                None
+            }
+            Err(why) => {
+                let why = format!("{why:#}");
+                tracing::error!(target: DEVICES, why, "what was on a lost device cannot continue on the CPU");
+                Some(error)
+            }
+        }
     }
 }
 
@@ -218,7 +265,7 @@ impl Scheduler {
 
     /// Returns an error for a request that would not fit into the KV cache even if it ran alone.
     fn check_memory(&self, n_tokens: usize) -> Result<(), Error> {
-        let (limit, page) = (self.core.limits.kv_pages, self.core.decoder.kv_page_bytes());
+        let (limit, page) = (self.core.kv_pages_limit(), self.core.decoder.kv_page_bytes());
         let needed = n_tokens.div_ceil(KV_PAGE);
         if needed > limit {
             let bytes = |pages: usize| (pages as u64).saturating_mul(page);
@@ -271,7 +318,8 @@ impl Scheduler {
             waiting: inbox.requests.len() + inbox.n_waiting,
             outcomes: Outcomes { refused: inbox.n_refused, ..inbox.metrics.outcomes },
             kv_pages: decoder.kv_pages(),
-            kv_pages_limit: self.core.limits.kv_pages,
+            kv_pages_limit: self.core.kv_pages_limit(),
+            devices_lost: self.core.n_lost.load(Ordering::Relaxed),
             kv_page_bytes: decoder.kv_page_bytes(),
             weight_bytes: decoder.weight_bytes(),
             ..inbox.metrics
