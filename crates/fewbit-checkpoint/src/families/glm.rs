@@ -35,6 +35,6 @@ mod tests {
         let c = of_class("Glm4ForCausalLM", json!({ "head_dim": 16 }));
         assert_eq!((c.rope.n_dims, c.rope.style, c.has_post_norms), (8, RopeStyle::Interleaved, true));
         let c = of_class("Glm4ForCausalLM", json!({ "head_dim": 16, "partial_rotary_factor": 0.25 }));
-        assert_eq!((c.rope.n_dims, c.n_kv_heads), (4, 2));
+        assert_eq!((c.rope.n_dims, c.n_kv_heads, c.only_on_cpu()), (4, 2, None));
     }
 }

@@ -12,6 +12,8 @@
 use super::named::Arguments;
 use super::out::overlap;
 use super::parser::{Parser, Part, State};
+#[cfg(feature = "constraints")]
+use fewbit_tokenizer::{SpecialTokens, Tokenizer};
 
 /// The end of a header.
 const MESSAGE: &str = "<|message|>";
@@ -42,6 +44,15 @@ pub(super) enum Harmony {
         name: String,
         arguments: Box<Arguments>,
     },
+}
+
+/// The tokens of the header of the final answer, for text that a constraint writes: it is no place for a header. `None`
+/// if the vocabulary has no such marks.
+#[cfg(feature = "constraints")]
+pub(crate) fn final_header(tokenizer: &Tokenizer) -> Option<Vec<u32>> {
+    let (channel, message) = (tokenizer.id_of(CHANNEL)?, tokenizer.id_of(MESSAGE)?);
+    let word = tokenizer.encode("final", SpecialTokens::Plain);
+    Some([&[channel][..], &word, &[message]].concat())
 }
 
 /// What a header says.
