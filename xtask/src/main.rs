@@ -37,7 +37,7 @@ struct Cli {
 enum Task {
     /// Everything that CI runs (.ci/run)
     Ci {
-        /// Also the long tests on aarch64, and more fuzzing
+        /// Also the long tests on aarch64, more fuzzing, and what is known of the dependencies
         #[arg(long)]
         full: bool,
     },
