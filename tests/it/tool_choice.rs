@@ -18,7 +18,7 @@ const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}
 const REASONING_TEMPLATE: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
     {% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
 
-const STYLES: [ToolStyle; 11] = [
+const STYLES: [ToolStyle; 12] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
     ToolStyle::Llama3Json,
@@ -28,13 +28,14 @@ const STYLES: [ToolStyle; 11] = [
     ToolStyle::MistralArgs,
     ToolStyle::Granite,
     ToolStyle::Phi4,
+    ToolStyle::Harmony,
     ToolStyle::Json,
     ToolStyle::Generic,
 ];
 
 /// The stories model, in whose vocabulary the marks are control tokens, in place of rare letters.
 fn with_marks(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
-    const MARKS: [&str; 12] = [
+    const MARKS: [&str; 15] = [
         "<tool_call>",
         "</tool_call>",
         "[TOOL_CALLS]",
@@ -47,6 +48,9 @@ fn with_marks(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
         "</think>",
         "[THINK]",
         "[/THINK]",
+        "<|channel|>",
+        "<|message|>",
+        "<|constrain|>",
     ];
     let file = GgufFile::open(STORIES.as_ref()).unwrap();
     let mut tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap().to_vec();

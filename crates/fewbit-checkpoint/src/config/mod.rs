@@ -108,6 +108,8 @@ pub enum QkNorm {
     /// Of every head, before it is rotated. All heads share the weights.
     #[default]
     Heads,
+    /// Of every head, after it is rotated. All heads share the weights.
+    RotatedHeads,
     /// Of every head of rotated layers, without weights. As rotation does not change the mean of the squares, it does
     /// not matter whether it comes before or after it.
     Plain,
@@ -284,6 +286,7 @@ impl ModelConfig {
         [
             (self.has_sinks, "attention sinks"),
             (self.has_chunks, "attention in chunks"),
+            (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
             (!self.has_pre_norms, "layers without norms of their inputs"),
             (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
             (experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs), "this way to route to experts"),

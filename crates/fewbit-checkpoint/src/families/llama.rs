@@ -56,6 +56,7 @@ pub(super) const LLAMA_CLASS: Class = Class {
     scaled_by: None,
     softcaps: (None, None),
     has_partial_rope: false,
+    has_ntk_alpha: false,
     rope_fraction: 1.0,
     temperatures: Temperatures::None,
     rope_theta: 10_000.0,

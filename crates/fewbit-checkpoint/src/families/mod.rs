@@ -10,6 +10,7 @@ mod gemma;
 mod glm;
 mod gpt_oss;
 mod granite;
+mod hunyuan;
 mod llama;
 mod llama4;
 mod mistral;
@@ -23,7 +24,7 @@ use crate::config::{AttentionTemperature, Gating, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 13] = [
+static FAMILIES: [Family; 14] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
@@ -37,6 +38,7 @@ static FAMILIES: [Family; 13] = [
     glm::FAMILY,
     exaone::FAMILY,
     seed::FAMILY,
+    hunyuan::FAMILY,
 ];
 
 /// The properties that the files of one family share.
@@ -200,6 +202,8 @@ pub(crate) struct Class {
     pub(crate) softcaps: (Option<f64>, Option<f64>),
     /// Whether this class reads `partial_rotary_factor`, which others ignore.
     pub(crate) has_partial_rope: bool,
+    /// Whether `alpha` of a dynamic scaling changes the base of the rotary frequencies, whatever the position.
+    pub(crate) has_ntk_alpha: bool,
     /// The part of a head that is rotated if the file does not specify it.
     pub(crate) rope_fraction: f64,
     /// How queries are scaled by position.

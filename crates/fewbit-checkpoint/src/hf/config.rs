@@ -358,6 +358,21 @@ fn ropes(
     let n_dims = (head_dim as f64 * fraction) as usize;
     let mut rope = RopeConfig::new(theta(global, "rope_theta", class.rope_theta)?, n_dims, class.gguf.rope_style);
     let mut context_length = max_positions;
+    let alpha = match global.filter(|_| class.has_ntk_alpha) {
+        Some(own) => own.f64("alpha")?.filter(|&alpha| alpha != 0.0),
+        None => None,
+    };
+    if let Some(alpha) = alpha {
+        if n_dims <= 2 || !(alpha.is_finite() && alpha > 0.0) {
+            return Err(bad(
+                "rope_scaling.alpha",
+                alpha,
+                "a positive number, for heads of more than 2 elements".into(),
+            ));
+        }
+        // Rounded as in a file.
+        rope.theta = rounded(rope.theta * libm::pow(alpha, n_dims as f64 / (n_dims - 2) as f64));
+    }
     if let Some(own) = global {
         (rope.scaling, rope.attention_factor) = rope_scaling(json, own, class, max_positions)?;
         if let RopeScaling::Yarn { factor, original_context, .. } = rope.scaling {

@@ -24,8 +24,8 @@ use super::weights::{Experts, FeedForward, Layer, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
 use crate::segment::Step;
-use fewbit_checkpoint::ModelConfig;
 use fewbit_checkpoint::names::{self, Part};
+use fewbit_checkpoint::{ModelConfig, QkNorm};
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Matrix, Planes, Product, math::sigmoid};
 
 /// Buffers of a step, for all tokens of the batch.
@@ -159,14 +159,17 @@ impl CpuSegment {
         }
         let parts = &mut [(LoraTarget::Q, &mut s.q[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
         add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
-        if let Some((q_norm, k_norm)) = &w.qk_norm {
-            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * c.head_dim / q_norm.len(), &mut s.q);
-            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads * c.head_dim / k_norm.len(), &mut s.k);
+        let is_normed_late = c.qk_norm == QkNorm::RotatedHeads;
+        if !is_normed_late {
+            self.norm_queries_and_keys(w, s);
         }
         if c.layers[index].has_rope {
             let angles = if c.uses_local_rope(index) { b.step.local } else { b.step.global };
             e.rope(c.rope.style, c.head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
             e.rope(c.rope.style, c.head_dim, c.n_kv_heads, &angles.cos, &angles.sin, &mut s.k);
+        }
+        if is_normed_late {
+            self.norm_queries_and_keys(w, s);
         }
         if c.has_temperature(index) {
             let factors = b.step.temperatures;
@@ -181,6 +184,14 @@ impl CpuSegment {
         e.activate(&s.attention, w.attn_output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);
         self.add_product(index, LoraTarget::AttnOutput, &w.attn_output, w.attn_post_norm.as_deref(), b, s);
+    }
+
+    fn norm_queries_and_keys(&self, w: &Layer, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        if let Some((q_norm, k_norm)) = &w.qk_norm {
+            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * c.head_dim / q_norm.len(), &mut s.q);
+            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads * c.head_dim / k_norm.len(), &mut s.k);
+        }
     }
 
     fn feed_forward(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {

@@ -192,7 +192,9 @@ impl Packer<'_, '_> {
         };
         let mut norm = |part, len| self.loader.vector(&weight(part, i), len);
         let qk_norm = match config.qk_norm_of(i) {
-            Some(QkNorm::Heads) => Some((norm(Part::QNorm, head_dim)?, norm(Part::KNorm, head_dim)?)),
+            Some(QkNorm::Heads | QkNorm::RotatedHeads) => {
+                Some((norm(Part::QNorm, head_dim)?, norm(Part::KNorm, head_dim)?))
+            }
             Some(QkNorm::Rows) => Some((norm(Part::QNorm, q_dim)?, norm(Part::KNorm, kv_dim)?)),
             Some(QkNorm::Plain) => Some((vec![1.0; head_dim], vec![1.0; head_dim])),
             None => None,

@@ -71,6 +71,9 @@ def models():
         ("EXAONE 4, 1.2B", "Exaone4", {
             **dense, "sliding_window": None, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True, "rope_parameters": llama4["rope_parameters"],
         }, False),
+        ("Hunyuan", "HunYuanDenseV1", {**sizes, "intermediate_size": 80, "max_position_embeddings": 32768, "rope_parameters": {
+            "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0,
+        }}, False),
         ("Seed-OSS", "SeedOss", {**dense, "head_dim": 24, "rope_parameters": theta(1e7)}, False),
     ]
 
