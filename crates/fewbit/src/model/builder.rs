@@ -428,7 +428,9 @@ impl ModelBuilder {
                 .concat(),
         };
         let tool_style = self.tool_style.unwrap_or_else(|| ToolStyle::detect(&sources, &tokenizer));
-        let reasoning_style = self.reasoning_style.or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
+        let of_messages = (tool_style == ToolStyle::Harmony).then_some(ReasoningStyle::Harmony);
+        let reasoning_style =
+            self.reasoning_style.or(of_messages).or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
         let n_layers = file.weights().config().map_err(|error| Error::file(&path, error))?.n_layers();
         self.load.placement = match self.placement.take() {
             Some(placement) => placement,

@@ -174,7 +174,9 @@ impl Parser {
         };
         let is_harmony = setup.style == ToolStyle::Harmony;
         let state = match setup.opened.and_then(ReasoningStyle::marks) {
-            Some(_) if is_harmony => State::Harmony(Harmony::Reasoning),
+            Some(_) if is_harmony && setup.opened == Some(ReasoningStyle::Harmony) => {
+                State::Harmony(Harmony::Reasoning)
+            }
             None if is_harmony => State::Harmony(Harmony::Header),
             Some((start, end)) => State::Reasoning { end, start, has_begun: false },
             None => State::Text,

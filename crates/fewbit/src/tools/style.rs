@@ -178,11 +178,11 @@ impl ToolStyle {
         } else {
             let has = |text: &str| tokenizer.id_of(text).is_some();
             match () {
-                () if has("<|channel|>") && has("<|message|>") && has("<|constrain|>") => Self::Harmony,
                 () if has("[CALL_ID]") && has("[ARGS]") => Self::Generic,
                 () if has("[TOOL_CALLS]") => Self::MistralList,
                 () if has("<|/tool_call|>") => Self::Phi4,
                 () if has("<tool_call>") && has("</tool_call>") => Self::Hermes,
+                () if has("<|channel|>") && has("<|message|>") && has("<|constrain|>") => Self::Harmony,
                 () => Self::Generic,
             }
         }
