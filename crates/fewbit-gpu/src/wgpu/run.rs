@@ -94,7 +94,7 @@ pub(super) struct Shape {
 /// The parameters of a step: `Step` in the kernels.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct StepShape {
+pub(super) struct StepShape {
     n_tokens: u32,
     row_at: u32,
     sequence_at: u32,
