@@ -423,7 +423,7 @@ mod gpu {
         }
         let inspection = builder().inspect(STORIES).unwrap();
         let needed = |model: &Inspection| {
-            let [device] = &model.devices(512).unwrap()[..] else { panic!("one device") };
+            let [device] = &model.devices(Some(512)).unwrap()[..] else { panic!("one device") };
             (device.needed_bytes, device.parts.clone())
         };
         let (all, parts) = needed(&inspection);
@@ -480,7 +480,7 @@ mod gpu {
     fn gpu_without_memory_for_more_keys_and_values_computes_fewer_requests_at_once() {
         let Some(device) = device(Arithmetic::Native) else { return };
         drop(device);
-        let needed = builder().inspect(STORIES).unwrap().devices(512).unwrap()[0].needed_bytes;
+        let needed = builder().inspect(STORIES).unwrap().devices(Some(512)).unwrap()[0].needed_bytes;
         // As much as a few pages need, of the many that the CPU would have room for.
         let model = builder().gpu_memory(needed).kv_memory(1 << 30).prefix_memory(0).load(STORIES).unwrap();
         let text = [TEXT; 8].join(" ");

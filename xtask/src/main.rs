@@ -7,6 +7,7 @@
 mod aarch64;
 mod clients;
 mod debian;
+mod deny;
 mod examples;
 mod features;
 mod fuzz;
@@ -37,7 +38,7 @@ struct Cli {
 enum Task {
     /// Everything that CI runs (.ci/run)
     Ci {
-        /// Also the long tests on aarch64, and more fuzzing
+        /// Also the long tests on aarch64, more fuzzing, and what is known of the dependencies
         #[arg(long)]
         full: bool,
     },
@@ -49,6 +50,8 @@ enum Task {
     },
     /// Run official clients against `fewbit serve`
     Clients,
+    /// Look up advisories, licences and sources of all dependencies (cargo-deny, which it compiles)
+    Deny,
     /// Run every example to its end
     Examples,
     /// Check each crate with each of its features alone, and with none
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Task::Ci { full } => ci(full),
         Task::Aarch64 { all } => aarch64::run(all),
         Task::Clients => clients::run(),
+        Task::Deny => deny::run(),
         Task::Examples => examples::run(),
         Task::Features => features::run(),
         Task::Gpu => gpu::run(),

@@ -414,6 +414,7 @@ mod tests {
             "top_p",
             "top_k",
             "min_p",
+            "ignore_eos",
             "repeat_penalty",
             "presence_penalty",
             "frequency_penalty",

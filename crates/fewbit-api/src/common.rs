@@ -21,8 +21,8 @@ pub(crate) fn kind(value: &Value) -> &'static str {
 /// How tokens are chosen, and where a text ends. These fields are the same for chats and completions, and are
 /// deserialized from the same JSON object as the rest of the request.
 ///
-/// `min_p`, `top_k`, `repeat_penalty` and `repeat_last_n` are not part of OpenAI's interface; they have the names of
-/// llama.cpp's server. vLLM's name `repetition_penalty` is accepted for `repeat_penalty`.
+/// `min_p`, `top_k`, `repeat_penalty`, `repeat_last_n` and `ignore_eos` are not part of OpenAI's interface; they have the
+/// names of llama.cpp's server. vLLM's name `repetition_penalty` is accepted for `repeat_penalty`.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[non_exhaustive]
@@ -50,6 +50,8 @@ pub struct Sampling {
     pub seed: Option<i64>,
     /// Texts at which the answer ends.
     pub stop: Option<Stop>,
+    /// Goes on after the model's own end, up to the token limit: for measurements.
+    pub ignore_eos: Option<bool>,
     /// A grammar in llama.cpp's notation (GBNF) that the text must follow.
     pub grammar: Option<String>,
     /// A regular expression that the text must match as a whole.

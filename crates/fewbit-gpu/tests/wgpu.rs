@@ -155,38 +155,43 @@ fn half(x: f32) -> u16 {
     half::f16::from_f32(x).to_bits()
 }
 
+/// Two layers whose matrices all have this type.
+fn model_of_type(ty: TensorType) -> GgufFile {
+    let shape = Shape {
+        dim: 256,
+        ffn: 256,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 128,
+        window: None,
+        tied: false,
+        ty: TensorType::F32,
+        other: TensorType::F32,
+    };
+    let plain = GgufFile::from_bytes(shape.writer(5).to_bytes().expect("a valid file")).expect("a valid file");
+    let mut w = fewbit_format::GgufWriter::with_metadata(plain.metadata().clone());
+    for (i, tensor) in plain.tensors().iter().enumerate() {
+        let n: u64 = tensor.shape.iter().product();
+        let (ty, bytes) = match tensor.shape.len() {
+            1 => (TensorType::F32, plain.tensor_bytes(tensor).to_vec()),
+            _ => (
+                ty,
+                match ty {
+                    TensorType::F32 => support::golden::values(&tensor.name, n as usize, 0.2, 0.0),
+                    ty => blocks(ty, n as usize, i as u64),
+                },
+            ),
+        };
+        w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
+    }
+    GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file")
+}
+
 #[test]
 fn every_weight_type_has_the_bits_of_the_cpu() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     for ty in TensorType::all().filter(|ty| ty.is_supported()) {
-        let shape = Shape {
-            dim: 256,
-            ffn: 256,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 128,
-            window: None,
-            tied: false,
-            ty: TensorType::F32,
-            other: TensorType::F32,
-        };
-        let plain = GgufFile::from_bytes(shape.writer(5).to_bytes().expect("a valid file")).expect("a valid file");
-        let mut w = fewbit_format::GgufWriter::with_metadata(plain.metadata().clone());
-        for (i, tensor) in plain.tensors().iter().enumerate() {
-            let n: u64 = tensor.shape.iter().product();
-            let (ty, bytes) = match tensor.shape.len() {
-                1 => (TensorType::F32, plain.tensor_bytes(tensor).to_vec()),
-                _ => (
-                    ty,
-                    match ty {
-                        TensorType::F32 => support::golden::values(&tensor.name, n as usize, 0.2, 0.0),
-                        ty => blocks(ty, n as usize, i as u64),
-                    },
-                ),
-            };
-            w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
-        }
-        let file = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+        let file = model_of_type(ty);
         compare_on(last_of_two(&device), &ty.to_string(), &file, LoadOptions::new(), &[3, 1, 4, 1], 4);
     }
 }
@@ -204,6 +209,22 @@ fn experts_on_the_cpu_have_the_bits_of_the_cpu() {
     let n = Decoder::load(&file, &options(model)).expect("loads").config().n_layers();
     let placement = on(&device, n).cpu_experts(1);
     compare_on(placement, &model.name, &file, options(model), &model.tokens[..7], 4);
+}
+
+#[test]
+fn prefill_in_tiles_has_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let model = &golden_models()[0];
+    let tokens: Vec<u32> = model.tokens.iter().copied().cycle().take(19).collect();
+    // Blocks of 32 and of 256 columns, without and with minimums. A tile has 16 tokens: full ones, and one that is not.
+    let (file, options) = (model.quantized([TensorType::Q4_0, TensorType::Q8_0]), options(model));
+    let n = Decoder::load(&file, &options).expect("loads").config().n_layers();
+    let placement = Placement::new().cpu(n - 1).device(1, device.clone()).head(device.clone());
+    compare_on(placement, &model.name, &file, options, &tokens[..19], 19);
+    for ty in [TensorType::Q4_1, TensorType::Q4_K] {
+        let (file, placement) = (model_of_type(ty), Placement::new().cpu(1).device(1, device.clone()));
+        compare_on(placement, &ty.to_string(), &file, LoadOptions::new(), &tokens[..17], 17);
+    }
 }
 
 #[test]

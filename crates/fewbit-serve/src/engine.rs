@@ -495,6 +495,7 @@ fn sampling(wire: &wire::Sampling, model: &Model) -> Result<GenerateOptions, Bac
     // OpenAI's interface allows 0, which keeps only the most probable token.
     options.top_p = wire.top_p.map(|p| if p == 0.0 { f32::MIN_POSITIVE } else { p });
     options.min_p = wire.min_p;
+    options.ignore_eos = wire.ignore_eos;
     options.top_k = wire.top_k.map(|k| size("top_k", k, 0)).transpose()?;
     options.repeat_penalty = wire.repeat_penalty;
     options.presence_penalty = wire.presence_penalty;

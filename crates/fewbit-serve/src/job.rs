@@ -206,6 +206,7 @@ fn sampling(sampling: &Sampling) -> Value {
     set("top_p", json!(sampling.top_p));
     set("top_k", json!(sampling.top_k));
     set("min_p", json!(sampling.min_p));
+    set("ignore_eos", json!(sampling.ignore_eos));
     set("repeat_penalty", json!(sampling.repeat_penalty));
     set("repeat_last_n", json!(sampling.repeat_last_n));
     set("presence_penalty", json!(sampling.presence_penalty));

@@ -147,8 +147,20 @@ impl DeviceOptions {
         Self::default()
     }
 
+    /// Returns an error if the device cannot be used. [`place`](Self::place) does so too, when there is a model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`].
+    pub fn check(&self) -> Result<(), Error> {
+        let name = chosen(self.device)?;
+        match self.layers_on(name, usize::MAX)? {
+            Some(0) => Ok(()),
+            _ => gpus::open(name, None).map(drop).map_err(|error| unusable(name, error)),
+        }
+    }
+
     /// The number of layers on the GPU, if it is known without the model; an error if there cannot be so many.
-    fn check(&self, name: DeviceName, n_layers: usize) -> Result<Option<usize>, Error> {
+    fn layers_on(&self, name: DeviceName, n_layers: usize) -> Result<Option<usize>, Error> {
         let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
         match self.gpu_layers {
             Some(asked) if asked > n_layers => Err(ErrorKind::GpuLayers { asked, n_layers }.into()),
@@ -171,7 +183,7 @@ impl DeviceOptions {
     pub fn place(&self, source: &dyn WeightSource, options: &LoadOptions) -> Result<Placement, Error> {
         let (name, config) = (chosen(self.device)?, source.config().map_err(ModelError::from)?);
         let n_layers = config.n_layers();
-        let asked = self.check(name, n_layers)?;
+        let asked = self.layers_on(name, n_layers)?;
         if asked == Some(0) {
             return Ok(Placement::new());
         }
@@ -353,15 +365,15 @@ mod tests {
     #[test]
     fn layers_stay_on_the_cpu_unless_a_gpu_is_named() {
         let of = |gpu_layers| DeviceOptions { gpu_layers, ..DeviceOptions::new() };
-        assert_eq!(of(None).check(DeviceName::Cpu, 5).unwrap(), Some(0));
-        assert_eq!(of(Some(0)).check(DeviceName::Cpu, 5).unwrap(), Some(0));
-        let error = of(Some(2)).check(DeviceName::Cpu, 5).expect_err("it is no GPU");
+        assert_eq!(of(None).layers_on(DeviceName::Cpu, 5).unwrap(), Some(0));
+        assert_eq!(of(Some(0)).layers_on(DeviceName::Cpu, 5).unwrap(), Some(0));
+        let error = of(Some(2)).layers_on(DeviceName::Cpu, 5).expect_err("it is no GPU");
         assert!(matches!(error.kind(), ErrorKind::Device { .. }));
         let vulkan = DeviceName::Vulkan(None);
-        let error = of(Some(6)).check(vulkan, 5).expect_err("there are 5");
+        let error = of(Some(6)).layers_on(vulkan, 5).expect_err("there are 5");
         assert!(matches!(error.kind(), ErrorKind::GpuLayers { asked: 6, n_layers: 5 }));
-        assert_eq!(of(Some(5)).check(vulkan, 5).unwrap(), Some(5));
-        assert_eq!(of(None).check(vulkan, 5).unwrap(), None, "as many as fit");
+        assert_eq!(of(Some(5)).layers_on(vulkan, 5).unwrap(), Some(5));
+        assert_eq!(of(None).layers_on(vulkan, 5).unwrap(), None, "as many as fit");
         let error = gpus::open(DeviceName::Vulkan(Some(usize::MAX)), None).err().expect("there are fewer");
         assert!(matches!(error, DeviceError::Unavailable { .. }), "{error:?}");
     }

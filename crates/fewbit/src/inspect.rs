@@ -136,13 +136,14 @@ impl Inspection {
         Ok(memory)
     }
 
-    /// The memory that the model takes on each device other than the CPU with one context of `n_ctx` tokens, for the
-    /// device that was asked for: where its layers would be, and what is free there. Empty if all is on the CPU.
+    /// The memory that the model takes on each device other than the CPU, for the device that was asked for: where its
+    /// layers would be, and what is free there. Empty if all is on the CPU. There is room for one context of `n_ctx`
+    /// tokens, by default as when the model is loaded: of the length that was set, or of at most 4096.
     ///
     /// # Errors
     /// If the model cannot be run, or the device cannot be used.
-    pub fn devices(&self, n_ctx: usize) -> Result<Vec<DeviceEstimate>, Error> {
-        let load = self.load.clone().context_length(n_ctx);
+    pub fn devices(&self, n_ctx: Option<usize>) -> Result<Vec<DeviceEstimate>, Error> {
+        let load = n_ctx.map_or_else(|| self.load.clone(), |n_ctx| self.load.clone().context_length(n_ctx));
         let placement = self.devices.place(self.file.weights(), &load)?;
         Ok(placement.estimate(&estimates(self.file.weights(), &load)?)?)
     }

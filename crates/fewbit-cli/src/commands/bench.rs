@@ -34,6 +34,7 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
             options.quantize = common.quantize;
+            devices(common).check()?;
             note(format_args!("writing random weights to {}", std::env::temp_dir().display()));
             show(
                 common,

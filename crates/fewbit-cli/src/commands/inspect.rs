@@ -23,10 +23,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let ctx = args.ctx.or_else(|| model.context_length());
     let memory = ctx.map(|ctx| model.memory(ctx).map(|estimate| (ctx, estimate)));
     let isa = model.isa();
-    let devices = match ctx {
-        Some(ctx) if matches!(memory, Some(Ok(_))) => model.devices(ctx)?,
-        _ => Vec::new(),
-    };
+    let devices = if matches!(memory, Some(Ok(_))) { model.devices(args.ctx)? } else { Vec::new() };
 
     if common.json {
         let config = file.weights().config().ok();
@@ -157,7 +154,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             (None, None) => "how much is free is unknown".to_owned(),
         };
         let needed = bytes(device.needed_bytes);
-        out.line(format_args!("  of it on {}: {needed} ({}), {free}", device.device, parts.join(", ")))?;
+        out.line(format_args!("on {}: {needed} ({}), {free}", device.device, parts.join(", ")))?;
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()

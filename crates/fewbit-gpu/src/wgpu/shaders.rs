@@ -199,6 +199,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
         ("FLOAT", is_float),
         ("ADDS", adds),
         ("EXPERTS", experts),
+        ("TILES", n_tokens > 4),
         ("LEVELS", table.is_some()),
         ("BLOCK_256", is_256),
         ("INTEGERS", is_256),
@@ -214,6 +215,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     let scale_of = if powers_of_two { "bf16_of" } else { "half_of" };
     let words = [
         ("TOKENS", format!("{n_tokens}u")),
+        ("TILE", format!("{}u", 8 * n_tokens)),
         ("BLOCK", format!("{}u", kind.block_elems())),
         ("META", format!("{meta}u")),
         ("GROUP", format!("{}u", bits * 16)),

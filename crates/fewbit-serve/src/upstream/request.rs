@@ -25,6 +25,7 @@ pub(super) fn of(job: &Job) -> Result<(&'static str, Value), BackendError> {
     set("top_p", json!(sampling.top_p));
     set("top_k", json!(sampling.top_k));
     set("min_p", json!(sampling.min_p));
+    set("ignore_eos", json!(sampling.ignore_eos));
     set("repeat_penalty", json!(sampling.repeat_penalty));
     set("repetition_penalty", json!(sampling.repeat_penalty));
     set("repeat_last_n", json!(sampling.repeat_last_n));

@@ -99,6 +99,10 @@ fn stop_texts_and_logit_biases_are_applied() {
     assert_ne!(greedy(json!({ "logit_bias": { first.to_string(): -100 } }))["text"], free);
     // OpenAI's interface allows a `top_p` of 0, which means the most probable token.
     assert_eq!(greedy(json!({ "temperature": 1, "top_p": 0 }))["text"], free);
+    // An end that is always the most probable token ends the answer, or does not.
+    let end = json!({ stories().tokenizer().eos().unwrap().to_string(): 100 });
+    assert_eq!(greedy(json!({ "logit_bias": end }))["finish_reason"], "stop");
+    assert_eq!(greedy(json!({ "logit_bias": end, "ignore_eos": true }))["finish_reason"], "length");
     let matched = greedy(json!({ "regex": "[0-9]{3}" }));
     assert!(matched["text"].as_str().unwrap().bytes().all(|byte| byte.is_ascii_digit()));
 }
