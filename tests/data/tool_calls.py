@@ -35,6 +35,7 @@ TEMPLATES = {
     "Mistral-Small-3.2-24B-Instruct-2506": "MistralCallId",
     "unsloth-mistral-Devstral-Small-2507": "MistralArgs",
     "mistralai-Ministral-3-14B-Reasoning-2512": "MistralArgs",
+    "openai-gpt-oss-120b": "Harmony",
 }
 MARKS = "</tool_call> <tool_call>{\"name\": \"run\"} [TOOL_CALLS] \"]}\\\" <|python_tag|>\n</think> é"
 CALLS = {
@@ -75,12 +76,12 @@ def written(template, calls, said):
     # Where the templates part, at the latest where the text of an answer begins.
     begin = min(begin, len(os.path.commonprefix([plain, with_calls])))
     # Not inside a mark: `<think>` and `<tool_call>` begin alike.
-    while begin and with_calls[begin - 1] in "<t[":
+    while begin and with_calls[begin - 1] in "<t[" and not with_calls[:begin].endswith("assistant"):
         begin -= 1
     end_of_answer = plain[plain.index("ZWORDZ") + 6 :]
     text = with_calls[begin:]
     # What follows the calls: the end of the answer, then the results.
-    mark = next(m for m in (end_of_answer.strip(), "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>") if m and m in text)
+    mark = next(m for m in (end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>") if m and m in text)
     return text[: text.index(mark)]
 
 
@@ -92,6 +93,9 @@ def main():
         rows = []
         for case, calls in CALLS.items():
             for said in ("", "Let me see."):
+                # One call per message, and a text with it is reasoning.
+                if style == "Harmony" and (case == "two" or said):
+                    continue
                 try:
                     text = written(template, calls, said)
                 except Exception as error:

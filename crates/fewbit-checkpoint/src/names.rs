@@ -22,9 +22,11 @@ pub enum Part {
     V,
     /// Rows of q, then of k, then of v.
     Qkv,
-    /// The norm of every head of the queries.
+    /// The sinks of attention, one for each head.
+    AttnSinks,
+    /// The norm of the queries.
     QNorm,
-    /// The norm of every head of the keys.
+    /// The norm of the keys.
     KNorm,
     /// The output projection of attention.
     AttnOutput,
@@ -59,7 +61,7 @@ pub enum Part {
 }
 
 /// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`.
-const GGUF: [(Part, &str); 25] = [
+const GGUF: [(Part, &str); 26] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -68,6 +70,7 @@ const GGUF: [(Part, &str); 25] = [
     (Part::K, "blk.{}.attn_k"),
     (Part::V, "blk.{}.attn_v"),
     (Part::Qkv, "blk.{}.attn_qkv"),
+    (Part::AttnSinks, "blk.{}.attn_sinks"),
     (Part::QNorm, "blk.{}.attn_q_norm"),
     (Part::KNorm, "blk.{}.attn_k_norm"),
     (Part::AttnOutput, "blk.{}.attn_output"),
@@ -137,12 +140,18 @@ const HF: [(Part, &str); 14] = [
     (Part::FfnNorm, AFTER_ATTENTION),
 ];
 
-/// The norm after attention in models that have one there; in other models, the norm before the feed-forward block.
+/// The norm after attention in most models that have one there; in other models, the norm before the feed-forward block.
 const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
 /// Names of the vision parts in the files of vision models, before and since `transformers` 4.52.
-const HF_IMAGES: [&str; 4] =
-    ["vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector."];
+const HF_IMAGES: [&str; 6] = [
+    "vision_tower.",
+    "vision_model.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.vision_model.",
+    "model.multi_modal_projector.",
+];
 
 /// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
 /// with the prefix that bare decoders lack. `None` for vision parts.
@@ -162,9 +171,31 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
     Some(if is_bare { format!("model.{module}").into() } else { module.into() })
 }
 
-/// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file. Models with post-norms
+/// The norm before the feed-forward block, under its name in the GGUF files of an architecture: some have it under that
+/// of the norm after attention.
+pub fn ffn_norm(architecture: &str) -> Part {
+    families::architecture(architecture).map_or(Part::FfnNorm, |architecture| architecture.ffn_norm)
+}
+
+/// The module and the last part of a tensor's name in a Hugging Face file. Parameters that belong to no module of their
+/// own count as one: `experts.down_proj` has a `weight`, and `experts.down_proj_bias` is its `bias`.
+pub fn split_hf(name: &str) -> (&str, &str) {
+    let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
+    if leaf == "sinks" || leaf.ends_with("_proj") {
+        return (name, "weight");
+    }
+    match leaf.rsplit_once('_') {
+        Some((of, "bias" | "blocks" | "scales")) if of.ends_with("_proj") => {
+            let end = name.len() - leaf.len() + of.len();
+            (&name[..end], &leaf[of.len() + 1..])
+        }
+        _ => (module, leaf),
+    }
+}
+
+/// The GGUF name (without `.weight` or `.bias`) and the part of a module in a Hugging Face file of an architecture. Some
 /// use the same name for the norm after attention as others for the norm before the feed-forward block.
-pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
+pub fn from_hf(module: &str, architecture: &str) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
         let part = find(&HF[..3], module)?;
@@ -176,22 +207,23 @@ pub fn from_hf(module: &str, has_post_norms: bool) -> Option<(Part, String)> {
         return Some((part, format!("{}.{expert}", gguf(part, layer))));
     }
     let part = match name {
-        AFTER_ATTENTION if has_post_norms => Part::AttnPostNorm,
-        name => find(&HF[3..], name).or_else(|| families::modules().find(|(_, n)| *n == name).map(|(part, _)| part))?,
+        AFTER_ATTENTION => families::architecture(architecture).map_or(Part::FfnNorm, |arch| arch.after_attention),
+        name => find(&HF[3..], name)
+            .or_else(|| families::modules_of(architecture).find(|(_, n)| *n == name).map(|(part, _)| part))?,
     };
     Some((part, gguf(part, layer)))
 }
 
 /// The name of the part with this GGUF name (without `.weight` or `.bias`) in the Hugging Face files of an
 /// architecture, for messages about missing tensors.
-pub fn to_hf(name: &str, architecture: &str, has_post_norms: bool) -> Option<String> {
+pub fn to_hf(name: &str, architecture: &str) -> Option<String> {
     let candidates = HF.iter().copied().chain(families::modules_of(architecture)).map(|(_, name)| name);
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
     let mut modules = candidates.map(|module| match layer {
         Some(layer) => format!("model.layers.{layer}.{module}"),
         None => module.to_owned(),
     });
-    modules.find(|module| from_hf(module, has_post_norms).is_some_and(|(_, found)| found == name))
+    modules.find(|module| from_hf(module, architecture).is_some_and(|(_, found)| found == name))
 }
 
 /// The sort key of a tensor in a GGUF file that is written here: tensors outside layers first, then layer by layer in

@@ -304,6 +304,9 @@ impl Plan {
         weights: &mut dyn Weights,
     ) -> Result<Self, ModelError> {
         let mut planner = Planner { config, weights, plan: Self::new(config) };
+        if let Some(what) = config.only_on_cpu() {
+            return Err(planner.unsupported(what));
+        }
         for (index, layer) in layers {
             planner.layer(index, layer?)?;
         }
@@ -418,6 +421,9 @@ impl Op {
     }
 }
 
+/// What a plan says of models that have none.
+const NO_NORM: &str = "layers without norms of their inputs";
+
 impl Planner<'_> {
     fn layer(&mut self, index: usize, layer: Layer) -> Result<(), ModelError> {
         let Layer { attention, ffn, .. } = layer;
@@ -429,7 +435,7 @@ impl Planner<'_> {
     fn attention(&mut self, index: usize, attention: Attention) -> Result<(), ModelError> {
         let c = self.config;
         let Attention { norm, q, k, v, qk_norm, output, post_norm, .. } = attention;
-        self.norm(norm, Buffer::X, Buffer::Normed)?;
+        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
         let parts = [
             (self.place(q)?, Buffer::Q, LoraTarget::Q),
             (self.place(k)?, Buffer::K, LoraTarget::K),
@@ -462,7 +468,7 @@ impl Planner<'_> {
 
     fn feed_forward(&mut self, index: usize, ffn: Ffn) -> Result<(), ModelError> {
         let Ffn { norm, matrices, post_norm, .. } = ffn;
-        self.norm(norm, Buffer::X, Buffer::Normed)?;
+        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
         match matrices {
             FeedForward::Dense(mlp) => {
                 let mlp = self.place_mlp(mlp)?;
@@ -488,8 +494,11 @@ impl Planner<'_> {
 
     fn experts(&mut self, index: usize, experts: Experts) -> Result<(), ModelError> {
         let config = self.config.experts.expect("layers have experts only if the model has");
-        let Experts { router, experts, shared, shared_router, .. } = experts;
+        let Experts { router, router_bias, experts, shared, shared_router, .. } = experts;
         let n_used = config.n_used;
+        if router_bias.is_some() || experts.iter().any(|mlp| mlp.gate.bias.is_some()) {
+            return Err(self.unsupported("experts with biases"));
+        }
         let router = self.place_matrix(router)?;
         let (mut gates, mut ups, mut downs) = (Vec::new(), Vec::new(), Vec::new());
         for Mlp { gate, up, down, .. } in experts {

@@ -122,6 +122,26 @@ impl Cpu {
         };
         self.fill(rows.len(), x.n_cols, kinds, out, Making::InParts, make);
     }
+
+    /// As [`gather`](Self::gather), with every element of a row multiplied by the row's factor.
+    ///
+    /// # Panics
+    /// If there is no such row, or not one factor for each.
+    pub fn gather_scaled(
+        &self,
+        x: &Activations,
+        rows: &[usize],
+        factors: &[f32],
+        kinds: ActivationKinds,
+        out: &mut Activations,
+    ) {
+        assert_eq!(rows.len(), factors.len(), "a factor for each row");
+        let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
+            let x = &x.values()[rows[row] * x.n_cols..][cols];
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = x * factors[row]);
+        };
+        self.fill(rows.len(), x.n_cols, kinds, out, Making::InParts, make);
+    }
 }
 
 /// A quantized form whose rows are written by several threads.

@@ -1,7 +1,7 @@
 //! Attention over a paged KV cache.
 //!
 //! This is the definition, for one query row `q` (a head of a token at position `i`) that sees keys
-//! `max(0, i - window + 1) ..= i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial
+//! `max(0, i - window + 1) ..= i`, or, with chunks, those from the last multiple of `window` up to `i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial
 //! result, and partial results are merged in order, so that threads may share the pages of one query without changing a
 //! bit:
 //!
@@ -16,7 +16,10 @@
 //! then:        M' = max(M, m), a = exp(M - M'), b = exp(m - M')
 //!              L = fma(l, b, L * a),  O = fma(o, b, O * a),  M = M'
 //! out  = O * (1 / L)
+//!        with a sink z:  M' = max(M, z), a = exp(M - M'), out = O * (a / (L * a + exp(z - M')))
 //! ```
+//! A sink is a score of its head that takes its part of the sum and adds nothing to the output.
+//!
 //!
 //! Pages hold f16, f32 or Q8_0 blocks. [`crate::kv`] describes their layout and the products with Q8_0.
 
@@ -24,7 +27,7 @@ use crate::Isa;
 use crate::cpu::Cpu;
 use crate::elementwise::{multiversion, softcap};
 use crate::kv::{KEY_BLOCK, KvElement, KvKernels, MAX_TILE, PAGE, Queries};
-use crate::math::{SUM_LANES, exp_with, fma, tree_sum};
+use crate::math::{SUM_LANES, exp, exp_with, fma, tree_sum};
 use crate::shared::SharedMut;
 use half::f16;
 use std::cell::RefCell;
@@ -48,6 +51,8 @@ pub struct AttentionShape {
     pub softcap: Option<f32>,
     /// Largest number of keys that a query sees, its own included.
     pub window: Option<usize>,
+    /// Whether the window does not slide: it starts at the last multiple of its length.
+    pub is_chunked: bool,
 }
 
 impl AttentionShape {
@@ -68,7 +73,11 @@ impl AttentionShape {
 
     /// The keys that a query at `position` sees.
     fn visible(&self, position: usize) -> Range<usize> {
-        let first = self.window.map_or(0, |w| (position + 1).saturating_sub(w));
+        let first = match self.window {
+            None => 0,
+            Some(w) if self.is_chunked => position / w * w,
+            Some(w) => (position + 1).saturating_sub(w),
+        };
         first..position + 1
     }
 }
@@ -94,7 +103,7 @@ pub struct KvPageMut<'a, T = f16> {
 /// The queries of one sequence, and its cache.
 #[derive(Clone, Debug)]
 pub struct AttentionSequence<'a, T = f16> {
-    /// Position of the first query.
+    /// Position of the first query. With chunks, pages must begin at position 0 of the text, as chunks do.
     pub first_position: usize,
     /// Number of queries, at consecutive positions. Their own keys and values are in the cache already.
     pub n_tokens: usize,
@@ -243,17 +252,21 @@ impl Cpu {
         }
     }
 
-    /// Attention of all queries: `q` and `out` are `[tokens of all sequences, n_heads * head_dim]`.
+    /// Attention of all queries: `q` and `out` are `[tokens of all sequences, n_heads * head_dim]`. `sinks` are the
+    /// sinks of all heads, `[n_heads]`.
     pub fn attention<T: KvElement>(
         &self,
         shape: &AttentionShape,
         sequences: &[AttentionSequence<'_, T>],
+        sinks: Option<&[f32]>,
         q: &[f32],
         out: &mut [f32],
     ) {
         let row = shape.n_heads * shape.head_dim;
         let n_tokens: usize = sequences.iter().map(|s| s.n_tokens).sum();
         assert!(q.len() == n_tokens * row && out.len() == q.len(), "queries of all sequences");
+        assert!(sinks.is_none_or(|sinks| sinks.len() == shape.n_heads), "a sink for each head");
+        assert!(shape.window != Some(0), "a window of at least one key");
         assert!(shape.n_heads.is_multiple_of(shape.n_kv_heads), "query heads per key head");
         assert!(T::supports(shape.head_dim), "heads of {} in a cache of this type", shape.head_dim);
         let mut units = Vec::new();
@@ -271,7 +284,7 @@ impl Cpu {
             offset += sequence.n_tokens;
         }
         let out = SharedMut::new(out);
-        let job = Attention { isa: self.isa(), shape, sequences, q, out: &out };
+        let job = Attention { isa: self.isa(), shape, sequences, sinks, q, out: &out };
         if units.len() < 4 * self.pool().n_threads() && units.iter().any(|u| job.pages(u).len() > 1) {
             job.split(self, &units);
         } else {
@@ -297,6 +310,8 @@ struct Attention<'a, T> {
     isa: Isa,
     shape: &'a AttentionShape,
     sequences: &'a [AttentionSequence<'a, T>],
+    /// `[n_heads]`
+    sinks: Option<&'a [f32]>,
     q: &'a [f32],
     out: &'a SharedMut<'a, f32>,
 }
@@ -405,9 +420,17 @@ impl<T: KvElement> Attention<'_, T> {
         let at = self.element(unit, row);
         // SAFETY: (token, head) names this range alone, and each unit is handed out once.
         let out = unsafe { self.out.range(at..at + self.shape.head_dim) };
-        let inv = 1.0 / state.sum;
+        let scale = match self.sinks {
+            None => 1.0 / state.sum,
+            Some(sinks) => {
+                let sink = sinks[unit.kv_head * self.group() + row % self.group()];
+                let max = if sink > state.max { sink } else { state.max };
+                let a = exp(state.max - max);
+                a / (state.sum * a + exp(sink - max))
+            }
+        };
         for (y, &o) in out.iter_mut().zip(merged) {
-            *y = o * inv;
+            *y = o * scale;
         }
     }
 

@@ -6,7 +6,7 @@
 
 use crate::Isa;
 use crate::activations::{quantize_block, sum_codes};
-use crate::math::{SUM_LANES, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
+use crate::math::{SUM_LANES, clamped_silu_with, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
 use fewbit_quant::{GateFunction, RopeStyle};
 
 /// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] as its first argument. In
@@ -148,6 +148,11 @@ multiversion! {
             GateFunction::GeluTanh => {
                 for (g, &u) in gate.iter_mut().zip(up) {
                     *g = gelu_tanh_with::<FMA>(*g) * u;
+                }
+            }
+            GateFunction::ClampedSilu => {
+                for (g, &u) in gate.iter_mut().zip(up) {
+                    *g = clamped_silu_with::<FMA>(*g, u);
                 }
             }
         }

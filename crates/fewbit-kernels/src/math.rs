@@ -3,6 +3,8 @@
 //! They are written so that a compiler can vectorize them without changing a bit: straight-line `mul_add`s, and no
 //! branches except those that a select can replace.
 
+use fewbit_quant::GateFunction;
+
 /// Adding and subtracting this rounds a float of magnitude below 2^22 to the nearest integer, ties to even.
 pub(crate) const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23
 
@@ -50,6 +52,24 @@ pub fn silu(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn silu_with<const FMA: bool>(x: f32) -> f32 {
     x / (1.0 + exp_with::<FMA>(-x))
+}
+
+/// The hidden value of [`GateFunction::ClampedSilu`] for the products with the gate and with the other matrix:
+/// `g / (1 + e^(-1.702 g)) * (u + 1)` with `g = min(gate, 7)` and `u = clamp(up, -7, 7)`. NaN stays NaN.
+#[inline(always)]
+pub fn clamped_silu(gate: f32, up: f32) -> f32 {
+    clamped_silu_with::<HAS_FMA>(gate, up)
+}
+
+/// [`clamped_silu`], for CPUs with or without fused multiply-adds.
+#[inline(always)]
+pub(crate) fn clamped_silu_with<const FMA: bool>(gate: f32, up: f32) -> f32 {
+    const LIMIT: f32 = GateFunction::CLAMP;
+    // Plain comparisons, which vectorize and keep NaN.
+    let g = if gate > LIMIT { LIMIT } else { gate };
+    let u = if up > LIMIT { LIMIT } else { up };
+    let u = if u < -LIMIT { -LIMIT } else { u };
+    g / (1.0 + exp_with::<FMA>(-GateFunction::CLAMPED_ALPHA * g)) * (u + 1.0)
 }
 
 /// `1 / (1 + e^-x)`.
@@ -263,5 +283,20 @@ mod tests {
             assert!((f64::from(silu(x)) - want).abs() <= want.abs() * 4.0 * f64::from(f32::EPSILON), "silu({x})");
             x += 0.013;
         }
+    }
+
+    #[test]
+    fn clamped_silu_is_that_of_gpt_oss() {
+        let want = |gate: f32, up: f32| {
+            let (g, u) = (f64::from(gate).min(7.0), f64::from(up).clamp(-7.0, 7.0));
+            g / (1.0 + (-1.702 * g).exp()) * (u + 1.0)
+        };
+        for gate in [-40.0, -7.5, -1.0, 0.0, 0.3, 6.9, 7.0, 7.1, 50.0f32] {
+            for up in [-9.0, -7.0, -1.0, -0.5, 0.0, 3.0, 7.0, 8.0f32] {
+                let (got, want) = (f64::from(clamped_silu(gate, up)), want(gate, up));
+                assert!((got - want).abs() <= want.abs() * 2e-6 + 1e-12, "{gate}, {up}: {got}, not {want}");
+            }
+        }
+        assert!(clamped_silu(f32::NAN, 1.0).is_nan() && clamped_silu(1.0, f32::NAN).is_nan());
     }
 }

@@ -52,6 +52,7 @@ fn definition<T: KvFloat>(
     shape: &AttentionShape,
     position: usize,
     kv_head: usize,
+    sink: Option<f32>,
     q: &[f32],
     k: &[f32],
     v: &[f32],
@@ -59,7 +60,10 @@ fn definition<T: KvFloat>(
     let hd = shape.head_dim;
     let row = shape.n_kv_heads * hd;
     let at = |x: &[f32], j: usize, d: usize| T::from_f32(x[j * row + kv_head * hd + d]).to_f32();
-    let first = shape.window.map_or(0, |w| (position + 1).saturating_sub(w));
+    let first = match shape.window {
+        Some(w) if shape.is_chunked => position - position % w,
+        window => window.map_or(0, |w| (position + 1).saturating_sub(w)),
+    };
     let (mut max, mut sum, mut out) = (0.0f32, 0.0f32, Vec::new());
     for page in first / PAGE..=position / PAGE {
         let keys: Vec<usize> = (first.max(page * PAGE)..=position.min(page * PAGE + PAGE - 1)).collect();
@@ -89,7 +93,14 @@ fn definition<T: KvFloat>(
             max = new;
         }
     }
-    out.iter().map(|o| o * (1.0 / sum)).collect()
+    let scale = match sink {
+        None => 1.0 / sum,
+        Some(sink) => {
+            let new = max.max(sink);
+            exp(max - new) / (sum * exp(max - new) + exp(sink - new))
+        }
+    };
+    out.iter().map(|o| o * scale).collect()
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -103,22 +114,28 @@ fn attention_equals_its_definition_for_every_split() {
 }
 
 fn check_attention<T: KvFloat>() {
-    for (n_heads, n_kv_heads, head_dim, window, softcap, n) in [
-        (9, 3, 64, None, None, 600),
-        (4, 4, 8, None, Some(0.7), 300),
-        (8, 2, 24, Some(64), None, 600),
-        (4, 1, 128, Some(257), Some(50.0), 530),
-        (2, 2, 16, Some(1), None, 40),
+    for (n_heads, n_kv_heads, head_dim, window, is_chunked, softcap, has_sinks, n) in [
+        (9, 3, 64, None, false, None, false, 600),
+        (4, 4, 8, None, false, Some(0.7), false, 300),
+        (8, 2, 24, Some(64), false, None, true, 600),
+        (4, 1, 128, Some(257), false, Some(50.0), false, 530),
+        (2, 2, 16, Some(1), false, None, false, 40),
+        (4, 2, 40, Some(280), true, None, false, 600),
+        (6, 2, 16, Some(21), true, None, true, 100),
+        (4, 1, 16, None, false, None, true, 600),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap, window };
+        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap, window, is_chunked };
+        // Below, among and above the scores.
+        let sinks: Option<Vec<f32>> = has_sinks.then(|| (0..n_heads).map(|h| h as f32 * 3.0 - 6.0).collect());
         let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
         let (qs, k, v) = (random(n * q, 1), random(n * kv, 2), random(n * kv, 3));
         let group = n_heads / n_kv_heads;
         let want: Vec<f32> = (0..n * n_heads)
             .flat_map(|i| {
                 let query = &qs[i * head_dim..(i + 1) * head_dim];
-                definition::<T>(&shape, i / n_heads, i % n_heads / group, query, &k, &v)
+                let (head, sink) = (i % n_heads, sinks.as_ref().map(|sinks| sinks[i % n_heads]));
+                definition::<T>(&shape, i / n_heads, head / group, sink, query, &k, &v)
             })
             .collect();
         for isa in Isa::available() {
@@ -137,7 +154,8 @@ fn check_attention<T: KvFloat>() {
                         let end = n.min(first + chunk);
                         cache.store(&cpu, first, &k[first * kv..end * kv], &v[first * kv..end * kv]);
                         let sequence = cache.sequence(first, end - first);
-                        cpu.attention(&shape, &[sequence], &qs[first * q..end * q], &mut out[first * q..end * q]);
+                        let (qs, out) = (&qs[first * q..end * q], &mut out[first * q..end * q]);
+                        cpu.attention(&shape, &[sequence], sinks.as_deref(), qs, out);
                         first = end;
                     }
                     let same = bits(&out[skipped * q..]) == bits(&want[skipped * q..]);
@@ -150,7 +168,15 @@ fn check_attention<T: KvFloat>() {
 
 #[test]
 fn sequences_in_a_batch_are_independent() {
-    let shape = AttentionShape { n_heads: 4, n_kv_heads: 2, head_dim: 32, scale: 0.2, softcap: None, window: None };
+    let shape = AttentionShape {
+        n_heads: 4,
+        n_kv_heads: 2,
+        head_dim: 32,
+        scale: 0.2,
+        softcap: None,
+        window: None,
+        is_chunked: false,
+    };
     let (q, kv) = (128, 64);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2).expect("available");
@@ -166,12 +192,12 @@ fn sequences_in_a_batch_are_independent() {
         let sequences: Vec<_> = caches.iter().zip(lens).map(|(c, (n, new))| c.sequence(n - new, new)).collect();
         let queries = random(44 * q, 99);
         let mut together = vec![0.0; 44 * q];
-        cpu.attention(&shape, &sequences, &queries, &mut together);
+        cpu.attention(&shape, &sequences, None, &queries, &mut together);
         let mut at = 0;
         for (sequence, (_, new)) in sequences.iter().zip(lens) {
             let mut alone = vec![0.0; new * q];
             let range = at * q..(at + new) * q;
-            cpu.attention(&shape, std::slice::from_ref(sequence), &queries[range.clone()], &mut alone);
+            cpu.attention(&shape, std::slice::from_ref(sequence), None, &queries[range.clone()], &mut alone);
             assert_eq!(bits(&alone), bits(&together[range]), "{isa}");
             at += new;
         }

@@ -39,7 +39,7 @@ fn attend<T: KvElement>(
         let pages = pages.iter().map(|(keys, values)| KvPage { keys, values }).collect();
         let sequence = AttentionSequence { first_position: first + start, n_tokens: tokens.len(), pages };
         let part = tokens.start * row..tokens.end * row;
-        cpu.attention(shape, &[sequence], &q[part.clone()], &mut out[part]);
+        cpu.attention(shape, &[sequence], None, &q[part.clone()], &mut out[part]);
     }
     out
 }
@@ -79,7 +79,15 @@ fn every_head_size_has_the_bits_of_the_scalar_code() {
     ] {
         // Queries on both sides of the end of a page, and three query heads per key head.
         let (n, first) = (PAGE + 11, PAGE - 9);
-        let shape = AttentionShape { n_heads: 3, n_kv_heads: 1, head_dim, scale: 0.2, softcap: None, window };
+        let shape = AttentionShape {
+            n_heads: 3,
+            n_kv_heads: 1,
+            head_dim,
+            scale: 0.2,
+            softcap: None,
+            window,
+            is_chunked: false,
+        };
         let (q, k, v) = (random((n - first) * 3 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3));
         check::<f16>(&shape, first, [&q, &k, &v], "f16");
         check::<f32>(&shape, first, [&q, &k, &v], "f32");
@@ -101,6 +109,7 @@ fn q8_0_cache_is_close_to_f32() {
             scale: 1.0 / (head_dim as f32).sqrt(),
             softcap: None,
             window,
+            is_chunked: false,
         };
         let (q, k, v) = (random(n * 4 * head_dim, 1), random(n * 2 * head_dim, 2), random(n * 2 * head_dim, 3));
         let cpu = Cpu::new(Isa::best(), 2).expect("available");
@@ -117,7 +126,15 @@ fn q8_0_cache_is_close_to_f32() {
 #[test]
 fn extremes_nan_and_infinity_have_the_bits_of_the_scalar_code() {
     let (head_dim, n, first) = (40, PAGE + 5, PAGE - 12);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 1, head_dim, scale: 1.0, softcap: None, window: Some(90) };
+    let shape = AttentionShape {
+        n_heads: 2,
+        n_kv_heads: 1,
+        head_dim,
+        scale: 1.0,
+        softcap: None,
+        window: Some(90),
+        is_chunked: false,
+    };
     let inputs =
         |head_dim: usize| [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38, -3e38, 1e-40, 0.0, -0.0] {
@@ -152,7 +169,15 @@ fn extremes_nan_and_infinity_have_the_bits_of_the_scalar_code() {
 #[test]
 fn nan_in_a_query_does_not_affect_other_queries() {
     let (head_dim, n) = (64, 30);
-    let shape = AttentionShape { n_heads: 2, n_kv_heads: 2, head_dim, scale: 0.125, softcap: None, window: None };
+    let shape = AttentionShape {
+        n_heads: 2,
+        n_kv_heads: 2,
+        head_dim,
+        scale: 0.125,
+        softcap: None,
+        window: None,
+        is_chunked: false,
+    };
     let row = 2 * head_dim;
     let (q, k, v) = (random(n * row, 1), random(n * row, 2), random(n * row, 3));
     let mut bad = q.clone();

@@ -1,7 +1,7 @@
 //! Every instruction set that this CPU has gives the bits of the scalar definition, for every weight type,
 //! batch size and number of threads.
 
-use fewbit_kernels::math::{gelu_tanh, silu};
+use fewbit_kernels::math::{clamped_silu, gelu_tanh, silu};
 use fewbit_kernels::{ActivationKinds, Activations, GateFunction, Isa, Matrix, Planes, Product, ThreadPool};
 use fewbit_quant::TensorType;
 use fewbit_quant::activation::{ActivationKind, quantize_row};
@@ -162,10 +162,16 @@ fn fused_outputs_equal_the_plain_product() {
         cpu.matmul_add(&b, &acts, &mut sum);
         assert!(sum.iter().zip(ya.iter().zip(&yb)).all(|(s, (a, b))| *s == a + b));
 
-        for (function, f) in [(GateFunction::Silu, silu as fn(f32) -> f32), (GateFunction::GeluTanh, gelu_tanh)] {
+        type Gate = fn(f32, f32) -> f32;
+        let functions: [(GateFunction, Gate); 3] = [
+            (GateFunction::Silu, |g, u| silu(g) * u),
+            (GateFunction::GeluTanh, |g, u| gelu_tanh(g) * u),
+            (GateFunction::ClampedSilu, clamped_silu),
+        ];
+        for (function, f) in functions {
             let mut gated = vec![0.0; n * rows];
             cpu.matmul_gated(function, &a, &b, &acts, &mut gated);
-            let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| f(g) * u).collect();
+            let want: Vec<f32> = ya.iter().zip(&yb).map(|(&g, &u)| f(g, u)).collect();
             assert_eq!(gated, want);
             let mut apart = ya.clone();
             cpu.gate(function, rows, &mut apart, &yb);

@@ -38,8 +38,8 @@ pub use decoder::Decoder;
 pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_checkpoint::{
-    AttentionTemperature, CheckpointError, ExpertConfig, FillRows, GateFunction, GgufConfig, HfModel, LayerConfig,
-    ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle, WeightSource, Workers, hf, yarn_magnitude,
+    AttentionTemperature, CheckpointError, ExpertConfig, FillRows, GateFunction, Gating, GgufConfig, HfModel,
+    LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle, WeightSource, Workers, hf, yarn_magnitude,
 };
 pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;

@@ -1,16 +1,16 @@
 //! Routing: which experts each token goes through.
 //!
 //! ```text
-//! p       = softmax(scores)              sums in order of the experts
+//! p       = softmax(scores)              sums in order of the experts; or the sigmoid of each score
 //! chosen  = the n_used largest p, of equal ones that of the lower number first
 //! weight  = p, divided by the sum of the chosen ones in that order (at least 2^-14) if they are normalized
-//! out     = chain of mul_adds over the chosen ones in that order: weight * expert(x)
+//! out     = chain of mul_adds over the chosen ones in that order: weight * expert(x), or 1 * expert(weight * x)
 //! ```
 //! Each token is routed on its own, so the result does not depend on the batch. The tokens of each expert are grouped
 //! only to multiply with its weights once.
 
-use fewbit_checkpoint::ExpertConfig;
-use fewbit_kernels::math::exp;
+use fewbit_checkpoint::{ExpertConfig, Gating};
+use fewbit_kernels::math::{exp, sigmoid};
 use std::ops::Range;
 
 /// The routes of a batch.
@@ -20,6 +20,8 @@ pub struct Routing {
     pub chosen: Vec<(usize, f32)>,
     /// `[n_tokens * n_used]`: tokens in order of their experts.
     pub tokens: Vec<usize>,
+    /// `[n_tokens * n_used]`: the weight of each of `tokens`.
+    pub weights: Vec<f32>,
     /// `[n_tokens, n_used]`: position of each route in `tokens`.
     pub places: Vec<usize>,
     /// Experts that have tokens, and the range of these in `tokens`.
@@ -49,20 +51,27 @@ impl Routing {
         self.groups.extend(used);
         self.tokens.clear();
         self.tokens.resize(self.chosen.len(), 0);
+        self.weights.clear();
+        self.weights.resize(self.chosen.len(), 0.0);
         self.places.clear();
-        for (i, &(expert, _)) in self.chosen.iter().enumerate() {
+        for (i, &(expert, weight)) in self.chosen.iter().enumerate() {
             self.tokens[ends[expert]] = i / config.n_used;
+            self.weights[ends[expert]] = weight;
             self.places.push(ends[expert]);
             ends[expert] += 1;
         }
     }
 
     fn choose(&mut self, config: &ExpertConfig, scores: &[f32]) {
-        let max = scores.iter().copied().fold(f32::NEG_INFINITY, |m, s| if s > m { s } else { m });
         self.p.clear();
-        self.p.extend(scores.iter().map(|&s| exp(s - max)));
-        let sum: f32 = self.p.iter().sum();
-        self.p.iter_mut().for_each(|p| *p /= sum);
+        if config.gating == Gating::Sigmoid {
+            self.p.extend(scores.iter().map(|&s| sigmoid(s)));
+        } else {
+            let max = scores.iter().copied().fold(f32::NEG_INFINITY, |m, s| if s > m { s } else { m });
+            self.p.extend(scores.iter().map(|&s| exp(s - max)));
+            let sum: f32 = self.p.iter().sum();
+            self.p.iter_mut().for_each(|p| *p /= sum);
+        }
         self.order.clear();
         self.order.extend(0..scores.len());
         // A total order, so that every token gets its experts even if scores are NaN.
@@ -90,6 +99,8 @@ mod tests {
             n_experts,
             n_used,
             ffn_dim: 1,
+            gating: Gating::Softmax,
+            scales_inputs: false,
             is_normalized,
             scale: 1.0,
             shared_ffn_dim: None,
@@ -107,6 +118,7 @@ mod tests {
         assert_eq!(routing.groups, [(0, 0..1), (1, 1..3), (3, 3..4)]);
         assert_eq!(routing.tokens, [1, 0, 1, 0]);
         assert_eq!(routing.places, [1, 3, 0, 2]);
+        assert_eq!(routing.weights, [0.5; 4]);
     }
 
     #[test]
@@ -122,6 +134,21 @@ mod tests {
         let weights: Vec<f64> = routing.chosen.iter().map(|c| f64::from(c.1)).collect();
         assert!((weights[0] - exact[3] / (exact[0] + exact[3])).abs() < 1e-6, "{weights:?}");
         assert!((weights[0] + weights[1] - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn sigmoids_are_weights_of_their_own() {
+        let mut routing = Routing::default();
+        let config = ExpertConfig { gating: Gating::Sigmoid, ..config(3, 2, false) };
+        routing.route(&config, &[-1.0, 2.0, 0.5, 30.0, -2.0, 3.0]);
+        let want = [(1, 2.0f64), (2, 0.5), (0, 30.0), (2, 3.0)];
+        for (&(expert, weight), (want, score)) in routing.chosen.iter().zip(want) {
+            assert_eq!(expert, want);
+            assert!((f64::from(weight) - 1.0 / (1.0 + (-score).exp())).abs() < 1e-6, "{weight}");
+        }
+        // In the order of the experts.
+        let by_expert = [routing.chosen[2].1, routing.chosen[0].1, routing.chosen[1].1, routing.chosen[3].1];
+        assert_eq!(routing.weights, by_expert);
     }
 
     #[test]

@@ -16,4 +16,14 @@ pub enum GateFunction {
     Silu,
     /// GELU in its tanh form; `0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`.
     GeluTanh,
+    /// SwiGLU as gpt-oss has it, which limits both factors: with `g = min(x, 7)`, the block's hidden values are
+    /// `g / (1 + e^(-1.702 g)) (clamp(up, -7, 7) + 1)`.
+    ClampedSilu,
+}
+
+impl GateFunction {
+    /// The limit of both factors of [`ClampedSilu`](Self::ClampedSilu).
+    pub const CLAMP: f32 = 7.0;
+    /// The factor in the exponent of [`ClampedSilu`](Self::ClampedSilu).
+    pub const CLAMPED_ALPHA: f32 = 1.702;
 }

@@ -310,7 +310,12 @@ impl Chat {
         let style = if self.in_texts { ToolStyle::Generic } else { self.model.tool_style() };
         let may_not_repeat = options.data.parallel_tool_calls == Some(false);
         let is_forced = self.force(options, style)?;
-        let (prompt, opened) = self.encode(options)?;
+        #[cfg_attr(not(feature = "constraints"), expect(unused_mut))]
+        let (mut prompt, opened) = self.encode(options)?;
+        #[cfg(feature = "constraints")]
+        if style == ToolStyle::Harmony && !is_forced && options.data.constraint.is_some() {
+            prompt.extend(tools::final_header(self.model.tokenizer()).unwrap_or_default());
+        }
         let calls = self.messages.iter().flat_map(tools::calls_of);
         let setup = Setup {
             style,

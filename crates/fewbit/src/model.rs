@@ -410,7 +410,11 @@ impl Model {
     pub(crate) fn shown_marks(&self) -> Vec<u32> {
         let reasoning = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks).flat_map(|(a, b)| [a, b]);
         let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| [Some(mark.text), mark.end]).flatten();
-        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]"]);
+        let headers: &[&str] = match self.tool_style() {
+            ToolStyle::Harmony => &crate::tools::HARMONY_MARKS,
+            _ => &[],
+        };
+        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]"]).chain(headers.iter().copied());
         let tokenizer = self.tokenizer();
         all.filter_map(|text| tokenizer.id_of(text)).filter(|&id| tokenizer.token_bytes(id).is_empty()).collect()
     }

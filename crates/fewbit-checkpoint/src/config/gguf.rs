@@ -4,7 +4,7 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, ExpertConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
+    AttentionTemperature, ExpertConfig, Gating, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
     RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
@@ -15,7 +15,7 @@ use fewbit_format::{GgufFile, Metadata, Value};
 /// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
 /// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
 /// nonsense.
-const REFUSED: [(&str, &str, f64); 16] = [
+const REFUSED: [(&str, &str, f64); 15] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
     ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
@@ -28,7 +28,6 @@ const REFUSED: [(&str, &str, f64); 16] = [
     ("rope.scaling.yarn_ext_factor", "a YaRN extrapolation factor", 1.0),
     ("use_parallel_residual", "parallel residuals", 0.0),
     ("expert_group_count", "groups of experts", 1.0),
-    ("expert_gating_func", "a router other than softmax", 1.0),
     ("leading_dense_block_count", "dense layers before those with experts", 0.0),
     ("router_logit_softcapping", "capped router scores", 0.0),
     ("nextn_predict_layers", "layers that predict further tokens", 0.0),
@@ -139,10 +138,21 @@ impl ModelConfig {
         };
         let is_local = local_layers(&keys, arch, n_layers)?;
         let is_nope = arch.has_nope_switch && meta.bool(&keys.name("rope.scaling.finetuned"))? == Some(false);
-        let layers = (0..n_layers).map(|i| LayerConfig {
-            is_local: sliding_window.is_some() && is_local[i],
-            has_rope: !is_nope && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0),
-        });
+        let has_window = sliding_window.is_some();
+        let experts_every = match experts {
+            Some(_) => keys.or_none("interleave_moe_layer_step", MAX_LAYERS)?.unwrap_or(1),
+            None => 1,
+        };
+        let layers: Vec<_> = (0..n_layers)
+            .map(|i| LayerConfig {
+                is_local: has_window && is_local[i],
+                has_rope: !is_nope
+                    && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
+                    && !(arch.has_global_nope && has_window && !is_local[i]),
+                has_experts: experts.is_some() && (i + 1) % experts_every == 0,
+            })
+            .collect();
+        let temperature = temperature(&keys, arch, context_length)?;
         let width = if arch.scaled_by_width.contains(&n_layers) { dim / n_heads } else { head_dim };
         let rope = rope(&keys, constants, arch, head_dim, context_length)?;
         let local_theta = keys.positive("rope.freq_base_swa")?.map(f64::from);
@@ -161,15 +171,22 @@ impl ModelConfig {
             context_length,
             rms_norm_eps: meta.require_f32(&keys.name("attention.layer_norm_rms_epsilon"))?,
             gate: arch.gate,
-            layers: layers.collect(),
+            // A temperature for layers without position embedding means nothing in a model without such layers.
+            attention_temperature: temperature
+                .filter(|t| !t.only_without_rope || layers.iter().any(|layer| !layer.has_rope)),
+            layers,
             sliding_window,
+            has_chunks: arch.has_chunks && has_window,
             rope,
             local_rope,
-            has_qk_norm: arch.has_qk_norm,
+            has_pre_norms: arch.has_pre_norms,
+            has_qk_norm: arch.has_qk_norm
+                && arch.no_qk_norm.is_none_or(|n| experts.is_none_or(|experts| experts.n_experts != n)),
+            qk_norm: arch.qk_norm,
             has_post_norms: arch.has_post_norms,
             attention_scale: (keys.positive("attention.scale")?).unwrap_or((1.0 / (width as f64).sqrt()) as f32),
             attention_softcap: keys.positive("attn_logit_softcapping")?.or(arch.softcaps.0),
-            attention_temperature: temperature(&keys, context_length)?,
+            has_sinks: arch.has_sinks,
             experts,
             embedding_scale: match arch.scales_embeddings {
                 true => embedding_scale(dim),
@@ -239,7 +256,7 @@ fn rope(
             original_context,
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.map_or(32.0, f64::from),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.map_or(1.0, f64::from),
-            is_truncated: true,
+            is_truncated: arch.truncates_yarn,
         },
         // Files of Phi-3 have the divisors without naming the kind of scaling.
         (None | Some("longrope" | "linear" | "none"), Some(short), Some(long)) => {
@@ -290,16 +307,47 @@ fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>
     decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
 }
 
-fn temperature(keys: &Keys<'_>, context_length: usize) -> Result<Option<AttentionTemperature>, CheckpointError> {
-    let Some(scale) = keys.positive("attention.temperature_scale")? else { return Ok(None) };
-    let length = match keys.count("attention.temperature_length", MAX_CONTEXT)? {
-        Some(length) => length,
-        None => keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?.unwrap_or(context_length),
+fn temperature(
+    keys: &Keys<'_>,
+    arch: &Architecture,
+    context_length: usize,
+) -> Result<Option<AttentionTemperature>, CheckpointError> {
+    let usual = arch.temperature;
+    let is_named = keys.meta.contains(&keys.name("attention.temperature_scale"));
+    let scale = match keys.positive("attention.temperature_scale")? {
+        Some(scale) => f64::from(scale),
+        None => match usual.filter(|_| !is_named) {
+            Some(usual) => usual.scale,
+            None => return Ok(None),
+        },
     };
-    Ok(Some(AttentionTemperature { scale: f64::from(scale), length }))
+    let length = match (keys.count("attention.temperature_length", MAX_CONTEXT)?, usual) {
+        (Some(length), _) => length,
+        (None, Some(usual)) => usual.length,
+        (None, None) => keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?.unwrap_or(context_length),
+    };
+    let (offset, only_without_rope) = usual.map_or((0, false), |usual| (usual.offset, usual.only_without_rope));
+    Ok(Some(AttentionTemperature { scale, length, offset, only_without_rope }))
+}
+
+/// How scores become weights: llama.cpp's numbers of its gating functions.
+fn gating(keys: &Keys<'_>, arch: &Architecture) -> Result<Gating, CheckpointError> {
+    let key = keys.name("expert_gating_func");
+    match keys.meta.u64(&key)? {
+        None | Some(0) => Ok(arch.gating),
+        // The softmax of the chosen ones is that of all, divided by the sum of the chosen ones.
+        Some(1) => Ok(Gating::Softmax),
+        Some(3) if arch.normalizes_experts => Ok(Gating::Softmax),
+        Some(2) if arch.gating == Gating::Sigmoid => Ok(Gating::Sigmoid),
+        Some(other) => {
+            let feature = "this way from the scores of experts to their weights";
+            Err(CheckpointError::UnsupportedFeature { feature, key, value: other.to_string() })
+        }
+    }
 }
 
 fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
+    let gating = gating(keys, arch)?;
     let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
     let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
         Some(n) => n,
@@ -307,12 +355,15 @@ fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>,
     };
     let shared_ffn_dim = match keys.or_none("expert_shared_feed_forward_length", MAX_WIDTH)? {
         None if arch.has_shared_gate => Some(keys.required("feed_forward_length", MAX_WIDTH)?),
+        None if arch.has_shared_expert => Some(ffn_dim),
         n => n,
     };
     Ok(Some(ExpertConfig {
         n_experts,
         n_used: keys.required("expert_used_count", MAX_WIDTH)?,
         ffn_dim,
+        gating,
+        scales_inputs: arch.scales_expert_inputs,
         is_normalized: keys.meta.bool(&keys.name("expert_weights_norm"))?.unwrap_or(arch.normalizes_experts),
         scale: keys.positive("expert_weights_scale")?.unwrap_or(1.0),
         shared_ffn_dim,

@@ -42,18 +42,26 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// Largest number of keys that a query sees in local layers, its own included.
     pub sliding_window: Option<usize>,
+    /// Whether the window of local layers does not slide: a query sees the keys from the last multiple of its length.
+    pub has_chunks: bool,
     /// Position embedding.
     pub rope: RopeConfig,
     /// Position embedding of local layers, if it differs.
     pub local_rope: Option<RopeConfig>,
-    /// Whether queries and keys have an RMS norm per head, before they are rotated.
+    /// Whether attention and the feed-forward block have an RMS norm of their inputs.
+    pub has_pre_norms: bool,
+    /// Whether queries and keys have an RMS norm.
     pub has_qk_norm: bool,
+    /// The norm of queries and keys, in models that have one.
+    pub qk_norm: QkNorm,
     /// Whether the outputs of attention and of the feed-forward block have an RMS norm before they are added.
     pub has_post_norms: bool,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attention_scale: f32,
     /// If set, attention scores become `cap * tanh(score / cap)`.
     pub attention_softcap: Option<f32>,
+    /// Whether every head has a sink: a score that takes its part of the softmax and adds nothing to the output.
+    pub has_sinks: bool,
     /// If set, queries are scaled by their position.
     pub attention_temperature: Option<AttentionTemperature>,
     /// Routed experts instead of the feed-forward block.
@@ -89,25 +97,45 @@ pub struct LayerConfig {
     pub is_local: bool,
     /// Whether queries and keys are rotated by their position.
     pub has_rope: bool,
+    /// Whether the layer has the experts of a model that has some; otherwise, it has a plain feed-forward block.
+    pub has_experts: bool,
 }
 
-/// A query at `position` is multiplied by `1 + scale * ln(1 + floor(position / length))`.
+/// An RMS norm of queries and keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum QkNorm {
+    /// Of every head, before it is rotated. All heads share the weights.
+    #[default]
+    Heads,
+    /// Of every head of rotated layers, without weights. As rotation does not change the mean of the squares, it does
+    /// not matter whether it comes before or after it.
+    Plain,
+    /// Of all heads together, before they are rotated. Every element has its own weight.
+    Rows,
+}
+
+/// A query at `position` is multiplied by `1 + scale * ln(1 + floor((position + offset) / length))`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionTemperature {
     /// How fast the factor grows.
     pub scale: f64,
     /// Number of positions between two steps of the factor.
     pub length: usize,
+    /// The number that the first position counts as.
+    pub offset: usize,
+    /// Whether it applies only to layers without position embedding.
+    pub only_without_rope: bool,
 }
 
 impl AttentionTemperature {
     /// The factor at a position.
     pub fn factor(&self, position: usize) -> f32 {
-        (1.0 + self.scale * libm::log(1.0 + (position / self.length) as f64)) as f32
+        (1.0 + self.scale * libm::log(1.0 + ((position + self.offset) / self.length) as f64)) as f32
     }
 }
 
-/// Routed experts: a softmax over one score per expert, of which the `n_used` largest are used.
+/// Routed experts: one score per expert, of which the `n_used` largest are used.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct ExpertConfig {
     /// Number of experts of a layer.
@@ -116,6 +144,10 @@ pub struct ExpertConfig {
     pub n_used: usize,
     /// Inner width of an expert.
     pub ffn_dim: usize,
+    /// How scores become weights.
+    pub gating: Gating,
+    /// Whether the inputs of the used experts are multiplied by their weights, instead of their outputs.
+    pub scales_inputs: bool,
     /// Whether the weights of the used experts are divided by their sum.
     pub is_normalized: bool,
     /// Factor of the weights.
@@ -124,6 +156,17 @@ pub struct ExpertConfig {
     pub shared_ffn_dim: Option<usize>,
     /// Whether the output of the shared expert is multiplied by the sigmoid of its own score.
     pub has_shared_gate: bool,
+}
+
+/// How the scores of experts become their weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Gating {
+    /// The softmax of all scores.
+    #[default]
+    Softmax,
+    /// The sigmoid of each score.
+    Sigmoid,
 }
 
 /// Larger than the width of any model, and small enough that a product of two such numbers does not overflow.
@@ -158,6 +201,13 @@ impl ModelConfig {
             }
             _ => {}
         }
+        if self.has_qk_norm && self.qk_norm == QkNorm::Plain && self.rope.attention_factor != 1.0 {
+            return Err(bad(
+                "rope.attention_factor",
+                self.rope.attention_factor,
+                "1, as queries are normalized".into(),
+            ));
+        }
         self.rope.check(self.head_dim)?;
         if let Some(rope) = &self.local_rope {
             rope.check(self.head_dim)?;
@@ -178,6 +228,9 @@ impl ModelConfig {
         }
         if let Some(t) = self.attention_temperature {
             check_count("attention_temperature.length", t.length, MAX_CONTEXT)?;
+            if t.offset > MAX_CONTEXT {
+                return Err(bad("attention_temperature.offset", t.offset, format!("at most {MAX_CONTEXT}")));
+            }
             if !t.scale.is_finite() {
                 return Err(bad("attention_temperature.scale", t.scale, "a finite number".to_owned()));
             }
@@ -203,9 +256,43 @@ impl ModelConfig {
         self.sliding_window.filter(|_| self.layers[layer].is_local)
     }
 
-    /// The widest window of all layers; `None` if some layer sees all keys.
+    /// The widest window of all layers, beyond which keys are never seen again; `None` if some layer sees all keys, or
+    /// if positions must be counted from the first, as chunks are.
     pub fn widest_window(&self) -> Option<usize> {
-        self.sliding_window.filter(|_| self.layers.iter().all(|l| l.is_local))
+        self.sliding_window.filter(|_| !self.has_chunks && self.layers.iter().all(|l| l.is_local))
+    }
+
+    /// The experts of a layer, if it has some.
+    pub fn experts_of(&self, layer: usize) -> Option<ExpertConfig> {
+        self.experts.filter(|_| self.layers[layer].has_experts)
+    }
+
+    /// The norm of the queries and keys of a layer, if it has one.
+    pub fn qk_norm_of(&self, layer: usize) -> Option<QkNorm> {
+        let is_without = self.qk_norm == QkNorm::Plain && !self.layers[layer].has_rope;
+        (self.has_qk_norm && !is_without).then_some(self.qk_norm)
+    }
+
+    /// Whether the queries of a layer are scaled by their position.
+    pub fn has_temperature(&self, layer: usize) -> bool {
+        self.attention_temperature.is_some_and(|t| !(t.only_without_rope && self.layers[layer].has_rope))
+    }
+
+    /// The first part of this model that devices other than the CPU do not compute, in words.
+    pub fn only_on_cpu(&self) -> Option<&'static str> {
+        let experts = self.experts.as_ref();
+        [
+            (self.has_sinks, "attention sinks"),
+            (self.has_chunks, "attention in chunks"),
+            (!self.has_pre_norms, "layers without norms of their inputs"),
+            (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
+            (experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs), "this way to route to experts"),
+            (experts.is_some_and(|_| self.layers.iter().any(|l| !l.has_experts)), "layers with and without experts"),
+            (self.attention_temperature.is_some_and(|t| t.only_without_rope), "scaled queries in some layers only"),
+        ]
+        .into_iter()
+        .find(|(is_there, _)| *is_there)
+        .map(|(_, what)| what)
     }
 
     /// Whether a layer uses the position embedding of local layers.

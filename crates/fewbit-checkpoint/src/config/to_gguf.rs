@@ -4,7 +4,7 @@
 //! error, and never a file that computes something else.
 
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{ModelConfig, RopeConfig, RopeScaling};
+use super::{AttentionTemperature, ModelConfig, QkNorm, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -80,6 +80,9 @@ impl ModelConfig {
         if !close(read.attention_scale.into(), self.attention_scale.into()) {
             gguf.metadata.set(format!("{}.attention.scale", self.architecture), self.attention_scale);
         }
+        if read.attention_temperature.is_some() && self.attention_temperature.is_none() {
+            gguf.metadata.set(format!("{}.attention.temperature_scale", self.architecture), 0f32);
+        }
         if read.sliding_window.is_some() && self.sliding_window.is_none() {
             gguf.metadata.set(format!("{}.attention.sliding_window", self.architecture), 0u32);
         }
@@ -107,6 +110,15 @@ impl ModelConfig {
             keys.float("attention.temperature_scale", temperature.scale);
             keys.count("attention.temperature_length", temperature.length);
         }
+        if let Some(every) = self.experts_every().filter(|&every| every > 1) {
+            keys.count("interleave_moe_layer_step", every);
+        }
+    }
+
+    /// The number of layers from one with experts to the next, which is the number of layers up to the first.
+    fn experts_every(&self) -> Option<usize> {
+        self.experts?;
+        self.layers.iter().position(|layer| layer.has_experts).map(|first| first + 1)
     }
 
     fn write_rope(&self, keys: &mut Keys) -> Vec<(&'static str, Vec<f32>)> {
@@ -172,6 +184,11 @@ impl ModelConfig {
         Some(plain.iter().zip(&scaled).map(|(plain, scaled)| (plain / scaled) as f32).collect())
     }
 
+    /// Which norms there are.
+    fn norms(&self) -> (bool, Option<QkNorm>, bool) {
+        (self.has_pre_norms, self.has_qk_norm.then_some(self.qk_norm), self.has_post_norms)
+    }
+
     /// The configuration that a reader of the file gets.
     fn read_back(&self, gguf: &GgufConfig) -> Result<Self, CheckpointError> {
         Self::from_metadata(&gguf.metadata, &|name, _| {
@@ -207,18 +224,20 @@ impl ModelConfig {
             (a, b) => a.is_none() && b.is_none(),
         };
         let same_temperature = match (self.attention_temperature, read.attention_temperature) {
-            (Some(a), Some(b)) => a.length == b.length && close(a.scale, b.scale),
+            (Some(a), Some(b)) => close(a.scale, b.scale) && AttentionTemperature { scale: b.scale, ..a } == b,
             (a, b) => a == b,
         };
         let others = [
             ("the position embedding", same_rope(&rope, &read.rope)),
             ("the position embedding of local layers", same_local),
-            ("which layers are local, and which have a position embedding", self.layers == read.layers),
+            ("which layers are local, have a position embedding, have experts", self.layers == read.layers),
             ("sliding_window", self.sliding_window == read.sliding_window),
             ("the temperature of attention", same_temperature),
             ("experts", self.experts == read.experts),
             ("the activation function", self.gate == read.gate),
-            ("norms", (self.has_qk_norm, self.has_post_norms) == (read.has_qk_norm, read.has_post_norms)),
+            ("norms", self.norms() == read.norms()),
+            ("attention sinks", self.has_sinks == read.has_sinks),
+            ("attention in chunks", self.has_chunks == read.has_chunks),
         ];
         others.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
     }

@@ -52,6 +52,7 @@ const GEMMA: Architecture = Architecture {
 const GEMMA2: Architecture = Architecture {
     name: "gemma2",
     has_post_norms: true,
+    after_attention: Part::AttnPostNorm,
     global_every: 2,
     window: Some(4096),
     softcaps: (Some(50.0), Some(30.0)),
@@ -63,6 +64,7 @@ const GEMMA3: Architecture = Architecture {
     name: "gemma3",
     has_qk_norm: true,
     has_post_norms: true,
+    after_attention: Part::AttnPostNorm,
     global_every: 6,
     local_theta: Some(Some(10_000.0)),
     scaled_by_width: &[62],

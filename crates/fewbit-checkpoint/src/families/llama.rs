@@ -1,6 +1,8 @@
 //! Llama and models with its structure: TinyLlama, SmolLM 1 and 2, CodeLlama. Other families are based on its rows.
 
-use super::{Architecture, Class, Family, Windows};
+use super::{Architecture, Class, Family, Temperatures, Windows};
+use crate::config::{Gating, QkNorm};
+use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
 pub(super) const FAMILY: Family = Family { gguf: &[&LLAMA], classes: &[LLAMA_CLASS], ..Family::NONE };
@@ -8,19 +10,33 @@ pub(super) const FAMILY: Family = Family { gguf: &[&LLAMA], classes: &[LLAMA_CLA
 pub(super) const LLAMA: Architecture = Architecture {
     name: "llama",
     rope_style: RopeStyle::Interleaved,
+    has_same_pairs: false,
     gate: GateFunction::Silu,
+    has_pre_norms: true,
     has_qk_norm: false,
+    qk_norm: QkNorm::Heads,
+    no_qk_norm: None,
+    has_sinks: false,
     has_post_norms: false,
+    ffn_norm: Part::FfnNorm,
+    after_attention: Part::FfnNorm,
     scales_embeddings: false,
     has_multipliers: false,
     global_every: 0,
     window: None,
+    has_chunks: false,
+    temperature: None,
+    truncates_yarn: true,
     local_theta: None,
     nope_every: 0,
+    has_global_nope: false,
     has_nope_switch: false,
     softcaps: (None, None),
     scaled_by_width: &[],
     normalizes_experts: true,
+    gating: Gating::Softmax,
+    scales_expert_inputs: false,
+    has_shared_expert: false,
     has_shared_gate: false,
 };
 
@@ -31,6 +47,7 @@ pub(super) const LLAMA_CLASS: Class = Class {
     windows: Windows::None,
     window: None,
     head_dim: None,
+    ffn_width: "intermediate_size",
     n_heads: None,
     n_kv_heads: None,
     tied: false,
@@ -39,7 +56,8 @@ pub(super) const LLAMA_CLASS: Class = Class {
     scaled_by: None,
     softcaps: (None, None),
     has_partial_rope: false,
-    has_temperature: false,
+    rope_fraction: 1.0,
+    temperatures: Temperatures::None,
     rope_theta: 10_000.0,
     local_theta: None,
     context_length: 2048,

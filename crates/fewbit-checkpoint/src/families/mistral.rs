@@ -2,7 +2,7 @@
 //! `llama`.
 
 use super::llama::{LLAMA, LLAMA_CLASS};
-use super::{Architecture, Class, ExpertKeys, Family, Windows};
+use super::{Architecture, Class, ExpertKeys, ExpertLayout, Family, Temperatures, Windows};
 use crate::names::Part;
 
 pub(super) const FAMILY: Family = Family {
@@ -16,7 +16,7 @@ pub(super) const FAMILY: Family = Family {
             gguf: &MISTRAL3,
             window: None,
             head_dim: Some(128),
-            has_temperature: true,
+            temperatures: Temperatures::Mistral,
             rope_theta: 1e6,
             context_length: 262_144,
             rms_norm_eps: 1e-5,
@@ -50,8 +50,13 @@ const MISTRAL: Class = Class {
     ..LLAMA_CLASS
 };
 
-pub(super) const MIXTRAL_EXPERTS: ExpertKeys =
-    ExpertKeys { count: "num_local_experts", width: "intermediate_size", shared_width: None, is_normalized: true };
+pub(super) const MIXTRAL_EXPERTS: ExpertKeys = ExpertKeys {
+    count: "num_local_experts",
+    width: "intermediate_size",
+    shared_width: None,
+    is_normalized: true,
+    layout: ExpertLayout::Rows,
+};
 
 #[cfg(test)]
 mod tests {
@@ -94,7 +99,10 @@ mod tests {
         });
         let c = config(json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": text.clone() }));
         assert_eq!((c.architecture.as_str(), c.sliding_window, c.rope.attention_factor), ("mistral3", None, 1.0));
-        assert_eq!(c.attention_temperature, Some(AttentionTemperature { scale: 0.1, length: 16_384 }));
+        assert_eq!(
+            c.attention_temperature,
+            Some(AttentionTemperature { scale: 0.1f32.into(), length: 16_384, offset: 0, only_without_rope: false })
+        );
         let mut alone = text;
         alone["architectures"] = json!(["Ministral3ForCausalLM"]);
         assert_eq!(config(alone), c);

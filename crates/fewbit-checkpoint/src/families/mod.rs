@@ -5,19 +5,39 @@
 //! To add a family, write its file, name it here, and add a tiny model of it with its logits to the goldens of
 //! `fewbit-model` (`tests/golden/reference.py`, and `hf_models.py` for folders).
 
+mod exaone;
 mod gemma;
+mod glm;
+mod gpt_oss;
 mod granite;
 mod llama;
+mod llama4;
 mod mistral;
+mod olmo;
 mod phi;
 mod qwen;
+mod seed;
 mod smollm;
 
+use crate::config::{AttentionTemperature, Gating, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 7] =
-    [llama::FAMILY, mistral::FAMILY, smollm::FAMILY, granite::FAMILY, qwen::FAMILY, phi::FAMILY, gemma::FAMILY];
+static FAMILIES: [Family; 13] = [
+    llama::FAMILY,
+    mistral::FAMILY,
+    smollm::FAMILY,
+    granite::FAMILY,
+    qwen::FAMILY,
+    phi::FAMILY,
+    gemma::FAMILY,
+    gpt_oss::FAMILY,
+    llama4::FAMILY,
+    olmo::FAMILY,
+    glm::FAMILY,
+    exaone::FAMILY,
+    seed::FAMILY,
+];
 
 /// The properties that the files of one family share.
 struct Family {
@@ -48,9 +68,20 @@ pub(crate) struct Architecture {
     /// Which elements of a head form pairs. If they are interleaved, queries and keys have another order than in
     /// Hugging Face's files.
     pub(crate) rope_style: RopeStyle,
+    /// Whether Hugging Face's files have the same pairs, although they are interleaved.
+    pub(crate) has_same_pairs: bool,
     pub(crate) gate: GateFunction,
+    pub(crate) has_pre_norms: bool,
     pub(crate) has_qk_norm: bool,
+    pub(crate) qk_norm: QkNorm,
+    /// The number of experts of models of this architecture that have no norm of queries and keys.
+    pub(crate) no_qk_norm: Option<usize>,
+    pub(crate) has_sinks: bool,
     pub(crate) has_post_norms: bool,
+    /// The name of the norm before the feed-forward block in GGUF files: its own, or that of the norm after attention.
+    pub(crate) ffn_norm: Part,
+    /// What Hugging Face's files call `post_attention_layernorm`, under its name in GGUF files.
+    pub(crate) after_attention: Part,
     /// Whether token embeddings are scaled by the square root of their width.
     pub(crate) scales_embeddings: bool,
     /// Whether metadata keys specify factors of embeddings, residuals and logits.
@@ -59,11 +90,19 @@ pub(crate) struct Architecture {
     pub(crate) global_every: usize,
     /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
+    /// Whether the window does not slide.
+    pub(crate) has_chunks: bool,
+    /// How queries are scaled by position in a file that does not specify it.
+    pub(crate) temperature: Option<AttentionTemperature>,
+    /// Whether the ends of YaRN's ramp are rounded to whole pairs. GGUF files do not say so.
+    pub(crate) truncates_yarn: bool,
     /// Base of the rotary frequencies in local layers, if it differs: `Some(None)` is the base of all layers without
     /// their scaling.
     pub(crate) local_theta: Option<Option<f64>>,
     /// Every n-th layer has no position embedding; 0 for none.
     pub(crate) nope_every: usize,
+    /// Whether the global layers of a model with a window have no position embedding.
+    pub(crate) has_global_nope: bool,
     /// Whether `rope.scaling.finetuned = false` means that no layer has a position embedding.
     pub(crate) has_nope_switch: bool,
     /// Caps of the attention scores and of the logits in a file that does not specify them.
@@ -72,6 +111,10 @@ pub(crate) struct Architecture {
     pub(crate) scaled_by_width: &'static [usize],
     /// Whether the weights of the used experts are divided by their sum.
     pub(crate) normalizes_experts: bool,
+    pub(crate) gating: Gating,
+    pub(crate) scales_expert_inputs: bool,
+    /// Whether there is a shared expert, as wide as a routed one if the file does not specify it.
+    pub(crate) has_shared_expert: bool,
     /// Whether the shared expert has a gate.
     pub(crate) has_shared_gate: bool,
 }
@@ -85,8 +128,32 @@ pub(crate) enum Windows {
     All,
     /// Those given by `layer_types`; otherwise all except every n-th.
     Pattern(usize),
+    /// As `Pattern(0)`, with chunks of `attention_chunk_size`: otherwise all that have a position embedding.
+    Chunks,
     /// Those given by `layer_types`, otherwise those from `max_window_layers` on; none without `use_sliding_window`.
     Switched,
+}
+
+/// How queries are scaled by position.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Temperatures {
+    None,
+    /// As given by `llama_4_scaling_beta`.
+    Mistral,
+    /// As given by `attn_scale`, in layers without position embedding.
+    Llama4,
+}
+
+/// How the matrices of a layer's experts lie in a tensor that holds all of them.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum ExpertLayout {
+    /// Of every expert, the rows of the gate, then those of the other matrix; a row for each output.
+    Rows,
+    /// Of every expert, a row for each input: the columns of the gate, then those of the other matrix.
+    Columns,
+    /// As `Columns`, with every column of the gate before one of the other matrix. If they are quantized as MXFP4, they
+    /// are rows.
+    Interleaved,
 }
 
 /// The keys of `config.json` for the numbers and sizes of experts.
@@ -95,10 +162,11 @@ pub(crate) struct ExpertKeys {
     pub(crate) count: &'static str,
     /// The inner width of an expert.
     pub(crate) width: &'static str,
-    /// The inner width of the shared expert, which has a gate.
+    /// The inner width of the shared expert.
     pub(crate) shared_width: Option<&'static str>,
     /// Whether the weights of the used experts are divided by their sum if `norm_topk_prob` is missing.
     pub(crate) is_normalized: bool,
+    pub(crate) layout: ExpertLayout,
 }
 
 /// A class of `config.json`.
@@ -114,6 +182,8 @@ pub(crate) struct Class {
     /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
     pub(crate) head_dim: Option<usize>,
+    /// The key of the inner width of layers without experts.
+    pub(crate) ffn_width: &'static str,
     /// Number of heads if the file does not specify it: the text part of a vision model leaves out values that equal
     /// the default, other files do not.
     pub(crate) n_heads: Option<usize>,
@@ -130,8 +200,10 @@ pub(crate) struct Class {
     pub(crate) softcaps: (Option<f64>, Option<f64>),
     /// Whether this class reads `partial_rotary_factor`, which others ignore.
     pub(crate) has_partial_rope: bool,
-    /// Whether queries are scaled by position, as given by `llama_4_scaling_beta`.
-    pub(crate) has_temperature: bool,
+    /// The part of a head that is rotated if the file does not specify it.
+    pub(crate) rope_fraction: f64,
+    /// How queries are scaled by position.
+    pub(crate) temperatures: Temperatures,
     pub(crate) rope_theta: f64,
     /// Base of the rotary frequencies in local layers if the file does not specify it.
     pub(crate) local_theta: Option<f64>,
@@ -158,6 +230,11 @@ pub fn classes() -> impl Iterator<Item = &'static str> {
 /// The architecture of this name.
 pub(crate) fn architecture(name: &str) -> Option<&'static Architecture> {
     FAMILIES.iter().flat_map(|family| family.gguf).copied().find(|architecture| architecture.name == name)
+}
+
+/// Whether Hugging Face's files have the pairs of the GGUF files of this architecture, even if they are interleaved.
+pub(crate) fn has_same_pairs(name: &str) -> bool {
+    architecture(name).is_some_and(|architecture| architecture.has_same_pairs)
 }
 
 /// The class for which `is_it` is true.
@@ -207,6 +284,12 @@ mod tests {
 
     pub(super) fn config(json: Value) -> ModelConfig {
         read(json).expect("a valid configuration")
+    }
+
+    /// A configuration, whatever the tensors are.
+    pub(super) fn without_weights(json: Value) -> ModelConfig {
+        let json = super::support::sized(json);
+        crate::hf::config_only(json.as_object().expect("an object")).expect("a valid configuration")
     }
 
     pub(super) fn of_class(class: &str, mut more: Value) -> ModelConfig {

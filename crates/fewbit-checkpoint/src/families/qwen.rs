@@ -1,6 +1,7 @@
 //! Qwen 2, 2.5 and 3, dense and with experts.
 
 use super::llama::{LLAMA, LLAMA_CLASS};
+use super::mistral::MIXTRAL_EXPERTS;
 use super::{Architecture, Class, ExpertKeys, Family, Windows};
 use crate::names::Part;
 use fewbit_quant::RopeStyle;
@@ -44,8 +45,13 @@ pub(super) const QWEN2: Architecture = Architecture { name: "qwen2", rope_style:
 
 const QWEN3: Architecture = Architecture { name: "qwen3", has_qk_norm: true, ..QWEN2 };
 
-const QWEN2MOE: Architecture =
-    Architecture { name: "qwen2moe", normalizes_experts: false, has_shared_gate: true, ..QWEN2 };
+const QWEN2MOE: Architecture = Architecture {
+    name: "qwen2moe",
+    normalizes_experts: false,
+    has_shared_expert: true,
+    has_shared_gate: true,
+    ..QWEN2
+};
 
 const QWEN3MOE: Architecture = Architecture { name: "qwen3moe", ..QWEN3 };
 
@@ -71,7 +77,7 @@ const QWEN3_CLASS: Class = Class {
 };
 
 const EXPERTS: ExpertKeys =
-    ExpertKeys { count: "num_experts", width: "moe_intermediate_size", shared_width: None, is_normalized: false };
+    ExpertKeys { count: "num_experts", width: "moe_intermediate_size", is_normalized: false, ..MIXTRAL_EXPERTS };
 
 #[cfg(test)]
 mod tests {

@@ -10,7 +10,7 @@ use crate::config::{
     AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
     longrope_magnitude, yarn_magnitude,
 };
-use crate::families::{self, Class, Windows};
+use crate::families::{self, Class, ExpertLayout, Temperatures, Windows};
 use fewbit_quant::GateFunction;
 
 /// The information in `config.json` that is not part of a [`ModelConfig`].
@@ -24,6 +24,8 @@ pub(super) struct Extras {
     pub(super) norms_from_one: bool,
     /// Whether the tensors are those of a vision model.
     pub(super) is_wrapped: bool,
+    /// How the matrices of a layer's experts lie in a tensor that holds all of them.
+    pub(super) expert_layout: ExpertLayout,
 }
 
 /// Reads and checks a configuration.
@@ -48,7 +50,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     let head_dim = json.count("head_dim")?.or(class.head_dim).unwrap_or(dim / n_heads);
     let max_positions = json.count("max_position_embeddings")?.unwrap_or(class.context_length);
     let (sliding_window, is_local) = windows(json, &class, n_layers)?;
-    let has_rope = rotated(json, &class, n_layers)?;
+    let has_rope = rotated(json, &class, n_layers, sliding_window.map(|_| &is_local[..]))?;
     let scales = json.f64("query_pre_attn_scalar")?.filter(|_| class.is_gemma).or(class.scaled_by);
     let scales = scales.unwrap_or(head_dim as f64);
     // `null` means no cap; only a missing key means the default.
@@ -61,12 +63,17 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         false => Ok(1.0),
     };
     let (rope, local_rope, context_length) = ropes(json, &class, head_dim, max_positions)?;
-    let attention_temperature = temperature(json, &class)?;
+    let attention_temperature =
+        temperature(json, &class)?.filter(|t| !t.only_without_rope || has_rope.contains(&false));
     let experts = experts(json, &class)?;
-    let ffn_dim = match (json.count("intermediate_size")?, &experts) {
+    let has_experts = match experts {
+        Some(_) => layers_with_experts(json, n_layers)?,
+        None => vec![false; n_layers],
+    };
+    let ffn_dim = match (json.count(class.ffn_width)?, &experts) {
         (Some(n), _) => n,
-        (None, Some(experts)) => experts.ffn_dim,
-        (None, None) => json.required_count("intermediate_size")?,
+        (None, Some(experts)) if !has_experts.contains(&false) => experts.ffn_dim,
+        _ => json.required_count(class.ffn_width)?,
     };
     let config = ModelConfig {
         architecture: class.gguf.name.to_owned(),
@@ -84,15 +91,21 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         context_length,
         rms_norm_eps: json.f64("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
         gate: gate(json, &class)?,
-        layers: is_local
-            .into_iter()
-            .zip(has_rope)
-            .map(|(is_local, has_rope)| LayerConfig { is_local: is_local && sliding_window.is_some(), has_rope })
+        layers: (0..n_layers)
+            .map(|i| LayerConfig {
+                is_local: is_local[i] && sliding_window.is_some(),
+                has_rope: has_rope[i],
+                has_experts: has_experts[i],
+            })
             .collect(),
         sliding_window,
+        has_chunks: class.gguf.has_chunks && sliding_window.is_some(),
         rope,
         local_rope: local_rope.filter(|_| sliding_window.is_some()),
-        has_qk_norm: class.gguf.has_qk_norm,
+        has_pre_norms: class.gguf.has_pre_norms,
+        has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")? != Some(false),
+        qk_norm: class.gguf.qk_norm,
+        has_sinks: class.gguf.has_sinks,
         has_post_norms: class.gguf.has_post_norms,
         attention_scale: match class.gguf.has_multipliers {
             true => multiplier("attention_multiplier")? as f32,
@@ -120,6 +133,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         has_qkv_bias: class.has_qkv_bias || json.bool("attention_bias")? == Some(true),
         norms_from_one: class.is_gemma,
         is_wrapped: wrapped.is_some(),
+        expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
     };
     Ok((config.checked()?, extras))
 }
@@ -159,15 +173,32 @@ fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
 
 /// How queries are scaled by their position.
 fn temperature(json: Object<'_>, class: &Class) -> Result<Option<AttentionTemperature>, CheckpointError> {
-    if !class.has_temperature {
-        return Ok(None);
+    match class.temperatures {
+        Temperatures::None => return Ok(None),
+        Temperatures::Mistral => {}
+        Temperatures::Llama4 => {
+            // The first files have a number here.
+            let is_off = json.get("attn_temperature_tuning").is_some_and(|on| *on == false || *on == 0);
+            let usual = class.gguf.temperature.filter(|_| !is_off);
+            let (scale, length) = (json.f64("attn_scale")?, json.count("floor_scale")?);
+            return Ok(usual.map(|usual| AttentionTemperature {
+                scale: scale.map_or(usual.scale, rounded),
+                length: length.unwrap_or(usual.length),
+                ..usual
+            }));
+        }
     }
     let rope = json.object("rope_parameters", "rope_parameters.")?;
     let rope = json.require("rope_parameters", rope)?;
     let scale = rope.f64("llama_4_scaling_beta")?;
     let scale = rope.require("llama_4_scaling_beta", scale)?;
     let length = rope.required_count("original_max_position_embeddings")?;
-    Ok(Some(AttentionTemperature { scale, length }))
+    Ok(Some(AttentionTemperature { scale: rounded(scale), length, offset: 0, only_without_rope: false }))
+}
+
+/// Rounded to f32, as in a GGUF file.
+fn rounded(x: f64) -> f64 {
+    f64::from(x as f32)
 }
 
 fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError> {
@@ -176,6 +207,18 @@ fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError
         return match json.str("hidden_activation")? {
             None | Some("gelu_pytorch_tanh") => Ok(GateFunction::GeluTanh),
             Some(_) => Err(json.unsupported("hidden_activation", "another activation function")),
+        };
+    }
+    if class.gguf.gate == GateFunction::ClampedSilu {
+        const OTHER: &str = "a clamped SwiGLU with other constants";
+        for (key, usual) in [("swiglu_limit", GateFunction::CLAMP), ("swiglu_alpha", GateFunction::CLAMPED_ALPHA)] {
+            if json.f64(key)?.is_some_and(|x| x as f32 != usual) {
+                return Err(json.unsupported(key, OTHER));
+            }
+        }
+        return match json.str("hidden_act")? {
+            None | Some("silu" | "swish") => Ok(GateFunction::ClampedSilu),
+            Some(_) => Err(json.unsupported("hidden_act", "another activation function")),
         };
     }
     match json.str("hidden_act")? {
@@ -188,22 +231,32 @@ fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError
 /// The window, and the layers that have it.
 fn windows(json: Object<'_>, class: &Class, n_layers: usize) -> Result<(Option<usize>, Vec<bool>), CheckpointError> {
     // `null` means no window; only a missing key means the default.
-    let window = match json.has("sliding_window") {
-        true => json.count("sliding_window")?,
+    let key = if class.windows == Windows::Chunks { "attention_chunk_size" } else { "sliding_window" };
+    let window = match json.has(key) {
+        true => json.count(key)?,
         false => class.window,
     };
     let every = |period: usize| (0..n_layers).map(|i| period == 0 || (i + 1) % period != 0).collect::<Vec<_>>();
     let listed = match class.windows {
         Windows::None => None,
-        _ => layer_types(json, n_layers)?,
+        Windows::Chunks => layer_types(json, n_layers, "chunked_attention")?,
+        _ => layer_types(json, n_layers, "sliding_attention")?,
     };
     let (window, is_local) = match (class.windows, listed) {
         (Windows::None, _) => (None, every(1)),
         (Windows::Switched, _) if json.bool("use_sliding_window")? != Some(true) => (None, every(1)),
         (_, Some(list)) => (window, list),
         (Windows::All, None) => (window, every(0)),
+        (Windows::Chunks, None) => (window, rotated(json, class, n_layers, None)?),
         (Windows::Pattern(period), None) => {
-            let named = json.count("sliding_window_pattern")?.or(json.count("_sliding_window_pattern")?);
+            // Some files have a text like `LLLG`, one letter for each layer of a period.
+            let named = match json.get("sliding_window_pattern").and_then(serde_json::Value::as_str) {
+                Some(text) if text.strip_suffix('G').is_some_and(|rest| rest.bytes().all(|kind| kind == b'L')) => {
+                    Some(text.len())
+                }
+                Some(_) => return Err(json.unsupported("sliding_window_pattern", "another pattern of local layers")),
+                None => json.count("sliding_window_pattern")?.or(json.count("_sliding_window_pattern")?),
+            };
             (window, every(named.unwrap_or(period)))
         }
         (Windows::Switched, None) if class.nope_every > 0 => {
@@ -217,14 +270,14 @@ fn windows(json: Object<'_>, class: &Class, n_layers: usize) -> Result<(Option<u
     Ok((window.filter(|_| is_local.contains(&true)), is_local))
 }
 
-/// `layer_types`: whether each layer is local.
-fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, CheckpointError> {
+/// `layer_types`: whether each layer is local, which is to say of the kind `local`.
+fn layer_types(json: Object<'_>, n_layers: usize, local: &str) -> Result<Option<Vec<bool>>, CheckpointError> {
     let Some(list) = json.strings("layer_types")? else { return Ok(None) };
     if list.len() != n_layers {
         return Err(bad("layer_types", format!("{} layers", list.len()), format!("{n_layers} layers")));
     }
     let is_local = list.into_iter().map(|kind| match kind {
-        "sliding_attention" => Ok(true),
+        kind if kind == local => Ok(true),
         "full_attention" => Ok(false),
         other => Err(CheckpointError::UnsupportedFeature {
             feature: "another kind of attention",
@@ -235,12 +288,23 @@ fn layer_types(json: Object<'_>, n_layers: usize) -> Result<Option<Vec<bool>>, C
     is_local.collect::<Result<_, _>>().map(Some)
 }
 
-/// Whether each layer has a position embedding.
-fn rotated(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+/// Whether each layer has a position embedding. `is_local` is there if the model has a window.
+fn rotated(
+    json: Object<'_>,
+    class: &Class,
+    n_layers: usize,
+    is_local: Option<&[bool]>,
+) -> Result<Vec<bool>, CheckpointError> {
     if class.nope_every == 0 {
+        if class.gguf.has_global_nope
+            && let Some(is_local) = is_local
+        {
+            return Ok(is_local.to_vec());
+        }
         return Ok(vec![true; n_layers]);
     }
-    if let Some(list) = json.list("no_rope_layers")? {
+    // An empty list means that the default applies.
+    if let Some(list) = json.list("no_rope_layers")?.filter(|list| !list.is_empty()) {
         // Despite its name, 1 in this list means that the layer has a position embedding.
         let list = list.iter().map(|x| x.as_u64().map(|x| x != 0).or(x.as_bool())).collect::<Option<Vec<_>>>();
         return match list {
@@ -285,7 +349,7 @@ fn ropes(
     };
     let fraction = match global.map(|own| own.f64("partial_rotary_factor")).transpose()?.flatten() {
         Some(fraction) => fraction,
-        None => json.f64("partial_rotary_factor")?.unwrap_or(1.0),
+        None => json.f64("partial_rotary_factor")?.unwrap_or(class.rope_fraction),
     };
     if fraction != 1.0 && !class.has_partial_rope {
         let own = global.filter(|own| own.get("partial_rotary_factor").is_some()).unwrap_or(json);
@@ -377,6 +441,22 @@ fn rope_scaling(
     Ok((scaling, named.unwrap_or(usual)))
 }
 
+/// Whether each layer has experts, in a model that has some.
+fn layers_with_experts(json: Object<'_>, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    if let Some(list) = json.list("moe_layers")? {
+        let mut has_experts = vec![false; n_layers];
+        for layer in list {
+            match layer.as_u64().and_then(|layer| has_experts.get_mut(usize::try_from(layer).ok()?)) {
+                Some(has_experts) => *has_experts = true,
+                None => return Err(bad("moe_layers", layer, format!("numbers below {n_layers}"))),
+            }
+        }
+        return Ok(has_experts);
+    }
+    let every = json.count("interleave_moe_layer_step")?.unwrap_or(1).max(1);
+    Ok((0..n_layers).map(|i| (i + 1) % every == 0).collect())
+}
+
 fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(keys) = class.experts else { return Ok(None) };
     if json.count("decoder_sparse_step")?.is_some_and(|n| n != 1) {
@@ -390,9 +470,11 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
         n_experts: json.required_count(keys.count)?,
         n_used: json.required_count("num_experts_per_tok")?,
         ffn_dim: json.required_count(keys.width)?,
+        gating: class.gguf.gating,
+        scales_inputs: class.gguf.scales_expert_inputs,
         is_normalized: keys.is_normalized || json.bool("norm_topk_prob")?.unwrap_or(false),
         scale: 1.0,
         shared_ffn_dim,
-        has_shared_gate: shared_ffn_dim.is_some(),
+        has_shared_gate: class.gguf.has_shared_gate && shared_ffn_dim.is_some(),
     }))
 }

@@ -7,10 +7,12 @@
 //! - queries and keys are permuted for architectures whose GGUF files use interleaved pairs: element `2 i + j` of a
 //!   head in GGUF is element `j n / 2 + i` here (`n` elements are rotated);
 //! - norms of the Gemma family, which are stored minus 1, get the 1 added;
-//! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`).
+//! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`);
+//! - tensors that hold the matrices of all experts are split, and turned to a row for each output (`experts.rs`).
 
 mod config;
 mod error;
+mod experts;
 mod fp8;
 mod generation;
 mod ints;
@@ -25,7 +27,7 @@ pub use generation::GenerationDefaults;
 pub use part::plain_type;
 
 use crate::source::{WeightSource, decode, n_cols, row_bytes};
-use crate::{CheckpointError, ModelConfig, names};
+use crate::{CheckpointError, ModelConfig, families, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
 use fewbit_quant::{RopeStyle, Workers};
 use modules::{Order, Stored, Tensors};
@@ -34,6 +36,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
+
+/// The configuration in a `config.json`, without any weights.
+#[cfg(test)]
+pub(crate) fn config_only(map: &serde_json::Map<String, serde_json::Value>) -> Result<ModelConfig, CheckpointError> {
+    config::read(json::Object::new(CONFIG, map)).map(|(config, _)| config)
+}
 
 /// Number of rows that a thread converts at a time: rows of quantized matrices share cache lines.
 const ROWS_AT_ONCE: usize = 64;
@@ -186,6 +194,25 @@ impl WeightSource for HfModel {
                     }
                 });
             }
+            Stored::Columns(columns) => {
+                let n_rows = units.len() * unit / columns.row_bytes();
+                let first = first * unit / columns.row_bytes();
+                let bytes = self.files.tensor_bytes(&columns.tensor);
+                whole(&mut out);
+                debug_assert_eq!(n_rows * columns.row_bytes(), out.len(), "whole rows");
+                workers.fill_rows(&mut out, columns.row_bytes(), ROWS_AT_ONCE, &|rows, out| {
+                    columns.write_rows(bytes, first + rows.start..first + rows.end, out);
+                });
+            }
+            Stored::Mxfp4(mxfp4) => {
+                let [blocks, scales] = [&mxfp4.blocks, &mxfp4.scales].map(|tensor| self.files.tensor_bytes(tensor));
+                whole(&mut out);
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        mxfp4.write_row(blocks, scales, source(first + row), out);
+                    }
+                });
+            }
             Stored::Ints(ints) => {
                 let data = ints.data(&self.files)?;
                 whole(&mut out);
@@ -209,8 +236,7 @@ impl WeightSource for HfModel {
             return entry.stored.tensors().first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
         }
         let known = name.rsplit_once('.').and_then(|(module, leaf)| {
-            names::to_hf(module, &self.config.architecture, self.config.has_post_norms)
-                .map(|module| format!("{module}.{leaf}"))
+            names::to_hf(module, &self.config.architecture).map(|module| format!("{module}.{leaf}"))
         });
         known.unwrap_or_else(|| name.to_owned())
     }
@@ -235,7 +261,7 @@ fn no_weights(folder: &Path) -> HfError {
 
 /// Whether GGUF files of this model store queries and keys in another order.
 pub fn permutes(config: &ModelConfig) -> bool {
-    config.rope.style == RopeStyle::Interleaved
+    config.rope.style == RopeStyle::Interleaved && !families::has_same_pairs(&config.architecture)
 }
 
 /// Position in the files of a row of q or k (or of an element of a bias) of such a model.

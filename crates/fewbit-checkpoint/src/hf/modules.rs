@@ -1,6 +1,7 @@
 //! Maps the tensors of the files to those of the model, by the module that they belong to.
 
 use super::config::Extras;
+use super::experts::{Columns, Mxfp4};
 use super::fp8::Fp8;
 use super::ints::{Ints, Layout, Parts};
 use super::part::{matrix_shape, plain_type};
@@ -47,6 +48,10 @@ pub(super) enum Order {
     First(usize),
     /// The rows of the second of every two blocks.
     Second(usize),
+    /// The first of every two rows.
+    Even,
+    /// The second of every two rows.
+    Odd,
 }
 
 impl Order {
@@ -57,6 +62,8 @@ impl Order {
             Self::Pairs => unpermuted(config, row),
             Self::First(n) => row / n * 2 * n + row % n,
             Self::Second(n) => row / n * 2 * n + n + row % n,
+            Self::Even => 2 * row,
+            Self::Odd => 2 * row + 1,
         }
     }
 }
@@ -71,6 +78,8 @@ pub(super) enum Stored {
     },
     Fp8(Fp8),
     Ints(Ints),
+    Columns(Columns),
+    Mxfp4(Mxfp4),
 }
 
 impl Stored {
@@ -79,6 +88,8 @@ impl Stored {
         match self {
             Self::Plain(tensor) | Self::MinusOne { tensor, .. } => vec![tensor],
             Self::Fp8(fp8) => [&fp8.weight].into_iter().chain(&fp8.scale).collect(),
+            Self::Columns(columns) => vec![&columns.tensor],
+            Self::Mxfp4(mxfp4) => vec![&mxfp4.blocks, &mxfp4.scales],
             Self::Ints(ints) => [&ints.codes, &ints.scales].into_iter().chain(&ints.zeros).collect(),
         }
     }
@@ -122,7 +133,7 @@ pub(super) fn read(
 ) -> Result<Tensors, CheckpointError> {
     let mut modules: BTreeMap<&str, Module<'_>> = BTreeMap::new();
     for tensor in files.tensors() {
-        let (module, leaf) = tensor.name.rsplit_once('.').unwrap_or(("", &tensor.name));
+        let (module, leaf) = names::split_hf(&tensor.name);
         if !IGNORED.contains(&leaf) {
             modules.entry(module).or_default().insert(leaf, tensor);
         }
@@ -130,7 +141,7 @@ pub(super) fn read(
     let mut all = Builder { files, config, scheme, tensors: Tensors::default() };
     for (name, module) in &modules {
         let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
-        let Some((part, gguf)) = names::from_hf(&plain, config.has_post_norms) else {
+        let Some((part, gguf)) = names::from_hf(&plain, &config.architecture) else {
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
             return Err(CheckpointError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
         };
@@ -143,9 +154,9 @@ pub(super) fn read(
     Ok(all.tensors)
 }
 
-struct Builder<'a> {
+pub(super) struct Builder<'a> {
     files: &'a SafetensorsModel,
-    config: &'a ModelConfig,
+    pub(super) config: &'a ModelConfig,
     scheme: Scheme,
     tensors: Tensors,
 }
@@ -173,8 +184,8 @@ impl Builder<'_> {
                 let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
                 let fp8 = Fp8::new(self.files, tensor, scale, block)?;
                 self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
-            } else if part == Part::ExpertUps {
-                self.gates_and_ups(gguf, tensor)?;
+            } else if matches!(part, Part::ExpertUps | Part::ExpertDowns) {
+                self.experts(part, gguf, tensor, extras.expert_layout)?;
             } else {
                 let ty = plain_type(tensor)?;
                 match is_norm && extras.norms_from_one {
@@ -193,12 +204,26 @@ impl Builder<'_> {
                 }
             }
         }
+        if let (Scheme::Mxfp4, Some(blocks)) = (self.scheme, module.get("blocks")) {
+            used.extend(["blocks", "scales"]);
+            let scales = require(module.get("scales").copied(), blocks, "scales")?;
+            self.mxfp4(part, gguf, blocks, scales)?;
+        }
         if let Some(tensor) = module.get("bias") {
             used.push("bias");
             let ty = plain_type(tensor)?;
+            if part == Part::ExpertUps {
+                self.expert_biases(gguf, tensor, extras.expert_layout)?;
+                return self.check_used(module, &used);
+            }
             let stored = Stored::Plain((*tensor).clone());
             self.add(format!("{gguf}.bias"), tensor.shape.clone(), ty, stored, part)?;
         }
+        self.check_used(module, &used)
+    }
+
+    /// Returns an error for a tensor of a module that has not been used.
+    fn check_used(&self, module: &Module<'_>, used: &[&str]) -> Result<(), CheckpointError> {
         match module.iter().find(|(leaf, _)| !used.contains(leaf)) {
             Some((_, tensor)) => Err(CheckpointError::UnexpectedTensor {
                 name: tensor.name.clone(),
@@ -206,24 +231,6 @@ impl Builder<'_> {
             }),
             None => Ok(()),
         }
-    }
-
-    /// Adds the gates of all experts and the matrices that they are multiplied with, which are one tensor.
-    fn gates_and_ups(&mut self, ups: &str, tensor: &FileTensor) -> Result<(), CheckpointError> {
-        let ty = plain_type(tensor)?;
-        let (n, ffn_dim) = self.config.experts.map_or((0, 0), |experts| (experts.n_experts, experts.ffn_dim));
-        let expected = [n, 2 * ffn_dim, self.config.dim].map(|n| n as u64);
-        if tensor.shape != expected {
-            let (name, found) = (tensor.name.clone(), tensor.shape.clone());
-            return Err(CheckpointError::TensorShape { name, expected: expected.to_vec(), found });
-        }
-        let gates = ups.replace("ffn_up_exps", "ffn_gate_exps");
-        for (name, order) in [(gates.as_str(), Order::First(ffn_dim)), (ups, Order::Second(ffn_dim))] {
-            let shape = vec![n as u64, ffn_dim as u64, self.config.dim as u64];
-            let stored = Stored::Plain(tensor.clone());
-            self.add_in_order(format!("{name}.weight"), shape, ty, stored, order)?;
-        }
-        Ok(())
     }
 
     fn add(
@@ -248,7 +255,7 @@ impl Builder<'_> {
         self.add_in_order(name, shape, ty, stored, if is_permuted { Order::Pairs } else { Order::Same })
     }
 
-    fn add_in_order(
+    pub(super) fn add_in_order(
         &mut self,
         name: String,
         shape: Vec<u64>,
@@ -307,7 +314,7 @@ impl Builder<'_> {
                 Ints::new(self.files, Layout::Awq, 4, group.or(Some(n_cols)), shape, &parts).map(Some)
             }
             Scheme::CompressedTensors { .. } => self.compressed(module, &mut take),
-            Scheme::None | Scheme::Fp8 { .. } => Ok(None),
+            Scheme::None | Scheme::Mxfp4 | Scheme::Fp8 { .. } => Ok(None),
         }
     }
 

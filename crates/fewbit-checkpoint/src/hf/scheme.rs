@@ -17,6 +17,8 @@ pub(super) enum Scheme {
     CompressedTensors {
         block: Option<[usize; 2]>,
     },
+    /// The experts as MXFP4: blocks of 32 codes of 4 bits, and an exponent for each.
+    Mxfp4,
     /// FP8 with `weight_scale_inv` or `weight_scale`.
     Fp8 {
         block: Option<[usize; 2]>,
@@ -46,6 +48,7 @@ impl Scheme {
             "gptq" => gptq(json),
             "awq" => awq(json),
             "compressed-tensors" => compressed_tensors(json),
+            "mxfp4" => Ok(Self::Mxfp4),
             "fp8" | "fbgemm_fp8" => Ok(Self::Fp8 { block: block(json, "weight_block_size")? }),
             other => Err(unsupported(other, "no such method is known here")),
         }

@@ -396,6 +396,7 @@ impl Run {
                 let kernel = match self.plan.gate {
                     GateFunction::Silu => RowsOp::Silu,
                     GateFunction::GeluTanh => RowsOp::Gelu,
+                    GateFunction::ClampedSilu => unreachable!("a plan of a model with it is refused"),
                 };
                 let buffers = [buffer(gate), buffer(up)];
                 add(Kernel::Rows(kernel), of(gate), width(gate).div_ceil(64), per_token(gate), &buffers)

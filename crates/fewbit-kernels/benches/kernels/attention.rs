@@ -7,8 +7,15 @@ use half::f16;
 
 use crate::{Case, Ready, Work, isas};
 
-const SHAPE: AttentionShape =
-    AttentionShape { n_heads: 32, n_kv_heads: 4, head_dim: 64, scale: 0.125, softcap: None, window: None };
+const SHAPE: AttentionShape = AttentionShape {
+    n_heads: 32,
+    n_kv_heads: 4,
+    head_dim: 64,
+    scale: 0.125,
+    softcap: None,
+    window: None,
+    is_chunked: false,
+};
 
 pub(crate) fn cases(small: bool) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -48,7 +55,7 @@ fn attention<T: KvElement>(isa: Isa, n_tokens: usize, depth: usize) -> Ready {
     let call = move || {
         let pages = pages.iter().map(|(keys, values)| KvPage { keys, values }).collect();
         let sequence = AttentionSequence { first_position: depth, n_tokens, pages };
-        cpu.attention(&SHAPE, std::slice::from_ref(&sequence), &q, &mut out);
+        cpu.attention(&SHAPE, std::slice::from_ref(&sequence), None, &q, &mut out);
     };
     (work, Box::new(call))
 }

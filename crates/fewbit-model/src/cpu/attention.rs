@@ -15,6 +15,8 @@ pub(super) struct LayerStep<'a> {
     /// Index of the layer within the segment.
     pub(super) layer: usize,
     pub(super) shape: AttentionShape,
+    /// `[n_heads]`
+    pub(super) sinks: Option<&'a [f32]>,
     /// `[tokens of the batch, n_heads * head_dim]`
     pub(super) q: &'a [f32],
     /// `[tokens of the batch, n_kv_heads * head_dim]`
@@ -64,7 +66,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
         sequences.iter_mut().for_each(store);
     }
     // Attention depends only on differences of positions and on where they are relative to page boundaries: counting
-    // from the first remaining page gives the same bits.
+    // from the first remaining page gives the same bits. A model with chunks keeps all pages.
     let sequences: Vec<_> = sequences
         .iter()
         .map(|sequence| AttentionSequence {
@@ -79,7 +81,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
                 .collect(),
         })
         .collect();
-    cpu.attention(shape, &sequences, step.q, out);
+    cpu.attention(shape, &sequences, step.sinks, step.q, out);
 }
 
 /// The shape of a layer's attention.
@@ -91,5 +93,6 @@ pub fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
         scale: config.attention_scale,
         softcap: config.attention_softcap,
         window: config.window(layer),
+        is_chunked: config.has_chunks,
     }
 }

@@ -6,10 +6,10 @@
 //! ```text
 //! x = embedding[token] [* scale]          on the host, see `decoder`
 //! each layer:
-//!     h = rms_norm(x)                    quantized once for q, k, v
-//!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm each head of q, k;]  [rotate q, k;]  append k, v to the cache
+//!     h = [rms_norm of] x                quantized once for q, k, v
+//!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
 //!     x += [norm of] attention(q, cache) Wo [+ bias]
-//!     h = rms_norm(x)                    quantized once for gate, up
+//!     h = [rms_norm of] x                quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
 //!       or the same of each expert that the token is routed to, weighted
 //! hidden = rms_norm(x[wanted rows])       see `head`
@@ -26,7 +26,7 @@ use crate::routing::Routing;
 use crate::segment::Step;
 use fewbit_checkpoint::ModelConfig;
 use fewbit_checkpoint::names::{self, Part};
-use fewbit_kernels::{ActivationKinds, Activations, Matrix, Planes, Product, math::sigmoid};
+use fewbit_kernels::{ActivationKinds, Activations, Cpu, Matrix, Planes, Product, math::sigmoid};
 
 /// Buffers of a step, for all tokens of the batch.
 #[derive(Default)]
@@ -59,6 +59,8 @@ struct ExpertBuffers {
     routing: Routing,
     /// `[n_tokens * n_used, experts.ffn_dim]`, ordered by expert.
     hidden: Vec<f32>,
+    /// As `hidden`: products of the second matrix, if experts have biases.
+    up: Vec<f32>,
     /// `[n_tokens * n_used, dim]`, ordered by expert.
     out: Vec<f32>,
     /// Inputs of each expert that has tokens.
@@ -144,7 +146,7 @@ impl CpuSegment {
 
     fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
-        e.rms_norm(b.x, &w.norm, c.rms_norm_eps, w.input, &mut s.input);
+        self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
         let parts = &mut [
             (&w.q.weight, &mut s.q[..], Planes::First),
@@ -158,21 +160,22 @@ impl CpuSegment {
         let parts = &mut [(LoraTarget::Q, &mut s.q[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
         add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
         if let Some((q_norm, k_norm)) = &w.qk_norm {
-            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads, &mut s.q);
-            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads, &mut s.k);
+            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * c.head_dim / q_norm.len(), &mut s.q);
+            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads * c.head_dim / k_norm.len(), &mut s.k);
         }
         if c.layers[index].has_rope {
             let angles = if c.uses_local_rope(index) { b.step.local } else { b.step.global };
             e.rope(c.rope.style, c.head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
             e.rope(c.rope.style, c.head_dim, c.n_kv_heads, &angles.cos, &angles.sin, &mut s.k);
         }
-        if c.attention_temperature.is_some() {
+        if c.has_temperature(index) {
             let factors = b.step.temperatures;
             e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
         }
 
         let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
-        let step = LayerStep { layout: &self.layout, layer, shape, q: &s.q, k: &s.k, v: &s.v };
+        let sinks = w.sinks.as_deref();
+        let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
@@ -181,8 +184,7 @@ impl CpuSegment {
     }
 
     fn feed_forward(&self, index: usize, w: &Ffn, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        let (c, e) = (&self.config, &self.shared.cpu);
-        e.rms_norm(b.x, &w.norm, c.rms_norm_eps, w.input, &mut s.input);
+        self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         let post_norm = w.post_norm.as_deref();
         match &w.matrices {
             FeedForward::Dense(mlp) => {
@@ -193,6 +195,15 @@ impl CpuSegment {
                 self.experts(index, experts, b, s);
                 self.add_branch(post_norm, b, s);
             }
+        }
+    }
+
+    /// Makes the residual stream, normed if there is a norm, the input of the next products.
+    fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        match norm {
+            Some(norm) => e.rms_norm(x, norm, c.rms_norm_eps, kinds, input),
+            None => e.activate(x, c.dim, kinds, input),
         }
     }
 
@@ -227,6 +238,9 @@ impl CpuSegment {
         b.collect(&s.input, index, &[Part::Router]);
         let x = &mut s.experts;
         e.matmul(&w.router, &s.input, &mut x.scores);
+        if let Some(bias) = &w.router_bias {
+            e.add_bias(bias, &mut x.scores);
+        }
         x.routing.route(config, &x.scores);
         let groups = &x.routing.groups;
         if x.inputs.len() < groups.len() {
@@ -234,20 +248,16 @@ impl CpuSegment {
         }
 
         for ((_, range), input) in groups.iter().zip(&mut x.inputs) {
-            e.gather(&s.input, &x.routing.tokens[range.clone()], s.input.kinds(), input);
+            let (tokens, kinds) = (&x.routing.tokens[range.clone()], s.input.kinds());
+            match config.scales_inputs {
+                true => e.gather_scaled(&s.input, tokens, &x.routing.weights[range.clone()], kinds, input),
+                false => e.gather(&s.input, tokens, kinds, input),
+            }
         }
         b.collect_experts(&s.experts, index, w, w.experts[0].input_parts);
         let x = &mut s.experts;
+        self.expert_hidden(config.ffn_dim, w, x);
         let groups = &x.routing.groups;
-        let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, config.ffn_dim));
-        let mut products: Vec<_> = rows
-            .map(|(((expert, _), input), out)| {
-                let mlp = &w.experts[*expert];
-                Product::Gated { function: c.gate, gate: &mlp.gate.weight, up: &mlp.up.weight, x: input, out }
-            })
-            .collect();
-        e.matmul_each(&mut products);
-
         let rows = groups.iter().zip(&mut x.inputs).zip(split_rows(&mut x.hidden, groups, config.ffn_dim));
         for (((expert, _), input), hidden) in rows {
             let kinds = ActivationKinds::of([w.experts[*expert].down.weight.ty()]);
@@ -261,6 +271,7 @@ impl CpuSegment {
             .map(|(((expert, _), input), out)| Product::Store { w: &w.experts[*expert].down.weight, x: input, out })
             .collect();
         e.matmul_each(&mut products);
+        add_expert_biases(e, groups, |expert| w.experts[expert].down.bias.as_deref(), c.dim, &mut x.out);
 
         if let Some(shared) = &w.shared {
             self.shared_expert(index, shared, w.shared_router.as_ref(), b, s);
@@ -271,7 +282,7 @@ impl CpuSegment {
             let routes = token * config.n_used..(token + 1) * config.n_used;
             for (place, &(_, weight)) in routing.places[routes.clone()].iter().zip(&routing.chosen[routes]) {
                 let out = &out[place * c.dim..(place + 1) * c.dim];
-                e.add_scaled(branch, out, weight);
+                e.add_scaled(branch, out, if config.scales_inputs { 1.0 } else { weight });
             }
             if w.shared.is_some() {
                 let weight = w.shared_router.as_ref().map_or(1.0, |_| sigmoid(shared_scores[token]));
@@ -279,6 +290,38 @@ impl CpuSegment {
                 e.add_scaled(branch, shared, weight);
             }
         });
+    }
+
+    /// Computes `f(gate x) * (up x)` of every expert that has tokens.
+    fn expert_hidden(&self, ffn_dim: usize, w: &Experts, x: &mut ExpertBuffers) {
+        let (e, function) = (&self.shared.cpu, self.config.gate);
+        let groups = &x.routing.groups;
+        if w.experts[0].gate.bias.is_none() {
+            let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, ffn_dim));
+            let mut products: Vec<_> = rows
+                .map(|(((expert, _), input), out)| {
+                    let mlp = &w.experts[*expert];
+                    Product::Gated { function, gate: &mlp.gate.weight, up: &mlp.up.weight, x: input, out }
+                })
+                .collect();
+            e.matmul_each(&mut products);
+            return;
+        }
+        x.up.resize(x.hidden.len(), 0.0);
+        let outs = split_rows(&mut x.hidden, groups, ffn_dim).zip(split_rows(&mut x.up, groups, ffn_dim));
+        let mut products: Vec<_> = (groups.iter().zip(&x.inputs).zip(outs))
+            .flat_map(|(((expert, _), input), (gate, up))| {
+                let mlp = &w.experts[*expert];
+                [
+                    Product::Store { w: &mlp.gate.weight, x: input, out: gate },
+                    Product::Store { w: &mlp.up.weight, x: input, out: up },
+                ]
+            })
+            .collect();
+        e.matmul_each(&mut products);
+        add_expert_biases(e, groups, |expert| w.experts[expert].gate.bias.as_deref(), ffn_dim, &mut x.hidden);
+        add_expert_biases(e, groups, |expert| w.experts[expert].up.bias.as_deref(), ffn_dim, &mut x.up);
+        e.gate(function, ffn_dim, &mut x.hidden, &x.up);
     }
 
     /// The shared expert, which every token goes through, and the scores that weight it.
@@ -327,6 +370,21 @@ impl CpuSegment {
         let c = &self.config;
         let norm = post_norm.map(|w| (w, c.rms_norm_eps));
         self.shared.cpu.add_normed(norm, c.residual_scale, c.dim, &mut s.branch, b.x);
+    }
+}
+
+/// Adds the bias of its expert, if experts have one, to every row of `n_cols`. Rows are ordered by expert.
+fn add_expert_biases<'a>(
+    cpu: &Cpu,
+    groups: &[(usize, std::ops::Range<usize>)],
+    bias: impl Fn(usize) -> Option<&'a [f32]>,
+    n_cols: usize,
+    rows: &mut [f32],
+) {
+    for ((expert, _), rows) in groups.iter().zip(split_rows(rows, groups, n_cols)) {
+        if let Some(bias) = bias(*expert) {
+            cpu.add_bias(bias, rows);
+        }
     }
 }
 

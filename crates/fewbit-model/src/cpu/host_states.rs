@@ -40,8 +40,8 @@ impl HostStates {
         [q, k, v]: [&[f32]; 3],
         out: &mut [f32],
     ) {
-        let step =
-            LayerStep { layout: &self.layout, layer: in_segment, shape: attention_shape(config, layer), q, k, v };
+        let shape = attention_shape(config, layer);
+        let step = LayerStep { layout: &self.layout, layer: in_segment, shape, sinks: None, q, k, v };
         append_and_attend(cpu, self.kv_type, sequences, &step, out);
     }
 }

@@ -3,8 +3,9 @@
 
 use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
-use fewbit_checkpoint::ExpertConfig;
 use fewbit_checkpoint::names::{self, Part};
+use fewbit_checkpoint::source::decode;
+use fewbit_checkpoint::{ExpertConfig, QkNorm};
 use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;
@@ -31,7 +32,7 @@ pub struct Layer {
 #[non_exhaustive]
 pub struct Attention {
     /// `[dim]`
-    pub norm: Vec<f32>,
+    pub norm: Option<Vec<f32>>,
     /// The tensors of q, k and v: three, or one for all.
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`
@@ -40,8 +41,11 @@ pub struct Attention {
     pub k: Linear,
     /// `[n_kv_heads * head_dim, dim]`
     pub v: Linear,
-    /// `[head_dim]` each, for queries and for keys.
+    /// For queries and for keys, `[head_dim]` each, or the heads of a row together: `[n_heads * head_dim]` and
+    /// `[n_kv_heads * head_dim]`.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[n_heads]`
+    pub sinks: Option<Vec<f32>>,
     /// `[dim, n_heads * head_dim]`
     pub output: Linear,
     /// `[dim]`
@@ -56,7 +60,7 @@ pub struct Attention {
 #[non_exhaustive]
 pub struct Ffn {
     /// `[dim]`
-    pub norm: Vec<f32>,
+    pub norm: Option<Vec<f32>>,
     /// The matrices.
     pub matrices: FeedForward,
     /// `[dim]`
@@ -93,9 +97,11 @@ pub struct Mlp {
 pub struct Experts {
     /// `[n_experts, dim]`
     pub router: Matrix,
+    /// `[n_experts]`
+    pub router_bias: Option<Vec<f32>>,
     /// Whether one tensor holds the same matrix of all experts.
     pub(super) is_merged: bool,
-    /// `[n_experts]`; without biases.
+    /// `[n_experts]`; either all matrices have biases or none.
     pub experts: Vec<Mlp>,
     /// The expert that every token goes through.
     pub shared: Option<Mlp>,
@@ -209,21 +215,28 @@ impl Packer<'_, '_> {
                 self.linear(Part::V, i, kv_dim, dim)?,
             ],
         };
-        let qk_norm = match config.has_qk_norm {
-            true => {
-                let mut norm = |part| self.loader.vector(&weight(part, i), head_dim);
-                Some((norm(Part::QNorm)?, norm(Part::KNorm)?))
-            }
+        let mut norm = |part, len| self.loader.vector(&weight(part, i), len);
+        let qk_norm = match config.qk_norm_of(i) {
+            Some(QkNorm::Heads) => Some((norm(Part::QNorm, head_dim)?, norm(Part::KNorm, head_dim)?)),
+            Some(QkNorm::Rows) => Some((norm(Part::QNorm, q_dim)?, norm(Part::KNorm, kv_dim)?)),
+            Some(QkNorm::Plain) => Some((vec![1.0; head_dim], vec![1.0; head_dim])),
+            None => None,
+            Some(_) => unreachable!("every norm of `QkNorm` is above"),
+        };
+        let sinks = match config.has_sinks {
+            true => Some(norm(Part::AttnSinks, config.n_heads)?),
             false => None,
         };
+        let input = ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes();
         Ok(Attention {
-            input: ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes(),
-            norm: self.loader.vector(&weight(Part::AttnNorm, i), dim)?,
+            input,
+            norm: self.pre_norm(Part::AttnNorm, i)?,
             qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
             q,
             k,
             v,
             qk_norm,
+            sinks,
             output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
             post_norm: self.post_norm(Part::AttnPostNorm, i)?,
         })
@@ -232,7 +245,7 @@ impl Packer<'_, '_> {
     fn ffn(&mut self, i: usize) -> Result<Ffn, ModelError> {
         let config = self.loader.config();
         let dim = config.dim;
-        let (matrices, input) = match config.experts {
+        let (matrices, input) = match config.experts_of(i) {
             Some(experts) => {
                 let experts = self.experts(i, dim, experts)?;
                 let mlps = experts.experts.iter().chain(&experts.shared).flat_map(Mlp::input_types);
@@ -246,8 +259,16 @@ impl Packer<'_, '_> {
                 (FeedForward::Dense(mlp), kinds)
             }
         };
-        let norm = self.loader.vector(&weight(Part::FfnNorm, i), dim)?;
+        let norm = self.pre_norm(names::ffn_norm(&config.architecture), i)?;
         Ok(Ffn { norm, matrices, post_norm: self.post_norm(Part::FfnPostNorm, i)?, input })
+    }
+
+    fn pre_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let config = self.loader.config();
+        match config.has_pre_norms {
+            true => self.loader.vector(&weight(part, i), config.dim).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn post_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
@@ -273,6 +294,7 @@ impl Packer<'_, '_> {
     fn experts(&mut self, i: usize, dim: usize, config: ExpertConfig) -> Result<Experts, ModelError> {
         let (n, ffn_dim) = (config.n_experts, config.ffn_dim);
         let router = self.matrix(&weight(Part::Router, i), &[n, dim], 0..n)?;
+        let router_bias = self.bias(Part::Router, i, n)?;
         // All experts in one tensor or, in older files, one tensor per expert.
         let is_merged = self.loader.has(Part::ExpertGates, i);
         let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
@@ -282,7 +304,8 @@ impl Packer<'_, '_> {
                 } else {
                     self.matrix(&format!("{}.{e}.weight", names::gguf(single, i)), &[rows, cols], 0..rows)
                 };
-                Ok(Linear { weight: weight?, bias: None })
+                let bias = if is_merged { self.expert_bias(merged, i, [n, rows], e)? } else { None };
+                Ok(Linear { weight: weight?, bias })
             };
             (0..n).map(expert).collect()
         };
@@ -293,6 +316,11 @@ impl Packer<'_, '_> {
             true => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
             false => (&[Part::Gate, Part::Up], Part::Down),
         };
+        let biases = [&gates, &ups, &downs].map(|all| all.first().is_some_and(|first| first.bias.is_some()));
+        if let Some(part) = biases.contains(&true).then(|| biases.iter().position(|has_bias| !has_bias)).flatten() {
+            let name = names::gguf([Part::ExpertGates, Part::ExpertUps, Part::ExpertDowns][part], i);
+            return Err(self.loader.find(&format!("{name}.bias")).expect_err("it has been looked for"));
+        }
         let experts = gates.into_iter().zip(ups).zip(downs);
         let experts = experts.map(|((gate, up), down)| Mlp { gate, up, down, input_parts, down_part }).collect();
         let shared = match config.shared_ffn_dim {
@@ -309,7 +337,7 @@ impl Packer<'_, '_> {
             true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
             false => None,
         };
-        Ok(Experts { router, is_merged, experts, shared, shared_router })
+        Ok(Experts { router, router_bias, is_merged, experts, shared, shared_router })
     }
 
     /// A matrix with its bias, if it has one.
@@ -363,6 +391,22 @@ impl Packer<'_, '_> {
             Some(_) => self.loader.vector(&name, len).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The bias of one expert, if the experts have biases. `shape` is that of the biases of all.
+    fn expert_bias(
+        &mut self,
+        part: Part,
+        layer: usize,
+        shape: [usize; 2],
+        expert: usize,
+    ) -> Result<Option<Vec<f32>>, ModelError> {
+        let name = format!("{}.bias", names::gguf(part, layer));
+        if self.loader.find(&name).is_err() {
+            return Ok(None);
+        }
+        let take = |ty, bytes: &[u8]| Ok(decode(&name, ty, bytes, shape[1])?);
+        self.loader.rows(&name, &shape, expert..expert + 1, take).map(Some)
     }
 
     /// Some rows of a tensor of this shape, interleaved for products.

@@ -132,6 +132,8 @@ pub fn quantize_file(
 }
 
 /// Quantizes the model of a Hugging Face folder to a new GGUF file at `out`, which appears only when it is complete.
+/// Matrices that are MXFP4 in the folder stay so, unless requantizing is allowed.
+///
 /// `about` is further metadata for the file, such as the vocabulary and the name.
 ///
 /// # Errors
@@ -210,6 +212,10 @@ fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'
             let is_short = matches!(to, TensorType::F16 | TensorType::BF16);
             if input.widens && is_short && !choices.quantizes(name, &tensor.shape) {
                 to = TensorType::F32;
+            }
+            // A folder with MXFP4 has it since its training, and other matrices that are to be quantized.
+            if input.widens && tensor.ty() == TensorType::MXFP4 && !options.allow_requantize {
+                to = TensorType::MXFP4;
             }
             let Some(n_bytes) = input::n_bytes(tensor, to) else {
                 let n_cols = tensor.shape.last().copied().unwrap_or(0);

@@ -9,6 +9,7 @@
 //! MistralCallId   [TOOL_CALLS]f[CALL_ID]..[ARGS]{..}
 //! MistralArgs     [TOOL_CALLS]f[ARGS]{..}
 //! Granite, Phi4   <|tool_call|>[{"name": "f", "arguments": {..}}, {..}]<|/tool_call|>
+//! Harmony         <|channel|>commentary to=functions.f <|constrain|>json<|message|>{..}
 //! Json            {"name": "f", "arguments": {..}}, or a list of them
 //! Generic         as Hermes
 //! ```
@@ -136,6 +137,14 @@ impl Writer<'_> {
                 };
                 format!("{} {id}{} {}", literal(name), self.mark("[ARGS]"), self.json(i, &schema)?)
             }
+            ToolStyle::Harmony => {
+                if !is_plain_name(name) {
+                    return Err(unwritable(name, self.style));
+                }
+                let (constrain, message) = (self.mark("<|constrain|>"), self.mark("<|message|>"));
+                let head = literal(&format!("functions.{name} "));
+                format!("{head} {constrain} {} {message} {}", literal("json"), self.json(i, &schema)?)
+            }
             ToolStyle::MistralList => {
                 let id = r#"(", \"id\": \"" /[a-zA-Z0-9]{9}/ "\"")?"#;
                 format!("{} {} {id} \"}}\"", object("arguments"), self.json(i, &schema)?)
@@ -178,6 +187,8 @@ impl Writer<'_> {
                 format!("{} {}", self.mark(mark), list())
             }
             ToolStyle::Phi4 => format!("{} {} {}", self.mark("<|tool_call|>"), list(), self.mark("<|/tool_call|>")),
+            // A message has one call, and ends the answer.
+            ToolStyle::Harmony => format!("{} {} call", self.mark("<|channel|>"), literal("commentary to=")),
             ToolStyle::Json if one => "call".to_owned(),
             ToolStyle::Json => format!("call | {}", list()),
         }

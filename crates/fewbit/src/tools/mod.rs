@@ -11,6 +11,7 @@
 //! scan.rs      one JSON value, character by character
 //! calls.rs     calls in JSON: objects, lists, wrappers
 //! named.rs     Mistral: name, id, arguments
+//! harmony.rs   gpt-oss: messages with headers
 //! python.rs    Llama: [f(a=1, b='x')]
 //! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
 //! reader.rs    parts to the pieces of a stream, and to the whole answer
@@ -57,6 +58,7 @@
 mod calls;
 #[cfg(feature = "constraints")]
 mod choice;
+mod harmony;
 mod history;
 mod named;
 mod out;
@@ -78,6 +80,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::error::{Error, ErrorKind};
+pub(crate) use harmony::MARKS as HARMONY_MARKS;
+#[cfg(feature = "constraints")]
+pub(crate) use harmony::final_header;
 pub(crate) use history::{answer_message, as_texts, calls_of, fitted, ordered_results};
 pub(crate) use parser::Setup;
 pub(crate) use reader::{Answer, Reader, reason};

@@ -30,6 +30,11 @@ impl Arguments {
         Self { scanner: Scanner::new(), text: String::new(), n_sent: 0 }
     }
 
+    /// Whether nothing has been read.
+    pub(super) fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
     /// Reads more text; returns the arguments when they are complete, and an error if they are not JSON.
     pub(super) fn feed(&mut self, input: &mut Input, out: &mut Out) -> Result<Option<Value>, String> {
         while let Some(c) = input.rest().chars().next() {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::calls::JsonCalls;
+use super::harmony::Harmony;
 use super::named::Named;
 pub(super) use super::out::{Input, Out, overlap};
 use super::python::Python;
@@ -69,13 +70,16 @@ pub(super) enum Outcome {
 }
 
 #[derive(Debug)]
-enum State {
+pub(super) enum State {
     Text,
+    /// All of an answer in messages with headers.
+    Harmony(Harmony),
     Reasoning {
         end: &'static str,
         start: &'static str,
         has_begun: bool,
     },
+    #[expect(private_interfaces, reason = "only this module has calls")]
     Call(Call),
     /// Text that began like a call continues as text, up to the end mark or the end of the line.
     Broken {
@@ -112,20 +116,25 @@ pub(crate) struct Parser {
     /// Start marks of reasoning that count anywhere, and those that count only at the beginning.
     anywhere: Vec<ReasoningStyle>,
     at_beginning: Vec<ReasoningStyle>,
-    input: Input,
-    state: State,
+    pub(super) input: Input,
+    pub(super) state: State,
     /// Whether there was only white space and reasoning so far.
     is_beginning: bool,
     /// White space that is held back, and whether it follows a call or reasoning.
-    space: String,
-    is_after: bool,
+    pub(super) space: String,
+    pub(super) is_after: bool,
     /// White space around calls and reasoning since the last text; `None` before the first.
     gap: Option<String>,
     /// Whether there was reasoning, and whether its block has ended.
-    has_reasoned: bool,
-    is_between: bool,
+    pub(super) has_reasoned: bool,
+    pub(super) is_between: bool,
     line: Line,
-    out: Out,
+    pub(super) out: Out,
+    /// Of an answer in messages: whether reasoning is told from text, whether there was text, and whether the next text
+    /// belongs to another message.
+    pub(super) reads_reasoning: bool,
+    pub(super) has_said: bool,
+    pub(super) needs_break: bool,
 }
 
 /// The position of the text in its line, and in a fenced block.
@@ -163,7 +172,10 @@ impl Parser {
             Some(ReasoningStyle::None) => (Vec::new(), Vec::new()),
             Some(style) => (vec![style], Vec::new()),
         };
+        let is_harmony = setup.style == ToolStyle::Harmony;
         let state = match setup.opened.and_then(ReasoningStyle::marks) {
+            Some(_) if is_harmony => State::Harmony(Harmony::Reasoning),
+            None if is_harmony => State::Harmony(Harmony::Header),
             Some((start, end)) => State::Reasoning { end, start, has_begun: false },
             None => State::Text,
         };
@@ -181,6 +193,9 @@ impl Parser {
             is_between: false,
             line: Line::default(),
             out: Out::new(setup),
+            reads_reasoning: setup.reasoning != Some(ReasoningStyle::None),
+            has_said: false,
+            needs_break: false,
         }
     }
 
@@ -199,6 +214,7 @@ impl Parser {
                 let rest = self.take_rest();
                 self.text(&rest);
             }
+            State::Harmony(state) => self.finish_harmony(state, reason),
             State::Reasoning { .. } => {
                 let rest = self.take_rest();
                 self.reasoning(&rest);
@@ -237,7 +253,11 @@ impl Parser {
 
     /// The mark that ends the current reasoning, if there is any.
     pub(crate) fn reasoning_end(&self) -> Option<&'static str> {
-        if let State::Reasoning { end, .. } = self.state { Some(end) } else { None }
+        match self.state {
+            State::Reasoning { end, .. } => Some(end),
+            State::Harmony(Harmony::Reasoning) => ReasoningStyle::Harmony.marks().map(|(_, end)| end),
+            _ => None,
+        }
     }
 
     /// The text that is held back because it may be the beginning of a mark.
@@ -280,6 +300,7 @@ impl Parser {
     fn step(&mut self) -> bool {
         match std::mem::replace(&mut self.state, State::Text) {
             State::Text => self.step_text(),
+            State::Harmony(state) => self.step_harmony(state),
             State::Reasoning { end, start, has_begun } => self.step_reasoning(end, start, has_begun),
             State::Call(call) => self.step_call(call),
             State::Broken { end, report } => self.step_broken(end, report),
@@ -287,7 +308,7 @@ impl Parser {
     }
 
     /// Emits text, except for the white space at its end.
-    fn text(&mut self, text: &str) {
+    pub(super) fn text(&mut self, text: &str) {
         self.line.push(text);
         let body = text.trim_end();
         if !body.is_empty() {
@@ -308,7 +329,7 @@ impl Parser {
         }
     }
 
-    fn reasoning(&mut self, text: &str) {
+    pub(super) fn reasoning(&mut self, text: &str) {
         let body = text.trim_end();
         if !body.is_empty() {
             let space = std::mem::take(&mut self.space);

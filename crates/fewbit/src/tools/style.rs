@@ -15,6 +15,7 @@ use fewbit_tokenizer::Tokenizer;
 /// | `MistralArgs` | `[TOOL_CALLS]f[ARGS]{..}` twice | Mistral v13, Devstral, Ministral 3 |
 /// | `Granite` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]` | Granite 3 |
 /// | `Phi4` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]<\|/tool_call\|>` | Phi-4-mini |
+/// | `Harmony` | `<\|channel\|>commentary to=functions.f <\|constrain\|>json<\|message\|>{..}<\|call\|>`, one call | gpt-oss |
 /// | `Json` | a list of objects, or one object, alone or in a fenced block | others |
 /// | `Generic` | any of these | where nothing is known |
 ///
@@ -41,6 +42,8 @@ pub enum ToolStyle {
     Granite,
     /// A list of objects between two marks.
     Phi4,
+    /// Messages whose headers name a channel and a recipient.
+    Harmony,
     /// JSON alone, or in a fenced block.
     Json,
     /// All known formats.
@@ -54,6 +57,7 @@ pub enum ToolStyle {
 /// | `Think` | `<think>..</think>` and the answer |
 /// | `MistralThink` | `[THINK]..[/THINK]` and the answer |
 /// | `SeedThink` | `<seed:think>..</seed:think>` and the answer |
+/// | `Harmony` | `<\|channel\|>analysis<\|message\|>..<\|end\|>` and the answer in a message of its own |
 /// | `None` | the answer; what looks like reasoning is text |
 ///
 /// The start mark may be at the end of the prompt already: many templates put it there.
@@ -66,13 +70,15 @@ pub enum ReasoningStyle {
     MistralThink,
     /// Seed-OSS.
     SeedThink,
+    /// gpt-oss.
+    Harmony,
     /// No reasoning.
     None,
 }
 
 impl ReasoningStyle {
     /// All styles that have marks.
-    pub(crate) const ALL: [Self; 3] = [Self::Think, Self::MistralThink, Self::SeedThink];
+    pub(crate) const ALL: [Self; 4] = [Self::Think, Self::MistralThink, Self::SeedThink, Self::Harmony];
 
     /// The marks before and after the reasoning.
     pub(crate) fn marks(self) -> Option<(&'static str, &'static str)> {
@@ -80,6 +86,7 @@ impl ReasoningStyle {
             Self::Think => Some(("<think>", "</think>")),
             Self::MistralThink => Some(("[THINK]", "[/THINK]")),
             Self::SeedThink => Some(("<seed:think>", "</seed:think>")),
+            Self::Harmony => Some(("<|channel|>analysis<|message|>", "<|end|>")),
             Self::None => None,
         }
     }
@@ -88,7 +95,8 @@ impl ReasoningStyle {
     pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Option<Self> {
         Self::ALL.into_iter().find(|style| {
             style.marks().is_some_and(|(start, end)| {
-                (template.contains(start) || template.contains(end))
+                // Many templates end their messages with harmony's end mark.
+                (template.contains(start) || (*style != Self::Harmony && template.contains(end)))
                     || (tokenizer.id_of(start).is_some() && tokenizer.id_of(end).is_some())
             })
         })
@@ -118,7 +126,7 @@ impl ToolStyle {
             Self::MistralList | Self::MistralCallId | Self::MistralArgs => &[MISTRAL],
             Self::Granite => &[PIPED, TOOL_CALL],
             Self::Phi4 => &[PIPED],
-            Self::Json => &[],
+            Self::Json | Self::Harmony => &[],
             Self::Generic => &[TOOL_CALL, FUNCTION, MISTRAL, PYTHON_TAG, PIPED],
         }
     }
@@ -140,7 +148,9 @@ impl ToolStyle {
     /// Detects the style of a model: from its template, or if that shows none, from its vocabulary.
     pub(crate) fn detect(template: &str, tokenizer: &Tokenizer) -> Self {
         let says = |text: &str| template.contains(text);
-        if says("<arg_key>") {
+        if says("<|channel|>") && says("<|message|>") {
+            Self::Harmony
+        } else if says("<arg_key>") {
             // GLM: `<tool_call>` with something else in it.
             Self::Generic
         } else if says("<function=") && says("<parameter=") {
@@ -168,6 +178,7 @@ impl ToolStyle {
         } else {
             let has = |text: &str| tokenizer.id_of(text).is_some();
             match () {
+                () if has("<|channel|>") && has("<|message|>") && has("<|constrain|>") => Self::Harmony,
                 () if has("[CALL_ID]") && has("[ARGS]") => Self::Generic,
                 () if has("[TOOL_CALLS]") => Self::MistralList,
                 () if has("<|/tool_call|>") => Self::Phi4,

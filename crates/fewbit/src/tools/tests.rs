@@ -108,6 +108,9 @@ fn call(style: ToolStyle, code: &str) -> String {
         ToolStyle::MistralArgs => format!("[TOOL_CALLS]run[ARGS]{json}"),
         ToolStyle::Granite => format!("<|tool_call|>[{{\"name\": \"run\", \"arguments\": {json}}}]"),
         ToolStyle::Phi4 => format!("<|tool_call|>[{{\"name\": \"run\", \"arguments\": {json}}}]<|/tool_call|>"),
+        ToolStyle::Harmony => {
+            format!("<|channel|>commentary to=functions.run <|constrain|>json<|message|>{json}<|call|>")
+        }
         ToolStyle::Json | ToolStyle::Generic => format!("```json\n{{\"name\": \"run\", \"arguments\": {json}}}\n```"),
     }
 }
@@ -142,6 +145,11 @@ fn two_calls(style: ToolStyle) -> &'static str {
         ToolStyle::Granite | ToolStyle::Json => {
             "[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
              {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]"
+        }
+        ToolStyle::Harmony => {
+            "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}<|call|>\
+             <|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>\
+             {\"city\": \"Rome\"}<|call|>"
         }
         ToolStyle::Phi4 => {
             "<|tool_call|>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
@@ -193,6 +201,95 @@ fn every_style_is_parsed_in_any_pieces_and_by_generic() {
     }
     assert_eq!(ids(&read(ToolStyle::MistralCallId, &call(ToolStyle::MistralCallId, "x"))), ["q1w2e3r4t"]);
     assert_eq!(ids(&read(ToolStyle::MistralList, &call(ToolStyle::MistralList, "x"))), ["abcdefghi"]);
+}
+
+/// gpt-oss: the forms of its model card and of its library's tests.
+#[test]
+fn messages_of_harmony_are_told_apart() {
+    let known = Setup { reasoning: Some(ReasoningStyle::Harmony), ..setup(ToolStyle::Harmony) };
+    let read = |answer: &str| read_with(&known, answer);
+    let got = read(
+        "<|channel|>analysis<|message|>They greet.\n<|end|><|start|>assistant<|channel|>final<|message|>Hello <|b|>!<|return|>",
+    );
+    assert_eq!((got.reasoning.as_str(), got.text.as_str()), ("They greet.", "Hello <|b|>!"));
+    let headers = [
+        "<|channel|>commentary to=functions.run <|constrain|>json<|message|>",
+        "<|channel|>commentary to=functions.run<|message|>",
+        " to=functions.run<|channel|>commentary json<|message|>",
+        "to=functions.run<|channel|>analysis code<|message|> ",
+    ];
+    for header in headers {
+        for end in ["<|call|>", ""] {
+            let call = format!("{header}{{\"code\": \"<|end|> x\"}}{end}");
+            let got = read(&call);
+            assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (1, "", 0), "{call}: {got:?}");
+            assert_eq!(got.calls[0].1, json!({ "code": "<|end|> x" }));
+            let thought = "<|channel|>analysis<|message|>I call `<|constrain|>` it.<|end|><|start|>assistant";
+            let said = "<|channel|>commentary<|message|>I look it up.<|end|><|start|>assistant";
+            let got = read(&format!("{thought}{said}{call}"));
+            assert_eq!((got.reasoning.as_str(), got.text.as_str()), ("I call `<|constrain|>` it.", "I look it up."));
+            assert_eq!((got.calls.len(), got.malformed.len()), (1, 0), "{got:?}");
+        }
+    }
+    // Two messages of text, reasoning in two parts, an answer without headers, and headers that are cut or are none.
+    for (answer, text, reasoning) in [
+        (
+            "<|channel|>commentary<|message|>One.<|end|><|start|>assistant<|channel|>final<|message|>Two.",
+            "One.\n\nTwo.",
+            "",
+        ),
+        (
+            "<|channel|>analysis<|message|>a<|end|><|channel|>analysis<|message|>b<|end|><|start|>assistant",
+            "",
+            "a\n\nb",
+        ),
+        ("{\"a\": 1}", "{\"a\": 1}", ""),
+        ("Hi <|end|>", "Hi", ""),
+        ("<|channel|>fin", "", ""),
+        ("<", "<", ""),
+    ] {
+        let got = read(answer);
+        assert_eq!((got.text.as_str(), got.reasoning.as_str(), got.calls.len()), (text, reasoning, 0), "{answer}");
+    }
+    let long = format!("<|{}", "x".repeat(3000));
+    assert_eq!(read(&long).text, long);
+    // The prompt ended inside the reasoning; and reasoning that is not to be told from text.
+    let opened = Setup { opened: Some(ReasoningStyle::Harmony), ..known.clone() };
+    let got = read_with(&opened, "Hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes.");
+    assert_eq!((got.reasoning.as_str(), got.text.as_str()), ("Hm.", "Yes."));
+    let plain = Setup { reasoning: Some(ReasoningStyle::None), ..known.clone() };
+    assert_eq!(read_with(&plain, "<|channel|>analysis<|message|>Hm.<|end|>").text, "Hm.");
+}
+
+#[test]
+fn bad_calls_of_harmony_are_text_and_reported() {
+    let known = Setup { reasoning: Some(ReasoningStyle::Harmony), ..setup(ToolStyle::Harmony) };
+    let head = "<|channel|>commentary to=functions.run <|constrain|>json<|message|>";
+    for (body, malformed) in
+        [("{\"code\": ", "{\"code\": "), ("{\"code\" 1}<|call|>", "{\"code\" "), ("no<|call|>", "")]
+    {
+        let got = read_with(&known, &format!("{head}{body}"));
+        assert_eq!((got.calls.len(), got.malformed.len()), (0, 1), "{got:?}");
+        assert_eq!(got.malformed[0], format!("{head}{malformed}").trim_end(), "{got:?}");
+    }
+    let got = read_with(&known, "<|channel|>commentary to=functions.fly<|message|>{}<|call|>");
+    assert_eq!((got.calls.len(), got.malformed.len()), (0, 1), "no such tool: {got:?}");
+    let none = Setup { tools: [].into(), ..known };
+    assert_eq!(read_with(&none, &format!("{head}{{}}<|call|>")).text, "{}", "without tools, nothing is a call");
+}
+
+/// What is written is read, and a template or a vocabulary of gpt-oss is recognised.
+#[test]
+fn harmony_calls_are_parsed_back() {
+    let known = Setup { reasoning: Some(ReasoningStyle::Harmony), ..setup(ToolStyle::Harmony) };
+    let call = json!({"function": {"name": "run", "arguments": {"code": "<|call|> \u{e9}", "days": -2}}});
+    let got = read_with(&known, &ToolStyle::Harmony.write(&[call.clone(), call.clone()]));
+    assert_eq!((got.calls.len(), got.text.as_str()), (2, ""));
+    assert!(got.calls.iter().all(|read| read.1 == call["function"]["arguments"]), "{got:?}");
+    let got = read_with(&known, two_calls(ToolStyle::Harmony));
+    assert_eq!(got.calls.iter().map(|call| &call.1["city"]).collect::<Vec<_>>(), ["Paris", "Rome"]);
+    let got = read_with(&known, &self::call(ToolStyle::Harmony, "x"));
+    assert_eq!(got.calls[0].1, json!({ "code": "x", "days": 2 }));
 }
 
 #[test]
@@ -281,7 +378,8 @@ fn calls_written_by_templates_are_parsed_back() {
     let mut n = 0;
     for template in templates.as_array().unwrap() {
         let name = &template["template"];
-        let style = STYLES.into_iter().find(|style| format!("{style:?}") == template["style"]).unwrap();
+        let styles = STYLES.into_iter().chain([ToolStyle::Harmony]);
+        let style = styles.into_iter().find(|style| format!("{style:?}") == template["style"]).unwrap();
         for row in template["rows"].as_array().unwrap() {
             let (said, text) = (row["said"].as_str().unwrap(), row["text"].as_str().unwrap());
             let wanted: Vec<_> = row["calls"].as_array().unwrap().iter().collect();
@@ -294,6 +392,10 @@ fn calls_written_by_templates_are_parsed_back() {
                 assert_eq!((got.text.trim(), got.malformed.len()), (said, 0), "{name}: {text:?}");
             };
             same(&read(style, text));
+            n += usize::from(style == ToolStyle::Harmony);
+            if style == ToolStyle::Harmony {
+                continue;
+            }
             if said.is_empty() || style != ToolStyle::Llama3Json {
                 same(&read(ToolStyle::Generic, text));
             }

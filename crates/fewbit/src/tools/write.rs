@@ -126,6 +126,13 @@ impl ToolStyle {
             Self::MistralArgs => all("", &|call| format!("[TOOL_CALLS]{}[ARGS]{}", call.name, spaced(&call.arguments))),
             Self::Granite => format!("<|tool_call|>{}", list()),
             Self::Phi4 => format!("<|tool_call|>{}<|/tool_call|>", list()),
+            Self::Harmony => all("<|start|>assistant", &|call| {
+                let arguments = spaced(&call.arguments);
+                format!(
+                    "<|channel|>commentary to=functions.{} <|constrain|>json<|message|>{arguments}<|call|>",
+                    call.name
+                )
+            }),
             Self::Json => match &calls[..] {
                 [one] => spaced(&one.object("arguments")),
                 _ => list(),

@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""Tiny random models of Hugging Face's library, with the float64 logits that it computes itself, and what llama.cpp's
+converter makes of each.
+
+Writes `transformers_models.json` (configuration and tensors of each folder; the keys, names and shapes of the GGUF
+file, with a hash of every tensor's bytes) and `transformers_models.f32` (logits at some positions, little-endian). It
+needs torch, transformers 5 and llama.cpp's source code:
+
+    python3 transformers_models.py LLAMA_CPP
+"""
+import json
+import os
+import struct
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+from reference import VOCAB, positions, values  # noqa: E402
+
+N_TOKENS = 80
+
+
+def models():
+    """Name, class, configuration, and whether the experts are stored as MXFP4. Sizes are uneven, and there are at least
+    two layers of each kind."""
+    yarn = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 128,
+    }
+    sizes = {
+        "vocab_size": VOCAB, "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "hidden_size": 96, "head_dim": 16, "num_hidden_layers": 4, "intermediate_size": 64, "pad_token_id": None,
+    }
+    gpt_oss = {
+        **sizes, "num_local_experts": 5, "num_experts_per_tok": 3, "sliding_window": 13,
+        "rope_parameters": {**yarn, "truncate": False},
+    }
+    llama4 = {
+        **sizes, "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size_mlp": 80, "num_hidden_layers": 8,
+        "attention_chunk_size": 21, "floor_scale": 11, "attn_scale": 0.3, "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+        },
+    }
+    without = lambda config, *keys: {key: value for key, value in config.items() if key not in keys}
+    dense = {**without(sizes, "head_dim"), "intermediate_size": 80}
+    hybrid = {**dense, "num_hidden_layers": 8, "sliding_window": 13}
+    theta = lambda theta, **more: {"rope_type": "default", "rope_theta": theta, **more}
+    return [
+        ("gpt-oss", "GptOss", gpt_oss, False),
+        ("gpt-oss, experts in MXFP4", "GptOss", {**gpt_oss, "num_key_value_heads": 3, "intermediate_size": 96}, True),
+        ("Llama 4 Scout", "Llama4", llama4, False),
+        ("Llama 4 Maverick", "Llama4", {
+            **llama4, "interleave_moe_layer_step": 2, "num_experts_per_tok": 1, "use_qk_norm": False,
+            "num_local_experts": 128, "hidden_size": 32, "intermediate_size": 8,
+            "rope_parameters": theta(1e4),
+        }, False),
+        ("OLMo 2", "Olmo2", {**dense, "rope_parameters": theta(5e5)}, False),
+        ("OLMo 3", "Olmo3", {**hybrid, "rope_parameters": {
+            "full_attention": {**yarn, "rope_theta": 5e5}, "sliding_attention": theta(5e5),
+        }}, False),
+        ("GLM-4", "Glm4", {**dense, "head_dim": 16, "rope_parameters": theta(1e4, partial_rotary_factor=0.5)}, False),
+        ("EXAONE 4, 32B", "Exaone4", {**hybrid, "rope_parameters": theta(1e6)}, False),
+        ("EXAONE 4, 1.2B", "Exaone4", {
+            **dense, "sliding_window": None, "layer_types": ["full_attention"] * 4, "tie_word_embeddings": True, "rope_parameters": llama4["rope_parameters"],
+        }, False),
+        ("Seed-OSS", "SeedOss", {**dense, "head_dim": 24, "rope_parameters": theta(1e7)}, False),
+    ]
+
+
+def scale_and_offset(name, shape):
+    """How the values of a tensor are spread."""
+    dim = shape[-2] if "experts." in name else shape[-1]
+    if "norm" in name:
+        return 0.4, 1.0
+    if name.endswith("sinks"):
+        return 2.0, 0.0
+    if name.endswith("bias"):
+        return 0.5, 0.0
+    # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
+    gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0}
+    gain = next((gain for part, gain in gain.items() if part in name), 1.0)
+    return gain * (3 / dim) ** 0.5, 0.0
+
+
+def unit_bytes(name, shape, scale, offset):
+    """Bytes: `floor(128 scale (u + 1)) + offset`, where `u` is a value between -1 and 1."""
+    unit = values(name, shape, 1.0, 0.0).astype(np.float64)
+    return (np.floor((unit + 1) * 128 * scale) + offset).astype(np.uint8)
+
+
+def packed(name, shape):
+    """The tensors of an expert tensor as MXFP4 (name, shape, scale, offset), whose last two dimensions are turned."""
+    n, rows, cols = shape[0], shape[2], shape[1]
+    return [
+        [f"{name}_blocks", [n, rows, cols // 32, 16], 1.0, 0],
+        [f"{name}_scales", [n, rows, cols // 32], 4 / 256, 121],
+    ]
+
+
+def folder(name, class_name, config, is_packed):
+    """The model, its tensors as the tests make them, and the arrays."""
+    model_class = getattr(transformers, class_name + "ForCausalLM")
+    config_class = model_class.config_class
+    torch.manual_seed(0)
+    config = config_class(**config)
+    config._attn_implementation = config._experts_implementation = "eager"
+    model = model_class(config).double().eval()
+    specs, arrays = [], {}
+    state = model.state_dict()
+    for key, parameter in state.items():
+        shape = list(parameter.shape)
+        if key == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if is_packed and key.endswith("_proj") and "experts" in key:
+            parts = packed(key, shape)
+            for part in parts:
+                specs.append([part[0], "U8", *part[1:]])
+                arrays[part[0]] = unit_bytes(*part)
+            from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+            blocks, scales = (torch.from_numpy(arrays[part[0]].copy()) for part in parts)
+            # Twice the numbers of the format and half the exponent are exact in any type.
+            whole = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            assert list(whole.shape) == shape, (whole.shape, shape)
+            parameter.copy_(whole.double())
+            continue
+        scale, offset = scale_and_offset(key, shape)
+        arrays[key] = values(key, shape, scale, offset)
+        specs.append([key, "F32", shape, scale, offset])
+        parameter.copy_(torch.from_numpy(arrays[key]).double())
+    return model, specs, arrays
+
+
+def check_names(model, arrays, is_packed):
+    """Hugging Face's library writes these names, shapes and values."""
+    if is_packed:
+        return
+    with tempfile.TemporaryDirectory() as to:
+        model.float().save_pretrained(to)
+        written = load_file(os.path.join(to, "model.safetensors"))
+        assert set(written) == set(arrays), set(written) ^ set(arrays)
+        for name, array in arrays.items():
+            assert np.array_equal(written[name], array), name
+    model.double()
+
+
+class InDouble:
+    """Lets code that asks for float32 on the way have float64."""
+
+    def __enter__(self):
+        self.float, self.to, self.softmax = torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax
+        up = lambda x: torch.float64 if x is torch.float32 else x
+        to, softmax = self.to, self.softmax
+        torch.Tensor.float = lambda tensor: tensor.double()
+        torch.Tensor.to = lambda tensor, *args, **more: to(
+            tensor, *map(up, args), **{key: up(value) for key, value in more.items()}
+        )
+        torch.nn.functional.softmax = lambda x, *args, dtype=None, **more: softmax(x, *args, dtype=up(dtype), **more)
+
+    def __exit__(self, *_):
+        torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax = self.float, self.to, self.softmax
+
+
+def logits(model, tokens):
+    with torch.no_grad(), InDouble():
+        out = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+    assert out.dtype == torch.float64
+    return out.numpy()
+
+
+def fnv(data):
+    h = 0xCBF29CE484222325
+    for byte in data:
+        h = ((h ^ byte) * 0x100000001B3) & ((1 << 64) - 1)
+    return f"{h:016x}"
+
+
+def converted(llama_cpp, config, arrays):
+    """The keys and tensors of the GGUF file that llama.cpp's converter makes."""
+    sys.path.insert(0, str(llama_cpp / "gguf-py"))
+    sys.path.insert(0, str(llama_cpp))
+    import gguf
+    from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
+
+    with tempfile.TemporaryDirectory() as to:
+        to = Path(to)
+        (to / "config.json").write_text(json.dumps(config))
+        save_file(arrays, to / "model.safetensors", metadata={"format": "pt"})
+        hparams = ModelBase.load_hparams(to, False)
+        model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+        without_vocabulary = type(model_class.__name__, (model_class,), {
+            "model_arch": model_class.model_arch,
+            "set_vocab": lambda self: self.gguf_writer.add_tokenizer_model("none"),
+        })
+        out = to / "out.gguf"
+        with torch.inference_mode():
+            without_vocabulary(to, gguf.LlamaFileType.ALL_F32, out, eager=True).write()
+        reader = gguf.GGUFReader(out)
+        metadata = {}
+        for key, field in reader.fields.items():
+            is_about = key.startswith("general.") and key != "general.architecture"
+            if key.startswith(("GGUF.", "tokenizer.")) or is_about:
+                continue
+            kinds = [kind.name.lower() for kind in field.types]
+            metadata[key] = ["+".join(kinds), field.contents()]
+        tensors = []
+        for tensor in reader.tensors:
+            shape = [int(n) for n in reversed(tensor.shape)]
+            tensors.append([tensor.name, tensor.tensor_type.name, shape, fnv(tensor.data.tobytes())])
+        return {"metadata": metadata, "tensors": sorted(tensors)}
+
+
+def main():
+    llama_cpp = Path(sys.argv[1])
+    tokens = [(i * i * 7 + i * 13 + i // 3) % VOCAB for i in range(N_TOKENS)]
+    rows = positions(N_TOKENS)
+    out, all_logits = [], b""
+    for name, class_name, config, is_packed in models():
+        model, specs, arrays = folder(name, class_name, config, is_packed)
+        check_names(model, arrays, is_packed)
+        got = logits(model, tokens)
+        print(f"{name}: logits up to {np.abs(got).max():.1f}")
+        all_logits += got[rows].astype("<f4").tobytes()
+        config = model.config.to_diff_dict()
+        config["architectures"] = [type(model).__name__]
+        config.pop("dtype", None)
+        if is_packed:
+            config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+        gguf = converted(llama_cpp, config, arrays)
+        if class_name == "Llama4":
+            # llama.cpp has these as constants, which a text would have to be long for; fewbit reads these keys.
+            own = {
+                "attention.sliding_window": ["uint32", config["attention_chunk_size"]],
+                "attention.temperature_scale": ["float32", config["attn_scale"]],
+                "attention.temperature_length": ["uint32", config["floor_scale"]],
+            }
+            gguf["metadata"].update({f"llama4.{key}": value for key, value in own.items()})
+        out.append(json.dumps({"name": name, "config": config, "tensors": specs, "gguf": gguf}))
+    head = f'"tokens": {json.dumps(tokens)},\n"positions": {json.dumps(rows)},\n"models": [\n'
+    with open(os.path.join(HERE, "transformers_models.json"), "w") as file:
+        file.write("{" + head + ",\n".join(out) + "\n]}\n")
+    with open(os.path.join(HERE, "transformers_models.f32"), "wb") as file:
+        file.write(all_logits)
+
+
+if __name__ == "__main__":
+    main()
