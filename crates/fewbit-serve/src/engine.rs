@@ -145,7 +145,7 @@ impl Models for EngineBackend {
         let of_model = |(model_id, model): (String, Model)| {
             let m = model.metrics();
             let ends = m.outcomes;
-            let rows: [(&'static str, &'static str, SampleKind, f64); 20] = [
+            let rows: [(&'static str, &'static str, SampleKind, f64); 22] = [
                 ("requests_running", "Requests that are being computed.", Gauge, m.running as f64),
                 ("requests_waiting", "Requests in the queue.", Gauge, m.waiting as f64),
                 ("requests_complete_total", "Requests that ended by themselves.", Counter, ends.stop as f64),
@@ -186,6 +186,8 @@ impl Models for EngineBackend {
                     m.prefix_pages as f64 * m.kv_page_bytes as f64,
                 ),
                 ("weight_bytes", "Bytes of the weights.", Gauge, m.weight_bytes as f64),
+                ("gpu_weight_bytes", "Bytes of the weights on GPUs.", Gauge, m.gpu_weight_bytes as f64),
+                ("devices_lost_total", "Times that a GPU was lost.", Counter, m.devices_lost as f64),
             ];
             rows.map(|(name, help, kind, value)| Sample { name, help, kind, model: model_id.clone(), value })
         };

@@ -20,7 +20,7 @@
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
-use super::weights::{Experts, FeedForward, Layer, Linear, Mlp};
+use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
 use crate::segment::Step;
@@ -132,19 +132,19 @@ impl CpuSegment {
         let n = x.len() / self.config.dim;
         s.resize(n, &self.config);
         let mut batch = Batch { step, x };
-        for layer in self.layers.clone() {
-            self.attention(layer, &mut batch, s);
-            self.feed_forward(layer, &mut batch, s);
+        for (layer, weights) in self.layers.clone().zip(&self.weights) {
+            if let Some(attention) = &weights.attention {
+                self.attention(layer, attention, &mut batch, s);
+            }
+            if let Some(ffn) = &weights.ffn {
+                self.feed_forward(layer, ffn, &mut batch, s);
+            }
         }
     }
 
-    fn weights(&self, layer: usize) -> &Layer {
-        &self.weights[layer - self.layers.start]
-    }
-
-    fn attention(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        let (c, e, w) = (&self.config, &self.shared.cpu, self.weights(index));
-        e.rms_norm(b.x, &w.attn_norm, c.rms_norm_eps, w.qkv_input, &mut s.input);
+    fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        e.rms_norm(b.x, &w.norm, c.rms_norm_eps, w.input, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
         let parts = &mut [
             (&w.q.weight, &mut s.q[..], Planes::First),
@@ -174,17 +174,17 @@ impl CpuSegment {
         let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
         let step = LayerStep { layout: &self.layout, layer, shape, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
-        let kinds = ActivationKinds::of([w.attn_output.weight.ty()]);
-        e.activate(&s.attention, w.attn_output.weight.n_cols(), kinds, &mut s.input);
+        let kinds = ActivationKinds::of([w.output.weight.ty()]);
+        e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);
-        self.add_product(index, LoraTarget::AttnOutput, &w.attn_output, w.attn_post_norm.as_deref(), b, s);
+        self.add_product(index, LoraTarget::AttnOutput, &w.output, w.post_norm.as_deref(), b, s);
     }
 
-    fn feed_forward(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        let (c, e, w) = (&self.config, &self.shared.cpu, self.weights(index));
-        e.rms_norm(b.x, &w.ffn_norm, c.rms_norm_eps, w.ffn_input, &mut s.input);
-        let post_norm = w.ffn_post_norm.as_deref();
-        match &w.ffn {
+    fn feed_forward(&self, index: usize, w: &Ffn, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        e.rms_norm(b.x, &w.norm, c.rms_norm_eps, w.input, &mut s.input);
+        let post_norm = w.post_norm.as_deref();
+        match &w.matrices {
             FeedForward::Dense(mlp) => {
                 self.hidden(index, mlp, b, s);
                 self.add_product(index, LoraTarget::Down, &mlp.down, post_norm, b, s);
