@@ -4,6 +4,7 @@
 //! get.
 
 use fewbit::bench::{Bench, BenchTest, Target};
+use fewbit::expert::DeviceOptions;
 use fewbit::expert::engine::LoadOptions;
 use fewbit::random::{RandomWeights, Shape};
 
@@ -12,7 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shape = Shape::named(&args.next().unwrap_or_else(|| "smollm2-135m".to_owned()))?;
     let weights = RandomWeights::new(shape, &args.next().unwrap_or_else(|| "Q4_K_M".to_owned()))?;
 
-    let target = Target::random(&weights, &LoadOptions::new())?;
+    let target = Target::random(&weights, &LoadOptions::new(), &DeviceOptions::new())?;
     let report = Bench::new().prompt([64]).n_gen([16]).batch([1, 2, 4]).repetitions(1).run(&target)?;
     println!("{}: {} MB of weights, {}", shape.name, report.weight_bytes / 1_000_000, report.isa);
     for result in &report.results {

@@ -354,10 +354,11 @@ mod gpu {
     use std::sync::Arc;
 
     use fewbit::expert::engine::{DeviceError, Placement};
+    use fewbit::{DeviceName, ErrorKind, Inspection, Model, ModelBuilder, ModelPart, devices, expert};
     use fewbit_gpu::wgpu::{Arithmetic, Backend, WgpuDevice};
 
     use super::{TEXT, adapter, assert_moved};
-    use crate::{load, stories};
+    use crate::{STORIES, load, stories};
 
     /// The first adapter, opened anew; `None`, in a line that the test harness does not hide, if there is none.
     fn device(arithmetic: Arithmetic) -> Option<Arc<WgpuDevice>> {
@@ -403,5 +404,94 @@ mod gpu {
             assert_eq!(got, want, "{arithmetic:?}");
             assert_moved(&model);
         }
+    }
+
+    /// The stories model on the first adapter, which may be one that computes on the CPU.
+    fn builder() -> ModelBuilder {
+        let name = if cfg!(target_vendor = "apple") { DeviceName::Metal(Some(0)) } else { DeviceName::Vulkan(Some(0)) };
+        Model::builder().threads(1).device(name)
+    }
+
+    fn tokens(model: &Model) -> Vec<u32> {
+        model.generate(TEXT).temperature(0.0).max_tokens(12).ignore_eos(true).run().unwrap().tokens
+    }
+
+    #[test]
+    fn as_many_layers_as_fit_are_on_the_gpu() {
+        if device(Arithmetic::Native).is_none() {
+            return;
+        }
+        let inspection = builder().inspect(STORIES).unwrap();
+        let needed = |model: &Inspection| {
+            let [device] = &model.devices(Some(512)).unwrap()[..] else { panic!("one device") };
+            (device.needed_bytes, device.parts.clone())
+        };
+        let (all, parts) = needed(&inspection);
+        assert_eq!(parts, [ModelPart::Layers(0..5), ModelPart::Head]);
+        assert!(devices().iter().any(|device| device.name.contains(":0") && device.memory.total_bytes > Some(all)));
+
+        // Less by a bit: the first layer stays on the CPU.
+        let (less, parts) = needed(&builder().gpu_memory(all - 1).inspect(STORIES).unwrap());
+        assert_eq!(parts, [ModelPart::Layers(1..5), ModelPart::Head]);
+        assert!(less < all);
+        let model = builder().gpu_memory(all - 1).load(STORIES).unwrap();
+        let gpu: Vec<_> = model.placement().into_iter().filter(|part| !part.is_host).map(|part| part.part).collect();
+        assert_eq!(gpu, [ModelPart::Layers(1..5), ModelPart::Head]);
+        assert_eq!(tokens(&model), tokens(stories()));
+        // What was estimated is enough: also for a prompt that fills the context.
+        model.generate([TEXT; 16].join(" ")).max_tokens(2).run().unwrap();
+        let [used] = &expert::decoder(&model).devices()[..] else { panic!("one device") };
+        assert_eq!(
+            used.weight_bytes,
+            model.placement().iter().filter(|p| !p.is_host).map(|p| p.weight_bytes).sum::<u64>()
+        );
+        assert!(used.memory.free_bytes.unwrap() < less - used.weight_bytes, "{used:?} of {less}");
+    }
+
+    #[test]
+    fn layers_that_do_not_fit_are_refused_with_figures() {
+        if device(Arithmetic::Native).is_none() {
+            return;
+        }
+        let refused = |builder: ModelBuilder| {
+            let error = builder.load(STORIES).unwrap_err();
+            let ErrorKind::Device { device } = error.kind() else { panic!("{error:?}") };
+            assert!(device.contains(":0"), "{error:?}");
+            match error.cause::<DeviceError>() {
+                Some(&DeviceError::DoesNotFit { needed_bytes, free_bytes, fitting_layers }) => {
+                    (needed_bytes, free_bytes, fitting_layers, format!("{error:#}"))
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let (needed, free, fitting, text) = refused(builder().gpu_layers(5).gpu_memory(3 << 20));
+        assert!(needed > free && free == 3 << 20 && (1..5).contains(&fitting), "{needed} {free} {fitting}");
+        assert!(text.contains("3 MiB of its memory are free") && text.contains("--gpu-layers"), "{text}");
+        // So many do fit.
+        let model = builder().gpu_layers(fitting).gpu_memory(3 << 20).load(STORIES).unwrap();
+        assert_eq!(tokens(&model), tokens(stories()));
+        // Not even one: that was asked for by name, so the CPU is not taken in its place.
+        let (.., fitting, text) = refused(builder().gpu_memory(1 << 20));
+        assert_eq!(fitting, 0);
+        assert!(text.contains("not even one layer"), "{text}");
+    }
+
+    #[test]
+    fn gpu_without_memory_for_more_keys_and_values_computes_fewer_requests_at_once() {
+        let Some(device) = device(Arithmetic::Native) else { return };
+        drop(device);
+        let needed = builder().inspect(STORIES).unwrap().devices(Some(512)).unwrap()[0].needed_bytes;
+        // As much as a few pages need, of the many that the CPU would have room for.
+        let model = builder().gpu_memory(needed).kv_memory(1 << 30).prefix_memory(0).load(STORIES).unwrap();
+        let text = [TEXT; 8].join(" ");
+        let run = |model: &Model, i: usize| {
+            let text = format!("{i} {text}");
+            model.generate(text).temperature(0.0).max_tokens(3).ignore_eos(true).run().unwrap().tokens
+        };
+        let got = crate::together(12, |i| run(&model, i));
+        let want: Vec<_> = (0..12).map(|i| run(stories(), i)).collect();
+        assert!(got == want);
+        let metrics = model.metrics();
+        assert!(metrics.kv_pages_limit < 12 && metrics.outcomes.failed == 0, "{metrics:?}");
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use fewbit::bench::{Bench, BenchError, BenchTest, Serving, Target};
 use fewbit::evaluate::{Compare, PerplexityOptions};
+use fewbit::expert::DeviceOptions;
 use fewbit::expert::engine::LoadOptions;
 use fewbit::quantize::Recipe;
 use fewbit::random::{RandomWeights, Shape};
@@ -122,7 +123,11 @@ fn models_and_random_weights_are_benchmarked() {
     let weights = RandomWeights::new(shape, "Q4_K_M").unwrap();
     let mut options = LoadOptions::new();
     options.threads = Some(1);
-    let report = Bench::new().prompt([4]).n_gen([0]).repetitions(1).run(&Target::random(&weights, &options).unwrap());
+    let report = Bench::new()
+        .prompt([4])
+        .n_gen([0])
+        .repetitions(1)
+        .run(&Target::random(&weights, &options, &DeviceOptions::new()).unwrap());
     let report = report.unwrap();
     assert!(matches!(report.results[..], [result] if matches!(result.test, BenchTest::Prefill { prompt: 4, .. })));
     assert!(report.load.as_secs_f64() > 0.0 && report.weight_bytes > 1_000_000);

@@ -1,14 +1,16 @@
-//! Official clients against `fewbit serve`, each in its own environment under `target/`.
+//! Official clients against `fewbit serve`, each in its own environment under `target/`: those for Python and Node, and the
+//! crate async-openai.
 //!
 //! The server is the program as built, with SmolLM2, a store and two keys; the tests of a client get its address and the
-//! keys in `FEWBIT_URL`, `FEWBIT_KEY` and `FEWBIT_ADMIN_KEY`. It also has the model under a second name, loaded on demand.
+//! keys in `FEWBIT_URL`, `FEWBIT_KEY` and `FEWBIT_ADMIN_KEY`. It also has the model under a second name, loaded on demand,
+//! and a route to a server of scripted answers with reasoning.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::shell;
 
@@ -65,26 +67,58 @@ impl Server {
     }
 }
 
+/// A server of scripted answers with reasoning, for the route `thinker`. It ends with this value.
+struct Thinker {
+    child: Child,
+    url: String,
+}
+
+impl Thinker {
+    fn start(python: &Path) -> Result<Self> {
+        let script = shell::root().join(FOLDER).join("thinking_server.py");
+        let mut command = Command::new(python);
+        command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().with_context(|| python.display().to_string())?;
+        let stdout = child.stdout.take();
+        let mut thinker = Self { child, url: String::new() };
+        BufReader::new(stdout.context("no stdout")?).read_line(&mut thinker.url)?;
+        thinker.url.truncate(thinker.url.trim_end().len());
+        Ok(thinker)
+    }
+}
+
+impl Drop for Thinker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Builds the program. Returns its path.
 pub(crate) fn program() -> Result<PathBuf> {
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli"])?;
     Ok(shell::target().join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION))
 }
 
-/// Creates the environments, starts the server, and runs every `*_client.py` and `*_client.mjs`.
+/// Creates the environments, starts the server, and runs every `*_client.py` and `*_client.mjs`, and the client in Rust.
 pub(crate) fn run() -> Result<()> {
     let python = environment()?;
     let node = node_environment(FOLDER, "clients-node")?;
+    let rust = rust_client()?;
     let folder = shell::target().join("clients");
     let (config, store) = (folder.join("fewbit.toml"), folder.join("store"));
     if store.exists() {
         fs::remove_dir_all(&store)?;
     }
+    let thinker = Thinker::start(&python)?;
     fs::write(
         &config,
         format!(
             "store = \"store\"\n[[models]]\nmodel = \"{MODEL}\"\n[[models]]\nmodel = \"{MODEL}\"\n\
-             name = \"{ON_DEMAND}\"\nload = \"on_demand\"\nunload_after_s = 60\nkv_memory = \"512 MiB\"\n"
+             name = \"{ON_DEMAND}\"\nload = \"on_demand\"\nunload_after_s = 60\nkv_memory = \"512 MiB\"\n\
+             [[upstreams]]\nname = \"scripts\"\nurl = \"{}\"\n\
+             [[routes]]\nname = \"thinker\"\nto = [{{ upstream = \"scripts\", model = \"thinker\" }}]\n",
+            thinker.url
         ),
     )?;
     let program = program()?;
@@ -102,19 +136,30 @@ pub(crate) fn run() -> Result<()> {
         .filter(|path| ["_client.py", "_client.mjs"].iter().any(|end| path.to_string_lossy().ends_with(end)))
         .collect();
     scripts.sort();
-    for script in scripts {
+    let scripts = scripts.iter().map(|script| {
         let is_python = script.extension().is_some_and(|extension| extension == "py");
-        let program = if is_python { python.clone() } else { PathBuf::from("node") };
-        eprintln!("$ {} {}", if is_python { "python" } else { "node" }, script.display());
-        let mut test = Command::new(program);
-        test.arg(&script).env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
+        let mut test = Command::new(if is_python { python.as_path() } else { Path::new("node") });
+        test.arg(script);
+        test
+    });
+    for mut test in scripts.chain([Command::new(&rust)]) {
+        test.env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
         test.env("FEWBIT_NODE_FOLDER", &node);
-        let status = test.status()?;
-        if !status.success() {
-            bail!("{} failed: {status}", script.display());
-        }
+        shell::run_command(test)?;
     }
     Ok(())
+}
+
+/// Builds the client in Rust, which is a package of its own. Returns its path.
+fn rust_client() -> Result<PathBuf> {
+    let manifest = format!("{FOLDER}/rust/Cargo.toml");
+    let target = shell::target().join("clients-rust");
+    let folder = target.to_string_lossy();
+    shell::run(
+        &shell::cargo(),
+        &["build", "--locked", "--quiet", "--manifest-path", &manifest, "--target-dir", &folder],
+    )?;
+    Ok(target.join("debug/fewbit-client-tests").with_extension(std::env::consts::EXE_EXTENSION))
 }
 
 /// A virtual environment with the packages that the tests require. It is created once, and again if these change.

@@ -12,6 +12,7 @@ mod examples;
 mod features;
 mod fuzz;
 mod gpu;
+mod gpu_check;
 mod openapi;
 mod page;
 mod pictures;
@@ -57,6 +58,8 @@ enum Task {
     Features,
     /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
     Gpu,
+    /// Prepare what only a real GPU can show, as a folder that runs without a toolchain, and run it
+    GpuCheck(gpu_check::Options),
     /// Test `fewbit serve` with requests made from OpenAPI documents: its own, OpenAI's, Anthropic's
     Openapi {
         /// 2,000 requests and more
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Task::Examples => examples::run(),
         Task::Features => features::run(),
         Task::Gpu => gpu::run(),
+        Task::GpuCheck(options) => gpu_check::run(&options),
         Task::Openapi { full } => openapi::run(full),
         Task::Page => page::run(),
         Task::PublicApi { write } => public_api::run(write),

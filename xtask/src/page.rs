@@ -19,6 +19,7 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 
 const CONFIG: &str = r#"
 store = "store"
+prompts = "prompts"
 
 [[models]]
 model = "smollm2-135m-instruct"
@@ -54,6 +55,7 @@ pub(crate) fn run() -> Result<()> {
     let program = program()?;
     let admin = key(&program, &config, &["admin", "--endpoint", "/admin", "--endpoint", "/"])?;
     let user = key(&program, &config, &["user", "--tool", "notes__write"])?;
+    make_prompts(&program, &folder, &config)?;
     let server = Server::start(&["--config", &config])?;
     let mut test = Command::new("node");
     test.args(["--test", "--test-concurrency=1", &format!("{FOLDER}/page_test.mjs")]);
@@ -61,6 +63,25 @@ pub(crate) fn run() -> Result<()> {
     test.env("FEWBIT_NODE_FOLDER", node).env("FEWBIT_CHROMIUM", CHROMIUM).env("FEWBIT_SCREENSHOTS", folder);
     test.env("FEWBIT_NOTES", notes);
     shell::run_command(test)
+}
+
+/// Writes two versions of a prompt, and promotes the first; some requests get the other.
+fn make_prompts(program: &Path, folder: &Path, config: &str) -> Result<()> {
+    let prompt = folder.join("prompts/story");
+    fs::create_dir_all(&prompt)?;
+    for (version, words) in [(1, "Be brief."), (2, "Be brief, and kind.")] {
+        let text = format!(
+            "description = \"Tells stories.\"\n[variables.animal]\n[variables.tone]\ndefault = \"friendly\"\n\
+             [[messages]]\nrole = \"system\"\ncontent = \"\"\"You tell stories.\n{words}\"\"\"\n\
+             [[messages]]\nrole = \"user\"\ncontent = \"A {{{{ tone }}}} story about a {{{{ animal }}}}.\"\n"
+        );
+        fs::write(prompt.join(format!("{version}.toml")), text)?;
+    }
+    for args in [&["promote", "story@1"][..], &["canary", "story@2", "--percent", "25"]] {
+        let program = program.to_string_lossy();
+        shell::run(&program, &[&["prompts", "--config", config], args].concat())?;
+    }
+    Ok(())
 }
 
 /// Creates a key.

@@ -55,7 +55,7 @@ pub struct Cancelled {
     pub cancelled: bool,
 }
 
-/// What a key used on one day of one model.
+/// What a key used on one day of one model, with one prompt, for one feature.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct UsageRow {
@@ -65,8 +65,14 @@ pub struct UsageRow {
     pub key: String,
     /// The model or route.
     pub model: String,
+    /// The version of the prompt that was named, such as `support@3`; null without one.
+    pub prompt: Option<String>,
+    /// The feature that the client named; null without one.
+    pub feature: Option<String>,
     /// Answers that were begun, including those that failed or were cancelled.
     pub answers: u64,
+    /// How many of them failed.
+    pub failed: u64,
     /// Requests that ended before an answer was begun.
     pub refused: u64,
     /// Tokens of prompts.
@@ -77,6 +83,8 @@ pub struct UsageRow {
     pub completion_tokens: u64,
     /// Cost, in the currency of the prices.
     pub cost: f64,
+    /// The durations of all answers together, in milliseconds.
+    pub elapsed_ms: u64,
 }
 
 /// The state of the audit log.
@@ -154,4 +162,97 @@ pub struct Decided {
     pub id: String,
     /// What was decided.
     pub decision: Verdict,
+}
+
+/// A prompt of the server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptInfo {
+    /// Its name.
+    pub name: String,
+    /// The version that requests get that name none.
+    pub promoted: Option<u32>,
+    /// Another version that some of these requests get.
+    pub canary: Option<CanaryInfo>,
+    /// Why requests that name no version get none, although one is promoted.
+    pub problem: Option<String>,
+    /// Its versions, in ascending order.
+    pub versions: Vec<PromptVersionInfo>,
+}
+
+/// A version that some requests get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct CanaryInfo {
+    /// The version.
+    pub version: u32,
+    /// How many of a hundred requests get it.
+    pub percent: u8,
+    /// Whether each key always gets the same version.
+    pub by_key: bool,
+}
+
+/// A version of a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptVersionInfo {
+    /// Its name in requests, such as `support@3`.
+    pub id: String,
+    /// The version.
+    pub version: u32,
+    /// The hash of its files.
+    pub sha256: String,
+    /// What it is for.
+    pub description: String,
+    /// Its variables, by name.
+    pub variables: Vec<PromptVariable>,
+    /// Its messages.
+    pub messages: Vec<PromptMessage>,
+}
+
+/// A variable of a prompt.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptVariable {
+    /// Its name.
+    pub name: String,
+    /// `text`, `number`, `boolean`, or `json` for any value.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// What it is for.
+    pub description: String,
+    /// Its value in requests that give none; null if every request must give one.
+    pub default: Option<Value>,
+}
+
+/// A message of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptMessage {
+    /// Who says it: `system`, `user` or `assistant`.
+    pub role: &'static str,
+    /// Its template.
+    pub content: String,
+}
+
+/// How a version of a prompt differs from another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct PromptDifference {
+    /// The one version, such as `support@3`.
+    pub from: String,
+    /// The other one.
+    pub to: String,
+    /// The lines of both: variables, then messages.
+    pub lines: Vec<DifferenceLine>,
+}
+
+/// A line of one or both of two texts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub struct DifferenceLine {
+    /// A space for a line of both, `-` for one of the first text, `+` for one of the second.
+    pub change: &'static str,
+    /// The line.
+    pub line: String,
 }

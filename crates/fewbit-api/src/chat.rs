@@ -43,6 +43,8 @@ pub struct ChatRequest {
     pub parallel_tool_calls: Option<bool>,
     /// The deprecated predecessor of `tools`. Not supported.
     pub functions: Option<Value>,
+    /// Data of the client. `feature` in it names what the request is for, to sum up usage by.
+    pub metadata: Option<Map<String, Value>>,
     /// Variables of the model's chat template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
 }

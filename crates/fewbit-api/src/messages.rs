@@ -52,6 +52,8 @@ pub struct MessagesRequest {
     pub output_config: Option<OutputConfig>,
     /// An older name for [`OutputConfig::format`].
     pub output_format: Option<OutputFormat>,
+    /// Data of the client. `feature` in it names what the request is for, to sum up usage by.
+    pub metadata: Option<Map<String, Value>>,
     /// The seed of the random numbers: the same seed gives the same answer. Not part of Anthropic's interface.
     pub seed: Option<i64>,
 }
@@ -379,8 +381,12 @@ pub struct MessagesResponse {
     pub stop_reason: Option<&'static str>,
     /// The stop sequence that ended it, if one did.
     pub stop_sequence: Option<String>,
+    /// Always null: no answer is refused by a classifier here.
+    pub stop_details: (),
     /// The tokens that it took.
     pub usage: MessagesUsage,
+    /// Always null: no code is run here.
+    pub container: (),
 }
 
 /// A block of an answer.
@@ -393,6 +399,8 @@ pub enum AnswerBlock {
     Text {
         /// The text.
         text: String,
+        /// Always null: models here do not cite.
+        citations: (),
     },
     /// The model's reasoning.
     Thinking {
@@ -409,7 +417,20 @@ pub enum AnswerBlock {
         name: String,
         /// The arguments.
         input: Value,
+        /// Who makes the call.
+        caller: CallBy,
     },
+}
+
+/// Who makes a tool call.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+#[serde(tag = "type", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum CallBy {
+    /// The model itself, always: no code is run here that could.
+    #[default]
+    Direct,
 }
 
 /// The tokens that an answer took.
@@ -424,6 +445,16 @@ pub struct MessagesUsage {
     pub cache_read_input_tokens: usize,
     /// Generated tokens.
     pub output_tokens: usize,
+    /// Always null: how long something stays in the cache is not promised here.
+    pub cache_creation: (),
+    /// Always null: reasoning is not counted apart.
+    pub output_tokens_details: (),
+    /// Always null: there are no tools of Anthropic's here.
+    pub server_tool_use: (),
+    /// Always null: there are no tiers here.
+    pub service_tier: (),
+    /// Always null: it is computed on this server.
+    pub inference_geo: (),
 }
 
 impl MessagesUsage {
@@ -434,6 +465,7 @@ impl MessagesUsage {
             cache_creation_input_tokens: 0,
             cache_read_input_tokens: cached,
             output_tokens: completion,
+            ..Self::default()
         }
     }
 }

@@ -49,7 +49,7 @@ pub struct ResponsesRequest {
     pub include: Option<Vec<String>>,
     /// How many alternatives to return for each token.
     pub top_logprobs: Option<u32>,
-    /// Data of the client, which is returned unchanged.
+    /// Data of the client, which is returned unchanged. `feature` in it names what the request is for, to sum up usage by.
     pub metadata: Option<Map<String, Value>>,
     /// Variables of the model's chat template. Not part of OpenAI's interface.
     pub chat_template_kwargs: Option<Map<String, Value>>,

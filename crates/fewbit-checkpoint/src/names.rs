@@ -105,6 +105,12 @@ pub fn layer_of_gguf(name: &str) -> Option<usize> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
+/// Whether a tensor in a GGUF file belongs to the feed-forward part of a layer.
+pub fn is_feed_forward_in_gguf(name: &str) -> bool {
+    let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
+    part.starts_with("ffn_") || part.starts_with("post_ffw_norm")
+}
+
 /// The part with this name in a GGUF file; a part of a layer must belong to this `layer`.
 pub fn part_of_gguf(name: &str, layer: usize) -> Option<Part> {
     GGUF.iter().map(|(part, _)| *part).find(|&part| gguf(part, layer) == name)

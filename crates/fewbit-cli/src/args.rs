@@ -33,9 +33,15 @@ pub(crate) struct Common {
     /// Where to compute: auto, cpu, vulkan[:N] or metal[:N] (see `fewbit devices`) [default: FEWBIT_DEVICE, else auto]
     #[arg(long, global = true, value_name = "DEVICE")]
     pub(crate) device: Option<DeviceName>,
-    /// How many layers are on the GPU, the last ones: a number, or auto for all [default: auto]
+    /// How many layers are on the GPU, the last ones: a number, or auto for as many as fit [default: auto]
     #[arg(long, global = true, value_name = "N", value_parser = gpu_layers)]
     pub(crate) gpu_layers: Option<GpuLayers>,
+    /// Keep the experts of the first N layers on the CPU, or of all layers
+    #[arg(long, global = true, value_name = "N|all", value_parser = cpu_experts)]
+    pub(crate) cpu_experts: Option<usize>,
+    /// How much memory of the GPU to use, such as 6GiB [default: FEWBIT_GPU_MEMORY, else what is free]
+    #[arg(long, global = true, value_name = "SIZE", value_parser = memory_size)]
+    pub(crate) gpu_memory: Option<u64>,
     /// Pre-tokenizer to use instead of the one that the file names
     #[arg(long, global = true, value_name = "NAME")]
     pub(crate) pre: Option<String>,
@@ -56,14 +62,28 @@ pub(crate) struct Common {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum GpuLayers {
-    All,
+    Auto,
     Last(usize),
+}
+
+/// A number, or `all`.
+fn cpu_experts(text: &str) -> Result<usize, String> {
+    match text {
+        "all" => Ok(usize::MAX),
+        n => n.parse().map_err(|_| "give a number of layers, or `all`".to_owned()),
+    }
+}
+
+/// A size, as `6GiB`.
+fn memory_size(text: &str) -> Result<u64, String> {
+    let bytes = fewbit::expert::memory_size(text);
+    bytes.ok_or_else(|| "give a number and a unit, such as 6GiB or 500MB".to_owned())
 }
 
 /// A number, or `auto`.
 fn gpu_layers(text: &str) -> Result<GpuLayers, String> {
     match text {
-        "auto" => Ok(GpuLayers::All),
+        "auto" => Ok(GpuLayers::Auto),
         n => n.parse().map(GpuLayers::Last).map_err(|_| "give a number of layers, or `auto`".to_owned()),
     }
 }

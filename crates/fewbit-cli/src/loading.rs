@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use fewbit::evaluate::PerplexityOptions;
+use fewbit::expert::DeviceOptions;
 use fewbit::expert::tokenizer::TokenizerOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
@@ -88,6 +89,12 @@ pub(crate) fn builder(common: &Common) -> ModelBuilder {
     if let Some(n) = gpu_layers(common) {
         builder = builder.gpu_layers(n);
     }
+    if let Some(n) = common.cpu_experts {
+        builder = builder.cpu_experts(n);
+    }
+    if let Some(bytes) = common.gpu_memory {
+        builder = builder.gpu_memory(bytes);
+    }
     if let Some(n) = common.threads {
         builder = builder.threads(n.into());
     }
@@ -106,11 +113,19 @@ pub(crate) fn builder(common: &Common) -> ModelBuilder {
     builder
 }
 
+/// Where the layers are to be, for models that are loaded otherwise than by [`builder`].
+pub(crate) fn devices(common: &Common) -> DeviceOptions {
+    let mut options = DeviceOptions::new();
+    (options.device, options.gpu_layers) = (common.device, gpu_layers(common));
+    (options.cpu_experts, options.gpu_memory) = (common.cpu_experts, common.gpu_memory);
+    options
+}
+
 /// The number of layers on the GPU, if it was given.
-pub(crate) fn gpu_layers(common: &Common) -> Option<usize> {
+fn gpu_layers(common: &Common) -> Option<usize> {
     match common.gpu_layers {
         Some(GpuLayers::Last(n)) => Some(n),
-        Some(GpuLayers::All) | None => None,
+        Some(GpuLayers::Auto) | None => None,
     }
 }
 

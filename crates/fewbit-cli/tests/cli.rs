@@ -349,7 +349,7 @@ fn adapters_are_applied_with_their_scales() {
 
 #[test]
 fn usage_errors_exit_with_status_2() {
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 13] = [
         &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
         &["fly"],
@@ -359,6 +359,8 @@ fn usage_errors_exit_with_status_2() {
         &["run", STORIES, "Hi", "--device", "abacus"],
         &["run", STORIES, "Hi", "--device", "cuda"],
         &["run", STORIES, "Hi", "--gpu-layers", "few"],
+        &["run", STORIES, "Hi", "--gpu-memory", "6 apples"],
+        &["run", STORIES, "Hi", "--cpu-experts", "most"],
         &["run", STORIES, "Hi", "--threads", "0"],
         &["bench"],
     ];

@@ -1,14 +1,16 @@
-//! The commands around a server with a store: `prompts` and `replay`, and the same tokens by every way.
+//! The commands around a server with a store: `prompts` and `replay`, and the same tokens by every way; faults.
 #![cfg(unix)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use fewbit::expert::format::{GgufFile, GgufWriter};
 use serde_json::{Value, json};
 
+mod faults;
 mod support;
 
 use support::{STORIES, fewbit};
@@ -33,7 +35,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(folder: &Path, mut command: Command) -> Self {
+    fn start(folder: &Path, command: Command) -> Self {
+        Self::start_with_stderr(folder, command, Stdio::null())
+    }
+
+    fn start_with_stderr(folder: &Path, mut command: Command, stderr: Stdio) -> Self {
         let config = folder.join("fewbit.toml");
         let config = config.to_str().unwrap();
         let key_file = folder.join("key");
@@ -42,7 +48,7 @@ impl Server {
             fs::write(&key_file, key).unwrap();
         }
         let key = fs::read_to_string(key_file).unwrap();
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address =
@@ -71,24 +77,64 @@ fn id(text: &str) -> String {
     text.lines().find_map(|line| line.strip_prefix("x-request-id: ")).unwrap().to_owned()
 }
 
+/// The stories model with a chat template.
+fn with_template(folder: &Path) -> PathBuf {
+    let file = GgufFile::open(STORIES.as_ref()).unwrap();
+    let mut writer = GgufWriter::with_metadata(file.metadata().clone());
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+                    {% if add_generation_prompt %}assistant:{% endif %}";
+    writer.set("tokenizer.chat_template", template);
+    for tensor in file.tensors() {
+        writer.tensor(&tensor.name, &tensor.shape, tensor.ty, file.tensor_bytes(tensor)).unwrap();
+    }
+    let path = folder.join("chat.gguf");
+    writer.write_file(&path).unwrap();
+    path
+}
+
+/// The bits of log probabilities that an answer or a completion has: only the same tokens with the same logits have the same.
+fn bits(logprobs: impl Iterator<Item = f32>) -> Vec<u32> {
+    logprobs.map(f32::to_bits).collect()
+}
+
 #[test]
 fn the_same_tokens_by_the_api_the_library_and_replay() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     let config = path.to_str().unwrap();
+    let chat_model = with_template(folder.path());
     let write = |more: &str| {
         let text = format!(
-            "listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"small\"\nmodel = {STORIES:?}\n[[routes]]\n\
-             name = \"tales\"\nto = [{{ model = \"small\" }}]\n{more}"
+            "listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"small\"\nmodel = {STORIES:?}\n[[models]]\n\
+             name = \"chat\"\nmodel = {chat_model:?}\n[[routes]]\nname = \"tales\"\nto = [{{ model = \"small\" }}]\n{more}"
         );
         fs::write(&path, text).unwrap();
     };
     write("[audit]\nkeep_text = \"exact\"");
     let server = Server::start(folder.path(), fewbit(&["serve", "--config", config]));
-    let body =
-        json!({ "model": "tales", "prompt": "Once upon a time", "temperature": 0.9, "seed": 11, "max_tokens": 24 });
+    let body = json!({
+        "model": "tales", "prompt": "Once upon a time", "temperature": 0.9, "seed": 11, "max_tokens": 24, "logprobs": 0
+    });
     let (_, answer, text) = server.ask("/v1/completions", &body);
     let by_api = answer["choices"][0]["text"].as_str().unwrap().to_owned();
+    let number = |value: &Value| value.as_f64().unwrap() as f32;
+    let logprobs = answer["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
+    let bits_by_api = bits(logprobs.iter().map(number));
+    // A chat: as an answer, and streamed.
+    let mut chat = json!({
+        "model": "chat", "temperature": 0.9, "seed": 12, "max_tokens": 24, "logprobs": true,
+        "messages": [{ "role": "system", "content": "Be kind." }, { "role": "user", "content": "Once" }],
+    });
+    let (_, answer, chat_text) = server.ask("/v1/chat/completions", &chat);
+    let said = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    let bits_of_chat = bits(tokens.iter().map(|token| number(&token["logprob"])));
+    chat["stream"] = true.into();
+    let (status, _, streamed) = server.ask("/v1/chat/completions", &chat);
+    let chunks = streamed.lines().filter_map(|line| line.strip_prefix("data: ")?.parse::<Value>().ok());
+    let streamed_text: String =
+        chunks.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned)).collect();
+    assert_eq!((status, &streamed_text), (200, &said));
     // Without a seed and with several answers: the log has the seeds that were drawn.
     let body_2 = json!({ "model": "small", "prompt": ["Once", "Lily"], "temperature": 1, "max_tokens": 12, "n": 2 });
     let (status, _, text_2) = server.ask("/v1/completions", &body_2);
@@ -97,10 +143,21 @@ fn the_same_tokens_by_the_api_the_library_and_replay() {
     let model = fewbit::Model::load(STORIES).unwrap();
     let mut options = fewbit::GenerateOptions::new();
     (options.temperature, options.max_tokens) = (Some(0.9), Some(24));
-    let by_library = model.generate("Once upon a time").options(options.seed(11)).run().unwrap();
+    let by_library = model.generate("Once upon a time").options(options.seed(11).logprobs(0)).run().unwrap();
     assert_eq!(by_library.text, by_api);
+    assert_eq!(bits(by_library.logprobs.iter().map(|token| token.logprob.unwrap())), bits_by_api);
+    let model = fewbit::Model::load(&chat_model).unwrap();
+    let chat_by_library =
+        model.generate("Once").templated().system("Be kind.").temperature(0.9).seed(12).max_tokens(24);
+    let chat_by_library = chat_by_library.logprobs(0).run().unwrap();
+    assert_eq!(chat_by_library.text, said);
+    assert_eq!(bits(chat_by_library.logprobs.iter().map(|token| token.logprob.unwrap())), bits_of_chat);
     let all = run(&["replay", "--all", "--config", config, "--json"]);
-    assert_eq!((&all["same"], &all["different"], &all["skipped"]), (&5.into(), &0.into(), &0.into()), "{all}");
+    assert_eq!((&all["same"], &all["different"], &all["skipped"]), (&7.into(), &0.into(), &0.into()), "{all}");
+    for text in [&chat_text, &streamed] {
+        let one = run(&["replay", &id(text), "--config", config, "--json"]);
+        assert_eq!((&one["same"], &one["answers"][0]["verdict"]), (&1.into(), &"same".into()), "{one}");
+    }
     let one = run(&["replay", &id(&text), "--config", config, "--json"]);
     assert_eq!((&one["same"], &one["answers"][0]["verdict"]), (&1.into(), &"same".into()));
     assert_eq!(one["answers"][0]["logged"], one["answers"][0]["replayed"]);
@@ -184,47 +241,4 @@ fn prompts_are_shown_checked_and_promoted() {
         .unwrap();
     let said = fails(&["serve", "--config", config]);
     assert!(said.contains("1.toml, line 3") && said.contains("[variables.x]"), "{said}");
-}
-
-#[test]
-fn a_full_disk_lets_nobody_in_and_loses_no_line() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("fewbit.toml");
-    let config = path.to_str().unwrap();
-    fs::write(
-        &path,
-        format!("listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"m\"\nmodel = {STORIES:?}\n"),
-    )
-    .unwrap();
-    let body = json!({ "model": "m", "prompt": "Once", "max_tokens": 2 });
-    let log = folder.path().join("store/audit.jsonl");
-    // No file may have more than 4 KiB: a write beyond that fails like one to a full disk.
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "trap '' XFSZ; ulimit -f 8; exec \"$0\" serve --config \"$1\"",
-        env!("CARGO_BIN_EXE_fewbit"),
-        config,
-    ]);
-    command.env("FEWBIT_THREADS", "1").env("FEWBIT_HOME", "/nonexistent/fewbit");
-    let server = Server::start(folder.path(), command);
-    let statuses: Vec<u16> = (0..30).map(|_| server.ask("/v1/completions", &body).0).collect();
-    let n_answered = statuses.iter().take_while(|status| **status == 200).count();
-    assert!(
-        (2..25).contains(&n_answered) && statuses[n_answered..].iter().all(|status| *status == 503),
-        "{statuses:?}"
-    );
-    let lines = |log: &Path| fs::read_to_string(log).unwrap().lines().count();
-    // Each answer that a client got whole has its line, and there is no part of a line.
-    assert_eq!(lines(&log), n_answered);
-    assert!(fs::read_to_string(&log).unwrap().ends_with("}\n"));
-    server.stop();
-    assert_eq!(run(&["audit", "verify", "--config", config, "--json"])["lines"], n_answered);
-    // With room again, it goes on.
-    let server = Server::start(folder.path(), fewbit(&["serve", "--config", config]));
-    assert_eq!(server.ask("/v1/completions", &body).0, 200);
-    server.stop();
-    let verified = run(&["audit", "verify", "--config", config, "--json"]);
-    let usage = run(&["usage", "--config", config, "--json"])["rows"][0].clone();
-    assert_eq!((&verified["lines"], &usage["answers"]), (&(n_answered + 1).into(), &(n_answered + 1).into()));
 }

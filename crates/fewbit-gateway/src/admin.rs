@@ -1,8 +1,8 @@
-//! What administrators can ask about the usage and the audit log of a running server.
+//! What administrators can ask about the usage, the audit log and the prompts of a running server.
 
 use std::collections::BTreeMap;
 
-use fewbit_serve::api::admin::{Approval, AuditCheck, AuditState, UsageRow};
+use fewbit_serve::api::admin::{Approval, AuditCheck, AuditState, PromptDifference, PromptInfo, UsageRow};
 use fewbit_serve::{Admin, Backend, BackendError, BackendErrorKind};
 
 use crate::audit::{Outcome, verify};
@@ -12,17 +12,23 @@ use crate::usage::date;
 
 impl<B: Backend> Admin for Gateway<B> {
     fn usage(&self, key: Option<&str>) -> Result<Vec<UsageRow>, BackendError> {
-        let mut rows: BTreeMap<(String, String, String), UsageRow> = BTreeMap::new();
+        type Group = (String, String, String, Option<String>, Option<String>);
+        let mut rows: BTreeMap<Group, UsageRow> = BTreeMap::new();
         let read = verify(self.store(), None, |entry| {
             let of = entry.key.as_deref().unwrap_or("-");
-            if entry.tool.is_some() || key.is_some_and(|key| key != of) {
+            if !entry.is_of_answer() || key.is_some_and(|key| key != of) {
                 return;
             }
-            let group = (date(entry.time_ms), of.to_owned(), entry.model.clone());
+            let (prompt, feature) = (entry.prompt.clone(), entry.feature.clone());
+            let group = (date(entry.time_ms), of.to_owned(), entry.model.clone(), prompt, feature);
             let row = rows.entry(group).or_default();
             match entry.outcome {
                 Outcome::Refused => row.refused += 1,
-                _ => row.answers += 1,
+                outcome => {
+                    row.answers += 1;
+                    row.failed += u64::from(outcome == Outcome::Failed);
+                    row.elapsed_ms = row.elapsed_ms.saturating_add(entry.elapsed_ms);
+                }
             }
             row.prompt_tokens += entry.prompt_tokens;
             row.cached_tokens += entry.cached_tokens;
@@ -35,8 +41,23 @@ impl<B: Backend> Admin for Gateway<B> {
             let message = "the log cannot be read: `fewbit audit verify` on the server says why";
             BackendError::new(BackendErrorKind::Internal, message)
         })?;
-        let row = |((day, key, model), row)| UsageRow { day, key, model, ..row };
+        let row = |((day, key, model, prompt, feature), row)| UsageRow { day, key, model, prompt, feature, ..row };
         Ok(rows.into_iter().map(row).collect())
+    }
+
+    fn prompts(&self) -> Vec<PromptInfo> {
+        self.books().prompts().map(|prompts| prompts.infos()).unwrap_or_default()
+    }
+
+    fn difference(&self, from: &str, to: &str) -> Result<PromptDifference, BackendError> {
+        let Some(prompts) = self.books().prompts() else {
+            return Err(BackendError::invalid("from", "this server has no prompts"));
+        };
+        let named = |param: &str, id: &str| {
+            prompts.version(id).map_err(|error| BackendError { param: Some(param.to_owned()), ..error })
+        };
+        let (from, to) = (named("from", from)?, named("to", to)?);
+        Ok(from.difference(&to))
     }
 
     fn audit(&self) -> AuditState {

@@ -45,6 +45,9 @@ pub struct Entry {
     pub key: Option<String>,
     /// The path of the endpoint.
     pub endpoint: String,
+    /// The feature of the client's program that the request was for, if the client said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feature: Option<String>,
     /// The model or route that the request named.
     pub model: String,
     /// The route target that answered.
@@ -181,6 +184,7 @@ impl Entry {
             request: String::new(),
             key: None,
             endpoint: String::new(),
+            feature: None,
             model: String::new(),
             backend: None,
             fallback: false,
@@ -201,6 +205,11 @@ impl Entry {
             elapsed_ms: 0,
             tool: None,
         }
+    }
+
+    /// Whether the line is about an answer or a refusal, which usage consists of, and not about a tool or a prompt.
+    pub fn is_of_answer(&self) -> bool {
+        self.tool.is_none() && self.outcome != Outcome::Changed
     }
 
     /// The line of a change.
@@ -385,6 +394,7 @@ pub(crate) mod tests {
             request: "req_1".into(),
             key: Some(key.into()),
             endpoint: "/v1/messages".into(),
+            feature: None,
             model: "m".into(),
             backend: None,
             fallback: false,

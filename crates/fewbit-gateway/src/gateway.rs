@@ -19,7 +19,7 @@ use fewbit_serve::api::common::Prompt;
 use fewbit_serve::api::prompt::PromptParam;
 use fewbit_serve::{
     AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Gate, Generating, Input, Job,
-    ModelInfo, PromptUsed, Prompts, RenderedPrompt, Reranked, Sample, Usage,
+    ModelInfo, Models, PromptUsed, Prompts, RenderedPrompt, Reranked, Sample, Usage,
 };
 use futures_core::Stream;
 use serde_json::{Map, Value};
@@ -259,6 +259,11 @@ impl Books {
         log.catch_up()
     }
 
+    /// The prompts, if there are some.
+    pub(crate) fn prompts(&self) -> Option<Arc<PromptStore>> {
+        lock(&self.prompts).clone()
+    }
+
     /// Takes over new promotions of prompts, and logs them.
     fn refresh_prompts(&self) {
         let mut prompts = lock(&self.prompts);
@@ -351,8 +356,7 @@ impl<B: Backend> Gate for Gateway<B> {
 
 impl<B: Backend> Prompts for Gateway<B> {
     fn render(&self, caller: &Caller, prompt: &PromptParam) -> Result<RenderedPrompt, BackendError> {
-        let prompts = lock(&self.shared.books.prompts).clone();
-        match prompts {
+        match self.shared.books.prompts() {
             Some(store) => store.render(caller, prompt),
             None => {
                 let message = "this server has no prompts: leave `prompt` out, or name a folder in its configuration";
@@ -431,6 +435,7 @@ impl Drop for Account {
             request: self.caller.request.to_string(),
             key: self.caller.key.as_deref().map(str::to_owned),
             endpoint: self.caller.endpoint.to_owned(),
+            feature: self.caller.feature.as_deref().map(str::to_owned),
             model: std::mem::take(&mut self.model),
             backend: self.answered_by.as_ref().map(|by| by.backend.to_string()),
             fallback: self.answered_by.as_ref().is_some_and(|by| by.is_fallback),
@@ -515,12 +520,59 @@ impl<B: Backend> Shared<B> {
     }
 }
 
-impl<B: Backend> Backend for Guarded<B> {
-    fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
+impl<B: Backend> Models for Guarded<B> {
+    fn list(&self, caller: &Caller) -> Vec<ModelInfo> {
         let Ok(key) = self.shared.books.key(caller) else { return Vec::new() };
-        let mut models = self.shared.backend.models(caller);
+        let mut models = self.shared.backend.models().list(caller);
         models.retain(|model| key.may_name(&model.id));
         models
+    }
+
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.models().tokenizer_info(caller, model).await
+        })
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
+        add_special: bool,
+        parse: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.models().tokenize(caller, model, text, add_special, parse).await
+        })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move {
+            self.shared.admit(caller, model)?;
+            self.shared.backend.models().detokenize(caller, model, tokens).await
+        })
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        self.shared.backend.models().samples()
+    }
+}
+
+impl<B: Backend> Backend for Guarded<B> {
+    fn models(&self) -> &dyn Models {
+        self
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -592,47 +644,6 @@ impl<B: Backend> Backend for Guarded<B> {
             account.answered_by.clone_from(&reranked.answered_by);
             Ok(reranked)
         })
-    }
-
-    fn tokenizer_info<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
-        Box::pin(async move {
-            self.shared.admit(caller, model)?;
-            self.shared.backend.tokenizer_info(caller, model).await
-        })
-    }
-
-    fn tokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        text: &'a str,
-        add_special: bool,
-        parse: bool,
-    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-        Box::pin(async move {
-            self.shared.admit(caller, model)?;
-            self.shared.backend.tokenize(caller, model, text, add_special, parse).await
-        })
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        tokens: &'a [u32],
-    ) -> Boxed<'a, Result<String, BackendError>> {
-        Box::pin(async move {
-            self.shared.admit(caller, model)?;
-            self.shared.backend.detokenize(caller, model, tokens).await
-        })
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        self.shared.backend.samples()
     }
 }
 

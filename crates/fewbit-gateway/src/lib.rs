@@ -51,7 +51,7 @@ pub use gateway::{Gateway, Guarded, Price, Prices, Settings};
 pub use keys::{Key, KeyStore, NewKey};
 pub use live::Live;
 pub use output::{Answer, AnswerCall};
-pub use prompts::{Action, Change, PromptState, PromptStore, PromptVersion};
+pub use prompts::{Action, Change, PromptState, PromptStore, PromptVersion, role_name};
 pub use replay::{NoReplay, Which, answer_again, chosen, given_request, kept_request, local_model};
 pub use routes::{Route, Routes};
 pub use size::Size;

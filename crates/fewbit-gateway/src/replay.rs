@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::api::prompt::PromptParam;
 use fewbit_serve::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Prompts,
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Generating, Job, ModelInfo, Models, Prompts,
     RenderedPrompt, Sample, Server,
 };
 use futures_util::TryStreamExt;
@@ -125,7 +125,12 @@ pub fn kept_request(store: impl AsRef<Path>, entry: &Entry) -> Result<Job, NoRep
 }
 
 fn caller(entry: &Entry) -> Caller {
-    Caller { key: entry.key.as_deref().map(Into::into), request: entry.request.as_str().into(), endpoint: "replay" }
+    Caller {
+        key: entry.key.as_deref().map(Into::into),
+        request: entry.request.as_str().into(),
+        endpoint: "replay",
+        feature: entry.feature.as_deref().map(Into::into),
+    }
 }
 
 /// The request of a line of the log, from the body that the client sent. It must have the hash of the log.
@@ -197,8 +202,8 @@ fn none() -> BackendError {
     BackendError::new(BackendErrorKind::Internal, "nothing is answered here")
 }
 
-impl Backend for Capture {
-    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
+impl Models for Capture {
+    fn list(&self, _: &Caller) -> Vec<ModelInfo> {
         vec![ModelInfo {
             id: self.model.clone(),
             created: 0,
@@ -206,20 +211,6 @@ impl Backend for Capture {
             fingerprint: String::new(),
             state: None,
         }]
-    }
-
-    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push(job);
-        // The next jobs of the request must come as well, so this one does not fail.
-        Box::pin(async { Ok(Generating::new(futures_util::stream::iter([Err(none())]))) })
-    }
-
-    fn count(&self, _: Job) -> Boxed<'_, Result<usize, BackendError>> {
-        Box::pin(async { Err(none()) })
-    }
-
-    fn embed(&self, _: &Caller, _: &str, _: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
-        Box::pin(async { Err(none()) })
     }
 
     fn tokenize<'a>(
@@ -239,5 +230,25 @@ impl Backend for Capture {
 
     fn samples(&self) -> Vec<Sample> {
         Vec::new()
+    }
+}
+
+impl Backend for Capture {
+    fn models(&self) -> &dyn Models {
+        self
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).push(job);
+        // The next jobs of the request must come as well, so this one does not fail.
+        Box::pin(async { Ok(Generating::new(futures_util::stream::iter([Err(none())]))) })
+    }
+
+    fn count(&self, _: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async { Err(none()) })
+    }
+
+    fn embed(&self, _: &Caller, _: &str, _: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        Box::pin(async { Err(none()) })
     }
 }

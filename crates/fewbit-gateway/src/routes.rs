@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
     AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo,
-    Reranked, Sample, SampleKind,
+    Models, Reranked, Sample, SampleKind,
 };
 use futures_core::Stream;
 use serde_json::{Map, Value};
@@ -325,11 +325,64 @@ impl Table {
     }
 }
 
-impl Backend for Routes {
-    fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
+impl Models for Routes {
+    fn list(&self, caller: &Caller) -> Vec<ModelInfo> {
         let table = self.table();
-        let local = table.local.iter().flat_map(|local| local.models(caller));
+        let local = table.local.iter().flat_map(|local| local.models().list(caller));
         local.chain(table.routes.iter().map(Route::info)).collect()
+    }
+
+    fn tokenizer_info<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        let table = self.table();
+        Box::pin(async move {
+            let (target, model) = table.first(model)?;
+            target.backend.models().tokenizer_info(caller, model).await
+        })
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        text: &'a str,
+        add_special: bool,
+        parse: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        let table = self.table();
+        Box::pin(async move {
+            let (backend, model) = table.first(model)?;
+            backend.tokenize(caller, model, text, add_special, parse).await
+        })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        caller: &'a Caller,
+        model: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        let table = self.table();
+        Box::pin(async move {
+            let (target, model) = table.first(model)?;
+            target.backend.models().detokenize(caller, model, tokens).await
+        })
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let table = self.table();
+        let backends = table.local.iter().chain(&table.others);
+        let of_backends = backends.flat_map(|backend| backend.models().samples());
+        of_backends.chain(table.routes.iter().flat_map(Route::samples)).collect()
+    }
+}
+
+impl Backend for Routes {
+    fn models(&self) -> &dyn Models {
+        self
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -390,53 +443,6 @@ impl Backend for Routes {
             permit.succeeded();
             Ok(Reranked { answered_by: Some(by), ..answer })
         })
-    }
-
-    fn tokenizer_info<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
-        let table = self.table();
-        Box::pin(async move {
-            let (target, model) = table.first(model)?;
-            target.backend.tokenizer_info(caller, model).await
-        })
-    }
-
-    fn tokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        text: &'a str,
-        add_special: bool,
-        parse: bool,
-    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-        let table = self.table();
-        Box::pin(async move {
-            let (backend, model) = table.first(model)?;
-            backend.tokenize(caller, model, text, add_special, parse).await
-        })
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        tokens: &'a [u32],
-    ) -> Boxed<'a, Result<String, BackendError>> {
-        let table = self.table();
-        Box::pin(async move {
-            let (target, model) = table.first(model)?;
-            target.backend.detokenize(caller, model, tokens).await
-        })
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        let table = self.table();
-        let backends = table.local.iter().chain(&table.others);
-        let of_backends = backends.flat_map(|backend| backend.samples());
-        of_backends.chain(table.routes.iter().flat_map(Route::samples)).collect()
     }
 }
 

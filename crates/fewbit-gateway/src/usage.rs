@@ -20,6 +20,8 @@ pub enum By {
     Backend,
     /// By the version of the prompt that was named, such as `support@3`.
     Prompt,
+    /// By the feature of the client's program that the request was for, as far as clients say so.
+    Feature,
     /// By the day (UTC), such as `2026-11-28`.
     Day,
 }
@@ -27,7 +29,7 @@ pub enum By {
 /// The sums of one group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Row {
-    /// The name of the group: a key, model, backend or day.
+    /// The name of the group: a key, model, backend, prompt, feature or day; `-` for what has none.
     pub of: String,
     /// Answers, including those that failed or were cancelled.
     pub answers: u64,
@@ -54,10 +56,7 @@ pub struct Row {
 pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> {
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     verify(store, None, |entry| {
-        if entry.tool.is_some() {
-            return;
-        }
-        if entry.outcome == Outcome::Changed {
+        if !entry.is_of_answer() {
             return;
         }
         let of = match by {
@@ -65,6 +64,7 @@ pub fn usage(store: impl AsRef<Path>, by: By) -> Result<Vec<Row>, GatewayError> 
             By::Model => entry.model.clone(),
             By::Backend => entry.backend.clone().unwrap_or_else(|| entry.model.clone()),
             By::Prompt => entry.prompt.clone().unwrap_or_else(|| "-".to_owned()),
+            By::Feature => entry.feature.clone().unwrap_or_else(|| "-".to_owned()),
             By::Day => date(entry.time_ms),
         };
         let row = rows.entry(of.clone()).or_insert_with(|| Row { of, ..Row::default() });

@@ -55,7 +55,10 @@ fn get(server: &Running, key: &str, path: &str) -> Value {
 /// Begins a batch of `n` lines. Returns its id.
 fn begin(server: &Running, key: &str, n: usize) -> String {
     let line = |i: usize| {
-        let body = json!({ "prompt": "a private question", "max_tokens": 9 });
+        let mut body = json!({ "prompt": "a private question", "max_tokens": 9 });
+        if i == 0 {
+            body["metadata"] = json!({ "feature": "of-the-line" });
+        }
         json!({ "custom_id": i.to_string(), "url": "/v1/completions", "body": body }).to_string() + "\n"
     };
     let part = |head: &str, data: &str| format!("--B\r\nContent-Disposition: form-data; {head}\r\n\r\n{data}\r\n");
@@ -64,7 +67,10 @@ fn begin(server: &Running, key: &str, n: usize) -> String {
     let (status, body) = ask(server, key, "POST", "/v1/files", "multipart/form-data; boundary=B", &form);
     assert_eq!(status, 200, "{body}");
     let file: Value = serde_json::from_str(&body).unwrap();
-    let batch = json!({ "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h" });
+    let batch = json!({
+        "input_file_id": file["id"], "endpoint": "/v1/completions", "completion_window": "24h",
+        "metadata": { "feature": "of-the-batch" },
+    });
     let (status, body) = ask(server, key, "POST", "/v1/batches", "application/json", &batch.to_string());
     assert_eq!(status, 200, "{body}");
     serde_json::from_str::<Value>(&body).unwrap()["id"].as_str().unwrap().to_owned()
@@ -103,6 +109,8 @@ fn each_line_is_a_request_of_its_key() {
         (entry.key.as_deref(), &*entry.endpoint, entry.outcome, entry.completion_tokens)
             == (Some("ada"), "/v1/completions", Outcome::Complete, 3)
     }));
+    let features: Vec<_> = entries.iter().map(|entry| entry.feature.as_deref().unwrap()).collect();
+    assert_eq!(features, ["of-the-line", "of-the-batch", "of-the-batch"]);
     // What a key may not do by itself, its batches may not either.
     for (key, status) in [(&narrow, 403), (&other_model, 400)] {
         let batch = end(&server, key, &begin(&server, key, 2));

@@ -22,7 +22,7 @@
 //! ([`ActivationKind`]), each of which holds what was quantized last, and the expert routes of every token.
 
 use fewbit_kernels::{GateFunction, Matrix, RopeStyle};
-use fewbit_model::weights::{Experts, FeedForward, HeadWeights, Layer, Linear, Mlp};
+use fewbit_model::weights::{Attention, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp};
 use fewbit_model::{LoraTarget, ModelConfig, ModelError};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::collections::BTreeMap;
@@ -421,13 +421,21 @@ impl Op {
     }
 }
 
+/// What a plan says of models that have none.
+const NO_NORM: &str = "layers without norms of their inputs";
+
 impl Planner<'_> {
     fn layer(&mut self, index: usize, layer: Layer) -> Result<(), ModelError> {
+        let Layer { attention, ffn, .. } = layer;
+        attention.map(|attention| self.attention(index, attention)).transpose()?;
+        ffn.map(|ffn| self.feed_forward(index, ffn)).transpose()?;
+        Ok(())
+    }
+
+    fn attention(&mut self, index: usize, attention: Attention) -> Result<(), ModelError> {
         let c = self.config;
-        let Layer { attn_norm, q, k, v, qk_norm, attn_output, attn_post_norm, ffn_norm, ffn, ffn_post_norm, .. } =
-            layer;
-        let no_norm = "layers without norms of their inputs";
-        self.norm(attn_norm.ok_or_else(|| self.unsupported(no_norm))?, Buffer::X, Buffer::Normed)?;
+        let Attention { norm, q, k, v, qk_norm, output, post_norm, .. } = attention;
+        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
         let parts = [
             (self.place(q)?, Buffer::Q, LoraTarget::Q),
             (self.place(k)?, Buffer::K, LoraTarget::K),
@@ -453,21 +461,24 @@ impl Planner<'_> {
         }
         self.use_buffer(Buffer::Attention, 1, c.n_heads * c.head_dim);
         self.plan.ops.extend([Op::Append { layer: index }, Op::Attend { layer: index }]);
-        let attn_output = self.place(attn_output)?;
-        self.quantize(Buffer::Attention, &[attn_output.0], 1);
-        self.add_product(attn_output, Buffer::Attention, (index, LoraTarget::AttnOutput), attn_post_norm)?;
+        let output = self.place(output)?;
+        self.quantize(Buffer::Attention, &[output.0], 1);
+        self.add_product(output, Buffer::Attention, (index, LoraTarget::AttnOutput), post_norm)
+    }
 
-        self.norm(ffn_norm.ok_or_else(|| self.unsupported(no_norm))?, Buffer::X, Buffer::Normed)?;
-        match ffn {
+    fn feed_forward(&mut self, index: usize, ffn: Ffn) -> Result<(), ModelError> {
+        let Ffn { norm, matrices, post_norm, .. } = ffn;
+        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
+        match matrices {
             FeedForward::Dense(mlp) => {
                 let mlp = self.place_mlp(mlp)?;
                 self.quantize(Buffer::Normed, &[mlp[0].0, mlp[1].0], 1);
                 self.hidden(index, &mlp, [Buffer::Gate, Buffer::Up]);
-                self.add_product(mlp[2], Buffer::Gate, (index, LoraTarget::Down), ffn_post_norm)
+                self.add_product(mlp[2], Buffer::Gate, (index, LoraTarget::Down), post_norm)
             }
             FeedForward::Experts(experts) => {
                 self.experts(index, experts)?;
-                self.add_branch(ffn_post_norm)
+                self.add_branch(post_norm)
             }
             _ => Err(self.unsupported("this kind of feed-forward part")),
         }

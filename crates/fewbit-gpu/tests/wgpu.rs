@@ -27,7 +27,9 @@ use support::{adapter, bits, logits, options};
 /// The first adapter, of any kind. All tests share it, so that each kernel is compiled only once.
 fn device(arithmetic: Arithmetic) -> Option<Arc<WgpuDevice>> {
     static DEVICES: LazyLock<[Result<Arc<WgpuDevice>, DeviceError>; 2]> = LazyLock::new(|| {
-        [Arithmetic::Exact, Arithmetic::Native].map(|a| WgpuDevice::open(backend(), Some(0), a).map(Arc::new))
+        // `cargo xtask gpu-check` tests any of several.
+        let index = std::env::var("FEWBIT_TEST_DEVICE").ok().and_then(|index| index.parse().ok()).unwrap_or(0);
+        [Arithmetic::Exact, Arithmetic::Native].map(|a| WgpuDevice::open(backend(), Some(index), a).map(Arc::new))
     });
     static REPORTED: Once = Once::new();
     match &DEVICES[usize::from(arithmetic == Arithmetic::Native)] {
@@ -153,39 +155,75 @@ fn half(x: f32) -> u16 {
     half::f16::from_f32(x).to_bits()
 }
 
+/// Two layers whose matrices all have this type.
+fn model_of_type(ty: TensorType) -> GgufFile {
+    let shape = Shape {
+        dim: 256,
+        ffn: 256,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 128,
+        window: None,
+        tied: false,
+        ty: TensorType::F32,
+        other: TensorType::F32,
+    };
+    let plain = GgufFile::from_bytes(shape.writer(5).to_bytes().expect("a valid file")).expect("a valid file");
+    let mut w = fewbit_format::GgufWriter::with_metadata(plain.metadata().clone());
+    for (i, tensor) in plain.tensors().iter().enumerate() {
+        let n: u64 = tensor.shape.iter().product();
+        let (ty, bytes) = match tensor.shape.len() {
+            1 => (TensorType::F32, plain.tensor_bytes(tensor).to_vec()),
+            _ => (
+                ty,
+                match ty {
+                    TensorType::F32 => support::golden::values(&tensor.name, n as usize, 0.2, 0.0),
+                    ty => blocks(ty, n as usize, i as u64),
+                },
+            ),
+        };
+        w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
+    }
+    GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file")
+}
+
 #[test]
 fn every_weight_type_has_the_bits_of_the_cpu() {
     let Some(device) = device(Arithmetic::Exact) else { return };
     for ty in TensorType::all().filter(|ty| ty.is_supported()) {
-        let shape = Shape {
-            dim: 256,
-            ffn: 256,
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 128,
-            window: None,
-            tied: false,
-            ty: TensorType::F32,
-            other: TensorType::F32,
-        };
-        let plain = GgufFile::from_bytes(shape.writer(5).to_bytes().expect("a valid file")).expect("a valid file");
-        let mut w = fewbit_format::GgufWriter::with_metadata(plain.metadata().clone());
-        for (i, tensor) in plain.tensors().iter().enumerate() {
-            let n: u64 = tensor.shape.iter().product();
-            let (ty, bytes) = match tensor.shape.len() {
-                1 => (TensorType::F32, plain.tensor_bytes(tensor).to_vec()),
-                _ => (
-                    ty,
-                    match ty {
-                        TensorType::F32 => support::golden::values(&tensor.name, n as usize, 0.2, 0.0),
-                        ty => blocks(ty, n as usize, i as u64),
-                    },
-                ),
-            };
-            w.tensor(&tensor.name, &tensor.shape, ty, bytes).expect("a valid tensor");
-        }
-        let file = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+        let file = model_of_type(ty);
         compare_on(last_of_two(&device), &ty.to_string(), &file, LoadOptions::new(), &[3, 1, 4, 1], 4);
+    }
+}
+
+#[test]
+fn experts_on_the_cpu_have_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let models = golden_models();
+    let has_experts = |model: &&support::golden::GoldenModel| {
+        let decoder = Decoder::load(&model.file(), &options(model)).expect("loads");
+        decoder.config().experts.is_some()
+    };
+    let model = models.iter().find(has_experts).expect("in the list");
+    let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
+    let n = Decoder::load(&file, &options(model)).expect("loads").config().n_layers();
+    let placement = on(&device, n).cpu_experts(1);
+    compare_on(placement, &model.name, &file, options(model), &model.tokens[..7], 4);
+}
+
+#[test]
+fn prefill_in_tiles_has_the_bits_of_the_cpu() {
+    let Some(device) = device(Arithmetic::Exact) else { return };
+    let model = &golden_models()[0];
+    let tokens: Vec<u32> = model.tokens.iter().copied().cycle().take(19).collect();
+    // Blocks of 32 and of 256 columns, without and with minimums. A tile has 16 tokens: full ones, and one that is not.
+    let (file, options) = (model.quantized([TensorType::Q4_0, TensorType::Q8_0]), options(model));
+    let n = Decoder::load(&file, &options).expect("loads").config().n_layers();
+    let placement = Placement::new().cpu(n - 1).device(1, device.clone()).head(device.clone());
+    compare_on(placement, &model.name, &file, options, &tokens[..19], 19);
+    for ty in [TensorType::Q4_1, TensorType::Q4_K] {
+        let (file, placement) = (model_of_type(ty), Placement::new().cpu(1).device(1, device.clone()));
+        compare_on(placement, &ty.to_string(), &file, LoadOptions::new(), &tokens[..17], 17);
     }
 }
 
@@ -300,8 +338,9 @@ fn argmax(row: &[f32]) -> usize {
 #[test]
 fn native_arithmetic_follows_the_greedy_tokens_of_the_cpu() {
     let Some(device) = device(Arithmetic::Native) else { return };
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/stories260K-f32.gguf");
-    let original = GgufFile::open(path.as_ref()).expect("in the repository");
+    // In the program, because `cargo xtask gpu-check` runs it on machines without the repository.
+    let bytes = include_bytes!("../../../tests/data/stories260K-f32.gguf");
+    let original = GgufFile::from_bytes(bytes.to_vec()).expect("a valid file");
     let recipe = "Q8_0".parse().expect("a recipe");
     // With f32 weights only arithmetic rounds: 2e-11 nats on lavapipe. With quantized weights, a difference in the last
     // bit can move an activation to the next code: 4e-4 nats, and in one of 200 steps another token, which is 2 % less
@@ -333,6 +372,18 @@ fn native_arithmetic_follows_the_greedy_tokens_of_the_cpu() {
         assert!(worst < most_nats, "{what}: {worst:e}");
         assert!(parted <= most_steps, "{what}: {parted} steps");
     }
+}
+
+#[test]
+fn ceilings_of_the_device_are_measured() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    use fewbit_model::Device;
+    let ceilings = device.ceilings().expect("the device works").expect("measured by this backend");
+    // A slow CPU and the fastest GPUs.
+    assert!((1e8..1e14).contains(&ceilings.read_bytes_per_s), "{ceilings:?}");
+    assert!((1e7..1e16).contains(&ceilings.int8_macs_per_s), "{ceilings:?}");
+    let memory = device.memory();
+    assert!(memory.total_bytes.is_some_and(|bytes| bytes > 64 << 20), "{memory:?}");
 }
 
 #[test]

@@ -5,20 +5,20 @@ use crate::cache::KvCache;
 use crate::cpu::CpuDevice;
 use crate::embedding::Embedding;
 use crate::fingerprint::TensorHashes;
-use crate::load::{LoadOptions, host_cpu};
-use crate::loader::LayerLoader;
+use crate::load::{LoadOptions, Placed, host_cpu};
+use crate::loader::{LayerLoader, LayerPart};
 use crate::lora::{
     self, AdaptedRows, AdapterPart, Fused, Lora, LoraError, LoraModel, LoraSet, LoraTarget, LowRank, WeakLora,
     adapted_rows,
 };
-use crate::memory::{check_fits, default_kv_type};
+use crate::memory::{PartEstimates, check_fits, default_kv_type};
 use crate::pages::PageKind;
-use crate::placed::{ModelPart, PlacedPart};
+use crate::placed::{DeviceUse, ModelPart, PlacedPart};
 use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
 use crate::quantize::{Quantized, Recipe};
 use crate::rope::{Rope, RopeAngles};
-use crate::segment::{Device, Head, Segment, Step};
+use crate::segment::{Device, DeviceCeilings, Head, Segment, Step};
 use crate::state::StateStore;
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
@@ -43,6 +43,8 @@ pub struct Decoder {
     cpu: Cpu,
     /// The CPU as a device.
     here: CpuDevice,
+    /// The other devices that the model was placed on.
+    devices: Vec<Arc<dyn Device>>,
     /// The recipe that the weights were quantized with as they were read.
     recipe: Option<Recipe>,
     /// The hashes of all tensors, if some are on other devices and might have to be read again.
@@ -58,23 +60,26 @@ pub struct Decoder {
 
 /// The parts of a model that are on devices.
 struct Parts {
-    /// The segments in the order of their layers; each has at least one layer.
-    segments: Vec<Arc<dyn Segment>>,
+    /// The segments in the order of their layers, each with at least one layer, or halves of layers.
+    segments: Vec<(LayerPart, Arc<dyn Segment>)>,
     head: Arc<dyn Head>,
+    /// The embedding, the segments, the head.
     placed: Vec<PlacedPart>,
 }
 
 impl Parts {
     /// Passes a part of an adapter to the device of its matrix.
     fn load_adapter(&self, part: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
-        match self.segments.iter().find(|segment| segment.layers().contains(&part.layer)) {
+        let mut segments = self.segments.iter().map(|(_, segment)| segment);
+        // Of halves the first one: no adapter changes experts.
+        match segments.find(|segment| segment.layers().contains(&part.layer)) {
             Some(segment) if part.target != LoraTarget::Output => segment.load_adapter(part),
             _ => self.head.load_adapter(part),
         }
     }
 
     fn stores(&self) -> Vec<Arc<dyn StateStore>> {
-        self.segments.iter().map(|segment| segment.states()).collect()
+        self.segments.iter().map(|(_, segment)| segment.states()).collect()
     }
 }
 
@@ -119,13 +124,21 @@ impl Decoder {
             .into());
         }
         let cpu = host_cpu(options.isa, options.threads)?;
-        let placed = options.placement.segments(config.n_layers())?;
+        let placed = options.placement.segments(config.n_layers(), config.experts.is_some())?;
         let head_device = options.placement.head_device();
-        let is_elsewhere = |layer| placed.iter().any(|(layers, device)| device.is_some() && layers.contains(&layer));
+        let is_elsewhere = |name: &str, layer| {
+            let mut elsewhere = placed.iter().filter(|placed| placed.device.is_some());
+            elsewhere.any(|placed| placed.layers.contains(&layer) && placed.part.has_tensor(name))
+        };
         check_fits(source, cpu.isa(), |name| match names::layer_of_gguf(name) {
-            Some(layer) => !is_elsewhere(layer),
+            Some(layer) => !is_elsewhere(name, layer),
             None => head_device.is_none() || name == "token_embd.weight",
         })?;
+        let devices = options.placement.devices();
+        if !devices.is_empty() {
+            let n_ctx = options.planned_context(&config);
+            options.placement.check_fits(&PartEstimates::of(source, n_ctx, Some(kv_type))?)?;
+        }
         let here = CpuDevice::new(cpu.clone());
         let progress = options.progress.as_deref().unwrap_or(&|_, _| {});
         let mut loader = LayerLoader::new(source, &config, kv_type, &**cpu.pool(), progress);
@@ -137,11 +150,13 @@ impl Decoder {
             parts.push(PlacedPart { part, device, is_host, weight_bytes, page_bytes });
         };
         note(ModelPart::Embedding, None, embedding.matrix.n_bytes() as u64, 0);
-        let mut segments: Vec<Arc<dyn Segment>> = Vec::new();
-        for (layers, device) in placed {
-            let segment = device.unwrap_or(&here).load_segment(&mut loader, layers.clone())?;
-            note(ModelPart::Layers(layers), device, segment.weight_bytes(), segment.states().page_bytes() as u64);
-            segments.push(segment.into());
+        let mut segments = Vec::new();
+        for Placed { layers, part, device } in placed {
+            loader.part = part;
+            let segment: Arc<dyn Segment> = device.unwrap_or(&here).load_segment(&mut loader, layers.clone())?.into();
+            let (weights, page) = (segment.weight_bytes(), segment.states().page_bytes() as u64);
+            note(ModelPart::of_layers(layers, part), device, weights, page);
+            segments.push((part, segment));
         }
         note(ModelPart::Head, head_device, head.weight_bytes(), 0);
         let parts = Parts { segments, head: head.into(), placed: parts };
@@ -162,6 +177,7 @@ impl Decoder {
             rope,
             cpu,
             here,
+            devices,
             recipe: options.quantize,
             hashes,
             loras: Mutex::default(),
@@ -225,9 +241,41 @@ impl Decoder {
         self.parts().placed.clone()
     }
 
-    /// The ranges of layers that form its segments.
+    /// The devices other than the CPU that have parts of the model, with their memory.
+    pub fn devices(&self) -> Vec<DeviceUse> {
+        let placed = self.placed();
+        let of = |device: &Arc<dyn Device>| {
+            let device_name = device.name();
+            let parts = || placed.iter().filter(|part| part.device == device_name);
+            let (weight_bytes, page_bytes) =
+                parts().fold((0, 0), |(weights, pages), part| (weights + part.weight_bytes, pages + part.page_bytes));
+            let memory = device.memory();
+            parts().next().map(|_| DeviceUse { device: device_name.clone(), weight_bytes, page_bytes, memory })
+        };
+        self.devices.iter().filter_map(of).collect()
+    }
+
+    /// The name and the measured ceilings of the device that has all layers and the output matrix; `None` if that is the
+    /// CPU, or if there are several.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn device_ceilings(&self) -> Result<Option<(String, DeviceCeilings)>, ModelError> {
+        let placed = self.placed();
+        let is_on = |part: &PlacedPart, name: &str| part.part == ModelPart::Embedding || part.device == name;
+        for device in &self.devices {
+            let name = device.name();
+            if placed.iter().all(|part| is_on(part, &name)) {
+                return Ok(device.ceilings()?.map(|ceilings| (name, ceilings)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The ranges of layers that form its segments. If the halves of a layer are on different devices, its range comes
+    /// twice.
     pub fn segments(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
-        self.parts().segments.iter().map(|segment| segment.layers()).collect::<Vec<_>>().into_iter()
+        self.parts().segments.iter().map(|(_, segment)| segment.layers()).collect::<Vec<_>>().into_iter()
     }
 
     /// Moves the parts whose devices were lost to the CPU: loads them again from `source`, which must have the weights
@@ -249,42 +297,39 @@ impl Decoder {
         // No step runs meanwhile.
         let _buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let old = self.parts();
-        let is_lost = |i: usize| old.segments[i].check().is_err();
-        let lost: Vec<usize> = (0..old.segments.len()).filter(|&i| is_lost(i)).collect();
+        let lost: Vec<usize> = (0..old.segments.len()).filter(|&i| old.segments[i].1.check().is_err()).collect();
         let is_head_lost = old.head.check().is_err();
         if lost.is_empty() && !is_head_lost {
             return Ok(Vec::new());
         }
         let is_moved = |name: &str| match names::layer_of_gguf(name) {
-            Some(layer) => lost.iter().any(|&i| old.segments[i].layers().contains(&layer)),
+            Some(layer) => lost.iter().any(|&i| {
+                let (part, segment) = &old.segments[i];
+                segment.layers().contains(&layer) && part.has_tensor(name)
+            }),
             None => is_head_lost && name != "token_embd.weight",
         };
         check_fits(source, self.cpu.isa(), is_moved)?;
         let mut loader = LayerLoader::new(source, &self.config, self.kv_type(), &**self.cpu.pool(), &|_, _| {});
-        let mut parts = Parts { segments: old.segments.clone(), head: Arc::clone(&old.head), placed: Vec::new() };
+        let (segments, head) = (old.segments.clone(), Arc::clone(&old.head));
+        let mut parts = Parts { segments, head, placed: old.placed.clone() };
+        let mut moved = Vec::new();
+        let mut note = |part: &mut PlacedPart, weight_bytes| {
+            (part.device, part.is_host, part.weight_bytes) = (self.here.name(), true, weight_bytes);
+            moved.push(part.clone());
+        };
         for &i in &lost {
-            parts.segments[i] = self.here.load_segment(&mut loader, old.segments[i].layers())?.into();
+            let (part, segment) = &mut parts.segments[i];
+            loader.part = *part;
+            *segment = self.here.load_segment(&mut loader, segment.layers())?.into();
+            // The embedding comes before the segments.
+            note(&mut parts.placed[1 + i], segment.weight_bytes());
         }
         if is_head_lost {
             parts.head = self.here.load_head(&mut loader)?.into();
+            note(&mut parts.placed[1 + parts.segments.len()], parts.head.weight_bytes());
         }
         loader.check_unchanged(self.hashes.as_ref().unwrap_or(&TensorHashes::new()))?;
-        let mut moved = Vec::new();
-        for part in &old.placed {
-            let weight_bytes = match &part.part {
-                ModelPart::Head if is_head_lost => Some(parts.head.weight_bytes()),
-                ModelPart::Layers(layers) => {
-                    let i = lost.iter().find(|&&i| parts.segments[i].layers() == *layers);
-                    i.map(|&i| parts.segments[i].weight_bytes())
-                }
-                _ => None,
-            };
-            parts.placed.push(part.clone());
-            if let (Some(weight_bytes), Some(part)) = (weight_bytes, parts.placed.last_mut()) {
-                (part.device, part.is_host, part.weight_bytes) = (self.here.name(), true, weight_bytes);
-                moved.push(part.clone());
-            }
-        }
         let mut loras = self.loras.lock().unwrap_or_else(PoisonError::into_inner);
         loras.retain(|lora| lora.upgrade().is_some());
         let again = loras.iter().filter_map(WeakLora::upgrade).map(|lora| {
@@ -484,7 +529,7 @@ impl Decoder {
 
     fn layers(
         &self,
-        segments: &[Arc<dyn Segment>],
+        segments: &[(LayerPart, Arc<dyn Segment>)],
         batch: &mut [Chunk<'_>],
         s: &mut Buffers,
         collector: Option<&mut Collector>,
@@ -506,7 +551,7 @@ impl Decoder {
             loras: &loras,
             collector,
         };
-        for (i, segment) in segments.iter().enumerate() {
+        for (i, (_, segment)) in segments.iter().enumerate() {
             step.sequences.iter_mut().for_each(|sequence| sequence.enter(i));
             segment.forward(&mut step, &mut s.x)?;
         }

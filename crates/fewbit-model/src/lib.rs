@@ -6,7 +6,7 @@
 
 /// The weights of layers, as [`LayerLoader`] packs them for devices.
 pub mod weights {
-    pub use crate::cpu::weights::{Experts, FeedForward, HeadWeights, Layer, Linear, Mlp};
+    pub use crate::cpu::weights::{Attention, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp};
 }
 
 mod batch;
@@ -44,13 +44,13 @@ pub use fewbit_checkpoint::{
 pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;
 pub use load::{LoadOptions, Placement};
-pub use loader::LayerLoader;
+pub use loader::{LayerLoader, LayerPart};
 pub use lora::{AdaptedRows, AdapterPart, Lora, LoraError, LoraSet, LoraTarget, LowRank};
-pub use memory::{MemoryEstimate, available_bytes, estimate};
-pub use placed::{ModelPart, PlacedPart};
+pub use memory::{DeviceMemory, LayerEstimate, MemoryEstimate, PartEstimates, available_bytes, estimate};
+pub use placed::{DeviceEstimate, DeviceUse, ModelPart, PlacedPart};
 pub use prefix::PrefixTree;
 pub use quantize::Quantized;
 pub use rope::RopeAngles;
 pub use routing::Routing;
-pub use segment::{Device, Head, Segment, SequenceRows, Step};
+pub use segment::{Device, DeviceCeilings, Head, Segment, SequenceRows, Step};
 pub use state::{StatePage, StateStore};

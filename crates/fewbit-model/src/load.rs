@@ -1,11 +1,15 @@
 //! Options for loading a model, including the placement of its layers.
 
+use crate::placed::merged;
 use crate::quantize::Recipe;
 use crate::segment::Device;
-use crate::{KvType, ModelConfig, ModelError};
+use crate::{DeviceError, DeviceEstimate, KvType, LayerPart, ModelConfig, ModelError, ModelPart, PartEstimates};
 use fewbit_kernels::{Cpu, Isa, ThreadPool};
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Positions that devices have room for at least, unless a context length is set.
+const PLANNED_CONTEXT: usize = 4096;
 
 /// Options for loading a model.
 #[derive(Clone, Default)]
@@ -39,10 +43,17 @@ pub struct Placement {
     /// Numbers of layers, each with a device, or with none for the CPU.
     parts: Vec<(usize, Option<Arc<dyn Device>>)>,
     head: Option<Arc<dyn Device>>,
+    /// The experts of this many layers, from the first on, are on the CPU.
+    cpu_experts: usize,
 }
 
-/// Layers, and their device if it is not the CPU.
-pub(crate) type Placed<'a> = (Range<usize>, Option<&'a dyn Device>);
+/// Layers or halves of them, and their device if it is not the CPU.
+#[derive(Clone)]
+pub(crate) struct Placed<'a> {
+    pub(crate) layers: Range<usize>,
+    pub(crate) part: LayerPart,
+    pub(crate) device: Option<&'a dyn Device>,
+}
 
 impl Placement {
     /// Creates the placement of everything on the CPU, in one segment.
@@ -68,25 +79,89 @@ impl Placement {
         self
     }
 
+    /// All devices other than the CPU, each once.
+    pub(crate) fn devices(&self) -> Vec<Arc<dyn Device>> {
+        let mut devices: Vec<Arc<dyn Device>> = Vec::new();
+        for device in self.parts.iter().filter_map(|(_, device)| device.as_ref()).chain(&self.head) {
+            if !devices.iter().any(|known| known.name() == device.name()) {
+                devices.push(Arc::clone(device));
+            }
+        }
+        devices
+    }
+
+    /// The memory that the parts of a model take on each device other than the CPU, and what is free there.
+    ///
+    /// # Errors
+    /// [`ModelError::Placement`].
+    pub fn estimate(&self, parts: &PartEstimates) -> Result<Vec<DeviceEstimate>, ModelError> {
+        let placed = self.segments(parts.layers.len(), parts.has_experts())?;
+        let of = |device: Arc<dyn Device>| {
+            let name = device.name();
+            let is_on = |other: Option<&dyn Device>| other.is_some_and(|other| other.name() == name);
+            let segments: Vec<_> = placed.iter().filter(|placed| is_on(placed.device)).collect();
+            let has_head = is_on(self.head_device());
+            let without = |placed: &Placed<'_>| if placed.part.has_feed_forward() { 0 } else { placed.layers.end };
+            let scratch =
+                parts.on_device(0..0, has_head, 0) + if segments.is_empty() { 0 } else { parts.scratch_bytes() };
+            let of = |placed: &&Placed<'_>| parts.of_layers(placed.layers.clone(), without(placed));
+            let needed_bytes = segments.iter().map(of).fold(scratch, u64::saturating_add);
+            let parts = segments.iter().map(|placed| ModelPart::of_layers(placed.layers.clone(), placed.part));
+            let parts = parts.chain(has_head.then_some(ModelPart::Head)).collect();
+            DeviceEstimate { device: name, parts: merged(parts), needed_bytes, memory: device.memory() }
+        };
+        Ok(self.devices().into_iter().map(of).collect())
+    }
+
+    /// Returns an error if what is placed on a device does not fit into its memory, by an estimate.
+    pub(crate) fn check_fits(&self, parts: &PartEstimates) -> Result<(), ModelError> {
+        for DeviceEstimate { device, needed_bytes, memory, .. } in self.estimate(parts)? {
+            if let Some(free_bytes) = memory.available_bytes().filter(|&free| needed_bytes > free) {
+                let fitting_layers = parts.fitting(free_bytes, self.cpu_experts);
+                let source = DeviceError::DoesNotFit { needed_bytes, free_bytes, fitting_layers };
+                return Err(ModelError::Device { device, source });
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the experts of the first `n` layers of the model on the CPU, also of layers that are on a device: their whole
+    /// feed-forward parts, with the router. Without effect in models without experts.
+    pub fn cpu_experts(mut self, n: usize) -> Self {
+        self.cpu_experts = n;
+        self
+    }
+
     /// The device of the head, if it is not the CPU.
     pub(crate) fn head_device(&self) -> Option<&dyn Device> {
         self.head.as_deref()
     }
 
     /// The segments of a model of `n_layers`, each with its device, or none for the CPU.
-    pub(crate) fn segments(&self, n_layers: usize) -> Result<Vec<Placed<'_>>, ModelError> {
+    pub(crate) fn segments(&self, n_layers: usize, has_experts: bool) -> Result<Vec<Placed<'_>>, ModelError> {
         let placed = self.parts.iter().fold(0usize, |n, (part, _)| n.saturating_add(*part));
         if placed > n_layers {
             return Err(ModelError::Placement { placed, n_layers });
         }
         let rest = (placed < n_layers).then_some((n_layers - placed, None));
         let parts = self.parts.iter().map(|(n, device)| (*n, device.as_deref())).chain(rest);
-        let mut end = 0;
-        let ranges = parts.map(|(n, device)| {
+        let (mut end, mut segments) = (0, Vec::new());
+        for (n, device) in parts {
+            let mut layers = end..end + n;
             end += n;
-            (end - n..end, device)
-        });
-        Ok(ranges.filter(|(layers, _)| !layers.is_empty()).collect())
+            if device.is_some() && has_experts {
+                for layer in layers.start..layers.end.min(self.cpu_experts) {
+                    let layers = layer..layer + 1;
+                    segments.push(Placed { layers: layers.clone(), part: LayerPart::Attention, device });
+                    segments.push(Placed { layers, part: LayerPart::FeedForward, device: None });
+                }
+                layers.start = layers.end.min(self.cpu_experts).max(layers.start);
+            }
+            if !layers.is_empty() {
+                segments.push(Placed { layers, part: LayerPart::Whole, device });
+            }
+        }
+        Ok(segments)
     }
 }
 
@@ -94,7 +169,8 @@ impl std::fmt::Debug for Placement {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let name = |device: &Option<Arc<dyn Device>>| device.as_ref().map_or("cpu".to_owned(), |device| device.name());
         let parts: Vec<_> = self.parts.iter().map(|(n, device)| (*n, name(device))).collect();
-        f.debug_struct("Placement").field("parts", &parts).field("head", &name(&self.head)).finish()
+        let mut out = f.debug_struct("Placement");
+        out.field("parts", &parts).field("head", &name(&self.head)).field("cpu_experts", &self.cpu_experts).finish()
     }
 }
 
@@ -154,6 +230,12 @@ impl LoadOptions {
             config.context_length = config.context_length.min(n.max(1));
         }
         Ok(config.checked()?)
+    }
+
+    /// Positions of a sequence for which there should be room on a device: those of the context, if that was set, or
+    /// else at most 4096.
+    pub fn planned_context(&self, config: &ModelConfig) -> usize {
+        self.context_length.unwrap_or(PLANNED_CONTEXT).min(config.context_length)
     }
 
     /// Sets [`quantize`](Self::quantize).

@@ -23,8 +23,43 @@ pub struct LayerLoader<'a> {
     /// Names of the tensors that are part of the model.
     known: HashSet<String>,
     fingerprint: Fingerprint,
+    /// Which half of the layers is wanted.
+    pub(crate) part: LayerPart,
     /// The embedding, if the output matrix is tied to it.
     pub(crate) tied: Option<Embedding>,
+}
+
+/// Which half of its layers a segment has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LayerPart {
+    /// Both.
+    #[default]
+    Whole,
+    /// The attention, which has all of the state.
+    Attention,
+    /// The feed-forward part, which has none.
+    FeedForward,
+}
+
+impl LayerPart {
+    /// Whether the attention is part of it.
+    pub fn has_attention(self) -> bool {
+        self != Self::FeedForward
+    }
+
+    /// Whether the feed-forward part is part of it.
+    pub fn has_feed_forward(self) -> bool {
+        self != Self::Attention
+    }
+
+    /// Whether a tensor of the layer, by its name in GGUF files, belongs to it.
+    pub(crate) fn has_tensor(self, name: &str) -> bool {
+        match names::is_feed_forward_in_gguf(name) {
+            true => self.has_feed_forward(),
+            false => self.has_attention(),
+        }
+    }
 }
 
 /// The name of a part's matrix or norm.
@@ -50,6 +85,7 @@ impl<'a> LayerLoader<'a> {
             done_bytes: 0,
             known: HashSet::new(),
             fingerprint: Fingerprint::new(),
+            part: LayerPart::Whole,
             tied: None,
         }
     }
@@ -62,6 +98,12 @@ impl<'a> LayerLoader<'a> {
     /// Element type of keys and values.
     pub fn kv_type(&self) -> KvType {
         self.kv_type
+    }
+
+    /// Which half of its layers the segment that is loaded has: [`layer`](Self::layer) returns only that, and with
+    /// [`LayerPart::FeedForward`] there is no state.
+    pub fn layer_part(&self) -> LayerPart {
+        self.part
     }
 
     pub(crate) fn has(&self, part: Part, layer: usize) -> bool {

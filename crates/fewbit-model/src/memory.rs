@@ -1,8 +1,9 @@
 //! Estimates of the memory that a model will take, before anything is allocated.
 
-use crate::cpu::page_bytes;
-use crate::{KvType, ModelError};
-use fewbit_checkpoint::WeightSource;
+use crate::cpu::{layer_page_bytes, page_bytes};
+use crate::{KvType, ModelConfig, ModelError};
+use fewbit_checkpoint::{WeightSource, names};
+use fewbit_format::TensorInfo;
 use fewbit_kernels::{Isa, Matrix, PAGE};
 use fewbit_quant::TensorType;
 
@@ -41,6 +42,140 @@ pub fn estimate(
 ) -> Result<MemoryEstimate, ModelError> {
     let config = source.config()?;
     let pages = n_ctx.div_ceil(PAGE) as u64;
+    Ok(MemoryEstimate {
+        weight_bytes: packed_bytes(source, isa, |_| true).0,
+        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
+        lora_bytes: 0,
+        scratch_bytes: scratch_bytes(&config),
+    })
+}
+
+/// The memory of a device, as its driver reports it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceMemory {
+    /// Bytes that this process can still allocate; `None` if the driver does not report it.
+    pub free_bytes: Option<u64>,
+    /// All bytes.
+    pub total_bytes: Option<u64>,
+}
+
+impl DeviceMemory {
+    /// Some memory of a device.
+    pub fn new(free_bytes: Option<u64>, total_bytes: Option<u64>) -> Self {
+        Self { free_bytes, total_bytes }
+    }
+
+    /// What may be used: what is free, or all of it if only that is known.
+    pub fn available_bytes(&self) -> Option<u64> {
+        self.free_bytes.or(self.total_bytes)
+    }
+}
+
+/// The memory that each part of a model takes on a device, from the headers of its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartEstimates {
+    /// For each layer.
+    pub layers: Vec<LayerEstimate>,
+    /// The norm and the output matrix, including a copy of the embedding if it is tied to that.
+    pub head_bytes: u64,
+    /// Positions of a sequence for which there should be room.
+    pub n_ctx: usize,
+    /// Buffers of a prefill chunk.
+    scratch_bytes: u64,
+    /// Buffers of the head: logits of some tokens.
+    logit_bytes: u64,
+}
+
+/// The memory that one layer takes on a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LayerEstimate {
+    /// All its weights.
+    pub weight_bytes: u64,
+    /// How many of them are in a feed-forward part with experts.
+    pub expert_bytes: u64,
+    /// Its share of one page of a KV cache.
+    pub page_bytes: u64,
+}
+
+/// Rows of logits that the head of a device computes at once, in estimates.
+const LOGIT_ROWS: u64 = 64;
+
+impl PartEstimates {
+    /// Estimates the parts of `source`, with room for a sequence of `n_ctx` positions. `kv_type` is as in
+    /// [`LoadOptions`](crate::LoadOptions::kv_type).
+    ///
+    /// # Errors
+    /// As [`WeightSource::config`].
+    pub fn of(source: &dyn WeightSource, n_ctx: usize, kv_type: Option<KvType>) -> Result<Self, ModelError> {
+        let config = source.config()?;
+        let kv_type = kv_type.unwrap_or(default_kv_type(source));
+        let page_bytes = (0..config.n_layers()).map(|layer| layer_page_bytes(&config, kv_type, layer));
+        let mut layers: Vec<_> =
+            page_bytes.map(|page_bytes| LayerEstimate { page_bytes, ..Default::default() }).collect();
+        let output = if source.tensor("output.weight").is_some() { "output.weight" } else { "token_embd.weight" };
+        let (mut head_bytes, mut n_vocab) = (0u64, 0);
+        for tensor in source.tensors() {
+            // Devices have weights in the CPU's panels, and vectors in f32.
+            let bytes = tensor_bytes(tensor, Isa::Portable).unwrap_or(tensor.n_elems().saturating_mul(4));
+            match names::layer_of_gguf(&tensor.name) {
+                Some(i) if i < layers.len() => {
+                    layers[i].weight_bytes = layers[i].weight_bytes.saturating_add(bytes);
+                    if config.experts.is_some() && names::is_feed_forward_in_gguf(&tensor.name) {
+                        layers[i].expert_bytes = layers[i].expert_bytes.saturating_add(bytes);
+                    }
+                }
+                None if tensor.name == output || tensor.name.starts_with("output") => {
+                    head_bytes = head_bytes.saturating_add(bytes);
+                    n_vocab = n_vocab.max(tensor.shape.first().copied().unwrap_or(0));
+                }
+                _ => {}
+            }
+        }
+        let logit_bytes = n_vocab.saturating_mul(4 * LOGIT_ROWS);
+        Ok(Self { layers, head_bytes, n_ctx, scratch_bytes: scratch_bytes(&config), logit_bytes })
+    }
+
+    /// Whether layers have experts.
+    pub(crate) fn has_experts(&self) -> bool {
+        self.layers.iter().any(|layer| layer.expert_bytes > 0)
+    }
+
+    /// Bytes that these layers, and the head if `has_head`, take on a device. The experts of the first `cpu_experts`
+    /// layers of the model are not there.
+    pub fn on_device(&self, layers: std::ops::Range<usize>, has_head: bool, cpu_experts: usize) -> u64 {
+        let scratch = if layers.is_empty() { 0 } else { self.scratch_bytes };
+        let head = if has_head { self.head_bytes.saturating_add(self.logit_bytes) } else { 0 };
+        self.of_layers(layers, cpu_experts).saturating_add(scratch).saturating_add(head)
+    }
+
+    /// The same without the buffers of a step.
+    pub(crate) fn of_layers(&self, layers: std::ops::Range<usize>, cpu_experts: usize) -> u64 {
+        // Slots for pages grow by doubling, and both sizes are there while they are copied.
+        let pages = (self.n_ctx.div_ceil(PAGE).max(1) as u64).next_power_of_two() * 3 / 2;
+        let of = |layer: usize| {
+            let estimate = self.layers.get(layer).copied().unwrap_or_default();
+            let experts = if layer < cpu_experts { estimate.expert_bytes } else { 0 };
+            (estimate.weight_bytes - experts).saturating_add(estimate.page_bytes.saturating_mul(pages))
+        };
+        layers.map(of).fold(0, u64::saturating_add)
+    }
+
+    pub(crate) fn scratch_bytes(&self) -> u64 {
+        self.scratch_bytes
+    }
+
+    /// The most layers, counted from the last one, that fit into this many bytes of a device together with the head.
+    pub fn fitting(&self, bytes: u64, cpu_experts: usize) -> usize {
+        let n = self.layers.len();
+        (1..=n).take_while(|&fit| self.on_device(n - fit..n, true, cpu_experts) <= bytes).last().unwrap_or(0)
+    }
+}
+
+/// Bytes of the buffers of one prefill chunk of 512 tokens.
+fn scratch_bytes(config: &ModelConfig) -> u64 {
     // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
     // inputs of products, their quantized forms.
     let ffn = match config.experts {
@@ -48,12 +183,7 @@ pub fn estimate(
         None => 2 * config.ffn_dim,
     };
     let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + ffn;
-    Ok(MemoryEstimate {
-        weight_bytes: packed_bytes(source, isa, |_| true).0,
-        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
-        lora_bytes: 0,
-        scratch_bytes: 512 * 5 * widths as u64,
-    })
+    512 * 5 * widths as u64
 }
 
 /// The cache is never less precise than the weights require: f32 for f32 weights, otherwise f16.
@@ -98,20 +228,9 @@ fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> b
     let mut total = 0u64;
     let mut by_type: Vec<(TensorType, u64)> = Vec::new();
     for tensor in source.tensors().iter().filter(|tensor| is_here(&tensor.name)) {
-        let (n, n_rows, n_cols) = match tensor.shape[..] {
-            [n_rows, n_cols] => (1, n_rows, n_cols),
-            [n, n_rows, n_cols] => (n, n_rows, n_cols),
-            _ => continue,
-        };
         let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
         let isa = if looked_up { Isa::Scalar } else { isa };
-        let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
-            // Loading it returns an error with its name, which a lack of memory must not hide.
-            _ if !tensor.ty.is_supported() => tensor.n_bytes,
-            (Ok(rows), Ok(cols)) => Matrix::packed_bytes(isa, tensor.ty, rows, cols).unwrap_or(usize::MAX) as u64,
-            _ => u64::MAX,
-        };
-        let bytes = bytes.saturating_mul(n);
+        let Some(bytes) = tensor_bytes(tensor, isa) else { continue };
         total = total.saturating_add(bytes);
         match by_type.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
             Some((_, n)) => *n = n.saturating_add(bytes),
@@ -119,6 +238,22 @@ fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> b
         }
     }
     (total, by_type.into_iter().max_by_key(|(_, n)| *n).map_or(TensorType::F32, |(ty, _)| ty))
+}
+
+/// Bytes that a matrix, or all matrices of a tensor, take when packed for `isa`; `None` for a vector.
+fn tensor_bytes(tensor: &TensorInfo, isa: Isa) -> Option<u64> {
+    let (n, n_rows, n_cols) = match tensor.shape[..] {
+        [n_rows, n_cols] => (1, n_rows, n_cols),
+        [n, n_rows, n_cols] => (n, n_rows, n_cols),
+        _ => return None,
+    };
+    let bytes = match (usize::try_from(n_rows), usize::try_from(n_cols)) {
+        // Loading it returns an error with its name, which a lack of memory must not hide.
+        _ if !tensor.ty.is_supported() => tensor.n_bytes,
+        (Ok(rows), Ok(cols)) => Matrix::packed_bytes(isa, tensor.ty, rows, cols).unwrap_or(usize::MAX) as u64,
+        _ => u64::MAX,
+    };
+    Some(bytes.saturating_mul(n))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The placement of the parts of a loaded model.
 
+use crate::{DeviceMemory, LayerPart};
 use std::fmt;
 use std::ops::Range;
 
@@ -11,17 +12,37 @@ pub enum ModelPart {
     Embedding,
     /// Consecutive layers.
     Layers(Range<usize>),
+    /// The attention of layers whose experts are elsewhere.
+    Attention(Range<usize>),
+    /// The feed-forward parts of layers, with their experts, whose attention is elsewhere.
+    Experts(Range<usize>),
     /// The last norm and the output matrix.
     Head,
 }
 
 impl fmt::Display for ModelPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let of = |layers: &Range<usize>| match layers.len() {
+            1 => format!("layer {}", layers.start),
+            _ => format!("layers {} to {}", layers.start, layers.end.saturating_sub(1)),
+        };
         match self {
             Self::Embedding => f.pad("embedding"),
-            Self::Layers(layers) if layers.len() == 1 => f.pad(&format!("layer {}", layers.start)),
-            Self::Layers(layers) => f.pad(&format!("layers {} to {}", layers.start, layers.end.saturating_sub(1))),
+            Self::Layers(layers) => f.pad(&of(layers)),
+            Self::Attention(layers) => f.pad(&format!("attention of {}", of(layers))),
+            Self::Experts(layers) => f.pad(&format!("experts of {}", of(layers))),
             Self::Head => f.pad("output"),
+        }
+    }
+}
+
+impl ModelPart {
+    /// The part of layers of which a segment has this half.
+    pub(crate) fn of_layers(layers: Range<usize>, part: LayerPart) -> Self {
+        match part {
+            LayerPart::Whole => Self::Layers(layers),
+            LayerPart::Attention => Self::Attention(layers),
+            LayerPart::FeedForward => Self::Experts(layers),
         }
     }
 }
@@ -40,4 +61,54 @@ pub struct PlacedPart {
     pub weight_bytes: u64,
     /// Bytes of its share of a page of a cache.
     pub page_bytes: u64,
+}
+
+/// A device other than the CPU that has parts of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceUse {
+    /// The name that the device reports.
+    pub device: String,
+    /// Bytes of the model's weights on it.
+    pub weight_bytes: u64,
+    /// Bytes of its share of a page of a cache.
+    pub page_bytes: u64,
+    /// Its memory at this moment.
+    pub memory: DeviceMemory,
+}
+
+/// The memory that parts of a model will take on a device other than the CPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceEstimate {
+    /// The name that the device reports.
+    pub device: String,
+    /// The parts on it.
+    pub parts: Vec<ModelPart>,
+    /// Bytes of weights, keys and values and the buffers of a step.
+    pub needed_bytes: u64,
+    /// Its memory at this moment.
+    pub memory: DeviceMemory,
+}
+
+/// Parts of which those of one kind that follow each other are one.
+pub(crate) fn merged(parts: Vec<ModelPart>) -> Vec<ModelPart> {
+    let mut out: Vec<ModelPart> = Vec::new();
+    for part in parts {
+        let follows = |before: &mut ModelPart| match (before, &part) {
+            (ModelPart::Layers(before), ModelPart::Layers(next))
+            | (ModelPart::Attention(before), ModelPart::Attention(next))
+            | (ModelPart::Experts(before), ModelPart::Experts(next))
+                if before.end == next.start =>
+            {
+                before.end = next.end;
+                true
+            }
+            _ => false,
+        };
+        if !out.iter_mut().any(follows) {
+            out.push(part);
+        }
+    }
+    out
 }

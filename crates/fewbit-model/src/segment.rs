@@ -9,13 +9,13 @@
 //! output rows of a segment depend only on the rows before them in their sequence: not on the batch, the chunks, or how
 //! the model is split into segments.
 
-use crate::ModelError;
 use crate::loader::LayerLoader;
 use crate::lora::{AdaptedRows, AdapterPart, LowRank};
 use crate::pages::Page;
 use crate::quantize::Collector;
 use crate::rope::RopeAngles;
 use crate::state::{StatePage, StateStore};
+use crate::{DeviceMemory, ModelError};
 use fewbit_kernels::PAGE;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +24,19 @@ use std::sync::Arc;
 pub trait Device: Send + Sync {
     /// The name to display.
     fn name(&self) -> String;
+
+    /// Its memory at this moment, as far as it is known. Before a model is loaded, it is checked against an estimate.
+    fn memory(&self) -> DeviceMemory {
+        DeviceMemory::default()
+    }
+
+    /// Measures what it can do at most, for benchmarks; `None` if that is not implemented for this device.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn ceilings(&self) -> Result<Option<DeviceCeilings>, ModelError> {
+        Ok(None)
+    }
 
     /// Takes some consecutive layers.
     ///
@@ -36,6 +49,23 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// As [`load_segment`](Self::load_segment).
     fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError>;
+}
+
+/// What a device can do at most, as measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DeviceCeilings {
+    /// Bytes of its memory that it reads per second.
+    pub read_bytes_per_s: f64,
+    /// Multiply-accumulates of bytes per second.
+    pub int8_macs_per_s: f64,
+}
+
+impl DeviceCeilings {
+    /// The ceilings of a device.
+    pub fn new(read_bytes_per_s: f64, int8_macs_per_s: f64) -> Self {
+        Self { read_bytes_per_s, int8_macs_per_s }
+    }
 }
 
 /// Consecutive layers with their weights and their state, on one device.

@@ -13,7 +13,7 @@ mod run;
 use fewbit_format::GgufFile;
 use fewbit_model::{
     AdapterPart, Chunk, Cpu, CpuDevice, Decoder, Device, Head, Isa, KvCache, KvType, LayerLoader, LoadOptions,
-    LogitsFor, LoraSet, LowRank, ModelError, Placement, Segment, StateStore, Step,
+    LogitsFor, LoraSet, LowRank, ModelError, ModelPart, Placement, Segment, StateStore, Step,
 };
 use fewbit_quant::TensorType;
 use golden::{GoldenModel, golden_models};
@@ -69,6 +69,40 @@ fn segmented_model_has_the_bits_of_the_whole_model() {
             assert_eq!(cut.kv_page_bytes(), whole.kv_page_bytes(), "{what}");
         }
     }
+}
+
+#[test]
+fn experts_on_the_cpu_give_the_bits_of_the_whole_model() {
+    let other = || Arc::new(CpuDevice::new(Cpu::new(Isa::Scalar, 1).expect("always available")));
+    let mut n_models = 0;
+    for model in golden_models() {
+        let file = model.quantized([TensorType::Q4_0, TensorType::Q8_0]);
+        let options = options(&model).threads(2);
+        let whole = Decoder::load(&file, &options).expect("loads");
+        let (n, has_experts) = (whole.config().n_layers(), whole.config().experts.is_some());
+        if !has_experts && n_models > 0 {
+            continue;
+        }
+        n_models += 1;
+        let tokens = &model.tokens[..30.min(model.tokens.len())];
+        let want = bits(&logits(&whole, &mut whole.new_cache(), tokens, 64));
+        for (on_cpu, n_experts) in [(0, 1), (0, usize::MAX), (1, 2), (1, 1)] {
+            let placement = Placement::new().cpu(on_cpu).device(n - on_cpu, other()).head(other());
+            let what = format!("{}: {on_cpu} layers and the experts of {n_experts} on the CPU", model.name);
+            let options = options.clone().placement(placement.cpu_experts(n_experts));
+            let cut = Decoder::load(&file, &options).expect("loads");
+            assert!(bits(&logits(&cut, &mut cut.new_cache(), tokens, 7)) == want, "{what}");
+            let same =
+                |a: &Decoder, b: &Decoder| (a.fingerprint(), a.kv_page_bytes()) == (b.fingerprint(), b.kv_page_bytes());
+            assert!(same(&cut, &whole), "{what}");
+            let experts: Vec<_> =
+                cut.placed().into_iter().filter(|p| matches!(p.part, ModelPart::Experts(_))).collect();
+            let n_halved = if has_experts { n_experts.min(n).saturating_sub(on_cpu) } else { 0 };
+            assert_eq!(experts.len(), n_halved, "{what}");
+            assert!(experts.iter().all(|part| part.is_host && part.page_bytes == 0), "{what}");
+        }
+    }
+    assert!(n_models > 2, "some models have experts");
 }
 
 #[test]

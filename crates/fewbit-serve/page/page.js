@@ -1,104 +1,10 @@
-// The page of `fewbit serve`. All text of models and requests is set as text, never as HTML, and nothing but this server
-// is asked for anything.
-"use strict";
+// The page of `fewbit serve`: its views, the chat, the models, the requests in progress, the audit log, the approvals.
 
-const find = (id) => document.getElementById(id);
-
-/** Creates an element with these properties and children. */
-function make(tag, properties = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-}
-
-/** Creates an SVG element with these attributes. */
-function draw(tag, attributes = {}, ...children) {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-/** A table. A row is a list of texts or elements; numbers are shown with separators. */
-function table(heads, rows, empty) {
-  if (rows.length === 0) return make("p", { className: "empty" }, empty);
-  const cell = (tag, value) => {
-    const isNumber = typeof value === "number";
-    return make(tag, { className: isNumber ? "number" : "" }, isNumber ? value.toLocaleString("en", { maximumFractionDigits: 4 }) : value);
-  };
-  const isNumber = heads.map((_, i) => typeof rows[0][i] === "number");
-  const head = heads.map((text, i) => make("th", { scope: "col", className: isNumber[i] ? "number" : "" }, text));
-  const body = rows.map((row) => make("tr", {}, ...row.map((value) => cell("td", value))));
-  return make("div", { className: "wide" }, make("table", {}, make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body)));
-}
-
-// ---- the server ----
-
-const STORED_KEY = "fewbit-key";
-
-class Failure extends Error {
-  constructor(status, message) {
-    super(message);
-    this.status = status;
-  }
-}
-
-async function ask(path, { method = "GET", body, signal } = {}) {
-  const headers = {};
-  const key = sessionStorage.getItem(STORED_KEY);
-  if (key) headers.authorization = `Bearer ${key}`;
-  if (body !== undefined) headers["content-type"] = "application/json";
-  const response = await fetch(path, {
-    method,
-    headers,
-    signal,
-    body: body === undefined ? undefined : JSON.stringify(body),
-    credentials: "omit",
-    cache: "no-store",
-    redirect: "error",
-  });
-  if (response.ok) return response;
-  const answer = await response.json().catch(() => ({}));
-  throw new Failure(response.status, answer.error?.message ?? `status ${response.status}`);
-}
-
-const json = async (path, options) => (await ask(path, options)).json();
-
-/** Asks for what all keys do, or for what this key does if it may not see others. */
-async function allOrOwn(what, scope) {
-  try {
-    const list = await json(`/admin/${what}`);
-    scope.textContent = "Of all keys.";
-    return list.data;
-  } catch (error) {
-    if (error.status !== 403) throw error;
-  }
-  const list = await json(`/v1/${what}`);
-  scope.textContent = "Of your key. A key whose scopes name /admin sees all.";
-  return list.data;
-}
-
-function notice(error) {
-  const place = find("notice");
-  place.hidden = !error;
-  if (!error) return;
-  if (error.status === 401) {
-    place.textContent = "This server asks for a key: enter it at the top.";
-    find("key").focus();
-  } else {
-    place.textContent = error.message;
-  }
-}
-
-/** Runs something, and shows its error if it fails. */
-async function attempt(does) {
-  try {
-    await does();
-    notice(null);
-  } catch (error) {
-    if (error.name !== "AbortError") notice(error);
-  }
-}
+import {
+  STORED_KEY, allOrOwn, answerInto, ask, attempt, find, json, make, numbers, table, took,
+} from "/page/base.js";
+import { showPrompts, stopComparing } from "/page/prompts.js";
+import { showUsage } from "/page/usage.js";
 
 // ---- views ----
 
@@ -108,6 +14,7 @@ const VIEWS = {
   models: { title: "Models", show: showModels, every: 2000 },
   requests: { title: "Requests", show: showRequests, every: 1000 },
   usage: { title: "Usage", show: showUsage },
+  prompts: { title: "Prompts", show: showPrompts },
   log: { title: "Audit log", show: showLog, every: 5000 },
   approvals: { title: "Approvals", show: showApprovals, every: 1000 },
 };
@@ -227,6 +134,7 @@ function say(text) {
 
 function stop() {
   abort?.abort();
+  stopComparing();
 }
 
 /** The body of a request for the next answer. */
@@ -235,13 +143,8 @@ function chatRequest() {
     (reasoning ? { role, content, reasoning_content: reasoning } : { role, content }));
   const system = find("system").value.trim();
   if (system) messages.unshift({ role: "system", content: system });
-  const body = { model: find("model").value, messages, stream: true, stream_options: { include_usage: true } };
-  const settings = { temperature: "temperature", max_completion_tokens: "max-tokens", seed: "seed" };
-  for (const [field, id] of Object.entries(settings)) {
-    const value = find(id).valueAsNumber;
-    if (!Number.isNaN(value)) body[field] = value;
-  }
-  return body;
+  const settings = numbers({ temperature: "temperature", max_completion_tokens: "max-tokens", seed: "seed" });
+  return { model: find("model").value, messages, ...settings };
 }
 
 async function answer() {
@@ -250,35 +153,10 @@ async function answer() {
   conversation.push(message);
   abort = new AbortController();
   busy(true);
-  const start = performance.now();
-  let usage = null;
-  let backend = "";
-  try {
-    const response = await ask("/v1/chat/completions", { method: "POST", body, signal: abort.signal });
-    backend = response.headers.get("x-fewbit-backend") ?? "";
-    for await (const chunk of events(response)) {
-      if (chunk.error) throw new Failure(0, chunk.error.message);
-      usage = chunk.usage ?? usage;
-      const delta = chunk.choices?.[0]?.delta ?? {};
-      message.content += delta.content ?? "";
-      message.reasoning += delta.reasoning_content ?? "";
-      if (chunk.choices?.[0]?.finish_reason === "length") message.failure = "The answer was cut off at the token limit.";
-      showLast();
-    }
-    notice(null);
-  } catch (error) {
-    if (error.name === "AbortError") {
-      message.failure = "Stopped.";
-    } else {
-      message.failure = error.message;
-      notice(error);
-    }
-  }
-  const seconds = (performance.now() - start) / 1000;
+  const spent = await answerInto(message, body, abort.signal, showLast);
   abort = null;
   busy(false);
-  const counted = usage ? `${usage.prompt_tokens} + ${usage.completion_tokens} tokens, ` : "";
-  find("status").textContent = `${counted}${seconds.toFixed(1)} s${backend ? `, ${backend}` : ""}`;
+  find("status").textContent = took(spent);
   find("message").focus();
 }
 
@@ -301,25 +179,9 @@ function showLast() {
   if (isAtEnd) window.scrollTo(0, document.body.scrollHeight);
 }
 
-/** The data of server-sent events. */
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { done, value } = await reader.read();
-    if (done) throw new Failure(0, "The answer broke off.");
-    rest += value;
-    const blocks = rest.split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-      if (data === "[DONE]") return;
-      if (data) yield JSON.parse(data);
-    }
-  }
-}
-
 // ---- models ----
+
+const megabytes = (bytes) => `${Math.round(bytes / 1e6).toLocaleString("en")} MB`;
 
 /** The time and the generated tokens by model when they were last shown, for the speed. */
 let before = { time: 0, tokens: {} };
@@ -334,31 +196,73 @@ function samples(text) {
   return all;
 }
 
+/** The state of a model of this server, in words. */
+function stateOf({ state, requests, idle_s: idle, error }) {
+  if (error) return make("span", { className: "bad", title: error }, "loading failed");
+  if (state !== "loaded") return requests ? `${state}, ${requests} waiting` : state;
+  return requests ? `in use by ${requests}` : `idle for ${Math.round(idle ?? 0)} s`;
+}
+
+/** Where the layers of a model are, in words. */
+function placeOf({ devices, threads }) {
+  const part = ({ device, is_cpu: isCpu, layers }) =>
+    `${layers} on ${device}${isCpu ? `, ${threads} threads` : ""}`;
+  return devices.filter(({ layers }) => layers > 0).map(part).join("; ") || "–";
+}
+
+/** What only a key with /admin may see of the models; `null` for others. */
+async function modelStates() {
+  try {
+    return await json("/admin/models");
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    return null;
+  }
+}
+
 async function showModels() {
-  const [{ data }, metrics] = await Promise.all([json("/v1/models"), ask("/metrics")]);
+  const [{ data }, states, metrics] = await Promise.all([json("/v1/models"), modelStates(), ask("/metrics")]);
   const of = samples(await metrics.text());
   const now = performance.now();
-  const megabytes = (bytes) => `${(bytes / 1e6).toFixed(0)} MB`;
   const tokens = {};
-  const rows = data.map(({ id, max_model_len: context }) => {
+  const rows = data.map(({ id, state, max_model_len: context }) => {
     const m = of[id] ?? {};
     tokens[id] = m.generated_tokens_total;
     const made = tokens[id] - before.tokens[id];
     const has = (name, shown) => (name in m ? shown(m[name]) : "–");
+    const known = states?.data.find((status) => status.id === id);
     return [
       id,
+      known ? stateOf(known) : (state ?? "–"),
       context || "–",
+      ...(states ? [known ? placeOf(known) : "–"] : []),
+      has("weight_bytes", megabytes),
+      has("kv_bytes", (bytes) => `${megabytes(bytes)} of ${megabytes(m.kv_limit_bytes)}`),
       has("requests_running", String),
       has("requests_waiting", String),
       Number.isFinite(made) ? (made / ((now - before.time) / 1000)).toFixed(0) : "–",
-      has("weight_bytes", megabytes),
-      has("kv_bytes", (bytes) => `${megabytes(bytes)} of ${megabytes(m.kv_limit_bytes)}`),
       has("route_open_breakers", (n) => (n === 0 ? "all" : `${n} skipped after failures`)),
     ];
   });
   before = { time: now, tokens };
-  const heads = ["Model or route", "Context", "Running", "Waiting", "Tokens/s", "Weights", "Keys and values", "Targets"];
+  const place = states ? ["Layers"] : [];
+  const heads = [
+    "Model or route", "State", "Context", ...place, "Weights", "Keys and values", "Running", "Waiting", "Tokens/s", "Targets",
+  ];
   find("model-table").replaceChildren(table(heads, rows, "Your key may use no model."));
+  find("device-state").hidden = !states;
+  if (states) showDevices(states);
+}
+
+function showDevices({ devices, memory_bytes: bytes, memory_limit_bytes: limit }) {
+  const reserved = limit === null ? megabytes(bytes) : `${megabytes(bytes)} of ${megabytes(limit)}`;
+  find("model-memory").textContent = `With their keys and values, the loaded models can take ${reserved}.`;
+  const rows = devices.map(({ name, description, is_software: isSoftware, unusable }) => [
+    name,
+    isSoftware ? `${description}, emulated on the CPU` : description,
+    unusable ?? make("span", { className: "good" }, "usable"),
+  ]);
+  find("device-table").replaceChildren(table(["Device", "Hardware", "State"], rows, "There is none."));
 }
 
 // ---- requests ----
@@ -385,102 +289,6 @@ async function showRequests() {
   ]);
   const heads = ["Key", "Endpoint", "Model", "State", "Prompt", "Answer", "Time", ""];
   find("request-table").replaceChildren(table(heads, rows, "No request is in progress."));
-}
-
-// ---- usage ----
-
-let usage = [];
-
-async function showUsage() {
-  usage = await allOrOwn("usage", find("usage-scope"));
-  drawUsage();
-}
-
-const VALUES = {
-  cost: (row) => row.cost,
-  tokens: (row) => row.prompt_tokens + row.completion_tokens,
-  answers: (row) => row.answers,
-};
-const N_SERIES = 8;
-const N_DAYS = 30;
-
-function drawUsage() {
-  const what = find("usage-what").value;
-  const by = find("usage-by").value;
-  const value = VALUES[what];
-  const sums = new Map();
-  for (const row of usage) {
-    const sum = sums.get(row[by]) ?? { value: 0, cost: 0, answers: 0, refused: 0, prompt: 0, cached: 0, completion: 0 };
-    sum.value += value(row);
-    sum.cost += row.cost;
-    sum.answers += row.answers;
-    sum.refused += row.refused;
-    sum.prompt += row.prompt_tokens;
-    sum.cached += row.cached_tokens;
-    sum.completion += row.completion_tokens;
-    sums.set(row[by], sum);
-  }
-  const names = [...sums.keys()].sort((a, b) => sums.get(b).value - sums.get(a).value);
-  // The smallest ones share the last colour.
-  const series = (name) => Math.min(names.indexOf(name), N_SERIES - 1);
-  find("plot").replaceChildren(...(usage.length ? [plot(what, by, value, names, series)] : []));
-  const shown = names.slice(0, N_SERIES - 1);
-  const items = shown.map((name, i) => [name, i]);
-  if (names.length > shown.length) items.push([names.length === N_SERIES ? names.at(-1) : "others", N_SERIES - 1]);
-  const mark = (i) => draw("svg", { viewBox: "0 0 1 1", "aria-hidden": "true" }, draw("rect", { width: 1, height: 1, class: `series-${i}` }));
-  find("legend").replaceChildren(...items.map(([name, i]) => make("li", {}, mark(i), name)));
-  const rows = names.map((name) => {
-    const sum = sums.get(name);
-    return [name, sum.answers, sum.refused, sum.prompt, sum.cached, sum.completion, sum.cost];
-  });
-  const heads = [by === "key" ? "Key" : "Model", "Answers", "Refused", "Prompt tokens", "From the cache", "Answer tokens", "Cost"];
-  find("usage-table").replaceChildren(table(heads, rows, "Nothing was used yet."));
-}
-
-/** The days from the first one with usage to the last, as many as fit. */
-function days() {
-  const all = usage.map(({ day }) => day).sort();
-  const last = Date.parse(all.at(-1));
-  const first = Math.max(Date.parse(all[0]), last - (N_DAYS - 1) * 86_400_000);
-  const list = [];
-  for (let time = first; time <= last; time += 86_400_000) list.push(new Date(time).toISOString().slice(0, 10));
-  return list;
-}
-
-/** A bar for each day, with a part for each name. */
-function plot(what, by, value, names, series) {
-  const [width, height, left, bottom, top] = [720, 240, 64, 28, 12];
-  const list = days();
-  const of = (day, name) => usage.filter((row) => row.day === day && row[by] === name).reduce((sum, row) => sum + value(row), 0);
-  const totals = list.map((day) => names.reduce((sum, name) => sum + of(day, name), 0));
-  const most = Math.max(...totals) || 1;
-  const y = (amount) => height - bottom - (amount / most) * (height - bottom - top);
-  const step = (width - left) / list.length;
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${what} a day by ${by}` });
-  for (const amount of [0, most / 2, most]) {
-    const text = amount.toLocaleString("en", { maximumSignificantDigits: 3 });
-    svg.append(
-      draw("line", { x1: left, x2: width, y1: y(amount), y2: y(amount) }),
-      draw("text", { x: left - 8, y: y(amount) + 4, "text-anchor": "end" }, text));
-  }
-  list.forEach((day, i) => {
-    let below = 0;
-    const bar = Math.min(step * 0.7, 60);
-    const x = left + i * step + (step - bar) / 2;
-    for (const name of names) {
-      const amount = of(day, name);
-      if (amount === 0) continue;
-      const title = draw("title", {}, `${day}, ${name}: ${amount.toLocaleString("en", { maximumFractionDigits: 4 })}`);
-      svg.append(draw("rect", {
-        x, width: bar, y: y(below + amount), height: y(below) - y(below + amount), class: `series-${series(name)}`,
-      }, title));
-      below += amount;
-    }
-    if (i % Math.ceil(list.length / 8) === 0) {
-      svg.append(draw("text", { x: x + bar / 2, y: height - 8, "text-anchor": "middle" }, day.slice(5)));
-    }
-  });
-  return svg;
 }
 
 // ---- audit log ----
@@ -567,9 +375,6 @@ find("clear").onclick = () => {
   showConversation();
   find("status").textContent = "";
 };
-find("usage-what").onchange = drawUsage;
-find("usage-by").onchange = drawUsage;
-find("usage-refresh").onclick = () => attempt(showUsage);
 find("verify").onclick = () => attempt(verify);
 makeTabs();
 open(location.hash.slice(1) in VIEWS ? location.hash.slice(1) : "chat", false);

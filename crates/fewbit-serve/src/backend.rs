@@ -1,4 +1,5 @@
-//! The traits [`Backend`], which answers requests, and [`Gate`], which admits them, with the types that they exchange.
+//! The traits [`Backend`], which answers requests, [`Models`], which tells what there is to answer them, and [`Gate`], which
+//! admits them, with the types that they exchange.
 //!
 //! Jobs use the wire types of the interface, so that a backend can forward them as well as compute them. Checks that
 //! only a backend can make are made there: it returns a [`BackendError`] instead of a stream.
@@ -79,32 +80,10 @@ pub struct AnsweredBy {
     pub is_fallback: bool,
 }
 
-/// Answers requests: the local engine, an upstream server, or a script of a test.
-pub trait Backend: Send + Sync + 'static {
+/// The models of a backend: which there are, their tokenizers, their metrics.
+pub trait Models: Send + Sync + 'static {
     /// The models that this caller may use in requests.
-    fn models(&self, caller: &Caller) -> Vec<ModelInfo>;
-
-    /// Begins an answer. If the request is invalid, this future fails, not the stream.
-    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>>;
-
-    /// Counts the tokens of a job's prompt.
-    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>>;
-
-    /// Computes the embeddings of texts.
-    fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
-
-    /// How relevant documents are to a query. By default, no model can tell.
-    fn rerank(
-        &self,
-        caller: &Caller,
-        model: &str,
-        query: String,
-        documents: Vec<String>,
-    ) -> Boxed<'_, Result<Reranked, BackendError>> {
-        let _ = (caller, query, documents);
-        let error = BackendError::invalid("model", format!("the model {model:?} is not one that reranks here"));
-        Box::pin(async move { Err(error) })
-    }
+    fn list(&self, caller: &Caller) -> Vec<ModelInfo>;
 
     /// What is known about a model's tokenizer, in the form of a `tokenizer_config.json`. By default, nothing is.
     fn tokenizer_info<'a>(
@@ -137,6 +116,34 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The metrics of this backend.
     fn samples(&self) -> Vec<Sample>;
+}
+
+/// Answers requests: the local engine, an upstream server, or a script of a test.
+pub trait Backend: Send + Sync + 'static {
+    /// The models that answer. A backend that wraps another and leaves them as they are returns the other's.
+    fn models(&self) -> &dyn Models;
+
+    /// Begins an answer. If the request is invalid, this future fails, not the stream.
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>>;
+
+    /// Counts the tokens of a job's prompt.
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>>;
+
+    /// Computes the embeddings of texts.
+    fn embed(&self, caller: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>>;
+
+    /// How relevant documents are to a query. By default, no model can tell.
+    fn rerank(
+        &self,
+        caller: &Caller,
+        model: &str,
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let _ = (caller, query, documents);
+        let error = BackendError::invalid("model", format!("the model {model:?} is not one that reranks here"));
+        Box::pin(async move { Err(error) })
+    }
 }
 
 /// Admits or refuses requests, before their body is read.
@@ -194,6 +201,8 @@ pub struct Caller {
     pub request: Arc<str>,
     /// The path of the endpoint.
     pub endpoint: &'static str,
+    /// For which feature of the client's program the request is, if the client says so: a name to sum up usage by.
+    pub feature: Option<Arc<str>>,
 }
 
 /// A model that requests can name.
@@ -216,7 +225,7 @@ pub struct ModelInfo {
 pub struct Job {
     /// The sender of the request.
     pub caller: Caller,
-    /// The model: one of [`Backend::models`].
+    /// The model: one of [`Models::list`].
     pub model: String,
     /// The prompt.
     pub input: Input,

@@ -25,7 +25,7 @@ use tokio::task::block_in_place;
 
 use crate::backend::{
     Alternative, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Form,
-    Generating, Input, Job, ModelInfo, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
+    Generating, Input, Job, ModelInfo, Models, Piece, Reranked, Sample, SampleKind, Token, Usage, VoidCall,
 };
 use crate::error::ServeError;
 use crate::messages;
@@ -86,55 +86,9 @@ impl EngineBackend {
     }
 }
 
-impl Backend for EngineBackend {
-    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
+impl Models for EngineBackend {
+    fn list(&self, _: &Caller) -> Vec<ModelInfo> {
         self.models.infos()
-    }
-
-    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
-        Box::pin(async move {
-            let lease = self.models.lease(&job.model).await?;
-            let (events, mut receiver) = mpsc::channel(AHEAD);
-            let (begun, has_begun) = oneshot::channel();
-            tokio::spawn(run(lease, job, Sink { begun: Some(begun), events }));
-            match has_begun.await {
-                Ok(Ok(())) => Ok(Generating::new(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)))),
-                Ok(Err(error)) => Err(error),
-                Err(_) => Err(BackendError::new(BackendErrorKind::Internal, "preparing the answer failed")),
-            }
-        })
-    }
-
-    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
-        Box::pin(async move {
-            let lease = self.models.lease(&job.model).await?;
-            let (chat, _) = start(lease.model(), job)?;
-            block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
-        })
-    }
-
-    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
-        let model = model.to_owned();
-        Box::pin(async move {
-            let lease = self.models.lease(&model).await?;
-            let prompts: Vec<fewbit::Prompt> = texts.into_iter().map(prompt).collect();
-            let embedded = lease.model().embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
-            Ok(Embedded::new(embedded.vectors, embedded.usage.prompt))
-        })
-    }
-
-    fn rerank(
-        &self,
-        _: &Caller,
-        model: &str,
-        query: String,
-        documents: Vec<String>,
-    ) -> Boxed<'_, Result<Reranked, BackendError>> {
-        let model = model.to_owned();
-        Box::pin(async move {
-            let lease = self.models.lease(&model).await?;
-            rerank(lease.model(), &model, query, documents, |error| refused(error, "input")).await
-        })
     }
 
     fn tokenizer_info<'a>(
@@ -191,7 +145,7 @@ impl Backend for EngineBackend {
         let of_model = |(model_id, model): (String, Model)| {
             let m = model.metrics();
             let ends = m.outcomes;
-            let rows: [(&'static str, &'static str, SampleKind, f64); 20] = [
+            let rows: [(&'static str, &'static str, SampleKind, f64); 22] = [
                 ("requests_running", "Requests that are being computed.", Gauge, m.running as f64),
                 ("requests_waiting", "Requests in the queue.", Gauge, m.waiting as f64),
                 ("requests_complete_total", "Requests that ended by themselves.", Counter, ends.stop as f64),
@@ -232,10 +186,64 @@ impl Backend for EngineBackend {
                     m.prefix_pages as f64 * m.kv_page_bytes as f64,
                 ),
                 ("weight_bytes", "Bytes of the weights.", Gauge, m.weight_bytes as f64),
+                ("gpu_weight_bytes", "Bytes of the weights on GPUs.", Gauge, m.gpu_weight_bytes as f64),
+                ("devices_lost_total", "Times that a GPU was lost.", Counter, m.devices_lost as f64),
             ];
             rows.map(|(name, help, kind, value)| Sample { name, help, kind, model: model_id.clone(), value })
         };
         self.models.loaded().into_iter().flat_map(of_model).chain(self.models.samples()).collect()
+    }
+}
+
+impl Backend for EngineBackend {
+    fn models(&self) -> &dyn Models {
+        self
+    }
+
+    fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
+        Box::pin(async move {
+            let lease = self.models.lease(&job.model).await?;
+            let (events, mut receiver) = mpsc::channel(AHEAD);
+            let (begun, has_begun) = oneshot::channel();
+            tokio::spawn(run(lease, job, Sink { begun: Some(begun), events }));
+            match has_begun.await {
+                Ok(Ok(())) => Ok(Generating::new(futures_util::stream::poll_fn(move |cx| receiver.poll_recv(cx)))),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(BackendError::new(BackendErrorKind::Internal, "preparing the answer failed")),
+            }
+        })
+    }
+
+    fn count(&self, job: Job) -> Boxed<'_, Result<usize, BackendError>> {
+        Box::pin(async move {
+            let lease = self.models.lease(&job.model).await?;
+            let (chat, _) = start(lease.model(), job)?;
+            block_in_place(|| chat.prompt_tokens()).map_err(|error| refused(error, "messages"))
+        })
+    }
+
+    fn embed(&self, _: &Caller, model: &str, texts: Vec<Prompt>) -> Boxed<'_, Result<Embedded, BackendError>> {
+        let model = model.to_owned();
+        Box::pin(async move {
+            let lease = self.models.lease(&model).await?;
+            let prompts: Vec<fewbit::Prompt> = texts.into_iter().map(prompt).collect();
+            let embedded = lease.model().embed(prompts).run_async().await.map_err(|error| refused(error, "input"))?;
+            Ok(Embedded::new(embedded.vectors, embedded.usage.prompt))
+        })
+    }
+
+    fn rerank(
+        &self,
+        _: &Caller,
+        model: &str,
+        query: String,
+        documents: Vec<String>,
+    ) -> Boxed<'_, Result<Reranked, BackendError>> {
+        let model = model.to_owned();
+        Box::pin(async move {
+            let lease = self.models.lease(&model).await?;
+            rerank(lease.model(), &model, query, documents, |error| refused(error, "input")).await
+        })
     }
 }
 

@@ -51,8 +51,8 @@ mod upstream;
 pub use admin::Admin;
 pub use backend::{
     Alternative, AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event,
-    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Piece, PromptUsed, Prompts, RenderedPrompt, Reranked,
-    Sample, SampleKind, Token, Usage, VoidCall,
+    Finish, Form, Gate, Generating, Input, Job, ModelInfo, Models, Piece, PromptUsed, Prompts, RenderedPrompt,
+    Reranked, Sample, SampleKind, Token, Usage, VoidCall,
 };
 pub use batch::files::{FileLimits, Files};
 pub use batch::{BATCH_ENDPOINTS, BatchLine, BatchLines};

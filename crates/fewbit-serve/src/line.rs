@@ -32,6 +32,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// the error instead of a failed write.
 const DISCARDED: usize = 8;
 
+/// The header with the feature that a request is for.
+pub(crate) const FEATURE_HEADER: &str = "x-fewbit-feature";
+
+/// The longest name of a feature.
+const MAX_FEATURE: usize = 64;
+
 /// What one endpoint adds to the pipeline.
 pub(crate) trait Endpoint: 'static {
     /// Its name in metrics, logs and scopes of keys.
@@ -163,7 +169,7 @@ pub(crate) async fn line<E: Endpoint>(State(server): State<Arc<Shared>>, request
     let mut running = server.stats.begin(E::PATH, span);
     let id = crate::server::random_id("req_");
     // A panic only fails this request.
-    let mut caller = Caller { key: None, request: id.as_str().into(), endpoint: E::PATH };
+    let mut caller = Caller { request: id.as_str().into(), endpoint: E::PATH, ..Caller::default() };
     let walked = AssertUnwindSafe(running.traced(walk::<E>(&server, request, &mut caller))).catch_unwind().await;
     let reply = walked.unwrap_or_else(|_| {
         tracing::error!(endpoint = E::PATH, "a request panicked");
@@ -211,6 +217,7 @@ async fn walk<E: Endpoint>(
     } else {
         (Value::Null, body)
     };
+    caller.feature = feature_of(&parts.headers, &body)?;
     let query = parts.uri.query().unwrap_or_default().to_owned();
     let (path, caller) = (parts.uri.path().to_owned(), caller.clone());
     E::answer(server, Call { body, path, query, headers: parts.headers, upload, caller }).await
@@ -303,6 +310,26 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
         return Err(ApiError::new(StatusCode::BAD_REQUEST, "the body is JSON, but not an object"));
     }
     Ok(value)
+}
+
+/// The feature that a request is for: `metadata.feature` of its body, or else the header. It ends up in the log, so it must
+/// be a name, which has no room for a text.
+fn feature_of(headers: &HeaderMap, body: &Value) -> Result<Option<Arc<str>>, ApiError> {
+    let (feature, param) = match (body.pointer("/metadata/feature"), headers.get(FEATURE_HEADER)) {
+        (Some(feature), _) if !feature.is_null() => (feature.as_str(), "metadata.feature"),
+        (_, Some(feature)) => (feature.to_str().ok(), FEATURE_HEADER),
+        _ => return Ok(None),
+    };
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':' | '/');
+    match feature.filter(|name| (1..=MAX_FEATURE).contains(&name.len()) && name.chars().all(is_allowed)) {
+        Some(name) => Ok(Some(name.into())),
+        None => {
+            let message = format!(
+                "`{param}` is not the name of a feature: use 1 to {MAX_FEATURE} letters, digits, '-', '_', '.', ':' and '/'"
+            );
+            Err(ApiError::invalid(param, message))
+        }
+    }
 }
 
 fn form(reply: Reply, mut running: Running, keep_alive: Duration) -> Response<Body> {

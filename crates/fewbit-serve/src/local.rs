@@ -10,6 +10,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use crate::endpoints;
+use crate::line::FEATURE_HEADER;
 use crate::server::Shared;
 
 /// A server for requests from within this process. It is created with [`Server::local`](crate::Server::local).
@@ -17,6 +18,7 @@ use crate::server::Shared;
 pub struct Local {
     app: TowerToHyperService<Router>,
     on_behalf: Option<OnBehalf>,
+    feature: Option<Arc<str>>,
 }
 
 /// Marks a request that this process sends on behalf of a key. It is not part of HTTP, so clients cannot send it.
@@ -36,7 +38,7 @@ pub struct LocalAnswer {
 
 impl Local {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { app: TowerToHyperService::new(endpoints::router(shared)), on_behalf: None }
+        Self { app: TowerToHyperService::new(endpoints::router(shared)), on_behalf: None, feature: None }
     }
 
     /// Sends requests on behalf of this key, which is checked with each of them.
@@ -44,9 +46,18 @@ impl Local {
         Self { on_behalf: Some(OnBehalf(key)), ..self }
     }
 
+    /// Sends requests for this feature, if they name none.
+    pub(crate) fn feature(self, feature: Option<Arc<str>>) -> Self {
+        Self { feature, ..self }
+    }
+
     /// Posts a body to a path. Dropping the future ends the request.
     pub async fn post(&self, path: &str, body: impl Into<Bytes>) -> LocalAnswer {
-        let request = Request::post(path).header(header::HOST, "localhost").body(Body::from(body.into()));
+        let mut request = Request::post(path).header(header::HOST, "localhost");
+        if let Some(feature) = &self.feature {
+            request = request.header(FEATURE_HEADER, &**feature);
+        }
+        let request = request.body(Body::from(body.into()));
         let Ok(mut request) = request else {
             let body = Bytes::from_static(b"{\"error\":{\"message\":\"this is no path\"}}");
             return LocalAnswer { status: 404, body, retry_after_s: None };

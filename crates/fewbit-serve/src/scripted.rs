@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::backend::{
     Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, End, Event, Finish, Generating, Input, Job,
-    ModelInfo, Piece, Reranked, Sample, SampleKind, Usage,
+    ModelInfo, Models, Piece, Reranked, Sample, SampleKind, Usage,
 };
 
 /// The prepared answer to one job.
@@ -151,10 +151,56 @@ impl ScriptedBackend {
     }
 }
 
-impl Backend for ScriptedBackend {
-    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
+impl Models for ScriptedBackend {
+    fn list(&self, _: &Caller) -> Vec<ModelInfo> {
         let (id, fingerprint) = ("scripted".to_owned(), "script".to_owned());
         vec![ModelInfo { id, created: 0, context_length: 1024, fingerprint, state: None }]
+    }
+
+    fn tokenizer_info<'a>(&'a self, _: &'a Caller, _: &'a str) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
+        Box::pin(async move { Ok(Map::from_iter([("tokenizer_class".to_owned(), "bytes".into())])) })
+    }
+
+    /// Each byte is a token.
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        _: &'a str,
+        text: &'a str,
+        _: bool,
+        _: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move { Ok(text.bytes().map(u32::from).collect()) })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        _: &'a str,
+        tokens: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move {
+            let byte = |&token: &u32| u8::try_from(token);
+            let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
+            let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        })
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        vec![Sample {
+            name: "requests_running",
+            help: "Requests that are being computed.",
+            kind: SampleKind::Gauge,
+            model: "scripted".to_owned(),
+            value: self.running() as f64,
+        }]
+    }
+}
+
+impl Backend for ScriptedBackend {
+    fn models(&self) -> &dyn Models {
+        self
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -216,45 +262,5 @@ impl Backend for ScriptedBackend {
     ) -> Boxed<'_, Result<Reranked, BackendError>> {
         let scores = documents.iter().map(|document| document.len() as f32).collect();
         Box::pin(async move { Ok(Reranked::new(scores, documents.len())) })
-    }
-
-    fn tokenizer_info<'a>(&'a self, _: &'a Caller, _: &'a str) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
-        Box::pin(async move { Ok(Map::from_iter([("tokenizer_class".to_owned(), "bytes".into())])) })
-    }
-
-    /// Each byte is a token.
-    fn tokenize<'a>(
-        &'a self,
-        _: &'a Caller,
-        _: &'a str,
-        text: &'a str,
-        _: bool,
-        _: bool,
-    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-        Box::pin(async move { Ok(text.bytes().map(u32::from).collect()) })
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        _: &'a Caller,
-        _: &'a str,
-        tokens: &'a [u32],
-    ) -> Boxed<'a, Result<String, BackendError>> {
-        Box::pin(async move {
-            let byte = |&token: &u32| u8::try_from(token);
-            let bytes: Result<Vec<u8>, _> = tokens.iter().map(byte).collect();
-            let bytes = bytes.map_err(|error| BackendError::invalid("tokens", error))?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        })
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        vec![Sample {
-            name: "requests_running",
-            help: "Requests that are being computed.",
-            kind: SampleKind::Gauge,
-            model: "scripted".to_owned(),
-            value: self.running() as f64,
-        }]
     }
 }

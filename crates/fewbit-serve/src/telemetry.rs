@@ -50,11 +50,10 @@ mod with {
     use opentelemetry::trace::{FutureExt, SpanKind, Status, TraceContextExt, Tracer};
     use opentelemetry::{Array, Context, KeyValue, StringValue, Value as Attribute, global};
     use opentelemetry_http::{HeaderExtractor, HeaderInjector};
-    use serde_json::{Map, Value};
 
     use crate::backend::{
         AnsweredBy, Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Form, Generating, Input,
-        Job, ModelInfo, Reranked, Sample, Usage,
+        Job, Models, Reranked, Usage,
     };
 
     const SCOPE: &str = "fewbit";
@@ -292,8 +291,8 @@ mod with {
     }
 
     impl<B: Backend> Backend for Traced<B> {
-        fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
-            self.backend.models(caller)
+        fn models(&self) -> &dyn Models {
+            self.backend.models()
         }
 
         fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -365,38 +364,6 @@ mod with {
                 reranked
             };
             Box::pin(reranking.with_context(context))
-        }
-
-        fn tokenizer_info<'a>(
-            &'a self,
-            caller: &'a Caller,
-            model: &'a str,
-        ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
-            self.backend.tokenizer_info(caller, model)
-        }
-
-        fn tokenize<'a>(
-            &'a self,
-            caller: &'a Caller,
-            model: &'a str,
-            text: &'a str,
-            add_special: bool,
-            parse: bool,
-        ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-            self.backend.tokenize(caller, model, text, add_special, parse)
-        }
-
-        fn detokenize<'a>(
-            &'a self,
-            caller: &'a Caller,
-            model: &'a str,
-            tokens: &'a [u32],
-        ) -> Boxed<'a, Result<String, BackendError>> {
-            self.backend.detokenize(caller, model, tokens)
-        }
-
-        fn samples(&self) -> Vec<Sample> {
-            self.backend.samples()
         }
     }
 

@@ -1,19 +1,31 @@
 //! The device that a model runs on, by name: `cpu`, `vulkan:0`, `metal`; and the list of available devices.
 //!
 //! A device that was named and cannot be used is an error, never a silent fallback. `auto` is the CPU in this version:
-//! it will choose a GPU once the benefit has been measured on real ones.
+//! it will choose a GPU once the benefit has been measured on real ones. On a GPU that was named, as many layers are
+//! placed as its free memory has room for, by an estimate; a number that was asked for and does not fit is refused
+//! before anything is loaded.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use fewbit_model::{Device, DeviceError, Placement};
+use fewbit_model::{
+    Device, DeviceError, DeviceMemory, LoadOptions, ModelError, PartEstimates, Placement, Quantized, WeightSource,
+};
 
 use crate::error::{Error, ErrorKind};
 
 /// The environment variable with the device of models that are loaded without
 /// [`ModelBuilder::device`](crate::ModelBuilder::device).
 pub const DEVICE_VARIABLE: &str = "FEWBIT_DEVICE";
+
+/// The environment variable with the most memory to use of a GPU, such as `6 GiB`, for models that are loaded without
+/// [`ModelBuilder::gpu_memory`](crate::ModelBuilder::gpu_memory).
+pub const GPU_MEMORY_VARIABLE: &str = "FEWBIT_GPU_MEMORY";
+
+/// What automatic placement leaves free on a GPU for other programs, unless the memory to use was given: this much, or
+/// an eighth of what is free if that is less.
+const MARGIN_BYTES: u64 = 1 << 30;
 
 /// The device that a model runs on. Written `auto`, `cpu`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -78,6 +90,8 @@ pub struct DeviceStatus {
     pub name: String,
     /// The hardware and its driver; for the CPU, the hardware and its instruction set.
     pub description: String,
+    /// Its memory, as far as it is known. Of the CPU, what the operating system has available.
+    pub memory: DeviceMemory,
     /// Whether the device is emulated in software on the CPU; such a device is used only if it is named.
     pub is_software: bool,
     /// Why it cannot be used; `None` if it can.
@@ -90,6 +104,7 @@ pub fn devices() -> Vec<DeviceStatus> {
     let cpu = DeviceStatus {
         name: "cpu".to_owned(),
         description: format!("the CPU ({isa})"),
+        memory: DeviceMemory::new(fewbit_model::available_bytes(), None),
         is_software: false,
         unusable: None,
     };
@@ -111,36 +126,168 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
     })
 }
 
-/// Places the layers of a model with `n_layers` layers. On a GPU, the last `gpu_layers` layers (default: all) run
-/// there, together with everything after them. For code that loads a [`Decoder`](crate::expert::engine::Decoder)
-/// itself; [`ModelBuilder`](crate::ModelBuilder) calls it otherwise.
-///
-/// # Errors
-/// [`ErrorKind::Device`] if the device cannot be used, or if `gpu_layers` is above 0 for the CPU;
-/// [`ErrorKind::GpuLayers`] if it is more than `n_layers`.
-pub fn placement(asked: Option<DeviceName>, gpu_layers: Option<usize>, n_layers: usize) -> Result<Placement, Error> {
-    let name = chosen(asked)?;
-    let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
-    let layers = gpu_layers.unwrap_or(n_layers);
-    if layers > n_layers {
-        return Err(ErrorKind::GpuLayers { asked: layers, n_layers }.into());
+/// Where the layers of a model are to be. For code that loads a [`Decoder`](crate::expert::engine::Decoder) itself;
+/// [`ModelBuilder`](crate::ModelBuilder) has the same settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceOptions {
+    /// The device; by default the one that [`DEVICE_VARIABLE`] names, or else the CPU.
+    pub device: Option<DeviceName>,
+    /// How many layers are on the GPU, counted from the last one; by default as many as fit.
+    pub gpu_layers: Option<usize>,
+    /// The experts of this many layers, from the first on, stay on the CPU; by default none.
+    pub cpu_experts: Option<usize>,
+    /// The most bytes to use of the GPU's memory; by default what [`GPU_MEMORY_VARIABLE`] says, or else what is free.
+    pub gpu_memory: Option<u64>,
+}
+
+impl DeviceOptions {
+    /// The default options.
+    pub fn new() -> Self {
+        Self::default()
     }
-    if !is_gpu && layers > 0 && gpu_layers.is_some() {
-        let why =
-            "it is not a GPU, so no layers can be placed on one: choose a GPU that `fewbit devices` lists".to_owned();
-        return Err(Error::new(ErrorKind::Device { device: name.to_string() }, DeviceError::Unavailable { why }));
+
+    /// Returns an error if the device cannot be used. [`place`](Self::place) does so too, when there is a model.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`].
+    pub fn check(&self) -> Result<(), Error> {
+        let name = chosen(self.device)?;
+        match self.layers_on(name, usize::MAX)? {
+            Some(0) => Ok(()),
+            _ => gpus::open(name, None).map(drop).map_err(|error| unusable(name, error)),
+        }
     }
-    if !is_gpu || layers == 0 {
-        return Ok(Placement::new());
+
+    /// The number of layers on the GPU, if it is known without the model; an error if there cannot be so many.
+    fn layers_on(&self, name: DeviceName, n_layers: usize) -> Result<Option<usize>, Error> {
+        let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
+        match self.gpu_layers {
+            Some(asked) if asked > n_layers => Err(ErrorKind::GpuLayers { asked, n_layers }.into()),
+            Some(1..) if !is_gpu => {
+                let why =
+                    "it is not a GPU, so no layers can be placed on one: choose a GPU that `fewbit devices` lists";
+                Err(unusable(name, DeviceError::Unavailable { why: why.to_owned() }))
+            }
+            None if !is_gpu => Ok(Some(0)),
+            asked => Ok(asked),
+        }
     }
-    let device = gpus::open(name).map_err(|error| Error::new(ErrorKind::Device { device: name.to_string() }, error))?;
-    tracing::info!(device = device.name(), layers, n_layers, "placing layers on a GPU");
-    Ok(Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device))
+
+    /// Places the layers of a model: the last ones on a GPU, together with the output matrix, the others on the CPU.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if the device cannot be used, has no memory for a single layer, or is the CPU although
+    /// `gpu_layers` is above 0; [`ErrorKind::GpuLayers`] if that is more than the model has; those of reading the
+    /// model's configuration.
+    pub fn place(&self, source: &dyn WeightSource, options: &LoadOptions) -> Result<Placement, Error> {
+        let (name, config) = (chosen(self.device)?, source.config().map_err(ModelError::from)?);
+        let n_layers = config.n_layers();
+        let asked = self.layers_on(name, n_layers)?;
+        if asked == Some(0) {
+            return Ok(Placement::new());
+        }
+        let limit = match self.gpu_memory {
+            Some(bytes) => Some(bytes),
+            None => memory_of_environment(name)?,
+        };
+        let cpu_experts = self.cpu_experts.unwrap_or(0);
+        if cpu_experts > 0 && config.experts.is_none() {
+            tracing::warn!(target: "fewbit::device", "the model has no experts that could stay on the CPU");
+        }
+        let device = gpus::open(name, limit).map_err(|error| unusable(name, error))?;
+        let layers = match asked {
+            Some(layers) => layers,
+            None => fitting(name, &*device, (limit, cpu_experts), source, options)?,
+        };
+        tracing::info!(device = device.name(), layers, n_layers, "placing layers on a GPU");
+        let placement = Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device);
+        Ok(placement.cpu_experts(cpu_experts))
+    }
+}
+
+/// How many layers fit into the free memory of a device.
+fn fitting(
+    name: DeviceName,
+    device: &dyn Device,
+    (limit, cpu_experts): (Option<u64>, usize),
+    source: &dyn WeightSource,
+    options: &LoadOptions,
+) -> Result<usize, Error> {
+    let estimates = estimates(source, options)?;
+    let n_layers = estimates.layers.len();
+    let Some(free_bytes) = device.memory().available_bytes() else { return Ok(n_layers) };
+    let margin = if limit.is_some() { 0 } else { MARGIN_BYTES.min(free_bytes / 8) };
+    let fit = estimates.fitting(free_bytes - margin, cpu_experts);
+    let of = |layers: usize| estimates.on_device(n_layers - layers..n_layers, true, cpu_experts);
+    if fit == 0 {
+        let error = DeviceError::DoesNotFit { needed_bytes: of(1), free_bytes, fitting_layers: 0 };
+        return Err(unusable(name, error));
+    }
+    if fit < n_layers {
+        let (needed_mib, free_mib) = (of(n_layers).div_ceil(1 << 20), free_bytes >> 20);
+        let device = device.name();
+        tracing::warn!(
+            target: "fewbit::device",
+            "{fit} of {n_layers} layers fit on {device}, the others are on the CPU: all would take {needed_mib} MiB, \
+             and {free_mib} MiB are free"
+        );
+    }
+    Ok(fit)
+}
+
+/// The memory that the parts of a model take on a device.
+pub(crate) fn estimates(source: &dyn WeightSource, options: &LoadOptions) -> Result<PartEstimates, Error> {
+    let n_ctx = options.planned_context(&source.config().map_err(ModelError::from)?);
+    Ok(match options.quantize {
+        Some(recipe) => {
+            PartEstimates::of(&Quantized::new(source, recipe).map_err(ModelError::from)?, n_ctx, options.kv_type)?
+        }
+        None => PartEstimates::of(source, n_ctx, options.kv_type)?,
+    })
+}
+
+/// The memory limit that the environment sets.
+fn memory_of_environment(name: DeviceName) -> Result<Option<u64>, Error> {
+    match std::env::var(GPU_MEMORY_VARIABLE) {
+        Ok(text) if !text.is_empty() => match memory_size(&text) {
+            Some(bytes) => Ok(Some(bytes)),
+            None => {
+                let why =
+                    format!("{GPU_MEMORY_VARIABLE} is {text:?}: give a number and a unit, such as 6 GiB or 500 MB");
+                Err(unusable(name, DeviceError::Unavailable { why }))
+            }
+        },
+        _ => Ok(None),
+    }
+}
+
+/// The bytes of a size such as `6 GiB`, `500MB` or `1073741824`.
+pub fn memory_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1u64,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return None,
+    };
+    let bytes = number.parse::<f64>().ok()? * unit as f64;
+    (bytes < u64::MAX as f64).then_some(bytes as u64)
+}
+
+fn unusable(name: DeviceName, error: DeviceError) -> Error {
+    Error::new(ErrorKind::Device { device: name.to_string() }, error)
 }
 
 #[cfg(feature = "wgpu")]
 mod gpus {
-    use super::{Arc, Device, DeviceError, DeviceName, DeviceStatus};
+    use super::{Arc, Device, DeviceError, DeviceMemory, DeviceName, DeviceStatus};
     use fewbit_gpu::wgpu::{Arithmetic, Backend, WgpuDevice, devices};
 
     pub(super) fn of(kind: &str) -> Vec<DeviceStatus> {
@@ -150,6 +297,7 @@ mod gpus {
                 let status = |info: fewbit_gpu::wgpu::DeviceInfo| DeviceStatus {
                     description: format!("{} ({})", info.adapter, info.driver),
                     name: info.name,
+                    memory: info.memory,
                     is_software: info.is_software,
                     unusable: None,
                 };
@@ -158,25 +306,30 @@ mod gpus {
             Err(error) => vec![DeviceStatus {
                 name: kind.to_owned(),
                 description: "GPUs".to_owned(),
+                memory: DeviceMemory::default(),
                 is_software: false,
                 unusable: Some(error.to_string()),
             }],
         }
     }
 
-    pub(super) fn open(name: DeviceName) -> Result<Arc<dyn Device>, DeviceError> {
+    pub(super) fn open(name: DeviceName, memory: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
         let (backend, index) = match name {
             DeviceName::Metal(index) => (Backend::Metal, index),
             DeviceName::Vulkan(index) => (Backend::Vulkan, index),
             DeviceName::Auto | DeviceName::Cpu => unreachable!("the CPU is opened by nobody"),
         };
-        Ok(Arc::new(WgpuDevice::open(backend, index, Arithmetic::Native)?))
+        let device = WgpuDevice::open(backend, index, Arithmetic::Native)?;
+        Ok(match memory {
+            Some(bytes) => Arc::new(device.limit_memory(bytes)),
+            None => Arc::new(device),
+        })
     }
 }
 
 #[cfg(not(feature = "wgpu"))]
 mod gpus {
-    use super::{Arc, Device, DeviceError, DeviceName, DeviceStatus};
+    use super::{Arc, Device, DeviceError, DeviceMemory, DeviceName, DeviceStatus};
 
     const WHY: &str = "this build of fewbit has no GPUs: build it with the feature `wgpu`, or take the CPU";
 
@@ -184,12 +337,13 @@ mod gpus {
         vec![DeviceStatus {
             name: kind.to_owned(),
             description: "GPUs".to_owned(),
+            memory: DeviceMemory::default(),
             is_software: false,
             unusable: Some(WHY.to_owned()),
         }]
     }
 
-    pub(super) fn open(_: DeviceName) -> Result<Arc<dyn Device>, DeviceError> {
+    pub(super) fn open(_: DeviceName, _: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
         Err(DeviceError::Unavailable { why: WHY.to_owned() })
     }
 }
@@ -210,18 +364,28 @@ mod tests {
 
     #[test]
     fn layers_stay_on_the_cpu_unless_a_gpu_is_named() {
-        assert_eq!(
-            format!("{:?}", placement(Some(DeviceName::Cpu), None, 5).unwrap()),
-            format!("{:?}", Placement::new())
-        );
-        assert!(placement(Some(DeviceName::Cpu), Some(0), 5).is_ok());
-        let error = placement(Some(DeviceName::Cpu), Some(2), 5).expect_err("it is no GPU");
+        let of = |gpu_layers| DeviceOptions { gpu_layers, ..DeviceOptions::new() };
+        assert_eq!(of(None).layers_on(DeviceName::Cpu, 5).unwrap(), Some(0));
+        assert_eq!(of(Some(0)).layers_on(DeviceName::Cpu, 5).unwrap(), Some(0));
+        let error = of(Some(2)).layers_on(DeviceName::Cpu, 5).expect_err("it is no GPU");
         assert!(matches!(error.kind(), ErrorKind::Device { .. }));
-        let error = placement(Some(DeviceName::Vulkan(None)), Some(6), 5).expect_err("there are 5");
+        let vulkan = DeviceName::Vulkan(None);
+        let error = of(Some(6)).layers_on(vulkan, 5).expect_err("there are 5");
         assert!(matches!(error.kind(), ErrorKind::GpuLayers { asked: 6, n_layers: 5 }));
-        // With no layers on the GPU, the device is not opened.
-        assert!(placement(Some(DeviceName::Vulkan(Some(usize::MAX))), Some(0), 5).is_ok());
-        let error = placement(Some(DeviceName::Vulkan(Some(usize::MAX))), None, 5).expect_err("there are fewer");
-        assert!(matches!(error.cause(), Some(DeviceError::Unavailable { .. })), "{error:?}");
+        assert_eq!(of(Some(5)).layers_on(vulkan, 5).unwrap(), Some(5));
+        assert_eq!(of(None).layers_on(vulkan, 5).unwrap(), None, "as many as fit");
+        let error = gpus::open(DeviceName::Vulkan(Some(usize::MAX)), None).err().expect("there are fewer");
+        assert!(matches!(error, DeviceError::Unavailable { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn memory_sizes_have_units() {
+        let sizes = [("6 GiB", 6u64 << 30), ("500MB", 500_000_000), ("1.5 kib", 1536), ("77", 77), (" 8 b ", 8)];
+        for (text, bytes) in sizes {
+            assert_eq!(memory_size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "GiB", "6 G", "-1", "1e3", "1..2 MB", "99999999999999999999 GiB"] {
+            assert_eq!(memory_size(text), None, "{text}");
+        }
     }
 }

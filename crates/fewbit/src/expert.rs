@@ -14,7 +14,7 @@ pub use fewbit_format as format;
 pub use fewbit_model as engine;
 pub use fewbit_tokenizer as tokenizer;
 
-pub use crate::device::placement;
+pub use crate::device::{DeviceOptions, memory_size};
 pub use crate::file::{ModelFile, open, open_tokenizer};
 
 /// The decoder of a loaded model: logits of tokens, its weights, and caches of your own.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use fewbit_format::TensorInfo;
-use fewbit_model::quantize::Recipe;
-use fewbit_model::{Isa, KvType, MemoryEstimate, ModelError, Quantized, estimate};
+use fewbit_model::{DeviceEstimate, Isa, LoadOptions, MemoryEstimate, ModelError, Quantized, estimate};
 
+use crate::device::{DeviceOptions, estimates};
 use crate::error::Error;
 use crate::file::{ModelFile, open};
 #[cfg(feature = "hub")]
@@ -15,15 +15,20 @@ use crate::hub::Peek;
 use crate::model::Headers;
 
 /// A model as its headers describe it: made by [`ModelBuilder::inspect`](crate::ModelBuilder::inspect).
-#[derive(Debug)]
 pub struct Inspection {
     file: ModelFile,
     headers: Headers,
-    quantize: Option<Recipe>,
-    kv_type: Option<KvType>,
+    load: LoadOptions,
+    devices: DeviceOptions,
     isa: Isa,
     lora_bytes: u64,
     tensors: Vec<TensorInfo>,
+}
+
+impl std::fmt::Debug for Inspection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inspection").field("path", &self.path()).finish_non_exhaustive()
+    }
 }
 
 /// The tensors of one element type.
@@ -41,16 +46,15 @@ pub struct TypeUse {
 impl Inspection {
     pub(crate) fn new(
         headers: Headers,
-        quantize: Option<Recipe>,
-        kv_type: Option<KvType>,
-        isa: Option<Isa>,
+        load: &LoadOptions,
+        devices: &DeviceOptions,
         lora_bytes: u64,
     ) -> Result<Self, Error> {
         let file = open(headers.path())?;
         let path = || headers.path().to_owned();
-        let isa = isa.map_or_else(Isa::from_env, Ok);
+        let isa = load.isa.map_or_else(Isa::from_env, Ok);
         let isa = isa.map_err(|error| Error::file(&path(), error))?;
-        let tensors = match quantize {
+        let tensors = match load.quantize {
             Some(recipe) => {
                 let quantized = Quantized::new(file.weights(), recipe);
                 let quantized = quantized.map_err(|error| Error::file(&path(), error))?;
@@ -58,7 +62,8 @@ impl Inspection {
             }
             None => file.weights().tensors().to_vec(),
         };
-        Ok(Self { file, headers, quantize, kv_type, isa, lora_bytes, tensors })
+        let (load, devices) = (load.clone(), devices.clone());
+        Ok(Self { file, headers, load, devices, isa, lora_bytes, tensors })
     }
 
     /// The path that was opened. For a remote model, its files have the headers and no weights.
@@ -122,14 +127,25 @@ impl Inspection {
     /// If the model cannot be run.
     pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let source = self.file.weights();
-        let mut memory = match self.quantize {
-            Some(recipe) => {
-                estimate(&Quantized::new(source, recipe).map_err(ModelError::from)?, self.isa, n_ctx, self.kv_type)?
-            }
-            None => estimate(source, self.isa, n_ctx, self.kv_type)?,
+        let (isa, kv_type) = (self.isa, self.load.kv_type);
+        let mut memory = match self.load.quantize {
+            Some(recipe) => estimate(&Quantized::new(source, recipe).map_err(ModelError::from)?, isa, n_ctx, kv_type)?,
+            None => estimate(source, isa, n_ctx, kv_type)?,
         };
         memory.lora_bytes = self.lora_bytes;
         Ok(memory)
+    }
+
+    /// The memory that the model takes on each device other than the CPU, for the device that was asked for: where its
+    /// layers would be, and what is free there. Empty if all is on the CPU. There is room for one context of `n_ctx`
+    /// tokens, by default as when the model is loaded: of the length that was set, or of at most 4096.
+    ///
+    /// # Errors
+    /// If the model cannot be run, or the device cannot be used.
+    pub fn devices(&self, n_ctx: Option<usize>) -> Result<Vec<DeviceEstimate>, Error> {
+        let load = n_ctx.map_or_else(|| self.load.clone(), |n_ctx| self.load.clone().context_length(n_ctx));
+        let placement = self.devices.place(self.file.weights(), &load)?;
+        Ok(placement.estimate(&estimates(self.file.weights(), &load)?)?)
     }
 
     /// The instruction set that it would use.

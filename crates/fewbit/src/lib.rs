@@ -93,12 +93,13 @@ pub use chat::{Ask, Chat, ChatBuilder, ChatStream};
 pub use completion::{Completion, FinishReason, Piece, Timings, Usage};
 #[cfg(feature = "constraints")]
 pub use constraints::{Constraint, ConstraintError};
-pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, devices};
+pub use device::{DEVICE_VARIABLE, DeviceName, DeviceNameError, DeviceStatus, GPU_MEMORY_VARIABLE, devices};
 pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_model::quantize;
 pub use fewbit_model::{
-    Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig, ModelPart, PlacedPart, Pooling,
+    DeviceEstimate, DeviceMemory, DeviceUse, Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig,
+    ModelPart, PlacedPart, Pooling,
 };
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer::{Message, Role, SpecialTokens, Tokenizer};

@@ -148,6 +148,7 @@ pub(crate) enum UsageBy {
     Model,
     Backend,
     Prompt,
+    Feature,
     Day,
 }
 

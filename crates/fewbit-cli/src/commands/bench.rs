@@ -7,7 +7,7 @@ use fewbit::random::{RandomWeights, Shape};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Common};
-use crate::loading::{gpu_layers, load};
+use crate::loading::{devices, load};
 use crate::output::{Out, bytes, note, print_json};
 use crate::placed::{placed, placed_json};
 
@@ -34,10 +34,14 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             options.kv_type = common.kv_type.map(Into::into);
             options.threads = common.threads.map(usize::from);
             options.quantize = common.quantize;
-            let n_layers = usize::try_from(named.n_layers)?;
-            options.placement = fewbit::expert::placement(common.device, gpu_layers(common), n_layers)?;
+            devices(common).check()?;
             note(format_args!("writing random weights to {}", std::env::temp_dir().display()));
-            show(common, args, &format!("{shape} {ty}"), &bench.run(&Target::random(&weights, &options)?)?)
+            show(
+                common,
+                args,
+                &format!("{shape} {ty}"),
+                &bench.run(&Target::random(&weights, &options, &devices(common))?)?,
+            )
         }
         _ => bail!("give a model, or --shape and --type"),
     }
@@ -111,9 +115,9 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
     if let Some(rss) = report.peak_rss_bytes {
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(report.weight_bytes)))?;
     }
-    if report.placed.iter().any(|part| !part.is_host) {
-        // The ceilings of the CPU would be misleading.
-        out.line("ceilings: not measured on GPUs")?;
+    let gpu = report.placed.iter().find(|part| !part.is_host).map(|part| &part.device[..]);
+    if gpu.is_some() && ceilings.read_gb_s.is_none() {
+        out.line("ceilings: not measured for a model that is on several devices")?;
         return out.flush();
     }
     let figure = |what: &str, value: Option<f64>, unit: &str| match value {
@@ -121,7 +125,8 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
         None => format!("{what}: not measured"),
     };
     out.line(format_args!(
-        "ceilings of this machine: {}, {}",
+        "ceilings of {}: {}, {}",
+        gpu.unwrap_or("this machine"),
         figure("reading (decode)", ceilings.read_gb_s, "GB/s"),
         figure("int8 multiply-adds (prefill)", ceilings.int8_gmac_s, "GMAC/s")
     ))?;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::args::Common;
-use crate::output::{Out, print_json};
+use crate::output::{Out, bytes, print_json};
 
 pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
     let devices = fewbit::devices();
@@ -17,6 +17,8 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
                     "usable": device.unusable.is_none(),
                     "why_not": device.unusable,
                     "software": device.is_software,
+                    "free_bytes": device.memory.free_bytes,
+                    "total_bytes": device.memory.total_bytes,
                 })
             })
             .collect();
@@ -32,7 +34,13 @@ pub(crate) fn run(common: &Common) -> anyhow::Result<()> {
             }
             None => device.description.clone(),
         };
-        out.line(format_args!("{:width$}  {what}", device.name))?;
+        let memory = match (device.memory.free_bytes, device.memory.total_bytes) {
+            (Some(free), Some(total)) => format!(", {} of {} free", bytes(free), bytes(total)),
+            (Some(free), None) => format!(", {} free", bytes(free)),
+            (None, Some(total)) => format!(", {} (how much is free is unknown)", bytes(total)),
+            (None, None) => String::new(),
+        };
+        out.line(format_args!("{:width$}  {what}{memory}", device.name))?;
     }
     out.flush()
 }

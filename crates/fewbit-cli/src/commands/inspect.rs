@@ -23,6 +23,7 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
     let ctx = args.ctx.or_else(|| model.context_length());
     let memory = ctx.map(|ctx| model.memory(ctx).map(|estimate| (ctx, estimate)));
     let isa = model.isa();
+    let devices = if matches!(memory, Some(Ok(_))) { model.devices(args.ctx)? } else { Vec::new() };
 
     if common.json {
         let config = file.weights().config().ok();
@@ -55,7 +56,19 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
                 "total_bytes": e.total_bytes(),
             }),
         };
+        let devices: Vec<Value> = devices
+            .iter()
+            .map(|device| {
+                let parts: Vec<String> = device.parts.iter().map(ToString::to_string).collect();
+                json!({
+                    "device": device.device, "parts": parts,
+                    "needed_bytes": device.needed_bytes, "free_bytes": device.memory.free_bytes,
+                    "total_bytes": device.memory.total_bytes,
+                })
+            })
+            .collect();
         return print_json(&json!({
+            "devices": devices,
             "path": if peek.is_none() { json!(path) } else { Value::Null },
             "remote": peek.map(|peek| json!({
                 "name": args.model.model,
@@ -132,6 +145,16 @@ pub(crate) fn run(common: &Common, args: &InspectArgs) -> anyhow::Result<()> {
             bytes(e.scratch_bytes),
         ))?,
         Some(Err(error)) => out.line(format_args!("cannot be run: {}", with_causes(&error)))?,
+    }
+    for device in &devices {
+        let parts: Vec<String> = device.parts.iter().map(ToString::to_string).collect();
+        let free = match (device.memory.free_bytes, device.memory.total_bytes) {
+            (Some(free), _) => format!("{} free", bytes(free)),
+            (None, Some(total)) => format!("of {}; how much is free is unknown", bytes(total)),
+            (None, None) => "how much is free is unknown".to_owned(),
+        };
+        let needed = bytes(device.needed_bytes);
+        out.line(format_args!("on {}: {needed} ({}), {free}", device.device, parts.join(", ")))?;
     }
     out.line(format_args!("instruction set: {isa}"))?;
     out.flush()

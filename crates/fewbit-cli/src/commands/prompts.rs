@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Action, Change, Config, PromptState, PromptStore, PromptVersion, log_changes};
+use fewbit_gateway::{Action, Change, Config, PromptState, PromptStore, PromptVersion, log_changes, role_name};
 use fewbit_serve::api::chat::Role;
 use serde_json::{Map, Value, json};
 
@@ -36,14 +36,6 @@ pub(crate) fn run(common: &Common, args: &PromptsArgs) -> anyhow::Result<()> {
 
 fn version(prompts: &PromptStore, id: &str) -> anyhow::Result<Arc<PromptVersion>> {
     prompts.version(id).map_err(|error| anyhow::anyhow!(error.message))
-}
-
-fn role(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::Assistant => "assistant",
-        _ => "user",
-    }
 }
 
 fn list(common: &Common, prompts: &PromptStore) -> anyhow::Result<()> {
@@ -87,7 +79,7 @@ fn show(common: &Common, prompts: &PromptStore, id: &str, vars: &[(String, Value
         rendered.into_iter().map(|message| (message.role, message.content.as_text().unwrap_or_default())).collect()
     };
     if common.json {
-        let message = |(of, text): &(Role, String)| json!({ "role": role(*of), "content": text });
+        let message = |(of, text): &(Role, String)| json!({ "role": role_name(*of), "content": text });
         let variables = version.variables().map(|(name, is_required)| json!({ "name": name, "required": is_required }));
         return print_json(&json!({
             "prompt": version.id(),
@@ -109,7 +101,7 @@ fn show(common: &Common, prompts: &PromptStore, id: &str, vars: &[(String, Value
         if variables.is_empty() { "none".to_owned() } else { variables.join(", ") }
     ))?;
     for (of, text) in &messages {
-        out.line(format_args!("--- {}\n{text}", role(*of)))?;
+        out.line(format_args!("--- {}\n{text}", role_name(*of)))?;
     }
     out.flush()
 }
@@ -206,78 +198,14 @@ fn history(common: &Common, prompts: &PromptStore, prompt: Option<&str>) -> anyh
 }
 
 fn diff(common: &Common, prompts: &PromptStore, one: &str, other: &str) -> anyhow::Result<()> {
-    let [one, other] = [version(prompts, one)?, version(prompts, other)?];
-    let lines = |of: &PromptVersion| -> Vec<String> {
-        let message = |(of, text): &(Role, String)| {
-            let head = format!("--- {}", role(*of));
-            std::iter::once(head).chain(text.lines().map(str::to_owned)).collect::<Vec<_>>()
-        };
-        let variables = of
-            .variables()
-            .map(|(name, is_required)| format!("variable {name}{}", if is_required { "" } else { " (optional)" }));
-        variables.chain(of.messages.iter().flat_map(message)).collect()
-    };
-    let (before, after) = (lines(&one), lines(&other));
-    let all = difference(&before, &after);
+    let difference = version(prompts, one)?.difference(&*version(prompts, other)?);
     if common.json {
-        let line = |(sign, text): &(char, &str)| json!({ "change": sign.to_string(), "line": text });
-        return print_json(
-            &json!({ "from": one.id(), "to": other.id(), "lines": all.iter().map(line).collect::<Vec<_>>() }),
-        );
+        return print_json(&json!(difference));
     }
     let mut out = Out::new();
-    out.line(format_args!("- {}\n+ {}", one.id(), other.id()))?;
-    for (sign, text) in all {
-        out.line(format_args!("{sign} {text}").to_string().trim_end())?;
+    out.line(format_args!("- {}\n+ {}", difference.from, difference.to))?;
+    for line in difference.lines {
+        out.line(format_args!("{} {}", line.change, line.line).to_string().trim_end())?;
     }
     out.flush()
-}
-
-/// The lines of two texts: `' '` in both, `'-'` only in the first, `'+'` only in the second, by their longest common
-/// subsequence.
-fn difference<'a>(before: &'a [String], after: &'a [String]) -> Vec<(char, &'a str)> {
-    let (n, m) = (before.len(), after.len());
-    // Prompts are short. For very long ones, memory matters more than the shortest answer.
-    if n.saturating_mul(m) > 25_000_000 {
-        let removed = before.iter().map(|line| ('-', line.as_str()));
-        return removed.chain(after.iter().map(|line| ('+', line.as_str()))).collect();
-    }
-    let mut longest = vec![vec![0_u32; m + 1]; n + 1];
-    for i in (0..n).rev() {
-        for j in (0..m).rev() {
-            longest[i][j] = if before[i] == after[j] {
-                longest[i + 1][j + 1] + 1
-            } else {
-                longest[i + 1][j].max(longest[i][j + 1])
-            };
-        }
-    }
-    let (mut i, mut j, mut all) = (0, 0, Vec::with_capacity(n + m));
-    while i < n || j < m {
-        if i < n && j < m && before[i] == after[j] {
-            all.push((' ', before[i].as_str()));
-            (i, j) = (i + 1, j + 1);
-        } else if j == m || (i < n && longest[i + 1][j] >= longest[i][j + 1]) {
-            all.push(('-', before[i].as_str()));
-            i += 1;
-        } else {
-            all.push(('+', after[j].as_str()));
-            j += 1;
-        }
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_difference_is_the_shortest() {
-        let lines = |text: &str| text.chars().map(|c| c.to_string()).collect::<Vec<_>>();
-        let (before, after) = (lines("abcdef"), lines("axcdfg"));
-        let shown: String = difference(&before, &after).iter().map(|(sign, text)| format!("{sign}{text}")).collect();
-        assert_eq!(shown, " a-b+x c d-e f+g");
-        assert!(difference(&[], &[]).is_empty());
-    }
 }

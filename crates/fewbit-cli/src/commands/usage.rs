@@ -12,6 +12,7 @@ pub(crate) fn run(common: &Common, args: &UsageArgs) -> anyhow::Result<()> {
         UsageBy::Model => (By::Model, "model"),
         UsageBy::Backend => (By::Backend, "backend"),
         UsageBy::Prompt => (By::Prompt, "prompt"),
+        UsageBy::Feature => (By::Feature, "feature"),
         UsageBy::Day => (By::Day, "day"),
     };
     let rows = usage(args.place.store()?, by)?;

@@ -257,10 +257,10 @@ impl<'a> Masked<'a> {
         parse: bool,
     ) -> Result<Vec<u32>, BackendError> {
         let Some(chosen) = self.chosen(caller) else {
-            return self.backend.tokenize(caller, model, text, add_special, parse).await;
+            return self.backend.models().tokenize(caller, model, text, add_special, parse).await;
         };
         let (text, _) = mask::one(&chosen, text)?;
-        self.backend.tokenize(caller, model, &text, add_special, parse).await
+        self.backend.models().tokenize(caller, model, &text, add_special, parse).await
     }
 }
 

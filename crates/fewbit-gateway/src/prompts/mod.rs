@@ -10,6 +10,7 @@
 //! A version that was changed after its promotion is refused until it is promoted again.
 
 mod promotion;
+mod shown;
 mod template;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::error::GatewayError;
 use crate::hex;
 use promotion::Promotions;
 pub use promotion::{Action, Change};
+pub use shown::role_name;
 
 /// The size limit of a file, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -53,7 +55,6 @@ struct File {
 #[serde(deny_unknown_fields)]
 struct Variable {
     #[serde(default)]
-    #[allow(dead_code, reason = "for people who read the file")]
     description: String,
     #[serde(default, rename = "type")]
     kind: Kind,

@@ -13,7 +13,7 @@ use fewbit_serve::api::chat::{ChatMessage, Content, Role, ToolCall, ToolChoice};
 use fewbit_serve::api::common::Prompt;
 use fewbit_serve::{
     Backend, BackendError, BackendErrorKind, Boxed, CallDelta, Caller, Embedded, End, Event, Finish, Generating, Input,
-    Job, ModelInfo, Piece, Reranked, Sample, Usage,
+    Job, Models, Piece, Reranked, Usage,
 };
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
@@ -66,8 +66,8 @@ impl<B: Backend> WithTools<B> {
 }
 
 impl<B: Backend> Backend for WithTools<B> {
-    fn models(&self, caller: &Caller) -> Vec<ModelInfo> {
-        self.inner.models(caller)
+    fn models(&self) -> &dyn Models {
+        self.inner.models()
     }
 
     fn generate(&self, mut job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -119,38 +119,6 @@ impl<B: Backend> Backend for WithTools<B> {
         documents: Vec<String>,
     ) -> Boxed<'_, Result<Reranked, BackendError>> {
         self.inner.rerank(caller, model, query, documents)
-    }
-
-    fn tokenizer_info<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-    ) -> Boxed<'a, Result<Map<String, Value>, BackendError>> {
-        self.inner.tokenizer_info(caller, model)
-    }
-
-    fn tokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        text: &'a str,
-        add_special: bool,
-        parse: bool,
-    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-        self.inner.tokenize(caller, model, text, add_special, parse)
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        caller: &'a Caller,
-        model: &'a str,
-        tokens: &'a [u32],
-    ) -> Boxed<'a, Result<String, BackendError>> {
-        self.inner.detokenize(caller, model, tokens)
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        self.inner.samples()
     }
 }
 
@@ -419,6 +387,7 @@ impl<B: Backend> Run<B> {
             request: self.caller.request.to_string(),
             key: self.caller.key.as_deref().map(str::to_owned),
             endpoint: self.caller.endpoint.to_owned(),
+            feature: self.caller.feature.as_deref().map(str::to_owned),
             model: self.model.clone(),
             elapsed_ms: u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX),
             tool: Some(tool),

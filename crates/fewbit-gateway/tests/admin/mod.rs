@@ -3,8 +3,8 @@
 use std::io::Read;
 use std::time::Duration;
 
-use fewbit_gateway::{Gateway, Price, Prices};
-use fewbit_serve::{Finish, Script, ScriptedBackend};
+use fewbit_gateway::{By, Gateway, Price, Prices, usage};
+use fewbit_serve::{BackendError, BackendErrorKind, Finish, Script, ScriptedBackend};
 use serde_json::{Value, json};
 
 use super::support::Running;
@@ -119,4 +119,41 @@ fn usage_and_the_log() {
     std::fs::write(&path, good.lines().next().unwrap().to_owned() + "\n").unwrap();
     assert_eq!((&verify()["is_intact"], &verify()["hash"]), (&json!(false), &Value::Null));
     assert_eq!(server.ask(&ada, "GET", "/admin/audit", Value::Null).0, 403);
+}
+
+#[test]
+fn usage_is_by_prompt_and_feature_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path();
+    let ops = key(store, "ops", |key| key.endpoints = list(&["/admin"]));
+    let ada = key(store, "ada", |_| ());
+    let backend = ScriptedBackend::default().then_always(Script::words("A secret answer."));
+    let server = start(store, backend.clone());
+    for feature in ["search", "mail", "search"] {
+        assert_eq!(server.chat(&ada, json!({ "metadata": { "feature": feature } })).0, 200);
+    }
+    assert_eq!(server.chat(&ada, json!({})).0, 200);
+    backend.push(Script::new().begin(1).fail(BackendError::new(BackendErrorKind::Internal, "broken")));
+    assert_eq!(server.chat(&ada, json!({ "metadata": { "feature": "mail" } })).0, 500);
+    let (_, rows, _) = server.ask(&ops, "GET", "/admin/usage", Value::Null);
+    let of = |row: &Value| {
+        (
+            row["feature"].clone(),
+            row["prompt"].clone(),
+            row["answers"].clone(),
+            row["failed"].clone(),
+            row["cost"].clone(),
+        )
+    };
+    let rows: Vec<_> = rows["data"].as_array().unwrap().iter().map(of).collect();
+    let row = |feature: Value, answers: u32, failed: u32, cost: f64| {
+        (feature, Value::Null, answers.into(), failed.into(), cost.into())
+    };
+    assert_eq!(rows, [row(Value::Null, 1, 0, 4.0), row("mail".into(), 2, 1, 5.0), row("search".into(), 2, 0, 8.0)]);
+    drop(server);
+    let rows = usage(store, By::Feature).unwrap();
+    let shown: Vec<_> = rows.iter().map(|row| (row.of.as_str(), row.answers, row.cost)).collect();
+    assert_eq!(shown, [("-", 1, 4.0), ("mail", 2, 5.0), ("search", 2, 8.0)]);
+    let entries = super::log(store);
+    assert_eq!(entries.iter().filter(|entry| entry.feature.as_deref() == Some("mail")).count(), 2);
 }

@@ -153,6 +153,67 @@ fn a_promotion_is_taken_up_and_logged() {
 }
 
 #[test]
+fn administrators_see_versions_their_use_and_how_they_differ() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = write(folder.path());
+    let store = folder.path().join("store");
+    let ops = super::key(&store, "ops", |key| key.endpoints = super::list(&["/admin"]));
+    let ada = super::key(&store, "ada", |_| ());
+    let backend = ScriptedBackend::default().then_always(Script::words("Hello there."));
+    let gateway = Gateway::open(&store, Default::default(), backend).unwrap();
+    gateway.apply(Settings::of(&config).unwrap());
+    let server = Running::start(gateway.backend(), |server| {
+        server.prompts(gateway.clone()).admin(gateway.clone()).gate(gateway.clone())
+    });
+    let mut prompts = config.prompts().unwrap().unwrap();
+    prompts.change("support@1", Action::Promote, None, None).unwrap();
+    prompts.change("support@2", Action::Canary { percent: 25, by_key: true }, None, None).unwrap();
+    let get = |path: &str| server.ask(&ops, "GET", path, Value::Null);
+    let (status, shown, _) = get("/admin/prompts");
+    let shown = &shown["data"][0];
+    assert_eq!((status, &shown["name"], &shown["promoted"]), (200, &json!("support"), &json!(1)));
+    assert_eq!(shown["canary"], json!({ "version": 2, "percent": 25, "by_key": true }));
+    assert_eq!(shown["problem"], Value::Null);
+    let second = &shown["versions"][1];
+    assert_eq!((&second["id"], &second["version"]), (&json!("support@2"), &json!(2)));
+    assert_eq!(second["messages"], json!([{ "role": "system", "content": "Version 2. You help {{ name }}." }]));
+    assert_eq!(second["variables"], json!([{ "name": "name", "type": "text", "description": "", "default": null }]));
+    let (status, difference, _) = get("/admin/prompts/difference?from=support&to=support%402");
+    let line = |change: &str, line: &str| json!({ "change": change, "line": line });
+    let want = json!({ "from": "support@1", "to": "support@2", "lines": [
+        line(" ", "variable name"),
+        line(" ", "--- system"),
+        line("-", "Version 1. You help {{ name }}."),
+        line("+", "Version 2. You help {{ name }}."),
+    ] });
+    assert_eq!((status, difference), (200, want));
+    for (query, param) in
+        [("", "from"), ("?from=support@1", "to"), ("?from=support@1&to=support@9", "to"), ("?from=x&to=y", "from")]
+    {
+        let (status, error, _) = get(&format!("/admin/prompts/difference{query}"));
+        assert_eq!((status, &error["error"]["param"]), (400, &json!(param)), "{query}");
+    }
+    for path in ["/admin/prompts", "/admin/prompts/difference?from=support@1&to=support@2"] {
+        assert_eq!(server.ask(&ada, "GET", path, Value::Null).0, 403, "{path}");
+    }
+    // What each version took. The lines of promotions count as nothing.
+    for version in ["1", "2", "2"] {
+        let body = json!({ "prompt": { "id": "support", "version": version, "variables": { "name": "Ada" } } });
+        assert_eq!(server.ask(&ada, "POST", "/v1/chat/completions", body).0, 200);
+    }
+    let (_, rows, _) = get("/admin/usage");
+    let of = |row: &Value| (row["prompt"].clone(), row["answers"].clone(), row["completion_tokens"].clone());
+    let rows: Vec<_> = rows["data"].as_array().unwrap().iter().map(of).collect();
+    assert_eq!(rows, [(json!("support@1"), json!(1), json!(2)), (json!("support@2"), json!(2), json!(4))]);
+    // A promoted version whose files have changed is not used, and its prompt says so.
+    std::fs::write(folder.path().join("prompts/support/1.toml"), "[[messages]]\nrole = \"user\"\ncontent = \"x\"")
+        .unwrap();
+    gateway.apply(Settings::of(&config).unwrap());
+    let (_, shown, _) = get("/admin/prompts");
+    assert!(shown["data"][0]["problem"].as_str().unwrap().contains("changed after it was promoted"), "{shown}");
+}
+
+#[test]
 fn a_server_without_prompts_refuses_them() {
     let server = Running::with(ScriptedBackend::default());
     for (path, body) in [

@@ -1,7 +1,8 @@
 //! An opened device: its pipelines, buffers and errors.
 
+use super::memory;
 use super::shaders::{Arithmetic, Kernel};
-use fewbit_model::{DeviceError, ModelError};
+use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use wgpu::util::DeviceExt;
@@ -12,6 +13,9 @@ pub(super) struct Gpu {
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     pub(super) limits: wgpu::Limits,
+    adapter: wgpu::Adapter,
+    /// The most bytes that may be allocated, if a limit was set.
+    pub(super) memory_limit: Option<u64>,
     arithmetic: Arithmetic,
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     /// The first error that was reported asynchronously. After one, the device counts as lost.
@@ -52,7 +56,18 @@ impl Gpu {
         device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
             lock(&uncaptured).get_or_insert(error.to_string());
         }));
-        Ok(Self { name, device, queue, limits, arithmetic, pipelines: Mutex::default(), failure })
+        let (adapter, memory_limit) = (adapter.clone(), None);
+        Ok(Self {
+            name,
+            device,
+            queue,
+            limits,
+            adapter,
+            memory_limit,
+            arithmetic,
+            pipelines: Mutex::default(),
+            failure,
+        })
     }
 
     /// Wraps an error with the name of this device.
@@ -92,12 +107,38 @@ impl Gpu {
         }
         self.check()?;
         if memory.is_some() {
-            return Err(self.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes: None }));
+            let free_bytes = memory::of(&self.adapter).free_bytes;
+            return Err(self.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes }));
         }
         match other {
             Some(error) => Err(ModelError::Internal { message: format!("{}: {error}", self.name) }),
             None => Ok(done),
         }
+    }
+
+    /// The memory of the device at this moment. With a limit, no more than that counts.
+    pub(super) fn memory(&self) -> DeviceMemory {
+        let memory = memory::of(&self.adapter);
+        let Some(limit) = self.memory_limit else { return memory };
+        let left = limit.saturating_sub(self.allocated_bytes());
+        DeviceMemory::new(Some(memory.free_bytes.map_or(left, |free| free.min(left))), memory.total_bytes)
+    }
+
+    /// Bytes of all buffers that there are on this device.
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.device.generate_allocator_report().map_or(0, |report| report.total_allocated_bytes)
+    }
+
+    /// Returns an error if a buffer of this size would exceed the limit that was set, or cannot be bound to a kernel.
+    fn check_room(&self, needed_bytes: u64) -> Result<(), ModelError> {
+        let free_bytes = match self.memory_limit {
+            Some(limit) => self.max_binding().min(limit.saturating_sub(self.allocated_bytes())),
+            None => self.max_binding(),
+        };
+        if needed_bytes > free_bytes {
+            return Err(self.error(DeviceError::OutOfMemory { needed_bytes, free_bytes: Some(free_bytes) }));
+        }
+        Ok(())
     }
 
     /// The largest buffer that can be bound to a kernel, in bytes.
@@ -108,10 +149,7 @@ impl Gpu {
     /// Creates a zeroed storage buffer.
     pub(super) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer, ModelError> {
         let size = bytes.max(16).next_multiple_of(4);
-        if size > self.max_binding() {
-            let free_bytes = Some(self.max_binding());
-            return Err(self.error(DeviceError::OutOfMemory { needed_bytes: size, free_bytes }));
-        }
+        self.check_room(size)?;
         let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
         let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
         self.watched(size, || self.device.create_buffer(&descriptor))

@@ -11,7 +11,9 @@
 //! Not supported yet, and reported as errors: q8_0 KV caches and measuring importance matrices.
 
 mod adapters;
+mod ceiling;
 mod gpu;
+mod memory;
 mod pages;
 mod run;
 mod shaders;
@@ -23,8 +25,8 @@ use crate::interpreter::refuse_collector;
 use crate::plan::{Buffer, Plan};
 use fewbit_kernels::{Cpu, Isa};
 use fewbit_model::{
-    AdaptedRows, AdapterPart, Device, DeviceError, Head, KvType, LayerLoader, LowRank, ModelError, Segment, StateStore,
-    Step,
+    AdaptedRows, AdapterPart, Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, LowRank,
+    ModelError, Segment, StateStore, Step,
 };
 use gpu::{Gpu, lock};
 use pages::Pages;
@@ -79,6 +81,8 @@ pub struct DeviceInfo {
     pub driver: String,
     /// Whether it is a software renderer on the CPU, which is only used if it is named.
     pub is_software: bool,
+    /// Its memory, as far as the driver reports it.
+    pub memory: DeviceMemory,
     /// Whether it is an integrated GPU, which shares the memory of the CPU.
     pub is_integrated: bool,
     /// The largest buffer that can be bound to a kernel, in bytes.
@@ -122,10 +126,14 @@ fn info(backend: Backend, index: usize, adapter: &wgpu::Adapter) -> DeviceInfo {
         adapter: info.name,
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
         is_software: info.device_type == wgpu::DeviceType::Cpu,
+        memory: memory::of(adapter),
         is_integrated: info.device_type == wgpu::DeviceType::IntegratedGpu,
         max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
     }
 }
+
+/// Pages leave memory free for the buffers of a step of this many rows: the default length of a prefill chunk.
+const RESERVED_ROWS: usize = 512;
 
 /// A GPU that runs layers and heads.
 pub struct WgpuDevice {
@@ -177,6 +185,15 @@ impl WgpuDevice {
         self.gpu.destroy();
     }
 
+    /// Uses at most this many bytes of the device's memory, as if it had no more. Call it before anything is loaded.
+    pub fn limit_memory(mut self, bytes: u64) -> Self {
+        if let Some(gpu) = Arc::get_mut(&mut self.gpu) {
+            // What wgpu itself has allocated does not count.
+            gpu.memory_limit = Some(bytes.saturating_add(gpu.allocated_bytes()));
+        }
+        self
+    }
+
     /// Information about the adapter.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
@@ -188,6 +205,14 @@ impl Device for WgpuDevice {
         format!("{} ({})", self.info.name, self.info.adapter)
     }
 
+    fn memory(&self) -> DeviceMemory {
+        self.gpu.memory()
+    }
+
+    fn ceilings(&self) -> Result<Option<DeviceCeilings>, ModelError> {
+        ceiling::measure(&self.gpu).map(Some)
+    }
+
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
         let (config, kv_type) = (loader.config(), loader.kv_type());
         if ![KvType::F16, KvType::F32].contains(&kv_type) {
@@ -196,7 +221,9 @@ impl Device for WgpuDevice {
         let mut weights = DeviceWeights::new(&self.gpu);
         let taken = layers.clone().map(|layer| (layer, loader.layer(&self.packer, layer)));
         let plan = Plan::of_layers(config, taken, &mut weights)?;
-        let pages = Arc::new(Pages::new(&self.gpu, config, kv_type, layers.clone()));
+        let with_state = if loader.layer_part().has_attention() { layers.clone() } else { 0..0 };
+        let reserved = plan.scratch_bytes(RESERVED_ROWS);
+        let pages = Arc::new(Pages::new(&self.gpu, config, kv_type, with_state, reserved));
         let run = Run::new(&self.gpu, config, plan, weights, (kv_type, layers.start));
         let weight_bytes = run.weight_bytes;
         Ok(Box::new(WgpuSegment { gpu: Arc::clone(&self.gpu), run: Mutex::new(run), pages, layers, weight_bytes }))

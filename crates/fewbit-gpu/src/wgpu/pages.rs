@@ -17,6 +17,8 @@ pub(super) struct Pages {
     gpu: Arc<Gpu>,
     /// For each layer, the bytes of the keys and of the values in a page.
     layers: Vec<[u64; 2]>,
+    /// Bytes that must stay free for the buffers of steps.
+    reserved_bytes: u64,
     pools: Arc<Mutex<Pools>>,
 }
 
@@ -47,13 +49,20 @@ pub(super) fn slot_of(page: &StatePage) -> u32 {
 }
 
 impl Pages {
-    pub(super) fn new(gpu: &Arc<Gpu>, config: &ModelConfig, ty: KvType, layers: Range<usize>) -> Self {
+    pub(super) fn new(
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        ty: KvType,
+        layers: Range<usize>,
+        reserved_bytes: u64,
+    ) -> Self {
         let of = |layer| {
             let (keys, values) = ty.page_elems(&attention_shape(config, layer));
             [keys, values].map(|n| (n * ty.elem_bytes()) as u64)
         };
         let pools = Pools { buffers: Vec::new(), n_slots: 0, free: Vec::new(), generation: 0 };
-        Self { gpu: Arc::clone(gpu), layers: layers.map(of).collect(), pools: Arc::new(Mutex::new(pools)) }
+        let (layers, pools) = (layers.map(of).collect(), Arc::new(Mutex::new(pools)));
+        Self { gpu: Arc::clone(gpu), layers, reserved_bytes, pools }
     }
 
     /// The bytes of the keys and of the values in a page of a layer. The layer is relative to the segment's first.
@@ -77,26 +86,63 @@ impl Pages {
         Ok((Slot { index, pools: Arc::clone(&self.pools) }, pools.buffers.clone()))
     }
 
+    /// Makes the buffers larger: twice as large, or if there is no memory for that, by less.
     fn grow(&self, pools: &mut Pools) -> Result<(), ModelError> {
+        let n = pools.n_slots;
+        let sizes = [2 * n, n + n / 2, n + n / 4, n + 1].map(|size| size.max(FIRST_SLOTS));
+        let mut result = Ok(());
+        for (i, &n_slots) in sizes.iter().enumerate() {
+            if i > 0 && n_slots >= sizes[i - 1] {
+                continue;
+            }
+            result = self.resize(pools, n_slots);
+            match &result {
+                Err(error) if matches!(error.device_error(), Some(DeviceError::OutOfMemory { .. })) => {}
+                _ => break,
+            }
+        }
+        result
+    }
+
+    fn resize(&self, pools: &mut Pools, n_slots: usize) -> Result<(), ModelError> {
         let largest = self.layers.iter().map(|[keys, values]| keys + values).max().unwrap_or(0);
         let most = (self.gpu.max_binding() / largest.max(1)) as usize;
-        let n_slots = (2 * pools.n_slots).max(FIRST_SLOTS).min(most);
+        let n_slots = n_slots.min(most);
         if n_slots <= pools.n_slots {
             let needed_bytes = largest * (pools.n_slots as u64 + 1);
             let free_bytes = Some(self.gpu.max_binding());
             return Err(self.gpu.error(DeviceError::OutOfMemory { needed_bytes, free_bytes }));
         }
-        let sizes = self.layers.iter().map(|[keys, values]| (keys + values) * n_slots as u64);
-        let buffers = sizes.map(|bytes| self.gpu.buffer(bytes)).collect::<Result<Vec<_>, _>>()?;
-        let mut encoder = self.gpu.encoder();
-        for (old, new) in pools.buffers.iter().zip(&buffers) {
-            encoder.copy_buffer_to_buffer(old, 0, new, 0, old.size());
+        // Dispatches hold the old buffers until the next step, so both count.
+        let new_bytes = self.layers.iter().map(|[keys, values]| (keys + values) * n_slots as u64);
+        let needed_bytes = new_bytes.sum::<u64>() + self.reserved_bytes;
+        if let Some(free) = self.gpu.memory().free_bytes.filter(|&free| needed_bytes > free) {
+            return Err(self.gpu.error(DeviceError::OutOfMemory { needed_bytes, free_bytes: Some(free) }));
         }
-        self.gpu.queue.submit([encoder.finish()]);
+        // Layer by layer, so that only one of them is there twice. Those that became larger before memory ran out stay
+        // so, until the others follow.
+        for (i, [keys, values]) in self.layers.iter().enumerate() {
+            let bytes = (keys + values) * n_slots as u64;
+            match pools.buffers.get(i) {
+                Some(old) if old.size() >= bytes => {}
+                Some(old) => {
+                    let new = self.gpu.buffer(bytes)?;
+                    let mut encoder = self.gpu.encoder();
+                    encoder.copy_buffer_to_buffer(old, 0, &new, 0, old.size());
+                    self.gpu.queue.submit([encoder.finish()]);
+                    pools.buffers[i] = new;
+                    // Dispatches are bound to the old buffer.
+                    pools.generation += 1;
+                    self.gpu.wait()?;
+                }
+                None => {
+                    pools.buffers.push(self.gpu.buffer(bytes)?);
+                    pools.generation += 1;
+                }
+            }
+        }
         pools.free.extend((pools.n_slots as u32..n_slots as u32).rev());
-        pools.buffers = buffers;
         pools.n_slots = n_slots;
-        pools.generation += 1;
         self.gpu.check()
     }
 

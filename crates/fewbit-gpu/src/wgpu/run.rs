@@ -26,8 +26,8 @@ pub(super) struct Run {
     first_layer: usize,
     /// The parameters of a step: [`StepShape`].
     step: wgpu::Buffer,
-    /// Buffers and dispatches for steps of one row, and for steps of several, which use different kernels for products.
-    bound: [Option<Bound>; 2],
+    /// Buffers and dispatches for steps of one row, of several, and of many, which use different kernels for products.
+    bound: [Option<Bound>; 3],
 }
 
 /// Buffers for a number of rows, and the dispatches that use them.
@@ -94,7 +94,7 @@ pub(super) struct Shape {
 /// The parameters of a step: `Step` in the kernels.
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
-struct StepShape {
+pub(super) struct StepShape {
     n_tokens: u32,
     row_at: u32,
     sequence_at: u32,
@@ -109,8 +109,18 @@ struct StepShape {
     pad: u32,
 }
 
-/// How many tokens one thread of a product computes at a time, in steps of several tokens.
-const TOKENS: u32 = 4;
+/// How many tokens one thread of a product computes at a time, in steps of one token, of several, and of many. With many,
+/// the threads of a workgroup share their inputs.
+const TOKENS: [u32; 3] = [1, 4, 16];
+
+/// Which of them a step of this many tokens takes.
+fn size_of(n_tokens: usize) -> usize {
+    match n_tokens {
+        0..=1 => 0,
+        2..16 => 1,
+        _ => 2,
+    }
+}
 
 /// Additional space in new tables, for the slots of further pages.
 const FIRST_PAGES: usize = 64;
@@ -135,7 +145,7 @@ impl Run {
             weight_bytes: n_bytes,
             first_layer,
             step,
-            bound: [None, None],
+            bound: [None, None, None],
         }
     }
 
@@ -162,7 +172,7 @@ impl Run {
             describe(step, n_tokens, &mut shape, &mut tables, &mut angles);
         }
         self.bind(n_tokens, pages, tables.len(), angles.len())?;
-        let bound = self.bound[usize::from(n_tokens > 1)].as_ref().expect("bound just now");
+        let bound = self.bound[size_of(n_tokens)].as_ref().expect("bound just now");
         let queue = &self.gpu.queue;
         queue.write_buffer(&bound.scratch.buffers[&Buffer::X], 0, bytemuck::cast_slice(x));
         queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
@@ -222,12 +232,16 @@ impl Run {
                 && fits(&bound.scratch.tables, n_tables)
                 && fits(&bound.scratch.angles, n_angles)
         };
-        let many = n_tokens > 1;
-        if self.bound[usize::from(many)].as_ref().is_some_and(is_enough) {
+        let size = size_of(n_tokens);
+        // Those of the old page buffers keep them in memory.
+        for bound in &mut self.bound {
+            bound.take_if(|bound| bound.generation != generation);
+        }
+        if self.bound[size].as_ref().is_some_and(is_enough) {
             return Ok(());
         }
         // Free the old buffers before allocating larger ones.
-        self.bound[usize::from(many)] = None;
+        self.bound[size] = None;
         let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
         let scratch = self.scratch(capacity, n_tables, n_angles)?;
         let (mut dispatches, mut places) = (Vec::new(), Vec::new());
@@ -235,9 +249,9 @@ impl Run {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
-            self.encode(op, &scratch, pages.zip(Some(&pools[..])), many, &mut dispatches)?;
+            self.encode(op, &scratch, pages.zip(Some(&pools[..])), TOKENS[size], &mut dispatches)?;
         }
-        self.bound[usize::from(many)] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, places });
+        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, places });
         Ok(())
     }
 
@@ -274,7 +288,7 @@ impl Run {
         op: &Op,
         s: &Scratch,
         pages: Option<(&Pages, &[wgpu::Buffer])>,
-        many: bool,
+        n_tokens: u32,
         out: &mut Vec<Dispatch>,
     ) -> Result<(), ModelError> {
         let width = |buffer: Buffer| self.plan.shape(buffer).width as u32;
@@ -309,7 +323,8 @@ impl Run {
                 add(Kernel::Quantize { kind }, shape, x, per_token(from), &[buffer(from), codes, scales, sums])
             }
             Op::Product { w, from, planes, to, adds } => {
-                let n_tokens = if many { TOKENS } else { 1 };
+                // Floats are not shared.
+                let n_tokens = if w.kind() == ActivationKind::F32 { n_tokens.min(TOKENS[1]) } else { n_tokens };
                 let kernel = Kernel::Product { ty: w.ty, n_tokens, adds, experts: false };
                 for tile in &self.matrices[w.id].tiles {
                     let shape = Shape { d: planes as u32, rows_per_token: 1, ..self.product(&w, &tile.rows) };

@@ -23,16 +23,38 @@ pub enum Arithmetic {
 /// A kernel and its variant.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Kernel {
-    Norm { in_place: bool },
-    Quantize { kind: ActivationKind },
-    Product { ty: TensorType, n_tokens: u32, adds: bool, experts: bool },
+    Norm {
+        in_place: bool,
+    },
+    Quantize {
+        kind: ActivationKind,
+    },
+    Product {
+        ty: TensorType,
+        n_tokens: u32,
+        adds: bool,
+        experts: bool,
+    },
     Rows(RowsOp),
     Rotate,
-    Append { half: bool },
-    Attend { half: bool, head_dim: usize },
+    Append {
+        half: bool,
+    },
+    Attend {
+        half: bool,
+        head_dim: usize,
+    },
     Route,
-    Combine { shared: bool, scored: bool },
-    LowRank { is_down: bool },
+    Combine {
+        shared: bool,
+        scored: bool,
+    },
+    LowRank {
+        is_down: bool,
+    },
+    /// Those that measure what the device can do.
+    Read,
+    Multiply,
 }
 
 /// An operation on each element of some rows.
@@ -92,6 +114,8 @@ impl Kernel {
                 fill(include_str!("wgsl/attend.wgsl"), &[("HALF", half)], &words)
             }
             Self::LowRank { is_down } => fill(include_str!("wgsl/low_rank.wgsl"), &[("DOWN", is_down)], &[]),
+            Self::Read => include_str!("wgsl/read.wgsl").to_owned(),
+            Self::Multiply => include_str!("wgsl/multiply.wgsl").to_owned(),
             Self::Route => include_str!("wgsl/route.wgsl").to_owned(),
             Self::Combine { shared, scored } => {
                 fill(include_str!("wgsl/combine.wgsl"), &[("SHARED", shared), ("SCORED", scored)], &[])
@@ -175,6 +199,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
         ("FLOAT", is_float),
         ("ADDS", adds),
         ("EXPERTS", experts),
+        ("TILES", n_tokens > 4),
         ("LEVELS", table.is_some()),
         ("BLOCK_256", is_256),
         ("INTEGERS", is_256),
@@ -190,6 +215,7 @@ fn product(ty: TensorType, n_tokens: u32, adds: bool, experts: bool) -> String {
     let scale_of = if powers_of_two { "bf16_of" } else { "half_of" };
     let words = [
         ("TOKENS", format!("{n_tokens}u")),
+        ("TILE", format!("{}u", 8 * n_tokens)),
         ("BLOCK", format!("{}u", kind.block_elems())),
         ("META", format!("{meta}u")),
         ("GROUP", format!("{}u", bits * 16)),

@@ -20,7 +20,7 @@
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
-use super::weights::{Experts, FeedForward, Layer, Linear, Mlp};
+use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
 use crate::segment::Step;
@@ -134,19 +134,19 @@ impl CpuSegment {
         let n = x.len() / self.config.dim;
         s.resize(n, &self.config);
         let mut batch = Batch { step, x };
-        for layer in self.layers.clone() {
-            self.attention(layer, &mut batch, s);
-            self.feed_forward(layer, &mut batch, s);
+        for (layer, weights) in self.layers.clone().zip(&self.weights) {
+            if let Some(attention) = &weights.attention {
+                self.attention(layer, attention, &mut batch, s);
+            }
+            if let Some(ffn) = &weights.ffn {
+                self.feed_forward(layer, ffn, &mut batch, s);
+            }
         }
     }
 
-    fn weights(&self, layer: usize) -> &Layer {
-        &self.weights[layer - self.layers.start]
-    }
-
-    fn attention(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        let (c, e, w) = (&self.config, &self.shared.cpu, self.weights(index));
-        self.input(w.attn_norm.as_deref(), w.qkv_input, b.x, &mut s.input);
+    fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
         let parts = &mut [
             (&w.q.weight, &mut s.q[..], Planes::First),
@@ -180,13 +180,13 @@ impl CpuSegment {
         let sinks = w.sinks.as_deref();
         let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
-        let kinds = ActivationKinds::of([w.attn_output.weight.ty()]);
-        e.activate(&s.attention, w.attn_output.weight.n_cols(), kinds, &mut s.input);
+        let kinds = ActivationKinds::of([w.output.weight.ty()]);
+        e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);
-        self.add_product(index, LoraTarget::AttnOutput, &w.attn_output, w.attn_post_norm.as_deref(), b, s);
+        self.add_product(index, LoraTarget::AttnOutput, &w.output, w.post_norm.as_deref(), b, s);
     }
 
-    fn norm_queries_and_keys(&self, w: &Layer, s: &mut Buffers) {
+    fn norm_queries_and_keys(&self, w: &Attention, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
         if let Some((q_norm, k_norm)) = &w.qk_norm {
             e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * c.head_dim / q_norm.len(), &mut s.q);
@@ -194,11 +194,10 @@ impl CpuSegment {
         }
     }
 
-    fn feed_forward(&self, index: usize, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        let w = self.weights(index);
-        self.input(w.ffn_norm.as_deref(), w.ffn_input, b.x, &mut s.input);
-        let post_norm = w.ffn_post_norm.as_deref();
-        match &w.ffn {
+    fn feed_forward(&self, index: usize, w: &Ffn, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
+        let post_norm = w.post_norm.as_deref();
+        match &w.matrices {
             FeedForward::Dense(mlp) => {
                 self.hidden(index, mlp, b, s);
                 self.add_product(index, LoraTarget::Down, &mlp.down, post_norm, b, s);

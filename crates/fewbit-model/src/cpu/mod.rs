@@ -10,7 +10,7 @@ pub(crate) mod weights;
 
 pub use attention::attention_shape;
 pub use host_states::HostStates;
-pub(crate) use state::page_bytes;
+pub(crate) use state::{layer_page_bytes, page_bytes};
 pub(crate) use weights::pack;
 
 use crate::loader::LayerLoader;
@@ -59,9 +59,10 @@ impl Device for CpuDevice {
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
         let (config, kv_type) = (loader.config().clone(), loader.kv_type());
+        let with_state = if loader.layer_part().has_attention() { layers.clone() } else { 0..0 };
         let mut packer = Packer { loader, cpu: &self.shared.cpu };
         let weights = layers.clone().map(|i| packer.layer(i)).collect::<Result<_, _>>()?;
-        let layout = Arc::new(Layout::new(&config, kv_type, layers.clone()));
+        let layout = Arc::new(Layout::new(&config, kv_type, with_state));
         let states = state::store(&layout, kv_type);
         let shared = Arc::clone(&self.shared);
         Ok(Box::new(CpuSegment { shared, config, kv_type, layers, weights, layout, states }))

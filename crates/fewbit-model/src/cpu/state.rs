@@ -49,11 +49,13 @@ impl Layout {
 
 /// Bytes of one page over all layers.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
-    let n_elems = (0..config.n_layers()).map(|layer| {
-        let (keys, values) = ty.page_elems(&attention_shape(config, layer));
-        (keys + values) as u64
-    });
-    n_elems.fold(0, u64::saturating_add).saturating_mul(ty.elem_bytes() as u64)
+    (0..config.n_layers()).map(|layer| layer_page_bytes(config, ty, layer)).fold(0, u64::saturating_add)
+}
+
+/// Bytes of a layer's part of a page.
+pub(crate) fn layer_page_bytes(config: &ModelConfig, ty: KvType, layer: usize) -> u64 {
+    let (keys, values) = ty.page_elems(&attention_shape(config, layer));
+    ((keys + values) as u64).saturating_mul(ty.elem_bytes() as u64)
 }
 
 /// Runs code with the element type of `$ty` as the type `$t`.

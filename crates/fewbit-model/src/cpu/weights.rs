@@ -19,11 +19,20 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
 }
 
-/// One decoder layer.
+/// One decoder layer, or the half of it that was asked for.
 #[non_exhaustive]
 pub struct Layer {
+    /// Attention, which comes first.
+    pub attention: Option<Attention>,
+    /// The feed-forward part.
+    pub ffn: Option<Ffn>,
+}
+
+/// The attention of a layer, with its norms.
+#[non_exhaustive]
+pub struct Attention {
     /// `[dim]`
-    pub attn_norm: Option<Vec<f32>>,
+    pub norm: Option<Vec<f32>>,
     /// The tensors of q, k and v: three, or one for all.
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`
@@ -38,24 +47,29 @@ pub struct Layer {
     /// `[n_heads]`
     pub sinks: Option<Vec<f32>>,
     /// `[dim, n_heads * head_dim]`
-    pub attn_output: Linear,
+    pub output: Linear,
     /// `[dim]`
-    pub attn_post_norm: Option<Vec<f32>>,
-    /// `[dim]`
-    pub ffn_norm: Option<Vec<f32>>,
-    /// The feed-forward part, after attention.
-    pub ffn: FeedForward,
-    /// `[dim]`
-    pub ffn_post_norm: Option<Vec<f32>>,
+    pub post_norm: Option<Vec<f32>>,
     /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is quantized
     /// to two planes: of all inputs except that of the output matrix, its error affects the result most (see
     /// docs/fidelity.md).
-    pub(super) qkv_input: ActivationKinds,
-    /// How the input of the feed-forward part is quantized.
-    pub(super) ffn_input: ActivationKinds,
+    pub(super) input: ActivationKinds,
 }
 
-/// The feed-forward part of a layer.
+/// The feed-forward part of a layer, with its norms.
+#[non_exhaustive]
+pub struct Ffn {
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// The matrices.
+    pub matrices: FeedForward,
+    /// `[dim]`
+    pub post_norm: Option<Vec<f32>>,
+    /// How the input is quantized.
+    pub(super) input: ActivationKinds,
+}
+
+/// The matrices of a feed-forward part.
 #[non_exhaustive]
 pub enum FeedForward {
     /// The same matrices for all tokens.
@@ -106,7 +120,7 @@ pub struct HeadWeights {
 
 /// For devices that lay out weights as the CPU does.
 impl LayerLoader<'_> {
-    /// Takes a layer and packs its matrices for the CPU's instruction set.
+    /// Takes a layer, or the [half](Self::layer_part) of it that is wanted, and packs its matrices for the CPU's instruction set.
     ///
     /// # Errors
     /// [`ModelError`] for tensors that are missing, have the wrong shape, or have a type that no product can read.
@@ -132,10 +146,14 @@ impl Layer {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let mut all = vec![&self.q.weight, &self.k.weight, &self.v.weight, &self.attn_output.weight];
-        match &self.ffn {
-            FeedForward::Dense(mlp) => all.extend(mlp.matrices()),
-            FeedForward::Experts(experts) => {
+        let mut all = Vec::new();
+        if let Some(w) = &self.attention {
+            all.extend([&w.q.weight, &w.k.weight, &w.v.weight, &w.output.weight]);
+        }
+        match self.ffn.as_ref().map(|ffn| &ffn.matrices) {
+            None => {}
+            Some(FeedForward::Dense(mlp)) => all.extend(mlp.matrices()),
+            Some(FeedForward::Experts(experts)) => {
                 all.push(&experts.router);
                 all.extend(&experts.shared_router);
                 all.extend(experts.experts.iter().chain(&experts.shared).flat_map(Mlp::matrices));
@@ -178,6 +196,13 @@ pub(crate) fn pack(
 
 impl Packer<'_, '_> {
     pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
+        let part = self.loader.layer_part();
+        let attention = part.has_attention().then(|| self.attention(i)).transpose()?;
+        let ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
+        Ok(Layer { attention, ffn })
+    }
+
+    fn attention(&mut self, i: usize) -> Result<Attention, ModelError> {
         let config = self.loader.config();
         let (dim, head_dim) = (config.dim, config.head_dim);
         let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
@@ -204,18 +229,25 @@ impl Packer<'_, '_> {
             true => Some(norm(Part::AttnSinks, config.n_heads)?),
             false => None,
         };
-        let mut pre_norm = |part| match config.has_pre_norms {
-            true => norm(part, dim).map(Some),
-            false => Ok(None),
-        };
-        let attn_norm = pre_norm(Part::AttnNorm)?;
-        let ffn_norm = pre_norm(names::ffn_norm(&config.architecture))?;
-        let mut post_norm = |part| match config.has_post_norms {
-            true => self.loader.vector(&weight(part, i), dim).map(Some),
-            false => Ok(None),
-        };
-        let (attn_post_norm, ffn_post_norm) = (post_norm(Part::AttnPostNorm)?, post_norm(Part::FfnPostNorm)?);
-        let (ffn, ffn_input) = match config.experts_of(i) {
+        let input = ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes();
+        Ok(Attention {
+            input,
+            norm: self.pre_norm(Part::AttnNorm, i)?,
+            qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
+            q,
+            k,
+            v,
+            qk_norm,
+            sinks,
+            output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
+            post_norm: self.post_norm(Part::AttnPostNorm, i)?,
+        })
+    }
+
+    fn ffn(&mut self, i: usize) -> Result<Ffn, ModelError> {
+        let config = self.loader.config();
+        let dim = config.dim;
+        let (matrices, input) = match config.experts_of(i) {
             Some(experts) => {
                 let experts = self.experts(i, dim, experts)?;
                 let mlps = experts.experts.iter().chain(&experts.shared).flat_map(Mlp::input_types);
@@ -229,22 +261,24 @@ impl Packer<'_, '_> {
                 (FeedForward::Dense(mlp), kinds)
             }
         };
-        Ok(Layer {
-            qkv_input: ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes(),
-            ffn_input,
-            attn_norm,
-            qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
-            q,
-            k,
-            v,
-            qk_norm,
-            sinks,
-            attn_output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
-            attn_post_norm,
-            ffn_norm,
-            ffn,
-            ffn_post_norm,
-        })
+        let norm = self.pre_norm(names::ffn_norm(&config.architecture), i)?;
+        Ok(Ffn { norm, matrices, post_norm: self.post_norm(Part::FfnPostNorm, i)?, input })
+    }
+
+    fn pre_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let config = self.loader.config();
+        match config.has_pre_norms {
+            true => self.loader.vector(&weight(part, i), config.dim).map(Some),
+            false => Ok(None),
+        }
+    }
+
+    fn post_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let config = self.loader.config();
+        match config.has_post_norms {
+            true => self.loader.vector(&weight(part, i), config.dim).map(Some),
+            false => Ok(None),
+        }
     }
 
     fn mlp(&mut self, i: usize, dim: usize, ffn_dim: usize) -> Result<Mlp, ModelError> {

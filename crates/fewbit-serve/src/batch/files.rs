@@ -105,6 +105,9 @@ pub(crate) struct StoredBatch {
     pub(crate) batch: Batch,
     /// The seed of requests that have none.
     pub(crate) seed: i64,
+    /// The feature of requests that name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) feature: Option<String>,
     /// The ids that the files of its answers will have.
     pub(crate) output_id: String,
     pub(crate) error_id: String,

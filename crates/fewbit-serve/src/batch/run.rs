@@ -128,7 +128,9 @@ async fn run(server: &Arc<Shared>, files: &Files, id: &str, mut cancelled: watch
         let end = match files.stored(id).map(|stored| stored.it.batch.status) {
             Some(BatchStatus::Cancelling) => End::Cancelled,
             _ => {
-                let local = Local::new(Arc::clone(server)).on_behalf(key.as_deref().map(Into::into));
+                let local = Local::new(Arc::clone(server))
+                    .on_behalf(key.as_deref().map(Into::into))
+                    .feature(stored.feature.as_deref().map(Into::into));
                 answer_all(&local, files, &stored, &input, &mut progress, &mut cancelled).await?
             }
         };

@@ -1,4 +1,5 @@
-//! Requests in progress, usage, the audit log and approvals: of all keys under `/admin`, of the asking key under `/v1`.
+//! Requests in progress, usage, the audit log, prompts and approvals: of all keys under `/admin`, of the asking key under
+//! `/v1`.
 
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ async fn blocking<T: Send + 'static>(does: impl FnOnce() -> T + Send + 'static) 
     tokio::task::spawn_blocking(does).await.map_err(|_| ApiError::internal())
 }
 
-/// Shows the usage by day, key and model.
+/// Shows the usage by day, key, model, prompt and feature.
 pub(super) struct Usage<W>(PhantomData<W>);
 
 impl<W: Whose> Endpoint for Usage<W> {
@@ -123,6 +124,39 @@ impl Endpoint for Verify {
     async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
         let admin = admin(server)?;
         Reply::json(&blocking(move || admin.verify()).await?)
+    }
+}
+
+/// Lists the prompts under version.
+pub(super) struct Prompts;
+
+impl Endpoint for Prompts {
+    const PATH: &'static str = "/admin/prompts";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
+        let admin = admin(server)?;
+        Reply::json(&List::new(blocking(move || admin.prompts()).await?))
+    }
+}
+
+/// The version of a prompt that a parameter of the address names.
+fn named(call: &Call, name: &str) -> Result<String, ApiError> {
+    let missing = || ApiError::invalid(name, format!("`{name}` is missing: name a version, such as support@3"));
+    call.query(name).ok_or_else(missing)
+}
+
+/// Shows how one version of a prompt differs from another.
+pub(super) struct Difference;
+
+impl Endpoint for Difference {
+    const PATH: &'static str = "/admin/prompts/difference";
+    const HAS_BODY: bool = false;
+
+    async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
+        let admin = admin(server)?;
+        let (from, to) = (named(&call, "from")?, named(&call, "to")?);
+        Reply::json(&blocking(move || admin.difference(&from, &to)).await??)
     }
 }
 

@@ -1,6 +1,6 @@
-//! `/admin/models`: which models are in memory, and loading and unloading them by hand.
+//! `/admin/models`: which models are in memory, on which devices, and loading and unloading them by hand.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::http::StatusCode;
 use serde::Deserialize;
@@ -13,11 +13,24 @@ use crate::server::Shared;
 
 /// The models of the pool that the caller may use.
 fn statuses(server: &Shared, call: &Call) -> Vec<ModelStatus> {
-    let may_use = server.backend.models(&call.caller);
+    let may_use = server.backend.models().list(&call.caller);
     let mut all = server.pool.as_ref().map(Pool::statuses).unwrap_or_default();
     all.retain(|status| may_use.iter().any(|model| model.id == status.id));
     all
 }
+
+/// The devices of this machine. They do not change while the server runs.
+static DEVICES: LazyLock<Value> = LazyLock::new(|| {
+    let shown = |device: fewbit::DeviceStatus| {
+        json!({
+            "name": device.name,
+            "description": device.description,
+            "is_software": device.is_software,
+            "unusable": device.unusable,
+        })
+    };
+    fewbit::devices().into_iter().map(shown).collect()
+});
 
 pub(super) struct Models;
 
@@ -28,8 +41,11 @@ impl Endpoint for Models {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let data = statuses(server, &call);
         let memory = data.iter().fold(0_u64, |sum, status| sum.saturating_add(status.memory_bytes));
+        // Asking drivers for their devices may take a while.
+        let devices = tokio::task::spawn_blocking(|| DEVICES.clone()).await.map_err(|_| ApiError::internal())?;
         Reply::json(&json!({
             "object": "list",
+            "devices": devices,
             "memory_limit_bytes": server.pool.as_ref().and_then(Pool::limit),
             "memory_bytes": memory,
             "data": data,

@@ -80,6 +80,7 @@ impl Endpoint for CreateBatch {
         let stored = StoredBatch {
             batch: batch.clone(),
             seed: request.seed.unwrap_or(0),
+            feature: call.caller.feature.as_deref().map(str::to_owned),
             output_id: random_id("file-"),
             error_id: random_id("file-"),
             ends_as: None,

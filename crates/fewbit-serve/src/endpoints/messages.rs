@@ -5,7 +5,8 @@ use std::sync::Arc;
 use fewbit_api::chat::{Role, ToolChoice};
 use fewbit_api::common::{Sampling, Stop};
 use fewbit_api::messages::{
-    AnswerBlock, CountResponse, MessagesRequest, MessagesResponse, MessagesUsage, OutputFormat, Refused, ThinkingKind,
+    AnswerBlock, CallBy, CountResponse, MessagesRequest, MessagesResponse, MessagesUsage, OutputFormat, Refused,
+    ThinkingKind,
 };
 use fewbit_api::sse;
 use serde_json::{Map, Value, json};
@@ -135,7 +136,9 @@ fn head(id: String, model: ModelInfo) -> MessagesResponse {
         content: Vec::new(),
         stop_reason: None,
         stop_sequence: None,
+        stop_details: (),
         usage: MessagesUsage::default(),
+        container: (),
     }
 }
 
@@ -158,12 +161,13 @@ fn content(piece: Piece) -> Vec<AnswerBlock> {
         blocks.push(AnswerBlock::Thinking { thinking: piece.reasoning, signature: "" });
     }
     if !piece.text.is_empty() {
-        blocks.push(AnswerBlock::Text { text: piece.text });
+        blocks.push(AnswerBlock::Text { text: piece.text, citations: () });
     }
     blocks.extend(piece.calls.into_iter().map(|call| AnswerBlock::ToolUse {
         id: call.id.unwrap_or_default(),
         name: call.name.unwrap_or_default(),
         input: serde_json::from_str(&call.arguments).unwrap_or_else(|_| Value::Object(Map::new())),
+        caller: CallBy::Direct,
     }));
     blocks
 }
@@ -244,12 +248,13 @@ impl Form for Events {
             self.delta(&json!({ "type": "thinking_delta", "thinking": piece.reasoning }), &mut out);
         }
         if !piece.text.is_empty() {
-            self.open(Open::Text, &AnswerBlock::Text { text: String::new() }, &mut out);
+            self.open(Open::Text, &AnswerBlock::Text { text: String::new(), citations: () }, &mut out);
             self.delta(&json!({ "type": "text_delta", "text": piece.text }), &mut out);
         }
         for call in piece.calls {
             let (id, name) = (call.id.unwrap_or_default(), call.name.unwrap_or_default());
-            let block = AnswerBlock::ToolUse { id, name, input: Value::Object(Map::new()) };
+            let input = Value::Object(Map::new());
+            let block = AnswerBlock::ToolUse { id, name, input, caller: CallBy::Direct };
             self.open(Open::Call(call.index), &block, &mut out);
             if !call.arguments.is_empty() {
                 self.delta(&json!({ "type": "input_json_delta", "partial_json": call.arguments }), &mut out);
@@ -268,7 +273,9 @@ impl Form for Events {
 
     fn last(&mut self, used: Usage) -> String {
         let (stop_reason, stop_sequence) = self.end.as_ref().map(stop_of).unzip();
-        let delta = json!({ "stop_reason": stop_reason, "stop_sequence": stop_sequence.flatten() });
+        let delta = json!({
+            "stop_reason": stop_reason, "stop_sequence": stop_sequence.flatten(), "stop_details": null, "container": null,
+        });
         event(&json!({ "type": "message_delta", "delta": delta, "usage": usage(used) }))
             + &event(&json!({ "type": "message_stop" }))
     }

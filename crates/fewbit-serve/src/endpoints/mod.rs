@@ -85,6 +85,8 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
         .route("/admin/usage", get(line::<admin::Usage<admin::All>>).fallback(line::<small::WrongMethod>))
         .route("/admin/audit", get(line::<admin::Audit>).fallback(line::<small::WrongMethod>))
         .route("/admin/audit/verify", post(line::<admin::Verify>).fallback(line::<small::WrongMethod>))
+        .route("/admin/prompts", get(line::<admin::Prompts>).fallback(line::<small::WrongMethod>))
+        .route("/admin/prompts/difference", get(line::<admin::Difference>).fallback(line::<small::WrongMethod>))
         .route("/", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
         .route("/page/{file}", get(line::<page::Page>).fallback(line::<small::WrongMethod>))
         .route("/admin/approvals", get(line::<admin::Approvals>).fallback(line::<small::WrongMethod>))
@@ -97,7 +99,7 @@ pub(crate) fn router(server: Arc<Shared>) -> Router {
 
 /// The model that a request names, or the only one there is.
 fn model_of(server: &Shared, caller: &Caller, name: Option<&str>) -> Result<ModelInfo, ApiError> {
-    let mut models = server.backend.models(caller);
+    let mut models = server.backend.models().list(caller);
     let ids = || models.iter().map(|model| model.id.as_str()).collect::<Vec<_>>().join(", ");
     match name {
         None if models.len() == 1 => Ok(models.remove(0)),

@@ -7,7 +7,8 @@ use std::sync::{Arc, LazyLock};
 
 use axum::body::Bytes;
 use fewbit_api::admin::{
-    Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, UsageRow,
+    Approval, AuditCheck, AuditState, Cancelled, DecideRequest, Decided, List, LiveRequest, PromptDifference,
+    PromptInfo, UsageRow,
 };
 use fewbit_api::batches::{Batch, BatchRequest};
 use fewbit_api::chat::{ChatChunk, ChatRequest, ChatResponse};
@@ -110,6 +111,9 @@ fn document() -> Value {
     all.add::<admin::Usage<admin::All>>(get, "Shows what was used").answer::<List<UsageRow>>();
     all.add::<admin::Audit>(get, "Shows the state of the audit log").answer::<AuditState>();
     all.add::<admin::Verify>(post, "Verifies the audit log").answer::<AuditCheck>();
+    all.add::<admin::Prompts>(get, "Lists the prompts under version").answer::<List<PromptInfo>>();
+    let difference = all.add::<admin::Difference>(get, "Shows how two versions of a prompt differ");
+    difference.query("from").query("to").answer::<PromptDifference>();
     all.add::<admin::Approvals>(get, "Lists the calls that wait for approval").answer::<List<Approval>>();
     let body = all.request::<DecideRequest>();
     all.add::<admin::Decide>(post, "Decides about a call").body(body).answer::<Decided>();
@@ -245,6 +249,16 @@ impl Operation<'_> {
         let data = self.answers.subschema_for::<T>().to_value();
         let events = json!({ "type": "string", "contentMediaType": "application/json", "contentSchema": data });
         self.content("text/event-stream", events)
+    }
+
+    /// A parameter of the address, which must be given.
+    fn query(self, name: &str) -> Self {
+        let parameter = json!({ "name": name, "in": "query", "required": true, "schema": { "type": "string" } });
+        match self.operation.get_mut("parameters").and_then(Value::as_array_mut) {
+            Some(parameters) => parameters.push(parameter),
+            None => self.operation["parameters"] = json!([parameter]),
+        }
+        self
     }
 
     fn text(self, kind: &str) -> Self {

@@ -1,4 +1,4 @@
-//! `GET /`: the page, for people. It consists of three files, and asks no other host for anything.
+//! `GET /`: the page, for people. It consists of a few files, and asks no other host for anything.
 
 use std::sync::Arc;
 
@@ -8,13 +8,17 @@ use crate::error::ApiError;
 use crate::line::{Call, Endpoint, Reply};
 use crate::server::Shared;
 
-const FILES: [(&str, &str, &str); 3] = [
+const SCRIPT: &str = "text/javascript; charset=utf-8";
+const FILES: [(&str, &str, &str); 6] = [
     ("/", include_str!("../../page/index.html"), "text/html; charset=utf-8"),
     ("/page/style.css", include_str!("../../page/style.css"), "text/css; charset=utf-8"),
-    ("/page/page.js", include_str!("../../page/page.js"), "text/javascript; charset=utf-8"),
+    ("/page/page.js", include_str!("../../page/page.js"), SCRIPT),
+    ("/page/base.js", include_str!("../../page/base.js"), SCRIPT),
+    ("/page/usage.js", include_str!("../../page/usage.js"), SCRIPT),
+    ("/page/prompts.js", include_str!("../../page/prompts.js"), SCRIPT),
 ];
 
-/// The page may only load its own two files, may only ask this server, and no other page may show it in a frame.
+/// The page may only load its own files, may only ask this server, and no other page may show it in a frame.
 const HEADERS: &[(&str, &str)] = &[
     (
         "content-security-policy",

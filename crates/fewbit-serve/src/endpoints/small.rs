@@ -31,7 +31,7 @@ impl Endpoint for Models {
     const HAS_BODY: bool = false;
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
-        let data = server.backend.models(&call.caller).into_iter().map(object).collect();
+        let data = server.backend.models().list(&call.caller).into_iter().map(object).collect();
         Reply::json(&ModelList { object: "list", data })
     }
 }
@@ -78,7 +78,7 @@ impl Endpoint for Tokenize {
         let model = model_of(server, &call.caller, request.model.as_deref())?;
         let add = request.add_special.unwrap_or(false);
         let parse = request.parse_special.unwrap_or(false);
-        let tokens = server.backend.tokenize(&call.caller, &model.id, &request.content, add, parse).await?;
+        let tokens = server.backend.models().tokenize(&call.caller, &model.id, &request.content, add, parse).await?;
         Reply::json(&TokenizeResponse { count: tokens.len(), tokens, max_model_len: model.context_length })
     }
 }
@@ -91,7 +91,7 @@ impl Endpoint for Detokenize {
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let request: DetokenizeRequest = call.read()?;
         let model = model_of(server, &call.caller, request.model.as_deref())?;
-        let content = server.backend.detokenize(&call.caller, &model.id, &request.tokens).await?;
+        let content = server.backend.models().detokenize(&call.caller, &model.id, &request.tokens).await?;
         Reply::json(&DetokenizeResponse { prompt: content.clone(), content })
     }
 }
@@ -105,7 +105,7 @@ impl Endpoint for TokenizerInfo {
 
     async fn answer(server: &Arc<Shared>, call: Call) -> Result<Reply, ApiError> {
         let model = model_of(server, &call.caller, call.query("model").as_deref())?;
-        Reply::json(&server.backend.tokenizer_info(&call.caller, &model.id).await?)
+        Reply::json(&server.backend.models().tokenizer_info(&call.caller, &model.id).await?)
     }
 }
 
@@ -131,7 +131,7 @@ impl Endpoint for Metrics {
     const HAS_BODY: bool = false;
 
     async fn answer(server: &Arc<Shared>, _: Call) -> Result<Reply, ApiError> {
-        let text = server.stats.text(&server.backend.samples());
+        let text = server.stats.text(&server.backend.models().samples());
         Ok(Reply::bytes(text, "text/plain; version=0.0.4; charset=utf-8"))
     }
 }

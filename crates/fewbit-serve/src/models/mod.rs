@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fewbit::expert::engine::ModelPart;
 use fewbit::{Model, ModelBuilder};
 use serde::Serialize;
 
@@ -145,8 +146,18 @@ pub(crate) struct ModelStatus {
     pub(crate) state: ModelState,
     /// Whether it is loaded at its first request; else it is loaded for as long as the server runs.
     pub(crate) on_demand: bool,
+    /// How many tokens a prompt and its answer can have together; 0 before it was loaded for the first time.
+    pub(crate) context_length: usize,
     /// The memory that it takes or has reserved.
     pub(crate) memory_bytes: u64,
+    /// What of that is in use for keys and values, and may be; `None` if it is not loaded.
+    pub(crate) kv_bytes: Option<u64>,
+    pub(crate) kv_limit_bytes: Option<u64>,
+    /// The instruction set and the threads of the CPU's part; `None` if it is not loaded.
+    pub(crate) isa: Option<&'static str>,
+    pub(crate) threads: Option<usize>,
+    /// The devices that its parts are on, in the order of its layers; empty if it is not loaded.
+    pub(crate) devices: Vec<DeviceShare>,
     /// Requests that use it, or wait for it.
     pub(crate) requests: usize,
     /// For how long there was no request; `None` while there is one, or if it is not loaded.
@@ -159,6 +170,42 @@ pub(crate) struct ModelStatus {
     pub(crate) load_s: Option<f64>,
     /// Why the last loading failed; `None` if it succeeded.
     pub(crate) error: Option<String>,
+}
+
+/// What of a model is on one device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct DeviceShare {
+    /// Its name, such as `cpu (avx2)`.
+    pub(crate) device: String,
+    pub(crate) is_cpu: bool,
+    /// How many of the layers.
+    pub(crate) layers: usize,
+    pub(crate) weight_bytes: u64,
+}
+
+impl DeviceShare {
+    fn of(model: &Model) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for part in model.placement() {
+            let layers = match &part.part {
+                ModelPart::Layers(layers) => layers.len(),
+                _ => 0,
+            };
+            match all.iter_mut().find(|share| share.device == part.device) {
+                Some(share) => {
+                    share.layers += layers;
+                    share.weight_bytes = share.weight_bytes.saturating_add(part.weight_bytes);
+                }
+                None => all.push(Self {
+                    device: part.device.clone(),
+                    is_cpu: part.is_host,
+                    layers,
+                    weight_bytes: part.weight_bytes,
+                }),
+            }
+        }
+        all
+    }
 }
 
 /// A number of bytes for people.

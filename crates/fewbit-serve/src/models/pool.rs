@@ -23,7 +23,7 @@ use fewbit::Model;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::{ModelSource, ModelState, ModelStatus, ServedModel, What, size};
+use super::{DeviceShare, ModelSource, ModelState, ModelStatus, ServedModel, What, size};
 use crate::backend::{BackendError, BackendErrorKind, ModelInfo, Sample, SampleKind};
 use crate::error::ServeError;
 
@@ -351,20 +351,37 @@ impl Pool {
 
     pub(crate) fn statuses(&self) -> Vec<ModelStatus> {
         let states = self.lock();
-        let status = |(slot, state): (&Slot, &State)| ModelStatus {
-            id: slot.id.clone(),
-            object: "model",
-            state: state.phase.state(),
-            on_demand: slot.source.is_some(),
-            memory_bytes: state.bytes,
-            requests: state.users,
-            idle_s: state.is_idle().then(|| state.last_used.elapsed().as_secs_f64()),
-            unload_after_s: slot.unload_after.as_ref().map(Duration::as_secs_f64),
-            loads: state.loads,
-            unloads: state.unloads,
-            failures: state.failures,
-            load_s: state.load_time.as_ref().map(Duration::as_secs_f64),
-            error: state.error.clone(),
+        let status = |(slot, state): (&Slot, &State)| {
+            let model = match &state.phase {
+                Phase::Loaded(model) => Some(model),
+                _ => None,
+            };
+            let kv = model.map(|model| {
+                let metrics = model.metrics();
+                let bytes = |pages: usize| (pages as u64).saturating_mul(metrics.kv_page_bytes);
+                (bytes(metrics.kv_pages), bytes(metrics.kv_pages_limit))
+            });
+            ModelStatus {
+                id: slot.id.clone(),
+                object: "model",
+                state: state.phase.state(),
+                on_demand: slot.source.is_some(),
+                context_length: state.context_length,
+                memory_bytes: state.bytes,
+                kv_bytes: kv.map(|(used, _)| used),
+                kv_limit_bytes: kv.map(|(_, limit)| limit),
+                isa: model.map(|model| model.isa().name()),
+                threads: model.map(Model::n_threads),
+                devices: model.map(DeviceShare::of).unwrap_or_default(),
+                requests: state.users,
+                idle_s: state.is_idle().then(|| state.last_used.elapsed().as_secs_f64()),
+                unload_after_s: slot.unload_after.as_ref().map(Duration::as_secs_f64),
+                loads: state.loads,
+                unloads: state.unloads,
+                failures: state.failures,
+                load_s: state.load_time.as_ref().map(Duration::as_secs_f64),
+                error: state.error.clone(),
+            }
         };
         self.shared.slots.iter().zip(states.iter()).map(status).collect()
     }

@@ -28,8 +28,8 @@ use hyper::body::Incoming;
 use serde_json::{Value, json};
 
 use crate::backend::{
-    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo, Sample,
-    SampleKind, estimated_tokens,
+    Backend, BackendError, BackendErrorKind, Boxed, Caller, Embedded, Event, Generating, Job, ModelInfo, Models,
+    Sample, SampleKind, estimated_tokens,
 };
 use crate::error::ServeError;
 use crate::http::{self, Connections};
@@ -219,8 +219,8 @@ impl Shared {
     }
 }
 
-impl Backend for UpstreamBackend {
-    fn models(&self, _: &Caller) -> Vec<ModelInfo> {
+impl Models for UpstreamBackend {
+    fn list(&self, _: &Caller) -> Vec<ModelInfo> {
         let info = |id: &String| ModelInfo {
             id: id.clone(),
             created: 0,
@@ -229,6 +229,52 @@ impl Backend for UpstreamBackend {
             state: None,
         };
         self.shared.config.models.iter().map(info).collect()
+    }
+
+    fn tokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        _: &'a str,
+        _: bool,
+        _: bool,
+    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
+        Box::pin(async move { Err(Self::no_tokens(model)) })
+    }
+
+    fn detokenize<'a>(
+        &'a self,
+        _: &'a Caller,
+        model: &'a str,
+        _: &'a [u32],
+    ) -> Boxed<'a, Result<String, BackendError>> {
+        Box::pin(async move { Err(Self::no_tokens(model)) })
+    }
+
+    fn samples(&self) -> Vec<Sample> {
+        let sample = |name, help, value: &AtomicU64| Sample {
+            name,
+            help,
+            kind: SampleKind::Counter,
+            model: self.shared.config.models.join(","),
+            value: value.load(Ordering::Relaxed) as f64,
+        };
+        let Shared { requests, failures, without_usage, .. } = &*self.shared;
+        vec![
+            sample(
+                "upstream_answers_without_usage_total",
+                "Answers whose tokens are estimated, because the upstream did not say.",
+                without_usage,
+            ),
+            sample("upstream_failures_total", "Requests that an upstream did not answer as it should.", failures),
+            sample("upstream_requests_total", "Requests to an upstream.", requests),
+        ]
+    }
+}
+
+impl Backend for UpstreamBackend {
+    fn models(&self) -> &dyn Models {
+        self
     }
 
     fn generate(&self, job: Job) -> Boxed<'_, Result<Generating, BackendError>> {
@@ -293,45 +339,5 @@ impl Backend for UpstreamBackend {
             }
             Ok(embedded)
         })
-    }
-
-    fn tokenize<'a>(
-        &'a self,
-        _: &'a Caller,
-        model: &'a str,
-        _: &'a str,
-        _: bool,
-        _: bool,
-    ) -> Boxed<'a, Result<Vec<u32>, BackendError>> {
-        Box::pin(async move { Err(Self::no_tokens(model)) })
-    }
-
-    fn detokenize<'a>(
-        &'a self,
-        _: &'a Caller,
-        model: &'a str,
-        _: &'a [u32],
-    ) -> Boxed<'a, Result<String, BackendError>> {
-        Box::pin(async move { Err(Self::no_tokens(model)) })
-    }
-
-    fn samples(&self) -> Vec<Sample> {
-        let sample = |name, help, value: &AtomicU64| Sample {
-            name,
-            help,
-            kind: SampleKind::Counter,
-            model: self.shared.config.models.join(","),
-            value: value.load(Ordering::Relaxed) as f64,
-        };
-        let Shared { requests, failures, without_usage, .. } = &*self.shared;
-        vec![
-            sample(
-                "upstream_answers_without_usage_total",
-                "Answers whose tokens are estimated, because the upstream did not say.",
-                without_usage,
-            ),
-            sample("upstream_failures_total", "Requests that an upstream did not answer as it should.", failures),
-            sample("upstream_requests_total", "Requests to an upstream.", requests),
-        ]
     }
 }

@@ -66,6 +66,38 @@ class Messages(unittest.TestCase):
         answer = messages().create(messages=turns, tool_choice={"type": "none"}, **options)
         self.assertEqual(answer.content[0].type, "text")
 
+    def test_thinking(self):
+        question = {"role": "user", "content": "Why is the sky blue?"}
+        options = dict(model="thinker", max_tokens=2000, thinking={"type": "enabled", "budget_tokens": 1024})
+        thought, said = "Light is scattered by the air.", "Because of scattering. Earlier thoughts: []"
+        whole = messages().create(messages=[question], **options)
+        self.assertEqual([block.type for block in whole.content], ["thinking", "text"])
+        self.assertEqual((whole.content[0].thinking, whole.content[1].text), (thought, said))
+        self.assertEqual((whole.stop_reason, whole.usage.output_tokens), ("end_turn", 6))
+        with messages().stream(messages=[question], **options) as stream:
+            events = list(stream)
+            final = stream.get_final_message()
+        thoughts = [event.thinking for event in events if event.type == "thinking"]
+        self.assertEqual((len(thoughts), "".join(thoughts)), (3, thought))
+        texts = [event.text for event in events if event.type == "text"]
+        self.assertEqual((len(texts), "".join(texts)), (3, said))
+        self.assertEqual([block.type for block in final.content], ["thinking", "text"])
+        self.assertEqual((final.content[0].thinking, final.content[1].text), (thought, said))
+        # The reasoning is a block of its own, which ends before the text begins.
+        blocks = [(event.type, event.index) for event in events if event.type in ["content_block_start", "content_block_stop"]]
+        start, stop = "content_block_start", "content_block_stop"
+        self.assertEqual(blocks, [(start, 0), (stop, 0), (start, 1), (stop, 1)])
+        deltas = [event.delta.type for event in events if event.type == "content_block_delta"]
+        self.assertEqual(deltas, ["thinking_delta"] * 3 + ["signature_delta"] + ["text_delta"] * 3)
+        # Back in, as the client has it: the model gets its earlier reasoning.
+        turns = [question, {"role": "assistant", "content": whole.content}, {"role": "user", "content": "And at night?"}]
+        again = messages().create(messages=turns, **options)
+        self.assertEqual(again.content[1].text, f'Because of scattering. Earlier thoughts: ["{thought}"]')
+        # Without `thinking`, models do not reason, if their template can turn it off.
+        for more in [{}, {"thinking": {"type": "disabled"}}]:
+            plain = messages().create(model="thinker", max_tokens=99, messages=[question], **more)
+            self.assertEqual([block.type for block in plain.content], ["text"])
+
     def test_errors_have_their_types(self):
         with self.assertRaises(anthropic.AuthenticationError):
             anthropic.Anthropic(base_url=URL, api_key="wrong", max_retries=0).messages.create(**SKY, max_tokens=1)

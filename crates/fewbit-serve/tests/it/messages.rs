@@ -37,6 +37,15 @@ fn rich() -> Script {
         .end(Finish::ToolCalls)
 }
 
+/// The usage of that script, with all fields that Anthropic's form demands.
+fn usage() -> Value {
+    json!({
+        "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 7,
+        "cache_creation": null, "output_tokens_details": null, "server_tool_use": null, "service_tier": null,
+        "inference_geo": null
+    })
+}
+
 #[test]
 fn answer_is_a_list_of_content_blocks() {
     let server = Running::with(ScriptedBackend::new([rich()]));
@@ -49,14 +58,11 @@ fn answer_is_a_list_of_content_blocks() {
         "id": null, "type": "message", "role": "assistant", "model": "scripted",
         "content": [
             { "type": "thinking", "thinking": "Hm. ", "signature": "" },
-            { "type": "text", "text": "Let me see." },
-            { "type": "tool_use", "id": "a", "name": "f", "input": { "x": 1 } },
-            { "type": "tool_use", "id": "b", "name": "g", "input": {} }
+            { "type": "text", "text": "Let me see.", "citations": null },
+            { "type": "tool_use", "id": "a", "name": "f", "input": { "x": 1 }, "caller": { "type": "direct" } },
+            { "type": "tool_use", "id": "b", "name": "g", "input": {}, "caller": { "type": "direct" } }
         ],
-        "stop_reason": "tool_use", "stop_sequence": null,
-        "usage": {
-            "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 7
-        }
+        "stop_reason": "tool_use", "stop_sequence": null, "stop_details": null, "container": null, "usage": usage()
     });
     assert_eq!(answer, want);
 }
@@ -80,19 +86,19 @@ fn stream_starts_and_stops_content_blocks() {
         delta(0, json!({ "type": "thinking_delta", "thinking": "Hm. " })),
         delta(0, json!({ "type": "signature_delta", "signature": "" })),
         stop(0),
-        start(1, json!({ "type": "text", "text": "" })),
+        start(1, json!({ "type": "text", "text": "", "citations": null })),
         delta(1, json!({ "type": "text_delta", "text": "Let " })),
         delta(1, json!({ "type": "text_delta", "text": "me see." })),
         stop(1),
-        start(2, json!({ "type": "tool_use", "id": "a", "name": "f", "input": {} })),
+        start(2, json!({ "type": "tool_use", "id": "a", "name": "f", "input": {}, "caller": { "type": "direct" } })),
         delta(2, json!({ "type": "input_json_delta", "partial_json": "{\"x\":" })),
         delta(2, json!({ "type": "input_json_delta", "partial_json": "1}" })),
         stop(2),
-        start(3, json!({ "type": "tool_use", "id": "b", "name": "g", "input": {} })),
+        start(3, json!({ "type": "tool_use", "id": "b", "name": "g", "input": {}, "caller": { "type": "direct" } })),
         delta(3, json!({ "type": "input_json_delta", "partial_json": "{}" })),
         stop(3),
-        json!({ "type": "message_delta", "delta": { "stop_reason": "tool_use", "stop_sequence": null }, "usage": {
-            "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 7
+        json!({ "type": "message_delta", "usage": usage(), "delta": {
+            "stop_reason": "tool_use", "stop_sequence": null, "stop_details": null, "container": null
         } }),
         json!({ "type": "message_stop" }),
     ];
@@ -192,5 +198,8 @@ fn messages_and_chat_completions_give_the_same_answer() {
     let events = post(&server.address, PATH, &stopped).named_events();
     assert_eq!(events[0]["message"]["usage"]["input_tokens"], counted["input_tokens"]);
     let delta = &events[events.len() - 2]["delta"];
-    assert_eq!(*delta, json!({ "stop_reason": "stop_sequence", "stop_sequence": words[3] }));
+    assert_eq!(
+        *delta,
+        json!({ "stop_reason": "stop_sequence", "stop_sequence": words[3], "stop_details": null, "container": null })
+    );
 }

@@ -292,3 +292,27 @@ fn a_file_needs_what_it_then_takes() {
     let error = EngineBackend::with_models([ServedModel::loaded("ready", small())], Some(bytes() - 1)).unwrap_err();
     assert!(error.to_string().contains("MiB"), "{error}");
 }
+
+#[test]
+fn administrators_see_where_models_are() {
+    let models = vec![ServedModel::on_demand("late", Source::default()), ServedModel::loaded("ready", small())];
+    let server = serve(models, None);
+    let model = stories();
+    let ready = status(&server, "ready");
+    let layers = model.config().n_layers();
+    let devices = ready["devices"].as_array().unwrap();
+    assert_eq!((devices.len(), &devices[0]["layers"], &devices[0]["is_cpu"]), (1, &json!(layers), &json!(true)));
+    assert_eq!(devices[0]["weight_bytes"], model.metrics().weight_bytes);
+    assert_eq!(devices[0]["device"], format!("cpu ({})", model.isa()));
+    assert_eq!(ready["isa"], model.isa().name());
+    assert_eq!(
+        (&ready["threads"], &ready["context_length"]),
+        (&json!(model.n_threads()), &json!(model.context_length()))
+    );
+    assert_eq!(ready["kv_bytes"], 0);
+    assert!(ready["kv_limit_bytes"].as_u64().unwrap() > 0 && ready["idle_s"].as_f64().is_some());
+    let late = status(&server, "late");
+    assert_eq!((&late["devices"], &late["isa"], &late["context_length"]), (&json!([]), &Value::Null, &json!(0)));
+    let all = get(&server.address, "/admin/models").json();
+    assert_eq!((&all["devices"][0]["name"], &all["devices"][0]["unusable"]), (&json!("cpu"), &Value::Null));
+}

@@ -1,5 +1,5 @@
-// The page of `fewbit serve` in Chromium: a conversation, a stop, cancelling a request, a plot, the audit log, approving a
-// call, what a key without /admin sees, dark mode.
+// The page of `fewbit serve` in Chromium: a conversation, a stop, cancelling a request, models and devices, a plot, prompts
+// next to each other, the audit log, approving a call, what a key without /admin sees, dark mode.
 //
 // `cargo xtask page` makes the environment, starts the server, and runs this with FEWBIT_URL, FEWBIT_ADMIN_KEY, FEWBIT_KEY
 // (a key without /admin), FEWBIT_NOTES (the file of the tool) and FEWBIT_SCREENSHOTS (a folder) set.
@@ -155,7 +155,17 @@ test("a key without /admin sees its own", async () => {
 test("models", async () => {
   await page.getByRole("tab", { name: "Models" }).click();
   const row = page.getByRole("row").filter({ hasText: "small" });
-  assert.match(await row.textContent(), /\d+ MB/);
+  assert.match(await row.textContent(), /small(idle for \d+ s|in use by \d+)[\d,]+30 on cpu \([^)]+\), \d+ threads[\d,]+ MB[\d,]+ MB of [\d,]+ MB/);
+  assert.match(await page.locator("#model-memory").textContent(), /take [\d,]+ MB\./);
+  const cpu = page.locator("#device-table").getByRole("row").filter({ hasText: "the CPU (" });
+  assert.match(await cpu.textContent(), /^cputhe CPU \([^)]+\)usable$/);
+  await page.screenshot({ path: picture("models") });
+  // A key without /admin sees the models, but not the machine.
+  const own = await open(KEY);
+  await own.getByRole("tab", { name: "Models" }).click();
+  assert.match(await own.getByRole("row").filter({ hasText: "small" }).textContent(), /smallloaded/);
+  assert.equal(await own.locator("#device-state").isVisible(), false);
+  await own.close();
 });
 
 test("a plot of usage", async () => {
@@ -169,6 +179,93 @@ test("a plot of usage", async () => {
   const titles = await page.locator("#plot title").allTextContents();
   assert.ok(titles.every((title) => /^\d{4}-\d\d-\d\d, (admin|user): \d+$/.test(title)), titles.join());
   await page.screenshot({ path: picture("usage") });
+});
+
+/** Asks for an answer by a version of a prompt, for a feature. */
+const askByPrompt = async (version, feature) => {
+  const response = await fetch(`${URL}/v1/chat/completions`, {
+    method: "POST",
+    headers: { authorization: `Bearer ${KEY}`, "content-type": "application/json" },
+    body: JSON.stringify({
+      prompt: { id: "story", version, variables: { animal: "fox" } },
+      max_tokens: 4,
+      metadata: { feature },
+    }),
+  });
+  assert.equal(response.status, 200, await response.text());
+};
+
+test("plots by prompt and by feature", async () => {
+  await askByPrompt("1", "search");
+  await askByPrompt("2", "mail");
+  await askByPrompt("2", "mail");
+  await page.getByRole("tab", { name: "Usage" }).click();
+  await page.locator("#usage-what").selectOption("answers");
+  const titles = async (by) => {
+    await page.locator("#usage-by").selectOption(by);
+    return (await page.locator("#plot title").allTextContents()).map((title) => title.split(", ")[1]).sort();
+  };
+  const byPrompt = await titles("prompt");
+  assert.deepEqual([byPrompt.length, byPrompt[1], byPrompt[2]], [3, "story@1: 1", "story@2: 2"]);
+  assert.match(byPrompt[0], /^\(none\): \d+$/);
+  const byFeature = await titles("feature");
+  // What the page itself asked has its own feature.
+  assert.deepEqual(byFeature.slice(1, 2).concat(byFeature.slice(3)), ["mail: 2", "search: 1"]);
+  assert.match(byFeature[2], /^page: \d+$/);
+  await page.screenshot({ path: picture("usage-by-feature") });
+});
+
+test("two versions of a prompt next to each other", async () => {
+  await page.locator("h1").click();
+  await page.keyboard.press("5");
+  const row = (name) => page.locator("#prompt-figures tr").filter({ has: page.getByRole("cell", { name, exact: true }) });
+  const figures = async (name) => (await row(name).locator("td").allTextContents()).slice(1);
+  await row("Answers").waitFor();
+  assert.deepEqual(await figures("Without a version"), ["promoted: 75 % of requests", "canary: 25 % of requests"]);
+  assert.deepEqual(await figures("Answers"), ["1", "2"]);
+  assert.deepEqual(await figures("for the features"), ["search", "mail"]);
+  assert.deepEqual(await figures("Used by the keys"), ["user", "user"]);
+  assert.deepEqual(await page.locator("#prompt-difference .removed").allTextContents(), ["−Be brief."]);
+  assert.deepEqual(await page.locator("#prompt-difference .added").allTextContents(), ["+Be brief, and kind."]);
+  assert.equal(await page.locator("#prompt-difference tbody tr").count(), 7);
+  // The same version on both sides has no differences.
+  await page.locator("#prompt-right").selectOption("1");
+  await page.waitForFunction(() => document.querySelectorAll("#prompt-difference .removed").length === 0);
+  await page.locator("#prompt-right").selectOption("2");
+  await page.locator("#prompt-difference .added").waitFor();
+
+  // Both are asked with the same variables and the same seed, which is what the server's own answers are.
+  await page.getByLabel("animal").fill("<b>fox</b>");
+  assert.equal(await page.getByLabel("tone").getAttribute("placeholder"), "friendly");
+  await page.locator("#compare-seed").fill("7");
+  await page.locator("#compare-tokens").fill("12");
+  await page.getByRole("button", { name: "Ask both" }).click();
+  await page.waitForFunction(() => [...document.querySelectorAll("#compare-answers header")].filter((head) => head.textContent.includes("12 tokens")).length === 2);
+  const shown = await page.locator("#compare-answers .text").allTextContents();
+  for (const [i, version] of ["1", "2"].entries()) {
+    const response = await fetch(`${URL}/v1/chat/completions`, {
+      method: "POST",
+      headers: { authorization: `Bearer ${ADMIN}`, "content-type": "application/json" },
+      body: JSON.stringify({
+        prompt: { id: "story", version, variables: { animal: "<b>fox</b>" } },
+        max_tokens: 12,
+        seed: 7,
+      }),
+    });
+    assert.equal(shown[i], (await response.json()).choices[0].message.content);
+  }
+  assert.equal(await page.locator("#compare-answers b").count(), 0);
+  await page.screenshot({ path: picture("prompts"), fullPage: true });
+  // Both can be stopped.
+  await page.locator("#compare-tokens").fill("");
+  await page.getByRole("button", { name: "Ask both" }).click();
+  await page.getByRole("button", { name: "Stop", exact: true }).click();
+  await page.locator("#compare").waitFor();
+  // A key without /admin may not see them.
+  const own = await open(KEY);
+  await own.getByRole("tab", { name: "Prompts" }).click();
+  await own.getByText("the key may not ask /admin/prompts").waitFor();
+  await own.close();
 });
 
 test("the audit log", async () => {
@@ -220,6 +317,9 @@ test("the keyboard alone, and dark mode", async () => {
   await page.getByRole("tab", { name: "Usage" }).click();
   await page.locator("#plot rect").first().waitFor();
   await page.screenshot({ path: picture("dark-usage") });
+  await page.getByRole("tab", { name: "Prompts" }).click();
+  await page.locator("#prompt-difference .added").waitFor();
+  await page.screenshot({ path: picture("dark-prompts"), fullPage: true });
 });
 
 test("the key is only in this tab, and nothing else was asked", async () => {

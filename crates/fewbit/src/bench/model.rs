@@ -9,6 +9,7 @@ use fewbit_model::{
 };
 
 use super::figures::{BenchError, Spread};
+use crate::device::DeviceOptions;
 use crate::error::Error;
 use crate::file::open;
 use crate::model::Model;
@@ -51,11 +52,11 @@ impl<'m> Target<'m> {
         })
     }
 
-    /// Random weights, which are written to a temporary file and loaded from it.
+    /// Random weights, which are written to a temporary file and loaded from it, onto these devices.
     ///
     /// # Errors
     /// Those of writing and of loading.
-    pub fn random(weights: &RandomWeights, options: &LoadOptions) -> Result<Self, BenchError> {
+    pub fn random(weights: &RandomWeights, options: &LoadOptions, devices: &DeviceOptions) -> Result<Self, BenchError> {
         let folder = tempfile::tempdir().map_err(|error| {
             let path = std::env::temp_dir();
             Error::file(&path, error)
@@ -64,6 +65,7 @@ impl<'m> Target<'m> {
         weights.write(&path)?;
         let start = Instant::now();
         let file = open(&path)?;
+        let options = &options.clone().placement(devices.place(file.weights(), options)?);
         let decoder = Decoder::load(file.weights(), options)?;
         let load = start.elapsed();
         let work = Work::of(file.weights(), options.quantize)?;
@@ -282,11 +284,15 @@ impl Bench {
         }
         // Read before the ceilings are measured, because they take memory of their own.
         let peak_rss_bytes = peak_rss_bytes();
-        // The ceilings of the CPU say nothing about a GPU.
+        // The ceilings of the CPU say nothing about a GPU, and none are those of both together.
         let placed = decoder.placed();
-        let is_on_host = placed.iter().all(|part| part.is_host);
-        let none = Ceilings { read_gb_s: None, int8_gmac_s: None };
-        let ceilings = if is_on_host { Ceilings::measure(decoder) } else { none };
+        let mut ceilings = Ceilings { read_gb_s: None, int8_gmac_s: None };
+        if placed.iter().all(|part| part.is_host) {
+            ceilings = Ceilings::measure(decoder);
+        } else if let Some((_, of)) = decoder.device_ceilings()? {
+            let (read, int8) = (of.read_bytes_per_s * 1e-9, of.int8_macs_per_s * 1e-9);
+            ceilings = Ceilings { read_gb_s: Some(read), int8_gmac_s: Some(int8) };
+        }
         let result = |(test, rates): (BenchTest, Vec<f64>)| {
             let tokens_per_s = Spread::of(rates)?;
             let fraction = test.fraction(&tokens_per_s, &target.work, past_of(test), &ceilings);
@@ -317,7 +323,7 @@ pub struct BenchReport {
     pub weight_bytes: u64,
     /// Peak resident memory of this process in bytes, loading included; known only on Linux.
     pub peak_rss_bytes: Option<u64>,
-    /// The ceilings of the CPU; measured only if the whole model is on the CPU.
+    /// The ceilings of the CPU, or of the GPU that has all layers; not measured if the model is on several devices.
     pub ceilings: Ceilings,
     /// Which part of the model is on which device.
     pub placed: Vec<PlacedPart>,
@@ -339,7 +345,7 @@ pub struct Measured {
     pub fraction: Option<f64>,
 }
 
-/// The ceilings of the machine, with as many threads as the model uses.
+/// The ceilings of the machine, with as many threads as the model uses, or of the GPU that has all layers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct Ceilings {

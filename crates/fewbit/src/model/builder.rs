@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use super::locate::{Headers, Located, Purpose, locate, locate_adapter};
 use super::{Inner, Model, Template};
-use crate::device::{self, DeviceName};
+use crate::device::{DeviceName, DeviceOptions};
 use crate::error::{Error, ErrorKind};
 use crate::file::{ModelFile, open};
 use crate::hub::{ChatDefaults, Event, Progress};
@@ -44,9 +44,8 @@ const DEFAULT_PREFIX_BYTES: u64 = 1 << 30;
 #[must_use = "nothing is loaded before `load`"]
 pub struct ModelBuilder {
     load: LoadOptions,
-    device: Option<DeviceName>,
+    devices: DeviceOptions,
     placement: Option<Placement>,
-    gpu_layers: Option<usize>,
     prefill_chunk: Option<usize>,
     max_running: Option<usize>,
     max_waiting: Option<usize>,
@@ -92,13 +91,28 @@ impl ModelBuilder {
     /// # Ok(()) }
     /// ```
     pub fn device(mut self, device: DeviceName) -> Self {
-        self.device = Some(device);
+        self.devices.device = Some(device);
         self
     }
 
-    /// How many of the model's layers run on the GPU, counted from the last one. Default: all; 0 for none.
+    /// How many of the model's layers run on the GPU, counted from the last one. More than fit into its free memory are
+    /// refused before anything is loaded. Default: as many as fit; 0 for none.
     pub fn gpu_layers(mut self, n: usize) -> Self {
-        self.gpu_layers = Some(n);
+        self.devices.gpu_layers = Some(n);
+        self
+    }
+
+    /// Keeps the experts of the first `n` layers on the CPU, of those layers that run on the GPU too: for models of many
+    /// experts that do not fit. `usize::MAX` for all layers. Default: 0. Without effect in models without experts.
+    pub fn cpu_experts(mut self, n: usize) -> Self {
+        self.devices.cpu_experts = Some(n);
+        self
+    }
+
+    /// The most memory of the GPU to use, in bytes. Default: what `FEWBIT_GPU_MEMORY` says (such as `6 GiB`), or else
+    /// what the driver reports as free, with a margin for other programs.
+    pub fn gpu_memory(mut self, bytes: u64) -> Self {
+        self.devices.gpu_memory = Some(bytes);
         self
     }
 
@@ -173,7 +187,7 @@ impl ModelBuilder {
         self
     }
 
-    /// The most memory for the KV cache, in bytes. Default: half of what is free after loading. Generations that find
+    /// The most memory for the KV cache, in bytes. Default: half of what is free after loading, on each device. Generations that find
     /// no room wait, or are recomputed later; a prompt that does not fit even alone is refused.
     pub fn kv_memory(mut self, bytes: u64) -> Self {
         self.kv_memory = Some(bytes);
@@ -258,7 +272,7 @@ impl ModelBuilder {
         let silent = |_: &Event<'_>| {};
         let progress = progress_or(self.progress.as_deref(), &silent);
         let headers = Headers::of(name_or_path.as_ref(), self.purpose(), progress)?;
-        Inspection::new(headers, self.load.quantize, self.load.kv_type, self.load.isa, self.lora_bytes()?)
+        Inspection::new(headers, &self.load, &self.devices, self.lora_bytes()?)
     }
 
     /// What the file is needed for.
@@ -431,12 +445,17 @@ impl ModelBuilder {
         let of_messages = (tool_style == ToolStyle::Harmony).then_some(ReasoningStyle::Harmony);
         let reasoning_style =
             self.reasoning_style.or(of_messages).or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        let n_layers = file.weights().config().map_err(|error| Error::file(&path, error))?.n_layers();
         self.load.placement = match self.placement.take() {
             Some(placement) => placement,
-            None => device::placement(self.device, self.gpu_layers, n_layers)?,
+            None => self.devices.place(file.weights(), &self.load).map_err(|error| match error.kind() {
+                ErrorKind::Model => Error::file(&path, error.into_source().unwrap_or_else(|| "no reason".into())),
+                _ => error,
+            })?,
         };
-        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| Error::file(&path, error))?;
+        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| match error {
+            ModelError::Device { device, source } => Error::new(ErrorKind::Device { device }, source),
+            error => Error::file(&path, error),
+        })?;
         let trained = decoder.config().context_length;
         let context_length = self.load.context_length.unwrap_or(trained);
         if context_length > trained {
@@ -448,10 +467,13 @@ impl ModelBuilder {
             prefill_chunk: self.prefill_chunk.unwrap_or(DEFAULT_PREFILL_CHUNK),
             max_running: self.max_running.unwrap_or(DEFAULT_MAX_RUNNING),
             max_waiting: self.max_waiting.unwrap_or(DEFAULT_MAX_WAITING),
-            ..kv_limits(decoder.kv_page_bytes(), self.kv_memory, self.prefix_memory)
+            ..kv_limits(&decoder, self.kv_memory, self.prefix_memory)
         };
         let load_time = start.elapsed();
         tracing::info!(path = %path.display(), isa = %decoder.isa(), threads = decoder.n_threads(), ?load_time, "loaded");
+        for part in decoder.placed().iter().filter(|part| !part.is_host) {
+            tracing::info!(part = %part.part, device = part.device, weight_bytes = part.weight_bytes, "on a GPU");
+        }
         let core = Arc::new(Core {
             decoder,
             tokenizer: Arc::new(tokenizer),
@@ -493,8 +515,20 @@ fn progress_or<'a>(progress: Option<&'a (dyn Progress + Send + Sync)>, silent: &
 }
 
 /// Converts the limits from bytes to pages. There is at least one page, or else the model could not run at all.
-fn kv_limits(page_bytes: u64, kv_memory: Option<u64>, prefix_memory: Option<u64>) -> Limits {
-    let kv_memory = kv_memory.unwrap_or_else(|| available_bytes().map_or(u64::MAX, |free| free / 2));
+fn kv_limits(decoder: &Decoder, kv_memory: Option<u64>, prefix_memory: Option<u64>) -> Limits {
+    let page_bytes = decoder.kv_page_bytes();
+    let kv_memory = kv_memory.unwrap_or_else(|| {
+        // Half of what is free, on each device for its share of a page.
+        let devices = decoder.devices();
+        let elsewhere = devices.iter().fold(0, |sum, device| sum + device.page_bytes);
+        let half = |free: Option<u64>, share: u64| match (free, share) {
+            (Some(free), 1..) => (free / 2 / share).saturating_mul(page_bytes),
+            _ => u64::MAX,
+        };
+        let shares = devices.iter().map(|device| half(device.memory.available_bytes(), device.page_bytes));
+        let here = half(available_bytes(), page_bytes.saturating_sub(elsewhere));
+        shares.fold(here, u64::min)
+    });
     let prefix_memory = prefix_memory.unwrap_or(DEFAULT_PREFIX_BYTES.min(kv_memory / 4));
     let pages = |bytes: u64| usize::try_from(bytes / page_bytes.max(1)).unwrap_or(usize::MAX);
     let kv_pages = pages(kv_memory).max(1);

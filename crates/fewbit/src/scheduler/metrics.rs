@@ -38,6 +38,8 @@ pub struct Metrics {
     pub kv_page_bytes: u64,
     /// Size of the weights in memory, in bytes.
     pub weight_bytes: u64,
+    /// How many of `weight_bytes` are on GPUs: see [`Model::placement`](crate::Model::placement).
+    pub gpu_weight_bytes: u64,
     /// Number of forward passes.
     pub steps: u64,
     /// Total time of all steps, sampling included.

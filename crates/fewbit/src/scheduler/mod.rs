@@ -322,6 +322,7 @@ impl Scheduler {
             devices_lost: self.core.n_lost.load(Ordering::Relaxed),
             kv_page_bytes: decoder.kv_page_bytes(),
             weight_bytes: decoder.weight_bytes(),
+            gpu_weight_bytes: decoder.placed().iter().filter(|p| !p.is_host).map(|p| p.weight_bytes).sum(),
             ..inbox.metrics
         }
     }

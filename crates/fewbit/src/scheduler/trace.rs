@@ -9,9 +9,10 @@
 //!
 //! The engine runs many requests at once, so none of these spans belongs to a thread: each request carries its own, and
 //! spans begun on the engine's thread go to the subscriber that the caller had. Without a subscriber, all of them are
-//! [`Span::none`]. They contain numbers; texts are added if
+//! [`Span::none`]. They contain numbers and the names of devices; texts are added if
 //! [`ModelBuilder::trace_text`](crate::ModelBuilder::trace_text) is set.
 
+use fewbit_model::ModelPart;
 use tracing::field::{Empty, display};
 use tracing::{Span, debug, debug_span, dispatcher, info_span};
 
@@ -21,6 +22,26 @@ use crate::error::{Error, ErrorKind};
 
 /// The target of the spans, and of the event at the end.
 const TARGET: &str = "fewbit::request";
+
+/// The devices that a model is on when a request begins: `cpu (avx2)`, `cpu (avx2): 12 layers, vulkan:0 (..): 18 layers`.
+fn devices(core: &Core) -> String {
+    let placed = core.decoder.placed();
+    let mut layers: Vec<(&str, usize)> = Vec::new();
+    for part in &placed {
+        let n = match &part.part {
+            ModelPart::Layers(layers) | ModelPart::Attention(layers) => layers.len(),
+            _ => continue,
+        };
+        match layers.iter_mut().find(|(device, _)| *device == part.device) {
+            Some((_, known)) => *known += n,
+            None => layers.push((&part.device, n)),
+        }
+    }
+    match &layers[..] {
+        [(device, _)] => (*device).to_owned(),
+        layers => layers.iter().map(|(device, n)| format!("{device}: {n} layers")).collect::<Vec<_>>().join(", "),
+    }
+}
 
 /// The phase that a request is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,9 +75,13 @@ impl Trace {
             accepted_tokens = Empty,
             end = Empty,
             error = Empty,
+            devices = Empty,
             prompt = Empty,
             output = Empty,
         );
+        if !request.is_disabled() {
+            request.record("devices", devices(core));
+        }
         if core.trace_text && !request.is_disabled() {
             request.record("prompt", core.tokenizer.decode_with_special(prompt));
         }

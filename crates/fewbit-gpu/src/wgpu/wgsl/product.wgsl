@@ -1,6 +1,9 @@
 // The products of one matrix, or of a tile of its rows, with rows of inputs: a thread for each output row, TOKENS inputs
 // at a time. The weights lie in panels of 16 rows (see `fewbit_kernels`' pack.rs), so that neighbouring threads read
 // neighbouring words. One chain of fused multiply-adds for each output, over the blocks in order.
+//
+// For prefill the inputs of a block are fetched once for all threads of a workgroup (TILES): each weight that is read and
+// unpacked is then used for 16 tokens.
 
 @group(0) @binding(2) var<storage, read> w: array<u32>;
 #if FLOAT
@@ -38,12 +41,33 @@ fn byte_of(at: u32, i: u32) -> u32 { return (w[at + i / 4u] >> ((i & 3u) * 8u)) 
 SCALES
 #endif
 
+#if TILES
+// The current 32 columns of TOKENS inputs.
+var<workgroup> inputs: array<u32, TILE>;
+
+fn fetch(local: u32, first: u32, last: u32, base: u32, column: u32) {
+    workgroupBarrier();
+    for (var k = local; k < TILE; k += 64u) {
+        let row = base + min(first + k / 8u, last);
+        inputs[k] = x[(row * shape.width + column) / 4u + k % 8u];
+    }
+    workgroupBarrier();
+}
+#endif
+
 @compute @workgroup_size(64)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) local: vec3<u32>) {
     // shape: width = columns, part = rows of the tile, a = first of them in the output, b = words of a panel,
     // c = words before the codes, d = planes, e = rows of the output; experts: f's bits = words of an expert.
+#if TILES
+    // All threads fetch inputs, so those beyond the last row compute it again, and do not write it.
+    let out_row = min(group.x * 64u + local.x, (shape.part + 15u) / 16u * 16u - 1u);
+    let is_beyond = group.x * 64u + local.x >= shape.part;
+#else
     let out_row = group.x * 64u + local.x;
     if (out_row >= (shape.part + 15u) / 16u * 16u) { return; }
+    let is_beyond = out_row >= shape.part;
+#endif
     let lane = out_row % 16u;
     let n = shape.width;
     let n_rows = step.n_tokens * shape.rows_per_token;
@@ -92,6 +116,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
                 minimums[t] = 0;
             }
             for (var g = 0u; g < times(8u); g++) {
+#if TILES
+                fetch(local.x, first, n_rows - 1u, plane * n_inputs, b * 256u + g * 32u);
+#endif
                 let at = base + shape.c + (b * 8u + g) * GROUP + lane;
                 var q: array<u32, 8>;
                 CODES
@@ -103,12 +130,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
 #endif
                 for (var t = 0u; t < times(TOKENS); t++) {
                     let row = plane * n_inputs + rows[t];
+#if TILES
+#else
                     let x_at = (row * n + b * 256u + g * 32u) / 4u;
+#endif
                     var low = 0;
                     var high = 0;
                     for (var k = 0u; k < times(4u); k++) {
+#if TILES
+                        low += dot4I8Packed(q[k], inputs[t * 8u + k]);
+                        high += dot4I8Packed(q[k + 4u], inputs[t * 8u + 4u + k]);
+#else
                         low += dot4I8Packed(q[k], x[x_at + k]);
                         high += dot4I8Packed(q[k + 4u], x[x_at + 4u + k]);
+#endif
                     }
                     let sum_at = (row * n + b * 256u + g * 32u) / 16u;
                     i[t] += s0 * (low - OFFSET * sums[sum_at]) + s1 * (high - OFFSET * sums[sum_at + 1u]);
@@ -125,6 +160,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
 #endif
             }
 #else
+#if TILES
+            fetch(local.x, first, n_rows - 1u, plane * n_inputs, b * 32u);
+#endif
             let at = base + shape.c + b * GROUP + lane;
             var q: array<u32, 8>;
             CODES
@@ -132,7 +170,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
                 let row = plane * n_inputs + rows[t];
                 let block_at = (row * n) / 32u + b;
                 var i = 0;
+#if TILES
+                for (var k = 0u; k < times(8u); k++) { i += dot4I8Packed(q[k], inputs[t * 8u + k]); }
+#else
                 for (var k = 0u; k < times(8u); k++) { i += dot4I8Packed(q[k], x[block_at * 8u + k]); }
+#endif
                 let sum = sums[block_at];
                 let dx = scales[block_at];
                 z[t] = fma_(float_(i - OFFSET * sum), mul_(d, dx), z[t]);
@@ -147,7 +189,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
         }
     }
 #endif
-    if (out_row >= shape.part) { return; }
+    if (is_beyond) { return; }
     for (var t = 0u; t < times(TOKENS); t++) {
         if (first + t < n_rows) {
             let at = (first + t) * shape.e + shape.a + out_row;
