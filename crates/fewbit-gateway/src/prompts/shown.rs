@@ -1,9 +1,12 @@
 //! Prompts for people: what there is of them, and how two versions differ.
 
+use std::time::{Duration, Instant};
+
 use fewbit_serve::api::admin::{
     CanaryInfo, DifferenceLine, PromptDifference, PromptInfo, PromptMessage, PromptVariable, PromptVersionInfo,
 };
 use fewbit_serve::api::chat::Role;
+use similar::{Algorithm, ChangeTag};
 
 use super::{Kind, PromptState, PromptStore, PromptVersion};
 
@@ -58,6 +61,8 @@ impl PromptVersion {
     /// How another version differs from this one: their variables, then their messages, line by line.
     pub fn difference(&self, other: &Self) -> PromptDifference {
         let (before, after) = (self.lines(), other.lines());
+        let before: Vec<_> = before.iter().map(String::as_str).collect();
+        let after: Vec<_> = after.iter().map(String::as_str).collect();
         let lines = lines_of_both(&before, &after);
         let line = |(change, line): (&'static str, &str)| DifferenceLine { change, line: line.to_owned() };
         PromptDifference { from: self.id(), to: other.id(), lines: lines.into_iter().map(line).collect() }
@@ -75,39 +80,19 @@ impl PromptVersion {
     }
 }
 
-/// The lines of two texts: `" "` in both, `"-"` only in the first, `"+"` only in the second, by their longest common
-/// subsequence.
-fn lines_of_both<'a>(before: &'a [String], after: &'a [String]) -> Vec<(&'static str, &'a str)> {
-    let (n, m) = (before.len(), after.len());
-    // Prompts are short. For very long ones, memory matters more than the shortest answer.
-    if n.saturating_mul(m) > 4_000_000 {
-        let removed = before.iter().map(|line| ("-", line.as_str()));
-        return removed.chain(after.iter().map(|line| ("+", line.as_str()))).collect();
-    }
-    let mut longest = vec![vec![0_u32; m + 1]; n + 1];
-    for i in (0..n).rev() {
-        for j in (0..m).rev() {
-            longest[i][j] = if before[i] == after[j] {
-                longest[i + 1][j + 1] + 1
-            } else {
-                longest[i + 1][j].max(longest[i][j + 1])
-            };
-        }
-    }
-    let (mut i, mut j, mut all) = (0, 0, Vec::with_capacity(n + m));
-    while i < n || j < m {
-        if i < n && j < m && before[i] == after[j] {
-            all.push((" ", before[i].as_str()));
-            (i, j) = (i + 1, j + 1);
-        } else if j == m || (i < n && longest[i + 1][j] >= longest[i][j + 1]) {
-            all.push(("-", before[i].as_str()));
-            i += 1;
-        } else {
-            all.push(("+", after[j].as_str()));
-            j += 1;
-        }
-    }
-    all
+/// A limit of the time that finding the shortest difference may take. Prompts can have megabytes.
+const TIME: Duration = Duration::from_millis(500);
+
+/// The lines of two texts: `" "` in both, `"-"` only in the first, `"+"` only in the second.
+fn lines_of_both<'a>(before: &[&'a str], after: &[&'a str]) -> Vec<(&'static str, &'a str)> {
+    let changes = similar::capture_diff_slices_deadline(Algorithm::Myers, before, after, Some(Instant::now() + TIME));
+    let sign = |tag| match tag {
+        ChangeTag::Equal => " ",
+        ChangeTag::Delete => "-",
+        ChangeTag::Insert => "+",
+    };
+    let changes = changes.iter().flat_map(|change| change.iter_changes(before, after));
+    changes.map(|change| (sign(change.tag()), change.value())).collect()
 }
 
 #[cfg(test)]
@@ -116,8 +101,7 @@ mod tests {
 
     #[test]
     fn a_difference_is_the_shortest() {
-        let lines = |text: &str| text.chars().map(|c| c.to_string()).collect::<Vec<_>>();
-        let (before, after) = (lines("abcdef"), lines("axcdfg"));
+        let (before, after) = (["a", "b", "c", "d", "e", "f"], ["a", "x", "c", "d", "f", "g"]);
         let shown: String = lines_of_both(&before, &after).iter().map(|(sign, text)| format!("{sign}{text}")).collect();
         assert_eq!(shown, " a-b+x c d-e f+g");
         assert!(lines_of_both(&[], &[]).is_empty());
