@@ -229,3 +229,93 @@ fn sighup_reloads_the_configuration() {
     server.stderr = Some(stderr.into_inner());
     assert_eq!(stop(server).0, Some(0));
 }
+
+/// A certificate for `localhost` and its key, written to these files.
+fn write_certificate(certificate: &std::path::Path, key: &std::path::Path) -> Vec<u8> {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    fs::write(certificate, made.cert.pem()).unwrap();
+    fs::write(key, made.signing_key.serialize_pem()).unwrap();
+    made.cert.der().to_vec()
+}
+
+/// Asks a server over TLS, trusting only this certificate.
+fn ask_over_tls(address: &str, trusted: &[u8], body: &str) -> std::io::Result<String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(trusted.to_vec().into()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    let connection = rustls::ClientConnection::new(config.into(), name).unwrap();
+    let mut tls = rustls::StreamOwned::new(connection, TcpStream::connect(address)?);
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close";
+    write!(tls, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+    let mut answer = String::new();
+    tls.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn connections_are_encrypted_and_a_renewed_certificate_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let paths = [certificate.to_str().unwrap(), key.to_str().unwrap()];
+    let serve = |certificate: &str, key: &str| {
+        fewbit(&["serve", STORIES, "--listen", "127.0.0.1:0", "--tls-cert", certificate, "--tls-key", key])
+    };
+    let first = write_certificate(&certificate, &key);
+    let mut server = serve(paths[0], paths[1]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().strip_prefix("listening on https://").unwrap_or_else(|| panic!("{line:?}"));
+    let body = r#"{"prompt": "Once upon a time", "temperature": 0, "max_tokens": 18, "stream": true}"#;
+    let answer = ask_over_tls(address, &first, body).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("Lily") && answer.contains("[DONE]"), "{answer}");
+
+    // Nothing is answered without encryption. A client that says nothing keeps nobody out.
+    let silent = TcpStream::connect(address).unwrap();
+    let mut plain = TcpStream::connect(address).unwrap();
+    plain.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+
+    // A file that is damaged changes nothing; a new certificate is that of new connections.
+    let mut stderr = BufReader::new(server.stderr.take().unwrap());
+    let mut reload = || {
+        let pid = server.id().to_string();
+        assert!(Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
+        let mut line = String::new();
+        while !line.contains("configuration") {
+            line.clear();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the server ended");
+        }
+        line
+    };
+    fs::write(&certificate, "nothing").unwrap();
+    let said = reload();
+    assert!(said.contains("stays") && said.contains("cert.pem") && said.contains("BEGIN CERTIFICATE"), "{said}");
+    assert!(ask_over_tls(address, &first, body).is_ok());
+    let second = write_certificate(&certificate, &key);
+    assert!(reload().contains("reloaded"));
+    assert!(ask_over_tls(address, &second, body).is_ok());
+    assert!(ask_over_tls(address, &first, body).is_err());
+    drop(silent);
+    server.stderr = Some(stderr.into_inner());
+    assert_eq!(stop(server).0, Some(0));
+
+    // What is wrong is said before a model is loaded.
+    let other = folder.path().join("other.pem");
+    write_certificate(&folder.path().join("unused.pem"), &other);
+    for (certificate, key, words) in [
+        (paths[0], other.to_str().unwrap(), "cannot be used with"),
+        (paths[0], "/nonexistent/key.pem", "/nonexistent/key.pem cannot be read"),
+        (paths[1], paths[1], "has no certificate"),
+        (paths[0], paths[0], "cert.pem cannot be read"),
+    ] {
+        let output = serve(certificate, key).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.lines().count()), (Some(1), 1), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}

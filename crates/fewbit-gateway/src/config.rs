@@ -35,6 +35,8 @@ const MAX_RETRIES: u32 = 5;
 pub struct Config {
     /// Where to listen, as `IP:PORT`.
     pub listen: Option<String>,
+    /// The certificate for encrypted connections.
+    pub tls: Option<TlsConfig>,
     /// The folder of the keys and the audit log. A relative path is relative to the configuration file. Without a store
     /// there are no keys.
     pub store: Option<PathBuf>,
@@ -66,6 +68,17 @@ pub struct Config {
     masking: Option<MaskingConfig>,
     #[serde(skip)]
     source: Source,
+}
+
+/// Where the server's certificate is. Relative paths are relative to the configuration file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TlsConfig {
+    /// A PEM file with the certificate, and after it those that it depends on.
+    pub certificate: PathBuf,
+    /// A PEM file with its private key.
+    pub key: PathBuf,
 }
 
 /// The path and text of the file, for line numbers in errors.
@@ -227,6 +240,9 @@ impl Config {
         let folder = path.parent().unwrap_or(Path::new(""));
         if let Some(store) = &mut config.store {
             *store = folder.join(&*store);
+        }
+        if let Some(tls) = &mut config.tls {
+            (tls.certificate, tls.key) = (folder.join(&tls.certificate), folder.join(&tls.key));
         }
         if let Some(prompts) = &mut config.prompts {
             *prompts.as_mut() = folder.join(prompts.get_ref());

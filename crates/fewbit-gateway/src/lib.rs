@@ -45,7 +45,7 @@ mod tools;
 mod usage;
 
 pub use audit::{Audit, Entry, Head, Outcome, Permission, ToolStep, ToolUse, log_changes, verify};
-pub use config::{Config, EXAMPLE, LoadWhen, ModelConfig};
+pub use config::{Config, EXAMPLE, LoadWhen, ModelConfig, TlsConfig};
 pub use error::GatewayError;
 pub use gateway::{Gateway, Guarded, Price, Prices, Settings};
 pub use keys::{Key, KeyStore, NewKey};

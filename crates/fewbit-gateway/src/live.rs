@@ -5,8 +5,9 @@
 //! ```
 //!
 //! If a step before the last one fails, the routes in use stay. Requests in progress finish with the routes that they
-//! began with. The listen address, the store, the models and the tools are fixed when the server starts: a file that changes them
-//! is refused as a whole, so that all settings in use always come from the same file.
+//! began with. The listen address, the certificate's files, the store, the models and the tools are fixed when the
+//! server starts: a file that changes them is refused as a whole, so that all settings in use always come from the same
+//! file.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +68,7 @@ impl Live {
         let has_changed = [
             ("listen", config.listen != self.config.listen),
             ("store", config.store != self.config.store),
+            ("tls", config.tls != self.config.tls),
             ("models", config.models != self.config.models),
             ("tools", config.tools != self.config.tools),
             ("batches", config.file_limits() != self.config.file_limits()),

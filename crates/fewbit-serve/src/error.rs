@@ -1,6 +1,7 @@
 //! Errors: those of starting the server, and those that clients get, in OpenAI's or Anthropic's form.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -35,6 +36,14 @@ pub enum ServeError {
         /// The cause.
         #[source]
         error: std::io::Error,
+    },
+    /// The certificate of the server, or its key, cannot be used.
+    #[error("{} {what}", path.display())]
+    Tls {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// Two models have the same name.
     #[error("two models are called {id:?}: requests could mean either; rename one of the files")]

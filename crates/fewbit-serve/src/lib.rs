@@ -46,6 +46,7 @@ mod server;
 mod stats;
 mod stream;
 mod telemetry;
+mod tls;
 mod upstream;
 
 pub use admin::Admin;
@@ -67,6 +68,7 @@ pub use scripted::{Script, ScriptedBackend};
 pub use server::{Bound, Server, check_address};
 #[cfg(feature = "otel")]
 pub use telemetry::Traced;
+pub use tls::{NewCertificate, Tls};
 pub use upstream::{UpstreamBackend, UpstreamConfig};
 
 /// The wire types of requests and answers.

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -25,6 +26,7 @@ use crate::live::LiveRequests;
 use crate::local::Local;
 use crate::models::Pool;
 use crate::stats::Stats;
+use crate::tls::Tls;
 
 /// The default size limit of request bodies, in bytes.
 const BODY_LIMIT: usize = 16 << 20;
@@ -38,6 +40,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Server {
     shared: Shared,
     drain: Duration,
+    tls: Option<Tls>,
 }
 
 /// Reloads the configuration, or returns what is wrong with it.
@@ -90,7 +93,7 @@ impl Server {
             files: None,
             draining: AtomicBool::new(false),
         };
-        Self { shared, drain: Duration::from_secs(30) }
+        Self { shared, drain: Duration::from_secs(30), tls: None }
     }
 
     /// Requires one of these keys from clients.
@@ -134,6 +137,12 @@ impl Server {
         self
     }
 
+    /// Encrypts connections with this certificate. Then nothing is answered over plain HTTP.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Sets what `POST /admin/reload` does. If it returns an error (what is wrong with the configuration), nothing must
     /// have changed.
     pub fn on_reload(mut self, reload: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
@@ -170,7 +179,7 @@ impl Server {
         let bind_error = |error| ServeError::Bind { address, error };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let address = listener.local_addr().map_err(bind_error)?;
-        Ok(Bound { listener, address, shared: Arc::new(self.shared), drain: self.drain })
+        Ok(Bound { listener, address, shared: Arc::new(self.shared), drain: self.drain, tls: self.tls })
     }
 }
 
@@ -194,6 +203,7 @@ pub struct Bound {
     address: SocketAddr,
     shared: Arc<Shared>,
     drain: Duration,
+    tls: Option<Tls>,
 }
 
 impl std::fmt::Debug for Bound {
@@ -211,7 +221,7 @@ impl Bound {
     /// Answers requests until `stop` is ready. Then it finishes those in progress and refuses new ones. Returns whether
     /// all of them were finished in time.
     pub async fn run(self, stop: impl Future<Output = ()> + Send) -> bool {
-        let Self { listener, shared, drain, .. } = self;
+        let Self { listener, shared, drain, tls, .. } = self;
         let app = endpoints::router(Arc::clone(&shared));
         if let Some(files) = &shared.files {
             files.unfinished().into_iter().for_each(|id| files.shared.running.start(&shared, files, id));
@@ -238,11 +248,16 @@ impl Bound {
                     }
                 },
             };
-            let connection = connection(socket, app.clone());
-            let connection = graceful.watch(connection);
+            // Each token is a small write, which must not be delayed to be merged with the next one.
+            let _ = socket.set_nodelay(true);
+            let (app, watcher, tls) = (app.clone(), graceful.watcher(), tls.clone());
             connections.spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a connection ended early");
+                match tls {
+                    None => answer(socket, app, watcher).await,
+                    Some(tls) => match tls.accept(socket).await {
+                        Ok(socket) => answer(socket, app, watcher).await,
+                        Err(error) => tracing::debug!(%error, "a client did not agree on keys"),
+                    },
                 }
                 drop(place);
             });
@@ -259,15 +274,15 @@ impl Bound {
     }
 }
 
-type Connection = hyper::server::conn::http1::Connection<TokioIo<TcpStream>, TowerToHyperService<axum::Router>>;
-
-fn connection(socket: TcpStream, app: axum::Router) -> Connection {
-    // Each token is a small write, which must not be delayed to be merged with the next one.
-    let _ = socket.set_nodelay(true);
-    hyper::server::conn::http1::Builder::new()
+/// Answers the requests of a connection.
+async fn answer(socket: impl AsyncRead + AsyncWrite + Unpin + 'static, app: axum::Router, watcher: Watcher) {
+    let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app))
+        .serve_connection(TokioIo::new(socket), TowerToHyperService::new(app));
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "a connection ended early");
+    }
 }
 
 /// A random number.

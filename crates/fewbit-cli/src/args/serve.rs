@@ -13,6 +13,12 @@ pub(crate) struct ServeArgs {
     /// Where to listen; port 0 takes a free one [default: 127.0.0.1:8080]
     #[arg(long, value_name = "IP:PORT")]
     pub(crate) listen: Option<String>,
+    /// Encrypt connections: a PEM file with the certificate, and after it those that it depends on
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of --tls-cert, a PEM file
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Ask clients for one of the keys in this file: one a line, lines with `#` are skipped
     #[arg(long, value_name = "FILE", conflicts_with = "config")]
     pub(crate) api_key_file: Option<PathBuf>,
@@ -29,7 +35,7 @@ pub(crate) struct ServeArgs {
     #[arg(long, value_name = "SIZE")]
     pub(crate) memory_limit: Option<fewbit_gateway::Size>,
     /// Write a commented example of a configuration, and serve nothing
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["models", "listen", "api_key_file", "config"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["models", "listen", "tls_cert", "api_key_file", "config"])]
     pub(crate) init: Option<PathBuf>,
 }
 

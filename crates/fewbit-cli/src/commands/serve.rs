@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use fewbit_gateway::{Config, EXAMPLE, Gateway, GatewayError, KeyStore, Live, LoadWhen, Prices, Settings};
+use fewbit_gateway::{Config, EXAMPLE, Gateway, KeyStore, Live, LoadWhen, Prices, Settings};
 use fewbit_serve::{
-    Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, check_address,
+    Backend, BuilderSource, EngineBackend, Files, Keys, ServeError, ServedModel, Server, Tls, check_address,
 };
 use serde_json::json;
 
@@ -37,6 +37,11 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     let listen = args.listen.clone().or_else(|| config.listen.clone());
     let listen = listen.as_deref().unwrap_or(LISTEN);
     check_address(listen, keys.is_some() || config.store.is_some())?;
+    let tls = match (&args.tls_cert, &args.tls_key, &config.tls) {
+        (Some(certificate), Some(key), _) => Some(Tls::from_files(certificate, key)?),
+        (.., Some(tls)) => Some(Tls::from_files(&tls.certificate, &tls.key)?),
+        _ => None,
+    };
     let memory_limit = args.memory_limit.or(config.memory_limit).map(|limit| limit.0);
     let models = served(common, args, &config, memory_limit)?;
     let settings = Settings::of(&config)?;
@@ -58,9 +63,9 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     #[cfg(feature = "otel")]
     let backend = fewbit_serve::Traced::new(backend);
     // Replaced below if there is a gateway whose prices must be replaced as well.
-    let mut reload: Arc<dyn Fn() -> Result<(), GatewayError> + Send + Sync> = {
+    let mut reload: Arc<dyn Fn() -> anyhow::Result<()> + Send + Sync> = {
         let live = Arc::clone(&live);
-        Arc::new(move || live.reload(drop))
+        Arc::new(move || Ok(live.reload(drop)?))
     };
     let mut server = match (&store, keys) {
         (Some(store), _) => {
@@ -73,7 +78,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
             let gateway = Gateway::open(store, Prices::new(), backend)?;
             gateway.apply(settings);
             let changed = gateway.clone();
-            reload = Arc::new(move || live.reload(|settings| changed.apply(settings)));
+            reload = Arc::new(move || Ok(live.reload(|settings| changed.apply(settings))?));
             // After the gateway, which makes sure that no other server uses the store.
             let files = Files::open(store.join("files"), file_limits)?;
             let server = Server::new(gateway.backend_with(tools)).admin(gateway.clone()).prompts(gateway.clone());
@@ -85,7 +90,19 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
     if let Some(engine) = &engine {
         server = server.models(engine);
     }
-    if args.config.is_some() {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    if let Some(tls) = tls {
+        server = server.tls(tls.clone());
+        let of_config = args.config.as_ref().map(|_| Arc::clone(&reload));
+        // A certificate is renewed every few months. It is only used if the configuration is right as well.
+        reload = Arc::new(move || {
+            let certificate = tls.read_again()?;
+            of_config.as_ref().map_or(Ok(()), |reload| reload())?;
+            tls.replace(certificate);
+            Ok(())
+        });
+    }
+    if args.config.is_some() || scheme == "https" {
         signals::hangup_reloads();
         let reload = Arc::clone(&reload);
         server = server.on_reload(move || reload_and_report(&*reload));
@@ -97,7 +114,7 @@ pub(crate) fn run(common: &Common, args: &ServeArgs) -> anyhow::Result<()> {
         let bound = server.bind(listen).await?;
         // From here on, the first signal stops the server gracefully. A second one ends the program at once.
         let _tidy = Tidy::new();
-        let url = format!("http://{}", bound.local_addr());
+        let url = format!("{scheme}://{}", bound.local_addr());
         if common.json {
             print_json(&json!({ "listening": url }))?;
         } else {
@@ -187,8 +204,8 @@ fn served(
     served.collect()
 }
 
-fn reload_and_report(reload: &dyn Fn() -> Result<(), GatewayError>) -> Result<(), String> {
-    let reloaded = reload().map_err(|error| with_causes(&error));
+fn reload_and_report(reload: &dyn Fn() -> anyhow::Result<()>) -> Result<(), String> {
+    let reloaded = reload().map_err(|error| with_causes(error.as_ref()));
     match &reloaded {
         Ok(()) => note(format_args!("reloaded the configuration")),
         Err(error) => note(format_args!("the configuration in use stays, because the new one is wrong: {error}")),
