@@ -4,13 +4,10 @@ use anyhow::{Result, bail};
 
 use crate::{clients, shell};
 
-/// Builds the program with the feature, and without GPUs, which would be compiled again; runs the collector against it.
+/// Builds the program with the feature, and runs the collector against it.
 pub(crate) fn run() -> Result<()> {
     let python = clients::environment()?;
-    shell::run(
-        &shell::cargo(),
-        &["build", "--release", "--quiet", "-p", "fewbit-cli", "--no-default-features", "--features", "otel"],
-    )?;
+    shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli", "--features", "otel"])?;
     let program = shell::target().join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
     let script = shell::root().join(clients::FOLDER).join("telemetry.py");
     eprintln!("$ python {}", script.display());
