@@ -86,7 +86,7 @@ impl Device for Interpreter {
         let (config, kv_type, mut weights) = (loader.config(), loader.kv_type(), HostWeights::default());
         let taken = layers.clone().map(|layer| (layer, loader.layer(&self.cpu, layer)));
         let plan = Plan::of_layers(config, taken, &mut weights)?;
-        let with_state = if loader.layer_part().has_attention() { layers.clone() } else { 0..0 };
+        let with_state = loader.layer_part().with_state(layers.clone());
         let states = HostStates::new(config, kv_type, with_state);
         let run = Run { cpu: self.cpu.clone(), config: config.clone(), plan, weights };
         Ok(Box::new(PlanSegment { run, layers, states }))

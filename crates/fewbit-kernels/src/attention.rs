@@ -1,9 +1,9 @@
 //! Attention over a paged KV cache.
 //!
 //! This is the definition, for one query row `q` (a head of a token at position `i`) that sees keys
-//! `max(0, i - window + 1) ..= i`, or, with chunks, those from the last multiple of `window` up to `i`. Positions are split at absolute multiples of [`PAGE`]; each page gives a partial
-//! result, and partial results are merged in order, so that threads may share the pages of one query without changing a
-//! bit:
+//! `max(0, i - window + 1) ..= i`, or, with chunks, those from the last multiple of `window` up to `i`. Positions are
+//! split at absolute multiples of [`PAGE`]; each page gives a partial result, and partial results are merged in order, so
+//! that threads may share the pages of one query without changing a bit:
 //!
 //! ```text
 //! q'   = q * scale
@@ -19,7 +19,6 @@
 //!        with a sink z:  M' = max(M, z), a = exp(M - M'), out = O * (a / (L * a + exp(z - M')))
 //! ```
 //! A sink is a score of its head that takes its part of the sum and adds nothing to the output.
-//!
 //!
 //! Pages hold f16, f32 or Q8_0 blocks. [`crate::kv`] describes their layout and the products with Q8_0.
 

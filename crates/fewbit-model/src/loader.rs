@@ -53,6 +53,11 @@ impl LayerPart {
         self != Self::Attention
     }
 
+    /// The layers whose state a segment of these layers has.
+    pub fn with_state(self, layers: std::ops::Range<usize>) -> std::ops::Range<usize> {
+        if self.has_attention() { layers } else { 0..0 }
+    }
+
     /// Whether a tensor of the layer, by its name in GGUF files, belongs to it.
     pub(crate) fn has_tensor(self, name: &str) -> bool {
         match names::is_feed_forward_in_gguf(name) {

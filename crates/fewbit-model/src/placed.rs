@@ -37,6 +37,15 @@ impl fmt::Display for ModelPart {
 }
 
 impl ModelPart {
+    /// Number of layers that count as being where this part is. Layers whose experts are elsewhere are where their
+    /// attention is.
+    pub fn n_layers(&self) -> usize {
+        match self {
+            Self::Layers(layers) | Self::Attention(layers) => layers.len(),
+            Self::Embedding | Self::Experts(_) | Self::Head => 0,
+        }
+    }
+
     /// The part of layers of which a segment has this half.
     pub(crate) fn of_layers(layers: Range<usize>, part: LayerPart) -> Self {
         match part {
@@ -111,4 +120,22 @@ pub(crate) fn merged(parts: Vec<ModelPart>) -> Vec<ModelPart> {
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ModelPart;
+
+    #[test]
+    fn each_layer_counts_once() {
+        // As with the experts of the first layer on the CPU.
+        let parts = [
+            ModelPart::Embedding,
+            ModelPart::Attention(0..1),
+            ModelPart::Experts(0..1),
+            ModelPart::Layers(1..5),
+            ModelPart::Head,
+        ];
+        assert_eq!(parts.map(|part| part.n_layers()), [0, 1, 0, 4, 0]);
+    }
 }

@@ -69,6 +69,12 @@ fn check(folder: &Path, secrets: &[&str]) -> Vec<Value> {
     lines
 }
 
+/// Writes a configuration of one model, `m`.
+fn write_config(path: &Path) {
+    let model = format!("[[models]]\nname = \"m\"\nmodel = {STORIES:?}\n");
+    fs::write(path, format!("listen = \"127.0.0.1:0\"\nstore = \"store\"\n{model}")).unwrap();
+}
+
 /// Starts a server of scripts in this process, for the program to ask. It ends with the process.
 fn scripted(backend: ScriptedBackend) -> String {
     let (tell, address) = std::sync::mpsc::channel();
@@ -194,11 +200,7 @@ fn a_store_has_one_server_at_a_time() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     let config = path.to_str().unwrap();
-    fs::write(
-        &path,
-        format!("listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"m\"\nmodel = {STORIES:?}\n"),
-    )
-    .unwrap();
+    write_config(&path);
     let server = Server::start(folder.path(), fewbit(&["serve", "--config", config]));
     let body = json!({ "model": "m", "prompt": "Once", "max_tokens": 2 });
     assert_eq!(server.ask("/v1/completions", &body).0, 200);
@@ -228,11 +230,7 @@ fn a_full_disk_lets_nobody_in_and_loses_no_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("fewbit.toml");
     let config = path.to_str().unwrap();
-    fs::write(
-        &path,
-        format!("listen = \"127.0.0.1:0\"\nstore = \"store\"\n[[models]]\nname = \"m\"\nmodel = {STORIES:?}\n"),
-    )
-    .unwrap();
+    write_config(&path);
     let body = json!({ "model": "m", "prompt": "Once", "max_tokens": 2 });
     let log = folder.path().join("store/audit.jsonl");
     // No file may have more than 4 KiB: a write beyond that fails like one to a full disk.

@@ -221,7 +221,7 @@ impl Device for WgpuDevice {
         let mut weights = DeviceWeights::new(&self.gpu);
         let taken = layers.clone().map(|layer| (layer, loader.layer(&self.packer, layer)));
         let plan = Plan::of_layers(config, taken, &mut weights)?;
-        let with_state = if loader.layer_part().has_attention() { layers.clone() } else { 0..0 };
+        let with_state = loader.layer_part().with_state(layers.clone());
         let reserved = plan.scratch_bytes(RESERVED_ROWS);
         let pages = Arc::new(Pages::new(&self.gpu, config, kv_type, with_state, reserved));
         let run = Run::new(&self.gpu, config, plan, weights, (kv_type, layers.start));

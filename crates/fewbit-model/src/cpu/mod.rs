@@ -59,7 +59,7 @@ impl Device for CpuDevice {
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
         let (config, kv_type) = (loader.config().clone(), loader.kv_type());
-        let with_state = if loader.layer_part().has_attention() { layers.clone() } else { 0..0 };
+        let with_state = loader.layer_part().with_state(layers.clone());
         let mut packer = Packer { loader, cpu: &self.shared.cpu };
         let weights = layers.clone().map(|i| packer.layer(i)).collect::<Result<_, _>>()?;
         let layout = Arc::new(Layout::new(&config, kv_type, with_state));

@@ -120,7 +120,8 @@ pub struct HeadWeights {
 
 /// For devices that lay out weights as the CPU does.
 impl LayerLoader<'_> {
-    /// Takes a layer, or the [half](Self::layer_part) of it that is wanted, and packs its matrices for the CPU's instruction set.
+    /// Takes a layer, or the [half](Self::layer_part) of it that is wanted, and packs its matrices for the CPU's
+    /// instruction set.
     ///
     /// # Errors
     /// [`ModelError`] for tensors that are missing, have the wrong shape, or have a type that no product can read.
@@ -232,7 +233,7 @@ impl Packer<'_, '_> {
         let input = ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes();
         Ok(Attention {
             input,
-            norm: self.pre_norm(Part::AttnNorm, i)?,
+            norm: self.norm_if(config.has_pre_norms, Part::AttnNorm, i)?,
             qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
             q,
             k,
@@ -240,7 +241,7 @@ impl Packer<'_, '_> {
             qk_norm,
             sinks,
             output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
-            post_norm: self.post_norm(Part::AttnPostNorm, i)?,
+            post_norm: self.norm_if(config.has_post_norms, Part::AttnPostNorm, i)?,
         })
     }
 
@@ -261,24 +262,15 @@ impl Packer<'_, '_> {
                 (FeedForward::Dense(mlp), kinds)
             }
         };
-        let norm = self.pre_norm(names::ffn_norm(&config.architecture), i)?;
-        Ok(Ffn { norm, matrices, post_norm: self.post_norm(Part::FfnPostNorm, i)?, input })
+        let norm = self.norm_if(config.has_pre_norms, names::ffn_norm(&config.architecture), i)?;
+        let post_norm = self.norm_if(config.has_post_norms, Part::FfnPostNorm, i)?;
+        Ok(Ffn { norm, matrices, post_norm, input })
     }
 
-    fn pre_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let config = self.loader.config();
-        match config.has_pre_norms {
-            true => self.loader.vector(&weight(part, i), config.dim).map(Some),
-            false => Ok(None),
-        }
-    }
-
-    fn post_norm(&mut self, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
-        let config = self.loader.config();
-        match config.has_post_norms {
-            true => self.loader.vector(&weight(part, i), config.dim).map(Some),
-            false => Ok(None),
-        }
+    /// A norm of the residual stream, in models that have it.
+    fn norm_if(&mut self, is_there: bool, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
+        let dim = self.loader.config().dim;
+        is_there.then(|| self.loader.vector(&weight(part, i), dim)).transpose()
     }
 
     fn mlp(&mut self, i: usize, dim: usize, ffn_dim: usize) -> Result<Mlp, ModelError> {

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fewbit::expert::engine::ModelPart;
 use fewbit::{Model, ModelBuilder};
 use serde::Serialize;
 
@@ -187,10 +186,7 @@ impl DeviceShare {
     fn of(model: &Model) -> Vec<Self> {
         let mut all: Vec<Self> = Vec::new();
         for part in model.placement() {
-            let layers = match &part.part {
-                ModelPart::Layers(layers) => layers.len(),
-                _ => 0,
-            };
+            let layers = part.part.n_layers();
             match all.iter_mut().find(|share| share.device == part.device) {
                 Some(share) => {
                     share.layers += layers;

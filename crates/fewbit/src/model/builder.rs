@@ -187,8 +187,8 @@ impl ModelBuilder {
         self
     }
 
-    /// The most memory for the KV cache, in bytes. Default: half of what is free after loading, on each device. Generations that find
-    /// no room wait, or are recomputed later; a prompt that does not fit even alone is refused.
+    /// The most memory for the KV cache, in bytes. Default: half of what is free after loading, on each device.
+    /// Generations that find no room wait, or are recomputed later; a prompt that does not fit even alone is refused.
     pub fn kv_memory(mut self, bytes: u64) -> Self {
         self.kv_memory = Some(bytes);
         self

@@ -12,7 +12,6 @@
 //! [`Span::none`]. They contain numbers and the names of devices; texts are added if
 //! [`ModelBuilder::trace_text`](crate::ModelBuilder::trace_text) is set.
 
-use fewbit_model::ModelPart;
 use tracing::field::{Empty, display};
 use tracing::{Span, debug, debug_span, dispatcher, info_span};
 
@@ -28,10 +27,10 @@ fn devices(core: &Core) -> String {
     let placed = core.decoder.placed();
     let mut layers: Vec<(&str, usize)> = Vec::new();
     for part in &placed {
-        let n = match &part.part {
-            ModelPart::Layers(layers) | ModelPart::Attention(layers) => layers.len(),
-            _ => continue,
-        };
+        let n = part.part.n_layers();
+        if n == 0 {
+            continue;
+        }
         match layers.iter_mut().find(|(device, _)| *device == part.device) {
             Some((_, known)) => *known += n,
             None => layers.push((&part.device, n)),
