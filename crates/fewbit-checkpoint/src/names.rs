@@ -28,6 +28,22 @@ pub enum Part {
     QNorm,
     /// The norm of the keys.
     KNorm,
+    /// With latent attention: the matrix that gives the latent of the queries.
+    QLatent,
+    /// The norm of that latent.
+    QLatentNorm,
+    /// Queries from their latent.
+    QFromLatent,
+    /// The latent of keys and values, then the shared key.
+    KvLatent,
+    /// The norm of that latent.
+    KvLatentNorm,
+    /// Of each head, the rows of its keys and then those of its values, from their latent.
+    KvFromLatent,
+    /// `[n_heads, kv_rank, plain_dim]`: from a head's queries to what they look for in the latent.
+    KFromLatent,
+    /// `[n_heads, value_dim, kv_rank]`: a head's values from the latent.
+    VFromLatent,
     /// The output projection of attention.
     AttnOutput,
     /// The norm of the output of attention.
@@ -44,12 +60,16 @@ pub enum Part {
     FfnPostNorm,
     /// The router, which gives one score per expert.
     Router,
+    /// What is added to the weights of experts to choose some of them. It has only a bias.
+    ExpertBias,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
     ExpertGates,
     /// As `ExpertGates`, for [`Part::Up`].
     ExpertUps,
     /// As `ExpertGates`, for [`Part::Down`].
     ExpertDowns,
+    /// Of every expert, the rows of its gate, then those of [`Part::Up`].
+    ExpertGateUps,
     /// The router of the shared expert, which gives its score.
     SharedRouter,
     /// The gate of the shared expert.
@@ -61,7 +81,7 @@ pub enum Part {
 }
 
 /// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`.
-const GGUF: [(Part, &str); 26] = [
+const GGUF: [(Part, &str); 36] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -73,6 +93,14 @@ const GGUF: [(Part, &str); 26] = [
     (Part::AttnSinks, "blk.{}.attn_sinks"),
     (Part::QNorm, "blk.{}.attn_q_norm"),
     (Part::KNorm, "blk.{}.attn_k_norm"),
+    (Part::QLatent, "blk.{}.attn_q_a"),
+    (Part::QLatentNorm, "blk.{}.attn_q_a_norm"),
+    (Part::QFromLatent, "blk.{}.attn_q_b"),
+    (Part::KvLatent, "blk.{}.attn_kv_a_mqa"),
+    (Part::KvLatentNorm, "blk.{}.attn_kv_a_norm"),
+    (Part::KvFromLatent, "blk.{}.attn_kv_b"),
+    (Part::KFromLatent, "blk.{}.attn_k_b"),
+    (Part::VFromLatent, "blk.{}.attn_v_b"),
     (Part::AttnOutput, "blk.{}.attn_output"),
     (Part::AttnPostNorm, "blk.{}.post_attention_norm"),
     (Part::FfnNorm, "blk.{}.ffn_norm"),
@@ -81,9 +109,11 @@ const GGUF: [(Part, &str); 26] = [
     (Part::Down, "blk.{}.ffn_down"),
     (Part::FfnPostNorm, "blk.{}.post_ffw_norm"),
     (Part::Router, "blk.{}.ffn_gate_inp"),
+    (Part::ExpertBias, "blk.{}.exp_probs_b"),
     (Part::ExpertGates, "blk.{}.ffn_gate_exps"),
     (Part::ExpertUps, "blk.{}.ffn_up_exps"),
     (Part::ExpertDowns, "blk.{}.ffn_down_exps"),
+    (Part::ExpertGateUps, "blk.{}.ffn_gate_up_exps"),
     (Part::SharedRouter, "blk.{}.ffn_gate_inp_shexp"),
     (Part::SharedGate, "blk.{}.ffn_gate_shexp"),
     (Part::SharedUp, "blk.{}.ffn_up_shexp"),
@@ -108,7 +138,7 @@ pub fn layer_of_gguf(name: &str) -> Option<usize> {
 /// Whether a tensor in a GGUF file belongs to the feed-forward part of a layer.
 pub fn is_feed_forward_in_gguf(name: &str) -> bool {
     let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
-    part.starts_with("ffn_") || part.starts_with("post_ffw_norm")
+    part.starts_with("ffn_") || part.starts_with("post_ffw_norm") || part.starts_with("exp_probs_b")
 }
 
 /// The part with this name in a GGUF file; a part of a layer must belong to this `layer`.
@@ -175,6 +205,11 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
 /// of the norm after attention.
 pub fn ffn_norm(architecture: &str) -> Part {
     families::architecture(architecture).map_or(Part::FfnNorm, |architecture| architecture.ffn_norm)
+}
+
+/// The layer that a module in a Hugging Face file belongs to, by its [plain](plain_hf) name.
+pub fn layer_of_hf(module: &str) -> Option<usize> {
+    module.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
 /// The module and the last part of a tensor's name in a Hugging Face file. Parameters that belong to no module of their

@@ -221,7 +221,7 @@ impl Run {
             Op::Route => {
                 let config = c.experts.as_ref().expect("routed only if there are experts");
                 let mut routing = std::mem::take(&mut m.routing);
-                routing.route(config, m.get(Buffer::Scores));
+                routing.route(config, None, m.get(Buffer::Scores));
                 m.routing = routing;
             }
             Op::ExpertProduct { w, from, to } => {

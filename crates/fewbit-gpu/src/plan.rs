@@ -494,9 +494,9 @@ impl Planner<'_> {
 
     fn experts(&mut self, index: usize, experts: Experts) -> Result<(), ModelError> {
         let config = self.config.experts.expect("layers have experts only if the model has");
-        let Experts { router, router_bias, experts, shared, shared_router, .. } = experts;
+        let Experts { router, router_bias, choice_bias, experts, shared, shared_router, .. } = experts;
         let n_used = config.n_used;
-        if router_bias.is_some() || experts.iter().any(|mlp| mlp.gate.bias.is_some()) {
+        if router_bias.is_some() || choice_bias.is_some() || experts.iter().any(|mlp| mlp.gate.bias.is_some()) {
             return Err(self.unsupported("experts with biases"));
         }
         let router = self.place_matrix(router)?;

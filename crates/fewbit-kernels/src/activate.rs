@@ -38,6 +38,23 @@ impl Cpu {
         self.fill(n_rows, n_cols, kinds, out, Making::InParts, make);
     }
 
+    /// Makes some columns of `x` (`[n_rows, stride]`) the batch, in the forms given by `kinds`.
+    pub fn activate_columns(
+        &self,
+        x: &[f32],
+        stride: usize,
+        columns: Range<usize>,
+        kinds: ActivationKinds,
+        out: &mut Activations,
+    ) {
+        let n_rows = x.len() / stride;
+        assert!(x.len() == n_rows * stride && columns.end <= stride, "whole rows");
+        let make = |row: usize, cols: Range<usize>, y: &mut [f32]| {
+            y.copy_from_slice(&x[row * stride + columns.start..][cols]);
+        };
+        self.fill(n_rows, columns.len(), kinds, out, Making::InParts, make);
+    }
+
     /// Makes the RMS norm of `x` (`[n_rows, weight.len()]`) the batch: `x / sqrt(mean(x^2) + eps) * weight`.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
         let n_cols = weight.len();

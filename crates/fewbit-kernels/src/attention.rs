@@ -20,6 +20,10 @@
 //! ```
 //! A sink is a score of its head that takes its part of the sum and adds nothing to the output.
 //!
+//! With latent attention, the value of a position is the part of its key after the first
+//! [`AttentionShape::value_offset`] elements, as it is stored, and is not stored again: the rows of values that a unit of
+//! work reads are copied out of the keys once per page.
+//!
 //! Pages hold f16, f32 or Q8_0 blocks. [`crate::kv`] describes their layout and the products with Q8_0.
 
 use crate::Isa;
@@ -34,6 +38,10 @@ use std::ops::Range;
 
 /// Number of tokens whose queries one unit of work covers.
 const TOKEN_TILE: usize = 16;
+
+/// Number of query heads that one unit of work covers, if values are part of the keys: one key head has all query heads
+/// then. With fewer, copying values out of the keys costs more; with more, threads share less of a short step.
+const HEAD_TILE: usize = 16;
 
 /// The parameters that all layers of a model share, or all layers with the same window.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,12 +60,29 @@ pub struct AttentionShape {
     pub window: Option<usize>,
     /// Whether the window does not slide: it starts at the last multiple of its length.
     pub is_chunked: bool,
+    /// If set, values are not stored: they are the keys without this many first elements.
+    pub value_offset: Option<usize>,
 }
 
 impl AttentionShape {
-    /// `head_dim` rounded up to the length of a row of values.
+    /// Elements of a head's value, and of its output.
+    pub fn value_dim(&self) -> usize {
+        self.head_dim - self.value_offset.unwrap_or(0)
+    }
+
+    /// Whether keys and values of these sizes can be stored in a cache of this type.
+    pub fn is_supported<T: KvElement>(&self) -> bool {
+        T::supports(self.head_dim) && T::supports(self.value_dim())
+    }
+
+    /// [`value_dim`](Self::value_dim) rounded up to the length of a row of values.
     fn width(&self) -> usize {
-        self.head_dim.next_multiple_of(16)
+        self.value_dim().next_multiple_of(16)
+    }
+
+    /// Query heads that share a key head.
+    fn group(&self) -> usize {
+        self.n_heads / self.n_kv_heads
     }
 
     /// Number of elements that the keys of one page take in one layer.
@@ -67,7 +92,10 @@ impl AttentionShape {
 
     /// Number of elements that the values of one page take in one layer.
     pub fn value_elems<T: KvElement>(&self) -> usize {
-        self.n_kv_heads * T::head_value_elems(self.head_dim)
+        match self.value_offset {
+            Some(_) => 0,
+            None => self.n_kv_heads * T::head_value_elems(self.head_dim),
+        }
     }
 
     /// The keys that a query at `position` sees.
@@ -201,7 +229,7 @@ impl Partial {
 
 impl Cpu {
     /// Writes keys and values (`[n, n_kv_heads * head_dim]` each, keys rotated) of consecutive positions
-    /// into `pages`, all pages from position 0.
+    /// into `pages`, all pages from position 0. If values are part of the keys, `v` is empty.
     pub fn store_kv<T: KvElement>(
         &self,
         shape: &AttentionShape,
@@ -212,10 +240,12 @@ impl Cpu {
     ) {
         let hd = shape.head_dim;
         let row = shape.n_kv_heads * hd;
-        assert!(T::supports(hd), "heads of {hd} in a cache of this type");
-        let (block_elems, value_elems) = (T::key_block_elems(hd), T::head_value_elems(hd));
+        assert!(shape.is_supported::<T>(), "heads of {hd} in a cache of this type");
+        let has_values = shape.value_offset.is_none();
+        let (block_elems, value_elems) = (T::key_block_elems(hd), shape.value_elems::<T>() / shape.n_kv_heads);
         let n = k.len() / row;
-        assert!(k.len() == n * row && v.len() == k.len(), "whole rows of keys and values");
+        let n_values = if has_values { k.len() } else { 0 };
+        assert!(k.len() == n * row && v.len() == n_values, "whole rows of keys and values");
         assert!(first_position + n <= pages.len() * PAGE, "room in the pages");
         let pages: Vec<_> = pages
             .iter_mut()
@@ -240,7 +270,9 @@ impl Cpu {
                         )
                     };
                     T::store_key(isa, &k[from.clone()], j % KEY_BLOCK, keys);
-                    T::store_value(isa, &v[from], j, values);
+                    if has_values {
+                        T::store_value(isa, &v[from], j, values);
+                    }
                 }
             }
         };
@@ -251,8 +283,8 @@ impl Cpu {
         }
     }
 
-    /// Attention of all queries: `q` and `out` are `[tokens of all sequences, n_heads * head_dim]`. `sinks` are the
-    /// sinks of all heads, `[n_heads]`.
+    /// Attention of all queries: `q` is `[tokens of all sequences, n_heads * head_dim]`, and `out` is
+    /// `[tokens of all sequences, n_heads * value_dim]`. `sinks` are the sinks of all heads, `[n_heads]`.
     pub fn attention<T: KvElement>(
         &self,
         shape: &AttentionShape,
@@ -263,11 +295,14 @@ impl Cpu {
     ) {
         let row = shape.n_heads * shape.head_dim;
         let n_tokens: usize = sequences.iter().map(|s| s.n_tokens).sum();
-        assert!(q.len() == n_tokens * row && out.len() == q.len(), "queries of all sequences");
+        let out_row = shape.n_heads * shape.value_dim();
+        assert!(q.len() == n_tokens * row && out.len() == n_tokens * out_row, "queries of all sequences");
         assert!(sinks.is_none_or(|sinks| sinks.len() == shape.n_heads), "a sink for each head");
         assert!(shape.window != Some(0), "a window of at least one key");
         assert!(shape.n_heads.is_multiple_of(shape.n_kv_heads), "query heads per key head");
-        assert!(T::supports(shape.head_dim), "heads of {} in a cache of this type", shape.head_dim);
+        assert!(shape.is_supported::<T>(), "heads of {} in a cache of this type", shape.head_dim);
+        let group = shape.group();
+        let head_tile = if shape.value_offset.is_some() { HEAD_TILE } else { group };
         let mut units = Vec::new();
         let mut offset = 0;
         for (s, sequence) in sequences.iter().enumerate() {
@@ -278,7 +313,12 @@ impl Cpu {
             // Later tiles see more keys and cost more, so they are handed out first.
             for first in (0..sequence.n_tokens).step_by(TOKEN_TILE).rev() {
                 let tokens = first..sequence.n_tokens.min(first + TOKEN_TILE);
-                units.extend((0..shape.n_kv_heads).map(|kv_head| Unit { s, kv_head, tokens: tokens.clone(), offset }));
+                for kv_head in 0..shape.n_kv_heads {
+                    for head in (kv_head * group..(kv_head + 1) * group).step_by(head_tile) {
+                        let heads = head..(kv_head * group + group).min(head + head_tile);
+                        units.push(Unit { s, kv_head, heads, tokens: tokens.clone(), offset });
+                    }
+                }
             }
             offset += sequence.n_tokens;
         }
@@ -294,15 +334,23 @@ impl Cpu {
     }
 }
 
-/// One unit of work: the queries of some tokens of one sequence, in the heads that share one key head.
+/// One unit of work: the queries of some tokens of one sequence, in heads that share one key head.
 #[derive(Clone)]
 struct Unit {
     /// Index of the sequence.
     s: usize,
     kv_head: usize,
+    /// The query heads.
+    heads: Range<usize>,
     tokens: Range<usize>,
     /// Row of `q` of the sequence's first token.
     offset: usize,
+}
+
+impl Unit {
+    fn n_rows(&self) -> usize {
+        self.tokens.len() * self.heads.len()
+    }
 }
 
 struct Attention<'a, T> {
@@ -316,10 +364,6 @@ struct Attention<'a, T> {
 }
 
 impl<T: KvElement> Attention<'_, T> {
-    fn group(&self) -> usize {
-        self.shape.n_heads / self.shape.n_kv_heads
-    }
-
     /// Pages that hold at least one key which some query of the unit sees.
     fn pages(&self, unit: &Unit) -> Range<usize> {
         let first = self.sequences[unit.s].first_position;
@@ -328,22 +372,17 @@ impl<T: KvElement> Attention<'_, T> {
         low / PAGE..high / PAGE + 1
     }
 
-    /// Index of the first element of a row of the unit, in `q` and in `out`. Rows are `[tokens][heads of the group]`.
-    fn element(&self, unit: &Unit, row: usize) -> usize {
-        let token = unit.offset + unit.tokens.start + row / self.group();
-        let head = unit.kv_head * self.group() + row % self.group();
-        (token * self.shape.n_heads + head) * self.shape.head_dim
-    }
-
-    fn n_rows(&self, unit: &Unit) -> usize {
-        unit.tokens.len() * self.group()
+    /// Index of a row of the unit, in `q` and in `out`. Rows are `[tokens][heads of the unit]`.
+    fn head_row(&self, unit: &Unit, row: usize) -> usize {
+        let token = unit.offset + unit.tokens.start + row / unit.heads.len();
+        token * self.shape.n_heads + unit.heads.start + row % unit.heads.len()
     }
 
     fn load_queries(&self, unit: &Unit, buffers: &mut AttentionBuffers) {
         let queries = &mut buffers.queries;
         queries.rows.clear();
-        for row in 0..self.n_rows(unit) {
-            let at = self.element(unit, row);
+        for row in 0..unit.n_rows() {
+            let at = self.head_row(unit, row) * self.shape.head_dim;
             queries.rows.extend(self.q[at..at + self.shape.head_dim].iter().map(|&q| q * self.shape.scale));
         }
         T::prepare(self.isa, self.shape.head_dim, KvKernels::of(self.isa).rows, queries);
@@ -352,7 +391,7 @@ impl<T: KvElement> Attention<'_, T> {
     /// Runs all pages of a unit, one after another.
     fn unit(&self, unit: &Unit, buffers: &mut AttentionBuffers) {
         self.load_queries(unit, buffers);
-        let (n_rows, width) = (self.n_rows(unit), self.shape.width());
+        let (n_rows, width) = (unit.n_rows(), self.shape.width());
         let mut merged = std::mem::take(&mut buffers.merged);
         let mut states = std::mem::take(&mut buffers.states);
         merged.resize(n_rows * width, 0.0);
@@ -362,10 +401,11 @@ impl<T: KvElement> Attention<'_, T> {
         for page in self.pages(unit) {
             self.page(unit, page, buffers, |row, partial, o| {
                 let merged = &mut merged[row * width..(row + 1) * width];
-                let seen = &mut seen[row / self.group()];
+                let n_heads = unit.heads.len();
+                let seen = &mut seen[row / n_heads];
                 // Rows of one token come one after another: the flag is set by the last of them.
                 states[row].take(self.isa, merged, partial, o, !*seen);
-                *seen |= row % self.group() == self.group() - 1;
+                *seen |= row % n_heads == n_heads - 1;
             });
         }
         for row in 0..n_rows {
@@ -379,7 +419,7 @@ impl<T: KvElement> Attention<'_, T> {
         let width = self.shape.width();
         let pieces: Vec<(usize, usize)> =
             units.iter().enumerate().flat_map(|(u, unit)| self.pages(unit).map(move |page| (u, page))).collect();
-        let rows = TOKEN_TILE * self.group();
+        let rows = units.iter().map(Unit::n_rows).max().unwrap_or(0);
         let mut partials = vec![None; pieces.len() * rows];
         let mut outputs = vec![0.0f32; pieces.len() * rows * width];
         let (shared_partials, shared_outputs) = (SharedMut::new(&mut partials), SharedMut::new(&mut outputs));
@@ -400,7 +440,7 @@ impl<T: KvElement> Attention<'_, T> {
             });
         });
         for (u, unit) in units.iter().enumerate() {
-            for row in 0..self.n_rows(unit) {
+            for row in 0..unit.n_rows() {
                 let (mut state, mut merged, mut is_first) = (EMPTY, vec![0.0; width], true);
                 for piece in (0..pieces.len()).filter(|&p| pieces[p].0 == u) {
                     let at = piece * rows + row;
@@ -416,13 +456,14 @@ impl<T: KvElement> Attention<'_, T> {
     }
 
     fn finish(&self, unit: &Unit, row: usize, state: Partial, merged: &[f32]) {
-        let at = self.element(unit, row);
+        let value_dim = self.shape.value_dim();
+        let at = self.head_row(unit, row) * value_dim;
         // SAFETY: (token, head) names this range alone, and each unit is handed out once.
-        let out = unsafe { self.out.range(at..at + self.shape.head_dim) };
+        let out = unsafe { self.out.range(at..at + value_dim) };
         let scale = match self.sinks {
             None => 1.0 / state.sum,
             Some(sinks) => {
-                let sink = sinks[unit.kv_head * self.group() + row % self.group()];
+                let sink = sinks[unit.heads.start + row % unit.heads.len()];
                 let max = if sink > state.max { sink } else { state.max };
                 let a = exp(state.max - max);
                 a / (state.sum * a + exp(sink - max))
@@ -433,29 +474,48 @@ impl<T: KvElement> Attention<'_, T> {
         }
     }
 
+    /// The positions of a page that a row of a unit sees, counted within the page.
+    fn visible(&self, unit: &Unit, page: usize, row: usize) -> Range<usize> {
+        let token = self.sequences[unit.s].first_position + unit.tokens.start + row / unit.heads.len();
+        let v = self.shape.visible(token);
+        v.start.saturating_sub(page * PAGE).min(PAGE)..v.end.saturating_sub(page * PAGE).min(PAGE)
+    }
+
     /// The partial results of one page for every row of a unit that sees some of it.
-    fn page(
+    fn page(&self, unit: &Unit, page: usize, buffers: &mut AttentionBuffers, emit: impl FnMut(usize, Partial, &[f32])) {
+        let KvPage { keys, values } = self.sequences[unit.s].pages[page];
+        let block_elems = T::key_block_elems(self.shape.head_dim);
+        let keys = &keys[unit.kv_head * PAGE / KEY_BLOCK * block_elems..][..PAGE / KEY_BLOCK * block_elems];
+        let Some(offset) = self.shape.value_offset else {
+            let value_elems = T::head_value_elems(self.shape.head_dim);
+            let values = &values[unit.kv_head * value_elems..(unit.kv_head + 1) * value_elems];
+            return self.page_of(unit, page, keys, values, buffers, emit);
+        };
+        // Later rows see later keys.
+        let (first, last) = (self.visible(unit, page, 0), self.visible(unit, page, unit.n_rows() - 1));
+        T::with_values(T::head_value_elems(self.shape.value_dim()), |values| {
+            T::copy_values(keys, self.shape.head_dim, offset, first.start..last.end, values);
+            self.page_of(unit, page, keys, values, buffers, emit);
+        });
+    }
+
+    /// As [`page`](Self::page), with the keys and values of the unit's head.
+    fn page_of(
         &self,
         unit: &Unit,
         page: usize,
+        keys: &[T],
+        values: &[T],
         buffers: &mut AttentionBuffers,
         mut emit: impl FnMut(usize, Partial, &[f32]),
     ) {
         let (hd, width) = (self.shape.head_dim, self.shape.width());
-        let sequence = &self.sequences[unit.s];
         let block_elems = T::key_block_elems(hd);
-        let keys = &sequence.pages[page].keys[unit.kv_head * PAGE / KEY_BLOCK * block_elems..];
-        let value_elems = T::head_value_elems(hd);
-        let values = &sequence.pages[page].values[unit.kv_head * value_elems..(unit.kv_head + 1) * value_elems];
         let kernels = KvKernels::of(self.isa);
-        let n_rows = self.n_rows(unit);
+        let n_rows = unit.n_rows();
         buffers.scores.resize(kernels.rows * PAGE, 0.0);
         buffers.o.resize(kernels.rows * width, 0.0);
-        let visible = |row: usize| {
-            let token = sequence.first_position + unit.tokens.start + row / self.group();
-            let v = self.shape.visible(token);
-            v.start.saturating_sub(page * PAGE).min(PAGE)..v.end.saturating_sub(page * PAGE).min(PAGE)
-        };
+        let visible = |row: usize| self.visible(unit, page, row);
         for first in (0..n_rows).step_by(kernels.rows) {
             let n = kernels.rows.min(n_rows - first);
             // Later rows see later keys, so the range of the tile follows from its first and last rows.
@@ -487,7 +547,7 @@ impl<T: KvElement> Attention<'_, T> {
                 self.row_values(kernels, m, v.start..v.end.min(common.start), values, buffers);
             }
             if !common.is_empty() {
-                T::values(kernels, n, &buffers.scores, common.clone(), values, hd, &mut buffers.o);
+                T::values(kernels, n, &buffers.scores, common.clone(), values, self.shape.value_dim(), &mut buffers.o);
             }
             for (m, &partial) in partials[..n].iter().enumerate() {
                 let v = visible(first + m);
@@ -510,7 +570,7 @@ impl<T: KvElement> Attention<'_, T> {
         if !range.is_empty() {
             let width = self.shape.width();
             let o = &mut buffers.o[m * width..(m + 1) * width];
-            T::values(kernels, 1, &buffers.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.head_dim, o);
+            T::values(kernels, 1, &buffers.scores[m * PAGE..(m + 1) * PAGE], range, values, self.shape.value_dim(), o);
         }
     }
 }

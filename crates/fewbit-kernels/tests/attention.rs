@@ -125,7 +125,8 @@ fn check_attention<T: KvFloat>() {
         (4, 1, 16, None, false, None, true, 600),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap, window, is_chunked };
+        let shape =
+            AttentionShape { n_heads, n_kv_heads, head_dim, scale, softcap, window, is_chunked, value_offset: None };
         // Below, among and above the scores.
         let sinks: Option<Vec<f32>> = has_sinks.then(|| (0..n_heads).map(|h| h as f32 * 3.0 - 6.0).collect());
         let (q, kv) = (n_heads * head_dim, n_kv_heads * head_dim);
@@ -176,6 +177,7 @@ fn sequences_in_a_batch_are_independent() {
         softcap: None,
         window: None,
         is_chunked: false,
+        value_offset: None,
     };
     let (q, kv) = (128, 64);
     for isa in Isa::available() {

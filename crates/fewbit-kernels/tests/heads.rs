@@ -87,6 +87,7 @@ fn every_head_size_has_the_bits_of_the_scalar_code() {
             softcap: None,
             window,
             is_chunked: false,
+            value_offset: None,
         };
         let (q, k, v) = (random((n - first) * 3 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3));
         check::<f16>(&shape, first, [&q, &k, &v], "f16");
@@ -110,6 +111,7 @@ fn q8_0_cache_is_close_to_f32() {
             softcap: None,
             window,
             is_chunked: false,
+            value_offset: None,
         };
         let (q, k, v) = (random(n * 4 * head_dim, 1), random(n * 2 * head_dim, 2), random(n * 2 * head_dim, 3));
         let cpu = Cpu::new(Isa::best(), 2).expect("available");
@@ -134,6 +136,7 @@ fn extremes_nan_and_infinity_have_the_bits_of_the_scalar_code() {
         softcap: None,
         window: Some(90),
         is_chunked: false,
+        value_offset: None,
     };
     let inputs =
         |head_dim: usize| [random((n - first) * 2 * head_dim, 1), random(n * head_dim, 2), random(n * head_dim, 3)];
@@ -177,6 +180,7 @@ fn nan_in_a_query_does_not_affect_other_queries() {
         softcap: None,
         window: None,
         is_chunked: false,
+        value_offset: None,
     };
     let row = 2 * head_dim;
     let (q, k, v) = (random(n * row, 1), random(n * row, 2), random(n * row, 3));

@@ -2,7 +2,7 @@
 
 use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
-use crate::cpu::CpuDevice;
+use crate::cpu::{CpuDevice, attention_shape};
 use crate::embedding::Embedding;
 use crate::fingerprint::TensorHashes;
 use crate::load::{LoadOptions, Placed, host_cpu};
@@ -115,13 +115,16 @@ impl Decoder {
     fn pack(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
         let config = options.configure(source.config()?)?;
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
-        if !kv_type.supports(config.head_dim) {
+        if !kv_type.supports_shape(&attention_shape(&config, 0)) {
             return Err(CheckpointError::UnsupportedFeature {
                 feature: "a q8_0 KV cache for heads whose size is not a multiple of 32 (choose f16)",
                 key: "head_dim".to_owned(),
                 value: config.head_dim.to_string(),
             }
             .into());
+        }
+        if config.n_unused_layers > 0 {
+            tracing::info!(layers = config.n_unused_layers, "layers that predict further tokens are not loaded");
         }
         let cpu = host_cpu(options.isa, options.threads)?;
         let placed = options.placement.segments(config.n_layers(), config.experts.is_some())?;

@@ -30,6 +30,11 @@ impl KvType {
         }
     }
 
+    /// Whether the keys and values of a model can be stored.
+    pub fn supports_shape(self, shape: &AttentionShape) -> bool {
+        self.supports(shape.head_dim) && self.supports(shape.value_dim())
+    }
+
     /// Number of elements of the keys and of the values in one page of one layer.
     pub fn page_elems(self, shape: &AttentionShape) -> (usize, usize) {
         match self {

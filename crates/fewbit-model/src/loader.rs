@@ -203,7 +203,11 @@ impl<'a> LayerLoader<'a> {
     /// # Errors
     /// [`CheckpointError::UnexpectedTensor`] for a tensor that was never taken.
     pub(crate) fn finish(self) -> Result<u128, ModelError> {
-        let is_unknown = |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name);
+        let n_layers = self.config.n_layers();
+        let unused = n_layers..n_layers + self.config.n_unused_layers;
+        let is_unused = |name: &str| names::layer_of_gguf(name).is_some_and(|layer| unused.contains(&layer));
+        let is_unknown =
+            |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name) && !is_unused(name);
         match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {
             Some(tensor) => Err(CheckpointError::UnexpectedTensor {
                 name: self.source.name_in_file(&tensor.name),

@@ -182,7 +182,11 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
         Some(e) => e.n_used * (2 * e.ffn_dim + 2 * config.dim) + e.shared_ffn_dim.unwrap_or(0),
         None => 2 * config.ffn_dim,
     };
-    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + ffn;
+    // With latent attention, also queries before and values after the latent, and both in the form of products.
+    let latent = config.latent.map_or(0, |latent| {
+        2 * config.n_heads * (latent.query_dim() + latent.kv_rank + latent.value_dim) + latent.q_rank.unwrap_or(0)
+    });
+    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + latent + ffn;
     512 * 5 * widths as u64
 }
 
@@ -227,7 +231,10 @@ pub fn available_bytes() -> Option<u64> {
 fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> bool) -> (u64, TensorType) {
     let mut total = 0u64;
     let mut by_type: Vec<(TensorType, u64)> = Vec::new();
-    for tensor in source.tensors().iter().filter(|tensor| is_here(&tensor.name)) {
+    // Layers that predict further tokens are not loaded.
+    let n_layers = source.config().map_or(usize::MAX, |config| config.n_layers());
+    let is_loaded = |name: &str| names::layer_of_gguf(name).is_none_or(|layer| layer < n_layers);
+    for tensor in source.tensors().iter().filter(|tensor| is_loaded(&tensor.name) && is_here(&tensor.name)) {
         let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
         let isa = if looked_up { Isa::Scalar } else { isa };
         let Some(bytes) = tensor_bytes(tensor, isa) else { continue };

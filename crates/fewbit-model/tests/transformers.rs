@@ -51,14 +51,27 @@ struct Gguf {
     tensors: Vec<(String, String, Vec<u64>, String)>,
 }
 
+/// The files of models and of their logits.
+const FILES: [(&str, &[u8]); 2] = [
+    (include_str!("golden/transformers_models.json"), include_bytes!("golden/transformers_models.f32")),
+    (include_str!("golden/transformers_deepseek.json"), include_bytes!("golden/transformers_deepseek.f32")),
+];
+
+/// The models of all files, which have the same tokens and positions.
 fn models() -> Models {
-    serde_json::from_str(include_str!("golden/transformers_models.json")).expect("valid JSON")
+    let mut files = FILES.iter().map(|(json, _)| serde_json::from_str::<Models>(json).expect("valid JSON"));
+    let mut all = files.next().expect("a file");
+    for file in files {
+        assert_eq!((&file.tokens, &file.positions), (&all.tokens, &all.positions));
+        all.models.extend(file.models);
+    }
+    all
 }
 
 /// `[models, positions, n_vocab]`
 fn golden_logits() -> Vec<f32> {
-    let bytes = include_bytes!("golden/transformers_models.f32").as_chunks::<4>().0;
-    bytes.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    let bytes = FILES.iter().flat_map(|(_, logits)| logits.as_chunks::<4>().0);
+    bytes.map(|b| f32::from_le_bytes(*b)).collect()
 }
 
 impl Model {

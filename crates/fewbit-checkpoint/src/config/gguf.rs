@@ -4,8 +4,8 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, ExpertConfig, Gating, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
-    RopeConfig, RopeScaling, bad, check_count,
+    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS,
+    MAX_WIDTH, ModelConfig, Pooling, RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
 use crate::families::{self, Architecture};
@@ -15,23 +15,32 @@ use fewbit_format::{GgufFile, Metadata, Value};
 /// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
 /// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
 /// nonsense.
-const REFUSED: [(&str, &str, f64); 15] = [
+const REFUSED: [(&str, &str, f64); 12] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
     ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
     ("attention.key_length_swa", "heads of another length in local layers", f64::NAN),
-    ("attention.key_length_mla", "multi-head latent attention", f64::NAN),
     ("attention.output_scale", "scaled attention outputs", 1.0),
     ("attention.shared_kv_layers", "layers that share keys and values", 0.0),
     ("rope.dimension_count_swa", "other rotated dimensions in local layers", f64::NAN),
     ("rope.scaling.alpha", "rope scaling by alpha", 0.0),
     ("rope.scaling.yarn_ext_factor", "a YaRN extrapolation factor", 1.0),
     ("use_parallel_residual", "parallel residuals", 0.0),
-    ("expert_group_count", "groups of experts", 1.0),
-    ("leading_dense_block_count", "dense layers before those with experts", 0.0),
     ("router_logit_softcapping", "capped router scores", 0.0),
-    ("nextn_predict_layers", "layers that predict further tokens", 0.0),
+    ("attention.indexer.top_k", "attention to keys that an index chooses", 0.0),
 ];
+
+/// Keys that only some architectures have, as above.
+fn refused_by(arch: &Architecture) -> impl Iterator<Item = (&'static str, &'static str, f64)> {
+    let keys = [
+        (arch.is_latent, ("attention.key_length_mla", "multi-head latent attention", f64::NAN)),
+        (arch.is_latent, ("attention.kv_lora_rank", "multi-head latent attention", f64::NAN)),
+        (arch.has_groups, ("expert_group_count", "groups of experts", 1.0)),
+        (arch.has_dense_lead, ("leading_dense_block_count", "dense layers before those with experts", 0.0)),
+        (arch.has_dense_lead, ("nextn_predict_layers", "layers that predict further tokens", 0.0)),
+    ];
+    keys.into_iter().filter(|(is_known, _)| !is_known).map(|(_, key)| key)
+}
 
 /// The metadata of one architecture: keys without its prefix, each value checked.
 struct Keys<'a> {
@@ -76,8 +85,8 @@ impl Keys<'_> {
     }
 
     /// Returns an error for every key of [`REFUSED`] that enables something.
-    fn refuse(&self) -> Result<(), CheckpointError> {
-        for (key, feature, harmless) in REFUSED {
+    fn refuse(&self, arch: &Architecture) -> Result<(), CheckpointError> {
+        for (key, feature, harmless) in REFUSED.into_iter().chain(refused_by(arch)) {
             let key = self.name(key);
             let Some(value) = self.meta.get(&key) else { continue };
             let number = match value {
@@ -115,18 +124,24 @@ impl ModelConfig {
             return Err(CheckpointError::UnknownArchitecture { name: name.to_owned(), known });
         };
         let keys = Keys { meta, prefix: name };
-        keys.refuse()?;
-        let n_layers = keys.required("block_count", MAX_LAYERS)?;
+        keys.refuse(arch)?;
+        let n_unused_layers = keys.or_none("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
+        let n_blocks = keys.required("block_count", MAX_LAYERS)?;
+        let n_layers = n_blocks.saturating_sub(n_unused_layers);
         let dim = keys.required("embedding_length", MAX_WIDTH)?;
         let n_heads = keys.required("attention.head_count", MAX_WIDTH)?;
-        let head_dim = keys.count("attention.key_length", MAX_WIDTH)?.unwrap_or(dim / n_heads);
+        let latent = if arch.is_latent { Some(latent(&keys)?) } else { None };
+        let head_dim = match &latent {
+            Some(latent) => latent.kv_rank + latent.rotated_dim,
+            None => keys.count("attention.key_length", MAX_WIDTH)?.unwrap_or(dim / n_heads),
+        };
         let value_dim = keys.count("attention.value_length", MAX_WIDTH)?.unwrap_or(head_dim);
-        if value_dim != head_dim {
+        if value_dim != head_dim && latent.is_none() {
             let expected = format!("as long as keys, {head_dim}");
             return Err(bad(&keys.name("attention.value_length"), value_dim, expected));
         }
         let context_length = keys.required("context_length", MAX_CONTEXT)?;
-        let experts = experts(&keys, arch)?;
+        let experts = experts(&keys, arch, constants)?;
         let ffn_dim = match (keys.count("feed_forward_length", MAX_WIDTH)?, experts) {
             (Some(n), _) => n,
             (None, Some(experts)) => experts.ffn_dim,
@@ -143,18 +158,27 @@ impl ModelConfig {
             Some(_) => keys.or_none("interleave_moe_layer_step", MAX_LAYERS)?.unwrap_or(1),
             None => 1,
         };
+        let n_dense = if arch.has_dense_lead { keys.or_none("leading_dense_block_count", MAX_LAYERS)? } else { None };
         let layers: Vec<_> = (0..n_layers)
             .map(|i| LayerConfig {
                 is_local: has_window && is_local[i],
                 has_rope: !is_nope
                     && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
                     && !(arch.has_global_nope && has_window && !is_local[i]),
-                has_experts: experts.is_some() && (i + 1) % experts_every == 0,
+                has_experts: experts.is_some() && (i + 1) % experts_every == 0 && i >= n_dense.unwrap_or(0),
             })
             .collect();
         let temperature = temperature(&keys, arch, context_length)?;
         let width = if arch.scaled_by_width.contains(&n_layers) { dim / n_heads } else { head_dim };
+        let width = latent.map_or(width, |latent| latent.query_dim());
         let rope = rope(&keys, constants, arch, head_dim, context_length)?;
+        // The multiplier is 0.1 times the `mscale_all_dim` of the original configuration.
+        let magnitude = match (&rope.scaling, keys.positive("rope.scaling.yarn_log_multiplier")?) {
+            (RopeScaling::Yarn { factor, .. }, Some(m)) if arch.is_latent => {
+                yarn_magnitude(*factor, f64::from(m) * 10.0)
+            }
+            _ => 1.0,
+        };
         let local_theta = keys.positive("rope.freq_base_swa")?.map(f64::from);
         let local_rope = (arch.local_theta.or(local_theta.map(Some)))
             .map(|theta| RopeConfig::new(local_theta.or(theta).unwrap_or(rope.theta), rope.n_dims, rope.style))
@@ -165,7 +189,10 @@ impl ModelConfig {
             name: meta.str("general.name").ok().flatten().map(str::to_owned),
             dim,
             n_heads,
-            n_kv_heads: keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            n_kv_heads: match latent {
+                Some(_) => 1,
+                None => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            },
             head_dim,
             ffn_dim,
             context_length,
@@ -181,12 +208,17 @@ impl ModelConfig {
             local_rope,
             has_pre_norms: arch.has_pre_norms,
             has_qk_norm: arch.has_qk_norm
+                && (!arch.has_optional_qk_norm || constants(QK_NORM, head_dim)?.is_some())
                 && arch.no_qk_norm.is_none_or(|n| experts.is_none_or(|experts| experts.n_experts != n)),
             qk_norm: arch.qk_norm,
             has_post_norms: arch.has_post_norms,
-            attention_scale: (keys.positive("attention.scale")?).unwrap_or((1.0 / (width as f64).sqrt()) as f32),
+            attention_scale: match keys.positive("attention.scale")? {
+                Some(scale) => scale,
+                None => (magnitude * magnitude / (width as f64).sqrt()) as f32,
+            },
             attention_softcap: keys.positive("attn_logit_softcapping")?.or(arch.softcaps.0),
             has_sinks: arch.has_sinks,
+            latent,
             experts,
             embedding_scale: match arch.scales_embeddings {
                 true => embedding_scale(dim),
@@ -202,6 +234,7 @@ impl ModelConfig {
                 Some(3) => Some(Pooling::Last),
                 _ => None,
             },
+            n_unused_layers: n_unused_layers.min(n_blocks),
         };
         config.checked()
     }
@@ -275,6 +308,8 @@ fn rope(
     let usual = match rope.scaling {
         // The multiplier is the `mscale_all_dim` of the original configuration, whose `mscale` is 1.
         RopeScaling::Yarn { factor, .. } => match keys.positive("rope.scaling.yarn_log_multiplier")? {
+            // There, it says how scores are scaled.
+            Some(_) if arch.is_latent => 1.0,
             Some(m) => yarn_magnitude(factor, 1.0) / yarn_magnitude(factor, f64::from(m)),
             None => rope.scaling.default_attention_factor(context_length),
         },
@@ -294,6 +329,9 @@ pub(super) const ROPE_DIVISORS: &str = "rope_freqs.weight";
 pub(super) const ROPE_SHORT: &str = "rope_factors_short.weight";
 pub(super) const ROPE_LONG: &str = "rope_factors_long.weight";
 
+/// The norm of queries, which not all files of some architectures have.
+pub(super) const QK_NORM: &str = "blk.0.attn_q_norm.weight";
+
 /// Finds such a tensor by its name and expected length.
 pub(super) type Constants<'a> = &'a dyn Fn(&str, usize) -> Result<Option<Vec<f32>>, CheckpointError>;
 
@@ -305,6 +343,28 @@ fn constants(file: &GgufFile, name: &str, len: usize) -> Result<Option<Vec<f32>>
         return Err(CheckpointError::TensorShape { name: name.to_owned(), expected, found: tensor.shape.clone() });
     }
     decode(name, tensor.ty, file.tensor_bytes(tensor), len).map(Some)
+}
+
+/// The dimensions of latent attention. In older files, the lengths of keys and values are those of heads; in newer ones,
+/// those of what is cached.
+fn latent(keys: &Keys<'_>) -> Result<LatentConfig, CheckpointError> {
+    let length = |newer: &str, older: &str| match keys.count(newer, MAX_WIDTH)? {
+        Some(n) => Ok(n),
+        None => keys.required(older, MAX_WIDTH),
+    };
+    let rotated_dim = keys.required("rope.dimension_count", MAX_WIDTH)?;
+    let query_dim = length("attention.key_length_mla", "attention.key_length")?;
+    if query_dim <= rotated_dim {
+        let expected = format!("more than {rotated_dim} rotated elements");
+        return Err(bad(&keys.name("attention.key_length_mla"), query_dim, expected));
+    }
+    Ok(LatentConfig {
+        q_rank: keys.or_none("attention.q_lora_rank", MAX_WIDTH)?,
+        kv_rank: keys.required("attention.kv_lora_rank", MAX_WIDTH)?,
+        plain_dim: query_dim - rotated_dim,
+        rotated_dim,
+        value_dim: length("attention.value_length_mla", "attention.value_length")?,
+    })
 }
 
 fn temperature(
@@ -331,14 +391,26 @@ fn temperature(
 }
 
 /// How scores become weights: llama.cpp's numbers of its gating functions.
-fn gating(keys: &Keys<'_>, arch: &Architecture) -> Result<Gating, CheckpointError> {
+fn gating(
+    keys: &Keys<'_>,
+    arch: &Architecture,
+    constants: Constants<'_>,
+    n_experts: usize,
+) -> Result<Gating, CheckpointError> {
     let key = keys.name("expert_gating_func");
     match keys.meta.u64(&key)? {
+        // DeepSeek 2, which has no such key, has no biases of the experts either; files of other models may lack the
+        // key, but have biases.
+        None | Some(0) if arch.is_latent => {
+            let first = keys.or_none("leading_dense_block_count", MAX_LAYERS)?.unwrap_or(0);
+            let bias = constants(&format!("blk.{first}.exp_probs_b.bias"), n_experts)?;
+            Ok(if bias.is_some() { Gating::Sigmoid } else { arch.gating })
+        }
         None | Some(0) => Ok(arch.gating),
         // The softmax of the chosen ones is that of all, divided by the sum of the chosen ones.
         Some(1) => Ok(Gating::Softmax),
         Some(3) if arch.normalizes_experts => Ok(Gating::Softmax),
-        Some(2) if arch.gating == Gating::Sigmoid => Ok(Gating::Sigmoid),
+        Some(2) if arch.gating == Gating::Sigmoid || arch.has_groups => Ok(Gating::Sigmoid),
         Some(other) => {
             let feature = "this way from the scores of experts to their weights";
             Err(CheckpointError::UnsupportedFeature { feature, key, value: other.to_string() })
@@ -346,14 +418,41 @@ fn gating(keys: &Keys<'_>, arch: &Architecture) -> Result<Gating, CheckpointErro
     }
 }
 
-fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>, CheckpointError> {
-    let gating = gating(keys, arch)?;
-    let Some(n_experts) = keys.or_none("expert_count", MAX_WIDTH)? else { return Ok(None) };
+/// Groups of experts. Older files do not have them: they follow from the number of experts.
+fn groups(
+    keys: &Keys<'_>,
+    arch: &Architecture,
+    gating: Gating,
+    n_experts: usize,
+) -> Result<Option<ExpertGroups>, CheckpointError> {
+    let usual = arch.groups.iter().find(|(n, _)| *n == n_experts).map(|(_, groups)| *groups);
+    let count = keys.or_none("expert_group_count", MAX_WIDTH)?;
+    let named = match (count, keys.or_none("expert_group_used_count", MAX_WIDTH)?) {
+        _ if !arch.has_groups => None,
+        (Some(n_groups), n_used) => Some([n_groups, n_used.unwrap_or(1)]),
+        (None, _) => usual,
+    };
+    let n_best = if gating == Gating::Sigmoid || arch.adds_two_per_group { 2 } else { 1 };
+    // A single group, or all of them, is no restriction.
+    let groups = named.filter(|[n_groups, n_used]| n_used < n_groups);
+    Ok(groups.map(|[n_groups, n_used]| ExpertGroups { n_groups, n_used, n_best }))
+}
+
+fn experts(
+    keys: &Keys<'_>,
+    arch: &Architecture,
+    constants: Constants<'_>,
+) -> Result<Option<ExpertConfig>, CheckpointError> {
+    let n_experts = keys.or_none("expert_count", MAX_WIDTH)?;
+    let gating = gating(keys, arch, constants, n_experts.unwrap_or(0))?;
+    let Some(n_experts) = n_experts else { return Ok(None) };
     let ffn_dim = match keys.or_none("expert_feed_forward_length", MAX_WIDTH)? {
         Some(n) => n,
         None => keys.required("feed_forward_length", MAX_WIDTH)?,
     };
+    let n_shared = if arch.counts_shared_experts { keys.or_none("expert_shared_count", MAX_WIDTH)? } else { None };
     let shared_ffn_dim = match keys.or_none("expert_shared_feed_forward_length", MAX_WIDTH)? {
+        None if n_shared.is_some() => n_shared.map(|n| n.saturating_mul(ffn_dim)),
         None if arch.has_shared_gate => Some(keys.required("feed_forward_length", MAX_WIDTH)?),
         None if arch.has_shared_expert => Some(ffn_dim),
         n => n,
@@ -363,6 +462,7 @@ fn experts(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<ExpertConfig>,
         n_used: keys.required("expert_used_count", MAX_WIDTH)?,
         ffn_dim,
         gating,
+        groups: groups(keys, arch, gating, n_experts)?,
         scales_inputs: arch.scales_expert_inputs,
         is_normalized: keys.meta.bool(&keys.name("expert_weights_norm"))?.unwrap_or(arch.normalizes_experts),
         scale: keys.positive("expert_weights_scale")?.unwrap_or(1.0),

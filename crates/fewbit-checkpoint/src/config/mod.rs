@@ -26,9 +26,10 @@ pub struct ModelConfig {
     pub dim: usize,
     /// Number of query heads.
     pub n_heads: usize,
-    /// Number of key and value heads; divides `n_heads`.
+    /// Number of key and value heads; divides `n_heads`. With latent attention, 1.
     pub n_kv_heads: usize,
-    /// Number of elements of a head. Not always `dim / n_heads`.
+    /// Number of elements of a head. Not always `dim / n_heads`. With latent attention, those of what is cached of a
+    /// position: its latent and its rotated key.
     pub head_dim: usize,
     /// Inner width of the feed-forward block, in layers without experts.
     pub ffn_dim: usize,
@@ -64,6 +65,8 @@ pub struct ModelConfig {
     pub has_sinks: bool,
     /// If set, queries are scaled by their position.
     pub attention_temperature: Option<AttentionTemperature>,
+    /// Multi-head latent attention.
+    pub latent: Option<LatentConfig>,
     /// Routed experts instead of the feed-forward block.
     pub experts: Option<ExpertConfig>,
     /// Factor of the token embeddings.
@@ -76,6 +79,34 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f32>,
     /// How the tokens of a text become one vector, in embedding models.
     pub pooling: Option<Pooling>,
+    /// Layers after the last one that are in the files and predict further tokens. They are not loaded.
+    pub n_unused_layers: usize,
+}
+
+/// Multi-head latent attention (DeepSeek-AI, 2024, <https://arxiv.org/abs/2405.04434>): keys and values of all heads are
+/// computed from one latent per position, which is what is cached, next to one rotated key that all heads share.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentConfig {
+    /// Width of the latent that queries are computed from, if they are.
+    pub q_rank: Option<usize>,
+    /// Width of the latent of keys and values.
+    pub kv_rank: usize,
+    /// Elements of a head's queries and keys that are not rotated.
+    pub plain_dim: usize,
+    /// Elements of a head's queries and of the shared key that are rotated.
+    pub rotated_dim: usize,
+    /// Elements of a head's values.
+    pub value_dim: usize,
+}
+
+impl LatentConfig {
+    /// The epsilon of the norms of latents. Neither kind of file specifies it.
+    pub const NORM_EPS: f32 = 1e-6;
+
+    /// Elements of a head's query.
+    pub fn query_dim(&self) -> usize {
+        self.plain_dim + self.rotated_dim
+    }
 }
 
 /// How the hidden states of a text's tokens become one vector.
@@ -148,6 +179,8 @@ pub struct ExpertConfig {
     pub ffn_dim: usize,
     /// How scores become weights.
     pub gating: Gating,
+    /// Groups of experts, of which each token uses only some.
+    pub groups: Option<ExpertGroups>,
     /// Whether the inputs of the used experts are multiplied by their weights, instead of their outputs.
     pub scales_inputs: bool,
     /// Whether the weights of the used experts are divided by their sum.
@@ -158,6 +191,17 @@ pub struct ExpertConfig {
     pub shared_ffn_dim: Option<usize>,
     /// Whether the output of the shared expert is multiplied by the sigmoid of its own score.
     pub has_shared_gate: bool,
+}
+
+/// Groups of equally many consecutive experts: a token uses experts of the best groups only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertGroups {
+    /// Number of groups.
+    pub n_groups: usize,
+    /// Number of groups that each token uses.
+    pub n_used: usize,
+    /// Number of a group's best experts whose weights are added up to that of the group: 1 or 2.
+    pub n_best: usize,
 }
 
 /// How the scores of experts become their weights.
@@ -244,8 +288,35 @@ impl ModelConfig {
             if let Some(n) = e.shared_ffn_dim {
                 check_count("experts.shared_ffn_dim", n, MAX_WIDTH)?;
             }
+            if let Some(groups) = e.groups {
+                check_groups(&e, groups)?;
+            }
+        }
+        if let Some(latent) = &self.latent {
+            self.check_latent(latent)?;
         }
         Ok(self)
+    }
+
+    fn check_latent(&self, latent: &LatentConfig) -> Result<(), CheckpointError> {
+        check_count("latent.q_rank", latent.q_rank.unwrap_or(1), MAX_WIDTH)?;
+        check_count("latent.kv_rank", latent.kv_rank, MAX_WIDTH)?;
+        check_count("latent.plain_dim", latent.plain_dim, MAX_WIDTH)?;
+        check_count("latent.rotated_dim", latent.rotated_dim, MAX_WIDTH)?;
+        check_count("latent.value_dim", latent.value_dim, MAX_WIDTH)?;
+        let widest = latent.query_dim().max(latent.value_dim);
+        check_count("n_heads * (latent dimensions)", self.n_heads.saturating_mul(widest), MAX_WIDTH)?;
+        let (head_dim, n_dims) = (latent.kv_rank + latent.rotated_dim, latent.rotated_dim);
+        if (self.n_kv_heads, self.head_dim, self.rope.n_dims) != (1, head_dim, n_dims) {
+            let found = format!("{}, {}, {}", self.n_kv_heads, self.head_dim, self.rope.n_dims);
+            return Err(bad("n_kv_heads, head_dim, rope.n_dims", found, format!("1, {head_dim}, {n_dims}")));
+        }
+        Ok(())
+    }
+
+    /// Elements that a head adds to the input of the output projection.
+    pub fn value_dim(&self) -> usize {
+        self.latent.map_or(self.head_dim, |latent| latent.value_dim)
     }
 
     /// Number of decoder layers.
@@ -284,12 +355,16 @@ impl ModelConfig {
     pub fn only_on_cpu(&self) -> Option<&'static str> {
         let experts = self.experts.as_ref();
         [
+            (self.latent.is_some(), "multi-head latent attention"),
             (self.has_sinks, "attention sinks"),
             (self.has_chunks, "attention in chunks"),
             (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
             (!self.has_pre_norms, "layers without norms of their inputs"),
             (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
-            (experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs), "this way to route to experts"),
+            (
+                experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs || e.groups.is_some()),
+                "this way to route to experts",
+            ),
             (experts.is_some_and(|_| self.layers.iter().any(|l| !l.has_experts)), "layers with and without experts"),
             (self.attention_temperature.is_some_and(|t| t.only_without_rope), "scaled queries in some layers only"),
         ]
@@ -348,6 +423,18 @@ fn check_count(key: &str, n: usize, max: usize) -> Result<(), CheckpointError> {
         true => Ok(()),
         false => Err(bad(key, n, format!("between 1 and {max}"))),
     }
+}
+
+/// Returns an error unless tokens find enough experts in the groups that they use.
+fn check_groups(e: &ExpertConfig, groups: ExpertGroups) -> Result<(), CheckpointError> {
+    check_count("experts.groups.n_groups", groups.n_groups, e.n_experts)?;
+    check_count("experts.groups.n_used", groups.n_used, groups.n_groups)?;
+    let size = e.n_experts / groups.n_groups;
+    if !e.n_experts.is_multiple_of(groups.n_groups) || size * groups.n_used < e.n_used || size < groups.n_best {
+        let expected = format!("a divisor of {} experts, with enough in the groups used", e.n_experts);
+        return Err(bad("experts.groups.n_groups", groups.n_groups, expected));
+    }
+    Ok(())
 }
 
 /// Returns an error unless a number is finite and above 0.

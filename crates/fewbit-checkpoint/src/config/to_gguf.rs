@@ -3,8 +3,8 @@
 //! The result is read back and compared. So a configuration that the GGUF keys of its architecture cannot express is an
 //! error, and never a file that computes something else.
 
-use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{AttentionTemperature, ModelConfig, QkNorm, RopeConfig, RopeScaling};
+use super::gguf::{QK_NORM, ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
+use super::{AttentionTemperature, Gating, ModelConfig, QkNorm, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -64,7 +64,8 @@ impl ModelConfig {
         keys.count("attention.head_count", self.n_heads);
         keys.count("attention.head_count_kv", self.n_kv_heads);
         keys.count("attention.key_length", self.head_dim);
-        keys.count("attention.value_length", self.head_dim);
+        keys.count("attention.value_length", self.latent.map_or(self.head_dim, |latent| latent.kv_rank));
+        self.write_latent(&mut keys);
         keys.float("attention.layer_norm_rms_epsilon", f64::from(self.rms_norm_eps));
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
@@ -110,8 +111,29 @@ impl ModelConfig {
             keys.float("attention.temperature_scale", temperature.scale);
             keys.count("attention.temperature_length", temperature.length);
         }
-        if let Some(every) = self.experts_every().filter(|&every| every > 1) {
-            keys.count("interleave_moe_layer_step", every);
+        let has_dense_lead = families::architecture(&self.architecture).is_some_and(|arch| arch.has_dense_lead);
+        match self.experts_every() {
+            Some(first) if has_dense_lead => keys.count("leading_dense_block_count", first - 1),
+            Some(every) if every > 1 => keys.count("interleave_moe_layer_step", every),
+            _ => {}
+        }
+    }
+
+    fn write_latent(&self, keys: &mut Keys) {
+        let Some(latent) = &self.latent else { return };
+        if let Some(rank) = latent.q_rank {
+            keys.count("attention.q_lora_rank", rank);
+        }
+        keys.count("attention.kv_lora_rank", latent.kv_rank);
+        keys.count("attention.key_length_mla", latent.query_dim());
+        keys.count("attention.value_length_mla", latent.value_dim);
+        if let RopeScaling::Yarn { factor, .. } = self.rope.scaling {
+            // Scores are scaled by the square of YaRN's magnitude; this is its multiplier.
+            let square = f64::from(self.attention_scale) * (latent.query_dim() as f64).sqrt();
+            let multiplier = (square.sqrt() - 1.0) / libm::log(factor);
+            if multiplier > 1e-4 && multiplier.is_finite() {
+                keys.float("rope.scaling.yarn_log_multiplier", multiplier);
+            }
         }
     }
 
@@ -133,7 +155,12 @@ impl ModelConfig {
             constants.push((ROPE_DIVISORS, divisors));
         }
         let kind = format!("{}.rope.scaling.type", keys.prefix);
-        let usual = rope.scaling.default_attention_factor(self.context_length);
+        let has_multiplier =
+            self.latent.is_some() && keys.meta.contains(&format!("{}.rope.scaling.yarn_log_multiplier", keys.prefix));
+        let usual = match has_multiplier {
+            true => 1.0,
+            false => rope.scaling.default_attention_factor(self.context_length),
+        };
         match &rope.scaling {
             RopeScaling::None | RopeScaling::Llama3 { .. } => {
                 keys.unusual("rope.scaling.attn_factor", rope.attention_factor, 1.0);
@@ -168,8 +195,21 @@ impl ModelConfig {
         keys.count("expert_count", experts.n_experts);
         keys.count("expert_used_count", experts.n_used);
         keys.count("expert_feed_forward_length", experts.ffn_dim);
-        if let Some(n) = experts.shared_ffn_dim {
-            keys.count("expert_shared_feed_forward_length", n);
+        let arch = families::architecture(&self.architecture);
+        match experts.shared_ffn_dim {
+            Some(n) if arch.is_some_and(|arch| arch.counts_shared_experts) && n.is_multiple_of(experts.ffn_dim) => {
+                keys.count("expert_shared_count", n / experts.ffn_dim);
+            }
+            Some(n) => keys.count("expert_shared_feed_forward_length", n),
+            None => {}
+        }
+        if arch.is_some_and(|arch| arch.has_groups) {
+            // llama.cpp's numbers of gating functions.
+            keys.count("expert_gating_func", if experts.gating == Gating::Sigmoid { 2 } else { 1 });
+            // Older files have no groups, which means the usual ones.
+            let groups = experts.groups.map_or([1, 1], |groups| [groups.n_groups, groups.n_used]);
+            keys.count("expert_group_count", groups[0]);
+            keys.count("expert_group_used_count", groups[1]);
         }
         keys.meta.set(format!("{}.expert_weights_norm", keys.prefix), experts.is_normalized);
         keys.unusual("expert_weights_scale", experts.scale.into(), 1.0);
@@ -192,6 +232,9 @@ impl ModelConfig {
     /// The configuration that a reader of the file gets.
     fn read_back(&self, gguf: &GgufConfig) -> Result<Self, CheckpointError> {
         Self::from_metadata(&gguf.metadata, &|name, _| {
+            if name == QK_NORM && self.has_qk_norm {
+                return Ok(Some(Vec::new()));
+            }
             let constant = gguf.constants.iter().find(|(known, _)| *known == name);
             Ok(constant.map(|(_, values)| values.clone()))
         })
@@ -234,6 +277,7 @@ impl ModelConfig {
             ("sliding_window", self.sliding_window == read.sliding_window),
             ("the temperature of attention", same_temperature),
             ("experts", self.experts == read.experts),
+            ("latent attention", self.latent == read.latent),
             ("the activation function", self.gate == read.gate),
             ("norms", self.norms() == read.norms()),
             ("attention sinks", self.has_sinks == read.has_sinks),

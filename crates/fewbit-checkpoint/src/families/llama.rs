@@ -38,6 +38,13 @@ pub(super) const LLAMA: Architecture = Architecture {
     scales_expert_inputs: false,
     has_shared_expert: false,
     has_shared_gate: false,
+    counts_shared_experts: false,
+    is_latent: false,
+    has_dense_lead: false,
+    has_groups: false,
+    groups: &[],
+    adds_two_per_group: false,
+    has_optional_qk_norm: false,
 };
 
 pub(super) const LLAMA_CLASS: Class = Class {
@@ -66,6 +73,7 @@ pub(super) const LLAMA_CLASS: Class = Class {
     rms_norm_eps: 1e-6,
     experts: None,
     nope_every: 0,
+    latent: None,
 };
 
 #[cfg(test)]

@@ -1,12 +1,14 @@
 //! Mistral: the 7B versions, Nemo, Small, Mixtral, Ministral. In GGUF files, the architecture of most of them is
 //! `llama`.
 
+use super::deepseek::{DEEPSEEK_EXPERTS, DEEPSEEK2};
 use super::llama::{LLAMA, LLAMA_CLASS};
 use super::{Architecture, Class, ExpertKeys, ExpertLayout, Family, Temperatures, Windows};
+use crate::config::{AttentionTemperature, LatentConfig};
 use crate::names::Part;
 
 pub(super) const FAMILY: Family = Family {
-    gguf: &[&MISTRAL3],
+    gguf: &[&MISTRAL3, &MISTRAL4],
     classes: &[
         MISTRAL,
         Class { name: "MinistralForCausalLM", model_type: "ministral", windows: Windows::Pattern(0), ..MISTRAL },
@@ -31,13 +33,40 @@ pub(super) const FAMILY: Family = Family {
             experts: Some(MIXTRAL_EXPERTS),
             ..MISTRAL
         },
+        Class {
+            name: "Mistral4ForCausalLM",
+            model_type: "mistral4",
+            gguf: &MISTRAL4,
+            windows: Windows::None,
+            window: None,
+            temperatures: Temperatures::Mistral,
+            context_length: 1_048_576,
+            experts: Some(ExpertKeys { is_normalized: true, layout: ExpertLayout::Joint, ..DEEPSEEK_EXPERTS }),
+            latent: Some(LatentConfig {
+                q_rank: Some(1024),
+                kv_rank: 256,
+                plain_dim: 64,
+                rotated_dim: 64,
+                value_dim: 128,
+            }),
+            ..MISTRAL
+        },
     ],
     wrappers: &["Mistral3ForConditionalGeneration"],
-    modules: &[(Part::Router, "block_sparse_moe.gate")],
+    modules: &[(Part::Router, "block_sparse_moe.gate"), (Part::ExpertGateUps, "mlp.experts.gate_up_proj")],
     experts: Some(("block_sparse_moe.experts.", [(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
 };
 
 const MISTRAL3: Architecture = Architecture { name: "mistral3", ..LLAMA };
+
+/// Queries are scaled by position even if the file does not say so, as llama.cpp's converter leaves it out.
+const MISTRAL4: Architecture = Architecture {
+    name: "mistral4",
+    groups: &[],
+    adds_two_per_group: true,
+    temperature: Some(AttentionTemperature { scale: 0.1f32 as f64, length: 8192, offset: 0, only_without_rope: false }),
+    ..DEEPSEEK2
+};
 
 const MISTRAL: Class = Class {
     name: "MistralForCausalLM",
@@ -56,6 +85,11 @@ pub(super) const MIXTRAL_EXPERTS: ExpertKeys = ExpertKeys {
     shared_width: None,
     is_normalized: true,
     layout: ExpertLayout::Rows,
+    shared_count: None,
+    n_dense: 0,
+    scale: 1.0,
+    groups: None,
+    gating: None,
 };
 
 #[cfg(test)]
@@ -107,7 +141,7 @@ mod tests {
         alone["architectures"] = json!(["Ministral3ForCausalLM"]);
         assert_eq!(config(alone), c);
 
-        let other = json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": { "model_type": "mistral4" } });
-        assert!(matches!(read(other), Err(CheckpointError::UnknownArchitecture { name, .. }) if name == "mistral4"));
+        let other = json!({ "architectures": ["Mistral3ForConditionalGeneration"], "text_config": { "model_type": "mistral5" } });
+        assert!(matches!(read(other), Err(CheckpointError::UnknownArchitecture { name, .. }) if name == "mistral5"));
     }
 }

@@ -5,6 +5,7 @@
 //! To add a family, write its file, name it here, and add a tiny model of it with its logits to the goldens of
 //! `fewbit-model` (`tests/golden/reference.py`, and `hf_models.py` for folders).
 
+mod deepseek;
 mod exaone;
 mod gemma;
 mod glm;
@@ -20,11 +21,11 @@ mod qwen;
 mod seed;
 mod smollm;
 
-use crate::config::{AttentionTemperature, Gating, QkNorm};
+use crate::config::{AttentionTemperature, Gating, LatentConfig, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 14] = [
+static FAMILIES: [Family; 15] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
@@ -39,6 +40,7 @@ static FAMILIES: [Family; 14] = [
     exaone::FAMILY,
     seed::FAMILY,
     hunyuan::FAMILY,
+    deepseek::FAMILY,
 ];
 
 /// The properties that the files of one family share.
@@ -119,6 +121,20 @@ pub(crate) struct Architecture {
     pub(crate) has_shared_expert: bool,
     /// Whether the shared expert has a gate.
     pub(crate) has_shared_gate: bool,
+    /// Whether the width of the shared expert is given as a number of routed ones.
+    pub(crate) counts_shared_experts: bool,
+    /// Whether attention is multi-head latent attention.
+    pub(crate) is_latent: bool,
+    /// Whether the first layers can have no experts, and layers that predict further tokens can follow the last.
+    pub(crate) has_dense_lead: bool,
+    /// Whether experts can be in groups, and scores become weights as the file says.
+    pub(crate) has_groups: bool,
+    /// Groups, and how many of them are used, in files that do not say so, by the number of experts.
+    pub(crate) groups: &'static [(usize, [usize; 2])],
+    /// Whether a group's weight is the sum of its two best, even if weights are a softmax.
+    pub(crate) adds_two_per_group: bool,
+    /// Whether files without the norms of queries and keys are of models that do not have them.
+    pub(crate) has_optional_qk_norm: bool,
 }
 
 /// Which layers see only a window.
@@ -151,6 +167,8 @@ pub(crate) enum Temperatures {
 pub(crate) enum ExpertLayout {
     /// Of every expert, the rows of the gate, then those of the other matrix; a row for each output.
     Rows,
+    /// As `Rows`, and GGUF files have them so too.
+    Joint,
     /// Of every expert, a row for each input: the columns of the gate, then those of the other matrix.
     Columns,
     /// As `Columns`, with every column of the gate before one of the other matrix. If they are quantized as MXFP4, they
@@ -169,6 +187,16 @@ pub(crate) struct ExpertKeys {
     /// Whether the weights of the used experts are divided by their sum if `norm_topk_prob` is missing.
     pub(crate) is_normalized: bool,
     pub(crate) layout: ExpertLayout,
+    /// The key of the width of the shared expert as a number of routed ones.
+    pub(crate) shared_count: Option<&'static str>,
+    /// How many of the first layers have no experts, if the file does not specify it.
+    pub(crate) n_dense: usize,
+    /// Factor of the weights, if the file does not specify it.
+    pub(crate) scale: f64,
+    /// Groups, and how many of them are used, if the file does not specify it.
+    pub(crate) groups: Option<[usize; 2]>,
+    /// How scores become weights, if not as the architecture's files say.
+    pub(crate) gating: Option<Gating>,
 }
 
 /// A class of `config.json`.
@@ -218,6 +246,8 @@ pub(crate) struct Class {
     pub(crate) experts: Option<ExpertKeys>,
     /// Every n-th layer has no position embedding, in files without `no_rope_layers`; 0 for none.
     pub(crate) nope_every: usize,
+    /// The dimensions of latent attention, if the file does not specify them.
+    pub(crate) latent: Option<LatentConfig>,
 }
 
 /// The names of all supported GGUF architectures.

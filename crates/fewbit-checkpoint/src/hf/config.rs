@@ -7,10 +7,10 @@ use super::HfError;
 use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
-    AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
-    longrope_magnitude, yarn_magnitude,
+    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig, RopeConfig,
+    RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
 };
-use crate::families::{self, Class, ExpertLayout, Temperatures, Windows};
+use crate::families::{self, Class, ExpertKeys, ExpertLayout, Temperatures, Windows};
 use fewbit_quant::GateFunction;
 
 /// The information in `config.json` that is not part of a [`ModelConfig`].
@@ -47,12 +47,16 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     if n_heads == 0 || n_layers > crate::config::MAX_LAYERS {
         return Err(bad("num_attention_heads, num_hidden_layers", format!("{n_heads}, {n_layers}"), "sensible".into()));
     }
-    let head_dim = json.count("head_dim")?.or(class.head_dim).unwrap_or(dim / n_heads);
+    let latent = class.latent.map(|usual| latent(json, usual)).transpose()?;
+    let head_dim = match &latent {
+        Some(latent) => latent.kv_rank.saturating_add(latent.rotated_dim),
+        None => json.count("head_dim")?.or(class.head_dim).unwrap_or(dim / n_heads),
+    };
     let max_positions = json.count("max_position_embeddings")?.unwrap_or(class.context_length);
     let (sliding_window, is_local) = windows(json, &class, n_layers)?;
     let has_rope = rotated(json, &class, n_layers, sliding_window.map(|_| &is_local[..]))?;
     let scales = json.f64("query_pre_attn_scalar")?.filter(|_| class.is_gemma).or(class.scaled_by);
-    let scales = scales.unwrap_or(head_dim as f64);
+    let scales = scales.unwrap_or(latent.map_or(head_dim, |latent| latent.query_dim()) as f64);
     // `null` means no cap; only a missing key means the default.
     let softcap = |key: &str, default: Option<f64>| match json.has(key) && class.is_gemma {
         true => json.f64(key),
@@ -62,12 +66,14 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         true => json.f64(key).map(|factor| factor.unwrap_or(1.0)),
         false => Ok(1.0),
     };
-    let (rope, local_rope, context_length) = ropes(json, &class, head_dim, max_positions)?;
+    let (rope, local_rope, context_length) = ropes(json, &class, head_dim, latent.as_ref(), max_positions)?;
+    // DeepSeek's models scale scores by the square of YaRN's magnitude.
+    let magnitude = if latent.is_some() { yarn_of_scores(json)? } else { 1.0 };
     let attention_temperature =
         temperature(json, &class)?.filter(|t| !t.only_without_rope || has_rope.contains(&false));
     let experts = experts(json, &class)?;
     let has_experts = match experts {
-        Some(_) => layers_with_experts(json, n_layers)?,
+        Some(_) => layers_with_experts(json, &class, n_layers)?,
         None => vec![false; n_layers],
     };
     let ffn_dim = match (json.count(class.ffn_width)?, &experts) {
@@ -82,6 +88,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         dim,
         n_heads,
         n_kv_heads: match json.has("num_key_value_heads") {
+            _ if latent.is_some() => Some(1),
             true => json.count("num_key_value_heads")?,
             false => class.n_kv_heads,
         }
@@ -103,16 +110,17 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         rope,
         local_rope: local_rope.filter(|_| sliding_window.is_some()),
         has_pre_norms: class.gguf.has_pre_norms,
-        has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")? != Some(false),
+        has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")?.unwrap_or(!class.gguf.has_optional_qk_norm),
         qk_norm: class.gguf.qk_norm,
         has_sinks: class.gguf.has_sinks,
         has_post_norms: class.gguf.has_post_norms,
         attention_scale: match class.gguf.has_multipliers {
             true => multiplier("attention_multiplier")? as f32,
-            false => (1.0 / scales.sqrt()) as f32,
+            false => (magnitude * magnitude / scales.sqrt()) as f32,
         },
         attention_softcap: softcap("attn_logit_softcapping", class.softcaps.0)?.map(|x| x as f32),
         attention_temperature,
+        latent,
         experts,
         embedding_scale: match class.is_gemma {
             true => embedding_scale(dim),
@@ -122,6 +130,10 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
         logit_softcap: softcap("final_logit_softcapping", class.softcaps.1)?.map(|x| x as f32),
         pooling: None,
+        n_unused_layers: match class.gguf.has_dense_lead {
+            true => json.count("num_nextn_predict_layers")?.or(json.count("num_mtp_layers")?).unwrap_or(0),
+            false => 0,
+        },
     };
     let extras = Extras {
         n_vocab: json.count("vocab_size")?,
@@ -130,7 +142,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 Some(tied) => tied,
                 None => whole.bool("tie_word_embeddings")?.unwrap_or(class.tied),
             },
-        has_qkv_bias: class.has_qkv_bias || json.bool("attention_bias")? == Some(true),
+        has_qkv_bias: latent.is_none() && (class.has_qkv_bias || json.bool("attention_bias")? == Some(true)),
         norms_from_one: class.is_gemma,
         is_wrapped: wrapped.is_some(),
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
@@ -169,6 +181,41 @@ fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
         return Err(json.unsupported("is_causal", SEES_AHEAD));
     }
     Ok(())
+}
+
+/// The dimensions of latent attention.
+fn latent(json: Object<'_>, usual: LatentConfig) -> Result<LatentConfig, CheckpointError> {
+    if json.bool("rope_interleave")? == Some(false) {
+        return Err(json.unsupported("rope_interleave", "heads whose rotated pairs are not next to each other"));
+    }
+    let count = |key: &str, usual: usize| json.count(key).map(|n| n.unwrap_or(usual));
+    let latent = LatentConfig {
+        // `null` means that queries have no latent; only a missing key means the default.
+        q_rank: match json.has("q_lora_rank") {
+            true => json.count("q_lora_rank")?,
+            false => usual.q_rank,
+        },
+        kv_rank: count("kv_lora_rank", usual.kv_rank)?,
+        plain_dim: count("qk_nope_head_dim", usual.plain_dim)?,
+        rotated_dim: count("qk_rope_head_dim", usual.rotated_dim)?,
+        value_dim: count("v_head_dim", usual.value_dim)?,
+    };
+    let all = [latent.kv_rank, latent.plain_dim, latent.rotated_dim, latent.value_dim];
+    match all.into_iter().find(|n| !(1..=crate::config::MAX_WIDTH).contains(n)) {
+        Some(n) => Err(bad("kv_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim", n, "sensible".into())),
+        None => Ok(latent),
+    }
+}
+
+/// The magnitude whose square scores are scaled by.
+fn yarn_of_scores(json: Object<'_>) -> Result<f64, CheckpointError> {
+    let old = json.object("rope_scaling", "rope_scaling.")?.filter(|old| !old.is_empty());
+    let Some(own) = old.or(json.object("rope_parameters", "rope_parameters.")?) else { return Ok(1.0) };
+    let key = if own.get("rope_type").is_some() { "rope_type" } else { "type" };
+    match (own.str(key)?, own.f64("mscale_all_dim")?) {
+        (None | Some("default"), _) | (_, None | Some(0.0)) => Ok(1.0),
+        (_, Some(m)) => Ok(yarn_magnitude(own.f64("factor")?.unwrap_or(1.0), m)),
+    }
 }
 
 /// How queries are scaled by their position.
@@ -321,6 +368,7 @@ fn ropes(
     json: Object<'_>,
     class: &Class,
     head_dim: usize,
+    latent: Option<&LatentConfig>,
     max_positions: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>, usize), CheckpointError> {
     // Newer files have everything in `rope_parameters`, by kind of layer if there are two kinds. As in transformers, a
@@ -351,11 +399,11 @@ fn ropes(
         Some(fraction) => fraction,
         None => json.f64("partial_rotary_factor")?.unwrap_or(class.rope_fraction),
     };
-    if fraction != 1.0 && !class.has_partial_rope {
+    if fraction != 1.0 && !class.has_partial_rope && latent.is_none() {
         let own = global.filter(|own| own.get("partial_rotary_factor").is_some()).unwrap_or(json);
         return Err(own.unsupported("partial_rotary_factor", "heads that are rotated in part"));
     }
-    let n_dims = (head_dim as f64 * fraction) as usize;
+    let n_dims = latent.map_or((head_dim as f64 * fraction) as usize, |latent| latent.rotated_dim);
     let mut rope = RopeConfig::new(theta(global, "rope_theta", class.rope_theta)?, n_dims, class.gguf.rope_style);
     let mut context_length = max_positions;
     let alpha = match global.filter(|_| class.has_ntk_alpha) {
@@ -457,7 +505,24 @@ fn rope_scaling(
 }
 
 /// Whether each layer has experts, in a model that has some.
-fn layers_with_experts(json: Object<'_>, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+fn layers_with_experts(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    if class.gguf.has_dense_lead {
+        if json.count("moe_layer_freq")?.is_some_and(|n| n != 1) {
+            return Err(json.unsupported("moe_layer_freq", "layers without experts between those with"));
+        }
+        let n_dense = match json.strings("mlp_layer_types")? {
+            Some(kinds) => {
+                let n_dense = kinds.iter().take_while(|kind| **kind == "dense").count();
+                if kinds.len() != n_layers || kinds[n_dense..].iter().any(|kind| *kind != "sparse") {
+                    let expected = format!("\"dense\" and then \"sparse\", {n_layers} times together");
+                    return Err(bad("mlp_layer_types", kinds.join(", "), expected));
+                }
+                n_dense
+            }
+            None => json.count("first_k_dense_replace")?.or(class.experts.map(|keys| keys.n_dense)).unwrap_or(0),
+        };
+        return Ok((0..n_layers).map(|i| i >= n_dense).collect());
+    }
     if let Some(list) = json.list("moe_layers")? {
         let mut has_experts = vec![false; n_layers];
         for layer in list {
@@ -480,16 +545,57 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
     if json.list("mlp_only_layers")?.is_some_and(|list| !list.is_empty()) {
         return Err(json.unsupported("mlp_only_layers", "layers without experts between those with"));
     }
-    let shared_ffn_dim = keys.shared_width.map(|key| json.required_count(key)).transpose()?;
+    let ffn_dim = json.required_count(keys.width)?;
+    let shared_ffn_dim = match keys.shared_count {
+        Some(key) => json.count(key)?.filter(|&n| n > 0).map(|n| n.saturating_mul(ffn_dim)),
+        None => keys.shared_width.map(|key| json.required_count(key)).transpose()?,
+    };
     Ok(Some(ExpertConfig {
         n_experts: json.required_count(keys.count)?,
         n_used: json.required_count("num_experts_per_tok")?,
-        ffn_dim: json.required_count(keys.width)?,
-        gating: class.gguf.gating,
+        ffn_dim,
+        gating: keys.gating.unwrap_or(class.gguf.gating),
+        groups: groups(json, class, &keys)?,
         scales_inputs: class.gguf.scales_expert_inputs,
-        is_normalized: keys.is_normalized || json.bool("norm_topk_prob")?.unwrap_or(false),
-        scale: 1.0,
+        is_normalized: match class.gguf.has_groups {
+            true => json.bool("norm_topk_prob")?.unwrap_or(keys.is_normalized),
+            false => keys.is_normalized || json.bool("norm_topk_prob")?.unwrap_or(false),
+        },
+        scale: match class.gguf.has_groups {
+            true => json.f64("routed_scaling_factor")?.unwrap_or(keys.scale) as f32,
+            false => 1.0,
+        },
         shared_ffn_dim,
         has_shared_gate: class.gguf.has_shared_gate && shared_ffn_dim.is_some(),
     }))
+}
+
+/// Groups of experts. The keys that say how experts are chosen must say what the class does.
+fn groups(json: Object<'_>, class: &Class, keys: &ExpertKeys) -> Result<Option<ExpertGroups>, CheckpointError> {
+    if !class.gguf.has_groups {
+        return Ok(None);
+    }
+    let is_sigmoid = keys.gating.unwrap_or(class.gguf.gating) == Gating::Sigmoid;
+    let usual = if is_sigmoid { "sigmoid" } else { "softmax" };
+    if json.str("scoring_func")?.is_some_and(|function| function != usual) {
+        return Err(json.unsupported("scoring_func", "this way from the scores of experts to their weights"));
+    }
+    let has_groups = match json.str("topk_method")? {
+        None => is_sigmoid || class.gguf.adds_two_per_group,
+        Some("noaux_tc") if is_sigmoid => true,
+        Some("greedy") if !is_sigmoid => false,
+        Some("group_limited_greedy") if !is_sigmoid => true,
+        Some(_) => return Err(json.unsupported("topk_method", "another way to choose experts")),
+    };
+    // DeepSeek's code and Hugging Face's differ.
+    if !is_sigmoid && !class.gguf.adds_two_per_group && json.bool("norm_topk_prob")? == Some(true) {
+        return Err(json.unsupported("norm_topk_prob", "normalized weights of experts chosen by their softmax"));
+    }
+    let [n_groups, n_used] = match (json.count("n_group")?, json.count("topk_group")?) {
+        (Some(n_groups), Some(n_used)) => [n_groups, n_used],
+        _ => keys.groups.unwrap_or([1, 1]),
+    };
+    let n_best = if is_sigmoid || class.gguf.adds_two_per_group { 2 } else { 1 };
+    let groups = ExpertGroups { n_groups, n_used, n_best };
+    Ok(Some(groups).filter(|_| has_groups && n_used < n_groups))
 }

@@ -19,6 +19,7 @@ use fewbit_quant::TensorType;
 use std::ops::Range;
 
 /// Matrices whose rows are columns of a tensor of the file.
+#[derive(Clone)]
 pub(super) struct Columns {
     /// `[n_matrices, n_inputs, n_columns]`, of plain floats.
     pub(super) tensor: FileTensor,
@@ -54,6 +55,7 @@ impl Columns {
 }
 
 /// Matrices in blocks of MXFP4.
+#[derive(Clone)]
 pub(super) struct Mxfp4 {
     pub(super) blocks: FileTensor,
     pub(super) scales: FileTensor,
@@ -106,8 +108,8 @@ impl Builder<'_> {
     ) -> Result<(), CheckpointError> {
         let ty = plain_type(tensor)?;
         let [n, ffn_dim, dim] = self.sizes();
-        if layout == ExpertLayout::Rows {
-            if part == Part::ExpertDowns {
+        if matches!(layout, ExpertLayout::Rows | ExpertLayout::Joint) {
+            if part == Part::ExpertDowns || layout == ExpertLayout::Joint {
                 let stored = Stored::Plain(tensor.clone());
                 return self.add_in_order(format!("{gguf}.weight"), tensor.shape.clone(), ty, stored, Order::Same);
             }

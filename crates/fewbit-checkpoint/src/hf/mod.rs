@@ -8,7 +8,8 @@
 //!   head in GGUF is element `j n / 2 + i` here (`n` elements are rotated);
 //! - norms of the Gemma family, which are stored minus 1, get the 1 added;
 //! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`);
-//! - tensors that hold the matrices of all experts are split, and turned to a row for each output (`experts.rs`).
+//! - tensors that hold the matrices of all experts are split, and turned to a row for each output (`experts.rs`);
+//! - matrices that give keys and values from a latent are split, and those of keys turned (`latent.rs`).
 
 mod config;
 mod error;
@@ -17,6 +18,7 @@ mod fp8;
 mod generation;
 mod ints;
 pub mod json;
+mod latent;
 mod modules;
 mod part;
 mod pooling;
@@ -29,7 +31,7 @@ pub use part::plain_type;
 use crate::source::{WeightSource, decode, n_cols, row_bytes};
 use crate::{CheckpointError, ModelConfig, families, names};
 use fewbit_format::{FormatError, SafetensorsModel, TensorInfo, safetensors};
-use fewbit_quant::{RopeStyle, Workers};
+use fewbit_quant::{RopeStyle, TensorType, Workers};
 use modules::{Order, Stored, Tensors};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -113,6 +115,84 @@ impl HfModel {
         Ok(())
     }
 
+    /// Some rows, of `unit` bytes each, of what a tensor is stored as; in a vector whose elements are permuted, some
+    /// elements.
+    fn units(
+        &self,
+        workers: &dyn Workers,
+        stored: &Stored,
+        order: Order,
+        unit: usize,
+        units: Range<usize>,
+    ) -> Result<Cow<'_, [u8]>, CheckpointError> {
+        let source = |row: usize| order.source(&self.config, row);
+        let first = units.start;
+        let whole = |out: &mut Vec<u8>| out.resize(units.len() * unit, 0);
+        let mut out = Vec::new();
+        match stored {
+            Stored::Plain(plain) => {
+                let bytes = self.files.tensor_bytes(plain);
+                if order == Order::Same {
+                    return Ok(Cow::Borrowed(&bytes[units.start * unit..units.end * unit]));
+                }
+                whole(&mut out);
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        let at = source(first + row) * unit;
+                        out.copy_from_slice(&bytes[at..at + unit]);
+                    }
+                });
+            }
+            Stored::MinusOne { tensor: plain, ty } => {
+                let n = units.len() * unit / TensorType::F32.block_bytes();
+                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n)?;
+                out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
+            }
+            Stored::Fp8(fp8) => {
+                let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
+                whole(&mut out);
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        fp8.write_row(codes, &scales, source(first + row), out);
+                    }
+                });
+            }
+            Stored::Columns(columns) => {
+                let n_rows = units.len() * unit / columns.row_bytes();
+                let first = first * unit / columns.row_bytes();
+                let bytes = self.files.tensor_bytes(&columns.tensor);
+                whole(&mut out);
+                debug_assert_eq!(n_rows * columns.row_bytes(), out.len(), "whole rows");
+                workers.fill_rows(&mut out, columns.row_bytes(), ROWS_AT_ONCE, &|rows, out| {
+                    columns.write_rows(bytes, first + rows.start..first + rows.end, out);
+                });
+            }
+            Stored::Mxfp4(mxfp4) => {
+                let [blocks, scales] = [&mxfp4.blocks, &mxfp4.scales].map(|tensor| self.files.tensor_bytes(tensor));
+                whole(&mut out);
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
+                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
+                        mxfp4.write_row(blocks, scales, source(first + row), out);
+                    }
+                });
+            }
+            Stored::Turned(turned) => {
+                let rows =
+                    |rows: Range<usize>| self.units(workers, &turned.stored, Order::Same, turned.row_bytes(), rows);
+                turned.write_rows(units, &rows, &mut out)?;
+            }
+            Stored::Ints(ints) => {
+                let data = ints.data(&self.files)?;
+                whole(&mut out);
+                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
+                    let rows: Vec<usize> = rows.map(|row| source(first + row)).collect();
+                    ints.write_rows(&data, &rows, out);
+                });
+            }
+        }
+        Ok(Cow::Owned(out))
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -157,72 +237,13 @@ impl WeightSource for HfModel {
         rows: Range<usize>,
     ) -> Result<Cow<'_, [u8]>, CheckpointError> {
         let (_, entry) = self.tensors.get(&tensor.name).expect("a tensor of this source");
-        let source = |row: usize| entry.order.source(&self.config, row);
         // In a vector, the elements are permuted.
         let is_vector = tensor.shape.len() < 2;
         let (unit, units) = match is_vector && entry.order != Order::Same {
             true => (tensor.ty.block_bytes(), 0..n_cols(tensor)),
             false => (row_bytes(tensor), rows),
         };
-        let first = units.start;
-        let whole = |out: &mut Vec<u8>| out.resize(units.len() * unit, 0);
-        let mut out = Vec::new();
-        match &entry.stored {
-            Stored::Plain(plain) => {
-                let bytes = self.files.tensor_bytes(plain);
-                if entry.order == Order::Same {
-                    return Ok(Cow::Borrowed(&bytes[units.start * unit..units.end * unit]));
-                }
-                whole(&mut out);
-                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
-                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
-                        let at = source(first + row) * unit;
-                        out.copy_from_slice(&bytes[at..at + unit]);
-                    }
-                });
-            }
-            Stored::MinusOne { tensor: plain, ty } => {
-                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n_cols(tensor))?;
-                out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
-            }
-            Stored::Fp8(fp8) => {
-                let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
-                whole(&mut out);
-                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
-                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
-                        fp8.write_row(codes, &scales, source(first + row), out);
-                    }
-                });
-            }
-            Stored::Columns(columns) => {
-                let n_rows = units.len() * unit / columns.row_bytes();
-                let first = first * unit / columns.row_bytes();
-                let bytes = self.files.tensor_bytes(&columns.tensor);
-                whole(&mut out);
-                debug_assert_eq!(n_rows * columns.row_bytes(), out.len(), "whole rows");
-                workers.fill_rows(&mut out, columns.row_bytes(), ROWS_AT_ONCE, &|rows, out| {
-                    columns.write_rows(bytes, first + rows.start..first + rows.end, out);
-                });
-            }
-            Stored::Mxfp4(mxfp4) => {
-                let [blocks, scales] = [&mxfp4.blocks, &mxfp4.scales].map(|tensor| self.files.tensor_bytes(tensor));
-                whole(&mut out);
-                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
-                    for (row, out) in rows.zip(out.chunks_exact_mut(unit)) {
-                        mxfp4.write_row(blocks, scales, source(first + row), out);
-                    }
-                });
-            }
-            Stored::Ints(ints) => {
-                let data = ints.data(&self.files)?;
-                whole(&mut out);
-                workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|rows, out| {
-                    let rows: Vec<usize> = rows.map(|row| source(first + row)).collect();
-                    ints.write_rows(&data, &rows, out);
-                });
-            }
-        }
-        Ok(Cow::Owned(out))
+        self.units(workers, &entry.stored, entry.order, unit, units)
     }
 
     fn release(&self, tensor: &TensorInfo) {

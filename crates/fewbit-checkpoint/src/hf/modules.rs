@@ -4,6 +4,7 @@ use super::config::Extras;
 use super::experts::{Columns, Mxfp4};
 use super::fp8::Fp8;
 use super::ints::{Ints, Layout, Parts};
+use super::latent::Turned;
 use super::part::{matrix_shape, plain_type};
 use super::scheme::Scheme;
 use super::{FileTensor, HfError, permutes, unpermuted};
@@ -52,6 +53,8 @@ pub(super) enum Order {
     Even,
     /// The second of every two rows.
     Odd,
+    /// Of every `of` rows, the `n` that follow the first `skip`.
+    Some { of: usize, skip: usize, n: usize },
 }
 
 impl Order {
@@ -64,10 +67,12 @@ impl Order {
             Self::Second(n) => row / n * 2 * n + n + row % n,
             Self::Even => 2 * row,
             Self::Odd => 2 * row + 1,
+            Self::Some { of, skip, n } => row / n * of + skip + row % n,
         }
     }
 }
 
+#[derive(Clone)]
 pub(super) enum Stored {
     /// Unchanged.
     Plain(FileTensor),
@@ -80,6 +85,7 @@ pub(super) enum Stored {
     Ints(Ints),
     Columns(Columns),
     Mxfp4(Mxfp4),
+    Turned(Turned),
 }
 
 impl Stored {
@@ -90,6 +96,7 @@ impl Stored {
             Self::Fp8(fp8) => [&fp8.weight].into_iter().chain(&fp8.scale).collect(),
             Self::Columns(columns) => vec![&columns.tensor],
             Self::Mxfp4(mxfp4) => vec![&mxfp4.blocks, &mxfp4.scales],
+            Self::Turned(turned) => turned.stored.tensors(),
             Self::Ints(ints) => [&ints.codes, &ints.scales].into_iter().chain(&ints.zeros).collect(),
         }
     }
@@ -141,6 +148,11 @@ pub(super) fn read(
     let mut all = Builder { files, config, scheme, tensors: Tensors::default() };
     for (name, module) in &modules {
         let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
+        // A layer that predicts further tokens.
+        let unused = config.n_layers()..config.n_layers() + config.n_unused_layers;
+        if names::layer_of_hf(&plain).is_some_and(|layer| unused.contains(&layer)) {
+            continue;
+        }
         let Some((part, gguf)) = names::from_hf(&plain, &config.architecture) else {
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
             return Err(CheckpointError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
@@ -172,6 +184,8 @@ impl Builder<'_> {
                 | Part::FfnPostNorm
                 | Part::QNorm
                 | Part::KNorm
+                | Part::QLatentNorm
+                | Part::KvLatentNorm
         );
         let weight = format!("{gguf}.weight");
         let mut used = Vec::new();
@@ -184,7 +198,7 @@ impl Builder<'_> {
                 let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
                 let fp8 = Fp8::new(self.files, tensor, scale, block)?;
                 self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
-            } else if matches!(part, Part::ExpertUps | Part::ExpertDowns) {
+            } else if matches!(part, Part::ExpertUps | Part::ExpertDowns | Part::ExpertGateUps) {
                 self.experts(part, gguf, tensor, extras.expert_layout)?;
             } else {
                 let ty = plain_type(tensor)?;
@@ -208,6 +222,12 @@ impl Builder<'_> {
             used.extend(["blocks", "scales"]);
             let scales = require(module.get("scales").copied(), blocks, "scales")?;
             self.mxfp4(part, gguf, blocks, scales)?;
+        }
+        if let (Part::Router, Some(tensor)) = (part, module.get("e_score_correction_bias")) {
+            used.push("e_score_correction_bias");
+            let name = format!("{}.bias", gguf.replace("ffn_gate_inp", "exp_probs_b"));
+            let stored = Stored::Plain((*tensor).clone());
+            self.add(name, tensor.shape.clone(), plain_type(tensor)?, stored, Part::ExpertBias)?;
         }
         if let Some(tensor) = module.get("bias") {
             used.push("bias");
@@ -241,6 +261,9 @@ impl Builder<'_> {
         stored: Stored,
         part: Part,
     ) -> Result<(), CheckpointError> {
+        if let (Part::KvFromLatent, Some(latent)) = (part, self.config.latent) {
+            return self.latent(&latent, &name, shape, ty, stored);
+        }
         let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
         if is_permuted {
             // Rows are permuted within heads, so there must be whole heads.

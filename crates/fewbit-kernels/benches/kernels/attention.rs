@@ -15,6 +15,7 @@ const SHAPE: AttentionShape = AttentionShape {
     softcap: None,
     window: None,
     is_chunked: false,
+    value_offset: None,
 };
 
 pub(crate) fn cases(small: bool) -> Vec<Case> {

@@ -1,7 +1,7 @@
 //! f16 and f32 as elements of the cache: each element is one value.
 
 use super::kernels::{KvKernels, on_isa};
-use super::{KEY_BLOCK, KvElement, PAGE, Queries};
+use super::{KEY_BLOCK, KvElement, PAGE, Queries, thread_buffer};
 use crate::Isa;
 use crate::elementwise::multiversion;
 use crate::generic::attention::KvLoad;
@@ -90,6 +90,30 @@ macro_rules! float_elements {
             ) {
                 float_values(kernels, n, p, range, values, head_dim.next_multiple_of(16), o);
             }
+
+            fn copy_values(keys: &[Self], head_dim: usize, offset: usize, positions: Range<usize>, values: &mut [Self]) {
+                let n = head_dim - offset;
+                let width = n.next_multiple_of(16);
+                for j in positions.start / KEY_BLOCK..positions.end.div_ceil(KEY_BLOCK) {
+                    let block = &keys[j * head_dim * KEY_BLOCK..(j + 1) * head_dim * KEY_BLOCK];
+                    let rows = &mut values[j * KEY_BLOCK * width..(j + 1) * KEY_BLOCK * width];
+                    // In squares of 16, which stay in the cache while they are turned.
+                    for first in (0..n).step_by(KEY_BLOCK) {
+                        let elements = first..n.min(first + KEY_BLOCK);
+                        for lane in 0..KEY_BLOCK {
+                            let row = &mut rows[lane * width..(lane + 1) * width];
+                            for d in elements.clone() {
+                                row[d] = block[(offset + d) * KEY_BLOCK + lane];
+                            }
+                            if elements.end == n {
+                                row[n..].fill(Self::default());
+                            }
+                        }
+                    }
+                }
+            }
+
+            thread_buffer!($t);
         }
     )*};
 }

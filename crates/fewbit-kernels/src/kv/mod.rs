@@ -17,6 +17,8 @@
 //! value   w_jb = p_j * dv_jb,   o[d] = chain over j: w_jb * v_j[d] + o[d]
 //! ```
 //! Q8_0 needs a head size that is a multiple of 32.
+//!
+//! With latent attention, values are a part of the keys: [`KvElement::copy_values`] arranges that part as values.
 
 mod float;
 mod kernels;
@@ -82,7 +84,30 @@ pub trait KvElement: Copy + Default + std::fmt::Debug + Send + Sync + 'static {
         head_dim: usize,
         o: &mut [f32],
     );
+    /// Writes the elements from `offset` on of the keys at some positions of a page to their places as values. `keys` are
+    /// those of one head of `head_dim` elements, `values` those of one head of `head_dim - offset`.
+    #[doc(hidden)]
+    fn copy_values(keys: &[Self], head_dim: usize, offset: usize, positions: Range<usize>, values: &mut [Self]);
+    /// Calls `f` with a buffer of this thread, of `n` elements that have any value.
+    #[doc(hidden)]
+    fn with_values<R>(n: usize, f: impl FnOnce(&mut [Self]) -> R) -> R;
 }
+
+/// [`KvElement::with_values`] for a type.
+macro_rules! thread_buffer {
+    ($t:ty) => {
+        fn with_values<R>(n: usize, f: impl FnOnce(&mut [Self]) -> R) -> R {
+            thread_local! {
+                static VALUES: std::cell::RefCell<Vec<$t>> = std::cell::RefCell::default();
+            }
+            VALUES.with_borrow_mut(|values| {
+                values.resize(n.max(values.len()), <$t>::default());
+                f(&mut values[..n])
+            })
+        }
+    };
+}
+pub(super) use thread_buffer;
 
 /// `n` elements of zero bits, which mean zero in every type. The operating system clears large buffers page by page
 /// when they are first written: a page of a cache takes megabytes, of which a short request writes little.

@@ -1,7 +1,7 @@
 //! Q8_0 blocks as elements of the cache: bytes, each of which is a code or half of a scale.
 
 use super::kernels::{KvKernels, MAX_TILE, on_isa};
-use super::{KEY_BLOCK, KvElement, PAGE, Queries};
+use super::{KEY_BLOCK, KvElement, PAGE, Queries, thread_buffer};
 use crate::Isa;
 use crate::activations::{OFFSET_SHIFTS_32, quantize_block, sum_codes};
 use crate::generic::Simd;
@@ -175,6 +175,29 @@ impl KvElement for Q8 {
             });
         }
     }
+
+    fn copy_values(keys: &[Self], head_dim: usize, offset: usize, positions: Range<usize>, values: &mut [Self]) {
+        let n = head_dim - offset;
+        assert!(Self::supports(head_dim) && Self::supports(n));
+        let (codes, scales) = values.split_at_mut(PAGE * n);
+        for j in positions.start / KEY_BLOCK..positions.end.div_ceil(KEY_BLOCK) {
+            let block = &keys[j * Self::key_block_elems(head_dim)..(j + 1) * Self::key_block_elems(head_dim)];
+            let (key_scales, key_codes) = block.split_at(key_scale_bytes(head_dim));
+            let positions = j * KEY_BLOCK..(j + 1) * KEY_BLOCK;
+            for b in 0..n / 32 {
+                let from = (offset / 32 + b) * KEY_BLOCK * 2;
+                let to = (b * PAGE + positions.start) * 2;
+                scales[to..to + KEY_BLOCK * 2].copy_from_slice(&key_scales[from..from + KEY_BLOCK * 2]);
+            }
+            for (quad, quads) in key_codes.chunks_exact(KEY_BLOCK * 4).skip(offset / 4).enumerate() {
+                for (position, quad_codes) in positions.clone().zip(quads.as_chunks::<4>().0) {
+                    codes[position * n + quad * 4..][..4].copy_from_slice(quad_codes);
+                }
+            }
+        }
+    }
+
+    thread_buffer!(Q8);
 }
 
 #[inline(always)]

@@ -21,7 +21,7 @@ pub(super) struct LayerStep<'a> {
     pub(super) q: &'a [f32],
     /// `[tokens of the batch, n_kv_heads * head_dim]`
     pub(super) k: &'a [f32],
-    /// `[tokens of the batch, n_kv_heads * head_dim]`
+    /// `[tokens of the batch, n_kv_heads * head_dim]`; nothing if values are part of the keys.
     pub(super) v: &'a [f32],
 }
 
@@ -39,6 +39,7 @@ pub(super) fn append_and_attend(
 fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>, out: &mut [f32]) {
     let shape = &step.shape;
     let kv_dim = shape.n_kv_heads * shape.head_dim;
+    let v_dim = if shape.value_offset.is_some() { 0 } else { kv_dim };
     let (keys, values) = step.layout.keys_values(step.layer);
     let store = |sequence: &mut SequenceRows<'_>| {
         let (rows, position) = (sequence.rows(), sequence.position());
@@ -51,8 +52,8 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
                 KvPageMut { keys: &mut head[keys.clone()], values: &mut tail[..values.len()] }
             })
             .collect();
-        let rows = rows.start * kv_dim..rows.end * kv_dim;
-        cpu.store_kv(shape, &mut pages, position % PAGE, &step.k[rows.clone()], &step.v[rows]);
+        let (k, v) = (rows.start * kv_dim..rows.end * kv_dim, rows.start * v_dim..rows.end * v_dim);
+        cpu.store_kv(shape, &mut pages, position % PAGE, &step.k[k], &step.v[v]);
     };
     if sequences.len() >= MANY && sequences.iter().all(|sequence| sequence.rows().len() < MANY) {
         let sequences: Vec<_> = sequences.iter_mut().map(Mutex::new).collect();
@@ -94,5 +95,7 @@ pub fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
         softcap: config.attention_softcap,
         window: config.window(layer),
         is_chunked: config.has_chunks,
+        // The rotated key comes first, then the latent, which is also the value.
+        value_offset: config.latent.map(|latent| latent.rotated_dim),
     }
 }

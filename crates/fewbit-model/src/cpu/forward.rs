@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! x = embedding[token] [* scale]          on the host, see `decoder`
-//! each layer:
+//! each layer, with latent attention as in `latent`, otherwise:
 //!     h = [rms_norm of] x                quantized once for q, k, v
 //!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
 //!     x += [norm of] attention(q, cache) Wo [+ bias]
@@ -20,6 +20,7 @@
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
+use super::latent::LatentBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
@@ -32,13 +33,14 @@ use fewbit_kernels::{ActivationKinds, Activations, Cpu, Matrix, Planes, Product,
 #[derive(Default)]
 pub(super) struct Buffers {
     /// `[n_tokens, n_heads * head_dim]`
-    q: Vec<f32>,
+    pub(super) q: Vec<f32>,
     /// `[n_tokens, n_kv_heads * head_dim]`
-    k: Vec<f32>,
-    /// `[n_tokens, n_kv_heads * head_dim]`
+    pub(super) k: Vec<f32>,
+    /// `[n_tokens, n_kv_heads * head_dim]`; nothing with latent attention.
     v: Vec<f32>,
-    /// `[n_tokens, n_heads * head_dim]`
-    attention: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`; with latent attention, `[n_tokens, n_heads * kv_rank]`.
+    pub(super) attention: Vec<f32>,
+    pub(super) latent: LatentBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
     /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
@@ -76,9 +78,18 @@ impl Buffers {
         let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         self.branch.resize(n * c.dim, 0.0);
         self.q.resize(n * q_dim, 0.0);
-        self.attention.resize(n * q_dim, 0.0);
         self.k.resize(n * kv_dim, 0.0);
-        self.v.resize(n * kv_dim, 0.0);
+        match &c.latent {
+            Some(latent) => {
+                self.attention.resize(n * c.n_heads * latent.kv_rank, 0.0);
+                self.v.clear();
+                self.latent.resize(n, c.n_heads, latent);
+            }
+            None => {
+                self.attention.resize(n * q_dim, 0.0);
+                self.v.resize(n * kv_dim, 0.0);
+            }
+        }
         if let Some(experts) = &c.experts {
             let e = &mut self.experts;
             e.scores.resize(n * experts.n_experts, 0.0);
@@ -91,24 +102,34 @@ impl Buffers {
 }
 
 /// A batch on its way through the layers.
-struct Batch<'a, 'b> {
-    step: &'a mut Step<'b>,
+pub(super) struct Batch<'a, 'b> {
+    pub(super) step: &'a mut Step<'b>,
     /// `[n_tokens, dim]`: the residual stream.
-    x: &'a mut [f32],
+    pub(super) x: &'a mut [f32],
 }
 
 impl Batch<'_, '_> {
-    fn loras(&self) -> &[AdaptedRows] {
+    pub(super) fn loras(&self) -> &[AdaptedRows] {
         self.step.loras
     }
 
     /// Passes the input of these matrices of a layer to the collector, if there is one.
-    fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
+    pub(super) fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
         let Some(collector) = &mut self.step.collector else { return };
         let x = input.values();
         for part in parts {
             let name = format!("{}.weight", names::gguf(*part, layer));
             collector.add(&name, 0, 1, x, x.len() / input.n_rows());
+        }
+    }
+
+    /// Passes the input of each head's matrix of a tensor that holds those of all heads to the collector.
+    pub(super) fn collect_heads(&mut self, inputs: &[Activations], layer: usize, part: Part) {
+        let Some(collector) = &mut self.step.collector else { return };
+        let name = format!("{}.weight", names::gguf(part, layer));
+        for (head, input) in inputs.iter().enumerate() {
+            let x = input.values();
+            collector.add(&name, head, inputs.len(), x, x.len() / input.n_rows());
         }
     }
 
@@ -137,6 +158,9 @@ impl CpuSegment {
         for (layer, weights) in self.layers.clone().zip(&self.weights) {
             if let Some(attention) = &weights.attention {
                 self.attention(layer, attention, &mut batch, s);
+            }
+            if let Some(latent) = &weights.latent {
+                self.latent_attention(layer, latent, &mut batch, s);
             }
             if let Some(ffn) = &weights.ffn {
                 self.feed_forward(layer, ffn, &mut batch, s);
@@ -171,19 +195,23 @@ impl CpuSegment {
         if is_normed_late {
             self.norm_queries_and_keys(w, s);
         }
-        if c.has_temperature(index) {
-            let factors = b.step.temperatures;
-            e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
-        }
-
-        let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
-        let sinks = w.sinks.as_deref();
-        let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
-        append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
+        self.attend(index, w.sinks.as_deref(), b, s);
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);
         self.add_product(index, LoraTarget::AttnOutput, &w.output, w.post_norm.as_deref(), b, s);
+    }
+
+    /// Scales the queries by their positions, if they are, and lets them attend: `s.q`, `s.k` and `s.v` to `s.attention`.
+    pub(super) fn attend(&self, index: usize, sinks: Option<&[f32]>, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        if c.has_temperature(index) {
+            let factors = b.step.temperatures;
+            e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
+        }
+        let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
+        let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
+        append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
     }
 
     fn norm_queries_and_keys(&self, w: &Attention, s: &mut Buffers) {
@@ -210,7 +238,7 @@ impl CpuSegment {
     }
 
     /// Makes the residual stream, normed if there is a norm, the input of the next products.
-    fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
+    pub(super) fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
         let (c, e) = (&self.config, &self.shared.cpu);
         match norm {
             Some(norm) => e.rms_norm(x, norm, c.rms_norm_eps, kinds, input),
@@ -252,7 +280,7 @@ impl CpuSegment {
         if let Some(bias) = &w.router_bias {
             e.add_bias(bias, &mut x.scores);
         }
-        x.routing.route(config, &x.scores);
+        x.routing.route(config, w.choice_bias.as_deref(), &x.scores);
         let groups = &x.routing.groups;
         if x.inputs.len() < groups.len() {
             x.inputs.resize_with(groups.len(), Activations::new);
@@ -346,14 +374,14 @@ impl CpuSegment {
         self.add_bias(&mlp.down, &mut s.experts.shared);
     }
 
-    fn add_bias(&self, w: &Linear, out: &mut [f32]) {
+    pub(super) fn add_bias(&self, w: &Linear, out: &mut [f32]) {
         if let Some(bias) = &w.bias {
             self.shared.cpu.add_bias(bias, out);
         }
     }
 
     /// Adds the product of the current input to the residual stream.
-    fn add_product(
+    pub(super) fn add_product(
         &self,
         layer: usize,
         target: LoraTarget,

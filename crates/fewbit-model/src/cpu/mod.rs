@@ -5,6 +5,7 @@ mod attention;
 mod forward;
 mod head;
 mod host_states;
+mod latent;
 mod state;
 pub(crate) mod weights;
 

@@ -14,7 +14,8 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// The state of a layer in a page, and the range of its elements.
+/// The state of a layer in a page, and the range of its elements. With latent attention, values are part of the keys, and
+/// their range is empty.
 pub(crate) enum LayerState {
     KeysValues { keys: Range<usize>, values: Range<usize> },
 }

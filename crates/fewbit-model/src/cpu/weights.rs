@@ -24,6 +24,8 @@ pub struct Linear {
 pub struct Layer {
     /// Attention, which comes first.
     pub attention: Option<Attention>,
+    /// Latent attention in its place.
+    pub latent: Option<LatentAttention>,
     /// The feed-forward part.
     pub ffn: Option<Ffn>,
 }
@@ -54,6 +56,38 @@ pub struct Attention {
     /// to two planes: of all inputs except that of the output matrix, its error affects the result most (see
     /// docs/fidelity.md).
     pub(super) input: ActivationKinds,
+}
+
+/// The latent attention of a layer, with its norms.
+#[non_exhaustive]
+pub struct LatentAttention {
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// `[q_rank, dim]` and `[q_rank]`: the latent of the queries and its norm, if they have one.
+    pub q_latent: Option<(Linear, Vec<f32>)>,
+    /// `[n_heads * query_dim, q_rank]`, or `[n_heads * query_dim, dim]`
+    pub q: Linear,
+    /// `[kv_rank + rotated_dim, dim]`
+    pub kv_latent: Linear,
+    /// `[kv_rank]`
+    pub kv_norm: Vec<f32>,
+    /// `[n_heads]` matrices, `[kv_rank, plain_dim]` each.
+    pub keys: Vec<Matrix>,
+    /// `[n_heads]` matrices, `[value_dim, kv_rank]` each.
+    pub values: Vec<Matrix>,
+    /// `[dim, n_heads * value_dim]`
+    pub output: Linear,
+    /// `[dim]`
+    pub post_norm: Option<Vec<f32>>,
+    /// How the inputs are quantized, of the layer and of the queries from their latent: in two planes, as those of
+    /// [`Attention`].
+    pub(super) input: ActivationKinds,
+    pub(super) q_input: ActivationKinds,
+    /// The same for the inputs of `keys`, and in one plane for those of `values`.
+    pub(super) keys_input: ActivationKinds,
+    pub(super) values_input: ActivationKinds,
+    /// The tensors of `keys` and `values`, if the file has one for each.
+    pub(super) has_split_parts: bool,
 }
 
 /// The feed-forward part of a layer, with its norms.
@@ -99,6 +133,8 @@ pub struct Experts {
     pub router: Matrix,
     /// `[n_experts]`
     pub router_bias: Option<Vec<f32>>,
+    /// `[n_experts]`: added to the weights of experts to choose some of them.
+    pub choice_bias: Option<Vec<f32>>,
     /// Whether one tensor holds the same matrix of all experts.
     pub(super) is_merged: bool,
     /// `[n_experts]`; either all matrices have biases or none.
@@ -151,6 +187,11 @@ impl Layer {
         if let Some(w) = &self.attention {
             all.extend([&w.q.weight, &w.k.weight, &w.v.weight, &w.output.weight]);
         }
+        if let Some(w) = &self.latent {
+            all.extend(w.q_latent.as_ref().map(|(latent, _)| &latent.weight));
+            all.extend([&w.q.weight, &w.kv_latent.weight, &w.output.weight]);
+            all.extend(w.keys.iter().chain(&w.values));
+        }
         match self.ffn.as_ref().map(|ffn| &ffn.matrices) {
             None => {}
             Some(FeedForward::Dense(mlp)) => all.extend(mlp.matrices()),
@@ -198,9 +239,11 @@ pub(crate) fn pack(
 impl Packer<'_, '_> {
     pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let part = self.loader.layer_part();
-        let attention = part.has_attention().then(|| self.attention(i)).transpose()?;
+        let is_latent = self.loader.config().latent.is_some();
+        let attention = (part.has_attention() && !is_latent).then(|| self.attention(i)).transpose()?;
+        let latent = (part.has_attention() && is_latent).then(|| self.latent_attention(i)).transpose()?;
         let ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
-        Ok(Layer { attention, ffn })
+        Ok(Layer { attention, latent, ffn })
     }
 
     fn attention(&mut self, i: usize) -> Result<Attention, ModelError> {
@@ -268,7 +311,7 @@ impl Packer<'_, '_> {
     }
 
     /// A norm of the residual stream, in models that have it.
-    fn norm_if(&mut self, is_there: bool, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
+    pub(super) fn norm_if(&mut self, is_there: bool, part: Part, i: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let dim = self.loader.config().dim;
         is_there.then(|| self.loader.vector(&weight(part, i), dim)).transpose()
     }
@@ -289,8 +332,10 @@ impl Packer<'_, '_> {
         let (n, ffn_dim) = (config.n_experts, config.ffn_dim);
         let router = self.matrix(&weight(Part::Router, i), &[n, dim], 0..n)?;
         let router_bias = self.bias(Part::Router, i, n)?;
+        let choice_bias = self.bias(Part::ExpertBias, i, n)?;
         // All experts in one tensor or, in older files, one tensor per expert.
-        let is_merged = self.loader.has(Part::ExpertGates, i);
+        let is_joint = self.loader.has(Part::ExpertGateUps, i);
+        let is_merged = is_joint || self.loader.has(Part::ExpertGates, i);
         let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
             let expert = |e: usize| {
                 let weight = if is_merged {
@@ -303,10 +348,16 @@ impl Packer<'_, '_> {
             };
             (0..n).map(expert).collect()
         };
-        let gates = parts(Part::ExpertGates, Part::Gate, ffn_dim, dim)?;
-        let ups = parts(Part::ExpertUps, Part::Up, ffn_dim, dim)?;
         let downs = parts(Part::ExpertDowns, Part::Down, dim, ffn_dim)?;
+        let (gates, ups) = match is_joint {
+            true => self.joint_experts(i, dim, &config)?,
+            false => {
+                let gates = parts(Part::ExpertGates, Part::Gate, ffn_dim, dim)?;
+                (gates, parts(Part::ExpertUps, Part::Up, ffn_dim, dim)?)
+            }
+        };
         let (input_parts, down_part): (&[Part], _) = match is_merged {
+            true if is_joint => (&[Part::ExpertGateUps], Part::ExpertDowns),
             true => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
             false => (&[Part::Gate, Part::Up], Part::Down),
         };
@@ -331,7 +382,24 @@ impl Packer<'_, '_> {
             true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
             false => None,
         };
-        Ok(Experts { router, router_bias, is_merged, experts, shared, shared_router })
+        Ok(Experts { router, router_bias, choice_bias, is_merged, experts, shared, shared_router })
+    }
+
+    /// The gates and ups of all experts, whose rows are in one tensor.
+    fn joint_experts(
+        &mut self,
+        i: usize,
+        dim: usize,
+        config: &ExpertConfig,
+    ) -> Result<(Vec<Linear>, Vec<Linear>), ModelError> {
+        let (name, n, ffn_dim) = (weight(Part::ExpertGateUps, i), config.n_experts, config.ffn_dim);
+        let shape = [n, 2 * ffn_dim, dim];
+        let (mut gates, mut ups) = (Vec::with_capacity(n), Vec::with_capacity(n));
+        for half in (0..2 * n).map(|half| half * ffn_dim..(half + 1) * ffn_dim) {
+            let to = if gates.len() == ups.len() { &mut gates } else { &mut ups };
+            to.push(Linear { weight: self.matrix(&name, &shape, half)?, bias: None });
+        }
+        Ok((gates, ups))
     }
 
     /// A matrix with its bias, if it has one.
@@ -404,7 +472,7 @@ impl Packer<'_, '_> {
     }
 
     /// Some rows of a tensor of this shape, interleaved for products.
-    fn matrix(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Matrix, ModelError> {
+    pub(super) fn matrix(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Matrix, ModelError> {
         pack(self.loader, self.cpu, self.cpu.isa(), name, shape, rows)
     }
 }

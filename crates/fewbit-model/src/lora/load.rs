@@ -210,6 +210,19 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 /// The targets that a tensor of a layer consists of, each with its number of rows, in order; and the number of columns.
 fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
     let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+    if let Some(latent) = &c.latent {
+        // Of latent attention, those matrices that products go through as they are in files.
+        match part {
+            Part::Q if latent.q_rank.is_none() => {
+                return Some((vec![(LoraTarget::Q, c.n_heads * latent.query_dim())], c.dim));
+            }
+            Part::Q | Part::K | Part::V | Part::Qkv => return None,
+            Part::AttnOutput => {
+                return Some((vec![(LoraTarget::AttnOutput, c.dim)], c.n_heads * latent.value_dim));
+            }
+            _ => {}
+        }
+    }
     let one = |target, n_rows, n_cols| Some((vec![(target, n_rows)], n_cols));
     match part {
         Part::Q if !fused.qkv => return one(LoraTarget::Q, q_dim, c.dim),

@@ -2,11 +2,11 @@
 """Tiny random models of Hugging Face's library, with the float64 logits that it computes itself, and what llama.cpp's
 converter makes of each.
 
-Writes `transformers_models.json` (configuration and tensors of each folder; the keys, names and shapes of the GGUF
-file, with a hash of every tensor's bytes) and `transformers_models.f32` (logits at some positions, little-endian). It
-needs torch, transformers 5 and llama.cpp's source code:
+Writes, for each group of models, `NAME.json` (configuration and tensors of each folder; the keys, names and shapes of the
+GGUF file, with a hash of every tensor's bytes) and `NAME.f32` (logits at some positions, little-endian). It needs torch,
+transformers 5 and llama.cpp's source code:
 
-    python3 transformers_models.py LLAMA_CPP
+    python3 transformers_models.py LLAMA_CPP [NAME...]
 """
 import json
 import os
@@ -78,6 +78,65 @@ def models():
     ]
 
 
+def deepseek_models():
+    """Models with multi-head latent attention, with and without a latent of the queries, groups of experts, YaRN; and
+    models with experts like theirs."""
+    theta = lambda theta, **more: {"rope_type": "default", "rope_theta": theta, **more}
+    dense = {
+        "vocab_size": VOCAB, "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "hidden_size": 96, "num_hidden_layers": 4, "intermediate_size": 80, "pad_token_id": None,
+    }
+    experts = {
+        "n_routed_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "routed_scaling_factor": 1.7,
+    }
+    sizes = {
+        **dense, "num_key_value_heads": 6, "first_k_dense_replace": 2, "kv_lora_rank": 64, "qk_nope_head_dim": 24,
+        "qk_rope_head_dim": 32, "v_head_dim": 40, "moe_intermediate_size": 32, "n_shared_experts": 2, "rms_norm_eps": 1e-5,
+    }
+    yarn = {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0,
+        "original_max_position_embeddings": 128, "mscale": 0.7, "mscale_all_dim": 0.7,
+    }
+    grouped = {
+        **sizes, "q_lora_rank": 48, "n_routed_experts": 12, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3,
+        "num_mtp_layers": 0,
+    }
+    # What the published files have besides, and the library ignores.
+    published = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+    lite = {key: value for key, value in grouped.items() if key not in ("first_k_dense_replace", "num_mtp_layers")}
+    return [
+        ("DeepSeek 2 Lite", "DeepseekV2", {
+            **sizes, "q_lora_rank": None, "n_routed_experts": 6, "num_experts_per_tok": 2, "rope_parameters": yarn,
+        }, False),
+        ("DeepSeek 2", "DeepseekV2", {
+            **grouped, "topk_method": "group_limited_greedy", "routed_scaling_factor": 1.5, "rope_parameters": theta(1e4),
+        }, False),
+        ("DeepSeek 3", "DeepseekV3", {**grouped, **published, "rope_parameters": {**yarn, "mscale": 1.0, "mscale_all_dim": 1.0}}, False),
+        ("Kimi K2", "DeepseekV3", {
+            **grouped, **published, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "routed_scaling_factor": 2.8,
+            "v_head_dim": 24, "rope_parameters": theta(5e4),
+        }, False),
+        ("GLM-4.7 Flash", "Glm4MoeLite", {
+            **lite, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "rope_parameters": theta(1e6),
+            "first_k_dense_replace": 1,
+        }, False),
+        ("Mistral Small 4", "Mistral4", {
+            **lite, "first_k_dense_replace": 0, "qk_nope_head_dim": 32, "rope_parameters": {
+                **yarn, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
+                "original_max_position_embeddings": 16, "factor": 32.0,
+            },
+        }, False),
+        ("GLM-4.5", "Glm4Moe", {
+            **dense, **experts, "head_dim": 24, "use_qk_norm": True, "attention_bias": True, "first_k_dense_replace": 2,
+            "n_shared_experts": 1, "num_mtp_layers": 0, "rope_parameters": theta(1e6, partial_rotary_factor=0.5),
+        }, False),
+        ("GLM-4.5 Air", "Glm4Moe", {
+            **dense, **experts, "use_qk_norm": False, "first_k_dense_replace": 1, "n_shared_experts": 2,
+            "num_mtp_layers": 0, "norm_topk_prob": False, "rope_parameters": theta(1e6, partial_rotary_factor=0.5),
+        }, False),
+    ]
+
+
 def scale_and_offset(name, shape):
     """How the values of a tensor are spread."""
     dim = shape[-2] if "experts." in name else shape[-1]
@@ -87,6 +146,9 @@ def scale_and_offset(name, shape):
         return 2.0, 0.0
     if name.endswith("bias"):
         return 0.5, 0.0
+    # What experts are chosen by and weighted with must differ, and one token from the next.
+    if name.endswith("mlp.gate.weight"):
+        return 4 * (3 / dim) ** 0.5, 0.0
     # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
     gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0}
     gain = next((gain for part, gain in gain.items() if part in name), 1.0)
@@ -108,6 +170,23 @@ def packed(name, shape):
     ]
 
 
+# Classes whose files have a tensor for each expert's matrix, unlike the library's models.
+SEPARATE = ["DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite"]
+
+
+def separate(class_name, key, parameter):
+    """A parameter under its names in files, as views of the parameter."""
+    if class_name not in SEPARATE or ".mlp.experts." not in key:
+        return [(key, parameter)]
+    prefix = key.rsplit(".", 1)[0]
+    if key.endswith("down_proj"):
+        return [(f"{prefix}.{i}.down_proj.weight", part) for i, part in enumerate(parameter)]
+    return [
+        (f"{prefix}.{i}.{half}_proj.weight", part)
+        for i, expert in enumerate(parameter) for half, part in zip(["gate", "up"], expert.chunk(2))
+    ]
+
+
 def folder(name, class_name, config, is_packed):
     """The model, its tensors as the tests make them, and the arrays."""
     model_class = getattr(transformers, class_name + "ForCausalLM")
@@ -118,7 +197,7 @@ def folder(name, class_name, config, is_packed):
     model = model_class(config).double().eval()
     specs, arrays = [], {}
     state = model.state_dict()
-    for key, parameter in state.items():
+    for key, parameter in [part for item in state.items() for part in separate(class_name, *item)]:
         shape = list(parameter.shape)
         if key == "lm_head.weight" and config.tie_word_embeddings:
             continue
@@ -198,7 +277,11 @@ def converted(llama_cpp, config, arrays):
         (to / "config.json").write_text(json.dumps(config))
         save_file(arrays, to / "model.safetensors", metadata={"format": "pt"})
         hparams = ModelBase.load_hparams(to, False)
-        model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+        if hparams["model_type"] == "mistral4":
+            # It is the text part of a class that has others too.
+            model_class = get_model_class("Mistral3ForConditionalGeneration").Mistral4Model
+        else:
+            model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         without_vocabulary = type(model_class.__name__, (model_class,), {
             "model_arch": model_class.model_arch,
             "set_vocab": lambda self: self.gguf_writer.add_tokenizer_model("none"),
@@ -221,12 +304,20 @@ def converted(llama_cpp, config, arrays):
         return {"metadata": metadata, "tensors": sorted(tensors)}
 
 
+# The files, and the models in each.
+FILES = {"transformers_models": models, "transformers_deepseek": deepseek_models}
+
+
 def main():
-    llama_cpp = Path(sys.argv[1])
+    for name in sys.argv[2:] or FILES:
+        write(Path(sys.argv[1]), name, FILES[name]())
+
+
+def write(llama_cpp, to, models):
     tokens = [(i * i * 7 + i * 13 + i // 3) % VOCAB for i in range(N_TOKENS)]
     rows = positions(N_TOKENS)
     out, all_logits = [], b""
-    for name, class_name, config, is_packed in models():
+    for name, class_name, config, is_packed in models:
         model, specs, arrays = folder(name, class_name, config, is_packed)
         check_names(model, arrays, is_packed)
         got = logits(model, tokens)
@@ -246,11 +337,18 @@ def main():
                 "attention.temperature_length": ["uint32", config["floor_scale"]],
             }
             gguf["metadata"].update({f"llama4.{key}": value for key, value in own.items()})
+        if class_name == "Mistral4":
+            # llama.cpp's converter leaves them out; fewbit takes those of Mistral Small 4 then.
+            own = {
+                "attention.temperature_scale": ["float32", config["rope_parameters"]["llama_4_scaling_beta"]],
+                "attention.temperature_length": ["uint32", config["rope_parameters"]["original_max_position_embeddings"]],
+            }
+            gguf["metadata"].update({f"mistral4.{key}": value for key, value in own.items()})
         out.append(json.dumps({"name": name, "config": config, "tensors": specs, "gguf": gguf}))
     head = f'"tokens": {json.dumps(tokens)},\n"positions": {json.dumps(rows)},\n"models": [\n'
-    with open(os.path.join(HERE, "transformers_models.json"), "w") as file:
+    with open(os.path.join(HERE, f"{to}.json"), "w") as file:
         file.write("{" + head + ",\n".join(out) + "\n]}\n")
-    with open(os.path.join(HERE, "transformers_models.f32"), "wb") as file:
+    with open(os.path.join(HERE, f"{to}.f32"), "wb") as file:
         file.write(all_logits)
 
 
