@@ -19,7 +19,7 @@ pub mod source;
 
 pub use config::{
     AttentionTemperature, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig, ModelConfig,
-    Pooling, QkNorm, RopeConfig, RopeScaling, yarn_magnitude,
+    NormKind, Pooling, QkNorm, RopeConfig, RopeScaling, yarn_magnitude,
 };
 pub use error::CheckpointError;
 pub use families::{architectures, classes};

@@ -66,6 +66,17 @@ impl Cpu {
         self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
     }
 
+    /// Makes the layer norm of `x` (`[n_rows, weight.len()]`) the batch: the RMS norm of `x - mean(x)`.
+    pub fn layer_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
+        let n_cols = weight.len();
+        let n_rows = x.len() / n_cols;
+        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
+        let make = |row, _, y: &mut [f32]| {
+            elementwise::layer_norm(self.isa(), &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
+        };
+        self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
+    }
+
     /// Lets `make` write each row of the batch, or some of its columns, and quantizes it while it is still in the
     /// cache.
     fn fill(

@@ -73,6 +73,28 @@ multiversion! {
 }
 
 multiversion! {
+    /// `out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight`. Both means are sums in 16 strided chains and
+    /// then a tree.
+    pub(crate) fn layer_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        assert!(x.len() == weight.len() && x.len() == out.len());
+        let mut lanes = [0.0f32; SUM_LANES];
+        let (chunks, rest) = x.as_chunks::<SUM_LANES>();
+        for chunk in chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, &v)| *lane += v);
+        }
+        lanes.iter_mut().zip(rest).for_each(|(lane, &v)| *lane += v);
+        let mean = tree_sum(lanes) / x.len() as f32;
+        for (y, &x) in out.iter_mut().zip(x) {
+            *y = x - mean;
+        }
+        let scale = rms_scale::<FMA>(out, eps);
+        for (y, &w) in out.iter_mut().zip(weight) {
+            *y = (*y * scale) * w;
+        }
+    }
+}
+
+multiversion! {
     /// [`rms_norm`] in place.
     pub(crate) fn rms_norm_in_place(x: &mut [f32], weight: &[f32], eps: f32) {
         let scale = rms_scale::<FMA>(x, eps);

@@ -1,6 +1,8 @@
 //! Attention and the row operations: the bits of the definition on every instruction set, number of threads
 //! and split of the queries; and the values of a float64 computation.
 
+use fewbit_kernels::KvElement;
+use fewbit_kernels::kv::Q8;
 use fewbit_kernels::math::{exp, tanh, tree_sum};
 use fewbit_kernels::{
     ActivationKinds, Activations, AttentionSequence, AttentionShape, Cpu, Isa, KvFloat, KvPage, KvPageMut, PAGE,
@@ -295,5 +297,92 @@ fn other_row_operations_are_correct_and_the_same_on_every_isa() {
         }
         let all = bits(&[by_head, sum, capped].concat());
         assert!(first.get_or_insert_with(|| all.clone()) == &all, "{}", cpu.isa());
+    }
+}
+
+/// With values as a part of the keys, every bit is that of a cache that stores that part as values.
+#[test]
+fn values_in_keys_are_values_that_are_stored() {
+    check_values_in_keys::<f16>();
+    check_values_in_keys::<f32>();
+    check_values_in_keys::<Q8>();
+}
+
+fn check_values_in_keys<T: KvElement>() {
+    // More heads than a unit of work takes, and fewer; elements that fill no whole vector, where the type can have them.
+    let odd = if T::supports(8) { 8 } else { 0 };
+    for (n_heads, head_dim, offset, window, n) in
+        [(20, 96 + odd, 32 + odd, None, 530), (3, 160 + odd, 64, Some(300), 600), (17, 64, 32, None, 20)]
+    {
+        let stored = AttentionShape {
+            n_heads,
+            n_kv_heads: 1,
+            head_dim,
+            scale: 0.1,
+            softcap: None,
+            window,
+            is_chunked: false,
+            value_offset: None,
+        };
+        let latent = AttentionShape { value_offset: Some(offset), ..stored };
+        let value_dim = latent.value_dim();
+        assert_eq!((value_dim, latent.value_elems::<T>()), (head_dim - offset, 0));
+        let (q, k) = (random(n * n_heads * head_dim, 5), random(n * head_dim, 6));
+        let v: Vec<f32> = k
+            .chunks(head_dim)
+            .flat_map(|k| k[offset..].iter().copied().chain(std::iter::repeat_n(0.0, offset)))
+            .collect();
+        for isa in Isa::available() {
+            let cpu = Cpu::new(isa, 2).expect("available");
+            let run = |shape: &AttentionShape, v: &[f32], chunk: usize| {
+                let elems = (shape.key_elems::<T>(), shape.value_elems::<T>());
+                let new = || (vec![T::default(); elems.0], vec![T::default(); elems.1]);
+                let mut pages: Vec<_> = (0..n.div_ceil(PAGE)).map(|_| new()).collect();
+                let mut all = Vec::new();
+                for first in (0..n).step_by(chunk) {
+                    let end = n.min(first + chunk);
+                    let mut to: Vec<_> =
+                        pages.iter_mut().map(|(k, v)| KvPageMut { keys: &mut k[..], values: &mut v[..] }).collect();
+                    let v = if v.is_empty() { v } else { &v[first * head_dim..end * head_dim] };
+                    cpu.store_kv(shape, &mut to, first, &k[first * head_dim..end * head_dim], v);
+                    let pages = pages.iter().map(|(k, v)| KvPage { keys: &k[..], values: &v[..] }).collect();
+                    let sequence = AttentionSequence { first_position: first, n_tokens: end - first, pages };
+                    let mut out = vec![0.0; (end - first) * n_heads * shape.value_dim()];
+                    let rows = first * n_heads * head_dim..end * n_heads * head_dim;
+                    cpu.attention(shape, &[sequence], None, &q[rows], &mut out);
+                    all.extend(out);
+                }
+                all
+            };
+            let want: Vec<f32> = run(&stored, &v, 100).chunks(head_dim).flat_map(|o| o[..value_dim].to_vec()).collect();
+            for chunk in [23, 1000] {
+                assert!(bits(&run(&latent, &[], chunk)) == bits(&want), "{latent:?}, {isa}, chunks of {chunk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_is_correct_and_the_same_on_every_isa() {
+    let (n, cols) = (3, 90);
+    let (x, weight) = (random(n * cols, 1), random(cols, 2));
+    let x: Vec<f32> = x.iter().map(|x| x + 0.7).collect();
+    let norm = |isa| {
+        let mut out = Activations::new();
+        let cpu = Cpu::new(isa, 2).expect("available");
+        cpu.layer_norm(&x, &weight, 1e-5, ActivationKinds::default(), &mut out);
+        out.values().to_vec()
+    };
+    let first = norm(Isa::Scalar);
+    for (row, norm) in x.chunks(cols).zip(first.chunks(cols)) {
+        let mean = row.iter().map(|&v| f64::from(v)).sum::<f64>() / cols as f64;
+        let variance = row.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum::<f64>() / cols as f64;
+        for ((&v, &w), &y) in row.iter().zip(&weight).zip(norm) {
+            let want = (f64::from(v) - mean) / (variance + 1e-5).sqrt() * f64::from(w);
+            assert!((f64::from(y) - want).abs() < 1e-5, "{y} {want}");
+        }
+    }
+    for isa in Isa::available() {
+        assert_eq!(bits(&norm(isa)), bits(&first), "{isa}");
     }
 }

@@ -16,8 +16,10 @@ mod random;
 mod run;
 
 use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
+use fewbit_kernels::convert_rows;
 use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
-use fewbit_model::{Chunk, Decoder, HfModel, Isa, LoadOptions, LogitsFor, WeightSource};
+use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, WeightSource};
+use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
 use hf::{Folder, Tensor};
 use run::{bits, logits};
@@ -227,4 +229,146 @@ fn bits_of_quantized_models_do_not_depend_on_how_the_work_is_split() {
         let expected = [after(270), after(270), want[..33 * N_VOCAB].to_vec(), after(270)].concat();
         assert!(got == expected, "{name}: rolled back, forked, alone and restored");
     }
+}
+
+/// A file of the converter's keys with other ones in their place, and of tensors.
+fn file_of(keys: &BTreeMap<String, Value>, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> GgufFile {
+    let mut w = GgufWriter::new();
+    keys.iter().for_each(|(key, value)| w.set(key.clone(), value.clone()));
+    for (name, shape, ty, bytes) in tensors {
+        w.tensor(name.clone(), shape, *ty, bytes.clone()).expect("a valid tensor");
+    }
+    GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file")
+}
+
+fn keys_and_tensors(file: &GgufFile) -> (BTreeMap<String, Value>, Vec<(String, Vec<u64>, TensorType, Vec<u8>)>) {
+    let keys = file.metadata().iter().map(|(key, value)| (key.to_owned(), value.clone())).collect();
+    let tensors = file.tensors().iter().map(|t| (t.name.clone(), t.shape.clone(), t.ty, file.tensor_bytes(t).to_vec()));
+    (keys, tensors.collect())
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
+
+fn all_bits(file: &GgufFile, options: LoadOptions) -> Vec<u32> {
+    let decoder = load(file, options.threads(2));
+    bits(&logits(&decoder, &mut decoder.new_cache(), &models().tokens, 512))
+}
+
+/// Older files have one tensor for keys and values of all heads, which may be quantized, and lengths of heads.
+#[test]
+fn older_files_of_latent_attention_give_the_same_bits() {
+    let all = models();
+    for model in all.models.iter().filter(|model| ["DeepSeek 2 Lite", "DeepSeek 3"].contains(&model.name.as_str())) {
+        let (keys, tensors) = keys_and_tensors(&model.converted(&model.quantized(Recipe::F32)));
+        let [n_heads, kv_rank, plain, value] = [6, 64, 24, 40usize];
+        for ty in [TensorType::F32, TensorType::Q8_0] {
+            let (mut older, mut newer) = (Vec::new(), Vec::new());
+            for (name, shape, own, bytes) in &tensors {
+                if name.ends_with("attn_k_b.weight") {
+                    let values = name.replace("attn_k_b", "attn_v_b");
+                    let (_, _, _, v) = tensors.iter().find(|(name, ..)| *name == values).expect("values");
+                    let (k, v) = (floats(bytes), floats(v));
+                    let rows: Vec<f32> = (0..n_heads)
+                        .flat_map(|head| {
+                            let key = |d: usize, c: usize| k[(head * kv_rank + c) * plain + d];
+                            let keys = (0..plain * kv_rank).map(|at| key(at / kv_rank, at % kv_rank));
+                            let v = &v[head * value * kv_rank..(head + 1) * value * kv_rank];
+                            keys.chain(v.iter().copied()).collect::<Vec<_>>()
+                        })
+                        .collect();
+                    let plain_bytes: Vec<u8> = rows.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    let mut joint = vec![0; ty.row_bytes(kv_rank).expect("whole blocks") * rows.len() / kv_rank];
+                    convert_rows(TensorType::F32, &plain_bytes, ty, kv_rank, &mut joint).expect("encodable");
+                    let shape = vec![(rows.len() / kv_rank) as u64, kv_rank as u64];
+                    older.push((name.replace("attn_k_b", "attn_kv_b"), shape, ty, joint.clone()));
+                    // The same as two tensors: keys in floats, values as they are.
+                    let mut decoded = vec![0.0; rows.len()];
+                    decode(ty, &joint, &mut decoded).expect("valid");
+                    let head_rows = plain + value;
+                    let k: Vec<u8> = (0..n_heads * kv_rank * plain)
+                        .map(|at| (at / (kv_rank * plain), at / plain % kv_rank, at % plain))
+                        .flat_map(|(head, c, d)| decoded[(head * head_rows + d) * kv_rank + c].to_le_bytes())
+                        .collect();
+                    let head_bytes = joint.len() / n_heads;
+                    let v: Vec<u8> = (0..n_heads)
+                        .flat_map(|head| {
+                            joint[head * head_bytes + head_bytes * plain / head_rows..(head + 1) * head_bytes].to_vec()
+                        })
+                        .collect();
+                    let v_shape = [n_heads, value, kv_rank].map(|n| n as u64).to_vec();
+                    newer.push((
+                        name.clone(),
+                        [n_heads, kv_rank, plain].map(|n| n as u64).to_vec(),
+                        TensorType::F32,
+                        k,
+                    ));
+                    newer.push((values, v_shape, ty, v));
+                } else if !name.ends_with("attn_v_b.weight") {
+                    older.push((name.clone(), shape.clone(), *own, bytes.clone()));
+                    newer.push((name.clone(), shape.clone(), *own, bytes.clone()));
+                }
+            }
+            let mut old_keys = keys.clone();
+            let mut set =
+                |key: &str, n: usize| old_keys.insert(format!("deepseek2.attention.{key}"), (n as u32).into());
+            set("key_length", plain + 32);
+            set("value_length", value);
+            set("head_count_kv", n_heads);
+            for key in ["key_length_mla", "value_length_mla"] {
+                old_keys.remove(&format!("deepseek2.attention.{key}"));
+            }
+            let options = || LoadOptions::new().kv_type(KvType::F32);
+            let [old, new] =
+                [file_of(&old_keys, &older), file_of(&keys, &newer)].map(|file| all_bits(&file, options()));
+            assert!(old == new, "{}, {ty:?}", model.name);
+        }
+    }
+}
+
+/// Caches of every type give the same bits however a prompt is cut, and take what was estimated.
+#[test]
+fn latent_caches_of_every_type_are_split_alike() {
+    let all = models();
+    let tokens: Vec<u32> = (0..300).map(|i| (i * i / 3 + i * 7) % 60).collect();
+    for model in all.models.iter().filter(|model| ["DeepSeek 3", "Mistral Small 4"].contains(&model.name.as_str())) {
+        let file = model.quantized(Recipe::F32);
+        for ty in KvType::ALL {
+            let decoder = load(&file, LoadOptions::new().threads(2).kv_type(ty));
+            let estimate = fewbit_model::estimate(&file, Isa::best(), 512, Some(ty)).expect("a valid model");
+            // Latent and key of 96 elements in four layers, and nothing else.
+            let row_bytes =
+                [96 * 2, 96 * 4, 96 + 3 * 2][KvType::ALL.iter().position(|known| *known == ty).expect("known")];
+            assert_eq!(estimate.kv_bytes, 512 * 4 * row_bytes, "{ty}");
+            let want = bits(&logits(&decoder, &mut decoder.new_cache(), &tokens, 512));
+            for size in [1, 7, 64] {
+                let got = bits(&logits(&decoder, &mut decoder.new_cache(), &tokens, size));
+                assert!(got == want, "{}, {ty}, chunks of {size}", model.name);
+            }
+        }
+    }
+}
+
+/// Layers that predict further tokens are neither loaded nor counted.
+#[test]
+fn layers_after_the_last_are_left_out() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "GLM-4.5 Air").expect("there");
+    let file = model.converted(&model.quantized(Recipe::F32));
+    let (mut keys, mut tensors) = keys_and_tensors(&file);
+    keys.insert("glm4moe.block_count".to_owned(), 5u32.into());
+    keys.insert("glm4moe.nextn_predict_layers".to_owned(), 1u32.into());
+    let more: Vec<_> = tensors.iter().filter(|(name, ..)| name.starts_with("blk.3.")).cloned().collect();
+    tensors.extend(more.into_iter().map(|(name, a, b, c)| (name.replace("blk.3.", "blk.4."), a, b, c)));
+    tensors.push(("blk.4.nextn.eh_proj.weight".to_owned(), vec![96, 192], TensorType::F32, vec![0; 4 * 96 * 192]));
+    let with = file_of(&keys, &tensors);
+    assert!(all_bits(&with, LoadOptions::new()) == all_bits(&file, LoadOptions::new()));
+    let bytes = |file| fewbit_model::estimate(file, Isa::best(), 512, None).expect("valid").weight_bytes;
+    assert_eq!(bytes(&with), bytes(&file));
+    // Of an architecture that has no such layers they are refused.
+    keys.insert("qwen3moe.nextn_predict_layers".to_owned(), 1u32.into());
+    keys.insert("general.architecture".to_owned(), "qwen3moe".into());
+    let refused = Decoder::load(&file_of(&keys, &tensors), &LoadOptions::new()).map(|_| ()).expect_err("refused");
+    assert!(refused.to_string().contains("nextn_predict_layers"), "{refused}");
 }

@@ -5,7 +5,7 @@
 use super::rope::yarn_magnitude;
 use super::{
     AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS,
-    MAX_WIDTH, ModelConfig, Pooling, RopeConfig, RopeScaling, bad, check_count,
+    MAX_WIDTH, ModelConfig, NormKind, Pooling, RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
 use crate::families::{self, Architecture};
@@ -196,7 +196,10 @@ impl ModelConfig {
             head_dim,
             ffn_dim,
             context_length,
-            rms_norm_eps: meta.require_f32(&keys.name("attention.layer_norm_rms_epsilon"))?,
+            rms_norm_eps: match arch.norm {
+                NormKind::Rms => meta.require_f32(&keys.name("attention.layer_norm_rms_epsilon"))?,
+                NormKind::Layer => meta.require_f32(&keys.name("attention.layer_norm_epsilon"))?,
+            },
             gate: arch.gate,
             // A temperature for layers without position embedding means nothing in a model without such layers.
             attention_temperature: temperature
@@ -207,6 +210,8 @@ impl ModelConfig {
             rope,
             local_rope,
             has_pre_norms: arch.has_pre_norms,
+            norm: arch.norm,
+            is_parallel: arch.is_parallel,
             has_qk_norm: arch.has_qk_norm
                 && (!arch.has_optional_qk_norm || constants(QK_NORM, head_dim)?.is_some())
                 && arch.no_qk_norm.is_none_or(|n| experts.is_none_or(|experts| experts.n_experts != n)),
@@ -225,8 +230,11 @@ impl ModelConfig {
                 false => keys.positive("embedding_scale")?.unwrap_or(1.0),
             },
             residual_scale: keys.positive("residual_scale")?.unwrap_or(1.0),
-            // The value of this key is a divisor.
-            logit_scale: keys.positive("logit_scale")?.map_or(1.0, |s| 1.0 / s),
+            // For most architectures, the value of this key is a divisor.
+            logit_scale: match keys.positive("logit_scale")? {
+                Some(scale) if arch.multiplies_logits => scale,
+                scale => scale.map_or(1.0, |s| 1.0 / s),
+            },
             logit_softcap: keys.positive("final_logit_softcapping")?.or(arch.softcaps.1),
             pooling: match meta.u64(&keys.name("pooling_type"))? {
                 Some(1) => Some(Pooling::Mean),

@@ -35,7 +35,7 @@ pub struct ModelConfig {
     pub ffn_dim: usize,
     /// Number of positions that the model was trained for.
     pub context_length: usize,
-    /// The epsilon of every RMS norm.
+    /// The epsilon of every norm.
     pub rms_norm_eps: f32,
     /// The activation function of the feed-forward block's gate.
     pub gate: GateFunction,
@@ -49,8 +49,12 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Position embedding of local layers, if it differs.
     pub local_rope: Option<RopeConfig>,
-    /// Whether attention and the feed-forward block have an RMS norm of their inputs.
+    /// Whether attention and the feed-forward block have a norm of their inputs.
     pub has_pre_norms: bool,
+    /// The norm of their inputs and of the last hidden states.
+    pub norm: NormKind,
+    /// Whether attention and the feed-forward block of a layer have the same input, of which there is one norm.
+    pub is_parallel: bool,
     /// Whether queries and keys have an RMS norm.
     pub has_qk_norm: bool,
     /// The norm of queries and keys, in models that have one.
@@ -130,6 +134,17 @@ pub struct LayerConfig {
     pub has_rope: bool,
     /// Whether the layer has the experts of a model that has some; otherwise, it has a plain feed-forward block.
     pub has_experts: bool,
+}
+
+/// A norm of the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum NormKind {
+    /// Divided by the root of the mean of the squares.
+    #[default]
+    Rms,
+    /// The same after the mean is subtracted, without a bias.
+    Layer,
 }
 
 /// An RMS norm of queries and keys.
@@ -360,6 +375,8 @@ impl ModelConfig {
             (self.has_chunks, "attention in chunks"),
             (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
             (!self.has_pre_norms, "layers without norms of their inputs"),
+            (self.norm != NormKind::Rms, "norms that subtract the mean"),
+            (self.is_parallel, "attention next to the feed-forward block"),
             (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
             (
                 experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs || e.groups.is_some()),

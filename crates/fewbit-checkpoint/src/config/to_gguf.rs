@@ -4,7 +4,7 @@
 //! error, and never a file that computes something else.
 
 use super::gguf::{QK_NORM, ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{AttentionTemperature, Gating, ModelConfig, QkNorm, RopeConfig, RopeScaling};
+use super::{AttentionTemperature, Gating, ModelConfig, NormKind, QkNorm, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -66,7 +66,11 @@ impl ModelConfig {
         keys.count("attention.key_length", self.head_dim);
         keys.count("attention.value_length", self.latent.map_or(self.head_dim, |latent| latent.kv_rank));
         self.write_latent(&mut keys);
-        keys.float("attention.layer_norm_rms_epsilon", f64::from(self.rms_norm_eps));
+        let eps = match self.norm {
+            NormKind::Rms => "attention.layer_norm_rms_epsilon",
+            NormKind::Layer => "attention.layer_norm_epsilon",
+        };
+        keys.float(eps, f64::from(self.rms_norm_eps));
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
         self.write_experts(&mut keys);
@@ -75,10 +79,15 @@ impl ModelConfig {
             keys.float("residual_scale", f64::from(self.residual_scale));
             keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));
         }
+        if families::architecture(&self.architecture).is_some_and(|architecture| architecture.multiplies_logits) {
+            keys.float("logit_scale", f64::from(self.logit_scale));
+        }
         let mut gguf = GgufConfig { metadata: keys.meta, constants };
         // The reader's defaults for missing keys depend on the architecture.
         let read = self.read_back(&gguf)?;
-        if !close(read.attention_scale.into(), self.attention_scale.into()) {
+        // What follows from the multiplier may differ in its last bit.
+        let is_same = self.latent.is_none() || read.attention_scale == self.attention_scale;
+        if !is_same || !close(read.attention_scale.into(), self.attention_scale.into()) {
             gguf.metadata.set(format!("{}.attention.scale", self.architecture), self.attention_scale);
         }
         if read.attention_temperature.is_some() && self.attention_temperature.is_none() {

@@ -1,7 +1,7 @@
 //! Llama and models with its structure: TinyLlama, SmolLM 1 and 2, CodeLlama. Other families are based on its rows.
 
 use super::{Architecture, Class, Family, Temperatures, Windows};
-use crate::config::{Gating, QkNorm};
+use crate::config::{Gating, NormKind, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
@@ -13,6 +13,9 @@ pub(super) const LLAMA: Architecture = Architecture {
     has_same_pairs: false,
     gate: GateFunction::Silu,
     has_pre_norms: true,
+    norm: NormKind::Rms,
+    is_parallel: false,
+    multiplies_logits: false,
     has_qk_norm: false,
     qk_norm: QkNorm::Heads,
     no_qk_norm: None,

@@ -53,7 +53,7 @@ pub(super) const FAMILY: Family = Family {
         },
     ],
     wrappers: &["Mistral3ForConditionalGeneration"],
-    modules: &[(Part::Router, "block_sparse_moe.gate"), (Part::ExpertGateUps, "mlp.experts.gate_up_proj")],
+    modules: &[(Part::Router, "block_sparse_moe.gate")],
     experts: Some(("block_sparse_moe.experts.", [(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
 };
 

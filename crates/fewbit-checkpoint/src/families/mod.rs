@@ -5,6 +5,7 @@
 //! To add a family, write its file, name it here, and add a tiny model of it with its logits to the goldens of
 //! `fewbit-model` (`tests/golden/reference.py`, and `hf_models.py` for folders).
 
+mod cohere;
 mod deepseek;
 mod exaone;
 mod gemma;
@@ -21,11 +22,11 @@ mod qwen;
 mod seed;
 mod smollm;
 
-use crate::config::{AttentionTemperature, Gating, LatentConfig, QkNorm};
+use crate::config::{AttentionTemperature, Gating, LatentConfig, NormKind, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 15] = [
+static FAMILIES: [Family; 16] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
@@ -41,6 +42,7 @@ static FAMILIES: [Family; 15] = [
     seed::FAMILY,
     hunyuan::FAMILY,
     deepseek::FAMILY,
+    cohere::FAMILY,
 ];
 
 /// The properties that the files of one family share.
@@ -76,6 +78,11 @@ pub(crate) struct Architecture {
     pub(crate) has_same_pairs: bool,
     pub(crate) gate: GateFunction,
     pub(crate) has_pre_norms: bool,
+    pub(crate) norm: NormKind,
+    /// Whether attention and the feed-forward block of a layer have the same input.
+    pub(crate) is_parallel: bool,
+    /// Whether `logit_scale` is a factor, not a divisor.
+    pub(crate) multiplies_logits: bool,
     pub(crate) has_qk_norm: bool,
     pub(crate) qk_norm: QkNorm,
     /// The number of experts of models of this architecture that have no norm of queries and keys.

@@ -7,8 +7,8 @@ use super::HfError;
 use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
-    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig, RopeConfig,
-    RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
+    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig, NormKind,
+    RopeConfig, RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
 };
 use crate::families::{self, Class, ExpertKeys, ExpertLayout, Temperatures, Windows};
 use fewbit_quant::GateFunction;
@@ -39,7 +39,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     };
     let json = wrapped.unwrap_or(whole);
     let (class, is_headless) = read_class(json)?;
-    refuse(json)?;
+    refuse(json, &class)?;
     let dim = json.required_count("hidden_size")?;
     let n_heads = json.count("num_attention_heads")?.or(class.n_heads);
     let n_heads = json.require("num_attention_heads", n_heads)?;
@@ -52,7 +52,9 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         Some(latent) => latent.kv_rank.saturating_add(latent.rotated_dim),
         None => json.count("head_dim")?.or(class.head_dim).unwrap_or(dim / n_heads),
     };
-    let max_positions = json.count("max_position_embeddings")?.unwrap_or(class.context_length);
+    // Command R was trained for more positions than `max_position_embeddings` says.
+    let trained = if class.gguf.norm == NormKind::Layer { json.count("model_max_length")? } else { None };
+    let max_positions = trained.or(json.count("max_position_embeddings")?).unwrap_or(class.context_length);
     let (sliding_window, is_local) = windows(json, &class, n_layers)?;
     let has_rope = rotated(json, &class, n_layers, sliding_window.map(|_| &is_local[..]))?;
     let scales = json.f64("query_pre_attn_scalar")?.filter(|_| class.is_gemma).or(class.scaled_by);
@@ -96,7 +98,11 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         head_dim,
         ffn_dim,
         context_length,
-        rms_norm_eps: json.f64("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
+        rms_norm_eps: match class.gguf.norm {
+            NormKind::Rms => json.f64("rms_norm_eps")?,
+            NormKind::Layer => json.f64("layer_norm_eps")?,
+        }
+        .unwrap_or(class.rms_norm_eps) as f32,
         gate: gate(json, &class)?,
         layers: (0..n_layers)
             .map(|i| LayerConfig {
@@ -110,6 +116,8 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         rope,
         local_rope: local_rope.filter(|_| sliding_window.is_some()),
         has_pre_norms: class.gguf.has_pre_norms,
+        norm: class.gguf.norm,
+        is_parallel: class.gguf.is_parallel,
         has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")?.unwrap_or(!class.gguf.has_optional_qk_norm),
         qk_norm: class.gguf.qk_norm,
         has_sinks: class.gguf.has_sinks,
@@ -127,7 +135,10 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
             false => multiplier("embedding_multiplier")? as f32,
         },
         residual_scale: multiplier("residual_multiplier")? as f32,
-        logit_scale: (1.0 / multiplier("logits_scaling")?) as f32,
+        logit_scale: match class.gguf.multiplies_logits {
+            true => json.f64("logit_scale")?.unwrap_or(0.0625) as f32,
+            false => (1.0 / multiplier("logits_scaling")?) as f32,
+        },
         logit_softcap: softcap("final_logit_softcapping", class.softcaps.1)?.map(|x| x as f32),
         pooling: None,
         n_unused_layers: match class.gguf.has_dense_lead {
@@ -172,8 +183,16 @@ fn read_class(json: Object<'_>) -> Result<(Class, bool), CheckpointError> {
 }
 
 /// Returns an error for features that the decoder does not have; ignoring them would give plausible nonsense.
-fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
+fn refuse(json: Object<'_>, class: &Class) -> Result<(), CheckpointError> {
     const SEES_AHEAD: &str = "attention that is not causal";
+    if class.gguf.norm == NormKind::Layer {
+        if json.bool("use_qk_norm")? == Some(true) {
+            return Err(json.unsupported("use_qk_norm", "layer norms of queries and keys"));
+        }
+        if json.f64("rotary_pct")?.is_some_and(|part| part != 1.0) {
+            return Err(json.unsupported("rotary_pct", "heads that are rotated in part"));
+        }
+    }
     if json.bool("use_bidirectional_attention")? == Some(true) {
         return Err(json.unsupported("use_bidirectional_attention", SEES_AHEAD));
     }

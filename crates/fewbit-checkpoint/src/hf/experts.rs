@@ -110,6 +110,7 @@ impl Builder<'_> {
         let [n, ffn_dim, dim] = self.sizes();
         if matches!(layout, ExpertLayout::Rows | ExpertLayout::Joint) {
             if part == Part::ExpertDowns || layout == ExpertLayout::Joint {
+                let gguf = if part == Part::ExpertUps { joint(gguf) } else { gguf.to_owned() };
                 let stored = Stored::Plain(tensor.clone());
                 return self.add_in_order(format!("{gguf}.weight"), tensor.shape.clone(), ty, stored, Order::Same);
             }
@@ -185,6 +186,11 @@ impl Builder<'_> {
         }
         Ok(())
     }
+}
+
+/// The GGUF name of gates and ups in one tensor, from that of the ups.
+fn joint(ups: &str) -> String {
+    ups.replace("ffn_up_exps", "ffn_gate_up_exps")
 }
 
 /// The GGUF name of the gates, from that of the ups.

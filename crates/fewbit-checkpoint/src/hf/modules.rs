@@ -198,7 +198,7 @@ impl Builder<'_> {
                 let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
                 let fp8 = Fp8::new(self.files, tensor, scale, block)?;
                 self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
-            } else if matches!(part, Part::ExpertUps | Part::ExpertDowns | Part::ExpertGateUps) {
+            } else if matches!(part, Part::ExpertUps | Part::ExpertDowns) {
                 self.experts(part, gguf, tensor, extras.expert_layout)?;
             } else {
                 let ty = plain_type(tensor)?;

@@ -6,13 +6,14 @@
 //! ```text
 //! x = embedding[token] [* scale]          on the host, see `decoder`
 //! each layer, with latent attention as in `latent`, otherwise:
-//!     h = [rms_norm of] x                quantized once for q, k, v
+//!     h = [norm of] x                    quantized once for q, k, v
 //!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
 //!     x += [norm of] attention(q, cache) Wo [+ bias]
-//!     h = [rms_norm of] x                quantized once for gate, up
+//!     h = [norm of] x                    quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
-//!       or the same of each expert that the token is routed to, weighted
-//! hidden = rms_norm(x[wanted rows])       see `head`
+//!       or the same of each expert that the token is routed to, weighted;
+//!       h is that of attention if both have the same input
+//! hidden = norm(x[wanted rows])           see `head`
 //! logits = hidden Woutput [+ bias] [* scale] [capped]
 //! ```
 //! The contribution of the row's adapters is added to a product and its bias: see `lora`.
@@ -26,7 +27,7 @@ use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
 use crate::segment::Step;
 use fewbit_checkpoint::names::{self, Part};
-use fewbit_checkpoint::{ModelConfig, QkNorm};
+use fewbit_checkpoint::{ModelConfig, NormKind, QkNorm};
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Matrix, Planes, Product, math::sigmoid};
 
 /// Buffers of a step, for all tokens of the batch.
@@ -47,6 +48,8 @@ pub(super) struct Buffers {
     up: Vec<f32>,
     /// `[n_tokens, dim]`: values that are normalized or scaled before they are added to the residual stream.
     branch: Vec<f32>,
+    /// `[n_tokens, dim]`: what came into the layer, if attention and the feed-forward block share it.
+    before: Vec<f32>,
     /// Inputs of products.
     pub(super) input: Activations,
     experts: ExpertBuffers,
@@ -156,6 +159,10 @@ impl CpuSegment {
         s.resize(n, &self.config);
         let mut batch = Batch { step, x };
         for (layer, weights) in self.layers.clone().zip(&self.weights) {
+            if self.config.is_parallel {
+                s.before.clear();
+                s.before.extend_from_slice(batch.x);
+            }
             if let Some(attention) = &weights.attention {
                 self.attention(layer, attention, &mut batch, s);
             }
@@ -223,7 +230,8 @@ impl CpuSegment {
     }
 
     fn feed_forward(&self, index: usize, w: &Ffn, b: &mut Batch<'_, '_>, s: &mut Buffers) {
-        self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
+        let x = if self.config.is_parallel { &s.before } else { &*b.x };
+        self.input(w.norm.as_deref(), w.input, x, &mut s.input);
         let post_norm = w.post_norm.as_deref();
         match &w.matrices {
             FeedForward::Dense(mlp) => {
@@ -241,6 +249,7 @@ impl CpuSegment {
     pub(super) fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
         let (c, e) = (&self.config, &self.shared.cpu);
         match norm {
+            Some(norm) if c.norm == NormKind::Layer => e.layer_norm(x, norm, c.rms_norm_eps, kinds, input),
             Some(norm) => e.rms_norm(x, norm, c.rms_norm_eps, kinds, input),
             None => e.activate(x, c.dim, kinds, input),
         }

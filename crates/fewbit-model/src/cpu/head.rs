@@ -6,8 +6,9 @@ use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
 use crate::lora::{AdaptedRows, AdapterPart, LoraTarget, LowRank};
 use crate::segment::Head;
+use fewbit_checkpoint::NormKind;
 use fewbit_checkpoint::names::Part;
-use fewbit_kernels::{ActivationKinds, Matrix};
+use fewbit_kernels::{ActivationKinds, Activations, Matrix};
 use std::sync::Arc;
 
 /// A norm and the output matrix.
@@ -20,6 +21,7 @@ pub(super) struct CpuHead {
     is_tied: bool,
     /// `[n_vocab]`
     bias: Option<Vec<f32>>,
+    norm_kind: NormKind,
     rms_norm_eps: f32,
     logit_scale: f32,
     logit_softcap: Option<f32>,
@@ -47,10 +49,21 @@ impl CpuHead {
             output,
             is_tied,
             bias,
+            norm_kind: config.norm,
             rms_norm_eps: config.rms_norm_eps,
             logit_scale: config.logit_scale,
             logit_softcap: config.logit_softcap,
         })
+    }
+}
+
+impl CpuHead {
+    fn normed(&self, rows: &[f32], kinds: ActivationKinds, out: &mut Activations) {
+        let cpu = &self.shared.cpu;
+        match self.norm_kind {
+            NormKind::Layer => cpu.layer_norm(rows, &self.norm, self.rms_norm_eps, kinds, out),
+            _ => cpu.rms_norm(rows, &self.norm, self.rms_norm_eps, kinds, out),
+        }
     }
 }
 
@@ -65,7 +78,7 @@ impl Head for CpuHead {
 
     fn norm(&self, rows: &mut [f32]) -> Result<(), ModelError> {
         self.shared.with_buffers(|s| {
-            self.shared.cpu.rms_norm(rows, &self.norm, self.rms_norm_eps, ActivationKinds::default(), &mut s.input);
+            self.normed(rows, ActivationKinds::default(), &mut s.input);
             rows.copy_from_slice(s.input.values());
         });
         Ok(())
@@ -76,7 +89,7 @@ impl Head for CpuHead {
         // Two planes, because the error of a logit is not averaged out by later layers, and only few rows get here.
         let kinds = ActivationKinds::of([self.output.ty()]).two_planes();
         self.shared.with_buffers(|s| {
-            e.rms_norm(rows, &self.norm, self.rms_norm_eps, kinds, &mut s.input);
+            self.normed(rows, kinds, &mut s.input);
             e.matmul(&self.output, &s.input, out);
             if let Some(bias) = &self.bias {
                 e.add_bias(bias, out);

@@ -242,7 +242,13 @@ impl Packer<'_, '_> {
         let is_latent = self.loader.config().latent.is_some();
         let attention = (part.has_attention() && !is_latent).then(|| self.attention(i)).transpose()?;
         let latent = (part.has_attention() && is_latent).then(|| self.latent_attention(i)).transpose()?;
-        let ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
+        let mut ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
+        if let (true, Some(ffn)) = (self.loader.config().is_parallel, &mut ffn) {
+            ffn.norm = match &attention {
+                Some(attention) => attention.norm.clone(),
+                None => self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
+            };
+        }
         Ok(Layer { attention, latent, ffn })
     }
 
@@ -305,7 +311,8 @@ impl Packer<'_, '_> {
                 (FeedForward::Dense(mlp), kinds)
             }
         };
-        let norm = self.norm_if(config.has_pre_norms, names::ffn_norm(&config.architecture), i)?;
+        let has_norm = config.has_pre_norms && !config.is_parallel;
+        let norm = self.norm_if(has_norm, names::ffn_norm(&config.architecture), i)?;
         let post_norm = self.norm_if(config.has_post_norms, Part::FfnPostNorm, i)?;
         Ok(Ffn { norm, matrices, post_norm, input })
     }

@@ -126,6 +126,13 @@ def deepseek_models():
                 "original_max_position_embeddings": 16, "factor": 32.0,
             },
         }, False),
+        ("Command R7B", "Cohere2", {
+            **dense, "num_hidden_layers": 8, "sliding_window": 13, "logit_scale": 0.25, "rotary_pct": 1.0, "layer_norm_eps": 1e-5,
+            "rope_parameters": theta(5e4),
+        }, False),
+        ("Command R", "Cohere", {
+            **dense, "num_key_value_heads": 6, "model_max_length": 512, "logit_scale": 0.8, "rope_parameters": theta(8e6),
+        }, False),
         ("GLM-4.5", "Glm4Moe", {
             **dense, **experts, "head_dim": 24, "use_qk_norm": True, "attention_bias": True, "first_k_dense_replace": 2,
             "n_shared_experts": 1, "num_mtp_layers": 0, "rope_parameters": theta(1e6, partial_rotary_factor=0.5),
