@@ -213,11 +213,17 @@ pub fn layer_of_hf(module: &str) -> Option<usize> {
 }
 
 /// The module and the last part of a tensor's name in a Hugging Face file. Parameters that belong to no module of their
-/// own count as one: `experts.down_proj` has a `weight`, and `experts.down_proj_bias` is its `bias`.
+/// own count as one: `experts.down_proj` has a `weight`, `experts.down_proj_bias` is its `bias`, and
+/// `experts.down_proj_scale_inv` its `weight_scale_inv`.
 pub fn split_hf(name: &str) -> (&str, &str) {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     if leaf == "sinks" || leaf.ends_with("_proj") {
         return (name, "weight");
+    }
+    for (end, part) in [("_scale_inv", "weight_scale_inv"), ("_activation_scale", "activation_scale")] {
+        if leaf.strip_suffix(end).is_some_and(|of| of.ends_with("_proj")) {
+            return (&name[..name.len() - end.len()], part);
+        }
     }
     match leaf.rsplit_once('_') {
         Some((of, "bias" | "blocks" | "scales")) if of.ends_with("_proj") => {

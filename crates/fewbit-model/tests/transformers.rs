@@ -21,6 +21,7 @@ use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
 use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
+use half::f16;
 use hf::{Folder, Tensor};
 use run::{bits, logits};
 use serde::Deserialize;
@@ -234,7 +235,9 @@ fn bits_of_quantized_models_do_not_depend_on_how_the_work_is_split() {
 /// A file of the converter's keys with other ones in their place, and of tensors.
 fn file_of(keys: &BTreeMap<String, Value>, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> GgufFile {
     let mut w = GgufWriter::new();
-    keys.iter().for_each(|(key, value)| w.set(key.clone(), value.clone()));
+    for (key, value) in keys {
+        w.set(key.clone(), value.clone());
+    }
     for (name, shape, ty, bytes) in tensors {
         w.tensor(name.clone(), shape, *ty, bytes.clone()).expect("a valid tensor");
     }
@@ -371,4 +374,117 @@ fn layers_after_the_last_are_left_out() {
     keys.insert("general.architecture".to_owned(), "qwen3moe".into());
     let refused = Decoder::load(&file_of(&keys, &tensors), &LoadOptions::new()).map(|_| ()).expect_err("refused");
     assert!(refused.to_string().contains("nextn_predict_layers"), "{refused}");
+}
+
+/// Folders with FP8 matrices give the bits of folders that have them in F16: those for keys and values in scaled blocks,
+/// which are split and turned, and those of experts with a scale for each expert.
+#[test]
+fn fp8_of_latent_attention_and_of_experts_is_read() {
+    let block = serde_json::json!({ "quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128] });
+    let whole = serde_json::json!({ "quant_method": "fp8", "activation_scheme": "static", "weight_block_size": null });
+    let scales = |n: usize| -> Vec<f32> { (0..n).map(|i| [1.0 / 256.0, 1.0 / 512.0, 1.0 / 128.0][i % 3]).collect() };
+    for (name, parts, scheme) in
+        [("DeepSeek 3", &["kv_b_proj.weight"][..], block), ("Mistral Small 4", &["gate_up_proj", "down_proj"], whole)]
+    {
+        let all = models();
+        let model = all.models.iter().find(|model| model.name == name).expect("there");
+        let [fp8, f16] = [true, false].map(|is_fp8| {
+            let mut folder = model.folder();
+            let mut more = Vec::new();
+            let is_one = |tensor: &Tensor| parts.iter().any(|part| tensor.name.ends_with(part));
+            for tensor in folder.tensors.iter_mut().filter(|tensor| is_one(tensor)) {
+                let n = tensor.bytes.len() / 4;
+                // One scale for 128 rows, or for an expert.
+                let (n_scales, shape, of) = match tensor.shape[..] {
+                    [rows, cols] => (rows / 128, vec![rows / 128, 1], 128 * cols),
+                    [experts, rows, cols] => (experts, vec![experts, 1, 1], rows * cols),
+                    _ => unreachable!("matrices"),
+                };
+                let scales = scales(n_scales as usize);
+                let codes = (0..n).map(|i| ((i * 37 + i / 64 * 11) % 112 + i % 3 / 2 * 128) as u8);
+                if is_fp8 {
+                    let bytes = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+                    more.push(Tensor { name: format!("{}_scale_inv", tensor.name), dtype: "F32", shape, bytes });
+                    if !tensor.name.ends_with("weight") {
+                        let (name, bytes) = (format!("{}_activation_scale", tensor.name), vec![0; 4]);
+                        more.push(Tensor { name, dtype: "F32", shape: vec![1], bytes });
+                    }
+                    (tensor.dtype, tensor.bytes) = ("F8_E4M3", codes.collect());
+                } else {
+                    let values = codes.enumerate().map(|(i, code)| e4m3(code) * scales[i / of as usize]);
+                    (tensor.dtype, tensor.bytes) =
+                        ("F16", values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect());
+                }
+            }
+            folder.tensors.extend(more);
+            if is_fp8 {
+                folder.config.insert("quantization_config".to_owned(), scheme.clone());
+            }
+            let to = tempfile::tempdir().expect("a folder");
+            folder.write(to.path());
+            let opened = HfModel::open(to.path()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            let decoder = load(&opened, LoadOptions::new().threads(2));
+            bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512))
+        });
+        assert!(fp8 == f16 && fp8.iter().any(|&b| b != fp8[0]), "{name}");
+    }
+}
+
+/// The value of an FP8 code without its scale.
+fn e4m3(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let magnitude = if exponent == 0 { mantissa / 512.0 } else { (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7) };
+    if code & 128 != 0 { -magnitude } else { magnitude }
+}
+
+/// Adapters of the queries and of the output projection do what merging them into the weights does; of the matrices
+/// that latent attention does not apply as they are, they are refused.
+#[test]
+fn adapters_of_latent_attention_are_as_if_merged() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "DeepSeek 2 Lite").expect("there");
+    let tensors = |targets: &[&str]| -> Vec<Tensor> {
+        let modules = targets.iter().map(|target| format!("model.layers.1.self_attn.{target}"));
+        let pairs = modules.flat_map(|module| {
+            let (_, _, shape, ..) =
+                model.tensors.iter().find(|(name, ..)| *name == format!("{module}.weight")).expect("a matrix");
+            [("lora_A", vec![2, shape[1]], 0.3), ("lora_B", vec![shape[0], 2], 0.2)].map(|(half, shape, scale)| {
+                let name = format!("base_model.model.{module}.{half}.weight");
+                let bytes = values(&name, shape.iter().product::<u64>() as usize, scale, 0.0);
+                Tensor { name, dtype: "F32", shape, bytes }
+            })
+        });
+        pairs.collect()
+    };
+    let adapter = |to: &TempDir, tensors: &[Tensor]| {
+        std::fs::write(to.path().join("adapter_config.json"), r#"{ "r": 2, "lora_alpha": 3 }"#).expect("writable");
+        std::fs::write(to.path().join("adapter_model.safetensors"), hf::safetensors(tensors)).expect("writable");
+    };
+    let (to, plain) = (tempfile::tempdir().expect("a folder"), load(&model.opened().1, LoadOptions::new().threads(2)));
+    let parts = tensors(&["q_proj", "o_proj"]);
+    adapter(&to, &parts);
+    let lora = plain.load_lora(to.path()).expect("loads");
+    let set = plain.lora_set(&[(lora, 1.0)]).expect("a set");
+    let got = logits(&plain, &mut plain.new_cache_with(&set), &all.tokens, 512);
+    let mut merged = model.folder();
+    for pair in parts.chunks(2) {
+        let name = pair[0].name.replace("base_model.model.", "").replace("lora_A.", "");
+        let tensor = merged.tensors.iter_mut().find(|tensor| tensor.name == name).expect("a matrix");
+        let (a, b, n_cols) = (floats(&pair[0].bytes), floats(&pair[1].bytes), tensor.shape[1] as usize);
+        let sums = floats(&tensor.bytes).into_iter().enumerate().map(|(at, w)| {
+            let (row, col) = (at / n_cols, at % n_cols);
+            w + 1.5 * (b[2 * row] * a[col] + b[2 * row + 1] * a[n_cols + col])
+        });
+        tensor.bytes = sums.flat_map(|w| w.to_le_bytes()).collect();
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    merged.write(folder.path());
+    let merged = load(&HfModel::open(folder.path()).expect("valid"), LoadOptions::new().threads(2));
+    let want = logits(&merged, &mut merged.new_cache(), &all.tokens, 512);
+    let without = logits(&plain, &mut plain.new_cache(), &all.tokens, 512);
+    let far = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0.0f32, |d, (x, y)| d.max((x - y).abs()));
+    assert!(far(&got, &want) < 1e-3 && far(&got, &without) > 0.1, "{} {}", far(&got, &want), far(&got, &without));
+    adapter(&to, &tensors(&["kv_a_proj_with_mqa"]));
+    let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
+    assert!(refused.contains("kv_a_proj_with_mqa"), "{refused}");
 }

@@ -189,7 +189,7 @@ impl Builder<'_> {
 }
 
 /// The GGUF name of gates and ups in one tensor, from that of the ups.
-fn joint(ups: &str) -> String {
+pub(super) fn joint(ups: &str) -> String {
     ups.replace("ffn_up_exps", "ffn_gate_up_exps")
 }
 

@@ -40,6 +40,33 @@ impl Fp8 {
         block: Option<[usize; 2]>,
     ) -> Result<Self, CheckpointError> {
         let [n_rows, n_cols] = part::matrix_shape(weight)?;
+        Self::of(files, weight, scale, block, [n_rows, n_cols], n_rows)
+    }
+
+    /// Matrices of the same shape in one tensor, with a scale for each.
+    pub(super) fn stacked(
+        files: &SafetensorsModel,
+        weight: &TensorInfo,
+        scale: Option<&TensorInfo>,
+    ) -> Result<Self, CheckpointError> {
+        let sides: Vec<usize> = weight.shape.iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
+        let (&[n, rows, cols], true) = (&sides[..], sides.iter().all(|n| *n <= part::MAX_SIDE)) else {
+            let (expected, found) = (vec![1, 1, 1], weight.shape.clone());
+            return Err(HfError::PartShape { name: weight.name.clone(), expected, found }.into());
+        };
+        Self::of(files, weight, scale, None, [n.saturating_mul(rows), cols], rows.max(1))
+    }
+
+    /// A tensor of this many rows and columns, with a scale for all of it, for each of its rows, for each block, or for
+    /// each of its matrices of `of` rows.
+    fn of(
+        files: &SafetensorsModel,
+        weight: &TensorInfo,
+        scale: Option<&TensorInfo>,
+        block: Option<[usize; 2]>,
+        [n_rows, n_cols]: [usize; 2],
+        of: usize,
+    ) -> Result<Self, CheckpointError> {
         let mut fp8 = Self {
             weight: weight.clone(),
             scale: None,
@@ -51,7 +78,8 @@ impl Fp8 {
         let Some(scale) = scale else { return Ok(fp8) };
         let shape: Vec<usize> = scale.shape.iter().map(|&n| usize::try_from(n).unwrap_or(usize::MAX)).collect();
         match (&shape[..], block) {
-            ([] | [1] | [1, 1], _) => {}
+            ([] | [1] | [1, 1] | [1, 1, 1], _) => {}
+            ([n] | [n, 1] | [n, 1, 1], None) if of < n_rows && *n == n_rows / of => fp8.rows = of,
             ([n], _) | ([n, 1], _) if *n == n_rows => fp8.rows = 1,
             (&[r, c], Some([rows, cols])) if r == n_rows.div_ceil(rows) && c == n_cols.div_ceil(cols) => {
                 (fp8.rows, fp8.cols) = (rows, cols);

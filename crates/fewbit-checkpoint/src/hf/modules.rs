@@ -1,13 +1,14 @@
 //! Maps the tensors of the files to those of the model, by the module that they belong to.
 
 use super::config::Extras;
-use super::experts::{Columns, Mxfp4};
+use super::experts::{Columns, Mxfp4, joint};
 use super::fp8::Fp8;
 use super::ints::{Ints, Layout, Parts};
 use super::latent::Turned;
 use super::part::{matrix_shape, plain_type};
 use super::scheme::Scheme;
 use super::{FileTensor, HfError, permutes, unpermuted};
+use crate::families::ExpertLayout;
 use crate::names::{self, Part};
 use crate::source::{decode, tensor_bytes};
 use crate::{CheckpointError, ModelConfig};
@@ -196,7 +197,12 @@ impl Builder<'_> {
             used.push("weight");
             if Fp8::is(tensor.dtype) {
                 let (scale, block) = self.fp8_scale(tensor, module, &mut used)?;
-                let fp8 = Fp8::new(self.files, tensor, scale, block)?;
+                let is_joint = extras.expert_layout == ExpertLayout::Joint;
+                let fp8 = match is_joint && tensor.shape.len() == 3 {
+                    true => Fp8::stacked(self.files, tensor, scale)?,
+                    false => Fp8::new(self.files, tensor, scale, block)?,
+                };
+                let weight = if is_joint && part == Part::ExpertUps { joint(&weight) } else { weight };
                 self.add(weight, tensor.shape.clone(), fp8.ty, Stored::Fp8(fp8), part)?;
             } else if matches!(part, Part::ExpertUps | Part::ExpertDowns) {
                 self.experts(part, gguf, tensor, extras.expert_layout)?;

@@ -9,7 +9,7 @@ use fewbit_quant::TensorType;
 
 /// Larger than the number of rows or columns of any model, and small enough that products with small numbers do not
 /// overflow.
-const MAX_SIDE: usize = 1 << 28;
+pub(super) const MAX_SIDE: usize = 1 << 28;
 
 /// The shape of a tensor that must be a matrix; a vector counts as one row.
 pub(super) fn matrix_shape(tensor: &TensorInfo) -> Result<[usize; 2], HfError> {
