@@ -105,6 +105,7 @@ pub struct Ffn {
 
 /// The matrices of a feed-forward part.
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "there is one for each layer")]
 pub enum FeedForward {
     /// The same matrices for all tokens.
     Dense(Mlp),
