@@ -42,6 +42,26 @@ pub enum Part {
     Down,
     /// The norm of the output of the feed-forward block.
     FfnPostNorm,
+    /// The gates of the outputs of a layer with a state.
+    AttnGate,
+    /// As [`Part::Qkv`] and [`Part::AttnGate`] of a layer with a state, key head by key head.
+    SsmIn,
+    /// The betas and then the alphas, key head by key head.
+    SsmBetaAlpha,
+    /// The scores whose sigmoid is how much of a state is replaced.
+    SsmBeta,
+    /// The scores of how much of a state is kept.
+    SsmAlpha,
+    /// The convolution before a state.
+    SsmConv,
+    /// The bias of the alphas.
+    SsmDt,
+    /// Minus the exponentials of the decay rates of the heads; a tensor without `.weight`.
+    SsmA,
+    /// The norm of the outputs of a state.
+    SsmNorm,
+    /// The output projection of a layer with a state.
+    SsmOut,
     /// The router, which gives one score per expert.
     Router,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
@@ -60,8 +80,9 @@ pub enum Part {
     SharedDown,
 }
 
-/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`.
-const GGUF: [(Part, &str); 26] = [
+/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except
+/// [`Part::SsmA`].
+const GGUF: [(Part, &str); 36] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -75,6 +96,16 @@ const GGUF: [(Part, &str); 26] = [
     (Part::KNorm, "blk.{}.attn_k_norm"),
     (Part::AttnOutput, "blk.{}.attn_output"),
     (Part::AttnPostNorm, "blk.{}.post_attention_norm"),
+    (Part::AttnGate, "blk.{}.attn_gate"),
+    (Part::SsmIn, "blk.{}.ssm_in"),
+    (Part::SsmBetaAlpha, "blk.{}.ssm_ba"),
+    (Part::SsmBeta, "blk.{}.ssm_beta"),
+    (Part::SsmAlpha, "blk.{}.ssm_alpha"),
+    (Part::SsmConv, "blk.{}.ssm_conv1d"),
+    (Part::SsmDt, "blk.{}.ssm_dt"),
+    (Part::SsmA, "blk.{}.ssm_a"),
+    (Part::SsmNorm, "blk.{}.ssm_norm"),
+    (Part::SsmOut, "blk.{}.ssm_out"),
     (Part::FfnNorm, "blk.{}.ffn_norm"),
     (Part::Gate, "blk.{}.ffn_gate"),
     (Part::Up, "blk.{}.ffn_up"),
@@ -144,7 +175,9 @@ const HF: [(Part, &str); 14] = [
 const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
 /// Names of the vision parts in the files of vision models, before and since `transformers` 4.52.
-const HF_IMAGES: [&str; 6] = [
+const HF_IMAGES: [&str; 8] = [
+    "visual.",
+    "model.visual.",
     "vision_tower.",
     "vision_model.",
     "multi_modal_projector.",
@@ -154,8 +187,12 @@ const HF_IMAGES: [&str; 6] = [
 ];
 
 /// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
-/// with the prefix that bare decoders lack. `None` for vision parts.
+/// with the prefix that bare decoders lack. `None` for vision parts, and for layers that predict further tokens.
 pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
+    // Layers that predict further tokens.
+    if module.starts_with("mtp.") || module.starts_with("model.mtp.") {
+        return None;
+    }
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
@@ -181,10 +218,11 @@ pub fn ffn_norm(architecture: &str) -> Part {
 /// own count as one: `experts.down_proj` has a `weight`, and `experts.down_proj_bias` is its `bias`.
 pub fn split_hf(name: &str) -> (&str, &str) {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    if leaf == "sinks" || leaf.ends_with("_proj") {
+    if ["sinks", "A_log"].contains(&leaf) || leaf.ends_with("_proj") {
         return (name, "weight");
     }
     match leaf.rsplit_once('_') {
+        Some(("dt", "bias")) => (&name[..name.len() - "_bias".len()], "bias"),
         Some((of, "bias" | "blocks" | "scales")) if of.ends_with("_proj") => {
             let end = name.len() - leaf.len() + of.len();
             (&name[..end], &leaf[of.len() + 1..])

@@ -203,7 +203,9 @@ impl<'a> LayerLoader<'a> {
     /// # Errors
     /// [`CheckpointError::UnexpectedTensor`] for a tensor that was never taken.
     pub(crate) fn finish(self) -> Result<u128, ModelError> {
-        let is_unknown = |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name);
+        let is_unknown = |name: &str| {
+            !self.known.contains(name) && !names::is_ignored_in_gguf(name) && !self.config.leaves_out(name)
+        };
         match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {
             Some(tensor) => Err(CheckpointError::UnexpectedTensor {
                 name: self.source.name_in_file(&tensor.name),

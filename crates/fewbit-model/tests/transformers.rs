@@ -107,6 +107,10 @@ impl Model {
                     let list = value.as_array().expect("a list").iter();
                     Value::from(list.map(|b| b.as_bool().expect("a bool")).collect::<Vec<_>>())
                 }
+                "array+int32" => {
+                    let list = value.as_array().expect("a list").iter();
+                    Value::from(list.map(|n| n.as_i64().expect("an integer") as i32).collect::<Vec<_>>())
+                }
                 other => panic!("{key} is {other}"),
             };
             w.set(key.clone(), value);
@@ -213,5 +217,136 @@ fn bits_of_quantized_models_do_not_depend_on_how_the_work_is_split() {
         let got: Vec<u32> = (0..got.n_rows()).flat_map(|i| bits(got.row(i))).collect();
         let expected = [after(270), after(270), want[..33 * N_VOCAB].to_vec(), after(270)].concat();
         assert!(got == expected, "{name}: rolled back, forked, alone and restored");
+    }
+}
+
+/// Tokens of a text, and the logits after each.
+struct Text {
+    decoder: Decoder,
+    tokens: Vec<u32>,
+    want: Vec<u32>,
+}
+
+impl Text {
+    /// A text for every model with recurrent layers.
+    fn all() -> impl Iterator<Item = (String, Self)> {
+        let models = models().models.into_iter();
+        models.filter_map(|model| {
+            let file = model.quantized(Recipe::Q4_0);
+            file.config().expect("a valid configuration").recurrent?;
+            let decoder = load(&file, LoadOptions::new().threads(2));
+            let tokens: Vec<u32> = (0..600).map(|i| (i * i / 3 + i * 7) % 60).collect();
+            let tokens = tokens[..decoder.config().context_length.min(600) - 90].to_vec();
+            let want = bits(&logits(&decoder, &mut decoder.new_cache(), &tokens, 512));
+            Some((model.name, Self { decoder, tokens, want }))
+        })
+    }
+
+    /// Appends the tokens from the end of the cache up to `to`, and compares the logits.
+    fn append(&self, cache: &mut fewbit_model::KvCache, to: usize, what: &str) {
+        let from = cache.len();
+        let got = bits(&logits(&self.decoder, cache, &self.tokens[from..to], 64));
+        assert!(got == self.want[from * N_VOCAB..to * N_VOCAB], "{what}: tokens {from} to {to}");
+    }
+}
+
+#[test]
+fn rejected_drafts_leave_no_trace_in_recurrent_layers() {
+    for (name, text) in Text::all() {
+        let n = text.tokens.len();
+        for (drafted, accepted) in [(5, 2), (17, 16), (9, 1), (4, 4), (36, 4), (100, 7)] {
+            let mut cache = text.decoder.new_cache();
+            text.append(&mut cache, 3, &name);
+            while cache.len() + drafted < n {
+                let (start, right) = (cache.len(), cache.len() + accepted);
+                let draft: Vec<u32> = (start..start + drafted)
+                    .map(|i| if i < right { text.tokens[i] } else { 59 - text.tokens[i] })
+                    .collect();
+                let got = bits(&logits(&text.decoder, &mut cache, &draft, 512));
+                assert!(got[..accepted * N_VOCAB] == text.want[start * N_VOCAB..right * N_VOCAB], "{name}: at {start}");
+                let left = cache.truncate(right);
+                match drafted {
+                    // Too many for the log, so the step is computed again: its beginning is known.
+                    100 => assert!(left >= start, "{name}: {left} of {right}, from {start}"),
+                    _ => assert_eq!(left, right, "{name}: from {start}"),
+                }
+                // Saved and forked where the state is yet to be computed.
+                let mut saved = Vec::new();
+                cache.serialize(&mut saved).expect("the CPU does not fail");
+                assert!(saved.len() as u64 <= text.decoder.cache_state_bytes(cache.len()), "{name}");
+                let loras = fewbit_model::LoraSet::default();
+                let mut restored = text.decoder.restore_cache(&loras, left, &saved).expect("what serialize wrote");
+                let mut fork = cache.fork();
+                text.append(&mut restored, (right + 2).min(n), &name);
+                text.append(&mut fork, (right + 3).min(n), &name);
+                text.append(&mut cache, right, &name);
+            }
+            text.append(&mut cache, n, &name);
+        }
+        assert_eq!(text.decoder.kv_pages(), 0, "{name}: everything is given back");
+    }
+}
+
+#[test]
+fn prefixes_are_known_up_to_the_last_state() {
+    let mut n_models = 0;
+    for (name, text) in Text::all() {
+        n_models += 1;
+        let (decoder, n) = (&text.decoder, text.tokens.len());
+        let loras = fewbit_model::LoraSet::default();
+        let mut tree = decoder.new_prefix_tree();
+        let mut cache = decoder.new_cache();
+        text.append(&mut cache, 300, &name);
+        assert!(cache.n_pages() > 2 && cache.bytes() > 2 * decoder.kv_page_bytes(), "{name}: states are counted");
+        tree.insert(&text.tokens, &cache);
+        assert!(tree.n_pages() > 2, "{name}: states are counted");
+        // The whole of it, a page of it, nothing of it.
+        for (known, asked) in [(300, n), (256, 299), (256, 256), (0, 255)] {
+            let mut found = tree.find(&text.tokens[..asked], &loras);
+            assert_eq!(found.len(), known, "{name}: of {asked}");
+            text.append(&mut found, n, &name);
+        }
+        // Back to a state at a page's end, and to the beginning.
+        let mut long = cache.fork();
+        text.append(&mut long, n, &name);
+        assert_eq!(long.truncate(290), 256, "{name}");
+        text.append(&mut long, n, &name);
+        assert_eq!(long.truncate(100), 0, "{name}");
+        text.append(&mut long, 100, &name);
+        let pages = decoder.kv_pages();
+        drop((cache, long));
+        assert!(decoder.kv_pages() < pages && decoder.kv_pages() == tree.n_pages(), "{name}");
+        assert!(tree.evict(usize::MAX) > 2, "{name}");
+        assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
+    }
+    assert_eq!(n_models, 3, "models with recurrent layers");
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_left_out() {
+    for model in models().models.iter().filter(|model| model.name.starts_with("Qwen3")) {
+        let file = model.quantized(Recipe::F32);
+        let mut w = GgufWriter::new();
+        for (key, value) in file.metadata().iter() {
+            w.set(key.to_owned(), value.clone());
+        }
+        let config = file.config().expect("valid");
+        let (n, prefix) = (config.n_layers(), &config.architecture);
+        w.set(format!("{prefix}.block_count"), n as u32 + 1);
+        w.set(format!("{prefix}.nextn_predict_layers"), 1u32);
+        let kinds: Vec<bool> = config.layers.iter().map(|layer| layer.is_recurrent).chain([false]).collect();
+        w.set(format!("{prefix}.attention.recurrent_layers"), kinds);
+        for tensor in file.tensors() {
+            let bytes = file.tensor_bytes(tensor).to_vec();
+            w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes).expect("a valid tensor");
+        }
+        for name in ["nextn.eh_proj.weight", "attn_q.weight"] {
+            w.tensor(format!("blk.{n}.{name}"), &[2], fewbit_quant::TensorType::F32, vec![0; 8]).expect("valid");
+        }
+        let with_more = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+        let (with_more, without) = (load(&with_more, LoadOptions::new()), load(&file, LoadOptions::new()));
+        assert_eq!(with_more.config().n_layers(), n);
+        let run = |decoder: &Decoder| bits(&logits(decoder, &mut decoder.new_cache(), &[1, 2, 3, 4, 5], 512));
+        assert!(run(&with_more) == run(&without), "{}", model.name);
     }
 }

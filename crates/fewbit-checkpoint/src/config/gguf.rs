@@ -4,18 +4,18 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, ExpertConfig, Gating, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, Pooling,
-    RopeConfig, RopeScaling, bad, check_count,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, Gating, LayerConfig, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH,
+    ModelConfig, Pooling, Recurrent, RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
-use crate::families::{self, Architecture};
+use crate::families::{self, Architecture, RecurrentKind};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 
 /// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
 /// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
 /// nonsense.
-const REFUSED: [(&str, &str, f64); 15] = [
+const REFUSED: [(&str, &str, f64); 14] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
     ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
@@ -30,7 +30,6 @@ const REFUSED: [(&str, &str, f64); 15] = [
     ("expert_group_count", "groups of experts", 1.0),
     ("leading_dense_block_count", "dense layers before those with experts", 0.0),
     ("router_logit_softcapping", "capped router scores", 0.0),
-    ("nextn_predict_layers", "layers that predict further tokens", 0.0),
 ];
 
 /// The metadata of one architecture: keys without its prefix, each value checked.
@@ -56,6 +55,18 @@ impl Keys<'_> {
     fn required(&self, key: &str, max: usize) -> Result<usize, CheckpointError> {
         let missing = || fewbit_format::FormatError::MissingKey { key: self.name(key) };
         self.count(key, max)?.ok_or_else(|| missing().into())
+    }
+
+    /// The number of layers, without those that predict further tokens.
+    fn layers(&self, arch: &Architecture) -> Result<usize, CheckpointError> {
+        let all = self.required("block_count", MAX_LAYERS)?;
+        let Some(further) = self.or_none("nextn_predict_layers", MAX_LAYERS)? else { return Ok(all) };
+        let (key, value) = (self.name("nextn_predict_layers"), further.to_string());
+        if !arch.has_further_layers {
+            let feature = "layers that predict further tokens";
+            return Err(CheckpointError::UnsupportedFeature { feature, key, value });
+        }
+        all.checked_sub(further).filter(|&n| n > 0).ok_or_else(|| bad(&key, value, format!("fewer than {all} layers")))
     }
 
     /// A count for which 0 means "none".
@@ -116,7 +127,7 @@ impl ModelConfig {
         };
         let keys = Keys { meta, prefix: name };
         keys.refuse()?;
-        let n_layers = keys.required("block_count", MAX_LAYERS)?;
+        let n_layers = keys.layers(arch)?;
         let dim = keys.required("embedding_length", MAX_WIDTH)?;
         let n_heads = keys.required("attention.head_count", MAX_WIDTH)?;
         let head_dim = keys.count("attention.key_length", MAX_WIDTH)?.unwrap_or(dim / n_heads);
@@ -143,8 +154,10 @@ impl ModelConfig {
             Some(_) => keys.or_none("interleave_moe_layer_step", MAX_LAYERS)?.unwrap_or(1),
             None => 1,
         };
+        let is_recurrent = recurrent_layers(&keys, arch, n_layers)?;
         let layers: Vec<_> = (0..n_layers)
             .map(|i| LayerConfig {
+                is_recurrent: is_recurrent[i],
                 is_local: has_window && is_local[i],
                 has_rope: !is_nope
                     && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
@@ -187,6 +200,8 @@ impl ModelConfig {
             attention_scale: (keys.positive("attention.scale")?).unwrap_or((1.0 / (width as f64).sqrt()) as f32),
             attention_softcap: keys.positive("attn_logit_softcapping")?.or(arch.softcaps.0),
             has_sinks: arch.has_sinks,
+            has_output_gate: arch.has_output_gate,
+            recurrent: recurrent(&keys, arch)?,
             experts,
             embedding_scale: match arch.scales_embeddings {
                 true => embedding_scale(dim),
@@ -210,6 +225,48 @@ impl ModelConfig {
 /// The square root of the width, rounded to bf16, in which these models were trained and are run.
 pub(crate) fn embedding_scale(dim: usize) -> f32 {
     half::bf16::from_f64((dim as f64).sqrt()).to_f32()
+}
+
+/// Which layers keep a state of fixed size.
+fn recurrent_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    if arch.recurrent.is_none() {
+        return Ok(vec![false; n_layers]);
+    }
+    let name = keys.name("attention.recurrent_layers");
+    let Some(Value::Array(_)) = keys.meta.get(&name) else {
+        let every = keys.count("full_attention_interval", MAX_LAYERS)?.unwrap_or(4);
+        return Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect());
+    };
+    let list = match keys.meta.bool_array(&name) {
+        Ok(list) => list.unwrap_or_default().to_vec(),
+        Err(_) => keys.meta.require_u32_array(&name)?.iter().map(|&is_recurrent| is_recurrent != 0).collect(),
+    };
+    match list.get(..n_layers) {
+        Some(list) => Ok(list.to_vec()),
+        None => Err(bad(&name, format!("{} layers", list.len()), format!("{n_layers} layers"))),
+    }
+}
+
+/// What recurrent layers compute.
+fn recurrent(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<Recurrent>, CheckpointError> {
+    let required = |key: &str| keys.required(key, MAX_WIDTH);
+    Ok(match arch.recurrent {
+        None => None,
+        Some(RecurrentKind::DeltaNet { is_tiled }) => {
+            let (n_v_heads, inner) = (required("ssm.time_step_rank")?, required("ssm.inner_size")?);
+            if !inner.is_multiple_of(n_v_heads) {
+                return Err(bad(&keys.name("ssm.inner_size"), inner, format!("a multiple of {n_v_heads} heads")));
+            }
+            Some(Recurrent::DeltaNet(DeltaNetConfig {
+                n_k_heads: required("ssm.group_count")?,
+                n_v_heads,
+                k_dim: required("ssm.state_size")?,
+                v_dim: inner / n_v_heads,
+                n_taps: required("ssm.conv_kernel")?,
+                is_tiled,
+            }))
+        }
+    })
 }
 
 /// Which layers see only the window, for a model that has one.

@@ -17,6 +17,7 @@ mod mistral;
 mod olmo;
 mod phi;
 mod qwen;
+mod qwen_next;
 mod seed;
 mod smollm;
 
@@ -24,12 +25,13 @@ use crate::config::{AttentionTemperature, Gating, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 14] = [
+static FAMILIES: [Family; 15] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
     granite::FAMILY,
     qwen::FAMILY,
+    qwen_next::FAMILY,
     phi::FAMILY,
     gemma::FAMILY,
     gpt_oss::FAMILY,
@@ -79,6 +81,14 @@ pub(crate) struct Architecture {
     /// The number of experts of models of this architecture that have no norm of queries and keys.
     pub(crate) no_qk_norm: Option<usize>,
     pub(crate) has_sinks: bool,
+    /// Whether queries come with gates of the outputs.
+    pub(crate) has_output_gate: bool,
+    /// What layers without attention compute.
+    pub(crate) recurrent: Option<RecurrentKind>,
+    /// Whether files may have further layers after the last one, which predict further tokens and are left out.
+    pub(crate) has_further_layers: bool,
+    /// Whether other programs need `rope.dimension_sections` in its files.
+    pub(crate) has_rope_sections: bool,
     pub(crate) has_post_norms: bool,
     /// The name of the norm before the feed-forward block in GGUF files: its own, or that of the norm after attention.
     pub(crate) ffn_norm: Part,
@@ -119,6 +129,13 @@ pub(crate) struct Architecture {
     pub(crate) has_shared_expert: bool,
     /// Whether the shared expert has a gate.
     pub(crate) has_shared_gate: bool,
+}
+
+/// What layers with a state of fixed size compute.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum RecurrentKind {
+    /// The gated delta rule. In GGUF files, heads are tiled or not: see `DeltaNetConfig`.
+    DeltaNet { is_tiled: bool },
 }
 
 /// Which layers see only a window.
@@ -195,8 +212,10 @@ pub(crate) struct Class {
     pub(crate) tied: bool,
     /// Whether q, k and v have biases even without `attention_bias`.
     pub(crate) has_qkv_bias: bool,
-    /// Whether the model follows Gemma's conventions: norm weights stored minus 1, scaled embeddings, GELU.
+    /// Whether the model follows Gemma's conventions: scaled embeddings, GELU.
     pub(crate) is_gemma: bool,
+    /// Whether the weights of norms are stored minus 1.
+    pub(crate) norms_from_one: bool,
     /// Head size that scores are scaled by, and caps of scores and of logits, if the file does not specify them.
     pub(crate) scaled_by: Option<f64>,
     pub(crate) softcaps: (Option<f64>, Option<f64>),

@@ -7,10 +7,10 @@ use super::HfError;
 use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
-    AttentionTemperature, ExpertConfig, LayerConfig, ModelConfig, RopeConfig, RopeScaling, bad, embedding_scale,
-    longrope_magnitude, yarn_magnitude,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, LayerConfig, ModelConfig, Recurrent, RopeConfig, RopeScaling,
+    bad, embedding_scale, longrope_magnitude, yarn_magnitude,
 };
-use crate::families::{self, Class, ExpertLayout, Temperatures, Windows};
+use crate::families::{self, Class, ExpertLayout, RecurrentKind, Temperatures, Windows};
 use fewbit_quant::GateFunction;
 
 /// The information in `config.json` that is not part of a [`ModelConfig`].
@@ -75,6 +75,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         (None, Some(experts)) if !has_experts.contains(&false) => experts.ffn_dim,
         _ => json.required_count(class.ffn_width)?,
     };
+    let is_recurrent = recurrent_layers(json, &class, n_layers)?;
     let config = ModelConfig {
         architecture: class.gguf.name.to_owned(),
         // For display only: a value of the wrong type must not keep the model from loading.
@@ -93,6 +94,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         gate: gate(json, &class)?,
         layers: (0..n_layers)
             .map(|i| LayerConfig {
+                is_recurrent: is_recurrent[i],
                 is_local: is_local[i] && sliding_window.is_some(),
                 has_rope: has_rope[i],
                 has_experts: has_experts[i],
@@ -106,6 +108,8 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")? != Some(false),
         qk_norm: class.gguf.qk_norm,
         has_sinks: class.gguf.has_sinks,
+        has_output_gate: class.gguf.has_output_gate,
+        recurrent: recurrent(json, &class)?,
         has_post_norms: class.gguf.has_post_norms,
         attention_scale: match class.gguf.has_multipliers {
             true => multiplier("attention_multiplier")? as f32,
@@ -131,7 +135,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 None => whole.bool("tie_word_embeddings")?.unwrap_or(class.tied),
             },
         has_qkv_bias: class.has_qkv_bias || json.bool("attention_bias")? == Some(true),
-        norms_from_one: class.is_gemma,
+        norms_from_one: class.norms_from_one,
         is_wrapped: wrapped.is_some(),
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
     };
@@ -169,6 +173,37 @@ fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
         return Err(json.unsupported("is_causal", SEES_AHEAD));
     }
     Ok(())
+}
+
+/// Which layers keep a state of fixed size.
+fn recurrent_layers(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    if class.gguf.recurrent.is_none() {
+        return Ok(vec![false; n_layers]);
+    }
+    if class.gguf.has_output_gate && json.bool("attn_output_gate")? == Some(false) {
+        return Err(json.unsupported("attn_output_gate", "attention without gates"));
+    }
+    if let Some(list) = layer_types(json, n_layers, "linear_attention")? {
+        return Ok(list);
+    }
+    let every = json.count("full_attention_interval")?.unwrap_or(4).max(1);
+    Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect())
+}
+
+/// What recurrent layers compute.
+fn recurrent(json: Object<'_>, class: &Class) -> Result<Option<Recurrent>, CheckpointError> {
+    let count = |key: &str, usual: usize| json.count(key).map(|n| n.unwrap_or(usual));
+    Ok(match class.gguf.recurrent {
+        None => None,
+        Some(RecurrentKind::DeltaNet { is_tiled }) => Some(Recurrent::DeltaNet(DeltaNetConfig {
+            n_k_heads: count("linear_num_key_heads", 16)?,
+            n_v_heads: count("linear_num_value_heads", 32)?,
+            k_dim: count("linear_key_head_dim", 128)?,
+            v_dim: count("linear_value_head_dim", 128)?,
+            n_taps: count("linear_conv_kernel_dim", 4)?,
+            is_tiled,
+        })),
+    })
 }
 
 /// How queries are scaled by their position.
@@ -487,7 +522,7 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
         ffn_dim: json.required_count(keys.width)?,
         gating: class.gguf.gating,
         scales_inputs: class.gguf.scales_expert_inputs,
-        is_normalized: keys.is_normalized || json.bool("norm_topk_prob")?.unwrap_or(false),
+        is_normalized: json.bool("norm_topk_prob")?.unwrap_or(keys.is_normalized),
         scale: 1.0,
         shared_ffn_dim,
         has_shared_gate: class.gguf.has_shared_gate && shared_ffn_dim.is_some(),

@@ -19,6 +19,7 @@ use fewbit_quant::TensorType;
 use std::ops::Range;
 
 /// Matrices whose rows are columns of a tensor of the file.
+#[derive(Clone)]
 pub(super) struct Columns {
     /// `[n_matrices, n_inputs, n_columns]`, of plain floats.
     pub(super) tensor: FileTensor,
@@ -54,6 +55,7 @@ impl Columns {
 }
 
 /// Matrices in blocks of MXFP4.
+#[derive(Clone)]
 pub(super) struct Mxfp4 {
     pub(super) blocks: FileTensor,
     pub(super) scales: FileTensor,

@@ -13,6 +13,7 @@ use fewbit_quant::TensorType;
 use half::{bf16, f16};
 
 /// An FP8 matrix.
+#[derive(Clone)]
 pub(super) struct Fp8 {
     /// `[n_rows, n_cols]`
     pub(super) weight: TensorInfo,

@@ -52,6 +52,7 @@ pub(super) struct Parts<'a> {
 }
 
 /// A matrix of integer codes.
+#[derive(Clone)]
 pub(super) struct Ints {
     pub(super) codes: TensorInfo,
     pub(super) scales: TensorInfo,

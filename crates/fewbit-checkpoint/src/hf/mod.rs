@@ -8,6 +8,7 @@
 //!   head in GGUF is element `j n / 2 + i` here (`n` elements are rotated);
 //! - norms of the Gemma family, which are stored minus 1, get the 1 added;
 //! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`);
+//! - heads of gated delta rules get the order of GGUF files (`modules.rs`);
 //! - tensors that hold the matrices of all experts are split, and turned to a row for each output (`experts.rs`).
 
 mod config;
@@ -113,6 +114,16 @@ impl HfModel {
         Ok(())
     }
 
+    /// Puts the heads of a row of a matrix, each of this many bytes, into tiled order.
+    fn tile_columns(&self, row: &mut [u8], head_bytes: usize) {
+        let Some(delta) = self.config.delta_net() else { return };
+        let grouped = row.to_vec();
+        for (head, tiled) in row.chunks_exact_mut(head_bytes).enumerate() {
+            let from = delta.grouped_head(head) * head_bytes;
+            tiled.copy_from_slice(&grouped[from..from + head_bytes]);
+        }
+    }
+
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
@@ -185,6 +196,12 @@ impl WeightSource for HfModel {
                 let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n_cols(tensor))?;
                 out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
             }
+            Stored::Log { tensor: plain, ty } => {
+                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n_cols(tensor))?;
+                // In f64 with the pure-Rust `libm`, so that it is the same on every platform.
+                let negated = |i: usize| -libm::exp(f64::from(values[source(i)])) as f32;
+                out.extend((0..values.len()).flat_map(|i| negated(i).to_le_bytes()));
+            }
             Stored::Fp8(fp8) => {
                 let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
                 whole(&mut out);
@@ -221,6 +238,12 @@ impl WeightSource for HfModel {
                     ints.write_rows(&data, &rows, out);
                 });
             }
+        }
+        if let Order::TiledColumns(width) = entry.order {
+            let head_bytes = unit / (n_cols(tensor) / width);
+            workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|_, out| {
+                out.chunks_exact_mut(unit).for_each(|row| self.tile_columns(row, head_bytes));
+            });
         }
         Ok(Cow::Owned(out))
     }

@@ -8,7 +8,8 @@
 //! each layer:
 //!     h = [rms_norm of] x                quantized once for q, k, v
 //!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
-//!     x += [norm of] attention(q, cache) Wo [+ bias]
+//!     x += [norm of] (attention(q, cache) [* sigmoid(gates)]) Wo [+ bias]
+//!       or a layer with a state instead: see `delta`
 //!     h = [rms_norm of] x                quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
 //!       or the same of each expert that the token is routed to, weighted
@@ -20,6 +21,7 @@
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
+use super::delta::DeltaBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
@@ -39,6 +41,11 @@ pub(super) struct Buffers {
     v: Vec<f32>,
     /// `[n_tokens, n_heads * head_dim]`
     attention: Vec<f32>,
+    /// `[n_tokens, n_heads, 2, head_dim]`: queries with their gates.
+    gated: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`: the gates.
+    gates: Vec<f32>,
+    pub(super) delta: DeltaBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
     /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
@@ -79,6 +86,10 @@ impl Buffers {
         self.attention.resize(n * q_dim, 0.0);
         self.k.resize(n * kv_dim, 0.0);
         self.v.resize(n * kv_dim, 0.0);
+        if c.has_output_gate {
+            self.gated.resize(2 * n * q_dim, 0.0);
+            self.gates.resize(n * q_dim, 0.0);
+        }
         if let Some(experts) = &c.experts {
             let e = &mut self.experts;
             e.scores.resize(n * experts.n_experts, 0.0);
@@ -91,10 +102,10 @@ impl Buffers {
 }
 
 /// A batch on its way through the layers.
-struct Batch<'a, 'b> {
-    step: &'a mut Step<'b>,
+pub(super) struct Batch<'a, 'b> {
+    pub(super) step: &'a mut Step<'b>,
     /// `[n_tokens, dim]`: the residual stream.
-    x: &'a mut [f32],
+    pub(super) x: &'a mut [f32],
 }
 
 impl Batch<'_, '_> {
@@ -103,7 +114,7 @@ impl Batch<'_, '_> {
     }
 
     /// Passes the input of these matrices of a layer to the collector, if there is one.
-    fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
+    pub(super) fn collect(&mut self, input: &Activations, layer: usize, parts: &[Part]) {
         let Some(collector) = &mut self.step.collector else { return };
         let x = input.values();
         for part in parts {
@@ -135,6 +146,9 @@ impl CpuSegment {
         s.resize(n, &self.config);
         let mut batch = Batch { step, x };
         for (layer, weights) in self.layers.clone().zip(&self.weights) {
+            if let Some(delta) = &weights.delta_net {
+                self.delta_net(layer, delta, &mut batch, s);
+            }
             if let Some(attention) = &weights.attention {
                 self.attention(layer, attention, &mut batch, s);
             }
@@ -148,17 +162,22 @@ impl CpuSegment {
         let (c, e) = (&self.config, &self.shared.cpu);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
+        let queries = if c.has_output_gate { &mut s.gated } else { &mut s.q };
         let parts = &mut [
-            (&w.q.weight, &mut s.q[..], Planes::First),
+            (&w.q.weight, &mut queries[..], Planes::First),
             (&w.k.weight, &mut s.k[..], Planes::All),
             (&w.v.weight, &mut s.v[..], Planes::All),
         ];
         e.matmul_many(parts, &s.input);
-        for (w, out) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
+        for (w, out) in [(&w.q, &mut *queries), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
             self.add_bias(w, out);
         }
-        let parts = &mut [(LoraTarget::Q, &mut s.q[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
+        let parts =
+            &mut [(LoraTarget::Q, &mut queries[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
         add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+        if c.has_output_gate {
+            e.split_gates(c.head_dim, c.n_heads, &s.gated, &mut s.q, &mut s.gates);
+        }
         let is_normed_late = c.qk_norm == QkNorm::RotatedHeads;
         if !is_normed_late {
             self.norm_queries_and_keys(w, s);
@@ -180,6 +199,9 @@ impl CpuSegment {
         let sinks = w.sinks.as_deref();
         let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
+        if c.has_output_gate {
+            e.sigmoid_gate(c.n_heads * c.head_dim, &mut s.attention, &s.gates);
+        }
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);
@@ -210,7 +232,7 @@ impl CpuSegment {
     }
 
     /// Makes the residual stream, normed if there is a norm, the input of the next products.
-    fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
+    pub(super) fn input(&self, norm: Option<&[f32]>, kinds: ActivationKinds, x: &[f32], input: &mut Activations) {
         let (c, e) = (&self.config, &self.shared.cpu);
         match norm {
             Some(norm) => e.rms_norm(x, norm, c.rms_norm_eps, kinds, input),
@@ -353,7 +375,7 @@ impl CpuSegment {
     }
 
     /// Adds the product of the current input to the residual stream.
-    fn add_product(
+    pub(super) fn add_product(
         &self,
         layer: usize,
         target: LoraTarget,
