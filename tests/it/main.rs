@@ -17,6 +17,7 @@ mod loading;
 mod lora;
 mod measure;
 mod public_api;
+mod recurrent;
 mod repos;
 mod sampling;
 mod schemas;

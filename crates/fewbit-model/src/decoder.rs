@@ -377,9 +377,16 @@ impl Decoder {
         self.kv_page_bytes() / PAGE as u64
     }
 
-    /// Bytes of one page of a cache: [`KV_PAGE`](crate::KV_PAGE) positions.
+    /// Bytes of one page of a cache: [`KV_PAGE`](crate::KV_PAGE) positions. What recurrent layers keep is not in pages.
     pub fn kv_page_bytes(&self) -> u64 {
         self.pages.page_bytes() as u64
+    }
+
+    /// The least pages that the cache of a sequence of this many positions takes: those of its keys and values, and those
+    /// that the states of recurrent layers at its beginning and its end are as large as.
+    pub fn least_kv_pages(&self, n_positions: usize) -> usize {
+        let n_states = if n_positions > 0 { 2 } else { 0 };
+        n_positions.div_ceil(PAGE).saturating_add(self.pages.pages_of((n_states, 0)))
     }
 
     /// Number of pages that all caches and prefix trees of this model hold together; a shared page counts once.

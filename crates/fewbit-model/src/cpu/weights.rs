@@ -465,7 +465,7 @@ impl Packer<'_, '_> {
             true => {
                 let name = weight(Part::SharedRouter, i);
                 let is_vector = self.loader.find(&name)?.shape.len() == 1;
-                Some(self.matrix(&name, if is_vector { &[dim] } else { &[1, dim] }, 0..1)?)
+                Some(self.matrix(&name, &[1, dim][usize::from(is_vector)..], 0..1)?)
             }
             false => None,
         };
