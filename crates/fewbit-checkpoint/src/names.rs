@@ -62,6 +62,14 @@ pub enum Part {
     SsmNorm,
     /// The output projection of a layer with a state.
     SsmOut,
+    /// The norm after the last layer, under the name of a norm of the embedding.
+    EmbeddingNorm,
+    /// The two gates and the values of a layer with a short convolution.
+    ConvIn,
+    /// The short convolution.
+    Conv,
+    /// The output projection of a layer with a short convolution.
+    ConvOut,
     /// The router, which gives one score per expert.
     Router,
     /// `[n_experts, ...]`: the matrices of all experts in one tensor.
@@ -82,7 +90,7 @@ pub enum Part {
 
 /// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except
 /// [`Part::SsmA`].
-const GGUF: [(Part, &str); 36] = [
+const GGUF: [(Part, &str); 40] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -106,6 +114,10 @@ const GGUF: [(Part, &str); 36] = [
     (Part::SsmA, "blk.{}.ssm_a"),
     (Part::SsmNorm, "blk.{}.ssm_norm"),
     (Part::SsmOut, "blk.{}.ssm_out"),
+    (Part::EmbeddingNorm, "token_embd_norm"),
+    (Part::ConvIn, "blk.{}.shortconv.in_proj"),
+    (Part::Conv, "blk.{}.shortconv.conv"),
+    (Part::ConvOut, "blk.{}.shortconv.out_proj"),
     (Part::FfnNorm, "blk.{}.ffn_norm"),
     (Part::Gate, "blk.{}.ffn_gate"),
     (Part::Up, "blk.{}.ffn_up"),
@@ -214,6 +226,11 @@ pub fn ffn_norm(architecture: &str) -> Part {
     families::architecture(architecture).map_or(Part::FfnNorm, |architecture| architecture.ffn_norm)
 }
 
+/// The norm after the last layer, under its name in the GGUF files of an architecture.
+pub fn output_norm(architecture: &str) -> Part {
+    families::architecture(architecture).map_or(Part::OutputNorm, |architecture| architecture.output_norm)
+}
+
 /// The module and the last part of a tensor's name in a Hugging Face file. Parameters that belong to no module of their
 /// own count as one: `experts.down_proj` has a `weight`, and `experts.down_proj_bias` is its `bias`.
 pub fn split_hf(name: &str) -> (&str, &str) {
@@ -236,7 +253,10 @@ pub fn split_hf(name: &str) -> (&str, &str) {
 pub fn from_hf(module: &str, architecture: &str) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
-        let part = find(&HF[..3], module)?;
+        let part = match module {
+            "model.embedding_norm" => output_norm(architecture),
+            _ => find(&HF[..3], module)?,
+        };
         return Some((part, gguf(part, 0)));
     };
     let (layer, name) = rest.split_once('.')?;

@@ -172,6 +172,13 @@ impl<'a> LayerLoader<'a> {
         Ok(out)
     }
 
+    /// The norm after the last layer. Some files of an architecture with another name for it have the usual one.
+    pub(crate) fn output_norm(&mut self) -> Result<Vec<f32>, ModelError> {
+        let part = names::output_norm(&self.config.architecture);
+        let part = if self.has(Part::OutputNorm, 0) { Part::OutputNorm } else { part };
+        self.vector(&weight(part, 0), self.config.dim)
+    }
+
     fn note(&mut self, tensor: &TensorInfo, bytes: &[u8]) {
         self.fingerprint.add(tensor, bytes);
         if !self.known.contains(&tensor.name) {

@@ -178,7 +178,10 @@ impl ModelConfig {
             name: meta.str("general.name").ok().flatten().map(str::to_owned),
             dim,
             n_heads,
-            n_kv_heads: keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            n_kv_heads: match arch.recurrent {
+                Some(RecurrentKind::ShortConvolution) => kv_heads(&keys)?.into_iter().max().unwrap_or(0),
+                _ => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            },
             head_dim,
             ffn_dim,
             context_length,
@@ -227,10 +230,46 @@ pub(crate) fn embedding_scale(dim: usize) -> f32 {
     half::bf16::from_f64((dim as f64).sqrt()).to_f32()
 }
 
+/// The numbers of key and value heads of the layers, or one for all. All that are not 0 must be equal.
+fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
+    let name = keys.name("attention.head_count_kv");
+    let Some(Value::Array(_)) = keys.meta.get(&name) else {
+        return Ok(vec![keys.required("attention.head_count_kv", MAX_WIDTH)?]);
+    };
+    let list = match keys.meta.u32_array(&name) {
+        Ok(list) => list.unwrap_or_default().iter().map(|&n| n as usize).collect::<Vec<_>>(),
+        Err(_) => {
+            let list = keys.meta.require_i32_array(&name)?;
+            list.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
+        }
+    };
+    let most = list.iter().max().copied().unwrap_or(0);
+    match list.iter().find(|&&n| n != 0 && n != most) {
+        Some(&other) => Err(CheckpointError::UnsupportedFeature {
+            feature: "layers with different numbers of key and value heads",
+            key: name,
+            value: format!("{other} and {most}"),
+        }),
+        None => Ok(list),
+    }
+}
+
 /// Which layers keep a state of fixed size.
 fn recurrent_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
-    if arch.recurrent.is_none() {
-        return Ok(vec![false; n_layers]);
+    match arch.recurrent {
+        None => return Ok(vec![false; n_layers]),
+        Some(RecurrentKind::ShortConvolution) => {
+            let heads = kv_heads(keys)?;
+            return match heads.len() {
+                1 => Ok(vec![heads[0] == 0; n_layers]),
+                n if n == n_layers => Ok(heads.iter().map(|&n| n == 0).collect()),
+                n => {
+                    let expected = format!("{n_layers} layers");
+                    Err(bad(&keys.name("attention.head_count_kv"), format!("{n} layers"), expected))
+                }
+            };
+        }
+        Some(RecurrentKind::DeltaNet { .. }) => {}
     }
     let name = keys.name("attention.recurrent_layers");
     let Some(Value::Array(_)) = keys.meta.get(&name) else {
@@ -252,6 +291,9 @@ fn recurrent(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<Recurrent>, 
     let required = |key: &str| keys.required(key, MAX_WIDTH);
     Ok(match arch.recurrent {
         None => None,
+        Some(RecurrentKind::ShortConvolution) => {
+            Some(Recurrent::ShortConvolution { n_taps: required("shortconv.l_cache")? })
+        }
         Some(RecurrentKind::DeltaNet { is_tiled }) => {
             let (n_v_heads, inner) = (required("ssm.time_step_rank")?, required("ssm.inner_size")?);
             if !inner.is_multiple_of(n_v_heads) {

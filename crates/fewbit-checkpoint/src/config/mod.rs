@@ -113,6 +113,11 @@ pub struct LayerConfig {
 pub enum Recurrent {
     /// A causal convolution and the gated delta rule.
     DeltaNet(DeltaNetConfig),
+    /// A causal convolution over the residual stream, between two gates.
+    ShortConvolution {
+        /// Number of tokens that it sees.
+        n_taps: usize,
+    },
 }
 
 /// The sizes of a layer with gated delta rule.
@@ -185,10 +190,14 @@ impl DeltaNetConfig {
             let expected = format!("a multiple of {} key heads", self.n_k_heads);
             return Err(bad("recurrent.n_v_heads", self.n_v_heads, expected));
         }
-        if !(2..=MAX_TAPS).contains(&self.n_taps) {
-            return Err(bad("recurrent.n_taps", self.n_taps, format!("between 2 and {MAX_TAPS}")));
-        }
-        Ok(())
+        check_taps(self.n_taps)
+    }
+}
+
+fn check_taps(n_taps: usize) -> Result<(), CheckpointError> {
+    match (2..=MAX_TAPS).contains(&n_taps) {
+        true => Ok(()),
+        false => Err(bad("recurrent.n_taps", n_taps, format!("between 2 and {MAX_TAPS}"))),
     }
 }
 
@@ -325,6 +334,7 @@ impl ModelConfig {
         }
         match self.recurrent {
             Some(Recurrent::DeltaNet(delta)) => delta.check()?,
+            Some(Recurrent::ShortConvolution { n_taps }) => check_taps(n_taps)?,
             None if self.layers.iter().any(|layer| layer.is_recurrent) => {
                 return Err(bad("recurrent", "missing", "there, as some layers are recurrent".to_owned()));
             }
@@ -362,7 +372,7 @@ impl ModelConfig {
     pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
         match &self.recurrent {
             Some(Recurrent::DeltaNet(delta)) => Some(delta),
-            None => None,
+            Some(Recurrent::ShortConvolution { .. }) | None => None,
         }
     }
 

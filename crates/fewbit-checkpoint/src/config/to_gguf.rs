@@ -4,7 +4,7 @@
 //! error, and never a file that computes something else.
 
 use super::gguf::{ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{AttentionTemperature, ModelConfig, QkNorm, Recurrent, RopeConfig, RopeScaling};
+use super::{AttentionTemperature, LayerConfig, ModelConfig, QkNorm, Recurrent, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -62,7 +62,14 @@ impl ModelConfig {
         keys.count("block_count", self.n_layers());
         keys.count("feed_forward_length", self.ffn_dim);
         keys.count("attention.head_count", self.n_heads);
-        keys.count("attention.head_count_kv", self.n_kv_heads);
+        match self.recurrent {
+            Some(Recurrent::ShortConvolution { .. }) => {
+                let heads = |layer: &LayerConfig| if layer.is_recurrent { 0 } else { self.n_kv_heads as i32 };
+                let heads: Vec<i32> = self.layers.iter().map(heads).collect();
+                keys.meta.set(format!("{}.attention.head_count_kv", keys.prefix), heads);
+            }
+            _ => keys.count("attention.head_count_kv", self.n_kv_heads),
+        }
         keys.count("attention.key_length", self.head_dim);
         keys.count("attention.value_length", self.head_dim);
         keys.float("attention.layer_norm_rms_epsilon", f64::from(self.rms_norm_eps));
@@ -117,7 +124,11 @@ impl ModelConfig {
     }
 
     fn write_recurrent(&self, keys: &mut Keys) {
-        let Some(Recurrent::DeltaNet(delta)) = self.recurrent else { return };
+        let delta = match self.recurrent {
+            None => return,
+            Some(Recurrent::ShortConvolution { n_taps }) => return keys.count("shortconv.l_cache", n_taps),
+            Some(Recurrent::DeltaNet(delta)) => delta,
+        };
         keys.count("ssm.conv_kernel", delta.n_taps);
         keys.count("ssm.state_size", delta.k_dim);
         keys.count("ssm.group_count", delta.n_k_heads);

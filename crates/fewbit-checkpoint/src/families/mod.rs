@@ -11,6 +11,7 @@ mod glm;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod lfm;
 mod llama;
 mod llama4;
 mod mistral;
@@ -25,13 +26,14 @@ use crate::config::{AttentionTemperature, Gating, QkNorm};
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 15] = [
+static FAMILIES: [Family; 16] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
     granite::FAMILY,
     qwen::FAMILY,
     qwen_next::FAMILY,
+    lfm::FAMILY,
     phi::FAMILY,
     gemma::FAMILY,
     gpt_oss::FAMILY,
@@ -85,6 +87,8 @@ pub(crate) struct Architecture {
     pub(crate) has_output_gate: bool,
     /// What layers without attention compute.
     pub(crate) recurrent: Option<RecurrentKind>,
+    /// The norm after the last layer in GGUF files: its own name, or one that its first files had by mistake.
+    pub(crate) output_norm: Part,
     /// Whether files may have further layers after the last one, which predict further tokens and are left out.
     pub(crate) has_further_layers: bool,
     /// Whether other programs need `rope.dimension_sections` in its files.
@@ -136,6 +140,8 @@ pub(crate) struct Architecture {
 pub(crate) enum RecurrentKind {
     /// The gated delta rule. In GGUF files, heads are tiled or not: see `DeltaNetConfig`.
     DeltaNet { is_tiled: bool },
+    /// A short convolution, in layers without key and value heads.
+    ShortConvolution,
 }
 
 /// Which layers see only a window.
@@ -201,6 +207,8 @@ pub(crate) struct Class {
     /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
     pub(crate) head_dim: Option<usize>,
+    /// The key of the epsilon of norms.
+    pub(crate) eps: &'static str,
     /// The key of the inner width of layers without experts.
     pub(crate) ffn_width: &'static str,
     /// Number of heads if the file does not specify it: the text part of a vision model leaves out values that equal

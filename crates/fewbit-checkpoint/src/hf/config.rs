@@ -70,7 +70,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         Some(_) => layers_with_experts(json, n_layers)?,
         None => vec![false; n_layers],
     };
-    let ffn_dim = match (json.count(class.ffn_width)?, &experts) {
+    let ffn_dim = match (ffn_width(json, &class)?, &experts) {
         (Some(n), _) => n,
         (None, Some(experts)) if !has_experts.contains(&false) => experts.ffn_dim,
         _ => json.required_count(class.ffn_width)?,
@@ -90,7 +90,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         head_dim,
         ffn_dim,
         context_length,
-        rms_norm_eps: json.f64("rms_norm_eps")?.unwrap_or(class.rms_norm_eps) as f32,
+        rms_norm_eps: json.f64(class.eps)?.unwrap_or(class.rms_norm_eps) as f32,
         gate: gate(json, &class)?,
         layers: (0..n_layers)
             .map(|i| LayerConfig {
@@ -130,7 +130,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     let extras = Extras {
         n_vocab: json.count("vocab_size")?,
         tied: is_headless
-            || match json.bool("tie_word_embeddings")? {
+            || match json.bool("tie_word_embeddings")?.or(json.bool("tie_embedding")?) {
                 Some(tied) => tied,
                 None => whole.bool("tie_word_embeddings")?.unwrap_or(class.tied),
             },
@@ -175,6 +175,22 @@ fn refuse(json: Object<'_>) -> Result<(), CheckpointError> {
     Ok(())
 }
 
+/// The inner width of layers without experts, if the file specifies it.
+fn ffn_width(json: Object<'_>, class: &Class) -> Result<Option<usize>, CheckpointError> {
+    if class.gguf.recurrent != Some(RecurrentKind::ShortConvolution) {
+        return Ok(json.count(class.ffn_width)?);
+    }
+    let Some(width) = json.count("block_ff_dim")?.or(json.count(class.ffn_width)?) else { return Ok(None) };
+    if class.experts.is_some() || json.bool("block_auto_adjust_ff_dim")? == Some(false) {
+        return Ok(Some(width));
+    }
+    let multiple = json.count("block_multiple_of")?.unwrap_or(256).max(1);
+    // As computed in training, which rounds down before and after the factor.
+    let factor = json.f64("block_ffn_dim_multiplier")?.unwrap_or(1.0);
+    let width = (factor * (2 * width / 3) as f64) as usize;
+    Ok(Some(width.div_ceil(multiple).saturating_mul(multiple)))
+}
+
 /// Which layers keep a state of fixed size.
 fn recurrent_layers(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     if class.gguf.recurrent.is_none() {
@@ -183,8 +199,16 @@ fn recurrent_layers(json: Object<'_>, class: &Class, n_layers: usize) -> Result<
     if class.gguf.has_output_gate && json.bool("attn_output_gate")? == Some(false) {
         return Err(json.unsupported("attn_output_gate", "attention without gates"));
     }
-    if let Some(list) = layer_types(json, n_layers, "linear_attention")? {
+    let kind = match class.gguf.recurrent {
+        Some(RecurrentKind::ShortConvolution) => "conv",
+        _ => "linear_attention",
+    };
+    if let Some(list) = layer_types(json, n_layers, kind)? {
         return Ok(list);
+    }
+    if class.gguf.recurrent == Some(RecurrentKind::ShortConvolution) {
+        let Some(list) = json.list("full_attn_idxs")? else { return Ok(vec![false; n_layers]) };
+        return Ok((0..n_layers as u64).map(|i| !list.iter().any(|layer| layer.as_u64() == Some(i))).collect());
     }
     let every = json.count("full_attention_interval")?.unwrap_or(4).max(1);
     Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect())
@@ -195,6 +219,12 @@ fn recurrent(json: Object<'_>, class: &Class) -> Result<Option<Recurrent>, Check
     let count = |key: &str, usual: usize| json.count(key).map(|n| n.unwrap_or(usual));
     Ok(match class.gguf.recurrent {
         None => None,
+        Some(RecurrentKind::ShortConvolution) => {
+            if json.bool("conv_bias")? == Some(true) {
+                return Err(json.unsupported("conv_bias", "convolutions with biases"));
+            }
+            Some(Recurrent::ShortConvolution { n_taps: count("conv_L_cache", 3)? })
+        }
         Some(RecurrentKind::DeltaNet { is_tiled }) => Some(Recurrent::DeltaNet(DeltaNetConfig {
             n_k_heads: count("linear_num_key_heads", 16)?,
             n_v_heads: count("linear_num_value_heads", 32)?,

@@ -296,6 +296,11 @@ impl Builder<'_> {
         part: Part,
     ) -> Result<(), CheckpointError> {
         let Some(delta) = self.config.delta_net() else {
+            // `[n_channels, 1, n_taps]`, as PyTorch has it.
+            let shape = match (part, &shape[..]) {
+                (Part::Conv, &[rows, 1, taps]) => vec![rows, taps],
+                _ => shape,
+            };
             return self.add_in_order(name, shape, ty, stored, Order::Same);
         };
         let file_name = stored.tensors().first().map_or_else(String::new, |tensor| tensor.name.clone());

@@ -6,12 +6,11 @@
 
 use super::CpuSegment;
 use super::forward::{Batch, Buffers};
-use super::state::{FixedLayer, elems, elems_mut, log_row};
+use super::recurrent::Order;
+use super::state::{elems, elems_mut, log_row};
 use super::weights::{DeltaGates, DeltaInputs, DeltaNet};
-use crate::DeltaNetConfig;
 use crate::lora::LoraTarget;
-use crate::segment::SequenceRows;
-use crate::snapshots::LOG_ROWS;
+use crate::{DeltaNetConfig, Recurrent};
 use fewbit_checkpoint::names::Part;
 use fewbit_kernels::{
     ActivationKinds, Convolution, ConvolutionRows, DeltaRows, DeltaShape, DeltaStep, Planes, StateRule, delta_gates,
@@ -56,12 +55,21 @@ impl CpuSegment {
         self.project(w, n, s);
         let d = &mut s.delta;
         let order = Order::of(n, &b.step.sequences);
-        d.gather(&order, &places, &c, &mut b.step.sequences);
+        let (width, n_channels) = (log_row(&Recurrent::DeltaNet(c), self.config.dim), c.n_channels());
+        order.gather(&places, width, &mut b.step.sequences, &mut d.rows, |i, row| {
+            row[..n_channels].copy_from_slice(&d.qkv[i * n_channels..(i + 1) * n_channels]);
+            let (beta, alpha) = row[n_channels..].split_at_mut(c.n_v_heads);
+            scores(&c, i, &d.beta, &d.alpha, beta, alpha);
+        });
         let [inputs, outputs] = &mut d.convolution;
+        inputs.resize(order.total() * n_channels, 0.0);
+        for (x, row) in inputs.chunks_exact_mut(n_channels).zip(d.rows.chunks_exact(width)) {
+            x.copy_from_slice(&row[..n_channels]);
+        }
         d.gates.resize(order.total() * 2 * c.n_v_heads, 0.0);
         let rows = &d.rows;
         e.each_row(2 * c.n_v_heads, &mut d.gates, |row, gates| {
-            let scores = &rows[row * log_row(&c) + c.n_channels()..(row + 1) * log_row(&c)];
+            let scores = &rows[row * width + n_channels..(row + 1) * width];
             delta_gates(&scores[c.n_v_heads..], &scores[..c.n_v_heads], &w.dt, &w.decay, gates);
         });
         let mut fixed: Vec<_> =
@@ -138,95 +146,19 @@ impl CpuSegment {
     }
 }
 
-impl DeltaBuffers {
-    /// Puts the rows of every sequence after those that are replayed, and writes the log.
-    fn gather(&mut self, order: &Order, places: &FixedLayer, c: &DeltaNetConfig, sequences: &mut [SequenceRows<'_>]) {
-        let (width, n_channels, n_heads) = (log_row(c), c.n_channels(), c.n_v_heads);
-        self.rows.resize(order.total() * width, 0.0);
-        self.convolution[0].resize(order.total() * n_channels, 0.0);
-        let heads_per_key = c.heads_per_key();
-        for (sequence, rows) in sequences.iter_mut().zip(order.rows()) {
-            let position = sequence.position();
-            let place = |position: usize| {
-                let first = places.log.start + position % LOG_ROWS * width;
-                first..first + width
-            };
-            if rows.n_replayed > 0 {
-                let fixed = sequence.fixed_states().expect("a model with recurrent layers");
-                let log = elems::<f32>(fixed.log.expect("rows are replayed only from a log"));
-                for i in 0..rows.n_replayed {
-                    let to = (rows.all.start + i) * width;
-                    self.rows[to..to + width].copy_from_slice(&log[place(position - rows.n_replayed + i)]);
-                }
-            }
-            for i in 0..rows.n_new {
-                let (from, to) = (rows.first + i, rows.all.start + rows.n_replayed + i);
-                let row = &mut self.rows[to * width..(to + 1) * width];
-                row[..n_channels].copy_from_slice(&self.qkv[from * n_channels..(from + 1) * n_channels]);
-                let (beta, alpha) = row[n_channels..].split_at_mut(n_heads);
-                // In order of key heads, the betas of one come before its alphas.
-                if self.beta.len() == 2 * self.alpha.len() {
-                    let both = &self.beta[from * 2 * n_heads..(from + 1) * 2 * n_heads];
-                    let groups = both.chunks_exact(2 * heads_per_key);
-                    let parts = beta.chunks_exact_mut(heads_per_key).zip(alpha.chunks_exact_mut(heads_per_key));
-                    for (both, (beta, alpha)) in groups.zip(parts) {
-                        beta.copy_from_slice(&both[..heads_per_key]);
-                        alpha.copy_from_slice(&both[heads_per_key..]);
-                    }
-                } else {
-                    beta.copy_from_slice(&self.beta[from * n_heads..(from + 1) * n_heads]);
-                    alpha.copy_from_slice(&self.alpha[from * n_heads..(from + 1) * n_heads]);
-                }
-            }
-            if let Some(log) = sequence.log() {
-                let log = elems_mut::<f32>(log);
-                for i in 0..rows.n_new {
-                    let from = (rows.all.start + rows.n_replayed + i) * width;
-                    log[place(position + i)].copy_from_slice(&self.rows[from..from + width]);
-                }
-            }
-        }
-        for (x, row) in self.convolution[0].chunks_exact_mut(n_channels).zip(self.rows.chunks_exact(width)) {
-            x.copy_from_slice(&row[..n_channels]);
-        }
+/// Copies the scores of row `i`.
+fn scores(c: &DeltaNetConfig, i: usize, both: &[f32], alphas: &[f32], beta: &mut [f32], alpha: &mut [f32]) {
+    let n = c.n_v_heads;
+    if both.len() == alphas.len() {
+        beta.copy_from_slice(&both[i * n..(i + 1) * n]);
+        alpha.copy_from_slice(&alphas[i * n..(i + 1) * n]);
+        return;
     }
-}
-
-/// Where the rows of each sequence are among those of all, which include replayed ones.
-struct Order {
-    /// Number of new rows.
-    n_rows: usize,
-    /// For each sequence its new rows, and the number of replayed ones before them.
-    replayed: Vec<(Range<usize>, usize)>,
-}
-
-/// The rows of one sequence.
-struct Rows {
-    /// Its rows, with the replayed ones.
-    all: Range<usize>,
-    n_replayed: usize,
-    n_new: usize,
-    /// The first of its new rows, among new rows.
-    first: usize,
-}
-
-impl Order {
-    fn of(n_rows: usize, sequences: &[SequenceRows<'_>]) -> Self {
-        let replayed = sequences.iter().map(|sequence| (sequence.rows(), sequence.n_replayed()));
-        Self { n_rows, replayed: replayed.collect() }
-    }
-
-    fn total(&self) -> usize {
-        self.n_rows + self.replayed.iter().map(|(_, n)| n).sum::<usize>()
-    }
-
-    fn rows(&self) -> impl Iterator<Item = Rows> {
-        let mut before = 0;
-        self.replayed.iter().map(move |(rows, n_replayed)| {
-            let start = rows.start + before;
-            before += n_replayed;
-            let n_new = rows.len();
-            Rows { all: start..start + n_replayed + n_new, n_replayed: *n_replayed, n_new, first: rows.start }
-        })
+    // In the order of key heads, the betas of one come before its alphas.
+    let per_key = c.heads_per_key();
+    let groups = both[i * 2 * n..(i + 1) * 2 * n].chunks_exact(2 * per_key);
+    for (both, (beta, alpha)) in groups.zip(beta.chunks_exact_mut(per_key).zip(alpha.chunks_exact_mut(per_key))) {
+        beta.copy_from_slice(&both[..per_key]);
+        alpha.copy_from_slice(&both[per_key..]);
     }
 }

@@ -22,6 +22,7 @@ use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
 use super::delta::DeltaBuffers;
+use super::short_conv::ConvBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
@@ -46,6 +47,7 @@ pub(super) struct Buffers {
     /// `[n_tokens, n_heads * head_dim]`: the gates.
     gates: Vec<f32>,
     pub(super) delta: DeltaBuffers,
+    pub(super) conv: ConvBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
     /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
@@ -146,6 +148,9 @@ impl CpuSegment {
         s.resize(n, &self.config);
         let mut batch = Batch { step, x };
         for (layer, weights) in self.layers.clone().zip(&self.weights) {
+            if let Some(conv) = &weights.short_conv {
+                self.short_conv(layer, conv, &mut batch, s);
+            }
             if let Some(delta) = &weights.delta_net {
                 self.delta_net(layer, delta, &mut batch, s);
             }

@@ -6,6 +6,8 @@ mod delta;
 mod forward;
 mod head;
 mod host_states;
+mod recurrent;
+mod short_conv;
 mod state;
 pub(crate) mod weights;
 

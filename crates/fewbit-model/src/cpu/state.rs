@@ -7,7 +7,7 @@
 use super::attention::attention_shape;
 use crate::snapshots::{LOG_ROWS, usual_states};
 use crate::state::{StatePage, StateStore};
-use crate::{DeltaNetConfig, KvType, ModelConfig, ModelError, Recurrent};
+use crate::{KvType, ModelConfig, ModelError, Recurrent};
 use fewbit_kernels::KvElement;
 use fewbit_kernels::kv::{Q8, zeroed};
 use half::f16;
@@ -85,14 +85,18 @@ impl FixedLayout {
             *end - n..*end
         };
         let layer = |layer| {
-            let delta = match config.recurrent_of(layer)? {
-                Recurrent::DeltaNet(delta) => delta,
+            let recurrent = config.recurrent_of(layer)?;
+            let (convolution, heads) = match recurrent {
+                Recurrent::DeltaNet(delta) => {
+                    ((delta.n_taps - 1) * delta.n_channels(), delta.n_v_heads * delta.k_dim * delta.v_dim)
+                }
+                Recurrent::ShortConvolution { n_taps } => ((n_taps - 1) * config.dim, 0),
                 _ => unreachable!("every kind of recurrent layer is above"),
             };
             Some(FixedLayer {
-                convolution: place(&mut n_elems, (delta.n_taps - 1) * delta.n_channels()),
-                heads: place(&mut n_elems, delta.n_v_heads * delta.k_dim * delta.v_dim),
-                log: place(&mut n_log_elems, LOG_ROWS * log_row(&delta)),
+                convolution: place(&mut n_elems, convolution),
+                heads: place(&mut n_elems, heads),
+                log: place(&mut n_log_elems, LOG_ROWS * log_row(&recurrent, config.dim)),
             })
         };
         let layers = layers.map(layer).collect();
@@ -111,9 +115,13 @@ impl FixedLayout {
     }
 }
 
-/// Elements of a row of the log: queries, keys and values before the convolution, and the scores of the gates.
-pub(crate) fn log_row(delta: &DeltaNetConfig) -> usize {
-    delta.n_channels() + 2 * delta.n_v_heads
+/// Elements of a row of the log: the input of the convolution, and the scores of the gates of a state.
+pub(crate) fn log_row(recurrent: &Recurrent, dim: usize) -> usize {
+    match recurrent {
+        Recurrent::DeltaNet(delta) => delta.n_channels() + 2 * delta.n_v_heads,
+        Recurrent::ShortConvolution { .. } => dim,
+        _ => unreachable!("every kind of recurrent layer is above"),
+    }
 }
 
 /// Bytes of the states of recurrent layers of a cache of this many positions.

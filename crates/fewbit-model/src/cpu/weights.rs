@@ -26,6 +26,8 @@ pub struct Layer {
     pub attention: Option<Attention>,
     /// The gated delta rule, in layers that have it instead of attention.
     pub delta_net: Option<DeltaNet>,
+    /// The short convolution, in layers that have it instead of attention.
+    pub short_conv: Option<ShortConv>,
     /// The feed-forward part.
     pub ffn: Option<Ffn>,
 }
@@ -55,6 +57,22 @@ pub struct Attention {
     /// How the input of q, k and v is quantized. Queries and keys go into an exponential, so their input is quantized
     /// to two planes: of all inputs except that of the output matrix, its error affects the result most (see
     /// docs/fidelity.md).
+    pub(super) input: ActivationKinds,
+}
+
+/// A layer with a short convolution, with its norm.
+#[non_exhaustive]
+pub struct ShortConv {
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// `[3 * dim, dim]`: the gate before the convolution, the one after it, and the values.
+    pub inputs: Matrix,
+    /// `[n_taps, dim]`
+    pub convolution: Vec<f32>,
+    /// Number of taps.
+    pub n_taps: usize,
+    /// `[dim, dim]`
+    pub output: Linear,
     pub(super) input: ActivationKinds,
 }
 
@@ -207,7 +225,7 @@ impl LayerLoader<'_> {
     pub fn head(&mut self, cpu: &Cpu) -> Result<HeadWeights, ModelError> {
         let dim = self.config().dim;
         let output = Packer { loader: self, cpu }.output(dim)?;
-        Ok(HeadWeights { output, norm: self.vector(&weight(Part::OutputNorm, 0), dim)? })
+        Ok(HeadWeights { output, norm: self.output_norm()? })
     }
 }
 
@@ -223,6 +241,7 @@ impl Layer {
             all.extend([&w.q.weight, &w.k.weight, &w.v.weight, &w.output.weight]);
         }
         all.extend(self.delta_net.iter().flat_map(DeltaNet::matrices));
+        all.extend(self.short_conv.iter().flat_map(|w| [&w.inputs, &w.output.weight]));
         match self.ffn.as_ref().map(|ffn| &ffn.matrices) {
             None => {}
             Some(FeedForward::Dense(mlp)) => all.extend(mlp.matrices()),
@@ -271,15 +290,38 @@ impl Packer<'_, '_> {
     pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let part = self.loader.layer_part();
         let recurrent = self.loader.config().recurrent_of(i);
-        let (mut attention, mut delta_net) = (None, None);
+        let (mut attention, mut delta_net, mut short_conv) = (None, None, None);
         match recurrent {
             _ if !part.has_attention() => {}
             None => attention = Some(self.attention(i)?),
             Some(Recurrent::DeltaNet(config)) => delta_net = Some(self.delta_net(i, config)?),
+            Some(Recurrent::ShortConvolution { n_taps }) => short_conv = Some(self.short_conv(i, n_taps)?),
             Some(_) => unreachable!("every kind of recurrent layer is above"),
         }
         let ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
-        Ok(Layer { attention, delta_net, ffn })
+        Ok(Layer { attention, delta_net, short_conv, ffn })
+    }
+
+    fn short_conv(&mut self, i: usize, n_taps: usize) -> Result<ShortConv, ModelError> {
+        let dim = self.loader.config().dim;
+        let inputs = self.whole(Part::ConvIn, i, 3 * dim)?;
+        Ok(ShortConv {
+            norm: self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
+            input: ActivationKinds::of([inputs.ty()]),
+            inputs,
+            convolution: self.convolution(Part::Conv, i, dim, n_taps)?,
+            n_taps,
+            output: self.linear(Part::ConvOut, i, dim, dim)?,
+        })
+    }
+
+    /// The weights of a convolution, `[n_taps, n_channels]`; a file has those of a channel together.
+    fn convolution(&mut self, part: Part, i: usize, n_channels: usize, n_taps: usize) -> Result<Vec<f32>, ModelError> {
+        let (name, n) = (weight(part, i), n_channels * n_taps);
+        let taps = self
+            .loader
+            .rows(&name, &[n_channels, n_taps], 0..n_channels, |ty, bytes| Ok(decode(&name, ty, bytes, n)?))?;
+        Ok((0..n).map(|at| taps[at % n_channels * n_taps + at / n_channels]).collect())
     }
 
     fn delta_net(&mut self, i: usize, config: DeltaNetConfig) -> Result<DeltaNet, ModelError> {
@@ -306,12 +348,7 @@ impl Packer<'_, '_> {
             (false, true) => &[Part::Qkv, Part::AttnGate, Part::SsmBetaAlpha],
             (false, false) => &[Part::Qkv, Part::AttnGate, Part::SsmBeta, Part::SsmAlpha],
         };
-        let name = weight(Part::SsmConv, i);
-        let n = n_channels * config.n_taps;
-        let taps = self
-            .loader
-            .rows(&name, &[n_channels, config.n_taps], 0..n_channels, |ty, bytes| Ok(decode(&name, ty, bytes, n)?))?;
-        let convolution = (0..n).map(|at| taps[at % n_channels * config.n_taps + at / n_channels]).collect();
+        let convolution = self.convolution(Part::SsmConv, i, n_channels, config.n_taps)?;
         let mut net = DeltaNet {
             config,
             norm: self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,

@@ -83,6 +83,10 @@ def models():
             "rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0,
         }}, False),
         ("Seed-OSS", "SeedOss", {**dense, "head_dim": 24, "rope_parameters": theta(1e7)}, False),
+        ("LFM2", "Lfm2", {
+            **dense, "num_hidden_layers": 6, "block_multiple_of": 16, "rope_parameters": theta(1e6),
+            "layer_types": [{"C": "conv", "A": "full_attention"}[kind] for kind in "CCACAC"],
+        }, False),
         ("Qwen3-Next", "Qwen3Next", {**next_, "num_hidden_layers": 8, **next_experts}, False),
         ("Qwen3.5, dense", "Qwen3_5", {
             **next_, "num_hidden_layers": 5, "linear_conv_kernel_dim": 3, "intermediate_size": 80,
