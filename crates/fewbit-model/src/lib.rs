@@ -7,7 +7,8 @@
 /// The weights of layers, as [`LayerLoader`] packs them for devices.
 pub mod weights {
     pub use crate::cpu::weights::{
-        Attention, DeltaGates, DeltaInputs, DeltaNet, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp, ShortConv,
+        Attention, DeltaGates, DeltaInputs, DeltaNet, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp,
+        ShortConv,
     };
 }
 

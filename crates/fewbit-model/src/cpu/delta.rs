@@ -78,7 +78,7 @@ impl CpuSegment {
         let middle = places.heads.start;
         let part = |range: &Range<usize>, first: usize| range.start - first..range.end - first;
         let (mut convolved, mut ruled) = (Vec::with_capacity(fixed.len()), Vec::with_capacity(fixed.len()));
-        for (fixed, rows) in fixed.iter_mut().zip(order.rows()) {
+        for (fixed, rows) in fixed.iter_mut().zip(order.rows()).filter(|(_, rows)| rows.n_new > 0) {
             let base = fixed.base.map(|base| elems::<f32>(base));
             let mut to = (Vec::with_capacity(fixed.to.len()), Vec::with_capacity(fixed.to.len()));
             for (n, page) in &mut fixed.to {

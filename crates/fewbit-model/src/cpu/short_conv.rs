@@ -44,7 +44,7 @@ impl CpuSegment {
         d.outputs.resize(d.inputs.len(), 0.0);
         let mut fixed: Vec<_> =
             b.step.sequences.iter_mut().map(|s| s.fixed_states().expect("a model with recurrent layers")).collect();
-        let mut sequences: Vec<_> = (fixed.iter_mut().zip(order.rows()))
+        let mut sequences: Vec<_> = (fixed.iter_mut().zip(order.rows()).filter(|(_, rows)| rows.n_new > 0))
             .map(|(fixed, rows)| ConvolutionRows {
                 rows: rows.all,
                 from: fixed.base.map(|base| &elems::<f32>(base)[places.convolution.clone()]),
