@@ -17,7 +17,6 @@ mod loading;
 mod lora;
 mod measure;
 mod public_api;
-mod recurrent;
 mod repos;
 mod sampling;
 mod schemas;

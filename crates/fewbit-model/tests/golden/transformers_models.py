@@ -113,7 +113,7 @@ def scale_and_offset(name, shape):
     if name.endswith("bias"):
         return 0.5, 0.0
     # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
-    gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0, "linear_attn.out_proj": 0.15}
+    gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0, "linear_attn.out_proj": 0.07}
     gain = next((gain for part, gain in gain.items() if part in name), 1.0)
     return gain * (3 / dim) ** 0.5, 0.0
 
