@@ -79,7 +79,7 @@ impl CpuSegment {
         let part = |range: &Range<usize>, first: usize| range.start - first..range.end - first;
         let (mut convolved, mut ruled) = (Vec::with_capacity(fixed.len()), Vec::with_capacity(fixed.len()));
         for (fixed, rows) in fixed.iter_mut().zip(order.rows()).filter(|(_, rows)| rows.n_new > 0) {
-            let base = fixed.base.map(|base| elems::<f32>(base));
+            let base = fixed.base.map(elems::<f32>);
             let mut to = (Vec::with_capacity(fixed.to.len()), Vec::with_capacity(fixed.to.len()));
             for (n, page) in &mut fixed.to {
                 let (before, heads) = elems_mut::<f32>(page).split_at_mut(middle);
