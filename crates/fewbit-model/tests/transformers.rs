@@ -350,3 +350,43 @@ fn layers_that_predict_further_tokens_are_left_out() {
         assert!(run(&with_more) == run(&without), "{}", model.name);
     }
 }
+
+/// llama.cpp's first files of Qwen3-Next have queries, keys, values and gates in one tensor, as folders do.
+#[test]
+fn first_files_of_qwen3_next_have_the_same_bits() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Qwen3-Next").expect("there");
+    let file = model.quantized(Recipe::F32);
+    let config = file.config().expect("valid");
+    let delta = config.delta_net().expect("recurrent layers");
+    let mut w = GgufWriter::new();
+    for (key, value) in file.metadata().iter() {
+        w.set(key.to_owned(), value.clone());
+    }
+    let row_bytes = 4 * config.dim;
+    for tensor in file.tensors() {
+        let bytes = file.tensor_bytes(tensor);
+        if tensor.name.ends_with("attn_gate.weight") {
+            continue;
+        }
+        let Some(layer) = tensor.name.strip_suffix("attn_qkv.weight") else {
+            w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes.to_vec()).expect("valid");
+            continue;
+        };
+        let gates = file.tensors().iter().find(|t| t.name == format!("{layer}attn_gate.weight")).expect("there");
+        let apart = [bytes, file.tensor_bytes(gates)].concat();
+        let mut mixed = vec![0; apart.len()];
+        for (row, from) in apart.chunks_exact(row_bytes).enumerate() {
+            let to = delta.mixed_row(row) * row_bytes;
+            mixed[to..to + row_bytes].copy_from_slice(from);
+        }
+        let shape = [(apart.len() / row_bytes) as u64, config.dim as u64];
+        w.tensor(format!("{layer}ssm_in.weight"), &shape, tensor.ty, mixed).expect("valid");
+    }
+    let first = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+    let run = |file: &GgufFile| {
+        let decoder = load(file, LoadOptions::new());
+        bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512))
+    };
+    assert!(run(&first) == run(&file));
+}
