@@ -9,6 +9,8 @@
 //! verified without a GPU.
 #![deny(unsafe_code)]
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod interpreter;
 pub mod plan;
 #[cfg(feature = "wgpu")]
