@@ -1,0 +1,3 @@
+//! NVIDIA GPUs through the CUDA driver.
+
+pub mod kernels;
