@@ -1,6 +1,6 @@
 """Compiles CUDA C to PTX with NVRTC, which needs neither a GPU nor a toolkit: the library is a package.
 
-nvrtc.py FOLDER OUT ARCHITECTURE NAME OPTION..: FOLDER/NAME.cu becomes OUT, for example for compute_75.
+nvrtc.py SOURCE OUT ARCHITECTURE OPTION..: SOURCE becomes OUT, for example for compute_75.
 """
 
 import ctypes
@@ -9,7 +9,8 @@ import sys
 
 import nvidia.cuda_nvrtc
 
-folder, out, architecture, name, *options = sys.argv[1:]
+path, out, architecture, *options = sys.argv[1:]
+path = pathlib.Path(path)
 libraries = pathlib.Path(list(nvidia.cuda_nvrtc.__path__)[0])
 # On Windows the folder is called bin.
 library = next(path for path in sorted(libraries.glob("*/*nvrtc*")) if "builtins" not in path.name and "alt" not in path.name)
@@ -31,11 +32,10 @@ def text(function, program):
     return buffer.value.decode()
 
 
-path = pathlib.Path(folder) / f"{name}.cu"
 program = ctypes.c_void_p()
 source = path.read_bytes()
 call("nvrtcCreateProgram", ctypes.byref(program), source, path.name.encode(), 0, None, None)
-all_options = [f"--gpu-architecture={architecture}", f"--include-path={folder}", *options]
+all_options = [f"--gpu-architecture={architecture}", f"--include-path={path.parent}", *options]
 all_options = [option.encode() for option in all_options]
 status = nvrtc.nvrtcCompileProgram(program, len(all_options), (ctypes.c_char_p * len(all_options))(*all_options))
 log = text("nvrtcGetProgramLog", program).strip()

@@ -19,25 +19,32 @@ pub(crate) const ARCHITECTURES: [&str; 2] = ["compute_75", "compute_80"];
 pub(crate) const OPTIONS: [&str; 5] =
     ["--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"];
 
-/// The names of the sources in a folder that are compiled (`NAME.cu`), sorted.
-pub(crate) fn names(folder: &Path) -> io::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if let (Some("cu"), Some(name)) = (path.extension().and_then(|e| e.to_str()), path.file_stem()) {
-            names.push(name.to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
+/// A source with macros, which is compiled to one text.
+pub(crate) struct Module {
+    pub(crate) name: String,
+    pub(crate) file: String,
+    /// As options of the compiler.
+    pub(crate) macros: Vec<String>,
 }
 
-/// The first line of the PTX of a source. It has a hash of the source, of all headers and of the options.
-pub(crate) fn first_line(folder: &Path, name: &str, architecture: &str) -> io::Result<String> {
+/// What is compiled of a folder, as the list there says: names, files and macros.
+pub(crate) fn modules(folder: &Path) -> io::Result<Vec<Module>> {
+    let list = fs::read_to_string(folder.join("modules.txt"))?;
+    let lines = list.lines().filter(|line| !line.starts_with('#'));
+    let modules = lines.filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let (name, file) = (words.next()?.to_owned(), words.next()?.to_owned());
+        Some(Module { name, file, macros: words.map(|word| format!("-D{word}")).collect() })
+    });
+    Ok(modules.collect())
+}
+
+/// The first line of the PTX of a module. It has a hash of the source, of all headers and of the options.
+pub(crate) fn first_line(folder: &Path, module: &Module, architecture: &str) -> io::Result<String> {
     let mut headers = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "h" || e == "cuh") {
+        if path.extension().is_some_and(|e| e == "h") {
             headers.push(path);
         }
     }
@@ -52,10 +59,11 @@ pub(crate) fn first_line(folder: &Path, name: &str, architecture: &str) -> io::R
         add(&path.file_name().unwrap_or_default().to_string_lossy());
         add(&fs::read_to_string(path)?);
     }
-    add(&fs::read_to_string(folder.join(format!("{name}.cu")))?);
+    add(&fs::read_to_string(folder.join(&module.file))?);
     add(architecture);
+    module.macros.iter().for_each(|option| add(option));
     OPTIONS.iter().for_each(|option| add(option));
-    Ok(format!("// {name}.cu for {architecture}, {hash:016x}; made by `cargo xtask ptx`"))
+    Ok(format!("// {} for {architecture}, {hash:016x}; made by `cargo xtask ptx`", module.name))
 }
 
 /// The instructions of a text of PTX whose results could differ from the CPU's: floats that are multiplied, added,
@@ -71,19 +79,23 @@ pub(crate) fn inexact(text: &str) -> Vec<&str> {
         let rounds = ["rn", "rz", "rm", "rp"].iter().any(|mode| parts.contains(mode));
         parts[1..].contains(&"ftz") || parts[1..].contains(&"approx") || (is_float && must_round && !rounds)
     };
-    text.lines().map(str::trim).filter(|line| !line.starts_with("//") && !line.starts_with('.')).filter(is_inexact).collect()
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.starts_with("//") && !line.starts_with('.'))
+        .filter(is_inexact)
+        .collect()
 }
 
 /// What is wrong with the PTX in a folder, given the folder of the sources: one line for each finding.
 pub(crate) fn findings(sources: &Path, texts: &Path) -> io::Result<Vec<String>> {
     let mut findings = Vec::new();
     let mut wanted = Vec::new();
-    for name in names(sources)? {
+    for module in modules(sources)? {
         for architecture in ARCHITECTURES {
-            let file = format!("{name}.{architecture}.ptx");
+            let file = format!("{}.{architecture}.ptx", module.name);
             match fs::read_to_string(texts.join(&file)) {
                 Ok(text) => {
-                    let line = first_line(sources, &name, architecture)?;
+                    let line = first_line(sources, &module, architecture)?;
                     if text.lines().next() != Some(&line[..]) {
                         findings.push(format!("{file} is of other sources: run `cargo xtask ptx`"));
                     }

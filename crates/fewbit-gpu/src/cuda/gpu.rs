@@ -67,7 +67,11 @@ impl Gpu {
     }
 
     /// Calls the driver, unless the device was lost before. `bytes` is the size for out-of-memory errors.
-    pub(super) fn call<T>(&self, bytes: u64, f: impl FnOnce(&dyn Driver) -> Result<T, Failure>) -> Result<T, ModelError> {
+    pub(super) fn call<T>(
+        &self,
+        bytes: u64,
+        f: impl FnOnce(&dyn Driver) -> Result<T, Failure>,
+    ) -> Result<T, ModelError> {
         self.check()?;
         match f(&*self.driver) {
             Ok(done) => Ok(done),

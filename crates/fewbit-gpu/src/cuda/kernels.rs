@@ -605,7 +605,7 @@ fn kv_name(kv: KvType) -> &'static str {
     match kv {
         KvType::F16 => "F16",
         KvType::F32 => "F32",
-        KvType::Q8_0 => "Q8_0",
+        _ => "Q8_0",
     }
 }
 

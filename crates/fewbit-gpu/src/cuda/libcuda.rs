@@ -52,7 +52,8 @@ const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
 /// The driver's words for an error.
 fn words(error: DriverError) -> String {
-    let [name, text] = [error.error_name(), error.error_string()].map(|text| text.ok().map(|text| text.to_string_lossy()));
+    let [name, text] =
+        [error.error_name(), error.error_string()].map(|text| text.ok().map(|text| text.to_string_lossy()));
     match (name, text) {
         (Some(name), Some(text)) => format!("{name}: {text}"),
         _ => format!("CUDA error {}", error.0 as u32),

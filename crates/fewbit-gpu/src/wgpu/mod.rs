@@ -25,9 +25,7 @@ use crate::backend::pages::Pages;
 use crate::backend::{Memory, PlanHead, PlanSegment, RESERVED_ROWS};
 use crate::plan::{Buffer, Plan};
 use fewbit_kernels::{Cpu, Isa};
-use fewbit_model::{
-    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment,
-};
+use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment};
 use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
