@@ -96,7 +96,7 @@ pub const SOURCES: &[(&str, &str)] = &[
     ("ceilings.cu", include_str!("kernels/ceilings.cu")),
     ("device.h", include_str!("kernels/device.h")),
     ("experts.cu", include_str!("kernels/experts.cu")),
-    ("math.h", include_str!("kernels/math.h")),
+    ("functions.h", include_str!("kernels/functions.h")),
     ("params.h", include_str!("kernels/params.h")),
     ("product.cu", include_str!("kernels/product.cu")),
     ("quantize.h", include_str!("kernels/quantize.h")),
@@ -215,7 +215,7 @@ pub struct NormParams {
 impl NormParams {
     /// The launch.
     pub fn launch(&self) -> Launch {
-        Launch::new(Module::Rows, "norm", [self.n_rows, self.n_parts, 1])
+        Launch::new(Module::Rows, "rms_norm", [self.n_rows, self.n_parts, 1])
     }
 }
 
@@ -623,7 +623,7 @@ pub struct AttendParams {
     pub pool: Address,
     /// As `q`.
     pub to: Address,
-    /// [`parts_len`](Self::parts_len) f32 for [`launch_pages`](Self::launch_pages).
+    /// [`parts_len`](Self::parts_len) f32, or 0.
     pub parts: Address,
     /// Bytes of a page.
     pub page_bytes: u64,
@@ -643,7 +643,8 @@ pub struct AttendParams {
     pub tokens: u32,
     /// The most keys that a query sees, its own included, or 0.
     pub window: u32,
-    /// At least the most pages that a row of the batch sees; only for [`launch_pages`](Self::launch_pages).
+    /// At least the most pages that a row of the batch sees, if each page has blocks of its own: for few rows with many
+    /// pages, where `tokens` is 1. Otherwise 0, and a block computes one page after another.
     pub n_pages: u32,
     /// The factor of scores.
     pub scale: f32,
@@ -672,23 +673,15 @@ impl AttendParams {
         self.n_rows as usize * self.n_heads as usize * self.n_pages as usize * (self.head_dim as usize + 2)
     }
 
-    /// The launch in which a block computes one page after another.
-    pub fn launch(&self, kv: KvType) -> Launch {
-        self.attend("attend", kv, 1)
-    }
-
-    /// The launches in which each page has blocks of its own, for few rows with many pages; then the pages are merged.
-    pub fn launch_pages(&self, kv: KvType) -> [Launch; 2] {
-        let merge = Launch::new(Module::Attention, "attend_merge", [self.n_rows, self.n_heads, 1]);
-        [self.attend("attend_pages", kv, self.n_pages), merge]
-    }
-
-    fn attend(&self, name: &str, kv: KvType, n_pages: u32) -> Launch {
+    /// The launches: attention, and the merging of pages that have blocks of their own.
+    pub fn launches(&self, kv: KvType) -> Vec<Launch> {
         let rows = (self.heads * self.tokens).next_power_of_two();
         let chunks = (self.n_heads / self.n_kv_heads).div_ceil(self.heads);
-        let grid = [self.n_rows.div_ceil(self.tokens), self.n_kv_heads * chunks, n_pages];
-        let name = format!("{name}_{}_{rows}", kv_name(kv));
-        Launch { shared: self.shared(rows), ..Launch::new(Module::Attention, name, grid) }
+        let grid = [self.n_rows.div_ceil(self.tokens), self.n_kv_heads * chunks, self.n_pages.max(1)];
+        let name = format!("attend_{}_{rows}", kv_name(kv));
+        let attend = Launch { shared: self.shared(rows), ..Launch::new(Module::Attention, name, grid) };
+        let merge = Launch::new(Module::Attention, "attend_merge", [self.n_rows, self.n_heads, 1]);
+        if self.n_pages > 0 { vec![attend, merge] } else { vec![attend] }
     }
 
     /// Bytes of shared memory for blocks of this many rows of queries: their scaled elements, weights of positions, and

@@ -4,13 +4,6 @@
 // Rows of numbers are dense: row r of a buffer with n columns begins at element r * n.
 #pragma once
 
-typedef unsigned char u8;
-typedef unsigned short u16;
-typedef unsigned int u32;
-typedef unsigned long long u64;
-typedef signed char i8;
-typedef int i32;
-
 // Rows as signed bytes under one scale for each block of 32 or 256 columns. With two planes, the rows of the second plane
 // follow those of the first. A null pointer as `codes` means: not this form.
 struct Form {
@@ -143,12 +136,12 @@ struct AttendParams {
     const u32 *slots;
     const u8 *pool;
     float *to;     // as `q`
-    float *parts;  // attend_pages and attend_merge: [n_rows][n_heads][n_pages][head_dim + 2]
+    float *parts;  // of single pages: [n_rows][n_heads][n_pages][head_dim + 2]
     u64 page_bytes, key_bytes;
     u32 n_rows, n_heads, n_kv_heads, head_dim;
     u32 heads, tokens;  // query heads and rows of the batch that a block takes at once: heads * tokens <= 8
     u32 window;         // the most keys that a query sees; 0: all
-    u32 n_pages;        // the most pages that a row sees, at least
+    u32 n_pages;        // at least the most pages that a row sees, if each has blocks of its own; otherwise 0
     float scale, cap, inverse_cap;  // cap: 0 without one
     u32 unused;
 };
