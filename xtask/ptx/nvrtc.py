@@ -12,8 +12,9 @@ import nvidia.cuda_nvrtc
 path, out, architecture, *options = sys.argv[1:]
 path = pathlib.Path(path)
 libraries = pathlib.Path(list(nvidia.cuda_nvrtc.__path__)[0])
-# On Windows the folder is called bin.
-library = next(path for path in sorted(libraries.glob("*/*nvrtc*")) if "builtins" not in path.name and "alt" not in path.name)
+# In the folder `lib`, or `bin` on Windows.
+found = [path for end in (".so*", ".dll") for path in sorted(libraries.glob(f"*/*nvrtc*{end}"))]
+library = next(path for path in found if "builtins" not in path.name and "alt" not in path.name)
 nvrtc = ctypes.CDLL(str(library))
 nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p
 
