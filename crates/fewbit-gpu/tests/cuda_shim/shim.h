@@ -22,6 +22,7 @@ struct alignas(16) uint4 {
 #define UNROLL
 #define UNROLL_4
 #define ONCE
+#define UNROLL_IF_SMALL
 
 namespace shim {
 // Where the running fibre is.

@@ -21,6 +21,8 @@ typedef int i32;
 #define UNROLL _Pragma("unroll")
 #define UNROLL_4 _Pragma("unroll 4")
 #define ONCE _Pragma("unroll 1")
+// Only where the template parameter N is small, as the body is repeated N times already.
+#define UNROLL_IF_SMALL _Pragma("unroll (N >= 4 ? 1 : 4)")
 
 DEVICE float add_(float a, float b) { return __fadd_rn(a, b); }
 DEVICE float sub_(float a, float b) { return __fsub_rn(a, b); }
@@ -48,7 +50,11 @@ DEVICE u16 to_half(float x) {
 template <class T> DEVICE T load(const T *at) { return __ldg(at); }
 
 // The sum of the products of four signed bytes and `sum`.
-DEVICE i32 dot4(u32 a, u32 b, i32 sum) { return __dp4a((i32)a, (i32)b, sum); }
+DEVICE i32 dot4(u32 a, u32 b, i32 sum) {
+    i32 result;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(sum));
+    return result;
+}
 
 // Bytes of `a` and `b`, by the lower four nibbles of `which`, each below 8.
 DEVICE u32 permute(u32 a, u32 b, u32 which) { return __byte_perm(a, b, which); }

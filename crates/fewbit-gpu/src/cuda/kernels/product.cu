@@ -117,7 +117,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
         float d = W::scale(meta, lane), m = W::HAS_MIN ? W::minimum(meta, lane) : 0.0f;
         i32 sums[N], minimums[N];
         UNROLL for (u32 n = 0; n < N; n++) sums[n] = minimums[n] = 0;
-        UNROLL for (u32 i = 0; i < 4; i++) {
+        UNROLL_IF_SMALL for (u32 i = 0; i < 4; i++) {
             u32 group = half * 4 + i, q[8], x[8];
             i32 scales[2], mins[2];
             UNROLL for (u32 k = 0; k < 4; k++) {
