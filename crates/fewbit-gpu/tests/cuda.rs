@@ -1,5 +1,7 @@
 //! The CUDA backend over a driver that runs the kernels on the CPU: results are bit for bit those of the CPU, and what fails
 //! is said as such. It needs a C++ compiler; without one these tests are left out, which they say.
+//!
+//! With `FEWBIT_TEST_CUDA=0` those that compare bits run on the GPU with that number instead, as `cargo xtask gpu-check` does.
 #![cfg(feature = "cuda")]
 
 #[path = "support/cases.rs"]
@@ -24,9 +26,17 @@ use std::sync::Arc;
 use support::golden::golden_models;
 use support::{bits, logits, options};
 
+/// The number of the GPU to test, if there is one.
+fn real() -> Option<usize> {
+    std::env::var("FEWBIT_TEST_CUDA").ok().map(|number| number.parse().expect("the number of a device"))
+}
+
 /// A device, as the cases want it.
 fn any() -> Option<Arc<dyn Device>> {
-    Some(device()?.0)
+    match real() {
+        Some(number) => Some(Arc::new(CudaDevice::open(Some(number)).expect("the GPU to test"))),
+        None => Some(device()?.0),
+    }
 }
 
 #[test]
@@ -81,6 +91,7 @@ fn argmax(row: &[f32]) -> u32 {
 #[test]
 fn stories_are_continued_with_the_bits_of_the_cpu_wherever_layers_are() {
     let Some(device) = any() else { return };
+    let n_steps = if real().is_some() { 200 } else { 6 };
     let recipe = "Q8_0".parse().expect("a recipe");
     for (what, options) in [
         ("as it is", LoadOptions::new()),
@@ -92,7 +103,7 @@ fn stories_are_continued_with_the_bits_of_the_cpu_wherever_layers_are() {
         let prompt: Vec<u32> = (0..70).map(|i| (i * i / 3 + i * 7) % 500 + 3).collect();
         let mut cache = cpu.new_cache();
         let mut want = vec![logits(&cpu, &mut cache, &prompt, 70).split_off(69 * cpu.n_vocab())];
-        for _ in 0..6 {
+        for _ in 0..n_steps {
             let token = argmax(want.last().expect("the prompt's"));
             want.push(logits(&cpu, &mut cache, &[token], 1));
         }
@@ -104,7 +115,7 @@ fn stories_are_continued_with_the_bits_of_the_cpu_wherever_layers_are() {
             let gpu = Decoder::load(&stories(), &options.clone().placement(placement)).expect("loads");
             let mut cache = gpu.new_cache();
             let mut got = vec![logits(&gpu, &mut cache, &prompt, 33).split_off(69 * gpu.n_vocab())];
-            for _ in 0..6 {
+            for _ in 0..n_steps {
                 let token = argmax(got.last().expect("the prompt's"));
                 got.push(logits(&gpu, &mut cache, &[token], 1));
             }
@@ -156,7 +167,8 @@ fn many_pages_are_attended_to_with_the_bits_of_the_cpu() {
     let Some(device) = any() else { return };
     let model = &models::tiny_models()[0];
     let tokens: Vec<u32> = (0..1100).map(|i| (i * i / 3 + i * 7) % 60).collect();
-    let load = |placement| Decoder::load(&model.file, &LoadOptions::new().threads(1).placement(placement)).expect("loads");
+    let load =
+        |placement| Decoder::load(&model.file, &LoadOptions::new().threads(1).placement(placement)).expect("loads");
     let (cpu, gpu) = (load(Placement::new()), load(cases::last_of_two(&device)));
     // The CPU computes what is before: four pages, of which the last one ends just before the next begins.
     let mut cache = cpu.new_cache();
@@ -189,7 +201,8 @@ fn memory_that_runs_out_is_reported_with_figures() {
 
     // When pages grow: the weights fit, and what is free is enough for some pages.
     let Some(driver) = FakeDriver::new(64 << 20) else { return };
-    let device: Arc<dyn Device> = Arc::new(CudaDevice::with_driver(driver.clone()).expect("a device").limit_memory(6 << 20));
+    let device: Arc<dyn Device> =
+        Arc::new(CudaDevice::with_driver(driver.clone()).expect("a device").limit_memory(6 << 20));
     let options = LoadOptions::new().threads(1).placement(cases::on(&device, 5));
     let gpu = Decoder::load(&stories(), &options).expect("it fits");
     let mut caches = Vec::new();
@@ -241,7 +254,7 @@ fn lost_device_is_reported_by_everything_on_it() {
 
 #[test]
 fn ceilings_of_the_device_are_measured() {
-    let Some((device, _driver)) = device() else { return };
+    let Some(device) = any() else { return };
     // Far more launches than a test has time for are made on a device; here one round is long enough.
     let ceilings = device.ceilings().expect("the device works").expect("measured by this backend");
     assert!(ceilings.read_bytes_per_s > 1e6 && ceilings.int8_macs_per_s > 1e6, "{ceilings:?}");

@@ -6,12 +6,12 @@
 //! which needs no GPU.
 #![cfg(feature = "wgpu")]
 
+#[path = "support/cases.rs"]
+mod cases;
 #[path = "../../fewbit-model/tests/support/mod.rs"]
 #[allow(dead_code)]
 mod models;
 mod support;
-#[path = "support/cases.rs"]
-mod cases;
 
 // The support code of `fewbit-model` expects this module here.
 use models::random;

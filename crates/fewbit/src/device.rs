@@ -216,7 +216,9 @@ impl DeviceOptions {
             (Err(error), _) => {
                 // No such GPU is the usual case, about which nobody needs to hear.
                 match error.cause() {
-                    Some(DeviceError::Unavailable { why }) => tracing::debug!(target: AUTO, "computing on the CPU: {why}"),
+                    Some(DeviceError::Unavailable { why }) => {
+                        tracing::debug!(target: AUTO, "computing on the CPU: {why}")
+                    }
                     _ => tracing::info!(target: AUTO, "computing on the CPU: {error:#}"),
                 }
                 Placement::new()

@@ -467,19 +467,15 @@ impl Run {
             heads: 0,
             tokens: 0,
             window: attention.window.map_or(0, |window| window.min(u32::MAX as usize) as u32),
-            n_pages: seen as u32,
+            n_pages: if is_in_pages { seen as u32 } else { 0 },
             scale: attention.scale,
             cap,
             inverse_cap: if cap > 0.0 { 1.0 / cap } else { 0.0 },
             unused: 0,
         }
         .tile();
-        if is_in_pages {
-            for launch in params.launch_pages(self.kv_type) {
-                out.push(Dispatch::new(&self.gpu, &params, launch)?);
-            }
-        } else {
-            out.push(Dispatch::new(&self.gpu, &params, params.launch(self.kv_type))?);
+        for launch in params.launches(self.kv_type) {
+            out.push(Dispatch::new(&self.gpu, &params, launch)?);
         }
         Ok(())
     }

@@ -79,10 +79,16 @@ impl State {
     /// Checks that nothing was written around an allocation.
     fn check_guards(address: Address, allocation: &Allocation) {
         let begin = address as usize - GUARD;
-        for at in (begin..begin + GUARD).chain((begin + GUARD + allocation.bytes)..(begin + 2 * GUARD + allocation.bytes)) {
+        for at in
+            (begin..begin + GUARD).chain((begin + GUARD + allocation.bytes)..(begin + 2 * GUARD + allocation.bytes))
+        {
             // SAFETY: the guards lie in the memory that `alloc` got for this allocation.
             let byte = unsafe { std::ptr::with_exposed_provenance::<u8>(at).read() };
-            assert_eq!(byte, GUARDED, "something was written {at:#x}, beyond the {} bytes at {address:#x}", allocation.bytes);
+            assert_eq!(
+                byte, GUARDED,
+                "something was written {at:#x}, beyond the {} bytes at {address:#x}",
+                allocation.bytes
+            );
         }
     }
 

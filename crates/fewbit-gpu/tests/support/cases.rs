@@ -22,7 +22,14 @@ pub(crate) fn on(device: &AnyDevice, n_layers: usize) -> Placement {
 }
 
 /// Compares the logits of tokens, computed with this placement in chunks of this size, with those of the CPU.
-pub(crate) fn compare_on(placement: Placement, what: &str, file: &GgufFile, options: LoadOptions, tokens: &[u32], size: usize) {
+pub(crate) fn compare_on(
+    placement: Placement,
+    what: &str,
+    file: &GgufFile,
+    options: LoadOptions,
+    tokens: &[u32],
+    size: usize,
+) {
     let options = options.threads(1);
     let cpu = Decoder::load(file, &options).expect("loads");
     let want = bits(&logits(&cpu, &mut cpu.new_cache(), tokens, 64));
