@@ -17,13 +17,6 @@ use crate::shell;
 /// Where NVRTC is called from, and the package that it is in.
 const FOLDER: &str = "xtask/ptx";
 
-/// The beginning of the list of texts.
-const LIST: &str = "//! The PTX of each module, for each architecture: made by `cargo xtask ptx`.
-
-/// Names of modules, and their texts by architecture, ascending.
-pub(super) const TEXTS: &[(&str, [&str; 2])] = &[
-";
-
 /// Compiles all sources, or with `check` only says whether the PTX is theirs.
 pub(crate) fn run(check: bool) -> Result<()> {
     let (sources, texts) = (shell::root().join(text::SOURCES), shell::root().join(text::TEXTS));
@@ -41,7 +34,6 @@ fn compile(sources: &Path, texts: &Path) -> Result<()> {
     let python = environment(FOLDER, "ptx")?;
     fs::create_dir_all(texts)?;
     let mut made: Vec<PathBuf> = Vec::new();
-    let mut list = LIST.to_owned();
     for module in text::modules(sources)? {
         for architecture in text::ARCHITECTURES {
             let out = texts.join(format!("{}.{architecture}.ptx", module.name));
@@ -53,11 +45,7 @@ fn compile(sources: &Path, texts: &Path) -> Result<()> {
             fs::write(&out, format!("{}\n{ptx}", text::first_line(sources, &module, architecture)?))?;
             made.push(out);
         }
-        let texts = text::ARCHITECTURES.map(|a| format!("include_str!(\"{}.{a}.ptx\")", module.name));
-        list.push_str(&format!("    (\n        \"{}\",\n        [{}],\n    ),\n", module.name, texts.join(", ")));
     }
-    fs::write(texts.join("texts.rs"), list + "];\n")?;
-    shell::run("rustfmt", &["--edition", "2024", &texts.join("texts.rs").to_string_lossy()])?;
     for entry in fs::read_dir(texts)? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "ptx") && !made.contains(&path) {
