@@ -41,7 +41,7 @@ pub(crate) trait Memory: Send + Sync + 'static {
     fn check(&self) -> Result<(), ModelError>;
 
     /// Copies parts of buffers to others of the same size, also within a buffer. They do not overlap.
-    fn copy(&self, parts: &[(Part<'_, Self::Buffer>, Part<'_, Self::Buffer>)]) -> Result<(), ModelError>;
+    fn copy(&self, parts: &[FromTo<'_, Self::Buffer>]) -> Result<(), ModelError>;
 
     /// Fills parts of buffers with zeros.
     fn clear(&self, parts: &[Part<'_, Self::Buffer>]) -> Result<(), ModelError>;
@@ -58,6 +58,9 @@ pub(crate) trait Memory: Send + Sync + 'static {
     /// Waits until everything that was asked for is done.
     fn wait(&self) -> Result<(), ModelError>;
 }
+
+/// A part to copy, and where to.
+pub(crate) type FromTo<'a, B> = (Part<'a, B>, Part<'a, B>);
 
 /// A range of bytes of a buffer.
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Failure, Function};
 use super::kernels::{Address, Module};
-use crate::backend::{Memory, Part, lock};
+use crate::backend::{FromTo, Memory, Part, lock};
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -158,7 +158,7 @@ impl Memory for Gpu {
         }
     }
 
-    fn copy(&self, parts: &[(Part<'_, DeviceBuffer>, Part<'_, DeviceBuffer>)]) -> Result<(), ModelError> {
+    fn copy(&self, parts: &[FromTo<'_, DeviceBuffer>]) -> Result<(), ModelError> {
         parts.iter().try_for_each(|(from, to)| {
             assert_eq!(from.bytes, to.bytes, "parts of one size");
             let (source, target) = (Self::check_part(from), Self::check_part(to));

@@ -2,7 +2,7 @@
 
 use super::memory;
 use super::shaders::{Arithmetic, Kernel};
-use crate::backend::{Memory, Part, lock};
+use crate::backend::{FromTo, Memory, Part, lock};
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -264,7 +264,7 @@ impl Memory for Gpu {
         }
     }
 
-    fn copy(&self, parts: &[(Part<'_, wgpu::Buffer>, Part<'_, wgpu::Buffer>)]) -> Result<(), ModelError> {
+    fn copy(&self, parts: &[FromTo<'_, wgpu::Buffer>]) -> Result<(), ModelError> {
         // WebGPU cannot copy within one buffer, so such copies go through another.
         let within = parts.iter().filter(|(from, to)| from.buffer == to.buffer);
         let between = within.map(|(from, _)| from.bytes).max().map(|bytes| self.buffer(bytes)).transpose()?;
