@@ -132,36 +132,47 @@ fn scalar(w: &Matrix, kind: ActivationKind, p: usize, x: &Activations, n_rows: u
 }
 
 /// Runs a tile over rows of the batch, group by group: `$body` sees the first row as `$first`, `$n` rows of a
-/// group of `$w` from lane `$lane` on. Groups are those of [`Place`](crate::activations::Place).
+/// group of `$w` from lane `$lane` on; `$n` is at most `$nmax`. Groups are those of [`Place`](crate::activations::Place).
 macro_rules! sweep {
     ($rows:expr, $nmax:expr, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {{
         let (start, n_rows) = ($rows.start, $rows.end);
         for $first in (start..n_rows / 8 * 8).step_by(8) {
-            const $w: usize = 8;
-            if $nmax >= 8 {
-                const $n: usize = 8;
-                let $lane = 0;
-                $body;
-            } else {
-                const $n: usize = 4;
-                for $lane in [0, 4] {
-                    $body;
-                }
-            }
+            sweep!(@group $nmax, 8, |$lane, $n, $w| $body);
         }
         // Jobs of two panels have whole groups only.
         if P == 1 {
-            sweep!(@rest n_rows, 4, |$first, $lane, $n, $w| $body);
-            sweep!(@rest n_rows, 2, |$first, $lane, $n, $w| $body);
-            sweep!(@rest n_rows, 1, |$first, $lane, $n, $w| $body);
+            sweep!(@rest n_rows, $nmax, 4, |$first, $lane, $n, $w| $body);
+            sweep!(@rest n_rows, $nmax, 2, |$first, $lane, $n, $w| $body);
+            sweep!(@rest n_rows, $nmax, 1, |$first, $lane, $n, $w| $body);
         }
     }};
-    (@rest $n_rows:ident, $width:literal, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {
+    (@rest $n_rows:ident, $nmax:expr, $width:literal, |$first:ident, $lane:ident, $n:ident, $w:ident| $body:expr) => {
         if $n_rows & $width != 0 {
-            const $w: usize = $width;
+            let $first = $n_rows & !(2 * $width - 1);
+            sweep!(@group $nmax, $width, |$lane, $n, $w| $body);
+        }
+    };
+    (@group $nmax:expr, $width:literal, |$lane:ident, $n:ident, $w:ident| $body:expr) => {
+        const $w: usize = $width;
+        if $nmax >= $width {
             const $n: usize = $width;
-            let ($first, $lane) = ($n_rows & !(2 * $width - 1), 0);
+            let $lane = 0;
             $body;
+        } else if $nmax == 4 {
+            const $n: usize = 4;
+            for $lane in (0..$width).step_by(4) {
+                $body;
+            }
+        } else if $nmax == 2 {
+            const $n: usize = 2;
+            for $lane in (0..$width).step_by(2) {
+                $body;
+            }
+        } else {
+            const $n: usize = 1;
+            for $lane in 0..$width {
+                $body;
+            }
         }
     };
 }
@@ -405,8 +416,15 @@ kernels!(
     1,
     8
 );
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[cfg(target_arch = "aarch64")]
 kernels!(baseline, crate::arch::Baseline, inline(never), 4, 4);
+// SSE2 has 16 registers: 8 sums and 4 weights.
+#[cfg(target_arch = "x86_64")]
+kernels!(baseline, crate::arch::Baseline, inline(never), 4, 2);
+// Where there is a better one, this one is for comparison, and its size and compile time count.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+kernels!(portable, crate::arch::Portable, inline(never), 2, 1);
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 kernels!(portable, crate::arch::Portable, inline(never), 2, 4);
 
 fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<1>> {

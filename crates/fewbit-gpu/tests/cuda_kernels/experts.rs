@@ -8,7 +8,9 @@ use fewbit_model::{ExpertConfig, Gating, Routing};
 #[test]
 fn routes_and_their_weights_are_those_of_the_cpu() {
     let random = &mut Random(1);
-    for (n_experts, n_used, is_normalized) in [(2, 1, false), (8, 2, true), (60, 4, false), (128, 8, true), (5, 5, true)] {
+    for (n_experts, n_used, is_normalized) in
+        [(2, 1, false), (8, 2, true), (60, 4, false), (128, 8, true), (5, 5, true)]
+    {
         let n_rows = 9;
         let mut scores = random.floats(n_rows * n_experts, 6.0);
         // Equal scores, and some that differ so much that probabilities are 0.
@@ -83,7 +85,8 @@ fn combined_outputs_have_the_bits_of_the_definition() {
             random.floats(n_rows * n_used, 1.0).into_iter().map(|weight| Route { expert: 0, weight }).collect();
         let (shared, score) = (random.floats(n_rows * n_cols, 2.0), random.floats(n_rows, 3.0));
         let (outputs_memory, routes_memory) = (Memory::of(&outputs), Memory::of(&routes));
-        let (shared_memory, score_memory, mut to) = (Memory::of(&shared), Memory::of(&score), Memory::new(n_rows * n_cols));
+        let (shared_memory, score_memory, mut to) =
+            (Memory::of(&shared), Memory::of(&score), Memory::new(n_rows * n_cols));
         let params = CombineParams {
             outputs: outputs_memory.address(),
             routes: routes_memory.address(),

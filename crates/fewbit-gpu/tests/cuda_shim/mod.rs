@@ -37,15 +37,8 @@ pub(crate) struct Shim {
     library: Library,
 }
 
-type LaunchFn = unsafe extern "C" fn(
-    *const c_char,
-    *const [u32; 3],
-    u32,
-    u32,
-    *mut *mut c_void,
-    *mut c_char,
-    usize,
-) -> c_int;
+type LaunchFn =
+    unsafe extern "C" fn(*const c_char, *const [u32; 3], u32, u32, *mut *mut c_void, *mut c_char, usize) -> c_int;
 
 /// The library; `None`, after a line on stderr, if it cannot be compiled here.
 pub(crate) fn shim() -> Option<&'static Shim> {

@@ -18,21 +18,16 @@ pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Optio
     // Number of blocks in a tile.
     let n = if matches!(ty, TensorType::Q4_K | TensorType::Q5_K | TensorType::IQ4_XS) { 2 } else { 1 };
     let bytes = n * ty.block_bytes();
-    match importance {
-        // Without importance, all rows are treated alike, and tiles may span them.
-        None => {
-            for (x, out) in x.chunks(n * 256).zip(out.chunks_mut(bytes)) {
-                one_tile(ty, x, None, out);
-            }
-        }
-        Some(importance) => {
-            let row_bytes = n_cols / 256 * ty.block_bytes();
-            for (x, out) in x.chunks_exact(n_cols).zip(out.chunks_exact_mut(row_bytes)) {
-                let tiles = x.chunks(n * 256).zip(importance.chunks(n * 256));
-                for ((x, importance), out) in tiles.zip(out.chunks_mut(bytes)) {
-                    one_tile(ty, x, Some(importance), out);
-                }
-            }
+    if x.is_empty() {
+        return;
+    }
+    // Without importance, all rows are treated alike, and tiles may span them.
+    let row = if importance.is_some() { n_cols } else { x.len() };
+    let row_bytes = row / 256 * ty.block_bytes();
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row_bytes)) {
+        for (i, (x, out)) in x.chunks(n * 256).zip(out.chunks_mut(bytes)).enumerate() {
+            let first = i * n * 256;
+            one_tile(ty, x, importance.map(|w| &w[first..first + x.len()]), out);
         }
     }
 }

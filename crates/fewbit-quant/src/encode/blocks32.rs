@@ -13,22 +13,17 @@ const GROUP: usize = 32 * LANES;
 #[inline(always)]
 pub(super) fn encode(ty: TensorType, x: &[f32], n_cols: usize, importance: Option<&[f32]>, out: &mut [u8]) {
     let block_bytes = ty.block_bytes();
-    match importance {
-        // Without importance, all rows are treated alike, and groups may span them.
-        None => {
-            for (x, out) in x.chunks(GROUP).zip(out.chunks_mut(LANES * block_bytes)) {
-                group(ty, x, None, out);
-            }
-        }
-        Some(importance) => {
-            let row_bytes = n_cols / 32 * block_bytes;
-            for (x, out) in x.chunks_exact(n_cols).zip(out.chunks_exact_mut(row_bytes)) {
-                let mean_square = x.iter().map(|v| v * v).sum::<f32>() / n_cols as f32;
-                let groups = x.chunks(GROUP).zip(importance.chunks(GROUP));
-                for ((x, importance), out) in groups.zip(out.chunks_mut(LANES * block_bytes)) {
-                    group(ty, x, Some((importance, mean_square)), out);
-                }
-            }
+    if x.is_empty() {
+        return;
+    }
+    // Without importance, all rows are treated alike, and groups may span them.
+    let row = if importance.is_some() { n_cols } else { x.len() };
+    let row_bytes = row / 32 * block_bytes;
+    for (x, out) in x.chunks_exact(row).zip(out.chunks_exact_mut(row_bytes)) {
+        let mean_square = if importance.is_some() { x.iter().map(|v| v * v).sum::<f32>() / n_cols as f32 } else { 0.0 };
+        for (i, (x, out)) in x.chunks(GROUP).zip(out.chunks_mut(LANES * block_bytes)).enumerate() {
+            let first = i * GROUP;
+            group(ty, x, importance.map(|w| (&w[first..first + x.len()], mean_square)), out);
         }
     }
 }
