@@ -30,12 +30,12 @@ const THREADS: u32 = 256;
 pub type Address = u64;
 
 /// A source file with the macros that select what it contains.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Module {
     /// Norms, quantization and everything else that is done for each element.
     Rows,
-    /// The cache, and attention.
-    Attention,
+    /// A cache of this type, and attention over it.
+    Attention(KvType),
     /// Routing to experts.
     Experts,
     /// Adapters.
@@ -49,7 +49,8 @@ pub enum Module {
 impl Module {
     /// All modules: what must be compiled.
     pub fn all() -> Vec<Self> {
-        let mut modules = vec![Self::Rows, Self::Attention, Self::Experts, Self::Adapters, Self::Ceilings];
+        let mut modules = vec![Self::Rows, Self::Experts, Self::Adapters, Self::Ceilings];
+        modules.extend(KvType::ALL.map(Self::Attention));
         let types = TensorType::all().filter(|&ty| ActivationKind::of(ty).is_some() && kernel_type(ty) == ty);
         modules.extend(types.map(Self::Product));
         modules
@@ -64,6 +65,7 @@ impl Module {
     pub fn name(&self) -> String {
         match self {
             Self::Product(ty) => format!("product_{ty}"),
+            Self::Attention(kv) => format!("attention_{kv}"),
             _ => self.file().trim_end_matches(".cu").to_owned(),
         }
     }
@@ -72,7 +74,7 @@ impl Module {
     pub fn file(&self) -> &'static str {
         match self {
             Self::Rows => "rows.cu",
-            Self::Attention => "attention.cu",
+            Self::Attention(_) => "attention.cu",
             Self::Experts => "experts.cu",
             Self::Adapters => "adapters.cu",
             Self::Product(_) => "product.cu",
@@ -84,6 +86,7 @@ impl Module {
     pub fn macros(&self) -> Vec<(&'static str, String)> {
         match self {
             Self::Product(ty) => vec![("TYPE", ty.name().to_owned())],
+            Self::Attention(kv) => vec![("KV", kv.name().to_owned())],
             _ => Vec::new(),
         }
     }
@@ -393,7 +396,9 @@ impl ProductParams {
         if self.n_rows >= TILE_FROM {
             return tile_launch(module, "product_tile", panels, self.n_rows.div_ceil(TILE_ROWS));
         }
-        let at_once = self.n_rows.next_power_of_two();
+        // All planes at once, if they are few: then weights are read once.
+        let pairs = if ty.format().is_some() { self.n_rows * self.planes } else { self.n_rows };
+        let at_once = if pairs < TILE_FROM { pairs } else { self.n_rows }.next_power_of_two();
         Launch::new(module, format!("product_{at_once}"), [panels, 1, 1])
     }
 }
@@ -409,7 +414,7 @@ fn tile_launch(module: Module, name: &str, panels: u32, tiles: u32) -> Launch {
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct ExpertParams {
-    /// The matrices of all experts, one after another; `to`: `[n_routes][n_out]`, `n_rows`: of the input.
+    /// The matrices of all experts, one after another; `to`: `[n_routes][n_out]`, `n_rows`: of the input, in one plane.
     pub product: ProductParams,
     /// `[n_routes]` [`Route`]s.
     pub routes: Address,
@@ -597,15 +602,7 @@ impl AppendParams {
     pub fn launch(&self, kv: KvType) -> Launch {
         // A warp takes a block of 32 elements of a head.
         let warps = self.n_kv_heads * self.head_dim.div_ceil(32);
-        Launch::new(Module::Attention, format!("append_{}", kv_name(kv)), [self.n_rows, warps.div_ceil(8), 1])
-    }
-}
-
-fn kv_name(kv: KvType) -> &'static str {
-    match kv {
-        KvType::F16 => "F16",
-        KvType::F32 => "F32",
-        _ => "Q8_0",
+        Launch::new(Module::Attention(kv), "append", [self.n_rows, warps.div_ceil(8), 1])
     }
 }
 
@@ -678,9 +675,9 @@ impl AttendParams {
         let rows = (self.heads * self.tokens).next_power_of_two();
         let chunks = (self.n_heads / self.n_kv_heads).div_ceil(self.heads);
         let grid = [self.n_rows.div_ceil(self.tokens), self.n_kv_heads * chunks, self.n_pages.max(1)];
-        let name = format!("attend_{}_{rows}", kv_name(kv));
-        let attend = Launch { shared: self.shared(rows), ..Launch::new(Module::Attention, name, grid) };
-        let merge = Launch::new(Module::Attention, "attend_merge", [self.n_rows, self.n_heads, 1]);
+        let name = format!("attend_{rows}");
+        let attend = Launch { shared: self.shared(rows), ..Launch::new(Module::Attention(kv), name, grid) };
+        let merge = Launch::new(Module::Attention(kv), "attend_merge", [self.n_rows, self.n_heads, 1]);
         if self.n_pages > 0 { vec![attend, merge] } else { vec![attend] }
     }
 

@@ -50,8 +50,8 @@ fn parameters_have_the_size_that_the_compiler_of_the_kernels_gives_them() {
 fn types_with_the_same_layout_share_a_module() {
     use fewbit_quant::TensorType;
     assert_eq!(Module::of_product(TensorType::IQ2_XS), Module::Product(TensorType::IQ2_S));
-    // 20 layouts of 22 quantized types, three types of floats, and the other files.
-    assert_eq!(Module::all().len(), 20 + 3 + 5);
+    // 20 layouts of 22 quantized types, three types of floats, three of caches, and the other files.
+    assert_eq!(Module::all().len(), 20 + 3 + 3 + 4);
 }
 
 #[test]

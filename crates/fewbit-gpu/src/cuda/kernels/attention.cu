@@ -1,5 +1,5 @@
-// The cache and attention over it, as `fewbit_kernels::attention` defines them; pages have the layout of
-// `fewbit_kernels::kv`.
+// The cache and attention over it, as `fewbit_kernels::attention` defines them, for caches of one type (the macro KV);
+// pages have the layout of `fewbit_kernels::kv`.
 #include "quantize.h"
 
 // Positions of a page.
@@ -31,11 +31,8 @@ template <class T> struct Plain {
     }
 };
 
-typedef Plain<u16> F16;
-typedef Plain<float> F32;
-
 // Blocks of 32 elements: a byte each, and a scale in half precision.
-struct Q8_0 {
+struct Blocks {
     static constexpr bool IS_Q8 = true;
 
     // The keys of 16 positions of a head: scales [head_dim / 32][16], then codes [head_dim / 4][16][4].
@@ -69,7 +66,16 @@ struct Q8_0 {
     }
 };
 
-template <class Kv> DEVICE void append(const AppendParams &p) {
+struct CacheTypes {
+    typedef Plain<u16> f16;
+    typedef Plain<float> f32;
+    typedef Blocks q8_0;
+};
+
+// The type of this module's cache.
+typedef CacheTypes::KV Kv;
+
+KERNEL(256, append, AppendParams) {
     u32 chunks = (p.head_dim + 31) / 32, item = block_y() * 8 + thread() / 32;
     u32 head = item / chunks, d = item % chunks * 32 + thread() % 32;
     if (head >= p.n_kv_heads) return;
@@ -81,16 +87,15 @@ template <class Kv> DEVICE void append(const AppendParams &p) {
     Kv::append(p, p.pool + slot * p.page_bytes, head, row.position % PAGE, d, k, v);
 }
 
-KERNEL(256, append_F16, AppendParams) { append<F16>(p); }
-KERNEL(256, append_F32, AppendParams) { append<F32>(p); }
-KERNEL(256, append_Q8_0, AppendParams) { append<Q8_0>(p); }
-
 // What happens with the output of a page.
 enum Merging { SKIP, FIRST, MERGE };
 
 // Attention of up to M rows of queries (a head of a row of the batch each) that read the same keys. Each of eight warps
 // has the sums of a row; each thread has a position of a page, then elements of outputs.
-template <class Kv, u32 M> struct Attention {
+template <class Kv, u32 M> struct AttentionOf {
+    // How many elements a thread loads before it uses them: there are few threads to wait for other loads meanwhile.
+    static constexpr u32 AT_ONCE = M <= 4 ? 32 : 16;
+
     struct Shared {
         u32 position[M];
         // The positions of the page that a row sees.
@@ -235,7 +240,15 @@ template <class Kv, u32 M> struct Attention {
                 }
             } else {
                 const auto *key = typed(keys, (Kv *)nullptr) + Kv::key_at(kv_head, j, 0, n);
-                UNROLL_4 for (u32 d = 0; d < n; d++) {
+                u32 d = 0;
+                for (; d + AT_ONCE <= n; d += AT_ONCE) {
+                    float k[AT_ONCE];
+                    UNROLL for (u32 i = 0; i < AT_ONCE; i++) k[i] = Kv::value_of(load(key + (d + i) * 16));
+                    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+                        UNROLL for (u32 m = 0; m < M; m++) s[m] = fma_(query[(d + i) * M + m], k[i], s[m]);
+                    }
+                }
+                for (; d < n; d++) {
                     float k = Kv::value_of(load(key + d * 16));
                     UNROLL for (u32 m = 0; m < M; m++) s[m] = fma_(query[d * M + m], k, s[m]);
                 }
@@ -313,17 +326,24 @@ template <class Kv, u32 M> struct Attention {
             all_end = most(all_end, all_start);
             const float *of_rows = weights + first_row * PAGE;
             // Positions that only some rows see, then those that all see, then again some.
-            u32 ends[3] = {least(all_start, end), least(all_end, end), end}, j = start;
-            ONCE for (u32 part = 0; part < 3; part++) {
-                bool is_for_all = part == 1;
-                if (is_for_all) {
-                    UNROLL_4 for (; j < ends[1]; j++) {
-                        position<false>(shared, kv_head, values, d, n, j, of_rows, first_row, sharing, o);
+            u32 j = start, all = least(all_end, end);
+            ONCE for (u32 part = 0; part < 2; part++) {
+                u32 some = part == 0 ? least(all_start, end) : end;
+                ONCE for (; j < some; j++) {
+                    float factor, v = value(values, kv_head, j, d, n, &factor);
+                    add<true>(shared, of_rows, first_row, sharing, j, v, factor, o);
+                }
+                if (part == 1) break;
+                ONCE for (; j + AT_ONCE <= all; j += AT_ONCE) {
+                    float v[AT_ONCE], factors[AT_ONCE];
+                    UNROLL for (u32 i = 0; i < AT_ONCE; i++) v[i] = value(values, kv_head, j + i, d, n, &factors[i]);
+                    UNROLL for (u32 i = 0; i < AT_ONCE; i++) {
+                        add<false>(shared, of_rows, first_row, sharing, j + i, v[i], factors[i], o);
                     }
-                } else {
-                    ONCE for (; j < ends[part]; j++) {
-                        position<true>(shared, kv_head, values, d, n, j, of_rows, first_row, sharing, o);
-                    }
+                }
+                ONCE for (; j < all; j++) {
+                    float factor, v = value(values, kv_head, j, d, n, &factor);
+                    add<false>(shared, of_rows, first_row, sharing, j, v, factor, o);
                 }
             }
             UNROLL for (u32 i = 0; i < M; i++) {
@@ -335,18 +355,22 @@ template <class Kv, u32 M> struct Attention {
         }
     }
 
-    // Adds position j of element d. If it is checked for each row, it does not touch the sums of those that do not see it.
-    template <bool IS_CHECKED>
-    DEVICE void position(const Shared &shared, u32 kv_head, const u8 *values, u32 d, u32 n, u32 j, const float *weights,
-                         u32 first_row, u32 sharing, float (&o)[M]) {
-        float v, factor = 1.0f;
+    // Element d of the value at position j, and by what weights are multiplied before they are multiplied with it.
+    DEVICE float value(const u8 *values, u32 kv_head, u32 j, u32 d, u32 n, float *factor) {
         if constexpr (Kv::IS_Q8) {
             const u8 *of_head = values + Kv::values_at(kv_head, n);
-            v = float_((i8)load(of_head + j * n + d));
-            factor = of_half(load((const u16 *)(of_head + PAGE * n) + d / 32 * PAGE + j));
+            *factor = of_half(load((const u16 *)(of_head + PAGE * n) + d / 32 * PAGE + j));
+            return float_((i8)load(of_head + j * n + d));
         } else {
-            v = Kv::value_of(load(typed(values, (Kv *)nullptr) + Kv::value_at(kv_head, j, d, n)));
+            *factor = 1.0f;
+            return Kv::value_of(load(typed(values, (Kv *)nullptr) + Kv::value_at(kv_head, j, d, n)));
         }
+    }
+
+    // Adds position j to the outputs of rows. If it is checked, it does not touch those of rows that do not see it.
+    template <bool IS_CHECKED>
+    DEVICE void add(const Shared &shared, const float *weights, u32 first_row, u32 sharing, u32 j, float v, float factor,
+                    float (&o)[M]) {
         UNROLL for (u32 i = 0; i < M; i++) {
             u32 m = first_row + i * sharing;
             if (m >= M || (IS_CHECKED && (j < shared.start[m] || j >= shared.end[m]))) continue;
@@ -357,22 +381,13 @@ template <class Kv, u32 M> struct Attention {
     }
 };
 
-// The rows of a block: as many as a launch has a kernel for, from `heads * tokens` on.
-#define ATTEND(KV, M) \
-    KERNEL(256, attend_##KV##_##M, AttendParams) { Attention<KV, M>::run(p); }
+template <u32 M> using Attention = AttentionOf<Kv, M>;
 
-ATTEND(F16, 1)
-ATTEND(F16, 2)
-ATTEND(F16, 4)
-ATTEND(F16, 8)
-ATTEND(F32, 1)
-ATTEND(F32, 2)
-ATTEND(F32, 4)
-ATTEND(F32, 8)
-ATTEND(Q8_0, 1)
-ATTEND(Q8_0, 2)
-ATTEND(Q8_0, 4)
-ATTEND(Q8_0, 8)
+// The rows of a block: as many as a launch has a kernel for, from `heads * tokens` on.
+KERNEL(256, attend_1, AttendParams) { Attention<1>::run(p); }
+KERNEL(256, attend_2, AttendParams) { Attention<2>::run(p); }
+KERNEL(256, attend_4, AttendParams) { Attention<4>::run(p); }
+KERNEL(256, attend_8, AttendParams) { Attention<8>::run(p); }
 
 // Merges the pages of a head of a row, in order.
 KERNEL(256, attend_merge, AttendParams) {

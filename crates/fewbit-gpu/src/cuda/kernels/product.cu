@@ -40,13 +40,18 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
     // With two buffers, the chains of one stretch run while other warps begin the next one.
     static constexpr u32 BUFFERS = 2 * sizeof(T) * STRETCH * N * 16 <= 32768 ? 2 : 1;
 
+    // `rows`: the rows of the form that are computed at once, first those of plane 0. If these are `n_there`, further
+    // planes take further passes; if there are more, the second plane comes after the first one.
     DEVICE void run(const ProductParams &p, const u8 *weights, const u32 (&rows)[N], u32 n_there, u32 to) {
         SHARED T terms[BUFFERS][STRETCH][N][16];
+        SHARED float planes[N][16];
         u32 t = thread(), lane = t % 16, half = t / 16 % 2, warp = t / 32;
         const u8 *panel = weights + block_x() * p.panel_bytes;
         u32 n_blocks = p.n_cols / W::BLOCK, turn = 0;
+        bool is_one_pass = p.planes * n_there <= N;
+        u32 n_passes = is_one_pass ? 1 : p.planes;
         float y = 0.0f;
-        for (u32 plane = 0; plane < p.planes; plane++) {
+        for (u32 pass = 0; pass < n_passes; pass++) {
             float z = 0.0f;
             for (u32 first = 0; first < n_blocks; first += STRETCH) {
                 u32 buffer = turn % BUFFERS;
@@ -54,12 +59,12 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
                 if (BUFFERS == 1) barrier();
                 if constexpr (IS_256) {
                     u32 b = first + warp;
-                    if (b < n_blocks) block_256(p, panel, b, half, lane, plane, rows, terms[buffer][warp]);
+                    if (b < n_blocks) block_256(p, panel, b, half, lane, pass, rows, terms[buffer][warp]);
                 } else {
                     UNROLL for (u32 i = 0; i < BLOCKS; i++) {
                         u32 at = (warp * 2 + half) * BLOCKS + i;
                         if (first + at < n_blocks) {
-                            block_32(p, panel, first + at, lane, plane, rows, terms[buffer][at]);
+                            block_32(p, panel, first + at, lane, pass, rows, terms[buffer][at]);
                         }
                     }
                 }
@@ -69,14 +74,19 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
                     for (u32 i = 0; i < count; i++) z = T::add(terms[buffer][i][t / 16][lane], z);
                 }
             }
-            y = plane == 0 ? z : add_(y, z);
+            y = pass == 0 ? z : add_(y, z);
+        }
+        if (is_one_pass && p.planes == 2) {
+            if (t < 16 * N) planes[t / 16][lane] = y;
+            barrier();
+            if (t / 16 < n_there) y = add_(y, planes[t / 16 + n_there][lane]);
         }
         u32 out = block_x() * 16 + lane;
         if (t / 16 < n_there && out < p.n_out) write(p, (u64)to + t / 16, out, y);
     }
 
-    // The row of the form that is this plane of a row of the input.
-    DEVICE u64 form_row(const ProductParams &p, u32 plane, u32 row) { return (u64)plane * p.n_rows + row; }
+    // The row of the form that a pass reads.
+    DEVICE u64 form_row(const ProductParams &p, u32 pass, u32 row) { return (u64)pass * p.n_rows + row; }
 
     DEVICE void inputs(const ProductParams &p, u64 element, u32 *x) {
         const uint4 *from = (const uint4 *)(p.form.codes + element / 4);
@@ -85,7 +95,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
         x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
     }
 
-    DEVICE void block_32(const ProductParams &p, const u8 *panel, u32 b, u32 lane, u32 plane, const u32 (&rows)[N],
+    DEVICE void block_32(const ProductParams &p, const u8 *panel, u32 b, u32 lane, u32 pass, const u32 (&rows)[N],
                          T (*to)[16]) {
         const u8 *meta = panel + b * W::META;
         float d = W::scale(meta, lane), m = W::HAS_MIN ? W::minimum(meta, lane) : 0.0f;
@@ -94,7 +104,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
             W::quads(panel + p.meta_bytes + b * W::GROUP, i, lane, &q[i], &q[i + 4]);
         }
         UNROLL for (u32 n = 0; n < N; n++) {
-            u64 element = form_row(p, plane, rows[n]) * p.n_cols + b * 32;
+            u64 element = form_row(p, pass, rows[n]) * p.n_cols + b * 32;
             inputs(p, element, x);
             float dx = load(p.form.scales + element / 32);
             i32 sum = 0, of_codes = 0;
@@ -111,7 +121,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
         }
     }
 
-    DEVICE void block_256(const ProductParams &p, const u8 *panel, u32 b, u32 half, u32 lane, u32 plane,
+    DEVICE void block_256(const ProductParams &p, const u8 *panel, u32 b, u32 half, u32 lane, u32 pass,
                           const u32 (&rows)[N], T (*to)[16]) {
         const u8 *meta = panel + b * W::META;
         float d = W::scale(meta, lane), m = W::HAS_MIN ? W::minimum(meta, lane) : 0.0f;
@@ -126,7 +136,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
             W::integers(meta, group * 32 / W::SUB, lane, &scales[0], &mins[0]);
             if (W::SUB == 16) W::integers(meta, group * 2 + 1, lane, &scales[1], &mins[1]);
             UNROLL for (u32 n = 0; n < N; n++) {
-                u64 element = form_row(p, plane, rows[n]) * p.n_cols + b * 256 + group * 32;
+                u64 element = form_row(p, pass, rows[n]) * p.n_cols + b * 256 + group * 32;
                 inputs(p, element, x);
                 i32 low = 0, high = 0, of_low = 0, of_high = 0;
                 if (W::OFFSET != 0 || W::HAS_MIN) {
@@ -152,7 +162,7 @@ template <class W, u32 N, bool IS_FLOAT = W::IS_FLOAT> struct Few {
             i32 sum = sums[n] + shuffle_xor(sums[n], 16);
             i32 minimum = W::HAS_MIN ? minimums[n] + shuffle_xor(minimums[n], 16) : 0;
             if (half != 0) continue;
-            float dx = load(p.form.scales + form_row(p, plane, rows[n]) * (p.n_cols / 256) + b);
+            float dx = load(p.form.scales + form_row(p, pass, rows[n]) * (p.n_cols / 256) + b);
             T terms;
             terms.x = float_(sum);
             terms.y = mul_(d, dx);
@@ -213,10 +223,10 @@ template <class W, u32 N> struct Few<W, N, true> {
     }
 };
 
-// The first rows of the batch, N at most.
+// The rows of a batch of N at most, or those of both planes.
 template <u32 N> DEVICE void product(const ProductParams &p) {
-    u32 rows[N];
-    UNROLL for (u32 n = 0; n < N; n++) rows[n] = least(n, p.n_rows - 1);
+    u32 rows[N], n_rows = p.planes * p.n_rows <= N ? p.planes * p.n_rows : p.n_rows;
+    UNROLL for (u32 n = 0; n < N; n++) rows[n] = least(n, n_rows - 1);
     Few<W, N>::run(p, p.weights, rows, p.n_rows, 0);
 }
 
@@ -227,6 +237,7 @@ KERNEL(256, product_8, ProductParams) { product<8>(p); }
 
 // A product for each route.
 KERNEL(256, product_experts, ExpertParams) {
+    // In one plane, as always with experts.
     u32 route = block_y(), rows[1] = {route / p.routes_per_row};
     Few<W, 1>::run(p.product, p.product.weights + p.routes[route].expert * p.expert_bytes, rows, 1, route);
 }
