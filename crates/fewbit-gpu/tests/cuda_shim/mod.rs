@@ -68,7 +68,7 @@ impl Shim {
         let name = full_name(launch);
         // SAFETY: the function takes a string and returns a number.
         unsafe {
-            let call = self.library.get::<unsafe extern "C" fn(*const c_char) -> u64>(b"fewbit_params_bytes\0");
+            let call = self.library.get::<unsafe extern "C" fn(*const c_char) -> u64>(c"fewbit_params_bytes");
             call.expect("exported")(name.as_ptr())
         }
     }
@@ -85,7 +85,7 @@ impl Shim {
         let (name, mut error) = (full_name(launch), [0u8; 256]);
         // SAFETY: the type is that of the function; the rest is the caller's promise.
         let result = unsafe {
-            let call = self.library.get::<LaunchFn>(b"fewbit_launch\0").expect("exported");
+            let call = self.library.get::<LaunchFn>(c"fewbit_launch").expect("exported");
             let arguments = arguments.as_mut_ptr();
             let (text, n) = (error.as_mut_ptr().cast(), error.len());
             call(name.as_ptr(), &launch.grid, launch.block, launch.shared, arguments, text, n)
