@@ -253,11 +253,13 @@ fn lost_device_is_reported_by_everything_on_it() {
 }
 
 #[test]
-fn ceilings_of_the_device_are_measured() {
-    let Some(device) = any() else { return };
-    // Far more launches than a test has time for are made on a device; here one round is long enough.
+fn ceilings_of_a_gpu_are_measured() {
+    // A CPU would take hours for as much as a GPU does; that the two kernels run is tested in `cuda_kernels`.
+    let Some(number) = real() else { return };
+    let device = CudaDevice::open(Some(number)).expect("the GPU to test");
     let ceilings = device.ceilings().expect("the device works").expect("measured by this backend");
-    assert!(ceilings.read_bytes_per_s > 1e6 && ceilings.int8_macs_per_s > 1e6, "{ceilings:?}");
+    assert!((1e10..1e14).contains(&ceilings.read_bytes_per_s), "{ceilings:?}");
+    assert!((1e11..1e16).contains(&ceilings.int8_macs_per_s), "{ceilings:?}");
 }
 
 #[test]
