@@ -236,7 +236,7 @@ fn adapters_have_the_bits_of_the_definition() {
         let (a, b) = (random.floats(rank * n_in, 0.3), random.floats(n_out * rank, 0.3));
         let (x, mut y) = (random.floats(batch * n_in, 1.0), random.floats(batch * n_out, 1.0));
         let (a_memory, b_memory, x_memory) = (Memory::of(&a), Memory::of(&b), Memory::of(&x));
-        let (mut t, mut to, row_memory) = (Memory::new(2 * rank), Memory::of(&y), Memory::of(&rows));
+        let (mut t, mut to, row_memory) = (Memory::<f32>::new(2 * rank), Memory::of(&y), Memory::of(&rows));
         let down = AdaptParams {
             w: a_memory.address(),
             x: x_memory.address(),

@@ -142,7 +142,7 @@ fn compiled() -> Result<PathBuf, String> {
     let finish = |child: std::process::Child| {
         let output = child.wait_with_output().map_err(|error| format!("{compiler}: {error}"))?;
         match output.status.success() {
-            true => Ok(()),
+            true => Ok::<(), String>(()),
             // Not left out: there is a compiler, and it does not accept the kernels.
             false => panic!("{compiler}: {}", String::from_utf8_lossy(&output.stderr)),
         }
