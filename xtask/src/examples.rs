@@ -7,13 +7,14 @@ use anyhow::{Context, Result};
 
 use crate::shell;
 
-/// The folders with examples: of the library, and of the candle crate.
-const FOLDERS: [&str; 2] = ["examples", "crates/fewbit-candle/examples"];
-
-/// Runs each example on the model that it names.
-pub(crate) fn run() -> Result<()> {
+/// Runs each example on the model that it names: those of the library, and those of the candle crate if asked to.
+pub(crate) fn run(candle: bool) -> Result<()> {
     let mut names = Vec::new();
-    for folder in FOLDERS {
+    let mut folders = vec!["examples"];
+    if candle {
+        folders.push("crates/fewbit-candle/examples");
+    }
+    for folder in folders {
         for entry in fs::read_dir(shell::root().join(folder)).context(folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "rs") {
@@ -27,8 +28,10 @@ pub(crate) fn run() -> Result<()> {
     // Builds the packages that CI tests together: built alone, one would select other features of its dependencies and
     // compile them again.
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "--examples"])?;
-    let candle = ["-p", "fewbit-candle", "-p", "fewbit-oracle", "-p", "xtask"];
-    shell::run(&shell::cargo(), &[&["build", "--release", "--quiet", "--examples"][..], &candle].concat())?;
+    if candle {
+        let packages = ["-p", "fewbit-candle", "-p", "fewbit-oracle"];
+        shell::run(&shell::cargo(), &[&["build", "--release", "--quiet", "--examples"][..], &packages].concat())?;
+    }
     let target = shell::target();
     for name in names {
         let path = target.join("release/examples").join(name + std::env::consts::EXE_SUFFIX);

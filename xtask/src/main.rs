@@ -38,7 +38,7 @@ struct Cli {
 enum Task {
     /// Everything that CI runs (.ci/run)
     Ci {
-        /// Also the long tests on aarch64, more fuzzing, and what is known of the dependencies
+        /// Also candle beside fewbit, the long tests on aarch64, more fuzzing, and what is known of the dependencies
         #[arg(long)]
         full: bool,
     },
@@ -53,7 +53,11 @@ enum Task {
     /// Look up advisories, licences and sources of all dependencies (cargo-deny, which it compiles)
     Deny,
     /// Run every example to its end
-    Examples,
+    Examples {
+        /// Those with candle as well, which takes minutes to compile
+        #[arg(long)]
+        candle: bool,
+    },
     /// Check each crate with each of its features alone, and with none
     Features,
     /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
@@ -104,7 +108,7 @@ fn main() -> ExitCode {
         Task::Aarch64 { all } => aarch64::run(all),
         Task::Clients => clients::run(),
         Task::Deny => deny::run(),
-        Task::Examples => examples::run(),
+        Task::Examples { candle } => examples::run(candle),
         Task::Features => features::run(),
         Task::Gpu => gpu::run(),
         Task::GpuCheck(options) => gpu_check::run(&options),

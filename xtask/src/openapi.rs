@@ -55,7 +55,8 @@ fn test(python: &Path, document: &str, base: &str, checks: &str, phases: &str, f
     command.args(["--phases", phases, "--workers", "1", "--no-color"]);
     // The same requests each time.
     command.args(["--generation-deterministic", "--warnings", "off"]);
-    command.args(["--suppress-health-check", "all", "--request-timeout", "60", "--continue-on-failure"]);
+    // 2,048 inputs of embeddings take half a minute.
+    command.args(["--suppress-health-check", "all", "--request-timeout", "300", "--continue-on-failure"]);
     command.env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", shell::root().join(FOLDER)).env("FEWBIT_MODEL", MODEL);
     // It keeps what it found in the folder in which it runs.
     command.current_dir(shell::target().join("openapi"));

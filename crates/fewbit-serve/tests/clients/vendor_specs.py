@@ -48,6 +48,9 @@ def reduced(document, operations):
             good["content"] = {
                 kind: content if kind == "application/json" else {} for kind, content in good["content"].items()
             }
+        if path == "/v1/messages":
+            # That streams are events, Anthropic's document says in prose only.
+            good["content"]["text/event-stream"] = {}
         others = {status: {"description": ""} for status in responses if status != "200"}
         of_path[method]["responses"] = {"200": good, **others}
         paths.setdefault(path, {k: v for k, v in of_path.items() if k == "parameters"})[method] = of_path[method]
