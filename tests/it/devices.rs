@@ -1,6 +1,7 @@
 //! Layers on devices that fail: whatever was being computed goes on, with the same tokens.
 //!
-//! The device of most tests is a CPU that fails when it is told to, so they run everywhere. With the feature `wgpu`, the
+//! The device of most tests is a CPU that fails when it is told to, so they run everywhere. With the feature `cuda`, others run
+//! the CUDA backend over a driver that computes on the CPU, as in `fewbit-gpu/tests/cuda.rs`. With the feature `wgpu`, the
 //! last tests destroy a real one: the first adapter of this machine, or none, as in `fewbit-gpu/tests/wgpu.rs`.
 
 use std::ops::Range;
@@ -344,6 +345,69 @@ fn device_without_memory_for_more_pages_computes_fewer_requests_at_once() {
     assert_eq!((out.finish_reason, out.usage.prompt + out.usage.completion), (FinishReason::Length, 257));
     for state in [state, small] {
         state.model.lock().unwrap().take();
+    }
+}
+
+/// Over a driver of CUDA that runs the kernels on the CPU.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::sync::Arc;
+
+    use fewbit::expert::engine::{Device, Placement};
+    use fewbit_gpu::cuda::CudaDevice;
+
+    use super::{TEXT, adapter, assert_moved};
+    use crate::fake_driver::FakeDriver;
+    use crate::{load, stories, together};
+
+    /// The last two layers of the stories model and its head on a device, whose driver has so much memory.
+    fn placement(bytes: u64) -> Option<(Placement, Arc<FakeDriver>)> {
+        let driver = FakeDriver::new(bytes)?;
+        let device: Arc<dyn Device> = Arc::new(CudaDevice::with_driver(driver.clone()).unwrap());
+        Some((Placement::new().cpu(3).device(2, Arc::clone(&device)).head(device), driver))
+    }
+
+    #[test]
+    fn lost_device_is_replaced_by_the_cpu_in_mid_generation() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = adapter(folder.path(), 5);
+        let Some((placement, driver)) = placement(1 << 30) else { return };
+        let model = load(|b| b.placement(placement));
+        assert!(model.placement().iter().any(|part| part.device == "cuda:0 (a GPU of the tests)"));
+        let run = |model: &fewbit::Model, stop: &dyn Fn(usize)| {
+            let lora = model.load_lora(&path).unwrap();
+            let request = model.generate(TEXT).lora(&lora, 0.7).temperature(0.0).max_tokens(16).ignore_eos(true);
+            let mut tokens = Vec::new();
+            for (i, piece) in request.stream().unwrap().enumerate() {
+                tokens.extend(piece.unwrap().token_ids);
+                stop(i);
+            }
+            let mut chat = model.chat().temperature(0.0).max_tokens(4).start().unwrap();
+            (tokens, chat.send("Who?").unwrap().tokens)
+        };
+        let want = run(stories(), &|_| {});
+        // In the middle of a later step.
+        let got = run(&model, &|i| {
+            if i == 5 {
+                driver.lose_after(40)
+            }
+        });
+        assert_eq!(got, want);
+        assert_moved(&model);
+    }
+
+    #[test]
+    fn requests_together_get_the_tokens_of_the_cpu() {
+        let Some((placement, _driver)) = placement(1 << 30) else { return };
+        let model = load(|b| b.placement(placement));
+        let run = |model: &fewbit::Model, i: usize| {
+            let request = model.generate(format!("{i} {TEXT}")).seed(i as u64).max_tokens(6).ignore_eos(true);
+            request.temperature(if i.is_multiple_of(2) { 0.0 } else { 1.1 }).run().unwrap().tokens
+        };
+        let got = together(4, |i| run(&model, i));
+        let want: Vec<_> = (0..4).map(|i| run(stories(), i)).collect();
+        assert_eq!(got, want);
+        assert_eq!(model.metrics().devices_lost, 0);
     }
 }
 

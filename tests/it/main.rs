@@ -3,12 +3,21 @@
 mod asynchronous;
 mod chat;
 mod constraints;
+// A GPU that is none, for the tests of what a model does when it fails; those of fewbit-gpu have it too.
+#[cfg(feature = "cuda")]
+#[allow(dead_code)]
+#[path = "../../crates/fewbit-gpu/tests/cuda_shim/mod.rs"]
+mod cuda_shim;
 mod dependencies;
 mod devices;
 mod embed;
 mod engine;
 mod evaluate;
 mod exact;
+#[cfg(feature = "cuda")]
+#[allow(dead_code)]
+#[path = "../../crates/fewbit-gpu/tests/fake_driver/mod.rs"]
+mod fake_driver;
 mod generate;
 mod hf;
 mod hub;

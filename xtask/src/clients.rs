@@ -102,7 +102,7 @@ pub(crate) fn program() -> Result<PathBuf> {
 
 /// Creates the environments, starts the server, and runs every `*_client.py` and `*_client.mjs`, and the client in Rust.
 pub(crate) fn run() -> Result<()> {
-    let python = environment()?;
+    let python = environment(FOLDER, "clients")?;
     let node = node_environment(FOLDER, "clients-node")?;
     let rust = rust_client()?;
     let folder = shell::target().join("clients");
@@ -162,17 +162,18 @@ fn rust_client() -> Result<PathBuf> {
     Ok(target.join("debug/fewbit-client-tests").with_extension(std::env::consts::EXE_EXTENSION))
 }
 
-/// A virtual environment with the packages that the tests require. It is created once, and again if these change.
-pub(crate) fn environment() -> Result<PathBuf> {
-    let folder = shell::target().join("clients");
+/// A virtual environment `name` in the build folder, with the packages that the `requirements.txt` of the folder `tests`
+/// lists. It is created once, and again if these change.
+pub(crate) fn environment(tests: &str, name: &str) -> Result<PathBuf> {
+    let folder = shell::target().join(name);
     let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
-    let wanted = fs::read_to_string(shell::root().join(FOLDER).join("requirements.txt"))?;
+    let wanted = fs::read_to_string(shell::root().join(tests).join("requirements.txt"))?;
     let installed = folder.join("installed.txt");
     if fs::read_to_string(&installed).is_ok_and(|has| has == wanted) && python.exists() {
         return Ok(python);
     }
-    let (path, requirements) = (folder.to_string_lossy(), format!("{FOLDER}/requirements.txt"));
-    shell::run("python3", &["-m", "venv", &path]).context("the clients need python3 with its module venv")?;
+    let (path, requirements) = (folder.to_string_lossy(), format!("{tests}/requirements.txt"));
+    shell::run("python3", &["-m", "venv", &path]).context("this needs python3 with its module venv")?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", &requirements];
     shell::run(&python.to_string_lossy(), &pip)?;
     fs::write(&installed, wanted)?;

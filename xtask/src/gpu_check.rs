@@ -1,12 +1,12 @@
 //! Everything that only a real GPU can show, as one prepared run: whether its results are right, and how fast it is.
 //!
-//! It makes a folder with the program, the tests of the GPU backend as a program, and a script; all are stripped. The folder
+//! It makes a folder with the program, the tests of the GPU backends as programs, and a script; all are stripped. The folder
 //! needs no registry and no toolchain where it runs: copy it to a machine with a GPU and run `./run.sh`, or
-//! `./run.sh vulkan:1` for another than the first device.
+//! `./run.sh vulkan:1` for another than the first device, or `./run.sh cuda` for NVIDIA's driver.
 //!
-//! The script takes under eight minutes: the bits of every operation and weight type in exact arithmetic; 200 greedy
-//! tokens of a model of stories as it is, with a window and quantized, against the CPU's; then tables of the speed of random
-//! weights of known shapes, next to what the device was measured to be able to do at most.
+//! The script takes under eight minutes: the bits of every operation and weight type, through Vulkan or Metal in exact
+//! arithmetic; 200 greedy tokens of a model of stories against the CPU's, with `cuda` bit for bit; then tables of the speed of
+//! random weights of known shapes, next to what the device was measured to be able to do at most.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,13 +40,17 @@ set -eu
 cd "$(dirname "$0")"
 device=${1:-DEVICE}
 export FEWBIT_TEST_GPU=1
-# The tests take the first adapter unless the device has a number.
-case $device in *:*) export FEWBIT_TEST_DEVICE=${device#*:} ;; esac
+# The tests take the first device of its kind unless it has a number.
+case $device in *:*) number=${device#*:} ;; *) number=0 ;; esac
+case $device in
+cuda*) tests=./cuda-tests; export FEWBIT_TEST_CUDA=$number ;;
+*) tests=./gpu-tests; export FEWBIT_TEST_DEVICE=$number ;;
+esac
 
 echo "==> devices"
 ./fewbit devices
 echo "==> bits of every operation and type, tokens of 200 steps (the CPU's must come out)"
-./gpu-tests --test-threads 4
+$tests --test-threads 4
 if [ "${QUICK:-}" = 1 ]; then
     shapes="smollm2-135m:Q8_0"
     lengths="-p 16 -n 4 -r 1"
@@ -65,14 +69,16 @@ echo "==> done"
 pub(crate) fn run(options: &Options) -> Result<()> {
     let cargo = shell::cargo();
     shell::run(&cargo, &["build", "--locked", "--release", "-p", "fewbit-cli"])?;
-    let tests = test_program(&cargo)?;
+    let tests = ["wgpu", "cuda"].map(|name| test_program(&cargo, name));
     let target = shell::target();
     let folder = target.join("gpu-check");
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let program = format!("fewbit{}", std::env::consts::EXE_SUFFIX);
     strip(&target.join("release").join(&program), &folder.join(&program))?;
-    strip(&tests, &folder.join("gpu-tests"))?;
+    for (tests, name) in tests.into_iter().zip(["gpu-tests", "cuda-tests"]) {
+        strip(&tests?, &folder.join(name))?;
+    }
     let default = if cfg!(target_vendor = "apple") { "metal" } else { "vulkan" };
     let script = folder.join("run.sh");
     fs::write(&script, SCRIPT.replace("DEVICE}", &format!("{default}}}")))?;
@@ -95,18 +101,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     shell::run_command(command)
 }
 
-/// Builds the tests of the GPU backend, and returns their program.
-fn test_program(cargo: &str) -> Result<PathBuf> {
+/// Builds the tests of a GPU backend, and returns their program.
+fn test_program(cargo: &str, name: &str) -> Result<PathBuf> {
     let mut command = Command::new(cargo);
     // With the packages of README's test command, so that nothing is compiled again.
-    command.args(["test", "--locked", "--release", "--no-run", "--test", "wgpu", "--message-format", "json"]);
+    command.args(["test", "--locked", "--release", "--no-run", "--test", name, "--message-format", "json"]);
     command.current_dir(shell::root()).stderr(Stdio::inherit());
     let output = command.output().context("cargo cannot be started")?;
     ensure!(output.status.success(), "the tests of the GPU backend cannot be built");
     let output = String::from_utf8(output.stdout).context("cargo writes UTF-8")?;
     let messages = output.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     let found = messages
-        .filter(|message| message["target"]["name"] == "wgpu")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from));
     found.context("cargo names no program of the tests")
 }

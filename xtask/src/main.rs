@@ -16,6 +16,7 @@ mod gpu_check;
 mod openapi;
 mod page;
 mod pictures;
+mod ptx;
 mod public_api;
 mod record;
 mod shell;
@@ -72,6 +73,12 @@ enum Task {
     },
     /// Test the page of `fewbit serve` in Chromium (Debian's package)
     Page,
+    /// Compile the CUDA kernels of fewbit-gpu to PTX (NVRTC, a package for Python; no GPU is needed)
+    Ptx {
+        /// Only say whether the PTX belongs to its sources, and rounds as the CPU does
+        #[arg(long)]
+        check: bool,
+    },
     /// Compare the public API with docs/public-api.txt, or write that
     PublicApi {
         /// Write the file
@@ -114,6 +121,7 @@ fn main() -> ExitCode {
         Task::GpuCheck(options) => gpu_check::run(&options),
         Task::Openapi { full } => openapi::run(full),
         Task::Page => page::run(),
+        Task::Ptx { check } => ptx::run(check),
         Task::PublicApi { write } => public_api::run(write),
         Task::RecordBench(part) => record::run(&part),
         Task::Pictures => pictures::run(),

@@ -20,7 +20,7 @@ const OWN_CHECKS: &str = "status_code_conformance,response_headers_conformance,n
                           unsupported_method,allow_header_conformance,use_after_free,ignored_auth";
 
 pub(crate) fn run(full: bool) -> Result<()> {
-    let python = environment()?;
+    let python = environment(FOLDER, "clients")?;
     let mut server = Server::start_with_key()?;
     let folder = shell::target().join("openapi");
     fs::create_dir_all(&folder)?;

@@ -6,7 +6,7 @@ use crate::{clients, shell};
 
 /// Builds the program with the feature, and runs the collector against it.
 pub(crate) fn run() -> Result<()> {
-    let python = clients::environment()?;
+    let python = clients::environment(clients::FOLDER, "clients")?;
     shell::run(&shell::cargo(), &["build", "--release", "--quiet", "-p", "fewbit-cli", "--features", "otel"])?;
     let program = shell::target().join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
     let script = shell::root().join(clients::FOLDER).join("telemetry.py");

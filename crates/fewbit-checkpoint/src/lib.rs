@@ -18,8 +18,8 @@ pub mod names;
 pub mod source;
 
 pub use config::{
-    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig, ModelConfig,
-    NormKind, Pooling, QkNorm, RopeConfig, RopeScaling, yarn_magnitude,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig,
+    ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, yarn_magnitude,
 };
 pub use error::CheckpointError;
 pub use families::{architectures, classes};

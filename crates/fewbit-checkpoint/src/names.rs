@@ -58,6 +58,34 @@ pub enum Part {
     Down,
     /// The norm of the output of the feed-forward block.
     FfnPostNorm,
+    /// The gates of the outputs of a layer with a state.
+    AttnGate,
+    /// As [`Part::Qkv`] and [`Part::AttnGate`] of a layer with a state, key head by key head.
+    SsmIn,
+    /// The betas and then the alphas, key head by key head.
+    SsmBetaAlpha,
+    /// The scores whose sigmoid is how much of a state is replaced.
+    SsmBeta,
+    /// The scores of how much of a state is kept.
+    SsmAlpha,
+    /// The convolution before a state.
+    SsmConv,
+    /// The bias of the alphas.
+    SsmDt,
+    /// Minus the exponentials of the decay rates of the heads; a tensor without `.weight`.
+    SsmA,
+    /// The norm of the outputs of a state.
+    SsmNorm,
+    /// The output projection of a layer with a state.
+    SsmOut,
+    /// The norm after the last layer, under the name of a norm of the embedding.
+    EmbeddingNorm,
+    /// The two gates and the values of a layer with a short convolution.
+    ConvIn,
+    /// The short convolution.
+    Conv,
+    /// The output projection of a layer with a short convolution.
+    ConvOut,
     /// The router, which gives one score per expert.
     Router,
     /// What is added to the weights of experts to choose some of them. It has only a bias.
@@ -80,8 +108,9 @@ pub enum Part {
     SharedDown,
 }
 
-/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`.
-const GGUF: [(Part, &str); 36] = [
+/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except
+/// [`Part::SsmA`].
+const GGUF: [(Part, &str); 50] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -103,6 +132,20 @@ const GGUF: [(Part, &str); 36] = [
     (Part::VFromLatent, "blk.{}.attn_v_b"),
     (Part::AttnOutput, "blk.{}.attn_output"),
     (Part::AttnPostNorm, "blk.{}.post_attention_norm"),
+    (Part::AttnGate, "blk.{}.attn_gate"),
+    (Part::SsmIn, "blk.{}.ssm_in"),
+    (Part::SsmBetaAlpha, "blk.{}.ssm_ba"),
+    (Part::SsmBeta, "blk.{}.ssm_beta"),
+    (Part::SsmAlpha, "blk.{}.ssm_alpha"),
+    (Part::SsmConv, "blk.{}.ssm_conv1d"),
+    (Part::SsmDt, "blk.{}.ssm_dt"),
+    (Part::SsmA, "blk.{}.ssm_a"),
+    (Part::SsmNorm, "blk.{}.ssm_norm"),
+    (Part::SsmOut, "blk.{}.ssm_out"),
+    (Part::EmbeddingNorm, "token_embd_norm"),
+    (Part::ConvIn, "blk.{}.shortconv.in_proj"),
+    (Part::Conv, "blk.{}.shortconv.conv"),
+    (Part::ConvOut, "blk.{}.shortconv.out_proj"),
     (Part::FfnNorm, "blk.{}.ffn_norm"),
     (Part::Gate, "blk.{}.ffn_gate"),
     (Part::Up, "blk.{}.ffn_up"),
@@ -174,7 +217,9 @@ const HF: [(Part, &str); 14] = [
 const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
 /// Names of the vision parts in the files of vision models, before and since `transformers` 4.52.
-const HF_IMAGES: [&str; 6] = [
+const HF_IMAGES: [&str; 8] = [
+    "visual.",
+    "model.visual.",
     "vision_tower.",
     "vision_model.",
     "multi_modal_projector.",
@@ -184,8 +229,12 @@ const HF_IMAGES: [&str; 6] = [
 ];
 
 /// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
-/// with the prefix that bare decoders lack. `None` for vision parts.
+/// with the prefix that bare decoders lack. `None` for vision parts, and for layers that predict further tokens.
 pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
+    // Layers that predict further tokens.
+    if module.starts_with("mtp.") || module.starts_with("model.mtp.") {
+        return None;
+    }
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {
             return None;
@@ -212,12 +261,17 @@ pub fn layer_of_hf(module: &str) -> Option<usize> {
     module.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
 }
 
+/// The norm after the last layer, under its name in the GGUF files of an architecture.
+pub fn output_norm(architecture: &str) -> Part {
+    families::architecture(architecture).map_or(Part::OutputNorm, |architecture| architecture.output_norm)
+}
+
 /// The module and the last part of a tensor's name in a Hugging Face file. Parameters that belong to no module of their
 /// own count as one: `experts.down_proj` has a `weight`, `experts.down_proj_bias` is its `bias`, and
 /// `experts.down_proj_scale_inv` its `weight_scale_inv`.
 pub fn split_hf(name: &str) -> (&str, &str) {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    if leaf == "sinks" || leaf.ends_with("_proj") {
+    if ["sinks", "A_log"].contains(&leaf) || leaf.ends_with("_proj") {
         return (name, "weight");
     }
     for (end, part) in [("_scale_inv", "weight_scale_inv"), ("_activation_scale", "activation_scale")] {
@@ -226,6 +280,7 @@ pub fn split_hf(name: &str) -> (&str, &str) {
         }
     }
     match leaf.rsplit_once('_') {
+        Some(("dt", "bias")) => (&name[..name.len() - "_bias".len()], "bias"),
         Some((of, "bias" | "blocks" | "scales")) if of.ends_with("_proj") => {
             let end = name.len() - leaf.len() + of.len();
             (&name[..end], &leaf[of.len() + 1..])
@@ -239,7 +294,10 @@ pub fn split_hf(name: &str) -> (&str, &str) {
 pub fn from_hf(module: &str, architecture: &str) -> Option<(Part, String)> {
     let find = |table: &[(Part, &str)], name: &str| table.iter().find(|(_, n)| *n == name).map(|(part, _)| *part);
     let Some(rest) = module.strip_prefix("model.layers.") else {
-        let part = find(&HF[..3], module)?;
+        let part = match module {
+            "model.embedding_norm" => output_norm(architecture),
+            _ => find(&HF[..3], module)?,
+        };
         return Some((part, gguf(part, 0)));
     };
     let (layer, name) = rest.split_once('.')?;

@@ -30,7 +30,8 @@ pub(crate) struct Common {
     /// Threads to compute with [default: one per core]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
-    /// Where to compute: auto, cpu, vulkan[:N] or metal[:N] (see `fewbit devices`) [default: FEWBIT_DEVICE, else auto]
+    /// Where to compute: auto, cpu, cuda[:N], vulkan[:N] or metal[:N] (see `fewbit devices`) [default: FEWBIT_DEVICE,
+    /// else auto]
     #[arg(long, global = true, value_name = "DEVICE")]
     pub(crate) device: Option<DeviceName>,
     /// How many layers are on the GPU, the last ones: a number, or auto for as many as fit [default: auto]

@@ -13,7 +13,7 @@ use fewbit::expert::tokenizer::TokenizerOptions;
 use fewbit::hub::{Event, Progress};
 use fewbit::quantize::Recipe;
 use fewbit::sample::{Dry, DynamicTemperature, Mirostat, Xtc};
-use fewbit::{Constraint, GenerateOptions, Model, ModelBuilder, Sampling};
+use fewbit::{Constraint, DeviceName, GenerateOptions, Model, ModelBuilder, Sampling};
 use indicatif::ProgressBar;
 
 use crate::args::{Common, ConstraintArgs, GpuLayers, SamplingArgs};
@@ -26,6 +26,19 @@ const A_MOMENT: Duration = Duration::from_millis(400);
 /// Loads the model with the options of the command line.
 pub(crate) fn load(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
     load_by(builder(common), name_or_path)
+}
+
+/// Like [`load`], on the CPU unless a GPU was named: for what GPUs do not do.
+pub(crate) fn load_on_cpu(common: &Common, name_or_path: &str) -> anyhow::Result<Model> {
+    let of_environment = std::env::var(fewbit::DEVICE_VARIABLE).ok().and_then(|name| name.parse().ok());
+    let builder = builder(common);
+    load_by(
+        match common.device.or(of_environment) {
+            None | Some(DeviceName::Auto) => builder.device(DeviceName::Cpu),
+            Some(_) => builder,
+        },
+        name_or_path,
+    )
 }
 
 /// Like [`load`], with a limit in bytes for keys and values if that is given.

@@ -82,7 +82,7 @@ fn main() -> ExitCode {
 }
 
 /// Sends the log of the libraries to stderr, at the requested level. A server always tells what goes wrong; every command
-/// tells that a device was lost.
+/// tells which GPU `auto` chose, and that a device was lost.
 fn start_log(cli: &Cli) {
     use tracing_subscriber::filter::{LevelFilter, Targets};
     use tracing_subscriber::layer::SubscriberExt;
@@ -90,9 +90,13 @@ fn start_log(cli: &Cli) {
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false).without_time();
     let level = match cli.common.verbose {
         #[cfg(feature = "serve")]
-        0 if matches!(cli.command, Command::Serve(_)) => LevelFilter::WARN,
+        0 if matches!(cli.command, Command::Serve(_)) => {
+            let all = Targets::new().with_default(LevelFilter::WARN);
+            return log.finish().with(all.with_target("fewbit::device::auto", LevelFilter::INFO)).init();
+        }
         0 => {
             let devices = Targets::new().with_target("fewbit::device", LevelFilter::WARN);
+            let devices = devices.with_target("fewbit::device::auto", LevelFilter::INFO);
             return log.with_target(false).finish().with(devices).init();
         }
         1 => LevelFilter::INFO,

@@ -293,6 +293,15 @@ fn devices_are_listed_and_missing_ones_are_errors() {
     }
     assert!(stdout(&fewbit(&["devices"])).starts_with("cpu "));
     assert_fails(&fewbit(&["run", STORIES, "Hi", "--raw", "--device", "vulkan:9999"]), "vulkan");
+    // Without a driver of NVIDIA the reason is said, and nothing panics.
+    let of_cuda = |device: &&serde_json::Value| device["name"].as_str().unwrap().starts_with("cuda");
+    let cuda: Vec<_> = devices["devices"].as_array().unwrap().iter().filter(of_cuda).collect();
+    assert!(!cuda.is_empty(), "{devices}");
+    if let Some(why) = cuda[0]["why_not"].as_str().filter(|_| cuda[0]["name"] == "cuda") {
+        assert!(why.contains("driver") || why.contains("operating system"), "{why}");
+        assert_fails(&fewbit(&["run", STORIES, "Hi", "--raw", "--device", "cuda"]), why);
+    }
+    assert_fails(&fewbit(&["run", STORIES, "Hi", "--raw", "--device", "cuda:9999"]), "cuda");
     assert_fails(&fewbit(&["bench", "--shape", "smollm2-135m", "--type", "Q4_0", "--device", "vulkan:9999"]), "vulkan");
 }
 

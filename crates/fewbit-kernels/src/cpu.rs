@@ -114,6 +114,30 @@ impl Cpu {
         });
     }
 
+    /// Splits rows of queries and their gates, head by head `[n_heads, 2, head_dim]`, into two buffers of rows
+    /// `[n_heads, head_dim]`.
+    pub fn split_gates(&self, head_dim: usize, n_heads: usize, both: &[f32], q: &mut [f32], gates: &mut [f32]) {
+        assert!(both.len() == 2 * q.len() && q.len() == gates.len(), "queries and gates");
+        let (width, gates) = (n_heads * head_dim, SharedMut::new(gates));
+        self.each_row(width, q, |row, q| {
+            // SAFETY: each row is handed out once.
+            let gates = unsafe { gates.range(row * width..(row + 1) * width) };
+            let both = both[2 * row * width..2 * (row + 1) * width].chunks_exact(2 * head_dim);
+            for ((both, q), gate) in both.zip(q.chunks_exact_mut(head_dim)).zip(gates.chunks_exact_mut(head_dim)) {
+                q.copy_from_slice(&both[..head_dim]);
+                gate.copy_from_slice(&both[head_dim..]);
+            }
+        });
+    }
+
+    /// `x *= sigmoid(gates)`, in rows of `n_cols`.
+    pub fn sigmoid_gate(&self, n_cols: usize, x: &mut [f32], gates: &[f32]) {
+        assert_eq!(x.len(), gates.len(), "a gate of every element");
+        self.each_row(n_cols, x, |row, x| {
+            elementwise::sigmoid_mul(self.isa, x, &gates[row * n_cols..(row + 1) * n_cols]);
+        });
+    }
+
     /// `x = cap * tanh(x / cap)`, in rows of `n_cols`.
     pub fn softcap(&self, cap: f32, n_cols: usize, x: &mut [f32]) {
         self.each_row(n_cols, x, |_, x| elementwise::softcap(self.isa, x, cap, 1.0 / cap));

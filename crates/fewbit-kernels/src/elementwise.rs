@@ -6,7 +6,7 @@
 
 use crate::Isa;
 use crate::activations::{quantize_block, sum_codes};
-use crate::math::{SUM_LANES, clamped_silu_with, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
+use crate::math::{SUM_LANES, clamped_silu_with, exp_with, fma, gelu_tanh_with, silu_with, tanh_with, tree_sum};
 use fewbit_quant::{GateFunction, RopeStyle};
 
 /// Compiles a function for each instruction set and adds a dispatcher that takes the [`Isa`] as its first argument. In
@@ -177,6 +177,15 @@ multiversion! {
                     *g = clamped_silu_with::<FMA>(*g, u);
                 }
             }
+        }
+    }
+}
+
+multiversion! {
+    /// `x *= 1 / (1 + e^-gate)`.
+    pub(crate) fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
+        for (x, &g) in x.iter_mut().zip(gate) {
+            *x *= 1.0 / (1.0 + exp_with::<FMA>(-g));
         }
     }
 }

@@ -15,6 +15,7 @@ mod attention;
 pub mod ceiling;
 mod choice;
 mod cpu;
+mod delta;
 mod elementwise;
 mod encode;
 mod error;
@@ -34,6 +35,9 @@ pub use activations::{ActivationKinds, Activations, Planes};
 pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut};
 pub use choice::ISA_VARIABLE;
 pub use cpu::Cpu;
+pub use delta::{
+    Convolution, ConvolutionRows, DeltaRows, DeltaShape, DeltaStep, MOST_TAPS, StateRule, delta_gates, softplus,
+};
 pub use encode::convert_rows;
 pub use error::KernelError;
 pub use fewbit_quant::{GateFunction, RopeStyle};

@@ -4,11 +4,13 @@
 //! Memory grows by pages of [`PAGE`] positions. A cache shares pages with the one that it was [forked](KvCache::fork)
 //! from; a page that both hold is copied when one of them appends to it. If every layer has a sliding window, pages
 //! that no later query can see are released, one page later than possible: so a cache can always be
-//! [truncated](KvCache::truncate) by some positions without losing any that are needed.
+//! [truncated](KvCache::truncate) by some positions without losing any that are needed. What recurrent layers keep has a
+//! fixed size and is not in these pages: see `snapshots`.
 
 use crate::lora::LoraSet;
-use crate::pages::{Page, PageKind};
+use crate::pages::{FixedKinds, Page, PageKind};
 use crate::segment::SequenceRows;
+use crate::snapshots::{LOG_ROWS, Snapshot, Snapshots};
 use crate::{KvType, ModelError};
 use fewbit_kernels::PAGE;
 use std::ops::Range;
@@ -24,11 +26,13 @@ pub struct KvCache {
     n_gone: usize,
     /// `pages[i]` holds the positions from `(n_gone + i) * PAGE` on.
     pages: Vec<Page>,
+    /// The states of recurrent layers.
+    snapshots: Snapshots,
 }
 
 impl KvCache {
     pub(crate) fn new(kind: Arc<PageKind>, loras: LoraSet) -> Self {
-        Self { kind, loras, len: 0, n_gone: 0, pages: Vec::new() }
+        Self { kind, loras, len: 0, n_gone: 0, pages: Vec::new(), snapshots: Snapshots::default() }
     }
 
     /// The adapters that the sequence is computed with.
@@ -54,8 +58,11 @@ impl KvCache {
     /// Removes all positions after the first `len`; does nothing if there are no more than that.
     ///
     /// With a sliding window, positions that the next query would see may have been released already; then the cache is
-    /// cleared. Up to [`PAGE`] positions can always be removed. Returns the number of positions left.
+    /// cleared. Up to [`PAGE`] positions can always be removed. In a model with recurrent layers, those of the last step
+    /// can be removed if they were few, and otherwise some more than asked for: back to the last position whose state is
+    /// known. Returns the number of positions left.
     pub fn truncate(&mut self, len: usize) -> usize {
+        let len = self.kind.fixed.as_ref().map_or(len, |_| self.snapshots.known(len.min(self.len)));
         if len < self.len {
             let is_lost = self.n_gone > 0 && self.kind.window.is_some_and(|w| first_seen(len, w) < self.n_gone);
             if is_lost || len == 0 {
@@ -65,6 +72,7 @@ impl KvCache {
                 self.len = len;
                 self.pages.truncate(len.div_ceil(PAGE) - self.n_gone);
             }
+            self.snapshots.truncate(self.len);
         }
         self.len
     }
@@ -78,12 +86,13 @@ impl KvCache {
     pub fn fork(&self) -> Self {
         let pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].to_vec();
         let (kind, loras) = (Arc::clone(&self.kind), self.loras.clone());
-        Self { kind, loras, len: self.len, n_gone: self.n_gone, pages }
+        Self { kind, loras, len: self.len, n_gone: self.n_gone, pages, snapshots: self.snapshots.fork() }
     }
 
-    /// Number of pages that the cache holds; a shared page counts in each cache that holds it.
+    /// Number of pages that the cache holds; a shared page counts in each cache that holds it. The states of recurrent
+    /// layers count as the pages that they are as large as.
     pub fn n_pages(&self) -> usize {
-        self.pages.len()
+        self.pages.len() + self.kind.pages_of(self.snapshots.counts())
     }
 
     /// Number of pages that appending `n` positions would add, including copies of shared ones.
@@ -92,12 +101,13 @@ impl KvCache {
             return 0;
         }
         let new = (self.len + n).div_ceil(PAGE).saturating_sub(self.n_gone + self.pages.len());
-        new + usize::from(self.must_copy())
+        let fixed = self.kind.fixed.as_ref().map_or((0, 0), |_| self.snapshots.to_append(self.len, n));
+        new + usize::from(self.must_copy()) + self.kind.pages_of(fixed)
     }
 
     /// Memory that the cache takes in bytes, including shared pages.
     pub fn bytes(&self) -> u64 {
-        self.pages.len() as u64 * self.kind.page_bytes() as u64
+        self.pages.len() as u64 * self.kind.page_bytes() as u64 + self.kind.fixed_bytes(self.snapshots.counts())
     }
 
     /// The type of its elements.
@@ -116,6 +126,10 @@ impl KvCache {
                 return Err(ModelError::StaleCache);
             }
             self.pages.clear();
+            self.snapshots.truncate(0);
+        }
+        if let Some(fixed) = &self.kind.fixed {
+            self.snapshots.reserve(fixed, self.len, n)?;
         }
         if n > 0 && self.must_copy() {
             let page = &mut self.pages[self.len / PAGE - self.n_gone];
@@ -145,6 +159,9 @@ impl KvCache {
 
     /// Adds `n` positions, whose keys and values have been stored, to the sequence.
     pub(crate) fn advance(&mut self, n: usize) {
+        if self.kind.fixed.is_some() {
+            self.snapshots.advance(self.len, n);
+        }
         self.len += n;
         if let Some(window) = self.kind.window {
             let keep = first_seen(self.len, window).saturating_sub(1);
@@ -160,15 +177,28 @@ impl KvCache {
         (self.n_gone == 0).then_some(&self.pages[..self.len.div_ceil(PAGE)])
     }
 
-    /// Creates a cache of `len` positions that `pages` hold, from position 0 on.
-    pub(crate) fn from_pages(kind: Arc<PageKind>, loras: LoraSet, pages: Vec<Page>, len: usize) -> Self {
+    /// The states of recurrent layers.
+    pub(crate) fn states(&self) -> impl Iterator<Item = &Snapshot> {
+        self.snapshots.up_to(self.len)
+    }
+
+    /// Creates a cache of `len` positions that `pages` hold, from position 0 on. In a model with recurrent layers, there
+    /// is a state at `len`.
+    pub(crate) fn from_pages(
+        kind: Arc<PageKind>,
+        loras: LoraSet,
+        pages: Vec<Page>,
+        states: Vec<Snapshot>,
+        len: usize,
+    ) -> Self {
         assert_eq!(pages.len(), len.div_ceil(PAGE), "as many pages as {len} positions need");
-        Self { kind, loras, len, n_gone: 0, pages }
+        Self { kind, loras, len, n_gone: 0, pages, snapshots: Snapshots::new(states, None) }
     }
 
     /// The rows of the sequence in a batch, and its pages, for the segments of the model.
     pub(crate) fn rows(&mut self, rows: Range<usize>) -> SequenceRows<'_> {
-        SequenceRows::new(rows, self.len, self.n_gone, &mut self.pages)
+        let fixed = self.kind.fixed.is_some().then(|| self.snapshots.rows(self.len));
+        SequenceRows::new(rows, self.len, self.n_gone, &mut self.pages, fixed)
     }
 
     /// Appends the state of the cache to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache). The
@@ -179,7 +209,14 @@ impl KvCache {
     pub fn serialize(&self, out: &mut Vec<u8>) -> Result<(), ModelError> {
         out.extend((self.n_gone as u64).to_le_bytes());
         let mut pages = self.pages[..self.len.div_ceil(PAGE) - self.n_gone].iter();
-        pages.try_for_each(|page| self.kind.save(page, out))
+        pages.try_for_each(|page| self.kind.save(page, out))?;
+        if let Some(fixed) = self.kind.fixed.as_ref().filter(|_| self.len > 0) {
+            let (state, log) = self.snapshots.last(self.len);
+            out.extend((state.map_or(0, |(at, _)| *at) as u64).to_le_bytes());
+            state.map_or(Ok(()), |(_, state)| fixed.states.save(state, out))?;
+            log.map_or(Ok(()), |log| fixed.logs.save(log, out))?;
+        }
+        Ok(())
     }
 
     /// Reads what [`serialize`](Self::serialize) wrote for a cache of `len` positions.
@@ -194,12 +231,30 @@ impl KvCache {
         let n_gone = usize::try_from(u64::from_le_bytes(*n_gone)).map_err(|_| bad())?;
         let most_gone = kind.window.map_or(0, |w| first_seen(len, w).saturating_sub(1));
         let n_pages = len.div_ceil(PAGE).checked_sub(n_gone).filter(|_| n_gone <= most_gone).ok_or_else(bad)?;
-        if n_pages.checked_mul(kind.saved_bytes()) != Some(pages.len()) {
-            return Err(bad());
-        }
+        let n_bytes = n_pages.checked_mul(kind.saved_bytes()).filter(|&n| n <= pages.len()).ok_or_else(bad)?;
+        let (pages, fixed) = pages.split_at(n_bytes);
+        let snapshots = match &kind.fixed {
+            Some(kinds) if len > 0 => snapshots_of(kinds, len, fixed)?.ok_or_else(bad)?,
+            _ if fixed.is_empty() => Snapshots::default(),
+            _ => return Err(bad()),
+        };
         let pages = pages.chunks_exact(kind.saved_bytes().max(1)).map(|bytes| kind.load(bytes));
-        Ok(Self { kind: Arc::clone(kind), loras, len, n_gone, pages: pages.collect::<Result<_, _>>()? })
+        Ok(Self { kind: Arc::clone(kind), loras, len, n_gone, pages: pages.collect::<Result<_, _>>()?, snapshots })
     }
+}
+
+/// The states of a cache of `len` positions from saved bytes; `None` if they are not such bytes.
+fn snapshots_of(kinds: &FixedKinds, len: usize, bytes: &[u8]) -> Result<Option<Snapshots>, ModelError> {
+    let Some((at, bytes)) = bytes.split_first_chunk() else { return Ok(None) };
+    let at = usize::try_from(u64::from_le_bytes(*at)).unwrap_or(usize::MAX);
+    // Before the first position, the state is zero and not saved; at the end, no log is needed.
+    let n_state = if at > 0 { kinds.states.saved_bytes() } else { 0 };
+    let n_log = if at < len { kinds.logs.saved_bytes() } else { 0 };
+    let parts = bytes.split_at_checked(n_state).filter(|(_, log)| log.len() == n_log);
+    let Some((state, log)) = parts.filter(|_| at <= len && len - at <= LOG_ROWS) else { return Ok(None) };
+    let states = if at > 0 { vec![(at, kinds.states.load(state)?)] } else { Vec::new() };
+    let log = if at < len { Some((at..len, kinds.logs.load(log)?)) } else { None };
+    Ok(Some(Snapshots::new(states, log)))
 }
 
 /// Index of the first page that queries from position `len` on can see.

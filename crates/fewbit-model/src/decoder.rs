@@ -2,7 +2,7 @@
 
 use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
-use crate::cpu::{CpuDevice, attention_shape};
+use crate::cpu::{CpuDevice, attention_shape, no_states};
 use crate::embedding::Embedding;
 use crate::fingerprint::TensorHashes;
 use crate::load::{LoadOptions, Placed, host_cpu};
@@ -12,7 +12,7 @@ use crate::lora::{
     adapted_rows,
 };
 use crate::memory::{PartEstimates, check_fits, default_kv_type};
-use crate::pages::PageKind;
+use crate::pages::{FixedStores, PageKind};
 use crate::placed::{DeviceUse, ModelPart, PlacedPart};
 use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
@@ -81,6 +81,16 @@ impl Parts {
     fn stores(&self) -> Vec<Arc<dyn StateStore>> {
         self.segments.iter().map(|(_, segment)| segment.states()).collect()
     }
+
+    /// The stores of recurrent layers, if there are such layers.
+    fn fixed_stores(&self) -> Option<FixedStores> {
+        let stores: Vec<_> = self.segments.iter().map(|(_, segment)| segment.fixed_states()).collect();
+        stores.iter().any(Option::is_some).then(|| {
+            let stores = stores.into_iter().map(|stores| stores.unwrap_or_else(|| [no_states(), no_states()]));
+            let (states, logs) = stores.map(|[states, logs]| (states, logs)).unzip();
+            FixedStores { states, logs }
+        })
+    }
 }
 
 /// Buffers of a step on the host.
@@ -123,9 +133,6 @@ impl Decoder {
             }
             .into());
         }
-        if config.n_unused_layers > 0 {
-            tracing::info!(layers = config.n_unused_layers, "layers that predict further tokens are not loaded");
-        }
         let cpu = host_cpu(options.isa, options.threads)?;
         let placed = options.placement.segments(config.n_layers(), config.experts.is_some())?;
         let head_device = options.placement.head_device();
@@ -134,7 +141,7 @@ impl Decoder {
             elsewhere.any(|placed| placed.layers.contains(&layer) && placed.part.has_tensor(name))
         };
         check_fits(source, cpu.isa(), |name| match names::layer_of_gguf(name) {
-            Some(layer) => !is_elsewhere(name, layer),
+            Some(layer) => !is_elsewhere(name, layer) && !config.leaves_out(name),
             None => head_device.is_none() || name == "token_embd.weight",
         })?;
         let devices = options.placement.devices();
@@ -172,7 +179,9 @@ impl Decoder {
         let rope = Rope::new(&config);
         static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let pages = Arc::new(PageKind::new(id, kv_type, config.widest_window(), parts.stores()));
+        let pages = Arc::new(
+            PageKind::new(id, kv_type, config.widest_window(), parts.stores()).with_fixed(parts.fixed_stores()),
+        );
         let decoder = Self {
             config,
             embedding,
@@ -346,7 +355,7 @@ impl Decoder {
         let again: Vec<_> = again.collect::<Result<_, ModelError>>()?;
         // From here on nothing fails.
         again.iter().for_each(|(lora, again)| lora.take_parts_of(again));
-        self.pages.replace_stores(parts.stores());
+        self.pages.replace_stores(parts.stores(), parts.fixed_stores());
         *self.parts.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(parts);
         Ok(moved)
     }
@@ -368,9 +377,16 @@ impl Decoder {
         self.kv_page_bytes() / PAGE as u64
     }
 
-    /// Bytes of one page of a cache: [`KV_PAGE`](crate::KV_PAGE) positions.
+    /// Bytes of one page of a cache: [`KV_PAGE`](crate::KV_PAGE) positions. What recurrent layers keep is not in pages.
     pub fn kv_page_bytes(&self) -> u64 {
         self.pages.page_bytes() as u64
+    }
+
+    /// The least pages that the cache of a sequence of this many positions takes: those of its keys and values, and those
+    /// that the states of recurrent layers at its beginning and its end are as large as.
+    pub fn least_kv_pages(&self, n_positions: usize) -> usize {
+        let n_states = if n_positions > 0 { 2 } else { 0 };
+        n_positions.div_ceil(PAGE).saturating_add(self.pages.pages_of((n_states, 0)))
     }
 
     /// Number of pages that all caches and prefix trees of this model hold together; a shared page counts once.
@@ -434,7 +450,10 @@ impl Decoder {
 
     /// Upper bound on the bytes that [`KvCache::serialize`] appends for a sequence of `len` positions.
     pub fn cache_state_bytes(&self, len: usize) -> u64 {
-        (len.div_ceil(PAGE) as u64).saturating_mul(self.pages.saved_bytes() as u64).saturating_add(8)
+        let pages = (len.div_ceil(PAGE) as u64).saturating_mul(self.pages.saved_bytes() as u64);
+        let fixed =
+            self.pages.fixed.as_ref().map_or(0, |fixed| fixed.states.saved_bytes() + fixed.logs.saved_bytes() + 8);
+        pages.saturating_add(fixed as u64 + 8)
     }
 
     /// Creates an empty tree of prefixes.

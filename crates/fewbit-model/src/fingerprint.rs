@@ -84,8 +84,8 @@ fn about(tensor: &TensorInfo) -> Xxh3 {
 /// All fields of a configuration that keys, values and logits depend on.
 fn of_config(config: &ModelConfig) -> String {
     let mut config = config.clone();
-    // Names are for humans, pooling happens after the model, and unused layers are not part of it.
-    (config.name, config.pooling, config.n_unused_layers) = (None, None, 0);
+    // Names are for humans, and pooling happens after the model.
+    (config.name, config.pooling) = (None, None);
     config.architecture.clear();
     // The length of the context only selects the divisors of LongRoPE.
     let is_long = |rope: &crate::RopeConfig| match rope.scaling {

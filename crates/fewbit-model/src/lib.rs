@@ -6,7 +6,10 @@
 
 /// The weights of layers, as [`LayerLoader`] packs them for devices.
 pub mod weights {
-    pub use crate::cpu::weights::{Attention, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp};
+    pub use crate::cpu::weights::{
+        Attention, DeltaGates, DeltaInputs, DeltaNet, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp,
+        ShortConv,
+    };
 }
 
 mod batch;
@@ -29,6 +32,7 @@ pub mod quantize;
 mod rope;
 mod routing;
 mod segment;
+mod snapshots;
 mod state;
 
 pub use batch::{Chunk, Logits, LogitsFor};
@@ -38,8 +42,9 @@ pub use decoder::Decoder;
 pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_checkpoint::{
-    AttentionTemperature, CheckpointError, ExpertConfig, FillRows, GateFunction, Gating, GgufConfig, HfModel,
-    LayerConfig, ModelConfig, Pooling, RopeConfig, RopeScaling, RopeStyle, WeightSource, Workers, hf, yarn_magnitude,
+    AttentionTemperature, CheckpointError, DeltaNetConfig, ExpertConfig, FillRows, GateFunction, Gating, GgufConfig,
+    HfModel, LayerConfig, ModelConfig, Pooling, Recurrent, RopeConfig, RopeScaling, RopeStyle, WeightSource, Workers,
+    hf, yarn_magnitude,
 };
 pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;
@@ -52,5 +57,5 @@ pub use prefix::PrefixTree;
 pub use quantize::Quantized;
 pub use rope::RopeAngles;
 pub use routing::Routing;
-pub use segment::{Device, DeviceCeilings, Head, Segment, SequenceRows, Step};
+pub use segment::{Device, DeviceCeilings, FixedStates, Head, Segment, SequenceRows, Step};
 pub use state::{StatePage, StateStore};

@@ -172,6 +172,13 @@ impl<'a> LayerLoader<'a> {
         Ok(out)
     }
 
+    /// The norm after the last layer. Some files of an architecture with another name for it have the usual one.
+    pub(crate) fn output_norm(&mut self) -> Result<Vec<f32>, ModelError> {
+        let part = names::output_norm(&self.config.architecture);
+        let part = if self.has(Part::OutputNorm, 0) { Part::OutputNorm } else { part };
+        self.vector(&weight(part, 0), self.config.dim)
+    }
+
     fn note(&mut self, tensor: &TensorInfo, bytes: &[u8]) {
         self.fingerprint.add(tensor, bytes);
         if !self.known.contains(&tensor.name) {
@@ -203,11 +210,9 @@ impl<'a> LayerLoader<'a> {
     /// # Errors
     /// [`CheckpointError::UnexpectedTensor`] for a tensor that was never taken.
     pub(crate) fn finish(self) -> Result<u128, ModelError> {
-        let n_layers = self.config.n_layers();
-        let unused = n_layers..n_layers + self.config.n_unused_layers;
-        let is_unused = |name: &str| names::layer_of_gguf(name).is_some_and(|layer| unused.contains(&layer));
-        let is_unknown =
-            |name: &str| !self.known.contains(name) && !names::is_ignored_in_gguf(name) && !is_unused(name);
+        let is_unknown = |name: &str| {
+            !self.known.contains(name) && !names::is_ignored_in_gguf(name) && !self.config.leaves_out(name)
+        };
         match self.source.tensors().iter().find(|t| is_unknown(&t.name)) {
             Some(tensor) => Err(CheckpointError::UnexpectedTensor {
                 name: self.source.name_in_file(&tensor.name),

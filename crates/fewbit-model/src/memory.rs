@@ -1,6 +1,6 @@
 //! Estimates of the memory that a model will take, before anything is allocated.
 
-use crate::cpu::{layer_page_bytes, page_bytes};
+use crate::cpu::{fixed_bytes, layer_page_bytes, page_bytes};
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::{WeightSource, names};
 use fewbit_format::TensorInfo;
@@ -13,7 +13,7 @@ use fewbit_quant::TensorType;
 pub struct MemoryEstimate {
     /// Packed weights.
     pub weight_bytes: u64,
-    /// The KV cache of `n_ctx` positions.
+    /// The KV cache of `n_ctx` positions, and the states of recurrent layers.
     pub kv_bytes: u64,
     /// Adapters.
     pub lora_bytes: u64,
@@ -43,8 +43,10 @@ pub fn estimate(
     let config = source.config()?;
     let pages = n_ctx.div_ceil(PAGE) as u64;
     Ok(MemoryEstimate {
-        weight_bytes: packed_bytes(source, isa, |_| true).0,
-        kv_bytes: pages.saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source)))),
+        weight_bytes: packed_bytes(source, isa, |name| !config.leaves_out(name)).0,
+        kv_bytes: pages
+            .saturating_mul(page_bytes(&config, kv_type.unwrap_or(default_kv_type(source))))
+            .saturating_add(fixed_bytes(&config, n_ctx)),
         lora_bytes: 0,
         scratch_bytes: scratch_bytes(&config),
     })

@@ -19,8 +19,24 @@ pub(crate) struct PageKind {
     pub(crate) ty: KvType,
     /// The window, if every layer of the model has one: older positions are never seen again.
     pub(crate) window: Option<usize>,
+    /// The kinds of the states of recurrent layers, in models that have some.
+    pub(crate) fixed: Option<Box<FixedKinds>>,
     stores: RwLock<Stores>,
     live: Arc<AtomicUsize>,
+}
+
+/// The kinds of pages for recurrent layers, whose states have a fixed size: see `snapshots`.
+pub(crate) struct FixedKinds {
+    /// The states at a position.
+    pub(crate) states: PageKind,
+    /// The inputs of a few rows.
+    pub(crate) logs: PageKind,
+}
+
+/// The stores of all segments for states of fixed size, in order.
+pub(crate) struct FixedStores {
+    pub(crate) states: Vec<Arc<dyn StateStore>>,
+    pub(crate) logs: Vec<Arc<dyn StateStore>>,
 }
 
 /// Where pages are.
@@ -35,7 +51,28 @@ struct Stores {
 impl PageKind {
     pub(crate) fn new(model: u64, ty: KvType, window: Option<usize>, stores: Vec<Arc<dyn StateStore>>) -> Self {
         let stores = RwLock::new(Stores { of: stores.into(), generation: 0 });
-        Self { model, ty, window, stores, live: Arc::default() }
+        Self { model, ty, window, fixed: None, stores, live: Arc::default() }
+    }
+
+    /// With states of fixed size.
+    pub(crate) fn with_fixed(mut self, stores: Option<FixedStores>) -> Self {
+        let kind = |stores| Self::new(self.model, KvType::F32, None, stores);
+        self.fixed =
+            stores.map(|FixedStores { states, logs }| Box::new(FixedKinds { states: kind(states), logs: kind(logs) }));
+        self
+    }
+
+    /// The number of pages whose memory so many states and logs take.
+    pub(crate) fn pages_of(&self, (n_states, n_logs): (usize, usize)) -> usize {
+        let Some(fixed) = &self.fixed else { return 0 };
+        let pages = |kind: &Self, n: usize| n * kind.page_bytes().div_ceil(self.page_bytes().max(1));
+        pages(&fixed.states, n_states) + pages(&fixed.logs, n_logs)
+    }
+
+    /// Their bytes.
+    pub(crate) fn fixed_bytes(&self, (n_states, n_logs): (usize, usize)) -> u64 {
+        let Some(fixed) = &self.fixed else { return 0 };
+        n_states as u64 * fixed.states.page_bytes() as u64 + n_logs as u64 * fixed.logs.page_bytes() as u64
     }
 
     fn stores(&self) -> Stores {
@@ -43,7 +80,11 @@ impl PageKind {
     }
 
     /// Replaces the stores. All pages become stale.
-    pub(crate) fn replace_stores(&self, stores: Vec<Arc<dyn StateStore>>) {
+    pub(crate) fn replace_stores(&self, stores: Vec<Arc<dyn StateStore>>, fixed: Option<FixedStores>) {
+        if let (Some(kinds), Some(FixedStores { states, logs })) = (&self.fixed, fixed) {
+            kinds.states.replace_stores(states, None);
+            kinds.logs.replace_stores(logs, None);
+        }
         let mut now = self.stores.write().unwrap_or_else(PoisonError::into_inner);
         *now = Stores { of: stores.into(), generation: now.generation + 1 };
     }
@@ -58,9 +99,11 @@ impl PageKind {
         self.stores.read().unwrap_or_else(PoisonError::into_inner).generation
     }
 
-    /// Number of existing pages of this kind, each counted once however many holders it has.
+    /// Number of existing pages of this kind, each counted once however many holders it has. States of fixed size count
+    /// as the pages that they are as large as.
     pub(crate) fn n_live(&self) -> usize {
-        self.live.load(Ordering::Relaxed)
+        let fixed = self.fixed.as_ref().map_or((0, 0), |fixed| (fixed.states.n_live(), fixed.logs.n_live()));
+        self.live.load(Ordering::Relaxed) + self.pages_of(fixed)
     }
 
     /// Bytes of one page, over all devices.

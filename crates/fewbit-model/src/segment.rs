@@ -79,6 +79,12 @@ pub trait Segment: Send + Sync {
     /// The store for the state that its layers keep of sequences.
     fn states(&self) -> Arc<dyn StateStore>;
 
+    /// The stores for what its recurrent layers keep: their states at a position, and the inputs of a few rows; `None`
+    /// without such layers.
+    fn fixed_states(&self) -> Option<[Arc<dyn StateStore>; 2]> {
+        None
+    }
+
     /// Runs the rows of a batch through the layers, in place: `x` is `[n_tokens, dim]`. The state of the new positions
     /// goes into the pages of [`Step::sequences`].
     ///
@@ -160,13 +166,81 @@ pub struct SequenceRows<'a> {
     position: usize,
     n_gone: usize,
     pages: &'a mut [Page],
+    fixed: Option<FixedRows<'a>>,
     segment: usize,
+}
+
+/// The states of recurrent layers that the rows of a sequence begin with and leave behind.
+pub(crate) struct FixedRows<'a> {
+    base: Option<&'a Page>,
+    n_replayed: usize,
+    log: Option<&'a mut Page>,
+    is_logged: bool,
+    to: Vec<(usize, &'a mut Page)>,
+}
+
+impl<'a> FixedRows<'a> {
+    pub(crate) fn new(
+        base: Option<&'a Page>,
+        n_replayed: usize,
+        log: Option<&'a mut Page>,
+        is_logged: bool,
+        to: Vec<(usize, &'a mut Page)>,
+    ) -> Self {
+        Self { base, n_replayed, log, is_logged, to }
+    }
+}
+
+/// The states of recurrent layers of one sequence, in one segment.
+#[non_exhaustive]
+pub struct FixedStates<'a> {
+    /// The state before the replayed rows; zero if there is none.
+    pub base: Option<&'a StatePage>,
+    /// Number of rows from there to the first new one. Their inputs are in the log.
+    pub n_replayed: usize,
+    /// The log, for reading.
+    pub log: Option<&'a StatePage>,
+    /// Receives the states after so many rows, the replayed ones included, in increasing order; the last one after all
+    /// rows.
+    pub to: Vec<(usize, &'a mut StatePage)>,
 }
 
 impl<'a> SequenceRows<'a> {
     /// Creates the rows of a sequence of which `n_gone` pages before `pages` were released.
-    pub(crate) fn new(rows: Range<usize>, position: usize, n_gone: usize, pages: &'a mut [Page]) -> Self {
-        Self { rows, position, n_gone, pages, segment: 0 }
+    pub(crate) fn new(
+        rows: Range<usize>,
+        position: usize,
+        n_gone: usize,
+        pages: &'a mut [Page],
+        fixed: Option<FixedRows<'a>>,
+    ) -> Self {
+        Self { rows, position, n_gone, pages, fixed, segment: 0 }
+    }
+
+    /// The states of its recurrent layers, in a model with such layers.
+    pub fn fixed_states(&mut self) -> Option<FixedStates<'_>> {
+        let segment = self.segment;
+        let fixed = self.fixed.as_mut()?;
+        let to = fixed.to.iter_mut();
+        Some(FixedStates {
+            base: fixed.base.map(|page| page.part(segment)),
+            n_replayed: fixed.n_replayed,
+            log: fixed.log.as_deref().map(|page| page.part(segment)),
+            to: to.map(|(n, page)| (*n, page.part_mut(segment).expect("reserved, so not shared"))).collect(),
+        })
+    }
+
+    /// Number of rows before the new ones that are computed again for the states of recurrent layers.
+    pub fn n_replayed(&self) -> usize {
+        self.fixed.as_ref().map_or(0, |fixed| fixed.n_replayed)
+    }
+
+    /// The log of the inputs of recurrent layers, if those of the new rows go there.
+    pub fn log(&mut self) -> Option<&mut StatePage> {
+        let segment = self.segment;
+        let fixed = self.fixed.as_mut().filter(|fixed| fixed.is_logged)?;
+        let log = fixed.log.as_deref_mut()?;
+        Some(log.part_mut(segment).expect("reserved, so not shared"))
     }
 
     /// Selects the pages of another segment.

@@ -123,6 +123,10 @@ impl Model {
                     let list = value.as_array().expect("a list").iter();
                     Value::from(list.map(|b| b.as_bool().expect("a bool")).collect::<Vec<_>>())
                 }
+                "array+int32" => {
+                    let list = value.as_array().expect("a list").iter();
+                    Value::from(list.map(|n| n.as_i64().expect("an integer") as i32).collect::<Vec<_>>())
+                }
                 other => panic!("{key} is {other}"),
             };
             w.set(key.clone(), value);
@@ -487,4 +491,175 @@ fn adapters_of_latent_attention_are_as_if_merged() {
     adapter(&to, &tensors(&["kv_a_proj_with_mqa"]));
     let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
     assert!(refused.contains("kv_a_proj_with_mqa"), "{refused}");
+}
+
+/// Tokens of a text, and the logits after each.
+struct Text {
+    decoder: Decoder,
+    tokens: Vec<u32>,
+    want: Vec<u32>,
+}
+
+impl Text {
+    /// A text for every model with recurrent layers.
+    fn all() -> impl Iterator<Item = (String, Self)> {
+        let models = models().models.into_iter();
+        models.filter_map(|model| {
+            let file = model.quantized(Recipe::Q4_0);
+            file.config().expect("a valid configuration").recurrent?;
+            let decoder = load(&file, LoadOptions::new().threads(2));
+            let tokens: Vec<u32> = (0..600).map(|i| (i * i / 3 + i * 7) % 60).collect();
+            let tokens = tokens[..decoder.config().context_length.min(600) - 90].to_vec();
+            let want = bits(&logits(&decoder, &mut decoder.new_cache(), &tokens, 512));
+            Some((model.name, Self { decoder, tokens, want }))
+        })
+    }
+
+    /// Appends the tokens from the end of the cache up to `to`, and compares the logits.
+    fn append(&self, cache: &mut fewbit_model::KvCache, to: usize, what: &str) {
+        let from = cache.len();
+        let got = bits(&logits(&self.decoder, cache, &self.tokens[from..to], 64));
+        assert!(got == self.want[from * N_VOCAB..to * N_VOCAB], "{what}: tokens {from} to {to}");
+    }
+}
+
+#[test]
+fn rejected_drafts_leave_no_trace_in_recurrent_layers() {
+    for (name, text) in Text::all() {
+        let n = text.tokens.len();
+        for (drafted, accepted) in [(5, 2), (17, 16), (9, 1), (4, 4), (36, 4), (100, 7)] {
+            let mut cache = text.decoder.new_cache();
+            text.append(&mut cache, 3, &name);
+            while cache.len() + drafted < n {
+                let (start, right) = (cache.len(), cache.len() + accepted);
+                let draft: Vec<u32> = (start..start + drafted)
+                    .map(|i| if i < right { text.tokens[i] } else { 59 - text.tokens[i] })
+                    .collect();
+                let got = bits(&logits(&text.decoder, &mut cache, &draft, 512));
+                assert!(got[..accepted * N_VOCAB] == text.want[start * N_VOCAB..right * N_VOCAB], "{name}: at {start}");
+                let left = cache.truncate(right);
+                match drafted {
+                    // Too many for the log, so the step is computed again: its beginning is known.
+                    100 => assert!(left >= start, "{name}: {left} of {right}, from {start}"),
+                    _ => assert_eq!(left, right, "{name}: from {start}"),
+                }
+                // Saved and forked where the state is yet to be computed.
+                let mut saved = Vec::new();
+                cache.serialize(&mut saved).expect("the CPU does not fail");
+                assert!(saved.len() as u64 <= text.decoder.cache_state_bytes(cache.len()), "{name}");
+                let loras = fewbit_model::LoraSet::default();
+                let mut restored = text.decoder.restore_cache(&loras, left, &saved).expect("what serialize wrote");
+                let mut fork = cache.fork();
+                text.append(&mut restored, (right + 2).min(n), &name);
+                text.append(&mut fork, (right + 3).min(n), &name);
+                text.append(&mut cache, right, &name);
+            }
+            text.append(&mut cache, n, &name);
+        }
+        assert_eq!(text.decoder.kv_pages(), 0, "{name}: everything is given back");
+    }
+}
+
+#[test]
+fn prefixes_are_known_up_to_the_last_state() {
+    let mut n_models = 0;
+    for (name, text) in Text::all() {
+        n_models += 1;
+        let (decoder, n) = (&text.decoder, text.tokens.len());
+        let loras = fewbit_model::LoraSet::default();
+        let mut tree = decoder.new_prefix_tree();
+        let mut cache = decoder.new_cache();
+        text.append(&mut cache, 300, &name);
+        assert!(cache.n_pages() > 2 && cache.bytes() > 2 * decoder.kv_page_bytes(), "{name}: states are counted");
+        tree.insert(&text.tokens, &cache);
+        assert!(tree.n_pages() > 2, "{name}: states are counted");
+        // The whole of it, a page of it, nothing of it.
+        for (known, asked) in [(300, n), (256, 299), (256, 256), (0, 255)] {
+            let mut found = tree.find(&text.tokens[..asked], &loras);
+            assert_eq!(found.len(), known, "{name}: of {asked}");
+            text.append(&mut found, n, &name);
+        }
+        // Back to a state at a page's end, and to the beginning.
+        let mut long = cache.fork();
+        text.append(&mut long, n, &name);
+        assert_eq!(long.truncate(290), 256, "{name}");
+        text.append(&mut long, n, &name);
+        assert_eq!(long.truncate(100), 0, "{name}");
+        text.append(&mut long, 100, &name);
+        let pages = decoder.kv_pages();
+        drop((cache, long));
+        assert!(decoder.kv_pages() < pages && decoder.kv_pages() == tree.n_pages(), "{name}");
+        assert!(tree.evict(usize::MAX) > 2, "{name}");
+        assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
+    }
+    assert_eq!(n_models, 4, "models with recurrent layers");
+}
+
+#[test]
+fn layers_that_predict_further_tokens_are_left_out() {
+    for model in models().models.iter().filter(|model| model.name.starts_with("Qwen3")) {
+        let file = model.quantized(Recipe::F32);
+        let mut w = GgufWriter::new();
+        for (key, value) in file.metadata().iter() {
+            w.set(key.to_owned(), value.clone());
+        }
+        let config = file.config().expect("valid");
+        let (n, prefix) = (config.n_layers(), &config.architecture);
+        w.set(format!("{prefix}.block_count"), n as u32 + 1);
+        w.set(format!("{prefix}.nextn_predict_layers"), 1u32);
+        let kinds: Vec<bool> = config.layers.iter().map(|layer| layer.is_recurrent).chain([false]).collect();
+        w.set(format!("{prefix}.attention.recurrent_layers"), kinds);
+        for tensor in file.tensors() {
+            let bytes = file.tensor_bytes(tensor).to_vec();
+            w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes).expect("a valid tensor");
+        }
+        for name in ["nextn.eh_proj.weight", "attn_q.weight"] {
+            w.tensor(format!("blk.{n}.{name}"), &[2], fewbit_quant::TensorType::F32, vec![0; 8]).expect("valid");
+        }
+        let with_more = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+        let (with_more, without) = (load(&with_more, LoadOptions::new()), load(&file, LoadOptions::new()));
+        assert_eq!(with_more.config().n_layers(), n);
+        let run = |decoder: &Decoder| bits(&logits(decoder, &mut decoder.new_cache(), &[1, 2, 3, 4, 5], 512));
+        assert!(run(&with_more) == run(&without), "{}", model.name);
+    }
+}
+
+/// llama.cpp's first files of Qwen3-Next have queries, keys, values and gates in one tensor, as folders do.
+#[test]
+fn first_files_of_qwen3_next_have_the_same_bits() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Qwen3-Next").expect("there");
+    let file = model.quantized(Recipe::F32);
+    let config = file.config().expect("valid");
+    let delta = config.delta_net().expect("recurrent layers");
+    let mut w = GgufWriter::new();
+    for (key, value) in file.metadata().iter() {
+        w.set(key.to_owned(), value.clone());
+    }
+    let row_bytes = 4 * config.dim;
+    for tensor in file.tensors() {
+        let bytes = file.tensor_bytes(tensor);
+        if tensor.name.ends_with("attn_gate.weight") {
+            continue;
+        }
+        let Some(layer) = tensor.name.strip_suffix("attn_qkv.weight") else {
+            w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes.to_vec()).expect("valid");
+            continue;
+        };
+        let gates = file.tensors().iter().find(|t| t.name == format!("{layer}attn_gate.weight")).expect("there");
+        let apart = [bytes, file.tensor_bytes(gates)].concat();
+        let mut mixed = vec![0; apart.len()];
+        for (row, from) in apart.chunks_exact(row_bytes).enumerate() {
+            let to = delta.mixed_row(row) * row_bytes;
+            mixed[to..to + row_bytes].copy_from_slice(from);
+        }
+        let shape = [(apart.len() / row_bytes) as u64, config.dim as u64];
+        w.tensor(format!("{layer}ssm_in.weight"), &shape, tensor.ty, mixed).expect("valid");
+    }
+    let first = GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file");
+    let run = |file: &GgufFile| {
+        let decoder = load(file, LoadOptions::new());
+        bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512))
+    };
+    assert!(run(&first) == run(&file));
 }

@@ -1,16 +1,17 @@
-//! The device that a model runs on, by name: `cpu`, `vulkan:0`, `metal`; and the list of available devices.
+//! The device that a model runs on, by name: `cpu`, `cuda`, `vulkan:0`, `metal`; and the list of available devices.
 //!
-//! A device that was named and cannot be used is an error, never a silent fallback. `auto` is the CPU in this version:
-//! it will choose a GPU once the benefit has been measured on real ones. On a GPU that was named, as many layers are
-//! placed as its free memory has room for, by an estimate; a number that was asked for and does not fit is refused
-//! before anything is loaded.
+//! A device that was named and cannot be used is an error, never a silent fallback. `auto` is an NVIDIA GPU, whose results are
+//! the CPU's bit for bit, if there is one that the model runs on, and else the CPU; it never is a device through Vulkan or
+//! Metal, whose results are only near the CPU's. On a GPU, as many layers are placed as its free memory has room for, by
+//! an estimate; a number that was asked for and does not fit is refused before anything is loaded.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use fewbit_model::{
-    Device, DeviceError, DeviceMemory, LoadOptions, ModelError, PartEstimates, Placement, Quantized, WeightSource,
+    Device, DeviceError, DeviceMemory, LoadOptions, ModelConfig, ModelError, PartEstimates, Placement, Quantized,
+    WeightSource,
 };
 
 use crate::error::{Error, ErrorKind};
@@ -27,15 +28,20 @@ pub const GPU_MEMORY_VARIABLE: &str = "FEWBIT_GPU_MEMORY";
 /// an eighth of what is free if that is less.
 const MARGIN_BYTES: u64 = 1 << 30;
 
-/// The device that a model runs on. Written `auto`, `cpu`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
+/// Where `auto` says what it chose.
+const AUTO: &str = "fewbit::device::auto";
+
+/// The device that a model runs on. Written `auto`, `cpu`, `cuda`, `cuda:1`, `vulkan`, `vulkan:1`, `metal`, `metal:0`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DeviceName {
-    /// The best device; in this version always the CPU.
+    /// An NVIDIA GPU if there is one that the model runs on, with as many layers as fit, and else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
+    /// The NVIDIA GPU with this number (see `fewbit devices`), or the first one that can be used.
+    Cuda(Option<usize>),
     /// The Vulkan device with this number (see `fewbit devices`), or the best one that is not emulated on the CPU.
     Vulkan(Option<usize>),
     /// The Metal device with this number, or the best one.
@@ -44,7 +50,7 @@ pub enum DeviceName {
 
 /// A string that is not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} is not a device: choose auto, vulkan[:N], metal[:N], or cpu, which always works")]
+#[error("{name:?} is not a device: choose auto, cuda[:N], vulkan[:N], metal[:N], or cpu, which always works")]
 pub struct DeviceNameError {
     /// The name.
     pub name: String,
@@ -62,6 +68,7 @@ impl FromStr for DeviceName {
         match (kind.to_ascii_lowercase().as_str(), index) {
             ("auto", None) => Ok(Self::Auto),
             ("cpu", None) => Ok(Self::Cpu),
+            ("cuda", index) => Ok(Self::Cuda(index)),
             ("vulkan", index) => Ok(Self::Vulkan(index)),
             ("metal", index) => Ok(Self::Metal(index)),
             _ => Err(error()),
@@ -74,8 +81,10 @@ impl fmt::Display for DeviceName {
         match self {
             Self::Auto => f.pad("auto"),
             Self::Cpu => f.pad("cpu"),
+            Self::Cuda(None) => f.pad("cuda"),
             Self::Vulkan(None) => f.pad("vulkan"),
             Self::Metal(None) => f.pad("metal"),
+            Self::Cuda(Some(i)) => f.pad(&format!("cuda:{i}")),
             Self::Vulkan(Some(i)) => f.pad(&format!("vulkan:{i}")),
             Self::Metal(Some(i)) => f.pad(&format!("metal:{i}")),
         }
@@ -108,7 +117,7 @@ pub fn devices() -> Vec<DeviceStatus> {
         is_software: false,
         unusable: None,
     };
-    [vec![cpu], gpus::of("vulkan"), gpus::of("metal")].concat()
+    [vec![cpu], gpus::of("cuda"), gpus::of("vulkan"), gpus::of("metal")].concat()
 }
 
 /// The requested device, or the one that the environment names.
@@ -131,7 +140,7 @@ fn chosen(asked: Option<DeviceName>) -> Result<DeviceName, Error> {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceOptions {
-    /// The device; by default the one that [`DEVICE_VARIABLE`] names, or else the CPU.
+    /// The device; by default the one that [`DEVICE_VARIABLE`] names, or else [`DeviceName::Auto`].
     pub device: Option<DeviceName>,
     /// How many layers are on the GPU, counted from the last one; by default as many as fit.
     pub gpu_layers: Option<usize>,
@@ -161,7 +170,7 @@ impl DeviceOptions {
 
     /// The number of layers on the GPU, if it is known without the model; an error if there cannot be so many.
     fn layers_on(&self, name: DeviceName, n_layers: usize) -> Result<Option<usize>, Error> {
-        let is_gpu = matches!(name, DeviceName::Vulkan(_) | DeviceName::Metal(_));
+        let is_gpu = !matches!(name, DeviceName::Auto | DeviceName::Cpu);
         match self.gpu_layers {
             Some(asked) if asked > n_layers => Err(ErrorKind::GpuLayers { asked, n_layers }.into()),
             Some(1..) if !is_gpu => {
@@ -181,30 +190,82 @@ impl DeviceOptions {
     /// `gpu_layers` is above 0; [`ErrorKind::GpuLayers`] if that is more than the model has; those of reading the
     /// model's configuration.
     pub fn place(&self, source: &dyn WeightSource, options: &LoadOptions) -> Result<Placement, Error> {
-        let (name, config) = (chosen(self.device)?, source.config().map_err(ModelError::from)?);
+        let (mut name, config) = (chosen(self.device)?, source.config().map_err(ModelError::from)?);
+        if name == DeviceName::Auto {
+            match self.gpu_layers {
+                None => return Ok(self.automatic(&config, source, options)),
+                // They were asked for, so they are an error where there is no such GPU.
+                Some(1..) if gpus::open(BEST, None).is_ok() => name = BEST,
+                Some(_) => {}
+            }
+        }
+        self.place_on(name, &config, source, options).map(|(placement, _)| placement)
+    }
+
+    /// Where layers are if nobody said anything: on an NVIDIA GPU if all is well there, and else on the CPU.
+    fn automatic(&self, config: &ModelConfig, source: &dyn WeightSource, options: &LoadOptions) -> Placement {
+        match (self.place_on(BEST, config, source, options), config.only_on_cpu()) {
+            (Ok((placement, device)), None) => {
+                tracing::info!(target: AUTO, "computing on {device}, with the CPU's results (--device cpu to compute there)");
+                placement
+            }
+            (Ok((_, device)), Some(what)) => {
+                tracing::info!(target: AUTO, "computing on the CPU: {device} cannot run {what}");
+                Placement::new()
+            }
+            (Err(error), _) => {
+                // No such GPU is the usual case, about which nobody needs to hear.
+                match error.cause() {
+                    Some(DeviceError::Unavailable { why }) => {
+                        tracing::debug!(target: AUTO, "computing on the CPU: {why}")
+                    }
+                    _ => tracing::info!(target: AUTO, "computing on the CPU: {error:#}"),
+                }
+                Placement::new()
+            }
+        }
+    }
+
+    /// Whether a GPU that fails to load a model is replaced by the CPU, because nobody named it.
+    pub(crate) fn is_automatic(&self) -> bool {
+        self.gpu_layers.is_none() && chosen(self.device).is_ok_and(|name| name == DeviceName::Auto)
+    }
+
+    /// Places layers on this device. Also returns the name of a GPU to display, or that of the CPU.
+    fn place_on(
+        &self,
+        name: DeviceName,
+        config: &ModelConfig,
+        source: &dyn WeightSource,
+        options: &LoadOptions,
+    ) -> Result<(Placement, String), Error> {
         let n_layers = config.n_layers();
         let asked = self.layers_on(name, n_layers)?;
         if asked == Some(0) {
-            return Ok(Placement::new());
+            return Ok((Placement::new(), name.to_string()));
         }
         let limit = match self.gpu_memory {
             Some(bytes) => Some(bytes),
             None => memory_of_environment(name)?,
         };
+        let device = gpus::open(name, limit).map_err(|error| unusable(name, error))?;
         let cpu_experts = self.cpu_experts.unwrap_or(0);
         if cpu_experts > 0 && config.experts.is_none() {
             tracing::warn!(target: "fewbit::device", "the model has no experts that could stay on the CPU");
         }
-        let device = gpus::open(name, limit).map_err(|error| unusable(name, error))?;
         let layers = match asked {
             Some(layers) => layers,
             None => fitting(name, &*device, (limit, cpu_experts), source, options)?,
         };
-        tracing::info!(device = device.name(), layers, n_layers, "placing layers on a GPU");
+        let shown = device.name();
+        tracing::info!(device = shown, layers, n_layers, "placing layers on a GPU");
         let placement = Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device);
-        Ok(placement.cpu_experts(cpu_experts))
+        Ok((placement.cpu_experts(cpu_experts), shown))
     }
 }
+
+/// The GPU that `auto` looks for.
+const BEST: DeviceName = DeviceName::Cuda(None);
 
 /// How many layers fit into the free memory of a device.
 fn fitting(
@@ -285,66 +346,130 @@ fn unusable(name: DeviceName, error: DeviceError) -> Error {
     Error::new(ErrorKind::Device { device: name.to_string() }, error)
 }
 
-#[cfg(feature = "wgpu")]
+/// GPUs of all kinds, of which a build has those whose features it has.
 mod gpus {
     use super::{Arc, Device, DeviceError, DeviceMemory, DeviceName, DeviceStatus};
-    use fewbit_gpu::wgpu::{Arithmetic, Backend, WgpuDevice, devices};
 
     pub(super) fn of(kind: &str) -> Vec<DeviceStatus> {
-        let backend = if kind == "metal" { Backend::Metal } else { Backend::Vulkan };
-        match devices(backend) {
-            Ok(found) => {
-                let status = |info: fewbit_gpu::wgpu::DeviceInfo| DeviceStatus {
-                    description: format!("{} ({})", info.adapter, info.driver),
-                    name: info.name,
-                    memory: info.memory,
-                    is_software: info.is_software,
-                    unusable: None,
-                };
-                found.into_iter().map(status).collect()
-            }
-            Err(error) => vec![DeviceStatus {
+        let found = match kind {
+            "cuda" => cuda::list(),
+            kind => wgpu::list(kind == "metal"),
+        };
+        found.unwrap_or_else(|error| {
+            vec![DeviceStatus {
                 name: kind.to_owned(),
                 description: "GPUs".to_owned(),
                 memory: DeviceMemory::default(),
                 is_software: false,
                 unusable: Some(error.to_string()),
-            }],
-        }
+            }]
+        })
     }
 
     pub(super) fn open(name: DeviceName, memory: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
-        let (backend, index) = match name {
-            DeviceName::Metal(index) => (Backend::Metal, index),
-            DeviceName::Vulkan(index) => (Backend::Vulkan, index),
+        match name {
+            DeviceName::Cuda(index) => cuda::open(index, memory),
+            DeviceName::Vulkan(index) => wgpu::open(false, index, memory),
+            DeviceName::Metal(index) => wgpu::open(true, index, memory),
             DeviceName::Auto | DeviceName::Cpu => unreachable!("the CPU is opened by nobody"),
-        };
-        let device = WgpuDevice::open(backend, index, Arithmetic::Native)?;
-        Ok(match memory {
-            Some(bytes) => Arc::new(device.limit_memory(bytes)),
-            None => Arc::new(device),
-        })
-    }
-}
-
-#[cfg(not(feature = "wgpu"))]
-mod gpus {
-    use super::{Arc, Device, DeviceError, DeviceMemory, DeviceName, DeviceStatus};
-
-    const WHY: &str = "this build of fewbit has no GPUs: build it with the feature `wgpu`, or take the CPU";
-
-    pub(super) fn of(kind: &str) -> Vec<DeviceStatus> {
-        vec![DeviceStatus {
-            name: kind.to_owned(),
-            description: "GPUs".to_owned(),
-            memory: DeviceMemory::default(),
-            is_software: false,
-            unusable: Some(WHY.to_owned()),
-        }]
+        }
     }
 
-    pub(super) fn open(_: DeviceName, _: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
-        Err(DeviceError::Unavailable { why: WHY.to_owned() })
+    #[cfg(not(all(feature = "cuda", feature = "wgpu")))]
+    fn not_built(feature: &str) -> DeviceError {
+        let why = format!("this build of fewbit has none: build it with the feature `{feature}`, or take the CPU");
+        DeviceError::Unavailable { why }
+    }
+
+    #[cfg(feature = "cuda")]
+    mod cuda {
+        use super::{Arc, Device, DeviceError, DeviceStatus};
+        use fewbit_gpu::cuda::{CudaDevice, DeviceInfo, devices};
+
+        pub(super) fn list() -> Result<Vec<DeviceStatus>, DeviceError> {
+            let status = |info: DeviceInfo| {
+                let (version, (major, minor)) = (info.driver_version, info.capability);
+                let (cuda_major, cuda_minor) = (version / 1000, version % 1000 / 10);
+                DeviceStatus {
+                    description: format!(
+                        "{} (driver for CUDA {cuda_major}.{cuda_minor}, compute capability {major}.{minor})",
+                        info.adapter
+                    ),
+                    unusable: info.check().err().map(|error| error.to_string()),
+                    name: info.name,
+                    memory: info.memory,
+                    is_software: false,
+                }
+            };
+            Ok(devices()?.into_iter().map(status).collect())
+        }
+
+        pub(super) fn open(index: Option<usize>, memory: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
+            let device = CudaDevice::open(index)?;
+            Ok(match memory {
+                Some(bytes) => Arc::new(device.limit_memory(bytes)),
+                None => Arc::new(device),
+            })
+        }
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    mod cuda {
+        use super::{Arc, Device, DeviceError, DeviceStatus, not_built};
+
+        pub(super) fn list() -> Result<Vec<DeviceStatus>, DeviceError> {
+            Err(not_built("cuda"))
+        }
+
+        pub(super) fn open(_: Option<usize>, _: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
+            Err(not_built("cuda"))
+        }
+    }
+
+    #[cfg(feature = "wgpu")]
+    mod wgpu {
+        use super::{Arc, Device, DeviceError, DeviceStatus};
+        use fewbit_gpu::wgpu::{Arithmetic, Backend, DeviceInfo, WgpuDevice, devices};
+
+        fn backend(is_metal: bool) -> Backend {
+            if is_metal { Backend::Metal } else { Backend::Vulkan }
+        }
+
+        pub(super) fn list(is_metal: bool) -> Result<Vec<DeviceStatus>, DeviceError> {
+            let status = |info: DeviceInfo| DeviceStatus {
+                description: format!("{} ({})", info.adapter, info.driver),
+                name: info.name,
+                memory: info.memory,
+                is_software: info.is_software,
+                unusable: None,
+            };
+            Ok(devices(backend(is_metal))?.into_iter().map(status).collect())
+        }
+
+        pub(super) fn open(
+            is_metal: bool,
+            index: Option<usize>,
+            memory: Option<u64>,
+        ) -> Result<Arc<dyn Device>, DeviceError> {
+            let device = WgpuDevice::open(backend(is_metal), index, Arithmetic::Native)?;
+            Ok(match memory {
+                Some(bytes) => Arc::new(device.limit_memory(bytes)),
+                None => Arc::new(device),
+            })
+        }
+    }
+
+    #[cfg(not(feature = "wgpu"))]
+    mod wgpu {
+        use super::{Arc, Device, DeviceError, DeviceStatus, not_built};
+
+        pub(super) fn list(_: bool) -> Result<Vec<DeviceStatus>, DeviceError> {
+            Err(not_built("wgpu"))
+        }
+
+        pub(super) fn open(_: bool, _: Option<usize>, _: Option<u64>) -> Result<Arc<dyn Device>, DeviceError> {
+            Err(not_built("wgpu"))
+        }
     }
 }
 
@@ -354,10 +479,10 @@ mod tests {
 
     #[test]
     fn device_names_round_trip_as_text() {
-        for name in ["auto", "cpu", "vulkan", "vulkan:0", "metal", "metal:12"] {
+        for name in ["auto", "cpu", "cuda", "cuda:3", "vulkan", "vulkan:0", "metal", "metal:12"] {
             assert_eq!(name.parse::<DeviceName>().expect(name).to_string(), name);
         }
-        for name in ["", "cuda", "wgpu", "cpu:0", "auto:1", "vulkan:", "vulkan:x", "vulkan:-1", "abacus"] {
+        for name in ["", "cuda:", "wgpu", "cpu:0", "auto:1", "vulkan:", "vulkan:x", "vulkan:-1", "abacus"] {
             assert_eq!(name.parse::<DeviceName>(), Err(DeviceNameError { name: name.to_owned() }));
         }
     }

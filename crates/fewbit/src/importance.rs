@@ -16,7 +16,8 @@ impl Model {
     /// it. `progress` gets the number of windows done and the total.
     ///
     /// # Errors
-    /// Those of [`perplexity`](Self::perplexity); one window is enough.
+    /// Those of [`perplexity`](Self::perplexity); one window is enough. Layers on a GPU do not do this: load the model with
+    /// [`DeviceName::Cpu`](crate::DeviceName::Cpu).
     pub fn importance(
         &self,
         text: &str,

@@ -42,6 +42,7 @@
 //!
 //! - `async`: generations as `futures` streams, and waiting for them without blocking, on any runtime.
 //! - `constraints`: output that follows a JSON schema, a regular expression or a grammar, and answers as Rust types.
+//! - `cuda`: run layers on NVIDIA's GPUs, through their driver; see [`ModelBuilder::device`].
 //! - `wgpu`: run layers on GPUs, through Vulkan or Metal; see [`ModelBuilder::device`].
 //! - `hub`: fetch models by name. Off by default; without it the crate neither contains nor depends on any code that
 //!   uses the network.

@@ -4,11 +4,11 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT, MAX_LAYERS,
-    MAX_WIDTH, ModelConfig, NormKind, Pooling, RopeConfig, RopeScaling, bad, check_count,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT,
+    MAX_LAYERS, MAX_WIDTH, ModelConfig, NormKind, Pooling, Recurrent, RopeConfig, RopeScaling, bad, check_count,
 };
 use crate::CheckpointError;
-use crate::families::{self, Architecture};
+use crate::families::{self, Architecture, RecurrentKind};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 
@@ -37,7 +37,6 @@ fn refused_by(arch: &Architecture) -> impl Iterator<Item = (&'static str, &'stat
         (arch.is_latent, ("attention.kv_lora_rank", "multi-head latent attention", f64::NAN)),
         (arch.has_groups, ("expert_group_count", "groups of experts", 1.0)),
         (arch.has_dense_lead, ("leading_dense_block_count", "dense layers before those with experts", 0.0)),
-        (arch.has_dense_lead, ("nextn_predict_layers", "layers that predict further tokens", 0.0)),
     ];
     keys.into_iter().filter(|(is_known, _)| !is_known).map(|(_, key)| key)
 }
@@ -65,6 +64,18 @@ impl Keys<'_> {
     fn required(&self, key: &str, max: usize) -> Result<usize, CheckpointError> {
         let missing = || fewbit_format::FormatError::MissingKey { key: self.name(key) };
         self.count(key, max)?.ok_or_else(|| missing().into())
+    }
+
+    /// The number of layers, without those that predict further tokens.
+    fn layers(&self, arch: &Architecture) -> Result<usize, CheckpointError> {
+        let all = self.required("block_count", MAX_LAYERS)?;
+        let Some(further) = self.or_none("nextn_predict_layers", MAX_LAYERS)? else { return Ok(all) };
+        let (key, value) = (self.name("nextn_predict_layers"), further.to_string());
+        if !arch.has_further_layers {
+            let feature = "layers that predict further tokens";
+            return Err(CheckpointError::UnsupportedFeature { feature, key, value });
+        }
+        all.checked_sub(further).filter(|&n| n > 0).ok_or_else(|| bad(&key, value, format!("fewer than {all} layers")))
     }
 
     /// A count for which 0 means "none".
@@ -125,9 +136,7 @@ impl ModelConfig {
         };
         let keys = Keys { meta, prefix: name };
         keys.refuse(arch)?;
-        let n_unused_layers = keys.or_none("nextn_predict_layers", MAX_LAYERS)?.unwrap_or(0);
-        let n_blocks = keys.required("block_count", MAX_LAYERS)?;
-        let n_layers = n_blocks.saturating_sub(n_unused_layers);
+        let n_layers = keys.layers(arch)?;
         let dim = keys.required("embedding_length", MAX_WIDTH)?;
         let n_heads = keys.required("attention.head_count", MAX_WIDTH)?;
         let latent = if arch.is_latent { Some(latent(&keys)?) } else { None };
@@ -159,8 +168,10 @@ impl ModelConfig {
             None => 1,
         };
         let n_dense = if arch.has_dense_lead { keys.or_none("leading_dense_block_count", MAX_LAYERS)? } else { None };
+        let is_recurrent = recurrent_layers(&keys, arch, n_layers)?;
         let layers: Vec<_> = (0..n_layers)
             .map(|i| LayerConfig {
+                is_recurrent: is_recurrent[i],
                 is_local: has_window && is_local[i],
                 has_rope: !is_nope
                     && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
@@ -189,9 +200,10 @@ impl ModelConfig {
             name: meta.str("general.name").ok().flatten().map(str::to_owned),
             dim,
             n_heads,
-            n_kv_heads: match latent {
-                Some(_) => 1,
-                None => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
+            n_kv_heads: match arch.recurrent {
+                _ if latent.is_some() => 1,
+                Some(RecurrentKind::ShortConvolution) => kv_heads(&keys)?.into_iter().max().unwrap_or(0),
+                _ => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
             },
             head_dim,
             ffn_dim,
@@ -224,6 +236,8 @@ impl ModelConfig {
             attention_softcap: keys.positive("attn_logit_softcapping")?.or(arch.softcaps.0),
             has_sinks: arch.has_sinks,
             latent,
+            has_output_gate: arch.has_output_gate,
+            recurrent: recurrent(&keys, arch)?,
             experts,
             embedding_scale: match arch.scales_embeddings {
                 true => embedding_scale(dim),
@@ -242,7 +256,6 @@ impl ModelConfig {
                 Some(3) => Some(Pooling::Last),
                 _ => None,
             },
-            n_unused_layers: n_unused_layers.min(n_blocks),
         };
         config.checked()
     }
@@ -251,6 +264,87 @@ impl ModelConfig {
 /// The square root of the width, rounded to bf16, in which these models were trained and are run.
 pub(crate) fn embedding_scale(dim: usize) -> f32 {
     half::bf16::from_f64((dim as f64).sqrt()).to_f32()
+}
+
+/// The numbers of key and value heads of the layers, or one for all. All that are not 0 must be equal.
+fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
+    let name = keys.name("attention.head_count_kv");
+    let Some(Value::Array(_)) = keys.meta.get(&name) else {
+        return Ok(vec![keys.required("attention.head_count_kv", MAX_WIDTH)?]);
+    };
+    let list = match keys.meta.u32_array(&name) {
+        Ok(list) => list.unwrap_or_default().iter().map(|&n| n as usize).collect::<Vec<_>>(),
+        Err(_) => {
+            let list = keys.meta.require_i32_array(&name)?;
+            list.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
+        }
+    };
+    let most = list.iter().max().copied().unwrap_or(0);
+    match list.iter().find(|&&n| n != 0 && n != most) {
+        Some(&other) => Err(CheckpointError::UnsupportedFeature {
+            feature: "layers with different numbers of key and value heads",
+            key: name,
+            value: format!("{other} and {most}"),
+        }),
+        None => Ok(list),
+    }
+}
+
+/// Which layers keep a state of fixed size.
+fn recurrent_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    match arch.recurrent {
+        None => return Ok(vec![false; n_layers]),
+        Some(RecurrentKind::ShortConvolution) => {
+            let heads = kv_heads(keys)?;
+            return match heads.len() {
+                1 => Ok(vec![heads[0] == 0; n_layers]),
+                n if n == n_layers => Ok(heads.iter().map(|&n| n == 0).collect()),
+                n => {
+                    let expected = format!("{n_layers} layers");
+                    Err(bad(&keys.name("attention.head_count_kv"), format!("{n} layers"), expected))
+                }
+            };
+        }
+        Some(RecurrentKind::DeltaNet { .. }) => {}
+    }
+    let name = keys.name("attention.recurrent_layers");
+    let Some(Value::Array(_)) = keys.meta.get(&name) else {
+        let every = keys.count("full_attention_interval", MAX_LAYERS)?.unwrap_or(4);
+        return Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect());
+    };
+    let list = match keys.meta.bool_array(&name) {
+        Ok(list) => list.unwrap_or_default().to_vec(),
+        Err(_) => keys.meta.require_u32_array(&name)?.iter().map(|&is_recurrent| is_recurrent != 0).collect(),
+    };
+    match list.get(..n_layers) {
+        Some(list) => Ok(list.to_vec()),
+        None => Err(bad(&name, format!("{} layers", list.len()), format!("{n_layers} layers"))),
+    }
+}
+
+/// What recurrent layers compute.
+fn recurrent(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<Recurrent>, CheckpointError> {
+    let required = |key: &str| keys.required(key, MAX_WIDTH);
+    Ok(match arch.recurrent {
+        None => None,
+        Some(RecurrentKind::ShortConvolution) => {
+            Some(Recurrent::ShortConvolution { n_taps: required("shortconv.l_cache")? })
+        }
+        Some(RecurrentKind::DeltaNet { is_tiled }) => {
+            let (n_v_heads, inner) = (required("ssm.time_step_rank")?, required("ssm.inner_size")?);
+            if !inner.is_multiple_of(n_v_heads) {
+                return Err(bad(&keys.name("ssm.inner_size"), inner, format!("a multiple of {n_v_heads} heads")));
+            }
+            Some(Recurrent::DeltaNet(DeltaNetConfig {
+                n_k_heads: required("ssm.group_count")?,
+                n_v_heads,
+                k_dim: required("ssm.state_size")?,
+                v_dim: inner / n_v_heads,
+                n_taps: required("ssm.conv_kernel")?,
+                is_tiled,
+            }))
+        }
+    })
 }
 
 /// Which layers see only the window, for a model that has one.

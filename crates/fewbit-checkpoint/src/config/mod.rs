@@ -71,6 +71,10 @@ pub struct ModelConfig {
     pub attention_temperature: Option<AttentionTemperature>,
     /// Multi-head latent attention.
     pub latent: Option<LatentConfig>,
+    /// Whether every query comes with a gate, whose sigmoid the output of its head is multiplied by.
+    pub has_output_gate: bool,
+    /// What layers that keep a state of fixed size have instead of attention, in models with such layers.
+    pub recurrent: Option<Recurrent>,
     /// Routed experts instead of the feed-forward block.
     pub experts: Option<ExpertConfig>,
     /// Factor of the token embeddings.
@@ -83,8 +87,6 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f32>,
     /// How the tokens of a text become one vector, in embedding models.
     pub pooling: Option<Pooling>,
-    /// Layers after the last one that are in the files and predict further tokens. They are not loaded.
-    pub n_unused_layers: usize,
 }
 
 /// Multi-head latent attention (DeepSeek-AI, 2024, <https://arxiv.org/abs/2405.04434>): keys and values of all heads are
@@ -130,6 +132,8 @@ pub enum Pooling {
 pub struct LayerConfig {
     /// Whether queries see only the keys inside the sliding window.
     pub is_local: bool,
+    /// Whether the layer keeps a state of fixed size for a sequence, instead of keys and values.
+    pub is_recurrent: bool,
     /// Whether queries and keys are rotated by their position.
     pub has_rope: bool,
     /// Whether the layer has the experts of a model that has some; otherwise, it has a plain feed-forward block.
@@ -145,6 +149,100 @@ pub enum NormKind {
     Rms,
     /// The same after the mean is subtracted, without a bias.
     Layer,
+}
+
+/// What a layer with a state of fixed size computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Recurrent {
+    /// A causal convolution and the gated delta rule.
+    DeltaNet(DeltaNetConfig),
+    /// A causal convolution over the residual stream, between two gates.
+    ShortConvolution {
+        /// Number of tokens that it sees.
+        n_taps: usize,
+    },
+}
+
+/// The sizes of a layer with gated delta rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DeltaNetConfig {
+    /// Number of query and key heads.
+    pub n_k_heads: usize,
+    /// Number of value heads, a multiple of `n_k_heads`.
+    pub n_v_heads: usize,
+    /// Elements of a query or key.
+    pub k_dim: usize,
+    /// Elements of a value.
+    pub v_dim: usize,
+    /// Number of tokens that the convolution sees.
+    pub n_taps: usize,
+    /// Whether value head `h` has the key head `h % n_k_heads`; otherwise, as many value heads as share one follow each
+    /// other.
+    pub is_tiled: bool,
+}
+
+impl DeltaNetConfig {
+    /// Elements of a token's queries or keys.
+    pub fn key_dim(&self) -> usize {
+        self.n_k_heads * self.k_dim
+    }
+
+    /// Elements of a token's values.
+    pub fn value_dim(&self) -> usize {
+        self.n_v_heads * self.v_dim
+    }
+
+    /// Elements of a token's queries, keys and values.
+    pub fn n_channels(&self) -> usize {
+        2 * self.key_dim() + self.value_dim()
+    }
+
+    /// Value heads that share a key head.
+    pub fn heads_per_key(&self) -> usize {
+        self.n_v_heads / self.n_k_heads
+    }
+
+    /// Of queries, keys, values and gates (`[n_channels]`, then `[value_dim]`) that are mixed, the ones of each key head
+    /// together: the place of an element.
+    pub fn mixed_row(&self, row: usize) -> usize {
+        let (k_dim, keys) = (self.k_dim, self.key_dim());
+        let group = self.heads_per_key() * self.v_dim;
+        let (head, at) = match row {
+            row if row < 2 * keys => (row % keys / k_dim, row / keys * k_dim + row % k_dim),
+            row if row < self.n_channels() => ((row - 2 * keys) / group, 2 * k_dim + (row - 2 * keys) % group),
+            row => ((row - self.n_channels()) / group, 2 * k_dim + group + (row - self.n_channels()) % group),
+        };
+        head * (2 * k_dim + 2 * group) + at
+    }
+
+    /// The place of the value head with this place among tiled ones, if those that share a key head follow each other.
+    pub fn grouped_head(&self, tiled: usize) -> usize {
+        tiled % self.n_k_heads * self.heads_per_key() + tiled / self.n_k_heads
+    }
+
+    fn check(&self) -> Result<(), CheckpointError> {
+        for (key, n) in [
+            ("recurrent.n_k_heads", self.n_k_heads),
+            ("recurrent.n_v_heads", self.n_v_heads),
+            ("recurrent.k_dim", self.k_dim),
+            ("recurrent.v_dim", self.v_dim),
+        ] {
+            check_count(key, n, MAX_STATE_SIDE)?;
+        }
+        if !self.n_v_heads.is_multiple_of(self.n_k_heads) {
+            let expected = format!("a multiple of {} key heads", self.n_k_heads);
+            return Err(bad("recurrent.n_v_heads", self.n_v_heads, expected));
+        }
+        check_taps(self.n_taps)
+    }
+}
+
+fn check_taps(n_taps: usize) -> Result<(), CheckpointError> {
+    match (2..=MAX_TAPS).contains(&n_taps) {
+        true => Ok(()),
+        false => Err(bad("recurrent.n_taps", n_taps, format!("between 2 and {MAX_TAPS}"))),
+    }
 }
 
 /// An RMS norm of queries and keys.
@@ -232,6 +330,10 @@ pub enum Gating {
 
 /// Larger than the width of any model, and small enough that a product of two such numbers does not overflow.
 pub(crate) const MAX_WIDTH: usize = 1 << 24;
+/// Larger than the number and size of heads of any layer with a state.
+pub(crate) const MAX_STATE_SIDE: usize = 1 << 12;
+/// The most tokens that a convolution may see.
+pub(crate) const MAX_TAPS: usize = 16;
 pub(crate) const MAX_LAYERS: usize = 4096;
 pub(crate) const MAX_CONTEXT: usize = 1 << 31;
 
@@ -287,6 +389,17 @@ impl ModelConfig {
                 check_positive(key, factor)?;
             }
         }
+        match self.recurrent {
+            Some(Recurrent::DeltaNet(delta)) => delta.check()?,
+            Some(Recurrent::ShortConvolution { n_taps }) => check_taps(n_taps)?,
+            None if self.layers.iter().any(|layer| layer.is_recurrent) => {
+                return Err(bad("recurrent", "missing", "there, as some layers are recurrent".to_owned()));
+            }
+            None => {}
+        }
+        if self.layers.iter().all(|layer| layer.is_recurrent) {
+            return Err(bad("layers", "only recurrent ones", "at least one with attention".to_owned()));
+        }
         if let Some(t) = self.attention_temperature {
             check_count("attention_temperature.length", t.length, MAX_CONTEXT)?;
             if t.offset > MAX_CONTEXT {
@@ -339,6 +452,31 @@ impl ModelConfig {
         self.layers.len()
     }
 
+    /// The sizes of the layers with gated delta rule, in a model with such layers.
+    pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
+        match &self.recurrent {
+            Some(Recurrent::DeltaNet(delta)) => Some(delta),
+            Some(Recurrent::ShortConvolution { .. }) | None => None,
+        }
+    }
+
+    /// What a layer has instead of attention, if it keeps a state of fixed size.
+    pub fn recurrent_of(&self, layer: usize) -> Option<Recurrent> {
+        self.recurrent.filter(|_| self.layers[layer].is_recurrent)
+    }
+
+    /// Whether a tensor of a GGUF file belongs to layers after the last one, which predict further tokens: they are left
+    /// out.
+    pub fn leaves_out(&self, tensor: &str) -> bool {
+        crate::names::layer_of_gguf(tensor).is_some_and(|layer| self.leaves_out_layer(layer))
+    }
+
+    /// The same for a layer.
+    pub(crate) fn leaves_out_layer(&self, layer: usize) -> bool {
+        let has_more = crate::families::architecture(&self.architecture).is_some_and(|arch| arch.has_further_layers);
+        has_more && layer >= self.n_layers()
+    }
+
     /// Largest number of keys that a query sees in a layer, its own included; `None` if it sees all.
     pub fn window(&self, layer: usize) -> Option<usize> {
         self.sliding_window.filter(|_| self.layers[layer].is_local)
@@ -372,6 +510,8 @@ impl ModelConfig {
         [
             (self.latent.is_some(), "multi-head latent attention"),
             (self.has_sinks, "attention sinks"),
+            (self.recurrent.is_some(), "layers with a state instead of attention"),
+            (self.has_output_gate, "gated attention"),
             (self.has_chunks, "attention in chunks"),
             (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
             (!self.has_pre_norms, "layers without norms of their inputs"),

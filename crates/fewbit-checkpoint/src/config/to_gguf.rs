@@ -4,7 +4,9 @@
 //! error, and never a file that computes something else.
 
 use super::gguf::{QK_NORM, ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{AttentionTemperature, Gating, ModelConfig, NormKind, QkNorm, RopeConfig, RopeScaling};
+use super::{
+    AttentionTemperature, Gating, LayerConfig, ModelConfig, NormKind, QkNorm, Recurrent, RopeConfig, RopeScaling,
+};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -62,7 +64,14 @@ impl ModelConfig {
         keys.count("block_count", self.n_layers());
         keys.count("feed_forward_length", self.ffn_dim);
         keys.count("attention.head_count", self.n_heads);
-        keys.count("attention.head_count_kv", self.n_kv_heads);
+        match self.recurrent {
+            Some(Recurrent::ShortConvolution { .. }) => {
+                let heads = |layer: &LayerConfig| if layer.is_recurrent { 0 } else { self.n_kv_heads as i32 };
+                let heads: Vec<i32> = self.layers.iter().map(heads).collect();
+                keys.meta.set(format!("{}.attention.head_count_kv", keys.prefix), heads);
+            }
+            _ => keys.count("attention.head_count_kv", self.n_kv_heads),
+        }
         keys.count("attention.key_length", self.head_dim);
         keys.count("attention.value_length", self.latent.map_or(self.head_dim, |latent| latent.kv_rank));
         self.write_latent(&mut keys);
@@ -74,6 +83,7 @@ impl ModelConfig {
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
         self.write_experts(&mut keys);
+        self.write_recurrent(&mut keys);
         if families::architecture(&self.architecture).is_some_and(|architecture| architecture.has_multipliers) {
             keys.float("embedding_scale", f64::from(self.embedding_scale));
             keys.float("residual_scale", f64::from(self.residual_scale));
@@ -143,6 +153,31 @@ impl ModelConfig {
             if multiplier > 1e-4 && multiplier.is_finite() {
                 keys.float("rope.scaling.yarn_log_multiplier", multiplier);
             }
+        }
+    }
+
+    fn write_recurrent(&self, keys: &mut Keys) {
+        let delta = match self.recurrent {
+            None => return,
+            Some(Recurrent::ShortConvolution { n_taps }) => return keys.count("shortconv.l_cache", n_taps),
+            Some(Recurrent::DeltaNet(delta)) => delta,
+        };
+        keys.count("ssm.conv_kernel", delta.n_taps);
+        keys.count("ssm.state_size", delta.k_dim);
+        keys.count("ssm.group_count", delta.n_k_heads);
+        keys.count("ssm.time_step_rank", delta.n_v_heads);
+        keys.count("ssm.inner_size", delta.value_dim());
+        let interval = self.layers.iter().position(|layer| !layer.is_recurrent).map_or(1, |first| first + 1);
+        if self.layers.iter().enumerate().all(|(i, layer)| layer.is_recurrent == ((i + 1) % interval != 0)) {
+            keys.count("full_attention_interval", interval);
+        } else {
+            let list: Vec<bool> = self.layers.iter().map(|layer| layer.is_recurrent).collect();
+            keys.meta.set(format!("{}.attention.recurrent_layers", keys.prefix), list);
+        }
+        if families::architecture(&self.architecture).is_some_and(|arch| arch.has_rope_sections) {
+            // Which pairs turn with the time, the height and the width of an image; in texts these are the same. Other
+            // programs need the key.
+            keys.meta.set(format!("{}.rope.dimension_sections", keys.prefix), vec![11i32, 11, 10, 0]);
         }
     }
 
@@ -282,7 +317,12 @@ impl ModelConfig {
         let others = [
             ("the position embedding", same_rope(&rope, &read.rope)),
             ("the position embedding of local layers", same_local),
-            ("which layers are local, have a position embedding, have experts", self.layers == read.layers),
+            (
+                "which layers are local or recurrent, have a position embedding, have experts",
+                self.layers == read.layers,
+            ),
+            ("recurrent layers", self.recurrent == read.recurrent),
+            ("gated attention", self.has_output_gate == read.has_output_gate),
             ("sliding_window", self.sliding_window == read.sliding_window),
             ("the temperature of attention", same_temperature),
             ("experts", self.experts == read.experts),

@@ -37,6 +37,7 @@ const COHERE_CLASS: Class = Class {
     name: "CohereForCausalLM",
     model_type: "cohere",
     gguf: &COMMAND_R,
+    eps: "layer_norm_eps",
     tied: true,
     rope_theta: 500_000.0,
     context_length: 8192,

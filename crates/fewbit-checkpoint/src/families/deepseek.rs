@@ -43,6 +43,7 @@ pub(super) const DEEPSEEK2: Architecture = Architecture {
     has_shared_expert: true,
     counts_shared_experts: true,
     is_latent: true,
+    has_further_layers: true,
     has_dense_lead: true,
     has_groups: true,
     groups: &[(160, [8, 3]), (256, [8, 4])],
@@ -124,7 +125,7 @@ mod tests {
         let c = config(three);
         let e = c.experts.expect("experts");
         assert_eq!(e.groups, Some(ExpertGroups { n_groups: 8, n_used: 4, n_best: 2 }));
-        assert_eq!((e.gating, e.is_normalized, e.scale, c.n_unused_layers), (Gating::Sigmoid, true, 2.5, 1));
+        assert_eq!((e.gating, e.is_normalized, e.scale), (Gating::Sigmoid, true, 2.5));
         assert!(c.to_gguf().is_ok() && c.latent.is_some_and(|latent| latent.q_rank == Some(1536)));
         assert_eq!(c.layers.iter().filter(|layer| !layer.has_experts).count(), 3);
     }

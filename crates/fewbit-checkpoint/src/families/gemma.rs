@@ -79,6 +79,7 @@ const GEMMA_CLASS: Class = Class {
     n_kv_heads: Some(16),
     tied: true,
     is_gemma: true,
+    norms_from_one: true,
     context_length: 8192,
     ..LLAMA_CLASS
 };

@@ -13,12 +13,14 @@ mod glm;
 mod gpt_oss;
 mod granite;
 mod hunyuan;
+mod lfm;
 mod llama;
 mod llama4;
 mod mistral;
 mod olmo;
 mod phi;
 mod qwen;
+mod qwen_next;
 mod seed;
 mod smollm;
 
@@ -26,12 +28,14 @@ use crate::config::{AttentionTemperature, Gating, LatentConfig, NormKind, QkNorm
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 16] = [
+static FAMILIES: [Family; 18] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
     granite::FAMILY,
     qwen::FAMILY,
+    qwen_next::FAMILY,
+    lfm::FAMILY,
     phi::FAMILY,
     gemma::FAMILY,
     gpt_oss::FAMILY,
@@ -88,6 +92,16 @@ pub(crate) struct Architecture {
     /// The number of experts of models of this architecture that have no norm of queries and keys.
     pub(crate) no_qk_norm: Option<usize>,
     pub(crate) has_sinks: bool,
+    /// Whether queries come with gates of the outputs.
+    pub(crate) has_output_gate: bool,
+    /// What layers without attention compute.
+    pub(crate) recurrent: Option<RecurrentKind>,
+    /// The norm after the last layer in GGUF files: its own name, or one that its first files had by mistake.
+    pub(crate) output_norm: Part,
+    /// Whether files may have further layers after the last one, which predict further tokens and are left out.
+    pub(crate) has_further_layers: bool,
+    /// Whether other programs need `rope.dimension_sections` in its files.
+    pub(crate) has_rope_sections: bool,
     pub(crate) has_post_norms: bool,
     /// The name of the norm before the feed-forward block in GGUF files: its own, or that of the norm after attention.
     pub(crate) ffn_norm: Part,
@@ -132,7 +146,7 @@ pub(crate) struct Architecture {
     pub(crate) counts_shared_experts: bool,
     /// Whether attention is multi-head latent attention.
     pub(crate) is_latent: bool,
-    /// Whether the first layers can have no experts, and layers that predict further tokens can follow the last.
+    /// Whether the first layers can have no experts.
     pub(crate) has_dense_lead: bool,
     /// Whether experts can be in groups, and scores become weights as the file says.
     pub(crate) has_groups: bool,
@@ -142,6 +156,15 @@ pub(crate) struct Architecture {
     pub(crate) adds_two_per_group: bool,
     /// Whether files without the norms of queries and keys are of models that do not have them.
     pub(crate) has_optional_qk_norm: bool,
+}
+
+/// What layers with a state of fixed size compute.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum RecurrentKind {
+    /// The gated delta rule. In GGUF files, heads are tiled or not: see `DeltaNetConfig`.
+    DeltaNet { is_tiled: bool },
+    /// A short convolution, in layers without key and value heads.
+    ShortConvolution,
 }
 
 /// Which layers see only a window.
@@ -219,6 +242,8 @@ pub(crate) struct Class {
     /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,
     pub(crate) head_dim: Option<usize>,
+    /// The key of the epsilon of norms.
+    pub(crate) eps: &'static str,
     /// The key of the inner width of layers without experts.
     pub(crate) ffn_width: &'static str,
     /// Number of heads if the file does not specify it: the text part of a vision model leaves out values that equal
@@ -230,8 +255,10 @@ pub(crate) struct Class {
     pub(crate) tied: bool,
     /// Whether q, k and v have biases even without `attention_bias`.
     pub(crate) has_qkv_bias: bool,
-    /// Whether the model follows Gemma's conventions: norm weights stored minus 1, scaled embeddings, GELU.
+    /// Whether the model follows Gemma's conventions: scaled embeddings, GELU.
     pub(crate) is_gemma: bool,
+    /// Whether the weights of norms are stored minus 1.
+    pub(crate) norms_from_one: bool,
     /// Head size that scores are scaled by, and caps of scores and of logits, if the file does not specify them.
     pub(crate) scaled_by: Option<f64>,
     pub(crate) softcaps: (Option<f64>, Option<f64>),

@@ -7,10 +7,10 @@ use super::HfError;
 use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
-    AttentionTemperature, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig, NormKind,
-    RopeConfig, RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig,
+    NormKind, Recurrent, RopeConfig, RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
 };
-use crate::families::{self, Class, ExpertKeys, ExpertLayout, Temperatures, Windows};
+use crate::families::{self, Class, ExpertKeys, ExpertLayout, RecurrentKind, Temperatures, Windows};
 use fewbit_quant::GateFunction;
 
 /// The information in `config.json` that is not part of a [`ModelConfig`].
@@ -78,11 +78,12 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         Some(_) => layers_with_experts(json, &class, n_layers)?,
         None => vec![false; n_layers],
     };
-    let ffn_dim = match (json.count(class.ffn_width)?, &experts) {
+    let ffn_dim = match (ffn_width(json, &class)?, &experts) {
         (Some(n), _) => n,
         (None, Some(experts)) if !has_experts.contains(&false) => experts.ffn_dim,
         _ => json.required_count(class.ffn_width)?,
     };
+    let is_recurrent = recurrent_layers(json, &class, n_layers)?;
     let config = ModelConfig {
         architecture: class.gguf.name.to_owned(),
         // For display only: a value of the wrong type must not keep the model from loading.
@@ -98,14 +99,11 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         head_dim,
         ffn_dim,
         context_length,
-        rms_norm_eps: match class.gguf.norm {
-            NormKind::Rms => json.f64("rms_norm_eps")?,
-            NormKind::Layer => json.f64("layer_norm_eps")?,
-        }
-        .unwrap_or(class.rms_norm_eps) as f32,
+        rms_norm_eps: json.f64(class.eps)?.unwrap_or(class.rms_norm_eps) as f32,
         gate: gate(json, &class)?,
         layers: (0..n_layers)
             .map(|i| LayerConfig {
+                is_recurrent: is_recurrent[i],
                 is_local: is_local[i] && sliding_window.is_some(),
                 has_rope: has_rope[i],
                 has_experts: has_experts[i],
@@ -121,6 +119,8 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         has_qk_norm: class.gguf.has_qk_norm && json.bool("use_qk_norm")?.unwrap_or(!class.gguf.has_optional_qk_norm),
         qk_norm: class.gguf.qk_norm,
         has_sinks: class.gguf.has_sinks,
+        has_output_gate: class.gguf.has_output_gate,
+        recurrent: recurrent(json, &class)?,
         has_post_norms: class.gguf.has_post_norms,
         attention_scale: match class.gguf.has_multipliers {
             true => multiplier("attention_multiplier")? as f32,
@@ -141,20 +141,16 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         },
         logit_softcap: softcap("final_logit_softcapping", class.softcaps.1)?.map(|x| x as f32),
         pooling: None,
-        n_unused_layers: match class.gguf.has_dense_lead {
-            true => json.count("num_nextn_predict_layers")?.or(json.count("num_mtp_layers")?).unwrap_or(0),
-            false => 0,
-        },
     };
     let extras = Extras {
         n_vocab: json.count("vocab_size")?,
         tied: is_headless
-            || match json.bool("tie_word_embeddings")? {
+            || match json.bool("tie_word_embeddings")?.or(json.bool("tie_embedding")?) {
                 Some(tied) => tied,
                 None => whole.bool("tie_word_embeddings")?.unwrap_or(class.tied),
             },
         has_qkv_bias: latent.is_none() && (class.has_qkv_bias || json.bool("attention_bias")? == Some(true)),
-        norms_from_one: class.is_gemma,
+        norms_from_one: class.norms_from_one,
         is_wrapped: wrapped.is_some(),
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
     };
@@ -235,6 +231,67 @@ fn yarn_of_scores(json: Object<'_>) -> Result<f64, CheckpointError> {
         (None | Some("default"), _) | (_, None | Some(0.0)) => Ok(1.0),
         (_, Some(m)) => Ok(yarn_magnitude(own.f64("factor")?.unwrap_or(1.0), m)),
     }
+}
+
+/// The inner width of layers without experts, if the file specifies it.
+fn ffn_width(json: Object<'_>, class: &Class) -> Result<Option<usize>, CheckpointError> {
+    if class.gguf.recurrent != Some(RecurrentKind::ShortConvolution) {
+        return Ok(json.count(class.ffn_width)?);
+    }
+    let Some(width) = json.count("block_ff_dim")?.or(json.count(class.ffn_width)?) else { return Ok(None) };
+    if class.experts.is_some() || json.bool("block_auto_adjust_ff_dim")? == Some(false) {
+        return Ok(Some(width));
+    }
+    let multiple = json.count("block_multiple_of")?.unwrap_or(256).max(1);
+    // As computed in training, which rounds down before and after the factor.
+    let factor = json.f64("block_ffn_dim_multiplier")?.unwrap_or(1.0);
+    let width = (factor * (2 * width / 3) as f64) as usize;
+    Ok(Some(width.div_ceil(multiple).saturating_mul(multiple)))
+}
+
+/// Which layers keep a state of fixed size.
+fn recurrent_layers(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
+    if class.gguf.recurrent.is_none() {
+        return Ok(vec![false; n_layers]);
+    }
+    if class.gguf.has_output_gate && json.bool("attn_output_gate")? == Some(false) {
+        return Err(json.unsupported("attn_output_gate", "attention without gates"));
+    }
+    let kind = match class.gguf.recurrent {
+        Some(RecurrentKind::ShortConvolution) => "conv",
+        _ => "linear_attention",
+    };
+    if let Some(list) = layer_types(json, n_layers, kind)? {
+        return Ok(list);
+    }
+    if class.gguf.recurrent == Some(RecurrentKind::ShortConvolution) {
+        let Some(list) = json.list("full_attn_idxs")? else { return Ok(vec![false; n_layers]) };
+        return Ok((0..n_layers as u64).map(|i| !list.iter().any(|layer| layer.as_u64() == Some(i))).collect());
+    }
+    let every = json.count("full_attention_interval")?.unwrap_or(4).max(1);
+    Ok((0..n_layers).map(|i| (i + 1) % every != 0).collect())
+}
+
+/// What recurrent layers compute.
+fn recurrent(json: Object<'_>, class: &Class) -> Result<Option<Recurrent>, CheckpointError> {
+    let count = |key: &str, usual: usize| json.count(key).map(|n| n.unwrap_or(usual));
+    Ok(match class.gguf.recurrent {
+        None => None,
+        Some(RecurrentKind::ShortConvolution) => {
+            if json.bool("conv_bias")? == Some(true) {
+                return Err(json.unsupported("conv_bias", "convolutions with biases"));
+            }
+            Some(Recurrent::ShortConvolution { n_taps: count("conv_L_cache", 3)? })
+        }
+        Some(RecurrentKind::DeltaNet { is_tiled }) => Some(Recurrent::DeltaNet(DeltaNetConfig {
+            n_k_heads: count("linear_num_key_heads", 16)?,
+            n_v_heads: count("linear_num_value_heads", 32)?,
+            k_dim: count("linear_key_head_dim", 128)?,
+            v_dim: count("linear_value_head_dim", 128)?,
+            n_taps: count("linear_conv_kernel_dim", 4)?,
+            is_tiled,
+        })),
+    })
 }
 
 /// How queries are scaled by their position.
@@ -576,10 +633,7 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
         gating: keys.gating.unwrap_or(class.gguf.gating),
         groups: groups(json, class, &keys)?,
         scales_inputs: class.gguf.scales_expert_inputs,
-        is_normalized: match class.gguf.has_groups {
-            true => json.bool("norm_topk_prob")?.unwrap_or(keys.is_normalized),
-            false => keys.is_normalized || json.bool("norm_topk_prob")?.unwrap_or(false),
-        },
+        is_normalized: json.bool("norm_topk_prob")?.unwrap_or(keys.is_normalized),
         scale: match class.gguf.has_groups {
             true => json.f64("routed_scaling_factor")?.unwrap_or(keys.scale) as f32,
             false => 1.0,

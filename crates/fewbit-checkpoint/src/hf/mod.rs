@@ -8,6 +8,7 @@
 //!   head in GGUF is element `j n / 2 + i` here (`n` elements are rotated);
 //! - norms of the Gemma family, which are stored minus 1, get the 1 added;
 //! - quantized matrices become blocks of a GGUF type (`ints.rs`, `fp8.rs`);
+//! - heads of gated delta rules get the order of GGUF files (`modules.rs`);
 //! - tensors that hold the matrices of all experts are split, and turned to a row for each output (`experts.rs`);
 //! - matrices that give keys and values from a latent are split, and those of keys turned (`latent.rs`).
 
@@ -148,6 +149,13 @@ impl HfModel {
                 let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n)?;
                 out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
             }
+            Stored::Log { tensor: plain, ty } => {
+                let n = units.len() * unit / TensorType::F32.block_bytes();
+                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n)?;
+                // In f64 with the pure-Rust `libm`, so that it is the same on every platform.
+                let negated = |i: usize| -libm::exp(f64::from(values[source(i)])) as f32;
+                out.extend((0..values.len()).flat_map(|i| negated(i).to_le_bytes()));
+            }
             Stored::Fp8(fp8) => {
                 let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);
                 whole(&mut out);
@@ -190,7 +198,22 @@ impl HfModel {
                 });
             }
         }
+        if order == Order::TiledColumns {
+            workers.fill_rows(&mut out, unit, ROWS_AT_ONCE, &|_, out| {
+                out.chunks_exact_mut(unit).for_each(|row| self.tile_columns(row));
+            });
+        }
         Ok(Cow::Owned(out))
+    }
+
+    /// Puts the value heads of a row of a matrix, which fill it, into tiled order.
+    fn tile_columns(&self, row: &mut [u8]) {
+        let Some(delta) = self.config.delta_net() else { return };
+        let (grouped, head_bytes) = (row.to_vec(), row.len() / delta.n_v_heads);
+        for (head, tiled) in row.chunks_exact_mut(head_bytes).enumerate() {
+            let from = delta.grouped_head(head) * head_bytes;
+            tiled.copy_from_slice(&grouped[from..from + head_bytes]);
+        }
     }
 
     /// The folder.

@@ -56,6 +56,16 @@ pub(super) enum Order {
     Odd,
     /// Of every `of` rows, the `n` that follow the first `skip`.
     Some { of: usize, skip: usize, n: usize },
+    /// Of rows that are in order of the key heads (query, key, values, gates of each), the queries of all heads, then all
+    /// keys, then all values.
+    HeadsToQkv,
+    /// Of the same rows, the gates.
+    HeadsToGates,
+    /// Heads of this many elements that belong to values, tiled: the first of every key head, then the second of each.
+    /// Before them are this many rows that stay.
+    Tiled(usize, usize),
+    /// Columns in order of [`Order::Tiled`] heads, which fill a row.
+    TiledColumns,
 }
 
 impl Order {
@@ -69,6 +79,14 @@ impl Order {
             Self::Even => 2 * row,
             Self::Odd => 2 * row + 1,
             Self::Some { of, skip, n } => row / n * of + skip + row % n,
+            Self::HeadsToQkv => config.delta_net().map_or(row, |delta| delta.mixed_row(row)),
+            Self::HeadsToGates => config.delta_net().map_or(row, |delta| delta.mixed_row(delta.n_channels() + row)),
+            Self::Tiled(kept, _) if row < kept => row,
+            Self::Tiled(kept, width) => {
+                let (head, element) = ((row - kept) / width, (row - kept) % width);
+                kept + config.delta_net().map_or(head, |delta| delta.grouped_head(head)) * width + element
+            }
+            Self::TiledColumns => row,
         }
     }
 }
@@ -79,6 +97,11 @@ pub(super) enum Stored {
     Plain(FileTensor),
     /// A vector to which 1 is added; converted to F32.
     MinusOne {
+        tensor: FileTensor,
+        ty: TensorType,
+    },
+    /// A vector of logarithms, whose exponentials are negated; converted to F32.
+    Log {
         tensor: FileTensor,
         ty: TensorType,
     },
@@ -93,7 +116,7 @@ impl Stored {
     /// The tensors of the files that it consists of; the first one names it.
     pub(super) fn tensors(&self) -> Vec<&FileTensor> {
         match self {
-            Self::Plain(tensor) | Self::MinusOne { tensor, .. } => vec![tensor],
+            Self::Plain(tensor) | Self::MinusOne { tensor, .. } | Self::Log { tensor, .. } => vec![tensor],
             Self::Fp8(fp8) => [&fp8.weight].into_iter().chain(&fp8.scale).collect(),
             Self::Columns(columns) => vec![&columns.tensor],
             Self::Mxfp4(mxfp4) => vec![&mxfp4.blocks, &mxfp4.scales],
@@ -150,8 +173,7 @@ pub(super) fn read(
     for (name, module) in &modules {
         let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
         // A layer that predicts further tokens.
-        let unused = config.n_layers()..config.n_layers() + config.n_unused_layers;
-        if names::layer_of_hf(&plain).is_some_and(|layer| unused.contains(&layer)) {
+        if names::layer_of_hf(&plain).is_some_and(|layer| config.leaves_out_layer(layer)) {
             continue;
         }
         let Some((part, gguf)) = names::from_hf(&plain, &config.architecture) else {
@@ -188,7 +210,7 @@ impl Builder<'_> {
                 | Part::QLatentNorm
                 | Part::KvLatentNorm
         );
-        let weight = format!("{gguf}.weight");
+        let weight = if part == Part::SsmA { gguf.to_owned() } else { format!("{gguf}.weight") };
         let mut used = Vec::new();
         if let Some(ints) = self.ints(module, &mut used)? {
             let shape = vec![ints.n_rows as u64, ints.n_cols as u64];
@@ -209,14 +231,18 @@ impl Builder<'_> {
             } else {
                 let ty = plain_type(tensor)?;
                 match is_norm && extras.norms_from_one {
+                    _ if part == Part::SsmA => {
+                        let stored = Stored::Log { tensor: (*tensor).clone(), ty };
+                        self.add(weight, tensor.shape.clone(), TensorType::F32, stored, part)?;
+                    }
                     true => {
                         let stored = Stored::MinusOne { tensor: (*tensor).clone(), ty };
                         self.add(weight, tensor.shape.clone(), TensorType::F32, stored, part)?;
                     }
                     false => {
-                        // The tensor for the shared expert's score has one row.
+                        // The tensor for the shared expert's score has one row, which older files have as a vector.
                         let shape = match (part, &tensor.shape[..]) {
-                            (Part::SharedRouter, &[1, n]) => vec![n],
+                            (Part::SharedRouter, &[1, n]) if self.config.recurrent.is_none() => vec![n],
                             _ => tensor.shape.clone(),
                         };
                         self.add(weight, shape, ty, Stored::Plain((*tensor).clone()), part)?;
@@ -270,6 +296,9 @@ impl Builder<'_> {
         if let (Part::KvFromLatent, Some(latent)) = (part, self.config.latent) {
             return self.latent(&latent, &name, shape, ty, stored);
         }
+        if self.config.recurrent.is_some() {
+            return self.recurrent(name, shape, ty, stored, part);
+        }
         let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
         if is_permuted {
             // Rows are permuted within heads, so there must be whole heads.
@@ -282,6 +311,89 @@ impl Builder<'_> {
             }
         }
         self.add_in_order(name, shape, ty, stored, if is_permuted { Order::Pairs } else { Order::Same })
+    }
+
+    /// Adds a tensor of a model with recurrent layers.
+    fn recurrent(
+        &mut self,
+        name: String,
+        shape: Vec<u64>,
+        ty: TensorType,
+        stored: Stored,
+        part: Part,
+    ) -> Result<(), CheckpointError> {
+        let Some(delta) = self.config.delta_net() else {
+            // `[n_channels, 1, n_taps]`, as PyTorch has it.
+            let shape = match (part, &shape[..]) {
+                (Part::Conv, &[rows, 1, taps]) => vec![rows, taps],
+                _ => shape,
+            };
+            return self.add_in_order(name, shape, ty, stored, Order::Same);
+        };
+        let file_name = stored.tensors().first().map_or_else(String::new, |tensor| tensor.name.clone());
+        let expect = |n_rows: usize| match shape.first() {
+            Some(&n) if n == n_rows as u64 => Ok(()),
+            _ => {
+                let expected = [n_rows as u64].into_iter().chain(shape.get(1).copied()).collect();
+                Err(CheckpointError::TensorShape { name: file_name.clone(), expected, found: shape.clone() })
+            }
+        };
+        let keys = 2 * delta.key_dim();
+        let order = match part {
+            Part::SsmIn => {
+                expect(delta.n_channels() + delta.value_dim())?;
+                let parts = [
+                    (Part::Qkv, delta.n_channels(), Order::HeadsToQkv),
+                    (Part::AttnGate, delta.value_dim(), Order::HeadsToGates),
+                ];
+                for (part, n_rows, order) in parts {
+                    let shape = [n_rows as u64].into_iter().chain(shape.get(1).copied()).collect();
+                    let layer = names::layer_of_gguf(&name).unwrap_or(0);
+                    let name = format!("{}.weight", names::gguf(part, layer));
+                    self.add_in_order(name, shape, ty, stored.clone(), order)?;
+                }
+                return Ok(());
+            }
+            Part::SsmConv => {
+                // `[n_channels, 1, n_taps]`, as PyTorch has it.
+                let shape = match shape[..] {
+                    [rows, 1, taps] => vec![rows, taps],
+                    _ => shape,
+                };
+                let order = if delta.is_tiled { Order::Tiled(keys, delta.v_dim) } else { Order::Same };
+                return self.add_in_order(name, shape, ty, stored, order);
+            }
+            _ if !delta.is_tiled => Order::Same,
+            Part::Qkv => {
+                expect(delta.n_channels())?;
+                Order::Tiled(keys, delta.v_dim)
+            }
+            Part::AttnGate => {
+                expect(delta.value_dim())?;
+                Order::Tiled(0, delta.v_dim)
+            }
+            Part::SsmBeta | Part::SsmAlpha | Part::SsmDt | Part::SsmA => {
+                expect(delta.n_v_heads)?;
+                Order::Tiled(0, 1)
+            }
+            Part::SsmOut => {
+                let n_cols = delta.value_dim() as u64;
+                if shape.get(1) != Some(&n_cols) {
+                    let expected = shape.first().copied().into_iter().chain([n_cols]).collect();
+                    return Err(CheckpointError::TensorShape { name: file_name, expected, found: shape });
+                }
+                if !delta.v_dim.is_multiple_of(ty.block_elems()) {
+                    return Err(CheckpointError::UnsupportedFeature {
+                        feature: "value heads that do not fill the blocks of a quantized output projection",
+                        key: file_name,
+                        value: format!("{} elements, blocks of {}", delta.v_dim, ty.block_elems()),
+                    });
+                }
+                Order::TiledColumns
+            }
+            _ => Order::Same,
+        };
+        self.add_in_order(name, shape, ty, stored, order)
     }
 
     pub(super) fn add_in_order(

@@ -4,13 +4,13 @@
 use serde_json::json;
 
 use crate::args::{Common, ImatrixArgs};
-use crate::loading::{load, locate, text_of, windows};
+use crate::loading::{load_on_cpu, locate, text_of, windows};
 use crate::output::{Out, print_json, progress_bar};
 use crate::signals::Tidy;
 
 pub(crate) fn run(common: &Common, args: &ImatrixArgs) -> anyhow::Result<()> {
     let text = text_of(&args.file)?;
-    let model = load(common, &args.model.model)?;
+    let model = load_on_cpu(common, &args.model.model)?;
     let options = windows(args.ctx, args.chunks);
 
     let bar = progress_bar("{wide_bar} {pos}/{len} windows, {eta} left");

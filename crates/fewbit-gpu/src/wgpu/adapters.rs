@@ -6,6 +6,7 @@
 use super::gpu::Gpu;
 use super::run::{Dispatch, Rows, Run, Shape};
 use super::shaders::Kernel;
+use crate::backend::Memory;
 use crate::plan::Buffer;
 use fewbit_model::{AdaptedRows, AdapterPart, LoraTarget, LowRank, ModelError};
 
@@ -23,7 +24,7 @@ struct DeviceAdapter {
 /// Uploads the part of an adapter for one matrix.
 pub(super) fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
     let (a, b) = (gpu.upload(bytemuck::cast_slice(adapter.a))?, gpu.upload(bytemuck::cast_slice(adapter.b))?);
-    gpu.flush()?;
+    gpu.finish_uploads()?;
     let n_bytes = a.size() + b.size();
     let (rank, n_cols, n_rows) = (adapter.rank as u32, adapter.n_cols as u32, adapter.n_rows as u32);
     Ok(AdapterPart { data: Box::new(DeviceAdapter { rank, n_cols, n_rows, a, b }), n_bytes })

@@ -4,8 +4,10 @@
 //! longer until the overhead of a submission does not count.
 
 use super::gpu::Gpu;
-use super::run::{Shape, StepShape};
+use super::run::Shape;
 use super::shaders::Kernel;
+use super::step::StepShape;
+use crate::backend::Memory;
 use fewbit_model::{DeviceCeilings, ModelError};
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,7 @@ const ROUNDS: usize = 3;
 /// Measures both.
 pub(super) fn measure(gpu: &Gpu) -> Result<DeviceCeilings, ModelError> {
     let free = gpu.memory().available_bytes().unwrap_or(MOST_BYTES);
-    let bytes = MOST_BYTES.min(gpu.max_binding()).min(free / 4) / 16 * 16;
+    let bytes = MOST_BYTES.min(gpu.largest_buffer()).min(free / 4) / 16 * 16;
     let (from, to) = (gpu.buffer(bytes)?, gpu.buffer(4 * u64::from(GROUPS) * 256)?);
     let width = (bytes / 16) as u32;
     let step = gpu.uniform(bytemuck::bytes_of(&StepShape::default()));

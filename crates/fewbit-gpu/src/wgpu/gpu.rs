@@ -2,9 +2,10 @@
 
 use super::memory;
 use super::shaders::{Arithmetic, Kernel};
+use crate::backend::{FromTo, Memory, Part, lock};
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use wgpu::util::DeviceExt;
 
 /// A device, and the pipelines that were compiled for it.
@@ -28,11 +29,6 @@ pub(super) struct Pipeline {
     layout: wgpu::BindGroupLayout,
     /// The numbers of its bindings, ascending.
     bindings: Vec<u32>,
-}
-
-/// Locks a mutex, ignoring that a thread may have panicked while it held the lock.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
@@ -70,11 +66,6 @@ impl Gpu {
         })
     }
 
-    /// Wraps an error with the name of this device.
-    pub(super) fn error(&self, source: DeviceError) -> ModelError {
-        ModelError::Device { device: self.name.clone(), source }
-    }
-
     pub(super) fn unsupported(&self, what: impl Into<String>) -> ModelError {
         self.error(DeviceError::Unsupported { what: what.into() })
     }
@@ -84,14 +75,6 @@ impl Gpu {
         self.device.destroy();
         // This is when its loss is reported.
         let _ = self.device.poll(wgpu::PollType::Poll);
-    }
-
-    /// Returns an error if the device was lost, or reported an asynchronous error, since it was opened.
-    pub(super) fn check(&self) -> Result<(), ModelError> {
-        match &*lock(&self.failure) {
-            None => Ok(()),
-            Some(why) => Err(self.error(DeviceError::Lost { why: why.clone() })),
-        }
     }
 
     /// Runs `f` within error scopes, and returns an error if the device reports one. `bytes` is the size for
@@ -116,14 +99,6 @@ impl Gpu {
         }
     }
 
-    /// The memory of the device at this moment. With a limit, no more than that counts.
-    pub(super) fn memory(&self) -> DeviceMemory {
-        let memory = memory::of(&self.adapter);
-        let Some(limit) = self.memory_limit else { return memory };
-        let left = limit.saturating_sub(self.allocated_bytes());
-        DeviceMemory::new(Some(memory.free_bytes.map_or(left, |free| free.min(left))), memory.total_bytes)
-    }
-
     /// Bytes of all buffers that there are on this device.
     pub(super) fn allocated_bytes(&self) -> u64 {
         self.device.generate_allocator_report().map_or(0, |report| report.total_allocated_bytes)
@@ -132,27 +107,13 @@ impl Gpu {
     /// Returns an error if a buffer of this size would exceed the limit that was set, or cannot be bound to a kernel.
     fn check_room(&self, needed_bytes: u64) -> Result<(), ModelError> {
         let free_bytes = match self.memory_limit {
-            Some(limit) => self.max_binding().min(limit.saturating_sub(self.allocated_bytes())),
-            None => self.max_binding(),
+            Some(limit) => self.largest_buffer().min(limit.saturating_sub(self.allocated_bytes())),
+            None => self.largest_buffer(),
         };
         if needed_bytes > free_bytes {
             return Err(self.error(DeviceError::OutOfMemory { needed_bytes, free_bytes: Some(free_bytes) }));
         }
         Ok(())
-    }
-
-    /// The largest buffer that can be bound to a kernel, in bytes.
-    pub(super) fn max_binding(&self) -> u64 {
-        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) / 4 * 4
-    }
-
-    /// Creates a zeroed storage buffer.
-    pub(super) fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer, ModelError> {
-        let size = bytes.max(16).next_multiple_of(4);
-        self.check_room(size)?;
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
-        self.watched(size, || self.device.create_buffer(&descriptor))
     }
 
     /// Creates a storage buffer with these bytes.
@@ -163,7 +124,7 @@ impl Gpu {
     }
 
     /// Waits until uploads are complete, so that their staging memory on the host is freed.
-    pub(super) fn flush(&self) -> Result<(), ModelError> {
+    pub(super) fn finish_uploads(&self) -> Result<(), ModelError> {
         self.queue.submit([]);
         self.wait()
     }
@@ -175,14 +136,8 @@ impl Gpu {
         self.device.create_buffer_init(&wgpu::util::BufferInitDescriptor { label: None, contents: bytes, usage })
     }
 
-    pub(super) fn wait(&self) -> Result<(), ModelError> {
-        let done = self.device.poll(wgpu::PollType::wait_indefinitely());
-        self.check()?;
-        done.map(drop).map_err(|error| self.error(DeviceError::Lost { why: error.to_string() }))
-    }
-
     /// Submits the encoded commands, and passes a part of a buffer to `take`.
-    pub(super) fn read(
+    pub(super) fn read_after(
         &self,
         mut encoder: wgpu::CommandEncoder,
         from: &wgpu::Buffer,
@@ -264,6 +219,94 @@ impl Gpu {
             .collect();
         let descriptor = wgpu::BindGroupDescriptor { label: None, layout: &kernel.layout, entries: &entries };
         self.device.create_bind_group(&descriptor)
+    }
+}
+
+impl Memory for Gpu {
+    type Buffer = wgpu::Buffer;
+
+    /// Creates a zeroed storage buffer.
+    fn buffer(&self, bytes: u64) -> Result<wgpu::Buffer, ModelError> {
+        let size = bytes.max(16).next_multiple_of(4);
+        self.check_room(size)?;
+        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: None, size, usage, mapped_at_creation: false };
+        self.watched(size, || self.device.create_buffer(&descriptor))
+    }
+
+    fn size(buffer: &wgpu::Buffer) -> u64 {
+        buffer.size()
+    }
+
+    /// The largest buffer that can be bound to a kernel, in bytes.
+    fn largest_buffer(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) / 4 * 4
+    }
+
+    /// The memory of the device at this moment. With a limit, no more than that counts.
+    fn memory(&self) -> DeviceMemory {
+        let memory = memory::of(&self.adapter);
+        let Some(limit) = self.memory_limit else { return memory };
+        let left = limit.saturating_sub(self.allocated_bytes());
+        DeviceMemory::new(Some(memory.free_bytes.map_or(left, |free| free.min(left))), memory.total_bytes)
+    }
+
+    /// Wraps an error with the name of this device.
+    fn error(&self, source: DeviceError) -> ModelError {
+        ModelError::Device { device: self.name.clone(), source }
+    }
+
+    /// Returns an error if the device was lost, or reported an asynchronous error, since it was opened.
+    fn check(&self) -> Result<(), ModelError> {
+        match &*lock(&self.failure) {
+            None => Ok(()),
+            Some(why) => Err(self.error(DeviceError::Lost { why: why.clone() })),
+        }
+    }
+
+    fn copy(&self, parts: &[FromTo<'_, wgpu::Buffer>]) -> Result<(), ModelError> {
+        // WebGPU cannot copy within one buffer, so such copies go through another.
+        let within = parts.iter().filter(|(from, to)| from.buffer == to.buffer);
+        let between = within.map(|(from, _)| from.bytes).max().map(|bytes| self.buffer(bytes)).transpose()?;
+        let mut encoder = self.encoder();
+        for (from, to) in parts {
+            match &between {
+                Some(between) if from.buffer == to.buffer => {
+                    encoder.copy_buffer_to_buffer(from.buffer, from.at, between, 0, from.bytes);
+                    encoder.copy_buffer_to_buffer(between, 0, to.buffer, to.at, to.bytes);
+                }
+                _ => encoder.copy_buffer_to_buffer(from.buffer, from.at, to.buffer, to.at, to.bytes),
+            }
+        }
+        self.queue.submit([encoder.finish()]);
+        self.check()
+    }
+
+    fn clear(&self, parts: &[Part<'_, wgpu::Buffer>]) -> Result<(), ModelError> {
+        let mut encoder = self.encoder();
+        parts.iter().for_each(|part| encoder.clear_buffer(part.buffer, part.at, Some(part.bytes)));
+        self.queue.submit([encoder.finish()]);
+        self.check()
+    }
+
+    fn write(&self, part: Part<'_, wgpu::Buffer>, bytes: &[u8]) -> Result<(), ModelError> {
+        self.queue.write_buffer(part.buffer, part.at, bytes);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), ModelError> {
+        self.queue.submit([]);
+        self.check()
+    }
+
+    fn read(&self, part: Part<'_, wgpu::Buffer>, take: impl FnOnce(&[u8])) -> Result<(), ModelError> {
+        self.read_after(self.encoder(), part.buffer, part.at, part.bytes, take)
+    }
+
+    fn wait(&self) -> Result<(), ModelError> {
+        let done = self.device.poll(wgpu::PollType::wait_indefinitely());
+        self.check()?;
+        done.map(drop).map_err(|error| self.error(DeviceError::Lost { why: error.to_string() }))
     }
 }
 

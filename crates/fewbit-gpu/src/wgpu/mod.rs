@@ -14,25 +14,22 @@ mod adapters;
 mod ceiling;
 mod gpu;
 mod memory;
-mod pages;
 mod run;
 mod shaders;
+mod step;
 mod weights;
 
 pub use shaders::Arithmetic;
 
-use crate::interpreter::refuse_collector;
+use crate::backend::pages::Pages;
+use crate::backend::{Memory, PlanHead, PlanSegment, RESERVED_ROWS};
 use crate::plan::{Buffer, Plan};
 use fewbit_kernels::{Cpu, Isa};
-use fewbit_model::{
-    AdaptedRows, AdapterPart, Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, LowRank,
-    ModelError, Segment, StateStore, Step,
-};
-use gpu::{Gpu, lock};
-use pages::Pages;
+use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment};
+use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use weights::DeviceWeights;
 
 /// A graphics API.
@@ -132,9 +129,6 @@ fn info(backend: Backend, index: usize, adapter: &wgpu::Adapter) -> DeviceInfo {
     }
 }
 
-/// Pages leave memory free for the buffers of a step of this many rows: the default length of a prefill chunk.
-const RESERVED_ROWS: usize = 512;
-
 /// A GPU that runs layers and heads.
 pub struct WgpuDevice {
     gpu: Arc<Gpu>,
@@ -223,10 +217,9 @@ impl Device for WgpuDevice {
         let plan = Plan::of_layers(config, taken, &mut weights)?;
         let with_state = loader.layer_part().with_state(layers.clone());
         let reserved = plan.scratch_bytes(RESERVED_ROWS);
-        let pages = Arc::new(Pages::new(&self.gpu, config, kv_type, with_state, reserved));
+        let pages = Pages::new(&self.gpu, config, kv_type, with_state, reserved);
         let run = Run::new(&self.gpu, config, plan, weights, (kv_type, layers.start));
-        let weight_bytes = run.weight_bytes;
-        Ok(Box::new(WgpuSegment { gpu: Arc::clone(&self.gpu), run: Mutex::new(run), pages, layers, weight_bytes }))
+        Ok(Box::new(PlanSegment::new(&self.gpu, run, pages, layers)))
     }
 
     fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
@@ -236,104 +229,6 @@ impl Device for WgpuDevice {
         let plan = Plan::of_head(config, head, &mut weights)?;
         let n_vocab = plan.shape(Buffer::Logits).width;
         let run = Run::new(&self.gpu, config, plan, weights, (kv_type, 0));
-        let (weight_bytes, most_rows) = (run.weight_bytes, run.most_rows());
-        let gpu = Arc::clone(&self.gpu);
-        Ok(Box::new(WgpuHead { gpu, run: Mutex::new(run), n_vocab, dim: config.dim, most_rows, weight_bytes }))
-    }
-}
-
-struct WgpuSegment {
-    gpu: Arc<Gpu>,
-    run: Mutex<Run>,
-    pages: Arc<Pages>,
-    layers: Range<usize>,
-    weight_bytes: u64,
-}
-
-impl Segment for WgpuSegment {
-    fn layers(&self) -> Range<usize> {
-        self.layers.clone()
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.weight_bytes
-    }
-
-    fn states(&self) -> Arc<dyn StateStore> {
-        Arc::clone(&self.pages) as Arc<dyn StateStore>
-    }
-
-    fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError> {
-        refuse_collector(step, &self.gpu.name)?;
-        let rows = x.to_vec();
-        let take = |bytes: &[u8]| x.copy_from_slice(bytemuck::cast_slice(bytes));
-        let loras = step.loras;
-        lock(&self.run).run(&rows, Some((step, &self.pages)), loras, Buffer::X, take)
-    }
-
-    fn check(&self) -> Result<(), ModelError> {
-        self.gpu.check()
-    }
-
-    fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
-        adapters::upload(&self.gpu, adapter)
-    }
-}
-
-struct WgpuHead {
-    gpu: Arc<Gpu>,
-    run: Mutex<Run>,
-    n_vocab: usize,
-    dim: usize,
-    /// The most rows of one run of the plan.
-    most_rows: usize,
-    weight_bytes: u64,
-}
-
-impl WgpuHead {
-    /// Runs the plan, and copies the buffer `result`, whose rows have this `width`, to `out`.
-    fn run(
-        &self,
-        rows: &[f32],
-        loras: &[AdaptedRows],
-        (result, width): (Buffer, usize),
-        out: &mut [f32],
-    ) -> Result<(), ModelError> {
-        let mut run = lock(&self.run);
-        if !loras.is_empty() {
-            // Adapters refer to rows of the whole batch, so it cannot be split.
-            return run.run(rows, None, loras, result, |bytes| out.copy_from_slice(bytemuck::cast_slice(bytes)));
-        }
-        for (rows, out) in rows.chunks(self.most_rows * self.dim).zip(out.chunks_mut(self.most_rows * width)) {
-            run.run(rows, None, &[], result, |bytes| out.copy_from_slice(bytemuck::cast_slice(bytes)))?;
-        }
-        Ok(())
-    }
-}
-
-impl Head for WgpuHead {
-    fn n_vocab(&self) -> usize {
-        self.n_vocab
-    }
-
-    fn weight_bytes(&self) -> u64 {
-        self.weight_bytes
-    }
-
-    fn norm(&self, rows: &mut [f32]) -> Result<(), ModelError> {
-        let input = rows.to_vec();
-        self.run(&input, &[], (Buffer::Normed, self.dim), rows)
-    }
-
-    fn logits(&self, rows: &[f32], loras: &[AdaptedRows], out: &mut [f32]) -> Result<(), ModelError> {
-        self.run(rows, loras, (Buffer::Logits, self.n_vocab), out)
-    }
-
-    fn check(&self) -> Result<(), ModelError> {
-        self.gpu.check()
-    }
-
-    fn load_adapter(&self, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
-        adapters::upload(&self.gpu, adapter)
+        Ok(Box::new(PlanHead::new(&self.gpu, run, n_vocab, config.dim)))
     }
 }

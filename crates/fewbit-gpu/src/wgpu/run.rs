@@ -1,14 +1,16 @@
 //! Runs a plan on the device. Its operations become dispatches, which are bound to buffers for as many rows as the
 //! largest step so far.
 
-use super::adapters::Place;
+use super::adapters::{self, Place};
 use super::gpu::{Gpu, Pipeline};
-use super::pages::{Pages, slot_of};
 use super::shaders::{Kernel, RowsOp};
+use super::step::{StepShape, StepTables};
 use super::weights::{DeviceMatrix, DeviceWeights};
+use crate::backend::pages::Pages;
+use crate::backend::{Memory, Runner};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
-use fewbit_model::{AdaptedRows, KvType, ModelConfig, ModelError, Step, attention_shape};
+use fewbit_model::{AdaptedRows, AdapterPart, KvType, LowRank, ModelConfig, ModelError, Step, attention_shape};
 use fewbit_quant::ActivationKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +23,7 @@ pub(super) struct Run {
     kv_type: KvType,
     matrices: Vec<DeviceMatrix>,
     vectors: Vec<wgpu::Buffer>,
-    pub(super) weight_bytes: u64,
+    weight_bytes: u64,
     /// The first layer of the segment, to which the layers of pages are relative.
     first_layer: usize,
     /// The parameters of a step: [`StepShape`].
@@ -91,24 +93,6 @@ pub(super) struct Shape {
     pub(super) i: f32,
 }
 
-/// The parameters of a step: `Step` in the kernels.
-#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-pub(super) struct StepShape {
-    n_tokens: u32,
-    row_at: u32,
-    sequence_at: u32,
-    slot_at: u32,
-    global_at: u32,
-    global_n: u32,
-    local_at: u32,
-    local_n: u32,
-    temperature_at: u32,
-    infinity: f32,
-    zero: u32,
-    pad: u32,
-}
-
 /// How many tokens one thread of a product computes at a time, in steps of one token, of several, and of many. With many,
 /// the threads of a workgroup share their inputs.
 const TOKENS: [u32; 3] = [1, 4, 16];
@@ -149,78 +133,11 @@ impl Run {
         }
     }
 
-    /// Runs the plan on `x` (`[n_tokens, dim]`), and passes the buffer `result` to `take`.
-    pub(super) fn run(
-        &mut self,
-        x: &[f32],
-        step: Option<(&mut Step<'_>, &Pages)>,
-        loras: &[AdaptedRows],
-        result: Buffer,
-        take: impl FnOnce(&[u8]),
-    ) -> Result<(), ModelError> {
-        self.gpu.check()?;
-        let n_tokens = x.len() / self.config.dim;
-        if n_tokens > self.most_rows() {
-            let most = self.most_rows();
-            return Err(self.gpu.unsupported(format!("{n_tokens} tokens in a step, but {most} (see `prefill_chunk`)")));
-        }
-        let mut tables = Vec::new();
-        let mut angles = Vec::new();
-        let mut shape = StepShape { n_tokens: n_tokens as u32, infinity: f32::INFINITY, ..StepShape::default() };
-        let pages = step.as_ref().map(|(_, pages)| *pages);
-        if let Some((step, _)) = &step {
-            describe(step, n_tokens, &mut shape, &mut tables, &mut angles);
-        }
-        self.bind(n_tokens, pages, tables.len(), angles.len())?;
-        let bound = self.bound[size_of(n_tokens)].as_ref().expect("bound just now");
-        let queue = &self.gpu.queue;
-        queue.write_buffer(&bound.scratch.buffers[&Buffer::X], 0, bytemuck::cast_slice(x));
-        queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
-        queue.write_buffer(&bound.scratch.angles, 0, bytemuck::cast_slice(&angles));
-        queue.write_buffer(&self.step, 0, bytemuck::bytes_of(&shape));
-        // If a head is only asked for norms, it ends after the first operation.
-        let n_dispatches = if result == Buffer::Normed { 1 } else { bound.dispatches.len() };
-        // The dispatches of adapters, with the index of the dispatch before which they come.
-        let mut adapted = Vec::new();
-        if !loras.is_empty() {
-            for (at, place) in &bound.places {
-                let dispatches = self.adapt(*place, loras, |buffer| bound.scratch.buffers[&buffer].clone())?;
-                adapted.extend(dispatches.into_iter().map(|dispatch| (*at, dispatch)));
-            }
-        }
-        let mut adapted = adapted.iter().peekable();
-        let mut encoder = self.gpu.encoder();
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
-                while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                    adapter.encode(&mut pass, n_tokens as u32);
-                }
-                dispatch.encode(&mut pass, n_tokens as u32);
-            }
-            adapted.for_each(|(_, adapter)| adapter.encode(&mut pass, n_tokens as u32));
-        }
-        let of = self.plan.shape(result);
-        let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
-        self.gpu.read(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
-    }
-
-    /// The most rows of a step, for which all buffers can still be bound to kernels.
-    pub(super) fn most_rows(&self) -> usize {
-        let widest = self.plan.buffers.values().map(|s| s.rows_per_token * s.width * 4).max().unwrap_or(4);
-        let most_rows = self.plan.buffers.values().map(|s| s.rows_per_token).max().unwrap_or(1);
-        // Each row of a token is a workgroup in the second dimension.
-        let groups = self.gpu.limits.max_compute_workgroups_per_dimension as usize / most_rows;
-        // Buffers grow to the next power of two.
-        let rows = (self.gpu.max_binding() as usize / widest).max(1).min(groups);
-        if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 }
-    }
-
     /// Makes sure that there are buffers for this many rows, and dispatches that use them.
     fn bind(
         &mut self,
         n_tokens: usize,
-        pages: Option<&Pages>,
+        pages: Option<&Pages<Gpu>>,
         n_tables: usize,
         n_angles: usize,
     ) -> Result<(), ModelError> {
@@ -287,7 +204,7 @@ impl Run {
         &self,
         op: &Op,
         s: &Scratch,
-        pages: Option<(&Pages, &[wgpu::Buffer])>,
+        pages: Option<(&Pages<Gpu>, &[wgpu::Buffer])>,
         n_tokens: u32,
         out: &mut Vec<Dispatch>,
     ) -> Result<(), ModelError> {
@@ -456,7 +373,7 @@ impl Run {
     }
 
     /// The parameters of kernels that use the pages of a layer.
-    fn page_shape(&self, pages: &Pages, layer: usize, rows: Buffer) -> Shape {
+    fn page_shape(&self, pages: &Pages<Gpu>, layer: usize, rows: Buffer) -> Shape {
         let [keys, values] = pages.layer_bytes(layer - self.first_layer);
         Shape {
             width: self.plan.shape(rows).width as u32,
@@ -487,6 +404,84 @@ impl Run {
     }
 }
 
+impl Runner for Run {
+    type Memory = Gpu;
+
+    fn device(&self) -> &str {
+        &self.gpu.name
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// Limited by the buffers, all of which must be bound to kernels.
+    fn most_rows(&self) -> usize {
+        let widest = self.plan.buffers.values().map(|s| s.rows_per_token * s.width * 4).max().unwrap_or(4);
+        let most_rows = self.plan.buffers.values().map(|s| s.rows_per_token).max().unwrap_or(1);
+        // Each row of a token is a workgroup in the second dimension.
+        let groups = self.gpu.limits.max_compute_workgroups_per_dimension as usize / most_rows;
+        // Buffers grow to the next power of two.
+        let rows = (self.gpu.largest_buffer() as usize / widest).max(1).min(groups);
+        if rows.is_power_of_two() { rows } else { rows.next_power_of_two() / 2 }
+    }
+
+    fn run(
+        &mut self,
+        x: &[f32],
+        step: Option<(&Step<'_>, &Pages<Gpu>)>,
+        loras: &[AdaptedRows],
+        result: Buffer,
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        self.gpu.check()?;
+        let n_tokens = x.len() / self.config.dim;
+        if n_tokens > self.most_rows() {
+            let most = self.most_rows();
+            return Err(self.gpu.unsupported(format!("{n_tokens} tokens in a step, but {most} (see `prefill_chunk`)")));
+        }
+        let StepTables { shape, tables, angles } = StepTables::new(step.map(|(step, _)| step), n_tokens);
+        let pages = step.map(|(_, pages)| pages);
+        self.bind(n_tokens, pages, tables.len(), angles.len())?;
+        let bound = self.bound[size_of(n_tokens)].as_ref().expect("bound just now");
+        let queue = &self.gpu.queue;
+        queue.write_buffer(&bound.scratch.buffers[&Buffer::X], 0, bytemuck::cast_slice(x));
+        queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
+        queue.write_buffer(&bound.scratch.angles, 0, bytemuck::cast_slice(&angles));
+        queue.write_buffer(&self.step, 0, bytemuck::bytes_of(&shape));
+        // If a head is only asked for norms, it ends after the first operation.
+        let n_dispatches = if result == Buffer::Normed { 1 } else { bound.dispatches.len() };
+        // The dispatches of adapters, with the index of the dispatch before which they come.
+        let mut adapted = Vec::new();
+        if !loras.is_empty() {
+            for (at, place) in &bound.places {
+                let dispatches = self.adapt(*place, loras, |buffer| bound.scratch.buffers[&buffer].clone())?;
+                adapted.extend(dispatches.into_iter().map(|dispatch| (*at, dispatch)));
+            }
+        }
+        let mut adapted = adapted.iter().peekable();
+        let mut encoder = self.gpu.encoder();
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
+                while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
+                    adapter.encode(&mut pass, n_tokens as u32);
+                }
+                dispatch.encode(&mut pass, n_tokens as u32);
+            }
+            adapted.for_each(|(_, adapter)| adapter.encode(&mut pass, n_tokens as u32));
+        }
+        let of = self.plan.shape(result);
+        let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
+        let take = |bytes: &[u8]| out.copy_from_slice(bytemuck::cast_slice(bytes));
+        self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
+    }
+
+    fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
+        adapters::upload(gpu, adapter)
+    }
+}
+
 impl Dispatch {
     fn encode(&self, pass: &mut wgpu::ComputePass<'_>, n_tokens: u32) {
         pass.set_pipeline(&self.pipeline.pipeline);
@@ -497,31 +492,4 @@ impl Dispatch {
             Rows::Fixed(rows) => pass.dispatch_workgroups(self.x, rows, 1),
         }
     }
-}
-
-/// Fills in the parameters of a step: tables of rows, sequences and pages, and the angles of positions.
-fn describe(step: &Step<'_>, n_tokens: usize, shape: &mut StepShape, tables: &mut Vec<u32>, angles: &mut Vec<f32>) {
-    tables.resize(n_tokens, 0);
-    shape.sequence_at = n_tokens as u32;
-    let mut slots = Vec::new();
-    for (i, sequence) in step.sequences.iter().enumerate() {
-        let rows = sequence.rows();
-        tables[rows.clone()].fill(i as u32);
-        let numbers = [rows.start, rows.len(), sequence.position(), sequence.first_page(), slots.len(), 0];
-        tables.extend(numbers.map(|n| n as u32));
-        slots.extend(sequence.pages().map(slot_of));
-    }
-    shape.slot_at = tables.len() as u32;
-    tables.extend(slots);
-    for (of, at, n) in [
-        (step.global, &mut shape.global_at, &mut shape.global_n),
-        (step.local, &mut shape.local_at, &mut shape.local_n),
-    ] {
-        *at = angles.len() as u32;
-        *n = (of.cos.len() / n_tokens) as u32;
-        angles.extend_from_slice(&of.cos);
-        angles.extend_from_slice(&of.sin);
-    }
-    shape.temperature_at = angles.len() as u32;
-    angles.extend_from_slice(step.temperatures);
 }

@@ -1,6 +1,7 @@
 //! Weights in device memory: the panels of the CPU, unchanged, split into tiles if a buffer would be too large.
 
 use super::gpu::Gpu;
+use crate::backend::Memory;
 use crate::plan::Weights;
 use fewbit_kernels::Matrix;
 use fewbit_model::{DeviceError, ModelError};
@@ -52,14 +53,14 @@ impl Weights for DeviceWeights<'_> {
 
     fn matrix(&mut self, matrix: Matrix) -> Result<usize, ModelError> {
         let (layout, bytes) = matrix.panels().expect("packed for an instruction set with panels");
-        let panels_per_tile = (self.gpu.max_binding() as usize / layout.panel.max(1)).max(1);
+        let panels_per_tile = (self.gpu.largest_buffer() as usize / layout.panel.max(1)).max(1);
         let tiles = bytes.chunks(panels_per_tile * layout.panel.max(1)).enumerate().map(|(i, bytes)| {
             let first = i * panels_per_tile * PANEL_ROWS;
             let rows = first..matrix.n_rows().min(first + panels_per_tile * PANEL_ROWS);
             Ok(Tile { buffer: self.gpu.upload(bytes)?, rows })
         });
         let tiles = tiles.collect::<Result<_, ModelError>>()?;
-        self.gpu.flush()?;
+        self.gpu.finish_uploads()?;
         let (panel_words, meta_words) = (layout.panel as u32 / 4, layout.meta as u32 / 4);
         Ok(self.add(DeviceMatrix { tiles, panel_words, meta_words, expert_words: 0 }))
     }
@@ -67,8 +68,8 @@ impl Weights for DeviceWeights<'_> {
     fn experts(&mut self, matrices: Vec<Matrix>) -> Result<usize, ModelError> {
         let (layout, first) = matrices[0].panels().expect("packed for an instruction set with panels");
         let bytes = first.len() as u64 * matrices.len() as u64;
-        if bytes > self.gpu.max_binding() {
-            let free_bytes = Some(self.gpu.max_binding());
+        if bytes > self.gpu.largest_buffer() {
+            let free_bytes = Some(self.gpu.largest_buffer());
             return Err(self.gpu.error(DeviceError::OutOfMemory { needed_bytes: bytes, free_bytes }));
         }
         let buffer = self.gpu.buffer(bytes)?;
@@ -77,7 +78,7 @@ impl Weights for DeviceWeights<'_> {
             let (_, bytes) = matrix.panels().expect("packed for an instruction set with panels");
             self.gpu.queue.write_buffer(&buffer, i as u64 * expert_bytes, bytes);
         }
-        self.gpu.flush()?;
+        self.gpu.finish_uploads()?;
         let (panel_words, meta_words) = (layout.panel as u32 / 4, layout.meta as u32 / 4);
         let tiles = vec![Tile { buffer, rows: 0..n_rows }];
         Ok(self.add(DeviceMatrix { tiles, panel_words, meta_words, expert_words: expert_bytes as u32 / 4 }))

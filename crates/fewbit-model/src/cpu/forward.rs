@@ -8,7 +8,8 @@
 //! each layer, with latent attention as in `latent`, otherwise:
 //!     h = [norm of] x                    quantized once for q, k, v
 //!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
-//!     x += [norm of] attention(q, cache) Wo [+ bias]
+//!     x += [norm of] (attention(q, cache) [* sigmoid(gates)]) Wo [+ bias]
+//!       or a layer with a state instead: see `delta`, `short_conv`
 //!     h = [norm of] x                    quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
 //!       or the same of each expert that the token is routed to, weighted;
@@ -21,7 +22,9 @@
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
 use super::attention::{LayerStep, append_and_attend, attention_shape};
+use super::delta::DeltaBuffers;
 use super::latent::LatentBuffers;
+use super::short_conv::ConvBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
@@ -42,6 +45,12 @@ pub(super) struct Buffers {
     /// `[n_tokens, n_heads * head_dim]`; with latent attention, `[n_tokens, n_heads * kv_rank]`.
     pub(super) attention: Vec<f32>,
     pub(super) latent: LatentBuffers,
+    /// `[n_tokens, n_heads, 2, head_dim]`: queries with their gates.
+    gated: Vec<f32>,
+    /// `[n_tokens, n_heads * head_dim]`: the gates.
+    gates: Vec<f32>,
+    pub(super) delta: DeltaBuffers,
+    pub(super) conv: ConvBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
     /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
@@ -92,6 +101,10 @@ impl Buffers {
                 self.attention.resize(n * q_dim, 0.0);
                 self.v.resize(n * kv_dim, 0.0);
             }
+        }
+        if c.has_output_gate {
+            self.gated.resize(2 * n * q_dim, 0.0);
+            self.gates.resize(n * q_dim, 0.0);
         }
         if let Some(experts) = &c.experts {
             let e = &mut self.experts;
@@ -163,6 +176,12 @@ impl CpuSegment {
                 s.before.clear();
                 s.before.extend_from_slice(batch.x);
             }
+            if let Some(conv) = &weights.short_conv {
+                self.short_conv(layer, conv, &mut batch, s);
+            }
+            if let Some(delta) = &weights.delta_net {
+                self.delta_net(layer, delta, &mut batch, s);
+            }
             if let Some(attention) = &weights.attention {
                 self.attention(layer, attention, &mut batch, s);
             }
@@ -179,17 +198,22 @@ impl CpuSegment {
         let (c, e) = (&self.config, &self.shared.cpu);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
+        let queries = if c.has_output_gate { &mut s.gated } else { &mut s.q };
         let parts = &mut [
-            (&w.q.weight, &mut s.q[..], Planes::First),
+            (&w.q.weight, &mut queries[..], Planes::First),
             (&w.k.weight, &mut s.k[..], Planes::All),
             (&w.v.weight, &mut s.v[..], Planes::All),
         ];
         e.matmul_many(parts, &s.input);
-        for (w, out) in [(&w.q, &mut s.q), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
+        for (w, out) in [(&w.q, &mut *queries), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
             self.add_bias(w, out);
         }
-        let parts = &mut [(LoraTarget::Q, &mut s.q[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
+        let parts =
+            &mut [(LoraTarget::Q, &mut queries[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
         add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+        if c.has_output_gate {
+            e.split_gates(c.head_dim, c.n_heads, &s.gated, &mut s.q, &mut s.gates);
+        }
         let is_normed_late = c.qk_norm == QkNorm::RotatedHeads;
         if !is_normed_late {
             self.norm_queries_and_keys(w, s);
@@ -203,6 +227,9 @@ impl CpuSegment {
             self.norm_queries_and_keys(w, s);
         }
         self.attend(index, w.sinks.as_deref(), b, s);
+        if c.has_output_gate {
+            e.sigmoid_gate(c.n_heads * c.head_dim, &mut s.attention, &s.gates);
+        }
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::AttnOutput]);

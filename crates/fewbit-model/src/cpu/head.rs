@@ -3,7 +3,7 @@
 use super::weights::Packer;
 use super::{Shared, adapters};
 use crate::ModelError;
-use crate::loader::{LayerLoader, weight};
+use crate::loader::LayerLoader;
 use crate::lora::{AdaptedRows, AdapterPart, LoraTarget, LowRank};
 use crate::segment::Head;
 use fewbit_checkpoint::NormKind;
@@ -45,7 +45,7 @@ impl CpuHead {
         };
         Ok(Self {
             shared: Arc::clone(shared),
-            norm: loader.vector(&weight(Part::OutputNorm, 0), config.dim)?,
+            norm: loader.output_norm()?,
             output,
             is_tied,
             bias,

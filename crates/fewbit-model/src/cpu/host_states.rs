@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// The pages of some layers in host memory, and attention over them.
 pub struct HostStates {
-    layout: Arc<Layout>,
+    layout: Layout,
     kv_type: KvType,
     store: Arc<dyn StateStore>,
 }
@@ -19,7 +19,7 @@ pub struct HostStates {
 impl HostStates {
     /// Creates the states of some layers of a model.
     pub fn new(config: &ModelConfig, kv_type: KvType, layers: Range<usize>) -> Self {
-        let layout = Arc::new(Layout::new(config, kv_type, layers));
+        let layout = Layout::new(config, kv_type, layers);
         Self { kv_type, store: store(&layout, kv_type), layout }
     }
 

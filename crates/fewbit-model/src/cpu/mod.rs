@@ -2,16 +2,19 @@
 
 mod adapters;
 mod attention;
+mod delta;
 mod forward;
 mod head;
 mod host_states;
 mod latent;
+mod recurrent;
+mod short_conv;
 mod state;
 pub(crate) mod weights;
 
 pub use attention::attention_shape;
 pub use host_states::HostStates;
-pub(crate) use state::{layer_page_bytes, page_bytes};
+pub(crate) use state::{fixed_bytes, layer_page_bytes, no_states, page_bytes};
 pub(crate) use weights::pack;
 
 use crate::loader::LayerLoader;
@@ -22,7 +25,7 @@ use crate::{KvType, ModelConfig, ModelError};
 use fewbit_kernels::Cpu;
 use forward::Buffers;
 use head::CpuHead;
-use state::Layout;
+use state::{FixedLayout, Layout};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use weights::{Layer, Packer};
@@ -63,10 +66,11 @@ impl Device for CpuDevice {
         let with_state = loader.layer_part().with_state(layers.clone());
         let mut packer = Packer { loader, cpu: &self.shared.cpu };
         let weights = layers.clone().map(|i| packer.layer(i)).collect::<Result<_, _>>()?;
-        let layout = Arc::new(Layout::new(&config, kv_type, with_state));
+        let fixed = FixedLayout::new(&config, with_state.clone());
+        let layout = Layout::new(&config, kv_type, with_state);
         let states = state::store(&layout, kv_type);
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(CpuSegment { shared, config, kv_type, layers, weights, layout, states }))
+        Ok(Box::new(CpuSegment { shared, config, kv_type, layers, weights, layout, fixed, states }))
     }
 
     fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
@@ -82,7 +86,8 @@ struct CpuSegment {
     layers: Range<usize>,
     /// `[layers.len()]`
     weights: Vec<Layer>,
-    layout: Arc<Layout>,
+    layout: Layout,
+    fixed: FixedLayout,
     states: Arc<dyn StateStore>,
 }
 
@@ -97,6 +102,10 @@ impl Segment for CpuSegment {
 
     fn states(&self) -> Arc<dyn StateStore> {
         Arc::clone(&self.states)
+    }
+
+    fn fixed_states(&self) -> Option<[Arc<dyn StateStore>; 2]> {
+        self.fixed.stores()
     }
 
     fn forward(&self, step: &mut Step<'_>, x: &mut [f32]) -> Result<(), ModelError> {

@@ -5,8 +5,9 @@
 //! implementation of [`Element`], and an arm to `of_kv_type`.
 
 use super::attention::attention_shape;
+use crate::snapshots::{LOG_ROWS, usual_states};
 use crate::state::{StatePage, StateStore};
-use crate::{KvType, ModelConfig, ModelError};
+use crate::{KvType, ModelConfig, ModelError, Recurrent};
 use fewbit_kernels::KvElement;
 use fewbit_kernels::kv::{Q8, zeroed};
 use half::f16;
@@ -17,7 +18,12 @@ use std::sync::Arc;
 /// The state of a layer in a page, and the range of its elements. With latent attention, values are part of the keys, and
 /// their range is empty.
 pub(crate) enum LayerState {
-    KeysValues { keys: Range<usize>, values: Range<usize> },
+    KeysValues {
+        keys: Range<usize>,
+        values: Range<usize>,
+    },
+    /// Nothing in pages: see [`FixedLayout`].
+    Fixed,
 }
 
 /// The layout of a page of some layers.
@@ -34,6 +40,9 @@ impl Layout {
             n_elems - n..n_elems
         };
         let state = |layer| {
+            if config.recurrent_of(layer).is_some() {
+                return LayerState::Fixed;
+            }
             let (n_keys, n_values) = ty.page_elems(&attention_shape(config, layer));
             LayerState::KeysValues { keys: place(n_keys), values: place(n_values) }
         };
@@ -43,9 +52,89 @@ impl Layout {
 
     /// The ranges of a layer's keys and values; layers are counted within the segment.
     pub(crate) fn keys_values(&self, layer: usize) -> (Range<usize>, Range<usize>) {
-        let LayerState::KeysValues { keys, values } = &self.layers[layer];
-        (keys.clone(), values.clone())
+        match &self.layers[layer] {
+            LayerState::KeysValues { keys, values } => (keys.clone(), values.clone()),
+            LayerState::Fixed => (0..0, 0..0),
+        }
     }
+}
+
+/// The layout of the states of recurrent layers at one position, and of the log of their inputs.
+pub(crate) struct FixedLayout {
+    /// `None` for layers that are not recurrent.
+    layers: Vec<Option<FixedLayer>>,
+    n_elems: usize,
+    n_log_elems: usize,
+}
+
+/// The places of a recurrent layer.
+#[derive(Clone)]
+pub(crate) struct FixedLayer {
+    /// In a state: the last inputs of the convolution, `[n_taps - 1, n_channels]`.
+    pub(crate) convolution: Range<usize>,
+    /// In a state: the state of every head.
+    pub(crate) heads: Range<usize>,
+    /// In the log: `[LOG_ROWS, row]`.
+    pub(crate) log: Range<usize>,
+}
+
+impl FixedLayout {
+    pub(crate) fn new(config: &ModelConfig, layers: Range<usize>) -> Self {
+        let (mut n_elems, mut n_log_elems) = (0, 0);
+        let place = |end: &mut usize, n: usize| {
+            *end += n;
+            *end - n..*end
+        };
+        let layer = |layer| {
+            let recurrent = config.recurrent_of(layer)?;
+            let (convolution, heads) = match recurrent {
+                Recurrent::DeltaNet(delta) => {
+                    ((delta.n_taps - 1) * delta.n_channels(), delta.n_v_heads * delta.k_dim * delta.v_dim)
+                }
+                Recurrent::ShortConvolution { n_taps } => ((n_taps - 1) * config.dim, 0),
+                _ => unreachable!("every kind of recurrent layer is above"),
+            };
+            Some(FixedLayer {
+                convolution: place(&mut n_elems, convolution),
+                heads: place(&mut n_elems, heads),
+                log: place(&mut n_log_elems, LOG_ROWS * log_row(&recurrent, config.dim)),
+            })
+        };
+        let layers = layers.map(layer).collect();
+        Self { layers, n_elems, n_log_elems }
+    }
+
+    /// The places of a recurrent layer; layers are counted within the segment.
+    pub(crate) fn layer(&self, layer: usize) -> FixedLayer {
+        self.layers[layer].clone().expect("a recurrent layer")
+    }
+
+    /// The stores of states and of logs, if there are recurrent layers.
+    pub(crate) fn stores(&self) -> Option<[Arc<dyn StateStore>; 2]> {
+        let store = |n_elems| Arc::new(CpuStates::<f32> { n_elems, of: PhantomData }) as Arc<dyn StateStore>;
+        (self.n_elems > 0).then(|| [store(self.n_elems), store(self.n_log_elems)])
+    }
+}
+
+/// Elements of a row of the log: the input of the convolution, and the scores of the gates of a state.
+pub(crate) fn log_row(recurrent: &Recurrent, dim: usize) -> usize {
+    match recurrent {
+        Recurrent::DeltaNet(delta) => delta.n_channels() + 2 * delta.n_v_heads,
+        Recurrent::ShortConvolution { .. } => dim,
+        _ => unreachable!("every kind of recurrent layer is above"),
+    }
+}
+
+/// Bytes of the states of recurrent layers of a cache of this many positions.
+pub(crate) fn fixed_bytes(config: &ModelConfig, n_positions: usize) -> u64 {
+    let layout = FixedLayout::new(config, 0..config.n_layers());
+    let n_elems = usual_states(n_positions) as u64 * layout.n_elems as u64 + layout.n_log_elems as u64;
+    4 * n_elems
+}
+
+/// A store without content, for segments without recurrent layers.
+pub(crate) fn no_states() -> Arc<dyn StateStore> {
+    Arc::new(CpuStates::<f32> { n_elems: 0, of: PhantomData })
 }
 
 /// Bytes of one page over all layers.
@@ -55,6 +144,9 @@ pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
 
 /// Bytes of a layer's part of a page.
 pub(crate) fn layer_page_bytes(config: &ModelConfig, ty: KvType, layer: usize) -> u64 {
+    if config.recurrent_of(layer).is_some() {
+        return 0;
+    }
     let (keys, values) = ty.page_elems(&attention_shape(config, layer));
     ((keys + values) as u64).saturating_mul(ty.elem_bytes() as u64)
 }
@@ -81,14 +173,14 @@ macro_rules! of_kv_type {
 pub(crate) use of_kv_type;
 
 /// Creates the store of pages with this layout.
-pub(crate) fn store(layout: &Arc<Layout>, ty: KvType) -> Arc<dyn StateStore> {
-    let layout = Arc::clone(layout);
-    of_kv_type!(ty, T => Arc::new(CpuStates::<T> { layout, of: PhantomData }))
+pub(crate) fn store(layout: &Layout, ty: KvType) -> Arc<dyn StateStore> {
+    let n_elems = layout.n_elems;
+    of_kv_type!(ty, T => Arc::new(CpuStates::<T> { n_elems, of: PhantomData }))
 }
 
 /// Creates pages of one element type.
 struct CpuStates<T> {
-    layout: Arc<Layout>,
+    n_elems: usize,
     of: PhantomData<fn() -> T>,
 }
 
@@ -104,7 +196,7 @@ pub(crate) fn elems_mut<T: Element>(page: &mut StatePage) -> &mut [T] {
 
 impl<T: Element> StateStore for CpuStates<T> {
     fn page_bytes(&self) -> usize {
-        self.layout.n_elems * size_of::<T>()
+        self.n_elems * size_of::<T>()
     }
 
     fn saved_bytes(&self) -> usize {
@@ -112,11 +204,11 @@ impl<T: Element> StateStore for CpuStates<T> {
     }
 
     fn new_page(&self) -> Result<StatePage, ModelError> {
-        Ok(Box::new(zeroed::<T>(self.layout.n_elems)?))
+        Ok(Box::new(zeroed::<T>(self.n_elems)?))
     }
 
     fn copy_page(&self, page: &StatePage) -> Result<StatePage, ModelError> {
-        let mut copy = zeroed::<T>(self.layout.n_elems)?;
+        let mut copy = zeroed::<T>(self.n_elems)?;
         copy.copy_from_slice(elems(page));
         Ok(Box::new(copy))
     }
@@ -127,7 +219,7 @@ impl<T: Element> StateStore for CpuStates<T> {
     }
 
     fn load_page(&self, bytes: &[u8]) -> Result<StatePage, ModelError> {
-        let mut page = zeroed::<T>(self.layout.n_elems)?;
+        let mut page = zeroed::<T>(self.n_elems)?;
         T::take(bytes, &mut page);
         Ok(Box::new(page))
     }

@@ -5,7 +5,7 @@ use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::source::decode;
-use fewbit_checkpoint::{ExpertConfig, QkNorm};
+use fewbit_checkpoint::{DeltaNetConfig, ExpertConfig, QkNorm, Recurrent};
 use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;
@@ -26,6 +26,10 @@ pub struct Layer {
     pub attention: Option<Attention>,
     /// Latent attention in its place.
     pub latent: Option<LatentAttention>,
+    /// The gated delta rule, in layers that have it instead of attention.
+    pub delta_net: Option<DeltaNet>,
+    /// The short convolution, in layers that have it instead of attention.
+    pub short_conv: Option<ShortConv>,
     /// The feed-forward part.
     pub ffn: Option<Ffn>,
 }
@@ -37,7 +41,7 @@ pub struct Attention {
     pub norm: Option<Vec<f32>>,
     /// The tensors of q, k and v: three, or one for all.
     pub(super) qkv_parts: &'static [Part],
-    /// `[n_heads * head_dim, dim]`
+    /// `[n_heads * head_dim, dim]`; with gates `[n_heads * 2 * head_dim, dim]`, the query of each head before its gate.
     pub q: Linear,
     /// `[n_kv_heads * head_dim, dim]`
     pub k: Linear,
@@ -88,6 +92,91 @@ pub struct LatentAttention {
     pub(super) values_input: ActivationKinds,
     /// The tensors of `keys` and `values`, if the file has one for each.
     pub(super) has_split_parts: bool,
+}
+
+/// A layer with a short convolution, with its norm.
+#[non_exhaustive]
+pub struct ShortConv {
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// `[3 * dim, dim]`: the gate before the convolution, the one after it, and the values.
+    pub inputs: Matrix,
+    /// `[n_taps, dim]`
+    pub convolution: Vec<f32>,
+    /// Number of taps.
+    pub n_taps: usize,
+    /// `[dim, dim]`
+    pub output: Linear,
+    pub(super) input: ActivationKinds,
+}
+
+/// A layer with the gated delta rule, with its norm.
+#[non_exhaustive]
+pub struct DeltaNet {
+    /// The sizes.
+    pub config: DeltaNetConfig,
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// Queries, keys, values, and the gates of the output.
+    pub inputs: DeltaInputs,
+    /// The scores of the gates of the state.
+    pub gates: DeltaGates,
+    pub(super) input_parts: &'static [Part],
+    /// `[n_taps, n_channels]`
+    pub convolution: Vec<f32>,
+    /// `[n_v_heads]`: the bias of the alphas.
+    pub dt: Vec<f32>,
+    /// `[n_v_heads]`: factors of the logarithms of the decays.
+    pub decay: Vec<f32>,
+    /// `[v_dim]`
+    pub out_norm: Vec<f32>,
+    /// `[dim, value_dim]`
+    pub output: Linear,
+    /// How the input is quantized: to two planes for the scores, which go into exponentials.
+    pub(super) input: ActivationKinds,
+}
+
+/// The matrices of queries, keys, values and gates of outputs.
+#[non_exhaustive]
+pub enum DeltaInputs {
+    /// `[n_channels, dim]` and `[value_dim, dim]`.
+    Apart {
+        /// Queries, keys, values.
+        qkv: Matrix,
+        /// Gates.
+        z: Matrix,
+    },
+    /// `[n_channels + value_dim, dim]`, in the order of key heads.
+    Mixed(Matrix),
+}
+
+/// The matrices of the scores of a state's gates.
+#[non_exhaustive]
+pub enum DeltaGates {
+    /// `[n_v_heads, dim]` each.
+    Apart {
+        /// How much of a state is replaced.
+        beta: Matrix,
+        /// How much of it is kept.
+        alpha: Matrix,
+    },
+    /// `[2 * n_v_heads, dim]`: for each key head the betas of its value heads, then the alphas.
+    Mixed(Matrix),
+}
+
+impl DeltaNet {
+    fn matrices(&self) -> Vec<&Matrix> {
+        let mut all = match &self.inputs {
+            DeltaInputs::Apart { qkv, z } => vec![qkv, z],
+            DeltaInputs::Mixed(all) => vec![all],
+        };
+        match &self.gates {
+            DeltaGates::Apart { beta, alpha } => all.extend([beta, alpha]),
+            DeltaGates::Mixed(both) => all.push(both),
+        }
+        all.push(&self.output.weight);
+        all
+    }
 }
 
 /// The feed-forward part of a layer, with its norms.
@@ -173,7 +262,7 @@ impl LayerLoader<'_> {
     pub fn head(&mut self, cpu: &Cpu) -> Result<HeadWeights, ModelError> {
         let dim = self.config().dim;
         let output = Packer { loader: self, cpu }.output(dim)?;
-        Ok(HeadWeights { output, norm: self.vector(&weight(Part::OutputNorm, 0), dim)? })
+        Ok(HeadWeights { output, norm: self.output_norm()? })
     }
 }
 
@@ -193,6 +282,8 @@ impl Layer {
             all.extend([&w.q.weight, &w.kv_latent.weight, &w.output.weight]);
             all.extend(w.keys.iter().chain(&w.values));
         }
+        all.extend(self.delta_net.iter().flat_map(DeltaNet::matrices));
+        all.extend(self.short_conv.iter().flat_map(|w| [&w.inputs, &w.output.weight]));
         match self.ffn.as_ref().map(|ffn| &ffn.matrices) {
             None => {}
             Some(FeedForward::Dense(mlp)) => all.extend(mlp.matrices()),
@@ -240,9 +331,16 @@ pub(crate) fn pack(
 impl Packer<'_, '_> {
     pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let part = self.loader.layer_part();
-        let is_latent = self.loader.config().latent.is_some();
-        let attention = (part.has_attention() && !is_latent).then(|| self.attention(i)).transpose()?;
-        let latent = (part.has_attention() && is_latent).then(|| self.latent_attention(i)).transpose()?;
+        let (recurrent, is_latent) = (self.loader.config().recurrent_of(i), self.loader.config().latent.is_some());
+        let (mut attention, mut latent, mut delta_net, mut short_conv) = (None, None, None, None);
+        match recurrent {
+            _ if !part.has_attention() => {}
+            None if is_latent => latent = Some(self.latent_attention(i)?),
+            None => attention = Some(self.attention(i)?),
+            Some(Recurrent::DeltaNet(config)) => delta_net = Some(self.delta_net(i, config)?),
+            Some(Recurrent::ShortConvolution { n_taps }) => short_conv = Some(self.short_conv(i, n_taps)?),
+            Some(_) => unreachable!("every kind of recurrent layer is above"),
+        }
         let mut ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
         if let (true, Some(ffn)) = (self.loader.config().is_parallel, &mut ffn) {
             ffn.norm = match &attention {
@@ -250,18 +348,90 @@ impl Packer<'_, '_> {
                 None => self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
             };
         }
-        Ok(Layer { attention, latent, ffn })
+        Ok(Layer { attention, latent, delta_net, short_conv, ffn })
+    }
+
+    fn short_conv(&mut self, i: usize, n_taps: usize) -> Result<ShortConv, ModelError> {
+        let dim = self.loader.config().dim;
+        let inputs = self.whole(Part::ConvIn, i, 3 * dim)?;
+        Ok(ShortConv {
+            norm: self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
+            input: ActivationKinds::of([inputs.ty()]),
+            inputs,
+            convolution: self.convolution(Part::Conv, i, dim, n_taps)?,
+            n_taps,
+            output: self.linear(Part::ConvOut, i, dim, dim)?,
+        })
+    }
+
+    /// The weights of a convolution, `[n_taps, n_channels]`; a file has those of a channel together.
+    fn convolution(&mut self, part: Part, i: usize, n_channels: usize, n_taps: usize) -> Result<Vec<f32>, ModelError> {
+        let (name, n) = (weight(part, i), n_channels * n_taps);
+        let taps = self
+            .loader
+            .rows(&name, &[n_channels, n_taps], 0..n_channels, |ty, bytes| Ok(decode(&name, ty, bytes, n)?))?;
+        Ok((0..n).map(|at| taps[at % n_channels * n_taps + at / n_channels]).collect())
+    }
+
+    fn delta_net(&mut self, i: usize, config: DeltaNetConfig) -> Result<DeltaNet, ModelError> {
+        let (dim, n_channels, n_heads) = (self.loader.config().dim, config.n_channels(), config.n_v_heads);
+        let is_mixed = self.loader.has(Part::SsmIn, i);
+        let inputs = match is_mixed {
+            true => DeltaInputs::Mixed(self.whole(Part::SsmIn, i, n_channels + config.value_dim())?),
+            false => DeltaInputs::Apart {
+                qkv: self.whole(Part::Qkv, i, n_channels)?,
+                z: self.whole(Part::AttnGate, i, config.value_dim())?,
+            },
+        };
+        let has_mixed_gates = self.loader.has(Part::SsmBetaAlpha, i);
+        let gates = match has_mixed_gates {
+            true => DeltaGates::Mixed(self.whole(Part::SsmBetaAlpha, i, 2 * n_heads)?),
+            false => DeltaGates::Apart {
+                beta: self.whole(Part::SsmBeta, i, n_heads)?,
+                alpha: self.whole(Part::SsmAlpha, i, n_heads)?,
+            },
+        };
+        let input_parts: &[Part] = match (is_mixed, has_mixed_gates) {
+            (true, true) => &[Part::SsmIn, Part::SsmBetaAlpha],
+            (true, false) => &[Part::SsmIn, Part::SsmBeta, Part::SsmAlpha],
+            (false, true) => &[Part::Qkv, Part::AttnGate, Part::SsmBetaAlpha],
+            (false, false) => &[Part::Qkv, Part::AttnGate, Part::SsmBeta, Part::SsmAlpha],
+        };
+        let convolution = self.convolution(Part::SsmConv, i, n_channels, config.n_taps)?;
+        let mut net = DeltaNet {
+            config,
+            norm: self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
+            inputs,
+            gates,
+            input_parts,
+            convolution,
+            dt: self.loader.vector(&format!("{}.bias", names::gguf(Part::SsmDt, i)), n_heads)?,
+            decay: self.loader.vector(&names::gguf(Part::SsmA, i), n_heads)?,
+            out_norm: self.loader.vector(&weight(Part::SsmNorm, i), config.v_dim)?,
+            output: self.linear(Part::SsmOut, i, dim, config.value_dim())?,
+            input: ActivationKinds::of([]),
+        };
+        let matrices = net.matrices();
+        net.input = ActivationKinds::of(matrices[..matrices.len() - 1].iter().map(|m| m.ty())).two_planes();
+        Ok(net)
+    }
+
+    /// A matrix of this many rows for the residual stream.
+    fn whole(&mut self, part: Part, i: usize, n_rows: usize) -> Result<Matrix, ModelError> {
+        let dim = self.loader.config().dim;
+        self.matrix(&weight(part, i), &[n_rows, dim], 0..n_rows)
     }
 
     fn attention(&mut self, i: usize) -> Result<Attention, ModelError> {
         let config = self.loader.config();
         let (dim, head_dim) = (config.dim, config.head_dim);
         let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
+        let query_rows = if config.has_output_gate { 2 * q_dim } else { q_dim };
         let is_fused = self.loader.has(Part::Qkv, i);
         let [q, k, v] = match is_fused {
-            true => self.split(Part::Qkv, i, [q_dim, kv_dim, kv_dim], dim)?,
+            true => self.split(Part::Qkv, i, [query_rows, kv_dim, kv_dim], dim)?,
             false => [
-                self.linear(Part::Q, i, q_dim, dim)?,
+                self.linear(Part::Q, i, query_rows, dim)?,
                 self.linear(Part::K, i, kv_dim, dim)?,
                 self.linear(Part::V, i, kv_dim, dim)?,
             ],
@@ -387,7 +557,11 @@ impl Packer<'_, '_> {
             None => None,
         };
         let shared_router = match config.has_shared_gate {
-            true => Some(self.matrix(&weight(Part::SharedRouter, i), &[dim], 0..1)?),
+            true => {
+                let name = weight(Part::SharedRouter, i);
+                let is_vector = self.loader.find(&name)?.shape.len() == 1;
+                Some(self.matrix(&name, &[1, dim][usize::from(is_vector)..], 0..1)?)
+            }
             false => None,
         };
         Ok(Experts { router, router_bias, choice_bias, is_merged, experts, shared, shared_router })

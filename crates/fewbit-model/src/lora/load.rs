@@ -133,7 +133,7 @@ impl Loader<'_> {
         let model = self.model;
         let found = match pair.part {
             Part::Output => Some((vec![(LoraTarget::Output, model.n_vocab)], model.config.dim)),
-            part => model.fused.get(pair.layer).and_then(|&fused| targets(part, fused, model.config)),
+            part => (model.fused.get(pair.layer)).and_then(|&fused| targets(part, pair.layer, fused, model.config)),
         };
         let Some((targets, n_cols)) = found else { return Err(self.unknown(pair.a.name)) };
         let n_rows: usize = targets.iter().map(|(_, n)| n).sum();
@@ -208,7 +208,7 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 }
 
 /// The targets that a tensor of a layer consists of, each with its number of rows, in order; and the number of columns.
-fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
+fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
     let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
     if let Some(latent) = &c.latent {
         // Of latent attention, those matrices that products go through as they are in files.
@@ -223,13 +223,18 @@ fn targets(part: Part, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget
             _ => {}
         }
     }
+    let query_rows = if c.has_output_gate { 2 * q_dim } else { q_dim };
     let one = |target, n_rows, n_cols| Some((vec![(target, n_rows)], n_cols));
+    let is_feed_forward = matches!(part, Part::Gate | Part::Up | Part::Down);
+    if c.recurrent_of(layer).is_some() && !is_feed_forward {
+        return None;
+    }
     match part {
-        Part::Q if !fused.qkv => return one(LoraTarget::Q, q_dim, c.dim),
+        Part::Q if !fused.qkv => return one(LoraTarget::Q, query_rows, c.dim),
         Part::K if !fused.qkv => return one(LoraTarget::K, kv_dim, c.dim),
         Part::V if !fused.qkv => return one(LoraTarget::V, kv_dim, c.dim),
         Part::Qkv if fused.qkv => {
-            return Some((vec![(LoraTarget::Q, q_dim), (LoraTarget::K, kv_dim), (LoraTarget::V, kv_dim)], c.dim));
+            return Some((vec![(LoraTarget::Q, query_rows), (LoraTarget::K, kv_dim), (LoraTarget::V, kv_dim)], c.dim));
         }
         Part::AttnOutput => return one(LoraTarget::AttnOutput, c.dim, q_dim),
         _ => {}

@@ -250,7 +250,10 @@ impl ModelFacts {
         // Some models have a different number of heads in each layer.
         let heads = |suffix: &str| match meta.u32_array(&key(suffix)) {
             Ok(Some(list)) => Ok(list.first().copied()),
-            _ => meta.u32(&key(suffix)),
+            _ => match meta.i32_array(&key(suffix)) {
+                Ok(Some(list)) => Ok(list.first().and_then(|&n| u32::try_from(n).ok())),
+                _ => meta.u32(&key(suffix)),
+            },
         };
         let n_heads = heads("attention.head_count")?.unwrap_or(1);
         Ok(Self {

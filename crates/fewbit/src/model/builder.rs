@@ -82,8 +82,9 @@ impl ModelBuilder {
         self
     }
 
-    /// The device that the model runs on. Default: the one named by `FEWBIT_DEVICE`, or else the CPU. A device that
-    /// cannot be used is an error: no other is tried instead. GPUs need the feature `wgpu`.
+    /// The device that the model runs on. Default: the one named by `FEWBIT_DEVICE`, or else [`DeviceName::Auto`]. A device
+    /// that was named and cannot be used is an error: no other is tried instead. NVIDIA's GPUs need the feature `cuda`, GPUs
+    /// through Vulkan or Metal the feature `wgpu`.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), fewbit::Error> {
@@ -445,6 +446,8 @@ impl ModelBuilder {
         let of_messages = (tool_style == ToolStyle::Harmony).then_some(ReasoningStyle::Harmony);
         let reasoning_style =
             self.reasoning_style.or(of_messages).or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
+        // A GPU that nobody named is replaced by the CPU if it cannot load the model.
+        let is_automatic = self.placement.is_none() && self.devices.is_automatic();
         self.load.placement = match self.placement.take() {
             Some(placement) => placement,
             None => self.devices.place(file.weights(), &self.load).map_err(|error| match error.kind() {
@@ -452,7 +455,16 @@ impl ModelBuilder {
                 _ => error,
             })?,
         };
-        let decoder = Decoder::load(file.weights(), &self.load).map_err(|error| match error {
+        let mut loaded = Decoder::load(file.weights(), &self.load);
+        match &loaded {
+            Err(ModelError::Device { device, source }) if is_automatic => {
+                tracing::warn!(target: "fewbit::device", "computing on the CPU: {device}: {source}");
+                self.load.placement = Placement::new();
+                loaded = Decoder::load(file.weights(), &self.load);
+            }
+            _ => {}
+        }
+        let decoder = loaded.map_err(|error| match error {
             ModelError::Device { device, source } => Error::new(ErrorKind::Device { device }, source),
             error => Error::file(&path, error),
         })?;

@@ -282,8 +282,10 @@ impl Engine {
         let common = common.min(other.cache.len());
         if common >= known + WORTH_SHARING {
             let mut fork = other.cache.fork();
-            if fork.truncate(common) == common {
-                self.metrics.cached_tokens += (common - known) as u64;
+            // Recurrent layers may know less of it.
+            let shared = fork.truncate(common);
+            if shared >= known + WORTH_SHARING {
+                self.metrics.cached_tokens += (shared - known) as u64;
                 self.running[index].take_over(fork);
             }
         }

@@ -42,7 +42,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Decoder, KV_PAGE, KvCache, LoraSet, ModelError, PrefixTree};
+use fewbit_model::{Decoder, KvCache, LoraSet, ModelError, PrefixTree};
 use fewbit_tokenizer::Tokenizer;
 
 pub use cancel::CancelToken;
@@ -266,7 +266,7 @@ impl Scheduler {
     /// Returns an error for a request that would not fit into the KV cache even if it ran alone.
     fn check_memory(&self, n_tokens: usize) -> Result<(), Error> {
         let (limit, page) = (self.core.kv_pages_limit(), self.core.decoder.kv_page_bytes());
-        let needed = n_tokens.div_ceil(KV_PAGE);
+        let needed = self.core.decoder.least_kv_pages(n_tokens);
         if needed > limit {
             let bytes = |pages: usize| (pages as u64).saturating_mul(page);
             let (needed_bytes, limit_bytes) = (bytes(needed), bytes(limit));
@@ -300,7 +300,7 @@ impl Scheduler {
             // If the caller is gone, nobody needs the result.
             let _ = sender.send(f(core, prefixes));
         });
-        self.shared.lock().calls.push_back(Call { n_pages: n_tokens.div_ceil(KV_PAGE), run });
+        self.shared.lock().calls.push_back(Call { n_pages: self.core.decoder.least_kv_pages(n_tokens), run });
         self.shared.changed.notify_one();
         receiver.recv().map_err(|_| ErrorKind::EngineStopped.into())
     }

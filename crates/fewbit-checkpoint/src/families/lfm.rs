@@ -1,0 +1,69 @@
+//! LFM2: short convolutions in most layers, attention in the others.
+
+use super::llama::{LLAMA, LLAMA_CLASS};
+use super::{Architecture, Class, Family, RecurrentKind};
+use crate::names::Part;
+use fewbit_quant::RopeStyle;
+
+pub(super) const FAMILY: Family = Family {
+    gguf: &[&LFM2],
+    classes: &[Class {
+        name: "Lfm2ForCausalLM",
+        model_type: "lfm2",
+        gguf: &LFM2,
+        n_heads: Some(32),
+        n_kv_heads: Some(8),
+        eps: "norm_eps",
+        tied: true,
+        rope_theta: 1e6,
+        context_length: 128_000,
+        rms_norm_eps: 1e-5,
+        ..LLAMA_CLASS
+    }],
+    modules: &[
+        (Part::AttnNorm, "operator_norm"),
+        (Part::FfnNorm, "ffn_norm"),
+        (Part::QNorm, "self_attn.q_layernorm"),
+        (Part::KNorm, "self_attn.k_layernorm"),
+        (Part::AttnOutput, "self_attn.out_proj"),
+        (Part::ConvIn, "conv.in_proj"),
+        (Part::Conv, "conv.conv"),
+        (Part::ConvOut, "conv.out_proj"),
+        (Part::Gate, "feed_forward.w1"),
+        (Part::Up, "feed_forward.w3"),
+        (Part::Down, "feed_forward.w2"),
+    ],
+    ..Family::NONE
+};
+
+const LFM2: Architecture = Architecture {
+    name: "lfm2",
+    rope_style: RopeStyle::HalfSplit,
+    has_qk_norm: true,
+    recurrent: Some(RecurrentKind::ShortConvolution),
+    output_norm: Part::EmbeddingNorm,
+    ..LLAMA
+};
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{of_class, read};
+    use crate::CheckpointError;
+    use crate::config::Recurrent;
+    use serde_json::json;
+
+    #[test]
+    fn lfm2_config_is_read() {
+        let kinds = json!(["conv", "conv", "full_attention", "conv", "full_attention", "conv"]);
+        let c = of_class("Lfm2ForCausalLM", json!({ "layer_types": kinds, "norm_eps": 1e-4, "block_multiple_of": 10 }));
+        let is_recurrent: Vec<bool> = c.layers.iter().map(|layer| layer.is_recurrent).collect();
+        assert_eq!(is_recurrent, [true, true, false, true, false, true]);
+        assert_eq!((c.recurrent, c.rms_norm_eps), (Some(Recurrent::ShortConvolution { n_taps: 3 }), 1e-4));
+        assert_eq!((c.ffn_dim, c.rope.theta, c.has_qk_norm), (50, 1e6, true), "2/3 of 64, rounded up");
+        let c = of_class("Lfm2ForCausalLM", json!({ "full_attn_idxs": [1, 4], "block_auto_adjust_ff_dim": false }));
+        assert_eq!(c.layers.iter().filter(|layer| layer.is_recurrent).count(), 4);
+        assert_eq!(c.ffn_dim, 64);
+        let biased = json!({ "architectures": ["Lfm2ForCausalLM"], "full_attn_idxs": [1], "conv_bias": true });
+        assert!(matches!(read(biased), Err(CheckpointError::UnsupportedFeature { key, .. }) if key == "conv_bias"));
+    }
+}

@@ -1,0 +1,41 @@
+//! The PTX of each module, for each architecture: made by `cargo xtask ptx`.
+
+/// Names of modules, and their texts by architecture, ascending.
+pub(super) const TEXTS: &[(&str, [&str; 2])] = &[
+    ("rows", [include_str!("rows.compute_75.ptx"), include_str!("rows.compute_80.ptx")]),
+    ("experts", [include_str!("experts.compute_75.ptx"), include_str!("experts.compute_80.ptx")]),
+    ("adapters", [include_str!("adapters.compute_75.ptx"), include_str!("adapters.compute_80.ptx")]),
+    ("ceilings", [include_str!("ceilings.compute_75.ptx"), include_str!("ceilings.compute_80.ptx")]),
+    ("attention_f16", [include_str!("attention_f16.compute_75.ptx"), include_str!("attention_f16.compute_80.ptx")]),
+    ("attention_f32", [include_str!("attention_f32.compute_75.ptx"), include_str!("attention_f32.compute_80.ptx")]),
+    ("attention_q8_0", [include_str!("attention_q8_0.compute_75.ptx"), include_str!("attention_q8_0.compute_80.ptx")]),
+    ("product_F32", [include_str!("product_F32.compute_75.ptx"), include_str!("product_F32.compute_80.ptx")]),
+    ("product_F16", [include_str!("product_F16.compute_75.ptx"), include_str!("product_F16.compute_80.ptx")]),
+    ("product_Q4_0", [include_str!("product_Q4_0.compute_75.ptx"), include_str!("product_Q4_0.compute_80.ptx")]),
+    ("product_Q4_1", [include_str!("product_Q4_1.compute_75.ptx"), include_str!("product_Q4_1.compute_80.ptx")]),
+    ("product_Q5_0", [include_str!("product_Q5_0.compute_75.ptx"), include_str!("product_Q5_0.compute_80.ptx")]),
+    ("product_Q5_1", [include_str!("product_Q5_1.compute_75.ptx"), include_str!("product_Q5_1.compute_80.ptx")]),
+    ("product_Q8_0", [include_str!("product_Q8_0.compute_75.ptx"), include_str!("product_Q8_0.compute_80.ptx")]),
+    ("product_Q2_K", [include_str!("product_Q2_K.compute_75.ptx"), include_str!("product_Q2_K.compute_80.ptx")]),
+    ("product_Q3_K", [include_str!("product_Q3_K.compute_75.ptx"), include_str!("product_Q3_K.compute_80.ptx")]),
+    ("product_Q4_K", [include_str!("product_Q4_K.compute_75.ptx"), include_str!("product_Q4_K.compute_80.ptx")]),
+    ("product_Q5_K", [include_str!("product_Q5_K.compute_75.ptx"), include_str!("product_Q5_K.compute_80.ptx")]),
+    ("product_Q6_K", [include_str!("product_Q6_K.compute_75.ptx"), include_str!("product_Q6_K.compute_80.ptx")]),
+    (
+        "product_IQ2_XXS",
+        [include_str!("product_IQ2_XXS.compute_75.ptx"), include_str!("product_IQ2_XXS.compute_80.ptx")],
+    ),
+    (
+        "product_IQ3_XXS",
+        [include_str!("product_IQ3_XXS.compute_75.ptx"), include_str!("product_IQ3_XXS.compute_80.ptx")],
+    ),
+    ("product_IQ1_S", [include_str!("product_IQ1_S.compute_75.ptx"), include_str!("product_IQ1_S.compute_80.ptx")]),
+    ("product_IQ4_NL", [include_str!("product_IQ4_NL.compute_75.ptx"), include_str!("product_IQ4_NL.compute_80.ptx")]),
+    ("product_IQ3_S", [include_str!("product_IQ3_S.compute_75.ptx"), include_str!("product_IQ3_S.compute_80.ptx")]),
+    ("product_IQ2_S", [include_str!("product_IQ2_S.compute_75.ptx"), include_str!("product_IQ2_S.compute_80.ptx")]),
+    ("product_IQ4_XS", [include_str!("product_IQ4_XS.compute_75.ptx"), include_str!("product_IQ4_XS.compute_80.ptx")]),
+    ("product_IQ1_M", [include_str!("product_IQ1_M.compute_75.ptx"), include_str!("product_IQ1_M.compute_80.ptx")]),
+    ("product_BF16", [include_str!("product_BF16.compute_75.ptx"), include_str!("product_BF16.compute_80.ptx")]),
+    ("product_TQ2_0", [include_str!("product_TQ2_0.compute_75.ptx"), include_str!("product_TQ2_0.compute_80.ptx")]),
+    ("product_MXFP4", [include_str!("product_MXFP4.compute_75.ptx"), include_str!("product_MXFP4.compute_80.ptx")]),
+];

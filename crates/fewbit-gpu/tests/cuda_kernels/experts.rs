@@ -1,0 +1,118 @@
+//! Routing, and the sums of experts' outputs.
+
+use crate::memory::{Memory, Random, assert_bits, run};
+use fewbit_gpu::cuda::kernels::{CombineParams, Route, RouteParams};
+use fewbit_kernels::math::sigmoid;
+use fewbit_model::{ExpertConfig, Gating, Routing};
+
+#[test]
+fn routes_and_their_weights_are_those_of_the_cpu() {
+    let random = &mut Random(1);
+    for (n_experts, n_used, is_normalized) in
+        [(2, 1, false), (8, 2, true), (60, 4, false), (128, 8, true), (5, 5, true)]
+    {
+        let n_rows = 9;
+        let mut scores = random.floats(n_rows * n_experts, 6.0);
+        // Equal scores, and some that differ so much that probabilities are 0.
+        scores[..n_experts].fill(1.0);
+        scores[n_experts..2 * n_experts].iter_mut().enumerate().for_each(|(i, s)| *s = -(i as f32) * 30.0);
+        scores[2 * n_experts..3 * n_experts].iter_mut().for_each(|s| *s = s.round());
+        let (memory, mut routes) = (Memory::of(&scores), Memory::<Route>::new(n_rows * n_used));
+        let params = RouteParams {
+            scores: memory.address(),
+            routes: routes.address(),
+            n_rows: n_rows as u32,
+            n_experts: n_experts as u32,
+            n_used: n_used as u32,
+            is_normalized: u32::from(is_normalized),
+            scale: 2.5,
+            unused: 0,
+        };
+        if run(&params.launch(), &params).is_none() {
+            return;
+        }
+        let config = ExpertConfig {
+            n_experts,
+            n_used,
+            ffn_dim: 1,
+            gating: Gating::Softmax,
+            groups: None,
+            scales_inputs: false,
+            is_normalized,
+            scale: 2.5,
+            shared_ffn_dim: None,
+            has_shared_gate: false,
+        };
+        let mut want = Routing::default();
+        want.route(&config, None, &scores);
+        for (i, (got, (expert, weight))) in routes.get().iter().zip(want.chosen).enumerate() {
+            assert_eq!((got.expert as usize, got.weight.to_bits()), (expert, weight.to_bits()), "route {i}");
+        }
+        routes.check();
+    }
+}
+
+/// Scores that are no numbers still give every row its experts.
+#[test]
+fn every_row_has_experts_that_exist() {
+    let scores = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 1.0, 2.0];
+    let (memory, routes) = (Memory::of(&scores), Memory::<Route>::new(4));
+    let params = RouteParams {
+        scores: memory.address(),
+        routes: routes.address(),
+        n_rows: 2,
+        n_experts: 3,
+        n_used: 2,
+        is_normalized: 1,
+        scale: 1.0,
+        unused: 0,
+    };
+    if run(&params.launch(), &params).is_none() {
+        return;
+    }
+    for routes in routes.get().chunks_exact(2) {
+        assert!(routes.iter().all(|route| route.expert < 3) && routes[0].expert != routes[1].expert, "{routes:?}");
+    }
+}
+
+#[test]
+fn combined_outputs_have_the_bits_of_the_definition() {
+    let random = &mut Random(2);
+    for (n_rows, n_cols, n_used, has_shared, has_score) in
+        [(1, 5, 1, false, false), (7, 300, 4, true, false), (33, 32, 2, true, true)]
+    {
+        let outputs = random.floats(n_rows * n_used * n_cols, 2.0);
+        let routes: Vec<_> =
+            random.floats(n_rows * n_used, 1.0).into_iter().map(|weight| Route { expert: 0, weight }).collect();
+        let (shared, score) = (random.floats(n_rows * n_cols, 2.0), random.floats(n_rows, 3.0));
+        let (outputs_memory, routes_memory) = (Memory::of(&outputs), Memory::of(&routes));
+        let (shared_memory, score_memory, mut to) =
+            (Memory::of(&shared), Memory::of(&score), Memory::new(n_rows * n_cols));
+        let params = CombineParams {
+            outputs: outputs_memory.address(),
+            routes: routes_memory.address(),
+            shared: if has_shared { shared_memory.address() } else { 0 },
+            shared_score: if has_score { score_memory.address() } else { 0 },
+            to: to.address(),
+            n_rows: n_rows as u32,
+            n_cols: n_cols as u32,
+            n_used: n_used as u32,
+            unused: 0,
+        };
+        if run(&params.launch(), &params).is_none() {
+            return;
+        }
+        let element = |i: usize| {
+            let (row, col) = (i / n_cols, i % n_cols);
+            let mut sum = 0.0f32;
+            for route in row * n_used..(row + 1) * n_used {
+                sum = outputs[route * n_cols + col].mul_add(routes[route].weight, sum);
+            }
+            let weight = if has_score { sigmoid(score[row]) } else { 1.0 };
+            if has_shared { shared[i].mul_add(weight, sum) } else { sum }
+        };
+        let want: Vec<f32> = (0..n_rows * n_cols).map(element).collect();
+        assert_bits(to.get(), &want, &format!("{n_rows} rows of {n_used} experts"));
+        to.check();
+    }
+}
