@@ -37,6 +37,7 @@ fn refused_by(arch: &Architecture) -> impl Iterator<Item = (&'static str, &'stat
         (arch.is_latent, ("attention.kv_lora_rank", "multi-head latent attention", f64::NAN)),
         (arch.has_groups, ("expert_group_count", "groups of experts", 1.0)),
         (arch.has_dense_lead, ("leading_dense_block_count", "dense layers before those with experts", 0.0)),
+        (arch.has_further_layers, ("nextn_predict_layers", "layers that predict further tokens", 0.0)),
     ];
     keys.into_iter().filter(|(is_known, _)| !is_known).map(|(_, key)| key)
 }
@@ -67,15 +68,13 @@ impl Keys<'_> {
     }
 
     /// The number of layers, without those that predict further tokens.
-    fn layers(&self, arch: &Architecture) -> Result<usize, CheckpointError> {
+    fn layers(&self) -> Result<usize, CheckpointError> {
         let all = self.required("block_count", MAX_LAYERS)?;
         let Some(further) = self.or_none("nextn_predict_layers", MAX_LAYERS)? else { return Ok(all) };
-        let (key, value) = (self.name("nextn_predict_layers"), further.to_string());
-        if !arch.has_further_layers {
-            let feature = "layers that predict further tokens";
-            return Err(CheckpointError::UnsupportedFeature { feature, key, value });
-        }
-        all.checked_sub(further).filter(|&n| n > 0).ok_or_else(|| bad(&key, value, format!("fewer than {all} layers")))
+        let key = self.name("nextn_predict_layers");
+        all.checked_sub(further)
+            .filter(|&n| n > 0)
+            .ok_or_else(|| bad(&key, further, format!("fewer than {all} layers")))
     }
 
     /// A count for which 0 means "none".
@@ -136,7 +135,7 @@ impl ModelConfig {
         };
         let keys = Keys { meta, prefix: name };
         keys.refuse(arch)?;
-        let n_layers = keys.layers(arch)?;
+        let n_layers = keys.layers()?;
         let dim = keys.required("embedding_length", MAX_WIDTH)?;
         let n_heads = keys.required("attention.head_count", MAX_WIDTH)?;
         let latent = if arch.is_latent { Some(latent(&keys)?) } else { None };
