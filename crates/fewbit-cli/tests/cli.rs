@@ -366,7 +366,6 @@ fn usage_errors_exit_with_status_2() {
         &["run", STORIES],
         &["run", STORIES, "Hi", "--temp", "warm"],
         &["run", STORIES, "Hi", "--device", "abacus"],
-        &["run", STORIES, "Hi", "--device", "cuda"],
         &["run", STORIES, "Hi", "--gpu-layers", "few"],
         &["run", STORIES, "Hi", "--gpu-memory", "6 apples"],
         &["run", STORIES, "Hi", "--cpu-experts", "most"],
