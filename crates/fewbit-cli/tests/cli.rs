@@ -358,7 +358,7 @@ fn adapters_are_applied_with_their_scales() {
 
 #[test]
 fn usage_errors_exit_with_status_2() {
-    let cases: [&[&str]; 13] = [
+    let cases: [&[&str]; 12] = [
         &["run", STORIES, "Hi", "--mx-tokens", "5"],
         &[],
         &["fly"],
