@@ -236,8 +236,11 @@ fn bits_of_quantized_models_do_not_depend_on_how_the_work_is_split() {
     }
 }
 
+/// A tensor with its name, shape, type and bytes.
+type Stored = (String, Vec<u64>, TensorType, Vec<u8>);
+
 /// A file of the converter's keys with other ones in their place, and of tensors.
-fn file_of(keys: &BTreeMap<String, Value>, tensors: &[(String, Vec<u64>, TensorType, Vec<u8>)]) -> GgufFile {
+fn file_of(keys: &BTreeMap<String, Value>, tensors: &[Stored]) -> GgufFile {
     let mut w = GgufWriter::new();
     for (key, value) in keys {
         w.set(key.clone(), value.clone());
@@ -248,7 +251,7 @@ fn file_of(keys: &BTreeMap<String, Value>, tensors: &[(String, Vec<u64>, TensorT
     GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file")
 }
 
-fn keys_and_tensors(file: &GgufFile) -> (BTreeMap<String, Value>, Vec<(String, Vec<u64>, TensorType, Vec<u8>)>) {
+fn keys_and_tensors(file: &GgufFile) -> (BTreeMap<String, Value>, Vec<Stored>) {
     let keys = file.metadata().iter().map(|(key, value)| (key.to_owned(), value.clone())).collect();
     let tensors = file.tensors().iter().map(|t| (t.name.clone(), t.shape.clone(), t.ty, file.tensor_bytes(t).to_vec()));
     (keys, tensors.collect())

@@ -1,9 +1,13 @@
 //! What the backends share: pages in buffers that grow, and the segment and the head around a plan that a backend runs.
 
+mod ceiling;
 pub(crate) mod pages;
+mod scratch;
 mod segment;
 
-pub(crate) use segment::{PlanHead, PlanSegment, Runner};
+pub(crate) use ceiling::shortest_time;
+pub(crate) use scratch::row_buffers;
+pub(crate) use segment::{Place, PlanHead, PlanSegment, Runner};
 
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,17 +1,45 @@
 //! A segment and a head of a model around the plan that a backend runs.
 
 use super::pages::Pages;
-use super::{Memory, lock};
+use super::{Memory, RESERVED_ROWS, lock};
 use crate::interpreter::refuse_collector;
-use crate::plan::Buffer;
-use fewbit_model::{AdaptedRows, AdapterPart, Head, LowRank, ModelError, Segment, StateStore, Step};
+use crate::plan::{Buffer, Plan, Weights};
+use fewbit_kernels::Cpu;
+use fewbit_model::{
+    AdaptedRows, AdapterPart, Head, KvType, LayerLoader, LoraTarget, LowRank, ModelConfig, ModelError, Segment,
+    StateStore, Step,
+};
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
+
+/// An [`Op::Adapt`](crate::plan::Op::Adapt) of a plan, where adapters add to the product of a matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    pub(crate) layer: usize,
+    pub(crate) target: LoraTarget,
+    pub(crate) from: Buffer,
+    pub(crate) to: Buffer,
+}
 
 /// A plan with its weights on a device.
 pub(crate) trait Runner: Send + 'static {
     /// The device.
     type Memory: Memory;
+
+    /// The weights of a plan while they are uploaded.
+    type Weights<'a>: Weights;
+
+    /// No weights yet.
+    fn weights(memory: &Self::Memory) -> Self::Weights<'_>;
+
+    /// A plan whose weights are uploaded. Layers of pages are relative to `first_layer`.
+    fn new(
+        memory: &Arc<Self::Memory>,
+        config: &ModelConfig,
+        plan: Plan,
+        weights: Self::Weights<'_>,
+        pages: (KvType, usize),
+    ) -> Self;
 
     /// The device's name.
     fn device(&self) -> &str;
@@ -46,9 +74,23 @@ pub(crate) struct PlanSegment<R: Runner> {
 }
 
 impl<R: Runner> PlanSegment<R> {
-    pub(crate) fn new(memory: &Arc<R::Memory>, run: R, pages: Pages<R::Memory>, layers: Range<usize>) -> Self {
+    /// Uploads some layers, which are packed by `packer`.
+    pub(crate) fn load(
+        memory: &Arc<R::Memory>,
+        packer: &Cpu,
+        loader: &mut LayerLoader<'_>,
+        layers: Range<usize>,
+    ) -> Result<Self, ModelError> {
+        let (config, kv_type) = (loader.config(), loader.kv_type());
+        let mut weights = R::weights(memory);
+        let taken = layers.clone().map(|layer| (layer, loader.layer(packer, layer)));
+        let plan = Plan::of_layers(config, taken, &mut weights)?;
+        let with_state = loader.layer_part().with_state(layers.clone());
+        let reserved = plan.scratch_bytes(RESERVED_ROWS);
+        let pages = Arc::new(Pages::new(memory, config, kv_type, with_state, reserved));
+        let run = R::new(memory, config, plan, weights, (kv_type, layers.start));
         let weight_bytes = run.weight_bytes();
-        Self { memory: Arc::clone(memory), run: Mutex::new(run), pages: Arc::new(pages), layers, weight_bytes }
+        Ok(Self { memory: Arc::clone(memory), run: Mutex::new(run), pages, layers, weight_bytes })
     }
 }
 
@@ -93,9 +135,20 @@ pub(crate) struct PlanHead<R: Runner> {
 }
 
 impl<R: Runner> PlanHead<R> {
-    pub(crate) fn new(memory: &Arc<R::Memory>, run: R, n_vocab: usize, dim: usize) -> Self {
+    /// Uploads the head, which is packed by `packer`.
+    pub(crate) fn load(
+        memory: &Arc<R::Memory>,
+        packer: &Cpu,
+        loader: &mut LayerLoader<'_>,
+    ) -> Result<Self, ModelError> {
+        let (config, kv_type) = (loader.config(), loader.kv_type());
+        let head = loader.head(packer)?;
+        let mut weights = R::weights(memory);
+        let plan = Plan::of_head(config, head, &mut weights)?;
+        let (n_vocab, dim) = (plan.shape(Buffer::Logits).width, config.dim);
+        let run = R::new(memory, config, plan, weights, (kv_type, 0));
         let (weight_bytes, most_rows) = (run.weight_bytes(), run.most_rows());
-        Self { memory: Arc::clone(memory), run: Mutex::new(run), n_vocab, dim, most_rows, weight_bytes }
+        Ok(Self { memory: Arc::clone(memory), run: Mutex::new(run), n_vocab, dim, most_rows, weight_bytes })
     }
 
     /// Runs the plan, and copies the buffer `result`, whose rows have this `width`, to `out`.

@@ -6,9 +6,9 @@
 use super::gpu::{DeviceBuffer, Gpu};
 use super::kernels::{AdaptParams, AdaptedRow, Address};
 use super::run::{Dispatch, grown};
-use crate::backend::{Memory, Part};
+use crate::backend::{Memory, Part, Place};
 use crate::plan::Buffer;
-use fewbit_model::{AdaptedRows, AdapterPart, LoraTarget, LowRank, ModelError};
+use fewbit_model::{AdaptedRows, AdapterPart, LowRank, ModelError};
 
 /// The part of an adapter for one matrix.
 struct DeviceAdapter {
@@ -28,15 +28,6 @@ pub(super) fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, Mo
     let n_bytes = a.bytes() + b.bytes();
     let (rank, n_cols, n_rows) = (adapter.rank as u32, adapter.n_cols as u32, adapter.n_rows as u32);
     Ok(AdapterPart { data: Box::new(DeviceAdapter { rank, n_cols, n_rows, a, b }), n_bytes })
-}
-
-/// An [`Op::Adapt`](crate::plan::Op::Adapt) of the plan, where adapters add to the product of a matrix.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    pub(super) layer: usize,
-    pub(super) target: LoraTarget,
-    pub(super) from: Buffer,
-    pub(super) to: Buffer,
 }
 
 /// Memory for the adapted rows of a step, and for what the first factors make of them.

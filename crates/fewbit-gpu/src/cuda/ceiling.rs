@@ -1,26 +1,20 @@
 //! What a device can do at most, as measured on it: bytes that it reads per second, and products of bytes.
 //!
 //! Each is the best of some rounds of a kernel that does nothing else, timed from the first launch to the end of the last
-//! one. A round is made longer until what a launch costs does not count.
+//! one: see [`shortest_time`].
 
 use super::gpu::Gpu;
 use super::kernels::{Ceiling, CeilingParams};
 use super::run::Dispatch;
-use crate::backend::{Memory, Part};
+use crate::backend::{Memory, Part, shortest_time};
 use fewbit_model::{DeviceCeilings, ModelError};
 use std::time::{Duration, Instant};
-
-/// A round takes at least this long.
-const SHORTEST: Duration = Duration::from_millis(20);
 
 /// The largest buffer to read: more than caches hold.
 const MOST_BYTES: u64 = 1 << 30;
 
 /// Blocks of 256 threads: more than any device runs at once.
 const BLOCKS: u32 = 4096;
-
-/// How many rounds are timed.
-const ROUNDS: usize = 3;
 
 /// Measures both.
 pub(super) fn measure(gpu: &Gpu) -> Result<DeviceCeilings, ModelError> {
@@ -49,15 +43,5 @@ fn per_launch(gpu: &Gpu, dispatch: &Dispatch) -> Result<f64, ModelError> {
         gpu.wait()?;
         Ok(start.elapsed())
     };
-    // The first one compiles.
-    round(1)?;
-    let mut n = 1;
-    while round(n)? < SHORTEST && n < 1 << 16 {
-        n *= 2;
-    }
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        best = best.min(round(n)?.as_secs_f64() / f64::from(n));
-    }
-    Ok(best)
+    shortest_time(round)
 }

@@ -1,6 +1,6 @@
 //! Runs a plan on the device: its operations become launches, and those of few rows a graph.
 
-use super::adapters::{self, AdapterScratch, Place};
+use super::adapters::{self, AdapterScratch};
 use super::driver::{self, Function, Graph};
 use super::gpu::{DeviceBuffer, Gpu};
 use super::kernels::{
@@ -10,7 +10,7 @@ use super::kernels::{
 use super::step::{Layout, Tables, TablesAt};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
-use crate::backend::{Memory, Part, Runner};
+use crate::backend::{Memory, Part, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use bytemuck::Pod;
 use fewbit_kernels::PAGE;
@@ -131,30 +131,6 @@ struct Bindings<'a> {
 }
 
 impl Run {
-    pub(super) fn new(
-        gpu: &Arc<Gpu>,
-        config: &ModelConfig,
-        plan: Plan,
-        weights: DeviceWeights<'_>,
-        (kv_type, first_layer): (KvType, usize),
-    ) -> Self {
-        let DeviceWeights { matrices, vectors, n_bytes, .. } = weights;
-        Self {
-            gpu: Arc::clone(gpu),
-            config: config.clone(),
-            plan,
-            kv_type,
-            matrices,
-            vectors,
-            weight_bytes: n_bytes,
-            first_layer,
-            scratch: None,
-            adapters: AdapterScratch::default(),
-            bound: HashMap::new(),
-            generation: 0,
-        }
-    }
-
     /// Makes sure that there are buffers for this step.
     fn allocate(&mut self, n_rows: usize, table_bytes: u64, n_pages: usize) -> Result<(), ModelError> {
         let has_room = |scratch: &Scratch| scratch.n_rows >= n_rows && scratch.tables.bytes() >= table_bytes;
@@ -179,19 +155,7 @@ impl Run {
     fn new_scratch(&self, n_rows: usize, table_bytes: u64) -> Result<Scratch, ModelError> {
         let n_rows = n_rows.next_power_of_two();
         let gpu = &*self.gpu;
-        let mut buffers = BTreeMap::new();
-        for (&buffer, shape) in &self.plan.buffers {
-            buffers.insert(buffer, gpu.buffer(4 * (n_rows * shape.rows_per_token * shape.width) as u64)?);
-        }
-        let mut forms = BTreeMap::new();
-        for kind in [ActivationKind::Q8Block32, ActivationKind::Q8Block256] {
-            let n = (n_rows * self.plan.quantized_elems(kind)) as u64;
-            if n > 0 {
-                let (block, sum) = (kind.block_elems() as u64, kind.sum_elems() as u64);
-                let form = [gpu.buffer(n)?, gpu.buffer(4 * n / block)?, gpu.buffer(4 * n / sum)?];
-                forms.insert(kind.block_elems(), form);
-            }
-        }
+        let (buffers, forms) = row_buffers(gpu, &self.plan, n_rows)?;
         let routes = |experts: &fewbit_model::ExpertConfig| -> Result<_, ModelError> {
             let (n_routes, n_experts) = (n_rows * experts.n_used, experts.n_experts);
             let group = GroupParams { n_routes: n_routes as u32, n_experts: n_experts as u32, ..Default::default() };
@@ -532,6 +496,35 @@ fn in_pages(n_rows: usize, n_pages: usize) -> bool {
 
 impl Runner for Run {
     type Memory = Gpu;
+    type Weights<'a> = DeviceWeights<'a>;
+
+    fn weights(gpu: &Gpu) -> DeviceWeights<'_> {
+        DeviceWeights::new(gpu)
+    }
+
+    fn new(
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        plan: Plan,
+        weights: DeviceWeights<'_>,
+        (kv_type, first_layer): (KvType, usize),
+    ) -> Self {
+        let DeviceWeights { matrices, vectors, n_bytes, .. } = weights;
+        Self {
+            gpu: Arc::clone(gpu),
+            config: config.clone(),
+            plan,
+            kv_type,
+            matrices,
+            vectors,
+            weight_bytes: n_bytes,
+            first_layer,
+            scratch: None,
+            adapters: AdapterScratch::default(),
+            bound: HashMap::new(),
+            generation: 0,
+        }
+    }
 
     fn device(&self) -> &str {
         &self.gpu.name

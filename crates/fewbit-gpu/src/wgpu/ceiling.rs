@@ -1,27 +1,21 @@
 //! What a device can do at most, as measured on it: bytes that it reads per second, and products of bytes.
 //!
-//! Each is the best of some rounds of a kernel that does nothing else, timed from the submission to its end. A round is made
-//! longer until the overhead of a submission does not count.
+//! Each is the best of some rounds of a kernel that does nothing else, timed from the submission to its end: see
+//! [`shortest_time`].
 
 use super::gpu::Gpu;
 use super::run::Shape;
 use super::shaders::Kernel;
 use super::step::StepShape;
-use crate::backend::Memory;
+use crate::backend::{Memory, shortest_time};
 use fewbit_model::{DeviceCeilings, ModelError};
 use std::time::{Duration, Instant};
-
-/// A round takes at least this long, and far less than what drivers allow a submission to take.
-const SHORTEST: Duration = Duration::from_millis(20);
 
 /// The largest buffer to read: more than caches hold.
 const MOST_BYTES: u64 = 512 << 20;
 
 /// Workgroups of 256 threads: more than any device runs at once.
 const GROUPS: u32 = 4096;
-
-/// How many rounds are timed.
-const ROUNDS: usize = 3;
 
 /// Measures both.
 pub(super) fn measure(gpu: &Gpu) -> Result<DeviceCeilings, ModelError> {
@@ -70,15 +64,5 @@ fn per_dispatch(gpu: &Gpu, dispatch: impl Fn(&mut wgpu::ComputePass<'_>)) -> Res
         gpu.wait()?;
         Ok(start.elapsed())
     };
-    // The first one compiles.
-    round(1)?;
-    let mut n = 1;
-    while round(n)? < SHORTEST && n < 1 << 16 {
-        n *= 2;
-    }
-    let mut best = f64::INFINITY;
-    for _ in 0..ROUNDS {
-        best = best.min(round(n)?.as_secs_f64() / f64::from(n));
-    }
-    Ok(best)
+    shortest_time(round)
 }

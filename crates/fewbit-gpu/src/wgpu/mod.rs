@@ -21,16 +21,13 @@ mod weights;
 
 pub use shaders::Arithmetic;
 
-use crate::backend::pages::Pages;
-use crate::backend::{Memory, PlanHead, PlanSegment, RESERVED_ROWS};
-use crate::plan::{Buffer, Plan};
+use crate::backend::{Memory, PlanHead, PlanSegment};
 use fewbit_kernels::{Cpu, Isa};
 use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment};
 use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
 use std::sync::Arc;
-use weights::DeviceWeights;
 
 /// A graphics API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -208,27 +205,14 @@ impl Device for WgpuDevice {
     }
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
-        let (config, kv_type) = (loader.config(), loader.kv_type());
+        let kv_type = loader.kv_type();
         if ![KvType::F16, KvType::F32].contains(&kv_type) {
             return Err(self.gpu.unsupported(format!("a KV cache in {kv_type} (choose f16)")));
         }
-        let mut weights = DeviceWeights::new(&self.gpu);
-        let taken = layers.clone().map(|layer| (layer, loader.layer(&self.packer, layer)));
-        let plan = Plan::of_layers(config, taken, &mut weights)?;
-        let with_state = loader.layer_part().with_state(layers.clone());
-        let reserved = plan.scratch_bytes(RESERVED_ROWS);
-        let pages = Pages::new(&self.gpu, config, kv_type, with_state, reserved);
-        let run = Run::new(&self.gpu, config, plan, weights, (kv_type, layers.start));
-        Ok(Box::new(PlanSegment::new(&self.gpu, run, pages, layers)))
+        Ok(Box::new(PlanSegment::<Run>::load(&self.gpu, &self.packer, loader, layers)?))
     }
 
     fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
-        let (config, kv_type) = (loader.config(), loader.kv_type());
-        let head = loader.head(&self.packer)?;
-        let mut weights = DeviceWeights::new(&self.gpu);
-        let plan = Plan::of_head(config, head, &mut weights)?;
-        let n_vocab = plan.shape(Buffer::Logits).width;
-        let run = Run::new(&self.gpu, config, plan, weights, (kv_type, 0));
-        Ok(Box::new(PlanHead::new(&self.gpu, run, n_vocab, config.dim)))
+        Ok(Box::new(PlanHead::<Run>::load(&self.gpu, &self.packer, loader)?))
     }
 }

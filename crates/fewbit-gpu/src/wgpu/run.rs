@@ -1,13 +1,13 @@
 //! Runs a plan on the device. Its operations become dispatches, which are bound to buffers for as many rows as the
 //! largest step so far.
 
-use super::adapters::{self, Place};
+use super::adapters;
 use super::gpu::{Gpu, Pipeline};
 use super::shaders::{Kernel, RowsOp};
 use super::step::{StepShape, StepTables};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
-use crate::backend::{Memory, Runner};
+use crate::backend::{Memory, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
 use fewbit_model::{AdaptedRows, AdapterPart, KvType, LowRank, ModelConfig, ModelError, Step, attention_shape};
@@ -110,29 +110,6 @@ fn size_of(n_tokens: usize) -> usize {
 const FIRST_PAGES: usize = 64;
 
 impl Run {
-    pub(super) fn new(
-        gpu: &Arc<Gpu>,
-        config: &ModelConfig,
-        plan: Plan,
-        weights: DeviceWeights<'_>,
-        (kv_type, first_layer): (KvType, usize),
-    ) -> Self {
-        let DeviceWeights { matrices, vectors, n_bytes, .. } = weights;
-        let step = gpu.uniform(bytemuck::bytes_of(&StepShape::default()));
-        Self {
-            gpu: Arc::clone(gpu),
-            config: config.clone(),
-            plan,
-            kv_type,
-            matrices,
-            vectors,
-            weight_bytes: n_bytes,
-            first_layer,
-            step,
-            bound: [None, None, None],
-        }
-    }
-
     /// Makes sure that there are buffers for this many rows, and dispatches that use them.
     fn bind(
         &mut self,
@@ -173,20 +150,7 @@ impl Run {
     }
 
     fn scratch(&self, n_tokens: usize, n_tables: usize, n_angles: usize) -> Result<Scratch, ModelError> {
-        let mut buffers = BTreeMap::new();
-        for (&buffer, shape) in &self.plan.buffers {
-            let n = n_tokens * shape.rows_per_token * shape.width;
-            buffers.insert(buffer, self.gpu.buffer(4 * n as u64)?);
-        }
-        let mut forms = BTreeMap::new();
-        for kind in [ActivationKind::Q8Block32, ActivationKind::Q8Block256] {
-            let n = (n_tokens * self.plan.quantized_elems(kind)) as u64;
-            if n > 0 {
-                let (block, sum) = (kind.block_elems() as u64, kind.sum_elems() as u64);
-                let form = [self.gpu.buffer(n)?, self.gpu.buffer(4 * n / block)?, self.gpu.buffer(4 * n / sum)?];
-                forms.insert(kind.block_elems(), form);
-            }
-        }
+        let (buffers, forms) = row_buffers(&*self.gpu, &self.plan, n_tokens)?;
         let n_used = self.config.experts.map_or(0, |experts| experts.n_used);
         let angles = n_angles.max(n_tokens * (4 * self.config.head_dim + 1));
         let tables = (n_tables + FIRST_PAGES).next_power_of_two();
@@ -406,6 +370,34 @@ impl Run {
 
 impl Runner for Run {
     type Memory = Gpu;
+    type Weights<'a> = DeviceWeights<'a>;
+
+    fn weights(gpu: &Gpu) -> DeviceWeights<'_> {
+        DeviceWeights::new(gpu)
+    }
+
+    fn new(
+        gpu: &Arc<Gpu>,
+        config: &ModelConfig,
+        plan: Plan,
+        weights: DeviceWeights<'_>,
+        (kv_type, first_layer): (KvType, usize),
+    ) -> Self {
+        let DeviceWeights { matrices, vectors, n_bytes, .. } = weights;
+        let step = gpu.uniform(bytemuck::bytes_of(&StepShape::default()));
+        Self {
+            gpu: Arc::clone(gpu),
+            config: config.clone(),
+            plan,
+            kv_type,
+            matrices,
+            vectors,
+            weight_bytes: n_bytes,
+            first_layer,
+            step,
+            bound: [None, None, None],
+        }
+    }
 
     fn device(&self) -> &str {
         &self.gpu.name
