@@ -348,6 +348,20 @@ fn device_without_memory_for_more_pages_computes_fewer_requests_at_once() {
     }
 }
 
+/// The tokens of a text with an adapter, of which `stop` is told the number of each piece, and those of a chat after it.
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+fn adapted(model: &Model, adapter: &std::path::Path, stop: impl Fn(usize)) -> (Vec<u32>, Vec<u32>) {
+    let lora = model.load_lora(adapter).unwrap();
+    let request = model.generate(TEXT).lora(&lora, 0.7).temperature(0.0).max_tokens(16).ignore_eos(true);
+    let mut tokens = Vec::new();
+    for (i, piece) in request.stream().unwrap().enumerate() {
+        tokens.extend(piece.unwrap().token_ids);
+        stop(i);
+    }
+    let mut chat = model.chat().temperature(0.0).max_tokens(4).start().unwrap();
+    (tokens, chat.send("Who?").unwrap().tokens)
+}
+
 /// Over a driver of CUDA that runs the kernels on the CPU.
 #[cfg(feature = "cuda")]
 mod cuda {
@@ -356,7 +370,7 @@ mod cuda {
     use fewbit::expert::engine::{Device, Placement};
     use fewbit_gpu::cuda::CudaDevice;
 
-    use super::{TEXT, adapter, assert_moved};
+    use super::{TEXT, adapted, adapter, assert_moved};
     use crate::fake_driver::FakeDriver;
     use crate::{load, stories, together};
 
@@ -374,20 +388,9 @@ mod cuda {
         let Some((placement, driver)) = placement(1 << 30) else { return };
         let model = load(|b| b.placement(placement));
         assert!(model.placement().iter().any(|part| part.device == "cuda:0 (a GPU of the tests)"));
-        let run = |model: &fewbit::Model, stop: &dyn Fn(usize)| {
-            let lora = model.load_lora(&path).unwrap();
-            let request = model.generate(TEXT).lora(&lora, 0.7).temperature(0.0).max_tokens(16).ignore_eos(true);
-            let mut tokens = Vec::new();
-            for (i, piece) in request.stream().unwrap().enumerate() {
-                tokens.extend(piece.unwrap().token_ids);
-                stop(i);
-            }
-            let mut chat = model.chat().temperature(0.0).max_tokens(4).start().unwrap();
-            (tokens, chat.send("Who?").unwrap().tokens)
-        };
-        let want = run(stories(), &|_| {});
+        let want = adapted(stories(), &path, |_| {});
         // In the middle of a later step.
-        let got = run(&model, &|i| {
+        let got = adapted(&model, &path, |i| {
             if i == 5 {
                 driver.lose_after(40)
             }
@@ -421,7 +424,7 @@ mod gpu {
     use fewbit::{DeviceName, ErrorKind, Inspection, Model, ModelBuilder, ModelPart, devices, expert};
     use fewbit_gpu::wgpu::{Arithmetic, Backend, WgpuDevice};
 
-    use super::{TEXT, adapter, assert_moved};
+    use super::{TEXT, adapted, adapter, assert_moved};
     use crate::{STORIES, load, stories};
 
     /// The first adapter, opened anew; `None`, in a line that the test harness does not hide, if there is none.
@@ -448,19 +451,8 @@ mod gpu {
             let placement = Placement::new().cpu(4).device(1, device.clone()).head(device.clone());
             let model = load(|b| b.placement(placement));
             assert!(model.placement().iter().any(|part| !part.is_host));
-            let run = |model: &fewbit::Model, stop: &dyn Fn(usize)| {
-                let lora = model.load_lora(&path).unwrap();
-                let request = model.generate(TEXT).lora(&lora, 0.7).temperature(0.0).max_tokens(16).ignore_eos(true);
-                let mut tokens = Vec::new();
-                for (i, piece) in request.stream().unwrap().enumerate() {
-                    tokens.extend(piece.unwrap().token_ids);
-                    stop(i);
-                }
-                let mut chat = model.chat().temperature(0.0).max_tokens(4).start().unwrap();
-                (tokens, chat.send("Who?").unwrap().tokens)
-            };
-            let want = run(stories(), &|_| {});
-            let got = run(&model, &|i| {
+            let want = adapted(stories(), &path, |_| {});
+            let got = adapted(&model, &path, |i| {
                 if i == 5 {
                     device.destroy()
                 }

@@ -57,23 +57,28 @@ impl Cpu {
 
     /// Makes the RMS norm of `x` (`[n_rows, weight.len()]`) the batch: `x / sqrt(mean(x^2) + eps) * weight`.
     pub fn rms_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
-        let n_cols = weight.len();
-        let n_rows = x.len() / n_cols;
-        assert_eq!(x.len(), n_rows * n_cols, "whole rows");
-        let make = |row, _, y: &mut [f32]| {
-            elementwise::rms_norm(self.isa(), &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
-        };
-        self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
+        let norm = |row: &[f32], y: &mut [f32]| elementwise::rms_norm(self.isa(), row, weight, eps, y);
+        self.norm(x, weight.len(), kinds, out, norm);
     }
 
     /// Makes the layer norm of `x` (`[n_rows, weight.len()]`) the batch: the RMS norm of `x - mean(x)`.
     pub fn layer_norm(&self, x: &[f32], weight: &[f32], eps: f32, kinds: ActivationKinds, out: &mut Activations) {
-        let n_cols = weight.len();
+        let norm = |row: &[f32], y: &mut [f32]| elementwise::layer_norm(self.isa(), row, weight, eps, y);
+        self.norm(x, weight.len(), kinds, out, norm);
+    }
+
+    /// Makes what `norm` writes for each row of `x` (`[n_rows, n_cols]`) the batch.
+    fn norm(
+        &self,
+        x: &[f32],
+        n_cols: usize,
+        kinds: ActivationKinds,
+        out: &mut Activations,
+        norm: impl Fn(&[f32], &mut [f32]) + Sync,
+    ) {
         let n_rows = x.len() / n_cols;
         assert_eq!(x.len(), n_rows * n_cols, "whole rows");
-        let make = |row, _, y: &mut [f32]| {
-            elementwise::layer_norm(self.isa(), &x[row * n_cols..(row + 1) * n_cols], weight, eps, y);
-        };
+        let make = |row: usize, _, y: &mut [f32]| norm(&x[row * n_cols..(row + 1) * n_cols], y);
         self.fill(n_rows, n_cols, kinds, out, Making::Whole, make);
     }
 

@@ -1,6 +1,9 @@
 //! Attention and the row operations: the bits of the definition on every instruction set, number of threads
 //! and split of the queries; and the values of a float64 computation.
 
+#[path = "support/floats.rs"]
+mod floats;
+
 use fewbit_kernels::KvElement;
 use fewbit_kernels::kv::Q8;
 use fewbit_kernels::math::{exp, tanh, tree_sum};
@@ -8,16 +11,8 @@ use fewbit_kernels::{
     ActivationKinds, Activations, AttentionSequence, AttentionShape, Cpu, Isa, KvFloat, KvPage, KvPageMut, PAGE,
     RopeStyle,
 };
+use floats::{bits, random};
 use half::f16;
-
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0
-    };
-    (0..n).map(|_| next() * 2.0).collect()
-}
 
 /// A cache of one layer.
 struct Cache<T> {
@@ -103,10 +98,6 @@ fn definition<T: KvFloat>(
         }
     };
     out.iter().map(|o| o * scale).collect()
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]

@@ -1,23 +1,14 @@
 //! Convolutions and gated delta rules: the bits of the definition on every instruction set and number of threads, however
 //! the tokens are cut; and the values of a float64 computation.
 
+#[path = "support/floats.rs"]
+mod floats;
+
 use fewbit_kernels::math::{exp, silu, tree_sum};
 use fewbit_kernels::{
     Convolution, ConvolutionRows, Cpu, DeltaRows, DeltaShape, DeltaStep, Isa, StateRule, delta_gates,
 };
-
-fn random(n: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as f32 / (1u64 << 30) as f32 - 1.0
-    };
-    (0..n).map(|_| next() * 2.0).collect()
-}
-
-fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
-}
+use floats::{bits, random};
 
 /// Every instruction set with one and with two threads.
 fn cpus() -> impl Iterator<Item = Cpu> {

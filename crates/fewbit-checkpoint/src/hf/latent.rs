@@ -87,7 +87,7 @@ impl Builder<'_> {
         let (of, n_columns) = (latent.plain_dim + latent.value_dim, latent.kv_rank);
         let expected = vec![(n_heads * of) as u64, n_columns as u64];
         if shape != expected || ty.row_bytes(n_columns).is_none() {
-            let name = stored.tensors().first().map_or_else(String::new, |tensor| tensor.name.clone());
+            let name = stored.file_name();
             return Err(CheckpointError::TensorShape { name, expected, found: shape });
         }
         let turned = Turned { stored: Box::new(stored.clone()), ty, of, n: latent.plain_dim, n_columns };

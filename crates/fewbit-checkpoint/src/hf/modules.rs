@@ -124,6 +124,11 @@ impl Stored {
             Self::Ints(ints) => [&ints.codes, &ints.scales].into_iter().chain(&ints.zeros).collect(),
         }
     }
+
+    /// The name of the first of these, for errors.
+    pub(super) fn file_name(&self) -> String {
+        self.tensors().first().map_or_else(String::new, |tensor| tensor.name.clone())
+    }
 }
 
 /// The tensors of the model under their GGUF names, and how each is stored in the files.
@@ -306,7 +311,7 @@ impl Builder<'_> {
             let n_rows = (n_heads * self.config.head_dim) as u64;
             if shape.first() != Some(&n_rows) {
                 let expected = [n_rows].into_iter().chain(shape.get(1).copied()).collect();
-                let name = stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
+                let name = stored.file_name();
                 return Err(CheckpointError::TensorShape { name, expected, found: shape });
             }
         }
@@ -330,7 +335,7 @@ impl Builder<'_> {
             };
             return self.add_in_order(name, shape, ty, stored, Order::Same);
         };
-        let file_name = stored.tensors().first().map_or_else(String::new, |tensor| tensor.name.clone());
+        let file_name = stored.file_name();
         let expect = |n_rows: usize| match shape.first() {
             Some(&n) if n == n_rows as u64 => Ok(()),
             _ => {
@@ -404,13 +409,12 @@ impl Builder<'_> {
         stored: Stored,
         order: Order,
     ) -> Result<(), CheckpointError> {
-        let file_name = |stored: &Stored| stored.tensors().first().map_or_else(String::new, |t| t.name.clone());
         if let Some((_, other)) = self.tensors.get(&name) {
-            return Err(HfError::Ambiguous { first: file_name(&other.stored), second: file_name(&stored) }.into());
+            return Err(HfError::Ambiguous { first: other.stored.file_name(), second: stored.file_name() }.into());
         }
         let Some(n_bytes) = tensor_bytes(&shape, ty) else {
             let expected = vec![1, ty.block_elems() as u64];
-            return Err(HfError::PartShape { name: file_name(&stored), expected, found: shape }.into());
+            return Err(HfError::PartShape { name: stored.file_name(), expected, found: shape }.into());
         };
         self.tensors.add(TensorInfo { name, shape, ty, offset: 0, n_bytes }, Entry { stored, order });
         Ok(())
