@@ -28,6 +28,14 @@ TEMPLATES = {
     "Qwen3-Coder": "Qwen3Coder",
     "Qwen3.5-4B": "Qwen3Coder",
     "NVIDIA-Nemotron-3-Nano-30B-A3B-BF16": "Qwen3Coder",
+    "GLM-4.6": "Glm",
+    "GLM-4.7-Flash": "Glm",
+    "LFM2.5-8B-A1B": "Lfm2",
+    "ByteDance-Seed-OSS": "Seed",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "DeepSeekR1",
+    "deepseek-ai-DeepSeek-V3.1": "DeepSeekV31",
+    "moonshotai-Kimi-K2": "Kimi",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "Cohere",
     "meta-llama-Llama-3.1-8B-Instruct": "Llama3Json",
     "meta-llama-Llama-3.2-3B-Instruct": "Llama3Json",
     "meta-llama-Llama-3.3-70B-Instruct": "Llama3Json",
@@ -78,11 +86,17 @@ def written(template, calls, said):
     # Not inside a mark: `<think>` and `<tool_call>` begin alike.
     while begin and with_calls[begin - 1] in "<t[" and not with_calls[:begin].endswith("assistant"):
         begin -= 1
+    opening = with_calls.rfind("<", 0, begin)
+    if opening >= 0 and ">" not in with_calls[opening:begin]:
+        begin = opening
     end_of_answer = plain[plain.index("ZWORDZ") + 6 :]
     text = with_calls[begin:]
     # What follows the calls: the end of the answer, then the results.
-    mark = next(m for m in (end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>") if m and m in text)
-    return text[: text.index(mark)]
+    marks = (end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|observation|>",
+             "<seed:eos>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
+    mark = next(m for m in marks if m and m in text)
+    # Command R's plan, which is empty.
+    return text[: text.index(mark)].removeprefix("<|START_THINKING|><|END_THINKING|>")
 
 
 def main():
@@ -95,6 +109,9 @@ def main():
             for said in ("", "Let me see."):
                 # One call per message, and a text with it is reasoning.
                 if style == "Harmony" and (case == "two" or said):
+                    continue
+                # Its template writes quotes in texts as they are.
+                if style == "Lfm2" and case in ("values", "marks"):
                     continue
                 try:
                     text = written(template, calls, said)

@@ -18,9 +18,16 @@ const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}
 const REASONING_TEMPLATE: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
     {% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
 
-const STYLES: [ToolStyle; 12] = [
+const STYLES: [ToolStyle; 19] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
+    ToolStyle::Glm,
+    ToolStyle::Lfm2,
+    ToolStyle::Seed,
+    ToolStyle::DeepSeekR1,
+    ToolStyle::DeepSeekV31,
+    ToolStyle::Kimi,
+    ToolStyle::Cohere,
     ToolStyle::Llama3Json,
     ToolStyle::Llama3Pythonic,
     ToolStyle::MistralList,

@@ -74,6 +74,17 @@ const GPT4O: Step = Step::words(&[
     SYMBOLS_SLASH,
 ]);
 
+/// GPT-4o's words without Chinese characters, which are pieces of their own.
+const KIMI: Step = Step::words(&[
+    r"[\p{Han}]+",
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+",
+    OPTIONAL_CONTRACTION,
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*",
+    OPTIONAL_CONTRACTION,
+    r"|\p{N}{1,3}",
+    SYMBOLS,
+]);
+
 /// DeepSeek-V3's last step; digits and CJK are split off before it.
 const DEEPSEEK3: Step = Step::words(&[
     r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"##,
@@ -179,6 +190,7 @@ const TABLE: &[PreTokenizer] = &[
         add_bos: false,
         nfc: false,
     },
+    PreTokenizer { names: &["kimi-k2"], steps: &[KIMI], ignore_merges: false, add_bos: false, nfc: false },
     PreTokenizer {
         names: &["deepseek-llm"],
         steps: &[

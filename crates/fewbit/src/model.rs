@@ -409,7 +409,7 @@ impl Model {
     /// The control tokens that mark reasoning and calls.
     pub(crate) fn shown_marks(&self) -> Vec<u32> {
         let reasoning = ReasoningStyle::ALL.into_iter().filter_map(ReasoningStyle::marks).flat_map(|(a, b)| [a, b]);
-        let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| [Some(mark.text), mark.end]).flatten();
+        let calls = ToolStyle::Generic.marks().iter().flat_map(|mark| mark.all());
         let headers: &[&str] = match self.tool_style() {
             ToolStyle::Harmony => &crate::tools::HARMONY_MARKS,
             _ => &[],

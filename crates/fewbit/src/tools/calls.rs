@@ -3,6 +3,7 @@
 //! ```text
 //! {"name": "f", "arguments": {..}}                   also `parameters`; an `id` may be there
 //! {"type": "function", "function": {"name": ..}}     the wrapper of chat interfaces; {"function": "f", ..} too
+//! {"tool_call_id": "0", "tool_name": "f", ..}        Cohere
 //! [{..}, {..}]                                       and {"tool_calls": [{..}, {..}]}
 //! ```
 //!
@@ -14,7 +15,7 @@ use serde_json::{Map, Value};
 use super::parser::{Input, Out, Outcome};
 use super::scan::{Event, Scanner};
 
-const NAMES: [&str; 2] = ["name", "function"];
+const NAMES: [&str; 3] = ["name", "function", "tool_name"];
 const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
 const IDS: [&str; 3] = ["id", "call_id", "tool_call_id"];
 
@@ -232,7 +233,7 @@ impl Object {
             }
             Event::StringEnd if depth == self.depth => {
                 let key = self.key.as_str();
-                if key == "name" || (key == "function" && self.name.is_none()) {
+                if key == "name" || (NAMES.contains(&key) && self.name.is_none()) {
                     self.name = string();
                 } else if IDS.contains(&key) {
                     self.id = string();

@@ -3,6 +3,13 @@
 //! ```text
 //! Hermes          <tool_call>\n{"name": "f", "arguments": {..}}\n</tool_call>
 //! Qwen3Coder      <tool_call>\n<function=f>\n<parameter=a>\n..\n</parameter>\n</function>\n</tool_call>
+//! Glm             <tool_call>f\n<arg_key>a</arg_key>\n<arg_value>..</arg_value>\n</tool_call>
+//! Lfm2            <|tool_call_start|>[f(a=1, b='x'), g()]<|tool_call_end|>
+//! Seed            <seed:tool_call>\n<function=f>\n<parameter=a>..</parameter>\n</function>\n</seed:tool_call>
+//! DeepSeekR1      function SEPARATOR f\n```json\n{..}\n```, between marks
+//! DeepSeekV31     f SEPARATOR {..}, between marks
+//! Kimi            functions.f:0 SEPARATOR {..}, between marks
+//! Cohere          <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {..}}, {..}]<|END_ACTION|>
 //! Llama3Json      {"name": "f", "parameters": {..}}; {..}
 //! Llama3Pythonic  [f(a=1, b='x'), g()]
 //! MistralList     [TOOL_CALLS][{"name": "f", "arguments": {..}, "id": ".."}, {..}]
@@ -106,26 +113,57 @@ impl Writer<'_> {
         let rule = format!("call_{i}");
         let body = match self.style {
             ToolStyle::Llama3Json => format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?),
-            ToolStyle::Llama3Pythonic => match Parameters::of(&schema, is_python_name) {
+            ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 => match Parameters::of(&schema, is_python_name) {
                 Some(parameters) if is_plain_name(name) => {
                     format!("{} {} \")\"", literal(&format!("{name}(")), self.python(i, &parameters)?)
                 }
                 _ => {
-                    let body = format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?);
+                    let key = if self.style == ToolStyle::Lfm2 { "arguments" } else { "parameters" };
+                    let body = format!("{} {} \"}}\"", object(key), self.json(i, &schema)?);
                     let _ = writeln!(self.rules, "{rule}: {body}");
                     return Ok(Form::Json(rule));
                 }
             },
-            ToolStyle::Qwen3Coder => {
+            ToolStyle::Qwen3Coder | ToolStyle::Seed => {
+                let tags = if self.style == ToolStyle::Seed { &SEED } else { &QWEN };
                 if name.contains(['<', '>', '\n']) || name.trim() != name || name.is_empty() {
                     return Err(unwritable(name, self.style));
                 }
                 let open = literal(&format!("<function={name}>\n"));
                 let close = literal("</function>");
                 match Parameters::of(&schema, is_xml_name) {
-                    Some(parameters) => format!("{open} {} {close}", self.xml(i, &parameters)?),
+                    Some(parameters) => format!("{open} {} {close}", self.xml(i, &parameters, tags)?),
                     None => format!("{open} {} {}", self.json(i, &schema)?, literal("\n</function>")),
                 }
+            }
+            ToolStyle::Glm => match Parameters::of(&schema, is_xml_name) {
+                Some(parameters) if is_plain_name(name) => {
+                    format!("{} {}", literal(&format!("{name}\n")), self.xml(i, &parameters, &GLM)?)
+                }
+                _ => format!("\"\\n\" {} {} \"}}\" \"\\n\"", object("arguments"), self.json(i, &schema)?),
+            },
+            ToolStyle::DeepSeekR1 | ToolStyle::DeepSeekV31 | ToolStyle::Kimi => {
+                if !is_plain_name(name) {
+                    return Err(unwritable(name, self.style));
+                }
+                let (marks, json) = (self.style.section(), self.json(i, &schema)?);
+                let (begin, separator, end) =
+                    (self.mark(marks.begin), self.mark(marks.separator), self.mark(marks.end));
+                match self.style {
+                    ToolStyle::DeepSeekR1 => {
+                        let (head, fence) = (literal(&format!("{name}\n```json\n")), literal("\n```"));
+                        format!("{begin} {} {separator} {head} {json} {fence} {end}", literal("function"))
+                    }
+                    ToolStyle::DeepSeekV31 => format!("{begin} {} {separator} {json} {end}", literal(name)),
+                    _ => {
+                        let head = literal(&format!("functions.{name}:"));
+                        format!("{begin} {head} /[0-9]{{1,3}}/ {separator} {json} {end}")
+                    }
+                }
+            }
+            ToolStyle::Cohere => {
+                let head = literal(&format!("\", \"tool_name\": {quoted}, \"parameters\": "));
+                format!("{} /[0-9]{{1,3}}/ {head} {} \"}}\"", literal("{\"tool_call_id\": \""), self.json(i, &schema)?)
             }
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
                 if !is_plain_name(name) {
@@ -167,13 +205,43 @@ impl Writer<'_> {
                 let (open, close) = (self.mark("<tool_call>"), self.mark("</tool_call>"));
                 several(&format!("({open} \"\\n\" call \"\\n\" {close})"), "\n")
             }
+            ToolStyle::Glm => {
+                let (open, close) = (self.mark("<tool_call>"), self.mark("</tool_call>"));
+                several(&format!("({open} call {close})"), "\n")
+            }
+            ToolStyle::Seed => {
+                let (open, close) = (self.mark("<seed:tool_call>"), self.mark("</seed:tool_call>"));
+                several(&format!("({open} \"\\n\" call \"\\n\" {close})"), "\n")
+            }
+            ToolStyle::DeepSeekR1 | ToolStyle::DeepSeekV31 => {
+                let (open, close) = (self.mark("<｜tool▁calls▁begin｜>"), self.mark("<｜tool▁calls▁end｜>"));
+                let between = if self.style == ToolStyle::DeepSeekR1 { "\n" } else { "" };
+                format!("{open} {} {close}", several("call", between))
+            }
+            ToolStyle::Kimi => {
+                let open = self.mark("<|tool_calls_section_begin|>");
+                format!("{open} {} {}", several("call", ""), self.mark("<|tool_calls_section_end|>"))
+            }
+            ToolStyle::Cohere => {
+                let (open, close) = (self.mark("<|START_ACTION|>"), self.mark("<|END_ACTION|>"));
+                format!("{open} {} {} {} {close}", literal("[\n    "), several("call", ",\n    "), literal("\n]"))
+            }
             ToolStyle::Llama3Json => several("call", "; "),
-            ToolStyle::Llama3Pythonic => {
-                let (plain_calls, json_calls) = (list(), several("json_call", "; "));
-                match (plain.is_empty(), json.is_empty()) {
-                    (false, true) => plain_calls,
+            ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 => {
+                let json_calls = match self.style {
+                    ToolStyle::Lfm2 => format!("\"[\" {} \"]\"", several("json_call", ", ")),
+                    _ => several("json_call", "; "),
+                };
+                let calls = match (plain.is_empty(), json.is_empty()) {
+                    (false, true) => list(),
                     (true, _) => json_calls,
-                    (false, false) => format!("{plain_calls} | {json_calls}"),
+                    (false, false) => format!("({} | {json_calls})", list()),
+                };
+                match self.style {
+                    ToolStyle::Lfm2 => {
+                        format!("{} {calls} {}", self.mark("<|tool_call_start|>"), self.mark("<|tool_call_end|>"))
+                    }
+                    _ => calls,
                 }
             }
             ToolStyle::MistralList => format!("{} {}", self.mark("[TOOL_CALLS]"), list()),
@@ -213,16 +281,16 @@ impl Writer<'_> {
         Ok(name.to_owned())
     }
 
-    fn xml(&mut self, i: usize, parameters: &Parameters) -> Result<String, Error> {
+    fn xml(&mut self, i: usize, parameters: &Parameters, tags: &Tags) -> Result<String, Error> {
         let mut all = String::new();
         for (j, parameter) in parameters.0.iter().enumerate() {
-            let open = literal(&format!("<parameter={}>\n", parameter.name));
-            let close = literal("\n</parameter>\n");
+            let open = literal(&tags.open.replace("{}", &parameter.name));
+            let close = literal(&format!("{}{}\n", tags.before_end, tags.end));
             let rule = format!("value_{i}_{j}");
             let value = match &parameter.kind {
                 // The first end mark ends the text.
                 Kind::Text => {
-                    let _ = writeln!(self.rules, "{rule}[suffix={}]: /(?s:.*)/", literal("</parameter>"));
+                    let _ = writeln!(self.rules, "{rule}[suffix={}]: /(?s:.*)/", literal(tags.end));
                     format!("{rule} \"\\n\"")
                 }
                 Kind::OneOf(texts) => {
@@ -271,6 +339,19 @@ impl Writer<'_> {
         Ok(first)
     }
 }
+
+/// The tags around an argument whose value has no quotes.
+struct Tags {
+    /// Before the value, with `{}` for the argument's name.
+    open: &'static str,
+    /// Between the value and its end mark, unless the value is any text.
+    before_end: &'static str,
+    end: &'static str,
+}
+
+const QWEN: Tags = Tags { open: "<parameter={}>\n", before_end: "\n", end: "</parameter>" };
+const SEED: Tags = Tags { open: "<parameter={}>", before_end: "", end: "</parameter>" };
+const GLM: Tags = Tags { open: "<arg_key>{}</arg_key>\n<arg_value>", before_end: "", end: "</arg_value>" };
 
 /// The schema of a tool's arguments, which must be an object.
 fn arguments(tool: &Tool) -> Result<Value, Error> {

@@ -13,6 +13,8 @@
 //! named.rs     Mistral: name, id, arguments
 //! harmony.rs   gpt-oss: messages with headers
 //! python.rs    Llama: [f(a=1, b='x')]
+//! section.rs   DeepSeek, Kimi: calls between marks of their own
+//! pairs.rs     GLM: a name, <arg_key>a</arg_key><arg_value>1</arg_value>, typed likewise
 //! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
 //! reader.rs    parts to the pieces of a stream, and to the whole answer
 //! write.rs     calls as a model of each style writes them
@@ -62,10 +64,12 @@ mod harmony;
 mod history;
 mod named;
 mod out;
+mod pairs;
 mod parser;
 mod python;
 mod reader;
 mod scan;
+mod section;
 mod style;
 #[cfg(test)]
 mod tests;

@@ -190,6 +190,23 @@ impl Out {
     }
 }
 
+/// Consumes white space.
+pub(super) fn skip_space(input: &mut Input, out: &mut Out) {
+    while input.rest().starts_with(|c: char| c.is_whitespace()) {
+        out.attempt.extend(input.next());
+    }
+}
+
+/// What a format makes of a piece of a call.
+pub(super) enum Step {
+    /// There may be more to read.
+    On,
+    /// More text is needed.
+    Wait,
+    /// The call is complete.
+    Done,
+}
+
 /// How many bytes at the end of `text` may be the beginning of `mark`.
 pub(super) fn overlap(text: &str, mark: &str) -> usize {
     (1..mark.len().min(text.len() + 1))

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use super::calls::JsonCalls;
 use super::harmony::Harmony;
 use super::named::Named;
-pub(super) use super::out::{Input, Out, overlap};
+pub(super) use super::out::{Input, Out, overlap, skip_space};
+use super::pairs::Pairs;
 use super::python::Python;
+use super::section::{FENCE, SectionCall};
 use super::style::{Mark, ReasoningStyle, ToolStyle};
 use super::xml::Xml;
 use super::{MalformedCall, Tool, ToolCall};
@@ -105,6 +107,8 @@ enum Body {
     Named(Named),
     Python(Box<Python>),
     Xml(Box<Xml>),
+    Pairs(Box<Pairs>),
+    Section(Box<SectionCall>),
     /// After a value.
     After,
 }
@@ -144,8 +148,6 @@ struct Line {
     begin: String,
     is_fenced: bool,
 }
-
-const FENCE: &str = "```";
 
 impl Line {
     fn push(&mut self, text: &str) {
@@ -524,7 +526,7 @@ impl Parser {
     fn step_call(&mut self, mut call: Call) -> bool {
         let (input, out) = (&mut self.input, &mut self.out);
         let outcome = match &mut call.body {
-            Body::Opening => match Self::open(call.mark, input, out) {
+            Body::Opening => match Self::open(self.style, call.mark, input, out) {
                 Ok(Some(body)) => {
                     call.body = body;
                     self.state = State::Call(call);
@@ -541,6 +543,8 @@ impl Parser {
             Body::Named(named) => named.feed(input, out),
             Body::Python(python) => python.feed(input, out),
             Body::Xml(xml) => xml.feed(input, out),
+            Body::Pairs(pairs) => pairs.feed(input, out),
+            Body::Section(section) => section.feed(input, out),
             Body::After => return self.step_after(call),
         };
         match outcome {
@@ -572,29 +576,34 @@ impl Parser {
     }
 
     /// Chooses the format of the text that follows a mark.
-    fn open(mark: Option<&Mark>, input: &mut Input, out: &mut Out) -> Result<Option<Body>, String> {
+    fn open(style: ToolStyle, mark: Option<&Mark>, input: &mut Input, out: &mut Out) -> Result<Option<Body>, String> {
+        let section = mark.and_then(|mark| mark.section);
         let mark = mark.map_or("", |mark| mark.text);
         let json = || Ok(Some(Body::Json(Box::new(JsonCalls::new(true)))));
         if mark == "<function=" {
             return Ok(Some(Body::Xml(Box::new(Xml::named()))));
         }
-        while input.rest().starts_with(|c: char| c.is_whitespace()) {
-            out.attempt.extend(input.next());
-        }
+        skip_space(input, out);
         let Some(first) = input.rest().chars().next() else { return Ok(None) };
+        if let Some(marks) = section.filter(|_| first == '<') {
+            return Ok(Some(Body::Section(Box::new(SectionCall::new(marks)))));
+        }
         let is_name = |c: char| c.is_alphanumeric() || c == '_';
         match (mark, first) {
-            ("<|python_tag|>", '[') => match input.rest()[1..].trim_start().chars().next() {
+            ("<|python_tag|>" | "<|tool_call_start|>", '[') => match input.rest()[1..].trim_start().chars().next() {
                 None => Ok(None),
                 Some('{') => json(),
                 Some(_) => Ok(Some(Body::Python(Box::new(Python::list(true))))),
             },
             (_, '{' | '[') => json(),
-            ("<tool_call>", '<') => match input.begins("<function=") {
+            ("<tool_call>" | "<seed:tool_call>", '<') => match input.begins("<function=") {
                 Some(true) => Ok(Some(Body::Xml(Box::new(Xml::new())))),
                 Some(false) => Err("neither JSON nor a function follows its mark".to_owned()),
                 None => Ok(None),
             },
+            ("<tool_call>", c) if is_name(c) && matches!(style, ToolStyle::Glm | ToolStyle::Generic) => {
+                Ok(Some(Body::Pairs(Box::new(Pairs::new()))))
+            }
             ("<|python_tag|>", c) if is_name(c) => Ok(Some(Body::Python(Box::new(Python::one())))),
             ("[TOOL_CALLS]", c) if is_name(c) => Ok(Some(Body::Named(Named::new()))),
             _ => Err("no call follows its mark".to_owned()),
@@ -603,11 +612,24 @@ impl Parser {
 
     /// After a value: another value, the end mark, or something else.
     fn step_after(&mut self, mut call: Call) -> bool {
-        while self.input.rest().starts_with(|c: char| c.is_whitespace()) {
-            self.out.attempt.extend(self.input.next());
+        skip_space(&mut self.input, &mut self.out);
+        if let Some(marks) = call.mark.and_then(|mark| mark.section) {
+            for mark in [FENCE, marks.end, marks.begin] {
+                match self.input.begins(mark) {
+                    Some(false) => continue,
+                    Some(true) if mark == marks.begin => call.body = Body::Section(Box::new(SectionCall::new(marks))),
+                    Some(true) => self.out.attempt += &self.input.take(mark.len()),
+                    None => {
+                        self.state = State::Call(call);
+                        return false;
+                    }
+                }
+                self.state = State::Call(call);
+                return true;
+            }
         }
         let ends = call.end.map_or(Some(false), |end| self.input.begins(end));
-        let is_xml = call.mark.is_some_and(|mark| mark.text == "<tool_call>");
+        let is_xml = call.mark.is_some_and(|mark| ["<tool_call>", "<seed:tool_call>"].contains(&mark.text));
         let function = if is_xml { self.input.begins("<function=") } else { Some(false) };
         let next = self.input.rest().chars().next();
         let (Some(ends), Some(function), Some(next)) = (ends, function, next) else {

@@ -2,17 +2,26 @@
 
 use fewbit_tokenizer::Tokenizer;
 
+use super::section::{DEEPSEEK, KIMI, Section};
+
 /// How a model writes its calls.
 ///
 /// | style | an answer with two calls | models |
 /// |---|---|---|
 /// | `Hermes` | `<tool_call>{"name": "f", "arguments": {..}}</tool_call>` twice | Hermes, Qwen2.5, Qwen3, Granite 4 |
 /// | `Qwen3Coder` | `<tool_call><function=f><parameter=a>1</parameter></function></tool_call>` twice | Qwen3-Coder |
+/// | `Glm` | `<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call>` twice | GLM-4.5 to 4.7 |
 /// | `Llama3Json` | `{"name": "f", "parameters": {..}}; {..}`, perhaps after `<\|python_tag\|>` | Llama 3.1, 3.2, 3.3 |
 /// | `Llama3Pythonic` | `[f(a=1, b='x'), g()]` | Llama 3.2 and 4 |
 /// | `MistralList` | `[TOOL_CALLS] [{"name": "f", "arguments": {..}, "id": ".."}, {..}]` | Mistral v3, v7 |
 /// | `MistralCallId` | `[TOOL_CALLS]f[CALL_ID]..[ARGS]{..}` twice | Mistral v11 |
 /// | `MistralArgs` | `[TOOL_CALLS]f[ARGS]{..}` twice | Mistral v13, Devstral, Ministral 3 |
+/// | `Lfm2` | `<\|tool_call_start\|>[f(a=1, b='x'), g()]<\|tool_call_end\|>` | LFM2, LFM2.5 |
+/// | `Seed` | `<seed:tool_call><function=f><parameter=a>1</parameter></function></seed:tool_call>` twice | Seed-OSS |
+/// | `DeepSeekR1` | `function<｜tool▁sep｜>f`, then fenced `{..}`, each call between marks | DeepSeek R1, V3 |
+/// | `DeepSeekV31` | `f<｜tool▁sep｜>{..}`, each call between marks | DeepSeek V3.1 |
+/// | `Kimi` | `functions.f:0<\|tool_call_argument_begin\|>{..}`, each call between marks | Kimi K2 |
+/// | `Cohere` | `<\|START_ACTION\|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {..}}, {..}]<\|END_ACTION\|>` | Command R7B, Command A |
 /// | `Granite` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]` | Granite 3 |
 /// | `Phi4` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]<\|/tool_call\|>` | Phi-4-mini |
 /// | `Harmony` | `<\|channel\|>commentary to=functions.f <\|constrain\|>json<\|message\|>{..}<\|call\|>`, one call | gpt-oss |
@@ -28,6 +37,20 @@ pub enum ToolStyle {
     Hermes,
     /// XML-like functions and parameters, typed by the tool's schema.
     Qwen3Coder,
+    /// A name and pairs of tags for arguments, typed by the tool's schema.
+    Glm,
+    /// Python calls in a list, between two marks.
+    Lfm2,
+    /// XML-like functions and parameters, as `Qwen3Coder` between other marks.
+    Seed,
+    /// A section of calls: a name, and arguments in a fenced block.
+    DeepSeekR1,
+    /// A section of calls: a name, and arguments.
+    DeepSeekV31,
+    /// A section of calls: an id that has the name, and arguments.
+    Kimi,
+    /// A list of objects with `tool_name` and `parameters`, between two marks.
+    Cohere,
     /// Objects with `parameters`.
     Llama3Json,
     /// Python calls in a list.
@@ -57,6 +80,7 @@ pub enum ToolStyle {
 /// | `Think` | `<think>..</think>` and the answer |
 /// | `MistralThink` | `[THINK]..[/THINK]` and the answer |
 /// | `SeedThink` | `<seed:think>..</seed:think>` and the answer |
+/// | `CohereThink` | `<\|START_THINKING\|>..<\|END_THINKING\|>` and the answer |
 /// | `Harmony` | `<\|channel\|>analysis<\|message\|>..<\|end\|>` and the answer in a message of its own |
 /// | `None` | the answer; what looks like reasoning is text |
 ///
@@ -70,6 +94,8 @@ pub enum ReasoningStyle {
     MistralThink,
     /// Seed-OSS.
     SeedThink,
+    /// Command R7B, Command A Reasoning.
+    CohereThink,
     /// gpt-oss.
     Harmony,
     /// No reasoning.
@@ -78,7 +104,8 @@ pub enum ReasoningStyle {
 
 impl ReasoningStyle {
     /// All styles that have marks.
-    pub(crate) const ALL: [Self; 4] = [Self::Think, Self::MistralThink, Self::SeedThink, Self::Harmony];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Think, Self::MistralThink, Self::SeedThink, Self::CohereThink, Self::Harmony];
 
     /// The marks before and after the reasoning.
     pub(crate) fn marks(self) -> Option<(&'static str, &'static str)> {
@@ -86,6 +113,7 @@ impl ReasoningStyle {
             Self::Think => Some(("<think>", "</think>")),
             Self::MistralThink => Some(("[THINK]", "[/THINK]")),
             Self::SeedThink => Some(("<seed:think>", "</seed:think>")),
+            Self::CohereThink => Some(("<|START_THINKING|>", "<|END_THINKING|>")),
             Self::Harmony => Some(("<|channel|>analysis<|message|>", "<|end|>")),
             Self::None => None,
         }
@@ -109,31 +137,66 @@ pub(crate) struct Mark {
     pub(crate) text: &'static str,
     /// The mark at the end, which the model may leave out.
     pub(crate) end: Option<&'static str>,
+    /// The marks of calls inside, if each has its own.
+    pub(crate) section: Option<&'static Section>,
 }
 
-const TOOL_CALL: Mark = Mark { text: "<tool_call>", end: Some("</tool_call>") };
-const FUNCTION: Mark = Mark { text: "<function=", end: None };
-const MISTRAL: Mark = Mark { text: "[TOOL_CALLS]", end: None };
-const PYTHON_TAG: Mark = Mark { text: "<|python_tag|>", end: None };
-const PIPED: Mark = Mark { text: "<|tool_call|>", end: Some("<|/tool_call|>") };
+impl Mark {
+    const fn new(text: &'static str, end: Option<&'static str>) -> Self {
+        Self { text, end, section: None }
+    }
+
+    /// All marks that a call may have.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &'static str> {
+        let inner = self.section.map(|marks| [marks.begin, marks.separator, marks.end]);
+        [Some(self.text), self.end].into_iter().flatten().chain(inner.into_iter().flatten())
+    }
+}
+
+const TOOL_CALL: Mark = Mark::new("<tool_call>", Some("</tool_call>"));
+const FUNCTION: Mark = Mark::new("<function=", None);
+const MISTRAL: Mark = Mark::new("[TOOL_CALLS]", None);
+const PYTHON_TAG: Mark = Mark::new("<|python_tag|>", None);
+const LFM2: Mark = Mark::new("<|tool_call_start|>", Some("<|tool_call_end|>"));
+const SEED: Mark = Mark::new("<seed:tool_call>", Some("</seed:tool_call>"));
+const ACTION: Mark = Mark::new("<|START_ACTION|>", Some("<|END_ACTION|>"));
+const DEEPSEEK_CALLS: Mark =
+    Mark { text: "<｜tool▁calls▁begin｜>", end: Some("<｜tool▁calls▁end｜>"), section: Some(&DEEPSEEK) };
+const KIMI_CALLS: Mark =
+    Mark { text: "<|tool_calls_section_begin|>", end: Some("<|tool_calls_section_end|>"), section: Some(&KIMI) };
+const PIPED: Mark = Mark::new("<|tool_call|>", Some("<|/tool_call|>"));
 
 impl ToolStyle {
     /// The marks at which calls begin.
     pub(crate) fn marks(self) -> &'static [Mark] {
         match self {
             Self::Hermes | Self::Qwen3Coder => &[TOOL_CALL, FUNCTION],
+            Self::Glm => &[TOOL_CALL],
+            Self::Lfm2 => &[LFM2],
+            Self::Seed => &[SEED, FUNCTION],
+            Self::DeepSeekR1 | Self::DeepSeekV31 => &[DEEPSEEK_CALLS],
+            Self::Kimi => &[KIMI_CALLS],
+            Self::Cohere => &[ACTION],
             Self::Llama3Json | Self::Llama3Pythonic => &[PYTHON_TAG],
             Self::MistralList | Self::MistralCallId | Self::MistralArgs => &[MISTRAL],
             Self::Granite => &[PIPED, TOOL_CALL],
             Self::Phi4 => &[PIPED],
             Self::Json | Self::Harmony => &[],
-            Self::Generic => &[TOOL_CALL, FUNCTION, MISTRAL, PYTHON_TAG, PIPED],
+            Self::Generic => {
+                &[TOOL_CALL, FUNCTION, MISTRAL, PYTHON_TAG, PIPED, LFM2, SEED, DEEPSEEK_CALLS, KIMI_CALLS, ACTION]
+            }
         }
+    }
+
+    /// The marks of each call, in styles that have some; DeepSeek's in others.
+    #[cfg(feature = "constraints")]
+    pub(crate) fn section(self) -> &'static Section {
+        if self == Self::Kimi { &KIMI } else { &DEEPSEEK }
     }
 
     /// Whether `[f(..)]` begins calls.
     pub(crate) fn is_pythonic(self) -> bool {
-        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Generic)
+        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Generic)
     }
 
     /// Whether the model may write the id of a call after its arguments, with this mark before the call.
@@ -151,8 +214,17 @@ impl ToolStyle {
         if says("<|channel|>") && says("<|message|>") {
             Self::Harmony
         } else if says("<arg_key>") {
-            // GLM: `<tool_call>` with something else in it.
-            Self::Generic
+            Self::Glm
+        } else if says(DEEPSEEK.begin) {
+            if says("```json") { Self::DeepSeekR1 } else { Self::DeepSeekV31 }
+        } else if says(KIMI.begin) {
+            Self::Kimi
+        } else if says(LFM2.text) {
+            Self::Lfm2
+        } else if says(ACTION.text) {
+            Self::Cohere
+        } else if says(SEED.text) {
+            Self::Seed
         } else if says("<function=") && says("<parameter=") {
             Self::Qwen3Coder
         } else if says("[TOOL_CALLS]") {
@@ -181,6 +253,11 @@ impl ToolStyle {
                 () if has("[CALL_ID]") && has("[ARGS]") => Self::Generic,
                 () if has("[TOOL_CALLS]") => Self::MistralList,
                 () if has("<|/tool_call|>") => Self::Phi4,
+                () if has(LFM2.text) => Self::Lfm2,
+                () if has(SEED.text) => Self::Seed,
+                () if has(KIMI.begin) => Self::Kimi,
+                () if has(ACTION.text) => Self::Cohere,
+                () if has(DEEPSEEK.begin) => Self::Generic,
                 () if has("<tool_call>") && has("</tool_call>") => Self::Hermes,
                 () if has("<|channel|>") && has("<|message|>") && has("<|constrain|>") => Self::Harmony,
                 () => Self::Generic,

@@ -7,6 +7,7 @@ use serde_json::ser::{Formatter, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::ToolStyle;
+use super::section::{DEEPSEEK, KIMI};
 
 /// Puts a space after `,` and `:`, like Python's `json.dumps`, whose output models were trained on.
 struct Spaced;
@@ -101,13 +102,55 @@ impl ToolStyle {
                 let parameters: String = parameters.collect();
                 format!("<tool_call>\n<function={}>\n{parameters}</function>\n</tool_call>", call.name)
             }),
+            Self::Glm => all("\n", &|call| {
+                let pairs = call.pairs().map(|(name, value)| {
+                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
+                    format!("<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>\n")
+                });
+                format!("<tool_call>{}\n{}</tool_call>", call.name, pairs.collect::<String>())
+            }),
+            Self::Seed => all("\n", &|call| {
+                let parameters = call.pairs().map(|(name, value)| {
+                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
+                    format!("<parameter={name}>{value}</parameter>\n")
+                });
+                let parameters: String = parameters.collect();
+                format!("<seed:tool_call>\n<function={}>\n{parameters}</function>\n</seed:tool_call>", call.name)
+            }),
+            Self::DeepSeekR1 | Self::DeepSeekV31 => {
+                let (begin, separator, end) = (DEEPSEEK.begin, DEEPSEEK.separator, DEEPSEEK.end);
+                let calls = match self {
+                    Self::DeepSeekR1 => all("\n", &|call| {
+                        let arguments = spaced(&call.arguments);
+                        format!("{begin}function{separator}{}\n```json\n{arguments}\n```{end}", call.name)
+                    }),
+                    _ => all("", &|call| format!("{begin}{}{separator}{}{end}", call.name, spaced(&call.arguments))),
+                };
+                format!("<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>")
+            }
+            Self::Kimi => {
+                let calls = calls.iter().enumerate().map(|(i, call)| {
+                    let id = format!("functions.{}:{i}", call.name);
+                    format!("{}{id}{}{}{}", KIMI.begin, KIMI.separator, spaced(&call.arguments), KIMI.end)
+                });
+                format!("<|tool_calls_section_begin|>{}<|tool_calls_section_end|>", calls.collect::<String>())
+            }
+            Self::Cohere => {
+                let calls = calls.iter().enumerate().map(|(i, call)| {
+                    let Call { name, arguments, .. } = call;
+                    let call = json!({ "tool_call_id": i.to_string(), "tool_name": name, "parameters": arguments });
+                    format!("    {}", spaced(&call))
+                });
+                format!("<|START_ACTION|>[\n{}\n]<|END_ACTION|>", calls.collect::<Vec<_>>().join(",\n"))
+            }
             Self::Llama3Json => all("; ", &|call| spaced(&call.object("parameters"))),
-            Self::Llama3Pythonic => {
+            Self::Llama3Pythonic | Self::Lfm2 => {
                 let one = |call: &Call<'_>| {
                     let pairs = call.pairs().map(|(name, value)| format!("{name}={}", python(value)));
                     format!("{}({})", call.name, pairs.collect::<Vec<_>>().join(", "))
                 };
-                format!("[{}]", all(", ", &one))
+                let list = format!("[{}]", all(", ", &one));
+                if self == Self::Lfm2 { format!("<|tool_call_start|>{list}<|tool_call_end|>") } else { list }
             }
             Self::MistralList => {
                 let list = calls.iter().map(|call| {

@@ -1,4 +1,4 @@
-//! Qwen3-Coder's calls: `<function=f>`, parameters, `</function>`.
+//! Qwen3-Coder's and Seed's calls: `<function=f>`, parameters, `</function>`.
 //!
 //! ```text
 //! <function=get_weather>
@@ -15,6 +15,7 @@
 use serde_json::{Map, Value};
 
 use super::named::Arguments;
+use super::out::{Step, skip_space};
 use super::parser::{Input, MAX_NAME_BYTES, Out, Outcome, overlap};
 use super::types::{Types, property};
 
@@ -23,7 +24,7 @@ const PARAMETER: &str = "<parameter=";
 const VALUE_END: &str = "</parameter>";
 const FUNCTION_END: &str = "</function>";
 /// What may follow a value.
-const NEXT: [&str; 3] = [PARAMETER, FUNCTION_END, "</tool_call>"];
+const NEXT: [&str; 4] = [PARAMETER, FUNCTION_END, "</tool_call>", "</seed:tool_call>"];
 
 #[derive(Debug)]
 enum State {
@@ -258,18 +259,6 @@ impl Xml {
         }
         self.arguments.insert(std::mem::take(&mut self.key), value);
         self.state = State::Between;
-    }
-}
-
-enum Step {
-    On,
-    Wait,
-    Done,
-}
-
-fn skip_space(input: &mut Input, out: &mut Out) {
-    while input.rest().starts_with(|c: char| c.is_whitespace()) {
-        out.attempt.extend(input.next());
     }
 }
 
