@@ -5,6 +5,8 @@
 
 use crate::aligned::AlignedBytes;
 use crate::elementwise::multiversion;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use crate::generic::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::isa::has_avx_vnni;
 use crate::shared::SharedMut;
@@ -74,33 +76,34 @@ pub fn int8_peak(cpu: &Cpu) -> Option<f64> {
 /// A function that runs a number of steps on one thread, and the multiply-adds of one step.
 type PeakKernel = (unsafe fn(usize), usize);
 
+/// Number of independent sums: enough to hide the latency, few enough to stay in registers.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const SUMS: usize = 12;
+
+/// # Safety
+/// The CPU has `S`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+unsafe fn peak<S: Simd>(steps: usize) {
+    // SAFETY: the arrays are as long as a vector of bytes; the rest is the caller's.
+    unsafe {
+        let (w, x) = (S::load_b([1u8; 64].as_ptr()), S::load_b([1u8; 64].as_ptr()));
+        let mut sums = [S::acc0(); SUMS];
+        for _ in 0..steps {
+            for sum in &mut sums {
+                *sum = if S::HAS_PAIRS { S::dot_pairs(*sum, w, x) } else { S::dot4(*sum, w, x) };
+            }
+        }
+        let total = sums.into_iter().fold(S::i0(), |total, sum| S::add_i(total, S::widen(sum)));
+        let mut out = [0.0f32; 16];
+        S::store_f(out.as_mut_ptr(), S::to_f(total));
+        black_box(out);
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
     use crate::arch::x86_64::{Avx2, Avx512, AvxVnni};
-    use crate::generic::Simd;
-
-    /// Number of independent sums: enough to hide the latency, few enough to stay in registers.
-    const SUMS: usize = 12;
-
-    /// # Safety
-    /// The CPU has `S`.
-    #[inline(always)]
-    unsafe fn peak<S: Simd>(steps: usize) {
-        // SAFETY: the arrays are as long as a vector of bytes; the rest is the caller's.
-        unsafe {
-            let (w, x) = (S::load_b([1u8; 64].as_ptr()), S::load_b([1u8; 64].as_ptr()));
-            let mut sums = [S::acc0(); SUMS];
-            for _ in 0..steps {
-                for sum in &mut sums {
-                    *sum = S::dot4(*sum, w, x);
-                }
-            }
-            let total = sums.into_iter().fold(S::i0(), |total, sum| S::add_i(total, S::widen(sum)));
-            let mut out = [0.0f32; 16];
-            S::store_f(out.as_mut_ptr(), S::to_f(total));
-            black_box(out);
-        }
-    }
 
     #[target_feature(enable = "avx2,fma,f16c")]
     fn avx2(steps: usize) {
@@ -135,7 +138,30 @@ fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn peak_kernel(isa: Isa) -> Option<PeakKernel> {
+    use crate::arch::aarch64::{DotProd, I8mm};
+
+    #[target_feature(enable = "dotprod")]
+    fn dotprod(steps: usize) {
+        // SAFETY: this function has the feature.
+        unsafe { peak::<DotProd>(steps) }
+    }
+
+    #[target_feature(enable = "dotprod,i8mm")]
+    fn i8mm(steps: usize) {
+        // SAFETY: this function has the features.
+        unsafe { peak::<I8mm>(steps) }
+    }
+
+    match isa {
+        Isa::DotProd => Some((dotprod, SUMS * 4 * DotProd::LANES)),
+        Isa::I8mm => Some((i8mm, SUMS * 8 * I8mm::LANES)),
+        _ => None,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn peak_kernel(_isa: Isa) -> Option<PeakKernel> {
     None
 }

@@ -2,8 +2,8 @@
 
 use crate::{Isa, KernelError};
 
-/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `avx2`,
-/// `avxvnni` or `avx512`.
+/// The environment variable that forces an instruction set: `scalar`, `portable`, `sse2`, `neon`, `dotprod`, `i8mm`,
+/// `avx2`, `avxvnni` or `avx512`.
 pub const ISA_VARIABLE: &str = "FEWBIT_ISA";
 
 impl Isa {

@@ -13,6 +13,10 @@ pub enum Isa {
     Sse2,
     /// NEON, which every aarch64 CPU has.
     Neon,
+    /// As `Neon`, with dot products of bytes (FEAT_DotProd): all Apple M, Cortex-A75 and Neoverse N1 on.
+    DotProd,
+    /// As `DotProd`, with products of 2 x 8 and 8 x 2 bytes (FEAT_I8MM): Apple M2, Neoverse V1 and N2 on.
+    I8mm,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// As `Avx2`, with AVX-VNNI or with the same instructions from AVX-512 (VL and VNNI), on 256-bit vectors.
@@ -23,8 +27,17 @@ pub enum Isa {
 
 impl Isa {
     /// All instruction sets that this version knows, slowest first.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Scalar, Self::Portable, Self::Sse2, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Scalar,
+        Self::Portable,
+        Self::Sse2,
+        Self::Neon,
+        Self::DotProd,
+        Self::I8mm,
+        Self::Avx2,
+        Self::AvxVnni,
+        Self::Avx512,
+    ];
 
     /// Every instruction set that this CPU can run, slowest first.
     pub fn available() -> Vec<Self> {
@@ -37,6 +50,12 @@ impl Isa {
             Self::Scalar | Self::Portable => true,
             Self::Sse2 => cfg!(target_arch = "x86_64"),
             Self::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "aarch64")]
+            Self::DotProd => std::arch::is_aarch64_feature_detected!("dotprod"),
+            #[cfg(target_arch = "aarch64")]
+            Self::I8mm => Self::DotProd.is_available() && std::arch::is_aarch64_feature_detected!("i8mm"),
+            #[cfg(not(target_arch = "aarch64"))]
+            Self::DotProd | Self::I8mm => false,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
@@ -72,6 +91,8 @@ impl Isa {
             Self::Portable => "portable",
             Self::Sse2 => "sse2",
             Self::Neon => "neon",
+            Self::DotProd => "dotprod",
+            Self::I8mm => "i8mm",
             Self::Avx2 => "avx2",
             Self::AvxVnni => "avxvnni",
             Self::Avx512 => "avx512",

@@ -201,14 +201,13 @@ unsafe fn panel_32<S: Simd, T: Weights, const R: usize, const NMAX: usize, const
         for b in (0..n_blocks).step_by(stretch) {
             let n = stretch.min(n_blocks - b);
             for (p, panel) in panels.iter_mut().enumerate() {
-                let codes = job.panels[p].codes.as_ptr().add(b * T::BITS * 64);
-                panel.codes = codes;
+                let mut codes = job.panels[p].codes.as_ptr().add(b * T::BITS * 64);
                 if T::BITS != 8 {
                     let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 512);
-                    unpack::<S, T, R>(n, codes, unpacked);
-                    panel.codes = unpacked;
+                    unpack::<S, T>(n, codes, unpacked);
+                    codes = unpacked;
                 }
-                panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
+                *panel = panel.with(codes, job.panels[p].meta.as_ptr().add(b * T::META));
             }
             sweep!(job.rows, NMAX, |first, lane, N, W| q32::tile::<S, Unpacked<T>, R, P, N>(
                 n,
@@ -227,7 +226,7 @@ impl<const P: usize> PanelJob<'_, P> {
         self.y.each_mut().map(|y| {
             let panel = panels[i];
             i += 1;
-            TilePanel { codes: panel.codes.as_ptr(), meta: panel.meta.as_ptr(), y: y.as_mut_ptr() }
+            TilePanel::new(panel.codes.as_ptr(), panel.meta.as_ptr(), y.as_mut_ptr())
         })
     }
 }
@@ -277,9 +276,8 @@ unsafe fn panel_256<S: Simd, T: Weights, const R: usize, const NMAX: usize, cons
             let n = stretch.min(n_blocks - b);
             for (p, panel) in panels.iter_mut().enumerate() {
                 let unpacked = job.unpacked.as_mut_ptr().add(p * stretch * 4096);
-                unpack::<S, T, R>(8 * n, job.panels[p].codes.as_ptr().add(8 * b * T::BITS * 64), unpacked);
-                panel.codes = unpacked;
-                panel.meta = job.panels[p].meta.as_ptr().add(b * T::META);
+                unpack::<S, T>(8 * n, job.panels[p].codes.as_ptr().add(8 * b * T::BITS * 64), unpacked);
+                *panel = panel.with(unpacked, job.panels[p].meta.as_ptr().add(b * T::META));
             }
             sweep!(job.rows, NMAX, |first, lane, N, W| q256::tile::<S, Unpacked<T>, R, P, N>(
                 n,
@@ -332,8 +330,8 @@ unsafe fn panel_float<S: Simd, W: FloatWeights, const R: usize, const NMAX: usiz
                     *col = col.add((first + lane + i) * x.n_cols + k);
                 }
                 for panel in panels.map(|panel| panel.at_row(first + lane)) {
-                    let weights = panel.codes.add(k * PANEL_ROWS * W::BYTES);
-                    float::tile::<S, W, R, N>(n, weights, &cols, panel.y, PANEL_ROWS);
+                    let weights = panel.codes(k * PANEL_ROWS * W::BYTES);
+                    float::tile::<S, W, R, N>(n, weights, &cols, panel.output::<S>(0, 0), PANEL_ROWS);
                 }
             });
         }
@@ -418,6 +416,10 @@ kernels!(
 );
 #[cfg(target_arch = "aarch64")]
 kernels!(baseline, crate::arch::Baseline, inline(never), 4, 4);
+#[cfg(target_arch = "aarch64")]
+kernels!(dotprod, crate::arch::aarch64::DotProd, target_feature(enable = "dotprod"), 4, 4);
+#[cfg(target_arch = "aarch64")]
+kernels!(i8mm, crate::arch::aarch64::I8mm, target_feature(enable = "dotprod,i8mm"), 4, 4);
 // SSE2 has 16 registers: 8 sums and 4 weights.
 #[cfg(target_arch = "x86_64")]
 kernels!(baseline, crate::arch::Baseline, inline(never), 4, 2);
@@ -439,6 +441,10 @@ fn kernel(isa: Isa, ty: TensorType) -> Option<PanelFn<1>> {
         Isa::Avx512 => avx512::kernel(ty),
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         Isa::Sse2 | Isa::Neon => baseline::kernel(ty),
+        #[cfg(target_arch = "aarch64")]
+        Isa::DotProd => dotprod::kernel(ty),
+        #[cfg(target_arch = "aarch64")]
+        Isa::I8mm => i8mm::kernel(ty),
         Isa::Portable => portable::kernel(ty),
         _ => None,
     }

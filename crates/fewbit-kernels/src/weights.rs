@@ -141,6 +141,8 @@ pub(crate) trait Stored: 'static {
     type Of: Weights;
     /// Bits per stored code.
     const BITS: usize;
+    /// Whether the vectors of two quads are interleaved, on instruction sets [with pairs](crate::generic::Simd::HAS_PAIRS).
+    const ZIPPED: bool;
 }
 
 /// Codes as the matrix stores them.
@@ -152,11 +154,14 @@ pub(crate) struct Unpacked<T>(std::marker::PhantomData<T>);
 impl<T: Weights> Stored for Packed<T> {
     type Of = T;
     const BITS: usize = T::BITS;
+    const ZIPPED: bool = false;
 }
 
 impl<T: Weights> Stored for Unpacked<T> {
     type Of = T;
     const BITS: usize = 8;
+    // Codes of 8 bits are read where they are.
+    const ZIPPED: bool = T::BITS != 8;
 }
 
 #[cfg(test)]

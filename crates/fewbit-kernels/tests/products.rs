@@ -339,7 +339,8 @@ fn second_plane_adds_the_product_of_the_rounding_error() {
 #[test]
 fn weights_are_packed_only_for_available_isas() {
     let pool = ThreadPool::new(1).expect("no thread is needed");
-    for isa in [Isa::Scalar, Isa::Portable, Isa::Sse2, Isa::Neon, Isa::Avx2, Isa::AvxVnni, Isa::Avx512] {
+    let all = [Isa::Portable, Isa::Sse2, Isa::Neon, Isa::DotProd, Isa::I8mm, Isa::Avx2, Isa::AvxVnni, Isa::Avx512];
+    for isa in [Isa::Scalar].into_iter().chain(all) {
         let packed = Matrix::pack(&pool, isa, TensorType::F32, 1, 1, &[0; 4]);
         assert_eq!(packed.is_ok(), isa.is_available(), "{isa}");
     }

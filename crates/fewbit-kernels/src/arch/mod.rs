@@ -29,7 +29,7 @@ macro_rules! registers {
 }
 
 #[cfg(target_arch = "aarch64")]
-mod aarch64;
+pub(crate) mod aarch64;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod baseline;
 mod portable;

@@ -190,7 +190,7 @@ pub(crate) unsafe fn scores_q8<S: Simd, const R: usize, const M: usize>(
             }
             let mut y = [[0.0f32; KEY_BLOCK]; M];
             let codes = block.add(scale_bytes);
-            let panel = TilePanel { codes, meta: block, y: y.as_mut_ptr().cast() };
+            let panel = TilePanel::new(codes, block, y.as_mut_ptr().cast());
             q32::tile::<S, Unpacked<Q8_0>, R, 1, M>(head_dim / 32, [panel], Ahead::NONE, q);
             for (m, y) in y.iter().enumerate() {
                 out.add(m * stride + b * KEY_BLOCK).cast::<[f32; KEY_BLOCK]>().write_unaligned(*y);

@@ -5,7 +5,7 @@
 //! the same bits. Vector lanes are output rows (matrix products) or positions and head elements (attention), never
 //! partial sums of one output.
 
-use crate::weights::{Packed, Stored, Weights};
+use crate::weights::{PANEL_ROWS, Packed, Stored, Weights};
 
 pub(crate) mod attention;
 pub(crate) mod float;
@@ -27,6 +27,12 @@ pub(crate) trait Simd: Copy + 'static {
     const NARROW_SUMS: bool;
     /// The number that [`dot4_i8`](Self::dot4_i8) adds to every weight.
     const I8_BIAS: i32;
+    /// Whether [`dot4`](Self::dot4) takes weights of -128..=127, so that it multiplies signed ones too.
+    const SIGNED_DOT: bool = false;
+    /// Whether [`dot4_lane`](Self::dot4_lane) is there: one load of activations serves four products.
+    const HAS_LANES: bool = false;
+    /// Whether [`dot_pairs`](Self::dot_pairs) is there, the product of two weight rows with two rows of the batch.
+    const HAS_PAIRS: bool = false;
 
     /// `4 * LANES` bytes.
     type B: Copy;
@@ -57,11 +63,53 @@ pub(crate) trait Simd: Copy + 'static {
     /// Four bytes, repeated in every 32-bit lane.
     unsafe fn splat4(p: *const i8) -> Self::B;
 
+    /// Adds the products of 8 columns of two weight rows and two rows of the batch, each of 8 bytes after the other: `[0]`
+    /// and `[1]` are those of the first weight row. Only where [`HAS_PAIRS`](Self::HAS_PAIRS) says so, as what follows.
+    #[inline(always)]
+    unsafe fn dot_pairs(_acc: Self::Acc, _w: Self::B, _x: Self::B) -> Self::Acc {
+        unreachable!("no products of pairs")
+    }
+    /// Interleaves the lanes of `a` and `b`.
+    #[inline(always)]
+    unsafe fn zip(_a: Self::B, _b: Self::B) -> [Self::B; 2] {
+        unreachable!("no pairs")
+    }
+    /// The even and the odd lanes of `a` and `b`: the inverse of [`zip`](Self::zip).
+    #[inline(always)]
+    unsafe fn unzip(_a: Self::B, _b: Self::B) -> [Self::B; 2] {
+        unreachable!("no pairs")
+    }
+    /// [`unzip`](Self::unzip) of sums.
+    #[inline(always)]
+    unsafe fn unzip_i(_a: Self::I, _b: Self::I) -> [Self::I; 2] {
+        unreachable!("no pairs")
+    }
+    /// Every scale twice: those of the lower half of the lanes, and those of the upper half.
+    #[inline(always)]
+    unsafe fn double(_scale: Self::Scale) -> [Self::Scale; 2] {
+        unreachable!("no pairs")
+    }
+    /// Eight bytes, in every pair of lanes.
+    #[inline(always)]
+    unsafe fn load_two(_p: *const i8) -> Self::B {
+        unreachable!("no pairs")
+    }
+    /// Two integers, in every pair of lanes.
+    #[inline(always)]
+    unsafe fn splat_two(_p: *const i32) -> Self::I {
+        unreachable!("no pairs")
+    }
+
     unsafe fn acc0() -> Self::Acc;
     /// Sums that start at `i`. Only for wide sums.
     unsafe fn acc_from(i: Self::I) -> Self::Acc;
     /// Adds `w[4i..4i+4] . x[4i..4i+4]` to lane `i`; `w` unsigned, `x` in -127..=127.
     unsafe fn dot4(acc: Self::Acc, w: Self::B, x: Self::B) -> Self::Acc;
+    /// As [`dot4`](Self::dot4) with quad `LANE` of the four in `x`. Only where [`HAS_LANES`](Self::HAS_LANES) says so.
+    #[inline(always)]
+    unsafe fn dot4_lane<const LANE: u32>(_acc: Self::Acc, _w: Self::B, _x: Self::B) -> Self::Acc {
+        unreachable!("no products with a lane")
+    }
     unsafe fn widen(acc: Self::Acc) -> Self::I;
     unsafe fn widen_scaled(acc: Self::Acc, scale: Self::Scale) -> Self::I;
     /// Adds [`widen_scaled`](Self::widen_scaled) of sums that fit into 16 bits to `i`.
@@ -113,10 +161,27 @@ pub(crate) trait Simd: Copy + 'static {
 pub(crate) unsafe fn bytes<S: Simd, C: Stored>(codes: *const u8, q: usize, r: usize) -> S::B {
     // SAFETY: the caller's; codes of types with tables have at most 4 bits.
     unsafe {
+        if S::HAS_PAIRS && C::ZIPPED {
+            let [low, high] = zipped_bytes::<S, C>(codes, q / 2 * 2, r);
+            return S::unzip(low, high)[q % 2];
+        }
         let codes = quad::<S, C>(codes, q, r);
         match &C::Of::TABLE {
             Some(table) if C::BITS != 8 => S::lookup(table, codes),
             _ => codes,
+        }
+    }
+}
+
+/// The weight bytes of quads `q` and `q + 1`, where `q` is even, as [`Simd::dot_pairs`] takes them: those of the first half
+/// of the rows, and of the second.
+#[inline(always)]
+pub(crate) unsafe fn zipped_bytes<S: Simd, C: Stored>(codes: *const u8, q: usize, r: usize) -> [S::B; 2] {
+    // SAFETY: the caller's.
+    unsafe {
+        match C::ZIPPED {
+            true => [quad::<S, C>(codes, q, r), quad::<S, C>(codes, q + 1, r)],
+            false => S::zip(bytes::<S, C>(codes, q, r), bytes::<S, C>(codes, q + 1, r)),
         }
     }
 }
@@ -225,15 +290,20 @@ unsafe fn shift<S: Simd>(v: S::B, by: isize) -> S::B {
     }
 }
 
-/// Unpacks the codes of `n` groups of 32 columns of a panel to the bytes of [`bytes`] (the 8-bit layout above).
+/// Unpacks the codes of `n` groups of 32 columns of a panel to the bytes of [`bytes`] (the 8-bit layout above), or of
+/// [`zipped_bytes`] on instruction sets with pairs.
 #[inline(always)]
-pub(crate) unsafe fn unpack<S: Simd, T: Weights, const R: usize>(n: usize, from: *const u8, to: *mut u8) {
+pub(crate) unsafe fn unpack<S: Simd, T: Weights>(n: usize, from: *const u8, to: *mut u8) {
     for g in 0..n {
         for q in 0..8 {
-            for r in 0..R {
+            for r in 0..PANEL_ROWS / S::LANES {
                 // SAFETY: the caller passes n * BITS * 64 bytes to read and n * 512 to write.
                 unsafe {
-                    let v = bytes::<S, Packed<T>>(from.add(g * T::BITS * 64), q, r);
+                    let codes = from.add(g * T::BITS * 64);
+                    let v = match S::HAS_PAIRS {
+                        true => zipped_bytes::<S, Packed<T>>(codes, q / 2 * 2, r)[q % 2],
+                        false => bytes::<S, Packed<T>>(codes, q, r),
+                    };
                     S::store_b(to.add(g * 512 + q * 64 + r * 4 * S::LANES), v);
                 }
             }

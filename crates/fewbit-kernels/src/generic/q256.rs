@@ -24,7 +24,9 @@
 //! One       none
 //! ```
 
-use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each, each_quad};
+use super::tile::{
+    Ahead, Quads, Tile, TilePanel, apart, begin, dot_quads, each, each_quad, halves, is_halved, is_paired,
+};
 use super::{Simd, bytes, fit_16_bits, steps_before_widen};
 use crate::activations::OFFSET_SHIFTS_256;
 use crate::weights::{PANEL_ROWS, Stored, Weights};
@@ -88,22 +90,46 @@ pub(crate) unsafe fn tile<S: Simd, C: Stored, const R: usize, const P: usize, co
     ahead: Ahead,
     x: Group256,
 ) {
+    // SAFETY: as in `q32::tile`.
+    unsafe {
+        if is_halved::<S>(N) {
+            for (panels, ahead) in halves(panels, ahead) {
+                rows_of_tile::<S, C, 2, P, N>(n_blocks, panels, ahead, x);
+            }
+        } else {
+            rows_of_tile::<S, C, R, P, N>(n_blocks, panels, ahead, x);
+        }
+    }
+}
+
+/// [`tile`] for `R` vectors of weight rows.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn rows_of_tile<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    n_blocks: usize,
+    panels: [TilePanel; P],
+    ahead: Ahead,
+    x: Group256,
+) {
     // SAFETY: all pointers stay inside the ranges that the caller promises.
     unsafe {
         for b in 0..n_blocks {
-            let metas = panels.map(|panel| panel.meta.add(b * C::Of::META));
-            let ints = metas.map(|meta| meta.add(C::Of::FLOATS));
+            let metas = panels.map(|panel| panel.floats(b * C::Of::META));
+            let ints = panels.map(|panel| panel.ints(b * C::Of::META + C::Of::FLOATS));
             let mut i = [[[S::i0(); R]; P]; N];
             for g in 0..8 {
                 ahead.prefetch::<S>(b * 8 + g);
                 let quads = Quads::of::<S>(x.codes, x.width, b * 8 + g);
-                let groups = panels.map(|panel| panel.codes.add((b * 8 + g) * C::BITS * 64));
+                let groups = panels.map(|panel| panel.codes((b * 8 + g) * C::BITS * 64));
                 // Not a loop: where the compiler does not unroll it, the shifts that take codes apart become branches.
                 add_sub_block::<S, C, R, P, N>(&mut i, (b, g, 0), groups, ints, quads, x);
                 if Plan::<S, C::Of>::SUBS == 2 {
                     add_sub_block::<S, C, R, P, N>(&mut i, (b, g, 1), groups, ints, quads, x);
                 }
             }
+            apart::<S, R, P, N>(&mut i);
             add_block::<S, C::Of, R, P, N>(i, b, panels, metas, ints, x);
         }
     }
@@ -137,22 +163,26 @@ unsafe fn add_sub_block<S: Simd, C: Stored, const R: usize, const P: usize, cons
             let mut acc = [[[S::acc0(); R]; P]; N];
             if Plan::<S, C::Of>::SUMS_BEGIN {
                 for n in 0..N {
-                    let at = |half: usize| x.offsets.add((b * 16 + g * 2 + half) * x.width + n);
-                    let mut offset = S::splat_i(*at(s));
+                    let at = |half: usize| x.offsets.add((b * 16 + g * 2 + half) * x.width);
+                    let mut offset = begin::<S, N>(at(s), n);
                     if Plan::<S, C::Of>::SUBS == 1 {
-                        offset = S::add_i(offset, S::splat_i(*at(1)));
+                        offset = S::add_i(offset, begin::<S, N>(at(1), n));
                     }
                     acc[n] = [[S::acc_from(offset); R]; P];
                 }
             }
             let first = s * per_sub + first;
-            if C::Of::SIGNED {
+            if C::Of::SIGNED && !S::SIGNED_DOT {
                 each_quad!(q in first, steps => dot_signed::<S, C, R, P, N>(&mut acc, q, groups, quads));
             } else {
                 dot_quads::<S, C, R, P, N>(&mut acc, first, steps, groups, quads);
             }
             each!((n, p, r) in (N, P, R) => {
-                let (sums, scale) = (acc[n][p][r], scales[p][r]);
+                let sums = acc[n][p][r];
+                let scale = match is_paired::<S>(N) {
+                    true => S::double(scales[p][r])[n % 2],
+                    false => scales[p][r],
+                };
                 i[n][p][r] = match Plan::<S, C::Of>::SMALL {
                     true => S::add_small_scaled(i[n][p][r], sums, scale),
                     false => S::add_i(i[n][p][r], S::widen_scaled(sums, scale)),

@@ -10,7 +10,7 @@
 //!         y   = m[r] * (dx[n] * sum(x)) + y           types with a minimum
 //! ```
 
-use super::tile::{Ahead, Quads, Tile, TilePanel, dot_quads, each};
+use super::tile::{Ahead, Quads, Tile, TilePanel, apart, begin, dot_lane, dot_quads, each, halves, is_halved};
 use super::{Simd, bytes, steps_before_widen};
 use crate::weights::{PANEL_ROWS, Stored, Weights};
 
@@ -47,6 +47,29 @@ pub(crate) unsafe fn tile<S: Simd, C: Stored, const R: usize, const P: usize, co
     ahead: Ahead,
     x: Group32,
 ) {
+    // SAFETY: the caller's; two vectors of four lanes are half of a panel's rows.
+    unsafe {
+        if is_halved::<S>(N) {
+            for (panels, ahead) in halves(panels, ahead) {
+                rows_of_tile::<S, C, 2, P, N>(n_blocks, panels, ahead, x);
+            }
+        } else {
+            rows_of_tile::<S, C, R, P, N>(n_blocks, panels, ahead, x);
+        }
+    }
+}
+
+/// [`tile`] for `R` vectors of weight rows.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn rows_of_tile<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    n_blocks: usize,
+    panels: [TilePanel; P],
+    ahead: Ahead,
+    x: Group32,
+) {
     // SAFETY: all pointers stay inside the ranges that the caller promises: b < n_blocks, q < 8, r < R.
     unsafe {
         let mut out = [[[S::f0(); R]; P]; N];
@@ -54,7 +77,7 @@ pub(crate) unsafe fn tile<S: Simd, C: Stored, const R: usize, const P: usize, co
         for b in 0..n_blocks {
             ahead.prefetch::<S>(b);
             let quads = Quads::of::<S>(x.codes, x.width, b);
-            let groups = panels.map(|panel| panel.codes.add(b * C::BITS * 64));
+            let groups = panels.map(|panel| panel.codes(b * C::BITS * 64));
             let sums = block_sums::<S, C, R, P, N>(groups, quads, x.offsets.add(b * x.width));
             add_block::<S, C::Of, R, P, N>(&mut out, sums, &panels, b, x);
         }
@@ -78,16 +101,17 @@ unsafe fn block_sums<S: Simd, C: Stored, const R: usize, const P: usize, const N
         let mut sums = [[[S::i0(); R]; P]; N];
         if has_offset {
             for (n, sums) in sums.iter_mut().enumerate() {
-                *sums = [[S::splat_i(*offsets.add(n)); R]; P];
+                *sums = [[begin::<S, N>(offsets, n); R]; P];
             }
         }
-        if C::Of::SIGNED {
+        if C::Of::SIGNED && !S::SIGNED_DOT {
             add_signed::<S, C, R, P, N>(&mut sums, groups, x);
         } else if N == 1 && !S::NARROW_SUMS {
             add_one_row::<S, C, R, P, N>(&mut sums, groups, x);
         } else {
-            add_unsigned::<S, C, R, P, N>(&mut sums, has_offset, groups, x);
+            add_quads::<S, C, R, P, N>(&mut sums, has_offset, groups, x);
         }
+        apart::<S, R, P, N>(&mut sums);
         sums
     }
 }
@@ -141,7 +165,10 @@ unsafe fn add_one_row<S: Simd, C: Stored, const R: usize, const P: usize, const 
                 let mut acc = [S::acc_from(sums[0][p][r]), S::acc0()];
                 for q in 0..8 {
                     let w = bytes::<S, C>(groups[p], q, r);
-                    acc[q % 2] = S::dot4(acc[q % 2], w, x.get::<S>(q, 0));
+                    acc[q % 2] = match S::HAS_LANES && x.width == 1 {
+                        true => dot_lane::<S>(acc[q % 2], w, x.four::<S>(q / 4 * 4, 0), q % 4),
+                        false => S::dot4(acc[q % 2], w, x.get::<S>(q, 0)),
+                    };
                 }
                 sums[0][p][r] = S::add_i(S::widen(acc[0]), S::widen(acc[1]));
             }
@@ -149,12 +176,12 @@ unsafe fn add_one_row<S: Simd, C: Stored, const R: usize, const P: usize, const 
     }
 }
 
-/// Unsigned bytes. Narrow sums are widened before they overflow.
+/// Bytes as [`Simd::dot4`] takes them. Narrow sums are widened before they overflow.
 ///
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn add_unsigned<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+unsafe fn add_quads<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
     sums: &mut Tile<S::I, R, P, N>,
     has_offset: bool,
     groups: [*const u8; P],
@@ -196,7 +223,7 @@ unsafe fn add_block<S: Simd, T: Weights, const R: usize, const P: usize, const N
     unsafe {
         for (p, panel) in panels.iter().enumerate() {
             for r in 0..R {
-                let scales = panel.meta.add(b * T::META + r * 2 * S::LANES);
+                let scales = panel.floats(b * T::META + r * 2 * S::LANES);
                 let d = if T::BF16_SCALES { S::load_bf16(scales.cast()) } else { S::load_f16(scales.cast()) };
                 for n in 0..N {
                     let scale = S::mul(d, S::splat_f(*x.scales.add(b * x.width + n)));

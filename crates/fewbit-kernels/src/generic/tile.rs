@@ -3,7 +3,7 @@
 //! A tile computes `N` rows of a batch times `P` panels of 16 weight rows, which are `R` vectors of an instruction set.
 //! All loops over these three have constant bounds, so that sums stay in registers.
 
-use super::{Simd, bytes};
+use super::{Simd, bytes, zipped_bytes};
 use crate::activations::GROUP;
 use crate::weights::{PANEL_ROWS, Stored};
 
@@ -39,17 +39,46 @@ macro_rules! each_quad {
 }
 pub(crate) use each_quad;
 
-/// What a tile reads and writes of one panel.
+/// What a tile reads and writes of one panel, or of the half of it with its last eight rows.
 #[derive(Clone, Copy)]
 pub(crate) struct TilePanel {
-    pub(crate) codes: *const u8,
+    codes: *const u8,
     /// Scales and minimums.
-    pub(crate) meta: *const u8,
+    meta: *const u8,
     /// `[rows][16]`
-    pub(crate) y: *mut f32,
+    y: *mut f32,
+    /// The first weight row.
+    row: usize,
 }
 
 impl TilePanel {
+    pub(crate) fn new(codes: *const u8, meta: *const u8, y: *mut f32) -> Self {
+        Self { codes, meta, y, row: 0 }
+    }
+
+    /// The same with other codes and scales.
+    pub(crate) fn with(self, codes: *const u8, meta: *const u8) -> Self {
+        Self { codes, meta, ..self }
+    }
+
+    /// The codes of 32 columns, of which `before` bytes are before them.
+    #[inline(always)]
+    pub(crate) fn codes(self, before: usize) -> *const u8 {
+        self.codes.wrapping_add(before + 4 * self.row)
+    }
+
+    /// The f16 scales that `before` bytes are before.
+    #[inline(always)]
+    pub(crate) fn floats(self, before: usize) -> *const u8 {
+        self.meta.wrapping_add(before + 2 * self.row)
+    }
+
+    /// The integer scales that `before` bytes are before.
+    #[inline(always)]
+    pub(crate) fn ints(self, before: usize) -> *const u8 {
+        self.meta.wrapping_add(before + self.row)
+    }
+
     /// The same, from row `row` of `y` on.
     #[inline(always)]
     pub(crate) fn at_row(self, row: usize) -> Self {
@@ -59,15 +88,27 @@ impl TilePanel {
     /// Address of vector `r` of output row `n`.
     #[inline(always)]
     pub(crate) fn output<S: Simd>(self, n: usize, r: usize) -> *mut f32 {
-        self.y.wrapping_add(n * PANEL_ROWS + r * S::LANES)
+        self.y.wrapping_add(n * PANEL_ROWS + self.row + r * S::LANES)
     }
+}
+
+/// Whether a tile of `n` rows of the batch takes the weight rows of a panel in two halves: 128-bit registers would
+/// need 16 sums, next to as many outputs.
+pub(crate) const fn is_halved<S: Simd>(n: usize) -> bool {
+    S::LANES == 4 && n > 2
+}
+
+/// Both halves of the weight rows, with what to prefetch.
+#[inline(always)]
+pub(crate) fn halves<const P: usize>(panels: [TilePanel; P], ahead: Ahead) -> [([TilePanel; P], Ahead); 2] {
+    [(panels, ahead), (panels.map(|panel| TilePanel { row: PANEL_ROWS / 2, ..panel }), Ahead::NONE)]
 }
 
 /// The codes of 32 columns of a group of interleaved activation rows: `[8 quads][width][4]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Quads {
     codes: *const i8,
-    width: usize,
+    pub(crate) width: usize,
 }
 
 impl Quads {
@@ -97,6 +138,66 @@ impl Quads {
     pub(crate) unsafe fn get<S: Simd>(self, q: usize, n: usize) -> S::B {
         // SAFETY: the caller's.
         unsafe { S::splat4(self.codes.add((q * self.width + n) * 4)) }
+    }
+
+    /// Quad `q` of row `n` and the three that follow it in memory: of the next rows, or, where there is one row, the next
+    /// quads.
+    ///
+    /// # Safety
+    /// There are these quads, and the CPU has `S`, whose vectors have four lanes.
+    #[inline(always)]
+    pub(crate) unsafe fn four<S: Simd>(self, q: usize, n: usize) -> S::B {
+        // SAFETY: the caller's.
+        unsafe { S::load_b(self.codes.add((q * self.width + n) * 4).cast()) }
+    }
+
+    /// Quad `q` of rows `n` and `n + 1`, in the first two lanes.
+    ///
+    /// # Safety
+    /// There are these quads, and the CPU has `S`.
+    #[inline(always)]
+    unsafe fn two<S: Simd>(self, q: usize, n: usize) -> S::B {
+        // SAFETY: the caller's.
+        unsafe { S::load_two(self.codes.add((q * self.width + n) * 4)) }
+    }
+}
+
+/// Whether the sums of a tile of `n` rows are those of pairs: of rows `n` and `n + 1` of the batch, where `n` is even, the
+/// vector at `n` has the sums of the first half of the weight rows, `[row][2]`, and that at `n + 1` those of the second.
+pub(crate) const fn is_paired<S: Simd>(n: usize) -> bool {
+    S::HAS_PAIRS && n.is_multiple_of(2)
+}
+
+/// The sums that a tile of `N` rows begins with: integer `n` of those at `p`, for every weight row.
+///
+/// # Safety
+/// `p` has `N` integers, and the CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn begin<S: Simd, const N: usize>(p: *const i32, n: usize) -> S::I {
+    // SAFETY: the caller's.
+    unsafe {
+        match is_paired::<S>(N) {
+            true => S::splat_two(p.add(n / 2 * 2)),
+            false => S::splat_i(*p.add(n)),
+        }
+    }
+}
+
+/// The sums of each row of the batch, where they are those of pairs.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn apart<S: Simd, const R: usize, const P: usize, const N: usize>(sums: &mut Tile<S::I, R, P, N>) {
+    if is_paired::<S>(N) {
+        for n in (0..N).step_by(2) {
+            for p in 0..P {
+                for r in 0..R {
+                    // SAFETY: the caller's.
+                    [sums[n][p][r], sums[n + 1][p][r]] = unsafe { S::unzip_i(sums[n][p][r], sums[n + 1][p][r]) };
+                }
+            }
+        }
     }
 }
 
@@ -135,17 +236,94 @@ pub(crate) unsafe fn dot_quads<S: Simd, C: Stored, const R: usize, const P: usiz
 ) {
     // SAFETY: the caller's.
     unsafe {
+        if is_paired::<S>(N) {
+            each_quad!(i in 0, n_quads / 2 => {
+                dot_two_quads::<S, C, R, P, N>(acc, first + 2 * i, groups, x);
+            });
+            return;
+        }
         each_quad!(q in first, n_quads => {
             let w = quad_of_panels::<S, C, R, P>(groups, q);
-            for n in 0..N {
-                let xq = x.get::<S>(q, n);
+            if S::HAS_LANES && N.is_multiple_of(4) {
+                for n in (0..N).step_by(4) {
+                    let xs = x.four::<S>(q, n);
+                    for p in 0..P {
+                        for r in 0..R {
+                            acc[n][p][r] = S::dot4_lane::<0>(acc[n][p][r], w[p][r], xs);
+                            acc[n + 1][p][r] = S::dot4_lane::<1>(acc[n + 1][p][r], w[p][r], xs);
+                            acc[n + 2][p][r] = S::dot4_lane::<2>(acc[n + 2][p][r], w[p][r], xs);
+                            acc[n + 3][p][r] = S::dot4_lane::<3>(acc[n + 3][p][r], w[p][r], xs);
+                        }
+                    }
+                }
+            } else if S::HAS_LANES && x.width == 1 {
+                let xs = x.four::<S>(q / 4 * 4, 0);
                 for p in 0..P {
                     for r in 0..R {
-                        acc[n][p][r] = S::dot4(acc[n][p][r], w[p][r], xq);
+                        acc[0][p][r] = dot_lane::<S>(acc[0][p][r], w[p][r], xs, q % 4);
+                    }
+                }
+            } else {
+                for n in 0..N {
+                    let xq = x.get::<S>(q, n);
+                    for p in 0..P {
+                        for r in 0..R {
+                            acc[n][p][r] = S::dot4(acc[n][p][r], w[p][r], xq);
+                        }
                     }
                 }
             }
         });
+    }
+}
+
+/// Adds the products of quads `q` and `q + 1`, in pairs.
+///
+/// # Safety
+/// As [`dot_quads`]; `N` is even and the CPU has pairs.
+#[inline(always)]
+unsafe fn dot_two_quads<S: Simd, C: Stored, const R: usize, const P: usize, const N: usize>(
+    acc: &mut Tile<S::Acc, R, P, N>,
+    q: usize,
+    groups: [*const u8; P],
+    x: Quads,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut xs = [x.two::<S>(q, 0); N];
+        for n in (0..N).step_by(2) {
+            if N.is_multiple_of(4) && n % 4 == 0 {
+                [xs[n], xs[n + 2]] = S::zip(x.four::<S>(q, n), x.four::<S>(q + 1, n));
+            } else if !N.is_multiple_of(4) {
+                xs[n] = S::zip(x.two::<S>(q, n), x.two::<S>(q + 1, n))[0];
+            }
+        }
+        for p in 0..P {
+            for r in 0..R {
+                let [low, high] = zipped_bytes::<S, C>(groups[p], q, r);
+                for n in (0..N).step_by(2) {
+                    acc[n][p][r] = S::dot_pairs(acc[n][p][r], low, xs[n]);
+                    acc[n + 1][p][r] = S::dot_pairs(acc[n + 1][p][r], high, xs[n]);
+                }
+            }
+        }
+    }
+}
+
+/// [`Simd::dot4_lane`]; `lane` is a constant after inlining.
+///
+/// # Safety
+/// The CPU has `S`.
+#[inline(always)]
+pub(crate) unsafe fn dot_lane<S: Simd>(acc: S::Acc, w: S::B, x: S::B, lane: usize) -> S::Acc {
+    // SAFETY: the caller's.
+    unsafe {
+        match lane {
+            0 => S::dot4_lane::<0>(acc, w, x),
+            1 => S::dot4_lane::<1>(acc, w, x),
+            2 => S::dot4_lane::<2>(acc, w, x),
+            _ => S::dot4_lane::<3>(acc, w, x),
+        }
     }
 }
 

@@ -37,6 +37,9 @@ macro_rules! on_isa {
             // SAFETY: as above; every CPU of the target runs it.
             #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
             Isa::Sse2 | Isa::Neon => unsafe { $crate::kv::kernels::baseline::$product($($arg),*) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "aarch64")]
+            Isa::DotProd | Isa::I8mm => unsafe { $crate::kv::kernels::dotprod::$product($($arg),*) },
             // SAFETY: lengths asserted before; every CPU runs it.
             Isa::Portable => unsafe { $crate::kv::kernels::portable::$product($($arg),*) },
             _ => $definition,
@@ -148,4 +151,6 @@ tiles!(
 );
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 tiles!(baseline, crate::arch::Baseline, inline(never), 4, 1, [1 2 3 4]);
+#[cfg(target_arch = "aarch64")]
+tiles!(dotprod, crate::arch::aarch64::DotProd, target_feature(enable = "dotprod"), 4, 1, [1 2 3 4]);
 tiles!(portable, crate::arch::Portable, inline(never), 2, 1, [1 2 3 4]);

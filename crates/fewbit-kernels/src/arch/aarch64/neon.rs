@@ -73,6 +73,12 @@ registers! {
     fn as_w(a: H) -> W { vreinterpretq_s32_s16(a) }
     fn add_w(a: W, b: W) -> W { vaddq_s32(a, b) }
     fn sub_w(a: W, b: W) -> W { vsubq_s32(a, b) }
+    fn mul_w(a: W, b: W) -> W { vmulq_s32(a, b) }
+    fn zip_w(a: W, b: W) -> [W; 2] { [vzip1q_s32(a, b), vzip2q_s32(a, b)] }
+    fn unzip_w(a: W, b: W) -> [W; 2] { [vuzp1q_s32(a, b), vuzp2q_s32(a, b)] }
+    fn splat_two(v: [u32; 2]) -> W {
+        vreinterpretq_s32_u64(vdupq_n_u64(u64::from(v[0]) | u64::from(v[1]) << 32))
+    }
     fn shl_w<const N: u32>(a: W) -> W { vshlq_s32(a, vdupq_n_s32(N as i32)) }
     fn shr_w<const N: u32>(a: W) -> W {
         vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(a), vdupq_n_s32(-(N as i32))))
