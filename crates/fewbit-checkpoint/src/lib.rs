@@ -19,7 +19,7 @@ pub mod source;
 
 pub use config::{
     AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig,
-    ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, yarn_magnitude,
+    ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, yarn_magnitude,
 };
 pub use error::CheckpointError;
 pub use families::{architectures, classes};

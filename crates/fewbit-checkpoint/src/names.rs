@@ -60,7 +60,8 @@ pub enum Part {
     FfnPostNorm,
     /// The gates of the outputs of a layer with a state.
     AttnGate,
-    /// As [`Part::Qkv`] and [`Part::AttnGate`] of a layer with a state, key head by key head.
+    /// As [`Part::Qkv`] and [`Part::AttnGate`] of a layer with a state, key head by key head; of a state space the gates,
+    /// what goes through the convolution, and the time steps.
     SsmIn,
     /// The betas and then the alphas, key head by key head.
     SsmBetaAlpha,
@@ -70,10 +71,13 @@ pub enum Part {
     SsmAlpha,
     /// The convolution before a state.
     SsmConv,
-    /// The bias of the alphas.
+    /// The bias of the alphas or time steps.
     SsmDt,
     /// Minus the exponentials of the decay rates of the heads; a tensor without `.weight`.
     SsmA,
+    /// Factors of the values that are added to the outputs of a state space, one for each head; a tensor without
+    /// `.weight`.
+    SsmD,
     /// The norm of the outputs of a state.
     SsmNorm,
     /// The output projection of a layer with a state.
@@ -109,8 +113,8 @@ pub enum Part {
 }
 
 /// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except
-/// [`Part::SsmA`].
-const GGUF: [(Part, &str); 50] = [
+/// [`Part::SsmA`] and [`Part::SsmD`].
+const GGUF: [(Part, &str); 51] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
@@ -140,6 +144,7 @@ const GGUF: [(Part, &str); 50] = [
     (Part::SsmConv, "blk.{}.ssm_conv1d"),
     (Part::SsmDt, "blk.{}.ssm_dt"),
     (Part::SsmA, "blk.{}.ssm_a"),
+    (Part::SsmD, "blk.{}.ssm_d"),
     (Part::SsmNorm, "blk.{}.ssm_norm"),
     (Part::SsmOut, "blk.{}.ssm_out"),
     (Part::EmbeddingNorm, "token_embd_norm"),
@@ -246,6 +251,17 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
             return Some(if is_whole { rest.into() } else { format!("model.{rest}").into() });
         }
     }
+    // Nemotron-H has other names outside its layers, and at first another one for the decoder.
+    let (inner, is_backbone) = match module.strip_prefix("backbone.") {
+        Some(inner) => (inner, true),
+        None => (module.strip_prefix("model.").unwrap_or(module), false),
+    };
+    match inner {
+        "embeddings" => return Some("model.embed_tokens".into()),
+        "norm_f" => return Some("model.norm".into()),
+        _ if is_backbone => return Some(format!("model.{inner}").into()),
+        _ => {}
+    }
     let is_bare = ["embed_tokens", "norm"].contains(&module) || module.starts_with("layers.");
     Some(if is_bare { format!("model.{module}").into() } else { module.into() })
 }
@@ -271,8 +287,11 @@ pub fn output_norm(architecture: &str) -> Part {
 /// `experts.down_proj_scale_inv` its `weight_scale_inv`.
 pub fn split_hf(name: &str) -> (&str, &str) {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    if ["sinks", "A_log"].contains(&leaf) || leaf.ends_with("_proj") {
+    if ["sinks", "A_log", "D"].contains(&leaf) || leaf.ends_with("_proj") {
         return (name, "weight");
+    }
+    if leaf == "expert_bias" {
+        return (name, "bias");
     }
     for (end, part) in [("_scale_inv", "weight_scale_inv"), ("_activation_scale", "activation_scale")] {
         if leaf.strip_suffix(end).is_some_and(|of| of.ends_with("_proj")) {

@@ -279,6 +279,8 @@ pub trait Weights {
 /// A matrix and its bias, on the device.
 type Placed = (MatrixRef, Option<VectorRef>);
 
+const NO_GATES: &str = "feed-forward blocks without gates";
+
 /// Builds a plan, and uploads the weights that it needs.
 struct Planner<'a> {
     config: &'a ModelConfig,
@@ -496,13 +498,16 @@ impl Planner<'_> {
         let config = self.config.experts.expect("layers have experts only if the model has");
         let Experts { router, router_bias, choice_bias, experts, shared, shared_router, .. } = experts;
         let n_used = config.n_used;
-        if router_bias.is_some() || choice_bias.is_some() || experts.iter().any(|mlp| mlp.gate.bias.is_some()) {
+        if router_bias.is_some()
+            || choice_bias.is_some()
+            || experts.iter().any(|mlp| mlp.gate.as_ref().is_some_and(|gate| gate.bias.is_some()))
+        {
             return Err(self.unsupported("experts with biases"));
         }
         let router = self.place_matrix(router)?;
         let (mut gates, mut ups, mut downs) = (Vec::new(), Vec::new(), Vec::new());
         for Mlp { gate, up, down, .. } in experts {
-            gates.push(gate.weight);
+            gates.push(gate.ok_or_else(|| self.unsupported(NO_GATES))?.weight);
             ups.push(up.weight);
             downs.push(down.weight);
         }
@@ -617,7 +622,8 @@ impl Planner<'_> {
     }
 
     fn place_mlp(&mut self, mlp: Mlp) -> Result<[Placed; 3], ModelError> {
-        Ok([self.place(mlp.gate)?, self.place(mlp.up)?, self.place(mlp.down)?])
+        let gate = mlp.gate.ok_or_else(|| self.unsupported(NO_GATES))?;
+        Ok([self.place(gate)?, self.place(mlp.up)?, self.place(mlp.down)?])
     }
 
     fn place_matrix(&mut self, matrix: Matrix) -> Result<MatrixRef, ModelError> {

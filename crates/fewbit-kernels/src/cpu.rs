@@ -138,6 +138,11 @@ impl Cpu {
         });
     }
 
+    /// `x = max(x, 0)^2`, in rows of `n_cols`.
+    pub fn squared_relu(&self, n_cols: usize, x: &mut [f32]) {
+        self.each_row(n_cols, x, |_, x| elementwise::squared_relu(self.isa, x));
+    }
+
     /// `x = cap * tanh(x / cap)`, in rows of `n_cols`.
     pub fn softcap(&self, cap: f32, n_cols: usize, x: &mut [f32]) {
         self.each_row(n_cols, x, |_, x| elementwise::softcap(self.isa, x, cap, 1.0 / cap));

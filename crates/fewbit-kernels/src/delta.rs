@@ -19,13 +19,17 @@
 //! out  = rms_norm(o) * silu(z)
 //! ```
 //! State spaces ("Mamba-2", Dao and Gu, 2024) are the same with other names, and without the parts that make the delta
-//! rule: `q` and `k` stay as they are, `m` is 0, and `out` is `o`.
+//! rule: `q` and `k` stay as they are, `m` is 0, `beta` is the time step, and
+//!
+//! ```text
+//! out  = rms_norm(fma(d, v, o) * silu(z))            d of each head; a norm for each group of heads that share a key
+//! ```
 //!
 //! Lanes are channels and elements of a value, never parts of one sum.
 
 use crate::Isa;
 use crate::cpu::Cpu;
-use crate::elementwise::{gate_mul, multiversion, rms_norm_in_place};
+use crate::elementwise::{add_scaled, gate_mul, multiversion, rms_norm_in_place};
 use crate::math::{SUM_LANES, fma, sigmoid, silu_with, tree_sum};
 use crate::shared::SharedMut;
 use fewbit_quant::GateFunction;
@@ -141,7 +145,7 @@ pub struct DeltaStep<'a> {
     pub qkv: &'a [f32],
     /// `[n_rows, 2 * n_v_heads]`: the decays, then the betas; see [`delta_gates`].
     pub gates: &'a [f32],
-    /// If outputs are normed and gated: the gates `[n_outs, value_dim]`, the weights of the norm `[v_dim]`, its epsilon.
+    /// If outputs are normed and then gated: the gates `[n_outs, value_dim]`, the weights of the norm `[v_dim]`, its epsilon.
     pub output: Option<(&'a [f32], &'a [f32], f32)>,
 }
 
@@ -170,6 +174,36 @@ pub fn delta_gates(a: &[f32], b: &[f32], dt: &[f32], a_coef: &[f32], out: &mut [
         *decay = libm::exp(f64::from(coef) * softplus(a + dt)) as f32;
         *beta = sigmoid(b);
     }
+}
+
+/// The gates of a row of a state space: `beta = softplus(time_step + dt)` and `decay = exp(a_coef * beta)`. All are
+/// `[n_v_heads]`, `out` is `[2 * n_v_heads]`; as [`delta_gates`] in f64.
+pub fn space_gates(time_steps: &[f32], dt: &[f32], a_coef: &[f32], out: &mut [f32]) {
+    let (decays, betas) = out.split_at_mut(time_steps.len());
+    for ((((decay, beta), &step), &dt), &coef) in decays.iter_mut().zip(betas).zip(time_steps).zip(dt).zip(a_coef) {
+        let step = softplus(step + dt);
+        *decay = libm::exp(f64::from(coef) * step) as f32;
+        *beta = step as f32;
+    }
+}
+
+/// What becomes of the outputs of a state space.
+#[derive(Clone, Copy, Debug)]
+pub struct SpaceOutput<'a> {
+    /// The shape.
+    pub shape: DeltaShape,
+    /// `[n_rows, n_channels]`: values, keys and queries.
+    pub qkv: &'a [f32],
+    /// `[n_outs]`: the row of each output.
+    pub rows: &'a [usize],
+    /// `[n_v_heads]`: factors of the values.
+    pub d: &'a [f32],
+    /// `[n_outs, value_dim]`: the gates.
+    pub z: &'a [f32],
+    /// `[value_dim]`: the weights of the norm, and its epsilon.
+    pub norm: &'a [f32],
+    /// The epsilon of the norm.
+    pub eps: f32,
 }
 
 /// `ln(1 + e^x)`, in f64 with the pure-Rust `libm`.
@@ -346,6 +380,37 @@ impl Cpu {
             }
             sequence.to = to;
         }
+    }
+
+    /// Adds the values of their rows to outputs of state spaces, gates and norms them. `out` is `[n_outs, value_dim]`. See
+    /// [`SpaceOutput`].
+    ///
+    /// # Panics
+    /// If lengths do not match.
+    pub fn finish_spaces(&self, of: &SpaceOutput<'_>, out: &mut [f32]) {
+        let (n_channels, value_dim) = (of.shape.n_channels(), of.shape.value_dim());
+        let DeltaShape { n_k_heads, n_v_heads, v_dim, .. } = of.shape;
+        assert!(n_k_heads > 0 && n_v_heads.is_multiple_of(n_k_heads), "as many value heads for each key head");
+        assert!(out.len() == of.rows.len() * value_dim && of.z.len() == out.len(), "outputs and their gates");
+        assert!(of.d.len() == n_v_heads && of.norm.len() == value_dim, "factors and norm of the values");
+        assert!(of.rows.iter().all(|row| (row + 1) * n_channels <= of.qkv.len()), "rows of values");
+        let isa = self.isa();
+        self.each_row(value_dim, out, |i, out| {
+            let values = &of.qkv[of.rows[i] * n_channels..][..value_dim];
+            for ((out, v), &d) in out.chunks_exact_mut(v_dim).zip(values.chunks_exact(v_dim)).zip(of.d) {
+                add_scaled(isa, out, v, d);
+            }
+            BUFFER.with_borrow_mut(|gated| {
+                gated.clear();
+                gated.extend_from_slice(&of.z[i * value_dim..(i + 1) * value_dim]);
+                gate_mul(isa, GateFunction::Silu, gated, out);
+                out.copy_from_slice(gated);
+            });
+            let group = value_dim / n_k_heads;
+            for (out, norm) in out.chunks_exact_mut(group).zip(of.norm.chunks_exact(group)) {
+                rms_norm_in_place(isa, out, norm, of.eps);
+            }
+        });
     }
 
     /// Computes gated delta rules. `out` is `[n_outs, value_dim]`. See [`DeltaStep`].

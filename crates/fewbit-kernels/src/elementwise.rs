@@ -182,6 +182,17 @@ multiversion! {
 }
 
 multiversion! {
+    /// `x = max(x, 0)^2`.
+    pub(crate) fn squared_relu(x: &mut [f32]) {
+        for x in x {
+            // A comparison, so that NaN stays NaN.
+            let positive = if *x < 0.0 { 0.0 } else { *x };
+            *x = positive * positive;
+        }
+    }
+}
+
+multiversion! {
     /// `x *= 1 / (1 + e^-gate)`.
     pub(crate) fn sigmoid_mul(x: &mut [f32], gate: &[f32]) {
         for (x, &g) in x.iter_mut().zip(gate) {

@@ -36,7 +36,8 @@ pub use attention::{AttentionSequence, AttentionShape, KvPage, KvPageMut};
 pub use choice::ISA_VARIABLE;
 pub use cpu::Cpu;
 pub use delta::{
-    Convolution, ConvolutionRows, DeltaRows, DeltaShape, DeltaStep, MOST_TAPS, StateRule, delta_gates, softplus,
+    Convolution, ConvolutionRows, DeltaRows, DeltaShape, DeltaStep, MOST_TAPS, SpaceOutput, StateRule, delta_gates,
+    softplus, space_gates,
 };
 pub use encode::convert_rows;
 pub use error::KernelError;

@@ -6,7 +6,8 @@ mod floats;
 
 use fewbit_kernels::math::{exp, silu, tree_sum};
 use fewbit_kernels::{
-    Convolution, ConvolutionRows, Cpu, DeltaRows, DeltaShape, DeltaStep, Isa, StateRule, delta_gates,
+    Convolution, ConvolutionRows, Cpu, DeltaRows, DeltaShape, DeltaStep, Isa, SpaceOutput, StateRule, delta_gates,
+    space_gates,
 };
 use floats::{bits, random};
 
@@ -175,6 +176,47 @@ fn delta_rules_have_the_bits_of_the_definition_however_tokens_are_cut() {
 }
 
 #[test]
+fn outputs_of_state_spaces_have_the_bits_of_the_definition() {
+    for shape in shapes().into_iter().filter(|shape| shape.rule == StateRule::Space) {
+        let (n_channels, value_dim) = (shape.n_channels(), shape.value_dim());
+        let (qkv, o) = (random(N_ROWS * n_channels, 1), random(5 * value_dim, 2));
+        let (z, norm, d) = (random(5 * value_dim, 3), random(value_dim, 4), random(shape.n_v_heads, 5));
+        let rows = [0, 3, 4, 9, N_ROWS - 1];
+        let group = value_dim / shape.n_k_heads;
+        let mut want = o.clone();
+        for (i, want) in want.chunks_exact_mut(value_dim).enumerate() {
+            for (j, y) in want.iter_mut().enumerate() {
+                let skipped = d[j / shape.v_dim].mul_add(qkv[rows[i] * n_channels + j], *y);
+                *y = silu(z[i * value_dim + j]) * skipped;
+            }
+            for (want, norm) in want.chunks_exact_mut(group).zip(norm.chunks_exact(group)) {
+                let mut lanes = [0.0f32; 16];
+                want.iter().enumerate().for_each(|(i, x)| lanes[i % 16] = x.mul_add(*x, lanes[i % 16]));
+                let scale = 1.0 / (tree_sum(lanes) / group as f32 + EPS).sqrt();
+                want.iter_mut().zip(norm).for_each(|(y, w)| *y = *y * scale * w);
+            }
+        }
+        for cpu in cpus() {
+            let mut got = o.clone();
+            let of = SpaceOutput { shape, qkv: &qkv, rows: &rows, d: &d, z: &z, norm: &norm, eps: EPS };
+            cpu.finish_spaces(&of, &mut got);
+            assert!(bits(&got) == bits(&want), "{cpu:?}");
+        }
+    }
+}
+
+#[test]
+fn squared_relus_have_the_bits_of_the_definition() {
+    let x: Vec<f32> = random(3 * 37, 1).into_iter().chain([0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY]).collect();
+    let want: Vec<f32> = x.iter().map(|x| x.max(0.0) * x.max(0.0)).collect();
+    for cpu in cpus() {
+        let mut got = x.clone();
+        cpu.squared_relu(23, &mut got);
+        assert!(bits(&got) == bits(&want) && got.iter().any(|&y| y > 0.0), "{cpu:?}");
+    }
+}
+
+#[test]
 fn convolutions_have_the_bits_of_the_definition_however_tokens_are_cut() {
     for (n_channels, n_taps, has_silu, has_bias) in [(1100, 4, true, false), (37, 3, false, true), (8, 2, true, true)] {
         let (x, weight) = (random(N_ROWS * n_channels, 1), random(n_taps * n_channels, 2));
@@ -217,5 +259,12 @@ fn gates_are_those_of_float64() {
         let decay = (f64::from(coef[i]) * softplus).exp();
         assert!((f64::from(out[i]) - decay).abs() < 1e-6 * decay);
         assert!((f64::from(out[50 + i]) - 1.0 / (1.0 + f64::from(-b[i]).exp())).abs() < 1e-6);
+    }
+    space_gates(&a, &dt, &coef, &mut out);
+    for i in 0..50 {
+        let step = f64::from(a[i] + dt[i]).exp().ln_1p();
+        let decay = (f64::from(coef[i]) * step).exp();
+        assert!((f64::from(out[i]) - decay).abs() < 1e-6 * decay);
+        assert!((f64::from(out[50 + i]) - step).abs() < 1e-6 * step);
     }
 }

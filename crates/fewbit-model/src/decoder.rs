@@ -171,7 +171,7 @@ impl Decoder {
         note(ModelPart::Head, head_device, head.weight_bytes(), 0);
         let parts = Parts { segments, head: head.into(), placed: parts };
         let fused = (0..config.n_layers())
-            .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: !loader.has(Part::Gate, i) });
+            .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: config.is_gated && !loader.has(Part::Gate, i) });
         let fused = fused.collect();
         let is_here = parts.placed.iter().all(|part| part.is_host);
         let hashes = (!is_here).then(|| loader.hashes());

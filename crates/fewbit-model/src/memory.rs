@@ -1,7 +1,7 @@
 //! Estimates of the memory that a model will take, before anything is allocated.
 
 use crate::cpu::{fixed_bytes, layer_page_bytes, page_bytes};
-use crate::{KvType, ModelConfig, ModelError};
+use crate::{KvType, ModelConfig, ModelError, Recurrent};
 use fewbit_checkpoint::{WeightSource, names};
 use fewbit_format::TensorInfo;
 use fewbit_kernels::{Isa, Matrix, PAGE};
@@ -188,7 +188,13 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
     let latent = config.latent.map_or(0, |latent| {
         2 * config.n_heads * (latent.query_dim() + latent.kv_rank + latent.value_dim) + latent.q_rank.unwrap_or(0)
     });
-    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + latent + ffn;
+    // Of a layer with a state, the inputs and outputs of its convolution, gates, and outputs.
+    let state = match config.recurrent {
+        Some(Recurrent::DeltaNet(delta)) => 3 * delta.n_channels() + 3 * delta.value_dim(),
+        Some(Recurrent::StateSpace(space)) => space.n_inputs() + 3 * space.n_channels() + 2 * space.value_dim(),
+        _ => 0,
+    };
+    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + latent + ffn + state;
     512 * 5 * widths as u64
 }
 

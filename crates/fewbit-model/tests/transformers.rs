@@ -55,9 +55,10 @@ struct Gguf {
 }
 
 /// The files of models and of their logits.
-const FILES: [(&str, &[u8]); 2] = [
+const FILES: [(&str, &[u8]); 3] = [
     (include_str!("golden/transformers_models.json"), include_bytes!("golden/transformers_models.f32")),
     (include_str!("golden/transformers_deepseek.json"), include_bytes!("golden/transformers_deepseek.f32")),
+    (include_str!("golden/transformers_hybrid.json"), include_bytes!("golden/transformers_hybrid.f32")),
 ];
 
 /// The models of all files, which have the same tokens and positions.
@@ -448,11 +449,24 @@ fn e4m3(code: u8) -> f32 {
 /// that latent attention does not apply as they are, they are refused.
 #[test]
 fn adapters_of_latent_attention_are_as_if_merged() {
+    let attention = "model.layers.1.self_attn.";
+    let targets = ["q_proj", "o_proj"].map(|target| format!("{attention}{target}"));
+    check_adapters("DeepSeek 2 Lite", &targets, &format!("{attention}kv_a_proj_with_mqa"));
+}
+
+/// The same where a layer is attention, a feed-forward block or a state, whose matrices have no adapters.
+#[test]
+fn adapters_of_layers_with_one_mixer_are_as_if_merged() {
+    let targets = ["3.mixer.q_proj", "3.mixer.v_proj", "3.mixer.o_proj", "4.mixer.up_proj", "4.mixer.down_proj"]
+        .map(|target| format!("backbone.layers.{target}"));
+    check_adapters("Nemotron-H", &targets, "backbone.layers.0.mixer.in_proj");
+}
+
+fn check_adapters(name: &str, applied: &[String], refused: &str) {
     let all = models();
-    let model = all.models.iter().find(|model| model.name == "DeepSeek 2 Lite").expect("there");
-    let tensors = |targets: &[&str]| -> Vec<Tensor> {
-        let modules = targets.iter().map(|target| format!("model.layers.1.self_attn.{target}"));
-        let pairs = modules.flat_map(|module| {
+    let model = all.models.iter().find(|model| model.name == name).expect("there");
+    let tensors = |modules: &[String]| -> Vec<Tensor> {
+        let pairs = modules.iter().flat_map(|module| {
             let (_, _, shape, ..) =
                 model.tensors.iter().find(|(name, ..)| *name == format!("{module}.weight")).expect("a matrix");
             [("lora_A", vec![2, shape[1]], 0.3), ("lora_B", vec![shape[0], 2], 0.2)].map(|(half, shape, scale)| {
@@ -468,7 +482,7 @@ fn adapters_of_latent_attention_are_as_if_merged() {
         std::fs::write(to.path().join("adapter_model.safetensors"), hf::safetensors(tensors)).expect("writable");
     };
     let (to, plain) = (tempfile::tempdir().expect("a folder"), load(&model.opened().1, LoadOptions::new().threads(2)));
-    let parts = tensors(&["q_proj", "o_proj"]);
+    let parts = tensors(applied);
     adapter(&to, &parts);
     let lora = plain.load_lora(to.path()).expect("loads");
     let set = plain.lora_set(&[(lora, 1.0)]).expect("a set");
@@ -491,9 +505,9 @@ fn adapters_of_latent_attention_are_as_if_merged() {
     let without = logits(&plain, &mut plain.new_cache(), &all.tokens, 512);
     let far = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0.0f32, |d, (x, y)| d.max((x - y).abs()));
     assert!(far(&got, &want) < 1e-3 && far(&got, &without) > 0.1, "{} {}", far(&got, &want), far(&got, &without));
-    adapter(&to, &tensors(&["kv_a_proj_with_mqa"]));
-    let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
-    assert!(refused.contains("kv_a_proj_with_mqa"), "{refused}");
+    adapter(&to, &tensors(&[refused.to_owned()]));
+    let error = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
+    assert!(error.contains(refused), "{error}");
 }
 
 /// Tokens of a text, and the logits after each.
@@ -595,7 +609,7 @@ fn prefixes_are_known_up_to_the_last_state() {
         assert!(tree.evict(usize::MAX) > 2, "{name}");
         assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
     }
-    assert_eq!(n_models, 4, "models with recurrent layers");
+    assert_eq!(n_models, 8, "models with recurrent layers");
 }
 
 #[test]

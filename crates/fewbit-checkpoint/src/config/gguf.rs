@@ -5,7 +5,8 @@
 use super::rope::yarn_magnitude;
 use super::{
     AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT,
-    MAX_LAYERS, MAX_WIDTH, ModelConfig, NormKind, Pooling, Recurrent, RopeConfig, RopeScaling, bad, check_count,
+    MAX_LAYERS, MAX_WIDTH, ModelConfig, NormKind, Pooling, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, bad,
+    check_count,
 };
 use crate::CheckpointError;
 use crate::families::{self, Architecture, RecurrentKind};
@@ -150,7 +151,13 @@ impl ModelConfig {
         }
         let context_length = keys.required("context_length", MAX_CONTEXT)?;
         let experts = experts(&keys, arch, constants)?;
-        let ffn_dim = match (keys.count("feed_forward_length", MAX_WIDTH)?, experts) {
+        let mixers = if arch.has_one_mixer { Some(feed_forward_lengths(&keys, n_layers)?) } else { None };
+        let has_mlp = |layer: usize| mixers.as_ref().is_some_and(|lengths| lengths[layer] > 0);
+        let ffn_dim = match &mixers {
+            Some(lengths) => Some(lengths.iter().max().copied().unwrap_or(0).max(1)),
+            None => keys.count("feed_forward_length", MAX_WIDTH)?,
+        };
+        let ffn_dim = match (ffn_dim, experts) {
             (Some(n), _) => n,
             (None, Some(experts)) => experts.ffn_dim,
             (None, None) => keys.required("feed_forward_length", MAX_WIDTH)?,
@@ -170,7 +177,9 @@ impl ModelConfig {
         let is_recurrent = recurrent_layers(&keys, arch, n_layers)?;
         let layers: Vec<_> = (0..n_layers)
             .map(|i| LayerConfig {
-                is_recurrent: is_recurrent[i],
+                is_recurrent: is_recurrent[i] && !has_mlp(i),
+                has_attention: !has_mlp(i),
+                has_feed_forward: mixers.is_none() || has_mlp(i),
                 is_local: has_window && is_local[i],
                 has_rope: !is_nope
                     && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
@@ -201,17 +210,23 @@ impl ModelConfig {
             n_heads,
             n_kv_heads: match arch.recurrent {
                 _ if latent.is_some() => 1,
-                Some(RecurrentKind::ShortConvolution) => kv_heads(&keys)?.into_iter().max().unwrap_or(0),
+                Some(RecurrentKind::ShortConvolution | RecurrentKind::StateSpace) => {
+                    kv_heads(&keys)?.into_iter().max().unwrap_or(0)
+                }
                 _ => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
             },
             head_dim,
             ffn_dim,
             context_length,
             rms_norm_eps: match arch.norm {
-                NormKind::Rms => meta.require_f32(&keys.name("attention.layer_norm_rms_epsilon"))?,
+                NormKind::Rms if arch.has_layer_norm_eps && !meta.contains(&keys.name(RMS_EPS)) => {
+                    meta.require_f32(&keys.name("attention.layer_norm_epsilon"))?
+                }
+                NormKind::Rms => meta.require_f32(&keys.name(RMS_EPS))?,
                 NormKind::Layer => meta.require_f32(&keys.name("attention.layer_norm_epsilon"))?,
             },
             gate: arch.gate,
+            is_gated: arch.is_gated,
             // A temperature for layers without position embedding means nothing in a model without such layers.
             attention_temperature: temperature
                 .filter(|t| !t.only_without_rope || layers.iter().any(|layer| !layer.has_rope)),
@@ -265,11 +280,31 @@ pub(crate) fn embedding_scale(dim: usize) -> f32 {
     half::bf16::from_f64((dim as f64).sqrt()).to_f32()
 }
 
+/// The key of the epsilon of RMS norms.
+const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
+
 /// The numbers of key and value heads of the layers, or one for all. All that are not 0 must be equal.
 fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
-    let name = keys.name("attention.head_count_kv");
+    per_layer(keys, "attention.head_count_kv", "layers with different numbers of key and value heads")
+}
+
+/// The inner widths of the feed-forward blocks of all layers; 0 for layers without one.
+fn feed_forward_lengths(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<usize>, CheckpointError> {
+    let lengths = per_layer(keys, "feed_forward_length", "feed-forward blocks of different widths")?;
+    match lengths.len() == n_layers {
+        true => Ok(lengths),
+        false => {
+            let found = format!("{} layers", lengths.len());
+            Err(bad(&keys.name("feed_forward_length"), found, format!("{n_layers} layers")))
+        }
+    }
+}
+
+/// A number of each layer, or one for all. All that are not 0 must be equal.
+fn per_layer(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<Vec<usize>, CheckpointError> {
+    let name = keys.name(key);
     let Some(Value::Array(_)) = keys.meta.get(&name) else {
-        return Ok(vec![keys.required("attention.head_count_kv", MAX_WIDTH)?]);
+        return Ok(vec![keys.required(key, MAX_WIDTH)?]);
     };
     let list = match keys.meta.u32_array(&name) {
         Ok(list) => list.unwrap_or_default().iter().map(|&n| n as usize).collect::<Vec<_>>(),
@@ -281,7 +316,7 @@ fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
     let most = list.iter().max().copied().unwrap_or(0);
     match list.iter().find(|&&n| n != 0 && n != most) {
         Some(&other) => Err(CheckpointError::UnsupportedFeature {
-            feature: "layers with different numbers of key and value heads",
+            feature: differing,
             key: name,
             value: format!("{other} and {most}"),
         }),
@@ -293,7 +328,7 @@ fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
 fn recurrent_layers(keys: &Keys<'_>, arch: &Architecture, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     match arch.recurrent {
         None => return Ok(vec![false; n_layers]),
-        Some(RecurrentKind::ShortConvolution) => {
+        Some(RecurrentKind::ShortConvolution | RecurrentKind::StateSpace) => {
             let heads = kv_heads(keys)?;
             return match heads.len() {
                 1 => Ok(vec![heads[0] == 0; n_layers]),
@@ -329,21 +364,38 @@ fn recurrent(keys: &Keys<'_>, arch: &Architecture) -> Result<Option<Recurrent>, 
         Some(RecurrentKind::ShortConvolution) => {
             Some(Recurrent::ShortConvolution { n_taps: required("shortconv.l_cache")? })
         }
+        Some(RecurrentKind::StateSpace) => {
+            let (n_heads, head_dim) = state_heads(keys)?;
+            Some(Recurrent::StateSpace(StateSpaceConfig {
+                n_groups: required("ssm.group_count")?,
+                n_heads,
+                state_dim: required("ssm.state_size")?,
+                head_dim,
+                n_taps: required("ssm.conv_kernel")?,
+            }))
+        }
         Some(RecurrentKind::DeltaNet { is_tiled }) => {
-            let (n_v_heads, inner) = (required("ssm.time_step_rank")?, required("ssm.inner_size")?);
-            if !inner.is_multiple_of(n_v_heads) {
-                return Err(bad(&keys.name("ssm.inner_size"), inner, format!("a multiple of {n_v_heads} heads")));
-            }
+            let (n_v_heads, v_dim) = state_heads(keys)?;
             Some(Recurrent::DeltaNet(DeltaNetConfig {
                 n_k_heads: required("ssm.group_count")?,
                 n_v_heads,
                 k_dim: required("ssm.state_size")?,
-                v_dim: inner / n_v_heads,
+                v_dim,
                 n_taps: required("ssm.conv_kernel")?,
                 is_tiled,
             }))
         }
     })
+}
+
+/// The number of heads that have a state, and the elements of a value of each.
+fn state_heads(keys: &Keys<'_>) -> Result<(usize, usize), CheckpointError> {
+    let n_heads = keys.required("ssm.time_step_rank", MAX_WIDTH)?;
+    let inner = keys.required("ssm.inner_size", MAX_WIDTH)?;
+    match inner.is_multiple_of(n_heads) {
+        true => Ok((n_heads, inner / n_heads)),
+        false => Err(bad(&keys.name("ssm.inner_size"), inner, format!("a multiple of {n_heads} heads"))),
+    }
 }
 
 /// Which layers see only the window, for a model that has one.

@@ -39,6 +39,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// The activation function of the feed-forward block's gate.
     pub gate: GateFunction,
+    /// Whether the feed-forward block has a gate; without one, it is `down(max(up x, 0)^2)`.
+    pub is_gated: bool,
     /// The properties that vary from layer to layer; one entry for each layer.
     pub layers: Vec<LayerConfig>,
     /// Largest number of keys that a query sees in local layers, its own included.
@@ -134,6 +136,10 @@ pub struct LayerConfig {
     pub is_local: bool,
     /// Whether the layer keeps a state of fixed size for a sequence, instead of keys and values.
     pub is_recurrent: bool,
+    /// Whether the layer has attention, or a state in its place.
+    pub has_attention: bool,
+    /// Whether the layer has a feed-forward block.
+    pub has_feed_forward: bool,
     /// Whether queries and keys are rotated by their position.
     pub has_rope: bool,
     /// Whether the layer has the experts of a model that has some; otherwise, it has a plain feed-forward block.
@@ -157,6 +163,8 @@ pub enum NormKind {
 pub enum Recurrent {
     /// A causal convolution and the gated delta rule.
     DeltaNet(DeltaNetConfig),
+    /// A causal convolution and a state space.
+    StateSpace(StateSpaceConfig),
     /// A causal convolution over the residual stream, between two gates.
     ShortConvolution {
         /// Number of tokens that it sees.
@@ -233,6 +241,53 @@ impl DeltaNetConfig {
         if !self.n_v_heads.is_multiple_of(self.n_k_heads) {
             let expected = format!("a multiple of {} key heads", self.n_k_heads);
             return Err(bad("recurrent.n_v_heads", self.n_v_heads, expected));
+        }
+        check_taps(self.n_taps)
+    }
+}
+
+/// The sizes of a layer with a state space ("Mamba-2", Dao and Gu, 2024, <https://arxiv.org/abs/2405.21060>).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StateSpaceConfig {
+    /// Number of groups of heads, which share B and C, and whose outputs have a norm of their own.
+    pub n_groups: usize,
+    /// Number of heads, a multiple of `n_groups`.
+    pub n_heads: usize,
+    /// Elements of B and of C.
+    pub state_dim: usize,
+    /// Elements of a head's value.
+    pub head_dim: usize,
+    /// Number of tokens that the convolution sees.
+    pub n_taps: usize,
+}
+
+impl StateSpaceConfig {
+    /// Elements of a token's values.
+    pub fn value_dim(&self) -> usize {
+        self.n_heads * self.head_dim
+    }
+
+    /// Elements of a token's values, B and C, which go through the convolution.
+    pub fn n_channels(&self) -> usize {
+        self.value_dim() + 2 * self.n_groups * self.state_dim
+    }
+
+    /// Rows of the input projection: the gates of the values, the channels, and a time step of each head.
+    pub fn n_inputs(&self) -> usize {
+        self.value_dim() + self.n_channels() + self.n_heads
+    }
+
+    fn check(&self) -> Result<(), CheckpointError> {
+        for (key, n) in [
+            ("recurrent.n_groups", self.n_groups),
+            ("recurrent.n_heads", self.n_heads),
+            ("recurrent.state_dim", self.state_dim),
+            ("recurrent.head_dim", self.head_dim),
+        ] {
+            check_count(key, n, MAX_STATE_SIDE)?;
+        }
+        if !self.n_heads.is_multiple_of(self.n_groups) {
+            return Err(bad("recurrent.n_heads", self.n_heads, format!("a multiple of {} groups", self.n_groups)));
         }
         check_taps(self.n_taps)
     }
@@ -391,14 +446,15 @@ impl ModelConfig {
         }
         match self.recurrent {
             Some(Recurrent::DeltaNet(delta)) => delta.check()?,
+            Some(Recurrent::StateSpace(space)) => space.check()?,
             Some(Recurrent::ShortConvolution { n_taps }) => check_taps(n_taps)?,
             None if self.layers.iter().any(|layer| layer.is_recurrent) => {
                 return Err(bad("recurrent", "missing", "there, as some layers are recurrent".to_owned()));
             }
             None => {}
         }
-        if self.layers.iter().all(|layer| layer.is_recurrent) {
-            return Err(bad("layers", "only recurrent ones", "at least one with attention".to_owned()));
+        if !(0..self.n_layers()).any(|layer| self.has_keys_values(layer)) {
+            return Err(bad("layers", "only ones without keys and values", "at least one with attention".to_owned()));
         }
         if let Some(t) = self.attention_temperature {
             check_count("attention_temperature.length", t.length, MAX_CONTEXT)?;
@@ -456,8 +512,13 @@ impl ModelConfig {
     pub fn delta_net(&self) -> Option<&DeltaNetConfig> {
         match &self.recurrent {
             Some(Recurrent::DeltaNet(delta)) => Some(delta),
-            Some(Recurrent::ShortConvolution { .. }) | None => None,
+            Some(Recurrent::StateSpace(_) | Recurrent::ShortConvolution { .. }) | None => None,
         }
+    }
+
+    /// Whether a layer keeps keys and values.
+    pub fn has_keys_values(&self, layer: usize) -> bool {
+        self.layers[layer].has_attention && !self.layers[layer].is_recurrent
     }
 
     /// What a layer has instead of attention, if it keeps a state of fixed size.
@@ -518,6 +579,7 @@ impl ModelConfig {
             (self.norm != NormKind::Rms, "norms that subtract the mean"),
             (self.is_parallel, "attention next to the feed-forward block"),
             (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
+            (!self.is_gated, "feed-forward blocks without gates"),
             (
                 experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs || e.groups.is_some()),
                 "this way to route to experts",

@@ -62,12 +62,19 @@ impl ModelConfig {
         keys.count("context_length", self.context_length);
         keys.count("embedding_length", self.dim);
         keys.count("block_count", self.n_layers());
-        keys.count("feed_forward_length", self.ffn_dim);
+        let arch = families::architecture(&self.architecture);
+        if arch.is_some_and(|arch| arch.has_one_mixer) {
+            let length = |layer: &LayerConfig| if layer.has_feed_forward { self.ffn_dim as i32 } else { 0 };
+            let lengths: Vec<i32> = self.layers.iter().map(length).collect();
+            keys.meta.set(format!("{}.feed_forward_length", keys.prefix), lengths);
+        } else {
+            keys.count("feed_forward_length", self.ffn_dim);
+        }
         keys.count("attention.head_count", self.n_heads);
         match self.recurrent {
-            Some(Recurrent::ShortConvolution { .. }) => {
-                let heads = |layer: &LayerConfig| if layer.is_recurrent { 0 } else { self.n_kv_heads as i32 };
-                let heads: Vec<i32> = self.layers.iter().map(heads).collect();
+            Some(Recurrent::ShortConvolution { .. } | Recurrent::StateSpace(_)) => {
+                let heads = |layer| if self.has_keys_values(layer) { self.n_kv_heads as i32 } else { 0 };
+                let heads: Vec<i32> = (0..self.n_layers()).map(heads).collect();
                 keys.meta.set(format!("{}.attention.head_count_kv", keys.prefix), heads);
             }
             _ => keys.count("attention.head_count_kv", self.n_kv_heads),
@@ -80,16 +87,22 @@ impl ModelConfig {
             NormKind::Layer => "attention.layer_norm_epsilon",
         };
         keys.float(eps, f64::from(self.rms_norm_eps));
+        if arch.is_some_and(|arch| arch.has_layer_norm_eps) {
+            keys.float("attention.layer_norm_epsilon", f64::from(self.rms_norm_eps));
+        }
         self.write_attention(&mut keys);
         let constants = self.write_rope(&mut keys);
         self.write_experts(&mut keys);
         self.write_recurrent(&mut keys);
-        if families::architecture(&self.architecture).is_some_and(|architecture| architecture.has_multipliers) {
+        if arch.is_some_and(|arch| arch.has_nope_switch) && self.layers.iter().all(|layer| !layer.has_rope) {
+            keys.meta.set(format!("{}.rope.scaling.finetuned", self.architecture), false);
+        }
+        if arch.is_some_and(|arch| arch.has_multipliers) {
             keys.float("embedding_scale", f64::from(self.embedding_scale));
             keys.float("residual_scale", f64::from(self.residual_scale));
             keys.float("logit_scale", 1.0 / f64::from(self.logit_scale));
         }
-        if families::architecture(&self.architecture).is_some_and(|architecture| architecture.multiplies_logits) {
+        if arch.is_some_and(|arch| arch.multiplies_logits) {
             keys.float("logit_scale", f64::from(self.logit_scale));
         }
         let mut gguf = GgufConfig { metadata: keys.meta, constants };
@@ -160,6 +173,14 @@ impl ModelConfig {
         let delta = match self.recurrent {
             None => return,
             Some(Recurrent::ShortConvolution { n_taps }) => return keys.count("shortconv.l_cache", n_taps),
+            Some(Recurrent::StateSpace(space)) => {
+                keys.count("ssm.conv_kernel", space.n_taps);
+                keys.count("ssm.state_size", space.state_dim);
+                keys.count("ssm.group_count", space.n_groups);
+                keys.count("ssm.time_step_rank", space.n_heads);
+                keys.count("ssm.inner_size", space.value_dim());
+                return;
+            }
             Some(Recurrent::DeltaNet(delta)) => delta,
         };
         keys.count("ssm.conv_kernel", delta.n_taps);
@@ -247,9 +268,12 @@ impl ModelConfig {
             Some(n) => keys.count("expert_shared_feed_forward_length", n),
             None => {}
         }
-        if arch.is_some_and(|arch| arch.has_groups) {
+        let has_groups = arch.is_some_and(|arch| arch.has_groups);
+        if has_groups || experts.gating == Gating::Sigmoid {
             // llama.cpp's numbers of gating functions.
             keys.count("expert_gating_func", if experts.gating == Gating::Sigmoid { 2 } else { 1 });
+        }
+        if has_groups {
             // Older files have no groups, which means the usual ones.
             let groups = experts.groups.map_or([1, 1], |groups| [groups.n_groups, groups.n_used]);
             keys.count("expert_group_count", groups[0]);
@@ -318,7 +342,7 @@ impl ModelConfig {
             ("the position embedding", same_rope(&rope, &read.rope)),
             ("the position embedding of local layers", same_local),
             (
-                "which layers are local or recurrent, have a position embedding, have experts",
+                "which layers are local or recurrent, what they consist of, have a position embedding, have experts",
                 self.layers == read.layers,
             ),
             ("recurrent layers", self.recurrent == read.recurrent),
@@ -327,7 +351,7 @@ impl ModelConfig {
             ("the temperature of attention", same_temperature),
             ("experts", self.experts == read.experts),
             ("latent attention", self.latent == read.latent),
-            ("the activation function", self.gate == read.gate),
+            ("the activation function", (self.gate, self.is_gated) == (read.gate, read.is_gated)),
             ("norms", self.norms() == read.norms()),
             ("attention sinks", self.has_sinks == read.has_sinks),
             ("attention in chunks", self.has_chunks == read.has_chunks),

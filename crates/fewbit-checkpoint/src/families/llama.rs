@@ -12,6 +12,8 @@ pub(super) const LLAMA: Architecture = Architecture {
     rope_style: RopeStyle::Interleaved,
     has_same_pairs: false,
     gate: GateFunction::Silu,
+    is_gated: true,
+    has_one_mixer: false,
     has_pre_norms: true,
     norm: NormKind::Rms,
     is_parallel: false,
@@ -25,6 +27,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     output_norm: Part::OutputNorm,
     has_further_layers: false,
     has_rope_sections: false,
+    has_layer_norm_eps: false,
     has_post_norms: false,
     ffn_norm: Part::FfnNorm,
     after_attention: Part::FfnNorm,
@@ -84,6 +87,7 @@ pub(super) const LLAMA_CLASS: Class = Class {
     experts: None,
     nope_every: 0,
     latent: None,
+    space: None,
 };
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ mod lfm;
 mod llama;
 mod llama4;
 mod mistral;
+mod nemotron;
 mod olmo;
 mod phi;
 mod qwen;
@@ -28,7 +29,7 @@ use crate::config::{AttentionTemperature, Gating, LatentConfig, NormKind, QkNorm
 use crate::names::Part;
 use fewbit_quant::{GateFunction, RopeStyle};
 
-static FAMILIES: [Family; 18] = [
+static FAMILIES: [Family; 19] = [
     llama::FAMILY,
     mistral::FAMILY,
     smollm::FAMILY,
@@ -36,6 +37,7 @@ static FAMILIES: [Family; 18] = [
     qwen::FAMILY,
     qwen_next::FAMILY,
     lfm::FAMILY,
+    nemotron::FAMILY,
     phi::FAMILY,
     gemma::FAMILY,
     gpt_oss::FAMILY,
@@ -81,6 +83,10 @@ pub(crate) struct Architecture {
     /// Whether Hugging Face's files have the same pairs, although they are interleaved.
     pub(crate) has_same_pairs: bool,
     pub(crate) gate: GateFunction,
+    /// Whether feed-forward blocks have a gate.
+    pub(crate) is_gated: bool,
+    /// Whether a layer is attention, a state or a feed-forward block, and not two of them.
+    pub(crate) has_one_mixer: bool,
     pub(crate) has_pre_norms: bool,
     pub(crate) norm: NormKind,
     /// Whether attention and the feed-forward block of a layer have the same input.
@@ -102,6 +108,8 @@ pub(crate) struct Architecture {
     pub(crate) has_further_layers: bool,
     /// Whether other programs need `rope.dimension_sections` in its files.
     pub(crate) has_rope_sections: bool,
+    /// Whether other programs need `attention.layer_norm_epsilon` in its files, although its norms are RMS norms.
+    pub(crate) has_layer_norm_eps: bool,
     pub(crate) has_post_norms: bool,
     /// The name of the norm before the feed-forward block in GGUF files: its own, or that of the norm after attention.
     pub(crate) ffn_norm: Part,
@@ -165,6 +173,8 @@ pub(crate) enum RecurrentKind {
     DeltaNet { is_tiled: bool },
     /// A short convolution, in layers without key and value heads.
     ShortConvolution,
+    /// A state space, in layers without key and value heads.
+    StateSpace,
 }
 
 /// Which layers see only a window.
@@ -204,6 +214,16 @@ pub(crate) enum ExpertLayout {
     /// As `Columns`, with every column of the gate before one of the other matrix. If they are quantized as MXFP4, they
     /// are rows.
     Interleaved,
+}
+
+/// The keys of `config.json` for the sizes of a state space, and what they are in files without them.
+#[derive(Clone, Copy)]
+pub(crate) struct SpaceKeys {
+    pub(crate) n_groups: (&'static str, usize),
+    pub(crate) n_heads: (&'static str, usize),
+    pub(crate) state_dim: (&'static str, usize),
+    pub(crate) head_dim: (&'static str, usize),
+    pub(crate) n_taps: (&'static str, usize),
 }
 
 /// The keys of `config.json` for the numbers and sizes of experts.
@@ -282,6 +302,7 @@ pub(crate) struct Class {
     pub(crate) nope_every: usize,
     /// The dimensions of latent attention, if the file does not specify them.
     pub(crate) latent: Option<LatentConfig>,
+    pub(crate) space: Option<SpaceKeys>,
 }
 
 /// The names of all supported GGUF architectures.

@@ -8,9 +8,10 @@ use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
     AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig,
-    NormKind, Recurrent, RopeConfig, RopeScaling, bad, embedding_scale, longrope_magnitude, yarn_magnitude,
+    NormKind, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, bad, embedding_scale, longrope_magnitude,
+    yarn_magnitude,
 };
-use crate::families::{self, Class, ExpertKeys, ExpertLayout, RecurrentKind, Temperatures, Windows};
+use crate::families::{self, Class, ExpertKeys, ExpertLayout, RecurrentKind, SpaceKeys, Temperatures, Windows};
 use fewbit_quant::GateFunction;
 
 /// The information in `config.json` that is not part of a [`ModelConfig`].
@@ -43,7 +44,11 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     let dim = json.required_count("hidden_size")?;
     let n_heads = json.count("num_attention_heads")?.or(class.n_heads);
     let n_heads = json.require("num_attention_heads", n_heads)?;
-    let n_layers = json.required_count("num_hidden_layers")?;
+    let n_layers = match json.count("num_hidden_layers")? {
+        None if class.gguf.has_one_mixer => json.strings("layers_block_type")?.map(|kinds| kinds.len()),
+        n => n,
+    };
+    let n_layers = json.require("num_hidden_layers", n_layers)?;
     if n_heads == 0 || n_layers > crate::config::MAX_LAYERS {
         return Err(bad("num_attention_heads, num_hidden_layers", format!("{n_heads}, {n_layers}"), "sensible".into()));
     }
@@ -79,11 +84,13 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         None => vec![false; n_layers],
     };
     let ffn_dim = match (ffn_width(json, &class)?, &experts) {
+        // Of Granite's, it is that of the shared expert.
+        (Some(_), Some(experts)) if class.space.is_some() => experts.ffn_dim,
         (Some(n), _) => n,
         (None, Some(experts)) if !has_experts.contains(&false) => experts.ffn_dim,
         _ => json.required_count(class.ffn_width)?,
     };
-    let is_recurrent = recurrent_layers(json, &class, n_layers)?;
+    let kinds = layer_kinds(json, &class, n_layers)?;
     let config = ModelConfig {
         architecture: class.gguf.name.to_owned(),
         // For display only: a value of the wrong type must not keep the model from loading.
@@ -101,9 +108,12 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         context_length,
         rms_norm_eps: json.f64(class.eps)?.unwrap_or(class.rms_norm_eps) as f32,
         gate: gate(json, &class)?,
+        is_gated: class.gguf.is_gated,
         layers: (0..n_layers)
             .map(|i| LayerConfig {
-                is_recurrent: is_recurrent[i],
+                is_recurrent: kinds[i] == LayerKind::Recurrent,
+                has_attention: kinds[i] != LayerKind::FeedForward,
+                has_feed_forward: !class.gguf.has_one_mixer || kinds[i] == LayerKind::FeedForward,
                 is_local: is_local[i] && sliding_window.is_some(),
                 has_rope: has_rope[i],
                 has_experts: has_experts[i],
@@ -249,6 +259,57 @@ fn ffn_width(json: Object<'_>, class: &Class) -> Result<Option<usize>, Checkpoin
     Ok(Some(width.div_ceil(multiple).saturating_mul(multiple)))
 }
 
+/// What a layer begins with.
+#[derive(Clone, Copy, PartialEq)]
+enum LayerKind {
+    Attention,
+    /// A state of fixed size.
+    Recurrent,
+    /// Only a feed-forward block.
+    FeedForward,
+}
+
+/// What the layers are.
+fn layer_kinds(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<LayerKind>, CheckpointError> {
+    if class.space.is_some() {
+        return layers_with_spaces(json, class, n_layers);
+    }
+    let kind = |is_recurrent| if is_recurrent { LayerKind::Recurrent } else { LayerKind::Attention };
+    Ok(recurrent_layers(json, class, n_layers)?.into_iter().map(kind).collect())
+}
+
+/// What the layers of a model with state spaces are: a text with a letter for each, or a list of words, which older files
+/// have under another key or with other words.
+fn layers_with_spaces(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<LayerKind>, CheckpointError> {
+    let has_one_mixer = class.gguf.has_one_mixer;
+    let pattern = if has_one_mixer { json.str("hybrid_override_pattern")? } else { None };
+    let (key, kinds) = match pattern {
+        Some(pattern) => {
+            let letters = pattern.char_indices().map(|(at, letter)| &pattern[at..at + letter.len_utf8()]);
+            ("hybrid_override_pattern", letters.collect())
+        }
+        None => {
+            let key = if json.has("layers_block_type") { "layers_block_type" } else { "layer_types" };
+            let kinds = json.strings(key)?;
+            (key, json.require(key, kinds)?)
+        }
+    };
+    if kinds.len() != n_layers {
+        return Err(bad(key, format!("{} layers", kinds.len()), format!("{n_layers} layers")));
+    }
+    let kinds = kinds.into_iter().map(|kind| match kind {
+        "M" | "mamba" | "linear_attention" => Ok(LayerKind::Recurrent),
+        "*" | "attention" | "full_attention" => Ok(LayerKind::Attention),
+        "-" | "mlp" if has_one_mixer => Ok(LayerKind::FeedForward),
+        other => Err(CheckpointError::UnsupportedFeature {
+            feature: "another kind of layer",
+            key: json.path(key),
+            value: other.to_owned(),
+        }),
+    });
+    kinds.collect()
+}
+
 /// Which layers keep a state of fixed size.
 fn recurrent_layers(json: Object<'_>, class: &Class, n_layers: usize) -> Result<Vec<bool>, CheckpointError> {
     if class.gguf.recurrent.is_none() {
@@ -283,6 +344,10 @@ fn recurrent(json: Object<'_>, class: &Class) -> Result<Option<Recurrent>, Check
             }
             Some(Recurrent::ShortConvolution { n_taps: count("conv_L_cache", 3)? })
         }
+        Some(RecurrentKind::StateSpace) => match class.space {
+            Some(keys) => Some(Recurrent::StateSpace(state_space(json, keys)?)),
+            None => None,
+        },
         Some(RecurrentKind::DeltaNet { is_tiled }) => Some(Recurrent::DeltaNet(DeltaNetConfig {
             n_k_heads: count("linear_num_key_heads", 16)?,
             n_v_heads: count("linear_num_value_heads", 32)?,
@@ -292,6 +357,35 @@ fn recurrent(json: Object<'_>, class: &Class) -> Result<Option<Recurrent>, Check
             is_tiled,
         })),
     })
+}
+
+/// The sizes of a state space.
+fn state_space(json: Object<'_>, keys: SpaceKeys) -> Result<StateSpaceConfig, CheckpointError> {
+    for key in ["mamba_proj_bias", "use_bias"] {
+        if json.bool(key)? == Some(true) {
+            return Err(json.unsupported(key, "state spaces whose projections have biases"));
+        }
+    }
+    if json.str("mamba_hidden_act")?.is_some_and(|function| function != "silu") {
+        return Err(json.unsupported("mamba_hidden_act", "another activation function"));
+    }
+    // The second number is missing where it is infinite.
+    if let Some(limits) = json.list("time_step_limit")?
+        && limits.iter().zip([Some(0.0), None]).any(|(limit, usual)| limit.as_f64() != usual)
+    {
+        return Err(json.unsupported("time_step_limit", "limits of time steps"));
+    }
+    let count = |(key, usual): (&str, usize)| json.count(key).map(|n| n.unwrap_or(usual));
+    let n_heads = count(keys.n_heads)?;
+    let head_dim = match json.get(keys.head_dim.0).and_then(serde_json::Value::as_str) {
+        Some("auto") => {
+            let inner = count(("mamba_expand", 2))?.saturating_mul(json.required_count("hidden_size")?);
+            inner.checked_div(n_heads).unwrap_or(0)
+        }
+        _ => count(keys.head_dim)?,
+    };
+    let [n_groups, state_dim, n_taps] = [count(keys.n_groups)?, count(keys.state_dim)?, count(keys.n_taps)?];
+    Ok(StateSpaceConfig { n_groups, n_heads, state_dim, head_dim, n_taps })
 }
 
 /// How queries are scaled by their position.
@@ -325,6 +419,12 @@ fn rounded(x: f64) -> f64 {
 }
 
 fn gate(json: Object<'_>, class: &Class) -> Result<GateFunction, CheckpointError> {
+    if !class.gguf.is_gated {
+        return match json.str("mlp_hidden_act")? {
+            None | Some("relu2") => Ok(class.gguf.gate),
+            Some(_) => Err(json.unsupported("mlp_hidden_act", "another activation function")),
+        };
+    }
     // Gemma's first files have `hidden_act: gelu` but mean `hidden_activation` or, without it, the tanh form.
     if class.is_gemma {
         return match json.str("hidden_activation")? {
@@ -418,6 +518,9 @@ fn rotated(
     n_layers: usize,
     is_local: Option<&[bool]>,
 ) -> Result<Vec<bool>, CheckpointError> {
+    if class.space.is_some() {
+        return Ok(vec![json.str("position_embedding_type")? == Some("rope"); n_layers]);
+    }
     if class.nope_every == 0 {
         if class.gguf.has_global_nope
             && let Some(is_local) = is_local
@@ -595,7 +698,11 @@ fn layers_with_experts(json: Object<'_>, class: &Class, n_layers: usize) -> Resu
                 }
                 n_dense
             }
-            None => json.count("first_k_dense_replace")?.or(class.experts.map(|keys| keys.n_dense)).unwrap_or(0),
+            None => json
+                .count("first_k_dense_replace")?
+                .or(json.count("num_dense_layers")?)
+                .or(class.experts.map(|keys| keys.n_dense))
+                .unwrap_or(0),
         };
         return Ok((0..n_layers).map(|i| i >= n_dense).collect());
     }
@@ -615,6 +722,10 @@ fn layers_with_experts(json: Object<'_>, class: &Class, n_layers: usize) -> Resu
 
 fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(keys) = class.experts else { return Ok(None) };
+    // Granite's dense models have none.
+    if class.space.is_some() && json.count(keys.count)? == Some(0) {
+        return Ok(None);
+    }
     if json.count("decoder_sparse_step")?.is_some_and(|n| n != 1) {
         return Err(json.unsupported("decoder_sparse_step", "layers without experts between those with"));
     }
@@ -634,7 +745,7 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
         groups: groups(json, class, &keys)?,
         scales_inputs: class.gguf.scales_expert_inputs,
         is_normalized: json.bool("norm_topk_prob")?.unwrap_or(keys.is_normalized),
-        scale: match class.gguf.has_groups {
+        scale: match class.gguf.has_groups || class.gguf.gating == Gating::Sigmoid {
             true => json.f64("routed_scaling_factor")?.unwrap_or(keys.scale) as f32,
             false => 1.0,
         },

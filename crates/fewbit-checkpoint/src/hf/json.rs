@@ -24,7 +24,35 @@ pub fn read(path: &Path) -> Result<Option<Map<String, Value>>, HfError> {
         return Err(HfError::TooLarge { path: path.to_owned(), n_bytes, limit: MAX_BYTES });
     }
     let bytes = std::fs::read(path).map_err(io)?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|source| HfError::Json { path: path.to_owned(), source })
+    let parsed = serde_json::from_slice(&bytes)
+        .or_else(|error| without_infinities(&bytes).and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or(error));
+    parsed.map(Some).map_err(|source| HfError::Json { path: path.to_owned(), source })
+}
+
+/// The same text with `null` in place of the numbers that Python writes and JSON does not have; `None` if there are none.
+fn without_infinities(json: &[u8]) -> Option<Vec<u8>> {
+    let (mut out, mut rest, mut is_text, mut found) = (Vec::with_capacity(json.len()), json, false, false);
+    while let Some((&byte, after)) = rest.split_first() {
+        let number = [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|name| rest.starts_with(name));
+        match (byte, number) {
+            (b'\\', _) if is_text => {
+                let (escaped, after) = rest.split_at(rest.len().min(2));
+                out.extend_from_slice(escaped);
+                rest = after;
+                continue;
+            }
+            (b'"', _) => is_text = !is_text,
+            (_, Some(name)) if !is_text => {
+                out.extend_from_slice(b"null");
+                (rest, found) = (rest.strip_prefix(name)?, true);
+                continue;
+            }
+            _ => {}
+        }
+        out.push(byte);
+        rest = after;
+    }
+    found.then_some(out)
 }
 
 /// An object of a configuration.
@@ -186,5 +214,20 @@ impl<'a> Object<'a> {
     pub fn unsupported(&self, key: &str, feature: &'static str) -> CheckpointError {
         let value = self.get(key).map_or_else(|| "missing".to_owned(), Value::to_string);
         CheckpointError::UnsupportedFeature { feature, key: self.path(key), value }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_infinities;
+
+    #[test]
+    fn numbers_that_json_does_not_have_become_null_outside_texts() {
+        let of = |json: &str| without_infinities(json.as_bytes()).map(|json| String::from_utf8(json).expect("text"));
+        let changed = of(r#"{"a\"NaN": [0.0, Infinity, -Infinity], "b": NaN}"#);
+        assert_eq!(changed.as_deref(), Some(r#"{"a\"NaN": [0.0, null, null], "b": null}"#));
+        for unchanged in [r#"{"a": "Infinity"}"#, "{", r#"{"\"#, ""] {
+            assert_eq!(of(unchanged), None, "{unchanged}");
+        }
     }
 }

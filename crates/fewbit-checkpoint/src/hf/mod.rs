@@ -106,7 +106,7 @@ impl HfModel {
             return Err(missing("output.weight"));
         }
         if extras.has_qkv_bias {
-            for i in 0..self.config.n_layers() {
+            for i in (0..self.config.n_layers()).filter(|&i| self.config.has_keys_values(i)) {
                 for part in ["q", "k", "v"] {
                     let name = format!("blk.{i}.attn_{part}.bias");
                     self.tensor(&name).ok_or_else(|| missing(&name))?;
@@ -150,11 +150,12 @@ impl HfModel {
                 out.extend(values.into_iter().flat_map(|v| (v + 1.0).to_le_bytes()));
             }
             Stored::Log { tensor: plain, ty } => {
-                let n = units.len() * unit / TensorType::F32.block_bytes();
-                let values = decode(&plain.name, *ty, self.files.tensor_bytes(plain), n)?;
+                let bytes = self.files.tensor_bytes(plain);
+                let elems = [units.start, units.end].map(|at| at * unit / TensorType::F32.block_bytes());
+                let values = decode(&plain.name, *ty, bytes, bytes.len() / ty.block_bytes())?;
                 // In f64 with the pure-Rust `libm`, so that it is the same on every platform.
                 let negated = |i: usize| -libm::exp(f64::from(values[source(i)])) as f32;
-                out.extend((0..values.len()).flat_map(|i| negated(i).to_le_bytes()));
+                out.extend((elems[0]..elems[1]).flat_map(|i| negated(i).to_le_bytes()));
             }
             Stored::Fp8(fp8) => {
                 let (codes, scales) = (self.files.tensor_bytes(&fp8.weight), fp8.scales(&self.files)?);

@@ -11,7 +11,7 @@ use super::{FileTensor, HfError, permutes, unpermuted};
 use crate::families::ExpertLayout;
 use crate::names::{self, Part};
 use crate::source::{decode, tensor_bytes};
-use crate::{CheckpointError, ModelConfig};
+use crate::{CheckpointError, ModelConfig, Recurrent, StateSpaceConfig};
 use fewbit_format::safetensors::Dtype;
 use fewbit_format::{SafetensorsModel, TensorInfo};
 use fewbit_quant::TensorType;
@@ -215,7 +215,8 @@ impl Builder<'_> {
                 | Part::QLatentNorm
                 | Part::KvLatentNorm
         );
-        let weight = if part == Part::SsmA { gguf.to_owned() } else { format!("{gguf}.weight") };
+        let is_bare = matches!(part, Part::SsmA | Part::SsmD);
+        let weight = if is_bare { gguf.to_owned() } else { format!("{gguf}.weight") };
         let mut used = Vec::new();
         if let Some(ints) = self.ints(module, &mut used)? {
             let shape = vec![ints.n_rows as u64, ints.n_cols as u64];
@@ -301,9 +302,63 @@ impl Builder<'_> {
         if let (Part::KvFromLatent, Some(latent)) = (part, self.config.latent) {
             return self.latent(&latent, &name, shape, ty, stored);
         }
-        if self.config.recurrent.is_some() {
-            return self.recurrent(name, shape, ty, stored, part);
+        match self.config.recurrent {
+            None => self.attention(name, shape, ty, stored, part),
+            Some(Recurrent::StateSpace(space)) => self.state_space(&space, name, shape, ty, stored, part),
+            Some(_) => self.recurrent(name, shape, ty, stored, part),
         }
+    }
+
+    /// Adds a tensor of a model with state spaces.
+    fn state_space(
+        &mut self,
+        space: &StateSpaceConfig,
+        name: String,
+        shape: Vec<u64>,
+        ty: TensorType,
+        stored: Stored,
+        part: Part,
+    ) -> Result<(), CheckpointError> {
+        let n_groups = space.n_groups as u64;
+        let shape = match (part, &shape[..]) {
+            // `[n_channels, 1, n_taps]`, as PyTorch has it.
+            (Part::SsmConv, &[rows, 1, taps]) => vec![rows, taps],
+            (Part::SsmA | Part::SsmD, &[n]) => vec![n, 1],
+            (Part::SsmNorm, &[n]) if n.is_multiple_of(n_groups) => vec![n_groups, n / n_groups],
+            _ => shape,
+        };
+        let experts = self.config.experts;
+        let width = experts.and_then(|experts| experts.shared_ffn_dim).unwrap_or(self.config.ffn_dim);
+        let parts = match (part, experts) {
+            (Part::SharedUp, Some(_)) => [Part::SharedGate, Part::SharedUp],
+            (Part::SharedUp, None) => [Part::Gate, Part::Up],
+            (Part::SharedDown, None) => {
+                let name = name.replace("ffn_down_shexp", "ffn_down");
+                return self.add_in_order(name, shape, ty, stored, Order::Same);
+            }
+            _ => return self.attention(name, shape, ty, stored, part),
+        };
+        let expected = vec![2 * width as u64, self.config.dim as u64];
+        if shape != expected {
+            return Err(CheckpointError::TensorShape { name: stored.file_name(), expected, found: shape });
+        }
+        let layer = names::layer_of_gguf(&name).unwrap_or(0);
+        for (part, order) in parts.into_iter().zip([Order::First(width), Order::Second(width)]) {
+            let shape = vec![width as u64, self.config.dim as u64];
+            self.add_in_order(format!("{}.weight", names::gguf(part, layer)), shape, ty, stored.clone(), order)?;
+        }
+        Ok(())
+    }
+
+    /// Adds a tensor, with the rows of queries and keys in the order of the model's pairs.
+    fn attention(
+        &mut self,
+        name: String,
+        shape: Vec<u64>,
+        ty: TensorType,
+        stored: Stored,
+        part: Part,
+    ) -> Result<(), CheckpointError> {
         let is_permuted = matches!(part, Part::Q | Part::K) && permutes(self.config);
         if is_permuted {
             // Rows are permuted within heads, so there must be whole heads.
@@ -318,7 +373,7 @@ impl Builder<'_> {
         self.add_in_order(name, shape, ty, stored, if is_permuted { Order::Pairs } else { Order::Same })
     }
 
-    /// Adds a tensor of a model with recurrent layers.
+    /// Adds a tensor of a model with another kind of recurrent layers.
     fn recurrent(
         &mut self,
         name: String,

@@ -7,15 +7,12 @@
 use super::CpuSegment;
 use super::forward::{Batch, Buffers};
 use super::recurrent::Order;
-use super::state::{elems, elems_mut, log_row};
+use super::state::log_row;
 use super::weights::{DeltaGates, DeltaInputs, DeltaNet};
 use crate::lora::LoraTarget;
 use crate::{DeltaNetConfig, Recurrent};
 use fewbit_checkpoint::names::Part;
-use fewbit_kernels::{
-    ActivationKinds, Convolution, ConvolutionRows, DeltaRows, DeltaShape, DeltaStep, Planes, StateRule, delta_gates,
-};
-use std::ops::Range;
+use fewbit_kernels::{ActivationKinds, Convolution, DeltaShape, DeltaStep, Planes, StateRule, delta_gates};
 
 /// Buffers of layers with gated delta rule.
 #[derive(Default)]
@@ -72,33 +69,12 @@ impl CpuSegment {
             let scores = &rows[row * width + n_channels..(row + 1) * width];
             delta_gates(&scores[c.n_v_heads..], &scores[..c.n_v_heads], &w.dt, &w.decay, gates);
         });
-        let mut fixed: Vec<_> =
-            b.step.sequences.iter_mut().map(|s| s.fixed_states().expect("a model with recurrent layers")).collect();
-        // The states of the convolution come before those of the heads.
-        let middle = places.heads.start;
-        let part = |range: &Range<usize>, first: usize| range.start - first..range.end - first;
-        let (mut convolved, mut ruled) = (Vec::with_capacity(fixed.len()), Vec::with_capacity(fixed.len()));
-        for (fixed, rows) in fixed.iter_mut().zip(order.rows()).filter(|(_, rows)| rows.n_new > 0) {
-            let base = fixed.base.map(elems::<f32>);
-            let mut to = (Vec::with_capacity(fixed.to.len()), Vec::with_capacity(fixed.to.len()));
-            for (n, page) in &mut fixed.to {
-                let (before, heads) = elems_mut::<f32>(page).split_at_mut(middle);
-                to.0.push((*n, &mut before[places.convolution.clone()]));
-                to.1.push((*n, &mut heads[part(&places.heads, middle)]));
-            }
-            let from = base.map(|base| &base[places.convolution.clone()]);
-            convolved.push(ConvolutionRows { rows: rows.all.clone(), from, to: to.0 });
-            let from = base.map(|base| &base[places.heads.clone()]);
-            let (n_replayed, first_out) = (rows.n_replayed, rows.first);
-            ruled.push(DeltaRows { rows: rows.all, n_replayed, first_out, from, to: to.1 });
-        }
         let convolution = Convolution { weight: &w.convolution, bias: None, n_taps: c.n_taps, has_silu: true };
-        outputs.resize(inputs.len(), 0.0);
-        e.convolve(&convolution, &mut convolved, inputs, outputs);
         let output = Some((&d.z[..], &w.out_norm[..], self.config.rms_norm_eps));
-        let step = DeltaStep { shape: shape(&c), qkv: outputs, gates: &d.gates, output };
         d.out.resize(n * c.value_dim(), 0.0);
-        e.gated_delta(&step, &mut ruled, &mut d.out);
+        let (gates, shape) = (&d.gates, shape(&c));
+        let step = |qkv| DeltaStep { shape, qkv, gates, output };
+        order.recur(e, &places, &mut b.step.sequences, &convolution, [inputs, outputs, &mut d.out], step);
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&d.out, c.value_dim(), kinds, &mut s.input);
         b.collect(&s.input, index, &[Part::SsmOut]);

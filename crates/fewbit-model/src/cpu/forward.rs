@@ -9,9 +9,10 @@
 //!     h = [norm of] x                    quantized once for q, k, v
 //!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
 //!     x += [norm of] (attention(q, cache) [* sigmoid(gates)]) Wo [+ bias]
-//!       or a layer with a state instead: see `delta`, `short_conv`
+//!       or a layer with a state instead: see `delta`, `space`, `short_conv`
 //!     h = [norm of] x                    quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
+//!       or (max(h Wup, 0)^2) Wdown without a gate;
 //!       or the same of each expert that the token is routed to, weighted;
 //!       h is that of attention if both have the same input
 //! hidden = norm(x[wanted rows])           see `head`
@@ -25,6 +26,7 @@ use super::attention::{LayerStep, append_and_attend, attention_shape};
 use super::delta::DeltaBuffers;
 use super::latent::LatentBuffers;
 use super::short_conv::ConvBuffers;
+use super::space::SpaceBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
@@ -50,6 +52,7 @@ pub(super) struct Buffers {
     /// `[n_tokens, n_heads * head_dim]`: the gates.
     gates: Vec<f32>,
     pub(super) delta: DeltaBuffers,
+    pub(super) space: SpaceBuffers,
     pub(super) conv: ConvBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
@@ -179,6 +182,9 @@ impl CpuSegment {
             if let Some(conv) = &weights.short_conv {
                 self.short_conv(layer, conv, &mut batch, s);
             }
+            if let Some(space) = &weights.state_space {
+                self.state_space(layer, space, &mut batch, s);
+            }
             if let Some(delta) = &weights.delta_net {
                 self.delta_net(layer, delta, &mut batch, s);
             }
@@ -282,26 +288,40 @@ impl CpuSegment {
         }
     }
 
-    /// Computes `f(gate x) * (up x)` of the current input and makes it the input of the next product.
+    /// Computes `f(gate x) * (up x)`, or `max(up x, 0)^2`, of the current input and makes it the input of the next product.
     fn hidden(&self, index: usize, mlp: &Mlp, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         b.collect(&s.input, index, mlp.input_parts);
-        let (e, function, ffn_dim) = (&self.shared.cpu, self.config.gate, mlp.gate.weight.n_rows());
+        let (e, function, ffn_dim) = (&self.shared.cpu, self.config.gate, mlp.up.weight.n_rows());
         s.hidden.resize(s.input.n_rows() * ffn_dim, 0.0);
-        let is_plain = mlp.gate.bias.is_none() && mlp.up.bias.is_none();
+        let Some(gate) = &mlp.gate else {
+            e.matmul(&mlp.up.weight, &s.input, &mut s.hidden);
+            self.add_bias(&mlp.up, &mut s.hidden);
+            let parts = &mut [(LoraTarget::Up, &mut s.hidden[..])];
+            add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+            e.squared_relu(ffn_dim, &mut s.hidden);
+            return self.activate_hidden(index, mlp, b, s);
+        };
+        let is_plain = gate.bias.is_none() && mlp.up.bias.is_none();
         if is_plain && !b.loras().iter().any(|rows| rows.changes(index, &[LoraTarget::Gate, LoraTarget::Up])) {
-            e.matmul_gated(function, &mlp.gate.weight, &mlp.up.weight, &s.input, &mut s.hidden);
+            e.matmul_gated(function, &gate.weight, &mlp.up.weight, &s.input, &mut s.hidden);
         } else {
             s.up.resize(s.hidden.len(), 0.0);
             let parts =
-                &mut [(&mlp.gate.weight, &mut s.hidden[..], Planes::All), (&mlp.up.weight, &mut s.up[..], Planes::All)];
+                &mut [(&gate.weight, &mut s.hidden[..], Planes::All), (&mlp.up.weight, &mut s.up[..], Planes::All)];
             e.matmul_many(parts, &s.input);
-            self.add_bias(&mlp.gate, &mut s.hidden);
+            self.add_bias(gate, &mut s.hidden);
             self.add_bias(&mlp.up, &mut s.up);
             let parts = &mut [(LoraTarget::Gate, &mut s.hidden[..]), (LoraTarget::Up, &mut s.up[..])];
             add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
             e.gate(function, ffn_dim, &mut s.hidden, &s.up);
         }
-        e.activate(&s.hidden, ffn_dim, ActivationKinds::of([mlp.down.weight.ty()]), &mut s.input);
+        self.activate_hidden(index, mlp, b, s);
+    }
+
+    /// Makes `s.hidden` the input of the next product.
+    fn activate_hidden(&self, index: usize, mlp: &Mlp, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let kinds = ActivationKinds::of([mlp.down.weight.ty()]);
+        self.shared.cpu.activate(&s.hidden, mlp.up.weight.n_rows(), kinds, &mut s.input);
         b.collect(&s.input, index, &[mlp.down_part]);
     }
 
@@ -371,12 +391,13 @@ impl CpuSegment {
     fn expert_hidden(&self, ffn_dim: usize, w: &Experts, x: &mut ExpertBuffers) {
         let (e, function) = (&self.shared.cpu, self.config.gate);
         let groups = &x.routing.groups;
-        if w.experts[0].gate.bias.is_none() {
+        let gate = |expert: usize| w.experts[expert].gate.as_ref().expect("experts have gates");
+        if gate(0).bias.is_none() {
             let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, ffn_dim));
             let mut products: Vec<_> = rows
                 .map(|(((expert, _), input), out)| {
-                    let mlp = &w.experts[*expert];
-                    Product::Gated { function, gate: &mlp.gate.weight, up: &mlp.up.weight, x: input, out }
+                    let up = &w.experts[*expert].up.weight;
+                    Product::Gated { function, gate: &gate(*expert).weight, up, x: input, out }
                 })
                 .collect();
             e.matmul_each(&mut products);
@@ -385,16 +406,15 @@ impl CpuSegment {
         x.up.resize(x.hidden.len(), 0.0);
         let outs = split_rows(&mut x.hidden, groups, ffn_dim).zip(split_rows(&mut x.up, groups, ffn_dim));
         let mut products: Vec<_> = (groups.iter().zip(&x.inputs).zip(outs))
-            .flat_map(|(((expert, _), input), (gate, up))| {
-                let mlp = &w.experts[*expert];
+            .flat_map(|(((expert, _), input), (hidden, up))| {
                 [
-                    Product::Store { w: &mlp.gate.weight, x: input, out: gate },
-                    Product::Store { w: &mlp.up.weight, x: input, out: up },
+                    Product::Store { w: &gate(*expert).weight, x: input, out: hidden },
+                    Product::Store { w: &w.experts[*expert].up.weight, x: input, out: up },
                 ]
             })
             .collect();
         e.matmul_each(&mut products);
-        add_expert_biases(e, groups, |expert| w.experts[expert].gate.bias.as_deref(), ffn_dim, &mut x.hidden);
+        add_expert_biases(e, groups, |expert| gate(expert).bias.as_deref(), ffn_dim, &mut x.hidden);
         add_expert_biases(e, groups, |expert| w.experts[expert].up.bias.as_deref(), ffn_dim, &mut x.up);
         e.gate(function, ffn_dim, &mut x.hidden, &x.up);
     }

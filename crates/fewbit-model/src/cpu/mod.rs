@@ -9,6 +9,7 @@ mod host_states;
 mod latent;
 mod recurrent;
 mod short_conv;
+mod space;
 mod state;
 pub(crate) mod weights;
 

@@ -4,6 +4,7 @@
 use super::state::{FixedLayer, elems, elems_mut};
 use crate::segment::SequenceRows;
 use crate::snapshots::LOG_ROWS;
+use fewbit_kernels::{Convolution, ConvolutionRows, Cpu, DeltaRows, DeltaStep};
 use std::ops::Range;
 
 /// Where the rows of each sequence are among those of all, which include replayed ones.
@@ -81,5 +82,41 @@ impl Order {
                 }
             }
         }
+    }
+
+    /// Sends all rows, `inputs`, through the convolution into `convolved` and then through the states into `out`, which has
+    /// the new ones; and writes the states. `step` makes the step of what went through the convolution.
+    pub(super) fn recur<'a>(
+        &self,
+        cpu: &Cpu,
+        places: &FixedLayer,
+        sequences: &mut [SequenceRows<'_>],
+        convolution: &Convolution<'_>,
+        [inputs, convolved, out]: [&'a mut Vec<f32>; 3],
+        step: impl FnOnce(&'a [f32]) -> DeltaStep<'a>,
+    ) {
+        let mut fixed: Vec<_> =
+            sequences.iter_mut().map(|s| s.fixed_states().expect("a model with recurrent layers")).collect();
+        // The states of the convolution come before those of the heads.
+        let middle = places.heads.start;
+        let part = |range: &Range<usize>, first: usize| range.start - first..range.end - first;
+        let (mut windows, mut ruled) = (Vec::with_capacity(fixed.len()), Vec::with_capacity(fixed.len()));
+        for (fixed, rows) in fixed.iter_mut().zip(self.rows()).filter(|(_, rows)| rows.n_new > 0) {
+            let base = fixed.base.map(elems::<f32>);
+            let mut to = (Vec::with_capacity(fixed.to.len()), Vec::with_capacity(fixed.to.len()));
+            for (n, page) in &mut fixed.to {
+                let (before, heads) = elems_mut::<f32>(page).split_at_mut(middle);
+                to.0.push((*n, &mut before[places.convolution.clone()]));
+                to.1.push((*n, &mut heads[part(&places.heads, middle)]));
+            }
+            let from = base.map(|base| &base[places.convolution.clone()]);
+            windows.push(ConvolutionRows { rows: rows.all.clone(), from, to: to.0 });
+            let from = base.map(|base| &base[places.heads.clone()]);
+            let (n_replayed, first_out) = (rows.n_replayed, rows.first);
+            ruled.push(DeltaRows { rows: rows.all, n_replayed, first_out, from, to: to.1 });
+        }
+        convolved.resize(inputs.len(), 0.0);
+        cpu.convolve(convolution, &mut windows, inputs, convolved);
+        cpu.gated_delta(&step(convolved), &mut ruled, out);
     }
 }

@@ -22,8 +22,8 @@ pub(crate) enum LayerState {
         keys: Range<usize>,
         values: Range<usize>,
     },
-    /// Nothing in pages: see [`FixedLayout`].
-    Fixed,
+    /// Nothing in pages: layers without attention, and those with a state of fixed size, for which see [`FixedLayout`].
+    Nothing,
 }
 
 /// The layout of a page of some layers.
@@ -40,8 +40,8 @@ impl Layout {
             n_elems - n..n_elems
         };
         let state = |layer| {
-            if config.recurrent_of(layer).is_some() {
-                return LayerState::Fixed;
+            if !config.has_keys_values(layer) {
+                return LayerState::Nothing;
             }
             let (n_keys, n_values) = ty.page_elems(&attention_shape(config, layer));
             LayerState::KeysValues { keys: place(n_keys), values: place(n_values) }
@@ -54,7 +54,7 @@ impl Layout {
     pub(crate) fn keys_values(&self, layer: usize) -> (Range<usize>, Range<usize>) {
         match &self.layers[layer] {
             LayerState::KeysValues { keys, values } => (keys.clone(), values.clone()),
-            LayerState::Fixed => (0..0, 0..0),
+            LayerState::Nothing => (0..0, 0..0),
         }
     }
 }
@@ -91,6 +91,9 @@ impl FixedLayout {
                 Recurrent::DeltaNet(delta) => {
                     ((delta.n_taps - 1) * delta.n_channels(), delta.n_v_heads * delta.k_dim * delta.v_dim)
                 }
+                Recurrent::StateSpace(space) => {
+                    ((space.n_taps - 1) * space.n_channels(), space.value_dim() * space.state_dim)
+                }
                 Recurrent::ShortConvolution { n_taps } => ((n_taps - 1) * config.dim, 0),
                 _ => unreachable!("every kind of recurrent layer is above"),
             };
@@ -120,6 +123,7 @@ impl FixedLayout {
 pub(crate) fn log_row(recurrent: &Recurrent, dim: usize) -> usize {
     match recurrent {
         Recurrent::DeltaNet(delta) => delta.n_channels() + 2 * delta.n_v_heads,
+        Recurrent::StateSpace(space) => space.n_channels() + space.n_heads,
         Recurrent::ShortConvolution { .. } => dim,
         _ => unreachable!("every kind of recurrent layer is above"),
     }
@@ -144,7 +148,7 @@ pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
 
 /// Bytes of a layer's part of a page.
 pub(crate) fn layer_page_bytes(config: &ModelConfig, ty: KvType, layer: usize) -> u64 {
-    if config.recurrent_of(layer).is_some() {
+    if !config.has_keys_values(layer) {
         return 0;
     }
     let (keys, values) = ty.page_elems(&attention_shape(config, layer));

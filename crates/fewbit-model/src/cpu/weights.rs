@@ -5,7 +5,7 @@ use crate::ModelError;
 use crate::loader::{LayerLoader, weight};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::source::decode;
-use fewbit_checkpoint::{DeltaNetConfig, ExpertConfig, QkNorm, Recurrent};
+use fewbit_checkpoint::{DeltaNetConfig, ExpertConfig, QkNorm, Recurrent, StateSpaceConfig};
 use fewbit_kernels::{ActivationKinds, Cpu, Isa, Matrix};
 use fewbit_quant::TensorType;
 use std::ops::Range;
@@ -28,6 +28,8 @@ pub struct Layer {
     pub latent: Option<LatentAttention>,
     /// The gated delta rule, in layers that have it instead of attention.
     pub delta_net: Option<DeltaNet>,
+    /// The state space, in layers that have it instead of attention.
+    pub state_space: Option<StateSpace>,
     /// The short convolution, in layers that have it instead of attention.
     pub short_conv: Option<ShortConv>,
     /// The feed-forward part.
@@ -136,6 +138,43 @@ pub struct DeltaNet {
     pub(super) input: ActivationKinds,
 }
 
+/// A layer with a state space, with its norm.
+#[non_exhaustive]
+pub struct StateSpace {
+    /// The sizes.
+    pub config: StateSpaceConfig,
+    /// `[dim]`
+    pub norm: Option<Vec<f32>>,
+    /// `[value_dim, dim]`: the gates of the outputs. This and the next two are one tensor.
+    pub z: Matrix,
+    /// `[n_channels, dim]`: values, B and C.
+    pub channels: Matrix,
+    /// `[n_heads, dim]`
+    pub time_steps: Matrix,
+    /// `[n_taps, n_channels]`
+    pub convolution: Vec<f32>,
+    /// `[n_channels]`
+    pub convolution_bias: Option<Vec<f32>>,
+    /// `[n_heads]`: the bias of the time steps.
+    pub dt: Vec<f32>,
+    /// `[n_heads]`: factors of the logarithms of the decays.
+    pub decay: Vec<f32>,
+    /// `[n_heads]`: factors of the values that are added to the outputs.
+    pub d: Vec<f32>,
+    /// `[value_dim]`
+    pub out_norm: Vec<f32>,
+    /// `[dim, value_dim]`
+    pub output: Linear,
+    /// How the input is quantized: to two planes for the time steps, which go into exponentials.
+    pub(super) input: ActivationKinds,
+}
+
+impl StateSpace {
+    fn matrices(&self) -> [&Matrix; 4] {
+        [&self.z, &self.channels, &self.time_steps, &self.output.weight]
+    }
+}
+
 /// The matrices of queries, keys, values and gates of outputs.
 #[non_exhaustive]
 pub enum DeltaInputs {
@@ -202,11 +241,11 @@ pub enum FeedForward {
     Experts(Experts),
 }
 
-/// `down(f(gate x) * (up x))`
+/// `down(f(gate x) * (up x))`, or `down(max(up x, 0)^2)` without a gate.
 #[non_exhaustive]
 pub struct Mlp {
     /// `[ffn_dim, dim]`
-    pub gate: Linear,
+    pub gate: Option<Linear>,
     /// `[ffn_dim, dim]`
     pub up: Linear,
     /// `[dim, ffn_dim]`
@@ -283,6 +322,7 @@ impl Layer {
             all.extend(w.keys.iter().chain(&w.values));
         }
         all.extend(self.delta_net.iter().flat_map(DeltaNet::matrices));
+        all.extend(self.state_space.iter().flat_map(StateSpace::matrices));
         all.extend(self.short_conv.iter().flat_map(|w| [&w.inputs, &w.output.weight]));
         match self.ffn.as_ref().map(|ffn| &ffn.matrices) {
             None => {}
@@ -298,13 +338,13 @@ impl Layer {
 }
 
 impl Mlp {
-    fn matrices(&self) -> [&Matrix; 3] {
-        [&self.gate.weight, &self.up.weight, &self.down.weight]
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        self.gate.iter().chain([&self.up, &self.down]).map(|linear| &linear.weight)
     }
 
     /// Types of the weights that are multiplied with the input.
-    fn input_types(&self) -> [TensorType; 2] {
-        [self.gate.weight.ty(), self.up.weight.ty()]
+    fn input_types(&self) -> impl Iterator<Item = TensorType> {
+        self.gate.iter().chain([&self.up]).map(|linear| linear.weight.ty())
     }
 }
 
@@ -332,23 +372,27 @@ impl Packer<'_, '_> {
     pub(super) fn layer(&mut self, i: usize) -> Result<Layer, ModelError> {
         let part = self.loader.layer_part();
         let (recurrent, is_latent) = (self.loader.config().recurrent_of(i), self.loader.config().latent.is_some());
-        let (mut attention, mut latent, mut delta_net, mut short_conv) = (None, None, None, None);
+        let here = self.loader.config().layers[i];
+        let (mut attention, mut latent, mut delta_net, mut state_space, mut short_conv) =
+            (None, None, None, None, None);
         match recurrent {
-            _ if !part.has_attention() => {}
+            _ if !part.has_attention() || !here.has_attention => {}
             None if is_latent => latent = Some(self.latent_attention(i)?),
             None => attention = Some(self.attention(i)?),
             Some(Recurrent::DeltaNet(config)) => delta_net = Some(self.delta_net(i, config)?),
+            Some(Recurrent::StateSpace(config)) => state_space = Some(self.state_space(i, config)?),
             Some(Recurrent::ShortConvolution { n_taps }) => short_conv = Some(self.short_conv(i, n_taps)?),
             Some(_) => unreachable!("every kind of recurrent layer is above"),
         }
-        let mut ffn = part.has_feed_forward().then(|| self.ffn(i)).transpose()?;
+        let has_ffn = part.has_feed_forward() && here.has_feed_forward;
+        let mut ffn = has_ffn.then(|| self.ffn(i)).transpose()?;
         if let (true, Some(ffn)) = (self.loader.config().is_parallel, &mut ffn) {
             ffn.norm = match &attention {
                 Some(attention) => attention.norm.clone(),
                 None => self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
             };
         }
-        Ok(Layer { attention, latent, delta_net, short_conv, ffn })
+        Ok(Layer { attention, latent, delta_net, state_space, short_conv, ffn })
     }
 
     fn short_conv(&mut self, i: usize, n_taps: usize) -> Result<ShortConv, ModelError> {
@@ -414,6 +458,35 @@ impl Packer<'_, '_> {
         let matrices = net.matrices();
         net.input = ActivationKinds::of(matrices[..matrices.len() - 1].iter().map(|m| m.ty())).two_planes();
         Ok(net)
+    }
+
+    fn state_space(&mut self, i: usize, config: StateSpaceConfig) -> Result<StateSpace, ModelError> {
+        let (dim, n_heads, value_dim) = (self.loader.config().dim, config.n_heads, config.value_dim());
+        let n_channels = config.n_channels();
+        let [z, channels, time_steps] =
+            self.split(Part::SsmIn, i, [value_dim, n_channels, n_heads], dim)?.map(|linear| linear.weight);
+        let group_dim = value_dim / config.n_groups;
+        Ok(StateSpace {
+            config,
+            norm: self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
+            input: ActivationKinds::of([z.ty()]).two_planes(),
+            z,
+            channels,
+            time_steps,
+            convolution: self.convolution(Part::SsmConv, i, n_channels, config.n_taps)?,
+            convolution_bias: self.bias(Part::SsmConv, i, n_channels)?,
+            dt: self.loader.vector(&format!("{}.bias", names::gguf(Part::SsmDt, i)), n_heads)?,
+            decay: self.table(&names::gguf(Part::SsmA, i), [n_heads, 1])?,
+            d: self.table(&names::gguf(Part::SsmD, i), [n_heads, 1])?,
+            out_norm: self.table(&weight(Part::SsmNorm, i), [config.n_groups, group_dim])?,
+            output: self.linear(Part::SsmOut, i, dim, value_dim)?,
+        })
+    }
+
+    /// The values of a small tensor with two dimensions.
+    fn table(&mut self, name: &str, shape: [usize; 2]) -> Result<Vec<f32>, ModelError> {
+        let take = |ty, bytes: &[u8]| Ok(decode(name, ty, bytes, shape[0] * shape[1])?);
+        self.loader.rows(name, &shape, 0..shape[0], take)
     }
 
     /// A matrix of this many rows for the residual stream.
@@ -495,6 +568,11 @@ impl Packer<'_, '_> {
     }
 
     fn mlp(&mut self, i: usize, dim: usize, ffn_dim: usize) -> Result<Mlp, ModelError> {
+        let down = self.linear(Part::Down, i, dim, ffn_dim)?;
+        if !self.loader.config().is_gated {
+            let up = self.linear(Part::Up, i, ffn_dim, dim)?;
+            return Ok(Mlp { gate: None, up, down, input_parts: &[Part::Up], down_part: Part::Down });
+        }
         // Without a separate gate tensor, the rows of the gate precede those of the other matrix.
         let is_fused = !self.loader.has(Part::Gate, i);
         let [gate, up] = match !is_fused {
@@ -502,8 +580,7 @@ impl Packer<'_, '_> {
             false => self.split(Part::Up, i, [ffn_dim, ffn_dim], dim)?,
         };
         let input_parts: &[Part] = if is_fused { &[Part::Up] } else { &[Part::Gate, Part::Up] };
-        let down = self.linear(Part::Down, i, dim, ffn_dim)?;
-        Ok(Mlp { gate, up, down, input_parts, down_part: Part::Down })
+        Ok(Mlp { gate: Some(gate), up, down, input_parts, down_part: Part::Down })
     }
 
     fn experts(&mut self, i: usize, dim: usize, config: ExpertConfig) -> Result<Experts, ModelError> {
@@ -545,10 +622,11 @@ impl Packer<'_, '_> {
             return Err(self.loader.find(&format!("{name}.bias")).expect_err("it has been looked for"));
         }
         let experts = gates.into_iter().zip(ups).zip(downs);
-        let experts = experts.map(|((gate, up), down)| Mlp { gate, up, down, input_parts, down_part }).collect();
+        let experts =
+            experts.map(|((gate, up), down)| Mlp { gate: Some(gate), up, down, input_parts, down_part }).collect();
         let shared = match config.shared_ffn_dim {
             Some(ffn_dim) => Some(Mlp {
-                gate: self.linear(Part::SharedGate, i, ffn_dim, dim)?,
+                gate: Some(self.linear(Part::SharedGate, i, ffn_dim, dim)?),
                 up: self.linear(Part::SharedUp, i, ffn_dim, dim)?,
                 down: self.linear(Part::SharedDown, i, dim, ffn_dim)?,
                 input_parts: &[Part::SharedGate, Part::SharedUp],

@@ -226,7 +226,11 @@ fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(V
     let query_rows = if c.has_output_gate { 2 * q_dim } else { q_dim };
     let one = |target, n_rows, n_cols| Some((vec![(target, n_rows)], n_cols));
     let is_feed_forward = matches!(part, Part::Gate | Part::Up | Part::Down);
-    if c.recurrent_of(layer).is_some() && !is_feed_forward {
+    let is_there = match is_feed_forward {
+        true => c.layers[layer].has_feed_forward && (c.is_gated || part != Part::Gate),
+        false => c.has_keys_values(layer),
+    };
+    if !is_there {
         return None;
     }
     match part {

@@ -165,6 +165,64 @@ def deepseek_models():
     ]
 
 
+def hybrid_models():
+    """Models with state spaces or short convolutions, and with experts besides or one mixer for each layer."""
+    theta = lambda theta: {"rope_type": "default", "rope_theta": theta}
+    sizes = {
+        "vocab_size": VOCAB, "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 2,
+        "hidden_size": 96, "intermediate_size": 80, "pad_token_id": None,
+    }
+    kinds = {"C": "conv", "A": "full_attention", "M": "linear_attention", "-": "mlp"}
+    layers = lambda pattern: [kinds[kind] for kind in pattern]
+    granite = {
+        **sizes, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 20, "mamba_d_head": 24, "mamba_chunk_size": 16,
+        "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.7, "logits_scaling": 2.0,
+        "position_embedding_type": "nope", "rope_parameters": theta(1e4),
+    }
+    return [
+        ("LFM2, experts", "Lfm2Moe", {
+            **sizes, "num_hidden_layers": 6, "layer_types": layers("CCACAC"), "rope_parameters": theta(1e6),
+            "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "num_dense_layers": 2,
+        }, False),
+        ("Granite 4 H", "GraniteMoeHybrid", {
+            **granite, "num_hidden_layers": 6, "layer_types": layers("MMAMAM"), "num_local_experts": 0,
+            "num_experts_per_tok": 0, "shared_intermediate_size": 80, "tie_word_embeddings": True,
+        }, False),
+        ("Granite 4 H, experts", "GraniteMoeHybrid", {
+            **granite, "num_hidden_layers": 5, "layer_types": layers("MAMMA"), "num_local_experts": 7,
+            "num_experts_per_tok": 3, "intermediate_size": 24, "shared_intermediate_size": 40, "mamba_n_groups": 1,
+            "mamba_d_conv": 3, "mamba_d_state": 36,
+        }, False),
+        ("Nemotron-H", "NemotronH", {
+            **sizes, "layers_block_type": layers("M-MA-M-AM"), "head_dim": 24, "mamba_num_heads": 8, "mamba_head_dim": 24,
+            "n_groups": 4, "ssm_state_size": 20, "chunk_size": 16,
+        }, False),
+    ]
+
+
+# What configurations of published files have, even if it is what the library takes without it.
+PUBLISHED = {
+    "Lfm2Moe": ["conv_L_cache", "norm_eps"],
+    "GraniteMoeHybrid": ["mamba_d_conv", "mamba_expand", "mamba_n_groups", "shared_intermediate_size", "rms_norm_eps"],
+    "NemotronH": ["conv_kernel", "expand", "n_groups", "layer_norm_epsilon", "mlp_hidden_act", "num_hidden_layers"],
+}
+
+
+def as_published(class_name, config, own):
+    """The configuration as in published files, which the library renames."""
+    config.update({key: getattr(own, key) for key in PUBLISHED.get(class_name, [])})
+    # JSON has no infinity.
+    config.pop("time_step_limit", None)
+    if class_name == "GraniteMoeHybrid":
+        kinds = {"linear_attention": "mamba", "full_attention": "attention"}
+        config["layer_types"] = [kinds[kind] for kind in own.layer_types]
+    if class_name == "NemotronH":
+        config["hybrid_override_pattern"] = own.hybrid_override_pattern
+        for key in [key for key in config if "expert" in key or "moe" in key or key == "layers_block_type"]:
+            del config[key]
+    return config
+
+
 def scale_and_offset(name, shape):
     """How the values of a tensor are spread."""
     dim = shape[-2] if "experts." in name else shape[-1]
@@ -179,7 +237,7 @@ def scale_and_offset(name, shape):
     if name.endswith("bias"):
         return 0.5, 0.0
     # What experts are chosen by and weighted with must differ, and one token from the next.
-    if name.endswith("mlp.gate.weight"):
+    if name.endswith(("mlp.gate.weight", "feed_forward.gate.weight", "router.layer.weight")):
         return 4 * (3 / dim) ** 0.5, 0.0
     # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
     gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0, "linear_attn.out_proj": 0.07}
@@ -203,19 +261,32 @@ def packed(name, shape):
 
 
 # Classes whose files have a tensor for each expert's matrix, unlike the library's models.
-SEPARATE = ["DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite"]
+SEPARATE = ["DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite", "Lfm2Moe"]
+
+# Names in files that the library renames.
+RENAMED = {
+    "GraniteMoeHybrid": [
+        ("block_sparse_moe.experts.gate_up_proj", "block_sparse_moe.input_linear.weight"),
+        ("block_sparse_moe.experts.down_proj", "block_sparse_moe.output_linear.weight"),
+        ("block_sparse_moe.router.weight", "block_sparse_moe.router.layer.weight"),
+    ],
+    "NemotronH": [("model.", "backbone.")],
+}
 
 
 def separate(class_name, key, parameter):
     """A parameter under its names in files, as views of the parameter."""
-    if class_name not in SEPARATE or ".mlp.experts." not in key:
+    for ours, theirs in RENAMED.get(class_name, []):
+        key = key.replace(ours, theirs)
+    if class_name not in SEPARATE or ".experts." not in key:
         return [(key, parameter)]
+    gate, up, down = ["w1", "w3", "w2"] if class_name == "Lfm2Moe" else ["gate_proj", "up_proj", "down_proj"]
     prefix = key.rsplit(".", 1)[0]
     if key.endswith("down_proj"):
-        return [(f"{prefix}.{i}.down_proj.weight", part) for i, part in enumerate(parameter)]
+        return [(f"{prefix}.{i}.{down}.weight", part) for i, part in enumerate(parameter)]
     return [
-        (f"{prefix}.{i}.{half}_proj.weight", part)
-        for i, expert in enumerate(parameter) for half, part in zip(["gate", "up"], expert.chunk(2))
+        (f"{prefix}.{i}.{half}.weight", part)
+        for i, expert in enumerate(parameter) for half, part in zip([gate, up], expert.chunk(2))
     ]
 
 
@@ -343,8 +414,10 @@ def converted(llama_cpp, config, arrays):
             "set_vocab": lambda self: self.gguf_writer.add_tokenizer_model("none"),
         })
         out = to / "out.gguf"
+        # The library's own configuration has what decides here, whatever the file says.
+        own = {"hparams": dict(config)} if config["architectures"] == ["NemotronHForCausalLM"] else {}
         with torch.inference_mode():
-            without_vocabulary(to, gguf.LlamaFileType.ALL_F32, out, eager=True).write()
+            without_vocabulary(to, gguf.LlamaFileType.ALL_F32, out, eager=True, **own).write()
         reader = gguf.GGUFReader(out)
         metadata = {}
         for key, field in reader.fields.items():
@@ -360,16 +433,19 @@ def converted(llama_cpp, config, arrays):
             if tensor.name.endswith("ssm_a"):
                 # PyTorch's exponential in float32 is not always the nearest number.
                 layer = tensor.name.split(".")[1]
-                exact = -np.exp(arrays[f"model.layers.{layer}.linear_attn.A_log"].astype(np.float64))
-                nearest = exact[np.abs(exact - data[:, None]).argmin(1)].astype(np.float32)
-                assert np.allclose(nearest, data, rtol=3e-7)
+                log = next(array for name, array in arrays.items() if f".layers.{layer}." in name and name.endswith("A_log"))
+                exact = -np.exp(log.astype(np.float64))
+                nearest = exact[np.abs(exact - data.reshape(-1, 1)).argmin(1)].astype(np.float32)
+                assert np.allclose(nearest, data.reshape(-1), rtol=3e-7)
                 data = nearest
             tensors.append([tensor.name, tensor.tensor_type.name, shape, fnv(data.tobytes())])
         return {"metadata": metadata, "tensors": sorted(tensors)}
 
 
 # The files, and the models in each.
-FILES = {"transformers_models": models, "transformers_deepseek": deepseek_models}
+FILES = {
+    "transformers_models": models, "transformers_deepseek": deepseek_models, "transformers_hybrid": hybrid_models,
+}
 
 
 def main():
@@ -390,6 +466,7 @@ def write(llama_cpp, to, models):
         config = model.config.to_diff_dict()
         config["architectures"] = [type(model).__name__]
         config.pop("dtype", None)
+        config = as_published(class_name, config, model.config)
         if is_packed:
             config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
         gguf = converted(llama_cpp, config, arrays)
