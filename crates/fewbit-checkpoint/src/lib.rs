@@ -19,7 +19,7 @@ pub mod source;
 
 pub use config::{
     AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig,
-    ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, yarn_magnitude,
+    LocalHeads, ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, SharedKv, yarn_magnitude,
 };
 pub use error::CheckpointError;
 pub use families::{architectures, classes};

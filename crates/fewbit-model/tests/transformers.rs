@@ -18,7 +18,7 @@ mod run;
 use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
 use fewbit_kernels::convert_rows;
 use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
-use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, WeightSource};
+use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, ModelError, Placement, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
 use half::f16;
@@ -55,9 +55,10 @@ struct Gguf {
 }
 
 /// The files of models and of their logits.
-const FILES: [(&str, &[u8]); 2] = [
+const FILES: [(&str, &[u8]); 3] = [
     (include_str!("golden/transformers_models.json"), include_bytes!("golden/transformers_models.f32")),
     (include_str!("golden/transformers_deepseek.json"), include_bytes!("golden/transformers_deepseek.f32")),
+    (include_str!("golden/transformers_gemma.json"), include_bytes!("golden/transformers_gemma.f32")),
 ];
 
 /// The models of all files, which have the same tokens and positions.
@@ -448,15 +449,32 @@ fn e4m3(code: u8) -> f32 {
 /// that latent attention does not apply as they are, they are refused.
 #[test]
 fn adapters_of_latent_attention_are_as_if_merged() {
+    let modules = ["1.self_attn.q_proj", "1.self_attn.o_proj"];
+    adapters_are_as_if_merged("DeepSeek 2 Lite", &modules, &[("1.self_attn.kv_a_proj_with_mqa", &[96, 96])]);
+}
+
+/// Also of keys that are values too, of a feed-forward block next to experts, and of one that is wider than others.
+/// Layers without keys and values of their own have no adapters of them.
+#[test]
+fn adapters_of_gemma_4_are_as_if_merged() {
+    let modules =
+        ["0.self_attn.v_proj", "1.self_attn.k_proj", "3.self_attn.q_proj", "1.mlp.gate_proj", "3.mlp.down_proj"];
+    adapters_are_as_if_merged("Gemma 4 26B-A4B", &modules, &[("1.self_attn.v_proj", &[80, 64])]);
+    let modules =
+        ["2.self_attn.v_proj", "6.self_attn.q_proj", "6.mlp.up_proj", "7.self_attn.o_proj", "7.mlp.down_proj"];
+    let refused: [(&str, &[u64]); 2] = [("6.self_attn.k_proj", &[48, 64]), ("7.per_layer_projection", &[64, 16])];
+    adapters_are_as_if_merged("Gemma 4 E2B", &modules, &refused);
+}
+
+/// Adapters of these modules of layers do what merging them does; those of `refused`, with the shapes of their matrices,
+/// are refused by name.
+fn adapters_are_as_if_merged(name: &str, modules: &[&str], refused: &[(&str, &[u64])]) {
     let all = models();
-    let model = all.models.iter().find(|model| model.name == "DeepSeek 2 Lite").expect("there");
-    let tensors = |targets: &[&str]| -> Vec<Tensor> {
-        let modules = targets.iter().map(|target| format!("model.layers.1.self_attn.{target}"));
-        let pairs = modules.flat_map(|module| {
-            let (_, _, shape, ..) =
-                model.tensors.iter().find(|(name, ..)| *name == format!("{module}.weight")).expect("a matrix");
+    let model = all.models.iter().find(|model| model.name == name).expect("there");
+    let tensors = |modules: &[(&str, Vec<u64>)]| -> Vec<Tensor> {
+        let pairs = modules.iter().flat_map(|(module, shape)| {
             [("lora_A", vec![2, shape[1]], 0.3), ("lora_B", vec![shape[0], 2], 0.2)].map(|(half, shape, scale)| {
-                let name = format!("base_model.model.{module}.{half}.weight");
+                let name = format!("base_model.model.model.layers.{module}.{half}.weight");
                 let bytes = values(&name, shape.iter().product::<u64>() as usize, scale, 0.0);
                 Tensor { name, dtype: "F32", shape, bytes }
             })
@@ -468,7 +486,11 @@ fn adapters_of_latent_attention_are_as_if_merged() {
         std::fs::write(to.path().join("adapter_model.safetensors"), hf::safetensors(tensors)).expect("writable");
     };
     let (to, plain) = (tempfile::tempdir().expect("a folder"), load(&model.opened().1, LoadOptions::new().threads(2)));
-    let parts = tensors(&["q_proj", "o_proj"]);
+    let shape = |module: &str| {
+        let name = format!("model.layers.{module}.weight");
+        model.tensors.iter().find(|(known, ..)| *known == name).expect("a matrix").2.clone()
+    };
+    let parts = tensors(&modules.iter().map(|module| (*module, shape(module))).collect::<Vec<_>>());
     adapter(&to, &parts);
     let lora = plain.load_lora(to.path()).expect("loads");
     let set = plain.lora_set(&[(lora, 1.0)]).expect("a set");
@@ -491,9 +513,66 @@ fn adapters_of_latent_attention_are_as_if_merged() {
     let without = logits(&plain, &mut plain.new_cache(), &all.tokens, 512);
     let far = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0.0f32, |d, (x, y)| d.max((x - y).abs()));
     assert!(far(&got, &want) < 1e-3 && far(&got, &without) > 0.1, "{} {}", far(&got, &want), far(&got, &without));
-    adapter(&to, &tensors(&["kv_a_proj_with_mqa"]));
-    let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
-    assert!(refused.contains("kv_a_proj_with_mqa"), "{refused}");
+    for (module, shape) in refused {
+        adapter(&to, &tensors(&[(module, shape.to_vec())]));
+        let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
+        assert!(refused.contains(module), "{refused}");
+    }
+}
+
+/// Published files of Gemma 4 have matrices of keys and values in layers that do not use them.
+#[test]
+fn keys_and_values_of_layers_that_share_others_are_left_out() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Gemma 4 E2B").expect("there");
+    let (_to, plain) = model.opened();
+    let want = {
+        let decoder = load(&plain, LoadOptions::new().threads(2));
+        let bytes = decoder.kv_page_bytes();
+        // Three local layers with 3 heads of 16, a global one with 3 of 40, whose values take 48.
+        assert_eq!(bytes, 4 * 256 * (3 * 3 * (16 + 16) + 3 * (40 + 48)));
+        let estimate = fewbit_model::estimate(&plain, Isa::best(), 256, None).expect("an estimate");
+        assert_eq!((estimate.kv_bytes, estimate.weight_bytes), (bytes, decoder.weight_bytes()));
+        (decoder.fingerprint(), bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512)))
+    };
+    let mut folder = model.folder();
+    for layer in 4..8 {
+        for (part, shape) in [("k_proj", vec![7, 5]), ("v_proj", vec![3, 2]), ("k_norm", vec![3])] {
+            let bytes = vec![0; 4 * shape.iter().product::<u64>() as usize];
+            let name = format!("model.layers.{layer}.self_attn.{part}.weight");
+            folder.tensors.push(Tensor { name, dtype: "F32", shape, bytes });
+        }
+    }
+    let to = tempfile::tempdir().expect("a folder");
+    folder.write(to.path());
+    let with_more = HfModel::open(to.path()).expect("valid");
+    let file = model.quantized(Recipe::F32);
+    let (keys, mut tensors) = keys_and_tensors(&model.converted(&file));
+    for name in ["blk.4.attn_k.weight", "blk.7.attn_v.weight", "blk.5.attn_k_norm.weight"] {
+        tensors.push((name.to_owned(), vec![4], TensorType::F32, vec![0; 16]));
+    }
+    for (what, source) in [("folder", &with_more as &dyn WeightSource), ("file", &file_of(&keys, &tensors))] {
+        let decoder = load(source, LoadOptions::new().threads(2));
+        let got = bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512));
+        assert!((decoder.fingerprint(), got) == want, "{what}");
+    }
+}
+
+/// A segment has the layers whose keys and values its own ones share.
+#[test]
+fn segments_keep_layers_with_the_keys_that_they_share() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Gemma 4 E2B").expect("there");
+    let (_to, folder) = model.opened();
+    let run = |placement: Placement| {
+        let options = LoadOptions::new().threads(2).placement(placement);
+        let decoder = Decoder::load(&folder, &options)?;
+        Ok::<_, ModelError>(bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512)))
+    };
+    let whole = run(Placement::new()).expect("runs");
+    assert!(run(Placement::new().cpu(2)).expect("layers 0 and 1 share with none") == whole);
+    let error = run(Placement::new().cpu(3)).map(|_| ()).expect_err("layers 4 to 7 need layer 2");
+    assert!(error.to_string().contains("keys and values"), "{error}");
 }
 
 /// Tokens of a text, and the logits after each.

@@ -22,8 +22,9 @@ pub(crate) enum LayerState {
         keys: Range<usize>,
         values: Range<usize>,
     },
-    /// Nothing in pages: see [`FixedLayout`].
-    Fixed,
+    /// Nothing in pages: recurrent layers have places in [`FixedLayout`], and layers that share keys and values see
+    /// those of another layer.
+    Absent,
 }
 
 /// The layout of a page of some layers.
@@ -40,8 +41,8 @@ impl Layout {
             n_elems - n..n_elems
         };
         let state = |layer| {
-            if config.recurrent_of(layer).is_some() {
-                return LayerState::Fixed;
+            if config.recurrent_of(layer).is_some() || config.shares_kv(layer) {
+                return LayerState::Absent;
             }
             let (n_keys, n_values) = ty.page_elems(&attention_shape(config, layer));
             LayerState::KeysValues { keys: place(n_keys), values: place(n_values) }
@@ -54,7 +55,7 @@ impl Layout {
     pub(crate) fn keys_values(&self, layer: usize) -> (Range<usize>, Range<usize>) {
         match &self.layers[layer] {
             LayerState::KeysValues { keys, values } => (keys.clone(), values.clone()),
-            LayerState::Fixed => (0..0, 0..0),
+            LayerState::Absent => (0..0, 0..0),
         }
     }
 }
@@ -144,7 +145,7 @@ pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
 
 /// Bytes of a layer's part of a page.
 pub(crate) fn layer_page_bytes(config: &ModelConfig, ty: KvType, layer: usize) -> u64 {
-    if config.recurrent_of(layer).is_some() {
+    if config.recurrent_of(layer).is_some() || config.shares_kv(layer) {
         return 0;
     }
     let (keys, values) = ty.page_elems(&attention_shape(config, layer));
