@@ -19,7 +19,8 @@ pub mod source;
 
 pub use config::{
     AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, GgufConfig, LatentConfig, LayerConfig,
-    ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, yarn_magnitude,
+    LocalHeads, ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig, RopeScaling, SharedKv, StateSpaceConfig,
+    yarn_magnitude,
 };
 pub use error::CheckpointError;
 pub use families::{architectures, classes};

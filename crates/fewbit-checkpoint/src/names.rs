@@ -8,6 +8,12 @@ use std::borrow::Cow;
 pub enum Part {
     /// The embedding, with one row per token.
     TokenEmbedding,
+    /// The per-layer embedding, with one row per token: what each layer gets, one after another.
+    LayerEmbedding,
+    /// The projection of the embedding to what each layer gets.
+    LayerEmbeddingProjection,
+    /// The norm of what the projection gives each layer.
+    LayerEmbeddingNorm,
     /// The norm after the last layer.
     OutputNorm,
     /// The output matrix, from hidden states to logits.
@@ -58,6 +64,24 @@ pub enum Part {
     Down,
     /// The norm of the output of the feed-forward block.
     FfnPostNorm,
+    /// The norm of the output of the feed-forward block next to experts.
+    MlpPostNorm,
+    /// The norm of the input of experts next to a feed-forward block.
+    ExpertNorm,
+    /// The norm of the output of experts next to a feed-forward block.
+    ExpertPostNorm,
+    /// The weights of the router's norm of the residual stream; a tensor with `.scale` in place of `.weight`.
+    RouterNorm,
+    /// `[n_experts]`: factors of the weights of experts; a tensor with `.scale` in place of `.weight`.
+    ExpertFactors,
+    /// The gate of what a layer gets of the per-layer embedding.
+    LayerGate,
+    /// The projection of that to the residual stream.
+    LayerProjection,
+    /// The norm of what it gives.
+    LayerPostNorm,
+    /// The factor of a layer.
+    LayerScale,
     /// The gates of the outputs of a layer with a state.
     AttnGate,
     /// As [`Part::Qkv`] and [`Part::AttnGate`] of a layer with a state, key head by key head; of a state space the gates,
@@ -112,10 +136,13 @@ pub enum Part {
     SharedDown,
 }
 
-/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except
-/// [`Part::SsmA`] and [`Part::SsmD`].
-const GGUF: [(Part, &str); 51] = [
+/// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except those of
+/// [`is_whole_name`].
+const GGUF: [(Part, &str); 63] = [
     (Part::TokenEmbedding, "token_embd"),
+    (Part::LayerEmbedding, "per_layer_token_embd"),
+    (Part::LayerEmbeddingProjection, "per_layer_model_proj"),
+    (Part::LayerEmbeddingNorm, "per_layer_proj_norm"),
     (Part::OutputNorm, "output_norm"),
     (Part::Output, "output"),
     (Part::AttnNorm, "blk.{}.attn_norm"),
@@ -156,6 +183,15 @@ const GGUF: [(Part, &str); 51] = [
     (Part::Up, "blk.{}.ffn_up"),
     (Part::Down, "blk.{}.ffn_down"),
     (Part::FfnPostNorm, "blk.{}.post_ffw_norm"),
+    (Part::MlpPostNorm, "blk.{}.post_ffw_norm_1"),
+    (Part::ExpertNorm, "blk.{}.pre_ffw_norm_2"),
+    (Part::ExpertPostNorm, "blk.{}.post_ffw_norm_2"),
+    (Part::RouterNorm, "blk.{}.ffn_gate_inp.scale"),
+    (Part::ExpertFactors, "blk.{}.ffn_down_exps.scale"),
+    (Part::LayerGate, "blk.{}.inp_gate"),
+    (Part::LayerProjection, "blk.{}.proj"),
+    (Part::LayerPostNorm, "blk.{}.post_norm"),
+    (Part::LayerScale, "blk.{}.layer_output_scale"),
     (Part::Router, "blk.{}.ffn_gate_inp"),
     (Part::ExpertBias, "blk.{}.exp_probs_b"),
     (Part::ExpertGates, "blk.{}.ffn_gate_exps"),
@@ -172,6 +208,11 @@ const GGUF: [(Part, &str); 51] = [
 /// parts that some files contain.
 const GGUF_IGNORED: [&str; 5] = ["rope_freqs.", "rope_factors_short.", "rope_factors_long.", "v.", "mm."];
 
+/// Whether the name of a part is that of its tensor, without `.weight`.
+pub fn is_whole_name(part: Part) -> bool {
+    matches!(part, Part::SsmA | Part::SsmD | Part::RouterNorm | Part::ExpertFactors)
+}
+
 /// The name of a part in a GGUF file, without `.weight` or `.bias`. `layer` is used only for parts of layers.
 pub fn gguf(part: Part, layer: usize) -> String {
     let (_, name) = GGUF.iter().find(|(p, _)| *p == part).expect("every part has a name");
@@ -186,7 +227,34 @@ pub fn layer_of_gguf(name: &str) -> Option<usize> {
 /// Whether a tensor in a GGUF file belongs to the feed-forward part of a layer.
 pub fn is_feed_forward_in_gguf(name: &str) -> bool {
     let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
-    part.starts_with("ffn_") || part.starts_with("post_ffw_norm") || part.starts_with("exp_probs_b")
+    const FIRST: [&str; 8] = [
+        "ffn_",
+        "post_ffw_norm",
+        "pre_ffw_norm",
+        "exp_probs_b",
+        "inp_gate.",
+        "proj.",
+        "post_norm.",
+        "layer_output_scale.",
+    ];
+    FIRST.iter().any(|first| part.starts_with(first))
+}
+
+/// Whether a tensor in a GGUF file gives a layer its keys or values.
+pub fn is_kv_in_gguf(name: &str) -> bool {
+    let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
+    ["attn_k.", "attn_v.", "attn_k_norm."].iter().any(|first| part.starts_with(first))
+}
+
+/// Whether a tensor in a GGUF file belongs to the embeddings, which are looked up on the host.
+pub fn is_embedding_in_gguf(name: &str) -> bool {
+    const NAMES: [&str; 4] = [
+        "token_embd.weight",
+        "per_layer_token_embd.weight",
+        "per_layer_model_proj.weight",
+        "per_layer_proj_norm.weight",
+    ];
+    NAMES.contains(&name)
 }
 
 /// The part with this name in a GGUF file; a part of a layer must belong to this `layer`.
@@ -201,8 +269,11 @@ pub fn is_ignored_in_gguf(name: &str) -> bool {
 
 /// Names of modules in Hugging Face files that all families share: those of layers begin with `model.layers.N.`; all
 /// end with `.weight` or `.bias`.
-const HF: [(Part, &str); 14] = [
+const HF: [(Part, &str); 17] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
+    (Part::LayerEmbedding, "model.embed_tokens_per_layer"),
+    (Part::LayerEmbeddingProjection, "model.per_layer_model_projection"),
+    (Part::LayerEmbeddingNorm, "model.per_layer_projection_norm"),
     (Part::OutputNorm, "model.norm"),
     (Part::Output, "lm_head"),
     (Part::AttnNorm, "input_layernorm"),
@@ -218,11 +289,14 @@ const HF: [(Part, &str); 14] = [
     (Part::FfnNorm, AFTER_ATTENTION),
 ];
 
+/// Number of entries of [`HF`] that belong to no layer.
+const OUTSIDE_LAYERS: usize = 6;
+
 /// The norm after attention in most models that have one there; in other models, the norm before the feed-forward block.
 const AFTER_ATTENTION: &str = "post_attention_layernorm";
 
-/// Names of the vision parts in the files of vision models, before and since `transformers` 4.52.
-const HF_IMAGES: [&str; 8] = [
+/// Names of the vision and audio parts in the files of models with such parts, before and since `transformers` 4.52.
+const HF_IMAGES: [&str; 14] = [
     "visual.",
     "model.visual.",
     "vision_tower.",
@@ -231,6 +305,12 @@ const HF_IMAGES: [&str; 8] = [
     "model.vision_tower.",
     "model.vision_model.",
     "model.multi_modal_projector.",
+    "audio_tower.",
+    "embed_vision.",
+    "embed_audio.",
+    "model.audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
 ];
 
 /// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
@@ -262,7 +342,8 @@ pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
         _ if is_backbone => return Some(format!("model.{inner}").into()),
         _ => {}
     }
-    let is_bare = ["embed_tokens", "norm"].contains(&module) || module.starts_with("layers.");
+    let is_outside = |(_, known): &(Part, &str)| known.strip_prefix("model.") == Some(module);
+    let is_bare = HF[..OUTSIDE_LAYERS].iter().any(is_outside) || module.starts_with("layers.");
     Some(if is_bare { format!("model.{module}").into() } else { module.into() })
 }
 
@@ -287,7 +368,8 @@ pub fn output_norm(architecture: &str) -> Part {
 /// `experts.down_proj_scale_inv` its `weight_scale_inv`.
 pub fn split_hf(name: &str) -> (&str, &str) {
     let (module, leaf) = name.rsplit_once('.').unwrap_or(("", name));
-    if ["sinks", "A_log", "D"].contains(&leaf) || leaf.ends_with("_proj") {
+    let is_of_router = ["scale", "per_expert_scale"].contains(&leaf) && module.ends_with(".router");
+    if ["sinks", "A_log", "D", "layer_scalar"].contains(&leaf) || leaf.ends_with("_proj") || is_of_router {
         return (name, "weight");
     }
     if leaf == "expert_bias" {
@@ -315,7 +397,7 @@ pub fn from_hf(module: &str, architecture: &str) -> Option<(Part, String)> {
     let Some(rest) = module.strip_prefix("model.layers.") else {
         let part = match module {
             "model.embedding_norm" => output_norm(architecture),
-            _ => find(&HF[..3], module)?,
+            _ => find(&HF[..OUTSIDE_LAYERS], module)?,
         };
         return Some((part, gguf(part, 0)));
     };
@@ -326,7 +408,7 @@ pub fn from_hf(module: &str, architecture: &str) -> Option<(Part, String)> {
     }
     let part = match name {
         AFTER_ATTENTION => families::architecture(architecture).map_or(Part::FfnNorm, |arch| arch.after_attention),
-        name => find(&HF[3..], name)
+        name => find(&HF[OUTSIDE_LAYERS..], name)
             .or_else(|| families::modules_of(architecture).find(|(_, n)| *n == name).map(|(part, _)| part))?,
     };
     Some((part, gguf(part, layer)))

@@ -438,6 +438,7 @@ impl Planner<'_> {
         let c = self.config;
         let Attention { norm, q, k, v, qk_norm, output, post_norm, .. } = attention;
         self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
+        let (Some(k), Some(v)) = (k, v) else { return Err(self.unsupported("layers without keys or values")) };
         let parts = [
             (self.place(q)?, Buffer::Q, LoraTarget::Q),
             (self.place(k)?, Buffer::K, LoraTarget::K),

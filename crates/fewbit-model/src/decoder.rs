@@ -3,7 +3,7 @@
 use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
 use crate::cpu::{CpuDevice, attention_shape, no_states};
-use crate::embedding::Embedding;
+use crate::embedding::{Embedding, LayerEmbedding};
 use crate::fingerprint::TensorHashes;
 use crate::load::{LoadOptions, Placed, host_cpu};
 use crate::loader::{LayerLoader, LayerPart};
@@ -23,7 +23,7 @@ use crate::state::StateStore;
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::{CheckpointError, WeightSource};
-use fewbit_kernels::{Cpu, Isa, PAGE, ThreadPool};
+use fewbit_kernels::{Activations, Cpu, Isa, PAGE, ThreadPool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +36,7 @@ const MOST_RECYCLED: usize = 1 << 24;
 pub struct Decoder {
     config: ModelConfig,
     embedding: Embedding,
+    layer_embedding: Option<LayerEmbedding>,
     /// Replaced when a device is lost.
     parts: RwLock<Arc<Parts>>,
     rope: Rope,
@@ -103,6 +104,11 @@ struct Buffers {
     local: RopeAngles,
     /// `[n_tokens]`: factors of the queries.
     temperatures: Vec<f32>,
+    /// `[n_tokens, n_layers, per_layer_dim]`: what each layer gets of the per-layer embeddings.
+    per_layer: Vec<f32>,
+    /// `[n_tokens]`, and the input of the projection to it.
+    tokens: Vec<u32>,
+    input: Activations,
     /// `[n_wanted, dim]`: the rows for the head.
     wanted: Vec<f32>,
     /// Logits of an earlier step, whose memory is reused.
@@ -125,11 +131,12 @@ impl Decoder {
     fn pack(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
         let config = options.configure(source.config()?)?;
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
-        if !kv_type.supports_shape(&attention_shape(&config, 0)) {
+        let mut shapes = (0..config.n_layers()).map(|layer| attention_shape(&config, layer));
+        if let Some(shape) = shapes.find(|shape| !kv_type.supports_shape(shape)) {
             return Err(CheckpointError::UnsupportedFeature {
                 feature: "a q8_0 KV cache for heads whose size is not a multiple of 32 (choose f16)",
                 key: "head_dim".to_owned(),
-                value: config.head_dim.to_string(),
+                value: shape.head_dim.to_string(),
             }
             .into());
         }
@@ -142,7 +149,7 @@ impl Decoder {
         };
         check_fits(source, cpu.isa(), |name| match names::layer_of_gguf(name) {
             Some(layer) => !is_elsewhere(name, layer) && !config.leaves_out(name),
-            None => head_device.is_none() || name == "token_embd.weight",
+            None => head_device.is_none() || names::is_embedding_in_gguf(name),
         })?;
         let devices = options.placement.devices();
         if !devices.is_empty() {
@@ -153,13 +160,15 @@ impl Decoder {
         let progress = options.progress.as_deref().unwrap_or(&|_, _| {});
         let mut loader = LayerLoader::new(source, &config, kv_type, &**cpu.pool(), progress);
         let embedding = Embedding::load(&mut loader, &cpu, head_device.is_none())?;
+        let layer_embedding = LayerEmbedding::load(&mut loader, &cpu, embedding.n_vocab())?;
         let head = head_device.unwrap_or(&here).load_head(&mut loader)?;
         let mut parts = Vec::new();
         let mut note = |part, device: Option<&dyn Device>, weight_bytes, page_bytes| {
             let (is_host, device) = (device.is_none(), device.unwrap_or(&here).name());
             parts.push(PlacedPart { part, device, is_host, weight_bytes, page_bytes });
         };
-        note(ModelPart::Embedding, None, embedding.matrix.n_bytes() as u64, 0);
+        let embedding_bytes = embedding.matrix.n_bytes() + layer_embedding.as_ref().map_or(0, LayerEmbedding::n_bytes);
+        note(ModelPart::Embedding, None, embedding_bytes as u64, 0);
         let mut segments = Vec::new();
         for Placed { layers, part, device } in placed {
             loader.part = part;
@@ -170,8 +179,11 @@ impl Decoder {
         }
         note(ModelPart::Head, head_device, head.weight_bytes(), 0);
         let parts = Parts { segments, head: head.into(), placed: parts };
-        let fused = (0..config.n_layers())
-            .map(|i| Fused { qkv: loader.has(Part::Qkv, i), gate_up: config.is_gated && !loader.has(Part::Gate, i) });
+        let fused = (0..config.n_layers()).map(|i| Fused {
+            qkv: loader.has(Part::Qkv, i),
+            gate_up: config.is_gated && !loader.has(Part::Gate, i),
+            lacks_values: config.can_lack_values(i) && !loader.has(Part::V, i),
+        });
         let fused = fused.collect();
         let is_here = parts.placed.iter().all(|part| part.is_host);
         let hashes = (!is_here).then(|| loader.hashes());
@@ -185,6 +197,7 @@ impl Decoder {
         let decoder = Self {
             config,
             embedding,
+            layer_embedding,
             parts: RwLock::new(Arc::new(parts)),
             rope,
             cpu,
@@ -319,7 +332,7 @@ impl Decoder {
                 let (part, segment) = &old.segments[i];
                 segment.layers().contains(&layer) && part.has_tensor(name)
             }),
-            None => is_head_lost && name != "token_embd.weight",
+            None => is_head_lost && !names::is_embedding_in_gguf(name),
         };
         check_fits(source, self.cpu.isa(), is_moved)?;
         let mut loader = LayerLoader::new(source, &self.config, self.kv_type(), &**self.cpu.pool(), &|_, _| {});
@@ -537,6 +550,11 @@ impl Decoder {
                 x.iter_mut().for_each(|x| *x *= c.embedding_scale);
             }
         }
+        if let Some(layer_embedding) = &self.layer_embedding {
+            s.tokens.clear();
+            s.tokens.extend(batch.iter().flat_map(|chunk| chunk.tokens));
+            layer_embedding.compute(&self.cpu, &s.tokens, &s.x, &mut s.input, &mut s.per_layer);
+        }
         s.global.clear();
         s.local.clear();
         s.temperatures.clear();
@@ -570,6 +588,7 @@ impl Decoder {
             global: &s.global,
             local: &s.local,
             temperatures: &s.temperatures,
+            per_layer: &s.per_layer,
             loras: &loras,
             collector,
         };

@@ -8,7 +8,7 @@
 pub mod weights {
     pub use crate::cpu::weights::{
         Attention, DeltaGates, DeltaInputs, DeltaNet, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp,
-        ShortConv, StateSpace,
+        MlpBranch, PerLayer, ShortConv, StateSpace,
     };
 }
 
@@ -43,8 +43,8 @@ pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_checkpoint::{
     AttentionTemperature, CheckpointError, DeltaNetConfig, ExpertConfig, FillRows, GateFunction, Gating, GgufConfig,
-    HfModel, LayerConfig, ModelConfig, Pooling, Recurrent, RopeConfig, RopeScaling, RopeStyle, StateSpaceConfig,
-    WeightSource, Workers, hf, yarn_magnitude,
+    HfModel, LayerConfig, LocalHeads, ModelConfig, Pooling, Recurrent, RopeConfig, RopeScaling, RopeStyle, SharedKv,
+    StateSpaceConfig, WeightSource, Workers, hf, yarn_magnitude,
 };
 pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;

@@ -181,9 +181,12 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
     // Per token: residual stream and its norm, q, k, v, attention output, hidden layer; floats and, for the
     // inputs of products, their quantized forms.
     let ffn = match config.experts {
+        Some(e) if e.next_to_mlp => e.n_used * (2 * e.ffn_dim + 2 * config.dim) + 2 * config.ffn_dim + config.dim,
         Some(e) => e.n_used * (2 * e.ffn_dim + 2 * config.dim) + e.shared_ffn_dim.unwrap_or(0),
-        None => 2 * config.ffn_dim,
+        None => 2 * config.shared_kv.map_or(0, |shared| shared.ffn_dim).max(config.ffn_dim),
     };
+    let head_dim = config.local_heads.map_or(0, |heads| heads.head_dim).max(config.head_dim);
+    let per_layer = config.per_layer_dim.map_or(0, |n| (config.n_layers() + 2) * n);
     // With latent attention, also queries before and values after the latent, and both in the form of products.
     let latent = config.latent.map_or(0, |latent| {
         2 * config.n_heads * (latent.query_dim() + latent.kv_rank + latent.value_dim) + latent.q_rank.unwrap_or(0)
@@ -194,7 +197,7 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
         Some(Recurrent::StateSpace(space)) => space.n_inputs() + 3 * space.n_channels() + 2 * space.value_dim(),
         _ => 0,
     };
-    let widths = 4 * config.dim + 3 * config.n_heads * config.head_dim + latent + ffn + state;
+    let widths = 4 * config.dim + 3 * config.n_heads * head_dim + latent + ffn + per_layer + state;
     512 * 5 * widths as u64
 }
 
@@ -243,7 +246,10 @@ fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> b
     let n_layers = source.config().map_or(usize::MAX, |config| config.n_layers());
     let is_loaded = |name: &str| names::layer_of_gguf(name).is_none_or(|layer| layer < n_layers);
     for tensor in source.tensors().iter().filter(|tensor| is_loaded(&tensor.name) && is_here(&tensor.name)) {
-        let looked_up = tensor.name == "token_embd.weight" && source.tensor("output.weight").is_some();
+        let looked_up = match tensor.name.as_str() {
+            "token_embd.weight" => source.tensor("output.weight").is_some(),
+            name => name == "per_layer_token_embd.weight",
+        };
         let isa = if looked_up { Isa::Scalar } else { isa };
         let Some(bytes) = tensor_bytes(tensor, isa) else { continue };
         total = total.saturating_add(bytes);

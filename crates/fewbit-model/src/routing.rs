@@ -7,7 +7,8 @@
 //!           the largest sums, of equal ones those of lower numbers, n_used are used
 //! chosen  = of the experts in used groups, the n_used with the largest choice, of equal ones that of the lower number
 //!           first
-//! weight  = p, divided by the sum of the chosen ones in that order (at least 2^-14) if they are normalized
+//! weight  = p, divided by the sum of the chosen ones in that order (at least 2^-14) if they are normalized, times the
+//!           scale of all [times the factor of the expert]
 //! out     = chain of mul_adds over the chosen ones in that order: weight * expert(x), or 1 * expert(weight * x)
 //! ```
 //! Each token is routed on its own, so the result does not depend on the batch. The tokens of each expert are grouped
@@ -41,9 +42,23 @@ pub struct Routing {
 impl Routing {
     /// Routes every token by its scores: `[n_tokens, n_experts]`. `bias` is added to choose experts, `[n_experts]`.
     pub fn route(&mut self, config: &ExpertConfig, bias: Option<&[f32]>, scores: &[f32]) {
+        self.route_with_factors(config, bias, None, scores);
+    }
+
+    /// The same, where experts have factors of their weights, `[n_experts]`.
+    pub fn route_with_factors(
+        &mut self,
+        config: &ExpertConfig,
+        bias: Option<&[f32]>,
+        factors: Option<&[f32]>,
+        scores: &[f32],
+    ) {
         self.chosen.clear();
         for scores in scores.chunks_exact(config.n_experts) {
             self.choose(config, bias, scores);
+        }
+        if let Some(factors) = factors {
+            self.chosen.iter_mut().for_each(|(expert, weight)| *weight *= factors[*expert]);
         }
         // Counting sort by expert.
         let mut ends = vec![0; config.n_experts + 1];
@@ -134,6 +149,7 @@ mod tests {
 
     fn config(n_experts: usize, n_used: usize, is_normalized: bool) -> ExpertConfig {
         ExpertConfig {
+            next_to_mlp: false,
             n_experts,
             n_used,
             ffn_dim: 1,

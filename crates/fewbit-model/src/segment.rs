@@ -154,6 +154,9 @@ pub struct Step<'a> {
     pub local: &'a RopeAngles,
     /// `[n_tokens]`: factors of the queries, in models that scale them by position.
     pub temperatures: &'a [f32],
+    /// `[n_tokens, n_layers, per_layer_dim]`: what each layer of the model gets of the per-layer embeddings, in models
+    /// that have them.
+    pub per_layer: &'a [f32],
     /// The adapters of the rows.
     pub loras: &'a [AdaptedRows],
     /// Receives the inputs of every matrix while an importance matrix is measured.

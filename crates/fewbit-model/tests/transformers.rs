@@ -18,7 +18,7 @@ mod run;
 use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
 use fewbit_kernels::convert_rows;
 use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
-use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, WeightSource};
+use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, ModelError, Placement, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
 use half::f16;
@@ -55,10 +55,11 @@ struct Gguf {
 }
 
 /// The files of models and of their logits.
-const FILES: [(&str, &[u8]); 3] = [
+const FILES: [(&str, &[u8]); 4] = [
     (include_str!("golden/transformers_models.json"), include_bytes!("golden/transformers_models.f32")),
     (include_str!("golden/transformers_deepseek.json"), include_bytes!("golden/transformers_deepseek.f32")),
     (include_str!("golden/transformers_hybrid.json"), include_bytes!("golden/transformers_hybrid.f32")),
+    (include_str!("golden/transformers_gemma.json"), include_bytes!("golden/transformers_gemma.f32")),
 ];
 
 /// The models of all files, which have the same tokens and positions.
@@ -449,28 +450,42 @@ fn e4m3(code: u8) -> f32 {
 /// that latent attention does not apply as they are, they are refused.
 #[test]
 fn adapters_of_latent_attention_are_as_if_merged() {
-    let attention = "model.layers.1.self_attn.";
-    let targets = ["q_proj", "o_proj"].map(|target| format!("{attention}{target}"));
-    check_adapters("DeepSeek 2 Lite", &targets, &format!("{attention}kv_a_proj_with_mqa"));
+    let modules = ["1.self_attn.q_proj", "1.self_attn.o_proj"];
+    let refused = [("1.self_attn.kv_a_proj_with_mqa", &[96, 96][..])];
+    adapters_are_as_if_merged("DeepSeek 2 Lite", "model.layers", &modules, &refused);
 }
 
 /// The same where a layer is attention, a feed-forward block or a state, whose matrices have no adapters.
 #[test]
 fn adapters_of_layers_with_one_mixer_are_as_if_merged() {
-    let targets = ["3.mixer.q_proj", "3.mixer.v_proj", "3.mixer.o_proj", "4.mixer.up_proj", "4.mixer.down_proj"]
-        .map(|target| format!("backbone.layers.{target}"));
-    check_adapters("Nemotron-H", &targets, "backbone.layers.0.mixer.in_proj");
+    let modules = ["3.mixer.q_proj", "3.mixer.v_proj", "3.mixer.o_proj", "4.mixer.up_proj", "4.mixer.down_proj"];
+    let refused = [("0.mixer.in_proj", &[552, 96][..])];
+    adapters_are_as_if_merged("Nemotron-H", "backbone.layers", &modules, &refused);
 }
 
-fn check_adapters(name: &str, applied: &[String], refused: &str) {
+/// Also of keys that are values too, of a feed-forward block next to experts, and of one that is wider than others.
+/// Layers without keys and values of their own have no adapters of them.
+#[test]
+fn adapters_of_gemma_4_are_as_if_merged() {
+    let modules =
+        ["0.self_attn.v_proj", "1.self_attn.k_proj", "3.self_attn.q_proj", "1.mlp.gate_proj", "3.mlp.down_proj"];
+    let refused = [("1.self_attn.v_proj", &[80, 64][..])];
+    adapters_are_as_if_merged("Gemma 4 26B-A4B", "model.layers", &modules, &refused);
+    let modules =
+        ["2.self_attn.v_proj", "6.self_attn.q_proj", "6.mlp.up_proj", "7.self_attn.o_proj", "7.mlp.down_proj"];
+    let refused = [("6.self_attn.k_proj", &[48, 64][..]), ("7.per_layer_projection", &[64, 16][..])];
+    adapters_are_as_if_merged("Gemma 4 E2B", "model.layers", &modules, &refused);
+}
+
+/// Adapters of these modules of `layers` do what merging them does; those of `refused`, with the shapes of their matrices,
+/// are refused by name.
+fn adapters_are_as_if_merged(name: &str, layers: &str, modules: &[&str], refused: &[(&str, &[u64])]) {
     let all = models();
     let model = all.models.iter().find(|model| model.name == name).expect("there");
-    let tensors = |modules: &[String]| -> Vec<Tensor> {
-        let pairs = modules.iter().flat_map(|module| {
-            let (_, _, shape, ..) =
-                model.tensors.iter().find(|(name, ..)| *name == format!("{module}.weight")).expect("a matrix");
+    let tensors = |modules: &[(&str, Vec<u64>)]| -> Vec<Tensor> {
+        let pairs = modules.iter().flat_map(|(module, shape)| {
             [("lora_A", vec![2, shape[1]], 0.3), ("lora_B", vec![shape[0], 2], 0.2)].map(|(half, shape, scale)| {
-                let name = format!("base_model.model.{module}.{half}.weight");
+                let name = format!("base_model.model.{layers}.{module}.{half}.weight");
                 let bytes = values(&name, shape.iter().product::<u64>() as usize, scale, 0.0);
                 Tensor { name, dtype: "F32", shape, bytes }
             })
@@ -482,7 +497,11 @@ fn check_adapters(name: &str, applied: &[String], refused: &str) {
         std::fs::write(to.path().join("adapter_model.safetensors"), hf::safetensors(tensors)).expect("writable");
     };
     let (to, plain) = (tempfile::tempdir().expect("a folder"), load(&model.opened().1, LoadOptions::new().threads(2)));
-    let parts = tensors(applied);
+    let shape = |module: &str| {
+        let name = format!("{layers}.{module}.weight");
+        model.tensors.iter().find(|(known, ..)| *known == name).expect("a matrix").2.clone()
+    };
+    let parts = tensors(&modules.iter().map(|module| (*module, shape(module))).collect::<Vec<_>>());
     adapter(&to, &parts);
     let lora = plain.load_lora(to.path()).expect("loads");
     let set = plain.lora_set(&[(lora, 1.0)]).expect("a set");
@@ -505,9 +524,66 @@ fn check_adapters(name: &str, applied: &[String], refused: &str) {
     let without = logits(&plain, &mut plain.new_cache(), &all.tokens, 512);
     let far = |x: &[f32], y: &[f32]| x.iter().zip(y).fold(0.0f32, |d, (x, y)| d.max((x - y).abs()));
     assert!(far(&got, &want) < 1e-3 && far(&got, &without) > 0.1, "{} {}", far(&got, &want), far(&got, &without));
-    adapter(&to, &tensors(&[refused.to_owned()]));
-    let error = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
-    assert!(error.contains(refused), "{error}");
+    for (module, shape) in refused {
+        adapter(&to, &tensors(&[(module, shape.to_vec())]));
+        let refused = plain.load_lora(to.path()).map(|_| ()).expect_err("refused").to_string();
+        assert!(refused.contains(module), "{refused}");
+    }
+}
+
+/// Published files of Gemma 4 have matrices of keys and values in layers that do not use them.
+#[test]
+fn keys_and_values_of_layers_that_share_others_are_left_out() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Gemma 4 E2B").expect("there");
+    let (_to, plain) = model.opened();
+    let want = {
+        let decoder = load(&plain, LoadOptions::new().threads(2));
+        let bytes = decoder.kv_page_bytes();
+        // Three local layers with 3 heads of 16, a global one with 3 of 40, whose values take 48.
+        assert_eq!(bytes, 4 * 256 * (3 * 3 * (16 + 16) + 3 * (40 + 48)));
+        let estimate = fewbit_model::estimate(&plain, Isa::best(), 256, None).expect("an estimate");
+        assert_eq!((estimate.kv_bytes, estimate.weight_bytes), (bytes, decoder.weight_bytes()));
+        (decoder.fingerprint(), bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512)))
+    };
+    let mut folder = model.folder();
+    for layer in 4..8 {
+        for (part, shape) in [("k_proj", vec![7, 5]), ("v_proj", vec![3, 2]), ("k_norm", vec![3])] {
+            let bytes = vec![0; 4 * shape.iter().product::<u64>() as usize];
+            let name = format!("model.layers.{layer}.self_attn.{part}.weight");
+            folder.tensors.push(Tensor { name, dtype: "F32", shape, bytes });
+        }
+    }
+    let to = tempfile::tempdir().expect("a folder");
+    folder.write(to.path());
+    let with_more = HfModel::open(to.path()).expect("valid");
+    let file = model.quantized(Recipe::F32);
+    let (keys, mut tensors) = keys_and_tensors(&model.converted(&file));
+    for name in ["blk.4.attn_k.weight", "blk.7.attn_v.weight", "blk.5.attn_k_norm.weight"] {
+        tensors.push((name.to_owned(), vec![4], TensorType::F32, vec![0; 16]));
+    }
+    for (what, source) in [("folder", &with_more as &dyn WeightSource), ("file", &file_of(&keys, &tensors))] {
+        let decoder = load(source, LoadOptions::new().threads(2));
+        let got = bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512));
+        assert!((decoder.fingerprint(), got) == want, "{what}");
+    }
+}
+
+/// A segment has the layers whose keys and values its own ones share.
+#[test]
+fn segments_keep_layers_with_the_keys_that_they_share() {
+    let all = models();
+    let model = all.models.iter().find(|model| model.name == "Gemma 4 E2B").expect("there");
+    let (_to, folder) = model.opened();
+    let run = |placement: Placement| {
+        let options = LoadOptions::new().threads(2).placement(placement);
+        let decoder = Decoder::load(&folder, &options)?;
+        Ok::<_, ModelError>(bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512)))
+    };
+    let whole = run(Placement::new()).expect("runs");
+    assert!(run(Placement::new().cpu(2)).expect("layers 0 and 1 share with none") == whole);
+    let error = run(Placement::new().cpu(3)).map(|_| ()).expect_err("layers 4 to 7 need layer 2");
+    assert!(error.to_string().contains("keys and values"), "{error}");
 }
 
 /// Tokens of a text, and the logits after each.

@@ -4,9 +4,9 @@
 
 use super::rope::yarn_magnitude;
 use super::{
-    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, MAX_CONTEXT,
-    MAX_LAYERS, MAX_WIDTH, ModelConfig, NormKind, Pooling, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, bad,
-    check_count,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, LocalHeads,
+    MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, ModelConfig, NormKind, Pooling, Recurrent, RopeConfig, RopeScaling, SharedKv,
+    StateSpaceConfig, bad, check_count,
 };
 use crate::CheckpointError;
 use crate::families::{self, Architecture, RecurrentKind};
@@ -16,14 +16,11 @@ use fewbit_format::{GgufFile, Metadata, Value};
 /// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
 /// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
 /// nonsense.
-const REFUSED: [(&str, &str, f64); 12] = [
+const REFUSED: [(&str, &str, f64); 9] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
     ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
-    ("attention.key_length_swa", "heads of another length in local layers", f64::NAN),
     ("attention.output_scale", "scaled attention outputs", 1.0),
-    ("attention.shared_kv_layers", "layers that share keys and values", 0.0),
-    ("rope.dimension_count_swa", "other rotated dimensions in local layers", f64::NAN),
     ("rope.scaling.alpha", "rope scaling by alpha", 0.0),
     ("rope.scaling.yarn_ext_factor", "a YaRN extrapolation factor", 1.0),
     ("use_parallel_residual", "parallel residuals", 0.0),
@@ -36,6 +33,10 @@ fn refused_by(arch: &Architecture) -> impl Iterator<Item = (&'static str, &'stat
     let keys = [
         (arch.is_latent, ("attention.key_length_mla", "multi-head latent attention", f64::NAN)),
         (arch.is_latent, ("attention.kv_lora_rank", "multi-head latent attention", f64::NAN)),
+        (arch.has_local_heads, ("attention.key_length_swa", "heads of another length in local layers", f64::NAN)),
+        (arch.has_local_heads, ("attention.shared_kv_layers", "layers that share keys and values", 0.0)),
+        (arch.has_local_heads, ("rope.dimension_count_swa", "other rotated dimensions in local layers", f64::NAN)),
+        (arch.has_per_layer_embeddings, ("embedding_length_per_layer_input", "per-layer embeddings", 0.0)),
         (arch.has_groups, ("expert_group_count", "groups of experts", 1.0)),
         (arch.has_dense_lead, ("leading_dense_block_count", "dense layers before those with experts", 0.0)),
         (arch.has_further_layers, ("nextn_predict_layers", "layers that predict further tokens", 0.0)),
@@ -153,14 +154,18 @@ impl ModelConfig {
         let experts = experts(&keys, arch, constants)?;
         let mixers = if arch.has_one_mixer { Some(feed_forward_lengths(&keys, n_layers)?) } else { None };
         let has_mlp = |layer: usize| mixers.as_ref().is_some_and(|lengths| lengths[layer] > 0);
-        let ffn_dim = match &mixers {
-            Some(lengths) => Some(lengths.iter().max().copied().unwrap_or(0).max(1)),
-            None => keys.count("feed_forward_length", MAX_WIDTH)?,
+        let n_shared = if arch.has_local_heads { keys.or_none("attention.shared_kv_layers", n_layers)? } else { None };
+        let ffn_dims = match &mixers {
+            Some(lengths) => lengths.iter().max().map(|&n| (n.max(1), n.max(1))),
+            None => ffn_dims(&keys, n_layers, n_shared)?,
         };
-        let ffn_dim = match (ffn_dim, experts) {
-            (Some(n), _) => n,
-            (None, Some(experts)) => experts.ffn_dim,
-            (None, None) => keys.required("feed_forward_length", MAX_WIDTH)?,
+        let (ffn_dim, shared_ffn_dim) = match (ffn_dims, experts) {
+            (Some(dims), _) => dims,
+            (None, Some(experts)) => (experts.ffn_dim, experts.ffn_dim),
+            (None, None) => {
+                let n = keys.required("feed_forward_length", MAX_WIDTH)?;
+                (n, n)
+            }
         };
         let sliding_window = match meta.contains(&keys.name("attention.sliding_window")) {
             true => keys.or_none("attention.sliding_window", usize::MAX)?,
@@ -188,6 +193,10 @@ impl ModelConfig {
             })
             .collect();
         let temperature = temperature(&keys, arch, context_length)?;
+        let (n_kv_heads, local_heads) = match arch.has_local_heads {
+            true => heads_by_kind(&keys, &layers, n_heads, head_dim)?,
+            false => (0, None),
+        };
         let width = if arch.scaled_by_width.contains(&n_layers) { dim / n_heads } else { head_dim };
         let width = latent.map_or(width, |latent| latent.query_dim());
         let rope = rope(&keys, constants, arch, head_dim, context_length)?;
@@ -199,8 +208,12 @@ impl ModelConfig {
             _ => 1.0,
         };
         let local_theta = keys.positive("rope.freq_base_swa")?.map(f64::from);
+        let local_dims = match keys.count("rope.dimension_count_swa", MAX_WIDTH)? {
+            Some(n) => n,
+            None => local_heads.map_or(rope.n_dims, |heads: LocalHeads| heads.head_dim),
+        };
         let local_rope = (arch.local_theta.or(local_theta.map(Some)))
-            .map(|theta| RopeConfig::new(local_theta.or(theta).unwrap_or(rope.theta), rope.n_dims, rope.style))
+            .map(|theta| RopeConfig::new(local_theta.or(theta).unwrap_or(rope.theta), local_dims, rope.style))
             .filter(|_| sliding_window.is_some());
         let config = Self {
             architecture: name.to_owned(),
@@ -210,12 +223,19 @@ impl ModelConfig {
             n_heads,
             n_kv_heads: match arch.recurrent {
                 _ if latent.is_some() => 1,
+                _ if arch.has_local_heads => n_kv_heads,
                 Some(RecurrentKind::ShortConvolution | RecurrentKind::StateSpace) => {
                     kv_heads(&keys)?.into_iter().max().unwrap_or(0)
                 }
                 _ => keys.count("attention.head_count_kv", MAX_WIDTH)?.unwrap_or(n_heads),
             },
             head_dim,
+            local_heads,
+            shared_kv: n_shared.map(|n_layers| SharedKv { n_layers, ffn_dim: shared_ffn_dim }),
+            per_layer_dim: match arch.has_per_layer_embeddings {
+                true => keys.or_none("embedding_length_per_layer_input", MAX_WIDTH)?,
+                false => None,
+            },
             ffn_dim,
             context_length,
             rms_norm_eps: match arch.norm {
@@ -242,8 +262,10 @@ impl ModelConfig {
                 && (!arch.has_optional_qk_norm || constants(QK_NORM, head_dim)?.is_some())
                 && arch.no_qk_norm.is_none_or(|n| experts.is_none_or(|experts| experts.n_experts != n)),
             qk_norm: arch.qk_norm,
+            has_value_norm: arch.has_value_norm,
             has_post_norms: arch.has_post_norms,
-            attention_scale: match keys.positive("attention.scale")? {
+            has_layer_scales: arch.has_layer_scales,
+            attention_scale: match keys.positive("attention.scale")?.or(arch.attention_scale) {
                 Some(scale) => scale,
                 None => (magnitude * magnitude / (width as f64).sqrt()) as f32,
             },
@@ -285,12 +307,12 @@ const RMS_EPS: &str = "attention.layer_norm_rms_epsilon";
 
 /// The numbers of key and value heads of the layers, or one for all. All that are not 0 must be equal.
 fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
-    per_layer(keys, "attention.head_count_kv", "layers with different numbers of key and value heads")
+    equal_or_none(keys, "attention.head_count_kv", "layers with different numbers of key and value heads")
 }
 
 /// The inner widths of the feed-forward blocks of all layers; 0 for layers without one.
 fn feed_forward_lengths(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<usize>, CheckpointError> {
-    let lengths = per_layer(keys, "feed_forward_length", "feed-forward blocks of different widths")?;
+    let lengths = equal_or_none(keys, "feed_forward_length", "feed-forward blocks of different widths")?;
     match lengths.len() == n_layers {
         true => Ok(lengths),
         false => {
@@ -301,18 +323,9 @@ fn feed_forward_lengths(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<usize>, 
 }
 
 /// A number of each layer, or one for all. All that are not 0 must be equal.
-fn per_layer(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<Vec<usize>, CheckpointError> {
+fn equal_or_none(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<Vec<usize>, CheckpointError> {
     let name = keys.name(key);
-    let Some(Value::Array(_)) = keys.meta.get(&name) else {
-        return Ok(vec![keys.required(key, MAX_WIDTH)?]);
-    };
-    let list = match keys.meta.u32_array(&name) {
-        Ok(list) => list.unwrap_or_default().iter().map(|&n| n as usize).collect::<Vec<_>>(),
-        Err(_) => {
-            let list = keys.meta.require_i32_array(&name)?;
-            list.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect()
-        }
-    };
+    let Some(list) = list_of(keys, &name)? else { return Ok(vec![keys.required(key, MAX_WIDTH)?]) };
     let most = list.iter().max().copied().unwrap_or(0);
     match list.iter().find(|&&n| n != 0 && n != most) {
         Some(&other) => Err(CheckpointError::UnsupportedFeature {
@@ -322,6 +335,81 @@ fn per_layer(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<Vec<
         }),
         None => Ok(list),
     }
+}
+
+/// The numbers of a key that has one for each layer, or one for all.
+fn per_layer(keys: &Keys<'_>, key: &str, n_layers: usize) -> Result<Option<Vec<usize>>, CheckpointError> {
+    let name = keys.name(key);
+    let Some(list) = list_of(keys, &name)? else { return Ok(keys.count(key, MAX_WIDTH)?.map(|n| vec![n; n_layers])) };
+    if list.len() != n_layers {
+        return Err(bad(&name, format!("{} layers", list.len()), format!("{n_layers} layers")));
+    }
+    list.iter().try_for_each(|&n| check_count(&name, n, MAX_WIDTH))?;
+    Ok(Some(list))
+}
+
+/// The numbers of a key that has a list, signed or not; those below 0 as 0.
+fn list_of(keys: &Keys<'_>, name: &str) -> Result<Option<Vec<usize>>, CheckpointError> {
+    let Some(Value::Array(_)) = keys.meta.get(name) else { return Ok(None) };
+    Ok(Some(match keys.meta.u32_array(name) {
+        Ok(list) => list.unwrap_or_default().iter().map(|&n| n as usize).collect(),
+        Err(_) => keys.meta.require_i32_array(name)?.iter().map(|&n| usize::try_from(n).unwrap_or(0)).collect(),
+    }))
+}
+
+/// The number that those layers have for which `is_one` is true, if there are any. All must have the same.
+fn common(
+    keys: &Keys<'_>,
+    key: &str,
+    list: &[usize],
+    is_one: impl Fn(usize) -> bool,
+) -> Result<Option<usize>, CheckpointError> {
+    let mut those = list.iter().enumerate().filter(|(layer, _)| is_one(*layer)).map(|(_, n)| *n);
+    let Some(first) = those.next() else { return Ok(None) };
+    match those.find(|&n| n != first) {
+        None => Ok(Some(first)),
+        Some(other) => Err(CheckpointError::UnsupportedFeature {
+            feature: "layers of one kind with different sizes",
+            key: keys.name(key),
+            value: format!("{first} and {other}"),
+        }),
+    }
+}
+
+/// Inner widths of the feed-forward block: of layers with keys and values of their own, and of those without.
+fn ffn_dims(
+    keys: &Keys<'_>,
+    n_layers: usize,
+    n_shared: Option<usize>,
+) -> Result<Option<(usize, usize)>, CheckpointError> {
+    const KEY: &str = "feed_forward_length";
+    let Some(list) = per_layer(keys, KEY, n_layers)? else { return Ok(None) };
+    let n_own = n_layers.saturating_sub(n_shared.unwrap_or(0));
+    let own = common(keys, KEY, &list, |layer| layer < n_own)?;
+    let shared = common(keys, KEY, &list, |layer| layer >= n_own)?;
+    Ok(own.or(shared).map(|own| (own, shared.unwrap_or(own))))
+}
+
+/// The number of key and value heads of global layers, and the heads of local ones if they differ.
+fn heads_by_kind(
+    keys: &Keys<'_>,
+    layers: &[LayerConfig],
+    n_heads: usize,
+    head_dim: usize,
+) -> Result<(usize, Option<LocalHeads>), CheckpointError> {
+    const KEY: &str = "attention.head_count_kv";
+    let counts = per_layer(keys, KEY, layers.len())?.unwrap_or_else(|| vec![n_heads; layers.len()]);
+    let global = common(keys, KEY, &counts, |layer| !layers[layer].is_local)?;
+    let local = common(keys, KEY, &counts, |layer| layers[layer].is_local)?;
+    let local_dim = keys.count("attention.key_length_swa", MAX_WIDTH)?.unwrap_or(head_dim);
+    let value_dim = keys.count("attention.value_length_swa", MAX_WIDTH)?.unwrap_or(local_dim);
+    if value_dim != local_dim {
+        let expected = format!("as long as keys, {local_dim}");
+        return Err(bad(&keys.name("attention.value_length_swa"), value_dim, expected));
+    }
+    let n_kv_heads = global.or(local).unwrap_or(n_heads);
+    let heads = local.map(|n_kv_heads| LocalHeads { n_kv_heads, head_dim: local_dim });
+    Ok((n_kv_heads, heads.filter(|heads| *heads != LocalHeads { n_kv_heads, head_dim })))
 }
 
 /// Which layers keep a state of fixed size.
@@ -619,6 +707,7 @@ fn experts(
         scales_inputs: arch.scales_expert_inputs,
         is_normalized: keys.meta.bool(&keys.name("expert_weights_norm"))?.unwrap_or(arch.normalizes_experts),
         scale: keys.positive("expert_weights_scale")?.unwrap_or(1.0),
+        next_to_mlp: arch.experts_next_to_mlp,
         shared_ffn_dim,
         has_shared_gate: arch.has_shared_gate,
     }))

@@ -31,6 +31,12 @@ pub struct ModelConfig {
     /// Number of elements of a head. Not always `dim / n_heads`. With latent attention, those of what is cached of a
     /// position: its latent and its rotated key.
     pub head_dim: usize,
+    /// Heads of local layers, if theirs differ.
+    pub local_heads: Option<LocalHeads>,
+    /// The last layers, if they have no keys and values of their own.
+    pub shared_kv: Option<SharedKv>,
+    /// Width of what each layer gets of a token's per-layer embedding, in models with such embeddings.
+    pub per_layer_dim: Option<usize>,
     /// Inner width of the feed-forward block, in layers without experts.
     pub ffn_dim: usize,
     /// Number of positions that the model was trained for.
@@ -61,8 +67,13 @@ pub struct ModelConfig {
     pub has_qk_norm: bool,
     /// The norm of queries and keys, in models that have one.
     pub qk_norm: QkNorm,
+    /// Whether the values of every head have an RMS norm without weights. A global layer of such a model can lack the
+    /// matrix of values: then, what the matrix of keys gives is both.
+    pub has_value_norm: bool,
     /// Whether the outputs of attention and of the feed-forward block have an RMS norm before they are added.
     pub has_post_norms: bool,
+    /// Whether layers can have a factor, which what they leave in the residual stream is multiplied by.
+    pub has_layer_scales: bool,
     /// Factor of the attention scores, usually `1 / sqrt(head_dim)`.
     pub attention_scale: f32,
     /// If set, attention scores become `cap * tanh(score / cap)`.
@@ -89,6 +100,25 @@ pub struct ModelConfig {
     pub logit_softcap: Option<f32>,
     /// How the tokens of a text become one vector, in embedding models.
     pub pooling: Option<Pooling>,
+}
+
+/// Key and value heads of local layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalHeads {
+    /// Number of key and value heads; divides the number of query heads.
+    pub n_kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+/// Layers without keys and values of their own: their queries see those of the last layer before them that has some and
+/// is local or global as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedKv {
+    /// Number of such layers, which are the last ones.
+    pub n_layers: usize,
+    /// Inner width of their feed-forward block.
+    pub ffn_dim: usize,
 }
 
 /// Multi-head latent attention (DeepSeek-AI, 2024, <https://arxiv.org/abs/2405.04434>): keys and values of all heads are
@@ -355,6 +385,9 @@ pub struct ExpertConfig {
     pub is_normalized: bool,
     /// Factor of the weights.
     pub scale: f32,
+    /// Whether layers with experts have a plain feed-forward block too. Both have norms of their own input and output,
+    /// the router has one of the residual stream, and every expert has a factor of its weights.
+    pub next_to_mlp: bool,
     /// Inner width of the shared expert, which every token goes through, if there is one.
     pub shared_ffn_dim: Option<usize>,
     /// Whether the output of the shared expert is multiplied by the sigmoid of its own score.
@@ -414,7 +447,7 @@ impl ModelConfig {
         }
         match self.sliding_window {
             Some(0) => return Err(bad("sliding_window", 0, "at least 1".to_owned())),
-            None if self.layers.iter().any(|l| l.is_local) => {
+            None if self.layers.iter().any(|l| l.is_local) && !self.has_fixed_kinds() => {
                 return Err(bad("sliding_window", "missing", "there, as some layers are local".to_owned()));
             }
             _ => {}
@@ -428,8 +461,9 @@ impl ModelConfig {
         }
         self.rope.check(self.head_dim)?;
         if let Some(rope) = &self.local_rope {
-            rope.check(self.head_dim)?;
+            rope.check(self.local_heads.map_or(self.head_dim, |heads| heads.head_dim))?;
         }
+        self.check_kinds_of_layers()?;
         let factors = [
             ("attention_scale", Some(self.attention_scale)),
             ("embedding_scale", Some(self.embedding_scale)),
@@ -482,6 +516,47 @@ impl ModelConfig {
         Ok(self)
     }
 
+    /// Local layers with other heads, layers that share keys and values, per-layer embeddings.
+    fn check_kinds_of_layers(&self) -> Result<(), CheckpointError> {
+        if let Some(heads) = self.local_heads {
+            check_count("local_heads.n_kv_heads", heads.n_kv_heads, MAX_WIDTH)?;
+            check_count("local_heads.head_dim", heads.head_dim, MAX_WIDTH)?;
+            check_count("n_heads * local_heads.head_dim", self.n_heads.saturating_mul(heads.head_dim), MAX_WIDTH)?;
+            if !self.n_heads.is_multiple_of(heads.n_kv_heads) {
+                let expected = format!("a divisor of {} heads", self.n_heads);
+                return Err(bad("local_heads.n_kv_heads", heads.n_kv_heads, expected));
+            }
+            if self.local_rope.is_none() && self.layers.iter().any(|layer| layer.is_local) {
+                return Err(bad("local_rope", "missing", "there, as local layers have other heads".to_owned()));
+            }
+        }
+        if self.has_fixed_kinds() {
+            let other = [
+                (self.latent.is_some(), "latent attention"),
+                (self.recurrent.is_some(), "recurrent layers"),
+                (self.has_output_gate, "gated attention"),
+                (self.has_qk_norm && self.qk_norm != QkNorm::Heads, "this norm of queries and keys"),
+            ];
+            if let Some((_, what)) = other.into_iter().find(|(is_there, _)| *is_there) {
+                let expected = "absent, with local heads, shared keys or norms of values".to_owned();
+                return Err(bad("layers", what, expected));
+            }
+        }
+        if let Some(shared) = self.shared_kv {
+            check_count("shared_kv.n_layers", shared.n_layers, self.layers.len())?;
+            check_count("shared_kv.ffn_dim", shared.ffn_dim, MAX_WIDTH)?;
+            if let Some(layer) = (0..self.layers.len()).find(|&layer| self.source_of_kv(layer).is_none()) {
+                let expected = "after a layer of its kind with keys and values".to_owned();
+                return Err(bad("shared_kv.n_layers", format!("layer {layer}"), expected));
+            }
+        }
+        if let Some(n) = self.per_layer_dim {
+            check_count("per_layer_dim", n, MAX_WIDTH)?;
+            check_count("per_layer_dim * layers", n.saturating_mul(self.layers.len()), MAX_WIDTH)?;
+        }
+        Ok(())
+    }
+
     fn check_latent(&self, latent: &LatentConfig) -> Result<(), CheckpointError> {
         check_count("latent.q_rank", latent.q_rank.unwrap_or(1), MAX_WIDTH)?;
         check_count("latent.kv_rank", latent.kv_rank, MAX_WIDTH)?;
@@ -496,6 +571,49 @@ impl ModelConfig {
             return Err(bad("n_kv_heads, head_dim, rope.n_dims", found, format!("1, {head_dim}, {n_dims}")));
         }
         Ok(())
+    }
+
+    /// Elements of a head of a layer.
+    pub fn head_dim_of(&self, layer: usize) -> usize {
+        self.local_heads.filter(|_| self.layers[layer].is_local).map_or(self.head_dim, |heads| heads.head_dim)
+    }
+
+    /// Number of key and value heads of a layer, or of the layer whose keys and values it sees.
+    pub fn n_kv_heads_of(&self, layer: usize) -> usize {
+        self.local_heads.filter(|_| self.layers[layer].is_local).map_or(self.n_kv_heads, |heads| heads.n_kv_heads)
+    }
+
+    /// Inner width of the plain feed-forward block of a layer.
+    pub fn ffn_dim_of(&self, layer: usize) -> usize {
+        self.shared_kv.filter(|_| self.shares_kv(layer)).map_or(self.ffn_dim, |shared| shared.ffn_dim)
+    }
+
+    /// Whether a layer has no keys and values of its own.
+    pub fn shares_kv(&self, layer: usize) -> bool {
+        self.shared_kv.is_some_and(|shared| layer + shared.n_layers >= self.layers.len())
+    }
+
+    /// The layer whose keys and values the queries of a layer see: usually the layer itself.
+    pub fn kv_layer(&self, layer: usize) -> usize {
+        self.source_of_kv(layer).unwrap_or(layer)
+    }
+
+    fn source_of_kv(&self, layer: usize) -> Option<usize> {
+        if !self.shares_kv(layer) {
+            return Some(layer);
+        }
+        let is_same = |&other: &usize| self.layers[other].is_local == self.layers[layer].is_local;
+        (0..layer).rev().filter(|&other| !self.shares_kv(other)).find(is_same)
+    }
+
+    /// Factor of what a layer gets of a token's row of the per-layer embedding, in models with such embeddings.
+    pub fn per_layer_scale(&self) -> f32 {
+        embedding_scale(self.per_layer_dim.unwrap_or(1))
+    }
+
+    /// Whether a layer can lack the matrix of values.
+    pub fn can_lack_values(&self, layer: usize) -> bool {
+        self.has_value_norm && !self.layers[layer].is_local
     }
 
     /// Elements that a head adds to the input of the output projection.
@@ -518,7 +636,7 @@ impl ModelConfig {
 
     /// Whether a layer keeps keys and values.
     pub fn has_keys_values(&self, layer: usize) -> bool {
-        self.layers[layer].has_attention && !self.layers[layer].is_recurrent
+        self.layers[layer].has_attention && !self.layers[layer].is_recurrent && !self.shares_kv(layer)
     }
 
     /// What a layer has instead of attention, if it keeps a state of fixed size.
@@ -526,10 +644,13 @@ impl ModelConfig {
         self.recurrent.filter(|_| self.layers[layer].is_recurrent)
     }
 
-    /// Whether a tensor of a GGUF file belongs to layers after the last one, which predict further tokens: they are left
-    /// out.
+    /// Whether a tensor of a GGUF file is left out: it belongs to layers after the last one, which predict further
+    /// tokens, or to the keys and values of a layer that sees those of another one.
     pub fn leaves_out(&self, tensor: &str) -> bool {
-        crate::names::layer_of_gguf(tensor).is_some_and(|layer| self.leaves_out_layer(layer))
+        crate::names::layer_of_gguf(tensor).is_some_and(|layer| {
+            let is_unused = layer < self.n_layers() && self.shares_kv(layer) && crate::names::is_kv_in_gguf(tensor);
+            is_unused || self.leaves_out_layer(layer)
+        })
     }
 
     /// The same for a layer.
@@ -574,6 +695,12 @@ impl ModelConfig {
             (self.recurrent.is_some(), "layers with a state instead of attention"),
             (self.has_output_gate, "gated attention"),
             (self.has_chunks, "attention in chunks"),
+            (self.local_heads.is_some(), "local layers with heads of another size"),
+            (self.shared_kv.is_some(), "layers that share keys and values"),
+            (self.has_value_norm, "norms of values"),
+            (self.per_layer_dim.is_some(), "per-layer embeddings"),
+            (experts.is_some_and(|e| e.next_to_mlp), "experts next to a feed-forward block"),
+            (self.has_layer_scales, "factors of layers"),
             (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
             (!self.has_pre_norms, "layers without norms of their inputs"),
             (self.norm != NormKind::Rms, "norms that subtract the mean"),
@@ -597,13 +724,21 @@ impl ModelConfig {
         self.layers[layer].is_local && self.local_rope.is_some()
     }
 
+    /// Whether the matrices of a layer depend on whether it is local.
+    fn has_fixed_kinds(&self) -> bool {
+        self.local_heads.is_some() || self.shared_kv.is_some() || self.has_value_norm
+    }
+
     /// Makes every layer local with this window, or none.
     ///
     /// If the layers of the model differ, the local ones stay local and get the new window; without a window, they see
-    /// all keys.
+    /// all keys. Where matrices depend on which layers are local, these stay so.
     pub fn set_sliding_window(&mut self, window: Option<usize>) {
         let all = self.layers.iter().all(|l| !l.is_local);
         self.sliding_window = window;
+        if self.has_fixed_kinds() {
+            return;
+        }
         for layer in &mut self.layers {
             layer.is_local = window.is_some() && (all || layer.is_local);
         }
@@ -620,6 +755,11 @@ impl ModelConfig {
         }
         if self.sliding_window.is_none() && pattern.contains(&true) {
             return Err(bad("sliding_window", "missing", "there, as some layers are local".to_owned()));
+        }
+        let is_other = |(layer, is_local): (&LayerConfig, &bool)| layer.is_local != *is_local;
+        if self.has_fixed_kinds() && self.layers.iter().zip(pattern.iter().cycle()).any(is_other) {
+            let expected = "those of the file, as their matrices differ from those of others".to_owned();
+            return Err(bad("local_layers", "other layers", expected));
         }
         for (layer, is_local) in self.layers.iter_mut().zip(pattern.iter().cycle()) {
             layer.is_local = *is_local;

@@ -4,9 +4,7 @@
 //! error, and never a file that computes something else.
 
 use super::gguf::{QK_NORM, ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
-use super::{
-    AttentionTemperature, Gating, LayerConfig, ModelConfig, NormKind, QkNorm, Recurrent, RopeConfig, RopeScaling,
-};
+use super::{AttentionTemperature, Gating, ModelConfig, NormKind, QkNorm, Recurrent, RopeConfig, RopeScaling};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -63,9 +61,12 @@ impl ModelConfig {
         keys.count("embedding_length", self.dim);
         keys.count("block_count", self.n_layers());
         let arch = families::architecture(&self.architecture);
-        if arch.is_some_and(|arch| arch.has_one_mixer) {
-            let length = |layer: &LayerConfig| if layer.has_feed_forward { self.ffn_dim as i32 } else { 0 };
-            let lengths: Vec<i32> = self.layers.iter().map(length).collect();
+        let has_one_mixer = arch.is_some_and(|arch| arch.has_one_mixer);
+        let has_wider = self.shared_kv.is_some_and(|shared| shared.ffn_dim != self.ffn_dim);
+        if has_one_mixer || has_wider {
+            let length =
+                |layer: usize| if self.layers[layer].has_feed_forward { self.ffn_dim_of(layer) as i32 } else { 0 };
+            let lengths: Vec<i32> = (0..self.n_layers()).map(length).collect();
             keys.meta.set(format!("{}.feed_forward_length", keys.prefix), lengths);
         } else {
             keys.count("feed_forward_length", self.ffn_dim);
@@ -77,11 +78,16 @@ impl ModelConfig {
                 let heads: Vec<i32> = (0..self.n_layers()).map(heads).collect();
                 keys.meta.set(format!("{}.attention.head_count_kv", keys.prefix), heads);
             }
+            None if self.local_heads.is_some_and(|heads| heads.n_kv_heads != self.n_kv_heads) => {
+                let heads: Vec<i32> = (0..self.n_layers()).map(|layer| self.n_kv_heads_of(layer) as i32).collect();
+                keys.meta.set(format!("{}.attention.head_count_kv", keys.prefix), heads);
+            }
             _ => keys.count("attention.head_count_kv", self.n_kv_heads),
         }
         keys.count("attention.key_length", self.head_dim);
         keys.count("attention.value_length", self.latent.map_or(self.head_dim, |latent| latent.kv_rank));
         self.write_latent(&mut keys);
+        self.write_kinds_of_layers(&mut keys);
         let eps = match self.norm {
             NormKind::Rms => "attention.layer_norm_rms_epsilon",
             NormKind::Layer => "attention.layer_norm_epsilon",
@@ -129,7 +135,9 @@ impl ModelConfig {
         if let Some(window) = self.sliding_window {
             keys.count("attention.sliding_window", window);
         }
-        if self.sliding_window.is_some() && self.layers.iter().any(|layer| layer.is_local != self.layers[0].is_local) {
+        let has_pattern = self.layers.iter().any(|layer| layer.is_local != self.layers[0].is_local);
+        let wants_pattern = families::architecture(&self.architecture).is_some_and(|arch| arch.has_local_heads);
+        if self.sliding_window.is_some() && (has_pattern || wants_pattern) {
             let pattern: Vec<bool> = self.layers.iter().map(|layer| layer.is_local).collect();
             keys.meta.set(format!("{}.attention.sliding_window_pattern", keys.prefix), pattern);
         }
@@ -148,6 +156,22 @@ impl ModelConfig {
             Some(first) if has_dense_lead => keys.count("leading_dense_block_count", first - 1),
             Some(every) if every > 1 => keys.count("interleave_moe_layer_step", every),
             _ => {}
+        }
+    }
+
+    /// Local layers with other heads, layers that share keys and values, per-layer embeddings: other programs need these
+    /// keys in all files of such architectures.
+    fn write_kinds_of_layers(&self, keys: &mut Keys) {
+        let Some(arch) = families::architecture(&self.architecture) else { return };
+        if arch.has_local_heads {
+            let head_dim = self.local_heads.map_or(self.head_dim, |heads| heads.head_dim);
+            keys.count("attention.key_length_swa", head_dim);
+            keys.count("attention.value_length_swa", head_dim);
+            keys.count("rope.dimension_count_swa", self.local_rope.as_ref().map_or(head_dim, |rope| rope.n_dims));
+            keys.count("attention.shared_kv_layers", self.shared_kv.map_or(0, |shared| shared.n_layers));
+        }
+        if arch.has_per_layer_embeddings {
+            keys.count("embedding_length_per_layer_input", self.per_layer_dim.unwrap_or(0));
         }
     }
 
@@ -345,6 +369,11 @@ impl ModelConfig {
                 "which layers are local or recurrent, what they consist of, have a position embedding, have experts",
                 self.layers == read.layers,
             ),
+            ("the heads of each kind of layer", self.local_heads == read.local_heads),
+            ("layers that share keys and values", self.shared_kv == read.shared_kv),
+            ("per-layer embeddings", self.per_layer_dim == read.per_layer_dim),
+            ("norms of values", self.has_value_norm == read.has_value_norm),
+            ("factors of layers", self.has_layer_scales == read.has_layer_scales),
             ("recurrent layers", self.recurrent == read.recurrent),
             ("gated attention", self.has_output_gate == read.has_output_gate),
             ("sliding_window", self.sliding_window == read.sliding_window),

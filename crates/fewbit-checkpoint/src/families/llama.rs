@@ -56,6 +56,12 @@ pub(super) const LLAMA: Architecture = Architecture {
     groups: &[],
     adds_two_per_group: false,
     has_optional_qk_norm: false,
+    has_local_heads: false,
+    has_per_layer_embeddings: false,
+    has_value_norm: false,
+    has_layer_scales: false,
+    attention_scale: None,
+    experts_next_to_mlp: false,
 };
 
 pub(super) const LLAMA_CLASS: Class = Class {
@@ -76,6 +82,8 @@ pub(super) const LLAMA_CLASS: Class = Class {
     scaled_by: None,
     softcaps: (None, None),
     has_partial_rope: false,
+    has_proportional_rope: false,
+    per_layer_dim: None,
     has_ntk_alpha: false,
     rope_fraction: 1.0,
     temperatures: Temperatures::None,

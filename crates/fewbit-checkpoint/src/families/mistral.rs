@@ -89,6 +89,8 @@ pub(super) const MIXTRAL_EXPERTS: ExpertKeys = ExpertKeys {
     n_dense: 0,
     scale: 1.0,
     groups: None,
+    used: "num_experts_per_tok",
+    switch: None,
     gating: None,
 };
 

@@ -164,6 +164,19 @@ pub(crate) struct Architecture {
     pub(crate) adds_two_per_group: bool,
     /// Whether files without the norms of queries and keys are of models that do not have them.
     pub(crate) has_optional_qk_norm: bool,
+    /// Whether the heads of local layers can differ from those of global ones, and the last layers can share keys and
+    /// values of earlier ones.
+    pub(crate) has_local_heads: bool,
+    /// Whether layers can have embeddings of their own.
+    pub(crate) has_per_layer_embeddings: bool,
+    /// Whether values have a norm, and global layers can lack the matrix of values.
+    pub(crate) has_value_norm: bool,
+    /// Whether layers can have factors.
+    pub(crate) has_layer_scales: bool,
+    /// Factor of the attention scores in a file that does not specify it, if it does not follow from the size of heads.
+    pub(crate) attention_scale: Option<f32>,
+    /// Whether layers with experts have a plain feed-forward block too, each with norms of its own.
+    pub(crate) experts_next_to_mlp: bool,
 }
 
 /// What layers with a state of fixed size compute.
@@ -186,6 +199,8 @@ pub(crate) enum Windows {
     All,
     /// Those given by `layer_types`; otherwise all except every n-th.
     Pattern(usize),
+    /// As `Pattern`, but the last one is always global.
+    EndsGlobal(usize),
     /// As `Pattern(0)`, with chunks of `attention_chunk_size`: otherwise all that have a position embedding.
     Chunks,
     /// Those given by `layer_types`, otherwise those from `max_window_layers` on; none without `use_sliding_window`.
@@ -245,6 +260,10 @@ pub(crate) struct ExpertKeys {
     pub(crate) scale: f64,
     /// Groups, and how many of them are used, if the file does not specify it.
     pub(crate) groups: Option<[usize; 2]>,
+    /// The key of the number of experts that each token goes through.
+    pub(crate) used: &'static str,
+    /// The key that says whether there are experts, in classes with and without.
+    pub(crate) switch: Option<&'static str>,
     /// How scores become weights, if not as the architecture's files say.
     pub(crate) gating: Option<Gating>,
 }
@@ -284,6 +303,11 @@ pub(crate) struct Class {
     pub(crate) softcaps: (Option<f64>, Option<f64>),
     /// Whether this class reads `partial_rotary_factor`, which others ignore.
     pub(crate) has_partial_rope: bool,
+    /// Whether global layers can have a proportional rotation, which leaves the last pairs of a head as they are; they
+    /// have it if the file does not specify any.
+    pub(crate) has_proportional_rope: bool,
+    /// Width of what a layer gets of a token's per-layer embedding, if the file does not specify it.
+    pub(crate) per_layer_dim: Option<usize>,
     /// Whether `alpha` of a dynamic scaling changes the base of the rotary frequencies, whatever the position.
     pub(crate) has_ntk_alpha: bool,
     /// The part of a head that is rotated if the file does not specify it.

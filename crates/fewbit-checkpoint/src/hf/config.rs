@@ -7,9 +7,9 @@ use super::HfError;
 use super::json::Object;
 use crate::CheckpointError;
 use crate::config::{
-    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, ModelConfig,
-    NormKind, Recurrent, RopeConfig, RopeScaling, StateSpaceConfig, bad, embedding_scale, longrope_magnitude,
-    yarn_magnitude,
+    AttentionTemperature, DeltaNetConfig, ExpertConfig, ExpertGroups, Gating, LatentConfig, LayerConfig, LocalHeads,
+    MAX_WIDTH, ModelConfig, NormKind, Recurrent, RopeConfig, RopeScaling, SharedKv, StateSpaceConfig, bad,
+    embedding_scale, longrope_magnitude, yarn_magnitude,
 };
 use crate::families::{self, Class, ExpertKeys, ExpertLayout, RecurrentKind, SpaceKeys, Temperatures, Windows};
 use fewbit_quant::GateFunction;
@@ -21,6 +21,8 @@ pub(super) struct Extras {
     pub(super) tied: bool,
     /// Q, k and v must have biases.
     pub(super) has_qkv_bias: bool,
+    /// Whether global layers lack the matrix of values, in models where they can.
+    pub(super) lacks_values: bool,
     /// Whether the weights of norms are stored minus 1.
     pub(super) norms_from_one: bool,
     /// Whether the tensors are those of a vision model.
@@ -57,11 +59,26 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         Some(latent) => latent.kv_rank.saturating_add(latent.rotated_dim),
         None => json.count("head_dim")?.or(class.head_dim).unwrap_or(dim / n_heads),
     };
+    let n_kv_heads = match json.has("num_key_value_heads") {
+        _ if latent.is_some() => Some(1),
+        true => json.count("num_key_value_heads")?,
+        false => class.n_kv_heads,
+    };
+    let n_kv_heads = n_kv_heads.unwrap_or(n_heads);
     // Command R was trained for more positions than `max_position_embeddings` says.
     let trained = if class.gguf.norm == NormKind::Layer { json.count("model_max_length")? } else { None };
     let max_positions = trained.or(json.count("max_position_embeddings")?).unwrap_or(class.context_length);
     let (sliding_window, is_local) = windows(json, &class, n_layers)?;
     let has_rope = rotated(json, &class, n_layers, sliding_window.map(|_| &is_local[..]))?;
+    // What the file says of heads is about local layers, if global ones have others.
+    let local = LocalHeads { n_kv_heads, head_dim };
+    let heads = match class.gguf.has_local_heads {
+        true => global_heads(json, &is_local, local)?,
+        false => local,
+    };
+    let LocalHeads { n_kv_heads, head_dim } = heads;
+    let has_local_heads = heads != local && sliding_window.is_some();
+    let local_heads = Some(local).filter(|_| has_local_heads);
     let scales = json.f64("query_pre_attn_scalar")?.filter(|_| class.is_gemma).or(class.scaled_by);
     let scales = scales.unwrap_or(latent.map_or(head_dim, |latent| latent.query_dim()) as f64);
     // `null` means no cap; only a missing key means the default.
@@ -73,7 +90,8 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         true => json.f64(key).map(|factor| factor.unwrap_or(1.0)),
         false => Ok(1.0),
     };
-    let (rope, local_rope, context_length) = ropes(json, &class, head_dim, latent.as_ref(), max_positions)?;
+    let (rope, local_rope, context_length) =
+        ropes(json, &class, [head_dim, local.head_dim], latent.as_ref(), max_positions)?;
     // DeepSeek's models scale scores by the square of YaRN's magnitude.
     let magnitude = if latent.is_some() { yarn_of_scores(json)? } else { 1.0 };
     let attention_temperature =
@@ -97,13 +115,14 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         name: json.str("_name_or_path").ok().flatten().filter(|name| !name.is_empty()).map(str::to_owned),
         dim,
         n_heads,
-        n_kv_heads: match json.has("num_key_value_heads") {
-            _ if latent.is_some() => Some(1),
-            true => json.count("num_key_value_heads")?,
-            false => class.n_kv_heads,
-        }
-        .unwrap_or(n_heads),
+        n_kv_heads,
         head_dim,
+        local_heads,
+        shared_kv: shared_kv(json, &class, ffn_dim)?,
+        per_layer_dim: match json.has("hidden_size_per_layer_input") && class.gguf.has_per_layer_embeddings {
+            true => json.count("hidden_size_per_layer_input")?.filter(|&n| n > 0),
+            false => class.per_layer_dim,
+        },
         ffn_dim,
         context_length,
         rms_norm_eps: json.f64(class.eps)?.unwrap_or(class.rms_norm_eps) as f32,
@@ -131,10 +150,13 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         has_sinks: class.gguf.has_sinks,
         has_output_gate: class.gguf.has_output_gate,
         recurrent: recurrent(json, &class)?,
+        has_value_norm: class.gguf.has_value_norm,
         has_post_norms: class.gguf.has_post_norms,
-        attention_scale: match class.gguf.has_multipliers {
-            true => multiplier("attention_multiplier")? as f32,
-            false => (magnitude * magnitude / scales.sqrt()) as f32,
+        has_layer_scales: class.gguf.has_layer_scales,
+        attention_scale: match class.gguf.attention_scale {
+            Some(scale) => scale,
+            None if class.gguf.has_multipliers => multiplier("attention_multiplier")? as f32,
+            None => (magnitude * magnitude / scales.sqrt()) as f32,
         },
         attention_softcap: softcap("attn_logit_softcapping", class.softcaps.0)?.map(|x| x as f32),
         attention_temperature,
@@ -160,6 +182,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 None => whole.bool("tie_word_embeddings")?.unwrap_or(class.tied),
             },
         has_qkv_bias: latent.is_none() && (class.has_qkv_bias || json.bool("attention_bias")? == Some(true)),
+        lacks_values: class.gguf.has_value_norm && json.bool("attention_k_eq_v")? == Some(true),
         norms_from_one: class.norms_from_one,
         is_wrapped: wrapped.is_some(),
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
@@ -199,13 +222,53 @@ fn refuse(json: Object<'_>, class: &Class) -> Result<(), CheckpointError> {
             return Err(json.unsupported("rotary_pct", "heads that are rotated in part"));
         }
     }
-    if json.bool("use_bidirectional_attention")? == Some(true) {
+    // Images may see ahead; there are none.
+    let is_of_images = json.get("use_bidirectional_attention").is_some_and(|kind| kind == "vision");
+    let is_off = |on: &serde_json::Value| on.is_null() || *on == false;
+    if json.get("use_bidirectional_attention").is_some_and(|on| !is_off(on)) && !is_of_images {
         return Err(json.unsupported("use_bidirectional_attention", SEES_AHEAD));
     }
     if json.bool("is_causal")? == Some(false) {
         return Err(json.unsupported("is_causal", SEES_AHEAD));
     }
     Ok(())
+}
+
+/// The heads of global layers, where those of local ones are as given.
+fn global_heads(json: Object<'_>, is_local: &[bool], local: LocalHeads) -> Result<LocalHeads, CheckpointError> {
+    const LIST: &str = "per_layer_config";
+    let Some(list) = json.object(LIST, "per_layer_config.")? else {
+        let n_kv_heads = match json.bool("attention_k_eq_v")? {
+            Some(true) => json.count("num_global_key_value_heads")?.unwrap_or(local.n_kv_heads),
+            _ => local.n_kv_heads,
+        };
+        return Ok(LocalHeads { n_kv_heads, head_dim: json.count("global_head_dim")?.unwrap_or(512) });
+    };
+    let mut global = None;
+    for (layer, &is_local) in is_local.iter().enumerate() {
+        let own = list.object(&layer.to_string(), "per_layer_config.N.")?;
+        let count = |key: &str| own.map(|own| own.count(key)).transpose().map(Option::flatten);
+        let heads = LocalHeads {
+            n_kv_heads: count("num_key_value_heads")?.unwrap_or(local.n_kv_heads),
+            head_dim: count("head_dim")?.unwrap_or(local.head_dim),
+        };
+        let other = own.and_then(|own| own.keys().find(|key| !["num_key_value_heads", "head_dim"].contains(key)));
+        let expected = if is_local { local } else { *global.get_or_insert(heads) };
+        if other.is_some() || heads != expected {
+            return Err(json.unsupported(LIST, "layers of one kind with different sizes"));
+        }
+    }
+    Ok(global.unwrap_or(local))
+}
+
+/// The last layers, if they have no keys and values of their own.
+fn shared_kv(json: Object<'_>, class: &Class, ffn_dim: usize) -> Result<Option<SharedKv>, CheckpointError> {
+    if !class.gguf.has_local_heads {
+        return Ok(None);
+    }
+    let Some(n_layers) = json.count("num_kv_shared_layers")?.filter(|&n| n > 0) else { return Ok(None) };
+    let is_wide = json.bool("use_double_wide_mlp")? == Some(true);
+    Ok(Some(SharedKv { n_layers, ffn_dim: if is_wide { ffn_dim.saturating_mul(2) } else { ffn_dim } }))
 }
 
 /// The dimensions of latent attention.
@@ -471,7 +534,7 @@ fn windows(json: Object<'_>, class: &Class, n_layers: usize) -> Result<(Option<u
         (_, Some(list)) => (window, list),
         (Windows::All, None) => (window, every(0)),
         (Windows::Chunks, None) => (window, rotated(json, class, n_layers, None)?),
-        (Windows::Pattern(period), None) => {
+        (Windows::Pattern(period) | Windows::EndsGlobal(period), None) => {
             // Some files have a text like `LLLG`, one letter for each layer of a period.
             let named = match json.get("sliding_window_pattern").and_then(serde_json::Value::as_str) {
                 Some(text) if text.strip_suffix('G').is_some_and(|rest| rest.bytes().all(|kind| kind == b'L')) => {
@@ -490,6 +553,10 @@ fn windows(json: Object<'_>, class: &Class, n_layers: usize) -> Result<(Option<u
             (window, (0..n_layers).map(|i| i >= first).collect())
         }
     };
+    let mut is_local = is_local;
+    if let (Windows::EndsGlobal(_), Some(last)) = (class.windows, is_local.last_mut()) {
+        *last = false;
+    }
     Ok((window.filter(|_| is_local.contains(&true)), is_local))
 }
 
@@ -546,7 +613,7 @@ fn rotated(
 fn ropes(
     json: Object<'_>,
     class: &Class,
-    head_dim: usize,
+    [head_dim, local_dim]: [usize; 2],
     latent: Option<&LatentConfig>,
     max_positions: usize,
 ) -> Result<(RopeConfig, Option<RopeConfig>, usize), CheckpointError> {
@@ -574,16 +641,29 @@ fn ropes(
             None => json.f64(key)?.unwrap_or(default),
         })
     };
+    let is_proportional = class.has_proportional_rope
+        && match global {
+            Some(own) => own.str("rope_type")? == Some(PROPORTIONAL),
+            None => true,
+        };
     let fraction = match global.map(|own| own.f64("partial_rotary_factor")).transpose()?.flatten() {
         Some(fraction) => fraction,
+        None if is_proportional && global.is_some() => 1.0,
         None => json.f64("partial_rotary_factor")?.unwrap_or(class.rope_fraction),
     };
-    if fraction != 1.0 && !class.has_partial_rope && latent.is_none() {
+    if fraction != 1.0 && !class.has_partial_rope && !is_proportional && latent.is_none() {
         let own = global.filter(|own| own.get("partial_rotary_factor").is_some()).unwrap_or(json);
         return Err(own.unsupported("partial_rotary_factor", "heads that are rotated in part"));
     }
-    let n_dims = latent.map_or((head_dim as f64 * fraction) as usize, |latent| latent.rotated_dim);
+    let n_dims = match latent {
+        Some(latent) => latent.rotated_dim,
+        None if is_proportional => head_dim,
+        None => (head_dim as f64 * fraction) as usize,
+    };
     let mut rope = RopeConfig::new(theta(global, "rope_theta", class.rope_theta)?, n_dims, class.gguf.rope_style);
+    if is_proportional {
+        rope.divisors = proportional(head_dim, fraction)?;
+    }
     let mut context_length = max_positions;
     let alpha = match global.filter(|_| class.has_ntk_alpha) {
         Some(own) => own.f64("alpha")?.filter(|&alpha| alpha != 0.0),
@@ -610,14 +690,34 @@ fn ropes(
         (None, None) => None,
         (default, own) => {
             let theta = theta(own, "rope_local_base_freq", default.unwrap_or(class.rope_theta))?;
+            let n_dims = if class.gguf.has_local_heads { local_dim } else { n_dims };
             let mut rope = RopeConfig::new(theta, n_dims, class.gguf.rope_style);
             if let Some(own) = own {
+                if own.str("rope_type")? == Some(PROPORTIONAL) {
+                    return Err(own.unsupported("rope_type", "another kind of rope scaling"));
+                }
                 (rope.scaling, rope.attention_factor) = rope_scaling(json, own, class, max_positions)?;
             }
             Some(rope)
         }
     };
     Ok((rope, local_rope, context_length))
+}
+
+/// The rotation of a part of the pairs whose frequencies are those of whole heads.
+const PROPORTIONAL: &str = "proportional";
+
+/// Divisors of the frequencies of a proportional rotation: the pairs after this fraction do not turn, for which GGUF files
+/// have a large number.
+fn proportional(head_dim: usize, fraction: f64) -> Result<Option<Vec<f32>>, CheckpointError> {
+    const STILL: f32 = 1e30;
+    if head_dim > MAX_WIDTH || !(0.0..=1.0).contains(&fraction) {
+        let found = format!("{fraction} of {head_dim} elements");
+        return Err(bad("partial_rotary_factor", found, "a part of a head".to_owned()));
+    }
+    let (n_pairs, n_rotated) = (head_dim / 2, (head_dim as f64 * fraction / 2.0) as usize);
+    let divisors = (0..n_pairs).map(|pair| if pair < n_rotated { 1.0 } else { STILL });
+    Ok((n_rotated < n_pairs).then(|| divisors.collect()))
 }
 
 /// A kind of scaling, and its attention factor.
@@ -640,6 +740,10 @@ fn rope_scaling(
     let scaling = match kind {
         // The dynamic kind changes only positions beyond `max_position_embeddings`, which are never used.
         "default" | "dynamic" => RopeScaling::None,
+        PROPORTIONAL if class.has_proportional_rope => match own.f64("factor")? {
+            Some(factor) if factor != 1.0 => RopeScaling::Linear { factor },
+            _ => RopeScaling::None,
+        },
         "linear" => RopeScaling::Linear { factor: required("factor")? },
         "llama3" => RopeScaling::Llama3 {
             factor: required("factor")?,
@@ -722,8 +826,12 @@ fn layers_with_experts(json: Object<'_>, class: &Class, n_layers: usize) -> Resu
 
 fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(keys) = class.experts else { return Ok(None) };
-    // Granite's dense models have none.
-    if class.space.is_some() && json.count(keys.count)? == Some(0) {
+    // Granite's dense models have none, and Gemma's say so.
+    let is_off = match keys.switch {
+        Some(switch) => json.bool(switch)? != Some(true),
+        None => class.space.is_some() && json.count(keys.count)? == Some(0),
+    };
+    if is_off {
         return Ok(None);
     }
     if json.count("decoder_sparse_step")?.is_some_and(|n| n != 1) {
@@ -739,7 +847,7 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
     };
     Ok(Some(ExpertConfig {
         n_experts: json.required_count(keys.count)?,
-        n_used: json.required_count("num_experts_per_tok")?,
+        n_used: json.required_count(keys.used)?,
         ffn_dim,
         gating: keys.gating.unwrap_or(class.gguf.gating),
         groups: groups(json, class, &keys)?,
@@ -749,6 +857,7 @@ fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, Chec
             true => json.f64("routed_scaling_factor")?.unwrap_or(keys.scale) as f32,
             false => 1.0,
         },
+        next_to_mlp: class.gguf.experts_next_to_mlp,
         shared_ffn_dim,
         has_shared_gate: class.gguf.has_shared_gate && shared_ffn_dim.is_some(),
     }))

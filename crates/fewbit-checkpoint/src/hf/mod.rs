@@ -105,6 +105,13 @@ impl HfModel {
         if !extras.tied && self.tensor("output.weight").is_none() {
             return Err(missing("output.weight"));
         }
+        if !extras.lacks_values {
+            let needs = |&i: &usize| self.config.can_lack_values(i) && !self.config.shares_kv(i);
+            for i in (0..self.config.n_layers()).filter(needs) {
+                let name = format!("blk.{i}.attn_v.weight");
+                self.tensor(&name).ok_or_else(|| missing(&name))?;
+            }
+        }
         if extras.has_qkv_bias {
             for i in (0..self.config.n_layers()).filter(|&i| self.config.has_keys_values(i)) {
                 for part in ["q", "k", "v"] {
@@ -280,10 +287,11 @@ impl WeightSource for HfModel {
         if let Some((_, entry)) = self.tensors.get(name) {
             return entry.stored.tensors().first().map_or_else(|| name.to_owned(), |tensor| tensor.name.clone());
         }
-        let known = name.rsplit_once('.').and_then(|(module, leaf)| {
-            names::to_hf(module, &self.config.architecture).map(|module| format!("{module}.{leaf}"))
-        });
-        known.unwrap_or_else(|| name.to_owned())
+        let architecture = &self.config.architecture;
+        let known = name
+            .rsplit_once('.')
+            .and_then(|(module, leaf)| names::to_hf(module, architecture).map(|module| format!("{module}.{leaf}")));
+        names::to_hf(name, architecture).or(known).unwrap_or_else(|| name.to_owned())
     }
 }
 

@@ -185,6 +185,10 @@ pub(super) fn read(
             let first = module.values().next().map_or_else(String::new, |tensor| tensor.name.clone());
             return Err(CheckpointError::UnexpectedTensor { name: first, architecture: config.architecture.clone() });
         };
+        // Keys and values of a layer that sees those of another one.
+        if config.leaves_out(&format!("{gguf}.weight")) {
+            continue;
+        }
         // Some files store the embedding twice.
         if part == Part::Output && extras.tied {
             continue;
@@ -215,8 +219,7 @@ impl Builder<'_> {
                 | Part::QLatentNorm
                 | Part::KvLatentNorm
         );
-        let is_bare = matches!(part, Part::SsmA | Part::SsmD);
-        let weight = if is_bare { gguf.to_owned() } else { format!("{gguf}.weight") };
+        let weight = if names::is_whole_name(part) { gguf.to_owned() } else { format!("{gguf}.weight") };
         let mut used = Vec::new();
         if let Some(ints) = self.ints(module, &mut used)? {
             let shape = vec![ints.n_rows as u64, ints.n_cols as u64];

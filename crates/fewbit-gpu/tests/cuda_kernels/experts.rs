@@ -32,6 +32,7 @@ fn routes_and_their_weights_are_those_of_the_cpu() {
             return;
         }
         let config = ExpertConfig {
+            next_to_mlp: false,
             n_experts,
             n_used,
             ffn_dim: 1,

@@ -12,14 +12,14 @@ const MANY: usize = 4;
 /// The work of a batch in one layer: each sequence appends its rows of `k` and `v`, then attends with those of `q`.
 pub(super) struct LayerStep<'a> {
     pub(super) layout: &'a Layout,
-    /// Index of the layer within the segment.
+    /// Index within the segment of the layer whose keys and values these are.
     pub(super) layer: usize,
     pub(super) shape: AttentionShape,
     /// `[n_heads]`
     pub(super) sinks: Option<&'a [f32]>,
     /// `[tokens of the batch, n_heads * head_dim]`
     pub(super) q: &'a [f32],
-    /// `[tokens of the batch, n_kv_heads * head_dim]`
+    /// `[tokens of the batch, n_kv_heads * head_dim]`; nothing if they were appended by the layer that they are of.
     pub(super) k: &'a [f32],
     /// `[tokens of the batch, n_kv_heads * head_dim]`; nothing if values are part of the keys.
     pub(super) v: &'a [f32],
@@ -55,7 +55,9 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
         let (k, v) = (rows.start * kv_dim..rows.end * kv_dim, rows.start * v_dim..rows.end * v_dim);
         cpu.store_kv(shape, &mut pages, position % PAGE, &step.k[k], &step.v[v]);
     };
-    if sequences.len() >= MANY && sequences.iter().all(|sequence| sequence.rows().len() < MANY) {
+    if step.k.is_empty() {
+        // The layer sees keys and values that another one has appended.
+    } else if sequences.len() >= MANY && sequences.iter().all(|sequence| sequence.rows().len() < MANY) {
         let sequences: Vec<_> = sequences.iter_mut().map(Mutex::new).collect();
         cpu.pool().for_chunks(sequences.len(), sequences.len().div_ceil(2 * cpu.pool().n_threads()), |range, _| {
             for sequence in &sequences[range] {
@@ -89,8 +91,8 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
 pub fn attention_shape(config: &ModelConfig, layer: usize) -> AttentionShape {
     AttentionShape {
         n_heads: config.n_heads,
-        n_kv_heads: config.n_kv_heads,
-        head_dim: config.head_dim,
+        n_kv_heads: config.n_kv_heads_of(layer),
+        head_dim: config.head_dim_of(layer),
         scale: config.attention_scale,
         softcap: config.attention_softcap,
         window: config.window(layer),

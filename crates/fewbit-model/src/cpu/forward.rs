@@ -7,14 +7,17 @@
 //! x = embedding[token] [* scale]          on the host, see `decoder`
 //! each layer, with latent attention as in `latent`, otherwise:
 //!     h = [norm of] x                    quantized once for q, k, v
-//!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k;]  [rotate q, k;]  [scale q;]  append k, v to the cache
+//!     q, k, v = h Wq, h Wk, h Wv [+ biases];  [norm q, k, v;]  [rotate q, k;]  [scale q;]  append k, v to the cache
+//!       [or v = h Wk; or no k, v: those in the cache are of an earlier layer]
 //!     x += [norm of] (attention(q, cache) [* sigmoid(gates)]) Wo [+ bias]
 //!       or a layer with a state instead: see `delta`, `space`, `short_conv`
 //!     h = [norm of] x                    quantized once for gate, up
 //!     x += [norm of] (f(h Wgate) * (h Wup)) Wdown [+ biases]
 //!       or (max(h Wup, 0)^2) Wdown without a gate;
 //!       or the same of each expert that the token is routed to, weighted;
-//!       h is that of attention if both have the same input
+//!       h is that of attention if both have the same input;
+//!       or the sum of that and of the experts, each normed before and after
+//!     x += norm of (f(x Wgate) * per_layer[token, layer]) Wprojection;  x *= scale
 //! hidden = norm(x[wanted rows])           see `head`
 //! logits = hidden Woutput [+ bias] [* scale] [capped]
 //! ```
@@ -27,7 +30,7 @@ use super::delta::DeltaBuffers;
 use super::latent::LatentBuffers;
 use super::short_conv::ConvBuffers;
 use super::space::SpaceBuffers;
-use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp};
+use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp, MlpBranch, PerLayer};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
 use crate::segment::Step;
@@ -56,7 +59,8 @@ pub(super) struct Buffers {
     pub(super) conv: ConvBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
-    /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias.
+    /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias. `[n_tokens, per_layer_dim]`: what the layer
+    /// gets of the per-layer embeddings.
     up: Vec<f32>,
     /// `[n_tokens, dim]`: values that are normalized or scaled before they are added to the residual stream.
     branch: Vec<f32>,
@@ -86,28 +90,19 @@ struct ExpertBuffers {
     shared: Vec<f32>,
     /// `[n_tokens]`: the scores of the shared expert.
     shared_scores: Vec<f32>,
+    /// `[n_tokens, dim]`: outputs of the feed-forward block next to the experts.
+    mlp: Vec<f32>,
 }
 
 impl Buffers {
     fn resize(&mut self, n: usize, c: &ModelConfig) {
-        let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
         self.branch.resize(n * c.dim, 0.0);
-        self.q.resize(n * q_dim, 0.0);
-        self.k.resize(n * kv_dim, 0.0);
-        match &c.latent {
-            Some(latent) => {
-                self.attention.resize(n * c.n_heads * latent.kv_rank, 0.0);
-                self.v.clear();
-                self.latent.resize(n, c.n_heads, latent);
-            }
-            None => {
-                self.attention.resize(n * q_dim, 0.0);
-                self.v.resize(n * kv_dim, 0.0);
-            }
-        }
-        if c.has_output_gate {
-            self.gated.resize(2 * n * q_dim, 0.0);
-            self.gates.resize(n * q_dim, 0.0);
+        if let Some(latent) = &c.latent {
+            self.q.resize(n * c.n_heads * c.head_dim, 0.0);
+            self.k.resize(n * c.n_kv_heads * c.head_dim, 0.0);
+            self.attention.resize(n * c.n_heads * latent.kv_rank, 0.0);
+            self.v.clear();
+            self.latent.resize(n, c.n_heads, latent);
         }
         if let Some(experts) = &c.experts {
             let e = &mut self.experts;
@@ -116,6 +111,22 @@ impl Buffers {
             e.out.resize(n * experts.n_used * c.dim, 0.0);
             e.shared.resize(n * c.dim, 0.0);
             e.shared_scores.resize(n, 0.0);
+            e.mlp.resize(if experts.next_to_mlp { n * c.dim } else { 0 }, 0.0);
+        }
+    }
+
+    /// Resizes the buffers of heads, which not all layers need have the same of.
+    fn resize_heads(&mut self, n: usize, c: &ModelConfig, layer: usize) {
+        let head_dim = c.head_dim_of(layer);
+        let (q_dim, kv_dim) = (c.n_heads * head_dim, c.n_kv_heads_of(layer) * head_dim);
+        let kv_dim = if c.shares_kv(layer) { 0 } else { kv_dim };
+        self.q.resize(n * q_dim, 0.0);
+        self.k.resize(n * kv_dim, 0.0);
+        self.v.resize(n * kv_dim, 0.0);
+        self.attention.resize(n * q_dim, 0.0);
+        if c.has_output_gate {
+            self.gated.resize(2 * n * q_dim, 0.0);
+            self.gates.resize(n * q_dim, 0.0);
         }
     }
 }
@@ -197,44 +208,80 @@ impl CpuSegment {
             if let Some(ffn) = &weights.ffn {
                 self.feed_forward(layer, ffn, &mut batch, s);
             }
+            if let Some(own) = &weights.per_layer {
+                self.per_layer(layer, own, &mut batch, s);
+            }
+            if let Some(scale) = weights.scale {
+                let dim = self.config.dim;
+                self.shared.cpu.each_row(dim, batch.x, |_, x| x.iter_mut().for_each(|x| *x *= scale));
+            }
         }
+    }
+
+    /// Adds what the layer gets of the per-layer embeddings, gated by the residual stream.
+    fn per_layer(&self, index: usize, w: &PerLayer, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        self.input(None, w.input, b.x, &mut s.input);
+        b.collect(&s.input, index, &[Part::LayerGate]);
+        let width = w.gate.n_rows();
+        s.hidden.resize(s.input.n_rows() * width, 0.0);
+        e.matmul(&w.gate, &s.input, &mut s.hidden);
+        s.up.clear();
+        for of_token in b.step.per_layer.chunks_exact(c.n_layers() * width) {
+            s.up.extend_from_slice(&of_token[index * width..(index + 1) * width]);
+        }
+        e.gate(c.gate, width, &mut s.hidden, &s.up);
+        e.activate(&s.hidden, width, ActivationKinds::of([w.projection.ty()]), &mut s.input);
+        b.collect(&s.input, index, &[Part::LayerProjection]);
+        e.matmul(&w.projection, &s.input, &mut s.branch);
+        self.add_branch(Some(&w.post_norm), b, s);
     }
 
     fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
+        s.resize_heads(b.x.len() / c.dim, c, index);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
         let queries = if c.has_output_gate { &mut s.gated } else { &mut s.q };
-        let parts = &mut [
-            (&w.q.weight, &mut queries[..], Planes::First),
-            (&w.k.weight, &mut s.k[..], Planes::All),
-            (&w.v.weight, &mut s.v[..], Planes::All),
+        let all = [
+            (Some(&w.q), &mut queries[..], LoraTarget::Q, Planes::First),
+            (w.k.as_ref(), &mut s.k[..], LoraTarget::K, Planes::All),
+            (w.v.as_ref(), &mut s.v[..], LoraTarget::V, Planes::All),
         ];
-        e.matmul_many(parts, &s.input);
-        for (w, out) in [(&w.q, &mut *queries), (&w.k, &mut s.k), (&w.v, &mut s.v)] {
-            self.add_bias(w, out);
+        let mut all: Vec<_> =
+            all.into_iter().filter_map(|(w, out, target, planes)| Some((w?, out, target, planes))).collect();
+        let mut parts: Vec<_> = all.iter_mut().map(|(w, out, _, planes)| (&w.weight, &mut **out, *planes)).collect();
+        e.matmul_many(&mut parts, &s.input);
+        all.iter_mut().for_each(|(w, out, ..)| self.add_bias(w, out));
+        let mut parts: Vec<_> = all.iter_mut().map(|(_, out, target, _)| (*target, &mut **out)).collect();
+        add_low_rank(e, b.loras(), index, &mut parts, &s.input, &mut s.adapters);
+        if w.v.is_none() {
+            s.v.copy_from_slice(&s.k);
         }
-        let parts =
-            &mut [(LoraTarget::Q, &mut queries[..]), (LoraTarget::K, &mut s.k[..]), (LoraTarget::V, &mut s.v[..])];
-        add_low_rank(e, b.loras(), index, parts, &s.input, &mut s.adapters);
+        let head_dim = c.head_dim_of(index);
         if c.has_output_gate {
-            e.split_gates(c.head_dim, c.n_heads, &s.gated, &mut s.q, &mut s.gates);
+            e.split_gates(head_dim, c.n_heads, &s.gated, &mut s.q, &mut s.gates);
         }
         let is_normed_late = c.qk_norm == QkNorm::RotatedHeads;
         if !is_normed_late {
-            self.norm_queries_and_keys(w, s);
+            self.norm_queries_and_keys(index, w, s);
+        }
+        if let Some(norm) = &w.value_norm {
+            e.norm_heads(norm, c.rms_norm_eps, c.n_kv_heads_of(index), &mut s.v);
         }
         if c.layers[index].has_rope {
             let angles = if c.uses_local_rope(index) { b.step.local } else { b.step.global };
-            e.rope(c.rope.style, c.head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
-            e.rope(c.rope.style, c.head_dim, c.n_kv_heads, &angles.cos, &angles.sin, &mut s.k);
+            e.rope(c.rope.style, head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
+            if w.k.is_some() {
+                e.rope(c.rope.style, head_dim, c.n_kv_heads_of(index), &angles.cos, &angles.sin, &mut s.k);
+            }
         }
         if is_normed_late {
-            self.norm_queries_and_keys(w, s);
+            self.norm_queries_and_keys(index, w, s);
         }
         self.attend(index, w.sinks.as_deref(), b, s);
         if c.has_output_gate {
-            e.sigmoid_gate(c.n_heads * c.head_dim, &mut s.attention, &s.gates);
+            e.sigmoid_gate(c.n_heads * head_dim, &mut s.attention, &s.gates);
         }
         let kinds = ActivationKinds::of([w.output.weight.ty()]);
         e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
@@ -247,22 +294,30 @@ impl CpuSegment {
         let (c, e) = (&self.config, &self.shared.cpu);
         if c.has_temperature(index) {
             let factors = b.step.temperatures;
-            e.each_row(c.n_heads * c.head_dim, &mut s.q, |row, q| q.iter_mut().for_each(|q| *q *= factors[row]));
+            e.each_row(c.n_heads * c.head_dim_of(index), &mut s.q, |row, q| {
+                q.iter_mut().for_each(|q| *q *= factors[row])
+            });
         }
-        let (shape, layer) = (attention_shape(c, index), index - self.layers.start);
+        let (shape, layer) = (attention_shape(c, index), c.kv_layer(index) - self.layers.start);
         let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
     }
 
-    fn norm_queries_and_keys(&self, w: &Attention, s: &mut Buffers) {
+    fn norm_queries_and_keys(&self, index: usize, w: &Attention, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
         if let Some((q_norm, k_norm)) = &w.qk_norm {
-            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * c.head_dim / q_norm.len(), &mut s.q);
-            e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads * c.head_dim / k_norm.len(), &mut s.k);
+            let head_dim = c.head_dim_of(index);
+            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * head_dim / q_norm.len(), &mut s.q);
+            if w.k.is_some() {
+                e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads_of(index) * head_dim / k_norm.len(), &mut s.k);
+            }
         }
     }
 
     fn feed_forward(&self, index: usize, w: &Ffn, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        if let FeedForward::Experts(experts @ Experts { mlp: Some(branch), .. }) = &w.matrices {
+            return self.both(index, w, branch, experts, b, s);
+        }
         let x = if self.config.is_parallel { &s.before } else { &*b.x };
         self.input(w.norm.as_deref(), w.input, x, &mut s.input);
         let post_norm = w.post_norm.as_deref();
@@ -272,10 +327,32 @@ impl CpuSegment {
                 self.add_product(index, LoraTarget::Down, &mlp.down, post_norm, b, s);
             }
             FeedForward::Experts(experts) => {
+                self.route(index, experts, b, s);
                 self.experts(index, experts, b, s);
                 self.add_branch(post_norm, b, s);
             }
         }
+    }
+
+    /// A feed-forward block and experts, which have the residual stream as their input, each with its own norms.
+    fn both(&self, index: usize, w: &Ffn, own: &MlpBranch, experts: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        self.input(w.norm.as_deref(), own.input, b.x, &mut s.input);
+        self.hidden(index, &own.mlp, b, s);
+        let out = &mut s.experts.mlp;
+        e.matmul(&own.mlp.down.weight, &s.input, out);
+        self.add_bias(&own.mlp.down, out);
+        add_low_rank(e, b.loras(), index, &mut [(LoraTarget::Down, &mut out[..])], &s.input, &mut s.adapters);
+        e.norm_heads(&own.post_norm, c.rms_norm_eps, 1, out);
+
+        self.input(Some(&own.router_norm), own.router_input, b.x, &mut s.input);
+        self.route(index, experts, b, s);
+        self.input(Some(&own.expert_norm), w.input, b.x, &mut s.input);
+        self.experts(index, experts, b, s);
+        e.norm_heads(&own.expert_post_norm, c.rms_norm_eps, 1, &mut s.branch);
+        let Buffers { branch, experts, .. } = &mut *s;
+        e.each_row(c.dim, branch, |row, x| e.add_scaled(x, &experts.mlp[row * c.dim..(row + 1) * c.dim], 1.0));
+        self.add_branch(w.post_norm.as_deref(), b, s);
     }
 
     /// Makes the residual stream, normed if there is a norm, the input of the next products.
@@ -325,9 +402,8 @@ impl CpuSegment {
         b.collect(&s.input, index, &[mlp.down_part]);
     }
 
-    /// Sends every token of the current input through its experts and leaves the result in `s.branch`. See
-    /// `crate::routing` for the definition.
-    fn experts(&self, index: usize, w: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+    /// Chooses the experts of every token of the current input. See `crate::routing` for the definition.
+    fn route(&self, index: usize, w: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
         let config = c.experts.as_ref().expect("layers have experts only if the model has");
         b.collect(&s.input, index, &[Part::Router]);
@@ -336,7 +412,15 @@ impl CpuSegment {
         if let Some(bias) = &w.router_bias {
             e.add_bias(bias, &mut x.scores);
         }
-        x.routing.route(config, w.choice_bias.as_deref(), &x.scores);
+        let factors = w.mlp.as_ref().map(|branch| &branch.expert_factors[..]);
+        x.routing.route_with_factors(config, w.choice_bias.as_deref(), factors, &x.scores);
+    }
+
+    /// Sends every token of the current input through its experts and leaves the result in `s.branch`.
+    fn experts(&self, index: usize, w: &Experts, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
+        let config = c.experts.as_ref().expect("layers have experts only if the model has");
+        let x = &mut s.experts;
         let groups = &x.routing.groups;
         if x.inputs.len() < groups.len() {
             x.inputs.resize_with(groups.len(), Activations::new);

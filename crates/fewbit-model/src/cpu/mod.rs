@@ -23,6 +23,7 @@ use crate::lora::{AdapterPart, LowRank};
 use crate::segment::{Device, Head, Segment, Step};
 use crate::state::StateStore;
 use crate::{KvType, ModelConfig, ModelError};
+use fewbit_checkpoint::CheckpointError;
 use fewbit_kernels::Cpu;
 use forward::Buffers;
 use head::CpuHead;
@@ -65,6 +66,14 @@ impl Device for CpuDevice {
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
         let (config, kv_type) = (loader.config().clone(), loader.kv_type());
         let with_state = loader.layer_part().with_state(layers.clone());
+        if let Some(layer) = with_state.clone().find(|&layer| !layers.contains(&config.kv_layer(layer))) {
+            return Err(CheckpointError::UnsupportedFeature {
+                feature: "a segment without the layer whose keys and values it shares",
+                key: "shared_kv.n_layers".to_owned(),
+                value: format!("layer {layer} of the segment {layers:?}"),
+            }
+            .into());
+        }
         let mut packer = Packer { loader, cpu: &self.shared.cpu };
         let weights = layers.clone().map(|i| packer.layer(i)).collect::<Result<_, _>>()?;
         let fixed = FixedLayout::new(&config, with_state.clone());

@@ -22,7 +22,8 @@ pub(crate) enum LayerState {
         keys: Range<usize>,
         values: Range<usize>,
     },
-    /// Nothing in pages: layers without attention, and those with a state of fixed size, for which see [`FixedLayout`].
+    /// Nothing in pages: layers without attention, those with a state of fixed size, for which see [`FixedLayout`], and those
+    /// that see the keys and values of another layer.
     Nothing,
 }
 

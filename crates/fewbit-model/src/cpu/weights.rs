@@ -34,6 +34,23 @@ pub struct Layer {
     pub short_conv: Option<ShortConv>,
     /// The feed-forward part.
     pub ffn: Option<Ffn>,
+    /// What comes after it, in layers that have an embedding of their own.
+    pub per_layer: Option<PerLayer>,
+    /// The factor of what leaves the layer.
+    pub scale: Option<f32>,
+}
+
+/// What a layer adds to the residual stream of the per-layer embedding of a token.
+#[non_exhaustive]
+pub struct PerLayer {
+    /// `[per_layer_dim, dim]`
+    pub gate: Matrix,
+    /// `[dim, per_layer_dim]`
+    pub projection: Matrix,
+    /// `[dim]`
+    pub post_norm: Vec<f32>,
+    /// How the input of the gate is quantized.
+    pub(super) input: ActivationKinds,
 }
 
 /// The attention of a layer, with its norms.
@@ -45,13 +62,15 @@ pub struct Attention {
     pub(super) qkv_parts: &'static [Part],
     /// `[n_heads * head_dim, dim]`; with gates `[n_heads * 2 * head_dim, dim]`, the query of each head before its gate.
     pub q: Linear,
-    /// `[n_kv_heads * head_dim, dim]`
-    pub k: Linear,
-    /// `[n_kv_heads * head_dim, dim]`
-    pub v: Linear,
+    /// `[n_kv_heads * head_dim, dim]`; none in layers that see the keys and values of another one.
+    pub k: Option<Linear>,
+    /// `[n_kv_heads * head_dim, dim]`; without it, what `k` gives is both.
+    pub v: Option<Linear>,
     /// For queries and for keys, `[head_dim]` each, or the heads of a row together: `[n_heads * head_dim]` and
-    /// `[n_kv_heads * head_dim]`.
+    /// `[n_kv_heads * head_dim]`. That of keys is empty in layers without keys.
     pub qk_norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// `[head_dim]`: ones, in models whose values have a norm.
+    pub value_norm: Option<Vec<f32>>,
     /// `[n_heads]`
     pub sinks: Option<Vec<f32>>,
     /// `[dim, n_heads * head_dim]`
@@ -264,6 +283,8 @@ pub struct Experts {
     pub router_bias: Option<Vec<f32>>,
     /// `[n_experts]`: added to the weights of experts to choose some of them.
     pub choice_bias: Option<Vec<f32>>,
+    /// The feed-forward block next to the experts, in models with one.
+    pub mlp: Option<MlpBranch>,
     /// Whether one tensor holds the same matrix of all experts.
     pub(super) is_merged: bool,
     /// `[n_experts]`; either all matrices have biases or none.
@@ -272,6 +293,27 @@ pub struct Experts {
     pub shared: Option<Mlp>,
     /// `[1, dim]`: computes the score of the shared expert.
     pub shared_router: Option<Matrix>,
+}
+
+/// A plain feed-forward block next to experts: it has the norm of the input that [`Ffn`] has, and the experts have their
+/// own.
+#[non_exhaustive]
+pub struct MlpBranch {
+    /// The matrices.
+    pub mlp: Mlp,
+    /// `[dim]`: of the output of `mlp`.
+    pub post_norm: Vec<f32>,
+    /// `[dim]`: of the input of the router.
+    pub router_norm: Vec<f32>,
+    /// `[n_experts]`: factors of the weights of experts.
+    pub expert_factors: Vec<f32>,
+    /// `[dim]`: of the input of the experts.
+    pub expert_norm: Vec<f32>,
+    /// `[dim]`: of their output.
+    pub expert_post_norm: Vec<f32>,
+    /// How the inputs of `mlp` and of the router are quantized.
+    pub(super) input: ActivationKinds,
+    pub(super) router_input: ActivationKinds,
 }
 
 /// The weights after the last layer.
@@ -314,7 +356,8 @@ impl Layer {
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         let mut all = Vec::new();
         if let Some(w) = &self.attention {
-            all.extend([&w.q.weight, &w.k.weight, &w.v.weight, &w.output.weight]);
+            all.extend([&w.q.weight, &w.output.weight]);
+            all.extend(w.k.iter().chain(&w.v).map(|w| &w.weight));
         }
         if let Some(w) = &self.latent {
             all.extend(w.q_latent.as_ref().map(|(latent, _)| &latent.weight));
@@ -331,8 +374,10 @@ impl Layer {
                 all.push(&experts.router);
                 all.extend(&experts.shared_router);
                 all.extend(experts.experts.iter().chain(&experts.shared).flat_map(Mlp::matrices));
+                all.extend(experts.mlp.iter().flat_map(|branch| branch.mlp.matrices()));
             }
         }
+        all.extend(self.per_layer.iter().flat_map(|w| [&w.gate, &w.projection]));
         all.into_iter()
     }
 }
@@ -392,7 +437,27 @@ impl Packer<'_, '_> {
                 None => self.norm_if(self.loader.config().has_pre_norms, Part::AttnNorm, i)?,
             };
         }
-        Ok(Layer { attention, latent, delta_net, state_space, short_conv, ffn })
+        let per_layer = match self.loader.config().per_layer_dim {
+            Some(width) if part.has_feed_forward() => Some(self.per_layer(i, width)?),
+            _ => None,
+        };
+        let has_scale = self.loader.config().has_layer_scales && self.loader.has(Part::LayerScale, i);
+        let scale = match has_scale && part.has_feed_forward() {
+            true => self.loader.vector(&weight(Part::LayerScale, i), 1)?.first().copied(),
+            false => None,
+        };
+        Ok(Layer { attention, latent, delta_net, state_space, short_conv, ffn, per_layer, scale })
+    }
+
+    fn per_layer(&mut self, i: usize, width: usize) -> Result<PerLayer, ModelError> {
+        let dim = self.loader.config().dim;
+        let gate = self.whole(Part::LayerGate, i, width)?;
+        Ok(PerLayer {
+            input: ActivationKinds::of([gate.ty()]),
+            gate,
+            projection: self.matrix(&weight(Part::LayerProjection, i), &[dim, width], 0..dim)?,
+            post_norm: self.loader.vector(&weight(Part::LayerPostNorm, i), dim)?,
+        })
     }
 
     fn short_conv(&mut self, i: usize, n_taps: usize) -> Result<ShortConv, ModelError> {
@@ -497,22 +562,25 @@ impl Packer<'_, '_> {
 
     fn attention(&mut self, i: usize) -> Result<Attention, ModelError> {
         let config = self.loader.config();
-        let (dim, head_dim) = (config.dim, config.head_dim);
-        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
+        let (dim, head_dim) = (config.dim, config.head_dim_of(i));
+        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads_of(i) * head_dim);
         let query_rows = if config.has_output_gate { 2 * q_dim } else { q_dim };
-        let is_fused = self.loader.has(Part::Qkv, i);
-        let [q, k, v] = match is_fused {
-            true => self.split(Part::Qkv, i, [query_rows, kv_dim, kv_dim], dim)?,
-            false => [
-                self.linear(Part::Q, i, query_rows, dim)?,
-                self.linear(Part::K, i, kv_dim, dim)?,
-                self.linear(Part::V, i, kv_dim, dim)?,
-            ],
+        let has_kv = !config.shares_kv(i);
+        let is_fused = has_kv && self.loader.has(Part::Qkv, i);
+        let has_values = has_kv && (!config.can_lack_values(i) || self.loader.has(Part::V, i));
+        let (q, k, v) = if is_fused {
+            let [q, k, v] = self.split(Part::Qkv, i, [query_rows, kv_dim, kv_dim], dim)?;
+            (q, Some(k), Some(v))
+        } else {
+            let q = self.linear(Part::Q, i, query_rows, dim)?;
+            let k = has_kv.then(|| self.linear(Part::K, i, kv_dim, dim)).transpose()?;
+            (q, k, has_values.then(|| self.linear(Part::V, i, kv_dim, dim)).transpose()?)
         };
         let mut norm = |part, len| self.loader.vector(&weight(part, i), len);
         let qk_norm = match config.qk_norm_of(i) {
             Some(QkNorm::Heads | QkNorm::RotatedHeads) => {
-                Some((norm(Part::QNorm, head_dim)?, norm(Part::KNorm, head_dim)?))
+                let of_keys = if has_kv { norm(Part::KNorm, head_dim)? } else { Vec::new() };
+                Some((norm(Part::QNorm, head_dim)?, of_keys))
             }
             Some(QkNorm::Rows) => Some((norm(Part::QNorm, q_dim)?, norm(Part::KNorm, kv_dim)?)),
             Some(QkNorm::Plain) => Some((vec![1.0; head_dim], vec![1.0; head_dim])),
@@ -523,15 +591,22 @@ impl Packer<'_, '_> {
             true => Some(norm(Part::AttnSinks, config.n_heads)?),
             false => None,
         };
-        let input = ActivationKinds::of([q.weight.ty(), k.weight.ty(), v.weight.ty()]).two_planes();
+        let types = [Some(&q), k.as_ref(), v.as_ref()].into_iter().flatten().map(|w| w.weight.ty());
+        let input = ActivationKinds::of(types).two_planes();
         Ok(Attention {
             input,
             norm: self.norm_if(config.has_pre_norms, Part::AttnNorm, i)?,
-            qkv_parts: if is_fused { &[Part::Qkv] } else { &[Part::Q, Part::K, Part::V] },
+            qkv_parts: match (is_fused, has_kv, has_values) {
+                (true, ..) => &[Part::Qkv],
+                (_, false, _) => &[Part::Q],
+                (_, _, false) => &[Part::Q, Part::K],
+                _ => &[Part::Q, Part::K, Part::V],
+            },
             q,
             k,
             v,
             qk_norm,
+            value_norm: (config.has_value_norm && has_kv).then(|| vec![1.0; head_dim]),
             sinks,
             output: self.linear(Part::AttnOutput, i, dim, q_dim)?,
             post_norm: self.norm_if(config.has_post_norms, Part::AttnPostNorm, i)?,
@@ -544,13 +619,15 @@ impl Packer<'_, '_> {
         let (matrices, input) = match config.experts_of(i) {
             Some(experts) => {
                 let experts = self.experts(i, dim, experts)?;
+                let is_apart = experts.mlp.is_some();
                 let mlps = experts.experts.iter().chain(&experts.shared).flat_map(Mlp::input_types);
                 let routers = [&experts.router].into_iter().chain(&experts.shared_router).map(Matrix::ty);
-                let kinds = ActivationKinds::of(mlps.chain(routers));
+                // The router next to a feed-forward block has an input of its own.
+                let kinds = ActivationKinds::of(mlps.chain(routers.filter(|_| !is_apart)));
                 (FeedForward::Experts(experts), kinds)
             }
             None => {
-                let mlp = self.mlp(i, dim, config.ffn_dim)?;
+                let mlp = self.mlp(i, dim, config.ffn_dim_of(i))?;
                 let kinds = ActivationKinds::of(mlp.input_types());
                 (FeedForward::Dense(mlp), kinds)
             }
@@ -642,7 +719,36 @@ impl Packer<'_, '_> {
             }
             false => None,
         };
-        Ok(Experts { router, router_bias, choice_bias, is_merged, experts, shared, shared_router })
+        let mlp = config.next_to_mlp.then(|| self.mlp_branch(i, dim, &config, router.ty())).transpose()?;
+        Ok(Experts { router, router_bias, choice_bias, mlp, is_merged, experts, shared, shared_router })
+    }
+
+    /// The feed-forward block next to experts, and the norms of both.
+    fn mlp_branch(
+        &mut self,
+        i: usize,
+        dim: usize,
+        config: &ExpertConfig,
+        router: TensorType,
+    ) -> Result<MlpBranch, ModelError> {
+        let mlp = self.mlp(i, dim, self.loader.config().ffn_dim_of(i))?;
+        let input = ActivationKinds::of(mlp.input_types());
+        let root = (1.0 / (dim as f64).sqrt()) as f32;
+        let mut norm = |part| self.loader.vector(&weight(part, i), dim);
+        let (post_norm, expert_norm) = (norm(Part::MlpPostNorm)?, norm(Part::ExpertNorm)?);
+        let expert_post_norm = norm(Part::ExpertPostNorm)?;
+        // The input of the router is divided by the root of its length, too.
+        let router_norm = self.loader.vector(&names::gguf(Part::RouterNorm, i), dim)?;
+        Ok(MlpBranch {
+            mlp,
+            post_norm,
+            router_norm: router_norm.iter().map(|w| w * root).collect(),
+            expert_factors: self.loader.vector(&names::gguf(Part::ExpertFactors, i), config.n_experts)?,
+            expert_norm,
+            expert_post_norm,
+            input,
+            router_input: ActivationKinds::of([router]),
+        })
     }
 
     /// The gates and ups of all experts, whose rows are in one tensor.

@@ -29,6 +29,8 @@ pub(crate) struct Fused {
     pub(crate) qkv: bool,
     /// The rows of the gate precede those of the matrix that it is multiplied with.
     pub(crate) gate_up: bool,
+    /// There is no matrix of values: what that of keys gives is both.
+    pub(crate) lacks_values: bool,
 }
 
 /// One tensor of an adapter's file.
@@ -209,7 +211,8 @@ fn to_bytes(values: &[f32]) -> Vec<u8> {
 
 /// The targets that a tensor of a layer consists of, each with its number of rows, in order; and the number of columns.
 fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(Vec<(LoraTarget, usize)>, usize)> {
-    let (q_dim, kv_dim) = (c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim);
+    let head_dim = c.head_dim_of(layer);
+    let (q_dim, kv_dim, ffn_dim) = (c.n_heads * head_dim, c.n_kv_heads_of(layer) * head_dim, c.ffn_dim_of(layer));
     if let Some(latent) = &c.latent {
         // Of latent attention, those matrices that products go through as they are in files.
         match part {
@@ -234,6 +237,8 @@ fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(V
         return None;
     }
     match part {
+        Part::K | Part::V | Part::Qkv if c.shares_kv(layer) => return None,
+        Part::V if fused.lacks_values => return None,
         Part::Q if !fused.qkv => return one(LoraTarget::Q, query_rows, c.dim),
         Part::K if !fused.qkv => return one(LoraTarget::K, kv_dim, c.dim),
         Part::V if !fused.qkv => return one(LoraTarget::V, kv_dim, c.dim),
@@ -243,14 +248,14 @@ fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(V
         Part::AttnOutput => return one(LoraTarget::AttnOutput, c.dim, q_dim),
         _ => {}
     }
-    if c.experts.is_some() {
+    if c.experts.is_some_and(|experts| !experts.next_to_mlp) {
         return None;
     }
     match part {
-        Part::Gate if !fused.gate_up => one(LoraTarget::Gate, c.ffn_dim, c.dim),
-        Part::Up if fused.gate_up => Some((vec![(LoraTarget::Gate, c.ffn_dim), (LoraTarget::Up, c.ffn_dim)], c.dim)),
-        Part::Up => one(LoraTarget::Up, c.ffn_dim, c.dim),
-        Part::Down => one(LoraTarget::Down, c.dim, c.ffn_dim),
+        Part::Gate if !fused.gate_up => one(LoraTarget::Gate, ffn_dim, c.dim),
+        Part::Up if fused.gate_up => Some((vec![(LoraTarget::Gate, ffn_dim), (LoraTarget::Up, ffn_dim)], c.dim)),
+        Part::Up => one(LoraTarget::Up, ffn_dim, c.dim),
+        Part::Down => one(LoraTarget::Down, c.dim, ffn_dim),
         _ => None,
     }
 }

@@ -239,7 +239,8 @@ fn plan<'a>(input: &'a Input<'_>, options: &FileOptions<'_>) -> Result<Vec<Job<'
             }
             // Rounding to a shorter float leaves no choice, so importance does not matter.
             let importance = if to.block_elems() > 1 { importance_of(tensor, options)? } else { None };
-            let optional = matches!(name.as_str(), "token_embd.weight" | "output.weight");
+            let optional =
+                matches!(name.as_str(), "token_embd.weight" | "per_layer_token_embd.weight" | "output.weight");
             if importance.is_none() && choices.recipe == Recipe::Q2_K_S && to == TensorType::Q2_K && !optional {
                 return Err(QuantizeError::NeedsImportance { recipe: choices.recipe, name: name.clone() });
             }

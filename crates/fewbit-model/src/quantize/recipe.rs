@@ -272,7 +272,7 @@ impl ModelFacts {
             architecture: config.architecture.clone(),
             n_layers: config.n_layers(),
             n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
+            n_kv_heads: config.n_kv_heads_of(0),
             n_experts: config.experts.map_or(0, |experts| experts.n_experts),
             tied,
         }

@@ -223,11 +223,43 @@ def as_published(class_name, config, own):
     return config
 
 
+def gemma_models():
+    """Gemma 4: per-layer embeddings and layers that share keys and values with wider feed-forward blocks (E2B), and without
+    wider ones (E4B), global layers without values (31B), experts (26B-A4B), and the one class without per-layer embeddings
+    and experts. The width's root is the same in bf16, to which published weights round it."""
+    kinds = {"L": "sliding_attention", "G": "full_attention"}
+    sizes = {
+        "vocab_size": VOCAB, "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 3,
+        "hidden_size": 64, "head_dim": 16, "global_head_dim": 40, "num_hidden_layers": 8, "intermediate_size": 80,
+        "pad_token_id": None, "sliding_window": 13, "layer_types": [kinds[kind] for kind in "LLGLGLLG"],
+        "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 9.0,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.3, "rope_theta": 1e6},
+        },
+    }
+    shared = {**sizes, "hidden_size_per_layer_input": 16, "num_kv_shared_layers": 4}
+    unified = {key: value for key, value in sizes.items() if "per_layer_input" not in key}
+    without_values = {"attention_k_eq_v": True, "num_global_key_value_heads": 2}
+    return [
+        ("Gemma 4 E2B", "Gemma4", {**shared, "use_double_wide_mlp": True}, False),
+        ("Gemma 4 E4B", "Gemma4", {**shared, "num_kv_shared_layers": 3, "global_head_dim": 32, "tie_word_embeddings": False}, False),
+        ("Gemma 4 31B", "Gemma4", {**sizes, **without_values, "num_hidden_layers": 6, "layer_types": [kinds[kind] for kind in "LGLGLG"]}, False),
+        ("Gemma 4 26B-A4B", "Gemma4", {
+            **sizes, **without_values, "num_hidden_layers": 4, "layer_types": [kinds[kind] for kind in "LGLG"],
+            "enable_moe_block": True, "num_experts": 6, "top_k_experts": 3, "moe_intermediate_size": 24,
+        }, False),
+        ("Gemma 4 12B", "Gemma4Unified", {**unified, **without_values, "num_global_key_value_heads": 1}, False),
+    ]
+
+
 def scale_and_offset(name, shape):
     """How the values of a tensor are spread."""
     dim = shape[-2] if "experts." in name else shape[-1]
     if "norm" in name:
         return 0.4, 1.0
+    if name.endswith(("layer_scalar", "router.scale", "per_expert_scale")):
+        return 0.3, 0.8
     if name.endswith("sinks"):
         return 2.0, 0.0
     if name.endswith("A_log"):
@@ -237,7 +269,7 @@ def scale_and_offset(name, shape):
     if name.endswith("bias"):
         return 0.5, 0.0
     # What experts are chosen by and weighted with must differ, and one token from the next.
-    if name.endswith(("mlp.gate.weight", "feed_forward.gate.weight", "router.layer.weight")):
+    if name.endswith(("mlp.gate.weight", "feed_forward.gate.weight", "router.layer.weight", "router.proj.weight")):
         return 4 * (3 / dim) ** 0.5, 0.0
     # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
     gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0, "linear_attn.out_proj": 0.07}
@@ -402,10 +434,16 @@ def converted(llama_cpp, config, arrays):
         to = Path(to)
         (to / "config.json").write_text(json.dumps(config))
         save_file(arrays, to / "model.safetensors", metadata={"format": "pt"})
+        if config["model_type"].startswith("gemma4"):
+            # The converter cuts the embedding to the size of the vocabulary.
+            vocabulary = {"model": {"vocab": {str(i): i for i in range(VOCAB)}}, "added_tokens": []}
+            (to / "tokenizer.json").write_text(json.dumps(vocabulary))
         hparams = ModelBase.load_hparams(to, False)
         if hparams["model_type"] == "mistral4":
             # It is the text part of a class that has others too.
             model_class = get_model_class("Mistral3ForConditionalGeneration").Mistral4Model
+        elif hparams["model_type"] == "gemma4_unified_text":
+            model_class = get_model_class("Gemma4UnifiedForConditionalGeneration")
         else:
             model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         without_vocabulary = type(model_class.__name__, (model_class,), {
@@ -445,6 +483,7 @@ def converted(llama_cpp, config, arrays):
 # The files, and the models in each.
 FILES = {
     "transformers_models": models, "transformers_deepseek": deepseek_models, "transformers_hybrid": hybrid_models,
+    "transformers_gemma": gemma_models,
 }
 
 
@@ -467,6 +506,9 @@ def write(llama_cpp, to, models):
         config["architectures"] = [type(model).__name__]
         config.pop("dtype", None)
         config = as_published(class_name, config, model.config)
+        if class_name == "Gemma4Unified":
+            # The converter needs the key, which this class of the library does not write.
+            config["moe_intermediate_size"] = None
         if is_packed:
             config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
         gguf = converted(llama_cpp, config, arrays)

@@ -99,9 +99,12 @@ impl Work {
     fn of_tensors(source: &dyn WeightSource) -> Self {
         let matrices = || source.tensors().iter().filter(|t| t.shape.len() >= 2);
         // Without a matrix of its own, the output layer uses that of the embedding. With one, a step reads only one row
-        // of the embedding.
+        // of the embedding, and never more than one of the per-layer embedding.
         let tied = source.tensor("output.weight").is_none();
-        let is_read = |name: &str| name != "token_embd.weight" || tied;
+        let is_read = |name: &str| match name {
+            "token_embd.weight" => tied,
+            name => name != "per_layer_token_embd.weight",
+        };
         Self {
             bytes_per_step: matrices().filter(|t| is_read(&t.name)).map(|t| t.n_bytes).sum(),
             macs_per_token: matrices().filter(|t| t.name.starts_with("blk.")).map(|t| t.n_elems()).sum(),
