@@ -23,6 +23,7 @@ mod latent;
 mod modules;
 mod part;
 mod pooling;
+mod routing;
 mod scheme;
 
 pub use error::HfError;

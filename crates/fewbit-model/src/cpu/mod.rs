@@ -8,6 +8,7 @@ mod head;
 mod host_states;
 mod latent;
 mod recurrent;
+mod recurrent_weights;
 mod short_conv;
 mod space;
 mod state;

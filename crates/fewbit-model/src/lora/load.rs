@@ -231,7 +231,7 @@ fn targets(part: Part, layer: usize, fused: Fused, c: &ModelConfig) -> Option<(V
     let is_feed_forward = matches!(part, Part::Gate | Part::Up | Part::Down);
     let is_there = match is_feed_forward {
         true => c.layers[layer].has_feed_forward && (c.is_gated || part != Part::Gate),
-        false => c.has_keys_values(layer),
+        false => c.layers[layer].has_attention && !c.layers[layer].is_recurrent,
     };
     if !is_there {
         return None;

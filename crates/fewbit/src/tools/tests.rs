@@ -254,7 +254,9 @@ fn every_style_is_parsed_in_any_pieces_and_by_generic() {
             let cities: Vec<_> = both.calls.iter().map(|call| call.1["city"].as_str().unwrap()).collect();
             assert_eq!(cities, ["Paris", "Rome"], "{style:?}");
             let ids = ids(&both);
-            assert!(ids[0] != ids[1] && ids.iter().all(|id| id.len() == 9), "{ids:?}");
+            // Kimi writes ids of its own.
+            let is_ours = |id: &&str| id.len() == 9 || style == ToolStyle::Kimi;
+            assert!(ids[0] != ids[1] && ids.iter().all(is_ours), "{ids:?}");
         }
     }
     assert_eq!(ids(&read(ToolStyle::MistralCallId, &call(ToolStyle::MistralCallId, "x"))), ["q1w2e3r4t"]);
@@ -489,7 +491,7 @@ fn truncated_calls_are_text_and_reported_as_malformed() {
             ToolStyle::Glm => whole.find("</tool_call>").unwrap(),
             _ => whole.rfind(['}', ')']).unwrap_or(0),
         };
-        for cut in 1..end {
+        for cut in (1..end).filter(|&cut| whole.is_char_boundary(cut)) {
             let got = read(style, &whole[..cut]);
             assert!(got.calls.is_empty(), "{style:?} cut at {cut}: {got:?}");
             assert_eq!(got.text, whole[..cut], "{style:?}");
