@@ -313,13 +313,8 @@ fn kv_heads(keys: &Keys<'_>) -> Result<Vec<usize>, CheckpointError> {
 /// The inner widths of the feed-forward blocks of all layers; 0 for layers without one.
 fn feed_forward_lengths(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<usize>, CheckpointError> {
     let lengths = equal_or_none(keys, "feed_forward_length", "feed-forward blocks of different widths")?;
-    match lengths.len() == n_layers {
-        true => Ok(lengths),
-        false => {
-            let found = format!("{} layers", lengths.len());
-            Err(bad(&keys.name("feed_forward_length"), found, format!("{n_layers} layers")))
-        }
-    }
+    check_layers(&keys.name("feed_forward_length"), &lengths, n_layers)?;
+    Ok(lengths)
 }
 
 /// A number of each layer, or one for all. All that are not 0 must be equal.
@@ -341,11 +336,17 @@ fn equal_or_none(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<
 fn per_layer(keys: &Keys<'_>, key: &str, n_layers: usize) -> Result<Option<Vec<usize>>, CheckpointError> {
     let name = keys.name(key);
     let Some(list) = list_of(keys, &name)? else { return Ok(keys.count(key, MAX_WIDTH)?.map(|n| vec![n; n_layers])) };
-    if list.len() != n_layers {
-        return Err(bad(&name, format!("{} layers", list.len()), format!("{n_layers} layers")));
-    }
+    check_layers(&name, &list, n_layers)?;
     list.iter().try_for_each(|&n| check_count(&name, n, MAX_WIDTH))?;
     Ok(Some(list))
+}
+
+/// Checks that a list has a number for each layer.
+fn check_layers(name: &str, list: &[usize], n_layers: usize) -> Result<(), CheckpointError> {
+    match list.len() == n_layers {
+        true => Ok(()),
+        false => Err(bad(name, format!("{} layers", list.len()), format!("{n_layers} layers"))),
+    }
 }
 
 /// The numbers of a key that has a list, signed or not; those below 0 as 0.

@@ -76,14 +76,12 @@ impl DeltaNetConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), CheckpointError> {
-        for (key, n) in [
+        check_sides([
             ("recurrent.n_k_heads", self.n_k_heads),
             ("recurrent.n_v_heads", self.n_v_heads),
             ("recurrent.k_dim", self.k_dim),
             ("recurrent.v_dim", self.v_dim),
-        ] {
-            check_count(key, n, MAX_STATE_SIDE)?;
-        }
+        ])?;
         if !self.n_v_heads.is_multiple_of(self.n_k_heads) {
             let expected = format!("a multiple of {} key heads", self.n_k_heads);
             return Err(bad("recurrent.n_v_heads", self.n_v_heads, expected));
@@ -124,19 +122,21 @@ impl StateSpaceConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), CheckpointError> {
-        for (key, n) in [
+        check_sides([
             ("recurrent.n_groups", self.n_groups),
             ("recurrent.n_heads", self.n_heads),
             ("recurrent.state_dim", self.state_dim),
             ("recurrent.head_dim", self.head_dim),
-        ] {
-            check_count(key, n, MAX_STATE_SIDE)?;
-        }
+        ])?;
         if !self.n_heads.is_multiple_of(self.n_groups) {
             return Err(bad("recurrent.n_heads", self.n_heads, format!("a multiple of {} groups", self.n_groups)));
         }
         check_taps(self.n_taps)
     }
+}
+
+fn check_sides(sides: [(&str, usize); 4]) -> Result<(), CheckpointError> {
+    sides.into_iter().try_for_each(|(key, n)| check_count(key, n, MAX_STATE_SIDE))
 }
 
 pub(super) fn check_taps(n_taps: usize) -> Result<(), CheckpointError> {

@@ -291,11 +291,13 @@ unsafe fn dot_two_quads<S: Simd, C: Stored, const R: usize, const P: usize, cons
     // SAFETY: the caller's.
     unsafe {
         let mut xs = [x.two::<S>(q, 0); N];
-        for n in (0..N).step_by(2) {
-            if N.is_multiple_of(4) && n % 4 == 0 {
+        if N.is_multiple_of(4) {
+            for n in (0..N).step_by(4) {
                 [xs[n], xs[n + 2]] = S::zip(x.four::<S>(q, n), x.four::<S>(q + 1, n));
-            } else if !N.is_multiple_of(4) {
-                xs[n] = S::zip(x.two::<S>(q, n), x.two::<S>(q + 1, n))[0];
+            }
+        } else {
+            for n in (0..N).step_by(2) {
+                [xs[n], _] = S::zip(x.two::<S>(q, n), x.two::<S>(q + 1, n));
             }
         }
         for p in 0..P {

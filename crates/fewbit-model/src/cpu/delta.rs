@@ -6,7 +6,7 @@
 
 use super::CpuSegment;
 use super::forward::{Batch, Buffers};
-use super::recurrent::Order;
+use super::recurrent::{Order, channels_of};
 use super::state::log_row;
 use super::weights::{DeltaGates, DeltaInputs, DeltaNet};
 use crate::lora::LoraTarget;
@@ -59,10 +59,7 @@ impl CpuSegment {
             scores(&c, i, &d.beta, &d.alpha, beta, alpha);
         });
         let [inputs, outputs] = &mut d.convolution;
-        inputs.resize(order.total() * n_channels, 0.0);
-        for (x, row) in inputs.chunks_exact_mut(n_channels).zip(d.rows.chunks_exact(width)) {
-            x.copy_from_slice(&row[..n_channels]);
-        }
+        channels_of(&d.rows, width, n_channels, inputs);
         d.gates.resize(order.total() * 2 * c.n_v_heads, 0.0);
         let rows = &d.rows;
         e.each_row(2 * c.n_v_heads, &mut d.gates, |row, gates| {

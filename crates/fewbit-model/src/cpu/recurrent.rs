@@ -120,3 +120,9 @@ impl Order {
         cpu.gated_delta(&step(convolved), &mut ruled, out);
     }
 }
+
+/// The channels, which begin each of these rows of `width`: what goes through the convolution.
+pub(super) fn channels_of(rows: &[f32], width: usize, n_channels: usize, channels: &mut Vec<f32>) {
+    channels.clear();
+    rows.chunks_exact(width).for_each(|row| channels.extend_from_slice(&row[..n_channels]));
+}

@@ -38,6 +38,7 @@ use std::fmt::Write as _;
 use fewbit_tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
+use super::section::{DEEPSEEK, KIMI};
 use super::style::ToolStyle;
 use super::types::{Types, property, resolve};
 use super::{Tool, ToolError};
@@ -146,7 +147,8 @@ impl Writer<'_> {
                 if !is_plain_name(name) {
                     return Err(unwritable(name, self.style));
                 }
-                let (marks, json) = (self.style.section(), self.json(i, &schema)?);
+                let marks = if self.style == ToolStyle::Kimi { &KIMI } else { &DEEPSEEK };
+                let json = self.json(i, &schema)?;
                 let (begin, separator, end) =
                     (self.mark(marks.begin), self.mark(marks.separator), self.mark(marks.end));
                 match self.style {
@@ -201,30 +203,15 @@ impl Writer<'_> {
         };
         let list = || format!("\"[\" {} \"]\"", several("call", ", "));
         match self.style {
-            ToolStyle::Hermes | ToolStyle::Qwen3Coder | ToolStyle::Generic => {
-                let (open, close) = (self.mark("<tool_call>"), self.mark("</tool_call>"));
-                several(&format!("({open} \"\\n\" call \"\\n\" {close})"), "\n")
+            ToolStyle::Hermes | ToolStyle::Qwen3Coder | ToolStyle::Seed | ToolStyle::Generic => {
+                several(&format!("({})", self.enclosed("\"\\n\" call \"\\n\"")), "\n")
             }
-            ToolStyle::Glm => {
-                let (open, close) = (self.mark("<tool_call>"), self.mark("</tool_call>"));
-                several(&format!("({open} call {close})"), "\n")
-            }
-            ToolStyle::Seed => {
-                let (open, close) = (self.mark("<seed:tool_call>"), self.mark("</seed:tool_call>"));
-                several(&format!("({open} \"\\n\" call \"\\n\" {close})"), "\n")
-            }
-            ToolStyle::DeepSeekR1 | ToolStyle::DeepSeekV31 => {
-                let (open, close) = (self.mark("<｜tool▁calls▁begin｜>"), self.mark("<｜tool▁calls▁end｜>"));
-                let between = if self.style == ToolStyle::DeepSeekR1 { "\n" } else { "" };
-                format!("{open} {} {close}", several("call", between))
-            }
-            ToolStyle::Kimi => {
-                let open = self.mark("<|tool_calls_section_begin|>");
-                format!("{open} {} {}", several("call", ""), self.mark("<|tool_calls_section_end|>"))
-            }
+            ToolStyle::Glm => several(&format!("({})", self.enclosed("call")), "\n"),
+            ToolStyle::DeepSeekR1 => self.enclosed(&several("call", "\n")),
+            ToolStyle::DeepSeekV31 | ToolStyle::Kimi => self.enclosed(&several("call", "")),
             ToolStyle::Cohere => {
-                let (open, close) = (self.mark("<|START_ACTION|>"), self.mark("<|END_ACTION|>"));
-                format!("{open} {} {} {} {close}", literal("[\n    "), several("call", ",\n    "), literal("\n]"))
+                let calls = several("call", ",\n    ");
+                self.enclosed(&format!("{} {calls} {}", literal("[\n    "), literal("\n]")))
             }
             ToolStyle::Llama3Json => several("call", "; "),
             ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 => {
@@ -237,12 +224,7 @@ impl Writer<'_> {
                     (true, _) => json_calls,
                     (false, false) => format!("({} | {json_calls})", list()),
                 };
-                match self.style {
-                    ToolStyle::Lfm2 => {
-                        format!("{} {calls} {}", self.mark("<|tool_call_start|>"), self.mark("<|tool_call_end|>"))
-                    }
-                    _ => calls,
-                }
+                if self.style == ToolStyle::Lfm2 { self.enclosed(&calls) } else { calls }
             }
             ToolStyle::MistralList => format!("{} {}", self.mark("[TOOL_CALLS]"), list()),
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
@@ -254,12 +236,23 @@ impl Writer<'_> {
                     if self.tokenizer.id_of("<|tool_call|>").is_some() { "<|tool_call|>" } else { "<tool_call>" };
                 format!("{} {}", self.mark(mark), list())
             }
-            ToolStyle::Phi4 => format!("{} {} {}", self.mark("<|tool_call|>"), list(), self.mark("<|/tool_call|>")),
+            ToolStyle::Phi4 => self.enclosed(&list()),
             // A message has one call, and ends the answer.
             ToolStyle::Harmony => format!("{} {} call", self.mark("<|channel|>"), literal("commentary to=")),
             ToolStyle::Json if one => "call".to_owned(),
             ToolStyle::Json => format!("call | {}", list()),
         }
+    }
+
+    /// A rule between the style's marks.
+    fn enclosed(&self, rule: &str) -> String {
+        let mark = self.style.marks().first();
+        let (open, close) = (mark.map(|mark| self.mark(mark.text)), mark.and_then(|mark| mark.end));
+        [open.as_deref(), Some(rule), close.map(|close| self.mark(close)).as_deref()]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(" ")
     }
 
     /// A mark: its control token, or else its text.

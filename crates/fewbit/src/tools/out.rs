@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::parser::{Part, Setup};
+use super::types::{Types, property};
 use super::{MalformedCall, Tool, ToolCall};
 
 /// Text that has not been consumed, and a position in it.
@@ -96,6 +97,12 @@ impl Out {
 
     pub(super) fn tool(&self, name: &str) -> Option<&Tool> {
         self.tools.iter().find(|tool| tool.name == name)
+    }
+
+    /// The types of a tool's argument; those of an argument that nothing is known of, if there is no such tool or argument.
+    pub(super) fn types(&self, name: &str, key: &str) -> Types {
+        let Some(tool) = self.tool(name) else { return Types::default() };
+        property(&tool.parameters, key).map(|schema| Types::of(schema, &tool.parameters)).unwrap_or_default()
     }
 
     /// The model's id if it is valid and new; otherwise a generated one that the conversation does not have.
@@ -194,6 +201,38 @@ impl Out {
 pub(super) fn skip_space(input: &mut Input, out: &mut Out) {
     while input.rest().starts_with(|c: char| c.is_whitespace()) {
         out.attempt.extend(input.next());
+    }
+}
+
+/// Moves the next text of a value without quotes to `value`, and its end mark out of the input; returns whether the value is
+/// complete. It ends at the `end` that one of `next` follows, so that one inside it ends nothing.
+pub(super) fn take_value(value: &mut String, end: &str, next: &[&str], input: &mut Input, out: &mut Out) -> bool {
+    loop {
+        let rest = input.rest();
+        let (n, ends) = match rest.find(end) {
+            Some(at) => {
+                let after = rest[at + end.len()..].trim_start();
+                if next.iter().any(|mark| after.starts_with(mark)) {
+                    (at, Some(true))
+                } else if next.iter().any(|mark| mark.starts_with(after)) {
+                    (at, None)
+                } else {
+                    (at + end.len(), Some(false))
+                }
+            }
+            None => (rest.len() - overlap(rest, end), None),
+        };
+        let new = input.take(n);
+        *value += &new;
+        out.attempt += &new;
+        match ends {
+            Some(true) => {
+                out.attempt += &input.take(end.len());
+                return true;
+            }
+            Some(false) => {}
+            None => return false,
+        }
     }
 }
 

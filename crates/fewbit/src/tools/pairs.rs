@@ -11,9 +11,8 @@
 
 use serde_json::{Map, Value};
 
-use super::out::{Step, skip_space};
+use super::out::{Step, skip_space, take_value};
 use super::parser::{Input, MAX_NAME_BYTES, Out, Outcome, overlap};
-use super::types::{Types, property};
 
 const KEY: &str = "<arg_key>";
 const KEY_END: &str = "</arg_key>";
@@ -142,36 +141,10 @@ impl Pairs {
     }
 
     fn value(&mut self, input: &mut Input, out: &mut Out) -> Result<Step, String> {
-        loop {
-            let rest = input.rest();
-            let (n, ends) = match rest.find(VALUE_END) {
-                Some(at) => {
-                    let after = rest[at + VALUE_END.len()..].trim_start();
-                    if NEXT.iter().any(|mark| after.starts_with(mark)) {
-                        (at, Some(true))
-                    } else if NEXT.iter().any(|mark| mark.starts_with(after)) {
-                        (at, None)
-                    } else {
-                        (at + VALUE_END.len(), Some(false))
-                    }
-                }
-                None => (rest.len() - overlap(rest, VALUE_END), None),
-            };
-            let new = input.take(n);
-            self.text += &new;
-            out.attempt += &new;
-            match ends {
-                Some(true) => break,
-                Some(false) => {}
-                None => return Ok(Step::Wait),
-            }
+        if !take_value(&mut self.text, VALUE_END, &NEXT, input, out) {
+            return Ok(Step::Wait);
         }
-        out.attempt += &input.take(VALUE_END.len());
-        let types = match out.tool(&self.name) {
-            Some(tool) => property(&tool.parameters, &self.key).map(|schema| Types::of(schema, &tool.parameters)),
-            None => None,
-        };
-        let value = types.unwrap_or_default().value(&std::mem::take(&mut self.text));
+        let value = out.types(&self.name, &self.key).value(&std::mem::take(&mut self.text));
         let before = if self.arguments.is_empty() { '{' } else { ',' };
         out.arguments(&format!("{before}{}:{value}", Value::from(self.key.as_str())));
         self.arguments.insert(std::mem::take(&mut self.key), value);

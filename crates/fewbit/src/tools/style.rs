@@ -188,12 +188,6 @@ impl ToolStyle {
         }
     }
 
-    /// The marks of each call, in styles that have some; DeepSeek's in others.
-    #[cfg(feature = "constraints")]
-    pub(crate) fn section(self) -> &'static Section {
-        if self == Self::Kimi { &KIMI } else { &DEEPSEEK }
-    }
-
     /// Whether `[f(..)]` begins calls.
     pub(crate) fn is_pythonic(self) -> bool {
         matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Generic)

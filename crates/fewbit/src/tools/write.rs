@@ -82,7 +82,19 @@ impl<'a> Call<'a> {
     }
 }
 
+/// A value as the formats without quotes have it.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| spaced(value), str::to_owned)
+}
+
 impl ToolStyle {
+    /// A text between the style's marks.
+    fn enclosed(self, text: &str) -> String {
+        let mark = self.marks().first();
+        let (open, close) = (mark.map_or("", |mark| mark.text), mark.and_then(|mark| mark.end).unwrap_or_default());
+        format!("{open}{text}{close}")
+    }
+
     /// The calls of a message, as a model of this style writes them.
     pub(super) fn write(self, calls: &[Value]) -> String {
         let calls: Vec<Call<'_>> = calls.iter().map(Call::read).collect();
@@ -92,48 +104,47 @@ impl ToolStyle {
         let list = || spaced(&calls.iter().map(|call| call.object("arguments")).collect());
         match self {
             Self::Hermes | Self::Generic => {
-                all("\n", &|call| format!("<tool_call>\n{}\n</tool_call>", spaced(&call.object("arguments"))))
+                all("\n", &|call| self.enclosed(&format!("\n{}\n", spaced(&call.object("arguments")))))
             }
-            Self::Qwen3Coder => all("\n", &|call| {
-                let parameters = call.pairs().map(|(name, value)| {
-                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
-                    format!("<parameter={name}>\n{value}\n</parameter>\n")
-                });
-                let parameters: String = parameters.collect();
-                format!("<tool_call>\n<function={}>\n{parameters}</function>\n</tool_call>", call.name)
-            }),
-            Self::Glm => all("\n", &|call| {
-                let pairs = call.pairs().map(|(name, value)| {
-                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
-                    format!("<arg_key>{name}</arg_key>\n<arg_value>{value}</arg_value>\n")
-                });
-                format!("<tool_call>{}\n{}</tool_call>", call.name, pairs.collect::<String>())
-            }),
-            Self::Seed => all("\n", &|call| {
-                let parameters = call.pairs().map(|(name, value)| {
-                    let value = value.as_str().map_or_else(|| spaced(value), str::to_owned);
-                    format!("<parameter={name}>{value}</parameter>\n")
-                });
-                let parameters: String = parameters.collect();
-                format!("<seed:tool_call>\n<function={}>\n{parameters}</function>\n</seed:tool_call>", call.name)
-            }),
-            Self::DeepSeekR1 | Self::DeepSeekV31 => {
-                let (begin, separator, end) = (DEEPSEEK.begin, DEEPSEEK.separator, DEEPSEEK.end);
-                let calls = match self {
-                    Self::DeepSeekR1 => all("\n", &|call| {
-                        let arguments = spaced(&call.arguments);
-                        format!("{begin}function{separator}{}\n```json\n{arguments}\n```{end}", call.name)
-                    }),
-                    _ => all("", &|call| format!("{begin}{}{separator}{}{end}", call.name, spaced(&call.arguments))),
+            Self::Qwen3Coder | Self::Seed => {
+                let line = if self == Self::Qwen3Coder { "\n" } else { "" };
+                let one = |call: &Call<'_>| {
+                    let parameters: String = call
+                        .pairs()
+                        .map(|(name, value)| format!("<parameter={name}>{line}{}{line}</parameter>\n", plain(value)))
+                        .collect();
+                    self.enclosed(&format!("\n<function={}>\n{parameters}</function>\n", call.name))
                 };
-                format!("<｜tool▁calls▁begin｜>{calls}<｜tool▁calls▁end｜>")
+                all("\n", &one)
+            }
+            Self::Glm => all("\n", &|call| {
+                let pairs = call.pairs();
+                let pairs: String = pairs
+                    .map(|(name, value)| {
+                        format!("<arg_key>{name}</arg_key>\n<arg_value>{}</arg_value>\n", plain(value))
+                    })
+                    .collect();
+                self.enclosed(&format!("{}\n{pairs}", call.name))
+            }),
+            Self::DeepSeekR1 => {
+                let (begin, separator, end) = (DEEPSEEK.begin, DEEPSEEK.separator, DEEPSEEK.end);
+                self.enclosed(&all("\n", &|call| {
+                    let arguments = spaced(&call.arguments);
+                    format!("{begin}function{separator}{}\n```json\n{arguments}\n```{end}", call.name)
+                }))
+            }
+            Self::DeepSeekV31 => {
+                let (begin, separator, end) = (DEEPSEEK.begin, DEEPSEEK.separator, DEEPSEEK.end);
+                self.enclosed(&all("", &|call| {
+                    format!("{begin}{}{separator}{}{end}", call.name, spaced(&call.arguments))
+                }))
             }
             Self::Kimi => {
                 let calls = calls.iter().enumerate().map(|(i, call)| {
                     let id = format!("functions.{}:{i}", call.name);
                     format!("{}{id}{}{}{}", KIMI.begin, KIMI.separator, spaced(&call.arguments), KIMI.end)
                 });
-                format!("<|tool_calls_section_begin|>{}<|tool_calls_section_end|>", calls.collect::<String>())
+                self.enclosed(&calls.collect::<String>())
             }
             Self::Cohere => {
                 let calls = calls.iter().enumerate().map(|(i, call)| {
@@ -141,7 +152,7 @@ impl ToolStyle {
                     let call = json!({ "tool_call_id": i.to_string(), "tool_name": name, "parameters": arguments });
                     format!("    {}", spaced(&call))
                 });
-                format!("<|START_ACTION|>[\n{}\n]<|END_ACTION|>", calls.collect::<Vec<_>>().join(",\n"))
+                self.enclosed(&format!("[\n{}\n]", calls.collect::<Vec<_>>().join(",\n")))
             }
             Self::Llama3Json => all("; ", &|call| spaced(&call.object("parameters"))),
             Self::Llama3Pythonic | Self::Lfm2 => {
@@ -150,7 +161,7 @@ impl ToolStyle {
                     format!("{}({})", call.name, pairs.collect::<Vec<_>>().join(", "))
                 };
                 let list = format!("[{}]", all(", ", &one));
-                if self == Self::Lfm2 { format!("<|tool_call_start|>{list}<|tool_call_end|>") } else { list }
+                if self == Self::Lfm2 { self.enclosed(&list) } else { list }
             }
             Self::MistralList => {
                 let list = calls.iter().map(|call| {
@@ -168,7 +179,7 @@ impl ToolStyle {
             }),
             Self::MistralArgs => all("", &|call| format!("[TOOL_CALLS]{}[ARGS]{}", call.name, spaced(&call.arguments))),
             Self::Granite => format!("<|tool_call|>{}", list()),
-            Self::Phi4 => format!("<|tool_call|>{}<|/tool_call|>", list()),
+            Self::Phi4 => self.enclosed(&list()),
             Self::Harmony => all("<|start|>assistant", &|call| {
                 let arguments = spaced(&call.arguments);
                 format!(

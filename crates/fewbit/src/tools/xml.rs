@@ -15,9 +15,9 @@
 use serde_json::{Map, Value};
 
 use super::named::Arguments;
-use super::out::{Step, skip_space};
-use super::parser::{Input, MAX_NAME_BYTES, Out, Outcome, overlap};
-use super::types::{Types, property};
+use super::out::{Step, skip_space, take_value};
+use super::parser::{Input, MAX_NAME_BYTES, Out, Outcome};
+use super::types::Types;
 
 const FUNCTION: &str = "<function=";
 const PARAMETER: &str = "<parameter=";
@@ -138,11 +138,7 @@ impl Xml {
         if key.is_empty() || self.arguments.contains_key(&key) {
             return Err(format!("the parameter {key:?} cannot stand there"));
         }
-        self.types = match out.tool(&self.name) {
-            Some(tool) => property(&tool.parameters, &key).map(|schema| Types::of(schema, &tool.parameters)),
-            None => None,
-        }
-        .unwrap_or_default();
+        self.types = out.types(&self.name, &key);
         self.key = key;
         (self.n_sent, self.has_begun) = (0, false);
         self.text.clear();
@@ -176,37 +172,13 @@ impl Xml {
     }
 
     fn value(&mut self, input: &mut Input, out: &mut Out) -> Result<bool, String> {
-        loop {
-            let rest = input.rest();
-            let (n, ends) = match rest.find(VALUE_END) {
-                Some(at) => {
-                    let after = rest[at + VALUE_END.len()..].trim_start();
-                    if NEXT.iter().any(|mark| after.starts_with(mark)) {
-                        (at, Some(true))
-                    } else if NEXT.iter().any(|mark| mark.starts_with(after)) {
-                        (at, None)
-                    } else {
-                        (at + VALUE_END.len(), Some(false))
-                    }
-                }
-                None => (rest.len() - overlap(rest, VALUE_END), None),
-            };
-            let new = input.take(n);
-            self.text += &new;
-            out.attempt += &new;
-            match ends {
-                Some(true) => {
-                    out.attempt += &input.take(VALUE_END.len());
-                    self.end_value(out);
-                    return Ok(true);
-                }
-                Some(false) => {}
-                None => {
-                    self.send_text(out, false);
-                    return Ok(false);
-                }
-            }
+        let is_complete = take_value(&mut self.text, VALUE_END, &NEXT, input, out);
+        if is_complete {
+            self.end_value(out);
+        } else {
+            self.send_text(out, false);
         }
+        Ok(is_complete)
     }
 
     /// The range of the value's own text, without the line breaks around it.
