@@ -502,6 +502,16 @@ fn truncated_calls_are_text_and_reported_as_malformed() {
     }
 }
 
+/// Models leave out the end of a function.
+#[test]
+fn function_ends_with_its_call() {
+    for (style, tag) in [(ToolStyle::Qwen3Coder, "tool_call"), (ToolStyle::Seed, "seed:tool_call")] {
+        let got = read(style, &format!("<{tag}>\n<function=run>\n<parameter=code>\nx\n</parameter>\n</{tag}>"));
+        assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (1, "", 0), "{style:?}: {got:?}");
+        assert_eq!(got.calls[0].1, json!({ "code": "x" }), "{style:?}");
+    }
+}
+
 #[test]
 fn text_around_calls_is_kept() {
     let hermes = call(ToolStyle::Hermes, "x");

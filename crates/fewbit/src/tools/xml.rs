@@ -23,7 +23,7 @@ const FUNCTION: &str = "<function=";
 const PARAMETER: &str = "<parameter=";
 const VALUE_END: &str = "</parameter>";
 const FUNCTION_END: &str = "</function>";
-/// What may follow a value.
+/// What may follow a value: another one, or one of the ends.
 const NEXT: [&str; 4] = [PARAMETER, FUNCTION_END, "</tool_call>", "</seed:tool_call>"];
 
 #[derive(Debug)]
@@ -155,7 +155,7 @@ impl Xml {
             self.state = State::Key;
         } else if rest.starts_with('{') && self.arguments.is_empty() {
             self.state = State::Json(Arguments::new());
-        } else if rest.starts_with(FUNCTION_END) || rest.starts_with(NEXT[2]) {
+        } else if NEXT[1..].iter().any(|end| rest.starts_with(end)) {
             if rest.starts_with(FUNCTION_END) {
                 out.attempt += &input.take(FUNCTION_END.len());
             }
