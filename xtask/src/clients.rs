@@ -8,7 +8,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result};
 
@@ -40,7 +40,7 @@ impl Server {
         let program = program()?;
         let args = [&["serve"], args, &["--listen", "127.0.0.1:0"]].concat();
         eprintln!("$ fewbit {}", args.join(" "));
-        let mut child = Command::new(&program)
+        let mut child = shell::command(&program)
             .args(&args)
             .stdout(Stdio::piped())
             .spawn()
@@ -76,7 +76,7 @@ struct Thinker {
 impl Thinker {
     fn start(python: &Path) -> Result<Self> {
         let script = shell::root().join(FOLDER).join("thinking_server.py");
-        let mut command = Command::new(python);
+        let mut command = shell::command(python);
         command.arg(script).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().with_context(|| python.display().to_string())?;
         let stdout = child.stdout.take();
@@ -123,7 +123,7 @@ pub(crate) fn run() -> Result<()> {
     )?;
     let program = program()?;
     let key = |name: &str, more: &[&str]| -> Result<String> {
-        let mut command = Command::new(&program);
+        let mut command = shell::command(&program);
         command.args(["keys", "add", name, "--config"]).arg(&config).args(more).stderr(Stdio::inherit());
         let output = command.output().with_context(|| program.display().to_string())?;
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
@@ -138,11 +138,11 @@ pub(crate) fn run() -> Result<()> {
     scripts.sort();
     let scripts = scripts.iter().map(|script| {
         let is_python = script.extension().is_some_and(|extension| extension == "py");
-        let mut test = Command::new(if is_python { python.as_path() } else { Path::new("node") });
+        let mut test = shell::command(if is_python { python.as_path() } else { Path::new("node") });
         test.arg(script);
         test
     });
-    for mut test in scripts.chain([Command::new(&rust)]) {
+    for mut test in scripts.chain([shell::command(&rust)]) {
         test.env("FEWBIT_URL", &server.url).env("FEWBIT_KEY", &key).env("FEWBIT_ADMIN_KEY", &admin_key);
         test.env("FEWBIT_NODE_FOLDER", &node);
         shell::run_command(test)?;

@@ -1,7 +1,5 @@
 //! Installs Debian packages for commands that need them.
 
-use std::process::Command;
-
 use anyhow::{Context, Result};
 
 use crate::shell::{self, Missing};
@@ -23,11 +21,11 @@ pub(crate) fn install(packages: &[&str], before: &str) -> Result<()> {
 }
 
 fn is_installed(package: &str) -> bool {
-    let output = Command::new("dpkg-query").args(["--show", "--showformat=${Status}\n", package]).output();
+    let output = shell::command("dpkg-query").args(["--show", "--showformat=${Status}\n", package]).output();
     output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("install ok installed"))
 }
 
 fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output();
+    let output = shell::command("id").arg("-u").output();
     output.is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }

@@ -5,7 +5,6 @@
 //! Compiling takes some minutes, because everything is built with coverage counters and AddressSanitizer.
 
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
@@ -53,7 +52,7 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
     let target = shell::target();
     let target = target.join("fuzz");
     // With a target named, build scripts and macros are compiled without the flags.
-    let mut build = Command::new("cargo");
+    let mut build = shell::command("cargo");
     build.args(["+nightly", "build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml", "--target", &host]);
     for name in chosen.iter().map(String::as_str).chain([SEEDS]) {
         build.args(["--bin", name]);
@@ -86,7 +85,7 @@ pub(crate) fn run(seconds: u32, mut chosen: Vec<String>) -> Result<()> {
 fn host() -> Result<String> {
     let missing =
         || Missing("fuzzing needs a nightly compiler: `rustup toolchain install nightly --profile minimal`".to_owned());
-    let output = Command::new("rustc").args(["+nightly", "--version", "--verbose"]).output();
+    let output = shell::command("rustc").args(["+nightly", "--version", "--verbose"]).output();
     let output = output.ok().filter(|output| output.status.success()).ok_or_else(missing)?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));

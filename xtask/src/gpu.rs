@@ -4,8 +4,6 @@
 //! This neither needs nor tests a GPU. On a machine with one, `cargo test --release -p fewbit-gpu --features wgpu` uses
 //! the first device, whatever it is.
 
-use std::process::Command;
-
 use anyhow::Result;
 
 use crate::debian;
@@ -21,14 +19,14 @@ pub(crate) fn run() -> Result<()> {
     }
     debian::install(&PACKAGES, "")?;
     let cargo = shell::cargo();
-    let mut tests = Command::new(&cargo);
+    let mut tests = shell::command(&cargo);
     // With the packages of README's test command, so that nothing is compiled again.
     tests.args(["test", "--locked", "--release", "--test", "plan", "--test", "wgpu"]);
     // Without this variable, they are skipped if there is no device.
     tests.env("FEWBIT_TEST_GPU", "1");
     shell::run_command(tests)?;
     // What a model does when its device is lost.
-    let mut tests = Command::new(&cargo);
+    let mut tests = shell::command(&cargo);
     tests.args(["test", "--locked", "--release", "--test", "it", "--", "devices::gpu"]);
     tests.env("FEWBIT_TEST_GPU", "1");
     shell::run_command(tests)?;

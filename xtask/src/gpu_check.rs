@@ -10,7 +10,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
@@ -93,7 +93,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.prepare {
         return Ok(());
     }
-    let mut command = Command::new(&script);
+    let mut command = shell::command(&script);
     command.args(&options.device);
     if options.quick {
         command.env("QUICK", "1");
@@ -103,7 +103,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Builds the tests of a GPU backend, and returns their program.
 fn test_program(cargo: &str, name: &str) -> Result<PathBuf> {
-    let mut command = Command::new(cargo);
+    let mut command = shell::command(cargo);
     // With the packages of README's test command, so that nothing is compiled again.
     command.args(["test", "--locked", "--release", "--no-run", "--test", name, "--message-format", "json"]);
     command.current_dir(shell::root()).stderr(Stdio::inherit());
@@ -120,7 +120,7 @@ fn test_program(cargo: &str, name: &str) -> Result<PathBuf> {
 /// Copies a program without its symbols.
 fn strip(from: &Path, to: &Path) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("cannot copy {}", from.display()))?;
-    let mut command = Command::new("strip");
+    let mut command = shell::command("strip");
     command.arg(to);
     shell::run_command(command).context("`strip` comes with a C compiler (Debian's binutils, Xcode's tools)")
 }

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Result, bail};
 
@@ -47,7 +46,7 @@ pub(crate) fn run(full: bool) -> Result<()> {
 
 fn test(python: &Path, document: &str, base: &str, checks: &str, phases: &str, full: bool) -> Result<()> {
     let program = python.with_file_name(if cfg!(windows) { "schemathesis.exe" } else { "schemathesis" });
-    let mut command = Command::new(program);
+    let mut command = shell::command(program);
     command.args(["run", document, "--url", base, "--checks", checks]).args(["--header"]);
     command.arg(format!("Authorization: Bearer {KEY}"));
     // Each operation gets this many requests, and those that vary one field at a time.

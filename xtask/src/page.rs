@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -57,7 +56,7 @@ pub(crate) fn run() -> Result<()> {
     let user = key(&program, &config, &["user", "--tool", "notes__write"])?;
     make_prompts(&program, &folder, &config)?;
     let server = Server::start(&["--config", &config])?;
-    let mut test = Command::new("node");
+    let mut test = shell::command("node");
     test.args(["--test", "--test-concurrency=1", &format!("{FOLDER}/page_test.mjs")]);
     test.env("FEWBIT_URL", &server.url).env("FEWBIT_ADMIN_KEY", admin).env("FEWBIT_KEY", user);
     test.env("FEWBIT_NODE_FOLDER", node).env("FEWBIT_CHROMIUM", CHROMIUM).env("FEWBIT_SCREENSHOTS", folder);
@@ -86,7 +85,7 @@ fn make_prompts(program: &Path, folder: &Path, config: &str) -> Result<()> {
 
 /// Creates a key.
 fn key(program: &Path, config: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(["keys", "add", "--json", "--config", config]).args(args).output()?;
+    let output = shell::command(program).args(["keys", "add", "--json", "--config", config]).args(args).output()?;
     if !output.status.success() {
         bail!("fewbit keys add failed: {}", String::from_utf8_lossy(&output.stderr));
     }

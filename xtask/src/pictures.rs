@@ -2,7 +2,6 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -122,7 +121,7 @@ fn terminal() -> Result<String> {
             lines.push(String::new());
         }
         lines.push(command);
-        let out = Command::new(&program).args(args).output().with_context(|| program.display().to_string())?;
+        let out = shell::command(&program).args(args).output().with_context(|| program.display().to_string())?;
         ensure!(out.status.success(), "fewbit {args:?}: {}", String::from_utf8_lossy(&out.stderr));
         let text = String::from_utf8_lossy(&out.stdout);
         let all: Vec<&str> = text.trim_end().lines().collect();

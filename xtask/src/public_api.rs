@@ -64,7 +64,7 @@ mod listing {
     /// Fails if an item of the last release is removed or changed, and the changelog does not name it.
     fn breaking_changes_are_told(now: &str) -> Result<()> {
         let git = |args: &[&str]| -> Result<Option<String>> {
-            let output = Command::new("git").current_dir(shell::root()).args(args).output().context("git")?;
+            let output = shell::command("git").current_dir(shell::root()).args(args).output().context("git")?;
             Ok(output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned()))
         };
         let Some(tag) = git(&["describe", "--tags", "--abbrev=0", "--match", "v*"])? else {
@@ -88,7 +88,7 @@ mod listing {
     /// The items of a crate with all its features, one per line; derived and automatic implementations are left out.
     fn list(name: &str) -> Result<String> {
         let json = shell::root().join("target").join("doc").join(format!("{}.json", name.replace('-', "_")));
-        let mut command = Command::new(shell::cargo());
+        let mut command = shell::command(shell::cargo());
         command
             .current_dir(shell::root())
             .env("RUSTC_BOOTSTRAP", "1")

@@ -76,7 +76,7 @@ pub(crate) fn run(part: &Part) -> Result<()> {
 }
 
 fn kernel_csv(quick: bool) -> Result<String> {
-    let mut command = Command::new(shell::cargo());
+    let mut command = shell::command(shell::cargo());
     command.args(["bench", "--quiet", "-p", "fewbit-kernels", "--bench", "kernels", "--", "--csv"]);
     if quick {
         command.env("FEWBIT_BENCH", "Q4_0,Q4_K,Q8_0,attention,rows,section");
@@ -166,7 +166,7 @@ fn slug(name: &str) -> String {
 
 /// The output of a command; its error output goes to the terminal.
 fn output(program: &str, args: &[&str]) -> Result<String> {
-    let mut command = Command::new(program);
+    let mut command = shell::command(program);
     command.args(args);
     finish(command)
 }

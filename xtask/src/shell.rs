@@ -1,5 +1,6 @@
 //! Runs other programs at the root of the repository.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -37,9 +38,21 @@ pub(crate) fn cargo() -> String {
     std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned())
 }
 
+/// A command without what `cargo run` says of this program: a cargo that is told of another package than the one before
+/// compiles again all build scripts that ask for it, ring's among them, and everything above them.
+pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| name.to_string_lossy().starts_with(start)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Prints the command, runs it, and fails if it does.
 pub(crate) fn run(program: &str, args: &[&str]) -> Result<()> {
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.args(args);
     run_command(command)
 }
@@ -64,7 +77,20 @@ pub(crate) fn run_command(mut command: Command) -> Result<()> {
 
 /// Whether the command can be run and succeeds; its output is discarded.
 pub(crate) fn works(program: &str, args: &[&str]) -> bool {
-    let mut command = Command::new(program);
+    let mut command = command(program);
     command.args(args).current_dir(root()).stdout(Stdio::null()).stderr(Stdio::null());
     command.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    /// What a cargo that tests sets for its tests stands for what `cargo run` sets.
+    #[test]
+    fn commands_do_not_learn_which_package_runs_them() {
+        let command = super::command("cargo");
+        let removed: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        for name in ["CARGO_PKG_NAME", "CARGO_PKG_VERSION_MAJOR", "CARGO_MANIFEST_DIR"] {
+            assert!(removed.iter().any(|removed| *removed == name), "{name}: {removed:?}");
+        }
+    }
 }

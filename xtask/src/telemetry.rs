@@ -11,7 +11,7 @@ pub(crate) fn run() -> Result<()> {
     let program = shell::target().join("release/fewbit").with_extension(std::env::consts::EXE_EXTENSION);
     let script = shell::root().join(clients::FOLDER).join("telemetry.py");
     eprintln!("$ python {}", script.display());
-    let status = std::process::Command::new(python).arg(&script).env("FEWBIT_PROGRAM", program).status()?;
+    let status = shell::command(python).arg(&script).env("FEWBIT_PROGRAM", program).status()?;
     if !status.success() {
         bail!("{} failed: {status}", script.display());
     }

@@ -7,7 +7,6 @@ mod text;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -37,7 +36,7 @@ fn compile(sources: &Path, texts: &Path) -> Result<()> {
     for module in text::modules(sources)? {
         for architecture in text::ARCHITECTURES {
             let out = texts.join(format!("{}.{architecture}.ptx", module.name));
-            let mut command = Command::new(&python);
+            let mut command = shell::command(&python);
             command.arg(format!("{FOLDER}/nvrtc.py")).args([&sources.join(&module.file), &out]).arg(architecture);
             command.args(&module.macros).args(text::OPTIONS);
             shell::run_command(command)?;
