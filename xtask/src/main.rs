@@ -39,7 +39,7 @@ struct Cli {
 enum Task {
     /// Everything that CI runs (.ci/run)
     Ci {
-        /// Also each feature alone, candle beside fewbit, the long tests on aarch64, more fuzzing, and what is known of the dependencies
+        /// Also each feature alone, candle beside fewbit, the long tests on aarch64, OpenTelemetry, fuzzing, and what is known of the dependencies
         #[arg(long)]
         full: bool,
     },
