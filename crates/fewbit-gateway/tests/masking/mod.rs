@@ -102,7 +102,9 @@ fn other_servers_never_see_what_is_private() {
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
     let near = near(folder.path(), &far, MASKING);
-    let is_private = |text: &str| [MAIL, "example.org", CARD, "4111", STAFF].iter().any(|part| text.contains(part));
+    // Four digits of the card would be found in one in thirty logs, whose hashes have them by chance.
+    let private = [MAIL, "example.org", "4111 1111", "41111111", STAFF];
+    let is_private = |text: &str| private.iter().any(|part| text.contains(part));
     let mut n = 0;
     for (path, body) in requests() {
         for stream in [false, true] {
