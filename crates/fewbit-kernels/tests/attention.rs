@@ -303,7 +303,7 @@ fn check_values_in_keys<T: KvElement>() {
     // More heads than a unit of work takes, and fewer; elements that fill no whole vector, where the type can have them.
     let odd = if T::supports(8) { 8 } else { 0 };
     for (n_heads, head_dim, offset, window, n) in
-        [(20, 96 + odd, 32 + odd, None, 530), (3, 160 + odd, 64, Some(300), 600), (17, 64, 32, None, 20)]
+        [(20, 96 + odd, 32 + odd, None, 280), (3, 160 + odd, 64, Some(160), 330), (17, 64, 32, None, 20)]
     {
         let stored = AttentionShape {
             n_heads,
