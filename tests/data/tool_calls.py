@@ -36,6 +36,8 @@ TEMPLATES = {
     "deepseek-ai-DeepSeek-V3.1": "DeepSeekV31",
     "moonshotai-Kimi-K2": "Kimi",
     "CohereForAI-c4ai-command-r7b-12-2024-tool_use": "Cohere",
+    "google-gemma-4-31B-it": "Gemma4",
+    "google-gemma-4-31B-it-interleaved": "Gemma4",
     "meta-llama-Llama-3.1-8B-Instruct": "Llama3Json",
     "meta-llama-Llama-3.2-3B-Instruct": "Llama3Json",
     "meta-llama-Llama-3.3-70B-Instruct": "Llama3Json",
@@ -92,7 +94,7 @@ def written(template, calls, said):
     end_of_answer = plain[plain.index("ZWORDZ") + 6 :]
     text = with_calls[begin:]
     # What follows the calls: the end of the answer, then the results.
-    marks = (end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|observation|>",
+    marks = ("<|tool_response>", end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|observation|>",
              "<seed:eos>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
     mark = next(m for m in marks if m and m in text)
     # Command R's plan, which is empty.
@@ -109,6 +111,9 @@ def main():
             for said in ("", "Let me see."):
                 # One call per message, and a text with it is reasoning.
                 if style == "Harmony" and (case == "two" or said):
+                    continue
+                # Its template writes a text after the results.
+                if style == "Gemma4" and said:
                     continue
                 # Its template writes quotes in texts as they are.
                 if style == "Lfm2" and case in ("values", "marks"):

@@ -18,7 +18,7 @@ const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}
 const REASONING_TEMPLATE: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
     {% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
 
-const STYLES: [ToolStyle; 19] = [
+const STYLES: [ToolStyle; 20] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
     ToolStyle::Glm,
@@ -28,6 +28,7 @@ const STYLES: [ToolStyle; 19] = [
     ToolStyle::DeepSeekV31,
     ToolStyle::Kimi,
     ToolStyle::Cohere,
+    ToolStyle::Gemma4,
     ToolStyle::Llama3Json,
     ToolStyle::Llama3Pythonic,
     ToolStyle::MistralList,
@@ -42,7 +43,7 @@ const STYLES: [ToolStyle; 19] = [
 
 /// The stories model, in whose vocabulary the marks are control tokens, in place of rare letters.
 fn with_marks(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
-    const MARKS: [&str; 15] = [
+    const MARKS: [&str; 18] = [
         "<tool_call>",
         "</tool_call>",
         "[TOOL_CALLS]",
@@ -58,6 +59,9 @@ fn with_marks(configure: impl FnOnce(ModelBuilder) -> ModelBuilder) -> Model {
         "<|channel|>",
         "<|message|>",
         "<|constrain|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|\"|>",
     ];
     let file = GgufFile::open(STORIES.as_ref()).unwrap();
     let mut tokens = file.metadata().require_str_array("tokenizer.ggml.tokens").unwrap().to_vec();

@@ -414,7 +414,7 @@ impl Model {
             ToolStyle::Harmony => &crate::tools::HARMONY_MARKS,
             _ => &[],
         };
-        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]"]).chain(headers.iter().copied());
+        let all = reasoning.chain(calls).chain(["[CALL_ID]", "[ARGS]", "<|channel>"]).chain(headers.iter().copied());
         let tokenizer = self.tokenizer();
         all.filter_map(|text| tokenizer.id_of(text)).filter(|&id| tokenizer.token_bytes(id).is_empty()).collect()
     }

@@ -10,6 +10,7 @@
 //! DeepSeekV31     f SEPARATOR {..}, between marks
 //! Kimi            functions.f:0 SEPARATOR {..}, between marks
 //! Cohere          <|START_ACTION|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {..}}, {..}]<|END_ACTION|>
+//! Gemma4          <|tool_call>call:f{a:1,b:<|"|>x<|"|>}<tool_call|>
 //! Llama3Json      {"name": "f", "parameters": {..}}; {..}
 //! Llama3Pythonic  [f(a=1, b='x'), g()]
 //! MistralList     [TOOL_CALLS][{"name": "f", "arguments": {..}, "id": ".."}, {..}]
@@ -21,8 +22,9 @@
 //! Generic         as Hermes
 //! ```
 //!
-//! A mark is its token in the vocabulary, or else its text. Arguments are JSON of the tool's schema. In the two styles
-//! without JSON, each parameter is written by its type: text without quotes in XML, a literal in Python. This needs a
+//! A mark is its token in the vocabulary, or else its text. Arguments are JSON of the tool's schema. In the styles
+//! without JSON, each parameter is written by its type: text without quotes in XML, a literal in Python, text between marks
+//! in Gemma 4. This needs a
 //! schema that is fully described by its properties, and texts that are free or one of a list. For any other schema,
 //! the arguments are JSON after all, in a form that the style's reader accepts too (see [`Parameters`]). The result is
 //! read by the same parser as everything else, and satisfies the schema.
@@ -38,6 +40,7 @@ use std::fmt::Write as _;
 use fewbit_tokenizer::Tokenizer;
 use serde_json::{Map, Value, json};
 
+use super::gemma::{CALL, QUOTE};
 use super::section::{DEEPSEEK, KIMI};
 use super::style::ToolStyle;
 use super::types::{Types, property, resolve};
@@ -116,7 +119,7 @@ impl Writer<'_> {
             ToolStyle::Llama3Json => format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?),
             ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 => match Parameters::of(&schema, is_python_name) {
                 Some(parameters) if is_plain_name(name) => {
-                    format!("{} {} \")\"", literal(&format!("{name}(")), self.python(i, &parameters)?)
+                    format!("{} {} \")\"", literal(&format!("{name}(")), self.list(i, &parameters, Notation::Python)?)
                 }
                 _ => {
                     let key = if self.style == ToolStyle::Lfm2 { "arguments" } else { "parameters" };
@@ -167,6 +170,18 @@ impl Writer<'_> {
                 let head = literal(&format!("\", \"tool_name\": {quoted}, \"parameters\": "));
                 format!("{} /[0-9]{{1,3}}/ {head} {} \"}}\"", literal("{\"tool_call_id\": \""), self.json(i, &schema)?)
             }
+            ToolStyle::Gemma4 => {
+                if !is_plain_name(name) {
+                    return Err(unwritable(name, self.style));
+                }
+                let head = literal(&format!("{CALL}{name}"));
+                match Parameters::of(&schema, is_python_name) {
+                    Some(parameters) => {
+                        format!("{head} \"{{\" {} \"}}\"", self.list(i, &parameters, Notation::Gemma)?)
+                    }
+                    None => format!("{head} {}", self.json(i, &schema)?),
+                }
+            }
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
                 if !is_plain_name(name) {
                     return Err(unwritable(name, self.style));
@@ -207,6 +222,7 @@ impl Writer<'_> {
                 several(&format!("({})", self.enclosed("\"\\n\" call \"\\n\"")), "\n")
             }
             ToolStyle::Glm => several(&format!("({})", self.enclosed("call")), "\n"),
+            ToolStyle::Gemma4 => several(&format!("({})", self.enclosed("call")), ""),
             ToolStyle::DeepSeekR1 => self.enclosed(&several("call", "\n")),
             ToolStyle::DeepSeekV31 | ToolStyle::Kimi => self.enclosed(&several("call", "")),
             ToolStyle::Cohere => {
@@ -299,12 +315,23 @@ impl Writer<'_> {
     }
 
     /// Writes the rules for arguments, with commas between those that are present.
-    fn python(&mut self, i: usize, parameters: &Parameters) -> Result<String, Error> {
+    fn list(&mut self, i: usize, parameters: &Parameters, notation: Notation) -> Result<String, Error> {
+        let (comma, equals) = match notation {
+            Notation::Python => (", ", "="),
+            Notation::Gemma => (",", ":"),
+        };
         // Built from the last argument on: what may follow if none was written so far, and if one was.
         let (mut first, mut further) = (String::from("\"\""), String::from("\"\""));
         for (j, parameter) in parameters.0.iter().enumerate().rev() {
             let rule = format!("value_{i}_{j}");
             let value = match &parameter.kind {
+                Kind::Text if notation == Notation::Gemma => self.between_marks(&rule),
+                Kind::OneOf(texts) if notation == Notation::Gemma => {
+                    let quote = self.mark(QUOTE);
+                    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+                    format!("{quote} ({}) {quote}", texts.join(" | "))
+                }
+                Kind::Flag if notation == Notation::Gemma => r#"("true" | "false")"#.to_owned(),
                 Kind::Text => {
                     let json = self.value(&rule, &json!({ "type": "string" }))?;
                     format!(r"({json} | /'([^'\\\n\r]|\\['\\n])*'/)")
@@ -322,15 +349,36 @@ impl Writer<'_> {
                 Kind::Flag => r#"("True" | "False")"#.to_owned(),
                 Kind::Other => self.value(&rule, &parameter.schema)?,
             };
-            let this = format!("{} {value}", literal(&format!("{}=", parameter.name)));
+            let this = format!("{} {value}", literal(&format!("{}{equals}", parameter.name)));
             let (here, after) = (format!("first_{i}_{j}"), format!("further_{i}_{j}"));
             let absent = |rest: &str| if parameter.required { String::new() } else { format!(" | {rest}") };
             let _ = writeln!(self.rules, "{here}: {this} {further}{}", absent(&first));
-            let _ = writeln!(self.rules, "{after}: \", \" {this} {further}{}", absent(&further));
+            let _ = writeln!(self.rules, "{after}: {} {this} {further}{}", literal(comma), absent(&further));
             (first, further) = (here, after);
         }
         Ok(first)
     }
+
+    /// Any text between Gemma's marks, the first of which ends it.
+    fn between_marks(&mut self, rule: &str) -> String {
+        let quote = self.mark(QUOTE);
+        if quote == literal(QUOTE) {
+            let _ = writeln!(self.rules, "{rule}[suffix={quote}]: /(?s:.*)/");
+            return format!("{quote} {rule}");
+        }
+        // Its token ends the text, which no token of text contains.
+        let _ = writeln!(self.rules, "{rule}: /(?s:.+)/?");
+        format!("{quote} {rule} {quote}")
+    }
+}
+
+/// How arguments in a list are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Notation {
+    /// `a=1, b='x'`
+    Python,
+    /// `a:1,b:<|"|>x<|"|>`
+    Gemma,
 }
 
 /// The tags around an argument whose value has no quotes.

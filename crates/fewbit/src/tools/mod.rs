@@ -13,6 +13,7 @@
 //! named.rs     Mistral: name, id, arguments
 //! harmony.rs   gpt-oss: messages with headers
 //! python.rs    Llama: [f(a=1, b='x')]
+//! gemma.rs     Gemma 4: call:f{a:1,b:<|"|>x<|"|>}
 //! section.rs   DeepSeek, Kimi: calls between marks of their own
 //! pairs.rs     GLM: a name, <arg_key>a</arg_key><arg_value>1</arg_value>, typed likewise
 //! xml.rs       Qwen3-Coder: <function=f><parameter=a>, typed by the tool's schema (types.rs)
@@ -60,6 +61,7 @@
 mod calls;
 #[cfg(feature = "constraints")]
 mod choice;
+mod gemma;
 mod harmony;
 mod history;
 mod named;

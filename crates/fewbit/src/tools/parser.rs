@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::calls::JsonCalls;
+use super::gemma::Gemma;
 use super::harmony::Harmony;
 use super::named::Named;
 pub(super) use super::out::{Input, Out, overlap, skip_space};
@@ -109,6 +110,7 @@ enum Body {
     Xml(Box<Xml>),
     Pairs(Box<Pairs>),
     Section(Box<SectionCall>),
+    Gemma(Box<Gemma>),
     /// After a value.
     After,
 }
@@ -545,6 +547,7 @@ impl Parser {
             Body::Xml(xml) => xml.feed(input, out),
             Body::Pairs(pairs) => pairs.feed(input, out),
             Body::Section(section) => section.feed(input, out),
+            Body::Gemma(gemma) => gemma.feed(input, out),
             Body::After => return self.step_after(call),
         };
         match outcome {
@@ -604,6 +607,7 @@ impl Parser {
             ("<tool_call>", c) if is_name(c) && matches!(style, ToolStyle::Glm | ToolStyle::Generic) => {
                 Ok(Some(Body::Pairs(Box::new(Pairs::new()))))
             }
+            ("<|tool_call>", c) if is_name(c) => Ok(Some(Body::Gemma(Box::new(Gemma::new())))),
             ("<|python_tag|>", c) if is_name(c) => Ok(Some(Body::Python(Box::new(Python::one())))),
             ("[TOOL_CALLS]", c) if is_name(c) => Ok(Some(Body::Named(Named::new()))),
             _ => Err("no call follows its mark".to_owned()),

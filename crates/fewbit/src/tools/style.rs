@@ -2,6 +2,7 @@
 
 use fewbit_tokenizer::Tokenizer;
 
+use super::gemma::QUOTE;
 use super::section::{DEEPSEEK, KIMI, Section};
 
 /// How a model writes its calls.
@@ -22,6 +23,7 @@ use super::section::{DEEPSEEK, KIMI, Section};
 /// | `DeepSeekV31` | `f<｜tool▁sep｜>{..}`, each call between marks | DeepSeek V3.1 |
 /// | `Kimi` | `functions.f:0<\|tool_call_argument_begin\|>{..}`, each call between marks | Kimi K2 |
 /// | `Cohere` | `<\|START_ACTION\|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {..}}, {..}]<\|END_ACTION\|>` | Command R7B, Command A |
+/// | `Gemma4` | `<\|tool_call>call:f{a:1,b:<\|"\|>x<\|"\|>}<tool_call\|>` twice | Gemma 4 |
 /// | `Granite` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]` | Granite 3 |
 /// | `Phi4` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]<\|/tool_call\|>` | Phi-4-mini |
 /// | `Harmony` | `<\|channel\|>commentary to=functions.f <\|constrain\|>json<\|message\|>{..}<\|call\|>`, one call | gpt-oss |
@@ -51,6 +53,8 @@ pub enum ToolStyle {
     Kimi,
     /// A list of objects with `tool_name` and `parameters`, between two marks.
     Cohere,
+    /// A name and arguments in a kind of JSON, whose texts stand between marks.
+    Gemma4,
     /// Objects with `parameters`.
     Llama3Json,
     /// Python calls in a list.
@@ -81,6 +85,7 @@ pub enum ToolStyle {
 /// | `MistralThink` | `[THINK]..[/THINK]` and the answer |
 /// | `SeedThink` | `<seed:think>..</seed:think>` and the answer |
 /// | `CohereThink` | `<\|START_THINKING\|>..<\|END_THINKING\|>` and the answer |
+/// | `Gemma4` | `<\|channel>thought..<channel\|>` and the answer |
 /// | `Harmony` | `<\|channel\|>analysis<\|message\|>..<\|end\|>` and the answer in a message of its own |
 /// | `None` | the answer; what looks like reasoning is text |
 ///
@@ -96,6 +101,8 @@ pub enum ReasoningStyle {
     SeedThink,
     /// Command R7B, Command A Reasoning.
     CohereThink,
+    /// Gemma 4.
+    Gemma4,
     /// gpt-oss.
     Harmony,
     /// No reasoning.
@@ -104,8 +111,8 @@ pub enum ReasoningStyle {
 
 impl ReasoningStyle {
     /// All styles that have marks.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Think, Self::MistralThink, Self::SeedThink, Self::CohereThink, Self::Harmony];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Think, Self::MistralThink, Self::SeedThink, Self::CohereThink, Self::Gemma4, Self::Harmony];
 
     /// The marks before and after the reasoning.
     pub(crate) fn marks(self) -> Option<(&'static str, &'static str)> {
@@ -114,6 +121,7 @@ impl ReasoningStyle {
             Self::MistralThink => Some(("[THINK]", "[/THINK]")),
             Self::SeedThink => Some(("<seed:think>", "</seed:think>")),
             Self::CohereThink => Some(("<|START_THINKING|>", "<|END_THINKING|>")),
+            Self::Gemma4 => Some(("<|channel>thought", "<channel|>")),
             Self::Harmony => Some(("<|channel|>analysis<|message|>", "<|end|>")),
             Self::None => None,
         }
@@ -139,17 +147,19 @@ pub(crate) struct Mark {
     pub(crate) end: Option<&'static str>,
     /// The marks of calls inside, if each has its own.
     pub(crate) section: Option<&'static Section>,
+    /// The mark around texts, if it is no quote.
+    pub(crate) quote: Option<&'static str>,
 }
 
 impl Mark {
     const fn new(text: &'static str, end: Option<&'static str>) -> Self {
-        Self { text, end, section: None }
+        Self { text, end, section: None, quote: None }
     }
 
     /// All marks that a call may have.
     pub(crate) fn all(&self) -> impl Iterator<Item = &'static str> {
         let inner = self.section.map(|marks| [marks.begin, marks.separator, marks.end]);
-        [Some(self.text), self.end].into_iter().flatten().chain(inner.into_iter().flatten())
+        [Some(self.text), self.end, self.quote].into_iter().flatten().chain(inner.into_iter().flatten())
     }
 }
 
@@ -161,9 +171,10 @@ const LFM2: Mark = Mark::new("<|tool_call_start|>", Some("<|tool_call_end|>"));
 const SEED: Mark = Mark::new("<seed:tool_call>", Some("</seed:tool_call>"));
 const ACTION: Mark = Mark::new("<|START_ACTION|>", Some("<|END_ACTION|>"));
 const DEEPSEEK_CALLS: Mark =
-    Mark { text: "<｜tool▁calls▁begin｜>", end: Some("<｜tool▁calls▁end｜>"), section: Some(&DEEPSEEK) };
+    Mark { section: Some(&DEEPSEEK), ..Mark::new("<｜tool▁calls▁begin｜>", Some("<｜tool▁calls▁end｜>")) };
 const KIMI_CALLS: Mark =
-    Mark { text: "<|tool_calls_section_begin|>", end: Some("<|tool_calls_section_end|>"), section: Some(&KIMI) };
+    Mark { section: Some(&KIMI), ..Mark::new("<|tool_calls_section_begin|>", Some("<|tool_calls_section_end|>")) };
+const GEMMA: Mark = Mark { quote: Some(QUOTE), ..Mark::new("<|tool_call>", Some("<tool_call|>")) };
 const PIPED: Mark = Mark::new("<|tool_call|>", Some("<|/tool_call|>"));
 
 impl ToolStyle {
@@ -177,14 +188,25 @@ impl ToolStyle {
             Self::DeepSeekR1 | Self::DeepSeekV31 => &[DEEPSEEK_CALLS],
             Self::Kimi => &[KIMI_CALLS],
             Self::Cohere => &[ACTION],
+            Self::Gemma4 => &[GEMMA],
             Self::Llama3Json | Self::Llama3Pythonic => &[PYTHON_TAG],
             Self::MistralList | Self::MistralCallId | Self::MistralArgs => &[MISTRAL],
             Self::Granite => &[PIPED, TOOL_CALL],
             Self::Phi4 => &[PIPED],
             Self::Json | Self::Harmony => &[],
-            Self::Generic => {
-                &[TOOL_CALL, FUNCTION, MISTRAL, PYTHON_TAG, PIPED, LFM2, SEED, DEEPSEEK_CALLS, KIMI_CALLS, ACTION]
-            }
+            Self::Generic => &[
+                TOOL_CALL,
+                FUNCTION,
+                MISTRAL,
+                PYTHON_TAG,
+                PIPED,
+                LFM2,
+                SEED,
+                DEEPSEEK_CALLS,
+                KIMI_CALLS,
+                ACTION,
+                GEMMA,
+            ],
         }
     }
 
@@ -215,6 +237,8 @@ impl ToolStyle {
             Self::Kimi
         } else if says(LFM2.text) {
             Self::Lfm2
+        } else if says(GEMMA.text) {
+            Self::Gemma4
         } else if says(ACTION.text) {
             Self::Cohere
         } else if says(SEED.text) {
@@ -251,6 +275,7 @@ impl ToolStyle {
                 () if has(SEED.text) => Self::Seed,
                 () if has(KIMI.begin) => Self::Kimi,
                 () if has(ACTION.text) => Self::Cohere,
+                () if has(GEMMA.text) && has(QUOTE) => Self::Gemma4,
                 () if has(DEEPSEEK.begin) => Self::Generic,
                 () if has("<tool_call>") && has("</tool_call>") => Self::Hermes,
                 () if has("<|channel|>") && has("<|message|>") && has("<|constrain|>") => Self::Harmony,

@@ -121,6 +121,7 @@ fn call(style: ToolStyle, code: &str) -> String {
         ToolStyle::Cohere => format!(
             "<|START_ACTION|>[\n    {{\"tool_call_id\": \"0\", \"tool_name\": \"run\", \"parameters\": {json}}}\n]<|END_ACTION|>"
         ),
+        ToolStyle::Gemma4 => format!("<|tool_call>call:run{{code:<|\"|>{code}<|\"|>,days:2}}<tool_call|>"),
         ToolStyle::Llama3Json => format!("{{\"name\": \"run\", \"parameters\": {json}}}"),
         ToolStyle::Llama3Pythonic => format!("[run(code={quoted}, days=2)]"),
         ToolStyle::MistralList => {
@@ -177,6 +178,10 @@ fn two_calls(style: ToolStyle) -> &'static str {
             "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}},\n    \
              {\"tool_call_id\": \"1\", \"tool_name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}\n]<|END_ACTION|>"
         }
+        ToolStyle::Gemma4 => {
+            "<|tool_call>call:get_weather{city:<|\"|>Paris<|\"|>}<tool_call|>\
+             <|tool_call>call:get_weather{ \"city\": \"Rome\" }<tool_call|>"
+        }
         ToolStyle::Llama3Json => {
             "<|python_tag|>{\"name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}; \
              {\"name\": \"get_weather\", \"parameters\": {\"city\": \"Rome\"}}"
@@ -209,7 +214,7 @@ fn two_calls(style: ToolStyle) -> &'static str {
     }
 }
 
-const STYLES: [ToolStyle; 18] = [
+const STYLES: [ToolStyle; 19] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
     ToolStyle::Glm,
@@ -219,6 +224,7 @@ const STYLES: [ToolStyle; 18] = [
     ToolStyle::DeepSeekV31,
     ToolStyle::Kimi,
     ToolStyle::Cohere,
+    ToolStyle::Gemma4,
     ToolStyle::Llama3Json,
     ToolStyle::Llama3Pythonic,
     ToolStyle::MistralList,
@@ -502,6 +508,35 @@ fn truncated_calls_are_text_and_reported_as_malformed() {
     }
 }
 
+/// Gemma 4's values without marks have the type of the schema, or their own; JSON's quotes, spaces and one comma too many are
+/// read; what cannot be a value is reported.
+#[test]
+fn values_of_gemma_4_without_marks() {
+    for (arguments, wanted) in [
+        ("{days:2,code:5}", json!({ "days": 2, "code": "5" })),
+        ("{days:two,code:x y}", json!({ "days": "two", "code": "x y" })),
+        ("{more:[1,null,None,True,a b,{k:[]},],}", json!({ "more": [1, null, null, true, "a b", { "k": [] }] })),
+        ("{other:-1.5e2,<|\"|>a:b<|\"|>:{}}", json!({ "other": -150.0, "a:b": {} })),
+        (" {\n \"code\" : \"a\\\"}\\\\\", days: 3 }", json!({ "code": "a\"}\\", "days": 3 })),
+        ("{code:<|\"|>\"\\\n<|\"<|\"|>}", json!({ "code": "\"\\\n<|\"" })),
+        ("{}", json!({})),
+    ] {
+        let got = read(ToolStyle::Gemma4, &format!("<|tool_call>call:run{arguments}<tool_call|>"));
+        assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (1, "", 0), "{arguments}: {got:?}");
+        assert_eq!(got.calls[0].1, wanted, "{arguments}");
+    }
+    let deep = format!("{{more:{}", "[".repeat(100));
+    for arguments in ["{days:}", "{:1}", "{days 2}", "{days:2]", "{code:\"\\x\"}", "{code:a\"b}", "(days:2)", &deep] {
+        let text = format!("<|tool_call>call:run{arguments}<tool_call|>");
+        let got = read(ToolStyle::Gemma4, &text);
+        assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (0, text.as_str(), 1), "{got:?}");
+    }
+    let known = Setup { reasoning: Some(ReasoningStyle::Gemma4), ..setup(ToolStyle::Gemma4) };
+    let call = call(ToolStyle::Gemma4, "x");
+    let got = read_with(&known, &format!("<|channel>thought\nI {call}\n<channel|>So.{call}"));
+    assert_eq!((got.reasoning, got.text.as_str(), got.calls.len()), (format!("I {call}"), "So.", 1));
+}
+
 /// Models leave out the end of a function.
 #[test]
 fn function_ends_with_its_call() {
@@ -574,7 +609,8 @@ proptest! {
                 "</function>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<|tool_call|>", "<think>",
                 "</think>", "<seed:tool_call>", "<|tool_call_start|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
                 "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>",
-                "<|tool_call_begin|>", "functions.run:0", "<|tool_call_argument_begin|>", "<|START_ACTION|>", "[THINK]", "[/THINK]", "```json\n", "```", "{\"name\": \"run\"", ", \"arguments\": {",
+                "<|tool_call_begin|>", "functions.run:0", "<|tool_call_argument_begin|>", "<|START_ACTION|>",
+                "<|tool_call>", "call:run{", "code:", "<|\"|>", "<tool_call|>", "<|channel>thought", "<channel|>", "[THINK]", "[/THINK]", "```json\n", "```", "{\"name\": \"run\"", ", \"arguments\": {",
                 "\"code\": \"x\"}", "}", "[run(code='", "')", "]", "; ", "{\"tool_calls\": [", "\n", " ",
             ]).prop_map(str::to_owned),
         ], 0..12),

@@ -65,7 +65,7 @@ impl Types {
         }
     }
 
-    fn allow(self, value: &Value) -> bool {
+    pub(super) fn allow(self, value: &Value) -> bool {
         match value {
             Value::String(_) => self.string,
             Value::Number(_) => self.number,

@@ -7,6 +7,7 @@ use serde_json::ser::{Formatter, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::ToolStyle;
+use super::gemma::{CALL, QUOTE};
 use super::section::{DEEPSEEK, KIMI};
 
 /// Puts a space after `,` and `:`, like Python's `json.dumps`, whose output models were trained on.
@@ -47,6 +48,22 @@ fn python(value: &Value) -> String {
             format!("{{{}}}", fields.collect::<Vec<_>>().join(", "))
         }
         Value::Number(_) | Value::String(_) => value.to_string(),
+    }
+}
+
+/// A value as Gemma 4's template writes it: as JSON, but for texts, keys, their order, and `null`.
+fn gemma(value: &Value) -> String {
+    match value {
+        Value::Null => "None".to_owned(),
+        Value::String(text) => format!("{QUOTE}{text}{QUOTE}"),
+        Value::Array(items) => format!("[{}]", items.iter().map(gemma).collect::<Vec<_>>().join(",")),
+        Value::Object(fields) => {
+            let mut fields: Vec<(&String, &Value)> = fields.iter().collect();
+            fields.sort_by_key(|(key, _)| key.to_lowercase());
+            let fields = fields.into_iter().map(|(key, value)| format!("{key}:{}", gemma(value)));
+            format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+        }
+        Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
 
@@ -154,6 +171,7 @@ impl ToolStyle {
                 });
                 self.enclosed(&format!("[\n{}\n]", calls.collect::<Vec<_>>().join(",\n")))
             }
+            Self::Gemma4 => all("", &|call| self.enclosed(&format!("{CALL}{}{}", call.name, gemma(&call.arguments)))),
             Self::Llama3Json => all("; ", &|call| spaced(&call.object("parameters"))),
             Self::Llama3Pythonic | Self::Lfm2 => {
                 let one = |call: &Call<'_>| {
