@@ -23,11 +23,10 @@
 //! ```
 //!
 //! A mark is its token in the vocabulary, or else its text. Arguments are JSON of the tool's schema. In the styles
-//! without JSON, each parameter is written by its type: text without quotes in XML, a literal in Python, text between marks
-//! in Gemma 4. This needs a
-//! schema that is fully described by its properties, and texts that are free or one of a list. For any other schema,
-//! the arguments are JSON after all, in a form that the style's reader accepts too (see [`Parameters`]). The result is
-//! read by the same parser as everything else, and satisfies the schema.
+//! without JSON, each parameter is written by its type: text without quotes in XML, a literal in Python, text between
+//! marks in Gemma 4. This needs a schema that is fully described by its properties, and texts that are free or one of a
+//! list. For any other schema, the arguments are JSON after all, in a form that the style's reader accepts too (see
+//! [`Parameters`]). The result is read by the same parser as everything else, and satisfies the schema.
 //!
 //! An answer ends after its sixteenth call at the latest: a small model that must call tools would go on until its
 //! tokens are used up, and clients reject an answer with more than 128 calls.
@@ -147,9 +146,7 @@ impl Writer<'_> {
                 _ => format!("\"\\n\" {} {} \"}}\" \"\\n\"", object("arguments"), self.json(i, &schema)?),
             },
             ToolStyle::DeepSeekR1 | ToolStyle::DeepSeekV31 | ToolStyle::Kimi => {
-                if !is_plain_name(name) {
-                    return Err(unwritable(name, self.style));
-                }
+                self.require_plain(name)?;
                 let marks = if self.style == ToolStyle::Kimi { &KIMI } else { &DEEPSEEK };
                 let json = self.json(i, &schema)?;
                 let (begin, separator, end) =
@@ -171,9 +168,7 @@ impl Writer<'_> {
                 format!("{} /[0-9]{{1,3}}/ {head} {} \"}}\"", literal("{\"tool_call_id\": \""), self.json(i, &schema)?)
             }
             ToolStyle::Gemma4 => {
-                if !is_plain_name(name) {
-                    return Err(unwritable(name, self.style));
-                }
+                self.require_plain(name)?;
                 let head = literal(&format!("{CALL}{name}"));
                 match Parameters::of(&schema, is_python_name) {
                     Some(parameters) => {
@@ -183,9 +178,7 @@ impl Writer<'_> {
                 }
             }
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
-                if !is_plain_name(name) {
-                    return Err(unwritable(name, self.style));
-                }
+                self.require_plain(name)?;
                 let id = match self.style {
                     ToolStyle::MistralCallId => format!("{} /[a-zA-Z0-9]{{9}}/ ", self.mark("[CALL_ID]")),
                     _ => String::new(),
@@ -193,9 +186,7 @@ impl Writer<'_> {
                 format!("{} {id}{} {}", literal(name), self.mark("[ARGS]"), self.json(i, &schema)?)
             }
             ToolStyle::Harmony => {
-                if !is_plain_name(name) {
-                    return Err(unwritable(name, self.style));
-                }
+                self.require_plain(name)?;
                 let (constrain, message) = (self.mark("<|constrain|>"), self.mark("<|message|>"));
                 let head = literal(&format!("functions.{name} "));
                 format!("{head} {constrain} {} {message} {}", literal("json"), self.json(i, &schema)?)
@@ -208,6 +199,10 @@ impl Writer<'_> {
         };
         let _ = writeln!(self.rules, "{rule}: {body}");
         Ok(Form::Plain(rule))
+    }
+
+    fn require_plain(&self, name: &str) -> Result<(), Error> {
+        if is_plain_name(name) { Ok(()) } else { Err(unwritable(name, self.style)) }
     }
 
     /// The start rule: a whole answer.
@@ -303,8 +298,7 @@ impl Writer<'_> {
                     format!("{rule} \"\\n\"")
                 }
                 Kind::OneOf(texts) => {
-                    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
-                    format!("({}) {close}", texts.join(" | "))
+                    format!("{} {close}", one_of(texts))
                 }
                 Kind::Flag | Kind::Other => format!("{} {close}", self.value(&rule, &parameter.schema)?),
             };
@@ -328,8 +322,7 @@ impl Writer<'_> {
                 Kind::Text if notation == Notation::Gemma => self.between_marks(&rule),
                 Kind::OneOf(texts) if notation == Notation::Gemma => {
                     let quote = self.mark(QUOTE);
-                    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
-                    format!("{quote} ({}) {quote}", texts.join(" | "))
+                    format!("{quote} {} {quote}", one_of(texts))
                 }
                 Kind::Flag if notation == Notation::Gemma => r#"("true" | "false")"#.to_owned(),
                 Kind::Text => {
@@ -561,6 +554,12 @@ fn is_xml_name(name: &str) -> bool {
 
 fn unwritable(name: &str, style: ToolStyle) -> Error {
     ToolError::Definition { reason: format!("the name {name:?} cannot be written in the style {style:?}") }.into()
+}
+
+/// One of several texts in Lark.
+fn one_of(texts: &[String]) -> String {
+    let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+    format!("({})", texts.join(" | "))
 }
 
 /// A string literal in Lark.
