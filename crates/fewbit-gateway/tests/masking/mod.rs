@@ -102,9 +102,7 @@ fn other_servers_never_see_what_is_private() {
     let backend = ScriptedBackend::default();
     let far = Running::with(backend.clone());
     let near = near(folder.path(), &far, MASKING);
-    // Four digits of the card would be found in one in thirty logs, whose hashes have them by chance.
-    let private = [MAIL, "example.org", "4111 1111", "41111111", STAFF];
-    let is_private = |text: &str| private.iter().any(|part| text.contains(part));
+    let is_private = |text: &str| [MAIL, "example.org", CARD, "4111", STAFF].iter().any(|part| text.contains(part));
     let mut n = 0;
     for (path, body) in requests() {
         for stream in [false, true] {
@@ -165,8 +163,19 @@ fn other_servers_never_see_what_is_private() {
     let entries = super::log(&folder.path().join("store"));
     let masked: Vec<u64> = entries.iter().map(|entry| entry.masked).collect();
     assert_eq!(masked, [3, 3, 3, 3, 3, 3, 3, 3, 2, 0, 0]);
+    // Hashes, ids, seeds and times have four of a card's digits by chance: they are searched for in the rest of a line.
+    let is_random =
+        |name: &str| name.ends_with("sha256") || ["prev", "request", "seed", "time_ms", "elapsed_ms"].contains(&name);
+    for mut entry in entries.iter().map(|entry| serde_json::to_value(entry).unwrap()) {
+        entry.as_object_mut().unwrap().retain(|name, _| !is_random(name));
+        assert!(!is_private(&entry.to_string()), "{entry}");
+    }
     for file in std::fs::read_dir(folder.path().join("store")).unwrap() {
-        assert!(!is_private(&std::fs::read_to_string(file.unwrap().path()).unwrap()));
+        let text = std::fs::read_to_string(file.unwrap().path()).unwrap();
+        assert!(
+            [MAIL, "example.org", "4111 1111", "41111111", STAFF].iter().all(|part| !text.contains(part)),
+            "{text}"
+        );
     }
 }
 
