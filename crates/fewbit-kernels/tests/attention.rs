@@ -294,16 +294,24 @@ fn other_row_operations_are_correct_and_the_same_on_every_isa() {
 /// With values as a part of the keys, every bit is that of a cache that stores that part as values.
 #[test]
 fn values_in_keys_are_values_that_are_stored() {
-    check_values_in_keys::<f16>();
-    check_values_in_keys::<f32>();
-    check_values_in_keys::<Q8>();
+    // One page and a bit.
+    check_values_in_keys::<f16>(280, 160);
+    check_values_in_keys::<f32>(280, 160);
+    check_values_in_keys::<Q8>(280, 160);
 }
 
-fn check_values_in_keys<T: KvElement>() {
+#[test]
+fn values_in_keys_of_several_pages() {
+    check_values_in_keys::<f16>(530, 300);
+    check_values_in_keys::<f32>(530, 300);
+    check_values_in_keys::<Q8>(530, 300);
+}
+
+fn check_values_in_keys<T: KvElement>(n: usize, window: usize) {
     // More heads than a unit of work takes, and fewer; elements that fill no whole vector, where the type can have them.
     let odd = if T::supports(8) { 8 } else { 0 };
     for (n_heads, head_dim, offset, window, n) in
-        [(20, 96 + odd, 32 + odd, None, 280), (3, 160 + odd, 64, Some(160), 330), (17, 64, 32, None, 20)]
+        [(20, 96 + odd, 32 + odd, None, n), (3, 160 + odd, 64, Some(window), n + 70), (17, 64, 32, None, 20)]
     {
         let stored = AttentionShape {
             n_heads,
