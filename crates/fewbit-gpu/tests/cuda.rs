@@ -74,6 +74,12 @@ fn sequences_move_between_the_cpu_and_a_device() {
 }
 
 #[test]
+fn kernels_are_timed_by_the_clock_of_the_device() {
+    let Some(device) = any() else { return };
+    cases::timing(&device);
+}
+
+#[test]
 fn adapters_and_hidden_states_match_the_cpu() {
     let Some(device) = any() else { return };
     cases::adapters(&device);

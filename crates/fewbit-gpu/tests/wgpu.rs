@@ -189,6 +189,13 @@ fn native_arithmetic_follows_the_greedy_tokens_of_the_cpu() {
 }
 
 #[test]
+fn kernels_are_timed_by_the_clock_of_the_device() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let device: Arc<dyn Device> = device;
+    cases::timing(&device);
+}
+
+#[test]
 fn ceilings_of_the_device_are_measured() {
     let Some(device) = device(Arithmetic::Native) else { return };
     let ceilings = device.ceilings().expect("the device works").expect("measured by this backend");

@@ -57,5 +57,5 @@ pub use prefix::PrefixTree;
 pub use quantize::Quantized;
 pub use rope::RopeAngles;
 pub use routing::Routing;
-pub use segment::{Device, DeviceCeilings, FixedStates, Head, Segment, SequenceRows, Step};
+pub use segment::{Device, DeviceCeilings, FixedStates, Head, KernelTime, Segment, SequenceRows, Step};
 pub use state::{StatePage, StateStore};

@@ -10,6 +10,7 @@ use super::kernels::{
 use super::step::{Layout, Tables, TablesAt};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
+use crate::backend::timing::Label;
 use crate::backend::{Memory, Part, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use bytemuck::Pod;
@@ -58,6 +59,8 @@ struct Shape {
 /// The launches of a step.
 struct Bound {
     dispatches: Vec<Dispatch>,
+    /// What each launch is counted as when it is timed.
+    labels: Vec<Label>,
     /// The places of adapters, with the index of the launch before which they come.
     places: Vec<(usize, Place)>,
     graph: Option<Captured>,
@@ -176,15 +179,28 @@ impl Run {
         let scratch = self.scratch.as_ref().expect("allocated before");
         let tables = TablesAt { layout: shape.layout, address: scratch.tables.address() };
         let bindings = Bindings { scratch, tables, n_pages: shape.n_pages, pages };
-        let (mut dispatches, mut places) = (Vec::new(), Vec::new());
+        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let mut ops = &self.plan.ops[..];
         while let Some((op, rest)) = ops.split_first() {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
             ops = &rest[self.encode(op, rest, &bindings, &mut dispatches)?..];
+            let label = Label::new(&self.plan, op, self.weight_bytes_of(op, shape.layout.n_rows));
+            labels.resize(dispatches.len(), label);
         }
-        Ok(Bound { dispatches, places, graph: None })
+        Ok(Bound { dispatches, labels, places, graph: None })
+    }
+
+    /// Bytes of weights that the launch of an operation reads, if that does not depend on the tokens.
+    fn weight_bytes_of(&self, op: &Op, n_rows: usize) -> u64 {
+        match op {
+            Op::Product { w, .. } => self.matrices[w.id].buffer.bytes(),
+            Op::ExpertProduct { w, to, .. } if n_rows == 1 => {
+                self.matrices[w.id].expert_bytes * self.plan.shape(*to).rows_per_token as u64
+            }
+            _ => 0,
+        }
     }
 
     /// Appends the launches of an operation. Returns how many of the operations that follow they do as well.
@@ -454,6 +470,9 @@ impl Run {
             let at = |buffer: Buffer| scratch.buffers[&buffer].address();
             adapted = self.adapters.dispatches(gpu, &bound.places, loras, at)?;
         }
+        if gpu.timing.is_on() {
+            return bound.launch_timed(gpu, &adapted, n_launches);
+        }
         let is_whole = n_launches >= bound.dispatches.len() && adapted.is_empty();
         if is_whole && shape.layout.n_rows <= CAPTURED_ROWS {
             let graph = match &bound.graph {
@@ -466,16 +485,37 @@ impl Run {
             };
             return gpu.call(0, |driver| driver.replay(graph));
         }
-        let launch = |dispatch: &Dispatch| gpu.call(0, |driver| driver.launch(&dispatch.launch()));
-        let mut adapted = adapted.iter().peekable();
-        for (at, dispatch) in bound.dispatches.iter().take(n_launches).enumerate() {
-            while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                launch(adapter)?;
-            }
-            launch(dispatch)?;
-        }
-        adapted.try_for_each(|(_, adapter)| launch(adapter))
+        in_order(&bound.dispatches, &adapted, n_launches)
+            .try_for_each(|(_, dispatch)| gpu.call(0, |driver| driver.launch(&dispatch.launch())))
     }
+}
+
+impl Bound {
+    /// Does the launches, and adds how long each took to the times of the device.
+    fn launch_timed(&self, gpu: &Gpu, adapted: &[(usize, Dispatch)], n_launches: usize) -> Result<(), ModelError> {
+        let of_adapters = Label::of_adapters();
+        let all: Vec<_> = in_order(&self.dispatches, adapted, n_launches).collect();
+        let launches: Vec<_> = all.iter().map(|(_, dispatch)| dispatch.launch()).collect();
+        let times = gpu.call(0, |driver| driver.time(&launches))?;
+        for ((at, _), time) in all.iter().zip(times) {
+            gpu.timing.add(at.map_or(&of_adapters, |at| &self.labels[at]), time);
+        }
+        Ok(())
+    }
+}
+
+/// The first `n_launches` of a step, each with its index, and those of adapters between them, which have none.
+fn in_order<'a>(
+    dispatches: &'a [Dispatch],
+    adapted: &'a [(usize, Dispatch)],
+    n_launches: usize,
+) -> impl Iterator<Item = (Option<usize>, &'a Dispatch)> {
+    let n = dispatches.len().min(n_launches);
+    let mut all: Vec<_> = dispatches[..n].iter().enumerate().map(|(at, dispatch)| (at, Some(at), dispatch)).collect();
+    all.extend(adapted.iter().map(|(before, adapter)| (*before, None, adapter)));
+    // Those of adapters come before the launch at their index; the sort is stable.
+    all.sort_by_key(|(at, index, _)| (*at, index.is_some()));
+    all.into_iter().map(|(_, index, dispatch)| (index, dispatch))
 }
 
 /// The quantized form of this kind.

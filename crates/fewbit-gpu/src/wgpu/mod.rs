@@ -17,13 +17,16 @@ mod memory;
 mod run;
 mod shaders;
 mod step;
+mod timestamps;
 mod weights;
 
 pub use shaders::Arithmetic;
 
 use crate::backend::{Memory, PlanHead, PlanSegment};
 use fewbit_kernels::{Cpu, Isa};
-use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment};
+use fewbit_model::{
+    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KernelTime, KvType, LayerLoader, ModelError, Segment,
+};
 use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
@@ -202,6 +205,18 @@ impl Device for WgpuDevice {
 
     fn ceilings(&self) -> Result<Option<DeviceCeilings>, ModelError> {
         ceiling::measure(&self.gpu).map(Some)
+    }
+
+    fn start_timing(&self) -> bool {
+        let has_clock = self.gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        if has_clock {
+            self.gpu.timing.start();
+        }
+        has_clock
+    }
+
+    fn stop_timing(&self) -> Vec<KernelTime> {
+        self.gpu.timing.stop()
     }
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {

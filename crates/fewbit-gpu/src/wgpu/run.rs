@@ -5,8 +5,10 @@ use super::adapters;
 use super::gpu::{Gpu, Pipeline};
 use super::shaders::{Kernel, RowsOp};
 use super::step::{StepShape, StepTables};
+use super::timestamps::Timestamps;
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
+use crate::backend::timing::Label;
 use crate::backend::{Memory, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
@@ -39,6 +41,8 @@ struct Bound {
     generation: u64,
     scratch: Scratch,
     dispatches: Vec<Dispatch>,
+    /// What each dispatch is counted as when it is timed.
+    labels: Vec<Label>,
     /// The places of adapters, with the index of the dispatch before which they come.
     places: Vec<(usize, Place)>,
 }
@@ -138,15 +142,28 @@ impl Run {
         self.bound[size] = None;
         let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
         let scratch = self.scratch(capacity, n_tables, n_angles)?;
-        let (mut dispatches, mut places) = (Vec::new(), Vec::new());
+        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for op in &self.plan.ops {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
             self.encode(op, &scratch, pages.zip(Some(&pools[..])), TOKENS[size], &mut dispatches)?;
+            let n = (dispatches.len() - labels.len()).max(1) as u64;
+            labels.resize(dispatches.len(), Label::new(&self.plan, op, self.weight_bytes_of(op, n_tokens) / n));
         }
-        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, places });
+        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, labels, places });
         Ok(())
+    }
+
+    /// Bytes of weights that the dispatches of an operation read, if that does not depend on the tokens.
+    fn weight_bytes_of(&self, op: &Op, n_tokens: usize) -> u64 {
+        match op {
+            Op::Product { w, .. } => self.matrices[w.id].tiles.iter().map(|tile| tile.buffer.size()).sum(),
+            Op::ExpertProduct { w, to, .. } if n_tokens == 1 => {
+                4 * u64::from(self.matrices[w.id].expert_words) * self.plan.shape(*to).rows_per_token as u64
+            }
+            _ => 0,
+        }
     }
 
     fn scratch(&self, n_tokens: usize, n_tables: usize, n_angles: usize) -> Result<Scratch, ModelError> {
@@ -452,21 +469,36 @@ impl Runner for Run {
             }
         }
         let mut adapted = adapted.iter().peekable();
-        let mut encoder = self.gpu.encoder();
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
-                while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                    adapter.encode(&mut pass, n_tokens as u32);
-                }
-                dispatch.encode(&mut pass, n_tokens as u32);
+        let of_adapters = Label::of_adapters();
+        let mut all = Vec::with_capacity(n_dispatches);
+        for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
+            while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
+                all.push((adapter, &of_adapters));
             }
-            adapted.for_each(|(_, adapter)| adapter.encode(&mut pass, n_tokens as u32));
+            all.push((dispatch, &bound.labels[at]));
+        }
+        all.extend(adapted.map(|(_, adapter)| (adapter, &of_adapters)));
+        let mut encoder = self.gpu.encoder();
+        let timestamps = self.gpu.timing.is_on().then(|| Timestamps::new(&self.gpu, all.len()));
+        if let Some(timestamps) = &timestamps {
+            for (i, (dispatch, _)) in all.iter().enumerate() {
+                let timestamp_writes = Some(timestamps.of(i));
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+                dispatch.encode(&mut encoder.begin_compute_pass(&descriptor), n_tokens as u32);
+            }
+            timestamps.resolve(&mut encoder);
+        } else {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            all.iter().for_each(|(dispatch, _)| dispatch.encode(&mut pass, n_tokens as u32));
         }
         let of = self.plan.shape(result);
         let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
         let take = |bytes: &[u8]| out.copy_from_slice(bytemuck::cast_slice(bytes));
-        self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
+        self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)?;
+        match timestamps {
+            Some(timestamps) => timestamps.add(&self.gpu, all.iter().map(|(_, label)| *label)),
+            None => Ok(()),
+        }
     }
 
     fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
