@@ -378,6 +378,21 @@ fn layers_after_the_last_are_left_out() {
     assert!(all_bits(&with, LoadOptions::new()) == all_bits(&file, LoadOptions::new()));
     let bytes = |file| fewbit_model::estimate(file, Isa::best(), 512, None).expect("valid").weight_bytes;
     assert_eq!(bytes(&with), bytes(&file));
+    // Where layers are listed, the further one is in the lists.
+    let nemotron = all.models.iter().find(|model| model.name == "Nemotron 3 Nano").expect("there");
+    let file = nemotron.converted(&nemotron.quantized(Recipe::F32));
+    let (mut with_more, mut all_tensors) = keys_and_tensors(&file);
+    with_more.insert("nemotron_h_moe.block_count".to_owned(), 9u32.into());
+    with_more.insert("nemotron_h_moe.nextn_predict_layers".to_owned(), 1u32.into());
+    for (key, of_last) in [("feed_forward_length", 24), ("attention.head_count_kv", 2)] {
+        let key = format!("nemotron_h_moe.{key}");
+        let list = file.metadata().require_i32_array(&key).expect("a list");
+        with_more.insert(key, [&*list, &[of_last]].concat().into());
+    }
+    all_tensors.push(("blk.8.nextn.eh_proj.weight".to_owned(), vec![96, 192], TensorType::F32, vec![0; 4 * 96 * 192]));
+    let with = file_of(&with_more, &all_tensors);
+    assert!(all_bits(&with, LoadOptions::new()) == all_bits(&file, LoadOptions::new()));
+    assert_eq!(bytes(&with), bytes(&file));
     // Of an architecture that has no such layers they are refused.
     keys.insert("qwen3moe.nextn_predict_layers".to_owned(), 1u32.into());
     keys.insert("general.architecture".to_owned(), "qwen3moe".into());
@@ -461,6 +476,9 @@ fn adapters_of_layers_with_one_mixer_are_as_if_merged() {
     let modules = ["3.mixer.q_proj", "3.mixer.v_proj", "3.mixer.o_proj", "4.mixer.up_proj", "4.mixer.down_proj"];
     let refused = [("0.mixer.in_proj", &[552, 96][..])];
     adapters_are_as_if_merged("Nemotron-H", "backbone.layers", &modules, &refused);
+    let modules = ["3.mixer.q_proj", "3.mixer.k_proj", "6.mixer.o_proj"];
+    let refused = [("1.mixer.shared_experts.up_proj", &[40, 96][..]), ("1.mixer.up_proj", &[24, 96])];
+    adapters_are_as_if_merged("Nemotron 3 Nano", "backbone.layers", &modules, &refused);
 }
 
 /// Also of keys that are values too, of a feed-forward block next to experts, and of one that is wider than others.
@@ -685,7 +703,7 @@ fn prefixes_are_known_up_to_the_last_state() {
         assert!(tree.evict(usize::MAX) > 2, "{name}");
         assert_eq!((tree.n_pages(), decoder.kv_pages()), (0, 0), "{name}");
     }
-    assert_eq!(n_models, 8, "models with recurrent layers");
+    assert_eq!(n_models, 10, "models with recurrent layers");
 }
 
 #[test]

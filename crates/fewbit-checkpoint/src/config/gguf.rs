@@ -16,7 +16,7 @@ use fewbit_format::{GgufFile, Metadata, Value};
 /// Keys under the architecture's prefix that enable a feature which the decoder does not have, a description of it, and
 /// the value that disables it. A file with any other value of such a key is an error: ignoring it would give plausible
 /// nonsense.
-const REFUSED: [(&str, &str, f64); 9] = [
+const REFUSED: [(&str, &str, f64); 10] = [
     ("attention.causal", "attention that is not causal", 1.0),
     ("attention.clamp_kqv", "clamped queries, keys and values", 0.0),
     ("attention.max_alibi_bias", "ALiBi position bias", 0.0),
@@ -25,6 +25,7 @@ const REFUSED: [(&str, &str, f64); 9] = [
     ("rope.scaling.yarn_ext_factor", "a YaRN extrapolation factor", 1.0),
     ("use_parallel_residual", "parallel residuals", 0.0),
     ("router_logit_softcapping", "capped router scores", 0.0),
+    ("moe_latent_size", "experts whose inputs are projected to a latent", 0.0),
     ("attention.indexer.top_k", "attention to keys that an index chooses", 0.0),
 ];
 
@@ -189,7 +190,11 @@ impl ModelConfig {
                 has_rope: !is_nope
                     && (arch.nope_every == 0 || (i + 1) % arch.nope_every != 0)
                     && !(arch.has_global_nope && has_window && !is_local[i]),
-                has_experts: experts.is_some() && (i + 1) % experts_every == 0 && i >= n_dense.unwrap_or(0),
+                has_experts: experts.is_some()
+                    && match &mixers {
+                        Some(_) => has_mlp(i),
+                        None => (i + 1) % experts_every == 0 && i >= n_dense.unwrap_or(0),
+                    },
             })
             .collect();
         let temperature = temperature(&keys, arch, context_length)?;
@@ -320,7 +325,12 @@ fn feed_forward_lengths(keys: &Keys<'_>, n_layers: usize) -> Result<Vec<usize>, 
 /// A number of each layer, or one for all. All that are not 0 must be equal.
 fn equal_or_none(keys: &Keys<'_>, key: &str, differing: &'static str) -> Result<Vec<usize>, CheckpointError> {
     let name = keys.name(key);
-    let Some(list) = list_of(keys, &name)? else { return Ok(vec![keys.required(key, MAX_WIDTH)?]) };
+    let Some(mut list) = list_of(keys, &name)? else { return Ok(vec![keys.required(key, MAX_WIDTH)?]) };
+    // Layers that predict further tokens have numbers, too.
+    let (n_layers, n_all) = (keys.layers()?, keys.required("block_count", MAX_LAYERS)?);
+    if list.len() == n_all {
+        list.truncate(n_layers);
+    }
     let most = list.iter().max().copied().unwrap_or(0);
     match list.iter().find(|&&n| n != 0 && n != most) {
         Some(&other) => Err(CheckpointError::UnsupportedFeature {

@@ -153,6 +153,7 @@ impl ModelConfig {
         }
         let has_dense_lead = families::architecture(&self.architecture).is_some_and(|arch| arch.has_dense_lead);
         match self.experts_every() {
+            _ if self.layers.iter().any(|layer| !layer.has_feed_forward) => {}
             Some(first) if has_dense_lead => keys.count("leading_dense_block_count", first - 1),
             Some(every) if every > 1 => keys.count("interleave_moe_layer_step", every),
             _ => {}

@@ -39,7 +39,7 @@ pub(super) const FAMILY: Family = Family {
         (Part::Router, "feed_forward.gate"),
         (Part::ExpertBias, "feed_forward.expert_bias"),
     ],
-    experts: Some(("feed_forward.experts.", [(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
+    experts: Some(("feed_forward.experts.", &[(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
     ..Family::NONE
 };
 

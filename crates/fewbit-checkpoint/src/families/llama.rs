@@ -68,6 +68,7 @@ pub(super) const LLAMA_CLASS: Class = Class {
     name: "LlamaForCausalLM",
     model_type: "llama",
     gguf: &LLAMA,
+    gguf_of_experts: None,
     windows: Windows::None,
     window: None,
     head_dim: None,

@@ -54,7 +54,7 @@ pub(super) const FAMILY: Family = Family {
     ],
     wrappers: &["Mistral3ForConditionalGeneration"],
     modules: &[(Part::Router, "block_sparse_moe.gate")],
-    experts: Some(("block_sparse_moe.experts.", [(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
+    experts: Some(("block_sparse_moe.experts.", &[(Part::Gate, "w1"), (Part::Up, "w3"), (Part::Down, "w2")])),
 };
 
 const MISTRAL3: Architecture = Architecture { name: "mistral3", ..LLAMA };

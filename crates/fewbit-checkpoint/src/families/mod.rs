@@ -64,7 +64,7 @@ struct Family {
     modules: &'static [(Part, &'static str)],
     /// The names of an expert's matrices in Hugging Face files: the part before the expert's number, and the parts
     /// after it.
-    experts: Option<(&'static str, [(Part, &'static str); 3])>,
+    experts: Option<(&'static str, &'static [(Part, &'static str)])>,
 }
 
 impl Family {
@@ -277,6 +277,8 @@ pub(crate) struct Class {
     pub(crate) model_type: &'static str,
     /// The same architecture in GGUF files; tensors are converted to its names and layout.
     pub(crate) gguf: &'static Architecture,
+    /// That of models with experts, if their GGUF files have another one.
+    pub(crate) gguf_of_experts: Option<&'static Architecture>,
     pub(crate) windows: Windows,
     /// The window of a file that does not specify one.
     pub(crate) window: Option<usize>,

@@ -37,7 +37,7 @@ pub(super) const FAMILY: Family = Family {
         (Part::SharedUp, "mlp.shared_expert.up_proj"),
         (Part::SharedDown, "mlp.shared_expert.down_proj"),
     ],
-    experts: Some(("mlp.experts.", [(Part::Gate, "gate_proj"), (Part::Up, "up_proj"), (Part::Down, "down_proj")])),
+    experts: Some(("mlp.experts.", &[(Part::Gate, "gate_proj"), (Part::Up, "up_proj"), (Part::Down, "down_proj")])),
     ..Family::NONE
 };
 

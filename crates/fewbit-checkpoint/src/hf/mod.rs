@@ -20,6 +20,7 @@ mod generation;
 mod ints;
 pub mod json;
 mod latent;
+mod layers;
 mod modules;
 mod part;
 mod pooling;

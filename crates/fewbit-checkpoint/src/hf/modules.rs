@@ -333,6 +333,7 @@ impl Builder<'_> {
         let experts = self.config.experts;
         let width = experts.and_then(|experts| experts.shared_ffn_dim).unwrap_or(self.config.ffn_dim);
         let parts = match (part, experts) {
+            _ if !self.config.is_gated => return self.attention(name, shape, ty, stored, part),
             (Part::SharedUp, Some(_)) => [Part::SharedGate, Part::SharedUp],
             (Part::SharedUp, None) => [Part::Gate, Part::Up],
             (Part::SharedDown, None) => {

@@ -46,6 +46,9 @@ pub(super) fn layers_with_experts(
     Ok((0..n_layers).map(|i| (i + 1) % every == 0).collect())
 }
 
+/// The key of the width of what experts see instead of the residual stream.
+const LATENT: &str = "moe_latent_size";
+
 pub(super) fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertConfig>, CheckpointError> {
     let Some(keys) = class.experts else { return Ok(None) };
     // Granite's dense models have none, and Gemma's say so.
@@ -61,6 +64,9 @@ pub(super) fn experts(json: Object<'_>, class: &Class) -> Result<Option<ExpertCo
     }
     if json.list("mlp_only_layers")?.is_some_and(|list| !list.is_empty()) {
         return Err(json.unsupported("mlp_only_layers", "layers without experts between those with"));
+    }
+    if json.get(LATENT).is_some() {
+        return Err(json.unsupported(LATENT, "experts whose inputs are projected to a latent"));
     }
     let ffn_dim = json.required_count(keys.width)?;
     let shared_ffn_dim = match keys.shared_count {

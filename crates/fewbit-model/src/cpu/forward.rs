@@ -471,11 +471,21 @@ impl CpuSegment {
         });
     }
 
-    /// Computes `f(gate x) * (up x)` of every expert that has tokens.
+    /// Computes `f(gate x) * (up x)`, or `max(up x, 0)^2`, of every expert that has tokens.
     fn expert_hidden(&self, ffn_dim: usize, w: &Experts, x: &mut ExpertBuffers) {
         let (e, function) = (&self.shared.cpu, self.config.gate);
         let groups = &x.routing.groups;
-        let gate = |expert: usize| w.experts[expert].gate.as_ref().expect("experts have gates");
+        if !self.config.is_gated {
+            let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, ffn_dim));
+            let mut products: Vec<_> = rows
+                .map(|(((expert, _), input), out)| Product::Store { w: &w.experts[*expert].up.weight, x: input, out })
+                .collect();
+            e.matmul_each(&mut products);
+            add_expert_biases(e, groups, |expert| w.experts[expert].up.bias.as_deref(), ffn_dim, &mut x.hidden);
+            e.squared_relu(ffn_dim, &mut x.hidden);
+            return;
+        }
+        let gate = |expert: usize| w.experts[expert].gate.as_ref().expect("experts of a gated model");
         if gate(0).bias.is_none() {
             let rows = groups.iter().zip(&x.inputs).zip(split_rows(&mut x.hidden, groups, ffn_dim));
             let mut products: Vec<_> = rows

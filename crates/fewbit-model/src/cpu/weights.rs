@@ -546,7 +546,9 @@ impl Packer<'_, '_> {
         let choice_bias = self.bias(Part::ExpertBias, i, n)?;
         // All experts in one tensor or, in older files, one tensor per expert.
         let is_joint = self.loader.has(Part::ExpertGateUps, i);
-        let is_merged = is_joint || self.loader.has(Part::ExpertGates, i);
+        let is_gated = self.loader.config().is_gated;
+        let first = if is_gated { Part::ExpertGates } else { Part::ExpertUps };
+        let is_merged = is_joint || self.loader.has(first, i);
         let mut parts = |merged, single, rows: usize, cols: usize| -> Result<Vec<Linear>, ModelError> {
             let expert = |e: usize| {
                 let weight = if is_merged {
@@ -561,31 +563,41 @@ impl Packer<'_, '_> {
         };
         let downs = parts(Part::ExpertDowns, Part::Down, dim, ffn_dim)?;
         let (gates, ups) = match is_joint {
-            true => self.joint_experts(i, dim, &config)?,
+            true => {
+                let (gates, ups) = self.joint_experts(i, dim, &config)?;
+                (Some(gates), ups)
+            }
             false => {
-                let gates = parts(Part::ExpertGates, Part::Gate, ffn_dim, dim)?;
+                let gates = is_gated.then(|| parts(Part::ExpertGates, Part::Gate, ffn_dim, dim)).transpose()?;
                 (gates, parts(Part::ExpertUps, Part::Up, ffn_dim, dim)?)
             }
         };
-        let (input_parts, down_part): (&[Part], _) = match is_merged {
-            true if is_joint => (&[Part::ExpertGateUps], Part::ExpertDowns),
-            true => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
-            false => (&[Part::Gate, Part::Up], Part::Down),
+        let (input_parts, down_part): (&[Part], _) = match (is_merged, is_gated) {
+            (true, _) if is_joint => (&[Part::ExpertGateUps], Part::ExpertDowns),
+            (true, true) => (&[Part::ExpertGates, Part::ExpertUps], Part::ExpertDowns),
+            (true, false) => (&[Part::ExpertUps], Part::ExpertDowns),
+            (false, true) => (&[Part::Gate, Part::Up], Part::Down),
+            (false, false) => (&[Part::Up], Part::Down),
         };
-        let biases = [&gates, &ups, &downs].map(|all| all.first().is_some_and(|first| first.bias.is_some()));
-        if let Some(part) = biases.contains(&true).then(|| biases.iter().position(|has_bias| !has_bias)).flatten() {
-            let name = names::gguf([Part::ExpertGates, Part::ExpertUps, Part::ExpertDowns][part], i);
+        let all =
+            [(Part::ExpertGates, gates.as_ref()), (Part::ExpertUps, Some(&ups)), (Part::ExpertDowns, Some(&downs))];
+        let has_bias = |all: &[Linear]| all.first().is_some_and(|first| first.bias.is_some());
+        let biases: Vec<_> = all.into_iter().filter_map(|(part, all)| Some((part, has_bias(all?)))).collect();
+        let lacks = biases.iter().find(|(_, has_bias)| !has_bias);
+        if let Some((part, _)) = lacks.filter(|_| biases.iter().any(|(_, has_bias)| *has_bias)) {
+            let name = names::gguf(*part, i);
             return Err(self.loader.find(&format!("{name}.bias")).expect_err("it has been looked for"));
         }
+        let gates = gates
+            .map_or_else(|| (0..n).map(|_| None).collect(), |gates| gates.into_iter().map(Some).collect::<Vec<_>>());
         let experts = gates.into_iter().zip(ups).zip(downs);
-        let experts =
-            experts.map(|((gate, up), down)| Mlp { gate: Some(gate), up, down, input_parts, down_part }).collect();
+        let experts = experts.map(|((gate, up), down)| Mlp { gate, up, down, input_parts, down_part }).collect();
         let shared = match config.shared_ffn_dim {
             Some(ffn_dim) => Some(Mlp {
-                gate: Some(self.linear(Part::SharedGate, i, ffn_dim, dim)?),
+                gate: is_gated.then(|| self.linear(Part::SharedGate, i, ffn_dim, dim)).transpose()?,
                 up: self.linear(Part::SharedUp, i, ffn_dim, dim)?,
                 down: self.linear(Part::SharedDown, i, dim, ffn_dim)?,
-                input_parts: &[Part::SharedGate, Part::SharedUp],
+                input_parts: if is_gated { &[Part::SharedGate, Part::SharedUp] } else { &[Part::SharedUp] },
                 down_part: Part::SharedDown,
             }),
             None => None,

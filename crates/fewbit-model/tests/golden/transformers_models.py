@@ -172,12 +172,16 @@ def hybrid_models():
         "vocab_size": VOCAB, "max_position_embeddings": 512, "num_attention_heads": 6, "num_key_value_heads": 2,
         "hidden_size": 96, "intermediate_size": 80, "pad_token_id": None,
     }
-    kinds = {"C": "conv", "A": "full_attention", "M": "linear_attention", "-": "mlp"}
+    kinds = {"C": "conv", "A": "full_attention", "M": "linear_attention", "-": "mlp", "E": "moe"}
     layers = lambda pattern: [kinds[kind] for kind in pattern]
     granite = {
         **sizes, "mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 20, "mamba_d_head": 24, "mamba_chunk_size": 16,
         "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "residual_multiplier": 0.7, "logits_scaling": 2.0,
         "position_embedding_type": "nope", "rope_parameters": theta(1e4),
+    }
+    nemotron = {
+        **sizes, "head_dim": 24, "mamba_num_heads": 8, "mamba_head_dim": 24, "n_groups": 4, "ssm_state_size": 20,
+        "chunk_size": 16,
     }
     return [
         ("LFM2, experts", "Lfm2Moe", {
@@ -194,8 +198,16 @@ def hybrid_models():
             "mamba_d_conv": 3, "mamba_d_state": 36,
         }, False),
         ("Nemotron-H", "NemotronH", {
-            **sizes, "layers_block_type": layers("M-MA-M-AM"), "head_dim": 24, "mamba_num_heads": 8, "mamba_head_dim": 24,
-            "n_groups": 4, "ssm_state_size": 20, "chunk_size": 16,
+            **nemotron, "layers_block_type": layers("M-MA-M-AM"),
+        }, False),
+        ("Nemotron 3 Nano", "NemotronH", {
+            **nemotron, "layers_block_type": layers("MEMAEMAE"), "n_routed_experts": 7, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24, "moe_shared_expert_intermediate_size": 40, "routed_scaling_factor": 1.7,
+        }, False),
+        ("Nemotron 3, groups of experts", "NemotronH", {
+            **nemotron, "layers_block_type": layers("EMAEMA"), "n_routed_experts": 12, "num_experts_per_tok": 3,
+            "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 24, "n_group": 4, "topk_group": 2,
+            "norm_topk_prob": False,
         }, False),
     ]
 
@@ -218,8 +230,13 @@ def as_published(class_name, config, own):
         config["layer_types"] = [kinds[kind] for kind in own.layer_types]
     if class_name == "NemotronH":
         config["hybrid_override_pattern"] = own.hybrid_override_pattern
-        for key in [key for key in config if "expert" in key or "moe" in key or key == "layers_block_type"]:
-            del config[key]
+        del config["layers_block_type"]
+        if "moe" in own.layers_block_type:
+            keys = ["n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"]
+            config.update({key: getattr(own, key) for key in keys})
+        else:
+            for key in [key for key in config if "expert" in key or "moe" in key]:
+                del config[key]
     return config
 
 
@@ -269,7 +286,7 @@ def scale_and_offset(name, shape):
     if name.endswith("bias"):
         return 0.5, 0.0
     # What experts are chosen by and weighted with must differ, and one token from the next.
-    if name.endswith(("mlp.gate.weight", "feed_forward.gate.weight", "router.layer.weight", "router.proj.weight")):
+    if name.endswith(("mlp.gate.weight", "mixer.gate.weight", "feed_forward.gate.weight", "router.layer.weight", "router.proj.weight")):
         return 4 * (3 / dim) ** 0.5, 0.0
     # Gates of gpt-oss go beyond the limit of its clamped SwiGLU.
     gain = {"embed_tokens": 2.0, "lm_head": 2.5, "q_proj": 1.5, "k_proj": 1.5, "mlp.experts.gate_up_proj": 4.0, "linear_attn.out_proj": 0.07}
@@ -293,7 +310,7 @@ def packed(name, shape):
 
 
 # Classes whose files have a tensor for each expert's matrix, unlike the library's models.
-SEPARATE = ["DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite", "Lfm2Moe"]
+SEPARATE = ["DeepseekV2", "DeepseekV3", "Glm4Moe", "Glm4MoeLite", "Lfm2Moe", "NemotronH"]
 
 # Names in files that the library renames.
 RENAMED = {
@@ -314,8 +331,11 @@ def separate(class_name, key, parameter):
         return [(key, parameter)]
     gate, up, down = ["w1", "w3", "w2"] if class_name == "Lfm2Moe" else ["gate_proj", "up_proj", "down_proj"]
     prefix = key.rsplit(".", 1)[0]
-    if key.endswith("down_proj"):
+    if key.endswith(".down_proj"):
         return [(f"{prefix}.{i}.{down}.weight", part) for i, part in enumerate(parameter)]
+    if key.endswith(".up_proj"):
+        # Experts without gates.
+        return [(f"{prefix}.{i}.{up}.weight", part) for i, part in enumerate(parameter)]
     return [
         (f"{prefix}.{i}.{half}.weight", part)
         for i, expert in enumerate(parameter) for half, part in zip([gate, up], expert.chunk(2))
@@ -397,8 +417,10 @@ class InDouble:
 
     def __enter__(self):
         self.float, self.to, self.softmax = torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax
+        self.type = torch.Tensor.type
         up = lambda x: torch.float64 if x is torch.float32 else x
-        to, softmax = self.to, self.softmax
+        to, softmax, typed = self.to, self.softmax, self.type
+        torch.Tensor.type = lambda tensor, *args, **more: typed(tensor, *map(up, args), **more)
         torch.Tensor.float = lambda tensor: tensor.double()
         torch.Tensor.to = lambda tensor, *args, **more: to(
             tensor, *map(up, args), **{key: up(value) for key, value in more.items()}
@@ -407,6 +429,7 @@ class InDouble:
 
     def __exit__(self, *_):
         torch.Tensor.float, torch.Tensor.to, torch.nn.functional.softmax = self.float, self.to, self.softmax
+        torch.Tensor.type = self.type
 
 
 def logits(model, tokens):
