@@ -22,6 +22,7 @@ use fake_driver::{FakeDriver, device};
 use fewbit_format::GgufFile;
 use fewbit_gpu::cuda::{CudaDevice, DeviceInfo};
 use fewbit_model::{Chunk, Decoder, Device, DeviceError, KvType, LoadOptions, LogitsFor, ModelError, Placement};
+use fewbit_quant::TensorType;
 use std::sync::Arc;
 use support::golden::golden_models;
 use support::{bits, logits, options};
@@ -46,6 +47,13 @@ fn every_configuration_has_the_bits_of_the_cpu() {
     for size in [9, 4] {
         cases::configurations(&device, size);
     }
+}
+
+#[test]
+fn whole_families_have_the_bits_of_the_cpu() {
+    let Some(device) = any() else { return };
+    // In tiles, and in graphs of four rows.
+    cases::families(&device, [TensorType::Q4_0, TensorType::Q8_0], 13, [9, 4]);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use super::driver::{self, Function, Graph};
 use super::gpu::{DeviceBuffer, Gpu};
 use super::kernels::{
     Address, AppendParams, AttendParams, CombineParams, ExpertParams, Form, GateParams, GroupParams, Launch,
-    NormParams, ProductParams, QuantizeParams, RotateParams, Route, RouteParams, RowsOp, RowsParams, TILE_FROM,
+    NormParams, ProductParams, QuantizeParams, RotateParams, Route, RouteParams, RoutedParams, RowsOp, RowsParams,
+    TILE_FROM,
 };
 use super::step::{Layout, Tables, TablesAt};
 use super::weights::{DeviceMatrix, DeviceWeights};
@@ -15,7 +16,9 @@ use crate::backend::{Memory, Part, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use bytemuck::Pod;
 use fewbit_kernels::PAGE;
-use fewbit_model::{AdaptedRows, AdapterPart, KvType, LowRank, ModelConfig, ModelError, Step, attention_shape};
+use fewbit_model::{
+    AdaptedRows, AdapterPart, Gating, KvType, LowRank, ModelConfig, ModelError, NormKind, Step, attention_shape,
+};
 use fewbit_quant::ActivationKind;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -232,7 +235,7 @@ impl Run {
                     part,
                     planes,
                     eps,
-                    unused: 0,
+                    has_mean: u32::from(self.plan.norm == NormKind::Layer),
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
                 return Ok(n_fused);
@@ -281,25 +284,41 @@ impl Run {
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch(self.kv_type))?);
             }
-            Op::Attend { layer } => self.attend(layer, b, out)?,
+            Op::Attend { layer, sinks } => self.attend(layer, sinks.map(|sinks| vector(sinks.id)), b, out)?,
             Op::Gate { gate, up } => {
                 let ([q32, q256], _, n_fused) = self.forms(rest, gate, b);
                 let (n_rows, n_cols) = (rows(gate), width(gate));
                 let params = GateParams { gate: at(gate), up: at(up), q32, q256, n_rows, n_cols };
-                let launch = params.launch(self.plan.gate).ok_or_else(|| gpu.unsupported("a clamped SwiGLU"))?;
-                out.push(Dispatch::new(gpu, &params, launch)?);
+                out.push(Dispatch::new(gpu, &params, params.launch(self.plan.gate))?);
                 return Ok(n_fused);
             }
-            Op::Route => {
+            Op::SquaredRelu { of } => out.push(elementwise(RowsOp::SquaredRelu, of, 0, (0.0, 0.0))?),
+            Op::Weigh { from, to } => {
+                let params = self.routed(at(from), to, b);
+                out.push(Dispatch::new(gpu, &params, params.launch(false))?);
+            }
+            Op::ExpertBias { biases, of } => {
+                let params = self.routed(vector(biases.id), of, b);
+                out.push(Dispatch::new(gpu, &params, params.launch(true))?);
+            }
+            Op::Route { choice_bias } => {
                 let experts = c.experts.expect("routed only if there are experts");
+                let [n_groups, n_groups_used, n_best] =
+                    experts.groups.map_or([0; 3], |groups| [groups.n_groups, groups.n_used, groups.n_best]);
                 let params = RouteParams {
                     scores: at(Buffer::Scores),
+                    bias: choice_bias.map_or(0, |bias| vector(bias.id)),
+                    choices: b.scratch.buffers.get(&Buffer::Choices).map_or(0, DeviceBuffer::address),
                     routes: self.routes(b)[0].address(),
                     n_rows: n_tokens as u32,
                     n_experts: experts.n_experts as u32,
                     n_used: experts.n_used as u32,
                     is_normalized: u32::from(experts.is_normalized),
                     scale: experts.scale,
+                    is_sigmoid: u32::from(experts.gating == Gating::Sigmoid),
+                    n_groups: n_groups as u32,
+                    n_groups_used: n_groups_used as u32,
+                    n_best: n_best as u32,
                     unused: 0,
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
@@ -308,7 +327,7 @@ impl Run {
                     out.push(Dispatch::new(gpu, &params, params.launch())?);
                 }
             }
-            Op::Combine { has_shared, has_shared_score } => {
+            Op::Combine { weighs, has_shared, has_shared_score } => {
                 let if_there = |is_there: bool, buffer: Buffer| if is_there { at(buffer) } else { 0 };
                 let params = CombineParams {
                     outputs: at(Buffer::ExpertOut),
@@ -319,7 +338,7 @@ impl Run {
                     n_rows: n_tokens as u32,
                     n_cols: width(Buffer::Branch),
                     n_used: c.experts.expect("routed only if there are experts").n_used as u32,
-                    unused: 0,
+                    weighs: u32::from(weighs),
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
             }
@@ -406,6 +425,20 @@ impl Run {
         Ok(())
     }
 
+    /// The parameters of an operation on rows of routes.
+    fn routed(&self, other: Address, to: Buffer, b: &Bindings<'_>) -> RoutedParams {
+        let shape = self.plan.shape(to);
+        RoutedParams {
+            other,
+            routes: self.routes(b)[0].address(),
+            to: b.scratch.buffers[&to].address(),
+            n_routes: (b.tables.layout.n_rows * shape.rows_per_token) as u32,
+            n_cols: shape.width as u32,
+            routes_per_row: shape.rows_per_token as u32,
+            unused: 0,
+        }
+    }
+
     fn group(&self, n_tokens: usize, b: &Bindings<'_>) -> GroupParams {
         let experts = self.config.experts.expect("routed only if there are experts");
         let [routes, order, tiles, scratch] = self.routes(b).each_ref().map(DeviceBuffer::address);
@@ -424,7 +457,13 @@ impl Run {
         (pools[index].address(), pages.layer_bytes(index))
     }
 
-    fn attend(&self, layer: usize, b: &Bindings<'_>, out: &mut Vec<Dispatch>) -> Result<(), ModelError> {
+    fn attend(
+        &self,
+        layer: usize,
+        sinks: Option<Address>,
+        b: &Bindings<'_>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<(), ModelError> {
         let (pool, [key_bytes, value_bytes]) = self.pool(layer, b);
         let (c, attention, n_tokens) = (&self.config, attention_shape(&self.config, layer), b.tables.layout.n_rows);
         let cap = attention.softcap.unwrap_or(0.0);
@@ -436,6 +475,7 @@ impl Run {
             rows: b.tables.rows(),
             slots: b.tables.slots(),
             pool,
+            sinks: sinks.unwrap_or(0),
             to: b.scratch.buffers[&Buffer::Attention].address(),
             parts: b.scratch.parts.as_ref().filter(|_| is_in_pages).map_or(0, DeviceBuffer::address),
             page_bytes: key_bytes + value_bytes,
@@ -451,7 +491,7 @@ impl Run {
             scale: attention.scale,
             cap,
             inverse_cap: if cap > 0.0 { 1.0 / cap } else { 0.0 },
-            unused: 0,
+            is_chunked: u32::from(attention.is_chunked),
         }
         .tile();
         for launch in params.launches(self.kv_type) {

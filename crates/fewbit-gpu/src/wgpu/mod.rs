@@ -8,7 +8,7 @@
 //! of the CPU. This is how kernels are tested, on any adapter. With native arithmetic, results are repeatable on the
 //! same device and driver, and close to those of the CPU.
 //!
-//! Not supported yet, and reported as errors: q8_0 KV caches and measuring importance matrices.
+//! Not supported yet, and reported as an error: measuring importance matrices.
 
 mod adapters;
 mod ceiling;
@@ -25,7 +25,7 @@ pub use shaders::Arithmetic;
 use crate::backend::{Memory, PlanHead, PlanSegment};
 use fewbit_kernels::{Cpu, Isa};
 use fewbit_model::{
-    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KernelTime, KvType, LayerLoader, ModelError, Segment,
+    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KernelTime, LayerLoader, ModelError, Segment,
 };
 use gpu::Gpu;
 use run::Run;
@@ -220,10 +220,6 @@ impl Device for WgpuDevice {
     }
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
-        let kv_type = loader.kv_type();
-        if ![KvType::F16, KvType::F32].contains(&kv_type) {
-            return Err(self.gpu.unsupported(format!("a KV cache in {kv_type} (choose f16)")));
-        }
         Ok(Box::new(PlanSegment::<Run>::load(&self.gpu, &self.packer, loader, layers)?))
     }
 

@@ -2,10 +2,13 @@
 
 use crate::models::random::Random;
 use crate::models::{Shape, tiny_models};
+use crate::support::families;
 use crate::support::golden::{GoldenModel, golden_models, values};
 use crate::support::{adapter, bits, logits, options};
 use fewbit_format::{GgufFile, GgufWriter};
-use fewbit_model::{Chunk, Decoder, Device, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement};
+use fewbit_model::{
+    Chunk, Decoder, Device, DeviceError, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement,
+};
 use fewbit_quant::TensorType;
 use std::sync::Arc;
 
@@ -58,6 +61,40 @@ pub(crate) fn configurations(device: &AnyDevice, size: usize) {
     }
 }
 
+/// Whole models of every family that GPUs run, all on the device or without the first layer, in chunks of these sizes.
+pub(crate) fn families(device: &AnyDevice, types: [TensorType; 2], n_tokens: u32, sizes: [usize; 2]) {
+    let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * i / 3 + i * 7) % 60).collect();
+    let mut names = Vec::new();
+    for family in families::families() {
+        let (file, options) = (family.file(types), family.options());
+        let cpu = Decoder::load(&file, &options).unwrap_or_else(|error| panic!("{}: {error}", family.name));
+        let (n_layers, refused) = (cpu.config().n_layers(), cpu.config().only_on_cpu());
+        if let Some(what) = refused {
+            let error = Decoder::load(&file, &options.placement(on(device, n_layers))).expect_err("refused");
+            let found = error.device_error();
+            assert!(
+                matches!(found, Some(DeviceError::Unsupported { what: found }) if found == what),
+                "{}: {error:?}",
+                family.name
+            );
+            continue;
+        }
+        names.push(family.name.clone());
+        for (on_cpu, size) in [0, 1].into_iter().zip(sizes) {
+            let placement = Placement::new().cpu(on_cpu).device(n_layers - on_cpu, device.clone()).head(device.clone());
+            compare_on(
+                placement,
+                &format!("{}, {on_cpu} layers on the CPU", family.name),
+                &file,
+                family.options(),
+                &tokens,
+                size,
+            );
+        }
+    }
+    assert_eq!(names, families::ON_GPUS);
+}
+
 /// Pages, windows, and heads of any size, with caches of these types.
 pub(crate) fn pages(device: &AnyDevice, types: [&[KvType]; 2]) {
     let tokens: Vec<u32> = (0..262).map(|i| (i * i / 3 + i * 7) % 60).collect();
@@ -88,7 +125,7 @@ pub(crate) fn pages(device: &AnyDevice, types: [&[KvType]; 2]) {
 }
 
 /// Random blocks of any type, with finite scales.
-fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
     use TensorType::*;
     let mut bytes = Random(seed).blocks(ty, n_elems);
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
