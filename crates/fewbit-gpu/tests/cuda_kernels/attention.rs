@@ -148,7 +148,7 @@ fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Seq
         .collect();
     // As large as scores, and some much larger or smaller.
     let sinks = random.floats(shape.n_heads, 8.0);
-    let sinks = (random.next() % 2 == 0).then_some(sinks);
+    let sinks = (random.next().is_multiple_of(2)).then_some(sinks);
     let sinks_memory = sinks.as_ref().map(|sinks| Memory::of(sinks));
     let mut want = vec![0.0; q.len()];
     cpu.attention(shape, &of_cpu, sinks.as_deref(), &q, &mut want);

@@ -81,7 +81,7 @@ fn rows_of_routes_get_the_biases_of_their_experts_or_their_weights() {
     for (n_rows, n_used, n_cols) in [(1, 1, 3), (5, 3, 300)] {
         let (n_routes, n_experts) = (n_rows * n_used, 4);
         let weights = random.floats(n_routes, 1.0);
-        let route = |weight| Route { expert: random.next() as u32 % n_experts, weight };
+        let route = |weight| Route { expert: random.next() % n_experts, weight };
         let routes: Vec<_> = weights.into_iter().map(route).collect();
         let (biases, inputs) = (random.floats(n_experts as usize * n_cols, 2.0), random.floats(n_rows * n_cols, 2.0));
         let before = random.floats(n_routes * n_cols, 2.0);
