@@ -122,6 +122,8 @@ struct Memory {
     q32: Activations,
     q256: Activations,
     routing: Routing,
+    /// New keys and values, until they are attended to.
+    appended: Option<[Buffer; 2]>,
 }
 
 impl Memory {
@@ -142,8 +144,11 @@ impl Run {
         let fill = |shape: &crate::plan::Shape| vec![f32::NAN; n_tokens * shape.rows_per_token * shape.width];
         let buffers = self.plan.buffers.iter().map(|(&buffer, shape)| (buffer, fill(shape))).collect();
         let (q32, q256) = (Activations::new(), Activations::new());
-        let mut memory = Memory { n_tokens, buffers, q32, q256, routing: Routing::default() };
+        let mut memory = Memory { n_tokens, buffers, q32, q256, routing: Routing::default(), appended: None };
         memory.get_mut(Buffer::X).copy_from_slice(x);
+        if let (Some((step, ..)), Some(rows)) = (&inputs.step, memory.buffers.get_mut(&Buffer::PerLayers)) {
+            rows.copy_from_slice(step.per_layer);
+        }
         for op in &self.plan.ops {
             self.op(op, &mut memory, inputs);
         }
@@ -196,11 +201,11 @@ impl Run {
             }
             Op::Bias { vector, of } => cpu.add_bias(self.vector(vector.id), m.get_mut(of)),
             Op::Adapt { layer, target, from, to } => self.adapt((layer, target), from, to, m, inputs.loras),
-            Op::Rotate { of, is_local } => {
+            Op::Rotate { of, head_dim, is_local } => {
                 let (step, ..) = inputs.step.as_mut().expect("only layers rotate");
                 let angles = if is_local { step.local } else { step.global };
-                let n_heads = self.width(of) / self.plan.head_dim;
-                cpu.rope(self.plan.rope, self.plan.head_dim, n_heads, &angles.cos, &angles.sin, m.get_mut(of));
+                let n_heads = self.width(of) / head_dim;
+                cpu.rope(self.plan.rope, head_dim, n_heads, &angles.cos, &angles.sin, m.get_mut(of));
             }
             Op::Temper { of } => {
                 let (step, ..) = inputs.step.as_mut().expect("only layers have positions");
@@ -209,15 +214,17 @@ impl Run {
                 rows.for_each(|(row, factor)| row.iter_mut().for_each(|q| *q *= factor));
             }
             // `Attend` appends as well, as in the CPU segment.
-            Op::Append { .. } => {}
-            Op::Attend { layer, sinks } => {
+            Op::Append { k, v, .. } => m.appended = Some([k, v]),
+            Op::Attend { layer, q, to, sinks } => {
                 let (step, states, first) = inputs.step.as_mut().expect("only layers attend");
-                let mut out = std::mem::take(m.get_mut(Buffer::Attention));
-                let qkv = [Buffer::Q, Buffer::K, Buffer::V].map(|buffer| m.get(buffer));
+                let mut out = std::mem::take(m.get_mut(to));
+                let appended = m.appended.take();
+                let [k, v] = appended.map_or([&[][..]; 2], |buffers| buffers.map(|buffer| m.get(buffer)));
+                let qkv = [m.get(q), k, v];
                 let place = (layer, layer - *first);
                 let sinks = sinks.map(|sinks| self.vector(sinks.id));
                 states.append_and_attend(cpu, c, place, &mut step.sequences, qkv, sinks, &mut out);
-                *m.get_mut(Buffer::Attention) = out;
+                *m.get_mut(to) = out;
             }
             Op::Gate { gate, up } => {
                 let mut hidden = std::mem::take(m.get_mut(gate));
@@ -228,11 +235,12 @@ impl Run {
                 let width = self.width(of);
                 cpu.squared_relu(width, m.get_mut(of));
             }
-            Op::Route { choice_bias } => {
+            Op::Route { choice_bias, factors } => {
                 let config = c.experts.as_ref().expect("routed only if there are experts");
                 let mut routing = std::mem::take(&mut m.routing);
                 let choice_bias = choice_bias.map(|bias| self.vector(bias.id));
-                routing.route(config, choice_bias, m.get(Buffer::Scores));
+                let factors = factors.map(|factors| self.vector(factors.id));
+                routing.route_with_factors(config, choice_bias, factors, m.get(Buffer::Scores));
                 m.routing = routing;
             }
             Op::Weigh { from, to } => {
@@ -282,10 +290,18 @@ impl Run {
                 }
                 *m.get_mut(Buffer::Branch) = branch;
             }
-            Op::Add { factor } => {
-                let mut x = std::mem::take(m.get_mut(Buffer::X));
-                cpu.add_scaled(&mut x, m.get(Buffer::Branch), factor);
-                *m.get_mut(Buffer::X) = x;
+            Op::Copy { from, at, to } => {
+                let (all, width) = (self.width(from), self.width(to));
+                let mut out = std::mem::take(m.get_mut(to));
+                for (to, from) in out.chunks_exact_mut(width).zip(m.get(from).chunks_exact(all)) {
+                    to.copy_from_slice(&from[at..at + width]);
+                }
+                *m.get_mut(to) = out;
+            }
+            Op::Add { from, to, factor } => {
+                let mut x = std::mem::take(m.get_mut(to));
+                cpu.add_scaled(&mut x, m.get(from), factor);
+                *m.get_mut(to) = x;
             }
             Op::Scale { of, factor } => m.get_mut(of).iter_mut().for_each(|y| *y *= factor),
             Op::Softcap { of, cap } => {

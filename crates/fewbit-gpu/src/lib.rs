@@ -16,6 +16,7 @@ mod backend;
 pub mod cuda;
 pub mod interpreter;
 pub mod plan;
+mod planner;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 

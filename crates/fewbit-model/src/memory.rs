@@ -84,6 +84,9 @@ pub struct PartEstimates {
     pub head_bytes: u64,
     /// Positions of a sequence for which there should be room.
     pub n_ctx: usize,
+    /// The last layer at which the layers on a device can begin: the first of those whose keys and values later layers
+    /// share, which must lie with them.
+    last_start: usize,
     /// Buffers of a prefill chunk.
     scratch_bytes: u64,
     /// Buffers of the head: logits of some tokens.
@@ -137,7 +140,10 @@ impl PartEstimates {
             }
         }
         let logit_bytes = n_vocab.saturating_mul(4 * LOGIT_ROWS);
-        Ok(Self { layers, head_bytes, n_ctx, scratch_bytes: scratch_bytes(&config), logit_bytes })
+        let n = config.n_layers();
+        let last_start = (0..n).filter(|&layer| config.shares_kv(layer)).map(|layer| config.kv_layer(layer)).min();
+        let (last_start, scratch_bytes) = (last_start.unwrap_or(n), scratch_bytes(&config));
+        Ok(Self { layers, head_bytes, n_ctx, last_start, scratch_bytes, logit_bytes })
     }
 
     /// Whether layers have experts.
@@ -169,10 +175,12 @@ impl PartEstimates {
         self.scratch_bytes
     }
 
-    /// The most layers, counted from the last one, that fit into this many bytes of a device together with the head.
+    /// The most layers, counted from the last one, that fit into this many bytes of a device together with the head, and
+    /// that can be cut off from those before them.
     pub fn fitting(&self, bytes: u64, cpu_experts: usize) -> usize {
         let n = self.layers.len();
-        (1..=n).take_while(|&fit| self.on_device(n - fit..n, true, cpu_experts) <= bytes).last().unwrap_or(0)
+        let fitting = (1..=n).take_while(|&fit| self.on_device(n - fit..n, true, cpu_experts) <= bytes);
+        fitting.filter(|fit| n - fit <= self.last_start).last().unwrap_or(0)
     }
 }
 

@@ -548,17 +548,10 @@ impl ModelConfig {
 
     /// The first part of this model that devices other than the CPU do not compute, in words.
     pub fn only_on_cpu(&self) -> Option<&'static str> {
-        let experts = self.experts.as_ref();
         [
             (self.latent.is_some(), "multi-head latent attention"),
             (self.layers.iter().any(|layer| layer.is_recurrent), "layers with a state instead of attention"),
             (self.has_output_gate, "gated attention"),
-            (self.local_heads.is_some(), "local layers with heads of another size"),
-            (self.shared_kv.is_some(), "layers that share keys and values"),
-            (self.has_value_norm, "norms of values"),
-            (self.per_layer_dim.is_some(), "per-layer embeddings"),
-            (experts.is_some_and(|e| e.next_to_mlp), "experts next to a feed-forward block"),
-            (self.has_layer_scales, "factors of layers"),
             (self.is_parallel && !self.has_pre_norms, "attention next to a feed-forward block, both without norms"),
         ]
         .into_iter()

@@ -294,6 +294,8 @@ pub enum RowsOp {
     Softcap,
     /// `to = max(to, 0)^2`.
     SquaredRelu,
+    /// `to = other`, columns of wider rows.
+    Copy,
 }
 
 /// Parameters of all [`RowsOp`]s.
@@ -302,7 +304,7 @@ pub enum RowsOp {
 pub struct RowsParams {
     /// `[n_rows][n_cols]` f32, changed in place.
     pub to: Address,
-    /// `[n_cols]`, `[n_rows]`, or as `to`.
+    /// `[n_cols]`, `[n_rows]`, as `to`, or `[n_rows][stride]` from some column on.
     pub other: Address,
     /// Rows.
     pub n_rows: u32,
@@ -312,6 +314,10 @@ pub struct RowsParams {
     pub a: f32,
     /// `1 / cap`.
     pub b: f32,
+    /// Columns of the rows that are copied from.
+    pub stride: u32,
+    /// 0.
+    pub unused: u32,
 }
 
 impl RowsParams {
@@ -324,6 +330,7 @@ impl RowsParams {
             RowsOp::Scale => "scale",
             RowsOp::Softcap => "softcap",
             RowsOp::SquaredRelu => "squared_relu",
+            RowsOp::Copy => "copy",
         };
         Launch::new(Module::Rows, name, [self.n_rows, self.n_cols.div_ceil(THREADS), 1])
     }
@@ -490,6 +497,8 @@ pub struct RouteParams {
     pub scores: Address,
     /// What is added to choose experts, `[n_experts]` f32, or 0.
     pub bias: Address,
+    /// What weights are multiplied by at the end, `[n_experts]` f32, or 0.
+    pub factors: Address,
     /// `[n_rows][n_experts + n_groups]` f32: what experts are chosen by, then the sums of groups. With 0, experts are
     /// chosen by their probabilities.
     pub choices: Address,

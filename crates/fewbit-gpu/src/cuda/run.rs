@@ -148,7 +148,8 @@ impl Run {
         }
         if let (true, Some(scratch)) = (in_pages(n_rows, n_pages), &mut self.scratch) {
             let c = &self.config;
-            let len = n_rows * c.n_heads * n_pages * (c.head_dim + 2);
+            let head_dim = c.local_heads.map_or(0, |heads| heads.head_dim).max(c.head_dim);
+            let len = n_rows * c.n_heads * n_pages * (head_dim + 2);
             let before = scratch.parts.as_ref().map(DeviceBuffer::address);
             let parts = grown(&self.gpu, &mut scratch.parts, 4 * len as u64)?;
             if before.is_some_and(|before| before != parts.address()) {
@@ -216,7 +217,8 @@ impl Run {
         let c = &self.config;
         let gpu = &*self.gpu;
         let elementwise = |op: RowsOp, to: Buffer, other: Address, (x, y): (f32, f32)| {
-            let params = RowsParams { to: at(to), other, n_rows: rows(to), n_cols: width(to), a: x, b: y };
+            let (n_rows, n_cols) = (rows(to), width(to));
+            let params = RowsParams { to: at(to), other, n_rows, n_cols, a: x, b: y, ..Default::default() };
             Dispatch::new(gpu, &params, params.launch(op))
         };
         match *op {
@@ -260,31 +262,33 @@ impl Run {
             Op::Bias { vector: v, of } => out.push(elementwise(RowsOp::Bias, of, vector(v.id), (0.0, 0.0))?),
             // These launches are made for each step: see `adapters`.
             Op::Adapt { .. } => {}
-            Op::Rotate { of, is_local } => {
+            Op::Rotate { of, head_dim, is_local } => {
                 let (cos, sin, half) = b.tables.angles(is_local);
-                let (n_rows, n_cols, head_dim) = (rows(of), width(of), self.plan.head_dim as u32);
+                let (n_rows, n_cols, head_dim) = (rows(of), width(of), head_dim as u32);
                 let params = RotateParams { to: at(of), cos, sin, n_rows, n_cols, head_dim, half };
                 out.push(Dispatch::new(gpu, &params, params.launch(self.plan.rope))?);
             }
             Op::Temper { of } => out.push(elementwise(RowsOp::Temper, of, b.tables.temperatures(), (0.0, 0.0))?),
-            Op::Append { layer } => {
+            Op::Append { layer, k, v } => {
                 let (pool, [key_bytes, value_bytes]) = self.pool(layer, b);
                 let params = AppendParams {
-                    k: at(Buffer::K),
-                    v: at(Buffer::V),
+                    k: at(k),
+                    v: at(v),
                     rows: b.tables.rows(),
                     slots: b.tables.slots(),
                     pool,
                     page_bytes: key_bytes + value_bytes,
                     key_bytes,
                     n_rows: n_tokens as u32,
-                    n_kv_heads: c.n_kv_heads as u32,
-                    head_dim: c.head_dim as u32,
+                    n_kv_heads: c.n_kv_heads_of(layer) as u32,
+                    head_dim: c.head_dim_of(layer) as u32,
                     unused: 0,
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch(self.kv_type))?);
             }
-            Op::Attend { layer, sinks } => self.attend(layer, sinks.map(|sinks| vector(sinks.id)), b, out)?,
+            Op::Attend { layer, q, to, sinks } => {
+                self.attend(layer, [at(q), at(to), sinks.map_or(0, |sinks| vector(sinks.id))], b, out)?
+            }
             Op::Gate { gate, up } => {
                 let ([q32, q256], _, n_fused) = self.forms(rest, gate, b);
                 let (n_rows, n_cols) = (rows(gate), width(gate));
@@ -301,13 +305,14 @@ impl Run {
                 let params = self.routed(vector(biases.id), of, b);
                 out.push(Dispatch::new(gpu, &params, params.launch(true))?);
             }
-            Op::Route { choice_bias } => {
+            Op::Route { choice_bias, factors } => {
                 let experts = c.experts.expect("routed only if there are experts");
                 let [n_groups, n_groups_used, n_best] =
                     experts.groups.map_or([0; 3], |groups| [groups.n_groups, groups.n_used, groups.n_best]);
                 let params = RouteParams {
                     scores: at(Buffer::Scores),
                     bias: choice_bias.map_or(0, |bias| vector(bias.id)),
+                    factors: factors.map_or(0, |factors| vector(factors.id)),
                     choices: b.scratch.buffers.get(&Buffer::Choices).map_or(0, DeviceBuffer::address),
                     routes: self.routes(b)[0].address(),
                     n_rows: n_tokens as u32,
@@ -342,7 +347,13 @@ impl Run {
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
             }
-            Op::Add { factor } => out.push(elementwise(RowsOp::Add, Buffer::X, at(Buffer::Branch), (factor, 0.0))?),
+            Op::Copy { from, at: column, to } => {
+                let (other, stride) = (at(from) + 4 * column as u64, width(from));
+                let (to, n_rows, n_cols) = (at(to), rows(to), width(to));
+                let params = RowsParams { to, other, n_rows, n_cols, stride, ..Default::default() };
+                out.push(Dispatch::new(gpu, &params, params.launch(RowsOp::Copy))?);
+            }
+            Op::Add { from, to, factor } => out.push(elementwise(RowsOp::Add, to, at(from), (factor, 0.0))?),
             Op::Scale { of, factor } => out.push(elementwise(RowsOp::Scale, of, 0, (factor, 0.0))?),
             Op::Softcap { of, cap } => out.push(elementwise(RowsOp::Softcap, of, 0, (cap, 1.0 / cap))?),
         }
@@ -460,30 +471,30 @@ impl Run {
     fn attend(
         &self,
         layer: usize,
-        sinks: Option<Address>,
+        [q, to, sinks]: [Address; 3],
         b: &Bindings<'_>,
         out: &mut Vec<Dispatch>,
     ) -> Result<(), ModelError> {
         let (pool, [key_bytes, value_bytes]) = self.pool(layer, b);
-        let (c, attention, n_tokens) = (&self.config, attention_shape(&self.config, layer), b.tables.layout.n_rows);
+        let (attention, n_tokens) = (attention_shape(&self.config, layer), b.tables.layout.n_rows);
         let cap = attention.softcap.unwrap_or(0.0);
         // A window touches one page more than it is long.
         let seen = attention.window.map_or(b.n_pages, |window| b.n_pages.min(window.div_ceil(PAGE) + 1));
         let is_in_pages = in_pages(n_tokens, b.n_pages) && seen > 1;
         let params = AttendParams {
-            q: b.scratch.buffers[&Buffer::Q].address(),
+            q,
             rows: b.tables.rows(),
             slots: b.tables.slots(),
             pool,
-            sinks: sinks.unwrap_or(0),
-            to: b.scratch.buffers[&Buffer::Attention].address(),
+            sinks,
+            to,
             parts: b.scratch.parts.as_ref().filter(|_| is_in_pages).map_or(0, DeviceBuffer::address),
             page_bytes: key_bytes + value_bytes,
             key_bytes,
             n_rows: n_tokens as u32,
-            n_heads: c.n_heads as u32,
-            n_kv_heads: c.n_kv_heads as u32,
-            head_dim: c.head_dim as u32,
+            n_heads: attention.n_heads as u32,
+            n_kv_heads: attention.n_kv_heads as u32,
+            head_dim: attention.head_dim as u32,
             heads: 0,
             tokens: 0,
             window: attention.window.map_or(0, |window| window.min(u32::MAX as usize) as u32),
@@ -654,6 +665,10 @@ impl Runner for Run {
         let scratch = self.scratch.as_ref().expect("allocated just now");
         let rows: &[u8] = bytemuck::cast_slice(x);
         self.gpu.write(Part::of(&scratch.buffers[&Buffer::X], 0, rows.len() as u64), rows)?;
+        if let (Some((step, _)), Some(buffer)) = (step, scratch.buffers.get(&Buffer::PerLayers)) {
+            let rows: &[u8] = bytemuck::cast_slice(step.per_layer);
+            self.gpu.write(Part::of(buffer, 0, rows.len() as u64), rows)?;
+        }
         self.gpu.write(Part::of(&scratch.tables, 0, tables.bytes.len() as u64), &tables.bytes)?;
         // If a head is only asked for norms, it ends after the first operation.
         self.launch(shape, loras, if result == Buffer::Normed { 1 } else { usize::MAX })?;

@@ -259,9 +259,9 @@ impl Run {
             }
             // These dispatches are created for each step: see `adapters`.
             Op::Adapt { .. } => Ok(()),
-            Op::Rotate { of: on, is_local } => {
+            Op::Rotate { of: on, head_dim, is_local } => {
                 let is_interleaved = self.plan.rope == RopeStyle::Interleaved;
-                let part = self.plan.head_dim as u32;
+                let part = head_dim as u32;
                 let shape = Shape { part, a: u32::from(is_local), b: u32::from(is_interleaved), ..of(on) };
                 let x = (width(on) / 2).div_ceil(64);
                 add(Kernel::Rotate, shape, x, per_token(on), &[buffer(on), &s.angles])
@@ -270,30 +270,30 @@ impl Run {
                 let x = width(on).div_ceil(64);
                 add(Kernel::Rows(RowsOp::Temper), of(on), x, per_token(on), &[buffer(on), &s.angles])
             }
-            Op::Append { layer } => {
+            Op::Append { layer, k, v } => {
                 let (pages, pools) = pages.expect("only layers have pages");
-                let shape = self.page_shape(pages, layer, Buffer::K);
-                let buffers = [buffer(Buffer::K), buffer(Buffer::V), &s.tables, &pools[layer - self.first_layer]];
-                let threads = if kv == KvType::Q8_0 { width(Buffer::K) / 32 } else { width(Buffer::K) };
+                let shape = self.page_shape(pages, layer, k);
+                let buffers = [buffer(k), buffer(v), &s.tables, &pools[layer - self.first_layer]];
+                let threads = if kv == KvType::Q8_0 { width(k) / 32 } else { width(k) };
                 add(Kernel::Append { kv }, shape, threads.div_ceil(64), Rows::PerToken(1), &buffers)
             }
-            Op::Attend { layer, sinks } => {
+            Op::Attend { layer, q, to, sinks } => {
                 let (pages, pools) = pages.expect("only layers have pages");
                 let attention = attention_shape(c, layer);
                 let cap = attention.softcap.unwrap_or(0.0);
                 let shape = Shape {
-                    d: (c.n_heads / c.n_kv_heads) as u32,
+                    d: (attention.n_heads / attention.n_kv_heads) as u32,
                     e: attention.window.map_or(0, |window| window as u32),
                     f: attention.scale,
                     g: cap,
                     h: if cap > 0.0 { 1.0 / cap } else { 0.0 },
-                    ..self.page_shape(pages, layer, Buffer::Q)
+                    ..self.page_shape(pages, layer, q)
                 };
                 let pool = &pools[layer - self.first_layer];
-                let mut buffers = vec![buffer(Buffer::Q), &s.tables, pool, buffer(Buffer::Attention)];
+                let mut buffers = vec![buffer(q), &s.tables, pool, buffer(to)];
                 buffers.extend(sinks.map(|sinks| &self.vectors[sinks.id]));
                 let (is_chunked, sinks) = (attention.is_chunked && attention.window.is_some(), sinks.is_some());
-                let kernel = Kernel::Attend { kv, head_dim: c.head_dim, is_chunked, sinks };
+                let kernel = Kernel::Attend { kv, head_dim: attention.head_dim, is_chunked, sinks };
                 add(kernel, shape, c.n_heads as u32, Rows::PerToken(1), &buffers)
             }
             Op::Gate { gate, up } => {
@@ -309,7 +309,7 @@ impl Run {
                 let x = width(on).div_ceil(64);
                 add(Kernel::Rows(RowsOp::SquaredRelu), of(on), x, per_token(on), &[buffer(on)])
             }
-            Op::Route { choice_bias } => {
+            Op::Route { choice_bias, factors } => {
                 let experts = c.experts.expect("routed only if there are experts");
                 let (a, b, f) = (experts.n_used as u32, u32::from(experts.is_normalized), experts.scale);
                 let mut shape = Shape { a, b, f, ..of(Buffer::Scores) };
@@ -318,10 +318,11 @@ impl Run {
                     shape = Shape { c, d, e, ..shape };
                 }
                 let (biased, grouped) = (choice_bias.is_some(), experts.groups.is_some());
-                let kernel = Kernel::Route { is_sigmoid: experts.gating == Gating::Sigmoid, biased, grouped };
+                let is_sigmoid = experts.gating == Gating::Sigmoid;
+                let kernel = Kernel::Route { is_sigmoid, biased, grouped, factors: factors.is_some() };
                 let mut buffers = vec![buffer(Buffer::Scores), &s.routes];
                 buffers.extend((biased || grouped).then(|| buffer(Buffer::Choices)));
-                buffers.extend(choice_bias.map(|bias| &self.vectors[bias.id]));
+                buffers.extend([choice_bias, factors].into_iter().flatten().map(|vector| &self.vectors[vector.id]));
                 add(kernel, shape, 1, Rows::PerToken(1), &buffers)
             }
             Op::Weigh { from, to } => {
@@ -343,10 +344,15 @@ impl Run {
                 let kernel = Kernel::Combine { weighs, shared: has_shared, scored: has_shared_score };
                 add(kernel, shape, width(Buffer::Branch).div_ceil(64), Rows::PerToken(1), &buffers)
             }
-            Op::Add { factor } => {
-                let buffers = [buffer(Buffer::X), buffer(Buffer::Branch)];
-                let shape = Shape { f: factor, ..of(Buffer::X) };
-                add(Kernel::Rows(RowsOp::Add), shape, width(Buffer::X).div_ceil(64), Rows::PerToken(1), &buffers)
+            Op::Copy { from, at, to } => {
+                let shape = Shape { a: width(from), b: at as u32, ..of(to) };
+                let buffers = [buffer(to), buffer(from)];
+                add(Kernel::Rows(RowsOp::Copy), shape, width(to).div_ceil(64), per_token(to), &buffers)
+            }
+            Op::Add { from, to, factor } => {
+                let shape = Shape { f: factor, ..of(to) };
+                let buffers = [buffer(to), buffer(from)];
+                add(Kernel::Rows(RowsOp::Add), shape, width(to).div_ceil(64), per_token(to), &buffers)
             }
             Op::Scale { of: on, factor } => {
                 let shape = Shape { f: factor, ..of(on) };
@@ -384,14 +390,15 @@ impl Run {
     /// The parameters of kernels that use the pages of a layer.
     fn page_shape(&self, pages: &Pages<Gpu>, layer: usize, rows: Buffer) -> Shape {
         let [keys, values] = pages.layer_bytes(layer - self.first_layer);
+        let head_dim = self.config.head_dim_of(layer);
         Shape {
             width: self.plan.shape(rows).width as u32,
-            part: self.plan.head_dim as u32,
+            part: head_dim as u32,
             rows_per_token: 1,
             a: ((keys + values) / 4) as u32,
             // In 32-bit words.
             b: (keys / 4) as u32,
-            c: self.plan.head_dim.next_multiple_of(16) as u32,
+            c: head_dim.next_multiple_of(16) as u32,
             ..Shape::default()
         }
     }
@@ -483,6 +490,9 @@ impl Runner for Run {
         let bound = self.bound[size_of(n_tokens)].as_ref().expect("bound just now");
         let queue = &self.gpu.queue;
         queue.write_buffer(&bound.scratch.buffers[&Buffer::X], 0, bytemuck::cast_slice(x));
+        if let (Some((step, _)), Some(rows)) = (step, bound.scratch.buffers.get(&Buffer::PerLayers)) {
+            queue.write_buffer(rows, 0, bytemuck::cast_slice(step.per_layer));
+        }
         queue.write_buffer(&bound.scratch.tables, 0, bytemuck::cast_slice(&tables));
         queue.write_buffer(&bound.scratch.angles, 0, bytemuck::cast_slice(&angles));
         queue.write_buffer(&self.step, 0, bytemuck::bytes_of(&shape));

@@ -52,6 +52,7 @@ pub(super) enum Kernel {
         is_sigmoid: bool,
         biased: bool,
         grouped: bool,
+        factors: bool,
     },
     /// Rows of routes: multiplied by their weights, or with the biases of their experts.
     Routed {
@@ -79,6 +80,7 @@ pub(super) enum RowsOp {
     Gelu,
     ClampedSilu,
     SquaredRelu,
+    Copy,
     Add,
     Scale,
     Softcap,
@@ -121,6 +123,7 @@ impl Kernel {
                          to[at] = mul_(div_(g, add_(1.0, exp_(mul_(-CLAMPED_ALPHA, g)))), add_(u, 1.0));",
                     ),
                     RowsOp::SquaredRelu => (false, "let x = at_least(to[at], 0.0); to[at] = mul_(x, x);"),
+                    RowsOp::Copy => (true, "to[at] = other[row * shape.a + shape.b + id.x];"),
                     RowsOp::Add => (true, "to[at] = fma_(other[at], shape.f, to[at]);"),
                     RowsOp::Scale => (false, "to[at] = mul_(to[at], shape.f);"),
                     RowsOp::Softcap => (false, "to[at] = mul_(shape.f, tanh_(mul_(to[at], shape.g)));"),
@@ -147,8 +150,8 @@ impl Kernel {
             Self::LowRank { is_down } => fill(include_str!("wgsl/low_rank.wgsl"), &[("DOWN", is_down)], &[]),
             Self::Read => include_str!("wgsl/read.wgsl").to_owned(),
             Self::Multiply => include_str!("wgsl/multiply.wgsl").to_owned(),
-            Self::Route { is_sigmoid, biased, grouped } => {
-                let flags = [("SIGMOID", is_sigmoid), ("BIASED", biased), ("GROUPED", grouped)];
+            Self::Route { is_sigmoid, biased, grouped, factors } => {
+                let flags = [("SIGMOID", is_sigmoid), ("BIASED", biased), ("GROUPED", grouped), ("FACTORS", factors)];
                 let flags = [&flags[..], &[("CHOICES", biased || grouped)]].concat();
                 fill(include_str!("wgsl/route.wgsl"), &flags, &[])
             }

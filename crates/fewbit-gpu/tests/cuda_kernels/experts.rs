@@ -27,7 +27,9 @@ fn routes_and_their_weights_are_those_of_the_cpu() {
         scores[..n_experts].fill(1.0);
         scores[n_experts..2 * n_experts].iter_mut().enumerate().for_each(|(i, s)| *s = -(i as f32) * 30.0);
         scores[2 * n_experts..3 * n_experts].iter_mut().for_each(|s| *s = s.round());
-        let bias = random.floats(n_experts, 1.0);
+        let (bias, factors) = (random.floats(n_experts, 1.0), random.floats(n_experts, 3.0));
+        let factors = (n_rows * n_experts % 2 == 0 && !has_bias).then_some(factors);
+        let factors_memory = factors.as_ref().map(|factors| Memory::of(factors));
         let (memory, mut routes) = (Memory::of(&scores), Memory::<Route>::new(n_rows * n_used));
         let [n_groups, n_groups_used, n_best] = groups.map_or([0; 3], |g| [g.n_groups, g.n_used, g.n_best]);
         let bias_memory = Memory::of(&bias);
@@ -35,6 +37,7 @@ fn routes_and_their_weights_are_those_of_the_cpu() {
         let params = RouteParams {
             scores: memory.address(),
             bias: if has_bias { bias_memory.address() } else { 0 },
+            factors: factors_memory.as_ref().map_or(0, Memory::address),
             choices: if has_bias || groups.is_some() { choices.address() } else { 0 },
             routes: routes.address(),
             n_rows: n_rows as u32,
@@ -65,7 +68,7 @@ fn routes_and_their_weights_are_those_of_the_cpu() {
             has_shared_gate: false,
         };
         let mut want = Routing::default();
-        want.route(&config, has_bias.then_some(&bias[..]), &scores);
+        want.route_with_factors(&config, has_bias.then_some(&bias[..]), factors.as_deref(), &scores);
         for (i, (got, (expert, weight))) in routes.get().iter().zip(want.chosen).enumerate() {
             let got = (got.expert as usize, got.weight.to_bits());
             assert_eq!(got, (expert, weight.to_bits()), "route {i} of {n_experts} experts");

@@ -155,7 +155,8 @@ fn operations_on_elements_have_the_bits_of_the_cpu() {
             let (mut to, other_memory) = (Memory::of(&x), Memory::of(&other));
             let (a, b) = if op == RowsOp::Softcap { (30.0, 1.0 / 30.0) } else { (0.37, 0.0) };
             let (n_rows, n_cols) = (n_rows as u32, n_cols as u32);
-            let params = RowsParams { to: to.address(), other: other_memory.address(), n_rows, n_cols, a, b };
+            let (to_at, other_at) = (to.address(), other_memory.address());
+            let params = RowsParams { to: to_at, other: other_at, n_rows, n_cols, a, b, ..RowsParams::default() };
             if run(&params.launch(op), &params).is_none() {
                 return;
             }
@@ -168,12 +169,34 @@ fn operations_on_elements_have_the_bits_of_the_cpu() {
                 RowsOp::Softcap => a * math::tanh(x * b),
                 RowsOp::SquaredRelu if x < 0.0 => 0.0,
                 RowsOp::SquaredRelu => x * x,
+                RowsOp::Copy => unreachable!("tested below"),
             };
             let want: Vec<f32> = x.iter().enumerate().map(value).collect();
             assert_bits(to.get(), &want, &format!("{op:?}"));
             to.check();
         }
     }
+}
+
+#[test]
+fn columns_of_wider_rows_are_copied() {
+    let (n_rows, stride, first, n_cols) = (3, 700, 40, 300);
+    let from = Random(7).floats(n_rows * stride, 2.0);
+    let (from_memory, mut to) = (Memory::of(&from), Memory::new(n_rows * n_cols));
+    let params = RowsParams {
+        to: to.address(),
+        other: from_memory.address() + 4 * first as u64,
+        n_rows: n_rows as u32,
+        n_cols: n_cols as u32,
+        stride: stride as u32,
+        ..RowsParams::default()
+    };
+    if run(&params.launch(RowsOp::Copy), &params).is_none() {
+        return;
+    }
+    let want: Vec<f32> = from.chunks_exact(stride).flat_map(|row| &row[first..first + n_cols]).copied().collect();
+    assert_bits(to.get(), &want, "copies");
+    to.check();
 }
 
 #[test]

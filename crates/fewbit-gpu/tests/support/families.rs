@@ -51,6 +51,11 @@ pub(crate) const ON_GPUS: &[&str] = &[
     "Command R",
     "GLM-4.5",
     "GLM-4.5 Air",
+    "Gemma 4 E2B",
+    "Gemma 4 E4B",
+    "Gemma 4 31B",
+    "Gemma 4 26B-A4B",
+    "Gemma 4 12B",
     "GLM-4.5 with groups of experts",
     "Nemotron-H without states",
 ];

@@ -103,7 +103,9 @@ KERNEL(32, route, RouteParams) {
     const float smallest = 1.0f / 16384.0f;
     float divisor = p.is_normalized ? (total > smallest ? total : smallest) : 1.0f;
     for (u32 used = 0; used < p.n_used; used++) {
-        routes[used].weight = mul_(div_(routes[used].weight, divisor), p.scale);
+        float weight = mul_(div_(routes[used].weight, divisor), p.scale);
+        if (p.factors != nullptr) weight = mul_(weight, p.factors[routes[used].expert]);
+        routes[used].weight = weight;
     }
 }
 

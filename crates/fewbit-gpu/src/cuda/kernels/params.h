@@ -56,9 +56,10 @@ struct GateParams {
 
 struct RowsParams {
     float *to;           // [n_rows][n_cols], in place
-    const float *other;  // bias: [n_cols]; temper: [n_rows]; add: as `to`
+    const float *other;  // bias: [n_cols]; temper: [n_rows]; add: as `to`; copy: [n_rows][stride], from its column on
     u32 n_rows, n_cols;
     float a, b;  // add and scale: the factor; softcap: the cap and 1 / cap
+    u32 stride, unused;
 };
 
 struct RotateParams {
@@ -98,6 +99,7 @@ struct GroupParams {
 struct RouteParams {
     float *scores;      // [n_rows][n_experts]; overwritten by probabilities
     const float *bias;  // [n_experts], or null
+    const float *factors;  // of weights, [n_experts], or null
     float *choices;     // [n_rows][n_experts + n_groups]: what experts are chosen by, sums of groups; or null: scores
     Route *routes;      // [n_rows][n_used]
     u32 n_rows, n_experts, n_used, is_normalized;

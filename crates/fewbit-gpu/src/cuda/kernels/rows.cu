@@ -136,6 +136,11 @@ KERNEL(256, softcap, RowsParams) {
     p.to[at] = mul_(p.a, tanh_(mul_(p.to[at], p.b)));
 }
 
+KERNEL(256, copy, RowsParams) {
+    ELEMENT
+    p.to[at] = p.other[(u64)block_x() * p.stride + col];
+}
+
 KERNEL(256, squared_relu, RowsParams) {
     ELEMENT
     // What is no number stays so.

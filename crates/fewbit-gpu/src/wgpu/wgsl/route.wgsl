@@ -9,6 +9,9 @@
 #if BIASED
 @group(0) @binding(5) var<storage, read> bias: array<f32>;
 #endif
+#if FACTORS
+@group(0) @binding(6) var<storage, read> factors: array<f32>;
+#endif
 
 // The place of a number in the total order of floats.
 fn order_of(x: u32) -> i32 {
@@ -109,7 +112,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>) {
     let divisor = select(1.0, max(total, 0.00006103515625), shape.b == 1u);
     for (var used = 0u; used < shape.a; used++) {
         let at = token * shape.a + used;
-        let weight = mul_(div_(bitcast<f32>(routes[at].y), divisor), shape.f);
+        var weight = mul_(div_(bitcast<f32>(routes[at].y), divisor), shape.f);
+#if FACTORS
+        weight = mul_(weight, factors[routes[at].x]);
+#endif
         routes[at].y = bitcast<u32>(weight);
     }
 }
