@@ -39,13 +39,8 @@ pub(crate) fn run(all: bool) -> Result<()> {
 
     let mut command = shell::command(if debian { "/usr/bin/cargo".to_owned() } else { shell::cargo() });
     command.args(["test", "--locked", "--release", "--target", TARGET, "-p", "fewbit-quant", "-p", "fewbit-kernels"]);
-    // Documentation is the same everywhere, and doc tests are compiled one by one. For the few unit tests,
-    // whose results no instruction set changes, all kernels are compiled a second time.
-    command.args(["--test", "*"]);
-    if all {
-        command.arg("--lib");
-    }
-    command.arg("--");
+    // Documentation is the same everywhere, and doc tests are compiled one by one.
+    command.args(["--lib", "--test", "*", "--"]);
     if !all {
         for name in LONG {
             command.args(["--skip", name]);

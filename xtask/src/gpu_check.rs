@@ -5,8 +5,9 @@
 //! `./run.sh vulkan:1` for another than the first device, or `./run.sh cuda` for NVIDIA's driver.
 //!
 //! The script takes under eight minutes: the bits of every operation and weight type, through Vulkan or Metal in exact
-//! arithmetic; 200 greedy tokens of a model of stories against the CPU's, with `cuda` bit for bit; then tables of the speed of
-//! random weights of known shapes, next to what the device was measured to be able to do at most.
+//! arithmetic; 200 greedy tokens of a model of stories against the CPU's, with `cuda` bit for bit, and as many of a large
+//! model; then tables of the speed of random weights of known shapes, next to what the device was measured to be able to
+//! do at most, and of the time of each kernel.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,14 +54,20 @@ echo "==> bits of every operation and type, tokens of 200 steps (the CPU's must 
 $tests --test-threads 4
 if [ "${QUICK:-}" = 1 ]; then
     shapes="smollm2-135m:Q8_0"
+    checked="$shapes"
+    steps=4
     lengths="-p 16 -n 4 -r 1"
 else
     shapes="tinyllama-1.1b:Q4_0 tinyllama-1.1b:Q4_K_M tinyllama-1.1b:Q8_0 llama-3.1-8b:Q4_K_M"
+    checked="tinyllama-1.1b:Q4_K_M"
+    steps=200
     lengths="-p 512 -n 64 --depth 0,2048 --batch 1,8 -r 3"
 fi
 for shape in $shapes; do
     echo "==> $shape"
-    ./fewbit bench --shape "${shape%%:*}" --type "${shape##*:}" --device "$device" $lengths
+    check=
+    [ "$shape" != "$checked" ] || check="--check $steps"
+    ./fewbit bench --shape "${shape%%:*}" --type "${shape##*:}" --device "$device" $lengths $check --kernels
 done
 echo "==> done"
 "#;

@@ -62,7 +62,11 @@ enum Task {
     /// Check each crate with each of its features alone, and with none
     Features,
     /// The GPU backend on a Vulkan driver that needs no GPU (Debian's packages)
-    Gpu,
+    Gpu {
+        /// Also the tokens of 200 steps of a real model, which takes minutes
+        #[arg(long)]
+        all: bool,
+    },
     /// Prepare what only a real GPU can show, as a folder that runs without a toolchain, and run it
     GpuCheck(gpu_check::Options),
     /// Test `fewbit serve` with requests made from OpenAPI documents: its own, OpenAI's, Anthropic's
@@ -117,7 +121,7 @@ fn main() -> ExitCode {
         Task::Deny => deny::run(),
         Task::Examples { candle } => examples::run(candle),
         Task::Features => features::run(),
-        Task::Gpu => gpu::run(),
+        Task::Gpu { all } => gpu::run(all),
         Task::GpuCheck(options) => gpu_check::run(&options),
         Task::Openapi { full } => openapi::run(full),
         Task::Page => page::run(),

@@ -22,7 +22,7 @@ pub(crate) struct Cli {
 }
 
 /// Options of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct Common {
     /// Print one JSON object on stdout, and nothing else there
     #[arg(long, global = true)]
@@ -458,8 +458,14 @@ pub(crate) struct BenchArgs {
     /// Repetitions
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) repetitions: u16,
+    /// Also time each kernel on the GPUs that the model is on, in one more run of each combination
+    #[arg(long)]
+    pub(crate) kernels: bool,
+    /// First compare the logits of N steps on the device with those that the CPU computes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) check: Option<u16>,
     /// Measure N requests at once through the engine, compared with one alone, instead of the bare model
-    #[arg(long, value_name = "N", requires = "model", conflicts_with_all = ["shape", "depth", "batch"], value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", requires = "model", conflicts_with_all = ["shape", "depth", "batch", "kernels", "check"], value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) concurrency: Option<u16>,
     /// Measure random weights of this shape instead of a model
     #[arg(long, value_name = "NAME", requires = "type")]

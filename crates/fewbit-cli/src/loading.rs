@@ -126,6 +126,11 @@ pub(crate) fn builder(common: &Common) -> ModelBuilder {
     builder
 }
 
+/// The options of a command that places everything on the CPU.
+pub(crate) fn on_cpu(common: &Common) -> Common {
+    Common { device: Some(DeviceName::Cpu), gpu_layers: None, cpu_experts: None, gpu_memory: None, ..common.clone() }
+}
+
 /// Where the layers are to be, for models that are loaded otherwise than by [`builder`].
 pub(crate) fn devices(common: &Common) -> DeviceOptions {
     let mut options = DeviceOptions::new();

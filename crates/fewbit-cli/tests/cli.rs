@@ -504,7 +504,13 @@ fn bench_measures_prefill_and_decode() {
     assert_eq!(names, ["8@0", "16@0", "1@0", "2@0", "8@30", "16@30", "1@30", "2@30"]);
     assert_eq!(object["prefill_tok_s"], tests[0]["tok_s"]);
     assert_eq!(object["decode_tok_s"], tests[2]["tok_s"]);
-    let table = stdout(&run(&lists));
+    assert_eq!((&object["check"], &object["kernels"]), (&serde_json::Value::Null, &serde_json::json!([])));
+    let checked = json(&run(&[&lists[..], &["--check", "20", "--json"]].concat()));
+    assert_eq!((&checked["check"]["steps"], &checked["check"]["same_bits"]), (&20.into(), &20.into()));
+    let output = run(&[&lists[..], &["--kernels", "--check", "5"]].concat());
+    assert!(stdout(&output).contains("compared with the CPU: 5 steps, all with its bits"), "{}", stdout(&output));
+    assert!(stderr(&output).contains("no kernels were timed"), "{}", stderr(&output));
+    let table = stdout(&output);
     assert_eq!(table.lines().filter(|line| line.starts_with("prefill") || line.starts_with("decode")).count(), 8);
 }
 

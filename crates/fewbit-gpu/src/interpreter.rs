@@ -6,7 +6,7 @@ use fewbit_kernels::math::sigmoid;
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Isa, Matrix, Planes};
 use fewbit_model::{
     AdaptedRows, AdapterPart, Device, DeviceError, Head, HostStates, LayerLoader, LoraTarget, LowRank, ModelConfig,
-    ModelError, Routing, Segment, StateStore, Step,
+    ModelError, NormKind, Routing, Segment, StateStore, Step,
 };
 use fewbit_quant::ActivationKind;
 use std::collections::BTreeMap;
@@ -163,7 +163,12 @@ impl Run {
         match *op {
             Op::Norm { from, weight, to } => {
                 let mut out = Activations::new();
-                cpu.rms_norm(m.get(from), self.vector(weight.id), self.plan.eps, ActivationKinds::default(), &mut out);
+                let (x, weight, eps, kinds) =
+                    (m.get(from), self.vector(weight.id), self.plan.eps, ActivationKinds::default());
+                match self.plan.norm {
+                    NormKind::Layer => cpu.layer_norm(x, weight, eps, kinds, &mut out),
+                    _ => cpu.rms_norm(x, weight, eps, kinds, &mut out),
+                }
                 m.get_mut(to).copy_from_slice(out.values());
             }
             Op::NormHeads { of, weight } => {
@@ -205,12 +210,13 @@ impl Run {
             }
             // `Attend` appends as well, as in the CPU segment.
             Op::Append { .. } => {}
-            Op::Attend { layer } => {
+            Op::Attend { layer, sinks } => {
                 let (step, states, first) = inputs.step.as_mut().expect("only layers attend");
                 let mut out = std::mem::take(m.get_mut(Buffer::Attention));
                 let qkv = [Buffer::Q, Buffer::K, Buffer::V].map(|buffer| m.get(buffer));
                 let place = (layer, layer - *first);
-                states.append_and_attend(cpu, c, place, &mut step.sequences, qkv, &mut out);
+                let sinks = sinks.map(|sinks| self.vector(sinks.id));
+                states.append_and_attend(cpu, c, place, &mut step.sequences, qkv, sinks, &mut out);
                 *m.get_mut(Buffer::Attention) = out;
             }
             Op::Gate { gate, up } => {
@@ -218,11 +224,35 @@ impl Run {
                 cpu.gate(self.plan.gate, self.width(gate), &mut hidden, m.get(up));
                 *m.get_mut(gate) = hidden;
             }
-            Op::Route => {
+            Op::SquaredRelu { of } => {
+                let width = self.width(of);
+                cpu.squared_relu(width, m.get_mut(of));
+            }
+            Op::Route { choice_bias } => {
                 let config = c.experts.as_ref().expect("routed only if there are experts");
                 let mut routing = std::mem::take(&mut m.routing);
-                routing.route(config, None, m.get(Buffer::Scores));
+                let choice_bias = choice_bias.map(|bias| self.vector(bias.id));
+                routing.route(config, choice_bias, m.get(Buffer::Scores));
                 m.routing = routing;
+            }
+            Op::Weigh { from, to } => {
+                let n_used = m.routing.chosen.len() / m.n_tokens;
+                let width = self.width(from);
+                let mut out = std::mem::take(m.get_mut(to));
+                for (route, row) in out.chunks_exact_mut(width).enumerate() {
+                    let x = &m.get(from)[route / n_used * width..][..width];
+                    let weight = m.routing.chosen[route].1;
+                    row.iter_mut().zip(x).for_each(|(y, &x)| *y = x * weight);
+                }
+                *m.get_mut(to) = out;
+            }
+            Op::ExpertBias { biases, of } => {
+                let (width, biases) = (self.width(of), self.vector(biases.id));
+                let mut rows = std::mem::take(m.get_mut(of));
+                for (row, (expert, _)) in rows.chunks_exact_mut(width).zip(&m.routing.chosen) {
+                    cpu.add_bias(&biases[expert * width..(expert + 1) * width], row);
+                }
+                *m.get_mut(of) = rows;
             }
             Op::ExpertProduct { w, from, to } => {
                 let n_used = m.routing.chosen.len() / m.n_tokens;
@@ -235,14 +265,14 @@ impl Run {
                     m.get_mut(to)[route * w.n_rows..(route + 1) * w.n_rows].copy_from_slice(out);
                 }
             }
-            Op::Combine { has_shared, has_shared_score } => {
+            Op::Combine { weighs, has_shared, has_shared_score } => {
                 let n_used = m.routing.chosen.len() / m.n_tokens;
                 let mut branch = std::mem::take(m.get_mut(Buffer::Branch));
                 branch.fill(0.0);
                 for (token, branch) in branch.chunks_exact_mut(c.dim).enumerate() {
                     for route in token * n_used..(token + 1) * n_used {
                         let out = &m.get(Buffer::ExpertOut)[route * c.dim..(route + 1) * c.dim];
-                        cpu.add_scaled(branch, out, m.routing.chosen[route].1);
+                        cpu.add_scaled(branch, out, if weighs { m.routing.chosen[route].1 } else { 1.0 });
                     }
                     if has_shared {
                         let weight = if has_shared_score { sigmoid(m.get(Buffer::SharedScore)[token]) } else { 1.0 };

@@ -1,15 +1,17 @@
 //! What a segment of layers or a head computes, as a list of operations on named buffers.
 //!
 //! ```text
-//! each layer   Norm x -> normed, Quantize normed, Product q k v [Bias] [Adapt], [NormHeads], [Rotate], [Temper],
-//!              Append, Attend -> attention
+//! each layer   [Norm x -> normed], Quantize normed (or x), Product q k v [Bias] [Adapt], [NormHeads], [Rotate],
+//!              [NormHeads], [Temper], Append, Attend -> attention
 //!              Quantize attention, Product -> x [Bias] [Adapt]     or, where it is normed or scaled first,
 //!                Product -> branch [Bias] [Adapt], [NormHeads of one head], Add -> x
-//!              Norm x -> normed, Quantize normed, then of a dense part
+//!              [Norm x -> normed], Quantize normed (or x; or what was normed for attention), then of a dense part
 //!                Product gate up [Bias] [Adapt], Gate, Quantize gate, Product -> x as above
+//!                or, without gates, Product up [Bias] [Adapt], SquaredRelu, Quantize up, Product -> x
 //!              or of experts
-//!                Product -> scores, Route, ExpertProduct gate up, Gate, Quantize, ExpertProduct -> outputs,
-//!                [the shared expert], Combine -> branch, [NormHeads], Add -> x
+//!                Product -> scores [Bias], Route, [the shared expert], [Weigh -> expert inputs, Quantize],
+//!                ExpertProduct gate up [ExpertBias], Gate, Quantize, ExpertProduct -> outputs [ExpertBias],
+//!                Combine -> branch, [NormHeads], Add -> x
 //! head         Norm x -> normed, Quantize normed (two planes), Product -> logits [Bias] [Adapt], [Scale], [Softcap]
 //! ```
 //! Every operation is defined by what the CPU segment does, down to the order of its float operations. The operations
@@ -23,7 +25,7 @@
 
 use fewbit_kernels::{GateFunction, Matrix, RopeStyle};
 use fewbit_model::weights::{Attention, Experts, FeedForward, Ffn, HeadWeights, Layer, Linear, Mlp};
-use fewbit_model::{LoraTarget, ModelConfig, ModelError};
+use fewbit_model::{ExpertConfig, LoraTarget, ModelConfig, ModelError, NormKind, QkNorm};
 use fewbit_quant::{ActivationKind, TensorType};
 use std::collections::BTreeMap;
 
@@ -50,6 +52,10 @@ pub enum Buffer {
     Branch,
     /// Scores of the experts.
     Scores,
+    /// What experts are chosen by, where that is not their weight; then the sums of their groups.
+    Choices,
+    /// Inputs of routed experts that are multiplied by the weights of their routes: one row per route.
+    ExpertIn,
     /// Like [`Gate`](Self::Gate), for routed experts: one row per route.
     ExpertGate,
     /// Like [`Up`](Self::Up), for routed experts.
@@ -109,7 +115,8 @@ pub struct VectorRef {
 /// One operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
-    /// RMS norm of each row: `to = from / sqrt(mean(from^2) + eps) * weight`, with [`Plan::eps`].
+    /// The norm [`Plan::norm`] of each row, with [`Plan::eps`]: `to = from / sqrt(mean(from^2) + eps) * weight`, or the
+    /// same of `from - mean(from)`.
     Norm {
         /// Rows.
         from: Buffer,
@@ -187,16 +194,40 @@ pub enum Op {
     Attend {
         /// The index of the layer in the model.
         layer: usize,
+        /// The sink of every query head, in models with sinks.
+        sinks: Option<VectorRef>,
     },
-    /// `gate = f(gate) * up`.
+    /// `gate = f(gate) * up`, or what else [`Plan::gate`] is.
     Gate {
         /// The rows that are changed in place.
         gate: Buffer,
         /// Rows of the same shape.
         up: Buffer,
     },
-    /// Chooses the experts of every token by its scores; see `routing` in `fewbit_model`.
-    Route,
+    /// `of = max(of, 0)^2`.
+    SquaredRelu {
+        /// Rows.
+        of: Buffer,
+    },
+    /// Chooses the experts of every token by its scores; see `routing` in `fewbit_model`. The scores are used up.
+    Route {
+        /// What is added to the weights of experts to choose some of them.
+        choice_bias: Option<VectorRef>,
+    },
+    /// `to = weight * from` for every route: its weight, and the row of its token.
+    Weigh {
+        /// One row per token.
+        from: Buffer,
+        /// One row per route.
+        to: Buffer,
+    },
+    /// `of += bias` for every route, with the bias of its expert.
+    ExpertBias {
+        /// The biases of all experts, one after another.
+        biases: VectorRef,
+        /// One row per route.
+        of: Buffer,
+    },
     /// For every route, the product with the matrix of its expert. `from` has one row per token or per route.
     ExpertProduct {
         /// The first matrix of the experts, which all have the same type and shape.
@@ -207,8 +238,11 @@ pub enum Op {
         to: Buffer,
     },
     /// Sums the outputs of the experts: `branch = 0`, then `+= weight * output` for each route of a token, best first,
-    /// then for the shared expert, whose weight is 1 or the sigmoid of its score.
+    /// then for the shared expert, whose weight is 1 or the sigmoid of its score. Where inputs were weighted
+    /// ([`Weigh`](Self::Weigh)), the weights of outputs are 1.
     Combine {
+        /// Whether outputs are weighted.
+        weighs: bool,
         /// Whether there is a shared expert.
         has_shared: bool,
         /// Whether the shared expert has a score.
@@ -244,6 +278,8 @@ pub struct Plan {
     pub buffers: BTreeMap<Buffer, Shape>,
     /// The size of an attention head.
     pub head_dim: usize,
+    /// The norm of the residual stream.
+    pub norm: NormKind,
     /// The epsilon of all norms.
     pub eps: f32,
     /// The activation function of all gates.
@@ -279,8 +315,6 @@ pub trait Weights {
 /// A matrix and its bias, on the device.
 type Placed = (MatrixRef, Option<VectorRef>);
 
-const NO_GATES: &str = "feed-forward blocks without gates";
-
 /// Builds a plan, and uploads the weights that it needs.
 struct Planner<'a> {
     config: &'a ModelConfig,
@@ -292,8 +326,8 @@ impl Plan {
     /// An empty plan.
     fn new(config: &ModelConfig) -> Self {
         let buffers = BTreeMap::from([(Buffer::X, Shape { rows_per_token: 1, width: config.dim })]);
-        let (head_dim, eps) = (config.head_dim, config.rms_norm_eps);
-        Self { ops: Vec::new(), buffers, head_dim, eps, gate: config.gate, rope: config.rope.style }
+        let (head_dim, norm, eps) = (config.head_dim, config.norm, config.rms_norm_eps);
+        Self { ops: Vec::new(), buffers, head_dim, norm, eps, gate: config.gate, rope: config.rope.style }
     }
 
     /// Builds the plan of some layers. `layers` yields the index and the weights of each.
@@ -394,11 +428,12 @@ impl Op {
                 vec![*of]
             }
             Self::Scale { of, .. } | Self::Softcap { of, .. } => vec![*of],
+            Self::SquaredRelu { of } | Self::ExpertBias { of, .. } | Self::Weigh { from: of, .. } => vec![*of],
             Self::Append { .. } => vec![Buffer::K, Buffer::V],
             Self::Attend { .. } => vec![Buffer::Q],
             Self::Gate { gate, up } => vec![*gate, *up],
-            Self::Route => vec![Buffer::Scores],
-            Self::Combine { has_shared, has_shared_score } => {
+            Self::Route { .. } => vec![Buffer::Scores],
+            Self::Combine { has_shared, has_shared_score, .. } => {
                 let shared = [(*has_shared, Buffer::SharedOut), (*has_shared_score, Buffer::SharedScore)];
                 let shared = shared.into_iter().filter(|(is_there, _)| *is_there).map(|(_, buffer)| buffer);
                 [Buffer::ExpertOut].into_iter().chain(shared).collect()
@@ -414,30 +449,33 @@ impl Op {
             Self::Adapt { to, .. } => *to,
             Self::NormHeads { of, .. } | Self::Bias { of, .. } | Self::Rotate { of, .. } | Self::Temper { of } => *of,
             Self::Scale { of, .. } | Self::Softcap { of, .. } => *of,
+            Self::SquaredRelu { of } | Self::ExpertBias { of, .. } | Self::Weigh { to: of, .. } => *of,
             Self::Attend { .. } => Buffer::Attention,
             Self::Gate { gate, .. } => *gate,
             Self::Combine { .. } => Buffer::Branch,
             Self::Add { .. } => Buffer::X,
-            Self::Quantize { .. } | Self::Append { .. } | Self::Route => return None,
+            Self::Quantize { .. } | Self::Append { .. } | Self::Route { .. } => return None,
         })
     }
 }
 
-/// What a plan says of models that have none.
-const NO_NORM: &str = "layers without norms of their inputs";
+/// A feed-forward part: gate, up and down.
+type PlacedMlp = (Option<Placed>, Placed, Placed);
 
 impl Planner<'_> {
     fn layer(&mut self, index: usize, layer: Layer) -> Result<(), ModelError> {
         let Layer { attention, ffn, .. } = layer;
+        // What attention had as its input is still there afterwards.
+        let is_normed = self.config.is_parallel && attention.is_some();
         attention.map(|attention| self.attention(index, attention)).transpose()?;
-        ffn.map(|ffn| self.feed_forward(index, ffn)).transpose()?;
+        ffn.map(|ffn| self.feed_forward(index, ffn, is_normed)).transpose()?;
         Ok(())
     }
 
     fn attention(&mut self, index: usize, attention: Attention) -> Result<(), ModelError> {
         let c = self.config;
-        let Attention { norm, q, k, v, qk_norm, output, post_norm, .. } = attention;
-        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
+        let Attention { norm, q, k, v, qk_norm, sinks, output, post_norm, .. } = attention;
+        let input = self.input(norm)?;
         let (Some(k), Some(v)) = (k, v) else { return Err(self.unsupported("layers without keys or values")) };
         let parts = [
             (self.place(q)?, Buffer::Q, LoraTarget::Q),
@@ -446,103 +484,142 @@ impl Planner<'_> {
         ];
         // Keys and values are cached and read again by later tokens, so their input has two planes; queries use only
         // the first.
-        self.quantize(Buffer::Normed, &parts.map(|((w, _), ..)| w), 2);
+        self.quantize(input, &parts.map(|((w, _), ..)| w), 2);
         for (i, (w, to, target)) in parts.into_iter().enumerate() {
             let planes = if i == 0 { 1 } else { 2 };
-            self.product(w, Buffer::Normed, planes, to, Some((index, target)));
+            self.product(w, input, planes, to, Some((index, target)));
         }
+        let mut ops = Vec::new();
         if let Some((q_norm, k_norm)) = qk_norm {
-            self.norm_heads(Buffer::Q, q_norm)?;
-            self.norm_heads(Buffer::K, k_norm)?;
+            for (of, weight) in [(Buffer::Q, q_norm), (Buffer::K, k_norm)] {
+                ops.push(Op::NormHeads { of, weight: self.place_vector(weight)? });
+            }
         }
         if c.layers[index].has_rope {
             let is_local = c.uses_local_rope(index);
-            self.plan.ops.extend([Buffer::Q, Buffer::K].map(|of| Op::Rotate { of, is_local }));
+            let rotations = [Buffer::Q, Buffer::K].map(|of| Op::Rotate { of, is_local });
+            let at = if c.qk_norm == QkNorm::RotatedHeads { 0 } else { ops.len() };
+            ops.splice(at..at, rotations);
         }
-        if c.attention_temperature.is_some() {
+        self.plan.ops.extend(ops);
+        if c.has_temperature(index) {
             self.plan.ops.push(Op::Temper { of: Buffer::Q });
         }
         self.use_buffer(Buffer::Attention, 1, c.n_heads * c.head_dim);
-        self.plan.ops.extend([Op::Append { layer: index }, Op::Attend { layer: index }]);
+        let sinks = sinks.map(|sinks| self.place_vector(sinks)).transpose()?;
+        self.plan.ops.extend([Op::Append { layer: index }, Op::Attend { layer: index, sinks }]);
         let output = self.place(output)?;
         self.quantize(Buffer::Attention, &[output.0], 1);
         self.add_product(output, Buffer::Attention, (index, LoraTarget::AttnOutput), post_norm)
     }
 
-    fn feed_forward(&mut self, index: usize, ffn: Ffn) -> Result<(), ModelError> {
+    /// `is_normed`: the input is what was normed for attention.
+    fn feed_forward(&mut self, index: usize, ffn: Ffn, is_normed: bool) -> Result<(), ModelError> {
         let Ffn { norm, matrices, post_norm, .. } = ffn;
-        self.norm(norm.ok_or_else(|| self.unsupported(NO_NORM))?, Buffer::X, Buffer::Normed)?;
+        let input = if is_normed { Buffer::Normed } else { self.input(norm)? };
         match matrices {
             FeedForward::Dense(mlp) => {
                 let mlp = self.place_mlp(mlp)?;
-                self.quantize(Buffer::Normed, &[mlp[0].0, mlp[1].0], 1);
-                self.hidden(index, &mlp, [Buffer::Gate, Buffer::Up]);
-                self.add_product(mlp[2], Buffer::Gate, (index, LoraTarget::Down), post_norm)
+                self.quantize(input, &inputs_of(&mlp), 1);
+                let hidden = self.hidden(index, &mlp, input, [Buffer::Gate, Buffer::Up]);
+                self.add_product(mlp.2, hidden, (index, LoraTarget::Down), post_norm)
             }
             FeedForward::Experts(experts) => {
-                self.experts(index, experts)?;
+                self.experts(index, experts, input)?;
                 self.add_branch(post_norm)
             }
             _ => Err(self.unsupported("this kind of feed-forward part")),
         }
     }
 
-    /// Computes the hidden layer, `gate = f(gate x) * (up x)`, and quantizes it for the next product.
-    fn hidden(&mut self, index: usize, &[gate, up, down]: &[Placed; 3], to: [Buffer; 2]) {
-        self.product(gate, Buffer::Normed, 1, to[0], Some((index, LoraTarget::Gate)));
-        self.product(up, Buffer::Normed, 1, to[1], Some((index, LoraTarget::Up)));
-        self.plan.ops.push(Op::Gate { gate: to[0], up: to[1] });
-        self.quantize(to[0], &[down.0], 1);
+    /// Norms the residual stream, in models that do. Returns where the input of the next products is.
+    fn input(&mut self, norm: Option<Vec<f32>>) -> Result<Buffer, ModelError> {
+        let Some(norm) = norm else { return Ok(Buffer::X) };
+        self.norm(norm, Buffer::X, Buffer::Normed)?;
+        Ok(Buffer::Normed)
     }
 
-    fn experts(&mut self, index: usize, experts: Experts) -> Result<(), ModelError> {
+    /// Computes the hidden layer, `gate = f(gate x) * (up x)` or `up = max(up x, 0)^2`, and quantizes it for the next
+    /// product. Returns where it is.
+    fn hidden(&mut self, index: usize, &(gate, up, down): &PlacedMlp, from: Buffer, to: [Buffer; 2]) -> Buffer {
+        let hidden = to[usize::from(gate.is_none())];
+        if let Some(gate) = gate {
+            self.product(gate, from, 1, to[0], Some((index, LoraTarget::Gate)));
+        }
+        self.product(up, from, 1, to[1], Some((index, LoraTarget::Up)));
+        self.plan.ops.push(match gate {
+            Some(_) => Op::Gate { gate: to[0], up: to[1] },
+            None => Op::SquaredRelu { of: hidden },
+        });
+        self.quantize(hidden, &[down.0], 1);
+        hidden
+    }
+
+    fn experts(&mut self, index: usize, experts: Experts, input: Buffer) -> Result<(), ModelError> {
         let config = self.config.experts.expect("layers have experts only if the model has");
         let Experts { router, router_bias, choice_bias, experts, shared, shared_router, .. } = experts;
         let n_used = config.n_used;
-        if router_bias.is_some()
-            || choice_bias.is_some()
-            || experts.iter().any(|mlp| mlp.gate.as_ref().is_some_and(|gate| gate.bias.is_some()))
-        {
-            return Err(self.unsupported("experts with biases"));
-        }
-        let router = self.place_matrix(router)?;
+        let router_bias = router_bias.map(|bias| self.place_vector(bias)).transpose()?;
+        let router = (self.place_matrix(router)?, router_bias);
+        let choice_bias = choice_bias.map(|bias| self.place_vector(bias)).transpose()?;
         let (mut gates, mut ups, mut downs) = (Vec::new(), Vec::new(), Vec::new());
         for Mlp { gate, up, down, .. } in experts {
-            gates.push(gate.ok_or_else(|| self.unsupported(NO_GATES))?.weight);
-            ups.push(up.weight);
-            downs.push(down.weight);
+            gates.push(gate.ok_or_else(|| self.unsupported("experts without gates"))?);
+            ups.push(up);
+            downs.push(down);
         }
         let (gates, ups, downs) = (self.place_experts(gates)?, self.place_experts(ups)?, self.place_experts(downs)?);
         let shared = shared.map(|mlp| self.place_mlp(mlp)).transpose()?;
         let shared_router = shared_router.map(|router| self.place_matrix(router)).transpose()?;
-        let mut inputs = vec![router, gates, ups];
-        inputs.extend(shared.iter().flat_map(|mlp| [mlp[0].0, mlp[1].0]));
+        let mut inputs = vec![router.0];
+        if !config.scales_inputs {
+            inputs.extend([gates.0, ups.0]);
+        }
+        inputs.extend(shared.iter().flat_map(inputs_of));
         inputs.extend(shared_router);
-        self.quantize(Buffer::Normed, &inputs, 1);
+        self.quantize(input, &inputs, 1);
 
-        self.product((router, None), Buffer::Normed, 1, Buffer::Scores, None);
-        self.plan.ops.push(Op::Route);
-        for (w, to) in [(gates, Buffer::ExpertGate), (ups, Buffer::ExpertUp)] {
-            self.use_buffer(to, n_used, config.ffn_dim);
-            self.plan.ops.push(Op::ExpertProduct { w, from: Buffer::Normed, to });
+        self.product(router, input, 1, Buffer::Scores, None);
+        if choice_bias.is_some() || config.groups.is_some() {
+            self.use_buffer(Buffer::Choices, 1, width_of_choices(&config));
+        }
+        self.plan.ops.push(Op::Route { choice_bias });
+        let of_experts = [(gates, Buffer::ExpertGate), (ups, Buffer::ExpertUp)];
+        if !config.scales_inputs {
+            self.expert_products(&of_experts, input);
         }
         if let Some(router) = shared_router {
-            self.product((router, None), Buffer::Normed, 1, Buffer::SharedScore, None);
+            self.product((router, None), input, 1, Buffer::SharedScore, None);
         }
         if let Some(mlp) = &shared {
             // The shared expert comes first: it still reads the quantized input, which quantizing a hidden layer may
             // overwrite.
-            self.hidden(index, mlp, [Buffer::SharedGate, Buffer::SharedUp]);
-            self.product(mlp[2], Buffer::SharedGate, 1, Buffer::SharedOut, None);
+            let hidden = self.hidden(index, mlp, input, [Buffer::SharedGate, Buffer::SharedUp]);
+            self.product(mlp.2, hidden, 1, Buffer::SharedOut, None);
+        }
+        if config.scales_inputs {
+            self.use_buffer(Buffer::ExpertIn, n_used, self.config.dim);
+            self.plan.ops.push(Op::Weigh { from: input, to: Buffer::ExpertIn });
+            self.quantize(Buffer::ExpertIn, &[gates.0, ups.0], 1);
+            self.expert_products(&of_experts, Buffer::ExpertIn);
         }
         self.plan.ops.push(Op::Gate { gate: Buffer::ExpertGate, up: Buffer::ExpertUp });
-        self.quantize(Buffer::ExpertGate, &[downs], 1);
-        self.use_buffer(Buffer::ExpertOut, n_used, self.config.dim);
-        self.plan.ops.push(Op::ExpertProduct { w: downs, from: Buffer::ExpertGate, to: Buffer::ExpertOut });
+        self.quantize(Buffer::ExpertGate, &[downs.0], 1);
+        self.expert_products(&[(downs, Buffer::ExpertOut)], Buffer::ExpertGate);
         self.use_buffer(Buffer::Branch, 1, self.config.dim);
         let (has_shared, has_shared_score) = (shared.is_some(), shared_router.is_some());
-        self.plan.ops.push(Op::Combine { has_shared, has_shared_score });
+        self.plan.ops.push(Op::Combine { weighs: !config.scales_inputs, has_shared, has_shared_score });
         Ok(())
+    }
+
+    /// The products of every route with matrices of its expert, which have biases or not.
+    fn expert_products(&mut self, parts: &[(Placed, Buffer)], from: Buffer) {
+        let n_used = self.config.experts.map_or(1, |experts| experts.n_used);
+        for &((w, biases), to) in parts {
+            self.use_buffer(to, n_used, w.n_rows);
+            self.plan.ops.push(Op::ExpertProduct { w, from, to });
+            self.plan.ops.extend(biases.map(|biases| Op::ExpertBias { biases, of: to }));
+        }
     }
 
     /// Adds the product with `w` to the residual stream, normalized and scaled if the model does that.
@@ -622,9 +699,9 @@ impl Planner<'_> {
         Ok((self.place_matrix(linear.weight)?, bias))
     }
 
-    fn place_mlp(&mut self, mlp: Mlp) -> Result<[Placed; 3], ModelError> {
-        let gate = mlp.gate.ok_or_else(|| self.unsupported(NO_GATES))?;
-        Ok([self.place(gate)?, self.place(mlp.up)?, self.place(mlp.down)?])
+    fn place_mlp(&mut self, mlp: Mlp) -> Result<PlacedMlp, ModelError> {
+        let gate = mlp.gate.map(|gate| self.place(gate)).transpose()?;
+        Ok((gate, self.place(mlp.up)?, self.place(mlp.down)?))
     }
 
     fn place_matrix(&mut self, matrix: Matrix) -> Result<MatrixRef, ModelError> {
@@ -632,13 +709,20 @@ impl Planner<'_> {
         Ok(MatrixRef { id: self.weights.matrix(matrix)?, ty, n_rows, n_cols })
     }
 
-    fn place_experts(&mut self, matrices: Vec<Matrix>) -> Result<MatrixRef, ModelError> {
+    /// The same matrix of all experts; either all have biases or none.
+    fn place_experts(&mut self, linears: Vec<Linear>) -> Result<Placed, ModelError> {
+        let (mut matrices, mut biases) = (Vec::with_capacity(linears.len()), Vec::new());
+        for Linear { weight, bias, .. } in linears {
+            matrices.push(weight);
+            biases.extend(bias.into_iter().flatten());
+        }
         let first = matrices.first().expect("at least one expert");
         let (ty, n_rows, n_cols) = (first.ty(), first.n_rows(), first.n_cols());
         if matrices.iter().any(|m| (m.ty(), m.n_rows(), m.n_cols()) != (ty, n_rows, n_cols)) {
             return Err(self.unsupported("experts of different weight types in one layer"));
         }
-        Ok(MatrixRef { id: self.weights.experts(matrices)?, ty, n_rows, n_cols })
+        let biases = if biases.is_empty() { None } else { Some(self.place_vector(biases)?) };
+        Ok((MatrixRef { id: self.weights.experts(matrices)?, ty, n_rows, n_cols }, biases))
     }
 
     fn place_vector(&mut self, vector: Vec<f32>) -> Result<VectorRef, ModelError> {
@@ -650,4 +734,14 @@ impl Planner<'_> {
         let source = fewbit_model::DeviceError::Unsupported { what: what.to_owned() };
         ModelError::Device { device: self.weights.device().to_owned(), source }
     }
+}
+
+/// The matrices of a feed-forward part that read its input.
+fn inputs_of((gate, up, _): &PlacedMlp) -> Vec<MatrixRef> {
+    gate.iter().chain([up]).map(|(w, _)| *w).collect()
+}
+
+/// The width of [`Buffer::Choices`].
+fn width_of_choices(config: &ExpertConfig) -> usize {
+    config.n_experts + config.groups.map_or(0, |groups| groups.n_groups)
 }

@@ -22,6 +22,7 @@ use fake_driver::{FakeDriver, device};
 use fewbit_format::GgufFile;
 use fewbit_gpu::cuda::{CudaDevice, DeviceInfo};
 use fewbit_model::{Chunk, Decoder, Device, DeviceError, KvType, LoadOptions, LogitsFor, ModelError, Placement};
+use fewbit_quant::TensorType;
 use std::sync::Arc;
 use support::golden::golden_models;
 use support::{bits, logits, options};
@@ -49,6 +50,13 @@ fn every_configuration_has_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn whole_families_have_the_bits_of_the_cpu() {
+    let Some(device) = any() else { return };
+    // In tiles, and in graphs of four rows.
+    cases::families(&device, [TensorType::Q4_0, TensorType::Q8_0], 13, [9, 4]);
+}
+
+#[test]
 fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
     let Some(device) = any() else { return };
     cases::pages(&device, [&KvType::ALL, &KvType::ALL]);
@@ -71,6 +79,12 @@ fn experts_on_the_cpu_have_the_bits_of_the_cpu() {
 fn sequences_move_between_the_cpu_and_a_device() {
     let Some(device) = any() else { return };
     cases::moves(&device, &[KvType::F16, KvType::F32]);
+}
+
+#[test]
+fn kernels_are_timed_by_the_clock_of_the_device() {
+    let Some(device) = any() else { return };
+    cases::timing(&device);
 }
 
 #[test]

@@ -48,6 +48,14 @@ fn plans_have_the_bits_of_the_cpu_in_every_configuration() {
 }
 
 #[test]
+fn plans_of_whole_families_have_the_bits_of_the_cpu() {
+    let interpreter = interpreter() as Arc<dyn Device>;
+    for types in [[TensorType::F32; 2], [TensorType::Q4_0, TensorType::Q8_0]] {
+        cases::families(&interpreter, types, 24, [24, 7]);
+    }
+}
+
+#[test]
 fn sequences_move_from_the_cpu_to_a_plan_and_back() {
     cases::moves(&(interpreter() as Arc<dyn Device>), &[KvType::F16, KvType::F32]);
 }
@@ -92,6 +100,8 @@ fn experts_of_different_types_in_a_layer_are_rejected() {
 fn operations_list_the_buffers_they_read_and_write() {
     let op = Op::Gate { gate: Buffer::Gate, up: Buffer::Up };
     assert_eq!((op.reads(), op.writes()), (vec![Buffer::Gate, Buffer::Up], Some(Buffer::Gate)));
-    let op = Op::Combine { has_shared: true, has_shared_score: false };
+    let op = Op::Combine { weighs: true, has_shared: true, has_shared_score: false };
     assert_eq!(op.reads(), [Buffer::ExpertOut, Buffer::SharedOut]);
+    let op = Op::Weigh { from: Buffer::Normed, to: Buffer::ExpertIn };
+    assert_eq!((op.reads(), op.writes()), (vec![Buffer::Normed], Some(Buffer::ExpertIn)));
 }

@@ -70,10 +70,16 @@ fn every_configuration_has_the_bits_of_the_cpu() {
 }
 
 #[test]
+fn whole_families_have_the_bits_of_the_cpu() {
+    let Some(device) = exact() else { return };
+    cases::families(&device, [TensorType::Q4_0, TensorType::Q8_0], 7, [4, 3]);
+}
+
+#[test]
 fn pages_windows_and_heads_of_any_size_have_the_bits_of_the_cpu() {
     let Some(device) = exact() else { return };
     // Pages do not depend on the weights, so f32 is tested with every other model only: plain heads and odd ones.
-    cases::pages(&device, [&[KvType::F16, KvType::F32], &[KvType::F16]]);
+    cases::pages(&device, [&[KvType::F16, KvType::F32], &[KvType::F16, KvType::Q8_0]]);
 }
 
 #[test]
@@ -189,6 +195,13 @@ fn native_arithmetic_follows_the_greedy_tokens_of_the_cpu() {
 }
 
 #[test]
+fn kernels_are_timed_by_the_clock_of_the_device() {
+    let Some(device) = device(Arithmetic::Native) else { return };
+    let device: Arc<dyn Device> = device;
+    cases::timing(&device);
+}
+
+#[test]
 fn ceilings_of_the_device_are_measured() {
     let Some(device) = device(Arithmetic::Native) else { return };
     let ceilings = device.ceilings().expect("the device works").expect("measured by this backend");
@@ -209,10 +222,6 @@ fn unsupported_features_are_rejected_with_the_device_name() {
         }
         other => panic!("{other:?}"),
     };
-    let model = &tiny_models()[3];
-    let options = LoadOptions::new().threads(1).kv_type(KvType::Q8_0).placement(on(&device, 2));
-    assert!(refused(Decoder::load(&model.file, &options).expect_err("refused")).contains("q8_0"));
-
     let models = golden_models();
     let mixed = models.iter().find(|model| model.name.contains("a tensor for each")).expect("in the list");
     let file = mixed.quantized([TensorType::Q4_0, TensorType::Q8_0]);

@@ -148,9 +148,9 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { fused_emulated(a, b, c) }
 }
 
-/// [`fused`] in float64.
+/// [`fused`] in float64, for CPUs without an instruction for it.
 #[inline(always)]
-fn fused_emulated(a: f32, b: f32, c: f32) -> f32 {
+pub fn fused_emulated(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
     // The exact rounding error of the sum (Knuth's TwoSum); NaN if something was infinite.
@@ -161,70 +161,4 @@ fn fused_emulated(a: f32, b: f32, c: f32) -> f32 {
     // The sum was rounded away from zero if the error has the other sign.
     let away = (bits ^ lost.to_bits()) >> 63 & inexact;
     f64::from_bits(bits.wrapping_sub(away) | inexact) as f32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Values that exercise double rounding, signed zeros, subnormal numbers and overflow.
-    const EDGES: [u32; 24] = [
-        0x0000_0000,
-        0x0000_0001,
-        0x0000_0002,
-        0x0000_0003,
-        0x0040_0000,
-        0x007F_FFFF,
-        0x0080_0000,
-        0x0080_0001,
-        0x00FF_FFFF,
-        0x1F80_0000,
-        0x1F80_0001,
-        0x2000_0000,
-        0x3300_0000,
-        0x3380_0000,
-        0x3F7F_FFFF,
-        0x3F80_0000,
-        0x3F80_0001,
-        0x3F80_0800,
-        0x4B80_0000,
-        0x4B80_0001,
-        0x7F00_0000,
-        0x7F7F_FFFF,
-        0x7F80_0000,
-        0x7FC0_0000,
-    ];
-
-    fn check_fused(a: f32, b: f32, c: f32) {
-        let (got, want) = (fused_emulated(a, b, c), a.mul_add(b, c));
-        let same = got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan();
-        assert!(same, "{a:e} * {b:e} + {c:e}: {got:e}, not {want:e}");
-    }
-
-    #[test]
-    fn fused_multiply_add_is_rounded_once() {
-        let signed = || EDGES.into_iter().flat_map(|bits| [bits, bits | 0x8000_0000]).map(f32::from_bits);
-        for a in signed() {
-            for b in signed() {
-                signed().for_each(|c| check_fused(a, b, c));
-            }
-        }
-        let mut state = 1u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 32) as u32
-        };
-        for _ in 0..2_000_000 {
-            let (a, b, c) = (next(), next(), next());
-            check_fused(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c));
-            // Products near a power of two with addends of few bits give sums near the midpoint of two floats.
-            let few = |x: u32| f32::from_bits((x & 0x803F_0001) | 0x3F80_0000);
-            let (p, q) = (few(a), few(b));
-            for exponent in [a % 60, 24 + b % 3, 48 + b % 6, 126, 140, 149] {
-                let scale = f64::from(few(c)) * (-f64::from(exponent)).exp2();
-                check_fused(p, q, scale as f32);
-                check_fused(p * 0.5f32.powi(60), q * 0.5f32.powi(65), scale as f32);
-            }
-        }
-    }
 }

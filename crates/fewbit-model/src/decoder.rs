@@ -18,7 +18,7 @@ use crate::prefix::PrefixTree;
 use crate::quantize::Collector;
 use crate::quantize::{Quantized, Recipe};
 use crate::rope::{Rope, RopeAngles};
-use crate::segment::{Device, DeviceCeilings, Head, Segment, Step};
+use crate::segment::{Device, DeviceCeilings, Head, KernelTime, Segment, Step};
 use crate::state::StateStore;
 use crate::{KvType, ModelConfig, ModelError};
 use fewbit_checkpoint::names::{self, Part};
@@ -295,6 +295,18 @@ impl Decoder {
             }
         }
         Ok(None)
+    }
+
+    /// Measures how long each kernel takes on the devices other than the CPU while `run` does steps with this decoder, and
+    /// returns the devices that can measure it, by name. Steps take longer meanwhile, also those of others.
+    ///
+    /// # Errors
+    /// Those of `run`.
+    pub fn time_kernels<E>(&self, run: impl FnOnce() -> Result<(), E>) -> Result<Vec<(String, Vec<KernelTime>)>, E> {
+        let timed: Vec<_> = self.devices.iter().filter(|device| device.start_timing()).collect();
+        let done = run();
+        let times = timed.into_iter().map(|device| (device.name(), device.stop_timing())).collect();
+        done.map(|()| times)
     }
 
     /// The ranges of layers that form its segments. If the halves of a layer are on different devices, its range comes

@@ -42,9 +42,9 @@ pub use decoder::Decoder;
 pub use device_error::DeviceError;
 pub use error::ModelError;
 pub use fewbit_checkpoint::{
-    AttentionTemperature, CheckpointError, DeltaNetConfig, ExpertConfig, FillRows, GateFunction, Gating, GgufConfig,
-    HfModel, LayerConfig, LocalHeads, ModelConfig, Pooling, Recurrent, RopeConfig, RopeScaling, RopeStyle, SharedKv,
-    StateSpaceConfig, WeightSource, Workers, hf, yarn_magnitude,
+    AttentionTemperature, CheckpointError, DeltaNetConfig, ExpertConfig, ExpertGroups, FillRows, GateFunction, Gating,
+    GgufConfig, HfModel, LayerConfig, LocalHeads, ModelConfig, NormKind, Pooling, QkNorm, Recurrent, RopeConfig,
+    RopeScaling, RopeStyle, SharedKv, StateSpaceConfig, WeightSource, Workers, hf, yarn_magnitude,
 };
 pub use fewbit_kernels::{Cpu, Isa, KernelError, PAGE as KV_PAGE, ThreadPool, ceiling};
 pub use kv_type::KvType;
@@ -57,5 +57,5 @@ pub use prefix::PrefixTree;
 pub use quantize::Quantized;
 pub use rope::RopeAngles;
 pub use routing::Routing;
-pub use segment::{Device, DeviceCeilings, FixedStates, Head, Segment, SequenceRows, Step};
+pub use segment::{Device, DeviceCeilings, FixedStates, Head, KernelTime, Segment, SequenceRows, Step};
 pub use state::{StatePage, StateStore};

@@ -19,6 +19,7 @@ use crate::{DeviceMemory, ModelError};
 use fewbit_kernels::PAGE;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A device with its own memory, which takes layers of a model as it is loaded.
 pub trait Device: Send + Sync {
@@ -36,6 +37,17 @@ pub trait Device: Send + Sync {
     /// If the device fails.
     fn ceilings(&self) -> Result<Option<DeviceCeilings>, ModelError> {
         Ok(None)
+    }
+
+    /// Begins to measure how long each kernel takes, until [`stop_timing`](Self::stop_timing). Returns whether this device
+    /// can. Meanwhile steps take longer, because nothing overlaps.
+    fn start_timing(&self) -> bool {
+        false
+    }
+
+    /// Ends it, and returns the sums over all launches since it began, the longest first.
+    fn stop_timing(&self) -> Vec<KernelTime> {
+        Vec::new()
     }
 
     /// Takes some consecutive layers.
@@ -65,6 +77,27 @@ impl DeviceCeilings {
     /// The ceilings of a device.
     pub fn new(read_bytes_per_s: f64, int8_macs_per_s: f64) -> Self {
         Self { read_bytes_per_s, int8_macs_per_s }
+    }
+}
+
+/// The time that the launches of one kind of kernel took on a device, all together.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct KernelTime {
+    /// What it computes; of products with the weight type, and the rows and columns of the matrix.
+    pub kernel: String,
+    /// Number of launches.
+    pub n_launches: u64,
+    /// The sum of their times, by the device's clock.
+    pub time: Duration,
+    /// Bytes of weights that they read; 0 for kernels that read none, or where it depends on the tokens.
+    pub weight_bytes: u64,
+}
+
+impl KernelTime {
+    /// No launches yet.
+    pub fn new(kernel: impl Into<String>) -> Self {
+        Self { kernel: kernel.into(), n_launches: 0, time: Duration::ZERO, weight_bytes: 0 }
     }
 }
 

@@ -9,6 +9,7 @@
 //! The ceilings are measured in the same run: how fast all threads can read memory, which bounds decode, and how many
 //! int8 multiply-accumulates they can do, which bounds prefill. The fractions show how near the model came to them.
 //! They count only the work that a step cannot avoid: the weights, and in decode the keys and values of the sequences.
+//! [`Bench::kernels`] says where the time of a GPU goes, and [`DeviceCheck`] whether its results are the CPU's.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), fewbit::bench::BenchError> {
@@ -23,10 +24,12 @@
 //! # Ok(()) }
 //! ```
 
+mod check;
 mod figures;
 mod model;
 mod serving;
 
+pub use self::check::DeviceCheck;
 pub use self::figures::{BenchError, Spread};
-pub use self::model::{Bench, BenchReport, BenchTest, Ceilings, Measured, Target};
+pub use self::model::{Bench, BenchReport, BenchTest, Ceilings, Measured, Target, TimedKernels};
 pub use self::serving::{Figure, Serving};

@@ -10,8 +10,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use fewbit_model::{
-    Device, DeviceError, DeviceMemory, LoadOptions, ModelConfig, ModelError, PartEstimates, Placement, Quantized,
-    WeightSource,
+    Decoder, Device, DeviceError, DeviceMemory, LoadOptions, ModelConfig, ModelError, PartEstimates, Placement,
+    Quantized, WeightSource,
 };
 
 use crate::error::{Error, ErrorKind};
@@ -226,7 +226,7 @@ impl DeviceOptions {
         }
     }
 
-    /// Whether a GPU that fails to load a model is replaced by the CPU, because nobody named it.
+    /// Whether nobody named the GPU that a model is placed on: see [`load`].
     pub(crate) fn is_automatic(&self) -> bool {
         self.gpu_layers.is_none() && chosen(self.device).is_ok_and(|name| name == DeviceName::Auto)
     }
@@ -261,6 +261,22 @@ impl DeviceOptions {
         tracing::info!(device = shown, layers, n_layers, "placing layers on a GPU");
         let placement = Placement::new().cpu(n_layers - layers).device(layers, Arc::clone(&device)).head(device);
         Ok((placement.cpu_experts(cpu_experts), shown))
+    }
+}
+
+/// Loads a model onto the devices of `options`, and onto the CPU instead if a GPU that nobody named fails.
+pub(crate) fn load(
+    source: &dyn WeightSource,
+    options: &mut LoadOptions,
+    is_automatic: bool,
+) -> Result<Decoder, ModelError> {
+    match Decoder::load(source, options) {
+        Err(ModelError::Device { device, source: error }) if is_automatic => {
+            tracing::warn!(target: "fewbit::device", "computing on the CPU: {device}: {error}");
+            options.placement = Placement::new();
+            Decoder::load(source, options)
+        }
+        loaded => loaded,
     }
 }
 

@@ -26,6 +26,7 @@ use fewbit_model::{Chunk, Logits, LogitsFor, LoraSet, ModelError};
 
 pub use self::compare::{Compare, Comparison, Row};
 pub use self::divergence::{Divergence, Reference};
+pub(crate) use self::divergence::{RowPair, top};
 use crate::completion::rate;
 use crate::error::{Error, ErrorKind};
 use crate::generate::Prompt;

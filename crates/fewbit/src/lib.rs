@@ -99,8 +99,8 @@ pub use embed::{Embed, Embeddings};
 pub use error::{Error, ErrorClass, ErrorKind};
 pub use fewbit_model::quantize;
 pub use fewbit_model::{
-    DeviceEstimate, DeviceMemory, DeviceUse, Isa, KvType, Lora, LoraError, LoraSet, MemoryEstimate, ModelConfig,
-    ModelPart, PlacedPart, Pooling,
+    DeviceEstimate, DeviceMemory, DeviceUse, Isa, KernelTime, KvType, Lora, LoraError, LoraSet, MemoryEstimate,
+    ModelConfig, ModelPart, PlacedPart, Pooling,
 };
 pub use fewbit_quant::TensorType;
 pub use fewbit_tokenizer::{Message, Role, SpecialTokens, Tokenizer};

@@ -551,28 +551,15 @@ impl ModelConfig {
         let experts = self.experts.as_ref();
         [
             (self.latent.is_some(), "multi-head latent attention"),
-            (self.has_sinks, "attention sinks"),
-            (self.recurrent.is_some(), "layers with a state instead of attention"),
+            (self.layers.iter().any(|layer| layer.is_recurrent), "layers with a state instead of attention"),
             (self.has_output_gate, "gated attention"),
-            (self.has_chunks, "attention in chunks"),
             (self.local_heads.is_some(), "local layers with heads of another size"),
             (self.shared_kv.is_some(), "layers that share keys and values"),
             (self.has_value_norm, "norms of values"),
             (self.per_layer_dim.is_some(), "per-layer embeddings"),
             (experts.is_some_and(|e| e.next_to_mlp), "experts next to a feed-forward block"),
             (self.has_layer_scales, "factors of layers"),
-            (self.has_qk_norm && self.qk_norm == QkNorm::RotatedHeads, "norms after rotation"),
-            (!self.has_pre_norms, "layers without norms of their inputs"),
-            (self.norm != NormKind::Rms, "norms that subtract the mean"),
-            (self.is_parallel, "attention next to the feed-forward block"),
-            (self.gate == GateFunction::ClampedSilu, "a clamped SwiGLU"),
-            (!self.is_gated, "feed-forward blocks without gates"),
-            (
-                experts.is_some_and(|e| e.gating != Gating::Softmax || e.scales_inputs || e.groups.is_some()),
-                "this way to route to experts",
-            ),
-            (experts.is_some_and(|_| self.layers.iter().any(|l| !l.has_experts)), "layers with and without experts"),
-            (self.attention_temperature.is_some_and(|t| t.only_without_rope), "scaled queries in some layers only"),
+            (self.is_parallel && !self.has_pre_norms, "attention next to a feed-forward block, both without norms"),
         ]
         .into_iter()
         .find(|(is_there, _)| *is_there)

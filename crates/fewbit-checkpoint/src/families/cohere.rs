@@ -62,7 +62,7 @@ mod tests {
         let c = of_class("Cohere2ForCausalLM", seven);
         assert_eq!((local(&c).as_str(), c.sliding_window, c.logit_scale), ("LLL-LL", Some(4096), 0.25));
         assert!(c.layers.iter().all(|layer| layer.has_rope == layer.is_local) && c.is_parallel);
-        assert_eq!((c.norm, c.only_on_cpu()), (NormKind::Layer, Some("norms that subtract the mean")));
+        assert_eq!((c.norm, c.only_on_cpu()), (NormKind::Layer, None));
         assert!(c.to_gguf().is_ok(), "all of it can be said in a GGUF file");
         let c = of_class("CohereForCausalLM", json!({ "model_max_length": 131_072, "rope_theta": 8_000_000.0 }));
         assert_eq!((c.context_length, c.logit_scale, c.sliding_window), (131_072, 0.0625, None));

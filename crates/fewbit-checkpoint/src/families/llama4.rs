@@ -103,7 +103,7 @@ mod tests {
         let e = c.experts.expect("experts");
         assert_eq!((e.n_used, e.ffn_dim, e.shared_ffn_dim, e.gating), (1, 64, Some(64), Gating::Sigmoid));
         assert!(e.scales_inputs && !e.is_normalized && !e.has_shared_gate);
-        assert_eq!(c.only_on_cpu(), Some("attention in chunks"));
+        assert_eq!(c.only_on_cpu(), None);
         assert!(c.to_gguf().is_ok(), "all of it can be said in a GGUF file");
     }
 

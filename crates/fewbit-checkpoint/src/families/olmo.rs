@@ -54,7 +54,7 @@ mod tests {
     fn olmo_configs_are_read() {
         let two = of_class("Olmo2ForCausalLM", json!({ "rope_theta": 500_000, "sliding_window": 5 }));
         assert_eq!((two.has_pre_norms, two.has_post_norms, two.qk_norm_of(0)), (false, true, Some(QkNorm::Rows)));
-        assert_eq!(two.only_on_cpu(), Some("layers without norms of their inputs"));
+        assert_eq!(two.only_on_cpu(), None);
         assert_eq!((two.sliding_window, two.local_rope.is_none()), (None, true));
         // As Olmo-3-7B-Instruct has it.
         let three = json!({

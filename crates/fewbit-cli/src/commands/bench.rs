@@ -1,20 +1,23 @@
 //! `fewbit bench`: measures the speed of a model with `fewbit::bench`, and prints a table or JSON.
 
 use anyhow::bail;
-use fewbit::bench::{Bench, BenchReport, BenchTest, Figure, Measured, Serving, Spread, Target};
+use fewbit::KernelTime;
+use fewbit::bench::{
+    Bench, BenchReport, BenchTest, DeviceCheck, Figure, Measured, Serving, Spread, Target, TimedKernels,
+};
 use fewbit::expert::engine::LoadOptions;
 use fewbit::random::{RandomWeights, Shape};
 use serde_json::{Value, json};
 
 use crate::args::{BenchArgs, Common};
-use crate::loading::{devices, load};
+use crate::loading::{devices, load, on_cpu};
 use crate::output::{Out, bytes, note, print_json};
 use crate::placed::{placed, placed_json};
 
 pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
     let batch: Vec<usize> = args.batch.iter().map(|&n| n.into()).collect();
     let bench = Bench::new().prompt(&*args.prompt).n_gen(&*args.n_gen).depth(&*args.depth).batch(batch);
-    let bench = bench.repetitions(args.repetitions.into());
+    let bench = bench.repetitions(args.repetitions.into()).kernels(args.kernels);
     match (&args.model, &args.shape, &args.r#type) {
         (Some(name), _, _) => {
             let model = load(common, name)?;
@@ -25,7 +28,15 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
                 let serving = Serving::new(n.into()).prompt(prompt).n_gen(n_gen).repetitions(args.repetitions.into());
                 return show_serving(common, (n, prompt, n_gen), name, &serving.run(&model)?);
             }
-            show(common, args, name, &bench.run(&Target::of(&model)?)?)
+            let target = Target::of(&model)?;
+            let check = match args.check {
+                Some(n) => {
+                    let model = load(&on_cpu(common), name)?;
+                    Some(DeviceCheck::run(&target, &Target::of(&model)?, n.into())?)
+                }
+                None => None,
+            };
+            show(common, args, name, check, &bench.run(&target)?)
         }
         (None, Some(shape), Some(ty)) => {
             let named = Shape::named(shape)?;
@@ -36,12 +47,15 @@ pub(crate) fn run(common: &Common, args: &BenchArgs) -> anyhow::Result<()> {
             options.quantize = common.quantize;
             devices(common).check()?;
             note(format_args!("writing random weights to {}", std::env::temp_dir().display()));
-            show(
-                common,
-                args,
-                &format!("{shape} {ty}"),
-                &bench.run(&Target::random(&weights, &options, &devices(common))?)?,
-            )
+            let target = Target::random(&weights, &options, &devices(common))?;
+            let check = match args.check {
+                Some(n) => {
+                    let reference = Target::random(&weights, &options, &devices(&on_cpu(common)))?;
+                    Some(DeviceCheck::run(&target, &reference, n.into())?)
+                }
+                None => None,
+            };
+            show(common, args, &format!("{shape} {ty}"), check, &bench.run(&target)?)
         }
         _ => bail!("give a model, or --shape and --type"),
     }
@@ -51,18 +65,60 @@ fn spread(value: &Spread) -> Value {
     json!({ "median": value.median, "min": value.min, "max": value.max })
 }
 
-fn result_json(result: &Measured) -> Value {
-    let (tok_s, fraction) = (spread(&result.tokens_per_s), result.fraction);
-    match result.test {
-        BenchTest::Prefill { prompt, depth } => json!({
-            "test": "prefill", "prompt": prompt, "depth": depth, "tok_s": tok_s, "peak_fraction": fraction,
-        }),
-        BenchTest::Decode { n_gen, depth, batch } => json!({
-            "test": "decode", "n_gen": n_gen, "depth": depth, "batch": batch, "tok_s": tok_s,
-            "bandwidth_fraction": fraction,
-        }),
-        _ => Value::Null,
+fn test_json(test: BenchTest) -> Value {
+    match test {
+        BenchTest::Prefill { prompt, depth } => json!({ "test": "prefill", "prompt": prompt, "depth": depth }),
+        BenchTest::Decode { n_gen, depth, batch } => {
+            json!({ "test": "decode", "n_gen": n_gen, "depth": depth, "batch": batch })
+        }
+        _ => json!({}),
     }
+}
+
+fn result_json(result: &Measured) -> Value {
+    let mut json = test_json(result.test);
+    json["tok_s"] = spread(&result.tokens_per_s);
+    let fraction = match result.test {
+        BenchTest::Prefill { .. } => "peak_fraction",
+        _ => "bandwidth_fraction",
+    };
+    json[fraction] = result.fraction.into();
+    json
+}
+
+fn kernels_json(kernels: &TimedKernels) -> Value {
+    let mut json = test_json(kernels.test);
+    json["device"] = kernels.device[..].into();
+    let of = |time: &KernelTime| {
+        json!({
+            "kernel": time.kernel, "launches": time.n_launches, "seconds": time.time.as_secs_f64(),
+            "weight_bytes": time.weight_bytes,
+        })
+    };
+    json["times"] = kernels.times.iter().map(of).collect();
+    json
+}
+
+/// Prints the kernels of a combination, the ones that take longest first.
+fn show_kernels(out: &mut Out, kernels: &TimedKernels) -> anyhow::Result<()> {
+    let what = match kernels.test {
+        BenchTest::Prefill { prompt, depth } => format!("prefill of {prompt} at depth {depth}"),
+        BenchTest::Decode { n_gen, depth, batch } => format!("decode of {n_gen} at depth {depth}, batch {batch}"),
+        _ => String::new(),
+    };
+    out.line(format_args!("kernels on {}, {what}:", kernels.device))?;
+    out.line("  share         ms   launches    us each  GB/s of weights  kernel")?;
+    let whole = kernels.times.iter().map(|time| time.time.as_secs_f64()).sum::<f64>();
+    for KernelTime { kernel, n_launches, time, weight_bytes, .. } in &kernels.times {
+        let s = time.as_secs_f64();
+        let read = match weight_bytes {
+            0 => "-".to_owned(),
+            bytes => format!("{:.1}", *bytes as f64 * 1e-9 / s),
+        };
+        let (share, each) = (s / whole * 100.0, s * 1e6 / *n_launches as f64);
+        out.line(format_args!("{share:5.1} % {:10.2} {n_launches:10} {each:10.1} {read:>16}  {kernel}", s * 1e3))?;
+    }
+    out.line(format_args!("        {:10.2}", whole * 1e3))
 }
 
 /// Formats a row of the table.
@@ -77,7 +133,35 @@ fn line(result: &Measured) -> String {
     format!("{name:7} {n:6} {:6} {batch:>5} {median:10.1} {min:9.1} {max:9.1} {of:>10}", result.test.depth())
 }
 
-fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> anyhow::Result<()> {
+fn check_json(check: &DeviceCheck) -> Value {
+    json!({
+        "steps": check.n_steps, "same_bits": check.n_same_bits, "same_tokens": check.n_same_tokens,
+        "largest_gap": check.largest_gap, "mean_kl": check.mean_kl, "max_kl": check.max_kl,
+    })
+}
+
+fn show_check(out: &mut Out, check: &DeviceCheck) -> anyhow::Result<()> {
+    let DeviceCheck { n_steps, n_same_bits, n_same_tokens, largest_gap, mean_kl, max_kl, .. } = *check;
+    if n_same_bits == n_steps {
+        return out.line(format_args!("compared with the CPU: {n_steps} steps, all with its bits"));
+    }
+    let gap = match n_same_tokens == n_steps {
+        true => String::new(),
+        false => format!(" (the others' at most {largest_gap:.2e} less likely in its logits)"),
+    };
+    out.line(format_args!(
+        "compared with the CPU: {n_steps} steps, {n_same_bits} with its bits, {n_same_tokens} with its most likely \
+         token{gap}, KL {mean_kl:.1e} nats in the mean, {max_kl:.1e} at most"
+    ))
+}
+
+fn show(
+    common: &Common,
+    args: &BenchArgs,
+    name: &str,
+    check: Option<DeviceCheck>,
+    report: &BenchReport,
+) -> anyhow::Result<()> {
     let (load_s, ceilings) = (report.load.as_secs_f64(), &report.ceilings);
     if common.json {
         let first = |of: fn(&BenchTest) -> bool| report.results.iter().find(|result| of(&result.test));
@@ -91,6 +175,8 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
             "decode_bandwidth_fraction": decode.map(|result| result.fraction),
             "prefill_peak_fraction": prefill.map(|result| result.fraction),
             "tests": report.results.iter().map(result_json).collect::<Vec<_>>(),
+            "check": check.as_ref().map(check_json),
+            "kernels": report.kernels.iter().map(kernels_json).collect::<Vec<_>>(),
             "prompt": args.prompt.first(),
             "n_gen": args.n_gen.first(),
             "depth": args.depth.first(),
@@ -108,9 +194,14 @@ fn show(common: &Common, args: &BenchArgs, name: &str, report: &BenchReport) -> 
     let mut out = Out::new();
     out.line(format_args!("{name}: {}, {} threads, loaded in {load_s:.2} s", report.isa, report.n_threads))?;
     placed(&mut out, &report.placed)?;
+    check.iter().try_for_each(|check| show_check(&mut out, check))?;
     out.line("        tokens  depth batch   tokens/s       min       max of ceiling")?;
     for result in &report.results {
         out.line(line(result))?;
+    }
+    report.kernels.iter().try_for_each(|kernels| show_kernels(&mut out, kernels))?;
+    if args.kernels && report.kernels.is_empty() {
+        note(format_args!("no kernels were timed: the model is on no GPU, or on one without a clock (see --device)"));
     }
     if let Some(rss) = report.peak_rss_bytes {
         out.line(format_args!("peak memory {}, weights {}", bytes(rss), bytes(report.weight_bytes)))?;

@@ -4,6 +4,7 @@ mod ceiling;
 pub(crate) mod pages;
 mod scratch;
 mod segment;
+pub(crate) mod timing;
 
 pub(crate) use ceiling::shortest_time;
 pub(crate) use scratch::row_buffers;

@@ -61,6 +61,9 @@ impl<M: Memory> Pages<M> {
         reserved_bytes: u64,
     ) -> Self {
         let of = |layer| {
+            if !config.has_keys_values(layer) {
+                return [0, 0];
+            }
             let (keys, values) = ty.page_elems(&attention_shape(config, layer));
             [keys, values].map(|n| (n * ty.elem_bytes()) as u64)
         };
@@ -153,9 +156,9 @@ impl<M: Memory> Pages<M> {
         memory.check()
     }
 
-    /// The part of each layer's buffer that is this slot.
+    /// The part of each layer's buffer that is this slot, of layers that have keys and values.
     fn parts<'a>(&'a self, buffers: &'a [M::Buffer], slot: u32) -> impl Iterator<Item = Part<'a, M::Buffer>> {
-        buffers.iter().zip(&self.layers).map(move |(buffer, [keys, values])| {
+        buffers.iter().zip(&self.layers).filter(|(_, layer)| **layer != [0, 0]).map(move |(buffer, [keys, values])| {
             let bytes = keys + values;
             Part::of(buffer, u64::from(slot) * bytes, bytes)
         })

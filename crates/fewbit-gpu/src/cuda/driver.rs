@@ -1,11 +1,12 @@
 //! What the backend asks of a CUDA driver, as a trait: its implementation for GPUs is [`super::libcuda`], and tests have one
 //! that runs the kernels on the CPU.
 //!
-//! Everything is done in the order in which it was asked for, as on one stream. Only [`Driver::read`] and
+//! Everything is done in the order in which it was asked for, as on one stream. Only [`Driver::read`], [`Driver::time`] and
 //! [`Driver::wait`] wait for it.
 
 use super::kernels::{Address, Module};
 use fewbit_model::{DeviceError, DeviceMemory};
+use std::time::Duration;
 
 /// A kernel that was looked up by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -146,6 +147,12 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// [`Failure`]
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Failure>;
+
+    /// Launches kernels in order, waits for them, and returns how long each took, by the device's clock.
+    ///
+    /// # Errors
+    /// [`Failure`]
+    fn time(&self, launches: &[Launch<'_>]) -> Result<Vec<Duration>, Failure>;
 
     /// Makes one thing of some launches, to be done by [`replay`](Self::replay). Nothing is launched yet.
     ///

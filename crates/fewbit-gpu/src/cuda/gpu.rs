@@ -2,6 +2,7 @@
 
 use super::driver::{Driver, Failure, Function};
 use super::kernels::{Address, Module};
+use crate::backend::timing::Timing;
 use crate::backend::{FromTo, Memory, Part, lock};
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
@@ -19,6 +20,8 @@ pub(super) struct Gpu {
     functions: Mutex<HashMap<(Module, String), Function>>,
     /// The first failure that was not about memory. After one, the device counts as lost.
     failure: Mutex<Option<String>>,
+    /// How long kernels take, while that is measured.
+    pub(super) timing: Timing,
 }
 
 /// Memory on the device, which is freed with the last clone.
@@ -59,6 +62,7 @@ impl Gpu {
             allocated: Arc::default(),
             functions: Mutex::default(),
             failure: Mutex::default(),
+            timing: Timing::default(),
         }
     }
 

@@ -187,7 +187,7 @@ pub struct AdaptedRow {
     pub scale: f32,
 }
 
-/// RMS norm of every part of every row, then the quantized forms of the rows.
+/// The norm of every part of every row, then the quantized forms of the rows.
 #[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C)]
 pub struct NormParams {
@@ -211,8 +211,8 @@ pub struct NormParams {
     pub planes: u32,
     /// The epsilon of the norm.
     pub eps: f32,
-    /// 0.
-    pub unused: u32,
+    /// 1 if the mean is subtracted first.
+    pub has_mean: u32,
 }
 
 impl NormParams {
@@ -268,14 +268,14 @@ pub struct GateParams {
 }
 
 impl GateParams {
-    /// The launch; `None` for a function that no plan for a device has.
-    pub fn launch(&self, function: GateFunction) -> Option<Launch> {
+    /// The launch.
+    pub fn launch(&self, function: GateFunction) -> Launch {
         let name = match function {
             GateFunction::Silu => "gate_silu",
             GateFunction::GeluTanh => "gate_gelu",
-            GateFunction::ClampedSilu => return None,
+            GateFunction::ClampedSilu => "gate_clamped",
         };
-        Some(Launch::new(Module::Rows, name, [self.n_rows, self.n_cols.div_ceil(2048), 1]))
+        Launch::new(Module::Rows, name, [self.n_rows, self.n_cols.div_ceil(2048), 1])
     }
 }
 
@@ -292,6 +292,8 @@ pub enum RowsOp {
     Scale,
     /// `to = a * tanh(to * b)`.
     Softcap,
+    /// `to = max(to, 0)^2`.
+    SquaredRelu,
 }
 
 /// Parameters of all [`RowsOp`]s.
@@ -321,6 +323,7 @@ impl RowsParams {
             RowsOp::Add => "add",
             RowsOp::Scale => "scale",
             RowsOp::Softcap => "softcap",
+            RowsOp::SquaredRelu => "squared_relu",
         };
         Launch::new(Module::Rows, name, [self.n_rows, self.n_cols.div_ceil(THREADS), 1])
     }
@@ -485,6 +488,11 @@ impl GroupParams {
 pub struct RouteParams {
     /// `[n_rows][n_experts]` f32; overwritten.
     pub scores: Address,
+    /// What is added to choose experts, `[n_experts]` f32, or 0.
+    pub bias: Address,
+    /// `[n_rows][n_experts + n_groups]` f32: what experts are chosen by, then the sums of groups. With 0, experts are
+    /// chosen by their probabilities.
+    pub choices: Address,
     /// `[n_rows][n_used]` [`Route`]s.
     pub routes: Address,
     /// Rows.
@@ -497,6 +505,14 @@ pub struct RouteParams {
     pub is_normalized: u32,
     /// The factor of all weights.
     pub scale: f32,
+    /// 1 if probabilities are the sigmoid of each score.
+    pub is_sigmoid: u32,
+    /// Groups of experts, or 0.
+    pub n_groups: u32,
+    /// Groups that are used for a row.
+    pub n_groups_used: u32,
+    /// How many of its best experts a group's sum is of.
+    pub n_best: u32,
     /// 0.
     pub unused: u32,
 }
@@ -505,6 +521,34 @@ impl RouteParams {
     /// The launch.
     pub fn launch(&self) -> Launch {
         Launch { block: 32, ..Launch::new(Module::Experts, "route", [self.n_rows, 1, 1]) }
+    }
+}
+
+/// The rows of routes: with the bias of their expert, or the row of their token multiplied by their weight.
+#[derive(Clone, Copy, Debug, Default, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct RoutedParams {
+    /// Biases: `[n_experts][n_cols]` f32. Weights: `[n_routes / routes_per_row][n_cols]` f32.
+    pub other: Address,
+    /// `[n_routes]` [`Route`]s.
+    pub routes: Address,
+    /// `[n_routes][n_cols]` f32.
+    pub to: Address,
+    /// Routes.
+    pub n_routes: u32,
+    /// Columns.
+    pub n_cols: u32,
+    /// Routes of a token.
+    pub routes_per_row: u32,
+    /// 0.
+    pub unused: u32,
+}
+
+impl RoutedParams {
+    /// The launch of `to += bias` or of `to = weight * other`.
+    pub fn launch(&self, is_bias: bool) -> Launch {
+        let name = if is_bias { "bias_experts" } else { "weigh" };
+        Launch::new(Module::Experts, name, [self.n_routes, self.n_cols.div_ceil(THREADS), 1])
     }
 }
 
@@ -528,8 +572,8 @@ pub struct CombineParams {
     pub n_cols: u32,
     /// Experts that are used for a row.
     pub n_used: u32,
-    /// 0.
-    pub unused: u32,
+    /// 1 if outputs are multiplied by the weights of their routes.
+    pub weighs: u32,
 }
 
 impl CombineParams {
@@ -618,6 +662,8 @@ pub struct AttendParams {
     pub slots: Address,
     /// The slots of the layer.
     pub pool: Address,
+    /// The sinks of all heads, `[n_heads]` f32, or 0.
+    pub sinks: Address,
     /// As `q`.
     pub to: Address,
     /// [`parts_len`](Self::parts_len) f32, or 0.
@@ -649,8 +695,8 @@ pub struct AttendParams {
     pub cap: f32,
     /// `1 / cap`, or 0.
     pub inverse_cap: f32,
-    /// 0.
-    pub unused: u32,
+    /// 1 if the window begins at the last multiple of its length.
+    pub is_chunked: u32,
 }
 
 impl AttendParams {

@@ -15,6 +15,7 @@ use fewbit_model::{DeviceError, DeviceMemory};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 /// A device with a context, a stream, and the kernels that were compiled so far.
 pub(super) struct Libcuda {
@@ -284,6 +285,26 @@ impl Driver for Libcuda {
         self.call(|| self.launch_on(self.stream, launch))
     }
 
+    fn time(&self, launches: &[Launch<'_>]) -> Result<Vec<Duration>, Failure> {
+        self.call(|| {
+            // One before the first launch, and one after each.
+            let events = Events::new(launches.len() + 1)?;
+            for (i, event) in events.0.iter().enumerate() {
+                if let Some(before) = i.checked_sub(1) {
+                    self.launch_on(self.stream, &launches[before])?;
+                }
+                // SAFETY: the event was created just now, and the stream lives as long as `self`.
+                unsafe { result::event::record(*event, self.stream) }?;
+            }
+            // SAFETY: the stream lives as long as `self`.
+            unsafe { result::stream::synchronize(self.stream) }?;
+            // SAFETY: both events were recorded on one stream, which has passed them, and are destroyed below.
+            let elapsed = |pair: &[sys::CUevent]| unsafe { result::event::elapsed(pair[0], pair[1]) };
+            let milliseconds: Result<Vec<f32>, _> = events.0.windows(2).map(elapsed).collect();
+            Ok(milliseconds?.into_iter().map(|ms| Duration::from_secs_f32(ms.max(0.0) * 1e-3)).collect())
+        })
+    }
+
     fn capture(&self, launches: &[Launch<'_>]) -> Result<Graph, Failure> {
         let stream = lock(&self.captures);
         let executable = self.call(|| {
@@ -323,6 +344,28 @@ impl Driver for Libcuda {
     fn wait(&self) -> Result<(), Failure> {
         // SAFETY: the stream lives as long as `self`.
         self.call(|| unsafe { result::stream::synchronize(self.stream) })
+    }
+}
+
+/// Events, which are destroyed with it.
+struct Events(Vec<sys::CUevent>);
+
+impl Events {
+    fn new(n: usize) -> Result<Self, DriverError> {
+        let mut events = Self(Vec::with_capacity(n));
+        for _ in 0..n {
+            events.0.push(result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT)?);
+        }
+        Ok(events)
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for event in self.0.drain(..) {
+            // SAFETY: created by `new`, and destroyed once. It fails only on a lost device.
+            let _ = unsafe { result::event::destroy(event) };
+        }
     }
 }
 

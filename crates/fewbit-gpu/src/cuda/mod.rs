@@ -28,7 +28,9 @@ pub use driver::DeviceInfo;
 use crate::backend::{Memory, PlanHead, PlanSegment};
 use driver::Driver;
 use fewbit_kernels::{Cpu, Isa};
-use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, LayerLoader, ModelError, Segment};
+use fewbit_model::{
+    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KernelTime, LayerLoader, ModelError, Segment,
+};
 use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
@@ -135,6 +137,15 @@ impl Device for CudaDevice {
 
     fn ceilings(&self) -> Result<Option<DeviceCeilings>, ModelError> {
         ceiling::measure(&self.gpu).map(Some)
+    }
+
+    fn start_timing(&self) -> bool {
+        self.gpu.timing.start();
+        true
+    }
+
+    fn stop_timing(&self) -> Vec<KernelTime> {
+        self.gpu.timing.stop()
     }
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {

@@ -5,16 +5,20 @@ use super::driver::{self, Function, Graph};
 use super::gpu::{DeviceBuffer, Gpu};
 use super::kernels::{
     Address, AppendParams, AttendParams, CombineParams, ExpertParams, Form, GateParams, GroupParams, Launch,
-    NormParams, ProductParams, QuantizeParams, RotateParams, Route, RouteParams, RowsOp, RowsParams, TILE_FROM,
+    NormParams, ProductParams, QuantizeParams, RotateParams, Route, RouteParams, RoutedParams, RowsOp, RowsParams,
+    TILE_FROM,
 };
 use super::step::{Layout, Tables, TablesAt};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
+use crate::backend::timing::Label;
 use crate::backend::{Memory, Part, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use bytemuck::Pod;
 use fewbit_kernels::PAGE;
-use fewbit_model::{AdaptedRows, AdapterPart, KvType, LowRank, ModelConfig, ModelError, Step, attention_shape};
+use fewbit_model::{
+    AdaptedRows, AdapterPart, Gating, KvType, LowRank, ModelConfig, ModelError, NormKind, Step, attention_shape,
+};
 use fewbit_quant::ActivationKind;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -58,6 +62,8 @@ struct Shape {
 /// The launches of a step.
 struct Bound {
     dispatches: Vec<Dispatch>,
+    /// What each launch is counted as when it is timed.
+    labels: Vec<Label>,
     /// The places of adapters, with the index of the launch before which they come.
     places: Vec<(usize, Place)>,
     graph: Option<Captured>,
@@ -176,15 +182,28 @@ impl Run {
         let scratch = self.scratch.as_ref().expect("allocated before");
         let tables = TablesAt { layout: shape.layout, address: scratch.tables.address() };
         let bindings = Bindings { scratch, tables, n_pages: shape.n_pages, pages };
-        let (mut dispatches, mut places) = (Vec::new(), Vec::new());
+        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
         let mut ops = &self.plan.ops[..];
         while let Some((op, rest)) = ops.split_first() {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
             ops = &rest[self.encode(op, rest, &bindings, &mut dispatches)?..];
+            let label = Label::new(&self.plan, op, self.weight_bytes_of(op, shape.layout.n_rows));
+            labels.resize(dispatches.len(), label);
         }
-        Ok(Bound { dispatches, places, graph: None })
+        Ok(Bound { dispatches, labels, places, graph: None })
+    }
+
+    /// Bytes of weights that the launch of an operation reads, if that does not depend on the tokens.
+    fn weight_bytes_of(&self, op: &Op, n_rows: usize) -> u64 {
+        match op {
+            Op::Product { w, .. } => self.matrices[w.id].buffer.bytes(),
+            Op::ExpertProduct { w, to, .. } if n_rows == 1 => {
+                self.matrices[w.id].expert_bytes * self.plan.shape(*to).rows_per_token as u64
+            }
+            _ => 0,
+        }
     }
 
     /// Appends the launches of an operation. Returns how many of the operations that follow they do as well.
@@ -216,7 +235,7 @@ impl Run {
                     part,
                     planes,
                     eps,
-                    unused: 0,
+                    has_mean: u32::from(self.plan.norm == NormKind::Layer),
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
                 return Ok(n_fused);
@@ -265,25 +284,41 @@ impl Run {
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch(self.kv_type))?);
             }
-            Op::Attend { layer } => self.attend(layer, b, out)?,
+            Op::Attend { layer, sinks } => self.attend(layer, sinks.map(|sinks| vector(sinks.id)), b, out)?,
             Op::Gate { gate, up } => {
                 let ([q32, q256], _, n_fused) = self.forms(rest, gate, b);
                 let (n_rows, n_cols) = (rows(gate), width(gate));
                 let params = GateParams { gate: at(gate), up: at(up), q32, q256, n_rows, n_cols };
-                let launch = params.launch(self.plan.gate).ok_or_else(|| gpu.unsupported("a clamped SwiGLU"))?;
-                out.push(Dispatch::new(gpu, &params, launch)?);
+                out.push(Dispatch::new(gpu, &params, params.launch(self.plan.gate))?);
                 return Ok(n_fused);
             }
-            Op::Route => {
+            Op::SquaredRelu { of } => out.push(elementwise(RowsOp::SquaredRelu, of, 0, (0.0, 0.0))?),
+            Op::Weigh { from, to } => {
+                let params = self.routed(at(from), to, b);
+                out.push(Dispatch::new(gpu, &params, params.launch(false))?);
+            }
+            Op::ExpertBias { biases, of } => {
+                let params = self.routed(vector(biases.id), of, b);
+                out.push(Dispatch::new(gpu, &params, params.launch(true))?);
+            }
+            Op::Route { choice_bias } => {
                 let experts = c.experts.expect("routed only if there are experts");
+                let [n_groups, n_groups_used, n_best] =
+                    experts.groups.map_or([0; 3], |groups| [groups.n_groups, groups.n_used, groups.n_best]);
                 let params = RouteParams {
                     scores: at(Buffer::Scores),
+                    bias: choice_bias.map_or(0, |bias| vector(bias.id)),
+                    choices: b.scratch.buffers.get(&Buffer::Choices).map_or(0, DeviceBuffer::address),
                     routes: self.routes(b)[0].address(),
                     n_rows: n_tokens as u32,
                     n_experts: experts.n_experts as u32,
                     n_used: experts.n_used as u32,
                     is_normalized: u32::from(experts.is_normalized),
                     scale: experts.scale,
+                    is_sigmoid: u32::from(experts.gating == Gating::Sigmoid),
+                    n_groups: n_groups as u32,
+                    n_groups_used: n_groups_used as u32,
+                    n_best: n_best as u32,
                     unused: 0,
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
@@ -292,7 +327,7 @@ impl Run {
                     out.push(Dispatch::new(gpu, &params, params.launch())?);
                 }
             }
-            Op::Combine { has_shared, has_shared_score } => {
+            Op::Combine { weighs, has_shared, has_shared_score } => {
                 let if_there = |is_there: bool, buffer: Buffer| if is_there { at(buffer) } else { 0 };
                 let params = CombineParams {
                     outputs: at(Buffer::ExpertOut),
@@ -303,7 +338,7 @@ impl Run {
                     n_rows: n_tokens as u32,
                     n_cols: width(Buffer::Branch),
                     n_used: c.experts.expect("routed only if there are experts").n_used as u32,
-                    unused: 0,
+                    weighs: u32::from(weighs),
                 };
                 out.push(Dispatch::new(gpu, &params, params.launch())?);
             }
@@ -390,6 +425,20 @@ impl Run {
         Ok(())
     }
 
+    /// The parameters of an operation on rows of routes.
+    fn routed(&self, other: Address, to: Buffer, b: &Bindings<'_>) -> RoutedParams {
+        let shape = self.plan.shape(to);
+        RoutedParams {
+            other,
+            routes: self.routes(b)[0].address(),
+            to: b.scratch.buffers[&to].address(),
+            n_routes: (b.tables.layout.n_rows * shape.rows_per_token) as u32,
+            n_cols: shape.width as u32,
+            routes_per_row: shape.rows_per_token as u32,
+            unused: 0,
+        }
+    }
+
     fn group(&self, n_tokens: usize, b: &Bindings<'_>) -> GroupParams {
         let experts = self.config.experts.expect("routed only if there are experts");
         let [routes, order, tiles, scratch] = self.routes(b).each_ref().map(DeviceBuffer::address);
@@ -408,7 +457,13 @@ impl Run {
         (pools[index].address(), pages.layer_bytes(index))
     }
 
-    fn attend(&self, layer: usize, b: &Bindings<'_>, out: &mut Vec<Dispatch>) -> Result<(), ModelError> {
+    fn attend(
+        &self,
+        layer: usize,
+        sinks: Option<Address>,
+        b: &Bindings<'_>,
+        out: &mut Vec<Dispatch>,
+    ) -> Result<(), ModelError> {
         let (pool, [key_bytes, value_bytes]) = self.pool(layer, b);
         let (c, attention, n_tokens) = (&self.config, attention_shape(&self.config, layer), b.tables.layout.n_rows);
         let cap = attention.softcap.unwrap_or(0.0);
@@ -420,6 +475,7 @@ impl Run {
             rows: b.tables.rows(),
             slots: b.tables.slots(),
             pool,
+            sinks: sinks.unwrap_or(0),
             to: b.scratch.buffers[&Buffer::Attention].address(),
             parts: b.scratch.parts.as_ref().filter(|_| is_in_pages).map_or(0, DeviceBuffer::address),
             page_bytes: key_bytes + value_bytes,
@@ -435,7 +491,7 @@ impl Run {
             scale: attention.scale,
             cap,
             inverse_cap: if cap > 0.0 { 1.0 / cap } else { 0.0 },
-            unused: 0,
+            is_chunked: u32::from(attention.is_chunked),
         }
         .tile();
         for launch in params.launches(self.kv_type) {
@@ -454,6 +510,9 @@ impl Run {
             let at = |buffer: Buffer| scratch.buffers[&buffer].address();
             adapted = self.adapters.dispatches(gpu, &bound.places, loras, at)?;
         }
+        if gpu.timing.is_on() {
+            return bound.launch_timed(gpu, &adapted, n_launches);
+        }
         let is_whole = n_launches >= bound.dispatches.len() && adapted.is_empty();
         if is_whole && shape.layout.n_rows <= CAPTURED_ROWS {
             let graph = match &bound.graph {
@@ -466,16 +525,37 @@ impl Run {
             };
             return gpu.call(0, |driver| driver.replay(graph));
         }
-        let launch = |dispatch: &Dispatch| gpu.call(0, |driver| driver.launch(&dispatch.launch()));
-        let mut adapted = adapted.iter().peekable();
-        for (at, dispatch) in bound.dispatches.iter().take(n_launches).enumerate() {
-            while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                launch(adapter)?;
-            }
-            launch(dispatch)?;
-        }
-        adapted.try_for_each(|(_, adapter)| launch(adapter))
+        in_order(&bound.dispatches, &adapted, n_launches)
+            .try_for_each(|(_, dispatch)| gpu.call(0, |driver| driver.launch(&dispatch.launch())))
     }
+}
+
+impl Bound {
+    /// Does the launches, and adds how long each took to the times of the device.
+    fn launch_timed(&self, gpu: &Gpu, adapted: &[(usize, Dispatch)], n_launches: usize) -> Result<(), ModelError> {
+        let of_adapters = Label::of_adapters();
+        let all: Vec<_> = in_order(&self.dispatches, adapted, n_launches).collect();
+        let launches: Vec<_> = all.iter().map(|(_, dispatch)| dispatch.launch()).collect();
+        let times = gpu.call(0, |driver| driver.time(&launches))?;
+        for ((at, _), time) in all.iter().zip(times) {
+            gpu.timing.add(at.map_or(&of_adapters, |at| &self.labels[at]), time);
+        }
+        Ok(())
+    }
+}
+
+/// The first `n_launches` of a step, each with its index, and those of adapters between them, which have none.
+fn in_order<'a>(
+    dispatches: &'a [Dispatch],
+    adapted: &'a [(usize, Dispatch)],
+    n_launches: usize,
+) -> impl Iterator<Item = (Option<usize>, &'a Dispatch)> {
+    let n = dispatches.len().min(n_launches);
+    let mut all: Vec<_> = dispatches[..n].iter().enumerate().map(|(at, dispatch)| (at, Some(at), dispatch)).collect();
+    all.extend(adapted.iter().map(|(before, adapter)| (*before, None, adapter)));
+    // Those of adapters come before the launch at their index; the sort is stable.
+    all.sort_by_key(|(at, index, _)| (*at, index.is_some()));
+    all.into_iter().map(|(_, index, dispatch)| (index, dispatch))
 }
 
 /// The quantized form of this kind.

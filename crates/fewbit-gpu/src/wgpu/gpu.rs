@@ -2,6 +2,7 @@
 
 use super::memory;
 use super::shaders::{Arithmetic, Kernel};
+use crate::backend::timing::Timing;
 use crate::backend::{FromTo, Memory, Part, lock};
 use fewbit_model::{DeviceError, DeviceMemory, ModelError};
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ pub(super) struct Gpu {
     pipelines: Mutex<HashMap<Kernel, Arc<Pipeline>>>,
     /// The first error that was reported asynchronously. After one, the device counts as lost.
     failure: Arc<Mutex<Option<String>>>,
+    /// How long kernels take, while that is measured.
+    pub(super) timing: Timing,
 }
 
 /// A compiled kernel.
@@ -36,6 +39,8 @@ impl Gpu {
         let limits = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("fewbit"),
+            // Its clock, for measuring kernels.
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
             ..Default::default()
@@ -63,6 +68,7 @@ impl Gpu {
             arithmetic,
             pipelines: Mutex::default(),
             failure,
+            timing: Timing::default(),
         })
     }
 

@@ -8,7 +8,7 @@
 //! of the CPU. This is how kernels are tested, on any adapter. With native arithmetic, results are repeatable on the
 //! same device and driver, and close to those of the CPU.
 //!
-//! Not supported yet, and reported as errors: q8_0 KV caches and measuring importance matrices.
+//! Not supported yet, and reported as an error: measuring importance matrices.
 
 mod adapters;
 mod ceiling;
@@ -17,13 +17,16 @@ mod memory;
 mod run;
 mod shaders;
 mod step;
+mod timestamps;
 mod weights;
 
 pub use shaders::Arithmetic;
 
 use crate::backend::{Memory, PlanHead, PlanSegment};
 use fewbit_kernels::{Cpu, Isa};
-use fewbit_model::{Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KvType, LayerLoader, ModelError, Segment};
+use fewbit_model::{
+    Device, DeviceCeilings, DeviceError, DeviceMemory, Head, KernelTime, LayerLoader, ModelError, Segment,
+};
 use gpu::Gpu;
 use run::Run;
 use std::ops::Range;
@@ -204,11 +207,19 @@ impl Device for WgpuDevice {
         ceiling::measure(&self.gpu).map(Some)
     }
 
-    fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
-        let kv_type = loader.kv_type();
-        if ![KvType::F16, KvType::F32].contains(&kv_type) {
-            return Err(self.gpu.unsupported(format!("a KV cache in {kv_type} (choose f16)")));
+    fn start_timing(&self) -> bool {
+        let has_clock = self.gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY);
+        if has_clock {
+            self.gpu.timing.start();
         }
+        has_clock
+    }
+
+    fn stop_timing(&self) -> Vec<KernelTime> {
+        self.gpu.timing.stop()
+    }
+
+    fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
         Ok(Box::new(PlanSegment::<Run>::load(&self.gpu, &self.packer, loader, layers)?))
     }
 

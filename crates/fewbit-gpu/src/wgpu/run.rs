@@ -5,12 +5,16 @@ use super::adapters;
 use super::gpu::{Gpu, Pipeline};
 use super::shaders::{Kernel, RowsOp};
 use super::step::{StepShape, StepTables};
+use super::timestamps::Timestamps;
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
+use crate::backend::timing::Label;
 use crate::backend::{Memory, Place, Runner, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
-use fewbit_model::{AdaptedRows, AdapterPart, KvType, LowRank, ModelConfig, ModelError, Step, attention_shape};
+use fewbit_model::{
+    AdaptedRows, AdapterPart, Gating, KvType, LowRank, ModelConfig, ModelError, NormKind, Step, attention_shape,
+};
 use fewbit_quant::ActivationKind;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,6 +43,8 @@ struct Bound {
     generation: u64,
     scratch: Scratch,
     dispatches: Vec<Dispatch>,
+    /// What each dispatch is counted as when it is timed.
+    labels: Vec<Label>,
     /// The places of adapters, with the index of the dispatch before which they come.
     places: Vec<(usize, Place)>,
 }
@@ -138,15 +144,28 @@ impl Run {
         self.bound[size] = None;
         let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
         let scratch = self.scratch(capacity, n_tables, n_angles)?;
-        let (mut dispatches, mut places) = (Vec::new(), Vec::new());
+        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for op in &self.plan.ops {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
             self.encode(op, &scratch, pages.zip(Some(&pools[..])), TOKENS[size], &mut dispatches)?;
+            let n = (dispatches.len() - labels.len()).max(1) as u64;
+            labels.resize(dispatches.len(), Label::new(&self.plan, op, self.weight_bytes_of(op, n_tokens) / n));
         }
-        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, places });
+        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, labels, places });
         Ok(())
+    }
+
+    /// Bytes of weights that the dispatches of an operation read, if that does not depend on the tokens.
+    fn weight_bytes_of(&self, op: &Op, n_tokens: usize) -> u64 {
+        match op {
+            Op::Product { w, .. } => self.matrices[w.id].tiles.iter().map(|tile| tile.buffer.size()).sum(),
+            Op::ExpertProduct { w, to, .. } if n_tokens == 1 => {
+                4 * u64::from(self.matrices[w.id].expert_words) * self.plan.shape(*to).rows_per_token as u64
+            }
+            _ => 0,
+        }
     }
 
     fn scratch(&self, n_tokens: usize, n_tables: usize, n_angles: usize) -> Result<Scratch, ModelError> {
@@ -179,7 +198,7 @@ impl Run {
         };
         let per_token = |buffer: Buffer| Rows::PerToken(self.plan.shape(buffer).rows_per_token as u32);
         let buffer = |buffer: Buffer| &s.buffers[&buffer];
-        let half = self.kv_type == KvType::F16;
+        let kv = self.kv_type;
         let c = &self.config;
         let mut add = |kernel: Kernel, shape: Shape, x: u32, rows: Rows, buffers: &[&wgpu::Buffer]| {
             out.push(self.dispatch(&kernel, shape, x, rows, buffers)?);
@@ -189,13 +208,15 @@ impl Run {
             Op::Norm { from, weight, to } => {
                 let shape = Shape { part: width(from), f: self.plan.eps, ..of(from) };
                 let buffers = [buffer(from), &self.vectors[weight.id], buffer(to)];
-                add(Kernel::Norm { in_place: false }, shape, 1, per_token(from), &buffers)
+                let has_mean = self.plan.norm == NormKind::Layer;
+                add(Kernel::Norm { in_place: false, has_mean }, shape, 1, per_token(from), &buffers)
             }
             Op::NormHeads { of: on, weight } => {
                 let part = weight.len as u32;
                 let shape = Shape { part, f: self.plan.eps, ..of(on) };
                 let buffers = [buffer(on), &self.vectors[weight.id]];
-                add(Kernel::Norm { in_place: true }, shape, width(on) / part, per_token(on), &buffers)
+                let kernel = Kernel::Norm { in_place: true, has_mean: false };
+                add(kernel, shape, width(on) / part, per_token(on), &buffers)
             }
             Op::Quantize { from, kind, planes } => {
                 let shape = Shape { a: planes as u32, ..of(from) };
@@ -253,10 +274,10 @@ impl Run {
                 let (pages, pools) = pages.expect("only layers have pages");
                 let shape = self.page_shape(pages, layer, Buffer::K);
                 let buffers = [buffer(Buffer::K), buffer(Buffer::V), &s.tables, &pools[layer - self.first_layer]];
-                let x = width(Buffer::K).div_ceil(64);
-                add(Kernel::Append { half }, shape, x, Rows::PerToken(1), &buffers)
+                let threads = if kv == KvType::Q8_0 { width(Buffer::K) / 32 } else { width(Buffer::K) };
+                add(Kernel::Append { kv }, shape, threads.div_ceil(64), Rows::PerToken(1), &buffers)
             }
-            Op::Attend { layer } => {
+            Op::Attend { layer, sinks } => {
                 let (pages, pools) = pages.expect("only layers have pages");
                 let attention = attention_shape(c, layer);
                 let cap = attention.softcap.unwrap_or(0.0);
@@ -269,33 +290,57 @@ impl Run {
                     ..self.page_shape(pages, layer, Buffer::Q)
                 };
                 let pool = &pools[layer - self.first_layer];
-                let buffers = [buffer(Buffer::Q), &s.tables, pool, buffer(Buffer::Attention)];
-                let kernel = Kernel::Attend { half, head_dim: c.head_dim };
+                let mut buffers = vec![buffer(Buffer::Q), &s.tables, pool, buffer(Buffer::Attention)];
+                buffers.extend(sinks.map(|sinks| &self.vectors[sinks.id]));
+                let (is_chunked, sinks) = (attention.is_chunked && attention.window.is_some(), sinks.is_some());
+                let kernel = Kernel::Attend { kv, head_dim: c.head_dim, is_chunked, sinks };
                 add(kernel, shape, c.n_heads as u32, Rows::PerToken(1), &buffers)
             }
             Op::Gate { gate, up } => {
                 let kernel = match self.plan.gate {
                     GateFunction::Silu => RowsOp::Silu,
                     GateFunction::GeluTanh => RowsOp::Gelu,
-                    GateFunction::ClampedSilu => unreachable!("a plan of a model with it is refused"),
+                    GateFunction::ClampedSilu => RowsOp::ClampedSilu,
                 };
                 let buffers = [buffer(gate), buffer(up)];
                 add(Kernel::Rows(kernel), of(gate), width(gate).div_ceil(64), per_token(gate), &buffers)
             }
-            Op::Route => {
+            Op::SquaredRelu { of: on } => {
+                let x = width(on).div_ceil(64);
+                add(Kernel::Rows(RowsOp::SquaredRelu), of(on), x, per_token(on), &[buffer(on)])
+            }
+            Op::Route { choice_bias } => {
                 let experts = c.experts.expect("routed only if there are experts");
                 let (a, b, f) = (experts.n_used as u32, u32::from(experts.is_normalized), experts.scale);
-                let shape = Shape { a, b, f, ..of(Buffer::Scores) };
-                add(Kernel::Route, shape, 1, Rows::PerToken(1), &[buffer(Buffer::Scores), &s.routes])
+                let mut shape = Shape { a, b, f, ..of(Buffer::Scores) };
+                if let Some(groups) = experts.groups {
+                    let [c, d, e] = [groups.n_groups, groups.n_used, groups.n_best].map(|n| n as u32);
+                    shape = Shape { c, d, e, ..shape };
+                }
+                let (biased, grouped) = (choice_bias.is_some(), experts.groups.is_some());
+                let kernel = Kernel::Route { is_sigmoid: experts.gating == Gating::Sigmoid, biased, grouped };
+                let mut buffers = vec![buffer(Buffer::Scores), &s.routes];
+                buffers.extend((biased || grouped).then(|| buffer(Buffer::Choices)));
+                buffers.extend(choice_bias.map(|bias| &self.vectors[bias.id]));
+                add(kernel, shape, 1, Rows::PerToken(1), &buffers)
             }
-            Op::Combine { has_shared, has_shared_score } => {
+            Op::Weigh { from, to } => {
+                let buffers = [buffer(to), buffer(from), &s.routes];
+                add(Kernel::Routed { biases: false }, of(to), width(to).div_ceil(64), per_token(to), &buffers)
+            }
+            Op::ExpertBias { biases, of: on } => {
+                let buffers = [buffer(on), &self.vectors[biases.id], &s.routes];
+                add(Kernel::Routed { biases: true }, of(on), width(on).div_ceil(64), per_token(on), &buffers)
+            }
+            Op::Combine { weighs, has_shared, has_shared_score } => {
                 let n_used = c.experts.expect("routed only if there are experts").n_used as u32;
-                let mut buffers = vec![buffer(Buffer::ExpertOut), &s.routes];
+                let mut buffers = vec![buffer(Buffer::ExpertOut)];
+                buffers.extend(weighs.then_some(&s.routes));
                 buffers.extend(has_shared.then(|| buffer(Buffer::SharedOut)));
                 buffers.extend(has_shared_score.then(|| buffer(Buffer::SharedScore)));
                 buffers.push(buffer(Buffer::Branch));
                 let shape = Shape { a: n_used, ..of(Buffer::Branch) };
-                let kernel = Kernel::Combine { shared: has_shared, scored: has_shared_score };
+                let kernel = Kernel::Combine { weighs, shared: has_shared, scored: has_shared_score };
                 add(kernel, shape, width(Buffer::Branch).div_ceil(64), Rows::PerToken(1), &buffers)
             }
             Op::Add { factor } => {
@@ -452,21 +497,36 @@ impl Runner for Run {
             }
         }
         let mut adapted = adapted.iter().peekable();
-        let mut encoder = self.gpu.encoder();
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
-                while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                    adapter.encode(&mut pass, n_tokens as u32);
-                }
-                dispatch.encode(&mut pass, n_tokens as u32);
+        let of_adapters = Label::of_adapters();
+        let mut all = Vec::with_capacity(n_dispatches);
+        for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
+            while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
+                all.push((adapter, &of_adapters));
             }
-            adapted.for_each(|(_, adapter)| adapter.encode(&mut pass, n_tokens as u32));
+            all.push((dispatch, &bound.labels[at]));
+        }
+        all.extend(adapted.map(|(_, adapter)| (adapter, &of_adapters)));
+        let mut encoder = self.gpu.encoder();
+        let timestamps = self.gpu.timing.is_on().then(|| Timestamps::new(&self.gpu, all.len()));
+        if let Some(timestamps) = &timestamps {
+            for (i, (dispatch, _)) in all.iter().enumerate() {
+                let timestamp_writes = Some(timestamps.of(i));
+                let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+                dispatch.encode(&mut encoder.begin_compute_pass(&descriptor), n_tokens as u32);
+            }
+            timestamps.resolve(&mut encoder);
+        } else {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            all.iter().for_each(|(dispatch, _)| dispatch.encode(&mut pass, n_tokens as u32));
         }
         let of = self.plan.shape(result);
         let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
         let take = |bytes: &[u8]| out.copy_from_slice(bytemuck::cast_slice(bytes));
-        self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)
+        self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)?;
+        match timestamps {
+            Some(timestamps) => timestamps.add(&self.gpu, all.iter().map(|(_, label)| *label)),
+            None => Ok(()),
+        }
     }
 
     fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {

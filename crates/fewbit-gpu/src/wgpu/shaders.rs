@@ -4,8 +4,9 @@
 //! A template contains lines `#if FLAG`, `#else` and `#endif`, and words in capitals that are replaced by numbers or
 //! code. It is preceded by the arithmetic (native or [exact](Arithmetic::Exact)) and by `common.wgsl`.
 
+use fewbit_model::KvType;
 use fewbit_quant::format::{FloatScale, Format, IntegerScales, Levels};
-use fewbit_quant::{ActivationKind, TensorType};
+use fewbit_quant::{ActivationKind, GateFunction, TensorType};
 use std::fmt::Write;
 
 /// How kernels compute with floats.
@@ -25,6 +26,7 @@ pub enum Arithmetic {
 pub(super) enum Kernel {
     Norm {
         in_place: bool,
+        has_mean: bool,
     },
     Quantize {
         kind: ActivationKind,
@@ -38,14 +40,25 @@ pub(super) enum Kernel {
     Rows(RowsOp),
     Rotate,
     Append {
-        half: bool,
+        kv: KvType,
     },
     Attend {
-        half: bool,
+        kv: KvType,
         head_dim: usize,
+        is_chunked: bool,
+        sinks: bool,
     },
-    Route,
+    Route {
+        is_sigmoid: bool,
+        biased: bool,
+        grouped: bool,
+    },
+    /// Rows of routes: multiplied by their weights, or with the biases of their experts.
+    Routed {
+        biases: bool,
+    },
     Combine {
+        weighs: bool,
         shared: bool,
         scored: bool,
     },
@@ -64,6 +77,8 @@ pub(super) enum RowsOp {
     Temper,
     Silu,
     Gelu,
+    ClampedSilu,
+    SquaredRelu,
     Add,
     Scale,
     Softcap,
@@ -81,7 +96,9 @@ impl Kernel {
 
     fn text(&self) -> String {
         match *self {
-            Self::Norm { in_place } => fill(include_str!("wgsl/norm.wgsl"), &[("IN_PLACE", in_place)], &[]),
+            Self::Norm { in_place, has_mean } => {
+                fill(include_str!("wgsl/norm.wgsl"), &[("IN_PLACE", in_place), ("MEAN", has_mean)], &[])
+            }
             Self::Quantize { kind } => {
                 let (block, sum) = (kind.block_elems(), kind.sum_elems());
                 let words = [("BLOCK", format!("{block}u")), ("SUMMED", format!("{sum}u"))];
@@ -98,6 +115,12 @@ impl Kernel {
                         "let x = to[at]; let u = fma_(mul_(mul_(x, x), x), 0.044715, x); \
                          to[at] = mul_(div_(x, add_(1.0, exp_(mul_(-1.595769, u)))), other[at]);",
                     ),
+                    RowsOp::ClampedSilu => (
+                        true,
+                        "let g = at_most(to[at], CLAMP); let u = at_least(at_most(other[at], CLAMP), -CLAMP); \
+                         to[at] = mul_(div_(g, add_(1.0, exp_(mul_(-CLAMPED_ALPHA, g)))), add_(u, 1.0));",
+                    ),
+                    RowsOp::SquaredRelu => (false, "let x = at_least(to[at], 0.0); to[at] = mul_(x, x);"),
                     RowsOp::Add => (true, "to[at] = fma_(other[at], shape.f, to[at]);"),
                     RowsOp::Scale => (false, "to[at] = mul_(to[at], shape.f);"),
                     RowsOp::Softcap => (false, "to[at] = mul_(shape.f, tanh_(mul_(to[at], shape.g)));"),
@@ -105,20 +128,34 @@ impl Kernel {
                 fill(include_str!("wgsl/rows.wgsl"), &[("SECOND", has_second)], &[("BODY", body.to_owned())])
             }
             Self::Rotate => include_str!("wgsl/rotate.wgsl").to_owned(),
-            Self::Append { half } => {
+            Self::Append { kv } => {
+                let (half, blocks) = (kv == KvType::F16, kv == KvType::Q8_0);
                 let values = [("VALUES_PER_WORD", if half { "2u" } else { "1u" }.to_owned())];
-                fill(include_str!("wgsl/append.wgsl"), &[("HALF", half)], &values)
+                fill(include_str!("wgsl/append.wgsl"), &[("HALF", half), ("BLOCKS", blocks)], &values)
             }
-            Self::Attend { half, head_dim } => {
-                let words = [("HEAD", format!("{head_dim}")), ("PER_THREAD", format!("{}u", head_dim.div_ceil(64)))];
-                fill(include_str!("wgsl/attend.wgsl"), &[("HALF", half)], &words)
+            Self::Attend { kv, head_dim, is_chunked, sinks } => {
+                let words = [
+                    ("HEAD", format!("{head_dim}")),
+                    ("QUADS", format!("{}", head_dim / 4)),
+                    ("BLOCKS_OF_HEAD", format!("{}", head_dim / 32)),
+                    ("PER_THREAD", format!("{}u", head_dim.div_ceil(64))),
+                ];
+                let (half, blocks) = (kv == KvType::F16, kv == KvType::Q8_0);
+                let flags = [("HALF", half), ("BLOCKS", blocks), ("CHUNKED", is_chunked), ("SINKS", sinks)];
+                fill(include_str!("wgsl/attend.wgsl"), &flags, &words)
             }
             Self::LowRank { is_down } => fill(include_str!("wgsl/low_rank.wgsl"), &[("DOWN", is_down)], &[]),
             Self::Read => include_str!("wgsl/read.wgsl").to_owned(),
             Self::Multiply => include_str!("wgsl/multiply.wgsl").to_owned(),
-            Self::Route => include_str!("wgsl/route.wgsl").to_owned(),
-            Self::Combine { shared, scored } => {
-                fill(include_str!("wgsl/combine.wgsl"), &[("SHARED", shared), ("SCORED", scored)], &[])
+            Self::Route { is_sigmoid, biased, grouped } => {
+                let flags = [("SIGMOID", is_sigmoid), ("BIASED", biased), ("GROUPED", grouped)];
+                let flags = [&flags[..], &[("CHOICES", biased || grouped)]].concat();
+                fill(include_str!("wgsl/route.wgsl"), &flags, &[])
+            }
+            Self::Routed { biases } => fill(include_str!("wgsl/routed.wgsl"), &[("BIASES", biases)], &[]),
+            Self::Combine { weighs, shared, scored } => {
+                let flags = [("WEIGHS", weighs), ("SHARED", shared), ("SCORED", scored)];
+                fill(include_str!("wgsl/combine.wgsl"), &flags, &[])
             }
         }
     }
@@ -140,6 +177,8 @@ fn constants() -> String {
         ("TANH_7", -17.0 / 315.0),
         ("TANH_5", 2.0 / 15.0),
         ("TANH_3", -1.0 / 3.0),
+        ("CLAMP", GateFunction::CLAMP),
+        ("CLAMPED_ALPHA", GateFunction::CLAMPED_ALPHA),
     ];
     // Rust prints the shortest decimal that parses back to the same float.
     all.iter().map(|(name, value)| format!("const {name}: f32 = {value:?};\n")).collect()

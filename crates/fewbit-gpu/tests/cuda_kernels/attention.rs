@@ -61,7 +61,7 @@ fn shape(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> AttentionShape {
     }
 }
 
-/// Appends rows to several sequences in one batch and attends, on both.
+/// Appends rows to several sequences in one batch and attends, on both, with sinks in every other case.
 fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Sequence]) -> Option<()> {
     let (cpu, hd) = (cpu(), shape.head_dim);
     let (kv_width, q_width) = (shape.n_kv_heads * hd, shape.n_heads * hd);
@@ -82,7 +82,10 @@ fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Seq
         let (old_k, old_v) = (random.floats(s.n_before * kv_width, 2.0), random.floats(s.n_before * kv_width, 2.0));
         store(&cpu, shape, &mut cache, 0, &old_k, &old_v);
         // A window leaves pages behind.
-        let first_seen = shape.window.map_or(0, |window| (s.n_before + 1).saturating_sub(window));
+        let first_seen = match shape.window {
+            Some(window) if !shape.is_chunked => (s.n_before + 1).saturating_sub(window),
+            _ => 0,
+        };
         let first_page = (first_seen / PAGE) as u32;
         let slots_at = slots.len() as u32;
         for page in first_page as usize..n_pages {
@@ -143,8 +146,12 @@ fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Seq
             pages: pages.iter().map(|(keys, values)| KvPage { keys, values }).collect(),
         })
         .collect();
+    // As large as scores, and some much larger or smaller.
+    let sinks = random.floats(shape.n_heads, 8.0);
+    let sinks = (random.next().is_multiple_of(2)).then_some(sinks);
+    let sinks_memory = sinks.as_ref().map(|sinks| Memory::of(sinks));
     let mut want = vec![0.0; q.len()];
-    cpu.attention(shape, &of_cpu, None, &q, &mut want);
+    cpu.attention(shape, &of_cpu, sinks.as_deref(), &q, &mut want);
 
     let cap = shape.softcap.unwrap_or(0.0);
     let params = AttendParams {
@@ -152,6 +159,7 @@ fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Seq
         rows: rows_memory.address(),
         slots: slots_memory.address(),
         pool: pool.address(),
+        sinks: sinks_memory.as_ref().map_or(0, Memory::address),
         page_bytes: page_bytes as u64,
         key_bytes: key_bytes as u64,
         n_rows: n_rows as u32,
@@ -162,6 +170,7 @@ fn check<T: Bytes>(random: &mut Random, shape: &AttentionShape, sequences: &[Seq
         scale: shape.scale,
         cap,
         inverse_cap: if cap > 0.0 { 1.0 / cap } else { 0.0 },
+        is_chunked: u32::from(shape.is_chunked),
         ..AttendParams::default()
     }
     .tile();
@@ -224,6 +233,11 @@ fn check_all<T: Bytes>(head_dims: &[usize]) {
         (AttentionShape { window: Some(7), ..shape(4, 2, small) }, &[sequence(258, 10)]),
         (AttentionShape { window: Some(300), ..shape(2, 1, middle) }, &[sequence(700, 1), sequence(20, 1)]),
         (AttentionShape { window: Some(256), ..shape(1, 1, small) }, &[sequence(511, 12)]),
+        // Chunks: within a page, across pages, across tiles.
+        (AttentionShape { window: Some(40), is_chunked: true, ..shape(2, 1, small) }, &[sequence(0, 50)]),
+        (AttentionShape { window: Some(7), is_chunked: true, ..shape(4, 2, small) }, &[sequence(258, 10)]),
+        (AttentionShape { window: Some(300), is_chunked: true, ..shape(2, 1, middle) }, &[sequence(599, 1)]),
+        (AttentionShape { window: Some(300), is_chunked: true, ..shape(2, 1, middle) }, &[sequence(598, 3)]),
         (AttentionShape { softcap: Some(5.0), scale: 1.0, ..shape(2, 2, middle) }, &[sequence(260, 1)]),
         (AttentionShape { softcap: Some(5.0), scale: 1.0, ..shape(2, 1, small) }, &[sequence(250, 10)]),
     ];

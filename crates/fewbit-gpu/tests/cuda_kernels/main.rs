@@ -22,7 +22,7 @@ fn parameters_have_the_size_that_the_compiler_of_the_kernels_gives_them() {
     let product = ProductParams { n_rows: 1, n_out: 1, n_cols: 1, ..ProductParams::default() };
     let experts = ExpertParams { product, ..ExpertParams::default() };
     let rotate = RotateParams { head_dim: 1, ..RotateParams::default() };
-    let gate = GateParams::default().launch(fewbit_kernels::GateFunction::Silu).expect("of a plan");
+    let gate = GateParams::default().launch(fewbit_kernels::GateFunction::Silu);
     for (launch, bytes) in [
         (NormParams::default().launch(), size_of::<NormParams>()),
         (QuantizeParams::default().launch(ActivationKind::Q8Block32), size_of::<QuantizeParams>()),
@@ -34,6 +34,8 @@ fn parameters_have_the_size_that_the_compiler_of_the_kernels_gives_them() {
         (experts.launch_tiles(TensorType::Q4_K, 1), size_of::<ExpertParams>()),
         (GroupParams::default().launch(), size_of::<GroupParams>()),
         (RouteParams::default().launch(), size_of::<RouteParams>()),
+        (RoutedParams::default().launch(true), size_of::<RoutedParams>()),
+        (RoutedParams::default().launch(false), size_of::<RoutedParams>()),
         (CombineParams::default().launch(), size_of::<CombineParams>()),
         (AdaptParams::default().launch(true), size_of::<AdaptParams>()),
         (AppendParams::default().launch(KvType::Q8_0), size_of::<AppendParams>()),

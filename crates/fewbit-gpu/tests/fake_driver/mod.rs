@@ -11,6 +11,7 @@ use fewbit_model::DeviceMemory;
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Bytes before and after an allocation that nobody may write.
 const GUARD: usize = 256;
@@ -248,6 +249,15 @@ impl Driver for FakeDriver {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<(), Failure> {
         self.run(&mut self.lock(), launch)
+    }
+
+    fn time(&self, launches: &[Launch<'_>]) -> Result<Vec<Duration>, Failure> {
+        let mut state = self.lock();
+        let timed = |launch| {
+            let start = Instant::now();
+            self.run(&mut state, launch).map(|()| start.elapsed())
+        };
+        launches.iter().map(timed).collect()
     }
 
     fn capture(&self, launches: &[Launch<'_>]) -> Result<Graph, Failure> {

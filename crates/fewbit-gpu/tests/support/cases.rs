@@ -2,10 +2,13 @@
 
 use crate::models::random::Random;
 use crate::models::{Shape, tiny_models};
+use crate::support::families;
 use crate::support::golden::{GoldenModel, golden_models, values};
 use crate::support::{adapter, bits, logits, options};
 use fewbit_format::{GgufFile, GgufWriter};
-use fewbit_model::{Chunk, Decoder, Device, KvType, LoadOptions, LogitsFor, LoraSet, Placement};
+use fewbit_model::{
+    Chunk, Decoder, Device, DeviceError, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement,
+};
 use fewbit_quant::TensorType;
 use std::sync::Arc;
 
@@ -58,6 +61,40 @@ pub(crate) fn configurations(device: &AnyDevice, size: usize) {
     }
 }
 
+/// Whole models of every family that GPUs run, all on the device or without the first layer, in chunks of these sizes.
+pub(crate) fn families(device: &AnyDevice, types: [TensorType; 2], n_tokens: u32, sizes: [usize; 2]) {
+    let tokens: Vec<u32> = (0..n_tokens).map(|i| (i * i / 3 + i * 7) % 60).collect();
+    let mut names = Vec::new();
+    for family in families::families() {
+        let (file, options) = (family.file(types), family.options());
+        let cpu = Decoder::load(&file, &options).unwrap_or_else(|error| panic!("{}: {error}", family.name));
+        let (n_layers, refused) = (cpu.config().n_layers(), cpu.config().only_on_cpu());
+        if let Some(what) = refused {
+            let error = Decoder::load(&file, &options.placement(on(device, n_layers))).expect_err("refused");
+            let found = error.device_error();
+            assert!(
+                matches!(found, Some(DeviceError::Unsupported { what: found }) if found == what),
+                "{}: {error:?}",
+                family.name
+            );
+            continue;
+        }
+        names.push(family.name.clone());
+        for (on_cpu, size) in [0, 1].into_iter().zip(sizes) {
+            let placement = Placement::new().cpu(on_cpu).device(n_layers - on_cpu, device.clone()).head(device.clone());
+            compare_on(
+                placement,
+                &format!("{}, {on_cpu} layers on the CPU", family.name),
+                &file,
+                family.options(),
+                &tokens,
+                size,
+            );
+        }
+    }
+    assert_eq!(names, families::ON_GPUS);
+}
+
 /// Pages, windows, and heads of any size, with caches of these types.
 pub(crate) fn pages(device: &AnyDevice, types: [&[KvType]; 2]) {
     let tokens: Vec<u32> = (0..262).map(|i| (i * i / 3 + i * 7) % 60).collect();
@@ -88,7 +125,7 @@ pub(crate) fn pages(device: &AnyDevice, types: [&[KvType]; 2]) {
 }
 
 /// Random blocks of any type, with finite scales.
-fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn blocks(ty: TensorType, n_elems: usize, seed: u64) -> Vec<u8> {
     use TensorType::*;
     let mut bytes = Random(seed).blocks(ty, n_elems);
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
@@ -243,4 +280,44 @@ pub(crate) fn adapters(device: &AnyDevice) {
     let cpu = run(Placement::new());
     let n = Decoder::load(&file, &options(model)).expect("loads").config().n_layers();
     assert!(run(on(device, n)) == cpu);
+}
+
+/// Kernels are timed while that is asked for, with an adapter among them, and results stay the same.
+pub(crate) fn timing(device: &AnyDevice) {
+    let model = &golden_models()[0];
+    let file = model.file();
+    let folder = tempfile::tempdir().expect("a folder");
+    let n = Decoder::load(&file, &options(model)).expect("loads").config().n_layers();
+    let decoder = Decoder::load(&file, &options(model).placement(on(device, n))).expect("loads");
+    let lora = decoder.load_lora(&adapter(folder.path(), &file, &["blk.1.attn_q.weight"])).expect("an adapter");
+    let set = decoder.lora_set(&[(lora, 0.5)]).expect("of this model");
+    let run = || {
+        let mut cache = decoder.new_cache_with(&set);
+        let mut all = logits(&decoder, &mut cache, &model.tokens[..5], 5);
+        all.extend(logits(&decoder, &mut cache, &model.tokens[5..7], 1));
+        bits(&all)
+    };
+    let want = run();
+    let mut got = Vec::new();
+    let timed = decoder.time_kernels(|| {
+        got = run();
+        Ok::<_, ModelError>(())
+    });
+    let timed = timed.expect("the device works");
+    assert!(got == want, "timing changed results");
+    let [(name, times)] = &timed[..] else { panic!("one device, not {timed:?}") };
+    assert_eq!(*name, device.name());
+    // Three steps, of each layer and of the head.
+    let launches = |kernel: &str| times.iter().find(|time| time.kernel == kernel).map(|time| time.n_launches);
+    assert_eq!((launches("Append"), launches("Attend")), (Some(3 * n as u64), Some(3 * n as u64)), "{times:?}");
+    assert!(launches("Adapt").is_some_and(|launches| launches >= 3), "{times:?}");
+    let products: Vec<_> = times.iter().filter(|time| time.kernel.starts_with("Product F32")).collect();
+    assert_eq!(products.iter().map(|time| time.n_launches).sum::<u64>(), 3 * (7 * n as u64 + 1), "{times:?}");
+    assert!(products.iter().all(|time| time.weight_bytes > 0 && !time.time.is_zero()), "{times:?}");
+    assert!(times.is_sorted_by(|a, b| a.time >= b.time), "{times:?}");
+
+    // Nothing is left of it, and a run that fails is an error.
+    assert!(run() == want && device.stop_timing().is_empty());
+    let failed = decoder.time_kernels(|| Err("no run"));
+    assert_eq!(failed.err(), Some("no run"));
 }

@@ -4,6 +4,9 @@
 #[allow(dead_code)]
 pub(crate) mod golden;
 
+#[allow(dead_code)]
+pub(crate) mod families;
+
 use fewbit_format::{GgufFile, GgufWriter};
 use fewbit_model::{Chunk, Decoder, KvCache, LoadOptions, LogitsFor};
 use fewbit_quant::TensorType;

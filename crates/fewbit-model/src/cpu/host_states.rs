@@ -29,7 +29,8 @@ impl HostStates {
     }
 
     /// Appends the rows `k` and `v` of every sequence to its pages of one layer (`layer` in the model, `in_segment` in
-    /// this segment), then writes the attention of its rows of `q` to `out`.
+    /// this segment), then writes the attention of its rows of `q` to `out`. `sinks` are those of all heads, if they
+    /// have some.
     #[allow(clippy::too_many_arguments)]
     pub fn append_and_attend(
         &self,
@@ -38,10 +39,11 @@ impl HostStates {
         (layer, in_segment): (usize, usize),
         sequences: &mut [SequenceRows<'_>],
         [q, k, v]: [&[f32]; 3],
+        sinks: Option<&[f32]>,
         out: &mut [f32],
     ) {
         let shape = attention_shape(config, layer);
-        let step = LayerStep { layout: &self.layout, layer: in_segment, shape, sinks: None, q, k, v };
+        let step = LayerStep { layout: &self.layout, layer: in_segment, shape, sinks, q, k, v };
         append_and_attend(cpu, self.kv_type, sequences, &step, out);
     }
 }

@@ -19,6 +19,14 @@ pub enum BenchError {
         /// Length of the context, in tokens.
         context_tokens: usize,
     },
+    /// Models that are compared have other vocabularies, so they are not the same model.
+    #[error("{n_vocab} tokens in the vocabulary, but {reference} in that of the reference: compare the same model")]
+    OtherVocabulary {
+        /// Size of the vocabulary.
+        n_vocab: usize,
+        /// Size of the reference's.
+        reference: usize,
+    },
     /// Too few tokens to measure the time between the first and the last.
     #[error("the speed of decoding is measured over at least 2 tokens, not {n_gen}")]
     TooFew {

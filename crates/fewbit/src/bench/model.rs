@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use fewbit_model::quantize::Recipe;
 use fewbit_model::{
-    Chunk, Decoder, Isa, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, PlacedPart, Quantized, WeightSource,
-    ceiling,
+    Chunk, Decoder, Isa, KernelTime, KvCache, LoadOptions, LogitsFor, LoraSet, ModelError, PlacedPart, Quantized,
+    WeightSource, ceiling,
 };
 
 use super::figures::{BenchError, Spread};
@@ -21,7 +21,7 @@ const PREFILL_CHUNK: usize = 512;
 /// The model to measure: a loaded model, or random weights.
 pub struct Target<'m> {
     decoder: Loaded<'m>,
-    loras: LoraSet,
+    pub(super) loras: LoraSet,
     work: Work,
     load: Duration,
 }
@@ -65,14 +65,14 @@ impl<'m> Target<'m> {
         weights.write(&path)?;
         let start = Instant::now();
         let file = open(&path)?;
-        let options = &options.clone().placement(devices.place(file.weights(), options)?);
-        let decoder = Decoder::load(file.weights(), options)?;
+        let mut options = options.clone().placement(devices.place(file.weights(), options)?);
+        let decoder = crate::device::load(file.weights(), &mut options, devices.is_automatic())?;
         let load = start.elapsed();
         let work = Work::of(file.weights(), options.quantize)?;
         Ok(Self { decoder: Loaded::Random(Box::new(decoder)), loras: LoraSet::default(), work, load })
     }
 
-    fn decoder(&self) -> &Decoder {
+    pub(super) fn decoder(&self) -> &Decoder {
         match &self.decoder {
             Loaded::Model(model) => model.decoder(),
             Loaded::Random(decoder) => decoder,
@@ -196,11 +196,12 @@ pub struct Bench {
     depth: Vec<usize>,
     batch: Vec<usize>,
     repetitions: usize,
+    kernels: bool,
 }
 
 impl Default for Bench {
     fn default() -> Self {
-        Self { prompt: vec![512], n_gen: vec![128], depth: vec![0], batch: vec![1], repetitions: 5 }
+        Self { prompt: vec![512], n_gen: vec![128], depth: vec![0], batch: vec![1], repetitions: 5, kernels: false }
     }
 }
 
@@ -238,6 +239,12 @@ impl Bench {
     /// Number of repetitions (5 by default; at least 1).
     pub fn repetitions(mut self, n: usize) -> Self {
         self.repetitions = n.max(1);
+        self
+    }
+
+    /// Runs each combination once more, and measures how long each kernel takes on the GPUs, by their clocks.
+    pub fn kernels(mut self, are_measured: bool) -> Self {
+        self.kernels = are_measured;
         self
     }
 
@@ -285,6 +292,11 @@ impl Bench {
                 }
             }
         }
+        let mut kernels = Vec::new();
+        for &test in tests.iter().filter(|_| self.kernels) {
+            let timed = decoder.time_kernels(|| test.run(decoder, past_of(test)).map(drop))?;
+            kernels.extend(timed.into_iter().map(|(device, times)| TimedKernels { test, device, times }));
+        }
         // Read before the ceilings are measured, because they take memory of their own.
         let peak_rss_bytes = peak_rss_bytes();
         // The ceilings of the CPU say nothing about a GPU, and none are those of both together.
@@ -305,6 +317,7 @@ impl Bench {
             results: tests.into_iter().zip(rates).filter_map(result).collect(),
             load: target.load,
             weight_bytes: decoder.weight_bytes(),
+            kernels,
             peak_rss_bytes,
             ceilings,
             placed,
@@ -320,6 +333,8 @@ impl Bench {
 pub struct BenchReport {
     /// One result for each of [`Bench::tests`].
     pub results: Vec<Measured>,
+    /// How long each kernel took, if [`Bench::kernels`] asked for it: for each combination, by GPU that can measure it.
+    pub kernels: Vec<TimedKernels>,
     /// Time that loading took.
     pub load: Duration,
     /// Size of the weights in memory, in bytes.
@@ -348,6 +363,18 @@ pub struct Measured {
     pub fraction: Option<f64>,
 }
 
+/// How long each kernel took on a GPU in one run of a combination.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct TimedKernels {
+    /// The combination.
+    pub test: BenchTest,
+    /// The GPU.
+    pub device: String,
+    /// The times of all launches of each kernel, the longest first.
+    pub times: Vec<KernelTime>,
+}
+
 /// The ceilings of the machine, with as many threads as the model uses, or of the GPU that has all layers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -369,7 +396,12 @@ impl Ceilings {
     }
 }
 
-fn extend(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], last_logits: bool) -> Result<(), ModelError> {
+pub(super) fn extend(
+    decoder: &Decoder,
+    cache: &mut KvCache,
+    tokens: &[u32],
+    last_logits: bool,
+) -> Result<(), ModelError> {
     let n_chunks = tokens.len().div_ceil(PREFILL_CHUNK);
     for (i, tokens) in tokens.chunks(PREFILL_CHUNK).enumerate() {
         let logits = if last_logits && i + 1 == n_chunks { LogitsFor::Last } else { LogitsFor::None };
@@ -379,7 +411,7 @@ fn extend(decoder: &Decoder, cache: &mut KvCache, tokens: &[u32], last_logits: b
 }
 
 /// Some tokens of the vocabulary, the same ones each time.
-fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
+pub(super) fn tokens(decoder: &Decoder, n: usize, seed: u32) -> Vec<u32> {
     let n_vocab = decoder.n_vocab().max(1) as u64;
     let mut state = u64::from(seed) + 1;
     (0..n)

@@ -263,15 +263,17 @@ impl Divergence {
 
 /// The comparison of two rows of logits.
 #[derive(Clone, Copy, Default)]
-struct RowPair {
+pub(crate) struct RowPair {
     nll: f64,
     reference_nll: f64,
-    kl: f64,
+    /// KL divergence of the first from the second, in nats.
+    pub(crate) kl: f64,
     same_top: bool,
 }
 
 impl RowPair {
-    fn new(own: &[f32], reference: &[f32], target: usize) -> Self {
+    /// Compares two rows, whose text goes on with `target`.
+    pub(crate) fn new(own: &[f32], reference: &[f32], target: usize) -> Self {
         let log_sum = |logits: &[f32]| negative_log_likelihood(logits, target) + f64::from(logits[target]);
         let (own_sum, reference_sum) = (log_sum(own), log_sum(reference));
         let kl = own.iter().zip(reference).map(|(&own, &reference)| {
@@ -289,7 +291,7 @@ impl RowPair {
 }
 
 /// Index of the largest logit, the first one if several are equal.
-fn top(logits: &[f32]) -> Option<usize> {
+pub(crate) fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best })
 }
 

@@ -446,7 +446,6 @@ impl ModelBuilder {
         let of_messages = (tool_style == ToolStyle::Harmony).then_some(ReasoningStyle::Harmony);
         let reasoning_style =
             self.reasoning_style.or(of_messages).or_else(|| ReasoningStyle::detect(&sources, &tokenizer));
-        // A GPU that nobody named is replaced by the CPU if it cannot load the model.
         let is_automatic = self.placement.is_none() && self.devices.is_automatic();
         self.load.placement = match self.placement.take() {
             Some(placement) => placement,
@@ -455,15 +454,7 @@ impl ModelBuilder {
                 _ => error,
             })?,
         };
-        let mut loaded = Decoder::load(file.weights(), &self.load);
-        match &loaded {
-            Err(ModelError::Device { device, source }) if is_automatic => {
-                tracing::warn!(target: "fewbit::device", "computing on the CPU: {device}: {source}");
-                self.load.placement = Placement::new();
-                loaded = Decoder::load(file.weights(), &self.load);
-            }
-            _ => {}
-        }
+        let loaded = crate::device::load(file.weights(), &mut self.load, is_automatic);
         let decoder = loaded.map_err(|error| match error {
             ModelError::Device { device, source } => Error::new(ErrorKind::Device { device }, source),
             error => Error::file(&path, error),

@@ -90,6 +90,21 @@ KERNEL(256, append, AppendParams) {
 // What happens with the output of a page.
 enum Merging { SKIP, FIRST, MERGE };
 
+// The first position that is seen from a position.
+DEVICE u32 lowest(const AttendParams &p, u32 position) {
+    if (p.window == 0) return 0;
+    if (p.is_chunked) return position / p.window * p.window;
+    return position + 1 > p.window ? position + 1 - p.window : 0;
+}
+
+// What a head's sums of values are multiplied by. A sink takes its part of the sum of weights.
+DEVICE float last_factor(const AttendParams &p, u32 head, float largest, float sum) {
+    if (p.sinks == nullptr) return div_(1.0f, sum);
+    float sink = p.sinks[head], both = larger(largest, sink);
+    float before = exp_(sub_(largest, both));
+    return div_(before, add_(mul_(sum, before), exp_(sub_(sink, both))));
+}
+
 // Attention of up to M rows of queries (a head of a row of the batch each) that read the same keys. Each of eight warps
 // has the sums of a row; each thread has a position of a page, then elements of outputs.
 template <class Kv, u32 M> struct AttentionOf {
@@ -105,11 +120,6 @@ template <class Kv, u32 M> struct AttentionOf {
         float largest[M], sum[M];
         Merging merging[M];
     };
-
-    // The first position that is seen from a position.
-    DEVICE u32 lowest(const AttendParams &p, u32 position) {
-        return p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
-    }
 
     DEVICE void run(const AttendParams &p) {
         SHARED Shared shared;
@@ -164,13 +174,14 @@ template <class Kv, u32 M> struct AttentionOf {
         }
         for (u32 m = 0; m < M; m++) {
             if (shared.position[m] == ~0u) continue;
-            u64 at = (u64)(row + m / p.heads) * p.n_heads + first_head + m % p.heads;
+            u32 head = first_head + m % p.heads;
+            u64 at = (u64)(row + m / p.heads) * p.n_heads + head;
             float *to = p.to + at * n;
             if (is_one_page) {
                 to = p.parts + (at * p.n_pages + block_z()) * (n + 2);
                 if (t < 2) to[n + t] = t == 0 ? shared.largest[m] : shared.sum[m];
             }
-            float factor = is_one_page ? 1.0f : div_(1.0f, shared.sum[m]);
+            float factor = is_one_page ? 1.0f : last_factor(p, head, shared.largest[m], shared.sum[m]);
             for (u32 d = t; d < n; d += 256) {
                 to[d] = is_one_page ? merged[m * padded + d] : mul_(merged[m * padded + d], factor);
             }
@@ -393,8 +404,7 @@ KERNEL(256, attend_8, AttendParams) { Attention<8>::run(p); }
 KERNEL(256, attend_merge, AttendParams) {
     SHARED float largest[256], sums[256], before[256], now[256];
     u32 t = thread(), n = p.head_dim, position = p.rows[block_x()].position;
-    u32 low = p.window > 0 && position + 1 > p.window ? position + 1 - p.window : 0;
-    u32 n_pages = position / PAGE - low / PAGE + 1;
+    u32 n_pages = position / PAGE - lowest(p, position) / PAGE + 1;
     u64 at = (u64)block_x() * p.n_heads + block_y();
     const float *parts = p.parts + at * p.n_pages * (n + 2);
     for (u32 first_d = 0; first_d < n; first_d += 256) {
@@ -425,6 +435,6 @@ KERNEL(256, attend_merge, AttendParams) {
                 top = is_first ? largest[i] : larger(top, largest[i]);
             }
         }
-        if (d < n) p.to[at * n + d] = mul_(o, div_(1.0f, sum));
+        if (d < n) p.to[at * n + d] = mul_(o, last_factor(p, block_y(), top, sum));
     }
 }

@@ -33,6 +33,14 @@ DEVICE float gelu_tanh(float x) {
     return div_(x, add_(1.0f, exp_(mul_(-1.595769f, fma_(cubed, 0.044715f, x)))));
 }
 
+// Plain comparisons, so that what is no number stays so.
+DEVICE float clamped_silu(float gate, float up) {
+    float g = gate > 7.0f ? 7.0f : gate;
+    float u = up > 7.0f ? 7.0f : up;
+    u = u < -7.0f ? -7.0f : u;
+    return mul_(div_(g, add_(1.0f, exp_(mul_(-1.702f, g)))), add_(u, 1.0f));
+}
+
 DEVICE float tanh_(float x) {
     float s = mul_(x, x);
     float p = fma_(s, -1382.0f / 155925.0f, 62.0f / 2835.0f);

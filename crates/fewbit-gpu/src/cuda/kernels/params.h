@@ -38,7 +38,7 @@ struct NormParams {
     Form q32, q256;       // of `to`
     u32 n_rows, n_parts, part, planes;
     float eps;
-    u32 unused;
+    u32 has_mean;  // 1 if the mean is subtracted first
 };
 
 struct QuantizeParams {
@@ -96,11 +96,23 @@ struct GroupParams {
 };
 
 struct RouteParams {
-    float *scores;  // [n_rows][n_experts]; overwritten by probabilities
-    Route *routes;  // [n_rows][n_used]
+    float *scores;      // [n_rows][n_experts]; overwritten by probabilities
+    const float *bias;  // [n_experts], or null
+    float *choices;     // [n_rows][n_experts + n_groups]: what experts are chosen by, sums of groups; or null: scores
+    Route *routes;      // [n_rows][n_used]
     u32 n_rows, n_experts, n_used, is_normalized;
     float scale;
+    u32 is_sigmoid;
+    u32 n_groups, n_groups_used, n_best;  // n_groups: 0 without groups; n_best: experts that a group's sum is of
     u32 unused;
+};
+
+// Rows of routes.
+struct RoutedParams {
+    const float *other;   // bias: [n_experts][n_cols]; weigh: [n_routes / routes_per_row][n_cols]
+    const Route *routes;  // [n_routes]
+    float *to;            // [n_routes][n_cols]
+    u32 n_routes, n_cols, routes_per_row, unused;
 };
 
 struct CombineParams {
@@ -109,7 +121,8 @@ struct CombineParams {
     const float *shared;        // [n_rows][n_cols], or null
     const float *shared_score;  // [n_rows], or null
     float *to;                  // [n_rows][n_cols]
-    u32 n_rows, n_cols, n_used, unused;
+    u32 n_rows, n_cols, n_used;
+    u32 weighs;  // 1 if outputs are multiplied by the weights of their routes
 };
 
 struct AdaptParams {
@@ -135,6 +148,7 @@ struct AttendParams {
     const Row *rows;
     const u32 *slots;
     const u8 *pool;
+    const float *sinks;  // [n_heads], or null
     float *to;     // as `q`
     float *parts;  // of single pages: [n_rows][n_heads][n_pages][head_dim + 2]
     u64 page_bytes, key_bytes;
@@ -143,7 +157,7 @@ struct AttendParams {
     u32 window;         // the most keys that a query sees; 0: all
     u32 n_pages;        // at least the most pages that a row sees, if each has blocks of its own; otherwise 0
     float scale, cap, inverse_cap;  // cap: 0 without one
-    u32 unused;
+    u32 is_chunked;     // 1 if the window begins at the last multiple of its length
 };
 
 // For measuring the limits of a device.

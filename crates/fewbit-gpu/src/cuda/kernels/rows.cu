@@ -4,17 +4,34 @@
 // How many elements of a row are added up at a time.
 #define STRETCH 2048
 
-// A block for each part of a row: 16 strided chains, then a tree.
+// A block for each part of a row: 16 strided chains, then a tree; if the mean is subtracted, first of its elements.
 KERNEL(256, rms_norm, NormParams) {
     SHARED float elements[STRETCH];
     SHARED float lanes[16];
-    SHARED float scale;
+    SHARED float mean, scale;
     u32 t = thread(), n = p.part;
     u64 base = ((u64)block_x() * p.n_parts + block_y()) * n;
     float sum = 0.0f;
+    if (p.has_mean) {
+        for (u32 first = 0; first < n; first += STRETCH) {
+            u32 count = least(STRETCH, n - first);
+            for (u32 i = t; i < count; i += 256) elements[i] = p.from[base + first + i];
+            barrier();
+            if (t < 16) {
+                for (u32 i = t; i < count; i += 16) sum = add_(sum, elements[i]);
+            }
+            barrier();
+        }
+        if (t < 16) lanes[t] = sum;
+        barrier();
+        sum = 0.0f;
+    }
+    // Subtracting 0 changes nothing.
+    if (t == 0) mean = p.has_mean ? div_(tree_sum(lanes), (float)n) : 0.0f;
+    barrier();
     for (u32 first = 0; first < n; first += STRETCH) {
         u32 count = least(STRETCH, n - first);
-        for (u32 i = t; i < count; i += 256) elements[i] = p.from[base + first + i];
+        for (u32 i = t; i < count; i += 256) elements[i] = sub_(p.from[base + first + i], mean);
         barrier();
         if (t < 16) {
             for (u32 i = t; i < count; i += 16) sum = fma_(elements[i], elements[i], sum);
@@ -25,7 +42,9 @@ KERNEL(256, rms_norm, NormParams) {
     barrier();
     if (t == 0) scale = div_(1.0f, sqrt_(add_(div_(tree_sum(lanes), (float)n), p.eps)));
     barrier();
-    for (u32 i = t; i < n; i += 256) p.to[base + i] = mul_(mul_(p.from[base + i], scale), p.weight[i]);
+    for (u32 i = t; i < n; i += 256) {
+        p.to[base + i] = mul_(mul_(sub_(p.from[base + i], mean), scale), p.weight[i]);
+    }
     if (p.q32.codes == nullptr && p.q256.codes == nullptr) return;
     barrier();
     for (u32 first = t / 32 * 256; first < n; first += 8 * 256) {
@@ -53,11 +72,15 @@ KERNEL(256, quantize_32, QuantizeParams) { quantize<32>(p); }
 KERNEL(256, quantize_256, QuantizeParams) { quantize<256>(p); }
 
 struct Silu {
-    DEVICE float of(float x) { return silu(x); }
+    DEVICE float of(float gate, float up) { return mul_(silu(gate), up); }
 };
 
 struct Gelu {
-    DEVICE float of(float x) { return gelu_tanh(x); }
+    DEVICE float of(float gate, float up) { return mul_(gelu_tanh(gate), up); }
+};
+
+struct Clamped {
+    DEVICE float of(float gate, float up) { return clamped_silu(gate, up); }
 };
 
 template <class Function> DEVICE void gate(const GateParams &p) {
@@ -69,7 +92,7 @@ template <class Function> DEVICE void gate(const GateParams &p) {
     UNROLL for (u32 k = 0; k < 8; k++) {
         x[k] = 0.0f;
         if (col + k < p.n_cols) {
-            x[k] = mul_(Function::of(p.gate[at + k]), p.up[at + k]);
+            x[k] = Function::of(p.gate[at + k], p.up[at + k]);
             p.gate[at + k] = x[k];
         }
     }
@@ -80,6 +103,7 @@ template <class Function> DEVICE void gate(const GateParams &p) {
 
 KERNEL(256, gate_silu, GateParams) { gate<Silu>(p); }
 KERNEL(256, gate_gelu, GateParams) { gate<Gelu>(p); }
+KERNEL(256, gate_clamped, GateParams) { gate<Clamped>(p); }
 
 // The column of a thread, and where its element is; returns from the kernel if it has none.
 #define ELEMENT                                \
@@ -110,6 +134,13 @@ KERNEL(256, scale, RowsParams) {
 KERNEL(256, softcap, RowsParams) {
     ELEMENT
     p.to[at] = mul_(p.a, tanh_(mul_(p.to[at], p.b)));
+}
+
+KERNEL(256, squared_relu, RowsParams) {
+    ELEMENT
+    // What is no number stays so.
+    float x = p.to[at], positive = x < 0.0f ? 0.0f : x;
+    p.to[at] = mul_(positive, positive);
 }
 
 // Elements of a pair are `apart`; the first one of pair i is i * stride.

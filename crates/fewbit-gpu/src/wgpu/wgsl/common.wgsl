@@ -16,6 +16,10 @@ struct Step {
 
 fn sub_(a: f32, b: f32) -> f32 { return add_(a, -b); }
 
+// Plain comparisons, as the CPU's: what is no number stays so.
+fn at_most(x: f32, limit: f32) -> f32 { return select(x, limit, x > limit); }
+fn at_least(x: f32, limit: f32) -> f32 { return select(x, limit, x < limit); }
+
 fn taylor(i: u32) -> f32 {
     switch (i) {
         case 0u: { return TAYLOR_6; }
