@@ -3,8 +3,11 @@
 
     tool_calls.py FOLDER... > tool_calls.json
 
-The folders have the templates of llama.cpp's `models/templates`, that of allenai/Olmo-3.1-32B-Instruct, and vLLM's
-`examples/tool_chat_template_hunyuan_a13b.jinja`. They are others' work and not here: the result has the SHA-256 of each, and the text of the calls alone, which is what differs between an answer with the calls and one with a word.
+The folders have the templates of llama.cpp's `models/templates`, that of allenai/Olmo-3.1-32B-Instruct (two copies, one of them in
+LM Studio's MLX files, are equal), and vLLM's `examples/tool_chat_template_hunyuan_a13b.jinja`. vLLM also has an
+`examples/tool_chat_template_olmo3.jinja`, which writes texts between single quotes without escapes: what is no quote in them is read,
+but no case here. They are others' work and not here: the result has the SHA-256 of each, and the text of the calls alone, which is
+what differs between an answer with the calls and one with a word.
 """
 
 import hashlib

@@ -663,16 +663,16 @@ impl Parser {
                 self.state = State::Call(call);
                 return true;
             }
+        } else if is_line && (next.is_alphabetic() || ['_', '['].contains(&next)) {
+            call.body = Body::Opening;
+            self.state = State::Call(call);
+            return true;
         } else if function {
             call.body = Body::Xml(Box::new(Xml::new()));
             self.state = State::Call(call);
             return true;
         } else if next == '{' || (next == '[' && call.mark.is_some_and(|mark| mark.end.is_some())) {
             call.body = Body::Json(Box::new(JsonCalls::new(call.mark.is_some())));
-            self.state = State::Call(call);
-            return true;
-        } else if is_line && (next.is_alphabetic() || next == '_') {
-            call.body = Body::Python(Box::new(Python::one()));
             self.state = State::Call(call);
             return true;
         } else if next == ';' {

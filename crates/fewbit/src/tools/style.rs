@@ -183,6 +183,7 @@ const DEEPSEEK_CALLS: Mark =
 const KIMI_CALLS: Mark =
     Mark { section: Some(&KIMI), ..Mark::new("<|tool_calls_section_begin|>", Some("<|tool_calls_section_end|>")) };
 const GEMMA: Mark = Mark { quote: Some(QUOTE), ..Mark::new("<|tool_call>", Some("<tool_call|>")) };
+/// Ai2's template writes values in JSON, vLLM's texts in single quotes; the model is known to put calls into a list as well.
 const LINES: Mark = Mark::new("<function_calls>", Some("</function_calls>"));
 const TOOL_CALLS: Mark = Mark::new("<tool_calls>", Some("</tool_calls>"));
 /// Hunyuan's answers are in tags if it reasons, with and without line breaks.
@@ -231,7 +232,7 @@ impl ToolStyle {
 
     /// Whether `[f(..)]` begins calls.
     pub(crate) fn is_pythonic(self) -> bool {
-        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Generic)
+        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Olmo | Self::Generic)
     }
 
     /// Whether the model may write the id of a call after its arguments, with this mark before the call.

@@ -558,11 +558,15 @@ fn lines_of_olmo_are_read() {
         (" run()\n\n run(days=None) \n", vec![json!({}), json!({ "days": null })]),
         ("[run(days=1), run(days=2)]", vec![json!({ "days": 1 }), json!({ "days": 2 })]),
         ("{\"name\": \"run\", \"arguments\": {}}\nrun(days=3)", vec![json!({}), json!({ "days": 3 })]),
+        ("\n[run(code='a\nb')]\n[run()]\n", vec![json!({ "code": "a\nb" }), json!({})]),
+        ("[{\"name\": \"run\", \"arguments\": {}}]\n[run()]", vec![json!({}), json!({})]),
     ] {
         let got = read(ToolStyle::Olmo, &format!("So.\n<function_calls>{text}</function_calls>"));
         let calls: Vec<_> = got.calls.iter().map(|call| call.1.clone()).collect();
         assert_eq!((calls, got.text.as_str(), got.malformed.len()), (wanted, "So.", 0), "{text}: {got:?}");
     }
+    let got = read(ToolStyle::Olmo, "[run(days=1), run()]");
+    assert_eq!((got.calls.len(), got.text.as_str()), (2, ""), "{got:?}");
     for text in ["run", "run(1)", "run(days=x)", "other()", "", "run(days=1"] {
         let whole = format!("<function_calls>{text}</function_calls>");
         let got = read(ToolStyle::Olmo, &whole);
