@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Calls in a history as published templates write them, rendered with Python's Jinja2: what a model of that template writes.
 
-    tool_calls.py FOLDER > tool_calls.json
+    tool_calls.py FOLDER... > tool_calls.json
 
-FOLDER has the templates of llama.cpp's `models/templates`. They are others' work and not here: the result has the SHA-256 of
-each, and the text of the calls alone, which is what differs between an answer with the calls and one with a word.
+The folders have the templates of llama.cpp's `models/templates`, that of allenai/Olmo-3.1-32B-Instruct (two copies, one of them in
+LM Studio's MLX files, are equal), and vLLM's `examples/tool_chat_template_hunyuan_a13b.jinja`. vLLM also has an
+`examples/tool_chat_template_olmo3.jinja`, which writes texts between single quotes without escapes: what is no quote in them is read,
+but no case here. They are others' work and not here: the result has the SHA-256 of each, and the text of the calls alone, which is
+what differs between an answer with the calls and one with a word.
 """
 
 import hashlib
@@ -31,6 +34,7 @@ TEMPLATES = {
     "GLM-4.6": "Glm",
     "GLM-4.7-Flash": "Glm",
     "LFM2.5-8B-A1B": "Lfm2",
+    "allenai-Olmo-3.1-32B-Instruct": "Olmo",
     "ByteDance-Seed-OSS": "Seed",
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "DeepSeekR1",
     "deepseek-ai-DeepSeek-V3.1": "DeepSeekV31",
@@ -45,6 +49,8 @@ TEMPLATES = {
     "Mistral-Small-3.2-24B-Instruct-2506": "MistralCallId",
     "unsloth-mistral-Devstral-Small-2507": "MistralArgs",
     "mistralai-Ministral-3-14B-Reasoning-2512": "MistralArgs",
+    "tool_chat_template_hunyuan_a13b": "Hunyuan",
+    "unsloth-Apriel-1.5": "Hunyuan",
     "openai-gpt-oss-120b": "Harmony",
 }
 MARKS = "</tool_call> <tool_call>{\"name\": \"run\"} [TOOL_CALLS] \"]}\\\" <|python_tag|>\n</think> é"
@@ -95,7 +101,7 @@ def written(template, calls, said):
     text = with_calls[begin:]
     # What follows the calls: the end of the answer, then the results.
     marks = ("<|tool_response>", end_of_answer.strip(), "<|call|>", "</s>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|observation|>",
-             "<seed:eos>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
+             "<|eos|>", "<seed:eos>", "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>")
     mark = next(m for m in marks if m and m in text)
     # Command R's plan, which is empty.
     return text[: text.index(mark)].removeprefix("<|START_THINKING|><|END_THINKING|>")
@@ -104,7 +110,8 @@ def written(template, calls, said):
 def main():
     result = []
     for name, style in TEMPLATES.items():
-        source = (Path(sys.argv[1]) / f"{name}.jinja").read_text(encoding="utf-8")
+        found = [Path(folder) / f"{name}.jinja" for folder in sys.argv[1:]]
+        source = next(path for path in found if path.exists()).read_text(encoding="utf-8")
         template = environment().from_string(source)
         rows = []
         for case, calls in CALLS.items():

@@ -18,11 +18,12 @@ const TEMPLATE: &str = "{% if tools %}{% for t in tools %}[{{ t.function.name }}
 const REASONING_TEMPLATE: &str = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}\
     {% for m in messages %}{{ m.content }}\n{% endfor %}<think>\n";
 
-const STYLES: [ToolStyle; 20] = [
+const STYLES: [ToolStyle; 22] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
     ToolStyle::Glm,
     ToolStyle::Lfm2,
+    ToolStyle::Olmo,
     ToolStyle::Seed,
     ToolStyle::DeepSeekR1,
     ToolStyle::DeepSeekV31,
@@ -34,6 +35,7 @@ const STYLES: [ToolStyle; 20] = [
     ToolStyle::MistralList,
     ToolStyle::MistralCallId,
     ToolStyle::MistralArgs,
+    ToolStyle::Hunyuan,
     ToolStyle::Granite,
     ToolStyle::Phi4,
     ToolStyle::Harmony,

@@ -5,6 +5,7 @@
 //! Qwen3Coder      <tool_call>\n<function=f>\n<parameter=a>\n..\n</parameter>\n</function>\n</tool_call>
 //! Glm             <tool_call>f\n<arg_key>a</arg_key>\n<arg_value>..</arg_value>\n</tool_call>
 //! Lfm2            <|tool_call_start|>[f(a=1, b='x'), g()]<|tool_call_end|>
+//! Olmo            <function_calls>f(a=1, b="x")\ng()</function_calls>
 //! Seed            <seed:tool_call>\n<function=f>\n<parameter=a>..</parameter>\n</function>\n</seed:tool_call>
 //! DeepSeekR1      function SEPARATOR f\n```json\n{..}\n```, between marks
 //! DeepSeekV31     f SEPARATOR {..}, between marks
@@ -16,6 +17,7 @@
 //! MistralList     [TOOL_CALLS][{"name": "f", "arguments": {..}, "id": ".."}, {..}]
 //! MistralCallId   [TOOL_CALLS]f[CALL_ID]..[ARGS]{..}
 //! MistralArgs     [TOOL_CALLS]f[ARGS]{..}
+//! Hunyuan         <tool_calls>[{"name": "f", "arguments": {..}}, {..}]</tool_calls>
 //! Granite, Phi4   <|tool_call|>[{"name": "f", "arguments": {..}}, {..}]<|/tool_call|>
 //! Harmony         <|channel|>commentary to=functions.f <|constrain|>json<|message|>{..}
 //! Json            {"name": "f", "arguments": {..}}, or a list of them
@@ -116,17 +118,20 @@ impl Writer<'_> {
         let rule = format!("call_{i}");
         let body = match self.style {
             ToolStyle::Llama3Json => format!("{} {} \"}}\"", object("parameters"), self.json(i, &schema)?),
-            ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 => match Parameters::of(&schema, is_python_name) {
-                Some(parameters) if is_plain_name(name) => {
-                    format!("{} {} \")\"", literal(&format!("{name}(")), self.list(i, &parameters, Notation::Python)?)
+            ToolStyle::Llama3Pythonic | ToolStyle::Lfm2 | ToolStyle::Olmo => {
+                match Parameters::of(&schema, is_python_name) {
+                    Some(parameters) if is_plain_name(name) => {
+                        let notation = if self.style == ToolStyle::Olmo { Notation::Olmo } else { Notation::Python };
+                        format!("{} {} \")\"", literal(&format!("{name}(")), self.list(i, &parameters, notation)?)
+                    }
+                    _ => {
+                        let key = if self.style == ToolStyle::Llama3Pythonic { "parameters" } else { "arguments" };
+                        let body = format!("{} {} \"}}\"", object(key), self.json(i, &schema)?);
+                        let _ = writeln!(self.rules, "{rule}: {body}");
+                        return Ok(Form::Json(rule));
+                    }
                 }
-                _ => {
-                    let key = if self.style == ToolStyle::Lfm2 { "arguments" } else { "parameters" };
-                    let body = format!("{} {} \"}}\"", object(key), self.json(i, &schema)?);
-                    let _ = writeln!(self.rules, "{rule}: {body}");
-                    return Ok(Form::Json(rule));
-                }
-            },
+            }
             ToolStyle::Qwen3Coder | ToolStyle::Seed => {
                 let tags = if self.style == ToolStyle::Seed { &SEED } else { &QWEN };
                 if name.contains(['<', '>', '\n']) || name.trim() != name || name.is_empty() {
@@ -237,6 +242,14 @@ impl Writer<'_> {
                 };
                 if self.style == ToolStyle::Lfm2 { self.enclosed(&calls) } else { calls }
             }
+            ToolStyle::Olmo => {
+                let call = match (plain.is_empty(), json.is_empty()) {
+                    (false, true) => "call",
+                    (true, _) => "json_call",
+                    (false, false) => "(call | json_call)",
+                };
+                self.enclosed(&several(call, "\n"))
+            }
             ToolStyle::MistralList => format!("{} {}", self.mark("[TOOL_CALLS]"), list()),
             ToolStyle::MistralCallId | ToolStyle::MistralArgs => {
                 let call = format!("({} call)", self.mark("[TOOL_CALLS]"));
@@ -247,7 +260,7 @@ impl Writer<'_> {
                     if self.tokenizer.id_of("<|tool_call|>").is_some() { "<|tool_call|>" } else { "<tool_call>" };
                 format!("{} {}", self.mark(mark), list())
             }
-            ToolStyle::Phi4 => self.enclosed(&list()),
+            ToolStyle::Phi4 | ToolStyle::Hunyuan => self.enclosed(&list()),
             // A message has one call, and ends the answer.
             ToolStyle::Harmony => format!("{} {} call", self.mark("<|channel|>"), literal("commentary to=")),
             ToolStyle::Json if one => "call".to_owned(),
@@ -311,7 +324,7 @@ impl Writer<'_> {
     /// Writes the rules for arguments, with commas between those that are present.
     fn list(&mut self, i: usize, parameters: &Parameters, notation: Notation) -> Result<String, Error> {
         let (comma, equals) = match notation {
-            Notation::Python => (", ", "="),
+            Notation::Python | Notation::Olmo => (", ", "="),
             Notation::Gemma => (",", ":"),
         };
         // Built from the last argument on: what may follow if none was written so far, and if one was.
@@ -324,7 +337,7 @@ impl Writer<'_> {
                     let quote = self.mark(QUOTE);
                     format!("{quote} {} {quote}", one_of(texts))
                 }
-                Kind::Flag if notation == Notation::Gemma => r#"("true" | "false")"#.to_owned(),
+                Kind::Flag if notation != Notation::Python => r#"("true" | "false")"#.to_owned(),
                 Kind::Text => {
                     let json = self.value(&rule, &json!({ "type": "string" }))?;
                     format!(r"({json} | /'([^'\\\n\r]|\\['\\n])*'/)")
@@ -370,6 +383,8 @@ impl Writer<'_> {
 enum Notation {
     /// `a=1, b='x'`
     Python,
+    /// The same with values in JSON.
+    Olmo,
     /// `a:1,b:<|"|>x<|"|>`
     Gemma,
 }

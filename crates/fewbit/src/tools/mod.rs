@@ -12,7 +12,7 @@
 //! calls.rs     calls in JSON: objects, lists, wrappers
 //! named.rs     Mistral: name, id, arguments
 //! harmony.rs   gpt-oss: messages with headers
-//! python.rs    Llama: [f(a=1, b='x')]
+//! python.rs    Llama, LFM2: [f(a=1, b='x')]; OLMo: f(a=1, b="x")
 //! gemma.rs     Gemma 4: call:f{a:1,b:<|"|>x<|"|>}
 //! section.rs   DeepSeek, Kimi: calls between marks of their own
 //! pairs.rs     GLM: a name, <arg_key>a</arg_key><arg_value>1</arg_value>, typed likewise

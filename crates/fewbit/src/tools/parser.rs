@@ -15,6 +15,9 @@ use super::style::{Mark, ReasoningStyle, ToolStyle};
 use super::xml::Xml;
 use super::{MalformedCall, Tool, ToolCall};
 
+/// The mark of calls that have a line each.
+const LINES: &str = "<function_calls>";
+
 /// The most bytes of a name or an id; longer text is neither.
 pub(super) const MAX_NAME_BYTES: usize = 256;
 
@@ -113,6 +116,8 @@ enum Body {
     Gemma(Box<Gemma>),
     /// After a value.
     After,
+    /// After the end mark.
+    Closing,
 }
 
 /// Reads one answer.
@@ -225,7 +230,7 @@ impl Parser {
                 let rest = self.take_rest();
                 self.reasoning(&rest);
             }
-            State::Call(Call { body: Body::After, .. }) => {
+            State::Call(Call { body: Body::After | Body::Closing, .. }) => {
                 self.out.drop_attempt();
                 self.is_after = true;
                 let rest = self.take_rest();
@@ -549,6 +554,7 @@ impl Parser {
             Body::Section(section) => section.feed(input, out),
             Body::Gemma(gemma) => gemma.feed(input, out),
             Body::After => return self.step_after(call),
+            Body::Closing => return self.step_closing(call),
         };
         match outcome {
             Outcome::Wait => {
@@ -593,11 +599,13 @@ impl Parser {
         }
         let is_name = |c: char| c.is_alphanumeric() || c == '_';
         match (mark, first) {
-            ("<|python_tag|>" | "<|tool_call_start|>", '[') => match input.rest()[1..].trim_start().chars().next() {
-                None => Ok(None),
-                Some('{') => json(),
-                Some(_) => Ok(Some(Body::Python(Box::new(Python::list(true))))),
-            },
+            ("<|python_tag|>" | "<|tool_call_start|>" | LINES, '[') => {
+                match input.rest()[1..].trim_start().chars().next() {
+                    None => Ok(None),
+                    Some('{') => json(),
+                    Some(_) => Ok(Some(Body::Python(Box::new(Python::list(true))))),
+                }
+            }
             (_, '{' | '[') => json(),
             ("<tool_call>" | "<seed:tool_call>", '<') => match input.begins("<function=") {
                 Some(true) => Ok(Some(Body::Xml(Box::new(Xml::new())))),
@@ -608,7 +616,7 @@ impl Parser {
                 Ok(Some(Body::Pairs(Box::new(Pairs::new()))))
             }
             ("<|tool_call>", c) if is_name(c) => Ok(Some(Body::Gemma(Box::new(Gemma::new())))),
-            ("<|python_tag|>", c) if is_name(c) => Ok(Some(Body::Python(Box::new(Python::one())))),
+            ("<|python_tag|>" | LINES, c) if is_name(c) => Ok(Some(Body::Python(Box::new(Python::one())))),
             ("[TOOL_CALLS]", c) if is_name(c) => Ok(Some(Body::Named(Named::new()))),
             _ => Err("no call follows its mark".to_owned()),
         }
@@ -634,6 +642,7 @@ impl Parser {
         }
         let ends = call.end.map_or(Some(false), |end| self.input.begins(end));
         let is_xml = call.mark.is_some_and(|mark| ["<tool_call>", "<seed:tool_call>"].contains(&mark.text));
+        let is_line = call.mark.is_some_and(|mark| mark.text == LINES);
         let function = if is_xml { self.input.begins("<function=") } else { Some(false) };
         let next = self.input.rest().chars().next();
         let (Some(ends), Some(function), Some(next)) = (ends, function, next) else {
@@ -649,6 +658,15 @@ impl Parser {
                 self.is_after = false;
                 return true;
             }
+            if let Some(outer) = call.mark.and_then(|mark| mark.outer) {
+                (call.end, call.body) = (Some(outer), Body::Closing);
+                self.state = State::Call(call);
+                return true;
+            }
+        } else if is_line && (next.is_alphabetic() || ['_', '['].contains(&next)) {
+            call.body = Body::Opening;
+            self.state = State::Call(call);
+            return true;
         } else if function {
             call.body = Body::Xml(Box::new(Xml::new()));
             self.state = State::Call(call);
@@ -661,6 +679,23 @@ impl Parser {
             self.out.attempt.extend(self.input.next());
             self.state = State::Call(call);
             return true;
+        }
+        self.out.drop_attempt();
+        self.end_block();
+        true
+    }
+
+    /// After the end mark of calls that are in something else, whose end may follow.
+    fn step_closing(&mut self, call: Call) -> bool {
+        skip_space(&mut self.input, &mut self.out);
+        let end = call.end.unwrap_or_default();
+        match self.input.begins(end) {
+            None => {
+                self.state = State::Call(call);
+                return false;
+            }
+            Some(true) => self.out.attempt += &self.input.take(end.len()),
+            Some(false) => {}
         }
         self.out.drop_attempt();
         self.end_block();

@@ -1,4 +1,4 @@
-//! Llama's calls in Python: `[f(a=1, b='x'), g()]`, or `f.call(a=1)` after its mark.
+//! Calls in Python: `[f(a=1, b='x'), g()]`, or one alone: OLMo's, or Llama's `f.call(a=1)` after its mark.
 //!
 //! The end of an argument is found character by character; then it is parsed as a literal, and emitted as JSON. The
 //! words of JSON (`true`, `false`, `null`) are accepted too.

@@ -18,12 +18,14 @@ use super::section::{DEEPSEEK, KIMI, Section};
 /// | `MistralCallId` | `[TOOL_CALLS]f[CALL_ID]..[ARGS]{..}` twice | Mistral v11 |
 /// | `MistralArgs` | `[TOOL_CALLS]f[ARGS]{..}` twice | Mistral v13, Devstral, Ministral 3 |
 /// | `Lfm2` | `<\|tool_call_start\|>[f(a=1, b='x'), g()]<\|tool_call_end\|>` | LFM2, LFM2.5 |
+/// | `Olmo` | `<function_calls>f(a=1, b="x")`, a line for each call, and `</function_calls>` | OLMo 3 |
 /// | `Seed` | `<seed:tool_call><function=f><parameter=a>1</parameter></function></seed:tool_call>` twice | Seed-OSS |
 /// | `DeepSeekR1` | `function<｜tool▁sep｜>f`, then fenced `{..}`, each call between marks | DeepSeek R1, V3 |
 /// | `DeepSeekV31` | `f<｜tool▁sep｜>{..}`, each call between marks | DeepSeek V3.1 |
 /// | `Kimi` | `functions.f:0<\|tool_call_argument_begin\|>{..}`, each call between marks | Kimi K2 |
 /// | `Cohere` | `<\|START_ACTION\|>[{"tool_call_id": "0", "tool_name": "f", "parameters": {..}}, {..}]<\|END_ACTION\|>` | Command R7B, Command A |
 /// | `Gemma4` | `<\|tool_call>call:f{a:1,b:<\|"\|>x<\|"\|>}<tool_call\|>` twice | Gemma 4 |
+/// | `Hunyuan` | `<tool_calls>[{"name": "f", "arguments": {..}}, {..}]</tool_calls>`, perhaps in `<answer>` | Hunyuan, Apriel |
 /// | `Granite` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]` | Granite 3 |
 /// | `Phi4` | `<\|tool_call\|>[{"name": "f", "arguments": {..}}, {..}]<\|/tool_call\|>` | Phi-4-mini |
 /// | `Harmony` | `<\|channel\|>commentary to=functions.f <\|constrain\|>json<\|message\|>{..}<\|call\|>`, one call | gpt-oss |
@@ -43,6 +45,8 @@ pub enum ToolStyle {
     Glm,
     /// Python calls in a list, between two marks.
     Lfm2,
+    /// Python calls with values in JSON, a line for each, between two marks.
+    Olmo,
     /// XML-like functions and parameters, as `Qwen3Coder` between other marks.
     Seed,
     /// A section of calls: a name, and arguments in a fenced block.
@@ -65,6 +69,8 @@ pub enum ToolStyle {
     MistralCallId,
     /// A mark, a name, and arguments.
     MistralArgs,
+    /// A list of objects between two marks.
+    Hunyuan,
     /// A list of objects after a mark.
     Granite,
     /// A list of objects between two marks.
@@ -149,11 +155,13 @@ pub(crate) struct Mark {
     pub(crate) section: Option<&'static Section>,
     /// The mark around texts, if it is no quote.
     pub(crate) quote: Option<&'static str>,
+    /// The end of what the calls are in, which may follow their end mark.
+    pub(crate) outer: Option<&'static str>,
 }
 
 impl Mark {
     const fn new(text: &'static str, end: Option<&'static str>) -> Self {
-        Self { text, end, section: None, quote: None }
+        Self { text, end, section: None, quote: None, outer: None }
     }
 
     /// All marks that a call may have.
@@ -175,6 +183,12 @@ const DEEPSEEK_CALLS: Mark =
 const KIMI_CALLS: Mark =
     Mark { section: Some(&KIMI), ..Mark::new("<|tool_calls_section_begin|>", Some("<|tool_calls_section_end|>")) };
 const GEMMA: Mark = Mark { quote: Some(QUOTE), ..Mark::new("<|tool_call>", Some("<tool_call|>")) };
+/// Ai2's template writes values in JSON, vLLM's texts in single quotes; the model is known to put calls into a list as well.
+const LINES: Mark = Mark::new("<function_calls>", Some("</function_calls>"));
+const TOOL_CALLS: Mark = Mark::new("<tool_calls>", Some("</tool_calls>"));
+/// Hunyuan's answers are in tags if it reasons, with and without line breaks.
+const ANSWER: Mark = Mark { outer: Some("</answer>"), ..Mark::new("<answer>\n<tool_calls>", Some("</tool_calls>")) };
+const ANSWER_IN_LINE: Mark = Mark { text: "<answer><tool_calls>", ..ANSWER };
 const PIPED: Mark = Mark::new("<|tool_call|>", Some("<|/tool_call|>"));
 
 impl ToolStyle {
@@ -184,6 +198,8 @@ impl ToolStyle {
             Self::Hermes | Self::Qwen3Coder => &[TOOL_CALL, FUNCTION],
             Self::Glm => &[TOOL_CALL],
             Self::Lfm2 => &[LFM2],
+            Self::Olmo => &[LINES],
+            Self::Hunyuan => &[TOOL_CALLS, ANSWER, ANSWER_IN_LINE],
             Self::Seed => &[SEED, FUNCTION],
             Self::DeepSeekR1 | Self::DeepSeekV31 => &[DEEPSEEK_CALLS],
             Self::Kimi => &[KIMI_CALLS],
@@ -201,6 +217,10 @@ impl ToolStyle {
                 PYTHON_TAG,
                 PIPED,
                 LFM2,
+                LINES,
+                TOOL_CALLS,
+                ANSWER,
+                ANSWER_IN_LINE,
                 SEED,
                 DEEPSEEK_CALLS,
                 KIMI_CALLS,
@@ -212,14 +232,14 @@ impl ToolStyle {
 
     /// Whether `[f(..)]` begins calls.
     pub(crate) fn is_pythonic(self) -> bool {
-        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Generic)
+        matches!(self, Self::Llama3Json | Self::Llama3Pythonic | Self::Lfm2 | Self::Olmo | Self::Generic)
     }
 
     /// Whether the model may write the id of a call after its arguments, with this mark before the call.
     pub(crate) fn has_late_ids(self, mark: Option<&Mark>) -> bool {
         match self {
-            Self::MistralList => true,
-            Self::Generic => mark == Some(&MISTRAL),
+            Self::MistralList | Self::Hunyuan => true,
+            Self::Generic => mark.is_some_and(|mark| [MISTRAL, TOOL_CALLS, ANSWER, ANSWER_IN_LINE].contains(mark)),
             _ => false,
         }
     }
@@ -237,6 +257,8 @@ impl ToolStyle {
             Self::Kimi
         } else if says(LFM2.text) {
             Self::Lfm2
+        } else if says(LINES.text) {
+            Self::Olmo
         } else if says(GEMMA.text) {
             Self::Gemma4
         } else if says(ACTION.text) {
@@ -253,6 +275,8 @@ impl ToolStyle {
             } else {
                 Self::MistralList
             }
+        } else if says("<tool_calls>[") {
+            Self::Hunyuan
         } else if says("<|/tool_call|>") || says("<|tool|>") {
             Self::Phi4
         } else if says("<|tool_call|>") || (says("<tool_call>[") && says("<|start_of_role|>")) {
@@ -272,6 +296,7 @@ impl ToolStyle {
                 () if has("[TOOL_CALLS]") => Self::MistralList,
                 () if has("<|/tool_call|>") => Self::Phi4,
                 () if has(LFM2.text) => Self::Lfm2,
+                () if has(LINES.text) => Self::Olmo,
                 () if has(SEED.text) => Self::Seed,
                 () if has(KIMI.begin) => Self::Kimi,
                 () if has(ACTION.text) => Self::Cohere,

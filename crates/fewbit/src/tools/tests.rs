@@ -104,6 +104,10 @@ fn call(style: ToolStyle, code: &str) -> String {
              <arg_value>2</arg_value>\n</tool_call>"
         ),
         ToolStyle::Lfm2 => format!("<|tool_call_start|>[run(code={quoted}, days=2)]<|tool_call_end|>"),
+        ToolStyle::Olmo => format!("<function_calls>run(code={quoted}, days=2)</function_calls>"),
+        ToolStyle::Hunyuan => {
+            format!("<tool_calls>[{{\"name\": \"run\", \"arguments\": {json}}}]</tool_calls>")
+        }
         ToolStyle::Seed => format!(
             "<seed:tool_call>\n<function=run>\n<parameter=code>{code}</parameter>\n<parameter=days>2</parameter>\n\
              </function>\n</seed:tool_call>"
@@ -155,6 +159,11 @@ fn two_calls(style: ToolStyle) -> &'static str {
         }
         ToolStyle::Lfm2 => {
             "<|tool_call_start|>[get_weather(city='Paris'), get_weather(city=\"Rome\")]<|tool_call_end|>"
+        }
+        ToolStyle::Olmo => "<function_calls>\nget_weather(city='Paris')\nget_weather(city=\"Rome\")\n</function_calls>",
+        ToolStyle::Hunyuan => {
+            "<answer>\n<tool_calls>[{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}, \
+             {\"name\": \"get_weather\", \"arguments\": {\"city\": \"Rome\"}}]</tool_calls>\n</answer>"
         }
         ToolStyle::Seed => {
             "<seed:tool_call><function=get_weather><parameter=city>Paris</parameter></function></seed:tool_call>\n\
@@ -214,11 +223,12 @@ fn two_calls(style: ToolStyle) -> &'static str {
     }
 }
 
-const STYLES: [ToolStyle; 19] = [
+const STYLES: [ToolStyle; 21] = [
     ToolStyle::Hermes,
     ToolStyle::Qwen3Coder,
     ToolStyle::Glm,
     ToolStyle::Lfm2,
+    ToolStyle::Olmo,
     ToolStyle::Seed,
     ToolStyle::DeepSeekR1,
     ToolStyle::DeepSeekV31,
@@ -230,6 +240,7 @@ const STYLES: [ToolStyle; 19] = [
     ToolStyle::MistralList,
     ToolStyle::MistralCallId,
     ToolStyle::MistralArgs,
+    ToolStyle::Hunyuan,
     ToolStyle::Granite,
     ToolStyle::Phi4,
     ToolStyle::Json,
@@ -478,7 +489,9 @@ fn calls_written_by_templates_are_parsed_back() {
                 .collect();
             // GLM's newer template leaves out line breaks; those of LFM2 and Seed have Python's values.
             let is_python = matches!(style, ToolStyle::Lfm2 | ToolStyle::Seed);
-            let is_ours = style != ToolStyle::Qwen3Coder && name != "GLM-4.7-Flash" && !is_python;
+            // Apriel's has ids.
+            let is_other = ["GLM-4.7-Flash", "unsloth-Apriel-1.5"].contains(&name.as_str().unwrap());
+            let is_ours = style != ToolStyle::Qwen3Coder && !is_other && !is_python;
             if said.is_empty() && is_ours {
                 assert_eq!(style.write(&calls), text.trim(), "{name}");
             }
@@ -535,6 +548,52 @@ fn values_of_gemma_4_without_marks() {
     let call = call(ToolStyle::Gemma4, "x");
     let got = read_with(&known, &format!("<|channel>thought\nI {call}\n<channel|>So.{call}"));
     assert_eq!((got.reasoning, got.text.as_str(), got.calls.len()), (format!("I {call}"), "So.", 1));
+}
+
+/// OLMo's calls with other values, alone and after text; what is no call is reported.
+#[test]
+fn lines_of_olmo_are_read() {
+    for (text, wanted) in [
+        ("run(code=\"a\\n\", more=[1, true, null])", vec![json!({ "code": "a\n", "more": [1, true, null] })]),
+        (" run()\n\n run(days=None) \n", vec![json!({}), json!({ "days": null })]),
+        ("[run(days=1), run(days=2)]", vec![json!({ "days": 1 }), json!({ "days": 2 })]),
+        ("{\"name\": \"run\", \"arguments\": {}}\nrun(days=3)", vec![json!({}), json!({ "days": 3 })]),
+        ("\n[run(code='a\nb')]\n[run()]\n", vec![json!({ "code": "a\nb" }), json!({})]),
+        ("[{\"name\": \"run\", \"arguments\": {}}]\n[run()]", vec![json!({}), json!({})]),
+    ] {
+        let got = read(ToolStyle::Olmo, &format!("So.\n<function_calls>{text}</function_calls>"));
+        let calls: Vec<_> = got.calls.iter().map(|call| call.1.clone()).collect();
+        assert_eq!((calls, got.text.as_str(), got.malformed.len()), (wanted, "So.", 0), "{text}: {got:?}");
+    }
+    let got = read(ToolStyle::Olmo, "[run(days=1), run()]");
+    assert_eq!((got.calls.len(), got.text.as_str()), (2, ""), "{got:?}");
+    for text in ["run", "run(1)", "run(days=x)", "other()", "", "run(days=1"] {
+        let whole = format!("<function_calls>{text}</function_calls>");
+        let got = read(ToolStyle::Olmo, &whole);
+        assert_eq!((got.calls.len(), got.text.as_str(), got.malformed.len()), (0, whole.as_str(), 1), "{got:?}");
+    }
+}
+
+/// Hunyuan's answers after reasoning are in tags; the end of these may be missing.
+#[test]
+fn calls_in_an_answer_of_hunyuan_are_read() {
+    let known = Setup { reasoning: Some(ReasoningStyle::Think), ..setup(ToolStyle::Hunyuan) };
+    let call = call(ToolStyle::Hunyuan, "</tool_calls></answer>");
+    for answer in [
+        format!("<answer>\n{call}\n</answer>"),
+        format!("<answer>{call}</answer>"),
+        format!("<answer>\n{call}</answer>\n"),
+        format!("<answer>{call}\n"),
+        format!("{call}\n"),
+    ] {
+        let got = read_with(&known, &format!("<think>\nI {call}\n</think>\n{answer}"));
+        assert_eq!((got.text.as_str(), got.calls.len(), got.malformed.len()), ("", 1, 0), "{answer:?}: {got:?}");
+        assert_eq!(got.reasoning, format!("I {call}"));
+    }
+    let got = read_with(&known, &format!("<answer>\n{call}\nDone</answer>"));
+    assert_eq!((got.text.as_str(), got.calls.len()), ("Done</answer>", 1));
+    let got = read_with(&known, "<answer>\nHello.\n</answer>");
+    assert_eq!((got.text.as_str(), got.calls.len()), ("<answer>\nHello.\n</answer>", 0));
 }
 
 /// Models leave out the end of a function.
@@ -607,7 +666,7 @@ proptest! {
             prop::sample::select(vec![
                 "<tool_call>", "</tool_call>", "<function=", "run", ">", "<parameter=", "code", "</parameter>",
                 "</function>", "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>", "<|tool_call|>", "<think>",
-                "</think>", "<seed:tool_call>", "<|tool_call_start|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
+                "</think>", "<seed:tool_call>", "<|tool_call_start|>", "<function_calls>", "</function_calls>", "<answer>\n", "</answer>", "<tool_calls>[", "]</tool_calls>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>",
                 "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>",
                 "<|tool_call_begin|>", "functions.run:0", "<|tool_call_argument_begin|>", "<|START_ACTION|>",
                 "<|tool_call>", "call:run{", "code:", "<|\"|>", "<tool_call|>", "<|channel>thought", "<channel|>", "[THINK]", "[/THINK]", "```json\n", "```", "{\"name\": \"run\"", ", \"arguments\": {",

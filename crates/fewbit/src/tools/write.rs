@@ -181,6 +181,13 @@ impl ToolStyle {
                 let list = format!("[{}]", all(", ", &one));
                 if self == Self::Lfm2 { self.enclosed(&list) } else { list }
             }
+            Self::Olmo => {
+                let one = |call: &Call<'_>| {
+                    let pairs = call.pairs().map(|(name, value)| format!("{name}={}", spaced(value)));
+                    format!("{}({})", call.name, pairs.collect::<Vec<_>>().join(", "))
+                };
+                self.enclosed(&all("\n", &one))
+            }
             Self::MistralList => {
                 let list = calls.iter().map(|call| {
                     let mut object = call.object("arguments");
@@ -197,7 +204,7 @@ impl ToolStyle {
             }),
             Self::MistralArgs => all("", &|call| format!("[TOOL_CALLS]{}[ARGS]{}", call.name, spaced(&call.arguments))),
             Self::Granite => format!("<|tool_call|>{}", list()),
-            Self::Phi4 => self.enclosed(&list()),
+            Self::Phi4 | Self::Hunyuan => self.enclosed(&list()),
             Self::Harmony => all("<|start|>assistant", &|call| {
                 let arguments = spaced(&call.arguments);
                 format!(
