@@ -34,7 +34,7 @@ fn append_block(of_keys: bool, row: u32, first_row: u32, end: u32, at: u32, j: u
         for (var i = 0u; i < times(4u); i++) {
             let x = select(v[at + quad * 4u + i], k[at + quad * 4u + i], of_keys);
             var code = 0;
-            if (inverse != 0.0) { code = clamp(i32(round(mul_(x, inverse))), -127, 127); }
+            if (inverse != 0.0) { code = code_(x, inverse); }
             word |= (bitcast<u32>(code) & 0xffu) << (i * 8u);
         }
         pool[codes + quad * apart] = word;

@@ -18,13 +18,13 @@ var<workgroup> query: array<f32, HEAD>;
 var<workgroup> p: array<f32, 256>;
 var<workgroup> reduced: array<f32, 64>;
 
-#if BLOCKS
 fn half_at(at: u32, i: u32) -> f32 {
     let word = pool[at + i / 2u];
     if ((i & 1u) == 0u) { return half_low(word); }
     return half_high(word);
 }
 
+#if BLOCKS
 // Quantizes block b of a query.
 fn quantize_query(q_at: u32, b: u32) {
     var largest = 0u;
@@ -45,7 +45,7 @@ fn quantize_query(q_at: u32, b: u32) {
         for (var i = 0u; i < times(4u); i++) {
             let x = mul_(q[q_at + b * 32u + quad * 4u + i], shape.f);
             var code = 0;
-            if (inverse != 0.0) { code = clamp(i32(round(mul_(x, inverse))), -127, 127); }
+            if (inverse != 0.0) { code = code_(x, inverse); }
             word |= (bitcast<u32>(code) & 0xffu) << (i * 8u);
         }
         query[b * 8u + quad] = word;
@@ -54,9 +54,7 @@ fn quantize_query(q_at: u32, b: u32) {
 #else
 fn element(at: u32, i: u32) -> f32 {
 #if HALF
-    let word = pool[at + i / 2u];
-    if ((i & 1u) == 0u) { return half_low(word); }
-    return half_high(word);
+    return half_at(at, i);
 #else
     return bitcast<f32>(pool[at + i]);
 #endif

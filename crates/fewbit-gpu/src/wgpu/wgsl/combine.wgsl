@@ -28,7 +28,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
 #if SHARED
     var weight = 1.0;
 #if SCORED
-    weight = div_(1.0, add_(1.0, exp_(-shared_score[token])));
+    weight = sigmoid_(shared_score[token]);
 #endif
     sum = fma_(shared_out[token * shape.width + id.x], weight, sum);
 #endif

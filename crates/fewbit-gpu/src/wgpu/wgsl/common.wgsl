@@ -46,6 +46,11 @@ fn exp_(x: f32) -> f32 {
     return y;
 }
 
+fn sigmoid_(x: f32) -> f32 { return div_(1.0, add_(1.0, exp_(-x))); }
+
+// The signed byte of a number, by the inverse of the scale of its block.
+fn code_(x: f32, inverse: f32) -> i32 { return clamp(i32(round(mul_(x, inverse))), -127, 127); }
+
 fn tanh_term(i: u32) -> f32 {
     switch (i) {
         case 0u: { return TANH_9; }

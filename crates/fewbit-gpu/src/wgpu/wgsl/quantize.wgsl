@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_id) l
             let amax = bitcast<f32>(bits);
             let inverse = div_(127.0, amax);
             d = div_(amax, 127.0);
-            for (var k = 0u; k < times(4u); k++) { q[k] = clamp(i32(round(mul_(x[k], inverse))), -127, 127); }
+            for (var k = 0u; k < times(4u); k++) { q[k] = code_(x[k], inverse); }
         }
         totals[local.x] = q.x + q.y + q.z + q.w;
         workgroupBarrier();

@@ -31,9 +31,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>) {
     let token = group.y;
     let base = token * shape.width;
 #if SIGMOID
-    for (var e = 0u; e < shape.width; e++) {
-        scores[base + e] = div_(1.0, add_(1.0, exp_(-scores[base + e])));
-    }
+    for (var e = 0u; e < shape.width; e++) { scores[base + e] = sigmoid_(scores[base + e]); }
 #else
     var top = scores[base];
     for (var e = 1u; e < shape.width; e++) { if (scores[base + e] > top) { top = scores[base + e]; } }
