@@ -2,6 +2,8 @@
 //! writes and the one that llama.cpp's converter writes give these logits, and the same bits however the work is split.
 //! `golden/transformers_models.py` made the numbers.
 
+#[path = "support/described.rs"]
+mod described;
 #[allow(dead_code)]
 #[path = "support/golden.rs"]
 mod golden;
@@ -15,6 +17,7 @@ mod random;
 #[path = "support/run.rs"]
 mod run;
 
+use described::Described;
 use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
 use fewbit_kernels::convert_rows;
 use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
@@ -42,16 +45,7 @@ struct Model {
     config: Map<String, serde_json::Value>,
     /// Name, element type, shape, scale and offset.
     tensors: Vec<(String, String, Vec<u64>, f64, f64)>,
-    gguf: Gguf,
-}
-
-/// The file that llama.cpp's converter makes of the folder.
-#[derive(Deserialize)]
-struct Gguf {
-    /// Types (an array's and its elements') and value of every key.
-    metadata: BTreeMap<String, (String, serde_json::Value)>,
-    /// Name, type, shape and hash of the bytes.
-    tensors: Vec<(String, String, Vec<u64>, String)>,
+    gguf: Described,
 }
 
 /// The files of models and of their logits.
@@ -114,25 +108,7 @@ impl Model {
 
     /// The file that llama.cpp's converter makes: its keys, and the tensors, which are those of `file`.
     fn converted(&self, file: &GgufFile) -> GgufFile {
-        let mut w = GgufWriter::new();
-        for (key, (kind, value)) in &self.gguf.metadata {
-            let value = match kind.as_str() {
-                "string" => Value::from(value.as_str().expect("text")),
-                "uint32" => Value::from(value.as_u64().expect("an integer") as u32),
-                "float32" => Value::from(value.as_f64().expect("a number") as f32),
-                "bool" => Value::from(value.as_bool().expect("a bool")),
-                "array+bool" => {
-                    let list = value.as_array().expect("a list").iter();
-                    Value::from(list.map(|b| b.as_bool().expect("a bool")).collect::<Vec<_>>())
-                }
-                "array+int32" => {
-                    let list = value.as_array().expect("a list").iter();
-                    Value::from(list.map(|n| n.as_i64().expect("an integer") as i32).collect::<Vec<_>>())
-                }
-                other => panic!("{key} is {other}"),
-            };
-            w.set(key.clone(), value);
-        }
+        let mut w = self.gguf.writer();
         for tensor in file.tensors() {
             let bytes = file.tensor_bytes(tensor).to_vec();
             w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes).expect("a valid tensor");

@@ -1,13 +1,13 @@
 //! Tiny models of whole families: the GGUF files that `golden/transformers_*.json` of `fewbit-model` describe, with values
 //! of their own. And some more, for parts that no family has without others that only the CPU runs.
 
+use super::described::Described;
 use super::golden::values;
 use crate::models::random::Random;
-use fewbit_format::{GgufFile, GgufWriter, Value};
+use fewbit_format::GgufFile;
 use fewbit_model::LoadOptions;
 use fewbit_quant::TensorType;
 use serde::Deserialize;
-use std::collections::BTreeMap;
 
 #[derive(Deserialize)]
 struct Models {
@@ -17,21 +17,13 @@ struct Models {
 #[derive(Deserialize)]
 struct Model {
     name: String,
-    gguf: Gguf,
-}
-
-#[derive(Clone, Deserialize)]
-struct Gguf {
-    /// Type and value of every key.
-    metadata: BTreeMap<String, (String, serde_json::Value)>,
-    /// Name, type, shape and what the description says of the bytes.
-    tensors: Vec<(String, String, Vec<u64>, String)>,
+    gguf: Described,
 }
 
 /// One model.
 pub(crate) struct Family {
     pub(crate) name: String,
-    gguf: Gguf,
+    gguf: Described,
 }
 
 /// What of them GPUs run.
@@ -80,7 +72,7 @@ pub(crate) fn families() -> Vec<Family> {
 }
 
 /// Twelve experts in four groups, of which two are used.
-fn with_groups(mut gguf: Gguf) -> Gguf {
+fn with_groups(mut gguf: Described) -> Described {
     for (key, n) in [("expert_count", 12), ("expert_group_count", 4), ("expert_group_used_count", 2)] {
         gguf.metadata.insert(format!("glm4moe.{key}"), ("uint32".to_owned(), n.into()));
     }
@@ -91,7 +83,7 @@ fn with_groups(mut gguf: Gguf) -> Gguf {
 }
 
 /// Of nine layers those with attention (3 and 7) and those with feed-forward blocks (4 and 6).
-fn without_states(mut gguf: Gguf) -> Gguf {
+fn without_states(mut gguf: Described) -> Described {
     let list = |n: [i32; 4]| ("array+int32".to_owned(), n.to_vec().into());
     gguf.metadata.insert("nemotron_h.block_count".to_owned(), ("uint32".to_owned(), 4.into()));
     gguf.metadata.insert("nemotron_h.attention.head_count_kv".to_owned(), list([2, 0, 0, 2]));
@@ -108,10 +100,7 @@ fn without_states(mut gguf: Gguf) -> Gguf {
 impl Family {
     /// The model, with random weights of two types in turn where they fit.
     pub(crate) fn file(&self, types: [TensorType; 2]) -> GgufFile {
-        let mut w = GgufWriter::new();
-        for (key, (kind, value)) in &self.gguf.metadata {
-            w.set(key.clone(), value_of(kind, value));
-        }
+        let mut w = self.gguf.writer();
         // So that some of a few tokens are scaled.
         if self.name.starts_with("Llama 4") {
             w.set("llama4.attention.temperature_length", 3u32);
@@ -147,17 +136,5 @@ impl Family {
         let has_window = self.gguf.metadata.keys().any(|key| key.ends_with(".sliding_window"));
         let options = LoadOptions::new().threads(1);
         if has_window { options.sliding_window(Some(5)) } else { options }
-    }
-}
-
-fn value_of(kind: &str, value: &serde_json::Value) -> Value {
-    let list = || value.as_array().expect("a list").iter();
-    match kind {
-        "string" => Value::from(value.as_str().expect("text")),
-        "uint32" => Value::from(value.as_u64().expect("an integer") as u32),
-        "float32" => Value::from(value.as_f64().expect("a number") as f32),
-        "bool" => Value::from(value.as_bool().expect("a bool")),
-        "array+bool" => Value::from(list().map(|b| b.as_bool().expect("a bool")).collect::<Vec<_>>()),
-        _ => Value::from(list().map(|n| n.as_i64().expect("an integer") as i32).collect::<Vec<_>>()),
     }
 }

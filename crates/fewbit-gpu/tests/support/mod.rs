@@ -1,5 +1,9 @@
 //! The test models of `fewbit-model`, and helpers to compare their results.
 
+#[path = "../../../fewbit-model/tests/support/described.rs"]
+#[allow(dead_code)]
+pub(crate) mod described;
+
 #[path = "../../../fewbit-model/tests/support/golden.rs"]
 #[allow(dead_code)]
 pub(crate) mod golden;
