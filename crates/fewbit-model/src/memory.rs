@@ -193,7 +193,6 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
         Some(e) => e.n_used * (2 * e.ffn_dim + 2 * config.dim) + e.shared_ffn_dim.unwrap_or(0),
         None => 2 * config.shared_kv.map_or(0, |shared| shared.ffn_dim).max(config.ffn_dim),
     };
-    let head_dim = config.local_heads.map_or(0, |heads| heads.head_dim).max(config.head_dim);
     let per_layer = config.per_layer_dim.map_or(0, |n| (config.n_layers() + 2) * n);
     // With latent attention, also queries before and values after the latent, and both in the form of products.
     let latent = config.latent.map_or(0, |latent| {
@@ -205,7 +204,7 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
         Some(Recurrent::StateSpace(space)) => space.n_inputs() + 3 * space.n_channels() + 2 * space.value_dim(),
         _ => 0,
     };
-    let widths = 4 * config.dim + 3 * config.n_heads * head_dim + latent + ffn + per_layer + state;
+    let widths = 4 * config.dim + 3 * config.n_heads * config.widest_head_dim() + latent + ffn + per_layer + state;
     512 * 5 * widths as u64
 }
 

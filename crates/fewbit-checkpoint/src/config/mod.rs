@@ -438,6 +438,11 @@ impl ModelConfig {
         self.local_heads.filter(|_| self.layers[layer].is_local).map_or(self.head_dim, |heads| heads.head_dim)
     }
 
+    /// Elements of the largest heads of all layers.
+    pub fn widest_head_dim(&self) -> usize {
+        self.local_heads.map_or(0, |heads| heads.head_dim).max(self.head_dim)
+    }
+
     /// Number of key and value heads of a layer, or of the layer whose keys and values it sees.
     pub fn n_kv_heads_of(&self, layer: usize) -> usize {
         self.local_heads.filter(|_| self.layers[layer].is_local).map_or(self.n_kv_heads, |heads| heads.n_kv_heads)

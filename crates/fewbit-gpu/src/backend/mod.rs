@@ -1,12 +1,14 @@
 //! What the backends share: pages in buffers that grow, and the segment and the head around a plan that a backend runs.
 
 mod ceiling;
+mod order;
 pub(crate) mod pages;
 mod scratch;
 mod segment;
 pub(crate) mod timing;
 
 pub(crate) use ceiling::shortest_time;
+pub(crate) use order::in_order;
 pub(crate) use scratch::row_buffers;
 pub(crate) use segment::{Place, PlanHead, PlanSegment, Runner};
 

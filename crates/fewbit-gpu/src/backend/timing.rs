@@ -11,8 +11,32 @@ use std::time::Duration;
 #[derive(Default)]
 pub(crate) struct Timing(Mutex<Option<BTreeMap<Arc<str>, KernelTime>>>);
 
+/// What the launches of a step are counted as.
+pub(crate) struct Labels {
+    of_launches: Vec<Label>,
+    of_adapters: Label,
+}
+
+impl Labels {
+    /// The labels of launches of these operations, by their indices in the plan, of which each may have several that
+    /// follow each other. `weight_bytes` are those that the launches of an operation read together.
+    pub(crate) fn new(plan: &Plan, ops: &[usize], weight_bytes: impl Fn(&Op) -> u64) -> Self {
+        let label = |(launch, &op): (usize, &usize)| {
+            let is_first = launch == 0 || ops[launch - 1] != op;
+            let op = &plan.ops[op];
+            Label::new(plan, op, if is_first { weight_bytes(op) } else { 0 })
+        };
+        let of_adapters = Label { kernel: "Adapt".into(), weight_bytes: 0 };
+        Self { of_launches: ops.iter().enumerate().map(label).collect(), of_adapters }
+    }
+
+    /// That of a launch; without an index, that of launches of adapters.
+    pub(crate) fn get(&self, launch: Option<usize>) -> &Label {
+        launch.map_or(&self.of_adapters, |launch| &self.of_launches[launch])
+    }
+}
+
 /// What a launch is counted as.
-#[derive(Clone)]
 pub(crate) struct Label {
     /// Its operation, of products with the weight type and the shape.
     kernel: Arc<str>,
@@ -21,8 +45,7 @@ pub(crate) struct Label {
 }
 
 impl Label {
-    /// The label of the launches of an operation.
-    pub(crate) fn new(plan: &Plan, op: &Op, weight_bytes: u64) -> Self {
+    fn new(plan: &Plan, op: &Op, weight_bytes: u64) -> Self {
         // Its name in the plan, and nothing of its fields.
         let debug = format!("{op:?}");
         let name = debug.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
@@ -34,11 +57,6 @@ impl Label {
             _ => name.to_owned(),
         };
         Self { kernel: kernel.into(), weight_bytes }
-    }
-
-    /// The label of the launches of adapters.
-    pub(crate) fn of_adapters() -> Self {
-        Self { kernel: "Adapt".into(), weight_bytes: 0 }
     }
 }
 

@@ -11,8 +11,8 @@ use super::kernels::{
 use super::step::{Layout, Tables, TablesAt};
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
-use crate::backend::timing::Label;
-use crate::backend::{Memory, Part, Place, Runner, row_buffers};
+use crate::backend::timing::Labels;
+use crate::backend::{Memory, Part, Place, Runner, in_order, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use bytemuck::Pod;
 use fewbit_kernels::PAGE;
@@ -62,8 +62,8 @@ struct Shape {
 /// The launches of a step.
 struct Bound {
     dispatches: Vec<Dispatch>,
-    /// What each launch is counted as when it is timed.
-    labels: Vec<Label>,
+    /// The index in the plan of the operation of each launch, of launches that do several that of the first one.
+    ops: Vec<usize>,
     /// The places of adapters, with the index of the launch before which they come.
     places: Vec<(usize, Place)>,
     graph: Option<Captured>,
@@ -148,8 +148,7 @@ impl Run {
         }
         if let (true, Some(scratch)) = (in_pages(n_rows, n_pages), &mut self.scratch) {
             let c = &self.config;
-            let head_dim = c.local_heads.map_or(0, |heads| heads.head_dim).max(c.head_dim);
-            let len = n_rows * c.n_heads * n_pages * (head_dim + 2);
+            let len = n_rows * c.n_heads * n_pages * (c.widest_head_dim() + 2);
             let before = scratch.parts.as_ref().map(DeviceBuffer::address);
             let parts = grown(&self.gpu, &mut scratch.parts, 4 * len as u64)?;
             if before.is_some_and(|before| before != parts.address()) {
@@ -183,20 +182,20 @@ impl Run {
         let scratch = self.scratch.as_ref().expect("allocated before");
         let tables = TablesAt { layout: shape.layout, address: scratch.tables.address() };
         let bindings = Bindings { scratch, tables, n_pages: shape.n_pages, pages };
-        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        let mut ops = &self.plan.ops[..];
-        while let Some((op, rest)) = ops.split_first() {
+        let (mut dispatches, mut ops, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let mut left = &self.plan.ops[..];
+        while let Some((op, rest)) = left.split_first() {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
-            ops = &rest[self.encode(op, rest, &bindings, &mut dispatches)?..];
-            let label = Label::new(&self.plan, op, self.weight_bytes_of(op, shape.layout.n_rows));
-            labels.resize(dispatches.len(), label);
+            let index = self.plan.ops.len() - left.len();
+            left = &rest[self.encode(op, rest, &bindings, &mut dispatches)?..];
+            ops.resize(dispatches.len(), index);
         }
-        Ok(Bound { dispatches, labels, places, graph: None })
+        Ok(Bound { dispatches, ops, places, graph: None })
     }
 
-    /// Bytes of weights that the launch of an operation reads, if that does not depend on the tokens.
+    /// Bytes of weights that the launches of an operation read, if that does not depend on the tokens.
     fn weight_bytes_of(&self, op: &Op, n_rows: usize) -> u64 {
         match op {
             Op::Product { w, .. } => self.matrices[w.id].buffer.bytes(),
@@ -514,59 +513,38 @@ impl Run {
     /// Does the launches, as a graph if they are captured, with those of adapters between them.
     fn launch(&mut self, shape: Shape, loras: &[AdaptedRows], n_launches: usize) -> Result<(), ModelError> {
         let gpu = &*self.gpu;
-        let bound = self.bound.get_mut(&shape).expect("bound before");
+        let bound = &self.bound[&shape];
         let scratch = self.scratch.as_ref().expect("allocated before");
         let mut adapted = Vec::new();
         if !loras.is_empty() {
             let at = |buffer: Buffer| scratch.buffers[&buffer].address();
             adapted = self.adapters.dispatches(gpu, &bound.places, loras, at)?;
         }
+        let launches = &bound.dispatches[..n_launches.min(bound.dispatches.len())];
         if gpu.timing.is_on() {
-            return bound.launch_timed(gpu, &adapted, n_launches);
+            let labels = Labels::new(&self.plan, &bound.ops, |op| self.weight_bytes_of(op, shape.layout.n_rows));
+            let all: Vec<_> = in_order(launches, &adapted).collect();
+            let launches: Vec<_> = all.iter().map(|(_, dispatch)| dispatch.launch()).collect();
+            let times = gpu.call(0, |driver| driver.time(&launches))?;
+            all.iter().zip(times).for_each(|((at, _), time)| gpu.timing.add(labels.get(*at), time));
+            return Ok(());
         }
-        let is_whole = n_launches >= bound.dispatches.len() && adapted.is_empty();
+        let is_whole = launches.len() == bound.dispatches.len() && adapted.is_empty();
         if is_whole && shape.layout.n_rows <= CAPTURED_ROWS {
             let graph = match &bound.graph {
                 Some(captured) => captured.graph,
                 None => {
-                    let launches: Vec<_> = bound.dispatches.iter().map(Dispatch::launch).collect();
+                    let launches: Vec<_> = launches.iter().map(Dispatch::launch).collect();
                     let graph = gpu.call(0, |driver| driver.capture(&launches))?;
+                    let bound = self.bound.get_mut(&shape).expect("bound before");
                     bound.graph.insert(Captured { gpu: Arc::clone(&self.gpu), graph }).graph
                 }
             };
             return gpu.call(0, |driver| driver.replay(graph));
         }
-        in_order(&bound.dispatches, &adapted, n_launches)
+        in_order(launches, &adapted)
             .try_for_each(|(_, dispatch)| gpu.call(0, |driver| driver.launch(&dispatch.launch())))
     }
-}
-
-impl Bound {
-    /// Does the launches, and adds how long each took to the times of the device.
-    fn launch_timed(&self, gpu: &Gpu, adapted: &[(usize, Dispatch)], n_launches: usize) -> Result<(), ModelError> {
-        let of_adapters = Label::of_adapters();
-        let all: Vec<_> = in_order(&self.dispatches, adapted, n_launches).collect();
-        let launches: Vec<_> = all.iter().map(|(_, dispatch)| dispatch.launch()).collect();
-        let times = gpu.call(0, |driver| driver.time(&launches))?;
-        for ((at, _), time) in all.iter().zip(times) {
-            gpu.timing.add(at.map_or(&of_adapters, |at| &self.labels[at]), time);
-        }
-        Ok(())
-    }
-}
-
-/// The first `n_launches` of a step, each with its index, and those of adapters between them, which have none.
-fn in_order<'a>(
-    dispatches: &'a [Dispatch],
-    adapted: &'a [(usize, Dispatch)],
-    n_launches: usize,
-) -> impl Iterator<Item = (Option<usize>, &'a Dispatch)> {
-    let n = dispatches.len().min(n_launches);
-    let mut all: Vec<_> = dispatches[..n].iter().enumerate().map(|(at, dispatch)| (at, Some(at), dispatch)).collect();
-    all.extend(adapted.iter().map(|(before, adapter)| (*before, None, adapter)));
-    // Those of adapters come before the launch at their index; the sort is stable.
-    all.sort_by_key(|(at, index, _)| (*at, index.is_some()));
-    all.into_iter().map(|(_, index, dispatch)| (index, dispatch))
 }
 
 /// The quantized form of this kind.

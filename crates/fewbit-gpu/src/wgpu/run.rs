@@ -8,8 +8,8 @@ use super::step::{StepShape, StepTables};
 use super::timestamps::Timestamps;
 use super::weights::{DeviceMatrix, DeviceWeights};
 use crate::backend::pages::Pages;
-use crate::backend::timing::Label;
-use crate::backend::{Memory, Place, Runner, row_buffers};
+use crate::backend::timing::Labels;
+use crate::backend::{Memory, Place, Runner, in_order, row_buffers};
 use crate::plan::{Buffer, MatrixRef, Op, Plan};
 use fewbit_kernels::{GateFunction, RopeStyle};
 use fewbit_model::{
@@ -43,8 +43,8 @@ struct Bound {
     generation: u64,
     scratch: Scratch,
     dispatches: Vec<Dispatch>,
-    /// What each dispatch is counted as when it is timed.
-    labels: Vec<Label>,
+    /// The index in the plan of the operation of each dispatch.
+    ops: Vec<usize>,
     /// The places of adapters, with the index of the dispatch before which they come.
     places: Vec<(usize, Place)>,
 }
@@ -144,16 +144,15 @@ impl Run {
         self.bound[size] = None;
         let capacity = if n_tokens > 1 { n_tokens.next_power_of_two() } else { 1 };
         let scratch = self.scratch(capacity, n_tables, n_angles)?;
-        let (mut dispatches, mut labels, mut places) = (Vec::new(), Vec::new(), Vec::new());
-        for op in &self.plan.ops {
+        let (mut dispatches, mut ops, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, op) in self.plan.ops.iter().enumerate() {
             if let Op::Adapt { layer, target, from, to } = *op {
                 places.push((dispatches.len(), Place { layer, target, from, to }));
             }
             self.encode(op, &scratch, pages.zip(Some(&pools[..])), TOKENS[size], &mut dispatches)?;
-            let n = (dispatches.len() - labels.len()).max(1) as u64;
-            labels.resize(dispatches.len(), Label::new(&self.plan, op, self.weight_bytes_of(op, n_tokens) / n));
+            ops.resize(dispatches.len(), index);
         }
-        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, labels, places });
+        self.bound[size] = Some(Bound { n_tokens: capacity, generation, scratch, dispatches, ops, places });
         Ok(())
     }
 
@@ -506,20 +505,11 @@ impl Runner for Run {
                 adapted.extend(dispatches.into_iter().map(|dispatch| (*at, dispatch)));
             }
         }
-        let mut adapted = adapted.iter().peekable();
-        let of_adapters = Label::of_adapters();
-        let mut all = Vec::with_capacity(n_dispatches);
-        for (at, dispatch) in bound.dispatches[..n_dispatches].iter().enumerate() {
-            while let Some((_, adapter)) = adapted.next_if(|(before, _)| *before <= at) {
-                all.push((adapter, &of_adapters));
-            }
-            all.push((dispatch, &bound.labels[at]));
-        }
-        all.extend(adapted.map(|(_, adapter)| (adapter, &of_adapters)));
+        let all = || in_order(&bound.dispatches[..n_dispatches], &adapted);
         let mut encoder = self.gpu.encoder();
-        let timestamps = self.gpu.timing.is_on().then(|| Timestamps::new(&self.gpu, all.len()));
+        let timestamps = self.gpu.timing.is_on().then(|| Timestamps::new(&self.gpu, all().count()));
         if let Some(timestamps) = &timestamps {
-            for (i, (dispatch, _)) in all.iter().enumerate() {
+            for (i, (_, dispatch)) in all().enumerate() {
                 let timestamp_writes = Some(timestamps.of(i));
                 let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
                 dispatch.encode(&mut encoder.begin_compute_pass(&descriptor), n_tokens as u32);
@@ -527,16 +517,17 @@ impl Runner for Run {
             timestamps.resolve(&mut encoder);
         } else {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            all.iter().for_each(|(dispatch, _)| dispatch.encode(&mut pass, n_tokens as u32));
+            all().for_each(|(_, dispatch)| dispatch.encode(&mut pass, n_tokens as u32));
         }
         let of = self.plan.shape(result);
         let bytes = (n_tokens * of.rows_per_token * of.width * 4) as u64;
         let take = |bytes: &[u8]| out.copy_from_slice(bytemuck::cast_slice(bytes));
         self.gpu.read_after(encoder, &bound.scratch.buffers[&result], 0, bytes, take)?;
-        match timestamps {
-            Some(timestamps) => timestamps.add(&self.gpu, all.iter().map(|(_, label)| *label)),
-            None => Ok(()),
+        if let Some(timestamps) = timestamps {
+            let labels = Labels::new(&self.plan, &bound.ops, |op| self.weight_bytes_of(op, n_tokens));
+            timestamps.add(&self.gpu, all().map(|(at, _)| labels.get(at)))?;
         }
+        Ok(())
     }
 
     fn upload(gpu: &Gpu, adapter: &LowRank<'_>) -> Result<AdapterPart, ModelError> {
