@@ -141,6 +141,10 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 has_experts: has_experts[i],
             })
             .collect(),
+        mtp: match class.gguf.has_mtp && n_further(json)? > 0 {
+            true => Some(LayerConfig::mtp(experts.is_some())),
+            false => None,
+        },
         sliding_window,
         has_chunks: class.gguf.has_chunks && sliding_window.is_some(),
         rope,
@@ -191,6 +195,13 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
     };
     Ok((config.checked()?, extras))
+}
+
+/// The number of layers that predict further tokens, under the key of any family.
+fn n_further(json: Object<'_>) -> Result<usize, CheckpointError> {
+    const KEYS: [&str; 3] = ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"];
+    let counts: Vec<_> = KEYS.into_iter().map(|key| json.count(key)).collect::<Result<_, _>>()?;
+    Ok(counts.into_iter().flatten().max().unwrap_or(0))
 }
 
 /// The class, and whether it is the bare decoder of an embedding model, without an output matrix.
