@@ -141,7 +141,7 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 has_experts: has_experts[i],
             })
             .collect(),
-        mtp: match class.gguf.has_mtp && n_further(json)? > 0 {
+        mtp: match class.gguf.has_mtp && may_have_mtp(json)? {
             true => Some(LayerConfig::mtp(experts.is_some())),
             false => None,
         },
@@ -197,11 +197,11 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
     Ok((config.checked()?, extras))
 }
 
-/// The number of layers that predict further tokens, under the key of any family.
-fn n_further(json: Object<'_>) -> Result<usize, CheckpointError> {
+/// Whether the files may have a layer that predicts a further token: not all configurations say how many there are.
+fn may_have_mtp(json: Object<'_>) -> Result<bool, CheckpointError> {
     const KEYS: [&str; 3] = ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"];
     let counts: Vec<_> = KEYS.into_iter().map(|key| json.count(key)).collect::<Result<_, _>>()?;
-    Ok(counts.into_iter().flatten().max().unwrap_or(0))
+    Ok(counts.into_iter().flatten().max() != Some(0))
 }
 
 /// The class, and whether it is the bare decoder of an embedding model, without an output matrix.

@@ -446,7 +446,7 @@ def fnv(data):
     return f"{h:016x}"
 
 
-def converted(llama_cpp, config, arrays):
+def converted(llama_cpp, config, arrays, no_mtp=True):
     """The keys and tensors of the GGUF file that llama.cpp's converter makes."""
     sys.path.insert(0, str(llama_cpp / "gguf-py"))
     sys.path.insert(0, str(llama_cpp))
@@ -471,7 +471,7 @@ def converted(llama_cpp, config, arrays):
             model_class = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
         without_vocabulary = type(model_class.__name__, (model_class,), {
             "model_arch": model_class.model_arch,
-            "no_mtp": True,
+            "no_mtp": no_mtp,
             "set_vocab": lambda self: self.gguf_writer.add_tokenizer_model("none"),
         })
         out = to / "out.gguf"
