@@ -19,18 +19,16 @@ mod random;
 #[path = "support/run.rs"]
 mod run;
 
-use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
+use fewbit_format::{GgufFile, GgufWriter, Value};
 use fewbit_kernels::convert_rows;
-use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, ModelError, Placement, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
 use half::f16;
-use hf::{Folder, Tensor};
+use hf::Tensor;
 use library::{Models, fnv};
 use run::{bits, logits};
-use serde::Deserialize;
-use serde_json::Map;
 use std::collections::BTreeMap;
 use tempfile::TempDir;
 

@@ -241,7 +241,7 @@ impl CpuSegment {
 
     fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
-        self.project(index, w, true, b, s);
+        self.queries_keys_values(index, w, true, b, s);
         self.attend(index, w.sinks.as_deref(), b, s);
         let head_dim = c.head_dim_of(index);
         if c.has_output_gate {
@@ -256,13 +256,13 @@ impl CpuSegment {
     /// Appends keys and values of the rows to the cache.
     pub(super) fn append(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (shape, layer) = (attention_shape(&self.config, index), self.config.kv_layer(index) - self.layers.start);
-        self.project(index, w, false, b, s);
+        self.queries_keys_values(index, w, false, b, s);
         let step = LayerStep { layout: &self.layout, layer, shape, sinks: None, q: &[], k: &s.k, v: &s.v };
         append(&self.shared.cpu, self.kv_type, &mut b.step.sequences, &step);
     }
 
     /// Computes keys, values and, if they are wanted, queries and gates of the rows.
-    fn project(&self, index: usize, w: &Attention, has_queries: bool, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+    fn queries_keys_values(&self, index: usize, w: &Attention, has_queries: bool, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
         s.resize_heads(b.x.len() / c.dim, c, index);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
