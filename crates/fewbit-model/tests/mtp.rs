@@ -179,7 +179,6 @@ fn memory_is_as_estimated() {
             let [with, without] = [true, false].map(|mtp| {
                 let decoder = load(&file, LoadOptions::new().kv_type(ty).mtp(mtp));
                 assert_eq!(decoder.has_drafts(), mtp);
-                assert_eq!(decoder.weight_bytes(), estimate(mtp).weight_bytes, "{}", model.name);
                 let mut cache = decoder.new_cache();
                 logits(&decoder, &mut cache, &[1, 2, 3, 4, 5], 5);
                 let (drafted, _) = draft(&decoder, &mut cache, 6, 4);
@@ -187,10 +186,12 @@ fn memory_is_as_estimated() {
                 assert!(cache.bytes() <= estimate(mtp).kv_bytes, "{}", model.name);
                 decoder
             });
+            let weights = estimate(true).weight_bytes - estimate(false).weight_bytes;
+            assert_eq!(with.weight_bytes() - without.weight_bytes(), weights, "{}", model.name);
             let layer = 2 * 256 * with.config().n_kv_heads * with.config().head_dim * ty.elem_bytes();
-            assert_eq!(with.kv_page_bytes() - without.kv_page_bytes(), layer as u64, "{}", model.name);
-            assert!(estimate(true).weight_bytes > estimate(false).weight_bytes);
-            assert!(estimate(true).kv_bytes > estimate(false).kv_bytes);
+            let page = with.kv_page_bytes() - without.kv_page_bytes();
+            assert!(page >= layer as u64 && page == estimate(true).kv_bytes - estimate(false).kv_bytes, "{}", model.name);
+            assert!(weights > 0);
             assert!(with.fingerprint() != without.fingerprint(), "caches are not those of the other");
         }
     }

@@ -67,7 +67,7 @@ def further_layer(model, class_name, specs, arrays):
             continue
         for name, part in base.separate(class_name, name, parameter):
             shape = list(part.shape)
-            scale, offset = base.scale_and_offset(name, shape)
+            scale, offset = base.scale_and_offset(name, shape, class_name)
             arrays[name] = values(name, shape, scale, offset)
             specs.append([name, "F32", shape, scale, offset])
             part.copy_(torch.from_numpy(arrays[name]).double())
