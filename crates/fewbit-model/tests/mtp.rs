@@ -190,7 +190,9 @@ fn memory_is_as_estimated() {
             assert_eq!(with.weight_bytes() - without.weight_bytes(), weights, "{}", model.name);
             let layer = 2 * 256 * with.config().n_kv_heads * with.config().head_dim * ty.elem_bytes();
             let page = with.kv_page_bytes() - without.kv_page_bytes();
-            assert!(page >= layer as u64 && page == estimate(true).kv_bytes - estimate(false).kv_bytes, "{}", model.name);
+            // Besides pages there are the hidden states that the layer goes on from.
+            let estimated = estimate(true).kv_bytes - estimate(false).kv_bytes;
+            assert!((layer as u64..=estimated).contains(&page), "{}: {page} of {estimated}", model.name);
             assert!(weights > 0);
             assert!(with.fingerprint() != without.fingerprint(), "caches are not those of the other");
         }
