@@ -25,6 +25,7 @@ mod hub_server;
 mod loading;
 mod lora;
 mod measure;
+mod mtp;
 mod public_api;
 mod repos;
 mod sampling;

@@ -134,11 +134,19 @@ pub enum Part {
     SharedUp,
     /// The output projection of the shared expert.
     SharedDown,
+    /// Of a layer that predicts a further token: the norm of the embedding of the next token.
+    MtpEmbeddingNorm,
+    /// The norm of the hidden states of the layer before it.
+    MtpHiddenNorm,
+    /// The projection of both to its input.
+    MtpProjection,
+    /// The norm of its output, in place of the one after the last layer.
+    MtpOutputNorm,
 }
 
 /// Names in GGUF files: those of layers begin with `blk.N.`; all end with `.weight` or `.bias`, except those of
 /// [`is_whole_name`].
-const GGUF: [(Part, &str); 63] = [
+const GGUF: [(Part, &str); 67] = [
     (Part::TokenEmbedding, "token_embd"),
     (Part::LayerEmbedding, "per_layer_token_embd"),
     (Part::LayerEmbeddingProjection, "per_layer_model_proj"),
@@ -202,6 +210,10 @@ const GGUF: [(Part, &str); 63] = [
     (Part::SharedGate, "blk.{}.ffn_gate_shexp"),
     (Part::SharedUp, "blk.{}.ffn_up_shexp"),
     (Part::SharedDown, "blk.{}.ffn_down_shexp"),
+    (Part::MtpProjection, "blk.{}.nextn.eh_proj"),
+    (Part::MtpEmbeddingNorm, "blk.{}.nextn.enorm"),
+    (Part::MtpHiddenNorm, "blk.{}.nextn.hnorm"),
+    (Part::MtpOutputNorm, "blk.{}.nextn.shared_head_norm"),
 ];
 
 /// Tensors of GGUF files that are not weights of the decoder: constants that the configuration holds, and the vision
@@ -240,6 +252,15 @@ pub fn is_feed_forward_in_gguf(name: &str) -> bool {
     FIRST.iter().any(|first| part.starts_with(first))
 }
 
+/// Whether a tensor in a GGUF file, or by its [plain](plain_hf) name one in a Hugging Face file, is the copy of the
+/// embedding or of the output matrix that some files have in a layer that predicts a further token.
+pub fn is_copy_in_further_layer(name: &str) -> bool {
+    const COPIES: [&str; 4] = ["nextn.embed_tokens", "nextn.shared_head_head", "embed_tokens", "shared_head.head"];
+    let layer = name.strip_prefix("blk.").or(name.strip_prefix("model.layers."));
+    let part = layer.and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
+    COPIES.contains(&part.strip_suffix(".weight").unwrap_or(part))
+}
+
 /// Whether a tensor in a GGUF file gives a layer its keys or values.
 pub fn is_kv_in_gguf(name: &str) -> bool {
     let part = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or("", |(_, part)| part);
@@ -269,7 +290,7 @@ pub fn is_ignored_in_gguf(name: &str) -> bool {
 
 /// Names of modules in Hugging Face files that all families share: those of layers begin with `model.layers.N.`; all
 /// end with `.weight` or `.bias`.
-const HF: [(Part, &str); 17] = [
+const HF: [(Part, &str); 21] = [
     (Part::TokenEmbedding, "model.embed_tokens"),
     (Part::LayerEmbedding, "model.embed_tokens_per_layer"),
     (Part::LayerEmbeddingProjection, "model.per_layer_model_projection"),
@@ -287,6 +308,10 @@ const HF: [(Part, &str); 17] = [
     (Part::Up, "mlp.up_proj"),
     (Part::Down, "mlp.down_proj"),
     (Part::FfnNorm, AFTER_ATTENTION),
+    (Part::MtpProjection, "eh_proj"),
+    (Part::MtpEmbeddingNorm, "enorm"),
+    (Part::MtpHiddenNorm, "hnorm"),
+    (Part::MtpOutputNorm, "shared_head.norm"),
 ];
 
 /// Number of entries of [`HF`] that belong to no layer.
@@ -313,12 +338,27 @@ const HF_IMAGES: [&str; 14] = [
     "model.embed_audio.",
 ];
 
+/// Modules next to the layers that predict further tokens, in files that number these on their own; and their names in
+/// files that do not.
+const MTP_OUTSIDE: [(&str, &str); 4] = [
+    ("fc", "eh_proj"),
+    ("pre_fc_norm_embedding", "enorm"),
+    ("pre_fc_norm_hidden", "hnorm"),
+    ("norm", "shared_head.norm"),
+];
+
 /// A module's name as in files that contain only a decoder and its output: without the prefix of vision models, and
-/// with the prefix that bare decoders lack. `None` for vision parts, and for layers that predict further tokens.
-pub fn plain_hf(module: &str, is_wrapped: bool) -> Option<Cow<'_, str>> {
-    // Layers that predict further tokens.
-    if module.starts_with("mtp.") || module.starts_with("model.mtp.") {
-        return None;
+/// with the prefix that bare decoders lack. `None` for vision parts. Layers that predict further tokens, which some files
+/// number on their own, come after the `n_layers` of the model; without that number, they are left out, too.
+pub fn plain_hf(module: &str, is_wrapped: bool, n_layers: Option<usize>) -> Option<Cow<'_, str>> {
+    if let Some(inner) = module.strip_prefix("mtp.").or(module.strip_prefix("model.mtp.")) {
+        let n_layers = n_layers?;
+        let further = match inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+            Some((i, part)) => i.parse().ok().and_then(|i| Some((n_layers.checked_add(i)?, part))),
+            None => MTP_OUTSIDE.iter().find(|(name, _)| *name == inner).map(|(_, part)| (n_layers, *part)),
+        };
+        let (layer, part) = further.unwrap_or((usize::MAX, inner));
+        return Some(format!("model.layers.{layer}.{part}").into());
     }
     if is_wrapped {
         if HF_IMAGES.iter().any(|prefix| format!("{module}.").starts_with(prefix)) {

@@ -56,6 +56,10 @@ pub(crate) struct Common {
     /// org/repo:file.gguf, org/repo:folder); can be given several times [scale: 1]
     #[arg(long, global = true, value_name = "ADAPTER[=SCALE]", value_parser = lora)]
     pub(crate) lora: Vec<(PathBuf, f32)>,
+    /// Draft next tokens with the layer that the model brings for that (Qwen3-Next, Qwen 3.5, GLM-4.5), to verify several
+    /// in one step; the text stays the same
+    #[arg(long, global = true)]
+    pub(crate) mtp: bool,
     /// Log what happens to stderr; repeat for more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,

@@ -120,6 +120,7 @@ pub(crate) fn builder(common: &Common) -> ModelBuilder {
     if let Some(ty) = common.kv_type {
         builder = builder.kv_type(ty.into());
     }
+    builder = builder.mtp(common.mtp);
     for (path, scale) in &common.lora {
         builder = builder.lora(path, *scale);
     }

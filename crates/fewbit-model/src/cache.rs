@@ -121,6 +121,15 @@ impl KvCache {
     /// # Errors
     /// Out of memory; [`ModelError::StaleCache`].
     pub fn reserve(&mut self, n: usize) -> Result<(), ModelError> {
+        self.refresh()?;
+        if let Some(fixed) = &self.kind.fixed {
+            self.snapshots.reserve(fixed, self.len, n)?;
+        }
+        self.reserve_pages(n)
+    }
+
+    /// Drops stale pages that hold nothing.
+    fn refresh(&mut self) -> Result<(), ModelError> {
         if self.has_stale_pages() {
             if !self.is_empty() {
                 return Err(ModelError::StaleCache);
@@ -128,9 +137,10 @@ impl KvCache {
             self.pages.clear();
             self.snapshots.truncate(0);
         }
-        if let Some(fixed) = &self.kind.fixed {
-            self.snapshots.reserve(fixed, self.len, n)?;
-        }
+        Ok(())
+    }
+
+    fn reserve_pages(&mut self, n: usize) -> Result<(), ModelError> {
         if n > 0 && self.must_copy() {
             let page = &mut self.pages[self.len / PAGE - self.n_gone];
             *page = self.kind.copy(page)?;
@@ -201,6 +211,25 @@ impl KvCache {
         SequenceRows::new(rows, self.len, self.n_gone, &mut self.pages, fixed)
     }
 
+    /// Makes room in pages for drafts of `n` positions after the last one, which are not appended.
+    pub(crate) fn reserve_drafts(&mut self, n: usize) -> Result<(), ModelError> {
+        self.refresh()?;
+        self.reserve_pages(n)
+    }
+
+    /// The row of a draft, `i` positions after the last one.
+    pub(crate) fn draft_row(&mut self, i: usize) -> SequenceRows<'_> {
+        SequenceRows::new(0..1, self.len + i, self.n_gone, &mut self.pages, None)
+    }
+
+    /// The state at the end of the cache; or if that is not known, the log that has the inputs of its last rows.
+    pub(crate) fn last_state(&self) -> Option<LastState<'_>> {
+        match self.snapshots.last(self.len) {
+            (Some((at, state)), _) if *at == self.len => Some(LastState::Known(state)),
+            (_, log) => log.map(LastState::Logged),
+        }
+    }
+
     /// Appends the state of the cache to `out`, for [`Decoder::restore_cache`](crate::Decoder::restore_cache). The
     /// bytes do not depend on the placement of the layers.
     ///
@@ -241,6 +270,12 @@ impl KvCache {
         let pages = pages.chunks_exact(kind.saved_bytes().max(1)).map(|bytes| kind.load(bytes));
         Ok(Self { kind: Arc::clone(kind), loras, len, n_gone, pages: pages.collect::<Result<_, _>>()?, snapshots })
     }
+}
+
+/// What there is of the states of fixed size at the end of a cache.
+pub(crate) enum LastState<'a> {
+    Known(&'a Page),
+    Logged(&'a Page),
 }
 
 /// The states of a cache of `len` positions from saved bytes; `None` if they are not such bytes.

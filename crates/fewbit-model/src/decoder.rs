@@ -2,7 +2,7 @@
 
 use crate::batch::{Chunk, Logits, LogitsFor};
 use crate::cache::KvCache;
-use crate::cpu::{CpuDevice, attention_shape, no_states};
+use crate::cpu::{CpuDevice, MtpLayer, attention_shape, no_states};
 use crate::embedding::{Embedding, LayerEmbedding};
 use crate::fingerprint::TensorHashes;
 use crate::load::{LoadOptions, Placed, host_cpu};
@@ -27,7 +27,7 @@ use fewbit_kernels::{Activations, Cpu, Isa, PAGE, ThreadPool};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Largest number of logits whose memory is kept for reuse.
 const MOST_RECYCLED: usize = 1 << 24;
@@ -60,10 +60,12 @@ pub struct Decoder {
 }
 
 /// The parts of a model that are on devices.
-struct Parts {
+pub(crate) struct Parts {
     /// The segments in the order of their layers, each with at least one layer, or halves of layers.
-    segments: Vec<(LayerPart, Arc<dyn Segment>)>,
+    pub(crate) segments: Vec<(LayerPart, Arc<dyn Segment>)>,
     head: Arc<dyn Head>,
+    /// The layer that predicts a further token, which comes after the segments in pages.
+    pub(crate) mtp: Option<Arc<MtpLayer>>,
     /// The embedding, the segments, the head.
     placed: Vec<PlacedPart>,
 }
@@ -80,12 +82,14 @@ impl Parts {
     }
 
     fn stores(&self) -> Vec<Arc<dyn StateStore>> {
-        self.segments.iter().map(|(_, segment)| segment.states()).collect()
+        let of_segments = self.segments.iter().map(|(_, segment)| segment.states());
+        of_segments.chain(self.mtp.as_ref().map(|mtp| mtp.states())).collect()
     }
 
-    /// The stores of recurrent layers, if there are such layers.
+    /// The stores of recurrent layers and of the last hidden state for drafts, if there are such.
     fn fixed_stores(&self) -> Option<FixedStores> {
-        let stores: Vec<_> = self.segments.iter().map(|(_, segment)| segment.fixed_states()).collect();
+        let of_segments = self.segments.iter().map(|(_, segment)| segment.fixed_states());
+        let stores: Vec<_> = of_segments.chain(self.mtp.as_ref().map(|mtp| Some(mtp.fixed_states()))).collect();
         stores.iter().any(Option::is_some).then(|| {
             let stores = stores.into_iter().map(|stores| stores.unwrap_or_else(|| [no_states(), no_states()]));
             let (states, logs) = stores.map(|[states, logs]| (states, logs)).unzip();
@@ -96,14 +100,14 @@ impl Parts {
 
 /// Buffers of a step on the host.
 #[derive(Default)]
-struct Buffers {
+pub(crate) struct Buffers {
     /// `[n_tokens, dim]`: the residual stream.
-    x: Vec<f32>,
+    pub(crate) x: Vec<f32>,
     /// Rotary angles of every token's position, for global layers and for local ones.
-    global: RopeAngles,
-    local: RopeAngles,
+    pub(crate) global: RopeAngles,
+    pub(crate) local: RopeAngles,
     /// `[n_tokens]`: factors of the queries.
-    temperatures: Vec<f32>,
+    pub(crate) temperatures: Vec<f32>,
     /// `[n_tokens, n_layers, per_layer_dim]`: what each layer gets of the per-layer embeddings.
     per_layer: Vec<f32>,
     /// `[n_tokens]`, and the input of the projection to it.
@@ -111,6 +115,11 @@ struct Buffers {
     input: Activations,
     /// `[n_wanted, dim]`: the rows for the head.
     wanted: Vec<f32>,
+    /// `[n_tokens, dim]`: embeddings and last hidden states, in models that draft.
+    embedded: Vec<f32>,
+    hidden: Vec<f32>,
+    /// `[n_vocab]`: logits of a draft.
+    pub(crate) draft_logits: Vec<f32>,
     /// Logits of an earlier step, whose memory is reused.
     spare_logits: Logits,
 }
@@ -130,6 +139,7 @@ impl Decoder {
 
     fn pack(source: &dyn WeightSource, options: &LoadOptions) -> Result<Self, ModelError> {
         let config = options.configure(source.config()?)?;
+        let with_mtp = config.with_mtp();
         let kv_type = options.kv_type.unwrap_or(default_kv_type(source));
         let mut shapes = (0..config.n_layers()).map(|layer| attention_shape(&config, layer));
         if let Some(shape) = shapes.find(|shape| !kv_type.supports_shape(shape)) {
@@ -161,7 +171,15 @@ impl Decoder {
         let mut loader = LayerLoader::new(source, &config, kv_type, &**cpu.pool(), progress);
         let embedding = Embedding::load(&mut loader, &cpu, head_device.is_none())?;
         let layer_embedding = LayerEmbedding::load(&mut loader, &cpu, embedding.n_vocab())?;
-        let head = head_device.unwrap_or(&here).load_head(&mut loader)?;
+        let (head, mtp) = match &with_mtp {
+            Some(with_mtp) => {
+                loader.configure(with_mtp);
+                let (head, mtp) = here.load_with_mtp(&mut loader)?;
+                loader.configure(&config);
+                (head, Some(Arc::new(mtp)))
+            }
+            None => (head_device.unwrap_or(&here).load_head(&mut loader)?, None),
+        };
         let mut parts = Vec::new();
         let mut note = |part, device: Option<&dyn Device>, weight_bytes, page_bytes| {
             let (is_host, device) = (device.is_none(), device.unwrap_or(&here).name());
@@ -178,7 +196,10 @@ impl Decoder {
             segments.push((part, segment));
         }
         note(ModelPart::Head, head_device, head.weight_bytes(), 0);
-        let parts = Parts { segments, head: head.into(), placed: parts };
+        if let Some(mtp) = &mtp {
+            note(ModelPart::Mtp, None, mtp.weight_bytes(), mtp.states().page_bytes() as u64);
+        }
+        let parts = Parts { segments, head: head.into(), mtp, placed: parts };
         let fused = (0..config.n_layers()).map(|i| Fused {
             qkv: loader.has(Part::Qkv, i),
             gate_up: config.is_gated && !loader.has(Part::Gate, i),
@@ -257,7 +278,7 @@ impl Decoder {
         &self.cpu
     }
 
-    fn parts(&self) -> Arc<Parts> {
+    pub(crate) fn parts(&self) -> Arc<Parts> {
         Arc::clone(&self.parts.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -332,7 +353,7 @@ impl Decoder {
 
     fn replace(&self, source: &dyn WeightSource) -> Result<Vec<PlacedPart>, ModelError> {
         // No step runs meanwhile.
-        let _buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let _buffers = self.buffers();
         let old = self.parts();
         let lost: Vec<usize> = (0..old.segments.len()).filter(|&i| old.segments[i].1.check().is_err()).collect();
         let is_head_lost = old.head.check().is_err();
@@ -349,7 +370,7 @@ impl Decoder {
         check_fits(source, self.cpu.isa(), is_moved)?;
         let mut loader = LayerLoader::new(source, &self.config, self.kv_type(), &**self.cpu.pool(), &|_, _| {});
         let (segments, head) = (old.segments.clone(), Arc::clone(&old.head));
-        let mut parts = Parts { segments, head, placed: old.placed.clone() };
+        let mut parts = Parts { segments, head, mtp: old.mtp.clone(), placed: old.placed.clone() };
         let mut moved = Vec::new();
         let mut note = |part: &mut PlacedPart, weight_bytes| {
             (part.device, part.is_host, part.weight_bytes) = (self.here.name(), true, weight_bytes);
@@ -504,7 +525,7 @@ impl Decoder {
     /// be cleared first.
     pub fn recycle(&self, logits: Logits) {
         if logits.values.len() <= MOST_RECYCLED {
-            self.buffers.lock().unwrap_or_else(PoisonError::into_inner).spare_logits = logits;
+            self.buffers().spare_logits = logits;
         }
     }
 
@@ -517,18 +538,13 @@ impl Decoder {
     }
 
     fn run(&self, batch: &mut [Chunk<'_>], collector: Option<&mut Collector>) -> Result<Logits, ModelError> {
-        let mut buffers = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buffers = self.buffers();
         for chunk in batch.iter_mut() {
             self.check(chunk)?;
             chunk.cache.reserve(chunk.tokens.len())?;
         }
         let parts = self.parts();
-        let result = catch_unwind(AssertUnwindSafe(|| self.step(&parts, batch, &mut buffers, collector)));
-        let logits = result.unwrap_or_else(|payload| {
-            let message = payload.downcast_ref::<String>().map(String::as_str);
-            let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
-            Err(ModelError::Internal { message: message.to_owned() })
-        })?;
+        let logits = caught(|| self.step(&parts, batch, &mut buffers, collector))?;
         for chunk in batch.iter_mut() {
             chunk.cache.advance(chunk.tokens.len());
         }
@@ -544,7 +560,7 @@ impl Decoder {
         collector: Option<&mut Collector>,
     ) -> Result<Logits, ModelError> {
         self.embed(batch, buffers);
-        self.layers(&parts.segments, batch, buffers, collector)?;
+        self.layers(parts, batch, buffers, collector)?;
         let hidden = self.hidden_states(&*parts.head, batch, &buffers.x)?;
         let mut logits = self.logits(&*parts.head, batch, buffers)?;
         logits.hidden = hidden;
@@ -552,36 +568,44 @@ impl Decoder {
     }
 
     fn embed(&self, batch: &[Chunk<'_>], s: &mut Buffers) {
-        let c = &self.config;
-        let n: usize = batch.iter().map(|chunk| chunk.tokens.len()).sum();
-        s.x.resize(n * c.dim, 0.0);
-        let tokens = batch.iter().flat_map(|chunk| chunk.tokens);
-        for (&token, x) in tokens.zip(s.x.chunks_exact_mut(c.dim)) {
-            self.embedding.look_up(token, x);
-            if c.embedding_scale != 1.0 {
-                x.iter_mut().for_each(|x| *x *= c.embedding_scale);
-            }
-        }
+        let at = |chunk: &Chunk<'_>| chunk.cache.len()..;
+        let tokens = batch.iter().flat_map(|chunk| chunk.tokens.iter().copied().zip(at(chunk)));
+        self.embed_at(tokens, s);
         if let Some(layer_embedding) = &self.layer_embedding {
             s.tokens.clear();
             s.tokens.extend(batch.iter().flat_map(|chunk| chunk.tokens));
             layer_embedding.compute(&self.cpu, &s.tokens, &s.x, &mut s.input, &mut s.per_layer);
         }
-        s.global.clear();
-        s.local.clear();
+    }
+
+    /// The embeddings of tokens, and what layers need of their positions.
+    pub(crate) fn embed_at(&self, tokens: impl Iterator<Item = (u32, usize)>, s: &mut Buffers) {
+        let c = &self.config;
+        [&mut s.global, &mut s.local].into_iter().for_each(RopeAngles::clear);
         s.temperatures.clear();
-        for chunk in batch {
-            for i in 0..chunk.tokens.len() {
-                let position = chunk.cache.len() + i;
-                self.rope.angles(position, &mut s.global, &mut s.local);
-                s.temperatures.extend(c.attention_temperature.map(|t| t.factor(position)));
+        let mut n = 0;
+        for (token, position) in tokens {
+            s.x.resize((n + 1) * c.dim, 0.0);
+            let x = &mut s.x[n * c.dim..];
+            self.embedding.look_up(token, x);
+            if c.embedding_scale != 1.0 {
+                x.iter_mut().for_each(|x| *x *= c.embedding_scale);
             }
+            self.rope.angles(position, &mut s.global, &mut s.local);
+            s.temperatures.extend(c.attention_temperature.map(|t| t.factor(position)));
+            n += 1;
         }
+        s.x.truncate(n * c.dim);
+    }
+
+    /// The buffers of a step, for the one that locks them.
+    pub(crate) fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn layers(
         &self,
-        segments: &[(LayerPart, Arc<dyn Segment>)],
+        parts: &Parts,
         batch: &mut [Chunk<'_>],
         s: &mut Buffers,
         collector: Option<&mut Collector>,
@@ -604,9 +628,19 @@ impl Decoder {
             loras: &loras,
             collector,
         };
-        for (i, (_, segment)) in segments.iter().enumerate() {
+        if parts.mtp.is_some() {
+            s.embedded.clone_from(&s.x);
+        }
+        for (i, (_, segment)) in parts.segments.iter().enumerate() {
             step.sequences.iter_mut().for_each(|sequence| sequence.enter(i));
             segment.forward(&mut step, &mut s.x)?;
+        }
+        if let Some(mtp) = &parts.mtp {
+            step.sequences.iter_mut().for_each(|sequence| sequence.enter(parts.segments.len()));
+            (step.loras, step.collector) = (&[], None);
+            s.hidden.clone_from(&s.x);
+            parts.head.norm(&mut s.hidden)?;
+            mtp.fill(&mut step, &s.embedded, &s.hidden);
         }
         Ok(())
     }
@@ -648,7 +682,7 @@ impl Decoder {
         Ok(logits)
     }
 
-    fn check(&self, chunk: &Chunk<'_>) -> Result<(), ModelError> {
+    pub(crate) fn check(&self, chunk: &Chunk<'_>) -> Result<(), ModelError> {
         if chunk.cache.model() != self.pages.model {
             return Err(ModelError::ForeignCache);
         }
@@ -671,6 +705,15 @@ impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Decoder").field("config", &self.config).field("cpu", &self.cpu).finish_non_exhaustive()
     }
+}
+
+/// What `run` returns; if it panics, that as an error.
+pub(crate) fn caught<T>(run: impl FnOnce() -> Result<T, ModelError>) -> Result<T, ModelError> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|payload| {
+        let message = payload.downcast_ref::<String>().map(String::as_str);
+        let message = message.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        Err(ModelError::Internal { message: message.to_owned() })
+    })
 }
 
 /// The adapters of the rows of each chunk.

@@ -17,6 +17,7 @@ mod cache;
 mod cpu;
 mod decoder;
 mod device_error;
+mod draft;
 mod embedding;
 mod error;
 mod fingerprint;

@@ -1,5 +1,6 @@
 //! Options for loading a model, including the placement of its layers.
 
+use crate::draft::refused;
 use crate::placed::merged;
 use crate::quantize::Recipe;
 use crate::segment::Device;
@@ -30,6 +31,8 @@ pub struct LoadOptions {
     pub context_length: Option<usize>,
     /// Quantize the weights as they are read, so that only the quantized weights are ever in memory as a whole.
     pub quantize: Option<Recipe>,
+    /// Load the layer that predicts the token after the next one, for [drafts](crate::Decoder::draft).
+    pub mtp: bool,
     /// The placement of the layers; by default, all are on the CPU.
     pub placement: Placement,
     /// Called with the bytes read so far and the total number of bytes, as tensors are read.
@@ -220,6 +223,10 @@ impl LoadOptions {
 
     /// Applies the options to the configuration.
     pub(crate) fn configure(&self, mut config: ModelConfig) -> Result<ModelConfig, ModelError> {
+        match self.mtp {
+            true => refused(&config, !self.placement.devices().is_empty()).map_or(Ok(()), Err)?,
+            false => config.mtp = None,
+        }
         if let Some(window) = self.sliding_window {
             config.set_sliding_window(window);
         }
@@ -241,6 +248,12 @@ impl LoadOptions {
     /// Sets [`quantize`](Self::quantize).
     pub fn quantize(mut self, recipe: Recipe) -> Self {
         self.quantize = Some(recipe);
+        self
+    }
+
+    /// Sets [`mtp`](Self::mtp).
+    pub fn mtp(mut self, is_loaded: bool) -> Self {
+        self.mtp = is_loaded;
         self
     }
 

@@ -100,6 +100,11 @@ impl<'a> LayerLoader<'a> {
         self.config
     }
 
+    /// With a configuration that has more layers of the same model.
+    pub(crate) fn configure(&mut self, config: &'a ModelConfig) {
+        self.config = config;
+    }
+
     /// Element type of keys and values.
     pub fn kv_type(&self) -> KvType {
         self.kv_type

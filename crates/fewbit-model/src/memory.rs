@@ -30,7 +30,7 @@ impl MemoryEstimate {
 }
 
 /// Estimates the memory for loading `source` for `isa` with a context of `n_ctx` positions. `kv_type` is as in
-/// [`LoadOptions`](crate::LoadOptions::kv_type).
+/// [`LoadOptions`](crate::LoadOptions::kv_type), and `mtp` as in [`LoadOptions::mtp`](crate::LoadOptions::mtp).
 ///
 /// # Errors
 /// As [`WeightSource::config`].
@@ -39,8 +39,10 @@ pub fn estimate(
     isa: Isa,
     n_ctx: usize,
     kv_type: Option<KvType>,
+    mtp: bool,
 ) -> Result<MemoryEstimate, ModelError> {
-    let config = source.config()?;
+    let mut config = source.config()?;
+    config.mtp = config.mtp.filter(|_| mtp);
     let pages = n_ctx.div_ceil(PAGE) as u64;
     Ok(MemoryEstimate {
         weight_bytes: packed_bytes(source, isa, |name| !config.leaves_out(name)).0,
@@ -204,7 +206,9 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
         Some(Recurrent::StateSpace(space)) => space.n_inputs() + 3 * space.n_channels() + 2 * space.value_dim(),
         _ => 0,
     };
-    let widths = 4 * config.dim + 3 * config.n_heads * config.widest_head_dim() + latent + ffn + per_layer + state;
+    // Of the layer for drafts, embeddings and last hidden states, their norms, both together, and its input.
+    let mtp = if config.mtp.is_some() { 8 * config.dim } else { 0 };
+    let widths = 4 * config.dim + mtp + 3 * config.n_heads * config.widest_head_dim() + latent + ffn + per_layer + state;
     512 * 5 * widths as u64
 }
 
@@ -249,10 +253,7 @@ pub fn available_bytes() -> Option<u64> {
 fn packed_bytes(source: &dyn WeightSource, isa: Isa, is_here: impl Fn(&str) -> bool) -> (u64, TensorType) {
     let mut total = 0u64;
     let mut by_type: Vec<(TensorType, u64)> = Vec::new();
-    // Layers that predict further tokens are not loaded.
-    let n_layers = source.config().map_or(usize::MAX, |config| config.n_layers());
-    let is_loaded = |name: &str| names::layer_of_gguf(name).is_none_or(|layer| layer < n_layers);
-    for tensor in source.tensors().iter().filter(|tensor| is_loaded(&tensor.name) && is_here(&tensor.name)) {
+    for tensor in source.tensors().iter().filter(|tensor| is_here(&tensor.name)) {
         let looked_up = match tensor.name.as_str() {
             "token_embd.weight" => source.tensor("output.weight").is_some(),
             name => name == "per_layer_token_embd.weight",

@@ -18,6 +18,8 @@ pub enum ModelPart {
     Experts(Range<usize>),
     /// The last norm and the output matrix.
     Head,
+    /// The layer that predicts the token after the next one, for drafts.
+    Mtp,
 }
 
 impl fmt::Display for ModelPart {
@@ -32,6 +34,7 @@ impl fmt::Display for ModelPart {
             Self::Attention(layers) => f.pad(&format!("attention of {}", of(layers))),
             Self::Experts(layers) => f.pad(&format!("experts of {}", of(layers))),
             Self::Head => f.pad("output"),
+            Self::Mtp => f.pad("draft layer"),
         }
     }
 }
@@ -42,7 +45,7 @@ impl ModelPart {
     pub fn n_layers(&self) -> usize {
         match self {
             Self::Layers(layers) | Self::Attention(layers) => layers.len(),
-            Self::Embedding | Self::Experts(_) | Self::Head => 0,
+            Self::Embedding | Self::Experts(_) | Self::Head | Self::Mtp => 0,
         }
     }
 

@@ -10,6 +10,8 @@ mod golden;
 #[allow(dead_code)]
 #[path = "support/hf.rs"]
 mod hf;
+#[path = "support/library.rs"]
+mod library;
 #[allow(dead_code)]
 #[path = "support/random.rs"]
 mod random;
@@ -17,36 +19,18 @@ mod random;
 #[path = "support/run.rs"]
 mod run;
 
-use described::Described;
-use fewbit_format::{GgufFile, GgufWriter, Metadata, Value};
+use fewbit_format::{GgufFile, GgufWriter, Value};
 use fewbit_kernels::convert_rows;
-use fewbit_model::quantize::{FileOptions, Recipe, quantize_folder};
+use fewbit_model::quantize::Recipe;
 use fewbit_model::{Chunk, Decoder, HfModel, Isa, KvType, LoadOptions, LogitsFor, ModelError, Placement, WeightSource};
 use fewbit_quant::{TensorType, decode};
 use golden::{N_VOCAB, values};
 use half::f16;
-use hf::{Folder, Tensor};
+use hf::Tensor;
+use library::{Models, fnv};
 use run::{bits, logits};
-use serde::Deserialize;
-use serde_json::Map;
 use std::collections::BTreeMap;
 use tempfile::TempDir;
-
-#[derive(Deserialize)]
-struct Models {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-    models: Vec<Model>,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    name: String,
-    config: Map<String, serde_json::Value>,
-    /// Name, element type, shape, scale and offset.
-    tensors: Vec<(String, String, Vec<u64>, f64, f64)>,
-    gguf: Described,
-}
 
 /// The files of models and of their logits.
 const FILES: [(&str, &[u8]); 4] = [
@@ -71,55 +55,6 @@ fn models() -> Models {
 fn golden_logits() -> Vec<f32> {
     let bytes = FILES.iter().flat_map(|(_, logits)| logits.as_chunks::<4>().0);
     bytes.map(|b| f32::from_le_bytes(*b)).collect()
-}
-
-impl Model {
-    fn folder(&self) -> Folder {
-        let tensors = self.tensors.iter().map(|(name, dtype, shape, scale, offset)| {
-            let n = shape.iter().product::<u64>() as usize;
-            let (dtype, bytes) = match dtype.as_str() {
-                "F32" => ("F32", values(name, n, *scale as f32, *offset as f32)),
-                _ => {
-                    let units = values(name, n, 1.0, 0.0);
-                    let units = units.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
-                    ("U8", units.map(|u| ((u + 1.0) * 128.0 * scale).floor() as u8 + *offset as u8).collect())
-                }
-            };
-            Tensor { name: name.clone(), dtype, shape: shape.clone(), bytes }
-        });
-        Folder { config: self.config.clone(), tensors: tensors.collect() }
-    }
-
-    fn opened(&self) -> (TempDir, HfModel) {
-        let to = tempfile::tempdir().expect("a folder");
-        self.folder().write(to.path());
-        let model = HfModel::open(to.path()).unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        (to, model)
-    }
-
-    /// The file that fewbit makes.
-    fn quantized(&self, recipe: Recipe) -> GgufFile {
-        let (to, model) = self.opened();
-        let out = to.path().join("out.gguf");
-        quantize_folder(&model, &Metadata::default(), &out, &FileOptions::new(recipe), &mut |_, _| {})
-            .unwrap_or_else(|error| panic!("{}: {error}", self.name));
-        GgufFile::from_bytes(std::fs::read(&out).expect("written above")).expect("a valid file")
-    }
-
-    /// The file that llama.cpp's converter makes: its keys, and the tensors, which are those of `file`.
-    fn converted(&self, file: &GgufFile) -> GgufFile {
-        let mut w = self.gguf.writer();
-        for tensor in file.tensors() {
-            let bytes = file.tensor_bytes(tensor).to_vec();
-            w.tensor(tensor.name.clone(), &tensor.shape, tensor.ty, bytes).expect("a valid tensor");
-        }
-        GgufFile::from_bytes(w.to_bytes().expect("a valid file")).expect("a valid file")
-    }
-}
-
-fn fnv(bytes: &[u8]) -> String {
-    let hash = bytes.iter().fold(0xCBF2_9CE4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01B3));
-    format!("{hash:016x}")
 }
 
 fn load(source: &dyn WeightSource, options: LoadOptions) -> Decoder {
@@ -324,7 +259,7 @@ fn latent_caches_of_every_type_are_split_alike() {
         let file = model.quantized(Recipe::F32);
         for ty in KvType::ALL {
             let decoder = load(&file, LoadOptions::new().threads(2).kv_type(ty));
-            let estimate = fewbit_model::estimate(&file, Isa::best(), 512, Some(ty)).expect("a valid model");
+            let estimate = fewbit_model::estimate(&file, Isa::best(), 512, Some(ty), false).expect("a valid model");
             // Latent and key of 96 elements in four layers, and nothing else.
             let row_bytes =
                 [96 * 2, 96 * 4, 96 + 3 * 2][KvType::ALL.iter().position(|known| *known == ty).expect("known")];
@@ -352,7 +287,7 @@ fn layers_after_the_last_are_left_out() {
     tensors.push(("blk.4.nextn.eh_proj.weight".to_owned(), vec![96, 192], TensorType::F32, vec![0; 4 * 96 * 192]));
     let with = file_of(&keys, &tensors);
     assert!(all_bits(&with, LoadOptions::new()) == all_bits(&file, LoadOptions::new()));
-    let bytes = |file| fewbit_model::estimate(file, Isa::best(), 512, None).expect("valid").weight_bytes;
+    let bytes = |file| fewbit_model::estimate(file, Isa::best(), 512, None, false).expect("valid").weight_bytes;
     assert_eq!(bytes(&with), bytes(&file));
     // Where layers are listed, the further one is in the lists.
     let nemotron = all.models.iter().find(|model| model.name == "Nemotron 3 Nano").expect("there");
@@ -536,7 +471,7 @@ fn keys_and_values_of_layers_that_share_others_are_left_out() {
         let bytes = decoder.kv_page_bytes();
         // Three local layers with 3 heads of 16, a global one with 3 of 40, whose values take 48.
         assert_eq!(bytes, 4 * 256 * (3 * 3 * (16 + 16) + 3 * (40 + 48)));
-        let estimate = fewbit_model::estimate(&plain, Isa::best(), 256, None).expect("an estimate");
+        let estimate = fewbit_model::estimate(&plain, Isa::best(), 256, None, false).expect("an estimate");
         assert_eq!((estimate.kv_bytes, estimate.weight_bytes), (bytes, decoder.weight_bytes()));
         (decoder.fingerprint(), bits(&logits(&decoder, &mut decoder.new_cache(), &all.tokens, 512)))
     };

@@ -127,10 +127,10 @@ impl Inspection {
     /// If the model cannot be run.
     pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let source = self.file.weights();
-        let (isa, kv_type) = (self.isa, self.load.kv_type);
+        let of = |source: &dyn fewbit_model::WeightSource| estimate(source, self.isa, n_ctx, self.load.kv_type, self.load.mtp);
         let mut memory = match self.load.quantize {
-            Some(recipe) => estimate(&Quantized::new(source, recipe).map_err(ModelError::from)?, isa, n_ctx, kv_type)?,
-            None => estimate(source, isa, n_ctx, kv_type)?,
+            Some(recipe) => of(&Quantized::new(source, recipe).map_err(ModelError::from)?)?,
+            None => of(source)?,
         };
         memory.lora_bytes = self.lora_bytes;
         Ok(memory)

@@ -122,7 +122,7 @@ impl Model {
     pub fn memory_estimate(name_or_path: impl AsRef<Path>, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let headers = Headers::of(name_or_path.as_ref(), Purpose::Run, &|_: &Event<'_>| {})?;
         let isa = Isa::from_env().map_err(ModelError::from)?;
-        let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None);
+        let estimate = estimate(open(headers.path())?.weights(), isa, n_ctx, None, false);
         estimate.map_err(|error| Error::file(headers.path(), error))
     }
 

@@ -104,7 +104,8 @@ pub struct GenerateOptions {
     /// is the same, but the time it takes reveals whether another request began with the same tokens.
     pub share_prefix: Option<bool>,
     /// Whether likely next tokens are drafted, so that one step may give several tokens. The result is the same. By
-    /// default, fewbit drafts from the text so far where it expects to save time, as in summaries and edits.
+    /// default, fewbit drafts from the text so far where it expects to save time, as in summaries and edits; or with the
+    /// model's own layer for that, if it was loaded with it ([`ModelBuilder::mtp`](crate::ModelBuilder::mtp)).
     pub speculation: Option<Speculation>,
     /// Continues after an end-of-text token, up to `max_tokens`: for measurements.
     pub ignore_eos: Option<bool>,
@@ -472,7 +473,7 @@ macro_rules! option_setters {
             self
         }
 
-        /// Drafts the next tokens with a smaller model, instead of from the text so far. The draft model must have the
+        /// Drafts the next tokens with a smaller model, instead of from the text so far or by this model itself. The draft model must have the
         /// same vocabulary. Its KV cache counts towards this model's limit and towards its own.
         pub fn draft(mut self, model: &$crate::Model) -> Self {
             self.options.draft = Some(model.clone());

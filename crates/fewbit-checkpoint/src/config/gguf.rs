@@ -10,6 +10,7 @@ use super::{
 };
 use crate::CheckpointError;
 use crate::families::{self, Architecture, RecurrentKind};
+use crate::names::{self, Part};
 use crate::source::decode;
 use fewbit_format::{GgufFile, Metadata, Value};
 
@@ -255,6 +256,7 @@ impl ModelConfig {
             // A temperature for layers without position embedding means nothing in a model without such layers.
             attention_temperature: temperature
                 .filter(|t| !t.only_without_rope || layers.iter().any(|layer| !layer.has_rope)),
+            mtp: mtp_layer(&keys, arch, constants, (n_layers, dim), experts.is_some())?,
             layers,
             sliding_window,
             has_chunks: arch.has_chunks && has_window,
@@ -300,6 +302,21 @@ impl ModelConfig {
         };
         config.checked()
     }
+}
+
+/// The first layer after the `n_layers` of the model, if it can predict a further token and is in the file.
+fn mtp_layer(
+    keys: &Keys<'_>,
+    arch: &Architecture,
+    constants: Constants<'_>,
+    (n_layers, dim): (usize, usize),
+    has_experts: bool,
+) -> Result<Option<LayerConfig>, CheckpointError> {
+    if !arch.has_mtp || keys.required("block_count", MAX_LAYERS)? == n_layers {
+        return Ok(None);
+    }
+    let norm = constants(&format!("{}.weight", names::gguf(Part::MtpHiddenNorm, n_layers)), dim)?;
+    Ok(norm.map(|_| LayerConfig::mtp(has_experts)))
 }
 
 /// The square root of the width, rounded to bf16, in which these models were trained and are run.

@@ -52,6 +52,9 @@ pub struct ModelConfig {
     pub is_gated: bool,
     /// The properties that vary from layer to layer; one entry for each layer.
     pub layers: Vec<LayerConfig>,
+    /// The layer after the last one, which predicts the token after the next one (multi-token prediction), in models that
+    /// have one which can draft tokens.
+    pub mtp: Option<LayerConfig>,
     /// Largest number of keys that a query sees in local layers, its own included.
     pub sliding_window: Option<usize>,
     /// Whether the window of local layers does not slide: a query sees the keys from the last multiple of its length.
@@ -177,6 +180,20 @@ pub struct LayerConfig {
     pub has_rope: bool,
     /// Whether the layer has the experts of a model that has some; otherwise, it has a plain feed-forward block.
     pub has_experts: bool,
+}
+
+impl LayerConfig {
+    /// A layer that predicts a further token: it sees all positions, and has experts if the model has.
+    pub(crate) fn mtp(has_experts: bool) -> Self {
+        Self {
+            is_local: false,
+            is_recurrent: false,
+            has_attention: true,
+            has_feed_forward: true,
+            has_rope: true,
+            has_experts,
+        }
+    }
 }
 
 /// A norm of the residual stream.
@@ -373,6 +390,9 @@ impl ModelConfig {
         if let Some(latent) = &self.latent {
             self.check_latent(latent)?;
         }
+        if self.mtp.is_some() && (self.latent.is_some() || self.layers.iter().any(|layer| layer.is_local)) {
+            return Err(bad("mtp", "there", "absent, with latent attention or local layers".to_owned()));
+        }
         Ok(self)
     }
 
@@ -509,19 +529,31 @@ impl ModelConfig {
         self.recurrent.filter(|_| self.layers[layer].is_recurrent)
     }
 
+    /// The configuration in which the layer that predicts a further token is the last one, if there is one.
+    pub fn with_mtp(&self) -> Option<Self> {
+        let mut config = self.clone();
+        config.layers.push(config.mtp.take()?);
+        Some(config)
+    }
+
     /// Whether a tensor of a GGUF file is left out: it belongs to layers after the last one, which predict further
-    /// tokens, or to the keys and values of a layer that sees those of another one.
+    /// tokens and are not used, or to the keys and values of a layer that sees those of another one.
     pub fn leaves_out(&self, tensor: &str) -> bool {
         crate::names::layer_of_gguf(tensor).is_some_and(|layer| {
             let is_unused = layer < self.n_layers() && self.shares_kv(layer) && crate::names::is_kv_in_gguf(tensor);
-            is_unused || self.leaves_out_layer(layer)
+            is_unused || self.leaves_out_layer(layer) || self.is_copy(layer, tensor)
         })
     }
 
     /// The same for a layer.
     pub(crate) fn leaves_out_layer(&self, layer: usize) -> bool {
         let has_more = crate::families::architecture(&self.architecture).is_some_and(|arch| arch.has_further_layers);
-        has_more && layer >= self.n_layers()
+        has_more && layer >= self.n_layers() + usize::from(self.mtp.is_some())
+    }
+
+    /// Whether a tensor is the copy of the embedding or of the output matrix in a layer that predicts a further token.
+    pub(crate) fn is_copy(&self, layer: usize, tensor: &str) -> bool {
+        layer >= self.n_layers() && crate::names::is_copy_in_further_layer(tensor)
     }
 
     /// Largest number of keys that a query sees in a layer, its own included; `None` if it sees all.

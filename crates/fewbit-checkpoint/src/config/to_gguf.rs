@@ -5,6 +5,7 @@
 
 use super::gguf::{QK_NORM, ROPE_DIVISORS, ROPE_LONG, ROPE_SHORT};
 use super::{AttentionTemperature, Gating, ModelConfig, NormKind, QkNorm, Recurrent, RopeConfig, RopeScaling};
+use crate::names::{self, Part};
 use crate::{CheckpointError, families};
 use fewbit_format::Metadata;
 
@@ -59,7 +60,10 @@ impl ModelConfig {
         let mut keys = Keys { meta, prefix: self.architecture.clone() };
         keys.count("context_length", self.context_length);
         keys.count("embedding_length", self.dim);
-        keys.count("block_count", self.n_layers());
+        keys.count("block_count", self.n_layers() + usize::from(self.mtp.is_some()));
+        if self.mtp.is_some() {
+            keys.count("nextn_predict_layers", 1);
+        }
         let arch = families::architecture(&self.architecture);
         let has_one_mixer = arch.is_some_and(|arch| arch.has_one_mixer);
         let has_wider = self.shared_kv.is_some_and(|shared| shared.ffn_dim != self.ffn_dim);
@@ -217,7 +221,7 @@ impl ModelConfig {
         if self.layers.iter().enumerate().all(|(i, layer)| layer.is_recurrent == ((i + 1) % interval != 0)) {
             keys.count("full_attention_interval", interval);
         } else {
-            let list: Vec<bool> = self.layers.iter().map(|layer| layer.is_recurrent).collect();
+            let list: Vec<bool> = self.layers.iter().chain(&self.mtp).map(|layer| layer.is_recurrent).collect();
             keys.meta.set(format!("{}.attention.recurrent_layers", keys.prefix), list);
         }
         if families::architecture(&self.architecture).is_some_and(|arch| arch.has_rope_sections) {
@@ -328,6 +332,9 @@ impl ModelConfig {
             if name == QK_NORM && self.has_qk_norm {
                 return Ok(Some(Vec::new()));
             }
+            if self.mtp.is_some() && name == format!("{}.weight", names::gguf(Part::MtpHiddenNorm, self.n_layers())) {
+                return Ok(Some(Vec::new()));
+            }
             let constant = gguf.constants.iter().find(|(known, _)| *known == name);
             Ok(constant.map(|(_, values)| values.clone()))
         })
@@ -370,6 +377,7 @@ impl ModelConfig {
                 "which layers are local or recurrent, what they consist of, have a position embedding, have experts",
                 self.layers == read.layers,
             ),
+            ("the layer that predicts a further token", self.mtp == read.mtp),
             ("the heads of each kind of layer", self.local_heads == read.local_heads),
             ("layers that share keys and values", self.shared_kv == read.shared_kv),
             ("per-layer embeddings", self.per_layer_dim == read.per_layer_dim),

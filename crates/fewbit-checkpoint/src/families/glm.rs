@@ -77,6 +77,7 @@ const GLM4MOE: Architecture = Architecture {
     has_shared_expert: true,
     counts_shared_experts: true,
     has_further_layers: true,
+    has_mtp: true,
     has_dense_lead: true,
     has_groups: true,
     ..QWEN2

@@ -26,6 +26,7 @@ pub(super) const LLAMA: Architecture = Architecture {
     recurrent: None,
     output_norm: Part::OutputNorm,
     has_further_layers: false,
+    has_mtp: false,
     has_rope_sections: false,
     has_layer_norm_eps: false,
     has_post_norms: false,

@@ -106,6 +106,8 @@ pub(crate) struct Architecture {
     pub(crate) output_norm: Part,
     /// Whether files may have further layers after the last one, which predict further tokens and are left out.
     pub(crate) has_further_layers: bool,
+    /// Whether the first of these can draft tokens: it has plain attention.
+    pub(crate) has_mtp: bool,
     /// Whether other programs need `rope.dimension_sections` in its files.
     pub(crate) has_rope_sections: bool,
     /// Whether other programs need `attention.layer_norm_epsilon` in its files, although its norms are RMS norms.

@@ -49,6 +49,7 @@ const QWEN3NEXT: Architecture = Architecture {
     has_output_gate: true,
     recurrent: Some(RecurrentKind::DeltaNet { is_tiled: false }),
     has_further_layers: true,
+    has_mtp: true,
     ffn_norm: Part::AttnPostNorm,
     after_attention: Part::AttnPostNorm,
     has_shared_expert: true,

@@ -141,6 +141,10 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
                 has_experts: has_experts[i],
             })
             .collect(),
+        mtp: match class.gguf.has_mtp && may_have_mtp(json)? {
+            true => Some(LayerConfig::mtp(experts.is_some())),
+            false => None,
+        },
         sliding_window,
         has_chunks: class.gguf.has_chunks && sliding_window.is_some(),
         rope,
@@ -191,6 +195,13 @@ pub(super) fn read(whole: Object<'_>) -> Result<(ModelConfig, Extras), Checkpoin
         expert_layout: class.experts.map_or(ExpertLayout::Rows, |keys| keys.layout),
     };
     Ok((config.checked()?, extras))
+}
+
+/// Whether the files may have a layer that predicts a further token: not all configurations say how many there are.
+fn may_have_mtp(json: Object<'_>) -> Result<bool, CheckpointError> {
+    const KEYS: [&str; 3] = ["num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers"];
+    let counts: Vec<_> = KEYS.into_iter().map(|key| json.count(key)).collect::<Result<_, _>>()?;
+    Ok(counts.into_iter().flatten().max() != Some(0))
 }
 
 /// The class, and whether it is the bare decoder of an embedding model, without an output matrix.

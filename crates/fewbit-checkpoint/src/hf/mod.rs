@@ -87,6 +87,9 @@ impl HfModel {
             FormatError::NoModelInFolder { .. } => no_weights(path).into(),
             error => CheckpointError::Format(error),
         })?;
+        if !modules::has_mtp(&files, &config, &extras) {
+            config.mtp = None;
+        }
         let tensors = modules::read(&files, &config, &extras, scheme)?;
         let model = Self { path: path.to_owned(), files, json: map, config, tensors };
         model.check(&extras)?;

@@ -160,6 +160,13 @@ impl Tensors {
 /// The tensors of one module, by the last part of their names.
 type Module<'a> = BTreeMap<&'a str, &'a FileTensor>;
 
+/// Whether the files have the layer that predicts a further token, as the configuration says: some files lack it.
+pub(super) fn has_mtp(files: &SafetensorsModel, config: &ModelConfig, extras: &Extras) -> bool {
+    let wanted = format!("model.layers.{}.hnorm", config.n_layers());
+    let plain = |module| names::plain_hf(module, extras.is_wrapped, config.mtp.map(|_| config.n_layers()));
+    files.tensors().iter().any(|tensor| plain(names::split_hf(&tensor.name).0).is_some_and(|name| name == wanted))
+}
+
 /// Finds the tensors of the model in the files.
 pub(super) fn read(
     files: &SafetensorsModel,
@@ -176,9 +183,12 @@ pub(super) fn read(
     }
     let mut all = Builder { files, config, scheme, tensors: Tensors::default() };
     for (name, module) in &modules {
-        let Some(plain) = names::plain_hf(name, extras.is_wrapped) else { continue };
+        let n_layers = config.mtp.map(|_| config.n_layers());
+        let Some(plain) = names::plain_hf(name, extras.is_wrapped, n_layers) else { continue };
         // A layer that predicts further tokens.
-        if names::layer_of_hf(&plain).is_some_and(|layer| config.leaves_out_layer(layer)) {
+        if names::layer_of_hf(&plain)
+            .is_some_and(|layer| config.leaves_out_layer(layer) || config.is_copy(layer, &plain))
+        {
             continue;
         }
         let Some((part, gguf)) = names::from_hf(&plain, &config.architecture) else {
@@ -218,6 +228,9 @@ impl Builder<'_> {
                 | Part::KNorm
                 | Part::QLatentNorm
                 | Part::KvLatentNorm
+                | Part::MtpEmbeddingNorm
+                | Part::MtpHiddenNorm
+                | Part::MtpOutputNorm
         );
         let weight = if names::is_whole_name(part) { gguf.to_owned() } else { format!("{gguf}.weight") };
         let mut used = Vec::new();

@@ -25,6 +25,11 @@ pub(super) struct LayerStep<'a> {
     pub(super) v: &'a [f32],
 }
 
+/// Appends keys and values to every sequence's pages.
+pub(super) fn append(cpu: &Cpu, ty: KvType, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>) {
+    of_kv_type!(ty, T => append_of_type::<T>(cpu, sequences, step));
+}
+
 /// Appends keys and values to every sequence's pages and writes the attention of all queries to `out`.
 pub(super) fn append_and_attend(
     cpu: &Cpu,
@@ -33,10 +38,11 @@ pub(super) fn append_and_attend(
     step: &LayerStep<'_>,
     out: &mut [f32],
 ) {
-    of_kv_type!(ty, T => of_type::<T>(cpu, sequences, step, out));
+    append(cpu, ty, sequences, step);
+    of_kv_type!(ty, T => attend::<T>(cpu, sequences, step, out));
 }
 
-fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>, out: &mut [f32]) {
+fn append_of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>) {
     let shape = &step.shape;
     let kv_dim = shape.n_kv_heads * shape.head_dim;
     let v_dim = if shape.value_offset.is_some() { 0 } else { kv_dim };
@@ -68,6 +74,10 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
         // Storing a sequence with many new positions already uses all threads.
         sequences.iter_mut().for_each(store);
     }
+}
+
+fn attend<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &LayerStep<'_>, out: &mut [f32]) {
+    let (keys, values) = step.layout.keys_values(step.layer);
     // Attention depends only on differences of positions and on where they are relative to page boundaries: counting
     // from the first remaining page gives the same bits. A model with chunks keeps all pages.
     let sequences: Vec<_> = sequences
@@ -84,7 +94,7 @@ fn of_type<T: Element>(cpu: &Cpu, sequences: &mut [SequenceRows<'_>], step: &Lay
                 .collect(),
         })
         .collect();
-    cpu.attention(shape, &sequences, step.sinks, step.q, out);
+    cpu.attention(&step.shape, &sequences, step.sinks, step.q, out);
 }
 
 /// The shape of a layer's attention.

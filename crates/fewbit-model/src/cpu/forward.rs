@@ -25,15 +25,16 @@
 
 use super::CpuSegment;
 use super::adapters::{AdapterBuffers, add_low_rank};
-use super::attention::{LayerStep, append_and_attend, attention_shape};
+use super::attention::{LayerStep, append, append_and_attend, attention_shape};
 use super::delta::DeltaBuffers;
 use super::latent::LatentBuffers;
+use super::mtp::MtpBuffers;
 use super::short_conv::ConvBuffers;
 use super::space::SpaceBuffers;
 use super::weights::{Attention, Experts, FeedForward, Ffn, Linear, Mlp, MlpBranch, PerLayer};
 use crate::lora::{AdaptedRows, LoraTarget};
 use crate::routing::Routing;
-use crate::segment::Step;
+use crate::segment::{SequenceRows, Step};
 use fewbit_checkpoint::names::{self, Part};
 use fewbit_checkpoint::{ModelConfig, NormKind, QkNorm};
 use fewbit_kernels::{ActivationKinds, Activations, Cpu, Matrix, Planes, Product, math::sigmoid};
@@ -57,6 +58,7 @@ pub(super) struct Buffers {
     pub(super) delta: DeltaBuffers,
     pub(super) space: SpaceBuffers,
     pub(super) conv: ConvBuffers,
+    pub(super) mtp: MtpBuffers,
     /// `[n_tokens, ffn_dim]`
     hidden: Vec<f32>,
     /// `[n_tokens, ffn_dim]`: products of the second matrix, if it has a bias. `[n_tokens, per_layer_dim]`: what the layer
@@ -95,7 +97,7 @@ struct ExpertBuffers {
 }
 
 impl Buffers {
-    fn resize(&mut self, n: usize, c: &ModelConfig) {
+    pub(super) fn resize(&mut self, n: usize, c: &ModelConfig) {
         self.branch.resize(n * c.dim, 0.0);
         if let Some(latent) = &c.latent {
             self.q.resize(n * c.n_heads * c.head_dim, 0.0);
@@ -239,12 +241,35 @@ impl CpuSegment {
 
     fn attention(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
+        self.queries_keys_values(index, w, true, b, s);
+        self.attend(index, w.sinks.as_deref(), b, s);
+        let head_dim = c.head_dim_of(index);
+        if c.has_output_gate {
+            e.sigmoid_gate(c.n_heads * head_dim, &mut s.attention, &s.gates);
+        }
+        let kinds = ActivationKinds::of([w.output.weight.ty()]);
+        e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
+        b.collect(&s.input, index, &[Part::AttnOutput]);
+        self.add_product(index, LoraTarget::AttnOutput, &w.output, w.post_norm.as_deref(), b, s);
+    }
+
+    /// Appends keys and values of the rows to the cache.
+    pub(super) fn append(&self, index: usize, w: &Attention, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (shape, layer) = (attention_shape(&self.config, index), self.config.kv_layer(index) - self.layers.start);
+        self.queries_keys_values(index, w, false, b, s);
+        let step = LayerStep { layout: &self.layout, layer, shape, sinks: None, q: &[], k: &s.k, v: &s.v };
+        append(&self.shared.cpu, self.kv_type, &mut b.step.sequences, &step);
+    }
+
+    /// Computes keys, values and, if they are wanted, queries and gates of the rows.
+    fn queries_keys_values(&self, index: usize, w: &Attention, has_queries: bool, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+        let (c, e) = (&self.config, &self.shared.cpu);
         s.resize_heads(b.x.len() / c.dim, c, index);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);
         b.collect(&s.input, index, w.qkv_parts);
         let queries = if c.has_output_gate { &mut s.gated } else { &mut s.q };
         let all = [
-            (Some(&w.q), &mut queries[..], LoraTarget::Q, Planes::First),
+            (has_queries.then_some(&w.q), &mut queries[..], LoraTarget::Q, Planes::First),
             (w.k.as_ref(), &mut s.k[..], LoraTarget::K, Planes::All),
             (w.v.as_ref(), &mut s.v[..], LoraTarget::V, Planes::All),
         ];
@@ -259,34 +284,28 @@ impl CpuSegment {
             s.v.copy_from_slice(&s.k);
         }
         let head_dim = c.head_dim_of(index);
-        if c.has_output_gate {
+        if c.has_output_gate && has_queries {
             e.split_gates(head_dim, c.n_heads, &s.gated, &mut s.q, &mut s.gates);
         }
         let is_normed_late = c.qk_norm == QkNorm::RotatedHeads;
         if !is_normed_late {
-            self.norm_queries_and_keys(index, w, s);
+            self.norm_queries_and_keys(index, w, has_queries, s);
         }
         if let Some(norm) = &w.value_norm {
             e.norm_heads(norm, c.rms_norm_eps, c.n_kv_heads_of(index), &mut s.v);
         }
         if c.layers[index].has_rope {
             let angles = if c.uses_local_rope(index) { b.step.local } else { b.step.global };
-            e.rope(c.rope.style, head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
+            if has_queries {
+                e.rope(c.rope.style, head_dim, c.n_heads, &angles.cos, &angles.sin, &mut s.q);
+            }
             if w.k.is_some() {
                 e.rope(c.rope.style, head_dim, c.n_kv_heads_of(index), &angles.cos, &angles.sin, &mut s.k);
             }
         }
         if is_normed_late {
-            self.norm_queries_and_keys(index, w, s);
+            self.norm_queries_and_keys(index, w, has_queries, s);
         }
-        self.attend(index, w.sinks.as_deref(), b, s);
-        if c.has_output_gate {
-            e.sigmoid_gate(c.n_heads * head_dim, &mut s.attention, &s.gates);
-        }
-        let kinds = ActivationKinds::of([w.output.weight.ty()]);
-        e.activate(&s.attention, w.output.weight.n_cols(), kinds, &mut s.input);
-        b.collect(&s.input, index, &[Part::AttnOutput]);
-        self.add_product(index, LoraTarget::AttnOutput, &w.output, w.post_norm.as_deref(), b, s);
     }
 
     /// Scales the queries by their positions, if they are, and lets them attend: `s.q`, `s.k` and `s.v` to `s.attention`.
@@ -298,16 +317,22 @@ impl CpuSegment {
                 q.iter_mut().for_each(|q| *q *= factors[row])
             });
         }
-        let (shape, layer) = (attention_shape(c, index), c.kv_layer(index) - self.layers.start);
+        let (mut shape, layer) = (attention_shape(c, index), c.kv_layer(index) - self.layers.start);
+        if self.is_mtp {
+            // Position 0 has no keys: a window of as many keys as there are before the only query, and its own.
+            shape.window = b.step.sequences.first().map(SequenceRows::position);
+        }
         let step = LayerStep { layout: &self.layout, layer, shape, sinks, q: &s.q, k: &s.k, v: &s.v };
         append_and_attend(e, self.kv_type, &mut b.step.sequences, &step, &mut s.attention);
     }
 
-    fn norm_queries_and_keys(&self, index: usize, w: &Attention, s: &mut Buffers) {
+    fn norm_queries_and_keys(&self, index: usize, w: &Attention, has_queries: bool, s: &mut Buffers) {
         let (c, e) = (&self.config, &self.shared.cpu);
         if let Some((q_norm, k_norm)) = &w.qk_norm {
             let head_dim = c.head_dim_of(index);
-            e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * head_dim / q_norm.len(), &mut s.q);
+            if has_queries {
+                e.norm_heads(q_norm, c.rms_norm_eps, c.n_heads * head_dim / q_norm.len(), &mut s.q);
+            }
             if w.k.is_some() {
                 e.norm_heads(k_norm, c.rms_norm_eps, c.n_kv_heads_of(index) * head_dim / k_norm.len(), &mut s.k);
             }

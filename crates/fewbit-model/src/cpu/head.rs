@@ -58,6 +58,12 @@ impl CpuHead {
 }
 
 impl CpuHead {
+    /// The same with another norm.
+    pub(super) fn with_norm(&self, norm: Vec<f32>) -> Self {
+        let (shared, output, bias) = (Arc::clone(&self.shared), Arc::clone(&self.output), self.bias.clone());
+        Self { shared, norm, output, bias, is_tied: true, ..*self }
+    }
+
     fn normed(&self, rows: &[f32], kinds: ActivationKinds, out: &mut Activations) {
         let cpu = &self.shared.cpu;
         match self.norm_kind {

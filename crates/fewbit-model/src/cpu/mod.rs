@@ -7,6 +7,7 @@ mod forward;
 mod head;
 mod host_states;
 mod latent;
+mod mtp;
 mod recurrent;
 mod recurrent_weights;
 mod short_conv;
@@ -16,6 +17,7 @@ pub(crate) mod weights;
 
 pub use attention::attention_shape;
 pub use host_states::HostStates;
+pub(crate) use mtp::MtpLayer;
 pub(crate) use state::{fixed_bytes, layer_page_bytes, no_states, page_bytes};
 pub(crate) use weights::pack;
 
@@ -65,6 +67,16 @@ impl Device for CpuDevice {
     }
 
     fn load_segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<Box<dyn Segment>, ModelError> {
+        Ok(Box::new(self.segment(loader, layers)?))
+    }
+
+    fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
+        Ok(Box::new(CpuHead::load(&self.shared, loader)?))
+    }
+}
+
+impl CpuDevice {
+    fn segment(&self, loader: &mut LayerLoader<'_>, layers: Range<usize>) -> Result<CpuSegment, ModelError> {
         let (config, kv_type) = (loader.config().clone(), loader.kv_type());
         let with_state = loader.layer_part().with_state(layers.clone());
         if let Some(layer) = with_state.clone().find(|&layer| !layers.contains(&config.kv_layer(layer))) {
@@ -81,11 +93,7 @@ impl Device for CpuDevice {
         let layout = Layout::new(&config, kv_type, with_state);
         let states = state::store(&layout, kv_type);
         let shared = Arc::clone(&self.shared);
-        Ok(Box::new(CpuSegment { shared, config, kv_type, layers, weights, layout, fixed, states }))
-    }
-
-    fn load_head(&self, loader: &mut LayerLoader<'_>) -> Result<Box<dyn Head>, ModelError> {
-        Ok(Box::new(CpuHead::load(&self.shared, loader)?))
+        Ok(CpuSegment { shared, config, kv_type, layers, weights, layout, fixed, states, is_mtp: false })
     }
 }
 
@@ -100,6 +108,8 @@ struct CpuSegment {
     layout: Layout,
     fixed: FixedLayout,
     states: Arc<dyn StateStore>,
+    /// Whether it is the layer that predicts a further token, which has nothing at position 0.
+    is_mtp: bool,
 }
 
 impl Segment for CpuSegment {

@@ -115,8 +115,7 @@ impl FixedLayout {
 
     /// The stores of states and of logs, if there are recurrent layers.
     pub(crate) fn stores(&self) -> Option<[Arc<dyn StateStore>; 2]> {
-        let store = |n_elems| Arc::new(CpuStates::<f32> { n_elems, of: PhantomData }) as Arc<dyn StateStore>;
-        (self.n_elems > 0).then(|| [store(self.n_elems), store(self.n_log_elems)])
+        (self.n_elems > 0).then(|| [floats(self.n_elems), floats(self.n_log_elems)])
     }
 }
 
@@ -133,17 +132,25 @@ pub(crate) fn log_row(recurrent: &Recurrent, dim: usize) -> usize {
 /// Bytes of the states of recurrent layers of a cache of this many positions.
 pub(crate) fn fixed_bytes(config: &ModelConfig, n_positions: usize) -> u64 {
     let layout = FixedLayout::new(config, 0..config.n_layers());
-    let n_elems = usual_states(n_positions) as u64 * layout.n_elems as u64 + layout.n_log_elems as u64;
-    4 * n_elems
+    let hidden = if config.mtp.is_some() { config.dim } else { 0 };
+    let (n_elems, n_log_elems) = (layout.n_elems + hidden, layout.n_log_elems + LOG_ROWS * hidden);
+    4 * (usual_states(n_positions) as u64 * n_elems as u64 + n_log_elems as u64)
 }
 
 /// A store without content, for segments without recurrent layers.
 pub(crate) fn no_states() -> Arc<dyn StateStore> {
-    Arc::new(CpuStates::<f32> { n_elems: 0, of: PhantomData })
+    floats(0)
 }
 
-/// Bytes of one page over all layers.
+/// A store of states of this many floats.
+pub(crate) fn floats(n_elems: usize) -> Arc<dyn StateStore> {
+    Arc::new(CpuStates::<f32> { n_elems, of: PhantomData })
+}
+
+/// Bytes of one page over all layers, and that which predicts a further token.
 pub(crate) fn page_bytes(config: &ModelConfig, ty: KvType) -> u64 {
+    let with_mtp = config.with_mtp();
+    let config = with_mtp.as_ref().unwrap_or(config);
     (0..config.n_layers()).map(|layer| layer_page_bytes(config, ty, layer)).fold(0, u64::saturating_add)
 }
 

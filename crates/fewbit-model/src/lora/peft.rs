@@ -170,7 +170,7 @@ impl Adapter {
             }
             let module = module.strip_prefix("base_model.model.").ok_or_else(unknown)?;
             // Adapters of vision models have the prefix of the text part; the vision part is never computed.
-            let Some(plain) = names::plain_hf(module, true) else { continue };
+            let Some(plain) = names::plain_hf(module, true, None) else { continue };
             let gguf = names::from_hf(&plain, &config.architecture).map(|(_, gguf)| gguf);
             let (part, layer) = gguf.as_deref().and_then(from_gguf).ok_or_else(unknown)?;
             let is_permuted = matches!(part, Part::Q | Part::K) && permutes(config);

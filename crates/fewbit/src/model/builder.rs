@@ -160,6 +160,24 @@ impl ModelBuilder {
         self
     }
 
+    /// Whether the model drafts its next tokens itself: with the layer that some models bring for that (multi-token
+    /// prediction: Qwen3-Next, Qwen 3.5, GLM-4.5), instead of from the text so far. The result is the same, only sooner
+    /// where drafts are right: see [`Speculation`](crate::Speculation), which still says when tokens are drafted. The layer
+    /// takes memory, and its keys and values do; all of the model must be on the CPU. Default: no, and the layer is not
+    /// loaded. An error for models without such a layer.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), fewbit::Error> {
+    /// let model = fewbit::Model::builder().mtp(true).load("Qwen3.5-4B-Q4_K_M.gguf")?;
+    /// let out = model.generate("Why is the sky blue?").templated().run()?;
+    /// println!("{} of {} drafted tokens came", out.usage.accepted, out.usage.drafted);
+    /// # Ok(()) }
+    /// ```
+    pub fn mtp(mut self, yes: bool) -> Self {
+        self.load = self.load.mtp(yes);
+        self
+    }
+
     /// The most prompt tokens that one step processes (512 by default; at least 1). Steps process fewer while other
     /// generations wait for their next token. The result is the same.
     pub fn prefill_chunk(mut self, n_tokens: usize) -> Self {
@@ -236,7 +254,7 @@ impl ModelBuilder {
             Some(n) => n,
             None => file.weights().config().map_err(|error| load_error(error.into()))?.context_length,
         };
-        let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type).map_err(load_error)?;
+        let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type, self.load.mtp).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
         estimate.lora_bytes = self.lora_bytes()?;
         Ok((estimate, context))

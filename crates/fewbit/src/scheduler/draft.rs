@@ -6,8 +6,8 @@
 //! gives.
 //!
 //! Drafts come from a constraint that leaves no choice, from the text itself (*lookup*: what followed the last few
-//! tokens the last time they occurred), or from a small model with the same vocabulary. Forced tokens are certain, so
-//! they are always worth their rows. The length of a draft after them depends on its expected gain and its cost: for
+//! tokens the last time they occurred), from a small model with the same vocabulary, or from the layer that the model
+//! itself brings for that ([`Decoder::draft`]). Forced tokens are certain, so they are always worth their rows. The length of a draft after them depends on its expected gain and its cost: for
 //! each request the share of drafted tokens that were right, kept with a short memory and first guessed from the length
 //! of the match; and for the engine the time of a step by its number of rows. Where drafting does not pay, nothing is
 //! drafted, except for a try now and then.
@@ -20,7 +20,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fewbit_model::{Chunk, KvCache, LogitsFor};
+use fewbit_model::{Chunk, Decoder, KvCache, LogitsFor, ModelError};
 
 use super::Core;
 use crate::sample::largest;
@@ -75,6 +75,8 @@ pub(super) struct StepCost {
     by_rows: [Option<f64>; 32],
     /// Seconds of a step of the draft model.
     draft_s: Option<f64>,
+    /// Seconds of a token that the model drafts itself.
+    own_s: Option<f64>,
 }
 
 impl StepCost {
@@ -86,6 +88,12 @@ impl StepCost {
 
     fn learn_draft(&mut self, time: Duration) {
         smooth(&mut self.draft_s, time);
+    }
+
+    fn learn_own(&mut self, n_tokens: usize, time: Duration) {
+        if let Some(time) = u32::try_from(n_tokens).ok().and_then(|n| time.checked_div(n)) {
+            smooth(&mut self.own_s, time);
+        }
     }
 
     /// Seconds of a step without rows, and of one row: a line fitted to the measurements.
@@ -123,6 +131,8 @@ pub(super) struct Drafter {
     /// How much of the budget the current draft takes.
     price: f64,
     model: Option<Model>,
+    /// Whether the model drafts itself.
+    is_own: bool,
 }
 
 /// A draft model, and its KV cache for this request.
@@ -134,9 +144,16 @@ struct Model {
 }
 
 impl Drafter {
-    pub(super) fn new(mode: Speculation, draft: Option<Arc<Core>>) -> Self {
+    /// With a draft model, or else with the model's own layer if it `has_own`, or else by lookup.
+    pub(super) fn new(mode: Speculation, draft: Option<Arc<Core>>, has_own: bool) -> Self {
         let model = draft.map(|core| Model { cache: core.new_cache(), core, tokens: Vec::new() });
-        Self { mode, hits: 0.0, misses: 0.0, budget: FIRST_BUDGET, price: 0.0, model }
+        let is_own = has_own && model.is_none();
+        Self { mode, hits: 0.0, misses: 0.0, budget: FIRST_BUDGET, price: 0.0, model, is_own }
+    }
+
+    /// Whether the model drafts itself, with [`draft_own`](Self::draft_own).
+    pub(super) fn is_own(&self) -> bool {
+        self.is_own
     }
 
     pub(super) fn is_off(&self) -> bool {
@@ -181,6 +198,40 @@ impl Drafter {
         // If the text that followed reaches the end of the text, it repeats.
         let period = tokens.len() - from;
         (0..n).map(|i| tokens[from + i % period]).collect()
+    }
+
+    /// Drafts at most `most` tokens with the model's own layer after `tokens`, which are not in the cache of the sequence
+    /// yet, for a step that has `n_rows` rows without them. If it fails, only the speculation of this request ends.
+    pub(super) fn draft_own(
+        &mut self,
+        (decoder, cache): (&Decoder, &mut KvCache),
+        tokens: &[u32],
+        most: usize,
+        n_rows: usize,
+        cost: &mut StepCost,
+    ) -> Vec<u32> {
+        if self.is_off() || most == 0 {
+            return Vec::new();
+        }
+        self.budget = MOST_BUDGET.min(self.budget + BUDGET_PER_STEP);
+        let n = self.length(most, n_rows, cost, cost.own_s.unwrap_or(0.0), 0.5);
+        if n == 0 {
+            return Vec::new();
+        }
+        let start = Instant::now();
+        match decoder.draft(cache, tokens, n, &mut |logits| largest(logits)) {
+            Ok(draft) => {
+                if !draft.is_empty() {
+                    cost.learn_own(tokens.len() - 1 + draft.len(), start.elapsed());
+                }
+                draft
+            }
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "the model's own drafts failed");
+                self.mode = Speculation::Off;
+                Vec::new()
+            }
+        }
     }
 
     /// The length of a draft that promises the most tokens per second. `guess` is the probability that a token is
@@ -237,7 +288,7 @@ impl Drafter {
 }
 
 impl Model {
-    fn ask(&mut self, tokens: &[u32], n: usize, cost: &mut StepCost) -> Result<Vec<u32>, fewbit_model::ModelError> {
+    fn ask(&mut self, tokens: &[u32], n: usize, cost: &mut StepCost) -> Result<Vec<u32>, ModelError> {
         let decoder = &self.core.decoder;
         let common = self.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count().min(tokens.len() - 1);
         let known = self.cache.truncate(common);
@@ -323,10 +374,10 @@ mod tests {
 
     #[test]
     fn drafts_continue_a_repetition() {
-        let mut drafter = Drafter::new(Speculation::Always, None);
+        let mut drafter = Drafter::new(Speculation::Always, None, false);
         let draft = drafter.draft(&[5, 6, 5, 6, 5, 6], 5, 1, &mut StepCost::default());
         assert_eq!(draft, [5, 6, 5, 6, 5]);
-        assert!(Drafter::new(Speculation::Off, None).draft(&[5; 9], 5, 1, &mut StepCost::default()).is_empty());
+        assert!(Drafter::new(Speculation::Off, None, false).draft(&[5; 9], 5, 1, &mut StepCost::default()).is_empty());
         assert!(drafter.draft(&[5; 9], 0, 1, &mut StepCost::default()).is_empty());
     }
 
@@ -342,7 +393,7 @@ mod tests {
     fn drafts_grow_when_accepted_and_stop_when_rejected() {
         let mut cost = cost();
         let text = [5; 40];
-        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let mut drafter = Drafter::new(Speculation::Auto, None, false);
         let first = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
         assert!(first > 0, "it is tried");
         drafter.learn(first, first);
@@ -350,7 +401,7 @@ mod tests {
         drafter.learn(8, 8);
         assert!(drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len() > first);
 
-        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let mut drafter = Drafter::new(Speculation::Auto, None, false);
         let mut rows = 0;
         for _ in 0..200 {
             let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
@@ -367,7 +418,7 @@ mod tests {
     fn few_drafts_are_wasted_after_a_copied_passage() {
         let mut cost = cost();
         let text = [5; 40];
-        let mut drafter = Drafter::new(Speculation::Auto, None);
+        let mut drafter = Drafter::new(Speculation::Auto, None, false);
         for _ in 0..30 {
             let n = drafter.draft(&text, MAX_DRAFT, 1, &mut cost).len();
             drafter.learn(n, n);
@@ -400,7 +451,7 @@ mod tests {
         let mut cost = cost();
         let first = |n_same: u32, cost: &mut StepCost| {
             let text: Vec<u32> = (0..n_same).chain(100..200).chain(0..n_same).collect();
-            Drafter::new(Speculation::Auto, None).draft(&text, MAX_DRAFT, 1, cost).len()
+            Drafter::new(Speculation::Auto, None, false).draft(&text, MAX_DRAFT, 1, cost).len()
         };
         assert!(first(3, &mut cost) > 0);
         assert!(first(12, &mut cost) > first(3, &mut cost));
@@ -411,7 +462,7 @@ mod tests {
         let mut cost = cost();
         let text = [5; 40];
         let length = |n_rows: usize, cost: &mut StepCost| {
-            let mut drafter = Drafter::new(Speculation::Auto, None);
+            let mut drafter = Drafter::new(Speculation::Auto, None, false);
             drafter.learn(4, 3);
             drafter.draft(&text, MAX_DRAFT, n_rows, cost).len()
         };

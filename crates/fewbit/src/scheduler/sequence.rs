@@ -125,8 +125,10 @@ impl Sequence {
             counted: now,
             has_begun: false,
             drafter: match &request.task {
-                Task::Generate(generation) => Drafter::new(generation.speculation, generation.draft.clone()),
-                Task::Embed(_) => Drafter::new(Speculation::Off, None),
+                Task::Generate(generation) => {
+                    Drafter::new(generation.speculation, generation.draft.clone(), core.decoder.has_drafts())
+                }
+                Task::Embed(_) => Drafter::new(Speculation::Off, None, false),
             },
             speculated: Vec::new(),
             n_forced: 0,
@@ -175,7 +177,15 @@ impl Sequence {
         self.n_forced = forced.len();
         let n_tokens = self.tokens.len();
         self.tokens.extend(&forced);
-        let more = self.drafter.draft(&self.tokens, left - self.n_forced, n_rows + self.n_forced, cost);
+        let (left, n_rows) = (left - self.n_forced, n_rows + self.n_forced);
+        let more = match self.drafter.is_own() {
+            true => {
+                let own = (&self.core.decoder, &mut self.cache);
+                let tokens = &self.tokens[own.1.len()..];
+                self.drafter.draft_own(own, tokens, left, n_rows, cost)
+            }
+            false => self.drafter.draft(&self.tokens, left, n_rows, cost),
+        };
         self.tokens.truncate(n_tokens);
         if !(forced.is_empty() && more.is_empty()) {
             self.speculated.extend(self.tokens.last());
@@ -191,8 +201,13 @@ impl Sequence {
         self.drafter.bytes()
     }
 
-    /// Bytes that its draft model's cache grows by with the next draft; `None` if the draft model has no room for it.
+    /// Bytes that its draft model's cache, or its own for drafts of its own model, grows by with the next draft; `None` if
+    /// the draft model has no room for it.
     pub(super) fn draft_bytes_to_grow(&self) -> Option<u64> {
+        if self.drafter.is_own() {
+            let pages = self.cache.pages_to_append(1 + MAX_DRAFT);
+            return Some(pages as u64 * self.core.decoder.kv_page_bytes());
+        }
         self.drafter.bytes_to_grow(self.tokens.len())
     }
 
