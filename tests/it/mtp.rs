@@ -130,7 +130,8 @@ fn the_file_is_the_stories_model() {
 
 #[test]
 fn own_drafts_change_no_token() {
-    for (drafts, at_least) in [(Drafts::Right, 0.2), (Drafts::Any, 0.01)] {
+    // Nearly all drafts of a layer that was made for something else are wrong.
+    for (drafts, at_least) in [(Drafts::Right, 0.2), (Drafts::Any, 0.0)] {
         let model = load(drafts, |b| b);
         let (mut drafted, mut accepted) = (0, 0);
         for (i, request) in requests(&model).into_iter().enumerate() {
@@ -230,10 +231,14 @@ fn drafts_end_at_the_context_length() {
 fn the_layer_is_chosen_and_missed() {
     let model = load(Drafts::Any, |b| b);
     let right = load(Drafts::Any, |b| b.mtp(false));
-    let request = || model.generate("Once upon a time").temperature(0.0).max_tokens(60).speculation(Speculation::Always);
+    let request =
+        || model.generate("Once upon a time").temperature(0.0).max_tokens(60).speculation(Speculation::Always);
     let usage = request().draft(&right).run().unwrap().usage;
     assert_eq!(usage.accepted, usage.drafted, "of the same model");
     assert!(request().run().unwrap().usage.accepted < usage.accepted);
     let error = Model::builder().mtp(true).load(STORIES).unwrap_err();
-    assert!(matches!(error.kind(), ErrorKind::Load { .. }) && format!("{error:#}").contains("nextn_predict_layers"), "{error:#}");
+    assert!(
+        matches!(error.kind(), ErrorKind::File { .. }) && format!("{error:#}").contains("nextn_predict_layers"),
+        "{error:#}"
+    );
 }

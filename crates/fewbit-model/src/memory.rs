@@ -208,7 +208,8 @@ fn scratch_bytes(config: &ModelConfig) -> u64 {
     };
     // Of the layer for drafts, embeddings and last hidden states, their norms, both together, and its input.
     let mtp = if config.mtp.is_some() { 8 * config.dim } else { 0 };
-    let widths = 4 * config.dim + mtp + 3 * config.n_heads * config.widest_head_dim() + latent + ffn + per_layer + state;
+    let widths =
+        4 * config.dim + mtp + 3 * config.n_heads * config.widest_head_dim() + latent + ffn + per_layer + state;
     512 * 5 * widths as u64
 }
 

@@ -20,7 +20,8 @@ mod run;
 
 use fewbit_model::quantize::Recipe;
 use fewbit_model::{
-    Chunk, CpuDevice, Decoder, Isa, KvCache, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement, WeightSource,
+    Chunk, CpuDevice, Decoder, Isa, KvCache, KvType, LoadOptions, LogitsFor, LoraSet, ModelError, Placement,
+    WeightSource,
 };
 use golden::N_VOCAB;
 use library::{Models, fnv};

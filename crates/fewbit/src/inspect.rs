@@ -127,7 +127,9 @@ impl Inspection {
     /// If the model cannot be run.
     pub fn memory(&self, n_ctx: usize) -> Result<MemoryEstimate, Error> {
         let source = self.file.weights();
-        let of = |source: &dyn fewbit_model::WeightSource| estimate(source, self.isa, n_ctx, self.load.kv_type, self.load.mtp);
+        let of = |source: &dyn fewbit_model::WeightSource| {
+            estimate(source, self.isa, n_ctx, self.load.kv_type, self.load.mtp)
+        };
         let mut memory = match self.load.quantize {
             Some(recipe) => of(&Quantized::new(source, recipe).map_err(ModelError::from)?)?,
             None => of(source)?,

@@ -262,7 +262,14 @@ impl CpuSegment {
     }
 
     /// Computes keys, values and, if they are wanted, queries and gates of the rows.
-    fn queries_keys_values(&self, index: usize, w: &Attention, has_queries: bool, b: &mut Batch<'_, '_>, s: &mut Buffers) {
+    fn queries_keys_values(
+        &self,
+        index: usize,
+        w: &Attention,
+        has_queries: bool,
+        b: &mut Batch<'_, '_>,
+        s: &mut Buffers,
+    ) {
         let (c, e) = (&self.config, &self.shared.cpu);
         s.resize_heads(b.x.len() / c.dim, c, index);
         self.input(w.norm.as_deref(), w.input, b.x, &mut s.input);

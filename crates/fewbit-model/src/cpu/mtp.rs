@@ -61,10 +61,7 @@ pub(super) struct MtpBuffers {
 impl CpuDevice {
     /// Takes the norm and the output matrix after the last layer, and the layer that predicts a further token, which is the
     /// last one of the configuration.
-    pub(crate) fn load_with_mtp(
-        &self,
-        loader: &mut LayerLoader<'_>,
-    ) -> Result<(Box<dyn Head>, MtpLayer), ModelError> {
+    pub(crate) fn load_with_mtp(&self, loader: &mut LayerLoader<'_>) -> Result<(Box<dyn Head>, MtpLayer), ModelError> {
         let head = CpuHead::load(&self.shared, loader)?;
         let (layer, dim) = (loader.config().n_layers() - 1, loader.config().dim);
         let mut segment = self.segment(loader, layer..layer + 1)?;

@@ -254,7 +254,8 @@ impl ModelBuilder {
             Some(n) => n,
             None => file.weights().config().map_err(|error| load_error(error.into()))?.context_length,
         };
-        let mut estimate = estimate(file.weights(), isa, context, self.load.kv_type, self.load.mtp).map_err(load_error)?;
+        let mut estimate =
+            estimate(file.weights(), isa, context, self.load.kv_type, self.load.mtp).map_err(load_error)?;
         estimate.kv_bytes = estimate.kv_bytes.saturating_mul(self.sequences.unwrap_or(1) as u64);
         estimate.lora_bytes = self.lora_bytes()?;
         Ok((estimate, context))
