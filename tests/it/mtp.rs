@@ -178,7 +178,8 @@ fn requests_together_have_the_tokens_of_one_alone() {
         for model in [load(drafts, |b| b.prefill_chunk(33)), load(drafts, |b| b.kv_memory(9 * page).max_running(4))] {
             let prompt = |i: usize| format!("{} They {i}", "Lily had a red ball. ".repeat(10 + 8 * (i % 3)));
             let run = |model: &Model, i: usize, speculation| {
-                let request = model.generate(prompt(i)).seed(i as u64).temperature(if i % 2 == 0 { 0.0 } else { 0.9 });
+                let request =
+                    model.generate(prompt(i)).seed(i as u64).temperature(if i.is_multiple_of(2) { 0.0 } else { 0.9 });
                 request.max_tokens(40).ignore_eos(true).speculation(speculation).run().unwrap().tokens
             };
             let got = together(6, |i| run(&model, i, Speculation::Always));
